@@ -11,6 +11,7 @@ from tunnel.state import Event
 EventSink = Callable[[Event], None]
 
 _REPEAT_AFTER = 5.0  # seconds: the same complaint is made at most this often, with a count
+_TOPICS = 256  # topics may name a stranger's address, and there are many strangers
 
 
 class Journal:
@@ -52,9 +53,10 @@ class Journal:
         if now - last < _REPEAT_AFTER:
             self._held[topic] = (last, held + 1)
             return
-        if len(self._held) > 256:  # topics may name a stranger's address: forget the old ones
-            self._held = {t: entry for t, entry in self._held.items() if now - entry[0] < _REPEAT_AFTER}
+        self._held.pop(topic, None)  # to the end: the first is always the one complained of longest ago
         self._held[topic] = (now, 0)
+        if len(self._held) > _TOPICS:
+            del self._held[next(iter(self._held))]
         self._emit(LogLevel.WARN, kind, f"{text} ({held} more like it before)" if held else text, data)
 
     def _emit(self, level: LogLevel, kind: str, text: str, data: dict[str, object]) -> None:

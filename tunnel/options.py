@@ -73,6 +73,9 @@ def make_spec(url: TunnelUrl, layers: Sequence[Layer] = (), environ: Mapping[str
     check_names(url)
     environ = environ or {}
     own = Layer("the URL", url.values())
+    if url.key and "key_file" in own.values:
+        offset = next(o.offset for o in url.options if o.name == "key_file")
+        raise UrlError("the URL has a key and a key_file; keep one", offset)
     everywhere = (own, *layers)
     try:
         chosen = _plain_options(everywhere)
@@ -144,11 +147,16 @@ def _read_key(layer: Layer) -> Key:
 
 
 def _choice(layer: Layer, name: str, value: object, known: Mapping[str, Any]) -> Any:  # noqa: ANN401  the table's own type
-    text = str(value).lower() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    if text not in known:
+    text = _text(value)
+    if text.lower() not in known:
         names = ", ".join(known)
-        raise OptionError(name, f"{str(value)[:40]!r} is not one of {names}{nearest(text, known)}", layer.source)
-    return known[text]
+        raise OptionError(name, f"{text[:40]!r} is not one of {names}{nearest(text, known)}", layer.source)
+    return known[text.lower()]
+
+
+def _text(value: object) -> str:
+    """What somebody wrote in a file as a text or a number; nothing for the rest YAML can say."""
+    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
 
 
 def _path(layer: Layer, name: str, value: object) -> Path:
@@ -158,7 +166,7 @@ def _path(layer: Layer, name: str, value: object) -> Path:
 
 
 def _data_port(layer: Layer, name: str, value: object) -> int | None:
-    text = str(value).lower()
+    text = _text(value).lower()
     if text == "random":
         return 0
     if text == "tunnel":

@@ -20,8 +20,9 @@ _UNIT_NS: Final = {
     "m": 60_000_000_000,
     "h": 3_600_000_000_000,
 }
-_TERM: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([a-zµμ]+)")
+_TERM: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([a-zµμ]+)")
 _LONGEST_S: Final = 366 * 24 * 3600.0
+_LONGEST_TEXT: Final = 80
 
 
 class SettingError(ValueError):
@@ -41,6 +42,8 @@ def parse_duration(text: str) -> float:
     """
     if text == "0":
         return 0.0
+    if len(text) > _LONGEST_TEXT:  # more digits than a person writes, or decimal arithmetic bears
+        raise ValueError(f"{text[:20] + '…'!r} is not a duration, as in 500ms, 5s or 1m30s")
     if text.startswith("-"):
         raise ValueError(f"a duration cannot be negative: {text!r}")
     total = Decimal(0)
@@ -126,8 +129,10 @@ def parse_setting(name: str, value: object) -> int | float:
     """One setting from what stands in a URL, a file or the environment. Raises SettingError."""
     meta = next(f.metadata for f in fields(Settings) if f.name == name)
     if meta.get("duration"):
-        if not isinstance(value, str) and value != 0:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value:
             raise SettingError(name, f"a duration needs a unit: {value}s?")
+        if not isinstance(value, (int, float, str)) or isinstance(value, bool):
+            raise SettingError(name, "not a duration, as in 500ms, 5s or 1m30s")
         try:
             seconds = parse_duration(str(value).strip())
         except ValueError as error:
@@ -135,8 +140,8 @@ def parse_setting(name: str, value: object) -> int | float:
         if seconds < meta["lowest"]:
             raise SettingError(name, f"{value!r} is too short; the least is {format_duration(meta['lowest'])}")
         return seconds
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise SettingError(name, f"{value!r} is not a whole number")
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise SettingError(name, "not a whole number")
     text = str(value).strip()
     if not re.fullmatch(r"[+-]?[0-9]{1,12}", text):
         raise SettingError(name, f"{text[:40]!r} is not a whole number")

@@ -190,11 +190,11 @@ class Event:
 
     def as_json(self) -> dict[str, Any]:
         """The event as one JSON object."""
-        return {
+        frame = {
             "ts": timestamp(self.ts),
             "tunnel": self.tunnel,
             "level": self.level.name.lower(),
             "kind": self.kind,
             "text": self.text,
-            **self.data,
         }
+        return {**frame, **self.data, **frame}  # the frame comes first, and no data can pose as it

@@ -1,4 +1,4 @@
-"""``server://[KEY@]TUNNEL_ADDR/TARGET_ADDR[?name=value&…]`` into its parts and back. Meaning is given in ``options``."""
+"""``server://[KEY@]TUNNEL_ADDR/TARGET_ADDR[?name=value&…]`` into its parts and back; ``options`` gives them meaning."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tunnel.spec import Address, Key, Role
 
 _LONGEST: Final = 8192
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
+_PORT: Final = re.compile(r"[0-9]{1,5}")
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SHAPE: Final = "server://TUNNEL_ADDR/TARGET_ADDR, as in server://0.0.0.0:10101/127.0.0.1:8080"
 
@@ -74,13 +75,17 @@ def parse(text: str) -> TunnelUrl:
     try:
         role = Role(scheme.lower())
     except ValueError:
-        raise UrlError(f"unknown scheme {scheme[:40]!r}; write server:// or client://", 0) from None
+        named = "" if "@" in scheme else f" {scheme[:40]!r}"  # what stands before an @ may be a key
+        raise UrlError(f"unknown scheme{named}; write server:// or client://", 0) from None
     start = len(scheme) + len(separator)
     for index, char in enumerate(rest):
         if char.isspace() or not char.isprintable():
             raise UrlError("a URL holds no blanks or control characters; percent-encode them", start + index)
 
     body, question, query = rest.partition("?")
+    if "@" in query:  # a key with a bare ? would be cut in two, and its halves shown as addresses and options
+        spot = start + len(body) + 1 + query.index("@")
+        raise UrlError("an @ after the ?; in a key write %3F for ?, in an option %40 for @", spot)
     authority_end = body.find("/", body.rfind("@") + 1)  # a key may hold a bare slash: it ends at the last @
     if authority_end < 0:
         raise UrlError(f"the target address is missing; write {_SHAPE}", start + len(body))
@@ -132,7 +137,7 @@ def _parse_address(text: str, offset: int, which: str) -> Address:
             raise UrlError(f"an IPv6 address stands in brackets: [{host[:60]}]:{port_text[:5]}", offset)
         if host and Address(host, 0).ip is None:
             _check_name(host, offset, what)
-    if not (port_text.isascii() and port_text.isdigit()) or int(port_text[:8]) > 65535:
+    if not _PORT.fullmatch(port_text) or int(port_text) > 65535:
         raise UrlError(f"the port {port_text[:20]!r} of the {what} is not a number from 0 to 65535", port_offset)
     return Address(host, int(port_text))
 
@@ -162,6 +167,9 @@ def _parse_query(query: str, offset: int) -> tuple[Option, ...]:
                 raise UrlError(f"the option {name[:40]!r} is given twice", offset)
             if _BAD_ESCAPE.search(value):
                 raise UrlError(f"the option {name[:40]!r} has a % that starts no escape; write %25", offset)
-            options.append(Option(name, unquote(value), offset))
+            try:
+                options.append(Option(name, unquote(value, errors="strict"), offset))
+            except UnicodeDecodeError:
+                raise UrlError(f"the percent-encoding of the option {name[:40]!r} is not UTF-8", offset) from None
         offset += len(part) + 1
     return tuple(options)

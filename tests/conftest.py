@@ -1,0 +1,22 @@
+"""What all tests share: how hard hypothesis tries, and an environment without the machine's own settings."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tunnel.options import KEY_VARIABLE
+from tunnel.settings import NAMES
+
+settings.register_profile("quick", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", max_examples=2000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of whoever runs the tests reaches the program under test."""
+    for name in [*(name.upper() for name in NAMES), KEY_VARIABLE, "NODEPASS_ORCH_SOCKET", "NO_COLOR"]:
+        monkeypatch.delenv(name, raising=False)

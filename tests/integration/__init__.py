@@ -1,0 +1,1 @@
+"""Tests of the command from outside: processes, sockets, signals."""

@@ -1,0 +1,45 @@
+"""Hypothesis strategies for addresses, keys and URLs, as people and machines may write them."""
+
+from __future__ import annotations
+
+import ipaddress
+import string
+
+from hypothesis import strategies as st
+
+from tunnel.options import OPTION_NAMES
+from tunnel.spec import Address, Key, Role
+from tunnel.url import Option, TunnelUrl
+
+_ALNUM = string.ascii_letters + string.digits
+
+labels = st.from_regex(r"[a-z](?:[a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
+names = st.lists(labels, min_size=1, max_size=4).map(".".join)
+hosts = st.one_of(
+    names,
+    st.ip_addresses().map(str),
+    st.sampled_from(["", "localhost", "0.0.0.0", "::", "::1", "server-host", "db_server", "bücher.example"]),
+)
+ports = st.integers(min_value=1, max_value=65535)
+addresses = st.builds(Address, hosts, ports)
+keys = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).map(Key)
+
+recognisable_keys = st.text(_ALNUM, min_size=16, max_size=24)
+"""Keys that cannot stand in a sentence by chance."""
+
+
+@st.composite
+def urls(draw: st.DrawFn) -> TunnelUrl:
+    """A URL's parts, with options that need no meaning."""
+    option_names = draw(st.lists(st.sampled_from(OPTION_NAMES), unique=True, max_size=4))
+    value = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+    return TunnelUrl(
+        role=draw(st.sampled_from(Role)),
+        tunnel=draw(addresses),
+        target=draw(addresses),
+        key=draw(st.none() | keys),
+        options=tuple(Option(name, draw(value), 0) for name in option_names),
+    )
+
+
+loopback = st.integers(min_value=0x7F000001, max_value=0x7FFFFFFE).map(lambda n: str(ipaddress.IPv4Address(n)))

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+from hypothesis import given
+
+from tests.tunnel.strategies import loopback, recognisable_keys
+from tunnel.options import make_spec
+from tunnel.spec import Address, Key
+from tunnel.url import parse
+
+
+@given(recognisable_keys)
+def test_a_key_shows_itself_to_nobody_by_accident(secret: str) -> None:
+    key = Key(secret)
+    shown = [repr(key), str(key), f"{key}", f"{key!r:>40}", repr([key]), repr({"key": key}), "%s" % key]  # noqa: UP031  every way there is
+    assert not any(secret in text for text in shown)
+    assert not hasattr(key, "__dict__")
+    assert key.reveal() == secret
+
+
+def test_a_key_travels_and_compares() -> None:
+    key = Key("a secret")
+    for other in (copy.deepcopy(key), pickle.loads(pickle.dumps(key)), Key("a secret")):  # noqa: S301  our own bytes
+        assert other == key
+        assert hash(other) == hash(key)
+    assert key != Key("another")
+    assert key != "a secret"
+
+
+def test_an_empty_key_is_none() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        Key("")
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "0:0:0:0:0:0:0:0"])
+def test_addresses_that_stand_for_every_interface(host: str) -> None:
+    assert Address(host, 1).is_wildcard
+    assert not Address(host, 1).is_loopback
+
+
+@given(loopback)
+def test_addresses_that_only_this_host_can_reach(host: str) -> None:
+    assert Address(host, 1).is_loopback
+    assert not Address(host, 1).is_wildcard
+
+
+@pytest.mark.parametrize(
+    ("text", "exposed"),
+    [
+        ("server://127.0.0.1:1/127.0.0.1:2", False),
+        ("server://[::1]:1/localhost:2", False),
+        ("server://key@0.0.0.0:1/0.0.0.0:2", False),
+        ("server://0.0.0.0:1/127.0.0.1:2", True),
+        ("server://127.0.0.1:1/:2", True),
+        ("client://server-host:1/127.0.0.1:2", True),
+    ],
+)
+def test_a_tunnel_is_exposed_when_others_than_this_hosts_users_may_join(text: str, *, exposed: bool) -> None:
+    assert make_spec(parse(text)).is_exposed is exposed
+
+
+def test_each_role_has_its_own_cooldown() -> None:
+    options = "server_cooldown=3s&client_cooldown=4s"
+    assert make_spec(parse(f"server://a:1/b:2?{options}")).cooldown == 3.0
+    assert make_spec(parse(f"client://a:1/b:2?{options}")).cooldown == 4.0
+
+
+def test_a_spec_travels_to_another_process_whole() -> None:
+    spec = make_spec(parse("server://secret@127.0.0.1:1/[::1]:2?tls_ca=/etc/ca.pem&report_interval=1s"))
+    again = pickle.loads(pickle.dumps(spec))  # noqa: S301  our own bytes
+    assert again == spec
+    assert again.key.reveal() == "secret"

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import pickle
+import re
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tunnel.strategies import addresses, recognisable_keys, urls
+from tunnel.spec import Address, Key, Role
+from tunnel.url import TunnelUrl, UrlError, looks_like_url, parse, parse_address
+
+SEED_URLS = [
+    "server://10.1.0.1:10101/10.1.0.1:8080?log=debug",
+    "server://0.0.0.0:10101/0.0.0.0:8080?log=debug",
+    "server://0.0.0.0:10101/0.0.0.0:8080",
+    "client://10.1.0.1:10101/127.0.0.1:8080?log=warn",
+    "client://server-host:10101/0.0.0.0:8080",
+    "client://server-host:10101/0.0.0.0:8080?log=debug",
+    "server://0.0.0.0:10101/internal-web:3000",
+    "client://server-host:10101/0.0.0.0:3000",
+    "server://0.0.0.0:10101/db-server:5432",
+    "client://server-host:10101/0.0.0.0:5432",
+    "server://0.0.0.0:10101/api-gateway:8080",
+    "server://0.0.0.0:10101/backend:8080",
+    "client://nodepass-server:10101/0.0.0.0:8080",
+    "server://0.0.0.0:10101/web-app:3000?log=debug",
+    "server://0.0.0.0:10101/app:8080",
+    "server://0.0.0.0:10101/service:8080",
+]
+"""Every URL that the original's own description shows."""
+
+
+@given(urls())
+def test_a_url_written_and_read_again_is_the_same(url: TunnelUrl) -> None:
+    again = parse(url.revealed())
+    assert again == url
+    assert again.values() == url.values()
+
+
+@given(addresses)
+def test_an_address_written_and_read_again_is_the_same(address: Address) -> None:
+    assert parse_address(str(address)) == address
+
+
+@pytest.mark.parametrize("text", SEED_URLS)
+def test_the_originals_examples_are_read_as_written(text: str) -> None:
+    url = parse(text)
+    assert url.masked() == url.revealed() == text
+    assert url.key is None
+
+
+def test_the_parts_are_where_they_belong() -> None:
+    url = parse("client://k%40y@[2001:db8::1]:10101/:8080?log=warn&tls_cert=/etc/a%20b.pem")
+    assert url.role is Role.CLIENT
+    assert url.tunnel == Address("2001:db8::1", 10101)
+    assert url.target == Address("", 8080)
+    assert url.key == Key("k@y")
+    assert url.values() == {"log": "warn", "tls_cert": "/etc/a b.pem"}
+
+
+@pytest.mark.parametrize("key", ["a/b", "a@b", "a:b", "a#b", "/", "@@"])
+def test_a_key_may_be_written_without_escapes(key: str) -> None:
+    url = parse(f"server://{key}@h:1/t:2")
+    assert url.key == Key(key)
+    assert (url.tunnel, url.target) == (Address("h", 1), Address("t", 2))
+
+
+def test_case_of_the_scheme_and_a_closing_slash_do_not_matter() -> None:
+    assert parse("SERVER://a:1/b:2/") == parse("server://a:1/b:2")
+
+
+@pytest.mark.parametrize(
+    ("text", "spot", "words"),
+    [
+        ("", "", "server://"),
+        ("http://a:1/b:2", "http", "unknown scheme"),
+        ("server:/a:1/b:2", "server", "server://"),
+        ("server://a:1", "", "target address is missing"),
+        ("server://a:1/", "", "target address is missing"),
+        ("server:///b:2", "/b:2", "tunnel address is missing"),
+        ("server://a/b:2", "a/b", "has no port"),
+        ("server://a:1/b", "b", "has no port"),
+        ("server://a:x/b:2", "x", "not a number from 0 to 65535"),
+        ("server://a:/b:2", "/b:2", "not a number from 0 to 65535"),
+        ("server://a:1/b:65536", "65536", "not a number from 0 to 65535"),
+        ("server://a:1/b:-1", "-1", "not a number from 0 to 65535"),
+        ("server://a:1/b:00000000099999", "00000000099999", "not a number from 0 to 65535"),
+        ("server://a:1/b:" + "0" * 5000, "0" * 5000, "not a number from 0 to 65535"),
+        ("server://a:1/b:٣", "٣", "not a number from 0 to 65535"),
+        ("client://a:0/b:2", "a:0", "port 0"),
+        ("server://::1:1/b:2", "::1:1", "[::1]:1"),
+        ("server://[::1/b:2", "[::1", "[IPv6]:port"),
+        ("server://[::1]/b:2", "[::1]", "[IPv6]:port"),
+        ("server://[1.2.3.4]:1/b:2", "1.2.3.4", "not an IPv6 address"),
+        ("server://[::1]:x/b:2", "x", "not a number from 0 to 65535"),
+        ("server://300.1.1.1:1/b:2", "300.1.1.1", "not an IPv4 address"),
+        ("server://1.2.3:1/b:2", "1.2.3", "not an IPv4 address"),
+        ("server://a..b:1/b:2", "a..b", "neither a host name nor an IP address"),
+        ("server://-a:1/b:2", "-a", "neither a host name nor an IP address"),
+        ("server://a:1/b!:2", "b!", "neither a host name nor an IP address"),
+        ("server://a:1/b:2 ", " ", "no blanks"),
+        ("server://a:1/\tb:2", "\t", "no blanks"),
+        ("server://@a:1/b:2", "@a", "empty"),
+        ("server://%zz@a:1/b:2", "%zz", "%25"),
+        ("server://%ff@a:1/b:2", "%ff", "UTF-8"),
+        ("server://a:1/b:2?log", "log", "name=value"),
+        ("server://a:1/b:2?=x", "=x", "name=value"),
+        ("server://a:1/b:2?log=info&log=warn", "log=warn", "twice"),
+        ("server://a:1/b:2?log=info&&mode=%", "mode", "%25"),
+        ("server://a:1/b:2?log=%ff", "log", "UTF-8"),
+    ],
+)
+def test_a_fault_is_named_with_its_place_and_the_way_out(text: str, spot: str, words: str) -> None:
+    with pytest.raises(UrlError, match=re.escape(words)) as caught:
+        parse(text)
+    assert 0 <= caught.value.offset <= len(text)
+    assert text[caught.value.offset :].startswith(spot)
+    assert len(str(caught.value)) < 250
+    assert "\n" not in str(caught.value)
+
+
+def test_an_endless_url_is_refused() -> None:
+    with pytest.raises(UrlError, match="longer than"):
+        parse("server://" + "a" * 100_000 + ":1/b:2")
+
+
+@given(st.text(max_size=60))
+def test_no_text_whatever_makes_anything_but_a_url_error(text: str) -> None:
+    for candidate in (text, f"server://{text}", f"client://a:1/{text}", f"server://a:1/b:2?{text}"):
+        try:
+            url = parse(candidate)
+        except UrlError as error:
+            assert str(error)  # noqa: PT017  either outcome is right
+            assert 0 <= error.offset <= len(candidate)  # noqa: PT017  as above
+        else:
+            assert parse(url.revealed()) == url
+
+
+@given(recognisable_keys, st.data())
+def test_the_key_is_in_no_message_however_the_url_is_broken(key: str, data: st.DataObject) -> None:
+    whole = f"server://{key}@10.0.0.1:10101/db:5432?log=info&mode=auto"
+    start = data.draw(st.integers(0, len(whole)))
+    width = data.draw(st.integers(0, 4))
+    filling = data.draw(st.text("@/:?&=%[] x1é", max_size=3))
+    broken = whole[:start] + filling + whole[start + width :]
+    try:
+        shown = parse(broken).masked()
+    except UrlError as error:
+        shown = str(error)
+    assert key[:12] not in shown or key not in broken
+    assert key not in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "server://{half}/{half}?{half}@h:1/t:2",
+        "server://{half}:1/{half}:2?{half}@h:1/t:2",
+        "server://{half}:1/t:2?{half}=x@h:1/t:2",
+        "server://{half}?x@h:1/t:2",
+        "{half}@server://h:1/t:2",
+        "server://{half}:x/t:2?@",
+    ],
+)
+def test_a_key_with_a_bare_question_mark_is_not_given_away_in_halves(text: str) -> None:
+    half = "Zq7Wm2Rk9"
+    with pytest.raises(UrlError) as caught:
+        parse(text.format(half=half))
+    assert half not in str(caught.value)
+
+
+@given(recognisable_keys, urls())
+def test_the_key_is_in_nothing_that_is_printed_or_pickled_by_accident(key: str, url: TunnelUrl) -> None:
+    secret = TunnelUrl(url.role, url.tunnel, url.target, Key(key), ())
+    for text in (repr(secret), str(secret), secret.masked(), f"{secret}"):
+        assert key not in text
+    assert "***@" in secret.masked()
+    assert f"{quote(key)}@" in secret.revealed()
+    assert pickle.loads(pickle.dumps(secret)).key == Key(key)  # noqa: S301  our own bytes
+
+
+def test_what_somebody_meant_as_a_url() -> None:
+    assert looks_like_url("server://x")
+    assert looks_like_url("http://x")
+    assert not looks_like_url("tunnels.yaml")
