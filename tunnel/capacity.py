@@ -1,0 +1,101 @@
+"""How many idle data connections to want: pure arithmetic on what was seen, with no socket and no clock of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+_FALL_HALF_LIFE: Final = 10.0  # seconds in which an estimate that is not confirmed loses half: the pool shrinks slowly
+_HEADROOM: Final = 2.0  # visitors come in bunches: room for twice the mean
+_WINDOW: Final = 0.1  # seconds of visitors that make one sample of their rate
+_DIAL_WEIGHT: Final = 0.1  # of the newest dial in the smoothed time a dial takes
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one end of a link was told about pool and visitors; None where nobody said anything."""
+
+    pool_min: int | None = None
+    pool_max: int | None = None
+    visitors: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What holds for both ends of a link."""
+
+    pool_min: int
+    pool_max: int
+    visitors: int
+
+
+def agree(ours: Bounds, theirs: Bounds, defaults: Limits) -> Limits:
+    """The limits of a link from what its two ends were told.
+
+    What only one end was told counts for both. Where both were: the larger minimum, the smaller maximum and the
+    smaller number of visitors, because an end that sets a limit means to be protected by it.
+    """
+
+    def said(first: int | None, second: int | None) -> list[int]:
+        return [value for value in (first, second) if value is not None]
+
+    pool_max = min(said(ours.pool_max, theirs.pool_max), default=defaults.pool_max)
+    pool_min = max(said(ours.pool_min, theirs.pool_min), default=defaults.pool_min)
+    visitors = min(said(ours.visitors, theirs.visitors), default=defaults.visitors)
+    return Limits(min(pool_min, pool_max), pool_max, visitors)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What is known of the demand for data connections. Every method returns a new one."""
+
+    rate: float = 0.0
+    """visitors a second, smoothed: follows a rise at once, a fall slowly"""
+    dial_s: float = 0.0
+    """seconds from the start of a dial until the connection can be used, smoothed"""
+    seen: int = 0
+    """visitors since ``since``"""
+    since: float = 0.0
+    """when the present sample began, in seconds of any steady clock"""
+
+    def visitors(self, count: int, now: float) -> Demand:
+        """After ``count`` more visitors came, at ``now``."""
+        seen = self.seen + count
+        span = now - self.since
+        if span < _WINDOW:
+            return Demand(self.rate, self.dial_s, seen, self.since)
+        faded = self.rate * 0.5 ** (span / _FALL_HALF_LIFE)
+        # A sample that follows a silence began with its first visitor, not with the silence.
+        sample = seen / (span if span < 2 * _WINDOW else _WINDOW)
+        return Demand(max(faded, sample if seen > 1 else 0.0), self.dial_s, 0, now)
+
+    def dialed(self, seconds: float) -> Demand:
+        """After a dial that took so long."""
+        smoothed = seconds if not self.dial_s else self.dial_s + (seconds - self.dial_s) * _DIAL_WEIGHT
+        return Demand(self.rate, smoothed, self.seen, self.since)
+
+
+def wanted_idle(demand: Demand, limits: Limits) -> int:
+    """Idle data connections to keep: those that visitors take while one dial is under way, with headroom."""
+    needed = math.ceil(demand.rate * demand.dial_s * _HEADROOM)
+    return max(limits.pool_min, min(limits.pool_max, needed + limits.pool_min))
+
+
+def dials_to_start(
+    *, wanted: int, idle: int, dialing: int, queued: int, at_once: int, limits: Limits, backing_off: bool = False
+) -> int:
+    """How many dials to start now.
+
+    ``queued`` visitors want one each on top of the idle ones; ``at_once`` bounds the dials under way, so that a burst
+    does not overrun the other end's backlog; ``backing_off`` after failures lets a single dial probe.
+    """
+    missing = min(wanted + queued, limits.pool_max + queued) - idle - dialing
+    room = (1 if backing_off else at_once) - dialing
+    return max(0, min(missing, room))
+
+
+def surplus(*, wanted: int, idle: int, queued: int) -> int:
+    """How many idle ones could be given up: only what is well above the wanted number, so that it does not flutter."""
+    keep = wanted + queued + max(2, wanted // 4)
+    return max(0, idle - keep)

@@ -1,0 +1,43 @@
+"""Makes the certificate of a server that was given none. Run as a program, it prints key and certificate as PEM.
+
+It is a program of its own because the library that makes certificates takes more memory than everything else at rest:
+a process that lives for months borrows another for a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+def make_certificate() -> bytes:
+    """A new EC P-256 key and a self-signed certificate for it, both as PEM.
+
+    Nobody verifies its name or dates: the proof of the shared key binds the link to its hash instead.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tunnel")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=3650))
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private + certificate.public_bytes(serialization.Encoding.PEM)
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(make_certificate())

@@ -1,0 +1,325 @@
+"""Bytes from one socket to the other, both ways, with half-close and reset carried over.
+
+A relay owns two connected sockets: ``near``, the visitor's or the target's, and ``far``, the data connection. Each of
+its two flows reads one and writes the other. A flow copies through the reactor's buffer; one that has carried bulk lets
+the kernel splice instead. Flows of encrypted data connections are in ``sealed``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tunnel.reactor import BUFFER_SIZE, ENDING, READ, WRITE
+from tunnel.splice import FLAGS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunnel.reactor import Reactor
+    from tunnel.splice import Pipe, Pipes
+
+_READS: Final = 8  # buffers moved in one turn: a fat stream must not starve the others
+_BULK: Final = 4  # full buffers in a row that make a flow worth a pipe
+_SPLICES: Final = 16  # times in one turn that a pipe is filled
+_THIN: Final = 1 << 16  # bytes in a turn below which splicing does not pay
+_RESET: Final = struct.pack("ii", 1, 0)
+
+
+class Meter:
+    """Bytes that went one way, in all."""
+
+    __slots__ = ("total",)
+
+    def __init__(self) -> None:
+        self.total = 0
+
+
+class RelayOwner(Protocol):
+    """Who started a relay and wants to know of its end."""
+
+    def relay_done(self, relay: Relay) -> None:
+        """Both sockets are closed, or will be at the end of the batch."""
+
+    def relay_crashed(self, relay: Relay, error: Exception) -> None:
+        """Besides, a defect was the cause."""
+
+
+class Flow:
+    """One direction of a relay. It is ``blocked`` while the sink takes no more, ``ended`` when all is passed on."""
+
+    __slots__ = (
+        "_bulk", "_doomed", "_hung", "_meter", "_pipe", "_recv_into", "_send", "_sink", "_source", "_tail", "_view",
+        "blocked", "ended", "relay", "twin",
+    )  # fmt: skip
+
+    twin: Flow
+
+    def __init__(self, relay: Relay, source: socket.socket, sink: socket.socket, meter: Meter) -> None:
+        self.relay = relay
+        self.blocked = False
+        self.ended = False
+        self._source = source
+        self._sink = sink
+        self._recv_into: Callable[[memoryview], int] = source.recv_into
+        self._send: Callable[[memoryview | bytes], int] = sink.send
+        self._view = relay.view
+        self._meter = meter
+        self._tail: bytes | memoryview = b""
+        self._hung = False  # the source has finished: read on until its end shows
+        self._doomed = False  # the source was seen reset through a failed write: its end is a reset
+        self._bulk = False
+        self._pipe: Pipe | None = None
+
+    def pump(self, events: int) -> None:
+        """Move what the source has, as far as the sink takes it. A handler of the reactor's kind."""
+        if events & ENDING:
+            self._hung = True
+        if self.blocked or self.ended:
+            return
+        if self._bulk:
+            self._splice()
+            return
+        view, recv_into, send, meter = self._view, self._recv_into, self._send, self._meter
+        full = 0
+        for _ in range(_READS):
+            try:
+                got = recv_into(view)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._source_broke()
+                return
+            if not got:
+                self._source_ended()
+                return
+            try:
+                sent = send(view[:got])
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._sink_broke()
+                return
+            meter.total += sent
+            if sent != got:
+                self._tail = bytes(view[sent:got])
+                self.blocked = True
+                return
+            if got == BUFFER_SIZE:
+                full += 1
+            elif not self._hung:
+                return  # a short read emptied the socket: whatever comes next is a new event
+        self._bulk = full >= _BULK and self.relay.pipes.usable
+        self.relay.again(self.pump)
+
+    def resume(self) -> None:
+        """The sink takes bytes again."""
+        if self._tail and not self._flush():
+            return
+        self.blocked = False
+        if self._pipe is not None:
+            self._splice()
+        else:
+            self.pump(0)
+
+    def _flush(self) -> bool:
+        """Write the tail; whether nothing of it is left."""
+        try:
+            sent = self._send(self._tail)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._tail = b""
+            self._sink_broke()
+            return False
+        self._meter.total += sent
+        self._tail = memoryview(self._tail)[sent:] if sent < len(self._tail) else b""
+        return not self._tail
+
+    def _splice(self) -> None:
+        pipe = self._pipe or self.relay.pipes.take()
+        if pipe is None:
+            self._bulk = False
+            self.relay.again(self.pump)
+            return
+        self._pipe = pipe
+        moved = 0
+        for _ in range(_SPLICES):
+            if not pipe.held:
+                try:
+                    pipe.held = os.splice(self._source.fileno(), pipe.inlet, pipe.size, flags=FLAGS)
+                except BlockingIOError:  # the pipe is empty, so it is the source that has nothing
+                    self._bulk = moved >= _THIN
+                    self._return_pipe()
+                    return
+                except ConnectionError:
+                    self._source_broke()
+                    return
+                except OSError:
+                    self._cannot_splice()
+                    return
+                if not pipe.held:
+                    self._return_pipe()
+                    self._source_ended()
+                    return
+            try:
+                sent = os.splice(pipe.outlet, self._sink.fileno(), pipe.held, flags=FLAGS)
+            except BlockingIOError:
+                self.blocked = True
+                return
+            except OSError:
+                self._sink_broke()
+                return
+            pipe.held -= sent
+            moved += sent
+            self._meter.total += sent
+        self.relay.again(self._go_on)
+
+    def _go_on(self, _events: int) -> None:
+        if not self.ended and not self.blocked:
+            self._splice()
+
+    def _cannot_splice(self) -> None:
+        """The kernel will not splice this socket, or the source broke otherwise: copying finds out."""
+        self.relay.pipes.usable = False
+        self._bulk = False
+        self._return_pipe()
+        self.relay.again(self.pump)
+
+    def _return_pipe(self) -> None:
+        if self._pipe is not None:
+            self.relay.pipes.give_back(self._pipe)
+            self._pipe = None
+
+    def _source_ended(self) -> None:
+        if self._doomed:
+            self._source_broke()
+            return
+        self._pass_end()
+
+    def _pass_end(self) -> None:
+        """All is delivered: the sink's peer shall see the end, if it does not see the end of everything."""
+        self.ended = True
+        if self.twin.ended:
+            self.relay.finish()
+            return
+        try:
+            self._sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._sink_broke()
+
+    def _source_broke(self) -> None:
+        """The source was reset before its end: the sink's peer shall see the same."""
+        self.relay.finish(reset=self._sink)
+
+    def _sink_broke(self) -> None:
+        """The sink takes no more, ever. What its peer said before is still delivered, then the source is reset."""
+        twin = self.twin
+        if twin.ended:
+            self.relay.finish()
+            return
+        self.ended = True
+        twin._doomed = True  # noqa: SLF001  two halves of one thing
+        twin.pump(ENDING)
+
+    def crashed(self, error: Exception) -> None:
+        """A defect in a handler of this flow."""
+        self.relay.crashed(error)
+
+    def release(self) -> None:
+        """Let go of everything: the relay is over."""
+        self.ended = True
+        self.twin = self  # breaks the cycle of the two
+        self._tail = b""
+        self._return_pipe()
+
+
+class Relay:
+    """Two sockets joined. Owns both from its making to its end."""
+
+    __slots__ = (
+        "_far",
+        "_from_near",
+        "_near",
+        "_owner",
+        "_reactor",
+        "_to_near",
+        "again",
+        "ident",
+        "open",
+        "pipes",
+        "view",
+    )
+
+    _from_near: Flow
+    _to_near: Flow
+
+    def __init__(
+        self,
+        ident: int,
+        reactor: Reactor,
+        pipes: Pipes,
+        near: socket.socket,
+        far: socket.socket,
+        owner: RelayOwner,
+    ) -> None:
+        self.ident = ident
+        """the id of its data connection"""
+        self.open = True
+        self.pipes = pipes
+        self.view = reactor.view
+        self.again = reactor.again
+        self._reactor = reactor
+        self._near = near
+        self._far = far
+        self._owner = owner
+
+    def start(self, from_near: Flow, to_near: Flow, near_events: int | None, far_events: int) -> None:
+        """Begin. The events are those that the sockets had so far; None: ``near`` is not watched yet."""
+        from_near.twin, to_near.twin = to_near, from_near
+        self._from_near, self._to_near = from_near, to_near
+        self._reactor.hand_over(self._far, self._far_ready)
+        if near_events is None:
+            self._reactor.register(self._near, self._near_ready)
+        else:
+            self._reactor.hand_over(self._near, self._near_ready)
+            if near_events & READ:
+                from_near.pump(near_events)
+        if far_events & READ and self.open:
+            to_near.pump(far_events)
+
+    def _near_ready(self, events: int) -> None:
+        if events & WRITE and self._to_near.blocked:
+            self._to_near.resume()
+        if events & READ and self.open:
+            self._from_near.pump(events)
+
+    def _far_ready(self, events: int) -> None:
+        if events & WRITE and self._from_near.blocked:
+            self._from_near.resume()
+        if events & READ and self.open:
+            self._to_near.pump(events)
+
+    def finish(self, reset: socket.socket | None = None) -> None:
+        """Close both sockets, ``reset`` with a reset instead of an orderly end."""
+        if not self.open:
+            return
+        self.open = False
+        for flow in (self._from_near, self._to_near):
+            flow.release()
+        del self._from_near, self._to_near  # they hold this relay: without the cycle all goes at once, not in the GC
+        if reset is not None:
+            with contextlib.suppress(OSError):
+                reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._reactor.close(self._near)
+        self._reactor.close(self._far)
+        self._owner.relay_done(self)
+
+    def crashed(self, error: Exception) -> None:
+        """A defect in a handler: this relay ends, its neighbours do not notice."""
+        if self.open:
+            self.finish()
+            self._owner.relay_crashed(self, error)
