@@ -1,0 +1,1 @@
+"""Many tunnels from one file: configuration, supervisor, local API, command line."""

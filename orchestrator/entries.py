@@ -1,0 +1,190 @@
+"""One entry of the file into an Entry: its options, its URL, its name, every fault where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.document import Block, Node, Row, Text, is_nothing, shown
+from orchestrator.faults import Fault, Place
+from orchestrator.manifest import Entry
+from orchestrator.schema import LONGEST_NAME, read_switch
+from tunnel.options import OPTION_NAMES, Layer, OptionError, check_names, make_spec, nearest
+from tunnel.url import TunnelUrl, UrlError, looks_like_url, parse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tunnel.spec import TunnelSpec
+
+DEFAULT_KEYS: Final = ("key", *OPTION_NAMES)
+ENTRY_KEYS: Final = ("url", "enabled", "tags", *DEFAULT_KEYS)
+
+_URL: Final = "the URL"
+_PROBE: Final = parse("client://localhost:1/localhost:1")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Options from one place of the file, sound each by itself, and where each of them stands."""
+
+    layer: Layer
+    places: Mapping[str, Place]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What an entry does not say itself."""
+
+    defaults: tuple[Options, ...]
+    """strongest first"""
+    environ: Mapping[str, str]
+    base: Path
+    """where relative file names start"""
+
+
+def check_keys(block: Block, known: tuple[str, ...], where: str, faults: list[Fault]) -> None:
+    """A fault for every key that nobody knows."""
+    for key, _ in block:
+        name = key.value or ""
+        if name not in known:
+            hint = nearest(name, known) or f"; known are {', '.join(known)}"
+            faults.append(Fault(key.place, f"unknown key {shown(name)} in {where}{hint}"))
+
+
+def text_of(node: Node, what: str, faults: list[Fault]) -> Text | None:
+    """A scalar with something in it; else a fault and None."""
+    if isinstance(node, Text) and node.is_broken:
+        return None
+    if not isinstance(node, Text):
+        faults.append(Fault(node.place, f"{what} takes one text, not a list or a mapping"))
+        return None
+    if not node.value:
+        faults.append(Fault(node.place, f"{what} is empty; give it a value or remove the line"))
+        return None
+    return node
+
+
+def texts_of(node: Node | None, what: str, faults: list[Fault]) -> tuple[Text, ...]:
+    """A list of scalars, or one alone."""
+    if node is None or is_nothing(node):
+        return ()
+    if isinstance(node, Block):
+        faults.append(Fault(node.place, f"{what} takes a list of texts"))
+        return ()
+    items = node.items if isinstance(node, Row) else (node,)
+    return tuple(text for item in items if (text := text_of(item, f"each of {what}", faults)))
+
+
+def read_options(block: Block, source: str, base: Path, faults: list[Fault]) -> Options:
+    """The options of an entry or of ``defaults``; those with a fault are left out, so that it is told once."""
+    texts: dict[str, Text] = {}
+    for key, node in block:
+        if key.value in DEFAULT_KEYS and (text := text_of(node, key.value, faults)):
+            texts[key.value] = text
+    return _sound(
+        source, {n: t.value or "" for n, t in texts.items()}, {n: t.place for n, t in texts.items()}, base, faults
+    )
+
+
+def _sound(
+    source: str, values: Mapping[str, str], places: Mapping[str, Place], base: Path, faults: list[Fault]
+) -> Options:
+    """Each option by itself, so that one fault does not hide the next."""
+    good: dict[str, object] = {}
+    for name, value in values.items():
+        try:
+            make_spec(_PROBE, [Layer(source, {name: value}, base)])
+        except OptionError as error:
+            faults.append(Fault(places[name], f"{name}: {error}"))
+            continue
+        except UrlError:
+            pass  # it needs others beside it: judged when all are together
+        good[name] = value
+    return Options(Layer(source, good, base), places)
+
+
+def read_entry(name: Text, node: Node, context: Context, faults: list[Fault]) -> Entry | None:
+    """The entry, or None and the reasons in ``faults``."""
+    before = len(faults)
+    _check_name(name, faults)
+    if looks_like_url(name.value or ""):
+        return None
+    if isinstance(node, Row):
+        faults.append(Fault(node.place, "an entry is a URL or a mapping with url:, not a list"))
+        return None
+    block = node if isinstance(node, Block) else Block(node.place, {"url": (Text(name.place, "url"), node)})
+    check_keys(block, ENTRY_KEYS, "an entry", faults)
+    if "url" not in block.items and not any(nearest(key, ("url",)) for key in block.items):
+        faults.append(Fault(block.place, "the entry has no url:"))
+    options = read_options(block, "the entry", context.base, faults)
+    enabled = _read_enabled(block, faults)
+    tags = tuple(tag.value or "" for tag in texts_of(block.get("tags"), "tags", faults))
+    written = text_of(block.items["url"][1], "url", faults) if "url" in block.items else None
+    url = _read_url(written, faults) if written else None
+    if written is None or url is None:
+        return None
+    spec = _read_spec(written, url, options, context, faults)
+    if spec is None or len(faults) > before or name.is_broken:
+        return None
+    return Entry(name=name.value or "", spec=spec, enabled=enabled, tags=tags, url=url.masked(), origin=name.place)
+
+
+def _check_name(name: Text, faults: list[Fault]) -> None:
+    text = name.value or ""
+    complaint = None
+    if looks_like_url(text):
+        complaint = "a name is missing before this URL; write NAME: URL"
+    elif not text or text != text.strip() or not text.isprintable():
+        complaint = "a name is a printable text without blanks at its ends"
+    elif len(text) > LONGEST_NAME:
+        complaint = f"a name has at most {LONGEST_NAME} characters; this one has {len(text)}"
+    elif text in {".", ".."}:
+        complaint = f"{text!r} cannot be a name: it means a folder in the paths of the local API"
+    if complaint and not name.is_broken:
+        faults.append(Fault(name.place, complaint))
+
+
+def _read_enabled(block: Block, faults: list[Fault]) -> bool:
+    if "enabled" in block.items and (text := text_of(block.items["enabled"][1], "enabled", faults)):
+        try:
+            return read_switch(text.value)
+        except ValueError as error:
+            faults.append(Fault(text.place, f"enabled: {error}"))
+    return True
+
+
+def _read_url(text: Text, faults: list[Fault]) -> TunnelUrl | None:
+    try:
+        return parse(text.value or "")
+    except UrlError as error:
+        faults.append(Fault(text.at(error.offset), str(error)))
+        return None
+
+
+def _read_spec(text: Text, url: TunnelUrl, entry: Options, context: Context, faults: list[Fault]) -> TunnelSpec | None:
+    before = len(faults)
+    for option in url.options:
+        try:
+            check_names(replace(url, options=(option,)))
+        except UrlError as error:
+            faults.append(Fault(text.at(error.offset), str(error)))
+    values = {option.name: option.value for option in url.options if option.name in OPTION_NAMES}
+    places = {option.name: text.at(option.offset) for option in url.options}
+    # As a layer of the file, not as the URL's own: a relative file name starts at the file, and faults have places.
+    own = _sound(_URL, values, places, context.base, faults)
+    if len(faults) > before:
+        return None
+    levels = (own, entry, *context.defaults)
+    try:
+        return make_spec(replace(url, options=()), [level.layer for level in levels], context.environ)
+    except UrlError as error:
+        faults.append(Fault(text.place, str(error)))
+    except OptionError as error:
+        at = next(
+            (o.places[error.name] for o in levels if o.layer.source == error.source and error.name in o.places), None
+        )
+        origin = "" if at else f" (from {error.source})"
+        faults.append(Fault(at or text.place, f"{error.name}: {error}{origin}"))
+    return None
