@@ -1,0 +1,212 @@
+"""Somebody on the path between the two ends: listens, records, cuts, replays, or poses as the other end."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import ipaddress
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from tests.integration.peers import PATIENCE, Address, connect
+
+TLS_FIRST_BYTE = 0x16
+
+
+@dataclass(eq=False)
+class Passage:
+    """One connection through the middle."""
+
+    near: socket.socket
+    far: socket.socket
+    sent: bytearray = field(default_factory=bytearray)
+    """the first bytes that the client sent, in the clear where the middle ends the TLS"""
+    encrypted: bool = False
+    over: bool = False
+
+    def cut(self) -> None:
+        """End both halves."""
+        for sock in (self.near, self.far):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+class Middle:
+    """A TCP proxy in front of a tunnel port.
+
+    ``change`` may alter the first bytes that a client sends on a connection. With contexts, TLS connections end here
+    and begin anew: the middle then reads what passes.
+    """
+
+    def __init__(
+        self,
+        upstream: Address,
+        *,
+        change: Callable[[bytes], bytes] = lambda data: data,
+        contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
+    ) -> None:
+        self._upstream = upstream
+        self._change = change
+        self._contexts = contexts
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port: int = self._listener.getsockname()[1]
+        self.passages: list[Passage] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def controls(self) -> list[Passage]:
+        """The control channels that are alive."""
+        return [passage for passage in self.passages if passage.encrypted and not passage.over]
+
+    @property
+    def data(self) -> list[Passage]:
+        """The unencrypted data connections, dead ones too."""
+        return [passage for passage in self.passages if not passage.encrypted and passage.sent]
+
+    def close(self) -> None:
+        """End all."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for passage in list(self.passages):
+            passage.cut()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+
+    def _carry(self, near: socket.socket) -> None:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as closing:
+            closing.enter_context(near)
+            first = near.recv(1, socket.MSG_PEEK)
+            far = closing.enter_context(connect(self._upstream))
+            encrypted = first[:1] == bytes([TLS_FIRST_BYTE])
+            if encrypted and self._contexts:
+                as_server, as_client = self._contexts
+                near = closing.enter_context(as_server.wrap_socket(near, server_side=True))
+                far = closing.enter_context(as_client.wrap_socket(far, server_hostname="localhost"))
+            for sock in (near, far):
+                sock.settimeout(None)
+            passage = Passage(near, far, encrypted=encrypted)
+            self.passages.append(passage)
+            back = threading.Thread(target=_pump, args=(far, near), daemon=True)
+            back.start()
+            _pump(near, far, passage.sent, self._change)
+            back.join()
+            passage.over = True
+
+
+def _pump(
+    source: socket.socket,
+    sink: socket.socket,
+    record: bytearray | None = None,
+    change: Callable[[bytes], bytes] = lambda data: data,
+) -> None:
+    try:
+        while data := source.recv(1 << 16):
+            if record is not None and len(record) < 1 << 16:
+                record += data
+                data = change(data) if len(record) == len(data) else data
+            sink.sendall(data)
+    except OSError:
+        pass
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the other end closes within the patience of a test, whatever it says before."""
+    sock.settimeout(PATIENCE)
+    try:
+        while sock.recv(1 << 16):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+class Authority:
+    """A certificate authority of the test, with certificates for loopback."""
+
+    def __init__(self, directory: Path, name: str = "authority") -> None:
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = self._build(self._name, self._key.public_key(), is_ca=True)
+        self.file = directory / f"{name}.pem"
+        self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        """Files of a certificate for 127.0.0.1, ::1 and localhost, and of its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        certificate = self._build(subject, key.public_key(), is_ca=False)
+        paths = self._directory / f"{name}.crt", self._directory / f"{name}.key"
+        paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        paths[1].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return paths
+
+    def _build(self, subject: x509.Name, key: ec.EllipticCurvePublicKey, *, is_ca: bool) -> x509.Certificate:
+        now = dt.datetime.now(dt.UTC)
+        alternatives: list[x509.GeneralName] = [
+            x509.DNSName("localhost"),
+            x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+            x509.IPAddress(ipaddress.ip_address("::1")),
+        ]
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(days=1))
+            .not_valid_after(now + dt.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+        )
+        if is_ca:
+            usage = x509.KeyUsage(
+                digital_signature=True,
+                key_cert_sign=True,
+                crl_sign=True,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                encipher_only=False,
+                decipher_only=False,
+            )
+            builder = builder.add_extension(usage, critical=True)
+        else:
+            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+
+def contexts(certificate: Path, key: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """For a man in the middle: one that shows this certificate, one that believes any."""
+    as_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    as_server.load_cert_chain(certificate, key)
+    as_client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    as_client.check_hostname = False
+    as_client.verify_mode = ssl.CERT_NONE
+    return as_server, as_client
