@@ -1,0 +1,30 @@
+"""The door: one URL goes the light way, everything else to the commands. Imports nothing heavy by itself."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+
+def main() -> int:
+    """Run the command line of this process; the exit code."""
+    # A Ctrl-C while modules are still being imported ends the process quietly; what runs longer sets its own handlers.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a text stream of the interpreter
+    arguments = sys.argv[1:]
+    try:
+        if arguments and "://" in arguments[0]:
+            from orchestrator import single  # noqa: PLC0415  each way imports only what it needs
+
+            return single.main(arguments)
+        from orchestrator import commands  # noqa: PLC0415  as above
+
+        return commands.run(arguments)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""A file's tunnels, running in this process: what ``up`` and ``demo`` have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from orchestrator import api, paths
+from orchestrator.bus import HOUSE
+from orchestrator.supervisor import Supervisor
+from tunnel.engine import Engine
+from tunnel.reactor import Reactor
+from tunnel.spec import LogLevel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrator.manifest import Manifest
+    from tunnel.journal import EventSink
+    from tunnel.spec import TunnelSpec
+    from tunnel.state import Event
+
+
+@contextlib.contextmanager
+def claimed_socket(manifest: Manifest, named: Path | None, environ: Mapping[str, str]) -> Iterator[Path]:
+    """The path of the daemon's socket, ours alone. Raises SocketPathError.
+
+    A socket that the file itself names gets a pointer in the usual place, so that ``ps`` finds it without reading the
+    file.
+    """
+    with contextlib.ExitStack() as stack:
+        if named is None:
+            usual = named = paths.socket_to_offer(manifest.path, environ, os.getuid())
+            stack.enter_context(paths.claim(usual))
+            inside = paths.given_socket(manifest.supervisor.api.socket, {})
+            if inside is not None and inside != usual:
+                named = inside
+                stack.enter_context(paths.claim(inside))
+                with contextlib.suppress(OSError):
+                    usual.symlink_to(inside.absolute())
+        else:
+            stack.enter_context(paths.claim(named))
+        yield named
+
+
+@contextlib.asynccontextmanager
+async def running(manifest: Manifest, socket: Path, log: EventSink, level: LogLevel) -> AsyncIterator[Supervisor]:
+    """A supervisor with its API, not started yet; ``level`` is that of its own lines. Raises SocketPathError."""
+    reactor = Reactor()
+
+    def make_engine(name: str, spec: TunnelSpec, sink: EventSink) -> Engine:
+        return Engine(name, spec, reactor=reactor, sink=sink)
+
+    supervisor = Supervisor(manifest, make_engine=make_engine)
+    supervisor.bus.subscribe(_filtered(log, manifest, level))
+    try:
+        async with api.serve(supervisor, socket):
+            yield supervisor
+    finally:
+        reactor.stop()
+
+
+def _filtered(log: EventSink, manifest: Manifest, level: LogLevel) -> Callable[[Event], None]:
+    levels = {entry.name: entry.spec.log for entry in manifest.entries} | {HOUSE: level}
+
+    def listen(event: Event) -> None:
+        if event.level >= levels[event.tunnel]:
+            log(event)
+
+    return listen

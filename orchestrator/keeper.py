@@ -1,0 +1,254 @@
+"""Keeps one tunnel running: starts its engine, and starts another one when that breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tunnel.backoff import delay
+from tunnel.spec import LogLevel, TunnelSpec
+from tunnel.state import (
+    BytesView,
+    ConnectionsView,
+    CooldownView,
+    Event,
+    PoolView,
+    RefusedView,
+    SignalsView,
+    Snapshot,
+    State,
+    timestamp,
+)
+
+if TYPE_CHECKING:
+    from tunnel.journal import EventSink
+
+LONGEST_PAUSE: Final = 30.0
+"""Seconds, at the most, before a broken engine is followed by the next."""
+
+_STEADY: Final = 60.0  # seconds after which an engine that breaks is not one that breaks at once
+
+
+class RunningEngine(Protocol):
+    """The life of one tunnel, as its keeper needs it."""
+
+    async def run(self) -> None:
+        """Until drained or closed; raises only on a defect."""
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Accept no new visitors, let the present ones finish."""
+
+    def close(self) -> None:
+        """Everything now."""
+
+    def retry(self) -> None:
+        """End a cooldown."""
+
+    def snapshot(self) -> Snapshot:
+        """What can be seen of it."""
+
+
+MakeEngine = Callable[[str, TunnelSpec, "EventSink"], RunningEngine]
+
+
+def at_rest(name: str, spec: TunnelSpec, reason: str | None = None) -> Snapshot:
+    """The snapshot of a tunnel that has no engine."""
+    limits = spec.settings
+    return Snapshot(
+        name=name,
+        role=spec.role.value,
+        state=State.STOPPED,
+        reason=reason,
+        since=timestamp(time.time()),
+        tunnel_addr=str(spec.tunnel),
+        target_addr=str(spec.target),
+        auth=spec.auth,
+        data_tls=int(spec.data_tls),
+        pool=PoolView(min=limits.min_pool_capacity, max=limits.max_pool_capacity),
+        signals=SignalsView(limit=limits.signal_queue_limit),
+        connections=ConnectionsView(limit=limits.semaphore_limit),
+        bytes=BytesView(),
+        refused=RefusedView(),
+        cooldown=CooldownView(),
+    )
+
+
+def describe_defect(error: BaseException) -> str:
+    """A defect of ours in one sentence that helps whoever mends it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {frames[-1].name} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
+    return f"internal fault: {type(error).__name__}: {error}{where}"
+
+
+class Keeper:
+    """Owner of a tunnel's engines, one after the other, and of the task that runs them."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: TunnelSpec,
+        *,
+        make_engine: MakeEngine,
+        sink: EventSink,
+        tags: tuple[str, ...] = (),
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self._make_engine = make_engine
+        self._sink = sink
+        self._tags = tags
+        self._uniform = uniform
+        self._engine: RunningEngine | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._rest = at_rest(name, spec, "not started")
+        self._leave = asyncio.Event()
+        self._reason = ""
+        self._again = False
+        self._resume_at = 0.0
+        self._restarts = 0
+        self._last_error: str | None = None
+        self._last_error_at: str | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is an engine, or will be one soon without anybody's doing."""
+        return self._task is not None and not self._task.done()
+
+    def snapshot(self) -> Snapshot:
+        """What can be seen of the tunnel now."""
+        seen = self._engine.snapshot() if self._engine else self._rest
+        if self._resume_at:
+            left = max(0.0, self._resume_at - time.monotonic())
+            seen = replace(seen, cooldown=replace(seen.cooldown, remaining_s=round(left, 3)))
+        if self._last_error_at and self._last_error_at >= (seen.last_error_at or ""):
+            seen = replace(seen, last_error=self._last_error, last_error_at=self._last_error_at)
+        return replace(seen, tags=self._tags, restarts=self._restarts)
+
+    def start(self) -> None:
+        """Run; a tunnel that is on its way out runs again after that."""
+        if not self.is_running:
+            self._leave.clear()
+            self._again = False
+            self._task = asyncio.create_task(self._keep(), name=f"tunnel {self.name}")
+        elif self._leave.is_set():
+            self._again = True
+
+    def drain(self, timeout: float | None = None, reason: str = "stopped by command") -> None:
+        """Let the present visitors finish within ``timeout`` seconds (None: SHUTDOWN_TIMEOUT), then rest."""
+        self._again = False
+        if not self.is_running:
+            self._rest = replace(self._rest, state=State.STOPPED, reason=reason)
+            return
+        self._reason = reason
+        self._leave.set()
+        if self._engine:
+            self._engine.drain(timeout)
+
+    def restart(self, timeout: float | None = None) -> None:
+        """Drain, then run anew."""
+        if self.is_running:
+            self.drain(timeout, "restarting")
+            self._again = True
+        else:
+            self.start()
+
+    def retry(self) -> None:
+        """End a cooldown."""
+        if self._engine:
+            self._engine.retry()
+
+    def close(self) -> None:
+        """Rest now, whoever is being served."""
+        self.drain(0.0, "closed")
+        if self._engine:
+            self._engine.close()
+
+    async def wait(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  the caller's patience, not a deadline
+        """Until the tunnel rests, or ``timeout`` seconds."""
+        if self._task:
+            await asyncio.wait([self._task], timeout=timeout)
+
+    def cancel(self) -> None:
+        """Take the task away from an engine that does not end although it was closed."""
+        if self._task:
+            self._task.cancel()
+
+    async def _keep(self) -> None:
+        breaks = 0
+        while True:
+            began = time.monotonic()
+            error = await self._run_engine()
+            if error and not self._leave.is_set():
+                breaks = 1 if time.monotonic() - began > _STEADY else breaks + 1
+                await self._pause(error, breaks)
+            if self._leave.is_set() or not error:
+                if not self._again:
+                    return
+                self._again = False
+                self._leave.clear()
+
+    async def _run_engine(self) -> Exception | None:
+        """One engine's life; what broke it, if it did not end as asked."""
+        try:
+            self._engine = self._make_engine(self.name, self.spec, self._sink)
+            await self._engine.run()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task and task.cancelling():
+                raise
+            return self._broken(RuntimeError("its own work was cancelled"))
+        except Exception as error:  # noqa: BLE001  whatever an engine raises must stay with that engine
+            return self._broken(error)
+        else:
+            self._rest = self._ended(self._engine.snapshot())
+            return None
+        finally:
+            self._engine = None
+
+    def _ended(self, last: Snapshot) -> Snapshot:
+        if last.state is State.FAILED and not self._leave.is_set():
+            return last
+        return replace(last, state=State.STOPPED, reason=self._reason if self._leave.is_set() else last.reason)
+
+    def _broken(self, error: Exception) -> Exception:
+        """Take down what can still be learned from a broken engine, and let it go."""
+        self._rest = at_rest(self.name, self.spec)
+        if self._engine:
+            with contextlib.suppress(Exception):  # it is broken: what it says about itself is a courtesy
+                self._rest = self._engine.snapshot()
+            with contextlib.suppress(Exception):
+                self._engine.close()
+        self._restarts += 1
+        self._last_error = describe_defect(error)
+        self._last_error_at = timestamp(time.time())
+        self._rest = replace(self._rest, state=State.STOPPED, since=self._last_error_at, reason=self._last_error)
+        return error
+
+    async def _pause(self, error: Exception, breaks: int) -> None:
+        pause = delay(breaks, LONGEST_PAUSE, self._uniform)
+        self._rest = replace(
+            self._rest,
+            state=State.COOLDOWN,
+            reason=self._last_error,
+            cooldown=CooldownView(remaining_s=pause, attempt=breaks),
+        )
+        text = f"the engine broke and starts anew in {pause:.1f} s: {self._last_error}"
+        data = {"restarts": self._restarts, "traceback": _brief(error)}
+        self._sink(Event(ts=time.time(), tunnel=self.name, level=LogLevel.ERROR, kind="restart", text=text, data=data))
+        self._resume_at = time.monotonic() + pause
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._leave.wait(), pause)
+            self._rest = replace(self._rest, state=State.STOPPED, reason=self._reason)
+        self._resume_at = 0.0
+
+
+def _brief(error: BaseException) -> list[str]:
+    frames = traceback.extract_tb(error.__traceback__)[-5:]
+    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]

@@ -1,0 +1,98 @@
+"""Events as lines of a log, and the one writer of those lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from tunnel.spec import LogLevel
+from tunnel.state import Event, timestamp
+
+Format = Callable[[Event], str]
+
+_HELD: Final = 10_000  # lines
+_FAREWELL: Final = 1.0  # seconds
+
+
+def as_text(event: Event) -> str:
+    """``TIME LEVEL NAME  text``, always one line."""
+    who = event.tunnel or "nodepass-orch"
+    return printable(f"{timestamp(event.ts)} {event.level.name:<5} {who}  {event.text}")
+
+
+def as_json(event: Event) -> str:
+    """The event as a JSON object, always one line."""
+    return json.dumps(event.as_json(), ensure_ascii=False, default=str)
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what would move the cursor or break the line."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class LogWriter:
+    """Writes lines to a descriptor from a thread of its own.
+
+    A terminal that is paused with Ctrl-S, or a pipe that nobody reads, would otherwise stop every tunnel of the
+    process. Lines beyond a bound are dropped and counted.
+    """
+
+    def __init__(self, fd: int = 2, form: Format = as_text) -> None:
+        self._fd = fd
+        self._form = form
+        self._lines: deque[str] = deque()
+        self._dropped = 0
+        self._closing = False
+        self._turn = threading.Condition()
+        self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
+        self._thread.start()
+
+    def __call__(self, event: Event) -> None:
+        """Put the event's line in the queue; never blocks, never raises."""
+        line = self._form(event)
+        with self._turn:
+            if len(self._lines) >= _HELD:
+                self._dropped += 1
+                return
+            self._lines.append(line)
+            self._turn.notify()
+
+    def close(self) -> None:
+        """Write what is queued, as far as the reader lets us within a second."""
+        with self._turn:
+            self._closing = True
+            self._turn.notify()
+        self._thread.join(_FAREWELL)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._turn:
+                while not self._lines and not self._closing:
+                    self._turn.wait()
+                lines, dropped = list(self._lines), self._dropped
+                self._lines.clear()
+                self._dropped = 0
+                is_last = self._closing
+            if dropped:
+                lines.append(self._form(_lost(dropped)))
+            if lines:
+                self._write("".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
+            if is_last:
+                return
+
+    def _write(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # nobody listens: tunnels go on without a log
+            while data:
+                data = data[os.write(self._fd, data) :]
+
+
+def _lost(count: int) -> Event:
+
+    text = f"{count} lines of this log were lost: it is read too slowly"
+    return Event(ts=time.time(), tunnel="", level=LogLevel.WARN, kind="log", text=text)

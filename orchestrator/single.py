@@ -1,0 +1,92 @@
+"""One tunnel from one URL, as nodepass ran it: light, no file, no socket, until SIGINT or SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.keeper import Keeper
+from orchestrator.logformat import LogWriter
+from orchestrator.process import hide_keys, mask_url, raise_file_limit, say, stop_signals
+from tunnel.engine import Engine
+from tunnel.options import OptionError, make_spec
+from tunnel.reactor import Reactor
+from tunnel.spec import LogLevel
+from tunnel.state import Event, State
+from tunnel.url import UrlError, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tunnel.journal import EventSink
+    from tunnel.spec import TunnelSpec
+
+_CLOSING: Final = 2.0  # seconds that an engine has to end once everything of it is closed
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the tunnel of ``arguments[0]``; the exit code."""
+    is_hidden = hide_keys(arguments)
+    text = arguments[0]
+    if len(arguments) > 1:
+        say("one URL is one tunnel and takes no further arguments; quote it, or run a file of tunnels with: up FILE")
+        return 2
+    try:
+        spec = make_spec(parse(text), environ=os.environ)
+    except UrlError as error:
+        say(f"{error}\n{pointed(text, error.offset)}")
+        return 2
+    except OptionError as error:
+        say(f"{error.name} in {error.source}: {error}")
+        return 2
+    raise_file_limit()
+    log = LogWriter()
+    try:
+        return asyncio.run(_run(spec, log, [] if is_hidden else ["the key shows in the process list; use key_file="]))
+    finally:
+        log.close()
+
+
+def pointed(text: str, offset: int) -> str:
+    """The URL with the key masked, and below it a mark under the character at ``offset``."""
+    masked = mask_url(text)
+    shift = len(masked) - len(text)
+    at = offset if offset <= text.find("://") + 3 else max(offset + shift, 0)
+    if len(masked) > 160 or not masked.isprintable():
+        return f"  in {masked[:160]!r}"
+    return f"  {masked}\n  {' ' * at}^"
+
+
+async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
+    reactor = Reactor()
+    name = spec.role.value
+    sink = _from(spec.log, log)
+    if spec.is_exposed:
+        warnings.append(
+            "the tunnel is open: anyone who finds its port may use it; write a key before the address, KEY@"
+        )
+    for text in warnings:
+        sink(Event(ts=time.time(), tunnel=name, level=LogLevel.WARN, kind="start", text=text))
+    keeper = Keeper(
+        name, spec, make_engine=lambda name, spec, sink: Engine(name, spec, reactor=reactor, sink=sink), sink=sink
+    )
+
+    def close() -> None:
+        keeper.close()
+        asyncio.get_running_loop().call_later(_CLOSING, keeper.cancel)
+
+    with stop_signals(lambda: keeper.drain(reason="shutting down"), close):
+        keeper.start()
+        await keeper.wait()
+    reactor.stop()
+    return 1 if keeper.snapshot().state is State.FAILED else 0
+
+
+def _from(level: LogLevel, log: EventSink) -> Callable[[Event], None]:
+    def listen(event: Event) -> None:
+        if event.level >= level:
+            log(event)
+
+    return listen
