@@ -1,0 +1,138 @@
+"""Who is measured: two commands each, with placeholders; the built-in ones and those of a TOML file."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from .processes import BenchError, find
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BASELINE: Final = "haproxy"
+OURS: Final = "ours"
+
+_PLACEHOLDER: Final = re.compile(r"\{(tunnel_port|visitor_port|target_port|dir)\}")
+_KEYS: Final = ("name", "server", "client", "env", "files")
+
+_HAPROXY_HOP: Final = """\
+global
+    nbthread 1
+    maxconn 2048
+defaults
+    mode tcp
+    option splice-auto
+    maxconn 2048
+    retries 0
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+listen hop
+    bind 127.0.0.1:%s
+    server next 127.0.0.1:%s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A way from the visitor to the target; without commands there is nothing in between.
+
+    Commands and files may name ``{tunnel_port}``, ``{visitor_port}``, ``{target_port}`` and ``{dir}``, a directory of
+    its own in which the files are written before the commands run.
+    """
+
+    name: str
+    server: tuple[str, ...] = ()
+    client: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def missing(self) -> str | None:
+        """The program it needs and this machine has not."""
+        return next((command[0] for command in (self.server, self.client) if command and not find(command[0])), None)
+
+    def filled(self, values: Mapping[str, object]) -> Contender:
+        """The same with the placeholders replaced and the programs as full paths."""
+
+        def fill(text: str) -> str:
+            return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), text)
+
+        def command(words: tuple[str, ...]) -> tuple[str, ...]:
+            return (find(words[0]) or words[0], *map(fill, words[1:])) if words else ()
+
+        files = {name: fill(text) for name, text in self.files.items()}
+        return Contender(self.name, command(self.server), command(self.client), self.env, files)
+
+
+def direct() -> Contender:
+    """No tunnel at all: what the machine and the load can do."""
+    return Contender("direct")
+
+
+def haproxy() -> Contender:
+    """Two hops of a C proxy that neither pools nor authenticates: a ceiling."""
+    return Contender(
+        BASELINE,
+        server=("haproxy", "-db", "-f", "{dir}/entrance.cfg"),
+        client=("haproxy", "-db", "-f", "{dir}/exit.cfg"),
+        files={
+            "entrance.cfg": _HAPROXY_HOP % ("{visitor_port}", "{tunnel_port}"),
+            "exit.cfg": _HAPROXY_HOP % ("{tunnel_port}", "{target_port}"),
+        },
+    )
+
+
+def ours(command: str | None = None) -> Contender:
+    """This project with default settings; ``command`` replaces ``nodepass-orch`` in front of the URLs."""
+    beside = Path(sys.executable).with_name("nodepass-orch")
+    words = shlex.split(command) if command else [str(beside) if beside.exists() else "nodepass-orch"]
+    if not words:
+        raise BenchError("--ours-command is empty; give the program that takes a tunnel's URL")
+    return Contender(
+        OURS,
+        server=(*words, "server://127.0.0.1:{tunnel_port}/127.0.0.1:{visitor_port}?log=warn"),
+        client=(*words, "client://127.0.0.1:{tunnel_port}/127.0.0.1:{target_port}?log=warn"),
+    )
+
+
+def load(path: Path) -> list[Contender]:
+    """The contenders of a TOML file, each a ``[[contender]]`` table. Raises BenchError with the place."""
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise BenchError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BenchError(f"{path}: not TOML: {error}") from None
+    tables = document.get("contender", [])
+    if set(document) - {"contender"} or not isinstance(tables, list):
+        raise BenchError(f"{path}: write each contender as a [[contender]] table, nothing else")
+    found = [_contender(table, f"{path}: contender {number}") for number, table in enumerate(tables, 1)]
+    names = [contender.name for contender in found]
+    for name in names:
+        if names.count(name) > 1 or name in {"direct", BASELINE, OURS}:
+            raise BenchError(f"{path}: the name {name!r} is taken; each contender needs one of its own")
+    return found
+
+
+def _contender(table: object, place: str) -> Contender:
+    if not isinstance(table, dict) or not all(isinstance(table.get(key), str) for key in ("name", "server", "client")):
+        raise BenchError(f"{place}: needs name, server and client, each a text")
+    if unknown := sorted(set(table) - set(_KEYS)):
+        raise BenchError(f"{place}: unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
+    env, files = table.get("env", {}), table.get("files", {})
+    for key, texts in (("env", env), ("files", files)):
+        if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+            raise BenchError(f"{place}: {key} must be a table of texts")
+    try:
+        server, client = (tuple(shlex.split(table[key])) for key in ("server", "client"))
+    except ValueError as error:
+        raise BenchError(f"{place}: a command cannot be split into words: {error}") from None
+    if not server or not client:
+        raise BenchError(f"{place}: server and client must each name a program")
+    return Contender(table["name"], server, client, env, files)
