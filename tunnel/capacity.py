@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from tunnel.settings import Settings
 
 _FALL_HALF_LIFE: Final = 10.0  # seconds in which an estimate that is not confirmed loses half: the pool shrinks slowly
 _HEADROOM: Final = 2.0  # visitors come in bunches: room for twice the mean
@@ -28,6 +31,21 @@ class Limits:
     pool_min: int
     pool_max: int
     visitors: int
+
+
+def bounds_of(values: Settings) -> Bounds:
+    """What this end was told about pool and visitors, as the other end shall know it."""
+    given = values.given
+    return Bounds(
+        values.min_pool_capacity if "min_pool_capacity" in given else None,
+        values.max_pool_capacity if "max_pool_capacity" in given else None,
+        values.semaphore_limit if "semaphore_limit" in given else None,
+    )
+
+
+def defaults_of(values: Settings) -> Limits:
+    """What holds where neither end was told anything."""
+    return Limits(values.min_pool_capacity, values.max_pool_capacity, values.semaphore_limit)
 
 
 def agree(ours: Bounds, theirs: Bounds, defaults: Limits) -> Limits:
@@ -82,20 +100,16 @@ def wanted_idle(demand: Demand, limits: Limits) -> int:
     return max(limits.pool_min, min(limits.pool_max, needed + limits.pool_min))
 
 
-def dials_to_start(
-    *, wanted: int, idle: int, dialing: int, queued: int, at_once: int, limits: Limits, backing_off: bool = False
-) -> int:
-    """How many dials to start now.
+def dials_to_start(*, wanted: int, idle: int, dialing: int, queued: int, at_once: int) -> int:
+    """How many dials to start now, beside the ``idle`` connections and those that are dialling already.
 
-    ``queued`` visitors want one each on top of the idle ones; ``at_once`` bounds the dials under way, so that a burst
-    does not overrun the other end's backlog; ``backing_off`` after failures lets a single dial probe.
+    ``queued`` visitors want one each on top of the ``wanted`` idle ones; ``at_once`` bounds the dials under way, so
+    that a burst does not overrun the other end.
     """
-    missing = min(wanted + queued, limits.pool_max + queued) - idle - dialing
-    room = (1 if backing_off else at_once) - dialing
-    return max(0, min(missing, room))
+    missing = wanted + queued - idle - dialing
+    return max(0, min(missing, at_once - dialing))
 
 
-def surplus(*, wanted: int, idle: int, queued: int) -> int:
-    """How many idle ones could be given up: only what is well above the wanted number, so that it does not flutter."""
-    keep = wanted + queued + max(2, wanted // 4)
-    return max(0, idle - keep)
+def surplus(*, wanted: int, idle: int) -> int:
+    """How many idle ones to give up: only what is well above the wanted number, so that it does not flutter."""
+    return max(0, idle - wanted - max(2, wanted // 4))

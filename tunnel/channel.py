@@ -39,7 +39,10 @@ class Listener(Protocol):
 class Channel:
     """One end of a control channel. Owns its socket."""
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, session: TlsSession, read_size: int) -> None:
+    def __init__(
+        self, reactor: Reactor, sock: socket.socket, session: TlsSession, read_size: int, first: bytes = b""
+    ) -> None:
+        """``sock`` is watched by the reactor already; ``first`` are bytes that were read from it."""
         self._reactor = reactor
         self._sock = sock
         self._session = session
@@ -57,11 +60,14 @@ class Channel:
         """why the channel is over, or None while it is not"""
         self.peer = net.show(sock.getpeername())
         self.local = net.show(sock.getsockname())
-        reactor.register(sock, self._ready)
+        session.feed(first)
+        reactor.hand_over(sock, self._ready)
 
     async def secure(self) -> bytes:
         """Complete the TLS handshake; the other end's certificate as DER. Raises ChannelLostError."""
         self._handshake()
+        if self.loss is None:
+            self._read()
         while not self._secure:
             await self._news()
         return self._session.certificate()

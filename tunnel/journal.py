@@ -46,6 +46,10 @@ class Journal:
         """Something is wrong and somebody should look."""
         self._emit(LogLevel.ERROR, kind, text, data)
 
+    def say(self, level: LogLevel, kind: str, text: str, **data: object) -> None:
+        """An event of the level that the caller decides."""
+        self._emit(level, kind, text, data)
+
     def complain(self, kind: str, topic: str, text: str, **data: object) -> None:
         """A warning that strangers or visitors can cause at will: once per topic and five seconds, with a count."""
         now = time.monotonic()

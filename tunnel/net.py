@@ -133,6 +133,11 @@ def _has_ipv6() -> bool:
     return True
 
 
+def family_of(sockaddr: SockAddr) -> socket.AddressFamily:
+    """The family of a resolved socket address."""
+    return socket.AF_INET6 if ":" in sockaddr[0] else socket.AF_INET
+
+
 def begin_connect(family: socket.AddressFamily, sockaddr: SockAddr) -> socket.socket:
     """A socket that is connecting; it is writable when that is over. Raises OSError where it fails at once."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)

@@ -242,6 +242,9 @@ def encode_preface(secret: bytes, ident: int) -> bytes:
 
 def decode_preface(secret: bytes, data: bytes) -> int:
     """The id of a genuine preface. Raises ProtocolError; its time does not depend on where the MAC differs."""
+    magic: bytes
+    ident: int
+    mac: bytes
     magic, ident, mac = _PREFACE.unpack(data)
     if magic != _MAGIC:
         raise ProtocolError("not a data connection")

@@ -20,6 +20,8 @@ READ: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOL
 """Bits that mean: reading will give bytes, the end, or an error."""
 ENDING: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 """Bits that mean: the other end has finished; a short read is not the last one."""
+FAILED: Final = select.EPOLLHUP | select.EPOLLERR
+"""Bits that mean, on a socket that is connecting: it did not work."""
 WRITE: Final = select.EPOLLOUT
 """Bit that means: writing may go on."""
 

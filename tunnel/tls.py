@@ -8,7 +8,9 @@ data, which ``SSLSocket.unwrap`` would.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 import ssl
 import sys
 from pathlib import Path
@@ -118,18 +120,27 @@ def _trusting(context: ssl.SSLContext) -> ssl.SSLContext:
 class TlsSession:
     """One end of one TLS connection: ciphertext in and out on one side, plaintext on the other."""
 
-    __slots__ = ("_incoming", "_outgoing", "_tls", "closed")
+    __slots__ = ("_incoming", "_outgoing", "_tls", "closed", "ready")
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, host: str | None = None) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=host)
+        self.ready = False
+        """whether the handshake is complete"""
         self.closed = False
         """whether the other end has said close_notify"""
 
     def feed(self, data: bytes | memoryview) -> None:
         """Take ciphertext that arrived."""
         self._incoming.write(data)
+
+    def feed_from(self, sock: socket.socket) -> None:
+        """Take all ciphertext that a socket has now. Raises TlsError at its end, OSError where it is broken."""
+        with contextlib.suppress(BlockingIOError):
+            while data := sock.recv(RECORD):
+                self.feed(data)
+            raise TlsError("the other end closed the connection")
 
     def feed_eof(self) -> None:
         """The connection ended; without a close_notify before it, reading will raise TlsError."""
@@ -159,6 +170,7 @@ class TlsSession:
             raise TlsError(f"the server's certificate is not accepted: {error.verify_message}") from None
         except (ssl.SSLError, ValueError) as error:
             raise TlsError(f"the TLS handshake failed ({_detail(error)})") from None
+        self.ready = True
         return True
 
     def read_into(self, buffer: memoryview) -> int:

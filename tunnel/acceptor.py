@@ -1,0 +1,90 @@
+"""The accept loop of a listener: a bounded batch a turn, a pause while there is no room or no descriptor."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from tunnel import net
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from tunnel.journal import Journal
+    from tunnel.reactor import Reactor
+
+_BATCH: Final = 64  # connections taken in one turn
+_BREATH: Final = 0.1  # seconds without accepting when descriptors have run out
+
+
+class Acceptor:
+    """Accepts while there is room; what it leaves stays in the kernel's backlog. Owns the listener."""
+
+    __slots__ = ("_breath", "_has_room", "_journal", "_listener", "_paused", "_reactor", "_take", "address", "port")
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        listener: socket.socket,
+        journal: Journal,
+        take: Callable[[socket.socket, object], None],
+        has_room: Callable[[], bool],
+    ) -> None:
+        name = listener.getsockname()
+        self.address = net.show(name)
+        self.port = int(name[1])
+        self._reactor = reactor
+        self._listener: socket.socket | None = listener
+        self._journal = journal
+        self._take = take
+        self._has_room = has_room
+        self._paused = False
+        self._breath: asyncio.TimerHandle | None = None
+        reactor.register(listener, self._ready)
+
+    def resume(self) -> None:
+        """There may be room again."""
+        if self._paused and self._listener is not None and self._has_room():
+            self._paused = False
+            self._reactor.again(self._ready)
+
+    def close(self) -> None:
+        """Give the address up."""
+        if self._breath is not None:
+            self._breath.cancel()
+        if self._listener is not None:
+            self._reactor.close(self._listener)
+            self._listener = None
+
+    def crashed(self, error: Exception) -> None:
+        """A defect in what takes the connections."""
+        owner = getattr(self._take, "__self__", None)
+        if owner is None:
+            raise error
+        owner.crashed(error)
+
+    def _ready(self, _events: int) -> None:
+        listener = self._listener
+        if listener is None:
+            return
+        for _ in range(_BATCH):
+            if not self._has_room():
+                self._paused = True
+                return
+            try:
+                sock, peer = listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._take_a_breath(error)
+                return
+            sock.setblocking(False)
+            self._take(sock, peer)
+        self._reactor.again(self._ready)
+
+    def _take_a_breath(self, error: OSError) -> None:
+        self._journal.complain("listen", self.address, f"cannot accept on {self.address}: {net.describe(error)}")
+        self._breath = asyncio.get_running_loop().call_later(_BREATH, self._reactor.again, self._ready)

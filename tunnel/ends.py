@@ -1,0 +1,80 @@
+"""What entrance and exit have in common: relays over data connections, counted and owned until they end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunnel.reactor import READ
+from tunnel.relay import Flow, Relay
+from tunnel.sealed import OpeningFlow, SealingFlow
+
+if TYPE_CHECKING:
+    import socket
+
+    from tunnel.journal import Journal
+    from tunnel.pool import DataConnection
+    from tunnel.reactor import Reactor
+    from tunnel.relay import Meter
+    from tunnel.splice import Pipes
+    from tunnel.stats import Stats
+
+
+class Relays:
+    """The running relays of one end of a tunnel. They outlive links; only a drain's limit ends them early."""
+
+    def __init__(self, reactor: Reactor, pipes: Pipes, stats: Stats, journal: Journal) -> None:
+        self.reactor = reactor
+        self.stats = stats
+        self.journal = journal
+        self._pipes = pipes
+        self._running: set[Relay] = set()
+
+    def join(
+        self,
+        near: socket.socket,
+        data: DataConnection,
+        *,
+        near_events: int | None,
+        inward: Meter,
+        outward: Meter,
+    ) -> Relay:
+        """Relay between a visitor's or target's socket and a data connection, both owned by the relay from now on.
+
+        ``inward`` counts what leaves ``near``, ``outward`` what goes to it.
+        """
+        far, session = data.sock, data.session
+        relay = Relay(data.ident, self.reactor, self._pipes, near, far, self)
+        self._running.add(relay)
+        self.stats.active += 1
+        if session is None:
+            relay.start(Flow(relay, near, far, inward), Flow(relay, far, near, outward), near_events, data.events)
+        else:
+            seal = SealingFlow(relay, near, far, inward, session)
+            opening = OpeningFlow(relay, far, near, outward, session, seal.push)
+            relay.start(seal, opening, near_events, data.events | READ)  # the session may hold the first bytes already
+        return relay
+
+    def relay_done(self, relay: Relay) -> None:
+        """A relay has closed its sockets."""
+        self._running.discard(relay)
+        self.stats.active -= 1
+        self.freed(relay)
+
+    def freed(self, relay: Relay) -> None:
+        """A visitor has left; what an end makes of it."""
+
+    def relay_crashed(self, relay: Relay, error: Exception) -> None:
+        """A defect ended one relay; the others go on."""
+        self.journal.error("visitor", f"a defect ended relay {relay.ident}: {type(error).__name__}: {error}")
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are visitors that a drain waits for."""
+        return bool(self._running)
+
+    def cut(self) -> int:
+        """End all relays now; how many there were."""
+        running = list(self._running)
+        for relay in running:
+            relay.finish()
+        return len(running)

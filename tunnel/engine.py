@@ -1,0 +1,417 @@
+"""The life of one tunnel: attempts, cooldowns, links, the drain; and its snapshot for whoever looks on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import random
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from tunnel import backoff, net, state
+from tunnel.capacity import bounds_of, defaults_of
+from tunnel.client import Client, LinkFailedError
+from tunnel.entrance import Entrance
+from tunnel.exit import Exit
+from tunnel.journal import Journal
+from tunnel.net import NetError
+from tunnel.server import Server
+from tunnel.spec import Direction, LogLevel, Mode, Role, TunnelSpec
+from tunnel.state import Snapshot, Standing, State
+from tunnel.stats import Stats
+from tunnel.tls import TlsError
+
+if TYPE_CHECKING:
+    from tunnel.filler import Filler
+    from tunnel.journal import EventSink
+    from tunnel.link import Link
+    from tunnel.shared import Shared
+    from tunnel.state import Event
+
+_PROVEN: Final = 10.0  # seconds after which a link counts as having worked: its loss is a first failure again
+_PARTING: Final = 1.0  # seconds in which the entrance answers a farewell, so that no signal under way is lost
+_LOOK: Final = 0.02  # seconds between two looks at what a drain waits for
+
+
+class Engine:
+    """A running tunnel. Owns its listeners, its link and its relays."""
+
+    def __init__(self, name: str, spec: TunnelSpec, *, shared: Shared, sink: EventSink) -> None:
+        self.name = name
+        self.spec = spec
+        self._shared = shared
+        self._sink = sink
+        self._journal = Journal(name, self._emit, spec.log)
+        self._stats = Stats()
+        self._standing = Standing()
+        self._last_error: Event | None = None
+        self._loop = asyncio.get_running_loop()
+        self._server: Server | None = None
+        self._client: Client | None = None
+        self._direction: Direction | None = net.direction_of(spec) if spec.role is Role.SERVER else None
+        self._end: Entrance | Exit | None = None
+        self._link: Link | None = None
+        self._link_since = 0.0
+        self._filler: Filler | None = None
+        self._link_over: asyncio.Future[str] | None = None
+        self._was_up = False
+        self._attempt = 0
+        self._next_attempt = 0.0
+        self._retry = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._cut = asyncio.Event()
+        self._drain_limit: float | None = None
+        self._defect: Exception | None = None
+
+    # --- what its owner asks --------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Live until drained, closed or failed. Raises only on a defect; everything is closed either way."""
+        life = asyncio.create_task(self._live(), name=f"tunnel {self.name}")
+        ending = asyncio.create_task(self._ending.wait())
+        try:
+            await asyncio.wait({life, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if self._defect is not None:
+                raise self._defect
+            if life.done():
+                life.result()
+            else:
+                await _cancelled(life)
+                await self._drain()
+        finally:
+            await _cancelled(life)
+            await _cancelled(ending)
+            self._close_all()
+            if self._standing.state is not State.FAILED:
+                self._to(State.STOPPED)
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Accept no new visitors, let the present ones finish for ``timeout`` seconds at most, then ``run`` returns.
+
+        None: as long as SHUTDOWN_TIMEOUT says.
+        """
+        self._drain_limit = self.spec.settings.shutdown_timeout if timeout is None else timeout
+        self._ending.set()
+
+    def close(self) -> None:
+        """Everything closes now, also out of a drain, and ``run`` returns."""
+        self._drain_limit = 0.0
+        self._cut.set()
+        self._ending.set()
+
+    def retry(self) -> None:
+        """End a cooldown: the next attempt is made now."""
+        self._retry.set()
+        if isinstance(self._end, Exit):
+            self._end.try_now()
+
+    def adopt(self, spec: TunnelSpec) -> None:
+        """Take over settings and log level of a changed spec; no connection is touched."""
+        self.spec = spec
+        values = spec.settings
+        self._journal.level = spec.log
+        for maker in (self._server, self._client):
+            if maker is not None:
+                maker.respec(spec)
+        if (link := self._link) is not None:
+            link.change_bounds(bounds_of(values), defaults_of(values))
+            link.set_interval(values.report_interval)
+            link.channel.set_read_size(values.signal_buffer)
+        if isinstance(self._end, Entrance):
+            self._end.set_limits(self._visitors, values.signal_queue_limit)
+        elif self._end is not None:
+            self._end.pause_cap = spec.cooldown
+
+    # --- attempts -------------------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        if self.spec.is_exposed:
+            self._journal.warn("state", "the tunnel is open: without a key anyone who finds its port may join")
+        if self.spec.role is Role.SERVER:
+            await self._live_as_server()
+        else:
+            await self._live_as_client()
+
+    async def _live_as_server(self) -> None:
+        shared = self._shared
+        while True:
+            server = Server(self.spec, shared.reactor, self._journal, self._stats, shared.identity, self)
+            try:
+                await self._open_end()
+                await server.open()
+            except (NetError, TlsError) as error:
+                self._close_end()
+                if isinstance(error, TlsError) or error.errno in {errno.EACCES, errno.EPERM}:
+                    self._fail(str(error))
+                    return
+                await self._cool_down(str(error))
+                continue
+            self._server = server
+            self._attempt = 0
+            beside = f", data connections on {server.data_addr}" if server.data_addr else ""
+            self._journal.info("listen", f"listening on {server.address} as {self._direction} server{beside}")
+            self._to(State.WAITING)
+            await self._forever()
+
+    async def _live_as_client(self) -> None:
+        client = self._client = Client(self.spec, self._shared.reactor, self._journal)
+        while True:
+            self._to(State.CONNECTING)
+            try:
+                link, filler = await client.connect()
+                reason = await self._serve(link, filler)
+            except LinkFailedError as error:
+                if error.final:
+                    self._fail(str(error))
+                    return
+                reason = str(error)
+            await self._cool_down(reason)
+
+    async def _serve(self, link: Link, filler: Filler) -> str:
+        """The client's side of a link, from its start to its loss; why it was lost."""
+        if self._direction is not link.direction:
+            self._close_end()  # the server was given another mode
+            self._direction = link.direction
+        try:
+            await self._open_end()
+        except NetError as error:
+            link.close(str(error), farewell=str(error))
+            return str(error)
+        self._filler = filler
+        self._link_over = self._loop.create_future()
+        self._begin(link)
+        filler.begin()
+        reason = await self._link_over
+        if self._loop.time() - self._link_since >= _PROVEN:
+            self._attempt = 0
+        return reason
+
+    async def _open_end(self) -> None:
+        """Make entrance or exit, whichever this end is, unless it is there. Raises NetError."""
+        if self._end is not None or self._direction is None:
+            return
+        spec, shared = self.spec, self._shared
+        if not net.is_entrance(spec, self._direction):
+            self._end = Exit(shared.reactor, shared.pipes, self._stats, self._journal, spec.target, self._settle)
+            self._end.pause_cap = spec.cooldown
+            return
+        entrance = Entrance(shared.reactor, shared.pipes, self._stats, self._journal, spec.settings)
+        try:
+            await entrance.open(spec.target)
+        except NetError as error:
+            if spec.role is Role.SERVER and spec.mode is Mode.AUTO and error.errno == errno.EADDRINUSE:
+                error = _hinted(error)
+            raise error from None
+        self._end = entrance
+        self._journal.info("listen", f"visitors are accepted on {entrance.address}")
+
+    async def _cool_down(self, reason: str) -> None:
+        self._attempt += 1
+        pause = backoff.delay(self._attempt, self.spec.cooldown, random.uniform)
+        self._next_attempt = self._loop.time() + pause
+        self._journal.complain("state", reason, f"{reason}; next attempt in {pause:.1f} s", attempt=self._attempt)
+        self._to(State.COOLDOWN, reason)
+        self._retry.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._retry.wait()
+
+    async def _forever(self) -> NoReturn:
+        await self._loop.create_future()
+        raise AssertionError
+
+    # --- links ----------------------------------------------------------------------------------------------------
+
+    def link_made(self, link: Link) -> None:
+        """The server made a link."""
+        self._begin(link)
+
+    def _begin(self, link: Link) -> None:
+        end = self._end
+        maker = self._server or self._filler
+        if end is None or maker is None:
+            link.close("this end is closing")
+            return
+        self._link = link
+        self._link_since = self._loop.time()
+        self._was_up = False
+        self._settle()
+        link.begin(end, maker, self, self.spec.settings.report_interval)
+        end.attach(link)
+        if link.channel.loss is None:
+            self._journal.info("link", f"link {link.ident} with {link.channel.peer}, {link.direction}", link=link.ident)
+
+    def link_changed(self, link: Link) -> None:
+        """The pool grew from nothing, the target's state or the limits changed."""
+        if link is self._link:
+            if isinstance(self._end, Entrance):
+                self._end.set_limits(link.limits.visitors, self.spec.settings.signal_queue_limit)
+            self._settle()
+
+    def link_lost(self, link: Link, reason: str) -> None:
+        """The link is over; relays go on."""
+        if link is not self._link:
+            return
+        self._link = None
+        if self._end is not None:
+            self._end.detach()
+        if self._filler is not None:
+            self._filler.close()
+            self._filler = None
+        text = f"the link with {link.channel.peer} was lost: {reason}"
+        if not self._ending.is_set():
+            self._journal.warn("link", text, link=link.ident)
+        self._settle(text)
+        if self._link_over is not None and not self._link_over.done():
+            self._link_over.set_result(text)
+
+    def crashed(self, error: Exception) -> None:
+        """A defect: this engine ends and raises it; its owner starts another."""
+        if self._defect is None:
+            self._defect = error
+        self._ending.set()
+
+    def _settle(self, reason: str | None = None) -> None:
+        """Take the state that follows from what is so: link, pool, target."""
+        if self._ending.is_set():
+            return
+        link = self._link
+        if link is None:
+            if self._server is not None:
+                self._to(State.WAITING, reason)
+            return
+        trouble = self._end.trouble if isinstance(self._end, Exit) else link.trouble
+        dial_trouble = self._filler.trouble if self._filler is not None else None
+        if trouble is not None:
+            self._to(State.COOLDOWN, trouble)
+        elif len(link.pool) or (self._was_up and dial_trouble is None):
+            self._was_up = True
+            self._to(State.UP)
+        else:
+            self._to(State.CONNECTING, dial_trouble)
+
+    def _to(self, target: State, reason: str | None = None) -> None:
+        before, self._standing = self._standing, self._standing.to(target, reason)
+        if before.state is not target:
+            text = f"{before.state} → {target}" + (f": {reason}" if reason else "")
+            level = LogLevel.INFO if target in {State.UP, State.STOPPED} else LogLevel.DEBUG
+            self._journal.say(level, "state", text, state=target.value, reason=reason)
+
+    def _fail(self, reason: str) -> None:
+        self._journal.error("state", reason)
+        self._to(State.FAILED, reason)
+
+    def _emit(self, event: Event) -> None:
+        if event.level >= LogLevel.WARN:
+            self._last_error = event
+        self._sink(event)
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        limit = self._drain_limit or 0.0
+        end, link = self._end, self._link
+        self._to(State.DRAINING, f"{self._stats.active} visitors may finish, for {limit:g} s at most")
+        if self._server is not None:
+            self._server.close()
+        if isinstance(end, Entrance):
+            end.stop_accepting()
+        elif link is not None:
+            link.say_goodbye("it is shutting down")
+        parting = self._loop.time() + min(_PARTING, limit)
+        until = self._loop.time() + limit
+        while not self._cut.is_set() and (now := self._loop.time()) < until:
+            signals_may_come = isinstance(end, Exit) and self._link is not None and now < parting
+            if not signals_may_come and (end is None or not end.busy):
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK):
+                    await self._cut.wait()
+
+    def _close_all(self) -> None:
+        self._ending.set()
+        if self._link is not None:
+            self._link.close("this end stopped", farewell="it has stopped")
+        if self._server is not None:
+            self._server.close()
+        cut = self._close_end()
+        if cut:
+            self._journal.warn("visitor", f"{cut} visitors were cut off")
+
+    def _close_end(self) -> int:
+        end, self._end = self._end, None
+        return end.close() if end is not None else 0
+
+    # --- what others see ------------------------------------------------------------------------------------------
+
+    @property
+    def _visitors(self) -> int:
+        return self._link.limits.visitors if self._link is not None else self.spec.settings.semaphore_limit
+
+    def snapshot(self) -> Snapshot:
+        """How the tunnel is at this moment."""
+        spec, stats, link, standing, end = self.spec, self._stats, self._link, self._standing, self._end
+        entrance = end if isinstance(end, Entrance) else None
+        limits = link.limits if link is not None else defaults_of(spec.settings)
+        error = self._last_error
+        return Snapshot(
+            name=self.name,
+            role=spec.role.value,
+            direction=self._direction.value if self._direction else None,
+            state=standing.state,
+            reason=standing.reason,
+            since=state.timestamp(standing.since),
+            tunnel_addr=(self._server.address if self._server else None) or str(spec.tunnel),
+            target_addr=(entrance.address if entrance else None) or str(spec.target),
+            data_addr=link.data_addr if link else self._server.data_addr if self._server else None,
+            peer=link.channel.peer if link else None,
+            link=link.ident if link else None,
+            auth=spec.auth,
+            data_tls=int(bool(link.data_tls)) if link and not spec.data_tls else int(spec.data_tls),
+            pool=state.PoolView(
+                idle=len(link.pool) if link else 0,
+                capacity=max(link.capacity, limits.pool_min) if link else limits.pool_min,
+                dialing=link.dialing if link else 0,
+                min=limits.pool_min,
+                max=limits.pool_max,
+            ),
+            signals=state.SignalsView(
+                queued=entrance.queued if entrance else 0,
+                limit=spec.settings.signal_queue_limit,
+                total=stats.signals,
+            ),
+            connections=state.ConnectionsView(
+                active=stats.active, total=stats.total, failed=stats.failed, limit=limits.visitors
+            ),
+            bytes=state.BytesView(from_visitors=stats.from_visitors.total, to_visitors=stats.to_visitors.total),
+            refused=state.RefusedView(
+                handshakes=stats.refused_handshakes, prefaces=stats.refused_prefaces, silent=stats.silent
+            ),
+            rtt_ms=round(link.rtt * 1000, 3) if link and link.rtt is not None else None,
+            cooldown=self._cooldown(),
+            last_error=error.text if error else None,
+            last_error_at=state.timestamp(error.ts) if error else None,
+        )
+
+    def _cooldown(self) -> state.CooldownView:
+        if self._standing.state is not State.COOLDOWN:
+            return state.CooldownView(attempt=self._attempt)
+        if isinstance(self._end, Exit) and self._end.trouble is not None and self._link is not None:
+            due, attempt = self._end.next_try, self._end.attempt
+        else:
+            due, attempt = self._next_attempt, self._attempt
+        return state.CooldownView(remaining_s=round(max(0.0, due - self._loop.time()), 3), attempt=attempt)
+
+
+def _hinted(error: NetError) -> NetError:
+    hinted = NetError(f"{error}; if the target is a service to be dialled from here, add mode=forward")
+    hinted.errno = error.errno
+    return hinted
+
+
+async def _cancelled(task: asyncio.Task[object] | asyncio.Task[None]) -> None:
+    """Cancel a task and wait until it is over; what it raised then is not news any more."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,327 @@
+"""The life of one control channel after its handshake: signals in batches, pings with a deadline, the pool.
+
+A link knows which end it serves (``Entrance`` or ``Exit``) and which role made it only through two small interfaces;
+it has the frames, they have the meaning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tunnel import protocol
+from tunnel.capacity import Bounds, Limits, agree, surplus
+from tunnel.pool import Pool
+from tunnel.protocol import Kind, ProtocolError
+
+if TYPE_CHECKING:
+    from tunnel.channel import Channel
+    from tunnel.protocol import Frame
+    from tunnel.reactor import Reactor
+    from tunnel.spec import Direction
+
+_SILENT_INTERVALS: Final = 3  # without a word from the other end: the link is dead, whatever the kernel says
+_RTT_WEIGHT: Final = 0.2  # of the newest sample
+
+
+class LinkEnd(Protocol):
+    """Entrance or exit, as its link sees it."""
+
+    def launch(self, idents: tuple[int, ...]) -> None:
+        """Signals: these data connections have visitors. Only an exit gets them."""
+
+    def failed(self, ident: int, reason: str) -> None:
+        """The exit could not serve the visitor of this data connection. Only an entrance gets it."""
+
+    def pooled(self) -> None:
+        """There are more idle connections than before."""
+
+
+class LinkMaker(Protocol):
+    """Server or client, as its link sees it."""
+
+    dials: bool
+    """whether it is the one that dials data connections"""
+
+    def pooled(self, idents: tuple[int, ...]) -> None:
+        """The server has these in its pool. Only a client gets it."""
+
+    def queued(self, count: int) -> None:
+        """So many visitors wait at the entrance. Only a client gets it."""
+
+    def taken(self, count: int) -> None:
+        """Visitors took so many idle connections, or they were given up: more may be needed."""
+
+
+class LinkWatcher(Protocol):
+    """The engine, as its link sees it."""
+
+    def link_changed(self, link: Link) -> None:
+        """The pool got its first connection, the target's state changed, or limits were agreed anew."""
+
+    def link_lost(self, link: Link, reason: str) -> None:
+        """The link is over; its idle connections are closed, its relays go on."""
+
+    def crashed(self, error: Exception) -> None:
+        """A defect."""
+
+
+class Link:
+    """One end of a link. Owns its channel and its pool."""
+
+    def __init__(
+        self,
+        *,
+        ident: str,
+        secret: bytes,
+        direction: Direction,
+        channel: Channel,
+        reactor: Reactor,
+        at_entrance: bool,
+        data_tls: bool,
+    ) -> None:
+        self.ident = ident
+        self.secret = secret
+        self.direction = direction
+        self.channel = channel
+        self.data_tls = data_tls
+        self.data_addr: str | None = None
+        """where data connections go, as far as this end knows"""
+        self.at_entrance = at_entrance
+        self.pool = Pool(reactor, at_entrance=at_entrance, on_drop=self._dropped)
+        self.rtt: float | None = None
+        """smoothed round-trip time of the control channel in seconds"""
+        self.capacity = 0
+        """idle connections wanted just now"""
+        self.dialing = 0
+        self.trouble: str | None = None
+        """what is wrong with the target, as the exit says"""
+        self.limits: Limits
+        self._ours = Bounds()
+        self._theirs = Bounds()
+        self._defaults: Limits
+        self._reactor = reactor
+        self._loop = asyncio.get_running_loop()
+        self._heard_at = self._loop.time()
+        self._interval = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._answer: asyncio.Future[None] | None = None
+        self._launches: list[int] = []
+        self._pooled: list[int] = []
+        self._retired: list[int] = []
+        self._queued: int | None = None
+        self._flush_due = False
+        self._end: LinkEnd
+        self._maker: LinkMaker
+        self._watcher: LinkWatcher
+
+    def agree(self, ours: Bounds, theirs: Bounds, defaults: Limits) -> None:
+        """Set the limits from what both ends were told."""
+        self._ours, self._theirs, self._defaults = ours, theirs, defaults
+        self.limits = agree(ours, theirs, defaults)
+
+    def change_bounds(self, ours: Bounds, defaults: Limits) -> None:
+        """This end was told otherwise: agree anew, no connection is touched."""
+        self.agree(ours, self._theirs, defaults)
+        self.channel.send(protocol.encode_bounds((ours.pool_min, ours.pool_max, ours.visitors)))
+        self._maker.taken(0)
+
+    def begin(self, end: LinkEnd, maker: LinkMaker, watcher: LinkWatcher, interval: float) -> None:
+        """Go to work: frames are heard from now on, pings leave every ``interval`` seconds."""
+        self._end, self._maker, self._watcher = end, maker, watcher
+        self._interval = interval
+        self._heard_at = self._loop.time()
+        self._ping()
+        self.channel.listen(self)
+
+    def set_interval(self, seconds: float) -> None:
+        """Ping at another pace from now on."""
+        self._interval = seconds
+        if self._timer is not None:
+            self._timer.cancel()
+            self._ping()
+
+    # --- what this end says ---------------------------------------------------------------------------------------
+
+    def signal(self, ident: int) -> None:
+        """Ask the exit to launch this data connection. All signals of a turn leave in one write."""
+        self._launches.append(ident)
+        self._flush_soon()
+        self._maker.taken(1)
+
+    def say_pooled(self, ident: int) -> None:
+        """Tell the client that the server has it in its pool."""
+        self._pooled.append(ident)
+        self._flush_soon()
+
+    def say_queued(self, count: int) -> None:
+        """Tell the client how many visitors wait."""
+        if self._maker.dials:
+            self._maker.queued(count)
+        else:
+            self._queued = count
+            self._flush_soon()
+
+    def say_capacity(self, wanted: int, dialing: int) -> None:
+        """Tell the server how many idle connections are wanted, and how many are on their way."""
+        if (wanted, dialing) != (self.capacity, self.dialing):
+            changed = wanted != self.capacity
+            self.capacity, self.dialing = wanted, dialing
+            if changed:
+                self.channel.send(protocol.encode_capacity(wanted, dialing))
+
+    def say_failed(self, ident: int, reason: str) -> None:
+        """Tell the entrance that a visitor cannot be served."""
+        self.channel.send(protocol.encode_failed(ident, reason))
+
+    def say_target(self, trouble: str | None) -> None:
+        """Tell the entrance how the target is."""
+        self.trouble = trouble
+        self.channel.send(protocol.encode_target(trouble))
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._reactor.defer(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        send = self.channel.send
+        if self._pooled:  # before the signals, which may name them
+            send(protocol.encode_ids(Kind.POOLED, self._pooled))
+            self._pooled.clear()
+        if self._launches:
+            send(protocol.encode_ids(Kind.LAUNCH, self._launches))
+            self._launches.clear()
+        if self._retired:
+            send(protocol.encode_ids(Kind.RETIRED, self._retired))
+            self._retired.clear()
+        if self._queued is not None:
+            send(protocol.encode_queued(self._queued))
+            self._queued = None
+
+    # --- what the other end says ----------------------------------------------------------------------------------
+
+    def heard(self, frames: list[Frame]) -> None:
+        """Frames from the channel."""
+        self._heard_at = self._loop.time()
+        for kind, payload in frames:
+            if kind is Kind.LAUNCH and not self.at_entrance:
+                idents = protocol.decode_ids(payload)
+                self._end.launch(idents)
+                self._maker.taken(len(idents))
+            elif kind is Kind.POOLED:
+                self._maker.pooled(protocol.decode_ids(payload))
+            elif kind is Kind.FAILED and self.at_entrance:
+                self._end.failed(*protocol.decode_failed(payload))
+            elif kind is Kind.QUEUED:
+                self._maker.queued(protocol.decode_queued(payload))
+            else:
+                self._heard_seldom(kind, payload)
+
+    def _heard_seldom(self, kind: Kind, payload: bytes) -> None:
+        if kind is Kind.PING:
+            self.channel.send(protocol.encode_stamp(Kind.PONG, protocol.decode_stamp(payload)))
+        elif kind is Kind.PONG:
+            self._answered(protocol.decode_stamp(payload))
+        elif kind is Kind.RETIRED and not self.at_entrance:
+            idents = protocol.decode_ids(payload)
+            for ident in idents:
+                self.pool.discard(ident)
+            self._maker.taken(0)
+        elif kind is Kind.CAPACITY:
+            self.capacity, self.dialing = protocol.decode_capacity(payload)
+        elif kind is Kind.TARGET and self.at_entrance:
+            self.trouble = protocol.decode_target(payload)
+            self._watcher.link_changed(self)
+        elif kind is Kind.BOUNDS:
+            self.agree(self._ours, Bounds(*protocol.decode_bounds(payload)), self._defaults)
+            self._maker.taken(0)
+            self._watcher.link_changed(self)
+        elif kind is Kind.BYE:
+            self._flush()  # signals that were given to nobody yet are still honoured
+            self.channel.close(f"the other end says: {protocol.decode_text(payload)}")
+        else:
+            raise ProtocolError(f"a {kind.name} frame where none belongs")
+
+    def note_trouble(self) -> None:
+        """Dialling data connections fails, or works again."""
+        self._watcher.link_changed(self)
+
+    def note_pooled(self) -> None:
+        """The pool has grown: whoever waits for it may go on."""
+        self._end.pooled()
+        if len(self.pool) <= 1:
+            self._watcher.link_changed(self)
+
+    def _dropped(self, ident: int) -> None:
+        if self.at_entrance:
+            self._retired.append(ident)
+            self._flush_soon()
+        self._maker.taken(0)
+
+    # --- health ---------------------------------------------------------------------------------------------------
+
+    def _ping(self) -> None:
+        silence = self._loop.time() - self._heard_at
+        if silence >= _SILENT_INTERVALS * self._interval:
+            self.channel.close(f"the other end has been silent for {silence:.1f} s")
+            return
+        self.channel.send(protocol.encode_stamp(Kind.PING, time.monotonic_ns()))
+        self._timer = self._loop.call_later(self._interval, self._tick)
+
+    def _tick(self) -> None:
+        self.pool.sweep()
+        if self.at_entrance:
+            wanted = max(self.capacity, self.limits.pool_min)
+            self._retired += self.pool.retire(surplus(wanted=wanted, idle=len(self.pool)))
+            if self._retired:
+                self._flush_soon()
+        self._maker.taken(0)
+        # A process that was stopped or starved finds the answers of the meantime unread: look before judging.
+        self._reactor.defer(self._ping)
+
+    def _answered(self, stamp: int) -> None:
+        sample = max(0, time.monotonic_ns() - stamp) / 1e9
+        self.rtt = sample if self.rtt is None else self.rtt + (sample - self.rtt) * _RTT_WEIGHT
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)
+
+    async def answers(self, within: float) -> bool:
+        """Whether the other end answers a ping sent now within so many seconds."""
+        if self.channel.loss is not None:
+            return False
+        if self._answer is None or self._answer.done():
+            self._answer = self._loop.create_future()
+        self.channel.send(protocol.encode_stamp(Kind.PING, time.monotonic_ns()))
+        try:
+            async with asyncio.timeout(within):
+                await asyncio.shield(self._answer)
+        except TimeoutError:
+            return False
+        return self.channel.loss is None
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def say_goodbye(self, text: str) -> None:
+        """Ask the other end to end the link, for this one is going away; signals under way still arrive."""
+        self._flush()
+        self.channel.send(protocol.encode_text(Kind.BYE, text))
+
+    def close(self, reason: str, *, farewell: str | None = None) -> None:
+        """End the link; ``farewell`` tells the other end why."""
+        if farewell is not None:
+            self.say_goodbye(farewell)
+        self.channel.close(reason)
+
+    def lost(self, reason: str) -> None:
+        """The channel is over, and so is the link."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.pool.close()
+        self._watcher.link_lost(self, reason)
+
+    def crashed(self, error: Exception) -> None:
+        """A defect while frames were handled."""
+        self._watcher.crashed(error)
