@@ -11,7 +11,7 @@ from orchestrator import api, paths
 from orchestrator.bus import HOUSE
 from orchestrator.supervisor import Supervisor
 from tunnel.engine import Engine
-from tunnel.reactor import Reactor
+from tunnel.shared import Shared
 from tunnel.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ def claimed_socket(manifest: Manifest, named: Path | None, environ: Mapping[str,
 @contextlib.asynccontextmanager
 async def running(manifest: Manifest, socket: Path, log: EventSink, level: LogLevel) -> AsyncIterator[Supervisor]:
     """A supervisor with its API, not started yet; ``level`` is that of its own lines. Raises SocketPathError."""
-    reactor = Reactor()
+    shared = Shared()
 
     def make_engine(name: str, spec: TunnelSpec, sink: EventSink) -> Engine:
-        return Engine(name, spec, reactor=reactor, sink=sink)
+        return Engine(name, spec, shared=shared, sink=sink)
 
     supervisor = Supervisor(manifest, make_engine=make_engine)
     supervisor.bus.subscribe(_filtered(log, manifest, level))
@@ -59,7 +59,7 @@ async def running(manifest: Manifest, socket: Path, log: EventSink, level: LogLe
         async with api.serve(supervisor, socket):
             yield supervisor
     finally:
-        reactor.stop()
+        shared.close()
 
 
 def _filtered(log: EventSink, manifest: Manifest, level: LogLevel) -> Callable[[Event], None]:

@@ -12,7 +12,7 @@ from orchestrator.logformat import LogWriter
 from orchestrator.process import hide_keys, mask_url, raise_file_limit, say, stop_signals
 from tunnel.engine import Engine
 from tunnel.options import OptionError, make_spec
-from tunnel.reactor import Reactor
+from tunnel.shared import Shared
 from tunnel.spec import LogLevel
 from tunnel.state import Event, State
 from tunnel.url import UrlError, parse
@@ -60,7 +60,7 @@ def pointed(text: str, offset: int) -> str:
 
 
 async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
-    reactor = Reactor()
+    shared = Shared()
     name = spec.role.value
     sink = _from(spec.log, log)
     if spec.is_exposed:
@@ -70,7 +70,7 @@ async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
     for text in warnings:
         sink(Event(ts=time.time(), tunnel=name, level=LogLevel.WARN, kind="start", text=text))
     keeper = Keeper(
-        name, spec, make_engine=lambda name, spec, sink: Engine(name, spec, reactor=reactor, sink=sink), sink=sink
+        name, spec, make_engine=lambda name, spec, sink: Engine(name, spec, shared=shared, sink=sink), sink=sink
     )
 
     def close() -> None:
@@ -80,7 +80,7 @@ async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
     with stop_signals(lambda: keeper.drain(reason="shutting down"), close):
         keeper.start()
         await keeper.wait()
-    reactor.stop()
+    shared.close()
     return 1 if keeper.snapshot().state is State.FAILED else 0
 
 

@@ -125,8 +125,6 @@ class Engine:
     # --- attempts -------------------------------------------------------------------------------------------------
 
     async def _live(self) -> None:
-        if self.spec.is_exposed:
-            self._journal.warn("state", "the tunnel is open: without a key anyone who finds its port may join")
         if self.spec.role is Role.SERVER:
             await self._live_as_server()
         else:
