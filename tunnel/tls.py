@@ -179,7 +179,7 @@ class TlsSession:
         Raises TlsError.
         """
         try:
-            got = self._tls.read(len(buffer), buffer)
+            got = int(self._tls.read(len(buffer), buffer))
         except ssl.SSLWantReadError:
             return 0
         except ssl.SSLZeroReturnError:
@@ -187,7 +187,7 @@ class TlsSession:
         except ssl.SSLError as error:
             raise TlsError(f"TLS failed ({_detail(error)})") from None
         self.closed = not got  # Python tells close_notify by 0, or by an exception if this end has said it before
-        return int(got)
+        return got
 
     def write(self, data: bytes | memoryview) -> None:
         """Encrypt ``data``; ``take`` gives the result. Raises TlsError."""
