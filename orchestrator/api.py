@@ -33,9 +33,8 @@ async def serve(supervisor: Supervisor, path: Path) -> AsyncIterator[None]:
     runner = web.AppRunner(application(supervisor), access_log=None, shutdown_timeout=_FAREWELL)
     await runner.setup()
     try:
-        with _listener(path) as listener:
-            await web.SockSite(runner, listener).start()
-            yield
+        await web.SockSite(runner, _listener(path)).start()  # the site owns the listener from here on
+        yield
     finally:
         await runner.cleanup()
 

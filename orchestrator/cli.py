@@ -24,6 +24,12 @@ def main() -> int:
         return commands.run(arguments)
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # noqa: BLE001  a defect of ours: its place helps us, a traceback nobody
+        from orchestrator.keeper import describe_defect  # noqa: PLC0415  as above
+        from orchestrator.process import say  # noqa: PLC0415
+
+        say(describe_defect(error))
+        return 1
 
 
 if __name__ == "__main__":

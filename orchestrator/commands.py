@@ -231,7 +231,7 @@ def check(*, file: str, as_json: bool, strict: bool) -> int:
         for warning in warnings:
             click.echo(f"{warning.place}: warning: {warning.message}")
         if not faults:
-            say(f"{file} is valid: {count} tunnels")
+            say(f"{file} is valid: {count} {'tunnel' if count == 1 else 'tunnels'}")
     return WRONG if faults else 0
 
 
@@ -299,7 +299,7 @@ def down(*, wait: bool, socket: Path | None, file: Path) -> int:
         answer = client.shutdown()
     except (NoDaemonError, RefusedError, paths.SocketPathError) as error:
         _asking(error)
-    say(f"the daemon is shutting down; {answer['active']} visitors may finish")
+    say(f"the daemon is shutting down; {answer['active']} connections may finish")
     if wait:
         client.wait_gone()
     return 0
@@ -356,7 +356,7 @@ def _add_later(name: str, what: str) -> None:
         name, help=f"Not in this version yet: {what}.", context_settings={"ignore_unknown_options": True}, hidden=True
     )
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-    def later(arguments: tuple[str, ...]) -> int:  # noqa: ARG001  taken so that any of them gets the same answer
+    def later(arguments: tuple[str, ...]) -> int:
         _fail(WRONG, f"{name} is not in this version yet")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tunnel.backoff import delay
+from tunnel.backoff import FIRST, LEAST
 from tunnel.spec import LogLevel, TunnelSpec
 from tunnel.state import (
     BytesView,
@@ -84,6 +84,14 @@ def describe_defect(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {frames[-1].name} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
     return f"internal fault: {type(error).__name__}: {error}{where}"
+
+
+def pause_after(breaks: int, uniform: Callable[[float, float], float]) -> float:
+    """Seconds to wait after an engine broke ``breaks`` times in a row: exponential, with full jitter.
+
+    Steeper than after a lost link: an outage heals by itself, a defect hardly ever.
+    """
+    return max(LEAST, uniform(0.0, min(LONGEST_PAUSE, FIRST * 2.0 ** min(breaks - 1, 16))))
 
 
 class Keeper:
@@ -232,7 +240,7 @@ class Keeper:
         return error
 
     async def _pause(self, error: Exception, breaks: int) -> None:
-        pause = delay(breaks, LONGEST_PAUSE, self._uniform)
+        pause = pause_after(breaks, self._uniform)
         self._rest = replace(
             self._rest,
             state=State.COOLDOWN,

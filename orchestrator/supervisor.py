@@ -73,7 +73,7 @@ class Supervisor:
         """Drain every tunnel, each up to its SHUTDOWN_TIMEOUT or the file's ``drain_timeout``, and end."""
         if not self._stopping.is_set():
             present = sum(keeper.snapshot().connections.active for keeper in self._keepers.values())
-            self.bus.tell(LogLevel.INFO, "supervisor", f"shutting down: {present} visitors may finish")
+            self.bus.tell(LogLevel.INFO, "supervisor", f"shutting down: {present} connections may finish")
         self._stopping.set()
         for keeper in self._keepers.values():
             keeper.drain(self._manifest.supervisor.drain_timeout, "shutting down")

@@ -1,0 +1,109 @@
+"""An engine without sockets, steered by a test."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from orchestrator.keeper import at_rest
+from tunnel.spec import LogLevel
+from tunnel.state import Event, Standing, State, timestamp
+
+if TYPE_CHECKING:
+    from tunnel.journal import EventSink
+    from tunnel.spec import TunnelSpec
+    from tunnel.state import Snapshot
+
+
+class FakeEngine:
+    """Comes up at once; ends when it is drained and its visitor left, or when it is closed."""
+
+    def __init__(self, name: str, spec: TunnelSpec, sink: EventSink) -> None:
+        self.name = name
+        self.spec = spec
+        self.sink = sink
+        self.standing = Standing()
+        self.visitor_left = asyncio.Event()
+        self.visitor_left.set()
+        self.drained_with: list[float | None] = []
+        self.told = asyncio.Event()
+        self.closed = asyncio.Event()
+        self.defect: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.mute = False
+        self.deaf = False
+
+    async def run(self) -> None:
+        self.standing = self.standing.to(State.CONNECTING).to(State.UP)
+        self.sink(Event(ts=time.time(), tunnel=self.name, level=LogLevel.INFO, kind="state", text="up"))
+        told = asyncio.create_task(self._until_told())
+        try:
+            await asyncio.wait([told, self.defect], return_when=asyncio.FIRST_COMPLETED)
+            if self.defect.done():
+                self.defect.result()
+        finally:
+            told.cancel()
+        if self.standing.state is not State.FAILED:
+            self.standing = self.standing.to(State.STOPPED)
+
+    async def _until_told(self) -> None:
+        await self.told.wait()
+        leaving = asyncio.create_task(self.visitor_left.wait())
+        closing = asyncio.create_task(self.closed.wait())
+        await asyncio.wait([leaving, closing], return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        closing.cancel()
+
+    def drain(self, timeout: float | None = None) -> None:
+        self.drained_with.append(timeout)
+        self.standing = self.standing.to(State.DRAINING)
+        self.told.set()
+
+    def close(self) -> None:
+        if not self.deaf:
+            self.told.set()
+            self.closed.set()
+
+    def retry(self) -> None:
+        raise AssertionError("nothing here waits")
+
+    def fail(self, reason: str) -> None:
+        """End as one that cannot work as it is written."""
+        self.standing = self.standing.to(State.FAILED, reason)
+        self.told.set()
+
+    def snapshot(self) -> Snapshot:
+        if self.mute:
+            raise RuntimeError("too broken to say anything")
+        seen = at_rest(self.name, self.spec)
+        return replace(
+            seen, state=self.standing.state, reason=self.standing.reason, since=timestamp(self.standing.since)
+        )
+
+
+class Workshop:
+    """Makes fake engines and remembers them."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, list[FakeEngine]] = {}
+        self.breaks_at_once: set[str] = set()
+
+    def __call__(self, name: str, spec: TunnelSpec, sink: EventSink) -> FakeEngine:
+        if name in self.breaks_at_once:
+            raise ValueError("cannot even be made")
+        engine = FakeEngine(name, spec, sink)
+        self.made.setdefault(name, []).append(engine)
+        return engine
+
+    def last(self, name: str) -> FakeEngine:
+        """The engine that runs now, or ran last."""
+        return self.made[name][-1]
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait for a condition; a test that waits longer has failed."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  conditions of any kind announce nothing
+            await asyncio.sleep(0.005)
