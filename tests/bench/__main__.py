@@ -135,42 +135,46 @@ async def _rounds(
     return outcomes
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Runs the benchmark. 0: measured; 1: something failed; 2: wrong usage; 130, 143: interrupted."""
-    options = _arguments(sys.argv[1:] if words is None else words)
-    options.rounds = options.rounds or (1 if options.quick else 5)
-    options.seconds = options.seconds or (3 if options.quick else 5)
-    try:
-        contenders, measurements = _present(options), _possible(options.only)
-        if not contenders or not measurements:
-            raise BenchError("nothing is left to measure")
-        if options.json:
-            options.json.touch()  # an unwritable place is better known before the run than after it
-    except BenchError as error:
-        _talk(f"bench: {error}")
-        return 2
-    except OSError as error:
-        _talk(f"bench: --json {error.filename}: {error.strerror}")
-        return 2
+def _bench(options: argparse.Namespace) -> int:
+    contenders, measurements = _present(options), _possible(options.only)
+    if not contenders or not measurements:
+        raise BenchError("nothing is left to measure")
+    if options.json:
+        _write(options.json, "")  # an unwritable place is better known before the run than after it
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, DESCRIPTORS)), hard))
     facts = _facts(options)
-    try:
-        outcomes = asyncio.run(_rounds(contenders, measurements, options.rounds, options.seconds))
-    except KeyboardInterrupt:
-        return 130
-    except asyncio.CancelledError:
-        return 143
-    except BenchError as error:
-        _talk(f"bench: {error}")
-        return 1
+    outcomes = asyncio.run(_rounds(contenders, measurements, options.rounds, options.seconds))
     names = [contender.name for contender in contenders]
     print(report.render(outcomes, names, baseline=who.BASELINE, ours=who.OURS))
     print("\n" + "\n".join(f"{name}: {fact}" for name, fact in facts.items()))
     if options.json:
         document = report.as_document(outcomes, names, baseline=who.BASELINE, facts=facts)
-        options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        _write(options.json, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     return 1 if any(outcome.errors for outcome in outcomes) else 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise BenchError(f"--json {path}: {error.strerror}") from None
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs the benchmark. 0: measured; 1: something failed meanwhile; 2: wrong usage; 130, 143: interrupted."""
+    options = _arguments(sys.argv[1:] if words is None else words)
+    options.rounds = options.rounds or (1 if options.quick else 5)
+    options.seconds = options.seconds or (3 if options.quick else 5)
+    try:
+        return _bench(options)
+    except BenchError as error:
+        _talk(f"bench: {error}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except asyncio.CancelledError:
+        return 143
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def haproxy() -> Contender:
 def ours(command: str | None = None) -> Contender:
     """This project with default settings; ``command`` replaces ``nodepass-orch`` in front of the URLs."""
     beside = Path(sys.executable).with_name("nodepass-orch")
-    words = shlex.split(command) if command else [str(beside) if beside.exists() else "nodepass-orch"]
+    words = shlex.split(command) if command is not None else [str(beside) if beside.exists() else "nodepass-orch"]
     if not words:
         raise BenchError("--ours-command is empty; give the program that takes a tunnel's URL")
     return Contender(

@@ -88,7 +88,7 @@ async def measure(measurement: Measurement, contender: Contender, seconds: int) 
     try:
         async with _visit(contender) as visit:
             return await measurement.take(visit, seconds)
-    except BenchError as error:
+    except (BenchError, OSError) as error:
         return Sample({}, (str(error),))
 
 
@@ -161,7 +161,7 @@ class _Echo(asyncio.Protocol):
         self._transport = transport
         self._peers.add(transport)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  the signature is asyncio's
+    def connection_lost(self, exc: Exception | None) -> None:
         self._peers.discard(self._transport)
 
     def data_received(self, data: bytes) -> None:
@@ -239,11 +239,11 @@ async def _bulk8(visit: Visit, seconds: int) -> Sample:
     return await _bulk(visit, seconds, 8)
 
 
-async def _start(visit: Visit, seconds: int) -> Sample:  # noqa: ARG001  a start takes as long as it takes
+async def _start(visit: Visit, seconds: int) -> Sample:
     return Sample({"start.ms": visit.start_ms})
 
 
-async def _idle(visit: Visit, seconds: int) -> Sample:  # noqa: ARG001  as above
+async def _idle(visit: Visit, seconds: int) -> Sample:
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if allowed < DESCRIPTORS:
         raise BenchError(f"{DESCRIPTORS} open files are needed and {allowed} allowed; raise the limit (ulimit -Hn)")

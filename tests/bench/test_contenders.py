@@ -69,3 +69,8 @@ def test_faults_of_the_file(tmp_path: Path, text: str, said: str) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="No such file"):
         contenders.load(tmp_path / "none.toml")
+
+
+def test_an_empty_command_for_ours_is_refused() -> None:
+    with pytest.raises(BenchError, match="--ours-command is empty"):
+        contenders.ours("")
