@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Final
 
 from tunnel.reactor import READ
 from tunnel.relay import Flow, Relay
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from tunnel.splice import Pipes
     from tunnel.stats import Stats
 
+_SETTLED: Final = 5.0  # seconds after which a relay is worth the system calls that watch over it
+
 
 class Relays:
     """The running relays of one end of a tunnel. They outlive links; only a drain's limit ends them early."""
@@ -28,6 +31,7 @@ class Relays:
         self.journal = journal
         self._pipes = pipes
         self._running: set[Relay] = set()
+        self._round: asyncio.TimerHandle | None = None
 
     def join(
         self,
@@ -46,6 +50,8 @@ class Relays:
         relay = Relay(data.ident, self.reactor, self._pipes, near, far, self)
         self._running.add(relay)
         self.stats.active += 1
+        if self._round is None:
+            self._round = asyncio.get_running_loop().call_later(_SETTLED, self._go_round)
         if session is None:
             relay.start(Flow(relay, near, far, inward), Flow(relay, far, near, outward), near_events, data.events)
         else:
@@ -67,6 +73,14 @@ class Relays:
         """A defect ended one relay; the others go on."""
         self.journal.error("visitor", f"a defect ended relay {relay.ident}: {type(error).__name__}: {error}")
 
+    def _go_round(self) -> None:
+        self._round = None
+        for relay in self._running:
+            if not relay.kept:
+                relay.keep_alive()
+        if self._running:
+            self._round = asyncio.get_running_loop().call_later(_SETTLED, self._go_round)
+
     @property
     def busy(self) -> bool:
         """Whether there are visitors that a drain waits for."""
@@ -74,6 +88,8 @@ class Relays:
 
     def cut(self) -> int:
         """End all relays now; how many there were."""
+        if self._round is not None:
+            self._round.cancel()
         running = list(self._running)
         for relay in running:
             relay.finish()

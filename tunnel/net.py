@@ -61,13 +61,19 @@ def show(address: object) -> str:
     return str(Address(host, int(address[1])))
 
 
-def tune(sock: socket.socket, *, keepalive: bool = True) -> None:
-    """No delay, and a dead peer noticed within a minute. On a listener: inherited by all it accepts."""
+def no_delay(sock: socket.socket) -> None:
+    """Send small writes at once. On a listener: inherited by all it accepts."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if keepalive:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Notice a dead peer within a minute, and keep address translators awake. On a listener: inherited as well.
+
+    Four system calls, which a connection is only worth that lives for some seconds.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def limit_silence(sock: socket.socket, seconds: float) -> None:
@@ -107,7 +113,8 @@ async def listen(address: Address, *, what: str, client_speaks_first: bool = Fal
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address.host != "::"))
-        tune(sock)
+        no_delay(sock)
+        keep_alive(sock)
         if client_speaks_first:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5)
         sock.bind(sockaddr)
@@ -142,7 +149,7 @@ def begin_connect(family: socket.AddressFamily, sockaddr: SockAddr) -> socket.so
     """A socket that is connecting; it is writable when that is over. Raises OSError where it fails at once."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        tune(sock)
+        no_delay(sock)
         code = sock.connect_ex(sockaddr)
         if code not in {0, errno.EINPROGRESS}:
             raise OSError(code, os.strerror(code))

@@ -7,6 +7,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
+from tunnel import net
 from tunnel.reactor import ENDING, READ
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _STALE: Final = 1.0  # seconds after which an idle connection is looked at once 
 class DataConnection:
     """One pooled connection. Whoever takes it out of the pool owns its socket from then on."""
 
-    __slots__ = ("born", "events", "expires", "ident", "pool", "session", "sock")
+    __slots__ = ("born", "events", "expires", "ident", "kept", "pool", "session", "sock")
 
     def __init__(self, ident: int, sock: socket.socket, session: TlsSession | None, pool: Pool) -> None:
         self.ident = ident
@@ -32,6 +33,8 @@ class DataConnection:
         self.pool = pool
         self.events = 0
         """what the reactor has said of it while it was idle"""
+        self.kept = False
+        """whether the kernel watches over it"""
         self.born = time.monotonic()
         self.expires = self.born + _MAX_AGE * random.uniform(0.8, 1.0)  # noqa: S311  spreads replacements over time
 
@@ -117,8 +120,12 @@ class Pool:
         return retired
 
     def sweep(self) -> None:
-        """Close what waited in limbo for too long: no signal is coming for it."""
+        """Watch over those that stay, close what waited in limbo for too long: no signal is coming for it."""
         now = time.monotonic()
+        for connection in self._idle.values():
+            if not connection.kept:
+                connection.kept = True
+                net.keep_alive(connection.sock)
         for connection in [c for c in self._limbo.values() if c.expires < now]:
             self._reactor.close(self._limbo.pop(connection.ident).sock)
 

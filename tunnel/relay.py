@@ -13,6 +13,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
+from tunnel import net
 from tunnel.reactor import BUFFER_SIZE, ENDING, READ, WRITE
 from tunnel.splice import FLAGS
 
@@ -249,6 +250,7 @@ class Relay:
         "_to_near",
         "again",
         "ident",
+        "kept",
         "open",
         "pipes",
         "view",
@@ -269,6 +271,8 @@ class Relay:
         self.ident = ident
         """the id of its data connection"""
         self.open = True
+        self.kept = False
+        """whether ``keep_alive`` was called"""
         self.pipes = pipes
         self.view = reactor.view
         self.again = reactor.again
@@ -302,6 +306,12 @@ class Relay:
             self._from_near.resume()
         if events & READ and self.open:
             self._to_near.pump(events)
+
+    def keep_alive(self) -> None:
+        """It has lived for a while: watch over both connections."""
+        self.kept = True
+        for sock in (self._near, self._far):
+            net.keep_alive(sock)
 
     def finish(self, reset: socket.socket | None = None) -> None:
         """Close both sockets, ``reset`` with a reset instead of an orderly end."""
