@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_KEYS: Final = ("key", *OPTION_NAMES)
 ENTRY_KEYS: Final = ("url", "enabled", "tags", *DEFAULT_KEYS)
 
-_URL: Final = "the URL"
+_URL: Final = "url"
 _PROBE: Final = parse("client://localhost:1/localhost:1")
 
 

@@ -127,7 +127,12 @@ class Supervisor:
         return {
             "generation": 1,
             "pid": os.getpid(),
-            "config": {"path": str(self._manifest.path.absolute()), "ok": True, "error": None, "loaded_at": self._loaded_at},
+            "config": {
+                "path": str(self._manifest.path.absolute()),
+                "ok": True,
+                "error": None,
+                "loaded_at": self._loaded_at,
+            },
             "mqtt": {"state": "off"},
             "tunnels": [snapshot.as_json() for snapshot in self.snapshots()],
         }

@@ -87,7 +87,7 @@ def test_sigterm_lets_a_running_relay_finish_and_refuses_new_visitors(stage: Sta
     with connect(pair.visitors) as visitor:
         assert ask(visitor, b"before") == b"before"
         leaving.signal(signal.SIGTERM)
-        leaving.says("drain")
+        leaving.says("drain|shutting down")
         until(lambda: not is_served(pair.visitors), within=5, what="new visitors are refused")
         assert ask(visitor, b"during") == b"during"
         assert leaving.process.poll() is None
@@ -129,7 +129,7 @@ def test_a_second_signal_ends_at_once(stage: Stage, kind: str) -> None:
     with connect(("127.0.0.1", visitor_port)) as visitor:
         assert ask(visitor, b"here") == b"here"
         server.signal(signal.SIGTERM)
-        server.says("drain")
+        server.says("drain|shutting down")
         assert ask(visitor, b"still") == b"still"
         began = time.monotonic()
         server.signal(signal.SIGTERM)

@@ -21,7 +21,7 @@ PROMISE = 2.0
 
 def refused(daemon: Daemon, kind: str) -> int:
     """How many attempts of a kind it has turned away."""
-    return int(daemon.tunnel()["refused"][kind])
+    return int(daemon.tunnel().get("refused", {}).get(kind, 0))
 
 
 def is_refused(daemon: Daemon, kind: str, *, more_than: int = 0) -> None:
