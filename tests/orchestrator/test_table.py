@@ -1,0 +1,79 @@
+"""The table of ``ps``: aligned whatever the names are, clipped to the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.keeper import at_rest
+from orchestrator.table import align, clip, size, table, width
+from tunnel.options import make_spec
+from tunnel.state import CooldownView, State
+from tunnel.url import parse
+
+SPEC = make_spec(parse("client://server-host:10101/127.0.0.1:5432"))
+TUNNELS = [
+    replace(at_rest(name, SPEC), state=state, reason=reason, cooldown=CooldownView(remaining_s=2.14)).as_json()
+    for name, state, reason in [
+        ("[red]bold[/]", State.UP, None),
+        ("表の名前", State.COOLDOWN, "it refused the connection"),
+        ("x" * 200, State.STOPPED, "disabled in the file"),
+        ("two\nlines", State.FAILED, "the certificate is not one"),
+    ]
+]
+
+
+def test_columns_stand_below_each_other() -> None:
+    lines = table(TUNNELS, columns=None, paint=lambda text, _: text).split("\n")
+    assert len(lines) == 5
+    starts = {width(line[: line.index("client")]) for line in lines[1:]}
+    assert starts == {width(lines[0][: lines[0].index("ROLE")])}
+    assert "[red]bold[/]" in lines[1]
+    assert "◷ cooldown 2.1s" in lines[2]
+    assert lines[2].endswith("it refused the connection")
+
+
+@given(st.integers(1, 250))
+def test_no_line_is_longer_than_the_terminal(columns: int) -> None:
+    for line in table(TUNNELS, columns=columns, paint=lambda text, _: text).split("\n"):
+        assert width(line) <= columns
+
+
+def test_only_the_state_is_painted() -> None:
+    painted: list[tuple[str, str]] = []
+
+    def paint(text: str, state: str) -> str:
+        painted.append((text, state))
+        return text
+
+    table(TUNNELS, columns=None, paint=paint)
+    assert [state for _, state in painted] == ["up", "cooldown", "stopped", "failed"]
+
+
+@given(st.text(max_size=30), st.integers(1, 20))
+def test_clipped_text_fits(text: str, columns: int) -> None:
+    assert width(clip(text, columns)) <= columns
+    assert clip(text, columns) == text or width(text) > columns
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0B"),
+        (999, "999B"),
+        (1000, "1.0K"),
+        (1536, "1.5K"),
+        (102_400, "100K"),
+        (84 << 20, "84.0M"),
+        (1 << 60, "1024P"),
+    ],
+)
+def test_sizes(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_align() -> None:
+    assert align([("A", "B"), ("long", "x")]) == "A     B\nlong  x"
