@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _PROVEN: Final = 10.0  # seconds after which a link counts as having worked: its loss is a first failure again
 _PARTING: Final = 1.0  # seconds in which the entrance answers a farewell, so that no signal under way is lost
+_FAREWELL: Final = "it is shutting down"
 _LOOK: Final = 0.02  # seconds between two looks at what a drain waits for
 
 
@@ -257,7 +258,7 @@ class Engine:
             self._filler.close()
             self._filler = None
         text = f"the link with {link.channel.peer} was lost: {reason}"
-        if not self._ending.is_set():
+        if self._link_over is None and not self._ending.is_set():  # a client says it with its cooldown
             self._journal.warn("link", text, link=link.ident)
         self._settle(text)
         if self._link_over is not None and not self._link_over.done():
@@ -292,7 +293,7 @@ class Engine:
         before, self._standing = self._standing, self._standing.to(target, reason)
         if before.state is not target:
             text = f"{before.state} → {target}" + (f": {reason}" if reason else "")
-            level = LogLevel.INFO if target in {State.UP, State.STOPPED} else LogLevel.DEBUG
+            level = LogLevel.INFO if target in {State.UP, State.DRAINING, State.STOPPED} else LogLevel.DEBUG
             self._journal.say(level, "state", text, state=target.value, reason=reason)
 
     def _fail(self, reason: str) -> None:
@@ -307,20 +308,26 @@ class Engine:
     # --- the end --------------------------------------------------------------------------------------------------
 
     async def _drain(self) -> None:
+        """Give up the listeners, then the link as soon as nobody needs it, and wait for the relays.
+
+        The link goes early so that the other end can turn to whoever takes this tunnel's place.
+        """
         limit = self._drain_limit or 0.0
-        end, link = self._end, self._link
         self._to(State.DRAINING, f"{self._stats.active} visitors may finish, for {limit:g} s at most")
         if self._server is not None:
             self._server.close()
+        end = self._end
         if isinstance(end, Entrance):
             end.stop_accepting()
-        elif link is not None:
-            link.say_goodbye("it is shutting down")
-        parting = self._loop.time() + min(_PARTING, limit)
-        until = self._loop.time() + limit
+        elif self._link is not None:
+            self._link.say_goodbye(_FAREWELL)
+        now = self._loop.time()
+        parting, until = now + min(_PARTING, limit), now + limit
         while not self._cut.is_set() and (now := self._loop.time()) < until:
-            signals_may_come = isinstance(end, Exit) and self._link is not None and now < parting
-            if not signals_may_come and (end is None or not end.busy):
+            link_needed = end.queued > 0 if isinstance(end, Entrance) else now < parting
+            if self._link is not None and not link_needed:
+                self._link.close("this end is shutting down", farewell=_FAREWELL)
+            if self._link is None and (end is None or not end.busy):
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK):
@@ -329,7 +336,7 @@ class Engine:
     def _close_all(self) -> None:
         self._ending.set()
         if self._link is not None:
-            self._link.close("this end stopped", farewell="it has stopped")
+            self._link.close("this end stopped", farewell=_FAREWELL)
         if self._server is not None:
             self._server.close()
         cut = self._close_end()
