@@ -28,7 +28,8 @@ def as_text(event: Event) -> str:
 
 def as_json(event: Event) -> str:
     """The event as a JSON object, always one line."""
-    return json.dumps(event.as_json(), ensure_ascii=False, default=str)
+    line = json.dumps(event.as_json(), ensure_ascii=False, default=str)
+    return line if line.isprintable() else json.dumps(event.as_json(), default=str)
 
 
 def printable(text: str) -> str:
