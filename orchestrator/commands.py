@@ -161,10 +161,6 @@ def up(
     manifest = _manifest(file, log_level)
     if not no_tui and sys.stderr.isatty():
         say("the dashboard is not in this version yet; the log goes here, as with --no-tui")
-    for warning in manifest.warnings:
-        say(f"warning: {warning}")
-    for setting in _without_effect(manifest):
-        say(f"supervisor.{setting} is not in this version yet; it has no effect")
     log = _log_writer(log_format)
     try:
         return asyncio.run(_serve(manifest, socket, log, LogLevel[(log_level or "info").upper()]))
@@ -182,7 +178,7 @@ def _without_effect(manifest: Manifest) -> list[str]:
         "workers": section.workers,
         "api.listen": section.api.listen,
     }
-    return [name for name, value in later.items() if value]
+    return [f"supervisor.{name} is not in this version yet; it has no effect" for name, value in later.items() if value]
 
 
 def _log_writer(log_format: str) -> LogWriter:
@@ -198,6 +194,8 @@ async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level:
     named = paths.given_socket(socket, os.environ)
     with daemon.claimed_socket(manifest, named, os.environ) as path:
         async with daemon.running(manifest, path, log, level) as supervisor:
+            for warning in (*map(str, manifest.warnings), *_without_effect(manifest)):
+                supervisor.bus.tell(LogLevel.WARN, "config", warning)
             with stop_signals(supervisor.shutdown, supervisor.close):
                 await supervisor.run()
     return 0

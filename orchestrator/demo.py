@@ -82,9 +82,8 @@ async def _play(folder: Path, duration: float | None, log: EventSink) -> str:
         say(f"the demonstration runs from {file}; end it with Ctrl-C")
         with daemon.claimed_socket(manifest, folder / "demo.sock", os.environ) as socket:
             async with daemon.running(manifest, socket, log, LogLevel.INFO) as supervisor:
-                with stop_signals(supervisor.shutdown, supervisor.close):
-                    doors = (ports["door_1"], ports["door_2"])
-                    seen = await _with_visitors(supervisor, doors, duration, tally)
+                doors = (ports["door_1"], ports["door_2"])
+                seen = await _with_visitors(supervisor, doors, duration, tally)
     return summary(seen, tally.served, tally.failed)
 
 
@@ -93,18 +92,24 @@ async def _with_visitors(
 ) -> tuple[Snapshot, ...]:
     """The supervisor's whole life, with visitors at the doors; what was seen when it was told to end."""
     seen: tuple[Snapshot, ...] = ()
-    life = asyncio.create_task(supervisor.run())
-    visitors = [asyncio.create_task(_visit(door, tally)) for door in doors for _ in range(_VISITORS)]
-    ending = asyncio.create_task(supervisor.until_stopping())
-    await asyncio.wait([life, ending], timeout=duration, return_when=asyncio.FIRST_COMPLETED)
-    for visitor in visitors:
-        visitor.cancel()
-    await asyncio.wait(visitors)
-    if not ending.done():
-        await _settled(supervisor)
+
+    def end() -> None:
+        nonlocal seen
         seen = supervisor.snapshots()
         supervisor.shutdown()
-    await life
+
+    with stop_signals(end, supervisor.close):
+        life = asyncio.create_task(supervisor.run())
+        visitors = [asyncio.create_task(_visit(door, tally)) for door in doors for _ in range(_VISITORS)]
+        ending = asyncio.create_task(supervisor.until_stopping())
+        await asyncio.wait([life, ending], timeout=duration, return_when=asyncio.FIRST_COMPLETED)
+        for visitor in visitors:
+            visitor.cancel()
+        await asyncio.wait(visitors)
+        if not ending.done():
+            await _settled(supervisor)
+            end()
+        await life
     return seen or supervisor.snapshots()
 
 

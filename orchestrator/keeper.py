@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel.backoff import FIRST, LEAST
@@ -116,7 +117,8 @@ class Keeper:
         self._engine: RunningEngine | None = None
         self._task: asyncio.Task[None] | None = None
         self._rest = at_rest(name, spec, "not started")
-        self._leave = asyncio.Event()
+        self._leaving = False
+        self._wake = asyncio.Event()  # ends a pause between two engines
         self._reason = ""
         self._again = False
         self._resume_at = 0.0
@@ -131,7 +133,12 @@ class Keeper:
 
     def snapshot(self) -> Snapshot:
         """What can be seen of the tunnel now."""
-        seen = self._engine.snapshot() if self._engine else self._rest
+        seen = self._rest
+        if self._engine:
+            try:
+                seen = self._engine.snapshot()
+            except Exception as error:  # noqa: BLE001  one that cannot even be looked at must not hide all others
+                seen = replace(seen, reason=describe_defect(error))
         if self._resume_at:
             left = max(0.0, self._resume_at - time.monotonic())
             seen = replace(seen, cooldown=replace(seen.cooldown, remaining_s=round(left, 3)))
@@ -142,10 +149,10 @@ class Keeper:
     def start(self) -> None:
         """Run; a tunnel that is on its way out runs again after that."""
         if not self.is_running:
-            self._leave.clear()
+            self._leaving = False
             self._again = False
             self._task = asyncio.create_task(self._keep(), name=f"tunnel {self.name}")
-        elif self._leave.is_set():
+        elif self._leaving:
             self._again = True
 
     def drain(self, timeout: float | None = None, reason: str = "stopped by command") -> None:
@@ -155,9 +162,10 @@ class Keeper:
             self._rest = replace(self._rest, state=State.STOPPED, reason=reason)
             return
         self._reason = reason
-        self._leave.set()
+        self._leaving = True
+        self._wake.set()
         if self._engine:
-            self._engine.drain(timeout)
+            self._command(partial(self._engine.drain, timeout))
 
     def restart(self, timeout: float | None = None) -> None:
         """Drain, then run anew."""
@@ -169,14 +177,15 @@ class Keeper:
 
     def retry(self) -> None:
         """End a cooldown."""
+        self._wake.set()
         if self._engine:
-            self._engine.retry()
+            self._command(self._engine.retry)
 
     def close(self) -> None:
         """Rest now, whoever is being served."""
         self.drain(0.0, "closed")
         if self._engine:
-            self._engine.close()
+            self._command(self._engine.close)
 
     async def wait(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  the caller's patience, not a deadline
         """Until the tunnel rests, or ``timeout`` seconds."""
@@ -188,19 +197,28 @@ class Keeper:
         if self._task:
             self._task.cancel()
 
+    def _command(self, command: Callable[[], None]) -> None:
+        """Tell the engine something; one that breaks even at that loses its task, and all it has with it."""
+        try:
+            command()
+        except Exception as error:  # noqa: BLE001  the commands to its neighbours must still be given
+            self._last_error, self._last_error_at = describe_defect(error), timestamp(time.time())
+            self._rest = replace(self._rest, state=State.STOPPED, reason=self._last_error)
+            self.cancel()
+
     async def _keep(self) -> None:
         breaks = 0
         while True:
             began = time.monotonic()
             error = await self._run_engine()
-            if error and not self._leave.is_set():
+            if error and not self._leaving:
                 breaks = 1 if time.monotonic() - began > _STEADY else breaks + 1
                 await self._pause(error, breaks)
-            if self._leave.is_set() or not error:
+            if self._leaving or not error:
                 if not self._again:
                     return
                 self._again = False
-                self._leave.clear()
+                self._leaving = False
 
     async def _run_engine(self) -> Exception | None:
         """One engine's life; what broke it, if it did not end as asked."""
@@ -221,9 +239,9 @@ class Keeper:
             self._engine = None
 
     def _ended(self, last: Snapshot) -> Snapshot:
-        if last.state is State.FAILED and not self._leave.is_set():
+        if last.state is State.FAILED and not self._leaving:
             return last
-        return replace(last, state=State.STOPPED, reason=self._reason if self._leave.is_set() else last.reason)
+        return replace(last, state=State.STOPPED, reason=self._reason if self._leaving else last.reason)
 
     def _broken(self, error: Exception) -> Exception:
         """Take down what can still be learned from a broken engine, and let it go."""
@@ -251,10 +269,12 @@ class Keeper:
         data = {"restarts": self._restarts, "traceback": _brief(error)}
         self._sink(Event(ts=time.time(), tunnel=self.name, level=LogLevel.ERROR, kind="restart", text=text, data=data))
         self._resume_at = time.monotonic() + pause
+        self._wake.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._leave.wait(), pause)
-            self._rest = replace(self._rest, state=State.STOPPED, reason=self._reason)
+            await asyncio.wait_for(self._wake.wait(), pause)
         self._resume_at = 0.0
+        if self._leaving:
+            self._rest = replace(self._rest, state=State.STOPPED, reason=self._reason)
 
 
 def _brief(error: BaseException) -> list[str]:

@@ -33,10 +33,12 @@ def stop_signals(drain: Callable[[], None], close: Callable[[], None]) -> Iterat
 
     for number in _STOPPING:
         loop.add_signal_handler(number, on_signal)
-    yield
-    for number in _STOPPING:
-        loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_IGN)  # all is closed: a late Ctrl-C must not spoil the exit code
+    try:
+        yield
+    finally:
+        for number in _STOPPING:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)  # all is closed: a late Ctrl-C must not spoil the exit code
 
 
 def mask_url(text: str) -> str:

@@ -33,6 +33,7 @@ class FakeEngine:
         self.closed = asyncio.Event()
         self.defect: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.mute = False
+        self.stubborn = False
         self.deaf = False
 
     async def run(self) -> None:
@@ -57,6 +58,8 @@ class FakeEngine:
         closing.cancel()
 
     def drain(self, timeout: float | None = None) -> None:
+        if self.stubborn:
+            raise RuntimeError("does not listen")
         self.drained_with.append(timeout)
         self.standing = self.standing.to(State.DRAINING)
         self.told.set()
@@ -67,7 +70,7 @@ class FakeEngine:
             self.closed.set()
 
     def retry(self) -> None:
-        raise AssertionError("nothing here waits")
+        """Nothing here waits."""
 
     def fail(self, reason: str) -> None:
         """End as one that cannot work as it is written."""

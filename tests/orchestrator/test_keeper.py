@@ -136,6 +136,37 @@ async def test_a_start_ends_no_pause_but_a_restart_does() -> None:
     await house.down()
 
 
+async def test_retry_ends_the_pause() -> None:
+    house = House(pause=30.0)
+    house.workshop.breaks_at_once.add("web")
+    house.keeper.start()
+    await until(lambda: house.state is State.COOLDOWN)
+    house.workshop.breaks_at_once.clear()
+    house.keeper.retry()
+    await until(lambda: house.state is State.UP)
+    await house.down()
+
+
+async def test_an_engine_that_cannot_be_looked_at_is_shown_as_broken() -> None:
+    house = House()
+    await house.up()
+    house.workshop.last("web").mute = True
+    assert "too broken to say anything" in (house.keeper.snapshot().reason or "")
+    house.workshop.last("web").mute = False
+    await house.down()
+
+
+async def test_an_engine_that_breaks_at_a_command_loses_its_task() -> None:
+    house = House()
+    await house.up()
+    house.workshop.last("web").stubborn = True
+    house.keeper.drain()
+    await asyncio.wait_for(house.keeper.wait(), 5)
+    seen = house.keeper.snapshot()
+    assert seen.state is State.STOPPED
+    assert "does not listen" in (seen.last_error or "")
+
+
 async def test_drain_waits_for_the_visitor() -> None:
     house = House()
     await house.up()
