@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import Stage
+from tests.integration.harness import FULL, Command, Pair, Stage
 
 
 @pytest.fixture
@@ -22,13 +22,25 @@ def stage(tmp_path: Path) -> Generator[Stage]:
         stage.close()
 
 
+def _commands(fixtures: dict[str, Any]) -> list[Command]:
+    stage, pair = fixtures.get("stage"), fixtures.get("pair")
+    own = stage.commands if isinstance(stage, Stage) else []
+    return own + ([pair.server, pair.client] if isinstance(pair, Pair) else [])
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Add the logs of the processes to the report of a failure."""
     report = yield
-    stage = getattr(item, "funcargs", {}).get("stage")
-    if report.failed and isinstance(stage, Stage):
-        for command in stage.commands:
+    if report.failed:
+        for command in _commands(getattr(item, "funcargs", {})):
             text = "\n".join((command.said() + command.printed()).splitlines()[-60:])
             report.sections.append((f"{command.name} {command.process.args!r:.200}", text))
     return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is slow, aloud, unless full size is asked for."""
+    for item in items:
+        if item.get_closest_marker("slow") and not FULL:
+            item.add_marker(pytest.mark.skip(reason="slow: runs with NODEPASS_TEST_SCALE=full"))

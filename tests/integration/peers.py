@@ -95,7 +95,7 @@ class Target:
     ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = listener or socket.create_server((host, 0), family=family, backlog=1024)
-        self._serve = serve
+        self.serve = serve
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self.host = host
@@ -141,7 +141,7 @@ class Target:
     def _run(self, sock: socket.socket) -> None:
         try:
             with sock, contextlib.suppress(OSError):
-                self._serve(sock)
+                self.serve(sock)
         finally:
             with self._lock:
                 self._open.discard(sock)

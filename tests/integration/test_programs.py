@@ -22,7 +22,7 @@ import pytest
 from tests.integration.harness import FULL, Stage, free_port, until
 from tests.integration.peers import Target, connect, receive
 
-SECONDS = "10" if FULL else "2"
+SECONDS = "10" if FULL else "1"
 
 both_directions = pytest.mark.parametrize("direction", ["reverse", "forward"])
 

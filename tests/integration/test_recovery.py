@@ -14,7 +14,7 @@ from tests.integration.strangers import Middle
 
 PROMISE = 2.0
 """Seconds from the start of the second end, or of the one that returns, to the first byte."""
-FREEZE = 20.0 if FULL else 4.0
+FREEZE = 20.0 if FULL else 2.0
 INTERVAL = "1s" if FULL else "200ms"
 
 both_directions = pytest.mark.parametrize("direction", ["reverse", "forward"])

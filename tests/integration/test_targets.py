@@ -58,7 +58,7 @@ def test_a_target_that_comes_back_is_served_again(stage: Stage, direction: str) 
     pair.up()
 
 
-@both_directions
+@pytest.mark.parametrize("direction", ["reverse", pytest.param("forward", marks=pytest.mark.slow)])
 def test_a_black_holed_target_closes_the_visitor_within_the_bound(stage: Stage, direction: str) -> None:
     hole = stage.keep(BlackHole())
     target = Nobody()
