@@ -172,19 +172,35 @@ def _read_spec(text: Text, url: TunnelUrl, entry: Options, context: Context, fau
             faults.append(Fault(text.at(error.offset), str(error)))
     values = {option.name: option.value for option in url.options if option.name in OPTION_NAMES}
     places = {option.name: text.at(option.offset) for option in url.options}
+    if url.key and "key_file" in values:
+        faults.append(Fault(places["key_file"], "the URL has a key and a key_file; keep one"))
     # As a layer of the file, not as the URL's own: a relative file name starts at the file, and faults have places.
     own = _sound(_URL, values, places, context.base, faults)
     if len(faults) > before:
         return None
     levels = (own, entry, *context.defaults)
     try:
-        return make_spec(replace(url, options=()), [level.layer for level in levels], context.environ)
+        spec = make_spec(replace(url, options=()), [level.layer for level in levels], context.environ)
+        _check_files(spec)
     except UrlError as error:
         faults.append(Fault(text.place, str(error)))
+        return None
     except OptionError as error:
-        at = next(
-            (o.places[error.name] for o in levels if o.layer.source == error.source and error.name in o.places), None
-        )
+        sources = {error.source} if error.source else {level.layer.source for level in levels}
+        at = next((o.places[error.name] for o in levels if o.layer.source in sources and error.name in o.places), None)
         origin = "" if at else f" (from {error.source})"
         faults.append(Fault(at or text.place, f"{error.name}: {error}{origin}"))
-    return None
+        return None
+    return spec
+
+
+def _check_files(spec: TunnelSpec) -> None:
+    """What the engine would complain about later, when nobody looks: certificate files that cannot be read."""
+    for name in ("tls_cert", "tls_key", "tls_ca"):
+        path: Path | None = getattr(spec, name)
+        if path is None:
+            continue
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise OptionError(name, f"cannot read {path}: {error.strerror}", "") from None
