@@ -120,12 +120,13 @@ def _trusting(context: ssl.SSLContext) -> ssl.SSLContext:
 class TlsSession:
     """One end of one TLS connection: ciphertext in and out on one side, plaintext on the other."""
 
-    __slots__ = ("_incoming", "_outgoing", "_tls", "closed", "ready")
+    __slots__ = ("_ahead", "_incoming", "_outgoing", "_tls", "closed", "ready")
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, host: str | None = None) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=host)
+        self._ahead = b""  # plaintext that had to be read before its time
         self.ready = False
         """whether the handshake is complete"""
         self.closed = False
@@ -178,6 +179,11 @@ class TlsSession:
 
         Raises TlsError.
         """
+        if self._ahead:
+            got = min(len(buffer), len(self._ahead))
+            buffer[:got] = self._ahead[:got]
+            self._ahead = self._ahead[got:]
+            return got
         try:
             got = int(self._tls.read(len(buffer), buffer))
         except ssl.SSLWantReadError:
@@ -197,7 +203,17 @@ class TlsSession:
             raise TlsError(f"TLS failed ({_detail(error)})") from None
 
     def close_notify(self) -> None:
-        """Say that no more plaintext will come from here; reading goes on."""
+        """Say that no more plaintext will come from here; reading goes on.
+
+        Python goes on to look for the other end's close_notify, and takes data in its stead for a fatal error. So what
+        is there is read first.
+        """
+        record = memoryview(bytearray(RECORD))
+        ahead = []
+        with contextlib.suppress(TlsError):
+            while not self.closed and (got := self.read_into(record)):
+                ahead.append(bytes(record[:got]))
+        self._ahead = b"".join(ahead)
         try:
             self._tls.unwrap()
         except ssl.SSLError:
