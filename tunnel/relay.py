@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel import net
 from tunnel.reactor import BUFFER_SIZE, ENDING, READ, WRITE
-from tunnel.splice import FLAGS
+from tunnel.splice import FLAGS, UNABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,11 +156,11 @@ class Flow:
                     self._bulk = moved >= _THIN
                     self._return_pipe()
                     return
-                except ConnectionError:
-                    self._source_broke()
-                    return
-                except OSError:
-                    self._cannot_splice()
+                except OSError as error:
+                    if error.errno in UNABLE:
+                        self._cannot_splice()
+                    else:
+                        self._source_broke()
                     return
                 if not pipe.held:
                     self._return_pipe()
@@ -184,7 +184,7 @@ class Flow:
             self._splice()
 
     def _cannot_splice(self) -> None:
-        """The kernel will not splice this socket, or the source broke otherwise: copying finds out."""
+        """The kernel will not splice here: from now on everybody copies."""
         self.relay.pipes.usable = False
         self._bulk = False
         self._return_pipe()

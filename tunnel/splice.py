@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from typing import Final
@@ -12,6 +13,9 @@ PIPE_SIZE: Final = 1 << 20
 
 FLAGS: Final = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
 """Never SPLICE_F_MORE: it holds back the last bytes of an answer for 200 ms."""
+
+UNABLE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
+"""Errors that speak of splicing itself. Any other speaks of the socket, and the kernel tells it only once."""
 
 _KEPT: Final = 16  # empty pipes kept for the next one; a relay holds one only while bytes are in it or move
 _AT_ONCE: Final = 256

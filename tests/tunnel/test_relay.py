@@ -1,0 +1,344 @@
+"""Two relays in a row, as entrance and exit have them, under arbitrary interleavings of what two programs may do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.tunnel.support import (
+    Events,
+    balanced,
+    reset,
+    shared_parts,
+    tcp_pair,
+    tls_pair,
+    turns,
+    until,
+)
+from tunnel import reactor as reactor_module
+from tunnel import relay as relay_module
+from tunnel.ends import Relays
+from tunnel.pool import DataConnection, Pool
+from tunnel.relay import Flow
+from tunnel.stats import Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunnel.relay import Meter, Relay
+    from tunnel.shared import Shared
+    from tunnel.tls import TlsSession
+
+LARGEST = 300_000
+PATTERN = bytes((n * n + n // 251) % 256 for n in range(65_537)) * 60
+
+KINDS = ("plain", "sealed", "spliced")
+
+steps = st.one_of(
+    st.tuples(
+        st.just("write"),
+        st.sampled_from("AB"),
+        st.one_of(
+            st.integers(0, LARGEST), st.sampled_from([1, 4096, 16_384, 65_536, 131_072, 262_144]), st.integers(1, 9)
+        ),
+    ),
+    st.tuples(st.sampled_from(["stall", "go", "end"]), st.sampled_from("AB"), st.just(0)),
+    st.tuples(st.just("turns"), st.just("A"), st.integers(1, 6)),
+)
+resets = st.tuples(st.just("reset"), st.sampled_from("AB"), st.just(0))
+plays = st.tuples(st.lists(steps, max_size=14), st.none() | resets, st.lists(steps, max_size=4)).map(
+    lambda parts: [*parts[0], *([parts[1]] if parts[1] else []), *parts[2]]
+)
+
+
+@dataclass
+class Program:
+    """Visitor or target: what it wants to say, what it heard, how it ended."""
+
+    sock: socket.socket
+    offered: int = 0
+    sent: int = 0
+    heard: bytearray = field(default_factory=bytearray)
+    stalled: bool = False
+    ending: bool = False
+    ended: bool = False
+    gone: bool = False  # it has reset the connection itself
+    saw_end: bool = False
+    saw_reset: bool = False
+
+    def step(self) -> None:
+        if not self.gone:
+            self._say()
+            if not self.stalled:
+                self._hear()
+
+    def _say(self) -> None:
+        if self.saw_reset or self.ended:
+            return
+        try:
+            while self.sent < self.offered:
+                self.sent += self.sock.send(PATTERN[self.sent : self.offered])
+        except BlockingIOError:
+            return
+        except OSError:
+            self.saw_reset = True
+            return
+        if self.ending:
+            self.ended = True
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_WR)
+
+    def _hear(self) -> None:
+        while not self.saw_end:
+            try:
+                data = self.sock.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.saw_reset = self.saw_end = True
+                return
+            self.heard += data
+            self.saw_end = not data
+
+
+def play(moves: list[tuple[str, str, int]], kind: str, *, small: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch, balanced():
+        if kind == "spliced":
+            patch.setattr(reactor_module, "BUFFER_SIZE", 4096)
+            patch.setattr(relay_module, "BUFFER_SIZE", 4096)
+            patch.setattr(relay_module, "_READS", 2)
+            patch.setattr(relay_module, "_BULK", 1)
+            patch.setattr(relay_module, "_SPLICES", 2)
+            patch.setattr(relay_module, "_THIN", 4096)
+        asyncio.run(_play(moves, sealed=kind == "sealed", small=small))
+
+
+class Row:
+    """Visitor, entrance's relay, data connection, exit's relay, target."""
+
+    def __init__(self, shared: Shared, *, sealed: bool, small: bool) -> None:
+        self.shared = shared
+        self.small = small
+        self.events = Events()
+        self.stats = Stats(), Stats()
+        left_session, right_session = tls_pair() if sealed else (None, None)
+        visitor, near = tcp_pair(small=small)
+        target, out = tcp_pair(small=small)
+        far, other_far = tcp_pair(small=small)
+        self.programs = {"A": Program(visitor), "B": Program(target)}
+        self.left = self._relay(near, far, left_session, self.stats[0].from_visitors, self.stats[0].to_visitors, 0)
+        self.right = self._relay(
+            out, other_far, right_session, self.stats[1].to_visitors, self.stats[1].from_visitors, 1
+        )
+
+    def _relay(
+        self,
+        near: socket.socket,
+        far: socket.socket,
+        session: TlsSession | None,
+        inward: Meter,
+        outward: Meter,
+        which: int,
+    ) -> Relay:
+        shared = self.shared
+        relays = Relays(shared.reactor, shared.pipes, self.stats[which], self.events.journal())
+        data = DataConnection(7, far, session, Pool(shared.reactor, at_entrance=False, on_drop=lambda _ident: None))
+        shared.reactor.register(far, data.ready)
+        return relays.join(near, data, near_events=None, inward=inward, outward=outward)
+
+    def step(self) -> None:
+        for program in self.programs.values():
+            program.step()
+
+    @property
+    def over(self) -> bool:
+        return not self.left.open and not self.right.open
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        """Let both programs talk and listen until a condition holds."""
+
+        def stepped() -> object:
+            self.step()
+            return condition()
+
+        await until(stepped, what)
+
+    def heard_all(self) -> bool:
+        self.step()
+        return self.over and all(p.gone or p.saw_end for p in self.programs.values())
+
+
+async def _play(moves: list[tuple[str, str, int]], *, sealed: bool, small: bool) -> None:
+    async with shared_parts() as shared:
+        row = Row(shared, sealed=sealed, small=small)
+        for move, who, number in moves:
+            program = row.programs[who]
+            match move:
+                case "write" if not (program.ending or program.gone):
+                    program.offered += number
+                case "end":
+                    program.ending = True
+                case "stall" | "go":
+                    program.stalled = move == "stall"
+                case "reset" if not program.gone:
+                    reset(program.sock)
+                    program.gone = True
+                case "turns":
+                    for _ in range(number):
+                        row.step()
+                        await turns(1)
+            row.step()
+            await turns(1)
+        for program in row.programs.values():
+            program.stalled = False
+            program.ending = True
+        await until(row.heard_all, "both programs heard the end and both relays closed")
+        for program in row.programs.values():
+            program.sock.close()
+        _judge(row.programs["A"], row.programs["B"])
+        _judge(row.programs["B"], row.programs["A"])
+        assert not row.events, row.events
+        assert [s.active for s in row.stats] == [0, 0]
+        if not any(p.gone for p in row.programs.values()):
+            a, b = row.programs["A"], row.programs["B"]
+            for stats in row.stats:
+                assert (stats.from_visitors.total, stats.to_visitors.total) == (a.sent, b.sent)
+
+
+def _judge(speaker: Program, hearer: Program) -> None:
+    """Bytes in are bytes out, the end only after all of them, a reset for a reset and for nothing else."""
+    heard = len(hearer.heard)
+    assert hearer.heard == PATTERN[:heard]
+    assert heard <= speaker.sent
+    if hearer.gone:
+        return
+    if hearer.saw_reset:
+        assert speaker.gone, "a reset that nobody sent"
+    else:
+        assert speaker.ended, "an end instead of a reset"
+        assert heard == speaker.sent, "the end before all bytes"
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["wide", "narrow"])
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=2 * settings().max_examples)
+@given(moves=plays)
+@example(moves=[("write", "A", LARGEST), ("end", "A", 0), ("write", "B", LARGEST), ("end", "B", 0)])
+@example(moves=[("stall", "A", 0), ("write", "B", LARGEST), ("turns", "A", 6), ("end", "A", 0), ("turns", "A", 6)])
+@example(moves=[("stall", "B", 0), ("write", "A", LARGEST), ("turns", "A", 6), ("reset", "A", 0), ("turns", "A", 6)])
+@example(moves=[("write", "B", LARGEST), ("turns", "A", 3), ("write", "A", LARGEST), ("reset", "B", 0)])
+@example(moves=[("end", "A", 0), ("turns", "A", 6), ("write", "B", LARGEST), ("turns", "A", 2), ("reset", "A", 0)])
+@example(moves=[("reset", "A", 0)])
+@example(moves=[("end", "B", 0), ("turns", "A", 6), ("reset", "A", 0)])
+def test_bytes_in_are_bytes_out_whatever_two_programs_do(
+    moves: list[tuple[str, str, int]], kind: str, *, small: bool
+) -> None:
+    play(moves, kind, small=small)
+
+
+async def test_a_bulk_stream_is_spliced_and_its_pipe_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    spliced = 0
+    splice = os.splice
+
+    def counted(source: int, sink: int, count: int, *, flags: int) -> int:
+        nonlocal spliced
+        moved = splice(source, sink, count, flags=flags)
+        spliced += moved
+        return moved
+
+    monkeypatch.setattr(os, "splice", counted)
+    with balanced():
+        async with shared_parts() as shared:
+            row = Row(shared, sealed=False, small=False)
+            row.programs["A"].offered = len(PATTERN)
+            await row.until(lambda: len(row.programs["B"].heard) == len(PATTERN), "all has arrived")
+            assert bytes(row.programs["B"].heard) == PATTERN
+            for program in row.programs.values():
+                program.ending = True
+            await until(row.heard_all, "both relays closed")
+            for program in row.programs.values():
+                program.sock.close()
+    assert spliced > len(PATTERN) // 4
+
+
+@pytest.mark.parametrize("code", [errno.ETIMEDOUT, errno.EHOSTUNREACH])
+async def test_a_source_that_breaks_while_spliced_is_reset_and_others_are_spliced_still(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    async with shared_parts() as shared:
+        row = Row(shared, sealed=False, small=False)
+
+        def broken(*_args: int, flags: int) -> int:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "splice", broken)
+        row.programs["A"].offered = len(PATTERN)
+        await row.until(lambda: row.over, "the relays are over")
+        await until(row.heard_all, "the target has heard of it")
+        assert row.programs["B"].saw_reset, "a stream that was cut off ended as if it were whole"
+        assert shared.pipes.usable
+        for program in row.programs.values():
+            program.sock.close()
+
+
+async def test_where_the_kernel_cannot_splice_bytes_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(*_args: int, flags: int) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "splice", unable)
+    async with shared_parts() as shared:
+        row = Row(shared, sealed=False, small=False)
+        row.programs["A"].offered = len(PATTERN)
+        for program in row.programs.values():
+            program.ending = True
+        await until(row.heard_all, "both relays closed")
+        assert bytes(row.programs["B"].heard) == PATTERN
+        assert not shared.pipes.usable
+        for program in row.programs.values():
+            program.sock.close()
+
+
+async def test_a_defect_ends_one_relay_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with balanced():
+        async with shared_parts() as shared:
+            first, second = (Row(shared, sealed=False, small=False) for _ in range(2))
+
+            def defect(self: Flow, events: int) -> None:
+                raise RuntimeError("a slip")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Flow, "pump", defect)
+                first.programs["A"].offered = 10
+                await first.until(lambda: not first.left.open, "the relay is over")
+            assert first.events.said("a defect ended relay 7: RuntimeError: a slip")
+            second.programs["A"].offered = 10
+            for row in (first, second):
+                for program in row.programs.values():
+                    program.ending = True
+                await until(row.heard_all, "both relays closed")
+                for program in row.programs.values():
+                    program.sock.close()
+            assert len(second.programs["B"].heard) == 10
+
+
+async def test_cutting_closes_every_relay_at_once() -> None:
+    with balanced():
+        async with shared_parts() as shared:
+            row = Row(shared, sealed=False, small=False)
+            row.programs["A"].offered = 10
+            await row.until(lambda: row.programs["B"].heard, "it relays")
+            row.left.finish()
+            row.left.finish()
+            row.programs["B"].ending = True
+            await until(row.heard_all, "both programs heard the end")
+            for program in row.programs.values():
+                program.sock.close()
