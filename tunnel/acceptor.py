@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from tunnel.journal import Journal
     from tunnel.reactor import Reactor
+    from tunnel.spec import Address
 
 _BATCH: Final = 64  # connections taken in one turn
 _BREATH: Final = 0.1  # seconds without accepting when descriptors have run out
@@ -21,7 +22,18 @@ _BREATH: Final = 0.1  # seconds without accepting when descriptors have run out
 class Acceptor:
     """Accepts while there is room; what it leaves stays in the kernel's backlog. Owns the listener."""
 
-    __slots__ = ("_breath", "_has_room", "_journal", "_listener", "_paused", "_reactor", "_take", "address", "port")
+    __slots__ = (
+        "_breath",
+        "_has_room",
+        "_journal",
+        "_listener",
+        "_paused",
+        "_reactor",
+        "_take",
+        "address",
+        "asked",
+        "port",
+    )
 
     def __init__(
         self,
@@ -30,8 +42,11 @@ class Acceptor:
         journal: Journal,
         take: Callable[[socket.socket, object], None],
         has_room: Callable[[], bool],
+        asked: Address,
     ) -> None:
         name = listener.getsockname()
+        self.asked = asked
+        """the address as the tunnel's spec has it"""
         self.address = net.show(name)
         self.port = int(name[1])
         self._reactor = reactor
@@ -48,6 +63,15 @@ class Acceptor:
         if self._paused and self._listener is not None and self._has_room():
             self._paused = False
             self._reactor.again(self._ready)
+
+    def surrender(self) -> socket.socket | None:
+        """Give the listener itself to somebody else; None where it was closed before."""
+        listener = self._listener
+        if listener is not None:
+            self._reactor.release(listener)
+            self._listener = None
+        self.close()
+        return listener
 
     def close(self) -> None:
         """Give the address up."""

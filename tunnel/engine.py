@@ -8,7 +8,7 @@ import errno
 import random
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from tunnel import backoff, net, state
+from tunnel import backoff, listeners, net, state
 from tunnel.capacity import bounds_of, defaults_of
 from tunnel.client import Client, LinkFailedError
 from tunnel.entrance import Entrance
@@ -16,12 +16,15 @@ from tunnel.exit import Exit
 from tunnel.journal import Journal
 from tunnel.net import NetError
 from tunnel.server import Server
-from tunnel.spec import Direction, LogLevel, Mode, Role, TunnelSpec
+from tunnel.spec import Direction, LogLevel, Role, TunnelSpec
 from tunnel.state import Snapshot, Standing, State
 from tunnel.stats import Stats
 from tunnel.tls import TlsError
 
 if TYPE_CHECKING:
+    import socket
+
+    from tunnel.acceptor import Acceptor
     from tunnel.filler import Filler
     from tunnel.journal import EventSink
     from tunnel.link import Link
@@ -50,6 +53,7 @@ class Engine:
         self._server: Server | None = None
         self._client: Client | None = None
         self._direction: Direction | None = net.direction_of(spec) if spec.role is Role.SERVER else None
+        self._bound: dict[str, socket.socket] = {}
         self._end: Entrance | Exit | None = None
         self._link: Link | None = None
         self._link_since = 0.0
@@ -85,6 +89,22 @@ class Engine:
             self._close_all()
             if self._standing.state is not State.FAILED:
                 self._to(State.STOPPED)
+
+    async def prepare(self, predecessor: Engine) -> None:
+        """Before ``run``: bind what this tunnel listens on, while the engine whose place it takes still serves.
+
+        Listeners on the same addresses are taken from it. Raises NetError; then the predecessor is as it was. Otherwise
+        it no longer accepts on them, and has to be drained.
+        """
+        direction = self._direction or predecessor._direction
+        addresses = listeners.wanted(self.spec, direction)
+        self._bound = await listeners.bind(self.spec, addresses, predecessor._acceptors())
+
+    def _acceptors(self) -> dict[str, Acceptor]:
+        acceptors = dict(self._server.acceptors) if self._server is not None else {}
+        if isinstance(self._end, Entrance) and self._end.acceptor is not None:
+            acceptors[listeners.VISITORS] = self._end.acceptor
+        return acceptors
 
     def drain(self, timeout: float | None = None) -> None:
         """Accept no new visitors, let the present ones finish for ``timeout`` seconds at most, then ``run`` returns.
@@ -137,9 +157,10 @@ class Engine:
             server = Server(self.spec, shared.reactor, self._journal, self._stats, shared.identity, self)
             try:
                 await self._open_end()
-                await server.open()
+                await server.open(self._bound)
             except (NetError, TlsError) as error:
                 self._close_end()
+                listeners.close(self._bound)
                 if isinstance(error, TlsError) or error.errno in {errno.EACCES, errno.EPERM}:
                     self._fail(str(error))
                     return
@@ -176,6 +197,7 @@ class Engine:
         except NetError as error:
             link.close(str(error), farewell=str(error))
             return str(error)
+        listeners.close(self._bound)  # inherited for a direction that the server no longer has
         self._filler = filler
         self._link_over = self._loop.create_future()
         self._begin(link)
@@ -189,20 +211,20 @@ class Engine:
         """Make entrance or exit, whichever this end is, unless it is there. Raises NetError."""
         if self._end is not None or self._direction is None:
             return
+        addresses = listeners.wanted(self.spec, self._direction)
+        missing = {purpose: address for purpose, address in addresses.items() if purpose not in self._bound}
+        self._bound |= await listeners.bind(self.spec, missing)
         spec, shared = self.spec, self._shared
-        if not net.is_entrance(spec, self._direction):
+        if listeners.VISITORS in addresses:
+            entrance = Entrance(
+                shared.reactor, shared.pipes, self._stats, self._journal, spec.settings, on_crash=self.crashed
+            )
+            entrance.open(self._bound.pop(listeners.VISITORS), spec.target)
+            self._end = entrance
+            self._journal.info("listen", f"visitors are accepted on {entrance.address}")
+        else:
             self._end = Exit(shared.reactor, shared.pipes, self._stats, self._journal, spec.target, self._settle)
             self._end.pause_cap = spec.cooldown
-            return
-        entrance = Entrance(shared.reactor, shared.pipes, self._stats, self._journal, spec.settings)
-        try:
-            await entrance.open(spec.target)
-        except NetError as error:
-            if spec.role is Role.SERVER and spec.mode is Mode.AUTO and error.errno == errno.EADDRINUSE:
-                error = _hinted(error)
-            raise error from None
-        self._end = entrance
-        self._journal.info("listen", f"visitors are accepted on {entrance.address}")
 
     async def _cool_down(self, reason: str) -> None:
         self._attempt += 1
@@ -339,6 +361,7 @@ class Engine:
             self._link.close("this end stopped", farewell=_FAREWELL)
         if self._server is not None:
             self._server.close()
+        listeners.close(self._bound)
         cut = self._close_end()
         if cut:
             self._journal.warn("visitor", f"{cut} visitors were cut off")
@@ -406,12 +429,6 @@ class Engine:
         else:
             due, attempt = self._next_attempt, self._attempt
         return state.CooldownView(remaining_s=round(max(0.0, due - self._loop.time()), 3), attempt=attempt)
-
-
-def _hinted(error: NetError) -> NetError:
-    hinted = NetError(f"{error}; if the target is a service to be dialled from here, add mode=forward")
-    hinted.errno = error.errno
-    return hinted
 
 
 async def _cancelled(task: asyncio.Task[object] | asyncio.Task[None]) -> None:

@@ -9,12 +9,12 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from tunnel import net
 from tunnel.acceptor import Acceptor
 from tunnel.ends import Relays
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from tunnel.journal import Journal
     from tunnel.link import Link
@@ -33,10 +33,19 @@ WAIT: Final = 5.0
 class Entrance(Relays):
     """The end that accepts visitors. Owns the listener, the queue and the relays."""
 
-    def __init__(self, reactor: Reactor, pipes: Pipes, stats: Stats, journal: Journal, settings: Settings) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        pipes: Pipes,
+        stats: Stats,
+        journal: Journal,
+        settings: Settings,
+        on_crash: Callable[[Exception], None],
+    ) -> None:
         super().__init__(reactor, pipes, stats, journal)
+        self._on_crash = on_crash
         self._loop = asyncio.get_running_loop()
-        self._acceptor: Acceptor | None = None
+        self.acceptor: Acceptor | None = None
         self._link: Link | None = None
         self._linkless_since = self._loop.time()
         self._queue: deque[tuple[socket.socket, float]] = deque()
@@ -57,22 +66,16 @@ class Entrance(Relays):
         """Whether there are visitors that a drain waits for."""
         return super().busy or bool(self._queue)
 
-    async def open(self, address: Address) -> None:
-        """Begin to accept visitors. Raises NetError."""
-        listener = await net.listen(address, what="visitors")
-        self._acceptor = Acceptor(self.reactor, listener, self.journal, self._serve, self._has_room)
-        self.address = self._acceptor.address
-
-    @property
-    def is_open(self) -> bool:
-        """Whether visitors are accepted, or would be if there was room."""
-        return self._acceptor is not None
+    def open(self, listener: socket.socket, asked: Address) -> None:
+        """Begin to accept visitors on a listener, owned from now on; ``asked`` is the address in the spec."""
+        self.acceptor = Acceptor(self.reactor, listener, self.journal, self._serve, self._has_room, asked)
+        self.address = self.acceptor.address
 
     def stop_accepting(self) -> None:
         """Give the address up. Visitors who are here stay."""
-        if self._acceptor is not None:
-            self._acceptor.close()
-            self._acceptor = None
+        if self.acceptor is not None:
+            self.acceptor.close()
+            self.acceptor = None
 
     def set_limits(self, visitors: int, queue: int) -> None:
         """Serve and queue so many from now on; nobody who is here is sent away."""
@@ -156,8 +159,8 @@ class Entrance(Relays):
         self._resume_accepting()
 
     def _resume_accepting(self) -> None:
-        if self._acceptor is not None:
-            self._acceptor.resume()
+        if self.acceptor is not None:
+            self.acceptor.resume()
 
     def _turn_away(self, visitor: socket.socket, why: str) -> None:
         self.stats.failed += 1
@@ -188,4 +191,4 @@ class Entrance(Relays):
 
     def crashed(self, error: Exception) -> None:
         """A defect outside any relay."""
-        raise error
+        self._on_crash(error)

@@ -89,7 +89,7 @@ class Link:
         self.data_addr: str | None = None
         """where data connections go, as far as this end knows"""
         self.at_entrance = at_entrance
-        self.pool = Pool(reactor, at_entrance=at_entrance, on_drop=self._dropped)
+        self.pool = Pool(reactor, at_entrance=at_entrance, on_drop=self._dropped, on_crash=self.crashed)
         self.rtt: float | None = None
         """smoothed round-trip time of the control channel in seconds"""
         self.capacity = 0
@@ -139,7 +139,6 @@ class Link:
         """Ping at another pace from now on."""
         self._interval = seconds
         if self._timer is not None:
-            self._timer.cancel()
             self._ping()
 
     # --- what this end says ---------------------------------------------------------------------------------------
@@ -264,6 +263,10 @@ class Link:
     # --- health ---------------------------------------------------------------------------------------------------
 
     def _ping(self) -> None:
+        if self.channel.loss is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()  # one pace at a time, also when it is changed between two pings
         silence = self._loop.time() - self._heard_at
         if silence >= _SILENT_INTERVALS * self._interval:
             self.channel.close(f"the other end has been silent for {silence:.1f} s")

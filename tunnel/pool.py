@@ -46,7 +46,7 @@ class DataConnection:
 
     def crashed(self, error: Exception) -> None:
         """A defect in the handler."""
-        raise error
+        self.pool.on_crash(error)
 
 
 class Pool:
@@ -57,7 +57,16 @@ class Pool:
     signal: an ended one waits in limbo for it.
     """
 
-    def __init__(self, reactor: Reactor, *, at_entrance: bool, on_drop: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        *,
+        at_entrance: bool,
+        on_drop: Callable[[int], None],
+        on_crash: Callable[[Exception], None],
+    ) -> None:
+        self.on_crash = on_crash
+        """told of a defect in the handler of an idle connection"""
         self._reactor = reactor
         self._at_entrance = at_entrance
         self._on_drop = on_drop

@@ -72,6 +72,11 @@ class Reactor:
         """Give a watched socket another handler. Events that came before are not repeated."""
         self._handlers[sock.fileno()] = handler
 
+    def release(self, sock: socket.socket) -> None:
+        """Watch a socket no more, for somebody else takes it over as it is."""
+        del self._handlers[sock.fileno()]
+        self._epoll.unregister(sock.fileno())
+
     def close(self, sock: socket.socket) -> None:
         """Close a socket, watched or not.
 
@@ -101,6 +106,8 @@ class Reactor:
 
     def _turn(self) -> None:
         self._woken = False
+        if self._epoll.closed:  # a turn that was asked for before the reactor stopped
+            return
         self._in_turn = True
         poll, handlers = self._epoll.poll, self._handlers
         for _ in range(_ROUNDS):
@@ -140,9 +147,12 @@ class Reactor:
 
     def _crashed(self, callback: Callable[..., None], error: Exception) -> None:
         owner = getattr(callback, "__self__", None)
-        if owner is None:
-            raise error
-        owner.crashed(error)
+        try:
+            if owner is None:
+                raise error
+            owner.crashed(error)
+        except Exception as unclaimed:  # noqa: BLE001  raised here, it would take the rest of the batch along: edges come once
+            self._loop.call_exception_handler({"message": "a defect that nobody answers for", "exception": unclaimed})
 
     def stop(self) -> None:
         """Stop watching. Sockets still registered belong to their owners, who close them."""

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING, Protocol
 
-from tunnel import net, protocol, tls
+from tunnel import listeners, net, protocol, tls
 from tunnel.acceptor import Acceptor
 from tunnel.capacity import bounds_of, defaults_of
 from tunnel.channel import Channel, ChannelLostError
@@ -19,15 +19,17 @@ from tunnel.link import Link
 from tunnel.pool import DataConnection
 from tunnel.protocol import Kind, Once, ProtocolError
 from tunnel.reactor import ENDING, READ
-from tunnel.spec import Address, DataTls, Direction, Mode, TunnelSpec
+from tunnel.spec import DataTls, Direction, Mode, TunnelSpec
 from tunnel.strangers import Strangers
 
 if TYPE_CHECKING:
     import socket
     import ssl
+    from collections.abc import Callable
 
     from tunnel.journal import Journal
     from tunnel.reactor import Reactor
+    from tunnel.spec import Address
     from tunnel.stats import Stats
 
 
@@ -158,7 +160,8 @@ class Server:
         self._taker = taker
         self._direction = net.direction_of(spec)
         self._strangers = Strangers()
-        self._acceptors: list[Acceptor] = []
+        self.acceptors: dict[str, Acceptor] = {}
+        """by purpose, as in ``listeners``"""
         self._tasks: set[asyncio.Task[None]] = set()
         self._deciding = asyncio.Lock()
         self._context: ssl.SSLContext
@@ -176,32 +179,29 @@ class Server:
         """Settings have changed."""
         self._spec = spec
 
-    async def open(self) -> None:
-        """Begin to listen. Raises NetError, TlsError."""
-        spec = self._spec
-        self._context = await tls.server_context(spec, self._identity)
+    async def open(self, bound: dict[str, socket.socket]) -> None:
+        """Begin to accept on listeners that are bound, which it takes out of ``bound``. Raises TlsError."""
+        self._context = await tls.server_context(self._spec, self._identity)
         self._certificate = tls.own_certificate(self._context)
-        listeners: list[socket.socket] = []
-        try:
-            listeners.append(await net.listen(spec.tunnel, what="the tunnel"))
-            if spec.data_port is not None:
-                data = Address(spec.tunnel.host, spec.data_port)
-                listeners.append(await net.listen(data, what="data connections"))
-        except BaseException:
-            for listener in listeners:
-                listener.close()
-            raise
-        for listener, arrive in zip(listeners, (self._arrive, self._arrive_for_data), strict=False):
-            self._acceptors.append(Acceptor(self._reactor, listener, self._journal, arrive, _always))
-        self.address = self._acceptors[0].address
-        if len(self._acceptors) > 1:
-            self.data_addr, self._data_port = self._acceptors[1].address, self._acceptors[1].port
+        addresses = listeners.wanted(self._spec, None)
+        tunnel = self._accept(bound.pop(listeners.TUNNEL), self._arrive, addresses[listeners.TUNNEL])
+        self.acceptors[listeners.TUNNEL] = tunnel
+        self.address = tunnel.address
+        if listeners.DATA in addresses:
+            data = self._accept(bound.pop(listeners.DATA), self._arrive_for_data, addresses[listeners.DATA])
+            self.acceptors[listeners.DATA] = data
+            self.data_addr, self._data_port = data.address, data.port
+
+    def _accept(
+        self, listener: socket.socket, take: Callable[[socket.socket, object], None], asked: Address
+    ) -> Acceptor:
+        return Acceptor(self._reactor, listener, self._journal, take, _always, asked)
 
     def close(self) -> None:
         """Give the addresses up and send all newcomers away. A link that was made goes on."""
-        for acceptor in self._acceptors:
+        for acceptor in self.acceptors.values():
             acceptor.close()
-        self._acceptors.clear()
+        self.acceptors.clear()
         self._strangers.dismiss_all("the server is closing")
         for task in list(self._tasks):
             task.cancel()

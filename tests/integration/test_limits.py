@@ -163,9 +163,11 @@ def test_ctrl_c_at_any_moment_of_the_start_is_no_traceback(stage: Stage, kind: s
         command = stage.run("check", str(file))
     time.sleep(delay)  # the moment is what is tested
     command.signal(signal.SIGINT)
-    assert command.ends() in {0, 130, -signal.SIGINT}
-    if not any(f"/{package}/" in command.said() for package in ("orchestrator", "tunnel")):
-        stage.commands.remove(command)  # the interpreter was still starting itself: what it says is not ours
+    status = command.ends()
+    if "Traceback" in command.said() and not any(f"/{name}/" in command.said() for name in ("orchestrator", "tunnel")):
+        stage.commands.remove(command)
+        pytest.skip("the interpreter was still starting itself: what it says then is not ours")
+    assert status in {0, 130, -signal.SIGINT}
 
 
 def test_descriptors_go_back_to_what_they_were(stage: Stage) -> None:

@@ -151,7 +151,9 @@ class Row:
     ) -> Relay:
         shared = self.shared
         relays = Relays(shared.reactor, shared.pipes, self.stats[which], self.events.journal())
-        data = DataConnection(7, far, session, Pool(shared.reactor, at_entrance=False, on_drop=lambda _ident: None))
+        data = DataConnection(
+            7, far, session, Pool(shared.reactor, at_entrance=False, on_drop=lambda _ident: None, on_crash=pytest.fail)
+        )
         shared.reactor.register(far, data.ready)
         return relays.join(near, data, near_events=None, inward=inward, outward=outward)
 
