@@ -112,8 +112,15 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.parametrize("reachable", ["every port", "the tunnel port alone", "the tunnel port alone, others refused"])
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+CASES = [
+    pytest.param(example, reachable, id=f"{example.name}, {reachable}")
+    for example in EXAMPLES
+    for reachable in ("every port", "the tunnel port alone", "the tunnel port alone, others refused")
+    if "refused" not in reachable or example.name in {"basic", "web service"}
+]
+
+
+@pytest.mark.parametrize(("example", "reachable"), CASES)
 def test_an_example_works_as_written(stage: Stage, network: Network, example: Example, reachable: str) -> None:
     hosts = {"client": network.client, "server": network.server, "backend": network.backend}
     if reachable == "every port":
