@@ -152,7 +152,7 @@ class Row:
         shared = self.shared
         relays = Relays(shared.reactor, shared.pipes, self.stats[which], self.events.journal())
         data = DataConnection(
-            7, far, session, Pool(shared.reactor, at_entrance=False, on_drop=lambda _ident: None, on_crash=pytest.fail)
+            7, far, session, Pool(shared.reactor, at_entrance=False, on_drop=lambda _ident: None, on_crash=_fail)
         )
         shared.reactor.register(far, data.ready)
         return relays.join(near, data, near_events=None, inward=inward, outward=outward)
@@ -214,6 +214,10 @@ async def _play(moves: list[tuple[str, str, int]], *, sealed: bool, small: bool)
             a, b = row.programs["A"], row.programs["B"]
             for stats in row.stats:
                 assert (stats.from_visitors.total, stats.to_visitors.total) == (a.sent, b.sent)
+
+
+def _fail(error: Exception) -> None:
+    raise error
 
 
 def _judge(speaker: Program, hearer: Program) -> None:
