@@ -43,14 +43,6 @@ class Bus:
         """Tell ``listener`` every event from now on; it must not raise."""
         self._listeners.append(listener)
 
-    def unsubscribe(self, listener: EventSink) -> None:
-        """Tell ``listener`` no more."""
-        self._listeners.remove(listener)
-
     def recent(self, tunnel: str) -> tuple[Event, ...]:
         """The last events of a tunnel, oldest first."""
         return tuple(self._rings.get(tunnel, ()))
-
-    def forget(self, tunnel: str) -> None:
-        """A tunnel is gone for good."""
-        self._rings.pop(tunnel, None)

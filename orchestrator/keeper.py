@@ -187,10 +187,10 @@ class Keeper:
         if self._engine:
             self._command(self._engine.close)
 
-    async def wait(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  the caller's patience, not a deadline
-        """Until the tunnel rests, or ``timeout`` seconds."""
+    async def wait(self) -> None:
+        """Until the tunnel rests."""
         if self._task:
-            await asyncio.wait([self._task], timeout=timeout)
+            await asyncio.wait([self._task])
 
     def cancel(self) -> None:
         """Take the task away from an engine that does not end although it was closed."""
@@ -248,7 +248,9 @@ class Keeper:
         self._rest = at_rest(self.name, self.spec)
         if self._engine:
             with contextlib.suppress(Exception):  # it is broken: what it says about itself is a courtesy
-                self._rest = self._engine.snapshot()
+                last = self._engine.snapshot()
+                served = replace(last.connections, active=0)
+                self._rest = replace(self._rest, bytes=last.bytes, refused=last.refused, connections=served)
             with contextlib.suppress(Exception):
                 self._engine.close()
         self._restarts += 1
