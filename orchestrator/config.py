@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.document import Block, Node, Row, Text, decode, is_nothing, read, shown
+from orchestrator.document import LONGEST, Block, Node, Row, Text, decode, is_nothing, read, shown
 from orchestrator.entries import DEFAULT_KEYS, Context, Options, check_keys, read_entry, read_options, text_of, texts_of
 from orchestrator.faults import ConfigError, Fault, Place
 from orchestrator.manifest import Entry, Manifest, collides, listening
@@ -97,7 +97,8 @@ class _Loader:
 
     def _read_file(self, path: Path, known: tuple[str, ...], what: str) -> Block | None:
         try:
-            data = path.read_bytes()
+            with path.open("rb") as stream:
+                data = stream.read(LONGEST + 1)  # bounded: it may be a device that never ends
         except FileNotFoundError:
             self.faults.append(Fault(Place(path), f"there is no such file; {_SKELETON}, or name another file"))
             return None

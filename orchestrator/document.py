@@ -19,7 +19,9 @@ from orchestrator.faults import ConfigError, Fault, Place
 if TYPE_CHECKING:
     from pathlib import Path
 
-_LONGEST: Final = 4 << 20
+LONGEST: Final = 4 << 20
+"""Bytes that a file may have."""
+
 _DEEPEST: Final = 32
 _MOST_MERGED: Final = 100_000
 _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
@@ -83,8 +85,8 @@ def is_nothing(node: Node | None) -> bool:
 
 def decode(path: Path, data: bytes) -> str:
     """The text of a file. Raises ConfigError where it is too long, not UTF-8 or holds control characters."""
-    if len(data) > _LONGEST:
-        raise ConfigError([Fault(Place(path), f"the file is longer than {_LONGEST >> 20} MiB; split it with include:")])
+    if len(data) > LONGEST:
+        raise ConfigError([Fault(Place(path), f"the file is longer than {LONGEST >> 20} MiB; split it with include:")])
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
