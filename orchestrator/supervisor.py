@@ -93,17 +93,18 @@ class Supervisor:
         """Run a tunnel that rests. Raises UnknownTunnelError, as do all commands."""
         self._find(name).start()
 
-    def stop(self, name: str) -> None:
-        """Drain a tunnel up to its own SHUTDOWN_TIMEOUT, then let it rest."""
-        self._find(name).drain()
+    def stop(self, name: str, timeout: float | None = None) -> None:
+        """Drain a tunnel up to ``timeout`` seconds (None: its own SHUTDOWN_TIMEOUT), then let it rest."""
+        self._find(name).drain(timeout)
 
-    def drain(self, name: str) -> None:
-        """Drain a tunnel up to the file's ``drain_timeout``, then let it rest."""
-        self._find(name).drain(self._manifest.supervisor.drain_timeout, "drained by command")
+    def drain(self, name: str, timeout: float | None = None) -> None:
+        """Drain a tunnel up to ``timeout`` seconds (None: the file's ``drain_timeout``), then let it rest."""
+        limit = self._manifest.supervisor.drain_timeout if timeout is None else timeout
+        self._find(name).drain(limit, "drained by command")
 
-    def restart(self, name: str) -> None:
-        """Drain a tunnel up to its own SHUTDOWN_TIMEOUT, then run it anew."""
-        self._find(name).restart()
+    def restart(self, name: str, timeout: float | None = None) -> None:
+        """Drain a tunnel up to ``timeout`` seconds (None: its own SHUTDOWN_TIMEOUT), then run it anew."""
+        self._find(name).restart(timeout)
 
     def retry(self, name: str) -> None:
         """End a tunnel's cooldown."""
@@ -124,6 +125,10 @@ class Supervisor:
 
     def status(self) -> dict[str, Any]:
         """The object of ``ps --json``."""
+        return {**self.head(), "tunnels": [snapshot.as_json() for snapshot in self.snapshots()]}
+
+    def head(self) -> dict[str, Any]:
+        """That object without its tunnels: cheap enough to be looked at several times a second."""
         return {
             "generation": 1,
             "pid": os.getpid(),
@@ -131,10 +136,12 @@ class Supervisor:
                 "path": str(self._manifest.path.absolute()),
                 "ok": True,
                 "error": None,
+                "line": None,
+                "column": None,
+                "warnings": [str(warning) for warning in self._manifest.warnings],
                 "loaded_at": self._loaded_at,
             },
             "mqtt": {"state": "off"},
-            "tunnels": [snapshot.as_json() for snapshot in self.snapshots()],
         }
 
     def _find(self, name: str) -> Keeper:
