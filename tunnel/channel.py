@@ -58,7 +58,7 @@ class Channel:
         self._hung = False
         self.loss: str | None = None
         """why the channel is over, or None while it is not"""
-        self.peer = net.show(sock.getpeername())
+        self.peer = net.peer_of(sock)
         self.local = net.show(sock.getsockname())
         session.feed(first)
         reactor.hand_over(sock, self._ready)
@@ -79,12 +79,17 @@ class Channel:
         return self._frames.popleft()
 
     def listen(self, listener: Listener) -> None:
-        """From now on frames go to ``listener``, those that are here already at once."""
+        """From now on frames go to ``listener``; what came before, frames and the loss of the channel, is told now."""
+        over = self.loss
         self._listener = listener
-        if self._frames:
-            frames = list(self._frames)
-            self._frames.clear()
+        frames = list(self._frames)
+        self._frames.clear()
+        try:
             listener.heard(frames)
+        except ProtocolError as error:
+            self._lose(str(error))
+        if over is not None:
+            listener.lost(over)
 
     def send(self, frame: bytes) -> None:
         """Send a frame together with all others of this turn."""

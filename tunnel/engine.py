@@ -258,8 +258,8 @@ class Engine:
         self._was_up = False
         self._settle()
         link.begin(end, maker, self, self.spec.settings.report_interval)
-        end.attach(link)
-        if link.channel.loss is None:
+        if link.channel.loss is None:  # it may have been lost before anybody listened
+            end.attach(link)
             self._journal.info("link", f"link {link.ident} with {link.channel.peer}, {link.direction}", link=link.ident)
 
     def link_changed(self, link: Link) -> None:

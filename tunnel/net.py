@@ -61,6 +61,14 @@ def show(address: object) -> str:
     return str(Address(host, int(address[1])))
 
 
+def peer_of(sock: socket.socket) -> str:
+    """Who is at the other end, as far as that is still known: of a connection that was reset it is not."""
+    try:
+        return show(sock.getpeername())
+    except OSError:
+        return show(None)
+
+
 def no_delay(sock: socket.socket) -> None:
     """Send small writes at once. On a listener: inherited by all it accepts."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -125,9 +125,9 @@ class Newcomer:
                 self._server.check_proof(self, self.ident, self._shown, session)
 
     @property
-    def hung(self) -> int:
-        """Bits that a pool should know of: whether the other end has finished already."""
-        return ENDING if self._hung else 0
+    def hung(self) -> bool:
+        """Whether the other end has finished already."""
+        return self._hung
 
     def dismiss(self, why: str) -> None:
         """Close it: it was silent for too long, or others need its place."""
@@ -263,16 +263,19 @@ class Server:
     def check_proof(self, newcomer: Newcomer, ident: int, proof: bytes, session: tls.TlsSession) -> None:
         """The proof inside TLS is complete."""
         link = self._link
-        if link is None or not secrets.compare_digest(proof, protocol.data_tls_proof(link.secret, ident)):
+        if link is None or link.channel.loss is not None:
+            self.refuse_data(newcomer, "there is no link")
+        elif not secrets.compare_digest(proof, protocol.data_tls_proof(link.secret, ident)):
             self.refuse_data(newcomer, "a wrong proof inside TLS")
         else:
             self._pool(newcomer, link, ident, session)
 
     def _pool(self, newcomer: Newcomer, link: Link, ident: int, session: tls.TlsSession | None) -> None:
+        if newcomer.hung:  # the client has given it up, and the reactor will not say so again
+            self.left(newcomer)
+            return
         self._strangers.release(newcomer)
-        connection = DataConnection(ident, newcomer.sock, session, link.pool)
-        connection.events = newcomer.hung
-        link.pool.add(connection, watched=True)
+        link.pool.add(DataConnection(ident, newcomer.sock, session, link.pool), watched=True)
         link.say_pooled(ident)
         link.note_pooled()
 
@@ -280,14 +283,20 @@ class Server:
 
     def greet(self, newcomer: Newcomer, first: bytes) -> None:
         """It speaks TLS: it wants to make a link."""
-        task = asyncio.get_running_loop().create_task(self._handshake(newcomer, first))
+        session = tls.TlsSession(self._context, server_side=True)
+        # The channel takes the socket over now, not in the task: the rest of the greeting may come in this very turn.
+        channel = Channel(self._reactor, newcomer.sock, session, self._spec.settings.signal_buffer, first)
+        task = asyncio.get_running_loop().create_task(self._handshake(newcomer, channel))
         newcomer.task = task
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: self._broken_off(done, channel))
 
-    async def _handshake(self, newcomer: Newcomer, first: bytes) -> None:
-        session = tls.TlsSession(self._context, server_side=True)
-        channel = Channel(self._reactor, newcomer.sock, session, self._spec.settings.signal_buffer, first)
+    def _broken_off(self, task: asyncio.Task[None], channel: Channel) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():  # perhaps before its first step, and then it closed nothing
+            channel.close("the handshake was broken off")
+
+    async def _handshake(self, newcomer: Newcomer, channel: Channel) -> None:
         made = False
         try:
             made = await self._prove(newcomer, channel)

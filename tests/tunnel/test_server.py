@@ -1,0 +1,287 @@
+"""What strangers do at a server's door, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.tunnel.support import Events, balanced, reset, shared_parts, turns, until
+from tunnel import listeners, protocol, strangers, tls
+from tunnel.capacity import Bounds
+from tunnel.channel import Channel
+from tunnel.handshake import ClientHandshake
+from tunnel.link import Link
+from tunnel.protocol import Frame, Kind
+from tunnel.server import Server
+from tunnel.shared import Shared
+from tunnel.spec import Address, Direction, Key, Mode, Role, TunnelSpec
+from tunnel.stats import Stats
+
+KEY = Key("a shared key of some length")
+
+
+@dataclass
+class Taker:
+    """The engine as a server sees it, and the entrance as its link sees it."""
+
+    server: Server | None = None
+    links: list[Link] = field(default_factory=list)
+    defects: list[Exception] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+    def link_made(self, link: Link) -> None:
+        self.links.append(link)
+        assert self.server is not None
+        link.begin(self, self.server, self, 60.0)
+
+    def crashed(self, error: Exception) -> None:
+        self.defects.append(error)
+
+    def link_changed(self, link: Link) -> None:
+        """Nothing follows from it here."""
+
+    def link_lost(self, link: Link, reason: str) -> None:
+        self.lost.append(f"{link.ident}: {reason}")
+
+    def launch(self, idents: tuple[int, ...]) -> None:
+        raise AssertionError(idents)
+
+    def failed(self, ident: int, reason: str) -> None:
+        """No visitor is launched here."""
+
+    def pooled(self) -> None:
+        """Nobody waits."""
+
+
+class Door:
+    """A server that listens, and what it has told."""
+
+    def __init__(self, shared: Shared, spec: TunnelSpec) -> None:
+        self.shared = shared
+        self.spec = spec
+        self.taker = Taker()
+        self.events = Events()
+        self.stats = Stats()
+        self.server = Server(spec, shared.reactor, self.events.journal(), self.stats, shared.identity, self.taker)
+        self.taker.server = self.server
+
+    async def open(self) -> None:
+        await self.server.open(await listeners.bind(self.spec, listeners.wanted(self.spec, None)))
+        self.tunnel = ("127.0.0.1", self.server.acceptors[listeners.TUNNEL].port)
+        self.data = ("127.0.0.1", self.server.acceptors[listeners.DATA].port)
+
+    def knock(self, where: tuple[str, int], data: bytes = b"") -> socket.socket:
+        """Connect and say something, without the server's having had a turn."""
+        sock = socket.create_connection(where)
+        sock.setblocking(False)
+        if data:
+            sock.send(data)
+        return sock
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody but the listeners is watched."""
+        return len(self.shared.reactor) == len(self.server.acceptors)
+
+
+@pytest.fixture
+async def door() -> AsyncIterator[Door]:
+    with balanced():
+        async with shared_parts() as shared:
+            spec = TunnelSpec(role=Role.SERVER, tunnel=Address("127.0.0.1", 0), target=Address("", 1), key=KEY)
+            made = Door(shared, spec)
+            await made.open()
+            yield made
+            made.server.close()
+            await turns(2)
+            for link in made.taker.links:
+                link.pool.close()
+                link.channel.close("the test is over")
+            await turns(3)
+            assert not made.taker.defects
+
+
+async def greet(door: Door, instance: str = "me", key: Key | None = KEY) -> tuple[Channel, bytes]:
+    """Make a link as a client does; its channel and secret."""
+    sock = door.knock(door.tunnel)
+    door.shared.reactor.register(sock, lambda _events: None)
+    channel = Channel(door.shared.reactor, sock, tls.TlsSession(tls.pinned_context(), server_side=False), 4096)
+    handshake = ClientHandshake(key, await channel.secure())
+    kind, payload = await channel.receive()
+    assert kind is Kind.CHALLENGE
+    handshake.hear_challenge(payload)
+    channel.send(handshake.hello(instance=instance, mode=Mode.AUTO, data_tls=False, bounds=Bounds()))
+    kind, payload = await channel.receive()
+    if kind is not Kind.WELCOME:
+        channel.close("refused")
+        raise AssertionError(protocol.decode_text(payload))
+    handshake.hear_welcome(payload)
+    _, proof = await channel.receive()
+    welcome, secret = handshake.hear_proof(proof)
+    assert welcome.direction is Direction.REVERSE
+    await until(lambda: door.taker.links, "the link is made")
+    return channel, secret
+
+
+class Answering:
+    """Answers pings, as a client that lives."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+    def heard(self, frames: list[Frame]) -> None:
+        for kind, payload in frames:
+            if kind is Kind.PING:
+                self.channel.send(protocol.encode(Kind.PONG, payload))
+
+    def lost(self, reason: str) -> None:
+        """As it goes."""
+
+    def crashed(self, error: Exception) -> None:
+        raise error
+
+
+def client_hello() -> bytes:
+    session = tls.TlsSession(tls.pinned_context(), server_side=False)
+    session.handshake()
+    return session.take()
+
+
+async def test_a_stranger_who_resets_after_the_first_byte_of_tls_leaves_nothing(door: Door) -> None:
+    reset(door.knock(door.tunnel, client_hello()[:1]))
+    reset(door.knock(door.tunnel, client_hello()))
+    reset(door.knock(door.data, b"NP"))
+    door.knock(door.tunnel).close()
+    await until(lambda: door.idle and not len(door.server._strangers), "all are gone")
+    assert not door.taker.defects
+
+
+async def test_a_greeting_in_pieces_within_one_turn_is_whole(door: Door) -> None:
+    """The second piece comes before the handshake's task has had its first step."""
+    sock = door.knock(door.tunnel)
+    hello = client_hello()
+    await until(lambda: len(door.server._strangers) == 1, "it was accepted")
+    sock.send(hello[:40])
+    door.shared.reactor._turn()
+    sock.send(hello[40:])
+    door.shared.reactor._turn()
+    answer = b""
+
+    def answered() -> bool:
+        nonlocal answer
+        try:
+            answer += sock.recv(4096)
+        except BlockingIOError:
+            return False
+        return len(answer) > 100
+
+    await until(answered, "the server answers")
+    assert answer[0] == protocol.TLS_HANDSHAKE_BYTE
+    assert not door.stats.refused_prefaces
+    sock.close()
+    await until(lambda: door.idle, "it is gone")
+
+
+async def test_strangers_dismissed_in_the_turn_in_which_they_came_leave_nothing(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers, "PER_ADDRESS", 10)
+    crowd = [door.knock(door.tunnel, client_hello()[:50]) for _ in range(40)]
+    await until(lambda: door.stats.silent == 30, "the oldest were dismissed")
+    await until(lambda: len(door.shared.reactor) == len(door.server.acceptors) + 10, "their sockets are closed")
+    for sock in crowd:
+        sock.close()
+    await until(lambda: door.idle, "all are gone")
+
+
+async def test_who_says_nothing_is_sent_away_in_time(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strangers, "PATIENCE", 0.05)
+    silent = [door.knock(door.tunnel), door.knock(door.data), door.knock(door.tunnel, client_hello()[:50])]
+    await until(lambda: door.stats.silent == 3, "they were sent away")
+    await until(lambda: door.idle, "their sockets are closed")
+    for sock in silent:
+        sock.close()
+
+
+@pytest.mark.parametrize("where", ["tunnel", "data"])
+async def test_garbage_is_refused_and_counted(door: Door, where: str) -> None:
+    sock = door.knock(getattr(door, where), b"GET / HTTP/1.1\r\nHost: somebody\r\n\r\n" * 20)
+    await until(lambda: door.stats.refused_prefaces == 1, "it was refused")
+    await until(lambda: door.idle, "it is gone")
+    assert door.events.said("refused a data connection")
+    sock.close()
+    broken = door.knock(door.tunnel, b"\x16" + b"\0" * 200)
+    await until(lambda: door.stats.refused_handshakes == 1, "broken TLS was refused")
+    await until(lambda: door.idle, "it is gone")
+    broken.close()
+
+
+@pytest.mark.parametrize("key", [Key("another key of some length"), None])
+async def test_who_does_not_know_the_key_learns_nothing(door: Door, key: Key | None) -> None:
+    with pytest.raises(AssertionError, match="the handshake was refused"):
+        await greet(door, key=key)
+    assert door.stats.refused_handshakes == 1
+    assert not door.taker.links
+    assert KEY.reveal() not in repr(list(door.events))
+
+
+async def test_a_data_connection_is_let_in_once_and_only_with_the_links_secret(door: Door) -> None:
+    channel, secret = await greet(door)
+    genuine = protocol.encode_preface(secret, 1)
+    link = door.taker.links[0]
+    first = door.knock(door.data, genuine)
+    await until(lambda: len(link.pool) == 1, "it is pooled")
+    copies = [
+        door.knock(door.data, genuine),
+        door.knock(door.data, protocol.encode_preface(b"x" * 32, 2)),
+        door.knock(door.tunnel, genuine[:-1] + bytes([genuine[-1] ^ 1])),
+    ]
+    await until(lambda: door.stats.refused_prefaces == 3, "replayed and forged ones are refused")
+    assert len(link.pool) == 1
+    second = door.knock(door.tunnel, protocol.encode_preface(secret, 2))
+    await until(lambda: len(link.pool) == 2, "the tunnel port takes data connections too")
+    for sock in (first, second, *copies):
+        sock.close()
+    channel.close("done")
+
+
+async def test_a_data_connection_that_ends_with_its_preface_is_not_pooled(door: Door) -> None:
+    channel, secret = await greet(door)
+    link = door.taker.links[0]
+    watched = len(door.shared.reactor)
+    given_up = [door.knock(door.data, protocol.encode_preface(secret, n)) for n in range(3)]
+    for sock in given_up:
+        sock.close()
+    living = door.knock(door.data, protocol.encode_preface(secret, 9))
+    await until(lambda: len(link.pool), "the living one is pooled")
+    await until(lambda: len(door.shared.reactor) == watched + 1, "the others are closed")
+    data = link.pool.take()
+    assert data is not None
+    assert data.ident == 9
+    assert link.pool.take() is None
+    door.shared.reactor.close(data.sock)
+    living.close()
+    channel.close("done")
+
+
+async def test_the_same_client_takes_over_at_once_and_a_rival_does_not(door: Door) -> None:
+    first, _ = await greet(door)
+    first.listen(Answering(first))
+    with pytest.raises(AssertionError, match=r"another client, .*, has this tunnel and answers"):
+        await greet(door, instance="a rival")
+    again, _ = await greet(door)
+    await until(lambda: len(door.taker.links) == 2, "the second link is made")
+    assert "the same client came back" in door.taker.lost[0]
+    await until(lambda: first.loss is not None, "the first one is over")
+    again.close("done")
+
+
+async def test_a_silent_client_gives_way_to_a_rival(door: Door) -> None:
+    first, _ = await greet(door)  # nobody listens to it: pings stay unanswered
+    rival, _ = await greet(door, instance="a rival")
+    assert "did not answer within" in door.taker.lost[0]
+    first.close("done")
+    rival.close("done")
