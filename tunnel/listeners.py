@@ -49,7 +49,7 @@ async def bind(
     for purpose, address in addresses.items():
         if purpose not in kept:
             try:
-                bound[purpose] = await net.listen(address, what=purpose)
+                bound[purpose] = await net.listen(address, what=purpose, client_speaks_first=purpose == DATA)
             except BaseException as error:
                 close(bound)
                 if isinstance(error, NetError) and purpose == VISITORS:

@@ -55,28 +55,42 @@ class Newcomer:
         "_data_only",
         "_got",
         "_hung",
+        "_peer",
         "_server",
         "_session",
         "_shown",
-        "address",
         "ident",
-        "peer",
+        "settled",
         "sock",
         "task",
+        "watched",
     )
 
     def __init__(self, server: Server, sock: socket.socket, peer: object, *, data_only: bool) -> None:
         self.sock = sock
-        self.peer = net.show(peer)
-        self.address = self.peer.rpartition(":")[0]
+        self.settled = False
+        """whether it is known what becomes of it"""
+        self.watched = False
+        """whether the reactor watches its socket"""
         self.task: asyncio.Task[None] | None = None
         self.ident: int | None = None
+        self._peer = peer
         self._server = server
         self._data_only = data_only
         self._got = b""
         self._shown = b""
         self._session: tls.TlsSession | None = None
         self._hung = False
+
+    @property
+    def peer(self) -> str:
+        """Where it comes from."""
+        return net.show(self._peer)
+
+    @property
+    def address(self) -> str:
+        """The same without the port."""
+        return self.peer.rpartition(":")[0]
 
     def ready(self, events: int) -> None:
         """Handler until it is known what this is, and for data connections until the proof is complete."""
@@ -212,14 +226,19 @@ class Server:
         self._admit(Newcomer(self, sock, peer, data_only=False))
 
     def _arrive_for_data(self, sock: socket.socket, peer: object) -> None:
-        self._admit(Newcomer(self, sock, peer, data_only=True))
+        newcomer = Newcomer(self, sock, peer, data_only=True)
+        newcomer.ready(READ)  # the kernel hands it over with its first bytes, mostly the whole preface
+        if not newcomer.settled:
+            self._admit(newcomer)
 
     def _admit(self, newcomer: Newcomer) -> None:
+        newcomer.watched = True
         self._strangers.admit(newcomer)
         self._reactor.register(newcomer.sock, newcomer.ready)
 
     def left(self, newcomer: Newcomer) -> None:
         """It went away without having said enough."""
+        newcomer.settled = True
         self._strangers.release(newcomer)
         self._reactor.close(newcomer.sock)
 
@@ -274,8 +293,9 @@ class Server:
         if newcomer.hung:  # the client has given it up, and the reactor will not say so again
             self.left(newcomer)
             return
+        newcomer.settled = True
         self._strangers.release(newcomer)
-        link.pool.add(DataConnection(ident, newcomer.sock, session, link.pool), watched=True)
+        link.pool.add(DataConnection(ident, newcomer.sock, session, link.pool), watched=newcomer.watched)
         link.say_pooled(ident)
         link.note_pooled()
 
