@@ -15,7 +15,9 @@ PATIENCE: Final = 10.0
 class Stranger(Protocol):
     """A connection that has to prove itself."""
 
-    address: str
+    @property
+    def address(self) -> str:
+        """Where it comes from, without the port."""
 
     def dismiss(self, why: str) -> None:
         """Close it: it was silent for too long, or others need its place."""
