@@ -1,0 +1,283 @@
+"""A daemon that is none: it answers as the local API does, and does what a test tells it.
+
+``python -m tests.tui.fake SOCKET --tunnels 500`` runs one whose numbers change four times a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from tunnel.state import timestamp
+
+Json = dict[str, Any]
+
+
+def tunnel(name: str, state: str = "up", **changed: Any) -> Json:  # noqa: ANN401  whatever the API's object has
+    """The API's object of a tunnel; ``changed`` replaces whole top-level values."""
+    return {
+        "name": name, "role": "server", "direction": "reverse", "state": state, "reason": None,
+        "since": "2026-01-01T12:00:00.000Z", "tunnel_addr": "127.0.0.1:10101", "target_addr": "127.0.0.1:8080",
+        "data_addr": "127.0.0.1:43211", "peer": "127.0.0.1:5123", "link": "6f1c0d2e", "auth": "key", "data_tls": 0,
+        "tags": [], "worker": 0,
+        "pool": {"idle": 8, "capacity": 8, "dialing": 0, "min": 8, "max": 1024},
+        "signals": {"queued": 0, "limit": 1024, "total": 0},
+        "connections": {"active": 0, "total": 0, "failed": 0, "limit": 1024},
+        "bytes": {"in": 0, "out": 0}, "refused": {"handshakes": 0, "prefaces": 0, "silent": 0},
+        "rtt_ms": 0.4, "cooldown": {"remaining_s": 0.0, "attempt": 0}, "restarts": 0,
+        "last_error": None, "last_error_at": None, **changed,
+    }  # fmt: skip
+
+
+def connections(active: int) -> Json:
+    """The group of a tunnel that serves so many visitors."""
+    return {"active": active, "total": active, "failed": 0, "limit": 1024}
+
+
+def cooldown(name: str, remaining: float, reason: str = "the target 127.0.0.1:5432 refuses connections") -> Json:
+    """A tunnel in cooldown."""
+    pool = {"idle": 0, "capacity": 16, "dialing": 0, "min": 8, "max": 1024}
+    wait = {"remaining_s": remaining, "attempt": 9}
+    return tunnel(name, "cooldown", role="client", reason=reason, cooldown=wait, pool=pool, rtt_ms=None)
+
+
+def mixed() -> list[Json]:
+    """One tunnel of every kind."""
+    return [
+        tunnel("db-east", connections=connections(12)),
+        cooldown("db-west", 4.2),
+        tunnel("edge-7", "connecting", role="client", rtt_ms=None),
+        tunnel("broken", "failed", reason="address 127.0.0.1:10101 is in use"),
+        tunnel("resting", "stopped", reason="stopped by command"),
+        tunnel("[red]bold[/]", auth="open"),
+        tunnel("世界" * 100, "waiting"),
+    ]
+
+
+SETTINGS = {
+    "min_pool_capacity": {"value": "8", "source": "built in", "where": None},
+    "max_pool_capacity": {"value": "64", "source": "entry", "where": "tunnels.yaml:41:3"},
+    "client_cooldown": {"value": "3s", "source": "defaults", "where": "tunnels.yaml:7:3"},
+}
+
+
+class FakeDaemon:
+    """Listens on a Unix socket; keeps what it was told in ``commands``."""
+
+    def __init__(self, socket: Path, tunnels: list[Json] | None = None) -> None:
+        self.socket = socket
+        self.tunnels: dict[str, Json] = {t["name"]: t for t in (mixed() if tunnels is None else tunnels)}
+        self.status: Json = {
+            "generation": 4, "pid": 4711, "version": "0.1.0", "host": "edge-1", "read_only": False,
+            "started_at": "2026-01-01T12:00:00.000Z", "mqtt": {"state": "off"},
+            "config": {"path": "/etc/np/tunnels.yaml", "ok": True, "error": None, "line": None, "column": None,
+                       "warnings": [], "loaded_at": "2026-01-01T12:00:00.000Z"},
+        }  # fmt: skip
+        self.commands: list[tuple[str, str]] = []
+        self.refusal: str | None = None
+        self.plan: Json = {
+            "ok": True,
+            "error": None,
+            "add": [],
+            "remove": [],
+            "restart": [],
+            "change": [],
+            "unchanged": 7,
+        }
+        self.result: Json = {"generation": 5, "ok": True, "error": None, "results": {}}
+        self.log = [self.event("info", "state", "up: linked to 127.0.0.1:5123", name) for name in self.tunnels]
+        self._watching: set[asyncio.Queue[bytes]] = set()
+        self._logging: set[asyncio.Queue[bytes]] = set()
+        self._runner: web.AppRunner | None = None
+
+    @staticmethod
+    def event(level: str, kind: str, text: str, name: str = "", **more: object) -> Json:
+        """An event of the API."""
+        return {"ts": "2026-01-01T12:00:00.000Z", "tunnel": name, "level": level, "kind": kind, "text": text, **more}
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listen."""
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/v1/watch", self._watch),
+                web.get("/v1/logs", self._logs),
+                web.get("/v1/events", self._events),
+                web.get("/v1/tunnels/{name}", self._tunnel),
+                web.post("/v1/tunnels/{name}/{verb}", self._command),
+                web.get("/v1/plan", self._plan),
+                web.post("/v1/reload", self._reload),
+                web.post("/v1/shutdown", self._shutdown),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        self.socket.unlink(missing_ok=True)
+        await web.UnixSite(self._runner, str(self.socket)).start()
+
+    async def stop(self) -> None:
+        """Be gone, as after kill -9."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+        self.socket.unlink(missing_ok=True)
+
+    # -- what tests do -----------------------------------------------------------------------------------------------
+
+    def change(self, name: str, **keys: Any) -> None:  # noqa: ANN401  as above
+        """A tunnel changes, or comes."""
+        keys = keys if name in self.tunnels else tunnel(name, **keys)
+        self.tunnels[name] = {**self.tunnels.get(name, {}), **keys}
+        self.send(changed={name: keys})
+
+    def remove(self, name: str) -> None:
+        """A tunnel goes."""
+        del self.tunnels[name]
+        self.send(removed=[name])
+
+    def set_status(self, **keys: Any) -> None:  # noqa: ANN401  as above
+        """Something else of the status changes."""
+        self.status.update(keys)
+        self.send(status=keys)
+
+    def send(self, *, ts: float | None = None, **parts: Any) -> None:  # noqa: ANN401  as above
+        """A change to all that watch."""
+        whole = {"ts": timestamp(ts or time.time()), "changed": {}, "removed": [], "status": {}, **parts}
+        self._tell(self._watching, "change", whole)
+
+    def happen(self, event: Json) -> None:
+        """An event to all that watch or follow the log."""
+        self.log.append(event)
+        self._tell(self._watching, "event", event)
+        self._tell(self._logging, "event", event)
+
+    @staticmethod
+    def _tell(listeners: set[asyncio.Queue[bytes]], kind: str, data: Mapping[str, Any]) -> None:
+        for queue in listeners:
+            queue.put_nowait(_frame(kind, data))
+
+    # -- what the API does -------------------------------------------------------------------------------------------
+
+    async def _watch(self, request: web.Request) -> web.StreamResponse:
+        first = _frame("status", {**self.status, "tunnels": list(self.tunnels.values())})
+        return await self._stream(request, self._watching, [first])
+
+    async def _logs(self, request: web.Request) -> web.StreamResponse:
+        names = request.query.getall("tunnel", [])
+        lines = [event for event in self.log if not names or event["tunnel"] in names]
+        return await self._stream(request, self._logging, [_frame("event", event) for event in lines])
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"".join(_frame("event", event) for event in self.log))
+        return response
+
+    async def _stream(
+        self, request: web.Request, listeners: set[asyncio.Queue[bytes]], first: list[bytes]
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        with _listening(listeners) as queue:
+            await response.write(b": hello\n\n" + b"".join(first))
+            while True:
+                await response.write(await queue.get())
+
+    async def _tunnel(self, request: web.Request) -> web.Response:
+        name = unquote(request.match_info["name"])
+        if name not in self.tunnels:
+            return web.json_response({"status": 404, "detail": f"no tunnel is named {name!r}"}, status=404)
+        more = {"url": "server://***@127.0.0.1:10101/127.0.0.1:8080", "where": "tunnels.yaml:41:3", "enabled": True}
+        return web.json_response({**self.tunnels[name], **more, "settings": SETTINGS})
+
+    async def _command(self, request: web.Request) -> web.Response:
+        name, verb = unquote(request.match_info["name"]), request.match_info["verb"]
+        if self.refusal:
+            return web.json_response({"status": 409, "detail": self.refusal}, status=409)
+        self.commands.append((verb, name))
+        return web.json_response({"name": name, "ok": True, "state": "up", "text": verb})
+
+    async def _plan(self, _: web.Request) -> web.Response:
+        return web.json_response(self.plan)
+
+    async def _reload(self, _: web.Request) -> web.Response:
+        self.commands.append(("reload", ""))
+        return web.json_response(self.result)
+
+    async def _shutdown(self, _: web.Request) -> web.Response:
+        self.commands.append(("shutdown", ""))
+        return web.json_response({"ok": True})
+
+
+@contextlib.contextmanager
+def _listening(listeners: set[asyncio.Queue[bytes]]) -> Iterator[asyncio.Queue[bytes]]:
+    queue: asyncio.Queue[bytes] = asyncio.Queue()
+    listeners.add(queue)
+    try:
+        yield queue
+    finally:
+        listeners.discard(queue)
+
+
+def _frame(kind: str, data: Mapping[str, Any]) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+@contextlib.asynccontextmanager
+async def busy(daemon: FakeDaemon, interval: float) -> AsyncIterator[None]:
+    """Every tunnel's numbers change every ``interval`` seconds."""
+
+    async def work() -> None:
+        while True:
+            await asyncio.sleep(interval)
+            for known in daemon.tunnels.values():
+                active = random.randrange(64)
+                moved = known["bytes"]
+                known.update(
+                    bytes={"in": moved["in"] + 1000 * active, "out": moved["out"] + 50_000 * active},
+                    connections=connections(active),
+                    pool={"idle": random.randrange(17), "capacity": 16, "dialing": 0, "min": 8, "max": 1024},
+                    signals={"queued": random.randrange(4), "limit": 1024, "total": moved["in"]},
+                    rtt_ms=random.uniform(0.2, 30),
+                )
+            keys = ("bytes", "connections", "pool", "signals", "rtt_ms")
+            daemon.send(changed={name: {key: known[key] for key in keys} for name, known in daemon.tunnels.items()})
+
+    task = asyncio.create_task(work())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _main(socket: Path, count: int, interval: float) -> None:
+    tunnels = [tunnel(f"edge-{n}") for n in range(count)] if count else mixed()
+    async with FakeDaemon(socket, tunnels) as daemon, busy(daemon, interval):
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("socket", type=Path)
+    parser.add_argument("--tunnels", type=int, default=0)
+    parser.add_argument("--interval", type=float, default=0.25)
+    given = parser.parse_args()
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_main(given.socket, given.tunnels, given.interval))

@@ -1,0 +1,1 @@
+"""The dashboard: a screen on a running daemon, and never more than its client."""

@@ -1,0 +1,113 @@
+"""What a command means before it is given: whom it concerns, what it costs, what to ask. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tui.happenings import plan_lines, touched
+from tui.lines import Line, fit, wrap
+from tunnel.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tui.model import Json, Tunnel
+
+VERBS: Final = ("start", "stop", "restart", "drain", "retry")
+_CUTTING: Final = frozenset({"stop", "restart", "drain"})
+_LISTED: Final = 8  # tunnels named in a question; the others are counted
+_WIDE: Final = 62
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question: its title, what stands below, the label of the answer that is not Cancel."""
+
+    title: str
+    lines: tuple[Line, ...]
+    answer: str
+
+
+def visitors(count: int) -> str:
+    """A number of visitors."""
+    return f"{count or 'no'} visitor{'' if count == 1 else 's'}"
+
+
+def named(tunnels: Sequence[Tunnel]) -> str:
+    """The tunnel's name, or how many they are."""
+    return tunnels[0].name if len(tunnels) == 1 else f"{len(tunnels)} tunnels"
+
+
+def toggled(tunnels: Sequence[Tunnel]) -> tuple[str, list[Tunnel]]:
+    """What start/stop means for these: stop those that run or, where none does, start them."""
+    running = [tunnel for tunnel in tunnels if tunnel.is_running]
+    return ("stop", running) if running else ("start", list(tunnels))
+
+
+def fitting(verb: str, tunnels: Sequence[Tunnel]) -> tuple[list[Tunnel], str]:
+    """Those of the tunnels to which the command can be given; and why not, where there is none."""
+    if verb == "retry":
+        chosen = [tunnel for tunnel in tunnels if tunnel.state in {State.COOLDOWN, State.FAILED}]
+        return chosen, f"{named(tunnels)}: there is no cooldown to end"
+    if verb in {"stop", "drain"}:
+        return [tunnel for tunnel in tunnels if tunnel.is_running], f"{named(tunnels)}: not running"
+    if verb == "start":
+        return [tunnel for tunnel in tunnels if not tunnel.is_running], f"{named(tunnels)}: running already"
+    return list(tunnels), ""
+
+
+def question(verb: str, tunnels: Sequence[Tunnel]) -> Asked | None:
+    """What to ask before a command; None where it costs nobody anything."""
+    if verb not in _CUTTING:
+        return None
+    active = sum(tunnel.active for tunnel in tunnels)
+    one = active == 1
+    patience = "the file's drain_timeout" if verb == "drain" else "SHUTDOWN_TIMEOUT"
+    if active:
+        text = (
+            f"{visitors(active)} {'is' if one else 'are'} being served. {'It' if one else 'They'} may finish within "
+            f"{patience}; whoever is left then is cut off: {visitors(active)} at the most."
+        )
+    else:
+        text = "Nobody is being served just now: no visitor will be cut off."
+    lines = [*_told(text), *_list([(tunnel.name, tunnel.active) for tunnel in tunnels])]
+    return Asked(f"{verb.capitalize()} {named(tunnels)}?", tuple(lines), f"{verb.capitalize()}, cut {active}")
+
+
+def reload_question(plan: Json, tunnels: Mapping[str, Tunnel]) -> Asked | None:
+    """What to ask before a reload; None where it takes nothing away from anybody."""
+    names = touched(plan)
+    if not names:
+        return None
+    active = sum(tunnels[name].active for name in names if name in tunnels)
+    text = (
+        f"{visitors(active).capitalize()} of theirs may finish within drain_timeout; whoever is left then is cut off."
+    )
+    lines = [*plan_lines(plan, _WIDE), (), *_told(text if active else "No visitor will be cut off.")]
+    return Asked("Apply the file?", tuple(lines), f"Reload, cut {active}")
+
+
+def leave_question(tunnels: Sequence[Tunnel]) -> Asked:
+    """What to ask before the dashboard that started the daemon is left."""
+    active = sum(tunnel.active for tunnel in tunnels)
+    text = (
+        "Tunnels left running stay in the background: nodepass-orch top shows them again, "
+        f"nodepass-orch down ends them. Ending them now drains first; {visitors(active)} may be cut off."
+    )
+    return Asked("Leave the dashboard?", tuple(_told(text)), f"End tunnels, cut {active}")
+
+
+def _told(text: str) -> list[Line]:
+    return [((part, ""),) for part in wrap(text, _WIDE)]
+
+
+def _list(entries: Sequence[tuple[str, int]]) -> list[Line]:
+    if len(entries) < 2:
+        return []
+    entries = sorted(entries, key=lambda entry: -entry[1])
+    lines: list[Line] = [()]
+    lines += [((f"{fit(name, 40)} ", "title"), (visitors(count), "dim")) for name, count in entries[:_LISTED]]
+    if len(entries) > _LISTED:
+        lines.append(((f"and {len(entries) - _LISTED} more", "dim"),))
+    return lines

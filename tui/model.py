@@ -1,0 +1,232 @@
+"""What the dashboard knows: the daemon's status and its changes, folded into immutable views. No I/O, no screen.
+
+A tunnel keeps the object of the API as it came and reads from it what is asked for: of five hundred tunnels that change
+four times a second, some thirty are on the screen, and only these are worth taking apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from tunnel.state import State
+
+Json = Mapping[str, Any]
+
+KEPT: Final = 180
+"""Samples remembered of each tunnel, one a second."""
+
+STEP: Final = 1.0
+"""Seconds between two samples: rates are means over this time."""
+
+_GAP: Final = 60.0  # seconds between two messages, beyond which their clocks are not to be trusted
+_EMPTY: Final[Json] = MappingProxyType({})
+
+
+def moment(text: object) -> float | None:
+    """Seconds since the epoch from RFC 3339; None where that is not what it is."""
+    try:
+        return datetime.fromisoformat(str(text)).timestamp()
+    except ValueError:
+        return None
+
+
+class Sample(NamedTuple):
+    """A tunnel at one second, for the small pictures of its past."""
+
+    idle: int
+    queued: int
+    rate_in: float
+    rate_out: float
+    rtt_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A tunnel as last heard of. Rates in bytes a second, moments in seconds."""
+
+    name: str
+    data: Json
+    heard: float
+    """when its cooldown was last told, on the monotonic clock"""
+    rate_in: float = 0.0
+    """from visitors"""
+    rate_out: float = 0.0
+    """to visitors"""
+    counted: tuple[int, int] | None = None
+    """bytes in and out at the last sample"""
+    history: tuple[Sample, ...] = ()
+
+    @property
+    def state(self) -> str:
+        """A State's value, or a word that only a newer daemon knows."""
+        return str(self.data.get("state", State.STARTING))
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has an engine that is meant to serve."""
+        return self.state not in {State.STOPPED, State.FAILED, State.DRAINING}
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is in this state."""
+        return self.data.get("reason") or None
+
+    def text(self, key: str) -> str:
+        """A top-level text, empty where unknown."""
+        value = self.data.get(key)
+        return "" if value is None else str(value)
+
+    def part(self, key: str) -> Json:
+        """One of the groups of numbers: pool, signals, connections, bytes, cooldown."""
+        value = self.data.get(key)
+        return value if isinstance(value, Mapping) else _EMPTY
+
+    def count_of(self, key: str) -> int:
+        """A top-level number; 0 where unknown."""
+        return int(self.data.get(key) or 0)
+
+    def count(self, group: str, key: str) -> int:
+        """One of their numbers; 0 where unknown."""
+        return int(self.part(group).get(key) or 0)
+
+    @property
+    def active(self) -> int:
+        """Visitors being served."""
+        return self.count("connections", "active")
+
+    @property
+    def rtt_ms(self) -> float | None:
+        """Round trip of the control channel."""
+        return self.data.get("rtt_ms")
+
+    @property
+    def attempt(self) -> int:
+        """How many attempts have failed in a row."""
+        return self.count("cooldown", "attempt")
+
+    @property
+    def entrance(self) -> bool | None:
+        """Whether this end accepts visitors; None until the direction is known."""
+        direction = self.data.get("direction")
+        return None if direction is None else (direction == "reverse") == (self.data.get("role") == "server")
+
+    def remaining(self, now: float) -> float:
+        """Seconds of cooldown that are left at ``now``, on the monotonic clock."""
+        if self.state != State.COOLDOWN:
+            return 0.0
+        return max(0.0, float(self.part("cooldown").get("remaining_s") or 0.0) - (now - self.heard))
+
+    def searched(self) -> str:
+        """Everything that the filter looks at, folded to one case."""
+        keys = ("name", "role", "direction", "tunnel_addr", "target_addr", "peer")
+        return " ".join([*(self.text(key) for key in keys), *map(str, self.data.get("tags") or ())]).casefold()
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Everything that was known at one moment."""
+
+    status: Json = field(default_factory=dict)
+    """the status object without its tunnels; empty until one has come"""
+    tunnels: Mapping[str, Tunnel] = field(default_factory=dict)
+    """in the daemon's order"""
+    at: float = 0.0
+    """the daemon's clock when the last message was made, seconds since the epoch"""
+    sampled: float = 0.0
+    """the same, when rates were last reckoned"""
+    heard: float = 0.0
+    """our monotonic clock at ``at``"""
+
+    @property
+    def config(self) -> Json:
+        """The file: path, whether it is valid, where it is not."""
+        value = self.status.get("config")
+        return value if isinstance(value, Mapping) else _EMPTY
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the daemon takes no commands."""
+        return bool(self.status.get("read_only"))
+
+    def rates(self) -> tuple[float, float]:
+        """Bytes a second of all tunnels that accept visitors, or of all where none does: (to, from) visitors.
+
+        A pair whose ends share a file would else be counted twice.
+        """
+        entrances = [tunnel for tunnel in self.tunnels.values() if tunnel.entrance]
+        counted = entrances or self.tunnels.values()
+        return sum(t.rate_out for t in counted), sum(t.rate_in for t in counted)
+
+
+def begin(status: Json, at: float, now: float, before: View | None = None) -> View:
+    """The view of a whole status; what ``before`` knew of the past of its tunnels is kept.
+
+    ``at`` is the daemon's clock (seconds since the epoch), ``now`` our monotonic one.
+    """
+    known = before.tunnels if before else {}
+    tunnels: dict[str, Tunnel] = {}
+    for data in status.get("tunnels") or ():
+        name = str(data.get("name", ""))
+        old = known.get(name)
+        tunnels[name] = Tunnel(name, data, now, history=old.history if old else ())
+    rest = {key: value for key, value in status.items() if key != "tunnels"}
+    return sample(View(rest, tunnels, at, at, now), at)
+
+
+def change(view: View, message: Json, now: float) -> View:
+    """The view after a ``change`` of the API."""
+    tunnels = dict(view.tunnels)
+    for name in message.get("removed") or ():
+        tunnels.pop(name, None)
+    for name, keys in (message.get("changed") or _EMPTY).items():
+        old = tunnels.get(name)
+        if old is None:
+            tunnels[name] = Tunnel(name, {"name": name, **keys}, now)
+        else:
+            heard = now if "cooldown" in keys or "state" in keys else old.heard
+            tunnels[name] = replace(old, data={**old.data, **keys}, heard=heard)
+    status = {**view.status, **(message.get("status") or _EMPTY)}
+    at = moment(message.get("ts")) or view.at
+    elapsed = at - view.sampled
+    if not -STEP <= elapsed <= _GAP:  # a clock that was set, or is not ours: begin to count anew
+        tunnels = {name: replace(tunnel, counted=None) for name, tunnel in tunnels.items()}
+        return sample(View(status, tunnels, at, at, now), at)
+    changed = replace(view, status=status, tunnels=tunnels, at=at, heard=now)
+    return sample(changed, at) if elapsed >= STEP else changed
+
+
+def quiet(view: View, now: float) -> View:
+    """The view at ``now``, our monotonic clock: silence is knowledge too, for then nothing has changed.
+
+    The view itself where a message came so lately that the next one may still tell more.
+    """
+    at = view.at + now - view.heard
+    return replace(sample(view, at), heard=now) if at - view.sampled >= 1.5 * STEP else view
+
+
+def sample(view: View, at: float) -> View:
+    """The view with rates reckoned up to ``at``, the daemon's clock, and one sample more of each tunnel."""
+    elapsed = at - view.sampled
+    return replace(
+        view,
+        tunnels={name: _sampled(tunnel, elapsed) for name, tunnel in view.tunnels.items()},
+        sampled=at,
+        at=max(at, view.at),
+    )
+
+
+def _sampled(tunnel: Tunnel, elapsed: float) -> Tunnel:
+    moved = tunnel.part("bytes")
+    counted = (int(moved.get("in") or 0), int(moved.get("out") or 0))
+    rate_in = rate_out = 0.0
+    if tunnel.counted is not None and elapsed > 0:
+        # a counter that fell belongs to an engine that was started anew
+        rate_in = max(0, counted[0] - tunnel.counted[0]) / elapsed
+        rate_out = max(0, counted[1] - tunnel.counted[1]) / elapsed
+    taken = Sample(tunnel.count("pool", "idle"), tunnel.count("signals", "queued"), rate_in, rate_out, tunnel.rtt_ms)
+    history = (*tunnel.history[1 - KEPT :], taken)
+    return Tunnel(tunnel.name, tunnel.data, tunnel.heard, rate_in, rate_out, counted, history)

@@ -1,0 +1,189 @@
+"""A tunnel as a row of the table: which columns there is room for, and what stands in them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tui.lines import NOTHING, SIGNS, Line, Span, amount, fit, number, seconds
+from tunnel.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from tui.model import Tunnel
+    from tui.selection import Selection
+
+_GAP: Final = " "
+_MARKED: Final = "▌"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column; ``need`` says how early it gives way where the screen is narrow: 0 never, the highest first."""
+
+    key: str
+    title: str
+    width: int
+    need: int
+    cell: Callable[[Tunnel, float], tuple[str, str]]
+    """(tunnel, monotonic clock) to a text and the name of its style"""
+    is_right: bool = True
+    sort: str | None = None
+    """what a click on its title sorts by, where that is not ``key``"""
+
+
+def state_cell(tunnel: Tunnel, now: float) -> Span:
+    """Shape, word and colour; a cooldown with the seconds that are left."""
+    state = tunnel.state
+    wait = f" {seconds(tunnel.remaining(now))}" if state == State.COOLDOWN else ""
+    return f"{SIGNS.get(state, '?')} {state}{wait}", state
+
+
+def _name(tunnel: Tunnel, _: float) -> Span:
+    return tunnel.name, "title"
+
+
+def _role(tunnel: Tunnel, _: float) -> Span:
+    return tunnel.text("role"), ""
+
+
+def _direction(tunnel: Tunnel, _: float) -> Span:
+    return tunnel.text("direction") or NOTHING, ""
+
+
+def _address(tunnel: Tunnel, _: float) -> Span:
+    return tunnel.text("tunnel_addr"), "dim"
+
+
+def _target(tunnel: Tunnel, _: float) -> Span:
+    return tunnel.text("target_addr"), "dim"
+
+
+def _pool(tunnel: Tunnel, _: float) -> Span:
+    idle, capacity = tunnel.count("pool", "idle"), tunnel.count("pool", "capacity")
+    is_short = tunnel.state == State.UP and idle == 0
+    return f"{number(idle)}/{number(capacity)}", "warn" if is_short else ""
+
+
+def _signals(tunnel: Tunnel, _: float) -> Span:
+    queued, limit = tunnel.count("signals", "queued"), tunnel.count("signals", "limit")
+    return f"{number(queued)}/{number(limit)}", "warn" if queued else "dim"
+
+
+def _queued(tunnel: Tunnel, _: float) -> Span:
+    queued = tunnel.count("signals", "queued")
+    return number(queued), "warn" if queued else "dim"
+
+
+def _visitors(tunnel: Tunnel, _: float) -> Span:
+    return number(tunnel.active), "" if tunnel.active else "dim"
+
+
+def _rate(rate: float) -> Span:
+    return (amount(rate), "") if rate >= 0.5 else (NOTHING, "dim")
+
+
+def _rtt(tunnel: Tunnel, _: float) -> Span:
+    rtt = tunnel.rtt_ms
+    return (NOTHING, "dim") if rtt is None else (milliseconds(rtt), "")
+
+
+def milliseconds(rtt: float) -> str:
+    """A round trip, as exact as one wants to know it."""
+    return f"{rtt:.1f}ms" if rtt < 9.95 else f"{rtt:.0f}ms"
+
+
+def _auth(tunnel: Tunnel, _: float) -> Span:
+    auth = tunnel.text("auth")
+    return auth, "warn" if auth == "open" else "dim"
+
+
+def _reason(tunnel: Tunnel, _: float) -> Span:
+    return ("", "") if tunnel.state == State.UP else (tunnel.reason or "", "dim")
+
+
+COLUMNS: Final = (
+    Column("state", "STATE", 15, 0, state_cell, is_right=False),
+    Column("name", "NAME", 12, 0, _name, is_right=False),
+    Column("role", "ROLE", 6, 4, _role, is_right=False),
+    Column("direction", "DIRECTION", 9, 8, _direction, is_right=False, sort="role"),
+    Column("address", "TUNNEL", 21, 7, _address, is_right=False),
+    Column("target", "TARGET", 21, 9, _target, is_right=False, sort="address"),
+    Column("pool", "POOL", 9, 0, _pool),
+    Column("signals", "SIGNALS", 9, 6, _signals),
+    Column("queued", "SIG", 5, 1, _queued, sort="signals"),
+    Column("visitors", "CONN", 5, 1, _visitors),
+    Column("out", "↓/s", 5, 2, lambda tunnel, _: _rate(tunnel.rate_out)),
+    Column("in", "↑/s", 5, 3, lambda tunnel, _: _rate(tunnel.rate_in)),
+    Column("rtt", "RTT", 6, 5, _rtt),
+    Column("auth", "AUTH", 4, 10, _auth, is_right=False, sort="name"),
+    Column("reason", "REASON", 24, 11, _reason, is_right=False, sort="state"),
+)
+_ALTERNATIVES: Final = {"queued": "signals"}  # shown only where the fuller one is not
+_LONGEST_NAME: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns that are shown, each with the width it has here."""
+
+    columns: tuple[Column, ...]
+    widths: tuple[int, ...]
+
+    def column_at(self, x: int) -> Column | None:
+        """The column under a place of the row."""
+        position = 1  # the mark
+        for column, width in zip(self.columns, self.widths, strict=True):
+            if position <= x < position + width + len(_GAP):
+                return column
+            position += width + len(_GAP)
+        return None
+
+
+def lay_out(width: int, longest_name: int) -> Layout:
+    """The columns for a table of ``width``; what is left over goes to the reason, or to the name."""
+    chosen = [column for column in COLUMNS if column.key not in _ALTERNATIVES]
+    room = width - 1
+    while _needed(chosen) > room and any(column.need for column in chosen):
+        chosen.remove(max(chosen, key=lambda column: column.need))
+        for narrow, wide in _ALTERNATIVES.items():
+            if all(column.key not in {narrow, wide} for column in chosen):
+                candidate = next(column for column in COLUMNS if column.key == narrow)
+                if _needed([*chosen, candidate]) <= room or candidate.need < max(c.need for c in chosen):
+                    chosen.append(candidate)
+    chosen.sort(key=COLUMNS.index)
+    widths = {column.key: column.width for column in chosen}
+    left = max(0, room - _needed(chosen))
+    more = min(left, max(0, min(longest_name, _LONGEST_NAME) - widths["name"]))
+    widths["name"] += more
+    left -= more
+    widths["reason" if "reason" in widths else "name"] += left
+    if _needed(chosen) > room:  # narrower than anything sensible: the name gives way
+        widths["name"] = max(4, widths["name"] - (_needed(chosen) - room))
+    return Layout(tuple(chosen), tuple(widths[column.key] for column in chosen))
+
+
+def _needed(columns: Sequence[Column]) -> int:
+    return sum(column.width for column in columns) + len(_GAP) * (len(columns) - 1)
+
+
+def row(tunnel: Tunnel, layout: Layout, now: float, marked: Collection[str] = ()) -> Line:
+    """A tunnel as a line."""
+    spans: list[Span] = [(_MARKED if tunnel.name in marked else " ", "mark")]
+    for column, width in zip(layout.columns, layout.widths, strict=True):
+        text, style = column.cell(tunnel, now)
+        spans += [(fit(text, width, right=column.is_right), style), (_GAP, "")]
+    return tuple(spans[:-1])
+
+
+def heading(layout: Layout, selection: Selection) -> Line:
+    """The titles; the one that sorts carries an arrow."""
+    spans: list[Span] = [(" ", "dim")]
+    for column, width in zip(layout.columns, layout.widths, strict=True):
+        title, style = column.title, "dim"
+        if column.key == selection.sort or (column.key == "queued" and selection.sort == "signals"):
+            title, style = f"{title}{'▲' if selection.is_reversed else '▼'}", "key"
+        spans += [(fit(title, width, right=column.is_right), style), (_GAP, "")]
+    return tuple(spans[:-1])

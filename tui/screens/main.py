@@ -1,0 +1,529 @@
+"""The main screen: what is shown of the view, and what keys do with it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Final, cast
+
+from textual import work
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widgets import Input
+
+from tui import acting
+from tui.bars import banner_lines, filter_line, first_lines, footer_bar, header_line, none_match, pill_bar
+from tui.details import detail_lines
+from tui.happenings import plan_lines
+from tui.keys import DEEDS, PILL_KEYS
+from tui.palette import Commands
+from tui.screens.questions import Question
+from tui.screens.readings import Events, Lines, help_lines
+from tui.selection import ALL, PILLS, Selection, tally
+from tui.sources import RefusedError
+from tui.widgets.choices import ChoiceBar
+from tui.widgets.log import LogPane
+from tui.widgets.pane import Pane
+from tui.widgets.table import TunnelTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from textual.app import ComposeResult
+    from textual.command import Provider
+
+    from tui.app import Dashboard
+    from tui.lines import Line
+    from tui.model import Json, Tunnel, View
+
+_WIDE: Final = 100
+"""Columns from which on the details stand beside the table; on a narrower screen they lie over it."""
+_HIGH: Final = 30
+"""Rows from which on the log is shown without being asked for."""
+_HISTORY: Final = 300
+_CALM: Final = 0.12  # seconds for which the cursor rests before anything is asked about its tunnel
+_AT_ONCE: Final = 8  # commands under way at the same time
+
+
+class MainScreen(Screen[None]):
+    """Header, pills, table, details, log, footer."""
+
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {Commands}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(Binding(deed.keys, deed.name, deed.help, id=deed.name, show=False) for deed in DEEDS),
+        *(Binding(key, f"pill('{name}')", show=False) for key, (name, _) in zip(PILL_KEYS, PILLS, strict=False)),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._selection = Selection()
+        self._marked: frozenset[str] = frozenset()
+        self._frozen: tuple[View, float] | None = None
+        self._shown: list[Tunnel] = []
+        self._shown_of: tuple[View, Selection] | None = None
+        self._more: Json | None = None
+        self._detail_wanted = True
+        self._log_wanted: bool | None = None
+        self._log_is_of_all = False
+        self._typing_log = False
+        self._header, self._pills, self._filter = Pane(id="header"), ChoiceBar(id="pills"), Pane(id="filter")
+        self._typing = Input(id="typing", compact=True, select_on_focus=False)
+        self._banner, self._footer = Pane(id="banner"), ChoiceBar(id="footer")
+        self._table, self._empty, self._log = TunnelTable(id="table"), Pane(id="empty"), LogPane(id="log")
+        self._detail = Pane(id="detail", focusable=True)
+
+    def compose(self) -> ComposeResult:
+        """Everything that can ever be seen here; what is not wanted is hidden."""
+        yield from (self._header, self._pills, self._filter, self._typing, self._banner)
+        with Horizontal(id="body"):
+            with Vertical(id="left"):
+                yield from (self._table, self._empty, self._log)
+            yield self._detail
+        yield self._footer
+
+    def on_mount(self) -> None:
+        """The keys belong to the table."""
+        self._table.focus()
+        self._typing.display = False
+
+    # -- the pieces ------------------------------------------------------------------------------------------------
+
+    @property
+    def _dashboard(self) -> Dashboard:
+        return cast("Dashboard", self.app)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether commands are barred, here or by the daemon."""
+        return self._dashboard.is_read_only
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tunnels."""
+        return list(self._dashboard.view.tunnels)
+
+    @property
+    def _view(self) -> View:
+        return self._frozen[0] if self._frozen else self._dashboard.view
+
+    # -- drawing ---------------------------------------------------------------------------------------------------
+
+    def draw(self) -> None:
+        """Show what is known now; costs little where nothing changed."""
+        if not self.is_mounted or not self.size.width:
+            return
+        view, now = self._frozen or (self._dashboard.view, self._dashboard.now())
+        if self._shown_of is None or self._shown_of[0] is not view or self._shown_of[1] != self._selection:
+            self._shown = self._selection.apply(view.tunnels.values())
+            self._shown_of = (view, self._selection)
+            self._marked &= view.tunnels.keys()
+        self._draw_bars(view)
+        self._draw_table(view, now)
+        self._draw_detail(view, now)
+        self._log.flush()
+
+    def _draw_bars(self, view: View) -> None:
+        width = self.size.width
+        attached = replace(self._dashboard.attached(), is_frozen=self._frozen is not None)
+        self._header.show([header_line(view, attached, width)])
+        counts = tally(view.tunnels.values())
+        self._pills.show_choices(*pill_bar(view, counts, self._selection.pill, width))
+        line = filter_line(self._selection, len(self._shown), len(view.tunnels), len(self._marked), width)
+        self._filter.show([line])
+        lines = banner_lines(view, attached, self._dashboard.notice, width)
+        if self._banner.display != bool(lines):
+            self._banner.display = bool(lines)
+        self._banner.show(lines)
+        self._footer.show_choices(*footer_bar(self._dashboard.keys, width, is_read_only=self.is_read_only))
+        self.set_class(attached.lost is not None, "-stale")
+
+    def _draw_table(self, view: View, now: float) -> None:
+        empty, table = self._empty, self._table
+        is_empty = not self._shown
+        if empty.display != is_empty or table.display == is_empty:
+            empty.display, table.display = is_empty, not is_empty
+            if not is_empty:
+                table.focus()
+        if is_empty:
+            width = empty.size.width or self.size.width
+            lines = (
+                none_match(self._selection, width)
+                if view.tunnels
+                else first_lines(view, self._dashboard.attached(), width)
+            )
+            empty.show(lines)
+        table.show_tunnels(self._shown, self._selection, self._marked, now)
+
+    def _draw_detail(self, view: View, now: float) -> None:
+        detail = self._detail
+        wanted = self._detail_wanted and self.size.width >= _WIDE and bool(view.tunnels)
+        if detail.display != wanted:
+            detail.display = wanted
+        if wanted:
+            detail.show(self._details(max(20, detail.size.width - 2)))
+        if isinstance(self.app.screen, Lines) and self.app.screen.is_live:
+            self.app.screen.fill()
+
+    def _details(self, width: int) -> list[Line]:
+        name = self._table.cursor
+        view, now = self._frozen or (self._dashboard.view, self._dashboard.now())
+        tunnel = view.tunnels.get(name) if name is not None else None
+        if tunnel is None:
+            return [(("No tunnel is chosen.", "dim"),)]
+        more = self._more if self._more and self._more.get("name") == name else None
+        return detail_lines(tunnel, more, width, now, self._dashboard.wall())
+
+    def on_resize(self) -> None:
+        """Another size has room for other things."""
+        log = self._log_wanted if self._log_wanted is not None else self.size.height >= _HIGH
+        if self._log.display != log:
+            self._log.display = log
+            self._ask_anew()
+        self.call_after_refresh(self.draw)
+
+    # -- asking for more than the stream tells -----------------------------------------------------------------------
+
+    def on_tunnel_table_moved(self) -> None:
+        """Details and log follow the cursor."""
+        self._more = None
+        self._ask_anew()
+        self.draw()
+
+    def ask_again(self) -> None:
+        """The daemon is there, again or with another file: what was asked for may be old."""
+        self._ask_anew()
+
+    def _ask_anew(self) -> None:
+        self._fetch_details(self._table.cursor)
+        if self._log.display:
+            self._follow_log(None if self._log_is_of_all else self._table.cursor)
+
+    @work(exclusive=True, group="details")
+    async def _fetch_details(self, name: str | None) -> None:
+        await asyncio.sleep(_CALM)
+        if name is None:
+            return
+        try:
+            self._more = await self._dashboard.source.tunnel(name)
+        except RefusedError:
+            return  # gone, or the daemon is: the stream tells
+        self.draw()
+
+    @work(exclusive=True, group="log")
+    async def _follow_log(self, name: str | None) -> None:
+        await asyncio.sleep(_CALM)
+        self._log.begin(f"Log {name or 'of all tunnels'}", is_named=name is None)
+        try:
+            async for event in self._dashboard.source.logs([name] if name else [], _HISTORY):
+                self._log.add([event])
+        except RefusedError:
+            return  # as above; a return of the daemon asks anew
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def _select(self, selection: Selection) -> None:
+        self._selection = selection
+        self.draw()
+
+    def on_choice_bar_chosen(self, message: ChoiceBar.Chosen) -> None:
+        """A click on a pill or on a key of the footer."""
+        if message.bar == "pills":
+            self.action_pill(message.name)
+        else:
+            self.do(message.name)
+
+    def on_tunnel_table_sorted(self, message: TunnelTable.Sorted) -> None:
+        """A click on a title."""
+        self._select(self._selection.sorted_by(message.sort))
+
+    def on_tunnel_table_opened(self) -> None:
+        """A double click on a row."""
+        self.action_detail()
+
+    def on_tunnel_table_marked(self, message: TunnelTable.Marked) -> None:
+        """A click on the mark."""
+        self._mark({message.name})
+
+    def action_pill(self, name: str) -> None:
+        """Filter by state; the chosen one again shows all."""
+        self._select(replace(self._selection, pill=ALL if name == self._selection.pill else name))
+
+    def action_next_pill(self) -> None:
+        """The next filter by state."""
+        self._select(self._selection.next_pill(1))
+
+    def action_previous_pill(self) -> None:
+        """The one before."""
+        self._select(self._selection.next_pill(-1))
+
+    def action_sort(self) -> None:
+        """By the next column."""
+        self._select(self._selection.next_sort())
+
+    def action_reverse(self) -> None:
+        """The other way round."""
+        self._select(self._selection.sorted_by(self._selection.sort))
+
+    def action_clear(self) -> None:
+        """Escape: out of the text, then out of everything that narrows the view."""
+        if self._typing.display:
+            self._typing.value = ""
+            self._end_typing()
+            return
+        self._dashboard.notice = None
+        self._marked = frozenset()
+        self._table.focus()
+        self._select(Selection(sort=self._selection.sort, is_reversed=self._selection.is_reversed))
+
+    def action_freeze(self) -> None:
+        """Hold the picture; events go on arriving."""
+        self._frozen = None if self._frozen else (self._dashboard.view, self._dashboard.now())
+        self.draw()
+
+    def action_filter(self) -> None:
+        """Type a filter for the table."""
+        self._begin_typing(
+            is_log=False, text=self._selection.text, hint="filter: words of name, address, tag; a|b is either"
+        )
+
+    def action_log_filter(self) -> None:
+        """Type a filter for the log."""
+        self._show_log(is_shown=True)
+        self._begin_typing(is_log=True, text=self._log.sieve.text, hint="filter the log")
+
+    def _begin_typing(self, *, is_log: bool, text: str, hint: str) -> None:
+        self._typing_log = is_log
+        typing = self._typing
+        typing.placeholder = hint
+        typing.value = text
+        typing.display = True
+        self._filter.display = False
+        typing.focus()
+
+    def _end_typing(self) -> None:
+        self._typing.display = False
+        self._filter.display = True
+        self._table.focus()
+        self.draw()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """The filter works while it is typed."""
+        if not self._typing.display:
+            return
+        if self._typing_log:
+            self._log.sift(replace(self._log.sieve, text=event.value))
+        else:
+            self._select(replace(self._selection, text=event.value))
+
+    def on_input_submitted(self) -> None:
+        """Enter keeps the filter."""
+        self._end_typing()
+
+    def action_detail(self) -> None:
+        """Beside the table where there is room, over it where there is not."""
+        if self.size.width >= _WIDE:
+            self._detail_wanted = not self._detail_wanted
+            self.draw()
+        elif self._table.cursor is not None:
+            self.app.push_screen(Lines(self._table.cursor, self._details, is_live=True))
+
+    def action_log(self) -> None:
+        """Show or hide the log."""
+        self._show_log(is_shown=not self._log.display)
+
+    def _show_log(self, *, is_shown: bool) -> None:
+        if self._log.has_focus and not is_shown:
+            self._table.focus()
+        self._log_wanted = is_shown
+        self.on_resize()
+
+    def action_log_level(self) -> None:
+        """From the next level on."""
+        self._show_log(is_shown=True)
+        self._log.sift(self._log.sieve.next_level())
+
+    def action_log_scope(self) -> None:
+        """Of the tunnel under the cursor, or of all."""
+        self._log_is_of_all = not self._log_is_of_all
+        self._show_log(is_shown=True)
+        self._ask_anew()
+
+    def action_log_pause(self) -> None:
+        """Hold it, or follow."""
+        self._log.pause(not self._log.is_paused)
+
+    @work
+    async def action_events(self) -> None:
+        """What happened, and what happens."""
+        try:
+            events = await self._dashboard.source.events(_HISTORY)
+        except RefusedError as error:
+            self._complain(str(error))
+            return
+        self._dashboard.happened.clear()
+        await self.app.push_screen(Events(events, self._dashboard.happened))
+
+    def action_help(self) -> None:
+        """All keys."""
+        keys, is_read_only = self._dashboard.keys, self.is_read_only
+        self.app.push_screen(Lines("Help", partial(help_lines, keys, is_read_only=is_read_only)))
+
+    def action_commands(self) -> None:
+        """The palette."""
+        self.app.action_command_palette()
+
+    def action_theme(self) -> None:
+        """Light or dark."""
+        self._dashboard.change_theme()
+
+    async def action_quit(self) -> None:
+        """Leave."""
+        await self._dashboard.action_quit()
+
+    # -- marking -----------------------------------------------------------------------------------------------------
+
+    def _mark(self, names: Collection[str]) -> None:
+        self._marked ^= frozenset(names)
+        self.draw()
+
+    def action_mark(self) -> None:
+        """Mark the tunnel under the cursor, or not any more, and go on to the next."""
+        if self._table.cursor is not None:
+            self._mark({self._table.cursor})
+            self._table.action_move(1)
+
+    def action_mark_all(self) -> None:
+        """All that are shown; none, where all are."""
+        names = frozenset(tunnel.name for tunnel in self._shown)
+        self._marked = self._marked - names if names <= self._marked else self._marked | names
+        self.draw()
+
+    def _targets(self) -> list[Tunnel]:
+        """The marked tunnels, else the one under the cursor, as they are now."""
+        tunnels = self._dashboard.view.tunnels
+        names = sorted(self._marked) or [self._table.cursor or ""]
+        return [tunnels[name] for name in names if name in tunnels]
+
+    # -- acting ------------------------------------------------------------------------------------------------------
+
+    def do(self, deed: str) -> None:
+        """What a key does, by the deed's name."""
+        self.call_later(self.run_action, deed)
+
+    def tell(self, verb: str, name: str) -> None:
+        """A command, or a look, for one tunnel."""
+        tunnel = self._dashboard.view.tunnels.get(name)
+        if tunnel is None:
+            self._complain(f"{name} is gone")
+        elif verb == "copy":
+            self._copy(name)
+        elif verb == "show":
+            if not self._table.move_to(name):
+                self._select(Selection())
+                self._table.move_to(name)
+        else:
+            self._command(verb, [tunnel])
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Commands are barred where somebody may only look."""
+        return None if action in _COMMANDS and self.is_read_only else super().check_action(action, parameters)
+
+    def action_start_stop(self) -> None:
+        """Start what rests, or stop what runs."""
+        self._command(*acting.toggled(self._targets()))
+
+    def action_restart(self) -> None:
+        """Restart."""
+        self._command("restart", self._targets())
+
+    def action_drain(self) -> None:
+        """Accept nobody new."""
+        self._command("drain", self._targets())
+
+    def action_retry(self) -> None:
+        """Try again now."""
+        self._command("retry", self._targets())
+
+    @work
+    async def _command(self, verb: str, tunnels: Sequence[Tunnel]) -> None:
+        if not tunnels or self.is_read_only:
+            return
+        chosen, why_not = acting.fitting(verb, tunnels)
+        if not chosen:
+            self._complain(why_not)
+            return
+        asked = acting.question(verb, chosen)
+        if asked and not await self._is_confirmed(asked):
+            return
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def give(tunnel: Tunnel) -> str | None:
+            async with gate:
+                try:
+                    await self._dashboard.source.command(verb, tunnel.name)
+                except RefusedError as error:
+                    return f"{verb} {tunnel.name}: {error}"
+                return None
+
+        refusals = [text for text in await asyncio.gather(*map(give, chosen)) if text]
+        if len(refusals) < len(chosen):
+            done = [
+                tunnel for tunnel in chosen if not any(text.startswith(f"{verb} {tunnel.name}:") for text in refusals)
+            ]
+            self.app.notify(f"{verb}: {acting.named(done)}", markup=False, timeout=3)
+        if refusals:
+            more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
+            self._complain(refusals[0] + more)
+        self._marked = frozenset()
+        self.draw()
+
+    async def _is_confirmed(self, asked: acting.Asked) -> bool:
+        answer = await self.app.push_screen_wait(Question(asked.title, asked.lines, [("yes", asked.answer)]))
+        return answer == "yes"
+
+    @work(exclusive=True, group="reload")
+    async def action_reload(self) -> None:
+        """Look at the plan, ask where it costs somebody something, and apply it."""
+        source = self._dashboard.source
+        try:
+            asked = acting.reload_question(await source.plan(), self._dashboard.view.tunnels)
+            if asked and not await self._is_confirmed(asked):
+                return
+            result = await source.reload()
+        except RefusedError as error:
+            self._complain(f"reload: {error}")
+            return
+        self._dashboard.tell_reload(result)
+
+    @work(exclusive=True, group="plan")
+    async def action_plan(self) -> None:
+        """What a reload would change."""
+        try:
+            plan = await self._dashboard.source.plan()
+        except RefusedError as error:
+            self._complain(f"plan: {error}")
+            return
+        await self.app.push_screen(Lines("What a reload would change", partial(plan_lines, plan)))
+
+    def action_copy(self) -> None:
+        """The URL of the tunnel under the cursor."""
+        if self._table.cursor is not None:
+            self._copy(self._table.cursor)
+
+    @work(exclusive=True, group="copy")
+    async def _copy(self, name: str) -> None:
+        try:
+            url = str((await self._dashboard.source.tunnel(name)).get("url") or "")
+        except RefusedError as error:
+            self._complain(f"copy {name}: {error}")
+            return
+        self.app.copy_to_clipboard(url)
+        self.app.notify(url, title="Copied, without its key", markup=False)
+
+    def _complain(self, text: str) -> None:
+        self.app.notify(text, severity="warning", markup=False)
+
+
+_COMMANDS: Final = frozenset(deed.name for deed in DEEDS if deed.is_command)

@@ -1,0 +1,99 @@
+"""Questions that lie over the main screen: may I, how shall we leave, which text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.containers import Horizontal, Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Button, Static
+
+from tui.widgets.pane import Pane
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from textual.app import ComposeResult
+    from textual.binding import BindingType
+
+    from tui.lines import Line
+
+
+class Question(ModalScreen[str | None]):
+    """A sentence, some lines, some buttons. The focus is on Cancel, and Escape means it too.
+
+    Gives the name of the button, or None for Cancel.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("escape,q", "dismiss(None)"),
+        ("left,up", "app.focus_previous"),
+        ("right,down", "app.focus_next"),
+    ]
+
+    def __init__(self, title: str, lines: Sequence[Line], answers: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self._title = title
+        self._lines = lines
+        self._answers = answers
+
+    def compose(self) -> ComposeResult:
+        """The box in the middle."""
+        with Vertical(id="question"):
+            yield Static(self._title, id="question-title", markup=False)
+            yield Pane(id="question-lines")
+            with Horizontal(id="question-answers"):
+                yield Button("Cancel", id="cancel", compact=True)
+                for name, label in self._answers:
+                    yield Button(label.replace("[", "\\["), id=name, variant="warning", compact=True)
+
+    def on_mount(self) -> None:
+        """Nobody does harm by pressing Enter once too often."""
+        self.query_one("#question-lines", Pane).show(self._lines)
+        self.query_one("#cancel", Button).focus()
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """The answer."""
+        name = event.button.id
+        self.dismiss(None if name == "cancel" else name)
+
+
+class Reading(ModalScreen[None]):
+    """Lines to read, over everything else; Escape closes."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [("escape,q,enter", "dismiss"), ("j", "down"), ("k", "up")]
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self._title = title
+
+    def compose(self) -> ComposeResult:
+        """One pane with a frame."""
+        yield Pane(id="reading", focusable=True)
+
+    @property
+    def pane(self) -> Pane:
+        """Where the lines are shown."""
+        return self.query_one("#reading", Pane)
+
+    def on_mount(self) -> None:
+        """The keys belong to the pane."""
+        self.pane.border_title = self._title.replace("[", "\\[")
+        self.pane.border_subtitle = "Esc closes"
+        self.pane.focus()
+        self.call_after_refresh(self.fill)
+
+    def on_resize(self) -> None:
+        """Another width breaks lines elsewhere."""
+        self.call_after_refresh(self.fill)
+
+    def fill(self) -> None:
+        """Show the lines, as wide as there is room."""
+
+    def action_down(self) -> None:
+        """One line further."""
+        self.pane.scroll_down(animate=False)
+
+    def action_up(self) -> None:
+        """One line back."""
+        self.pane.scroll_up(animate=False)

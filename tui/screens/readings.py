@@ -1,0 +1,91 @@
+"""What is read over the main screen: help, details on a narrow screen, events, a plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tui.happenings import SHOWN_IN_EVENTS, event_lines
+from tui.keys import DEEDS, MOVES, PILL_KEYS, shown_keys
+from tui.lines import SIGNS, Line, fit, wrap
+from tui.screens.questions import Reading
+from tunnel.state import State
+
+if TYPE_CHECKING:
+    from collections import deque
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tui.model import Json
+
+_STATES: Final = {
+    State.UP: "linked, and visitors can be served",
+    State.CONNECTING: "making a link",
+    State.STARTING: "just begun",
+    State.WAITING: "a server that has no client yet",
+    State.COOLDOWN: "waits before the next attempt",
+    State.DRAINING: "accepts nobody new, lets the present visitors finish",
+    State.FAILED: "cannot work as it is written: mend the file",
+    State.STOPPED: "rests, because somebody said so",
+}
+
+
+def help_lines(keys: Mapping[str, str], width: int, *, is_read_only: bool) -> list[Line]:
+    """Every key, every state, and how to choose other keys. Pure."""
+    room = width - 16
+    lines: list[Line] = [(("Move", "title"),)]
+    lines += [((fit(f"  {key}", 16), "key"), (fit(text, room), "")) for key, text in MOVES]
+    for group in dict.fromkeys(deed.group for deed in DEEDS):
+        lines += [(), ((group, "title"),)]
+        for deed in DEEDS:
+            if deed.group != group:
+                continue
+            is_barred = deed.is_command and is_read_only
+            first, *rest = wrap(f"{deed.help}{' (not here: read-only)' if is_barred else ''}", room)
+            lines.append(((fit(f"  {shown_keys(keys[deed.name])}", 16), "key"), (first, "dim" if is_barred else "")))
+            lines += [((" " * 16 + part, ""),) for part in rest]
+        if group == "Look":
+            lines.append(((fit(f"  {PILL_KEYS[0]} to 5", 16), "key"), (fit("filter by state, 0 shows all", room), "")))
+    lines += [(), (("States", "title"),)]
+    for state, meaning in _STATES.items():
+        lines.append(((fit(f"  {SIGNS[state]} {state}", 16), state), (fit(meaning, room), "")))
+    lines += [(), (("Other keys", "title"),)]
+    text = "top --keys FILE, or keys.yaml in ~/.config/nodepass-orch: lines like restart: f5 or drain: [d, f6]. Names:"
+    names = ", ".join(deed.name for deed in DEEDS)
+    return [*lines, *(((f"  {part}", "dim"),) for part in [*wrap(text, width - 4), *wrap(names, width - 4)])]
+
+
+class Lines(Reading):
+    """Lines that are made anew for each width, and whenever ``fill`` is called."""
+
+    def __init__(self, title: str, make: Callable[[int], Sequence[Line]], *, is_live: bool = False) -> None:
+        super().__init__(title)
+        self._make = make
+        self.is_live = is_live
+        """whether what it shows goes on changing, so that it is to be filled again and again"""
+
+    def fill(self) -> None:
+        """Make and show the lines."""
+        self.pane.show(self._make(max(20, self.pane.size.width)))
+
+
+class Events(Lines):
+    """What happened, the newest at the end, and what happens while one looks."""
+
+    def __init__(self, events: Sequence[Json], coming: deque[Json]) -> None:
+        super().__init__("Events", self._lines_of, is_live=True)
+        self._events = [*events]
+        self._coming = coming
+
+    def _lines_of(self, width: int) -> list[Line]:
+        while self._coming:
+            event = self._coming.popleft()
+            if event.get("kind") in SHOWN_IN_EVENTS and event not in self._events:
+                self._events.append(event)
+        lines = [line for event in self._events for line in event_lines(event, width, is_named=True)]
+        return lines or [(("Nothing has happened yet.", "dim"),)]
+
+    def fill(self) -> None:
+        """Show all; stay at the end, unless somebody looked back."""
+        is_following = self.pane.scroll_offset.y >= self.pane.max_scroll_y - 1
+        super().fill()
+        if is_following:
+            self.pane.scroll_end(animate=False)

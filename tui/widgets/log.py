@@ -1,0 +1,105 @@
+"""The log: events of one tunnel or of all, sifted, wrapped, following the newest."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from textual.geometry import Size
+
+from tui.happenings import Sieve, event_lines
+from tui.widgets.pane import Pane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from textual import events
+    from textual.binding import BindingType
+
+    from tui.lines import Line
+    from tui.model import Json
+
+KEPT: Final = 1000
+"""Events held; the daemon has the rest."""
+
+
+class LogPane(Pane, inherit_bindings=False):
+    """Events in their order. It follows the newest, until somebody looks back or pauses it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("up,k", "scroll_up"),
+        ("down,j", "scroll_down"),
+        ("pageup", "page_up"),
+        ("pagedown", "page_down"),
+        ("home,g", "scroll_home"),
+        ("end,G", "scroll_end"),
+    ]
+
+    def __init__(self, *, id: str) -> None:  # noqa: A002  Textual's name
+        super().__init__(id=id, focusable=True)
+        self._events: deque[Json] = deque(maxlen=KEPT)
+        self._arrived: list[Json] = []
+        self._title = ""
+        self.sieve = Sieve()
+        self.is_paused = False
+        self.is_named = True
+
+    def begin(self, title: str, *, is_named: bool) -> None:
+        """Forget everything; what comes now is the log of something else."""
+        self._title, self.is_named = title, is_named
+        self._events.clear()
+        self._arrived.clear()
+        self.lay_again()
+
+    def add(self, events: Iterable[Json]) -> None:
+        """More events. They are drawn at the next ``flush``, many of them as cheaply as one."""
+        self._arrived += events
+
+    def flush(self) -> None:
+        """Show what has arrived."""
+        if self.is_paused or not self._arrived:
+            return
+        arrived, self._arrived = self._arrived[-KEPT:], []
+        is_full = len(self._events) + len(arrived) > KEPT
+        self._events += arrived
+        if is_full:
+            self._set([line for event in self._events for line in self._made(event)])
+        else:
+            self._set([*self._lines, *(line for event in arrived for line in self._made(event))])
+        self._retitle()
+
+    def sift(self, sieve: Sieve) -> None:
+        """Show other levels or texts."""
+        self.sieve = sieve
+        self.lay_again()
+
+    def pause(self, is_paused: bool) -> None:  # noqa: FBT001  it is what the name says
+        """Hold what comes back, or show it."""
+        self.is_paused = is_paused
+        self.flush()
+        self._retitle()
+
+    def lay_again(self) -> None:
+        """Make all lines anew."""
+        self._set([line for event in self._events for line in self._made(event)])
+        self._retitle()
+
+    def _made(self, event: Json) -> list[Line]:
+        return event_lines(event, self.size.width, is_named=self.is_named) if self.sieve.lets(event) else []
+
+    def _set(self, lines: list[Line]) -> None:
+        is_following = self.scroll_offset.y >= self.max_scroll_y - 1
+        self._lines = lines
+        self.virtual_size = Size(0, len(lines))
+        if is_following:
+            self.scroll_end(animate=False, force=True, immediate=True)
+        self.refresh()
+
+    def _retitle(self) -> None:
+        state = f"paused, {len(self._arrived)} more" if self.is_paused else "follow"
+        about = [self._title, f"≥{self.sieve.level}", *([f"/{self.sieve.text}/"] if self.sieve.text else []), state]
+        self.border_title = " · ".join(about).replace("[", "\\[")
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Another width breaks lines elsewhere."""
+        self.lay_again()

@@ -1,0 +1,71 @@
+"""A pane that shows lines, and draws again only those that changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.geometry import Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from tui.lines import STYLES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tui.lines import Line
+
+_PLAIN: Final = Style.null()
+
+
+class Pane(ScrollView):
+    """Lines from top to bottom; scrolls where they are more than there is room for."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"pane--{style}" for style in STYLES}
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None, focusable: bool = False) -> None:  # noqa: A002  Textual's name
+        super().__init__(id=id, classes=classes)
+        self.can_focus = focusable
+        self._lines: list[Line] = []
+
+    def show(self, lines: Sequence[Line]) -> None:
+        """Show these lines from now on."""
+        old, self._lines = self._lines, list(lines)
+        if len(old) != len(self._lines):
+            self.virtual_size = Size(0, len(self._lines))
+            self.refresh(layout=self.styles.is_auto_height)
+            return
+        top = self.scroll_offset.y
+        for y in range(top, min(len(old), top + self.size.height)):
+            if old[y] != self._lines[y]:
+                self.refresh_line(y)
+
+    def line_at(self, y: int) -> Line:
+        """The line in row ``y`` of the whole."""
+        return self._lines[y] if y < len(self._lines) else ()
+
+    def row_style(self, y: int) -> Style:
+        """The style under a row of the whole."""
+        return _PLAIN
+
+    def render_line(self, y: int) -> Strip:
+        """Textual asks for a visible line."""
+        width = self.size.width
+        y += self.scroll_offset.y
+        return self.strip(self.line_at(y), self.row_style(y), width)
+
+    def strip(self, line: Line, under: Style, width: int) -> Strip:
+        """A line in the colours of the theme."""
+        base = self.rich_style
+        whole = base + under
+        segments = [Segment(text, base + self._style(style) + under if style else whole) for text, style in line]
+        return Strip(segments).adjust_cell_length(width, whole)
+
+    def _style(self, name: str) -> Style:
+        return self.get_component_rich_style(f"pane--{name}", partial=True, default=_PLAIN)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """As many rows as lines, where the style sheet says ``auto``."""
+        return len(self._lines)
