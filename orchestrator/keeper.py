@@ -80,8 +80,18 @@ def at_rest(name: str, spec: TunnelSpec, reason: str | None = None) -> Snapshot:
     )
 
 
+class BrokenElsewhereError(Exception):
+    """An engine broke in another process: the message is what is known about it, ``frames`` where it came from."""
+
+    def __init__(self, text: str, frames: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.frames = frames
+
+
 def describe_defect(error: BaseException) -> str:
     """A defect of ours in one sentence that helps whoever mends it."""
+    if isinstance(error, BrokenElsewhereError):
+        return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {frames[-1].name} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
     return f"internal fault: {type(error).__name__}: {error}{where}"
@@ -268,7 +278,7 @@ class Keeper:
             cooldown=CooldownView(remaining_s=pause, attempt=breaks),
         )
         text = f"the engine broke and starts anew in {pause:.1f} s: {self._last_error}"
-        data = {"restarts": self._restarts, "traceback": _brief(error)}
+        data = {"restarts": self._restarts, "traceback": brief(error)}
         self._sink(Event(ts=time.time(), tunnel=self.name, level=LogLevel.ERROR, kind="restart", text=text, data=data))
         self._resume_at = time.monotonic() + pause
         self._wake.clear()
@@ -279,6 +289,9 @@ class Keeper:
             self._rest = replace(self._rest, state=State.STOPPED, reason=self._reason)
 
 
-def _brief(error: BaseException) -> list[str]:
+def brief(error: BaseException) -> list[str]:
+    """Where a defect came from, the innermost place last."""
+    if isinstance(error, BrokenElsewhereError):
+        return list(error.frames)
     frames = traceback.extract_tb(error.__traceback__)[-5:]
     return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
