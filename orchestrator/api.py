@@ -1,4 +1,4 @@
-"""The local API: HTTP on a Unix socket that only its owner may open."""
+"""The local API: HTTP on a Unix socket that only its owner may open, and on TCP for bearers of a token."""
 
 from __future__ import annotations
 
@@ -8,29 +8,44 @@ import os
 import socket as sockets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
+from orchestrator import queries, stream
+from orchestrator.bus import HISTORY, HOUSE
+from orchestrator.desk import VERBS, Desk, NotNowError, ReadOnlyError
 from orchestrator.keeper import describe_defect
 from orchestrator.paths import SocketPathError
-from orchestrator.supervisor import Supervisor, UnknownTunnelError
+from orchestrator.queries import QueryError
+from orchestrator.supervisor import UnknownTunnelError
 from tunnel.spec import LogLevel
+from tunnel.state import Event
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_SUPERVISOR: Final = web.AppKey("supervisor", Supervisor)
+_DESK: Final = web.AppKey("desk", Desk)
+_READERS: Final = web.AppKey("readers", stream.Readers)
 _LARGEST_BODY: Final = 64 << 10
 _FAREWELL: Final = 1.0  # seconds for answers under way when the API ends
+_LINES: Final = 200
+_EVENTS: Final = 100
+_INTERVAL: Final = 0.25
+_STATUS_OF: Final[dict[type[Exception], HTTPStatus]] = {
+    QueryError: HTTPStatus.BAD_REQUEST,
+    ReadOnlyError: HTTPStatus.FORBIDDEN,
+    UnknownTunnelError: HTTPStatus.NOT_FOUND,
+    NotNowError: HTTPStatus.CONFLICT,
+}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @contextlib.asynccontextmanager
-async def serve(supervisor: Supervisor, path: Path) -> AsyncIterator[None]:
+async def serve(desk: Desk, path: Path) -> AsyncIterator[None]:
     """Answer at the socket until the context ends. Raises SocketPathError where it cannot be made."""
-    runner = web.AppRunner(application(supervisor), access_log=None, shutdown_timeout=_FAREWELL)
+    runner = web.AppRunner(application(desk), access_log=None, shutdown_timeout=_FAREWELL)
     await runner.setup()
     try:
         await web.SockSite(runner, _listener(path)).start()  # the site owns the listener from here on
@@ -51,38 +66,103 @@ def _listener(path: Path) -> sockets.socket:
     return listener
 
 
-def application(supervisor: Supervisor) -> web.Application:
-    """The API of a supervisor."""
+def application(desk: Desk) -> web.Application:
+    """The API of a daemon."""
     app = web.Application(middlewares=[_problems], client_max_size=_LARGEST_BODY)
-    app[_SUPERVISOR] = supervisor
+    app[_DESK] = desk
+    app[_READERS] = stream.Readers()
+    app.on_shutdown.append(_end_streams)
+    verbs = "|".join(VERBS)
     app.add_routes(
         [
-            web.get("/v1/status", _status),
-            web.get("/v1/tunnels/{name:.+}", _tunnel),
+            _get("/v1/status", _status),
+            _get("/v1/watch", _watch, "interval"),
+            _get("/v1/tunnels/{name}", _tunnel),
+            web.post(f"/v1/tunnels/{{name}}/{{verb:{verbs}}}", _command),
+            web.post("/v1/reload", _reload),
+            _get("/v1/plan", _plan),
+            _get("/v1/logs", _logs, "tunnel", "n", "level", "follow"),
+            _get("/v1/events", _events, "n", "follow"),
             web.post("/v1/shutdown", _shutdown),
-            web.get("/healthz", _healthy),
-            web.get("/readyz", _ready),
+            _get("/healthz", _healthy),
+            _get("/readyz", _ready),
         ]
     )
     return app
 
 
+def _get(path: str, handler: Handler, *parameters: str) -> web.RouteDef:
+    async def checked(request: web.Request) -> web.StreamResponse:
+        queries.check_names(request.query, parameters, "parameter")
+        return await handler(request)
+
+    return web.get(path, checked, allow_head=False)
+
+
+async def _end_streams(app: web.Application) -> None:
+    app[_READERS].end()
+
+
 async def _status(request: web.Request) -> web.Response:
-    return _json(request.app[_SUPERVISOR].status())
+    return _json(request.app[_DESK].status())
+
+
+async def _watch(request: web.Request) -> web.StreamResponse:
+    interval = queries.seconds(request.query, "interval", _INTERVAL)
+    return await stream.watch(request, request.app[_DESK], interval, request.app[_READERS])
 
 
 async def _tunnel(request: web.Request) -> web.Response:
-    try:
-        return _json(request.app[_SUPERVISOR].snapshot(request.match_info["name"]).as_json())
-    except UnknownTunnelError as error:
-        return problem(HTTPStatus.NOT_FOUND, str(error))
+    return _json(request.app[_DESK].tunnel(request.match_info["name"]))
+
+
+async def _command(request: web.Request) -> web.Response:
+    verb = request.match_info["verb"]
+    body = await _body(request, {} if verb in {"start", "retry"} else {"timeout": float})
+    outcome = await request.app[_DESK].command(verb, request.match_info["name"], body.get("timeout"))
+    return _json(outcome.as_json())
+
+
+async def _reload(request: web.Request) -> web.Response:
+    await _body(request, {})
+    return _json(await request.app[_DESK].reload())
+
+
+async def _plan(request: web.Request) -> web.Response:
+    return _json(request.app[_DESK].plan())
+
+
+async def _logs(request: web.Request) -> web.StreamResponse:
+    bus, query = request.app[_DESK].bus, request.query
+    least = queries.level(query, "level", LogLevel.INFO)
+    names = frozenset(query.getall("tunnel", []))
+    present = {HOUSE, *(snapshot.name for snapshot in request.app[_DESK].supervisor.snapshots())}
+    for name in names:
+        if name not in present and not bus.knows(name):
+            raise UnknownTunnelError(name)
+
+    def wanted(event: Event) -> bool:
+        return event.level >= least and (not names or event.tunnel in names)
+
+    count = queries.whole(query, "n", _LINES)
+    if not queries.switch(query, "follow", default=False):
+        return _json({"lines": [event.as_json() for event in bus.last(count, wanted, names)]})
+    with stream.Inbox(bus, wanted, request.app[_READERS]) as inbox:
+        return await stream.follow(request, inbox, bus.last(count, wanted, names))
+
+
+async def _events(request: web.Request) -> web.StreamResponse:
+    bus = request.app[_DESK].bus
+    count = queries.whole(request.query, "n", _EVENTS)
+    if not queries.switch(request.query, "follow", default=True):
+        return await stream.replay(request, bus.history(count))
+    with stream.Inbox(bus, lambda event: event.kind in HISTORY, request.app[_READERS]) as inbox:
+        return await stream.follow(request, inbox, bus.history(count))
 
 
 async def _shutdown(request: web.Request) -> web.Response:
-    supervisor = request.app[_SUPERVISOR]
-    active = sum(snapshot.connections.active for snapshot in supervisor.snapshots())
-    supervisor.shutdown()
-    return _json({"ok": True, "pid": os.getpid(), "active": active}, HTTPStatus.ACCEPTED)
+    body = await _body(request, {"drain": bool})
+    return _json(request.app[_DESK].shutdown(drain=body.get("drain", True)), HTTPStatus.ACCEPTED)
 
 
 async def _healthy(_: web.Request) -> web.Response:
@@ -90,13 +170,20 @@ async def _healthy(_: web.Request) -> web.Response:
 
 
 async def _ready(request: web.Request) -> web.Response:
-    if request.app[_SUPERVISOR].is_ready:
+    if request.app[_DESK].supervisor.is_ready:
         return web.Response(text="ready\n")
     return problem(HTTPStatus.SERVICE_UNAVAILABLE, "the tunnels are being started, or drained")
 
 
+async def _body(request: web.Request, known: dict[str, type]) -> dict[str, Any]:
+    queries.check_names(request.query, (), "parameter")
+    return queries.body(await request.read(), known)
+
+
 def _json(data: object, status: int = HTTPStatus.OK) -> web.Response:
-    return web.json_response(data, status=status, dumps=lambda value: json.dumps(value, ensure_ascii=False))
+    return web.json_response(
+        data, status=status, dumps=lambda value: json.dumps(value, ensure_ascii=False, default=str)
+    )
 
 
 def problem(status: int, detail: str) -> web.Response:
@@ -109,11 +196,13 @@ def problem(status: int, detail: str) -> web.Response:
 async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
+    except tuple(_STATUS_OF) as error:
+        return problem(_STATUS_OF[type(error)], str(error))
     except web.HTTPException as error:
         answer = problem(error.status, f"{request.method} {request.path[:200]}: {error.reason}")
         if "Allow" in error.headers:
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
     except Exception as error:  # noqa: BLE001  a defect of one answer must neither end the daemon nor show its inside
-        request.app[_SUPERVISOR].bus.tell(LogLevel.ERROR, "api", describe_defect(error))
+        request.app[_DESK].bus.tell(LogLevel.ERROR, "api", describe_defect(error))
         return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal fault; the daemon's log has more")

@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -18,7 +17,7 @@ import click
 
 from orchestrator import paths
 from orchestrator.client import Client, NoDaemonError, RefusedError
-from orchestrator.process import hide_keys, mask_url, raise_file_limit, say, stop_signals
+from orchestrator.process import hide_keys, mask_url, program_version, raise_file_limit, say, stop_signals
 from orchestrator.table import table
 from tunnel.options import nearest
 from tunnel.spec import LogLevel
@@ -97,15 +96,8 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _version() -> str:
-    try:
-        return version("nodepass-orch")
-    except PackageNotFoundError:
-        return "0 (not installed)"
-
-
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(_version(), prog_name="nodepass-orch", message="%(prog)s %(version)s")
+@click.version_option(program_version(), prog_name="nodepass-orch", message="%(prog)s %(version)s")
 def cli() -> None:
     """Many TCP tunnels from one file.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import api, paths
 from orchestrator.bus import HOUSE
+from orchestrator.desk import Desk
 from orchestrator.supervisor import Supervisor
 from tunnel.engine import Engine
 from tunnel.shared import Shared
@@ -46,7 +47,9 @@ def claimed_socket(manifest: Manifest, named: Path | None, environ: Mapping[str,
 
 
 @contextlib.asynccontextmanager
-async def running(manifest: Manifest, socket: Path, log: EventSink, level: LogLevel) -> AsyncIterator[Supervisor]:
+async def running(
+    manifest: Manifest, socket: Path, log: EventSink, level: LogLevel, *, read_only: bool = False
+) -> AsyncIterator[Supervisor]:
     """A supervisor with its API, not started yet; ``level`` is that of its own lines. Raises SocketPathError."""
     shared = Shared()
 
@@ -56,7 +59,7 @@ async def running(manifest: Manifest, socket: Path, log: EventSink, level: LogLe
     supervisor = Supervisor(manifest, make_engine=make_engine)
     supervisor.bus.subscribe(_filtered(log, manifest, level))
     try:
-        async with api.serve(supervisor, socket):
+        async with api.serve(Desk(supervisor, read_only=read_only), socket):
             yield supervisor
     finally:
         shared.close()

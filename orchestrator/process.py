@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -73,6 +74,14 @@ def hide_keys(arguments: Sequence[str]) -> bool:
     except (OSError, ValueError):
         return not Path("/proc/self/cmdline").exists()
     return True
+
+
+def program_version() -> str:
+    """The version of this program, as far as it was installed."""
+    try:
+        return version("nodepass-orch")
+    except PackageNotFoundError:
+        return "0 (not installed)"
 
 
 def say(text: str) -> None:

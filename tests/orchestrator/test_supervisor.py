@@ -13,6 +13,7 @@ import pytest
 from orchestrator import api
 from orchestrator.client import Client, NoDaemonError, RefusedError
 from orchestrator.config import load
+from orchestrator.desk import Desk
 from orchestrator.supervisor import Supervisor, UnknownTunnelError
 from tests.orchestrator.fakes import Workshop, until
 from tunnel.state import State
@@ -51,7 +52,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     file.write_text(FILE)
     workshop = Workshop()
     supervisor = Supervisor(load(file, {}), make_engine=workshop)
-    async with api.serve(supervisor, tmp_path / "np.sock"):
+    async with api.serve(Desk(supervisor), tmp_path / "np.sock"):
         house = House(supervisor, workshop, tmp_path / "np.sock")
         await until(lambda: house.state("web") is house.state("a/b [red]") is State.UP)
         yield house
@@ -123,11 +124,15 @@ async def test_an_engine_that_does_not_end_is_cancelled(house: House) -> None:
 
 async def test_status_has_the_keys_of_the_contract(house: House) -> None:
     status = await house.ask("status")
-    assert list(status) == ["generation", "pid", "config", "mqtt", "tunnels"]
+    assert set(status) >= {"generation", "pid", "config", "mqtt", "tunnels", "version", "host", "started_at"}
+    assert status["read_only"] is False
     assert status["config"] | {"loaded_at": None} == {
         "path": str(house.socket.parent / "tunnels.yaml"),
         "ok": True,
         "error": None,
+        "line": None,
+        "column": None,
+        "warnings": [],
         "loaded_at": None,
     }
     assert status["mqtt"] == {"state": "off"}
@@ -178,7 +183,7 @@ async def test_a_defect_in_an_answer_shows_nothing_of_the_inside(house: House, m
     def broken() -> None:
         raise RuntimeError("inside")
 
-    monkeypatch.setattr(house.supervisor, "status", broken)
+    monkeypatch.setattr(house.supervisor, "head", broken)
     found, _, body = await raw(house.socket, "GET /v1/status")
     assert found == 500
     assert b"inside" not in body
