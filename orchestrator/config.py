@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.document import LONGEST, Block, Node, Row, Text, decode, is_nothing, read, shown
+from orchestrator.document import Block, Node, Row, Text, decode, is_nothing, read, shown
 from orchestrator.entries import DEFAULT_KEYS, Context, Options, check_keys, read_entry, read_options, text_of, texts_of
 from orchestrator.faults import ConfigError, Fault, Place
 from orchestrator.manifest import Entry, Manifest, collides, listening
 from orchestrator.schema import VERSION, ApiSettings, MqttSettings, SupervisorSettings
+from orchestrator.sources import MISSING, Sources, digest, digest_of, full_pattern, matching
+from orchestrator.sources import read as read_bytes
 from tunnel import net, settings
 from tunnel.options import Layer, nearest
 from tunnel.settings import SettingError
@@ -45,7 +45,7 @@ def load(path: Path, environ: Mapping[str, str], log: str | None = None) -> Mani
     loader = _Loader(path, environ, log)
     manifest = loader.load()
     if loader.faults or manifest is None:
-        raise ConfigError(loader.faults)
+        raise ConfigError(loader.faults, loader.sources())
     return manifest
 
 
@@ -56,6 +56,8 @@ class _Loader:
     log: str | None
     faults: list[Fault] = field(default_factory=list)
     files: dict[Path, str] = field(default_factory=dict)
+    patterns: tuple[str, ...] = ()
+    named: set[Path] = field(default_factory=set)
     names: dict[str, Place] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
 
@@ -80,8 +82,14 @@ class _Loader:
             supervisor=supervisor,
             entries=tuple(self.entries),
             warnings=tuple(_warnings(self.entries)),
-            files=self.files,
+            sources=self.sources(),
         )
+
+    def sources(self) -> Sources:
+        """What was read so far."""
+        for path in self.named:
+            self.files.setdefault(path, digest(path))
+        return Sources(path=self.path, patterns=self.patterns, named=frozenset(self.named), files=self.files)
 
     def _sound_environment(self) -> dict[str, str]:
         """The environment without variables whose values make no sense: each is told once, not for each entry."""
@@ -96,9 +104,9 @@ class _Loader:
         return environ
 
     def _read_file(self, path: Path, known: tuple[str, ...], what: str) -> Block | None:
+        self.files[path] = MISSING
         try:
-            with path.open("rb") as stream:
-                data = stream.read(LONGEST + 1)  # bounded: it may be a device that never ends
+            data = read_bytes(path)
         except FileNotFoundError:
             self.faults.append(Fault(Place(path), f"there is no such file; {_SKELETON}, or name another file"))
             return None
@@ -109,7 +117,7 @@ class _Loader:
             reason = error.strerror if isinstance(error, OSError) else "its name cannot be one"
             self.faults.append(Fault(Place(path), f"cannot read the file: {reason}"))
             return None
-        self.files[path] = hashlib.sha256(data).hexdigest()
+        self.files[path] = digest_of(data)
         try:
             root = read(path, decode(path, data), self.environ, self.faults)
         except ConfigError as error:
@@ -172,13 +180,15 @@ class _Loader:
             self.faults.append(Fault(node.place, "defaults: takes a mapping of options"))
             return None
         check_keys(node, DEFAULT_KEYS, "defaults", self.faults)
-        return read_options(node, source, node.place.path.parent, self.faults)
+        options = read_options(node, source, node.place.path.parent, self.faults)
+        self.named |= options.files
+        return options
 
     def _tunnels(self, root: Block, levels: tuple[Options, ...]) -> None:
         node = root.get("tunnels")
         if node is None or is_nothing(node):
             return
-        context = Context(levels, self.environ, root.place.path.parent)
+        context = Context(levels, self.environ, root.place.path.parent, self.named)
         for name, item in self._named(node):
             if name.value in self.names:
                 first = self.names[name.value]
@@ -208,21 +218,18 @@ class _Loader:
 
     def _included(self, root: Block) -> list[Path]:
         """The files that ``include:`` names, each once, in the order of the patterns, then of the names."""
-        found: dict[Path, None] = {}
         for pattern in texts_of(root.get("include"), "include", self.faults):
-            full = os.path.join(glob.escape(str(self.path.parent)), os.path.expanduser(pattern.value or ""))  # noqa: PTH111, PTH118  glob takes texts
-            matches = sorted(glob.glob(full, recursive=True))  # noqa: PTH207  Path.glob refuses absolute patterns
-            if not matches and not glob.has_magic(pattern.value or ""):
-                self.faults.append(Fault(pattern.place, f"there is no file {shown(pattern.value or '')} to include"))
-            for match in matches:
-                if Path(match).resolve() != self.path.resolve():
-                    found.setdefault(Path(match))
+            text = pattern.value or ""
+            self.patterns = (*self.patterns, text)
+            if not glob.has_magic(text) and not Path(full_pattern(self.path, text)).exists():
+                self.faults.append(Fault(pattern.place, f"there is no file {shown(text)} to include"))
+        found = matching(self.path, self.patterns)
         if len(found) > _MOST_FILES:
             self.faults.append(
                 Fault(root.items["include"][0].place, f"this includes {len(found)} files; {_MOST_FILES} at most")
             )
             return []
-        return list(found)
+        return found
 
     def _include(self, path: Path, levels: tuple[Options, ...]) -> None:
         root = self._read_file(path, INCLUDED_KEYS, "an included file")

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from orchestrator.faults import ConfigError, Fault, Place
+from orchestrator.sources import LONGEST
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-LONGEST: Final = 4 << 20
-"""Bytes that a file may have."""
 
 _DEEPEST: Final = 32
 _MOST_MERGED: Final = 100_000

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.document import Block, Node, Row, Text, is_nothing, shown
 from orchestrator.faults import Fault, Place
-from orchestrator.manifest import Entry
+from orchestrator.manifest import Entry, Origin
 from orchestrator.schema import LONGEST_NAME, read_switch
+from orchestrator.sources import digest_of, read
+from tunnel import settings
 from tunnel.options import OPTION_NAMES, Layer, OptionError, check_names, make_spec, nearest
 from tunnel.url import TunnelUrl, UrlError, looks_like_url, parse
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tunnel.spec import TunnelSpec
 
 DEFAULT_KEYS: Final = ("key", *OPTION_NAMES)
 ENTRY_KEYS: Final = ("url", "enabled", "tags", *DEFAULT_KEYS)
 
 _URL: Final = "url"
+_CERTIFICATES: Final = ("tls_cert", "tls_key", "tls_ca")
+_FILES: Final = ("key_file", *_CERTIFICATES)
+_LABELS: Final = {_URL: "URL", "the entry": "entry", "--log-level": "command line"}  # others are defaults
 _PROBE: Final = parse("client://localhost:1/localhost:1")
 
 
@@ -31,6 +36,8 @@ class Options:
 
     layer: Layer
     places: Mapping[str, Place]
+    files: frozenset[Path] = frozenset()
+    """the files that these options name, whether they can be read or not"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,8 @@ class Context:
     environ: Mapping[str, str]
     base: Path
     """where relative file names start"""
+    named: set[Path]
+    """every file that an entry names is added to these"""
 
 
 def check_keys(block: Block, known: tuple[str, ...], where: str, faults: list[Fault]) -> None:
@@ -102,7 +111,8 @@ def _sound(
         except UrlError:
             pass  # it needs others beside it: judged when all are together
         good[name] = value
-    return Options(Layer(source, good, base), places)
+    files = frozenset(base / os.path.expanduser(values[name]) for name in _FILES if name in values)  # noqa: PTH111  never raises
+    return Options(Layer(source, good, base), places, files)
 
 
 def read_entry(name: Text, node: Node, context: Context, faults: list[Fault]) -> Entry | None:
@@ -125,10 +135,22 @@ def read_entry(name: Text, node: Node, context: Context, faults: list[Fault]) ->
     url = _read_url(written, faults) if written else None
     if written is None or url is None:
         return None
-    spec = _read_spec(written, url, options, context, faults)
+    context.named.update(options.files)
+    levels = (_own_options(written, url, context, faults), options, *context.defaults)
+    spec = _read_spec(written, url, levels, context, faults) if len(faults) == before else None
+    files = _read_certificates(spec, written, levels, faults) if spec else {}
     if spec is None or len(faults) > before or name.is_broken:
         return None
-    return Entry(name=name.value or "", spec=spec, enabled=enabled, tags=tags, url=url.masked(), origin=name.place)
+    return Entry(
+        name=name.value or "",
+        spec=spec,
+        enabled=enabled,
+        tags=tags,
+        files=files,
+        url=url.masked(),
+        origin=name.place,
+        written=_origins(levels, context.environ),
+    )
 
 
 def _check_name(name: Text, faults: list[Fault]) -> None:
@@ -163,8 +185,8 @@ def _read_url(text: Text, faults: list[Fault]) -> TunnelUrl | None:
         return None
 
 
-def _read_spec(text: Text, url: TunnelUrl, entry: Options, context: Context, faults: list[Fault]) -> TunnelSpec | None:
-    before = len(faults)
+def _own_options(text: Text, url: TunnelUrl, context: Context, faults: list[Fault]) -> Options:
+    """The URL's options, as a level of the file: relative file names start at the file, and faults have places."""
     for option in url.options:
         try:
             check_names(replace(url, options=(option,)))
@@ -174,33 +196,49 @@ def _read_spec(text: Text, url: TunnelUrl, entry: Options, context: Context, fau
     places = {option.name: text.at(option.offset) for option in url.options}
     if url.key and "key_file" in values:
         faults.append(Fault(places["key_file"], "the URL has a key and a key_file; keep one"))
-    # As a layer of the file, not as the URL's own: a relative file name starts at the file, and faults have places.
     own = _sound(_URL, values, places, context.base, faults)
-    if len(faults) > before:
-        return None
-    levels = (own, entry, *context.defaults)
+    context.named.update(own.files)
+    return own
+
+
+def _read_spec(
+    text: Text, url: TunnelUrl, levels: tuple[Options, ...], context: Context, faults: list[Fault]
+) -> TunnelSpec | None:
     try:
-        spec = make_spec(replace(url, options=()), [level.layer for level in levels], context.environ)
-        _check_files(spec)
+        return make_spec(replace(url, options=()), [level.layer for level in levels], context.environ)
     except UrlError as error:
         faults.append(Fault(text.place, str(error)))
-        return None
     except OptionError as error:
-        sources = {error.source} if error.source else {level.layer.source for level in levels}
-        at = next((o.places[error.name] for o in levels if o.layer.source in sources and error.name in o.places), None)
-        origin = "" if at else f" (from {error.source})"
-        faults.append(Fault(at or text.place, f"{error.name}: {error}{origin}"))
-        return None
-    return spec
+        faults.append(_fault_of(error, text, levels))
+    return None
 
 
-def _check_files(spec: TunnelSpec) -> None:
-    """What the engine would complain about later, when nobody looks: certificate files that cannot be read."""
-    for name in ("tls_cert", "tls_key", "tls_ca"):
+def _fault_of(error: OptionError, text: Text, levels: tuple[Options, ...]) -> Fault:
+    sources = {error.source} if error.source else {level.layer.source for level in levels}
+    at = next((o.places[error.name] for o in levels if o.layer.source in sources and error.name in o.places), None)
+    origin = "" if at else f" (from {error.source})"
+    return Fault(at or text.place, f"{error.name}: {error}{origin}")
+
+
+def _read_certificates(
+    spec: TunnelSpec, text: Text, levels: tuple[Options, ...], faults: list[Fault]
+) -> dict[str, str]:
+    """The digest of each certificate file: whether it can be read is said now, not later when nobody looks."""
+    found: dict[str, str] = {}
+    for name in _CERTIFICATES:
         path: Path | None = getattr(spec, name)
         if path is None:
             continue
         try:
-            path.open("rb").close()
+            found[name] = digest_of(read(path))
         except OSError as error:
-            raise OptionError(name, f"cannot read {path}: {error.strerror}", "") from None
+            faults.append(_fault_of(OptionError(name, f"cannot read {path}: {error.strerror}", ""), text, levels))
+    return found
+
+
+def _origins(levels: tuple[Options, ...], environ: Mapping[str, str]) -> dict[str, Origin]:
+    found = dict.fromkeys(settings.from_environment(environ), Origin("environment"))
+    for level in reversed(levels):  # the strongest last, so that it stays
+        source = _LABELS.get(level.layer.source, "defaults")
+        found |= {name: Origin(source, level.places.get(name)) for name in level.layer.values}
+    return found

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from orchestrator.sources import Sources
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
@@ -38,8 +40,12 @@ class Fault:
 
 
 class ConfigError(Exception):
-    """A file that cannot be run. ``faults`` has at least one, in the order of their places."""
+    """A file that cannot be run. ``faults`` has at least one, in the order of their places.
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
+    ``sources`` are the files that were read, where they are known: a change of them may mend it.
+    """
+
+    def __init__(self, faults: Sequence[Fault], sources: Sources | None = None) -> None:
         self.faults = tuple(sorted(set(faults)))
+        self.sources = sources
         super().__init__("\n".join(map(str, self.faults)))

@@ -14,7 +14,17 @@ if TYPE_CHECKING:
 
     from orchestrator.faults import Fault, Place
     from orchestrator.schema import SupervisorSettings
+    from orchestrator.sources import Sources
     from tunnel.spec import TunnelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who said what an option is."""
+
+    source: str
+    """``URL``, ``entry``, ``defaults``, ``environment`` or ``command line``"""
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +35,13 @@ class Entry:
     spec: TunnelSpec
     enabled: bool = True
     tags: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    """the SHA-256 of each certificate file, by the option that names it"""
     url: str = field(compare=False)
     """the URL as written, the key masked"""
     origin: Place = field(compare=False)
+    written: Mapping[str, Origin] = field(default_factory=dict, compare=False)
+    """where the value of each option comes from, unless it is built in"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +53,7 @@ class Manifest:
     entries: tuple[Entry, ...]
     """in the order of the file, then of the included ones"""
     warnings: tuple[Fault, ...] = ()
-    files: Mapping[Path, str]
-    """every file that was read, and the SHA-256 of its content"""
+    sources: Sources
 
 
 def listening(spec: TunnelSpec, is_reverse: bool | None) -> Iterator[Address]:  # noqa: FBT001  a direction, or unknown

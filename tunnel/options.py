@@ -141,6 +141,8 @@ def _read_key(layer: Layer) -> Key:
         raise OptionError("key_file", f"cannot read {path}: {error.strerror}", layer.source) from None
     except UnicodeDecodeError:
         raise OptionError("key_file", f"{path} is not UTF-8 text", layer.source) from None
+    except ValueError:
+        raise OptionError("key_file", "its name cannot be one of a file", layer.source) from None
     if not secret:
         raise OptionError("key_file", f"{path} is empty; write one with: nodepass-orch keygen > {path}", layer.source)
     return Key(secret)
@@ -162,7 +164,12 @@ def _text(value: object) -> str:
 def _path(layer: Layer, name: str, value: object) -> Path:
     if not isinstance(value, str) or not value:
         raise OptionError(name, "a file name is missing", layer.source)
-    return layer.base / Path(value).expanduser()
+    try:
+        return layer.base / Path(value).expanduser()
+    except RuntimeError:
+        raise OptionError(
+            name, f"whose home directory {value.split('/')[0][:40]!r} is, nobody knows", layer.source
+        ) from None
 
 
 def _data_port(layer: Layer, name: str, value: object) -> int | None:

@@ -83,7 +83,7 @@ tunnels:
     assert (section.metrics, section.drain_timeout) == (Address("127.0.0.1", 9464), 30.0)
     assert section.mqtt is not None
     assert section.mqtt.commands is True
-    assert {path.name for path in manifest.files} == {"tunnels.yaml", "more.yaml"}
+    assert {path.name for path in manifest.sources.files} == {"tunnels.yaml", "more.yaml"}
 
 
 def test_a_list_says_the_same_as_a_mapping(folder: Folder) -> None:

@@ -1,0 +1,96 @@
+"""The files that a configuration comes from: what they held when they were read, and whether they still do."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+LONGEST: Final = 4 << 20
+"""Bytes that a file may have."""
+
+MISSING: Final = ""
+"""Stands for the content of a file that cannot be read."""
+
+_MOST_LINKS: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What was read. Equal sources give equal configurations, in an environment that does not change."""
+
+    path: Path
+    patterns: tuple[str, ...] = ()
+    """what ``include:`` names, relative to the file"""
+    named: frozenset[Path] = frozenset()
+    """files of keys and certificates"""
+    files: Mapping[Path, str] = field(default_factory=dict)
+    """every file, with the SHA-256 of its content or MISSING"""
+
+    def look(self) -> Sources:
+        """The same sources as they are now: a pattern may match other files. Blocks as long as the disk takes."""
+        paths = dict.fromkeys([self.path, *matching(self.path, self.patterns), *sorted(self.named)])
+        return Sources(
+            path=self.path, patterns=self.patterns, named=self.named, files={path: digest(path) for path in paths}
+        )
+
+    def directories(self) -> frozenset[Path]:
+        """The existing directories in which a change of these files shows, that of each symbolic link included."""
+        found = {place for path in self.files for place in _hops(path)}
+        parents = (os.path.expanduser(Path(pattern).parent) for pattern in self.patterns)  # noqa: PTH111  may be no user's
+        found |= {self.path.parent / parent for parent in parents if not glob.has_magic(parent)}
+        return frozenset(place for place in found if place.is_dir())
+
+
+def full_pattern(path: Path, pattern: str) -> str:
+    """A pattern of ``include:`` in the file ``path``, for glob."""
+    return os.path.join(glob.escape(str(path.parent)), os.path.expanduser(pattern))  # noqa: PTH111, PTH118  glob takes texts
+
+
+def matching(path: Path, patterns: tuple[str, ...]) -> list[Path]:
+    """The files that ``include:`` names, each once, in the order of the patterns, then of the names; never itself."""
+    own = path.resolve()
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        for match in sorted(glob.glob(full_pattern(path, pattern), recursive=True)):  # noqa: PTH207  Path.glob refuses absolute patterns
+            if Path(match).resolve() != own:
+                found.setdefault(Path(match))
+    return list(found)
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file's content, MISSING where it cannot be read."""
+    try:
+        return digest_of(read(path))
+    except (OSError, ValueError):
+        return MISSING
+
+
+def read(path: Path) -> bytes:
+    """A file's content, and one byte more than it may have at the most: it may be a device that never ends."""
+    with path.open("rb") as stream:
+        return stream.read(LONGEST + 1)
+
+
+def digest_of(data: bytes) -> str:
+    """The SHA-256 of a content that was read."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _hops(path: Path) -> Iterator[Path]:
+    """The directories of a path, of what it links to, and so on."""
+    for _ in range(_MOST_LINKS):
+        yield path.parent
+        try:
+            target = path.readlink()
+        except OSError:
+            break
+        path = path.parent / target
+    try:
+        yield path.resolve().parent
+    except (OSError, RuntimeError):  # links in a circle
+        return
