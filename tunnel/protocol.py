@@ -179,7 +179,10 @@ def encode_bounds(values: Iterable[int | None]) -> bytes:
 
 def decode_bounds(payload: bytes) -> tuple[int | None, int | None, int | None]:
     """The three of a BOUNDS frame. Raises ProtocolError."""
-    first, second, third = (None if value == _UNSET else int(value) for value in _unpack(_BOUNDS, payload))
+    values = _unpack(_BOUNDS, payload)
+    if 0 in values:
+        raise ProtocolError("a bound of zero")
+    first, second, third = (None if value == _UNSET else value for value in values)
     return first, second, third
 
 
@@ -281,8 +284,10 @@ class Once:
             self._seen = (kept | 1) & ((1 << self.window) - 1)
             self._highest = ident
             return True
+        if -ahead >= self.window:
+            return False
         bit = 1 << -ahead
-        if -ahead >= self.window or self._seen & bit:
+        if self._seen & bit:
             return False
         self._seen |= bit
         return True

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tunnel.capacity import (
+    Bounds,
+    Demand,
+    Limits,
+    agree,
+    bounds_of,
+    defaults_of,
+    dials_to_start,
+    surplus,
+    wanted_idle,
+)
+from tunnel.settings import Settings
+
+counts = st.integers(0, 70_000)
+seconds = st.floats(0, 1000, allow_nan=False)
+bounds = st.builds(Bounds, *[st.none() | st.integers(1, 70_000)] * 3)
+
+
+@st.composite
+def limits(draw: st.DrawFn) -> Limits:
+    low = draw(st.integers(1, 2000))
+    return Limits(low, draw(st.integers(low, 70_000)), draw(st.integers(1, 70_000)))
+
+
+demands = st.builds(Demand, rate=st.floats(0, 1e6), dial_s=st.floats(0, 20), seen=counts, since=seconds)
+
+
+@given(demands, limits())
+def test_the_wanted_number_keeps_to_its_bounds(demand: Demand, held: Limits) -> None:
+    assert held.pool_min <= wanted_idle(demand, held) <= held.pool_max
+    assert wanted_idle(Demand(), held) == held.pool_min
+
+
+@given(demands, limits(), st.floats(0, 1e4), st.floats(0, 10))
+def test_more_visitors_or_slower_dials_never_want_fewer(
+    demand: Demand, held: Limits, more: float, slower: float
+) -> None:
+    busier = Demand(demand.rate + more, demand.dial_s + slower)
+    assert wanted_idle(busier, held) >= wanted_idle(demand, held)
+
+
+@given(counts, counts, counts, counts, st.integers(1, 1000))
+def test_dials_fill_what_is_missing_and_no_more(
+    wanted: int, idle: int, dialing: int, queued: int, at_once: int
+) -> None:
+    dials = dials_to_start(wanted=wanted, idle=idle, dialing=dialing, queued=queued, at_once=at_once)
+    assert dials >= 0
+    assert dials == 0 or dialing + dials <= at_once
+    assert dials == 0 or idle + dialing + dials <= wanted + queued
+    if idle + dialing < wanted + queued and dialing < at_once:
+        assert dials > 0
+
+
+@given(counts, counts)
+def test_what_is_given_up_leaves_more_than_is_wanted(wanted: int, idle: int) -> None:
+    given_up = surplus(wanted=wanted, idle=idle)
+    assert 0 <= given_up <= idle
+    assert given_up == 0 or idle - given_up > wanted
+    assert surplus(wanted=wanted, idle=idle - given_up) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 500), st.floats(0, 5)), max_size=30))
+def test_the_rate_is_never_below_zero_nor_above_what_was_seen(steps: list[tuple[int, float]]) -> None:
+    demand, now = Demand(), 0.0
+    for count, pause in steps:
+        now += pause
+        demand = demand.visitors(count, now)
+        assert 0 <= demand.rate <= max(1, sum(c for c, _ in steps)) / 0.1 + 1e-6
+
+
+def test_a_burst_is_followed_at_once_and_forgotten_slowly() -> None:
+    held = Limits(8, 1024, 1024)
+    demand = Demand(since=0.0).dialed(0.05)
+    demand = demand.visitors(100, 0.1)
+    assert demand.rate >= 900
+    at_peak = wanted_idle(demand, held)
+    assert at_peak >= 90
+    after_ten = demand.visitors(0, 10.1)
+    assert 0.4 < after_ten.rate / demand.rate < 0.6
+    assert wanted_idle(after_ten, held) > at_peak // 3
+    assert wanted_idle(demand.visitors(0, 200.0), held) <= held.pool_min + 1
+
+
+def test_one_visitor_after_a_silence_is_no_burst() -> None:
+    assert Demand(since=0.0).visitors(1, 1000.0).rate == 0
+
+
+@given(st.floats(0, 20), st.floats(0, 20))
+def test_the_time_of_a_dial_is_smoothed(first: float, second: float) -> None:
+    assume(first > 0)
+    smoothed = Demand().dialed(first).dialed(second).dial_s
+    assert min(first, second) - 1e-9 <= smoothed <= max(first, second) + 1e-9
+
+
+@given(bounds, bounds, limits())
+def test_both_ends_come_to_the_same_limits(one: Bounds, two: Bounds, defaults: Limits) -> None:
+    agreed = agree(one, two, defaults)
+    assert agreed == agree(two, one, defaults)
+    assert agreed.pool_min <= agreed.pool_max
+    for told in (one, two):
+        assert told.visitors is None or agreed.visitors <= told.visitors
+        assert told.pool_max is None or agreed.pool_max <= told.pool_max
+        assert told.pool_min is None or agreed.pool_min >= min(told.pool_min, agreed.pool_max)
+
+
+def test_what_nobody_said_is_built_in_and_what_one_said_counts_for_both() -> None:
+    defaults = defaults_of(Settings())
+    assert agree(Bounds(), Bounds(), defaults) == defaults == Limits(8, 1024, 1024)
+    told = bounds_of(Settings(max_pool_capacity=4, given=frozenset({"max_pool_capacity"})))
+    assert told == Bounds(None, 4, None)
+    assert agree(Bounds(), told, defaults) == Limits(4, 4, 1024)
