@@ -96,8 +96,11 @@ class Newcomer:
         """Handler until it is known what this is, and for data connections until the proof is complete."""
         if events & ENDING:
             self._hung = True
-        if not events & READ:
-            return
+        if events & READ:
+            self.read()
+
+    def read(self) -> None:
+        """Take what there is, and go on with the proof."""
         try:
             if self._session is not None:
                 self._go_on_securing(self._session)
@@ -122,7 +125,7 @@ class Newcomer:
         """The preface was genuine: now TLS, and the proof inside it."""
         self.ident = ident
         self._session = tls.TlsSession(context, server_side=True)
-        self.ready(READ)
+        self.read()
 
     def _go_on_securing(self, session: tls.TlsSession) -> None:
         if self.ident is None:
@@ -227,7 +230,7 @@ class Server:
 
     def _arrive_for_data(self, sock: socket.socket, peer: object) -> None:
         newcomer = Newcomer(self, sock, peer, data_only=True)
-        newcomer.ready(READ)  # the kernel hands it over with its first bytes, mostly the whole preface
+        newcomer.read()  # the kernel hands it over with its first bytes, mostly the whole preface
         if not newcomer.settled:
             self._admit(newcomer)
 
