@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from collections import deque
@@ -155,7 +156,7 @@ class Dashboard(App[str]):
             self.view = model.quiet(self.view, now)
         if self.notice and now > self._notice_until:
             self.notice = None
-        if time.monotonic() - self._drawn > _TICK / 2:
+        if time.monotonic() - self._drawn > 0.9 * _TICK:  # a message may just have had it drawn
             self._draw()
 
     def _draw(self) -> None:
@@ -209,6 +210,9 @@ def run(
     keys is wrong.
     """
     chosen = load_keys(keys) if keys else None
+    # every change of the picture makes thousands of small objects that no cycle holds; looking for cycles among them
+    # costs as much as everything else together
+    gc.set_threshold(100_000, 20, 50)
     return asyncio.run(_run(where, token, chosen, is_read_only=read_only, is_ascii=ascii_only, owns_daemon=owns_daemon))
 
 

@@ -88,7 +88,7 @@ def pill_bar(view: View, counts: Mapping[str, int], chosen: str, width: int) -> 
         spans.append((text, "pick" if name == chosen else style))
         choices.append(Choice(name, start, length(spans)))
         spans.append(("│" if is_wide else "", "dim"))
-    down, up = view.rates()
+    down, up = view.rates
     line = ends(tuple(spans[:-1]), ((f"↓{amount(down)} ↑{amount(up)} ", "spark"),), width)
     return line, tuple(choices)
 

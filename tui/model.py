@@ -6,7 +6,7 @@ four times a second, some thirty are on the screen, and only these are worth tak
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
@@ -140,6 +140,8 @@ class View:
     """the same, when rates were last reckoned"""
     heard: float = 0.0
     """our monotonic clock at ``at``"""
+    rates: tuple[float, float] = (0.0, 0.0)
+    """bytes a second of all tunnels, to and from visitors"""
 
     @property
     def config(self) -> Json:
@@ -151,15 +153,6 @@ class View:
     def is_read_only(self) -> bool:
         """Whether the daemon takes no commands."""
         return bool(self.status.get("read_only"))
-
-    def rates(self) -> tuple[float, float]:
-        """Bytes a second of all tunnels that accept visitors, or of all where none does: (to, from) visitors.
-
-        A pair whose ends share a file would else be counted twice.
-        """
-        entrances = [tunnel for tunnel in self.tunnels.values() if tunnel.entrance]
-        counted = entrances or self.tunnels.values()
-        return sum(t.rate_out for t in counted), sum(t.rate_in for t in counted)
 
 
 def begin(status: Json, at: float, now: float, before: View | None = None) -> View:
@@ -188,7 +181,8 @@ def change(view: View, message: Json, now: float) -> View:
             tunnels[name] = Tunnel(name, {"name": name, **keys}, now)
         else:
             heard = now if "cooldown" in keys or "state" in keys else old.heard
-            tunnels[name] = replace(old, data={**old.data, **keys}, heard=heard)
+            data = {**old.data, **keys}  # written out, for replace() costs twice as much and this is done most
+            tunnels[name] = Tunnel(name, data, heard, old.rate_in, old.rate_out, old.counted, old.history)
     status = {**view.status, **(message.get("status") or _EMPTY)}
     at = moment(message.get("ts")) or view.at
     elapsed = at - view.sampled
@@ -211,12 +205,17 @@ def quiet(view: View, now: float) -> View:
 def sample(view: View, at: float) -> View:
     """The view with rates reckoned up to ``at``, the daemon's clock, and one sample more of each tunnel."""
     elapsed = at - view.sampled
-    return replace(
-        view,
-        tunnels={name: _sampled(tunnel, elapsed) for name, tunnel in view.tunnels.items()},
-        sampled=at,
-        at=max(at, view.at),
-    )
+    tunnels = {name: _sampled(tunnel, elapsed) for name, tunnel in view.tunnels.items()}
+    return replace(view, tunnels=tunnels, sampled=at, at=max(at, view.at), rates=_total(tunnels.values()))
+
+
+def _total(tunnels: Collection[Tunnel]) -> tuple[float, float]:
+    """The rates of the tunnels that accept visitors, or of all where none does.
+
+    A pair whose ends share a file would else be counted twice.
+    """
+    counted = [tunnel for tunnel in tunnels if tunnel.entrance] or tunnels
+    return sum(tunnel.rate_out for tunnel in counted), sum(tunnel.rate_in for tunnel in counted)
 
 
 def _sampled(tunnel: Tunnel, elapsed: float) -> Tunnel:

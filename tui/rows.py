@@ -145,7 +145,7 @@ class Layout:
 def lay_out(width: int, longest_name: int) -> Layout:
     """The columns for a table of ``width``; what is left over goes to the reason, or to the name."""
     chosen = [column for column in COLUMNS if column.key not in _ALTERNATIVES]
-    room = width - 1
+    room = width - 1  # for the mark
     while _needed(chosen) > room and any(column.need for column in chosen):
         chosen.remove(max(chosen, key=lambda column: column.need))
         for narrow, wide in _ALTERNATIVES.items():
@@ -166,7 +166,7 @@ def lay_out(width: int, longest_name: int) -> Layout:
 
 
 def _needed(columns: Sequence[Column]) -> int:
-    return sum(column.width for column in columns) + len(_GAP) * (len(columns) - 1)
+    return sum(column.width + len(_GAP) for column in columns)
 
 
 def row(tunnel: Tunnel, layout: Layout, now: float, marked: Collection[str] = ()) -> Line:
@@ -174,8 +174,8 @@ def row(tunnel: Tunnel, layout: Layout, now: float, marked: Collection[str] = ()
     spans: list[Span] = [(_MARKED if tunnel.name in marked else " ", "mark")]
     for column, width in zip(layout.columns, layout.widths, strict=True):
         text, style = column.cell(tunnel, now)
-        spans += [(fit(text, width, right=column.is_right), style), (_GAP, "")]
-    return tuple(spans[:-1])
+        spans.append((fit(text, width, right=column.is_right) + _GAP, style))
+    return tuple(spans)
 
 
 def heading(layout: Layout, selection: Selection) -> Line:
@@ -185,5 +185,5 @@ def heading(layout: Layout, selection: Selection) -> Line:
         title, style = column.title, "dim"
         if column.key == selection.sort or (column.key == "queued" and selection.sort == "signals"):
             title, style = f"{title}{'▲' if selection.is_reversed else '▼'}", "key"
-        spans += [(fit(title, width, right=column.is_right), style), (_GAP, "")]
-    return tuple(spans[:-1])
+        spans.append((fit(title, width, right=column.is_right) + _GAP, style))
+    return tuple(spans)

@@ -29,6 +29,12 @@ class Pane(ScrollView):
         super().__init__(id=id, classes=classes)
         self.can_focus = focusable
         self._lines: list[Line] = []
+        self._base: Style | None = None
+
+    def notify_style_update(self) -> None:
+        """Other colours from now on; Textual reckons them anew each time they are asked for, which costs."""
+        super().notify_style_update()
+        self._base = None
 
     def show(self, lines: Sequence[Line]) -> None:
         """Show these lines from now on."""
@@ -58,7 +64,7 @@ class Pane(ScrollView):
 
     def strip(self, line: Line, under: Style, width: int) -> Strip:
         """A line in the colours of the theme."""
-        base = self.rich_style
+        base = self._base = self._base or self.rich_style
         whole = base + under
         segments = [Segment(text, base + self._style(style) + under if style else whole) for text, style in line]
         return Strip(segments).adjust_cell_length(width, whole)

@@ -15,7 +15,7 @@ from tui.selection import Selection
 from tui.widgets.pane import Pane
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from textual import events
     from textual.binding import BindingType
@@ -84,17 +84,22 @@ class TunnelTable(Pane, inherit_bindings=False):
         """Show these tunnels in this order; ``now`` is the monotonic clock."""
         if tunnels is not self._tunnels:
             self._tunnels = tunnels
-            self._index = {tunnel.name: index for index, tunnel in enumerate(tunnels)}
+            index = {tunnel.name: index for index, tunnel in enumerate(tunnels)}
+            if index.keys() != self._index.keys():
+                self._measure(index)
+            self._index = index
         self._selection, self._marked, self._now = selection, marked, now
-        longest = max((cell_len(tunnel.name) for tunnel in tunnels), default=0)
-        if longest != self._longest:
-            self._longest = longest
-            self._layout_of_row = lay_out(self.size.width, longest)
         size = Size(0, len(tunnels) + 1)
         if size != self.virtual_size:
             self.virtual_size = size
         self._keep_cursor()
         self._draw_changed()
+
+    def _measure(self, names: Iterable[str]) -> None:
+        longest = max(map(cell_len, names), default=0)
+        if longest != self._longest:
+            self._longest = longest
+            self._layout_of_row = lay_out(self.size.width, longest)
 
     def _draw_changed(self) -> None:
         """Make the visible rows, and have those drawn that are not as they were."""
