@@ -320,6 +320,13 @@ def test_a_certificate_of_another_authority_is_refused_with_the_reason(stage: St
     assert "certificate" in (pair.client.is_in("cooldown")["reason"] or "")
 
 
+def test_on_loopback_data_takes_the_announced_port(stage: Stage) -> None:
+    """The tunnel port beside it is for those who cannot reach the announced one: it costs a quarter of a second."""
+    pair = stage.pair().up()
+    assert exchange(pair.visitors, b"direct") == b"direct"
+    assert "using the tunnel port" not in pair.client.said()
+
+
 def test_both_ends_show_the_same_link_and_what_they_are(stage: Stage) -> None:
     pair = stage.pair(key="abcdefgh", both="tls=1").up()
     server, client = pair.server.tunnel(), pair.client.tunnel()
