@@ -1,34 +1,30 @@
-"""The local API: HTTP on a Unix socket that only its owner may open, and on TCP for bearers of a token."""
+"""The local API: HTTP, JSON and server-sent events, for the commands, the dashboard and whoever likes curl."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import hmac
 import json
-import os
-import socket as sockets
-from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from prometheus_client.registry import Collector
 
-from orchestrator import queries, stream
+from orchestrator import metrics, openapi, queries, stream
 from orchestrator.bus import HISTORY, HOUSE
 from orchestrator.desk import VERBS, Desk, NotNowError, ReadOnlyError
 from orchestrator.keeper import describe_defect
-from orchestrator.paths import SocketPathError
 from orchestrator.queries import QueryError
 from orchestrator.supervisor import UnknownTunnelError
 from tunnel.spec import LogLevel
 from tunnel.state import Event
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 _DESK: Final = web.AppKey("desk", Desk)
+_PROCESS: Final = web.AppKey("process", Collector)
 _READERS: Final = web.AppKey("readers", stream.Readers)
 _LARGEST_BODY: Final = 64 << 10
-_FAREWELL: Final = 1.0  # seconds for answers under way when the API ends
 _LINES: Final = 200
 _EVENTS: Final = 100
 _INTERVAL: Final = 0.25
@@ -39,38 +35,13 @@ _STATUS_OF: Final[dict[type[Exception], HTTPStatus]] = {
     NotNowError: HTTPStatus.CONFLICT,
 }
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@contextlib.asynccontextmanager
-async def serve(desk: Desk, path: Path) -> AsyncIterator[None]:
-    """Answer at the socket until the context ends. Raises SocketPathError where it cannot be made."""
-    runner = web.AppRunner(application(desk), access_log=None, shutdown_timeout=_FAREWELL)
-    await runner.setup()
-    try:
-        await web.SockSite(runner, _listener(path)).start()  # the site owns the listener from here on
-        yield
-    finally:
-        await runner.cleanup()
-
-
-def _listener(path: Path) -> sockets.socket:
-    listener = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_NONBLOCK)
-    try:
-        listener.bind(os.fspath(path))
-        path.chmod(0o600)  # before listen: until then nobody can connect
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise SocketPathError(f"cannot listen at {path}: {error.strerror or error}") from None
-    return listener
-
-
-def application(desk: Desk) -> web.Application:
-    """The API of a daemon."""
-    app = web.Application(middlewares=[_problems], client_max_size=_LARGEST_BODY)
+def application(desk: Desk, token: str | None = None) -> web.Application:
+    """The API of a daemon; with a token, for its bearers alone."""
+    checks = [_problems] if token is None else [_problems, _bearers_of(token)]
+    app = web.Application(middlewares=checks, client_max_size=_LARGEST_BODY)
     app[_DESK] = desk
     app[_READERS] = stream.Readers()
+    app[_PROCESS] = metrics.process_collector()
     app.on_shutdown.append(_end_streams)
     verbs = "|".join(VERBS)
     app.add_routes(
@@ -84,10 +55,19 @@ def application(desk: Desk) -> web.Application:
             _get("/v1/logs", _logs, "tunnel", "n", "level", "follow"),
             _get("/v1/events", _events, "n", "follow"),
             web.post("/v1/shutdown", _shutdown),
-            _get("/healthz", _healthy),
-            _get("/readyz", _ready),
+            _get("/openapi.json", _openapi),
+            *_MACHINES,
         ]
     )
+    return app
+
+
+def for_machines(desk: Desk) -> web.Application:
+    """What monitoring may see without a token."""
+    app = web.Application(middlewares=[_problems])
+    app[_DESK] = desk
+    app[_PROCESS] = metrics.process_collector()
+    app.add_routes(_MACHINES)
     return app
 
 
@@ -97,6 +77,22 @@ def _get(path: str, handler: Handler, *parameters: str) -> web.RouteDef:
         return await handler(request)
 
     return web.get(path, checked, allow_head=False)
+
+
+def _bearers_of(token: str) -> Middleware:
+    expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        shown = f"{scheme.capitalize()} {given.strip()}".encode(errors="surrogateescape")
+        if hmac.compare_digest(shown, expected):
+            return await handler(request)
+        answer = problem(HTTPStatus.UNAUTHORIZED, "the token is missing or wrong; send Authorization: Bearer TOKEN")
+        answer.headers["WWW-Authenticate"] = "Bearer"
+        return answer
+
+    return check
 
 
 async def _end_streams(app: web.Application) -> None:
@@ -173,6 +169,22 @@ async def _ready(request: web.Request) -> web.Response:
     if request.app[_DESK].supervisor.is_ready:
         return web.Response(text="ready\n")
     return problem(HTTPStatus.SERVICE_UNAVAILABLE, "the tunnels are being started, or drained")
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    desk, process = request.app[_DESK], request.app[_PROCESS]
+    accept = request.headers.get("Accept", "")
+    page, content_type = await asyncio.to_thread(
+        metrics.render, desk.head(), desk.supervisor.snapshots(), accept, process
+    )
+    return web.Response(body=page, headers={"Content-Type": content_type})
+
+
+async def _openapi(request: web.Request) -> web.Response:
+    return _json(openapi.document(request.app[_DESK].head()["version"]))
+
+
+_MACHINES: Final = (_get("/healthz", _healthy), _get("/readyz", _ready), _get("/metrics", _metrics))
 
 
 async def _body(request: web.Request, known: dict[str, type]) -> dict[str, Any]:

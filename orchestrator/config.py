@@ -245,7 +245,7 @@ class _Loader:
         for entry in self.entries:
             if not entry.enabled:  # a tunnel that is off may wait for another's port
                 continue
-            for address in listening(entry.spec, _is_reverse(entry.spec)):
+            for address in listening(entry.spec, is_reverse(entry.spec)):
                 others = taken.setdefault(address.port, [])
                 clash = next(((a, e) for a, e in others if collides(address, a)), None)
                 if clash and clash[1] is entry:
@@ -257,7 +257,7 @@ class _Loader:
                 others.append((address, entry))
 
 
-def _is_reverse(spec: TunnelSpec) -> bool | None:
+def is_reverse(spec: TunnelSpec) -> bool | None:
     if spec.mode is not Mode.AUTO:
         return spec.mode is Mode.REVERSE
     return net.direction_of(spec) is Direction.REVERSE if spec.role is Role.SERVER else None

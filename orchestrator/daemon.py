@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from orchestrator import api, paths
-from orchestrator.bus import HOUSE
+from orchestrator.bus import HOUSE, Bus
+from orchestrator.crew import Crew
 from orchestrator.desk import Desk
 from orchestrator.supervisor import Supervisor
 from tunnel.engine import Engine
@@ -18,9 +19,9 @@ from tunnel.spec import LogLevel
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from orchestrator.keeper import MakeEngine
     from orchestrator.manifest import Manifest
     from tunnel.journal import EventSink
-    from tunnel.spec import TunnelSpec
     from tunnel.state import Event
 
 
@@ -51,16 +52,24 @@ async def running(
     manifest: Manifest, socket: Path, log: EventSink, level: LogLevel, *, read_only: bool = False
 ) -> AsyncIterator[Supervisor]:
     """A supervisor with its API, not started yet; ``level`` is that of its own lines. Raises SocketPathError."""
-    shared = Shared()
-
-    def make_engine(name: str, spec: TunnelSpec, sink: EventSink) -> Engine:
-        return Engine(name, spec, shared=shared, sink=sink)
-
-    supervisor = Supervisor(manifest, make_engine=make_engine)
-    supervisor.bus.subscribe(_filtered(log, manifest, level))
-    try:
+    bus = Bus()
+    bus.subscribe(_filtered(log, manifest, level))
+    async with _workshop(manifest.supervisor.workers, bus) as make_engine:
+        supervisor = Supervisor(manifest, make_engine=make_engine, bus=bus)
         async with api.serve(Desk(supervisor, read_only=read_only), socket):
             yield supervisor
+
+
+@contextlib.asynccontextmanager
+async def _workshop(workers: int, bus: Bus) -> AsyncIterator[MakeEngine]:
+    """Where engines are made: in so many workers, or, with none of them, in this process."""
+    if workers:
+        async with Crew(workers, bus.tell).at_work() as crew:
+            yield crew.make_engine
+        return
+    shared = Shared()
+    try:
+        yield lambda name, spec, sink: Engine(name, spec, shared=shared, sink=sink)
     finally:
         shared.close()
 

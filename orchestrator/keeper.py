@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tunnel.backoff import FIRST, LEAST
 from tunnel.spec import LogLevel, TunnelSpec
@@ -39,6 +39,9 @@ _STEADY: Final = 60.0  # seconds after which an engine that breaks is not one th
 class RunningEngine(Protocol):
     """The life of one tunnel, as its keeper needs it."""
 
+    async def prepare(self, predecessor: Any) -> None:  # noqa: ANN401  an engine of the same make
+        """Before ``run``: bind what it listens on while the other still serves. Raises NetError; all is as it was."""
+
     async def run(self) -> None:
         """Until drained or closed; raises only on a defect."""
 
@@ -50,6 +53,9 @@ class RunningEngine(Protocol):
 
     def retry(self) -> None:
         """End a cooldown."""
+
+    def adopt(self, spec: TunnelSpec) -> None:
+        """Take over another log level and other settings; no connection is touched."""
 
     def snapshot(self) -> Snapshot:
         """What can be seen of it."""
@@ -125,8 +131,10 @@ class Keeper:
         self._tags = tags
         self._uniform = uniform
         self._engine: RunningEngine | None = None
+        self._first: RunningEngine | None = None  # has its listeners already
         self._task: asyncio.Task[None] | None = None
         self._rest = at_rest(name, spec, "not started")
+        self._wanted = False
         self._leaving = False
         self._wake = asyncio.Event()  # ends a pause between two engines
         self._reason = ""
@@ -140,6 +148,45 @@ class Keeper:
     def is_running(self) -> bool:
         """Whether there is an engine, or will be one soon without anybody's doing."""
         return self._task is not None and not self._task.done()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it was last told to run rather than to rest."""
+        return self._wanted
+
+    async def inherit(self, predecessor: Keeper) -> None:
+        """Before ``start``: have the first engine bind what it listens on while the predecessor's still serves.
+
+        Raises NetError, and then the predecessor is as it was. Otherwise it may accept nobody any more: drain it.
+        """
+        self._restarts = predecessor._restarts
+        old = predecessor._engine
+        if old is None or predecessor._leaving:
+            return
+        engine = self._make_engine(self.name, self.spec, self._sink)
+        try:
+            await engine.prepare(old)
+        except BaseException:
+            engine.close()
+            raise
+        self._first = engine
+
+    def respec(self, spec: TunnelSpec, tags: tuple[str, ...]) -> None:
+        """Change what the engines to come are made from."""
+        self.spec = spec
+        self._tags = tags
+        limits = at_rest(self.name, spec)
+        self._rest = replace(limits, state=self._rest.state, reason=self._rest.reason, since=self._rest.since)
+
+    def adopt(self, spec: TunnelSpec, tags: tuple[str, ...]) -> None:
+        """Change log level, settings and tags, those of the present engine too. Raises whatever a broken one raises."""
+        self.respec(spec, tags)
+        if self._engine:
+            self._engine.adopt(spec)
+
+    def complain(self, text: str) -> None:
+        """Show this as the tunnel's last error."""
+        self._last_error, self._last_error_at = text, timestamp(time.time())
 
     def snapshot(self) -> Snapshot:
         """What can be seen of the tunnel now."""
@@ -158,6 +205,7 @@ class Keeper:
 
     def start(self) -> None:
         """Run; a tunnel that is on its way out runs again after that."""
+        self._wanted = True
         if not self.is_running:
             self._leaving = False
             self._again = False
@@ -167,6 +215,7 @@ class Keeper:
 
     def drain(self, timeout: float | None = None, reason: str = "stopped by command") -> None:
         """Let the present visitors finish within ``timeout`` seconds (None: SHUTDOWN_TIMEOUT), then rest."""
+        self._wanted = False
         self._again = False
         if not self.is_running:
             self._rest = replace(self._rest, state=State.STOPPED, reason=reason)
@@ -181,7 +230,7 @@ class Keeper:
         """Drain, then run anew."""
         if self.is_running:
             self.drain(timeout, "restarting")
-            self._again = True
+            self._wanted = self._again = True
         else:
             self.start()
 
@@ -212,7 +261,7 @@ class Keeper:
         try:
             command()
         except Exception as error:  # noqa: BLE001  the commands to its neighbours must still be given
-            self._last_error, self._last_error_at = describe_defect(error), timestamp(time.time())
+            self.complain(describe_defect(error))
             self._rest = replace(self._rest, state=State.STOPPED, reason=self._last_error)
             self.cancel()
 
@@ -233,7 +282,10 @@ class Keeper:
     async def _run_engine(self) -> Exception | None:
         """One engine's life; what broke it, if it did not end as asked."""
         try:
-            self._engine = self._make_engine(self.name, self.spec, self._sink)
+            first, self._first = self._first, None
+            self._engine = first or self._make_engine(self.name, self.spec, self._sink)
+            if self._leaving:
+                self._engine.close()
             await self._engine.run()
         except asyncio.CancelledError:
             task = asyncio.current_task()

@@ -6,7 +6,7 @@ Each end of the border is a socket pair that the supervisor made and one worker 
 from __future__ import annotations
 
 import asyncio
-import pickle  # noqa: S403  see decode below
+import pickle
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -208,6 +208,11 @@ class Channel(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        """Close it, whatever is still under way."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def _flush(self) -> None:
         pending, self._pending = self._pending, []
         if self._transport is None or self._transport.is_closing():
@@ -226,12 +231,11 @@ class Channel(asyncio.Protocol):
             messages = self._decoder.feed(data)
         except BorderError as error:
             self._fault = str(error)
-            if self._transport is not None:
-                self._transport.abort()
+            self.abort()
             return
         for message in messages:
             self._take(message)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         """From asyncio."""
         self._lost(self._fault)

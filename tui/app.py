@@ -19,6 +19,7 @@ from textual.filter import LineFilter
 from tui import acting, model
 from tui.ascii import AsciiFilter
 from tui.bars import Attached
+from tui.commander import Commander
 from tui.happenings import error_text, summary
 from tui.keys import all_keys, load_keys
 from tui.screens.main import MainScreen
@@ -82,7 +83,7 @@ class Dashboard(App[str]):
         self._heard = now()
         self._notice_until = 0.0
         self._drawn = 0.0
-        self._main = MainScreen()
+        self._main = MainScreen(Commander(self))
 
     # -- knowing -----------------------------------------------------------------------------------------------------
 

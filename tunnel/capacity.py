@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 _FALL_HALF_LIFE: Final = 10.0  # seconds in which an estimate that is not confirmed loses half: the pool shrinks slowly
 _HEADROOM: Final = 2.0  # visitors come in bunches: room for twice the mean
 _WINDOW: Final = 0.1  # seconds of visitors that make one sample of their rate
-_DIAL_WEIGHT: Final = 0.1  # of the newest dial in the smoothed time a dial takes
+_DIAL_FALL: Final = 0.25  # weight of a dial that was quicker than thought
+_DIAL_RISE: Final = 0.01  # and of one that was slower: it may have waited for the others of its own burst
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class Demand:
 
     def dialed(self, seconds: float) -> Demand:
         """After a dial that took so long."""
-        smoothed = seconds if not self.dial_s else self.dial_s + (seconds - self.dial_s) * _DIAL_WEIGHT
+        weight = _DIAL_FALL if seconds < self.dial_s else _DIAL_RISE
+        smoothed = seconds if not self.dial_s else self.dial_s + (seconds - self.dial_s) * weight
         return Demand(self.rate, smoothed, self.seen, self.since)
 
 

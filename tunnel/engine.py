@@ -84,11 +84,13 @@ class Engine:
                 await _cancelled(life)
                 await self._drain()
         finally:
-            await _cancelled(life)
-            await _cancelled(ending)
-            self._close_all()
-            if self._standing.state is not State.FAILED:
-                self._to(State.STOPPED)
+            try:
+                await _cancelled(life)
+                await _cancelled(ending)
+            finally:  # also when whoever runs this tunnel is cancelled once more
+                self._close_all()
+                if self._standing.state is not State.FAILED:
+                    self._to(State.STOPPED)
 
     async def prepare(self, predecessor: Engine) -> None:
         """Before ``run``: bind what this tunnel listens on, while the engine whose place it takes still serves.

@@ -229,6 +229,7 @@ class Exit(Relays):
         first = self.trouble is None
         self.trouble = reason
         if probe or first:
+            self._cancel_probe()
             self.attempt += 1
             pause = backoff.delay(self.attempt, self.pause_cap, random.uniform)
             self.next_try = self._loop.time() + pause
@@ -267,10 +268,11 @@ class Exit(Relays):
             self._timer.cancel()
         for task in self._resolving:
             task.cancel()
-        dials = list(self._dials)
+        dials, visitors = list(self._dials), 0
         self._dials.clear()
         for dial in dials:
             dial.release()
             if dial.data is not None:
+                visitors += 1
                 self.reactor.close(dial.data.sock)
-        return len(dials) + self.cut()
+        return visitors + self.cut()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tunnel.reactor import Reactor
 
 _AT_ONCE: Final = 128  # dials under way: fewer than a server grants to unproven connections from one address
+_IN_A_TURN: Final = 16  # dials started before visitors have their turn again
 _LIMIT: Final = 10.0  # seconds for one dial, until the server has confirmed it
 _AFTERMATH: Final = 1.0  # seconds in which a confirmation may yet follow the end of a connection (a quick visitor's)
 _ROUTE_PATIENCE: Final = 0.25  # seconds in which the announced port has to answer, or four round trips if they are more
@@ -199,10 +200,15 @@ class Filler:
                 queued=self._queued,
                 at_once=1 if self._failures else _AT_ONCE,
             )
-            for _ in range(count):
+            for _ in range(min(count, _IN_A_TURN)):
                 if not self._dial(now):
                     break
+            if count > _IN_A_TURN:
+                self._reactor.again(self._go_on)
         self.link.say_capacity(wanted, len(self._dialing))
+
+    def _go_on(self, _events: int) -> None:
+        self.taken(0)
 
     def _dial(self, now: float) -> bool:
         host, _, *rest = self._server

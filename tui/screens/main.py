@@ -16,10 +16,8 @@ from textual.widgets import Input
 from tui import acting
 from tui.bars import banner_lines, filter_line, first_lines, footer_bar, header_line, none_match, pill_bar
 from tui.details import detail_lines
-from tui.happenings import plan_lines
 from tui.keys import DEEDS, PILL_KEYS
 from tui.palette import Commands
-from tui.screens.questions import Question
 from tui.screens.readings import Events, Lines, help_lines
 from tui.selection import ALL, PILLS, Selection, tally
 from tui.sources import RefusedError
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from textual.command import Provider
 
     from tui.app import Dashboard
+    from tui.commander import Commander
     from tui.lines import Line
     from tui.model import Json, Tunnel, View
 
@@ -44,7 +43,6 @@ _HIGH: Final = 30
 """Rows from which on the log is shown without being asked for."""
 _HISTORY: Final = 300
 _CALM: Final = 0.12  # seconds for which the cursor rests before anything is asked about its tunnel
-_AT_ONCE: Final = 8  # commands under way at the same time
 
 
 class MainScreen(Screen[None]):
@@ -56,8 +54,9 @@ class MainScreen(Screen[None]):
         *(Binding(key, f"pill('{name}')", show=False) for key, (name, _) in zip(PILL_KEYS, PILLS, strict=False)),
     ]
 
-    def __init__(self) -> None:
+    def __init__(self, commander: Commander) -> None:
         super().__init__()
+        self._commander = commander
         self._selection = Selection()
         self._marked: frozenset[str] = frozenset()
         self._frozen: tuple[View, float] | None = None
@@ -360,7 +359,7 @@ class MainScreen(Screen[None]):
         try:
             events = await self._dashboard.source.events(_HISTORY)
         except RefusedError as error:
-            self._complain(str(error))
+            self._commander.complain(str(error))
             return
         self._dashboard.happened.clear()
         await self.app.push_screen(Events(events, self._dashboard.happened))
@@ -416,15 +415,15 @@ class MainScreen(Screen[None]):
         """A command, or a look, for one tunnel."""
         tunnel = self._dashboard.view.tunnels.get(name)
         if tunnel is None:
-            self._complain(f"{name} is gone")
+            self._commander.complain(f"{name} is gone")
         elif verb == "copy":
-            self._copy(name)
+            self._commander.copy(name)
         elif verb == "show":
             if not self._table.move_to(name):
                 self._select(Selection())
                 self._table.move_to(name)
         else:
-            self._command(verb, [tunnel])
+            self._commander.give(verb, [tunnel])
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Commands are barred where somebody may only look."""
@@ -432,98 +431,32 @@ class MainScreen(Screen[None]):
 
     def action_start_stop(self) -> None:
         """Start what rests, or stop what runs."""
-        self._command(*acting.toggled(self._targets()))
+        self._commander.give(*acting.toggled(self._targets()))
 
     def action_restart(self) -> None:
         """Restart."""
-        self._command("restart", self._targets())
+        self._commander.give("restart", self._targets())
 
     def action_drain(self) -> None:
         """Accept nobody new."""
-        self._command("drain", self._targets())
+        self._commander.give("drain", self._targets())
 
     def action_retry(self) -> None:
         """Try again now."""
-        self._command("retry", self._targets())
+        self._commander.give("retry", self._targets())
 
-    @work
-    async def _command(self, verb: str, tunnels: Sequence[Tunnel]) -> None:
-        if not tunnels or self.is_read_only:
-            return
-        chosen, why_not = acting.fitting(verb, tunnels)
-        if not chosen:
-            self._complain(why_not)
-            return
-        asked = acting.question(verb, chosen)
-        if asked and not await self._is_confirmed(asked):
-            return
-        gate = asyncio.Semaphore(_AT_ONCE)
+    def action_reload(self) -> None:
+        """Read the file again."""
+        self._commander.reload()
 
-        async def give(tunnel: Tunnel) -> str | None:
-            async with gate:
-                try:
-                    await self._dashboard.source.command(verb, tunnel.name)
-                except RefusedError as error:
-                    return f"{verb} {tunnel.name}: {error}"
-                return None
-
-        refusals = [text for text in await asyncio.gather(*map(give, chosen)) if text]
-        if len(refusals) < len(chosen):
-            done = [
-                tunnel for tunnel in chosen if not any(text.startswith(f"{verb} {tunnel.name}:") for text in refusals)
-            ]
-            self.app.notify(f"{verb}: {acting.named(done)}", markup=False, timeout=3)
-        if refusals:
-            more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
-            self._complain(refusals[0] + more)
-        self._marked = frozenset()
-        self.draw()
-
-    async def _is_confirmed(self, asked: acting.Asked) -> bool:
-        answer = await self.app.push_screen_wait(Question(asked.title, asked.lines, [("yes", asked.answer)]))
-        return answer == "yes"
-
-    @work(exclusive=True, group="reload")
-    async def action_reload(self) -> None:
-        """Look at the plan, ask where it costs somebody something, and apply it."""
-        source = self._dashboard.source
-        try:
-            asked = acting.reload_question(await source.plan(), self._dashboard.view.tunnels)
-            if asked and not await self._is_confirmed(asked):
-                return
-            result = await source.reload()
-        except RefusedError as error:
-            self._complain(f"reload: {error}")
-            return
-        self._dashboard.tell_reload(result)
-
-    @work(exclusive=True, group="plan")
-    async def action_plan(self) -> None:
+    def action_plan(self) -> None:
         """What a reload would change."""
-        try:
-            plan = await self._dashboard.source.plan()
-        except RefusedError as error:
-            self._complain(f"plan: {error}")
-            return
-        await self.app.push_screen(Lines("What a reload would change", partial(plan_lines, plan)))
+        self._commander.plan()
 
     def action_copy(self) -> None:
         """The URL of the tunnel under the cursor."""
         if self._table.cursor is not None:
-            self._copy(self._table.cursor)
-
-    @work(exclusive=True, group="copy")
-    async def _copy(self, name: str) -> None:
-        try:
-            url = str((await self._dashboard.source.tunnel(name)).get("url") or "")
-        except RefusedError as error:
-            self._complain(f"copy {name}: {error}")
-            return
-        self.app.copy_to_clipboard(url)
-        self.app.notify(url, title="Copied, without its key", markup=False)
-
-    def _complain(self, text: str) -> None:
-        self.app.notify(text, severity="warning", markup=False)
+            self._commander.copy(self._table.cursor)
 
 
 _COMMANDS: Final = frozenset(deed.name for deed in DEEDS if deed.is_command)
