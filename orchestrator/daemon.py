@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from orchestrator import api, paths
+from orchestrator import doors, paths
 from orchestrator.bus import HOUSE, Bus
 from orchestrator.crew import Crew
 from orchestrator.desk import Desk
@@ -56,7 +56,7 @@ async def running(
     bus.subscribe(_filtered(log, manifest, level))
     async with _workshop(manifest.supervisor.workers, bus) as make_engine:
         supervisor = Supervisor(manifest, make_engine=make_engine, bus=bus)
-        async with api.serve(Desk(supervisor, read_only=read_only), socket):
+        async with doors.opened(Desk(supervisor, read_only=read_only), socket, manifest.supervisor):
             yield supervisor
 
 
