@@ -102,13 +102,13 @@ def wanted_idle(demand: Demand, limits: Limits) -> int:
     return max(limits.pool_min, min(limits.pool_max, needed + limits.pool_min))
 
 
-def dials_to_start(*, wanted: int, idle: int, dialing: int, queued: int, at_once: int) -> int:
+def dials_to_start(*, wanted: int, idle: int, dialing: int, queued: int, at_once: int, most: int) -> int:
     """How many dials to start now, beside the ``idle`` connections and those that are dialling already.
 
-    ``queued`` visitors want one each on top of the ``wanted`` idle ones; ``at_once`` bounds the dials under way, so
-    that a burst does not overrun the other end.
+    ``queued`` visitors want one each on top of the ``wanted`` idle ones; ``most`` bounds the pool, that is idle and
+    dialling together; ``at_once`` bounds the dials under way, so that a burst does not overrun the other end.
     """
-    missing = wanted + queued - idle - dialing
+    missing = min(wanted + queued, most) - idle - dialing
     return max(0, min(missing, at_once - dialing))
 
 

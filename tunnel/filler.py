@@ -199,6 +199,7 @@ class Filler:
                 dialing=len(self._dialing),
                 queued=self._queued,
                 at_once=1 if self._failures else _AT_ONCE,
+                most=self.link.limits.pool_max,
             )
             for _ in range(min(count, _IN_A_TURN)):
                 if not self._dial(now):

@@ -44,15 +44,15 @@ def test_more_visitors_or_slower_dials_never_want_fewer(
     assert wanted_idle(busier, held) >= wanted_idle(demand, held)
 
 
-@given(counts, counts, counts, counts, st.integers(1, 1000))
+@given(counts, counts, counts, counts, st.integers(1, 1000), counts)
 def test_dials_fill_what_is_missing_and_no_more(
-    wanted: int, idle: int, dialing: int, queued: int, at_once: int
+    wanted: int, idle: int, dialing: int, queued: int, at_once: int, most: int
 ) -> None:
-    dials = dials_to_start(wanted=wanted, idle=idle, dialing=dialing, queued=queued, at_once=at_once)
+    dials = dials_to_start(wanted=wanted, idle=idle, dialing=dialing, queued=queued, at_once=at_once, most=most)
     assert dials >= 0
     assert dials == 0 or dialing + dials <= at_once
-    assert dials == 0 or idle + dialing + dials <= wanted + queued
-    if idle + dialing < wanted + queued and dialing < at_once:
+    assert dials == 0 or idle + dialing + dials <= min(wanted + queued, most)
+    if idle + dialing < min(wanted + queued, most) and dialing < at_once:
         assert dials > 0
 
 
