@@ -106,7 +106,11 @@ class Acceptor:
                 self._take_a_breath(error)
                 return
             sock.setblocking(False)
-            self._take(sock, peer)
+            try:
+                self._take(sock, peer)
+            except Exception:
+                self._reactor.close(sock)  # a defect: nobody else will
+                raise
         self._reactor.again(self._ready)
 
     def _take_a_breath(self, error: OSError) -> None:

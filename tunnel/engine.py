@@ -359,11 +359,15 @@ class Engine:
 
     def _close_all(self) -> None:
         self._ending.set()
-        if self._link is not None:
-            self._link.close("this end stopped", farewell=_FAREWELL)
-        if self._server is not None:
-            self._server.close()
-        listeners.close(self._bound)
+        with contextlib.ExitStack() as closing:  # last in, first out; a defect in one leaves no other open
+            closing.callback(self._cut_off)
+            closing.callback(listeners.close, self._bound)
+            if self._server is not None:
+                closing.callback(self._server.close)
+            if self._link is not None:
+                closing.callback(self._link.close, "this end stopped", farewell=_FAREWELL)
+
+    def _cut_off(self) -> None:
         cut = self._close_end()
         if cut:
             self._journal.warn("visitor", f"{cut} visitors were cut off")

@@ -314,9 +314,11 @@ class Link:
 
     def close(self, reason: str, *, farewell: str | None = None) -> None:
         """End the link; ``farewell`` tells the other end why."""
-        if farewell is not None:
-            self.say_goodbye(farewell)
-        self.channel.close(reason)
+        try:
+            if farewell is not None:
+                self.say_goodbye(farewell)
+        finally:
+            self.channel.close(reason)
 
     def lost(self, reason: str) -> None:
         """The channel is over, and so is the link."""
