@@ -35,6 +35,7 @@ _STATUS_OF: Final[dict[type[Exception], HTTPStatus]] = {
     NotNowError: HTTPStatus.CONFLICT,
 }
 
+
 def application(desk: Desk, token: str | None = None) -> web.Application:
     """The API of a daemon; with a token, for its bearers alone."""
     checks = [_problems] if token is None else [_problems, _bearers_of(token)]

@@ -22,8 +22,10 @@ def raise_file_limit() -> None:
 
 
 @contextlib.contextmanager
-def stop_signals(drain: Callable[[], None], close: Callable[[], None]) -> Iterator[None]:
-    """The first SIGTERM or SIGINT drains, each further one closes; inside a running loop."""
+def stop_signals(
+    drain: Callable[[], None], close: Callable[[], None], reload: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """The first SIGTERM or SIGINT drains, each further one closes; SIGHUP reloads. Inside a running loop."""
     loop = asyncio.get_running_loop()
     told = False
 
@@ -32,12 +34,15 @@ def stop_signals(drain: Callable[[], None], close: Callable[[], None]) -> Iterat
         (close if told else drain)()
         told = True
 
-    for number in _STOPPING:
-        loop.add_signal_handler(number, on_signal)
+    handlers = dict.fromkeys(_STOPPING, on_signal)
+    if reload is not None:
+        handlers[signal.SIGHUP] = reload
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     try:
         yield
     finally:
-        for number in _STOPPING:
+        for number in handlers:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)  # all is closed: a late Ctrl-C must not spoil the exit code
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import api
+from orchestrator import doors
 from orchestrator.client import Client, NoDaemonError, RefusedError
 from orchestrator.config import load
 from orchestrator.desk import Desk
@@ -51,8 +51,9 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     file = tmp_path / "tunnels.yaml"
     file.write_text(FILE)
     workshop = Workshop()
-    supervisor = Supervisor(load(file, {}), make_engine=workshop)
-    async with api.serve(Desk(supervisor), tmp_path / "np.sock"):
+    manifest = load(file, {})
+    supervisor = Supervisor(manifest, make_engine=workshop)
+    async with doors.opened(Desk(supervisor), tmp_path / "np.sock", manifest.supervisor):
         house = House(supervisor, workshop, tmp_path / "np.sock")
         await until(lambda: house.state("web") is house.state("a/b [red]") is State.UP)
         yield house
