@@ -126,7 +126,7 @@ async def _reload(request: web.Request) -> web.Response:
 
 
 async def _plan(request: web.Request) -> web.Response:
-    return _json(request.app[_DESK].plan())
+    return _json(await request.app[_DESK].plan())
 
 
 async def _logs(request: web.Request) -> web.StreamResponse:

@@ -53,9 +53,12 @@ async def running(
 ) -> AsyncIterator[Supervisor]:
     """A supervisor with its API, not started yet; ``level`` is that of its own lines. Raises SocketPathError."""
     bus = Bus()
-    bus.subscribe(_filtered(log, manifest, level))
     async with _workshop(manifest.supervisor.workers, bus) as make_engine:
         supervisor = Supervisor(manifest, make_engine=make_engine, bus=bus)
+        listen = _filtered(log, supervisor, level)
+        for event in bus.recent(HOUSE):  # of the workers, from before there was anyone to ask for levels
+            listen(event)
+        bus.subscribe(listen)
         async with doors.opened(Desk(supervisor, read_only=read_only), socket, manifest.supervisor):
             yield supervisor
 
@@ -74,11 +77,9 @@ async def _workshop(workers: int, bus: Bus) -> AsyncIterator[MakeEngine]:
         shared.close()
 
 
-def _filtered(log: EventSink, manifest: Manifest, level: LogLevel) -> Callable[[Event], None]:
-    levels = {entry.name: entry.spec.log for entry in manifest.entries} | {HOUSE: level}
-
+def _filtered(log: EventSink, supervisor: Supervisor, level: LogLevel) -> Callable[[Event], None]:
     def listen(event: Event) -> None:
-        if event.level >= levels[event.tunnel]:
+        if event.level >= (supervisor.log_level(event.tunnel) if event.tunnel != HOUSE else level):
             log(event)
 
     return listen

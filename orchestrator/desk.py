@@ -73,11 +73,11 @@ class Desk:
 
     def tunnel(self, name: str) -> dict[str, Any]:
         """One tunnel with its URL, settings and place in the file. Raises UnknownTunnelError."""
-        return self.supervisor.snapshot(name).as_json()
+        return self.supervisor.inspect(name)
 
-    def plan(self) -> dict[str, Any]:
+    async def plan(self) -> dict[str, Any]:
         """What a reload would change."""
-        return self.supervisor.plan()
+        return await self.supervisor.plan()
 
     async def reload(self) -> dict[str, Any]:
         """Read the file again; the result per entry. Raises ReadOnlyError, NotNowError."""
