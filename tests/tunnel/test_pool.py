@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.tunnel.support import shared_parts, tcp_pair, turns, until
+from tunnel import pool as pool_module
+from tunnel.pool import DataConnection, Pool
+from tunnel.reactor import ENDING, READ
+from tunnel.shared import Shared
+
+
+class Filled:
+    """A pool, the other ends of its connections, and the ids it has dropped."""
+
+    def __init__(self, shared: Shared, *, at_entrance: bool) -> None:
+        self.shared = shared
+        self.dropped: list[int] = []
+        self.defects: list[Exception] = []
+        self.peers: dict[int, socket.socket] = {}
+        self.pool = Pool(
+            shared.reactor, at_entrance=at_entrance, on_drop=self.dropped.append, on_crash=self.defects.append
+        )
+
+    def add(self, *idents: int) -> None:
+        for ident in idents:
+            ours, self.peers[ident] = tcp_pair()
+            self.pool.add(DataConnection(ident, ours, None, self.pool), watched=False)
+
+    def age(self, seconds: float) -> None:
+        for connection in (*self.pool._idle.values(), *self.pool._limbo.values()):
+            connection.born -= seconds
+            connection.expires -= seconds
+
+    def close(self) -> None:
+        self.pool.close()
+        assert not self.defects
+        for peer in self.peers.values():
+            peer.close()
+
+
+@pytest.fixture(params=[True, False], ids=["entrance", "exit"])
+async def filled(request: pytest.FixtureRequest) -> AsyncIterator[Filled]:
+    async with shared_parts() as shared:
+        made = Filled(shared, at_entrance=request.param)
+        yield made
+        made.close()
+
+
+entrance = pytest.mark.parametrize("filled", [True], indirect=True)
+exit_ = pytest.mark.parametrize("filled", [False], indirect=True)
+
+
+def taken(filled: Filled) -> int | None:
+    connection = filled.pool.take()
+    if connection is None:
+        return None
+    filled.shared.reactor.close(connection.sock)
+    return connection.ident
+
+
+@entrance
+async def test_the_youngest_is_taken_first(filled: Filled) -> None:
+    filled.add(1, 2, 3)
+    assert repr(filled.pool) == "<Pool idle=3 limbo=0>"
+    assert [taken(filled) for _ in range(4)] == [3, 2, 1, None]
+    assert not filled.dropped
+
+
+@entrance
+@pytest.mark.parametrize("last_words", [b"", b"x"])
+async def test_one_that_stirs_at_the_entrance_is_dropped(filled: Filled, last_words: bytes) -> None:
+    filled.add(1, 2)
+    await turns(3)
+    if last_words:
+        filled.peers[2].send(last_words)
+    else:
+        filled.peers[2].close()
+    await until(lambda: filled.dropped == [2], "it was dropped")
+    assert taken(filled) == 1
+
+
+@entrance
+async def test_one_that_died_unseen_is_never_given_to_a_visitor(filled: Filled) -> None:
+    """The reactor has had no turn since."""
+    filled.add(1, 2, 3)
+    filled.age(2)
+    filled.peers[3].close()
+    filled.peers[2].send(b"x")
+    assert taken(filled) == 1
+    assert filled.dropped == [3, 2]
+
+
+@exit_
+async def test_first_bytes_before_the_signal_are_kept(filled: Filled) -> None:
+    filled.add(1)
+    filled.peers[1].send(b"early")
+    await turns(5)
+    connection = filled.pool.claim(1)
+    assert connection is not None
+    assert connection.sock.recv(10) == b"early"
+    assert connection.events & READ
+    filled.shared.reactor.close(connection.sock)
+    assert filled.pool.claim(1) is None
+
+
+@exit_
+async def test_a_visitor_that_came_and_went_waits_for_its_signal(
+    filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.add(1, 2)
+    for ident in (1, 2):
+        filled.peers[ident].send(b"all")
+        filled.peers[ident].close()
+    await until(lambda: sorted(filled.dropped) == [1, 2], "both have ended")
+    assert repr(filled.pool) == "<Pool idle=0 limbo=2>"
+    connection = filled.pool.claim(1)
+    assert connection is not None
+    assert connection.sock.recv(10) == b"all"
+    assert connection.events & ENDING
+    filled.shared.reactor.close(connection.sock)
+    filled.pool.sweep()
+    assert repr(filled.pool) == "<Pool idle=0 limbo=1>"
+    filled.age(pool_module._LIMBO + 1)
+    filled.pool.sweep()
+    assert repr(filled.pool) == "<Pool idle=0 limbo=0>"
+
+
+async def test_the_oldest_and_what_is_too_old_are_given_up(filled: Filled) -> None:
+    filled.add(1, 2, 3, 4)
+    assert filled.pool.retire(0) == []
+    assert filled.pool.retire(2) == [1, 2]
+    filled.age(pool_module._MAX_AGE + 1)
+    filled.add(5)
+    assert filled.pool.retire(0) == [3, 4]
+    assert len(filled.pool) == 1
+    filled.pool.discard(5)
+    filled.pool.discard(5)
+    assert not len(filled.pool)
+    assert len(filled.shared.reactor) == 0

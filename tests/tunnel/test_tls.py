@@ -1,0 +1,132 @@
+"""TLS sessions in memory: a half-close swallows nothing, a cut is no end, a stranger's certificate is seen."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tunnel.support import balanced, other_pem, pem, server_context, tls_pair
+from tunnel import tls
+from tunnel.spec import Address, DataTls, Role, TunnelSpec
+from tunnel.tls import Identity, TlsError, TlsSession
+
+
+def read(session: TlsSession) -> bytes:
+    """All plaintext that is there."""
+    buffer = memoryview(bytearray(10_000))
+    heard = b""
+    while got := session.read_into(buffer):
+        heard += bytes(buffer[:got])
+    return heard
+
+
+@given(st.binary(max_size=50_000), st.lists(st.integers(1, 20_000), min_size=1, max_size=5))
+def test_plaintext_survives_any_cutting_of_the_ciphertext(said: bytes, cuts: list[int]) -> None:
+    client, server = tls_pair()
+    client.write(said)
+    sealed, heard, turn = client.take(), b"", 0
+    while sealed:
+        cut = cuts[turn % len(cuts)]
+        server.feed(sealed[:cut])
+        sealed, turn = sealed[cut:], turn + 1
+        heard += read(server)
+    assert heard == said
+    assert not server.closed
+
+
+@pytest.mark.parametrize("reading", [True, False])
+def test_a_half_close_swallows_nothing(*, reading: bool) -> None:
+    """One end says that it is done while the other's bytes are on their way, or here and unread."""
+    client, server = tls_pair()
+    server.write(b"a" * 40_000)
+    client.feed(server.take())
+    heard = read(client) if reading else b""
+    client.close_notify()
+    server.feed(client.take())
+    assert read(server) == b""
+    assert server.closed
+    server.write(b"b" * 20_000)
+    client.feed(server.take())
+    assert not client.closed
+    assert heard + read(client) == b"a" * 40_000 + b"b" * 20_000
+    server.close_notify()
+    client.feed(server.take())
+    assert read(client) == b""
+    assert client.closed
+
+
+def test_the_end_comes_after_the_last_byte() -> None:
+    client, server = tls_pair()
+    client.write(b"last")
+    client.close_notify()
+    server.feed(client.take())
+    assert read(server) == b"last"
+    assert server.closed
+
+
+def test_a_connection_that_was_cut_is_no_end() -> None:
+    client, server = tls_pair()
+    client.write(b"half")
+    server.feed(client.take())
+    assert read(server) == b"half"
+    server.feed_eof()
+    with pytest.raises(TlsError):
+        read(server)
+    assert not server.closed
+
+
+@given(st.integers(5, 100), st.integers(1, 255))
+def test_a_changed_byte_is_noticed(at: int, flip: int) -> None:
+    client, server = tls_pair()
+    client.write(b"x" * 100)
+    sealed = bytearray(client.take())
+    sealed[at] ^= flip
+    server.feed(bytes(sealed))
+    with pytest.raises(TlsError):
+        read(server)
+
+
+@given(st.binary(min_size=1, max_size=300))
+def test_garbage_is_no_handshake(garbage: bytes) -> None:
+    server = TlsSession(server_context(), server_side=True)
+    server.feed(garbage)
+    server.feed_eof()
+    with pytest.raises(TlsError, match="the TLS handshake failed"):
+        server.handshake()
+
+
+def test_a_certificate_is_what_both_ends_take_it_for() -> None:
+    client, server = tls_pair()
+    assert client.certificate() == tls.own_certificate(server_context()) != b""
+    assert server.certificate() == b""
+    assert tls.own_certificate(server_context(other_pem)) != client.certificate()
+
+
+async def test_a_process_makes_one_certificate_and_leaves_nothing_open() -> None:
+    identity = Identity()
+    first = await identity.context()
+    with balanced():
+        assert await identity.context() is first
+        assert await Identity().context() is not first
+
+
+def spec(**rest: object) -> TunnelSpec:
+    values: dict[str, object] = {"role": Role.SERVER, "tunnel": Address("", 1), "target": Address("", 2), **rest}
+    return TunnelSpec(**values)  # type: ignore[arg-type]  # the test's own fields
+
+
+async def test_files_are_taken_and_their_faults_named(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("tls")
+    good, other, bad, none = (folder / name for name in ("good.pem", "other.pem", "bad.pem", "none.pem"))
+    good.write_bytes(pem())
+    other.write_bytes(other_pem())
+    bad.write_text("nothing of the kind")
+    context = await tls.server_context(spec(tls_cert=good, tls_key=good), Identity())
+    assert tls.own_certificate(context) == tls.own_certificate(server_context())
+    for cert, key in ((bad, bad), (good, other), (none, none)):
+        with pytest.raises(TlsError, match=f"cannot use {cert} with {key}: "):
+            await tls.server_context(spec(tls_cert=cert, tls_key=key), Identity())
+    for ca in (bad, none):
+        with pytest.raises(TlsError, match=f"cannot use {ca}: "):
+            tls.client_context(spec(role=Role.CLIENT, data_tls=DataTls.VERIFIED, tls_ca=ca))
