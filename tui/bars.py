@@ -47,9 +47,9 @@ def header_line(view: View, attached: Attached, width: int) -> Line:
         ]
     right: list[list[Span]] = []
     host = str(view.status.get("host") or "")
-    place = f"{host} {attached.place}" if host and width >= 110 else attached.place
+    place = fit_place(attached.place, width)
     if width >= 70:
-        right.append([(place, "dim")])
+        right.append([(f"{host} {place}" if host and width >= 110 else place, "dim")])
     if attached.lost is not None:
         right.append([(f"▲ stale {seconds(attached.lost_for)}", "warn")])
     if attached.is_frozen:
@@ -62,6 +62,12 @@ def header_line(view: View, attached: Attached, width: int) -> Line:
 def fit_path(path: str, width: int) -> str:
     """As much of a path as a header of ``width`` bears: the file's name at least."""
     return path if len(path) <= width // 4 else PurePath(path).name
+
+
+def fit_place(place: str, width: int) -> str:
+    """The same for the daemon's place."""
+    scheme, separator, path = place.partition(":")
+    return place if len(place) <= width // 4 or "/" not in path else f"{scheme}{separator}…/{PurePath(path).name}"
 
 
 @dataclass(frozen=True, slots=True)

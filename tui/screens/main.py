@@ -268,7 +268,7 @@ class MainScreen(Screen[None]):
     def action_clear(self) -> None:
         """Escape: out of the text, then out of everything that narrows the view."""
         if self._typing.display:
-            self._typing.value = ""
+            self._sift("")
             self._end_typing()
             return
         self._dashboard.notice = None
@@ -309,12 +309,14 @@ class MainScreen(Screen[None]):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """The filter works while it is typed."""
-        if not self._typing.display:
-            return
+        if self._typing.display:
+            self._sift(event.value)
+
+    def _sift(self, text: str) -> None:
         if self._typing_log:
-            self._log.sift(replace(self._log.sieve, text=event.value))
+            self._log.sift(replace(self._log.sieve, text=text))
         else:
-            self._select(replace(self._selection, text=event.value))
+            self._select(replace(self._selection, text=text))
 
     def on_input_submitted(self) -> None:
         """Enter keeps the filter."""
