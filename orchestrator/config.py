@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,13 +18,12 @@ from orchestrator.manifest import Entry, Manifest, collides, listening
 from orchestrator.schema import VERSION, ApiSettings, MqttSettings, SupervisorSettings
 from orchestrator.sources import MISSING, Sources, digest, digest_of, full_pattern, matching
 from orchestrator.sources import read as read_bytes
-from tunnel import net, settings
+from tunnel import settings
 from tunnel.options import Layer, nearest
 from tunnel.settings import SettingError
-from tunnel.spec import Direction, Mode, Role
 
 if TYPE_CHECKING:
-    from tunnel.spec import Address, TunnelSpec
+    from tunnel.spec import Address
 
 FILE_KEYS: Final = ("version", "supervisor", "defaults", "include", "tunnels")
 INCLUDED_KEYS: Final = ("version", "defaults", "tunnels")
@@ -63,6 +63,7 @@ class _Loader:
 
     def load(self) -> Manifest | None:
         """The manifest, or None where a fault leaves nothing to say more about."""
+        again = partial(load, self.path, self.environ, self.log)
         self.environ = self._sound_environment()
         root = self._read_file(self.path, FILE_KEYS, "a file of tunnels")
         if root is None:
@@ -83,6 +84,7 @@ class _Loader:
             entries=tuple(self.entries),
             warnings=tuple(_warnings(self.entries)),
             sources=self.sources(),
+            again=again,
         )
 
     def sources(self) -> Sources:
@@ -228,6 +230,7 @@ class _Loader:
             self.faults.append(
                 Fault(root.items["include"][0].place, f"this includes {len(found)} files; {_MOST_FILES} at most")
             )
+            self.patterns = ()  # nor shall anybody look at all of them every two seconds
             return []
         return found
 
@@ -245,7 +248,7 @@ class _Loader:
         for entry in self.entries:
             if not entry.enabled:  # a tunnel that is off may wait for another's port
                 continue
-            for address in listening(entry.spec, is_reverse(entry.spec)):
+            for address in listening(entry.spec):
                 others = taken.setdefault(address.port, [])
                 clash = next(((a, e) for a, e in others if collides(address, a)), None)
                 if clash and clash[1] is entry:
@@ -255,12 +258,6 @@ class _Loader:
                     other = f"{shown(clash[1].name)} at {clash[1].origin} listens on {clash[0]}"
                     self.faults.append(Fault(entry.origin, f"it would listen on {address}, but {other} already"))
                 others.append((address, entry))
-
-
-def is_reverse(spec: TunnelSpec) -> bool | None:
-    if spec.mode is not Mode.AUTO:
-        return spec.mode is Mode.REVERSE
-    return net.direction_of(spec) is Direction.REVERSE if spec.role is Role.SERVER else None
 
 
 def _warnings(entries: list[Entry]) -> list[Fault]:

@@ -12,6 +12,7 @@ from orchestrator.bus import HOUSE, Bus
 from orchestrator.crew import Crew
 from orchestrator.desk import Desk
 from orchestrator.supervisor import Supervisor
+from orchestrator.watcher import watching
 from tunnel.engine import Engine
 from tunnel.shared import Shared
 from tunnel.spec import LogLevel
@@ -59,7 +60,10 @@ async def running(
         for event in bus.recent(HOUSE):  # of the workers, from before there was anyone to ask for levels
             listen(event)
         bus.subscribe(listen)
-        async with doors.opened(Desk(supervisor, read_only=read_only), socket, manifest.supervisor):
+        async with (
+            doors.opened(Desk(supervisor, read_only=read_only), socket, manifest.supervisor),
+            watching(supervisor.sources, supervisor.reload, bus),
+        ):
             yield supervisor
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from tunnel.spec import Address, Mode, Role
+from tunnel import net
+from tunnel.spec import Address, Direction, Mode, Role
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,15 +55,17 @@ class Manifest:
     """in the order of the file, then of the included ones"""
     warnings: tuple[Fault, ...] = ()
     sources: Sources
+    again: Callable[[], Manifest] = field(compare=False, repr=False)
+    """reads the file as it is then, in the same environment; raises ConfigError"""
 
 
-def listening(spec: TunnelSpec, is_reverse: bool | None) -> Iterator[Address]:  # noqa: FBT001  a direction, or unknown
+def listening(spec: TunnelSpec) -> Iterator[Address]:
     """The fixed addresses a tunnel will listen on, as far as the file alone can tell; port 0 is never in the way."""
     if spec.role is Role.SERVER:
         yield spec.tunnel
         if spec.data_port:
             yield Address(spec.tunnel.host, spec.data_port)
-        if is_reverse:
+        if net.direction_of(spec) is Direction.REVERSE:
             yield spec.target
     elif spec.mode is Mode.FORWARD:  # in auto the server decides: the address may be one to dial
         yield spec.target

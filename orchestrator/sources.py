@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +76,21 @@ def read(path: Path) -> bytes:
     """A file's content, and one byte more than it may have at the most: it may be a device that never ends."""
     with path.open("rb") as stream:
         return stream.read(LONGEST + 1)
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a process has the file open for writing, as far as the system tells: then it may be half of itself.
+
+    A lease on it is refused in that case. Who opens it while we have the lease is held up until we give it back, at
+    once, and a signal announces him: one that does nothing, instead of SIGIO, which would end us.
+    """
+    try:
+        with path.open("rb") as stream:
+            fcntl.fcntl(stream, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(stream, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except (OSError, ValueError) as error:
+        return isinstance(error, BlockingIOError)
+    return False
 
 
 def digest_of(data: bytes) -> str:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.bus import Bus
 from orchestrator.keeper import Keeper, MakeEngine
+from orchestrator.reload import Reloader
+from orchestrator.tunnels import Tunnels
+from tunnel.settings import as_text
 from tunnel.spec import LogLevel
-from tunnel.state import timestamp
 
 if TYPE_CHECKING:
+    from orchestrator.faults import Place
     from orchestrator.manifest import Entry, Manifest
+    from orchestrator.sources import Sources
     from tunnel.state import Snapshot
 
 _CLOSING: Final = 2.0  # seconds that an engine has to end once everything of it is closed
@@ -31,59 +35,47 @@ class Supervisor:
 
     def __init__(self, manifest: Manifest, *, make_engine: MakeEngine, bus: Bus | None = None) -> None:
         self.bus = bus or Bus()
-        self._manifest = manifest
-        self._make_engine = make_engine
-        self._keepers = {entry.name: self._keeper(entry) for entry in manifest.entries}
-        self._loaded_at = timestamp(time.time())
+        self._tunnels = Tunnels(manifest.entries, make_engine=make_engine, sink=self.bus.publish)
+        self._reloader = Reloader(manifest, tunnels=self._tunnels, bus=self.bus)
         self._stopping = asyncio.Event()
         self._closed = asyncio.Event()
         self._started = False
 
     async def run(self) -> None:
         """Start every enabled tunnel; return when ``shutdown`` or ``close`` has been heard and all of them rest."""
-        for entry in self._manifest.entries:
-            if entry.enabled:
-                self._keepers[entry.name].start()
-            else:
-                self._keepers[entry.name].drain(reason="disabled in the file")
+        self._tunnels.start()
         self._started = True
-        count = sum(entry.enabled for entry in self._manifest.entries)
-        self.bus.tell(LogLevel.INFO, "supervisor", f"{count} of {len(self._keepers)} tunnels started", pid=os.getpid())
+        entries = self._tunnels.entries.values()
+        count = sum(entry.enabled for entry in entries)
+        self.bus.tell(LogLevel.INFO, "supervisor", f"{count} of {len(entries)} tunnels started", pid=os.getpid())
         try:
             await self._stopping.wait()
             await self._all_at_rest()
         finally:
-            for keeper in self._keepers.values():
-                keeper.cancel()
+            self._tunnels.cancel()
         self.bus.tell(LogLevel.INFO, "supervisor", "all tunnels are closed")
 
     async def _all_at_rest(self) -> None:
-        resting = asyncio.create_task(self._rest())
+        resting = asyncio.create_task(self._tunnels.wait())
         closed = asyncio.create_task(self._closed.wait())
         await asyncio.wait([resting, closed], return_when=asyncio.FIRST_COMPLETED)
         await asyncio.wait([resting], timeout=_CLOSING)
         resting.cancel()
         closed.cancel()
 
-    async def _rest(self) -> None:
-        for keeper in self._keepers.values():
-            await keeper.wait()
-
     def shutdown(self) -> None:
         """Drain every tunnel, each up to its SHUTDOWN_TIMEOUT or the file's ``drain_timeout``, and end."""
         if not self._stopping.is_set():
-            present = sum(keeper.snapshot().connections.active for keeper in self._keepers.values())
+            present = sum(seen.connections.active for seen in self.snapshots())
             self.bus.tell(LogLevel.INFO, "supervisor", f"shutting down: {present} connections may finish")
         self._stopping.set()
-        for keeper in self._keepers.values():
-            keeper.drain(self._manifest.supervisor.drain_timeout, "shutting down")
+        self._tunnels.drain(self._drain_timeout, "shutting down")
 
     def close(self) -> None:
         """End now, whoever is being served."""
         self._stopping.set()
         self._closed.set()
-        for keeper in self._keepers.values():
-            keeper.close()
+        self._tunnels.close()
 
     async def until_stopping(self) -> None:
         """Until ``shutdown`` or ``close`` has been heard."""
@@ -99,7 +91,7 @@ class Supervisor:
 
     def drain(self, name: str, timeout: float | None = None) -> None:
         """Drain a tunnel up to ``timeout`` seconds (None: the file's ``drain_timeout``), then let it rest."""
-        limit = self._manifest.supervisor.drain_timeout if timeout is None else timeout
+        limit = self._drain_timeout if timeout is None else timeout
         self._find(name).drain(limit, "drained by command")
 
     def restart(self, name: str, timeout: float | None = None) -> None:
@@ -110,18 +102,52 @@ class Supervisor:
         """End a tunnel's cooldown."""
         self._find(name).retry()
 
+    async def reload(self) -> dict[str, Any]:
+        """Read the file again and do what it says; the answer of ``POST /v1/reload``. A wrong file changes nothing."""
+        return await self._reloader.reload()
+
+    async def plan(self) -> dict[str, Any]:
+        """What a reload would do; the answer of ``GET /v1/plan``."""
+        return await self._reloader.plan()
+
+    def sources(self) -> Sources:
+        """The files that were looked at last: a change of them is a reason to reload."""
+        return self._reloader.sources
+
     @property
     def is_ready(self) -> bool:
         """Whether every tunnel that shall run has been given its engine, and none is being taken away."""
         return self._started and not self._stopping.is_set()
 
     def snapshots(self) -> tuple[Snapshot, ...]:
-        """All tunnels now, in the order of the file."""
-        return tuple(keeper.snapshot() for keeper in self._keepers.values())
+        """All tunnels now, in the order of the file; those that are gone from it and drain come last."""
+        return self._tunnels.snapshots()
 
     def snapshot(self, name: str) -> Snapshot:
         """One tunnel now."""
-        return self._find(name).snapshot()
+        seen = self._tunnels.snapshot(name)
+        if seen is None:
+            raise UnknownTunnelError(name)
+        return seen
+
+    def log_level(self, name: str) -> LogLevel:
+        """From which gravity on a tunnel's events belong in the log; the usual one for a tunnel that is gone."""
+        entry = self._tunnels.entries.get(name)
+        return entry.spec.log if entry else LogLevel.INFO
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """One tunnel with its URL, the key masked, and each option: its value, who said so, and where."""
+        entry = self._tunnels.entries.get(name)
+        if entry is None:
+            return self.snapshot(name).as_json()  # gone from the file, with its last visitors
+        base = self._reloader.manifest.path.parent
+        return {
+            **self.snapshot(name).as_json(),
+            "url": entry.url,
+            "where": _where(entry.origin, base),
+            "enabled": entry.enabled,
+            "settings": _settings(entry, base),
+        }
 
     def status(self) -> dict[str, Any]:
         """The object of ``ps --json``."""
@@ -130,24 +156,42 @@ class Supervisor:
     def head(self) -> dict[str, Any]:
         """That object without its tunnels: cheap enough to be looked at several times a second."""
         return {
-            "generation": 1,
+            "generation": self._reloader.generation,
             "pid": os.getpid(),
-            "config": {
-                "path": str(self._manifest.path.absolute()),
-                "ok": True,
-                "error": None,
-                "line": None,
-                "column": None,
-                "warnings": [str(warning) for warning in self._manifest.warnings],
-                "loaded_at": self._loaded_at,
-            },
+            "config": self._reloader.status(),
             "mqtt": {"state": "off"},
         }
 
-    def _find(self, name: str) -> Keeper:
-        if name not in self._keepers:
-            raise UnknownTunnelError(name)
-        return self._keepers[name]
+    @property
+    def _drain_timeout(self) -> float | None:
+        return self._reloader.manifest.supervisor.drain_timeout
 
-    def _keeper(self, entry: Entry) -> Keeper:
-        return Keeper(entry.name, entry.spec, make_engine=self._make_engine, sink=self.bus.publish, tags=entry.tags)
+    def _find(self, name: str) -> Keeper:
+        if name not in self._tunnels.keepers:
+            raise UnknownTunnelError(name)
+        return self._tunnels.keepers[name]
+
+
+def _settings(entry: Entry, base: Path) -> dict[str, dict[str, Any]]:
+    spec = entry.spec
+    values = {
+        **as_text(spec.settings),
+        "log": spec.log.name.lower(),
+        "mode": spec.mode.value,
+        "data_port": "tunnel" if spec.data_port is None else str(spec.data_port or "random"),
+        "tls": str(int(spec.data_tls)),
+    }
+    return {
+        name: {
+            "value": value,
+            "source": origin.source if (origin := entry.written.get(name)) else "built in",
+            "where": _where(origin.place, base) if origin and origin.place else None,
+        }
+        for name, value in values.items()
+    }
+
+
+def _where(place: Place, base: Path) -> str:
+    """A place as somebody who stands beside the file would write it."""
+    path = place.path.relative_to(base) if place.path.is_relative_to(base) else place.path
+    return f"{path}:{place.line}:{place.column}"
