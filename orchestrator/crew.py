@@ -136,8 +136,9 @@ class WorkerProcess:
         _kill(process)
 
     def _take(self, report: Report) -> None:
-        if self._silence > SUSPECT or self.trouble:
-            self._tell(LogLevel.INFO, "worker", f"worker {self.number} is at work", worker=self.number, pid=self._pid)
+        if self.trouble:
+            text = f"worker {self.number} is at work as process {self._pid}"
+            self._tell(LogLevel.INFO, "worker", text, worker=self.number, pid=self._pid)
         self._silence, self.trouble = 0, None
         if isinstance(report, Views):
             for number, seen in report.views:

@@ -26,7 +26,7 @@ COMMAND = (sys.executable, "-m", "orchestrator.cli")
 FULL = os.environ.get("NODEPASS_TEST_SCALE") == "full"
 """Whether sizes, counts and waits are the ones that are promised, rather than quick ones."""
 
-NOTHING: Mapping[str, str] = MappingProxyType({})
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 T = TypeVar("T")
 C = TypeVar("C", bound="Command")
@@ -131,10 +131,17 @@ class Daemon(Command):
     """``up FILE --no-tui``, and its local API."""
 
     def __init__(
-        self, name: str, prefix: Sequence[str], directory: Path, env: Mapping[str, str], tunnels: Mapping[str, str]
+        self,
+        name: str,
+        prefix: Sequence[str],
+        directory: Path,
+        env: Mapping[str, str],
+        tunnels: Mapping[str, str],
+        supervisor: Mapping[str, object],
     ) -> None:
         self.file = directory / f"{name}.yaml"
-        self.file.write_text(json.dumps({"version": 1, "tunnels": dict(tunnels)}))  # JSON is YAML
+        content = {"version": 1, "supervisor": dict(supervisor), "tunnels": dict(tunnels)}
+        self.file.write_text(json.dumps(content))  # JSON is YAML
         self.socket = directory / f"{name}.sock"
         arguments = [*prefix, *COMMAND, "up", str(self.file), "--no-tui", "--socket", str(self.socket)]
         super().__init__(name, arguments, directory, env)
@@ -217,9 +224,10 @@ class Stage:
         name: str = "daemon",
         prefix: Sequence[str] = (),
         env: Mapping[str, str] = NOTHING,
+        supervisor: Mapping[str, object] = NOTHING,
     ) -> Daemon:
         """The command with a file of tunnels."""
-        return self._add(Daemon(self._name(name), prefix, self.directory, env, tunnels))
+        return self._add(Daemon(self._name(name), prefix, self.directory, env, tunnels, supervisor))
 
     def target(self, serve: Callable[[socket.socket], None] = echo, host: str = "127.0.0.1") -> Target:
         """A target that gives each connection to ``serve``."""
