@@ -99,7 +99,10 @@ async def resolve(address: Address) -> list[tuple[socket.AddressFamily, SockAddr
         family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
         return [(family, (host, address.port) if ip.version == 4 else (host, address.port, 0, 0))]
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)
+    try:
+        found = await loop.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # not even a question for the name service
+        raise socket.gaierror(socket.EAI_NONAME, "not a host name") from None
     return [(family, sockaddr) for family, _, _, _, sockaddr in found]  # type: ignore[misc]  # TCP has no other shapes
 
 

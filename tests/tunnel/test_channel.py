@@ -1,0 +1,218 @@
+"""The control channel over a loopback pair: frames in order, one write a turn, every way to lose it told once."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tunnel.support import balanced, reset, server_context, shared_parts, tcp_pair, turns, until
+from tunnel import channel as channel_module
+from tunnel import protocol
+from tunnel.channel import Channel, ChannelLostError
+from tunnel.protocol import Frame, Kind, ProtocolError
+from tunnel.shared import Shared
+from tunnel.tls import TlsSession, pinned_context
+
+
+@dataclass
+class Ear:
+    frames: list[Frame] = field(default_factory=list)
+    losses: list[str] = field(default_factory=list)
+    defects: list[Exception] = field(default_factory=list)
+    objection: Exception | None = None
+
+    def heard(self, frames: list[Frame]) -> None:
+        if self.objection is not None and frames:
+            raise self.objection
+        self.frames += frames
+
+    def lost(self, reason: str) -> None:
+        self.losses.append(reason)
+
+    def crashed(self, error: Exception) -> None:
+        self.defects.append(error)
+
+
+def channels(shared: Shared, read_size: int = 1024) -> tuple[Channel, Channel]:
+    """The two ends of a control channel, not yet secured: the server's, the client's."""
+    ours, theirs = tcp_pair()
+    for sock in (ours, theirs):
+        shared.reactor.register(sock, lambda _events: None)
+    server = Channel(shared.reactor, ours, TlsSession(server_context(), server_side=True), read_size)
+    client = Channel(shared.reactor, theirs, TlsSession(pinned_context(), server_side=False), read_size)
+    return server, client
+
+
+@pytest.fixture
+async def shared() -> AsyncIterator[Shared]:
+    server_context()
+    with balanced():
+        async with shared_parts() as parts:
+            yield parts
+
+
+async def secured(shared: Shared, read_size: int = 1024) -> tuple[Channel, Channel, Ear, Ear]:
+    server, client = channels(shared, read_size)
+    await asyncio.gather(server.secure(), client.secure())
+    ears = Ear(), Ear()
+    server.listen(ears[0])
+    client.listen(ears[1])
+    return server, client, *ears
+
+
+@given(
+    payloads=st.lists(st.binary(max_size=300), max_size=30),
+    read_size=st.sampled_from([1, 7, 1024, 1 << 20]),
+    rests=st.integers(1, 5),
+)
+async def test_frames_arrive_in_order(payloads: list[bytes], read_size: int, rests: int) -> None:
+    async with shared_parts() as shared:
+        server, client, _, ear = await secured(shared, read_size)
+        for number, payload in enumerate(payloads):
+            server.send(protocol.encode(Kind.BYE, payload))
+            if number % rests == 0:
+                await turns(1)
+        await until(lambda: len(ear.frames) == len(payloads), "all frames have arrived")
+        assert ear.frames == [(Kind.BYE, payload) for payload in payloads]
+        server.close("done")
+        await until(lambda: ear.losses, "the end is told")
+        assert client.loss == "the other end closed the connection"
+
+
+async def test_all_signals_of_a_turn_leave_in_one_write(shared: Shared) -> None:
+    server, client, _, ear = await secured(shared, 1 << 16)
+    writes: list[int] = []
+    push = server._push
+
+    def counted(data: bytes) -> None:
+        if data:
+            writes.append(len(data))
+        push(data)
+
+    server._push = counted  # type: ignore[method-assign,assignment]  # counts and passes on
+    for ident in range(500):
+        server.send(protocol.encode_ids(Kind.LAUNCH, [ident]))
+    await until(lambda: len(ear.frames) == 500, "all have arrived")
+    assert len(writes) == 1
+    client.close("done")
+    server.close("done")
+
+
+async def test_what_was_sent_before_closing_arrives(shared: Shared) -> None:
+    server, _, _, ear = await secured(shared)
+    server.send(protocol.encode_text(Kind.BYE, "last words"))
+    server.close("done")
+    server.send(protocol.encode_text(Kind.BYE, "too late"))
+    await until(lambda: ear.losses, "the end is told")
+    assert ear.frames == [(Kind.BYE, b"last words")]
+
+
+async def test_what_came_before_anybody_listened_is_told_then(shared: Shared) -> None:
+    server, client = channels(shared)
+    await asyncio.gather(server.secure(), client.secure())
+    server.send(protocol.encode_text(Kind.BYE, "last words"))
+    await turns(1)
+    server.close("done")
+    await until(lambda: client.loss is not None, "the end has come")
+    ear = Ear()
+    client.listen(ear)
+    assert ear.frames == [(Kind.BYE, b"last words")]
+    assert ear.losses == ["the other end closed the connection"]
+
+
+async def test_a_frame_that_nobody_understands_ends_the_channel_whenever_it_is_heard(shared: Shared) -> None:
+    for early in (True, False):
+        server, client = channels(shared)
+        await asyncio.gather(server.secure(), client.secure())
+        ear = Ear(objection=ProtocolError("odd"))
+        if not early:
+            client.listen(ear)
+        server.send(protocol.encode_text(Kind.BYE, "x"))
+        if early:
+            await until(lambda c=client: c._frames, "the frame has come")  # type: ignore[misc]  # a default binds it
+            client.listen(ear)
+        await until(lambda e=ear: e.losses, "the end is told")  # type: ignore[misc]  # as above
+        assert ear.losses == ["odd"]
+        assert not ear.defects
+        server.close("done")
+
+
+async def test_a_defect_of_the_listener_is_its_own(shared: Shared) -> None:
+    server, _, _, ear = await secured(shared)
+    ear.objection = RuntimeError("a slip")
+    server.send(protocol.encode_text(Kind.BYE, "x"))
+    await until(lambda: ear.defects, "the defect is told")
+    assert ear.losses == ["a defect in this program"]
+    server.close("done")
+
+
+@pytest.mark.parametrize("how", ["reset", "end", "garbage", "cut"])
+async def test_every_loss_is_told_once(shared: Shared, how: str) -> None:
+    server, client, _, ear = await secured(shared)
+    sock = server._sock
+    if how == "garbage":
+        sock.send(b"garbage" * 10)
+    elif how == "cut":
+        sock.shutdown(socket.SHUT_WR)
+    if how == "reset":
+        shared.reactor._handlers.pop(sock.fileno())
+        reset(sock)
+    elif how == "end":
+        server.close("done")
+    await until(lambda: ear.losses, "the loss is told")
+    client.close("again")
+    await turns(5)
+    assert len(ear.losses) == 1
+    assert client.loss == ear.losses[0]
+    server.close("done")
+
+
+async def test_a_handshake_that_ends_early_is_told_to_who_waits(shared: Shared) -> None:
+    server, client = channels(shared)
+    waiting = asyncio.gather(client.secure(), server.receive(), return_exceptions=True)
+    await turns(1)
+    server.close("gone")
+    for result in await waiting:
+        assert isinstance(result, ChannelLostError)
+
+
+async def test_who_takes_nothing_is_given_up(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "_UNSENT_LIMIT", 100_000)
+    server, client, ear, _ = await secured(shared)
+    shared.reactor.hand_over(client._sock, lambda _events: None)  # reads no more
+    frame = protocol.encode(Kind.LAUNCH, b"\0" * 16_000)
+
+    def given_up() -> bool:
+        for _ in range(20):
+            server.send(frame)
+        return bool(ear.losses)
+
+    await until(given_up, "it was given up")
+    assert ear.losses == ["the other end takes no more signals"]
+    client.close("done")
+
+
+async def test_a_slow_reader_gets_all_in_the_end(shared: Shared) -> None:
+    server, client, _, ear = await secured(shared, 1 << 16)
+    shared.reactor.hand_over(client._sock, lambda _events: None)
+    frame = protocol.encode(Kind.LAUNCH, b"\0" * 16_000)
+    sent = 0
+
+    def stuck() -> bool:
+        nonlocal sent
+        server.send(frame)
+        sent += 1
+        return bool(server._unsent)
+
+    await until(stuck, "the kernel takes no more")
+    shared.reactor.hand_over(client._sock, client._ready)
+    shared.reactor.again(client._ready)
+    await until(lambda: len(ear.frames) == sent, "all has arrived")
+    server.close("done")
+    client.close("done")

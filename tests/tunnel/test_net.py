@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import errno
+import socket
+from types import SimpleNamespace
+
+import pytest
+
+from tests.tunnel.support import balanced, reset, until
+from tunnel import net
+from tunnel.net import Dialled, NetError
+from tunnel.spec import Address, Direction, Mode, Role, TunnelSpec
+from tunnel.url import parse_address
+
+HOST = socket.gethostname()
+
+
+def server(target: str, mode: Mode = Mode.AUTO) -> TunnelSpec:
+    return TunnelSpec(role=Role.SERVER, tunnel=Address("", 1), target=parse_address(target), mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("target", "direction"),
+    [
+        (":8080", Direction.REVERSE),
+        ("0.0.0.0:8080", Direction.REVERSE),
+        ("[::]:8080", Direction.REVERSE),
+        ("127.0.0.1:8080", Direction.REVERSE),
+        ("127.9.9.9:8080", Direction.REVERSE),
+        ("[::1]:8080", Direction.REVERSE),
+        ("localhost:8080", Direction.REVERSE),
+        ("web.localhost:8080", Direction.REVERSE),
+        (f"{HOST}:8080", Direction.REVERSE),
+        (f"{HOST.upper()}:8080", Direction.REVERSE),
+        ("internal-web:3000", Direction.FORWARD),
+        ("db-server:5432", Direction.FORWARD),
+        ("a.name.that.nobody.has.example:80", Direction.FORWARD),
+        ("192.0.2.1:80", Direction.FORWARD),
+        ("[2001:db8::1]:80", Direction.FORWARD),
+    ],
+)
+def test_the_direction_follows_from_the_address(target: str, direction: Direction) -> None:
+    assert net.direction_of(server(target)) is direction
+    assert net.direction_of(server(target, Mode.REVERSE)) is Direction.REVERSE
+    assert net.direction_of(server(target, Mode.FORWARD)) is Direction.FORWARD
+
+
+@pytest.mark.parametrize(
+    ("role", "direction", "entrance"),
+    [
+        (Role.SERVER, Direction.REVERSE, True),
+        (Role.SERVER, Direction.FORWARD, False),
+        (Role.CLIENT, Direction.REVERSE, False),
+        (Role.CLIENT, Direction.FORWARD, True),
+    ],
+)
+def test_who_is_the_entrance(role: Role, direction: Direction, entrance: bool) -> None:  # noqa: FBT001  a table's column
+    spec = TunnelSpec(role=role, tunnel=Address("", 1), target=Address("", 2))
+    assert net.is_entrance(spec, direction) is entrance
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "x"), "it refused the connection"),
+        (TimeoutError(), "it did not answer in time"),
+        (TimeoutError(errno.ETIMEDOUT, "x"), "it did not answer in time"),
+        (OSError(errno.EHOSTUNREACH, "x"), "there is no route to it"),
+        (OSError(errno.EMFILE, "x"), "this process has no file descriptors left"),
+        (OSError(errno.EPIPE, "x"), "broken pipe"),
+        (socket.gaierror(socket.EAI_NONAME, "x"), "its name cannot be resolved"),
+        (NetError("a sentence"), "a sentence"),
+        (ValueError("odd"), "odd"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_errors_are_ends_of_sentences(error: Exception, sentence: str) -> None:
+    assert net.describe(error) == sentence
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        (("127.0.0.1", 80), "127.0.0.1:80"),
+        (("::1", 80, 0, 0), "[::1]:80"),
+        (("::ffff:192.0.2.1", 80, 0, 0), "192.0.2.1:80"),
+        ("", "?"),
+        (None, "?"),
+    ],
+)
+def test_addresses_as_people_write_them(address: object, text: str) -> None:
+    assert net.show(address) == text
+
+
+async def test_a_wildcard_takes_both_families_and_an_address_its_own() -> None:
+    with balanced():
+        for host, reached in (
+            ("", ("127.0.0.1", "::1")),
+            ("::", ("127.0.0.1", "::1")),
+            ("0.0.0.0", ("127.0.0.1",)),
+            ("127.0.0.1", ("127.0.0.1",)),
+            ("::1", ("::1",)),
+            ("localhost", ("127.0.0.1",)),
+        ):
+            listener = await net.listen(Address(host, 0), what="the tunnel")
+            with listener:
+                assert not listener.getblocking()
+                for address in reached:
+                    socket.create_connection((address, listener.getsockname()[1])).close()
+
+
+@pytest.mark.parametrize(
+    ("host", "code", "why"),
+    [
+        ("192.0.2.1", errno.EADDRNOTAVAIL, "the address is not one of this host"),
+        ("a.name.that.nobody.has.invalid", None, "its name cannot be resolved"),
+    ],
+)
+async def test_what_cannot_be_listened_on_is_said(host: str, code: int | None, why: str) -> None:
+    with balanced(), pytest.raises(NetError, match=f"cannot listen on {host}:0 for visitors: {why}") as caught:
+        await net.listen(Address(host, 0), what="visitors")
+    assert code is None or caught.value.errno == code
+
+
+async def test_an_address_in_use_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        with pytest.raises(NetError, match="is in use by another program") as caught:
+            await net.listen(Address("127.0.0.1", port), what="visitors")
+        assert caught.value.errno == errno.EADDRINUSE
+
+
+async def test_a_name_that_cannot_even_be_asked_for_is_an_error_of_names() -> None:
+    """No URL lets one through; whatever does gets a sentence all the same."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011  its sentence is looked at below
+        await net.resolve(Address("a" * 70 + ".example", 1))
+    assert net.describe(caught.value) == "its name cannot be resolved"
+
+
+async def test_connecting_shows_how_it_went() -> None:
+    with balanced():
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            name = listener.getsockname()
+            sock = net.begin_connect(socket.AF_INET, name)
+            peer, _ = listener.accept()
+            assert net.connect_error(sock) is None
+            assert net.peer_of(sock) == net.show(name)
+            reset(peer)
+
+            def is_reset() -> bool:
+                return net.peer_of(sock) == "?"
+
+            await until(is_reset, "the reset arrived")
+            error = net.connect_error(sock)
+            assert error is not None
+            assert net.describe(error) == "it reset the connection"
+            sock.close()
+        refused = net.begin_connect(socket.AF_INET, name)
+        error = net.connect_error(refused)
+        assert error is not None
+        assert net.describe(error) == "it refused the connection"
+        refused.close()
+
+
+class Names:
+    """A name service that answers as told and counts the questions."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.answer = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+
+    async def __call__(self, address: Address) -> list[tuple[socket.AddressFamily, net.SockAddr]]:
+        self.asked += 1
+        return [(socket.AF_INET, (host, address.port)) for host in self.answer]
+
+
+async def test_a_name_is_asked_again_when_it_is_old_or_did_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names()
+    monkeypatch.setattr(net, "resolve", names)
+    now = 1000.0
+    monkeypatch.setattr("tunnel.net.time", SimpleNamespace(monotonic=lambda: now))
+    target = Dialled(Address("db-server", 5432))
+    assert target.ready() is None
+    await target.refresh()
+    assert [sockaddr[0] for _, sockaddr in target.ready() or []] == names.answer
+    target.answered(("127.0.0.3", 5432))
+    assert [sockaddr[0] for _, sockaddr in target.ready() or []] == ["127.0.0.3", "127.0.0.1", "127.0.0.2"]
+    now += net._NAME_TTL + 0.1
+    assert target.ready() is None
+    names.answer = ["127.0.0.9"]
+    await target.refresh()
+    assert [sockaddr[0] for _, sockaddr in target.ready() or []] == ["127.0.0.9"]
+    target.forget()
+    assert target.ready() is None
+    assert names.asked == 2
+
+
+@pytest.mark.parametrize(
+    ("host", "dialled"), [("", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("127.0.0.5", "127.0.0.5")]
+)
+async def test_a_literal_is_asked_for_once_and_every_interface_means_this_host(host: str, dialled: str) -> None:
+    target = Dialled(Address(host, 80))
+    [(_, sockaddr)] = await target.refresh()
+    assert sockaddr[:2] == (dialled, 80)
+    target.forget()
+    assert target.ready() is not None
