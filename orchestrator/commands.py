@@ -1,4 +1,4 @@
-"""The commands of ``nodepass-orch``."""
+"""The commands of ``nodepass-orch``; those that ask a running daemon are in ``asking``."""
 
 from __future__ import annotations
 
@@ -6,46 +6,27 @@ import asyncio
 import json
 import os
 import secrets
-import shutil
+import signal
 import sys
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from orchestrator import paths
-from orchestrator.client import Client, NoDaemonError, RefusedError
-from orchestrator.process import hide_keys, mask_url, program_version, raise_file_limit, say, stop_signals
-from orchestrator.table import table
-from tunnel.options import nearest
+from orchestrator.asking import COMMANDS
+from orchestrator.process import hide_keys, mask_url, program_version, raise_file_limit, say
+from orchestrator.shell import DEFAULT_FILE, FAILED, LEVELS, WRONG, Group, fail, json_option, show, socket_option
 from tunnel.spec import LogLevel
 from tunnel.url import looks_like_url
 
 if TYPE_CHECKING:
     from orchestrator.logformat import LogWriter
     from orchestrator.manifest import Manifest
+    from orchestrator.schema import SupervisorSettings
 
-FAILED, WRONG, NOT_UP, NO_DAEMON = 1, 2, 3, 4
-"""Exit codes, besides 0."""
-
-DEFAULT_FILE: Final = "tunnels.yaml"
-
-_COLOURS: Final = {"up": "green", "failed": "red", "cooldown": "yellow", "draining": "cyan", "stopped": "bright_black"}
-_LEVELS: Final = [level.name.lower() for level in LogLevel]
-_LATER: Final = {
-    "plan": "what a reload would change",
-    "start": "start tunnels",
-    "stop": "stop tunnels",
-    "restart": "restart tunnels",
-    "drain": "drain tunnels",
-    "reload": "read the file again",
-    "logs": "the log of tunnels",
-    "events": "state changes, reloads, commands",
-    "top": "the dashboard",
-    "fleet": "many hosts over MQTT",
-}
+_LATER: Final = {"top": "the dashboard", "fleet": "many hosts over MQTT"}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -66,7 +47,10 @@ def run(arguments: Sequence[str]) -> int:
     except click.Abort:
         return 130
     except OSError as error:
+        is_closed = isinstance(error, BrokenPipeError)  # as head does once it has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what could not be written shall not be tried again at the exit
+        if is_closed:
+            return 128 + signal.SIGPIPE
         say(f"cannot write the answer: {error.strerror}")
         return FAILED
     return code if isinstance(code, int) else 0
@@ -77,26 +61,7 @@ def _path(error: click.UsageError) -> str:
     return f"{command} " if command else ""
 
 
-def _fail(code: int, text: str) -> NoReturn:
-    say(text)
-    raise click.exceptions.Exit(code)
-
-
-class _Group(click.Group):
-    """Names the nearest command where somebody mistyped one."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command of the first argument."""
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            known = self.list_commands(ctx)
-            hint = nearest(args[0], known) or ", nor a URL such as server://0.0.0.0:10101/127.0.0.1:8080"
-            raise click.UsageError(f"{mask_url(args[0])[:60]!r} is no command{hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(program_version(), prog_name="nodepass-orch", message="%(prog)s %(version)s")
 def cli() -> None:
     """Many TCP tunnels from one file.
@@ -105,20 +70,14 @@ def cli() -> None:
     """
 
 
-_socket_option = click.option("--socket", type=click.Path(path_type=Path), help="Unix socket of the daemon.")
-_file_option = click.option(
-    "-f", "--file", type=click.Path(path_type=Path), default=DEFAULT_FILE, show_default=True, help="The daemon's file."
-)
-
-
 def _manifest(file: str, log: str | None = None, *, is_check: bool = False) -> Manifest:
     from orchestrator.config import load  # noqa: PLC0415  pydantic takes a tenth of a second: only where a file is read
     from orchestrator.faults import ConfigError  # noqa: PLC0415
 
     if looks_like_url(file):
-        _fail(WRONG, f"a file is expected here; for one tunnel run: nodepass-orch '{mask_url(file)}'")
+        fail(WRONG, f"a file is expected here; for one tunnel run: nodepass-orch '{mask_url(file)}'")
     if file == DEFAULT_FILE and not Path(file).exists():
-        _fail(WRONG, f"there is no {file} here; write one (configs/quickstart.yaml is a start) or name another file")
+        fail(WRONG, f"there is no {file} here; write one (configs/quickstart.yaml is a start) or name another file")
     try:
         return load(Path(file), os.environ, log)
     except ConfigError as error:
@@ -131,11 +90,11 @@ def _manifest(file: str, log: str | None = None, *, is_check: bool = False) -> M
 @cli.command()
 @click.argument("file", default=DEFAULT_FILE)
 @click.option("--no-tui", is_flag=True, help="Log to stderr instead of opening the dashboard.")
-@click.option("-d", "--detach", is_flag=True, help="Run in the background.")
-@click.option("--log-level", type=click.Choice(_LEVELS, case_sensitive=False), help="For tunnels that name none.")
+@click.option("-d", "--detach", is_flag=True, help="Run in the background; return when every tunnel was started.")
+@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), help="For tunnels that name none.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@click.option("--read-only", is_flag=True, help="Take no commands.")
-@_socket_option
+@click.option("--read-only", is_flag=True, help="Take no commands; the file is still followed.")
+@socket_option
 def up(
     *,
     file: str,
@@ -146,31 +105,36 @@ def up(
     read_only: bool,
     socket: Path | None,
 ) -> int:
-    """Run the tunnels of FILE until SIGINT or SIGTERM."""
-    for flag, is_given in (("--detach", detach), ("--read-only", read_only)):
-        if is_given:
-            _fail(WRONG, f"{flag} is not in this version yet")
+    """Run the tunnels of FILE until SIGINT or SIGTERM; SIGHUP reads it again."""
     manifest = _manifest(file, log_level)
+    if detach:
+        options = [*(["--log-level", log_level] if log_level else []), "--log-format", log_format]
+        options += ["--read-only"] * read_only + (["--socket", str(socket)] if socket else [])
+        return _detach(manifest, socket, options)
     if not no_tui and sys.stderr.isatty():
         say("the dashboard is not in this version yet; the log goes here, as with --no-tui")
     log = _log_writer(log_format)
+    level = LogLevel[(log_level or "info").upper()]
     try:
-        return asyncio.run(_serve(manifest, socket, log, LogLevel[(log_level or "info").upper()]))
+        return asyncio.run(_serve(manifest, socket, log, level, read_only=read_only))
     except paths.SocketPathError as error:
-        _fail(FAILED, str(error))
+        fail(FAILED, str(error))
     finally:
         log.close()
 
 
-def _without_effect(manifest: Manifest) -> list[str]:
-    section = manifest.supervisor
-    later = {
-        "mqtt": section.mqtt,
-        "metrics": section.metrics,
-        "workers": section.workers,
-        "api.listen": section.api.listen,
-    }
-    return [f"supervisor.{name} is not in this version yet; it has no effect" for name, value in later.items() if value]
+def _detach(manifest: Manifest, socket: Path | None, options: list[str]) -> int:
+    from orchestrator import detach  # noqa: PLC0415  only where it is wanted
+
+    try:
+        named = paths.given_socket(socket, os.environ) or paths.given_socket(manifest.supervisor.api.socket, {})
+        daemon = detach.start(manifest.path, options, named, os.environ)
+    except paths.SocketPathError as error:
+        fail(FAILED, str(error))
+    except detach.DetachError as error:
+        fail(error.code, str(error))
+    say(f"the daemon runs in the background as process {daemon.pid}; its log is {daemon.log}")
+    return 0
 
 
 def _log_writer(log_format: str) -> LogWriter:
@@ -179,23 +143,26 @@ def _log_writer(log_format: str) -> LogWriter:
     return LogWriter(form=as_json if log_format == "json" else as_text)
 
 
-async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level: LogLevel) -> int:
-    from orchestrator import daemon  # noqa: PLC0415  the engine and aiohttp: only for those that run tunnels
+def _without_effect(section: SupervisorSettings) -> list[str]:
+    return ["supervisor.mqtt is not in this version yet; it has no effect"] if section.mqtt else []
+
+
+async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level: LogLevel, *, read_only: bool) -> int:
+    from orchestrator import daemon, service  # noqa: PLC0415  the engine and aiohttp: only for those that run tunnels
 
     raise_file_limit()
     named = paths.given_socket(socket, os.environ)
     with daemon.claimed_socket(manifest, named, os.environ) as path:
-        async with daemon.running(manifest, path, log, level) as supervisor:
-            for warning in (*map(str, manifest.warnings), *_without_effect(manifest)):
+        async with daemon.running(manifest, path, log, level, read_only=read_only) as supervisor:
+            for warning in (*map(str, manifest.warnings), *_without_effect(manifest.supervisor)):
                 supervisor.bus.tell(LogLevel.WARN, "config", warning)
-            with stop_signals(supervisor.shutdown, supervisor.close):
-                await supervisor.run()
+            await service.live(supervisor)
     return 0
 
 
 @cli.command()
 @click.argument("file", default=DEFAULT_FILE)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@json_option
 @click.option("--strict", is_flag=True, help="Warnings are faults.")
 def check(*, file: str, as_json: bool, strict: bool) -> int:
     """Validate FILE: every fault as FILE:LINE:COLUMN: message."""
@@ -214,7 +181,7 @@ def check(*, file: str, as_json: bool, strict: bool) -> int:
     if as_json:
         listed = {kind: [{**f.place.as_json(), "message": f.message} for f in found]
                   for kind, found in (("faults", faults), ("warnings", warnings))}  # fmt: skip
-        click.echo(json.dumps({"path": file, "ok": not faults, "tunnels": count, **listed}, ensure_ascii=False))
+        show({"path": file, "ok": not faults, "tunnels": count, **listed})
     else:
         for fault in faults:
             click.echo(str(fault))
@@ -223,76 +190,6 @@ def check(*, file: str, as_json: bool, strict: bool) -> int:
         if not faults:
             say(f"{file} is valid: {count} {'tunnel' if count == 1 else 'tunnels'}")
     return WRONG if faults else 0
-
-
-def _client(socket: Path | None, file: Path) -> Client:
-    named = paths.given_socket(socket, os.environ)
-    return Client(named or paths.socket_to_ask(file, os.environ, os.getuid()))
-
-
-def _asking(error: Exception) -> NoReturn:
-    _fail(NO_DAEMON if isinstance(error, NoDaemonError) else FAILED, str(error))
-
-
-@cli.command()
-@click.argument("names", nargs=-1, metavar="[NAME]…")
-@click.option("--json", "as_json", is_flag=True, help="The object of GET /v1/status.")
-@click.option("--watch", is_flag=True, help="Keep showing it.")
-@_socket_option
-@_file_option
-def ps(*, names: tuple[str, ...], as_json: bool, watch: bool, socket: Path | None, file: Path) -> int:
-    """List the tunnels; NAME may be a pattern like edge-*. Exit 3 if one of them is not up."""
-    if watch:
-        _fail(WRONG, "--watch is not in this version yet")
-    try:
-        status = _client(socket, file).status()
-    except (NoDaemonError, RefusedError, paths.SocketPathError) as error:
-        _asking(error)
-    tunnels = status["tunnels"]
-    if names:
-        for name in names:
-            if not any(_matches(tunnel["name"], name) for tunnel in tunnels):
-                _fail(FAILED, f"no tunnel is named {name!r}")
-        tunnels = status["tunnels"] = [t for t in tunnels if any(_matches(t["name"], name) for name in names)]
-    if as_json:
-        click.echo(json.dumps(status, ensure_ascii=False))
-    elif tunnels:
-        click.echo(_show(tunnels))
-    else:
-        say("there are no tunnels")
-    return 0 if all(tunnel["state"] == "up" for tunnel in tunnels) else NOT_UP
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
-
-
-def _show(tunnels: list[dict[str, Any]]) -> str:
-    is_terminal = sys.stdout.isatty()
-    is_coloured = is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-    def paint(text: str, state: str) -> str:
-        return click.style(text, fg=_COLOURS.get(state)) if is_coloured else text
-
-    columns = shutil.get_terminal_size().columns if is_terminal else None
-    return table(tunnels, columns=columns, paint=paint)
-
-
-@cli.command()
-@click.option("--wait", is_flag=True, help="Return when the daemon is gone.")
-@_socket_option
-@_file_option
-def down(*, wait: bool, socket: Path | None, file: Path) -> int:
-    """Drain all tunnels and end the daemon."""
-    try:
-        client = _client(socket, file)
-        answer = client.shutdown()
-    except (NoDaemonError, RefusedError, paths.SocketPathError) as error:
-        _asking(error)
-    say(f"the daemon is shutting down; {answer['active']} connections may finish")
-    if wait:
-        client.wait_gone()
-    return 0
 
 
 @cli.command()
@@ -308,7 +205,7 @@ def demo(*, no_tui: bool, duration: float | None) -> int:
     try:
         click.echo(play.run(duration, log))
     except paths.SocketPathError as error:
-        _fail(FAILED, str(error))
+        fail(FAILED, str(error))
     finally:
         log.close()
     return 0
@@ -336,7 +233,7 @@ def completion(shell: str) -> int:
 
     found = get_completion_class(shell)
     if found is None:
-        _fail(FAILED, f"there is no completion for {shell}")
+        fail(FAILED, f"there is no completion for {shell}")
     click.echo(found(cli, {}, "nodepass-orch", "_NODEPASS_ORCH_COMPLETE").source())
     return 0
 
@@ -347,8 +244,11 @@ def _add_later(name: str, what: str) -> None:
     )
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     def later(arguments: tuple[str, ...]) -> int:
-        _fail(WRONG, f"{name} is not in this version yet")
+        fail(WRONG, f"{name} is not in this version yet")
 
+
+for _command in COMMANDS:
+    cli.add_command(_command)
 
 for _name, _what in _LATER.items():
     _add_later(_name, _what)

@@ -124,7 +124,7 @@ def _consequence(verb: str, before: Snapshot) -> str:
         case "start":
             if before.state is State.DRAINING:
                 return f"starts again after its drain{may_finish}"
-            return "is started" if before.state in _AT_REST else f"runs already, and is {before.state}"
+            return "is started" if before.state in _AT_REST else f"runs already: {before.state}"
         case "stop" | "drain" if before.state in _AT_REST:
             return "rests already"
         case "stop":

@@ -8,8 +8,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from tunnel.spec import LogLevel
 from tunnel.state import Event, timestamp
@@ -22,8 +22,16 @@ _FAREWELL: Final = 1.0  # seconds
 
 def as_text(event: Event) -> str:
     """``TIME LEVEL NAME  text``, always one line."""
-    who = event.tunnel or "nodepass-orch"
-    return printable(f"{timestamp(event.ts)} {event.level.name:<5} {who}  {event.text}")
+    return _line(timestamp(event.ts), event.level.name, event.tunnel, event.text)
+
+
+def as_line(event: Mapping[str, Any]) -> str:
+    """The same of an event that comes as JSON."""
+    return _line(event["ts"], event["level"].upper(), event["tunnel"], event["text"])
+
+
+def _line(moment: str, level: str, tunnel: str, text: str) -> str:
+    return printable(f"{moment} {level:<5} {tunnel or 'nodepass-orch'}  {text}")
 
 
 def as_json(event: Event) -> str:

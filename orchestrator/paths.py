@@ -79,6 +79,13 @@ def _is_safe(directory: Path, uid: int) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid in {uid, 0} and not found.st_mode & 0o022
 
 
+def log_of(socket: Path, environ: Mapping[str, str]) -> Path:
+    """Where a daemon in the background writes its log: in the user's state directory, named after its socket."""
+    state = environ.get("XDG_STATE_HOME", "")
+    home = Path(state) if state.startswith("/") else Path(os.path.expanduser("~/.local/state"))  # noqa: PTH111  raises nothing
+    return home / "nodepass-orch" / f"{socket.stem}.log"
+
+
 @contextlib.contextmanager
 def claim(socket: Path) -> Iterator[None]:
     """Be the only daemon at this socket's path; what an earlier one left there is removed.

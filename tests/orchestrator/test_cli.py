@@ -103,10 +103,14 @@ def file(shell: Shell) -> Path:
         (["up"], 2, "there is no tunnels.yaml here"),
         (["check"], 2, "there is no tunnels.yaml here"),
         (["up", "server://s3cret@h:1/h:2"], 2, "for one tunnel run: nodepass-orch 'server://***@h:1/h:2'"),
-        (["up", "--detach"], 2, "--detach is not in this version yet"),
-        (["ps", "--watch"], 2, "--watch is not in this version yet"),
+        (["up", "--detach"], 2, "there is no tunnels.yaml here"),
         (["ps"], 4, "no daemon answers at"),
-        (["down", "--wait"], 4, "no daemon answers at"),
+        *((arguments, 4, "no daemon answers at") for arguments in (
+            ["ps", "--watch"], ["down", "--wait"], ["start", "web"], ["stop", "--all"], ["restart", "edge-*"],
+            ["drain", "--all", "--json"], ["retry", "x"], ["reload", "--wait"], ["plan"], ["logs", "-f"], ["events"])),
+        (["stop"], 2, "name the tunnels, or say --all: nodepass-orch stop NAME…"),
+        (["stop", "web", "--all"], 2, "name the tunnels, or say --all"),
+        (["stop", "web", "--timeout", "5"], 2, "'5' is not a duration with its unit; did you mean 5s?"),
         (["ps", "--socket", "x" * 200], 1, "longer than 107 bytes"),
         (["demo", "--duration", "-1"], 2, "--duration"),
         (["completion", "tcsh"], 2, "tcsh"),
@@ -114,7 +118,7 @@ def file(shell: Shell) -> Path:
         (["server://h:1/h:2", "more"], 2, "takes no further arguments"),
         (["server://h:1/h:2?lgo=debug"], 2, "unknown option 'lgo'; did you mean 'log'?"),
         *(([name, "x", "--json"], 2, f"{name} is not in this version yet")
-          for name in ("plan", "start", "stop", "restart", "drain", "reload", "logs", "events", "top", "fleet")),
+          for name in ("top", "fleet")),
     ],
 )  # fmt: skip
 def test_one_sentence_and_the_exit_code(shell: Shell, arguments: list[str], code: int, sentence: str) -> None:
