@@ -49,6 +49,9 @@ class Taker:
     def launch(self, idents: tuple[int, ...]) -> None:
         raise AssertionError(idents)
 
+    def ended(self, ident: int, total: int) -> None:
+        raise AssertionError((ident, total))
+
     def failed(self, ident: int, reason: str) -> None:
         """No visitor is launched here."""
 
@@ -197,9 +200,10 @@ async def test_strangers_dismissed_in_the_turn_in_which_they_came_leave_nothing(
     await until(lambda: door.idle, "all are gone")
 
 
-async def test_who_says_nothing_is_sent_away_in_time(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_says_too_little_is_sent_away_in_time(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strangers, "PATIENCE", 0.05)
-    silent = [door.knock(door.tunnel), door.knock(door.data), door.knock(door.tunnel, client_hello()[:50])]
+    pieces = ((door.tunnel, b"N"), (door.data, b"NPD"), (door.tunnel, client_hello()[:50]))
+    silent = [door.knock(where, piece) for where, piece in pieces]
     await until(lambda: door.stats.silent == 3, "they were sent away")
     await until(lambda: door.idle, "their sockets are closed")
     for sock in silent:
