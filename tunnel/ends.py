@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tunnel.journal import Journal
     from tunnel.pool import DataConnection
     from tunnel.reactor import Reactor
-    from tunnel.relay import Meter
+    from tunnel.relay import EndTeller, Meter
     from tunnel.splice import Pipes
     from tunnel.stats import Stats
 
@@ -37,6 +37,7 @@ class Relays:
         self,
         near: socket.socket,
         data: DataConnection,
+        link: EndTeller,
         *,
         near_events: int | None,
         inward: Meter,
@@ -47,7 +48,7 @@ class Relays:
         ``inward`` counts what leaves ``near``, ``outward`` what goes to it.
         """
         far, session = data.sock, data.session
-        relay = Relay(data.ident, self.reactor, self._pipes, near, far, self)
+        relay = Relay(data.ident, link, self.reactor, self._pipes, near, far, self)
         self._running.add(relay)
         self.stats.active += 1
         if self._round is None:
@@ -80,6 +81,11 @@ class Relays:
                 relay.keep_alive()
         if self._running:
             self._round = asyncio.get_running_loop().call_later(_SETTLED, self._go_round)
+
+    def link_lost(self) -> None:
+        """The link is gone; the relays go on without it."""
+        for relay in list(self._running):
+            relay.link_lost()
 
     @property
     def busy(self) -> bool:

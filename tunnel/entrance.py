@@ -49,7 +49,6 @@ class Entrance(Relays):
         self._link: Link | None = None
         self._linkless_since = self._loop.time()
         self._queue: deque[tuple[socket.socket, float]] = deque()
-        self._launched: dict[int, Relay] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._queue_limit = settings.signal_queue_limit
         self._visitors = settings.semaphore_limit
@@ -92,6 +91,7 @@ class Entrance(Relays):
     def detach(self) -> None:
         """The link is gone. Relays go on; who waits may yet be served by the next one."""
         self._link = None
+        self.link_lost()
         self._linkless_since = self._loop.time()
 
     # --- visitors -------------------------------------------------------------------------------------------------
@@ -124,9 +124,7 @@ class Entrance(Relays):
         stats = self.stats
         stats.signals += 1
         stats.total += 1
-        relay = self.join(visitor, data, near_events=None, inward=stats.from_visitors, outward=stats.to_visitors)
-        if relay.open:
-            self._launched[data.ident] = relay
+        self.join(visitor, data, link, near_events=None, inward=stats.from_visitors, outward=stats.to_visitors)
 
     def pooled(self) -> None:
         """There are idle connections: serve those who wait, the longest first."""
@@ -144,18 +142,23 @@ class Entrance(Relays):
 
     def failed(self, ident: int, reason: str) -> None:
         """The exit could not reach the target for this visitor: close it at once."""
-        relay = self._launched.get(ident)
+        relay = self._link.relays.get(ident) if self._link is not None else None
         self.journal.complain("target", "failed", f"a visitor could not be served: {reason}")
         if relay is not None:
             self.stats.failed += 1
             relay.finish()
+
+    def ended(self, ident: int, total: int) -> None:
+        """The exit's target has ended after so many bytes."""
+        relay = self._link.relays.get(ident) if self._link is not None else None
+        if relay is not None:
+            relay.expect_end(total)
 
     def launch(self, idents: tuple[int, ...]) -> None:
         """Signals are for exits; the link lets none through."""
 
     def freed(self, relay: Relay) -> None:
         """A visitor has left: there may be room for another."""
-        self._launched.pop(relay.ident, None)
         self._resume_accepting()
 
     def _resume_accepting(self) -> None:

@@ -39,11 +39,13 @@ class Dial:
     Owns its sockets until it hands them over or fails.
     """
 
-    __slots__ = ("_candidates", "_exit", "_sock", "_sockaddr", "data", "deadline", "link")
+    __slots__ = ("_candidates", "_exit", "_sock", "_sockaddr", "data", "deadline", "ends_after", "link")
 
     def __init__(self, owner: Exit, link: Link | None, data: DataConnection | None) -> None:
         self.link = link
         self.data = data
+        self.ends_after: int | None = None
+        """bytes after which the visitor has ended already, if so"""
         self.deadline = asyncio.get_running_loop().time() + DIAL_LIMIT
         self._exit = owner
         self._candidates: Candidates = []
@@ -110,6 +112,7 @@ class Exit(Relays):
         self._changed = changed
         self._link: Link | None = None
         self._dials: dict[Dial, None] = {}  # in the order of their deadlines
+        self._waiting: dict[int, Dial] = {}  # those of visitors, by the id of their data connection
         self._resolving: dict[asyncio.Task[None], Dial] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._probe: asyncio.TimerHandle | None = None
@@ -141,6 +144,7 @@ class Exit(Relays):
     def detach(self) -> None:
         """The link is gone. Relays and attempts under way go on."""
         self._link = None
+        self.link_lost()
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
@@ -161,6 +165,8 @@ class Exit(Relays):
 
     def _dial(self, dial: Dial) -> None:
         self._dials[dial] = None
+        if dial.data is not None:
+            self._waiting[dial.data.ident] = dial
         if self._timer is None:
             self._timer = self._loop.call_at(dial.deadline, self._expire)
         candidates = self._target.ready()
@@ -182,21 +188,43 @@ class Exit(Relays):
 
     def dialled(self, dial: Dial, sock: socket.socket, sockaddr: SockAddr, events: int) -> None:
         """The target has answered."""
-        self._dials.pop(dial, None)
+        self._done(dial)
         self._target.answered(sockaddr)
         if self.trouble is not None:
             self._recovered()
-        if dial.data is None:
+        if dial.data is None or dial.link is None:
             self.reactor.close(sock)
             return
         stats = self.stats
-        self.join(sock, dial.data, near_events=events, inward=stats.to_visitors, outward=stats.from_visitors)
+        relay = self.join(
+            sock, dial.data, dial.link, near_events=events, inward=stats.to_visitors, outward=stats.from_visitors
+        )
+        if dial.ends_after is not None:
+            relay.expect_end(dial.ends_after)
+
+    def ended(self, ident: int, total: int) -> None:
+        """The entrance's visitor has ended after so many bytes."""
+        link = self._link
+        if link is None:
+            return
+        relay = link.relays.get(ident)
+        if relay is not None:
+            relay.expect_end(total)
+            return
+        dial = self._waiting.get(ident)
+        if dial is not None and dial.link is link:
+            dial.ends_after = total
+
+    def _done(self, dial: Dial) -> None:
+        self._dials.pop(dial, None)
+        if dial.data is not None and self._waiting.get(dial.data.ident) is dial:
+            del self._waiting[dial.data.ident]
 
     def dial_failed(self, dial: Dial, error: OSError) -> None:
         """The target cannot be reached: the visitor is closed here and, through a signal, there."""
         if dial not in self._dials:
             return
-        del self._dials[dial]
+        self._done(dial)
         dial.release()
         self._target.forget()
         reason = f"the target {self._target.address} cannot be reached: {net.describe(error)}"
@@ -270,6 +298,7 @@ class Exit(Relays):
             task.cancel()
         dials, visitors = list(self._dials), 0
         self._dials.clear()
+        self._waiting.clear()
         for dial in dials:
             dial.release()
             if dial.data is not None:

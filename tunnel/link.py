@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tunnel.channel import Channel
     from tunnel.protocol import Frame
     from tunnel.reactor import Reactor
+    from tunnel.relay import Relay
     from tunnel.spec import Direction
 
 _SILENT_INTERVALS: Final = 3  # without a word from the other end: the link is dead, whatever the kernel says
@@ -33,6 +34,9 @@ class LinkEnd(Protocol):
 
     def failed(self, ident: int, reason: str) -> None:
         """The exit could not serve the visitor of this data connection. Only an entrance gets it."""
+
+    def ended(self, ident: int, total: int) -> None:
+        """This data connection brings so many bytes in all. Only a server's end gets it."""
 
     def pooled(self) -> None:
         """There are more idle connections than before."""
@@ -107,7 +111,10 @@ class Link:
         self._interval = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._answer: asyncio.Future[None] | None = None
+        self.relays: dict[int, Relay] = {}
+        """those launched on this link that still run, by the id of their data connection"""
         self._launches: list[int] = []
+        self._ends: list[tuple[int, int]] = []
         self._pooled: list[int] = []
         self._retired: list[int] = []
         self._queued: int | None = None
@@ -170,6 +177,22 @@ class Link:
             if changed:
                 self.channel.send(protocol.encode_capacity(wanted, dialing))
 
+    @property
+    def at_client(self) -> bool:
+        """Whether this is the client's end."""
+        return self._maker.dials
+
+    def say_ended(self, ident: int, total: int) -> bool:
+        """Tell the server that a data connection brings so many bytes in all; whether that was done.
+
+        Not done by a server, which shows the end on the connection, nor when the link is over.
+        """
+        if not self._maker.dials or self.channel.loss is not None:
+            return False
+        self._ends.append((ident, total))
+        self._flush_soon()
+        return True
+
     def say_failed(self, ident: int, reason: str) -> None:
         """Tell the entrance that a visitor cannot be served."""
         self.channel.send(protocol.encode_failed(ident, reason))
@@ -193,6 +216,9 @@ class Link:
         if self._launches:
             send(protocol.encode_ids(Kind.LAUNCH, self._launches))
             self._launches.clear()
+        if self._ends:
+            send(protocol.encode_ended(self._ends))
+            self._ends.clear()
         if self._retired:
             send(protocol.encode_ids(Kind.RETIRED, self._retired))
             self._retired.clear()
@@ -212,6 +238,9 @@ class Link:
                 self._maker.taken(len(idents))
             elif kind is Kind.POOLED:
                 self._maker.pooled(protocol.decode_ids(payload))
+            elif kind is Kind.ENDED and not self._maker.dials:
+                for ident, total in protocol.decode_ended(payload):
+                    self._end.ended(ident, total)
             elif kind is Kind.FAILED and self.at_entrance:
                 self._end.failed(*protocol.decode_failed(payload))
             elif kind is Kind.QUEUED:

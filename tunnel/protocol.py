@@ -47,6 +47,7 @@ class Kind(enum.IntEnum):
     TARGET = 0x26
     BYE = 0x27
     CAPACITY = 0x28
+    ENDED = 0x29
 
 
 _GREETINGS: Final = frozenset({Kind.CHALLENGE, Kind.HELLO, Kind.WELCOME})
@@ -61,6 +62,7 @@ LIMITS: Final[dict[int, int]] = {
     Kind.PONG: _U64.size,
     Kind.FAILED: _U64.size + _TEXT_LIMIT,
     Kind.QUEUED: _U32.size,
+    Kind.ENDED: IDS_PER_FRAME * _U64.size,
     Kind.CAPACITY: _PAIR.size,
     Kind.BOUNDS: _BOUNDS.size,
     Kind.TARGET: 1 + _TEXT_LIMIT,
@@ -139,6 +141,24 @@ def decode_ids(payload: bytes) -> tuple[int, ...]:
     if rest:
         raise ProtocolError("a list of ids that is cut off")
     return struct.unpack(f"!{count}Q", payload)
+
+
+def encode_ended(ends: Iterable[tuple[int, int]]) -> bytes:
+    """As many ENDED frames as the pairs of id and bytes in all need."""
+    flat = [number for pair in ends for number in pair]
+    frames = []
+    for start in range(0, len(flat), IDS_PER_FRAME):
+        part = flat[start : start + IDS_PER_FRAME]
+        frames.append(encode(Kind.ENDED, struct.pack(f"!{len(part)}Q", *part)))
+    return b"".join(frames)
+
+
+def decode_ended(payload: bytes) -> list[tuple[int, int]]:
+    """The pairs of an ENDED frame. Raises ProtocolError."""
+    flat = decode_ids(payload)
+    if len(flat) % 2:
+        raise ProtocolError("a list of ends that is cut off")
+    return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def encode_stamp(kind: Kind, stamp: int) -> bytes:

@@ -49,12 +49,31 @@ class RelayOwner(Protocol):
         """Besides, a defect was the cause."""
 
 
+class EndTeller(Protocol):
+    """The link, as its relays see it."""
+
+    relays: dict[int, Relay]
+    """those launched on it that still run"""
+
+    @property
+    def at_client(self) -> bool:
+        """Whether this is the client's end."""
+
+    def say_ended(self, ident: int, total: int) -> bool:
+        """Tell the other end that a data connection will bring no more than so many bytes; whether that was done.
+
+        Whoever ends a TCP connection first keeps its port for a minute (TIME_WAIT, RFC 9293 §3.6.1). A client that did
+        so with 28,000 ephemeral ports would be stuck at some 470 visitors a second. So a client tells the end, and
+        the server, whose port is one anyway, is the first to close.
+        """
+
+
 class Flow:
     """One direction of a relay. It is ``blocked`` while the sink takes no more, ``ended`` when all is passed on."""
 
     __slots__ = (
-        "_bulk", "_doomed", "_hung", "_meter", "_pipe", "_recv_into", "_send", "_sink", "_source", "_tail", "_view",
-        "blocked", "ended", "relay", "twin",
+        "_bulk", "_doomed", "_expected", "_hung", "_meter", "_passed", "_pipe", "_recv_into", "_send", "_sink",
+        "_source", "_tail", "_view", "blocked", "ended", "relay", "twin",
     )  # fmt: skip
 
     twin: Flow
@@ -74,6 +93,14 @@ class Flow:
         self._doomed = False  # the source was seen reset through a failed write: its end is a reset
         self._bulk = False
         self._pipe: Pipe | None = None
+        self._passed = 0
+        self._expected = -1  # bytes after which the source has ended, where the other end of the link has said so
+
+    def expect(self, total: int) -> None:
+        """The source ends after ``total`` bytes, though its socket will not show it."""
+        self._expected = total
+        if self._passed == total and not self.ended:
+            self._source_ended()
 
     def pump(self, events: int) -> None:
         """Move what the source has, as far as the sink takes it. A handler of the reactor's kind."""
@@ -90,7 +117,7 @@ class Flow:
             try:
                 got = recv_into(view)
             except BlockingIOError:
-                return
+                break
             except OSError:
                 self._source_broke()
                 return
@@ -105,6 +132,7 @@ class Flow:
                 self._sink_broke()
                 return
             meter.total += sent
+            self._passed += sent
             if sent != got:
                 self._tail = bytes(view[sent:got])
                 self.blocked = True
@@ -112,9 +140,13 @@ class Flow:
             if got == BUFFER_SIZE:
                 full += 1
             elif not self._hung:
-                return  # a short read emptied the socket: whatever comes next is a new event
-        self._bulk = full >= _BULK and self.relay.pipes.usable
-        self.relay.again(self.pump)
+                break  # a short read emptied the socket: whatever comes next is a new event
+        else:
+            self._bulk = full >= _BULK and self.relay.pipes.usable
+            self.relay.again(self.pump)
+            return
+        if self._passed == self._expected:
+            self._source_ended()
 
     def resume(self) -> None:
         """The sink takes bytes again."""
@@ -137,6 +169,7 @@ class Flow:
             self._sink_broke()
             return False
         self._meter.total += sent
+        self._passed += sent
         self._tail = memoryview(self._tail)[sent:] if sent < len(self._tail) else b""
         return not self._tail
 
@@ -155,6 +188,8 @@ class Flow:
                 except BlockingIOError:  # the pipe is empty, so it is the source that has nothing
                     self._bulk = moved >= _THIN
                     self._return_pipe()
+                    if self._passed == self._expected:
+                        self._source_ended()
                     return
                 except OSError as error:
                     if error.errno in UNABLE:
@@ -177,6 +212,7 @@ class Flow:
             pipe.held -= sent
             moved += sent
             self._meter.total += sent
+            self._passed += sent
         self.relay.again(self._go_on)
 
     def _go_on(self, _events: int) -> None:
@@ -206,7 +242,14 @@ class Flow:
         self.ended = True
         if self.twin.ended:
             self.relay.finish()
-            return
+        elif not self._tell_end():
+            self.close_sink()
+
+    def _tell_end(self) -> bool:
+        return self.relay.told_end(self, self._passed)
+
+    def close_sink(self) -> None:
+        """Show the end on the sink itself."""
         try:
             self._sink.shutdown(socket.SHUT_WR)
         except OSError:
@@ -248,9 +291,11 @@ class Relay:
         "_owner",
         "_reactor",
         "_to_near",
+        "_told",
         "again",
         "ident",
         "kept",
+        "link",
         "open",
         "pipes",
         "view",
@@ -262,6 +307,7 @@ class Relay:
     def __init__(
         self,
         ident: int,
+        link: EndTeller,
         reactor: Reactor,
         pipes: Pipes,
         near: socket.socket,
@@ -270,6 +316,9 @@ class Relay:
     ) -> None:
         self.ident = ident
         """the id of its data connection"""
+        link.relays[ident] = self
+        self.link = link
+        """the link that it was launched on; it may be lost by now"""
         self.open = True
         self.kept = False
         """whether ``keep_alive`` was called"""
@@ -280,6 +329,7 @@ class Relay:
         self._near = near
         self._far = far
         self._owner = owner
+        self._told = False  # the end of what comes from ``near`` was told over the link, not shown on ``far``
 
     def start(self, from_near: Flow, to_near: Flow, near_events: int | None, far_events: int) -> None:
         """Begin. The events are those that the sockets had so far; None: ``near`` is not watched yet."""
@@ -307,6 +357,24 @@ class Relay:
         if events & READ and self.open:
             self._to_near.pump(events)
 
+    def told_end(self, flow: Flow, total: int) -> bool:
+        """Whether the end of this flow was told over the link, and need not be shown on the socket."""
+        if flow is self._from_near and self.link.say_ended(self.ident, total):
+            self._told = True
+            return True
+        return False
+
+    def expect_end(self, total: int) -> None:
+        """The other end of the link says that the data connection brings so many bytes in all."""
+        if self.open:
+            self._to_near.expect(total)
+
+    def link_lost(self) -> None:
+        """What was told may have been lost with the link: show it after all."""
+        if self._told and self.open:
+            self._told = False
+            self._from_near.close_sink()
+
     def keep_alive(self) -> None:
         """It has lived for a while: watch over both connections."""
         self.kept = True
@@ -324,6 +392,7 @@ class Relay:
         if reset is not None:
             with contextlib.suppress(OSError):
                 reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.link.relays.pop(self.ident, None)
         self._reactor.close(self._near)
         self._reactor.close(self._far)
         self._owner.relay_done(self)

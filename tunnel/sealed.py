@@ -89,6 +89,9 @@ class SealingFlow(Flow):
         else:
             self.pump(0)
 
+    def _tell_end(self) -> bool:
+        return self.relay.link.at_client  # close_notify has told it; a server shows it on the socket besides
+
     def _source_ended(self) -> None:
         if self._doomed:
             self._source_broke()

@@ -122,6 +122,29 @@ def play(moves: list[tuple[str, str, int]], kind: str, *, small: bool) -> None:
         asyncio.run(_play(moves, sealed=kind == "sealed", small=small))
 
 
+class Wire:
+    """A link as its relays see it: the client's end tells the server's, now or in the next turn."""
+
+    def __init__(self, *, at_client: bool, later: bool) -> None:
+        self.relays: dict[int, Relay] = {}
+        self.at_client = at_client
+        self.other: Wire | None = None
+        self._later = later
+
+    def say_ended(self, ident: int, total: int) -> bool:
+        if not self.at_client:
+            return False
+        if self._later:
+            asyncio.get_running_loop().call_soon(self._tell, ident, total)
+        else:
+            self._tell(ident, total)
+        return True
+
+    def _tell(self, ident: int, total: int) -> None:
+        if self.other is not None and ident in self.other.relays:
+            self.other.relays[ident].expect_end(total)
+
+
 class Row:
     """Visitor, entrance's relay, data connection, exit's relay, target."""
 
@@ -130,6 +153,8 @@ class Row:
         self.small = small
         self.events = Events()
         self.stats = Stats(), Stats()
+        self.wires = Wire(at_client=False, later=small), Wire(at_client=True, later=small)
+        self.wires[1].other = self.wires[0]
         left_session, right_session = tls_pair() if sealed else (None, None)
         visitor, near = tcp_pair(small=small)
         target, out = tcp_pair(small=small)
@@ -155,7 +180,7 @@ class Row:
             7, far, session, Pool(shared.reactor, at_entrance=False, on_drop=lambda _ident: None, on_crash=_fail)
         )
         shared.reactor.register(far, data.ready)
-        return relays.join(near, data, near_events=None, inward=inward, outward=outward)
+        return relays.join(near, data, self.wires[which], near_events=None, inward=inward, outward=outward)
 
     def step(self) -> None:
         for program in self.programs.values():
