@@ -35,7 +35,7 @@ def detail_lines(tunnel: Tunnel, more: Json | None, width: int, now: float, wall
     lines += [(), *_pictures(tunnel, width), (), *_facts(tunnel, width, wall)]
     if more:
         lines += _written(more, width)
-    return lines
+    return [clip(line, width) for line in lines]
 
 
 def _since(tunnel: Tunnel, wall: float) -> str:

@@ -48,7 +48,7 @@ def opened(socket: Path) -> Open:
     ) -> AsyncIterator[Seen]:
         async with ApiSource(socket) as source:
             app = Dashboard(source, **options)
-            async with app.run_test(size=size) as pilot:
+            async with app.run_test(size=size, notifications=True) as pilot:
                 if waits:
                     await until(pilot, lambda: bool(app.view.status))
                     await pilot.pause()

@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import unquote
 
 from aiohttp import web
 
@@ -201,14 +200,14 @@ class FakeDaemon:
                 await response.write(await queue.get())
 
     async def _tunnel(self, request: web.Request) -> web.Response:
-        name = unquote(request.match_info["name"])
+        name = request.match_info["name"]
         if name not in self.tunnels:
             return web.json_response({"status": 404, "detail": f"no tunnel is named {name!r}"}, status=404)
         more = {"url": "server://***@127.0.0.1:10101/127.0.0.1:8080", "where": "tunnels.yaml:41:3", "enabled": True}
         return web.json_response({**self.tunnels[name], **more, "settings": SETTINGS})
 
     async def _command(self, request: web.Request) -> web.Response:
-        name, verb = unquote(request.match_info["name"]), request.match_info["verb"]
+        name, verb = request.match_info["name"], request.match_info["verb"]
         if self.refusal:
             return web.json_response({"status": 409, "detail": self.refusal}, status=409)
         self.commands.append((verb, name))

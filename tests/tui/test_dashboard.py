@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def rows(text: str) -> list[str]:
     """The names in the table, from top to bottom; for tunnels whose names have no spaces."""
     lines = text.splitlines()
-    start = next(index for index, line in enumerate(lines) if "STATE" in line and "NAME" in line)
+    start = next((index for index, line in enumerate(lines) if "STATE" in line and "NAME" in line), len(lines))
     found = []
     for line in lines[start + 1 :]:
         words = line.replace("▌", " ").split("▏")[0].split()
@@ -161,7 +161,7 @@ async def test_commands_act_on_all_marked_tunnels(daemon: FakeDaemon, opened: Op
 
 
 async def test_a_refusal_is_shown_as_a_sentence(daemon: FakeDaemon, opened: Open) -> None:
-    daemon.refusal = "the daemon takes no commands: it is draining"
+    daemon.refusal = "it is draining"
     async with opened() as (app, pilot):
         await pilot.press("5", "s")
         await until(pilot, shows(app, "it is draining"))

@@ -27,7 +27,7 @@ from tui.widgets.pane import Pane
 from tui.widgets.table import TunnelTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection
 
     from textual.app import ComposeResult
     from textual.command import Provider
@@ -161,7 +161,7 @@ class MainScreen(Screen[None]):
         if detail.display != wanted:
             detail.display = wanted
         if wanted:
-            detail.show(self._details(max(20, detail.size.width - 2)))
+            detail.show(self._details(max(20, detail.room)))
         if isinstance(self.app.screen, Lines) and self.app.screen.is_live:
             self.app.screen.fill()
 

@@ -64,7 +64,7 @@ class Lines(Reading):
 
     def fill(self) -> None:
         """Make and show the lines."""
-        self.pane.show(self._make(max(20, self.pane.size.width)))
+        self.pane.show(self._make(max(20, self.pane.room)))
 
 
 class Events(Lines):

@@ -85,7 +85,11 @@ class LogPane(Pane, inherit_bindings=False):
         self._retitle()
 
     def _made(self, event: Json) -> list[Line]:
-        return event_lines(event, self.size.width, is_named=self.is_named) if self.sieve.lets(event) else []
+        return (
+            event_lines(event, self.size.width - self.scrollbar_size_vertical, is_named=self.is_named)
+            if self.sieve.lets(event)
+            else []
+        )
 
     def _set(self, lines: list[Line]) -> None:
         is_following = self.scroll_offset.y >= self.max_scroll_y - 1

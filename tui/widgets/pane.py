@@ -36,6 +36,11 @@ class Pane(ScrollView):
         super().notify_style_update()
         self._base = None
 
+    @property
+    def room(self) -> int:
+        """Columns for a line: what the scrollbar leaves."""
+        return self.size.width - (self.scrollbar_size_vertical if self.show_vertical_scrollbar else 0)
+
     def show(self, lines: Sequence[Line]) -> None:
         """Show these lines from now on."""
         old, self._lines = self._lines, list(lines)
@@ -58,9 +63,8 @@ class Pane(ScrollView):
 
     def render_line(self, y: int) -> Strip:
         """Textual asks for a visible line."""
-        width = self.size.width
         y += self.scroll_offset.y
-        return self.strip(self.line_at(y), self.row_style(y), width)
+        return self.strip(self.line_at(y), self.row_style(y), self.room)
 
     def strip(self, line: Line, under: Style, width: int) -> Strip:
         """A line in the colours of the theme."""

@@ -71,6 +71,7 @@ class TunnelTable(Pane, inherit_bindings=False):
         self._now = 0.0
         self._layout_of_row = Layout((), ())
         self._longest = 0
+        self._laid_out_for = 0
         self._seen: dict[int, Line] = {}
         self._cursor: str | None = None
         self._cursor_row = 0
@@ -99,10 +100,13 @@ class TunnelTable(Pane, inherit_bindings=False):
         longest = max(map(cell_len, names), default=0)
         if longest != self._longest:
             self._longest = longest
-            self._layout_of_row = lay_out(self.size.width, longest)
+            self._laid_out_for = 0
 
     def _draw_changed(self) -> None:
         """Make the visible rows, and have those drawn that are not as they were."""
+        if self._laid_out_for != self.room:
+            self._laid_out_for = self.room
+            self._layout_of_row = lay_out(self.room, self._longest)
         top = self.scroll_offset.y
         made: dict[int, Line] = {-1: heading(self._layout_of_row, self._selection)}
         for index in range(top, min(len(self._tunnels), top + self.size.height - 1)):
@@ -138,7 +142,7 @@ class TunnelTable(Pane, inherit_bindings=False):
         """The titles stay where they are, the rows move under them."""
         if y == 0:
             under = self.get_component_rich_style("table--heading", partial=True)
-            return self.strip(heading(self._layout_of_row, self._selection), under, self.size.width)
+            return self.strip(heading(self._layout_of_row, self._selection), under, self.room)
         return super().render_line(y)
 
     # -- the cursor ------------------------------------------------------------------------------------------------
@@ -201,12 +205,10 @@ class TunnelTable(Pane, inherit_bindings=False):
 
     # -- what Textual tells us -------------------------------------------------------------------------------------
 
-    def on_resize(self, event: events.Resize) -> None:
+    def on_resize(self) -> None:
         """Another width may have room for other columns."""
-        self._layout_of_row = lay_out(event.size.width, self._longest)
-        self._seen.clear()
         self._into_view(self._cursor_row)
-        self.refresh()
+        self._draw_changed()
 
     def on_focus(self) -> None:
         """The cursor shows whether keys reach it."""

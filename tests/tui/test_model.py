@@ -1,0 +1,136 @@
+"""From the daemon's messages to views: pure."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tui.fake import Json, cooldown, tunnel
+from tui.model import KEPT, View, begin, change, moment, quiet
+from tunnel.state import timestamp
+
+AT = 1_800_000_000.0
+
+
+def started(*tunnels: Json) -> View:
+    return begin({"generation": 1, "tunnels": list(tunnels)}, AT, 10.0)
+
+
+def message(at: float, **parts: object) -> Json:
+    return {"ts": timestamp(at), "changed": {}, "removed": [], "status": {}, **parts}
+
+
+def moved(count_in: int, count_out: int) -> Json:
+    return {"a": {"bytes": {"in": count_in, "out": count_out}}}
+
+
+def test_a_status_is_taken_whole() -> None:
+    view = started(tunnel("a"), tunnel("b"))
+    assert list(view.tunnels) == ["a", "b"]
+    assert view.status == {"generation": 1}
+
+
+def test_a_change_replaces_top_level_values_only() -> None:
+    before = started(tunnel("a"))
+    view = change(before, message(AT, changed={"a": {"state": "failed", "reason": "broken"}}), 10.2)
+    assert view.tunnels["a"].state == "failed"
+    assert view.tunnels["a"].text("peer") == "127.0.0.1:5123"
+    assert before.tunnels["a"].state == "up"
+
+
+def test_new_and_removed_tunnels_and_the_status() -> None:
+    view = change(started(tunnel("a")), message(AT, changed={"b": tunnel("b")}, removed=["a", "never"]), 10.0)
+    view = change(view, message(AT, status={"generation": 2}), 10.0)
+    assert list(view.tunnels) == ["b"]
+    assert view.status["generation"] == 2
+
+
+def test_rates_are_means_over_a_second_of_the_daemons_clock() -> None:
+    view = change(started(tunnel("a")), message(AT + 0.25, changed=moved(100, 1000)), 10.25)
+    assert view.tunnels["a"].rate_out == 0
+    view = change(view, message(AT + 2.0, changed=moved(2000, 8000)), 12.0)
+    assert view.tunnels["a"].rate_in == pytest.approx(1000)
+    assert view.tunnels["a"].rate_out == pytest.approx(4000)
+    assert view.rates == pytest.approx((4000, 1000))
+
+
+def test_silence_brings_rates_to_nothing() -> None:
+    view = change(started(tunnel("a")), message(AT + 1.0, changed=moved(1000, 1000)), 11.0)
+    assert quiet(view, 11.2) is view
+    later = quiet(view, 12.6)
+    assert later.tunnels["a"].rate_out == 0
+    assert quiet(later, 12.7) is later
+
+
+def test_a_counter_that_falls_is_no_negative_rate() -> None:
+    view = change(started(tunnel("a", bytes={"in": 5000, "out": 5000})), message(AT + 1, changed=moved(10, 10)), 11.0)
+    assert view.tunnels["a"].rate_in == 0
+
+
+def test_a_clock_that_was_set_gives_no_made_up_rate() -> None:
+    for jump in (-3600.0, 3600.0):
+        view = change(started(tunnel("a")), message(AT + jump, changed=moved(10**9, 10**9)), 10.2)
+        assert view.tunnels["a"].rate_out == 0
+        view = change(view, message(AT + jump + 1, changed=moved(10**9, 10**9 + 500)), 11.2)
+        assert view.tunnels["a"].rate_out == pytest.approx(500)
+
+
+def test_both_ends_of_a_pair_are_counted_once() -> None:
+    view = started(tunnel("a"), tunnel("b", role="client"))
+    both = {**moved(0, 1000), "b": {"bytes": {"in": 0, "out": 1000}}}
+    assert change(view, message(AT + 1, changed=both), 11.0).rates[0] == pytest.approx(1000)
+
+
+def test_a_cooldown_is_counted_from_when_it_was_told() -> None:
+    view = started(cooldown("a", 4.0))
+    assert view.tunnels["a"].remaining(11.5) == pytest.approx(2.5)
+    view = change(view, message(AT, changed={"a": {"last_error": "again"}}), 11.0)
+    assert view.tunnels["a"].remaining(11.5) == pytest.approx(2.5)
+    view = change(view, message(AT, changed={"a": {"cooldown": {"remaining_s": 3.0, "attempt": 10}}}), 12.0)
+    assert view.tunnels["a"].remaining(12.5) == pytest.approx(2.5)
+    assert view.tunnels["a"].remaining(99.0) == 0
+    assert started(tunnel("b")).tunnels["b"].remaining(10.0) == 0
+
+
+def test_a_daemon_that_returns_does_not_lose_the_past() -> None:
+    before = started(tunnel("a"))
+    again = begin({"tunnels": [tunnel("a")]}, AT + 50, 60.0, before)
+    assert len(again.tunnels["a"].history) == 2
+    assert again.tunnels["a"].rate_out == 0
+
+
+def test_the_past_is_bounded() -> None:
+    view = started(tunnel("a"))
+    for second in range(KEPT + 20):
+        view = quiet(view, 12.0 + 2 * second)
+    assert len(view.tunnels["a"].history) == KEPT
+
+
+def test_what_an_older_or_newer_daemon_says_does_no_harm() -> None:
+    view = started({"name": "a"}, {"name": "b", "state": "hovering", "pool": None, "wings": 2})
+    assert view.tunnels["a"].active == 0
+    assert view.tunnels["a"].entrance is None
+    assert view.tunnels["b"].state == "hovering"
+    assert view.tunnels["b"].rtt_ms is None
+
+
+@pytest.mark.parametrize("text", ["", None, "yesterday", 7])
+def test_a_moment_that_is_none(text: object) -> None:
+    assert moment(text) is None
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 3), st.integers(0, 10**9)), max_size=40))
+def test_what_flowed_is_what_the_rates_add_up_to(steps: list[tuple[float, int]]) -> None:
+    at, total, now, counted = AT, 0, 10.0, 0.0
+    view = started(tunnel("a", bytes={"in": 0, "out": 0}))
+    last = view.sampled
+    for elapsed, count in steps:
+        at, now, total = at + elapsed, now + elapsed, total + count
+        view = change(view, message(at, changed=moved(0, total)), now)
+        if view.sampled != last:
+            counted += view.tunnels["a"].rate_out * (view.sampled - last)
+            last = view.sampled
+    tunnel_now = view.tunnels["a"]
+    assert tunnel_now.counted is not None
+    assert counted == pytest.approx(tunnel_now.counted[1], rel=1e-6, abs=1)
