@@ -165,8 +165,8 @@ async def _start() -> tuple[asyncio.subprocess.Process, socket.socket]:
     """A new worker process, and our end of the socket that it was given. Raises OSError."""
     ours, theirs = socket.socketpair()
     with theirs:
-        arguments, environ = command_line(theirs.fileno())
         try:
+            arguments, environ = command_line(theirs.fileno())
             process = await asyncio.create_subprocess_exec(
                 *arguments,
                 env=environ,
