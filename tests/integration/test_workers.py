@@ -1,0 +1,222 @@
+"""Tunnels spread over workers: one that dies takes its own along for a moment, and nobody outlives the supervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.harness import FULL, Daemon, Stage, free_port, until
+from tests.integration.peers import Address, Target, ask, connect, first_byte
+
+PROMISE = 3.0
+"""Seconds after the death of a worker until its tunnels serve again."""
+LOAD = 8 if FULL else 3
+"""Visitors at once at each tunnel, each with one connection that lasts and short ones beside it."""
+
+
+class House:
+    """Four servers on two workers, and their clients in a process of their own."""
+
+    def __init__(self, stage: Stage, direction: str) -> None:
+        self.stage = stage
+        self.target: Target = stage.target()
+        self.doors: dict[str, Address] = {}
+        servers, clients = {}, {}
+        for name in ("a", "b", "c", "d"):
+            tunnel, door = free_port(), free_port()
+            entrance, exit_ = f"127.0.0.1:{door}", f"127.0.0.1:{self.target.port}"
+            ends = (entrance, exit_) if direction == "reverse" else (exit_, entrance)
+            servers[name] = f"server://abcdefgh@127.0.0.1:{tunnel}/{ends[0]}?mode={direction}"
+            clients[name] = f"client://abcdefgh@127.0.0.1:{tunnel}/{ends[1]}"
+            self.doors[name] = ("127.0.0.1", door)
+        self.daemon: Daemon = stage.up(servers, supervisor={"workers": 2})
+        self.clients = stage.up(clients, name="clients")
+        for name in servers:
+            self.daemon.is_in("up", name=name, within=10)
+            self.clients.is_in("up", name=name, within=10)
+
+    @property
+    def workers(self) -> dict[int, int]:
+        """The process of each worker, as the log has it."""
+        said = re.findall(r"worker (\d+) is at work as process (\d+)", self.daemon.said())
+        return {int(number): int(pid) for number, pid in said}
+
+    def names(self, worker: int) -> list[str]:
+        return [tunnel["name"] for tunnel in self.daemon.status()["tunnels"] if tunnel["worker"] == worker]
+
+
+class Visitors:
+    """Come and stay, come and go, and count whatever goes wrong."""
+
+    def __init__(self, doors: list[Address]) -> None:
+        self.served = 0
+        self.faults: list[str] = []
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=visit, args=(door,), daemon=True)
+            for door in doors
+            for visit in (self._stay, self._come_and_go)
+            for _ in range(LOAD)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _stay(self, door: Address) -> None:
+        with self._noted(), connect(door) as sock:
+            while not self._over.wait(0.01):
+                self._ask(sock)
+
+    def _come_and_go(self, door: Address) -> None:
+        while not self._over.wait(0.02):
+            with self._noted(), connect(door) as sock:
+                self._ask(sock)
+
+    def _ask(self, sock: socket.socket) -> None:
+        token = os.urandom(64)
+        if ask(sock, token) == token:
+            self.served += 1
+        else:
+            raise ConnectionError("the stream ended")
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.faults.append(repr(error))
+
+    def close(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(30)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there, and not merely waiting for its parent to hear of its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(house: House, pids: list[int], *, within: float) -> None:
+    until(lambda: not any(map(lives, pids)), within=within, what=f"no worker is left of {house.workers}")
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_a_killed_worker_comes_back_and_the_others_do_not_notice(stage: Stage, direction: str) -> None:
+    house = House(stage, direction)
+    mine, others = house.names(1), house.names(2)
+    assert len(mine) == len(others) == 2
+    links = {name: house.daemon.tunnel(name)["link"] for name in others}
+    visitors = stage.keep(Visitors([house.doors[name] for name in others]))
+    until(lambda: visitors.served > 50, within=10, what="there is traffic")
+    before = house.workers
+    os.kill(before[1], signal.SIGKILL)
+    for name in mine:
+        assert first_byte(house.doors[name], within=PROMISE) < PROMISE
+    served = visitors.served
+    until(lambda: visitors.served > served + 50, within=10, what="traffic goes on")
+    visitors.close()
+    assert visitors.faults == []
+    for name in others:
+        shown = house.daemon.tunnel(name)
+        assert (shown["link"], shown["restarts"], shown["worker"]) == (links[name], 0, 2)
+    for name in mine:
+        shown = house.daemon.is_in("up", name=name)
+        assert (shown["restarts"], shown["worker"]) == (1, 1)
+        assert "worker 1 was killed by SIGKILL" in shown["last_error"]
+    assert house.workers[2] == before[2]
+    assert house.workers[1] != before[1]
+
+
+def test_a_worker_killed_again_and_again_comes_back_each_time(stage: Stage) -> None:
+    house = House(stage, "reverse")
+    (name, *_) = house.names(1)
+    for _ in range(3):
+        pid = house.workers[1]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: house.workers[1] != pid, within=PROMISE, what="there is another worker")  # type: ignore[misc]  # mypy does not infer defaults of lambdas
+        first_byte(house.doors[name], within=PROMISE)
+    assert house.daemon.tunnel(name)["restarts"] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_drains_and_leaves_no_orphan(stage: Stage, number: signal.Signals) -> None:
+    house = House(stage, "reverse")
+    pids = list(house.workers.values())
+    with connect(house.doors["a"]) as visitor:
+        assert ask(visitor, b"before") == b"before"
+        for pid in pids:
+            os.kill(pid, number)
+        house.daemon.signal(number)
+        house.daemon.is_in("draining", name="a")
+        assert ask(visitor, b"during") == b"during"
+    assert house.daemon.ends(within=5) == 0
+    gone(house, pids, within=0.5)
+    assert "cut off" not in house.daemon.said()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_killed_supervisor_leaves_no_orphan(stage: Stage, *, stopped: bool) -> None:
+    house = House(stage, "reverse")
+    pids = list(house.workers.values())
+    if stopped:
+        os.kill(pids[0], signal.SIGSTOP)
+    house.daemon.kill()
+    gone(house, pids, within=2)
+    for door in house.doors.values():
+        socket.create_server(door).close()
+
+
+def test_a_second_signal_ends_even_a_worker_that_stands_still(stage: Stage) -> None:
+    house = House(stage, "reverse")
+    pids = list(house.workers.values())
+    os.kill(pids[0], signal.SIGSTOP)
+    house.daemon.signal(signal.SIGTERM)
+    house.daemon.says("shutting down")
+    house.daemon.signal(signal.SIGTERM)
+    assert house.daemon.ends(within=8) == 0
+    gone(house, pids, within=0.5)
+
+
+@pytest.mark.slow
+def test_a_worker_that_stands_still_is_shown_and_replaced(stage: Stage) -> None:
+    house = House(stage, "reverse")
+    mine, others = house.names(1), house.names(2)
+    os.kill(house.workers[1], signal.SIGSTOP)
+    until(
+        lambda: "worker 1 has not answered" in (house.daemon.tunnel(mine[0])["reason"] or ""),
+        within=6,
+        what="its silence is shown",
+    )
+    assert house.daemon.tunnel(others[0])["reason"] is None
+    first_byte(house.doors[others[0]], within=1)
+    house.daemon.says("worker 1 did not answer for 15 s and was killed", within=20)
+    for name in mine:
+        first_byte(house.doors[name], within=PROMISE)
+
+
+def test_keys_are_on_no_command_line_and_in_no_log(stage: Stage) -> None:
+    house = House(stage, "reverse")
+    for pid in house.workers.values():
+        assert b"abcdefgh" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+    os.kill(house.workers[1], signal.SIGKILL)
+    house.daemon.says("worker 1 was killed")
+    assert "abcdefgh" not in house.daemon.said()
+
+
+def test_a_worker_may_open_as_many_files_as_the_system_allows(stage: Stage) -> None:
+    house = House(stage, "reverse")
+    for pid in house.workers.values():
+        row = next(line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "open files" in line)
+        soft, hard = row.split()[3:5]
+        assert soft == hard
