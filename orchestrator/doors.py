@@ -36,13 +36,13 @@ async def opened(desk: Desk, path: Path, settings: SupervisorSettings) -> AsyncI
         if settings.api.listen is not None:
             app = api.application(desk, token=_token(settings.api))
             runner = await stack.enter_async_context(_running(app))
-            await _listen(runner, settings.api.listen, desk, "the API")
+            await _listen(runner, settings.api.listen, desk, "the API is")
             if not settings.api.listen.is_loopback:
                 text = f"the API's token crosses the network to {settings.api.listen} as it is; put TLS before it"
                 desk.bus.tell(LogLevel.WARN, "api", text)
         if settings.metrics is not None:
             runner = await stack.enter_async_context(_running(api.for_machines(desk)))
-            await _listen(runner, settings.metrics, desk, "metrics")
+            await _listen(runner, settings.metrics, desk, "metrics are")
         yield
 
 
@@ -73,9 +73,9 @@ async def _listen(runner: web.AppRunner, address: Address, desk: Desk, what: str
         await web.TCPSite(runner, address.host or None, address.port, backlog=_BACKLOG).start()
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        raise SocketPathError(f"cannot listen on {address} for {what}: {reason}") from None
+        raise SocketPathError(f"cannot listen on {address}, where {what} to be: {reason}") from None
     port = runner.addresses[0][1]
-    desk.bus.tell(LogLevel.INFO, "api", f"{what} is at {type(address)(address.host, port)}")
+    desk.bus.tell(LogLevel.INFO, "api", f"{what} at {type(address)(address.host, port)}")
 
 
 def _token(settings: ApiSettings) -> str:

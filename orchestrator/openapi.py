@@ -210,12 +210,19 @@ def _json(text: str, name: str) -> Schema:
     return {"description": text, "content": _of(_ref(name))}
 
 
+_EVENTS: Final[Schema] = {  # the schema is that of a single event: OpenAPI 3.1 has no word for a stream of them
+    "text/event-stream": {
+        "schema": {"type": "object", "properties": {"event": _TEXT, "data": _TEXT}, "required": ["event", "data"]}
+    }
+}
+
+
 def _stream(text: str) -> Schema:
-    return {"description": text, "content": {"text/event-stream": {"schema": _TEXT}}}
+    return {"description": text, "content": _EVENTS}
 
 
 def _json_or_stream(text: str, name: str) -> Schema:
-    return {"description": text, "content": {**_of(_ref(name)), "text/event-stream": {"schema": _TEXT}}}
+    return {"description": text, "content": {**_of(_ref(name)), **_EVENTS}}
 
 
 def _page(text: str) -> Schema:
@@ -232,8 +239,16 @@ def _parameter(name: str, schema: Schema, text: str) -> Schema:
 
 
 def _get(summary: str, responses: Schema, *parameters: Schema) -> Schema:
-    return {"get": {"summary": summary, "parameters": list(parameters), "responses": {**_problems(400), **responses}}}
+    return {
+        "get": {"summary": summary, "parameters": list(parameters), "responses": {**_problems(400, 401), **responses}}
+    }
 
 
 def _post(summary: str, responses: Schema, body: Schema) -> Schema:
-    return {"post": {"summary": summary, "requestBody": {"content": _of(body)}, "responses": responses}}
+    return {
+        "post": {
+            "summary": summary,
+            "requestBody": {"content": _of(body)},
+            "responses": {**_problems(401), **responses},
+        }
+    }
