@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from tunnel.journal import EventSink
     from tunnel.state import Snapshot
 
-LONELY: Final = "lonely-client"
-"""The tunnel whose server nobody runs."""
+STRANDED: Final = "stranded-client"
+"""The tunnel that cannot reach its target."""
 
 _VISITORS: Final = 3  # at each entrance at once
 _PATIENCE: Final = 5.0  # seconds that a visitor waits for an answer
@@ -49,8 +49,9 @@ tunnels:
   # forward: the client accepts visitors, the server dials the origin
   forward-server: server://127.0.0.1:{link_2}/127.0.0.1:{origin}?mode=forward
   forward-client: client://127.0.0.1:{link_2}/127.0.0.1:{door_2}
-  # nobody runs the server of this one: see how a tunnel waits, and says why
-  lonely-client: client://127.0.0.1:{nowhere}/127.0.0.1:{origin}
+  # nobody listens on the target of these: see how a tunnel waits, and says why
+  stranded-server: server://127.0.0.1:{link_3}/127.0.0.1:{door_3}
+  stranded-client: client://127.0.0.1:{link_3}/127.0.0.1:{nowhere}
 """
 
 
@@ -72,7 +73,7 @@ def run(duration: float | None, log: EventSink) -> str:
 async def _play(folder: Path, duration: float | None, log: EventSink) -> str:
     tally = _Tally()
     async with _origin() as origin:
-        names = ("link_1", "door_1", "link_2", "door_2", "nowhere")
+        names = ("link_1", "door_1", "link_2", "door_2", "link_3", "door_3", "nowhere")
         ports = dict(zip(names, _free_ports(len(names)), strict=True))
         file = folder / "tunnels.yaml"
         (folder / "demo.key").touch(mode=0o600)
@@ -82,13 +83,13 @@ async def _play(folder: Path, duration: float | None, log: EventSink) -> str:
         say(f"the demonstration runs from {file}; end it with Ctrl-C")
         with daemon.claimed_socket(manifest, folder / "demo.sock", os.environ) as socket:
             async with daemon.running(manifest, socket, log, LogLevel.INFO) as supervisor:
-                doors = (ports["door_1"], ports["door_2"])
-                seen = await _with_visitors(supervisor, doors, duration, tally)
+                doors = [ports["door_1"], ports["door_2"]] * _VISITORS
+                seen = await _with_visitors(supervisor, doors, ports["door_3"], duration, tally)
     return summary(seen, tally.served, tally.failed)
 
 
 async def _with_visitors(
-    supervisor: Supervisor, doors: Sequence[int], duration: float | None, tally: _Tally
+    supervisor: Supervisor, doors: Sequence[int], stranded: int, duration: float | None, tally: _Tally
 ) -> tuple[Snapshot, ...]:
     """The supervisor's whole life, with visitors at the doors; what was seen when it was told to end."""
     seen: tuple[Snapshot, ...] = ()
@@ -100,7 +101,8 @@ async def _with_visitors(
 
     with stop_signals(end, supervisor.close):
         life = asyncio.create_task(supervisor.run())
-        visitors = [asyncio.create_task(_visit(door, tally)) for door in doors for _ in range(_VISITORS)]
+        visitors = [asyncio.create_task(_visit(door, tally)) for door in doors]
+        visitors.append(asyncio.create_task(_knock(stranded)))
         ending = asyncio.create_task(supervisor.until_stopping())
         await asyncio.wait([life, ending], timeout=duration, return_when=asyncio.FIRST_COMPLETED)
         for visitor in visitors:
@@ -114,10 +116,10 @@ async def _with_visitors(
 
 
 async def _settled(supervisor: Supervisor) -> None:
-    """Wait until the lonely one is between two attempts, which it is nearly always."""
+    """Wait until the stranded one has noticed, which takes its first visitor."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(2.0):
-            while supervisor.snapshot(LONELY).state is not State.COOLDOWN:  # noqa: ASYNC110  snapshots announce nothing
+            while supervisor.snapshot(STRANDED).state is not State.COOLDOWN:  # noqa: ASYNC110  snapshots announce nothing
                 await asyncio.sleep(0.02)
 
 
@@ -164,6 +166,17 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(page), page))
             await writer.drain()
     writer.close()
+
+
+async def _knock(door: int) -> None:
+    """Come now and then, to be sent away."""
+    while True:
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                reader, writer = await asyncio.open_connection("127.0.0.1", door)
+                await reader.read()
+                writer.close()
+        await asyncio.sleep(1.0)
 
 
 async def _visit(door: int, tally: _Tally) -> None:

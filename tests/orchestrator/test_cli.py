@@ -309,8 +309,8 @@ def test_the_demonstration_ends_by_itself(shell: Shell) -> None:
         assert (direction, state) == (name.split("-")[0], "up")
         assert int(visitors) > 0
         assert came != "0B" != went
-    assert rows["lonely-client"][2] == "cooldown"
-    assert "refused" in " ".join(rows["lonely-client"])
+    assert rows["stranded-client"][2] == "cooldown"
+    assert "refused" in " ".join(rows["stranded-client"])
     assert "answers arrived at the visitors, 0 did not" in done.stdout
 
 
