@@ -209,6 +209,7 @@ class Keeper:
         if not self.is_running:
             self._leaving = False
             self._again = False
+            self._rest = replace(self._rest, state=State.STARTING, reason=None, since=timestamp(time.time()))
             self._task = asyncio.create_task(self._keep(), name=f"tunnel {self.name}")
         elif self._leaving:
             self._again = True

@@ -65,6 +65,25 @@ class Plan:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a reload did to one entry."""
+
+    action: str
+    """added, removed, restarted, changed, unchanged; rejected: the old one serves on; failed: it cannot work"""
+    detail: str | None = None
+    changes: tuple[str, ...] = ()
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the tunnel is what the file says."""
+        return self.action not in {"rejected", "failed"}
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as the local API gives it."""
+        return {"action": self.action, "detail": self.detail, "changes": list(self.changes)}
+
+
 def diff(old: Manifest, new: Manifest) -> Plan:
     """The way from ``old`` to ``new``. An entry is known by its name; where it stands does not matter."""
     before = {entry.name: entry for entry in old.entries}
@@ -82,8 +101,8 @@ def diff(old: Manifest, new: Manifest) -> Plan:
 
 
 def needs_engine(old: Entry, new: Entry) -> bool:
-    """Whether a running engine cannot become what the entry says now."""
-    if not (old.enabled and new.enabled):
+    """Whether an engine, should one run, cannot become what the entry says now."""
+    if old.enabled is not new.enabled:  # then it comes or goes
         return False
     return old.files != new.files or replace(old.spec, **{name: getattr(new.spec, name) for name in _HOT}) != new.spec
 

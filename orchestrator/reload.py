@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.faults import ConfigError, Fault, Place
 from orchestrator.keeper import describe_defect
-from orchestrator.plan import Plan, diff, in_force
+from orchestrator.plan import Plan, Result, diff, in_force
 from tunnel.spec import LogLevel
 from tunnel.state import timestamp
 
 if TYPE_CHECKING:
     from orchestrator.bus import Bus
     from orchestrator.manifest import Manifest
-    from orchestrator.tunnels import Result, Tunnels
+    from orchestrator.tunnels import Tunnels
 
 _KIND: Final = "reload"
 _ACTIONS: Final = ("added", "removed", "restarted", "changed", "rejected", "failed", "unchanged")
@@ -98,11 +98,13 @@ class Reloader:
 
     async def _apply(self, new: Manifest) -> dict[str, Any]:
         plan = diff(self.manifest, new)
-        is_same = new.sources == self.manifest.sources and plan.is_empty
         was_wrong, self._fault = self._fault is not None, None
         self.sources = new.sources
         self._warn(new, plan)
         results = await self._tunnels.apply(plan, new.entries, new.supervisor.drain_timeout)
+        is_same = new.sources == self.manifest.sources and all(
+            result.action in {"unchanged", "rejected"} for result in results.values()
+        )
         self.manifest = replace(
             new,
             supervisor=in_force(self.manifest.supervisor, new.supervisor),

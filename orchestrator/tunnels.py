@@ -6,16 +6,17 @@ import asyncio
 import errno
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.keeper import Keeper, MakeEngine, describe_defect
 from orchestrator.manifest import Entry, collides, listening
+from orchestrator.plan import Result
 from tunnel.net import NetError
-from tunnel.spec import Mode, Role
+from tunnel.spec import Direction, Mode, Role
 from tunnel.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from orchestrator.plan import Change, Plan
     from tunnel.journal import EventSink
@@ -25,28 +26,9 @@ if TYPE_CHECKING:
 _DISABLED: Final = "disabled in the file"
 _REMOVED: Final = "removed from the file"
 _CHANGED: Final = "its entry was changed"
+_GIVEN_UP: Final = frozenset({State.DRAINING, State.STOPPED, State.FAILED})  # an engine has no listeners in these
 _PATIENCE: Final = 0.5  # seconds for a listener of ours to be given up, so that another entry can have its address
 _LOOK: Final = 0.02  # seconds between two tries
-_SETTLING: Final = 0.3  # seconds for a new engine to find out that it cannot listen
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a reload did to one entry."""
-
-    action: str
-    """added, removed, restarted, changed, unchanged; rejected: the old one serves on; failed: it cannot work"""
-    detail: str | None = None
-    changes: tuple[str, ...] = ()
-
-    @property
-    def is_good(self) -> bool:
-        """Whether the tunnel is what the file says."""
-        return self.action not in {"rejected", "failed"}
-
-    def as_json(self) -> dict[str, Any]:
-        """The result as the local API gives it."""
-        return {"action": self.action, "detail": self.detail, "changes": list(self.changes)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,22 +92,18 @@ class Tunnels:
 
     def snapshots(self) -> tuple[Snapshot, ...]:
         """All tunnels, in the order of the file; then those that are gone from it and drain."""
-        gone = {keeper.name: keeper for keeper in self._leaving if keeper.name not in self.keepers}
-        return tuple(self._seen(keeper) for keeper in (*self.keepers.values(), *gone.values()))
+        leaving: dict[str, list[Keeper]] = {}
+        for keeper in self._leaving:
+            leaving.setdefault(keeper.name, []).append(keeper)
+        present = [_seen(keeper, leaving.pop(name, [])) for name, keeper in self.keepers.items()]
+        return (*present, *(_seen(last, earlier) for *earlier, last in leaving.values()))
 
     def snapshot(self, name: str) -> Snapshot | None:
         """One tunnel, if there is one of that name."""
-        keeper = self.keepers.get(name) or next((one for one in self._leaving if one.name == name), None)
-        return self._seen(keeper) if keeper else None
-
-    def _seen(self, keeper: Keeper) -> Snapshot:
-        """Visitors whom an earlier engine of the tunnel still serves are visitors of the tunnel."""
-        seen = keeper.snapshot()
-        others = [one.snapshot() for one in self._leaving if one.name == keeper.name and one is not keeper]
-        if not others:
-            return seen
-        active = seen.connections.active + sum(other.connections.active for other in others)
-        return replace(seen, connections=replace(seen.connections, active=active))
+        keepers = [keeper for keeper in self._leaving if keeper.name == name]
+        if name in self.keepers:
+            keepers.append(self.keepers[name])
+        return _seen(keepers[-1], keepers[:-1]) if keepers else None
 
     # --- from one configuration to the next -----------------------------------------------------------------------
 
@@ -161,8 +139,10 @@ class Tunnels:
         for entry in plan.leave:
             self.entries[entry.name] = entry  # it may stand elsewhere in the file
             results[entry.name] = Result("unchanged")
-        self._arrange(order)
-        return results
+        names = [entry.name for entry in order]
+        self.keepers = {name: self.keepers[name] for name in names}
+        self.entries = {name: self.entries[name] for name in names}
+        return {name: results[name] for name in (*names, *(entry.name for entry in plan.remove))}
 
     def _adopt(self, change: Change, drain_timeout: float | None) -> Result:
         old, new = change.old, change.new
@@ -190,18 +170,20 @@ class Tunnels:
         loop = asyncio.get_running_loop()
         until = loop.time() + _PATIENCE
         while steps:
-            failed: list[tuple[_Step, Exception]] = []
+            holders = {step.keeper for step in steps} | {one for one in self._leaving if not _has_given_up(one)}
+            failed: dict[_Step, Exception] = {}
             for step in steps:
-                error = await self._succeed(step, drain_timeout)
-                if error is None:
-                    results[step.entry.name] = step.result
+                outcome = await self._succeed(step, drain_timeout)
+                if isinstance(outcome, Result):
+                    results[step.entry.name] = outcome
                 else:
-                    failed.append((step, error))
-            is_late = loop.time() > until
-            waiting = [step for step, error in failed if self._may_come_free(step, error, failed, is_late=is_late)]
-            for step, error in failed:
-                if step not in waiting:
-                    results[step.entry.name] = self._reject(step, error, drain_timeout)
+                    failed[step] = outcome
+            is_late = len(failed) == len(steps) and loop.time() > until
+            if is_late:
+                holders = {step.keeper for step in failed}
+            waiting = [step for step, error in failed.items() if _may_come_free(step, error, holders)]
+            for step in failed.keys() - set(waiting):
+                results[step.entry.name] = self._reject(step, failed[step], drain_timeout)
             if is_late and len(waiting) == len(steps):
                 return results | await self._exchange(waiting, drain_timeout)
             steps = waiting
@@ -209,47 +191,37 @@ class Tunnels:
                 await asyncio.sleep(_LOOK)
         return results
 
-    async def _succeed(self, step: _Step, drain_timeout: float | None) -> Exception | None:
-        """The new engine binds, the old one drains; what prevented it, and then the old one serves on."""
+    async def _succeed(self, step: _Step, drain_timeout: float | None) -> Result | Exception:
+        """The new engine binds, the old one drains; or what prevented it, and then the old one serves on."""
         heir = self._keeper(step.entry)
+        result = step.result
         try:
             await heir.inherit(step.keeper)
-        except NetError as error:
-            return error
-        except Exception as error:  # noqa: BLE001  a defect of one engine: the reload of the others goes on
-            return error
+        except Exception as error:  # noqa: BLE001  cannot bind, or a defect: the reload of the others goes on
+            if _serves(step.keeper.snapshot()):
+                return error
+            result = Result("failed", _describe(error), step.changes)
         is_wanted = step.keeper.is_wanted  # somebody may have told it to rest meanwhile
         self._replace(step.keeper, step.entry, heir)
         self._dismiss(step.keeper, drain_timeout, _CHANGED)
         heir.start()
         if not is_wanted or self.is_closing:
             heir.drain(0.0)
-        return None
-
-    def _may_come_free(
-        self, step: _Step, error: Exception, failed: list[tuple[_Step, Exception]], *, is_late: bool
-    ) -> bool:
-        """Whether what a step wants is held by an engine of ours that is about to go."""
-        if not isinstance(error, NetError) or error.errno != errno.EADDRINUSE:
-            return False
-        holders = [other.keeper for other, _ in failed if other is not step]
-        if not is_late:
-            holders += self._leaving
-        return any(_clash(step.entry, holder) for holder in holders)
+        return result
 
     async def _exchange(self, steps: list[_Step], drain_timeout: float | None) -> dict[str, Result]:
         """Entries that want one another's addresses: none can bind before the other goes."""
         for step in steps:
             self._replace(step.keeper, step.entry)
             self._dismiss(step.keeper, drain_timeout, _CHANGED)
-        await asyncio.sleep(_LOOK)  # they give up their listeners in their next turn
+        await self._given_up([step.entry for step in steps])
         for step in steps:
             self._begin(step.entry)
         detail = "its address was in use by another changed entry: for a moment nobody listened"
         return {step.entry.name: Result("restarted", detail, step.changes) for step in steps}
 
     def _reject(self, step: _Step, error: Exception, drain_timeout: float | None) -> Result:
-        why = str(error) if isinstance(error, NetError) else describe_defect(error)
+        why = _describe(error)
         if step.keeper.name == step.entry.name:
             step.keeper.complain(f"the change of the file is not in force: {why}")
             return Result("rejected", f"{why}; the tunnel serves on as it was before", step.changes)
@@ -259,17 +231,19 @@ class Tunnels:
         return Result("failed", why)
 
     async def _add(self, entries: list[Entry]) -> dict[str, Result]:
+        await self._given_up(entries)
         for entry in entries:
             self.entries[entry.name] = entry
             self.keepers[entry.name] = self._keeper(entry)
             self._begin(entry)
-        until = asyncio.get_running_loop().time() + _SETTLING
-        while self._are_starting(entries) and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110  snapshots announce nothing
-            await asyncio.sleep(_LOOK)
+        starting = [self.keepers[entry.name] for entry in entries if entry.enabled]
+        await _patiently(lambda: any(one.snapshot().state is State.STARTING for one in starting))
         return {entry.name: _first_result(entry, self.keepers[entry.name].snapshot()) for entry in entries}
 
-    def _are_starting(self, entries: list[Entry]) -> bool:
-        return any(e.enabled and self.keepers[e.name].snapshot().state is State.STARTING for e in entries)
+    async def _given_up(self, entries: list[Entry]) -> None:
+        """Until nobody who leaves listens on addresses of these entries."""
+        rivals = [keeper for keeper in self._leaving if any(_clash(entry, keeper) for entry in entries)]
+        await _patiently(lambda: not all(map(_has_given_up, rivals)))
 
     # --- single keepers -------------------------------------------------------------------------------------------
 
@@ -300,10 +274,12 @@ class Tunnels:
         await keeper.wait()
         del self._leaving[keeper]
 
-    def _arrange(self, order: Iterable[Entry]) -> None:
-        names = [entry.name for entry in order]
-        self.keepers = {name: self.keepers[name] for name in names}
-        self.entries = {name: self.entries[name] for name in names}
+
+def _seen(keeper: Keeper, earlier: Iterable[Keeper]) -> Snapshot:
+    """Visitors whom an earlier engine of the tunnel still serves are visitors of the tunnel."""
+    seen = keeper.snapshot()
+    active = sum(one.snapshot().connections.active for one in earlier)
+    return replace(seen, connections=replace(seen.connections, active=seen.connections.active + active))
 
 
 def _clash(entry: Entry, keeper: Keeper) -> bool:
@@ -314,6 +290,33 @@ def _addresses(spec: TunnelSpec) -> Iterator[Address]:
     yield from listening(spec)
     if spec.role is Role.CLIENT and spec.mode is Mode.AUTO:  # perhaps: only the running engine knows
         yield spec.target
+
+
+def _may_come_free(step: _Step, error: Exception, holders: Iterable[Keeper]) -> bool:
+    """Whether what a step wants is in use by one of our own who is about to go."""
+    if not isinstance(error, NetError) or error.errno != errno.EADDRINUSE:
+        return False
+    return any(_clash(step.entry, holder) for holder in holders if holder is not step.keeper)
+
+
+def _has_given_up(keeper: Keeper) -> bool:
+    return keeper.snapshot().state in _GIVEN_UP
+
+
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, NetError) else describe_defect(error)
+
+
+def _serves(seen: Snapshot) -> bool:
+    """Whether an engine is worth keeping: not if it never got what it listens on itself."""
+    is_entrance = seen.role == Role.CLIENT.value and seen.direction == Direction.FORWARD.value
+    return seen.state is not State.COOLDOWN or seen.link is not None or is_entrance
+
+
+async def _patiently(is_waiting: Callable[[], bool]) -> None:
+    until = asyncio.get_running_loop().time() + _PATIENCE
+    while is_waiting() and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110  snapshots announce nothing
+        await asyncio.sleep(_LOOK)
 
 
 def _namesake(entry: Entry, keepers: Iterable[Keeper]) -> Keeper | None:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.keeper import at_rest
+from orchestrator.manifest import listening
+from tunnel.net import NetError
 from tunnel.spec import LogLevel
 from tunnel.state import Event, Standing, State, timestamp
 
 if TYPE_CHECKING:
     from tunnel.journal import EventSink
-    from tunnel.spec import TunnelSpec
+    from tunnel.spec import Address, TunnelSpec
     from tunnel.state import Snapshot
 
 
 class FakeEngine:
     """Comes up at once; ends when it is drained and its visitor left, or when it is closed."""
 
-    def __init__(self, name: str, spec: TunnelSpec, sink: EventSink) -> None:
+    def __init__(self, name: str, spec: TunnelSpec, sink: EventSink, ports: dict[Address, object]) -> None:
+        self.ports = ports
+        self.adopted: list[TunnelSpec] = []
         self.name = name
         self.spec = spec
         self.sink = sink
@@ -36,7 +41,35 @@ class FakeEngine:
         self.stubborn = False
         self.deaf = False
 
+    async def prepare(self, predecessor: FakeEngine) -> None:
+        await asyncio.sleep(0)
+        for address in listening(self.spec):
+            if self.ports.get(address, predecessor) not in {predecessor, self}:
+                error = NetError(f"cannot listen on {address}: address in use")
+                error.errno = errno.EADDRINUSE
+                raise error
+        self._bind()
+
+    def _bind(self) -> None:
+        for address in listening(self.spec):
+            self.ports[address] = self
+
+    def _give_up(self) -> None:
+        for address in [address for address, holder in self.ports.items() if holder is self]:
+            del self.ports[address]
+
     async def run(self) -> None:
+        if any(self.ports.get(address, self) is not self for address in listening(self.spec)):
+            self.standing = self.standing.to(State.COOLDOWN, "address in use")
+            await self._until_told()
+            return
+        self._bind()
+        try:
+            await self._serve()
+        finally:
+            self._give_up()
+
+    async def _serve(self) -> None:
         self.standing = self.standing.to(State.CONNECTING).to(State.UP)
         self.sink(Event(ts=time.time(), tunnel=self.name, level=LogLevel.INFO, kind="state", text="up"))
         told = asyncio.create_task(self._until_told())
@@ -62,6 +95,7 @@ class FakeEngine:
             raise RuntimeError("does not listen")
         self.drained_with.append(timeout)
         self.standing = self.standing.to(State.DRAINING)
+        self._give_up()
         self.told.set()
 
     def close(self) -> None:
@@ -71,6 +105,11 @@ class FakeEngine:
 
     def retry(self) -> None:
         """Nothing here waits."""
+
+    def adopt(self, spec: TunnelSpec) -> None:
+        if self.deaf:
+            raise RuntimeError("does not listen")
+        self.adopted.append(spec)
 
     def fail(self, reason: str) -> None:
         """End as one that cannot work as it is written."""
@@ -82,7 +121,11 @@ class FakeEngine:
             raise RuntimeError("too broken to say anything")
         seen = at_rest(self.name, self.spec)
         return replace(
-            seen, state=self.standing.state, reason=self.standing.reason, since=timestamp(self.standing.since)
+            seen,
+            state=self.standing.state,
+            reason=self.standing.reason,
+            since=timestamp(self.standing.since),
+            connections=replace(seen.connections, active=int(not self.visitor_left.is_set())),
         )
 
 
@@ -92,11 +135,13 @@ class Workshop:
     def __init__(self) -> None:
         self.made: dict[str, list[FakeEngine]] = {}
         self.breaks_at_once: set[str] = set()
+        self.ports: dict[Address, object] = {}
+        """who listens where; whoever is not an engine is somebody else on this host"""
 
     def __call__(self, name: str, spec: TunnelSpec, sink: EventSink) -> FakeEngine:
         if name in self.breaks_at_once:
             raise ValueError("cannot even be made")
-        engine = FakeEngine(name, spec, sink)
+        engine = FakeEngine(name, spec, sink, self.ports)
         self.made.setdefault(name, []).append(engine)
         return engine
 

@@ -1,0 +1,207 @@
+"""The plan leads from any configuration to any other, says what it does, and never says a key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.config import load
+from orchestrator.faults import Place
+from orchestrator.manifest import Entry, Manifest
+from orchestrator.plan import Plan, diff, in_force, needs_engine
+from orchestrator.schema import SupervisorSettings
+from orchestrator.sources import Sources
+from tunnel.options import Layer, make_spec
+from tunnel.url import parse
+
+FILE = Path("tunnels.yaml")
+OPTIONS = {
+    "log": ("debug", "warn"),
+    "mode": ("reverse", "forward"),
+    "data_port": ("tunnel", "4000"),
+    "tls": ("1",),
+    "key": ("hunter2", "correct horse"),
+    "max_pool_capacity": ("64", "1024"),
+    "report_interval": ("2s", "5s"),
+}
+LIVE = {"log", "max_pool_capacity", "report_interval"}
+
+urls = st.sampled_from(
+    [
+        "server://127.0.0.1:1001/127.0.0.1:80",
+        "server://127.0.0.1:1002/127.0.0.1:80",
+        "client://127.0.0.1:1001/127.0.0.1:81",
+    ]
+)
+options = st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in OPTIONS.items()})
+
+
+@st.composite
+def entries(draw: st.DrawFn, name: str) -> Entry:
+    return Entry(
+        name=name,
+        spec=make_spec(parse(draw(urls)), [Layer("the entry", draw(options))]),
+        enabled=draw(st.booleans()),
+        tags=draw(st.sampled_from([(), ("prod",)])),
+        files=draw(st.sampled_from([{}, {"tls_cert": "one"}, {"tls_cert": "other"}])),
+        url="",
+        origin=Place(FILE, draw(st.integers(1, 99))),
+    )
+
+
+def manifest(*entries: Entry, supervisor: SupervisorSettings | None = None) -> Manifest:
+    def again() -> Manifest:
+        raise NotImplementedError
+
+    return Manifest(
+        path=FILE,
+        supervisor=supervisor or SupervisorSettings(),
+        entries=entries,
+        sources=Sources(path=FILE),
+        again=again,
+    )
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    names = draw(st.lists(st.sampled_from("abcdef"), unique=True))
+    return manifest(*[draw(entries(name)) for name in names])
+
+
+def applied(old: Manifest, plan: Plan) -> dict[str, Entry]:
+    """What becomes of a configuration that does what the plan says, and nothing else."""
+    found = {entry.name: entry for entry in old.entries}
+    for entry in plan.remove:
+        del found[entry.name]
+    for entry in plan.add:
+        assert entry.name not in found
+        found[entry.name] = entry
+    for step in (*plan.restart, *plan.change):
+        assert found[step.old.name] is step.old
+        found[step.new.name] = step.new
+    return found
+
+
+@given(manifests(), manifests())
+def test_the_plan_leads_from_one_to_the_other(old: Manifest, new: Manifest) -> None:
+    assert applied(old, diff(old, new)) == {entry.name: entry for entry in new.entries}
+
+
+@given(manifests(), manifests())
+def test_every_name_is_in_the_plan_once(old: Manifest, new: Manifest) -> None:
+    plan = diff(old, new)
+    names = [entry.name for entry in (*plan.add, *plan.remove, *plan.leave)]
+    names += [step.new.name for step in (*plan.restart, *plan.change)]
+    assert sorted(names) == sorted({entry.name for entry in (*old.entries, *new.entries)})
+
+
+@given(manifests(), manifests())
+def test_what_changed_is_said_and_no_key_is(old: Manifest, new: Manifest) -> None:
+    plan = diff(old, new)
+    for step in (*plan.restart, *plan.change):
+        assert step.texts
+        assert len(set(step.texts)) == len(step.texts)
+    assert "hunter2" not in repr(plan)
+    assert "correct horse" not in str(plan.as_json())
+
+
+@given(manifests())
+def test_there_is_no_way_from_a_configuration_to_itself(one: Manifest) -> None:
+    moved = replace(one, entries=tuple(replace(e, origin=Place(FILE, 500)) for e in reversed(one.entries)))
+    plan = diff(one, moved)
+    assert plan.is_empty
+    assert {entry.origin.line for entry in plan.leave} <= {500}
+
+
+@given(entries("a"), options)
+def test_only_settings_log_level_and_tags_change_live(entry: Entry, others: dict[str, str]) -> None:
+    before = replace(entry, enabled=True)
+    url = parse("server://127.0.0.1:1001/127.0.0.1:80")
+    one = replace(before, spec=make_spec(url, [Layer("the entry", {})]))
+    other = replace(before, spec=make_spec(url, [Layer("the entry", others)]), tags=("other",))
+    assert needs_engine(one, other) is bool(set(others) - LIVE)
+
+
+def written(folder: Path, text: str) -> Manifest:
+    file = folder / "tunnels.yaml"
+    file.write_text(text)
+    return load(file, {})
+
+
+def test_the_words_of_a_plan(tmp_path: Path) -> None:
+    old = written(
+        tmp_path,
+        """
+version: 1
+tunnels:
+  a: {url: "server://127.0.0.1:1001/127.0.0.1:80", key: one, tags: [prod, eu]}
+  b: {url: "server://127.0.0.1:1002/127.0.0.1:80?mode=forward", log: info}
+  c: server://127.0.0.1:1003/127.0.0.1:83
+  gone: server://127.0.0.1:1004/127.0.0.1:84
+""",
+    )
+    new = written(
+        tmp_path,
+        """
+version: 1
+tunnels:
+  a: {url: "server://127.0.0.1:2001/127.0.0.1:81?data_port=tunnel", key: two}
+  b:
+    url: server://127.0.0.1:1002/127.0.0.1:80?mode=forward&log=debug
+    max_pool_capacity: 1024
+    report_interval: 1s
+  c: {url: "server://127.0.0.1:1003/127.0.0.1:83", enabled: false}
+  come: server://127.0.0.1:1005/127.0.0.1:85
+""",
+    )
+    assert diff(old, new).as_json() == {
+        "add": ["come"],
+        "remove": ["gone"],
+        "restart": [
+            {
+                "name": "a",
+                "changes": [
+                    "tunnel address: 127.0.0.1:1001 → 127.0.0.1:2001",
+                    "target address: 127.0.0.1:80 → 127.0.0.1:81",
+                    "key: another one",
+                    "data_port: random → tunnel",
+                    "tags: [prod, eu] → []",
+                ],
+            }
+        ],
+        "change": [
+            {
+                "name": "b",
+                "changes": [
+                    "log: info → debug",
+                    "max_pool_capacity: 1024, written down now",
+                    "report_interval: 5s → 1s",
+                ],
+            },
+            {"name": "c", "changes": ["enabled: true → false"]},
+        ],
+        "unchanged": 0,
+        "warnings": [],
+    }
+
+
+def test_what_only_a_new_daemon_can_change_is_a_warning(tmp_path: Path) -> None:
+    old = written(tmp_path, "version: 1\nsupervisor: {drain_timeout: 5s, api: {socket: a.sock}}\n")
+    new = written(
+        tmp_path,
+        """
+version: 1
+supervisor: {drain_timeout: 9s, workers: 2, api: {socket: b.sock}, mqtt: {url: "mqtt://broker"}}
+""",
+    )
+    assert diff(old, new).warnings == (
+        f"supervisor.api.socket: {tmp_path}/a.sock → {tmp_path}/b.sock takes effect when the daemon is started anew",
+        "supervisor.workers: 0 → 2 takes effect when the daemon is started anew",
+        "supervisor.mqtt: none → set takes effect when the daemon is started anew",
+    )
+    kept = in_force(old.supervisor, new.supervisor)
+    assert (kept.drain_timeout, kept.workers) == (9.0, 0)
+    assert diff(replace(new, supervisor=kept), new).warnings == diff(old, new).warnings
