@@ -23,8 +23,11 @@ _HEADERS: Final = (
     "IN",
     "OUT",
     "AUTH",
+    "WORKER",
     "REASON",
 )
+_STATE: Final = _HEADERS.index("STATE")
+_WORKER: Final = _HEADERS.index("WORKER")
 _SIGNS: Final = {
     "up": "●",
     "starting": "◐",
@@ -70,14 +73,17 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 def table(tunnels: Iterable[Mapping[str, Any]], *, columns: int | None, paint: Paint) -> str:
-    """One line for each tunnel under a line of headings, clipped to ``columns`` where that is given."""
-    rows = [_row(tunnel) for tunnel in tunnels]
+    """One line for each tunnel under a line of headings, clipped to ``columns`` where that is given.
+
+    Which worker has a tunnel is shown where there are workers.
+    """
+    tunnels = list(tunnels)
+    rows = [_HEADERS, *map(_row, tunnels)]
+    if not any(tunnel["worker"] for tunnel in tunnels):
+        rows = [(*cells[:_WORKER], *cells[_WORKER + 1 :]) for cells in rows]
     states = ["", *(str(tunnel["state"]) for tunnel in tunnels)]
-    widths = [max(map(width, cells)) for cells in zip(_HEADERS, *rows, strict=True)]
-    lines = []
-    for cells, state in zip((_HEADERS, *rows), states, strict=True):
-        lines.append(_line(cells, widths, state, columns, paint))
-    return "\n".join(lines)
+    widths = [max(map(width, cells)) for cells in zip(*rows, strict=True)]
+    return "\n".join(_line(cells, widths, state, columns, paint) for cells, state in zip(rows, states, strict=True))
 
 
 def _row(tunnel: Mapping[str, Any]) -> tuple[str, ...]:
@@ -96,6 +102,7 @@ def _row(tunnel: Mapping[str, Any]) -> tuple[str, ...]:
         size(moved["in"]),
         size(moved["out"]),
         tunnel["auth"],
+        str(tunnel["worker"] or "-"),
         tunnel["reason"] or "",
     )
     return tuple(printable(cell) for cell in cells)
@@ -109,5 +116,5 @@ def _line(cells: Sequence[str], widths: Sequence[int], state: str, columns: int 
         if left is not None:
             text = clip(text, left) if left > 0 else ""
             left -= width(text) + len(_GAP)
-        parts.append(paint(text, state) if state and _HEADERS[index] == "STATE" else text)
+        parts.append(paint(text, state) if state and index == _STATE else text)
     return _GAP.join(part for part in parts if part).rstrip()

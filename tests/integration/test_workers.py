@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import FULL, Daemon, Stage, free_port, until
+from tests.integration.harness import FULL, Command, Daemon, Stage, free_port, until
 from tests.integration.peers import Address, Target, ask, connect, first_byte
 
 PROMISE = 3.0
@@ -29,7 +30,8 @@ class House:
         self.stage = stage
         self.target: Target = stage.target()
         self.doors: dict[str, Address] = {}
-        servers, clients = {}, {}
+        self.servers: dict[str, str] = {}
+        servers, clients = self.servers, {}
         for name in ("a", "b", "c", "d"):
             tunnel, door = free_port(), free_port()
             entrance, exit_ = f"127.0.0.1:{door}", f"127.0.0.1:{self.target.port}"
@@ -48,6 +50,19 @@ class House:
         """The process of each worker, as the log has it."""
         said = re.findall(r"worker (\d+) is at work as process (\d+)", self.daemon.said())
         return {int(number): int(pid) for number, pid in said}
+
+    def rewrite(self, **changed: str) -> None:
+        """Save the servers' file with other URLs."""
+        content = json.loads(self.daemon.file.read_text())
+        self.servers |= changed
+        content["tunnels"] = self.servers
+        self.daemon.file.write_text(json.dumps(content))
+
+    def command(self, *arguments: str) -> Command:
+        """A command to the servers' daemon, once it has ended well."""
+        command = self.stage.run(*arguments, "--socket", str(self.daemon.socket))
+        assert command.ends() == 0, command.said()
+        return command
 
     def names(self, worker: int) -> list[str]:
         return [tunnel["name"] for tunnel in self.daemon.status()["tunnels"] if tunnel["worker"] == worker]
@@ -220,3 +235,64 @@ def test_a_worker_may_open_as_many_files_as_the_system_allows(stage: Stage) -> N
         row = next(line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "open files" in line)
         soft, hard = row.split()[3:5]
         assert soft == hard
+
+
+def test_a_changed_entry_is_applied_in_its_worker_and_the_others_do_not_notice(stage: Stage) -> None:
+    house = House(stage, "forward")
+    other_target = stage.target()
+    links = {name: house.daemon.tunnel(name)["link"] for name in "bcd"}
+    home = house.daemon.tunnel("a")["worker"]
+    visitors = stage.keep(Visitors([house.doors[name] for name in "bcd"]))
+    until(lambda: visitors.served > 50, within=10, what="there is traffic")
+    with connect(house.doors["a"]) as visitor:
+        assert ask(visitor, b"before") == b"before"
+        house.rewrite(a=house.servers["a"].replace(f":{house.target.port}?", f":{other_target.port}?"))
+        until(lambda: house.daemon.status()["generation"] == 2, within=5, what="the file is applied")
+        first_byte(house.doors["a"], within=PROMISE)
+        assert ask(visitor, b"after") == b"after"
+    assert other_target.accepted > 0
+    assert house.daemon.is_in("up", name="a")["worker"] == home
+    visitors.close()
+    assert visitors.faults == []
+    assert {name: house.daemon.tunnel(name)["link"] for name in "bcd"} == links
+    assert house.daemon.tunnel("a")["restarts"] == 0
+
+
+def test_a_port_that_is_taken_leaves_the_old_engine_in_its_worker(stage: Stage) -> None:
+    house = House(stage, "reverse")
+    link = house.daemon.tunnel("a")["link"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        house.rewrite(a=re.sub(r":\d+/", f":{port}/", house.servers["a"]))
+        assert "in use" in house.daemon.says("failed|rejected")
+    first_byte(house.doors["a"], within=1)
+    assert house.daemon.tunnel("a")["link"] == link
+
+
+def test_settings_change_live_across_the_border(stage: Stage) -> None:
+    house = House(stage, "reverse")
+    link = house.daemon.tunnel("a")["link"]
+    house.rewrite(a=f"{house.servers['a']}&signal_queue_limit=77")
+    until(lambda: house.daemon.tunnel("a")["signals"]["limit"] == 77, within=5, what="the new limit holds")
+    assert house.daemon.tunnel("a")["link"] == link
+
+
+def test_commands_reach_tunnels_in_workers(stage: Stage) -> None:
+    house = House(stage, "reverse")
+    house.command("stop", "a", "b")
+    house.daemon.is_in("stopped", name="a")
+    house.daemon.is_in("stopped", name="b")
+    first_byte(house.doors["c"], within=1)
+    house.command("start", "a", "b")
+    house.command("restart", "c")
+    for name in "abc":
+        first_byte(house.doors[name], within=PROMISE)
+    assert "WORKER" in house.command("ps").printed()
+
+
+def test_an_end_before_the_workers_are_there_is_quiet(stage: Stage) -> None:
+    url = f"client://127.0.0.1:{free_port()}/127.0.0.1:1"
+    daemon = stage.up({"t": url}, supervisor={"workers": 2})
+    daemon.says("1 of 1 tunnels started", within=10)
+    daemon.signal(signal.SIGTERM)
+    assert daemon.ends(within=5) == 0

@@ -42,6 +42,14 @@ def test_no_line_is_longer_than_the_terminal(columns: int) -> None:
         assert width(line) <= columns
 
 
+def test_workers_are_shown_where_there_are_any() -> None:
+    alone = table(TUNNELS, columns=None, paint=lambda text, _: text)
+    spread = table([TUNNELS[0], {**TUNNELS[1], "worker": 3}], columns=None, paint=lambda text, _: text).split("\n")
+    assert "WORKER" not in alone
+    at = spread[0].index("WORKER")
+    assert [line[at] for line in (spread[1], spread[2].replace("表の名前", "xxxxxxxx"))] == ["-", "3"]
+
+
 def test_only_the_state_is_painted() -> None:
     painted: list[tuple[str, str]] = []
 
