@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -111,8 +110,6 @@ def up(
         options = [*(["--log-level", log_level] if log_level else []), "--log-format", log_format]
         options += ["--read-only"] * read_only + (["--socket", str(socket)] if socket else [])
         return _detach(manifest, socket, options)
-    if not no_tui and sys.stderr.isatty():
-        say("the dashboard is not in this version yet; the log goes here, as with --no-tui")
     log = _log_writer(log_format)
     level = LogLevel[(log_level or "info").upper()]
     try:
@@ -199,8 +196,6 @@ def demo(*, no_tui: bool, duration: float | None) -> int:
     """Run a self-contained demonstration on this machine's loopback."""
     from orchestrator import demo as play  # noqa: PLC0415  brings everything that runs tunnels
 
-    if not no_tui and sys.stderr.isatty():
-        say("the dashboard is not in this version yet; the log goes here, as with --no-tui")
     log = _log_writer("text")
     try:
         click.echo(play.run(duration, log))

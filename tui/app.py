@@ -204,8 +204,9 @@ def run(
     ascii_only: bool = False,
     keys: Path | None = None,
     owns_daemon: bool = False,
+    duration: float | None = None,
 ) -> str:
-    """The dashboard on a daemon, until the user leaves it; LEAVE or END.
+    """The dashboard on a daemon, until the user leaves it or ``duration`` seconds are over; LEAVE or END.
 
     ``where`` is the daemon's Unix socket, or the ``http://`` address of its API. Raises KeysError where the file of
     keys is wrong.
@@ -214,21 +215,15 @@ def run(
     # every change of the picture makes thousands of small objects that no cycle holds; looking for cycles among them
     # costs as much as everything else together
     gc.set_threshold(100_000, 20, 50)
-    return asyncio.run(_run(where, token, chosen, is_read_only=read_only, is_ascii=ascii_only, owns_daemon=owns_daemon))
 
+    async def live() -> str:
+        async with ApiSource(where, token) as source:
+            app = Dashboard(source, is_read_only=read_only, is_ascii=ascii_only, keys=chosen, owns_daemon=owns_daemon)
+            if duration is not None:
+                asyncio.get_running_loop().call_later(duration, app.exit, LEAVE)
+            answer = await app.run_async() or LEAVE
+            if answer == END:
+                await source.shutdown()
+            return answer
 
-async def _run(
-    where: Path | str,
-    token: str | None,
-    keys: Mapping[str, str] | None,
-    *,
-    is_read_only: bool,
-    is_ascii: bool,
-    owns_daemon: bool,
-) -> str:
-    async with ApiSource(where, token) as source:
-        app = Dashboard(source, is_read_only=is_read_only, is_ascii=is_ascii, keys=keys, owns_daemon=owns_daemon)
-        answer = await app.run_async() or LEAVE
-        if answer == END:
-            await source.shutdown()
-        return answer
+    return asyncio.run(live())

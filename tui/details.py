@@ -27,8 +27,8 @@ def detail_lines(tunnel: Tunnel, more: Json | None, width: int, now: float, wall
     lines.append(clip(((text, style), (f"  {_since(tunnel, wall)}", "dim")), width))
     if tunnel.reason:
         lines += [((part, "warn" if style != State.UP else ""),) for part in wrap(tunnel.reason, width)]
-    if tunnel.state == State.COOLDOWN:
-        left = tunnel.remaining(now)
+    left = tunnel.remaining(now)
+    if left > 0:
         lines.append(((f"attempt {tunnel.attempt + 1} in {seconds(left)}, at {clock(wall + left)}", ""),))
     elif tunnel.attempt:
         lines.append(((f"attempt {tunnel.attempt}", ""),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import yaml
@@ -11,7 +12,6 @@ from tunnel.options import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 
 class KeysError(Exception):
@@ -86,6 +86,13 @@ _SHOWN: Final = {**{name: sign for sign, name in _SPELLED.items() if len(sign) =
 def shown_keys(keys: str) -> str:
     """Keys as a person calls them."""
     return " ".join(_SHOWN.get(key, key.replace("ctrl+", "^")) for key in keys.split(","))
+
+
+def usual_file(environ: Mapping[str, str]) -> Path | None:
+    """``nodepass-orch/keys.yaml`` where this user's settings are, if it is there."""
+    home = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME', '')}/.config"
+    path = Path(home) / "nodepass-orch" / "keys.yaml"
+    return path if path.is_absolute() and path.is_file() else None
 
 
 def load_keys(path: Path) -> dict[str, str]:

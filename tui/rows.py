@@ -37,7 +37,8 @@ class Column:
 def state_cell(tunnel: Tunnel, now: float) -> Span:
     """Shape, word and colour; a cooldown with the seconds that are left."""
     state = tunnel.state
-    wait = f" {seconds(tunnel.remaining(now))}" if state == State.COOLDOWN else ""
+    left = tunnel.remaining(now)
+    wait = f" {seconds(left)}" if left > 0 else ""
     return f"{SIGNS.get(state, '?')} {state}{wait}", state
 
 

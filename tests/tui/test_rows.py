@@ -183,7 +183,8 @@ def test_a_reload_is_asked_about_where_it_takes_something_away() -> None:
 
 def test_results_and_plans_in_words() -> None:
     results: dict[str, Json] = {
-        "a": {"action": "unchanged"}, "b": {"action": "removed"}, "c": {"action": "changed", "changes": ["log info → debug"]},
+        "a": {"action": "unchanged"}, "b": {"action": "removed"},
+        "c": {"action": "changed", "changes": ["log info → debug"]},
         "d": {"action": "rejected", "detail": "address in use"}, **{f"n{i}": {"action": "added"} for i in range(4)},
     }  # fmt: skip
     assert summary(results) == "rejected d; removed b; changed c; added 4"

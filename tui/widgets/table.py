@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from rich.cells import cell_len
 from rich.style import Style
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tui.lines import Line
     from tui.model import Tunnel
+
+_SETTLING: Final = 3.0  # seconds for which the cursor stays at the top, as long as nobody moves it
 
 
 class TunnelTable(Pane, inherit_bindings=False):
@@ -75,6 +77,8 @@ class TunnelTable(Pane, inherit_bindings=False):
         self._seen: dict[int, Line] = {}
         self._cursor: str | None = None
         self._cursor_row = 0
+        self._is_steered = False
+        self._settled_at = 0.0
 
     @property
     def cursor(self) -> str | None:
@@ -150,6 +154,10 @@ class TunnelTable(Pane, inherit_bindings=False):
     def _keep_cursor(self) -> None:
         if not self._tunnels:
             self._put(None, 0)
+        elif self._cursor is None or (not self._is_steered and self._now < self._settled_at):
+            # what is wrong comes first, but hardly anything is known at first
+            self._settled_at = self._settled_at or self._now + _SETTLING
+            self._put(self._tunnels[0].name, 0)
         elif self._cursor in self._index:
             moved = self._index[self._cursor]
             if moved != self._cursor_row:
@@ -177,12 +185,14 @@ class TunnelTable(Pane, inherit_bindings=False):
 
     def move_to(self, name: str) -> bool:
         """Put the cursor on a tunnel; False where it is not shown."""
+        self._is_steered = True
         if name not in self._index:
             return False
         self._put(name, self._index[name])
         return True
 
     def _move_by(self, step: int) -> None:
+        self._is_steered = True
         if self._tunnels:
             index = min(max(0, self._cursor_row + step), len(self._tunnels) - 1)
             self._put(self._tunnels[index].name, index)
@@ -229,6 +239,7 @@ class TunnelTable(Pane, inherit_bindings=False):
         if index >= len(self._tunnels):
             return
         name = self._tunnels[index].name
+        self._is_steered = True
         self._put(name, index)
         if event.x == 0:
             self.post_message(self.Marked(name))

@@ -1,0 +1,180 @@
+"""The commands that open the dashboard: ``top``, and ``up`` and ``demo`` on a terminal."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from orchestrator.shell import FAILED, WRONG, asking, client_at, fail, file_option, socket_option
+
+_PATIENCE: Final = 20.0  # seconds in which a demonstration has to answer
+_LOOK: Final = 0.05
+_FAREWELL: Final = 30.0  # seconds in which it has to end
+
+Callback = Callable[..., Any]
+
+
+def extend(group: click.Group) -> None:
+    """Teach the command line the dashboard."""
+    group.add_command(top)
+    for name, shown in (("up", _up), ("demo", _demo)):
+        command = group.commands[name]
+        if command.callback is not None:
+            command.callback = _on_terminals(command.callback, shown)
+
+
+def _on_terminals(plain: Callback, shown: Callable[..., int]) -> Callback:
+    def run(**options: Any) -> Any:  # noqa: ANN401  whatever the command has
+        if options["no_tui"] or options.get("detach") or not _is_terminal():
+            return plain(**options)
+        return shown(plain, **options)
+
+    return run
+
+
+def _is_terminal() -> bool:
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+
+
+@click.command()
+@socket_option
+@file_option
+@click.option("--api", metavar="URL", help="The API of a daemon elsewhere, as http://127.0.0.1:7070.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="With the token of that API.")
+@click.option("--mqtt", metavar="URL", help="All hosts of a broker.")
+@click.option("--read-only", is_flag=True, help="Look, and change nothing.")
+@click.option("--ascii", "is_ascii", is_flag=True, help="For terminals that know ASCII alone.")
+@click.option("--keys", type=click.Path(path_type=Path), help="A file that gives commands other keys.")
+@click.option("--web", is_flag=True, help="Show it in a browser; wants nodepass-orch[web].")
+@click.option(
+    "--web-listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT", help="Where the browser asks."
+)
+def top(  # noqa: PLR0913  one for each option
+    *,
+    socket: Path | None,
+    file: Path,
+    api: str | None,
+    token_file: Path | None,
+    mqtt: str | None,
+    read_only: bool,
+    is_ascii: bool,
+    keys: Path | None,
+    web: bool,
+    web_listen: str,
+) -> int:
+    """The dashboard on a running daemon. Leaving it leaves the tunnels running."""
+    if mqtt:
+        fail(WRONG, "top --mqtt is not in this version yet")
+    token = _token(token_file)
+    if api is None:
+        with asking():
+            client = client_at(socket, file)
+            client.status()
+        where: Path | str = client.path
+    elif api.startswith(("http://", "https://")):
+        where = api.rstrip("/")
+    else:
+        fail(WRONG, f"--api: {api[:60]!r} is no address such as http://127.0.0.1:7070")
+    if web:
+        flags = ["--read-only"] * read_only
+        flags += ["--keys", str(keys.absolute())] if keys else []
+        flags += ["--token-file", str(token_file.absolute())] if token_file else []
+        place = ["--socket", str(where.absolute())] if isinstance(where, Path) else ["--api", where]
+        return _serve(shlex.join([sys.executable, "-m", "tui.command", "top", *place, *flags]), web_listen)
+    if not _is_terminal() and "TEXTUAL_DRIVER" not in os.environ:
+        fail(WRONG, "the dashboard wants a terminal; for programs there is: nodepass-orch ps --json")
+    _show(where, token=token, read_only=read_only, ascii_only=is_ascii, keys=keys)
+    return 0
+
+
+def _token(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        fail(FAILED, f"cannot read the token in {file}: {getattr(error, 'strerror', None) or 'it is not text'}")
+
+
+def _serve(command: str, listen: str) -> int:
+    try:
+        from tui import web  # noqa: PLC0415  only where it is wanted, and only there it has to be installed
+    except ImportError:
+        fail(FAILED, "--web wants a further library: pip install 'nodepass-orch[web]'")
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        fail(WRONG, f"--web-listen: {listen[:60]!r} is no address such as 127.0.0.1:8000")
+    return web.serve(command, host.strip("[]"), int(port), secrets.token_urlsafe(24))
+
+
+def _show(where: Path | str, **options: Any) -> str:  # noqa: ANN401  those of the dashboard
+    from tui import app, keys  # noqa: PLC0415  Textual takes a quarter of a second: only where something is shown
+
+    options["keys"] = options.get("keys") or keys.usual_file(os.environ)
+    try:
+        return app.run(where, **options)
+    except keys.KeysError as error:
+        fail(WRONG, str(error))
+
+
+def _up(plain: Callback, **options: Any) -> int:  # noqa: ANN401  those of the command
+    """Start the daemon in the background, show it, and do with it in the end what the user says."""
+    code: int = plain(**{**options, "detach": True})
+    if code:
+        return code
+    with asking():
+        client = client_at(options["socket"], Path(options["file"]))
+    from tui.app import END  # noqa: PLC0415  as in _show
+
+    if _show(client.path, read_only=options["read_only"], owns_daemon=True) == END:
+        client.wait_gone()
+    else:
+        click.echo(
+            "nodepass-orch: the tunnels run on; see them with nodepass-orch top, end them with nodepass-orch down",
+            err=True,
+        )
+    return 0
+
+
+def _demo(_: Callback, *, duration: float | None, **__: Any) -> int:  # noqa: ANN401  as above
+    """Run the demonstration beside us, show it, end it, and pass on its summary."""
+    command = [sys.executable, "-m", "orchestrator.cli", "demo", "--no-tui"]
+    with tempfile.TemporaryDirectory(prefix="np-") as folder, (Path(folder) / "log").open("w+b") as log:
+        process = subprocess.Popen(  # noqa: S603  our own program
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+            env={**os.environ, "TMPDIR": folder},
+        )  # fmt: skip
+        try:
+            socket = _socket_of_demo(process, Path(folder))
+            if socket is not None:
+                _show(socket, duration=duration)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            out, _said = process.communicate(timeout=_FAREWELL)
+            click.echo(out.decode(errors="replace"), nl=False)
+        if socket is None:
+            log.seek(0)
+            click.echo(log.read().decode(errors="replace"), err=True, nl=False)
+            return process.returncode or FAILED
+    return process.returncode
+
+
+def _socket_of_demo(process: subprocess.Popen[bytes], folder: Path) -> Path | None:
+    """Its socket, once there is one; None where it ended, or did not come up in time."""
+    deadline = time.monotonic() + _PATIENCE
+    while process.poll() is None and time.monotonic() < deadline:
+        for socket in folder.glob("*/*.sock"):
+            return socket
+        time.sleep(_LOOK)
+    return None
