@@ -55,11 +55,11 @@ def full_pattern(path: Path, pattern: str) -> str:
 
 def matching(path: Path, patterns: tuple[str, ...]) -> list[Path]:
     """The files that ``include:`` names, each once, in the order of the patterns, then of the names; never itself."""
-    own = path.resolve()
+    own = os.path.realpath(path)  # unlike Path.resolve it bears links in a circle
     found: dict[Path, None] = {}
     for pattern in patterns:
         for match in sorted(glob.glob(full_pattern(path, pattern), recursive=True)):  # noqa: PTH207  Path.glob refuses absolute patterns
-            if Path(match).resolve() != own:
+            if os.path.realpath(match) != own:
                 found.setdefault(Path(match))
     return list(found)
 
@@ -107,7 +107,4 @@ def _hops(path: Path) -> Iterator[Path]:
         except OSError:
             break
         path = path.parent / target
-    try:
-        yield path.resolve().parent
-    except (OSError, RuntimeError):  # links in a circle
-        return
+    yield Path(os.path.realpath(path)).parent

@@ -1,0 +1,266 @@
+"""The watcher sees every way in which a file comes to say something else, and nothing besides."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator import watcher
+from orchestrator.bus import Bus
+from orchestrator.config import load
+from orchestrator.faults import ConfigError
+from orchestrator.sources import MISSING, Sources, is_being_written
+from orchestrator.watcher import watching
+from tests.orchestrator.fakes import until
+
+PROMPT = 1.0  # seconds from the save to the reload
+
+
+class Reader:
+    """Reads the file when it is told to, as a supervisor does."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.bus = Bus()
+        self.texts: list[str] = []
+        self.seen = Sources(path=file)
+        self.read()
+
+    def read(self) -> None:
+        try:
+            self.seen = load(self.file, {}).sources
+        except ConfigError as error:
+            self.seen = error.sources or self.seen
+
+    async def reload(self) -> None:
+        self.read()
+        self.texts.append(self.file.read_text() if self.file.exists() else "")
+
+    def sources(self) -> Sources:
+        return self.seen
+
+
+def text(number: int) -> str:
+    return f"version: 1\ntunnels:\n  web: server://127.0.0.1:{number}/127.0.0.1:80\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/tunnels.yaml").write_text(text(1))
+    return tmp_path / "etc"
+
+
+@pytest.fixture
+async def reader(folder: Path) -> AsyncIterator[Reader]:
+    reader = Reader(folder / "tunnels.yaml")
+    async with watching(reader.sources, reader.reload, reader.bus):
+        await asyncio.sleep(0.1)  # that it is watching already makes the test sharper, not slower
+        yield reader
+
+
+def rename_over(file: Path) -> None:
+    """As vim and most editors do: a backup, a new file, the new one under the old name."""
+    new = file.with_name("4913")
+    new.write_text(text(2))
+    file.rename(file.with_name("tunnels.yaml~"))
+    new.rename(file)
+
+
+def write_in_place(file: Path) -> None:
+    file.write_text(text(2))
+
+
+def replace(file: Path) -> None:
+    new = file.with_name("sedXYZ")
+    new.write_text(text(2))
+    new.replace(file)
+
+
+def replace_from_elsewhere(file: Path) -> None:
+    new = file.parent.parent / "new.yaml"
+    new.write_text(text(2))
+    shutil.move(new, file)
+
+
+def delete_and_write(file: Path) -> None:
+    file.unlink()
+    file.write_text(text(2))
+
+
+@pytest.mark.parametrize(
+    "save",
+    [rename_over, write_in_place, replace, replace_from_elsewhere, delete_and_write],
+    ids=lambda save: save.__name__,
+)
+async def test_every_way_to_save_is_seen_at_once(reader: Reader, save: Callable[[Path], None]) -> None:
+    save(reader.file)
+    await until(lambda: reader.texts == [text(2)], PROMPT)
+
+
+async def test_the_same_content_is_nothing_new(reader: Reader) -> None:
+    reader.file.write_text(text(1))
+    os.utime(reader.file)
+    rename_over(reader.file)
+    reader.file.write_text(text(1))
+    await asyncio.sleep(1.0)
+    assert reader.texts == []
+
+
+async def test_twenty_saves_in_two_seconds_end_with_the_last(reader: Reader) -> None:
+    for number in range(100, 120):
+        reader.file.write_text(text(number))
+        await asyncio.sleep(0.1)
+    await until(lambda: reader.texts[-1:] == [text(119)], PROMPT)
+    assert len(reader.texts) <= 5
+    tasks = len(asyncio.all_tasks())
+    await asyncio.sleep(0.5)
+    assert len(asyncio.all_tasks()) <= tasks
+
+
+async def test_a_deletion_is_seen_and_so_is_the_return(reader: Reader) -> None:
+    reader.file.unlink()
+    await until(lambda: reader.texts == [""], PROMPT)
+    assert reader.seen.files == {reader.file: MISSING}
+    reader.file.write_text(text(2))
+    await until(lambda: reader.texts == ["", text(2)], PROMPT)
+
+
+async def test_a_file_that_is_being_written_is_not_read(reader: Reader) -> None:
+    with reader.file.open("w") as stream:
+        stream.write(text(2))
+        stream.flush()
+        assert is_being_written(reader.file)
+        await asyncio.sleep(1.5)
+        assert reader.texts == []
+        stream.write("  more: server://127.0.0.1:5/127.0.0.1:80\n")
+    await until(lambda: reader.texts, PROMPT)
+    assert "more" in reader.texts[0]
+
+
+def replace_folder(folder: Path) -> None:
+    new = folder.with_name("new")
+    new.mkdir()
+    (new / "tunnels.yaml").write_text(text(2))
+    folder.rename(folder.with_name("old"))
+    new.rename(folder)
+
+
+async def test_the_folder_itself_may_be_replaced(reader: Reader, folder: Path) -> None:
+    replace_folder(folder)
+    await until(lambda: reader.texts == [text(2)], 4.0)
+    (folder / "tunnels.yaml").write_text(text(3))
+    await until(lambda: reader.texts == [text(2), text(3)], PROMPT)
+
+
+async def test_included_files_that_come_change_and_go(tmp_path: Path) -> None:
+    (tmp_path / "tunnels.d").mkdir()
+    file = tmp_path / "tunnels.yaml"
+    file.write_text("version: 1\ninclude: [tunnels.d/*.yaml, more.yaml]\n")
+    reader = Reader(file)  # more.yaml is missing: an error that its coming mends
+    async with watching(reader.sources, reader.reload, reader.bus):
+        for name in ("more.yaml", "tunnels.d/a.yaml"):
+            (tmp_path / name).write_text(f"tunnels: {{{name[-6:-5]}: 'client://127.0.0.1:1/127.0.0.1:80'}}")
+            await until(lambda name=name: tmp_path / name in reader.seen.files, 2.5)  # type: ignore[misc]  # of a default
+        before = reader.seen
+        (tmp_path / "tunnels.d/a.yaml").write_text("tunnels: {a: 'client://127.0.0.1:2/127.0.0.1:80'}")
+        await until(lambda: reader.seen != before, PROMPT)
+        (tmp_path / "tunnels.d/a.yaml").unlink()
+        await until(lambda: tmp_path / "tunnels.d/a.yaml" not in reader.seen.files, PROMPT)
+
+
+async def test_a_key_file_is_watched_too(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/key").write_text("one")
+    file = tmp_path / "tunnels.yaml"
+    file.write_text(text(1).rstrip() + "?key_file=secret/key\n")
+    reader = Reader(file)
+    async with watching(reader.sources, reader.reload, reader.bus):
+        await asyncio.sleep(0.1)
+        (tmp_path / "secret/key").write_text("two")
+        await until(lambda: reader.texts, PROMPT)
+
+
+def swap_data(folder: Path, number: int) -> None:
+    """As the kubelet updates a ConfigMap."""
+    version = folder / f"..2026_{number}"
+    version.mkdir()
+    (version / "tunnels.yaml").write_text(text(number))
+    link = folder / "..data_tmp"
+    link.symlink_to(version.name)
+    old = (folder / "..data").readlink() if (folder / "..data").is_symlink() else None
+    link.rename(folder / "..data")
+    if old is not None:
+        shutil.rmtree(folder / old)
+
+
+async def test_a_swap_of_symbolic_links(tmp_path: Path) -> None:
+    swap_data(tmp_path, 1)
+    file = tmp_path / "tunnels.yaml"
+    file.symlink_to("..data/tunnels.yaml")
+    reader = Reader(file)
+    async with watching(reader.sources, reader.reload, reader.bus):
+        await asyncio.sleep(0.1)
+        for number in (2, 3):
+            swap_data(tmp_path, number)
+            await until(lambda number=number: reader.texts[-1:] == [text(number)], PROMPT)  # type: ignore[misc]  # of a default
+
+
+async def test_without_hints_the_content_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("OS file watch limit reached")
+
+    monkeypatch.setattr(watcher, "awatch", refuse)
+    reader = Reader(folder / "tunnels.yaml")
+    async with watching(reader.sources, reader.reload, reader.bus):
+        for number in (2, 3):
+            reader.file.write_text(text(number))
+            await until(lambda number=number: reader.texts[-1:] == [text(number)], PROMPT)  # type: ignore[misc]  # of a default
+    warned = [event.text for event in reader.bus.recent("")]
+    assert len(warned) == 1
+    assert "limit reached" in warned[0]
+
+
+async def test_a_defect_of_a_reload_does_not_end_the_watch(folder: Path) -> None:
+    reader = Reader(folder / "tunnels.yaml")
+    asked: list[int] = []
+
+    async def reload() -> None:
+        asked.append(1)
+        if len(asked) == 1:
+            raise RuntimeError("nobody thought of this")
+        await reader.reload()
+
+    async with watching(reader.sources, reload, reader.bus):
+        reader.file.write_text(text(2))
+        await until(lambda: asked, PROMPT)
+        reader.file.write_text(text(3))
+        await until(lambda: reader.texts == [text(3)], PROMPT)
+    assert "nobody thought of this" in reader.bus.recent("")[0].text
+
+
+def test_where_a_change_shows(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "real/tunnels.yaml").write_text(text(1))
+    (tmp_path / "links/b.yaml").symlink_to("../real/tunnels.yaml")
+    (tmp_path / "a.yaml").symlink_to("links/b.yaml")
+    sources = load(tmp_path / "a.yaml", {}).sources
+    assert {path.resolve() for path in sources.directories()} == {tmp_path, tmp_path / "real", tmp_path / "links"}
+    assert sources.look() == sources
+
+
+def test_links_in_a_circle_are_a_missing_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").symlink_to("b.yaml")
+    (tmp_path / "b.yaml").symlink_to("a.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "a.yaml", {})
+    sources = caught.value.sources
+    assert sources is not None
+    assert sources.look() == sources
+    assert sources.directories() == {tmp_path}
