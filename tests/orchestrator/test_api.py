@@ -1,0 +1,419 @@
+"""The local API as programs meet it: over the Unix socket, over TCP with a token, and on the address for metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+from openapi_spec_validator import validate
+from yarl import URL
+
+from orchestrator import api, doors, stream
+from orchestrator.config import load
+from orchestrator.desk import VERBS, Desk
+from orchestrator.openapi import document
+from orchestrator.paths import SocketPathError
+from orchestrator.supervisor import Supervisor
+from tests.orchestrator.fakes import Workshop, until
+from tunnel.spec import LogLevel
+from tunnel.state import State
+
+TOKEN = "0123456789abcdef-and-more"
+FILE = """
+version: 1
+tunnels:
+  web: server://127.0.0.1:10101/127.0.0.1:8080
+  "a b%2F [red]": {url: "client://127.0.0.1:10102/127.0.0.1:80", tags: [prod]}
+  spare: {url: "client://127.0.0.1:10103/127.0.0.1:80", enabled: false}
+"""
+ODD = "a b%2F [red]"
+
+
+class Answer:
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> Any:  # noqa: ANN401  JSON of any shape
+        return json.loads(self.body)
+
+
+class House:
+    """A supervisor of fake engines with its API, at the socket and at a base URL where there is one."""
+
+    def __init__(self, supervisor: Supervisor, workshop: Workshop, session: aiohttp.ClientSession, file: Path) -> None:
+        self.supervisor = supervisor
+        self.workshop = workshop
+        self.session = session
+        self.file = file
+
+    async def ask(self, method: str, path: str, body: str | None = None, **headers: str) -> Answer:
+        url = URL(f"http://x{path}", encoded=True)
+        async with self.session.request(method, url, data=body, headers=headers) as response:
+            return Answer(response.status, dict(response.headers), await response.read())
+
+    @asynccontextmanager
+    async def listening(self, path: str) -> AsyncIterator[AsyncIterator[tuple[str, Any]]]:
+        """The events of a stream as they come."""
+        async with self.session.get(URL(f"http://x{path}", encoded=True)) as response:
+            assert response.status == 200
+            assert response.headers["Content-Type"] == "text/event-stream"
+            yield _events(response)
+
+    def state(self, name: str) -> State:
+        return self.supervisor.snapshot(name).state
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Any]]:
+    kind = ""
+    async for line in response.content:
+        field, _, value = line.decode().rstrip("\n").partition(": ")
+        if field == "event":
+            kind = value
+        elif field == "data":
+            yield kind, json.loads(value)
+
+
+async def take(events: AsyncIterator[tuple[str, Any]], kind: str, wanted: str = "") -> Any:  # noqa: ANN401  as above
+    """The next event of a kind whose text has a word in it."""
+    async with asyncio.timeout(5):
+        async for found, data in events:
+            if found == kind and wanted in json.dumps(data):
+                return data
+    raise AssertionError("the stream ended")
+
+
+@asynccontextmanager
+async def running(path: Path, text: str = FILE, *, read_only: bool = False) -> AsyncIterator[House]:
+    file = path / "tunnels.yaml"
+    file.write_text(text)
+    manifest = load(file, {})
+    workshop = Workshop()
+    supervisor = Supervisor(manifest, make_engine=workshop)
+    socket = path / "np.sock"
+    async with (
+        doors.opened(Desk(supervisor, read_only=read_only), socket, manifest.supervisor),
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as session,
+    ):
+        house = House(supervisor, workshop, session, file)
+        life = asyncio.create_task(supervisor.run())
+        await until(lambda: supervisor.is_ready)
+        yield house
+        supervisor.close()
+        await asyncio.wait_for(life, 10)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with running(tmp_path) as house:
+        await until(lambda: house.state("web") is house.state(ODD) is State.UP)
+        yield house
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/v1/status", "application/json"),
+        (f"/v1/tunnels/{quote(ODD, safe='')}", "application/json"),
+        ("/v1/plan", "application/json"),
+        ("/v1/logs", "application/json"),
+        ("/v1/events?follow=false", "text/event-stream"),
+        ("/openapi.json", "application/json"),
+        ("/healthz", "text/plain"),
+        ("/readyz", "text/plain"),
+        ("/metrics", "text/plain"),
+    ],
+)
+async def test_curl_on_each_path(house: House, path: str, kind: str) -> None:
+    curl = shutil.which("curl")
+    assert curl, "curl is what people use here"
+    command = [curl, "-sS", "--unix-socket", str(house.file.parent / "np.sock"), "-w", "\n%{http_code} %{content_type}"]
+    done = await asyncio.to_thread(subprocess.run, [*command, f"http://x{path}"], check=True, capture_output=True)
+    body, _, verdict = done.stdout.decode().rpartition("\n")
+    assert verdict.startswith(f"200 {kind}")
+    if kind == "application/json":
+        json.loads(body)
+
+
+async def test_commands_say_what_they_do(house: House) -> None:
+    path = f"/v1/tunnels/{quote(ODD, safe='')}"
+    house.workshop.last(ODD).visitor_left.clear()
+    answer = await house.ask("POST", f"{path}/drain", '{"timeout": 7.5}')
+    assert (answer.status, answer.json["name"], answer.json["ok"]) == (200, ODD, True)
+    assert house.workshop.last(ODD).drained_with == [7.5]
+    assert house.state(ODD) is State.DRAINING
+    assert (await house.ask("POST", f"{path}/start")).json[
+        "text"
+    ] == "starts again after its drain; 1 visitor may finish"
+    house.workshop.last(ODD).visitor_left.set()
+    await until(lambda: house.state(ODD) is State.UP)
+    assert len(house.workshop.made[ODD]) == 2
+    assert (await house.ask("POST", f"{path}/stop", "{}")).json["text"] == "is stopped"
+    await until(lambda: house.state(ODD) is State.STOPPED)
+    assert (await house.ask("POST", f"{path}/stop")).json == {
+        "name": ODD, "ok": True, "state": "stopped", "text": "rests already",
+    }  # fmt: skip
+    assert (await house.ask("POST", f"{path}/restart")).json["text"] == "is started"
+    told = [event.text for event in house.supervisor.bus.history(100) if event.kind == "command"]
+    assert told[0].startswith("drain: is drained")
+    assert len(told) == 5
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "detail"),
+    [
+        ("POST", "/v1/tunnels/nope/stop", None, 404, "no tunnel is named 'nope'"),
+        ("GET", "/v1/tunnels/nope", None, 404, "no tunnel is named 'nope'"),
+        ("GET", "/v1/logs?tunnel=nope", None, 404, "no tunnel is named 'nope'"),
+        ("POST", "/v1/tunnels/web/retry", None, 409, "'web' has no cooldown to end: it is up"),
+        ("POST", "/v1/tunnels/web/stpo", None, 404, ""),
+        ("GET", "/v1/tunnels/web/stop", None, 405, ""),
+        ("HEAD", "/v1/watch", None, 405, ""),
+        ("POST", "/v1/tunnels/web/stop", "{", 400, "the body is not JSON"),
+        ("POST", "/v1/tunnels/web/stop", "[]", 400, "the body is not a JSON object of timeout"),
+        ("POST", "/v1/tunnels/web/stop", '{"timeut": 1}', 400, "did you mean 'timeout'?"),
+        ("POST", "/v1/tunnels/web/stop", '{"timeout": -1}', 400, "not a number of seconds"),
+        ("POST", "/v1/tunnels/web/stop", '{"timeout": true}', 400, "not a number of seconds"),
+        ("POST", "/v1/tunnels/web/stop", '{"timeout": NaN}', 400, "not a number of seconds"),
+        ("POST", "/v1/tunnels/web/start", '{"timeout": 1}', 400, "unknown key in the body 'timeout'"),
+        ("POST", "/v1/shutdown", '{"drain": 1}', 400, "drain in the body is neither true nor false"),
+        ("POST", "/v1/reload", "x" * 70_000, 413, ""),
+        ("GET", "/v1/logs?n=-1", None, 400, "n: '-1' is not a whole number from 0 to 10000"),
+        ("GET", "/v1/logs?levle=info", None, 400, "unknown parameter 'levle'; did you mean 'level'?"),
+        ("GET", "/v1/logs?level=loud", None, 400, "'loud' is none of debug, info, warn, error, fatal"),
+        ("GET", "/v1/events?follow=maybe", None, 400, "'maybe' is neither true nor false"),
+        ("GET", "/v1/watch?interval=nan", None, 400, "'nan' is not a number of seconds from 0 to 60"),
+        ("GET", "/v1/status?x=1", None, 400, "unknown parameter 'x'"),
+    ],
+)  # fmt: skip
+async def test_refusals_are_problems(
+    house: House, method: str, path: str, body: str | None, status: int, detail: str
+) -> None:
+    answer = await house.ask(method, path, body)
+    assert answer.status == status
+    assert answer.headers["Content-Type"].startswith("application/problem+json")
+    if method != "HEAD":
+        assert answer.json["status"] == status
+        assert detail in answer.json["detail"]
+    assert not house.workshop.last("web").drained_with
+
+
+async def test_read_only_takes_no_command(tmp_path: Path) -> None:
+    async with running(tmp_path, read_only=True) as house:
+        paths = [f"/v1/tunnels/web/{verb}" for verb in VERBS] + ["/v1/reload", "/v1/shutdown"]
+        for path in paths:
+            answer = await house.ask("POST", path)
+            assert (answer.status, "--read-only" in answer.json["detail"]) == (403, True)
+        status = (await house.ask("GET", "/v1/status")).json
+        assert status["read_only"] is True
+        assert (await house.ask("GET", "/v1/plan")).status == 200
+
+
+async def test_commands_wait_for_no_end(house: House) -> None:
+    house.workshop.last("web").visitor_left.clear()
+    house.supervisor.shutdown()
+    answer = await house.ask("POST", "/v1/tunnels/web/start")
+    assert (answer.status, answer.json["title"]) == (409, "Conflict")
+    assert (await house.ask("POST", "/v1/shutdown", '{"drain": false}')).status == 202
+    await until(lambda: house.state("web") is State.STOPPED)
+
+
+async def test_reload_and_plan(house: House) -> None:
+    house.file.write_text(
+        FILE.replace("8080", "8081").replace("  spare:", "  new: client://127.0.0.1:1/127.0.0.1:2\n  spare:")
+    )
+    plan = (await house.ask("GET", "/v1/plan")).json
+    assert (plan["add"], [step["name"] for step in plan["restart"]], plan["unchanged"]) == (["new"], ["web"], 2)
+    answer = (await house.ask("POST", "/v1/reload")).json
+    assert (answer["ok"], answer["generation"], answer["error"]) == (True, 2, None)
+    assert {name: result["action"] for name, result in answer["results"].items()}["new"] == "added"
+    house.file.write_text("version: 1\ntunnels: [\n")
+    answer = (await house.ask("POST", "/v1/reload")).json
+    assert (answer["ok"], answer["generation"]) == (False, 2)
+    assert answer["error"]["line"] >= 2
+    config = (await house.ask("GET", "/v1/status")).json["config"]
+    assert (config["ok"], config["line"]) == (False, answer["error"]["line"])
+
+
+async def test_one_tunnel_in_full(house: House) -> None:
+    found = (await house.ask("GET", f"/v1/tunnels/{quote(ODD, safe='')}")).json
+    assert (found["name"], found["enabled"], found["tags"]) == (ODD, True, ["prod"])
+    assert found["where"].startswith("tunnels.yaml:5:")
+    assert found["settings"]["shutdown_timeout"] == {"value": "5s", "source": "built in", "where": None}
+
+
+async def test_watching(house: House) -> None:
+    async with house.listening("/v1/watch?interval=0.1") as events:
+        status = await take(events, "status")
+        assert status == (await house.ask("GET", "/v1/status")).json
+        await house.ask("POST", "/v1/tunnels/web/stop")
+        assert (await take(events, "event"))["kind"] == "command"
+        change = await take(events, "change")
+        while change["changed"]["web"].get("state") != "stopped":
+            change = await take(events, "change", "web")
+        assert set(change["changed"]) == {"web"}
+        assert "name" not in change["changed"]["web"]
+        house.file.write_text(FILE.replace("  spare:", "  new: client://127.0.0.1:1/127.0.0.1:2\n  other:"))
+        await house.ask("POST", "/v1/reload")
+        event = await take(events, "event", '"reload"')
+        assert event["generation"] == 2
+        assert event["results"]["new"]["action"] == "added"
+        change = await take(events, "change", "spare")
+        assert change["removed"] == ["spare"]
+        assert change["changed"]["new"]["name"] == "new"
+        assert change["status"]["generation"] == 2
+
+
+async def test_changes_make_the_status_again(house: House) -> None:
+    async with house.listening("/v1/watch?interval=0.1") as events:
+        known = {tunnel["name"]: tunnel for tunnel in (await take(events, "status"))["tunnels"]}
+        for name in ("web", ODD, "web"):
+            await house.ask("POST", f"/v1/tunnels/{quote(name, safe='')}/restart")
+            await until(lambda name=name: house.state(name) is State.UP)  # type: ignore[misc]  # bound now, not later
+        async with asyncio.timeout(5):
+            async for kind, data in events:
+                if kind == "change":
+                    for name, changed in data["changed"].items():
+                        known[name] = {**known.get(name, {}), **changed}
+                if list(known.values()) == house.supervisor.status()["tunnels"]:
+                    break
+
+
+async def test_a_new_log_line_reaches_only_who_wants_it(house: House) -> None:
+    bus = house.supervisor.bus
+    bus.tell(LogLevel.WARN, "visitor", "before", tunnel="web")
+    bus.tell(LogLevel.INFO, "visitor", "other", tunnel=ODD)
+    async with house.listening("/v1/logs?tunnel=web&level=warn&follow=true&n=1") as events:
+        assert (await take(events, "event"))["text"] == "before"
+        bus.tell(LogLevel.INFO, "visitor", "not grave enough", tunnel="web")
+        bus.tell(LogLevel.ERROR, "visitor", "of another", tunnel=ODD)
+        bus.tell(LogLevel.ERROR, "visitor", "after\u2028", tunnel="web")
+        assert (await take(events, "event"))["text"] == "after\u2028"
+    lines = (await house.ask("GET", f"/v1/logs?n=2&level=info&tunnel={quote(ODD, safe='')}&tunnel=web")).json["lines"]
+    assert [line["text"] for line in lines] == ["of another", "after\u2028"]
+
+
+async def test_the_history_knows_what_became_of_tunnels(house: House) -> None:
+    house.supervisor.bus.tell(LogLevel.ERROR, "visitor", "no history")
+    await house.ask("POST", "/v1/tunnels/web/restart")
+    async with house.listening("/v1/events?n=3&follow=false") as events:
+        kinds = [data["kind"] async for _, data in events]
+    assert len(kinds) == 3
+    assert set(kinds) <= {"state", "command"}
+
+
+async def test_streams_end_with_the_daemon(tmp_path: Path) -> None:
+    async with running(tmp_path):
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "np.sock")
+        writer.write(b"GET /v1/logs?follow=true HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(5):
+            await reader.readuntil(b"tunnels started")
+    async with asyncio.timeout(5):
+        rest = await reader.read()
+    writer.close()
+    assert b"all tunnels are closed" in rest
+    assert rest.endswith(b"0\r\n\r\n"), "the answer ends as HTTP wants it"
+
+
+async def test_a_reader_who_left_is_forgotten(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "HEARTBEAT", 0.05)
+    listeners = house.supervisor.bus._listeners
+    before = len(listeners)
+    async with house.listening("/v1/events"), house.listening("/v1/watch"), house.listening("/v1/logs?follow=true"):
+        await until(lambda: len(listeners) == before + 3)
+    await until(lambda: len(listeners) == before)
+
+
+async def test_a_slow_reader_is_told_what_he_missed(house: House) -> None:
+    bus = house.supervisor.bus
+    with stream.Inbox(bus, lambda _: True, stream.Readers()) as inbox:
+        for number in range(stream._HELD + 5):
+            bus.tell(LogLevel.INFO, "visitor", str(number))
+        events = await inbox.read(1.0)
+        assert len(events) == stream._HELD + 1
+        assert events[-1].text == "5 events were left out: they are read too slowly"
+        assert await inbox.read(0.01) == []
+
+
+async def test_tcp_is_for_bearers_of_the_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    section = "supervisor: {api: {listen: '127.0.0.1:0', token_file: token}, metrics: '127.0.0.1:0'}\n"
+    async with running(tmp_path, FILE.replace("tunnels:", f"{section}tunnels:")) as house:
+        told = [event.text for event in house.supervisor.bus.recent("")]
+        base, metrics = (
+            next(text.split()[-1] for text in told if text.startswith(what)) for what in ("the API", "metrics")
+        )
+        async with aiohttp.ClientSession() as session:
+            for value, status in (
+                (None, 401),
+                ("Bearer", 401),
+                (f"Bearer {TOKEN[:-1]}", 401),
+                (f"Basic {TOKEN}", 401),
+                (f"Bearer {TOKEN}", 200),
+                (f"bearer {TOKEN}", 200),
+            ):
+                headers = {"Authorization": value} if value else {}
+                for path in ("/v1/status", "/healthz", "/metrics", "/openapi.json"):
+                    async with session.get(f"http://{base}{path}", headers=headers) as answer:
+                        assert answer.status == status
+                        if status == 401:
+                            assert answer.headers["WWW-Authenticate"] == "Bearer"
+                            assert TOKEN not in await answer.text()
+            async with session.post(f"http://{base}/v1/shutdown") as answer:
+                assert answer.status == 401
+            for path, status in (("/metrics", 200), ("/healthz", 200), ("/readyz", 200), ("/v1/status", 404)):
+                async with session.get(f"http://{metrics}{path}") as answer:
+                    assert answer.status == status
+
+
+@pytest.mark.parametrize(
+    ("section", "token", "sentence"),
+    [
+        ("{listen: '127.0.0.1:0'}", "", "needs token_file"),
+        ("{listen: '127.0.0.1:0', token_file: nowhere}", "", "No such file"),
+        ("{listen: '127.0.0.1:0', token_file: token}", "short", "16 to 4096 characters"),
+        ("{listen: '127.0.0.1:0', token_file: token}", "schlüssel-schlüssel", "plain ASCII"),
+        ("{listen: '192.0.2.1:1', token_file: token}", TOKEN, "cannot listen on 192.0.2.1:1, where the API is to be"),
+    ],
+)
+async def test_a_door_that_cannot_be_opened(tmp_path: Path, section: str, token: str, sentence: str) -> None:
+    (tmp_path / "token").write_text(token)
+    with pytest.raises((SocketPathError, ExceptionGroup, ValueError), match=sentence):
+        async with running(tmp_path, FILE.replace("tunnels:", f"supervisor: {{api: {section}}}\ntunnels:")):
+            pass
+
+
+async def test_the_document_validates_and_names_every_path(house: House) -> None:
+    found = (await house.ask("GET", "/openapi.json")).json
+    validate(found)
+    ours = set()
+    for route in api.application(Desk(house.supervisor)).router.routes():
+        path = route.resource.canonical if route.resource else ""
+        names = [path.replace("{verb}", verb) for verb in VERBS] if "{verb}" in path else [path]
+        ours |= {(name, route.method.lower()) for name in names}
+    documented = {(path, method) for path, item in found["paths"].items() for method in item if method != "parameters"}
+    assert documented == ours
+
+
+async def test_the_document_describes_the_status_as_it_is(house: House) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schemas = document("1")["components"]["schemas"]
+    status = (await house.ask("GET", "/v1/status")).json
+    one = (await house.ask("GET", "/v1/tunnels/web")).json
+    for name, data in (("Status", status), ("Inspection", one)):
+        jsonschema.validate(data, {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}})
+    assert (
+        replace(house.supervisor.snapshot("web"), rtt_ms=1.5).as_json().keys() == schemas["Tunnel"]["properties"].keys()
+    )

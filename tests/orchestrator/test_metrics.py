@@ -1,0 +1,116 @@
+"""The page of metrics: what a parser reads from it is what the snapshots say."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as read_text
+
+from orchestrator import metrics
+from orchestrator.keeper import at_rest
+from tunnel.options import make_spec
+from tunnel.state import BytesView, ConnectionsView, RefusedView, SignalsView, Snapshot, State
+from tunnel.url import parse
+
+HEAD = {"version": "1.2.3", "generation": 4, "config": {"ok": False, "loaded_at": "2026-01-02T03:04:05.500Z"}}
+
+
+def snapshot(name: str = "web", **changes: Any) -> Snapshot:  # noqa: ANN401  any field of a snapshot
+    return replace(at_rest(name, make_spec(parse("server://127.0.0.1:1/127.0.0.1:2"), environ={})), **changes)
+
+
+def page(*snapshots: Snapshot, accept: str = "") -> tuple[str, str]:
+    body, content_type = metrics.render(HEAD, snapshots, accept, metrics.process_collector())
+    return body.decode(), content_type
+
+
+def samples(*snapshots: Snapshot) -> dict[tuple[str, tuple[str, ...]], float]:
+    found = {}
+    for family in read_text(page(*snapshots)[0]):
+        for sample in family.samples:
+            key = (sample.name.removeprefix("nodepass_orch_"), tuple(sample.labels.values()))
+            assert key not in found
+            found[key] = sample.value
+    return found
+
+
+def test_numbers_are_those_of_the_snapshot() -> None:
+    seen = snapshot(
+        state=State.UP,
+        direction="reverse",
+        connections=ConnectionsView(active=3, total=50, failed=2, limit=1024),
+        signals=SignalsView(queued=1, limit=9, total=52),
+        bytes=BytesView(from_visitors=7, to_visitors=(1 << 53) + 2),
+        refused=RefusedView(handshakes=4, prefaces=5, silent=6),
+        rtt_ms=12.5,
+        restarts=8,
+    )
+    found = samples(seen)
+    label = ("reverse", "server", "web")
+    assert {name: value for (name, labels), value in found.items() if labels == label} == {
+        "tunnel_up": 1,
+        "tunnel_state_since_timestamp_seconds": pytest.approx(found["tunnel_state_since_timestamp_seconds", label]),
+        "tunnel_pool_idle": 0,
+        "tunnel_pool_capacity": 0,
+        "tunnel_pool_dialing": 0,
+        "tunnel_pool_min": 8,
+        "tunnel_pool_max": 1024,
+        "tunnel_signals_queued": 1,
+        "tunnel_signals_queue_limit": 9,
+        "tunnel_signals_total": 52,
+        "tunnel_connections_active": 3,
+        "tunnel_connections_limit": 1024,
+        "tunnel_connections_total": 50,
+        "tunnel_connections_failed_total": 2,
+        "tunnel_in_bytes_total": 7,
+        "tunnel_out_bytes_total": (1 << 53) + 2,
+        "tunnel_rtt_seconds": 0.0125,
+        "tunnel_cooldown_remaining_seconds": 0,
+        "tunnel_cooldown_attempt": 0,
+        "tunnel_restarts_total": 8,
+    }
+    assert [found["tunnel_refused_total", ("web", what)] for what in ("handshake", "preface", "silence")] == [4, 5, 6]
+    assert found["tunnel_state", ("up", "web")] == 1
+
+
+def test_the_daemon_itself() -> None:
+    found = samples()
+    assert found["build_info", ("1.2.3",)] == 1
+    assert (found["config_generation", ()], found["config_ok", ()]) == (4, 0)
+    assert found["config_loaded_timestamp_seconds", ()] == 1767323045.5
+    assert found["process_resident_memory_bytes", ()] > 1 << 20
+
+
+def test_what_is_unknown_is_left_out() -> None:
+    assert not [name for name, _ in samples(snapshot(rtt_ms=None)) if "rtt" in name]
+
+
+def test_names_of_any_kind_survive() -> None:
+    odd = 'a "b" \\ [red] ü\u2028'
+    assert samples(snapshot(odd), snapshot("web"))["tunnel_up", ("", "server", odd)] == 0
+
+
+def test_conventions() -> None:
+    for family in read_text(page(snapshot(rtt_ms=1.0))[0]):
+        assert family.documentation.endswith(".")
+        for sample in family.samples:
+            assert (family.type == "counter") is sample.name.endswith("_total")
+            assert set(sample.labels) <= {"tunnel", "role", "direction", "state", "what", "version"}
+
+
+def test_openmetrics_for_who_asks() -> None:
+    body, content_type = page(snapshot(), accept="application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text")
+    assert len(list(read_openmetrics(body))) > 20  # type: ignore[no-untyped-call]  # the library leaves it untyped
+    assert page(snapshot())[1].startswith("text/plain")
+
+
+def test_no_number_of_a_snapshot_is_forgotten() -> None:
+    text = page(snapshot(rtt_ms=1.0))[0]
+    for view in (ConnectionsView, SignalsView):
+        for field in fields(view):
+            kind = "connections" if view is ConnectionsView else "signals"
+            assert any(f"_{kind}_{word}" in text for word in (field.name, f"queue_{field.name}"))

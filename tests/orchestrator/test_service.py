@@ -1,0 +1,110 @@
+"""The daemon as a service manager sees it: its messages, its signals, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.notify import Notifier
+from tests.orchestrator.test_cli import COMMAND, PATIENCE, Shell
+
+FILE = "version: 1\ntunnels:\n  lonely: client://127.0.0.1:9/127.0.0.1:1\n"
+
+
+class Manager:
+    """Listens where NOTIFY_SOCKET points."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.heard: list[str] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
+        self._socket.settimeout(0.1)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def hear(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            self.heard += self._socket.recv(65536).decode().split("\n")
+
+    def until(self, wanted: str, count: int = 1) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while sum(line.startswith(wanted) for line in self.heard) < count:
+            assert time.monotonic() < deadline, f"{wanted} was not heard among {self.heard}"
+            self.hear()
+
+
+@pytest.fixture(params=["file", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+    manager = Manager(str(tmp_path / "notify") if request.param == "file" else f"@nodepass-test-{os.getpid()}")
+    yield manager
+    manager.close()
+
+
+def test_a_life_under_a_manager(manager: Manager, tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    (tmp_path / "tunnels.yaml").write_text(FILE)
+    shell.environ |= {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "300000"}
+    with shell.running("up", "--no-tui") as daemon:
+        manager.until("READY=1")
+        assert shell.run("ps").returncode == 3, "it was ready when it said so"
+        manager.until("WATCHDOG=1", 3)
+        manager.until("STATUS=0 of 1 tunnels up, 0 visitors")
+        (tmp_path / "tunnels.yaml").write_text(FILE + "  other: client://127.0.0.1:9/127.0.0.1:1\n")
+        daemon.send_signal(signal.SIGHUP)
+        manager.until("RELOADING=1")
+        manager.until("MONOTONIC_USEC=")
+        manager.until("READY=1", 2)
+        assert "other" in shell.run("ps").stdout
+        daemon.send_signal(signal.SIGTERM)
+        manager.until("STOPPING=1")
+        assert daemon.wait(PATIENCE) == 0
+    order = [line for line in manager.heard if not line.startswith(("WATCHDOG", "STATUS", "MONOTONIC"))]
+    assert order == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
+
+
+def test_the_watchdog_is_somebody_elses(tmp_path: Path) -> None:
+    assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).beat_every is None
+    assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}).beat_every == 1.0
+    assert Notifier({"WATCHDOG_USEC": "nonsense"}).beat_every is None
+    for address in ("", str(tmp_path / "nobody"), "@nobody", "/" + "x" * 200):
+        Notifier({"NOTIFY_SOCKET": address}).ready()
+
+
+def test_a_status_is_said_once(manager: Manager) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.address})
+    for text in ("1 up", "1 up", "2 up"):
+        notifier.status(text)
+    manager.until("STATUS=", 2)
+    manager.hear()
+    assert manager.heard == ["STATUS=1 up", "STATUS=2 up"]
+
+
+def test_a_hangup_is_no_harm(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    (tmp_path / "tunnels.yaml").write_text(FILE)
+    with shell.running("up", "--no-tui") as daemon:
+        deadline = time.monotonic() + PATIENCE
+        while shell.run("ps").returncode == 4 and time.monotonic() < deadline:
+            pass
+        (tmp_path / "tunnels.yaml").write_text("nonsense: [")
+        daemon.send_signal(signal.SIGHUP)
+        while '"ok": false' not in shell.run("ps", "--json").stdout:
+            assert time.monotonic() < deadline
+        assert "the last good configuration is in force: tunnels.yaml:2:1: " in shell.run("ps").stderr
+        daemon.terminate()
+        daemon.send_signal(signal.SIGHUP)
+        assert daemon.wait(PATIENCE) == 0
+    assert (
+        subprocess.run([*COMMAND, "ps"], check=False, capture_output=True, cwd=tmp_path, env=shell.environ).returncode
+        == 4
+    )
