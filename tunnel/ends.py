@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final
 
 from tunnel.reactor import READ
@@ -10,7 +9,9 @@ from tunnel.relay import Flow, Relay
 from tunnel.sealed import OpeningFlow, SealingFlow
 
 if TYPE_CHECKING:
+    import asyncio
     import socket
+    from collections.abc import Callable
 
     from tunnel.journal import Journal
     from tunnel.pool import DataConnection
@@ -25,10 +26,18 @@ _SETTLED: Final = 5.0  # seconds after which a relay is worth the system calls t
 class Relays:
     """The running relays of one end of a tunnel. They outlive links; only a drain's limit ends them early."""
 
-    def __init__(self, reactor: Reactor, pipes: Pipes, stats: Stats, journal: Journal) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        pipes: Pipes,
+        stats: Stats,
+        journal: Journal,
+        on_crash: Callable[[Exception], None],
+    ) -> None:
         self.reactor = reactor
         self.stats = stats
         self.journal = journal
+        self._on_crash = on_crash
         self._pipes = pipes
         self._running: set[Relay] = set()
         self._round: asyncio.TimerHandle | None = None
@@ -52,7 +61,7 @@ class Relays:
         self._running.add(relay)
         self.stats.active += 1
         if self._round is None:
-            self._round = asyncio.get_running_loop().call_later(_SETTLED, self._go_round)
+            self._round = self.reactor.later(_SETTLED, self._go_round)
         if session is None:
             relay.start(Flow(relay, near, far, inward), Flow(relay, far, near, outward), near_events, data.events)
         else:
@@ -60,6 +69,10 @@ class Relays:
             opening = OpeningFlow(relay, far, near, outward, session, seal.push)
             relay.start(seal, opening, near_events, data.events | READ)  # the session may hold the first bytes already
         return relay
+
+    def crashed(self, error: Exception) -> None:
+        """A defect outside any relay: the engine's."""
+        self._on_crash(error)
 
     def relay_done(self, relay: Relay) -> None:
         """A relay has closed its sockets."""
@@ -80,7 +93,7 @@ class Relays:
             if not relay.kept:
                 relay.keep_alive()
         if self._running:
-            self._round = asyncio.get_running_loop().call_later(_SETTLED, self._go_round)
+            self._round = self.reactor.later(_SETTLED, self._go_round)
 
     def link_lost(self) -> None:
         """The link is gone; the relays go on without it."""

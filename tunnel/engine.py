@@ -76,13 +76,13 @@ class Engine:
         ending = asyncio.create_task(self._ending.wait())
         try:
             await asyncio.wait({life, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if self._defect is not None:
-                raise self._defect
             if life.done():
                 life.result()
-            else:
+            elif self._defect is None:
                 await _cancelled(life)
                 await self._drain()
+            if self._defect is not None:
+                raise self._defect
         finally:
             try:
                 await _cancelled(life)
@@ -225,7 +225,15 @@ class Engine:
             self._end = entrance
             self._journal.info("listen", f"visitors are accepted on {entrance.address}")
         else:
-            self._end = Exit(shared.reactor, shared.pipes, self._stats, self._journal, spec.target, self._settle)
+            self._end = Exit(
+                shared.reactor,
+                shared.pipes,
+                self._stats,
+                self._journal,
+                spec.target,
+                self._settle,
+                on_crash=self.crashed,
+            )
             self._end.pause_cap = spec.cooldown
 
     async def _cool_down(self, reason: str) -> None:
@@ -292,6 +300,7 @@ class Engine:
         """A defect: this engine ends and raises it; its owner starts another."""
         if self._defect is None:
             self._defect = error
+        self._cut.set()
         self._ending.set()
 
     def _settle(self, reason: str | None = None) -> None:

@@ -42,8 +42,7 @@ class Entrance(Relays):
         settings: Settings,
         on_crash: Callable[[Exception], None],
     ) -> None:
-        super().__init__(reactor, pipes, stats, journal)
-        self._on_crash = on_crash
+        super().__init__(reactor, pipes, stats, journal, on_crash)
         self._loop = asyncio.get_running_loop()
         self.acceptor: Acceptor | None = None
         self._link: Link | None = None
@@ -115,7 +114,7 @@ class Entrance(Relays):
                 return
         self._queue.append((visitor, deadline))
         if self._timer is None:
-            self._timer = self._loop.call_at(deadline, self._expire)
+            self._timer = self.reactor.later(deadline - self._loop.time(), self._expire)
         if link is not None:
             link.say_queued(len(self._queue))
 
@@ -178,7 +177,7 @@ class Entrance(Relays):
             visitor, _ = self._queue.popleft()
             self._turn_away(visitor, f"there was {why} for it in {WAIT:g} s")
         if self._queue:
-            self._timer = self._loop.call_at(self._queue[0][1], self._expire)
+            self._timer = self.reactor.later(self._queue[0][1] - now, self._expire)
         self._resume_accepting()
 
     def close(self) -> int:
@@ -191,7 +190,3 @@ class Entrance(Relays):
             visitor, _ = self._queue.popleft()
             self.reactor.close(visitor)
         return cut + self.cut()
-
-    def crashed(self, error: Exception) -> None:
-        """A defect outside any relay."""
-        self._on_crash(error)

@@ -105,8 +105,10 @@ class Exit(Relays):
         journal: Journal,
         target: Address,
         changed: Callable[[], None],
+        *,
+        on_crash: Callable[[Exception], None],
     ) -> None:
-        super().__init__(reactor, pipes, stats, journal)
+        super().__init__(reactor, pipes, stats, journal, on_crash)
         self._loop = asyncio.get_running_loop()
         self._target = net.Dialled(target)
         self._changed = changed
@@ -168,7 +170,7 @@ class Exit(Relays):
         if dial.data is not None:
             self._waiting[dial.data.ident] = dial
         if self._timer is None:
-            self._timer = self._loop.call_at(dial.deadline, self._expire)
+            self._timer = self.reactor.later(dial.deadline - self._loop.time(), self._expire)
         candidates = self._target.ready()
         if candidates is not None:
             dial.begin(candidates)
@@ -240,7 +242,7 @@ class Exit(Relays):
         now = self._loop.time()
         for dial in list(self._dials):
             if dial.deadline > now:
-                self._timer = self._loop.call_at(dial.deadline, self._expire)
+                self._timer = self.reactor.later(dial.deadline - self._loop.time(), self._expire)
                 return
             self.dial_failed(dial, TimeoutError())
 
@@ -261,7 +263,7 @@ class Exit(Relays):
             self.attempt += 1
             pause = backoff.delay(self.attempt, self.pause_cap, random.uniform)
             self.next_try = self._loop.time() + pause
-            self._probe = self._loop.call_later(pause, self.try_now)
+            self._probe = self.reactor.later(pause, self.try_now)
             self._say()
 
     def _recovered(self) -> None:

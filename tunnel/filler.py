@@ -226,7 +226,7 @@ class Filler:
         self._dialing[ident] = dial
         self._reactor.register(sock, dial.ready)
         if self._sweeping is None:
-            self._sweeping = self._loop.call_later(_SWEEP, self._sweep)
+            self._sweeping = self._reactor.later(_SWEEP, self._sweep)
         return True
 
     def failed(self, dial: DataDial, error: Exception) -> None:
@@ -246,7 +246,7 @@ class Filler:
         self.link.note_trouble()
         if self._resting is None:
             pause = backoff.delay(self._failures, 5.0, random.uniform)
-            self._resting = self._loop.call_later(pause, self._rested)
+            self._resting = self._reactor.later(pause, self._rested)
 
     def _rested(self) -> None:
         self._resting = None
@@ -263,7 +263,7 @@ class Filler:
         for dial in [d for d in self._dialing.values() if d.expires <= now]:
             self.failed(dial, TimeoutError())
         if self._dialing and self._sweeping is None:
-            self._sweeping = self._loop.call_later(_SWEEP, self._sweep)
+            self._sweeping = self._reactor.later(_SWEEP, self._sweep)
         self.taken(0)
 
     def _other_route(self, why: str) -> None:

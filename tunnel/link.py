@@ -301,7 +301,7 @@ class Link:
             self.channel.close(f"the other end has been silent for {silence:.1f} s")
             return
         self.channel.send(protocol.encode_stamp(Kind.PING, time.monotonic_ns()))
-        self._timer = self._loop.call_later(self._interval, self._tick)
+        self._timer = self._reactor.later(self._interval, self._tick)
 
     def _tick(self) -> None:
         self.pool.sweep()
@@ -353,6 +353,8 @@ class Link:
         """The channel is over, and so is the link."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)  # whoever waits for it learns that there will be none
         self.pool.close()
         self._watcher.link_lost(self, reason)
 

@@ -20,6 +20,8 @@ READ: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOL
 """Bits that mean: reading will give bytes, the end, or an error."""
 ENDING: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 """Bits that mean: the other end has finished; a short read is not the last one."""
+BROKEN: Final = select.EPOLLERR
+"""Bit that means: the connection was reset, or timed out."""
 FAILED: Final = select.EPOLLHUP | select.EPOLLERR
 """Bits that mean, on a socket that is connecting: it did not work."""
 WRITE: Final = select.EPOLLOUT
@@ -65,8 +67,8 @@ class Reactor:
     def register(self, sock: socket.socket, handler: Handler) -> None:
         """Watch a socket from now on. The first event comes by itself: a new socket is writable or it is connecting."""
         fd = sock.fileno()
-        self._handlers[fd] = handler
         self._epoll.register(fd, _ALL)
+        self._handlers[fd] = handler
 
     def hand_over(self, sock: socket.socket, handler: Handler) -> None:
         """Give a watched socket another handler. Events that came before are not repeated."""
@@ -98,6 +100,16 @@ class Reactor:
         """Call once when everything that is ready now has been handled: what gathers leaves together."""
         self._deferred.append(callback)
         self._wake()
+
+    def later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call once after ``delay`` seconds; what it raises reaches its owner, as with a handler."""
+        return self._loop.call_later(delay, self._timed, callback)
+
+    def _timed(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception as error:  # noqa: BLE001  a defect of one tunnel is that tunnel's alone
+            self._crashed(callback, error)
 
     def _wake(self) -> None:
         if not self._in_turn and not self._woken:

@@ -14,7 +14,7 @@ import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel import net
-from tunnel.reactor import BUFFER_SIZE, ENDING, READ, WRITE
+from tunnel.reactor import BROKEN, BUFFER_SIZE, ENDING, READ, WRITE
 from tunnel.splice import FLAGS, UNABLE
 
 if TYPE_CHECKING:
@@ -346,12 +346,18 @@ class Relay:
             to_near.pump(far_events)
 
     def _near_ready(self, events: int) -> None:
+        if events & BROKEN and self._from_near.ended:
+            self.finish()  # it said its end and was reset since: nobody takes what would still come
+            return
         if events & WRITE and self._to_near.blocked:
             self._to_near.resume()
         if events & READ and self.open:
             self._from_near.pump(events)
 
     def _far_ready(self, events: int) -> None:
+        if events & BROKEN and self._to_near.ended:
+            self.finish()
+            return
         if events & WRITE and self._from_near.blocked:
             self._from_near.resume()
         if events & READ and self.open:

@@ -132,7 +132,10 @@ class OpeningFlow(Flow):
             except TlsError:
                 self._source_broke()
                 return
-            if opened and not self._deliver(opened):
+            delivered = not opened or self._deliver(opened)
+            if self._session.pending_out and self.relay.open:
+                self._answer(self._session.take())  # not before: it may come back here and use the buffer
+            if not delivered or not self.relay.open:
                 return
             if opened == len(self._view):
                 continue  # there may be more in the session than the buffer holds
@@ -151,8 +154,6 @@ class OpeningFlow(Flow):
             if not got:
                 break
             filled += got
-        if session.pending_out:
-            self._answer(session.take())
         return filled
 
     def _deliver(self, opened: int) -> bool:
