@@ -18,7 +18,7 @@ from tunnel.options import KEY_VARIABLE
 from tunnel.spec import Address, DataTls, Key, LogLevel, Mode, Role
 
 ROOT = Path(__file__).parent.parent.parent
-SAMPLES = sorted(p for p in ROOT.glob("configs/**/*.yaml") if not p.name.startswith("docker-compose"))
+SAMPLES = sorted(p for p in ROOT.glob("configs/**/*.yaml") if p.name != "compose.yaml")
 
 
 class Folder:
