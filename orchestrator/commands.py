@@ -23,7 +23,6 @@ from tunnel.url import looks_like_url
 if TYPE_CHECKING:
     from orchestrator.logformat import LogWriter
     from orchestrator.manifest import Manifest
-    from orchestrator.schema import SupervisorSettings
 
 _LATER: Final = {"top": "the dashboard", "fleet": "many hosts over MQTT"}
 
@@ -140,10 +139,6 @@ def _log_writer(log_format: str) -> LogWriter:
     return LogWriter(form=as_json if log_format == "json" else as_text)
 
 
-def _without_effect(section: SupervisorSettings) -> list[str]:
-    return ["supervisor.mqtt is not in this version yet; it has no effect"] if section.mqtt else []
-
-
 async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level: LogLevel, *, read_only: bool) -> int:
     from orchestrator import daemon, service  # noqa: PLC0415  the engine and aiohttp: only for those that run tunnels
 
@@ -151,7 +146,7 @@ async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level:
     named = paths.given_socket(socket, os.environ)
     with daemon.claimed_socket(manifest, named, os.environ) as path:
         async with daemon.running(manifest, path, log, level, read_only=read_only) as supervisor:
-            for warning in (*map(str, manifest.warnings), *_without_effect(manifest.supervisor)):
+            for warning in map(str, manifest.warnings):
                 supervisor.bus.tell(LogLevel.WARN, "config", warning)
             await service.live(supervisor)
     return 0

@@ -11,6 +11,7 @@ from orchestrator import doors, paths
 from orchestrator.bus import HOUSE, Bus
 from orchestrator.crew import Crew
 from orchestrator.desk import Desk
+from orchestrator.mqtt.start import publishing
 from orchestrator.supervisor import Supervisor
 from orchestrator.watcher import watching
 from tunnel.engine import Engine
@@ -60,9 +61,11 @@ async def running(
         for event in bus.recent(HOUSE):  # of the workers, from before there was anyone to ask for levels
             listen(event)
         bus.subscribe(listen)
+        desk = Desk(supervisor, read_only=read_only)
         async with (
-            doors.opened(Desk(supervisor, read_only=read_only), socket, manifest.supervisor),
+            doors.opened(desk, socket, manifest.supervisor),
             watching(supervisor.sources, supervisor.reload, bus),
+            publishing(desk, manifest),
         ):
             yield supervisor
 

@@ -16,6 +16,8 @@ from tunnel.spec import LogLevel
 from tunnel.state import State, timestamp
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from orchestrator.supervisor import Supervisor
     from tunnel.state import Snapshot
 
@@ -56,6 +58,8 @@ class Desk:
         self.supervisor = supervisor
         self.bus = supervisor.bus
         self.read_only = read_only
+        self.mqtt: Callable[[], dict[str, Any]] = lambda: {"state": "off"}
+        """how it stands with the broker"""
         self._facts = {
             "version": program_version(),
             "host": socket.gethostname(),
@@ -65,7 +69,7 @@ class Desk:
 
     def head(self) -> dict[str, Any]:
         """The status without its tunnels."""
-        return {**self.supervisor.head(), **self._facts}
+        return {**self.supervisor.head(), **self._facts, "mqtt": self.mqtt()}
 
     def status(self) -> dict[str, Any]:
         """The object of ``ps --json``."""

@@ -128,6 +128,8 @@ class MqttSettings(_Section):
     username: _TextT | None = None
     password_file: _FileT | None = None
     ca: _FileT | None = None
+    cert: _FileT | None = None
+    cert_key: _FileT | None = None
     commands: _SwitchT = False
 
 

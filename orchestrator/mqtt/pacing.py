@@ -1,0 +1,88 @@
+"""What of the tunnels is to be told now: state on change and now and again, numbers as they change. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator.mqtt.payloads import STATS
+from tunnel.state import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+REPEAT: Final = 30.0
+"""Seconds after which a state that did not change is told again."""
+SETTLING: Final = 2.0
+"""Seconds after a change until the retained state is told once more: its numbers have come to rest by then."""
+GAP: Final = 1.0
+"""Seconds, at the least, between two states of a tunnel: one that fails and tries again is not a flood."""
+STATS_EVERY: Final = 2.0
+"""Seconds, at the least, between two statistics of a tunnel."""
+
+_NUMBERS: Final = frozenset({*STATS, "refused"})
+_LASTING: Final = tuple(field.name for field in fields(Snapshot) if field.name not in _NUMBERS)
+
+
+@dataclass(slots=True)
+class _Told:
+    """What was told of one tunnel, and when the next is due."""
+
+    lasting: tuple[object, ...]
+    numbers: tuple[object, ...]
+    repeat_at: float
+    stats_at: float
+    free_at: float
+    is_settled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What to tell now."""
+
+    states: tuple[Snapshot, ...]
+    stats: tuple[Snapshot, ...]
+    removed: tuple[str, ...]
+
+
+class Pacing:
+    """Remembers what a reader has been told of each tunnel. Moments are seconds of one monotonic clock."""
+
+    def __init__(self, uniform: Callable[[float, float], float]) -> None:
+        self._told: dict[str, _Told] = {}
+        self._uniform = uniform
+
+    def forget(self) -> None:
+        """Whoever was told knows nothing any more."""
+        self._told.clear()
+
+    def next(self, snapshots: Iterable[Snapshot], now: float) -> Due:
+        """What is due at ``now``; it counts as told."""
+        states, stats = [], []
+        known, self._told = self._told, {}
+        for seen in snapshots:
+            lasting, numbers = _lasting(seen), _numbers(seen)
+            told = known.pop(seen.name, None)
+            is_new = told is None or (told.lasting != lasting and now >= told.free_at)
+            if told is None or is_new:
+                told = _Told(lasting, numbers, now + SETTLING, now + STATS_EVERY, now + GAP)
+                states.append(seen)
+            elif now >= told.repeat_at:
+                # those that changed all at once are spread from here on
+                wait = REPEAT if told.is_settled else self._uniform(REPEAT / 2, REPEAT)
+                told = _Told(lasting, numbers, now + wait, now + STATS_EVERY, now + GAP, is_settled=True)
+                states.append(seen)
+            elif told.numbers != numbers and now >= told.stats_at:
+                told.numbers, told.stats_at = numbers, now + STATS_EVERY
+                stats.append(seen)
+            self._told[seen.name] = told
+        return Due(tuple(states), tuple(stats), tuple(known))
+
+
+def _lasting(seen: Snapshot) -> tuple[object, ...]:
+    return tuple(getattr(seen, name) for name in _LASTING)
+
+
+def _numbers(seen: Snapshot) -> tuple[Any, ...]:
+    """What makes new statistics worth telling: neither the clock of a cooldown nor the noise of a round trip."""
+    return (seen.pool, seen.signals, seen.connections, seen.bytes, seen.cooldown.attempt)

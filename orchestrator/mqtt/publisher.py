@@ -1,0 +1,315 @@
+"""One host on the broker: its birth, its tunnels, its events, and its commands; for as long as the daemon lives.
+
+Nothing here touches a tunnel: a broker that is slow, deaf or gone costs a bounded amount of memory and a few attempts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator.bus import HISTORY
+from orchestrator.keeper import describe_defect
+from orchestrator.mqtt import payloads
+from orchestrator.mqtt.broker import CREDENTIALS, TAKEN_OVER, BrokerError
+from orchestrator.mqtt.outbox import Message, Outbox
+from orchestrator.mqtt.pacing import REPEAT, Pacing
+from orchestrator.mqtt.rivals import Presence, RivalError, Verdict
+from orchestrator.mqtt.together import together
+from orchestrator.mqtt.topics import HostTopics, parse
+from orchestrator.stream import is_noteworthy
+from tunnel.backoff import delay
+from tunnel.journal import Journal
+from tunnel.spec import LogLevel
+from tunnel.state import timestamp
+
+if TYPE_CHECKING:
+    import aiomqtt
+
+    from orchestrator.desk import Desk
+    from orchestrator.mqtt.broker import Dialer, Session
+    from orchestrator.mqtt.steering import Steering
+    from tunnel.state import Event
+
+KIND: Final = "mqtt"
+"""The kind of events that tell of the broker; they are not told to the broker."""
+
+_LONGEST_PAUSE: Final = 30.0  # seconds between two attempts
+_WARY_PAUSE: Final = 10.0  # and at the least, where trying again at once would only annoy
+_LOOK: Final = 1.0  # seconds between two looks at all tunnels, if no event calls for one
+_BLINK: Final = 0.1  # seconds between two looks at the least, and so many times what a look takes:
+_SHARE: Final = 20
+_AT_ONCE: Final = 20  # messages that wait for their confirmation; brokers commonly take no more
+_ECHO: Final = 5.0  # seconds for our own birth to come back to us
+_FAREWELL: Final = 2.0  # seconds for the last words
+_STEADY: Final = 30.0  # seconds after which a connection that is lost is not one that never worked
+
+
+class Publisher:
+    """The life of a host on the broker. ``run`` until ``close``."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        dialer: Dialer,
+        *,
+        host: str,
+        origin: payloads.Origin,
+        steering: Steering,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self.host = host
+        self._desk = desk
+        self._dialer = dialer
+        self._origin = origin
+        self._topics = HostTopics(host)
+        self._steering = steering
+        self._journal = Journal("", desk.bus.publish)
+        self._uniform = uniform
+        self._outbox = Outbox()
+        self._pacing = Pacing(uniform)
+        self._presence = Presence(origin)
+        self._info: dict[str, Any] = {}
+        self._info_at = 0.0
+        self._seq = 0
+        self._look = asyncio.Event()
+        self._echoed = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._state = "connecting"
+        self._error: str | None = None
+        self._since = time.time()
+
+    def status(self) -> dict[str, Any]:
+        """What ``ps --json`` shows of the broker."""
+        return {
+            "state": self._state,
+            "error": self._error,
+            "since": timestamp(self._since),
+            "broker": str(self._dialer.broker),
+            "host": self.host,
+        }
+
+    # --- the life -------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep a connection; whatever goes wrong is told and tried again."""
+        self._desk.bus.subscribe(self._hear)
+        attempt = 0
+        try:
+            while not self._closing.is_set():
+                began = time.monotonic()
+                pause = 0.0
+                try:
+                    await self._live()
+                except RivalError as rival:
+                    self._trouble(str(rival))
+                    await self._watch_rival()
+                    continue
+                except BrokerError as error:
+                    self._trouble(str(error))
+                    pause = _WARY_PAUSE if error.code in CREDENTIALS or error.code == TAKEN_OVER else 0.0
+                except Exception as error:  # noqa: BLE001  a defect here must not reach the tunnels
+                    self._trouble(describe_defect(error))
+                    pause = _WARY_PAUSE
+                attempt = 1 if time.monotonic() - began > _STEADY else attempt + 1
+                await self._rest(pause + delay(attempt, _LONGEST_PAUSE, self._uniform))
+        finally:
+            self._desk.bus.unsubscribe(self._hear)
+
+    def close(self) -> None:
+        """Say the last words, as far as the broker takes them, and end."""
+        self._closing.set()
+        self._look.set()
+
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+
+    async def _live(self) -> None:
+        """One connection, from birth to loss."""
+        will = self._word(online=False)
+        async with self._dialer.session(will=will) as session, together() as start:
+            self._presence.begin()
+            self._echoed.clear()
+            self._outbox.forget()
+            self._pacing.forget()
+            self._info = {}
+            start(self._listen(session))
+            await session.subscribe(self._topics.status, qos=1)
+            # Its agreement comes after what is retained: whoever is here already has been heard by then.
+            await session.subscribe(self._topics.states)
+            await session.subscribe(self._topics.command, qos=1)
+            self._presence.check(self.host)
+            await session.publish(self._word(online=True))
+            await self._birth_heard()
+            await session.unsubscribe(self._topics.states)
+            self._enter("up", None)
+            start(self._steering.obey(session))
+            start(self._pump(session))
+            while not self._closing.is_set():
+                began = time.monotonic()
+                self._tell()
+                await asyncio.sleep(max(_BLINK, _SHARE * (time.monotonic() - began)))
+                await self._until_next_look()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELL):
+                    await self._farewell(session)
+
+    async def _birth_heard(self) -> None:
+        """A broker that keeps our words to itself confirms them all the same."""
+        try:
+            async with asyncio.timeout(_ECHO):
+                await self._echoed.wait()
+        except TimeoutError:
+            broker = self._dialer.broker
+            who = f"user {broker.username!r}" if broker.username else "a client without a user"
+            raise BrokerError(
+                f"the broker {broker} drops what is published to {self._topics.base}/: let {who} write and read there",
+                min(CREDENTIALS),
+            ) from None
+
+    async def _until_next_look(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK):
+                await self._look.wait()
+        self._look.clear()
+
+    async def _farewell(self, session: Session) -> None:
+        self._tell()
+        while batch := self._outbox.take(_AT_ONCE):
+            await _all(session, batch)
+        await session.publish(self._word(online=False))
+
+    async def _watch_rival(self) -> None:
+        """Another host has our name: without a word or a will of ours, wait until it is gone."""
+        try:
+            async with self._dialer.session() as session, together() as start:
+                self._presence.watch(time.monotonic())
+                start(self._listen(session))
+                await session.subscribe(self._topics.status, self._topics.info, self._topics.states)
+                while self._presence.is_occupied(time.monotonic()) and not self._closing.is_set():
+                    await self._rest(_LOOK)
+        except (BrokerError, RivalError) as error:
+            self._trouble(str(error))
+            await self._rest(self._uniform(_LOOK, _WARY_PAUSE))
+
+    # --- what is told ---------------------------------------------------------------------------------------------
+
+    def _word(self, *, online: bool) -> Message:
+        word = payloads.status(self._origin, timestamp(time.time()), online=online)
+        return Message(self._topics.status, payloads.encode(word), retain=True)
+
+    def _tell(self) -> None:
+        """Put what is due into the outbox."""
+        ts, now = timestamp(time.time()), time.monotonic()
+        snapshots = self._desk.supervisor.snapshots()
+        due = self._pacing.next(snapshots, now)
+        self._tell_info(ts, now, len(snapshots))
+        for seen in due.states:
+            self._seq += 1
+            state = payloads.state(self._origin, seen.as_json(), self._seq, ts)
+            self._outbox.put(Message(self._topics.state_of(seen.name), payloads.encode(state), retain=True))
+        for seen in due.stats:
+            stats = payloads.stats(self._origin, seen.as_json(), ts)
+            self._outbox.put(Message(self._topics.stats_of(seen.name), payloads.encode(stats), qos=0))
+        for name in due.removed:
+            self._clear(self._topics.state_of(name))
+
+    def _tell_info(self, ts: str, now: float, tunnels: int) -> None:
+        info = payloads.info(
+            self._origin, self._desk.head(), ts, tunnels=tunnels, commands=self._steering.why_closed() is None
+        )
+        if {**info, "ts": self._info.get("ts")} != self._info or now - self._info_at >= REPEAT:
+            self._info, self._info_at = info, now
+            self._outbox.put(Message(self._topics.info, payloads.encode(info), retain=True))
+
+    def _clear(self, topic: str) -> None:
+        self._outbox.put(Message(topic, b"", retain=True))
+
+    def _hear(self, event: Event) -> None:
+        if event.kind == KIND:
+            return
+        if event.kind in HISTORY:
+            self._look.set()
+        if is_noteworthy(event):
+            self._outbox.put(Message(self._topics.event, payloads.encode(payloads.event(self._origin, event))))
+
+    async def _pump(self, session: Session) -> None:
+        while True:
+            await self._outbox.filled()
+            if self._outbox.dropped:
+                count, self._outbox.dropped = self._outbox.dropped, 0
+                self._say(
+                    LogLevel.WARN, f"{count} events were not published: the broker took none of them for too long"
+                )
+            batch = self._outbox.take(_AT_ONCE)
+            try:
+                await _all(session, batch)
+            except BaseException:
+                self._outbox.put_back(batch)
+                raise
+
+    # --- what is heard --------------------------------------------------------------------------------------------
+
+    async def _listen(self, session: Session) -> None:
+        async for message in session.messages():
+            self._take(message)
+
+    def _take(self, message: aiomqtt.Message) -> None:
+        spot = parse(str(message.topic))
+        is_retained = bool(message.retain)
+        if spot is None or spot.host != self.host:
+            return
+        if spot.kind == "cmd":
+            if message.payload:
+                self._steering.take(message.payload, is_retained=is_retained)
+            if is_retained:
+                self._clear(self._topics.command)
+            return
+        payload = payloads.decode(message.payload)
+        if spot.kind == "state" and is_retained and not self._is_ours(spot.name, str(message.topic)):
+            self._clear(str(message.topic))
+        verdict = self._presence.heard(self.host, spot.kind, payload or {}, time.monotonic(), is_retained=is_retained)
+        if verdict is Verdict.ECHO:
+            self._echoed.set()
+        elif verdict is Verdict.CHALLENGED:
+            self._journal.complain(
+                KIND, "rival", f"another host came as {self.host!r} on this broker, and has to yield"
+            )
+        if verdict in {Verdict.CHALLENGED, Verdict.CONTRADICTED} and self._state == "up" and not self._closing.is_set():
+            self._outbox.put(self._word(online=True))
+
+    def _is_ours(self, name: str, topic: str) -> bool:
+        """Whether a retained state belongs to a tunnel that is still there, and stands where we put it."""
+        known = any(seen.name == name for seen in self._desk.supervisor.snapshots())
+        return known and topic == self._topics.state_of(name)
+
+    # --- how it stands --------------------------------------------------------------------------------------------
+
+    def _enter(self, state: str, error: str | None) -> None:
+        if state == "up":
+            self._say(LogLevel.INFO, f"published to {self._dialer.broker} as {self.host}")
+        if state != self._state:
+            self._since = time.time()
+        self._state, self._error = state, error
+
+    def _trouble(self, error: str) -> None:
+        if error != self._error:
+            self._say(LogLevel.WARN, f"{error}; tunnels are not concerned")
+        self._enter("trouble", error)
+
+    def _say(self, level: LogLevel, text: str) -> None:
+        self._desk.bus.tell(level, KIND, text)
+
+
+async def _all(session: Session, batch: list[Message]) -> None:
+    """Publish at once, so that a long way costs its time only once. Raises the first error."""
+    results = await asyncio.gather(*(session.publish(message) for message in batch), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

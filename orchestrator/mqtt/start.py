@@ -1,0 +1,51 @@
+"""From a file's ``supervisor.mqtt`` to a host on the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import uuid
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Final
+
+from tunnel.spec import LogLevel
+
+if TYPE_CHECKING:
+    from orchestrator.desk import Desk
+    from orchestrator.manifest import Manifest
+
+_PATIENCE: Final = 3.0  # seconds for the last words and the end of the connection
+
+
+@contextlib.asynccontextmanager
+async def publishing(desk: Desk, manifest: Manifest) -> AsyncIterator[None]:
+    """Publish what the desk sees, and take commands to it, until the context ends; whatever the broker does."""
+    settings = manifest.supervisor.mqtt
+    if settings is None:
+        yield
+        return
+    from orchestrator.mqtt.broker import Broker, Dialer  # noqa: PLC0415  only where there is a broker
+    from orchestrator.mqtt.identity import identity, state_directory  # noqa: PLC0415
+    from orchestrator.mqtt.payloads import Origin  # noqa: PLC0415
+    from orchestrator.mqtt.publisher import KIND, Publisher  # noqa: PLC0415
+    from orchestrator.mqtt.steering import Steering  # noqa: PLC0415
+    from orchestrator.mqtt.topics import HostTopics  # noqa: PLC0415
+
+    own = identity(manifest.path, state_directory(os.environ, os.getuid()))
+    if own.problem is not None and settings.host is None:
+        desk.bus.tell(LogLevel.WARN, KIND, own.problem)
+    host = settings.host or own.instance
+    origin = Origin(own.instance, uuid.uuid4().hex)
+    steering = Steering(desk, HostTopics(host), origin.boot, is_on=settings.commands)
+    dialer = Dialer(Broker.from_settings(settings, os.environ), own.client_id)
+    publisher = Publisher(desk, dialer, host=host, origin=origin, steering=steering)
+    desk.mqtt = publisher.status
+    work = asyncio.create_task(publisher.run(), name="mqtt")
+    try:
+        yield
+    finally:
+        publisher.close()
+        await asyncio.wait([work], timeout=_PATIENCE)
+        work.cancel()
+        await asyncio.wait([work], timeout=_PATIENCE)

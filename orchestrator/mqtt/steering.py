@@ -1,0 +1,100 @@
+"""Commands that come over the broker: carried out at the same desk as all others, and answered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator.desk import NotNowError, ReadOnlyError
+from orchestrator.keeper import describe_defect
+from orchestrator.mqtt import payloads
+from orchestrator.mqtt.orders import ALL, Gate, Order, OrderRefusedError
+from orchestrator.mqtt.outbox import Message
+from orchestrator.supervisor import UnknownTunnelError
+from tunnel.journal import Journal
+
+if TYPE_CHECKING:
+    from orchestrator.desk import Desk
+    from orchestrator.mqtt.broker import Session
+    from orchestrator.mqtt.topics import HostTopics
+
+_WAITING: Final = 256  # commands and answers under way
+_OFF: Final = "commands over MQTT are off on this host; supervisor.mqtt.commands: true lets them in"
+_KIND: Final = "mqtt"
+
+
+class Steering:
+    """One per daemon. Refusals are answered like everything else, unless nobody knows whom to answer."""
+
+    def __init__(self, desk: Desk, topics: HostTopics, boot: str, *, is_on: bool) -> None:
+        self._desk = desk
+        self._topics = topics
+        self._gate = Gate(boot)
+        self._is_on = is_on
+        self._waiting: asyncio.Queue[Order | OrderRefusedError] = asyncio.Queue(_WAITING)
+        self._journal = Journal("", desk.bus.publish)
+
+    def why_closed(self) -> str | None:
+        """Why no commands are taken; None where they are."""
+        if self._desk.read_only:
+            return str(ReadOnlyError())
+        return None if self._is_on else _OFF
+
+    def take(self, payload: object, *, is_retained: bool) -> None:
+        """A message from the command topic."""
+        found: Order | OrderRefusedError
+        try:
+            found = self._gate.admit(payload, is_retained=is_retained, now=time.time(), closed=self.why_closed())
+        except OrderRefusedError as refused:
+            self._journal.complain(_KIND, "refused", f"a command over MQTT was refused: {refused}")
+            found = refused
+        try:
+            self._waiting.put_nowait(found)
+        except asyncio.QueueFull:
+            self._journal.complain(_KIND, "flood", "commands over MQTT come faster than they can be carried out")
+
+    async def obey(self, session: Session) -> None:
+        """Carry out and answer, one after the other."""
+        while True:
+            found = await self._waiting.get()
+            if isinstance(found, Order):
+                reply, answer = found.reply, await self._carried_out(found)
+            elif found.reply is not None:
+                reply, answer = found.reply, payloads.answer(found.id, error=str(found))
+            else:
+                continue
+            await session.publish(Message(self._topics.answer(reply), payloads.encode(answer)))
+
+    async def _carried_out(self, order: Order) -> dict[str, Any]:
+        try:
+            if order.op == "reload":
+                return _reloaded(order, await self._desk.reload())
+            if order.target == ALL:
+                return await self._all(order)
+            outcome = await self._desk.command(order.op, order.target or "", order.timeout)
+        except (UnknownTunnelError, ReadOnlyError, NotNowError) as refused:
+            return payloads.answer(order.id, error=str(refused))
+        except Exception as error:  # noqa: BLE001  a defect: whoever asked shall not wait in vain
+            return payloads.answer(order.id, error=describe_defect(error))
+        return payloads.answer(order.id, outcome.as_json())
+
+    async def _all(self, order: Order) -> dict[str, Any]:
+        results: dict[str, Any] = {}
+        for seen in self._desk.supervisor.snapshots():
+            try:
+                results[seen.name] = (await self._desk.command(order.op, seen.name, order.timeout)).as_json()
+            except (NotNowError, UnknownTunnelError) as refused:
+                results[seen.name] = {"name": seen.name, "ok": False, "state": seen.state.value, "text": str(refused)}
+        failed = [name for name, result in results.items() if not result["ok"]]
+        error = f"not done for {len(failed)} of {len(results)} tunnels" if failed else None
+        return payloads.answer(order.id, {"tunnels": results}, error)
+
+
+def _reloaded(order: Order, result: dict[str, Any]) -> dict[str, Any]:
+    fault = result["error"]
+    if fault:
+        return payloads.answer(
+            order.id, result, f"{fault['file']}:{fault['line']}:{fault['column']}: {fault['message']}"
+        )
+    return payloads.answer(order.id, result, None if result["ok"] else "not every entry could be put in force")
