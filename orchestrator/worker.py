@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 LOOK: Final = 0.25
 """Seconds between two looks at what has changed."""
 
-_QUIET: Final = 4  # looks, of which an engine that did not change gets one
+_QUIET: Final = 8  # looks, of which an engine that did not change gets one: hundreds at rest shall cost nearly nothing
+_BEAT: Final = 4  # looks between two beats
 _PDEATHSIG: Final = 1  # of prctl
 _IGNORED: Final = (
     signal.SIGINT,
@@ -210,7 +211,7 @@ class Worker:
                     views.append((number, seen))
             if views:
                 self.channel.send(Views(tuple(views)))
-            if turn % _QUIET == 0:
+            if turn % _BEAT == 0:
                 self.channel.send(Beat())
 
 
