@@ -1,0 +1,177 @@
+"""One engine takes another's place; and who closes data connections first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.tunnel.support import Events, until
+from tests.tunnel.test_engine import (
+    KEY,
+    UP,
+    Life,
+    echo,
+    free_port,
+    living,
+    pair,
+    server_spec,
+    shared,
+    spec,
+    visit,
+    visitors_address,
+)
+from tunnel.engine import Engine
+from tunnel.net import NetError
+from tunnel.shared import Shared
+from tunnel.spec import DataTls, Direction, Mode, Role, TunnelSpec
+from tunnel.state import State
+
+__all__ = ["shared"]  # a fixture, used by name
+
+
+@asynccontextmanager
+async def succeeding(parts: Shared, old: Life, changed: TunnelSpec) -> AsyncIterator[Life]:
+    """An engine in the place of another, which drains."""
+    engine = Engine(old.engine.name, changed, shared=parts, sink=old.events.append)
+    await engine.prepare(old.engine)
+    old.engine.drain(10)
+    life = Life(engine, old.events, asyncio.create_task(engine.run()))
+    try:
+        yield life
+    finally:
+        engine.close()
+        await asyncio.wait({life.task})
+
+
+@asynccontextmanager
+async def speaking(word: bytes) -> AsyncIterator[str]:
+    """A target that says a word, and ends when its visitor has."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            writer.write(word)
+            await reader.read()
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    finally:
+        listener.close()
+
+
+async def test_a_changed_server_takes_the_port_without_losing_anybody(shared: Shared) -> None:
+    tunnel = f"127.0.0.1:{free_port()}"
+    visitors = f"127.0.0.1:{free_port()}"
+    async with (
+        speaking(b"old") as first,
+        speaking(b"new") as second,
+        living(shared, server_spec(first, tunnel, mode=Mode.FORWARD)) as server,
+        living(shared, spec(Role.CLIENT, tunnel, visitors, key=KEY)) as client,
+    ):
+        await client.becomes(UP)
+        async with (
+            visit(visitors) as (reader, writer),
+            succeeding(shared, server, server_spec(second, tunnel, mode=Mode.FORWARD)) as successor,
+        ):
+            async with visit(visitors) as (other, _), asyncio.timeout(5):  # while the link moves
+                assert await other.readexactly(3) in {b"old", b"new"}
+            await successor.becomes(UP)
+            async with visit(visitors) as (other, _), asyncio.timeout(5):
+                assert await other.readexactly(3) == b"new"
+            assert await reader.readexactly(3) == b"old"
+            assert server.state is State.DRAINING
+            writer.write_eof()
+            assert await reader.read() == b""
+            await server.end()
+
+
+async def test_a_changed_client_keeps_accepting_on_its_port(shared: Shared) -> None:
+    visitors = f"127.0.0.1:{free_port()}"
+    tunnel = f"127.0.0.1:{free_port()}"
+    async with (
+        speaking(b"word") as target,
+        living(shared, server_spec(target, tunnel, mode=Mode.FORWARD)),
+        living(shared, spec(Role.CLIENT, tunnel, visitors, key=KEY)) as client,
+    ):
+        await client.becomes(UP)
+        changed = dataclasses.replace(client.engine.spec, data_tls=DataTls.PINNED)
+        async with succeeding(shared, client, changed) as successor:
+            async with visit(visitors) as (reader, _), asyncio.timeout(5):
+                assert await reader.readexactly(4) == b"word"
+            await successor.becomes(UP)
+            assert successor.engine.snapshot().data_tls == 1
+            await client.end()
+
+
+async def test_what_cannot_be_bound_leaves_the_old_one_as_it_was(shared: Shared) -> None:
+    async with speaking(b"word") as target, pair(shared, target) as (server, client):
+        watched = len(shared.reactor)
+        taken = dataclasses.replace(server.engine.spec, target=client.engine.spec.target)
+        with pytest.raises(NetError, match="in use"):
+            await Engine("successor", taken, shared=shared, sink=Events().append).prepare(server.engine)
+        assert len(shared.reactor) == watched
+        async with visit(visitors_address(server, client)) as (reader, _), asyncio.timeout(5):
+            assert await reader.readexactly(4) == b"word"
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.parametrize("encrypted", [False, True])
+@pytest.mark.parametrize("visitor_first", [False, True])
+async def test_the_server_is_the_first_to_close_data_connections(
+    shared: Shared,
+    direction: Direction,
+    *,
+    encrypted: bool,
+    visitor_first: bool,
+) -> None:
+    tls = DataTls.PINNED if encrypted else DataTls.OFF
+    async with (
+        echo() if visitor_first else hasty() as target,
+        pair(shared, target, direction, data_tls=tls) as (server, client),
+    ):
+        data_port = int((server.engine.snapshot().data_addr or "").rpartition(":")[2])
+        async with visit(visitors_address(server, client)) as (reader, writer), asyncio.timeout(5):
+            writer.write(b"hello")
+            if visitor_first:
+                writer.write_eof()
+            assert await reader.read() == b"hello"
+            writer.write_eof()
+            await until(lambda: not server.engine.snapshot().connections.active, "the visitor is served")
+            await until(lambda: not client.engine.snapshot().connections.active, "at the client too")
+        await until(lambda: "server" in lingering(data_port), "the server's end lingers")
+        assert "client" not in lingering(data_port)
+
+
+def lingering(data_port: int) -> set[str]:
+    """Whose ends of data connections are in TIME_WAIT."""
+    ends = set()
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        _, local, remote, state, *_ = line.split()
+        if state == "06":
+            ends |= {"server"} if int(local[-4:], 16) == data_port else set()
+            ends |= {"client"} if int(remote[-4:], 16) == data_port else set()
+    return ends
+
+
+@asynccontextmanager
+async def hasty() -> AsyncIterator[str]:
+    """A target that answers once and ends first."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read(5))
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    finally:
+        listener.close()
