@@ -93,7 +93,8 @@ def leave_question(tunnels: Sequence[Tunnel]) -> Asked:
     active = sum(tunnel.active for tunnel in tunnels)
     text = (
         "Tunnels left running stay in the background: nodepass-orch top shows them again, "
-        f"nodepass-orch down ends them. Ending them now drains first; {visitors(active)} may be cut off."
+        "nodepass-orch down ends them. Ending them drains first; then "
+        f"{visitors(active)} at the most {'is' if active == 1 else 'are'} cut off."
     )
     return Asked("Leave the dashboard?", tuple(_told(text)), f"End tunnels, cut {active}")
 

@@ -181,6 +181,11 @@ class Dashboard(App[str]):
         if answer is not None:
             self.exit(answer)
 
+    def action_command_palette(self) -> None:
+        """Commands are the main screen's; over another one there are none."""
+        if self.screen is self._main:
+            super().action_command_palette()
+
     # -- looks -------------------------------------------------------------------------------------------------------
 
     def change_theme(self) -> None:

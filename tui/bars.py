@@ -46,16 +46,17 @@ def header_line(view: View, attached: Attached, width: int) -> Line:
             (f" gen {view.status.get('generation', '?')}, {loaded}", "dim"),
         ]
     right: list[list[Span]] = []
-    host = str(view.status.get("host") or "")
-    place = fit_place(attached.place, width)
-    if width >= 70:
-        right.append([(f"{host} {place}" if host and width >= 110 else place, "dim")])
     if attached.lost is not None:
         right.append([(f"▲ stale {seconds(attached.lost_for)}", "warn")])
     if attached.is_frozen:
         right.append([("▮▮ frozen", "key")])
     if attached.is_read_only or view.is_read_only:
         right.append([("READ-ONLY", "key")])
+    host, place = str(view.status.get("host") or ""), fit_place(attached.place, width)
+    for where in (f"{host} {place}" if host else place, place):  # the first that fits
+        if length(left) + length(joined(right)) + len(where) + 6 <= width:
+            right.insert(0, [(where, "dim")])
+            break
     return ends(tuple(left), (*joined(right), (" ", "")), width)
 
 

@@ -62,7 +62,7 @@ class Commands(Provider):
         for deed in self._deeds():
             score = matcher.match(f"{deed.name} {deed.help}")
             if score > 0:
-                yield Hit(score / 2, Content(deed.help), partial(main.do, deed.name), deed.help)
+                yield Hit(min(score, 1.0) / 4, Content(deed.help), partial(main.do, deed.name), deed.help)
         found = commands(query, main.names, is_read_only=main.is_read_only)
         for rank, (verb, name) in enumerate(found):
             text = f"{verb} {name}"

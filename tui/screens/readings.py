@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tui.happenings import SHOWN_IN_EVENTS, event_lines
+from tui.happenings import SHOWN_IN_EVENTS, Sieve, event_lines
 from tui.keys import DEEDS, MOVES, PILL_KEYS, shown_keys
 from tui.lines import SIGNS, Line, fit, wrap
 from tui.screens.questions import Reading
@@ -80,12 +80,13 @@ class Events(Lines):
             event = self._coming.popleft()
             if event.get("kind") in SHOWN_IN_EVENTS and event not in self._events:
                 self._events.append(event)
-        lines = [line for event in self._events for line in event_lines(event, width, is_named=True)]
+        shown = filter(Sieve().lets, self._events)
+        lines = [line for event in shown for line in event_lines(event, width, is_named=True)]
         return lines or [(("Nothing has happened yet.", "dim"),)]
 
     def fill(self) -> None:
         """Show all; stay at the end, unless somebody looked back."""
-        is_following = self.pane.scroll_offset.y >= self.pane.max_scroll_y - 1
+        is_following = self.pane.is_at_end
         super().fill()
         if is_following:
-            self.pane.scroll_end(animate=False)
+            self.pane.to_end()

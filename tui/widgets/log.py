@@ -92,11 +92,11 @@ class LogPane(Pane, inherit_bindings=False):
         )
 
     def _set(self, lines: list[Line]) -> None:
-        is_following = self.scroll_offset.y >= self.max_scroll_y - 1
+        is_following = self.is_at_end
         self._lines = lines
         self.virtual_size = Size(0, len(lines))
         if is_following:
-            self.scroll_end(animate=False, force=True, immediate=True)
+            self.to_end()
         self.refresh()
 
     def _retitle(self) -> None:

@@ -41,6 +41,15 @@ class Pane(ScrollView):
         """Columns for a line: what the scrollbar leaves."""
         return self.size.width - (self.scrollbar_size_vertical if self.show_vertical_scrollbar else 0)
 
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the last line is seen, so that whoever adds more may follow."""
+        return self.scroll_offset.y >= self.max_scroll_y - 1
+
+    def to_end(self) -> None:
+        """Show the last lines, as soon as there is a place for them."""
+        self.call_after_refresh(self.scroll_end, animate=False, force=True, immediate=True)
+
     def show(self, lines: Sequence[Line]) -> None:
         """Show these lines from now on."""
         old, self._lines = self._lines, list(lines)
