@@ -201,6 +201,8 @@ class Keeper:
             seen = replace(seen, cooldown=replace(seen.cooldown, remaining_s=round(left, 3)))
         if self._last_error_at and self._last_error_at >= (seen.last_error_at or ""):
             seen = replace(seen, last_error=self._last_error, last_error_at=self._last_error_at)
+        if seen.tags == self._tags and seen.restarts == self._restarts:
+            return seen  # a copy costs as much as the look itself, and hundreds are looked at several times a second
         return replace(seen, tags=self._tags, restarts=self._restarts)
 
     def start(self) -> None:
