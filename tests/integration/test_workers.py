@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.integration.peers import Address, Target, ask, connect, first_byte
 
 PROMISE = 3.0
 """Seconds after the death of a worker until its tunnels serve again."""
+FREEZE = 20.0 if FULL else 2.0
 LOAD = 8 if FULL else 3
 """Visitors at once at each tunnel, each with one connection that lasts and short ones beside it."""
 
@@ -201,6 +203,24 @@ def test_a_second_signal_ends_even_a_worker_that_stands_still(stage: Stage) -> N
     house.daemon.signal(signal.SIGTERM)
     assert house.daemon.ends(within=8) == 0
     gone(house, pids, within=0.5)
+
+
+def test_a_supervisor_that_stands_still_costs_no_visitor_and_no_worker(stage: Stage) -> None:
+    house = House(stage, "reverse")
+    visitors = stage.keep(Visitors(list(house.doors.values())))
+    until(lambda: visitors.served > 50, within=10, what="there is traffic")
+    pids = house.workers
+    house.daemon.signal(signal.SIGSTOP)
+    time.sleep(FREEZE)  # the freeze itself
+    served = visitors.served
+    until(lambda: visitors.served > served + 50, within=10, what="traffic goes on without the supervisor")
+    house.daemon.signal(signal.SIGCONT)
+    told = house.daemon.tunnel("a")["connections"]["total"]
+    until(lambda: house.daemon.tunnel("a")["connections"]["total"] > told, within=5, what="it hears of visitors again")
+    visitors.close()
+    assert visitors.faults == []
+    assert house.workers == pids
+    assert "not answer" not in house.daemon.said()
 
 
 @pytest.mark.slow
