@@ -170,7 +170,8 @@ class Tunnels:
         loop = asyncio.get_running_loop()
         until = loop.time() + _PATIENCE
         while steps:
-            holders = {step.keeper for step in steps} | {one for one in self._leaving if not _has_given_up(one)}
+            leaving = {keeper for keeper in self._leaving if not _has_given_up(keeper)}
+            holders = leaving | {step.keeper for step in steps}
             failed: dict[_Step, Exception] = {}
             for step in steps:
                 outcome = await self._succeed(step, drain_timeout)
@@ -178,13 +179,13 @@ class Tunnels:
                     results[step.entry.name] = outcome
                 else:
                     failed[step] = outcome
-            is_late = len(failed) == len(steps) and loop.time() > until
-            if is_late:
+            is_hopeless = len(failed) == len(steps) and (not leaving or loop.time() > until)
+            if is_hopeless:
                 holders = {step.keeper for step in failed}
             waiting = [step for step, error in failed.items() if _may_come_free(step, error, holders)]
             for step in failed.keys() - set(waiting):
                 results[step.entry.name] = self._reject(step, failed[step], drain_timeout)
-            if is_late and len(waiting) == len(steps):
+            if is_hopeless and len(waiting) == len(steps):
                 return results | await self._exchange(waiting, drain_timeout)
             steps = waiting
             if steps:
@@ -279,6 +280,8 @@ def _seen(keeper: Keeper, earlier: Iterable[Keeper]) -> Snapshot:
     """Visitors whom an earlier engine of the tunnel still serves are visitors of the tunnel."""
     seen = keeper.snapshot()
     active = sum(one.snapshot().connections.active for one in earlier)
+    if not active:
+        return seen
     return replace(seen, connections=replace(seen.connections, active=seen.connections.active + active))
 
 

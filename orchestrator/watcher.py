@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _STEP: Final = 200  # milliseconds without a further hint that end a series of them
 _SERIES: Final = 400  # milliseconds that a series lasts at the most
-_BETWEEN: Final = 2000  # milliseconds between two looks without a hint
+_TICK: Final = 500  # milliseconds without a hint, after which we are asked what next
+_TICKS: Final = 4  # of them make the two seconds; a look at the first sees what happened before hints came
 _BLIND: Final = 0.5  # seconds between two looks where there are no hints at all
 _BLIND_FOR: Final = 30.0  # seconds until hints are tried again
 _STILL: Final = 0.15  # seconds in which a content must not change to be a whole one
@@ -77,16 +78,20 @@ class _Watcher:
             debounce=_SERIES,
             step=_STEP,
             stop_event=self.stop,
-            rust_timeout=_BETWEEN,
+            rust_timeout=_TICK,
             yield_on_timeout=True,
             recursive=False,
         )
+        ticks = 0
         async with contextlib.aclosing(hints):
-            async for _ in hints:
+            async for changes in hints:
                 self._is_blind = False
-                await self._look()
-                if await asyncio.to_thread(_places, self._sources()) != places:
-                    return
+                is_due = bool(changes) or ticks % _TICKS == 0
+                ticks = 0 if changes else ticks + 1
+                if is_due:
+                    await self._look()
+                    if await asyncio.to_thread(_places, self._sources()) != places:
+                        return
 
     async def _poll(self) -> None:
         loop = asyncio.get_running_loop()
