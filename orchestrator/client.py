@@ -113,6 +113,8 @@ class Client:
             for line in response:
                 if line.startswith(b"data: "):
                     yield json.loads(line[6:])
+            if not response.isclosed():  # no last chunk came
+                raise NoDaemonError(f"the daemon at {self.path} is gone")
 
     @contextlib.contextmanager
     def _answer(self, method: str, path: str, body: Json | None, patience: float) -> Iterator[http.client.HTTPResponse]:

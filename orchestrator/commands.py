@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import secrets
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +14,7 @@ import click
 
 from orchestrator import paths
 from orchestrator.asking import COMMANDS
+from orchestrator.fleet_commands import fleet
 from orchestrator.process import hide_keys, mask_url, program_version, raise_file_limit, say
 from orchestrator.shell import DEFAULT_FILE, FAILED, LEVELS, WRONG, Group, fail, json_option, show, socket_option
 from tunnel.spec import LogLevel
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.logformat import LogWriter
     from orchestrator.manifest import Manifest
 
-_LATER: Final = {"top": "the dashboard", "fleet": "many hosts over MQTT"}
+_LATER: Final = {"top": "the dashboard"}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -45,10 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     except click.Abort:
         return 130
     except OSError as error:
-        is_closed = isinstance(error, BrokenPipeError)  # as head does once it has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what could not be written shall not be tried again at the exit
-        if is_closed:
-            return 128 + signal.SIGPIPE
         say(f"cannot write the answer: {error.strerror}")
         return FAILED
     return code if isinstance(code, int) else 0
@@ -237,7 +234,7 @@ def _add_later(name: str, what: str) -> None:
         fail(WRONG, f"{name} is not in this version yet")
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, fleet):
     cli.add_command(_command)
 
 for _name, _what in _LATER.items():

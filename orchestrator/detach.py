@@ -62,6 +62,9 @@ def start(file: Path, options: Sequence[str], named: Path | None, environ: Mappi
     except BaseException:
         process.terminate()
         raise
+    process.returncode = (
+        0  # it is nobody's child to wait for any more: without this, Popen warns of one that still runs
+    )
     return Detached(process.pid, socket, log)
 
 
