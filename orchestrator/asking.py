@@ -72,7 +72,7 @@ def _show_tunnels(status: Json, *, is_screen: bool) -> None:
     tunnels = status["tunnels"]
     if not status["config"]["ok"]:
         say(f"the last good configuration is in force: {status['config']['error']}")
-    text = _tunnel_table(tunnels) if tunnels else "there are no tunnels"
+    text = tunnel_table(tunnels) if tunnels else "there are no tunnels"
     if is_screen:
         lines = text.split("\n")[: shutil.get_terminal_size().lines - 1]
         click.echo(_HOME + "".join(f"{line}{_TO_LINE_END}\n" for line in lines) + _TO_SCREEN_END, nl=False)
@@ -82,7 +82,8 @@ def _show_tunnels(status: Json, *, is_screen: bool) -> None:
         say(text)
 
 
-def _tunnel_table(tunnels: Sequence[Json]) -> str:
+def tunnel_table(tunnels: Sequence[Json]) -> str:
+    """Tunnels as a table for whoever reads stdout."""
     coloured = is_coloured()
 
     def paint(text: str, state: str) -> str:
@@ -92,7 +93,8 @@ def _tunnel_table(tunnels: Sequence[Json]) -> str:
     return table(tunnels, columns=columns, paint=paint)
 
 
-def _duration(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+def read_duration(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """The seconds of an option such as ``30s``."""
     try:
         return None if text is None else parse_duration(text)
     except ValueError as error:
@@ -126,7 +128,7 @@ def _verb(verb: str, text: str, *, drains: bool) -> click.Command:
     ]
     if drains:
         help_text = "How long present visitors may finish, as in 30s."
-        decorators.append(click.option("--timeout", metavar="DURATION", callback=_duration, help=help_text))
+        decorators.append(click.option("--timeout", metavar="DURATION", callback=read_duration, help=help_text))
     for decorate in reversed(decorators):
         tell = decorate(tell)
     return click.command(verb, help=f"{text} NAME may be a pattern like edge-*.")(tell)

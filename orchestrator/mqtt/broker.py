@@ -8,7 +8,7 @@ import logging
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +19,9 @@ from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from orchestrator.mqtt.inbox import NewestInbox
 from tunnel import net
 from tunnel.spec import Address
 
@@ -39,6 +41,9 @@ CREDENTIALS: Final = frozenset({4, 5, 134, 135})
 TAKEN_OVER: Final = 142
 """Somebody else came with our client id."""
 
+Inbox = asyncio.Queue[aiomqtt.Message]
+
+_HELD: Final = 20_000  # messages, or topics, that wait to be read
 _PATIENCE: Final = 5.0  # seconds for each step of a connection, and for each confirmation twice that
 _FAREWELL: Final = 1.0
 _LARGEST_PASSWORD: Final = 4096
@@ -178,8 +183,9 @@ class _Client(aiomqtt.Client):
 class Session:
     """One connection, as long as it lasts. Everything raises BrokerError."""
 
-    def __init__(self, client: _Client, broker: Broker, *, is_v5: bool) -> None:
+    def __init__(self, client: _Client, inbox: Inbox, broker: Broker, *, is_v5: bool) -> None:
         self._client = client
+        self._inbox = inbox
         self._broker = broker
         self._is_v5 = is_v5
 
@@ -194,11 +200,16 @@ class Session:
                 message.topic, message.payload, message.qos, message.retain, properties, timeout=2 * _PATIENCE
             )
 
-    async def subscribe(self, *topics: str, qos: int = 0) -> None:
-        """Hear of these; what is retained there comes first. Returns when the broker agreed."""
+    async def subscribe(self, *topics: str, qos: int = 0, as_published: bool = False) -> None:
+        """Hear of these; what is retained there comes first. Returns when the broker agreed.
+
+        ``as_published``: a new message also says whether its sender had it retained, as far as the broker tells (from
+        version 5 on); else only old ones are called retained.
+        """
+        options: Any = SubscribeOptions(qos, retainAsPublished=as_published) if self._is_v5 else qos
         with self._sentences():
             codes: Sequence[int | ReasonCode] = await self._client.subscribe(
-                [(topic, qos) for topic in topics], timeout=_PATIENCE
+                [(topic, options) for topic in topics], timeout=_PATIENCE
             )
         for topic, code in zip(topics, codes, strict=False):
             value = code.value if isinstance(code, ReasonCode) else code
@@ -213,11 +224,14 @@ class Session:
         with self._sentences():
             await self._client.unsubscribe(list(topics), timeout=_PATIENCE)
 
-    async def messages(self) -> AsyncIterator[aiomqtt.Message]:
-        """What comes, until the connection is lost, which is an error."""
+    async def batches(self) -> AsyncIterator[list[aiomqtt.Message]]:
+        """What has come, each time there is something, until the connection is lost, which is an error."""
         with self._sentences():
             async for message in self._client.messages:
-                yield message
+                batch = [message]
+                while not self._inbox.empty():
+                    batch.append(self._inbox.get_nowait())
+                yield batch
 
     @contextlib.contextmanager
     def _sentences(self) -> Iterator[None]:
@@ -236,19 +250,21 @@ class Dialer:
         self._is_v5 = True
 
     @contextlib.asynccontextmanager
-    async def session(
-        self, *, will: Message | None = None, inbox: Callable[[int], asyncio.Queue[aiomqtt.Message]] | None = None
-    ) -> AsyncIterator[Session]:
-        """A connection; ``inbox`` makes the queue of what comes in. Raises BrokerError."""
+    async def session(self, *, will: Message | None = None, is_newest_enough: bool = False) -> AsyncIterator[Session]:
+        """A connection; ``is_newest_enough``: of words that wait to be read, only the newest on each topic counts.
+
+        Raises BrokerError.
+        """
         password, context = await asyncio.to_thread(self.broker.secrets)
         sock = await self._dial()
         handle = sock.dup()  # TLS takes the socket away from us, but not the power to end the connection
         try:
+            inbox: Inbox = NewestInbox(_HELD) if is_newest_enough else asyncio.Queue(_HELD)
             client = self._client(password, context, will, inbox)
             client.dial_with(sock)
             try:
                 await self._enter(client, handle)
-                yield Session(client, self.broker, is_v5=self._is_v5)
+                yield Session(client, inbox, self.broker, is_v5=self._is_v5)
             finally:
                 await self._leave(client, handle)
         finally:
@@ -260,7 +276,7 @@ class Dialer:
         password: str | None,
         context: ssl.SSLContext | None,
         will: Message | None,
-        inbox: Callable[[int], asyncio.Queue[aiomqtt.Message]] | None,
+        inbox: Inbox,
     ) -> _Client:
         version = aiomqtt.ProtocolVersion.V5 if self._is_v5 else aiomqtt.ProtocolVersion.V311
         return _Client(
@@ -275,8 +291,7 @@ class Dialer:
             clean_start=True,
             keepalive=KEEPALIVE,
             timeout=_PATIENCE,
-            max_queued_incoming_messages=10_000,
-            queue_type=inbox,  # type: ignore[arg-type]  # it is called with a size and nothing else
+            queue_type=lambda maxsize: inbox,  # type: ignore[arg-type]  # it is called, and nothing else
             tls_context=context,
             logger=_LOG,
         )

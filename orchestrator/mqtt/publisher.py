@@ -143,7 +143,7 @@ class Publisher:
             await session.subscribe(self._topics.status, qos=1)
             # Its agreement comes after what is retained: whoever is here already has been heard by then.
             await session.subscribe(self._topics.states)
-            await session.subscribe(self._topics.command, qos=1)
+            await session.subscribe(self._topics.command, qos=1, as_published=True)
             self._presence.check(self.host)
             await session.publish(self._word(online=True))
             await self._birth_heard()
@@ -257,8 +257,9 @@ class Publisher:
     # --- what is heard --------------------------------------------------------------------------------------------
 
     async def _listen(self, session: Session) -> None:
-        async for message in session.messages():
-            self._take(message)
+        async for batch in session.batches():
+            for message in batch:
+                self._take(message)
 
     def _take(self, message: aiomqtt.Message) -> None:
         spot = parse(str(message.topic))

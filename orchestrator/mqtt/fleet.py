@@ -1,0 +1,197 @@
+"""All hosts as they tell of themselves, each with the age of its last word. Pure: words go in, a picture is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator.mqtt import payloads
+from orchestrator.mqtt.rivals import SILENCE
+from tunnel.state import timestamp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from orchestrator.mqtt.topics import Spot
+
+Json = dict[str, Any]
+
+ONLINE: Final = "online"
+SILENT: Final = "silent"
+"""It never said farewell, and has not spoken for too long: host and broker may have died together."""
+GONE: Final = "gone"
+
+_GROUPS: Final = {
+    "pool": ("idle", "capacity"),
+    "signals": ("queued",),
+    "connections": ("active", "total"),
+    "bytes": ("in", "out"),
+    "cooldown": ("remaining_s", "attempt"),
+}
+_TEXTS: Final = ("name", "role", "state", "tunnel_addr", "target_addr", "auth")
+
+
+@dataclass(slots=True)
+class Host:
+    """One host as last heard of. Moments are seconds since the epoch, by our clock."""
+
+    name: str
+    status: Json = field(default_factory=dict)
+    info: Json = field(default_factory=dict)
+    heard_at: float = 0.0
+    """when it last spoke; 0: nobody knows"""
+    _tunnels: dict[str, Json] = field(default_factory=dict)
+    _links: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def boot(self) -> str | None:
+        """The life of its daemon that speaks now, or spoke last."""
+        return self.status.get("boot")
+
+    @property
+    def label(self) -> str:
+        """Its name, with the machine's beside it where the two differ."""
+        machine = self.info.get("name")
+        return f"{self.name} ({machine})" if machine and machine != self.name else self.name
+
+    def presence(self, now: float) -> str:
+        """ONLINE, SILENT or GONE."""
+        if self.status.get("online") is not True:
+            return GONE
+        return ONLINE if now - self.heard_at < SILENCE else SILENT
+
+    def age(self, now: float) -> float | None:
+        """Seconds since its last word; None where nobody knows."""
+        return max(0.0, now - self.heard_at) if self.heard_at else None
+
+    def tunnels(self) -> list[Json]:
+        """Its tunnels as in its ``ps --json``, by name; leftovers of an earlier life are none."""
+        is_online = self.status.get("online") is True
+        return [
+            {key: value for key, value in told.items() if key not in payloads.FRAME}
+            for _, told in sorted(self._tunnels.items())
+            if not is_online or told.get("boot") == self.boot
+        ]
+
+    def link_of(self, tunnel: str) -> str | None:
+        """The id of its link, or of the last one it had as long as we look."""
+        return self._links.get(tunnel)
+
+    def as_json(self, now: float) -> Json:
+        """The host as ``fleet ps --json`` shows it."""
+        age = self.age(now)
+        return {
+            "host": self.name,
+            "presence": self.presence(now),
+            "heard_at": timestamp(self.heard_at) if self.heard_at else None,
+            "age_s": None if age is None else round(age, 1),
+            "boot": self.boot,
+            "name": self.info.get("name"),
+            "version": self.info.get("version"),
+            "generation": self.info.get("generation"),
+            "config": {"ok": self.info.get("config_ok"), "error": self.info.get("config_error")},
+            "read_only": self.info.get("read_only"),
+            "commands": self.info.get("commands"),
+            "started_at": self.info.get("started_at"),
+            "tunnels": self.tunnels(),
+        }
+
+    def hear(self, spot: Spot, payload: Json) -> bool:
+        """Something it said; whether that told anything."""
+        match spot.kind:
+            case "status":
+                self.status = payload
+            case "info":
+                self.info = payload
+            case "state":
+                if not _is_tunnel(payload, spot.name):
+                    return False
+                self._tunnels[spot.name] = payload
+                if payload.get("link"):
+                    self._links[spot.name] = str(payload["link"])
+            case "stats":
+                told = self._tunnels.get(spot.name)
+                if told is None or told.get("boot") != payload.get("boot"):
+                    return False
+                numbers: Json = {key: payload[key] for key in payloads.STATS if key in payload}
+                if not _has_groups({**told, **numbers}):
+                    return False
+                self._tunnels[spot.name] = {**told, **numbers}
+        return True
+
+    def forget(self, spot: Spot) -> None:
+        """Something is taken back."""
+        match spot.kind:
+            case "status":
+                self.status = {}
+            case "info":
+                self.info = {}
+            case "state":
+                self._tunnels.pop(spot.name, None)
+                self._links.pop(spot.name, None)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of it is left."""
+        return not (self.status or self.info or self._tunnels)
+
+
+class Fleet:
+    """All hosts that were ever heard of, by name."""
+
+    def __init__(self) -> None:
+        self.hosts: dict[str, Host] = {}
+
+    def __iter__(self) -> Iterator[Host]:
+        return iter(sorted(self.hosts.values(), key=lambda host: host.name))
+
+    def take(self, spot: Spot, data: object, now: float, *, is_retained: bool) -> bool:
+        """What was said at a spot at ``now``; whether it told anything. An empty payload takes back what was there."""
+        if not data:
+            host = self.hosts.get(spot.host)
+            if host is None:
+                return False
+            host.forget(spot)
+            if host.is_empty:
+                del self.hosts[spot.host]
+            return True
+        payload = payloads.decode(data)
+        if payload is None:
+            return False
+        host = self.hosts.get(spot.host) or Host(spot.host)
+        if not host.hear(spot, payload):
+            return False
+        self.hosts[spot.host] = host
+        host.heard_at = max(host.heard_at, _spoken_at(spot, payload, now, is_retained=is_retained))
+        return True
+
+
+def _spoken_at(spot: Spot, payload: Json, now: float, *, is_retained: bool) -> float:
+    """When the host itself spoke: a will is the broker's word, written when the connection began."""
+    if spot.kind == "status" and payload.get("online") is not True:
+        return 0.0
+    if not is_retained:
+        return now
+    return min(now, payloads.moment(payload.get("ts")) or 0.0)
+
+
+def _is_tunnel(payload: Json, name: str) -> bool:
+    return (
+        payload.get("name") == name
+        and all(isinstance(payload.get(key), str) for key in _TEXTS)
+        and isinstance(payload.get("tags", []), list)
+        and _has_groups(payload)
+    )
+
+
+def _has_groups(payload: Json) -> bool:
+    for group, keys in _GROUPS.items():
+        found = payload.get(group)
+        if not isinstance(found, Mapping) or not all(_is_number(found.get(key)) for key in keys):
+            return False
+    return True
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
