@@ -18,6 +18,9 @@ _PATIENCE: Final = 10.0  # seconds for one answer
 _LONG_PATIENCE: Final = 60.0  # seconds for a reload of many tunnels, or for the next sign of life of a stream
 
 
+_END: Final = b": end\n"  # the last line of a stream whose daemon ends; without it the daemon broke down
+
+
 class NoDaemonError(Exception):
     """Nobody answers at the socket; the message is a sentence."""
 
@@ -113,8 +116,9 @@ class Client:
             for line in response:
                 if line.startswith(b"data: "):
                     yield json.loads(line[6:])
-            if not response.isclosed():  # no last chunk came
-                raise NoDaemonError(f"the daemon at {self.path} is gone")
+                elif line == _END:
+                    return
+            raise NoDaemonError(f"the daemon at {self.path} is gone")
 
     @contextlib.contextmanager
     def _answer(self, method: str, path: str, body: Json | None, patience: float) -> Iterator[http.client.HTTPResponse]:

@@ -120,6 +120,11 @@ class Stream:
             await self.response.write((text or ": still here\n\n").encode(errors="replace"))
         self._quiet_since = time.monotonic()
 
+    async def end(self) -> None:
+        """Say that this is the end on purpose. Raises ConnectionError."""
+        async with asyncio.timeout(_PATIENCE):
+            await self.response.write(b": end\n\n")
+
 
 def _frames(events: Iterable[Event]) -> list[tuple[str, object]]:
     return [("event", event.as_json()) for event in events]
@@ -132,6 +137,7 @@ async def follow(request: web.Request, inbox: Inbox, first: Iterable[Event]) -> 
         await stream.send(_frames(first))
         while not inbox.is_over:
             await stream.send(_frames(await inbox.read(HEARTBEAT)))
+        await stream.end()
     return stream.response
 
 
@@ -140,6 +146,7 @@ async def replay(request: web.Request, events: Iterable[Event]) -> web.StreamRes
     stream = await Stream.open(request)
     with contextlib.suppress(*_GONE):
         await stream.send(_frames(events))
+        await stream.end()
     return stream.response
 
 
@@ -165,4 +172,5 @@ async def watch(request: web.Request, desk: Desk, interval: float, readers: Read
                 if change is not None:
                     frames.append(("change", {"ts": timestamp(time.time()), **change}))
             await stream.send(frames)
+        await stream.end()
     return stream.response
