@@ -121,13 +121,13 @@ class Dashboard(App[str]):
             case Status(data):
                 self.view = model.begin(data, model.moment(data.get("ts")) or self.wall(), now, self.view)
                 self._lost, self._heard = None, now
-                self._main.ask_again()
+                self._main.ask_anew()
             case Change(data):
                 generation = self.view.status.get("generation")
                 self.view = model.change(self.view, data, now)
                 self._heard = now
                 if self.view.status.get("generation") != generation:
-                    self._main.ask_again()
+                    self._main.ask_anew()
             case Happened(data):
                 self._heard = now
                 self._note(data)

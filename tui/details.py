@@ -94,7 +94,7 @@ def _facts(tunnel: Tunnel, width: int, wall: float) -> list[Line]:
 def _visitors(tunnel: Tunnel) -> str:
     connections = tunnel.part("connections")
     total, failed = connections.get("total", 0), connections.get("failed", 0)
-    return f"{tunnel.active} of {connections.get('limit', NOTHING)} now, {total} in all, {failed} in vain"
+    return f"{tunnel.active}/{connections.get('limit', NOTHING)} now, {total} in all, {failed} in vain"
 
 
 def _last_error(tunnel: Tunnel, wall: float) -> str:

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -148,7 +150,25 @@ def _up(plain: Callback, **options: Any) -> int:  # noqa: ANN401  those of the c
 
 
 def _demo(_: Callback, *, duration: float | None, **__: Any) -> int:  # noqa: ANN401  as above
-    """Run the demonstration beside us, show it, end it, and pass on its summary."""
+    """Show the demonstration, end it, and pass on its summary."""
+    with running_demo() as demo:
+        _show(demo.socket, duration=duration)
+    click.echo(demo.summary, nl=False)
+    return demo.code
+
+
+@dataclass(slots=True)
+class Demo:
+    """A demonstration in a process of its own; what it says and how it ended is known in the end."""
+
+    socket: Path
+    summary: str = ""
+    code: int = 0
+
+
+@contextmanager
+def running_demo() -> Iterator[Demo]:
+    """Run a demonstration beside us until the context ends; where it does not start, its log tells why."""
     command = [sys.executable, "-m", "orchestrator.cli", "demo", "--no-tui"]
     with tempfile.TemporaryDirectory(prefix="np-") as folder, (Path(folder) / "log").open("w+b") as log:
         process = subprocess.Popen(  # noqa: S603  our own program
@@ -157,17 +177,16 @@ def _demo(_: Callback, *, duration: float | None, **__: Any) -> int:  # noqa: AN
         )  # fmt: skip
         try:
             socket = _socket_of_demo(process, Path(folder))
-            if socket is not None:
-                _show(socket, duration=duration)
+            if socket is None:
+                log.seek(0)
+                click.echo(log.read().decode(errors="replace"), err=True, nl=False)
+                fail(process.poll() or FAILED, "the demonstration did not start")
+            demo = Demo(socket)
+            yield demo
         finally:
             process.send_signal(signal.SIGTERM)
             out, _said = process.communicate(timeout=_FAREWELL)
-            click.echo(out.decode(errors="replace"), nl=False)
-        if socket is None:
-            log.seek(0)
-            click.echo(log.read().decode(errors="replace"), err=True, nl=False)
-            return process.returncode or FAILED
-    return process.returncode
+        demo.summary, demo.code = out.decode(errors="replace"), process.returncode
 
 
 def _socket_of_demo(process: subprocess.Popen[bytes], folder: Path) -> Path | None:

@@ -116,6 +116,7 @@ class FakeDaemon:
         app = web.Application()
         app.add_routes(
             [
+                web.get("/v1/status", self._status),
                 web.get("/v1/watch", self._watch),
                 web.get("/v1/logs", self._logs),
                 web.get("/v1/events", self._events),
@@ -174,8 +175,14 @@ class FakeDaemon:
 
     # -- what the API does -------------------------------------------------------------------------------------------
 
+    def _whole(self) -> Json:
+        return {**self.status, "tunnels": list(self.tunnels.values())}
+
+    async def _status(self, _: web.Request) -> web.Response:
+        return web.json_response(self._whole())
+
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        first = _frame("status", {**self.status, "tunnels": list(self.tunnels.values())})
+        first = _frame("status", self._whole())
         return await self._stream(request, self._watching, [first])
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, cast
@@ -16,6 +15,7 @@ from textual.widgets import Input
 from tui import acting
 from tui.bars import banner_lines, filter_line, first_lines, footer_bar, header_line, none_match, pill_bar
 from tui.details import detail_lines
+from tui.inquiry import HISTORY, Inquiry
 from tui.keys import DEEDS, PILL_KEYS
 from tui.palette import Commands
 from tui.screens.readings import Events, Lines, help_lines
@@ -35,14 +35,12 @@ if TYPE_CHECKING:
     from tui.app import Dashboard
     from tui.commander import Commander
     from tui.lines import Line
-    from tui.model import Json, Tunnel, View
+    from tui.model import Tunnel, View
 
 _WIDE: Final = 100
 """Columns from which on the details stand beside the table; on a narrower screen they lie over it."""
 _HIGH: Final = 30
 """Rows from which on the log is shown without being asked for."""
-_HISTORY: Final = 300
-_CALM: Final = 0.12  # seconds for which the cursor rests before anything is asked about its tunnel
 
 
 class MainScreen(Screen[None]):
@@ -62,7 +60,7 @@ class MainScreen(Screen[None]):
         self._frozen: tuple[View, float] | None = None
         self._shown: list[Tunnel] = []
         self._shown_of: tuple[View, Selection] | None = None
-        self._more: Json | None = None
+        self._footer_for = (0, False)
         self._detail_wanted = True
         self._log_wanted: bool | None = None
         self._log_is_of_all = False
@@ -84,6 +82,7 @@ class MainScreen(Screen[None]):
 
     def on_mount(self) -> None:
         """The keys belong to the table."""
+        self._inquiry = Inquiry(self._dashboard, self._dashboard.source, self._log, self.draw)
         self._table.focus()
         self._typing.display = False
 
@@ -135,7 +134,9 @@ class MainScreen(Screen[None]):
         if self._banner.display != bool(lines):
             self._banner.display = bool(lines)
         self._banner.show(lines)
-        self._footer.show_choices(*footer_bar(self._dashboard.keys, width, is_read_only=self.is_read_only))
+        if self._footer_for != (width, self.is_read_only):
+            self._footer_for = (width, self.is_read_only)
+            self._footer.show_choices(*footer_bar(self._dashboard.keys, width, is_read_only=self.is_read_only))
         self.set_class(attached.lost is not None, "-stale")
 
     def _draw_table(self, view: View, now: float) -> None:
@@ -171,54 +172,28 @@ class MainScreen(Screen[None]):
         tunnel = view.tunnels.get(name) if name is not None else None
         if tunnel is None:
             return [(("No tunnel is chosen.", "dim"),)]
-        more = self._more if self._more and self._more.get("name") == name else None
-        return detail_lines(tunnel, more, width, now, self._dashboard.wall())
+        return detail_lines(tunnel, self._inquiry.details_of(name), width, now, self._dashboard.wall())
 
     def on_resize(self) -> None:
         """Another size has room for other things."""
         log = self._log_wanted if self._log_wanted is not None else self.size.height >= _HIGH
         if self._log.display != log:
             self._log.display = log
-            self._ask_anew()
+            self.ask_anew()
         self.call_after_refresh(self.draw)
 
     # -- asking for more than the stream tells -----------------------------------------------------------------------
 
     def on_tunnel_table_moved(self) -> None:
         """Details and log follow the cursor."""
-        self._more = None
-        self._ask_anew()
+        self.ask_anew()
         self.draw()
 
-    def ask_again(self) -> None:
-        """The daemon is there, again or with another file: what was asked for may be old."""
-        self._ask_anew()
-
-    def _ask_anew(self) -> None:
-        self._fetch_details(self._table.cursor)
+    def ask_anew(self) -> None:
+        """The cursor moved, or the daemon is there again or with another file: what was asked for is old."""
+        self._inquiry.ask_details(self._table.cursor)
         if self._log.display:
-            self._follow_log(None if self._log_is_of_all else self._table.cursor)
-
-    @work(exclusive=True, group="details")
-    async def _fetch_details(self, name: str | None) -> None:
-        await asyncio.sleep(_CALM)
-        if name is None:
-            return
-        try:
-            self._more = await self._dashboard.source.tunnel(name)
-        except RefusedError:
-            return  # gone, or the daemon is: the stream tells
-        self.draw()
-
-    @work(exclusive=True, group="log")
-    async def _follow_log(self, name: str | None) -> None:
-        await asyncio.sleep(_CALM)
-        self._log.begin(f"Log {name or 'of all tunnels'}", is_named=name is None)
-        try:
-            async for event in self._dashboard.source.logs([name] if name else [], _HISTORY):
-                self._log.add([event])
-        except RefusedError:
-            return  # as above; a return of the daemon asks anew
+            self._inquiry.follow_log(None if self._log_is_of_all else self._table.cursor)
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -349,7 +324,7 @@ class MainScreen(Screen[None]):
         """Of the tunnel under the cursor, or of all."""
         self._log_is_of_all = not self._log_is_of_all
         self._show_log(is_shown=True)
-        self._ask_anew()
+        self.ask_anew()
 
     def action_log_pause(self) -> None:
         """Hold it, or follow."""
@@ -359,7 +334,7 @@ class MainScreen(Screen[None]):
     async def action_events(self) -> None:
         """What happened, and what happens."""
         try:
-            events = await self._dashboard.source.events(_HISTORY)
+            events = await self._dashboard.source.events(HISTORY)
         except RefusedError as error:
             self._commander.complain(str(error))
             return

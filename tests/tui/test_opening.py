@@ -1,0 +1,231 @@
+"""The commands that open the dashboard, from outside: on a terminal, and where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession, web
+
+from tests.tui.fake import FakeDaemon
+from tui.web import guard
+
+COMMAND = [sys.executable, "-m", "tui.command"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def living(socket: Path) -> Iterator[FakeDaemon]:
+    """A daemon in a thread, for commands that are processes of their own."""
+    fake = FakeDaemon(socket)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(fake.start(), loop).result(5)
+    yield fake
+    asyncio.run_coroutine_threadsafe(_end(fake), loop).result(5)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+    loop.close()
+
+
+async def _end(fake: FakeDaemon) -> None:
+    await fake.stop()
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+
+
+class Terminal:
+    """A command on a terminal of 100 by 30."""
+
+    def __init__(self, *arguments: str, environ: dict[str, str]) -> None:
+        self._master, slave = pty.openpty()
+        os.set_blocking(self._master, False)
+        environ = {**environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+        self.process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            cwd=ROOT,
+            env=environ,
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def until(self, text: str, seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < deadline, f"{text!r} was not seen in {self.seen[-3000:]!r}"
+            self._read()
+
+    def _read(self) -> bool:
+        if not select.select([self._master], [], [], 0.1)[0]:
+            return True
+        try:
+            self.seen += os.read(self._master, 65536).decode(errors="replace")
+        except OSError:  # the other end is closed
+            return False
+        return True
+
+    def press(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def ended(self, seconds: float = 20.0) -> int:
+        deadline = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self._read()
+        code = self.process.wait(1)
+        while self._read() and select.select([self._master], [], [], 0)[0]:
+            pass
+        return code
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._master)
+
+
+@contextmanager
+def terminal(*arguments: str, **environ: str) -> Iterator[Terminal]:
+    opened = Terminal(*arguments, environ={**os.environ, **environ})
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=30, check=False)
+
+
+def test_top_without_a_daemon_says_so(socket: Path) -> None:
+    done = run("top", "--socket", str(socket))
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == f"nodepass-orch: no daemon answers at {socket}; start one with: nodepass-orch up\n"
+
+
+def test_top_wants_a_terminal(living: FakeDaemon) -> None:
+    done = run("top", "--socket", str(living.socket))
+    assert done.returncode == 2
+    assert "wants a terminal" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--api", "ftp://x"), "no address such as"),
+        (("--mqtt", "mqtt://broker"), "not in this version yet"),
+        (("--token-file", "/nowhere/token", "--api", "http://127.0.0.1:1"), "cannot read the token"),
+        (("--web-listen", "here", "--web", "--api", "http://127.0.0.1:1"), "no address such as 127.0.0.1:8000"),
+    ],
+)
+def test_wrong_options_are_sentences(arguments: tuple[str, ...], said: str) -> None:
+    done = run("top", *arguments)
+    assert done.returncode in {1, 2}
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_wrong_file_of_keys_is_a_sentence_with_its_place(living: FakeDaemon, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("restrat: f5\n")
+    with terminal("top", "--socket", str(living.socket), "--keys", str(keys)) as shown:
+        assert shown.ended() == 2
+        assert "keys.yaml:1:1: nothing is called 'restrat'; did you mean 'restart'?" in shown.seen
+
+
+@pytest.mark.parametrize("keys", ["q", "\x03"])
+def test_top_on_a_terminal_leaves_it_as_it_was(living: FakeDaemon, keys: str) -> None:
+    with terminal("top", "--socket", str(living.socket)) as shown:
+        shown.until("db-east")
+        shown.press(keys)
+        assert shown.ended() == 0
+        assert "\x1b[?1049l" in shown.seen  # out of the other screen
+        assert "\x1b[?25h" in shown.seen  # and the cursor is back
+        assert "Traceback" not in shown.seen
+    assert living.commands == []
+
+
+@pytest.mark.parametrize(("keys", "left_running"), [("\x1b[C\r", True), ("\x1b[C\x1b[C\r", False)])
+def test_up_on_a_terminal_starts_the_daemon_beside_the_dashboard(
+    tmp_path: Path,
+    keys: str,
+    left_running: bool,  # noqa: FBT001  as the list above gives it
+) -> None:
+    file = tmp_path / "tunnels.yaml"
+    file.write_text("version: 1\ntunnels:\n  alone: client://127.0.0.1:9/127.0.0.1:9\n")
+    socket, state = tmp_path / "up.sock", str(tmp_path / "state")
+    try:
+        with terminal("up", str(file), "--socket", str(socket), XDG_STATE_HOME=state) as shown:
+            shown.until("alone")
+            shown.press("q")
+            shown.until("Leave the dashboard?")
+            shown.press(keys)
+            assert shown.ended() == 0
+            assert "Traceback" not in shown.seen
+        assert run("ps", "--socket", str(socket)).returncode == (3 if left_running else 4)
+    finally:
+        run("down", "--wait", "--socket", str(socket))
+
+
+def test_the_demonstration_on_a_terminal_ends_with_its_summary() -> None:
+    with terminal("demo") as shown:
+        shown.until("reverse-server")
+        shown.until("cooldown")
+        shown.press("q")
+        assert shown.ended(40) == 0
+        assert "answers arrived at the visitors" in shown.seen
+
+
+def test_the_demonstration_ends_by_itself_after_its_duration() -> None:
+    with terminal("demo", "--duration", "3") as shown:
+        assert shown.ended(60) == 0
+        assert "answers arrived at the visitors" in shown.seen
+
+
+def test_one_url_and_other_commands_load_no_screen() -> None:
+    program = (
+        "import sys; sys.argv = ['x', 'ps', '--socket', '/nowhere.sock']; from tui.command import main; main();"
+        "print([m for m in ('textual', 'aiohttp', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "[]\n"
+
+
+async def test_the_browser_has_to_know_the_token() -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="the dashboard")
+
+    app = web.Application(middlewares=[guard("secret")])
+    app.add_routes([web.get("/", page), web.get("/ws", page)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        base = f"http://localhost:{runner.addresses[0][1]}"
+        async with ClientSession(base) as browser:
+            for wrong in ("/", "/ws", "/?token=", "/?token=Secret"):
+                async with browser.get(wrong) as answer:
+                    assert answer.status == 403
+            async with browser.get("/?token=secret") as answer:
+                assert (answer.status, answer.url.query_string) == (200, "")
+            async with browser.get("/ws") as answer:
+                assert await answer.text() == "the dashboard"
+    finally:
+        await runner.cleanup()
