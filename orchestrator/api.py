@@ -14,8 +14,8 @@ from prometheus_client.registry import Collector
 
 from orchestrator import metrics, openapi, queries, stream
 from orchestrator.bus import HISTORY, HOUSE
+from orchestrator.defects import describe_defect
 from orchestrator.desk import VERBS, Desk, NotNowError, ReadOnlyError
-from orchestrator.keeper import describe_defect
 from orchestrator.queries import QueryError
 from orchestrator.supervisor import UnknownTunnelError
 from tunnel.spec import LogLevel

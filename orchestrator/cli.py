@@ -26,7 +26,7 @@ def main(run: Callable[[Sequence[str]], int] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001  a defect of ours: its place helps us, a traceback nobody
-        from orchestrator.keeper import describe_defect  # noqa: PLC0415  as above
+        from orchestrator.defects import describe_defect  # noqa: PLC0415  as above
         from orchestrator.process import say  # noqa: PLC0415
 
         say(describe_defect(error))

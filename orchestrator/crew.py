@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.keeper import describe_defect, pause_after
+from orchestrator.defects import describe_defect, pause_after
 from orchestrator.messages import Beat, Channel, Order, Report, Views
 from orchestrator.remote import RemoteEngine
 from tunnel import net

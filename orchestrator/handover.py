@@ -7,7 +7,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.keeper import describe_defect
+from orchestrator.defects import describe_defect
 from orchestrator.manifest import Entry, collides, listening
 from orchestrator.plan import Result
 from tunnel.net import NetError

@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from orchestrator.defects import describe_defect
 from orchestrator.faults import ConfigError, Fault, Place
-from orchestrator.keeper import describe_defect
 from orchestrator.plan import Plan, Result, diff, in_force
 from tunnel.spec import LogLevel
 from tunnel.state import timestamp

@@ -7,7 +7,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.keeper import BrokenElsewhereError, at_rest
+from orchestrator.defects import BrokenElsewhereError
+from orchestrator.keeper import at_rest
 from orchestrator.messages import Adopt, Close, Drain, Drop, Ended, Happened, Make, Order, Prepare, Prepared, Retry, Run
 from tunnel.net import NetError
 from tunnel.state import State

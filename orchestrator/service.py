@@ -6,7 +6,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.keeper import describe_defect
+from orchestrator.defects import describe_defect
 from orchestrator.notify import Notifier
 from orchestrator.process import stop_signals
 from tunnel.spec import LogLevel

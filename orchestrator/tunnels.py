@@ -6,8 +6,9 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.defects import describe_defect
 from orchestrator.handover import CHANGED, REMOVED, Claims, Handover, Step, given_up, patiently
-from orchestrator.keeper import Keeper, MakeEngine, describe_defect
+from orchestrator.keeper import Keeper, MakeEngine
 from orchestrator.plan import Result
 from tunnel.spec import Role
 from tunnel.state import State

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from watchfiles import awatch
 
-from orchestrator.keeper import describe_defect
+from orchestrator.defects import describe_defect
 from orchestrator.sources import is_being_written
 from tunnel.spec import LogLevel
 

@@ -15,7 +15,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.keeper import brief, describe_defect
+from orchestrator.defects import brief, describe_defect
 from orchestrator.messages import (
     Adopt,
     Beat,

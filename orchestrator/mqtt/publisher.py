@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.bus import HISTORY
-from orchestrator.keeper import describe_defect
+from orchestrator.defects import describe_defect
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import CREDENTIALS, TAKEN_OVER, BrokerError
 from orchestrator.mqtt.outbox import Message, Outbox

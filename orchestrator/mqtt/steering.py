@@ -6,8 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from orchestrator.defects import describe_defect
 from orchestrator.desk import NotNowError, ReadOnlyError
-from orchestrator.keeper import describe_defect
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.orders import ALL, Gate, Order, OrderRefusedError
 from orchestrator.mqtt.outbox import Message

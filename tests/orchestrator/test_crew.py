@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from orchestrator import crew as crews
 from orchestrator.crew import Crew, WorkerProcess, command_line, place
-from orchestrator.keeper import BrokenElsewhereError
+from orchestrator.defects import BrokenElsewhereError
 from orchestrator.remote import RemoteEngine
 from tests.orchestrator.fakes import until
 from tunnel.options import make_spec

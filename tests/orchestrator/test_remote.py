@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.keeper import BrokenElsewhereError, at_rest, brief, describe_defect
+from orchestrator.defects import BrokenElsewhereError, brief, describe_defect
+from orchestrator.keeper import at_rest
 from orchestrator.messages import Adopt, Close, Drain, Drop, Ended, Happened, Make, Prepare, Prepared, Retry, Run
 from orchestrator.remote import RemoteEngine
 from tests.orchestrator.fakes import until

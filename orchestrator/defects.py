@@ -1,0 +1,45 @@
+"""What became of an engine that broke: in words, and how long until the next one."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Final
+
+from tunnel.backoff import FIRST, LEAST
+
+LONGEST_PAUSE: Final = 30.0
+"""Seconds, at the most, before a broken engine is followed by the next."""
+
+
+class BrokenElsewhereError(Exception):
+    """An engine broke in another process: the message is what is known about it, ``frames`` where it came from."""
+
+    def __init__(self, text: str, frames: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.frames = frames
+
+
+def describe_defect(error: BaseException) -> str:
+    """A defect of ours in one sentence that helps whoever mends it."""
+    if isinstance(error, BrokenElsewhereError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" in {frames[-1].name} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
+    return f"internal fault: {type(error).__name__}: {error}{where}"
+
+
+def pause_after(breaks: int, uniform: Callable[[float, float], float]) -> float:
+    """Seconds to wait after an engine broke ``breaks`` times in a row: exponential, with full jitter.
+
+    Steeper than after a lost link: an outage heals by itself, a defect hardly ever.
+    """
+    return max(LEAST, uniform(0.0, min(LONGEST_PAUSE, FIRST * 2.0 ** min(breaks - 1, 16))))
+
+
+def brief(error: BaseException) -> list[str]:
+    """Where a defect came from, the innermost place last."""
+    if isinstance(error, BrokenElsewhereError):
+        return list(error.frames)
+    frames = traceback.extract_tb(error.__traceback__)[-5:]
+    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
