@@ -48,7 +48,7 @@ def guard(token: str) -> Callable[..., Awaitable[web.StreamResponse]]:
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         if _is(request.query.get("token"), token):
-            answer = web.HTTPFound(request.path)  # the token shall not stay in the address line
+            answer = web.Response(status=302, headers={"Location": request.path})  # away from the address line with it
             answer.set_cookie(_COOKIE, token, httponly=True, samesite="Strict")
             return answer
         if not _is(request.cookies.get(_COOKIE), token):
