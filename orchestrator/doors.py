@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket as sockets
 from collections.abc import AsyncIterator
@@ -48,12 +49,20 @@ async def opened(desk: Desk, path: Path, settings: SupervisorSettings) -> AsyncI
 
 @contextlib.asynccontextmanager
 async def _running(app: web.Application) -> AsyncIterator[web.AppRunner]:
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_FAREWELL)
+    runner = web.AppRunner(app, access_log=None, logger=_silence(), shutdown_timeout=_FAREWELL)
     await runner.setup()
     try:
         yield runner
     finally:
         await runner.cleanup()
+
+
+def _silence() -> logging.Logger:
+    """For aiohttp, which shows a traceback for each request that is no HTTP; the API tells its own faults."""
+    logger = logging.getLogger("orchestrator.doors")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+    return logger
 
 
 def _unix_listener(path: Path) -> sockets.socket:

@@ -210,6 +210,15 @@ async def test_refusals_are_problems(
     assert not house.workshop.last("web").drained_with
 
 
+async def test_what_is_no_http_is_nobodys_traceback(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    for nonsense in (b"\x16\x03\x01\r\n\r\n", b"GET /v1/status HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nA b: c\r\n\r\n"):
+        reader, writer = await asyncio.open_unix_connection(house.file.parent / "np.sock")
+        writer.write(nonsense)
+        assert b" 400 " in (await asyncio.wait_for(reader.read(), 5))[:20]
+        writer.close()
+    assert not caplog.records
+
+
 async def test_read_only_takes_no_command(tmp_path: Path) -> None:
     async with running(tmp_path, read_only=True) as house:
         paths = [f"/v1/tunnels/web/{verb}" for verb in VERBS] + ["/v1/reload", "/v1/shutdown"]

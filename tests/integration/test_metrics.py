@@ -1,0 +1,59 @@
+"""What /metrics shows is what the visitors counted themselves."""
+
+from __future__ import annotations
+
+import random
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.integration.harness import Stage, free_port, until
+from tests.integration.peers import exchange
+
+VISITORS = 120
+
+
+def scrape(port: int) -> dict[tuple[str, str], float]:
+    """Values by metric and tunnel."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    return {(s.name, s.labels.get("tunnel", "")): s.value for family in families for s in family.samples}
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_the_numbers_are_those_of_the_load(stage: Stage, direction: str) -> None:
+    port, tunnel, door = free_port(), free_port(), free_port()
+    target = stage.target()
+    entrance, exit_ = f"127.0.0.1:{door}", f"127.0.0.1:{target.port}"
+    ends = (entrance, exit_) if direction == "reverse" else (exit_, entrance)
+    tunnels = {
+        "s": f"server://127.0.0.1:{tunnel}/{ends[0]}?mode={direction}",
+        "c": f"client://127.0.0.1:{tunnel}/{ends[1]}",
+    }
+    daemon = stage.up(tunnels, supervisor={"metrics": f"127.0.0.1:{port}"})
+    for name in tunnels:
+        daemon.is_in("up", name=name)
+    payloads = [random.randbytes(random.randrange(1, 60_000)) for _ in range(VISITORS)]
+    with ThreadPoolExecutor(16) as crowd:
+        answers = list(crowd.map(lambda payload: exchange(("127.0.0.1", door), payload), payloads))
+    assert answers == payloads
+    until(
+        lambda: all(scrape(port)["nodepass_orch_tunnel_connections_active", name] == 0 for name in tunnels),
+        within=5,
+        what="every visitor has left",
+    )
+    seen = scrape(port)
+    total = sum(map(len, payloads))
+    for name in tunnels:
+        expected = {
+            "up": 1,
+            "connections_total": VISITORS,
+            "connections_failed_total": 0,
+            "in_bytes_total": total,
+            "out_bytes_total": total,
+            "restarts_total": 0,
+        }
+        assert {key: seen[f"nodepass_orch_tunnel_{key}", name] for key in expected} == expected
+    assert seen["nodepass_orch_tunnel_signals_total", "s"] >= VISITORS
