@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.config import load
 from orchestrator.faults import ConfigError
 from orchestrator.manifest import Manifest, collides
+from orchestrator.schema import json_schema
 from tests.tunnel.strategies import recognisable_keys
 from tunnel.options import KEY_VARIABLE
 from tunnel.spec import Address, DataTls, Key, LogLevel, Mode, Role
@@ -413,4 +416,17 @@ def test_open_tunnels_are_warned_about_unless_loopback(folder: Folder) -> None:
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_samples_are_valid(path: Path) -> None:
-    assert load(path, {}).entries
+    assert load(path, {"WEB_KEY": "abcdefgh"}).entries
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_an_editor_finds_the_schema_of_a_sample_and_agrees_with_it(path: Path) -> None:
+    named = re.match(r"# yaml-language-server: \$schema=(\S+)\n", path.read_text())
+    assert named
+    schema = json.loads((path.parent / named[1]).read_text())
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+
+
+def test_the_schema_beside_the_samples_is_the_one_that_is_printed() -> None:
+    assert json.loads((ROOT / "configs/tunnels.schema.json").read_text()) == json_schema()
