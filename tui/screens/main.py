@@ -102,9 +102,9 @@ class MainScreen(Screen[None]):
         """The names of all tunnels."""
         return list(self._dashboard.view.tunnels)
 
-    @property
-    def _view(self) -> View:
-        return self._frozen[0] if self._frozen else self._dashboard.view
+    def _shown_now(self) -> tuple[View, float]:
+        """The view on the screen, and the monotonic clock that goes with it."""
+        return self._frozen or (self._dashboard.view, self._dashboard.now())
 
     # -- drawing ---------------------------------------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ class MainScreen(Screen[None]):
         """Show what is known now; costs little where nothing changed."""
         if not self.is_mounted or not self.size.width:
             return
-        view, now = self._frozen or (self._dashboard.view, self._dashboard.now())
+        view, now = self._shown_now()
         if self._shown_of is None or self._shown_of[0] is not view or self._shown_of[1] != self._selection:
             self._shown = self._selection.apply(view.tunnels.values())
             self._shown_of = (view, self._selection)
@@ -168,7 +168,7 @@ class MainScreen(Screen[None]):
 
     def _details(self, width: int) -> list[Line]:
         name = self._table.cursor
-        view, now = self._frozen or (self._dashboard.view, self._dashboard.now())
+        view, now = self._shown_now()
         tunnel = view.tunnels.get(name) if name is not None else None
         if tunnel is None:
             return [(("No tunnel is chosen.", "dim"),)]
@@ -187,7 +187,7 @@ class MainScreen(Screen[None]):
     def on_tunnel_table_moved(self) -> None:
         """Details and log follow the cursor."""
         self.ask_anew()
-        self.draw()
+        self._draw_detail(*self._shown_now())
 
     def ask_anew(self) -> None:
         """The cursor moved, or the daemon is there again or with another file: what was asked for is old."""
