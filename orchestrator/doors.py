@@ -60,8 +60,7 @@ async def _running(app: web.Application) -> AsyncIterator[web.AppRunner]:
 def _silence() -> logging.Logger:
     """For aiohttp, which shows a traceback for each request that is no HTTP; the API tells its own faults."""
     logger = logging.getLogger("orchestrator.doors")
-    logger.addHandler(logging.NullHandler())
-    logger.propagate = False
+    logger.setLevel(logging.CRITICAL + 1)
     return logger
 
 
