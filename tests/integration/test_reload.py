@@ -26,7 +26,17 @@ PROMPT = 1.0
 PAIRS = 50
 
 Tunnels = dict[str, Any]
+_given: set[int] = set()
+in_workers = pytest.mark.parametrize("workers", [0, 2])
 both_directions = pytest.mark.parametrize("direction", ["reverse", "forward"])
+
+
+def port_of_its_own() -> int:
+    """A free port that no other tunnel of these tests has either."""
+    while (port := free_port()) in _given:
+        pass
+    _given.add(port)
+    return port
 
 
 class Pair:
@@ -35,7 +45,7 @@ class Pair:
     def __init__(self, name: str, direction: str, target: Target, **options: object) -> None:
         self.name = name
         self.direction = direction
-        self.port, self.visitor_port = free_port(), free_port()
+        self.port, self.visitor_port = port_of_its_own(), port_of_its_own()
         self.options = options
         self.target = target
 
@@ -71,8 +81,8 @@ class Pair:
 class House:
     """A daemon, its file, and how the file is saved."""
 
-    def __init__(self, stage: Stage, tunnels: Tunnels, **more: Any) -> None:  # noqa: ANN401  what YAML can say
-        self.daemon: Daemon = stage.up({}, name="house")
+    def __init__(self, stage: Stage, tunnels: Tunnels, workers: int = 0, **more: Any) -> None:  # noqa: ANN401  what YAML can say
+        self.daemon: Daemon = stage.up({}, name="house", supervisor={"workers": workers})
         self.file = self.daemon.file
         until(self.answers, within=15, what="the daemon answers")
         self.file.write_text(document(tunnels, **more))
@@ -211,14 +221,15 @@ def pairs(stage: Stage) -> tuple[Pair, Pair]:
     return Pair("one", "reverse", target), Pair("two", "forward", target)
 
 
-def test_many_tunnels_and_an_edit_of_three(stage: Stage) -> None:
+@in_workers
+def test_many_tunnels_and_an_edit_of_three(stage: Stage, workers: int) -> None:
     target, other = stage.target(), stage.target()
     crowd = [Pair(f"pair-{n}", ("reverse", "forward")[n % 2], target, min_pool_capacity=2) for n in range(PAIRS)]
     edited, shrunk, *others = crowd
     tunnels: Tunnels = {}
     for pair in crowd:
         tunnels |= pair.entries()
-    house = House(stage, tunnels)
+    house = House(stage, tunnels, workers)
     links = house.links()
 
     edited.target = other
@@ -427,9 +438,10 @@ def test_an_included_file_changes_comes_and_goes(stage: Stage, pairs: tuple[Pair
         until(lambda: set(house.states()) == set(two.entries()), within=5, what="the included ones have drained")
 
 
-def test_a_port_that_is_taken(stage: Stage, pairs: tuple[Pair, Pair]) -> None:
+@in_workers
+def test_a_port_that_is_taken(stage: Stage, pairs: tuple[Pair, Pair], workers: int) -> None:
     one, two = pairs
-    house = House(stage, {**one.entries(), **two.entries()})
+    house = House(stage, {**one.entries(), **two.entries()}, workers)
     old, taken = one.visitor_port, stage.target()
     with visitors(one, two):
         one.visitor_port = taken.port
@@ -447,10 +459,11 @@ def test_a_port_that_is_taken(stage: Stage, pairs: tuple[Pair, Pair]) -> None:
     until(lambda: exchange(("127.0.0.1", taken.port), b"x") == b"x", within=5, what="the port at last")
 
 
-def test_two_tunnels_swap_their_ports(stage: Stage, pairs: tuple[Pair, Pair]) -> None:
+@in_workers
+def test_two_tunnels_swap_their_ports(stage: Stage, pairs: tuple[Pair, Pair], workers: int) -> None:
     one, two = pairs
     two.target = stage.target()
-    house = House(stage, {**one.entries(), **two.entries()})
+    house = House(stage, {**one.entries(), **two.entries()}, workers)
     one.visitor_port, two.visitor_port = two.visitor_port, one.visitor_port
     house.save({**one.entries(), **two.entries()})
     house.is_up()
@@ -482,9 +495,12 @@ def test_twenty_saves_in_two_seconds(stage: Stage, pairs: tuple[Pair, Pair]) -> 
         )
 
 
-def test_limits_and_level_change_without_touching_a_connection(stage: Stage, pairs: tuple[Pair, Pair]) -> None:
+@in_workers
+def test_limits_and_level_change_without_touching_a_connection(
+    stage: Stage, pairs: tuple[Pair, Pair], workers: int
+) -> None:
     tunnels = {**pairs[0].entries(), **pairs[1].entries()}
-    house = House(stage, tunnels)
+    house = House(stage, tunnels, workers)
     links = house.links()
     with visitors(*pairs):
         changed = {**pairs[0].entries(max_pool_capacity=5, log="debug"), **pairs[1].entries(max_pool_capacity=6)}
