@@ -12,6 +12,7 @@ import contextlib
 import os
 import socket
 import ssl
+import subprocess
 import sys
 from pathlib import Path
 from typing import Final
@@ -45,24 +46,22 @@ def _succeeded(task: asyncio.Task[ssl.SSLContext]) -> bool:
     return not task.cancelled() and task.exception() is None
 
 
+def _run_maker() -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-I", _MAKER]
+    return subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True)  # noqa: S603  our own file
+
+
 async def _own_context() -> ssl.SSLContext:
-    maker = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        _MAKER,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    pem, complaint = await maker.communicate()
+    # In a thread: a subprocess of asyncio's own, cut short with its loop, is neither reaped nor closed by anybody.
+    maker = await asyncio.to_thread(_run_maker)
     if maker.returncode != 0:
-        last = complaint.decode(errors="replace").strip().rpartition("\n")[2]
+        last = maker.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise TlsError(f"cannot make a certificate: {last or 'the maker ended'}")
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     # Only files can be loaded; a file in memory never touches a disk.
     descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
     try:
-        os.write(descriptor, pem)
+        os.write(descriptor, maker.stdout)
         context.load_cert_chain(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)
