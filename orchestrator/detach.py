@@ -98,5 +98,5 @@ def _wait(process: subprocess.Popen[bytes], socket: Path, log: Path, began: int)
 def _said(log: Path, began: int) -> str:
     with contextlib.suppress(OSError), log.open("rb") as file:
         file.seek(max(began, log.stat().st_size - _TAIL))
-        return file.read().decode(errors="replace").strip()
+        return file.read().decode(errors="replace").strip().removeprefix("nodepass-orch: ")
     return ""

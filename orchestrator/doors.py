@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.desk import Desk
-    from orchestrator.schema import ApiSettings, SupervisorSettings
+    from orchestrator.schema import SupervisorSettings
     from tunnel.spec import Address
 
 _FAREWELL: Final = 1.0  # seconds for answers under way when the doors close
@@ -35,7 +35,7 @@ async def opened(desk: Desk, path: Path, settings: SupervisorSettings) -> AsyncI
         runner = await stack.enter_async_context(_running(api.application(desk)))
         await web.SockSite(runner, _unix_listener(path)).start()  # the site owns the listener from here on
         if settings.api.listen is not None:
-            app = api.application(desk, token=_token(settings.api))
+            app = api.application(desk, token=_token(settings.api.token_file))
             runner = await stack.enter_async_context(_running(app))
             await _listen(runner, settings.api.listen, desk, "the API is")
             if not settings.api.listen.is_loopback:
@@ -86,18 +86,16 @@ async def _listen(runner: web.AppRunner, address: Address, desk: Desk, what: str
     desk.bus.tell(LogLevel.INFO, "api", f"{what} at {type(address)(address.host, port)}")
 
 
-def _token(settings: ApiSettings) -> str:
-    if settings.token_file is None:
-        raise SocketPathError(
-            "supervisor.api.listen needs token_file beside it: on TCP nobody is let in without a token"
-        )
+def _token(path: Path | None) -> str:
+    if path is None:
+        raise SocketPathError("on TCP nobody is let in without a token; name a token_file")
     try:
-        with settings.token_file.open(encoding="ascii") as file:
+        with path.open(encoding="ascii") as file:
             token = file.read(_LARGEST_TOKEN + 1).strip()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not plain ASCII text"
-        raise SocketPathError(f"cannot read token_file {settings.token_file}: {reason}") from None
+        raise SocketPathError(f"cannot read token_file {path}: {reason}") from None
     if not _SHORTEST_TOKEN <= len(token) <= _LARGEST_TOKEN or not token.isprintable() or " " in token:
         shape = f"one line of {_SHORTEST_TOKEN} to {_LARGEST_TOKEN} characters without spaces"
-        raise SocketPathError(f"token_file {settings.token_file} must hold {shape}; nodepass-orch keygen makes one")
+        raise SocketPathError(f"token_file {path} must hold {shape}; nodepass-orch keygen makes one")
     return token

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema, model_validator
 
 from tunnel.options import OPTION_NAMES
 from tunnel.settings import Settings, format_duration, parse_duration
@@ -113,11 +113,19 @@ class _Section(BaseModel):
 class ApiSettings(_Section):
     """Where the local API listens."""
 
+    model_config = ConfigDict(json_schema_extra={"dependentRequired": {"listen": ["token_file"]}})
+
     socket: _FileT | None = None
     """Unix socket; None: the usual place for this file"""
     listen: _AddressT | None = None
     """TCP address besides, for bearers of the token"""
     token_file: _FileT | None = None
+
+    @model_validator(mode="after")
+    def _is_guarded(self) -> Self:
+        if self.listen is not None and self.token_file is None:
+            raise ValueError("listen: needs token_file: beside it, for on TCP nobody is let in without a token")
+        return self
 
 
 class MqttSettings(_Section):

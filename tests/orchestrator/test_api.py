@@ -390,7 +390,6 @@ async def test_tcp_is_for_bearers_of_the_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "token", "sentence"),
     [
-        ("{listen: '127.0.0.1:0'}", "", "needs token_file"),
         ("{listen: '127.0.0.1:0', token_file: nowhere}", "", "No such file"),
         ("{listen: '127.0.0.1:0', token_file: token}", "short", "16 to 4096 characters"),
         ("{listen: '127.0.0.1:0', token_file: token}", "schlüssel-schlüssel", "plain ASCII"),
@@ -399,7 +398,7 @@ async def test_tcp_is_for_bearers_of_the_token(tmp_path: Path) -> None:
 )
 async def test_a_door_that_cannot_be_opened(tmp_path: Path, section: str, token: str, sentence: str) -> None:
     (tmp_path / "token").write_text(token)
-    with pytest.raises((SocketPathError, ExceptionGroup, ValueError), match=sentence):
+    with pytest.raises(SocketPathError, match=sentence):
         async with running(tmp_path, FILE.replace("tunnels:", f"supervisor: {{api: {section}}}\ntunnels:")):
             pass
 

@@ -103,10 +103,10 @@ def test_what_a_dead_daemon_leaves_is_no_obstacle(house: House) -> None:
 
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
     house = House(tmp_path)
-    house.file.write_text("version: 1\nsupervisor: {api: {listen: '127.0.0.1:0'}}\n")
+    house.file.write_text("version: 1\nsupervisor: {api: {listen: '127.0.0.1:0', token_file: nowhere}}\n")
     done = house.run("up", "-d")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "supervisor.api.listen needs token_file" in done.stderr
+    assert "cannot read token_file nowhere: No such file or directory" in done.stderr
     house.file.write_text("version: 2\n")
     done = house.run("up", "-d")
     assert done.returncode == 2

@@ -249,6 +249,7 @@ tunnels:
         ("version: 1\nsupervisor: {mqtt: {host: a}}", "2:20: url: is missing in supervisor.mqtt"),
         ("version: 1\nsupervisor: {mqtt: {url: 'mqtt://u:p@b'}}", "2:27: mqtt.url: a broker's URL holds no user"),
         ("version: 1\nsupervisor: {api: {soket: x}}", "2:20: unknown key 'soket' in supervisor.api; did you"),
+        ("version: 1\nsupervisor: {api: {listen: ':1'}}", "2:19: api: listen: needs token_file: beside it"),
         ("version: 1\nsupervisor: {api: [x]}", "2:19: api: a mapping is expected here"),
         ("version: 1\nsupervisor: x", "2:13: supervisor: takes a mapping"),
         ("version: 1\ndefaults: x", "2:11: defaults: takes a mapping"),
