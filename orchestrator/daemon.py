@@ -64,7 +64,7 @@ async def running(
         desk = Desk(supervisor, read_only=read_only)
         async with (
             doors.opened(desk, socket, manifest.supervisor),
-            watching(supervisor.sources, supervisor.reload, bus),
+            watching(supervisor.sources, supervisor.follow, bus),
             publishing(desk, manifest),
         ):
             yield supervisor

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.tunnels import Tunnels
 
 _KIND: Final = "reload"
+_NEWS: Final = 5.0  # seconds in which a command that comes after the watcher still hears of the same save
 _ACTIONS: Final = ("added", "removed", "restarted", "changed", "rejected", "failed", "unchanged")
 
 
@@ -42,6 +43,7 @@ class Reloader:
         self._warnings = [str(warning) for warning in manifest.warnings]
         self._turn = asyncio.Lock()
         self._waiting: asyncio.Task[dict[str, Any]] | None = None
+        self._news: tuple[float, dict[str, Any]] = 0.0, {}
 
     def status(self) -> dict[str, Any]:
         """The file as ``ps --json`` shows it."""
@@ -65,6 +67,18 @@ class Reloader:
 
     async def reload(self) -> dict[str, Any]:
         """Read the file as it is now, or a moment later, and do what it says. A wrong file raises nothing."""
+        answer = await self._next()
+        (until, news), self._news = self._news, (0.0, answer)
+        is_news = time.monotonic() < until and news["generation"] == answer["generation"]
+        return news if is_news and answer["ok"] and not _did_anything(answer) else answer
+
+    async def follow(self) -> None:
+        """As ``reload``, but by nobody's command: whoever asks within seconds hears what became of it."""
+        answer = await self._next()
+        if _did_anything(answer):
+            self._news = time.monotonic() + _NEWS, answer
+
+    async def _next(self) -> dict[str, Any]:
         if self._waiting is None:
             self._waiting = asyncio.create_task(self._in_turn())
         return await asyncio.shield(self._waiting)
@@ -147,6 +161,10 @@ class Reloader:
             "error": _error(fault) if fault else None,
             "results": {name: result.as_json() for name, result in results.items()},
         }
+
+
+def _did_anything(answer: dict[str, Any]) -> bool:
+    return any(result["action"] != "unchanged" for result in answer["results"].values())
 
 
 def _error(fault: Fault) -> dict[str, Any]:

@@ -106,6 +106,10 @@ class Supervisor:
         """Read the file again and do what it says; the answer of ``POST /v1/reload``. A wrong file changes nothing."""
         return await self._reloader.reload()
 
+    async def follow(self) -> None:
+        """The file has changed: as ``reload``, by nobody's command."""
+        await self._reloader.follow()
+
     async def plan(self) -> dict[str, Any]:
         """What a reload would do; the answer of ``GET /v1/plan``."""
         return await self._reloader.plan()

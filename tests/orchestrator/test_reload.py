@@ -276,6 +276,16 @@ async def test_reloads_are_in_turn_and_the_latest_wins(house: House) -> None:
     await until(lambda: len(asyncio.all_tasks()) < 20)
 
 
+async def test_whoever_asks_after_the_watcher_hears_what_it_did_once(house: House) -> None:
+    house.write({**START, "web": WEB + "?tls=1"})
+    await house.supervisor.follow()
+    asked = await house.supervisor.reload()
+    assert (asked["generation"], actions(asked)["web"]) == (2, "restarted")
+    again = await house.supervisor.reload()
+    assert (again["generation"], actions(again)["web"]) == (2, "unchanged")
+    assert house.engines() == {"web": 2, "db": 1, "out": 1}
+
+
 async def test_a_plan_changes_nothing(house: House) -> None:
     house.write({"web": WEB + "?tls=1", "db": DB + "?log=debug", "new": OUT})
     plan = await house.supervisor.plan()
