@@ -208,6 +208,12 @@ def visitors(*pairs: Pair) -> Generator[Visitors]:
         there.leave()
 
 
+def connections_to(port: int) -> set[str]:
+    """Both ends of the established connections to a port of this host."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {f"{line[1]} {line[2]}" for line in lines if line[2].endswith(f":{port:04X}") and line[3] == "01"}
+
+
 def document(tunnels: Mapping[str, object], **more: object) -> str:
     """A file of tunnels, one a line."""
     lines = [f"{name}: {json.dumps(value)}\n" for name, value in {"version": 1, **more}.items()]
@@ -225,12 +231,15 @@ def pairs(stage: Stage) -> tuple[Pair, Pair]:
 def test_many_tunnels_and_an_edit_of_three(stage: Stage, workers: int) -> None:
     target, other = stage.target(), stage.target()
     crowd = [Pair(f"pair-{n}", ("reverse", "forward")[n % 2], target, min_pool_capacity=2) for n in range(PAIRS)]
-    edited, shrunk, *others = crowd
+    edited, shrunk, quiet, *others = crowd
     tunnels: Tunnels = {}
     for pair in crowd:
         tunnels |= pair.entries()
     house = House(stage, tunnels, workers)
     links = house.links()
+    data_port = int(house.daemon.tunnel(f"{quiet.name}-server")["data_addr"].rpartition(":")[2])
+    idle = connections_to(data_port)
+    assert len(idle) >= 2
 
     edited.target = other
     tunnels |= edited.entries()
@@ -244,6 +253,7 @@ def test_many_tunnels_and_an_edit_of_three(stage: Stage, workers: int) -> None:
         house.applied(3)
         results = house.reload()["results"]  # at once: it tells what the watcher has just done
         until(lambda: exchange(edited.visitors, b"x") == b"x" and other.accepted > 0, within=5, what="the new target")
+    assert connections_to(data_port) == idle
     touched = {*edited.entries(), *shrunk.entries(), *new.entries()}
     assert {n: link for n, link in house.links().items() if n not in touched} == {
         n: link for n, link in links.items() if n not in touched
