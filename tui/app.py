@@ -9,7 +9,7 @@ import time
 from collections import deque
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from textual import work
 from textual.app import App
@@ -28,7 +28,9 @@ from tui.sources import ApiSource, Change, Happened, Lost, Status
 from tui.themes import DARK, LIGHT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from textual.worker import Worker
 
     from tui.model import Json, View
     from tui.sources import Heard, Source
@@ -163,6 +165,13 @@ class Dashboard(App[str]):
     def _draw(self) -> None:
         self._drawn = time.monotonic()
         self._main.draw()
+
+    def begin(self, work: Callable[[], Coroutine[Any, Any, None]], group: str, *, is_alone: bool = True) -> None:
+        """Let something go on beside the screen; what its group was doing is ended first, unless it is not alone.
+
+        It is given as a function: a coroutine that is ended before it began would be one that nobody awaits.
+        """
+        _: Worker[None] = self.run_worker(work, group=group, exclusive=is_alone)
 
     # -- leaving -----------------------------------------------------------------------------------------------------
 

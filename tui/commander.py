@@ -30,19 +30,19 @@ class Commander:
     def give(self, verb: str, tunnels: Sequence[Tunnel]) -> None:
         """Give a command to those of the tunnels that it fits, after a question where it costs somebody something."""
         if tunnels and not self._app.is_read_only:
-            self._app.run_worker(self._give(verb, tunnels))
+            self._app.begin(partial(self._give, verb, tunnels), "commands", is_alone=False)
 
     def reload(self) -> None:
         """Look at the plan, ask where it costs somebody something, and apply it."""
-        self._app.run_worker(self._reload(), group="reload", exclusive=True)
+        self._app.begin(self._reload, "reload")
 
     def plan(self) -> None:
         """Show what a reload would change."""
-        self._app.run_worker(self._plan(), group="plan", exclusive=True)
+        self._app.begin(self._plan, "plan")
 
     def copy(self, name: str) -> None:
         """Put a tunnel's URL into the clipboard."""
-        self._app.run_worker(self._copy(name), group="copy", exclusive=True)
+        self._app.begin(partial(self._copy, name), "copy")
 
     def complain(self, text: str) -> None:
         """Say what did not work."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tui.sources import RefusedError
@@ -10,10 +11,8 @@ from tui.sources import RefusedError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from textual.app import App
-
+    from tui.app import Dashboard
     from tui.model import Json
-    from tui.sources import Source
     from tui.widgets.log import LogPane
 
 HISTORY: Final = 300
@@ -25,9 +24,8 @@ _CALM: Final = 0.12  # seconds for which the cursor rests before anything is ask
 class Inquiry:
     """The details of one tunnel, and the log of one or of all. A new question ends the one before."""
 
-    def __init__(self, app: App[str], source: Source, log: LogPane, tell: Callable[[], None]) -> None:
+    def __init__(self, app: Dashboard, log: LogPane, tell: Callable[[], None]) -> None:
         self._app = app
-        self._source = source
         self._log = log
         self._tell = tell
         self._details: Json | None = None
@@ -38,18 +36,18 @@ class Inquiry:
 
     def ask_details(self, name: str | None) -> None:
         """Ask about a tunnel."""
-        self._app.run_worker(self._fetch(name), group="details", exclusive=True)
+        self._app.begin(partial(self._fetch, name), "details")
 
     def follow_log(self, name: str | None) -> None:
         """Show the log of a tunnel, or of all, and go on showing it."""
-        self._app.run_worker(self._follow(name), group="log", exclusive=True)
+        self._app.begin(partial(self._follow, name), "log")
 
     async def _fetch(self, name: str | None) -> None:
         await asyncio.sleep(_CALM)
         if name is None:
             return
         try:
-            self._details = await self._source.tunnel(name)
+            self._details = await self._app.source.tunnel(name)
         except RefusedError:
             return  # the tunnel is gone, or the daemon is: the stream tells
         self._tell()
@@ -58,7 +56,7 @@ class Inquiry:
         await asyncio.sleep(_CALM)
         self._log.begin(f"Log {name or 'of all tunnels'}", is_named=name is None)
         try:
-            async for event in self._source.logs([name] if name else [], HISTORY):
+            async for event in self._app.source.logs([name] if name else [], HISTORY):
                 self._log.add([event])
         except RefusedError:
             return  # as above; when the daemon returns, it is asked anew

@@ -82,7 +82,7 @@ class MainScreen(Screen[None]):
 
     def on_mount(self) -> None:
         """The keys belong to the table."""
-        self._inquiry = Inquiry(self._dashboard, self._dashboard.source, self._log, self.draw)
+        self._inquiry = Inquiry(self._dashboard, self._log, self.draw)
         self._table.focus()
         self._typing.display = False
 
