@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from orchestrator.defects import describe_defect
 from orchestrator.faults import ConfigError, Fault, Place
 from orchestrator.plan import Plan, Result, diff, in_force
+from orchestrator.sources import in_thread
 from tunnel.spec import LogLevel
 from tunnel.state import timestamp
 
@@ -96,7 +97,7 @@ class Reloader:
     async def _read(self) -> Manifest | ConfigError:
         """The file; in a thread, because a disk may be slow, and visitors do not care."""
         try:
-            return await asyncio.to_thread(self.manifest.again)
+            return await in_thread(self.manifest.again)
         except ConfigError as error:
             return error
         except Exception as error:  # noqa: BLE001  a defect of the reader must not change what runs, nor end it

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import glob
 import hashlib
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 LONGEST: Final = 4 << 20
 """Bytes that a file may have."""
@@ -19,6 +21,13 @@ MISSING: Final = ""
 """Stands for the content of a file that cannot be read."""
 
 _MOST_LINKS: Final = 16
+_THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="files")
+_T = TypeVar("_T")
+
+
+async def in_thread(work: Callable[[], _T]) -> _T:
+    """Do what waits for a disk where no visitor waits for it, nor it for names that take long to resolve."""
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, work)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

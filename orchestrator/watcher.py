@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from watchfiles import awatch
 
 from orchestrator.defects import describe_defect
-from orchestrator.sources import is_being_written
+from orchestrator.sources import in_thread, is_being_written
 from tunnel.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class _Watcher:
     async def run(self) -> None:
         while not self.stop.is_set():
             try:
-                await self._watch(await asyncio.to_thread(_places, self._sources()))
+                await self._watch(await in_thread(partial(_places, self._sources())))
             except (OSError, RuntimeError) as error:  # what watchfiles raises: no more watches, no such directory
                 self._tell_blind(error)
                 await self._poll()
@@ -90,7 +91,7 @@ class _Watcher:
                 ticks = 0 if changes else ticks + 1
                 if is_due:
                     await self._look()
-                    if await asyncio.to_thread(_places, self._sources()) != places:
+                    if await in_thread(partial(_places, self._sources())) != places:
                         return
 
     async def _poll(self) -> None:
@@ -103,7 +104,7 @@ class _Watcher:
             await self._look()
 
     async def _look(self) -> None:
-        seen = await asyncio.to_thread(self._sources().look)
+        seen = await in_thread(self._sources().look)
         if seen in (self._sources(), self._tried):
             return
         seen = await self._settled(seen)
@@ -117,9 +118,9 @@ class _Watcher:
         began = loop.time()
         while not self.stop.is_set():
             await asyncio.sleep(_STILL)
-            before, seen = seen, await asyncio.to_thread(seen.look)
+            before, seen = seen, await in_thread(seen.look)
             passed = loop.time() - began
-            is_written = passed < _WRITING and await asyncio.to_thread(_is_written, seen)
+            is_written = passed < _WRITING and await in_thread(partial(_is_written, seen))
             if not is_written and (seen == before or passed > _RESTLESS):
                 break
         return seen
