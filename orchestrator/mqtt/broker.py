@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -288,7 +289,7 @@ class Dialer:
             protocol=version,
             will=aiomqtt.Will(will.topic, will.payload, will.qos, will.retain) if will else None,
             clean_session=None if self._is_v5 else True,
-            clean_start=True,
+            clean_start=True if self._is_v5 else MQTT_CLEAN_START_FIRST_ONLY,
             keepalive=KEEPALIVE,
             timeout=_PATIENCE,
             queue_type=lambda maxsize: inbox,  # type: ignore[arg-type]  # it is called, and nothing else
@@ -334,7 +335,8 @@ class Dialer:
             if self.broker.is_tls and "SSL" in str(error):
                 raise BrokerError(f"TLS with the broker {self.broker} failed: {_plain(str(error))}") from None
             self._is_v5 = not self._is_v5  # one that knows only the older version may just hang up
-            raise BrokerError(f"the broker {self.broker} does not speak MQTT with us: no greeting in time") from None
+            hint = "; perhaps it wants a certificate of ours" if self.broker.is_tls and self.broker.cert is None else ""
+            raise BrokerError(f"the broker {self.broker} does not speak MQTT with us: no greeting{hint}") from None
         except asyncio.CancelledError:
             _hang_up(handle)
             await asyncio.wait([entering], timeout=_FAREWELL)

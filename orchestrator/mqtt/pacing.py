@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.mqtt.payloads import STATS
@@ -24,7 +24,7 @@ _NUMBERS: Final = frozenset({*STATS, "refused"})
 _LASTING: Final = tuple(field.name for field in fields(Snapshot) if field.name not in _NUMBERS)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Told:
     """What was told of one tunnel, and when the next is due."""
 
@@ -63,17 +63,19 @@ class Pacing:
         for seen in snapshots:
             lasting, numbers = _lasting(seen), _numbers(seen)
             told = known.pop(seen.name, None)
-            is_new = told is None or (told.lasting != lasting and now >= told.free_at)
-            if told is None or is_new:
+            if told is None:
                 told = _Told(lasting, numbers, now + SETTLING, now + STATS_EVERY, now + GAP)
+                states.append(seen)
+            elif told.lasting != lasting and now >= told.free_at:
+                told = replace(told, lasting=lasting, repeat_at=now + SETTLING, free_at=now + GAP, is_settled=False)
                 states.append(seen)
             elif now >= told.repeat_at:
                 # those that changed all at once are spread from here on
                 wait = REPEAT if told.is_settled else self._uniform(REPEAT / 2, REPEAT)
-                told = _Told(lasting, numbers, now + wait, now + STATS_EVERY, now + GAP, is_settled=True)
+                told = replace(told, lasting=lasting, repeat_at=now + wait, free_at=now + GAP, is_settled=True)
                 states.append(seen)
             elif told.numbers != numbers and now >= told.stats_at:
-                told.numbers, told.stats_at = numbers, now + STATS_EVERY
+                told = replace(told, numbers=numbers, stats_at=now + STATS_EVERY)
                 stats.append(seen)
             self._told[seen.name] = told
         return Due(tuple(states), tuple(stats), tuple(known))

@@ -138,13 +138,19 @@ class Daemon(Command):
         env: Mapping[str, str],
         tunnels: Mapping[str, str],
         supervisor: Mapping[str, object],
+        options: Sequence[str] = (),
     ) -> None:
         self.file = directory / f"{name}.yaml"
-        content = {"version": 1, "supervisor": dict(supervisor), "tunnels": dict(tunnels)}
-        self.file.write_text(json.dumps(content))  # JSON is YAML
+        self._supervisor = dict(supervisor)
+        self.write(tunnels)
         self.socket = directory / f"{name}.sock"
         arguments = [*prefix, *COMMAND, "up", str(self.file), "--no-tui", "--socket", str(self.socket)]
-        super().__init__(name, arguments, directory, env)
+        super().__init__(name, [*arguments, *options], directory, env)
+
+    def write(self, tunnels: Mapping[str, str]) -> None:
+        """Write its file, whole, with these tunnels."""
+        content = {"version": 1, "supervisor": self._supervisor, "tunnels": dict(tunnels)}
+        self.file.write_text(json.dumps(content))  # JSON is YAML
 
     def status(self) -> dict[str, Any]:
         """What ``ps --json`` shows."""
@@ -225,9 +231,10 @@ class Stage:
         prefix: Sequence[str] = (),
         env: Mapping[str, str] = NOTHING,
         supervisor: Mapping[str, object] = NOTHING,
+        options: Sequence[str] = (),
     ) -> Daemon:
         """The command with a file of tunnels."""
-        return self._add(Daemon(self._name(name), prefix, self.directory, env, tunnels, supervisor))
+        return self._add(Daemon(self._name(name), prefix, self.directory, env, tunnels, supervisor, options))
 
     def target(self, serve: Callable[[socket.socket], None] = echo, host: str = "127.0.0.1") -> Target:
         """A target that gives each connection to ``serve``."""

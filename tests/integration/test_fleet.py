@@ -1,0 +1,636 @@
+"""Hosts on a real broker: what they publish, what they take, and that its trouble is never the tunnels' trouble."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from orchestrator.mqtt.broker import Broker, Dialer
+from orchestrator.mqtt.outbox import Message
+from tests.integration.harness import ROOT, Command, Daemon, Stage, free_port, until
+from tests.integration.peers import connect
+from tests.integration.test_programs import find, needs
+
+pytestmark = needs("mosquitto", "mosquitto_sub", "mosquitto_pub", "mosquitto_passwd")
+
+TREE: Final = "nodepass-orch/v1"
+KEY: Final = "a-key-nobody-may-read"
+PASSWORD: Final = "p%s:@rd+/ of a broker"
+
+
+class Mosquitto:
+    """A broker on a free port."""
+
+    def __init__(self, directory: Path, lines: str = "allow_anonymous true\n", port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.directory = directory
+        directory.mkdir(exist_ok=True)
+        directory.chmod(0o755)
+        self.config = directory / "mosquitto.conf"
+        user = "user root\n" if os.geteuid() == 0 else ""
+        self.config.write_text(f"{user}persistence false\nlistener {self.port} 127.0.0.1\n{lines}")
+        self.start()
+
+    def start(self) -> None:
+        """Run; return when it listens."""
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen([str(find("mosquitto")), "-c", str(self.config)], stdout=log, stderr=log)
+
+        def listens() -> bool:
+            assert self.process.poll() is None, (self.directory / "log").read_text()
+            try:
+                connect(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                return False
+            return True
+
+        until(listens, within=10, what="mosquitto listens")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End it."""
+        self.process.send_signal(signal.SIGCONT)
+        self.process.send_signal(number)
+        self.process.wait(10)
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        if self.process.poll() is None:
+            self.stop(signal.SIGKILL)
+
+    @property
+    def url(self) -> str:
+        return f"mqtt://127.0.0.1:{self.port}"
+
+
+class Ear:
+    """Everything that is said on a broker, in its order."""
+
+    def __init__(self, stage: Stage, broker: Mosquitto, *options: str, topic: str = f"{TREE}/#") -> None:
+        arguments = ["mosquitto_sub", "-p", str(broker.port), "-V", "5", "-F", "%r %t %p", "-t", topic, *options]
+        self._command = Command(f"ear-{len(stage.commands)}", arguments, stage.directory, {})
+        stage.keep(self._command)
+
+    def all(self) -> list[tuple[bool, str, str]]:
+        """Retained or not, topic, payload."""
+        lines = [line for line in self._command.printed().split("\n") if line]
+        return [(flag == "1", topic, text) for flag, topic, text in (line.split(" ", 2) for line in lines)]
+
+    def on(self, topic: str) -> list[dict[str, Any]]:
+        """The payloads on one topic; one that clears it is an empty object."""
+        return [json.loads(text or "{}") for _, where, text in self.all() if where == f"{TREE}/{topic}"]
+
+    def hears(
+        self, topic: str, wanted: Callable[[dict[str, Any]], object] = bool, *, within: float = 5.0
+    ) -> dict[str, Any]:
+        """The last payload on a topic, once it is as wanted."""
+
+        def last() -> dict[str, Any] | None:
+            words = self.on(topic)
+            return words[-1] if words and wanted(words[-1]) else None
+
+        try:
+            found = until(last, within=within, what=f"{topic} is as wanted")
+        except AssertionError as error:
+            error.add_note(f"heard: {self.all()[-10:]}")
+            raise
+        assert found is not None
+        return found
+
+
+def retained(broker: Mosquitto, *options: str, topic: str = f"{TREE}/#") -> dict[str, Any]:
+    """What the broker holds now."""
+    command = ["mosquitto_sub", "-p", str(broker.port), "-F", "%t %p", "-t", topic, "-W", "1", "--retained-only"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    return {where.removeprefix(f"{TREE}/"): json.loads(text) for where, text in lines}
+
+
+def publish(broker: Mosquitto, topic: str, payload: object, *options: str) -> subprocess.CompletedProcess[str]:
+    text = payload if isinstance(payload, str) else json.dumps(payload)
+    command = ["mosquitto_pub", "-V", "5", "-p", str(broker.port), "-q", "1", "-t", f"{TREE}/{topic}", "-m", text]
+    return subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=20)
+
+
+@pytest.fixture
+def broker(stage: Stage) -> Mosquitto:
+    return stage.keep(Mosquitto(stage.directory / "broker"))
+
+
+class Hosts:
+    """Daemons that publish."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.target = stage.target()
+        self.tunnel_port, self.visitor_port = free_port(), free_port()
+
+    @property
+    def server(self) -> dict[str, str]:
+        return {"web": f"server://{KEY}@127.0.0.1:{self.tunnel_port}/127.0.0.1:{self.visitor_port}?mode=reverse"}
+
+    @property
+    def client(self) -> dict[str, str]:
+        return {"web": f"client://{KEY}@127.0.0.1:{self.tunnel_port}/127.0.0.1:{self.target.port}"}
+
+    def up(
+        self,
+        name: str,
+        broker: Mosquitto,
+        tunnels: Mapping[str, str],
+        *,
+        options: Sequence[str] = (),
+        password: str = "",
+        **mqtt: object,
+    ) -> Daemon:
+        """A daemon whose file has this section, and whose environment this password."""
+        section = {"url": broker.url, "host": name, "commands": True, **mqtt}
+        env = {"XDG_STATE_HOME": str(self.stage.directory / "state"), "NODEPASS_ORCH_MQTT_PASSWORD": password}
+        return self.stage.up(tunnels, name=name, env=env, supervisor={"mqtt": section}, options=options)
+
+    def pair(self, broker: Mosquitto) -> tuple[Daemon, Daemon]:
+        """edge-1 with the server, edge-2 with the client, both up."""
+        one, two = self.up("edge-1", broker, self.server), self.up("edge-2", broker, self.client)
+        for daemon in (one, two):
+            daemon.is_in("up", name="web", within=10)
+        return one, two
+
+
+@pytest.fixture
+def hosts(stage: Stage) -> Hosts:
+    return Hosts(stage)
+
+
+def mqtt_of(daemon: Daemon) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = daemon.status()["mqtt"]
+    except OSError:
+        return {"state": "not answering", "error": ""}
+    return found
+
+
+def connected(daemon: Daemon, *, within: float = 10.0) -> None:
+    until(lambda: mqtt_of(daemon)["state"] == "up", within=within, what=f"{daemon.name} publishes; {daemon.said()}")
+
+
+def fleet(stage: Stage, broker: Mosquitto, *arguments: str, url: str = "") -> tuple[int, str, str]:
+    """The command: exit code, standard output, standard error."""
+    command = stage.run("fleet", *arguments, "--mqtt", url or broker.url)
+    return command.ends(within=30), command.printed(), command.said()
+
+
+LASTING = ("name", "role", "direction", "state", "tunnel_addr", "target_addr", "link", "auth", "tags", "restarts")
+
+
+# --- what is published ------------------------------------------------------------------------------------------------
+
+
+def test_topics_and_payloads_of_the_contract_and_no_secret_in_any(
+    stage: Stage, broker: Mosquitto, hosts: Hosts
+) -> None:
+    ear = Ear(stage, broker)
+    one, two = hosts.pair(broker)
+    odd = "odd/na+me #[red] é"
+    one.write({**hosts.server, odd: f"client://{KEY}@127.0.0.1:{free_port()}/127.0.0.1:1"})
+    encoded = "odd%2Fna%2Bme%20%23%5Bred%5D%20%C3%A9"
+    ear.hears(f"edge-1/t/{encoded}/state", lambda word: word["state"] in {"cooldown", "connecting"}, within=15)
+    birth = ear.on("edge-1/status")[0]
+    assert birth == {**birth, "v": 1, "online": True}
+    info = ear.hears("edge-1/info", lambda word: word["generation"] == 2)
+    assert info == {**info, "v": 1, "config_ok": True, "config_error": None, "tunnels": 2, "boot": birth["boot"]}
+    assert {"name", "version", "ts"} <= set(info)
+    for host, daemon in (("edge-1", one), ("edge-2", two)):
+        state = ear.hears(f"{host}/t/web/state", lambda word: word["pool"]["idle"] == 8)
+        truth = daemon.tunnel("web")
+        assert {key: state[key] for key in LASTING} == {key: truth[key] for key in LASTING}
+        assert set(truth) | {"v", "boot", "seq", "ts"} == set(state)
+    sequence = [word["seq"] for _, topic, text in ear.all() if topic.startswith(f"{TREE}/edge-1/t/")
+                and topic.endswith("state") for word in [json.loads(text)]]  # fmt: skip
+    assert sequence == sorted(set(sequence))
+    with connect(("127.0.0.1", hosts.visitor_port)) as visitor:
+        visitor.sendall(b"x" * 100)
+        stats = ear.hears("edge-1/t/web/stats", lambda word: word["connections"]["active"] == 1)
+        assert stats["bytes"]["in"] == 100
+        assert {"v", "pool", "signals", "connections", "bytes", "rtt_ms", "cooldown"} <= set(stats)
+    events = ear.on("edge-1/event")
+    assert all({"v", "ts", "kind", "tunnel", "text"} <= set(event) for event in events)
+    assert any(event["kind"] == "reload" for event in events)
+    one.file.write_text("version: 1\ntunnels: [\n")
+    broken = ear.hears("edge-1/info", lambda word: word["config_ok"] is False, within=15)
+    assert ":2:" in broken["config_error"] or ":3:" in broken["config_error"]
+    assert KEY not in "".join(text for _, _, text in ear.all())
+    of_a_host = {"status", "info", "t/web/state"}
+    whole = {f"{host}/{topic}" for host in ("edge-1", "edge-2") for topic in of_a_host}
+    assert set(retained(broker)) == whole | {f"edge-1/t/{encoded}/state"}
+
+
+def test_a_kill_is_told_by_the_will_and_the_next_life_clears_what_is_no_more(
+    stage: Stage, broker: Mosquitto, hosts: Hosts
+) -> None:
+    ear = Ear(stage, broker)
+    extra = {"old one": f"client://127.0.0.1:{free_port()}/127.0.0.1:1"}
+    first = hosts.up("edge-1", broker, {**hosts.server, **extra})
+    ear.hears("edge-1/t/old%20one/state")
+    first.kill()
+    ear.hears("edge-1/status", lambda word: word["online"] is False, within=5)
+    second = hosts.up("edge-1", broker, hosts.server)
+    connected(second)
+    ear.hears("edge-1/status", lambda word: word["online"] is True)
+    until(lambda: ear.on("edge-1/t/old%20one/state")[-1] == {}, within=5, what="the orphan is cleared")
+    assert "edge-1/t/old%20one/state" not in retained(broker)
+    assert retained(broker)["edge-1/status"]["online"] is True
+    second.signal(signal.SIGTERM)
+    assert second.ends() == 0
+    assert retained(broker)["edge-1/status"]["online"] is False
+
+
+def test_a_removed_tunnel_leaves_nothing(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+    ear = Ear(stage, broker)
+    daemon = hosts.up("edge-1", broker, {**hosts.server, "gone": f"client://127.0.0.1:{free_port()}/127.0.0.1:1"})
+    ear.hears("edge-1/t/gone/state")
+    daemon.write(hosts.server)
+    until(lambda: ear.on("edge-1/t/gone/state")[-1] == {}, within=15, what="its state is cleared")
+    assert "edge-1/t/gone/state" not in retained(broker)
+
+
+def test_without_a_name_a_host_is_known_by_an_id_that_is_kept(stage: Stage, broker: Mosquitto) -> None:
+    section = {"mqtt": {"url": broker.url}}
+    daemon = stage.up({}, supervisor=section, env={"STATE_DIRECTORY": str(stage.directory / "state")})
+    connected(daemon)
+    (kept,) = (stage.directory / "state").iterdir()
+    assert retained(broker)[f"{kept.read_text().strip()}/status"]["online"] is True
+
+
+# --- a broker's trouble -----------------------------------------------------------------------------------------------
+
+
+def test_a_broker_that_restarts_hears_the_truth_within_seconds(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+    one, two = hosts.pair(broker)
+    with connect(("127.0.0.1", hosts.visitor_port)) as visitor:
+        broker.stop(signal.SIGKILL)
+        until(lambda: mqtt_of(one)["state"] == "trouble", within=5, what="the trouble is shown")
+        until(lambda: "refused the connection" in mqtt_of(one)["error"], within=5, what="its reason is shown")
+        for number in range(200):
+            visitor.sendall(b"%03d" % number)
+            assert visitor.recv(3) == b"%03d" % number
+        broker.start()
+        began = time.monotonic()
+        for daemon in (one, two):
+            connected(daemon, within=5)
+        until(
+            lambda: {"edge-1/t/web/state", "edge-2/t/web/state"} <= set(retained(broker)), within=5, what="all is told"
+        )
+        assert time.monotonic() - began < 7, "five seconds, and two looks"
+        told = retained(broker)
+        assert told["edge-1/t/web/state"]["link"] == one.tunnel("web")["link"]
+        assert told["edge-1/status"]["online"] is True
+        visitor.sendall(b"end")
+        assert visitor.recv(3) == b"end"
+
+
+def test_a_frozen_broker_holds_up_nothing(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+    one, _ = hosts.pair(broker)
+    connected(one)
+    broker.process.send_signal(signal.SIGSTOP)
+    try:
+        stage.serving(("127.0.0.1", hosts.visitor_port))
+        one.signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert one.ends(within=15) == 0
+        assert time.monotonic() - began < 10
+    finally:
+        broker.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.slow
+def test_a_frozen_broker_is_noticed_and_found_again(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+    one, _ = hosts.pair(broker)
+    connected(one)
+    before = one.rss()
+    broker.process.send_signal(signal.SIGSTOP)
+    until(lambda: mqtt_of(one)["state"] == "trouble", within=60, what="the silence is noticed")
+    assert one.rss() - before < 4 << 20
+    broker.process.send_signal(signal.SIGCONT)
+    connected(one, within=15)
+    until(lambda: retained(broker)["edge-1/status"]["online"], within=5, what="online again")
+
+
+def test_no_broker_is_no_reason_not_to_start(stage: Stage, hosts: Hosts) -> None:
+    nobody = free_port()
+    daemon = stage.up(hosts.server, supervisor={"mqtt": {"url": f"mqtt://127.0.0.1:{nobody}", "host": "edge-1"}},
+                      env={"XDG_STATE_HOME": str(stage.directory)})  # fmt: skip
+    daemon.is_in("waiting", name="web")
+    shown = mqtt_of(daemon)
+    assert (shown["state"], shown["broker"], shown["host"]) == ("trouble", f"mqtt://127.0.0.1:{nobody}", "edge-1")
+    time.sleep(2)  # several attempts
+    assert len([line for line in daemon.said().splitlines() if "mqtt" in line]) == 1, "told once, not at each attempt"
+
+
+def test_two_hosts_of_one_name_do_not_fight(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+    ear = Ear(stage, broker)
+    first = hosts.up("edge-1", broker, hosts.server)
+    connected(first)
+    boot = ear.hears("edge-1/status")["boot"]
+    second = hosts.up("edge-1", broker, hosts.client)
+    shown = until(lambda: mqtt_of(second)["state"] == "trouble" and mqtt_of(second), within=10, what="it is reported")
+    assert shown
+    assert "another host is online as 'edge-1'" in shown["error"]
+    second.says("another host is online as 'edge-1'")
+    time.sleep(1)
+    assert {word.get("boot") for word in ear.on("edge-1/status")} == {boot}
+    assert mqtt_of(first)["state"] == "up"
+    first.kill()
+    connected(second)
+    assert ear.hears("edge-1/status", lambda word: word["online"])["boot"] != boot
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def answer_to(broker: Mosquitto, ear: Ear, order: Mapping[str, Any], *options: str) -> dict[str, Any]:
+    publish(broker, "edge-1/cmd", dict(order), *options)
+    return ear.hears(f"edge-1/rsp/{order['id']}")
+
+
+def test_commands_are_done_and_answered_or_refused_with_the_reason(
+    stage: Stage, broker: Mosquitto, hosts: Hosts
+) -> None:
+    ear = Ear(stage, broker)
+    daemon = hosts.up("edge-1", broker, hosts.server)
+    boot = ear.hears("edge-1/status")["boot"]
+    ear.hears("edge-1/t/web/state", lambda word: word["state"] == "waiting")
+    order = {"v": 1, "op": "stop", "target": "web"}
+    done = answer_to(broker, ear, {**order, "id": "1", "boot": boot, "exp": time.time() + 30})
+    assert (done["ok"], done["error"], done["result"]["name"]) == (True, None, "web")
+    daemon.is_in("stopped", name="web")
+    ear.hears("edge-1/t/web/state", lambda word: word["state"] == "stopped", within=2)
+    refusals: list[tuple[dict[str, Any], str]] = [
+        ({"id": "1"}, "given before"),
+        ({"boot": "another"}, "another life"),
+        ({"exp": time.time() - 1}, "expired"),
+        ({"op": "toggle"}, "unknown op"),
+        ({"target": "nobody"}, "no tunnel is named 'nobody'"),
+        ({"target": None}, "needs a target"),
+    ]
+    for number, (change, why) in enumerate(refusals, start=2):
+        refused = {**order, "op": "start", "id": str(number), **change}
+        publish(broker, "edge-1/cmd", refused)
+        answer = ear.hears(f"edge-1/rsp/{refused['id']}", lambda word: not word["ok"])
+        assert why in answer["error"]
+    publish(broker, "edge-1/cmd", "{ no json")
+    old = answer_to(broker, ear, {**order, "id": "old", "op": "start"}, "-r")
+    assert "retained" in old["error"]
+    until(lambda: "edge-1/cmd" not in retained(broker), within=5, what="the retained command is cleared")
+    assert daemon.tunnel("web")["state"] == "stopped"
+    assert answer_to(broker, ear, {"v": 1, "id": "all", "op": "start", "target": "*"})["ok"]
+    daemon.is_in("waiting", name="web")
+    reloaded = answer_to(broker, ear, {"v": 1, "id": "re", "op": "reload"})
+    assert reloaded["result"]["results"]["web"]["action"] == "unchanged"
+    daemon.file.write_text("version: 2\n")
+    wrong = answer_to(broker, ear, {"v": 1, "id": "re2", "op": "reload"})
+    assert not wrong["ok"]
+    assert f"{daemon.file.name}:1:" in wrong["error"]
+
+
+def test_a_command_retained_while_nobody_was_there_is_not_done(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+    publish(broker, "edge-1/cmd", {"v": 1, "id": "trap", "op": "stop", "target": "web"}, "-r")
+    ear = Ear(stage, broker)
+    daemon = hosts.up("edge-1", broker, hosts.server)
+    assert "retained" in ear.hears("edge-1/rsp/trap", within=10)["error"]
+    daemon.is_in("waiting", name="web")
+
+
+@pytest.mark.parametrize(
+    ("options", "commands", "why"), [((), False, "off on this host"), (("--read-only",), True, "read-only")]
+)
+def test_commands_are_off_unless_the_file_says_so_and_read_only_wins(
+    stage: Stage, broker: Mosquitto, hosts: Hosts, options: tuple[str, ...], why: str, *, commands: bool
+) -> None:
+    ear = Ear(stage, broker)
+    daemon = hosts.up("edge-1", broker, hosts.server, commands=commands, options=options)
+    connected(daemon)
+    assert ear.hears("edge-1/info")["commands"] is False
+    assert why in answer_to(broker, ear, {"v": 1, "id": "x", "op": "stop", "target": "web"})["error"]
+    assert daemon.tunnel("web")["state"] != "stopped"
+
+
+# --- the fleet from scripts -------------------------------------------------------------------------------------------
+
+
+def _still(tunnel: dict[str, Any]) -> dict[str, Any]:
+    """A tunnel without what goes on even where nothing happens."""
+    return {**tunnel, "rtt_ms": None, "pool": {**tunnel["pool"], "dialing": None}}
+
+
+def test_fleet_ps_is_what_every_host_says_of_itself(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+    one, two = hosts.pair(broker)
+    time.sleep(3)  # the retained states are told once more when their numbers came to rest
+    code, out, _ = fleet(stage, broker, "ps", "--json")
+    told = {host["host"]: host for host in json.loads(out)["hosts"]}
+    assert code == 0
+    for name, daemon in (("edge-1", one), ("edge-2", two)):
+        truth = daemon.status()
+        assert told[name]["presence"] == "online"
+        assert told[name]["generation"] == truth["generation"]
+        assert [_still(tunnel) for tunnel in told[name]["tunnels"]] == [_still(tunnel) for tunnel in truth["tunnels"]]
+    code, out, _ = fleet(stage, broker, "ps", "--paths")
+    ends = f"127.0.0.1:{hosts.visitor_port} edge-1/web (up) ═ edge-2/web (up) → 127.0.0.1:{hosts.target.port}"
+    assert out == f"visitors → {ends}\n"
+    code, out, _ = fleet(stage, broker, "ps", "edge-2/w*")
+    assert out.startswith("edge-2")
+    assert "edge-1" not in out
+    two.kill()
+    code, out, _ = fleet(stage, broker, "ps")
+    assert code == 3
+    assert re.search(r"^edge-2.*, gone, 1 tunnel, last heard of \d+ s ago$", out, re.MULTILINE)
+
+
+def test_fleet_restarts_within_a_second_and_says_what_it_cannot(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+    one, two = hosts.pair(broker)
+    link = one.tunnel("web")["link"]
+    code, out, _ = fleet(stage, broker, "restart", "edge-2/web", "--json")
+    (result,) = json.loads(out)["results"]
+    assert code == 0
+    assert result["seconds"] < 1
+    until(lambda: two.tunnel("web")["link"] not in {link, None}, within=5, what="it is another link")
+    code, out, said = fleet(stage, broker, "stop", "edge-*")
+    assert (code, said) == (0, "")
+    for daemon in (one, two):
+        daemon.is_in("stopped", name="web")
+    assert fleet(stage, broker, "start", "edge-1/web", "edge-2/w*")[0] == 0
+    one.is_in("up", name="web")
+    code, _, said = fleet(stage, broker, "stop", "edge-1/wob")
+    assert (code, said) == (1, "nodepass-orch: no tunnel of edge-1 is named 'wob'; did you mean 'web'?\n")
+    code, _, said = fleet(stage, broker, "stop", "edge-9")
+    assert code == 1
+    assert "edge-9" in said
+    assert fleet(stage, broker, "reload", "edge-1", "edge-2")[0] == 0
+    assert fleet(stage, broker, "reload", "edge-1/web")[0] == 2
+    two.kill()
+    code, _, said = fleet(stage, broker, "start", "edge-2/web")
+    assert code == 4
+    assert "host 'edge-2' is gone" in said
+    nobody = f"mqtt://me:{'geheim'}@127.0.0.1:{free_port()}"
+    code, _, said = fleet(stage, broker, "ps", url=nobody)
+    assert code == 4
+    assert "refused the connection" in said
+    assert "geheim" not in said
+
+
+# --- users, rules, certificates ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guarded(stage: Stage) -> Mosquitto:
+    """A broker with the rules of our sample, and users edge-1, edge-2, operator."""
+    directory = stage.directory / "guarded"
+    directory.mkdir()
+    passwords, rules = directory / "passwords", directory / "acl"
+    passwords.touch(mode=0o600)
+    shutil.copy(ROOT / "configs" / "fleet" / "acl", rules)
+    rules.chmod(0o600)
+    for user in ("edge-1", "edge-2", "operator"):
+        subprocess.run(["mosquitto_passwd", "-b", str(passwords), user, PASSWORD], check=True, capture_output=True)
+        (stage.directory / f"{user}.pw").write_text(f"{PASSWORD}\n")
+    lines = f"allow_anonymous false\npassword_file {passwords}\nacl_file {rules}\n"
+    return stage.keep(Mosquitto(directory, lines))
+
+
+def test_with_the_sample_rules_a_host_speaks_for_itself_alone(stage: Stage, guarded: Mosquitto, hosts: Hosts) -> None:
+    def as_user(user: str) -> tuple[str, ...]:
+        return ("-u", user, "-P", PASSWORD)
+
+    ear = Ear(stage, guarded, *as_user("operator"))
+    daemons = {}
+    for name, tunnels in (("edge-1", hosts.server), ("edge-2", hosts.client)):
+        file = str(stage.directory / f"{name}.pw")
+        daemons[name] = hosts.up(name, guarded, tunnels, username=name, password_file=file)
+        connected(daemons[name])
+    lie = {"v": 1, "online": False, "boot": "lie", "ts": ""}
+    assert "ot authorized" in publish(guarded, "edge-2/status", lie, "-r", *as_user("edge-1")).stderr
+    publish(guarded, "edge-2/t/web/state", lie, "-r", *as_user("operator"))
+    publish(guarded, "edge-2/cmd", {"v": 1, "id": "x", "op": "stop", "target": "web"}, *as_user("edge-1"))
+    spy = Ear(stage, guarded, *as_user("edge-1"))
+    good = {"v": 1, "id": "y", "op": "restart", "target": "web"}
+    publish(guarded, "edge-2/cmd", good, *as_user("operator"))
+    assert ear.hears("edge-2/rsp/y")["ok"], "the operator's command comes after the stranger's, and is the only answer"
+    assert not [topic for _, topic, _ in ear.all() if topic.endswith("rsp/x")]
+    assert "lie" not in {word.get("boot") for word in ear.on("edge-2/status") + ear.on("edge-2/t/web/state")}
+    assert {topic.split("/")[2] for _, topic, _ in spy.all()} <= {"edge-1"}
+    daemons["edge-2"].is_in("up", name="web")
+    everything = "".join(text for _, _, text in ear.all())
+    assert PASSWORD not in everything
+    assert KEY not in everything
+    url = f"mqtt://operator:p%25s%3A%40rd%2B%2F%20of%20a%20broker@127.0.0.1:{guarded.port}"
+    code, _, said = fleet(stage, guarded, "restart", "edge-1/web", url=url)
+    assert (code, said) == (0, "")
+    for daemon in daemons.values():
+        assert PASSWORD not in daemon.said()
+
+
+def test_wrong_passwords_and_missing_rights_are_said(stage: Stage, guarded: Mosquitto, hosts: Hosts) -> None:
+    wrong = hosts.up("edge-1", guarded, {}, username="edge-1", password="wrong")
+    wrong.says("refuses user 'edge-1': check user, password")
+    other = hosts.up("edge-9", guarded, {}, username="edge-2", password=PASSWORD)
+    other.says(r"the broker .* (drops what is published to|does not let)", within=15)
+    assert "wrong" not in wrong.said().replace("check user", "")
+
+
+class Authority:
+    """Certificates for a test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+        self.ca = self._write("ca", self._key, self._sign("test authority", self._key.public_key(), is_ca=True))
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        """Certificate and key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        return self._write(name, key, self._sign(name, key.public_key(), is_ca=False)), self.directory / f"{name}.key"
+
+    def _sign(self, name: str, public: ec.EllipticCurvePublicKey, *, is_ca: bool) -> x509.Certificate:
+        loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        now = dt.datetime.now(dt.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(self._name)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(hours=1))
+            .not_valid_after(now + dt.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([loopback]), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .add_extension(
+                x509.KeyUsage(
+                    digital_signature=True, key_cert_sign=is_ca, crl_sign=is_ca, content_commitment=False,
+                    key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
+                    decipher_only=False,
+                ),
+                critical=True,
+            )
+            .sign(self._key, hashes.SHA256())
+        )  # fmt: skip
+
+    def _write(self, name: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> Path:
+        pem = serialization.Encoding.PEM
+        secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        (self.directory / f"{name}.key").write_bytes(secret)
+        path = self.directory / f"{name}.crt"
+        path.write_bytes(certificate.public_bytes(pem))
+        return path
+
+
+def test_tls_with_an_authority_and_a_certificate_of_ones_own(stage: Stage, hosts: Hosts) -> None:
+    authority = Authority(stage.directory)
+    (crt, key), (own, own_key) = authority.issue("broker"), authority.issue("edge-1")
+    lines = f"allow_anonymous true\ncafile {authority.ca}\ncertfile {crt}\nkeyfile {key}\nrequire_certificate true\n"
+    broker = stage.keep(Mosquitto(stage.directory / "tls", lines))
+    url = f"mqtts://127.0.0.1:{broker.port}"
+    both = {"url": url, "ca": str(authority.ca)}
+    good = hosts.up("edge-1", broker, hosts.server, **both, cert=str(own), cert_key=str(own_key))
+    connected(good)
+    good.is_in("waiting", name="web")
+    files = ("--ca", str(authority.ca), "--cert", str(own), "--cert-key", str(own_key))
+    code, out, _ = fleet(stage, broker, "ps", *files, url=url)
+    assert code == 3
+    assert "edge-1" in out
+    distrusting = hosts.up("edge-2", broker, {}, url=url)
+    distrusting.says("TLS with the broker .* failed: certificate verify failed")
+    nobody = hosts.up("edge-3", broker, {}, **both)
+    nobody.says("the broker mqtts://.*: no greeting; perhaps it wants a certificate of ours", within=15)
+    plain = hosts.up("edge-4", broker, {})
+    plain.says("does not speak MQTT with us", within=15)
+    for daemon in (distrusting, nobody, plain):
+        daemon.signal(signal.SIGTERM)
+        assert daemon.ends() == 0
+
+
+async def test_an_old_dialect_is_spoken_too(broker: Mosquitto) -> None:
+    dialer = Dialer(Broker.from_url(broker.url))
+    dialer._is_v5 = False
+    async with dialer.session() as session:
+        await session.subscribe(f"{TREE}/x/status", qos=1, as_published=True)
+        await session.publish(Message(f"{TREE}/x/status", b"{}", retain=True), expires=3)
+        async for batch in session.batches():
+            assert [bytes(message.payload) for message in batch] == [b"{}"]
+            break
