@@ -40,7 +40,7 @@ _NOTICE: Final = 12.0  # seconds for which the result of a reload stays
 _HAPPENED: Final = 500
 
 LEAVE, END = "leave", "end"
-"""How the dashboard was left: the tunnels run on, or were told to end."""
+"""How the dashboard was left: the tunnels shall run on, or end."""
 
 
 class Dashboard(App[str]):
@@ -235,9 +235,6 @@ def run(
             app = Dashboard(source, is_read_only=read_only, is_ascii=ascii_only, keys=chosen, owns_daemon=owns_daemon)
             if duration is not None:
                 asyncio.get_running_loop().call_later(duration, app.exit, LEAVE)
-            answer = await app.run_async() or LEAVE
-            if answer == END:
-                await source.shutdown()
-            return answer
+            return await app.run_async() or LEAVE
 
     return asyncio.run(live())

@@ -140,6 +140,8 @@ def _up(plain: Callback, **options: Any) -> int:  # noqa: ANN401  those of the c
     from tui.app import END  # noqa: PLC0415  as in _show
 
     if _show(client.path, read_only=options["read_only"], owns_daemon=True) == END:
+        with asking():  # a signal, for a daemon that takes no commands obeys it too
+            os.kill(client.status()["pid"], signal.SIGTERM)
         client.wait_gone()
     else:
         click.echo(

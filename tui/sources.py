@@ -91,9 +91,6 @@ class Source(Protocol):
     async def reload(self) -> Json:
         """Read the file again; the result per entry."""
 
-    async def shutdown(self) -> None:
-        """Drain all tunnels and end the daemon."""
-
     async def close(self) -> None:
         """Ask no more."""
 
@@ -176,12 +173,8 @@ class ApiSource:
         """Read the file again."""
         return await self._ask("POST", "/v1/reload")
 
-    async def shutdown(self) -> None:
-        """Drain all tunnels and end the daemon."""
-        await self._ask("POST", "/v1/shutdown", {"drain": True})
-
-    async def _ask(self, method: str, path: str, body: Json | None = None) -> Json:
-        async with self._request(method, path, json=body) as response:
+    async def _ask(self, method: str, path: str) -> Json:
+        async with self._request(method, path) as response:
             answer: Json = json.loads(await response.read())
             return answer
 

@@ -124,7 +124,6 @@ class FakeDaemon:
                 web.post("/v1/tunnels/{name}/{verb}", self._command),
                 web.get("/v1/plan", self._plan),
                 web.post("/v1/reload", self._reload),
-                web.post("/v1/shutdown", self._shutdown),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -226,10 +225,6 @@ class FakeDaemon:
     async def _reload(self, _: web.Request) -> web.Response:
         self.commands.append(("reload", ""))
         return web.json_response(self.result)
-
-    async def _shutdown(self, _: web.Request) -> web.Response:
-        self.commands.append(("shutdown", ""))
-        return web.json_response({"ok": True})
 
 
 @contextlib.contextmanager

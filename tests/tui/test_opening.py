@@ -171,7 +171,7 @@ def test_up_on_a_terminal_starts_the_daemon_beside_the_dashboard(
     file.write_text("version: 1\ntunnels:\n  alone: client://127.0.0.1:9/127.0.0.1:9\n")
     socket, state = tmp_path / "up.sock", str(tmp_path / "state")
     try:
-        with terminal("up", str(file), "--socket", str(socket), XDG_STATE_HOME=state) as shown:
+        with terminal("up", "--read-only", str(file), "--socket", str(socket), XDG_STATE_HOME=state) as shown:
             shown.until("alone")
             shown.press("q")
             shown.until("Leave the dashboard?")
