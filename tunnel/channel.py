@@ -67,7 +67,9 @@ class Channel:
         """Complete the TLS handshake; the other end's certificate as DER. Raises ChannelLostError."""
         self._handshake()
         if self.loss is None:
+            self._hung = True  # an end that came with the first bytes was told to whoever had the socket before
             self._read()
+            self._hung = False
         while not self._secure:
             await self._news()
         return self._session.certificate()

@@ -289,3 +289,12 @@ async def test_a_silent_client_gives_way_to_a_rival(door: Door) -> None:
     assert "did not answer within" in door.taker.lost[0]
     first.close("done")
     rival.close("done")
+
+
+async def test_a_client_that_leaves_with_its_greeting_is_not_waited_for(door: Door) -> None:
+    hello = tls.TlsSession(tls.pinned_context(), server_side=False)
+    hello.handshake()
+    sock = door.knock(door.tunnel, hello.take())
+    sock.close()  # greeting and end arrive as one event
+    await until(lambda: door.stats.refused_handshakes == 1, "it is refused", deadline=2)
+    await until(lambda: door.idle, "its socket is closed", deadline=2)
