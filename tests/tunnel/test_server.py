@@ -295,6 +295,7 @@ async def test_a_client_that_leaves_with_its_greeting_is_not_waited_for(door: Do
     hello = tls.TlsSession(tls.pinned_context(), server_side=False)
     hello.handshake()
     sock = door.knock(door.tunnel, hello.take())
-    sock.close()  # greeting and end arrive as one event
+    sock.shutdown(socket.SHUT_WR)  # greeting and end arrive as one event
     await until(lambda: door.stats.refused_handshakes == 1, "it is refused", deadline=2)
     await until(lambda: door.idle, "its socket is closed", deadline=2)
+    sock.close()
