@@ -201,7 +201,9 @@ class Session:
                 message.topic, message.payload, message.qos, message.retain, properties, timeout=2 * _PATIENCE
             )
 
-    async def subscribe(self, *topics: str, qos: int = 0, as_published: bool = False) -> None:
+    async def subscribe(
+        self, *topics: str, qos: int = 0, as_published: bool = False, patience: float = _PATIENCE
+    ) -> None:
         """Hear of these; what is retained there comes first. Returns when the broker agreed.
 
         ``as_published``: a new message also says whether its sender had it retained, as far as the broker tells (from
@@ -210,7 +212,7 @@ class Session:
         options: Any = SubscribeOptions(qos, retainAsPublished=as_published) if self._is_v5 else qos
         with self._sentences():
             codes: Sequence[int | ReasonCode] = await self._client.subscribe(
-                [(topic, options) for topic in topics], timeout=_PATIENCE
+                [(topic, options) for topic in topics], timeout=patience
             )
         for topic, code in zip(topics, codes, strict=False):
             value = code.value if isinstance(code, ReasonCode) else code

@@ -30,7 +30,7 @@ PATIENCE: Final = 10.0
 """Seconds for a host's answer."""
 
 _QUIET: Final = 0.1  # seconds without a word, after which what is retained has been heard
-_LONGEST_READING: Final = 5.0  # seconds for all that is retained
+_LONGEST_READING: Final = 30.0  # seconds for all that is retained: a large fleet takes some
 _BREATH: Final = 0.05  # seconds between two batches: what is said several times in between is read once
 _LONGEST_PAUSE: Final = 10.0
 _GRACE: Final = 30.0  # seconds beyond our patience that a command is good for: clocks differ
@@ -89,7 +89,7 @@ class Reader:
             start(self._listen(session))
             await session.subscribe(*self._topics)
             # Its agreement comes after what is retained, from most brokers; the rest speaks up soon.
-            await session.subscribe(EVERY_HOST.answer(self._reply), qos=1)
+            await session.subscribe(EVERY_HOST.answer(self._reply), qos=1, patience=_LONGEST_READING)
             await self._until_quiet()
             self.fleet, self._session, self.trouble = self._coming, session, None
             try:
