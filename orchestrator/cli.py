@@ -20,14 +20,14 @@ def main(run: Callable[[Sequence[str]], int] | None = None) -> int:
             from orchestrator import single  # noqa: PLC0415  each way imports only what it needs
 
             return single.main(arguments)
-        from orchestrator import commands  # noqa: PLC0415  as above
+        from orchestrator.commands import local as commands  # noqa: PLC0415  as above
 
         return (run or commands.run)(arguments)
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001  a defect of ours: its place helps us, a traceback nobody
-        from orchestrator.defects import describe_defect  # noqa: PLC0415  as above
-        from orchestrator.process import say  # noqa: PLC0415
+        from orchestrator.process.process import say  # noqa: PLC0415
+        from orchestrator.supervisor.defects import describe_defect  # noqa: PLC0415  as above
 
         say(describe_defect(error))
         return 1

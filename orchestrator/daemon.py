@@ -7,13 +7,14 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from orchestrator import doors, paths
-from orchestrator.bus import HOUSE, Bus
-from orchestrator.crew import Crew
-from orchestrator.desk import Desk
+from orchestrator.api import doors
 from orchestrator.mqtt.start import publishing
-from orchestrator.supervisor import Supervisor
-from orchestrator.watcher import watching
+from orchestrator.process import paths
+from orchestrator.supervisor.bus import HOUSE, Bus
+from orchestrator.supervisor.desk import Desk
+from orchestrator.supervisor.supervisor import Supervisor
+from orchestrator.supervisor.watcher import watching
+from orchestrator.workers.crew import Crew
 from tunnel.engine import Engine
 from tunnel.shared import Shared
 from tunnel.spec import LogLevel
@@ -21,8 +22,8 @@ from tunnel.spec import LogLevel
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrator.keeper import MakeEngine
-    from orchestrator.manifest import Manifest
+    from orchestrator.config.manifest import Manifest
+    from orchestrator.supervisor.keeper import MakeEngine
     from tunnel.journal import EventSink
     from tunnel.state import Event
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import daemon
-from orchestrator.config import load
-from orchestrator.process import raise_file_limit, say, stop_signals
+from orchestrator.config.load import load
+from orchestrator.process.process import raise_file_limit, say, stop_signals
 from orchestrator.table import align, size
 from tunnel.spec import LogLevel
 from tunnel.state import State
@@ -23,7 +23,7 @@ from tunnel.state import State
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from orchestrator.supervisor import Supervisor
+    from orchestrator.supervisor.supervisor import Supervisor
     from tunnel.journal import EventSink
     from tunnel.state import Snapshot
 

@@ -7,9 +7,9 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.keeper import Keeper
-from orchestrator.logformat import LogWriter
-from orchestrator.process import hide_keys, mask_url, raise_file_limit, say, stop_signals
+from orchestrator.process.logformat import LogWriter
+from orchestrator.process.process import hide_keys, mask_url, raise_file_limit, say, stop_signals
+from orchestrator.supervisor.keeper import Keeper
 from tunnel.engine import Engine
 from tunnel.options import OptionError, make_spec
 from tunnel.shared import Shared

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from orchestrator.logformat import printable
+from orchestrator.process.logformat import printable
 
 Paint = Callable[[str, str], str]
 """(text, state) to the text in the state's colour."""

@@ -14,7 +14,7 @@ def main() -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    from orchestrator import commands  # noqa: PLC0415  one URL, the light way, needs neither
+    from orchestrator.commands import local as commands  # noqa: PLC0415  one URL, the light way, needs neither
     from tui import opening  # noqa: PLC0415
 
     opening.extend(commands.cli)

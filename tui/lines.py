@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.cells import cell_len, chop_cells, set_cell_size
 
-from orchestrator.logformat import printable
+from orchestrator.process.logformat import printable
 from tunnel.state import State
 
 if TYPE_CHECKING:

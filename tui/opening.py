@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import click
 
-from orchestrator.shell import FAILED, WRONG, asking, client_at, fail, file_option, socket_option
+from orchestrator.commands.shell import FAILED, WRONG, asking, client_at, fail, file_option, socket_option
 
 _PATIENCE: Final = 20.0  # seconds in which a demonstration has to answer
 _LOOK: Final = 0.05

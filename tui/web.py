@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 from textual_serve.server import Server
 
-from orchestrator.process import say
+from orchestrator.process.process import say
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

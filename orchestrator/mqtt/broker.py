@@ -27,8 +27,8 @@ from tunnel import net
 from tunnel.spec import Address
 
 if TYPE_CHECKING:
+    from orchestrator.config.schema import MqttSettings
     from orchestrator.mqtt.outbox import Message
-    from orchestrator.schema import MqttSettings
 
 PASSWORD_VARIABLE: Final = "NODEPASS_ORCH_MQTT_PASSWORD"  # noqa: S105  its name, not the password
 

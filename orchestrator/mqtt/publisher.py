@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.bus import HISTORY
-from orchestrator.defects import describe_defect
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import CREDENTIALS, TAKEN_OVER, BrokerError
 from orchestrator.mqtt.outbox import Message, Outbox
@@ -21,7 +19,8 @@ from orchestrator.mqtt.pacing import REPEAT, Pacing
 from orchestrator.mqtt.rivals import Presence, RivalError, Verdict
 from orchestrator.mqtt.together import together
 from orchestrator.mqtt.topics import HostTopics, parse
-from orchestrator.stream import is_noteworthy
+from orchestrator.supervisor.bus import HISTORY, is_noteworthy
+from orchestrator.supervisor.defects import describe_defect
 from tunnel.backoff import delay
 from tunnel.journal import Journal
 from tunnel.spec import LogLevel
@@ -30,9 +29,9 @@ from tunnel.state import timestamp
 if TYPE_CHECKING:
     import aiomqtt
 
-    from orchestrator.desk import Desk
     from orchestrator.mqtt.broker import Dialer, Session
     from orchestrator.mqtt.steering import Steering
+    from orchestrator.supervisor.desk import Desk
     from tunnel.state import Event
 
 KIND: Final = "mqtt"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 from tunnel.spec import LogLevel
 
 if TYPE_CHECKING:
-    from orchestrator.desk import Desk
-    from orchestrator.manifest import Manifest
+    from orchestrator.config.manifest import Manifest
+    from orchestrator.supervisor.desk import Desk
 
 _PATIENCE: Final = 3.0  # seconds for the last words and the end of the connection
 

@@ -6,18 +6,18 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.defects import describe_defect
-from orchestrator.desk import NotNowError, ReadOnlyError
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.orders import ALL, Gate, Order, OrderRefusedError
 from orchestrator.mqtt.outbox import Message
-from orchestrator.supervisor import UnknownTunnelError
+from orchestrator.supervisor.defects import describe_defect
+from orchestrator.supervisor.desk import NotNowError, ReadOnlyError
+from orchestrator.supervisor.supervisor import UnknownTunnelError
 from tunnel.journal import Journal
 
 if TYPE_CHECKING:
-    from orchestrator.desk import Desk
     from orchestrator.mqtt.broker import Session
     from orchestrator.mqtt.topics import HostTopics
+    from orchestrator.supervisor.desk import Desk
 
 _WAITING: Final = 256  # commands and answers under way
 _OFF: Final = "commands over MQTT are off on this host; supervisor.mqtt.commands: true lets them in"

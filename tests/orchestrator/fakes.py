@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orchestrator.keeper import at_rest
-from orchestrator.manifest import listening
+from orchestrator.config.manifest import listening
+from orchestrator.supervisor.keeper import at_rest
 from tunnel.net import NetError
 from tunnel.spec import LogLevel
 from tunnel.state import Event, Standing, State, timestamp

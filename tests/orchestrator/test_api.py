@@ -18,12 +18,13 @@ import pytest
 from openapi_spec_validator import validate
 from yarl import URL
 
-from orchestrator import api, doors, stream
-from orchestrator.config import load
-from orchestrator.desk import VERBS, Desk
-from orchestrator.openapi import document
-from orchestrator.paths import SocketPathError
-from orchestrator.supervisor import Supervisor
+from orchestrator.api import doors, stream
+from orchestrator.api import handlers as api
+from orchestrator.api.openapi import document
+from orchestrator.config.load import load
+from orchestrator.process.paths import SocketPathError
+from orchestrator.supervisor.desk import VERBS, Desk
+from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import Workshop, until
 from tunnel.spec import LogLevel
 from tunnel.state import State

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import asking
+from orchestrator.commands import asking
 from tests.orchestrator.test_cli import COMMAND, PATIENCE, Shell
 
 FILE = """version: 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from orchestrator import bus as module
-from orchestrator.bus import HOUSE, KEPT, KEPT_IN_ALL, Bus
+from orchestrator.supervisor import bus as module
+from orchestrator.supervisor.bus import HOUSE, KEPT, KEPT_IN_ALL, Bus
 from tunnel.spec import LogLevel
 from tunnel.state import Event
 

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.changes import Picture
-from orchestrator.keeper import at_rest
+from orchestrator.api.changes import Picture
+from orchestrator.supervisor.keeper import at_rest
 from tunnel.options import make_spec
 from tunnel.state import ConnectionsView, CooldownView, Snapshot, State
 from tunnel.url import parse

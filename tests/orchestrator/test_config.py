@@ -12,10 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config import load
-from orchestrator.faults import ConfigError
-from orchestrator.manifest import Manifest, collides
-from orchestrator.schema import json_schema
+from orchestrator.config.faults import ConfigError
+from orchestrator.config.load import load
+from orchestrator.config.manifest import Manifest, collides
+from orchestrator.config.schema import json_schema
 from tests.tunnel.strategies import recognisable_keys
 from tunnel.options import KEY_VARIABLE
 from tunnel.spec import Address, DataTls, Key, LogLevel, Mode, Role

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import crew as crews
-from orchestrator.crew import Crew, WorkerProcess, command_line, place
-from orchestrator.defects import BrokenElsewhereError
-from orchestrator.remote import RemoteEngine
+from orchestrator.supervisor.defects import BrokenElsewhereError
+from orchestrator.workers import crew as crews
+from orchestrator.workers.crew import Crew, WorkerProcess, command_line, place
+from orchestrator.workers.remote import RemoteEngine
 from tests.orchestrator.fakes import until
 from tunnel.options import make_spec
 from tunnel.spec import LogLevel
@@ -46,7 +46,7 @@ def test_a_tunnel_stays_where_it_was(loads: list[int], data: st.DataObject) -> N
 def test_a_worker_finds_the_modules_where_its_supervisor_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["", "/one", "/two"])
     arguments, environ = command_line(5)
-    assert arguments[1:] == ["-P", "-m", "orchestrator.worker", "5"]
+    assert arguments[1:] == ["-P", "-m", "orchestrator.workers.worker", "5"]
     assert environ["PYTHONPATH"] == ".:/one:/two"
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from orchestrator.keeper import Keeper
+from orchestrator.supervisor.keeper import Keeper
 from tests.orchestrator.fakes import Workshop, until
 from tunnel.options import make_spec
 from tunnel.state import Event, State

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.keeper import at_rest
-from orchestrator.messages import (
+from orchestrator.supervisor.keeper import at_rest
+from orchestrator.workers.messages import (
     Adopt,
     Beat,
     BorderError,

@@ -9,8 +9,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
-from orchestrator import metrics
-from orchestrator.keeper import at_rest
+from orchestrator.api import metrics
+from orchestrator.supervisor.keeper import at_rest
 from tunnel.options import make_spec
 from tunnel.state import BytesView, ConnectionsView, RefusedView, SignalsView, Snapshot, State
 from tunnel.url import parse

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.keeper import at_rest
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.fleet import GONE, ONLINE, SILENT, Fleet
 from orchestrator.mqtt.inbox import NewestInbox
@@ -18,6 +17,7 @@ from orchestrator.mqtt.pairing import paths
 from orchestrator.mqtt.payloads import Origin
 from orchestrator.mqtt.rivals import SILENCE
 from orchestrator.mqtt.topics import Spot
+from orchestrator.supervisor.keeper import at_rest
 from tunnel.options import make_spec
 from tunnel.state import Snapshot, State, timestamp
 from tunnel.url import parse

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config import load
-from orchestrator.keeper import at_rest
+from orchestrator.config.load import load
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import Broker, BrokerError
 from orchestrator.mqtt.identity import identity, state_directory
@@ -23,6 +22,7 @@ from orchestrator.mqtt.pacing import GAP, REPEAT, SETTLING, STATS_EVERY, Pacing
 from orchestrator.mqtt.payloads import Origin
 from orchestrator.mqtt.rivals import SILENCE, Presence, RivalError, Verdict
 from orchestrator.mqtt.topics import HostTopics, Spot, parse
+from orchestrator.supervisor.keeper import at_rest
 from tunnel.options import make_spec
 from tunnel.state import Snapshot, State
 from tunnel.url import parse as parse_url

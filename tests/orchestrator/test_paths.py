@@ -12,8 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import paths
-from orchestrator.paths import SocketPathError, claim, given_socket, socket_to_ask, socket_to_offer, usual_sockets
+from orchestrator.process import paths
+from orchestrator.process.paths import (
+    SocketPathError,
+    claim,
+    given_socket,
+    socket_to_ask,
+    socket_to_offer,
+    usual_sockets,
+)
 
 ME = os.getuid()
 OWN = str(paths._own_directory(7))
@@ -117,7 +124,7 @@ def test_what_a_killed_daemon_left_is_replaced(tmp_path: Path) -> None:
     program = """
         import os, socket, sys
         from pathlib import Path
-        from orchestrator.paths import claim
+        from orchestrator.process.paths import claim
         path = Path(sys.argv[1])
         with claim(path):
             socket.socket(socket.AF_UNIX).bind(str(path))

@@ -8,12 +8,12 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config import load
-from orchestrator.faults import Place
-from orchestrator.manifest import Entry, Manifest
-from orchestrator.plan import Plan, diff, in_force, needs_engine
-from orchestrator.schema import SupervisorSettings
-from orchestrator.sources import Sources
+from orchestrator.config.faults import Place
+from orchestrator.config.load import load
+from orchestrator.config.manifest import Entry, Manifest
+from orchestrator.config.plan import Plan, diff, in_force, needs_engine
+from orchestrator.config.schema import SupervisorSettings
+from orchestrator.config.sources import Sources
 from tunnel.options import Layer, make_spec
 from tunnel.url import parse
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from orchestrator.logformat import LogWriter, as_json, as_text, printable
-from orchestrator.process import mask_url
+from orchestrator.process.logformat import LogWriter, as_json, as_text, printable
+from orchestrator.process.process import mask_url
 from tests.tunnel.strategies import recognisable_keys
 from tunnel.spec import LogLevel
 from tunnel.state import Event
@@ -86,7 +86,7 @@ def test_the_process_list_shows_no_key() -> None:
     program = """
         import os, sys
         from pathlib import Path
-        from orchestrator.process import hide_keys
+        from orchestrator.process.process import hide_keys
         assert hide_keys(sys.argv[1:])
         assert sys.argv[2] == "server://s3cret@h:1/h:2"
         sys.stdout.buffer.write(Path("/proc/self/cmdline").read_bytes())

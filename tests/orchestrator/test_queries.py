@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import queries
-from orchestrator.queries import QueryError
+from orchestrator.api import queries
+from orchestrator.api.queries import QueryError
 from tunnel.spec import LogLevel
 
 KNOWN = {"timeout": float, "drain": bool}

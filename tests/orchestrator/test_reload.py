@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.bus import Bus
-from orchestrator.config import load
-from orchestrator.supervisor import Supervisor
+from orchestrator.config.load import load
+from orchestrator.supervisor.bus import Bus
+from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import FakeEngine, Workshop, until
 from tunnel.spec import Address, LogLevel
 from tunnel.state import State

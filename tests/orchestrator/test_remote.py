@@ -10,10 +10,22 @@ from typing import Any
 
 import pytest
 
-from orchestrator.defects import BrokenElsewhereError, brief, describe_defect
-from orchestrator.keeper import at_rest
-from orchestrator.messages import Adopt, Close, Drain, Drop, Ended, Happened, Make, Prepare, Prepared, Retry, Run
-from orchestrator.remote import RemoteEngine
+from orchestrator.supervisor.defects import BrokenElsewhereError, brief, describe_defect
+from orchestrator.supervisor.keeper import at_rest
+from orchestrator.workers.messages import (
+    Adopt,
+    Close,
+    Drain,
+    Drop,
+    Ended,
+    Happened,
+    Make,
+    Prepare,
+    Prepared,
+    Retry,
+    Run,
+)
+from orchestrator.workers.remote import RemoteEngine
 from tests.orchestrator.fakes import until
 from tunnel.net import NetError
 from tunnel.options import make_spec

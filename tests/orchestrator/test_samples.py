@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator import commands
+from orchestrator.commands import local as commands
 from tests.orchestrator.test_metrics import page, snapshot
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator import doors
+from orchestrator.api import doors
 from orchestrator.client import Client, NoDaemonError, RefusedError
-from orchestrator.config import load
-from orchestrator.desk import Desk
-from orchestrator.supervisor import Supervisor, UnknownTunnelError
+from orchestrator.config.load import load
+from orchestrator.supervisor.desk import Desk
+from orchestrator.supervisor.supervisor import Supervisor, UnknownTunnelError
 from tests.orchestrator.fakes import Workshop, until
 from tunnel.state import State
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.keeper import at_rest
+from orchestrator.supervisor.keeper import at_rest
 from orchestrator.table import align, clip, size, table, width
 from tunnel.options import make_spec
 from tunnel.state import CooldownView, State

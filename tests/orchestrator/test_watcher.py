@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import watcher
-from orchestrator.bus import Bus
-from orchestrator.config import load
-from orchestrator.faults import ConfigError
-from orchestrator.sources import MISSING, Sources, is_being_written
-from orchestrator.watcher import watching
+from orchestrator.config.faults import ConfigError
+from orchestrator.config.load import load
+from orchestrator.config.sources import MISSING, Sources, is_being_written
+from orchestrator.supervisor import watcher
+from orchestrator.supervisor.bus import Bus
+from orchestrator.supervisor.watcher import watching
 from tests.orchestrator.fakes import until
 
 PROMPT = 1.0  # seconds from the save to the reload

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from orchestrator.messages import (
+from orchestrator.workers.messages import (
     Adopt,
     Beat,
     Channel,
@@ -33,7 +33,7 @@ from orchestrator.messages import (
     Run,
     Views,
 )
-from orchestrator.worker import Worker
+from orchestrator.workers.worker import Worker
 from tests.orchestrator.fakes import until
 from tests.tunnel.support import server_context, shared_parts
 from tunnel.engine import Engine
@@ -299,7 +299,7 @@ async def test_the_end_of_the_supervisor_closes_everything() -> None:
 @pytest.mark.parametrize("arguments", [[], ["x"], ["99"]])
 def test_nobody_starts_a_worker_by_hand(arguments: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.worker", *arguments],
+        [sys.executable, "-m", "orchestrator.workers.worker", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,

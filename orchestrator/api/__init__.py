@@ -1,0 +1,1 @@
+"""The local API: HTTP for commands, dashboard and curl."""

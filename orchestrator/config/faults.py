@@ -1,0 +1,51 @@
+"""Places in a file, and what is wrong there: one sentence each, all of them at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from orchestrator.config.sources import Sources
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """A character of a file; line and column count from 1."""
+
+    path: Path
+    line: int = 1
+    column: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}:{self.column}"
+
+    def as_json(self) -> dict[str, str | int]:
+        """The place as one JSON object."""
+        return {"path": str(self.path), "line": self.line, "column": self.column}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Fault:
+    """One sentence about one place. It never holds a key."""
+
+    place: Place
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+class ConfigError(Exception):
+    """A file that cannot be run. ``faults`` has at least one, in the order of their places.
+
+    ``sources`` are the files that were read, where they are known: a change of them may mend it.
+    """
+
+    def __init__(self, faults: Sequence[Fault], sources: Sources | None = None) -> None:
+        self.faults = tuple(sorted(set(faults)))
+        self.sources = sources
+        super().__init__("\n".join(map(str, self.faults)))

@@ -1,0 +1,1 @@
+"""What runs: the tunnels, whoever keeps them running, and the one place for commands."""

@@ -1,0 +1,103 @@
+"""Where the events of all tunnels meet: kept for those who ask later, passed on to those who listen."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from tunnel.spec import LogLevel
+from tunnel.state import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from tunnel.journal import EventSink
+
+KEPT: Final = 500
+"""Events remembered of each tunnel."""
+
+KEPT_IN_ALL: Final = 5000
+"""Events remembered of all tunnels together, and as many of the history."""
+
+HOUSE: Final = ""
+"""The tunnel's name in events of the supervisor itself."""
+
+HISTORY: Final = frozenset({"state", "reload", "command", "restart", "worker"})
+"""The kinds of events that tell what became of tunnels, as opposed to what they have to say."""
+
+_MOST_TUNNELS: Final = 4096  # names may come and go for ever
+
+
+def is_noteworthy(event: Event) -> bool:
+    """Whether somebody who watches all tunnels wants to know of it."""
+    return event.level >= LogLevel.WARN or (event.kind in HISTORY and event.level > LogLevel.DEBUG)
+
+
+class Bus:
+    """One per supervisor; used on its event loop only."""
+
+    def __init__(self) -> None:
+        self._rings: dict[str, deque[Event]] = {}
+        self._all: deque[Event] = deque(maxlen=KEPT_IN_ALL)
+        self._history: deque[Event] = deque(maxlen=KEPT_IN_ALL)
+        self._listeners: list[EventSink] = []
+
+    def publish(self, event: Event) -> None:
+        """Keep the event and tell it to every listener."""
+        self._ring(event.tunnel).append(event)
+        self._all.append(event)
+        if event.kind in HISTORY:
+            self._history.append(event)
+        for listener in tuple(self._listeners):
+            listener(event)
+
+    def tell(self, level: LogLevel, kind: str, text: str, *, tunnel: str = HOUSE, **data: object) -> None:
+        """An event of the supervisor itself, or of what it does to a tunnel."""
+        self.publish(Event(ts=time.time(), tunnel=tunnel, level=level, kind=kind, text=text, data=data))
+
+    def subscribe(self, listener: EventSink) -> None:
+        """Tell ``listener`` every event from now on; it must not raise."""
+        self._listeners.append(listener)
+
+    def unsubscribe(self, listener: EventSink) -> None:
+        """Tell ``listener`` no more."""
+        self._listeners.remove(listener)
+
+    def knows(self, tunnel: str) -> bool:
+        """Whether that tunnel was ever heard of, even if it is gone."""
+        return tunnel in self._rings
+
+    def recent(self, tunnel: str) -> tuple[Event, ...]:
+        """The last events of a tunnel, oldest first."""
+        return tuple(self._rings.get(tunnel, ()))
+
+    def last(self, count: int, wanted: Callable[[Event], bool], tunnels: Collection[str] = ()) -> list[Event]:
+        """The last ``count`` wanted events of some tunnels (none: of all), oldest first."""
+        return _newest(count, wanted, self._backwards(tunnels) if tunnels else reversed(self._all))
+
+    def history(self, count: int) -> list[Event]:
+        """The last ``count`` events of the kinds in HISTORY, oldest first."""
+        return list(self._history)[-count:] if count else []
+
+    def _backwards(self, tunnels: Collection[str]) -> Iterator[Event]:
+        rings = (reversed(self._rings.get(name, ())) for name in tunnels)
+        return heapq.merge(*rings, key=_moment, reverse=True)
+
+    def _ring(self, tunnel: str) -> deque[Event]:
+        ring = self._rings.get(tunnel)
+        if ring is None:
+            if len(self._rings) >= _MOST_TUNNELS:
+                del self._rings[min(self._rings, key=lambda name: self._rings[name][-1].ts)]
+            ring = self._rings[tunnel] = deque(maxlen=KEPT)
+        return ring
+
+
+def _moment(event: Event) -> float:
+    return event.ts
+
+
+def _newest(count: int, wanted: Callable[[Event], bool], backwards: Iterator[Event]) -> list[Event]:
+    return list(islice(filter(wanted, backwards), count))[::-1]
