@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator import daemon
 from orchestrator.config.load import load
-from orchestrator.process.process import raise_file_limit, say, stop_signals
+from orchestrator.process.process import prepare_to_serve, say, stop_signals
 from orchestrator.table import align, size
 from tunnel.spec import LogLevel
 from tunnel.state import State
@@ -65,7 +65,7 @@ class _Tally:
 
 def run(duration: float | None, log: EventSink) -> str:
     """Play until a signal, or for ``duration`` seconds; a summary for people."""
-    raise_file_limit()
+    prepare_to_serve()
     with tempfile.TemporaryDirectory(prefix="nodepass-orch-demo-") as folder:
         return asyncio.run(_play(Path(folder), duration, log))
 

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.process.logformat import LogWriter
-from orchestrator.process.process import hide_keys, mask_url, raise_file_limit, say, stop_signals
+from orchestrator.process.process import hide_keys, mask_url, prepare_to_serve, say, stop_signals
 from orchestrator.supervisor.keeper import Keeper
 from tunnel.engine import Engine
 from tunnel.options import OptionError, make_spec
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     except OptionError as error:
         say(f"{error.name} in {error.source}: {error}")
         return 2
-    raise_file_limit()
+    prepare_to_serve()
     log = LogWriter()
     try:
         return asyncio.run(_run(spec, log, [] if is_hidden else ["the key shows in the process list; use key_file="]))

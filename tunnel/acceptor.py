@@ -38,9 +38,9 @@ class Acceptor:
     def __init__(
         self,
         reactor: Reactor,
-        listener: socket.socket,
+        listener: socket.SocketType,
         journal: Journal,
-        take: Callable[[socket.socket, object], None],
+        take: Callable[[socket.SocketType, object], None],
         has_room: Callable[[], bool],
         asked: Address,
     ) -> None:
@@ -50,7 +50,7 @@ class Acceptor:
         self.address = net.show(name)
         self.port = int(name[1])
         self._reactor = reactor
-        self._listener: socket.socket | None = listener
+        self._listener: socket.SocketType | None = listener
         self._journal = journal
         self._take = take
         self._has_room = has_room
@@ -64,7 +64,7 @@ class Acceptor:
             self._paused = False
             self._reactor.again(self._ready)
 
-    def surrender(self) -> socket.socket | None:
+    def surrender(self) -> socket.SocketType | None:
         """Give the listener itself to somebody else; None where it was closed before."""
         listener = self._listener
         if listener is not None:
@@ -97,7 +97,7 @@ class Acceptor:
                 self._paused = True
                 return
             try:
-                sock, peer = listener.accept()
+                sock, peer = net.accept(listener)
             except BlockingIOError:
                 return
             except ConnectionAbortedError:
@@ -105,7 +105,6 @@ class Acceptor:
             except OSError as error:
                 self._take_a_breath(error)
                 return
-            sock.setblocking(False)
             try:
                 self._take(sock, peer)
             except Exception:

@@ -40,7 +40,7 @@ class Channel:
     """One end of a control channel. Owns its socket."""
 
     def __init__(
-        self, reactor: Reactor, sock: socket.socket, session: TlsSession, read_size: int, first: bytes = b""
+        self, reactor: Reactor, sock: socket.SocketType, session: TlsSession, read_size: int, first: bytes = b""
     ) -> None:
         """``sock`` is watched by the reactor already; ``first`` are bytes that were read from it."""
         self._reactor = reactor

@@ -75,7 +75,7 @@ class Client:
                 raise LinkFailedError(f"no link with {spec.tunnel}: {error}") from None
             raise
 
-    async def _dial(self) -> tuple[socket.socket, SockAddr]:
+    async def _dial(self) -> tuple[socket.SocketType, SockAddr]:
         spec = self._spec
         try:
             candidates = await self._server.refresh()
@@ -140,7 +140,7 @@ async def _expect(channel: Channel, kind: Kind) -> bytes:
     return payload
 
 
-async def _writable(reactor: Reactor, sock: socket.socket) -> None:
+async def _writable(reactor: Reactor, sock: socket.SocketType) -> None:
     """Wait until a connection attempt is over. Raises OSError."""
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -44,7 +44,7 @@ class Relays:
 
     def join(
         self,
-        near: socket.socket,
+        near: socket.SocketType,
         data: DataConnection,
         link: EndTeller,
         *,

@@ -53,7 +53,7 @@ class Engine:
         self._server: Server | None = None
         self._client: Client | None = None
         self._direction: Direction | None = net.direction_of(spec) if spec.role is Role.SERVER else None
-        self._bound: dict[str, socket.socket] = {}
+        self._bound: dict[str, socket.SocketType] = {}
         self._end: Entrance | Exit | None = None
         self._link: Link | None = None
         self._link_since = 0.0

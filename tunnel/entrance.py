@@ -47,7 +47,7 @@ class Entrance(Relays):
         self.acceptor: Acceptor | None = None
         self._link: Link | None = None
         self._linkless_since = self._loop.time()
-        self._queue: deque[tuple[socket.socket, float]] = deque()
+        self._queue: deque[tuple[socket.SocketType, float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._queue_limit = settings.signal_queue_limit
         self._visitors = settings.semaphore_limit
@@ -64,7 +64,7 @@ class Entrance(Relays):
         """Whether there are visitors that a drain waits for."""
         return super().busy or bool(self._queue)
 
-    def open(self, listener: socket.socket, asked: Address) -> None:
+    def open(self, listener: socket.SocketType, asked: Address) -> None:
         """Begin to accept visitors on a listener, owned from now on; ``asked`` is the address in the spec."""
         self.acceptor = Acceptor(self.reactor, listener, self.journal, self._serve, self._has_room, asked)
         self.address = self.acceptor.address
@@ -99,7 +99,7 @@ class Entrance(Relays):
         waiting = len(self._queue)
         return waiting < self._queue_limit and self.stats.active + waiting < self._visitors
 
-    def _serve(self, visitor: socket.socket, _peer: object) -> None:
+    def _serve(self, visitor: socket.SocketType, _peer: object) -> None:
         link = self._link
         if link is not None and not self._queue:
             data = link.pool.take()
@@ -118,7 +118,7 @@ class Entrance(Relays):
         if link is not None:
             link.say_queued(len(self._queue))
 
-    def _launch(self, link: Link, visitor: socket.socket, data: DataConnection) -> None:
+    def _launch(self, link: Link, visitor: socket.SocketType, data: DataConnection) -> None:
         link.signal(data.ident)
         stats = self.stats
         stats.signals += 1
@@ -164,7 +164,7 @@ class Entrance(Relays):
         if self.acceptor is not None:
             self.acceptor.resume()
 
-    def _turn_away(self, visitor: socket.socket, why: str) -> None:
+    def _turn_away(self, visitor: socket.SocketType, why: str) -> None:
         self.stats.failed += 1
         self.reactor.close(visitor)
         self.journal.complain("visitor", "away", f"a visitor was closed: {why}")

@@ -49,7 +49,7 @@ class Dial:
         self.deadline = asyncio.get_running_loop().time() + DIAL_LIMIT
         self._exit = owner
         self._candidates: Candidates = []
-        self._sock: socket.socket | None = None
+        self._sock: socket.SocketType | None = None
         self._sockaddr: SockAddr | None = None
 
     def begin(self, candidates: Candidates) -> None:
@@ -188,7 +188,7 @@ class Exit(Relays):
             if dial in self._dials:
                 dial.begin(candidates)
 
-    def dialled(self, dial: Dial, sock: socket.socket, sockaddr: SockAddr, events: int) -> None:
+    def dialled(self, dial: Dial, sock: socket.SocketType, sockaddr: SockAddr, events: int) -> None:
         """The target has answered."""
         self._done(dial)
         self._target.answered(sockaddr)

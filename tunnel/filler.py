@@ -34,7 +34,7 @@ class DataDial:
 
     __slots__ = ("_filler", "_sent", "events", "expires", "ident", "port", "session", "sock", "started")
 
-    def __init__(self, filler: Filler, ident: int, sock: socket.socket, port: int, now: float) -> None:
+    def __init__(self, filler: Filler, ident: int, sock: socket.SocketType, port: int, now: float) -> None:
         self.ident = ident
         self.sock = sock
         self.port = port

@@ -34,7 +34,7 @@ def wanted(spec: TunnelSpec, direction: Direction | None) -> dict[str, Address]:
 
 async def bind(
     spec: TunnelSpec, addresses: Mapping[str, Address], heritage: Mapping[str, Acceptor] | None = None
-) -> dict[str, socket.socket]:
+) -> dict[str, socket.SocketType]:
     """A listener for each address. Raises NetError; then nothing has changed.
 
     ``heritage`` are the listeners of the engine that goes: one on the very same address is taken from it, with all
@@ -45,7 +45,7 @@ async def bind(
         for purpose, acceptor in (heritage or {}).items()
         if addresses.get(purpose) == acceptor.asked and acceptor.asked.port
     }
-    bound: dict[str, socket.socket] = {}
+    bound: dict[str, socket.SocketType] = {}
     for purpose, address in addresses.items():
         if purpose not in kept:
             try:
@@ -61,7 +61,7 @@ async def bind(
     return bound
 
 
-def close(listeners: dict[str, socket.socket]) -> None:
+def close(listeners: dict[str, socket.SocketType]) -> None:
     """Give up listeners that nobody accepts from yet."""
     while listeners:
         listeners.popitem()[1].close()

@@ -15,6 +15,9 @@ from tunnel.spec import Address, Direction, Mode, Role, TunnelSpec
 BACKLOG: Final = 4096
 """Connections that the kernel holds for a listener (it takes net.core.somaxconn if that is less)."""
 
+_PLAIN: Final = int(socket.SOCK_STREAM)
+_STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
 
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
@@ -61,7 +64,7 @@ def show(address: object) -> str:
     return str(Address(host, int(address[1])))
 
 
-def peer_of(sock: socket.socket) -> str:
+def peer_of(sock: socket.SocketType) -> str:
     """Who is at the other end, as far as that is still known: of a connection that was reset it is not."""
     try:
         return show(sock.getpeername())
@@ -69,12 +72,12 @@ def peer_of(sock: socket.socket) -> str:
         return show(None)
 
 
-def no_delay(sock: socket.socket) -> None:
+def no_delay(sock: socket.SocketType) -> None:
     """Send small writes at once. On a listener: inherited by all it accepts."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
-def keep_alive(sock: socket.socket) -> None:
+def keep_alive(sock: socket.SocketType) -> None:
     """Notice a dead peer within a minute, and keep address translators awake. On a listener: inherited as well.
 
     Four system calls, which a connection is only worth that lives for some seconds.
@@ -84,7 +87,7 @@ def keep_alive(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def limit_silence(sock: socket.socket, seconds: float) -> None:
+def limit_silence(sock: socket.SocketType, seconds: float) -> None:
     """End a connection whose bytes nobody acknowledged for so long: for control channels only.
 
     On a data connection it would also end one whose reader merely pauses (zero window).
@@ -106,7 +109,7 @@ async def resolve(address: Address) -> list[tuple[socket.AddressFamily, SockAddr
     return [(family, sockaddr) for family, _, _, _, sockaddr in found]  # type: ignore[misc]  # TCP has no other shapes
 
 
-async def listen(address: Address, *, what: str, client_speaks_first: bool = False) -> socket.socket:
+async def listen(address: Address, *, what: str, client_speaks_first: bool = False) -> socket.SocketType:
     """A non-blocking listener on an address; an empty host or ``::`` takes IPv4 as well, as in Go.
 
     ``client_speaks_first`` lets the kernel keep connections until their first bytes are there. ``what`` names it in the
@@ -117,7 +120,7 @@ async def listen(address: Address, *, what: str, client_speaks_first: bool = Fal
             address = Address("::" if _has_ipv6() else "0.0.0.0", address.port)
         candidates = await resolve(address)
         family, sockaddr = next((c for c in candidates if c[0] == socket.AF_INET), candidates[0])
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock = socket.SocketType(family, _STREAM)
     except OSError as error:
         raise _listen_error(error, address, what) from None
     try:
@@ -156,9 +159,20 @@ def family_of(sockaddr: SockAddr) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in sockaddr[0] else socket.AF_INET
 
 
-def begin_connect(family: socket.AddressFamily, sockaddr: SockAddr) -> socket.socket:
+def accept(listener: socket.SocketType) -> tuple[socket.SocketType, object]:
+    """The next connection, non-blocking, and where it comes from. Raises OSError.
+
+    ``socket.accept`` would make two enum members anew for each connection: half of the time that it takes.
+    """
+    fd, peer = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001  the system call, without that
+    sock = socket.SocketType(listener.family, _PLAIN, 0, fd)
+    sock.setblocking(False)
+    return sock, peer
+
+
+def begin_connect(family: socket.AddressFamily, sockaddr: SockAddr) -> socket.SocketType:
     """A socket that is connecting; it is writable when that is over. Raises OSError where it fails at once."""
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = socket.SocketType(family, _STREAM)
     try:
         no_delay(sock)
         code = sock.connect_ex(sockaddr)
@@ -170,7 +184,7 @@ def begin_connect(family: socket.AddressFamily, sockaddr: SockAddr) -> socket.so
     return sock
 
 
-def connect_error(sock: socket.socket) -> OSError | None:
+def connect_error(sock: socket.SocketType) -> OSError | None:
     """How a connection attempt that is over went wrong, or None."""
     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     return OSError(code, os.strerror(code)) if code else None

@@ -26,7 +26,7 @@ class DataConnection:
 
     __slots__ = ("born", "events", "expires", "ident", "kept", "pool", "session", "sock")
 
-    def __init__(self, ident: int, sock: socket.socket, session: TlsSession | None, pool: Pool) -> None:
+    def __init__(self, ident: int, sock: socket.SocketType, session: TlsSession | None, pool: Pool) -> None:
         self.ident = ident
         self.sock = sock
         self.session = session

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import hmac
 import json
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 VERSION: Final = 1
@@ -285,7 +286,8 @@ DATA_TLS_PROOF_SIZE: Final = 20
 
 
 def _mac(secret: bytes, label: bytes, ident: int) -> bytes:
-    return hmac.digest(secret, label + b"\0" + _U64.pack(ident), "sha256")[:20]
+    # once per visitor at each end, where HMAC by way of OpenSSL takes five times as long
+    return hashlib.blake2s(label + b"\0" + _U64.pack(ident), key=secret, digest_size=20).digest()
 
 
 @dataclass(slots=True)
@@ -295,13 +297,17 @@ class Once:
     window: int = 8192
     _highest: int = -1
     _seen: int = 0  # bit n: the id n below the highest has passed
+    _mask: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._mask = (1 << self.window) - 1
 
     def accept(self, ident: int) -> bool:
         """Whether this id passes now."""
         ahead = ident - self._highest
         if ahead > 0:
             kept = 0 if ahead >= self.window else self._seen << ahead
-            self._seen = (kept | 1) & ((1 << self.window) - 1)
+            self._seen = (kept | 1) & self._mask
             self._highest = ident
             return True
         if -ahead >= self.window:

@@ -54,7 +54,7 @@ class Reactor:
         self._handlers: dict[int, Handler] = {}
         self._again: list[Handler] = []
         self._deferred: list[Callable[[], None]] = []
-        self._closing: list[socket.socket] = []
+        self._closing: list[socket.SocketType] = []
         self._in_turn = False
         self._woken = False
         self.view: Final = memoryview(bytearray(BUFFER_SIZE))
@@ -64,22 +64,22 @@ class Reactor:
     def __len__(self) -> int:
         return len(self._handlers)
 
-    def register(self, sock: socket.socket, handler: Handler) -> None:
+    def register(self, sock: socket.SocketType, handler: Handler) -> None:
         """Watch a socket from now on. The first event comes by itself: a new socket is writable or it is connecting."""
         fd = sock.fileno()
         self._epoll.register(fd, _ALL)
         self._handlers[fd] = handler
 
-    def hand_over(self, sock: socket.socket, handler: Handler) -> None:
+    def hand_over(self, sock: socket.SocketType, handler: Handler) -> None:
         """Give a watched socket another handler. Events that came before are not repeated."""
         self._handlers[sock.fileno()] = handler
 
-    def release(self, sock: socket.socket) -> None:
+    def release(self, sock: socket.SocketType) -> None:
         """Watch a socket no more, for somebody else takes it over as it is."""
         del self._handlers[sock.fileno()]
         self._epoll.unregister(sock.fileno())
 
-    def close(self, sock: socket.socket) -> None:
+    def close(self, sock: socket.SocketType) -> None:
         """Close a socket, watched or not.
 
         In the middle of a batch the descriptor stays taken until its end, so that no event meant for the old socket

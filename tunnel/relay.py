@@ -78,7 +78,7 @@ class Flow:
 
     twin: Flow
 
-    def __init__(self, relay: Relay, source: socket.socket, sink: socket.socket, meter: Meter) -> None:
+    def __init__(self, relay: Relay, source: socket.SocketType, sink: socket.SocketType, meter: Meter) -> None:
         self.relay = relay
         self.blocked = False
         self.ended = False
@@ -310,8 +310,8 @@ class Relay:
         link: EndTeller,
         reactor: Reactor,
         pipes: Pipes,
-        near: socket.socket,
-        far: socket.socket,
+        near: socket.SocketType,
+        far: socket.SocketType,
         owner: RelayOwner,
     ) -> None:
         self.ident = ident
@@ -387,7 +387,7 @@ class Relay:
         for sock in (self._near, self._far):
             net.keep_alive(sock)
 
-    def finish(self, reset: socket.socket | None = None) -> None:
+    def finish(self, reset: socket.SocketType | None = None) -> None:
         """Close both sockets, ``reset`` with a reset instead of an orderly end."""
         if not self.open:
             return

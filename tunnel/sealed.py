@@ -22,7 +22,7 @@ class SealingFlow(Flow):
     __slots__ = ("_closing", "_session")
 
     def __init__(
-        self, relay: Relay, source: socket.socket, sink: socket.socket, meter: Meter, session: TlsSession
+        self, relay: Relay, source: socket.SocketType, sink: socket.SocketType, meter: Meter, session: TlsSession
     ) -> None:
         super().__init__(relay, source, sink, meter)
         self._session = session
@@ -110,8 +110,8 @@ class OpeningFlow(Flow):
     def __init__(
         self,
         relay: Relay,
-        source: socket.socket,
-        sink: socket.socket,
+        source: socket.SocketType,
+        sink: socket.SocketType,
         meter: Meter,
         session: TlsSession,
         answer: Callable[[bytes], bool],

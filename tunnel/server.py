@@ -66,7 +66,7 @@ class Newcomer:
         "watched",
     )
 
-    def __init__(self, server: Server, sock: socket.socket, peer: object, *, data_only: bool) -> None:
+    def __init__(self, server: Server, sock: socket.SocketType, peer: object, *, data_only: bool) -> None:
         self.sock = sock
         self.settled = False
         """whether it is known what becomes of it"""
@@ -196,7 +196,7 @@ class Server:
         """Settings have changed."""
         self._spec = spec
 
-    async def open(self, bound: dict[str, socket.socket]) -> None:
+    async def open(self, bound: dict[str, socket.SocketType]) -> None:
         """Begin to accept on listeners that are bound, which it takes out of ``bound``. Raises TlsError."""
         self._context = await tls.server_context(self._spec, self._identity)
         self._certificate = tls.own_certificate(self._context)
@@ -210,7 +210,7 @@ class Server:
             self.data_addr, self._data_port = data.address, data.port
 
     def _accept(
-        self, listener: socket.socket, take: Callable[[socket.socket, object], None], asked: Address
+        self, listener: socket.SocketType, take: Callable[[socket.SocketType, object], None], asked: Address
     ) -> Acceptor:
         return Acceptor(self._reactor, listener, self._journal, take, _always, asked)
 
@@ -225,10 +225,10 @@ class Server:
 
     # --- newcomers ------------------------------------------------------------------------------------------------
 
-    def _arrive(self, sock: socket.socket, peer: object) -> None:
+    def _arrive(self, sock: socket.SocketType, peer: object) -> None:
         self._admit(Newcomer(self, sock, peer, data_only=False))
 
-    def _arrive_for_data(self, sock: socket.socket, peer: object) -> None:
+    def _arrive_for_data(self, sock: socket.SocketType, peer: object) -> None:
         newcomer = Newcomer(self, sock, peer, data_only=True)
         newcomer.read()  # the kernel hands it over with its first bytes, mostly the whole preface
         if not newcomer.settled:

@@ -135,7 +135,7 @@ class TlsSession:
         """Take ciphertext that arrived."""
         self._incoming.write(data)
 
-    def feed_from(self, sock: socket.socket) -> None:
+    def feed_from(self, sock: socket.SocketType) -> None:
         """Take all ciphertext that a socket has now. Raises TlsError at its end, OSError where it is broken."""
         with contextlib.suppress(BlockingIOError):
             while data := sock.recv(RECORD):

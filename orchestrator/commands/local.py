@@ -26,7 +26,7 @@ from orchestrator.commands.shell import (
     socket_option,
 )
 from orchestrator.process import paths
-from orchestrator.process.process import hide_keys, mask_url, program_version, raise_file_limit, say
+from orchestrator.process.process import hide_keys, mask_url, prepare_to_serve, program_version, say
 from tunnel.spec import LogLevel
 from tunnel.url import looks_like_url
 
@@ -150,7 +150,7 @@ async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level:
     from orchestrator import daemon  # noqa: PLC0415  the engine and aiohttp: only for those that run tunnels
     from orchestrator.supervisor import service  # noqa: PLC0415  the engine and aiohttp: only for those that run tunnels
 
-    raise_file_limit()
+    prepare_to_serve()
     named = paths.given_socket(socket, os.environ)
     with daemon.claimed_socket(manifest, named, os.environ) as path:
         async with daemon.running(manifest, path, log, level, read_only=read_only) as supervisor:

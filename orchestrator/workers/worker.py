@@ -15,7 +15,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.process.process import raise_file_limit, say
+from orchestrator.process.process import prepare_to_serve, say
 from orchestrator.supervisor.defects import brief, describe_defect
 from orchestrator.workers.messages import (
     Adopt,
@@ -242,7 +242,7 @@ def main() -> int:
         say("workers are started by the supervisor; write workers: N into the file's supervisor: section")
         return 2
     _die_with_the_supervisor()
-    raise_file_limit()
+    prepare_to_serve()
     asyncio.run(_serve(border))
     return 0
 

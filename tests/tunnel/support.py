@@ -59,7 +59,7 @@ def tcp_pair(*, small: bool = False) -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def reset(sock: socket.socket) -> None:
+def reset(sock: socket.SocketType) -> None:
     """Close with a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from types import SimpleNamespace
@@ -103,7 +104,7 @@ async def test_a_wildcard_takes_both_families_and_an_address_its_own() -> None:
             ("localhost", ("127.0.0.1",)),
         ):
             listener = await net.listen(Address(host, 0), what="the tunnel")
-            with listener:
+            with contextlib.closing(listener):
                 assert not listener.getblocking()
                 for address in reached:
                     socket.create_connection((address, listener.getsockname()[1])).close()
