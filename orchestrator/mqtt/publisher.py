@@ -266,10 +266,10 @@ class Publisher:
         if spot is None or spot.host != self.host:
             return
         if spot.kind == "cmd":
-            if message.payload:
+            if message.payload:  # our own clearing comes back as well, and is not to be cleared again
                 self._steering.take(message.payload, is_retained=is_retained)
-            if is_retained:
-                self._clear(self._topics.command)
+                if is_retained:
+                    self._clear(self._topics.command)
             return
         payload = payloads.decode(message.payload)
         if spot.kind == "state" and is_retained and not self._is_ours(spot.name, str(message.topic)):

@@ -396,6 +396,8 @@ def test_commands_are_done_and_answered_or_refused_with_the_reason(
     old = answer_to(broker, ear, {**order, "id": "old", "op": "start"}, "-r")
     assert "retained" in old["error"]
     until(lambda: "edge-1/cmd" not in retained(broker), within=5, what="the retained command is cleared")
+    cleared = [text for _, topic, text in ear.all() if topic == f"{TREE}/edge-1/cmd" and not text]
+    assert len(cleared) == 1, "the host does not answer its own clearing"
     assert daemon.tunnel("web")["state"] == "stopped"
     assert answer_to(broker, ear, {"v": 1, "id": "all", "op": "start", "target": "*"})["ok"]
     daemon.is_in("waiting", name="web")
