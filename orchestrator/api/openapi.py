@@ -25,6 +25,7 @@ _MAYBE_MOMENT: Final[Schema] = {"type": ["string", "null"], "format": "date-time
 _STATE: Final[Schema] = {"type": "string", "enum": [state.value for state in State]}
 _LEVEL: Final[Schema] = {"type": "string", "enum": [level.name.lower() for level in LogLevel]}
 _ACTIONS: Final = ("added", "removed", "restarted", "changed", "unchanged", "rejected", "failed")
+_BROKER_STATES: Final = ("off", "connecting", "online", "unreachable", "refused", "duplicate", "failed")
 _PLAIN: Final[dict[object, Schema]] = {str: _TEXT, int: {"type": "integer"}, float: {"type": "number"}, bool: _FLAG}
 
 
@@ -103,6 +104,13 @@ def _paths() -> Schema:
 
 
 def _schemas() -> Schema:
+    broker = {
+        "state": {"type": "string", "enum": list(_BROKER_STATES)},
+        "reason": _MAYBE_TEXT,
+        "since": _MOMENT,
+        "broker": _TEXT,
+        "host": _TEXT,
+    }
     head = {
         "generation": _WHOLE,
         "pid": _WHOLE,
@@ -122,7 +130,7 @@ def _schemas() -> Schema:
             },
             closed=False,
         ),
-        "mqtt": _object({"state": _TEXT}, closed=False),
+        "mqtt": _object(broker, required=("state",)),
     }
     tunnel = _of_dataclass(Snapshot)
     fault = {"file": _MAYBE_TEXT, "line": _MAYBE_WHOLE, "column": _MAYBE_WHOLE, "message": _TEXT}

@@ -72,6 +72,8 @@ def _show_tunnels(status: Json, *, is_screen: bool) -> None:
     tunnels = status["tunnels"]
     if not status["config"]["ok"]:
         say(f"the last good configuration is in force: {status['config']['error']}")
+    if status["mqtt"].get("reason"):
+        say(printable(f"MQTT {status['mqtt']['state']} since {status['mqtt']['since']}: {status['mqtt']['reason']}"))
     text = tunnel_table(tunnels) if tunnels else "there are no tunnels"
     if is_screen:
         lines = text.split("\n")[: shutil.get_terminal_size().lines - 1]

@@ -100,6 +100,18 @@ def _host(value: object) -> str:
     return text
 
 
+def read_prefix(value: object) -> str:
+    """Below what discovery is published: topic levels without wildcards, outside our own tree. Raises ValueError."""
+    text = _text(value)
+    levels = text.split("/")
+    is_sound = all(levels) and text.isprintable() and not set(text) & set("+#") and not text.startswith("$")
+    if not is_sound or levels[0] == "nodepass-orch" or len(text) > LONGEST_NAME:
+        raise ValueError(
+            "a prefix for discovery is a topic as homeassistant: no wildcards, and not below nodepass-orch/"
+        )
+    return text
+
+
 _TextT = Annotated[str, BeforeValidator(_text), WithJsonSchema(_TEXT)]
 _FileT = Annotated[Path, BeforeValidator(_file), WithJsonSchema(_TEXT)]
 _AddressT = Annotated[Address, BeforeValidator(_address), WithJsonSchema({"type": "string"})]
@@ -139,6 +151,20 @@ class MqttSettings(_Section):
     cert: _FileT | None = None
     cert_key: _FileT | None = None
     commands: _SwitchT = False
+    discovery: _SwitchT = False
+    """whether Home Assistant is told what to make of the topics"""
+    discovery_prefix: Annotated[str, BeforeValidator(read_prefix), WithJsonSchema(_TEXT)] = "homeassistant"
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.cert_key is not None and self.cert is None:
+            raise ValueError("cert_key: needs cert: beside it")
+        if self.password_file is not None and self.username is None:
+            raise ValueError("password_file: needs username: beside it")
+        if self.url.startswith("mqtt:") and (self.ca is not None or self.cert is not None):
+            name = "ca" if self.ca is not None else "cert"
+            raise ValueError(f"{name}: is for TLS, and {self.url} is not; write mqtts://")
+        return self
 
 
 def _socket_alone(value: object) -> object:

@@ -23,6 +23,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from orchestrator.mqtt.inbox import NewestInbox
+from orchestrator.mqtt.standing import BrokerState
 from tunnel import net
 from tunnel.spec import Address
 
@@ -57,9 +58,10 @@ _LOG.propagate = False
 class BrokerError(Exception):
     """The broker is not there, or does not do what it should; the message is a sentence. ``code`` is MQTT's own."""
 
-    def __init__(self, why: str, code: int | None = None) -> None:
+    def __init__(self, why: str, code: int | None = None, state: BrokerState = BrokerState.UNREACHABLE) -> None:
         super().__init__(why)
         self.code = code
+        self.state = state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +131,9 @@ class Broker:
                 return file.read(_LARGEST_PASSWORD).rstrip("\r\n")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise BrokerError(f"cannot read password_file {self.password_file}: {reason}") from None
+            raise BrokerError(
+                f"cannot read password_file {self.password_file}: {reason}", state=BrokerState.FAILED
+            ) from None
 
     def _context(self) -> ssl.SSLContext:
         what, path = "ca", self.ca
@@ -137,11 +141,14 @@ class Broker:
             context = ssl.create_default_context(cafile=self.ca)
             if self.cert is not None:
                 what, path = "cert", self.cert
+                if self.cert_key is not None and not self.cert_key.exists():
+                    what, path = "cert_key", self.cert_key
+                    raise FileNotFoundError
                 context.load_cert_chain(self.cert, self.cert_key, password=_no_password)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             is_missing = isinstance(error, FileNotFoundError)
             reason = "there is no such file" if is_missing else _plain(str(error))
-            raise BrokerError(f"cannot use the broker's {what} {path}: {reason}") from None
+            raise BrokerError(f"cannot use the broker's {what} {path}: {reason}", state=BrokerState.FAILED) from None
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
 
@@ -220,6 +227,7 @@ class Session:
                 raise BrokerError(
                     f"the broker {self._broker} does not let {_user(self._broker)} read {topic}: mend its access rules",
                     value,
+                    BrokerState.REFUSED,
                 )
 
     async def unsubscribe(self, *topics: str) -> None:
@@ -250,7 +258,14 @@ class Dialer:
     def __init__(self, broker: Broker, identifier: str | None = None) -> None:
         self.broker = broker
         self._identifier = identifier
-        self._is_v5 = True
+        self._is_old = False
+        self._hung_up = 0  # times in a row, without a greeting
+
+    @property
+    def _is_v5(self) -> bool:
+        # One that knows only the older version may just hang up. But so does one that is being restarted: the newer one
+        # is tried twice, for with the older nobody can tell a fresh command from one that is retained.
+        return not self._is_old and self._hung_up % 3 != 2
 
     @contextlib.asynccontextmanager
     async def session(self, *, will: Message | None = None, is_newest_enough: bool = False) -> AsyncIterator[Session]:
@@ -263,11 +278,12 @@ class Dialer:
         handle = sock.dup()  # TLS takes the socket away from us, but not the power to end the connection
         try:
             inbox: Inbox = NewestInbox(_HELD) if is_newest_enough else asyncio.Queue(_HELD)
-            client = self._client(password, context, will, inbox)
+            is_v5 = self._is_v5
+            client = self._client(password, context, will, inbox, is_v5=is_v5)
             client.dial_with(sock)
             try:
                 await self._enter(client, handle)
-                yield Session(client, inbox, self.broker, is_v5=self._is_v5)
+                yield Session(client, inbox, self.broker, is_v5=is_v5)
             finally:
                 await self._leave(client, handle)
         finally:
@@ -280,8 +296,10 @@ class Dialer:
         context: ssl.SSLContext | None,
         will: Message | None,
         inbox: Inbox,
+        *,
+        is_v5: bool,
     ) -> _Client:
-        version = aiomqtt.ProtocolVersion.V5 if self._is_v5 else aiomqtt.ProtocolVersion.V311
+        version = aiomqtt.ProtocolVersion.V5 if is_v5 else aiomqtt.ProtocolVersion.V311
         return _Client(
             self.broker.host,
             self.broker.port,
@@ -290,8 +308,8 @@ class Dialer:
             identifier=self._identifier,
             protocol=version,
             will=aiomqtt.Will(will.topic, will.payload, will.qos, will.retain) if will else None,
-            clean_session=None if self._is_v5 else True,
-            clean_start=True if self._is_v5 else MQTT_CLEAN_START_FIRST_ONLY,
+            clean_session=None if is_v5 else True,
+            clean_start=True if is_v5 else MQTT_CLEAN_START_FIRST_ONLY,
             keepalive=KEEPALIVE,
             timeout=_PATIENCE,
             queue_type=lambda maxsize: inbox,  # type: ignore[arg-type]  # it is called, and nothing else
@@ -328,17 +346,22 @@ class Dialer:
         entering = asyncio.ensure_future(client.__aenter__())
         try:
             await asyncio.shield(entering)
+            self._hung_up = 0
         except MqttConnectError as error:
             code = error.rc.value if isinstance(error.rc, ReasonCode) else error.rc
             if code in _TALKS_OLD:
-                self._is_v5 = not self._is_v5
+                self._is_old = not self._is_old
             raise _refused(self.broker, code, str(error.rc)) from None
         except aiomqtt.MqttError as error:
             if self.broker.is_tls and "SSL" in str(error):
-                raise BrokerError(f"TLS with the broker {self.broker} failed: {_plain(str(error))}") from None
-            self._is_v5 = not self._is_v5  # one that knows only the older version may just hang up
+                raise BrokerError(
+                    f"TLS with the broker {self.broker} failed: {_plain(str(error))}", state=BrokerState.REFUSED
+                ) from None
+            self._hung_up += 1
             hint = "; perhaps it wants a certificate of ours" if self.broker.is_tls and self.broker.cert is None else ""
-            raise BrokerError(f"the broker {self.broker} does not speak MQTT with us: no greeting{hint}") from None
+            raise BrokerError(
+                f"the broker {self.broker} does not speak MQTT with us: no greeting{hint}", state=BrokerState.REFUSED
+            ) from None
         except asyncio.CancelledError:
             _hang_up(handle)
             await asyncio.wait([entering], timeout=_FAREWELL)
@@ -366,8 +389,12 @@ def _hang_up(handle: socket.socket) -> None:
 
 def _refused(broker: Broker, code: int | None, name: str) -> BrokerError:
     if code in CREDENTIALS:
-        return BrokerError(f"the broker {broker} refuses {_user(broker)}: check user, password and its rules", code)
-    return BrokerError(f"the broker {broker} refuses us: {name.lower()}", code)
+        return BrokerError(
+            f"the broker {broker} refuses {_user(broker)}: check user, password and its rules",
+            code,
+            BrokerState.REFUSED,
+        )
+    return BrokerError(f"the broker {broker} refuses us: {name.lower()}", code, BrokerState.REFUSED)
 
 
 def _lost(broker: Broker, error: BaseException) -> BrokerError:
@@ -375,7 +402,7 @@ def _lost(broker: Broker, error: BaseException) -> BrokerError:
     code = rc.value if isinstance(rc, ReasonCode) else rc if isinstance(rc, int) else None
     if code == TAKEN_OVER:
         why = "another program came with our client id; was the state directory copied from another host?"
-        return BrokerError(f"the broker {broker} closed the connection: {why}", code)
+        return BrokerError(f"the broker {broker} closed the connection: {why}", code, BrokerState.REFUSED)
     if "timed out" in str(error):
         return BrokerError(f"the broker {broker} does not answer any more", code)
     return BrokerError(f"the connection to the broker {broker} was lost", code)

@@ -16,6 +16,9 @@ OPS: Final = ("start", "stop", "restart", "drain", "reload", "retry")
 ALL: Final = "*"
 """The target that means every tunnel of the host."""
 
+UNNAMED: Final = "malformed"
+"""Where commands are answered that do not say, in a way that can be read, by whom they were given."""
+
 REMEMBERED: Final = 4096
 """Ids of commands that are known when they come again."""
 
@@ -37,7 +40,7 @@ class Order:
 
 
 class OrderRefusedError(Exception):
-    """A command is not carried out; the message is a sentence. Without ``reply`` nobody can be told."""
+    """A command is not carried out; the message is a sentence. Without ``reply`` nobody knows whom to tell."""
 
     def __init__(self, why: str, id_: str | None = None, reply: str | None = None) -> None:
         super().__init__(why)

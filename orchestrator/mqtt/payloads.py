@@ -58,8 +58,10 @@ def status(origin: Origin, ts: str, *, online: bool) -> dict[str, Any]:
     return {"v": VERSION, "online": online, "boot": origin.boot, "instance": origin.instance, "ts": ts}
 
 
-def info(origin: Origin, head: Mapping[str, Any], ts: str, *, tunnels: int, commands: bool) -> dict[str, Any]:
-    """A host in a few words; ``head`` is the status object without its tunnels."""
+def info(
+    origin: Origin, head: Mapping[str, Any], ts: str, *, tunnels: int, commands: bool, discovery: str | None
+) -> dict[str, Any]:
+    """A host in a few words; ``head`` is the status object without its tunnels, ``discovery`` the prefix in use."""
     config = head["config"]
     return {
         "v": VERSION,
@@ -71,6 +73,7 @@ def info(origin: Origin, head: Mapping[str, Any], ts: str, *, tunnels: int, comm
         "tunnels": tunnels,
         "read_only": head["read_only"],
         "commands": commands,
+        "discovery": discovery,
         "started_at": head["started_at"],
         "instance": origin.instance,
         "boot": origin.boot,

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import CREDENTIALS, TAKEN_OVER, BrokerError
-from orchestrator.mqtt.outbox import Message, Outbox
-from orchestrator.mqtt.pacing import REPEAT, Pacing
+from orchestrator.mqtt.configurations import Configurations
 from orchestrator.mqtt.rivals import Presence, RivalError, Verdict
+from orchestrator.mqtt.standing import BrokerState, Record
+from orchestrator.mqtt.telling import Telling
 from orchestrator.mqtt.together import together
 from orchestrator.mqtt.topics import HostTopics, parse
 from orchestrator.supervisor.bus import HISTORY, is_noteworthy
@@ -24,12 +25,13 @@ from orchestrator.supervisor.defects import describe_defect
 from tunnel.backoff import delay
 from tunnel.journal import Journal
 from tunnel.spec import LogLevel
-from tunnel.state import timestamp
 
 if TYPE_CHECKING:
     import aiomqtt
 
     from orchestrator.mqtt.broker import Dialer, Session
+    from orchestrator.mqtt.discovery import Discovery
+    from orchestrator.mqtt.outbox import Message
     from orchestrator.mqtt.steering import Steering
     from orchestrator.supervisor.desk import Desk
     from tunnel.state import Event
@@ -59,38 +61,29 @@ class Publisher:
         host: str,
         origin: payloads.Origin,
         steering: Steering,
+        discovery: Discovery | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.host = host
         self._desk = desk
         self._dialer = dialer
-        self._origin = origin
         self._topics = HostTopics(host)
         self._steering = steering
         self._journal = Journal("", desk.bus.publish)
         self._uniform = uniform
-        self._outbox = Outbox()
-        self._pacing = Pacing(uniform)
+        self._telling = Telling(
+            desk, topics=self._topics, origin=origin, steering=steering, discovery=discovery, uniform=uniform
+        )
+        self._configurations = Configurations(self._topics, host, discovery)
         self._presence = Presence(origin)
-        self._info: dict[str, Any] = {}
-        self._info_at = 0.0
-        self._seq = 0
+        self._standing = Record()
         self._look = asyncio.Event()
         self._echoed = asyncio.Event()
         self._closing = asyncio.Event()
-        self._state = "connecting"
-        self._error: str | None = None
-        self._since = time.time()
 
     def status(self) -> dict[str, Any]:
         """What ``ps --json`` shows of the broker."""
-        return {
-            "state": self._state,
-            "error": self._error,
-            "since": timestamp(self._since),
-            "broker": str(self._dialer.broker),
-            "host": self.host,
-        }
+        return {**self._standing.as_json(), "broker": str(self._dialer.broker), "host": self.host}
 
     # --- the life -------------------------------------------------------------------------------------------------
 
@@ -105,14 +98,14 @@ class Publisher:
                 try:
                     await self._live()
                 except RivalError as rival:
-                    self._trouble(str(rival))
+                    self._trouble(rival.state, str(rival))
                     await self._watch_rival()
                     continue
                 except BrokerError as error:
-                    self._trouble(str(error))
+                    self._trouble(error.state, str(error))
                     pause = _WARY_PAUSE if error.code in CREDENTIALS or error.code == TAKEN_OVER else 0.0
                 except Exception as error:  # noqa: BLE001  a defect here must not reach the tunnels
-                    self._trouble(describe_defect(error))
+                    self._trouble(BrokerState.FAILED, describe_defect(error))
                     pause = _WARY_PAUSE
                 attempt = 1 if time.monotonic() - began > _STEADY else attempt + 1
                 await self._rest(pause + delay(attempt, _LONGEST_PAUSE, self._uniform))
@@ -131,28 +124,29 @@ class Publisher:
 
     async def _live(self) -> None:
         """One connection, from birth to loss."""
-        will = self._word(online=False)
+        will = self._telling.status(online=False)
         async with self._dialer.session(will=will) as session, together() as start:
             self._presence.begin()
             self._echoed.clear()
-            self._outbox.forget()
-            self._pacing.forget()
-            self._info = {}
+            self._telling.begin()
             start(self._listen(session))
             await session.subscribe(self._topics.status, qos=1)
             # Its agreement comes after what is retained: whoever is here already has been heard by then.
-            await session.subscribe(self._topics.states)
+            await session.subscribe(self._topics.states, self._topics.info)
             await session.subscribe(self._topics.command, qos=1, as_published=True)
             self._presence.check(self.host)
-            await session.publish(self._word(online=True))
+            await self._configurations.look_for(session, self._journal)
+            await session.publish(self._telling.status(online=True))
             await self._birth_heard()
-            await session.unsubscribe(self._topics.states)
-            self._enter("up", None)
+            await session.unsubscribe(self._topics.states, self._topics.info)
+            self._say(LogLevel.INFO, f"published to {self._dialer.broker} as {self.host}")
+            self._standing.enter(BrokerState.ONLINE)
+            start(self._configurations.settle(session, self._journal))
             start(self._steering.obey(session))
             start(self._pump(session))
             while not self._closing.is_set():
                 began = time.monotonic()
-                self._tell()
+                self._telling.due()
                 await asyncio.sleep(max(_BLINK, _SHARE * (time.monotonic() - began)))
                 await self._until_next_look()
             with contextlib.suppress(TimeoutError):
@@ -170,6 +164,7 @@ class Publisher:
             raise BrokerError(
                 f"the broker {broker} drops what is published to {self._topics.base}/: let {who} write and read there",
                 min(CREDENTIALS),
+                BrokerState.REFUSED,
             ) from None
 
     async def _until_next_look(self) -> None:
@@ -179,10 +174,10 @@ class Publisher:
         self._look.clear()
 
     async def _farewell(self, session: Session) -> None:
-        self._tell()
-        while batch := self._outbox.take(_AT_ONCE):
+        self._telling.due()
+        while batch := self._telling.outbox.take(_AT_ONCE):
             await _all(session, batch)
-        await session.publish(self._word(online=False))
+        await session.publish(self._telling.status(online=False))
 
     async def _watch_rival(self) -> None:
         """Another host has our name: without a word or a will of ours, wait until it is gone."""
@@ -194,41 +189,10 @@ class Publisher:
                 while self._presence.is_occupied(time.monotonic()) and not self._closing.is_set():
                     await self._rest(_LOOK)
         except (BrokerError, RivalError) as error:
-            self._trouble(str(error))
+            self._trouble(error.state, str(error))
             await self._rest(self._uniform(_LOOK, _WARY_PAUSE))
 
     # --- what is told ---------------------------------------------------------------------------------------------
-
-    def _word(self, *, online: bool) -> Message:
-        word = payloads.status(self._origin, timestamp(time.time()), online=online)
-        return Message(self._topics.status, payloads.encode(word), retain=True)
-
-    def _tell(self) -> None:
-        """Put what is due into the outbox."""
-        ts, now = timestamp(time.time()), time.monotonic()
-        snapshots = self._desk.supervisor.snapshots()
-        due = self._pacing.next(snapshots, now)
-        self._tell_info(ts, now, len(snapshots))
-        for seen in due.states:
-            self._seq += 1
-            state = payloads.state(self._origin, seen.as_json(), self._seq, ts)
-            self._outbox.put(Message(self._topics.state_of(seen.name), payloads.encode(state), retain=True))
-        for seen in due.stats:
-            stats = payloads.stats(self._origin, seen.as_json(), ts)
-            self._outbox.put(Message(self._topics.stats_of(seen.name), payloads.encode(stats), qos=0))
-        for name in due.removed:
-            self._clear(self._topics.state_of(name))
-
-    def _tell_info(self, ts: str, now: float, tunnels: int) -> None:
-        info = payloads.info(
-            self._origin, self._desk.head(), ts, tunnels=tunnels, commands=self._steering.why_closed() is None
-        )
-        if {**info, "ts": self._info.get("ts")} != self._info or now - self._info_at >= REPEAT:
-            self._info, self._info_at = info, now
-            self._outbox.put(Message(self._topics.info, payloads.encode(info), retain=True))
-
-    def _clear(self, topic: str) -> None:
-        self._outbox.put(Message(topic, b"", retain=True))
 
     def _hear(self, event: Event) -> None:
         if event.kind == KIND:
@@ -236,21 +200,21 @@ class Publisher:
         if event.kind in HISTORY:
             self._look.set()
         if is_noteworthy(event):
-            self._outbox.put(Message(self._topics.event, payloads.encode(payloads.event(self._origin, event))))
+            self._telling.event(event)
 
     async def _pump(self, session: Session) -> None:
         while True:
-            await self._outbox.filled()
-            if self._outbox.dropped:
-                count, self._outbox.dropped = self._outbox.dropped, 0
+            await self._telling.outbox.filled()
+            if self._telling.outbox.dropped:
+                count, self._telling.outbox.dropped = self._telling.outbox.dropped, 0
                 self._say(
                     LogLevel.WARN, f"{count} events were not published: the broker took none of them for too long"
                 )
-            batch = self._outbox.take(_AT_ONCE)
+            batch = self._telling.outbox.take(_AT_ONCE)
             try:
                 await _all(session, batch)
             except BaseException:
-                self._outbox.put_back(batch)
+                self._telling.outbox.put_back(batch)
                 raise
 
     # --- what is heard --------------------------------------------------------------------------------------------
@@ -263,17 +227,21 @@ class Publisher:
     def _take(self, message: aiomqtt.Message) -> None:
         spot = parse(str(message.topic))
         is_retained = bool(message.retain)
+        if spot is None and message.payload and self._configurations.hear(str(message.topic), is_retained=is_retained):
+            self._telling.inherit(str(message.topic))
         if spot is None or spot.host != self.host:
             return
         if spot.kind == "cmd":
             if message.payload:  # our own clearing comes back as well, and is not to be cleared again
                 self._steering.take(message.payload, is_retained=is_retained)
                 if is_retained:
-                    self._clear(self._topics.command)
+                    self._telling.clear(self._topics.command)
             return
         payload = payloads.decode(message.payload)
-        if spot.kind == "state" and is_retained and not self._is_ours(spot.name, str(message.topic)):
-            self._clear(str(message.topic))
+        if spot.kind == "state" and is_retained:
+            self._telling.inherit(str(message.topic))
+        if spot.kind == "info" and is_retained and payload is not None:
+            self._configurations.were_at(payload.get("discovery"))
         verdict = self._presence.heard(self.host, spot.kind, payload or {}, time.monotonic(), is_retained=is_retained)
         if verdict is Verdict.ECHO:
             self._echoed.set()
@@ -281,27 +249,18 @@ class Publisher:
             self._journal.complain(
                 KIND, "rival", f"another host came as {self.host!r} on this broker, and has to yield"
             )
-        if verdict in {Verdict.CHALLENGED, Verdict.CONTRADICTED} and self._state == "up" and not self._closing.is_set():
-            self._outbox.put(self._word(online=True))
-
-    def _is_ours(self, name: str, topic: str) -> bool:
-        """Whether a retained state belongs to a tunnel that is still there, and stands where we put it."""
-        known = any(seen.name == name for seen in self._desk.supervisor.snapshots())
-        return known and topic == self._topics.state_of(name)
+        if (
+            verdict in {Verdict.CHALLENGED, Verdict.CONTRADICTED}
+            and self._standing.is_online
+            and not self._closing.is_set()
+        ):
+            self._telling.outbox.put(self._telling.status(online=True))
 
     # --- how it stands --------------------------------------------------------------------------------------------
 
-    def _enter(self, state: str, error: str | None) -> None:
-        if state == "up":
-            self._say(LogLevel.INFO, f"published to {self._dialer.broker} as {self.host}")
-        if state != self._state:
-            self._since = time.time()
-        self._state, self._error = state, error
-
-    def _trouble(self, error: str) -> None:
-        if error != self._error:
-            self._say(LogLevel.WARN, f"{error}; tunnels are not concerned")
-        self._enter("trouble", error)
+    def _trouble(self, state: BrokerState, reason: str) -> None:
+        if self._standing.enter(state, reason):
+            self._say(LogLevel.WARN, f"{reason}; tunnels are not concerned")
 
     def _say(self, level: LogLevel, text: str) -> None:
         self._desk.bus.tell(level, KIND, text)

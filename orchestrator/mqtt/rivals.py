@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any, Final
 
+from orchestrator.mqtt.standing import BrokerState
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -16,6 +18,8 @@ SILENCE: Final = 75.0
 
 class RivalError(Exception):
     """Another host has our name, and was there first; the message is a sentence."""
+
+    state = BrokerState.DUPLICATE
 
 
 class Verdict(enum.Enum):

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.process.process import program_version
 from tunnel.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ async def publishing(desk: Desk, manifest: Manifest) -> AsyncIterator[None]:
         yield
         return
     from orchestrator.mqtt.broker import Broker, Dialer  # noqa: PLC0415  only where there is a broker
+    from orchestrator.mqtt.discovery import Discovery  # noqa: PLC0415
     from orchestrator.mqtt.identity import identity, state_directory  # noqa: PLC0415
     from orchestrator.mqtt.payloads import Origin  # noqa: PLC0415
     from orchestrator.mqtt.publisher import KIND, Publisher  # noqa: PLC0415
@@ -37,9 +39,11 @@ async def publishing(desk: Desk, manifest: Manifest) -> AsyncIterator[None]:
         desk.bus.tell(LogLevel.WARN, KIND, own.problem)
     host = settings.host or own.instance
     origin = Origin(own.instance, uuid.uuid4().hex)
-    steering = Steering(desk, HostTopics(host), origin.boot, is_on=settings.commands)
+    topics = HostTopics(host)
+    steering = Steering(desk, topics, origin.boot, is_on=settings.commands)
+    discovery = Discovery(settings.discovery_prefix, topics, host, program_version()) if settings.discovery else None
     dialer = Dialer(Broker.from_settings(settings, os.environ), own.client_id)
-    publisher = Publisher(desk, dialer, host=host, origin=origin, steering=steering)
+    publisher = Publisher(desk, dialer, host=host, origin=origin, steering=steering, discovery=discovery)
     desk.mqtt = publisher.status
     work = asyncio.create_task(publisher.run(), name="mqtt")
     try:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.mqtt import payloads
-from orchestrator.mqtt.orders import ALL, Gate, Order, OrderRefusedError
+from orchestrator.mqtt.orders import ALL, UNNAMED, Gate, Order, OrderRefusedError
 from orchestrator.mqtt.outbox import Message
 from orchestrator.supervisor.defects import describe_defect
 from orchestrator.supervisor.desk import NotNowError, ReadOnlyError
@@ -25,7 +25,7 @@ _KIND: Final = "mqtt"
 
 
 class Steering:
-    """One per daemon. Refusals are answered like everything else, unless nobody knows whom to answer."""
+    """One per daemon. Refusals are answered like everything else; where nobody can be named, to whoever listens."""
 
     def __init__(self, desk: Desk, topics: HostTopics, boot: str, *, is_on: bool) -> None:
         self._desk = desk
@@ -60,10 +60,8 @@ class Steering:
             found = await self._waiting.get()
             if isinstance(found, Order):
                 reply, answer = found.reply, await self._carried_out(found)
-            elif found.reply is not None:
-                reply, answer = found.reply, payloads.answer(found.id, error=str(found))
             else:
-                continue
+                reply, answer = found.reply or UNNAMED, payloads.answer(found.id, error=str(found))
             await session.publish(Message(self._topics.answer(reply), payloads.encode(answer)))
 
     async def _carried_out(self, order: Order) -> dict[str, Any]:

@@ -163,7 +163,6 @@ class Supervisor:
             "generation": self._reloader.generation,
             "pid": os.getpid(),
             "config": self._reloader.status(),
-            "mqtt": {"state": "off"},
         }
 
     @property

@@ -180,12 +180,12 @@ def mqtt_of(daemon: Daemon) -> dict[str, Any]:
     try:
         found: dict[str, Any] = daemon.status()["mqtt"]
     except OSError:
-        return {"state": "not answering", "error": ""}
+        return {"state": "not answering", "reason": ""}
     return found
 
 
 def connected(daemon: Daemon, *, within: float = 10.0) -> None:
-    until(lambda: mqtt_of(daemon)["state"] == "up", within=within, what=f"{daemon.name} publishes; {daemon.said()}")
+    until(lambda: mqtt_of(daemon)["state"] == "online", within=within, what=f"{daemon.name} publishes; {daemon.said()}")
 
 
 def fleet(stage: Stage, broker: Mosquitto, *arguments: str, url: str = "") -> tuple[int, str, str]:
@@ -283,8 +283,8 @@ def test_a_broker_that_restarts_hears_the_truth_within_seconds(stage: Stage, bro
     one, two = hosts.pair(broker)
     with connect(("127.0.0.1", hosts.visitor_port)) as visitor:
         broker.stop(signal.SIGKILL)
-        until(lambda: mqtt_of(one)["state"] == "trouble", within=5, what="the trouble is shown")
-        until(lambda: "refused the connection" in mqtt_of(one)["error"], within=5, what="its reason is shown")
+        until(lambda: mqtt_of(one)["state"] == "unreachable", within=5, what="the trouble is shown")
+        until(lambda: "refused the connection" in mqtt_of(one)["reason"], within=5, what="its reason is shown")
         for number in range(200):
             visitor.sendall(b"%03d" % number)
             assert visitor.recv(3) == b"%03d" % number
@@ -323,7 +323,7 @@ def test_a_frozen_broker_is_noticed_and_found_again(stage: Stage, broker: Mosqui
     connected(one)
     before = one.rss()
     broker.process.send_signal(signal.SIGSTOP)
-    until(lambda: mqtt_of(one)["state"] == "trouble", within=60, what="the silence is noticed")
+    until(lambda: mqtt_of(one)["state"] == "unreachable", within=60, what="the silence is noticed")
     assert one.rss() - before < 4 << 20
     broker.process.send_signal(signal.SIGCONT)
     connected(one, within=15)
@@ -336,7 +336,7 @@ def test_no_broker_is_no_reason_not_to_start(stage: Stage, hosts: Hosts) -> None
                       env={"XDG_STATE_HOME": str(stage.directory)})  # fmt: skip
     daemon.is_in("waiting", name="web")
     shown = mqtt_of(daemon)
-    assert (shown["state"], shown["broker"], shown["host"]) == ("trouble", f"mqtt://127.0.0.1:{nobody}", "edge-1")
+    assert (shown["state"], shown["broker"], shown["host"]) == ("unreachable", f"mqtt://127.0.0.1:{nobody}", "edge-1")
     time.sleep(2)  # several attempts
     assert len([line for line in daemon.said().splitlines() if "mqtt" in line]) == 1, "told once, not at each attempt"
 
@@ -347,15 +347,19 @@ def test_two_hosts_of_one_name_do_not_fight(stage: Stage, broker: Mosquitto, hos
     connected(first)
     boot = ear.hears("edge-1/status")["boot"]
     second = hosts.up("edge-1", broker, hosts.client)
-    shown = until(lambda: mqtt_of(second)["state"] == "trouble" and mqtt_of(second), within=10, what="it is reported")
+    shown = until(lambda: mqtt_of(second)["state"] == "duplicate" and mqtt_of(second), within=10, what="it is reported")
     assert shown
-    assert "another host is online as 'edge-1'" in shown["error"]
+    assert "another host is online as 'edge-1'" in shown["reason"]
     second.says("another host is online as 'edge-1'")
     time.sleep(1)
     assert {word.get("boot") for word in ear.on("edge-1/status")} == {boot}
-    assert mqtt_of(first)["state"] == "up"
+    assert mqtt_of(first)["state"] == "online"
+    since = mqtt_of(second)["since"]
+    time.sleep(1)
+    assert mqtt_of(second)["since"] == since, "it looks again and again, and it is the same trouble"
     first.kill()
     connected(second)
+    assert (mqtt_of(second)["reason"], mqtt_of(second)["since"] > since) == (None, True)
     assert ear.hears("edge-1/status", lambda word: word["online"])["boot"] != boot
 
 
@@ -392,7 +396,10 @@ def test_commands_are_done_and_answered_or_refused_with_the_reason(
         publish(broker, "edge-1/cmd", refused)
         answer = ear.hears(f"edge-1/rsp/{refused['id']}", lambda word: not word["ok"])
         assert why in answer["error"]
-    publish(broker, "edge-1/cmd", "{ no json")
+    for malformed, why in (("{ no json", "not a JSON object"), ('{"v": 1, "op": "stop"}', "id is not")):
+        publish(broker, "edge-1/cmd", malformed)
+        answer = ear.hears("edge-1/rsp/malformed", lambda word, why=why: why in word["error"])  # type: ignore[misc]
+        assert (answer["ok"], answer["id"]) == (False, None)
     old = answer_to(broker, ear, {**order, "id": "old", "op": "start"}, "-r")
     assert "retained" in old["error"]
     until(lambda: "edge-1/cmd" not in retained(broker), within=5, what="the retained command is cleared")
@@ -551,6 +558,12 @@ def test_wrong_passwords_and_missing_rights_are_said(stage: Stage, guarded: Mosq
     other = hosts.up("edge-9", guarded, {}, username="edge-2", password=PASSWORD)
     other.says(r"the broker .* (drops what is published to|does not let)", within=15)
     assert "wrong" not in wrong.said().replace("check user", "")
+    for daemon in (wrong, other):
+        shown = mqtt_of(daemon)
+        assert shown["state"] == "refused"
+        ps = stage.run("ps", "--socket", str(daemon.socket))
+        assert ps.ends() == 0, "tunnels are not concerned"
+        assert ps.said().startswith(f"nodepass-orch: MQTT refused since {shown['since']}: {shown['reason']}\n")
 
 
 class Authority:
@@ -629,7 +642,7 @@ def test_tls_with_an_authority_and_a_certificate_of_ones_own(stage: Stage, hosts
 
 async def test_an_old_dialect_is_spoken_too(broker: Mosquitto) -> None:
     dialer = Dialer(Broker.from_url(broker.url))
-    dialer._is_v5 = False
+    dialer._is_old = True
     async with dialer.session() as session:
         await session.subscribe(f"{TREE}/x/status", qos=1, as_published=True)
         await session.publish(Message(f"{TREE}/x/status", b"{}", retain=True), expires=3)

@@ -12,15 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.api.openapi import document
+from orchestrator.config.faults import ConfigError
 from orchestrator.config.load import load
 from orchestrator.mqtt import payloads
-from orchestrator.mqtt.broker import Broker, BrokerError
+from orchestrator.mqtt.broker import Broker, BrokerError, Dialer
 from orchestrator.mqtt.identity import identity, state_directory
 from orchestrator.mqtt.orders import Gate, Order, OrderRefusedError
 from orchestrator.mqtt.outbox import Message, Outbox
 from orchestrator.mqtt.pacing import GAP, REPEAT, SETTLING, STATS_EVERY, Pacing
 from orchestrator.mqtt.payloads import Origin
 from orchestrator.mqtt.rivals import SILENCE, Presence, RivalError, Verdict
+from orchestrator.mqtt.standing import BrokerState, Record
 from orchestrator.mqtt.topics import HostTopics, Spot, parse
 from orchestrator.supervisor.keeper import at_rest
 from tunnel.options import make_spec
@@ -334,13 +337,19 @@ def test_what_is_no_brokers_url(url: str) -> None:
 def test_a_brokers_files(tmp_path: Path) -> None:
     (tmp_path / "pw").write_text("s3cret\n")
     assert Broker(host="b", port=1, password_file=tmp_path / "pw").secrets() == ("s3cret", None)
+    (tmp_path / "own.pem").write_text("")
     for broken, sentence in (
         (Broker(host="b", port=1, password_file=tmp_path / "no"), "cannot read password_file .*/no: No such file"),
         (Broker(host="b", port=1, is_tls=True, ca=tmp_path / "pw"), "cannot use the broker's ca .*/pw: "),
         (Broker(host="b", port=1, is_tls=True, cert=tmp_path / "no"), "cert .*/no: there is no such file"),
+        (
+            Broker(host="b", port=1, is_tls=True, cert=tmp_path / "own.pem", cert_key=tmp_path / "no"),
+            "cert_key .*/no: there is no such file",
+        ),
     ):
-        with pytest.raises(BrokerError, match=sentence):
+        with pytest.raises(BrokerError, match=sentence) as error:
             broken.secrets()
+        assert error.value.state is BrokerState.FAILED
 
 
 def test_the_files_section_names_the_broker(tmp_path: Path) -> None:
@@ -356,6 +365,64 @@ def test_the_files_section_names_the_broker(tmp_path: Path) -> None:
     assert (broker.cert, broker.cert_key) == (tmp_path / "c.pem", tmp_path / "k.pem")
     without = settings.model_copy(update={"password_file": None})
     assert Broker.from_settings(without, {"NODEPASS_ORCH_MQTT_PASSWORD": "used"}).password == "used"
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ("url: mqtts://b, cert_key: k.pem", "cert_key: needs cert: beside it"),
+        ("url: mqtt://b, password_file: p", "password_file: needs username: beside it"),
+        ("url: mqtt://b, ca: c.pem", "ca: is for TLS, and mqtt://b is not; write mqtts://"),
+        ("url: mqtt://b, cert: c.pem", "cert: is for TLS"),
+        ("url: mqtt://b, discovery_prefix: nodepass-orch/x", "a prefix for discovery is a topic as homeassistant"),
+        ("url: mqtt://b, discovery_prefix: a/#", "no wildcards"),
+        ("url: mqtt://b, discovery: perhaps", "write true or false"),
+    ],
+)
+def test_a_section_that_makes_no_sense_is_a_fault_with_its_place(tmp_path: Path, section: str, why: str) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_text(f"version: 1\nsupervisor:\n  mqtt: {{{section}}}\n")
+    with pytest.raises(ConfigError) as error:
+        load(file, {})
+    (fault,) = error.value.faults
+    assert why in fault.message
+    assert fault.place.line == 3
+
+
+async def test_a_broker_that_hangs_up_once_is_not_taken_for_an_old_one() -> None:
+    versions: list[int] = []
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        versions.append((await reader.readexactly(9))[8])
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        dialer = Dialer(Broker(host="127.0.0.1", port=server.sockets[0].getsockname()[1]))
+        for _ in range(4):
+            with pytest.raises(BrokerError, match="no greeting") as error:
+                async with dialer.session():
+                    pass
+            assert error.value.state is BrokerState.REFUSED
+    assert versions == [5, 5, 4, 5]
+
+
+def test_how_it_stands_and_since_when() -> None:
+    now = [NOW]
+    record = Record(lambda: now[0])
+    first = record.as_json()
+    assert (first["state"], first["reason"]) == ("connecting", None)
+    now[0] += 5
+    assert record.enter(BrokerState.REFUSED, "not you")
+    assert not record.enter(BrokerState.REFUSED, "not you")
+    now[0] += 5
+    assert record.enter(BrokerState.REFUSED, "neither")
+    shown = record.as_json()
+    assert (shown["state"], shown["reason"]) == ("refused", "neither")
+    assert payloads.moment(shown["since"]) == NOW + 5, "another reason is no other state"
+    assert record.enter(BrokerState.ONLINE)
+    assert record.is_online
+    described = document("0")["components"]["schemas"]["Status"]["properties"]["mqtt"]["properties"]["state"]["enum"]
+    assert described == ["off", *(state.value for state in BrokerState)]
 
 
 def test_an_installation_keeps_its_id(tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+"""Hosts that tell Home Assistant of themselves, on a real broker: what stands there, and what is taken back, when."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+from typing import Any, Final
+
+import pytest
+
+from tests.integration.harness import ROOT, Stage, free_port, until
+from tests.integration.test_fleet import KEY, PASSWORD, Hosts, Mosquitto, connected, publish, retained
+from tests.integration.test_programs import needs
+
+pytestmark = needs("mosquitto", "mosquitto_sub", "mosquitto_pub", "mosquitto_passwd")
+
+TREES: Final = ("homeassistant/#", "ha/here/#")
+OPERATOR: Final = ("-u", "operator", "-P", PASSWORD)
+SENSORS: Final = ("connections", "bytes_in", "bytes_out")
+
+
+@pytest.fixture
+def broker(stage: Stage) -> Mosquitto:
+    return stage.keep(Mosquitto(stage.directory / "broker"))
+
+
+@pytest.fixture
+def hosts(stage: Stage) -> Hosts:
+    return Hosts(stage)
+
+
+def of_tunnel(name: str, prefix: str = "homeassistant") -> set[str]:
+    sensors = {f"{prefix}/sensor/edge-1/nodepass-orch_t_{name}_{number}/config" for number in SENSORS}
+    return {*sensors, f"{prefix}/binary_sensor/edge-1/nodepass-orch_t_{name}_up/config"}
+
+
+def of_host(prefix: str = "homeassistant") -> set[str]:
+    return {f"{prefix}/binary_sensor/edge-1/nodepass-orch_host_{what}/config" for what in ("online", "configuration")}
+
+
+def configured(broker: Mosquitto, *options: str) -> dict[str, Any]:
+    """What stands below both prefixes."""
+    return {topic: text for tree in TREES for topic, text in retained(broker, *options, topic=tree).items()}
+
+
+def stand(broker: Mosquitto, wanted: set[str], *options: str) -> dict[str, Any]:
+    """What stands there once it is this."""
+    found: dict[str, Any] = {}
+
+    def is_wanted() -> bool:
+        found.clear()
+        found.update(configured(broker, *options))
+        return set(found) == wanted
+
+    try:
+        until(is_wanted, within=20, what="the configurations are as wanted")
+    except AssertionError as error:
+        error.add_note(f"there are {sorted(found)}")
+        raise
+    return found
+
+
+def test_entities_come_with_tunnels_and_go_with_them_and_with_the_switch(
+    stage: Stage, broker: Mosquitto, hosts: Hosts
+) -> None:
+    lamp = "homeassistant/light/edge-1/lamp/config"
+    subprocess.run(["mosquitto_pub", "-p", str(broker.port), "-r", "-t", lamp, "-m", "{}"], check=True)
+    spare = {"spare": f"client://{KEY}@127.0.0.1:{free_port()}/127.0.0.1:1"}
+    daemon = hosts.up("edge-1", broker, {**hosts.server, **spare}, discovery=True)
+    found = stand(broker, {lamp} | of_host() | of_tunnel("web") | of_tunnel("spare"))
+    assert KEY not in json.dumps(found)
+    up = found["homeassistant/binary_sensor/edge-1/nodepass-orch_t_web_up/config"]
+    tree = retained(broker)
+    states = {f"nodepass-orch/v1/{topic}" for topic in tree}
+    assert {up["state_topic"], up["json_attributes_topic"], up["availability_topic"]} <= states, "they are there"
+    assert tree["edge-1/info"]["discovery"] == "homeassistant"
+    daemon.write({**hosts.server, "other": spare["spare"]})
+    stand(broker, {lamp} | of_host() | of_tunnel("web") | of_tunnel("other"))
+    daemon.kill()
+    daemon = hosts.up("edge-1", broker, hosts.server, discovery=True)
+    stand(broker, {lamp} | of_host() | of_tunnel("web"))
+    daemon.kill()
+    daemon = hosts.up("edge-1", broker, hosts.server, discovery=True, discovery_prefix="ha/here")
+    stand(broker, {lamp} | of_host("ha/here") | of_tunnel("web", "ha/here"))
+    daemon.signal(signal.SIGTERM)
+    assert daemon.ends() == 0
+    assert set(configured(broker)) > {lamp}, "a host that is gone is shown gone, not forgotten"
+    daemon = hosts.up("edge-1", broker, hosts.server)
+    stand(broker, {lamp})
+    assert retained(broker)["edge-1/info"]["discovery"] is None
+    assert "WARN" not in daemon.said()
+
+
+def test_without_the_switch_nothing_is_said_of_it(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+    daemon = hosts.up("edge-1", broker, hosts.server)
+    connected(daemon)
+    until(lambda: "edge-1/t/web/state" in retained(broker), within=5, what="the state is told")
+    assert not configured(broker)
+
+
+def test_the_rule_of_the_sample_lets_a_host_configure_itself_alone_and_its_lack_is_said(
+    stage: Stage, hosts: Hosts
+) -> None:
+    directory = stage.directory / "guarded"
+    directory.mkdir()
+    passwords, rules = directory / "passwords", directory / "acl"
+    passwords.touch(mode=0o600)
+    shutil.copy(ROOT / "configs" / "fleet" / "acl", rules)
+    rules.chmod(0o600)
+    for user in ("edge-1", "edge-2", "operator"):
+        subprocess.run(["mosquitto_passwd", "-b", str(passwords), user, PASSWORD], check=True, capture_output=True)
+    lines = f"allow_anonymous false\npassword_file {passwords}\nacl_file {rules}\n"
+    guarded = stage.keep(Mosquitto(directory, lines))
+    daemon = hosts.up("edge-1", guarded, hosts.server, username="edge-1", password=PASSWORD, discovery=True)
+    daemon.says(r"drops what is published for discovery: .* homeassistant/sensor/edge-1/\+/config", within=25)
+    connected(daemon)
+    daemon.signal(signal.SIGTERM)
+    assert daemon.ends() == 0
+    guarded.stop()
+    text = rules.read_text()
+    line = "pattern readwrite homeassistant/+/%u/+/config\n"
+    assert f"# {line}" in text
+    rules.write_text(f"{text.replace(f'# {line}', line)}topic read homeassistant/#\n")
+    guarded.start()
+    daemon = hosts.up("edge-1", guarded, hosts.server, username="edge-1", password=PASSWORD, discovery=True)
+    stand(guarded, of_host() | of_tunnel("web"), *OPERATOR)
+    stranger = publish(guarded, "x", "{}", "-u", "edge-2", "-P", PASSWORD, "-t", "homeassistant/sensor/edge-1/x/config")
+    assert "ot authorized" in stranger.stderr
+    assert "discovery" not in daemon.said()
