@@ -552,6 +552,31 @@ def test_with_the_sample_rules_a_host_speaks_for_itself_alone(stage: Stage, guar
         assert PASSWORD not in daemon.said()
 
 
+def test_the_sample_for_the_broker_is_taken_beside_the_main_file_of_debian(stage: Stage, guarded: Mosquitto) -> None:
+    guarded.stop()
+    authority = Authority(guarded.directory)
+    authority.issue("broker")
+    sample = (ROOT / "configs" / "fleet" / "mosquitto.conf").read_text()
+    port = free_port()
+    here = sample.replace("/etc/mosquitto/certs", str(guarded.directory)).replace(
+        "/etc/mosquitto", str(guarded.directory)
+    )
+    included = guarded.directory / "conf.d"
+    included.mkdir()
+    (included / "fleet.conf").write_text(here.replace("listener 8883", f"listener {port} 127.0.0.1"))
+    user = "user root\n" if os.geteuid() == 0 else ""
+    guarded.config.write_text(
+        f"{user}persistence true\npersistence_location {guarded.directory}/\nlog_dest stderr\ninclude_dir {included}\n"
+    )
+    guarded.port = port
+    guarded.start()
+    url = f"mqtts://operator@127.0.0.1:{port}"
+    (stage.directory / "operator.pw").write_text(PASSWORD)
+    files = ("--ca", str(authority.ca), "--password-file", str(stage.directory / "operator.pw"))
+    code, _, said = fleet(stage, guarded, "ps", *files, url=url)
+    assert (code, said) == (0, "nodepass-orch: no host has published to this broker\n")
+
+
 def test_wrong_passwords_and_missing_rights_are_said(stage: Stage, guarded: Mosquitto, hosts: Hosts) -> None:
     wrong = hosts.up("edge-1", guarded, {}, username="edge-1", password="wrong")
     wrong.says("refuses user 'edge-1': check user, password")
