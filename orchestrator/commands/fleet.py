@@ -168,7 +168,12 @@ def _show_hosts(hosts: Sequence[Json]) -> None:
         if not host["config"]["ok"] and host["config"]["error"]:
             click.echo(printable(f"the last good configuration is in force: {host['config']['error']}"))
         if host["tunnels"]:
-            click.echo(tunnel_table(host["tunnels"]))
+            click.echo(tunnel_table([_as_of_now(tunnel, host) for tunnel in host["tunnels"]]))
+
+
+def _as_of_now(tunnel: Json, host: Json) -> Json:
+    """Nobody knows how a tunnel of a host that is gone is."""
+    return tunnel if host["presence"] == "online" else {**tunnel, "state": f"was {tunnel['state']}"}
 
 
 def _headline(host: Json) -> str:

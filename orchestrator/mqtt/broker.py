@@ -98,6 +98,8 @@ class Broker:
         if parts.path not in {"", "/"}:
             raise ValueError(f"a broker's URL has no path; {shape}, and percent-encode user and password")
         is_tls = parts.scheme == "mqtts"
+        if not is_tls and (more.get("ca") or more.get("cert")):
+            raise ValueError("certificates are for TLS: write mqtts://")
         given = {
             "username": None if parts.username is None else unquote(parts.username),
             "password": None if parts.password is None else unquote(parts.password),
@@ -268,10 +270,12 @@ class Dialer:
         return not self._is_old and self._hung_up % 3 != 2
 
     @contextlib.asynccontextmanager
-    async def session(self, *, will: Message | None = None, is_newest_enough: bool = False) -> AsyncIterator[Session]:
+    async def session(
+        self, *, will: Message | None = None, is_newest_enough: bool = False, is_onlooker: bool = False
+    ) -> AsyncIterator[Session]:
         """A connection; ``is_newest_enough``: of words that wait to be read, only the newest on each topic counts.
 
-        Raises BrokerError.
+        ``is_onlooker``: not under our client id, which may be another's now. Raises BrokerError.
         """
         password, context = await asyncio.to_thread(self.broker.secrets)
         sock = await self._dial()
@@ -279,7 +283,9 @@ class Dialer:
         try:
             inbox: Inbox = NewestInbox(_HELD) if is_newest_enough else asyncio.Queue(_HELD)
             is_v5 = self._is_v5
-            client = self._client(password, context, will, inbox, is_v5=is_v5)
+            client = self._client(
+                password, context, will, inbox, None if is_onlooker else self._identifier, is_v5=is_v5
+            )
             client.dial_with(sock)
             try:
                 await self._enter(client, handle)
@@ -296,6 +302,7 @@ class Dialer:
         context: ssl.SSLContext | None,
         will: Message | None,
         inbox: Inbox,
+        identifier: str | None,
         *,
         is_v5: bool,
     ) -> _Client:
@@ -305,7 +312,7 @@ class Dialer:
             self.broker.port,
             username=self.broker.username,
             password=password,
-            identifier=self._identifier,
+            identifier=identifier,
             protocol=version,
             will=aiomqtt.Will(will.topic, will.payload, will.qos, will.retain) if will else None,
             clean_session=None if is_v5 else True,
@@ -401,8 +408,7 @@ def _lost(broker: Broker, error: BaseException) -> BrokerError:
     rc = getattr(error, "rc", None)
     code = rc.value if isinstance(rc, ReasonCode) else rc if isinstance(rc, int) else None
     if code == TAKEN_OVER:
-        why = "another program came with our client id; was the state directory copied from another host?"
-        return BrokerError(f"the broker {broker} closed the connection: {why}", code, BrokerState.REFUSED)
+        return BrokerError(f"the broker {broker} closed the connection: another program came with our id", code)
     if "timed out" in str(error):
         return BrokerError(f"the broker {broker} does not answer any more", code)
     return BrokerError(f"the connection to the broker {broker} was lost", code)

@@ -19,13 +19,12 @@ class Identity:
     instance: str
     problem: str | None = None
 
-    @property
-    def client_id(self) -> str:
+    def client_id(self, host: str) -> str:
         """The same in every life, or an old connection's will would come after the new birth.
 
-        As long as every broker has to accept.
+        As long as every broker has to accept. Of its own for each host: machines are copied with all that they keep.
         """
-        return f"np-{self.instance.replace('-', '')[:20]}"
+        return f"np-{hashlib.sha256(f'{self.instance} {host}'.encode()).hexdigest()[:20]}"
 
 
 def state_directory(environ: Mapping[str, str], uid: int) -> Path:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from tunnel.state import timestamp
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -29,6 +31,8 @@ class Origin:
 
     instance: str
     boot: str
+    started_at: float = 0.0
+    """when that life began, in seconds since the epoch"""
 
 
 def encode(payload: Mapping[str, Any]) -> bytes:
@@ -55,7 +59,14 @@ def decode(data: object) -> dict[str, Any] | None:
 
 def status(origin: Origin, ts: str, *, online: bool) -> dict[str, Any]:
     """Birth, last will and farewell."""
-    return {"v": VERSION, "online": online, "boot": origin.boot, "instance": origin.instance, "ts": ts}
+    return {
+        "v": VERSION,
+        "online": online,
+        "boot": origin.boot,
+        "instance": origin.instance,
+        "started_at": timestamp(origin.started_at),
+        "ts": ts,
+    }
 
 
 def info(

@@ -138,6 +138,7 @@ class Publisher:
             await self._configurations.look_for(session, self._journal)
             await session.publish(self._telling.status(online=True))
             await self._birth_heard()
+            self._presence.born()
             await session.unsubscribe(self._topics.states, self._topics.info)
             self._say(LogLevel.INFO, f"published to {self._dialer.broker} as {self.host}")
             self._standing.enter(BrokerState.ONLINE)
@@ -182,7 +183,7 @@ class Publisher:
     async def _watch_rival(self) -> None:
         """Another host has our name: without a word or a will of ours, wait until it is gone."""
         try:
-            async with self._dialer.session() as session, together() as start:
+            async with self._dialer.session(is_onlooker=True) as session, together() as start:
                 self._presence.watch(time.monotonic())
                 start(self._listen(session))
                 await session.subscribe(self._topics.status, self._topics.info, self._topics.states)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
@@ -38,11 +39,11 @@ async def publishing(desk: Desk, manifest: Manifest) -> AsyncIterator[None]:
     if own.problem is not None and settings.host is None:
         desk.bus.tell(LogLevel.WARN, KIND, own.problem)
     host = settings.host or own.instance
-    origin = Origin(own.instance, uuid.uuid4().hex)
+    origin = Origin(own.instance, uuid.uuid4().hex, time.time())
     topics = HostTopics(host)
     steering = Steering(desk, topics, origin.boot, is_on=settings.commands)
     discovery = Discovery(settings.discovery_prefix, topics, host, program_version()) if settings.discovery else None
-    dialer = Dialer(Broker.from_settings(settings, os.environ), own.client_id)
+    dialer = Dialer(Broker.from_settings(settings, os.environ), own.client_id(host))
     publisher = Publisher(desk, dialer, host=host, origin=origin, steering=steering, discovery=discovery)
     desk.mqtt = publisher.status
     work = asyncio.create_task(publisher.run(), name="mqtt")

@@ -22,7 +22,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from orchestrator.mqtt.broker import Broker, Dialer
+from orchestrator.mqtt.identity import identity
 from orchestrator.mqtt.outbox import Message
+from orchestrator.mqtt.rivals import RETURN
 from tests.integration.harness import ROOT, Command, Daemon, Stage, free_port, until
 from tests.integration.peers import connect
 from tests.integration.test_programs import find, needs
@@ -363,6 +365,36 @@ def test_two_hosts_of_one_name_do_not_fight(stage: Stage, broker: Mosquitto, hos
     assert ear.hears("edge-1/status", lambda word: word["online"])["boot"] != boot
 
 
+def test_a_copied_machine_is_reported_and_not_fought(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+    first = hosts.up("edge-1", broker, hosts.server)
+    connected(first)
+    state = stage.directory / "state" / "nodepass-orch"
+    (kept,) = state.iterdir()
+    copied = stage.directory / "copied" / "nodepass-orch"
+    copied.mkdir(parents=True)
+    file = stage.directory / "there" / first.file.name
+    file.parent.mkdir()
+    identity(file, copied)
+    (its,) = copied.iterdir()
+    its.write_text(kept.read_text())
+    file.write_text(
+        json.dumps({"version": 1, "supervisor": {"mqtt": {"url": broker.url, "host": "edge-1"}}, "tunnels": {}})
+    )
+    socket = stage.directory / "there.sock"
+    second = stage.run("up", str(file), "--no-tui", "--socket", str(socket), env={"XDG_STATE_HOME": str(copied.parent)})
+    until(lambda: mqtt_of(first)["state"] == "duplicate", within=10, what="who was sent away says so")
+    assert "one of them was copied" in mqtt_of(first)["reason"]
+    ear = Ear(stage, broker, topic=f"{TREE}/edge-1/status")
+    ear.hears("edge-1/status", lambda word: word["online"])
+    said = ear.all()
+    time.sleep(RETURN + 2)
+    assert ear.all() == said, "nobody sends anybody away again"
+    assert mqtt_of(first)["state"] == "duplicate"
+    second.signal(signal.SIGTERM)
+    second.ends()
+    connected(first, within=10)
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -467,6 +499,7 @@ def test_fleet_ps_is_what_every_host_says_of_itself(stage: Stage, broker: Mosqui
     code, out, _ = fleet(stage, broker, "ps")
     assert code == 3
     assert re.search(r"^edge-2.*, gone, 1 tunnel, last heard of \d+ s ago$", out, re.MULTILINE)
+    assert re.search(r"^web +client +reverse +\? was up ", out, re.MULTILINE)
 
 
 def test_fleet_restarts_within_a_second_and_says_what_it_cannot(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:

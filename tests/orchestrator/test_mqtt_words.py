@@ -22,7 +22,7 @@ from orchestrator.mqtt.orders import Gate, Order, OrderRefusedError
 from orchestrator.mqtt.outbox import Message, Outbox
 from orchestrator.mqtt.pacing import GAP, REPEAT, SETTLING, STATS_EVERY, Pacing
 from orchestrator.mqtt.payloads import Origin
-from orchestrator.mqtt.rivals import SILENCE, Presence, RivalError, Verdict
+from orchestrator.mqtt.rivals import RETURN, SILENCE, Presence, RivalError, Verdict
 from orchestrator.mqtt.standing import BrokerState, Record
 from orchestrator.mqtt.topics import HostTopics, Spot, parse
 from orchestrator.supervisor.keeper import at_rest
@@ -306,6 +306,36 @@ def test_a_word_that_nobody_stands_behind_is_outlived() -> None:
     presence.check("edge-1")
 
 
+def test_a_copy_of_ours_is_watched_like_any_other() -> None:
+    presence = Presence(OURS)
+    its = Origin(OURS.instance, "boot-2", NOW)
+    hear(presence, word(its), old=True)
+    presence.check("edge-1")  # an earlier life, as far as anyone can know
+    presence.born()
+    presence.begin()
+    with pytest.raises(RivalError, match="copied"):
+        hear(presence, word(its, online=False), old=True)  # our own coming sent it away
+    presence.watch(0.0)
+    hear(presence, word(its, online=False), old=True)
+    assert presence.is_occupied(RETURN - 1), "it will be back"
+    hear(presence, word(its), now=RETURN - 1)
+    hear(presence, {"v": 1, "boot": "boot-2"}, kind="info", now=RETURN + 60)
+    assert presence.is_occupied(RETURN + 80)
+    hear(presence, word(its, online=False), now=RETURN + 81)
+    assert not presence.is_occupied(RETURN + 81)
+    presence.begin()
+    hear(presence, word(its, online=False), old=True)
+    presence.check("edge-1")
+
+
+def test_what_the_broker_remembers_of_an_earlier_life_is_no_copy() -> None:
+    presence = Presence(replace(OURS, started_at=NOW))
+    presence.born()
+    presence.begin()
+    hear(presence, word(Origin(OURS.instance, "boot-0", NOW - 1)), old=True)
+    presence.check("edge-1")
+
+
 def test_of_two_who_come_at_once_exactly_one_yields() -> None:
     first, second = Origin("a-instance", "boot-a"), Origin("b-instance", "boot-b")
     assert hear(Presence(first), word(second)) is Verdict.CHALLENGED
@@ -332,6 +362,11 @@ def test_what_is_no_brokers_url(url: str) -> None:
     with pytest.raises(ValueError, match="write mqtt://") as error:
         Broker.from_url(url)
     assert "p@ss" not in str(error.value)
+
+
+def test_certificates_need_tls() -> None:
+    with pytest.raises(ValueError, match="write mqtts://"):
+        Broker.from_url("mqtt://b", ca=Path("ca.crt"))
 
 
 def test_a_brokers_files(tmp_path: Path) -> None:
@@ -429,7 +464,8 @@ def test_an_installation_keeps_its_id(tmp_path: Path) -> None:
     first = identity(tmp_path / "a.yaml", tmp_path / "state")
     assert identity(tmp_path / "a.yaml", tmp_path / "state") == first
     assert first.problem is None
-    assert len(first.client_id) == 23
+    assert len(first.client_id("edge-1")) == 23
+    assert first.client_id("edge-1") != first.client_id("edge-2"), "machines are copied"
     assert identity(tmp_path / "b.yaml", tmp_path / "state").instance != first.instance
     (next((tmp_path / "state").iterdir())).write_text("rubbish")
     assert identity(tmp_path / "a.yaml", tmp_path / "state").problem is None
