@@ -63,9 +63,12 @@ def broker_at(url: str, **given: Any) -> Broker:  # noqa: ANN401  the other opti
     if given.get("password_file") is None:
         given["password"] = os.environ.get(PASSWORD_VARIABLE)
     try:
-        return Broker.from_url(url, **given)
+        broker = Broker.from_url(url, **given)
     except ValueError as error:
         fail(WRONG, f"--mqtt: {error}")
+    if not broker.is_tls and (broker.ca or broker.cert):
+        fail(WRONG, "--ca and --cert are for TLS: write --mqtt mqtts://…")
+    return broker
 
 
 def _with_reader(broker: Broker, work: Callable[[Reader], Coroutine[Any, Any, int]]) -> int:

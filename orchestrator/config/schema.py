@@ -161,9 +161,8 @@ class MqttSettings(_Section):
             raise ValueError("cert_key: needs cert: beside it")
         if self.password_file is not None and self.username is None:
             raise ValueError("password_file: needs username: beside it")
-        if self.url.startswith("mqtt:") and (self.ca is not None or self.cert is not None):
-            name = "ca" if self.ca is not None else "cert"
-            raise ValueError(f"{name}: is for TLS, and {self.url} is not; write mqtts://")
+        if self.cert is not None and self.url.startswith("mqtt:"):
+            raise ValueError(f"cert: is for TLS, and {self.url} is not; write mqtts://")
         return self
 
 

@@ -98,8 +98,6 @@ class Broker:
         if parts.path not in {"", "/"}:
             raise ValueError(f"a broker's URL has no path; {shape}, and percent-encode user and password")
         is_tls = parts.scheme == "mqtts"
-        if not is_tls and (more.get("ca") or more.get("cert")):
-            raise ValueError("certificates are for TLS: write mqtts://")
         given = {
             "username": None if parts.username is None else unquote(parts.username),
             "password": None if parts.password is None else unquote(parts.password),

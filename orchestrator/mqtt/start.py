@@ -40,6 +40,9 @@ async def publishing(desk: Desk, manifest: Manifest) -> AsyncIterator[None]:
         desk.bus.tell(LogLevel.WARN, KIND, own.problem)
     host = settings.host or own.instance
     origin = Origin(own.instance, uuid.uuid4().hex, time.time())
+    if settings.ca is not None and settings.url.startswith("mqtt:"):
+        text = f"supervisor.mqtt: ca is of no use, for {settings.url} is not encrypted; write mqtts://"
+        desk.bus.tell(LogLevel.WARN, KIND, text)
     topics = HostTopics(host)
     steering = Steering(desk, topics, origin.boot, is_on=settings.commands)
     discovery = Discovery(settings.discovery_prefix, topics, host, program_version()) if settings.discovery else None

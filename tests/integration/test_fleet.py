@@ -527,6 +527,10 @@ def test_fleet_restarts_within_a_second_and_says_what_it_cannot(stage: Stage, br
     code, _, said = fleet(stage, broker, "start", "edge-2/web")
     assert code == 4
     assert "host 'edge-2' is gone" in said
+    assert fleet(stage, broker, "ps", "--ca", "ca.crt")[::2] == (
+        2,
+        "nodepass-orch: --ca and --cert are for TLS: write --mqtt mqtts://…\n",
+    )
     nobody = f"mqtt://me:{'geheim'}@127.0.0.1:{free_port()}"
     code, _, said = fleet(stage, broker, "ps", url=nobody)
     assert code == 4
@@ -691,7 +695,8 @@ def test_tls_with_an_authority_and_a_certificate_of_ones_own(stage: Stage, hosts
     distrusting.says("TLS with the broker .* failed: certificate verify failed")
     nobody = hosts.up("edge-3", broker, {}, **both)
     nobody.says("the broker mqtts://.*: no greeting; perhaps it wants a certificate of ours", within=15)
-    plain = hosts.up("edge-4", broker, {})
+    plain = hosts.up("edge-4", broker, {}, ca=str(authority.ca))
+    plain.says("ca is of no use, for mqtt://.* is not encrypted; write mqtts://")
     plain.says("does not speak MQTT with us", within=15)
     for daemon in (distrusting, nobody, plain):
         daemon.signal(signal.SIGTERM)
