@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from textual.geometry import Size
 
 from tui.happenings import Sieve, event_lines
 from tui.widgets.pane import Pane
@@ -40,16 +39,22 @@ class LogPane(Pane, inherit_bindings=False):
         self._events: deque[Json] = deque(maxlen=KEPT)
         self._arrived: list[Json] = []
         self._title = ""
+        self._is_stale = False
         self.sieve = Sieve()
         self.is_paused = False
         self.is_named = True
 
     def begin(self, title: str, *, is_named: bool) -> None:
-        """Forget everything; what comes now is the log of something else."""
+        """Forget everything; what comes now is the log of something else.
+
+        What is shown goes with the next ``flush``, when the beginning of the other log is mostly there: an empty pane
+        for a moment would only flicker.
+        """
         self._title, self.is_named = title, is_named
         self._events.clear()
         self._arrived.clear()
-        self.lay_again()
+        self._is_stale = True
+        self._retitle()
 
     def add(self, events: Iterable[Json]) -> None:
         """More events. They are drawn at the next ``flush``, many of them as cheaply as one."""
@@ -57,12 +62,13 @@ class LogPane(Pane, inherit_bindings=False):
 
     def flush(self) -> None:
         """Show what has arrived."""
-        if self.is_paused or not self._arrived:
+        if not self._is_stale and (self.is_paused or not self._arrived):
             return
         arrived, self._arrived = self._arrived[-KEPT:], []
-        is_full = len(self._events) + len(arrived) > KEPT
+        is_anew = self._is_stale or len(self._events) + len(arrived) > KEPT
         self._events += arrived
-        if is_full:
+        self._is_stale = False
+        if is_anew:
             self._set([line for event in self._events for line in self._made(event)])
         else:
             self._set([*self._lines, *(line for event in arrived for line in self._made(event))])
@@ -94,7 +100,7 @@ class LogPane(Pane, inherit_bindings=False):
     def _set(self, lines: list[Line]) -> None:
         is_following = self.is_at_end
         self._lines = lines
-        self.virtual_size = Size(0, len(lines))
+        self.extend(len(lines))
         if is_following:
             self.to_end()
         self.refresh()

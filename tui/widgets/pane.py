@@ -9,6 +9,7 @@ from rich.style import Style
 from textual.geometry import Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.widget import Widget
 
 from tui.lines import STYLES
 
@@ -29,12 +30,12 @@ class Pane(ScrollView):
         super().__init__(id=id, classes=classes)
         self.can_focus = focusable
         self._lines: list[Line] = []
-        self._base: Style | None = None
+        self._styles: dict[tuple[str, Style], Style] = {}
 
     def notify_style_update(self) -> None:
         """Other colours from now on; Textual reckons them anew each time they are asked for, which costs."""
         super().notify_style_update()
-        self._base = None
+        self._styles.clear()
 
     @property
     def room(self) -> int:
@@ -53,18 +54,30 @@ class Pane(ScrollView):
     def show(self, lines: Sequence[Line]) -> None:
         """Show these lines from now on."""
         old, self._lines = self._lines, list(lines)
-        if len(old) != len(self._lines):
-            self.virtual_size = Size(0, len(self._lines))
+        self.extend(len(self._lines))
+        top = self.scroll_offset.y
+        for y in range(top, top + self.size.height):
+            if _line(old, y) != _line(self._lines, y):
+                self.refresh_line(y)
+
+    def extend(self, height: int) -> None:
+        """Be so many lines high. Where no scrollbar comes or goes by that, nothing else has to be laid out anew."""
+        if height == self.virtual_size.height:
+            return
+        size, room = Size(0, height), self.container_size.height
+        if self.styles.is_auto_height or not room or (height > room) != self.show_vertical_scrollbar:
+            self.virtual_size = size
             self.refresh(layout=self.styles.is_auto_height)
             return
-        top = self.scroll_offset.y
-        for y in range(top, min(len(old), top + self.size.height)):
-            if old[y] != self._lines[y]:
-                self.refresh_line(y)
+        self.set_reactive(Widget.virtual_size, size)
+        if self.show_vertical_scrollbar:
+            self.vertical_scrollbar.window_virtual_size = height
+        if self.scroll_offset.y > self.max_scroll_y:
+            self.scroll_to(y=self.max_scroll_y, animate=False, force=True)
 
     def line_at(self, y: int) -> Line:
         """The line in row ``y`` of the whole."""
-        return self._lines[y] if y < len(self._lines) else ()
+        return _line(self._lines, y)
 
     def row_style(self, y: int) -> Style:
         """The style under a row of the whole."""
@@ -77,14 +90,20 @@ class Pane(ScrollView):
 
     def strip(self, line: Line, under: Style, width: int) -> Strip:
         """A line in the colours of the theme."""
-        base = self._base = self._base or self.rich_style
-        whole = base + under
-        segments = [Segment(text, base + self._style(style) + under if style else whole) for text, style in line]
-        return Strip(segments).adjust_cell_length(width, whole)
+        segments = [Segment(text, self._style(style, under)) for text, style in line]
+        return Strip(segments).adjust_cell_length(width, self._style("", under))
 
-    def _style(self, name: str) -> Style:
-        return self.get_component_rich_style(f"pane--{name}", partial=True, default=_PLAIN)
+    def _style(self, name: str, under: Style) -> Style:
+        style = self._styles.get((name, under))
+        if style is None:
+            own = self.get_component_rich_style(f"pane--{name}", partial=True, default=_PLAIN) if name else _PLAIN
+            style = self._styles[name, under] = self.rich_style + own + under
+        return style
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """As many rows as lines, where the style sheet says ``auto``."""
         return len(self._lines)
+
+
+def _line(lines: Sequence[Line], y: int) -> Line:
+    return lines[y] if y < len(lines) else ()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from rich.cells import cell_len
 from rich.style import Style
-from textual.geometry import Size
 from textual.message import Message
 
 from tui.rows import Layout, heading, lay_out, row
@@ -94,9 +93,7 @@ class TunnelTable(Pane, inherit_bindings=False):
                 self._measure(index)
             self._index = index
         self._selection, self._marked, self._now = selection, marked, now
-        size = Size(0, len(tunnels) + 1)
-        if size != self.virtual_size:
-            self.virtual_size = size
+        self.extend(len(tunnels) + 1)
         self._keep_cursor()
         self._draw_changed()
 
