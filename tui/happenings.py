@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from rich.cells import cell_len
+
 from tui.lines import Line, Span, clock, wrap
 from tui.model import Json, moment
 from tunnel.spec import LogLevel
@@ -19,6 +21,7 @@ SHOWN_IN_EVENTS: Final = frozenset({"state", "reload", "command", "config", "res
 
 _STYLES: Final = {"debug": "dim", "warn": "warn", "error": "error", "fatal": "error"}
 _INDENT: Final = 9
+_NAME: Final = 16  # columns for a name, so that texts begin below one another
 
 
 def gravity(event: Json) -> int:
@@ -53,7 +56,7 @@ def event_lines(event: Json, width: int, *, is_named: bool) -> list[Line]:
     level = LEVELS[gravity(event)]
     style = _STYLES.get(level, "")
     name = str(event.get("tunnel") or "") if is_named else ""
-    head = f"{level.upper():<5} " + (f"{name}  " if name else "")
+    head = f"{level.upper():<5} " + (f"{name}{' ' * max(2, _NAME + 2 - cell_len(name))}" if name else "")
     first, *rest = wrap(f"{head}{event.get('text', '')}", width - _INDENT, indent=0)
     lines: list[Line] = [((f"{clock(moment(event.get('ts')))} ", "dim"), (first, style))]
     return [*lines, *(((" " * _INDENT + part, style),) for part in rest)]

@@ -326,7 +326,9 @@ class Engine:
         before, self._standing = self._standing, self._standing.to(target, reason)
         if before.state is not target:
             text = f"{before.state} → {target}" + (f": {reason}" if reason else "")
-            level = LogLevel.INFO if target in {State.UP, State.DRAINING, State.STOPPED} else LogLevel.DEBUG
+            # attempts that follow one another are noise, but nobody wants to miss that a tunnel is not up any more
+            is_news = before.state is State.UP or target in {State.UP, State.DRAINING, State.STOPPED}
+            level = LogLevel.INFO if is_news else LogLevel.DEBUG
             self._journal.say(level, "state", text, state=target.value, reason=reason)
 
     def _fail(self, reason: str) -> None:
