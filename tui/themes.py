@@ -1,4 +1,7 @@
-"""Two themes of the same meaning: red says failed and nothing else."""
+"""Two themes of the same meaning: red says failed and nothing else.
+
+The greys are grey enough for terminals of 256 colours to show them as greys, and not as the nearest navy.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ DARK: Final = Theme(
     warning="#ffbf5f",
     error="#ff5f5f",
     foreground="#d8dee6",
-    background="#11151a",
-    surface="#171c23",
-    panel="#202731",
+    background="#14171a",
+    surface="#1a1d22",
+    panel="#252930",
     dark=True,
-    variables={"dim": "#8a97a6", "cursor": "#26405c", "cursor-away": "#232a33"},
+    variables={"dim": "#8a97a6", "cursor": "#26405c", "cursor-away": "#2a2f36"},
 )
 LIGHT: Final = Theme(
     name="light",
@@ -31,7 +34,7 @@ LIGHT: Final = Theme(
     error="#b3201f",
     foreground="#1b2229",
     background="#fbfbf8",
-    surface="#f1f1ec",
+    surface="#f0f0ee",
     panel="#e4e5df",
     dark=False,
     variables={"dim": "#5d6873", "cursor": "#c5dcf2", "cursor-away": "#e3e4de"},
