@@ -9,7 +9,7 @@ from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
 
 from tui.acting import VERBS
-from tui.keys import DEEDS
+from tui.keys import DEEDS, shown_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,19 +50,22 @@ class Commands(Provider):
     def _deeds(self) -> list[Deed]:
         return [deed for deed in DEEDS if deed.name != "commands" and not (deed.is_command and self._main.is_read_only)]
 
+    def _told(self, deed: Deed) -> Content:
+        """What it does, and by which key it is done without the palette."""
+        return Content.assemble(deed.help, (f"  {shown_keys(self._main.keys[deed.name])}", "$text-muted"))
+
     async def discover(self) -> Hits:
         """What there is, before anything is typed."""
         for deed in self._deeds():
-            yield DiscoveryHit(Content(deed.help), partial(self._main.do, deed.name), deed.help)
+            yield DiscoveryHit(self._told(deed), partial(self._main.do, deed.name), deed.help)
 
     async def search(self, query: str) -> Hits:
         """What a query may mean."""
         main = self._main
-        matcher = self.matcher(query)
+        words = query.casefold().split()
         for deed in self._deeds():
-            score = matcher.match(f"{deed.name} {deed.help}")
-            if score > 0:
-                yield Hit(min(score, 1.0) / 4, Content(deed.help), partial(main.do, deed.name), deed.help)
+            if all(word in f"{deed.name} {deed.help}".casefold() for word in words):
+                yield Hit(0.25, self._told(deed), partial(main.do, deed.name), deed.help)
         found = commands(query, main.names, is_read_only=main.is_read_only)
         for rank, (verb, name) in enumerate(found):
             text = f"{verb} {name}"
