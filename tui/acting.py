@@ -72,7 +72,7 @@ def question(verb: str, tunnels: Sequence[Tunnel]) -> Asked | None:
     else:
         text = "Nobody is being served just now: no visitor will be cut off."
     lines = [*_told(text), *_list([(tunnel.name, tunnel.active) for tunnel in tunnels])]
-    return Asked(f"{verb.capitalize()} {named(tunnels)}?", tuple(lines), f"{verb.capitalize()}, cut {active}")
+    return Asked(f"{verb.capitalize()} {named(tunnels)}?", tuple(lines), _answer(verb.capitalize(), active))
 
 
 def reload_question(plan: Json, tunnels: Mapping[str, Tunnel]) -> Asked | None:
@@ -85,7 +85,7 @@ def reload_question(plan: Json, tunnels: Mapping[str, Tunnel]) -> Asked | None:
         f"{visitors(active).capitalize()} of theirs may finish within drain_timeout; whoever is left then is cut off."
     )
     lines = [*plan_lines(plan, _WIDE), (), *_told(text if active else "No visitor will be cut off.")]
-    return Asked("Apply the file?", tuple(lines), f"Reload, cut {active}")
+    return Asked("Apply the file?", tuple(lines), _answer("Reload", active))
 
 
 def leave_question(tunnels: Sequence[Tunnel]) -> Asked:
@@ -94,9 +94,17 @@ def leave_question(tunnels: Sequence[Tunnel]) -> Asked:
     text = (
         "Tunnels left running stay in the background: nodepass-orch top shows them again, "
         "nodepass-orch down ends them. Ending them drains first; then "
-        f"{visitors(active)} at the most {'is' if active == 1 else 'are'} cut off."
+        + (
+            f"{visitors(active)} at the most {'is' if active == 1 else 'are'} cut off."
+            if active
+            else "nobody is cut off."
+        )
     )
-    return Asked("Leave the dashboard?", tuple(_told(text)), f"End tunnels, cut {active}")
+    return Asked("Leave the dashboard?", tuple(_told(text)), _answer("End tunnels", active))
+
+
+def _answer(deed: str, active: int) -> str:
+    return f"{deed}, cut {active}" if active else deed
 
 
 def _told(text: str) -> list[Line]:

@@ -13,10 +13,13 @@ from tui.model import View, moment
 from tui.selection import ALL, PILLS, Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 _LONGEST_BANNER: Final = 4  # lines
-_FOOTER: Final = ("help", "quit", "filter", "detail", "start_stop", "restart", "log", "sort", "commands")
+_WITH_BORDERS: Final = 100  # columns from which on the filters have borders
+_FOOTER: Final = (
+    "help", "quit", "filter", "detail", "start_stop", "restart", "retry", "log", "sort", "events", "commands",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +85,36 @@ class Choice:
 
 def pill_bar(view: View, counts: Mapping[str, int], chosen: str, width: int) -> tuple[Line, tuple[Choice, ...]]:
     """The filters by state with their counts, and all traffic at the end; and where each filter stands."""
-    is_wide = width >= 100
+    down, up = (f"{sign}{amount(rate)}" for sign, rate in zip("↓↑", view.rates, strict=True))
+    both, one = f"{down:>6} {up:>6} ", f"{down:>6} "  # as wide with any rate, so that nothing moves
+    names = frozenset(name for name, _ in PILLS)
+    counted = frozenset(name for name in names if counts.get(name, 0)) | {ALL, chosen}
+    border = "│" if width >= _WITH_BORDERS else ""
+    spans, choices = _pills(counts, chosen, names, border)
+    rates = both
+    for words, fewer in ((names, one), (counted, both), (counted, one), ({ALL, chosen}, one)):
+        if length(spans) + len(rates) < width:
+            break
+        spans, choices = _pills(counts, chosen, words, border)
+        rates = fewer
+    return ends(spans, ((rates, "spark"),), width), choices
+
+
+def _pills(
+    counts: Mapping[str, int], chosen: str, words: Collection[str], border: str
+) -> tuple[Line, tuple[Choice, ...]]:
     spans: list[Span] = [(" ", "")]
     choices: list[Choice] = []
     for name, states in PILLS:
         count = counts.get(name, 0)
         sign = "" if name == ALL else f"{_sign(name)} "
-        word = f"{name.capitalize() if name == ALL else name} " if width >= 75 or name in {ALL, chosen} else ""
+        word = f"{name.capitalize() if name == ALL else name} " if name in words else ""
         start = length(spans)
         style = name if states and count else "title" if name == ALL else "dim"
-        text = f" {sign}{word}{count} "
-        spans.append((text, "pick" if name == chosen else style))
+        spans.append((f" {sign}{word}{count} ", "pick" if name == chosen else style))
         choices.append(Choice(name, start, length(spans)))
-        spans.append(("│" if is_wide else "", "dim"))
-    down, up = view.rates
-    line = ends(tuple(spans[:-1]), ((f"↓{amount(down)} ↑{amount(up)} ", "spark"),), width)
-    return line, tuple(choices)
+        spans.append((border, "dim"))
+    return tuple(spans[:-1]), tuple(choices)
 
 
 def _sign(name: str) -> str:

@@ -24,7 +24,7 @@ def detail_lines(tunnel: Tunnel, more: Json | None, width: int, now: float, wall
     """
     text, style = state_cell(tunnel, now)
     lines: list[Line] = [((part, "title"),) for part in wrap(tunnel.name, width)]
-    lines.append(clip(((text, style), (f"  {_since(tunnel, wall)}", "dim")), width))
+    lines.append(clip(((text, style), (f"  {since(tunnel, wall)}", "dim")), width))
     if tunnel.reason:
         lines += [((part, "warn" if style != State.UP else ""),) for part in wrap(tunnel.reason, width)]
     left = tunnel.remaining(now)
@@ -38,9 +38,10 @@ def detail_lines(tunnel: Tunnel, more: Json | None, width: int, now: float, wall
     return [clip(line, width) for line in lines]
 
 
-def _since(tunnel: Tunnel, wall: float) -> str:
-    since = moment(tunnel.data.get("since"))
-    return "" if since is None else f"for {seconds(max(0.0, wall - since))}"
+def since(tunnel: Tunnel, wall: float) -> str:
+    """For how long it has been in this state; empty where unknown."""
+    began = moment(tunnel.data.get("since"))
+    return "" if began is None else f"for {seconds(max(0.0, wall - began))}"
 
 
 def _pictures(tunnel: Tunnel, width: int) -> list[Line]:
@@ -66,9 +67,9 @@ def _facts(tunnel: Tunnel, width: int, wall: float) -> list[Line]:
     pool, moved = tunnel.part("pool"), tunnel.part("bytes")
     encrypted = {0: "control channel only", 1: "data too (pinned)", 2: "data too (verified)"}
     refused = sum(int(value or 0) for value in tunnel.part("refused").values())
-    role = " ".join(filter(None, (tunnel.text("role"), tunnel.text("direction"))))
     facts = [
-        ("role", role + {None: "", True: ", accepts visitors", False: ", dials targets"}[tunnel.entrance]),
+        ("role", f"{tunnel.text('role')} {tunnel.text('direction')}"),
+        ("end", {None: "", True: "entrance: accepts visitors", False: "exit: dials targets"}[tunnel.entrance]),
         ("tunnel", tunnel.text("tunnel_addr")),
         ("target", tunnel.text("target_addr")),
         ("data", tunnel.text("data_addr")),
@@ -78,6 +79,7 @@ def _facts(tunnel: Tunnel, width: int, wall: float) -> list[Line]:
         ("TLS", encrypted.get(tunnel.count_of("data_tls"), "")),
         ("pool", f"{pool.get('min', NOTHING)} to {pool.get('max', NOTHING)}, {pool.get('dialing', 0)} being dialled"),
         ("visitors", _visitors(tunnel)),
+        ("in vain", str(tunnel.count("connections", "failed") or "")),
         ("bytes", f"{amount(int(moved.get('out') or 0))} out, {amount(int(moved.get('in') or 0))} in"),
         ("refused", f"{refused} strangers" if refused else ""),
         ("restarts", str(tunnel.count_of("restarts") or "")),
@@ -93,13 +95,12 @@ def _facts(tunnel: Tunnel, width: int, wall: float) -> list[Line]:
 
 def _visitors(tunnel: Tunnel) -> str:
     connections = tunnel.part("connections")
-    total, failed = connections.get("total", 0), connections.get("failed", 0)
-    return f"{tunnel.active}/{connections.get('limit', NOTHING)} now, {total} in all, {failed} in vain"
+    return f"{tunnel.active}/{connections.get('limit', NOTHING)} now, {connections.get('total', 0)} in all"
 
 
 def _last_error(tunnel: Tunnel, wall: float) -> str:
     text, at = tunnel.text("last_error"), moment(tunnel.data.get("last_error_at"))
-    if not text or text == tunnel.reason:
+    if not text or (tunnel.reason and text.startswith(tunnel.reason)):  # it may tell how often, too
         return ""
     return text if at is None else f"{text} ({seconds(max(0.0, wall - at))} ago)"
 

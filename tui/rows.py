@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _GAP: Final = " "
 _MARKED: Final = "▌"
+_OPEN: Final = "!"
+_SHORT: Final = {"reverse": "rev", "forward": "fwd"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,12 @@ def _name(tunnel: Tunnel, _: float) -> Span:
 
 
 def _role(tunnel: Tunnel, _: float) -> Span:
-    return tunnel.text("role"), ""
+    direction = tunnel.text("direction")
+    return f"{tunnel.text('role')} {_SHORT.get(direction, direction)}", ""
 
 
-def _direction(tunnel: Tunnel, _: float) -> Span:
-    return tunnel.text("direction") or NOTHING, ""
+def _role_in_full(tunnel: Tunnel, _: float) -> Span:
+    return f"{tunnel.text('role')} {tunnel.text('direction')}", ""
 
 
 def _address(tunnel: Tunnel, _: float) -> Span:
@@ -105,11 +108,12 @@ def _reason(tunnel: Tunnel, _: float) -> Span:
     return ("", "") if tunnel.state == State.UP else (tunnel.reason or "", "dim")
 
 
+_NAME_WIDTH: Final = 12
 COLUMNS: Final = (
     Column("state", "STATE", 15, 0, state_cell, is_right=False),
-    Column("name", "NAME", 12, 0, _name, is_right=False),
-    Column("role", "ROLE", 6, 4, _role, is_right=False),
-    Column("direction", "DIRECTION", 9, 8, _direction, is_right=False, sort="role"),
+    Column("name", "NAME", _NAME_WIDTH, 0, _name, is_right=False),
+    Column("role", "ROLE", 10, 3, _role, is_right=False),
+    Column("direction", "ROLE", 14, 8, _role_in_full, is_right=False, sort="role"),
     Column("address", "TUNNEL", 21, 7, _address, is_right=False),
     Column("target", "TARGET", 21, 9, _target, is_right=False, sort="address"),
     Column("pool", "POOL", 9, 0, _pool),
@@ -117,12 +121,14 @@ COLUMNS: Final = (
     Column("queued", "SIG", 5, 1, _queued, sort="signals"),
     Column("visitors", "CONN", 5, 1, _visitors),
     Column("out", "↓/s", 5, 2, lambda tunnel, _: _rate(tunnel.rate_out)),
-    Column("in", "↑/s", 5, 3, lambda tunnel, _: _rate(tunnel.rate_in)),
+    Column("in", "↑/s", 5, 4, lambda tunnel, _: _rate(tunnel.rate_in)),
     Column("rtt", "RTT", 6, 5, _rtt),
     Column("auth", "AUTH", 4, 10, _auth, is_right=False, sort="name"),
     Column("reason", "REASON", 24, 11, _reason, is_right=False, sort="state"),
 )
-_ALTERNATIVES: Final = {"queued": "signals"}  # shown only where the fuller one is not
+_ALTERNATIVES: Final = {"role": "direction", "queued": "signals"}  # shown only where the fuller one is not
+_SORTED_AS: Final = {"direction": "role", "queued": "signals"}  # columns that stand for one that can sort
+_USUAL_NAME: Final = 15  # columns that a name gets, if it needs them, before other columns get any
 _LONGEST_NAME: Final = 40
 
 
@@ -146,7 +152,7 @@ class Layout:
 def lay_out(width: int, longest_name: int) -> Layout:
     """The columns for a table of ``width``; what is left over goes to the reason, or to the name."""
     chosen = [column for column in COLUMNS if column.key not in _ALTERNATIVES]
-    room = width - 1  # for the mark
+    room = width - 1 - max(0, min(longest_name, _USUAL_NAME) - _NAME_WIDTH)  # 1 for the mark
     while _needed(chosen) > room and any(column.need for column in chosen):
         chosen.remove(max(chosen, key=lambda column: column.need))
         for narrow, wide in _ALTERNATIVES.items():
@@ -155,6 +161,7 @@ def lay_out(width: int, longest_name: int) -> Layout:
                 if _needed([*chosen, candidate]) <= room or candidate.need < max(c.need for c in chosen):
                     chosen.append(candidate)
     chosen.sort(key=COLUMNS.index)
+    room = width - 1
     widths = {column.key: column.width for column in chosen}
     left = max(0, room - _needed(chosen))
     more = min(left, max(0, min(longest_name, _LONGEST_NAME) - widths["name"]))
@@ -172,11 +179,19 @@ def _needed(columns: Sequence[Column]) -> int:
 
 def row(tunnel: Tunnel, layout: Layout, now: float, marked: Collection[str] = ()) -> Line:
     """A tunnel as a line."""
-    spans: list[Span] = [(_MARKED if tunnel.name in marked else " ", "mark")]
+    spans: list[Span] = [_mark(tunnel, layout, is_marked=tunnel.name in marked)]
     for column, width in zip(layout.columns, layout.widths, strict=True):
         text, style = column.cell(tunnel, now)
         spans.append((fit(text, width, right=column.is_right) + _GAP, style))
     return tuple(spans)
+
+
+def _mark(tunnel: Tunnel, layout: Layout, *, is_marked: bool) -> Span:
+    """Before the row; a tunnel without a key is told from the others here, where there is no room for a column."""
+    if is_marked:
+        return _MARKED, "mark"
+    is_told = any(column.cell is _auth for column in layout.columns)
+    return (_OPEN, "warn") if tunnel.text("auth") == "open" and not is_told else (" ", "")
 
 
 def heading(layout: Layout, selection: Selection) -> Line:
@@ -184,7 +199,7 @@ def heading(layout: Layout, selection: Selection) -> Line:
     spans: list[Span] = [(" ", "dim")]
     for column, width in zip(layout.columns, layout.widths, strict=True):
         title, style = column.title, "dim"
-        if column.key == selection.sort or (column.key == "queued" and selection.sort == "signals"):
+        if selection.sort in {column.key, _SORTED_AS.get(column.key)}:
             title, style = f"{title}{'▲' if selection.is_reversed else '▼'}", "key"
         spans.append((fit(title, width, right=column.is_right) + _GAP, style))
     return tuple(spans)

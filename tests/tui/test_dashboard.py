@@ -22,7 +22,7 @@ def rows(text: str) -> list[str]:
     start = next((index for index, line in enumerate(lines) if "STATE" in line and "NAME" in line), len(lines))
     found = []
     for line in lines[start + 1 :]:
-        words = line.replace("▌", " ").split("▏")[0].split()
+        words = line[1:].split("▏")[0].split()
         if not words or words[0] not in "●◔◐◌◷◑✖○":
             break
         found.append(words[3] if words[1] == "cooldown" else words[2])
@@ -255,7 +255,7 @@ async def test_events_are_shown_as_they_happen(daemon: FakeDaemon, opened: Open)
     daemon.log = [daemon.event("info", "state", "it came up", "db-east")]
     async with opened((80, 24)) as (app, pilot):
         await pilot.press("e")
-        await until(pilot, shows(app, "Events", "db-east  it came up"))
+        await until(pilot, shows(app, "Events", "db-east           it came up"))
         daemon.happen(daemon.event("warn", "state", "it went down", "db-east"))
         await until(pilot, shows(app, "it went down"))
         await pilot.press("escape")

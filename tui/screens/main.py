@@ -14,6 +14,7 @@ from textual.widgets import Input
 
 from tui import acting
 from tui.bars import banner_lines, filter_line, first_lines, footer_bar, header_line, none_match, pill_bar
+from tui.brief import brief_lines
 from tui.details import detail_lines
 from tui.inquiry import HISTORY, Inquiry
 from tui.keys import DEEDS, PILL_KEYS
@@ -27,7 +28,7 @@ from tui.widgets.pane import Pane
 from tui.widgets.table import TunnelTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
 
     from textual.app import ComposeResult
     from textual.command import Provider
@@ -41,6 +42,8 @@ _WIDE: Final = 100
 """Columns from which on the details stand beside the table; on a narrower screen they lie over it."""
 _HIGH: Final = 30
 """Rows from which on the log is shown without being asked for."""
+_LOW: Final = 14
+"""Rows below which one line has to do for the tunnel under the cursor."""
 
 
 class MainScreen(Screen[None]):
@@ -69,14 +72,14 @@ class MainScreen(Screen[None]):
         self._typing = Input(id="typing", compact=True, select_on_focus=False)
         self._banner, self._footer = Pane(id="banner"), ChoiceBar(id="footer")
         self._table, self._empty, self._log = TunnelTable(id="table"), Pane(id="empty"), LogPane(id="log")
-        self._detail = Pane(id="detail", focusable=True)
+        self._detail, self._brief = Pane(id="detail", focusable=True), Pane(id="brief")
 
     def compose(self) -> ComposeResult:
         """Everything that can ever be seen here; what is not wanted is hidden."""
         yield from (self._header, self._pills, self._filter, self._typing, self._banner)
         with Horizontal(id="body"):
             with Vertical(id="left"):
-                yield from (self._table, self._empty, self._log)
+                yield from (self._table, self._empty, self._brief, self._log)
             yield self._detail
         yield self._footer
 
@@ -96,6 +99,11 @@ class MainScreen(Screen[None]):
     def is_read_only(self) -> bool:
         """Whether commands are barred, here or by the daemon."""
         return self._dashboard.is_read_only
+
+    @property
+    def keys(self) -> Mapping[str, str]:
+        """The keys of each deed."""
+        return self._dashboard.keys
 
     @property
     def names(self) -> list[str]:
@@ -163,8 +171,19 @@ class MainScreen(Screen[None]):
             detail.display = wanted
         if wanted:
             detail.show(self._details(max(20, detail.room)))
+        self._draw_brief(view, now, is_wanted=bool(self._shown) and not wanted)
         if isinstance(self.app.screen, Lines) and self.app.screen.is_live:
             self.app.screen.fill()
+
+    def _draw_brief(self, view: View, now: float, *, is_wanted: bool) -> None:
+        brief, height = self._brief, 1 if self.size.height < _LOW else 2
+        if brief.display != is_wanted:
+            brief.display = is_wanted
+        if brief.styles.height is None or brief.styles.height.value != height:
+            brief.styles.height = height
+        tunnel = view.tunnels.get(self._table.cursor or "")
+        if is_wanted and tunnel is not None:
+            brief.show(brief_lines(tunnel, self.size.width, height, now, self._dashboard.wall()))
 
     def _details(self, width: int) -> list[Line]:
         name = self._table.cursor

@@ -47,6 +47,7 @@ def help_lines(keys: Mapping[str, str], width: int, *, is_read_only: bool) -> li
     lines += [(), (("States", "title"),)]
     for state, meaning in _STATES.items():
         lines.append(((fit(f"  {SIGNS[state]} {state}", 16), state), (fit(meaning, room), "")))
+    lines.append(((fit("  ! in front", 16), "warn"), (fit("open: without a key, anybody can join", room), "")))
     lines += [(), (("Other keys", "title"),)]
     text = "top --keys FILE, or keys.yaml in ~/.config/nodepass-orch: lines like restart: f5 or drain: [d, f6]. Names:"
     names = ", ".join(deed.name for deed in DEEDS)

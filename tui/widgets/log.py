@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Final
 
-
 from tui.happenings import Sieve, event_lines
 from tui.widgets.pane import Pane
 
