@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import time
 from collections import deque
 from contextlib import aclosing
@@ -52,6 +53,7 @@ class Dashboard(App[str]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+c", "quit", show=False, priority=True),
         Binding("ctrl+q", "quit", show=False, priority=True),
+        Binding("ctrl+z", "suspend_process", show=False, priority=True),
     ]
 
     def __init__(
@@ -190,6 +192,11 @@ class Dashboard(App[str]):
         if answer is not None:
             self.exit(answer)
 
+    def action_suspend_process(self) -> None:
+        """Stop until ``fg``, and with us whatever started us: a ``make`` in between would wait, and the shell for it."""
+        if self._driver is not None and self._driver.can_suspend:
+            os.kill(0, signal.SIGTSTP)
+
     def action_command_palette(self) -> None:
         """Commands are the main screen's; over another one there are none."""
         if self.screen is self._main:
@@ -233,8 +240,11 @@ def run(
     async def live() -> str:
         async with ApiSource(where, token) as source:
             app = Dashboard(source, is_read_only=read_only, is_ascii=ascii_only, keys=chosen, owns_daemon=owns_daemon)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                loop.add_signal_handler(number, app.exit, LEAVE)  # which leaves the terminal as it was
             if duration is not None:
-                asyncio.get_running_loop().call_later(duration, app.exit, LEAVE)
+                loop.call_later(duration, app.exit, LEAVE)
             return await app.run_async() or LEAVE
 
     return asyncio.run(live())

@@ -6,13 +6,16 @@ import asyncio
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
@@ -47,6 +50,12 @@ async def _end(fake: FakeDaemon) -> None:
     await asyncio.gather(*rest, return_exceptions=True)
 
 
+# as a shell does it: the terminal is that of the command, which hears when it is closed
+_ON_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 class Terminal:
     """A command on a terminal of 100 by 30."""
 
@@ -55,7 +64,7 @@ class Terminal:
         os.set_blocking(self._master, False)
         environ = {**environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
         self.process = subprocess.Popen(
-            [*COMMAND, *arguments],
+            [sys.executable, "-c", _ON_TERMINAL, *COMMAND, *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -63,7 +72,7 @@ class Terminal:
             env=environ,
             start_new_session=True,
         )
-        os.close(slave)
+        self._slave, self._is_open = slave, True
         self.seen = ""
 
     def until(self, text: str, seconds: float = 20.0) -> None:
@@ -81,6 +90,21 @@ class Terminal:
             return False
         return True
 
+    def until_state(self, letter: str, seconds: float = 10.0) -> None:
+        """Until the process is in a state of the kernel: T is stopped."""
+        deadline = time.monotonic() + seconds
+        while (state := Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]) != letter:
+            assert time.monotonic() < deadline, f"it is {state}"
+            self._read()
+
+    def attributes(self) -> list[Any]:
+        return termios.tcgetattr(self._slave)
+
+    def hang_up(self) -> None:
+        os.close(self._slave)
+        os.close(self._master)
+        self._is_open = False
+
     def press(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
@@ -97,7 +121,8 @@ class Terminal:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        os.close(self._master)
+        if self._is_open:
+            self.hang_up()
 
 
 @contextmanager
@@ -149,16 +174,44 @@ def test_a_wrong_file_of_keys_is_a_sentence_with_its_place(living: FakeDaemon, t
         assert "keys.yaml:1:1: nothing is called 'restrat'; did you mean 'restart'?" in shown.seen
 
 
-@pytest.mark.parametrize("keys", ["q", "\x03"])
-def test_top_on_a_terminal_leaves_it_as_it_was(living: FakeDaemon, keys: str) -> None:
+@pytest.mark.parametrize("how", ["q", "\x03", signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_top_on_a_terminal_leaves_it_as_it_was(living: FakeDaemon, how: str | signal.Signals) -> None:
     with terminal("top", "--socket", str(living.socket)) as shown:
+        before = shown.attributes()
         shown.until("db-east")
-        shown.press(keys)
+        assert shown.attributes() != before
+        if isinstance(how, str):
+            shown.press(how)
+        else:
+            shown.process.send_signal(how)
         assert shown.ended() == 0
+        assert shown.attributes() == before
         assert "\x1b[?1049l" in shown.seen  # out of the other screen
         assert "\x1b[?25h" in shown.seen  # and the cursor is back
         assert "Traceback" not in shown.seen
     assert living.commands == []
+
+
+def test_top_ends_with_its_terminal(living: FakeDaemon) -> None:
+    with terminal("top", "--socket", str(living.socket)) as shown:
+        shown.until("db-east")
+        shown.hang_up()
+        assert shown.process.wait(10) == 0
+
+
+def test_top_stops_and_goes_on(living: FakeDaemon) -> None:
+    with terminal("top", "--socket", str(living.socket)) as shown:
+        before = shown.attributes()
+        shown.until("db-east")
+        shown.press("\x1a")
+        shown.until("\x1b[?1049l")
+        shown.until_state("T")
+        assert shown.attributes() == before
+        shown.seen = ""
+        os.killpg(shown.process.pid, signal.SIGCONT)
+        shown.until("db-east")
+        shown.press("q")
+        assert shown.ended() == 0
 
 
 @pytest.mark.parametrize(("keys", "left_running"), [("\x1b[C\r", True), ("\x1b[C\x1b[C\r", False)])

@@ -42,6 +42,8 @@ def help_lines(keys: Mapping[str, str], width: int, *, is_read_only: bool) -> li
             first, *rest = wrap(f"{deed.help}{' (not here: read-only)' if is_barred else ''}", room)
             lines.append(((fit(f"  {shown_keys(keys[deed.name])}", 16), "key"), (first, "dim" if is_barred else "")))
             lines += [((" " * 16 + part, ""),) for part in rest]
+        if group == "Other":
+            lines.append(((fit("  ^z", 16), "key"), (fit("suspend; fg in the shell goes on", room), "")))
         if group == "Look":
             lines.append(((fit(f"  {PILL_KEYS[0]} to 5", 16), "key"), (fit("filter by state, 0 shows all", room), "")))
     lines += [(), (("States", "title"),)]
