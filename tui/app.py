@@ -193,7 +193,7 @@ class Dashboard(App[str]):
             self.exit(answer)
 
     def action_suspend_process(self) -> None:
-        """Stop until ``fg``, and with us whatever started us: a ``make`` in between would wait, and the shell for it."""
+        """Stop until ``fg``, with whatever started us: a ``make`` in between would wait, and the shell for it."""
         if self._driver is not None and self._driver.can_suspend:
             os.kill(0, signal.SIGTSTP)
 
