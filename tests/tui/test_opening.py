@@ -280,5 +280,10 @@ async def test_the_browser_has_to_know_the_token() -> None:
                 assert (answer.status, answer.url.query_string) == (200, "")
             async with browser.get("/ws") as answer:
                 assert await answer.text() == "the dashboard"
+                assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+            async with browser.get("/ws", headers={"Origin": base}) as answer:
+                assert answer.status == 200
+            async with browser.get("/ws", headers={"Origin": "http://localhost:1"}) as answer:
+                assert answer.status == 403
     finally:
         await runner.cleanup()
