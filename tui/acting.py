@@ -88,12 +88,12 @@ def reload_question(plan: Json, tunnels: Mapping[str, Tunnel]) -> Asked | None:
     return Asked("Apply the file?", tuple(lines), _answer("Reload", active))
 
 
-def leave_question(tunnels: Sequence[Tunnel]) -> Asked:
-    """What to ask before the dashboard that started the daemon is left."""
+def leave_question(tunnels: Sequence[Tunnel], ending: str) -> Asked:
+    """What to ask before the dashboard that started the daemon is left; ``ending`` is the command that ends it."""
     active = sum(tunnel.active for tunnel in tunnels)
     text = (
         "Tunnels left running stay in the background: nodepass-orch top shows them again, "
-        "nodepass-orch down ends them. Ending them drains first; then "
+        f"{ending} ends them. Ending them drains first; then "
         + (
             f"{visitors(active)} at the most {'is' if active == 1 else 'are'} cut off."
             if active

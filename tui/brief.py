@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tui.details import since
+from tui.details import MEANINGS, since
 from tui.lines import Line, Span, clip, fit, length, seconds, wrap
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def brief_lines(tunnel: Tunnel, width: int, height: int, now: float, wall: float
         told[-1] = _with_attempt(told[-1], tunnel, width, now)
     if len(told) < height:
         told.insert(0, _path(tunnel, wall))
+    if len(told) < height:
+        told.append(((f" {MEANINGS.get(tunnel.state, '')}", "dim"),))
     return [clip(line, width) for line in told]
 
 

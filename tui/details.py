@@ -16,6 +16,19 @@ _LABEL: Final = 9
 _FIGURES: Final = 13
 
 
+MEANINGS: Final[dict[str, str]] = {
+    State.UP: "linked, and visitors can be served",
+    State.CONNECTING: "making a link",
+    State.STARTING: "just begun",
+    State.WAITING: "no client has come yet",
+    State.COOLDOWN: "waits before the next attempt",
+    State.DRAINING: "accepts nobody new, lets the present visitors finish",
+    State.FAILED: "cannot work as it is written: mend the file",
+    State.STOPPED: "rests, because somebody said so",
+}
+"""What each state means."""
+
+
 def detail_lines(tunnel: Tunnel, more: Json | None, width: int, now: float, wall: float) -> list[Line]:
     """The detail pane of a tunnel.
 
@@ -27,6 +40,8 @@ def detail_lines(tunnel: Tunnel, more: Json | None, width: int, now: float, wall
     lines.append(clip(((text, style), (f"  {since(tunnel, wall)}", "dim")), width))
     if tunnel.reason:
         lines += [((part, "warn" if style != State.UP else ""),) for part in wrap(tunnel.reason, width)]
+    else:
+        lines += [((part, "dim"),) for part in wrap(MEANINGS.get(tunnel.state, ""), width)]
     left = tunnel.remaining(now)
     if left > 0:
         lines.append(((f"attempt {tunnel.attempt + 1} in {seconds(left)}, at {clock(wall + left)}", ""),))

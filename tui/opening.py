@@ -137,17 +137,18 @@ def _up(plain: Callback, **options: Any) -> int:  # noqa: ANN401  those of the c
         return code
     with asking():
         client = client_at(options["socket"], Path(options["file"]))
+        pid = client.status()["pid"]
     from tui.app import END  # noqa: PLC0415  as in _show
 
     if _show(client.path, read_only=options["read_only"], owns_daemon=True) == END:
         with asking():  # a signal, for a daemon that takes no commands obeys it too
             os.kill(client.status()["pid"], signal.SIGTERM)
         client.wait_gone()
+        said = "the tunnels have ended"
     else:
-        click.echo(
-            "nodepass-orch: the tunnels run on; see them with nodepass-orch top, end them with nodepass-orch down",
-            err=True,
-        )
+        ending = f"kill {pid}" if options["read_only"] else "nodepass-orch down"
+        said = f"the tunnels run on; see them with nodepass-orch top, end them with {ending}"
+    click.echo(f"nodepass-orch: {said}", err=True)
     return 0
 
 

@@ -295,6 +295,60 @@ async def test_the_palette_takes_names_of_tunnels(daemon: FakeDaemon, opened: Op
         await until(pilot, lambda: app._main._table.cursor == "edge-7")
 
 
+@pytest.mark.parametrize(
+    ("verb", "name", "is_asked"),
+    [
+        ("start", "resting", False),
+        ("stop", "db-east", True),
+        ("restart", "db-east", True),
+        ("drain", "db-east", True),
+        ("retry", "db-west", False),
+    ],
+)
+async def test_the_palette_has_every_command(
+    daemon: FakeDaemon,
+    opened: Open,
+    verb: str,
+    name: str,
+    is_asked: bool,  # noqa: FBT001  as above
+) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("ctrl+p", *f"{verb} {name}")
+        await until(pilot, shows(app, f"{verb} {name}"))
+        await pilot.press("enter")
+        if is_asked:
+            await until(pilot, shows(app, f"{verb.capitalize()} {name}?"))
+            await pilot.press("right", "enter")
+        await until(pilot, lambda: daemon.commands == [(verb, name)])
+
+
+async def test_the_palette_does_what_keys_do(daemon: FakeDaemon, opened: Open) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("ctrl+p", *"read file again")
+        await until(pilot, shows(app, "after a look at what would change  R"))
+        await pilot.press("enter")
+        await until(pilot, lambda: daemon.commands == [("reload", "")])
+        await pilot.press("ctrl+p", *"copy edge-7")
+        await until(pilot, shows(app, "copy edge-7"))
+        await pilot.press("enter")
+        await until(pilot, lambda: app.clipboard.startswith("server://***@"))
+
+
+async def test_a_narrow_screen_says_why_under_the_table(daemon: FakeDaemon, opened: Open) -> None:
+    async with opened((80, 24)) as (app, pilot):
+        await until(pilot, shows(app, "broken  for", "address 127.0.0.1:10101 is in use"))
+        await pilot.press("3")
+        await until(pilot, shows(app, "the target 127.0.0.1:5432 refuses connections; attempt 10 in"))
+        await pilot.press("3", *"/red", "enter")
+        await until(pilot, shows(app, "[red]bold[/]  for", "open  tunnel", "linked, and visitors can be served"))
+        assert "!● up" in picture(app)
+    async with opened((120, 24)) as (app, pilot):
+        await until(pilot, shows(app, "shared key"))
+        assert picture(app).count("address 127.0.0.1:10101 is in use") == 1
+        await pilot.press("enter")  # without the details, the reason goes under the table
+        await until(pilot, lambda: "shared key" not in picture(app) and "broken  for" in picture(app))
+
+
 async def test_help_lists_the_keys_that_hold(daemon: FakeDaemon, opened: Open) -> None:
     from tui.keys import all_keys  # noqa: PLC0415  used here alone
 

@@ -231,6 +231,8 @@ def test_up_on_a_terminal_starts_the_daemon_beside_the_dashboard(
             shown.press(keys)
             assert shown.ended() == 0
             assert "Traceback" not in shown.seen
+            assert ("the tunnels run on" if left_running else "the tunnels have ended") in shown.seen
+            assert ("end them with kill " in shown.seen) is left_running  # it takes no command
         assert run("ps", "--socket", str(socket)).returncode == (3 if left_running else 4)
     finally:
         run("down", "--wait", "--socket", str(socket))

@@ -14,7 +14,6 @@ from textual.widgets import Input
 
 from tui import acting
 from tui.bars import banner_lines, filter_line, first_lines, footer_bar, header_line, none_match, pill_bar
-from tui.brief import brief_lines
 from tui.details import detail_lines
 from tui.inquiry import HISTORY, Inquiry
 from tui.keys import DEEDS, PILL_KEYS
@@ -22,6 +21,7 @@ from tui.palette import Commands
 from tui.screens.readings import Events, Lines, help_lines
 from tui.selection import ALL, PILLS, Selection, tally
 from tui.sources import RefusedError
+from tui.widgets.brief import BriefPane
 from tui.widgets.choices import ChoiceBar
 from tui.widgets.log import LogPane
 from tui.widgets.pane import Pane
@@ -42,8 +42,6 @@ _WIDE: Final = 100
 """Columns from which on the details stand beside the table; on a narrower screen they lie over it."""
 _HIGH: Final = 30
 """Rows from which on the log is shown without being asked for."""
-_LOW: Final = 14
-"""Rows below which one line has to do for the tunnel under the cursor."""
 
 
 class MainScreen(Screen[None]):
@@ -72,7 +70,7 @@ class MainScreen(Screen[None]):
         self._typing = Input(id="typing", compact=True, select_on_focus=False)
         self._banner, self._footer = Pane(id="banner"), ChoiceBar(id="footer")
         self._table, self._empty, self._log = TunnelTable(id="table"), Pane(id="empty"), LogPane(id="log")
-        self._detail, self._brief = Pane(id="detail", focusable=True), Pane(id="brief")
+        self._detail, self._brief = Pane(id="detail", focusable=True), BriefPane(id="brief")
 
     def compose(self) -> ComposeResult:
         """Everything that can ever be seen here; what is not wanted is hidden."""
@@ -171,19 +169,10 @@ class MainScreen(Screen[None]):
             detail.display = wanted
         if wanted:
             detail.show(self._details(max(20, detail.room)))
-        self._draw_brief(view, now, is_wanted=bool(self._shown) and not wanted)
+        brief = view.tunnels.get(self._table.cursor or "") if self._shown and not wanted else None
+        self._brief.show_tunnel(brief, self.size, now, self._dashboard.wall())
         if isinstance(self.app.screen, Lines) and self.app.screen.is_live:
             self.app.screen.fill()
-
-    def _draw_brief(self, view: View, now: float, *, is_wanted: bool) -> None:
-        brief, height = self._brief, 1 if self.size.height < _LOW else 2
-        if brief.display != is_wanted:
-            brief.display = is_wanted
-        if brief.styles.height is None or brief.styles.height.value != height:
-            brief.styles.height = height
-        tunnel = view.tunnels.get(self._table.cursor or "")
-        if is_wanted and tunnel is not None:
-            brief.show(brief_lines(tunnel, self.size.width, height, now, self._dashboard.wall()))
 
     def _details(self, width: int) -> list[Line]:
         name = self._table.cursor

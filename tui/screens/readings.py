@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from tui.details import MEANINGS
 from tui.happenings import SHOWN_IN_EVENTS, Sieve, event_lines
 from tui.keys import DEEDS, MOVES, PILL_KEYS, shown_keys
 from tui.lines import SIGNS, Line, fit, wrap
 from tui.screens.questions import Reading
-from tunnel.state import State
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Mapping, Sequence
 
     from tui.model import Json
-
-_STATES: Final = {
-    State.UP: "linked, and visitors can be served",
-    State.CONNECTING: "making a link",
-    State.STARTING: "just begun",
-    State.WAITING: "a server that has no client yet",
-    State.COOLDOWN: "waits before the next attempt",
-    State.DRAINING: "accepts nobody new, lets the present visitors finish",
-    State.FAILED: "cannot work as it is written: mend the file",
-    State.STOPPED: "rests, because somebody said so",
-}
 
 
 def help_lines(keys: Mapping[str, str], width: int, *, is_read_only: bool) -> list[Line]:
@@ -47,7 +36,7 @@ def help_lines(keys: Mapping[str, str], width: int, *, is_read_only: bool) -> li
         if group == "Look":
             lines.append(((fit(f"  {PILL_KEYS[0]} to 5", 16), "key"), (fit("filter by state, 0 shows all", room), "")))
     lines += [(), (("States", "title"),)]
-    for state, meaning in _STATES.items():
+    for state, meaning in MEANINGS.items():
         lines.append(((fit(f"  {SIGNS[state]} {state}", 16), state), (fit(meaning, room), "")))
     lines.append(((fit("  ! in front", 16), "warn"), (fit("open: without a key, anybody can join", room), "")))
     lines += [(), (("Other keys", "title"),)]
