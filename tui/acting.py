@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 VERBS: Final = ("start", "stop", "restart", "drain", "retry")
 _CUTTING: Final = frozenset({"stop", "restart", "drain"})
 _LISTED: Final = 8  # tunnels named in a question; the others are counted
-_WIDE: Final = 62
+_WIDE: Final = 62  # columns of a question, where the screen has them
+_FRAME: Final = 6  # columns around it
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ def fitting(verb: str, tunnels: Sequence[Tunnel]) -> tuple[list[Tunnel], str]:
     return list(tunnels), ""
 
 
-def question(verb: str, tunnels: Sequence[Tunnel]) -> Asked | None:
-    """What to ask before a command; None where it costs nobody anything."""
+def question(verb: str, tunnels: Sequence[Tunnel], width: int) -> Asked | None:
+    """What to ask, on a screen of ``width``, before a command; None where it costs nobody anything."""
     if verb not in _CUTTING:
         return None
     active = sum(tunnel.active for tunnel in tunnels)
@@ -71,12 +72,12 @@ def question(verb: str, tunnels: Sequence[Tunnel]) -> Asked | None:
         )
     else:
         text = "Nobody is being served just now: no visitor will be cut off."
-    lines = [*_told(text), *_list([(tunnel.name, tunnel.active) for tunnel in tunnels])]
+    lines = [*_told(text, width), *_list([(tunnel.name, tunnel.active) for tunnel in tunnels])]
     return Asked(f"{verb.capitalize()} {named(tunnels)}?", tuple(lines), _answer(verb.capitalize(), active))
 
 
-def reload_question(plan: Json, tunnels: Mapping[str, Tunnel]) -> Asked | None:
-    """What to ask before a reload; None where it takes nothing away from anybody."""
+def reload_question(plan: Json, tunnels: Mapping[str, Tunnel], width: int) -> Asked | None:
+    """What to ask, on a screen of ``width``, before a reload; None where it takes nothing away from anybody."""
     names = touched(plan)
     if not names:
         return None
@@ -84,12 +85,16 @@ def reload_question(plan: Json, tunnels: Mapping[str, Tunnel]) -> Asked | None:
     text = (
         f"{visitors(active).capitalize()} of theirs may finish within drain_timeout; whoever is left then is cut off."
     )
-    lines = [*plan_lines(plan, _WIDE), (), *_told(text if active else "No visitor will be cut off.")]
+    told = _told(text if active else "No visitor will be cut off.", width)
+    lines = [*plan_lines(plan, _room(width)), (), *told]
     return Asked("Apply the file?", tuple(lines), _answer("Reload", active))
 
 
-def leave_question(tunnels: Sequence[Tunnel], ending: str) -> Asked:
-    """What to ask before the dashboard that started the daemon is left; ``ending`` is the command that ends it."""
+def leave_question(tunnels: Sequence[Tunnel], ending: str, width: int) -> Asked:
+    """What to ask, on a screen of ``width``, before the dashboard that started the daemon is left.
+
+    ``ending`` is the command that ends the daemon.
+    """
     active = sum(tunnel.active for tunnel in tunnels)
     text = (
         "Tunnels left running stay in the background: nodepass-orch top shows them again, "
@@ -100,15 +105,19 @@ def leave_question(tunnels: Sequence[Tunnel], ending: str) -> Asked:
             else "nobody is cut off."
         )
     )
-    return Asked("Leave the dashboard?", tuple(_told(text)), _answer("End tunnels", active))
+    return Asked("Leave the dashboard?", tuple(_told(text, width)), _answer("End tunnels", active))
 
 
 def _answer(deed: str, active: int) -> str:
     return f"{deed}, cut {active}" if active else deed
 
 
-def _told(text: str) -> list[Line]:
-    return [((part, ""),) for part in wrap(text, _WIDE)]
+def _room(width: int) -> int:
+    return min(_WIDE, width - _FRAME)
+
+
+def _told(text: str, width: int) -> list[Line]:
+    return [((part, ""),) for part in wrap(text, _room(width))]
 
 
 def _list(entries: Sequence[tuple[str, int]]) -> list[Line]:

@@ -187,8 +187,8 @@ class Dashboard(App[str]):
     @work(exclusive=True, group="quit")
     async def _ask_how(self) -> None:
         ending = f"kill {self.view.status.get('pid')}" if self.view.is_read_only else "nodepass-orch down"
-        asked = acting.leave_question(list(self.view.tunnels.values()), ending)
-        answers = [(LEAVE, "Leave them running"), (END, asked.answer)]
+        asked = acting.leave_question(list(self.view.tunnels.values()), ending, self.size.width)
+        answers = [(LEAVE, "Leave running"), (END, asked.answer)]
         answer = await self.push_screen_wait(Question(asked.title, asked.lines, answers))
         if answer is not None:
             self.exit(answer)

@@ -53,7 +53,7 @@ class Commander:
         if not chosen:
             self.complain(why_not)
             return
-        asked = acting.question(verb, chosen)
+        asked = acting.question(verb, chosen, self._app.size.width)
         if asked and not await self._is_confirmed(asked):
             return
         gate = asyncio.Semaphore(_AT_ONCE)
@@ -81,7 +81,7 @@ class Commander:
     async def _reload(self) -> None:
         source = self._app.source
         try:
-            asked = acting.reload_question(await source.plan(), self._app.view.tunnels)
+            asked = acting.reload_question(await source.plan(), self._app.view.tunnels, self._app.size.width)
             if asked and not await self._is_confirmed(asked):
                 return
             result = await source.reload()

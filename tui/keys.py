@@ -79,7 +79,7 @@ _SPELLED: Final = {
     " ": "space", "esc": "escape", "return": "enter", ",": "comma", ".": "full_stop", "-": "minus", "+": "plus",
     "!": "exclamation_mark", "*": "asterisk", "=": "equals_sign", "#": "number_sign", "del": "delete",
 }  # fmt: skip
-_SHOWN: Final = {**{name: sign for sign, name in _SPELLED.items() if len(sign) == 1}, "space": "space", "enter": "⏎",
+_SHOWN: Final = {**{name: sign for sign, name in _SPELLED.items() if len(sign) == 1}, "space": "space",
                  "escape": "esc", "left": "←", "right": "→"}  # fmt: skip
 
 

@@ -443,6 +443,10 @@ async def test_no_color_means_none(daemon: FakeDaemon, opened: Open, monkeypatch
         styles = [s.style for strip in app.screen._compositor.render_strips() for s in strip if s.style]
         assert all(style.color is None or style.color.is_default for style in styles)
         assert all(style.bgcolor is None or style.bgcolor.is_default for style in styles)
+        reversed_ = [
+            s.text for strip in app.screen._compositor.render_strips() for s in strip if s.style and s.style.reverse
+        ]
+        assert {" All 7 ", "broken"} <= {text if text.startswith(" All") else text.strip() for text in reversed_}
 
 
 async def test_light_and_dark(daemon: FakeDaemon, opened: Open) -> None:

@@ -64,4 +64,4 @@ def test_our_own_keys_do_not_clash_and_all_of_them_do_something() -> None:
 def test_keys_as_people_call_them() -> None:
     assert shown_keys("slash") == "/"
     assert shown_keys("ctrl+p,colon") == "^p :"
-    assert shown_keys("enter") == "⏎"
+    assert shown_keys("enter") == "enter"

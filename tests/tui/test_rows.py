@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.tui.fake import SETTINGS, Json, connections, cooldown, mixed, tunnel
 from tui import acting
 from tui.bars import Attached, banner_lines, footer_bar, header_line, pill_bar
+from tui.brief import brief_lines
 from tui.details import detail_lines
 from tui.happenings import Sieve, error_text, event_lines, plan_lines, result_lines, summary
 from tui.keys import all_keys
@@ -153,15 +154,15 @@ def test_a_question_names_the_visitors() -> None:
     tunnels = list(
         view(tunnel("a", connections=connections(12)), tunnel("b", connections=connections(1))).tunnels.values()
     )
-    asked = acting.question("stop", tunnels)
+    asked = acting.question("stop", tunnels, 100)
     assert asked is not None
     assert asked.title == "Stop 2 tunnels?"
     assert "13 visitors are being served" in " ".join(map(text, asked.lines))
-    one = acting.question("drain", tunnels[1:])
+    one = acting.question("drain", tunnels[1:], 100)
     assert one is not None
     assert "1 visitor is being served" in texts(list(one.lines))
-    assert acting.question("start", tunnels) is None
-    assert acting.question("retry", tunnels) is None
+    assert acting.question("start", tunnels, 100) is None
+    assert acting.question("retry", tunnels, 100) is None
 
 
 def test_start_stop_means_what_fits() -> None:
@@ -175,8 +176,8 @@ def test_start_stop_means_what_fits() -> None:
 
 def test_a_reload_is_asked_about_where_it_takes_something_away() -> None:
     tunnels = view(tunnel("a", connections=connections(3)), tunnel("b")).tunnels
-    assert acting.reload_question({"add": ["c"], "change": [{"name": "b"}]}, tunnels) is None
-    asked = acting.reload_question({"remove": ["a"], "restart": [{"name": "b", "changes": ["target"]}]}, tunnels)
+    assert acting.reload_question({"add": ["c"], "change": [{"name": "b"}]}, tunnels, 100) is None
+    asked = acting.reload_question({"remove": ["a"], "restart": [{"name": "b", "changes": ["target"]}]}, tunnels, 100)
     assert asked is not None
     assert asked.answer == "Reload, cut 3"
 
@@ -228,3 +229,33 @@ def test_the_palette_understands_verbs_and_names() -> None:
     assert ("stop", "edge") in commands("st edge", names, is_read_only=False)
     assert commands("stop", names, is_read_only=True) == []
     assert commands("show ed", names, is_read_only=True) == [("show", "edge")]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_a_question_is_as_wide_as_the_screen_bears(width: int) -> None:
+    tunnels = list(view(tunnel("a", connections=connections(1))).tunnels.values())
+    asked = acting.leave_question(tunnels, "nodepass-orch down", width)
+    assert max(map(length, asked.lines)) <= min(62, width - 6)
+    assert "nodepass-orch top" in " ".join(map(text, asked.lines))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_brief_says_why_before_anything_else(width: int) -> None:
+    for known in view().tunnels.values():
+        for height in (1, 2):
+            lines = brief_lines(known, width, height, 100.0, 0.0)
+            assert 1 <= len(lines) <= height
+            assert max(map(length, lines)) <= width
+            if known.reason:
+                assert texts(lines).split("; attempt")[0].endswith((known.reason[-8:], "…"))
+
+
+@pytest.mark.parametrize("width", range(60, 130))
+def test_no_word_of_a_pill_is_cut(width: int) -> None:
+    known = view()
+    line, pills = pill_bar(known, tally(known.tunnels.values()), "all", width)
+    assert length(line) <= width
+    words = {name for name, _ in PILLS}
+    for pill in pills:
+        sign, *word = text(line)[pill.start : pill.end].casefold().split()
+        assert {sign, *word[:-1]} & words or len(word) == 1
