@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | clean.  Everything is installed into .venv; nothing else of the machine is touched.
+# make demo | test | lint | bench | pictures | clean.  Everything is installed into .venv; nothing else of the machine is touched.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench pictures clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -35,6 +35,10 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+# of the dashboard, taken of the running demonstration; look at them before you keep them
+pictures: $(VENV)/installed
+	$(BIN)/python -m tui.picture $(PICTURES_FOLDER)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

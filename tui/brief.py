@@ -31,11 +31,10 @@ def brief_lines(tunnel: Tunnel, width: int, height: int, now: float, wall: float
 
 def _path(tunnel: Tunnel, wall: float) -> Line:
     spans: list[Span] = [(f" {tunnel.name}", "title"), (f"  {since(tunnel, wall)}", "dim")]
-    spans.append((f"  {tunnel.text('role')} {tunnel.text('direction')}", ""))
     if tunnel.text("auth") == "open":
         spans.append(("  open", "warn"))
-    spans += [("  tunnel ", "dim"), (tunnel.text("tunnel_addr"), ""), ("  target ", "dim")]
-    return (*spans, (tunnel.text("target_addr"), ""))
+    addresses = f"{tunnel.text('role')}://{tunnel.text('tunnel_addr')}/{tunnel.text('target_addr')}"
+    return (*spans, (f"  {tunnel.text('direction')}", ""), (f"  {addresses}", ""))
 
 
 def _with_attempt(line: Line, tunnel: Tunnel, width: int, now: float) -> Line:

@@ -340,7 +340,15 @@ async def test_a_narrow_screen_says_why_under_the_table(daemon: FakeDaemon, open
         await pilot.press("3")
         await until(pilot, shows(app, "the target 127.0.0.1:5432 refuses connections; attempt 10 in"))
         await pilot.press("3", *"/red", "enter")
-        await until(pilot, shows(app, "[red]bold[/]  for", "open  tunnel", "linked, and visitors can be served"))
+        await until(
+            pilot,
+            shows(
+                app,
+                "[red]bold[/]  for",
+                "open  reverse  server://127.0.0.1:10101/127.0.0.1:8080",
+                "linked, and visitors can be served",
+            ),
+        )
         assert "!● up" in picture(app)
     async with opened((120, 24)) as (app, pilot):
         await until(pilot, shows(app, "shared key"))

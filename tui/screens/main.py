@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tui.lines import Line
     from tui.model import Tunnel, View
 
-_WIDE: Final = 100
+_WIDE: Final = 110
 """Columns from which on the details stand beside the table; on a narrower screen they lie over it."""
 _HIGH: Final = 30
 """Rows from which on the log is shown without being asked for."""
