@@ -199,11 +199,12 @@ class FakeDaemon:
         self, request: web.Request, listeners: set[asyncio.Queue[bytes]], first: list[bytes]
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        with _listening(listeners) as queue:
+        with _listening(listeners) as queue, contextlib.suppress(ConnectionError):  # it may have left already
+            await response.prepare(request)
             await response.write(b": hello\n\n" + b"".join(first))
             while True:
                 await response.write(await queue.get())
+        return response
 
     async def _tunnel(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
