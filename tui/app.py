@@ -9,6 +9,7 @@ import signal
 import time
 from collections import deque
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -25,6 +26,7 @@ from tui.happenings import error_text, summary
 from tui.keys import all_keys, load_keys
 from tui.screens.main import MainScreen
 from tui.screens.questions import Question
+from tui.signals import on_leaving, resume_only_what_stopped
 from tui.sources import ApiSource, Change, Happened, Lost, Status
 from tui.themes import DARK, LIGHT
 
@@ -106,6 +108,7 @@ class Dashboard(App[str]):
         self.register_theme(LIGHT)
         self.theme = DARK.name
         self.set_keymap(self.keys)
+        resume_only_what_stopped()
         await self.push_screen(self._main)
         self._listen()
         self.set_interval(_TICK, self._tick)
@@ -242,8 +245,7 @@ def run(
         async with ApiSource(where, token) as source:
             app = Dashboard(source, is_read_only=read_only, is_ascii=ascii_only, keys=chosen, owns_daemon=owns_daemon)
             loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-                loop.add_signal_handler(number, app.exit, LEAVE)  # which leaves the terminal as it was
+            on_leaving(partial(app.exit, LEAVE))  # which leaves the terminal as it was
             if duration is not None:
                 loop.call_later(duration, app.exit, LEAVE)
             return await app.run_async() or LEAVE
