@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import time
 from collections import deque
 from contextlib import aclosing
@@ -26,7 +25,7 @@ from tui.happenings import error_text, summary
 from tui.keys import all_keys, load_keys
 from tui.screens.main import MainScreen
 from tui.screens.questions import Question
-from tui.signals import on_leaving, resume_only_what_stopped
+from tui.signals import on_leaving, on_stopping, stop_until_foreground
 from tui.sources import ApiSource, Change, Happened, Lost, Status
 from tui.themes import DARK, LIGHT
 
@@ -108,7 +107,8 @@ class Dashboard(App[str]):
         self.register_theme(LIGHT)
         self.theme = DARK.name
         self.set_keymap(self.keys)
-        resume_only_what_stopped()
+        if self._driver is not None and self._driver.can_suspend:
+            on_stopping(self.action_suspend_process)
         await self.push_screen(self._main)
         self._listen()
         self.set_interval(_TICK, self._tick)
@@ -197,9 +197,10 @@ class Dashboard(App[str]):
             self.exit(answer)
 
     def action_suspend_process(self) -> None:
-        """Stop until ``fg``, with whatever started us: a ``make`` in between would wait, and the shell for it."""
+        """Stop until ``fg``."""
         if self._driver is not None and self._driver.can_suspend:
-            os.kill(0, signal.SIGTSTP)
+            with self.suspend():
+                stop_until_foreground()
 
     def action_command_palette(self) -> None:
         """Commands are the main screen's; over another one there are none."""

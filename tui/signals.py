@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING, Any
+import termios
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,15 +16,17 @@ if TYPE_CHECKING:
 def on_leaving(leave: Callable[[], None]) -> None:
     """Have ``leave`` called by every signal that means it. Inside a running loop.
 
-    Where the terminal is gone, there is nothing any more that could be left as it was: what is still written goes
-    nowhere, instead of failing where nobody expects it.
+    Where the terminal is gone, what is still written goes nowhere, instead of failing where nobody expects it.
     """
 
     def hang_up() -> None:
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for number in (0, 1, 2):
-            os.dup2(nowhere, number)
-        os.close(nowhere)
+        try:
+            termios.tcgetattr(0)
+        except termios.error:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for number in (0, 1, 2):
+                os.dup2(nowhere, number)
+            os.close(nowhere)
         leave()
 
     loop = asyncio.get_running_loop()
@@ -31,26 +35,21 @@ def on_leaving(leave: Callable[[], None]) -> None:
     loop.add_signal_handler(signal.SIGHUP, hang_up)
 
 
-def resume_only_what_stopped() -> None:
-    """Let Textual take the terminal back after a stop alone. Call it once Textual has the terminal.
+def on_stopping(suspend: Callable[[], None]) -> None:
+    """Have ``suspend`` called by the signal to stop. Inside a running loop, once Textual has the terminal.
 
-    The kernel sends SIGCONT to whoever loses a terminal, too, and Textual would begin to draw a second time.
+    Textual's own ways are given up: it stops after its parent has, when the terminal is the shell's already; and it
+    begins to draw a second time at any SIGCONT, which the kernel also sends to whoever loses a terminal.
     """
-    stop, go_on = signal.getsignal(signal.SIGTSTP), signal.getsignal(signal.SIGCONT)
-    if not callable(stop) or not callable(go_on):
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTSTP, suspend)
+
+
+def stop_until_foreground() -> None:
+    """Stop, and with us whatever started us: a ``make`` in between would wait, and the shell for it."""
+    while True:
+        os.kill(0, signal.SIGSTOP)
+        with contextlib.suppress(OSError):  # it is not our terminal: nobody stops us for using it
+            if os.tcgetpgrp(0) != os.getpgrp():  # somebody said bg
+                continue
         return
-    is_stopped = False
-
-    def on_stop(number: int, frame: Any) -> None:  # noqa: ANN401  Python's own
-        nonlocal is_stopped
-        is_stopped = True
-        stop(number, frame)
-
-    def on_continue(number: int, frame: Any) -> None:  # noqa: ANN401  as above
-        nonlocal is_stopped
-        if is_stopped:
-            is_stopped = False
-            go_on(number, frame)
-
-    signal.signal(signal.SIGTSTP, on_stop)
-    signal.signal(signal.SIGCONT, on_continue)
