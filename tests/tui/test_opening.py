@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pty
 import select
@@ -138,6 +139,16 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=30, check=False)
 
 
+def end(socket: Path) -> None:
+    """End a daemon that takes no commands, if it runs."""
+    told = run("ps", "--json", "--socket", str(socket))
+    if told.stdout:
+        os.kill(json.loads(told.stdout)["pid"], signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        while run("ps", "--socket", str(socket)).returncode != 4:
+            assert time.monotonic() < deadline, "it does not end"
+
+
 def test_top_without_a_daemon_says_so(socket: Path) -> None:
     done = run("top", "--socket", str(socket))
     assert (done.returncode, done.stdout) == (4, "")
@@ -235,7 +246,7 @@ def test_up_on_a_terminal_starts_the_daemon_beside_the_dashboard(
             assert ("end them with kill " in shown.seen) is left_running  # it takes no command
         assert run("ps", "--socket", str(socket)).returncode == (3 if left_running else 4)
     finally:
-        run("down", "--wait", "--socket", str(socket))
+        end(socket)
 
 
 def test_the_demonstration_on_a_terminal_ends_with_its_summary() -> None:
