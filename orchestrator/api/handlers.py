@@ -175,8 +175,9 @@ async def _ready(request: web.Request) -> web.Response:
 async def _metrics(request: web.Request) -> web.Response:
     desk, process = request.app[_DESK], request.app[_PROCESS]
     accept = request.headers.get("Accept", "")
+    tasks = len(asyncio.all_tasks())
     page, content_type = await asyncio.to_thread(
-        metrics.render, desk.head(), desk.supervisor.snapshots(), accept, process
+        metrics.render, desk.head(), desk.supervisor.snapshots(), tasks, accept, process
     )
     return web.Response(body=page, headers={"Content-Type": content_type})
 

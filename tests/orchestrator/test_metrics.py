@@ -23,7 +23,7 @@ def snapshot(name: str = "web", **changes: Any) -> Snapshot:  # noqa: ANN401  an
 
 
 def page(*snapshots: Snapshot, accept: str = "") -> tuple[str, str]:
-    body, content_type = metrics.render(HEAD, snapshots, accept, metrics.process_collector())
+    body, content_type = metrics.render(HEAD, snapshots, 17, accept, metrics.process_collector())
     return body.decode(), content_type
 
 
@@ -80,6 +80,7 @@ def test_the_daemon_itself() -> None:
     found = samples()
     assert found["build_info", ("1.2.3",)] == 1
     assert (found["config_generation", ()], found["config_ok", ()]) == (4, 0)
+    assert found["tasks", ()] == 17
     assert found["config_loaded_timestamp_seconds", ()] == 1767323045.5
     assert found["process_resident_memory_bytes", ()] > 1 << 20
 
