@@ -1,0 +1,64 @@
+"""The command: ``python -m tests.soak``. The verdict on stdout, progress on stderr; exit code 0 if all was well, else 1."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.soak import report
+from tests.soak.run import Soak
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0.05 <= minutes <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes from 0.05 to 10000")
+    return minutes
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description="Load and faults together, for long.")
+    minutes = os.environ.get("SOAK_MINUTES") or "20"
+    parser.add_argument("--minutes", type=_minutes, default=minutes, help="under load (SOAK_MINUTES, else 20)")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="repeats the order of the troubles")
+    parser.add_argument("--report", type=Path, default=Path("build/soak"), metavar="FOLDER", help="(build/soak)")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str]) -> int:
+    """Run it; the exit code."""
+    options = _arguments(words)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    began = time.monotonic()
+
+    def talk(line: str) -> None:
+        print(f"{time.monotonic() - began:6.0f} s  {line}", file=sys.stderr, flush=True)
+
+    seconds = options.minutes * 60
+    with tempfile.TemporaryDirectory(prefix="soak-") as directory:
+        place = Path(directory) / "house"
+        place.mkdir()
+        talk(f"seed {options.seed}")
+        soak = Soak(place, options.seed, seconds, talk)
+        record = soak.run()
+        page = report.write(record, seconds, options.report)
+        for log in place.glob("*.stderr"):
+            (options.report / f"{log.stem}.log").write_bytes(log.read_bytes())
+    print(report.summary(record, seconds))
+    print(f"report: {page}")
+    return 0 if record.is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,176 @@
+"""What a soak found, as one screen of text and as a page with plots."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from tests import charts
+from tests.soak.readings import Holding, Reading
+from tests.soak.run import Record, Sample
+
+_MIB: Final = 1 << 20
+_SHOWN: Final = 12  # failed visits or findings of one kind
+
+Row = tuple[str, ...]
+_FIGURES: Final[tuple[tuple[str, Callable[[Holding], float]], ...]] = (
+    ("sockets", lambda h: h.sockets),
+    ("pipes", lambda h: h.pipes),
+    ("other files", lambda h: h.other_files),
+    ("threads", lambda h: h.threads),
+    ("tasks", lambda h: h.tasks),
+    ("RSS, MiB", lambda h: round(h.rss / _MIB, 1)),
+    ("CLOSE_WAIT", lambda h: h.close_wait),
+)
+_WHOLE: Final[tuple[tuple[str, Callable[[Reading], float]], ...]] = (
+    ("visitors", lambda r: r.active),
+    ("idle data connections", lambda r: r.idle),
+    ("TIME_WAIT", lambda r: r.time_wait),
+    ("files", lambda r: len(r.files)),
+)
+
+
+def summary(record: Record, seconds: float) -> str:
+    """One screen."""
+    visits, troubles = sum(record.served.values()), record.chronicle.troubles
+    lines = [
+        f"{seconds / 60:.1f} minutes under load; {visits} visits served, {record.carried / 1e9:.2f} GB verified; "
+        f"{len(troubles)} troubles",
+        f"corrupted streams: {len(record.corrupt)}",
+        f"failed visits: {len(record.failed)}, without a reason: {len(record.unexplained)}",
+        "",
+        *_text([("", "baseline", "most", "at the end"), *_figures(record)]),
+        "",
+        *_wrong(record),
+        "the verdict: " + ("good" if record.is_good else "NOT GOOD" if record.is_complete else "NOT COMPLETE"),
+    ]
+    return "\n".join(lines)
+
+
+def write(record: Record, seconds: float, folder: Path) -> Path:
+    """``soak.md`` with ``soak.svg``; its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [
+        "# Soak",
+        "",
+        f"{seconds / 60:.1f} minutes of load and troubles on eight tunnels of two daemons, {record.ended - record.began:.0f} s in "
+        f"all. {'Good.' if record.is_good else 'Not good.' if record.is_complete else 'Not complete.'}",
+        "",
+        *_wrong(record, "- "),
+        "",
+        "![What the daemons held, second by second](soak.svg)",
+        "",
+        *_table([("held", "baseline", "most", "at the end"), *_figures(record)]),
+        "",
+        *_table([("visits", "served", "failed", "without a reason"), *_visits(record)]),
+        "",
+        f"{record.carried / 1e9:.2f} GB were verified byte by byte; {len(record.corrupt)} streams were corrupted.",
+        "",
+        *_table([("trouble", "times", "median s until well again", "longest"), *_troubles(record)]),
+        "",
+    ]
+    page = folder / "soak.md"
+    page.write_text("\n".join(parts), encoding="utf-8")
+    _plot(record, folder / "soak.svg")
+    return page
+
+
+def _wrong(record: Record, mark: str = "") -> Iterator[str]:
+    for text in record.corrupt[:_SHOWN]:
+        yield f"{mark}corrupted {text}"
+    for text in record.chronicle.findings[:_SHOWN]:
+        yield f"{mark}{text}"
+    for visit in record.unexplained[:_SHOWN]:
+        after = visit.began - record.began
+        yield (
+            f"{mark}after {after:.1f} s a visit of {visit.tunnel} ({visit.manner}, "
+            f"{'' if visit.established else 'not '}established, {visit.ended - visit.began:.2f} s long) failed: {visit.why}"
+        )
+
+
+def _figures(record: Record) -> Iterator[Row]:
+    before, last = record.baseline, record.last
+    readings = [sample.reading for sample in record.samples if sample.reading]
+    for name in before.holdings if before else ():
+        for title, value in _FIGURES:
+            if title == "tasks" and name.endswith("workers"):
+                continue
+            held = [value(reading.holdings[name]) for reading in readings if name in reading.holdings]
+            ends = [value(reading.holdings.get(name, Holding())) if reading else None for reading in (before, last)]
+            yield f"{name}: {title}", _shown(ends[0]), _shown(max(held, default=None)), _shown(ends[1])
+    for title, figure in _WHOLE:
+        most = max((figure(reading) for reading in readings), default=None)
+        yield title, _shown(figure(before) if before else None), _shown(most), _shown(figure(last) if last else None)
+
+
+def _visits(record: Record) -> Iterator[Row]:
+    failed = collections.Counter(visit.manner for visit in record.failed)
+    wrong = collections.Counter(visit.manner for visit in record.unexplained)
+    for manner in sorted({*record.served, *failed}):
+        yield manner, str(record.served.get(manner, 0)), str(failed[manner]), str(wrong[manner])
+
+
+def _troubles(record: Record) -> Iterator[Row]:
+    lasted: dict[str, list[float]] = {}
+    for what, began, ended in record.chronicle.troubles:
+        lasted.setdefault(what, []).append(ended - began)
+    for what, times in sorted(lasted.items()):
+        yield what, str(len(times)), f"{sorted(times)[len(times) // 2]:.1f}", f"{max(times):.1f}"
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _table(rows: list[Row]) -> list[str]:
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return [head, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *body]
+
+
+def _text(rows: list[Row]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if not at else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def _plot(record: Record, path: Path) -> None:
+    samples = record.samples
+    kinds = sorted({name for sample in samples if sample.reading for name in sample.reading.holdings})
+
+    def line(value: Callable[[Reading], float | None]) -> list[tuple[float, float]]:
+        return [
+            (sample.at - record.began, found)
+            for sample in samples
+            if sample.reading is not None and (found := value(sample.reading)) is not None
+        ]
+
+    def held(value: Callable[[Holding], float]) -> dict[str, list[tuple[float, float]]]:
+        return {
+            name: line(lambda r, name=name: value(r.holdings[name]) if name in r.holdings else None)  # type: ignore[misc]  # mypy does not infer defaults of lambdas
+            for name in kinds
+        }
+
+    panels = {
+        "Visits a second": {"served": _rate(record, lambda s: s.served), "failed": _rate(record, lambda s: s.failed)},
+        "Resident memory, MiB": held(lambda h: h.rss / _MIB),
+        "Sockets, without idle data connections": held(lambda h: h.sockets),
+        "Threads; tasks of the daemon's loop": held(lambda h: h.threads)
+        | {"lasting, tasks": line(lambda r: r.holdings["lasting"].tasks)},
+        "Data connections in the pools": {"idle": line(lambda r: r.idle), "wanted": line(lambda r: r.capacity)},
+        "Connections in TIME_WAIT": {"all": line(lambda r: r.time_wait)},
+    }
+    charts.lines(path, panels, across="seconds since the start")
+
+
+def _rate(record: Record, value: Callable[[Sample], int]) -> list[tuple[float, float]]:
+    return [
+        (after.at - record.began, (value(after) - value(before)) / (after.at - before.at))
+        for before, after in zip(record.samples, record.samples[1:], strict=False)
+    ]
