@@ -11,7 +11,7 @@ from orchestrator.mqtt.rivals import SILENCE
 from tunnel.state import timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from orchestrator.mqtt.topics import Spot
 
@@ -30,6 +30,13 @@ _GROUPS: Final = {
     "cooldown": ("remaining_s", "attempt"),
 }
 _TEXTS: Final = ("name", "role", "state", "tunnel_addr", "target_addr", "auth")
+_UNKNOWN: Final = dict.fromkeys(
+    ("direction", "reason", "since", "data_addr", "peer", "link", "last_error", "last_error_at")
+)
+"""Texts that may be missing, for another version may have none."""
+_ABSENT: Final = {**_UNKNOWN, "worker": 0, "tags": ()}
+_OF_HOST: Final = ("boot", "instance", "name", "version", "config_error", "started_at")
+_LARGEST: Final = 1 << 64
 
 
 @dataclass(slots=True)
@@ -100,6 +107,8 @@ class Host:
     def hear(self, spot: Spot, payload: Json) -> bool:
         """Something it said; whether that told anything."""
         match spot.kind:
+            case "status" | "info" if not _has_texts(payload, _OF_HOST):
+                return False
             case "status":
                 self.status = payload
             case "info":
@@ -107,7 +116,7 @@ class Host:
             case "state":
                 if not _is_tunnel(payload, spot.name):
                     return False
-                self._tunnels[spot.name] = payload
+                self._tunnels[spot.name] = {**_ABSENT, **payload}
                 if payload.get("link"):
                     self._links[spot.name] = str(payload["link"])
             case "stats":
@@ -180,7 +189,9 @@ def _is_tunnel(payload: Json, name: str) -> bool:
     return (
         payload.get("name") == name
         and all(isinstance(payload.get(key), str) for key in _TEXTS)
+        and _has_texts(payload, _UNKNOWN)
         and isinstance(payload.get("tags", []), list)
+        and _is_number(payload.get("worker", 0))
         and _has_groups(payload)
     )
 
@@ -193,5 +204,10 @@ def _has_groups(payload: Json) -> bool:
     return True
 
 
+def _has_texts(payload: Json, keys: Iterable[str]) -> bool:
+    """Whether each of them is a text, or nothing."""
+    return all(isinstance(payload.get(key), str | None) for key in keys)
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,8 @@ LARGEST: Final = 256 * 1024
 
 STATS: Final = ("pool", "signals", "connections", "bytes", "rtt_ms", "cooldown")
 """What of a tunnel is told as statistics."""
+
+_ENDLESS: Final = 1e15  # seconds: no moment, and beyond what some clocks can say
 
 FRAME: Final = frozenset({"v", "boot", "seq", "ts"})
 """What a payload has besides what it tells."""
@@ -45,10 +48,18 @@ def parsed(data: object) -> dict[str, Any] | None:
     if not isinstance(data, (bytes, bytearray)) or len(data) > LARGEST:
         return None
     try:
-        found = json.loads(data)
+        found = json.loads(data, parse_constant=_number, parse_float=_number)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _number(text: str) -> float:
+    """Python reads NaN and infinities where JSON has none: a command that expires at NaN would never expire."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def decode(data: object) -> dict[str, Any] | None:
@@ -115,7 +126,7 @@ def answer(order: str | None, result: object = None, error: str | None = None) -
 def moment(value: object) -> float | None:
     """Seconds since the epoch from RFC 3339 or from a number; None where it is neither."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < _ENDLESS else None
     try:
         found = datetime.fromisoformat(str(value))
     except ValueError:

@@ -18,6 +18,7 @@ from orchestrator.mqtt.payloads import Origin
 from orchestrator.mqtt.rivals import SILENCE
 from orchestrator.mqtt.topics import Spot
 from orchestrator.supervisor.keeper import at_rest
+from orchestrator.table import table
 from tunnel.options import make_spec
 from tunnel.state import Snapshot, State, timestamp
 from tunnel.url import parse
@@ -126,8 +127,10 @@ def test_what_is_taken_back_is_gone(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"name": "other"}, {"pool": None}, {"pool": {"idle": "8", "capacity": 8}}, {"state": 7}, {"tags": "x"}, {"v": 2}],
-)
+    [{"name": "other"}, {"pool": None}, {"pool": {"idle": "8", "capacity": 8}}, {"state": 7}, {"tags": "x"}, {"v": 2},
+     {"reason": 7}, {"direction": []}, {"link": {}}, {"worker": "1"}, {"bytes": {"in": 10**400, "out": 0}},
+     {"cooldown": {"remaining_s": float("nan"), "attempt": 0}}, {"rtt_ms": float("inf")}],
+)  # fmt: skip
 def test_words_of_another_shape_are_not_taken(fleet: Fleet, change: dict[str, Any]) -> None:
     edge = Speaker(fleet, "edge-1")
     whole = payloads.state(edge.origin, snapshot().as_json(), 1, "")
@@ -135,6 +138,23 @@ def test_words_of_another_shape_are_not_taken(fleet: Fleet, change: dict[str, An
     assert not fleet.hosts
     edge.state(snapshot())
     assert not edge.say("stats", {"v": 1, "boot": "boot-1", "pool": {"idle": None}}, "web")
+
+
+def test_a_host_whose_words_have_another_shape_is_not_believed(fleet: Fleet) -> None:
+    edge = Speaker(fleet, "edge-1")
+    for odd in ({"name": []}, {"name": 7}, {"version": {}}, {"config_error": ["x"]}, {"boot": 7}):
+        assert not edge.say("info", {"v": 1, **odd})
+    assert not edge.say("status", {"v": 1, "online": True, "boot": ["boot-1"]})
+    assert not fleet.hosts
+
+
+def test_a_tunnel_of_which_less_is_told_can_be_shown(fleet: Fleet) -> None:
+    """Another version may know less, or nothing of workers."""
+    edge = Speaker(fleet, "edge-1")
+    told = payloads.state(edge.origin, snapshot().as_json(), 1, "")
+    less = {key: value for key, value in told.items() if key not in {"reason", "direction", "worker", "link", "tags"}}
+    assert edge.say("state", less, "web")
+    assert "web" in table(fleet.hosts["edge-1"].tunnels(), columns=None, paint=lambda text, _: text)
 
 
 @given(st.sampled_from(["status", "info", "state", "stats", "event"]), st.binary(max_size=30))
