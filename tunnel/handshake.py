@@ -173,7 +173,7 @@ class ClientHandshake:
         """Take the server's WELCOME; nothing in it is believed before its proof. Raises ProtocolError."""
         fields = protocol.decode_greeting(payload)
         port = fields.get("data_port")
-        if port is not None and not (isinstance(port, int) and 0 < port < 65536):
+        if port is not None and not (isinstance(port, int) and not isinstance(port, bool) and 0 < port < 65536):
             raise ProtocolError("a data port that is none")
         self._welcome = Welcome(
             link=_text(fields, "link"),

@@ -167,6 +167,13 @@ def test_the_order_is_fixed() -> None:
         ClientHandshake(KEY, CERTIFICATE).hear_proof(b"")
 
 
+@pytest.mark.parametrize("port", [True, 0, 65_536, "1", 1.0])
+def test_a_data_port_is_a_number_of_a_port(port: object) -> None:
+    payload = protocol.encode_greeting(Kind.WELCOME, {**GOOD, "data_port": port})[3:]
+    with pytest.raises(ProtocolError, match="data port"):
+        ClientHandshake(KEY, CERTIFICATE).hear_welcome(payload)
+
+
 def test_a_server_of_another_version_is_named() -> None:
     payload = protocol.encode_greeting(Kind.CHALLENGE, {"v": 2, "nonce": "0" * 64})[3:]
     with pytest.raises(ProtocolError, match="speaks protocol 2, this end 1"):
