@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | pictures | clean.  Everything is installed into .venv; nothing else of the machine is touched.
+# make demo | test | lint | bench | soak | fuzz | pictures | clean.  Everything is installed into .venv; nothing else of the machine is touched.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test lint bench pictures clean
+.PHONY: demo test lint bench soak fuzz pictures clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -35,6 +35,15 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+soak: $(VENV)/installed-dev
+	$(BIN)/python -m tests.soak $(SOAK_ARGS)
+
+# Where there is no build of atheris, the command says so.
+fuzz: $(VENV)/installed-dev
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' 2>/dev/null || true
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 # of the dashboard, taken of the running demonstration; look at them before you keep them
 pictures: $(VENV)/installed

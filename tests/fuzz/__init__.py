@@ -1,0 +1,1 @@
+"""Whatever strangers, files and brokers say, guided towards every branch of what reads it."""

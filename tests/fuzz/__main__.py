@@ -1,0 +1,109 @@
+"""The command: ``python -m tests.fuzz [NAME…]``. Exit code 0 if nothing was found, 1 if something was, 2 for wrong usage."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tests.fuzz.seeds import CORPUS
+from tests.fuzz.targets import TARGETS
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+
+_SLOWEST: Final = 5  # seconds for one input; more is a finding
+_MOST_MIB: Final = 1024  # of memory; more is a finding
+_ENDING: Final = 60  # seconds beyond its time that libFuzzer gets
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Inputs that nobody thought of.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(TARGETS)}; all, if none is named")
+    parser.add_argument("--seconds", type=int, default=30, help="for each (30)")
+    parser.add_argument("--crashes", type=Path, default=Path("build/fuzz"), metavar="FOLDER", help="(build/fuzz)")
+    parser.add_argument("--replay", type=Path, metavar="FILE", help="give one input to the one target that is named")
+    options = parser.parse_args(words)
+    if unknown := [name for name in options.names if name not in TARGETS]:
+        parser.error(f"{unknown[0]!r} is not one of {', '.join(TARGETS)}")
+    if options.replay and len(options.names) != 1:
+        parser.error("--replay needs the name of one target")
+    if options.seconds < 1:
+        parser.error("--seconds takes a whole number above 0")
+    return options
+
+
+def _replay(name: str, file: Path) -> int:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        print(f"cannot read {file}: {error.strerror}", file=sys.stderr)
+        return 2
+    try:
+        TARGETS[name](data)
+    except Exception:  # noqa: BLE001  whatever it is, it is what was looked for
+        print(traceback.format_exc())
+        return 1
+    print(f"{name} takes {file} as it should")
+    return 0
+
+
+def _fuzz(name: str, seconds: int, crashes: Path) -> bool:
+    """Whether nothing was found."""
+    folder = crashes.resolve() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    before = set(folder.iterdir())
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as new:
+        limits = [f"-max_total_time={seconds}", f"-timeout={_SLOWEST}", f"-rss_limit_mb={_MOST_MIB}"]
+        words = [sys.executable, "-m", "tests.fuzz.drive", name, *limits, f"-artifact_prefix={folder}/", new]
+        try:
+            done = subprocess.run(
+                [*words, str(CORPUS / name)], cwd=ROOT, capture_output=True, text=True, errors="replace",
+                timeout=seconds + _ENDING, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            print(f"{name}: did not end {_ENDING} s after its time")
+            return False
+    found = sorted(set(folder.iterdir()) - before)
+    if not found and done.returncode == 0:
+        folder.rmdir() if not before else None
+        runs = re.search(r"Done (\d+) runs", done.stderr)
+        print(f"{name}: nothing found in {int(runs[1]) if runs else 0:,} inputs")
+        return True
+    print(f"{name}: FOUND\n{_what(done.stdout + done.stderr)}")
+    for file in found:
+        print(f"again with: python -m tests.fuzz {name} --replay {file}")
+    return False
+
+
+def _what(said: str) -> str:
+    """The traceback, or the last words where it was too slow or too large."""
+    _, found, raised = said.partition(" === Uncaught Python exception: ===\n")
+    return raised.partition("\n\n")[0] if found else said[-2000:].rstrip()
+
+
+def main(words: Sequence[str]) -> int:
+    """Fuzz what is named, one after the other; the exit code."""
+    options = _arguments(words)
+    if options.replay:
+        return _replay(options.names[0], options.replay)
+    if importlib.util.find_spec("atheris") is None:
+        version = ".".join(map(str, sys.version_info[:2]))
+        print(
+            f"atheris is not installed: pip install '.[fuzz]' (it may have no build for Python {version} on this machine;"
+            " `make test` replays the corpus without it)",
+            file=sys.stderr,
+        )
+        return 2
+    results = [_fuzz(name, options.seconds, options.crashes) for name in options.names or TARGETS]
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

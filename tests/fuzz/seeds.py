@@ -1,0 +1,197 @@
+"""Writes the corpus that fuzzing starts from: ``python -m tests.fuzz.seeds``. What the codecs say, and its edges."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from orchestrator.mqtt import payloads
+from orchestrator.mqtt.payloads import Origin
+from orchestrator.mqtt.topics import HostTopics
+from orchestrator.supervisor.keeper import at_rest
+from tests.fuzz.targets import NOW, SECRET
+from tunnel import protocol
+from tunnel.options import make_spec
+from tunnel.protocol import LIMITS, Kind
+from tunnel.state import timestamp
+from tunnel.url import parse
+
+CORPUS: Final = Path(__file__).parent / "corpus"
+
+_NONCE: Final = "0" * 64
+_PROOF: Final = bytes(32)
+
+Seeds = Iterator[tuple[str, bytes]]
+
+
+def _frames() -> Seeds:
+    greeting = protocol.encode_greeting(Kind.CHALLENGE, {"v": 1, "nonce": _NONCE})
+    parts = {
+        "challenge": greeting,
+        "ids": protocol.encode_ids(Kind.LAUNCH, [1, 2, 1 << 63]),
+        "ended": protocol.encode_ended([(7, 1 << 40), (8, 0)]),
+        "ping": protocol.encode_stamp(Kind.PING, 42),
+        "queued": protocol.encode_queued(3),
+        "capacity": protocol.encode_capacity(16, 2),
+        "bounds": protocol.encode_bounds((8, None, 1024)),
+        "failed": protocol.encode_failed(9, "it refused the connection"),
+        "target-fine": protocol.encode_target(None),
+        "target-gone": protocol.encode_target("nobody answers"),
+        "bye": protocol.encode_text(Kind.BYE, "ends \x1b[2J here"),
+        "refused": protocol.encode_text(Kind.REFUSED, "the handshake was refused"),
+    }
+    for name, part in parts.items():
+        yield name, b"\xff" + part
+    yield "all-in-one", b"\xff" + b"".join(parts.values())
+    yield "all-byte-by-byte", b"\0" + b"".join(parts.values())
+    yield "cut-off", b"\x04" + b"".join(parts.values())[:-3]
+    yield "unknown-kind", b"\xff\x7f\0\0"
+    yield "too-long", b"\xff" + bytes([Kind.PING]) + (LIMITS[Kind.PING] + 1).to_bytes(2)
+    yield "empty-ids", b"\xff" + protocol.encode(Kind.POOLED)
+    yield "half-an-id", b"\xff" + protocol.encode(Kind.POOLED, b"1234")
+    yield "bound-of-zero", b"\xff" + protocol.encode(Kind.BOUNDS, bytes(12))
+
+
+def _handshake() -> Seeds:
+    hello = {
+        "nonce": _NONCE, "instance": "me", "auth": "key", "mode": "auto", "tls": False,
+        "pool_min": 1, "pool_max": None, "visitors": 9,
+    }  # fmt: skip
+    welcome = {
+        "link": "6f1c", "direction": "reverse", "data_port": 40_000, "tls": True,
+        "pool_min": None, "pool_max": 64, "visitors": None,
+    }  # fmt: skip
+    challenge = {"v": 1, "nonce": _NONCE}
+    for name, role, fields in (
+        ("hello", 0, hello),
+        ("hello-forward", 0, {**hello, "mode": "forward", "auth": "open"}),
+        ("hello-odd-bounds", 0, {**hello, "pool_min": True, "visitors": 1 << 32}),
+        ("hello-control-character", 0, {**hello, "instance": "\x1b[2J"}),
+        ("challenge", 1, challenge),
+        ("challenge-version", 1, {**challenge, "v": 2}),
+        ("challenge-nonce", 1, {**challenge, "nonce": "0"}),
+        ("welcome", 2, welcome),
+        ("welcome-no-port", 2, {**welcome, "data_port": None}),
+        ("welcome-port-true", 2, {**welcome, "data_port": True}),
+        ("welcome-port-65536", 2, {**welcome, "data_port": 65_536}),
+    ):
+        yield name, bytes([role]) + json.dumps(fields).encode() + _PROOF
+    yield "deep", b"\0" + b"[" * 500 + _PROOF
+    yield "long-number", b'\0{"nonce":' + b"9" * 800 + b"}" + _PROOF
+    yield "not-utf-8", b'\0{"nonce":"\xff"}' + _PROOF
+
+
+def _preface() -> Seeds:
+    genuine = protocol.encode_preface(SECRET, 7)
+    yield "genuine", genuine
+    yield "forged", genuine[:-1] + bytes([genuine[-1] ^ 1])
+    yield "other-magic", b"GET " + genuine[4:]
+    yield "ids-in-order", genuine + b"".join(n.to_bytes(8) for n in range(8))
+    yield "ids-again", genuine + b"".join(n.to_bytes(8) for n in (5, 5, 3, 100, 5, 36, 37, (1 << 64) - 1, 1))
+
+
+_URLS: Final = {
+    "server": "server://0.0.0.0:10101/internal-web:3000?log=debug",
+    "client": "client://server-host:10101/0.0.0.0:5432",
+    "key": "server://k%40y@[2001:db8::1]:10101/:8080?log=warn",
+    "bare-key": "server://a/b@h:1/t:2",
+    "everything": (
+        "client://key@h:1/t:2?log=info&mode=forward&data_port=tunnel&tls=1&semaphore_limit=9&signal_queue_limit=8"
+        "&signal_buffer=4096&min_pool_capacity=2&max_pool_capacity=4&report_interval=500ms&server_cooldown=1m30s"
+        "&client_cooldown=1.5h&shutdown_timeout=0"
+    ),
+    "idna": "server://bücher.example:1/t:2",
+    "number-for-a-host": "server://1.2.3:1/t:2",
+    "no-port": "server://h/t:2",
+    "escape": "server://%zz@h:1/t:2",
+    "twice": "server://h:1/t:2?log=info&log=warn",
+    "at-in-query": "server://h:1/t:2?log=a@b",
+    "min-above-max": "server://h:1/t:2?min_pool_capacity=9&max_pool_capacity=3",
+    "unknown-option": "server://h:1/t:2?mod=forward",
+    "odd-duration": "server://h:1/t:2?report_interval=.5µs",
+    "digits": "server://h:1/t:2?semaphore_limit=000000000001",
+}
+
+_FILES: Final = {
+    "smallest": "version: 1\ntunnels: {}\n",
+    "mapping": "version: 1\ntunnels:\n  web: server://0.0.0.0:1/a:2\n  db:\n    url: client://h:1/:5432\n    key: ${SET}\n",
+    "list": "version: 1\ntunnels:\n- {name: a, url: 'server://h:1/t:2', tags: [x, y]}\n- {name: b, url: 'client://h:3/t:4', enabled: no}\n",
+    "supervisor": "version: 1\nsupervisor: {api: np.sock, metrics: '127.0.0.1:1', drain_timeout: 3s, workers: 2}\ntunnels:\n",
+    "defaults": "version: 1\ndefaults: {log: debug, min_pool_capacity: 3, max_pool_capacity: 2}\ntunnels: {a: 'server://h:1/t:2'}\n",
+    "aliases": "version: 1\nx: &x {log: info}\ntunnels:\n  a: {<<: *x, url: 'server://h:1/t:2'}\n  b: {<<: [*x, *x], url: *y}\n",
+    "bomb": "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]\n",
+    "circle": "a: &a {b: *a}\n",
+    "variables": "version: 1\ntunnels:\n  a: server://${EMPTY:-h}:1/t:2\n  b: ${UNSET}\n  c: $$${\n",
+    "double-keys": "version: 1\nversion: 1\ntunnels: {a: 1, a: 2}\n",
+    "tags": "version: !!int 1\ntunnels: !python/name:os.system {}\n",
+    "block-scalars": "version: |\n  1\ntunnels: >\n  folded\n  text\n",
+    "two-documents": "version: 1\n---\nversion: 1\n",
+    "tab": "version: 1\n\ttunnels: {}\n",
+    "nulls": "version: ~\ntunnels:\n  a:\n  ? [b]\n  : c\n",
+    "line-breaks": "version: 1\r\ntunnels:\u2028 {}\x85",
+    "mqtt": "version: 1\nsupervisor: {mqtt: {url: 'mqtt://b:1', host: h, commands: true}}\ntunnels: {}\n",
+    "deep": "[" * 40,
+}
+
+
+def _mqtt() -> Seeds:
+    origin, topics = Origin("a-instance", "boot-2"), HostTopics("edge-1")
+    seen = at_rest("web", make_spec(parse("server://127.0.0.1:10101/127.0.0.1:8080"))).as_json()
+    moment = timestamp(NOW)
+    head = {
+        "config": {"ok": True, "error": None}, "host": "edge-1", "version": "1", "generation": 1,
+        "read_only": False, "started_at": moment,
+    }  # fmt: skip
+    state = payloads.state(origin, seen, 1, moment)
+    for name, topic, payload in (
+        ("birth", topics.status, payloads.status(origin, moment, online=True)),
+        ("will", topics.status, payloads.status(origin, moment, online=False)),
+        ("info", topics.info, payloads.info(origin, head, moment, tunnels=1, commands=True)),
+        ("state", topics.state_of("web"), state),
+        ("state-linked", topics.state_of("web"), {**state, "link": "6f1c", "state": "up", "direction": "reverse"}),
+        ("state-bare", topics.state_of("web"), {k: v for k, v in state.items() if k not in {"reason", "worker"}}),
+        ("state-strange-name", topics.state_of("a/b +#"), {**state, "name": "a/b +#"}),
+        ("stats", topics.stats_of("web"), payloads.stats(origin, seen, moment)),
+        ("command", topics.command, {"v": 1, "id": "c1", "op": "restart", "target": "web", "timeout": 3}),
+        ("command-reload", topics.command, {"v": 1, "id": "c2", "op": "reload", "reply": "me", "boot": "boot-1"}),
+        ("command-exp", topics.command, {"v": 1, "id": "c3", "op": "stop", "target": "*", "exp": moment}),
+        ("command-exp-number", topics.command, {"v": 1, "id": "c4", "op": "stop", "target": "*", "exp": NOW + 9}),
+        ("answer", topics.answer("me"), payloads.answer("c1", {"name": "web"})),
+    ):
+        yield name, topic.encode() + b"\0" + payloads.encode(payload)
+    yield "taken-back", topics.status.encode() + b"\0"
+    yield "other-topic", b"nodepass-orch/v2/x/status\0{}"
+    yield "payload-alone", payloads.encode(state)
+    yield "exp-without-end", b'{"v":1,"id":"c5","op":"stop","target":"*","exp":1' + b"0" * 400 + b"}"
+    yield "exp-not-a-number", b'{"v":1,"id":"c6","op":"stop","target":"*","exp":NaN}'
+    yield "deep", b'{"v":' + b"[" * 1500
+
+
+def seeds() -> Iterator[tuple[str, str, bytes]]:
+    """Target, name and content of every file of the corpus."""
+    for target, made in (
+        ("frames", _frames()),
+        ("handshake", _handshake()),
+        ("preface", _preface()),
+        ("mqtt", _mqtt()),
+    ):
+        for name, data in made:
+            yield target, name, data
+    for name, text in _URLS.items():
+        yield "url", name, text.encode()
+    for name, text in _FILES.items():
+        yield "yaml", name, text.encode()
+
+
+def main() -> None:
+    """Write them."""
+    for target, name, data in seeds():
+        place = CORPUS / target / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""What is fuzzed: each target takes any bytes and raises nothing, unless a property of what reads them is broken.
+
+Errors that a reader documents are its right; any other exception is a crash, and so is an AssertionError of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from orchestrator.config import document
+from orchestrator.config.document import Block, Node, Row
+from orchestrator.config.faults import ConfigError, Fault
+from orchestrator.config.load import load
+from orchestrator.mqtt import payloads
+from orchestrator.mqtt.fleet import Fleet
+from orchestrator.mqtt.orders import Gate, OrderRefusedError
+from orchestrator.mqtt.pairing import paths
+from orchestrator.mqtt.payloads import Origin
+from orchestrator.mqtt.rivals import Presence, RivalError
+from orchestrator.mqtt.topics import HostTopics, Spot, parse
+from orchestrator.table import table
+from tunnel import protocol, settings
+from tunnel.capacity import Bounds
+from tunnel.handshake import ClientHandshake, RefusedError, ServerHandshake
+from tunnel.options import OptionError, make_spec
+from tunnel.protocol import LIMITS, PREFACE_SIZE, Decoder, Kind, Once, ProtocolError
+from tunnel.spec import Key, Mode
+from tunnel.url import UrlError
+from tunnel.url import parse as parse_url
+
+Target = Callable[[bytes], None]
+
+NOW: Final = 1_800_000_000.0
+SECRET: Final = bytes(range(32))
+KEY: Final = Key("what both ends know")
+CERTIFICATE: Final = b"the server's certificate as DER"
+LONGEST: Final = {"frames": 4096, "handshake": 1100, "preface": 200, "url": 2048, "yaml": 4096, "mqtt": 2048}
+"""Bytes of an input of each target."""
+
+
+# --- frames -------------------------------------------------------------------------------------------------------
+
+
+def frames(data: bytes) -> None:
+    """Bytes of a control channel, cut into pieces whose size the first byte says."""
+    if not data:
+        return
+    step, stream = data[0] + 1, data[1:]
+    decoder, told, error = Decoder(), [], False
+    for start in range(0, len(stream), step):
+        try:
+            heard = decoder.feed(stream[start : start + step])
+        except ProtocolError:
+            error = True
+            break
+        told += heard
+        assert len(decoder._rest) < 3 + max(LIMITS.values()), "more is held than one frame"
+    again = b"".join(protocol.encode(kind, payload) for kind, payload in told)
+    assert stream.startswith(again), "what was decoded is not what was sent"
+    if not error:
+        assert len(again) + len(decoder._rest) == len(stream), "bytes were lost"
+        assert Decoder().feed(stream) == told, "it matters how the stream is cut"
+    for kind, payload in told:
+        with contextlib.suppress(ProtocolError):
+            _payload(kind, payload)
+
+
+def _payload(kind: Kind, payload: bytes) -> None:
+    again: bytes | None = None
+    match kind:
+        case Kind.LAUNCH | Kind.POOLED | Kind.RETIRED:
+            again = protocol.encode_ids(kind, protocol.decode_ids(payload)) or protocol.encode(kind)
+        case Kind.ENDED:
+            again = protocol.encode_ended(protocol.decode_ended(payload)) or protocol.encode(kind)
+        case Kind.PING | Kind.PONG:
+            again = protocol.encode_stamp(kind, protocol.decode_stamp(payload))
+        case Kind.QUEUED:
+            again = protocol.encode_queued(protocol.decode_queued(payload))
+        case Kind.CAPACITY:
+            again = protocol.encode_capacity(*protocol.decode_capacity(payload))
+        case Kind.BOUNDS:
+            again = protocol.encode_bounds(protocol.decode_bounds(payload))
+        case Kind.FAILED:
+            ident, why = protocol.decode_failed(payload)
+            _sentence(why, payload[8:])
+            assert protocol.decode_failed(protocol.encode_failed(ident, why)[3:])[0] == ident
+        case Kind.TARGET:
+            trouble = protocol.decode_target(payload)
+            assert (trouble is None) is bool(payload[0])
+        case Kind.REFUSED | Kind.BYE:
+            _sentence(protocol.decode_text(payload), payload)
+        case Kind.CHALLENGE | Kind.HELLO | Kind.WELCOME:
+            protocol.decode_greeting(payload)
+    assert again is None or again == protocol.encode(kind, payload), f"a {kind.name} frame changes by being read"
+
+
+def _sentence(text: str, payload: bytes) -> None:
+    assert text.isprintable(), "it can steer a terminal"
+    assert len(text) <= len(payload)
+
+
+# --- handshake and preface ----------------------------------------------------------------------------------------
+
+
+def handshake(data: bytes) -> None:
+    """A greeting and a proof from somebody who does not know the key: heard by the server, or by a client."""
+    if not data:
+        return
+    greeting, proof = data[1:-32], data[-32:]
+    if len(greeting) > LIMITS[Kind.HELLO]:  # the decoder lets no longer one pass
+        return
+    with contextlib.suppress(ProtocolError):
+        if data[0] % 3 == 0:
+            server = ServerHandshake(KEY, CERTIFICATE)
+            server.challenge()
+            server.hear_hello(greeting)
+            _refused(lambda: server.hear_proof(proof))
+            return
+        client = ClientHandshake(KEY, CERTIFICATE)
+        if data[0] % 3 == 1:
+            client.hear_challenge(greeting)
+            return
+        client.hear_challenge(b'{"nonce":"' + b"0" * 64 + b'","v":1}')
+        client.hello(instance="me", mode=Mode.AUTO, data_tls=False, bounds=Bounds())
+        client.hear_welcome(greeting)
+        said = client._welcome
+        assert said is not None
+        assert said.data_port is None or (type(said.data_port) is int and 0 < said.data_port < 65_536)
+        assert len(said.link) <= 80
+        assert said.link.isprintable()
+        _refused(lambda: client.hear_proof(proof))
+
+
+def _refused(prove: Callable[[], object]) -> None:
+    try:
+        prove()
+    except RefusedError:
+        return
+    raise AssertionError("somebody without the key is believed")
+
+
+def preface(data: bytes) -> None:
+    """The start of a data connection, and ids as they may be repeated."""
+    if len(data) < PREFACE_SIZE:
+        return
+    start, ids = data[:PREFACE_SIZE], data[PREFACE_SIZE:]
+    try:
+        ident = protocol.decode_preface(SECRET, start)
+    except ProtocolError:
+        ident = int.from_bytes(start[4:12])
+        assert protocol.encode_preface(SECRET, ident) != start, "a genuine preface is refused"
+    else:
+        assert protocol.encode_preface(SECRET, ident) == start, "a preface is taken that nobody made"
+    assert protocol.decode_preface(SECRET, protocol.encode_preface(SECRET, ident)) == ident
+    once, passed = Once(64), set[int]()
+    for at in range(0, len(ids) - 7, 8):
+        number = int.from_bytes(ids[at : at + 8])
+        if once.accept(number):
+            assert number not in passed, "an id passes twice"
+            passed.add(number)
+        assert once._seen.bit_length() <= 64, "the window grows"
+
+
+# --- URL ----------------------------------------------------------------------------------------------------------
+
+
+def url(data: bytes) -> None:
+    """A tunnel's URL, and the spec that it makes."""
+    text = data.decode(errors="surrogateescape")
+    try:
+        found = parse_url(text)
+    except UrlError as error:
+        assert 0 <= error.offset <= len(text), "the fault is outside"
+        assert "\n" not in str(error)
+        assert len(str(error)) < 400, "the message repeats what was written, however long"
+        return
+    again = parse_url(found.revealed())
+    assert again == found, "it changes by being written and read again"
+    assert again.values() == found.values()
+    assert found.key is None or "***@" in found.masked()
+    if "_file" in text or "tls_" in text:  # it would read files of this machine
+        return
+    try:
+        spec = make_spec(found)
+    except UrlError as error:
+        assert 0 <= error.offset <= len(text), "the fault is outside"
+        return
+    except OptionError as error:
+        raise AssertionError("a fault of the URL is said to be elsewhere") from error
+    values = settings.as_text(spec.settings)
+    assert settings.resolve([("again", values)]) is not None
+
+
+# --- YAML ---------------------------------------------------------------------------------------------------------
+
+_PLACE: Final = Path(tempfile.gettempdir()) / f"fuzz-{os.getpid()}.yaml"
+_ENVIRON: Final = {"SET": "value", "EMPTY": ""}
+
+
+def yaml(data: bytes) -> None:
+    """A file of tunnels: its tree, and what it configures."""
+    faults: list[Fault] = []
+    try:
+        text = document.decode(_PLACE, data)
+        root = document.read(_PLACE, text, _ENVIRON, faults)
+    except ConfigError as error:
+        assert error.faults, "an error without a fault"
+        for fault in error.faults:
+            _check_place(fault, data)
+        return
+    except RecursionError:  # documented where it is caught: load says that the file is nested too deep
+        return
+    for fault in faults:
+        _check_place(fault, data)
+    if root is not None:
+        _count(root, 0)
+    if any(
+        word in data for word in (b"include", b"_file", b"tls_", b"ca", b"\\")
+    ):  # it would read files of this machine
+        return
+    _PLACE.write_bytes(data)
+    try:
+        manifest = load(_PLACE, _ENVIRON)
+    except ConfigError as error:
+        assert error.faults, "an error without a fault"
+        for fault in error.faults:
+            _check_place(fault, data)
+    else:
+        assert len({entry.name for entry in manifest.entries}) == len(manifest.entries)
+        again = load(_PLACE, _ENVIRON)
+        assert again.entries == manifest.entries, "it reads differently the second time"
+    finally:
+        _PLACE.unlink()
+
+
+def _check_place(fault: Fault, data: bytes) -> None:
+    breaks = sum(map(data.count, (b"\n", b"\r", b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9")))
+    assert 1 <= fault.place.line <= breaks + 2, "no such line"  # the end of a file is the line after its last
+    assert fault.place.column >= 1
+    assert "\n" not in fault.message, "a fault is one line"
+
+
+def _count(node: Node, depth: int) -> None:
+    assert depth <= 33, "it is nested deeper than allowed"
+    if isinstance(node, Block) and depth < 8:  # aliases repeat what they stand for: deeper it would take too long
+        for key, value in node:
+            assert key.value is not None
+            _count(value, depth + 1)
+    elif isinstance(node, Row) and depth < 8:
+        for item in node.items[:8]:
+            _count(item, depth + 1)
+
+
+# --- MQTT ---------------------------------------------------------------------------------------------------------
+
+_KINDS: Final = ("status", "info", "event", "cmd", "state", "stats", "rsp")
+
+
+def mqtt(data: bytes) -> None:
+    """A topic, a null byte and a payload; without one, a payload for all kinds of topics."""
+    topic, separator, payload = data.partition(b"\0")
+    spot = parse(topic.decode(errors="replace")) if separator else None
+    payload = payload if separator else data
+    spots = [spot] if spot else [Spot("edge-1", kind, "web") for kind in _KINDS]
+    if spot and spot.kind == "state":
+        assert parse(HostTopics(spot.host).state_of(spot.name)) == spot, "a topic changes by being written again"
+    _as_command(payload)
+    fleet = Fleet()
+    for found in spots:
+        for is_retained in (True, False):
+            fleet.take(found, payload, NOW, is_retained=is_retained)
+    _look(fleet)
+    _as_rival(payload, zlib.crc32(data))
+
+
+def _as_command(payload: bytes) -> None:
+    gate = Gate("boot-1", remembered=4)
+    try:
+        order = gate.admit(payload, is_retained=False, now=NOW)
+    except OrderRefusedError as refused:
+        assert refused.reply is None or HostTopics("h").answer(refused.reply).count("/") == 4
+        json.loads(payloads.encode(payloads.answer(refused.id, error=str(refused))))
+        return
+    assert order.timeout is None or 0 <= order.timeout < 1e9
+    with contextlib.suppress(OrderRefusedError):
+        gate.admit(payload, is_retained=False, now=NOW)
+        raise AssertionError("a command is taken twice")
+
+
+def _look(fleet: Fleet) -> None:
+    hosts = [host.as_json(NOW) for host in fleet]
+    for host, shown in zip(fleet, hosts, strict=True):
+        assert isinstance(host.label, str)
+        table(shown["tunnels"], columns=None, paint=lambda text, _: text)
+        json.dumps(shown, allow_nan=False)
+    for path in paths(fleet, NOW):
+        assert str(path)
+        json.dumps(path.as_json())
+
+
+def _as_rival(payload: bytes, number: int) -> None:
+    word = payloads.decode(payload)
+    if word is None:
+        return
+    presence = Presence(Origin("b-instance", "boot-1"))
+    for kind in ("status", "info"):
+        with contextlib.suppress(RivalError):
+            presence.heard("edge-1", kind, word, NOW, is_retained=bool(number & 1))
+            presence.check("edge-1")
+    presence.is_occupied(NOW)
+
+
+TARGETS: Final[dict[str, Target]] = {
+    "frames": frames,
+    "handshake": handshake,
+    "preface": preface,
+    "url": url,
+    "yaml": yaml,
+    "mqtt": mqtt,
+}

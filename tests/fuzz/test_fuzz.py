@@ -1,0 +1,71 @@
+"""Every input of the corpus, and what hypothesis makes of it, keeps to the properties; and the command can be used."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fuzz.seeds import CORPUS, seeds
+from tests.fuzz.targets import LONGEST, TARGETS
+
+FILES = sorted(path for path in CORPUS.glob("*/*"))
+HAS_ATHERIS = importlib.util.find_spec("atheris") is not None
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", *words], cwd=root, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.name}")
+def test_the_corpus(file: Path) -> None:
+    TARGETS[file.parent.name](file.read_bytes())
+
+
+def test_every_target_has_a_corpus_and_it_is_what_the_codecs_say_today() -> None:
+    made = {(target, name): data for target, name, data in seeds()}
+    assert {target for target, _ in made} == set(TARGETS) == set(LONGEST)
+    for (target, name), data in made.items():
+        kept = (CORPUS / target / name).read_bytes()
+        if target != "mqtt":  # there is a moment in it: when the snapshot was taken
+            assert kept == data, f"{target}/{name} is out of date: python -m tests.fuzz.seeds"
+        assert len(data) <= LONGEST[target]
+
+
+@given(st.data())
+def test_the_corpus_cut_joined_and_altered(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(TARGETS)))
+    own = st.sampled_from([file for file in FILES if file.parent.name == name]).map(Path.read_bytes)
+    one, other = data.draw(own), data.draw(own)
+    cut, resume = data.draw(st.integers(0, len(one))), data.draw(st.integers(0, len(other)))
+    TARGETS[name](one[:cut] + data.draw(st.binary(max_size=4)) + other[resume:])
+
+
+def test_an_input_can_be_tried_again(tmp_path: Path) -> None:
+    done = command("frames", "--replay", str(CORPUS / "frames" / "all-in-one"))
+    assert (done.returncode, done.stderr) == (0, "")
+    missing = command("frames", "--replay", str(tmp_path / "nothing"))
+    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
+    assert "is not one of frames" in command("farmes").stderr
+
+
+@pytest.mark.skipif(not HAS_ATHERIS, reason="needs atheris: make fuzz installs it")
+def test_a_few_seconds_of_fuzzing(tmp_path: Path) -> None:
+    done = command("preface", "--seconds", "2", "--crashes", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing found" in done.stdout
+
+
+@pytest.mark.skipif(HAS_ATHERIS, reason="atheris is installed")
+def test_without_atheris_it_says_so_in_a_sentence() -> None:
+    done = command("preface")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "pip install '.[fuzz]'" in done.stderr
