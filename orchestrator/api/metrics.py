@@ -101,7 +101,8 @@ class _Tunnels(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every family once, each with all tunnels."""
         yield from _house(self._head)
-        yield GaugeMetricFamily(f"{_PREFIX}_tasks", "Tasks in the daemon's event loop, without its workers'.", self._tasks)
+        text = "Tasks in the daemon's event loop, without its workers'."
+        yield GaugeMetricFamily(f"{_PREFIX}_tasks", text, self._tasks)
         labels = [(s.name, s.role, s.direction or "") for s in self._snapshots]
         for measure in _MEASURES:
             family = measure.family(f"{_PREFIX}_tunnel_{measure.name}", measure.help, labels=_LABELS)

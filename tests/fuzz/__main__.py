@@ -1,4 +1,4 @@
-"""The command: ``python -m tests.fuzz [NAME…]``. Exit code 0 if nothing was found, 1 if something was, 2 for wrong usage."""
+"""The command: ``python -m tests.fuzz [NAME…]``. Exit code 0: nothing was found; 1: something was; 2: wrong usage."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def main(words: Sequence[str]) -> int:
     if importlib.util.find_spec("atheris") is None:
         version = ".".join(map(str, sys.version_info[:2]))
         print(
-            f"atheris is not installed: pip install '.[fuzz]' (it may have no build for Python {version} on this machine;"
-            " `make test` replays the corpus without it)",
+            f"atheris is not installed: pip install '.[fuzz]'; where it has no build for Python {version}, "
+            "`make test` replays the corpus without it",
             file=sys.stderr,
         )
         return 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-import atheris  # type: ignore[import-not-found,unused-ignore]  # optional, and without types
+import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  # optional, and without types
 
 with atheris.instrument_imports(include=["tunnel", "orchestrator"]):
     from tests.fuzz.targets import LONGEST, TARGETS

@@ -1,4 +1,7 @@
-"""Writes the corpus that fuzzing starts from: ``python -m tests.fuzz.seeds``. What the codecs say, and its edges."""
+"""Writes what the codecs say, and its edges, into the corpus: ``python -m tests.fuzz.seeds``.
+
+The URLs and files of the corpus were written by hand, and stay so.
+"""
 
 from __future__ import annotations
 
@@ -92,50 +95,6 @@ def _preface() -> Seeds:
     yield "ids-again", genuine + b"".join(n.to_bytes(8) for n in (5, 5, 3, 100, 5, 36, 37, (1 << 64) - 1, 1))
 
 
-_URLS: Final = {
-    "server": "server://0.0.0.0:10101/internal-web:3000?log=debug",
-    "client": "client://server-host:10101/0.0.0.0:5432",
-    "key": "server://k%40y@[2001:db8::1]:10101/:8080?log=warn",
-    "bare-key": "server://a/b@h:1/t:2",
-    "everything": (
-        "client://key@h:1/t:2?log=info&mode=forward&data_port=tunnel&tls=1&semaphore_limit=9&signal_queue_limit=8"
-        "&signal_buffer=4096&min_pool_capacity=2&max_pool_capacity=4&report_interval=500ms&server_cooldown=1m30s"
-        "&client_cooldown=1.5h&shutdown_timeout=0"
-    ),
-    "idna": "server://bücher.example:1/t:2",
-    "number-for-a-host": "server://1.2.3:1/t:2",
-    "no-port": "server://h/t:2",
-    "escape": "server://%zz@h:1/t:2",
-    "twice": "server://h:1/t:2?log=info&log=warn",
-    "at-in-query": "server://h:1/t:2?log=a@b",
-    "min-above-max": "server://h:1/t:2?min_pool_capacity=9&max_pool_capacity=3",
-    "unknown-option": "server://h:1/t:2?mod=forward",
-    "odd-duration": "server://h:1/t:2?report_interval=.5µs",
-    "digits": "server://h:1/t:2?semaphore_limit=000000000001",
-}
-
-_FILES: Final = {
-    "smallest": "version: 1\ntunnels: {}\n",
-    "mapping": "version: 1\ntunnels:\n  web: server://0.0.0.0:1/a:2\n  db:\n    url: client://h:1/:5432\n    key: ${SET}\n",
-    "list": "version: 1\ntunnels:\n- {name: a, url: 'server://h:1/t:2', tags: [x, y]}\n- {name: b, url: 'client://h:3/t:4', enabled: no}\n",
-    "supervisor": "version: 1\nsupervisor: {api: np.sock, metrics: '127.0.0.1:1', drain_timeout: 3s, workers: 2}\ntunnels:\n",
-    "defaults": "version: 1\ndefaults: {log: debug, min_pool_capacity: 3, max_pool_capacity: 2}\ntunnels: {a: 'server://h:1/t:2'}\n",
-    "aliases": "version: 1\nx: &x {log: info}\ntunnels:\n  a: {<<: *x, url: 'server://h:1/t:2'}\n  b: {<<: [*x, *x], url: *y}\n",
-    "bomb": "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nd: [*c, *c]\n",
-    "circle": "a: &a {b: *a}\n",
-    "variables": "version: 1\ntunnels:\n  a: server://${EMPTY:-h}:1/t:2\n  b: ${UNSET}\n  c: $$${\n",
-    "double-keys": "version: 1\nversion: 1\ntunnels: {a: 1, a: 2}\n",
-    "tags": "version: !!int 1\ntunnels: !python/name:os.system {}\n",
-    "block-scalars": "version: |\n  1\ntunnels: >\n  folded\n  text\n",
-    "two-documents": "version: 1\n---\nversion: 1\n",
-    "tab": "version: 1\n\ttunnels: {}\n",
-    "nulls": "version: ~\ntunnels:\n  a:\n  ? [b]\n  : c\n",
-    "line-breaks": "version: 1\r\ntunnels:\u2028 {}\x85",
-    "mqtt": "version: 1\nsupervisor: {mqtt: {url: 'mqtt://b:1', host: h, commands: true}}\ntunnels: {}\n",
-    "deep": "[" * 40,
-}
-
-
 def _mqtt() -> Seeds:
     origin, topics = Origin("a-instance", "boot-2"), HostTopics("edge-1")
     seen = at_rest("web", make_spec(parse("server://127.0.0.1:10101/127.0.0.1:8080"))).as_json()
@@ -170,7 +129,7 @@ def _mqtt() -> Seeds:
 
 
 def seeds() -> Iterator[tuple[str, str, bytes]]:
-    """Target, name and content of every file of the corpus."""
+    """Target, name and content of every input that a codec made."""
     for target, made in (
         ("frames", _frames()),
         ("handshake", _handshake()),
@@ -179,10 +138,6 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
     ):
         for name, data in made:
             yield target, name, data
-    for name, text in _URLS.items():
-        yield "url", name, text.encode()
-    for name, text in _FILES.items():
-        yield "yaml", name, text.encode()
 
 
 def main() -> None:

@@ -142,7 +142,8 @@ def test_words_of_another_shape_are_not_taken(fleet: Fleet, change: dict[str, An
 
 def test_a_host_whose_words_have_another_shape_is_not_believed(fleet: Fleet) -> None:
     edge = Speaker(fleet, "edge-1")
-    for odd in ({"name": []}, {"name": 7}, {"version": {}}, {"config_error": ["x"]}, {"boot": 7}):
+    strange: list[dict[str, Any]] = [{"name": []}, {"name": 7}, {"version": {}}, {"config_error": ["x"]}, {"boot": 7}]
+    for odd in strange:
         assert not edge.say("info", {"v": 1, **odd})
     assert not edge.say("status", {"v": 1, "online": True, "boot": ["boot-1"]})
     assert not fleet.hosts

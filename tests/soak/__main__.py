@@ -1,4 +1,4 @@
-"""The command: ``python -m tests.soak``. The verdict on stdout, progress on stderr; exit code 0 if all was well, else 1."""
+"""The command: ``python -m tests.soak``. The verdict on stdout, progress on stderr; exit code 0 if all was well."""
 
 from __future__ import annotations
 

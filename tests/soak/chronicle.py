@@ -79,3 +79,23 @@ class Chronicle:
     def unexplained(self, failed: Iterable[Visit]) -> list[Visit]:
         """Those that no window explains."""
         return [visit for visit in failed if not any(window.explains(visit) for window in self.windows)]
+
+    def spared(self, tunnels: Iterable[str], begin: float, end: float) -> float:
+        """The share of that time in which no window was open, over all of these tunnels."""
+        names = list(tunnels)
+        covered = sum(_length(self._spans(name, begin, end)) for name in names)
+        return 1 - covered / (len(names) * (end - begin))
+
+    def _spans(self, tunnel: str, begin: float, end: float) -> list[tuple[float, float]]:
+        return sorted(
+            (max(begin, window.begin), min(end, window.end)) for window in self.windows if tunnel in window.tunnels
+        )
+
+
+def _length(spans: list[tuple[float, float]]) -> float:
+    """How much is covered by spans that may overlap, given in the order of their beginnings."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in spans:
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total

@@ -173,8 +173,8 @@ class End:
 class House:
     """Eight tunnels: each direction, either daemon as the server, plain and encrypted.
 
-    The ``lasting`` daemon lives as long as the run and has all engines in its own process: what it loses is lost for good and
-    seen at the end. The ``mortal`` one has workers, and dies now and then.
+    The ``lasting`` daemon lives as long as the run and has all engines in its own process: what it loses is lost for
+    good and seen at the end. The ``mortal`` one has workers, and dies now and then.
     """
 
     def __init__(self, directory: Path, chronicle: Chronicle) -> None:

@@ -128,7 +128,7 @@ def judge(baseline: Reading, now: Reading, *, kernel_forgot: bool) -> list[str]:
             if is_ > was + allowed:
                 found.append(f"{name}: {_words(field.name, is_)}, {_words(field.name, was)} before")
     if now.active:
-        found.append(f"{now.active} visitors are said to be there, and nobody is")
+        found.append(f"visitors are said to be there: {now.active}, and nobody is")
     if now.up < baseline.up:
         found.append(f"{now.up} tunnels are up, {baseline.up} were before")
     if now.capacity > baseline.up * (POOL_MIN + 1):

@@ -35,11 +35,12 @@ _WHOLE: Final[tuple[tuple[str, Callable[[Reading], float]], ...]] = (
 def summary(record: Record, seconds: float) -> str:
     """One screen."""
     visits, troubles = sum(record.served.values()), record.chronicle.troubles
+    load = f"{seconds / 60:.1f} minutes under load"
+    wrong = f"without a reason: {len(record.unexplained)}"
     lines = [
-        f"{seconds / 60:.1f} minutes under load; {visits} visits served, {record.carried / 1e9:.2f} GB verified; "
-        f"{len(troubles)} troubles",
+        f"{load}: {visits} visits, {record.carried / 1e9:.2f} GB verified, {len(troubles)} troubles",
         f"corrupted streams: {len(record.corrupt)}",
-        f"failed visits: {len(record.failed)}, without a reason: {len(record.unexplained)}",
+        f"failed visits: {len(record.failed)}, {wrong}; none had one in {record.spared:.0%} of the time",
         "",
         *_text([("", "baseline", "most", "at the end"), *_figures(record)]),
         "",
@@ -52,11 +53,13 @@ def summary(record: Record, seconds: float) -> str:
 def write(record: Record, seconds: float, folder: Path) -> Path:
     """``soak.md`` with ``soak.svg``; its path."""
     folder.mkdir(parents=True, exist_ok=True)
+    whole, gigabytes = record.ended - record.began, record.carried / 1e9
+    verdict = "Good." if record.is_good else "Not good." if record.is_complete else "Not complete."
     parts = [
         "# Soak",
         "",
-        f"{seconds / 60:.1f} minutes of load and troubles on eight tunnels of two daemons, {record.ended - record.began:.0f} s in "
-        f"all. {'Good.' if record.is_good else 'Not good.' if record.is_complete else 'Not complete.'}",
+        f"{seconds / 60:.1f} minutes of load and troubles on eight tunnels of two daemons, {whole:.0f} s in all.",
+        verdict,
         "",
         *_wrong(record, "- "),
         "",
@@ -66,7 +69,8 @@ def write(record: Record, seconds: float, folder: Path) -> Path:
         "",
         *_table([("visits", "served", "failed", "without a reason"), *_visits(record)]),
         "",
-        f"{record.carried / 1e9:.2f} GB were verified byte by byte; {len(record.corrupt)} streams were corrupted.",
+        f"{gigabytes:.2f} GB were verified byte by byte; {len(record.corrupt)} streams were corrupted.",
+        f"In {record.spared:.0%} of the time no trouble would have explained the failure of a visit.",
         "",
         *_table([("trouble", "times", "median s until well again", "longest"), *_troubles(record)]),
         "",
@@ -83,11 +87,9 @@ def _wrong(record: Record, mark: str = "") -> Iterator[str]:
     for text in record.chronicle.findings[:_SHOWN]:
         yield f"{mark}{text}"
     for visit in record.unexplained[:_SHOWN]:
-        after = visit.began - record.began
-        yield (
-            f"{mark}after {after:.1f} s a visit of {visit.tunnel} ({visit.manner}, "
-            f"{'' if visit.established else 'not '}established, {visit.ended - visit.began:.2f} s long) failed: {visit.why}"
-        )
+        after, lasted = visit.began - record.began, visit.ended - visit.began
+        manner = f"{visit.manner}, {'' if visit.established else 'not '}established, {lasted:.2f} s long"
+        yield f"{mark}after {after:.1f} s a visit of {visit.tunnel} ({manner}) failed: {visit.why}"
 
 
 def _figures(record: Record) -> Iterator[Row]:

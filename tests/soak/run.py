@@ -48,6 +48,8 @@ class Record:
     baseline: Reading | None = None
     last: Reading | None = None
     ended: float = 0.0
+    spared: float = 0.0
+    """the share of the time under load in which no visit had an excuse"""
     is_complete: bool = False
 
     @property
@@ -86,7 +88,9 @@ class Soak:
             warm_up = min(120.0, self._seconds * 0.2)
             self._under_load(warm_up, "warm-up")
             self.record.baseline = self._quiet(lambda now: judge(now, now, kernel_forgot=False))
+            began = time.monotonic()
             self._under_load(self._seconds - warm_up, "soak")
+            self.record.spared = self._chronicle.spared(self._house.tunnels, began, time.monotonic())
             self.record.last = self._quiet(self._against_baseline)
             self._shut_down()
             self.record.is_complete = True

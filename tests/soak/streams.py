@@ -1,4 +1,4 @@
-"""How visitors and targets of the soak talk: every byte is known beforehand to both, so every stream can be verified."""
+"""How visitors and targets of the soak talk: every byte is known beforehand to both, so every stream is verified."""
 
 from __future__ import annotations
 

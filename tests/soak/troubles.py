@@ -43,7 +43,8 @@ class Troublemaker:
         """Begin."""
         self._over.clear()
         self._threads = [
-            threading.Thread(target=self._cycle, args=(list(troubles),), daemon=True) for troubles in (HARD, SOFT)
+            threading.Thread(target=self._cycle, args=(list(troubles), pause), daemon=True)
+            for troubles, pause in ((HARD, 3 * self._pause), (SOFT, self._pause))
         ]
         for thread in self._threads:
             thread.start()
@@ -64,11 +65,11 @@ class Troublemaker:
             self.chronicle.found(f"{what}: {error!r}")
         self.chronicle.took(what, began)
 
-    def _cycle(self, troubles: list[Trouble]) -> None:
+    def _cycle(self, troubles: list[Trouble], pause: float) -> None:
         while True:
             self.dice.shuffle(troubles)
             for trouble in troubles:
-                if self._over.wait(self.dice.uniform(0, 2 * self._pause)):
+                if self._over.wait(self.dice.uniform(0, 2 * pause)):
                     return
                 self.make(trouble)
 
