@@ -276,9 +276,14 @@ class Flow:
     def release(self) -> None:
         """Let go of everything: the relay is over."""
         self.ended = True
-        self.twin = self  # breaks the cycle of the two
+        self.twin = _NOBODY
         self._tail = b""
         self._return_pipe()
+
+
+_NOBODY: Final = Flow.__new__(Flow)
+"""The twin of a flow that is over. Itself would be a cycle, and all that the flow holds would wait for the collector."""
+_NOBODY.ended = _NOBODY.blocked = True
 
 
 class Relay:
