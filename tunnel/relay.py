@@ -282,7 +282,7 @@ class Flow:
 
 
 _NOBODY: Final = Flow.__new__(Flow)
-"""The twin of a flow that is over. Itself would be a cycle, and all that the flow holds would wait for the collector."""
+"""The twin of a flow that is over: itself would be a cycle, and all that it holds would wait for the collector."""
 _NOBODY.ended = _NOBODY.blocked = True
 
 
