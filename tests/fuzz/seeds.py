@@ -97,8 +97,9 @@ def _preface() -> Seeds:
 
 def _mqtt() -> Seeds:
     origin, topics = Origin("a-instance", "boot-2"), HostTopics("edge-1")
-    seen = at_rest("web", make_spec(parse("server://127.0.0.1:10101/127.0.0.1:8080"))).as_json()
     moment = timestamp(NOW)
+    at_home = at_rest("web", make_spec(parse("server://127.0.0.1:10101/127.0.0.1:8080")))
+    seen = {**at_home.as_json(), "since": moment}
     head = {
         "config": {"ok": True, "error": None}, "host": "edge-1", "version": "1", "generation": 1,
         "read_only": False, "started_at": moment,
