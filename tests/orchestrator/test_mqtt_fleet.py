@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -163,6 +164,25 @@ def test_rubbish_changes_nothing(kind: str, data: bytes) -> None:
     fleet = Fleet()
     fleet.take(Spot("h", kind, "t"), data, NOW, is_retained=False)
     assert all(host.as_json(NOW) for host in fleet)
+
+
+odd_values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just([]) | st.just({})
+
+
+@given(st.dictionaries(st.sampled_from(sorted(snapshot().as_json())), odd_values, max_size=3), odd_values, st.data())
+def test_whatever_is_believed_can_be_shown(changes: dict[str, Any], odd: object, data: st.DataObject) -> None:
+    fleet = Fleet()
+    edge = Speaker(fleet, "edge-1")
+    told = payloads.state(edge.origin, snapshot().as_json(), 1, timestamp(NOW))
+    group = data.draw(st.sampled_from(["pool", "signals", "connections", "bytes", "cooldown"]))
+    changed_group = {**told[group], data.draw(st.sampled_from(sorted(told[group]))): odd}
+    edge.say("state", {**told, group: changed_group, **changes}, "web")
+    edge.say("info", {"v": 1, "name": odd, "config_error": None})
+    for host in fleet:
+        assert table(host.tunnels(), columns=80, paint=lambda text, _: text)
+        assert host.label
+        json.dumps(host.as_json(NOW), allow_nan=False)
+    assert all(str(path) for path in paths(fleet, NOW))
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ def test_any_bytes_give_frames_or_a_protocol_error_and_little_is_held(pieces: li
 DECODERS = (
     protocol.decode_greeting,
     protocol.decode_ids,
+    protocol.decode_ended,
     protocol.decode_stamp,
     protocol.decode_queued,
     protocol.decode_capacity,
@@ -96,6 +97,14 @@ def test_more_ids_than_one_frame_holds_take_several() -> None:
     assert [i for _, payload in heard for i in protocol.decode_ids(payload)] == ids
     with pytest.raises(ProtocolError, match="cut off"):
         protocol.decode_ids(b"123456789")
+
+
+@given(st.lists(st.tuples(idents, idents), max_size=3) | st.just([(7, 9)] * (protocol.IDS_PER_FRAME + 1)))
+def test_ends_round_trip_and_no_pair_is_torn(ends: list[tuple[int, int]]) -> None:
+    heard = Decoder().feed(protocol.encode_ended(ends))
+    assert [pair for kind, payload in heard for pair in protocol.decode_ended(payload) if kind is Kind.ENDED] == ends
+    with pytest.raises(ProtocolError, match="cut off"):
+        protocol.decode_ended(bytes(8))
 
 
 @given(idents, numbers, numbers, st.tuples(*[st.none() | st.integers(1, (1 << 32) - 2)] * 3))
