@@ -74,11 +74,11 @@ def _fuzz(name: str, seconds: int, crashes: Path) -> bool:
     if not found and done.returncode == 0:
         folder.rmdir() if not before else None
         runs = re.search(r"Done (\d+) runs", done.stderr)
-        print(f"{name}: nothing found in {int(runs[1]) if runs else 0:,} inputs")
+        print(f"{name}: nothing found in {int(runs[1]) if runs else 0:,} inputs", flush=True)
         return True
     print(f"{name}: FOUND\n{_what(done.stdout + done.stderr)}")
     for file in found:
-        print(f"again with: python -m tests.fuzz {name} --replay {file}")
+        print(f"again with: python -m tests.fuzz {name} --replay {file}", flush=True)
     return False
 
 
@@ -101,7 +101,11 @@ def main(words: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    results = [_fuzz(name, options.seconds, options.crashes) for name in options.names or TARGETS]
+    try:
+        results = [_fuzz(name, options.seconds, options.crashes) for name in options.names or TARGETS]
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
     return 0 if all(results) else 1
 
 
