@@ -166,7 +166,9 @@ def test_rubbish_changes_nothing(kind: str, data: bytes) -> None:
     assert all(host.as_json(NOW) for host in fleet)
 
 
-odd_values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just([]) | st.just({})
+odd_values: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just([]) | st.just({})
+)
 
 
 @given(st.dictionaries(st.sampled_from(sorted(snapshot().as_json())), odd_values, max_size=3), odd_values, st.data())
