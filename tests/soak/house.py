@@ -93,17 +93,15 @@ class End:
         """held by whoever kills, freezes or ends it"""
         self._workers = workers
         self._saving = threading.Lock()
-        self._talk = directory.parent
+        self._said = directory.parent
         self.start()
 
     def start(self) -> None:
         """Run it; in a session of its own, so that Ctrl-C reaches nobody but the soak."""
-        env = _UNSET | {
-            name: str(self.directory / name.lower()) for name in ("TMPDIR", "XDG_STATE_HOME", "XDG_RUNTIME_DIR")
-        }
-        for place in env.values():
-            if place:
-                Path(place).mkdir(mode=0o700, exist_ok=True)
+        places = {name: self.directory / name.lower() for name in ("TMPDIR", "XDG_STATE_HOME", "XDG_RUNTIME_DIR")}
+        for place in places.values():
+            place.mkdir(mode=0o700, exist_ok=True)
+        env = _UNSET | {name: str(place) for name, place in places.items()}
         supervisor = {"workers": self._workers, "drain_timeout": f"{DRAIN:g}s"}
         with self._saving:
             self.daemon = Daemon(self.name, ["setsid"], self.directory, env, self.urls, supervisor)
@@ -148,7 +146,7 @@ class End:
     def command(self, *arguments: str) -> Command:
         """A command to it, as its user would give it."""
         words = ["setsid", *COMMAND, *arguments, "--socket", str(self.daemon.socket)]
-        return Command(f"{self.name}-command", words, self._talk, _UNSET)
+        return Command(f"{self.name}-command", words, self._said, _UNSET)
 
     def workers(self) -> list[int]:
         """Its worker processes."""
