@@ -96,7 +96,7 @@ def _preface() -> Seeds:
 
 
 def _mqtt() -> Seeds:
-    origin, topics = Origin("a-instance", "boot-2"), HostTopics("edge-1")
+    origin, topics = Origin("a-instance", "boot-2", NOW), HostTopics("edge-1")
     moment = timestamp(NOW)
     at_home = at_rest("web", make_spec(parse("server://127.0.0.1:10101/127.0.0.1:8080")))
     seen = {**at_home.as_json(), "since": moment}

@@ -309,7 +309,11 @@ def _as_rival(payload: bytes, number: int) -> None:
     word = payloads.decode(payload)
     if word is None:
         return
-    presence = Presence(Origin("b-instance", "boot-1"))
+    presence = Presence(Origin(("a-instance", "b-instance")[number >> 1 & 1], "boot-1", NOW - 1))
+    if number & 4:
+        presence.born()
+    if number & 8:
+        presence.watch(NOW)
     for kind in ("status", "info"):
         with contextlib.suppress(RivalError):
             presence.heard("edge-1", kind, word, NOW, is_retained=bool(number & 1))
