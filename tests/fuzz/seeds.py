@@ -108,7 +108,7 @@ def _mqtt() -> Seeds:
     for name, topic, payload in (
         ("birth", topics.status, payloads.status(origin, moment, online=True)),
         ("will", topics.status, payloads.status(origin, moment, online=False)),
-        ("info", topics.info, payloads.info(origin, head, moment, tunnels=1, commands=True)),
+        ("info", topics.info, payloads.info(origin, head, moment, tunnels=1, commands=True, discovery=None)),
         ("state", topics.state_of("web"), state),
         ("state-linked", topics.state_of("web"), {**state, "link": "6f1c", "state": "up", "direction": "reverse"}),
         ("state-bare", topics.state_of("web"), {k: v for k, v in state.items() if k not in {"reason", "worker"}}),
