@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +37,8 @@ class Holding:
     close_wait: int = 0
     tasks: int = 0
     """of the daemon's event loop; 0 where there is no telling"""
+    idle: int = 0
+    """data connections in its pools"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +123,12 @@ def judge(baseline: Reading, now: Reading, *, kernel_forgot: bool) -> list[str]:
     for name, before in baseline.holdings.items():
         after = now.holdings.get(name, Holding())
         many = 2 if name.endswith("workers") else 1
-        for field in fields(Holding):
-            was, is_, allowed = getattr(before, field.name), getattr(after, field.name), many * _ALLOWED[field.name]
-            if field.name == "pipes":
+        for what, allowed in _ALLOWED.items():
+            was, is_ = getattr(before, what), getattr(after, what)
+            if what == "pipes":
                 was = min(was, many * 2)  # the empty ones that are kept have their own limit
-            if is_ > was + allowed:
-                found.append(f"{name}: {_words(field.name, is_)}, {_words(field.name, was)} before")
+            if is_ > was + many * allowed:
+                found.append(f"{name}: {_words(what, is_)}, {_words(what, was)} before")
     if now.active:
         found.append(f"visitors are said to be there: {now.active}, and nobody is")
     if now.up < baseline.up:
@@ -162,7 +164,9 @@ def _hold(pids: Iterable[int], waiting: set[str], idle: int, tasks: int) -> Hold
         status = Path(f"/proc/{pid}/status").read_text()
         threads += _number(status, "Threads")
         rss += _number(status, "VmRSS") * 1024
-    return Holding(count["socket"] - idle, count["pipe"], count["other"], threads, rss, count["close_wait"], tasks)
+    return Holding(
+        count["socket"] - idle, count["pipe"], count["other"], threads, rss, count["close_wait"], tasks, idle
+    )
 
 
 def _number(status: str, name: str) -> int:

@@ -165,7 +165,7 @@ def _plot(record: Record, path: Path) -> None:
         "Sockets, without idle data connections": held(lambda h: h.sockets),
         "Threads; tasks of the daemon's loop": held(lambda h: h.threads)
         | {"lasting, tasks": line(lambda r: r.holdings["lasting"].tasks)},
-        "Data connections in the pools": {"idle": line(lambda r: r.idle), "wanted": line(lambda r: r.capacity)},
+        "Data connections in the pools": held(lambda h: h.idle) | {"wanted by all": line(lambda r: r.capacity)},
         "Connections in TIME_WAIT": {"all": line(lambda r: r.time_wait)},
     }
     charts.lines(path, panels, across="seconds since the start")
