@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PATIENCE: Final = 10.0
 """Seconds for a host's answer."""
 
+_AT_A_TIME: Final = 400  # tunnels asked for at once: brokers commonly drop what they are 1,000 messages ahead with
 _QUIET: Final = 0.1  # seconds without a word, after which what is retained has been heard
 _LONGEST_READING: Final = 30.0  # seconds for all that is retained: a large fleet takes some
 _BREATH: Final = 0.05  # seconds between two batches: what is said several times in between is read once
@@ -61,7 +62,10 @@ class Reader:
         self._on_word = on_word
         self._on_event = on_event
         self._words = 0
-        topics = [EVERY_HOST.status, EVERY_HOST.info, EVERY_HOST.states]
+        self._unread: dict[str, None] = {}  # hosts whose tunnels have not been asked for, in the order of their coming
+        self._followed: set[str] = set()
+        self._came = asyncio.Event()
+        topics = [EVERY_HOST.status, EVERY_HOST.info]
         topics += [EVERY_HOST.stats] * stats + [EVERY_HOST.event] * (on_event is not None)
         self._topics: Iterable[str] = tuple(topics)
 
@@ -86,11 +90,15 @@ class Reader:
         """
         async with self._dialer.session(is_newest_enough=True) as session, together() as start:
             self._coming = Fleet()
+            self._unread.clear()
+            self._followed.clear()
             start(self._listen(session))
+            start(self._follow(session))
             await session.subscribe(*self._topics)
-            # Its agreement comes after what is retained, from most brokers; the rest speaks up soon.
-            await session.subscribe(EVERY_HOST.answer(self._reply), qos=1, patience=_LONGEST_READING)
-            await self._until_quiet()
+            for _ in ("hosts", "tunnels"):
+                # Its agreement comes after what it was asked for before, from most brokers; the rest speaks up soon.
+                await session.subscribe(EVERY_HOST.answer(self._reply), qos=1, patience=_LONGEST_READING)
+                await self._until_quiet()
             self.fleet, self._session, self.trouble = self._coming, session, None
             try:
                 yield asyncio.get_running_loop().create_future()
@@ -103,9 +111,35 @@ class Reader:
     async def _until_quiet(self) -> None:
         until = time.monotonic() + _LONGEST_READING
         heard = -1
-        while heard != self._words and time.monotonic() < until:
+        while (heard != self._words or self._unread) and time.monotonic() < until:
             heard = self._words
             await asyncio.sleep(_QUIET)
+
+    async def _follow(self, session: Session) -> None:
+        """Ask for the tunnels of each host that is heard of, a few hosts at a time.
+
+        The tunnels of a whole large fleet at once are more than a broker keeps for one reader: it would drop some, and
+        its agreement too.
+        """
+        while True:
+            await self._came.wait()
+            self._came.clear()
+            while hosts := self._next_hosts():
+                await session.subscribe(*(HostTopics(host).states for host in hosts), patience=_LONGEST_READING)
+                for host in hosts:
+                    del self._unread[host]
+
+    def _next_hosts(self) -> list[str]:
+        hosts: list[str] = []
+        room = _AT_A_TIME
+        for name in self._unread:
+            known = self._coming.hosts.get(name)
+            told = known.info.get("tunnels") if known else None
+            room -= told if isinstance(told, int) and told > 0 else _AT_A_TIME
+            if hosts and room < 0:
+                break
+            hosts.append(name)
+        return hosts
 
     async def command(self, host: str, op: str, target: str | None, limit: float | None = None) -> Json:
         """Tell a host something; its answer: ``ok``, ``error``, ``result``. Raises BrokerError, NoAnswerError.
@@ -154,6 +188,10 @@ class Reader:
         spot = parse(str(message.topic))
         if spot is None:
             return
+        if spot.host not in self._followed:
+            self._followed.add(spot.host)
+            self._unread[spot.host] = None
+            self._came.set()
         if spot.kind == "rsp":
             self._answered(payloads.parsed(message.payload) or {})
         elif spot.kind == "event":

@@ -1,0 +1,58 @@
+"""A fleet larger than what a broker holds ready for one reader, in made-up tunnels and real words."""
+
+from __future__ import annotations
+
+import time
+
+from orchestrator.mqtt.broker import Broker
+from orchestrator.mqtt.fleet import GONE, ONLINE
+from orchestrator.mqtt.pairing import paths
+from orchestrator.mqtt.reader import Reader
+from tests.fleet_simulator import name_of_host, name_of_tunnel, simulated_fleet
+from tests.integration.harness import Stage
+from tests.integration.test_fleet import Mosquitto
+from tests.integration.test_programs import needs
+from tests.tunnel.support import until
+
+pytestmark = needs("mosquitto")
+
+HOSTS, TUNNELS = 60, 50
+
+
+def shown(reader: Reader, host: str, tunnel: str) -> str | None:
+    """The tunnel's state in the reader's picture, if it is there."""
+    known = reader.fleet.hosts.get(host)
+    tunnels = known.tunnels() if known else []
+    return next((seen["state"] for seen in tunnels if seen["name"] == tunnel), None)
+
+
+async def test_all_tunnels_of_many_hosts_are_read_and_steered(stage: Stage) -> None:
+    broker = Broker.from_url(stage.keep(Mosquitto(stage.directory / "broker")).url)
+    first, tunnel = name_of_host(0), name_of_tunnel(0)
+    async with simulated_fleet(broker, hosts=HOSTS, tunnels=TUNNELS, flaps=0) as fleet:
+        reader = Reader(broker, stats=True)
+        async with reader.reading():
+            assert {host.presence(time.time()) for host in reader.fleet} == {ONLINE}
+            assert [len(host.tunnels()) for host in reader.fleet] == [TUNNELS] * HOSTS
+            links = paths(reader.fleet, time.time())
+            assert len(links) == HOSTS * TUNNELS // 2
+            assert all(path.is_up for path in links)
+            fleet[0].tunnels.toggle(tunnel)
+            await until(lambda: shown(reader, first, tunnel) == "cooldown", "the cooldown is told")
+            answer = await reader.command(first, "retry", tunnel)
+            assert answer["ok"], answer
+            await until(lambda: shown(reader, first, tunnel) == "up", "its end is told")
+    reader = Reader(broker)
+    async with reader.reading():
+        assert {host.presence(time.time()) for host in reader.fleet} == {GONE}, "all have said farewell"
+
+
+async def test_a_host_that_comes_later_is_read_whole(stage: Stage) -> None:
+    broker = Broker.from_url(stage.keep(Mosquitto(stage.directory / "broker")).url)
+    reader, host = Reader(broker), name_of_host(1)
+    async with reader.reading():
+        assert not reader.fleet.hosts
+        async with simulated_fleet(broker, hosts=2, tunnels=4, busy=0, flaps=0):
+            for tunnel in map(name_of_tunnel, range(4)):
+                await until(lambda tunnel=tunnel: shown(reader, host, tunnel) == "up", f"{tunnel} is told")
+        await until(lambda: reader.fleet.hosts[host].presence(time.time()) == GONE, "its farewell is told")
