@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BASELINE: Final = "haproxy"
 OURS: Final = "ours"
+_PROGRAM: Final = "nodepass-orch"
 
 _PLACEHOLDER: Final = re.compile(r"\{(tunnel_port|visitor_port|target_port|dir)\}")
 _KEYS: Final = ("name", "server", "client", "env", "files")
@@ -88,16 +89,22 @@ def haproxy() -> Contender:
     )
 
 
-def ours(command: str | None = None) -> Contender:
-    """This project with default settings; ``command`` replaces ``nodepass-orch`` in front of the URLs."""
-    beside = Path(sys.executable).with_name("nodepass-orch")
-    words = shlex.split(command) if command is not None else [str(beside) if beside.exists() else "nodepass-orch"]
+def program(command: str | None = None) -> tuple[str, ...]:
+    """How our program is called; ``command`` replaces it. Raises BenchError."""
+    beside = Path(sys.executable).with_name(_PROGRAM)
+    words = shlex.split(command) if command is not None else [str(beside) if beside.exists() else _PROGRAM]
     if not words:
         raise BenchError("--ours-command is empty; give the program that takes a tunnel's URL")
+    return tuple(words)
+
+
+def ours(command: str | None = None, *, name: str = OURS, options: str = "") -> Contender:
+    """This project with default settings but for ``options`` of both ends; ``command`` as for ``program``."""
+    words = program(command)
     return Contender(
-        OURS,
-        server=(*words, "server://127.0.0.1:{tunnel_port}/127.0.0.1:{visitor_port}?log=warn"),
-        client=(*words, "client://127.0.0.1:{tunnel_port}/127.0.0.1:{target_port}?log=warn"),
+        name,
+        server=(*words, f"server://127.0.0.1:{{tunnel_port}}/127.0.0.1:{{visitor_port}}?log=warn{options}"),
+        client=(*words, f"client://127.0.0.1:{{tunnel_port}}/127.0.0.1:{{target_port}}?log=warn{options}"),
     )
 
 

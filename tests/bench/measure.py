@@ -4,7 +4,6 @@ nothing of one visit (pool, memory, TIME_WAIT) is there in the next."""
 from __future__ import annotations
 
 import asyncio
-import os
 import resource
 import socket
 import time
@@ -14,10 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
-from tunnel.settings import NAMES
-
 from . import loads
-from .processes import BenchError, Running, find, free_ports, listening, running
+from .processes import BenchError, Running, free_ports, plain_environment, running, steady_rss
+from .section import Sample
+from .targets import connect, echo, exchange, greet, nginx, target
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -28,21 +27,9 @@ IDLE_CONNECTIONS: Final = 1000
 DESCRIPTORS: Final = 3 * IDLE_CONNECTIONS
 """Open files a process needs to hold the idle connections at either end, with room for pools."""
 
-_AT_ONCE: Final = 32
 _START_LIMIT_S: Final = 15.0
 _ATTEMPT_S: Final = 0.5
-_EXCHANGE_LIMIT_S: Final = 20.0
-_STEADY_LIMIT_S: Final = 3.0
 _POLL_S: Final = 0.002
-_HELLO: Final = b"hello, anybody there?\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What one visit measured: metric to value, and what went wrong meanwhile, in words."""
-
-    values: dict[str, float]
-    errors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +47,6 @@ class Visit:
         for end in self.ends:
             end.check()
         return sum(end.cpu_seconds() for end in self.ends)
-
-    async def steady_rss(self) -> list[int]:
-        """Resident bytes of each end, once they have stopped moving (or after some seconds)."""
-        before: list[int] = []
-        deadline = time.monotonic() + _STEADY_LIMIT_S
-        while True:
-            now = [end.rss_bytes() for end in self.ends]
-            if now == before or time.monotonic() > deadline:
-                return now
-            before = now
-            await asyncio.sleep(0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +80,8 @@ async def _visit(contender: Contender) -> AsyncIterator[Visit]:
         filled = contender.filled({**places, "dir": directory})
         for name, text in filled.files.items():
             (directory / name).write_text(text)
-        # default settings are measured, not those of the caller's shell
-        env = {k: v for k, v in os.environ.items() if k.lower() not in NAMES} | dict(filled.env)
-        async with _echo(target_port):
+        env = plain_environment(filled.env)
+        async with echo(target_port):
             began = time.perf_counter()
             ends = [
                 await stack.enter_async_context(
@@ -126,83 +101,15 @@ async def _first_byte(port: int, ends: Sequence[Running]) -> None:
             end.check()
         with socket.socket() as visitor, suppress(OSError, TimeoutError):
             async with asyncio.timeout(_ATTEMPT_S):
-                await _connect(visitor, port)
-                if await _exchange(visitor):
+                await connect(visitor, port)
+                if await exchange(visitor):
                     return
         await asyncio.sleep(_POLL_S)
     raise BenchError(f"no byte came through within {_START_LIMIT_S:.0f} s of the start")
 
 
-async def _connect(visitor: socket.socket, port: int) -> None:
-    visitor.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(visitor, ("127.0.0.1", port))
-
-
-async def _exchange(visitor: socket.socket) -> bool:
-    """Whether the target's echo of a few bytes comes back whole."""
-    loop = asyncio.get_running_loop()
-    await loop.sock_sendall(visitor, _HELLO)
-    answer = b""
-    while len(answer) < len(_HELLO):
-        part = await loop.sock_recv(visitor, len(_HELLO) - len(answer))
-        if not part:
-            return False
-        answer += part
-    return answer == _HELLO
-
-
-class _Echo(asyncio.Protocol):
-    def __init__(self, peers: set[asyncio.Transport]) -> None:
-        self._peers = peers
-        self._transport: asyncio.Transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._peers.add(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._peers.discard(self._transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._transport.write(data)
-
-
-@asynccontextmanager
-async def _echo(port: int) -> AsyncIterator[None]:
-    peers: set[asyncio.Transport] = set()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: _Echo(peers), "127.0.0.1", port, backlog=IDLE_CONNECTIONS
-    )
-    try:
-        yield
-    finally:
-        server.close()
-        for peer in tuple(peers):
-            peer.abort()
-        await server.wait_closed()
-
-
-@asynccontextmanager
-async def _target(visit: Visit, name: str, *arguments: str) -> AsyncIterator[None]:
-    program = find(name)
-    if program is None:
-        raise BenchError(f"{name} is not installed")
-    async with running(f"target-{name}", (program, *arguments), directory=visit.directory) as target:
-        deadline = time.monotonic() + _START_LIMIT_S
-        while not listening(visit.target_port):
-            target.check()
-            if time.monotonic() > deadline:
-                raise BenchError(f"{name} does not listen")
-            await asyncio.sleep(_POLL_S)
-        yield
-
-
 async def _requests(visit: Visit, kind: str, *, connections: int, seconds: int, close: bool) -> Sample:
-    config = visit.directory / "nginx.conf"
-    text = loads.NGINX.replace("{dir}", str(visit.directory)).replace("{port}", str(visit.target_port))
-    config.write_text(text)
-    async with _target(visit, "nginx", "-c", str(config), "-p", str(visit.directory), "-e", "stderr"):
+    async with nginx(visit.target_port, visit.directory):
         before = visit.cpu_seconds()
         load = await loads.requests(visit.visitor_port, connections=connections, seconds=seconds, close=close)
         used = visit.cpu_seconds() - before
@@ -221,7 +128,8 @@ async def _newconn(visit: Visit, seconds: int) -> Sample:
 
 
 async def _bulk(visit: Visit, seconds: int, streams: int) -> Sample:
-    async with _target(visit, "iperf3", "-s", "-1", "-B", "127.0.0.1", "-p", str(visit.target_port)):
+    arguments = ("-s", "-1", "-B", "127.0.0.1", "-p", str(visit.target_port))
+    async with target(visit.target_port, visit.directory, "iperf3", *arguments):
         before = visit.cpu_seconds()
         load = await loads.bulk(visit.visitor_port, streams=streams, seconds=seconds)
         used = visit.cpu_seconds() - before
@@ -247,16 +155,18 @@ async def _idle(visit: Visit, seconds: int) -> Sample:
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if allowed < DESCRIPTORS:
         raise BenchError(f"{DESCRIPTORS} open files are needed and {allowed} allowed; raise the limit (ulimit -Hn)")
-    at_rest = await visit.steady_rss()
+    at_rest = await steady_rss(visit.ends)
     values = {"idle.rest_server": at_rest[0] / 1e6, "idle.rest_client": at_rest[1] / 1e6}
-    async with _echo(visit.target_port):
+    async with echo(visit.target_port):
         visitors = [socket.socket() for _ in range(IDLE_CONNECTIONS)]
         try:
-            served = [visitor for visitor, ok in zip(visitors, await _greet(visitors, visit), strict=True) if ok]
-            with_them = await visit.steady_rss()
+            served = [
+                visitor for visitor, ok in zip(visitors, await greet(visitors, visit.visitor_port), strict=True) if ok
+            ]
+            with_them = await steady_rss(visit.ends)
             for end in visit.ends:
                 end.check()
-            alive = sum(await _greet(served))
+            alive = sum(await greet(served))
         finally:
             for visitor in visitors:
                 visitor.close()
@@ -269,25 +179,6 @@ async def _idle(visit: Visit, seconds: int) -> Sample:
         grown = [(now - then) / len(served) / 1024 for now, then in zip(with_them, at_rest, strict=True)]
         values |= {"idle.server": grown[0], "idle.client": grown[1], "idle.both": sum(grown)}
     return Sample(values, tuple(errors))
-
-
-async def _greet(visitors: Sequence[socket.socket], connect_to: Visit | None = None) -> list[bool]:
-    """Which of them got an echo within the limit, a few at a time; they are connected first if a visit is given."""
-    turns = asyncio.Semaphore(_AT_ONCE)
-    deadline = asyncio.get_running_loop().time() + _EXCHANGE_LIMIT_S
-
-    async def greet(visitor: socket.socket) -> bool:
-        try:
-            async with asyncio.timeout_at(deadline), turns:
-                if connect_to is not None:
-                    await _connect(visitor, connect_to.visitor_port)
-                return await _exchange(visitor)
-        except (OSError, TimeoutError):
-            return False
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(greet(visitor)) for visitor in visitors]
-    return [task.result() for task in tasks]
 
 
 MEASUREMENTS: Final = (

@@ -8,10 +8,13 @@ import random
 import shutil
 import signal
 import socket
+import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from tunnel.settings import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 _PROC: Final = Path("/proc")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _ENDING_S: Final = 2.0
+_STEADY_S: Final = 3.0
 _SEARCHED: Final = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
 
 
@@ -49,20 +53,32 @@ class Running:
         """Resident bytes, with its children. Pages shared between them count for each."""
         return sum(_rss(pid) for pid in _tree(self.process.pid))
 
+    def descriptors(self) -> int:
+        """Open files, with its children."""
+        return sum(_descriptors(pid) for pid in _tree(self.process.pid))
+
 
 @asynccontextmanager
 async def running(
-    name: str, command: Sequence[str], *, directory: Path, env: Mapping[str, str] | None = None
+    name: str,
+    command: Sequence[str],
+    *,
+    directory: Path,
+    env: Mapping[str, str] | None = None,
+    terminal: int | None = None,
 ) -> AsyncIterator[Running]:
-    """The command as a process group of its own, which is gone when the block is left, however it is left."""
+    """The command as a process group of its own, which is gone when the block is left, however it is left.
+
+    ``terminal`` is the descriptor that it reads and writes; without one it reads nothing, and its words are kept.
+    """
     log = directory / f"{name}.log"
     with log.open("wb") as words:
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=words,
-                stderr=words,
+                stdin=asyncio.subprocess.DEVNULL if terminal is None else terminal,
+                stdout=words if terminal is None else terminal,
+                stderr=words if terminal is None else terminal,
                 env=env,
                 cwd=directory,
                 start_new_session=True,  # Ctrl-C reaches us alone, and the whole group can be ended
@@ -73,6 +89,18 @@ async def running(
         yield Running(name, process, log)
     finally:
         await _end(process)
+
+
+async def steady_rss(ends: Sequence[Running]) -> list[int]:
+    """Resident bytes of each, once they have stopped moving (or after some seconds)."""
+    before: list[int] = []
+    deadline = time.monotonic() + _STEADY_S
+    while True:
+        now = [end.rss_bytes() for end in ends]
+        if now == before or time.monotonic() > deadline:
+            return now
+        before = now
+        await asyncio.sleep(0.5)
 
 
 async def output_of(command: Sequence[str], *, limit_s: float) -> str:
@@ -107,6 +135,11 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _signal_group(group: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.killpg(group, number)
+
+
+def plain_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The caller's environment without the settings of tunnels: default settings are measured."""
+    return {name: value for name, value in os.environ.items() if name.lower() not in NAMES} | dict(more or {})
 
 
 def find(tool: str) -> str | None:
@@ -168,3 +201,9 @@ def _rss(pid: int) -> int:
     except OSError:
         return 0
     return sum(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Rss:"))
+
+
+def _descriptors(pid: int) -> int:
+    with suppress(OSError):
+        return sum(1 for _ in (_PROC / str(pid) / "fd").iterdir())
+    return 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,13 @@ class Metric:
     label: str
     digits: int
     goal: Goal | None = None
+    drawn: str = ""
+    """what stands above its picture, where the label needs its neighbours to be understood"""
+
+    @property
+    def title(self) -> str:
+        """What it is, standing alone."""
+        return self.drawn or self.label.strip()
 
     @property
     def measurement(self) -> str:
@@ -42,75 +49,72 @@ class Metric:
         return self.key.partition(".")[0]
 
 
-METRICS: Final = (
-    Metric("keepalive.rate", "keep-alive requests/s", 0, Goal(0.9, at_least=True)),
-    Metric("keepalive.p50", "  p50 ms", 2),
-    Metric("keepalive.p99", "  p99 ms", 2),
-    Metric("keepalive.cpu", "  CPU µs per request", 1),
-    Metric("newconn.rate", "new connections/s", 0, Goal(0.6, at_least=True)),
-    Metric("newconn.p50", "  p50 ms", 2),
-    Metric("newconn.p99", "  p99 ms, new connections", 2, Goal(2.0)),
-    Metric("newconn.cpu", "  CPU µs per connection", 0),
-    Metric("bulk1.rate", "bulk, 1 stream, Gbit/s", 2, Goal(1.25, at_least=True)),
-    Metric("bulk1.cpu", "  CPU s per GB, 1 stream", 3, Goal(0.6)),
-    Metric("bulk8.rate", "bulk, 8 streams, Gbit/s", 2, Goal(1.25, at_least=True)),
-    Metric("bulk8.cpu", "  CPU s per GB, 8 streams", 3, Goal(0.6)),
-    Metric("idle.both", "idle connection, both ends, KB", 2, Goal(4.0, ratio=False)),
-    Metric("idle.server", "  server end", 2),
-    Metric("idle.client", "  client end", 2),
-    Metric("idle.rest_server", "RSS at rest, server end, MB", 1, Goal(32.0, ratio=False)),
-    Metric("idle.rest_client", "RSS at rest, client end, MB", 1, Goal(32.0, ratio=False)),
-    Metric("start.ms", "start to first byte, ms", 0, Goal(1000.0, ratio=False)),
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """The figures of a section: its rows and its columns; which column the others are divided by, which have goals."""
+
+    metrics: tuple[Metric, ...]
+    variants: tuple[str, ...]
+    baseline: str | None = None
+    judged: tuple[str, ...] = ()
+    plotted: tuple[str, ...] = ()
+    """keys of the metrics that are drawn"""
+
+    def without(self, absent: Collection[str]) -> Sheet:
+        """The same without some of its columns."""
+        return replace(self, variants=tuple(name for name in self.variants if name not in absent))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What one visit gave: who was measured, in which round, the values by metric, what went wrong."""
 
-    contender: str
+    variant: str
     round: int
     measurement: str
     values: Mapping[str, float]
     errors: Sequence[str] = ()
 
 
-def median(outcomes: Sequence[Outcome], contender: str, key: str) -> float | None:
+def median(outcomes: Sequence[Outcome], variant: str, key: str) -> float | None:
     """The median over the rounds, None if no round has a value."""
-    values = _by_round(outcomes, contender, key).values()
+    values = _by_round(outcomes, variant, key).values()
     return statistics.median(values) if values else None
 
 
-def spread(outcomes: Sequence[Outcome], contender: str, key: str) -> float | None:
+def spread(outcomes: Sequence[Outcome], variant: str, key: str) -> float | None:
     """Half the distance from the lowest to the highest round, as a part of the median."""
-    values = _by_round(outcomes, contender, key).values()
-    middle = median(outcomes, contender, key)
+    values = _by_round(outcomes, variant, key).values()
+    middle = median(outcomes, variant, key)
     return (max(values) - min(values)) / 2 / middle if middle and len(values) > 1 else None
 
 
-def ratio(outcomes: Sequence[Outcome], contender: str, baseline: str, key: str) -> float | None:
+def ratio(outcomes: Sequence[Outcome], variant: str, baseline: str, key: str) -> float | None:
     """The median of the ratios within each round: what drifts from round to round cancels out."""
-    ours, theirs = (_by_round(outcomes, name, key) for name in (contender, baseline))
+    ours, theirs = (_by_round(outcomes, name, key) for name in (variant, baseline))
     ratios = [value / theirs[number] for number, value in ours.items() if theirs.get(number)]
     return statistics.median(ratios) if ratios else None
 
 
-def _by_round(outcomes: Sequence[Outcome], contender: str, key: str) -> dict[int, float]:
-    return {o.round: o.values[key] for o in outcomes if o.contender == contender and key in o.values}
+def _by_round(outcomes: Sequence[Outcome], variant: str, key: str) -> dict[int, float]:
+    return {o.round: o.values[key] for o in outcomes if o.variant == variant and key in o.values}
 
 
-def render(outcomes: Sequence[Outcome], contenders: Sequence[str], *, baseline: str, ours: str) -> str:
-    """The tables: medians with their spread, ratios to the baseline with our goals, and every error in words.
+def render(outcomes: Sequence[Outcome], sheet: Sheet) -> str:
+    """The tables: medians with their spread, ratios to the baseline, goals, and every error in words.
 
     A ``!`` marks the figures of a measurement in which something failed.
     """
     tried = {outcome.measurement for outcome in outcomes}
-    metrics = [metric for metric in METRICS if metric.measurement in tried]
-    parts = [aligned(_medians(outcomes, metrics, contenders))]
-    if len(contenders) > 1 and baseline in contenders:
-        parts.append(aligned(_ratios(outcomes, metrics, [name for name in contenders if name != baseline], baseline)))
-    if ours in contenders:
-        parts.append(aligned(_goals(outcomes, metrics, ours, baseline)))
+    metrics = [metric for metric in sheet.metrics if metric.measurement in tried]
+    others = [name for name in sheet.variants if name != sheet.baseline]
+    parts = [aligned(_medians(outcomes, metrics, sheet.variants))]
+    if sheet.baseline in sheet.variants and others:
+        parts.append(aligned(_ratios(outcomes, metrics, others, sheet.baseline)))
+    judged = [name for name in sheet.judged if name in sheet.variants]
+    goals = [row for name in judged for row in _goals(outcomes, metrics, name, sheet)]
+    if goals:
+        parts.append(aligned([["goal", "of", "figure", "wanted", ""], *goals]))
     if failures := _failures(outcomes):
         parts.append("\n".join(failures))
     return "\n\n".join(parts)
@@ -137,19 +141,23 @@ def _ratios(
     return [[f"ratio to {baseline}", *names], *rows]
 
 
-def _goals(outcomes: Sequence[Outcome], metrics: Sequence[Metric], ours: str, baseline: str) -> list[list[str]]:
-    rows = [["goal", ours, "wanted", ""]]
+def _goals(outcomes: Sequence[Outcome], metrics: Sequence[Metric], name: str, sheet: Sheet) -> list[list[str]]:
+    rows = []
     for metric in metrics:
         if metric.goal is None:
             continue
-        value, compared = median(outcomes, ours, metric.key), ratio(outcomes, ours, baseline, metric.key)
+        value = median(outcomes, name, metric.key)
+        compared = ratio(outcomes, name, sheet.baseline, metric.key) if sheet.baseline else None
         times = "-" if compared is None else f"{compared:.2f}x"
         shown = times if metric.goal.ratio else _figure(metric, value)
         met = metric.goal.met(value, compared)
         verdict = "unknown" if met is None else "met" if met else "MISSED"
-        if _mark(outcomes, ours, metric) or (metric.goal.ratio and _mark(outcomes, baseline, metric)):
+        is_void = _mark(outcomes, name, metric) or (
+            metric.goal.ratio and sheet.baseline and _mark(outcomes, sheet.baseline, metric)
+        )
+        if is_void:
             verdict = "ERRORS"  # a rate with errors in it is no achievement
-        rows.append([metric.label.strip(), shown, str(metric.goal), verdict])
+        rows.append([metric.label.strip(), name, shown, str(metric.goal), verdict])
     return rows
 
 
@@ -157,7 +165,7 @@ def _failures(outcomes: Sequence[Outcome]) -> list[str]:
     rounds: dict[str, list[int]] = {}
     for outcome in outcomes:
         for error in outcome.errors:
-            rounds.setdefault(f"! {outcome.contender}, {outcome.measurement}: {error}", []).append(outcome.round)
+            rounds.setdefault(f"! {outcome.variant}, {outcome.measurement}: {error}", []).append(outcome.round)
     return [f"{failure} (round {', '.join(map(str, numbers))})" for failure, numbers in rounds.items()]
 
 
@@ -167,7 +175,7 @@ def _figure(metric: Metric, value: float | None) -> str:
 
 def _mark(outcomes: Sequence[Outcome], name: str, metric: Metric) -> str:
     mine = (name, metric.measurement)
-    return "!" if any(o.errors for o in outcomes if (o.contender, o.measurement) == mine) else ""
+    return "!" if any(o.errors for o in outcomes if (o.variant, o.measurement) == mine) else ""
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -181,18 +189,31 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
 
 
-def as_document(
-    outcomes: Sequence[Outcome], contenders: Sequence[str], *, baseline: str, facts: Mapping[str, str]
-) -> dict[str, Any]:
-    """Everything for a machine to read: facts, medians and ratios by contender and metric, and every visit."""
+def panels(outcomes: Sequence[Outcome], sheet: Sheet) -> dict[str, dict[str, float]]:
+    """What is drawn: the medians of each plotted metric by variant, those with goals first; only what there is."""
+    names = sorted(sheet.variants, key=lambda name: name not in sheet.judged)
+    found = {}
+    for metric in sheet.metrics:
+        if metric.key in sheet.plotted:
+            values = {name: median(outcomes, name, metric.key) for name in names}
+            if bars := {name: value for name, value in values.items() if value is not None}:
+                found[metric.title] = bars
+    return found
+
+
+def as_document(outcomes: Sequence[Outcome], sheet: Sheet) -> dict[str, Any]:
+    """A section for a machine to read: medians and ratios by variant and metric, and every visit."""
+    compared = sheet.variants if sheet.baseline else ()
     return {
-        "facts": dict(facts),
-        "baseline": baseline,
-        "medians": {name: {m.key: median(outcomes, name, m.key) for m in METRICS} for name in contenders},
-        "ratios": {name: {m.key: ratio(outcomes, name, baseline, m.key) for m in METRICS} for name in contenders},
+        "baseline": sheet.baseline,
+        "medians": {name: {m.key: median(outcomes, name, m.key) for m in sheet.metrics} for name in sheet.variants},
+        "ratios": {
+            name: {m.key: ratio(outcomes, name, sheet.baseline or "", m.key) for m in sheet.metrics}
+            for name in compared
+        },
         "visits": [
             {
-                "contender": o.contender,
+                "variant": o.variant,
                 "round": o.round,
                 "measurement": o.measurement,
                 "values": dict(o.values),

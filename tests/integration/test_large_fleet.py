@@ -53,6 +53,6 @@ async def test_a_host_that_comes_later_is_read_whole(stage: Stage) -> None:
     async with reader.reading():
         assert not reader.fleet.hosts
         async with simulated_fleet(broker, hosts=2, tunnels=4, busy=0, flaps=0):
-            for tunnel in map(name_of_tunnel, range(4)):
-                await until(lambda tunnel=tunnel: shown(reader, host, tunnel) == "up", f"{tunnel} is told")
+            tunnels = [name_of_tunnel(number) for number in range(4)]
+            await until(lambda: [shown(reader, host, tunnel) for tunnel in tunnels] == ["up"] * 4, "all are told")
         await until(lambda: reader.fleet.hosts[host].presence(time.time()) == GONE, "its farewell is told")

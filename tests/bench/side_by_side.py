@@ -1,0 +1,95 @@
+"""The sections whose variants are pairs of processes of their own: contenders, and data in the clear or not."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from . import contenders as who
+from .measure import MEASUREMENTS, measure
+from .report import Goal, Metric, Sheet
+from .section import Section, Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .contenders import Contender
+
+METRICS: Final = (
+    Metric("keepalive.rate", "keep-alive requests/s", 0, Goal(1.0, at_least=True)),
+    Metric("keepalive.p50", "  p50 ms", 2),
+    Metric("keepalive.p99", "  p99 ms", 2, drawn="keep-alive requests, p99 ms"),
+    Metric("keepalive.cpu", "  CPU µs per request", 1),
+    Metric("newconn.rate", "new connections/s", 0, Goal(0.8, at_least=True)),
+    Metric("newconn.p50", "  p50 ms", 2),
+    Metric("newconn.p99", "  p99 ms, new connections", 2, Goal(2.0), drawn="new connections, p99 ms"),
+    Metric("newconn.cpu", "  CPU µs per connection", 0),
+    Metric("bulk1.rate", "bulk, 1 stream, Gbit/s", 2, Goal(1.5, at_least=True)),
+    Metric("bulk1.cpu", "  CPU s per GB, 1 stream", 3, Goal(0.5), drawn="bulk, 1 stream, CPU s per GB"),
+    Metric("bulk8.rate", "bulk, 8 streams, Gbit/s", 2, Goal(1.5, at_least=True)),
+    Metric("bulk8.cpu", "  CPU s per GB, 8 streams", 3, Goal(0.5)),
+    Metric("idle.both", "idle connection, both ends, KB", 2, Goal(4.0, ratio=False)),
+    Metric("idle.server", "  server end", 2),
+    Metric("idle.client", "  client end", 2),
+    Metric("idle.rest_server", "RSS at rest, server end, MB", 1, Goal(32.0, ratio=False)),
+    Metric("idle.rest_client", "RSS at rest, client end, MB", 1, Goal(32.0, ratio=False)),
+    Metric("start.ms", "start to first byte, ms", 0, Goal(1000.0, ratio=False)),
+)
+
+KINDS: Final = ("start", "idle", "keepalive", "newconn", "bulk")
+"""What contenders can be compared in, by the names that the command knows."""
+
+_PLOTTED: Final = (
+    "keepalive.rate", "keepalive.p99", "newconn.rate", "newconn.p99", "bulk1.rate", "bulk1.cpu", "bulk8.rate",
+    "idle.both",
+)  # fmt: skip
+
+PLAIN: Final = "plain"
+SEALED: Final = "tls=1"
+
+_TLS_GOALS: Final = {
+    "keepalive.rate": Goal(0.5, at_least=True),
+    "newconn.rate": Goal(0.5, at_least=True),
+    "bulk1.rate": Goal(0.5, at_least=True),
+    "bulk8.rate": Goal(0.5, at_least=True),
+}
+
+
+def contenders(everybody: Sequence[Contender], kinds: Sequence[str]) -> Section:
+    """Ours beside others, in some of the KINDS."""
+    sheet = Sheet(
+        metrics=METRICS,
+        variants=tuple(contender.name for contender in everybody),
+        baseline=who.BASELINE,
+        judged=(who.OURS,),
+        plotted=_PLOTTED,
+    )
+    return Section(name="contenders", title="Beside others", sheet=sheet, trials=_trials(everybody, kinds))
+
+
+def tls(command: str | None) -> Section:
+    """Data connections in the clear, and encrypted."""
+    pairs = (who.ours(command, name=PLAIN), who.ours(command, name=SEALED, options="&tls=1"))
+    metrics = tuple(
+        Metric(metric.key, metric.label, metric.digits, _TLS_GOALS.get(metric.key), metric.drawn)
+        for metric in METRICS
+        if metric.measurement not in {"idle", "start"}
+    )
+    sheet = Sheet(
+        metrics=metrics,
+        variants=(PLAIN, SEALED),
+        baseline=PLAIN,
+        judged=(SEALED,),
+        plotted=("keepalive.rate", "newconn.rate", "bulk1.rate", "bulk8.rate", "bulk1.cpu"),
+    )
+    return Section(name="tls", title="Data in the clear, and encrypted", sheet=sheet, trials=_trials(pairs, KINDS[2:]))
+
+
+def _trials(pairs: Sequence[Contender], kinds: Sequence[str]) -> tuple[Trial, ...]:
+    return tuple(
+        Trial(measurement.name, contender.name, partial(measure, measurement, contender), measurement.tools)
+        for measurement in MEASUREMENTS
+        if measurement.name.rstrip("18") in kinds
+        for contender in pairs
+        if contender.server or measurement.of_direct
+    )

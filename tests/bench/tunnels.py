@@ -1,0 +1,123 @@
+"""What one more tunnel costs: pairs of daemons with 1, 10, 100 and 1,000 of them, beside a pair with none."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import resource
+import socket
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final
+
+from .house import House, all_up, cpu_seconds, house, pairs, share_of_core
+from .processes import free_ports, steady_rss
+from .report import Goal, Metric, Sheet
+from .section import Sample, Section, Trial
+from .targets import connect, echo, exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COUNTS: Final = (1, 10, 100, 1000)
+
+_SOCKETS: Final = 16
+"""Open files of a tunnel at either end, with room: the pool at rest, listeners, the control channel."""
+
+_START_LIMIT_S: Final = 60.0
+_REST_S: Final = 5.5  # one interval of pings, and a little
+_AT_ONCE: Final = 8
+_VISIT_LIMIT_S: Final = 10.0
+
+_METRICS: Final = (
+    Metric("tunnels.start", "start of all, s", 2, Goal(10.0, ratio=False)),
+    Metric("tunnels.rss_server", "RSS per tunnel, server end, KB", 0, Goal(150.0, ratio=False)),
+    Metric("tunnels.rss_client", "  client end, KB", 0, Goal(150.0, ratio=False), "RSS per tunnel, client end, KB"),
+    Metric("tunnels.files_server", "descriptors per tunnel, server end", 1),
+    Metric("tunnels.files_client", "  client end", 1),
+    Metric("tunnels.rest", "CPU at rest, the busier end, % of a core", 2, Goal(3.0, ratio=False)),
+    Metric("tunnels.visitor", "CPU per visitor, both ends, µs", 0),
+)
+
+
+def section(program: Sequence[str]) -> Section:
+    """All counts."""
+    names = tuple(f"{count:,}" for count in COUNTS)
+    sheet = Sheet(
+        metrics=_METRICS,
+        variants=names,
+        judged=names[-1:],
+        plotted=("tunnels.start", "tunnels.rss_server", "tunnels.rss_client", "tunnels.rest", "tunnels.visitor"),
+    )
+    trials = tuple(
+        Trial("tunnels", name, partial(_take, tuple(program), count)) for name, count in zip(names, COUNTS, strict=True)
+    )
+    return Section(name="tunnels", title="Tunnels in one pair of daemons", sheet=sheet, trials=trials, most_rounds=3)
+
+
+async def _take(program: Sequence[str], count: int, seconds: int) -> Sample:
+    needed = _SOCKETS * count + 512
+    if (allowed := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < needed:
+        why = f"{needed} open files are needed and {allowed} allowed; raise the limit (ulimit -Hn)"
+        return Sample({}, skipped={f"{count:,} tunnels": why})
+    with TemporaryDirectory(prefix="bench-") as name:
+        directory = Path(name)
+        rss, files = await _of_none(program, directory)
+        (target_port,) = free_ports(1)
+        made = pairs(count, target_port)
+        async with AsyncExitStack() as stack:
+            began = time.perf_counter()
+            ends = [
+                await stack.enter_async_context(house(program, end, directory, tunnels))
+                for end, tunnels in (("server", made.servers), ("client", made.clients))
+            ]
+            await all_up(ends[::-1], count, within=_START_LIMIT_S)  # a client that is up has a server that is
+            values = {"tunnels.start": time.perf_counter() - began}
+            processes = [end.process for end in ends]
+            grown = [now - then for now, then in zip(await steady_rss(processes), rss, strict=True)]
+            opened = [end.descriptors() - before for end, before in zip(processes, files, strict=True)]
+            for place, bytes_, number in zip(("server", "client"), grown, opened, strict=True):
+                values[f"tunnels.rss_{place}"] = bytes_ / count / 1024
+                values[f"tunnels.files_{place}"] = number / count
+            values["tunnels.rest"] = max(await asyncio.gather(*(share_of_core(end, _REST_S) for end in processes)))
+            async with echo(target_port):
+                before = cpu_seconds(ends)
+                served, failed = await _visits(made.visitor_ports, seconds)
+                if served:
+                    values["tunnels.visitor"] = (cpu_seconds(ends) - before) / served * 1e6
+    return Sample(values, (f"{failed} of {served + failed} visitors got no echo",) if failed else ())
+
+
+async def _of_none(program: Sequence[str], directory: Path) -> tuple[list[int], list[int]]:
+    """RSS and descriptors of daemons that have no tunnel."""
+    async with AsyncExitStack() as stack:
+        ends: list[House] = [
+            await stack.enter_async_context(house(program, f"empty-{end}", directory, {}))
+            for end in ("server", "client")
+        ]
+        await all_up(ends, 0, within=_START_LIMIT_S)
+        processes = [end.process for end in ends]
+        return await steady_rss(processes), [process.descriptors() for process in processes]
+
+
+async def _visits(ports: Sequence[int], seconds: float) -> tuple[int, int]:
+    """Visitors that come one after the other, each to the next tunnel: how many got their echo, and how many not."""
+    deadline = time.monotonic() + seconds
+    turn = itertools.cycle(ports)
+    counts = {True: 0, False: 0}
+
+    async def come() -> None:
+        while time.monotonic() < deadline:
+            with socket.socket() as visitor:
+                try:
+                    async with asyncio.timeout(_VISIT_LIMIT_S):
+                        await connect(visitor, next(turn))
+                        counts[await exchange(visitor)] += 1
+                except (OSError, TimeoutError):
+                    counts[False] += 1
+
+    await asyncio.gather(*(come() for _ in range(_AT_ONCE)))
+    return counts[True], counts[False]
