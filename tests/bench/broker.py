@@ -53,12 +53,12 @@ async def publications_per_second(url: str, seconds: float) -> float:
             await session.subscribe(_COUNTED)
             first: tuple[float, int] | None = None
             async for batch in session.batches():
-                now, count = time.monotonic(), int(bytes(batch[-1].payload))  # type: ignore[arg-type]  # always bytes
+                now, count = time.monotonic(), int(bytes(batch[-1].payload))
                 if first is None:
                     if not batch[-1].retain:  # what is retained is of an unknown age
                         first = now, count
                 elif now - first[0] >= seconds:
                     return (count - first[1]) / (now - first[0])
     except (BrokerError, TimeoutError, ValueError) as error:
-        raise BenchError(f"{TOOL} does not count what it is told: {error or 'it says nothing'}") from None
+        raise BenchError(f"{TOOL} does not count what it is told: {str(error) or 'it says nothing'}") from None
     raise BenchError(f"{TOOL} is gone")

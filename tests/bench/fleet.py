@@ -124,7 +124,10 @@ async def _picture(program: Sequence[str], url: str) -> float:
         hosts = json.loads(text)["hosts"]
     except (ValueError, KeyError):
         raise BenchError(f"fleet ps: {text.strip()[-200:] or 'said nothing'}") from None
-    whole = sum(host["host"].startswith("sim-") and len(host["tunnels"]) == TUNNELS for host in hosts)
+    whole = sum(
+        host["host"].startswith("sim-") and host["presence"] == "online" and len(host["tunnels"]) == TUNNELS
+        for host in hosts
+    )
     if whole != HOSTS:
         raise BenchError(f"fleet ps: {whole} of {HOSTS} hosts are whole")
     return took

@@ -10,9 +10,11 @@ from . import report
 from .processes import BenchError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .section import Section
+
+    Panels = Mapping[str, Mapping[str, float]]
 
 PAGE: Final = "README.md"
 
@@ -49,23 +51,27 @@ def write(
     order: Sequence[str],
 ) -> str | None:
     """Write the page and the pictures. Returns why there are no pictures, if so. Raises BenchError."""
-    missing = None
-    try:
-        from tests import charts  # noqa: PLC0415  only where results are kept, and only there matplotlib is needed
-    except ImportError:
-        missing = "matplotlib is not installed: pip install -e '.[plots]'"
+    bars, missing = _bars()
     page = directory / PAGE
     blocks = {}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for section, outcomes in measured.items():
             panels = report.panels(outcomes, section.sheet)
-            if panels and missing is None:
-                charts.bars(directory / f"{section.name}.svg", panels)
-            has_picture = bool(panels) and (directory / f"{section.name}.svg").exists()
-            blocks[section.title] = block(section, outcomes, facts, picture=has_picture)
+            if panels and bars:
+                bars(directory / f"{section.name}.svg", panels)
+            blocks[section.title] = block(section, outcomes, facts, picture=bool(panels and bars))
         before = page.read_text() if page.exists() else ""
         page.write_text(merged(before, blocks, order))
     except OSError as error:
         raise BenchError(f"--results {directory}: {error.strerror}") from None
     return missing
+
+
+def _bars() -> tuple[Callable[[Path, Panels], None] | None, str | None]:
+    """How bars are drawn; or why they cannot be."""
+    try:
+        from tests import charts  # noqa: PLC0415  only where results are kept, and only there matplotlib is needed
+    except ImportError:
+        return None, "matplotlib is not installed: pip install -e '.[plots]'"
+    return charts.bars, None

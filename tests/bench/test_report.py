@@ -1,15 +1,27 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from tests.bench.measure import MEASUREMENTS
-from tests.bench.report import METRICS, Goal, Outcome, aligned, as_document, median, ratio, render, spread
+from tests.bench.report import (
+    Goal,
+    Metric,
+    Outcome,
+    Sheet,
+    aligned,
+    as_document,
+    median,
+    panels,
+    ratio,
+    render,
+    spread,
+)
 
 RATE = "keepalive.rate"
 
 
-def outcome(contender: str, number: int, rate: float | None, *errors: str) -> Outcome:
-    return Outcome(contender, number, "keepalive", {} if rate is None else {RATE: rate}, errors)
+def outcome(variant: str, number: int, rate: float | None, *errors: str) -> Outcome:
+    return Outcome(variant, number, "keepalive", {} if rate is None else {RATE: rate}, errors)
 
 
 DRIFTING = [outcome("ours", n, 0.9 * speed) for n, speed in ((1, 100.0), (2, 300.0), (3, 200.0))] + [
@@ -17,8 +29,19 @@ DRIFTING = [outcome("ours", n, 0.9 * speed) for n, speed in ((1, 100.0), (2, 300
 ]
 
 
+def sheet(*variants: str) -> Sheet:
+    metrics = (
+        Metric(RATE, "keep-alive requests/s", 0, Goal(0.9, at_least=True)),
+        Metric("keepalive.p99", "  p99 ms", 2, drawn="keep-alive, p99 ms"),
+        Metric("newconn.rate", "new connections/s", 0),
+    )
+    return Sheet(
+        metrics=metrics, variants=variants, baseline="haproxy", judged=("ours",), plotted=(RATE, "keepalive.p99")
+    )
+
+
 def shown(outcomes: list[Outcome], contenders: list[str]) -> str:
-    return render(outcomes, contenders, baseline="haproxy", ours="ours")
+    return render(outcomes, sheet(*contenders))
 
 
 def row(text: str, title: str, label: str) -> str:
@@ -96,12 +119,26 @@ def test_columns_are_aligned() -> None:
     assert lines == ["a               bb", "─" * 18, "long label       1", "x           12,345"]
 
 
-def test_every_metric_has_its_measurement() -> None:
-    assert {metric.measurement for metric in METRICS} == {measurement.name for measurement in MEASUREMENTS}
+def test_every_judged_variant_has_its_goals() -> None:
+    judged = replace(sheet("haproxy", "ours", "theirs"), judged=("ours", "theirs", "absent"))
+    goals = render([*DRIFTING, outcome("theirs", 1, 50.0)], judged).split("\n\n")[-1].splitlines()[2:]
+    assert [(line.split()[2], line.split()[-1]) for line in goals] == [("ours", "met"), ("theirs", "MISSED")]
+
+
+def test_a_column_that_cannot_be_measured_is_left_out() -> None:
+    assert sheet("haproxy", "ours").without({"haproxy"}).variants == ("ours",)
+
+
+def test_what_is_drawn_stands_alone_and_begins_with_ours() -> None:
+    outcomes = [*DRIFTING, Outcome("ours", 1, "keepalive", {"keepalive.p99": 2.0})]
+    drawn = panels(outcomes, sheet("haproxy", "ours"))
+    assert list(drawn) == ["keep-alive requests/s", "keep-alive, p99 ms"]
+    assert list(drawn["keep-alive requests/s"]) == ["ours", "haproxy"]
+    assert drawn["keep-alive, p99 ms"] == {"ours": 2.0}
 
 
 def test_the_document_is_json_and_complete() -> None:
-    document = as_document(DRIFTING, ["haproxy", "ours"], baseline="haproxy", facts={"cores": "2"})
+    document = as_document(DRIFTING, sheet("haproxy", "ours"))
     again = json.loads(json.dumps(document))
     assert again["ratios"]["ours"][RATE] == pytest.approx(0.9)
     assert again["medians"]["ours"]["newconn.rate"] is None

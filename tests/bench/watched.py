@@ -63,17 +63,19 @@ async def _take(program: Sequence[str], kind: str, variant: str, seconds: int) -
             url, _ = await stack.enter_async_context(broker.mosquitto(place))
             supervisor = {"mqtt": {"url": url, "host": "bench"}}
         house, made, target_port, directory = await stack.enter_async_context(home(program, PAIRS, supervisor))
+        onlookers = []
         if variant == DASHBOARD:
             command = (*program, "top", "--socket", str(house.socket))
             top = await stack.enter_async_context(
                 on_terminal("dashboard", command, directory=directory, env=plain_environment())
             )
             await top.shows(lambda screen: any(" c0 " in row for row in screen), "the tunnels", within=20)
+            onlookers.append(top)
         await stack.enter_async_context(nginx(target_port, directory))
         before = cpu_seconds([house])
         load = await loads.requests(made.visitor_ports[0], connections=connections, seconds=seconds, close=close)
         used = cpu_seconds([house]) - before
-        if variant == DASHBOARD:
+        for top in onlookers:
             top.check()
     values = {f"{kind}.rate": load.rate, f"{kind}.p99": load.p99_ms}
     if load.count:

@@ -1,0 +1,118 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench import __main__ as command
+from tests.bench import contenders as who
+from tests.bench import fleet, results, screen, side_by_side, tunnels, watched, workers
+from tests.bench.house import cpu_seconds, home, requests_over
+from tests.bench.processes import find
+from tests.bench.report import Metric, Outcome, Sheet
+from tests.bench.section import Sample, Section, Trial
+from tests.bench.targets import echo, nginx
+from tests.bench.tunnels import _visits
+
+PROGRAM = (sys.executable, "-m", "orchestrator.cli")
+SECTIONS = [
+    side_by_side.contenders([who.direct(), who.haproxy(), who.ours()], side_by_side.KINDS),
+    side_by_side.tls(None),
+    *(make(PROGRAM) for make in (workers.section, watched.section, tunnels.section, screen.section, fleet.section)),
+]
+every_section = pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
+
+
+@every_section
+def test_every_figure_has_its_trial_and_every_trial_its_figures(section: Section) -> None:
+    sheet = section.sheet
+    assert {metric.measurement for metric in sheet.metrics} == {trial.measurement for trial in section.trials}
+    assert {trial.variant for trial in section.trials} == set(sheet.variants)
+    keys = [metric.key for metric in sheet.metrics]
+    assert len(keys) == len(set(keys))
+    assert set(sheet.plotted) <= set(keys)
+    assert set(sheet.judged) <= set(sheet.variants)
+    assert sheet.baseline is None or sheet.baseline in sheet.variants
+    drawn = [metric.title for metric in sheet.metrics if metric.key in sheet.plotted]
+    assert len(drawn) == len(set(drawn)), "each picture says what it shows"
+
+
+def test_sections_are_told_apart() -> None:
+    for what in ("name", "title"):
+        assert len({getattr(section, what) for section in SECTIONS}) == len(SECTIONS)
+
+
+async def nothing(seconds: int) -> Sample:
+    return Sample({})
+
+
+def test_whoever_begins_changes_from_round_to_round() -> None:
+    trials = [Trial(kind, name, nothing) for kind in ("a", "b") for name in ("x", "y", "z")]
+    turns = [[t.measurement + t.variant for t in command._in_turn(trials, number)] for number in (1, 2, 4)]
+    assert turns[0] == turns[2] == ["ax", "ay", "az", "bx", "by", "bz"]
+    assert turns[1] == ["ay", "az", "ax", "by", "bz", "bx"]
+
+
+def test_what_needs_a_missing_program_is_left_out_aloud(capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = Sheet(metrics=(Metric("a.b", "b", 0),), variants=("x", "y"))
+    trials = (Trial("a", "x", nothing), Trial("a", "y", nothing, ("no-such-program",)))
+    left = command._possible(Section(name="s", title="S", sheet=sheet, trials=trials))
+    assert left.trials == trials[:1]
+    assert left.sheet.variants == ("x",)
+    assert "SKIPPED s, a of y: no-such-program not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--only", "nonsense"], ["--rounds", "0"], ["--seconds", "x"]])
+def test_wrong_usage_ends_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(words)
+    assert ended.value.code == 2
+    assert "is not" in capsys.readouterr().err
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+SHEET = Sheet(metrics=(Metric("a.b", "visitors/s", 0),), variants=("x", "y"), plotted=("a.b",))
+ONE, OTHER = (Section(name=name, title=name.title(), sheet=SHEET, trials=()) for name in ("one", "other"))
+FACTS = {"date": "2026-01-01", "cores": "2 x some"}
+
+
+def outcomes(rate: float) -> list[Outcome]:
+    return [Outcome("x", 1, "a", {"a.b": rate}), Outcome("y", 1, "a", {"a.b": 2 * rate})]
+
+
+def test_a_run_replaces_its_own_sections_and_leaves_the_others(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    order = ["Other", "One"]
+    assert results.write(tmp_path, {ONE: outcomes(111), OTHER: outcomes(222)}, FACTS, order) is None
+    results.write(tmp_path, {ONE: outcomes(333)}, {**FACTS, "date": "2027-01-01"}, order)
+    page = (tmp_path / results.PAGE).read_text()
+    assert [line for line in page.splitlines() if line.startswith("#")] == ["# Results", "## Other", "## One"]
+    assert "333" in page
+    assert "222" in page
+    assert "111" not in page
+    assert page.count("date: 2026-01-01") == page.count("date: 2027-01-01") == 1
+    assert "![One](one.svg)" in page
+    assert "visitors/s" in (tmp_path / "one.svg").read_text()
+    again = results.merged(page, {}, order)
+    assert again == page, "what is not run is not touched"
+
+
+# --- real ones, small ------------------------------------------------------------------------------------------------
+
+
+async def test_a_daemon_with_both_ends_serves_visitors_of_all_its_tunnels() -> None:
+    async with home(PROGRAM, 2, {"workers": 1}) as (house, made, target_port, _):
+        async with echo(target_port):
+            served, failed = await _visits(made.visitor_ports, 0.5)
+        assert served > 2
+        assert failed == 0
+        assert cpu_seconds([house]) > 0
+        assert house.process.descriptors() > 2 * (8 + 9)
+
+
+@pytest.mark.skipif(not (find("wrk") and find("nginx")), reason="wants nginx and wrk")
+async def test_loads_of_several_tunnels_are_added_up() -> None:
+    async with home(PROGRAM, 2) as (_, made, target_port, directory), nginx(target_port, directory):
+        load = await requests_over(made.visitor_ports, connections=2, seconds=1, close=False)
+    assert load.count > 2
+    assert not load.errors

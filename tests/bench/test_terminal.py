@@ -1,0 +1,86 @@
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.bench.processes import BenchError
+from tests.bench.terminal import Picture, on_terminal
+
+PROGRAM = """
+import os, sys
+columns, rows = os.get_terminal_size()
+assert sys.stdin.isatty()
+print(f"\\x1b[2J\\x1b[1;1H{columns}x{rows}", end="", flush=True)
+while (key := os.read(0, 1)) != b"q":
+    os.write(1, b"\\x1b[2;3H\\x1b[1;32mpressed " + key + b"\\x1b[0m\\x1b[K")
+print("\\x1b[3;1Hfarewell", end="", flush=True)
+sys.exit(3)
+"""
+
+
+def shown(data: bytes, rows: int = 3, columns: int = 8) -> list[str]:
+    picture = Picture(rows, columns)
+    picture.feed(data)
+    return [row.rstrip() for row in picture.screen()]
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [
+        (b"one\r\ntwo", ["one", "two", ""]),
+        (b"\x1b[2;3Hab\x1b[Hc", ["c", "  ab", ""]),
+        (b"\x1b[38;2;1;2;3mred\x1b[0m", ["red", "", ""]),
+        (b"abcdef\x1b[1;3H\x1b[K", ["ab", "", ""]),
+        (b"gone\x1b[2J\x1b[3;1Hhere", ["", "", "here"]),
+        (b"\x1b[?2026h\x1b[>1u\x1b[?25lx\x1b[?2026l", ["x", "", ""]),
+        (b"\x1b]0;a title\x07\x1bP+q544e\x1b\\y", ["y", "", ""]),
+        (b"wider than it is", ["wider th", "", ""]),
+        (b"\x1b[99;99Hz", ["", "", "       z"]),
+        (b"ab\x1b[Dc\x1b[B\x1b[Cd\x1b[Ae", ["ac  e", "   d", ""]),
+        ("\u25cf up".encode(), ["\u25cf up", "", ""]),
+    ],
+)
+def test_what_is_written_is_seen(data: bytes, rows: list[str]) -> None:
+    assert shown(data) == rows
+
+
+@given(st.lists(st.integers(min_value=0, max_value=40), max_size=5))
+def test_a_sequence_may_be_torn_anywhere(cuts: list[int]) -> None:
+    data = "\x1b[2;2H\u25cf up\x1b[1;31m!\x1b]0;t\x07\x1b[H\x1b[Kok\x1b[3;1Hend".encode()
+    picture = Picture(3, 8)
+    for begin, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(data)], strict=True):
+        picture.feed(data[begin:end])
+    assert picture.screen() == ["ok      ", " \u25cf up!  ", "end     "]
+
+
+@given(st.binary(max_size=200))
+def test_rubbish_leaves_a_screen_of_the_same_size(data: bytes) -> None:
+    picture = Picture(4, 10)
+    picture.feed(data)
+    assert [len(row) for row in picture.screen()] == [10] * 4
+
+
+async def test_a_program_has_a_terminal_and_its_keys_are_timed(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", PROGRAM)
+
+    def has(text: str) -> Callable[[Sequence[str]], bool]:
+        def wanted(screen: Sequence[str]) -> bool:
+            return any(text in row for row in screen)
+
+        return wanted
+
+    async with on_terminal("it", command, directory=tmp_path, env=os.environ, rows=5, columns=30) as terminal:
+        await terminal.shows(has("30x5"), "its size", within=10)
+        assert 0 < await terminal.answers("a", has("pressed a"), "the key") < 5
+        with pytest.raises(BenchError, match="shows the key before 'a' is pressed"):
+            await terminal.answers("a", has("pressed a"), "the key")
+        with pytest.raises(BenchError, match=r"it did not show a miracle within 0\.05 s"):
+            await terminal.shows(has("miracle"), "a miracle", within=0.05)
+        await terminal.answers("q", has("farewell"), "its end")
+        await terminal.program.process.wait()
+        with pytest.raises(BenchError, match="it ended with code 3: 30x5 / pressed a / farewell"):
+            terminal.check()
