@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+BENCH_RESULTS := tests/bench/results
 
 .PHONY: demo test lint bench soak fuzz pictures clean
 .DEFAULT_GOAL := demo
@@ -21,6 +22,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
+$(VENV)/installed-plots: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[plots]'
+	@touch $@
+
 demo: $(VENV)/installed
 	@$(BIN)/nodepass-orch demo $(DEMO_ARGS)
 
@@ -33,8 +38,8 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed
-	$(BIN)/python -m tests.bench $(BENCH_ARGS)
+bench: $(VENV)/installed-plots
+	$(BIN)/python -m tests.bench --results $(BENCH_RESULTS) $(BENCH_ARGS)
 
 soak: $(VENV)/installed-dev
 	$(BIN)/python -m tests.soak $(SOAK_ARGS)
