@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ Line = Sequence[tuple[float, float]]
 """Points of one line, from left to right."""
 
 _COLOURS: Final = ("#0b6e99", "#d9730d", "#6b8e23", "#9b51e0", "#8d6e63", "#c0392b", "#607d8b")
+_PALE: Final = "#b8c4ca"
 _WIDTH: Final = 7.5  # inches
 _STYLE: Final[dict[Any, Any]] = {  # matplotlib's own type lists its three hundred names
     "font.family": "sans-serif",
@@ -41,14 +42,17 @@ def lines(path: Path, panels: Mapping[str, Mapping[str, Line]], *, across: str) 
         _save(figure, path)
 
 
-def bars(path: Path, panels: Mapping[str, Mapping[str, float]]) -> None:
-    """Panels below one another: the title of each, with its unit, and a bar for each name, its figure at its end."""
+def bars(path: Path, panels: Mapping[str, Mapping[str, float]], *, strong: Collection[str]) -> None:
+    """Panels below one another: the title of each, with its unit, and a bar for each name, its figure at its end.
+
+    The ``strong`` ones are coloured.
+    """
     with mpl.rc_context(_STYLE):
         heights = [0.32 * len(named) + 0.6 for named in panels.values()]
         figure = Figure(figsize=(_WIDTH, sum(heights)), layout="constrained")
         axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
         for panel, (title, named) in zip(axes, panels.items(), strict=True):
-            colours = [_COLOURS[0], *["#b8c4ca"] * (len(named) - 1)]  # the first is ours
+            colours = [_COLOURS[0] if name in strong else _PALE for name in named]
             drawn = panel.barh(list(named), list(named.values()), color=colours)
             panel.bar_label(drawn, [_figure(value) for value in named.values()], padding=4)
             panel.invert_yaxis()

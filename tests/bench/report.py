@@ -190,12 +190,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def panels(outcomes: Sequence[Outcome], sheet: Sheet) -> dict[str, dict[str, float]]:
-    """What is drawn: the medians of each plotted metric by variant, those with goals first; only what there is."""
-    names = sorted(sheet.variants, key=lambda name: name not in sheet.judged)
+    """What is drawn: the medians of each plotted metric by variant; only what there is."""
     found = {}
     for metric in sheet.metrics:
         if metric.key in sheet.plotted:
-            values = {name: median(outcomes, name, metric.key) for name in names}
+            values = {name: median(outcomes, name, metric.key) for name in sheet.variants}
             if bars := {name: value for name, value in values.items() if value is not None}:
                 found[metric.title] = bars
     return found

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from .section import Section
 
-    Panels = Mapping[str, Mapping[str, float]]
-
 PAGE: Final = "README.md"
 
 _TITLE: Final = """\
@@ -59,7 +57,7 @@ def write(
         for section, outcomes in measured.items():
             panels = report.panels(outcomes, section.sheet)
             if panels and bars:
-                bars(directory / f"{section.name}.svg", panels)
+                bars(directory / f"{section.name}.svg", panels, strong=section.sheet.judged or section.sheet.variants)
             blocks[section.title] = block(section, outcomes, facts, picture=bool(panels and bars))
         before = page.read_text() if page.exists() else ""
         page.write_text(merged(before, blocks, order))
@@ -68,7 +66,7 @@ def write(
     return missing
 
 
-def _bars() -> tuple[Callable[[Path, Panels], None] | None, str | None]:
+def _bars() -> tuple[Callable[..., None] | None, str | None]:
     """How bars are drawn; or why they cannot be."""
     try:
         from tests import charts  # noqa: PLC0415  only where results are kept, and only there matplotlib is needed

@@ -45,7 +45,7 @@ _METRICS: Final = (
 
 def section(program: Sequence[str]) -> Section:
     """All counts."""
-    names = tuple(f"{count:,}" for count in COUNTS)
+    names = tuple("1 tunnel" if count == 1 else f"{count:,} tunnels" for count in COUNTS)
     sheet = Sheet(
         metrics=_METRICS,
         variants=names,
