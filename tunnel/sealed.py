@@ -12,8 +12,8 @@ from tunnel.tls import RECORD, TlsError, TlsSession
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_CHUNK: Final = 4 * RECORD  # plaintext sealed, or ciphertext opened, in one go
-_CHUNKS: Final = 8  # of them in one turn
+_CHUNK: Final = 8 * RECORD  # plaintext sealed, or ciphertext opened, in one go
+_CHUNKS: Final = 4  # of them in one turn
 
 
 class SealingFlow(Flow):
@@ -61,7 +61,16 @@ class SealingFlow(Flow):
         if self.blocked:
             self._tail = bytes(self._tail) + sealed
             return False
-        self._tail = sealed
+        try:
+            sent = self._send(sealed)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._sink_broke()
+            return False
+        if sent == len(sealed):
+            return True
+        self._tail = memoryview(sealed)[sent:]
         done = self._flush_sealed()
         self.blocked = not done and not self.ended
         return done
@@ -105,7 +114,7 @@ class SealingFlow(Flow):
 class OpeningFlow(Flow):
     """From an encrypted source into a plain sink."""
 
-    __slots__ = ("_answer", "_session")
+    __slots__ = ("_answer", "_is_left", "_session")
 
     def __init__(
         self,
@@ -118,6 +127,7 @@ class OpeningFlow(Flow):
     ) -> None:
         super().__init__(relay, source, sink, meter)
         self._session = session
+        self._is_left = True  # the session may hold something that was not opened yet
         self._answer = answer  # sends what TLS itself has to say back, such as the answer to a key update
 
     def pump(self, events: int) -> None:
@@ -126,31 +136,39 @@ class OpeningFlow(Flow):
             self._hung = True
         if self.blocked or self.ended:
             return
+        session = self._session
+        more = True
         for _ in range(_CHUNKS):
+            if not (self._is_left and session.readable):
+                got = self._fetch()
+                if got < 0:
+                    return
+                more = got == _CHUNK or self._hung  # a short read emptied the socket: what comes next is a new event
             try:
                 opened = self._open()
             except TlsError:
                 self._source_broke()
                 return
+            self._is_left = opened == len(self._view)
             delivered = not opened or self._deliver(opened)
-            if self._session.pending_out and self.relay.open:
-                self._answer(self._session.take())  # not before: it may come back here and use the buffer
+            if session.pending_out and self.relay.open:
+                self._answer(session.take())  # not before: it may come back here and use the buffer
             if not delivered or not self.relay.open:
                 return
-            if opened == len(self._view):
-                continue  # there may be more in the session than the buffer holds
-            if self._session.closed:
+            if self._is_left:
+                continue
+            if session.closed:
                 self._source_ended()
                 return
-            if not self._fetch():
+            if not more:
                 return
         self.relay.again(self.pump)
 
     def _open(self) -> int:
         """Plaintext of as many records as there are whole, into the buffer; how many bytes."""
         view, session, filled = self._view, self._session, 0
-        while filled < len(view):
-            got = session.read_into(view[filled:])
+        while filled < len(view) and session.readable:  # a read in vain costs more than a small record
+            got = session.read_into(view[filled:] if filled else view)
             if not got:
                 break
             filled += got
@@ -167,22 +185,22 @@ class OpeningFlow(Flow):
         self._meter.total += sent
         if sent < opened:
             self._tail = bytes(self._view[sent:opened])
-            self.blocked = True
+            self.blocked = self._is_left = True  # until then, the other flow may have had to look into the session
             return False
         return True
 
-    def _fetch(self) -> bool:
-        """Ciphertext from the source into the session; whether there was any, or its end."""
+    def _fetch(self) -> int:
+        """Ciphertext from the source into the session: how many bytes, 0 at its end, -1 if there is nothing."""
         chunk = self._view[:_CHUNK]
         try:
             got = self._recv_into(chunk)
         except BlockingIOError:
-            return False
+            return -1
         except OSError:
             self._source_broke()
-            return False
+            return -1
         if got:
             self._session.feed(chunk[:got])
         else:
             self._session.feed_eof()
-        return True
+        return got

@@ -147,9 +147,10 @@ class TlsSession:
         self._incoming.write_eof()
 
     @property
-    def pending_in(self) -> int:
-        """Ciphertext fed and not yet read, in bytes."""
-        return self._incoming.pending
+    def readable(self) -> bool:
+        """Whether ``read_into`` may find anything: plaintext, ciphertext that was not looked at, or the end."""
+        incoming = self._incoming
+        return bool(incoming.pending or self._ahead or self._tls.pending() or incoming.eof or self.closed)
 
     def take(self) -> bytes:
         """Ciphertext to send now."""
