@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import signal
 import socket
 import sys
@@ -39,6 +40,9 @@ _COUNTED_S: Final = 5.0
 _POLL_S: Final = 0.1
 _VISITORS_PER_S: Final = 0.5  # of each tunnel: often enough that its numbers are always news
 _CHANGES: Final = 5
+_ALL: Final = re.compile(r"\bAll (\d+)")
+_HINT: Final = "words of name"
+_NOT_YET: Final = "not in this version yet"
 
 _METRICS: Final = (
     Metric("fleet.messages", f"publications/s of {HOSTS} hosts x {TUNNELS} tunnels", 0),
@@ -143,6 +147,7 @@ async def _onlooker(
             await top.shows(_is_whole, f"{HOSTS * TUNNELS} tunnels", within=_SHOWN_LIMIT_S)
             await asyncio.sleep(_SETTLING_S)
             values["fleet.top"] = await share_of_core(top.program, _LOOKED_AT_S)
+            await _narrow(top)
             values["fleet.change"] = max([await _change(top, simulator) for _ in range(_CHANGES)])
     except BenchError as error:
         if _NOT_YET in str(error):
@@ -151,19 +156,36 @@ async def _onlooker(
     return Sample(values)
 
 
-_NOT_YET: Final = "not in this version yet"
-
-
 def _is_whole(screen: Screen) -> bool:
     """Whether the fleet is on the screen: something is chosen, and all are counted."""
-    return bool(chosen(screen)) and any(f"All {HOSTS * TUNNELS}" in row for row in screen)
+    counted = next((int(found[1]) for row in screen if (found := _ALL.search(row))), 0)
+    return bool(chosen(screen)) and counted >= HOSTS * TUNNELS  # beside them are those of the real host
+
+
+def _table(screen: Screen) -> list[str]:
+    """What stands left of the details."""
+    return [row.partition("▏")[0] for row in screen if "▏" in row]
+
+
+async def _narrow(top: Terminal) -> None:
+    """Filter by the host that will change: the cursor follows its tunnel, and the view the cursor."""
+    await top.answers("/", lambda screen: any(_HINT in row for row in screen), "where to type", within=_SHOWN_LIMIT_S)
+    await asyncio.sleep(_POLL_S)
+    top.type(name_of_host(0))
+    await top.shows(lambda screen: any(name_of_host(0) in row for row in screen[:4]), "a filter", within=_SHOWN_LIMIT_S)
+    top.type("\r")
+    await top.shows(_is_narrowed, "the tunnels of one host", within=_SHOWN_LIMIT_S)
+
+
+def _is_narrowed(screen: Screen) -> bool:
+    return any(f" {TUNNELS} of " in row for row in screen)
 
 
 async def _change(top: Terminal, simulator: Running) -> float:
     """Seconds from a change of a tunnel's state to its row; the change back is waited for, and not counted."""
 
     def is_out(screen: Screen) -> bool:
-        return any("cooldown" in row and name_of_host(0) in row and name_of_tunnel(0) in row for row in screen)
+        return any("cooldown" in row and name_of_tunnel(0) in row for row in _table(screen))
 
     began = time.perf_counter()
     simulator.process.send_signal(signal.SIGUSR1)

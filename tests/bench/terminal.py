@@ -123,6 +123,10 @@ class Terminal:
             words = " / ".join(line.strip() for line in self.screen() if line.strip())
             raise BenchError(f"{self.program.name} ended with code {self.program.process.returncode}: {words[-300:]}")
 
+    def type(self, keys: str) -> None:
+        """Press some keys."""
+        os.write(self._master, keys.encode())
+
     async def shows(self, wanted: Callable[[Screen], object], what: str, *, within: float) -> float:
         """The moment, of time.perf_counter, at which the screen is as wanted. Raises BenchError after some seconds."""
         if wanted(self.screen()):
@@ -143,7 +147,7 @@ class Terminal:
         if wanted(self.screen()):
             raise BenchError(f"{self.program.name} shows {what} before {key!r} is pressed")
         pressed = time.perf_counter()
-        os.write(self._master, key.encode())
+        self.type(key)
         return await self.shows(wanted, what, within=within) - pressed
 
     def read(self) -> None:

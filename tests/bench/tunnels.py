@@ -55,7 +55,7 @@ def section(program: Sequence[str]) -> Section:
     trials = tuple(
         Trial("tunnels", name, partial(_take, tuple(program), count)) for name, count in zip(names, COUNTS, strict=True)
     )
-    return Section(name="tunnels", title="Tunnels in one pair of daemons", sheet=sheet, trials=trials, most_rounds=3)
+    return Section(name="tunnels", title="Tunnels in one pair of daemons", sheet=sheet, trials=trials, most_rounds=2)
 
 
 async def _take(program: Sequence[str], count: int, seconds: int) -> Sample:
