@@ -302,6 +302,29 @@ async def test_a_bulk_stream_is_spliced_and_its_pipe_given_back(monkeypatch: pyt
     assert spliced > len(PATTERN) // 4
 
 
+async def test_a_small_encrypted_message_is_not_looked_for_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    read_into = TlsSession.read_into
+
+    def noted(session: TlsSession, buffer: memoryview) -> int:
+        found.append(read_into(session, buffer))
+        return found[-1]
+
+    async with shared_parts() as shared:
+        row = Row(shared, sealed=True, small=False)
+        monkeypatch.setattr(TlsSession, "read_into", noted)
+        speaker, hearer = row.programs["A"], row.programs["B"]
+        for _ in range(4):
+            speaker.offered += 100
+            await row.until(lambda: len(hearer.heard) == speaker.offered, "the message came")
+        assert found == [100] * 4
+        for program in row.programs.values():
+            program.ending = True
+        await until(row.heard_all, "both relays closed")
+        for program in row.programs.values():
+            program.sock.close()
+
+
 @pytest.mark.parametrize("code", [errno.ETIMEDOUT, errno.EHOSTUNREACH])
 async def test_a_source_that_breaks_while_spliced_is_reset_and_others_are_spliced_still(
     monkeypatch: pytest.MonkeyPatch, code: int
