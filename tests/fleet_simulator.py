@@ -193,7 +193,7 @@ class SimulatedHost:
     @property
     def has_told_all(self) -> bool:
         """Whether nothing waits to be told to the broker."""
-        return self.publisher.status()["state"] == "up" and not self.publisher._outbox
+        return self.publisher._standing.is_online and not self.publisher._telling.outbox
 
 
 def make_host(broker: Broker, number: int, hosts: int, tunnels: int, busy: float) -> SimulatedHost:
@@ -201,7 +201,7 @@ def make_host(broker: Broker, number: int, hosts: int, tunnels: int, busy: float
     name = name_of_host(number)
     made_up = MadeUpTunnels(number, hosts, tunnels, busy)
     desk = Desk(cast("Supervisor", made_up))  # of a supervisor it needs no more than that
-    origin = Origin(str(uuid.UUID(int=number)), uuid.uuid4().hex)
+    origin = Origin(str(uuid.UUID(int=number)), uuid.uuid4().hex, time.time())
     steering = Steering(desk, HostTopics(name), origin.boot, is_on=True)
     publisher = Publisher(desk, Dialer(broker, f"np-{name}"), host=name, origin=origin, steering=steering)
     desk.mqtt = publisher.status
