@@ -52,6 +52,11 @@ class Host:
         """Run a command inside."""
         _run(*self.prefix, *command)
 
+    def read(self, path: str) -> str:
+        """A file as it looks from inside; those of /proc/net differ from host to host."""
+        with self._entered():
+            return Path(path.replace("/proc/net", "/proc/thread-self/net")).read_text()
+
     def close(self) -> None:
         """Remove it and everything in it."""
         subprocess.run(["ip", "netns", "del", self.name], check=False, capture_output=True)
