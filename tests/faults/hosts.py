@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
+from tests.faults.wire import Manners, Wire
 from tests.integration.harness import Pair, Stage, free_port, until
-from tests.integration.namespaces import Host, Network
+from tests.integration.namespaces import End, Host, Network
 from tests.integration.peers import PATIENCE, Target, echo
 
 KEY = "Zq7Wm2Rk9xTv4Lp8"
 SERVER, CLIENT = "10.1.0.1", "10.1.0.2"
 ESTABLISHED = "01"
+DIRECTIONS = ("reverse", "forward")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,10 @@ class FarPair(Pair):
 
     entrance_host: Host
     target_host: Host
+
+    def up(self, *, within: float = 20.0) -> Self:
+        """Wait until both ends are: a case starts several at once."""
+        return super().up(within=within)
 
     def connect(self, *, timeout: float = PATIENCE) -> socket.socket:
         """A visitor."""
@@ -83,6 +91,17 @@ class Hosts(Network):
         """Drop nothing any more, on any host."""
         for host in (self.client, self.server, self.backend):
             host.run("iptables", "-F")
+
+
+class FarHosts(Hosts):
+    """The same with a bad wire between the server's host and the client's."""
+
+    wire: Wire
+
+    def join(self, server: End, client: End, undo: contextlib.ExitStack) -> None:
+        """Put it between them; it is good until told otherwise."""
+        self.wire = Wire(server, client, Manners())
+        undo.callback(self.wire.close)
 
 
 def established(host: Host, port: int) -> list[int]:

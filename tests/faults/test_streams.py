@@ -1,0 +1,262 @@
+"""Bytes in are bytes out, between hosts, whatever the two ends of a stream do with it.
+
+What ``tests/integration/test_traffic.py`` asks of tunnels on loopback is asked here of hosts, at full size alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import threading
+import time
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.faults.conftest import Figure
+from tests.faults.hosts import FarPair, Hosts
+from tests.integration import test_traffic as traffic
+from tests.integration.harness import FULL, Stage, until
+from tests.integration.peers import receive, receive_all, reset
+
+STALL = 150.0 if FULL else 3.0
+BURST = 2000 if FULL else 1200
+SLICED = 20_000 if FULL else 2_000
+
+WAYS = {
+    "reverse": ("reverse", ""),
+    "forward": ("forward", ""),
+    "reverse, encrypted": ("reverse", "tls=1"),
+    "forward, encrypted": ("forward", "tls=1"),
+}
+QUICK = ("reverse", "forward, encrypted")
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory, hosts: Hosts) -> Generator[dict[str, FarPair]]:
+    """A pair for each way, which the cases of this file share."""
+    stage = Stage(tmp_path_factory.mktemp("ways"))
+    try:
+        wanted = {name: WAYS[name] for name in (WAYS if FULL else QUICK)}
+        pairs = {name: hosts.pair(stage, direction=way, both=options) for name, (way, options) in wanted.items()}
+        yield {name: pair.up() for name, pair in pairs.items()}
+        stage.check()
+    finally:
+        stage.close()
+
+
+@pytest.fixture(params=WAYS if FULL else QUICK)
+def pair(request: pytest.FixtureRequest, ways: dict[str, FarPair]) -> FarPair:
+    """One of them, at rest."""
+    pair: FarPair = ways[request.param]
+    for end in (pair.server, pair.client):
+        traffic.is_idle(end)
+    return pair
+
+
+@pytest.mark.slow
+@pytest.mark.case("SHUT_WR, visitor first", deadline=60)
+def test_visitor_ends_first(pair: FarPair, figure: Figure) -> None:
+    """Without half-close (``Flow._pass_end`` finishes the relay at the first end) the replies are cut off."""
+    traffic.test_the_full_reply_arrives_after_the_visitors_half_close(pair)
+    figure("30 replies of up to 600 kB whole")
+
+
+@pytest.mark.slow
+@pytest.mark.case("SHUT_WR, target first", deadline=60)
+def test_target_ends_first(pair: FarPair, figure: Figure) -> None:
+    """Without half-close (``Flow._pass_end`` finishes the relay at the first end) no request arrives."""
+    traffic.test_the_full_request_arrives_after_the_targets_half_close(pair)
+    figure("30 requests of up to 400 kB whole")
+
+
+@pytest.mark.slow
+@pytest.mark.case("RST by the visitor", deadline=30)
+def test_visitor_resets(pair: FarPair, figure: Figure) -> None:
+    """Without the reset carried over (``Flow._source_broke`` finishes with no ``reset=``) the target sees an end."""
+    began = time.monotonic()
+    traffic.test_a_reset_of_the_visitor_is_a_reset_at_the_target(pair)
+    figure(f"a reset at the target within {time.monotonic() - began:.2f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.case("RST by the target", deadline=30)
+def test_target_resets(pair: FarPair, figure: Figure) -> None:
+    """Without the reset carried over (``Flow._source_broke`` finishes with no ``reset=``) the visitor sees an end."""
+    began = time.monotonic()
+    traffic.test_a_reset_of_the_target_is_a_reset_at_the_visitor(pair)
+    figure(f"a reset at the visitor within {time.monotonic() - began:.2f} s")
+
+
+@pytest.mark.case("RST by a visitor whose bytes the target does not take", deadline=60)
+def test_reset_behind_a_stalled_target(pair: FarPair, figure: Figure) -> None:
+    """Its place is free again, though the target never moves, and the target sees a reset when it looks.
+
+    Without the limit for what is left of a dead source (``relay._LAST_WORDS`` enormous) such visitors keep their places
+    under SEMAPHORE_LIMIT for as long as the target stands still.
+    """
+    go = threading.Event()
+    endings: list[str] = []
+
+    def stall(sock: socket.socket) -> None:
+        go.wait(50)
+        try:
+            receive_all(sock)
+            endings.append("end")
+        except ConnectionResetError:
+            endings.append("reset")
+
+    pair.target.serve = stall
+    try:
+        visitor = pair.connect()
+        visitor.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                visitor.sendall(traffic.BLOCK)
+        reset(visitor)
+        began = time.monotonic()
+        for end in (pair.server, pair.client):
+            traffic.is_idle(end, within=25)
+        took = time.monotonic() - began
+    finally:
+        go.set()
+    until(lambda: endings, within=5, what="the target notices")
+    assert endings == ["reset"]
+    figure(f"its place was free {took:.1f} s after")
+
+
+@pytest.mark.slow
+@pytest.mark.case(f"FIN right behind the last byte of {traffic.SHORT:,} visitors", deadline=150)
+def test_fin_behind_the_last_byte(pair: FarPair, figure: Figure) -> None:
+    """Without limbo (``Pool.stirred`` closes what ended before its signal) some of them are lost on the way."""
+    began = time.monotonic()
+    traffic.test_no_byte_is_lost_when_the_end_follows_the_last_byte_at_once(pair)
+    figure(f"nothing lost, {traffic.SHORT / (time.monotonic() - began):,.0f} a second")
+
+
+@pytest.mark.slow
+@pytest.mark.case(f"FIN right behind the last byte of {traffic.SHORT:,} targets", deadline=150)
+def test_fin_behind_the_last_byte_of_the_target(pair: FarPair, figure: Figure) -> None:
+    """Without reading on after a hang-up (``Flow._hung`` never set) an end that came with its bytes is overlooked."""
+    began = time.monotonic()
+    traffic.test_no_byte_is_lost_when_the_target_ends_after_its_last_byte(pair)
+    figure(f"nothing lost, {traffic.SHORT / (time.monotonic() - began):,.0f} a second")
+
+
+@pytest.mark.slow
+@pytest.mark.case(f"{traffic.BULK >> 20:,} MiB each way at once", deadline=180)
+def test_bulk(pair: FarPair, figure: Figure) -> None:
+    """Without the tail (``Flow.pump`` forgets what a full sink did not take) the sums differ."""
+    began = time.monotonic()
+    traffic.test_bulk_both_ways_at_once_arrives_unchanged(pair)
+    figure(f"SHA-256 equal, {2 * traffic.BULK / (time.monotonic() - began) / (1 << 20):,.0f} MiB/s in all")
+
+
+@pytest.mark.case("a reader that stalls", deadline=STALL + 90)
+@pytest.mark.parametrize("reader", ["visitor", "target"])
+def test_stalled_reader(ways: dict[str, FarPair], figure: Figure, reader: str) -> None:
+    """Of every way at once, for minutes. Memory stands still, the link too, and then the stream resumes.
+
+    Without backpressure (``Flow.pump`` reads on into its tail while ``blocked``) memory grows with the stream; with
+    TCP_USER_TIMEOUT on data connections they are cut after a while.
+    """
+    size, growth, go = (64 << 20), 0, threading.Event()
+    sent: list[str] = []
+    received: list[str] = []
+
+    def pour(sock: socket.socket) -> None:
+        sock.settimeout(STALL + 60)
+        sent.append(traffic.send_stream(sock, size, len(sent)))
+        receive_all(sock)
+
+    def stall(sock: socket.socket) -> None:
+        sock.settimeout(STALL + 60)
+        go.wait(STALL + 60)
+        received.append(traffic.receive_stream(sock))
+
+    ends = [end for pair in ways.values() for end in (pair.server, pair.client)]
+    links = [end.tunnel()["link"] for end in ends]
+    before = {end: end.rss() for end in ends}
+    visitors = []
+    for pair in ways.values():
+        pair.target.serve = stall if reader == "target" else pour
+        visitors.append(pair.connect())
+    with ThreadPoolExecutor(len(visitors)) as threads:
+        doing = [threads.submit(pour if reader == "target" else stall, visitor) for visitor in visitors]
+        try:
+            time.sleep(STALL)  # the stall itself
+            growth = max((end.rss() - rss) >> 20 for end, rss in before.items())
+            assert not sent
+            assert not received
+        finally:
+            go.set()
+        for done in doing:
+            done.result(60)
+    for visitor in visitors:
+        visitor.close()
+    until(lambda: len(sent) == len(received) == len(ways), within=10, what="all streams are over")
+    assert sorted(received) == sorted(sent)
+    assert growth < 8, f"MiB more than before: {growth}"
+    assert [end.tunnel()["link"] for end in ends] == links
+    figure(f"{STALL:g} s: {growth} MiB more, streams whole afterwards")
+
+
+@pytest.mark.case("one byte at a time", deadline=120)
+def test_one_byte_at_a_time(pair: FarPair, figure: Figure) -> None:
+    """Each byte a segment of its own, both ways at once.
+
+    Without the end read to (``Flow._hung`` never set) the last bytes before a half-close are waited for in vain.
+    """
+    payload = random.Random(7).randbytes(SLICED)
+
+    def drip(sock: socket.socket) -> None:
+        for place in range(SLICED):
+            sock.send(payload[place : place + 1])
+        sock.shutdown(socket.SHUT_WR)
+
+    def serve(sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        thread = threading.Thread(target=drip, args=(sock,))
+        thread.start()
+        arrived.append(receive_all(sock))
+        thread.join()
+
+    arrived: list[bytes] = []
+    pair.target.serve = serve
+    with pair.connect() as visitor, ThreadPoolExecutor(1) as threads:
+        dripping = threads.submit(drip, visitor)
+        assert receive_all(visitor) == payload
+        dripping.result()
+    until(lambda: arrived, within=5, what="the target has it all")
+    assert arrived == [payload]
+    figure(f"{SLICED:,} bytes each way, whole")
+
+
+@pytest.mark.case(f"a burst of {BURST:,} visitors at once drains the pool", deadline=60)
+def test_burst(pair: FarPair, figure: Figure) -> None:
+    """All of them connect, then all of them ask; every one is answered, none later than the wait for a connection.
+
+    Without the word that visitors wait (``Filler.queued`` ignores it) the pool is filled up to what was wanted before,
+    and visitors are closed after five seconds in the queue.
+    """
+    pair.target.serve = lambda sock: sock.sendall(receive(sock, 4))
+    visitors: list[socket.socket] = []
+    failed = pair.entrance.tunnel()["connections"]["failed"]
+    began = time.monotonic()
+    worst = 0.0
+    try:
+        visitors += [pair.connect() for _ in range(BURST)]
+        for number, visitor in enumerate(visitors):
+            visitor.sendall(number.to_bytes(4, "big"))
+        for number, visitor in enumerate(visitors):
+            assert receive(visitor, 4) == number.to_bytes(4, "big")
+            visitor.close()
+        worst = time.monotonic() - began
+    finally:
+        for visitor in visitors:
+            visitor.close()
+    assert pair.entrance.tunnel()["connections"]["failed"] == failed
+    assert worst < 20
+    figure(f"all answered within {worst:.1f} s")
