@@ -88,8 +88,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:  # noqa: ANN401  pyt
     for outcome, word in _RESULTS.items():
         for report in terminalreporter.stats.get(outcome, []):
             properties = dict(getattr(report, "user_properties", []))
-            if "case" in properties and rows.get(properties["case"], ("pass", ""))[0] != "FAIL":
-                rows[properties["case"]] = (word, properties.get("figure") or _why(report))
+            why = _why(report)
+            known = rows.get(properties.get("case", ""), ("", ""))[0]
+            if "case" in properties and known != "FAIL" and not why.startswith("slow:"):
+                rows[properties["case"]] = (word, properties.get("figure") or why)
     if rows:
         width = max(len(name) for name in rows)
         terminalreporter.section("faults")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -86,6 +86,33 @@ class Hosts(Network):
         for way in ways:
             chain, flag = ("INPUT", "-i") if way == "in" else ("OUTPUT", "-o")
             self.server.run("iptables", "-A", chain, flag, "client0", "-j", "DROP")
+
+    def forget(self, ports: Sequence[int]) -> None:
+        """Drop what belongs to the connections from these ports of the client's host; new ones pass."""
+        for start in range(0, len(ports), 15):  # as many as one rule takes
+            some = ",".join(map(str, ports[start : start + 15]))
+            for chain, which in (("INPUT", "--sports"), ("OUTPUT", "--dports")):
+                self.server.run("iptables", "-A", chain, "-p", "tcp", "-m", "multiport", which, some, "-j", "DROP")
+
+    @contextlib.contextmanager
+    def translated(self, forgets: int) -> Generator[None]:
+        """Make the server's host a router that hides the client's behind its address, for the host behind it.
+
+        It forgets a connection after so many seconds of silence, and drops without a word what it does not know.
+        """
+        self.server.set("net/ipv4/ip_forward", 1)
+        rules = ["-t nat -A POSTROUTING -o backend0 -j MASQUERADE", "-A FORWARD -m conntrack --ctstate INVALID -j DROP"]
+        for rule in rules:
+            self.server.run("iptables", *rule.split())
+        self.server.set("net/netfilter/nf_conntrack_tcp_loose", 0)
+        self.server.set("net/netfilter/nf_conntrack_tcp_timeout_established", forgets)
+        self.client.run("ip", "route", "add", "default", "via", SERVER)
+        try:
+            yield
+        finally:
+            self.client.run("ip", "route", "del", "default")
+            for rule in rules:
+                self.server.run("iptables", *rule.replace("-A", "-D").split())
 
     def restore(self) -> None:
         """Drop nothing any more, on any host."""

@@ -57,6 +57,11 @@ class Host:
         with self.entered():
             return Path(path.replace("/proc/net", "/proc/thread-self/net")).read_text()
 
+    def set(self, name: str, value: int) -> None:
+        """Set a sysctl, named as below /proc/sys."""
+        with self.entered():
+            (Path("/proc/sys") / name).write_text(str(value))
+
     def close(self) -> None:
         """Remove it and everything in it."""
         subprocess.run(["ip", "netns", "del", self.name], check=False, capture_output=True)
