@@ -249,11 +249,11 @@ def test_flipped_bits(stage: Stage, figure: Figure) -> None:
     wrong, whole, cut = 0, 0, 0
     flipping = threading.Event()
 
-    def flip(passage: Passage, data: bytes) -> bytes:
+    def flip(passage: Passage, data: bytes) -> list[bytes]:
         if not flipping.is_set() or chance.random() > (0.02 if passage.encrypted else 0.1):
-            return data
+            return [data]
         place = chance.randrange(len(data))
-        return data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :]
+        return [data[:place], bytes([data[place] ^ 1 << chance.randrange(8)]), data[place + 1 :]]
 
     middles[0].mangle = flip
     flipping.set()

@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.faults.conftest import Figure
-from tests.faults.hosts import FarPair, Hosts
+from tests.faults.hosts import DIRECTIONS, KEY, FarPair, Hosts
 from tests.integration import test_traffic as traffic
 from tests.integration.harness import FULL, Stage, until
 from tests.integration.peers import receive, receive_all, reset
+from tests.integration.strangers import Middle
 
 STALL = 150.0 if FULL else 3.0
 BURST = 2000 if FULL else 1200
@@ -232,6 +233,35 @@ def test_one_byte_at_a_time(pair: FarPair, figure: Figure) -> None:
     until(lambda: arrived, within=5, what="the target has it all")
     assert arrived == [payload]
     figure(f"{SLICED:,} bytes each way, whole")
+
+
+@pytest.mark.case("one byte at a time, of all that the two ends say", deadline=60)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_own_bytes_one_at_a_time(stage: Stage, figure: Figure, direction: str) -> None:
+    """Handshake, proofs, frames, prefaces and data, cut up by somebody between the ends.
+
+    Without the rest kept (``Decoder.feed`` forgets what is unfinished) there is no link; without the preface gathered
+    (``Newcomer.read`` keeps only what came last) there is no data connection.
+    """
+    middles: list[Middle] = []
+
+    def through(port: int) -> int:
+        middles.append(stage.keep(Middle(("127.0.0.1", port))))
+        middles[0].mangle = lambda _passage, data: (data[place : place + 1] for place in range(len(data)))
+        return middles[0].port
+
+    pair = stage.pair(
+        direction=direction,
+        key=KEY,
+        both=f"tls={int(direction == 'forward')}",
+        server="data_port=tunnel",
+        through=through,
+    ).up(within=15)
+    payload = random.Random(8).randbytes(SLICED)
+    assert pair.exchange(payload) == payload
+    for _ in range(20):
+        assert pair.exchange(b"again") == b"again"
+    figure("21 visitors served")
 
 
 @pytest.mark.case(f"a burst of {BURST:,} visitors at once drains the pool", deadline=60)
