@@ -43,8 +43,8 @@ class Passage:
 class Middle:
     """A TCP proxy in front of a tunnel port.
 
-    ``change`` may alter the first bytes that a client sends on a connection; ``mangle`` whatever passes, either way, and
-    cut it into pieces. With contexts, TLS connections end here and begin anew: the middle then reads what passes.
+    ``change`` may alter the first bytes that a client sends on a connection; ``mangle`` whatever passes, either way,
+    and cut it into pieces. With contexts, TLS connections end here and begin anew: the middle then reads what passes.
     """
 
     def __init__(
