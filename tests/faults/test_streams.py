@@ -10,7 +10,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -20,7 +20,7 @@ from tests.faults.hosts import DIRECTIONS, KEY, FarPair, Hosts
 from tests.integration import test_traffic as traffic
 from tests.integration.harness import FULL, Stage, until
 from tests.integration.peers import receive, receive_all, reset
-from tests.integration.strangers import Middle
+from tests.integration.strangers import Middle, Passage
 
 STALL = 150.0 if FULL else 3.0
 BURST = 2000 if FULL else 1200
@@ -206,33 +206,45 @@ def test_stalled_reader(ways: dict[str, FarPair], figure: Figure, reader: str) -
 
 @pytest.mark.case("one byte at a time", deadline=120)
 def test_one_byte_at_a_time(pair: FarPair, figure: Figure) -> None:
-    """Each byte a segment of its own, both ways at once.
+    """Each byte a segment of its own, both ways at once; then in threes, each answered before the next.
 
-    Without the end read to (``Flow._hung`` never set) the last bytes before a half-close are waited for in vain.
+    Without TCP_NODELAY (``net.no_delay`` empty) the second byte of three waits for the first to be acknowledged, which
+    the other kernel puts off for 40 ms.
     """
     payload = random.Random(7).randbytes(SLICED)
+    arrived: list[bytes] = []
 
-    def drip(sock: socket.socket) -> None:
-        for place in range(SLICED):
-            sock.send(payload[place : place + 1])
-        sock.shutdown(socket.SHUT_WR)
+    def drip(sock: socket.socket, data: bytes) -> None:
+        for place in range(len(data)):
+            sock.send(data[place : place + 1])
 
     def serve(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        thread = threading.Thread(target=drip, args=(sock,))
-        thread.start()
-        arrived.append(receive_all(sock))
-        thread.join()
+        with ThreadPoolExecutor(1) as threads:
+            dripping = threads.submit(drip, sock, payload)
+            arrived.append(receive(sock, SLICED))
+            dripping.result()
+        while three := receive(sock, 3):
+            drip(sock, three)
 
-    arrived: list[bytes] = []
     pair.target.serve = serve
-    with pair.connect() as visitor, ThreadPoolExecutor(1) as threads:
-        dripping = threads.submit(drip, visitor)
-        assert receive_all(visitor) == payload
-        dripping.result()
-    until(lambda: arrived, within=5, what="the target has it all")
-    assert arrived == [payload]
-    figure(f"{SLICED:,} bytes each way, whole")
+    with pair.connect() as visitor:
+        with ThreadPoolExecutor(1) as threads:
+            dripping = threads.submit(drip, visitor, payload)
+            assert receive(visitor, SLICED) == payload
+            dripping.result()
+        until(lambda: arrived, within=5, what="the target has it all")
+        assert arrived == [payload]
+        waits = []
+        for place in range(0, 600, 3):
+            three = payload[place : place + 3]
+            began = time.monotonic()
+            drip(visitor, three)
+            assert receive(visitor, 3) == three
+            waits.append(time.monotonic() - began)
+    middle = sorted(waits)[len(waits) // 2]
+    assert middle < 0.02
+    figure(f"{SLICED:,} bytes each way, whole; three and back in {middle * 1000:.1f} ms")
 
 
 @pytest.mark.case("one byte at a time, of all that the two ends say", deadline=60)
@@ -240,14 +252,19 @@ def test_one_byte_at_a_time(pair: FarPair, figure: Figure) -> None:
 def test_own_bytes_one_at_a_time(stage: Stage, figure: Figure, direction: str) -> None:
     """Handshake, proofs, frames, prefaces and data, cut up by somebody between the ends.
 
-    Without the rest kept (``Decoder.feed`` forgets what is unfinished) there is no link; without the preface gathered
-    (``Newcomer.read`` keeps only what came last) there is no data connection.
+    Without the preface gathered (``Newcomer.read`` keeps only what came last) there is no data connection.
     """
     middles: list[Middle] = []
 
+    def slow(_passage: Passage, data: bytes) -> Iterator[bytes]:
+        for place in range(len(data)):
+            yield data[place : place + 1]
+            if place < 40:
+                time.sleep(0.0005)  # or the other kernel would put them together again
+
     def through(port: int) -> int:
         middles.append(stage.keep(Middle(("127.0.0.1", port))))
-        middles[0].mangle = lambda _passage, data: (data[place : place + 1] for place in range(len(data)))
+        middles[0].mangle = slow
         return middles[0].port
 
     pair = stage.pair(
@@ -268,8 +285,7 @@ def test_own_bytes_one_at_a_time(stage: Stage, figure: Figure, direction: str) -
 def test_burst(pair: FarPair, figure: Figure) -> None:
     """All of them connect, then all of them ask; every one is answered, none later than the wait for a connection.
 
-    Without the word that visitors wait (``Filler.queued`` ignores it) the pool is filled up to what was wanted before,
-    and visitors are closed after five seconds in the queue.
+    Without the queue (``Entrance._serve`` turns away whom it has no data connection for) most of them are closed.
     """
     pair.target.serve = lambda sock: sock.sendall(receive(sock, 4))
     visitors: list[socket.socket] = []

@@ -79,9 +79,8 @@ def test_bad_wire(stage: Stage, far_hosts: FarHosts, figure: Figure, kind: str, 
     """Short visitors, a stream each way at once and one long-lived visitor, none of them harmed, all on one link.
 
     Delay: with ``filler._ROUTE_PATIENCE`` alone, not four round trips, the announced data port is given up for the
-    tunnel port, or no dial is ever waited for. Loss: with ``link._SILENT_INTERVALS`` of one, a lost ping ends the link.
-    Reordering, and all of it: without limbo (``Pool.stirred`` closes what ended before its signal) quick visitors are
-    lost on the way.
+    tunnel port. All others: without limbo (``Pool.stirred`` closes what ended before its signal) quick visitors whose
+    signal was lost or overtaken are lost with it.
     """
     far_hosts.wire.behave(KINDS[kind])
     pair = far_hosts.pair(stage, serve, direction=direction, both="report_interval=1s").up()
