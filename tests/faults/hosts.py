@@ -27,7 +27,7 @@ class FarPair(Pair):
     entrance_host: Host
     target_host: Host
 
-    def up(self, *, within: float = 20.0) -> Self:
+    def up(self, *, within: float = 40.0) -> Self:
         """Wait until both ends are: a case starts several at once."""
         return super().up(within=within)
 

@@ -131,7 +131,7 @@ def test_reset_behind_a_stalled_target(pair: FarPair, figure: Figure) -> None:
 @pytest.mark.slow
 @pytest.mark.case(f"FIN right behind the last byte of {traffic.SHORT:,} visitors", deadline=150)
 def test_fin_behind_the_last_byte(pair: FarPair, figure: Figure) -> None:
-    """Without limbo (``Pool.stirred`` closes what ended before its signal) some of them are lost on the way."""
+    """Without reading on after a hang-up (``Flow._hung`` never set) an end that came with its bytes is overlooked."""
     began = time.monotonic()
     traffic.test_no_byte_is_lost_when_the_end_follows_the_last_byte_at_once(pair)
     figure(f"nothing lost, {traffic.SHORT / (time.monotonic() - began):,.0f} a second")
