@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tunnel.reactor import READ
+from tunnel.reactor import ENDING, READ
 from tunnel.relay import Flow, Relay
 from tunnel.sealed import OpeningFlow, SealingFlow
 
@@ -67,7 +67,8 @@ class Relays:
         else:
             seal = SealingFlow(relay, near, far, inward, session)
             opening = OpeningFlow(relay, far, near, outward, session, seal.push)
-            relay.start(seal, opening, near_events, data.events | READ)  # the session may hold the first bytes already
+            # The session may hold the first bytes already: look, as if some had come.
+            relay.start(seal, opening, near_events, data.events | READ & ~ENDING)
         return relay
 
     def crashed(self, error: Exception) -> None:

@@ -13,7 +13,7 @@ from tests.integration.harness import FULL, Daemon, Stage, free_port, until
 from tests.integration.peers import ask
 
 PROMISE = 2.0
-"""Seconds from the moment a fault is mended to the first byte."""
+"""Seconds from the moment a fault is mended, or a process has started, to the first byte."""
 FREEZE = 60.0 if FULL else 2.5
 SILENCE = 30.0 if FULL else 2.5
 INTERVAL = 1.0 if FULL else 0.3
@@ -35,6 +35,11 @@ def notices(end: Daemon, link: str, began: float) -> float:
     return took
 
 
+def starts(end: Daemon, life: int) -> None:
+    """Wait until the process has begun its work for the ``life``-th time: what its interpreter needs is not ours."""
+    until(lambda: end.said().count("tunnels started") >= life, within=30, what=f"{end.name} has started")
+
+
 @pytest.mark.case("an end is killed and started again", deadline=90)
 @pytest.mark.parametrize("victim", ["server", pytest.param("client", marks=pytest.mark.slow)])
 def test_killed(stage: Stage, hosts: Hosts, figure: Figure, victim: str) -> None:
@@ -45,8 +50,8 @@ def test_killed(stage: Stage, hosts: Hosts, figure: Figure, victim: str) -> None
     """
     pairs = [hosts.pair(stage, direction=direction) for direction in DIRECTIONS]
     worst = 0.0
-    for _ in range(5 if FULL else 2):
-        visitors = [pair.up().connect() for pair in pairs]
+    for life in range(2, 7 if FULL else 4):
+        visitors = [stage.keep(pair.up().connect()) for pair in pairs]
         for visitor in visitors:
             assert ask(visitor, b"here") == b"here"
         ends = [pair.server if victim == "server" else pair.client for pair in pairs]
@@ -54,6 +59,8 @@ def test_killed(stage: Stage, hosts: Hosts, figure: Figure, victim: str) -> None
             end.kill()
         for end in ends:
             end.start()
+        for end in ends:
+            starts(end, life)
         worst = max(worst, *(pair.first_byte(within=PROMISE) for pair in pairs))
         for visitor in visitors:
             visitor.close()
@@ -69,7 +76,7 @@ def test_frozen(stage: Stage, hosts: Hosts, figure: Figure) -> None:
     """
     kinds = [(0, "reverse"), (1, "forward"), (0, "forward"), (1, "reverse")][: 4 if FULL else 2]
     pairs = [(victim, hosts.pair(stage, direction=direction, both=interval())) for victim, direction in kinds]
-    visitors = [pair.up().connect() for _, pair in pairs]
+    visitors = [stage.keep(pair.up().connect()) for _, pair in pairs]
     for visitor in visitors:
         assert ask(visitor, b"before") == b"before"
     frozen = [((pair.server, pair.client)[victim], (pair.client, pair.server)[victim]) for victim, pair in pairs]
@@ -86,7 +93,6 @@ def test_frozen(stage: Stage, hosts: Hosts, figure: Figure) -> None:
         one_link(hosts, pair, unlike=link, within=2 * PROMISE)
     for visitor in visitors:
         assert ask(visitor, b"after") == b"after"
-        visitor.close()
     figure(f"frozen for {FREEZE:g} s: noticed within {noticed:.1f} s, served {back:.2f} s after")
 
 
@@ -106,7 +112,7 @@ def test_silence(stage: Stage, hosts: Hosts, figure: Figure, ways: tuple[str, ..
     kernel tries, which is a quarter of an hour.
     """
     pairs = [hosts.pair(stage, direction=d, both=f"{interval()}&client_cooldown=1s") for d in DIRECTIONS]
-    visitors = [pair.up().connect() for pair in pairs]
+    visitors = [stage.keep(pair.up().connect()) for pair in pairs]
     for visitor in visitors:
         assert ask(visitor, b"before") == b"before"
     links = [pair.client.tunnel()["link"] for pair in pairs]
@@ -128,7 +134,6 @@ def test_silence(stage: Stage, hosts: Hosts, figure: Figure, ways: tuple[str, ..
     for visitor in visitors:
         visitor.settimeout(SILENCE + 20)  # the kernel's pause between retransmissions has grown with the silence
         assert ask(visitor, b"after") == b"after"
-        visitor.close()
     figure(f"noticed within {noticed:.1f} s, served {back:.1f} s after {SILENCE:g} s of it")
 
 

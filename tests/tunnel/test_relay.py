@@ -362,6 +362,24 @@ async def test_a_defect_ends_one_relay_and_is_told(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_nobody_is_given_up_who_was_not_reset(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(relay_module, "_LAST_WORDS", 0.0)
+    with balanced():
+        async with shared_parts() as shared:
+            row = Row(shared, sealed=kind == "sealed", small=kind != "spliced")
+            for number in range(1, 20):
+                for program in row.programs.values():
+                    program.offered = number
+                await row.until(lambda: all(len(p.heard) == number for p in row.programs.values()), "both are heard")  # noqa: B023  called at once
+            for program in row.programs.values():
+                program.ending = True
+            await until(row.heard_all, "both programs heard the end")
+            assert not any(program.saw_reset for program in row.programs.values())
+            for program in row.programs.values():
+                program.sock.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_what_was_said_before_a_reset_does_not_wait_for_a_stalled_reader_for_ever(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
