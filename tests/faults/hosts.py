@@ -17,7 +17,15 @@ from tests.integration.peers import PATIENCE, Target, echo
 KEY = "Zq7Wm2Rk9xTv4Lp8"
 SERVER, CLIENT = "10.1.0.1", "10.1.0.2"
 ESTABLISHED = "01"
+LONG = 300.0
+"""Seconds that a target waits for more: longer than any fault lasts."""
 DIRECTIONS = ("reverse", "forward")
+
+
+def lasting_echo(sock: socket.socket) -> None:
+    """Send back what comes, however long it is silent in between."""
+    sock.settimeout(LONG)
+    echo(sock)
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ class Hosts(Network):
     def pair(
         self,
         stage: Stage,
-        serve: Callable[[socket.socket], None] | Target = echo,
+        serve: Callable[[socket.socket], None] | Target = lasting_echo,
         *,
         direction: str = "reverse",
         both: str = "",
@@ -77,7 +85,9 @@ class Hosts(Network):
             target_host,
         )
 
-    def target(self, stage: Stage, host: Host, serve: Callable[[socket.socket], None] = echo, port: int = 0) -> Target:
+    def target(
+        self, stage: Stage, host: Host, serve: Callable[[socket.socket], None] = lasting_echo, port: int = 0
+    ) -> Target:
         """A target on a host, at every address of it."""
         return stage.keep(Target(serve, listener=host.listener(("0.0.0.0", port))))
 

@@ -75,7 +75,7 @@ def test_forgets_everything(stage: Stage, hosts: Hosts, figure: Figure, directio
 def test_forgets_the_pool(stage: Stage, hosts: Hosts, figure: Figure, direction: str) -> None:
     """Within a minute the kernel has noticed at both ends, and the pool consists of others.
 
-    Without keepalive on idle connections (``Pool.sweep`` calls no ``net.keep_alive``) the dead ones stay in the pool
+    Without keepalive (``net.keep_alive`` empty) the dead ones stay in the pool
     for up to four minutes, and visitors who get one wait in vain.
     """
     pair = hosts.pair(stage, direction=direction, both=f"report_interval={round(SWEPT * 1000)}ms").up()
@@ -104,7 +104,7 @@ def test_forgets_the_pool(stage: Stage, hosts: Hosts, figure: Figure, direction:
 def test_forgets_the_silent(stage: Stage, hosts: Hosts, figure: Figure, direction: str) -> None:
     """A real one, between a client and the server behind it. The pool is silent for three times as long.
 
-    Without keepalive on idle connections (``Pool.sweep`` calls no ``net.keep_alive``) the translator forgets them, and
+    Without keepalive (``net.keep_alive`` empty) the translator forgets them, and
     the visitors who get one wait in vain.
     """
     port, visitor_port = free_port(), free_port()
