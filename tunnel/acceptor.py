@@ -1,4 +1,4 @@
-"""The accept loop of a listener: a bounded batch a turn, a pause while there is no room or no descriptor."""
+"""The accept loop of a listener: a bounded batch a turn, a pause while there is no room or descriptors are short."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Acceptor:
         "_paused",
         "_reactor",
         "_take",
+        "_yields",
         "address",
         "asked",
         "port",
@@ -43,6 +44,8 @@ class Acceptor:
         take: Callable[[socket.SocketType, object], None],
         has_room: Callable[[], bool],
         asked: Address,
+        *,
+        yields: bool = False,
     ) -> None:
         name = listener.getsockname()
         self.asked = asked
@@ -54,6 +57,8 @@ class Acceptor:
         self._journal = journal
         self._take = take
         self._has_room = has_room
+        self._yields = yields
+        """whether it leaves the last descriptors to others"""
         self._paused = False
         self._breath: asyncio.TimerHandle | None = None
         reactor.register(listener, self._ready)
@@ -90,7 +95,7 @@ class Acceptor:
 
     def _ready(self, _events: int) -> None:
         listener = self._listener
-        if listener is None:
+        if listener is None or self._breath is not None:
             return
         for _ in range(_BATCH):
             if not self._has_room():
@@ -103,15 +108,26 @@ class Acceptor:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                self._take_a_breath(error)
+                self._take_a_breath(net.describe(error))
                 return
+            fd = sock.fileno()
             try:
                 self._take(sock, peer)
             except Exception:
                 self._reactor.close(sock)  # a defect: nobody else will
                 raise
+            if self._yields and self._reactor.descriptors.are_scarce(fd):
+                self._take_a_breath(str(self._reactor.descriptors))
+                return
         self._reactor.again(self._ready)
 
-    def _take_a_breath(self, error: OSError) -> None:
-        self._journal.complain("listen", self.address, f"cannot accept on {self.address}: {net.describe(error)}")
-        self._breath = asyncio.get_running_loop().call_later(_BREATH, self._reactor.again, self._ready)
+    def _take_a_breath(self, why: str) -> None:
+        self._journal.complain("listen", self.address, f"nobody is accepted on {self.address} for now: {why}")
+        self._breath = self._reactor.later(_BREATH, self._breathed)
+
+    def _breathed(self) -> None:
+        if self._yields and self._reactor.descriptors.are_scarce_now():
+            self._breath = self._reactor.later(_BREATH, self._breathed)
+        else:
+            self._breath = None
+            self._reactor.again(self._ready)

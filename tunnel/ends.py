@@ -41,6 +41,7 @@ class Relays:
         self._pipes = pipes
         self._running: set[Relay] = set()
         self._round: asyncio.TimerHandle | None = None
+        reactor.descriptors.promisers.add(self)
 
     def join(
         self,
@@ -102,12 +103,18 @@ class Relays:
             relay.link_lost()
 
     @property
+    def promised(self) -> int:
+        """Descriptors that those who are here will need yet."""
+        return 0
+
+    @property
     def busy(self) -> bool:
         """Whether there are visitors that a drain waits for."""
         return bool(self._running)
 
     def cut(self) -> int:
-        """End all relays now; how many there were."""
+        """End all relays now; how many there were. The end of this end."""
+        self.reactor.descriptors.promisers.discard(self)
         if self._round is not None:
             self._round.cancel()
         running = list(self._running)

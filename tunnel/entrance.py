@@ -60,13 +60,18 @@ class Entrance(Relays):
         return len(self._queue)
 
     @property
+    def promised(self) -> int:
+        """A data connection for each that waits for one."""
+        return len(self._queue)
+
+    @property
     def busy(self) -> bool:
         """Whether there are visitors that a drain waits for."""
         return super().busy or bool(self._queue)
 
     def open(self, listener: socket.SocketType, asked: Address) -> None:
         """Begin to accept visitors on a listener, owned from now on; ``asked`` is the address in the spec."""
-        self.acceptor = Acceptor(self.reactor, listener, self.journal, self._serve, self._has_room, asked)
+        self.acceptor = Acceptor(self.reactor, listener, self.journal, self._serve, self._has_room, asked, yields=True)
         self.address = self.acceptor.address
 
     def stop_accepting(self) -> None:

@@ -224,6 +224,12 @@ class Filler:
         except OSError as error:
             self._failed(error)
             return False
+        descriptors = self._reactor.descriptors
+        is_last = sock.fileno() >= descriptors.ceiling  # at an entrance for visitors who were promised one already
+        if is_last or (not self.link.at_entrance and descriptors.are_scarce(sock.fileno())):
+            sock.close()
+            self._failed(net.NetError(str(descriptors)))
+            return False
         dial = DataDial(self, ident, sock, port, now)
         self._dialing[ident] = dial
         self._reactor.register(sock, dial.ready)
