@@ -157,7 +157,7 @@ async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level:
     named = paths.given_socket(socket, os.environ)
     with daemon.claimed_socket(manifest, named, os.environ) as path:
         async with daemon.running(manifest, path, log, level, read_only=read_only) as supervisor:
-            log.on_trouble = _telling(supervisor.bus)
+            log.tell_trouble(_telling(supervisor.bus))
             for warning in map(str, manifest.warnings):
                 supervisor.bus.tell(LogLevel.WARN, "config", warning)
             await service.live(supervisor)

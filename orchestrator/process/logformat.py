@@ -59,8 +59,7 @@ class LogWriter:
         self._dropped = 0
         self._trouble = ""
         self._is_torn = False
-        self.on_trouble: Callable[[str], None] = lambda why: None
-        """told, in the writer's thread, why lines are being lost from now on; once until one is written again"""
+        self._tell: Callable[[str], None] | None = None
         self._closing = False
         self._turn = threading.Condition()
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
@@ -75,6 +74,13 @@ class LogWriter:
                 return
             self._lines.append(line)
             self._turn.notify()
+
+    def tell_trouble(self, tell: Callable[[str], None]) -> None:
+        """Call ``tell``, in some thread, with why lines are being lost; once until one is written again."""
+        with self._turn:
+            self._tell, trouble = tell, self._trouble
+        if trouble:
+            tell(trouble)
 
     def close(self) -> None:
         """Write what is queued, as far as the reader lets us within a second."""
@@ -116,9 +122,11 @@ class LogWriter:
                 self._is_torn = data[written - 1 : written] != b"\n"
                 data = data[written:]
         except OSError as error:  # nobody listens, or the disk is full: tunnels go on without a log
-            before, self._trouble = self._trouble, net.describe(error)
-            if before != self._trouble:
-                self.on_trouble(self._trouble)
+            with self._turn:
+                before, self._trouble = self._trouble, net.describe(error)
+                tell = self._tell
+            if before != self._trouble and tell is not None:
+                tell(self._trouble)
             return data.count(b"\n")
         self._trouble = ""
         return 0

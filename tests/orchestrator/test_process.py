@@ -96,7 +96,7 @@ class Disk:
 def test_what_a_full_disk_does_not_take_is_counted_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     disk, told = Disk(monkeypatch), list[str]()
     log = LogWriter(-1, form=lambda happened: happened.text)
-    log.on_trouble = told.append
+    log.tell_trouble(told.append)
 
     def say(text: str) -> None:
         lost = log._dropped
