@@ -116,9 +116,11 @@ class Acceptor:
             except Exception:
                 self._reactor.close(sock)  # a defect: nobody else will
                 raise
-            if self._yields and self._reactor.descriptors.are_scarce(fd):
-                self._take_a_breath(str(self._reactor.descriptors))
-                return
+            if self._reactor.descriptors.are_scarce(fd):
+                if self._yields:
+                    self._take_a_breath(str(self._reactor.descriptors))
+                    return
+                break  # those who were sent away give theirs back at the end of the batch
         self._reactor.again(self._ready)
 
     def _take_a_breath(self, why: str) -> None:
