@@ -7,10 +7,12 @@ import os
 import resource
 import selectors
 import socket
+import struct
 import threading
+import time
 from pathlib import Path
 
-from tests.integration.peers import Address
+from tests.integration.peers import Address, receive
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -34,6 +36,27 @@ def cpu_seconds(pid: int) -> float:
     """What a process has used of processors so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def gulp(sock: socket.socket) -> None:
+    """A target that takes what ``pour`` sends, and says when it has all of it."""
+    room = memoryview(bytearray(1 << 18))
+    while head := receive(sock, 8):
+        (left,) = struct.unpack("!Q", head)
+        while left and (got := sock.recv_into(room, min(left, len(room)))):
+            left -= got
+        sock.sendall(b"k")
+
+
+def pour(sock: socket.socket, size: int) -> float:
+    """Seconds until so many bytes have arrived at the other end."""
+    block = bytes(1 << 18)
+    began = time.monotonic()
+    sock.sendall(struct.pack("!Q", size))
+    for _ in range(size // len(block)):
+        sock.sendall(block)
+    assert receive(sock, 1) == b"k"
+    return time.monotonic() - began
 
 
 class Crowd:
