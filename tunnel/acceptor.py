@@ -78,6 +78,11 @@ class Acceptor:
         self.close()
         return listener
 
+    def take_rest(self) -> None:
+        """Take in who stands at the door already, as far as there is room: the address is about to be given up."""
+        if self._breath is None:
+            self._take_in(net.BACKLOG)
+
     def close(self) -> None:
         """Give the address up."""
         if self._breath is not None:
@@ -94,22 +99,27 @@ class Acceptor:
         owner.crashed(error)
 
     def _ready(self, _events: int) -> None:
+        if self._breath is None and self._take_in(_BATCH):
+            self._reactor.again(self._ready)
+
+    def _take_in(self, most: int) -> bool:
+        """Accept so many at the most; whether there may be more."""
         listener = self._listener
-        if listener is None or self._breath is not None:
-            return
-        for _ in range(_BATCH):
+        if listener is None:
+            return False
+        for _ in range(most):
             if not self._has_room():
                 self._paused = True
-                return
+                return False
             try:
                 sock, peer = net.accept(listener)
             except BlockingIOError:
-                return
+                return False
             except ConnectionAbortedError:
                 continue
             except OSError as error:
                 self._take_a_breath(net.describe(error))
-                return
+                return False
             fd = sock.fileno()
             try:
                 self._take(sock, peer)
@@ -119,9 +129,9 @@ class Acceptor:
             if self._reactor.descriptors.are_scarce(fd):
                 if self._yields:
                     self._take_a_breath(str(self._reactor.descriptors))
-                    return
+                    return False
                 break  # those who were sent away give theirs back at the end of the batch
-        self._reactor.again(self._ready)
+        return True
 
     def _take_a_breath(self, why: str) -> None:
         self._journal.complain("listen", self.address, f"nobody is accepted on {self.address} for now: {why}")

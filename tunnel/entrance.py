@@ -74,6 +74,12 @@ class Entrance(Relays):
         self.acceptor = Acceptor(self.reactor, listener, self.journal, self._serve, self._has_room, asked, yields=True)
         self.address = self.acceptor.address
 
+    def finish_accepting(self) -> None:
+        """Give the address up, and take in those before it whose connection the kernel has made already."""
+        if self.acceptor is not None:
+            self.acceptor.take_rest()
+        self.stop_accepting()
+
     def stop_accepting(self) -> None:
         """Give the address up. Visitors who are here stay."""
         if self.acceptor is not None:
