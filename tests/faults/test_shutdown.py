@@ -101,8 +101,8 @@ def test_sigterm(stage: Stage, figure: Figure, direction: str, which: str) -> No
 
     The entrance is stopped while some connect, so that the signal finds them before an accept loop that has not seen
     them. (With the exit gone new visitors wait for another one: they come no more when it is told to go.) With a drain
-    that cuts (``Engine.run`` not waiting for ``_drain``) those who stay see a reset; with a listener that is closed
-    before those at the door are taken in (``Entrance.finish_accepting`` without ``take_rest``) these do.
+    that cuts (``Engine.run`` not waiting for ``_drain``) nobody is served to the end; with a reverse server's door
+    closed at once (``Engine._drain`` without ``has_queue``) those who wait for a data connection wait in vain.
     """
     pair = stage.pair(direction=direction, both=f"shutdown_timeout={LIMIT:g}s").up(within=15)
     is_server = (which == "entrance") is (direction == "reverse")

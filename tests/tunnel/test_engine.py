@@ -414,6 +414,19 @@ async def test_a_drain_lets_visitors_finish_and_takes_no_new_ones(
         assert both[who].state is State.STOPPED
 
 
+async def test_a_draining_server_keeps_the_door_for_those_who_wait(shared: Shared) -> None:
+    async with echo() as target, pair(shared, target, max_pool_capacity=1, min_pool_capacity=1) as (server, client):
+        async with contextlib.AsyncExitStack() as visits:
+            address = visitors_address(server, client)
+            visitors = [await visits.enter_async_context(visit(address)) for _ in range(8)]
+            server.engine.drain(30)
+            for reader, writer in visitors:
+                writer.write(b"here")
+                async with asyncio.timeout(5):
+                    assert await reader.readexactly(4) == b"here"
+        await server.end()
+
+
 async def test_a_drain_has_a_limit_and_closing_cuts(shared: Shared) -> None:
     for drain in (True, False):
         async with echo() as target, pair(shared, target) as (server, client):
