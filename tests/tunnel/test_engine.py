@@ -416,14 +416,16 @@ async def test_a_drain_lets_visitors_finish_and_takes_no_new_ones(
 
 async def test_a_draining_server_keeps_the_door_for_those_who_wait(shared: Shared) -> None:
     async with echo() as target, pair(shared, target, max_pool_capacity=1, min_pool_capacity=1) as (server, client):
-        async with contextlib.AsyncExitStack() as visits:
-            address = visitors_address(server, client)
-            visitors = [await visits.enter_async_context(visit(address)) for _ in range(8)]
-            server.engine.drain(30)
-            for reader, writer in visitors:
-                writer.write(b"here")
-                async with asyncio.timeout(5):
-                    assert await reader.readexactly(4) == b"here"
+        host, _, port = visitors_address(server, client).rpartition(":")
+        comers = [socket.create_connection((host, int(port))) for _ in range(8)]  # the loop has seen none of them
+        server.engine.drain(30)
+        for comer in comers:
+            reader, writer = await asyncio.open_connection(sock=comer)
+            writer.write(b"here")
+            async with asyncio.timeout(10):
+                assert await reader.readexactly(4) == b"here"
+            writer.close()
+            await writer.wait_closed()
         await server.end()
 
 
