@@ -414,21 +414,6 @@ async def test_a_drain_lets_visitors_finish_and_takes_no_new_ones(
         assert both[who].state is State.STOPPED
 
 
-async def test_a_draining_server_keeps_the_door_for_those_who_wait(shared: Shared) -> None:
-    async with echo() as target, pair(shared, target, max_pool_capacity=1, min_pool_capacity=1) as (server, client):
-        host, _, port = visitors_address(server, client).rpartition(":")
-        comers = [socket.create_connection((host, int(port))) for _ in range(8)]  # the loop has seen none of them
-        server.engine.drain(30)
-        for comer in comers:
-            reader, writer = await asyncio.open_connection(sock=comer)
-            writer.write(b"here")
-            async with asyncio.timeout(10):
-                assert await reader.readexactly(4) == b"here"
-            writer.close()
-            await writer.wait_closed()
-        await server.end()
-
-
 async def test_a_drain_has_a_limit_and_closing_cuts(shared: Shared) -> None:
     for drain in (True, False):
         async with echo() as target, pair(shared, target) as (server, client):
