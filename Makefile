@@ -28,7 +28,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
-FAULTS_TOOLS := ip:iproute2 iptables:iptables mosquitto:mosquitto
+FAULTS_TOOLS := ip:iproute2 iptables:iptables mosquitto:mosquitto mosquitto_sub:mosquitto-clients faketime:faketime
 
 # Root first: without it nothing is installed, not even into .venv.
 faults-root:

@@ -174,6 +174,10 @@ class _Client(aiomqtt.Client):
         over = self._disconnected
         return over.exception() if over.done() and not over.cancelled() else None
 
+    def _on_disconnect(self, *args: Any, **more: Any) -> None:  # noqa: ANN401  as there
+        super()._on_disconnect(*args, **more)
+        self.loss()  # a broker that greets and hangs up at once: the library forgets that loss before anybody asks
+
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ANN401  as there
         def write() -> None:
             try:

@@ -229,14 +229,14 @@ def test_duplicate(stage: Stage, broker: Mosquitto, figure: Figure) -> None:
     connected(first)
     second = hosts.up("edge-1", broker, {"other": hosts.client["web"]})
     second.is_in("up", name="other", within=15)
-    until(lambda: "another host is online as 'edge-1'" in str(mqtt_of(second)["error"]), within=10, what="it is told")
+    until(lambda: "another host is online as 'edge-1'" in str(mqtt_of(second)["reason"]), within=10, what="it is told")
     boot = retained(broker)["edge-1/status"]["boot"]
     stage.serving(("127.0.0.1", hosts.visitor_port))
     for _ in range(5):
         told = retained(broker)
         assert told["edge-1/status"]["boot"] == boot
         assert {topic for topic in told if "/t/" in topic} == {"edge-1/t/web/state"}
-    assert mqtt_of(first)["state"] == "up"
+    assert mqtt_of(first)["state"] == "online"
     began = time.monotonic()
     first.kill()
     connected(second, within=TRUTH)

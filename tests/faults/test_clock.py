@@ -78,7 +78,7 @@ def test_jump(stage: Stage, figure: Figure, hours: int) -> None:
         while time.monotonic() < began + WATCH:
             assert ask(visitor, b"during") == b"during"
             assert exchange(visitors, b"new") == b"new"
-            assert mqtt_of(host)["state"] == "up"
+            assert mqtt_of(host)["state"] == "online"
             assert 0 <= host.tunnel("lame")["cooldown"]["remaining_s"] <= 1
             exchanged += 1
             time.sleep(0.05)  # visits are spread over the whole watch

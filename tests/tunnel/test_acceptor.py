@@ -12,7 +12,7 @@ from tunnel.spec import Address
 
 
 async def test_who_stands_at_the_door_is_taken_in_before_it_is_given_up() -> None:
-    reactor, taken = Reactor(), list[socket.socket]()
+    reactor, taken = Reactor(), list[socket.SocketType]()
     listener = await net.listen(Address("127.0.0.1", 0), what="visitors")
     visitors = Acceptor(
         reactor,
@@ -26,6 +26,8 @@ async def test_who_stands_at_the_door_is_taken_in_before_it_is_given_up() -> Non
     visitors.take_rest()
     assert len(taken) == 3
     visitors.close()
-    for sock in (*comers, *taken):
-        sock.close()
+    for comer in comers:
+        comer.close()
+    for visitor in taken:
+        visitor.close()
     reactor.stop()

@@ -74,8 +74,10 @@ async def test_visitors_wait_in_the_backlog_until_there_are_descriptors_again() 
         await until(lambda: len(taken) == len(comers), "all are taken")
         assert len(events) == 1
         visitors.close()
-        for sock in (*comers, *taken):
-            sock.close()
+        for comer in comers:
+            comer.close()
+        for visitor in taken:
+            visitor.close()
         reactor.stop()
 
 
