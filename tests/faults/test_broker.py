@@ -178,10 +178,10 @@ def kicking(broker: Mosquitto, road: Road) -> Generator[None]:
 def test_trouble(stage: Stage, broker: Mosquitto, figure: Figure, trouble: Trouble) -> None:
     """Two tunnels, one that publishes and one that does not, carry bulk by turns while the trouble lasts.
 
-    With a publisher that waits for the broker on the loop (``time.sleep(0.2)`` in ``Publisher._live``) the relays are
-    slower by far. Without forgetting what was told (``Pacing.forget`` empty) a broker that lost its memory hears the
-    truth only half a minute later. Without ``Publisher._told`` a kicking broker fills the log with two lines for each
-    connection.
+    With a publisher that waits for the broker on the loop (``time.sleep(0.3)`` in ``Session.publish``) the relays stand
+    still at a slow one. Without forgetting what was told (``Telling.begin`` without ``Pacing.forget``) a broker that was
+    killed and started at once does not hear the truth in time. Without ``Publisher._told`` a minute of kicks fills the
+    log with forty lines.
     """
     road = stage.keep(Road(("127.0.0.1", broker.port)))
     ours, others = Ends(stage, broker, "edge", road), Ends(stage, broker, "plain", None)
