@@ -179,9 +179,9 @@ def test_trouble(stage: Stage, broker: Mosquitto, figure: Figure, trouble: Troub
     """Two tunnels, one that publishes and one that does not, carry bulk by turns while the trouble lasts.
 
     With a publisher that waits for the broker on the loop (``time.sleep(0.3)`` in ``Session.publish``) the relays stand
-    still at a slow one. Without forgetting what was told (``Telling.begin`` without ``Pacing.forget``) a broker that was
-    killed and started at once does not hear the truth in time. Without ``Publisher._told`` a minute of kicks fills the
-    log with forty lines.
+    still at a slow one. Without forgetting what was told (``Telling.begin`` without ``Pacing.forget``) a broker that
+    was killed and started at once does not hear the truth in time. Without ``Publisher._told`` a minute of kicks fills
+    the log with forty lines.
     """
     road = stage.keep(Road(("127.0.0.1", broker.port)))
     ours, others = Ends(stage, broker, "edge", road), Ends(stage, broker, "plain", None)

@@ -155,8 +155,9 @@ def small_disk(place: Path, size: str) -> Generator[Path]:
 def test_disk(stage: Stage, figure: Figure) -> None:
     """File, log and state directory are on a full disk: visitors notice nothing, the reason is said where it can be.
 
-    Without ``LogWriter.tell_trouble`` and its count (an OSError suppressed in ``_write``) nothing ever tells of the lines
-    that are missing; with the error raised the log's thread dies, and the log stays silent when there is room again.
+    Without the count of ``LogWriter._write`` (an OSError that loses nothing and is no trouble) nothing ever tells of
+    the lines that are missing; with the error raised the log's thread dies, and the log stays silent when there is room
+    again.
     """
     with small_disk(stage.directory / "small", "64k") as disk:
         target = stage.target()
