@@ -1,4 +1,5 @@
-# make demo | test | lint | bench | soak | fuzz | pictures | clean.  Everything is installed into .venv; nothing else of the machine is touched.
+# make demo | test | lint | faults | soak | fuzz | bench | pictures | clean.  Everything is installed into .venv; nothing else of the
+# machine is touched, except that faults installs the Debian packages it needs where they are missing.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 BENCH_RESULTS := tests/bench/results
 
-.PHONY: demo test lint bench soak fuzz pictures clean
+.PHONY: demo test lint faults faults-root soak fuzz bench pictures clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -31,6 +32,17 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+
+FAULTS_TOOLS := ip:iproute2 iptables:iptables mosquitto:mosquitto mosquitto_sub:mosquitto-clients faketime:faketime
+
+# Root first: without it nothing is installed, not even into .venv.
+faults-root:
+	@test "$$(id -u)" = 0 || { echo "make: faults are made in network namespaces, which need root: sudo make faults" >&2; exit 1; }
+	@for tool in $(FAULTS_TOOLS); do command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
+	test -z "$$missing" || { echo "installing$$missing"; apt-get update -qq && apt-get install -qq --no-install-recommends $$missing; }
+
+faults: faults-root $(VENV)/installed-dev
+	NODEPASS_TEST_SCALE=full $(BIN)/python -m pytest tests/faults $(FAULTS_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -11,11 +11,13 @@ from orchestrator.api import doors
 from orchestrator.mqtt.start import publishing
 from orchestrator.process import paths
 from orchestrator.supervisor.bus import HOUSE, Bus
+from orchestrator.supervisor.defects import in_sentences
 from orchestrator.supervisor.desk import Desk
 from orchestrator.supervisor.supervisor import Supervisor
 from orchestrator.supervisor.watcher import watching
 from orchestrator.workers.crew import Crew
 from tunnel.engine import Engine
+from tunnel.journal import Journal
 from tunnel.shared import Shared
 from tunnel.spec import LogLevel
 
@@ -56,6 +58,8 @@ async def running(
 ) -> AsyncIterator[Supervisor]:
     """A supervisor with its API, not started yet; ``level`` is that of its own lines. Raises SocketPathError."""
     bus = Bus()
+    journal = Journal(HOUSE, bus.publish)
+    in_sentences(lambda topic, text: journal.complain("defect", topic, text))
     async with _workshop(manifest.supervisor.workers, bus) as make_engine:
         supervisor = Supervisor(manifest, make_engine=make_engine, bus=bus)
         listen = _filtered(log, supervisor, level)

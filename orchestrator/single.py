@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.process.logformat import LogWriter
 from orchestrator.process.process import hide_keys, mask_url, prepare_to_serve, say, stop_signals
+from orchestrator.supervisor.defects import in_sentences
 from orchestrator.supervisor.keeper import Keeper
 from tunnel.engine import Engine
+from tunnel.journal import Journal
 from tunnel.options import OptionError, make_spec
 from tunnel.shared import Shared
 from tunnel.spec import LogLevel
@@ -63,6 +65,8 @@ async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
     shared = Shared()
     name = spec.role.value
     sink = _from(spec.log, log)
+    journal = Journal(name, sink)
+    in_sentences(lambda topic, text: journal.complain("defect", topic, text))
     if spec.is_exposed:
         warnings.append(
             "the tunnel is open: anyone who finds its port may use it; write a key before the address, KEY@"

@@ -1,4 +1,4 @@
-"""What all tests share: how hard hypothesis tries, and an environment without the machine's own settings."""
+"""What all tests share: how hard they try, and an environment without the machine's own settings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.integration.harness import FULL
 from tunnel.options import KEY_VARIABLE
 from tunnel.settings import NAMES
 
@@ -20,3 +21,10 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of whoever runs the tests reaches the program under test."""
     for name in [*(name.upper() for name in NAMES), KEY_VARIABLE, "NODEPASS_ORCH_SOCKET", "NO_COLOR"]:
         monkeypatch.delenv(name, raising=False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is slow, aloud, unless full size is asked for."""
+    for item in items:
+        if item.get_closest_marker("slow") and not FULL:
+            item.add_marker(pytest.mark.skip(reason="slow: runs with NODEPASS_TEST_SCALE=full"))

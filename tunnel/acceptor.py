@@ -1,4 +1,4 @@
-"""The accept loop of a listener: a bounded batch a turn, a pause while there is no room or no descriptor."""
+"""The accept loop of a listener: a bounded batch a turn, a pause while there is no room or descriptors are short."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Acceptor:
         "_paused",
         "_reactor",
         "_take",
+        "_yields",
         "address",
         "asked",
         "port",
@@ -43,6 +44,8 @@ class Acceptor:
         take: Callable[[socket.SocketType, object], None],
         has_room: Callable[[], bool],
         asked: Address,
+        *,
+        yields: bool = False,
     ) -> None:
         name = listener.getsockname()
         self.asked = asked
@@ -54,6 +57,8 @@ class Acceptor:
         self._journal = journal
         self._take = take
         self._has_room = has_room
+        self._yields = yields
+        """whether it leaves the last descriptors to others"""
         self._paused = False
         self._breath: asyncio.TimerHandle | None = None
         reactor.register(listener, self._ready)
@@ -73,6 +78,11 @@ class Acceptor:
         self.close()
         return listener
 
+    def take_rest(self) -> None:
+        """Take in who stands at the door already, as far as there is room: the address is about to be given up."""
+        if self._breath is None:
+            self._take_in(net.BACKLOG)
+
     def close(self) -> None:
         """Give the address up."""
         if self._breath is not None:
@@ -89,29 +99,47 @@ class Acceptor:
         owner.crashed(error)
 
     def _ready(self, _events: int) -> None:
+        if self._breath is None and self._take_in(_BATCH):
+            self._reactor.again(self._ready)
+
+    def _take_in(self, most: int) -> bool:
+        """Accept so many at the most; whether there may be more."""
         listener = self._listener
         if listener is None:
-            return
-        for _ in range(_BATCH):
+            return False
+        for _ in range(most):
             if not self._has_room():
                 self._paused = True
-                return
+                return False
             try:
                 sock, peer = net.accept(listener)
             except BlockingIOError:
-                return
+                return False
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                self._take_a_breath(error)
-                return
+                self._take_a_breath(net.describe(error))
+                return False
+            fd = sock.fileno()
             try:
                 self._take(sock, peer)
             except Exception:
                 self._reactor.close(sock)  # a defect: nobody else will
                 raise
-        self._reactor.again(self._ready)
+            if self._reactor.descriptors.are_scarce(fd):
+                if self._yields:
+                    self._take_a_breath(str(self._reactor.descriptors))
+                    return False
+                break  # those who were sent away give theirs back at the end of the batch
+        return True
 
-    def _take_a_breath(self, error: OSError) -> None:
-        self._journal.complain("listen", self.address, f"cannot accept on {self.address}: {net.describe(error)}")
-        self._breath = asyncio.get_running_loop().call_later(_BREATH, self._reactor.again, self._ready)
+    def _take_a_breath(self, why: str) -> None:
+        self._journal.complain("listen", self.address, f"nobody is accepted on {self.address} for now: {why}")
+        self._breath = self._reactor.later(_BREATH, self._breathed)
+
+    def _breathed(self) -> None:
+        if self._yields and self._reactor.descriptors.are_scarce_now():
+            self._breath = self._reactor.later(_BREATH, self._breathed)
+        else:
+            self._breath = None
+            self._reactor.again(self._ready)

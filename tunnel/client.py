@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from typing import TYPE_CHECKING, Final
 
 from tunnel import net, tls
@@ -59,11 +60,11 @@ class Client:
         channel: Channel | None = None
         try:
             async with asyncio.timeout(HANDSHAKE_LIMIT):
-                sock, sockaddr = await self._dial()
+                sock, sockaddr, round_trip = await self._dial()
                 verify = spec.data_tls is DataTls.VERIFIED
                 session = tls.TlsSession(context, server_side=False, host=spec.tunnel.host if verify else None)
                 channel = Channel(self._reactor, sock, session, spec.settings.signal_buffer)
-                return await self._greet(channel, sockaddr)
+                return await self._greet(channel, sockaddr, round_trip)
         except BaseException as error:
             if channel is not None:
                 channel.close("the handshake was broken off")
@@ -75,7 +76,8 @@ class Client:
                 raise LinkFailedError(f"no link with {spec.tunnel}: {error}") from None
             raise
 
-    async def _dial(self) -> tuple[socket.SocketType, SockAddr]:
+    async def _dial(self) -> tuple[socket.SocketType, SockAddr, float]:
+        """A connection to the server, to which address it is, and the seconds that TCP's handshake took."""
         spec = self._spec
         try:
             candidates = await self._server.refresh()
@@ -83,6 +85,7 @@ class Client:
             raise LinkFailedError(f"cannot connect to the server {spec.tunnel}: {net.describe(error)}") from None
         problem: OSError = OSError("it has no address")
         for family, sockaddr in candidates:
+            began = time.monotonic()
             try:
                 sock = net.begin_connect(family, sockaddr)
             except OSError as error:
@@ -99,10 +102,10 @@ class Client:
                 raise
             self._server.answered(sockaddr)
             net.limit_silence(sock, 3 * spec.settings.report_interval)
-            return sock, sockaddr
+            return sock, sockaddr, time.monotonic() - began
         raise LinkFailedError(f"cannot connect to the server {spec.tunnel}: {net.describe(problem)}")
 
-    async def _greet(self, channel: Channel, sockaddr: SockAddr) -> tuple[Link, Filler]:
+    async def _greet(self, channel: Channel, sockaddr: SockAddr, round_trip: float) -> tuple[Link, Filler]:
         spec = self._spec
         certificate = await channel.secure()
         handshake = ClientHandshake(spec.key, certificate)
@@ -127,7 +130,7 @@ class Client:
             data_tls=welcome.data_tls,
         )
         link.agree(ours, welcome.bounds, defaults_of(spec.settings))
-        filler = Filler(link, self._reactor, self._journal, sockaddr, welcome.data_port, certificate)
+        filler = Filler(link, self._reactor, self._journal, sockaddr, round_trip, welcome.data_port, certificate)
         return link, filler
 
 

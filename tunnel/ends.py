@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tunnel.reactor import READ
+from tunnel.reactor import ENDING, READ
 from tunnel.relay import Flow, Relay
 from tunnel.sealed import OpeningFlow, SealingFlow
 
@@ -41,6 +41,7 @@ class Relays:
         self._pipes = pipes
         self._running: set[Relay] = set()
         self._round: asyncio.TimerHandle | None = None
+        reactor.descriptors.promisers.add(self)
 
     def join(
         self,
@@ -67,7 +68,8 @@ class Relays:
         else:
             seal = SealingFlow(relay, near, far, inward, session)
             opening = OpeningFlow(relay, far, near, outward, session, seal.push)
-            relay.start(seal, opening, near_events, data.events | READ)  # the session may hold the first bytes already
+            # The session may hold the first bytes already: look, as if some had come.
+            relay.start(seal, opening, near_events, data.events | READ & ~ENDING)
         return relay
 
     def crashed(self, error: Exception) -> None:
@@ -101,12 +103,18 @@ class Relays:
             relay.link_lost()
 
     @property
+    def promised(self) -> int:
+        """Descriptors that those who are here will need yet."""
+        return 0
+
+    @property
     def busy(self) -> bool:
         """Whether there are visitors that a drain waits for."""
         return bool(self._running)
 
     def cut(self) -> int:
-        """End all relays now; how many there were."""
+        """End all relays now; how many there were. The end of this end."""
+        self.reactor.descriptors.promisers.discard(self)
         if self._round is not None:
             self._round.cancel()
         running = list(self._running)

@@ -343,23 +343,24 @@ class Engine:
     # --- the end --------------------------------------------------------------------------------------------------
 
     async def _drain(self) -> None:
-        """Give up the listeners, then the link as soon as nobody needs it, and wait for the relays.
+        """Give up the listeners and the link as soon as nobody needs them, and wait for the relays.
 
-        The link goes early so that the other end can turn to whoever takes this tunnel's place.
+        They go early so that the other end can turn to whoever takes this tunnel's place.
         """
         limit = self._drain_limit or 0.0
         self._to(State.DRAINING, f"{self._stats.active} visitors may finish, for {limit:g} s at most")
-        if self._server is not None:
-            self._server.close()
-        end = self._end
+        end, server = self._end, self._server
         if isinstance(end, Entrance):
-            end.stop_accepting()
+            end.finish_accepting()
         elif self._link is not None:
             self._link.say_goodbye(_FAREWELL)
         now = self._loop.time()
         parting, until = now + min(_PARTING, limit), now + limit
         while not self._cut.is_set() and (now := self._loop.time()) < until:
-            link_needed = end.queued > 0 if isinstance(end, Entrance) else now < parting
+            has_queue = isinstance(end, Entrance) and end.queued > 0
+            if server is not None and not has_queue:  # who waits for a data connection needs a door for it
+                server.close()
+            link_needed = has_queue if isinstance(end, Entrance) else now < parting
             if self._link is not None and not link_needed:
                 self._link.close("this end is shutting down", farewell=_FAREWELL)
             if self._link is None and (end is None or not end.busy):

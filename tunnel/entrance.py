@@ -60,14 +60,25 @@ class Entrance(Relays):
         return len(self._queue)
 
     @property
+    def promised(self) -> int:
+        """A data connection for each that waits for one."""
+        return len(self._queue)
+
+    @property
     def busy(self) -> bool:
         """Whether there are visitors that a drain waits for."""
         return super().busy or bool(self._queue)
 
     def open(self, listener: socket.SocketType, asked: Address) -> None:
         """Begin to accept visitors on a listener, owned from now on; ``asked`` is the address in the spec."""
-        self.acceptor = Acceptor(self.reactor, listener, self.journal, self._serve, self._has_room, asked)
+        self.acceptor = Acceptor(self.reactor, listener, self.journal, self._serve, self._has_room, asked, yields=True)
         self.address = self.acceptor.address
+
+    def finish_accepting(self) -> None:
+        """Give the address up, and take in those before it whose connection the kernel has made already."""
+        if self.acceptor is not None:
+            self.acceptor.take_rest()
+        self.stop_accepting()
 
     def stop_accepting(self) -> None:
         """Give the address up. Visitors who are here stay."""

@@ -133,6 +133,12 @@ class Exit(Relays):
         return str(self._target.address)
 
     @property
+    def promised(self) -> int:
+        """A target for each data connection, and for each whose target's name is being resolved."""
+        link = self._link
+        return len(self._resolving) + (len(link.pool) + link.dialing if link is not None else 0)
+
+    @property
     def busy(self) -> bool:
         """Whether there are visitors that a drain waits for."""
         return super().busy or any(dial.data is not None for dial in self._dials)

@@ -103,9 +103,11 @@ class Filler:
         reactor: Reactor,
         journal: Journal,
         server: SockAddr,
+        round_trip: float,
         data_port: int | None,
         certificate: bytes,
     ) -> None:
+        """``round_trip``: the seconds that one takes to the server, as far as is known before the first ping."""
         self.link = link
         self.certificate = certificate
         self.tls_context: ssl.SSLContext | None = tls.pinned_context() if link.data_tls else None
@@ -118,6 +120,7 @@ class Filler:
         tunnel_port = server[1]
         self._ports = [tunnel_port] if data_port in {None, tunnel_port} else [data_port or tunnel_port, tunnel_port]
         self._sure = len(self._ports) == 1
+        self._route_patience = max(_ROUTE_PATIENCE, 4 * round_trip)
         self._patience_ends = 0.0
         self._demand = Demand(since=self._loop.time())
         self._queued = 0
@@ -133,8 +136,7 @@ class Filler:
 
     def begin(self) -> None:
         """Dial the first ones."""
-        patience = max(_ROUTE_PATIENCE, 4 * (self.link.rtt or 0.0))
-        self._patience_ends = self._loop.time() + patience
+        self._patience_ends = self._loop.time() + self._route_patience
         self._refill()
 
     def close(self) -> None:
@@ -221,6 +223,12 @@ class Filler:
             sock = net.begin_connect(net.family_of(sockaddr), sockaddr)
         except OSError as error:
             self._failed(error)
+            return False
+        descriptors = self._reactor.descriptors
+        is_last = sock.fileno() >= descriptors.ceiling  # at an entrance for visitors who were promised one already
+        if is_last or (not self.link.at_entrance and descriptors.are_scarce(sock.fileno())):
+            sock.close()
+            self._failed(net.NetError(str(descriptors)))
             return False
         dial = DataDial(self, ident, sock, port, now)
         self._dialing[ident] = dial

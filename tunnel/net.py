@@ -35,8 +35,6 @@ _SENTENCES: Final = {
     errno.EMFILE: "this process has no file descriptors left",
     errno.ENFILE: "this host has no file descriptors left",
 }
-OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""Errors of accept that pass only when something else is closed."""
 
 
 class NetError(OSError):

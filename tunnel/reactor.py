@@ -16,6 +16,8 @@ import socket
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from tunnel.descriptors import Descriptors
+
 READ: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 """Bits that mean: reading will give bytes, the end, or an error."""
 ENDING: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -51,6 +53,7 @@ class Reactor:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
+        self.descriptors: Final = Descriptors(self._epoll.fileno())
         self._handlers: dict[int, Handler] = {}
         self._again: list[Handler] = []
         self._deferred: list[Callable[[], None]] = []

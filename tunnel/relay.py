@@ -27,6 +27,7 @@ _READS: Final = 8  # buffers moved in one turn: a fat stream must not starve the
 _BULK: Final = 4  # full buffers in a row that make a flow worth a pipe
 _SPLICES: Final = 16  # times in one turn that a pipe is filled
 _THIN: Final = 1 << 16  # bytes in a turn below which splicing does not pay
+_LAST_WORDS: Final = 5.0  # seconds in which what a program said before its reset may still get past a stalled reader
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -346,9 +347,9 @@ class Relay:
         else:
             self._reactor.hand_over(self._near, self._near_ready)
             if near_events & READ:
-                from_near.pump(near_events)
+                self._near_ready(near_events)
         if far_events & READ and self.open:
-            to_near.pump(far_events)
+            self._far_ready(far_events)
 
     def _near_ready(self, events: int) -> None:
         if events & BROKEN and self._from_near.ended:
@@ -358,6 +359,8 @@ class Relay:
             self._to_near.resume()
         if events & READ and self.open:
             self._from_near.pump(events)
+        if events & BROKEN and self.open:
+            self._reactor.later(_LAST_WORDS, self._give_up_on_near)
 
     def _far_ready(self, events: int) -> None:
         if events & BROKEN and self._to_near.ended:
@@ -367,6 +370,15 @@ class Relay:
             self._from_near.resume()
         if events & READ and self.open:
             self._to_near.pump(events)
+        if events & BROKEN and self.open:
+            self._reactor.later(_LAST_WORDS, self._give_up_on_far)
+
+    def _give_up_on_near(self) -> None:
+        """It was reset, and the data connection has not taken the last it said: that shall not keep a place."""
+        self.finish(reset=self._far)
+
+    def _give_up_on_far(self) -> None:
+        self.finish(reset=self._near)
 
     def told_end(self, flow: Flow, total: int) -> bool:
         """Whether the end of this flow was told over the link, and need not be shown on the socket."""

@@ -176,7 +176,7 @@ class Server:
         self._identity = identity
         self._taker = taker
         self._direction = net.direction_of(spec)
-        self._strangers = Strangers()
+        self._strangers = Strangers(reactor.descriptors.limit)
         self.acceptors: dict[str, Acceptor] = {}
         """by purpose, as in ``listeners``"""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -264,7 +264,7 @@ class Server:
 
     def check_preface(self, newcomer: Newcomer, preface: bytes) -> None:
         """The preface is complete."""
-        link = self._link
+        link, descriptors = self._link, self._reactor.descriptors
         if link is None or link.channel.loss is not None:
             self.refuse_data(newcomer, "there is no link")
             return
@@ -277,6 +277,8 @@ class Server:
             self.refuse_data(newcomer, "its id was used before")
         elif len(link.pool) >= link.limits.pool_max + self._spec.settings.signal_queue_limit:
             self.refuse_data(newcomer, "the pool is full")
+        elif self._direction is Direction.FORWARD and descriptors.are_scarce(newcomer.sock.fileno()):
+            self.refuse_data(newcomer, str(descriptors))  # the rest is for the targets of those in the pool
         elif link.data_tls:
             newcomer.secure(ident, self._context)
         else:

@@ -12,7 +12,7 @@ class Shared:
 
     def __init__(self) -> None:
         self.reactor = Reactor()
-        self.pipes = Pipes()
+        self.pipes = Pipes(self.reactor.descriptors.ceiling)
         self.identity = Identity()
 
     def close(self) -> None:

@@ -42,7 +42,9 @@ class Pipe:
 class Pipes:
     """All pipes of a process: lent while bytes move, empty ones kept for the next relay."""
 
-    def __init__(self) -> None:
+    def __init__(self, ceiling: int | None = None) -> None:
+        """``ceiling``: the first descriptor that no pipe shall have, because others need it more."""
+        self._ceiling = ceiling
         self.usable = hasattr(os, "splice")
         """turns False when the kernel says that it cannot splice here"""
         self._free: list[Pipe] = []
@@ -58,6 +60,9 @@ class Pipes:
         try:
             pipe = Pipe()
         except OSError:  # no descriptors left
+            return None
+        if self._ceiling is not None and pipe.inlet >= self._ceiling:
+            pipe.close()
             return None
         self._lent += 1
         return pipe

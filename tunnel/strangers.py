@@ -30,7 +30,9 @@ class Strangers:
     outrun a handshake all the time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors: int | None = None) -> None:
+        """``descriptors``: how many this process may have; strangers get no more than a quarter of them."""
+        self._most = IN_ALL if descriptors is None else min(IN_ALL, descriptors // 4)
         self._waiting: dict[Stranger, float] = {}  # in the order of their coming, hence of their deadlines
         self._by_address: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
@@ -44,7 +46,7 @@ class Strangers:
         if self._by_address[stranger.address] >= PER_ADDRESS:
             oldest = next(s for s in self._waiting if s.address == stranger.address)
             self._dismiss(oldest, "too many unproven connections from its address")
-        elif len(self._waiting) >= IN_ALL:
+        elif len(self._waiting) >= self._most:
             self._dismiss(next(iter(self._waiting)), "too many unproven connections")
         self._waiting[stranger] = loop.time() + PATIENCE
         self._by_address[stranger.address] += 1

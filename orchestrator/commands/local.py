@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +35,7 @@ from tunnel.url import looks_like_url
 if TYPE_CHECKING:
     from orchestrator.config.manifest import Manifest
     from orchestrator.process.logformat import LogWriter
+    from orchestrator.supervisor.bus import Bus
 
 _LATER: Final = {"top": "the dashboard"}
 
@@ -154,10 +157,23 @@ async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level:
     named = paths.given_socket(socket, os.environ)
     with daemon.claimed_socket(manifest, named, os.environ) as path:
         async with daemon.running(manifest, path, log, level, read_only=read_only) as supervisor:
+            log.tell_trouble(_telling(supervisor.bus))
             for warning in map(str, manifest.warnings):
                 supervisor.bus.tell(LogLevel.WARN, "config", warning)
             await service.live(supervisor)
     return 0
+
+
+def _telling(bus: Bus) -> Callable[[str], None]:
+    """Tell of the log's trouble where the log does not: callable from its thread."""
+    loop = asyncio.get_running_loop()
+
+    def tell(why: str) -> None:
+        text = f"the log cannot be written: {why}; tunnels are not concerned, see nodepass-orch logs"
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the daemon has ended, and so has its log
+            loop.call_soon_threadsafe(partial(bus.tell, LogLevel.WARN, "log", text))
+
+    return tell
 
 
 @cli.command()

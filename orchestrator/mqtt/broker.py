@@ -46,6 +46,7 @@ TAKEN_OVER: Final = 142
 Inbox = asyncio.Queue[aiomqtt.Message]
 
 _HELD: Final = 20_000  # messages, or topics, that wait to be read
+_DIAL: Final = 2.5  # seconds for a TCP connection: its second try comes after one, and the broker may be back by then
 _PATIENCE: Final = 5.0  # seconds for each step of a connection, and for each confirmation twice that
 _FAREWELL: Final = 1.0
 _LARGEST_PASSWORD: Final = 4096
@@ -172,6 +173,10 @@ class _Client(aiomqtt.Client):
         """Why it was disconnected; asking also spares the loop a complaint that nobody asked."""
         over = self._disconnected
         return over.exception() if over.done() and not over.cancelled() else None
+
+    def _on_disconnect(self, *args: Any, **more: Any) -> None:  # noqa: ANN401  as there
+        super()._on_disconnect(*args, **more)
+        self.loss()  # a broker that greets and hangs up at once: the library forgets that loss before anybody asks
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ANN401  as there
         def write() -> None:
@@ -332,7 +337,7 @@ class Dialer:
                     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
                     try:
                         net.no_delay(sock)
-                        async with asyncio.timeout(_PATIENCE):
+                        async with asyncio.timeout(_DIAL):
                             await loop.sock_connect(sock, sockaddr)
                     except OSError as failure:  # TimeoutError is one
                         sock.close()

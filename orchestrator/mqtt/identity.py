@@ -49,8 +49,12 @@ def identity(file: Path, directory: Path) -> Identity:
         with contextlib.suppress(FileNotFoundError, ValueError):
             return Identity(str(uuid.UUID(path.read_text(encoding="ascii").strip())))
         beside = path.with_name(f"{path.name}.{os.getpid()}")
-        beside.write_text(f"{fresh}\n", encoding="ascii")
-        beside.replace(path)
+        try:
+            beside.write_text(f"{fresh}\n", encoding="ascii")
+            beside.replace(path)
+        except OSError:  # the disk is full: no half of it shall stay
+            beside.unlink(missing_ok=True)
+            raise
     except OSError as error:
         why = error.strerror or str(error)
         return Identity(fresh, f"cannot keep this host's id in {path}: {why}; it is another one after each start")

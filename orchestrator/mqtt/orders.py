@@ -86,7 +86,8 @@ class Gate:
             if until is None:
                 return "exp is neither a moment as in RFC 3339 nor seconds since 1970"
             if until <= now:
-                return f"the command expired {now - until:.1f} s ago"
+                ago = f"the command expired {now - until:.1f} s ago by this host's clock"
+                return f"{ago}; if it was just given, one of the two clocks is wrong"
         return None
 
     def _remember(self, id_: str) -> None:

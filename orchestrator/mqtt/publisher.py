@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 KIND: Final = "mqtt"
 """The kind of events that tell of the broker; they are not told to the broker."""
 
-_LONGEST_PAUSE: Final = 30.0  # seconds between two attempts
+_LONGEST_PAUSE: Final = 2.0  # seconds between two attempts: a broker that is there again hears all within five
+_LONGEST_REST: Final = 10.0  # and between two connections that a broker ended soon: each costs it the whole truth
 _WARY_PAUSE: Final = 10.0  # and at the least, where trying again at once would only annoy
 _LOOK: Final = 1.0  # seconds between two looks at all tunnels, if no event calls for one
 _BLINK: Final = 0.1  # seconds between two looks at the least, and so many times what a look takes:
@@ -47,6 +48,7 @@ _SHARE: Final = 20
 _AT_ONCE: Final = 20  # messages that wait for their confirmation; brokers commonly take no more
 _ECHO: Final = 5.0  # seconds for our own birth to come back to us
 _FAREWELL: Final = 2.0  # seconds for the last words
+_BACK: Final = 5.0  # seconds after which a connection that followed on trouble is worth a word
 _STEADY: Final = 30.0  # seconds after which a connection that is lost is not one that never worked
 
 
@@ -80,6 +82,8 @@ class Publisher:
         self._look = asyncio.Event()
         self._echoed = asyncio.Event()
         self._closing = asyncio.Event()
+        self._told: set[str] = set()
+        """the troubles that were said, until their end is said too: each is said once, however often it comes"""
 
     def status(self) -> dict[str, Any]:
         """What ``ps --json`` shows of the broker."""
@@ -94,7 +98,7 @@ class Publisher:
         try:
             while not self._closing.is_set():
                 began = time.monotonic()
-                pause = 0.0
+                pause, longest = 0.0, _LONGEST_PAUSE
                 try:
                     await self._live()
                 except RivalError as rival:
@@ -102,13 +106,15 @@ class Publisher:
                     await self._watch_rival()
                     continue
                 except BrokerError as error:
+                    if self._standing.is_online:
+                        longest = _LONGEST_REST
                     self._trouble(error.state, str(error))
                     pause = _WARY_PAUSE if error.code in CREDENTIALS or error.code == TAKEN_OVER else 0.0
                 except Exception as error:  # noqa: BLE001  a defect here must not reach the tunnels
                     self._trouble(BrokerState.FAILED, describe_defect(error))
                     pause = _WARY_PAUSE
                 attempt = 1 if time.monotonic() - began > _STEADY else attempt + 1
-                await self._rest(pause + delay(attempt, _LONGEST_PAUSE, self._uniform))
+                await self._rest(pause + delay(attempt, longest, self._uniform))
         finally:
             self._desk.bus.unsubscribe(self._hear)
 
@@ -140,14 +146,19 @@ class Publisher:
             await self._birth_heard()
             self._presence.born()
             await session.unsubscribe(self._topics.states, self._topics.info)
-            self._say(LogLevel.INFO, f"published to {self._dialer.broker} as {self.host}")
             self._standing.enter(BrokerState.ONLINE)
+            entered = time.monotonic()
+            if not self._told:
+                self._say(LogLevel.INFO, f"published to {self._dialer.broker} as {self.host}")
             start(self._configurations.settle(session, self._journal))
             start(self._steering.obey(session))
             start(self._pump(session))
             while not self._closing.is_set():
                 began = time.monotonic()
                 self._telling.due()
+                if self._told and began - entered >= _BACK:
+                    self._told.clear()
+                    self._say(LogLevel.INFO, f"published to {self._dialer.broker} as {self.host} again")
                 await asyncio.sleep(max(_BLINK, _SHARE * (time.monotonic() - began)))
                 await self._until_next_look()
             with contextlib.suppress(TimeoutError):
@@ -260,7 +271,9 @@ class Publisher:
     # --- how it stands --------------------------------------------------------------------------------------------
 
     def _trouble(self, state: BrokerState, reason: str) -> None:
-        if self._standing.enter(state, reason):
+        self._standing.enter(state, reason)
+        if reason not in self._told:
+            self._told.add(reason)
             self._say(LogLevel.WARN, f"{reason}; tunnels are not concerned")
 
     def _say(self, level: LogLevel, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
@@ -11,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from tunnel import net
 from tunnel.spec import LogLevel
 from tunnel.state import Event, timestamp
 
@@ -49,7 +49,7 @@ class LogWriter:
     """Writes lines to a descriptor from a thread of its own.
 
     A terminal that is paused with Ctrl-S, or a pipe that nobody reads, would otherwise stop every tunnel of the
-    process. Lines beyond a bound are dropped and counted.
+    process. Lines beyond a bound are dropped and counted, and so are those that a full disk does not take.
     """
 
     def __init__(self, fd: int = 2, form: Format = as_text) -> None:
@@ -57,6 +57,9 @@ class LogWriter:
         self._form = form
         self._lines: deque[str] = deque()
         self._dropped = 0
+        self._trouble = ""
+        self._is_torn = False
+        self._tell: Callable[[str], None] | None = None
         self._closing = False
         self._turn = threading.Condition()
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
@@ -71,6 +74,13 @@ class LogWriter:
                 return
             self._lines.append(line)
             self._turn.notify()
+
+    def tell_trouble(self, tell: Callable[[str], None]) -> None:
+        """Call ``tell``, in some thread, with why lines are being lost; once until one is written again."""
+        with self._turn:
+            self._tell, trouble = tell, self._trouble
+        if trouble:
+            tell(trouble)
 
     def close(self) -> None:
         """Write what is queued, as far as the reader lets us within a second."""
@@ -88,20 +98,40 @@ class LogWriter:
                 self._lines.clear()
                 self._dropped = 0
                 is_last = self._closing
-            if dropped:
-                lines.append(self._form(_lost(dropped)))
-            if lines:
-                self._write("".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
+            self._dispatch(lines, dropped)
             if is_last:
                 return
 
-    def _write(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # nobody listens: tunnels go on without a log
+    def _dispatch(self, lines: list[str], dropped: int) -> None:
+        lost = 0
+        if self._trouble and dropped:
+            lost = dropped if self._write([self._form(_lost(dropped, self._trouble))]) else 0
+        elif dropped:
+            lines.append(self._form(_lost(dropped, "it is read too slowly")))
+        lost += len(lines) if lost else self._write(lines)
+        if lost:
+            with self._turn:
+                self._dropped += lost
+
+    def _write(self, lines: list[str]) -> int:
+        """How many of them could not be written."""
+        data = b"\n" * self._is_torn + "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
+        try:
             while data:
-                data = data[os.write(self._fd, data) :]
+                written = os.write(self._fd, data)
+                self._is_torn = data[written - 1 : written] != b"\n"
+                data = data[written:]
+        except OSError as error:  # nobody listens, or the disk is full: tunnels go on without a log
+            with self._turn:
+                before, self._trouble = self._trouble, net.describe(error)
+                tell = self._tell
+            if before != self._trouble and tell is not None:
+                tell(self._trouble)
+            return data.count(b"\n")
+        self._trouble = ""
+        return 0
 
 
-def _lost(count: int) -> Event:
-
-    text = f"{count} lines of this log were lost: it is read too slowly"
+def _lost(count: int, why: str) -> Event:
+    text = f"{count} {'line' if count == 1 else 'lines'} of this log lost: {why}"
     return Event(ts=time.time(), tunnel="", level=LogLevel.WARN, kind="log", text=text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Final
 
 from tunnel.spec import LogLevel
@@ -28,6 +28,9 @@ HOUSE: Final = ""
 HISTORY: Final = frozenset({"state", "reload", "command", "restart", "worker"})
 """The kinds of events that tell what became of tunnels, as opposed to what they have to say."""
 
+_Numbered = tuple[int, Event]
+"""An event with its place among all: a clock may be put back."""
+
 _MOST_TUNNELS: Final = 4096  # names may come and go for ever
 
 
@@ -40,14 +43,15 @@ class Bus:
     """One per supervisor; used on its event loop only."""
 
     def __init__(self) -> None:
-        self._rings: dict[str, deque[Event]] = {}
+        self._rings: dict[str, deque[_Numbered]] = {}
+        self._count = count()
         self._all: deque[Event] = deque(maxlen=KEPT_IN_ALL)
         self._history: deque[Event] = deque(maxlen=KEPT_IN_ALL)
         self._listeners: list[EventSink] = []
 
     def publish(self, event: Event) -> None:
         """Keep the event and tell it to every listener."""
-        self._ring(event.tunnel).append(event)
+        self._ring(event.tunnel).append((next(self._count), event))
         self._all.append(event)
         if event.kind in HISTORY:
             self._history.append(event)
@@ -72,7 +76,7 @@ class Bus:
 
     def recent(self, tunnel: str) -> tuple[Event, ...]:
         """The last events of a tunnel, oldest first."""
-        return tuple(self._rings.get(tunnel, ()))
+        return tuple(event for _, event in self._rings.get(tunnel, ()))
 
     def last(self, count: int, wanted: Callable[[Event], bool], tunnels: Collection[str] = ()) -> list[Event]:
         """The last ``count`` wanted events of some tunnels (none: of all), oldest first."""
@@ -84,19 +88,19 @@ class Bus:
 
     def _backwards(self, tunnels: Collection[str]) -> Iterator[Event]:
         rings = (reversed(self._rings.get(name, ())) for name in tunnels)
-        return heapq.merge(*rings, key=_moment, reverse=True)
+        return (event for _, event in heapq.merge(*rings, key=_number, reverse=True))
 
-    def _ring(self, tunnel: str) -> deque[Event]:
+    def _ring(self, tunnel: str) -> deque[_Numbered]:
         ring = self._rings.get(tunnel)
         if ring is None:
             if len(self._rings) >= _MOST_TUNNELS:
-                del self._rings[min(self._rings, key=lambda name: self._rings[name][-1].ts)]
+                del self._rings[min(self._rings, key=lambda name: _number(self._rings[name][-1]))]
             ring = self._rings[tunnel] = deque(maxlen=KEPT)
         return ring
 
 
-def _moment(event: Event) -> float:
-    return event.ts
+def _number(entry: _Numbered) -> int:
+    return entry[0]
 
 
 def _newest(count: int, wanted: Callable[[Event], bool], backwards: Iterator[Event]) -> list[Event]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import traceback
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
+from tunnel import net
 from tunnel.backoff import FIRST, LEAST
 
 LONGEST_PAUSE: Final = 30.0
@@ -27,6 +29,17 @@ def describe_defect(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {frames[-1].name} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
     return f"internal fault: {type(error).__name__}: {error}{where}"
+
+
+def in_sentences(tell: Callable[[str, str], None]) -> None:
+    """What the running loop would show a traceback for becomes a sentence; ``tell`` gets its topic and the whole."""
+
+    def handle(_loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+        error, topic = context.get("exception"), str(context["message"])
+        why = net.describe(error) if isinstance(error, OSError) else describe_defect(error) if error else ""
+        tell(topic, f"{topic}: {why}" if why else topic)
+
+    asyncio.get_running_loop().set_exception_handler(handle)
 
 
 def pause_after(breaks: int, uniform: Callable[[float, float], float]) -> float:

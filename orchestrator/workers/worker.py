@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.process.process import prepare_to_serve, say
-from orchestrator.supervisor.defects import brief, describe_defect
+from orchestrator.supervisor.defects import brief, describe_defect, in_sentences
 from orchestrator.workers.messages import (
     Adopt,
     Beat,
@@ -218,6 +218,7 @@ class Worker:
 async def _serve(border: socket.socket) -> None:
     shared = Shared()
     worker = Worker(shared)
+    in_sentences(lambda _, text: say(text))
     try:
         await asyncio.get_running_loop().create_unix_connection(lambda: worker.channel, sock=border)
         worker.channel.send(Beat())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import FULL, Command, Pair, Stage
+from tests.integration.harness import Command, Pair, Stage
 
 
 @pytest.fixture
@@ -37,10 +37,3 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
             text = "\n".join((command.said() + command.printed()).splitlines()[-60:])
             report.sections.append((f"{command.name} {command.process.args!r:.200}", text))
     return report
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what is slow, aloud, unless full size is asked for."""
-    for item in items:
-        if item.get_closest_marker("slow") and not FULL:
-            item.add_marker(pytest.mark.skip(reason="slow: runs with NODEPASS_TEST_SCALE=full"))

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
-from tests.integration.peers import Address, Target, echo, first_byte
+from tests.integration.peers import PATIENCE, Address, Target, connect, echo, first_byte, receive_all
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "orchestrator.cli")
@@ -68,14 +68,20 @@ class Command:
         self.name = name
         self.log = directory / f"{name}.stderr"
         self.out = directory / f"{name}.stdout"
+        self._arguments = list(arguments)
+        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **env}
+        self.start()
+
+    def start(self) -> None:
+        """Start it, for the first time or, once it has ended, again."""
         with self.log.open("ab") as stderr, self.out.open("ab") as stdout:
             self.process = subprocess.Popen(
-                arguments,
+                self._arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
                 cwd=ROOT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+                env=self._env,
             )
         self.started = time.monotonic()
 
@@ -200,11 +206,26 @@ class Pair:
         listening = self.server.tunnel()
         return self.server if listening.get("direction") == "reverse" else self.client
 
-    def up(self, *, within: float = 5.0) -> Pair:
+    def up(self, *, within: float = 5.0) -> Self:
         """Wait until both ends are."""
         self.server.is_in("up", within=within)
         self.client.is_in("up", within=within)
         return self
+
+    def connect(self, *, timeout: float = PATIENCE) -> socket.socket:
+        """A visitor."""
+        return connect(self.visitors, timeout=timeout)
+
+    def exchange(self, payload: bytes) -> bytes:
+        """What comes back to a visitor for a payload and a half-close. The payload fits the buffers on the way."""
+        with self.connect() as visitor:
+            visitor.sendall(payload)
+            visitor.shutdown(socket.SHUT_WR)
+            return receive_all(visitor)
+
+    def first_byte(self, *, within: float) -> float:
+        """Seconds until a visitor gets an echo, trying anew as an impatient user would."""
+        return first_byte(self.connect, within=within)
 
 
 class Stage:

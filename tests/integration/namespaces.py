@@ -52,6 +52,16 @@ class Host:
         """Run a command inside."""
         _run(*self.prefix, *command)
 
+    def read(self, path: str) -> str:
+        """A file as it looks from inside; those of /proc/net differ from host to host."""
+        with self.entered():
+            return Path(path.replace("/proc/net", "/proc/thread-self/net")).read_text()
+
+    def set(self, name: str, value: int) -> None:
+        """Set a sysctl, named as below /proc/sys."""
+        with self.entered():
+            (Path("/proc/sys") / name).write_text(str(value))
+
     def close(self) -> None:
         """Remove it and everything in it."""
         subprocess.run(["ip", "netns", "del", self.name], check=False, capture_output=True)
@@ -60,7 +70,8 @@ class Host:
             self._hosts.parent.rmdir()
 
     @contextlib.contextmanager
-    def _entered(self) -> Generator[None]:
+    def entered(self) -> Generator[None]:
+        """Let this thread be inside: what it opens belongs to this host."""
         libc = ctypes.CDLL(None, use_errno=True)
         with Path("/proc/thread-self/ns/net").open() as home, Path(f"/run/netns/{self.name}").open() as here:
             if libc.setns(here.fileno(), _CLONE_NEWNET):
@@ -72,12 +83,12 @@ class Host:
 
     def listener(self, address: Address) -> socket.socket:
         """A listening socket inside."""
-        with self._entered():
+        with self.entered():
             return socket.create_server(address, backlog=256)
 
     def connect(self, address: Address, *, timeout: float = PATIENCE) -> socket.socket:
         """A connection from inside."""
-        with self._entered():
+        with self.entered():
             sock = socket.socket()
         sock.settimeout(timeout)
         try:
@@ -86,6 +97,10 @@ class Host:
             sock.close()
             raise
         return sock
+
+
+End = tuple[Host, str, str]
+"""One end of a wire: a host, the name of the device on it, its address."""
 
 
 class Network:
@@ -100,8 +115,8 @@ class Network:
             self.client = self._host(f"{mark}-client", {"server-host": "10.1.0.1", "nodepass-server": "10.1.0.1"}, undo)
             self.server = self._host(f"{mark}-server", dict.fromkeys(self.behind, "10.2.0.2"), undo)
             self.backend = self._host(f"{mark}-backend", {}, undo)
-            self._cable(self.server, "client0", "10.1.0.1", self.client, "server0", "10.1.0.2")
-            self._cable(self.server, "backend0", "10.2.0.1", self.backend, "server0", "10.2.0.2")
+            self.join((self.server, "client0", "10.1.0.1"), (self.client, "server0", "10.1.0.2"), undo)
+            self._cable((self.server, "backend0", "10.2.0.1"), (self.backend, "server0", "10.2.0.2"))
             self._closing = undo.pop_all()
 
     def _host(self, name: str, names: Mapping[str, str], undo: contextlib.ExitStack) -> Host:
@@ -109,14 +124,18 @@ class Network:
         undo.callback(host.close)
         return host
 
-    def _cable(self, left: Host, left_end: str, left_ip: str, right: Host, right_end: str, right_ip: str) -> None:
+    def join(self, server: End, client: End, undo: contextlib.ExitStack) -> None:
+        """Make the wire between the server's host and the client's; ``undo`` may be told how to take it away."""
+        self._cable(server, client)
+
+    def _cable(self, left: End, right: End) -> None:
         _run(
-            "ip", "link", "add", left_end, "netns", left.name, "type", "veth",
-            "peer", "name", right_end, "netns", right.name,
+            "ip", "link", "add", left[1], "netns", left[0].name, "type", "veth",
+            "peer", "name", right[1], "netns", right[0].name,
         )  # fmt: skip
-        for host, end, address in ((left, left_end, left_ip), (right, right_end, right_ip)):
-            host.run("ip", "address", "add", f"{address}/24", "dev", end)
-            host.run("ip", "link", "set", end, "up")
+        for host, device, address in (left, right):
+            host.run("ip", "address", "add", f"{address}/24", "dev", device)
+            host.run("ip", "link", "set", device, "up")
 
     def only_reachable(self, port: int | None, verdict: str = "DROP") -> None:
         """Let the client's host reach one port of the server's host and no other; None: all of them again."""

@@ -10,6 +10,8 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 Address = tuple[str, int]
 PATIENCE = 20.0
@@ -53,16 +55,23 @@ def ask(sock: socket.socket, payload: bytes) -> bytes:
     return receive(sock, len(payload))
 
 
-def first_byte(address: Address, *, within: float) -> float:
+class Connects(Protocol):
+    """How to become a visitor."""
+
+    def __call__(self, *, timeout: float) -> socket.socket: ...
+
+
+def first_byte(where: Address | Connects, *, within: float) -> float:
     """Seconds until an echo comes back, trying anew as an impatient user would."""
+    visit: Connects = partial(connect, where) if isinstance(where, tuple) else where
     began = time.monotonic()
     while (left := began + within - time.monotonic()) > 0:
         token = os.urandom(8)
-        with contextlib.suppress(OSError), connect(address, timeout=min(left, 0.5)) as sock:
+        with contextlib.suppress(OSError), visit(timeout=min(left, 0.5)) as sock:
             if ask(sock, token) == token:
                 return time.monotonic() - began
         time.sleep(0.01)
-    raise AssertionError(f"no echo from {address} within {within:g} s")
+    raise AssertionError(f"no echo within {within:g} s")
 
 
 def reset(sock: socket.socket) -> None:

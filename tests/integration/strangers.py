@@ -8,7 +8,7 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,8 +43,8 @@ class Passage:
 class Middle:
     """A TCP proxy in front of a tunnel port.
 
-    ``change`` may alter the first bytes that a client sends on a connection. With contexts, TLS connections end here
-    and begin anew: the middle then reads what passes.
+    ``change`` may alter the first bytes that a client sends on a connection; ``mangle`` whatever passes, either way,
+    and cut it into pieces. With contexts, TLS connections end here and begin anew: the middle then reads what passes.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Middle:
         change: Callable[[bytes], bytes] = lambda data: data,
         contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
     ) -> None:
+        self.mangle: Callable[[Passage, bytes], Iterable[bytes]] = lambda _passage, data: [data]
         self._upstream = upstream
         self._change = change
         self._contexts = contexts
@@ -100,31 +101,34 @@ class Middle:
                 far = closing.enter_context(as_client.wrap_socket(far, server_hostname="localhost"))
             for sock in (near, far):
                 sock.settimeout(None)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             passage = Passage(near, far, encrypted=encrypted)
             self.passages.append(passage)
-            back = threading.Thread(target=_pump, args=(far, near), daemon=True)
+            back = threading.Thread(target=self._pump, args=(passage, far, near), daemon=True)
             back.start()
-            _pump(near, far, passage.sent, self._change)
+            self._pump(passage, near, far, passage.sent, self._change)
             back.join()
             passage.over = True
 
-
-def _pump(
-    source: socket.socket,
-    sink: socket.socket,
-    record: bytearray | None = None,
-    change: Callable[[bytes], bytes] = lambda data: data,
-) -> None:
-    try:
-        while data := source.recv(1 << 16):
-            if record is not None and len(record) < 1 << 16:
-                record += data
-                data = change(data) if len(record) == len(data) else data
-            sink.sendall(data)
-    except OSError:
-        pass
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+    def _pump(
+        self,
+        passage: Passage,
+        source: socket.socket,
+        sink: socket.socket,
+        record: bytearray | None = None,
+        change: Callable[[bytes], bytes] = lambda data: data,
+    ) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                if record is not None and len(record) < 1 << 16:
+                    record += data
+                    data = change(data) if len(record) == len(data) else data
+                for piece in self.mangle(passage, data):
+                    sink.sendall(piece)
+        except OSError:
+            pass
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
 
 
 def is_closed(sock: socket.socket) -> bool:

@@ -7,7 +7,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,9 +15,7 @@ import pytest
 from tests.integration.harness import FULL, Daemon, Pair, Stage, until
 from tests.integration.peers import (
     ask,
-    connect,
     ending,
-    exchange,
     receive,
     receive_all,
     reset,
@@ -57,11 +55,24 @@ def pair(request: pytest.FixtureRequest, ways: dict[str, Pair]) -> Pair:
     return pair
 
 
-def send_stream(sock: socket.socket, size: int, seed: int) -> str:
-    """Send ``size`` bytes that no other seed gives, then a half-close; their SHA-256."""
-    digest = hashlib.sha256()
+def blocks(size: int, seed: int) -> Iterator[bytes]:
+    """``size`` bytes that no other seed gives."""
     for number in range(0, size, len(BLOCK)):
-        block = (seed + number).to_bytes(8, "big") + BLOCK[8 : min(len(BLOCK), size - number)]
+        yield (seed + number).to_bytes(8, "big") + BLOCK[8 : min(len(BLOCK), size - number)]
+
+
+def sum_of(size: int, seed: int) -> str:
+    """The SHA-256 of that stream."""
+    digest = hashlib.sha256()
+    for block in blocks(size, seed):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def send_stream(sock: socket.socket, size: int, seed: int) -> str:
+    """Send it, then a half-close; its SHA-256."""
+    digest = hashlib.sha256()
+    for block in blocks(size, seed):
         digest.update(block)
         sock.sendall(block)
     sock.shutdown(socket.SHUT_WR)
@@ -85,15 +96,15 @@ def both_ways(sock: socket.socket, size: int, seed: int) -> tuple[str, str]:
         return sending.result(), received
 
 
-def is_idle(end: Daemon) -> None:
-    until(lambda: end.tunnel()["connections"]["active"] == 0, within=5, what=f"all relays of {end.name} are over")
+def is_idle(end: Daemon, *, within: float = 5.0) -> None:
+    until(lambda: end.tunnel()["connections"]["active"] == 0, within=within, what=f"all relays of {end.name} are over")
 
 
 def test_bulk_both_ways_at_once_arrives_unchanged(pair: Pair) -> None:
     seen: list[tuple[str, str]] = []
     pair.target.serve = lambda sock: seen.append(both_ways(sock, BULK, 2))
     before = {end: end.tunnel()["bytes"] for end in (pair.server, pair.client)}
-    with connect(pair.visitors) as visitor:
+    with pair.connect() as visitor:
         visitor_sent, visitor_received = both_ways(visitor, BULK, 1)
     until(lambda: seen, within=5, what="the target is done")
     target_sent, target_received = seen[0]
@@ -117,7 +128,7 @@ def test_no_byte_is_lost_when_the_end_follows_the_last_byte_at_once(pair: Pair) 
     payloads = [n.to_bytes(8, "big") + BLOCK[: sizes.choice([0, 1, 500, 20_000])] for n in range(SHORT)]
 
     def visit(payload: bytes) -> None:
-        with connect(pair.visitors) as sock:
+        with pair.connect() as sock:
             sock.sendall(payload)
 
     with ThreadPoolExecutor(32) as threads:
@@ -136,7 +147,7 @@ def test_no_byte_is_lost_when_the_target_ends_after_its_last_byte(pair: Pair) ->
     sizes = [random.Random(n).choice([0, 1, 500, 20_000, 300_000]) for n in range(SHORT)]
 
     def visit(size: int) -> bool:
-        with connect(pair.visitors) as sock:
+        with pair.connect() as sock:
             sock.sendall(size.to_bytes(4, "big"))
             return receive_all(sock) == BLOCK[:size]
 
@@ -152,7 +163,7 @@ def test_the_full_reply_arrives_after_the_visitors_half_close(pair: Pair) -> Non
     pair.target.serve = reply
     for size in random.Random(4).sample(range(200_000), 30):
         request = BLOCK[:size]
-        assert exchange(pair.visitors, request) == hashlib.sha256(request).digest() + BLOCK[: size * 3]
+        assert pair.exchange(request) == hashlib.sha256(request).digest() + BLOCK[: size * 3]
 
 
 def test_the_full_request_arrives_after_the_targets_half_close(pair: Pair) -> None:
@@ -165,7 +176,7 @@ def test_the_full_request_arrives_after_the_targets_half_close(pair: Pair) -> No
 
     pair.target.serve = speak_first
     for size in random.Random(5).sample(range(400_000), 30):
-        with connect(pair.visitors) as visitor:
+        with pair.connect() as visitor:
             assert receive_all(visitor) == b"220 ready\r\n"
             visitor.sendall(BLOCK[:size])
             visitor.shutdown(socket.SHUT_WR)
@@ -181,7 +192,7 @@ def test_a_reset_of_the_visitor_is_a_reset_at_the_target(pair: Pair) -> None:
         endings.append(ending(sock))
 
     pair.target.serve = serve
-    visitor = connect(pair.visitors)
+    visitor = pair.connect()
     assert ask(visitor, b"here") == b"here"
     reset(visitor)
     until(lambda: endings, within=2, what="the target notices")
@@ -195,7 +206,7 @@ def test_a_reset_of_the_target_is_a_reset_at_the_visitor(pair: Pair) -> None:
         reset(sock)
 
     pair.target.serve = serve
-    with connect(pair.visitors) as visitor:
+    with pair.connect() as visitor:
         assert ask(visitor, b"here") == b"here"
         visitor.sendall(b"!")
         assert ending(visitor) == "reset"
@@ -204,7 +215,7 @@ def test_a_reset_of_the_target_is_a_reset_at_the_visitor(pair: Pair) -> None:
 def test_a_plain_end_is_no_reset(pair: Pair) -> None:
     endings: list[str] = []
     pair.target.serve = lambda sock: endings.append(ending(sock))
-    with connect(pair.visitors) as visitor:
+    with pair.connect() as visitor:
         visitor.shutdown(socket.SHUT_WR)
         assert ending(visitor) == "end"
     until(lambda: endings, within=2, what="the target notices")
@@ -240,7 +251,7 @@ def test_a_stalled_reader_costs_no_memory_and_the_stream_resumes(pair: Pair, rea
 
     pair.target.serve = stall if reader == "target" else pour
     before = {end: end.rss() for end in (pair.server, pair.client)}
-    with connect(pair.visitors) as visitor:
+    with pair.connect() as visitor:
         visitor.settimeout(60)
         thread = threading.Thread(target=pour if reader == "target" else stall, args=(visitor,), daemon=True)
         thread.start()
@@ -263,7 +274,7 @@ def test_many_visitors_at_once_and_a_server_that_speaks_first(pair: Pair) -> Non
     before = {end: end.tunnel()["connections"]["total"] for end in (pair.server, pair.client)}
     visitors: list[socket.socket] = []
     try:
-        visitors.extend(connect(pair.visitors) for _ in range(300))
+        visitors.extend(pair.connect() for _ in range(300))
         for visitor in visitors:
             assert receive(visitor, 16) == b"220 mail ready\r\n"
         for number, visitor in enumerate(visitors):
@@ -281,7 +292,7 @@ def test_many_visitors_at_once_and_a_server_that_speaks_first(pair: Pair) -> Non
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
 def test_ipv6_loopback(stage: Stage, direction: str) -> None:
     pair = stage.pair(direction=direction, host="::1", key="abcdefgh").up()
-    assert exchange(pair.visitors, b"six") == b"six"
+    assert pair.exchange(b"six") == b"six"
     assert pair.server.tunnel()["tunnel_addr"] == f"[::1]:{pair.tunnel_port}"
 
 
@@ -292,7 +303,7 @@ def test_data_connections_go_where_the_option_says(stage: Stage, direction: str,
     fixed = random.Random().randrange(10_000, 12_000)
     option = f"data_port={fixed if data_port == 'fixed' else data_port}&tls={tls}"
     pair = stage.pair(direction=direction, server=option, client=f"tls={tls}", key="abcdefgh").up()
-    assert exchange(pair.visitors, b"hello") == b"hello"
+    assert pair.exchange(b"hello") == b"hello"
     expected = f"127.0.0.1:{fixed if data_port == 'fixed' else pair.tunnel_port}"
     assert pair.server.tunnel()["data_addr"] in {expected, None}
 
@@ -307,7 +318,7 @@ def test_verified_certificates(stage: Stage, direction: str) -> None:
         server=f"tls=2&tls_cert={certificate}&tls_key={key}",
         client=f"tls=2&tls_ca={authority.file}",
     ).up()
-    assert exchange(pair.visitors, b"verified") == b"verified"
+    assert pair.exchange(b"verified") == b"verified"
     assert pair.client.tunnel()["data_tls"] == 2
 
 
@@ -323,7 +334,7 @@ def test_a_certificate_of_another_authority_is_refused_with_the_reason(stage: St
 def test_on_loopback_data_takes_the_announced_port(stage: Stage) -> None:
     """The tunnel port beside it is for those who cannot reach the announced one: it costs a quarter of a second."""
     pair = stage.pair().up()
-    assert exchange(pair.visitors, b"direct") == b"direct"
+    assert pair.exchange(b"direct") == b"direct"
     assert "using the tunnel port" not in pair.client.said()
 
 

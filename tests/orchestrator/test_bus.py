@@ -32,6 +32,13 @@ def test_the_last_of_one_of_some_of_all() -> None:
     assert (bus.knows("a"), bus.knows("nobody")) == (True, False)
 
 
+def test_a_clock_that_was_put_back_hides_nothing_new() -> None:
+    bus = Bus()
+    for number, text in enumerate((5000, 5001, 1400, 1401)):
+        bus.publish(event(text, "ab"[number % 2]))
+    assert texts(bus.last(2, anything, ["a", "b"])) == ["1400", "1401"]
+
+
 def test_a_talkative_tunnel_pushes_nobody_out() -> None:
     bus = Bus()
     bus.publish(event(1, "quiet"))

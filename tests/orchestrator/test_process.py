@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import os
 import subprocess
@@ -9,11 +11,14 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from orchestrator.process.logformat import LogWriter, as_json, as_text, printable
 from orchestrator.process.process import mask_url
+from orchestrator.supervisor.defects import in_sentences
+from tests.integration.harness import until
 from tests.tunnel.strategies import recognisable_keys
 from tunnel.spec import LogLevel
 from tunnel.state import Event
@@ -69,6 +74,66 @@ def test_a_reader_who_does_not_read_blocks_nobody() -> None:
     os.close(reading)
     log.close()
     os.close(writing)
+
+
+class Disk:
+    """A descriptor that takes a few bytes, then nothing, until there is room again."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room = 0
+        self.held = b""
+        monkeypatch.setattr(os, "write", self.write)
+
+    def write(self, _fd: int, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "full")
+        taken = data[: self.room]
+        self.held += taken
+        self.room -= len(taken)
+        return len(taken)
+
+
+def test_what_a_full_disk_does_not_take_is_counted_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, told = Disk(monkeypatch), list[str]()
+    log = LogWriter(-1, form=lambda happened: happened.text)
+    log.tell_trouble(told.append)
+
+    def say(text: str) -> None:
+        lost = log._dropped
+        log(event(text))
+        until(lambda: f"{text}\n".encode() in disk.held or log._dropped > lost, within=5, what=f"{text} was tried")
+
+    disk.room = 10
+    for text in ("first", "second", "third", "fourth"):
+        say(text)
+    assert told == ["no space left on device"]
+    disk.room = 1000
+    say("fifth")
+    say("sixth")
+    disk.room = 0
+    say("seventh")
+    disk.room = 1000
+    say("eighth")
+    log.close()
+    assert disk.held.decode().splitlines() == [
+        "first", "seco",
+        "3 lines of this log lost: no space left on device", "fifth", "sixth",
+        "1 line of this log lost: no space left on device", "eighth",
+    ]  # fmt: skip
+    assert len(told) == 2
+
+
+async def test_what_asyncio_would_show_a_traceback_for_is_a_sentence() -> None:
+    told: list[tuple[str, str]] = []
+    in_sentences(lambda topic, text: told.append((topic, text)))
+    loop = asyncio.get_running_loop()
+    loop.call_exception_handler({"message": "no more", "exception": OSError(errno.EMFILE, "x")})
+    loop.call_soon(int, "one")
+    await asyncio.sleep(0)
+    loop.call_exception_handler({"message": "odd"})
+    assert told[0] == ("no more", "no more: this process has no file descriptors left")
+    assert "internal fault: ValueError" in told[1][1]
+    assert told[2] == ("odd", "odd")
 
 
 @given(key=recognisable_keys, tail=st.text(max_size=20), scheme=st.sampled_from(["server", "client", "x"]))

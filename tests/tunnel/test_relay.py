@@ -385,6 +385,52 @@ async def test_a_defect_ends_one_relay_and_is_told(monkeypatch: pytest.MonkeyPat
             assert len(second.programs["B"].heard) == 10
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_nobody_is_given_up_who_was_not_reset(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(relay_module, "_LAST_WORDS", 0.0)
+    with balanced():
+        async with shared_parts() as shared:
+            row = Row(shared, sealed=kind == "sealed", small=kind != "spliced")
+            for number in range(1, 20):
+                for program in row.programs.values():
+                    program.offered = number
+                await row.until(lambda: all(len(p.heard) == number for p in row.programs.values()), "both are heard")  # noqa: B023  called at once
+            for program in row.programs.values():
+                program.ending = True
+            await until(row.heard_all, "both programs heard the end")
+            assert not any(program.saw_reset for program in row.programs.values())
+            for program in row.programs.values():
+                program.sock.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_was_said_before_a_reset_does_not_wait_for_a_stalled_reader_for_ever(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(relay_module, "_LAST_WORDS", 0.2)
+    with balanced():
+        async with shared_parts() as shared:
+            row = Row(shared, sealed=kind == "sealed", small=kind != "spliced")
+            visitor, target = row.programs["A"], row.programs["B"]
+            target.stalled = True
+            visitor.offered = len(PATTERN)
+            before = -1
+            while visitor.sent > before:
+                before = visitor.sent
+                for _ in range(20):
+                    row.step()
+                    await turns(5)
+            reset(visitor.sock)
+            visitor.gone = True
+            await until(lambda: row.over, "both relays are over, though the target has not moved")
+            target.stalled = False
+            await until(row.heard_all, "the target looks")
+            assert target.saw_reset
+            assert PATTERN.startswith(target.heard)
+            assert [s.active for s in row.stats] == [0, 0]
+            target.sock.close()
+
+
 async def test_cutting_closes_every_relay_at_once() -> None:
     with balanced():
         async with shared_parts() as shared:

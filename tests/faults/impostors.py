@@ -1,0 +1,105 @@
+"""Ends that know the key and mean harm: they prove themselves as they should, then say what they like."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.integration.peers import PATIENCE, Address, connect
+from tests.integration.strangers import contexts
+from tunnel.capacity import Bounds
+from tunnel.handshake import ClientHandshake, ServerHandshake, Welcome
+from tunnel.protocol import Decoder, Kind
+from tunnel.spec import Direction, Key, Mode
+
+
+class _Spoken:
+    """The frames of one TLS connection."""
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        self.sock = sock
+        self._decoder = Decoder()
+        self._frames: list[tuple[Kind, bytes]] = []
+
+    def hear(self, kind: Kind) -> bytes:
+        """The payload of the next frame, which has to be of this kind."""
+        while not self._frames:
+            data = self.sock.recv(1 << 16)
+            if not data:
+                raise ConnectionError("the other end closed the connection")
+            self._frames += self._decoder.feed(data)
+        got, payload = self._frames.pop(0)
+        assert got is kind, f"{got.name}: {payload!r}"
+        return payload
+
+
+class HostileClient:
+    """A link with a real server, to be spoiled. ``welcome`` and ``secret`` are those of the link."""
+
+    def __init__(self, server: Address, key: str, certificates: tuple[Path, Path], *, data_tls: bool = False) -> None:
+        as_client = contexts(*certificates)[1]
+        self.sock = as_client.wrap_socket(connect(server), server_hostname="localhost")
+        spoken = _Spoken(self.sock)
+        handshake = ClientHandshake(Key(key), self.sock.getpeercert(binary_form=True) or b"")
+        handshake.hear_challenge(spoken.hear(Kind.CHALLENGE))
+        self.sock.sendall(
+            handshake.hello(instance=secrets.token_hex(8), mode=Mode.AUTO, data_tls=data_tls, bounds=Bounds())
+        )
+        handshake.hear_welcome(spoken.hear(Kind.WELCOME))
+        self.welcome, self.secret = handshake.hear_proof(spoken.hear(Kind.PROOF))
+
+    def close(self) -> None:
+        """Go away."""
+        self.sock.close()
+
+
+class HostileServer:
+    """A port on which every client that knows the key gets a link, and then what ``spoil`` sends it."""
+
+    def __init__(self, key: str, certificates: tuple[Path, Path], spoil: Callable[[socket.socket], None]) -> None:
+        self._key = Key(key)
+        self._context = contexts(*certificates)[0]
+        self._certificate = ssl.PEM_cert_to_DER_cert(certificates[0].read_text())
+        self._spoil = spoil
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.links = 0
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(PATIENCE)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                plain, _ = self._listener.accept()
+            except OSError:
+                return
+            plain.settimeout(PATIENCE)
+            with plain:
+                try:
+                    self._serve(plain)
+                except (OSError, AssertionError):
+                    continue
+
+    def _serve(self, plain: socket.socket) -> None:
+        if plain.recv(1, socket.MSG_PEEK) != b"\x16":
+            return  # a data connection: it is not waited for
+        with self._context.wrap_socket(plain, server_side=True) as sock:
+            spoken = _Spoken(sock)
+            handshake = ServerHandshake(self._key, self._certificate)
+            sock.sendall(handshake.challenge())
+            handshake.hear_hello(spoken.hear(Kind.HELLO))
+            handshake.hear_proof(spoken.hear(Kind.PROOF))
+            frames, _ = handshake.welcome(Welcome(secrets.token_hex(8), Direction.REVERSE, None, False, Bounds()))
+            sock.sendall(frames)
+            self.links += 1
+            self._spoil(sock)

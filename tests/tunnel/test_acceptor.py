@@ -1,0 +1,33 @@
+"""The accept loop: who stands at the door when it is closed."""
+
+from __future__ import annotations
+
+import socket
+
+from tests.tunnel.support import Events
+from tunnel import net
+from tunnel.acceptor import Acceptor
+from tunnel.reactor import Reactor
+from tunnel.spec import Address
+
+
+async def test_who_stands_at_the_door_is_taken_in_before_it_is_given_up() -> None:
+    reactor, taken = Reactor(), list[socket.SocketType]()
+    listener = await net.listen(Address("127.0.0.1", 0), what="visitors")
+    visitors = Acceptor(
+        reactor,
+        listener,
+        Events().journal(),
+        lambda sock, _: taken.append(sock),
+        lambda: len(taken) < 3,
+        Address("", 0),
+    )
+    comers = [socket.create_connection(listener.getsockname()) for _ in range(5)]
+    visitors.take_rest()
+    assert len(taken) == 3
+    visitors.close()
+    for comer in comers:
+        comer.close()
+    for visitor in taken:
+        visitor.close()
+    reactor.stop()

@@ -1,0 +1,107 @@
+"""Who goes without when descriptors run short: visitors first, strangers with them, the house never."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tunnel.support import Events, until
+from tunnel import net
+from tunnel.acceptor import Acceptor
+from tunnel.descriptors import Descriptors
+from tunnel.reactor import Reactor
+from tunnel.spec import Address
+from tunnel.splice import Pipes
+from tunnel.strangers import Strangers
+
+
+class Promiser:
+    def __init__(self, promised: int) -> None:
+        self.promised = promised
+
+
+@contextmanager
+def limit(count: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@given(count=st.integers(30, 100_000))
+def test_some_are_spared_and_most_are_not(count: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resource, "getrlimit", lambda _what: (count, count))
+        ceiling = Descriptors(0).ceiling
+    assert count * 0.6 < ceiling < count
+    assert 10 <= count - ceiling <= 512
+
+
+@given(used=st.integers(0, 1100), promised=st.integers(0, 1100))
+def test_what_was_promised_counts_as_taken(used: int, promised: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resource, "getrlimit", lambda _what: (1024, 1024))
+        descriptors = Descriptors(0)
+    promised = min(promised, used)  # nobody promises more than one for each that he has
+    descriptors.promisers |= {Promiser(promised // 2), Promiser(promised - promised // 2)}
+    assert descriptors.are_scarce(used) is (used + promised >= descriptors.ceiling)
+
+
+async def test_visitors_wait_in_the_backlog_until_there_are_descriptors_again() -> None:
+    with limit(200):
+        reactor, events, taken = Reactor(), Events(), list[socket.SocketType]()
+        listener = await net.listen(Address("127.0.0.1", 0), what="visitors")
+        journal = events.journal()
+        visitors = Acceptor(
+            reactor, listener, journal, lambda sock, _: taken.append(sock), lambda: True, Address("", 0), yields=True
+        )
+        address = listener.getsockname()
+        hoard = [socket.socket() for _ in range(reactor.descriptors.ceiling - listener.fileno() - 10)]
+        comers = [socket.create_connection(address) for _ in range(8)]
+        await until(lambda: events, "somebody is told")
+        assert len(taken) < len(comers)
+        assert "almost none left" in events[0].text
+        for sock in hoard:
+            sock.close()
+        await until(lambda: len(taken) == len(comers), "all are taken")
+        assert len(events) == 1
+        visitors.close()
+        for comer in comers:
+            comer.close()
+        for visitor in taken:
+            visitor.close()
+        reactor.stop()
+
+
+def test_no_pipe_takes_one_of_the_last() -> None:
+    assert Pipes(ceiling=3).take() is None
+    assert Pipes(ceiling=3).take() is None
+    pipes = Pipes(ceiling=10_000)
+    pipe = pipes.take()
+    assert pipe is not None
+    pipe.close()
+
+
+async def test_strangers_get_a_quarter_at_most() -> None:
+    class Someone:
+        address = "10.0.0.1"
+
+        def __init__(self) -> None:
+            self.gone = False
+
+        def dismiss(self, why: str) -> None:
+            self.gone = True
+
+    crowd, someones = Strangers(40), [Someone() for _ in range(12)]
+    for someone in someones:
+        crowd.admit(someone)
+    assert [someone.gone for someone in someones] == [True] * 2 + [False] * 10
+    crowd.dismiss_all("the test is over")
