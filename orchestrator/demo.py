@@ -56,7 +56,7 @@ tunnels:
 
 
 @dataclass(slots=True)
-class _Tally:
+class Tally:
     """What the visitors saw."""
 
     served: int = 0
@@ -71,10 +71,10 @@ def run(duration: float | None, log: EventSink) -> str:
 
 
 async def _play(folder: Path, duration: float | None, log: EventSink) -> str:
-    tally = _Tally()
-    async with _origin() as origin:
+    tally = Tally()
+    async with origin_server() as origin:
         names = ("link_1", "door_1", "link_2", "door_2", "link_3", "door_3", "nowhere")
-        ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
         file = folder / "tunnels.yaml"
         (folder / "demo.key").touch(mode=0o600)
         (folder / "demo.key").write_text(secrets.token_urlsafe(32), encoding="ascii")
@@ -89,7 +89,7 @@ async def _play(folder: Path, duration: float | None, log: EventSink) -> str:
 
 
 async def _with_visitors(
-    supervisor: Supervisor, doors: Sequence[int], stranded: int, duration: float | None, tally: _Tally
+    supervisor: Supervisor, doors: Sequence[int], stranded: int, duration: float | None, tally: Tally
 ) -> tuple[Snapshot, ...]:
     """The supervisor's whole life, with visitors at the doors; what was seen when it was told to end."""
     seen: tuple[Snapshot, ...] = ()
@@ -101,8 +101,8 @@ async def _with_visitors(
 
     with stop_signals(end, supervisor.close):
         life = asyncio.create_task(supervisor.run())
-        visitors = [asyncio.create_task(_visit(door, tally)) for door in doors]
-        visitors.append(asyncio.create_task(_knock(stranded)))
+        visitors = [asyncio.create_task(visit(door, tally)) for door in doors]
+        visitors.append(asyncio.create_task(knock(stranded)))
         ending = asyncio.create_task(supervisor.until_stopping())
         await asyncio.wait([life, ending], timeout=duration, return_when=asyncio.FIRST_COMPLETED)
         for visitor in visitors:
@@ -142,7 +142,7 @@ def summary(tunnels: Sequence[Snapshot], served: int, failed: int) -> str:
     return f"{align(rows)}\n{served} answers arrived at the visitors, {failed} did not."
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody uses; all held at once, so that they differ."""
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(sockets.create_server(("127.0.0.1", 0))) for _ in range(count)]
@@ -150,7 +150,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextlib.asynccontextmanager
-async def _origin() -> AsyncIterator[int]:
+async def origin_server() -> AsyncIterator[int]:
     """An HTTP server with one page; its port."""
     server = await asyncio.start_server(_answer, "127.0.0.1", 0)
     try:
@@ -168,7 +168,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     writer.close()
 
 
-async def _knock(door: int) -> None:
+async def knock(door: int) -> None:
     """Come now and then, to be sent away."""
     while True:
         with contextlib.suppress(OSError, TimeoutError):
@@ -179,7 +179,7 @@ async def _knock(door: int) -> None:
         await asyncio.sleep(1.0)
 
 
-async def _visit(door: int, tally: _Tally) -> None:
+async def visit(door: int, tally: Tally) -> None:
     """Come, ask a few times, leave, come again."""
     while True:
         try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from orchestrator.process.logformat import printable
+from orchestrator.signs import shown_state
 
 Paint = Callable[[str, str], str]
 """(text, state) to the text in the state's colour."""
@@ -28,16 +29,6 @@ _HEADERS: Final = (
 )
 _STATE: Final = _HEADERS.index("STATE")
 _WORKER: Final = _HEADERS.index("WORKER")
-_SIGNS: Final = {
-    "up": "●",
-    "starting": "◐",
-    "connecting": "◐",
-    "waiting": "◌",
-    "cooldown": "◷",
-    "draining": "◑",
-    "failed": "✖",
-    "stopped": "○",
-}
 _UNITS: Final = ("B", "K", "M", "G", "T", "P")
 _GAP: Final = "  "
 
@@ -89,12 +80,12 @@ def table(tunnels: Iterable[Mapping[str, Any]], *, columns: int | None, paint: P
 def _row(tunnel: Mapping[str, Any]) -> tuple[str, ...]:
     pool, connections, moved = tunnel["pool"], tunnel["connections"], tunnel["bytes"]
     state = str(tunnel["state"])
-    wait = f" {tunnel['cooldown']['remaining_s']:.1f}s" if state == "cooldown" else ""
+    wait = f"{tunnel['cooldown']['remaining_s']:.1f}s" if state == "cooldown" else ""
     cells = (
         clip(tunnel["name"], 40),
         tunnel["role"],
         tunnel["direction"] or "-",
-        f"{_SIGNS.get(state, '?')} {state}{wait}",
+        shown_state(state, wait),
         tunnel["tunnel_addr"],
         tunnel["target_addr"],
         f"{pool['idle']}/{pool['capacity']}",

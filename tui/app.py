@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import time
-from collections import deque
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -17,29 +16,23 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter
 
-from tui import acting, model
+from tui import acting
 from tui.ascii import AsciiFilter
-from tui.bars import Attached
 from tui.commander import Commander
-from tui.happenings import error_text, summary
 from tui.keys import all_keys, load_keys
 from tui.screens.main import MainScreen
 from tui.screens.questions import Question
 from tui.signals import on_leaving, on_stopping, stop_until_foreground
-from tui.sources import ApiSource, Change, Happened, Lost, Status
 from tui.themes import DARK, LIGHT
+from tui.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from textual.worker import Worker
-
-    from tui.model import Json, View
-    from tui.sources import Heard, Source
+    from tui.model import View
+    from tui.sources import Source
 
 _TICK: Final = 0.25  # seconds: how often the picture may change at the most
-_NOTICE: Final = 12.0  # seconds for which the result of a reload stays
-_HAPPENED: Final = 500
 
 LEAVE, END = "leave", "end"
 """How the dashboard was left: the tunnels shall run on, or end."""
@@ -61,52 +54,36 @@ class Dashboard(App[str]):
         self,
         source: Source,
         *,
-        is_read_only: bool = False,
         is_ascii: bool = False,
         keys: Mapping[str, str] | None = None,
         owns_daemon: bool = False,
-        now: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
+        **watching: Any,  # noqa: ANN401  what Watch takes besides the source
     ) -> None:
         # without colour the terminal's own two are better than greys that somebody else chose
         super().__init__(ansi_color="NO_COLOR" in os.environ)
-        self.source = source
-        self.now = now
-        """the monotonic clock"""
-        self.wall = wall
-        """seconds since the epoch"""
-        self.view: View = model.View()
-        self.keys = dict(keys or all_keys({}))
-        self.notice: str | None = None
-        """what the last reload did, for a while"""
-        self.happened: deque[Json] = deque(maxlen=_HAPPENED)
-        """events since somebody last looked at them"""
-        self._is_read_only = is_read_only
+        self._watch = Watch(source, **watching)
+        self._keys = dict(keys or all_keys({}))
         self._owns_daemon = owns_daemon
         self._filters_of_ours: list[LineFilter] = [AsciiFilter()] if is_ascii else []
-        self._lost: str | None = None
-        self._heard = now()
-        self._notice_until = 0.0
         self._drawn = 0.0
-        self._main = MainScreen(Commander(self))
-
-    # -- knowing -----------------------------------------------------------------------------------------------------
+        self._main = MainScreen(self._watch, Commander(self, self._watch), self._keys)
 
     @property
-    def is_read_only(self) -> bool:
-        """Whether commands are barred, by the user's wish or by the daemon."""
-        return self._is_read_only or self.view.is_read_only
+    def view(self) -> View:
+        """What is known."""
+        return self._watch.view
 
-    def attached(self) -> Attached:
-        """How we hang on the daemon just now."""
-        return Attached(self.source.place, self.is_read_only, self._lost, self.now() - self._heard)
+    @property
+    def now(self) -> float:
+        """The monotonic clock that goes with it."""
+        return self._watch.now()
 
     async def on_mount(self) -> None:
         """Dress, show the main screen, begin to listen."""
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         self.theme = DARK.name
-        self.set_keymap(self.keys)
+        self.set_keymap(self._keys)
         if self._driver is not None and self._driver.can_suspend:
             on_stopping(self.action_suspend_process)
         await self.push_screen(self._main)
@@ -115,55 +92,14 @@ class Dashboard(App[str]):
 
     @work(exclusive=True, group="listen")
     async def _listen(self) -> None:
-        async with aclosing(self.source.watch()) as heard:  # type: ignore[type-var]  # every async generator can be closed
+        async with aclosing(self._watch.source.watch()) as heard:  # type: ignore[type-var]  # every async generator can be closed
             async for message in heard:
-                self.hear(message)
-
-    def hear(self, message: Heard) -> None:
-        """Fold one message into what is known, and show it."""
-        now = self.now()
-        match message:
-            case Lost(reason):
-                self._lost = reason
-            case Status(data):
-                self.view = model.begin(data, model.moment(data.get("ts")) or self.wall(), now, self.view)
-                self._lost, self._heard = None, now
-                self._main.ask_anew()
-            case Change(data):
-                generation = self.view.status.get("generation")
-                self.view = model.change(self.view, data, now)
-                self._heard = now
-                if self.view.status.get("generation") != generation:
+                if self._watch.hear(message):
                     self._main.ask_anew()
-            case Happened(data):
-                self._heard = now
-                self._note(data)
-        self._draw()
-
-    def _note(self, event: Json) -> None:
-        self.happened.append(event)
-        results = event.get("results")
-        if event.get("kind") == "reload" and results:
-            self.announce(f"Generation {event.get('generation')}: {summary(results)}")
-
-    def announce(self, text: str) -> None:
-        """Show a notice under the header for a while."""
-        self.notice, self._notice_until = text, self.now() + _NOTICE
-
-    def tell_reload(self, result: Json) -> None:
-        """What a reload of ours did."""
-        if result.get("ok", True):
-            self.announce(f"Generation {result.get('generation')}: {summary(result.get('results') or {})}")
-        else:
-            self.notify(error_text(result.get("error")), title="Not applied", severity="warning", markup=False)
-        self._draw()
+                self._draw()
 
     def _tick(self) -> None:
-        now = self.now()
-        if self._lost is None and self.view.status:
-            self.view = model.quiet(self.view, now)
-        if self.notice and now > self._notice_until:
-            self.notice = None
+        self._watch.tick()
         if time.monotonic() - self._drawn > 0.9 * _TICK:  # a message may just have had it drawn
             self._draw()
 
@@ -171,18 +107,11 @@ class Dashboard(App[str]):
         self._drawn = time.monotonic()
         self._main.draw()
 
-    def begin(self, work: Callable[[], Coroutine[Any, Any, None]], group: str, *, is_alone: bool = True) -> None:
-        """Let something go on beside the screen; what its group was doing is ended first, unless it is not alone.
-
-        It is given as a function: a coroutine that is ended before it began would be one that nobody awaits.
-        """
-        _: Worker[None] = self.run_worker(work, group=group, exclusive=is_alone)
-
     # -- leaving -----------------------------------------------------------------------------------------------------
 
     async def action_quit(self) -> None:
         """Leave; whoever started the tunnels with this dashboard is asked what shall become of them."""
-        if not self._owns_daemon or self._lost is not None:
+        if not self._owns_daemon or self._watch.is_lost:
             self.exit(LEAVE)
         elif not isinstance(self.screen, Question):
             self._ask_how()
@@ -209,10 +138,6 @@ class Dashboard(App[str]):
 
     # -- looks -------------------------------------------------------------------------------------------------------
 
-    def change_theme(self) -> None:
-        """Light or dark."""
-        self.theme = LIGHT.name if self.theme == DARK.name else DARK.name
-
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Our own variables, for themes that do not have them."""
         return DARK.variables
@@ -223,19 +148,17 @@ class Dashboard(App[str]):
 
 
 def run(
-    where: Path | str,
+    source: Source,
     *,
-    token: str | None = None,
     read_only: bool = False,
     ascii_only: bool = False,
     keys: Path | None = None,
     owns_daemon: bool = False,
     duration: float | None = None,
 ) -> str:
-    """The dashboard on a daemon, until the user leaves it or ``duration`` seconds are over; LEAVE or END.
+    """The dashboard on a source, until the user leaves it or ``duration`` seconds are over; LEAVE or END.
 
-    ``where`` is the daemon's Unix socket, or the ``http://`` address of its API. Raises KeysError where the file of
-    keys is wrong.
+    Raises KeysError where the file of keys is wrong.
     """
     chosen = load_keys(keys) if keys else None
     # every change of the picture makes thousands of small objects that no cycle holds; looking for cycles among them
@@ -243,12 +166,14 @@ def run(
     gc.set_threshold(100_000, 20, 50)
 
     async def live() -> str:
-        async with ApiSource(where, token) as source:
+        try:
             app = Dashboard(source, is_read_only=read_only, is_ascii=ascii_only, keys=chosen, owns_daemon=owns_daemon)
             loop = asyncio.get_running_loop()
             on_leaving(partial(app.exit, LEAVE))  # which leaves the terminal as it was
             if duration is not None:
                 loop.call_later(duration, app.exit, LEAVE)
             return await app.run_async() or LEAVE
+        finally:
+            await source.close()
 
     return asyncio.run(live())

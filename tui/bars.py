@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.mqtt.fleet import ONLINE
+from orchestrator.signs import SIGNS, UNHEARD
 from tui.happenings import error_text, joined
 from tui.keys import DEEDS, shown_keys
-from tui.lines import SIGNS, Line, Span, amount, clip, clock, ends, length, seconds, wrap
-from tui.model import View, moment
-from tui.selection import ALL, PILLS, Selection
+from tui.lines import Line, Span, amount, clip, clock, ends, length, seconds, wrap
+from tui.model import Json, View, moment
+from tui.selection import ALL, Selection, pills
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
 _LONGEST_BANNER: Final = 4  # lines
 _WITH_BORDERS: Final = 100  # columns from which on the filters have borders
 _FOOTER: Final = (
-    "help", "quit", "filter", "detail", "start_stop", "restart", "retry", "log", "sort", "events", "commands",
+    "help", "quit", "filter", "detail", "start_stop", "restart", "retry", "path", "log", "sort", "events", "commands",
 )  # fmt: skip
 
 
@@ -33,6 +35,8 @@ class Attached:
     lost_for: float = 0.0
     """seconds since it was last heard"""
     is_frozen: bool = False
+    teller: str = "daemon"
+    """who answers, or does not"""
 
 
 def header_line(view: View, attached: Attached, width: int) -> Line:
@@ -48,6 +52,8 @@ def header_line(view: View, attached: Attached, width: int) -> Line:
             (sign, style),
             (f" gen {view.status.get('generation', '?')}, {loaded}", "dim"),
         ]
+    elif view.hosts is not None:
+        left += fleet_spans(view.hosts)
     right: list[list[Span]] = []
     if attached.lost is not None:
         right.append([(f"▲ stale {seconds(attached.lost_for)}", "warn")])
@@ -61,6 +67,13 @@ def header_line(view: View, attached: Attached, width: int) -> Line:
             right.insert(0, [(where, "dim")])
             break
     return ends(tuple(left), (*joined(right), (" ", "")), width)
+
+
+def fleet_spans(hosts: Mapping[str, Json]) -> list[Span]:
+    """How many hosts there are, and how many of them do not speak."""
+    gone = sum(host["presence"] != ONLINE for host in hosts.values())
+    spans = [(f"  {len(hosts)} {'host' if len(hosts) == 1 else 'hosts'}", "")]
+    return [*spans, (f"  {UNHEARD} {gone} gone", "gone")] if gone else [*spans, ("  ✓", "up")]
 
 
 def fit_path(path: str, width: int) -> str:
@@ -87,30 +100,30 @@ def pill_bar(view: View, counts: Mapping[str, int], chosen: str, width: int) -> 
     """The filters by state with their counts, and all traffic at the end; and where each filter stands."""
     down, up = (f"{sign}{amount(rate)}" for sign, rate in zip("↓↑", view.rates, strict=True))
     both, one = f"{down:>6} {up:>6} ", f"{down:>6} "  # as wide with any rate, so that nothing moves
-    names = frozenset(name for name, _ in PILLS)
+    names = pills(is_fleet=view.hosts is not None)
     counted = frozenset(name for name in names if counts.get(name, 0)) | {ALL, chosen}
     border = "│" if width >= _WITH_BORDERS else ""
-    spans, choices = _pills(counts, chosen, names, border)
+    spans, choices = _pills(counts, chosen, names, names, border)
     rates = both
     for words, fewer in ((names, one), (counted, both), (counted, one), ({ALL, chosen}, one)):
         if length(spans) + len(rates) < width:
             break
-        spans, choices = _pills(counts, chosen, words, border)
+        spans, choices = _pills(counts, chosen, names, words, border)
         rates = fewer
     return ends(spans, ((rates, "spark"),), width), choices
 
 
 def _pills(
-    counts: Mapping[str, int], chosen: str, words: Collection[str], border: str
+    counts: Mapping[str, int], chosen: str, names: Sequence[str], words: Collection[str], border: str
 ) -> tuple[Line, tuple[Choice, ...]]:
     spans: list[Span] = [(" ", "")]
     choices: list[Choice] = []
-    for name, states in PILLS:
+    for name in names:
         count = counts.get(name, 0)
         sign = "" if name == ALL else f"{_sign(name)} "
         word = f"{name.capitalize() if name == ALL else name} " if name in words else ""
         start = length(spans)
-        style = name if states and count else "title" if name == ALL else "dim"
+        style = "title" if name == ALL else name if count else "dim"
         spans.append((f" {sign}{word}{count} ", "pick" if name == chosen else style))
         choices.append(Choice(name, start, length(spans)))
         spans.append((border, "dim"))
@@ -118,7 +131,7 @@ def _pills(
 
 
 def _sign(name: str) -> str:
-    return SIGNS.get(name, "?")
+    return SIGNS.get(name, UNHEARD)
 
 
 def footer_bar(keys: Mapping[str, str], width: int, *, is_read_only: bool) -> tuple[Line, tuple[Choice, ...]]:
@@ -157,14 +170,23 @@ def banner_lines(view: View, attached: Attached, notice: str | None, width: int)
     lines: list[Line] = []
     room = max(20, width - 4)
     if attached.lost is not None:
-        text = f"The daemon has not answered for {seconds(attached.lost_for)}: {attached.lost}."
-        lines += _notice("▲", wrap(f"{text} This is the last view; trying again.", room), "warn")
+        text = f"The {attached.teller} has not answered for {seconds(attached.lost_for)}: {attached.lost}."
+        last = " This is the last view; trying again." if view.status else " Trying again."
+        lines += _notice("▲", wrap(f"{text}{last}", room), "warn")
     if view.config and not view.config.get("ok", True):
         text = f"{error_text(_error(view))} (the tunnels serve on as before)"
         lines += _notice("▲", wrap(text, room), "warn")
+    wrong = [f"{name}: {host['config']['error']}" for name, host in (view.hosts or {}).items() if _is_wrong(host)]
+    if wrong:
+        more = f"; and {len(wrong) - 1} more hosts, press h" if len(wrong) > 1 else ""
+        lines += _notice("▲", wrap(f"{wrong[0]} (its tunnels serve on as before){more}", room), "warn")
     if notice:
         lines += _notice("✓", wrap(notice, room), "up")
     return [clip(line, width) for line in lines[:_LONGEST_BANNER]]
+
+
+def _is_wrong(host: Json) -> bool:
+    return host["presence"] == ONLINE and host["config"]["ok"] is False
 
 
 def _error(view: View) -> object:
@@ -183,11 +205,13 @@ def first_lines(view: View, attached: Attached, width: int) -> list[Line]:
     """What stands where the tunnels would be while there are none."""
     if not view.status:
         text = (
-            f"Asking the daemon at {attached.place} …"
+            f"Asking the {attached.teller} at {attached.place} …"
             if attached.lost is None
-            else f"Waiting for a daemon at {attached.place}."
+            else f"Waiting for a {attached.teller} at {attached.place}."
         )
         return [(), *_told(text, width)]
+    if view.hosts is not None:
+        return _no_fleet(view.hosts, attached, width)
     path = str(view.config.get("path") or "tunnels.yaml")
     return [
         (),
@@ -197,6 +221,18 @@ def first_lines(view: View, attached: Attached, width: int) -> list[Line]:
         (("     web: server://0.0.0.0:10101/127.0.0.1:8080", "title"),),
         (),
         *_told("and at the other end: client://THIS_HOST:10101/127.0.0.1:3000", width),
+    ]
+
+
+def _no_fleet(hosts: Mapping[str, Json], attached: Attached, width: int) -> list[Line]:
+    if hosts:
+        return [(), *_told(f"None of the hosts ({', '.join(hosts)}) has a tunnel.", width)]
+    return [
+        (),
+        *_told(f"No host has published to {attached.place} yet. Write two lines into a host's file and save:", width),
+        (),
+        (("   supervisor:", "title"),),
+        ((f"     mqtt: {{url: {attached.place}, host: edge-1, commands: true}}", "title"),),
     ]
 
 

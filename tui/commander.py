@@ -7,7 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tui import acting
-from tui.happenings import plan_lines
+from tui.beside import begin
+from tui.happenings import error_text, plan_lines
 from tui.screens.questions import Question
 from tui.screens.readings import Lines
 from tui.sources import RefusedError
@@ -15,8 +16,10 @@ from tui.sources import RefusedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tui.app import Dashboard
+    from textual.app import App
+
     from tui.model import Tunnel
+    from tui.watch import Watch
 
 _AT_ONCE: Final = 8  # commands under way at the same time
 
@@ -24,25 +27,29 @@ _AT_ONCE: Final = 8  # commands under way at the same time
 class Commander:
     """One per dashboard. Each method returns at once; the rest happens in a worker of the application."""
 
-    def __init__(self, app: Dashboard) -> None:
+    def __init__(self, app: App[str], watch: Watch) -> None:
         self._app = app
+        self._watch = watch
 
     def give(self, verb: str, tunnels: Sequence[Tunnel]) -> None:
         """Give a command to those of the tunnels that it fits, after a question where it costs somebody something."""
-        if tunnels and not self._app.is_read_only:
-            self._app.begin(partial(self._give, verb, tunnels), "commands", is_alone=False)
+        if tunnels and not self._watch.is_read_only:
+            begin(self._app, partial(self._give, verb, tunnels), "commands", is_alone=False)
 
-    def reload(self) -> None:
-        """Look at the plan, ask where it costs somebody something, and apply it."""
-        self._app.begin(self._reload, "reload")
+    def reload(self, tunnels: Sequence[Tunnel]) -> None:
+        """Look at the plan, ask where it costs somebody something, and apply it; in a fleet on the tunnels' hosts."""
+        if self._watch.view.hosts is None:
+            begin(self._app, self._reload, "reload")
+        elif hosts := sorted({tunnel.host for tunnel in tunnels}):
+            begin(self._app, partial(self._reload_hosts, hosts), "reload")
 
     def plan(self) -> None:
         """Show what a reload would change."""
-        self._app.begin(self._plan, "plan")
+        begin(self._app, self._plan, "plan")
 
     def copy(self, name: str) -> None:
         """Put a tunnel's URL into the clipboard."""
-        self._app.begin(partial(self._copy, name), "copy")
+        begin(self._app, partial(self._copy, name), "copy")
 
     def complain(self, text: str) -> None:
         """Say what did not work."""
@@ -58,19 +65,19 @@ class Commander:
             return
         gate = asyncio.Semaphore(_AT_ONCE)
 
-        async def tell(tunnel: Tunnel) -> str | None:
+        async def tell(tunnel: Tunnel) -> tuple[str, str]:
             async with gate:
                 try:
-                    await self._app.source.command(verb, tunnel.name)
+                    answer = await self._watch.source.command(verb, tunnel.name)
                 except RefusedError as error:
-                    return str(error)
-                return None
+                    return "", f"{verb} {tunnel.name}: {error}"
+                return f"{tunnel.name} {answer.get('text') or verb}", ""
 
         answers = await asyncio.gather(*map(tell, chosen))
-        done = [tunnel for tunnel, refusal in zip(chosen, answers, strict=True) if refusal is None]
-        refusals = [f"{verb} {t.name}: {refusal}" for t, refusal in zip(chosen, answers, strict=True) if refusal]
+        done = [text for text, _ in answers if text]
+        refusals = [refusal for _, refusal in answers if refusal]
         if done:
-            self._app.notify(f"{verb}: {acting.named(done)}", markup=False, timeout=3)
+            self._app.notify(done[0] if len(done) == 1 else f"{verb}: {len(done)} tunnels", markup=False, timeout=3)
         if refusals:
             self.complain(refusals[0] + (f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""))
 
@@ -79,20 +86,35 @@ class Commander:
         return await self._app.push_screen_wait(question) == "yes"
 
     async def _reload(self) -> None:
-        source = self._app.source
+        source = self._watch.source
         try:
-            asked = acting.reload_question(await source.plan(), self._app.view.tunnels, self._app.size.width)
+            plan, width = await source.plan(), self._app.size.width
+            asked = acting.reload_question(plan, self._watch.view.tunnels, width)
             if asked and not await self._is_confirmed(asked):
                 return
             result = await source.reload()
         except RefusedError as error:
             self.complain(f"reload: {error}")
             return
-        self._app.tell_reload(result)
+        if result.get("ok", True):
+            self._watch.announce_reload("", result)
+        else:
+            self._app.notify(error_text(result.get("error")), title="Not applied", severity="warning", markup=False)
+
+    async def _reload_hosts(self, hosts: Sequence[str]) -> None:
+        if not await self._is_confirmed(
+            acting.far_reload_question(hosts, self._watch.view.tunnels, self._app.size.width)
+        ):
+            return
+        for host in hosts:
+            try:
+                self._watch.announce_reload(host, await self._watch.source.reload(host))
+            except RefusedError as error:
+                self.complain(f"reload {host}: {error}")
 
     async def _plan(self) -> None:
         try:
-            plan = await self._app.source.plan()
+            plan = await self._watch.source.plan()
         except RefusedError as error:
             self.complain(f"plan: {error}")
             return
@@ -100,12 +122,12 @@ class Commander:
 
     async def _copy(self, name: str) -> None:
         try:
-            url = str((await self._app.source.tunnel(name)).get("url") or "")
+            url = str((await self._watch.source.tunnel(name)).get("url") or "")
         except RefusedError as error:
             self.complain(f"copy {name}: {error}")
             return
         if not url:
-            self.complain(f"copy {name}: the daemon does not tell its URL")
+            self.complain(f"copy {name}: the {self._watch.source.nature.teller} does not tell its URL")
             return
         self._app.copy_to_clipboard(url)
         self._app.notify(url, title="Copied, without its key", markup=False)

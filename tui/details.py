@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.mqtt.fleet import GONE, SILENT
 from tui.lines import NOTHING, Line, amount, clip, clock, fit, length, seconds, spark, wrap
 from tui.model import Json, Tunnel, moment
 from tui.rows import milliseconds, state_cell
@@ -25,6 +26,8 @@ MEANINGS: Final[dict[str, str]] = {
     State.DRAINING: "accepts nobody new, lets the present visitors finish",
     State.FAILED: "cannot work as it is written: mend the file",
     State.STOPPED: "rests, because somebody said so",
+    GONE: "its host said farewell, or was cut off: this is its last word",
+    SILENT: "its host has not spoken for too long: this is its last word",
 }
 """What each state means."""
 
@@ -38,14 +41,14 @@ def detail_lines(tunnel: Tunnel, more: Json | None, width: int, now: float, wall
     text, style = state_cell(tunnel, now)
     lines: list[Line] = [((part, "title"),) for part in wrap(tunnel.name, width)]
     lines.append(clip(((text, style), (f"  {since(tunnel, wall)}", "dim")), width))
-    if tunnel.reason:
+    if tunnel.reason and not tunnel.is_gone:
         lines += [((part, "warn" if style != State.UP else ""),) for part in wrap(tunnel.reason, width)]
     else:
         lines += [((part, "dim"),) for part in wrap(MEANINGS.get(tunnel.state, ""), width)]
     left = tunnel.remaining(now)
     if left > 0:
         lines.append(((f"attempt {tunnel.attempt + 1} in {seconds(left)}, at {clock(wall + left)}", ""),))
-    elif tunnel.attempt:
+    elif tunnel.attempt and tunnel.state != State.UP:
         lines.append(((f"attempt {tunnel.attempt}", ""),))
     lines += [(), *_pictures(tunnel, width), (), *_facts(tunnel, width, wall)]
     if more:
@@ -54,7 +57,9 @@ def detail_lines(tunnel: Tunnel, more: Json | None, width: int, now: float, wall
 
 
 def since(tunnel: Tunnel, wall: float) -> str:
-    """For how long it has been in this state; empty where unknown."""
+    """For how long it has been in this state, empty where unknown; or its last state, where nobody knows it now."""
+    if tunnel.is_gone:
+        return f"was {tunnel.told_state}"
     began = moment(tunnel.data.get("since"))
     return "" if began is None else f"for {seconds(max(0.0, wall - began))}"
 
@@ -83,6 +88,7 @@ def _facts(tunnel: Tunnel, width: int, wall: float) -> list[Line]:
     encrypted = {0: "control channel only", 1: "data too (pinned)", 2: "data too (verified)"}
     refused = sum(int(value or 0) for value in tunnel.part("refused").values())
     facts = [
+        ("host", tunnel.host),
         ("role", f"{tunnel.text('role')} {tunnel.text('direction')}"),
         ("end", {None: "", True: "entrance: accepts visitors", False: "exit: dials targets"}[tunnel.entrance]),
         ("tunnel", tunnel.text("tunnel_addr")),
@@ -129,10 +135,8 @@ def _fact(label: str, value: str, width: int) -> list[Line]:
 
 def _written(more: Json, width: int) -> list[Line]:
     lines: list[Line] = [()]
-    where = str(more.get("where") or "")
-    url = str(more.get("url") or "")
-    lines += _fact("file", where, width)
-    lines += _fact("URL", url, width)
+    for label, key in (("file", "where"), ("URL", "url"), ("", "note")):
+        lines += _fact(label, str(more.get(key) or ""), width)
     settings = more.get("settings") or {}
     if not settings:
         return lines

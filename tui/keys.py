@@ -34,8 +34,11 @@ class Deed:
 
 
 DEEDS: Final = (
-    Deed("filter", "slash", "filter", "filter by words; a|b means either", "Look"),
+    Deed("filter", "slash", "filter", "filter: a b means both, a|b either; host:edge-* tag:prod state:up", "Look"),
     Deed("detail", "enter", "detail", "show the tunnel's details", "Look"),
+    Deed("path", "p", "path", "the tunnel's path, with both ends: visitor, entrance, exit, target", "Look"),
+    Deed("paths", "v", "paths", "all paths, the broken ones first", "Look"),
+    Deed("hosts", "h", "", "the hosts of a fleet", "Look"),
     Deed("sort", "o", "sort", "sort by the next column", "Look"),
     Deed("reverse", "O", "", "sort the other way round", "Look"),
     Deed("next_pill", "right_square_bracket,right", "", "the next filter by state", "Look"),
@@ -53,7 +56,7 @@ DEEDS: Final = (
     Deed("drain", "d", "drain", "accept no new visitors, let the present ones finish", "Act", is_command=True),
     Deed("retry", "n", "retry", "end the cooldown: try again now", "Act", is_command=True),
     Deed("reload", "R", "reload", "read the file again, after a look at what would change", "Act", is_command=True),
-    Deed("plan", "p", "", "what a reload would change", "Act"),
+    Deed("plan", "w", "", "what a reload would change", "Act"),
     Deed("mark", "space", "", "mark the tunnel; commands then act on all marked ones", "Act"),
     Deed("mark_all", "a", "", "mark all that are shown, or none", "Act"),
     Deed("copy", "y", "", "copy the tunnel's URL, without its key", "Act"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from rich.cells import cell_len, chop_cells, set_cell_size
 
 from orchestrator.process.logformat import printable
+from orchestrator.signs import SIGNS, UNHEARD
 from tunnel.state import State
 
 if TYPE_CHECKING:
@@ -23,27 +24,15 @@ Span = tuple[str, str]
 """A text, and the name of its style: a state's, or one of STYLES; empty for plain text."""
 Line = tuple[Span, ...]
 
-STYLES: Final = (*State, "title", "dim", "key", "warn", "error", "spark", "mark", "pick")
+STYLES: Final = (*State, "gone", "title", "dim", "key", "warn", "error", "spark", "mark", "pick")
 """Names of styles; a widget that shows lines gives each its colours."""
-
-SIGNS: Final[dict[str, str]] = {
-    State.UP: "●",
-    State.STARTING: "◔",
-    State.CONNECTING: "◐",
-    State.WAITING: "◌",
-    State.COOLDOWN: "◷",
-    State.DRAINING: "◑",
-    State.FAILED: "✖",
-    State.STOPPED: "○",
-}
-"""The shape of each state."""
 
 NOTHING: Final = "—"
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _ELLIPSIS: Final = "…"
 
 _ASCII: Final = {
-    **dict(zip(SIGNS.values(), "*.~?zdx-", strict=True)),
+    **dict(zip((*SIGNS.values(), UNHEARD), "*.~?zdx-%", strict=True)),
     **dict(zip(_BARS[1:], "_.,-=+*#", strict=True)),
     **dict.fromkeys("─━═▔▁⎯", "-"),
     **dict.fromkeys("│┃║▏▎▍▌▋▊▉▐▕", "|"),

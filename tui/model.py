@@ -12,6 +12,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from orchestrator.mqtt.fleet import ONLINE
 from tunnel.state import State
 
 Json = Mapping[str, Any]
@@ -49,6 +50,7 @@ class Tunnel:
     """A tunnel as last heard of. Rates in bytes a second, moments in seconds."""
 
     name: str
+    """what it is known by: its name, in a fleet ``HOST/NAME``"""
     data: Json
     heard: float
     """when its cooldown was last told, on the monotonic clock"""
@@ -62,13 +64,38 @@ class Tunnel:
 
     @property
     def state(self) -> str:
-        """A State's value, or a word that only a newer daemon knows."""
+        """A State's value, or a word that only a newer daemon knows; of a host that is gone, nobody knows more."""
+        return str(self.data["presence"]) if self.is_gone else self.told_state
+
+    @property
+    def told_state(self) -> str:
+        """The state that it was last said to be in."""
         return str(self.data.get("state", State.STARTING))
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its host is not there to speak for it: everything known of it is old."""
+        return bool(self.data.get("presence", ONLINE) != ONLINE)
 
     @property
     def is_running(self) -> bool:
         """Whether it has an engine that is meant to serve."""
-        return self.state not in {State.STOPPED, State.FAILED, State.DRAINING}
+        return self.state not in {State.STOPPED, State.FAILED, State.DRAINING} and not self.is_gone
+
+    @property
+    def host(self) -> str:
+        """The host that it runs on; empty where there is but one."""
+        return str(self.data.get("host") or "")
+
+    @property
+    def label(self) -> str:
+        """Its name on its host."""
+        return str(self.data.get("name") or self.name)
+
+    @property
+    def link(self) -> str | None:
+        """The id of its link, or of the last one it had."""
+        return self.data.get("link") or self.data.get("last_link")
 
     @property
     def reason(self) -> str | None:
@@ -120,9 +147,14 @@ class Tunnel:
             return 0.0
         return max(0.0, float(self.part("cooldown").get("remaining_s") or 0.0) - (now - self.heard))
 
+    def unheard(self, now: float) -> float | None:
+        """Seconds since the last word of its host, where that is gone and the moment is known."""
+        at = self.data.get("last_word")
+        return None if at is None or not self.is_gone else max(0.0, now - at)
+
     def searched(self) -> str:
         """Everything that the filter looks at, folded to one case."""
-        keys = ("name", "role", "direction", "tunnel_addr", "target_addr", "peer")
+        keys = ("host", "name", "role", "direction", "tunnel_addr", "target_addr", "peer")
         return " ".join([*(self.text(key) for key in keys), *map(str, self.data.get("tags") or ())]).casefold()
 
 
@@ -142,6 +174,8 @@ class View:
     """our monotonic clock at ``at``"""
     rates: tuple[float, float] = (0.0, 0.0)
     """bytes a second of all tunnels, to and from visitors"""
+    live: frozenset[str] | None = None
+    """the tunnels whose numbers are told as they change, so that they have a past; None: all"""
 
     @property
     def config(self) -> Json:
@@ -154,20 +188,38 @@ class View:
         """Whether the daemon takes no commands."""
         return bool(self.status.get("read_only"))
 
+    @property
+    def hosts(self) -> Mapping[str, Json] | None:
+        """What is known of each host of a fleet; None where this is one daemon."""
+        return self.status.get("hosts")
+
+
+def key_of(data: Json) -> str:
+    """What a tunnel is known by."""
+    name = str(data.get("name", ""))
+    return f"{data['host']}/{name}" if data.get("host") else name
+
 
 def begin(status: Json, at: float, now: float, before: View | None = None) -> View:
     """The view of a whole status; what ``before`` knew of the past of its tunnels is kept.
+
+    Where not all numbers are told as they change, ``live`` in it, and in a change, is the set of those that are.
 
     ``at`` is the daemon's clock (seconds since the epoch), ``now`` our monotonic one.
     """
     known = before.tunnels if before else {}
     tunnels: dict[str, Tunnel] = {}
     for data in status.get("tunnels") or ():
-        name = str(data.get("name", ""))
+        name = key_of(data)
         old = known.get(name)
-        tunnels[name] = Tunnel(name, data, now, history=old.history if old else ())
-    rest = {key: value for key, value in status.items() if key != "tunnels"}
-    return sample(View(rest, tunnels, at, at, now), at)
+        tunnels[name] = _first(name, data, now, old.history if old else ())
+    rest = {key: value for key, value in status.items() if key not in {"tunnels", "live"}}
+    return sample(View(rest, tunnels, at, at, now, live=status.get("live")), at)
+
+
+def _first(name: str, data: Json, now: float, history: tuple[Sample, ...] = ()) -> Tunnel:
+    rate_in, rate_out = data.get("rates") or (0.0, 0.0)
+    return Tunnel(name, data, now, rate_in, rate_out, history=history)
 
 
 def change(view: View, message: Json, now: float) -> View:
@@ -178,18 +230,25 @@ def change(view: View, message: Json, now: float) -> View:
     for name, keys in (message.get("changed") or _EMPTY).items():
         old = tunnels.get(name)
         if old is None:
-            tunnels[name] = Tunnel(name, {"name": name, **keys}, now)
+            tunnels[name] = _first(name, {"name": name, **keys}, now)
         else:
             heard = now if "cooldown" in keys or "state" in keys else old.heard
             data = {**old.data, **keys}  # written out, for replace() costs twice as much and this is done most
-            tunnels[name] = Tunnel(name, data, heard, old.rate_in, old.rate_out, old.counted, old.history)
+            if old.link and not data.get("link"):
+                data["last_link"] = old.link  # one end may lose it before the other
+            rate_in, rate_out = keys.get("rates") or (old.rate_in, old.rate_out)
+            tunnels[name] = Tunnel(name, data, heard, rate_in, rate_out, old.counted, old.history)
+    live = view.live
+    if "live" in message:
+        live = message["live"]
+        _forget_past(tunnels, view.live, live)
     status = {**view.status, **(message.get("status") or _EMPTY)}
     at = moment(message.get("ts")) or view.at
     elapsed = at - view.sampled
     if not -STEP <= elapsed <= _GAP:  # a clock that was set, or is not ours: begin to count anew
         tunnels = {name: replace(tunnel, counted=None) for name, tunnel in tunnels.items()}
-        return sample(View(status, tunnels, at, at, now), at)
-    changed = replace(view, status=status, tunnels=tunnels, at=at, heard=now)
+        return sample(View(status, tunnels, at, at, now, live=live), at)
+    changed = replace(view, status=status, tunnels=tunnels, at=at, heard=now, live=live)
     return sample(changed, at) if elapsed >= STEP else changed
 
 
@@ -205,7 +264,11 @@ def quiet(view: View, now: float) -> View:
 def sample(view: View, at: float) -> View:
     """The view with rates reckoned up to ``at``, the daemon's clock, and one sample more of each tunnel."""
     elapsed = at - view.sampled
-    tunnels = {name: _sampled(tunnel, elapsed) for name, tunnel in view.tunnels.items()}
+    if view.live is None:
+        tunnels = {name: _sampled(tunnel, elapsed) for name, tunnel in view.tunnels.items()}
+    else:
+        known = view.tunnels
+        tunnels = {**known, **{name: _sampled(known[name], elapsed) for name in view.live if name in known}}
     return replace(view, tunnels=tunnels, sampled=at, at=max(at, view.at), rates=_total(tunnels.values()))
 
 
@@ -214,15 +277,29 @@ def _total(tunnels: Collection[Tunnel]) -> tuple[float, float]:
 
     A pair whose ends share a file would else be counted twice.
     """
-    counted = [tunnel for tunnel in tunnels if tunnel.entrance] or tunnels
+    moving = [tunnel for tunnel in tunnels if tunnel.rate_out or tunnel.rate_in]
+    counted = [tunnel for tunnel in moving if tunnel.entrance] or moving
     return sum(tunnel.rate_out for tunnel in counted), sum(tunnel.rate_in for tunnel in counted)
 
 
+def _forget_past(tunnels: dict[str, Tunnel], before: frozenset[str] | None, live: frozenset[str] | None) -> None:
+    """A past with gaps would be a wrong picture, and ten thousand of them take too much memory."""
+    left = () if live is None else (tunnels.keys() if before is None else before) - live
+    for name in left:
+        if name in tunnels and tunnels[name].history:
+            tunnels[name] = replace(tunnels[name], history=())
+
+
 def _sampled(tunnel: Tunnel, elapsed: float) -> Tunnel:
+    if tunnel.is_gone:
+        return tunnel
     moved = tunnel.part("bytes")
     counted = (int(moved.get("in") or 0), int(moved.get("out") or 0))
     rate_in = rate_out = 0.0
-    if tunnel.counted is not None and elapsed > 0:
+    given = tunnel.data.get("rates")
+    if given is not None:
+        rate_in, rate_out = given
+    elif tunnel.counted is not None and elapsed > 0:
         # a counter that fell belongs to an engine that was started anew
         rate_in = max(0, counted[0] - tunnel.counted[0]) / elapsed
         rate_out = max(0, counted[1] - tunnel.counted[1]) / elapsed

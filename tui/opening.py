@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import shlex
@@ -14,11 +15,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.commands.shell import FAILED, WRONG, asking, client_at, fail, file_option, socket_option
+from orchestrator.commands.fleet import broker_at, credential_options
+from orchestrator.commands.shell import FAILED, NO_DAEMON, WRONG, asking, client_at, fail, file_option, socket_option
+
+if TYPE_CHECKING:
+    from orchestrator.mqtt.broker import Broker
+    from tui.sources import Source
 
 _PATIENCE: Final = 20.0  # seconds in which a demonstration has to answer
 _LOOK: Final = 0.05
@@ -54,7 +60,8 @@ def _is_terminal() -> bool:
 @file_option
 @click.option("--api", metavar="URL", help="The API of a daemon elsewhere, as http://127.0.0.1:7070.")
 @click.option("--token-file", type=click.Path(path_type=Path), help="With the token of that API.")
-@click.option("--mqtt", metavar="URL", help="All hosts of a broker.")
+@click.option("--mqtt", "url", metavar="URL", help="All hosts of a broker: mqtt[s]://[USER[:PASSWORD]@]HOST[:PORT].")
+@credential_options
 @click.option("--read-only", is_flag=True, help="Look, and change nothing.")
 @click.option("--ascii", "is_ascii", is_flag=True, help="For terminals that know ASCII alone.")
 @click.option("--keys", type=click.Path(path_type=Path), help="A file that gives commands other keys.")
@@ -68,16 +75,21 @@ def top(  # noqa: PLR0913  one for each option
     file: Path,
     api: str | None,
     token_file: Path | None,
-    mqtt: str | None,
+    url: str | None,
     read_only: bool,
     is_ascii: bool,
     keys: Path | None,
     web: bool,
     web_listen: str,
+    **credentials: Any,  # noqa: ANN401  those of the broker
 ) -> int:
-    """The dashboard on a running daemon. Leaving it leaves the tunnels running."""
-    if mqtt:
-        fail(WRONG, "top --mqtt is not in this version yet")
+    """The dashboard on a running daemon, or on all hosts of a broker. Leaving it leaves the tunnels running."""
+    if url is not None:
+        if api is not None or socket is not None or web:
+            fail(WRONG, "--mqtt shows a fleet: it does not go with --socket, --api and --web")
+        return _top_fleet(broker_at(url, **credentials), read_only=read_only, ascii_only=is_ascii, keys=keys)
+    if any(value is not None for value in credentials.values()):
+        fail(WRONG, "user, password and certificates are for a broker: name it with --mqtt URL")
     token = _token(token_file)
     if api is None:
         with asking():
@@ -94,9 +106,26 @@ def top(  # noqa: PLR0913  one for each option
         flags += ["--token-file", str(token_file.absolute())] if token_file else []
         place = ["--socket", str(where.absolute())] if isinstance(where, Path) else ["--api", where]
         return _serve(shlex.join([sys.executable, "-m", "tui.command", "top", *place, *flags]), web_listen)
+    _want_terminal("ps --json")
+    _show(_daemon(where, token), read_only=read_only, ascii_only=is_ascii, keys=keys)
+    return 0
+
+
+def _want_terminal(instead: str) -> None:
     if not _is_terminal() and "TEXTUAL_DRIVER" not in os.environ:
-        fail(WRONG, "the dashboard wants a terminal; for programs there is: nodepass-orch ps --json")
-    _show(where, token=token, read_only=read_only, ascii_only=is_ascii, keys=keys)
+        fail(WRONG, f"the dashboard wants a terminal; for programs there is: nodepass-orch {instead}")
+
+
+def _top_fleet(broker: Broker, **options: Any) -> int:  # noqa: ANN401  those of the dashboard
+    from orchestrator.mqtt.broker import BrokerError  # noqa: PLC0415  as in _show
+    from tui.fleet import FleetSource, greet  # noqa: PLC0415
+
+    _want_terminal("fleet ps --json")
+    try:
+        asyncio.run(greet(broker))
+    except BrokerError as error:
+        fail(NO_DAEMON, str(error))
+    _show(FleetSource(broker), **options)
     return 0
 
 
@@ -120,12 +149,18 @@ def _serve(command: str, listen: str) -> int:
     return web.serve(command, host.strip("[]"), int(port), secrets.token_urlsafe(24))
 
 
-def _show(where: Path | str, **options: Any) -> str:  # noqa: ANN401  those of the dashboard
+def _daemon(where: Path | str, token: str | None = None) -> Source:
+    from tui.sources import ApiSource  # noqa: PLC0415  as in _show
+
+    return ApiSource(where, token)
+
+
+def _show(source: Source, **options: Any) -> str:  # noqa: ANN401  those of the dashboard
     from tui import app, keys  # noqa: PLC0415  Textual takes a quarter of a second: only where something is shown
 
     options["keys"] = options.get("keys") or keys.usual_file(os.environ)
     try:
-        return app.run(where, **options)
+        return app.run(source, **options)
     except keys.KeysError as error:
         fail(WRONG, str(error))
 
@@ -140,7 +175,7 @@ def _up(plain: Callback, **options: Any) -> int:  # noqa: ANN401  those of the c
         pid = client.status()["pid"]
     from tui.app import END  # noqa: PLC0415  as in _show
 
-    if _show(client.path, read_only=options["read_only"], owns_daemon=True) == END:
+    if _show(_daemon(client.path), read_only=options["read_only"], owns_daemon=True) == END:
         with asking():  # a signal, for a daemon that takes no commands obeys it too
             os.kill(client.status()["pid"], signal.SIGTERM)
         client.wait_gone()
@@ -155,7 +190,7 @@ def _up(plain: Callback, **options: Any) -> int:  # noqa: ANN401  those of the c
 def _demo(_: Callback, *, duration: float | None, **__: Any) -> int:  # noqa: ANN401  as above
     """Show the demonstration, end it, and pass on its summary."""
     with running_demo() as demo:
-        _show(demo.socket, duration=duration)
+        _show(_daemon(demo.socket), duration=duration)
     click.echo(demo.summary, nl=False)
     return demo.code
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
@@ -12,10 +12,9 @@ from tui.acting import VERBS
 from tui.keys import DEEDS, shown_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tui.keys import Deed
-    from tui.screens.main import MainScreen
 
 _MOST: Final = 40
 _LOOKING: Final = ("show", "copy")
@@ -40,12 +39,34 @@ def commands(query: str, names: Iterable[str], *, is_read_only: bool) -> list[tu
     return [(verb, name) for _, verb, name in found[:_MOST]]
 
 
+class Steered(Protocol):
+    """A screen that has these commands."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of all tunnels."""
+
+    @property
+    def keys(self) -> Mapping[str, str]:
+        """The keys of each deed."""
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether commands are barred."""
+
+    def do(self, deed: str) -> None:
+        """What a key does, by the deed's name."""
+
+    def tell(self, verb: str, name: str) -> None:
+        """A command, or a look, for one tunnel."""
+
+
 class Commands(Provider):
     """Asked by Textual's palette."""
 
     @property
-    def _main(self) -> MainScreen:
-        return cast("MainScreen", self.screen)  # which alone has these commands
+    def _main(self) -> Steered:
+        return cast("Steered", self.screen)  # no other screen names these commands as its own
 
     def _deeds(self) -> list[Deed]:
         return [deed for deed in DEEDS if deed.name != "commands" and not (deed.is_command and self._main.is_read_only)]

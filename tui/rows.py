@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tui.lines import NOTHING, SIGNS, Line, Span, amount, fit, number, seconds
+from orchestrator.signs import shown_state
+from tui.lines import NOTHING, Line, Span, amount, fit, number, seconds
 from tunnel.state import State
 
 if TYPE_CHECKING:
@@ -37,15 +38,21 @@ class Column:
 
 
 def state_cell(tunnel: Tunnel, now: float) -> Span:
-    """Shape, word and colour; a cooldown with the seconds that are left."""
+    """Shape, word and colour; a cooldown with the seconds that are left, a host that is gone with its silence."""
     state = tunnel.state
+    unheard = tunnel.unheard(now)
+    if unheard is not None:
+        return shown_state(state, seconds(unheard)), "gone"
     left = tunnel.remaining(now)
-    wait = f" {seconds(left)}" if left > 0 else ""
-    return f"{SIGNS.get(state, '?')} {state}{wait}", state
+    return shown_state(state, seconds(left) if left > 0 else ""), "gone" if tunnel.is_gone else state
+
+
+def _host(tunnel: Tunnel, _: float) -> Span:
+    return tunnel.host, ""
 
 
 def _name(tunnel: Tunnel, _: float) -> Span:
-    return tunnel.name, "title"
+    return tunnel.label, "title"
 
 
 def _role(tunnel: Tunnel, _: float) -> Span:
@@ -111,6 +118,7 @@ def _reason(tunnel: Tunnel, _: float) -> Span:
 _NAME_WIDTH: Final = 12
 COLUMNS: Final = (
     Column("state", "STATE", 15, 0, state_cell, is_right=False),
+    Column("host", "HOST", 8, 0, _host, is_right=False),
     Column("name", "NAME", _NAME_WIDTH, 0, _name, is_right=False),
     Column("role", "ROLE", 10, 3, _role, is_right=False),
     Column("direction", "ROLE", 14, 8, _role_in_full, is_right=False, sort="role"),
@@ -128,8 +136,10 @@ COLUMNS: Final = (
 )
 _ALTERNATIVES: Final = {"role": "direction", "queued": "signals"}  # shown only where the fuller one is not
 _SORTED_AS: Final = {"direction": "role", "queued": "signals"}  # columns that stand for one that can sort
+_SURE: Final = frozenset({"state", "host", "name"})  # the rest of a row is old where its host is gone
 _USUAL_NAME: Final = 15  # columns that a name gets, if it needs them, before other columns get any
 _LONGEST_NAME: Final = 40
+_LONGEST_HOST: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +159,14 @@ class Layout:
         return None
 
 
-def lay_out(width: int, longest_name: int) -> Layout:
-    """The columns for a table of ``width``; what is left over goes to the reason, or to the name."""
-    chosen = [column for column in COLUMNS if column.key not in _ALTERNATIVES]
+def lay_out(width: int, longest_name: int, longest_host: int = 0) -> Layout:
+    """The columns for a table of ``width``; what is left over goes to the reason, or to the name.
+
+    Hosts have a column where there are any.
+    """
+    chosen = [
+        column for column in COLUMNS if column.key not in _ALTERNATIVES and (longest_host or column.key != "host")
+    ]
     room = width - 1 - max(0, min(longest_name, _USUAL_NAME) - _NAME_WIDTH)  # 1 for the mark
     while _needed(chosen) > room and any(column.need for column in chosen):
         chosen.remove(max(chosen, key=lambda column: column.need))
@@ -164,9 +179,11 @@ def lay_out(width: int, longest_name: int) -> Layout:
     room = width - 1
     widths = {column.key: column.width for column in chosen}
     left = max(0, room - _needed(chosen))
-    more = min(left, max(0, min(longest_name, _LONGEST_NAME) - widths["name"]))
-    widths["name"] += more
-    left -= more
+    for key, longest in (("host", min(longest_host, _LONGEST_HOST)), ("name", min(longest_name, _LONGEST_NAME))):
+        more = min(left, max(0, longest - widths.get(key, longest)))
+        if more:
+            widths[key] += more
+            left -= more
     widths["reason" if "reason" in widths else "name"] += left
     if _needed(chosen) > room:  # narrower than anything sensible: the name gives way
         widths["name"] = max(4, widths["name"] - (_needed(chosen) - room))
@@ -182,6 +199,8 @@ def row(tunnel: Tunnel, layout: Layout, now: float, marked: Collection[str] = ()
     spans: list[Span] = [_mark(tunnel, layout, is_marked=tunnel.name in marked)]
     for column, width in zip(layout.columns, layout.widths, strict=True):
         text, style = column.cell(tunnel, now)
+        if tunnel.is_gone and column.key not in _SURE:
+            style = "dim"
         spans.append((fit(text, width, right=column.is_right) + _GAP, style))
     return tuple(spans)
 

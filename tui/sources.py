@@ -17,7 +17,7 @@ from yarl import URL
 from tui.stream import EventStream, StreamError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from tui.model import Json
 
@@ -59,6 +59,19 @@ class Lost:
 Heard = Status | Change | Happened | Lost
 
 
+@dataclass(frozen=True, slots=True)
+class Nature:
+    """What kind of source it is, in the words that the screen uses."""
+
+    teller: str
+    """who answers, or does not"""
+    tells_log: bool = True
+    """whether the log of a tunnel is told, or only what happened to it"""
+
+
+DAEMON: Final = Nature("daemon")
+
+
 class RefusedError(Exception):
     """A question or a command was not answered as hoped; the message is a sentence for the user."""
 
@@ -66,9 +79,14 @@ class RefusedError(Exception):
 class Source(Protocol):
     """One daemon, or whatever else has tunnels to show. All questions and commands raise RefusedError."""
 
+    nature: Nature
+
     @property
     def place(self) -> str:
         """Where it is, for people."""
+
+    def follow(self, names: Collection[str]) -> None:
+        """These are looked at: their numbers shall be new, those of others may be older where telling all is dear."""
 
     def watch(self) -> AsyncIterator[Heard]:
         """Everything that happens, for ever: a loss is told and mended here."""
@@ -88,8 +106,8 @@ class Source(Protocol):
     async def plan(self) -> Json:
         """What a reload would change."""
 
-    async def reload(self) -> Json:
-        """Read the file again; the result per entry."""
+    async def reload(self, host: str = "") -> Json:
+        """Read the file again, of one host of several; the result per entry."""
 
     async def close(self) -> None:
         """Ask no more."""
@@ -97,6 +115,8 @@ class Source(Protocol):
 
 class ApiSource:
     """A daemon's local API, at a Unix socket or (with its token) at an ``http://`` address."""
+
+    nature = DAEMON
 
     def __init__(self, where: Path | str, token: str | None = None) -> None:
         self._where = where
@@ -128,6 +148,9 @@ class ApiSource:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def follow(self, names: Collection[str]) -> None:
+        """All numbers are told as they change."""
 
     async def watch(self) -> AsyncIterator[Heard]:
         """Everything that happens; after a loss, tried anew at once, then every two seconds."""
@@ -169,7 +192,7 @@ class ApiSource:
         """What a reload would change."""
         return await self._ask("GET", "/v1/plan")
 
-    async def reload(self) -> Json:
+    async def reload(self, host: str = "") -> Json:
         """Read the file again."""
         return await self._ask("POST", "/v1/reload")
 

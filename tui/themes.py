@@ -39,3 +39,8 @@ LIGHT: Final = Theme(
     dark=False,
     variables={"dim": "#5d6873", "cursor": "#c5dcf2", "cursor-away": "#e3e4de"},
 )
+
+
+def other(name: str) -> str:
+    """The theme that is not called so."""
+    return LIGHT.name if name == DARK.name else DARK.name

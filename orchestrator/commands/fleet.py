@@ -36,21 +36,20 @@ def fleet() -> None:
 
 def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which broker, and who asks."""
+    help_text = f"mqtt[s]://[USER[:PASSWORD]@]HOST[:PORT], percent-encoded; also {URL_VARIABLE}."
+    url = click.option("--mqtt", "url", metavar="URL", envvar=URL_VARIABLE, required=True, help=help_text)
+    return url(credential_options(command))
+
+
+def credential_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say who asks a broker."""
     file = click.Path(path_type=Path, dir_okay=False)
     for option in (
         click.option("--cert-key", type=file, help="The key of --cert, if it is in another file."),
         click.option("--cert", type=file, help="Our own certificate, for a broker that wants one."),
         click.option("--ca", type=file, help="Who may sign the broker's certificate, if not the system's authorities."),
-        click.option("--password-file", type=file, help="The password, if it is not in the URL."),
-        click.option("--username", help="The user, if it is not in the URL."),
-        click.option(
-            "--mqtt",
-            "url",
-            metavar="URL",
-            envvar=URL_VARIABLE,
-            required=True,
-            help=f"mqtt[s]://[USER[:PASSWORD]@]HOST[:PORT], percent-encoded; also {URL_VARIABLE}.",
-        ),
+        click.option("--password-file", type=file, help="The broker's password, if it is not in the URL."),
+        click.option("--username", help="The broker's user, if it is not in the URL."),
     ):
         command = option(command)
     return command

@@ -74,12 +74,19 @@ class Host:
 
     def tunnels(self) -> list[Json]:
         """Its tunnels as in its ``ps --json``, by name; leftovers of an earlier life are none."""
-        is_online = self.status.get("online") is True
-        return [
-            {key: value for key, value in told.items() if key not in payloads.FRAME}
-            for _, told in sorted(self._tunnels.items())
-            if not is_online or told.get("boot") == self.boot
-        ]
+        told = [self.told(name) for name in sorted(self._tunnels)]
+        return [{key: value for key, value in one.items() if key not in payloads.FRAME} for one in told if one]
+
+    def names(self) -> list[str]:
+        """The names of its tunnels."""
+        return [name for name in sorted(self._tunnels) if self.told(name) is not None]
+
+    def told(self, name: str) -> Json | None:
+        """One of its tunnels as it was told last, with the frame of that; None where it is none."""
+        told = self._tunnels.get(name)
+        if told is None or (self.status.get("online") is True and told.get("boot") != self.boot):
+            return None
+        return told
 
     def link_of(self, tunnel: str) -> str | None:
         """The id of its link, or of the last one it had as long as we look."""
@@ -123,7 +130,7 @@ class Host:
                 told = self._tunnels.get(spot.name)
                 if told is None or told.get("boot") != payload.get("boot"):
                     return False
-                numbers: Json = {key: payload[key] for key in payloads.STATS if key in payload}
+                numbers: Json = {key: payload[key] for key in (*payloads.STATS, "ts") if key in payload}
                 if not _has_groups({**told, **numbers}):
                     return False
                 self._tunnels[spot.name] = {**told, **numbers}

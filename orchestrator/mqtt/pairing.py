@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from orchestrator.mqtt.fleet import GONE, ONLINE, SILENT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from orchestrator.mqtt.fleet import Fleet, Host
 
 _TRUST: Final = {ONLINE: 0, SILENT: 1, GONE: 2}
+
+
+class Paired(Protocol):
+    """Whatever can be one end of a link."""
+
+    @property
+    def link(self) -> str | None:
+        """The id of its link, or of the last one it had."""
+
+    @property
+    def role(self) -> str:
+        """``server`` or ``client``."""
+
+    @property
+    def presence(self) -> str:
+        """Whether its host is there to speak for it."""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+
+
+_End = TypeVar("_End", bound=Paired)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +45,17 @@ class End:
     host: str
     presence: str
     tunnel: dict[str, Any]
+    last_link: str | None = None
+
+    @property
+    def link(self) -> str | None:
+        """The id of its link, or of the last one it had as long as we look."""
+        return self.tunnel.get("link") or self.last_link
+
+    @property
+    def role(self) -> str:
+        """``server`` or ``client``."""
+        return str(self.tunnel["role"])
 
     @property
     def is_up(self) -> bool:
@@ -101,36 +137,41 @@ def _end_json(end: End | None) -> dict[str, Any] | None:
 
 
 def paths(fleet: Fleet, now: float) -> list[Path]:
-    """Every tunnel of the fleet in exactly one path, ordered by the place of its server, else of its client.
+    """Every tunnel of the fleet in exactly one path, ordered by the place of its server, else of its client."""
+    ends = (end for host in fleet for end in _ends(host, now))
+    return [Path(link, server, client) for link, server, client in paired(ends)]
+
+
+def paired(ends: Iterable[_End]) -> list[tuple[str | None, _End | None, _End | None]]:
+    """Every end in exactly one (link, server, client), ordered by the place of its server, else of its client.
 
     Ends belong together when they have the same link, or had it last: one end may lose it before the other.
     """
-    found: dict[str, dict[str, End]] = {}
-    alone: list[Path] = []
-    for host in fleet:
-        for end in _ends(host, now):
-            link = end.tunnel.get("link") or host.link_of(end.tunnel["name"])
-            role = end.tunnel["role"]
-            if not link or role not in {"server", "client"}:
-                alone.append(_single(link, end))
-                continue
-            ends = found.setdefault(str(link), {})
-            best, *others = sorted(filter(None, (end, ends.get(role))), key=lambda one: _TRUST[one.presence])
-            ends[role] = best
-            alone += [_single(link, other) for other in others]  # under a name that its host no longer has
-    both = [Path(link, ends.get("server"), ends.get("client")) for link, ends in found.items()]
+    found: dict[str, dict[str, _End]] = {}
+    alone: list[tuple[str | None, _End | None, _End | None]] = []
+    for end in ends:
+        link, role = end.link, end.role
+        if not link or role not in {"server", "client"}:
+            alone.append(_single(link, end))
+            continue
+        known = found.setdefault(link, {})
+        best, *others = sorted(filter(None, (end, known.get(role))), key=lambda one: _TRUST.get(one.presence, 0))
+        known[role] = best
+        alone += [_single(link, other) for other in others]  # under a name that its host no longer has
+    both = [(link, known.get("server"), known.get("client")) for link, known in found.items()]
     return sorted([*both, *alone], key=_place)
 
 
 def _ends(host: Host, now: float) -> list[End]:
     presence = host.presence(now)
-    return [End(host.name, presence, tunnel) for tunnel in host.tunnels()]
+    return [End(host.name, presence, tunnel, host.link_of(tunnel["name"])) for tunnel in host.tunnels()]
 
 
-def _single(link: str | None, end: End) -> Path:
-    return Path(link, None, end) if end.tunnel["role"] == "client" else Path(link, end, None)
+def _single(link: str | None, end: _End) -> tuple[str | None, _End | None, _End | None]:
+    return (link, None, end) if end.role == "client" else (link, end, None)
 
 
-def _place(path: Path) -> str:
-    end = path.server or path.client
+def _place(path: tuple[str | None, _End | None, _End | None]) -> str:
+    _, server, client = path
+    end = server or client
     return end.place if end else ""

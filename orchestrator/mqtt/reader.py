@@ -61,13 +61,14 @@ class Reader:
         self._asked: dict[str, asyncio.Future[Json]] = {}
         self._on_word = on_word
         self._on_event = on_event
-        self._words = 0
+        self._old_words = 0
         self._unread: dict[str, None] = {}  # hosts whose tunnels have not been asked for, in the order of their coming
         self._followed: set[str] = set()
         self._came = asyncio.Event()
         topics = [EVERY_HOST.status, EVERY_HOST.info]
         topics += [EVERY_HOST.stats] * stats + [EVERY_HOST.event] * (on_event is not None)
         self._topics: Iterable[str] = tuple(topics)
+        self._besides: frozenset[str] = frozenset()
 
     async def run(self) -> None:
         """Read for ever; a loss is shown in ``trouble`` and mended."""
@@ -94,7 +95,7 @@ class Reader:
             self._followed.clear()
             start(self._listen(session))
             start(self._follow(session))
-            await session.subscribe(*self._topics)
+            await session.subscribe(*self._topics, *self._besides)
             for _ in ("hosts", "tunnels"):
                 # Its agreement comes after what it was asked for before, from most brokers; the rest speaks up soon.
                 await session.subscribe(EVERY_HOST.answer(self._reply), qos=1, patience=_LONGEST_READING)
@@ -111,9 +112,21 @@ class Reader:
     async def _until_quiet(self) -> None:
         until = time.monotonic() + _LONGEST_READING
         heard = -1
-        while (heard != self._words or self._unread) and time.monotonic() < until:
-            heard = self._words
+        while (heard != self._old_words or self._unread) and time.monotonic() < until:
+            heard = self._old_words
             await asyncio.sleep(_QUIET)
+
+    async def hear_also(self, topics: frozenset[str]) -> None:
+        """Hear these besides, such as statistics of tunnels that somebody looks at, and no others any more.
+
+        Raises BrokerError.
+        """
+        left, new = self._besides - topics, topics - self._besides
+        self._besides = topics
+        if self._session is not None and left:
+            await self._session.unsubscribe(*left)
+        if self._session is not None and new:
+            await self._session.subscribe(*new)
 
     async def _follow(self, session: Session) -> None:
         """Ask for the tunnels of each host that is heard of, a few hosts at a time.
@@ -184,7 +197,7 @@ class Reader:
             await asyncio.sleep(_BREATH)
 
     def _take(self, message: aiomqtt.Message, now: float) -> None:
-        self._words += 1
+        self._old_words += bool(message.retain)
         spot = parse(str(message.topic))
         if spot is None:
             return

@@ -28,6 +28,10 @@ from orchestrator.mqtt.rivals import RETURN
 from tests.integration.harness import ROOT, Command, Daemon, Stage, free_port, until
 from tests.integration.peers import connect
 from tests.integration.test_programs import find, needs
+from tests.tui.conftest import picture, shows
+from tests.tui.conftest import until as seen
+from tui.app import Dashboard
+from tui.fleet import FleetSource
 
 pytestmark = needs("mosquitto", "mosquitto_sub", "mosquitto_pub", "mosquitto_passwd")
 
@@ -536,6 +540,40 @@ def test_fleet_restarts_within_a_second_and_says_what_it_cannot(stage: Stage, br
     assert code == 4
     assert "refused the connection" in said
     assert "geheim" not in said
+
+
+# --- the fleet on the screen ------------------------------------------------------------------------------------------
+
+
+async def test_the_dashboard_steers_another_host_and_sees_it_go_and_return(
+    stage: Stage, broker: Mosquitto, hosts: Hosts
+) -> None:
+    _, two = hosts.pair(broker)
+    link = two.tunnel("web")["link"]
+    app = Dashboard(FleetSource(Broker.from_url(broker.url)))
+    async with app.run_test(size=(120, 40), notifications=True) as pilot:
+        await seen(pilot, shows(app, "2 hosts", "● up 2"), 15)
+        assert app._main._table.move_to("edge-2/web")
+        await pilot.press("r")
+        await seen(pilot, shows(app, "Restart edge-2/web?", "on edge-2"))
+        began = time.monotonic()
+        await pilot.click("#yes")
+        await seen(pilot, shows(app, "edge-2/web is restarted"))
+        assert time.monotonic() - began < 2, "a second, and some time to draw"
+        await seen(pilot, lambda: app.view.tunnels["edge-2/web"].data["link"] not in {link, None})
+        await pilot.press("p")
+        ends = (f"127.0.0.1:{hosts.visitor_port}", f"127.0.0.1:{hosts.target.port}", "edge-1", "edge-2")
+        await seen(pilot, shows(app, "Visitors of", *ends))
+        two.kill()
+        await seen(pilot, shows(app, "Nobody knows: edge-2 is gone"))
+        await pilot.press("escape")
+        await seen(pilot, shows(app, "◇ gone 1", "◇ 1 gone"))
+        hosts.up("edge-2", broker, hosts.client)
+        await seen(pilot, shows(app, "● up 2", "◇ gone 0"), 15)
+        broker.stop(signal.SIGKILL)
+        await seen(pilot, shows(app, "The broker has not answered", "stale"))
+        broker.start()
+        await seen(pilot, lambda: "stale" not in picture(app) and app.view.tunnels["edge-2/web"].state == "up", 20)
 
 
 # --- users, rules, certificates ---------------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ async def test_reload_shows_the_plan_where_it_costs_something(daemon: FakeDaemon
     daemon.plan |= {"remove": ["db-east"], "restart": [{"name": "edge-7", "changes": ["target a:1 → b:2"]}]}
     daemon.result["results"] = {"db-east": {"action": "removed", "detail": None, "changes": []}}
     async with opened() as (app, pilot):
-        await pilot.press("p")
+        await pilot.press("w")
         await until(pilot, shows(app, "What a reload would change", "removed db-east", "target a:1 → b:2"))
         await pilot.press("escape", "R")
         await until(pilot, shows(app, "Apply the file?", "removed db-east", "cut 12"))

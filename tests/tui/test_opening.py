@@ -139,6 +139,28 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=30, check=False)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--mqtt", "http://broker"), "--mqtt: this is not a broker's URL"),
+        (("--mqtt", "mqtt://broker", "--socket", "np.sock"), "does not go with --socket"),
+        (("--username", "me"), "name it with --mqtt URL"),
+        (("--mqtt", "mqtt://127.0.0.1:1"), "the dashboard wants a terminal"),
+    ],
+)
+def test_what_makes_no_sense_on_a_fleet_is_said(arguments: tuple[str, ...], why: str) -> None:
+    done = run("top", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert why in done.stderr
+
+
+def test_top_on_a_broker_that_is_not_there_says_so() -> None:
+    with terminal("top", "--mqtt", "mqtt://me:geheim@127.0.0.1:1") as opened:
+        assert opened.ended() == 4
+        assert "the broker mqtt://127.0.0.1:1 does not answer: it refused the connection" in opened.seen
+        assert "geheim" not in opened.seen
+
+
 def end(socket: Path) -> None:
     """End a daemon that takes no commands, if it runs."""
     told = run("ps", "--json", "--socket", str(socket))
@@ -165,7 +187,6 @@ def test_top_wants_a_terminal(living: FakeDaemon) -> None:
     ("arguments", "said"),
     [
         (("--api", "ftp://x"), "no address such as"),
-        (("--mqtt", "mqtt://broker"), "not in this version yet"),
         (("--token-file", "/nowhere/token", "--api", "http://127.0.0.1:1"), "cannot read the token"),
         (("--web-listen", "here", "--web", "--api", "http://127.0.0.1:1"), "no address such as 127.0.0.1:8000"),
     ],

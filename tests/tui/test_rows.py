@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.signs import SIGNS
 from tests.tui.fake import SETTINGS, Json, connections, cooldown, mixed, tunnel
 from tui import acting
 from tui.bars import Attached, banner_lines, footer_bar, header_line, pill_bar
@@ -15,11 +16,11 @@ from tui.brief import brief_lines
 from tui.details import detail_lines
 from tui.happenings import Sieve, error_text, event_lines, plan_lines, result_lines, summary
 from tui.keys import all_keys
-from tui.lines import SIGNS, STYLES, Line, length
+from tui.lines import STYLES, Line, length
 from tui.model import View, begin
 from tui.palette import commands
 from tui.rows import COLUMNS, heading, lay_out, row
-from tui.selection import PILLS, SORTS, URGENCY, Selection, tally
+from tui.selection import PILLS, SORTS, URGENCY, Selection, Shortlist, pills
 from tunnel.state import State
 
 WIDTHS = range(40, 260)
@@ -27,6 +28,12 @@ WIDTHS = range(40, 260)
 
 def view(*tunnels: Json, **status: object) -> View:
     return begin({"tunnels": list(tunnels or mixed()), **status}, 0.0, 100.0)
+
+
+def chosen(known: View, selection: Selection | None = None) -> Shortlist:
+    shortlist = Shortlist()
+    shortlist.update(known.tunnels, selection or Selection())
+    return shortlist
 
 
 def text(line: Line) -> str:
@@ -49,7 +56,7 @@ def test_more_width_never_shows_less() -> None:
     alike = {"queued": "signals", "role": "direction"}
     shown = [{alike.get(c.key, c.key) for c in lay_out(width, 12).columns} for width in WIDTHS]
     assert all(narrow <= wide for narrow, wide in itertools.pairwise(shown))
-    assert shown[-1] == {c.key for c in COLUMNS} - {"queued", "role"}
+    assert shown[-1] == {c.key for c in COLUMNS} - {"queued", "role", "host"}
     assert {"state", "name", "pool"} <= shown[0]
 
 
@@ -79,29 +86,30 @@ def test_a_click_finds_the_column() -> None:
 
 
 def test_every_state_is_in_exactly_one_pill_and_has_a_rank() -> None:
-    assert sorted(state for _, states in PILLS for state in states) == sorted(State)
-    assert set(URGENCY) == set(State)
+    of_hosts = {"gone", "silent"}
+    assert sorted(state for _, states in PILLS for state in states) == sorted([*State, *of_hosts])
+    assert set(URGENCY) == {*State, *of_hosts}
 
 
 def test_the_tally_adds_up() -> None:
-    counts = tally(view().tunnels.values())
-    assert counts == {"all": 7, "up": 2, "connecting": 2, "cooldown": 1, "failed": 1, "stopped": 1}
+    counts = chosen(view()).counts
+    assert counts == {"all": 7, "up": 2, "connecting": 2, "cooldown": 1, "failed": 1, "stopped": 1, "gone": 0}
 
 
 @given(st.sampled_from([name for name, _ in PILLS]), st.sampled_from(SORTS), st.booleans(), st.text(max_size=5))
 def test_a_selection_only_chooses_and_orders(pill: str, sort: str, is_reversed: bool, words: str) -> None:  # noqa: FBT001  as hypothesis gives it
     tunnels = view().tunnels
-    chosen = Selection(pill, words, sort, is_reversed).apply(tunnels.values())
-    assert all(tunnels[t.name] is t for t in chosen)
-    assert len({t.name for t in chosen}) == len(chosen)
+    found = chosen(view(), Selection(pill, words, sort, is_reversed)).tunnels
+    assert all(tunnels[t.name].data == t.data for t in found)
+    assert len({t.name for t in found}) == len(found)
     if pill == "all" and not words.strip(" |"):
-        assert len(chosen) == len(tunnels)
+        assert len(found) == len(tunnels)
 
 
 def test_the_filter_looks_at_addresses_and_tags_too() -> None:
-    tunnels = view(tunnel("a", tags=["Prod"]), tunnel("b", target_addr="10.0.0.9:5432"), tunnel("c")).tunnels.values()
-    assert [t.name for t in Selection(text="prod").apply(tunnels)] == ["a"]
-    assert [t.name for t in Selection(text="5432 | PROD").apply(tunnels)] == ["a", "b"]
+    known = view(tunnel("a", tags=["Prod"]), tunnel("b", target_addr="10.0.0.9:5432"), tunnel("c"))
+    assert [t.name for t in chosen(known, Selection(text="prod")).tunnels] == ["a"]
+    assert [t.name for t in chosen(known, Selection(text="5432 | PROD")).tunnels] == ["a", "b"]
 
 
 def test_details_say_why_and_when_and_where_from() -> None:
@@ -134,9 +142,9 @@ def test_bars_keep_to_their_width(width: int) -> None:
         "unix:/run/" + "x" * 90, is_read_only=True, lost="nobody listens there", lost_for=12, is_frozen=True
     )
     assert length(header_line(known, attached, width)) <= width
-    line, pills = pill_bar(known, tally(known.tunnels.values()), "failed", width)
+    line, found = pill_bar(known, chosen(known).counts, "failed", width)
     assert length(line) <= width
-    assert [pill.name for pill in pills] == [name for name, _ in PILLS]
+    assert [pill.name for pill in found] == pills(is_fleet=False)
     footer, keys = footer_bar(all_keys({}), width, is_read_only=False)
     assert length(footer) <= width
     assert {"help", "quit"} <= {key.name for key in keys}
@@ -145,8 +153,8 @@ def test_bars_keep_to_their_width(width: int) -> None:
 
 def test_pills_stand_where_they_say() -> None:
     known = view()
-    line, pills = pill_bar(known, tally(known.tunnels.values()), "all", 120)
-    for pill in pills:
+    line, found = pill_bar(known, chosen(known).counts, "all", 120)
+    for pill in found:
         assert pill.name in text(line)[pill.start : pill.end].casefold()
 
 
@@ -253,9 +261,9 @@ def test_the_brief_says_why_before_anything_else(width: int) -> None:
 @pytest.mark.parametrize("width", range(60, 130))
 def test_no_word_of_a_pill_is_cut(width: int) -> None:
     known = view()
-    line, pills = pill_bar(known, tally(known.tunnels.values()), "all", width)
+    line, found = pill_bar(known, chosen(known).counts, "all", width)
     assert length(line) <= width
     words = {name for name, _ in PILLS}
-    for pill in pills:
+    for pill in found:
         sign, *word = text(line)[pill.start : pill.end].casefold().split()
         assert {sign, *word[:-1]} & words or len(word) == 1

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from textual import work
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.screen import Screen
 from textual.widgets import Input
 
 from tui import acting
 from tui.bars import banner_lines, filter_line, first_lines, footer_bar, header_line, none_match, pill_bar
 from tui.details import detail_lines
-from tui.inquiry import HISTORY, Inquiry
+from tui.inquiry import Inquiry
 from tui.keys import DEEDS, PILL_KEYS
 from tui.palette import Commands
-from tui.screens.readings import Events, Lines, help_lines
-from tui.selection import ALL, PILLS, Selection, tally
-from tui.sources import RefusedError
+from tui.screens.overlays import Overlays
+from tui.screens.questions import Reading
+from tui.screens.readings import Lines
+from tui.selection import ALL, PILLS, Selection, Shortlist
 from tui.widgets.brief import BriefPane
 from tui.widgets.choices import ChoiceBar
 from tui.widgets.log import LogPane
@@ -33,10 +31,10 @@ if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.command import Provider
 
-    from tui.app import Dashboard
     from tui.commander import Commander
     from tui.lines import Line
     from tui.model import Tunnel, View
+    from tui.watch import Watch
 
 _WIDE: Final = 110
 """Columns from which on the details stand beside the table; on a narrower screen they lie over it."""
@@ -44,7 +42,7 @@ _HIGH: Final = 30
 """Rows from which on the log is shown without being asked for."""
 
 
-class MainScreen(Screen[None]):
+class MainScreen(Overlays):
     """Header, pills, table, details, log, footer."""
 
     COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {Commands}
@@ -53,14 +51,12 @@ class MainScreen(Screen[None]):
         *(Binding(key, f"pill('{name}')", show=False) for key, (name, _) in zip(PILL_KEYS, PILLS, strict=False)),
     ]
 
-    def __init__(self, commander: Commander) -> None:
-        super().__init__()
-        self._commander = commander
+    def __init__(self, watch: Watch, commander: Commander, keys: Mapping[str, str]) -> None:
+        super().__init__(watch, commander, keys)
         self._selection = Selection()
         self._marked: frozenset[str] = frozenset()
         self._frozen: tuple[View, float] | None = None
-        self._shown: list[Tunnel] = []
-        self._shown_of: tuple[View, Selection] | None = None
+        self._shortlist = Shortlist()
         self._footer_for = (0, False)
         self._detail_wanted = True
         self._log_wanted: bool | None = None
@@ -83,34 +79,38 @@ class MainScreen(Screen[None]):
 
     def on_mount(self) -> None:
         """The keys belong to the table."""
-        self._inquiry = Inquiry(self._dashboard, self._log, self.draw)
+        self._inquiry = Inquiry(self, self._watch.source, self._log, self.draw)
         self._table.focus()
         self._typing.display = False
 
     # -- the pieces ------------------------------------------------------------------------------------------------
 
     @property
-    def _dashboard(self) -> Dashboard:
-        return cast("Dashboard", self.app)
-
-    @property
-    def is_read_only(self) -> bool:
-        """Whether commands are barred, here or by the daemon."""
-        return self._dashboard.is_read_only
+    def chosen(self) -> str | None:
+        """The tunnel under the cursor."""
+        return self._table.cursor
 
     @property
     def keys(self) -> Mapping[str, str]:
         """The keys of each deed."""
-        return self._dashboard.keys
+        return self._keys
 
     @property
     def names(self) -> list[str]:
         """The names of all tunnels."""
-        return list(self._dashboard.view.tunnels)
+        return list(self._watch.view.tunnels)
+
+    @property
+    def _shown(self) -> list[Tunnel]:
+        return self._shortlist.tunnels
+
+    @property
+    def _is_fleet(self) -> bool:
+        return self._watch.view.hosts is not None
 
     def _shown_now(self) -> tuple[View, float]:
         """The view on the screen, and the monotonic clock that goes with it."""
-        return self._frozen or (self._dashboard.view, self._dashboard.now())
+        return self._frozen or (self._watch.view, self._watch.now())
 
     # -- drawing ---------------------------------------------------------------------------------------------------
 
@@ -119,30 +119,30 @@ class MainScreen(Screen[None]):
         if not self.is_mounted or not self.size.width:
             return
         view, now = self._shown_now()
-        if self._shown_of is None or self._shown_of[0] is not view or self._shown_of[1] != self._selection:
-            self._shown = self._selection.apply(view.tunnels.values())
-            self._shown_of = (view, self._selection)
-            self._marked &= view.tunnels.keys()
+        self._shortlist.update(view.tunnels, self._selection)
+        self._marked &= view.tunnels.keys()
         self._draw_bars(view)
         self._draw_table(view, now)
         self._draw_detail(view, now)
         self._log.flush()
+        over = self.app.screen
+        looked_at = over.looked_at if isinstance(over, Reading) else frozenset[str]()
+        self._watch.look_at({*self._table.seen, *self._marked, *looked_at})
 
     def _draw_bars(self, view: View) -> None:
         width = self.size.width
-        attached = replace(self._dashboard.attached(), is_frozen=self._frozen is not None)
+        attached = replace(self._watch.attached(), is_frozen=self._frozen is not None)
         self._header.show([header_line(view, attached, width)])
-        counts = tally(view.tunnels.values())
-        self._pills.show_choices(*pill_bar(view, counts, self._selection.pill, width))
+        self._pills.show_choices(*pill_bar(view, self._shortlist.counts, self._selection.pill, width))
         line = filter_line(self._selection, len(self._shown), len(view.tunnels), len(self._marked), width)
         self._filter.show([line])
-        lines = banner_lines(view, attached, self._dashboard.notice, width)
+        lines = banner_lines(view, attached, self._watch.notice, width)
         if self._banner.display != bool(lines):
             self._banner.display = bool(lines)
         self._banner.show(lines)
         if self._footer_for != (width, self.is_read_only):
             self._footer_for = (width, self.is_read_only)
-            self._footer.show_choices(*footer_bar(self._dashboard.keys, width, is_read_only=self.is_read_only))
+            self._footer.show_choices(*footer_bar(self._keys, width, is_read_only=self.is_read_only))
         self.set_class(attached.lost is not None, "-stale")
 
     def _draw_table(self, view: View, now: float) -> None:
@@ -150,14 +150,12 @@ class MainScreen(Screen[None]):
         is_empty = not self._shown
         if empty.display != is_empty or table.display == is_empty:
             empty.display, table.display = is_empty, not is_empty
-            if not is_empty:
+            if not is_empty and not self._typing.display:
                 table.focus()
         if is_empty:
             width = empty.size.width or self.size.width
             lines = (
-                none_match(self._selection, width)
-                if view.tunnels
-                else first_lines(view, self._dashboard.attached(), width)
+                none_match(self._selection, width) if view.tunnels else first_lines(view, self._watch.attached(), width)
             )
             empty.show(lines)
         table.show_tunnels(self._shown, self._selection, self._marked, now)
@@ -170,9 +168,10 @@ class MainScreen(Screen[None]):
         if wanted:
             detail.show(self._details(max(20, detail.room)))
         brief = view.tunnels.get(self._table.cursor or "") if self._shown and not wanted else None
-        self._brief.show_tunnel(brief, self.size, now, self._dashboard.wall())
-        if isinstance(self.app.screen, Lines) and self.app.screen.is_live:
-            self.app.screen.fill()
+        self._brief.show_tunnel(brief, self.size, now, self._watch.wall())
+        over = self.app.screen
+        if isinstance(over, Reading):
+            over.refill()
 
     def _details(self, width: int) -> list[Line]:
         name = self._table.cursor
@@ -180,7 +179,7 @@ class MainScreen(Screen[None]):
         tunnel = view.tunnels.get(name) if name is not None else None
         if tunnel is None:
             return [(("No tunnel is chosen.", "dim"),)]
-        return detail_lines(tunnel, self._inquiry.details_of(name), width, now, self._dashboard.wall())
+        return detail_lines(tunnel, self._inquiry.details_of(name), width, now, self._watch.wall())
 
     def on_resize(self) -> None:
         """Another size has room for other things."""
@@ -234,15 +233,15 @@ class MainScreen(Screen[None]):
 
     def action_next_pill(self) -> None:
         """The next filter by state."""
-        self._select(self._selection.next_pill(1))
+        self._select(self._selection.next_pill(1, is_fleet=self._is_fleet))
 
     def action_previous_pill(self) -> None:
         """The one before."""
-        self._select(self._selection.next_pill(-1))
+        self._select(self._selection.next_pill(-1, is_fleet=self._is_fleet))
 
     def action_sort(self) -> None:
         """By the next column."""
-        self._select(self._selection.next_sort())
+        self._select(self._selection.next_sort(is_fleet=self._is_fleet))
 
     def action_reverse(self) -> None:
         """The other way round."""
@@ -254,14 +253,14 @@ class MainScreen(Screen[None]):
             self._sift("")
             self._end_typing()
             return
-        self._dashboard.notice = None
+        self._watch.notice = None
         self._marked = frozenset()
         self._table.focus()
         self._select(Selection(sort=self._selection.sort, is_reversed=self._selection.is_reversed))
 
     def action_freeze(self) -> None:
         """Hold the picture; events go on arriving."""
-        self._frozen = None if self._frozen else (self._dashboard.view, self._dashboard.now())
+        self._frozen = None if self._frozen else (self._watch.view, self._watch.now())
         self.draw()
 
     def action_filter(self) -> None:
@@ -338,33 +337,9 @@ class MainScreen(Screen[None]):
         """Hold it, or follow."""
         self._log.pause(not self._log.is_paused)
 
-    @work
-    async def action_events(self) -> None:
-        """What happened, and what happens."""
-        try:
-            events = await self._dashboard.source.events(HISTORY)
-        except RefusedError as error:
-            self._commander.complain(str(error))
-            return
-        self._dashboard.happened.clear()
-        await self.app.push_screen(Events(events, self._dashboard.happened))
-
-    def action_help(self) -> None:
-        """All keys."""
-        keys, is_read_only = self._dashboard.keys, self.is_read_only
-        self.app.push_screen(Lines("Help", partial(help_lines, keys, is_read_only=is_read_only)))
-
-    def action_commands(self) -> None:
-        """The palette."""
-        self.app.action_command_palette()
-
-    def action_theme(self) -> None:
-        """Light or dark."""
-        self._dashboard.change_theme()
-
     async def action_quit(self) -> None:
         """Leave."""
-        await self._dashboard.action_quit()
+        await self.app.action_quit()
 
     # -- marking -----------------------------------------------------------------------------------------------------
 
@@ -386,7 +361,7 @@ class MainScreen(Screen[None]):
 
     def _targets(self) -> list[Tunnel]:
         """The marked tunnels, else the one under the cursor, as they are now."""
-        tunnels = self._dashboard.view.tunnels
+        tunnels = self._watch.view.tunnels
         names = sorted(self._marked) or [self._table.cursor or ""]
         return [tunnels[name] for name in names if name in tunnels]
 
@@ -398,7 +373,7 @@ class MainScreen(Screen[None]):
 
     def tell(self, verb: str, name: str) -> None:
         """A command, or a look, for one tunnel."""
-        tunnel = self._dashboard.view.tunnels.get(name)
+        tunnel = self._watch.view.tunnels.get(name)
         if tunnel is None:
             self._commander.complain(f"{name} is gone")
         elif verb == "copy":
@@ -432,7 +407,7 @@ class MainScreen(Screen[None]):
 
     def action_reload(self) -> None:
         """Read the file again."""
-        self._commander.reload()
+        self._commander.reload(self._targets())
 
     def action_plan(self) -> None:
         """What a reload would change."""

@@ -63,9 +63,15 @@ class Reading(ModalScreen[None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape,q,enter", "dismiss"), ("j", "down"), ("k", "up")]
 
+    is_live = False
+    """whether what it shows goes on changing, so that it is to be filled again and again"""
+    looked_at: frozenset[str] = frozenset()
+    """the tunnels whose numbers it shows"""
+
     def __init__(self, title: str) -> None:
         super().__init__()
         self._title = title
+        self._is_open = False
 
     def compose(self) -> ComposeResult:
         """One pane with a frame."""
@@ -81,11 +87,17 @@ class Reading(ModalScreen[None]):
         self.pane.border_title = self._title.replace("[", "\\[")
         self.pane.border_subtitle = "Esc closes"
         self.pane.focus()
+        self._is_open = True
         self.call_after_refresh(self.fill)
 
     def on_resize(self) -> None:
         """Another width breaks lines elsewhere."""
         self.call_after_refresh(self.fill)
+
+    def refill(self) -> None:
+        """Show anew what goes on changing; there may be no place for it yet."""
+        if self.is_live and self._is_open:
+            self.fill()
 
     def fill(self) -> None:
         """Show the lines, as wide as there is room."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestrator.signs import shown_state
 from tui.details import MEANINGS
 from tui.happenings import SHOWN_IN_EVENTS, Sieve, event_lines
 from tui.keys import DEEDS, MOVES, PILL_KEYS, shown_keys
-from tui.lines import SIGNS, Line, fit, wrap
+from tui.lines import STYLES, Line, fit, wrap
 from tui.screens.questions import Reading
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ def help_lines(keys: Mapping[str, str], width: int, *, is_read_only: bool) -> li
         if group == "Other":
             lines.append(((fit("  ^z", 16), "key"), (fit("suspend; fg in the shell goes on", room), "")))
         if group == "Look":
-            lines.append(((fit(f"  {PILL_KEYS[0]} to 5", 16), "key"), (fit("filter by state, 0 shows all", room), "")))
+            lines.append(((fit(f"  {PILL_KEYS[0]} to 6", 16), "key"), (fit("filter by state, 0 shows all", room), "")))
     lines += [(), (("States", "title"),)]
     for state, meaning in MEANINGS.items():
-        lines.append(((fit(f"  {SIGNS[state]} {state}", 16), state), (fit(meaning, room), "")))
+        style = state if state in STYLES else "gone"
+        lines.append(((fit(f"  {shown_state(state)}", 16), style), (fit(meaning, room), "")))
     lines.append(((fit("  ! in front", 16), "warn"), (fit("open: without a key, anybody can join", room), "")))
     lines += [(), (("Other keys", "title"),)]
     text = "top --keys FILE, or keys.yaml in ~/.config/nodepass-orch: lines like restart: f5 or drain: [d, f6]. Names:"
@@ -52,7 +54,6 @@ class Lines(Reading):
         super().__init__(title)
         self._make = make
         self.is_live = is_live
-        """whether what it shows goes on changing, so that it is to be filled again and again"""
 
     def fill(self) -> None:
         """Make and show the lines."""

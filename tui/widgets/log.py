@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from tui.happenings import Sieve, event_lines
+from tui.lines import wrap
 from tui.widgets.pane import Pane
 
 if TYPE_CHECKING:
@@ -37,19 +38,19 @@ class LogPane(Pane, inherit_bindings=False):
         super().__init__(id=id, focusable=True)
         self._events: deque[Json] = deque(maxlen=KEPT)
         self._arrived: list[Json] = []
-        self._title = ""
+        self._title = self._note = ""
         self._is_stale = False
         self.sieve = Sieve()
         self.is_paused = False
         self.is_named = True
 
-    def begin(self, title: str, *, is_named: bool) -> None:
-        """Forget everything; what comes now is the log of something else.
+    def begin(self, title: str, *, is_named: bool, note: str = "") -> None:
+        """Forget everything; what comes now is the log of something else. The note stands above it.
 
         What is shown goes with the next ``flush``, when the beginning of the other log is mostly there: an empty pane
         for a moment would only flicker.
         """
-        self._title, self.is_named = title, is_named
+        self._title, self._note, self.is_named = title, note, is_named
         self._events.clear()
         self._arrived.clear()
         self._is_stale = True
@@ -68,7 +69,7 @@ class LogPane(Pane, inherit_bindings=False):
         self._events += arrived
         self._is_stale = False
         if is_anew:
-            self._set([line for event in self._events for line in self._made(event)])
+            self._set(self._all())
         else:
             self._set([*self._lines, *(line for event in arrived for line in self._made(event))])
         self._retitle()
@@ -86,15 +87,19 @@ class LogPane(Pane, inherit_bindings=False):
 
     def lay_again(self) -> None:
         """Make all lines anew."""
-        self._set([line for event in self._events for line in self._made(event)])
+        self._set(self._all())
         self._retitle()
 
+    def _all(self) -> list[Line]:
+        note = wrap(self._note, max(20, self._width)) if self._note else []
+        return [*(((part, "dim"),) for part in note), *(line for event in self._events for line in self._made(event))]
+
+    @property
+    def _width(self) -> int:
+        return self.size.width - self.scrollbar_size_vertical
+
     def _made(self, event: Json) -> list[Line]:
-        return (
-            event_lines(event, self.size.width - self.scrollbar_size_vertical, is_named=self.is_named)
-            if self.sieve.lets(event)
-            else []
-        )
+        return event_lines(event, self._width, is_named=self.is_named) if self.sieve.lets(event) else []
 
     def _set(self, lines: list[Line]) -> None:
         is_following = self.is_at_end

@@ -71,7 +71,7 @@ class TunnelTable(Pane, inherit_bindings=False):
         self._marked: frozenset[str] = frozenset()
         self._now = 0.0
         self._layout_of_row = Layout((), ())
-        self._longest = 0
+        self._longest = (0, 0)
         self._laid_out_for = 0
         self._seen: dict[int, Line] = {}
         self._cursor: str | None = None
@@ -84,21 +84,32 @@ class TunnelTable(Pane, inherit_bindings=False):
         """The name of the tunnel under the cursor."""
         return self._cursor
 
+    @property
+    def seen(self) -> set[str]:
+        """The tunnels whose rows are on the screen, and the one under the cursor."""
+        top = self.scroll_offset.y
+        shown = {tunnel.name for tunnel in self._tunnels[top : top + max(0, self.size.height - 1)]}
+        return shown if self._cursor is None else {*shown, self._cursor}
+
     def show_tunnels(self, tunnels: Sequence[Tunnel], selection: Selection, marked: frozenset[str], now: float) -> None:
         """Show these tunnels in this order; ``now`` is the monotonic clock."""
         if tunnels is not self._tunnels:
             self._tunnels = tunnels
             index = {tunnel.name: index for index, tunnel in enumerate(tunnels)}
             if index.keys() != self._index.keys():
-                self._measure(index)
+                self._measure(tunnels)
             self._index = index
         self._selection, self._marked, self._now = selection, marked, now
         self.extend(len(tunnels) + 1)
         self._keep_cursor()
         self._draw_changed()
 
-    def _measure(self, names: Iterable[str]) -> None:
-        longest = max(map(cell_len, names), default=0)
+    def _measure(self, tunnels: Iterable[Tunnel]) -> None:
+        hosts = {tunnel.host for tunnel in tunnels}
+        longest = (
+            max((cell_len(tunnel.label) for tunnel in tunnels), default=0),
+            max(map(cell_len, hosts), default=0),
+        )
         if longest != self._longest:
             self._longest = longest
             self._laid_out_for = 0
@@ -107,7 +118,7 @@ class TunnelTable(Pane, inherit_bindings=False):
         """Make the visible rows, and have those drawn that are not as they were."""
         if self._laid_out_for != self.room:
             self._laid_out_for = self.room
-            self._layout_of_row = lay_out(self.room, self._longest)
+            self._layout_of_row = lay_out(self.room, *self._longest)
         top = self.scroll_offset.y
         made: dict[int, Line] = {-1: heading(self._layout_of_row, self._selection)}
         for index in range(top, min(len(self._tunnels), top + self.size.height - 1)):

@@ -1,0 +1,135 @@
+"""A broker with hosts that is none: a reader that says what a test tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.mqtt import payloads
+from orchestrator.mqtt.broker import Broker
+from orchestrator.mqtt.fleet import ONLINE, Fleet
+from orchestrator.mqtt.payloads import Origin
+from orchestrator.mqtt.reader import NoAnswerError
+from orchestrator.mqtt.topics import Spot
+from tests.tui.fake import Json, tunnel
+from tui.fleet import FleetSource
+from tunnel.state import timestamp
+
+BROKER = Broker.from_url("mqtt://me:secret@broker:1883")
+
+
+class FakeReader:
+    """Takes the place of the one that reads a broker; keeps what it was told in ``commands``."""
+
+    def __init__(
+        self, broker: Broker, *, on_word: Callable[[Spot], None], on_event: Callable[[str, Json], None]
+    ) -> None:
+        self.fleet = Fleet()
+        self.trouble: str | None = "not connected yet"
+        self.commands: list[tuple[str, str, str | None]] = []
+        self.heard: frozenset[str] = frozenset()
+        """topics that it was asked to hear besides"""
+        self.refusal: str | None = None
+        self.boots: dict[str, str] = {}
+        self._on_word = on_word
+        self._on_event = on_event
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def hear_also(self, topics: frozenset[str]) -> None:
+        self.heard = topics
+
+    async def command(self, host: str, op: str, target: str | None) -> Json:
+        known = self.fleet.hosts.get(host)
+        if known is None or known.presence(time.time()) != ONLINE:
+            raise NoAnswerError(f"host {host!r} is gone: nobody is there to do it")
+        if self.refusal:
+            return {"ok": False, "error": self.refusal, "result": None}
+        self.commands.append((host, op, target))
+        if op == "reload":
+            return {"ok": True, "error": None, "result": {"ok": True, "generation": 7, "results": {}}}
+        return {"ok": True, "error": None, "result": {"name": target, "ok": True, "state": "up", "text": f"is {op}ed"}}
+
+    # -- what tests do -----------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """The broker is there, and everything retained has been read."""
+        self.trouble = None
+
+    def lose(self, why: str) -> None:
+        """The broker is gone; when it returns, everything is read anew."""
+        self.trouble = why
+
+    def birth(self, host: str, boot: str = "boot-1", **info: object) -> None:
+        """A daemon comes up."""
+        self.boots[host] = boot
+        self.say(host, "status", payloads.status(self._origin(host), timestamp(time.time()), online=True))
+        told = {"name": host, "version": "0.1.0", "config_ok": True, "config_error": None, "generation": 3,
+                "commands": True, **info}  # fmt: skip
+        self.say(host, "info", {"v": 1, **told})
+
+    def farewell(self, host: str) -> None:
+        """It ends, or the broker says so for it."""
+        self.say(host, "status", payloads.status(self._origin(host), timestamp(time.time()), online=False))
+
+    def state(self, host: str, name: str, state: str = "up", *, ts: float | None = None, **keys: Any) -> None:  # noqa: ANN401  as there
+        """A tunnel, as its host tells of it."""
+        told = {**tunnel(name, state, **keys), "link": keys.get("link")}
+        self.say(host, "state", payloads.state(self._origin(host), told, 1, timestamp(ts or time.time())), name)
+
+    def stats(self, host: str, name: str, *, ts: float | None = None, **keys: Any) -> None:  # noqa: ANN401  as there
+        """Its numbers alone."""
+        told = payloads.stats(self._origin(host), tunnel(name, **keys), timestamp(ts or time.time()))
+        self.say(host, "stats", told, name)
+
+    def clear(self, host: str, name: str) -> None:
+        """A tunnel that was removed."""
+        self._take(Spot(host, "state", name), b"")
+
+    def happen(self, host: str, text: str, name: str = "", kind: str = "state", **more: object) -> None:
+        """An event."""
+        event = {"v": 1, "ts": timestamp(time.time()), "tunnel": name, "level": "info", "kind": kind, "text": text}
+        self._on_event(host, {**event, **more})
+
+    def say(self, host: str, kind: str, payload: Json, name: str = "") -> None:
+        """Any word."""
+        self._take(Spot(host, kind, name), payloads.encode(payload))
+
+    def _take(self, spot: Spot, data: bytes) -> None:
+        if self.fleet.take(spot, data, time.time(), is_retained=False):
+            self._on_word(spot)
+
+    def _origin(self, host: str) -> Origin:
+        return Origin("instance", self.boots[host])
+
+
+def two_hosts(reader: FakeReader) -> None:
+    """A pair across edge-1 and home, and on each host something that is alone."""
+    ends: dict[str, Any] = {"link": "1f0c0d2e", "tags": ["prod"]}
+    reader.birth("edge-1")
+    reader.birth("home")
+    reader.state("edge-1", "web", **ends, target_addr="0.0.0.0:80")
+    reader.state("home", "web", role="client", **ends, target_addr="127.0.0.1:3000", peer="192.0.2.1:10101")
+    reader.state("edge-1", "db", "waiting", reason=None, peer=None)
+    reader.state("home", "lone", link="77aa", role="client", peer="198.51.100.7:10101")
+    reader.connect()
+
+
+def fleet_of(
+    fill: Callable[[FakeReader], None] | None = two_hosts,
+    **clocks: Callable[[], float],
+) -> tuple[FakeReader, FleetSource]:
+    """A source on a fake reader; and that reader."""
+    made: list[FakeReader] = []
+
+    def make(broker: Broker, **hooks: Any) -> FakeReader:  # noqa: ANN401  the reader's own
+        made.append(FakeReader(broker, **hooks))
+        return made[0]
+
+    source = FleetSource(BROKER, make, **clocks)
+    if fill:
+        fill(made[0])
+    return made[0], source
