@@ -134,7 +134,7 @@ def _consequence(verb: str, before: Snapshot) -> str:
         case "stop":
             return f"is stopped{may_finish}"
         case "drain":
-            return f"is drained{may_finish}"
+            return f"drains{may_finish}" if active else "is drained"
         case "restart":
             return "is started" if before.state in _AT_REST else f"is restarted{may_finish}"
         case _ if before.state is not State.COOLDOWN:

@@ -168,7 +168,7 @@ async def test_commands_say_what_they_do(house: House) -> None:
     }  # fmt: skip
     assert (await house.ask("POST", f"{path}/restart")).json["text"] == "is started"
     told = [event.text for event in house.supervisor.bus.history(100) if event.kind == "command"]
-    assert told[0].startswith("drain: is drained")
+    assert told[0] == "drain: drains; 1 visitor may finish"
     assert len(told) == 5
 
 
