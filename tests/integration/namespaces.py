@@ -84,7 +84,7 @@ class Host:
     def listener(self, address: Address) -> socket.socket:
         """A listening socket inside."""
         with self.entered():
-            return socket.create_server(address, backlog=256)
+            return socket.create_server(address, backlog=4096)
 
     def connect(self, address: Address, *, timeout: float = PATIENCE) -> socket.socket:
         """A connection from inside."""
