@@ -22,7 +22,7 @@ from tunnel import protocol
 from tunnel.protocol import LIMITS, Kind
 
 PROMISE = 2.0
-ROUNDS = 150 if FULL else 12
+ROUNDS = 150 if FULL else 10
 """Links that are spoiled."""
 
 

@@ -1,4 +1,7 @@
-"""Ends that are killed, frozen or cut off: the tunnel is soon back, and no dead link stands in the way."""
+"""Ends that are killed, frozen or cut off: the tunnel is soon back, and no dead link stands in the way.
+
+The quick half of it is ``tests/integration/test_recovery.py`` and, for silence, ``test_seed.py``.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ import pytest
 
 from tests.faults.conftest import Figure
 from tests.faults.hosts import DIRECTIONS, KEY, FarPair, Hosts, established, one_link
-from tests.integration.harness import FULL, Daemon, Stage, free_port, until
+from tests.integration.harness import Daemon, Stage, free_port, until
 from tests.integration.peers import ask
 
 PROMISE = 2.0
 """Seconds from the moment a fault is mended, or a process has started, to the first byte."""
-FREEZE = 60.0 if FULL else 2.5
-SILENCE = 30.0 if FULL else 2.5
-INTERVAL = 1.0 if FULL else 0.3
+FREEZE = 60.0
+SILENCE = 30.0
+INTERVAL = 1.0
 """REPORT_INTERVAL in seconds; an end that hears nothing for three of them is without a link."""
 NOTICE = 4 * INTERVAL + 1.5
 """Seconds in which silence has to be noticed: three intervals, the pace of the pings, and a slow machine."""
@@ -40,8 +43,9 @@ def starts(end: Daemon, life: int) -> None:
     until(lambda: end.said().count("tunnels started") >= life, within=30, what=f"{end.name} has started")
 
 
+@pytest.mark.slow
 @pytest.mark.case("an end is killed and started again", deadline=90)
-@pytest.mark.parametrize("victim", ["server", pytest.param("client", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("victim", ["server", "client"])
 def test_killed(stage: Stage, hosts: Hosts, figure: Figure, victim: str) -> None:
     """Both directions at once; a visitor is there each time, and leaves the end's ports in use behind it.
 
@@ -50,7 +54,7 @@ def test_killed(stage: Stage, hosts: Hosts, figure: Figure, victim: str) -> None
     """
     pairs = [hosts.pair(stage, direction=direction) for direction in DIRECTIONS]
     worst = 0.0
-    for life in range(2, 7 if FULL else 4):
+    for life in range(2, 7):
         visitors = [stage.keep(pair.up().connect()) for pair in pairs]
         for visitor in visitors:
             assert ask(visitor, b"here") == b"here"
@@ -67,6 +71,7 @@ def test_killed(stage: Stage, hosts: Hosts, figure: Figure, victim: str) -> None
     figure(f"first byte after {worst:.2f} s at the latest")
 
 
+@pytest.mark.slow
 @pytest.mark.case("SIGSTOP, then SIGCONT", deadline=FREEZE + 40)
 def test_frozen(stage: Stage, hosts: Hosts, figure: Figure) -> None:
     """Either end, both directions, all four at once. A relay that runs through the frozen end goes on afterwards.
@@ -74,8 +79,7 @@ def test_frozen(stage: Stage, hosts: Hosts, figure: Figure) -> None:
     Without the deadline of the pings (``link._SILENT_INTERVALS`` enormous) the other end stays ``up`` for as long as
     the kernel of the frozen one acknowledges, which is for ever.
     """
-    kinds = [(0, "reverse"), (1, "forward"), (0, "forward"), (1, "reverse")][: 4 if FULL else 2]
-    pairs = [(victim, hosts.pair(stage, direction=direction, both=interval())) for victim, direction in kinds]
+    pairs = [(victim, hosts.pair(stage, direction=d, both=interval())) for victim in (0, 1) for d in DIRECTIONS]
     visitors = [stage.keep(pair.up().connect()) for _, pair in pairs]
     for visitor in visitors:
         assert ask(visitor, b"before") == b"before"
@@ -96,14 +100,10 @@ def test_frozen(stage: Stage, hosts: Hosts, figure: Figure) -> None:
     figure(f"frozen for {FREEZE:g} s: noticed within {noticed:.1f} s, served {back:.2f} s after")
 
 
+@pytest.mark.slow
 @pytest.mark.case("packets dropped in silence", deadline=SILENCE + 60)
 @pytest.mark.parametrize(
-    "ways",
-    [
-        pytest.param(("in", "out"), id="both ways"),
-        pytest.param(("in",), id="to the server", marks=pytest.mark.slow),
-        pytest.param(("out",), id="to the client", marks=pytest.mark.slow),
-    ],
+    "ways", [("in", "out"), ("in",), ("out",)], ids=["both ways", "to the server", "to the client"]
 )
 def test_silence(stage: Stage, hosts: Hosts, figure: Figure, ways: tuple[str, ...]) -> None:
     """No reset and no end, just nothing; both directions of tunnels at once. Relays that run go on afterwards.

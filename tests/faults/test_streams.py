@@ -91,6 +91,7 @@ def test_target_resets(pair: FarPair, figure: Figure) -> None:
     figure(f"a reset at the visitor within {time.monotonic() - began:.2f} s")
 
 
+@pytest.mark.slow
 @pytest.mark.case("RST by a visitor whose bytes the target does not take", deadline=60)
 def test_reset_behind_a_stalled_target(ways: dict[str, FarPair], figure: Figure) -> None:
     """Of every way at once. Its place is free again, though the target never moves; when that looks, it sees a reset.
@@ -253,7 +254,7 @@ def test_one_byte_at_a_time(pair: FarPair, figure: Figure) -> None:
 
 
 @pytest.mark.case("one byte at a time, of all that the two ends say", deadline=60)
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", DIRECTIONS if FULL else DIRECTIONS[:1])
 def test_own_bytes_one_at_a_time(stage: Stage, figure: Figure, direction: str) -> None:
     """Handshake, proofs, frames, prefaces and data, cut up by somebody between the ends.
 
