@@ -43,9 +43,9 @@ def all_served(pair: FarPair, visitors: int) -> float:
 def test_forgets_everything(stage: Stage, hosts: Hosts, figure: Figure, direction: str) -> None:
     """As one that was started anew: nothing passes on the connections there are, new ones work.
 
-    Without the deadline of the pings (``link._SILENT_INTERVALS`` enormous) the link stays, and with it a pool of
-    connections on which nothing arrives; without the end of the pool with its link (``Pool.close`` not called by
-    ``Link.lost``) they stay open for ever.
+    Without the deadlines of the pings (``link._SILENT_INTERVALS`` enormous) and of the client's kernel
+    (``net.limit_silence`` empty) the link stays, and with it a pool of connections on which nothing arrives; without
+    the end of the pool with its link (``Link.lost`` does not close it) they stay open for ever.
     """
     interval = 1.0 if FULL else 0.3
     pair = hosts.pair(stage, direction=direction, both=f"report_interval={round(interval * 1000)}ms").up()
