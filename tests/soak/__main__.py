@@ -6,6 +6,7 @@ import argparse
 import os
 import random
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -38,6 +39,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 def main(words: Sequence[str]) -> int:
     """Run it; the exit code."""
     options = _arguments(words)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     began = time.monotonic()

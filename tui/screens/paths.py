@@ -17,7 +17,6 @@ from tui.widgets.pane import Pane
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from textual.app import ComposeResult
     from textual.binding import BindingType
     from textual.strip import Strip
 
@@ -107,15 +106,11 @@ class AllPaths(Reading):
     is_live = True
 
     def __init__(self, watch: Watch, chosen: str = "") -> None:
-        super().__init__("Paths")
-        self._watch = watch
         self._list = PathList()
+        super().__init__("Paths", self._list)
+        self._watch = watch
         self._chosen = chosen
         """a tunnel of the path under the cursor"""
-
-    def compose(self) -> ComposeResult:
-        """One list with a frame."""
-        yield self._list
 
     def fill(self) -> None:
         """Show all as they are now; the cursor stays with its path, wherever that moves."""

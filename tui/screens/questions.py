@@ -68,35 +68,34 @@ class Reading(ModalScreen[None]):
     looked_at: frozenset[str] = frozenset()
     """the tunnels whose numbers it shows"""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, pane: Pane | None = None) -> None:
         super().__init__()
         self._title = title
-        self._is_open = False
+        self.pane = pane or Pane(id="reading", focusable=True)
+        """where the lines are shown"""
 
     def compose(self) -> ComposeResult:
         """One pane with a frame."""
-        yield Pane(id="reading", focusable=True)
-
-    @property
-    def pane(self) -> Pane:
-        """Where the lines are shown."""
-        return self.query_one("#reading", Pane)
+        yield self.pane
 
     def on_mount(self) -> None:
         """The keys belong to the pane."""
         self.pane.border_title = self._title.replace("[", "\\[")
         self.pane.border_subtitle = "Esc closes"
         self.pane.focus()
-        self._is_open = True
-        self.call_after_refresh(self.fill)
+        self.call_after_refresh(self._fill)
 
     def on_resize(self) -> None:
         """Another width breaks lines elsewhere."""
-        self.call_after_refresh(self.fill)
+        self.call_after_refresh(self._fill)
 
     def refill(self) -> None:
-        """Show anew what goes on changing; there may be no place for it yet."""
-        if self.is_live and self._is_open:
+        """Show anew what goes on changing."""
+        if self.is_live:
+            self._fill()
+
+    def _fill(self) -> None:
+        if self.pane.is_attached:  # there may be no place for it yet, or no longer
             self.fill()
 
     def fill(self) -> None:
