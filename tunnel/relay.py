@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _READS: Final = 8  # buffers moved in one turn: a fat stream must not starve the others
 _BULK: Final = 4  # full buffers in a row that make a flow worth a pipe
 _SPLICES: Final = 16  # times in one turn that a pipe is filled
-_THIN: Final = 1 << 16  # bytes in a turn below which splicing does not pay
+_THIN: Final = 1 << 14  # bytes in a turn below which splicing does not pay; a segment on loopback has nearly 1 << 16
 _LAST_WORDS: Final = 5.0  # seconds in which what a program said before its reset may still get past a stalled reader
 _RESET: Final = struct.pack("ii", 1, 0)
 

@@ -175,6 +175,7 @@ async def _narrow(top: Terminal) -> None:
     await top.shows(lambda screen: any(name_of_host(0) in row for row in screen[:4]), "a filter", within=_SHOWN_LIMIT_S)
     top.type("\r")
     await top.shows(_is_narrowed, "the tunnels of one host", within=_SHOWN_LIMIT_S)
+    top.type("g")  # to the top, where what is wrong will stand
 
 
 def _is_narrowed(screen: Screen) -> bool:
