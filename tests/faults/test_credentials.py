@@ -257,7 +257,9 @@ def test_flipped_bits(stage: Stage, figure: Figure) -> None:
 
     middles[0].mangle = flip
     flipping.set()
-    for number in range(2 * ROUNDS):
+    number = 0
+    while number < 2 * ROUNDS or not (cut and whole):  # chance decides; the deadline bounds it
+        number += 1
         payload = random.Random(number).randbytes(1 + number * 997 % 20_000)
         got = b""
         with contextlib.suppress(OSError), pair.connect(timeout=1) as visitor:
@@ -270,8 +272,6 @@ def test_flipped_bits(stage: Stage, figure: Figure) -> None:
         cut += got != payload
     flipping.clear()
     assert not wrong
-    assert cut, "nothing was flipped"
-    assert whole, "nothing passed"
     back = pair.first_byte(within=10 + PROMISE)  # a length that was changed in a handshake is waited for
     for end in (pair.server, pair.client):
         assert end.tunnel()["restarts"] == 0
