@@ -358,7 +358,7 @@ async def test_limits_change_while_visitors_are_here(shared: Shared) -> None:
         async with visit(address) as (_, first):
             first.write(b"x")
             await until(lambda: server.engine.snapshot().connections.active == 1, "one is served")
-            more = Settings(semaphore_limit=3, given=frozenset({"semaphore_limit"}), report_interval=0.05)
+            more = Settings(semaphore_limit=3, given=frozenset({"semaphore_limit"}), report_interval=1.0)
             link = server.engine.snapshot().link
             for life in (server, client):
                 life.engine.adopt(dataclasses.replace(life.engine.spec, settings=more))
