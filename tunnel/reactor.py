@@ -28,6 +28,8 @@ FAILED: Final = select.EPOLLHUP | select.EPOLLERR
 """Bits that mean, on a socket that is connecting: it did not work."""
 WRITE: Final = select.EPOLLOUT
 """Bit that means: writing may go on."""
+CALM: Final = select.EPOLLIN | select.EPOLLOUT
+"""The whole mask of a connection in the midst of its work: bytes have come, and there is room for more to go."""
 
 _ALL: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _BATCH: Final = 256  # events taken at once

@@ -14,7 +14,7 @@ import struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel import net
-from tunnel.reactor import BROKEN, BUFFER_SIZE, ENDING, READ, WRITE
+from tunnel.reactor import BROKEN, BUFFER_SIZE, CALM, ENDING, READ, WRITE
 from tunnel.splice import FLAGS, UNABLE
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from tunnel.reactor import Reactor
     from tunnel.splice import Pipe, Pipes
 
-_READS: Final = 8  # buffers moved in one turn: a fat stream must not starve the others
-_BULK: Final = 4  # full buffers in a row that make a flow worth a pipe
+_READS: Final = 8  # buffers moved in one turn: a fat stream must not starve the others, and is worth a pipe
 _SPLICES: Final = 16  # times in one turn that a pipe is filled
 _THIN: Final = 1 << 14  # bytes in a turn below which splicing does not pay; a segment on loopback has nearly 1 << 16
 _LAST_WORDS: Final = 5.0  # seconds in which what a program said before its reset may still get past a stalled reader
@@ -103,6 +102,28 @@ class Flow:
         if self._passed == total and not self.ended:
             self._source_ended()
 
+    def ready(self, events: int) -> None:
+        """Handler of the source: it has bytes to read, or room for those that go the other way."""
+        if events == CALM:  # nearly always
+            if self.twin.blocked:
+                self.twin.resume()
+            self.pump(events)
+            return
+        if events & BROKEN and self.ended:
+            self.relay.finish()  # it said its end and was reset since: nobody takes what would still come
+            return
+        if events & WRITE and self.twin.blocked:
+            self.twin.resume()
+        relay = self.relay
+        if events & READ and relay.open:
+            self.pump(events)
+        if events & BROKEN and relay.open:
+            relay.reactor.later(_LAST_WORDS, self._give_up)
+
+    def _give_up(self) -> None:
+        """The source was reset, and the sink has not taken the last it said: that shall not keep a place."""
+        self.relay.finish(reset=self._sink)
+
     def pump(self, events: int) -> None:
         """Move what the source has, as far as the sink takes it. A handler of the reactor's kind."""
         if events & ENDING:
@@ -112,11 +133,11 @@ class Flow:
         if self._bulk:
             self._splice()
             return
-        view, recv_into, send, meter = self._view, self._recv_into, self._send, self._meter
-        full = 0
-        for _ in range(_READS):
+        view = self._view
+        reads = 0
+        while True:
             try:
-                got = recv_into(view)
+                got = self._recv_into(view)
             except BlockingIOError:
                 break
             except OSError:
@@ -126,26 +147,25 @@ class Flow:
                 self._source_ended()
                 return
             try:
-                sent = send(view[:got])
+                sent = self._send(view[:got])
             except BlockingIOError:
                 sent = 0
             except OSError:
                 self._sink_broke()
                 return
-            meter.total += sent
+            self._meter.total += sent
             self._passed += sent
             if sent != got:
                 self._tail = bytes(view[sent:got])
                 self.blocked = True
                 return
-            if got == BUFFER_SIZE:
-                full += 1
-            elif not self._hung:
+            if got < BUFFER_SIZE and not self._hung:
                 break  # a short read emptied the socket: whatever comes next is a new event
-        else:
-            self._bulk = full >= _BULK and self.relay.pipes.usable
-            self.relay.again(self.pump)
-            return
+            reads += 1
+            if reads == _READS:
+                self._bulk = got == BUFFER_SIZE and self.relay.pipes.usable
+                self.relay.again(self.pump)
+                return
         if self._passed == self._expected:
             self._source_ended()
 
@@ -295,7 +315,6 @@ class Relay:
         "_from_near",
         "_near",
         "_owner",
-        "_reactor",
         "_to_near",
         "_told",
         "again",
@@ -304,6 +323,7 @@ class Relay:
         "link",
         "open",
         "pipes",
+        "reactor",
         "view",
     )
 
@@ -331,7 +351,7 @@ class Relay:
         self.pipes = pipes
         self.view = reactor.view
         self.again = reactor.again
-        self._reactor = reactor
+        self.reactor = reactor
         self._near = near
         self._far = far
         self._owner = owner
@@ -341,44 +361,15 @@ class Relay:
         """Begin. The events are those that the sockets had so far; None: ``near`` is not watched yet."""
         from_near.twin, to_near.twin = to_near, from_near
         self._from_near, self._to_near = from_near, to_near
-        self._reactor.hand_over(self._far, self._far_ready)
+        self.reactor.hand_over(self._far, to_near.ready)
         if near_events is None:
-            self._reactor.register(self._near, self._near_ready)
+            self.reactor.register(self._near, from_near.ready)
         else:
-            self._reactor.hand_over(self._near, self._near_ready)
+            self.reactor.hand_over(self._near, from_near.ready)
             if near_events & READ:
-                self._near_ready(near_events)
+                from_near.ready(near_events)
         if far_events & READ and self.open:
-            self._far_ready(far_events)
-
-    def _near_ready(self, events: int) -> None:
-        if events & BROKEN and self._from_near.ended:
-            self.finish()  # it said its end and was reset since: nobody takes what would still come
-            return
-        if events & WRITE and self._to_near.blocked:
-            self._to_near.resume()
-        if events & READ and self.open:
-            self._from_near.pump(events)
-        if events & BROKEN and self.open:
-            self._reactor.later(_LAST_WORDS, self._give_up_on_near)
-
-    def _far_ready(self, events: int) -> None:
-        if events & BROKEN and self._to_near.ended:
-            self.finish()
-            return
-        if events & WRITE and self._from_near.blocked:
-            self._from_near.resume()
-        if events & READ and self.open:
-            self._to_near.pump(events)
-        if events & BROKEN and self.open:
-            self._reactor.later(_LAST_WORDS, self._give_up_on_far)
-
-    def _give_up_on_near(self) -> None:
-        """It was reset, and the data connection has not taken the last it said: that shall not keep a place."""
-        self.finish(reset=self._far)
-
-    def _give_up_on_far(self) -> None:
-        self.finish(reset=self._near)
+            to_near.ready(far_events)
 
     def told_end(self, flow: Flow, total: int) -> bool:
         """Whether the end of this flow was told over the link, and need not be shown on the socket."""
@@ -416,8 +407,8 @@ class Relay:
             with contextlib.suppress(OSError):
                 reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.link.relays.pop(self.ident, None)
-        self._reactor.close(self._near)
-        self._reactor.close(self._far)
+        self.reactor.close(self._near)
+        self.reactor.close(self._far)
         self._owner.relay_done(self)
 
     def crashed(self, error: Exception) -> None:

@@ -117,7 +117,6 @@ def play(moves: list[tuple[str, str, int]], kind: str, *, small: bool) -> None:
             patch.setattr(reactor_module, "BUFFER_SIZE", 4096)
             patch.setattr(relay_module, "BUFFER_SIZE", 4096)
             patch.setattr(relay_module, "_READS", 2)
-            patch.setattr(relay_module, "_BULK", 1)
             patch.setattr(relay_module, "_SPLICES", 2)
             patch.setattr(relay_module, "_THIN", 4096)
         asyncio.run(_play(moves, sealed=kind == "sealed", small=small))
