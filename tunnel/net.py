@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import os
 import socket
 import time
@@ -93,6 +94,33 @@ def limit_silence(sock: socket.SocketType, seconds: float) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(seconds * 1000)))
 
 
+@functools.lru_cache(maxsize=64)
+def is_paced_in_vain(host: str) -> bool:
+    """Whether connections to this address, or accepted on it, are better made with ``no_pacing``.
+
+    So it is on loopback where this host's default is BBR. There is nothing to control there, but BBR meters out what is
+    sent all the same: a relay then needs twice the CPU per byte and gets no further than the timers allow.
+    """
+    return host.startswith(("127.", "::1")) and _default_control().startswith(b"bbr")
+
+
+def _default_control() -> bytes:
+    """The algorithm of congestion control that this host gives to new connections."""
+    try:
+        with socket.socket() as probe:
+            return probe.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+    except OSError:
+        return b""
+
+
+def no_pacing(sock: socket.SocketType) -> None:
+    """Have Reno, which any user may (tcp(7)). On a listener: inherited by all it accepts.
+
+    Before the connection is made, for the pacing of the first algorithm stays on.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
 async def resolve(address: Address) -> list[tuple[socket.AddressFamily, SockAddr]]:
     """The socket addresses of a host and port, asked anew every time. Raises OSError."""
     host = address.host
@@ -127,6 +155,8 @@ async def listen(address: Address, *, what: str, client_speaks_first: bool = Fal
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address.host != "::"))
         no_delay(sock)
         keep_alive(sock)
+        if is_paced_in_vain(sockaddr[0]):
+            no_pacing(sock)
         if client_speaks_first:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5)
         sock.bind(sockaddr)
@@ -173,6 +203,8 @@ def begin_connect(family: socket.AddressFamily, sockaddr: SockAddr) -> socket.So
     sock = socket.SocketType(family, _STREAM)
     try:
         no_delay(sock)
+        if is_paced_in_vain(sockaddr[0]):
+            no_pacing(sock)
         code = sock.connect_ex(sockaddr)
         if code not in {0, errno.EINPROGRESS}:
             raise OSError(code, os.strerror(code))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
 import socket
 from types import SimpleNamespace
 
@@ -108,6 +109,32 @@ async def test_a_wildcard_takes_both_families_and_an_address_its_own() -> None:
                 assert not listener.getblocking()
                 for address in reached:
                     socket.create_connection((address, listener.getsockname()[1])).close()
+
+
+@pytest.mark.parametrize(("default", "wanted"), [(b"bbr\0", b"reno"), (b"cubic\0", None)])
+async def test_what_stays_on_this_host_is_not_paced(
+    monkeypatch: pytest.MonkeyPatch, default: bytes, wanted: bytes | None
+) -> None:
+    def control(sock: socket.SocketType) -> bytes:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+
+    with socket.socket() as probe:
+        usual = control(probe)
+    monkeypatch.setattr(net, "_default_control", lambda: default)
+    net.is_paced_in_vain.cache_clear()
+    try:
+        with balanced():
+            listener = await net.listen(Address("127.0.0.1", 0), what="visitors")
+            dialled = net.begin_connect(socket.AF_INET, listener.getsockname())
+            await until(lambda: select.select([listener], [], [], 0)[0], "the connection is made")
+            accepted, _ = net.accept(listener)
+            everywhere = await net.listen(Address("0.0.0.0", 0), what="visitors")
+            assert control(accepted) == control(dialled) == (wanted or usual)
+            assert control(everywhere) == usual
+            for sock in (accepted, dialled, listener, everywhere):
+                sock.close()
+    finally:
+        net.is_paced_in_vain.cache_clear()
 
 
 @pytest.mark.parametrize(
