@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tunnel.settings import Settings
 
 _FALL_HALF_LIFE: Final = 10.0  # seconds in which an estimate that is not confirmed loses half: the pool shrinks slowly
-_HEADROOM: Final = 2.0  # visitors come in bunches: room for twice the mean
+_HEADROOM: Final = 2.0  # how many come while one dial is under way varies: room for twice the mean
 _WINDOW: Final = 0.1  # seconds of visitors that make one sample of their rate
 _DIAL_FALL: Final = 0.25  # weight of a dial that was quicker than thought
 _DIAL_RISE: Final = 0.01  # and of one that was slower: it may have waited for the others of its own burst
@@ -73,32 +73,36 @@ class Demand:
     """visitors a second, smoothed: follows a rise at once, a fall slowly"""
     dial_s: float = 0.0
     """seconds from the start of a dial until the connection can be used, smoothed"""
+    bunch: float = 0.0
+    """visitors who came at one moment: the most, fading like the rate"""
     seen: int = 0
     """visitors since ``since``"""
     since: float = 0.0
     """when the present sample began, in seconds of any steady clock"""
 
-    def visitors(self, count: int, now: float) -> Demand:
-        """After ``count`` more visitors came, at ``now``."""
+    def visitors(self, count: int, now: float, waiting: int = 0) -> Demand:
+        """After ``count`` more visitors came, at ``now``, beside ``waiting`` who found no connection."""
         seen = self.seen + count
         span = now - self.since
+        together = count + waiting if count + waiting > 1 else 0
         if span < _WINDOW:
-            return Demand(self.rate, self.dial_s, seen, self.since)
-        faded = self.rate * 0.5 ** (span / _FALL_HALF_LIFE)
+            return Demand(self.rate, self.dial_s, max(self.bunch, together), seen, self.since)
+        fading = 0.5 ** (span / _FALL_HALF_LIFE)
         # A sample that follows a silence began with its first visitor, not with the silence.
         sample = seen / (span if span < 2 * _WINDOW else _WINDOW)
-        return Demand(max(faded, sample if seen > 1 else 0.0), self.dial_s, 0, now)
+        rate = max(self.rate * fading, sample if seen > 1 else 0.0)
+        return Demand(rate, self.dial_s, max(self.bunch * fading, together), 0, now)
 
     def dialed(self, seconds: float) -> Demand:
         """After a dial that took so long."""
         weight = _DIAL_FALL if seconds < self.dial_s else _DIAL_RISE
         smoothed = seconds if not self.dial_s else self.dial_s + (seconds - self.dial_s) * weight
-        return Demand(self.rate, smoothed, self.seen, self.since)
+        return Demand(self.rate, smoothed, self.bunch, self.seen, self.since)
 
 
 def wanted_idle(demand: Demand, limits: Limits) -> int:
-    """Idle data connections to keep: those that visitors take while one dial is under way, with headroom."""
-    needed = math.ceil(demand.rate * demand.dial_s * _HEADROOM)
+    """Idle data connections to keep: those that visitors take while one dial is under way, or at one moment."""
+    needed = math.ceil(max(demand.rate * demand.dial_s * _HEADROOM, demand.bunch))
     return max(limits.pool_min, min(limits.pool_max, needed + limits.pool_min))
 
 

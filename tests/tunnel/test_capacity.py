@@ -27,7 +27,9 @@ def limits(draw: st.DrawFn) -> Limits:
     return Limits(low, draw(st.integers(low, 70_000)), draw(st.integers(1, 70_000)))
 
 
-demands = st.builds(Demand, rate=st.floats(0, 1e6), dial_s=st.floats(0, 20), seen=counts, since=seconds)
+demands = st.builds(
+    Demand, rate=st.floats(0, 1e6), dial_s=st.floats(0, 20), bunch=st.floats(0, 1e5), seen=counts, since=seconds
+)
 
 
 @given(demands, limits())
@@ -40,7 +42,7 @@ def test_the_wanted_number_keeps_to_its_bounds(demand: Demand, held: Limits) -> 
 def test_more_visitors_or_slower_dials_never_want_fewer(
     demand: Demand, held: Limits, more: float, slower: float
 ) -> None:
-    busier = Demand(demand.rate + more, demand.dial_s + slower)
+    busier = Demand(demand.rate + more, demand.dial_s + slower, demand.bunch)
     assert wanted_idle(busier, held) >= wanted_idle(demand, held)
 
 
@@ -114,3 +116,15 @@ def test_what_nobody_said_is_built_in_and_what_one_said_counts_for_both() -> Non
     told = bounds_of(Settings(max_pool_capacity=4, given=frozenset({"max_pool_capacity"})))
     assert told == Bounds(None, 4, None)
     assert agree(Bounds(), told, defaults) == Limits(4, 4, 1024)
+
+
+def test_as_many_are_kept_as_came_at_one_moment() -> None:
+    held = Limits(8, 1024, 1024)
+    demand = Demand(since=0.0).dialed(0.0001).visitors(5, 0.01, waiting=27)
+    assert wanted_idle(demand, held) == 8 + 32
+    ever_one = Demand(since=0.0).dialed(0.0001)
+    for n in range(100):
+        ever_one = ever_one.visitors(1, n / 100)
+    assert wanted_idle(ever_one, held) <= 8 + 1
+    assert 8 + 14 < wanted_idle(demand.visitors(0, 10.0), held) < 8 + 18
+    assert wanted_idle(demand.visitors(0, 200.0), held) <= held.pool_min + 1
