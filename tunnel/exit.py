@@ -41,12 +41,12 @@ class Dial:
 
     __slots__ = ("_candidates", "_exit", "_sock", "_sockaddr", "data", "deadline", "ends_after", "link")
 
-    def __init__(self, owner: Exit, link: Link | None, data: DataConnection | None) -> None:
+    def __init__(self, owner: Exit, link: Link | None, data: DataConnection | None, deadline: float) -> None:
         self.link = link
         self.data = data
         self.ends_after: int | None = None
         """bytes after which the visitor has ended already, if so"""
-        self.deadline = asyncio.get_running_loop().time() + DIAL_LIMIT
+        self.deadline = deadline
         self._exit = owner
         self._candidates: Candidates = []
         self._sock: socket.SocketType | None = None
@@ -163,13 +163,14 @@ class Exit(Relays):
             return
         self.stats.signals += len(idents)
         self.stats.total += len(idents)
+        deadline = self._loop.time() + DIAL_LIMIT
         for ident in idents:
             data = link.pool.claim(ident)
             if data is None:
                 self.stats.failed += 1
                 link.say_failed(ident, "its data connection was lost on the way")
             else:
-                self._dial(Dial(self, link, data))
+                self._dial(Dial(self, link, data, deadline))
 
     def _dial(self, dial: Dial) -> None:
         self._dials[dial] = None
@@ -288,7 +289,7 @@ class Exit(Relays):
         """Try a target that is in trouble without waiting any longer."""
         if self.trouble is not None:
             self._cancel_probe()
-            self._dial(Dial(self, None, None))
+            self._dial(Dial(self, None, None, self._loop.time() + DIAL_LIMIT))
 
     def _cancel_probe(self) -> None:
         if self._probe is not None:
