@@ -74,17 +74,17 @@ class Demand:
     dial_s: float = 0.0
     """seconds from the start of a dial until the connection can be used, smoothed"""
     bunch: float = 0.0
-    """visitors who came at one moment: the most, fading like the rate"""
+    """visitors who were served at one moment: the most, fading like the rate"""
     seen: int = 0
     """visitors since ``since``"""
     since: float = 0.0
     """when the present sample began, in seconds of any steady clock"""
 
-    def visitors(self, count: int, now: float, waiting: int = 0) -> Demand:
-        """After ``count`` more visitors came, at ``now``, beside ``waiting`` who found no connection."""
+    def visitors(self, count: int, now: float) -> Demand:
+        """After ``count`` more visitors got a connection, at ``now``."""
         seen = self.seen + count
         span = now - self.since
-        together = count + waiting if count + waiting > 1 else 0
+        together = count if count > 1 else 0
         if span < _WINDOW:
             return Demand(self.rate, self.dial_s, max(self.bunch, together), seen, self.since)
         fading = 0.5 ** (span / _FALL_HALF_LIFE)

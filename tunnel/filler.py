@@ -191,7 +191,7 @@ class Filler:
         if self._closed:
             return
         now = self._loop.time()
-        self._demand = self._demand.visitors(self._taken, now, self._queued)
+        self._demand = self._demand.visitors(self._taken, now)
         self._taken = 0
         wanted = wanted_idle(self._demand, self.link.limits)
         if self._resting is None:

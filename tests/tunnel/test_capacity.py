@@ -120,7 +120,7 @@ def test_what_nobody_said_is_built_in_and_what_one_said_counts_for_both() -> Non
 
 def test_as_many_are_kept_as_came_at_one_moment() -> None:
     held = Limits(8, 1024, 1024)
-    demand = Demand(since=0.0).dialed(0.0001).visitors(5, 0.01, waiting=27)
+    demand = Demand(since=0.0).dialed(0.0001).visitors(32, 0.01)
     assert wanted_idle(demand, held) == 8 + 32
     ever_one = Demand(since=0.0).dialed(0.0001)
     for n in range(100):
