@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import random
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 from tunnel import backoff, listeners, net, state
 from tunnel.capacity import bounds_of, defaults_of
@@ -173,7 +173,7 @@ class Engine:
             beside = f", data connections on {server.data_addr}" if server.data_addr else ""
             self._journal.info("listen", f"listening on {server.address} as {self._direction} server{beside}")
             self._to(State.WAITING)
-            await self._forever()
+            await self._loop.create_future()  # until it is cancelled: links come and go without it
 
     async def _live_as_client(self) -> None:
         client = self._client = Client(self.spec, self._shared.reactor, self._journal)
@@ -246,10 +246,6 @@ class Engine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._retry.wait()
-
-    async def _forever(self) -> NoReturn:
-        await self._loop.create_future()
-        raise AssertionError
 
     # --- links ----------------------------------------------------------------------------------------------------
 
@@ -426,13 +422,9 @@ class Engine:
                 limit=spec.settings.signal_queue_limit,
                 total=stats.signals,
             ),
-            connections=state.ConnectionsView(
-                active=stats.active, total=stats.total, failed=stats.failed, limit=limits.visitors
-            ),
-            bytes=state.BytesView(from_visitors=stats.from_visitors.total, to_visitors=stats.to_visitors.total),
-            refused=state.RefusedView(
-                handshakes=stats.refused_handshakes, prefaces=stats.refused_prefaces, silent=stats.silent
-            ),
+            connections=stats.connections(limits.visitors),
+            bytes=stats.bytes(),
+            refused=stats.refused(),
             rtt_ms=round(link.rtt * 1000, 3) if link and link.rtt is not None else None,
             cooldown=self._cooldown(),
             last_error=error.text if error else None,
@@ -441,7 +433,7 @@ class Engine:
 
     def _cooldown(self) -> state.CooldownView:
         if self._standing.state is not State.COOLDOWN:
-            return state.CooldownView(attempt=self._attempt)
+            return state.CooldownView(attempt=0 if self._standing.state is State.UP else self._attempt)
         if isinstance(self._end, Exit) and self._end.trouble is not None and self._link is not None:
             due, attempt = self._end.next_try, self._end.attempt
         else:

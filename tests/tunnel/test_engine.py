@@ -278,6 +278,7 @@ async def test_a_cooldown_ends_when_somebody_asks(shared: Shared, monkeypatch: p
             await server.becomes(State.WAITING)
             client.engine.retry()
             await client.becomes(UP)
+            assert client.engine.snapshot().cooldown.attempt == 0
             await server.becomes(UP)
             client.engine.close()
             await client.end()
