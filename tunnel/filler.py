@@ -165,20 +165,23 @@ class Filler:
 
     def pooled(self, idents: tuple[int, ...]) -> None:
         """The server has confirmed these."""
-        now = self._loop.time()
         pool = self.link.pool
+        before = len(pool)
+        latest: DataDial | None = None
         for ident in idents:
             dial = self._dialing.pop(ident, None)
             if dial is None:
                 continue  # given up in the meantime: the server will see it closed
-            self._demand = self._demand.dialed(now - dial.started)
-            self._keep_to(dial.port)
             connection = DataConnection(ident, dial.sock, dial.session, pool)
             connection.events = dial.events
             pool.add(connection, watched=True)
             if dial.events & ENDING:
                 pool.stirred(connection)
-            self.link.note_pooled()
+            latest = dial
+        if latest is not None:
+            self._demand = self._demand.dialed(self._loop.time() - latest.started)
+            self._keep_to(latest.port)
+            self.link.note_pooled(before)
         if self._failures:
             self._failures = 0
             self.trouble = None

@@ -277,10 +277,10 @@ class Link:
         """Dialling data connections fails, or works again."""
         self._watcher.link_changed(self)
 
-    def note_pooled(self) -> None:
-        """The pool has grown: whoever waits for it may go on."""
+    def note_pooled(self, before: int) -> None:
+        """The pool has grown from ``before`` connections: whoever waits for one may go on."""
         self._end.pooled()
-        if len(self.pool) <= 1:
+        if not before:
             self._watcher.link_changed(self)
 
     def _dropped(self, ident: int) -> None:

@@ -300,9 +300,11 @@ class Server:
             return
         newcomer.settled = True
         self._strangers.release(newcomer)
-        link.pool.add(DataConnection(ident, newcomer.sock, session, link.pool), watched=newcomer.watched)
+        pool = link.pool
+        before = len(pool)
+        pool.add(DataConnection(ident, newcomer.sock, session, pool), watched=newcomer.watched)
         link.say_pooled(ident)
-        link.note_pooled()
+        link.note_pooled(before)
 
     # --- control channels -----------------------------------------------------------------------------------------
 
