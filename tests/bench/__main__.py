@@ -126,6 +126,7 @@ def _facts(options: argparse.Namespace) -> dict[str, str]:
         "date": datetime.now(UTC).date().isoformat(),
         "cores": f"{os.cpu_count()} x {next(names, platform.machine())}",
         "kernel": platform.release(),
+        "congestion control": next(iter(_lines(Path("/proc/sys/net/ipv4/tcp_congestion_control"))), "unknown"),
         "python": platform.python_version(),
         "load before": f"{load:.2f}",
         "rounds x seconds": f"{options.rounds} x {options.seconds}",
