@@ -8,7 +8,7 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.integration.harness import FULL
+from tests.scale import FULL
 from tunnel.options import KEY_VARIABLE
 from tunnel.settings import NAMES
 

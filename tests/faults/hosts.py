@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from tests.faults.wire import Manners, Wire
-from tests.integration.harness import Pair, Stage, free_port, until
+from tests.integration.harness import Pair, Stage, until
 from tests.integration.namespaces import End, Host, Network
 from tests.integration.peers import PATIENCE, Target, echo
+from tests.ports import free_port
 
 KEY = "Zq7Wm2Rk9xTv4Lp8"
 SERVER, CLIENT = "10.1.0.1", "10.1.0.2"

@@ -16,10 +16,12 @@ import pytest
 from tests.faults.conftest import Figure
 from tests.faults.loads import gulp, pour
 from tests.faults.road import Road
-from tests.integration.harness import FULL, Daemon, Stage, free_port, until
+from tests.integration.harness import Daemon, Stage, until
 from tests.integration.peers import connect
 from tests.integration.test_fleet import LASTING, Hosts, Mosquitto, connected, mqtt_of, retained
 from tests.integration.test_programs import needs
+from tests.ports import free_port
+from tests.scale import FULL
 
 pytestmark = needs("mosquitto", "mosquitto_sub")
 

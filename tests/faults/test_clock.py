@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import Figure
-from tests.integration.harness import FULL, Stage, free_port, until
+from tests.integration.harness import Stage, until
 from tests.integration.peers import ask, connect, exchange
 from tests.integration.test_fleet import Ear, Hosts, Mosquitto, connected, mqtt_of, publish
 from tests.integration.test_programs import needs
+from tests.ports import free_port
+from tests.scale import FULL
 
 pytestmark = needs("mosquitto", "mosquitto_sub", "mosquitto_pub")
 

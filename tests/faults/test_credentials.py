@@ -14,10 +14,12 @@ import pytest
 from tests.faults.conftest import Figure
 from tests.faults.impostors import HostileClient, HostileServer
 from tests.integration import test_strangers as strangers
-from tests.integration.harness import FULL, Daemon, Stage, free_port, until
+from tests.integration.harness import Daemon, Stage, until
 from tests.integration.peers import Address, Target, connect, first_byte, reset
 from tests.integration.strangers import Authority, Middle, Passage
 from tests.integration.test_strangers import KEY, refused
+from tests.ports import free_port
+from tests.scale import FULL
 from tunnel import protocol
 from tunnel.protocol import LIMITS, Kind
 

@@ -12,8 +12,9 @@ import pytest
 
 from tests.faults.conftest import Figure
 from tests.faults.hosts import DIRECTIONS, KEY, FarPair, Hosts, established, one_link
-from tests.integration.harness import Daemon, Stage, free_port, until
+from tests.integration.harness import Daemon, Stage, until
 from tests.integration.peers import ask
+from tests.ports import free_port
 
 PROMISE = 2.0
 """Seconds from the moment a fault is mended, or a process has started, to the first byte."""

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Figure
-from tests.integration.harness import FULL, Stage, until
+from tests.integration.harness import Stage, until
 from tests.integration.peers import exchange
 from tests.integration.test_reload import House, Pair, document, visitors
+from tests.scale import FULL
 
 SEEN = 5.0
 """Seconds in which a change of the file has to be noticed: two at the most, and a machine that others use too."""

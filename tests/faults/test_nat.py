@@ -8,8 +8,10 @@ import pytest
 
 from tests.faults.conftest import Figure
 from tests.faults.hosts import DIRECTIONS, KEY, FarPair, Hosts, established
-from tests.integration.harness import FULL, Stage, free_port, until
+from tests.integration.harness import Stage, until
 from tests.integration.peers import ask
+from tests.ports import free_port
+from tests.scale import FULL
 
 FORGETS = 45
 """Seconds after which the translator forgets a silent connection."""

@@ -16,8 +16,10 @@ import pytest
 
 from tests.faults.conftest import Figure
 from tests.faults.loads import Crowd, cpu_seconds, descriptors, want_descriptors
-from tests.integration.harness import FULL, NOTHING, Stage, free_port, until
+from tests.integration.harness import NOTHING, Stage, until
 from tests.integration.peers import Address, ask, connect, exchange, first_byte
+from tests.ports import free_port
+from tests.scale import FULL
 
 TABLE = 100
 """Descriptors that the end whose table is full may have."""

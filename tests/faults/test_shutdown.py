@@ -13,8 +13,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.faults.conftest import Figure
-from tests.integration.harness import FULL, Stage, until
+from tests.integration.harness import Stage, until
 from tests.integration.peers import Address, ask, connect, ending, receive
+from tests.scale import FULL
 
 LIMIT = 10.0
 """SHUTDOWN_TIMEOUT in seconds."""

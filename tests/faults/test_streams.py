@@ -18,9 +18,10 @@ import pytest
 from tests.faults.conftest import Figure
 from tests.faults.hosts import DIRECTIONS, KEY, FarPair, Hosts
 from tests.integration import test_traffic as traffic
-from tests.integration.harness import FULL, Stage, until
+from tests.integration.harness import Stage, until
 from tests.integration.peers import receive, receive_all, reset
 from tests.integration.strangers import Middle, Passage
+from tests.scale import FULL
 
 STALL = 120.0 if FULL else 3.0
 BURST = 2000 if FULL else 1200

@@ -12,8 +12,10 @@ import pytest
 
 from tests.faults.conftest import Figure
 from tests.faults.hosts import DIRECTIONS, FarPair, Hosts, established
-from tests.integration.harness import FULL, Stage, free_port, until
+from tests.integration.harness import Stage, until
 from tests.integration.peers import Target, ask, ending
+from tests.ports import free_port
+from tests.scale import FULL
 
 REFUSAL = 0.1
 """Seconds in which a visitor of a target that refuses is closed, in the middle of many."""

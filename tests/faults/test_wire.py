@@ -16,8 +16,9 @@ from tests.faults.hosts import DIRECTIONS, FarHosts, FarPair
 from tests.faults.wire import Manners
 from tests.integration import namespaces
 from tests.integration import test_traffic as traffic
-from tests.integration.harness import FULL, Stage
+from tests.integration.harness import Stage
 from tests.integration.peers import ask, echo, receive, receive_all
+from tests.scale import FULL
 
 BULK = (4 << 20) if FULL else (256 << 10)
 VISITORS = 400 if FULL else 40

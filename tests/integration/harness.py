@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import os
-import random
 import re
 import signal
 import socket
@@ -20,11 +19,11 @@ from types import MappingProxyType
 from typing import Any, Protocol, Self, TypeVar
 
 from tests.integration.peers import PATIENCE, Address, Target, connect, echo, first_byte, receive_all
+from tests.ports import free_port
+from tests.scale import GUARD, allowed
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "orchestrator.cli")
-FULL = os.environ.get("NODEPASS_TEST_SCALE") == "full"
-"""Whether sizes, counts and waits are the ones that are promised, rather than quick ones."""
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -40,25 +39,15 @@ class SupportsClose(Protocol):
 
 
 def until(condition: Callable[[], T], *, within: float, what: str) -> T:
-    """What ``condition`` returns once that is true, at the latest after ``within`` seconds."""
-    deadline = time.monotonic() + within
+    """What ``condition`` returns once that is true. ``within``: the seconds that are promised at full size."""
+    limit = allowed(within)
+    deadline = time.monotonic() + limit
     while True:
         if result := condition():
             return result
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {within:g} s: {what}")
+            raise AssertionError(f"not within {limit:g} s: {what}")
         time.sleep(0.01)
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port nobody listens on, below those the kernel gives to outgoing connections."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    while True:
-        port = random.randrange(12_000, 32_000)
-        with socket.socket(family) as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            return port
 
 
 class Command:
@@ -112,14 +101,15 @@ class Command:
     def kill(self) -> None:
         """End it without a word, as a crash would."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(GUARD)
 
     def ends(self, *, within: float = 10.0) -> int:
         """Its exit status, once it has ended by itself."""
+        limit = allowed(within)
         try:
-            return self.process.wait(within)
+            return self.process.wait(limit)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} runs on after {within:g} s; it said:\n{self.said()}") from None
+            raise AssertionError(f"{self.name} runs on after {limit:g} s; it said:\n{self.said()}") from None
 
     def rss(self) -> int:
         """Its resident memory in bytes."""
@@ -130,7 +120,7 @@ class Command:
         """End it, running or not, stopped or not."""
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(GUARD)
 
 
 class Daemon(Command):
@@ -160,10 +150,10 @@ class Daemon(Command):
 
     def status(self) -> dict[str, Any]:
         """What ``ps --json`` shows."""
-        connection = http.client.HTTPConnection("localhost", timeout=5)
+        connection = http.client.HTTPConnection("localhost", timeout=PATIENCE)
         connection.sock = socket.socket(socket.AF_UNIX)
         try:
-            connection.sock.settimeout(5)
+            connection.sock.settimeout(PATIENCE)
             connection.sock.connect(str(self.socket))
             connection.request("GET", "/v1/status")
             status: dict[str, Any] = json.loads(connection.getresponse().read())

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from tests.scale import FULL, GUARD, allowed
+
 Address = tuple[str, int]
-PATIENCE = 20.0
+PATIENCE = GUARD
 """Seconds after which a silent socket fails its test."""
 
 
@@ -64,14 +66,15 @@ class Connects(Protocol):
 def first_byte(where: Address | Connects, *, within: float) -> float:
     """Seconds until an echo comes back, trying anew as an impatient user would."""
     visit: Connects = partial(connect, where) if isinstance(where, tuple) else where
+    limit, patience = allowed(within), 0.5 if FULL else 3.0
     began = time.monotonic()
-    while (left := began + within - time.monotonic()) > 0:
+    while (left := began + limit - time.monotonic()) > 0:
         token = os.urandom(8)
-        with contextlib.suppress(OSError), visit(timeout=min(left, 0.5)) as sock:
+        with contextlib.suppress(OSError), visit(timeout=min(left, patience)) as sock:
             if ask(sock, token) == token:
                 return time.monotonic() - began
         time.sleep(0.01)
-    raise AssertionError(f"no echo within {within:g} s")
+    raise AssertionError(f"no echo within {limit:g} s")
 
 
 def reset(sock: socket.socket) -> None:
@@ -128,7 +131,7 @@ class Target:
         """Stop listening and cut every connection."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(5)
+        self._thread.join(PATIENCE)
         self._listener.close()
         with self._lock:
             for sock in self._open:

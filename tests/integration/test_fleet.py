@@ -25,9 +25,10 @@ from orchestrator.mqtt.broker import Broker, Dialer
 from orchestrator.mqtt.identity import identity
 from orchestrator.mqtt.outbox import Message
 from orchestrator.mqtt.rivals import RETURN
-from tests.integration.harness import ROOT, Command, Daemon, Stage, free_port, until
+from tests.integration.harness import ROOT, Command, Daemon, Stage, until
 from tests.integration.peers import connect
 from tests.integration.test_programs import find, needs
+from tests.ports import free_port
 from tests.tui.conftest import picture, shows
 from tests.tui.conftest import until as seen
 from tui.app import Dashboard

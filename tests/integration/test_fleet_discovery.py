@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import pytest
 
-from tests.integration.harness import ROOT, Stage, free_port, until
+from tests.integration.harness import ROOT, Stage, until
 from tests.integration.test_fleet import KEY, PASSWORD, Hosts, Mosquitto, connected, publish, retained
 from tests.integration.test_programs import needs
+from tests.ports import free_port
 
 pytestmark = needs("mosquitto", "mosquitto_sub", "mosquitto_pub", "mosquitto_passwd")
 

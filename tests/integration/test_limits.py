@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import Stage, free_port, until
+from tests.integration.harness import Stage, until
 from tests.integration.peers import ask, connect, ending, exchange, first_byte, receive
+from tests.ports import free_port
 
 OURS = re.compile(r"/(?:orchestrator|tunnel)/(?!cli\.py\", line \d+, in <module>)")
 """A line of a traceback in our code, after the first import of all: until then Ctrl-C is the interpreter's own."""

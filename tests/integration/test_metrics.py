@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.harness import Stage, free_port, until
+from tests.integration.harness import Stage, until
 from tests.integration.peers import exchange
+from tests.ports import free_port
 
 VISITORS = 120
 

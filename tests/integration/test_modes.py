@@ -6,8 +6,9 @@ import socket
 
 import pytest
 
-from tests.integration.harness import Stage, free_port
+from tests.integration.harness import Stage
 from tests.integration.peers import exchange, first_byte
+from tests.ports import free_port
 
 
 @pytest.mark.parametrize(("direction", "other"), [("reverse", "forward"), ("forward", "reverse")])

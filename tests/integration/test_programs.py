@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import FULL, Stage, free_port, until
+from tests.integration.harness import Stage, until
 from tests.integration.peers import Target, connect, receive
+from tests.ports import free_port
+from tests.scale import FULL
 
 SECONDS = "10" if FULL else "1"
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.integration.harness import FULL, Command, Stage, free_port, until
+from tests.integration.harness import Command, Stage, until
 from tests.integration.peers import Address, ask, connect, first_byte
 from tests.integration.strangers import Middle
+from tests.ports import free_port
+from tests.scale import FULL
 
 PROMISE = 2.0
 """Seconds from the start of the second end, or of the one that returns, to the first byte."""

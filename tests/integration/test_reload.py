@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import Daemon, Stage, free_port, until
+from tests.integration.harness import Daemon, Stage, until
 from tests.integration.peers import Address, Target, ask, connect, exchange, first_byte, receive_all
+from tests.ports import free_port
 
 PROMPT = 1.0
 """Seconds from a save to what it changes."""

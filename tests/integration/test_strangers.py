@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import Daemon, Pair, Stage, free_port, until
+from tests.integration.harness import Daemon, Pair, Stage, until
 from tests.integration.peers import connect, exchange, first_byte
 from tests.integration.strangers import TLS_FIRST_BYTE, Authority, Middle, contexts, is_closed
+from tests.ports import free_port
 
 KEY = "Zq7Wm2Rk9xTv4Lp8"
 PROMISE = 2.0

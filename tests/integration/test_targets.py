@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from tests.integration.harness import Stage, free_port, until
+from tests.integration.harness import Stage, until
 from tests.integration.peers import BlackHole, Target, connect, ending, exchange, receive
+from tests.ports import free_port
 
 DIAL_BOUND = 10.0
 """Seconds that an exit waits for a target at the most."""

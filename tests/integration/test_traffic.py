@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.integration.harness import FULL, Daemon, Pair, Stage, until
+from tests.integration.harness import Daemon, Pair, Stage, until
 from tests.integration.peers import (
     ask,
     ending,
@@ -21,6 +21,7 @@ from tests.integration.peers import (
     reset,
 )
 from tests.integration.strangers import Authority
+from tests.scale import FULL
 
 BULK = (1 << 30) if FULL else (64 << 20)
 SHORT = 10_000 if FULL else 1_000

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import FULL, Command, Daemon, Stage, free_port, until
+from tests.integration.harness import Command, Daemon, Stage, until
 from tests.integration.peers import Address, Target, ask, connect, first_byte
+from tests.ports import free_port
+from tests.scale import FULL
 
 PROMISE = 3.0
 """Seconds after the death of a worker until its tunnels serve again."""

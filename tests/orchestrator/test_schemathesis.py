@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import FULL, free_port
 from tests.orchestrator.test_cli import PATIENCE, Shell
+from tests.ports import free_port
+from tests.scale import FULL
 
 TOKEN = "0123456789abcdef-and-more"
 FILE = """version: 1

@@ -35,6 +35,7 @@ from orchestrator.workers.messages import (
 )
 from orchestrator.workers.worker import Worker
 from tests.orchestrator.fakes import until
+from tests.ports import free_port
 from tests.tunnel.support import server_context, shared_parts
 from tunnel.engine import Engine
 from tunnel.options import make_spec
@@ -50,11 +51,6 @@ T = TypeVar("T")
 
 def spec(url: str) -> TunnelSpec:
     return make_spec(parse(url), environ={})
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def a_server(port: int = 0) -> TunnelSpec:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.integration.harness import COMMAND, Command, Daemon, free_port, until
+from tests.integration.harness import COMMAND, Command, Daemon, until
 from tests.integration.peers import Address, Target, connect
+from tests.ports import free_port
 from tests.soak.chronicle import Chronicle
 from tests.soak.streams import Ledger, Manner, Talk, serving, visit
 from tunnel.options import KEY_VARIABLE

@@ -14,13 +14,14 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
 
+from tests.scale import GUARD
 from tunnel.certificate import make_certificate
 from tunnel.journal import Journal
 from tunnel.shared import Shared
 from tunnel.state import Event
 from tunnel.tls import TlsSession, pinned_context
 
-DEADLINE = 10.0
+DEADLINE = GUARD
 """Seconds after which a condition that has not come true is a failure."""
 
 
@@ -94,7 +95,7 @@ async def shared_parts() -> AsyncIterator[Shared]:
     shared = Shared()
     try:
         yield shared
-        await until(lambda: len(shared.reactor) == 0, "the reactor watches nothing any more", 3)
+        await until(lambda: len(shared.reactor) == 0, "the reactor watches nothing any more")
         assert shared.pipes._lent == 0
     finally:
         shared.close()
