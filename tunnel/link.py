@@ -331,8 +331,14 @@ class Link:
             async with asyncio.timeout(within):
                 await asyncio.shield(self._answer)
         except TimeoutError:
-            return False
-        return self.channel.loss is None
+            await self._look()
+        return self._answer.done() and self.channel.loss is None
+
+    async def _look(self) -> None:
+        """Let everything be heard that is here already: a process that was stopped finds the answers unread."""
+        looked = asyncio.Event()
+        self._reactor.defer(looked.set)
+        await looked.wait()
 
     # --- the end --------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel import listeners, net, protocol, tls
 from tunnel.acceptor import Acceptor
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from tunnel.reactor import Reactor
     from tunnel.spec import Address
     from tunnel.stats import Stats
+
+LIFE_SIGN: Final = 0.3
+"""Seconds in which the present client has to answer when another one wants its tunnel; four round trips if they are
+more, and two seconds at the most."""
 
 
 def _always() -> bool:
@@ -377,7 +381,7 @@ class Server:
         if hello.instance == self._link_instance:
             link.close("the same client came back on a new connection")
             return None
-        patience = min(2.0, max(0.3, 4 * (link.rtt or 0.0)))
+        patience = max(LIFE_SIGN, min(2.0, 4 * (link.rtt or 0.0)))
         if await link.answers(patience):
             return f"another client, {link.channel.peer}, has this tunnel and answers"
         link.close(f"it did not answer within {patience:.1f} s and another client is here")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
 
+from tests.scale import GUARD
 from tests.tunnel.support import Events, balanced, reset, shared_parts, turns, until
-from tunnel import listeners, protocol, strangers, tls
+from tunnel import listeners, protocol, server, strangers, tls
 from tunnel.capacity import Bounds
 from tunnel.channel import Channel
 from tunnel.handshake import ClientHandshake
@@ -260,7 +264,7 @@ async def test_a_data_connection_that_ends_with_its_preface_is_not_pooled(door: 
     for sock in given_up:
         sock.close()
     living = door.knock(door.data, protocol.encode_preface(secret, 9))
-    await until(lambda: len(link.pool), "the living one is pooled")
+    await until(lambda: 9 in link.pool._idle, "the living one is pooled")
     await until(lambda: len(door.shared.reactor) == watched + 1, "the others are closed")
     data = link.pool.take()
     assert data is not None
@@ -271,7 +275,10 @@ async def test_a_data_connection_that_ends_with_its_preface_is_not_pooled(door: 
     channel.close("done")
 
 
-async def test_the_same_client_takes_over_at_once_and_a_rival_does_not(door: Door) -> None:
+async def test_the_same_client_takes_over_at_once_and_a_rival_does_not(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "LIFE_SIGN", GUARD)
     first, _ = await greet(door)
     first.listen(Answering(first))
     with pytest.raises(AssertionError, match=r"another client, .*, has this tunnel and answers"):
@@ -291,11 +298,45 @@ async def test_a_silent_client_gives_way_to_a_rival(door: Door) -> None:
     rival.close("done")
 
 
-async def test_a_client_that_leaves_with_its_greeting_is_not_waited_for(door: Door) -> None:
+async def test_an_answer_that_came_while_the_server_was_stopped_counts(door: Door) -> None:
+    channel, _ = await greet(door)
+    link = door.taker.links[0]
+    await until(lambda: channel._frames, "the first ping is here")
+    door.shared.reactor.release(channel._sock)
+    stopped, answered = threading.Event(), threading.Event()
+
+    def answer() -> None:
+        stopped.wait(GUARD)
+        channel._sock.setblocking(True)
+        channel._session.feed(channel._sock.recv(4096))
+        view = memoryview(bytearray(4096))
+        [(kind, payload)] = protocol.Decoder().feed(bytes(view[: channel._session.read_into(view)]))
+        assert kind is Kind.PING
+        channel._session.write(protocol.encode(Kind.PONG, payload))
+        channel._sock.send(channel._session.take())
+        answered.set()
+
+    client = threading.Thread(target=answer)
+    client.start()
+    asking = asyncio.create_task(link.answers(0.1))
+    await until(lambda: link._answer is not None, "the question is asked")
+    await turns(3)
+    stopped.set()
+    assert answered.wait(GUARD)
+    time.sleep(0.2)  # noqa: ASYNC251  the loop stands still until the time for an answer is over
+    assert await asking
+    client.join()
+    channel.close("done")
+
+
+async def test_a_client_that_leaves_with_its_greeting_is_not_waited_for(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers, "PATIENCE", 10 * GUARD)
     hello = tls.TlsSession(tls.pinned_context(), server_side=False)
     hello.handshake()
     sock = door.knock(door.tunnel, hello.take())
     sock.shutdown(socket.SHUT_WR)  # greeting and end arrive as one event
-    await until(lambda: door.stats.refused_handshakes == 1, "it is refused", deadline=2)
-    await until(lambda: door.idle, "its socket is closed", deadline=2)
+    await until(lambda: door.stats.refused_handshakes == 1, "it is refused")
+    await until(lambda: door.idle, "its socket is closed")
     sock.close()
