@@ -20,8 +20,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.ports import free_port
+from tests.scale import GUARD
 from tests.tunnel.support import Events, balanced, shared_parts, tcp_pair, turns, until
 from tunnel import backoff, entrance
+from tunnel import server as server_module
 from tunnel.engine import Engine
 from tunnel.link import Link
 from tunnel.pool import Pool
@@ -59,8 +62,8 @@ class Life:
     def reason(self) -> str:
         return self.engine.snapshot().reason or ""
 
-    async def becomes(self, state: State, deadline: float = 10) -> None:
-        await until(lambda: self.state is state or self.task.done(), f"{self.engine.name} is {state}", deadline)
+    async def becomes(self, state: State) -> None:
+        await until(lambda: self.state is state or self.task.done(), f"{self.engine.name} is {state}")
         assert self.state is state, (self.state, [event.text for event in self.events])
 
     async def end(self) -> None:
@@ -132,17 +135,11 @@ async def visit(address: str) -> AsyncIterator[tuple[asyncio.StreamReader, async
 
 async def ask(address: str, size: int = 200_000) -> None:
     """One visitor: says much, ends, and hears all of it again."""
-    async with visit(address) as (reader, writer), asyncio.timeout(10):
+    async with visit(address) as (reader, writer), asyncio.timeout(GUARD):
         said = bytes(n % 251 for n in range(size))
         writer.write(said)
         writer.write_eof()
         assert await reader.read(-1) == said
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def visitors_address(*lives: Life) -> str:
@@ -248,7 +245,10 @@ async def test_who_has_not_the_key_is_refused_and_cools_down(shared: Shared, key
             assert KEY.reveal() not in repr([*server.events, *client.events])
 
 
-async def test_a_rival_is_refused_and_takes_over_when_the_first_is_gone(shared: Shared) -> None:
+async def test_a_rival_is_refused_and_takes_over_when_the_first_is_gone(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "LIFE_SIGN", GUARD)
     async with echo() as target, pair(shared, target) as (server, client):
         link = server.engine.snapshot().link
         async with living(shared, client_spec(server, target), "rival") as rival:
@@ -263,7 +263,7 @@ async def test_a_rival_is_refused_and_takes_over_when_the_first_is_gone(shared: 
 
 
 async def test_a_cooldown_ends_when_somebody_asks(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backoff, "delay", lambda *_: 60.0)
+    monkeypatch.setattr(backoff, "delay", lambda *_: 600.0)
     port = free_port()
     async with (
         echo() as target,
@@ -273,7 +273,7 @@ async def test_a_cooldown_ends_when_somebody_asks(shared: Shared, monkeypatch: p
         assert "it refused the connection" in client.reason
         cooldown = client.engine.snapshot().cooldown
         assert cooldown.attempt == 1
-        assert 55 < cooldown.remaining_s <= 60
+        assert 500 < cooldown.remaining_s <= 600
         async with living(shared, server_spec("127.0.0.1:0", f"127.0.0.1:{port}", mode=Mode.REVERSE)) as server:
             await server.becomes(State.WAITING)
             client.engine.retry()
@@ -289,7 +289,7 @@ async def test_a_refused_target_is_told_at_both_ends_and_heals_by_itself(shared:
     port = free_port()
     async with pair(shared, f"127.0.0.1:{port}", direction, server_cooldown=0.3, client_cooldown=0.3) as both:
         address = visitors_address(*both)
-        async with visit(address) as (reader, _), asyncio.timeout(2):
+        async with visit(address) as (reader, _), asyncio.timeout(GUARD):
             assert await reader.read(-1) == b""
         for life in both:
             await life.becomes(State.COOLDOWN)
@@ -304,7 +304,7 @@ async def test_a_refused_target_is_told_at_both_ends_and_heals_by_itself(shared:
 async def test_an_exit_that_is_closed_tries_its_target_no_more(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff, "delay", lambda *_: 0.05)
     async with pair(shared, f"127.0.0.1:{free_port()}") as (server, client):
-        async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(2):
+        async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(GUARD):
             await reader.read(-1)
         await client.becomes(State.COOLDOWN)
         for _ in range(5):
@@ -341,7 +341,7 @@ async def test_visitors_beyond_the_limit_wait_in_the_backlog(shared: Shared) -> 
                 await ask_snapshot(server, lambda shown: shown.connections.active == 2)
                 assert not answer.done()
                 first.transport.abort()
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(GUARD):
                     assert await answer == b"third"
         assert server.engine.snapshot().connections.limit == 2
 
@@ -359,7 +359,7 @@ async def test_limits_change_while_visitors_are_here(shared: Shared) -> None:
         async with visit(address) as (_, first):
             first.write(b"x")
             await until(lambda: server.engine.snapshot().connections.active == 1, "one is served")
-            more = Settings(semaphore_limit=3, given=frozenset({"semaphore_limit"}), report_interval=1.0)
+            more = Settings(semaphore_limit=3, given=frozenset({"semaphore_limit"}), report_interval=4.0)
             link = server.engine.snapshot().link
             for life in (server, client):
                 life.engine.adopt(dataclasses.replace(life.engine.spec, settings=more))
@@ -388,7 +388,7 @@ async def test_a_visitor_waits_for_a_link_for_a_bounded_time(shared: Shared, mon
     async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.becomes(State.WAITING)
         for _ in range(2):  # the second one comes when the time is over already
-            async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(8):
+            async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(GUARD):
                 assert await reader.read(-1) == b""
         assert server.engine.snapshot().connections.failed == 2
         assert server.events.said("there was no link for it in 2 s")
@@ -427,7 +427,7 @@ async def test_a_drain_has_a_limit_and_closing_cuts(shared: Shared) -> None:
                     server.engine.drain(30)
                     await turns(5)
                     server.engine.close()
-                async with asyncio.timeout(3):
+                async with asyncio.timeout(GUARD):
                     with contextlib.suppress(ConnectionError):
                         assert await reader.read(-1) == b""
                 await server.end()
@@ -459,7 +459,7 @@ async def test_silence_ends_a_link_after_three_intervals(shared: Shared, monkeyp
         heard = Link.heard
         with monkeypatch.context() as patch:
             patch.setattr(Link, "heard", lambda *_: None)
-            await until(lambda: server.events.said("has been silent for 0."), "the silence was noticed")
+            await until(lambda: server.events.said("has been silent for "), "the silence was noticed")
         assert Link.heard is heard
         await client.becomes(UP)
         await server.becomes(UP)
@@ -562,8 +562,8 @@ async def test_a_server_that_resets_every_connection_is_no_defect(shared: Shared
 
 
 async def test_an_address_in_use_is_a_cooldown_with_a_hint_and_heals(shared: Shared) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        port = holder.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         life = living(shared, server_spec(f"127.0.0.1:{port}"))
         server = await life.__aenter__()
         await server.becomes(State.COOLDOWN)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
+from tests.scale import GUARD
 from tests.tunnel.support import Events, until
 from tests.tunnel.test_engine import (
     KEY,
     UP,
     Life,
     echo,
-    free_port,
     living,
     pair,
     server_spec,
@@ -40,7 +41,7 @@ async def succeeding(parts: Shared, old: Life, changed: TunnelSpec) -> AsyncIter
     """An engine in the place of another, which drains."""
     engine = Engine(old.engine.name, changed, shared=parts, sink=old.events.append)
     await engine.prepare(old.engine)
-    old.engine.drain(10)
+    old.engine.drain(2 * GUARD)
     life = Life(engine, old.events, asyncio.create_task(engine.run()))
     try:
         yield life
@@ -76,16 +77,17 @@ async def test_a_changed_server_takes_the_port_without_losing_anybody(shared: Sh
         living(shared, spec(Role.CLIENT, tunnel, visitors, key=KEY)) as client,
     ):
         await client.becomes(UP)
-        async with (
-            visit(visitors) as (reader, writer),
-            succeeding(shared, server, server_spec(second, tunnel, mode=Mode.FORWARD)) as successor,
-        ):
-            async with visit(visitors) as (other, _), asyncio.timeout(5):  # while the link moves
+        async with contextlib.AsyncExitStack() as stack:
+            reader, writer = await stack.enter_async_context(visit(visitors))
+            async with asyncio.timeout(GUARD):
+                assert await reader.readexactly(3) == b"old"
+            changed = server_spec(second, tunnel, mode=Mode.FORWARD)
+            successor = await stack.enter_async_context(succeeding(shared, server, changed))
+            async with visit(visitors) as (other, _), asyncio.timeout(GUARD):  # while the link moves
                 assert await other.readexactly(3) in {b"old", b"new"}
             await successor.becomes(UP)
-            async with visit(visitors) as (other, _), asyncio.timeout(5):
+            async with visit(visitors) as (other, _), asyncio.timeout(GUARD):
                 assert await other.readexactly(3) == b"new"
-            assert await reader.readexactly(3) == b"old"
             assert server.state is State.DRAINING
             writer.write_eof()
             assert await reader.read() == b""
@@ -103,7 +105,7 @@ async def test_a_changed_client_keeps_accepting_on_its_port(shared: Shared) -> N
         await client.becomes(UP)
         changed = dataclasses.replace(client.engine.spec, data_tls=DataTls.PINNED)
         async with succeeding(shared, client, changed) as successor:
-            async with visit(visitors) as (reader, _), asyncio.timeout(5):
+            async with visit(visitors) as (reader, _), asyncio.timeout(GUARD):
                 assert await reader.readexactly(4) == b"word"
             await successor.becomes(UP)
             assert successor.engine.snapshot().data_tls == 1
@@ -117,7 +119,7 @@ async def test_what_cannot_be_bound_leaves_the_old_one_as_it_was(shared: Shared)
         with pytest.raises(NetError, match="in use"):
             await Engine("successor", taken, shared=shared, sink=Events().append).prepare(server.engine)
         assert len(shared.reactor) == watched
-        async with visit(visitors_address(server, client)) as (reader, _), asyncio.timeout(5):
+        async with visit(visitors_address(server, client)) as (reader, _), asyncio.timeout(GUARD):
             assert await reader.readexactly(4) == b"word"
 
 
@@ -137,7 +139,7 @@ async def test_the_server_is_the_first_to_close_data_connections(
         pair(shared, target, direction, data_tls=tls) as (server, client),
     ):
         data_port = int((server.engine.snapshot().data_addr or "").rpartition(":")[2])
-        async with visit(visitors_address(server, client)) as (reader, writer), asyncio.timeout(5):
+        async with visit(visitors_address(server, client)) as (reader, writer), asyncio.timeout(GUARD):
             connection = (data_port, await client_port_of_the_visitor(server))
             writer.write(b"hello")
             if visitor_first:
