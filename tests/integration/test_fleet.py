@@ -20,6 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion
 
 from orchestrator.mqtt.broker import Broker, Dialer
 from orchestrator.mqtt.identity import identity
@@ -29,6 +31,7 @@ from tests.integration.harness import ROOT, Command, Daemon, Stage, until
 from tests.integration.peers import connect
 from tests.integration.test_programs import find, needs
 from tests.ports import free_port
+from tests.scale import GUARD, allowed
 from tests.tui.conftest import picture, shows
 from tests.tui.conftest import until as seen
 from tui.app import Dashboard
@@ -120,18 +123,39 @@ class Ear:
         return found
 
 
-def retained(broker: Mosquitto, *options: str, topic: str = f"{TREE}/#") -> dict[str, Any]:
-    """What the broker holds now."""
-    command = ["mosquitto_sub", "-p", str(broker.port), "-F", "%t %p", "-t", topic, "-W", "1", "--retained-only"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
-    return {where.removeprefix(f"{TREE}/"): json.loads(text) for where, text in lines}
+def retained(broker: Mosquitto, login: tuple[str, str] | None = None, *, topic: str = f"{TREE}/#") -> dict[str, Any]:
+    """What the broker holds now: all that it says before it answers to a second subscription."""
+    found: dict[str, Any] = {}
+    answers: list[int] = []
+
+    def subscribe(client: paho.Client, *_: object) -> None:
+        client.subscribe(topic)
+        client.subscribe("nothing/is/said/here")
+
+    def hear(_client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
+        if message.retain:
+            found[message.topic.removeprefix(f"{TREE}/")] = json.loads(message.payload)
+
+    client = paho.Client(CallbackAPIVersion.VERSION2)
+    client.on_connect, client.on_message = subscribe, hear
+    client.on_subscribe = lambda _client, _data, number, *_: answers.append(number)
+    if login:
+        client.username_pw_set(*login)
+    client.connect("127.0.0.1", broker.port)
+    until(lambda: client.loop(0.1) or len(answers) == 2, within=10, what="the broker tells what it holds")
+    client.disconnect()
+    return found
+
+
+def gone(broker: Mosquitto, host: str) -> None:
+    """Wait until the broker has heard, or said itself, that a host is gone."""
+    until(lambda: retained(broker)[f"{host}/status"]["online"] is False, within=5, what=f"{host} is gone")
 
 
 def publish(broker: Mosquitto, topic: str, payload: object, *options: str) -> subprocess.CompletedProcess[str]:
     text = payload if isinstance(payload, str) else json.dumps(payload)
     command = ["mosquitto_pub", "-V", "5", "-p", str(broker.port), "-q", "1", "-t", f"{TREE}/{topic}", "-m", text]
-    return subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=20)
+    return subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=GUARD)
 
 
 @pytest.fixture
@@ -231,12 +255,12 @@ def test_topics_and_payloads_of_the_contract_and_no_secret_in_any(
     assert sequence == sorted(set(sequence))
     with connect(("127.0.0.1", hosts.visitor_port)) as visitor:
         visitor.sendall(b"x" * 100)
-        stats = ear.hears("edge-1/t/web/stats", lambda word: word["connections"]["active"] == 1)
-        assert stats["bytes"]["in"] == 100
+        stats = ear.hears(
+            "edge-1/t/web/stats", lambda word: (word["connections"]["active"], word["bytes"]["in"]) == (1, 100)
+        )
         assert {"v", "pool", "signals", "connections", "bytes", "rtt_ms", "cooldown"} <= set(stats)
-    events = ear.on("edge-1/event")
-    assert all({"v", "ts", "kind", "tunnel", "text"} <= set(event) for event in events)
-    assert any(event["kind"] == "reload" for event in events)
+    until(lambda: "reload" in {event["kind"] for event in ear.on("edge-1/event")}, within=5, what="the reload is told")
+    assert all({"v", "ts", "kind", "tunnel", "text"} <= set(event) for event in ear.on("edge-1/event"))
     one.file.write_text("version: 1\ntunnels: [\n")
     broken = ear.hears("edge-1/info", lambda word: word["config_ok"] is False, within=15)
     assert ":2:" in broken["config_error"] or ":3:" in broken["config_error"]
@@ -302,7 +326,7 @@ def test_a_broker_that_restarts_hears_the_truth_within_seconds(stage: Stage, bro
         until(
             lambda: {"edge-1/t/web/state", "edge-2/t/web/state"} <= set(retained(broker)), within=5, what="all is told"
         )
-        assert time.monotonic() - began < 7, "five seconds, and two looks"
+        assert time.monotonic() - began < allowed(7), "five seconds, and two looks"
         told = retained(broker)
         assert told["edge-1/t/web/state"]["link"] == one.tunnel("web")["link"]
         assert told["edge-1/status"]["online"] is True
@@ -319,7 +343,7 @@ def test_a_frozen_broker_holds_up_nothing(stage: Stage, broker: Mosquitto, hosts
         one.signal(signal.SIGTERM)
         began = time.monotonic()
         assert one.ends(within=15) == 0
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < allowed(10)
     finally:
         broker.process.send_signal(signal.SIGCONT)
 
@@ -342,8 +366,9 @@ def test_no_broker_is_no_reason_not_to_start(stage: Stage, hosts: Hosts) -> None
     daemon = stage.up(hosts.server, supervisor={"mqtt": {"url": f"mqtt://127.0.0.1:{nobody}", "host": "edge-1"}},
                       env={"XDG_STATE_HOME": str(stage.directory)})  # fmt: skip
     daemon.is_in("waiting", name="web")
+    until(lambda: mqtt_of(daemon)["state"] == "unreachable", within=5, what="the lack of a broker is shown")
     shown = mqtt_of(daemon)
-    assert (shown["state"], shown["broker"], shown["host"]) == ("unreachable", f"mqtt://127.0.0.1:{nobody}", "edge-1")
+    assert (shown["broker"], shown["host"]) == (f"mqtt://127.0.0.1:{nobody}", "edge-1")
     time.sleep(2)  # several attempts
     assert len([line for line in daemon.said().splitlines() if "mqtt" in line]) == 1, "told once, not at each attempt"
 
@@ -416,10 +441,10 @@ def test_commands_are_done_and_answered_or_refused_with_the_reason(
     boot = ear.hears("edge-1/status")["boot"]
     ear.hears("edge-1/t/web/state", lambda word: word["state"] == "waiting")
     order = {"v": 1, "op": "stop", "target": "web"}
-    done = answer_to(broker, ear, {**order, "id": "1", "boot": boot, "exp": time.time() + 30})
+    done = answer_to(broker, ear, {**order, "id": "1", "boot": boot, "exp": time.time() + 300})
     assert (done["ok"], done["error"], done["result"]["name"]) == (True, None, "web")
     daemon.is_in("stopped", name="web")
-    ear.hears("edge-1/t/web/state", lambda word: word["state"] == "stopped", within=2)
+    ear.hears("edge-1/t/web/state", lambda word: word["state"] == "stopped")
     refusals: list[tuple[dict[str, Any], str]] = [
         ({"id": "1"}, "given before"),
         ({"boot": "another"}, "another life"),
@@ -440,8 +465,6 @@ def test_commands_are_done_and_answered_or_refused_with_the_reason(
     old = answer_to(broker, ear, {**order, "id": "old", "op": "start"}, "-r")
     assert "retained" in old["error"]
     until(lambda: "edge-1/cmd" not in retained(broker), within=5, what="the retained command is cleared")
-    cleared = [text for _, topic, text in ear.all() if topic == f"{TREE}/edge-1/cmd" and not text]
-    assert len(cleared) == 1, "the host does not answer its own clearing"
     assert daemon.tunnel("web")["state"] == "stopped"
     assert answer_to(broker, ear, {"v": 1, "id": "all", "op": "start", "target": "*"})["ok"]
     daemon.is_in("waiting", name="web")
@@ -451,6 +474,8 @@ def test_commands_are_done_and_answered_or_refused_with_the_reason(
     wrong = answer_to(broker, ear, {"v": 1, "id": "re2", "op": "reload"})
     assert not wrong["ok"]
     assert f"{daemon.file.name}:1:" in wrong["error"]
+    cleared = [text for _, topic, text in ear.all() if topic == f"{TREE}/edge-1/cmd" and not text]
+    assert len(cleared) == 1, "the host does not answer its own clearing"
 
 
 def test_a_command_retained_while_nobody_was_there_is_not_done(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
@@ -483,17 +508,21 @@ def _still(tunnel: dict[str, Any]) -> dict[str, Any]:
     return {**tunnel, "rtt_ms": None, "pool": {**tunnel["pool"], "dialing": None}}
 
 
+def _still_of(hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, list[dict[str, Any]]]]:
+    return {name: (host["generation"], [_still(one) for one in host["tunnels"]]) for name, host in hosts.items()}
+
+
 def test_fleet_ps_is_what_every_host_says_of_itself(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
     one, two = hosts.pair(broker)
-    time.sleep(3)  # the retained states are told once more when their numbers came to rest
-    code, out, _ = fleet(stage, broker, "ps", "--json")
-    told = {host["host"]: host for host in json.loads(out)["hosts"]}
-    assert code == 0
-    for name, daemon in (("edge-1", one), ("edge-2", two)):
-        truth = daemon.status()
-        assert told[name]["presence"] == "online"
-        assert told[name]["generation"] == truth["generation"]
-        assert [_still(tunnel) for tunnel in told[name]["tunnels"]] == [_still(tunnel) for tunnel in truth["tunnels"]]
+    daemons = {"edge-1": one, "edge-2": two}
+
+    def tells_the_truth() -> bool:
+        code, out, _ = fleet(stage, broker, "ps", "--json")
+        told = {host["host"]: host for host in json.loads(out)["hosts"]}
+        assert {name: host["presence"] for name, host in told.items()} == dict.fromkeys(daemons, "online")
+        return code == 0 and _still_of(told) == _still_of({name: host.status() for name, host in daemons.items()})
+
+    until(tells_the_truth, within=10, what="states are told once more when their numbers have come to rest")
     code, out, _ = fleet(stage, broker, "ps", "--paths")
     ends = f"127.0.0.1:{hosts.visitor_port} edge-1/web (up) ═ edge-2/web (up) → 127.0.0.1:{hosts.target.port}"
     assert out == f"visitors → {ends}\n"
@@ -501,6 +530,7 @@ def test_fleet_ps_is_what_every_host_says_of_itself(stage: Stage, broker: Mosqui
     assert out.startswith("edge-2")
     assert "edge-1" not in out
     two.kill()
+    gone(broker, "edge-2")
     code, out, _ = fleet(stage, broker, "ps")
     assert code == 3
     assert re.search(r"^edge-2.*, gone, 1 tunnel, last heard of \d+ s ago$", out, re.MULTILINE)
@@ -513,7 +543,7 @@ def test_fleet_restarts_within_a_second_and_says_what_it_cannot(stage: Stage, br
     code, out, _ = fleet(stage, broker, "restart", "edge-2/web", "--json")
     (result,) = json.loads(out)["results"]
     assert code == 0
-    assert result["seconds"] < 1
+    assert result["seconds"] < allowed(1)
     until(lambda: two.tunnel("web")["link"] not in {link, None}, within=5, what="it is another link")
     code, out, said = fleet(stage, broker, "stop", "edge-*")
     assert (code, said) == (0, "")
@@ -529,6 +559,7 @@ def test_fleet_restarts_within_a_second_and_says_what_it_cannot(stage: Stage, br
     assert fleet(stage, broker, "reload", "edge-1", "edge-2")[0] == 0
     assert fleet(stage, broker, "reload", "edge-1/web")[0] == 2
     two.kill()
+    gone(broker, "edge-2")
     code, _, said = fleet(stage, broker, "start", "edge-2/web")
     assert code == 4
     assert "host 'edge-2' is gone" in said
@@ -560,7 +591,7 @@ async def test_the_dashboard_steers_another_host_and_sees_it_go_and_return(
         began = time.monotonic()
         await pilot.click("#yes")
         await seen(pilot, shows(app, "edge-2/web is restarted"))
-        assert time.monotonic() - began < 2, "a second, and some time to draw"
+        assert time.monotonic() - began < allowed(2), "a second, and some time to draw"
         await seen(pilot, lambda: app.view.tunnels["edge-2/web"].data["link"] not in {link, None})
         await pilot.press("p")
         ends = (f"127.0.0.1:{hosts.visitor_port}", f"127.0.0.1:{hosts.target.port}", "edge-1", "edge-2")

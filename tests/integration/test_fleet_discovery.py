@@ -18,7 +18,7 @@ from tests.ports import free_port
 pytestmark = needs("mosquitto", "mosquitto_sub", "mosquitto_pub", "mosquitto_passwd")
 
 TREES: Final = ("homeassistant/#", "ha/here/#")
-OPERATOR: Final = ("-u", "operator", "-P", PASSWORD)
+OPERATOR: Final = ("operator", PASSWORD)
 SENSORS: Final = ("connections", "bytes_in", "bytes_out")
 
 
@@ -41,18 +41,18 @@ def of_host(prefix: str = "homeassistant") -> set[str]:
     return {f"{prefix}/binary_sensor/edge-1/nodepass-orch_host_{what}/config" for what in ("online", "configuration")}
 
 
-def configured(broker: Mosquitto, *options: str) -> dict[str, Any]:
+def configured(broker: Mosquitto, login: tuple[str, str] | None = None) -> dict[str, Any]:
     """What stands below both prefixes."""
-    return {topic: text for tree in TREES for topic, text in retained(broker, *options, topic=tree).items()}
+    return {topic: text for tree in TREES for topic, text in retained(broker, login, topic=tree).items()}
 
 
-def stand(broker: Mosquitto, wanted: set[str], *options: str) -> dict[str, Any]:
+def stand(broker: Mosquitto, wanted: set[str], login: tuple[str, str] | None = None) -> dict[str, Any]:
     """What stands there once it is this."""
     found: dict[str, Any] = {}
 
     def is_wanted() -> bool:
         found.clear()
-        found.update(configured(broker, *options))
+        found.update(configured(broker, login))
         return set(found) == wanted
 
     try:
@@ -126,7 +126,7 @@ def test_the_rule_of_the_sample_lets_a_host_configure_itself_alone_and_its_lack_
     rules.write_text(f"{text.replace(f'# {line}', line)}topic read homeassistant/#\n")
     guarded.start()
     daemon = hosts.up("edge-1", guarded, hosts.server, username="edge-1", password=PASSWORD, discovery=True)
-    stand(guarded, of_host() | of_tunnel("web"), *OPERATOR)
+    stand(guarded, of_host() | of_tunnel("web"), OPERATOR)
     stranger = publish(guarded, "x", "{}", "-u", "edge-2", "-P", PASSWORD, "-t", "homeassistant/sensor/edge-1/x/config")
     assert "ot authorized" in stranger.stderr
     assert "discovery" not in daemon.said()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.config.manifest import listening
 from orchestrator.supervisor.keeper import at_rest
+from tests.scale import GUARD
 from tunnel.net import NetError
 from tunnel.spec import LogLevel
 from tunnel.state import Event, Standing, State, timestamp
@@ -150,7 +151,7 @@ class Workshop:
         return self.made[name][-1]
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = GUARD) -> None:
     """Wait for a condition; a test that waits longer has failed."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  conditions of any kind announce nothing

@@ -26,6 +26,7 @@ from orchestrator.process.paths import SocketPathError
 from orchestrator.supervisor.desk import VERBS, Desk
 from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import Workshop, until
+from tests.scale import GUARD
 from tunnel.spec import LogLevel
 from tunnel.state import State
 
@@ -89,7 +90,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, 
 
 async def take(events: AsyncIterator[tuple[str, Any]], kind: str, wanted: str = "") -> Any:  # noqa: ANN401  as above
     """The next event of a kind whose text has a word in it."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(GUARD):
         async for found, data in events:
             if found == kind and wanted in json.dumps(data):
                 return data
@@ -113,7 +114,7 @@ async def running(path: Path, text: str = FILE, *, read_only: bool = False) -> A
         await until(lambda: supervisor.is_ready)
         yield house
         supervisor.close()
-        await asyncio.wait_for(life, 10)
+        await asyncio.wait_for(life, GUARD)
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ async def test_what_is_no_http_is_nobodys_traceback(house: House, caplog: pytest
     for nonsense in (b"\x16\x03\x01\r\n\r\n", b"GET /v1/status HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nA b: c\r\n\r\n"):
         reader, writer = await asyncio.open_unix_connection(house.file.parent / "np.sock")
         writer.write(nonsense)
-        assert b" 400 " in (await asyncio.wait_for(reader.read(), 5))[:20]
+        assert b" 400 " in (await asyncio.wait_for(reader.read(), GUARD))[:20]
         writer.close()
     assert not caplog.records
 
@@ -292,7 +293,7 @@ async def test_changes_make_the_status_again(house: House) -> None:
         for name in ("web", ODD, "web"):
             await house.ask("POST", f"/v1/tunnels/{quote(name, safe='')}/restart")
             await until(lambda name=name: house.state(name) is State.UP)  # type: ignore[misc]  # bound now, not later
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(GUARD):
             async for kind, data in events:
                 if kind == "change":
                     for name, changed in data["changed"].items():
@@ -328,9 +329,9 @@ async def test_streams_end_with_the_daemon(tmp_path: Path) -> None:
     async with running(tmp_path):
         reader, writer = await asyncio.open_unix_connection(tmp_path / "np.sock")
         writer.write(b"GET /v1/logs?follow=true HTTP/1.1\r\nHost: x\r\n\r\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(GUARD):
             await reader.readuntil(b"tunnels started")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(GUARD):
         rest = await reader.read()
     writer.close()
     assert b"all tunnels are closed" in rest

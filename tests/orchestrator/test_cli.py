@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,10 +15,12 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
+from tests.scale import GUARD
 from tunnel.options import OPTION_NAMES
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 20.0
+PATIENCE = 2 * GUARD
 COMMAND = [sys.executable, "-m", "orchestrator.cli"]
 FILE = "version: 1\ntunnels:\n  here: server://127.0.0.1:{a}/127.0.0.1:{b}\n  there: client://127.0.0.1:{a}/127.0.0.1:{c}\n"
 
@@ -85,12 +86,8 @@ def shell(tmp_path: Path) -> Shell:
 
 @pytest.fixture
 def file(shell: Shell) -> Path:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in "abc"]
-    ports = [held.getsockname()[1] for held in sockets]
-    for held in sockets:
-        held.close()
     path = shell.path / "tunnels.yaml"
-    path.write_text(FILE.format(a=ports[0], b=ports[1], c=ports[2]))
+    path.write_text(FILE.format(a=free_port(), b=free_port(), c=free_port()))
     return path
 
 

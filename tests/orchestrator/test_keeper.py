@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.supervisor.keeper import Keeper
 from tests.orchestrator.fakes import Workshop, until
+from tests.scale import GUARD
 from tunnel.options import make_spec
 from tunnel.state import Event, State
 from tunnel.url import parse
@@ -121,7 +122,7 @@ async def test_the_pause_is_shown_as_a_cooldown_with_its_reason() -> None:
     assert seen.cooldown.attempt == 1
     assert "cannot even be made" in (seen.reason or "")
     house.keeper.drain()
-    await asyncio.wait_for(house.keeper.wait(), 5)
+    await asyncio.wait_for(house.keeper.wait(), GUARD)
     assert house.state is State.STOPPED
 
 
@@ -161,7 +162,7 @@ async def test_an_engine_that_breaks_at_a_command_loses_its_task() -> None:
     await house.up()
     house.workshop.last("web").stubborn = True
     house.keeper.drain()
-    await asyncio.wait_for(house.keeper.wait(), 5)
+    await asyncio.wait_for(house.keeper.wait(), GUARD)
     seen = house.keeper.snapshot()
     assert seen.state is State.STOPPED
     assert "does not listen" in (seen.last_error or "")
@@ -177,7 +178,7 @@ async def test_drain_waits_for_the_visitor() -> None:
     assert engine.drained_with == [12.5]
     assert house.keeper.is_running
     engine.visitor_left.set()
-    await asyncio.wait_for(house.keeper.wait(), 5)
+    await asyncio.wait_for(house.keeper.wait(), GUARD)
     assert (house.state, house.keeper.snapshot().reason) == (State.STOPPED, "stopped by command")
 
 
@@ -206,7 +207,7 @@ async def test_what_cannot_work_stays_failed_and_says_why() -> None:
     house = House()
     await house.up()
     house.workshop.last("web").fail("the certificate is not one")
-    await asyncio.wait_for(house.keeper.wait(), 5)
+    await asyncio.wait_for(house.keeper.wait(), GUARD)
     seen = house.keeper.snapshot()
     assert (seen.state, seen.reason) == (State.FAILED, "the certificate is not one")
     assert len(house.workshop.made["web"]) == 1
@@ -222,5 +223,5 @@ async def test_close_does_not_wait_for_visitors(times: int) -> None:
     house.workshop.last("web").visitor_left.clear()
     for _ in range(times):
         house.keeper.close()
-    await asyncio.wait_for(house.keeper.wait(), 5)
+    await asyncio.wait_for(house.keeper.wait(), GUARD)
     assert house.state is State.STOPPED

@@ -26,6 +26,7 @@ from orchestrator.mqtt.rivals import RETURN, SILENCE, Presence, RivalError, Verd
 from orchestrator.mqtt.standing import BrokerState, Record
 from orchestrator.mqtt.topics import HostTopics, Spot, parse
 from orchestrator.supervisor.keeper import at_rest
+from tests.scale import GUARD
 from tunnel.options import make_spec
 from tunnel.state import Snapshot, State
 from tunnel.url import parse as parse_url
@@ -206,7 +207,7 @@ async def test_unconfirmed_events_are_said_again_in_their_place() -> None:
     await asyncio.sleep(0)
     assert not waiting.done()
     outbox.put(Message("event", b"3"))
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, GUARD)
 
 
 # --- pace -------------------------------------------------------------------------------------------------------------

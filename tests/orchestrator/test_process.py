@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import select
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ from orchestrator.process.logformat import LogWriter, as_json, as_text, printabl
 from orchestrator.process.process import mask_url
 from orchestrator.supervisor.defects import in_sentences
 from tests.integration.harness import until
+from tests.scale import GUARD
 from tests.tunnel.strategies import recognisable_keys
 from tunnel.spec import LogLevel
 from tunnel.state import Event
@@ -68,6 +70,7 @@ def test_a_reader_who_does_not_read_blocks_nobody() -> None:
     log = LogWriter(writing)
     for _ in range(30_000):
         log(event("x" * 100))
+    select.select([reading], [], [], GUARD)
     os.set_blocking(reading, False)
     seen = os.read(reading, 1 << 20)
     assert seen.startswith(b"2026-01-01")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from tests.scale import GUARD
 from tests.tui.fake import FakeDaemon
 from tui.app import Dashboard
 from tui.sources import ApiSource
@@ -57,7 +58,7 @@ def opened(socket: Path) -> Open:
     return open_dashboard
 
 
-async def until(pilot: Pilot[str], condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(pilot: Pilot[str], condition: Callable[[], bool], seconds: float = GUARD) -> None:
     """Until a condition holds; fails after so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
