@@ -148,6 +148,12 @@ def established(host: Host, port: int) -> list[int]:
     return [int(remote, 16) for remote in found]
 
 
+def peers(host: Host, port: int) -> set[str]:
+    """The addresses at the other ends of them."""
+    found = re.findall(rf":{port:04X} ([0-9A-F]{{8}}):[0-9A-F]{{4}} {ESTABLISHED} ", host.read("/proc/net/tcp"))
+    return {socket.inet_ntoa(bytes.fromhex(address)[::-1]) for address in found}
+
+
 def one_link(hosts: Hosts, pair: Pair, *, unlike: str | None, within: float) -> None:
     """Wait until both ends are on one link, another than before, and one control channel is all there is."""
 

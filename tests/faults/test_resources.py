@@ -61,9 +61,9 @@ def test_descriptors(stage: Stage, figure: Figure, direction: str, limited: str)
         until(lambda: target.active >= TABLE // 5, within=10, what=f"{target.active} are served, a fifth at least")
         until(lambda: "almost none left" in (full.tunnel()["last_error"] or ""), within=5, what="ps shows the reason")
         time.sleep(0.5)  # whatever was under way has found its place
-        served, before = target.active, cpu_seconds(full.pid)
+        served, before, began = target.active, cpu_seconds(full.pid), time.monotonic()
         time.sleep(1)  # the time over which is measured
-        used = cpu_seconds(full.pid) - before
+        used = (cpu_seconds(full.pid) - before) / (time.monotonic() - began)
         assert used < 0.3, f"{used:.2f} s of a processor in one second at rest"
         assert descriptors(full.pid) <= TABLE
     full.says("almost none left")
@@ -134,7 +134,8 @@ def test_many_relays(stage: Stage, figure: Figure, direction: str) -> None:
             seen.append((count, server.rss() + client.rss()))
     costs = [(after - before) / (more - fewer) / 1024 for (fewer, before), (more, after) in itertools.pairwise(seen)]
     assert all(cost < 10 for cost in costs), costs
-    assert costs[-1] < 2 * max(costs[0], 1.0), f"each costs more, the more there are: {costs}"
+    noise = 1.0 if FULL else 4.0  # KB each that memory taken in large pieces makes of so few
+    assert costs[-1] < 2 * max(costs[0], noise), f"each costs more, the more there are: {costs}"
     until(lambda: server.tunnel()["connections"]["active"] == 0, within=20, what="all have left")
     shown = ", ".join(f"{count}: {cost:.1f}" for count, cost in zip(RELAYS, costs, strict=True))
     figure(f"KB each at both ends together, {shown}")

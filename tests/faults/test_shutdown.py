@@ -15,9 +15,9 @@ import pytest
 from tests.faults.conftest import Figure
 from tests.integration.harness import Stage, until
 from tests.integration.peers import Address, ask, connect, ending, receive
-from tests.scale import FULL
+from tests.scale import FULL, GUARD
 
-LIMIT = 10.0
+LIMIT = 10.0 if FULL else 2 * GUARD
 """SHUTDOWN_TIMEOUT in seconds."""
 STAY = 3.0 if FULL else 1.0
 """Seconds for which visitors stay after the signal."""
@@ -49,13 +49,13 @@ class Load:
         """Nobody else comes; those under way are served."""
         self._closed.set()
         for thread in self._comers:
-            thread.join(20)
+            thread.join(2 * GUARD)
 
     def leave(self) -> None:
         """Everybody who stays takes his leave."""
         self._leaving.set()
         for thread in (*self._stayers, *self._comers):
-            thread.join(20)
+            thread.join(2 * GUARD)
 
     @staticmethod
     def _begin(work: Callable[[], None]) -> threading.Thread:
@@ -134,7 +134,7 @@ def test_second(stage: Stage, figure: Figure) -> None:
 
     With every signal taken for the first (``process.stop_signals`` always calling ``drain``) it stays for its limit.
     """
-    pair = stage.pair(both="shutdown_timeout=60s").up(within=15)
+    pair = stage.pair(both="shutdown_timeout=300s").up(within=15)
     with contextlib.ExitStack() as leaving:
         visitors = [leaving.enter_context(connect(pair.visitors)) for _ in range(STAYING)]
         for visitor in visitors:

@@ -11,14 +11,16 @@ from collections.abc import Generator
 import pytest
 
 from tests.faults.conftest import Figure
-from tests.faults.hosts import DIRECTIONS, FarPair, Hosts, established
+from tests.faults.hosts import DIRECTIONS, FarPair, Hosts
 from tests.integration.harness import Stage, until
 from tests.integration.peers import Target, ask, ending
 from tests.ports import free_port
-from tests.scale import FULL
+from tests.scale import FULL, allowed
 
-REFUSAL = 0.1
+REFUSAL = 0.1 if FULL else 2.0
 """Seconds in which a visitor of a target that refuses is closed, in the middle of many."""
+AT_ONCE = 1.0 if FULL else 4.0
+"""Seconds in which one hears of a target that is no more: less than it would take to give up waiting."""
 DIAL_BOUND = 10.0
 """Seconds that an exit waits for a target at the most."""
 WAIT = 5.0
@@ -37,7 +39,7 @@ class Nobody(Target):
 def closed_after(pair: FarPair, *, within: float) -> float:
     """Seconds until a visitor is closed."""
     began = time.monotonic()
-    with pair.connect(timeout=within) as visitor:
+    with pair.connect(timeout=allowed(within)) as visitor:
         assert ending(visitor) in {"end", "reset"}
     return time.monotonic() - began
 
@@ -64,7 +66,7 @@ def test_refused(stage: Stage, hosts: Hosts, figure: Figure, direction: str) -> 
         until(lambda: end.tunnel()["connections"]["failed"] >= visitors, within=5, what=f"{end.name} counts them")  # noqa: B023  called at once
         assert "refused" in end.tunnel()["last_error"]
         assert "refused" in end.is_in("cooldown")["reason"]
-        assert end.tunnel()["connections"]["active"] == 0
+        until(lambda: end.tunnel()["connections"]["active"] == 0, within=5, what="nobody is left")  # noqa: B023  as above
     assert took[visitors // 2] < REFUSAL
     figure(f"closed after {took[visitors // 2] * 1000:.1f} ms, the last of {visitors} after {took[-1] * 1000:.0f} ms")
 
@@ -130,8 +132,8 @@ def test_target_dies(stage: Stage, hosts: Hosts, figure: Figure, direction: str)
             process.kill()
             assert ending(visitor) in {"end", "reset"}
             took = time.monotonic() - began
-        assert took < 1
-        assert closed_after(pair, within=5) < 1
+        assert took < AT_ONCE
+        assert closed_after(pair, within=5) < AT_ONCE
     for end in (pair.server, pair.client):
         assert "refused" in end.is_in("cooldown")["reason"]
     figure(f"the visitor heard after {took * 1000:.0f} ms")
@@ -168,9 +170,10 @@ def test_no_data_connection(stage: Stage, hosts: Hosts, figure: Figure, directio
     Without that limit (``Entrance._expire`` empty) the visitor waits for as long as the fault lasts.
     """
     pair = hosts.pair(
-        stage, direction=direction, both="min_pool_capacity=2&max_pool_capacity=2&report_interval=1s"
+        stage, direction=direction, both="min_pool_capacity=2&max_pool_capacity=2&report_interval=4s"
     ).up()
     until(lambda: pair.server.tunnel()["pool"]["idle"] == 2, within=5, what="the pool is full")
+    link = pair.server.tunnel()["link"]
     hosts.server.run("iptables", "-A", "INPUT", "-i", "client0", "-p", "tcp", "--syn", "-j", "DROP")
     with contextlib.ExitStack() as closing:
         closing.callback(hosts.restore)
@@ -179,10 +182,10 @@ def test_no_data_connection(stage: Stage, hosts: Hosts, figure: Figure, directio
             assert ask(visitor, b"idle before") == b"idle before"
         failed = pair.entrance.tunnel()["connections"]["failed"]
         took = closed_after(pair, within=WAIT + 5)
-        assert WAIT - 0.5 < took < WAIT + 1
+        assert WAIT - 0.5 < took < WAIT + (1 if FULL else 10)
         assert pair.entrance.tunnel()["connections"]["failed"] == failed + 1
         assert f"no data connection for it in {WAIT:g} s" in pair.entrance.said()
-        assert len(established(hosts.server, pair.tunnel_port)) == 1
+        assert pair.server.tunnel()["link"] == pair.client.tunnel()["link"] == link
         assert ask(served[-1], b"still") == b"still"
         hosts.restore()
         back = pair.first_byte(within=11)  # a dial under way has its ten seconds

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import select
 import signal
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from tests.integration.harness import Stage, until
 from tests.integration.peers import ask, connect, ending, exchange, first_byte, receive
 from tests.ports import free_port
+from tests.scale import GUARD, allowed
 
 OURS = re.compile(r"/(?:orchestrator|tunnel)/(?!cli\.py\", line \d+, in <module>)")
 """A line of a traceback in our code, after the first import of all: until then Ctrl-C is the interpreter's own."""
@@ -34,28 +37,25 @@ def test_visitors_beyond_the_limit_wait_and_none_is_dropped(stage: Stage, direct
     try:
         for number, visitor in enumerate(visitors):
             visitor.sendall(bytes([number]))
-        served: list[int] = []
-        while len(served) < 5:
-            until(lambda: pair.target.active == min(2, 5 - len(served)), within=5, what="two are served at once")
-            answered = [n for n in range(5) if n not in served and answer_within(visitors[n], 0.3)]
-            assert len(answered) == min(2, 5 - len(served)), f"answered beside {served}: {answered}"
+        waiting = dict(enumerate(visitors))
+        while waiting:
+            expected = min(2, len(waiting))
+            until(lambda: len(answered(waiting)) >= expected, within=5, what=f"{expected} are served")  # noqa: B023  called at once
+            assert len(answered(waiting, 0.3)) == expected, "no more of them at once"
             assert pair.entrance.tunnel()["connections"]["active"] <= 2
-            for number in answered:
-                visitors[number].close()
-                served.append(number)
-        assert sorted(served) == [0, 1, 2, 3, 4]
+            for number in answered(waiting):
+                assert waiting[number].recv(2) == bytes([number])
+                waiting.pop(number).close()
     finally:
         for visitor in visitors:
             visitor.close()
 
 
-def answer_within(sock: socket.socket, seconds: float) -> bool:
-    """Whether a byte comes back in time; the socket stays of use."""
-    sock.settimeout(seconds)
-    try:
-        return len(sock.recv(1)) == 1
-    except TimeoutError:
-        return False
+def answered(visitors: Mapping[int, socket.socket], after: float = 0.0) -> list[int]:
+    """Who has an answer, now or after so many seconds."""
+    time.sleep(after)  # in which nobody else is to get one
+    ready = select.select(list(visitors.values()), [], [], 0)[0]
+    return [number for number, sock in visitors.items() if sock in ready]
 
 
 @both_directions
@@ -76,7 +76,7 @@ def test_a_rush_beyond_pool_and_queue_serves_everybody(stage: Stage, direction: 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(2 * GUARD)
     assert not failures
     shown = pair.entrance.tunnel()
     assert shown["pool"]["max"] == 4
@@ -87,7 +87,7 @@ def test_a_rush_beyond_pool_and_queue_serves_everybody(stage: Stage, direction: 
 @both_directions
 @pytest.mark.parametrize("which", ["server", "client"])
 def test_sigterm_lets_a_running_relay_finish_and_refuses_new_visitors(stage: Stage, direction: str, which: str) -> None:
-    pair = stage.pair(direction=direction, both="shutdown_timeout=20s").up()
+    pair = stage.pair(direction=direction, both="shutdown_timeout=100s").up()
     leaving = pair.server if which == "server" else pair.client
     with connect(pair.visitors) as visitor:
         assert ask(visitor, b"before") == b"before"
@@ -119,7 +119,7 @@ def test_a_signal_ends_an_idle_process_with_0(stage: Stage, kind: str, number: s
     began = time.monotonic()
     command.signal(number)
     assert command.ends() == 0
-    assert time.monotonic() - began < 1.5, "there is nobody to wait for"
+    assert time.monotonic() - began < allowed(1.5), "there is nobody to wait for"
     assert command.printed() == ""
 
 
@@ -127,7 +127,7 @@ def test_a_signal_ends_an_idle_process_with_0(stage: Stage, kind: str, number: s
 def test_a_second_signal_ends_at_once(stage: Stage, kind: str) -> None:
     target = stage.target()
     port, visitor_port = free_port(), free_port()
-    url = f"server://127.0.0.1:{port}/127.0.0.1:{visitor_port}?shutdown_timeout=60s"
+    url = f"server://127.0.0.1:{port}/127.0.0.1:{visitor_port}?shutdown_timeout=300s"
     server = stage.url(url) if kind == "url" else stage.up({"t": url})
     stage.url(f"client://127.0.0.1:{port}/127.0.0.1:{target.port}")
     first_byte(("127.0.0.1", visitor_port), within=5)
@@ -139,7 +139,7 @@ def test_a_second_signal_ends_at_once(stage: Stage, kind: str) -> None:
         began = time.monotonic()
         server.signal(signal.SIGTERM)
         assert server.ends() in {0, 1}
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < allowed(1.5)
         assert ending(visitor) in {"end", "reset"}
 
 
@@ -150,7 +150,7 @@ def test_a_drain_has_an_end(stage: Stage) -> None:
         began = time.monotonic()
         pair.server.signal(signal.SIGTERM)
         assert pair.server.ends() == 0
-        assert 0.8 < time.monotonic() - began < 3
+        assert 0.8 < time.monotonic() - began < allowed(3)
         assert ending(visitor) in {"end", "reset"}
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.harness import Stage, until
-from tests.integration.peers import Target, connect, receive
+from tests.integration.peers import PATIENCE, Target, connect, receive
 from tests.ports import free_port
 from tests.scale import FULL
 
@@ -43,7 +43,7 @@ def find(program: str) -> str | None:
 
 def run(*command: str, **options: object) -> subprocess.CompletedProcess[bytes]:
     """A command that has to succeed."""
-    done = subprocess.run(command, capture_output=True, check=False, timeout=90, **options)  # type: ignore[call-overload]  # typeshed cannot pass options on
+    done = subprocess.run(command, capture_output=True, check=False, timeout=180, **options)  # type: ignore[call-overload]  # typeshed cannot pass options on
     assert done.returncode == 0, f"{command}: {done.stdout!r} {done.stderr!r}"
     return done  # type: ignore[no-any-return]  # as above
 
@@ -106,7 +106,7 @@ def test_nginx_under_wrk(stage: Stage, nginx: Program, direction: str, tls: str,
     pair = stage.pair(nginx, direction=direction, both=f"tls={tls}").up()
     load = ["-c64"] if kind == "keep-alive" else ["-c32", "-H", "Connection: close"]
     url = f"http://127.0.0.1:{pair.visitors[1]}/index.html"
-    output = run(str(find("wrk")), "-t1", f"-d{SECONDS}s", *load, url).stdout.decode()
+    output = run(str(find("wrk")), "-t1", f"-d{SECONDS}s", "--timeout", "30s", *load, url).stdout.decode()
     assert "Socket errors" not in output, output
     assert "Non-2xx" not in output, output
     assert pair.server.tunnel()["connections"]["failed"] == 0
@@ -250,7 +250,7 @@ def mail(sock: socket.socket) -> None:
 def test_a_mail_client_of_a_server_that_speaks_first(stage: Stage, direction: str) -> None:
     pair = stage.pair(mail, direction=direction).up()
     for _ in range(5):
-        with smtplib.SMTP(*pair.visitors, timeout=10) as client:
+        with smtplib.SMTP(*pair.visitors, timeout=PATIENCE) as client:
             refused = client.sendmail("a@localhost", ["b@localhost"], "Subject: test\r\n\r\n" + "line\r\n" * 5000)
             assert refused == {}
 
@@ -259,7 +259,7 @@ def test_a_mail_client_of_a_server_that_speaks_first(stage: Stage, direction: st
 @both_directions
 def test_a_large_file_over_http(stage: Stage, nginx: Program, direction: str) -> None:
     pair = stage.pair(nginx, direction=direction).up()
-    connection = http.client.HTTPConnection(*pair.visitors, timeout=20)
+    connection = http.client.HTTPConnection(*pair.visitors, timeout=PATIENCE)
     try:
         for _ in range(5):
             connection.request("GET", "/big")

@@ -97,8 +97,12 @@ def test_an_end_that_freezes_and_thaws_leaves_exactly_one_link(stage: Stage, dir
     link = other.tunnel()["link"]
     end.signal(signal.SIGSTOP)
     began = time.monotonic()
-    until(lambda: other.tunnel()["state"] != "up", within=FREEZE, what=f"{other.name} notices the silence")
-    assert other.tunnel()["reason"]
+
+    def notices() -> bool:
+        shown = other.tunnel()
+        return shown["state"] != "up" and bool(shown["reason"])
+
+    until(notices, within=FREEZE, what=f"{other.name} notices the silence, and says why")
     time.sleep(max(0.0, began + FREEZE - time.monotonic()))  # the freeze itself
     end.signal(signal.SIGCONT)
     first_byte(pair.visitors, within=PROMISE)
@@ -115,7 +119,7 @@ def test_an_end_that_freezes_and_thaws_leaves_exactly_one_link(stage: Stage, dir
 @both_directions
 def test_established_relays_survive_the_loss_of_the_control_channel(stage: Stage, direction: str) -> None:
     middles, through = listener_between(stage)
-    pair = stage.pair(direction=direction, key="abcdefgh", through=through, both="report_interval=500ms").up()
+    pair = stage.pair(direction=direction, key="abcdefgh", through=through).up()
     middle = middles[0]
     with connect(pair.visitors) as visitor:
         assert ask(visitor, b"before") == b"before"
@@ -144,7 +148,7 @@ def test_a_server_that_nobody_answers_for_shows_cooldown_and_why(stage: Stage) -
 
 def test_a_name_that_does_not_resolve_is_tried_again(stage: Stage) -> None:
     daemon = stage.up({"t": "client://no-such-host.invalid:10101/127.0.0.1:1"})
-    shown = daemon.is_in("cooldown", within=15)
+    shown = daemon.is_in("cooldown", within=60)
     assert "no-such-host.invalid" in shown["reason"]
 
 

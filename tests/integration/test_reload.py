@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -18,8 +19,9 @@ from typing import Any
 import pytest
 
 from tests.integration.harness import Daemon, Stage, until
-from tests.integration.peers import Address, Target, ask, connect, exchange, first_byte, receive_all
+from tests.integration.peers import Address, Target, ask, connect, echo, exchange, receive_all
 from tests.ports import free_port
+from tests.scale import GUARD
 
 PROMPT = 1.0
 """Seconds from a save to what it changes."""
@@ -27,17 +29,8 @@ PROMPT = 1.0
 PAIRS = 50
 
 Tunnels = dict[str, Any]
-_given: set[int] = set()
 in_workers = pytest.mark.parametrize("workers", [0, 2])
 both_directions = pytest.mark.parametrize("direction", ["reverse", "forward"])
-
-
-def port_of_its_own() -> int:
-    """A free port that no other tunnel of these tests has either."""
-    while (port := free_port()) in _given:
-        pass
-    _given.add(port)
-    return port
 
 
 class Pair:
@@ -46,7 +39,7 @@ class Pair:
     def __init__(self, name: str, direction: str, target: Target, **options: object) -> None:
         self.name = name
         self.direction = direction
-        self.port, self.visitor_port = port_of_its_own(), port_of_its_own()
+        self.port, self.visitor_port = free_port(), free_port()
         self.options = options
         self.target = target
 
@@ -144,7 +137,7 @@ class House:
             ["curl", "-sS", "-X", "POST", "--unix-socket", self.daemon.socket, "http://localhost/v1/reload"],
             check=True,
             capture_output=True,
-            timeout=10,
+            timeout=GUARD,
         )
         found: dict[str, Any] = json.loads(answer.stdout)
         return found
@@ -168,7 +161,7 @@ class Visitors:
         """Everybody was served, to the end."""
         self._leaving.set()
         for thread in self._threads:
-            thread.join(20)
+            thread.join(2 * GUARD)
         assert self.failures == []
         assert self.served > len(self._threads)
 
@@ -239,8 +232,7 @@ def test_many_tunnels_and_an_edit_of_three(stage: Stage, workers: int) -> None:
     house = House(stage, tunnels, workers)
     links = house.links()
     data_port = int(house.daemon.tunnel(f"{quiet.name}-server")["data_addr"].rpartition(":")[2])
-    idle = connections_to(data_port)
-    assert len(idle) >= 2
+    idle = until(lambda: len(found := connections_to(data_port)) >= 2 and found, within=5, what="its pool is full")
 
     edited.target = other
     tunnels |= edited.entries()
@@ -444,7 +436,8 @@ def test_an_included_file_changes_comes_and_goes(stage: Stage, pairs: tuple[Pair
         house.applied(number + 2)
         until(lambda: exchange(one.visitors, b"x") == b"x" and one.target.accepted > 0, within=5, what="new target")
         inner.write_text("tunnels: [")
-        assert f"{inner}:2:1: this is not YAML" in house.wrong("the included file's fault")
+        fault = f"{inner}:2:1: this is not YAML"
+        until(lambda: fault in house.wrong("the included file's fault"), within=PROMPT, what="its place is shown")
         inner.unlink()
         house.applied(number + 3)
         until(lambda: set(house.states()) == set(two.entries()), within=5, what="the included ones have drained")
@@ -454,7 +447,7 @@ def test_an_included_file_changes_comes_and_goes(stage: Stage, pairs: tuple[Pair
 def test_a_port_that_is_taken(stage: Stage, pairs: tuple[Pair, Pair], workers: int) -> None:
     one, two = pairs
     house = House(stage, {**one.entries(), **two.entries()}, workers)
-    old, taken = one.visitor_port, stage.target()
+    old, taken = one.visitor_port, stage.keep(Target(echo, listener=socket.create_server(("127.0.0.1", free_port()))))
     with visitors(one, two):
         one.visitor_port = taken.port
         tunnels = {**one.entries(), **two.entries(log="warn")}
@@ -481,7 +474,7 @@ def test_two_tunnels_swap_their_ports(stage: Stage, pairs: tuple[Pair, Pair], wo
     house.is_up()
     for pair in (one, two):
         before = pair.target.accepted
-        first_byte(pair.visitors, within=5)
+        assert exchange(pair.visitors, b"mine") == b"mine"
         assert pair.target.accepted == before + 1
 
 
@@ -516,7 +509,7 @@ def test_limits_and_level_change_without_touching_a_connection(
     links = house.links()
     with visitors(*pairs):
         changed = {**pairs[0].entries(max_pool_capacity=5, log="debug"), **pairs[1].entries(max_pool_capacity=6)}
-        house.save(changed, defaults={"report_interval": "1s"})
+        house.save(changed, defaults={"report_interval": "4s"})
         wanted = {**dict.fromkeys(pairs[0].entries(), 5), **dict.fromkeys(pairs[1].entries(), 6)}
         until(lambda: house.limits() == wanted, within=2, what=f"{house.limits()} are {wanted}")
     assert house.links() == links

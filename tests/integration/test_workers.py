@@ -18,7 +18,7 @@ import pytest
 from tests.integration.harness import Command, Daemon, Stage, until
 from tests.integration.peers import Address, Target, ask, connect, first_byte
 from tests.ports import free_port
-from tests.scale import FULL
+from tests.scale import FULL, GUARD
 
 PROMISE = 3.0
 """Seconds after the death of a worker until its tunnels serve again."""
@@ -115,7 +115,7 @@ class Visitors:
     def close(self) -> None:
         self._over.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(2 * GUARD)
 
 
 def lives(pid: int) -> bool:
@@ -141,7 +141,7 @@ def test_a_killed_worker_comes_back_and_the_others_do_not_notice(stage: Stage, d
     before = house.workers
     os.kill(before[1], signal.SIGKILL)
     for name in mine:
-        assert first_byte(house.doors[name], within=PROMISE) < PROMISE
+        first_byte(house.doors[name], within=PROMISE)
     served = visitors.served
     until(lambda: visitors.served > served + 50, within=10, what="traffic goes on")
     visitors.close()
@@ -165,7 +165,7 @@ def test_a_worker_killed_again_and_again_comes_back_each_time(stage: Stage) -> N
         os.kill(pid, signal.SIGKILL)
         until(lambda pid=pid: house.workers[1] != pid, within=PROMISE, what="there is another worker")  # type: ignore[misc]  # mypy does not infer defaults of lambdas
         first_byte(house.doors[name], within=PROMISE)
-    assert house.daemon.tunnel(name)["restarts"] == 3
+    until(lambda: house.daemon.tunnel(name)["restarts"] == 3, within=5, what="each of them is counted")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -287,8 +287,8 @@ def test_a_changed_entry_is_applied_in_its_worker_and_the_others_do_not_notice(s
 def test_a_port_that_is_taken_leaves_the_old_engine_in_its_worker(stage: Stage) -> None:
     house = House(stage, "reverse")
     link = house.daemon.tunnel("a")["link"]
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         house.rewrite(a=re.sub(r":\d+/", f":{port}/", house.servers["a"]))
         assert "in use" in house.daemon.says("failed|rejected")
     first_byte(house.doors["a"], within=1)

@@ -298,7 +298,7 @@ assert not heavy, heavy
 
 
 def test_the_demonstration_ends_by_itself(shell: Shell) -> None:
-    done = shell.run("demo", "--no-tui", "--duration", "4")
+    done = shell.run("demo", "--no-tui", "--duration", "8")
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
     for name in ("reverse-server", "reverse-client", "forward-server", "forward-client"):

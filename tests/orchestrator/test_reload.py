@@ -13,6 +13,7 @@ from orchestrator.config.load import load
 from orchestrator.supervisor.bus import Bus
 from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import FakeEngine, Workshop, until
+from tests.scale import GUARD
 from tunnel.spec import Address, LogLevel
 from tunnel.state import State
 
@@ -64,7 +65,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     await until(lambda: all(house.state(name) is State.UP for name in START))
     yield house
     house.supervisor.close()
-    await asyncio.wait_for(house.life, 10)
+    await asyncio.wait_for(house.life, GUARD)
 
 
 async def test_only_what_changed_gets_another_engine(house: House) -> None:
@@ -321,7 +322,7 @@ async def test_a_shutdown_in_the_middle_of_a_reload_ends_all_of_it(house: House)
     await until(lambda: len(house.workshop.made["web"]) == 2)
     house.supervisor.shutdown()
     await reload
-    await asyncio.wait_for(house.life, 5)
+    await asyncio.wait_for(house.life, GUARD)
     assert all(s.state is State.STOPPED for s in house.supervisor.snapshots())
 
 

@@ -27,6 +27,7 @@ from orchestrator.workers.messages import (
 )
 from orchestrator.workers.remote import RemoteEngine
 from tests.orchestrator.fakes import until
+from tests.scale import GUARD
 from tunnel.net import NetError
 from tunnel.options import make_spec
 from tunnel.spec import LogLevel
@@ -72,7 +73,7 @@ class Bench:
 
     async def end(self) -> None:
         assert self.life is not None
-        await asyncio.wait_for(self.life, 5)
+        await asyncio.wait_for(self.life, GUARD)
 
 
 async def test_it_is_made_and_run_and_ends_as_the_worker_says() -> None:
@@ -183,12 +184,12 @@ async def test_its_task_can_be_taken_away() -> None:
 
 async def test_the_wait_before_the_next_attempt_runs_down_here() -> None:
     engine = Bench(FakePost()).engine
-    seen = replace(at_rest("web", SPEC), state=State.COOLDOWN, cooldown=CooldownView(remaining_s=0.2, attempt=3))
+    seen = replace(at_rest("web", SPEC), state=State.COOLDOWN, cooldown=CooldownView(remaining_s=2.5, attempt=3))
     began = time.monotonic()
     engine.look(seen)
-    await until(lambda: 0 < engine.snapshot().cooldown.remaining_s < 0.15)
+    await until(lambda: 0 < engine.snapshot().cooldown.remaining_s < 2.4)
     await until(lambda: engine.snapshot().cooldown.remaining_s == 0)
-    assert time.monotonic() - began >= 0.19
+    assert time.monotonic() - began >= 2.49
     assert engine.snapshot().cooldown.attempt == 3
 
 
@@ -220,7 +221,7 @@ async def test_prepared_then_run() -> None:
     preparing = await bench.prepare()
     assert bench.post.orders == [Make(8, "web", SPEC), Prepare(8, 7)]
     bench.engine.take(Prepared(8))
-    await asyncio.wait_for(preparing, 5)
+    await asyncio.wait_for(preparing, GUARD)
     await bench.run()
     assert bench.post.orders[2:] == [Run(8)]
     bench.engine.take(Ended(8, None))
@@ -232,7 +233,7 @@ async def test_what_cannot_be_bound_is_refused_with_the_same_error() -> None:
     preparing = await bench.prepare()
     bench.engine.take(Prepared(8, "cannot listen on 127.0.0.1:1", errno.EACCES))
     with pytest.raises(NetError, match="cannot listen on") as caught:
-        await asyncio.wait_for(preparing, 5)
+        await asyncio.wait_for(preparing, GUARD)
     assert caught.value.errno == errno.EACCES
     assert bench.post.engines == set()
     assert Drop(8) not in bench.post.orders
@@ -243,7 +244,7 @@ async def test_a_defect_while_preparing_is_raised_there() -> None:
     preparing = await bench.prepare()
     bench.engine.take(Ended(8, None, "internal fault"))
     with pytest.raises(BrokenElsewhereError):
-        await asyncio.wait_for(preparing, 5)
+        await asyncio.wait_for(preparing, GUARD)
 
 
 async def test_preparing_can_be_given_up() -> None:
@@ -251,7 +252,7 @@ async def test_preparing_can_be_given_up() -> None:
     preparing = await bench.prepare()
     preparing.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(preparing, 5)
+        await asyncio.wait_for(preparing, GUARD)
     assert bench.post.orders[2:] == [Drop(8)]
     bench.engine.take(Prepared(8))  # it was under way
 
@@ -261,7 +262,7 @@ async def test_a_predecessor_that_died_with_its_worker_leaves_nothing() -> None:
     preparing = await bench.prepare()
     bench.post.is_there = False
     bench.engine.lost("worker 2 was killed by SIGKILL")
-    await asyncio.wait_for(preparing, 5)
+    await asyncio.wait_for(preparing, GUARD)
     await bench.run()
     bench.post.is_there = True
     bench.engine.appear()
@@ -273,5 +274,5 @@ async def test_a_predecessor_that_died_with_its_worker_leaves_nothing() -> None:
 
 async def test_there_is_nothing_to_prepare_where_no_worker_is() -> None:
     bench = Succession(FakePost(is_there=False))
-    await asyncio.wait_for(await bench.prepare(), 5)
+    await asyncio.wait_for(await bench.prepare(), GUARD)
     assert bench.post.orders == []

@@ -16,6 +16,7 @@ from orchestrator.config.load import load
 from orchestrator.supervisor.desk import Desk
 from orchestrator.supervisor.supervisor import Supervisor, UnknownTunnelError
 from tests.orchestrator.fakes import Workshop, until
+from tests.scale import GUARD
 from tunnel.state import State
 
 FILE = """
@@ -58,7 +59,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         await until(lambda: house.state("web") is house.state("a/b [red]") is State.UP)
         yield house
         supervisor.close()
-        await asyncio.wait_for(house.life, 10)
+        await asyncio.wait_for(house.life, GUARD)
 
 
 async def test_enabled_entries_run_and_disabled_ones_are_shown(house: House) -> None:
@@ -105,7 +106,7 @@ async def test_shutdown_drains_and_waits_for_visitors(house: House) -> None:
     assert not house.life.done()
     assert engine.drained_with == [30.0]
     engine.visitor_left.set()
-    await asyncio.wait_for(house.life, 5)
+    await asyncio.wait_for(house.life, GUARD)
     assert house.state("web") is State.STOPPED
 
 
@@ -113,14 +114,14 @@ async def test_close_cuts_a_drain_short(house: House) -> None:
     house.workshop.last("web").visitor_left.clear()
     house.supervisor.shutdown()
     house.supervisor.close()
-    await asyncio.wait_for(house.life, 5)
+    await asyncio.wait_for(house.life, GUARD)
 
 
 async def test_an_engine_that_does_not_end_is_cancelled(house: House) -> None:
     house.workshop.last("web").visitor_left.clear()
     house.workshop.last("web").deaf = True
     house.supervisor.close()
-    await asyncio.wait_for(house.life, 10)
+    await asyncio.wait_for(house.life, GUARD)
 
 
 async def test_status_has_the_keys_of_the_contract(house: House) -> None:
@@ -153,14 +154,14 @@ async def test_one_tunnel_by_its_name_whatever_it_is(house: House) -> None:
 async def test_shutdown_over_the_socket(house: House) -> None:
     answer = await house.ask("shutdown")
     assert answer["ok"] is True
-    await asyncio.wait_for(house.life, 5)
+    await asyncio.wait_for(house.life, GUARD)
 
 
 async def raw(socket: Path, request: str) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of one answer."""
     reader, writer = await asyncio.open_unix_connection(socket)
     writer.write(f"{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-    head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+    head, _, body = (await asyncio.wait_for(reader.read(), GUARD)).partition(b"\r\n\r\n")
     writer.close()
     await writer.wait_closed()
     first, *lines = head.decode().split("\r\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from orchestrator.supervisor import watcher
 from orchestrator.supervisor.bus import Bus
 from orchestrator.supervisor.watcher import watching
 from tests.orchestrator.fakes import until
+from tests.scale import allowed
 
-PROMPT = 1.0  # seconds from the save to the reload
+PROMPT = allowed(1.0)
+"""Seconds from the save to the reload."""
 
 
 class Reader:
@@ -113,11 +116,14 @@ async def test_the_same_content_is_nothing_new(reader: Reader) -> None:
 
 
 async def test_twenty_saves_in_two_seconds_end_with_the_last(reader: Reader) -> None:
+    pauses, before = 0, time.monotonic()
     for number in range(100, 120):
         reader.file.write_text(text(number))
         await asyncio.sleep(0.1)
+        pauses += time.monotonic() - before > watcher._STILL
+        before = time.monotonic()
     await until(lambda: reader.texts[-1:] == [text(119)], PROMPT)
-    assert len(reader.texts) <= 5
+    assert len(reader.texts) <= 5 + pauses, "a machine that is held up between two saves makes each of them a whole one"
     tasks = len(asyncio.all_tasks())
     await asyncio.sleep(0.5)
     assert len(asyncio.all_tasks()) <= tasks
@@ -153,7 +159,7 @@ def replace_folder(folder: Path) -> None:
 
 async def test_the_folder_itself_may_be_replaced(reader: Reader, folder: Path) -> None:
     replace_folder(folder)
-    await until(lambda: reader.texts == [text(2)], 4.0)
+    await until(lambda: reader.texts == [text(2)], allowed(4.0))
     (folder / "tunnels.yaml").write_text(text(3))
     await until(lambda: reader.texts == [text(2), text(3)], PROMPT)
 
@@ -166,7 +172,7 @@ async def test_included_files_that_come_change_and_go(tmp_path: Path) -> None:
     async with watching(reader.sources, reader.reload, reader.bus):
         for name in ("more.yaml", "tunnels.d/a.yaml"):
             (tmp_path / name).write_text(f"tunnels: {{{name[-6:-5]}: 'client://127.0.0.1:1/127.0.0.1:80'}}")
-            await until(lambda name=name: tmp_path / name in reader.seen.files, 2.5)  # type: ignore[misc]  # of a default
+            await until(lambda name=name: tmp_path / name in reader.seen.files, allowed(2.5))  # type: ignore[misc]  # of a default
         before = reader.seen
         (tmp_path / "tunnels.d/a.yaml").write_text("tunnels: {a: 'client://127.0.0.1:2/127.0.0.1:80'}")
         await until(lambda: reader.seen != before, PROMPT)

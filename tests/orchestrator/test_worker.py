@@ -36,6 +36,7 @@ from orchestrator.workers.messages import (
 from orchestrator.workers.worker import Worker
 from tests.orchestrator.fakes import until
 from tests.ports import free_port
+from tests.scale import GUARD
 from tests.tunnel.support import server_context, shared_parts
 from tunnel.engine import Engine
 from tunnel.options import make_spec
@@ -92,7 +93,7 @@ class Desk:
 
     async def close(self) -> None:
         self.channel.close()
-        await asyncio.wait_for(self.life, 5)
+        await asyncio.wait_for(self.life, GUARD)
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +178,7 @@ async def test_an_heir_takes_the_listener_over(desk: Desk) -> None:
     desk.order(Drain(1, 0.0), Run(2))
     await desk.ended(1)
     await until(lambda: desk.state(2) is State.WAITING)
-    with socket.create_connection(("127.0.0.1", port), 5):
+    with socket.create_connection(("127.0.0.1", port), GUARD):
         pass
 
 
