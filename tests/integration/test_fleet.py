@@ -584,7 +584,7 @@ async def test_the_dashboard_steers_another_host_and_sees_it_go_and_return(
     link = two.tunnel("web")["link"]
     app = Dashboard(FleetSource(Broker.from_url(broker.url)))
     async with app.run_test(size=(120, 40), notifications=True) as pilot:
-        await seen(pilot, shows(app, "2 hosts", "● up 2"), 15)
+        await seen(pilot, shows(app, "2 hosts", "● up 2"))
         assert app._main._table.move_to("edge-2/web")
         await pilot.press("r")
         await seen(pilot, shows(app, "Restart edge-2/web?", "on edge-2"))
@@ -601,11 +601,11 @@ async def test_the_dashboard_steers_another_host_and_sees_it_go_and_return(
         await pilot.press("escape")
         await seen(pilot, shows(app, "◇ gone 1", "◇ 1 gone"))
         hosts.up("edge-2", broker, hosts.client)
-        await seen(pilot, shows(app, "● up 2", "◇ gone 0"), 15)
+        await seen(pilot, shows(app, "● up 2", "◇ gone 0"))
         broker.stop(signal.SIGKILL)
         await seen(pilot, shows(app, "The broker has not answered", "stale"))
         broker.start()
-        await seen(pilot, lambda: "stale" not in picture(app) and "● up 2" in picture(app), 20)
+        await seen(pilot, lambda: "stale" not in picture(app) and "● up 2" in picture(app))
 
 
 # --- users, rules, certificates ---------------------------------------------------------------------------------------

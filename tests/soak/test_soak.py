@@ -17,6 +17,7 @@ import pytest
 
 from tests.integration.harness import ROOT, until
 from tests.integration.peers import Target, connect
+from tests.scale import GUARD
 from tests.soak.chronicle import Chronicle, Visit, Window
 from tests.soak.readings import Holding, Reading, judge
 from tests.soak.streams import CorruptError, CutError, Ledger, Manner, Talk, serving, visit
@@ -101,7 +102,7 @@ def meet(manner: Manner, between: Callable[[socket.socket], None] | None = None)
     target = Target(between or serving(ledger))
     try:
         with connect(target.address) as sock:
-            visit(Talk(sock), manner, 7, 300_000, 500_000, ledger, 5)
+            visit(Talk(sock), manner, 7, 300_000, 500_000, ledger, GUARD)
     finally:
         target.close()
     return ledger

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 
+from tests.scale import GUARD
 from tests.tui.fake import FakeDaemon
 from tui.web import guard
 
@@ -35,11 +36,11 @@ def living(socket: Path) -> Iterator[FakeDaemon]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    asyncio.run_coroutine_threadsafe(fake.start(), loop).result(5)
+    asyncio.run_coroutine_threadsafe(fake.start(), loop).result(GUARD)
     yield fake
-    asyncio.run_coroutine_threadsafe(_end(fake), loop).result(5)
+    asyncio.run_coroutine_threadsafe(_end(fake), loop).result(GUARD)
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
+    thread.join(GUARD)
     loop.close()
 
 
@@ -76,7 +77,7 @@ class Terminal:
         self._slave, self._is_open = slave, True
         self.seen = ""
 
-    def until(self, text: str, seconds: float = 20.0) -> None:
+    def until(self, text: str, seconds: float = 2 * GUARD) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.seen:
             assert time.monotonic() < deadline, f"{text!r} was not seen in {self.seen[-3000:]!r}"
@@ -91,7 +92,7 @@ class Terminal:
             return False
         return True
 
-    def until_state(self, letter: str, seconds: float = 10.0) -> None:
+    def until_state(self, letter: str, seconds: float = GUARD) -> None:
         """Until the process is in a state of the kernel: T is stopped."""
         deadline = time.monotonic() + seconds
         while (state := Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]) != letter:
@@ -109,11 +110,11 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
-    def ended(self, seconds: float = 20.0) -> int:
+    def ended(self, seconds: float = 2 * GUARD) -> int:
         deadline = time.monotonic() + seconds
         while self.process.poll() is None and time.monotonic() < deadline:
             self._read()
-        code = self.process.wait(1)
+        code = self.process.wait(GUARD)
         while self._read() and select.select([self._master], [], [], 0)[0]:
             pass
         return code
@@ -136,7 +137,9 @@ def terminal(*arguments: str, **environ: str) -> Iterator[Terminal]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=30, check=False)
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=2 * GUARD, check=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,7 @@ def end(socket: Path) -> None:
     told = run("ps", "--json", "--socket", str(socket))
     if told.stdout:
         os.kill(json.loads(told.stdout)["pid"], signal.SIGTERM)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 2 * GUARD
         while run("ps", "--socket", str(socket)).returncode != 4:
             assert time.monotonic() < deadline, "it does not end"
 
@@ -228,7 +231,7 @@ def test_top_ends_with_its_terminal(living: FakeDaemon) -> None:
     with terminal("top", "--socket", str(living.socket)) as shown:
         shown.until("db-east")
         shown.hang_up()
-        assert shown.process.wait(10) == 0
+        assert shown.process.wait(GUARD) == 0
 
 
 def test_top_stops_and_goes_on(living: FakeDaemon) -> None:
@@ -275,13 +278,13 @@ def test_the_demonstration_on_a_terminal_ends_with_its_summary() -> None:
         shown.until("reverse-server")
         shown.until("cooldown")
         shown.press("q")
-        assert shown.ended(40) == 0
+        assert shown.ended() == 0
         assert "answers arrived at the visitors" in shown.seen
 
 
 def test_the_demonstration_ends_by_itself_after_its_duration() -> None:
     with terminal("demo", "--duration", "3") as shown:
-        assert shown.ended(60) == 0
+        assert shown.ended() == 0
         assert "answers arrived at the visitors" in shown.seen
 
 

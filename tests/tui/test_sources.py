@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.scale import GUARD
 from tests.tui.fake import FakeDaemon
 from tui.sources import ApiSource, Change, Happened, Heard, Lost, RefusedError, Status
 from tui.stream import EventStream, StreamError
@@ -35,7 +36,7 @@ def test_an_event_without_an_end_is_refused() -> None:
 
 
 async def following(heard: AsyncIterator[Heard]) -> Heard:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(GUARD):
         return await anext(heard)
 
 
