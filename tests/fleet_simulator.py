@@ -50,7 +50,7 @@ _BEAT: Final = 1.0  # seconds between two changes of the numbers
 _AT_ONCE: Final = 20  # hosts that are born together
 _BIRTH: Final = 60.0  # seconds in which all have to be born
 _LOOK: Final = 0.05
-_FAREWELL: Final = 5.0  # seconds for the last words of all
+_FAREWELL: Final = 30.0  # seconds for the last words of all
 _OUT: Final = 5  # tunnels that are out of service at a time
 
 

@@ -196,11 +196,16 @@ class _Client(aiomqtt.Client):
 class Session:
     """One connection, as long as it lasts. Everything raises BrokerError."""
 
-    def __init__(self, client: _Client, inbox: Inbox, broker: Broker, *, is_v5: bool) -> None:
+    def __init__(self, client: _Client, handle: socket.socket, inbox: Inbox, broker: Broker, *, is_v5: bool) -> None:
         self._client = client
+        self._handle = handle
         self._inbox = inbox
         self._broker = broker
         self._is_v5 = is_v5
+
+    def hang_up(self) -> None:
+        """End it without the protocol's goodbye, which would take our last will back."""
+        _hang_up(self._handle)
 
     async def publish(self, message: Message, *, expires: float | None = None) -> None:
         """Say something; with QoS 1 it is confirmed on return. ``expires``: seconds the broker may hold it."""
@@ -292,7 +297,7 @@ class Dialer:
             client.dial_with(sock)
             try:
                 await self._enter(client, handle)
-                yield Session(client, inbox, self.broker, is_v5=is_v5)
+                yield Session(client, handle, inbox, self.broker, is_v5=is_v5)
             finally:
                 await self._leave(client, handle)
         finally:

@@ -161,9 +161,11 @@ class Publisher:
                     self._say(LogLevel.INFO, f"published to {self._dialer.broker} as {self.host} again")
                 await asyncio.sleep(max(_BLINK, _SHARE * (time.monotonic() - began)))
                 await self._until_next_look()
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(_FAREWELL):
                     await self._farewell(session)
+            except TimeoutError:
+                session.hang_up()  # the broker says for us that we are gone
 
     async def _birth_heard(self) -> None:
         """A broker that keeps our words to itself confirms them all the same."""

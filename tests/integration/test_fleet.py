@@ -346,6 +346,7 @@ def test_a_frozen_broker_holds_up_nothing(stage: Stage, broker: Mosquitto, hosts
         assert time.monotonic() - began < allowed(10)
     finally:
         broker.process.send_signal(signal.SIGCONT)
+    gone(broker, "edge-1")  # it could say no farewell: its will has to
 
 
 @pytest.mark.slow

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
+import pytest
+
+from orchestrator.mqtt import publisher
 from orchestrator.mqtt.broker import Broker
 from orchestrator.mqtt.fleet import GONE, ONLINE
+from orchestrator.mqtt.pacing import GAP
 from orchestrator.mqtt.pairing import paths
 from orchestrator.mqtt.reader import Reader
 from tests.fleet_simulator import name_of_host, name_of_tunnel, simulated_fleet
@@ -44,7 +49,29 @@ async def test_all_tunnels_of_many_hosts_are_read_and_steered(stage: Stage) -> N
             await until(lambda: shown(reader, first, tunnel) == "up", "its end is told")
     reader = Reader(broker)
     async with reader.reading():
-        assert {host.presence(time.time()) for host in reader.fleet} == {GONE}, "all have said farewell"
+        gone = {GONE}
+        await until(lambda: {host.presence(time.time()) for host in reader.fleet} == gone, "all have said farewell")
+
+
+async def unconfirmed(*_: object) -> None:
+    """What is told to a broker that does not answer."""
+    await asyncio.Event().wait()
+
+
+async def test_a_host_that_has_no_time_for_a_farewell_leaves_it_to_its_will(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = Broker.from_url(stage.keep(Mosquitto(stage.directory / "broker")).url)
+    reader, host = Reader(broker), name_of_host(1)
+    async with reader.reading():
+        async with simulated_fleet(broker, hosts=2, tunnels=4, busy=0, flaps=0) as fleet:
+            await until(lambda: shown(reader, host, name_of_tunnel(3)) == "up", "it is there")
+            monkeypatch.setattr(publisher, "_FAREWELL", 0.1)
+            monkeypatch.setattr(publisher, "_all", unconfirmed)
+            for _ in range(2):  # one that is being told, and one that waits
+                await asyncio.sleep(GAP)
+                fleet[1].tunnels.toggle(name_of_tunnel(3))
+        await until(lambda: reader.fleet.hosts[host].presence(time.time()) == GONE, "its end is told")
 
 
 async def test_a_host_that_comes_later_is_read_whole(stage: Stage) -> None:
