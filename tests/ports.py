@@ -9,7 +9,7 @@ import random
 import socket
 from typing import Final
 
-_LOWEST: Final = 12_000
+_LOWEST: Final = 21_000  # those below are the benchmark's
 _BEYOND: Final = 32_000  # below those that the kernel gives to outgoing connections, and to listeners on port 0
 
 
