@@ -113,7 +113,7 @@ def is_served(address: tuple[str, int]) -> bool:
 @pytest.mark.parametrize("kind", ["url", "up"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_an_idle_process_with_0(stage: Stage, kind: str, number: signal.Signals) -> None:
-    url = f"server://127.0.0.1:{free_port()}/127.0.0.1:{free_port()}"
+    url = f"server://127.0.0.1:{free_port()}/127.0.0.1:{free_port()}?shutdown_timeout=300s"
     command = stage.url(url) if kind == "url" else stage.up({"t": url})
     command.says("listening")
     began = time.monotonic()
