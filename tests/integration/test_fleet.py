@@ -142,7 +142,12 @@ def retained(broker: Mosquitto, login: tuple[str, str] | None = None, *, topic: 
     if login:
         client.username_pw_set(*login)
     client.connect("127.0.0.1", broker.port)
-    until(lambda: client.loop(0.1) or len(answers) == 2, within=10, what="the broker tells what it holds")
+
+    def has_told() -> bool:
+        assert not (error := client.loop(0.1)), f"the connection to the broker: {error.name}"
+        return len(answers) == 2
+
+    until(has_told, within=10, what="the broker tells what it holds")
     client.disconnect()
     return found
 

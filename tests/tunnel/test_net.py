@@ -184,6 +184,7 @@ async def test_connecting_shows_how_it_went() -> None:
             assert net.describe(error) == "it reset the connection"
             sock.close()
         refused = net.begin_connect(socket.AF_INET, name)
+        await until(lambda: select.select([], [refused], [], 0)[1], "it is answered")
         error = net.connect_error(refused)
         assert error is not None
         assert net.describe(error) == "it refused the connection"

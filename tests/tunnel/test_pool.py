@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.scale import GUARD
 from tests.tunnel.support import shared_parts, tcp_pair, turns, until
 from tunnel import pool as pool_module
 from tunnel.pool import DataConnection, Pool
@@ -89,6 +91,8 @@ async def test_one_that_died_unseen_is_never_given_to_a_visitor(filled: Filled) 
     filled.age(2)
     filled.peers[3].close()
     filled.peers[2].send(b"x")
+    for ident in (3, 2):
+        assert select.select([filled.pool._idle[ident].sock], [], [], GUARD)[0]
     assert taken(filled) == 1
     assert filled.dropped == [3, 2]
 
@@ -97,7 +101,7 @@ async def test_one_that_died_unseen_is_never_given_to_a_visitor(filled: Filled) 
 async def test_first_bytes_before_the_signal_are_kept(filled: Filled) -> None:
     filled.add(1)
     filled.peers[1].send(b"early")
-    await turns(5)
+    await until(lambda: filled.pool._idle[1].events & READ, "the reactor has told of it")
     connection = filled.pool.claim(1)
     assert connection is not None
     assert connection.sock.recv(10) == b"early"
