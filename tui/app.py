@@ -105,7 +105,8 @@ class Dashboard(App[str]):
 
     def _draw(self) -> None:
         self._drawn = time.monotonic()
-        self._main.draw()
+        if self.screen_stack:  # or it is on the way out, and a tick or a message came once more
+            self._main.draw()
 
     # -- leaving -----------------------------------------------------------------------------------------------------
 
