@@ -15,7 +15,7 @@ from tests.faults.hosts import DIRECTIONS, FarPair, Hosts
 from tests.integration.harness import Stage, until
 from tests.integration.peers import Target, ask, ending
 from tests.ports import free_port
-from tests.scale import FULL, allowed
+from tests.scale import FULL, GUARD, allowed
 
 REFUSAL = 0.1 if FULL else 2.0
 """Seconds in which a visitor of a target that refuses is closed, in the middle of many."""
@@ -132,6 +132,7 @@ def test_target_dies(stage: Stage, hosts: Hosts, figure: Figure, direction: str)
             process.kill()
             assert ending(visitor) in {"end", "reset"}
             took = time.monotonic() - began
+        process.wait(GUARD)  # before that its port may still take somebody in, and reset him
         assert took < AT_ONCE
         assert closed_after(pair, within=5) < AT_ONCE
     for end in (pair.server, pair.client):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.harness import ROOT, until
-from tests.integration.peers import Target, connect
+from tests.integration.peers import Target, connect, receive, receive_all
 from tests.scale import GUARD
 from tests.soak.chronicle import Chronicle, Visit, Window
 from tests.soak.readings import Holding, Reading, judge
@@ -115,8 +115,9 @@ def test_each_manner_of_a_visit(manner: Manner) -> None:
 
 def test_a_stream_that_is_not_as_sent_is_noticed() -> None:
     def lie(sock: socket.socket) -> None:
-        sock.recv(1000)
+        receive(sock, 300_000)
         sock.sendall(bytes(500_000))
+        receive_all(sock)  # an end of ours before his would be a reset
 
     with pytest.raises(CorruptError):
         meet(Manner.ANSWER, lie)
