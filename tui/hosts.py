@@ -113,9 +113,8 @@ class HostsPicture:
 
     def _take_hosts(self, changed: dict[str, Json], removed: list[str], now: float) -> None:
         """Hosts that came, went, fell silent or were started anew."""
-        wall = self._wall()
         for host in self._fleet:
-            presence, told = host.presence(wall), self._presence.get(host.name)
+            presence, told = host.presence(now), self._presence.get(host.name)
             if presence != GONE or told != ONLINE:
                 self._leaving.pop(host.name, None)
             elif now - self._leaving.setdefault(host.name, now) < _DOUBT:
@@ -157,7 +156,7 @@ class HostsPicture:
     def _note_host(self, host: Host) -> list[str]:
         names = host.names()
         self._told[host.name] = set(names)
-        self._presence[host.name] = host.presence(self._wall())
+        self._presence[host.name] = host.presence(self._now())
         return names
 
     def _tunnel(self, host: Host, name: str) -> Json:
@@ -168,7 +167,7 @@ class HostsPicture:
             **told,
             "host": host.name,
             "presence": presence,
-            "last_word": self._last_word(host),
+            "last_word": host.heard_at,
             "last_link": host.link_of(name),
             "rates": rates,
         }
@@ -193,10 +192,6 @@ class HostsPicture:
             self._moving.pop(key, None)
         return rates
 
-    def _last_word(self, host: Host) -> float | None:
-        age = host.age(self._wall())
-        return None if age is None else self._now() - age
-
     def _hosts(self) -> Json:
         """What is known of each host besides its tunnels."""
         return {host.name: self._host(host) for host in self._fleet}
@@ -205,7 +200,7 @@ class HostsPicture:
         info = host.info
         return {
             "presence": self._presence.get(host.name, ONLINE),
-            "last_word": self._last_word(host),
+            "last_word": host.heard_at,
             "label": host.label,
             "version": info.get("version"),
             "generation": info.get("generation"),

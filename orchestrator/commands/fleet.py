@@ -98,7 +98,7 @@ def ps(*, names: tuple[str, ...], as_json: bool, paths: bool, **broker: Any) -> 
     """
 
     async def list_them(reader: Reader) -> int:
-        now = time.time()
+        now = time.monotonic()
         hosts = _chosen(reader.fleet, names, now)
         if paths:
             _show_paths(reader.fleet, hosts, now, as_json=as_json)
@@ -114,7 +114,7 @@ def ps(*, names: tuple[str, ...], as_json: bool, paths: bool, **broker: Any) -> 
 
 def _chosen(found: Fleet, names: Sequence[str], now: float) -> list[Json]:
     """The hosts as JSON, with those of their tunnels that are meant; a name that means nothing ends the command."""
-    hosts = [host.as_json(now) for host in found]
+    hosts = [host.as_json(now, time.time()) for host in found]
     if not names:
         return hosts
     for name in names:

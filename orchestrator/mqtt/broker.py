@@ -50,6 +50,8 @@ _DIAL: Final = 2.5  # seconds for a TCP connection: its second try comes after o
 _PATIENCE: Final = 5.0  # seconds for each step of a connection, and for each confirmation twice that
 _FAREWELL: Final = 1.0
 _LARGEST_PASSWORD: Final = 4096
+_TRIES: Final = 3  # attempts without a greeting, of which one is with the older version
+_TRIES_AGAIN: Final = 60  # the same of a broker that has spoken the newer one
 _TALKS_OLD: Final = frozenset({1, 132})  # refusals that mean: version 5 is too new
 _LOG: Final = logging.getLogger("nodepass-orch.mqtt")
 _LOG.addHandler(logging.NullHandler())  # what the library complains of reaches people as our own sentences
@@ -177,6 +179,12 @@ class _Client(aiomqtt.Client):
     def _on_disconnect(self, *args: Any, **more: Any) -> None:  # noqa: ANN401  as there
         super()._on_disconnect(*args, **more)
         self.loss()  # a broker that greets and hangs up at once: the library forgets that loss before anybody asks
+        self._loop.call_soon_threadsafe(self._was_left, self._connected)
+
+    def _was_left(self, greeted: asyncio.Future[None]) -> None:
+        if not greeted.done():  # hung up instead of a greeting, for which the library would wait all the same
+            greeted.set_exception(aiomqtt.MqttError("no greeting"))
+            greeted.exception()  # perhaps nobody waits any more
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ANN401  as there
         def write() -> None:
@@ -270,12 +278,13 @@ class Dialer:
         self._identifier = identifier
         self._is_old = False
         self._hung_up = 0  # times in a row, without a greeting
+        self._tries = _TRIES
 
     @property
     def _is_v5(self) -> bool:
-        # One that knows only the older version may just hang up. But so does one that is being restarted: the newer one
-        # is tried twice, for with the older nobody can tell a fresh command from one that is retained.
-        return not self._is_old and self._hung_up % 3 != 2
+        # One that knows only the older version may just hang up. But so does a proxy whose broker is being restarted:
+        # the newer one is tried twice, for with the older nobody can tell a fresh command from one that is retained.
+        return not self._is_old and self._hung_up % self._tries != self._tries - 1
 
     @contextlib.asynccontextmanager
     async def session(
@@ -361,6 +370,8 @@ class Dialer:
         entering = asyncio.ensure_future(client.__aenter__())
         try:
             await asyncio.shield(entering)
+            if self._is_v5:
+                self._tries = _TRIES_AGAIN
             self._hung_up = 0
         except MqttConnectError as error:
             code = error.rc.value if isinstance(error.rc, ReasonCode) else error.rc
@@ -380,7 +391,8 @@ class Dialer:
         except asyncio.CancelledError:
             _hang_up(handle)
             await asyncio.wait([entering], timeout=_FAREWELL)
-            entering.cancel()
+            if not entering.cancel() and not entering.cancelled():
+                entering.exception()
             raise
 
     async def _leave(self, client: _Client, handle: socket.socket) -> None:

@@ -41,13 +41,13 @@ _LARGEST: Final = 1 << 64
 
 @dataclass(slots=True)
 class Host:
-    """One host as last heard of. Moments are seconds since the epoch, by our clock."""
+    """One host as last heard of. Moments are seconds of our monotonic clock: one that is set makes nobody silent."""
 
     name: str
     status: Json = field(default_factory=dict)
     info: Json = field(default_factory=dict)
-    heard_at: float = 0.0
-    """when it last spoke; 0: nobody knows"""
+    heard_at: float | None = None
+    """when it last spoke; None: nobody knows"""
     _tunnels: dict[str, Json] = field(default_factory=dict)
     _links: dict[str, str] = field(default_factory=dict)
 
@@ -66,11 +66,11 @@ class Host:
         """ONLINE, SILENT or GONE."""
         if self.status.get("online") is not True:
             return GONE
-        return ONLINE if now - self.heard_at < SILENCE else SILENT
+        return ONLINE if self.heard_at is not None and now - self.heard_at < SILENCE else SILENT
 
     def age(self, now: float) -> float | None:
         """Seconds since its last word; None where nobody knows."""
-        return max(0.0, now - self.heard_at) if self.heard_at else None
+        return None if self.heard_at is None else max(0.0, now - self.heard_at)
 
     def tunnels(self) -> list[Json]:
         """Its tunnels as in its ``ps --json``, by name; leftovers of an earlier life are none."""
@@ -92,13 +92,13 @@ class Host:
         """The id of its link, or of the last one it had as long as we look."""
         return self._links.get(tunnel)
 
-    def as_json(self, now: float) -> Json:
-        """The host as ``fleet ps --json`` shows it."""
+    def as_json(self, now: float, wall: float) -> Json:
+        """The host as ``fleet ps --json`` shows it; ``wall`` is the time of day at ``now``, as of the epoch."""
         age = self.age(now)
         return {
             "host": self.name,
             "presence": self.presence(now),
-            "heard_at": timestamp(self.heard_at) if self.heard_at else None,
+            "heard_at": None if age is None else timestamp(wall - age),
             "age_s": None if age is None else round(age, 1),
             "boot": self.boot,
             "name": self.info.get("name"),
@@ -162,8 +162,11 @@ class Fleet:
     def __iter__(self) -> Iterator[Host]:
         return iter(sorted(self.hosts.values(), key=lambda host: host.name))
 
-    def take(self, spot: Spot, data: object, now: float, *, is_retained: bool) -> bool:
-        """What was said at a spot at ``now``; whether it told anything. An empty payload takes back what was there."""
+    def take(self, spot: Spot, data: object, now: float, wall: float, *, is_retained: bool) -> bool:
+        """What was said at a spot at ``now``; whether it told anything. An empty payload takes back what was there.
+
+        The age of what is retained is found by the time of day ``wall``: only that means something to its host too.
+        """
         if not data:
             host = self.hosts.get(spot.host)
             if host is None:
@@ -179,17 +182,20 @@ class Fleet:
         if not host.hear(spot, payload):
             return False
         self.hosts[spot.host] = host
-        host.heard_at = max(host.heard_at, _spoken_at(spot, payload, now, is_retained=is_retained))
+        age = _age(spot, payload, wall, is_retained=is_retained)
+        if age is not None:
+            host.heard_at = now - age if host.heard_at is None else max(host.heard_at, now - age)
         return True
 
 
-def _spoken_at(spot: Spot, payload: Json, now: float, *, is_retained: bool) -> float:
-    """When the host itself spoke: a will is the broker's word, written when the connection began."""
+def _age(spot: Spot, payload: Json, wall: float, *, is_retained: bool) -> float | None:
+    """Seconds since the host itself said this: a will is the broker's word, written when the connection began."""
     if spot.kind == "status" and payload.get("online") is not True:
-        return 0.0
+        return None
     if not is_retained:
-        return now
-    return min(now, payloads.moment(payload.get("ts")) or 0.0)
+        return 0.0
+    said = payloads.moment(payload.get("ts"))
+    return None if said is None else max(0.0, wall - said)
 
 
 def _is_tunnel(payload: Json, name: str) -> bool:

@@ -154,18 +154,26 @@ class Publisher:
             start(self._steering.obey(session))
             start(self._pump(session))
             while not self._closing.is_set():
-                began = time.monotonic()
-                self._telling.due()
-                if self._told and began - entered >= _BACK:
+                spent = await self._tell()
+                if self._told and time.monotonic() - entered >= _BACK:
                     self._told.clear()
                     self._say(LogLevel.INFO, f"published to {self._dialer.broker} as {self.host} again")
-                await asyncio.sleep(max(_BLINK, _SHARE * (time.monotonic() - began)))
+                await asyncio.sleep(max(_BLINK, _SHARE * spent))
                 await self._until_next_look()
             try:
                 async with asyncio.timeout(_FAREWELL):
                     await self._farewell(session)
             except TimeoutError:
                 session.hang_up()  # the broker says for us that we are gone
+
+    async def _tell(self) -> float:
+        """Put what is due into the outbox, in several turns of the loop; the seconds of it that this took."""
+        spent, began = 0.0, time.monotonic()
+        for _ in self._telling.due():
+            spent += time.monotonic() - began
+            await asyncio.sleep(0)
+            began = time.monotonic()
+        return spent + time.monotonic() - began
 
     async def _birth_heard(self) -> None:
         """A broker that keeps our words to itself confirms them all the same."""
@@ -188,9 +196,9 @@ class Publisher:
         self._look.clear()
 
     async def _farewell(self, session: Session) -> None:
-        self._telling.due()
+        await self._tell()
         while batch := self._telling.outbox.take(_AT_ONCE):
-            await _all(session, batch)
+            await publish_all(session, batch)
         await session.publish(self._telling.status(online=False))
 
     async def _watch_rival(self) -> None:
@@ -226,7 +234,7 @@ class Publisher:
                 )
             batch = self._telling.outbox.take(_AT_ONCE)
             try:
-                await _all(session, batch)
+                await publish_all(session, batch)
             except BaseException:
                 self._telling.outbox.put_back(batch)
                 raise
@@ -282,9 +290,18 @@ class Publisher:
         self._desk.bus.tell(level, KIND, text)
 
 
-async def _all(session: Session, batch: list[Message]) -> None:
-    """Publish at once, so that a long way costs its time only once. Raises the first error."""
-    results = await asyncio.gather(*(session.publish(message) for message in batch), return_exceptions=True)
+async def publish_all(session: Session, batch: list[Message]) -> None:
+    """Publish together, so that a long way costs its time only once. Raises the first error."""
+    results = await asyncio.gather(
+        *(_in_turn(session, message, turn) for turn, message in enumerate(batch)), return_exceptions=True
+    )
     for result in results:
         if isinstance(result, BaseException):
             raise result
+
+
+async def _in_turn(session: Session, message: Message, turn: int) -> None:
+    """Publish in that turn of the loop from now, so that visitors need not wait for the whole batch."""
+    for _ in range(turn):
+        await asyncio.sleep(0)
+    await session.publish(message)

@@ -162,8 +162,9 @@ class Reader:
         if self._session is None:
             raise BrokerError(self.trouble or "there is no connection to the broker")
         known = self.fleet.hosts.get(host)
-        if known is not None and known.presence(time.time()) != ONLINE:
-            raise NoAnswerError(f"host {host!r} is {known.presence(time.time())}: nobody is there to do it")
+        presence = ONLINE if known is None else known.presence(time.monotonic())
+        if presence != ONLINE:
+            raise NoAnswerError(f"host {host!r} is {presence}: nobody is there to do it")
         id_ = secrets.token_hex(12)
         good_for = PATIENCE + _GRACE
         order = {
@@ -191,12 +192,12 @@ class Reader:
 
     async def _listen(self, session: Session) -> None:
         async for batch in session.batches():
-            now = time.time()
+            now, wall = time.monotonic(), time.time()
             for message in batch:
-                self._take(message, now)
+                self._take(message, now, wall)
             await asyncio.sleep(_BREATH)
 
-    def _take(self, message: aiomqtt.Message, now: float) -> None:
+    def _take(self, message: aiomqtt.Message, now: float, wall: float) -> None:
         self._old_words += bool(message.retain)
         spot = parse(str(message.topic))
         if spot is None:
@@ -211,7 +212,7 @@ class Reader:
             event = payloads.decode(message.payload)
             if event is not None and self._on_event is not None:
                 self._on_event(spot.host, event)
-        elif self._coming.take(spot, message.payload, now, is_retained=bool(message.retain)):
+        elif self._coming.take(spot, message.payload, now, wall, is_retained=bool(message.retain)):
             self._on_word(spot)
 
     def _answered(self, answer: dict[str, Any]) -> None:

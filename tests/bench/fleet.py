@@ -40,6 +40,9 @@ _COUNTED_S: Final = 5.0
 _POLL_S: Final = 0.1
 _VISITORS_PER_S: Final = 0.5  # of each tunnel: often enough that its numbers are always news
 _CHANGES: Final = 5
+_RESTARTS: Final = 3
+_STEERED: Final = "real"
+_CONFIRM: Final = "\x1b[C\r"  # from Cancel to the other button, and Enter
 _ALL: Final = re.compile(r"\bAll (\d+)")
 _HINT: Final = "words of name"
 _NOT_YET: Final = "not in this version yet"
@@ -52,6 +55,7 @@ _METRICS: Final = (
     Metric("fleet.without", "  the same without a broker, % of a core", 2),
     Metric("fleet.top", "CPU of top --mqtt, % of a core", 1, Goal(15.0, ratio=False)),
     Metric("fleet.change", f"  a change until it is shown, worst of {_CHANGES}, s", 2, Goal(2.0, ratio=False)),
+    Metric("fleet.restart", f"  a restart until done and answered, worst of {_RESTARTS}, s", 2, Goal(1.0, ratio=False)),
 )
 
 
@@ -147,8 +151,9 @@ async def _onlooker(
             await top.shows(_is_whole, f"{HOSTS * TUNNELS} tunnels", within=_SHOWN_LIMIT_S)
             await asyncio.sleep(_SETTLING_S)
             values["fleet.top"] = await share_of_core(top.program, _LOOKED_AT_S)
-            await _narrow(top)
+            await _narrow(top, name_of_host(0), TUNNELS)
             values["fleet.change"] = max([await _change(top, simulator) for _ in range(_CHANGES)])
+            values["fleet.restart"] = await _restarts(program, url, directory, top)
     except BenchError as error:
         if _NOT_YET in str(error):
             return Sample(values, skipped={"top --mqtt": "this version has none"})
@@ -167,19 +172,17 @@ def _table(screen: Screen) -> list[str]:
     return [row.partition("▏")[0] for row in screen if "▏" in row]
 
 
-async def _narrow(top: Terminal) -> None:
-    """Filter by the host that will change: the cursor follows its tunnel, and the view the cursor."""
+async def _narrow(top: Terminal, host: str, tunnels: int) -> None:
+    """Filter by a host: the cursor follows its tunnel, and the view the cursor."""
     await top.answers("/", lambda screen: any(_HINT in row for row in screen), "where to type", within=_SHOWN_LIMIT_S)
     await asyncio.sleep(_POLL_S)
-    top.type(name_of_host(0))
-    await top.shows(lambda screen: any(name_of_host(0) in row for row in screen[:4]), "a filter", within=_SHOWN_LIMIT_S)
+    top.type(host)
+    await top.shows(lambda screen: any(host in row for row in screen[:4]), "a filter", within=_SHOWN_LIMIT_S)
     top.type("\r")
-    await top.shows(_is_narrowed, "the tunnels of one host", within=_SHOWN_LIMIT_S)
+    await top.shows(
+        lambda screen: any(f" {tunnels} of " in row for row in screen), "the tunnels of one host", within=_SHOWN_LIMIT_S
+    )
     top.type("g")  # to the top, where what is wrong will stand
-
-
-def _is_narrowed(screen: Screen) -> bool:
-    return any(f" {TUNNELS} of " in row for row in screen)
 
 
 async def _change(top: Terminal, simulator: Running) -> float:
@@ -196,3 +199,39 @@ async def _change(top: Terminal, simulator: Running) -> float:
     await top.shows(lambda screen: not is_out(screen), "the tunnel's return", within=_SHOWN_LIMIT_S)
     await asyncio.sleep(_SETTLING_S / 2)
     return shown - began
+
+
+async def _restarts(program: Sequence[str], url: str, directory: Path, top: Terminal) -> float:
+    """Restart a tunnel of a real host among all of them, again and again; the most seconds that it took."""
+    (target_port,) = free_ports(1)
+    made = pairs(1, target_port)
+    supervisor = {"mqtt": {"url": url, "host": _STEERED, "commands": True}}
+    async with house(program, _STEERED, directory, {**made.servers, **made.clients}, supervisor) as real:
+        await all_up([real], 2, within=_BIRTH_LIMIT_S)
+        await top.answers(
+            "\x1b", lambda screen: not any(" of " in row for row in screen[:4]), "all", within=_SHOWN_LIMIT_S
+        )
+        await _narrow(top, _STEERED, 2)
+        name = f"{_STEERED}/{next(iter(made.clients))}"
+        await top.shows(lambda screen: chosen(screen) == name, name, within=_SHOWN_LIMIT_S)
+        return max([await _restart(top, real, name) for _ in range(_RESTARTS)])
+
+
+async def _restart(top: Terminal, real: House, name: str) -> float:
+    """Seconds from the key that confirms it until it is answered on the screen, and the tunnel is up on a new link."""
+    tunnel = name.partition("/")[2]
+    link = (await real.tunnel(tunnel))["link"]
+
+    def asks(screen: Screen) -> bool:
+        return any(f"Restart {name}?" in row for row in screen)
+
+    await top.answers("r", asks, "a question", within=_SHOWN_LIMIT_S)
+    pressed = time.perf_counter()
+    await top.answers(_CONFIRM, lambda screen: any(f"{name} is restarted" in row for row in screen), "an answer")
+    while (seen := await real.tunnel(tunnel))["link"] in {link, None} or seen["state"] != "up":
+        if time.perf_counter() - pressed > _SHOWN_LIMIT_S:
+            raise BenchError(f"{name} did not come up again within {_SHOWN_LIMIT_S:.0f} s")
+        await asyncio.sleep(_POLL_S / 20)
+    took = time.perf_counter() - pressed
+    await asyncio.sleep(_SETTLING_S)  # until the answer is gone from the screen
+    return took

@@ -48,6 +48,15 @@ class House:
             return False
         return all(tunnel["state"] == "up" for tunnel in status["tunnels"])
 
+    async def tunnel(self, name: str) -> dict[str, Any]:
+        """What it says of one of its tunnels. Raises BenchError."""
+        self.process.check()
+        try:
+            status = await asyncio.to_thread(Client(self.socket).status)
+        except NoDaemonError as error:
+            raise BenchError(str(error)) from None
+        return next(tunnel for tunnel in status["tunnels"] if tunnel["name"] == name)
+
 
 def pairs(count: int, target_port: int) -> Pairs:
     """So many tunnels on free ports, all to one target."""

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import time
+from collections import deque
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _ENDING_S: Final = 2.0
 _STEADY_S: Final = 3.0
 _OF_TESTS: Final = 21_000
+_found_lately: Final[deque[int]] = deque(maxlen=3000)
 _SEARCHED: Final = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
 
 
@@ -164,17 +166,21 @@ def free_ports(number: int) -> tuple[int, ...]:
     """Different TCP ports of 127.0.0.1 that nobody uses, not even a connection in TIME_WAIT.
 
     From below the ephemeral range: a port found by binding to 0 is soon somebody's source port under load. From below
-    those of the tests, too, which may run beside it.
+    those of the tests, too, which may run beside it. What was found a short while ago is not found again: who asked for
+    it may not listen there yet.
     """
     lowest_ephemeral = int((_PROC / "sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     candidates = list(range(min(10_000, lowest_ephemeral // 2), min(_OF_TESTS, lowest_ephemeral)))
     random.shuffle(candidates)
     found: list[int] = []
     for port in candidates:
+        if port in _found_lately:
+            continue
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             found.append(port)
         if len(found) == number:
+            _found_lately.extend(found)
             return tuple(found)
     raise BenchError(f"no {number} free ports below {min(_OF_TESTS, lowest_ephemeral)}")
 

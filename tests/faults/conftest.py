@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.hosts import Hosts
+from tests.faults import wire
+from tests.faults.hosts import FarHosts, Hosts
 from tests.integration import namespaces
 from tests.integration.conftest import pytest_runtest_makereport, stage
 from tests.scale import FULL, GUARD
@@ -40,6 +41,18 @@ def hosts() -> Generator[Hosts]:
     if reason := namespaces.missing():
         pytest.skip(reason)
     hosts = Hosts()
+    try:
+        yield hosts
+    finally:
+        hosts.close()
+
+
+@pytest.fixture(scope="module")
+def far_hosts() -> Generator[FarHosts]:
+    """Hosts with a bad wire between the server's and the client's."""
+    if reason := namespaces.missing() or wire.missing():
+        pytest.skip(reason)
+    hosts = FarHosts()
     try:
         yield hosts
     finally:

@@ -1,4 +1,4 @@
-"""The way to a broker, or to anything else that speaks TCP: it can be slow, stand still, or break again and again."""
+"""The way to a broker, or to anything else that speaks TCP: it can stand still, or break again and again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import queue
 import socket
 import threading
-import time
 
 from tests.integration.peers import Address, connect
 
@@ -15,8 +14,6 @@ class Road:
     """A TCP proxy on loopback. Its manners may change at any moment."""
 
     def __init__(self, upstream: Address) -> None:
-        self.delay = 0.0
-        """seconds that bytes are on their way, each way"""
         self.way = threading.Event()
         """whether bytes go through; those of a connection that is given up in the meantime are lost"""
         self.way.set()
@@ -74,7 +71,7 @@ class Road:
                     self._open -= {near, far}
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        waiting: queue.Queue[tuple[float, bytes]] = queue.Queue()
+        waiting: queue.Queue[bytes] = queue.Queue()
         sender = threading.Thread(target=self._send, args=(waiting, sink), daemon=True)
         sender.start()
         data = b"more"
@@ -88,14 +85,13 @@ class Road:
                     waiting.queue.clear()
                 with contextlib.suppress(OSError):
                     sink.shutdown(socket.SHUT_RDWR)
-            waiting.put((time.monotonic() + self.delay, data))
+            waiting.put(data)
         sender.join()
 
-    def _send(self, waiting: queue.Queue[tuple[float, bytes]], sink: socket.socket) -> None:
+    def _send(self, waiting: queue.Queue[bytes], sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
-                due, data = waiting.get()
-                time.sleep(max(0.0, due - time.monotonic()))  # the way takes that long
+                data = waiting.get()
                 self.way.wait()
                 if not data:
                     break

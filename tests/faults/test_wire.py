@@ -5,16 +5,13 @@ from __future__ import annotations
 import random
 import socket
 import time
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.faults import wire
 from tests.faults.conftest import Figure
 from tests.faults.hosts import DIRECTIONS, FarHosts, FarPair
 from tests.faults.wire import Manners
-from tests.integration import namespaces
 from tests.integration import test_traffic as traffic
 from tests.integration.harness import Stage
 from tests.integration.peers import ask, echo, receive, receive_all
@@ -30,18 +27,6 @@ KINDS = {
     "every fourth packet overtaken": Manners(delay=0.005, reorder=0.25),
     "all of it": Manners(loss=0.02, delay=0.05, reorder=0.1),
 }
-
-
-@pytest.fixture(scope="module")
-def far_hosts() -> Generator[FarHosts]:
-    """Hosts with a bad wire between them."""
-    if reason := namespaces.missing() or wire.missing():
-        pytest.skip(reason)
-    hosts = FarHosts()
-    try:
-        yield hosts
-    finally:
-        hosts.close()
 
 
 def is_direct(pair: FarPair) -> bool:

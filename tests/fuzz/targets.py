@@ -275,7 +275,7 @@ def mqtt(data: bytes) -> None:
     fleet = Fleet()
     for found in spots:
         for is_retained in (True, False):
-            fleet.take(found, payload, NOW, is_retained=is_retained)
+            fleet.take(found, payload, NOW, NOW, is_retained=is_retained)
     _look(fleet)
     _as_rival(payload, zlib.crc32(data))
 
@@ -295,7 +295,7 @@ def _as_command(payload: bytes) -> None:
 
 
 def _look(fleet: Fleet) -> None:
-    hosts = [host.as_json(NOW) for host in fleet]
+    hosts = [host.as_json(NOW, NOW) for host in fleet]
     for host, shown in zip(fleet, hosts, strict=True):
         assert isinstance(host.label, str)
         table(shown["tunnels"], columns=None, paint=lambda text, _: text)

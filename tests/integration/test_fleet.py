@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import ipaddress
 import json
@@ -10,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +29,11 @@ from orchestrator.mqtt.broker import Broker, Dialer
 from orchestrator.mqtt.identity import identity
 from orchestrator.mqtt.outbox import Message
 from orchestrator.mqtt.rivals import RETURN
+from tests.bench.processes import plain_environment
+from tests.bench.screen import chosen
+from tests.bench.terminal import on_terminal
 from tests.integration.harness import ROOT, Command, Daemon, Stage, until
+from tests.integration.namespaces import Host
 from tests.integration.peers import connect
 from tests.integration.test_programs import find, needs
 from tests.ports import free_port
@@ -41,31 +47,43 @@ pytestmark = needs("mosquitto", "mosquitto_sub", "mosquitto_pub", "mosquitto_pas
 
 TREE: Final = "nodepass-orch/v1"
 KEY: Final = "a-key-nobody-may-read"
+DASHBOARD: Final = (sys.executable, "-m", "tui.command")
 PASSWORD: Final = "p%s:@rd+/ of a broker"
 
 
 class Mosquitto:
-    """A broker on a free port."""
+    """A broker on a free port: of loopback, or of a host of our own at all of its addresses."""
 
-    def __init__(self, directory: Path, lines: str = "allow_anonymous true\n", port: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        lines: str = "allow_anonymous true\n",
+        port: int | None = None,
+        host: Host | None = None,
+    ) -> None:
         self.port = port or free_port()
+        self.prefix = host.prefix if host else ()
+        self._host = host
         self.directory = directory
         directory.mkdir(exist_ok=True)
         directory.chmod(0o755)
         self.config = directory / "mosquitto.conf"
         user = "user root\n" if os.geteuid() == 0 else ""
-        self.config.write_text(f"{user}persistence false\nlistener {self.port} 127.0.0.1\n{lines}")
+        listener = f"listener {self.port} {'0.0.0.0' if host else '127.0.0.1'}"
+        self.config.write_text(f"{user}persistence false\n{listener}\n{lines}")
         self.start()
 
     def start(self) -> None:
         """Run; return when it listens."""
         with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen([str(find("mosquitto")), "-c", str(self.config)], stdout=log, stderr=log)
+            command = [*self.prefix, str(find("mosquitto")), "-c", str(self.config)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
 
         def listens() -> bool:
             assert self.process.poll() is None, (self.directory / "log").read_text()
             try:
-                connect(("127.0.0.1", self.port), timeout=1).close()
+                with self.at_home():
+                    connect(("127.0.0.1", self.port), timeout=1).close()
             except OSError:
                 return False
             return True
@@ -83,6 +101,14 @@ class Mosquitto:
         if self.process.poll() is None:
             self.stop(signal.SIGKILL)
 
+    def at_home(self) -> contextlib.AbstractContextManager[None]:
+        """Be on its host, where loopback leads to it; sockets that are made there stay there."""
+        return self._host.entered() if self._host else contextlib.nullcontext()
+
+    def greeted(self, address: str) -> int:
+        """How many it has let in so far from an address."""
+        return (self.directory / "log").read_text().count(f"New client connected from {address}:")
+
     @property
     def url(self) -> str:
         return f"mqtt://127.0.0.1:{self.port}"
@@ -92,14 +118,31 @@ class Ear:
     """Everything that is said on a broker, in its order."""
 
     def __init__(self, stage: Stage, broker: Mosquitto, *options: str, topic: str = f"{TREE}/#") -> None:
-        arguments = ["mosquitto_sub", "-p", str(broker.port), "-V", "5", "-F", "%r %t %p", "-t", topic, *options]
-        self._command = Command(f"ear-{len(stage.commands)}", arguments, stage.directory, {})
+        arguments = [
+            *broker.prefix,
+            "mosquitto_sub",
+            "-p",
+            str(broker.port),
+            "-V",
+            "5",
+            "-F",
+            "%U %r %t %p",
+            "-t",
+            topic,
+        ]
+        self._command = Command(f"ear-{len(stage.commands)}", [*arguments, *options], stage.directory, {})
         stage.keep(self._command)
 
     def all(self) -> list[tuple[bool, str, str]]:
         """Retained or not, topic, payload."""
-        lines = [line for line in self._command.printed().split("\n") if line]
-        return [(flag == "1", topic, text) for flag, topic, text in (line.split(" ", 2) for line in lines)]
+        return [(flag == "1", topic, text) for _, flag, topic, text in self._heard()]
+
+    def timed(self) -> list[tuple[float, dict[str, Any]]]:
+        """When each was heard that is not retained, in seconds since the epoch, and its payload."""
+        return [(float(moment), json.loads(text)) for moment, flag, _, text in self._heard() if flag == "0"]
+
+    def _heard(self) -> list[list[str]]:
+        return [line.split(" ", 3) for line in self._command.printed().split("\n") if line]
 
     def on(self, topic: str) -> list[dict[str, Any]]:
         """The payloads on one topic; one that clears it is an empty object."""
@@ -141,7 +184,8 @@ def retained(broker: Mosquitto, login: tuple[str, str] | None = None, *, topic: 
     client.on_subscribe = lambda _client, _data, number, *_: answers.append(number)
     if login:
         client.username_pw_set(*login)
-    client.connect("127.0.0.1", broker.port)
+    with broker.at_home():
+        client.connect("127.0.0.1", broker.port)
 
     def has_told() -> bool:
         assert not (error := client.loop(0.1)), f"the connection to the broker: {error.name}"
@@ -169,10 +213,11 @@ def broker(stage: Stage) -> Mosquitto:
 
 
 class Hosts:
-    """Daemons that publish."""
+    """Daemons that publish, all of them here or on a host of our own."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, home: Host | None = None) -> None:
         self.stage = stage
+        self.prefix = home.prefix if home else ()
         self.target = stage.target()
         self.tunnel_port, self.visitor_port = free_port(), free_port()
 
@@ -197,7 +242,8 @@ class Hosts:
         """A daemon whose file has this section, and whose environment this password."""
         section = {"url": broker.url, "host": name, "commands": True, **mqtt}
         env = {"XDG_STATE_HOME": str(self.stage.directory / "state"), "NODEPASS_ORCH_MQTT_PASSWORD": password}
-        return self.stage.up(tunnels, name=name, env=env, supervisor={"mqtt": section}, options=options)
+        supervisor = {"mqtt": section}
+        return self.stage.up(tunnels, name=name, prefix=self.prefix, env=env, supervisor=supervisor, options=options)
 
     def pair(self, broker: Mosquitto) -> tuple[Daemon, Daemon]:
         """edge-1 with the server, edge-2 with the client, both up."""
@@ -612,6 +658,29 @@ async def test_the_dashboard_steers_another_host_and_sees_it_go_and_return(
         await seen(pilot, shows(app, "The broker has not answered", "stale"))
         broker.start()
         await seen(pilot, lambda: "stale" not in picture(app) and "● up 2" in picture(app))
+
+
+async def test_a_restart_from_the_dashboard_is_answered_and_done_within_a_second(
+    stage: Stage, broker: Mosquitto, hosts: Hosts
+) -> None:
+    """As people see it, from the key that confirms it: the command on a terminal, and a host that is not this one."""
+    _, two = hosts.pair(broker)
+    command, name = [*DASHBOARD, "top", "--mqtt", broker.url], "edge-2/web"
+    async with on_terminal("top", command, directory=stage.directory, env=plain_environment()) as top:
+        await top.shows(lambda screen: any("● up 2" in row for row in screen), "both hosts", within=GUARD)
+        if chosen(top.screen()) != name:
+            await top.answers("j", lambda screen: chosen(screen) == name, name, within=GUARD)
+        link = two.tunnel("web")["link"]
+        asks = f"Restart {name}?"
+        await top.answers("r", lambda screen: any(asks in row for row in screen), "a question", within=GUARD)
+        confirm = "\x1b[C\r"  # from Cancel to the other button, and Enter
+        says, began = f"{name} is restarted", time.monotonic()
+        await top.answers(confirm, lambda screen: any(says in row for row in screen), "an answer", within=GUARD)
+        answered = time.monotonic() - began
+        until(lambda: two.tunnel("web")["link"] not in {link, None}, within=5, what="it runs on another link")
+        two.is_in("up", name="web")
+        done = time.monotonic() - began
+    assert max(answered, done) < allowed(1), f"answered after {answered:.2f} s, done after {done:.2f} s"
 
 
 # --- users, rules, certificates ---------------------------------------------------------------------------------------

@@ -37,9 +37,9 @@ async def test_all_tunnels_of_many_hosts_are_read_and_steered(stage: Stage) -> N
     async with simulated_fleet(broker, hosts=HOSTS, tunnels=TUNNELS, flaps=0) as fleet:
         reader = Reader(broker, stats=True)
         async with reader.reading():
-            assert {host.presence(time.time()) for host in reader.fleet} == {ONLINE}
+            assert {host.presence(time.monotonic()) for host in reader.fleet} == {ONLINE}
             assert [len(host.tunnels()) for host in reader.fleet] == [TUNNELS] * HOSTS
-            links = paths(reader.fleet, time.time())
+            links = paths(reader.fleet, time.monotonic())
             assert len(links) == HOSTS * TUNNELS // 2
             assert all(path.is_up for path in links)
             fleet[0].tunnels.toggle(tunnel)
@@ -50,7 +50,9 @@ async def test_all_tunnels_of_many_hosts_are_read_and_steered(stage: Stage) -> N
     reader = Reader(broker)
     async with reader.reading():
         gone = {GONE}
-        await until(lambda: {host.presence(time.time()) for host in reader.fleet} == gone, "all have said farewell")
+        await until(
+            lambda: {host.presence(time.monotonic()) for host in reader.fleet} == gone, "all have said farewell"
+        )
 
 
 async def unconfirmed(*_: object) -> None:
@@ -67,11 +69,11 @@ async def test_a_host_that_has_no_time_for_a_farewell_leaves_it_to_its_will(
         async with simulated_fleet(broker, hosts=2, tunnels=4, busy=0, flaps=0) as fleet:
             await until(lambda: shown(reader, host, name_of_tunnel(3)) == "up", "it is there")
             monkeypatch.setattr(publisher, "_FAREWELL", 0.1)
-            monkeypatch.setattr(publisher, "_all", unconfirmed)
+            monkeypatch.setattr(publisher, "publish_all", unconfirmed)
             for _ in range(2):  # one that is being told, and one that waits
                 await asyncio.sleep(GAP)
                 fleet[1].tunnels.toggle(name_of_tunnel(3))
-        await until(lambda: reader.fleet.hosts[host].presence(time.time()) == GONE, "its end is told")
+        await until(lambda: reader.fleet.hosts[host].presence(time.monotonic()) == GONE, "its end is told")
 
 
 async def test_a_host_that_comes_later_is_read_whole(stage: Stage) -> None:
@@ -82,4 +84,4 @@ async def test_a_host_that_comes_later_is_read_whole(stage: Stage) -> None:
         async with simulated_fleet(broker, hosts=2, tunnels=4, busy=0, flaps=0):
             tunnels = [name_of_tunnel(number) for number in range(4)]
             await until(lambda: [shown(reader, host, tunnel) for tunnel in tunnels] == ["up"] * 4, "all are told")
-        await until(lambda: reader.fleet.hosts[host].presence(time.time()) == GONE, "its farewell is told")
+        await until(lambda: reader.fleet.hosts[host].presence(time.monotonic()) == GONE, "its farewell is told")

@@ -144,7 +144,7 @@ class Stand:
 
 
 def said(telling: Telling) -> dict[str, bytes]:
-    telling.due()
+    list(telling.due())
     return {message.topic: message.payload for message in telling.outbox.take(1000)}
 
 

@@ -47,7 +47,7 @@ class Speaker:
         self.origin = Origin("instance", boot)
 
     def say(self, kind: str, payload: dict[str, Any], name: str = "", now: float = NOW, *, old: bool = False) -> bool:
-        return self.fleet.take(Spot(self.host, kind, name), payloads.encode(payload), now, is_retained=old)
+        return self.fleet.take(Spot(self.host, kind, name), payloads.encode(payload), now, now, is_retained=old)
 
     def status(self, *, online: bool = True, now: float = NOW, old: bool = False) -> bool:
         return self.say("status", payloads.status(self.origin, timestamp(now), online=online), now=now, old=old)
@@ -73,7 +73,7 @@ def test_a_host_is_what_it_said_last(fleet: Fleet) -> None:
     assert edge.say("stats", payloads.stats(edge.origin, busy.as_json(), timestamp(NOW)), "web")
     assert host.tunnels() == [busy.as_json()]
     assert edge.say("info", {"v": 1, "name": "machine", "generation": 4, "config_ok": True, "config_error": None})
-    shown = host.as_json(NOW + 2)
+    shown = host.as_json(NOW + 2, NOW + 2)
     assert (shown["host"], shown["generation"], shown["age_s"]) == ("edge-1", 4, 2.0)
     assert host.label == "edge-1 (machine)"
 
@@ -101,6 +101,18 @@ def test_silence_is_seen(fleet: Fleet) -> None:
     assert fleet.hosts["x"].presence(NOW) == GONE
 
 
+def test_setting_our_clock_makes_nobody_silent_and_no_word_older(fleet: Fleet) -> None:
+    edge = Speaker(fleet, "edge-1")
+    old = payloads.encode(payloads.status(edge.origin, timestamp(NOW - 20), online=True))
+    fleet.take(Spot("edge-1", "status"), old, 1000.0, NOW, is_retained=True)
+    host = fleet.hosts["edge-1"]
+    for set_by in (3600.0, -3600.0):
+        shown = host.as_json(1010.0, NOW + 10 + set_by)
+        assert (shown["presence"], shown["age_s"]) == (ONLINE, 30.0)
+        assert shown["heard_at"] == timestamp(NOW - 20 + set_by), "by the clock as it is now"
+    assert host.presence(1000.0 + SILENCE) == SILENT
+
+
 def test_a_clock_ahead_of_ours_makes_no_negative_age(fleet: Fleet) -> None:
     edge = Speaker(fleet, "edge-1")
     edge.state(snapshot(), ts=NOW + 3600, old=True)
@@ -121,9 +133,9 @@ def test_what_is_taken_back_is_gone(fleet: Fleet) -> None:
     edge.status()
     edge.state(snapshot())
     for kind, name in (("state", "web"), ("status", ""), ("info", "")):
-        fleet.take(Spot("edge-1", kind, name), b"", NOW, is_retained=False)
+        fleet.take(Spot("edge-1", kind, name), b"", NOW, NOW, is_retained=False)
     assert not fleet.hosts
-    assert not fleet.take(Spot("edge-1", "status"), b"", NOW, is_retained=False)
+    assert not fleet.take(Spot("edge-1", "status"), b"", NOW, NOW, is_retained=False)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +174,8 @@ def test_a_tunnel_of_which_less_is_told_can_be_shown(fleet: Fleet) -> None:
 @given(st.sampled_from(["status", "info", "state", "stats", "event"]), st.binary(max_size=30))
 def test_rubbish_changes_nothing(kind: str, data: bytes) -> None:
     fleet = Fleet()
-    fleet.take(Spot("h", kind, "t"), data, NOW, is_retained=False)
-    assert all(host.as_json(NOW) for host in fleet)
+    fleet.take(Spot("h", kind, "t"), data, NOW, NOW, is_retained=False)
+    assert all(host.as_json(NOW, NOW) for host in fleet)
 
 
 odd_values: st.SearchStrategy[Any] = (
@@ -183,7 +195,7 @@ def test_whatever_is_believed_can_be_shown(changes: dict[str, Any], odd: object,
     for host in fleet:
         assert table(host.tunnels(), columns=80, paint=lambda text, _: text)
         assert host.label
-        json.dumps(host.as_json(NOW), allow_nan=False)
+        json.dumps(host.as_json(NOW, NOW), allow_nan=False)
     assert all(str(path) for path in paths(fleet, NOW))
 
 

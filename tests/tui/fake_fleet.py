@@ -44,7 +44,7 @@ class FakeReader:
 
     async def command(self, host: str, op: str, target: str | None) -> Json:
         known = self.fleet.hosts.get(host)
-        if known is None or known.presence(time.time()) != ONLINE:
+        if known is None or known.presence(time.monotonic()) != ONLINE:
             raise NoAnswerError(f"host {host!r} is gone: nobody is there to do it")
         if self.refusal:
             return {"ok": False, "error": self.refusal, "result": None}
@@ -99,7 +99,7 @@ class FakeReader:
         self._take(Spot(host, kind, name), payloads.encode(payload))
 
     def _take(self, spot: Spot, data: bytes) -> None:
-        if self.fleet.take(spot, data, time.time(), is_retained=False):
+        if self.fleet.take(spot, data, time.monotonic(), time.time(), is_retained=False):
             self._on_word(spot)
 
     def _origin(self, host: str) -> Origin:

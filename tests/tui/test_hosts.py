@@ -34,6 +34,7 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock = Clock()
         monkeypatch.setattr("time.time", self.clock.wall)
+        monkeypatch.setattr("time.monotonic", self.clock.monotonic)
         self.reader = FakeReader(BROKER, on_word=self._word, on_event=lambda *_: None)
         self.picture = HostsPicture(Fleet(), self.clock.monotonic, self.clock.wall)
         two_hosts(self.reader)
