@@ -169,7 +169,9 @@ class Entrance(Relays):
 
     def freed(self, relay: Relay) -> None:
         """A visitor has left: there may be room for another."""
-        self._resume_accepting()
+        acceptor = self.acceptor
+        if acceptor is not None and acceptor.is_paused:
+            acceptor.resume()
 
     def _resume_accepting(self) -> None:
         if self.acceptor is not None:

@@ -16,7 +16,7 @@ from tunnel.reactor import FAILED
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tunnel.journal import Journal
     from tunnel.link import Link
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tunnel.splice import Pipes
     from tunnel.stats import Stats
 
-    Candidates = list[tuple[socket.AddressFamily, SockAddr]]
+    Candidate = tuple[socket.AddressFamily, SockAddr]
 
 DIAL_LIMIT: Final = 10.0
 """Seconds until a target that does not answer counts as unreachable."""
@@ -39,7 +39,7 @@ class Dial:
     Owns its sockets until it hands them over or fails.
     """
 
-    __slots__ = ("_candidates", "_exit", "_sock", "_sockaddr", "data", "deadline", "ends_after", "link")
+    __slots__ = ("_exit", "_sock", "_sockaddr", "_untried", "data", "deadline", "ends_after", "link")
 
     def __init__(self, owner: Exit, link: Link | None, data: DataConnection | None, deadline: float) -> None:
         self.link = link
@@ -48,24 +48,24 @@ class Dial:
         """bytes after which the visitor has ended already, if so"""
         self.deadline = deadline
         self._exit = owner
-        self._candidates: Candidates = []
+        self._untried: Iterator[Candidate] = iter(())
         self._sock: socket.SocketType | None = None
         self._sockaddr: SockAddr | None = None
 
-    def begin(self, candidates: Candidates) -> None:
+    def begin(self, candidates: list[Candidate]) -> None:
         """Try these in turn."""
-        self._candidates = candidates.copy()
+        self._untried = iter(candidates)
         self._next(OSError("it has no address"))
 
     def _next(self, error: OSError) -> None:
-        while self._candidates:
-            family, self._sockaddr = self._candidates.pop(0)
+        for family, sockaddr in self._untried:
             try:
-                self._sock = net.begin_connect(family, self._sockaddr)
+                sock = net.begin_connect(family, sockaddr)
             except OSError as problem:
                 error = problem
                 continue
-            self._exit.reactor.register(self._sock, self.ready)
+            self._sock, self._sockaddr = sock, sockaddr
+            self._exit.reactor.register(sock, self.ready)
             return
         self._exit.dial_failed(self, error)
 
@@ -84,7 +84,7 @@ class Dial:
 
     def release(self) -> None:
         """Close the socket that is connecting."""
-        self._candidates.clear()
+        self._untried = iter(())
         if self._sock is not None:
             self._exit.reactor.close(self._sock)
             self._sock = None

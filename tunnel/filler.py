@@ -132,7 +132,8 @@ class Filler:
         self._sweeping: asyncio.TimerHandle | None = None
         self._refill_due = False
         self._closed = False
-        link.data_addr = self._address()
+        self._family = net.family_of(server)
+        self._aim()
 
     def begin(self) -> None:
         """Dial the first ones."""
@@ -217,13 +218,10 @@ class Filler:
         self.taken(0)
 
     def _dial(self, now: float) -> bool:
-        host, _, *rest = self._server
-        port = self._ports[0]
-        sockaddr: SockAddr = (host, port, *rest)  # type: ignore[assignment]  # the same shape as the server's own
         ident = self._next_ident
         self._next_ident += 1
         try:
-            sock = net.begin_connect(net.family_of(sockaddr), sockaddr)
+            sock = net.begin_connect(self._family, self._sockaddr)
         except OSError as error:
             self._failed(error)
             return False
@@ -233,7 +231,7 @@ class Filler:
             sock.close()
             self._failed(net.NetError(str(descriptors)))
             return False
-        dial = DataDial(self, ident, sock, port, now)
+        dial = DataDial(self, ident, sock, self._ports[0], now)
         self._dialing[ident] = dial
         self._reactor.register(sock, dial.ready)
         if self._sweeping is None:
@@ -262,8 +260,7 @@ class Filler:
     def _rested(self) -> None:
         self._resting = None
         if len(self._ports) > 1 and self._failures >= 3:
-            self._ports.reverse()  # what worked for this link works no more: perhaps the other does
-            self.link.data_addr = self._address()
+            self._turn()  # what worked for this link works no more: perhaps the other does
         self._refill()
 
     def _sweep(self) -> None:
@@ -281,8 +278,7 @@ class Filler:
         """The announced port did not answer: from now on the tunnel port beside it."""
         self._journal.info("pool", f"data port {self._ports[0]}: {why}; using the tunnel port {self._ports[1]}")
         self._sure = True
-        self._ports.reverse()
-        self.link.data_addr = self._address()
+        self._turn()
         for dial in self._dialing.values():
             self._reactor.close(dial.sock)
         self._dialing.clear()
@@ -291,8 +287,17 @@ class Filler:
     def _keep_to(self, port: int) -> None:
         self._sure = True
         if port != self._ports[0]:
-            self._ports.reverse()
-            self.link.data_addr = self._address()
+            self._turn()
+
+    def _turn(self) -> None:
+        """Dial the other port from now on."""
+        self._ports.reverse()
+        self._aim()
+
+    def _aim(self) -> None:
+        host, _, *rest = self._server
+        self._sockaddr: SockAddr = (host, self._ports[0], *rest)  # type: ignore[assignment]  # of the server's own shape
+        self.link.data_addr = self._address()
 
     def _address(self) -> str:
         return net.show((self._server[0], self._ports[0]))

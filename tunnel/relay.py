@@ -18,8 +18,6 @@ from tunnel.reactor import BROKEN, BUFFER_SIZE, CALM, ENDING, READ, WRITE
 from tunnel.splice import FLAGS, UNABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tunnel.reactor import Reactor
     from tunnel.splice import Pipe, Pipes
 
@@ -72,8 +70,8 @@ class Flow:
     """One direction of a relay. It is ``blocked`` while the sink takes no more, ``ended`` when all is passed on."""
 
     __slots__ = (
-        "_bulk", "_doomed", "_expected", "_hung", "_meter", "_passed", "_pipe", "_recv_into", "_send", "_sink",
-        "_source", "_tail", "_view", "blocked", "ended", "relay", "twin",
+        "_bulk", "_doomed", "_expected", "_hung", "_meter", "_passed", "_pipe", "_sink", "_source", "_tail", "_view",
+        "blocked", "ended", "relay", "twin",
     )  # fmt: skip
 
     twin: Flow
@@ -84,9 +82,7 @@ class Flow:
         self.ended = False
         self._source = source
         self._sink = sink
-        self._recv_into: Callable[[memoryview], int] = source.recv_into
-        self._send: Callable[[memoryview | bytes], int] = sink.send
-        self._view = relay.view
+        self._view = relay.reactor.view
         self._meter = meter
         self._tail: bytes | memoryview = b""
         self._hung = False  # the source has finished: read on until its end shows
@@ -137,7 +133,7 @@ class Flow:
         reads = 0
         while True:
             try:
-                got = self._recv_into(view)
+                got = self._source.recv_into(view)
             except BlockingIOError:
                 break
             except OSError:
@@ -147,7 +143,7 @@ class Flow:
                 self._source_ended()
                 return
             try:
-                sent = self._send(view[:got])
+                sent = self._sink.send(view[:got])
             except BlockingIOError:
                 sent = 0
             except OSError:
@@ -164,7 +160,7 @@ class Flow:
             reads += 1
             if reads == _READS:
                 self._bulk = got == BUFFER_SIZE and self.relay.pipes.usable
-                self.relay.again(self.pump)
+                self.relay.reactor.again(self.pump)
                 return
         if self._passed == self._expected:
             self._source_ended()
@@ -182,7 +178,7 @@ class Flow:
     def _flush(self) -> bool:
         """Write the tail; whether nothing of it is left."""
         try:
-            sent = self._send(self._tail)
+            sent = self._sink.send(self._tail)
         except BlockingIOError:
             return False
         except OSError:
@@ -198,7 +194,7 @@ class Flow:
         pipe = self._pipe or self.relay.pipes.take()
         if pipe is None:
             self._bulk = False
-            self.relay.again(self.pump)
+            self.relay.reactor.again(self.pump)
             return
         self._pipe = pipe
         moved = 0
@@ -234,7 +230,7 @@ class Flow:
             moved += sent
             self._meter.total += sent
             self._passed += sent
-        self.relay.again(self._go_on)
+        self.relay.reactor.again(self._go_on)
 
     def _go_on(self, _events: int) -> None:
         if not self.ended and not self.blocked:
@@ -245,7 +241,7 @@ class Flow:
         self.relay.pipes.usable = False
         self._bulk = False
         self._return_pipe()
-        self.relay.again(self.pump)
+        self.relay.reactor.again(self.pump)
 
     def _return_pipe(self) -> None:
         if self._pipe is not None:
@@ -317,14 +313,12 @@ class Relay:
         "_owner",
         "_to_near",
         "_told",
-        "again",
         "ident",
         "kept",
         "link",
         "open",
         "pipes",
         "reactor",
-        "view",
     )
 
     _from_near: Flow
@@ -349,8 +343,6 @@ class Relay:
         self.kept = False
         """whether ``keep_alive`` was called"""
         self.pipes = pipes
-        self.view = reactor.view
-        self.again = reactor.again
         self.reactor = reactor
         self._near = near
         self._far = far

@@ -37,7 +37,7 @@ class SealingFlow(Flow):
         chunk = self._view[:_CHUNK]
         for _ in range(_CHUNKS):
             try:
-                got = self._recv_into(chunk)
+                got = self._source.recv_into(chunk)
             except BlockingIOError:
                 return
             except OSError:
@@ -54,7 +54,7 @@ class SealingFlow(Flow):
             self._meter.total += got
             if not self.push(self._session.take()) or (got < _CHUNK and not self._hung):
                 return
-        self.relay.again(self.pump)
+        self.relay.reactor.again(self.pump)
 
     def push(self, sealed: bytes) -> bool:
         """Send ciphertext, which need not be of this flow's own making; whether the sink took all of it."""
@@ -62,7 +62,7 @@ class SealingFlow(Flow):
             self._tail = bytes(self._tail) + sealed
             return False
         try:
-            sent = self._send(sealed)
+            sent = self._sink.send(sealed)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -78,7 +78,7 @@ class SealingFlow(Flow):
     def _flush_sealed(self) -> bool:
         while self._tail:
             try:
-                sent = self._send(self._tail)
+                sent = self._sink.send(self._tail)
             except BlockingIOError:
                 return False
             except OSError:
@@ -162,7 +162,7 @@ class OpeningFlow(Flow):
                 return
             if not more:
                 return
-        self.relay.again(self.pump)
+        self.relay.reactor.again(self.pump)
 
     def _open(self) -> int:
         """Plaintext of as many records as there are whole, into the buffer; how many bytes."""
@@ -176,7 +176,7 @@ class OpeningFlow(Flow):
 
     def _deliver(self, opened: int) -> bool:
         try:
-            sent = self._send(self._view[:opened])
+            sent = self._sink.send(self._view[:opened])
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -193,7 +193,7 @@ class OpeningFlow(Flow):
         """Ciphertext from the source into the session: how many bytes, 0 at its end, -1 if there is nothing."""
         chunk = self._view[:_CHUNK]
         try:
-            got = self._recv_into(chunk)
+            got = self._source.recv_into(chunk)
         except BlockingIOError:
             return -1
         except OSError:
