@@ -102,8 +102,10 @@ class Hosts(Network):
         """Drop what belongs to the connections from these ports of the client's host; new ones pass."""
         for start in range(0, len(ports), 15):  # as many as one rule takes
             some = ",".join(map(str, ports[start : start + 15]))
-            for chain, which in (("INPUT", "--sports"), ("OUTPUT", "--dports")):
-                self.server.run("iptables", "-A", chain, "-p", "tcp", "-m", "multiport", which, some, "-j", "DROP")
+            # A visitor on the server's own loopback may have one of these ports as well, and is none of theirs.
+            for chain, side, which in (("INPUT", "-s", "--sports"), ("OUTPUT", "-d", "--dports")):
+                rule = ("-A", chain, side, CLIENT, "-p", "tcp", "-m", "multiport", which, some, "-j", "DROP")
+                self.server.run("iptables", *rule)
 
     @contextlib.contextmanager
     def translated(self, forgets: int) -> Generator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -30,13 +31,12 @@ def data_ports(hosts: Hosts, pair: FarPair) -> list[int]:
 
 def all_served(pair: FarPair, visitors: int) -> float:
     """The longest that one of several visitors at once waited for an echo."""
-    waiting = [pair.connect() for _ in range(visitors)]
     worst = 0.0
-    for visitor in waiting:
-        began = time.monotonic()
-        with visitor:
+    with contextlib.ExitStack() as here:
+        for visitor in [here.enter_context(pair.connect()) for _ in range(visitors)]:
+            began = time.monotonic()
             assert ask(visitor, b"here") == b"here"
-        worst = max(worst, time.monotonic() - began)
+            worst = max(worst, time.monotonic() - began)
     return worst
 
 
