@@ -134,9 +134,14 @@ class Exit(Relays):
 
     @property
     def promised(self) -> int:
-        """A target for each data connection, and for each whose target's name is being resolved."""
+        """A target for each data connection, and for each whose target's name is being resolved.
+
+        Of those under way a client has the descriptors already; a server judges each when it arrives.
+        """
         link = self._link
-        return len(self._resolving) + (len(link.pool) + link.dialing if link is not None else 0)
+        if link is None:
+            return len(self._resolving)
+        return len(self._resolving) + len(link.pool) + (link.dialing if link.at_client else 0)
 
     @property
     def busy(self) -> bool:

@@ -225,11 +225,9 @@ class Filler:
         except OSError as error:
             self._failed(error)
             return False
-        descriptors = self._reactor.descriptors
-        is_last = sock.fileno() >= descriptors.ceiling  # at an entrance for visitors who were promised one already
-        if is_last or (not self.link.at_entrance and descriptors.are_scarce(sock.fileno())):
+        if self._is_one_too_many(sock.fileno()):
             sock.close()
-            self._failed(net.NetError(str(descriptors)))
+            self._failed(net.NetError(str(self._reactor.descriptors)))
             return False
         dial = DataDial(self, ident, sock, self._ports[0], now)
         self._dialing[ident] = dial
@@ -237,6 +235,19 @@ class Filler:
         if self._sweeping is None:
             self._sweeping = self._reactor.later(_SWEEP, self._sweep)
         return True
+
+    def _is_one_too_many(self, fd: int) -> bool:
+        """Whether this descriptor is needed more by others.
+
+        Visitors who wait at this end were promised a connection. One for stock wants another descriptor some day, for its
+        visitor or its target; of the targets an exit knows itself.
+        """
+        descriptors, at_entrance = self._reactor.descriptors, self.link.at_entrance
+        if fd >= descriptors.ceiling:
+            return True
+        if at_entrance and len(self._dialing) < self._queued:
+            return False
+        return descriptors.are_scarce(fd + len(self.link.pool) + len(self._dialing) if at_entrance else fd)
 
     def failed(self, dial: DataDial, error: Exception) -> None:
         """A dial did not work."""
