@@ -239,8 +239,8 @@ class Filler:
     def _is_one_too_many(self, fd: int) -> bool:
         """Whether this descriptor is needed more by others.
 
-        Visitors who wait at this end were promised a connection. One for stock wants another descriptor some day, for its
-        visitor or its target; of the targets an exit knows itself.
+        Visitors who wait at this end were promised a connection. One for stock wants another descriptor some day, for
+        its visitor or its target; of the targets an exit knows itself.
         """
         descriptors, at_entrance = self._reactor.descriptors, self.link.at_entrance
         if fd >= descriptors.ceiling:
