@@ -250,10 +250,10 @@ def kicking(broker: Mosquitto, road: Road) -> Generator[None]:
 def test_trouble(stage: Stage, broker: Mosquitto, figure: Figure, trouble: Trouble) -> None:
     """Two tunnels, one that publishes and one that does not, carry bulk by turns while the trouble lasts.
 
-    With a publisher that waits for the broker on the loop (``time.sleep(0.3)`` in ``Session.publish``) the relays stand
-    still at a slow one. Without forgetting what was told (``Telling.begin`` without ``Pacing.forget``) a broker that
-    was killed and started at once does not hear the truth in time. With ``publisher._LONGEST_PAUSE`` a minute, one that
-    was stopped hears it too late. Without ``Publisher._told`` a minute of kicks fills the log with forty lines.
+    With a publisher that waits for the broker on the loop (``time.sleep(0.3)`` in ``Session.publish``) a blackholed one
+    does not hear the truth in time. Without forgetting what was told (``Telling.begin`` without ``Pacing.forget``)
+    neither does one that was killed and started at once; with ``publisher._LONGEST_PAUSE`` a minute, one that was
+    stopped. Without ``Publisher._told`` a minute of kicks fills the log with forty lines.
     """
     road = stage.keep(Road(("127.0.0.1", broker.port)))
     ours, others = Ends(stage, broker, "edge", road.url), Ends(stage, broker, "plain", "")
