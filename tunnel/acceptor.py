@@ -27,12 +27,12 @@ class Acceptor:
         "_has_room",
         "_journal",
         "_listener",
+        "_paused",
         "_reactor",
         "_take",
         "_yields",
         "address",
         "asked",
-        "is_paused",
         "port",
     )
 
@@ -59,15 +59,14 @@ class Acceptor:
         self._has_room = has_room
         self._yields = yields
         """whether it leaves the last descriptors to others"""
-        self.is_paused = False
-        """whether it waits for room"""
+        self._paused = False
         self._breath: asyncio.TimerHandle | None = None
         reactor.register(listener, self._ready)
 
     def resume(self) -> None:
         """There may be room again."""
-        if self.is_paused and self._listener is not None and self._has_room():
-            self.is_paused = False
+        if self._paused and self._listener is not None and self._has_room():
+            self._paused = False
             self._reactor.again(self._ready)
 
     def surrender(self) -> socket.SocketType | None:
@@ -110,7 +109,7 @@ class Acceptor:
             return False
         for _ in range(most):
             if not self._has_room():
-                self.is_paused = True
+                self._paused = True
                 return False
             try:
                 sock, peer = net.accept(listener)

@@ -169,9 +169,7 @@ class Entrance(Relays):
 
     def freed(self, relay: Relay) -> None:
         """A visitor has left: there may be room for another."""
-        acceptor = self.acceptor
-        if acceptor is not None and acceptor.is_paused:
-            acceptor.resume()
+        self._resume_accepting()
 
     def _resume_accepting(self) -> None:
         if self.acceptor is not None:

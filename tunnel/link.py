@@ -153,15 +153,13 @@ class Link:
     def signal(self, ident: int) -> None:
         """Ask the exit to launch this data connection. All signals of a turn leave in one write."""
         self._launches.append(ident)
-        if not self._flush_due:
-            self._flush_soon()
+        self._flush_soon()
         self._maker.taken(1)
 
     def say_pooled(self, ident: int) -> None:
         """Tell the client that the server has it in its pool."""
         self._pooled.append(ident)
-        if not self._flush_due:
-            self._flush_soon()
+        self._flush_soon()
 
     def say_queued(self, count: int) -> None:
         """Tell the client how many visitors wait."""
