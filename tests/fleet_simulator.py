@@ -18,7 +18,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
@@ -74,7 +74,11 @@ class MadeUpTunnels:
 
     def snapshots(self) -> tuple[Snapshot, ...]:
         """All of them now."""
-        return tuple(self.tunnels.values())
+        return tuple(self.each())
+
+    def each(self) -> Iterator[Snapshot]:
+        """The same, each as it is asked for."""
+        yield from tuple(self.tunnels.values())
 
     def snapshot(self, name: str) -> Snapshot:
         """One of them now."""

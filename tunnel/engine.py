@@ -8,16 +8,17 @@ import errno
 import random
 from typing import TYPE_CHECKING, Final
 
-from tunnel import backoff, listeners, net, state
+from tunnel import backoff, listeners, net
 from tunnel.capacity import bounds_of, defaults_of
 from tunnel.client import Client, LinkFailedError
 from tunnel.entrance import Entrance
 from tunnel.exit import Exit
+from tunnel.facts import Facts, snapshot_of
 from tunnel.journal import Journal
 from tunnel.net import NetError
 from tunnel.server import Server
 from tunnel.spec import Direction, LogLevel, Role, TunnelSpec
-from tunnel.state import Snapshot, Standing, State
+from tunnel.state import Standing, State
 from tunnel.stats import Stats
 from tunnel.tls import TlsError
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from tunnel.journal import EventSink
     from tunnel.link import Link
     from tunnel.shared import Shared
-    from tunnel.state import Event
+    from tunnel.state import Event, Snapshot
 
 _PROVEN: Final = 10.0  # seconds after which a link counts as having worked: its loss is a first failure again
 _PARTING: Final = 1.0  # seconds in which the entrance answers a farewell, so that no signal under way is lost
@@ -67,6 +68,7 @@ class Engine:
         self._cut = asyncio.Event()
         self._drain_limit: float | None = None
         self._defect: Exception | None = None
+        self._shown: tuple[Facts, Snapshot] | None = None
 
     # --- what its owner asks --------------------------------------------------------------------------------------
 
@@ -391,54 +393,55 @@ class Engine:
         return self._link.limits.visitors if self._link is not None else self.spec.settings.semaphore_limit
 
     def snapshot(self) -> Snapshot:
-        """How the tunnel is at this moment."""
-        spec, stats, link, standing, end = self.spec, self._stats, self._link, self._standing, self._end
+        """How the tunnel is at this moment: the same object for as long as nothing differs."""
+        facts = self._facts()
+        if self._shown is None or facts != self._shown[0]:
+            self._shown = (facts, snapshot_of(self.name, facts))
+        return self._shown[1]
+
+    def _facts(self) -> Facts:
+        spec, stats, link, server, end = self.spec, self._stats, self._link, self._server, self._end
         entrance = end if isinstance(end, Entrance) else None
-        limits = link.limits if link is not None else defaults_of(spec.settings)
-        error = self._last_error
-        return Snapshot(
-            name=self.name,
-            role=spec.role.value,
-            direction=self._direction.value if self._direction else None,
-            state=standing.state,
-            reason=standing.reason,
-            since=state.timestamp(standing.since),
-            tunnel_addr=(self._server.address if self._server else None) or str(spec.tunnel),
-            target_addr=(entrance.address if entrance else None) or str(spec.target),
-            data_addr=link.data_addr if link else self._server.data_addr if self._server else None,
+        remaining, attempt = self._cooldown()
+        return Facts(
+            spec=spec,
+            standing=self._standing,
+            direction=self._direction,
+            tunnel_addr=server.address if server else None,
+            target_addr=entrance.address if entrance else None,
+            data_addr=link.data_addr if link else server.data_addr if server else None,
             peer=link.channel.peer if link else None,
             link=link.ident if link else None,
-            auth=spec.auth,
-            data_tls=int(bool(link.data_tls)) if link and not spec.data_tls else int(spec.data_tls),
-            pool=state.PoolView(
-                idle=len(link.pool) if link else 0,
-                capacity=max(link.capacity, limits.pool_min) if link else limits.pool_min,
-                dialing=link.dialing if link else 0,
-                min=limits.pool_min,
-                max=limits.pool_max,
-            ),
-            signals=state.SignalsView(
-                queued=entrance.queued if entrance else 0,
-                limit=spec.settings.signal_queue_limit,
-                total=stats.signals,
-            ),
-            connections=stats.connections(limits.visitors),
-            bytes=stats.bytes(),
-            refused=stats.refused(),
-            rtt_ms=round(link.rtt * 1000, 3) if link and link.rtt is not None else None,
-            cooldown=self._cooldown(),
-            last_error=error.text if error else None,
-            last_error_at=state.timestamp(error.ts) if error else None,
+            data_tls=link.data_tls if link else False,
+            limits=link.limits if link else defaults_of(spec.settings),
+            idle=len(link.pool) if link else 0,
+            capacity=link.capacity if link else 0,
+            dialing=link.dialing if link else 0,
+            queued=entrance.queued if entrance else 0,
+            rtt=link.rtt if link else None,
+            signals=stats.signals,
+            active=stats.active,
+            total=stats.total,
+            failed=stats.failed,
+            from_visitors=stats.from_visitors.total,
+            to_visitors=stats.to_visitors.total,
+            refused_handshakes=stats.refused_handshakes,
+            refused_prefaces=stats.refused_prefaces,
+            silent=stats.silent,
+            attempt=attempt,
+            remaining=remaining,
+            error=self._last_error,
         )
 
-    def _cooldown(self) -> state.CooldownView:
+    def _cooldown(self) -> tuple[float, int]:
+        """Seconds until the next attempt, and which it is."""
         if self._standing.state is not State.COOLDOWN:
-            return state.CooldownView(attempt=0 if self._standing.state is State.UP else self._attempt)
+            return 0.0, 0 if self._standing.state is State.UP else self._attempt
         if isinstance(self._end, Exit) and self._end.trouble is not None and self._link is not None:
             due, attempt = self._end.next_try, self._end.attempt
         else:
             due, attempt = self._next_attempt, self._attempt
-        return state.CooldownView(remaining_s=round(max(0.0, due - self._loop.time()), 3), attempt=attempt)
+        return max(0.0, due - self._loop.time()), attempt
 
 
 async def _cancelled(task: asyncio.Task[object] | asyncio.Task[None]) -> None:

@@ -33,7 +33,7 @@ CALM: Final = select.EPOLLIN | select.EPOLLOUT
 
 _ALL: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _BATCH: Final = 256  # events taken at once
-_ROUNDS: Final = 16  # batches in a row before asyncio has its turn again
+_ROUNDS: Final = 4  # batches in a row before asyncio has its turn again
 
 BUFFER_SIZE: Final = 1 << 17
 """Bytes of the one buffer through which all copying goes."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import enum
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from tunnel.spec import LogLevel
 
@@ -77,8 +77,18 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+class _View:
+    """A part of a snapshot."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Its part of the object that ``ps --json`` shows."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolView:
+class PoolView(_View):
     """The pool in numbers."""
 
     idle: int = 0
@@ -90,7 +100,7 @@ class PoolView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignalsView:
+class SignalsView(_View):
     """Visitors that wait for a data connection, and signals sent or received in all."""
 
     queued: int = 0
@@ -99,7 +109,7 @@ class SignalsView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionsView:
+class ConnectionsView(_View):
     """Visitors served: now, ever, in vain, and at most at once."""
 
     active: int = 0
@@ -109,15 +119,19 @@ class ConnectionsView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BytesView:
+class BytesView(_View):
     """Bytes relayed: ``in`` came from visitors, ``out`` went to them."""
 
     from_visitors: int = 0
     to_visitors: int = 0
 
+    def as_json(self) -> dict[str, Any]:
+        """Its part of the object that ``ps --json`` shows."""
+        return {"in": self.from_visitors, "out": self.to_visitors}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefusedView:
+class RefusedView(_View):
     """What strangers tried and did not get, counted since the start."""
 
     handshakes: int = 0
@@ -129,7 +143,7 @@ class RefusedView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CooldownView:
+class CooldownView(_View):
     """The wait before the next attempt."""
 
     remaining_s: float = 0.0
@@ -167,13 +181,17 @@ class Snapshot:
     last_error: str | None = None
     last_error_at: str | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """The object that ``ps --json`` shows for this tunnel."""
-        data = asdict(self)
-        data["state"] = self.state.value
-        data["tags"] = list(self.tags)
-        data["bytes"] = {"in": self.bytes.from_visitors, "out": self.bytes.to_visitors}
-        return data
+    def as_json(self, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """The object that ``ps --json`` shows for this tunnel, or only the fields of these names."""
+        return {name: _plain(getattr(self, name)) for name in names or self.__slots__}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, _View):
+        return value.as_json()
+    if isinstance(value, State):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

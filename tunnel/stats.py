@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tunnel.relay import Meter
-from tunnel.state import BytesView, ConnectionsView, RefusedView
 
 
 @dataclass(slots=True)
@@ -24,15 +23,3 @@ class Stats:
     refused_handshakes: int = 0
     refused_prefaces: int = 0
     silent: int = 0
-
-    def connections(self, limit: int) -> ConnectionsView:
-        """The visitors, of whom ``limit`` are served at once."""
-        return ConnectionsView(active=self.active, total=self.total, failed=self.failed, limit=limit)
-
-    def bytes(self) -> BytesView:
-        """What was relayed."""
-        return BytesView(from_visitors=self.from_visitors.total, to_visitors=self.to_visitors.total)
-
-    def refused(self) -> RefusedView:
-        """Who was not let in."""
-        return RefusedView(handshakes=self.refused_handshakes, prefaces=self.refused_prefaces, silent=self.silent)

@@ -8,44 +8,74 @@ from typing import TYPE_CHECKING, Any, Final
 from tunnel.state import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
+_FEW: Final = 150  # tunnels that can all be looked at every time
+_ROUND: Final = 4  # looks in which every tunnel has its turn at the latest, however quiet it is
 _KEYS: Final = tuple(field.name for field in fields(Snapshot))
 
 
 class Picture:
-    """All tunnels as somebody who watches has been told of them."""
+    """All tunnels as somebody who watches has been told of them: at first of none."""
 
-    def __init__(self, head: Mapping[str, Any], snapshots: Iterable[Snapshot]) -> None:
-        self._head = dict(head)
-        self._tunnels = {snapshot.name: snapshot for snapshot in snapshots}
+    def __init__(self) -> None:
+        self._head: dict[str, Any] = {}
+        self._known: dict[str, Snapshot] = {}
+        self._lively: set[str] = set()
+        self._changed: dict[str, dict[str, Any]] = {}
+        self._looks = 0
 
-    def update(self, head: Mapping[str, Any], snapshots: Iterable[Snapshot]) -> dict[str, Any] | None:
-        """``changed``, ``removed`` and ``status`` since the last time; None if nothing differs.
+    def due(self, names: Collection[str]) -> list[str]:
+        """Which of all these tunnels to look at now: the new ones, those where something goes on, some of the others.
 
-        A cooldown that merely goes by is no difference: whoever watches has a clock too.
+        To look at hundreds costs visitors more than the time it takes, for it empties the processor's caches.
         """
-        changed = {}
-        known, self._tunnels = self._tunnels, {}
-        for snapshot in snapshots:
-            before = known.pop(snapshot.name, None)
-            keys = _differing(before, snapshot)
-            self._tunnels[snapshot.name] = snapshot if keys or before is None else before
-            if keys:
-                whole = snapshot.as_json()
-                changed[snapshot.name] = whole if before is None else {key: whole[key] for key in keys}
+        lively, self._lively = self._lively, set()
+        self._looks += 1
+        rounds = min(_ROUND, 1 + len(names) // _FEW)
+        return [
+            name
+            for place, name in enumerate(names, self._looks)
+            if place % rounds == 0 or name in lively or name not in self._known
+        ]
+
+    def hear(self, name: str) -> None:
+        """Something happened to this tunnel: it is to be looked at next time."""
+        self._lively.add(name)
+
+    def see(self, snapshot: Snapshot) -> None:
+        """One tunnel of this look."""
+        before = self._known.get(snapshot.name)
+        keys = _differing(before, snapshot)
+        if keys or before is None:
+            self._known[snapshot.name] = snapshot
+        if keys:
+            self._changed[snapshot.name] = snapshot.as_json(keys)
+        if keys or snapshot.connections.active:
+            self._lively.add(snapshot.name)
+
+    def change(self, head: Mapping[str, Any], names: Collection[str]) -> dict[str, Any] | None:
+        """The look is over: ``changed``, ``removed`` and ``status`` since the last one; None if nothing differs.
+
+        ``names`` are those of all tunnels there are. A cooldown that merely goes by is no difference: whoever watches
+        has a clock too.
+        """
+        changed, self._changed = self._changed, {}
+        removed = [name for name in self._known if name not in names]
+        for name in removed:
+            del self._known[name]
         status = {key: value for key, value in head.items() if self._head.get(key) != value}
         self._head = dict(head)
-        if not (changed or known or status):
+        if not (changed or removed or status):
             return None
-        return {"changed": changed, "removed": list(known), "status": status}
+        return {"changed": changed, "removed": removed, "status": status}
 
 
 def _differing(before: Snapshot | None, now: Snapshot) -> tuple[str, ...]:
+    if before is now:
+        return ()
     if before is None:
         return _KEYS
-    if before == now:
-        return ()
     if before.cooldown.attempt == now.cooldown.attempt and before.state is now.state:
         now = replace(now, cooldown=before.cooldown)
     return tuple(key for key in _KEYS if getattr(before, key) != getattr(now, key))

@@ -101,7 +101,7 @@ async def _end_streams(app: web.Application) -> None:
 
 
 async def _status(request: web.Request) -> web.Response:
-    return _json(request.app[_DESK].status())
+    return _json(await request.app[_DESK].status())
 
 
 async def _watch(request: web.Request) -> web.StreamResponse:
@@ -176,9 +176,8 @@ async def _metrics(request: web.Request) -> web.Response:
     desk, process = request.app[_DESK], request.app[_PROCESS]
     accept = request.headers.get("Accept", "")
     tasks = len(asyncio.all_tasks())
-    page, content_type = await asyncio.to_thread(
-        metrics.render, desk.head(), desk.supervisor.snapshots(), tasks, accept, process
-    )
+    snapshots = [snapshot async for snapshot in desk.supervisor.look()]
+    page, content_type = await asyncio.to_thread(metrics.render, desk.head(), snapshots, tasks, accept, process)
     return web.Response(body=page, headers={"Content-Type": content_type})
 
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from aiohttp import web
 
@@ -153,19 +153,29 @@ async def replay(request: web.Request, events: Iterable[Event]) -> web.StreamRes
 async def watch(request: web.Request, desk: Desk, interval: float, readers: Readers) -> web.StreamResponse:
     """The whole status, then what changes, at most every ``interval`` seconds, and events as they happen."""
     stream = await Stream.open(request)
-    snapshots = desk.supervisor.snapshots
+    picture = Picture()
     with Inbox(desk.bus, is_noteworthy, readers) as inbox, contextlib.suppress(*_GONE):
-        head, seen = desk.head(), snapshots()
-        picture = Picture(head, seen)
-        await stream.send([("status", {**head, "tunnels": [snapshot.as_json() for snapshot in seen]})])
+        first = await _look(desk, picture) or {"status": {}, "changed": {}}
+        await stream.send([("status", {**first["status"], "tunnels": list(first["changed"].values())})])
         due = time.monotonic() + interval
         while not inbox.is_over:
-            frames = _frames(await inbox.read(max(0.0, due - time.monotonic())))
+            events = await inbox.read(max(0.0, due - time.monotonic()))
+            for event in events:
+                picture.hear(event.tunnel)
+            frames = _frames(events)
             if (now := time.monotonic()) >= due:
                 due = now + interval
-                change = picture.update(desk.head(), snapshots())
+                change = await _look(desk, picture)
                 if change is not None:
                     frames.append(("change", {"ts": timestamp(time.time()), **change}))
             await stream.send(frames)
         await stream.end()
     return stream.response
+
+
+async def _look(desk: Desk, picture: Picture) -> dict[str, Any] | None:
+    """What differs since the last look at the tunnels."""
+    names = desk.supervisor.names()
+    async for snapshot in desk.supervisor.look(picture.due(names)):
+        picture.see(snapshot)
+    return picture.change(desk.head(), names)

@@ -34,6 +34,8 @@ class _Told:
     stats_at: float
     free_at: float
     is_settled: bool = False
+    whole: Snapshot | None = None
+    """the snapshot of which nothing is left to tell"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,11 @@ class Pacing:
         states, stats = [], []
         known, self._told = self._told, {}
         for seen in snapshots:
-            lasting, numbers = _lasting(seen), _numbers(seen)
             told = known.pop(seen.name, None)
+            if told is not None and told.whole is seen and now < told.repeat_at:
+                self._told[seen.name] = told  # nearly always, where there are hundreds
+                continue
+            lasting, numbers = _lasting(seen), _numbers(seen)
             if told is None:
                 told = _Told(lasting, numbers, now + SETTLING, now + STATS_EVERY, now + GAP)
                 states.append(seen)
@@ -77,7 +82,8 @@ class Pacing:
             elif told.numbers != numbers and now >= told.stats_at:
                 told = replace(told, numbers=numbers, stats_at=now + STATS_EVERY)
                 stats.append(seen)
-            self._told[seen.name] = told
+            is_whole = (told.lasting, told.numbers) == (lasting, numbers)
+            self._told[seen.name] = replace(told, whole=seen if is_whole else None)
         return Due(tuple(states), tuple(stats), tuple(known))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.outbox import Message, Outbox
 from orchestrator.mqtt.pacing import REPEAT, Pacing
+from orchestrator.supervisor.supervisor import IN_A_TURN
 from tunnel.state import timestamp
 
 if TYPE_CHECKING:
@@ -76,9 +77,13 @@ class Telling:
         self.outbox.put(Message(self._topics.event, payloads.encode(payloads.event(self._origin, happened))))
 
     def due(self) -> Iterator[None]:
-        """Put what is due into the outbox, a few words at a time: in between it is for others to do something."""
+        """Put what is due into the outbox, a little at a time: in between it is for others to do something."""
+        snapshots = []
+        for number, seen in enumerate(self._desk.supervisor.each(), 1):
+            snapshots.append(seen)
+            if number % IN_A_TURN == 0:
+                yield
         ts, now = timestamp(time.time()), time.monotonic()
-        snapshots = self._desk.supervisor.snapshots()
         due = self._pacing.next(snapshots, now)
         self._tell_info(ts, now, len(snapshots))
         if self._discovery is not None:

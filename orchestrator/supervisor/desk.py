@@ -71,9 +71,9 @@ class Desk:
         """The status without its tunnels."""
         return {**self.supervisor.head(), **self._facts, "mqtt": self.mqtt()}
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         """The object of ``ps --json``."""
-        return {**self.head(), "tunnels": [snapshot.as_json() for snapshot in self.supervisor.snapshots()]}
+        return {**self.head(), "tunnels": [snapshot.as_json() async for snapshot in self.supervisor.look()]}
 
     def tunnel(self, name: str) -> dict[str, Any]:
         """One tunnel with its URL, settings and place in the file. Raises UnknownTunnelError."""

@@ -104,7 +104,8 @@ class Keeper:
         self._engine: RunningEngine | None = None
         self._first: RunningEngine | None = None  # has its listeners already
         self._task: asyncio.Task[None] | None = None
-        self._rest = at_rest(name, spec, "not started")
+        self._rest = self._shown = at_rest(name, spec, "not started")
+        self._added: tuple[Snapshot, tuple[str, ...], int] | None = None  # what ``_shown`` was made from
         self._wanted = False
         self._leaving = False
         self._wake = asyncio.Event()  # ends a pause between two engines
@@ -173,8 +174,11 @@ class Keeper:
         if self._last_error_at and self._last_error_at >= (seen.last_error_at or ""):
             seen = replace(seen, last_error=self._last_error, last_error_at=self._last_error_at)
         if seen.tags == self._tags and seen.restarts == self._restarts:
-            return seen  # a copy costs as much as the look itself, and hundreds are looked at several times a second
-        return replace(seen, tags=self._tags, restarts=self._restarts)
+            return seen
+        added = (seen, self._tags, self._restarts)
+        if added != self._added:  # a copy costs more than the look itself, and hundreds are looked at all the time
+            self._added, self._shown = added, replace(seen, tags=self._tags, restarts=self._restarts)
+        return self._shown
 
     def start(self) -> None:
         """Run; a tunnel that is on its way out runs again after that."""

@@ -62,11 +62,11 @@ class _Service:
         stopping = asyncio.create_task(self._supervisor.until_stopping())
         try:
             while not stopping.done():
-                self._beat()
+                await self._beat()
                 await asyncio.wait([stopping], timeout=self._pause)
             self._notifier.stopping()
             while True:
-                self._beat()
+                await self._beat()
                 await asyncio.sleep(self._pause)
         finally:
             stopping.cancel()
@@ -75,10 +75,10 @@ class _Service:
     def _pause(self) -> float:
         return min(self._notifier.beat_every or _NEWS, _NEWS)
 
-    def _beat(self) -> None:
+    async def _beat(self) -> None:
         if self._notifier.beat_every is not None:
             self._notifier.alive()
-        snapshots = self._supervisor.snapshots()
+        snapshots = [snapshot async for snapshot in self._supervisor.look()]
         up = sum(snapshot.state is State.UP for snapshot in snapshots)
         active = sum(snapshot.connections.active for snapshot in snapshots)
         is_ok = self._supervisor.head()["config"]["ok"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.supervisor.keeper import Keeper, MakeEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from orchestrator.config.manifest import Entry
     from tunnel.journal import EventSink
@@ -63,13 +63,9 @@ class Tunnels:
 
     # --- what can be seen -----------------------------------------------------------------------------------------
 
-    def snapshots(self) -> tuple[Snapshot, ...]:
+    def names(self) -> Collection[str]:
         """All tunnels, in the order of the file; then those that are gone from it and drain."""
-        leaving: dict[str, list[Keeper]] = {}
-        for keeper in self.leaving:
-            leaving.setdefault(keeper.name, []).append(keeper)
-        present = [_seen(keeper, leaving.pop(name, [])) for name, keeper in self.keepers.items()]
-        return (*present, *(_seen(last, earlier) for *earlier, last in leaving.values()))
+        return dict.fromkeys((*self.keepers, *(keeper.name for keeper in self.leaving)))
 
     def snapshot(self, name: str) -> Snapshot | None:
         """One tunnel, if there is one of that name."""

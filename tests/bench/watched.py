@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ALONE, DASHBOARD, MQTT = "alone", "dashboard", "mqtt"
-PAIRS: Final = 10
+PAIRS: Final = 250
 
 _METRICS: Final = (
     Metric("keepalive.rate", "keep-alive requests/s", 0, Goal(0.95, at_least=True)),

@@ -133,7 +133,9 @@ class Stand:
         )
         spec = make_spec(parse("server://127.0.0.1:10101/127.0.0.1:8080"))
         self.present = present
-        supervisor.snapshots = lambda: tuple(at_rest(name, spec) for name in self.present)  # type: ignore[method-assign]
+        supervisor.each = lambda names=None: iter(  # type: ignore[method-assign]
+            [at_rest(name, spec) for name in (self.present if names is None else names)]
+        )
         self.desk = Desk(supervisor)
 
     def telling(self, found: Discovery | None) -> Telling:
