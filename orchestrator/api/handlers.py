@@ -176,7 +176,7 @@ async def _metrics(request: web.Request) -> web.Response:
     desk, process = request.app[_DESK], request.app[_PROCESS]
     accept = request.headers.get("Accept", "")
     tasks = len(asyncio.all_tasks())
-    snapshots = [snapshot async for snapshot in desk.supervisor.look()]
+    snapshots = await desk.supervisor.look()
     page, content_type = await asyncio.to_thread(metrics.render, desk.head(), snapshots, tasks, accept, process)
     return web.Response(body=page, headers={"Content-Type": content_type})
 

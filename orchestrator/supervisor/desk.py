@@ -73,7 +73,7 @@ class Desk:
 
     async def status(self) -> dict[str, Any]:
         """The object of ``ps --json``."""
-        return {**self.head(), "tunnels": [snapshot.as_json() async for snapshot in self.supervisor.look()]}
+        return {**self.head(), "tunnels": [snapshot.as_json() for snapshot in await self.supervisor.look()]}
 
     def tunnel(self, name: str) -> dict[str, Any]:
         """One tunnel with its URL, settings and place in the file. Raises UnknownTunnelError."""

@@ -78,7 +78,7 @@ class _Service:
     async def _beat(self) -> None:
         if self._notifier.beat_every is not None:
             self._notifier.alive()
-        snapshots = [snapshot async for snapshot in self._supervisor.look()]
+        snapshots = await self._supervisor.look()
         up = sum(snapshot.state is State.UP for snapshot in snapshots)
         active = sum(snapshot.connections.active for snapshot in snapshots)
         is_ok = self._supervisor.head()["config"]["ok"]

@@ -15,7 +15,7 @@ from tunnel.settings import as_text
 from tunnel.spec import LogLevel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from orchestrator.config.faults import Place
     from orchestrator.config.manifest import Entry, Manifest
@@ -142,12 +142,14 @@ class Supervisor:
             if seen is not None:
                 yield seen
 
-    async def look(self, names: Iterable[str] | None = None) -> AsyncIterator[Snapshot]:
+    async def look(self, names: Iterable[str] | None = None) -> list[Snapshot]:
         """The same in several turns of the loop, so that no visitor waits until hundreds of tunnels were looked at."""
-        for number, seen in enumerate(self.each(names), 1):
-            yield seen
+        seen = []
+        for number, snapshot in enumerate(self.each(names), 1):
+            seen.append(snapshot)
             if number % IN_A_TURN == 0:
                 await asyncio.sleep(0)
+        return seen
 
     def snapshot(self, name: str) -> Snapshot:
         """One tunnel now."""
