@@ -111,10 +111,13 @@ class Terminal:
         self.program = program
         self._master = master
         self._picture = picture
+        self._unread = bytearray()  # understood when somebody looks: what is measured beside it shall not pay for that
         self._waiting: dict[asyncio.Future[float], Callable[[Screen], object]] = {}
 
     def screen(self) -> Screen:
         """What it shows now."""
+        self._picture.feed(bytes(self._unread))
+        self._unread.clear()
         return self._picture.screen()
 
     def check(self) -> None:
@@ -155,7 +158,7 @@ class Terminal:
         with suppress(OSError):  # the program has ended
             if data := os.read(self._master, _CHUNK):
                 now = time.perf_counter()
-                self._picture.feed(data)
+                self._unread += data
                 for shown, wanted in self._waiting.items():
                     if not shown.done() and wanted(self.screen()):
                         shown.set_result(now)
