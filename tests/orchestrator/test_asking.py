@@ -72,7 +72,8 @@ def house(tmp_path: Path) -> Iterator[House]:
     if house.run("down", "--now", "--wait").returncode == 1:  # read-only
         os.kill(house.pid(), signal.SIGTERM)
         until(lambda: house.run("ps").returncode == 4)
-    assert "Traceback" not in house.background_log()
+    log = house.background_log()
+    assert "Traceback" not in log, log
 
 
 def test_a_daemon_in_the_background(house: House) -> None:
