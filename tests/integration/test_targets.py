@@ -30,9 +30,8 @@ class Nobody(Target):
 @both_directions
 def test_a_refused_target_closes_the_visitor_at_once_and_shows_why(stage: Stage, direction: str) -> None:
     nobody = Nobody()
-    pair = stage.pair(nobody, direction=direction)
+    pair = stage.pair(nobody, direction=direction).up()
     exit_ = pair.client if direction == "reverse" else pair.server
-    until(lambda: pair.server.tunnel().get("link"), within=5, what="there is a link")
     took = []
     for _ in range(20):
         began = time.monotonic()
@@ -52,8 +51,7 @@ def test_a_refused_target_closes_the_visitor_at_once_and_shows_why(stage: Stage,
 @both_directions
 def test_a_target_that_comes_back_is_served_again(stage: Stage, direction: str) -> None:
     nobody = Nobody()
-    pair = stage.pair(nobody, direction=direction)
-    until(lambda: pair.server.tunnel().get("link"), within=5, what="there is a link")
+    pair = stage.pair(nobody, direction=direction).up()
     with connect(pair.visitors) as visitor:
         assert ending(visitor) in {"end", "reset"}
     listener = socket.create_server(("127.0.0.1", nobody.port))
@@ -67,8 +65,7 @@ def test_a_black_holed_target_closes_the_visitor_within_the_bound(stage: Stage, 
     hole = stage.keep(BlackHole())
     target = Nobody()
     target.port = hole.port
-    pair = stage.pair(target, direction=direction)
-    until(lambda: pair.server.tunnel().get("link"), within=5, what="there is a link")
+    pair = stage.pair(target, direction=direction).up()
     began = time.monotonic()
     with connect(pair.visitors, timeout=DIAL_BOUND + PATIENCE) as visitor:
         assert ending(visitor) in {"end", "reset"}
