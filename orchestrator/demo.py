@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator import daemon
 from orchestrator.config.load import load
 from orchestrator.process.process import prepare_to_serve, say, stop_signals
+from orchestrator.supervisor.defects import show_no_tracebacks
 from orchestrator.table import align, size
 from tunnel.spec import LogLevel
 from tunnel.state import State
@@ -66,6 +67,7 @@ class Tally:
 def run(duration: float | None, log: EventSink) -> str:
     """Play until a signal, or for ``duration`` seconds; a summary for people."""
     prepare_to_serve()
+    show_no_tracebacks()
     with tempfile.TemporaryDirectory(prefix="nodepass-orch-demo-") as folder:
         return asyncio.run(_play(Path(folder), duration, log))
 

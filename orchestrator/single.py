@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.process.logformat import LogWriter
 from orchestrator.process.process import hide_keys, mask_url, prepare_to_serve, say, stop_signals
-from orchestrator.supervisor.defects import in_sentences
+from orchestrator.supervisor.defects import in_sentences, show_no_tracebacks
 from orchestrator.supervisor.keeper import Keeper
 from tunnel.engine import Engine
 from tunnel.journal import Journal
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         say(f"{error.name} in {error.source}: {error}")
         return 2
     prepare_to_serve()
+    show_no_tracebacks()
     log = LogWriter()
     try:
         return asyncio.run(_run(spec, log, [] if is_hidden else ["the key shows in the process list; use key_file="]))

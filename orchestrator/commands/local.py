@@ -151,9 +151,10 @@ def _log_writer(log_format: str) -> LogWriter:
 
 async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level: LogLevel, *, read_only: bool) -> int:
     from orchestrator import daemon  # noqa: PLC0415  the engine and aiohttp: only for those that run tunnels
-    from orchestrator.supervisor import service  # noqa: PLC0415  the engine and aiohttp: only for those that run tunnels
+    from orchestrator.supervisor import defects, service  # noqa: PLC0415  as above
 
     prepare_to_serve()
+    defects.show_no_tracebacks()
     named = paths.given_socket(socket, os.environ)
     with daemon.claimed_socket(manifest, named, os.environ) as path:
         async with daemon.running(manifest, path, log, level, read_only=read_only) as supervisor:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from orchestrator.process.process import say
 from tunnel import net
 from tunnel.backoff import FIRST, LEAST
 
@@ -40,6 +44,25 @@ def in_sentences(tell: Callable[[str, str], None]) -> None:
         tell(topic, f"{topic}: {why}" if why else topic)
 
     asyncio.get_running_loop().set_exception_handler(handle)
+
+
+def show_no_tracebacks() -> None:
+    """The same for what no loop sees, until the very end of the process: threads, what is cleared away, libraries."""
+    sys.unraisablehook = threading.excepthook = _say_defect
+    logging.lastResort = _InSentences(logging.WARNING)
+
+
+def _say_defect(hook: sys.UnraisableHookArgs | threading.ExceptHookArgs) -> None:
+    if hook.exc_value is not None:
+        say(describe_defect(hook.exc_value))
+
+
+class _InSentences(logging.Handler):
+    """For records that nobody else handles."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        say(f"{record.getMessage()}: {describe_defect(error)}" if error else record.getMessage())
 
 
 def pause_after(breaks: int, uniform: Callable[[float, float], float]) -> float:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.process.process import prepare_to_serve, say
-from orchestrator.supervisor.defects import brief, describe_defect, in_sentences
+from orchestrator.supervisor.defects import brief, describe_defect, in_sentences, show_no_tracebacks
 from orchestrator.workers.messages import (
     Adopt,
     Beat,
@@ -244,6 +244,7 @@ def main() -> int:
         return 2
     _die_with_the_supervisor()
     prepare_to_serve()
+    show_no_tracebacks()
     asyncio.run(_serve(border))
     return 0
 

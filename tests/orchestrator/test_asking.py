@@ -74,6 +74,7 @@ def house(tmp_path: Path) -> Iterator[House]:
         until(lambda: house.run("ps").returncode == 4)
     log = house.background_log()
     assert "Traceback" not in log, log
+    assert "internal fault" not in log, log
 
 
 def test_a_daemon_in_the_background(house: House) -> None:

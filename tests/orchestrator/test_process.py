@@ -139,6 +139,33 @@ async def test_what_asyncio_would_show_a_traceback_for_is_a_sentence() -> None:
     assert told[2] == ("odd", "odd")
 
 
+def test_what_the_interpreter_would_show_a_traceback_for_is_a_sentence() -> None:
+    program = """if True:
+    import logging, threading
+    from orchestrator.supervisor.defects import show_no_tracebacks
+    show_no_tracebacks()
+    class Odd:
+        def __del__(self): int("cleared away")
+    Odd()
+    thread = threading.Thread(target=int, args=("in a thread",))
+    thread.start()
+    thread.join()
+    try:
+        int("in a library")
+    except ValueError:
+        logging.getLogger("library").exception("it said")
+    logging.getLogger("library").warning("a warning")
+    last = Odd()
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 5, done.stderr
+    for line, what in zip(lines, ("cleared away", "in a thread", "it said", "a warning", "cleared away"), strict=True):
+        assert line.startswith("nodepass-orch: "), line
+        assert what in line
+        assert ("internal fault: ValueError" in line) == (what != "a warning")
+
+
 @given(key=recognisable_keys, tail=st.text(max_size=20), scheme=st.sampled_from(["server", "client", "x"]))
 def test_masked_however_wrong_the_url_is(key: str, tail: str, scheme: str) -> None:
     assume(key not in tail)
