@@ -221,7 +221,7 @@ class Filler:
         ident = self._next_ident
         self._next_ident += 1
         try:
-            sock = net.begin_connect(self._family, self._sockaddr)
+            sock = net.begin_connect(self._family, self._sockaddr, speaks_first=True)
         except OSError as error:
             self._failed(error)
             return False
