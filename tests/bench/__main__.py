@@ -12,7 +12,6 @@ import resource
 import signal
 import subprocess
 import sys
-import sysconfig
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,7 +127,7 @@ def _facts(options: argparse.Namespace) -> dict[str, str]:
         "cores": f"{os.cpu_count()} x {next(names, platform.machine())}",
         "kernel": platform.release(),
         "congestion control": next(iter(_lines(Path("/proc/sys/net/ipv4/tcp_congestion_control"))), "unknown"),
-        "python": f"{platform.python_version()}, {_how_built()}",
+        "python": platform.python_version(),
         "load before": f"{load:.2f}",
         "rounds x seconds": f"{options.rounds} x {options.seconds}",
     }
@@ -137,14 +136,6 @@ def _facts(options: argparse.Namespace) -> dict[str, str]:
             said = subprocess.run((path, flag), capture_output=True, text=True, check=False)
             facts[tool] = (said.stdout + said.stderr).partition("\n")[0].strip()
     return facts
-
-
-def _how_built() -> str:
-    """With profile-guided optimization, as distributions build it and python.org tells to, or without."""
-    is_optimized = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
-    if not is_optimized:
-        _talk("This Python was built without --enable-optimizations: everything of ours takes some 5 % longer with it.")
-    return "optimized" if is_optimized else "built without --enable-optimizations"
 
 
 def _lines(path: Path) -> list[str]:
