@@ -23,6 +23,7 @@ KEPT: Final = 180
 STEP: Final = 1.0
 """Seconds between two samples: rates are means over this time."""
 
+_LAG: Final = 8  # samples that the past of a tunnel where nothing goes on may lag behind
 _GAP: Final = 60.0  # seconds between two messages, beyond which their clocks are not to be trusted
 _EMPTY: Final[Json] = MappingProxyType({})
 
@@ -61,6 +62,11 @@ class Tunnel:
     counted: tuple[int, int] | None = None
     """bytes in and out at the last sample"""
     history: tuple[Sample, ...] = ()
+    """one a second; where nothing goes on it may end some seconds ago, to save taking the same again"""
+    recorded: int = 0
+    """the number of the view's sample with which that ends"""
+    known: Json | None = None
+    """the data of that sample"""
 
     @property
     def state(self) -> str:
@@ -170,12 +176,16 @@ class View:
     """the daemon's clock when the last message was made, seconds since the epoch"""
     sampled: float = 0.0
     """the same, when rates were last reckoned"""
+    samples: int = 0
+    """how often that was so"""
     heard: float = 0.0
     """our monotonic clock at ``at``"""
     rates: tuple[float, float] = (0.0, 0.0)
     """bytes a second of all tunnels, to and from visitors"""
     live: frozenset[str] | None = None
     """the tunnels whose numbers are told as they change, so that they have a past; None: all"""
+    looked_at: Collection[str] = ()
+    """the tunnels on the screen, whose past lags behind in nothing"""
 
     @property
     def config(self) -> Json:
@@ -207,19 +217,21 @@ def begin(status: Json, at: float, now: float, before: View | None = None) -> Vi
 
     ``at`` is the daemon's clock (seconds since the epoch), ``now`` our monotonic one.
     """
-    known = before.tunnels if before else {}
+    before = before or View()
     tunnels: dict[str, Tunnel] = {}
     for data in status.get("tunnels") or ():
         name = key_of(data)
-        old = known.get(name)
-        tunnels[name] = _first(name, data, now, old.history if old else ())
+        old = before.tunnels.get(name)
+        first = _first(name, data, now)
+        tunnels[name] = replace(first, history=old.history, recorded=before.samples) if old else first
     rest = {key: value for key, value in status.items() if key not in {"tunnels", "live"}}
-    return sample(View(rest, tunnels, at, at, now, live=status.get("live")), at)
+    live, samples, looked_at = status.get("live"), before.samples, before.looked_at
+    return sample(View(rest, tunnels, at, at, samples, now, live=live, looked_at=looked_at), at)
 
 
-def _first(name: str, data: Json, now: float, history: tuple[Sample, ...] = ()) -> Tunnel:
+def _first(name: str, data: Json, now: float) -> Tunnel:
     rate_in, rate_out = data.get("rates") or (0.0, 0.0)
-    return Tunnel(name, data, now, rate_in, rate_out, history=history)
+    return Tunnel(name, data, now, rate_in, rate_out)
 
 
 def change(view: View, message: Json, now: float) -> View:
@@ -237,7 +249,7 @@ def change(view: View, message: Json, now: float) -> View:
             if old.link and not data.get("link"):
                 data["last_link"] = old.link  # one end may lose it before the other
             rate_in, rate_out = keys.get("rates") or (old.rate_in, old.rate_out)
-            tunnels[name] = Tunnel(name, data, heard, rate_in, rate_out, old.counted, old.history)
+            tunnels[name] = Tunnel(name, data, heard, rate_in, rate_out, old.counted, old.history, old.recorded)
     live = view.live
     if "live" in message:
         live = message["live"]
@@ -246,8 +258,9 @@ def change(view: View, message: Json, now: float) -> View:
     at = moment(message.get("ts")) or view.at
     elapsed = at - view.sampled
     if not -STEP <= elapsed <= _GAP:  # a clock that was set, or is not ours: begin to count anew
-        tunnels = {name: replace(tunnel, counted=None) for name, tunnel in tunnels.items()}
-        return sample(View(status, tunnels, at, at, now, live=live), at)
+        tunnels = {name: replace(tunnel, counted=None, known=None) for name, tunnel in tunnels.items()}
+        jumped = replace(view, status=status, tunnels=tunnels, at=at, sampled=at, heard=now, live=live)
+        return sample(jumped, at)
     changed = replace(view, status=status, tunnels=tunnels, at=at, heard=now, live=live)
     return sample(changed, at) if elapsed >= STEP else changed
 
@@ -263,13 +276,13 @@ def quiet(view: View, now: float) -> View:
 
 def sample(view: View, at: float) -> View:
     """The view with rates reckoned up to ``at``, the daemon's clock, and one sample more of each tunnel."""
-    elapsed = at - view.sampled
-    if view.live is None:
-        tunnels = {name: _sampled(tunnel, elapsed) for name, tunnel in view.tunnels.items()}
-    else:
-        known = view.tunnels
-        tunnels = {**known, **{name: _sampled(known[name], elapsed) for name in view.live if name in known}}
-    return replace(view, tunnels=tunnels, sampled=at, at=max(at, view.at), rates=_total(tunnels.values()))
+    elapsed, number, known = at - view.sampled, view.samples + 1, view.tunnels
+    names, on_screen = (known, view.looked_at) if view.live is None else (view.live, view.live)
+    due = (known[name] for name in names if name in known and (name in on_screen or not _is_still(known[name], number)))
+    fresh = {tunnel.name: _sampled(tunnel, elapsed, number) for tunnel in due}
+    tunnels = {**known, **fresh}
+    rates = _total(tunnels.values())
+    return replace(view, tunnels=tunnels, sampled=at, samples=number, at=max(at, view.at), rates=rates)
 
 
 def _total(tunnels: Collection[Tunnel]) -> tuple[float, float]:
@@ -290,7 +303,13 @@ def _forget_past(tunnels: dict[str, Tunnel], before: frozenset[str] | None, live
             tunnels[name] = replace(tunnels[name], history=())
 
 
-def _sampled(tunnel: Tunnel, elapsed: float) -> Tunnel:
+def _is_still(tunnel: Tunnel, number: int) -> bool:
+    """Whether the sample of this number would be as the last one was, and can wait."""
+    is_known = tunnel.known is tunnel.data and bool(tunnel.history) and number - tunnel.recorded < _LAG
+    return is_known and not tunnel.rate_in and not tunnel.rate_out
+
+
+def _sampled(tunnel: Tunnel, elapsed: float, number: int) -> Tunnel:
     if tunnel.is_gone:
         return tunnel
     moved = tunnel.part("bytes")
@@ -304,5 +323,9 @@ def _sampled(tunnel: Tunnel, elapsed: float) -> Tunnel:
         rate_in = max(0, counted[0] - tunnel.counted[0]) / elapsed
         rate_out = max(0, counted[1] - tunnel.counted[1]) / elapsed
     taken = Sample(tunnel.count("pool", "idle"), tunnel.count("signals", "queued"), rate_in, rate_out, tunnel.rtt_ms)
-    history = (*tunnel.history[1 - KEPT :], taken)
-    return Tunnel(tunnel.name, tunnel.data, tunnel.heard, rate_in, rate_out, counted, history)
+    history, missed = tunnel.history, number - 1 - tunnel.recorded
+    if history and 0 < missed < _LAG:
+        history = (*history, *[history[-1]] * missed)
+    history = (*history[1 - KEPT :], taken)
+    data = tunnel.data
+    return Tunnel(tunnel.name, data, tunnel.heard, rate_in, rate_out, counted, history, number, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from tui import model
@@ -100,6 +101,8 @@ class Watch:
 
     def look_at(self, names: Collection[str]) -> None:
         """These are on the screen."""
+        if names != self.view.looked_at:
+            self.view = replace(self.view, looked_at=names)
         self.source.follow(names)
 
     def tick(self) -> None:

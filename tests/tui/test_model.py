@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,6 +107,30 @@ def test_the_past_is_bounded() -> None:
     for second in range(KEPT + 20):
         view = quiet(view, 12.0 + 2 * second)
     assert len(view.tunnels["a"].history) == KEPT
+
+
+@given(
+    steps=st.lists(st.sampled_from(["still", "moves", "looked at", "left alone"]), min_size=1, max_size=40),
+)
+def test_a_past_that_lags_behind_has_no_gap(steps: list[str]) -> None:
+    """Two tunnels do the same; one is on the screen all the time, the other only now and then."""
+    view = replace(started(tunnel("a"), tunnel("b")), looked_at={"a"})
+    count = 0
+    for second, step in enumerate(steps, 1):
+        at, now = AT + second, 10.0 + second
+        if step == "moves":
+            count += 1000
+            both = {"bytes": {"in": count, "out": 2 * count}}
+            view = change(view, message(at, changed={"a": both, "b": both}), now)
+        else:
+            view = change(view, message(at), now)
+        if step in {"looked at", "left alone"}:
+            view = replace(view, looked_at={"a", "b"} if step == "looked at" else {"a"})
+        seen, other = (view.tunnels[name].history for name in "ab")
+        assert len(seen) == second + 1
+        assert len(seen) - 8 < len(other) <= len(seen)
+        assert other == seen[: len(other)]
+        assert all(sample == seen[len(other) - 1] for sample in seen[len(other) :])
 
 
 def test_what_an_older_or_newer_daemon_says_does_no_harm() -> None:
