@@ -177,12 +177,8 @@ class Supervisor:
             "settings": _settings(entry, base),
         }
 
-    def status(self) -> dict[str, Any]:
-        """The object of ``ps --json``."""
-        return {**self.head(), "tunnels": [snapshot.as_json() for snapshot in self.snapshots()]}
-
     def head(self) -> dict[str, Any]:
-        """That object without its tunnels: cheap enough to be looked at several times a second."""
+        """The supervisor's part of ``ps --json``, without tunnels: cheap enough to be looked at several times a second."""
         return {
             "generation": self._reloader.generation,
             "pid": os.getpid(),

@@ -298,7 +298,7 @@ async def test_changes_make_the_status_again(house: House) -> None:
                 if kind == "change":
                     for name, changed in data["changed"].items():
                         known[name] = {**known.get(name, {}), **changed}
-                if list(known.values()) == house.supervisor.status()["tunnels"]:
+                if list(known.values()) == [seen.as_json() for seen in house.supervisor.snapshots()]:
                     break
 
 

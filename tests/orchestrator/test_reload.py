@@ -247,14 +247,14 @@ async def test_a_file_that_is_wrong_changes_nothing(house: House, text: str | No
     answer = await house.supervisor.reload()
     assert (answer["generation"], answer["ok"], answer["results"]) == (1, False, {})
     assert (answer["error"]["file"], answer["error"]["line"]) == (str(house.file), line)
-    config = house.supervisor.status()["config"]
+    config = house.supervisor.head()["config"]
     assert (config["ok"], config["line"]) == (False, line)
     assert config["error"].startswith(f"{house.file}:{line}:")
     assert house.bus.recent("")[-1].level is LogLevel.ERROR
     assert house.engines() == {"web": 1, "db": 1, "out": 1}
 
     answer = await house.reload(START)
-    assert (answer["ok"], house.supervisor.status()["config"]["error"]) == (True, None)
+    assert (answer["ok"], house.supervisor.head()["config"]["error"]) == (True, None)
     assert house.engines() == {"web": 1, "db": 1, "out": 1}
 
 
@@ -294,11 +294,11 @@ async def test_a_plan_changes_nothing(house: House) -> None:
     assert (plan["add"], plan["remove"]) == (["new"], ["out"])
     assert plan["restart"] == [{"name": "web", "changes": ["tls: 0 → 1"]}]
     assert plan["change"] == [{"name": "db", "changes": ["log: info → debug"]}]
-    assert house.supervisor.status()["generation"] == 1
+    assert house.supervisor.head()["generation"] == 1
     house.file.write_text("")
     plan = await house.supervisor.plan()
     assert (plan["ok"], plan["add"], plan["error"]["line"]) == (False, [], 1)
-    assert house.supervisor.status()["config"]["ok"] is True
+    assert house.supervisor.head()["config"]["ok"] is True
 
 
 async def test_the_event_tells_what_became_of_whom(house: House) -> None:
