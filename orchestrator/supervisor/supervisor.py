@@ -178,7 +178,7 @@ class Supervisor:
         }
 
     def head(self) -> dict[str, Any]:
-        """The supervisor's part of ``ps --json``, without tunnels: cheap enough to be looked at several times a second."""
+        """Its part of ``ps --json``, without tunnels: cheap enough to be looked at several times a second."""
         return {
             "generation": self._reloader.generation,
             "pid": os.getpid(),
