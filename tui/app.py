@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import time
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from tui.model import View
     from tui.sources import Source
 
-_TICK: Final = 0.25  # seconds: how often the picture may change at the most
+_TICK: Final = 0.25  # seconds of silence after which time alone changes the picture
+_BREATH: Final = 0.05  # seconds between two pieces of it: whoever shares the processor has it in between
 
 LEAVE, END = "leave", "end"
 """How the dashboard was left: the tunnels shall run on, or end."""
@@ -65,7 +66,7 @@ class Dashboard(App[str]):
         self._keys = dict(keys or all_keys({}))
         self._owns_daemon = owns_daemon
         self._filters_of_ours: list[LineFilter] = [AsciiFilter()] if is_ascii else []
-        self._drawn = 0.0
+        self._news = asyncio.Event()
         self._main = MainScreen(self._watch, Commander(self, self._watch), self._keys)
 
     @property
@@ -88,7 +89,7 @@ class Dashboard(App[str]):
             on_stopping(self.action_suspend_process)
         await self.push_screen(self._main)
         self._listen()
-        self.set_interval(_TICK, self._tick)
+        self._paint()
 
     @work(exclusive=True, group="listen")
     async def _listen(self) -> None:
@@ -96,17 +97,20 @@ class Dashboard(App[str]):
             async for message in heard:
                 if self._watch.hear(message):
                     self._main.ask_anew()
-                self._draw()
+                self._news.set()
 
-    def _tick(self) -> None:
-        self._watch.tick()
-        if time.monotonic() - self._drawn > 0.9 * _TICK:  # a message may just have had it drawn
-            self._draw()
-
-    def _draw(self) -> None:
-        self._drawn = time.monotonic()
-        if self.screen_stack:  # or it is on the way out, and a tick or a message came once more
-            self._main.draw()
+    @work(exclusive=True, group="paint")
+    async def _paint(self) -> None:
+        main = self._main
+        for draw_more in cycle((main.draw_bars, main.draw_details)):  # each every other time is often enough
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TICK):
+                    await self._news.wait()
+            self._news.clear()
+            self._watch.tick()
+            for draw in (main.draw_table, draw_more):
+                draw()
+                await asyncio.sleep(_BREATH)
 
     # -- leaving -----------------------------------------------------------------------------------------------------
 

@@ -205,6 +205,11 @@ def row(tunnel: Tunnel, layout: Layout, now: float, marked: Collection[str] = ()
     return tuple(spans)
 
 
+def ages(tunnel: Tunnel) -> bool:
+    """Whether time alone changes its line."""
+    return tunnel.is_gone or tunnel.state == State.COOLDOWN
+
+
 def _mark(tunnel: Tunnel, layout: Layout, *, is_marked: bool) -> Span:
     """Before the row; a tunnel without a key is told from the others here, where there is no room for a column."""
     if is_marked:

@@ -111,6 +111,8 @@ class Shortlist:
 
     def __init__(self) -> None:
         self.tunnels: list[Tunnel] = []
+        self.places: Mapping[str, int] = {}
+        """where in it each of them stands, by name; another object where that has changed"""
         self._by_state: Counter[str] = Counter()
         self._by: tuple[str, str, bool, _Rule] | None = None
         self._known: dict[str, tuple[Tunnel, str, tuple[Any, Any] | None]] = {}
@@ -146,7 +148,10 @@ class Shortlist:
             is_in = (not states or state in states) and _lets(rule, tunnel)
             rank = (key(tunnel), name_key(tunnel)) if is_in else None
             known[name] = (tunnel, state, rank)
-            is_moved = is_moved or old is None or old[2] != rank
+            if old is None or old[2] != rank:
+                is_moved = True
+            elif rank is not None:
+                self.tunnels[self.places[name]] = tunnel
             self._by_state[state] += 1
             if old is not None:
                 self._by_state[old[1]] -= 1
@@ -154,17 +159,15 @@ class Shortlist:
             for name in known.keys() - tunnels.keys():
                 self._by_state[known.pop(name)[1]] -= 1
             is_moved = True
-        self._arrange(is_moved=is_moved)
-
-    def _arrange(self, *, is_moved: bool) -> None:
-        known = self._known
         if is_moved:
-            chosen = [(rank, tunnel) for tunnel, _, rank in known.values() if rank is not None]
-            chosen.sort(key=lambda entry: entry[0][1])
-            chosen.sort(key=lambda entry: entry[0][0], reverse=self._by is not None and self._by[2])
-            self.tunnels = [tunnel for _, tunnel in chosen]
-        else:
-            self.tunnels = [known[tunnel.name][0] for tunnel in self.tunnels]
+            self._arrange()
+
+    def _arrange(self) -> None:
+        chosen = [(rank, tunnel) for tunnel, _, rank in self._known.values() if rank is not None]
+        chosen.sort(key=lambda entry: entry[0][1])
+        chosen.sort(key=lambda entry: entry[0][0], reverse=self._by is not None and self._by[2])
+        self.tunnels = [tunnel for _, tunnel in chosen]
+        self.places = {tunnel.name: place for place, tunnel in enumerate(self.tunnels)}
 
 
 def _rule(text: str, tunnels: Iterable[Tunnel]) -> _Rule:

@@ -7,7 +7,9 @@ it has the frames, they have the meaning.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel import protocol
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from tunnel.spec import Direction
 
 _SILENT_INTERVALS: Final = 3  # without a word from the other end: the link is dead, whatever the kernel says
-_RTT_WEIGHT: Final = 0.2  # of the newest sample
+_BEATS: Final = 20  # moments in an interval: links ping together, which is cheap, but not hundreds of them
+_SAME: Final = 0.1  # of a round trip, of 2 ms at least: what differs by less is no news, and costs those who look on
+_ROUND_TRIPS: Final = 5  # of the last ones the middle counts: one that met a busy moment says nothing of the way
 
 
 class LinkEnd(Protocol):
@@ -95,7 +99,7 @@ class Link:
         self.at_entrance = at_entrance
         self.pool = Pool(reactor, at_entrance=at_entrance, on_drop=self._dropped, on_crash=self.crashed)
         self.rtt: float | None = None
-        """smoothed round-trip time of the control channel in seconds"""
+        """round-trip time of the control channel in seconds, the median of the last ones"""
         self.capacity = 0
         """idle connections wanted just now"""
         self.dialing = 0
@@ -109,6 +113,7 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._heard_at = self._loop.time()
         self._interval = 0.0
+        self._round_trips: deque[float] = deque(maxlen=_ROUND_TRIPS)
         self._timer: asyncio.TimerHandle | None = None
         self._answer: asyncio.Future[None] | None = None
         self.relays: dict[int, Relay] = {}
@@ -139,14 +144,14 @@ class Link:
         self._end, self._maker, self._watcher = end, maker, watcher
         self._interval = interval
         self._heard_at = self._loop.time()
-        self._ping()
+        self._ping(random.random())  # noqa: S311  links that began together shall not all ping together
         self.channel.listen(self)
 
     def set_interval(self, seconds: float) -> None:
         """Ping at another pace from now on."""
         self._interval = seconds
         if self._timer is not None:
-            self._ping()
+            self._ping(random.random())  # noqa: S311  as above
 
     # --- what this end says ---------------------------------------------------------------------------------------
 
@@ -291,7 +296,8 @@ class Link:
 
     # --- health ---------------------------------------------------------------------------------------------------
 
-    def _ping(self) -> None:
+    def _ping(self, share: float = 1.0) -> None:
+        """Once now, then again after this share of the interval, at a beat that other links have too."""
         if self.channel.loss is not None:
             return
         if self._timer is not None:
@@ -301,7 +307,8 @@ class Link:
             self.channel.close(f"the other end has been silent for {silence:.1f} s")
             return
         self.channel.send(protocol.encode_stamp(Kind.PING, time.monotonic_ns()))
-        self._timer = self._reactor.later(self._interval, self._tick)
+        now, beat = self._loop.time(), self._interval / _BEATS
+        self._timer = self._reactor.later(round((now + share * self._interval) / beat) * beat - now, self._tick)
 
     def _tick(self) -> None:
         self.pool.sweep()
@@ -315,8 +322,10 @@ class Link:
         self._reactor.defer(self._ping)
 
     def _answered(self, stamp: int) -> None:
-        sample = max(0, time.monotonic_ns() - stamp) / 1e9
-        self.rtt = sample if self.rtt is None else self.rtt + (sample - self.rtt) * _RTT_WEIGHT
+        self._round_trips.append(max(0, time.monotonic_ns() - stamp) / 1e9)
+        middle = sorted(self._round_trips)[(len(self._round_trips) - 1) // 2]
+        if self.rtt is None or abs(middle - self.rtt) > _SAME * max(self.rtt, 2e-3):
+            self.rtt = middle
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(None)
 

@@ -176,6 +176,6 @@ async def watch(request: web.Request, desk: Desk, interval: float, readers: Read
 async def _look(desk: Desk, picture: Picture) -> dict[str, Any] | None:
     """What differs since the last look at the tunnels."""
     names = desk.supervisor.names()
-    for snapshot in await desk.supervisor.look(picture.due(names)):
+    for snapshot in await desk.supervisor.look(picture.due(names), pause=0.006):
         picture.see(snapshot)
     return picture.change(desk.head(), names)

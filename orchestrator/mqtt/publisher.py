@@ -43,6 +43,7 @@ _LONGEST_PAUSE: Final = 2.0  # seconds between two attempts: a broker that is th
 _LONGEST_REST: Final = 10.0  # and between two connections that a broker ended soon: each costs it the whole truth
 _WARY_PAUSE: Final = 10.0  # and at the least, where trying again at once would only annoy
 _LOOK: Final = 1.0  # seconds between two looks at all tunnels, if no event calls for one
+_PAUSE: Final = 0.002  # seconds for visitors between two turns of one look
 _BLINK: Final = 0.1  # seconds between two looks at the least, and so many times what a look takes:
 _SHARE: Final = 20
 _AT_ONCE: Final = 20  # messages that wait for their confirmation; brokers commonly take no more
@@ -171,7 +172,7 @@ class Publisher:
         spent, began = 0.0, time.monotonic()
         for _ in self._telling.due():
             spent += time.monotonic() - began
-            await asyncio.sleep(0)
+            await asyncio.sleep(_PAUSE)
             began = time.monotonic()
         return spent + time.monotonic() - began
 

@@ -142,13 +142,16 @@ class Supervisor:
             if seen is not None:
                 yield seen
 
-    async def look(self, names: Iterable[str] | None = None) -> list[Snapshot]:
-        """The same in several turns of the loop, so that no visitor waits until hundreds of tunnels were looked at."""
+    async def look(self, names: Iterable[str] | None = None, pause: float = 0.0) -> list[Snapshot]:
+        """The same in several turns of the loop, so that no visitor waits until hundreds of tunnels were looked at.
+
+        With some milliseconds of ``pause`` between them, hardly any visitor meets more than one of these turns.
+        """
         seen = []
         for number, snapshot in enumerate(self.each(names), 1):
             seen.append(snapshot)
             if number % IN_A_TURN == 0:
-                await asyncio.sleep(0)
+                await asyncio.sleep(pause)
         return seen
 
     def snapshot(self, name: str) -> Snapshot:

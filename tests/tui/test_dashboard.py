@@ -406,12 +406,12 @@ async def test_leaving_top_leaves_the_daemon(daemon: FakeDaemon, opened: Open) -
     assert daemon.commands == []
 
 
-async def test_a_tick_that_comes_once_more_on_the_way_out_is_no_fault(daemon: FakeDaemon, opened: Open) -> None:
+async def test_to_draw_once_more_on_the_way_out_is_no_fault(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, _):
         pass
     assert not app.screen_stack
-    app._drawn = 0.0
-    app._tick()
+    with app._context():
+        app._main.draw()
 
 
 @pytest.mark.parametrize(("button", "answer"), [("leave", LEAVE), ("end", END)])

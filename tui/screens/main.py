@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
 from textual.widgets import Input
 
 from tui import acting
@@ -21,6 +20,7 @@ from tui.screens.readings import Lines
 from tui.selection import ALL, PILLS, Selection, Shortlist
 from tui.widgets.brief import BriefPane
 from tui.widgets.choices import ChoiceBar
+from tui.widgets.kept import Columns, Rows
 from tui.widgets.log import LogPane
 from tui.widgets.pane import Pane
 from tui.widgets.table import TunnelTable
@@ -71,8 +71,8 @@ class MainScreen(Overlays):
     def compose(self) -> ComposeResult:
         """Everything that can ever be seen here; what is not wanted is hidden."""
         yield from (self._header, self._pills, self._filter, self._typing, self._banner)
-        with Horizontal(id="body"):
-            with Vertical(id="left"):
+        with Columns(id="body"):
+            with Rows(id="left"):
                 yield from (self._table, self._empty, self._brief, self._log)
             yield self._detail
         yield self._footer
@@ -115,22 +115,35 @@ class MainScreen(Overlays):
     # -- drawing ---------------------------------------------------------------------------------------------------
 
     def draw(self) -> None:
-        """Show what is known now; costs little where nothing changed."""
-        if not self.is_mounted or not self.size.width:
+        """Show all that is known now; costs little where nothing changed."""
+        self.draw_table()
+        self.draw_bars()
+        self.draw_details()
+
+    @property
+    def _can_draw(self) -> bool:
+        return self.is_mounted and bool(self.size.width and self.app.screen_stack)  # it comes, or goes, or is there
+
+    def draw_table(self) -> None:
+        """Show the table as it is now, and what lies over it."""
+        if not self._can_draw:
             return
         view, now = self._shown_now()
         self._shortlist.update(view.tunnels, self._selection)
         self._marked &= view.tunnels.keys()
-        self._draw_bars(view)
-        self._draw_table(view, now)
-        self._draw_detail(view, now)
-        self._log.flush()
+        self._draw_rows(view, now)
         over = self.app.screen
-        looked_at = over.looked_at if isinstance(over, Reading) else frozenset[str]()
+        looked_at = frozenset[str]()
+        if isinstance(over, Reading):
+            over.refill()
+            looked_at = over.looked_at
         self._watch.look_at({*self._table.seen, *self._marked, *looked_at})
 
-    def _draw_bars(self, view: View) -> None:
-        width = self.size.width
+    def draw_bars(self) -> None:
+        """The same of the lines around the table, which has been drawn before."""
+        if not self._can_draw:
+            return
+        (view, _), width = self._shown_now(), self.size.width
         attached = replace(self._watch.attached(), is_frozen=self._frozen is not None)
         self._header.show([header_line(view, attached, width)])
         self._pills.show_choices(*pill_bar(view, self._shortlist.counts, self._selection.pill, width))
@@ -145,7 +158,22 @@ class MainScreen(Overlays):
             self._footer.show_choices(*footer_bar(self._keys, width, is_read_only=self.is_read_only))
         self.set_class(attached.lost is not None, "-stale")
 
-    def _draw_table(self, view: View, now: float) -> None:
+    def draw_details(self) -> None:
+        """The same of the tunnel under the cursor, and of the log."""
+        if not self._can_draw:
+            return
+        view, now = self._shown_now()
+        detail = self._detail
+        wanted = self._detail_wanted and self.size.width >= _WIDE and bool(view.tunnels)
+        if detail.display != wanted:
+            detail.display = wanted
+        if wanted:
+            detail.show(self._details(max(20, detail.room)))
+        brief = view.tunnels.get(self._table.cursor or "") if self._shown and not wanted else None
+        self._brief.show_tunnel(brief, self.size, now, self._watch.wall())
+        self._log.flush()
+
+    def _draw_rows(self, view: View, now: float) -> None:
         empty, table = self._empty, self._table
         is_empty = not self._shown
         if empty.display != is_empty or table.display == is_empty:
@@ -158,20 +186,7 @@ class MainScreen(Overlays):
                 none_match(self._selection, width) if view.tunnels else first_lines(view, self._watch.attached(), width)
             )
             empty.show(lines)
-        table.show_tunnels(self._shown, self._selection, self._marked, now)
-
-    def _draw_detail(self, view: View, now: float) -> None:
-        detail = self._detail
-        wanted = self._detail_wanted and self.size.width >= _WIDE and bool(view.tunnels)
-        if detail.display != wanted:
-            detail.display = wanted
-        if wanted:
-            detail.show(self._details(max(20, detail.room)))
-        brief = view.tunnels.get(self._table.cursor or "") if self._shown and not wanted else None
-        self._brief.show_tunnel(brief, self.size, now, self._watch.wall())
-        over = self.app.screen
-        if isinstance(over, Reading):
-            over.refill()
+        table.show_tunnels(self._shortlist, self._selection, self._marked, now)
 
     def _details(self, width: int) -> list[Line]:
         name = self._table.cursor
@@ -194,7 +209,7 @@ class MainScreen(Overlays):
     def on_tunnel_table_moved(self) -> None:
         """Details and log follow the cursor."""
         self.ask_anew()
-        self._draw_detail(*self._shown_now())
+        self.draw_details()
 
     def ask_anew(self) -> None:
         """The cursor moved, or the daemon is there again or with another file: what was asked for is old."""

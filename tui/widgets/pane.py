@@ -12,6 +12,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from tui.lines import STYLES
+from tui.widgets.kept import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _PLAIN: Final = Style.null()
 
 
-class Pane(ScrollView):
+class Pane(ScrollView, Kept):
     """Lines from top to bottom; scrolls where they are more than there is room for."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"pane--{style}" for style in STYLES}

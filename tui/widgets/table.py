@@ -9,12 +9,12 @@ from rich.cells import cell_len
 from rich.style import Style
 from textual.message import Message
 
-from tui.rows import Layout, heading, lay_out, row
+from tui.rows import Layout, ages, heading, lay_out, row
 from tui.selection import Selection
 from tui.widgets.pane import Pane
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from textual import events
     from textual.binding import BindingType
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tui.lines import Line
     from tui.model import Tunnel
+    from tui.selection import Shortlist
 
 _SETTLING: Final = 3.0  # seconds for which the cursor stays at the top, as long as nobody moves it
 
@@ -66,7 +67,7 @@ class TunnelTable(Pane, inherit_bindings=False):
     def __init__(self, *, id: str) -> None:  # noqa: A002  Textual's name
         super().__init__(id=id, focusable=True)
         self._tunnels: Sequence[Tunnel] = ()
-        self._index: dict[str, int] = {}
+        self._places: Mapping[str, int] = {}
         self._selection = Selection()
         self._marked: frozenset[str] = frozenset()
         self._now = 0.0
@@ -74,6 +75,8 @@ class TunnelTable(Pane, inherit_bindings=False):
         self._longest = (0, 0)
         self._laid_out_for = 0
         self._seen: dict[int, Line] = {}
+        self._made: dict[str, tuple[Tunnel, Line]] = {}
+        self._made_for: tuple[Layout, frozenset[str]] | None = None
         self._cursor: str | None = None
         self._cursor_row = 0
         self._is_steered = False
@@ -91,16 +94,15 @@ class TunnelTable(Pane, inherit_bindings=False):
         shown = {tunnel.name for tunnel in self._tunnels[top : top + max(0, self.size.height - 1)]}
         return shown if self._cursor is None else {*shown, self._cursor}
 
-    def show_tunnels(self, tunnels: Sequence[Tunnel], selection: Selection, marked: frozenset[str], now: float) -> None:
+    def show_tunnels(self, shown: Shortlist, selection: Selection, marked: frozenset[str], now: float) -> None:
         """Show these tunnels in this order; ``now`` is the monotonic clock."""
-        if tunnels is not self._tunnels:
-            self._tunnels = tunnels
-            index = {tunnel.name: index for index, tunnel in enumerate(tunnels)}
-            if index.keys() != self._index.keys():
-                self._measure(tunnels)
-            self._index = index
+        self._tunnels = shown.tunnels
+        if shown.places is not self._places:
+            if shown.places.keys() != self._places.keys():
+                self._measure(shown.tunnels)
+            self._places = shown.places
         self._selection, self._marked, self._now = selection, marked, now
-        self.extend(len(tunnels) + 1)
+        self.extend(len(self._tunnels) + 1)
         self._keep_cursor()
         self._draw_changed()
 
@@ -120,13 +122,24 @@ class TunnelTable(Pane, inherit_bindings=False):
             self._laid_out_for = self.room
             self._layout_of_row = lay_out(self.room, *self._longest)
         top = self.scroll_offset.y
-        made: dict[int, Line] = {-1: heading(self._layout_of_row, self._selection)}
-        for index in range(top, min(len(self._tunnels), top + self.size.height - 1)):
-            made[index] = row(self._tunnels[index], self._layout_of_row, self._now, self._marked)
-        for index in made.keys() | self._seen.keys():
-            if made.get(index) != self._seen.get(index):
+        rows = self._rows(self._tunnels[top : top + max(0, self.size.height - 1)])
+        seen = {-1: heading(self._layout_of_row, self._selection), **dict(enumerate(rows, top))}
+        for index in seen.keys() | self._seen.keys():
+            if seen.get(index) != self._seen.get(index):
                 self._refresh_row(index)
-        self._seen = made
+        self._seen = seen
+
+    def _rows(self, tunnels: Iterable[Tunnel]) -> Iterable[Line]:
+        """Their rows; a tunnel that is as it was is not taken apart once more."""
+        made_for = (self._layout_of_row, self._marked)
+        before = self._made if made_for == self._made_for else {}
+        self._made, self._made_for = {}, made_for
+        for tunnel in tunnels:
+            old, line = before.get(tunnel.name, (None, ()))
+            if tunnel is not old or ages(tunnel):
+                line = row(tunnel, self._layout_of_row, self._now, self._marked)
+            self._made[tunnel.name] = (tunnel, line)
+            yield line
 
     def _refresh_row(self, index: int) -> None:
         if index < 0:
@@ -166,8 +179,8 @@ class TunnelTable(Pane, inherit_bindings=False):
             # what is wrong comes first, but hardly anything is known at first
             self._settled_at = self._settled_at or self._now + _SETTLING
             self._put(self._tunnels[0].name, 0)
-        elif self._cursor in self._index:
-            moved = self._index[self._cursor]
+        elif self._cursor in self._places:
+            moved = self._places[self._cursor]
             if moved != self._cursor_row:
                 self._put(self._cursor, moved)
         else:
@@ -194,9 +207,9 @@ class TunnelTable(Pane, inherit_bindings=False):
     def move_to(self, name: str) -> bool:
         """Put the cursor on a tunnel; False where it is not shown."""
         self._is_steered = True
-        if name not in self._index:
+        if name not in self._places:
             return False
-        self._put(name, self._index[name])
+        self._put(name, self._places[name])
         return True
 
     def _move_by(self, step: int) -> None:
