@@ -79,10 +79,10 @@ async def running(
 async def _workshop(workers: int, bus: Bus) -> AsyncIterator[MakeEngine]:
     """Where engines are made: in so many workers, or, with none of them, in this process."""
     if workers:
-        async with Crew(workers, bus.tell).at_work() as crew:
+        async with Crew(workers, bus.tell, bus.stir).at_work() as crew:
             yield crew.make_engine
         return
-    shared = Shared()
+    shared = Shared(bus.stir)
     try:
         yield lambda name, spec, sink: Engine(name, spec, shared=shared, sink=sink)
     finally:

@@ -60,6 +60,8 @@ class Relays:
         far, session = data.sock, data.session
         relay = Relay(data.ident, link, self.reactor, self._pipes, near, far, self)
         self._running.add(relay)
+        if not self.stats.active:
+            self.stats.stir()
         self.stats.active += 1
         if self._round is None:
             self._round = self.reactor.later(_SETTLED, self._go_round)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tunnel import backoff, listeners, net
@@ -47,7 +48,7 @@ class Engine:
         self._shared = shared
         self._sink = sink
         self._journal = Journal(name, self._emit, spec.log)
-        self._stats = Stats()
+        self._stats = Stats(partial(shared.on_stir, name))
         self._standing = Standing()
         self._last_error: Event | None = None
         self._loop = asyncio.get_running_loop()

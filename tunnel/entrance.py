@@ -125,6 +125,7 @@ class Entrance(Relays):
                 return
         self._queue.append((visitor, deadline))
         if self._timer is None:
+            self.stats.stir()
             self._timer = self.reactor.later(deadline - self._loop.time(), self._expire)
         if link is not None:
             link.say_queued(len(self._queue))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tunnel.relay import Meter
@@ -11,6 +12,8 @@ from tunnel.relay import Meter
 class Stats:
     """Counters of one tunnel; only ever grow, but for ``active``."""
 
+    stir: Callable[[], None] = lambda: None
+    """to be called before the first visitor is counted where there are none: whoever looks on had better look now"""
     from_visitors: Meter = field(default_factory=Meter)
     to_visitors: Meter = field(default_factory=Meter)
     active: int = 0

@@ -10,15 +10,17 @@ from tunnel.state import Snapshot
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-_FEW: Final = 150  # tunnels that can all be looked at every time
-_ROUND: Final = 4  # looks in which every tunnel has its turn at the latest, however quiet it is
+_FEW: Final = 32  # quiet tunnels that are looked at every time, at the least
+_ROUND: Final = 4.0  # seconds in which every tunnel has its turn at the latest, however quiet it is
 _KEYS: Final = tuple(field.name for field in fields(Snapshot))
 
 
 class Picture:
     """All tunnels as somebody who watches has been told of them: at first of none."""
 
-    def __init__(self) -> None:
+    def __init__(self, interval: float) -> None:
+        """``interval``: seconds between two looks."""
+        self._rounds = max(1, int(_ROUND / interval))
         self._head: dict[str, Any] = {}
         self._known: dict[str, Snapshot] = {}
         self._lively: set[str] = set()
@@ -32,7 +34,7 @@ class Picture:
         """
         lively, self._lively = self._lively, set()
         self._looks += 1
-        rounds = min(_ROUND, 1 + len(names) // _FEW)
+        rounds = min(self._rounds, 1 + len(names) // _FEW)
         return [
             name
             for place, name in enumerate(names, self._looks)
@@ -40,7 +42,7 @@ class Picture:
         ]
 
     def hear(self, name: str) -> None:
-        """Something happened to this tunnel: it is to be looked at next time."""
+        """Something happened to this tunnel, or begins there: it is to be looked at next time."""
         self._lively.add(name)
 
     def see(self, snapshot: Snapshot) -> None:
@@ -51,7 +53,7 @@ class Picture:
             self._known[snapshot.name] = snapshot
         if keys:
             self._changed[snapshot.name] = snapshot.as_json(keys)
-        if keys or snapshot.connections.active:
+        if keys or snapshot.connections.active or snapshot.signals.queued:
             self._lively.add(snapshot.name)
 
     def change(self, head: Mapping[str, Any], names: Collection[str]) -> dict[str, Any] | None:

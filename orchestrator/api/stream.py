@@ -153,9 +153,13 @@ async def replay(request: web.Request, events: Iterable[Event]) -> web.StreamRes
 async def watch(request: web.Request, desk: Desk, interval: float, readers: Readers) -> web.StreamResponse:
     """The whole status, then what changes, at most every ``interval`` seconds, and events as they happen."""
     stream = await Stream.open(request)
-    picture = Picture()
-    with Inbox(desk.bus, is_noteworthy, readers) as inbox, contextlib.suppress(*_GONE):
-        first = await _look(desk, picture) or {"status": {}, "changed": {}}
+    picture = Picture(interval)
+    with (
+        Inbox(desk.bus, is_noteworthy, readers) as inbox,
+        desk.bus.onlooker(picture.hear),
+        contextlib.suppress(*_GONE),
+    ):
+        first = await _look(desk, picture, 0.0) or {"status": {}, "changed": {}}
         await stream.send([("status", {**first["status"], "tunnels": list(first["changed"].values())})])
         due = time.monotonic() + interval
         while not inbox.is_over:
@@ -165,7 +169,7 @@ async def watch(request: web.Request, desk: Desk, interval: float, readers: Read
             frames = _frames(events)
             if (now := time.monotonic()) >= due:
                 due = now + interval
-                change = await _look(desk, picture)
+                change = await _look(desk, picture, interval / 4)
                 if change is not None:
                     frames.append(("change", {"ts": timestamp(time.time()), **change}))
             await stream.send(frames)
@@ -173,9 +177,9 @@ async def watch(request: web.Request, desk: Desk, interval: float, readers: Read
     return stream.response
 
 
-async def _look(desk: Desk, picture: Picture) -> dict[str, Any] | None:
-    """What differs since the last look at the tunnels."""
+async def _look(desk: Desk, picture: Picture, within: float) -> dict[str, Any] | None:
+    """What differs since the last look at the tunnels; this one may take so many seconds."""
     names = desk.supervisor.names()
-    for snapshot in await desk.supervisor.look(picture.due(names), pause=0.006):
+    for snapshot in await desk.supervisor.look(picture.due(names), within):
         picture.see(snapshot)
     return picture.change(desk.head(), names)

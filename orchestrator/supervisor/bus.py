@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
+from contextlib import contextmanager
 from itertools import count, islice
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +49,7 @@ class Bus:
         self._all: deque[Event] = deque(maxlen=KEPT_IN_ALL)
         self._history: deque[Event] = deque(maxlen=KEPT_IN_ALL)
         self._listeners: list[EventSink] = []
+        self._onlookers: list[Callable[[str], None]] = []
 
     def publish(self, event: Event) -> None:
         """Keep the event and tell it to every listener."""
@@ -69,6 +71,20 @@ class Bus:
     def unsubscribe(self, listener: EventSink) -> None:
         """Tell ``listener`` no more."""
         self._listeners.remove(listener)
+
+    def stir(self, tunnel: str) -> None:
+        """Something begins there, such as the first visitor after a while; no event, for it tells nothing to read."""
+        for onlooker in self._onlookers:
+            onlooker(tunnel)
+
+    @contextmanager
+    def onlooker(self, look: Callable[[str], None]) -> Iterator[None]:
+        """Whoever need not look at all tunnels, because ``look`` is told the names of those where something begins."""
+        self._onlookers.append(look)
+        try:
+            yield
+        finally:
+            self._onlookers.remove(look)
 
     def knows(self, tunnel: str) -> bool:
         """Whether that tunnel was ever heard of, even if it is gone."""

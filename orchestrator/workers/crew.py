@@ -54,11 +54,12 @@ def command_line(fd: int) -> tuple[list[str], dict[str, str]]:
 class WorkerProcess:
     """One worker: a process, and after its death the next one."""
 
-    def __init__(self, number: int, tell: Tell) -> None:
+    def __init__(self, number: int, tell: Tell, stir: Callable[[str], None] = lambda _: None) -> None:
         self.number = number
         self.trouble: str | None = f"worker {number} is being started"
         self.engines: dict[int, RemoteEngine] = {}
         self._tell = tell
+        self._stir = stir
         self._channel: Channel | None = None
         self._silence = 0
         self._pid = 0
@@ -144,6 +145,7 @@ class WorkerProcess:
             for number, seen in report.views:
                 if (engine := self.engines.get(number)) is not None:
                     engine.look(seen)
+                    self._stir(engine.name)
         elif not isinstance(report, Beat) and (engine := self.engines.get(report.engine)) is not None:
             try:
                 engine.take(report)
@@ -198,8 +200,9 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 class Crew:
     """All workers."""
 
-    def __init__(self, count: int, tell: Tell) -> None:
-        self._workers = [WorkerProcess(number, tell) for number in range(1, count + 1)]
+    def __init__(self, count: int, tell: Tell, stir: Callable[[str], None] = lambda _: None) -> None:
+        """``stir`` is told the names of tunnels that are not as they were."""
+        self._workers = [WorkerProcess(number, tell, stir) for number in range(1, count + 1)]
         self._homes: dict[str, int] = {}
         self._numbers = itertools.count(1)
 

@@ -82,6 +82,8 @@ class Worker:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+        self._stirred: set[str] = set()
+        shared.on_stir = self._stirred.add
         self._charges: dict[int, _Charge] = {}
         self._over = asyncio.Event()
         self._errands: set[asyncio.Task[None]] = set()
@@ -207,8 +209,10 @@ class Worker:
                 continue
             views = []
             for number, charge in self._charges.items():
-                if (charge.is_lively or (turn + number) % _QUIET == 0) and (seen := charge.look()) is not None:
+                is_due = charge.is_lively or charge.engine.name in self._stirred or (turn + number) % _QUIET == 0
+                if is_due and (seen := charge.look()) is not None:
                     views.append((number, seen))
+            self._stirred.clear()
             if views:
                 self.channel.send(Views(tuple(views)))
             if turn % _BEAT == 0:

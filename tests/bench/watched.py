@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 ALONE, DASHBOARD, MQTT = "alone", "dashboard", "mqtt"
 PAIRS: Final = 250
+
+_SETTLING_S: Final = 2.0  # whoever has just begun has other things to do than to look on
 
 _METRICS: Final = (
     Metric("keepalive.rate", "keep-alive requests/s", 0, Goal(0.95, at_least=True)),
@@ -72,6 +75,7 @@ async def _take(program: Sequence[str], kind: str, variant: str, seconds: int) -
             await top.shows(lambda screen: any(" c0 " in row for row in screen), "the tunnels", within=20)
             onlookers.append(top)
         await stack.enter_async_context(nginx(target_port, directory))
+        await asyncio.sleep(_SETTLING_S)
         before = cpu_seconds([house])
         load = await loads.requests(made.visitor_ports[0], connections=connections, seconds=seconds, close=close)
         used = cpu_seconds([house]) - before

@@ -15,15 +15,13 @@ if TYPE_CHECKING:
 class Kept(Widget):
     """Keeps its rendered lines until it is refreshed, or styled anew, or has another size.
 
-    Whenever a line changes anywhere, Textual asks every widget on the screen for all of its lines. It keeps single lines,
-    but to go through those of a dozen widgets costs more than to render the few that are new.
+    Whenever a line changes anywhere, Textual asks every widget on the screen for all of its lines. It keeps single
+    lines, but to go through those of a dozen widgets costs more than to render the few that are new.
     """
 
     _kept: tuple[Region, list[Strip]] | None = None
 
-    def refresh(
-        self, *regions: Region, repaint: bool = True, layout: bool = False, recompose: bool = False
-    ) -> Self:
+    def refresh(self, *regions: Region, repaint: bool = True, layout: bool = False, recompose: bool = False) -> Self:
         """Something of it changed."""
         self._kept = None
         return super().refresh(*regions, repaint=repaint, layout=layout, recompose=recompose)
