@@ -100,6 +100,8 @@ def ends(left: Line, right: Line, width: int) -> Line:
 
 def clip(line: Line, width: int) -> Line:
     """The line in at most ``width`` columns."""
+    if length(line) <= width:
+        return line
     shown: list[Span] = []
     for text, style in line:
         room = width - length(shown)

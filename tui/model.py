@@ -185,7 +185,7 @@ class View:
     live: frozenset[str] | None = None
     """the tunnels whose numbers are told as they change, so that they have a past; None: all"""
     looked_at: Collection[str] = ()
-    """the tunnels on the screen, whose past lags behind in nothing"""
+    """the tunnels whose past is on the screen, and lags behind in nothing"""
 
     @property
     def config(self) -> Json:

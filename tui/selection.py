@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import compress
+from operator import is_not
 from typing import Any, Final
 
 from orchestrator.mqtt.fleet import GONE, SILENT
@@ -130,17 +132,19 @@ class Shortlist:
         """Choose from these."""
         if tunnels is self._of and selection == self._selection:
             return
+        others = _others(tunnels, self._of)
         self._of, self._selection = tunnels, selection
         rule = _rule(selection.text, tunnels.values())
         by = (selection.pill, selection.sort, selection.is_reversed, rule)
         is_other = by != self._by
         if is_other:
+            others = tunnels.items()
             self._by = by
             self._known.clear()
             self._by_state.clear()
         known, is_moved = self._known, is_other
         states, key, name_key = dict(PILLS)[selection.pill], _KEYS[selection.sort], _KEYS["name"]
-        for name, tunnel in tunnels.items():
+        for name, tunnel in others:
             old = known.get(name)
             if old is not None and old[0] is tunnel:
                 continue
@@ -168,6 +172,13 @@ class Shortlist:
         chosen.sort(key=lambda entry: entry[0][0], reverse=self._by is not None and self._by[2])
         self.tunnels = [tunnel for _, tunnel in chosen]
         self.places = {tunnel.name: place for place, tunnel in enumerate(self.tunnels)}
+
+
+def _others(tunnels: Mapping[str, Tunnel], before: Mapping[str, Tunnel] | None) -> Iterable[tuple[str, Tunnel]]:
+    """Those that are not as they were, and perhaps some more; hardly ever all of them."""
+    if before is None or tunnels.keys() != before.keys():
+        return tunnels.items()
+    return compress(tunnels.items(), map(is_not, tunnels.values(), before.values()))
 
 
 def _rule(text: str, tunnels: Iterable[Tunnel]) -> _Rule:

@@ -99,10 +99,10 @@ class Watch:
         where = f"{host}: generation" if host else "Generation"
         self.announce(f"{where} {result.get('generation')}: {summary(result.get('results') or {})}")
 
-    def look_at(self, names: Collection[str]) -> None:
-        """These are on the screen."""
-        if names != self.view.looked_at:
-            self.view = replace(self.view, looked_at=names)
+    def look_at(self, names: Collection[str], closely: Collection[str]) -> None:
+        """These are on the screen; of some of them, the past is too."""
+        if closely != self.view.looked_at:
+            self.view = replace(self.view, looked_at=closely)
         self.source.follow(names)
 
     def tick(self) -> None:

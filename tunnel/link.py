@@ -18,6 +18,8 @@ from tunnel.pool import Pool
 from tunnel.protocol import Kind, ProtocolError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tunnel.channel import Channel
     from tunnel.protocol import Frame
     from tunnel.reactor import Reactor
@@ -26,8 +28,21 @@ if TYPE_CHECKING:
 
 _SILENT_INTERVALS: Final = 3  # without a word from the other end: the link is dead, whatever the kernel says
 _BEATS: Final = 20  # moments in an interval: links ping together, which is cheap, but not hundreds of them
-_SAME: Final = 0.1  # of a round trip, of 2 ms at least: what differs by less is no news, and costs those who look on
+_SAME: Final = 0.1  # of a round trip: what differs by less is no news, and costs those who look on
+_BRIEF: Final = 2e-3  # seconds: of a shorter one, differences count as if it were as long as that
 _ROUND_TRIPS: Final = 5  # of the last ones the middle counts: one that met a busy moment says nothing of the way
+
+
+def until_ping(now: float, interval: float, share: float = 1.0) -> float:
+    """Seconds until the next ping: this share of the interval, but at one of the moments that all links keep to."""
+    beat = interval / _BEATS
+    return round((now + share * interval) / beat) * beat - now
+
+
+def settled(told: float | None, last: Sequence[float]) -> float:
+    """The round trip to tell: the median of the last ones, or what was told before where that is nearly the same."""
+    middle = sorted(last)[(len(last) - 1) // 2]
+    return told if told is not None and abs(middle - told) <= _SAME * max(told, _BRIEF) else middle
 
 
 class LinkEnd(Protocol):
@@ -307,8 +322,8 @@ class Link:
             self.channel.close(f"the other end has been silent for {silence:.1f} s")
             return
         self.channel.send(protocol.encode_stamp(Kind.PING, time.monotonic_ns()))
-        now, beat = self._loop.time(), self._interval / _BEATS
-        self._timer = self._reactor.later(round((now + share * self._interval) / beat) * beat - now, self._tick)
+        pause = until_ping(self._loop.time(), self._interval, share)
+        self._timer = self._reactor.later(pause, self._tick)
 
     def _tick(self) -> None:
         self.pool.sweep()
@@ -323,9 +338,7 @@ class Link:
 
     def _answered(self, stamp: int) -> None:
         self._round_trips.append(max(0, time.monotonic_ns() - stamp) / 1e9)
-        middle = sorted(self._round_trips)[(len(self._round_trips) - 1) // 2]
-        if self.rtt is None or abs(middle - self.rtt) > _SAME * max(self.rtt, 2e-3):
-            self.rtt = middle
+        self.rtt = settled(self.rtt, self._round_trips)
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(None)
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import Workshop, until
 from tests.scale import GUARD
 from tunnel.spec import LogLevel
-from tunnel.state import State
+from tunnel.state import Snapshot, State
 
 TOKEN = "0123456789abcdef-and-more"
 FILE = """
@@ -285,6 +285,33 @@ async def test_watching(house: House) -> None:
         assert change["removed"] == ["spare"]
         assert change["changed"]["new"]["name"] == "new"
         assert change["status"]["generation"] == 2
+
+
+async def test_visitors_of_a_quiet_tunnel_are_seen_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"t{number}" for number in range(500)]
+    text = "version: 1\ntunnels:\n" + "".join(f"  {name}: client://127.0.0.1:1/127.0.0.1:2\n" for name in names)
+    async with running(tmp_path, text) as house:
+        await until(lambda: all(house.state(name) is State.UP for name in names))
+        looked: list[int] = []
+        look = house.supervisor.look
+
+        async def counting(those: Collection[str] | None = None, within: float = 0.0) -> list[Snapshot]:
+            looked.append(len(those or ()))
+            return await look(those, within)
+
+        monkeypatch.setattr(house.supervisor, "look", counting)
+        async with house.listening("/v1/watch?interval=0.1") as events:
+            await take(events, "status")
+            await until(lambda: looked[-1] < 100)  # it looks at some of them in turn, for all are quiet
+            for name in (names[77], names[400]):
+                house.workshop.last(name).visitor_left.clear()
+                house.supervisor.bus.stir(name)
+                before = len(looked)
+                change = await take(events, "change")
+                assert change["changed"][name]["connections"]["active"] == 1
+                assert len(looked) - before <= 2
 
 
 async def test_changes_make_the_status_again(house: House) -> None:

@@ -106,6 +106,36 @@ def test_a_selection_only_chooses_and_orders(pill: str, sort: str, is_reversed: 
         assert len(found) == len(tunnels)
 
 
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("set"), st.sampled_from("abcde"), st.sampled_from(["up", "failed", "cooldown"])),
+            st.tuples(st.just("take"), st.sampled_from("abcde"), st.just("")),
+            st.tuples(st.just("choose"), st.sampled_from(["all", "up"]), st.sampled_from(["state", "name"])),
+        ),
+        max_size=20,
+    )
+)
+def test_a_shortlist_that_follows_is_as_one_made_anew(steps: list[tuple[str, str, str]]) -> None:
+    kept, tunnels, selection = Shortlist(), {}, Selection()
+    for kind, what, more in steps:
+        tunnels = dict(tunnels)
+        if kind == "set":
+            tunnels[what] = view(tunnel(what, more)).tunnels[what]
+        elif kind == "take":
+            tunnels.pop(what, None)
+        else:
+            selection = Selection(pill=what, sort=more)
+        places, order = kept.places, [t.name for t in kept.tunnels]
+        kept.update(tunnels, selection)
+        anew = Shortlist()
+        anew.update(tunnels, selection)
+        assert kept.tunnels == anew.tunnels
+        assert kept.counts == anew.counts
+        assert kept.places == {t.name: place for place, t in enumerate(kept.tunnels)}
+        assert kept.places is not places or [t.name for t in kept.tunnels] == order
+
+
 def test_the_filter_looks_at_addresses_and_tags_too() -> None:
     known = view(tunnel("a", tags=["Prod"]), tunnel("b", target_addr="10.0.0.9:5432"), tunnel("c"))
     assert [t.name for t in chosen(known, Selection(text="prod")).tunnels] == ["a"]

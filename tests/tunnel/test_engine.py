@@ -221,6 +221,30 @@ async def test_a_pair_carries_visitors(
         assert server.engine.snapshot().link == client.engine.snapshot().link
 
 
+@pytest.mark.parametrize("direction", list(Direction))
+async def test_whoever_looks_on_is_told_where_visitors_begin_to_come(shared: Shared, direction: Direction) -> None:
+    stirred: list[str] = []
+    shared.on_stir = stirred.append
+    async with echo() as target, pair(shared, target, direction) as both:
+        assert stirred == []
+        async with visit(visitors_address(*both)), visit(visitors_address(*both)):
+            await until(lambda: all(life.engine.snapshot().connections.active == 2 for life in both), "both are served")
+            assert sorted(stirred) == ["client", "server"], "once, however many come"
+        await until(lambda: not any(life.engine.snapshot().connections.active for life in both), "both have left")
+        await ask(visitors_address(*both))
+        assert sorted(stirred) == ["client", "client", "server", "server"]
+
+
+async def test_visitors_who_have_to_wait_are_seen_too(shared: Shared) -> None:
+    stirred: list[str] = []
+    shared.on_stir = stirred.append
+    async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
+        await server.becomes(State.WAITING)
+        async with visit(visitors_address(server)), visit(visitors_address(server)):
+            await until(lambda: server.engine.snapshot().signals.queued == 2, "both wait")
+            assert stirred == ["server"]
+
+
 async def test_ipv6(shared: Shared) -> None:
     async with echo("::1") as target, pair(shared, target, host="::1") as (server, client):
         assert server.engine.snapshot().target_addr.startswith("[::1]:")

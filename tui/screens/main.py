@@ -133,11 +133,11 @@ class MainScreen(Overlays):
         self._marked &= view.tunnels.keys()
         self._draw_rows(view, now)
         over = self.app.screen
-        looked_at = frozenset[str]()
+        closely = set() if self._table.cursor is None else {self._table.cursor}
         if isinstance(over, Reading):
             over.refill()
-            looked_at = over.looked_at
-        self._watch.look_at({*self._table.seen, *self._marked, *looked_at})
+            closely |= over.looked_at
+        self._watch.look_at({*self._table.seen, *self._marked, *closely}, closely)
 
     def draw_bars(self) -> None:
         """The same of the lines around the table, which has been drawn before."""
