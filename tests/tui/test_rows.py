@@ -17,7 +17,7 @@ from tui.details import detail_lines
 from tui.happenings import Sieve, error_text, event_lines, plan_lines, result_lines, summary
 from tui.keys import all_keys
 from tui.lines import STYLES, Line, length
-from tui.model import View, begin
+from tui.model import Tunnel, View, begin
 from tui.palette import commands
 from tui.rows import COLUMNS, heading, lay_out, row
 from tui.selection import PILLS, SORTS, URGENCY, Selection, Shortlist, pills
@@ -117,7 +117,8 @@ def test_a_selection_only_chooses_and_orders(pill: str, sort: str, is_reversed: 
     )
 )
 def test_a_shortlist_that_follows_is_as_one_made_anew(steps: list[tuple[str, str, str]]) -> None:
-    kept, tunnels, selection = Shortlist(), {}, Selection()
+    kept, selection = Shortlist(), Selection()
+    tunnels: dict[str, Tunnel] = {}
     for kind, what, more in steps:
         tunnels = dict(tunnels)
         if kind == "set":
