@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from textual import work
 from textual.app import App
 from textual.binding import Binding, BindingType
-from textual.filter import LineFilter
+from textual.filter import ANSIToTruecolor, LineFilter
 
 from tui import acting
 from tui.ascii import AsciiFilter
@@ -148,8 +148,15 @@ class Dashboard(App[str]):
         return DARK.variables
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        """Textual's own, and ours for terminals that know ASCII alone."""
-        return [*super().get_line_filters(), *self._filters_of_ours]
+        """Textual's own, and ours for terminals that know ASCII alone.
+
+        One of Textual's looks for colours that have but a name, and for dim text. Only a lost daemon's tunnels are dim;
+        else the main screen is all colours of a theme, and each of its lines is spared the look.
+        """
+        filters = super().get_line_filters()
+        if self.screen_stack and self.screen is self._main and not self._main.has_class("-stale"):
+            filters = [one for one in filters if not isinstance(one, ANSIToTruecolor)]
+        return [*filters, *self._filters_of_ours]
 
 
 def run(

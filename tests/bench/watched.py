@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ALONE, DASHBOARD, MQTT = "alone", "dashboard", "mqtt"
 PAIRS: Final = 250
 
-_SETTLING_S: Final = 2.0  # whoever has just begun has other things to do than to look on
+_SETTLING_S: Final = 6.0  # a daemon or a dashboard that has just begun has other things to do
 
 _METRICS: Final = (
     Metric("keepalive.rate", "keep-alive requests/s", 0, Goal(0.95, at_least=True)),

@@ -13,6 +13,8 @@ from tests.tui.conftest import Open, named, picture, shows, until
 from tests.tui.fake import FakeDaemon, connections, cooldown, tunnel
 from tui.app import END, LEAVE, Dashboard
 from tui.screens.questions import Question
+from tui.widgets.pane import Pane
+from tui.widgets.table import TunnelTable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -404,6 +406,18 @@ async def test_leaving_top_leaves_the_daemon(daemon: FakeDaemon, opened: Open) -
         await pilot.pause()
     assert app.return_value == LEAVE
     assert daemon.commands == []
+
+
+async def test_what_did_not_change_is_not_rendered_again(daemon: FakeDaemon, opened: Open) -> None:
+    async with opened() as (app, pilot):
+        footer, table = app._main.query_one("#footer", Pane), app._main.query_one(TunnelTable)
+        await until(pilot, lambda: footer._kept is not None and table._kept is not None)
+        lines, rows = footer._kept, table._kept
+        await pilot.press("j")
+        await until(pilot, lambda: table._kept not in (None, rows))
+        assert footer._kept is lines
+        await pilot.press("t")
+        await until(pilot, lambda: footer._kept not in (None, lines))  # it has other colours
 
 
 async def test_to_draw_once_more_on_the_way_out_is_no_fault(daemon: FakeDaemon, opened: Open) -> None:

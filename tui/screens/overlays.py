@@ -13,6 +13,7 @@ from tui.screens.paths import AllPaths, Hosts, OnePath
 from tui.screens.readings import Events, Lines, help_lines
 from tui.sources import RefusedError
 from tui.themes import other
+from tui.widgets.kept import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from tui.watch import Watch
 
 
-class Overlays(Screen[None]):
+class Overlays(Screen[None], Kept):
     """The main screen, as far as it opens others."""
 
     def __init__(self, watch: Watch, commander: Commander, keys: Mapping[str, str]) -> None:
