@@ -97,6 +97,7 @@ class Dashboard(App[str]):
             async for message in heard:
                 if self._watch.hear(message):
                     self._main.ask_anew()
+                    self._main.draw()  # at once and as a whole: a piece of what was before would not go with the rest
                 self._news.set()
 
     @work(exclusive=True, group="paint")
