@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import resource
 from contextlib import aclosing, suppress
 from functools import partial
 from itertools import cycle
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 _TICK: Final = 0.25  # seconds of silence after which time alone changes the picture
 _BREATH: Final = 0.05  # seconds between two pieces of it: whoever shares the processor has it in between
-_STEP_BACK: Final = 0.3  # seconds more, where others want that processor: they serve visitors
 
 LEAVE, END = "leave", "end"
 """How the dashboard was left: the tunnels shall run on, or end."""
@@ -104,7 +102,7 @@ class Dashboard(App[str]):
 
     @work(exclusive=True, group="paint")
     async def _paint(self) -> None:
-        main, taken = self._main, _taken_from_us()
+        main = self._main
         for draw_more in cycle((main.draw_bars, main.draw_details)):  # each every other time is often enough
             with suppress(TimeoutError):
                 async with asyncio.timeout(_TICK):
@@ -114,9 +112,6 @@ class Dashboard(App[str]):
             for draw in (main.draw_table, draw_more):
                 draw()
                 await asyncio.sleep(_BREATH)
-            before, taken = taken, _taken_from_us()
-            if taken > before:
-                await asyncio.sleep(_STEP_BACK)
 
     # -- leaving -----------------------------------------------------------------------------------------------------
 
@@ -163,11 +158,6 @@ class Dashboard(App[str]):
         if self.screen_stack and self.screen is self._main and not self._main.has_class("-stale"):
             filters = [one for one in filters if not isinstance(one, ANSIToTruecolor)]
         return [*filters, *self._filters_of_ours]
-
-
-def _taken_from_us() -> int:
-    """How often the kernel has given the processor to somebody else while this process was at work."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def run(

@@ -54,7 +54,7 @@ def command_line(fd: int) -> tuple[list[str], dict[str, str]]:
 class WorkerProcess:
     """One worker: a process, and after its death the next one."""
 
-    def __init__(self, number: int, tell: Tell, stir: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, number: int, tell: Tell, stir: Callable[[str], None]) -> None:
         self.number = number
         self.trouble: str | None = f"worker {number} is being started"
         self.engines: dict[int, RemoteEngine] = {}
@@ -200,7 +200,7 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 class Crew:
     """All workers."""
 
-    def __init__(self, count: int, tell: Tell, stir: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, count: int, tell: Tell, stir: Callable[[str], None]) -> None:
         """``stir`` is told the names of tunnels that are not as they were."""
         self._workers = [WorkerProcess(number, tell, stir) for number in range(1, count + 1)]
         self._homes: dict[str, int] = {}

@@ -57,6 +57,7 @@ class Told:
     def __init__(self) -> None:
         self.lines: list[tuple[LogLevel, str]] = []
         self.pids: dict[int, int] = {}
+        self.stirred: list[str] = []
 
     def __call__(self, level: LogLevel, kind: str, text: str, **data: int) -> None:
         assert kind == "worker"
@@ -71,7 +72,7 @@ class Told:
 @asynccontextmanager
 async def crew_of(count: int, told: Told) -> AsyncIterator[Crew]:
     """A crew at work; afterwards none of its processes lives."""
-    async with Crew(count, told).at_work() as crew:
+    async with Crew(count, told, told.stirred.append).at_work() as crew:
         yield crew
     assert not any(map(lives, told.pids.values()))
 
@@ -95,6 +96,7 @@ async def test_engines_live_in_processes_of_their_own() -> None:
         engine, life = await run(crew, "one", events.append)
         other, other_life = await run(crew, "two")
         assert (engine.snapshot().worker, other.snapshot().worker) == (1, 2)
+        assert {engine.name, other.name} <= set(told.stirred), "whoever looks on is told what a worker said"
         assert len({os.getpid(), *told.pids.values()}) == 3
         assert any("refused" in event.text for event in events)
         for e, task in ((engine, life), (other, other_life)):
@@ -157,7 +159,7 @@ async def test_what_terminals_and_service_managers_send_to_all_is_not_for_worker
 
 @asynccontextmanager
 async def kept(told: Told) -> AsyncIterator[WorkerProcess]:
-    worker = WorkerProcess(1, told)
+    worker = WorkerProcess(1, told, told.stirred.append)
     task = asyncio.create_task(worker.keep())
     try:
         yield worker
