@@ -1,48 +1,64 @@
-"""What it costs visitors that somebody looks on: a dashboard on the daemon, or a broker that it publishes to."""
+"""What it costs visitors that somebody looks on: a dashboard on the daemon, or a broker that it publishes to.
+
+Two daemons of the same kind differ by more than an onlooker costs, and so does one machine from minute to minute.
+Therefore a visit measures with and without an onlooker by turns, and the ratio is taken within each turn.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+import statistics
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import broker, loads
-from .house import cpu_seconds, home
+from .house import House, cpu_seconds, home
 from .processes import plain_environment
 from .report import Goal, Metric, Sheet
+from .screen import chosen
 from .section import Sample, Section, Trial
 from .targets import nginx
 from .terminal import on_terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
-ALONE, DASHBOARD, MQTT = "alone", "dashboard", "mqtt"
+DASHBOARD, MQTT = "dashboard", "mqtt"
 PAIRS: Final = 250
+TURNS: Final = 4
 
-_SETTLING_S: Final = 6.0  # a daemon or a dashboard that has just begun has other things to do
+_BEGINNING_S: Final = 6.0  # a daemon that has just begun has other things to do
+_SETTLING_S: Final = 2.0  # and so has a dashboard
+_START_LIMIT_S: Final = 20.0
 
 _METRICS: Final = (
-    Metric("keepalive.rate", "keep-alive requests/s", 0, Goal(0.95, at_least=True)),
-    Metric("keepalive.p99", "  p99 ms", 2, drawn="keep-alive requests, p99 ms"),
+    Metric("keepalive.rate", "keep-alive requests/s", 0),
+    Metric("keepalive.rate_x", "keep-alive rate, x of alone", 2, Goal(0.95, at_least=True, ratio=False)),
+    Metric("keepalive.p99", "  p99 ms", 2),
+    Metric("keepalive.p99_x", "  p99, x of alone", 2, drawn="keep-alive p99, x of alone"),
     Metric("keepalive.cpu", "  CPU µs per request", 1),
+    Metric("keepalive.cpu_x", "  CPU, x of alone", 2),
     Metric("newconn.rate", "new connections/s", 0),
-    Metric("newconn.p99", "  p99 ms, new connections", 2, Goal(1.1), drawn="new connections, p99 ms"),
+    Metric("newconn.rate_x", "  rate, x of alone", 2, drawn="rate of new connections, x of alone"),
+    Metric("newconn.p99", "  p99 ms", 2),
+    Metric("newconn.p99_x", "p99 of new connections, x of alone", 2, Goal(1.1, ratio=False)),
     Metric("newconn.cpu", "  CPU µs per connection", 0),
+    Metric("newconn.cpu_x", "  CPU, x of alone", 2),
 )
 
 
 def section(program: Sequence[str]) -> Section:
-    """Nobody, a dashboard, a broker."""
+    """A dashboard, a broker; each beside nobody."""
     sheet = Sheet(
         metrics=_METRICS,
-        variants=(ALONE, DASHBOARD, MQTT),
-        baseline=ALONE,
+        variants=(DASHBOARD, MQTT),
         judged=(DASHBOARD, MQTT),
-        plotted=("keepalive.rate", "keepalive.p99", "newconn.rate", "newconn.p99"),
+        plotted=("keepalive.rate_x", "keepalive.p99_x", "newconn.rate_x", "newconn.p99_x"),
     )
     trials = tuple(
         Trial(
@@ -57,31 +73,78 @@ def section(program: Sequence[str]) -> Section:
     return Section(name="watched", title="With a dashboard, and with a broker", sheet=sheet, trials=trials)
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What visitors got in one load: requests or connections a second, milliseconds, CPU seconds for each."""
+
+    rate: float
+    p99: float
+    cpu: float
+    errors: tuple[str, ...] = ()
+
+
+def compared(kind: str, alone: Sequence[Served], watched: Sequence[Served]) -> Sample:
+    """The loads with an onlooker, and their ratios to those without, turn by turn; of both the medians."""
+    errors = tuple(error for load in (*alone, *watched) for error in load.errors)
+    values = {}
+    for name, scale in (("rate", 1.0), ("p99", 1.0), ("cpu", 1e6)):
+        beside = [(getattr(one, name), getattr(other, name)) for one, other in zip(watched, alone, strict=True)]
+        values[f"{kind}.{name}"] = statistics.median(figure for figure, _ in beside) * scale
+        if all(other for _, other in beside):
+            values[f"{kind}.{name}_x"] = statistics.median(figure / other for figure, other in beside)
+    return Sample(values, errors)
+
+
 async def _take(program: Sequence[str], kind: str, variant: str, seconds: int) -> Sample:
-    close, connections = (True, 32) if kind == "newconn" else (False, 64)
     async with AsyncExitStack() as stack:
-        supervisor = {}
-        if variant == MQTT:
+        daemon = watched_daemon = await stack.enter_async_context(_daemon(program, {}))
+        onlooker: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+        if variant == MQTT:  # a daemon cannot be told to publish while it runs
             place = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
             url, _ = await stack.enter_async_context(broker.mosquitto(place))
-            supervisor = {"mqtt": {"url": url, "host": "bench"}}
-        house, made, target_port, directory = await stack.enter_async_context(home(program, PAIRS, supervisor))
-        onlookers = []
-        if variant == DASHBOARD:
-            command = (*program, "top", "--socket", str(house.socket))
-            top = await stack.enter_async_context(
-                on_terminal("dashboard", command, directory=directory, env=plain_environment())
-            )
-            await top.shows(lambda screen: any(" c0 " in row for row in screen), "the tunnels", within=20)
-            onlookers.append(top)
-        await stack.enter_async_context(nginx(target_port, directory))
-        await asyncio.sleep(_SETTLING_S)
-        before = cpu_seconds([house])
-        load = await loads.requests(made.visitor_ports[0], connections=connections, seconds=seconds, close=close)
-        used = cpu_seconds([house]) - before
-        for top in onlookers:
-            top.check()
-    values = {f"{kind}.rate": load.rate, f"{kind}.p99": load.p99_ms}
-    if load.count:
-        values[f"{kind}.cpu"] = used / load.count * 1e6
-    return Sample(values, load.errors)
+            publishing = _daemon(program, {"mqtt": {"url": url, "host": "bench"}})
+            watched_daemon = await stack.enter_async_context(publishing)
+        else:
+            onlooker = partial(_dashboard, program, daemon)
+        await asyncio.sleep(_BEGINNING_S)
+        alone, watched = [], []
+        for turn in range(TURNS):
+            for is_watched in (False, True) if turn % 2 == 0 else (True, False):  # what drifts steadily cancels out
+                async with onlooker() if is_watched else nullcontext():
+                    await asyncio.sleep(_SETTLING_S)
+                    load = await _load(watched_daemon if is_watched else daemon, kind, seconds)
+                (watched if is_watched else alone).append(load)
+    return compared(kind, alone, watched)
+
+
+@dataclass(frozen=True, slots=True)
+class _Daemon:
+    house: House
+    visitor_port: int
+    directory: Path
+
+
+@asynccontextmanager
+async def _daemon(program: Sequence[str], supervisor: Mapping[str, Any]) -> AsyncIterator[_Daemon]:
+    async with (
+        home(program, PAIRS, supervisor) as (house, made, target_port, directory),
+        nginx(target_port, directory),
+    ):
+        yield _Daemon(house, made.visitor_ports[0], directory)
+
+
+@asynccontextmanager
+async def _dashboard(program: Sequence[str], daemon: _Daemon) -> AsyncIterator[None]:
+    command = (*program, "top", "--socket", str(daemon.house.socket))
+    async with on_terminal("dashboard", command, directory=daemon.directory, env=plain_environment()) as top:
+        await top.shows(chosen, "the tunnels", within=_START_LIMIT_S)
+        yield
+        top.check()
+
+
+async def _load(daemon: _Daemon, kind: str, seconds: int) -> Served:
+    close, connections = (True, 32) if kind == "newconn" else (False, 64)
+    before = cpu_seconds([daemon.house])
+    load = await loads.requests(daemon.visitor_port, connections=connections, seconds=seconds, close=close)
+    used = cpu_seconds([daemon.house]) - before
+    return Served(load.rate, load.p99_ms, used / load.count if load.count else 0.0, load.errors)
