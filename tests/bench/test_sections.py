@@ -69,6 +69,16 @@ def test_wrong_usage_ends_with_2(words: list[str], capsys: pytest.CaptureFixture
     assert "is not" in capsys.readouterr().err
 
 
+def test_an_onlooker_is_compared_within_each_turn() -> None:
+    alone = [watched.Served(100, 2, 1e-6), watched.Served(50, 4, 2e-6), watched.Served(200, 1, 1e-6)]
+    beside = [watched.Served(90, 3, 1e-6), watched.Served(40, 4, 4e-6), watched.Served(200, 2, 3e-6, ("refused",))]
+    sample = watched.compared("kind", alone, beside)
+    assert sample.values == pytest.approx(
+        {"kind.rate": 90, "kind.rate_x": 0.9, "kind.p99": 3, "kind.p99_x": 1.5, "kind.cpu": 3, "kind.cpu_x": 2}
+    )
+    assert sample.errors == ("refused",)
+
+
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 SHEET = Sheet(metrics=(Metric("a.b", "visitors/s", 0),), variants=("x", "y"), plotted=("a.b",))

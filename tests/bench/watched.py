@@ -107,7 +107,8 @@ async def _take(program: Sequence[str], kind: str, variant: str, seconds: int) -
         else:
             onlooker = partial(_dashboard, program, daemon)
         await asyncio.sleep(_BEGINNING_S)
-        alone, watched = [], []
+        alone: list[Served] = []
+        watched: list[Served] = []
         for turn in range(TURNS):
             for is_watched in (False, True) if turn % 2 == 0 else (True, False):  # what drifts steadily cancels out
                 async with onlooker() if is_watched else nullcontext():
