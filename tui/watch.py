@@ -64,7 +64,7 @@ class Watch:
         return Attached(source.place, self.is_read_only, self._lost, lost_for, teller=source.nature.teller)
 
     def hear(self, message: Heard) -> bool:
-        """Fold one message into what is known; whether the daemon is there again, or has another file."""
+        """Fold one message into what is known; whether the daemon is there again, or its file has another effect."""
         now = self.now()
         match message:
             case Lost(reason):
@@ -75,10 +75,10 @@ class Watch:
                 self._lost, self._heard = None, now
                 return True
             case Change(data):
-                generation = self.view.status.get("generation")
+                before = _of_file(self.view)
                 self.view = model.change(self.view, data, now)
                 self._heard = now
-                return self.view.status.get("generation") != generation
+                return _of_file(self.view) != before
             case Happened(data):
                 self._heard = now
                 self._note(data)
@@ -112,3 +112,8 @@ class Watch:
             self.view = model.quiet(self.view, now)
         if self.notice and now > self._notice_until:
             self.notice = None
+
+
+def _of_file(view: View) -> tuple[object, object]:
+    """What a reload changes, and what becomes of it when the file is wrong."""
+    return view.status.get("generation"), view.status.get("config")

@@ -63,7 +63,7 @@ def _paths() -> Schema:
         "/v1/watch": _get(
             "The status, then what changes and what happens: events of the kinds status, change, event.",
             {"200": _stream("Kind status: a Status. Kind change: a Change. Kind event: an Event.")},
-            _parameter("interval", interval, "Least seconds between two changes."),
+            _parameter("interval", interval, "Seconds between two changes; those of a reload come at once."),
         ),
         "/v1/tunnels/{name}": {
             "parameters": [name],

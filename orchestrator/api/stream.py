@@ -13,6 +13,7 @@ from aiohttp import web
 
 from orchestrator.api.changes import Picture
 from orchestrator.supervisor.bus import is_noteworthy
+from orchestrator.supervisor.reload import RELOAD
 from tunnel.spec import LogLevel
 from tunnel.state import Event, timestamp
 
@@ -151,7 +152,7 @@ async def replay(request: web.Request, events: Iterable[Event]) -> web.StreamRes
 
 
 async def watch(request: web.Request, desk: Desk, interval: float, readers: Readers) -> web.StreamResponse:
-    """The whole status, then what changes, at most every ``interval`` seconds, and events as they happen."""
+    """The whole status, then what changes: every ``interval`` seconds, and with each reload; events as they happen."""
     stream = await Stream.open(request)
     picture = Picture(interval)
     with (
@@ -167,7 +168,7 @@ async def watch(request: web.Request, desk: Desk, interval: float, readers: Read
             for event in events:
                 picture.hear(event.tunnel)
             frames = _frames(events)
-            if (now := time.monotonic()) >= due:
+            if (now := time.monotonic()) >= due or any(event.kind == RELOAD for event in events):
                 due = now + interval
                 change = await _look(desk, picture, interval / 4)
                 if change is not None:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from orchestrator.supervisor.bus import Bus
     from orchestrator.supervisor.tunnels import Tunnels
 
-_KIND: Final = "reload"
+RELOAD: Final = "reload"
+"""The kind of the events that say what became of a reload."""
+
 _NEWS: Final = 5.0  # seconds in which a command that comes after the watcher still hears of the same save
 _ACTIONS: Final = ("added", "removed", "restarted", "changed", "rejected", "failed", "unchanged")
 
@@ -109,7 +111,7 @@ class Reloader:
         self._fault = error.faults[0]
         more = f" (and {len(error.faults) - 1} more)" if len(error.faults) > 1 else ""
         text = f"the file is not applied, generation {self.generation} serves on: {self._fault}{more}"
-        self._bus.tell(LogLevel.ERROR, _KIND, text, generation=self.generation, error=_error(self._fault), results={})
+        self._bus.tell(LogLevel.ERROR, RELOAD, text, generation=self.generation, error=_error(self._fault), results={})
         return self._answer({}, self._fault)
 
     async def _apply(self, new: Manifest) -> dict[str, Any]:
@@ -151,10 +153,10 @@ class Reloader:
             text = f"the file is valid again; {text}"
         for name, result in changed.items():
             if not result.is_good:
-                self._bus.tell(LogLevel.ERROR, _KIND, f"{result.action}: {result.detail}", tunnel=name)
+                self._bus.tell(LogLevel.ERROR, RELOAD, f"{result.action}: {result.detail}", tunnel=name)
         level = LogLevel.INFO if all(result.is_good for result in changed.values()) else LogLevel.WARN
         shown = {name: result.as_json() for name, result in changed.items()}
-        self._bus.tell(level, _KIND, text, generation=self.generation, results=shown)
+        self._bus.tell(level, RELOAD, text, generation=self.generation, results=shown)
 
     def _answer(self, results: dict[str, Result], fault: Fault | None = None) -> dict[str, Any]:
         return {

@@ -287,6 +287,19 @@ async def test_watching(house: House) -> None:
         assert change["status"]["generation"] == 2
 
 
+async def test_a_reload_is_shown_at_once_however_seldom_somebody_looks(house: House) -> None:
+    async with house.listening("/v1/watch?interval=60") as events:
+        assert (await take(events, "status"))["config"]["ok"]
+        house.file.write_text(FILE + "  - wrong\n")
+        await house.ask("POST", "/v1/reload")
+        assert not (await take(events, "change"))["status"]["config"]["ok"]
+        house.file.write_text(FILE.replace("  spare:", "  new: client://127.0.0.1:1/127.0.0.1:2\n  spare:"))
+        await house.ask("POST", "/v1/reload")
+        change = await take(events, "change")
+        assert change["changed"]["new"]["name"] == "new"
+        assert (change["status"]["generation"], change["status"]["config"]["ok"]) == (2, True)
+
+
 async def test_visitors_of_a_quiet_tunnel_are_seen_at_the_next_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
