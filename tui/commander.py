@@ -30,6 +30,7 @@ class Commander:
     def __init__(self, app: App[str], watch: Watch) -> None:
         self._app = app
         self._watch = watch
+        self._is_asking = False
 
     def give(self, verb: str, tunnels: Sequence[Tunnel]) -> None:
         """Give a command to those of the tunnels that it fits, after a question where it costs somebody something."""
@@ -82,8 +83,14 @@ class Commander:
             self.complain(refusals[0] + (f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""))
 
     async def _is_confirmed(self, asked: acting.Asked) -> bool:
-        question = Question(asked.title, asked.lines, [("yes", asked.answer)])
-        return await self._app.push_screen_wait(question) == "yes"
+        if self._is_asking:  # a key pressed twice, faster than the question came
+            return False
+        self._is_asking = True
+        try:
+            question = Question(asked.title, asked.lines, [("yes", asked.answer)])
+            return await self._app.push_screen_wait(question) == "yes"
+        finally:
+            self._is_asking = False
 
     async def _reload(self) -> None:
         source = self._watch.source

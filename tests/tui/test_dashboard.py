@@ -12,6 +12,8 @@ from tests.scale import GUARD
 from tests.tui.conftest import Open, named, picture, shows, until
 from tests.tui.fake import FakeDaemon, connections, cooldown, tunnel
 from tui.app import END, LEAVE, Dashboard
+from tui.screens.main import MainScreen
+from tui.screens.paths import AllPaths, OnePath
 from tui.screens.questions import Question
 from tui.widgets.pane import Pane
 from tui.widgets.table import TunnelTable
@@ -224,6 +226,30 @@ async def test_a_lost_daemon_leaves_the_last_view_and_comes_back(daemon: FakeDae
         await daemon.start()
         await until(pilot, shows(app, "reborn", "All 1"))
         await until(pilot, lambda: "stale" not in picture(app))
+
+
+async def test_a_lost_daemon_shows_behind_two_screens_as_well(daemon: FakeDaemon, opened: Open) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("v")
+        await until(pilot, lambda: isinstance(app.screen, AllPaths))
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, OnePath))
+        assert "stale" not in app.export_screenshot()
+        await daemon.stop()
+        await until(pilot, lambda: "stale" in app.export_screenshot())
+
+
+async def test_a_key_pressed_twice_asks_once(daemon: FakeDaemon, opened: Open) -> None:
+    async with opened() as (app, pilot):
+        main = app.screen
+        assert isinstance(main, MainScreen)
+        main.action_restart()
+        main.action_restart()
+        await until(pilot, lambda: isinstance(app.screen, Question))
+        await pilot.press("escape")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("r")
+        await until(pilot, lambda: isinstance(app.screen, Question))
 
 
 async def test_a_frozen_picture_does_not_move(daemon: FakeDaemon, opened: Open) -> None:

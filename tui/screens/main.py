@@ -122,7 +122,7 @@ class MainScreen(Overlays):
 
     @property
     def _can_draw(self) -> bool:
-        return self.is_mounted and bool(self.size.width and self.app.screen_stack)  # it comes, or goes, or is there
+        return self.is_mounted and bool(self.size.width) and self in self.app.screen_stack  # or else it comes, or goes
 
     def draw_table(self) -> None:
         """Show the table as it is now, and what lies over it."""
@@ -157,6 +157,13 @@ class MainScreen(Overlays):
             self._footer_for = (width, self.is_read_only)
             self._footer.show_choices(*footer_bar(self._keys, width, is_read_only=self.is_read_only))
         self.set_class(attached.lost is not None, "-stale")
+        self._show_through()
+
+    def _show_through(self) -> None:
+        """What lies between this screen and the topmost one keeps an old picture of this one, unless it is told."""
+        stack = self.app.screen_stack
+        for between in stack[stack.index(self) + 1 : -1]:
+            between.refresh()
 
     def draw_details(self) -> None:
         """The same of the tunnel under the cursor, and of the log."""
