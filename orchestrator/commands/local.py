@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from orchestrator.config.manifest import Manifest
     from orchestrator.process.logformat import LogWriter
     from orchestrator.supervisor.bus import Bus
-
-_LATER: Final = {"top": "the dashboard"}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -253,17 +251,5 @@ def completion(shell: str) -> int:
     return 0
 
 
-def _add_later(name: str, what: str) -> None:
-    @cli.command(
-        name, help=f"Not in this version yet: {what}.", context_settings={"ignore_unknown_options": True}, hidden=True
-    )
-    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-    def later(arguments: tuple[str, ...]) -> int:
-        fail(WRONG, f"{name} is not in this version yet")
-
-
 for _command in (*COMMANDS, fleet):
     cli.add_command(_command)
-
-for _name, _what in _LATER.items():
-    _add_later(_name, _what)

@@ -45,7 +45,6 @@ _STEERED: Final = "real"
 _CONFIRM: Final = "\x1b[C\r"  # from Cancel to the other button, and Enter
 _ALL: Final = re.compile(r"\bAll (\d+)")
 _HINT: Final = "words of name"
-_NOT_YET: Final = "not in this version yet"
 
 _METRICS: Final = (
     Metric("fleet.messages", f"publications/s of {HOSTS} hosts x {TUNNELS} tunnels", 0),
@@ -155,8 +154,6 @@ async def _onlooker(
             values["fleet.change"] = max([await _change(top, simulator) for _ in range(_CHANGES)])
             values["fleet.restart"] = await _restarts(program, url, directory, top)
     except BenchError as error:
-        if _NOT_YET in str(error):
-            return Sample(values, skipped={"top --mqtt": "this version has none"})
         return Sample(values, (str(error),))
     return Sample(values)
 

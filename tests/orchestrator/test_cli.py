@@ -114,8 +114,6 @@ def file(shell: Shell) -> Path:
         (["server://s3cret@h:x/h:2"], 2, "the port 'x' of the tunnel address is not a number"),
         (["server://h:1/h:2", "more"], 2, "takes no further arguments"),
         (["server://h:1/h:2?lgo=debug"], 2, "unknown option 'lgo'; did you mean 'log'?"),
-        *(([name, "x", "--json"], 2, f"{name} is not in this version yet")
-          for name in ("top",)),
     ],
 )  # fmt: skip
 def test_one_sentence_and_the_exit_code(shell: Shell, arguments: list[str], code: int, sentence: str) -> None:
