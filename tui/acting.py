@@ -104,7 +104,7 @@ def reload_question(plan: Json, tunnels: Mapping[str, Tunnel], width: int) -> As
         f"{visitors(active).capitalize()} of theirs may finish within drain_timeout; whoever is left then is cut off."
     )
     told = _told(text if active else "No visitor will be cut off.", width)
-    lines = [*plan_lines(plan, _room(width)), (), *told]
+    lines = [*told, (), *plan_lines(plan, _room(width))]
     return Asked("Apply the file?", tuple(lines), _answer("Reload", active))
 
 

@@ -23,11 +23,14 @@ from tui.keys import all_keys, load_keys
 from tui.screens.main import MainScreen
 from tui.screens.questions import Question
 from tui.signals import on_leaving, on_stopping, stop_until_foreground
+from tui.sources import Status
 from tui.themes import DARK, LIGHT
 from tui.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from textual.events import Key
 
     from tui.model import View
     from tui.sources import Source
@@ -96,7 +99,7 @@ class Dashboard(App[str]):
         async with aclosing(self._watch.source.watch()) as heard:  # type: ignore[type-var]  # every async generator can be closed
             async for message in heard:
                 if self._watch.hear(message):
-                    self._main.ask_anew()
+                    self._main.ask_anew(is_back=isinstance(message, Status))
                     self._main.draw()  # at once and as a whole: a piece of what was before would not go with the rest
                 self._news.set()
 
@@ -112,6 +115,11 @@ class Dashboard(App[str]):
             for draw in (main.draw_table, draw_more):
                 draw()
                 await asyncio.sleep(_BREATH)
+
+    def on_key(self, event: Key) -> None:
+        """A key for which no widget had a use; it is not a command where somebody is typing."""
+        if self._main.takes(event):
+            event.prevent_default()
 
     # -- leaving -----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from tui import acting
 from tui.beside import begin
-from tui.happenings import error_text, plan_lines
+from tui.happenings import REFUSALS, error_text, plan_lines
 from tui.screens.questions import Question
 from tui.screens.readings import Lines
 from tui.sources import RefusedError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from textual.app import App
 
-    from tui.model import Tunnel
+    from tui.model import Json, Tunnel
     from tui.watch import Watch
 
 _AT_ONCE: Final = 8  # commands under way at the same time
@@ -40,9 +40,9 @@ class Commander:
     def reload(self, tunnels: Sequence[Tunnel]) -> None:
         """Look at the plan, ask where it costs somebody something, and apply it; in a fleet on the tunnels' hosts."""
         if self._watch.view.hosts is None:
-            begin(self._app, self._reload, "reload")
+            begin(self._app, self._reload, "reload", is_alone=False)
         elif hosts := sorted({tunnel.host for tunnel in tunnels}):
-            begin(self._app, partial(self._reload_hosts, hosts), "reload")
+            begin(self._app, partial(self._reload_hosts, hosts), "reload", is_alone=False)
 
     def plan(self) -> None:
         """Show what a reload would change."""
@@ -80,7 +80,7 @@ class Commander:
         if done:
             self._app.notify(done[0] if len(done) == 1 else f"{verb}: {len(done)} tunnels", markup=False, timeout=3)
         if refusals:
-            self.complain(refusals[0] + (f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""))
+            self.complain(_first_of(refusals))
 
     async def _is_confirmed(self, asked: acting.Asked) -> bool:
         if self._is_asking:  # a key pressed twice, faster than the question came
@@ -103,10 +103,21 @@ class Commander:
         except RefusedError as error:
             self.complain(f"reload: {error}")
             return
-        if result.get("ok", True):
-            self._watch.announce_reload("", result)
-        else:
-            self._app.notify(error_text(result.get("error")), title="Not applied", severity="warning", markup=False)
+        self._report("", result)
+
+    def _report(self, host: str, result: Json) -> None:
+        """What a reload did; of what it refused, why."""
+        if error := result.get("error"):
+            self._app.notify(error_text(error), title="Not applied", severity="warning", markup=False)
+            return
+        self._watch.announce_reload(host, result)
+        refused = [
+            f"{name}: {entry.get('action')}: {entry.get('detail')}"
+            for name, entry in (result.get("results") or {}).items()
+            if entry.get("action") in REFUSALS
+        ]
+        if refused:
+            self.complain(_first_of(refused))
 
     async def _reload_hosts(self, hosts: Sequence[str]) -> None:
         if not await self._is_confirmed(
@@ -115,7 +126,7 @@ class Commander:
             return
         for host in hosts:
             try:
-                self._watch.announce_reload(host, await self._watch.source.reload(host))
+                self._report(host, await self._watch.source.reload(host))
             except RefusedError as error:
                 self.complain(f"reload {host}: {error}")
 
@@ -138,3 +149,7 @@ class Commander:
             return
         self._app.copy_to_clipboard(url)
         self._app.notify(url, title="Copied, without its key", markup=False)
+
+
+def _first_of(complaints: Sequence[str]) -> str:
+    return complaints[0] + (f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else "")

@@ -65,6 +65,9 @@ def event_lines(event: Json, width: int, *, is_named: bool) -> list[Line]:
 _SIGNS: Final = {
     "added": "+", "removed": "-", "restarted": "↻", "changed": "~", "rejected": "!", "failed": "!", "unchanged": "=",
 }  # fmt: skip
+REFUSALS: Final = frozenset({"failed", "rejected"})
+"""Actions of a reload that are none: the entry is not as the file says."""
+
 _ORDER: Final = ("failed", "rejected", "removed", "restarted", "changed", "added")
 
 
@@ -76,7 +79,7 @@ def result_lines(results: Mapping[str, Json], width: int) -> list[Line]:
     lines: list[Line] = []
     for action in (*_ORDER, *(set(by_action) - {*_ORDER, "unchanged"})):
         for name, result in by_action.get(action, ()):
-            style = "warn" if action in {"failed", "rejected"} else ""
+            style = "warn" if action in REFUSALS else ""
             changes = "; ".join(map(str, result.get("changes") or ())) or str(result.get("detail") or "")
             lines += _entry(action, name, changes, width, style)
     unchanged = len(by_action.get("unchanged", ()))

@@ -36,6 +36,8 @@ class Inquiry:
         self._log = log
         self._tell = tell
         self._details: Json | None = None
+        self._followed: tuple[str | None] | None = None
+        """whose log is coming in, in a tuple of its own; None: no log is"""
 
     def details_of(self, name: str | None) -> Json | None:
         """What is known of a tunnel; None until the answer has come."""
@@ -45,8 +47,11 @@ class Inquiry:
         """Ask about a tunnel."""
         begin(self._owner, partial(self._fetch, name), "details")
 
-    def follow_log(self, name: str | None) -> None:
-        """Show the log of a tunnel, or of all, and go on showing it."""
+    def follow_log(self, name: str | None, *, is_anew: bool) -> None:
+        """Show the log of a tunnel, or of all, and go on showing it; a log that is shown already goes on, or anew."""
+        if self._followed == (name,) and not is_anew:
+            return
+        self._followed = (name,)
         begin(self._owner, partial(self._follow, name), "log")
 
     async def _fetch(self, name: str | None) -> None:
@@ -68,4 +73,5 @@ class Inquiry:
             async for event in self._source.logs([name] if name else [], HISTORY):
                 self._log.add([event])
         except RefusedError:
-            return  # as above; when the daemon returns, it is asked anew
+            pass  # as above; when the daemon returns, it is asked anew
+        self._followed = None

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _PATIENCE: Final = 20.0  # seconds in which a demonstration has to answer
 _LOOK: Final = 0.05
+_MOMENT: Final = 0.1
 _FAREWELL: Final = 30.0  # seconds in which it has to end
 
 Callback = Callable[..., Any]
@@ -175,7 +176,10 @@ def _up(plain: Callback, **options: Any) -> int:  # noqa: ANN401  those of the c
         pid = client.status()["pid"]
     from tui.app import END  # noqa: PLC0415  as in _show
 
-    if _show(_daemon(client.path), read_only=options["read_only"], owns_daemon=True) == END:
+    wish = _show(_daemon(client.path), read_only=options["read_only"], owns_daemon=True)
+    if client.wait_gone(_MOMENT):  # by somebody else's wish, or by a defect
+        said = "the daemon has ended, and the tunnels with it"
+    elif wish == END:
         with asking():  # a signal, for a daemon that takes no commands obeys it too
             os.kill(client.status()["pid"], signal.SIGTERM)
         client.wait_gone()

@@ -101,7 +101,8 @@ class Selection:
     def next_pill(self, step: int, *, is_fleet: bool = False) -> Selection:
         """The same with the pill beside the chosen one."""
         names = pills(is_fleet=is_fleet)
-        return replace(self, pill=names[(names.index(self.pill) + step) % len(names)])
+        place = names.index(self.pill) if self.pill in names else 0
+        return replace(self, pill=names[(place + step) % len(names)])
 
 
 class Shortlist:

@@ -50,13 +50,18 @@ class Happened:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """Nothing has changed; the daemon is there."""
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """The daemon does not answer; the source keeps trying. The reason is a sentence without its full stop."""
 
     reason: str
 
 
-Heard = Status | Change | Happened | Lost
+Heard = Status | Change | Happened | Beat | Lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +163,13 @@ class ApiSource:
         pause = _FIRST_PAUSE
         while True:
             try:
-                async for kind, data in self._stream("/v1/watch", [("interval", str(_INTERVAL))]):
+                async for frames in self._stream("/v1/watch", [("interval", str(_INTERVAL))]):
                     pause = _FIRST_PAUSE
-                    if kind in kinds:
-                        yield kinds[kind](data)
+                    if not frames:
+                        yield Beat()
+                    for kind, data in frames:
+                        if kind in kinds:
+                            yield kinds[kind](data)
                 reason = "it ended the connection"
             except RefusedError as error:
                 reason = str(error)
@@ -172,13 +180,14 @@ class ApiSource:
     async def logs(self, names: Sequence[str], lines: int) -> AsyncIterator[Json]:
         """The last events and each new one; every level, for the pane has its own sieve."""
         query = [*(("tunnel", name) for name in names), ("n", str(lines)), ("level", "debug"), ("follow", "true")]
-        async for _, data in self._stream("/v1/logs", query):
-            yield data
+        async for frames in self._stream("/v1/logs", query):
+            for _, data in frames:
+                yield data
 
     async def events(self, lines: int) -> list[Json]:
         """The last state changes, reloads and commands."""
         query = [("n", str(lines)), ("follow", "false")]
-        return [data async for _, data in self._stream("/v1/events", query)]
+        return [data async for frames in self._stream("/v1/events", query) for _, data in frames]
 
     async def tunnel(self, name: str) -> Json:
         """One tunnel in full."""
@@ -201,13 +210,13 @@ class ApiSource:
             answer: Json = json.loads(await response.read())
             return answer
 
-    async def _stream(self, path: str, query: Sequence[tuple[str, str]]) -> AsyncIterator[tuple[str, Json]]:
+    async def _stream(self, path: str, query: Sequence[tuple[str, str]]) -> AsyncIterator[list[tuple[str, Json]]]:
+        """What comes together: some (kind, data), or nothing but a sign of life."""
         events = EventStream()
         timeout = aiohttp.ClientTimeout(total=None, sock_read=_SILENCE, sock_connect=_PATIENCE)
         async with self._request("GET", path, params=list(query), timeout=timeout) as response:
             async for chunk in response.content.iter_any():
-                for kind, data in events.feed(chunk):
-                    yield kind, json.loads(data)
+                yield [(kind, json.loads(data)) for kind, data in events.feed(chunk)]
 
     @asynccontextmanager
     async def _request(self, method: str, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:  # noqa: ANN401  aiohttp's own

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from tui import model
 from tui.bars import Attached
 from tui.happenings import summary
-from tui.sources import Change, Happened, Lost, Status
+from tui.sources import Beat, Change, Happened, Lost, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -79,6 +79,9 @@ class Watch:
                 self.view = model.change(self.view, data, now)
                 self._heard = now
                 return _of_file(self.view) != before
+            case Beat():
+                self._heard = now
+                return False
             case Happened(data):
                 self._heard = now
                 self._note(data)

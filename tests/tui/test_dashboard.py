@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from textual.events import Key
 from textual.widgets import Button
 
 from tests.scale import GUARD
@@ -15,6 +16,7 @@ from tui.app import END, LEAVE, Dashboard
 from tui.screens.main import MainScreen
 from tui.screens.paths import AllPaths, OnePath
 from tui.screens.questions import Question
+from tui.screens.readings import Lines
 from tui.widgets.pane import Pane
 from tui.widgets.table import TunnelTable
 
@@ -203,6 +205,35 @@ async def test_a_reload_that_costs_nothing_asks_nothing(daemon: FakeDaemon, open
         await until(pilot, shows(app, "t.yaml:3:5: unknown key 'tunels'"))
 
 
+async def test_what_a_reload_refused_is_told_with_what_it_did(daemon: FakeDaemon, opened: Open) -> None:
+    daemon.result |= {
+        "ok": False,
+        "results": {
+            "a": {"action": "rejected", "detail": "the address 127.0.0.1:5 is in use", "changes": []},
+            "b": {"action": "added", "detail": None, "changes": []},
+        },
+    }
+    async with opened() as (app, pilot):
+        await pilot.press("R")
+        await until(pilot, shows(app, "Generation 5: rejected a; added b"))
+        await until(pilot, lambda: "127.0.0.1:5 is in use" in "".join(toast.message for toast in app._notifications))
+        assert "Not applied" not in app.export_screenshot()
+
+
+async def test_a_long_question_shows_its_buttons_and_what_it_costs(daemon: FakeDaemon, opened: Open) -> None:
+    names = [f"t{number}" for number in range(40)]
+    daemon.tunnels = {t["name"]: t for t in named(*names, connections=connections(2))}
+    daemon.plan["restart"] = [{"name": name, "changes": ["target a:1 → b:2"]} for name in names]
+    async with opened((80, 24)) as (app, pilot):
+        await pilot.press("R")
+        await until(pilot, shows(app, "Apply the file?", "80 visitors", "Cancel", "restarted t0:"))
+        for _ in range(8):
+            await pilot.press("pagedown")
+        await until(pilot, shows(app, "restarted t39", "Cancel"))
+        await pilot.press("enter")
+        assert daemon.commands == []
+
+
 async def test_a_wrong_file_is_shown_with_its_place_and_goes_when_mended(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         good = daemon.status["config"]
@@ -237,6 +268,49 @@ async def test_a_lost_daemon_shows_behind_two_screens_as_well(daemon: FakeDaemon
         assert "stale" not in app.export_screenshot()
         await daemon.stop()
         await until(pilot, lambda: "stale" in app.export_screenshot())
+
+
+async def test_there_is_no_filter_for_hosts_on_one_daemon(daemon: FakeDaemon, opened: Open) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("6", "]")
+        up = {name for name, told in daemon.tunnels.items() if told["state"] == "up"}
+        await until(pilot, lambda: set(rows(picture(app))) == up)
+        await pilot.press("?")
+        await until(pilot, shows(app, "0 to 5"))
+
+
+async def test_keys_right_behind_the_slash_belong_to_the_filter(daemon: FakeDaemon, opened: Open) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("5")
+        await until(pilot, lambda: rows(picture(app)) == ["resting"])
+        for key, character in (("slash", "/"), ("s", "s"), ("R", "R"), ("s", "s")):
+            app.post_message(Key(key, character))
+        await until(pilot, shows(app, "sRs"))
+        assert daemon.commands == []
+
+
+async def test_the_list_of_paths_goes_on_below_its_end(daemon: FakeDaemon, opened: Open) -> None:
+    daemon.tunnels = {t["name"]: t for t in named(*(f"t{number:02}" for number in range(60)))}
+    async with opened((80, 24)) as (app, pilot):
+        await pilot.press("v")
+        await until(pilot, shows(app, "60 paths", "t00"))
+        await pilot.press("pagedown", "pagedown")
+        await until(pilot, lambda: "t00" not in picture(app))
+        await pilot.press("end")
+        await until(pilot, shows(app, "t59"))
+        await pilot.press("up", "up", "home")
+        await until(pilot, shows(app, "t00"))
+
+
+async def test_details_of_a_tunnel_that_goes_are_not_those_of_another(daemon: FakeDaemon, opened: Open) -> None:
+    daemon.tunnels = {t["name"]: t for t in named("db", "web")}
+    async with opened((80, 24)) as (app, pilot):
+        await until(pilot, shows(app, "db", "web"))
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, Lines))
+        await until(pilot, shows(app, "db", "● up"))
+        daemon.remove("db")
+        await until(pilot, shows(app, "db is gone."))
 
 
 async def test_a_key_pressed_twice_asks_once(daemon: FakeDaemon, opened: Open) -> None:
@@ -278,7 +352,11 @@ async def test_the_log_filters_by_level_and_text_and_pauses(daemon: FakeDaemon, 
         assert "the target hesitates" not in picture(app)
         await pilot.press("P")
         daemon.happen(daemon.event("warn", "link", "a sunny day", "broken"))
-        await until(pilot, shows(app, "paused"))
+        daemon.happen(daemon.event("warn", "link", "a sunny evening", "broken"))
+        await until(pilot, shows(app, "paused, 2 more"))
+        daemon.set_status(generation=5)
+        daemon.happen(daemon.event("warn", "link", "a sunny night", "broken"))
+        await until(pilot, shows(app, "gen 5", "paused, 3 more"))  # another file does not let it go
         assert "a sunny day" not in picture(app)
         await pilot.press("P")
         await until(pilot, shows(app, "a sunny day"))

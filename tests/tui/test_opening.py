@@ -273,6 +273,23 @@ def test_up_on_a_terminal_starts_the_daemon_beside_the_dashboard(
         end(socket)
 
 
+def test_up_on_a_terminal_knows_when_somebody_else_has_ended_the_tunnels(tmp_path: Path) -> None:
+    file = tmp_path / "tunnels.yaml"
+    file.write_text("version: 1\ntunnels:\n  alone: client://127.0.0.1:9/127.0.0.1:9\n")
+    socket, state = tmp_path / "up.sock", str(tmp_path / "state")
+    try:
+        with terminal("up", str(file), "--socket", str(socket), XDG_STATE_HOME=state) as shown:
+            shown.until("alone")
+            assert run("down", "--wait", "--socket", str(socket)).returncode == 0
+            shown.until("stale")
+            shown.press("q")
+            assert shown.ended() == 0
+            assert "the daemon has ended, and the tunnels with it" in shown.seen
+            assert "run on" not in shown.seen
+    finally:
+        end(socket)
+
+
 def test_the_demonstration_on_a_terminal_ends_with_its_summary() -> None:
     with terminal("demo") as shown:
         shown.until("reverse-server")

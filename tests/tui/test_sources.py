@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.scale import GUARD
 from tests.tui.fake import FakeDaemon
-from tui.sources import ApiSource, Change, Happened, Heard, Lost, RefusedError, Status
+from tui.sources import ApiSource, Beat, Change, Happened, Heard, Lost, RefusedError, Status
 from tui.stream import EventStream, StreamError
 
 
@@ -37,7 +37,9 @@ def test_an_event_without_an_end_is_refused() -> None:
 
 async def following(heard: AsyncIterator[Heard]) -> Heard:
     async with asyncio.timeout(GUARD):
-        return await anext(heard)
+        while isinstance(message := await anext(heard), Beat):
+            pass
+        return message
 
 
 async def test_watching_tells_status_changes_events_loss_and_return(socket: Path, daemon: FakeDaemon) -> None:

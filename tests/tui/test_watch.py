@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from tui.sources import ApiSource, Change, Happened, Heard, Lost, Status
+from tui.sources import ApiSource, Beat, Change, Happened, Heard, Lost, Status
 from tui.watch import Watch
 
 GOOD = {"path": "/t.yaml", "ok": True, "error": None}
@@ -28,3 +28,14 @@ def test_what_concerns_the_whole_screen_is_told_from_what_changes_in_it() -> Non
     ]
     assert [watch.hear(message) for message, _ in heard] == [whole for _, whole in heard]
     assert watch.notice == "Generation 2: added web"
+
+
+def test_a_daemon_that_is_silent_but_there_is_not_lost_for_long() -> None:
+    now = 100.0
+    watch = Watch(ApiSource(Path("/nowhere")), now=lambda: now)
+    watch.hear(Status({"ts": "2026-01-01T12:00:00.000Z", "generation": 1, "config": GOOD, "tunnels": []}))
+    now = 5000.0
+    watch.hear(Beat())
+    now = 5003.0
+    watch.hear(Lost("refused"))
+    assert watch.attached().lost_for == 3.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.binding import Binding, BindingType
@@ -13,11 +14,12 @@ from tui.bars import banner_lines, filter_line, first_lines, footer_bar, header_
 from tui.details import detail_lines
 from tui.inquiry import Inquiry
 from tui.keys import DEEDS, PILL_KEYS
+from tui.lines import wrap
 from tui.palette import Commands
 from tui.screens.overlays import Overlays
 from tui.screens.questions import Reading
 from tui.screens.readings import Lines
-from tui.selection import ALL, PILLS, Selection, Shortlist
+from tui.selection import ALL, PILLS, Selection, Shortlist, pills
 from tui.widgets.brief import BriefPane
 from tui.widgets.choices import ChoiceBar
 from tui.widgets.kept import Columns, Rows
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from textual.app import ComposeResult
     from textual.command import Provider
+    from textual.events import Key
 
     from tui.commander import Commander
     from tui.lines import Line
@@ -175,7 +178,7 @@ class MainScreen(Overlays):
         if detail.display != wanted:
             detail.display = wanted
         if wanted:
-            detail.show(self._details(max(20, detail.room)))
+            detail.show(self._details(self._table.cursor, max(20, detail.room)))
         brief = view.tunnels.get(self._table.cursor or "") if self._shown and not wanted else None
         self._brief.show_tunnel(brief, self.size, now, self._watch.wall())
         self._log.flush()
@@ -195,12 +198,13 @@ class MainScreen(Overlays):
             empty.show(lines)
         table.show_tunnels(self._shortlist, self._selection, self._marked, now)
 
-    def _details(self, width: int) -> list[Line]:
-        name = self._table.cursor
-        view, now = self._shown_now()
-        tunnel = view.tunnels.get(name) if name is not None else None
-        if tunnel is None:
+    def _details(self, name: str | None, width: int) -> list[Line]:
+        if name is None:
             return [(("No tunnel is chosen.", "dim"),)]
+        view, now = self._shown_now()
+        tunnel = view.tunnels.get(name)
+        if tunnel is None:
+            return [((part, "warn"),) for part in wrap(f"{name} is gone.", width)]
         return detail_lines(tunnel, self._inquiry.details_of(name), width, now, self._watch.wall())
 
     def on_resize(self) -> None:
@@ -218,11 +222,11 @@ class MainScreen(Overlays):
         self.ask_anew()
         self.draw_details()
 
-    def ask_anew(self) -> None:
-        """The cursor moved, or the daemon is there again or with another file: what was asked for is old."""
+    def ask_anew(self, *, is_back: bool = False) -> None:
+        """The cursor moved, the daemon has another file, or it is back: what was asked for is old."""
         self._inquiry.ask_details(self._table.cursor)
         if self._log.display:
-            self._inquiry.follow_log(None if self._log_is_of_all else self._table.cursor)
+            self._inquiry.follow_log(None if self._log_is_of_all else self._table.cursor, is_anew=is_back)
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -251,6 +255,8 @@ class MainScreen(Overlays):
 
     def action_pill(self, name: str) -> None:
         """Filter by state; the chosen one again shows all."""
+        if name not in pills(is_fleet=self._is_fleet):
+            return
         self._select(replace(self._selection, pill=ALL if name == self._selection.pill else name))
 
     def action_next_pill(self) -> None:
@@ -303,7 +309,14 @@ class MainScreen(Overlays):
         typing.value = text
         typing.display = True
         self._filter.display = False
-        typing.focus()
+        self.set_focus(typing)  # at once, for the next key may be on its way
+
+    def takes(self, key: Key) -> bool:
+        """Whether a key that nobody took was on its way to the table when the filter began: then it belongs to that."""
+        is_late = self.is_active and self.focused is self._typing and key.is_printable
+        if is_late:
+            self._typing.insert_text_at_cursor(key.character or "")
+        return is_late
 
     def _end_typing(self) -> None:
         self._typing.display = False
@@ -332,7 +345,8 @@ class MainScreen(Overlays):
             self._detail_wanted = not self._detail_wanted
             self.draw()
         elif self._table.cursor is not None:
-            self.app.push_screen(Lines(self._table.cursor, self._details, is_live=True))
+            name = self._table.cursor
+            self.app.push_screen(Lines(name, partial(self._details, name), is_live=True))
 
     def action_log(self) -> None:
         """Show or hide the log."""

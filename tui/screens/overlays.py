@@ -9,8 +9,10 @@ from textual import work
 from textual.screen import Screen
 
 from tui.inquiry import HISTORY
+from tui.keys import PILL_KEYS
 from tui.screens.paths import AllPaths, Hosts, OnePath
 from tui.screens.readings import Events, Lines, help_lines
+from tui.selection import pills
 from tui.sources import RefusedError
 from tui.themes import other
 from tui.widgets.kept import Kept
@@ -67,8 +69,9 @@ class Overlays(Screen[None], Kept):
 
     def action_help(self) -> None:
         """All keys."""
-        keys, is_read_only = self._keys, self.is_read_only
-        self.app.push_screen(Lines("Help", partial(help_lines, keys, is_read_only=is_read_only)))
+        last_pill = PILL_KEYS[len(pills(is_fleet=self._watch.view.hosts is not None)) - 1]
+        made = partial(help_lines, self._keys, last_pill=last_pill, is_read_only=self.is_read_only)
+        self.app.push_screen(Lines("Help", made))
 
     def action_commands(self) -> None:
         """The palette."""

@@ -53,7 +53,7 @@ class OnePath(Reading):
         self.app.switch_screen(AllPaths(self._watch, self._of))
 
 
-class PathList(Pane):
+class PathList(Pane, inherit_bindings=False):
     """One row per path under a row of titles that stays; only rows that are seen are made."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {"table--cursor", "table--heading"}
@@ -65,10 +65,11 @@ class PathList(Pane):
 
     def show_paths(self, paths: Sequence[Path], cursor: int) -> None:
         """Show these, and put the cursor on one."""
+        has_moved = cursor != self.cursor
         self.paths, self.cursor = paths, cursor
         self.virtual_size = Size(0, len(paths) + 1)
         top, rows = self.scroll_offset.y, max(1, self.size.height - 1)
-        if cursor < top or cursor >= top + rows:
+        if has_moved and not top <= cursor < top + rows:  # or else the wheel looks elsewhere
             self.scroll_to(y=cursor if cursor < top else cursor - rows + 1, animate=False, force=True)
         self.refresh()
 

@@ -29,6 +29,8 @@ class Question(ModalScreen[str | None]):
         ("escape,q", "dismiss(None)"),
         ("left,up", "app.focus_previous"),
         ("right,down", "app.focus_next"),
+        ("pageup", "page(-1)"),
+        ("pagedown", "page(1)"),
     ]
 
     def __init__(self, title: str, lines: Sequence[Line], answers: Sequence[tuple[str, str]]) -> None:
@@ -51,6 +53,11 @@ class Question(ModalScreen[str | None]):
         """Nobody does harm by pressing Enter once too often."""
         self.query_one("#question-lines", Pane).show(self._lines)
         self.query_one("#cancel", Button).focus()
+
+    def action_page(self, step: int) -> None:
+        """Read on where the lines are more than there is room for."""
+        lines = self.query_one("#question-lines", Pane)
+        lines.scroll_relative(y=step * max(1, lines.size.height - 1), animate=False)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
         """The answer."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tui.model import Json
 
 
-def help_lines(keys: Mapping[str, str], width: int, *, is_read_only: bool) -> list[Line]:
+def help_lines(keys: Mapping[str, str], width: int, *, last_pill: str, is_read_only: bool) -> list[Line]:
     """Every key, every state, and how to choose other keys. Pure."""
     room = width - 16
     lines: list[Line] = [(("Move", "title"),)]
@@ -35,7 +35,9 @@ def help_lines(keys: Mapping[str, str], width: int, *, is_read_only: bool) -> li
         if group == "Other":
             lines.append(((fit("  ^z", 16), "key"), (fit("suspend; fg in the shell goes on", room), "")))
         if group == "Look":
-            lines.append(((fit(f"  {PILL_KEYS[0]} to 6", 16), "key"), (fit("filter by state, 0 shows all", room), "")))
+            lines.append(
+                ((fit(f"  {PILL_KEYS[0]} to {last_pill}", 16), "key"), (fit("filter by state, 0 shows all", room), ""))
+            )
     lines += [(), (("States", "title"),)]
     for state, meaning in MEANINGS.items():
         style = state if state in STYLES else "gone"

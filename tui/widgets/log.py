@@ -38,7 +38,7 @@ class LogPane(Pane, inherit_bindings=False):
         super().__init__(id=id, focusable=True)
         self._events: deque[Json] = deque(maxlen=KEPT)
         self._arrived: list[Json] = []
-        self._title = self._note = ""
+        self._title = self._note = self._shown_title = ""
         self._is_stale = False
         self.sieve = Sieve()
         self.is_paused = False
@@ -63,6 +63,7 @@ class LogPane(Pane, inherit_bindings=False):
     def flush(self) -> None:
         """Show what has arrived."""
         if not self._is_stale and (self.is_paused or not self._arrived):
+            self._retitle()
             return
         arrived, self._arrived = self._arrived[-KEPT:], []
         is_anew = self._is_stale or len(self._events) + len(arrived) > KEPT
@@ -112,7 +113,9 @@ class LogPane(Pane, inherit_bindings=False):
     def _retitle(self) -> None:
         state = f"paused, {len(self._arrived)} more" if self.is_paused else "follow"
         about = [self._title, f"≥{self.sieve.level}", *([f"/{self.sieve.text}/"] if self.sieve.text else []), state]
-        self.border_title = " · ".join(about).replace("[", "\\[")
+        title = " · ".join(about).replace("[", "\\[")
+        if title != self._shown_title:
+            self.border_title = self._shown_title = title
 
     def on_resize(self, event: events.Resize) -> None:
         """Another width breaks lines elsewhere."""
