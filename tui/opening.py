@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _PATIENCE: Final = 20.0  # seconds in which a demonstration has to answer
 _LOOK: Final = 0.05
-_MOMENT: Final = 0.1
+_MOMENT: Final = 0.1  # seconds: where nobody listens any more, that is known at once
 _FAREWELL: Final = 30.0  # seconds in which it has to end
 
 Callback = Callable[..., Any]
