@@ -64,7 +64,7 @@ class Watch:
         return Attached(source.place, self.is_read_only, self._lost, lost_for, teller=source.nature.teller)
 
     def hear(self, message: Heard) -> bool:
-        """Fold one message into what is known; whether the daemon is there again, or its file has another effect."""
+        """Fold one message into what is known; whether the daemon is there again, or has another file or fault."""
         now = self.now()
         match message:
             case Lost(reason):

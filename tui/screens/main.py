@@ -160,13 +160,7 @@ class MainScreen(Overlays):
             self._footer_for = (width, self.is_read_only)
             self._footer.show_choices(*footer_bar(self._keys, width, is_read_only=self.is_read_only))
         self.set_class(attached.lost is not None, "-stale")
-        self._show_through()
-
-    def _show_through(self) -> None:
-        """What lies between this screen and the topmost one keeps an old picture of this one, unless it is told."""
-        stack = self.app.screen_stack
-        for between in stack[stack.index(self) + 1 : -1]:
-            between.refresh()
+        self.show_through()
 
     def draw_details(self) -> None:
         """The same of the tunnel under the cursor, and of the log."""

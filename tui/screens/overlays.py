@@ -33,6 +33,12 @@ class Overlays(Screen[None], Kept):
         self._commander = commander
         self._keys = keys
 
+    def show_through(self) -> None:
+        """What lies between this screen and the topmost one keeps an old picture of this one, unless it is told."""
+        stack = self.app.screen_stack
+        for between in stack[stack.index(self) + 1 : -1]:
+            between.refresh()
+
     @property
     def is_read_only(self) -> bool:
         """Whether commands are barred, here or by the daemon."""
