@@ -16,18 +16,18 @@ from orchestrator.supervisor.desk import Desk
 from orchestrator.supervisor.supervisor import Supervisor
 from orchestrator.supervisor.watcher import watching
 from orchestrator.workers.crew import Crew
-from tunnel.engine import Engine
-from tunnel.journal import Journal
-from tunnel.shared import Shared
-from tunnel.spec import LogLevel
+from tunnel.engine.context import Shared
+from tunnel.engine.engine import Engine
+from tunnel.model.events import Journal
+from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.config.manifest import Manifest
     from orchestrator.supervisor.keeper import MakeEngine
-    from tunnel.journal import EventSink
-    from tunnel.state import Event
+    from tunnel.model.events import EventSink
+    from tunnel.model.state import Event
 
 
 @contextlib.contextmanager

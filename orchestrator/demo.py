@@ -18,15 +18,15 @@ from orchestrator.config.load import load
 from orchestrator.process.process import prepare_to_serve, say, stop_signals
 from orchestrator.supervisor.defects import show_no_tracebacks
 from orchestrator.table import align, size
-from tunnel.spec import LogLevel
-from tunnel.state import State
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from orchestrator.supervisor.supervisor import Supervisor
-    from tunnel.journal import EventSink
-    from tunnel.state import Snapshot
+    from tunnel.model.events import EventSink
+    from tunnel.model.state import Snapshot
 
 STRANDED: Final = "stranded-client"
 """The tunnel that cannot reach its target."""

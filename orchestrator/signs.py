@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tunnel.state import State
+from tunnel.model.state import State
 
 SIGNS: Final[dict[str, str]] = {
     State.UP: "●",

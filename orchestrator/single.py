@@ -11,19 +11,19 @@ from orchestrator.process.logformat import LogWriter
 from orchestrator.process.process import hide_keys, mask_url, prepare_to_serve, say, stop_signals
 from orchestrator.supervisor.defects import in_sentences, show_no_tracebacks
 from orchestrator.supervisor.keeper import Keeper
-from tunnel.engine import Engine
-from tunnel.journal import Journal
-from tunnel.options import OptionError, make_spec
-from tunnel.shared import Shared
-from tunnel.spec import LogLevel
-from tunnel.state import Event, State
-from tunnel.url import UrlError, parse
+from tunnel.engine.context import Shared
+from tunnel.engine.engine import Engine
+from tunnel.model.events import Journal
+from tunnel.model.options import OptionError, make_spec
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import Event, State
+from tunnel.model.url import UrlError, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tunnel.journal import EventSink
-    from tunnel.spec import TunnelSpec
+    from tunnel.model.events import EventSink
+    from tunnel.model.spec import TunnelSpec
 
 _CLOSING: Final = 2.0  # seconds that an engine has to end once everything of it is closed
 

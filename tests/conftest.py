@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.scale import FULL
-from tunnel.options import KEY_VARIABLE
-from tunnel.settings import NAMES
+from tunnel.model.options import KEY_VARIABLE
+from tunnel.model.settings import NAMES
 
 settings.register_profile("quick", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", max_examples=2000, deadline=None)

@@ -32,10 +32,10 @@ from orchestrator.supervisor.bus import Bus
 from orchestrator.supervisor.desk import Desk
 from orchestrator.supervisor.keeper import at_rest
 from orchestrator.supervisor.supervisor import Supervisor, UnknownTunnelError
-from tunnel.options import make_spec
-from tunnel.spec import LogLevel
-from tunnel.state import Snapshot, State, timestamp
-from tunnel.url import parse
+from tunnel.model.options import make_spec
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import Snapshot, State, timestamp
+from tunnel.model.url import parse
 
 HOSTS: Final = 200
 TUNNELS: Final = 50

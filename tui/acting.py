@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from tui.happenings import plan_lines, touched
 from tui.lines import Line, fit, wrap
-from tunnel.state import State
+from tunnel.model.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

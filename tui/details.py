@@ -8,7 +8,7 @@ from orchestrator.mqtt.fleet import GONE, SILENT
 from tui.lines import NOTHING, Line, amount, clip, clock, fit, length, seconds, spark, wrap
 from tui.model import Json, Tunnel, moment
 from tui.rows import milliseconds, state_cell
-from tunnel.state import State
+from tunnel.model.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

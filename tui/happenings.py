@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from tui.lines import Line, Span, clock, wrap
 from tui.model import Json, moment
-from tunnel.spec import LogLevel
+from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.fleet import GONE, ONLINE
-from tunnel.state import timestamp
+from tunnel.model.state import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

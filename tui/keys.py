@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import yaml
 
-from tunnel.options import nearest
+from tunnel.model.options import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 
 from orchestrator.process.logformat import printable
 from orchestrator.signs import SIGNS, UNHEARD
-from tunnel.state import State
+from tunnel.model.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

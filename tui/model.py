@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from orchestrator.mqtt.fleet import ONLINE
-from tunnel.state import State
+from tunnel.model.state import State
 
 Json = Mapping[str, Any]
 

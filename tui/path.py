@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt.fleet import ONLINE
 from orchestrator.mqtt.pairing import paired
-from tunnel.state import State
+from tunnel.model.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

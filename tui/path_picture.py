@@ -8,7 +8,7 @@ from tui.details import since
 from tui.lines import NOTHING, Line, Span, amount, clip, fit, length, number, spark, wrap
 from tui.path import missing, verdict
 from tui.rows import milliseconds, state_cell
-from tunnel.state import State
+from tunnel.model.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

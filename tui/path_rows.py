@@ -8,7 +8,7 @@ from orchestrator.mqtt.fleet import ONLINE
 from orchestrator.signs import SIGNS, UNHEARD
 from tui.lines import NOTHING, Line, Span, amount, fit, number, seconds
 from tui.rows import milliseconds
-from tunnel.state import State
+from tunnel.model.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.signs import shown_state
 from tui.lines import NOTHING, Line, Span, amount, fit, number, seconds
-from tunnel.state import State
+from tunnel.model.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from orchestrator.mqtt.fleet import GONE, SILENT
 from tui.model import Tunnel
-from tunnel.state import State
+from tunnel.model.state import State
 
 ALL: Final = "all"
 _GONE_PILL: Final = "gone"

@@ -13,14 +13,14 @@ from aiohttp import web
 
 from orchestrator.api import handlers as api
 from orchestrator.process.paths import SocketPathError
-from tunnel.spec import LogLevel
+from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.config.schema import SupervisorSettings
     from orchestrator.supervisor.desk import Desk
-    from tunnel.spec import Address
+    from tunnel.model.spec import Address
 
 _FAREWELL: Final = 1.0  # seconds for answers under way when the doors close
 _BACKLOG: Final = 128

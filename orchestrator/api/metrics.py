@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from tunnel.state import Snapshot, State
+from tunnel.model.state import Snapshot, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

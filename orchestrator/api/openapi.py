@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from orchestrator.api import queries
 from orchestrator.supervisor.desk import VERBS
-from tunnel.spec import LogLevel
-from tunnel.state import BytesView, Snapshot, State
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import BytesView, Snapshot, State
 
 Schema = dict[str, Any]
 

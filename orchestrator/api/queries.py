@@ -6,8 +6,8 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from tunnel.options import nearest
-from tunnel.spec import LogLevel
+from tunnel.model.options import nearest
+from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

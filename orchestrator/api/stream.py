@@ -14,8 +14,8 @@ from aiohttp import web
 from orchestrator.api.changes import Picture
 from orchestrator.supervisor.bus import is_noteworthy
 from orchestrator.supervisor.reload import RELOAD
-from tunnel.spec import LogLevel
-from tunnel.state import Event, timestamp
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import Event, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

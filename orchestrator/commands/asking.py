@@ -33,7 +33,7 @@ from orchestrator.commands.shell import (
 from orchestrator.process.logformat import as_line, printable
 from orchestrator.process.process import say
 from orchestrator.table import table
-from tunnel.settings import parse_duration
+from tunnel.model.settings import parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ from orchestrator.commands.asking import read_duration, tunnel_table
 from orchestrator.commands.shell import FAILED, NO_DAEMON, NOT_UP, WRONG, Group, fail, json_option, show
 from orchestrator.process.logformat import printable
 from orchestrator.process.process import say
-from tunnel.options import nearest
+from tunnel.model.options import nearest
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Broker

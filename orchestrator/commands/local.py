@@ -29,8 +29,8 @@ from orchestrator.commands.shell import (
 )
 from orchestrator.process import paths
 from orchestrator.process.process import hide_keys, mask_url, prepare_to_serve, program_version, say
-from tunnel.spec import LogLevel
-from tunnel.url import looks_like_url
+from tunnel.model.spec import LogLevel
+from tunnel.model.url import looks_like_url
 
 if TYPE_CHECKING:
     from orchestrator.config.manifest import Manifest

@@ -17,8 +17,8 @@ from click.shell_completion import CompletionItem
 from orchestrator.client import Client, Json, NoDaemonError, RefusedError
 from orchestrator.process import paths
 from orchestrator.process.process import mask_url, say
-from tunnel.options import nearest
-from tunnel.spec import LogLevel
+from tunnel.model.options import nearest
+from tunnel.model.spec import LogLevel
 
 FAILED, WRONG, NOT_UP, NO_DAEMON = 1, 2, 3, 4
 """Exit codes, besides 0."""

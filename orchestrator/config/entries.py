@@ -13,12 +13,12 @@ from orchestrator.config.faults import Fault, Place
 from orchestrator.config.manifest import Entry, Origin
 from orchestrator.config.schema import LONGEST_NAME, read_switch
 from orchestrator.config.sources import digest_of, read
-from tunnel import settings
-from tunnel.options import OPTION_NAMES, Layer, OptionError, check_names, make_spec, nearest
-from tunnel.url import TunnelUrl, UrlError, looks_like_url, parse
+from tunnel.model import settings
+from tunnel.model.options import OPTION_NAMES, Layer, OptionError, check_names, make_spec, nearest
+from tunnel.model.url import TunnelUrl, UrlError, looks_like_url, parse
 
 if TYPE_CHECKING:
-    from tunnel.spec import TunnelSpec
+    from tunnel.model.spec import TunnelSpec
 
 DEFAULT_KEYS: Final = ("key", *OPTION_NAMES)
 ENTRY_KEYS: Final = ("url", "enabled", "tags", *DEFAULT_KEYS)

@@ -27,12 +27,12 @@ from orchestrator.config.manifest import Entry, Manifest, collides, listening
 from orchestrator.config.schema import VERSION, ApiSettings, MqttSettings, SupervisorSettings
 from orchestrator.config.sources import MISSING, Sources, digest, digest_of, full_pattern, matching
 from orchestrator.config.sources import read as read_bytes
-from tunnel import settings
-from tunnel.options import Layer, nearest
-from tunnel.settings import SettingError
+from tunnel.model import settings
+from tunnel.model.options import Layer, nearest
+from tunnel.model.settings import SettingError
 
 if TYPE_CHECKING:
-    from tunnel.spec import Address
+    from tunnel.model.spec import Address
 
 FILE_KEYS: Final = ("version", "supervisor", "defaults", "include", "tunnels")
 INCLUDED_KEYS: Final = ("version", "defaults", "tunnels")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from tunnel import net
-from tunnel.spec import Address, Direction, Mode, Role
+from tunnel.model.spec import Address, Direction, Mode, Role
+from tunnel.runtime import sockets
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.config.faults import Fault, Place
     from orchestrator.config.schema import SupervisorSettings
     from orchestrator.config.sources import Sources
-    from tunnel.spec import TunnelSpec
+    from tunnel.model.spec import TunnelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def listening(spec: TunnelSpec) -> Iterator[Address]:
         yield spec.tunnel
         if spec.data_port:
             yield Address(spec.tunnel.host, spec.data_port)
-        if net.direction_of(spec) is Direction.REVERSE:
+        if sockets.direction_of(spec) is Direction.REVERSE:
             yield spec.target
     elif spec.mode is Mode.FORWARD:  # in auto the server decides: the address may be one to dial
         yield spec.target

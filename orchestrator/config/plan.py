@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel
 
 from orchestrator.config.manifest import Entry, Manifest
-from tunnel.settings import NAMES, Settings, as_text
-from tunnel.spec import LogLevel, TunnelSpec
+from tunnel.model.settings import NAMES, Settings, as_text
+from tunnel.model.spec import LogLevel, TunnelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema, model_validator
 
-from tunnel.options import OPTION_NAMES
-from tunnel.settings import Settings, format_duration, parse_duration
-from tunnel.spec import Address, LogLevel
-from tunnel.url import UrlError, parse_address
+from tunnel.model.options import OPTION_NAMES
+from tunnel.model.settings import Settings, format_duration, parse_duration
+from tunnel.model.spec import Address, LogLevel
+from tunnel.model.url import UrlError, parse_address
 
 VERSION: Final = "1"
 LONGEST_NAME: Final = 200

@@ -12,7 +12,7 @@ from orchestrator.mqtt.discovery import Discovery
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Session
     from orchestrator.mqtt.topics import HostTopics
-    from tunnel.journal import Journal
+    from tunnel.model.events import Journal
 
 _ECHO: Final = 10.0  # seconds for one of them to come back to us
 _KIND: Final = "mqtt"

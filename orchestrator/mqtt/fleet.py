@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.rivals import SILENCE
-from tunnel.state import timestamp
+from tunnel.model.state import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

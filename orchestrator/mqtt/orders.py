@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from orchestrator.mqtt.payloads import VERSION, moment, parsed
-from tunnel.options import nearest
+from tunnel.model.options import nearest
 
 OPS: Final = ("start", "stop", "restart", "drain", "reload", "retry")
 """What can be asked for. Each names what shall be, none toggles."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from tunnel.state import timestamp
+from tunnel.model.state import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tunnel.state import Event
+    from tunnel.model.state import Event
 
 VERSION: Final = 1
 LARGEST: Final = 256 * 1024

@@ -22,9 +22,9 @@ from orchestrator.mqtt.together import together
 from orchestrator.mqtt.topics import HostTopics, parse
 from orchestrator.supervisor.bus import HISTORY, is_noteworthy
 from orchestrator.supervisor.defects import describe_defect
-from tunnel.backoff import delay
-from tunnel.journal import Journal
-from tunnel.spec import LogLevel
+from tunnel.model.events import Journal
+from tunnel.model.spec import LogLevel
+from tunnel.runtime.backoff import delay
 
 if TYPE_CHECKING:
     import aiomqtt
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.mqtt.outbox import Message
     from orchestrator.mqtt.steering import Steering
     from orchestrator.supervisor.desk import Desk
-    from tunnel.state import Event
+    from tunnel.model.state import Event
 
 KIND: Final = "mqtt"
 """The kind of events that tell of the broker; they are not told to the broker."""

@@ -16,8 +16,8 @@ from orchestrator.mqtt.fleet import ONLINE, Fleet, Json
 from orchestrator.mqtt.outbox import Message
 from orchestrator.mqtt.together import together
 from orchestrator.mqtt.topics import EVERY_HOST, HostTopics, Spot, parse
-from tunnel.backoff import delay
-from tunnel.state import timestamp
+from tunnel.model.state import timestamp
+from tunnel.runtime.backoff import delay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tunnel.state import timestamp
+from tunnel.model.state import timestamp
 
 
 class BrokerState(enum.StrEnum):

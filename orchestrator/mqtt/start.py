@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.process.process import program_version
-from tunnel.spec import LogLevel
+from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
     from orchestrator.config.manifest import Manifest

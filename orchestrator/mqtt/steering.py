@@ -12,7 +12,7 @@ from orchestrator.mqtt.outbox import Message
 from orchestrator.supervisor.defects import describe_defect
 from orchestrator.supervisor.desk import NotNowError, ReadOnlyError
 from orchestrator.supervisor.supervisor import UnknownTunnelError
-from tunnel.journal import Journal
+from tunnel.model.events import Journal
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Session

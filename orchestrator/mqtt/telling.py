@@ -9,7 +9,7 @@ from orchestrator.mqtt import payloads
 from orchestrator.mqtt.outbox import Message, Outbox
 from orchestrator.mqtt.pacing import REPEAT, Pacing
 from orchestrator.supervisor.supervisor import IN_A_TURN
-from tunnel.state import timestamp
+from tunnel.model.state import timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.mqtt.steering import Steering
     from orchestrator.mqtt.topics import HostTopics
     from orchestrator.supervisor.desk import Desk
-    from tunnel.state import Event, Snapshot
+    from tunnel.model.state import Event, Snapshot
 
 _AT_A_TIME: Final = 5  # words put together without a pause: a third of a millisecond
 

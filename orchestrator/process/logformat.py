@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from tunnel import net
-from tunnel.spec import LogLevel
-from tunnel.state import Event, timestamp
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import Event, timestamp
+from tunnel.runtime import sockets
 
 Format = Callable[[Event], str]
 
@@ -123,7 +123,7 @@ class LogWriter:
                 data = data[written:]
         except OSError as error:  # nobody listens, or the disk is full: tunnels go on without a log
             with self._turn:
-                before, self._trouble = self._trouble, net.describe(error)
+                before, self._trouble = self._trouble, sockets.describe(error)
                 tell = self._tell
             if before != self._trouble and tell is not None:
                 tell(self._trouble)

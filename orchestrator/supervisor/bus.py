@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from itertools import count, islice
 from typing import TYPE_CHECKING, Final
 
-from tunnel.spec import LogLevel
-from tunnel.state import Event
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from tunnel.journal import EventSink
+    from tunnel.model.events import EventSink
 
 KEPT: Final = 500
 """Events remembered of each tunnel."""

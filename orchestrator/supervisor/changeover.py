@@ -8,8 +8,8 @@ from orchestrator.config.plan import Result
 from orchestrator.supervisor.defects import describe_defect
 from orchestrator.supervisor.handover import CHANGED, REMOVED, Claims, Handover, Step, given_up, patiently
 from orchestrator.supervisor.tunnels import DISABLED
-from tunnel.spec import Role
-from tunnel.state import State
+from tunnel.model.spec import Role
+from tunnel.model.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.config.plan import Change, Plan
     from orchestrator.supervisor.keeper import Keeper
     from orchestrator.supervisor.tunnels import Tunnels
-    from tunnel.state import Snapshot
+    from tunnel.model.state import Snapshot
 
 
 async def apply(tunnels: Tunnels, plan: Plan, order: Iterable[Entry], drain_timeout: float | None) -> dict[str, Result]:

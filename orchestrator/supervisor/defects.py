@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from orchestrator.process.process import say
-from tunnel import net
-from tunnel.backoff import FIRST, LEAST
+from tunnel.runtime import sockets
+from tunnel.runtime.backoff import FIRST, LEAST
 
 LONGEST_PAUSE: Final = 30.0
 """Seconds, at the most, before a broken engine is followed by the next."""
@@ -40,7 +40,7 @@ def in_sentences(tell: Callable[[str, str], None]) -> None:
 
     def handle(_loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
         error, topic = context.get("exception"), str(context["message"])
-        why = net.describe(error) if isinstance(error, OSError) else describe_defect(error) if error else ""
+        why = sockets.describe(error) if isinstance(error, OSError) else describe_defect(error) if error else ""
         tell(topic, f"{topic}: {why}" if why else topic)
 
     asyncio.get_running_loop().set_exception_handler(handle)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.process.process import program_version
-from tunnel.spec import LogLevel
-from tunnel.state import State, timestamp
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import State, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from orchestrator.supervisor.supervisor import Supervisor
-    from tunnel.state import Snapshot
+    from tunnel.model.state import Snapshot
 
 VERBS: Final = ("start", "stop", "restart", "drain", "retry")
 """What a single tunnel can be told."""

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.config.manifest import Entry, collides, listening
 from orchestrator.config.plan import Result
 from orchestrator.supervisor.defects import describe_defect
-from tunnel.net import NetError
-from tunnel.spec import Direction, Mode, Role
-from tunnel.state import State
+from tunnel.model.spec import Direction, Mode, Role
+from tunnel.model.state import State
+from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from orchestrator.supervisor.keeper import Keeper
     from orchestrator.supervisor.tunnels import Tunnels
-    from tunnel.spec import Address, TunnelSpec
-    from tunnel.state import Snapshot
+    from tunnel.model.spec import Address, TunnelSpec
+    from tunnel.model.state import Snapshot
 
 REMOVED: Final = "removed from the file"
 CHANGED: Final = "its entry was changed"

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from orchestrator.supervisor.defects import brief, describe_defect, pause_after
-from tunnel.spec import LogLevel, TunnelSpec
-from tunnel.state import (
+from tunnel.model.spec import LogLevel, TunnelSpec
+from tunnel.model.state import (
     BytesView,
     ConnectionsView,
     CooldownView,
@@ -27,7 +27,7 @@ from tunnel.state import (
 )
 
 if TYPE_CHECKING:
-    from tunnel.journal import EventSink
+    from tunnel.model.events import EventSink
 
 _STEADY: Final = 60.0  # seconds after which an engine that breaks is not one that breaks at once
 

@@ -13,8 +13,8 @@ from orchestrator.config.plan import Plan, Result, diff, in_force
 from orchestrator.config.sources import in_thread
 from orchestrator.supervisor.changeover import apply
 from orchestrator.supervisor.defects import describe_defect
-from tunnel.spec import LogLevel
-from tunnel.state import timestamp
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import timestamp
 
 if TYPE_CHECKING:
     from orchestrator.config.manifest import Manifest

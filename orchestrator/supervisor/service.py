@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.process.notify import Notifier
 from orchestrator.process.process import stop_signals
 from orchestrator.supervisor.defects import describe_defect
-from tunnel.spec import LogLevel
-from tunnel.state import State
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import State
 
 if TYPE_CHECKING:
     from orchestrator.supervisor.supervisor import Supervisor

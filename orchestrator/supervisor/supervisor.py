@@ -11,8 +11,8 @@ from orchestrator.supervisor.bus import Bus
 from orchestrator.supervisor.keeper import Keeper, MakeEngine
 from orchestrator.supervisor.reload import Reloader
 from orchestrator.supervisor.tunnels import Tunnels
-from tunnel.settings import as_text
-from tunnel.spec import LogLevel
+from tunnel.model.settings import as_text
+from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.config.faults import Place
     from orchestrator.config.manifest import Entry, Manifest
     from orchestrator.config.sources import Sources
-    from tunnel.state import Snapshot
+    from tunnel.model.state import Snapshot
 
 IN_A_TURN: Final = 12
 """Tunnels that are looked at without a pause: up to a fifth of a millisecond, where processor caches are cold."""

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from orchestrator.config.manifest import Entry
-    from tunnel.journal import EventSink
-    from tunnel.state import Snapshot
+    from tunnel.model.events import EventSink
+    from tunnel.model.state import Snapshot
 
 DISABLED: Final = "disabled in the file"
 

@@ -15,7 +15,7 @@ from watchfiles import awatch
 
 from orchestrator.config.sources import in_thread, is_being_written
 from orchestrator.supervisor.defects import describe_defect
-from tunnel.spec import LogLevel
+from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.supervisor.defects import describe_defect, pause_after
 from orchestrator.workers.messages import Beat, Channel, Order, Report, Views
 from orchestrator.workers.remote import RemoteEngine
-from tunnel import net
-from tunnel.spec import LogLevel
+from tunnel.model.spec import LogLevel
+from tunnel.runtime import sockets
 
 if TYPE_CHECKING:
-    from tunnel.journal import EventSink
-    from tunnel.spec import TunnelSpec
+    from tunnel.model.events import EventSink
+    from tunnel.model.spec import TunnelSpec
 
 Tell = Callable[..., None]
 """Bus.tell."""
@@ -90,7 +90,7 @@ class WorkerProcess:
             try:
                 reason = await self._live()
             except OSError as error:
-                reason = f"worker {self.number} cannot be started: {net.describe(error)}"
+                reason = f"worker {self.number} cannot be started: {sockets.describe(error)}"
             except Exception as error:  # noqa: BLE001  whatever is wrong with one worker, there has to be a next
                 reason = f"worker {self.number} was given up: {describe_defect(error)}"
             breaks = 1 if time.monotonic() - began > _STEADY else breaks + 1

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from tunnel.spec import TunnelSpec
-    from tunnel.state import Event, Snapshot
+    from tunnel.model.spec import TunnelSpec
+    from tunnel.model.state import Event, Snapshot
 
 _HEAD: Final = struct.Struct("!I")
 _LARGEST: Final = 64 << 20  # bytes of a frame; more is no frame of ours

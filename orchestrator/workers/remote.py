@@ -23,13 +23,13 @@ from orchestrator.workers.messages import (
     Retry,
     Run,
 )
-from tunnel.net import NetError
-from tunnel.state import State
+from tunnel.model.state import State
+from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
-    from tunnel.journal import EventSink
-    from tunnel.spec import TunnelSpec
-    from tunnel.state import Snapshot
+    from tunnel.model.events import EventSink
+    from tunnel.model.spec import TunnelSpec
+    from tunnel.model.state import Snapshot
 
 
 class Post(Protocol):

@@ -34,14 +34,14 @@ from orchestrator.workers.messages import (
     Run,
     Views,
 )
-from tunnel.engine import Engine
-from tunnel.net import NetError
-from tunnel.shared import Shared
+from tunnel.engine.context import Shared
+from tunnel.engine.engine import Engine
+from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from tunnel.state import Event, Snapshot
+    from tunnel.model.state import Event, Snapshot
 
 LOOK: Final = 0.25
 """Seconds between two looks at what has changed."""

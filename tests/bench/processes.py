@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tunnel.settings import NAMES
+from tunnel.model.settings import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence

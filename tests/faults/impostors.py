@@ -11,10 +11,10 @@ from pathlib import Path
 
 from tests.integration.peers import PATIENCE, Address, connect
 from tests.integration.strangers import contexts
-from tunnel.capacity import Bounds
-from tunnel.handshake import ClientHandshake, ServerHandshake, Welcome
-from tunnel.protocol import Decoder, Kind
-from tunnel.spec import Direction, Key, Mode
+from tunnel.model.limits import Bounds
+from tunnel.model.spec import Direction, Key, Mode
+from tunnel.protocol.frames import Decoder, Kind
+from tunnel.protocol.handshake import ClientHandshake, ServerHandshake, Welcome
 
 
 class _Spoken:

@@ -20,8 +20,8 @@ from tests.integration.strangers import Authority, Middle, Passage
 from tests.integration.test_strangers import KEY, refused
 from tests.ports import free_port
 from tests.scale import FULL
-from tunnel import protocol
-from tunnel.protocol import LIMITS, Kind
+from tunnel.protocol import frames
+from tunnel.protocol.frames import LIMITS, Kind
 
 PROMISE = 2.0
 ROUNDS = 150 if FULL else 10
@@ -92,7 +92,7 @@ def test_prefaces(stage: Stage, figure: Figure, data_tls: bool) -> None:  # noqa
     """
     fortress = Fortress(stage, options=f"tls={int(data_tls)}")
     first = fortress.impostor(data_tls=data_tls)
-    genuine = [protocol.encode_preface(first.secret, ident) for ident in (1, 2)]
+    genuine = [frames.encode_preface(first.secret, ident) for ident in (1, 2)]
     kept = [connect(door) for door in fortress.doors]
     for sock, preface in zip(kept, genuine, strict=True):
         sock.sendall(preface)
@@ -105,15 +105,15 @@ def test_prefaces(stage: Stage, figure: Figure, data_tls: bool) -> None:  # noqa
         for preface in genuine:
             assert not let_in(door, preface)
             tried += 1
-        for place in range(protocol.PREFACE_SIZE):
-            forged = bytearray(protocol.encode_preface(first.secret, 3 + place))
+        for place in range(frames.PREFACE_SIZE):
+            forged = bytearray(frames.encode_preface(first.secret, 3 + place))
             forged[place] ^= 1 << random.Random(place).randrange(8)
             assert not let_in(door, bytes(forged)), f"byte {place} does not matter"
             tried += 1
     first.close()
     second = fortress.impostor(data_tls=data_tls)
     for door in fortress.doors:
-        assert not let_in(door, protocol.encode_preface(first.secret, 1000))
+        assert not let_in(door, frames.encode_preface(first.secret, 1000))
         tried += 1
     assert refused(fortress.server, "prefaces") == tried
     second.close()
@@ -145,11 +145,11 @@ def junk(chance: random.Random) -> bytes:
             return struct.pack("!BH", chance.randrange(256), 8) + chance.randbytes(8)
         case 3:
             numbers = [chance.choice([0, 1, 2, 7, 1 << 32, (1 << 64) - 1]) for _ in range(chance.randrange(40))]
-            return protocol.encode(kind, struct.pack(f"!{len(numbers)}Q", *numbers)[: LIMITS[kind]])
+            return frames.encode(kind, struct.pack(f"!{len(numbers)}Q", *numbers)[: LIMITS[kind]])
         case 4:
-            return protocol.encode(kind, chance.randbytes(chance.randrange(LIMITS[kind] + 1)))
+            return frames.encode(kind, chance.randbytes(chance.randrange(LIMITS[kind] + 1)))
         case _:
-            return b"".join(protocol.encode_ids(Kind.LAUNCH, range(n, n + 500)) for n in range(0, 5000, 500))
+            return b"".join(frames.encode_ids(Kind.LAUNCH, range(n, n + 500)) for n in range(0, 5000, 500))
 
 
 def spoil(sock: socket.socket, chance: random.Random) -> None:
@@ -209,7 +209,7 @@ def test_fuzzed_data(stage: Stage, figure: Figure, data_tls: bool) -> None:  # n
     impostor = fortress.impostor(data_tls=data_tls)
     chance = random.Random(13)
     for number in range(1, ROUNDS * 2):
-        preface = protocol.encode_preface(impostor.secret, number)
+        preface = frames.encode_preface(impostor.secret, number)
         for door in fortress.doors:
             with contextlib.suppress(OSError):
                 sock = connect(door)

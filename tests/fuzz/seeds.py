@@ -15,11 +15,11 @@ from orchestrator.mqtt.payloads import Origin
 from orchestrator.mqtt.topics import HostTopics
 from orchestrator.supervisor.keeper import at_rest
 from tests.fuzz.targets import NOW, SECRET
-from tunnel import protocol
-from tunnel.options import make_spec
-from tunnel.protocol import LIMITS, Kind
-from tunnel.state import timestamp
-from tunnel.url import parse
+from tunnel.model.options import make_spec
+from tunnel.model.state import timestamp
+from tunnel.model.url import parse
+from tunnel.protocol import frames
+from tunnel.protocol.frames import LIMITS, Kind
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 
@@ -30,20 +30,20 @@ Seeds = Iterator[tuple[str, bytes]]
 
 
 def _frames() -> Seeds:
-    greeting = protocol.encode_greeting(Kind.CHALLENGE, {"v": 1, "nonce": _NONCE})
+    greeting = frames.encode_greeting(Kind.CHALLENGE, {"v": 1, "nonce": _NONCE})
     parts = {
         "challenge": greeting,
-        "ids": protocol.encode_ids(Kind.LAUNCH, [1, 2, 1 << 63]),
-        "ended": protocol.encode_ended([(7, 1 << 40), (8, 0)]),
-        "ping": protocol.encode_stamp(Kind.PING, 42),
-        "queued": protocol.encode_queued(3),
-        "capacity": protocol.encode_capacity(16, 2),
-        "bounds": protocol.encode_bounds((8, None, 1024)),
-        "failed": protocol.encode_failed(9, "it refused the connection"),
-        "target-fine": protocol.encode_target(None),
-        "target-gone": protocol.encode_target("nobody answers"),
-        "bye": protocol.encode_text(Kind.BYE, "ends \x1b[2J here"),
-        "refused": protocol.encode_text(Kind.REFUSED, "the handshake was refused"),
+        "ids": frames.encode_ids(Kind.LAUNCH, [1, 2, 1 << 63]),
+        "ended": frames.encode_ended([(7, 1 << 40), (8, 0)]),
+        "ping": frames.encode_stamp(Kind.PING, 42),
+        "queued": frames.encode_queued(3),
+        "capacity": frames.encode_capacity(16, 2),
+        "bounds": frames.encode_bounds((8, None, 1024)),
+        "failed": frames.encode_failed(9, "it refused the connection"),
+        "target-fine": frames.encode_target(None),
+        "target-gone": frames.encode_target("nobody answers"),
+        "bye": frames.encode_text(Kind.BYE, "ends \x1b[2J here"),
+        "refused": frames.encode_text(Kind.REFUSED, "the handshake was refused"),
     }
     for name, part in parts.items():
         yield name, b"\xff" + part
@@ -52,9 +52,9 @@ def _frames() -> Seeds:
     yield "cut-off", b"\x04" + b"".join(parts.values())[:-3]
     yield "unknown-kind", b"\xff\x7f\0\0"
     yield "too-long", b"\xff" + bytes([Kind.PING]) + (LIMITS[Kind.PING] + 1).to_bytes(2)
-    yield "empty-ids", b"\xff" + protocol.encode(Kind.POOLED)
-    yield "half-an-id", b"\xff" + protocol.encode(Kind.POOLED, b"1234")
-    yield "bound-of-zero", b"\xff" + protocol.encode(Kind.BOUNDS, bytes(12))
+    yield "empty-ids", b"\xff" + frames.encode(Kind.POOLED)
+    yield "half-an-id", b"\xff" + frames.encode(Kind.POOLED, b"1234")
+    yield "bound-of-zero", b"\xff" + frames.encode(Kind.BOUNDS, bytes(12))
 
 
 def _handshake() -> Seeds:
@@ -87,7 +87,7 @@ def _handshake() -> Seeds:
 
 
 def _preface() -> Seeds:
-    genuine = protocol.encode_preface(SECRET, 7)
+    genuine = frames.encode_preface(SECRET, 7)
     yield "genuine", genuine
     yield "forged", genuine[:-1] + bytes([genuine[-1] ^ 1])
     yield "other-magic", b"GET " + genuine[4:]

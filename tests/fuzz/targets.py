@@ -26,14 +26,15 @@ from orchestrator.mqtt.payloads import Origin
 from orchestrator.mqtt.rivals import Presence, RivalError
 from orchestrator.mqtt.topics import HostTopics, Spot, parse
 from orchestrator.table import table
-from tunnel import protocol, settings
-from tunnel.capacity import Bounds
-from tunnel.handshake import ClientHandshake, RefusedError, ServerHandshake
-from tunnel.options import OptionError, make_spec
-from tunnel.protocol import LIMITS, PREFACE_SIZE, Decoder, Kind, Once, ProtocolError
-from tunnel.spec import Key, Mode
-from tunnel.url import UrlError
-from tunnel.url import parse as parse_url
+from tunnel.model import settings
+from tunnel.model.limits import Bounds
+from tunnel.model.options import OptionError, make_spec
+from tunnel.model.spec import Key, Mode
+from tunnel.model.url import UrlError
+from tunnel.model.url import parse as parse_url
+from tunnel.protocol import frames
+from tunnel.protocol.frames import LIMITS, PREFACE_SIZE, Decoder, Kind, Once, ProtocolError
+from tunnel.protocol.handshake import ClientHandshake, RefusedError, ServerHandshake
 
 Target = Callable[[bytes], None]
 
@@ -48,7 +49,7 @@ LONGEST: Final = {"frames": 4096, "handshake": 1100, "preface": 200, "url": 2048
 # --- frames -------------------------------------------------------------------------------------------------------
 
 
-def frames(data: bytes) -> None:
+def control_frames(data: bytes) -> None:
     """Bytes of a control channel, cut into pieces whose size the first byte says."""
     if not data:
         return
@@ -62,7 +63,7 @@ def frames(data: bytes) -> None:
             break
         told += heard
         assert len(decoder._rest) < 3 + max(LIMITS.values()), "more is held than one frame"
-    again = b"".join(protocol.encode(kind, payload) for kind, payload in told)
+    again = b"".join(frames.encode(kind, payload) for kind, payload in told)
     assert stream.startswith(again), "what was decoded is not what was sent"
     if not error:
         assert len(again) + len(decoder._rest) == len(stream), "bytes were lost"
@@ -76,29 +77,29 @@ def _payload(kind: Kind, payload: bytes) -> None:
     again: bytes | None = None
     match kind:
         case Kind.LAUNCH | Kind.POOLED | Kind.RETIRED:
-            again = protocol.encode_ids(kind, protocol.decode_ids(payload)) or protocol.encode(kind)
+            again = frames.encode_ids(kind, frames.decode_ids(payload)) or frames.encode(kind)
         case Kind.ENDED:
-            again = protocol.encode_ended(protocol.decode_ended(payload)) or protocol.encode(kind)
+            again = frames.encode_ended(frames.decode_ended(payload)) or frames.encode(kind)
         case Kind.PING | Kind.PONG:
-            again = protocol.encode_stamp(kind, protocol.decode_stamp(payload))
+            again = frames.encode_stamp(kind, frames.decode_stamp(payload))
         case Kind.QUEUED:
-            again = protocol.encode_queued(protocol.decode_queued(payload))
+            again = frames.encode_queued(frames.decode_queued(payload))
         case Kind.CAPACITY:
-            again = protocol.encode_capacity(*protocol.decode_capacity(payload))
+            again = frames.encode_capacity(*frames.decode_capacity(payload))
         case Kind.BOUNDS:
-            again = protocol.encode_bounds(protocol.decode_bounds(payload))
+            again = frames.encode_bounds(frames.decode_bounds(payload))
         case Kind.FAILED:
-            ident, why = protocol.decode_failed(payload)
+            ident, why = frames.decode_failed(payload)
             _sentence(why, payload[8:])
-            assert protocol.decode_failed(protocol.encode_failed(ident, why)[3:])[0] == ident
+            assert frames.decode_failed(frames.encode_failed(ident, why)[3:])[0] == ident
         case Kind.TARGET:
-            trouble = protocol.decode_target(payload)
+            trouble = frames.decode_target(payload)
             assert (trouble is None) is bool(payload[0])
         case Kind.REFUSED | Kind.BYE:
-            _sentence(protocol.decode_text(payload), payload)
+            _sentence(frames.decode_text(payload), payload)
         case Kind.CHALLENGE | Kind.HELLO | Kind.WELCOME:
-            protocol.decode_greeting(payload)
-    assert again is None or again == protocol.encode(kind, payload), f"a {kind.name} frame changes by being read"
+            frames.decode_greeting(payload)
+    assert again is None or again == frames.encode(kind, payload), f"a {kind.name} frame changes by being read"
 
 
 def _sentence(text: str, payload: bytes) -> None:
@@ -152,13 +153,13 @@ def preface(data: bytes) -> None:
         return
     start, ids = data[:PREFACE_SIZE], data[PREFACE_SIZE:]
     try:
-        ident = protocol.decode_preface(SECRET, start)
+        ident = frames.decode_preface(SECRET, start)
     except ProtocolError:
         ident = int.from_bytes(start[4:12])
-        assert protocol.encode_preface(SECRET, ident) != start, "a genuine preface is refused"
+        assert frames.encode_preface(SECRET, ident) != start, "a genuine preface is refused"
     else:
-        assert protocol.encode_preface(SECRET, ident) == start, "a preface is taken that nobody made"
-    assert protocol.decode_preface(SECRET, protocol.encode_preface(SECRET, ident)) == ident
+        assert frames.encode_preface(SECRET, ident) == start, "a preface is taken that nobody made"
+    assert frames.decode_preface(SECRET, frames.encode_preface(SECRET, ident)) == ident
     once, passed = Once(64), set[int]()
     for at in range(0, len(ids) - 7, 8):
         number = int.from_bytes(ids[at : at + 8])
@@ -322,7 +323,7 @@ def _as_rival(payload: bytes, number: int) -> None:
 
 
 TARGETS: Final[dict[str, Target]] = {
-    "frames": frames,
+    "frames": control_frames,
     "handshake": handshake,
     "preface": preface,
     "url": url,

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from orchestrator.config.manifest import listening
 from orchestrator.supervisor.keeper import at_rest
 from tests.scale import GUARD
-from tunnel.net import NetError
-from tunnel.spec import LogLevel
-from tunnel.state import Event, Standing, State, timestamp
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import Event, Standing, State, timestamp
+from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
-    from tunnel.journal import EventSink
-    from tunnel.spec import Address, TunnelSpec
-    from tunnel.state import Snapshot
+    from tunnel.model.events import EventSink
+    from tunnel.model.spec import Address, TunnelSpec
+    from tunnel.model.state import Snapshot
 
 
 class FakeEngine:

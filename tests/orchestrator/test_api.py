@@ -27,8 +27,8 @@ from orchestrator.supervisor.desk import VERBS, Desk
 from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import Workshop, until
 from tests.scale import GUARD
-from tunnel.spec import LogLevel
-from tunnel.state import Snapshot, State
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import Snapshot, State
 
 TOKEN = "0123456789abcdef-and-more"
 FILE = """

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from orchestrator.api.changes import Picture
 from orchestrator.supervisor.keeper import at_rest
-from tunnel.options import make_spec
-from tunnel.state import ConnectionsView, CooldownView, Snapshot, State
-from tunnel.url import parse
+from tunnel.model.options import make_spec
+from tunnel.model.state import ConnectionsView, CooldownView, Snapshot, State
+from tunnel.model.url import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -17,7 +17,7 @@ import pytest
 
 from tests.ports import free_port
 from tests.scale import GUARD
-from tunnel.options import OPTION_NAMES
+from tunnel.model.options import OPTION_NAMES
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 2 * GUARD

@@ -17,8 +17,8 @@ from orchestrator.config.load import load
 from orchestrator.config.manifest import Manifest, collides
 from orchestrator.config.schema import json_schema
 from tests.tunnel.strategies import recognisable_keys
-from tunnel.options import KEY_VARIABLE
-from tunnel.spec import Address, DataTls, Key, LogLevel, Mode, Role
+from tunnel.model.options import KEY_VARIABLE
+from tunnel.model.spec import Address, DataTls, Key, LogLevel, Mode, Role
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = sorted(p for p in ROOT.glob("configs/**/*.yaml") if p.name != "compose.yaml")

@@ -20,10 +20,10 @@ from orchestrator.workers.crew import Crew, WorkerProcess, command_line, place
 from orchestrator.workers.remote import RemoteEngine
 from tests.orchestrator.fakes import until
 from tests.scale import GUARD
-from tunnel.options import make_spec
-from tunnel.spec import LogLevel
-from tunnel.state import Event, State
-from tunnel.url import parse
+from tunnel.model.options import make_spec
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import Event, State
+from tunnel.model.url import parse
 
 PATIENCE = 2 * GUARD
 SPEC = make_spec(parse("client://k@127.0.0.1:9/127.0.0.1:9?client_cooldown=60s"), environ={})

@@ -9,9 +9,9 @@ import pytest
 from orchestrator.supervisor.keeper import Keeper
 from tests.orchestrator.fakes import Workshop, until
 from tests.scale import GUARD
-from tunnel.options import make_spec
-from tunnel.state import Event, State
-from tunnel.url import parse
+from tunnel.model.options import make_spec
+from tunnel.model.state import Event, State
+from tunnel.model.url import parse
 
 SPEC = make_spec(parse("server://127.0.0.1:10101/127.0.0.1:8080"))
 

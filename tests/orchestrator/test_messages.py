@@ -34,10 +34,10 @@ from orchestrator.workers.messages import (
 )
 from tests.orchestrator.fakes import until
 from tests.tunnel.strategies import addresses, keys
-from tunnel.options import make_spec
-from tunnel.spec import LogLevel, Mode, Role, TunnelSpec
-from tunnel.state import Event
-from tunnel.url import parse
+from tunnel.model.options import make_spec
+from tunnel.model.spec import LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.state import Event
+from tunnel.model.url import parse
 
 numbers = st.integers(1, 2**31)
 texts = st.text(max_size=20)

@@ -11,9 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from orchestrator.api import metrics
 from orchestrator.supervisor.keeper import at_rest
-from tunnel.options import make_spec
-from tunnel.state import BytesView, ConnectionsView, RefusedView, SignalsView, Snapshot, State
-from tunnel.url import parse
+from tunnel.model.options import make_spec
+from tunnel.model.state import BytesView, ConnectionsView, RefusedView, SignalsView, Snapshot, State
+from tunnel.model.url import parse
 
 HEAD = {"version": "1.2.3", "generation": 4, "config": {"ok": False, "loaded_at": "2026-01-02T03:04:05.500Z"}}
 

@@ -25,10 +25,10 @@ from orchestrator.supervisor.desk import Desk
 from orchestrator.supervisor.keeper import at_rest
 from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import FakeEngine
-from tunnel.options import make_spec
-from tunnel.spec import Address
-from tunnel.state import Snapshot, State
-from tunnel.url import parse
+from tunnel.model.options import make_spec
+from tunnel.model.spec import Address
+from tunnel.model.state import Snapshot, State
+from tunnel.model.url import parse
 
 ORIGIN = Origin("instance", "boot")
 TOPICS = HostTopics("edge-1")

@@ -20,9 +20,9 @@ from orchestrator.mqtt.rivals import SILENCE
 from orchestrator.mqtt.topics import Spot
 from orchestrator.supervisor.keeper import at_rest
 from orchestrator.table import table
-from tunnel.options import make_spec
-from tunnel.state import Snapshot, State, timestamp
-from tunnel.url import parse
+from tunnel.model.options import make_spec
+from tunnel.model.state import Snapshot, State, timestamp
+from tunnel.model.url import parse
 
 NOW = 1_800_000_000.0
 SPEC = make_spec(parse("server://127.0.0.1:10101/127.0.0.1:8080"))

@@ -29,9 +29,9 @@ from orchestrator.mqtt.standing import BrokerState, Record
 from orchestrator.mqtt.topics import HostTopics, Spot, parse
 from orchestrator.supervisor.keeper import at_rest
 from tests.scale import GUARD
-from tunnel.options import make_spec
-from tunnel.state import Snapshot, State
-from tunnel.url import parse as parse_url
+from tunnel.model.options import make_spec
+from tunnel.model.state import Snapshot, State
+from tunnel.model.url import parse as parse_url
 
 NOW = 1_800_000_000.0
 OURS = Origin("b-instance", "boot-1")

@@ -14,8 +14,8 @@ from orchestrator.config.manifest import Entry, Manifest
 from orchestrator.config.plan import Plan, diff, in_force, needs_engine
 from orchestrator.config.schema import SupervisorSettings
 from orchestrator.config.sources import Sources
-from tunnel.options import Layer, make_spec
-from tunnel.url import parse
+from tunnel.model.options import Layer, make_spec
+from tunnel.model.url import parse
 
 FILE = Path("tunnels.yaml")
 OPTIONS = {

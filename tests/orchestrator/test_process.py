@@ -22,8 +22,8 @@ from orchestrator.supervisor.defects import in_sentences
 from tests.integration.harness import until
 from tests.scale import GUARD
 from tests.tunnel.strategies import recognisable_keys
-from tunnel.spec import LogLevel
-from tunnel.state import Event
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import Event
 
 
 def event(text: str, tunnel: str = "web", level: LogLevel = LogLevel.WARN) -> Event:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.api import queries
 from orchestrator.api.queries import QueryError
-from tunnel.spec import LogLevel
+from tunnel.model.spec import LogLevel
 
 KNOWN = {"timeout": float, "drain": bool}
 

@@ -14,8 +14,8 @@ from orchestrator.supervisor.bus import Bus
 from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import FakeEngine, Workshop, until
 from tests.scale import GUARD
-from tunnel.spec import Address, LogLevel
-from tunnel.state import State
+from tunnel.model.spec import Address, LogLevel
+from tunnel.model.state import State
 
 WEB = "server://127.0.0.1:1001/127.0.0.1:8001"
 DB = "server://127.0.0.1:1002/127.0.0.1:8002"

@@ -28,11 +28,11 @@ from orchestrator.workers.messages import (
 from orchestrator.workers.remote import RemoteEngine
 from tests.orchestrator.fakes import until
 from tests.scale import GUARD
-from tunnel.net import NetError
-from tunnel.options import make_spec
-from tunnel.spec import LogLevel
-from tunnel.state import CooldownView, Event, State
-from tunnel.url import parse
+from tunnel.model.options import make_spec
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import CooldownView, Event, State
+from tunnel.model.url import parse
+from tunnel.runtime.sockets import NetError
 
 SPEC = make_spec(parse("server://k@127.0.0.1:10101/127.0.0.1:8080"), environ={})
 

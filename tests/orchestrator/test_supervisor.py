@@ -17,7 +17,7 @@ from orchestrator.supervisor.desk import Desk
 from orchestrator.supervisor.supervisor import Supervisor, UnknownTunnelError
 from tests.orchestrator.fakes import Workshop, until
 from tests.scale import GUARD
-from tunnel.state import State
+from tunnel.model.state import State
 
 FILE = """
 version: 1

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from orchestrator.supervisor.keeper import at_rest
 from orchestrator.table import align, clip, size, table, width
-from tunnel.options import make_spec
-from tunnel.state import CooldownView, State
-from tunnel.url import parse
+from tunnel.model.options import make_spec
+from tunnel.model.state import CooldownView, State
+from tunnel.model.url import parse
 
 SPEC = make_spec(parse("client://server-host:10101/127.0.0.1:5432"))
 TUNNELS = [

@@ -38,13 +38,13 @@ from tests.orchestrator.fakes import until
 from tests.ports import free_port
 from tests.scale import GUARD
 from tests.tunnel.support import server_context, shared_parts
-from tunnel.engine import Engine
-from tunnel.options import make_spec
-from tunnel.shared import Shared
-from tunnel.spec import TunnelSpec
-from tunnel.state import Snapshot, State
-from tunnel.tls import Identity
-from tunnel.url import parse
+from tunnel.engine.context import Shared
+from tunnel.engine.engine import Engine
+from tunnel.model.options import make_spec
+from tunnel.model.spec import TunnelSpec
+from tunnel.model.state import Snapshot, State
+from tunnel.model.url import parse
+from tunnel.runtime.tls import Identity
 
 ROOT = Path(__file__).parent.parent.parent
 T = TypeVar("T")

@@ -19,8 +19,8 @@ from tests.integration.peers import Address, Target, connect
 from tests.ports import free_port
 from tests.soak.chronicle import Chronicle
 from tests.soak.streams import Ledger, Manner, Talk, serving, visit
-from tunnel.options import KEY_VARIABLE
-from tunnel.settings import NAMES
+from tunnel.model.options import KEY_VARIABLE
+from tunnel.model.settings import NAMES
 
 DRAIN: Final = 2.0
 """Seconds that visitors of changed entries have to finish."""

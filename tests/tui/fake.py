@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from tunnel.state import timestamp
+from tunnel.model.state import timestamp
 
 Json = dict[str, Any]
 

@@ -15,7 +15,7 @@ from orchestrator.mqtt.reader import NoAnswerError
 from orchestrator.mqtt.topics import Spot
 from tests.tui.fake import Json, tunnel
 from tui.fleet import FleetSource
-from tunnel.state import timestamp
+from tunnel.model.state import timestamp
 
 BROKER = Broker.from_url("mqtt://me:secret@broker:1883")
 

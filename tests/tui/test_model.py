@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.tui.fake import Json, cooldown, tunnel
 from tui.model import KEPT, View, begin, change, moment, quiet
-from tunnel.state import timestamp
+from tunnel.model.state import timestamp
 
 AT = 1_800_000_000.0
 

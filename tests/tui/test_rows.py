@@ -21,7 +21,7 @@ from tui.model import Tunnel, View, begin
 from tui.palette import commands
 from tui.rows import COLUMNS, heading, lay_out, row
 from tui.selection import PILLS, SORTS, URGENCY, Selection, Shortlist, pills
-from tunnel.state import State
+from tunnel.model.state import State
 
 WIDTHS = range(40, 260)
 

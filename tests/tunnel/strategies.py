@@ -7,9 +7,9 @@ import string
 
 from hypothesis import strategies as st
 
-from tunnel.options import OPTION_NAMES
-from tunnel.spec import Address, Key, Role
-from tunnel.url import Option, TunnelUrl
+from tunnel.model.options import OPTION_NAMES
+from tunnel.model.spec import Address, Key, Role
+from tunnel.model.url import Option, TunnelUrl
 
 _ALNUM = string.ascii_letters + string.digits
 

@@ -15,11 +15,11 @@ from functools import cache
 from pathlib import Path
 
 from tests.scale import GUARD
-from tunnel.certificate import make_certificate
-from tunnel.journal import Journal
-from tunnel.shared import Shared
-from tunnel.state import Event
-from tunnel.tls import TlsSession, pinned_context
+from tunnel.engine.context import Shared
+from tunnel.model.events import Journal
+from tunnel.model.state import Event
+from tunnel.runtime.certificate import make_certificate
+from tunnel.runtime.tls import TlsSession, pinned_context
 
 DEADLINE = GUARD
 """Seconds after which a condition that has not come true is a failure."""

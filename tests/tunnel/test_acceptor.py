@@ -8,10 +8,10 @@ import time
 
 from tests.scale import GUARD
 from tests.tunnel.support import Events
-from tunnel import net
-from tunnel.acceptor import Acceptor
-from tunnel.reactor import Reactor
-from tunnel.spec import Address
+from tunnel.model.spec import Address
+from tunnel.runtime import sockets
+from tunnel.runtime.acceptor import Acceptor
+from tunnel.runtime.reactor import Reactor
 
 
 def standing_at(listener: socket.SocketType) -> int:
@@ -23,7 +23,7 @@ def standing_at(listener: socket.SocketType) -> int:
 
 async def test_who_stands_at_the_door_is_taken_in_before_it_is_given_up() -> None:
     reactor, taken = Reactor(), list[socket.SocketType]()
-    listener = await net.listen(Address("127.0.0.1", 0), what="visitors")
+    listener = await sockets.listen(Address("127.0.0.1", 0), what="visitors")
     visitors = Acceptor(
         reactor,
         listener,

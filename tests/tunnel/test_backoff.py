@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.backoff import BRISK, FIRST, LEAST, YOUNG, delay
+from tunnel.runtime.backoff import BRISK, FIRST, LEAST, YOUNG, delay
 
 caps = st.floats(0.001, 4000)
 

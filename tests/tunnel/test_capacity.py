@@ -3,18 +3,9 @@ from __future__ import annotations
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tunnel.capacity import (
-    Bounds,
-    Demand,
-    Limits,
-    agree,
-    bounds_of,
-    defaults_of,
-    dials_to_start,
-    surplus,
-    wanted_idle,
-)
-from tunnel.settings import Settings
+from tunnel.engine.capacity import Demand, dials_to_start, surplus, wanted_idle
+from tunnel.model.limits import Bounds, Limits, agree, bounds_of, defaults_of
+from tunnel.model.settings import Settings
 
 counts = st.integers(0, 70_000)
 seconds = st.floats(0, 1000, allow_nan=False)

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tunnel.support import balanced, reset, server_context, shared_parts, tcp_pair, turns, until
-from tunnel import channel as channel_module
-from tunnel import protocol
-from tunnel.channel import Channel, ChannelLostError
-from tunnel.protocol import Frame, Kind, ProtocolError
-from tunnel.shared import Shared
-from tunnel.tls import TlsSession, pinned_context
+from tunnel.engine import channel as channel_module
+from tunnel.engine.channel import Channel, ChannelLostError
+from tunnel.engine.context import Shared
+from tunnel.protocol import frames
+from tunnel.protocol.frames import Frame, Kind, ProtocolError
+from tunnel.runtime.tls import TlsSession, pinned_context
 
 
 @dataclass
@@ -27,10 +27,10 @@ class Ear:
     defects: list[Exception] = field(default_factory=list)
     objection: Exception | None = None
 
-    def heard(self, frames: list[Frame]) -> None:
-        if self.objection is not None and frames:
+    def heard(self, received: list[Frame]) -> None:
+        if self.objection is not None and received:
             raise self.objection
-        self.frames += frames
+        self.frames += received
 
     def lost(self, reason: str) -> None:
         self.losses.append(reason)
@@ -75,7 +75,7 @@ async def test_frames_arrive_in_order(payloads: list[bytes], read_size: int, res
     async with shared_parts() as shared:
         server, client, _, ear = await secured(shared, read_size)
         for number, payload in enumerate(payloads):
-            server.send(protocol.encode(Kind.BYE, payload))
+            server.send(frames.encode(Kind.BYE, payload))
             if number % rests == 0:
                 await turns(1)
         await until(lambda: len(ear.frames) == len(payloads), "all frames have arrived")
@@ -97,7 +97,7 @@ async def test_all_signals_of_a_turn_leave_in_one_write(shared: Shared) -> None:
 
     server._push = counted  # type: ignore[method-assign,assignment]  # counts and passes on
     for ident in range(500):
-        server.send(protocol.encode_ids(Kind.LAUNCH, [ident]))
+        server.send(frames.encode_ids(Kind.LAUNCH, [ident]))
     await until(lambda: len(ear.frames) == 500, "all have arrived")
     assert len(writes) == 1
     client.close("done")
@@ -106,9 +106,9 @@ async def test_all_signals_of_a_turn_leave_in_one_write(shared: Shared) -> None:
 
 async def test_what_was_sent_before_closing_arrives(shared: Shared) -> None:
     server, _, _, ear = await secured(shared)
-    server.send(protocol.encode_text(Kind.BYE, "last words"))
+    server.send(frames.encode_text(Kind.BYE, "last words"))
     server.close("done")
-    server.send(protocol.encode_text(Kind.BYE, "too late"))
+    server.send(frames.encode_text(Kind.BYE, "too late"))
     await until(lambda: ear.losses, "the end is told")
     assert ear.frames == [(Kind.BYE, b"last words")]
 
@@ -116,7 +116,7 @@ async def test_what_was_sent_before_closing_arrives(shared: Shared) -> None:
 async def test_what_came_before_anybody_listened_is_told_then(shared: Shared) -> None:
     server, client = channels(shared)
     await asyncio.gather(server.secure(), client.secure())
-    server.send(protocol.encode_text(Kind.BYE, "last words"))
+    server.send(frames.encode_text(Kind.BYE, "last words"))
     await turns(1)
     server.close("done")
     await until(lambda: client.loss is not None, "the end has come")
@@ -133,7 +133,7 @@ async def test_a_frame_that_nobody_understands_ends_the_channel_whenever_it_is_h
         ear = Ear(objection=ProtocolError("odd"))
         if not early:
             client.listen(ear)
-        server.send(protocol.encode_text(Kind.BYE, "x"))
+        server.send(frames.encode_text(Kind.BYE, "x"))
         if early:
             await until(lambda c=client: c._frames, "the frame has come")  # type: ignore[misc]  # a default binds it
             client.listen(ear)
@@ -146,7 +146,7 @@ async def test_a_frame_that_nobody_understands_ends_the_channel_whenever_it_is_h
 async def test_a_defect_of_the_listener_is_its_own(shared: Shared) -> None:
     server, _, _, ear = await secured(shared)
     ear.objection = RuntimeError("a slip")
-    server.send(protocol.encode_text(Kind.BYE, "x"))
+    server.send(frames.encode_text(Kind.BYE, "x"))
     await until(lambda: ear.defects, "the defect is told")
     assert ear.losses == ["a defect in this program"]
     server.close("done")
@@ -186,7 +186,7 @@ async def test_who_takes_nothing_is_given_up(shared: Shared, monkeypatch: pytest
     monkeypatch.setattr(channel_module, "_UNSENT_LIMIT", 100_000)
     server, client, ear, _ = await secured(shared)
     shared.reactor.hand_over(client._sock, lambda _events: None)  # reads no more
-    frame = protocol.encode(Kind.LAUNCH, b"\0" * 16_000)
+    frame = frames.encode(Kind.LAUNCH, b"\0" * 16_000)
 
     def given_up() -> bool:
         for _ in range(20):
@@ -201,7 +201,7 @@ async def test_who_takes_nothing_is_given_up(shared: Shared, monkeypatch: pytest
 async def test_a_slow_reader_gets_all_in_the_end(shared: Shared) -> None:
     server, client, _, ear = await secured(shared, 1 << 16)
     shared.reactor.hand_over(client._sock, lambda _events: None)
-    frame = protocol.encode(Kind.LAUNCH, b"\0" * 16_000)
+    frame = frames.encode(Kind.LAUNCH, b"\0" * 16_000)
     sent = 0
 
     def stuck() -> bool:

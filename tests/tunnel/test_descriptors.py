@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tunnel.support import Events, until
-from tunnel import net
-from tunnel.acceptor import Acceptor
-from tunnel.descriptors import Descriptors
-from tunnel.reactor import Reactor
-from tunnel.spec import Address
-from tunnel.splice import Pipes
-from tunnel.strangers import Strangers
+from tunnel.engine.admission import Strangers
+from tunnel.model.spec import Address
+from tunnel.runtime import sockets
+from tunnel.runtime.acceptor import Acceptor
+from tunnel.runtime.fd_budget import Descriptors
+from tunnel.runtime.reactor import Reactor
+from tunnel.runtime.splice import Pipes
 
 
 class Promiser:
@@ -58,7 +58,7 @@ def test_what_was_promised_counts_as_taken(used: int, promised: int) -> None:
 async def test_visitors_wait_in_the_backlog_until_there_are_descriptors_again() -> None:
     with limit(200):
         reactor, events, taken = Reactor(), Events(), list[socket.SocketType]()
-        listener = await net.listen(Address("127.0.0.1", 0), what="visitors")
+        listener = await sockets.listen(Address("127.0.0.1", 0), what="visitors")
         journal = events.journal()
         visitors = Acceptor(
             reactor, listener, journal, lambda sock, _: taken.append(sock), lambda: True, Address("", 0), yields=True

@@ -23,17 +23,18 @@ from cryptography.x509.oid import NameOID
 from tests.ports import free_port
 from tests.scale import GUARD
 from tests.tunnel.support import Events, balanced, shared_parts, tcp_pair, turns, until
-from tunnel import backoff, entrance
-from tunnel import server as server_module
-from tunnel.engine import Engine
-from tunnel.link import Link
-from tunnel.pool import Pool
-from tunnel.server import Server
-from tunnel.settings import Settings
-from tunnel.shared import Shared
-from tunnel.spec import Address, DataTls, Direction, Key, Mode, Role, TunnelSpec
-from tunnel.state import State
-from tunnel.url import parse_address
+from tunnel.engine import ingress
+from tunnel.engine import server as server_module
+from tunnel.engine.context import Shared
+from tunnel.engine.engine import Engine
+from tunnel.engine.link import Link
+from tunnel.engine.pool import Pool
+from tunnel.engine.server import Server
+from tunnel.model.settings import Settings
+from tunnel.model.spec import Address, DataTls, Direction, Key, Mode, Role, TunnelSpec
+from tunnel.model.state import State
+from tunnel.model.url import parse_address
+from tunnel.runtime import backoff
 
 KEY = Key("a shared key of some length")
 UP = State.UP
@@ -408,7 +409,7 @@ async def test_the_queue_of_visitors_is_bounded(shared: Shared) -> None:
 
 
 async def test_a_visitor_waits_for_a_link_for_a_bounded_time(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entrance, "WAIT", 2.0)
+    monkeypatch.setattr(ingress, "WAIT", 2.0)
     async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.becomes(State.WAITING)
         for _ in range(2):  # the second one comes when the time is over already

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel import protocol
-from tunnel.capacity import Bounds
-from tunnel.handshake import ClientHandshake, Hello, RefusedError, ServerHandshake, Welcome
-from tunnel.protocol import Decoder, Frame, Kind, ProtocolError
-from tunnel.spec import Direction, Key, Mode
+from tunnel.model.limits import Bounds
+from tunnel.model.spec import Direction, Key, Mode
+from tunnel.protocol import frames
+from tunnel.protocol.frames import Decoder, Frame, Kind, ProtocolError
+from tunnel.protocol.handshake import ClientHandshake, Hello, RefusedError, ServerHandshake, Welcome
 
 KEY, OTHER = Key("what both ends know"), Key("what nobody knows")
 CERTIFICATE = b"the server's certificate as DER"
@@ -169,13 +169,13 @@ def test_the_order_is_fixed() -> None:
 
 @pytest.mark.parametrize("port", [True, 0, 65_536, "1", 1.0])
 def test_a_data_port_is_a_number_of_a_port(port: object) -> None:
-    payload = protocol.encode_greeting(Kind.WELCOME, {**GOOD, "data_port": port})[3:]
+    payload = frames.encode_greeting(Kind.WELCOME, {**GOOD, "data_port": port})[3:]
     with pytest.raises(ProtocolError, match="data port"):
         ClientHandshake(KEY, CERTIFICATE).hear_welcome(payload)
 
 
 def test_a_server_of_another_version_is_named() -> None:
-    payload = protocol.encode_greeting(Kind.CHALLENGE, {"v": 2, "nonce": "0" * 64})[3:]
+    payload = frames.encode_greeting(Kind.CHALLENGE, {"v": 2, "nonce": "0" * 64})[3:]
     with pytest.raises(ProtocolError, match="speaks protocol 2, this end 1"):
         ClientHandshake(KEY, CERTIFICATE).hear_challenge(payload)
 
@@ -209,7 +209,7 @@ def test_a_greeting_of_any_content_is_taken_or_a_protocol_error(fields: dict[str
     """And nothing else: whoever says it has proven nothing."""
     for odd in (fields, {**GOOD, **fields}):
         try:
-            payload = protocol.encode_greeting(Kind.HELLO, odd)[3:]
+            payload = frames.encode_greeting(Kind.HELLO, odd)[3:]
         except ValueError:  # longer than a greeting may be
             continue
         for hear in (

@@ -5,16 +5,16 @@ import time
 
 import pytest
 
-from tunnel.journal import Journal
-from tunnel.spec import LogLevel
-from tunnel.state import Event
+from tunnel.model.events import Journal
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import Event
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A monotonic clock that goes when the test says so: its only element is the time."""
     now = [1000.0]
-    monkeypatch.setattr("tunnel.journal.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tunnel.model.events.time.monotonic", lambda: now[0])
     return now
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.link import settled, until_ping
+from tunnel.engine.link import settled, until_ping
 
 moments = st.floats(0, 1e7)
 intervals = st.floats(0.05, 600)

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from tests.tunnel.support import balanced, reset, until
-from tunnel import net
-from tunnel.net import Dialled, NetError
-from tunnel.spec import Address, Direction, Mode, Role, TunnelSpec
-from tunnel.url import parse_address
+from tunnel.model.spec import Address, Direction, Mode, Role, TunnelSpec
+from tunnel.model.url import parse_address
+from tunnel.runtime import sockets
+from tunnel.runtime.sockets import Dialled, NetError
 
 HOST = socket.gethostname()
 
@@ -42,9 +42,9 @@ def server(target: str, mode: Mode = Mode.AUTO) -> TunnelSpec:
     ],
 )
 def test_the_direction_follows_from_the_address(target: str, direction: Direction) -> None:
-    assert net.direction_of(server(target)) is direction
-    assert net.direction_of(server(target, Mode.REVERSE)) is Direction.REVERSE
-    assert net.direction_of(server(target, Mode.FORWARD)) is Direction.FORWARD
+    assert sockets.direction_of(server(target)) is direction
+    assert sockets.direction_of(server(target, Mode.REVERSE)) is Direction.REVERSE
+    assert sockets.direction_of(server(target, Mode.FORWARD)) is Direction.FORWARD
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_direction_follows_from_the_address(target: str, direction: Directio
 )
 def test_who_is_the_entrance(role: Role, direction: Direction, entrance: bool) -> None:  # noqa: FBT001  a table's column
     spec = TunnelSpec(role=role, tunnel=Address("", 1), target=Address("", 2))
-    assert net.is_entrance(spec, direction) is entrance
+    assert sockets.is_entrance(spec, direction) is entrance
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_who_is_the_entrance(role: Role, direction: Direction, entrance: bool) -
     ],
 )
 def test_errors_are_ends_of_sentences(error: Exception, sentence: str) -> None:
-    assert net.describe(error) == sentence
+    assert sockets.describe(error) == sentence
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_errors_are_ends_of_sentences(error: Exception, sentence: str) -> None:
     ],
 )
 def test_addresses_as_people_write_them(address: object, text: str) -> None:
-    assert net.show(address) == text
+    assert sockets.show(address) == text
 
 
 async def test_a_wildcard_takes_both_families_and_an_address_its_own() -> None:
@@ -104,7 +104,7 @@ async def test_a_wildcard_takes_both_families_and_an_address_its_own() -> None:
             ("::1", ("::1",)),
             ("localhost", ("127.0.0.1",)),
         ):
-            listener = await net.listen(Address(host, 0), what="the tunnel")
+            listener = await sockets.listen(Address(host, 0), what="the tunnel")
             with contextlib.closing(listener):
                 assert not listener.getblocking()
                 for address in reached:
@@ -120,21 +120,21 @@ async def test_what_stays_on_this_host_is_not_paced(
 
     with socket.socket() as probe:
         usual = control(probe)
-    monkeypatch.setattr(net, "_default_control", lambda: default)
-    net.is_paced_in_vain.cache_clear()
+    monkeypatch.setattr(sockets, "_default_control", lambda: default)
+    sockets.is_paced_in_vain.cache_clear()
     try:
         with balanced():
-            listener = await net.listen(Address("127.0.0.1", 0), what="visitors")
-            dialled = net.begin_connect(socket.AF_INET, listener.getsockname())
+            listener = await sockets.listen(Address("127.0.0.1", 0), what="visitors")
+            dialled = sockets.begin_connect(socket.AF_INET, listener.getsockname())
             await until(lambda: select.select([listener], [], [], 0)[0], "the connection is made")
-            accepted, _ = net.accept(listener)
-            everywhere = await net.listen(Address("0.0.0.0", 0), what="visitors")
+            accepted, _ = sockets.accept(listener)
+            everywhere = await sockets.listen(Address("0.0.0.0", 0), what="visitors")
             assert control(accepted) == control(dialled) == (wanted or usual)
             assert control(everywhere) == usual
             for sock in (accepted, dialled, listener, everywhere):
                 sock.close()
     finally:
-        net.is_paced_in_vain.cache_clear()
+        sockets.is_paced_in_vain.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ async def test_what_stays_on_this_host_is_not_paced(
 )
 async def test_what_cannot_be_listened_on_is_said(host: str, code: int | None, why: str) -> None:
     with balanced(), pytest.raises(NetError, match=f"cannot listen on {host}:0 for visitors: {why}") as caught:
-        await net.listen(Address(host, 0), what="visitors")
+        await sockets.listen(Address(host, 0), what="visitors")
     assert code is None or caught.value.errno == code
 
 
@@ -154,40 +154,40 @@ async def test_an_address_in_use_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         with pytest.raises(NetError, match="is in use by another program") as caught:
-            await net.listen(Address("127.0.0.1", port), what="visitors")
+            await sockets.listen(Address("127.0.0.1", port), what="visitors")
         assert caught.value.errno == errno.EADDRINUSE
 
 
 async def test_a_name_that_cannot_even_be_asked_for_is_an_error_of_names() -> None:
     """No URL lets one through; whatever does gets a sentence all the same."""
     with pytest.raises(OSError) as caught:  # noqa: PT011  its sentence is looked at below
-        await net.resolve(Address("a" * 70 + ".example", 1))
-    assert net.describe(caught.value) == "its name cannot be resolved"
+        await sockets.resolve(Address("a" * 70 + ".example", 1))
+    assert sockets.describe(caught.value) == "its name cannot be resolved"
 
 
 async def test_connecting_shows_how_it_went() -> None:
     with balanced():
         with socket.create_server(("127.0.0.1", 0)) as listener:
             name = listener.getsockname()
-            sock = net.begin_connect(socket.AF_INET, name)
+            sock = sockets.begin_connect(socket.AF_INET, name)
             peer, _ = listener.accept()
-            assert net.connect_error(sock) is None
-            assert net.peer_of(sock) == net.show(name)
+            assert sockets.connect_error(sock) is None
+            assert sockets.peer_of(sock) == sockets.show(name)
             reset(peer)
 
             def is_reset() -> bool:
-                return net.peer_of(sock) == "?"
+                return sockets.peer_of(sock) == "?"
 
             await until(is_reset, "the reset arrived")
-            error = net.connect_error(sock)
+            error = sockets.connect_error(sock)
             assert error is not None
-            assert net.describe(error) == "it reset the connection"
+            assert sockets.describe(error) == "it reset the connection"
             sock.close()
-        refused = net.begin_connect(socket.AF_INET, name)
+        refused = sockets.begin_connect(socket.AF_INET, name)
         await until(lambda: select.select([], [refused], [], 0)[1], "it is answered")
-        error = net.connect_error(refused)
+        error = sockets.connect_error(refused)
         assert error is not None
-        assert net.describe(error) == "it refused the connection"
+        assert sockets.describe(error) == "it refused the connection"
         refused.close()
 
 
@@ -198,23 +198,23 @@ class Names:
         self.asked = 0
         self.answer = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
 
-    async def __call__(self, address: Address) -> list[tuple[socket.AddressFamily, net.SockAddr]]:
+    async def __call__(self, address: Address) -> list[tuple[socket.AddressFamily, sockets.SockAddr]]:
         self.asked += 1
         return [(socket.AF_INET, (host, address.port)) for host in self.answer]
 
 
 async def test_a_name_is_asked_again_when_it_is_old_or_did_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     names = Names()
-    monkeypatch.setattr(net, "resolve", names)
+    monkeypatch.setattr(sockets, "resolve", names)
     now = 1000.0
-    monkeypatch.setattr("tunnel.net.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("tunnel.runtime.sockets.time", SimpleNamespace(monotonic=lambda: now))
     target = Dialled(Address("db-server", 5432))
     assert target.ready() is None
     await target.refresh()
     assert [sockaddr[0] for _, sockaddr in target.ready() or []] == names.answer
     target.answered(("127.0.0.3", 5432))
     assert [sockaddr[0] for _, sockaddr in target.ready() or []] == ["127.0.0.3", "127.0.0.1", "127.0.0.2"]
-    now += net._NAME_TTL + 0.1
+    now += sockets._NAME_TTL + 0.1
     assert target.ready() is None
     names.answer = ["127.0.0.9"]
     await target.refresh()

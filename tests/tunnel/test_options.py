@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from tests.tunnel.strategies import recognisable_keys
 from tests.tunnel.test_url import SEED_URLS
-from tunnel.options import KEY_VARIABLE, OPTION_NAMES, Layer, OptionError, check_names, make_spec, nearest
-from tunnel.settings import NAMES, Settings
-from tunnel.spec import DataTls, Key, LogLevel, Mode, Role, TunnelSpec
-from tunnel.url import UrlError, parse
+from tunnel.model.options import KEY_VARIABLE, OPTION_NAMES, Layer, OptionError, check_names, make_spec, nearest
+from tunnel.model.settings import NAMES, Settings
+from tunnel.model.spec import DataTls, Key, LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.url import UrlError, parse
 
 BASE = "server://127.0.0.1:1/127.0.0.1:2"
 

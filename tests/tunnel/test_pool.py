@@ -8,10 +8,10 @@ import pytest
 
 from tests.scale import GUARD
 from tests.tunnel.support import shared_parts, tcp_pair, turns, until
-from tunnel import pool as pool_module
-from tunnel.pool import DataConnection, Pool
-from tunnel.reactor import ENDING, READ
-from tunnel.shared import Shared
+from tunnel.engine import pool as pool_module
+from tunnel.engine.context import Shared
+from tunnel.engine.pool import DataConnection, Pool
+from tunnel.runtime.reactor import ENDING, READ
 
 
 class Filled:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.tunnel.support import balanced, turns, until
-from tunnel.reactor import ENDING, READ, WRITE, Reactor
+from tunnel.runtime.reactor import ENDING, READ, WRITE, Reactor
 
 
 @pytest.fixture

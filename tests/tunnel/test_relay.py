@@ -25,19 +25,19 @@ from tests.tunnel.support import (
     turns,
     until,
 )
-from tunnel import reactor as reactor_module
-from tunnel import relay as relay_module
-from tunnel.ends import Relays
-from tunnel.pool import DataConnection, Pool
-from tunnel.relay import Flow, Relay
-from tunnel.stats import Stats
-from tunnel.tls import TlsSession
+from tunnel.engine.pool import DataConnection, Pool
+from tunnel.engine.relays import Relays
+from tunnel.engine.stats import Stats
+from tunnel.forwarding import tcp as relay_module
+from tunnel.forwarding.tcp import Flow, Relay
+from tunnel.runtime import reactor as reactor_module
+from tunnel.runtime.tls import TlsSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunnel.relay import Meter
-    from tunnel.shared import Shared
+    from tunnel.engine.context import Shared
+    from tunnel.forwarding.tcp import Meter
 
 LARGEST = 300_000
 PATTERN = bytes((n * n + n // 251) % 256 for n in range(65_537)) * 60

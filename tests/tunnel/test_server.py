@@ -13,16 +13,18 @@ import pytest
 
 from tests.scale import GUARD
 from tests.tunnel.support import Events, balanced, reset, shared_parts, turns, until
-from tunnel import listeners, protocol, server, strangers, tls
-from tunnel.capacity import Bounds
-from tunnel.channel import Channel
-from tunnel.handshake import ClientHandshake
-from tunnel.link import Link
-from tunnel.protocol import Frame, Kind
-from tunnel.server import Server
-from tunnel.shared import Shared
-from tunnel.spec import Address, Direction, Key, Mode, Role, TunnelSpec
-from tunnel.stats import Stats
+from tunnel.engine import admission, server
+from tunnel.engine.channel import Channel
+from tunnel.engine.context import Shared
+from tunnel.engine.link import Link
+from tunnel.engine.server import Server
+from tunnel.engine.stats import Stats
+from tunnel.model.limits import Bounds
+from tunnel.model.spec import Address, Direction, Key, Mode, Role, TunnelSpec
+from tunnel.protocol import frames
+from tunnel.protocol.frames import Frame, Kind
+from tunnel.protocol.handshake import ClientHandshake
+from tunnel.runtime import listeners, tls
 
 KEY = Key("a shared key of some length")
 
@@ -124,7 +126,7 @@ async def greet(door: Door, instance: str = "me", key: Key | None = KEY) -> tupl
     kind, payload = await channel.receive()
     if kind is not Kind.WELCOME:
         channel.close("refused")
-        raise AssertionError(protocol.decode_text(payload))
+        raise AssertionError(frames.decode_text(payload))
     handshake.hear_welcome(payload)
     _, proof = await channel.receive()
     welcome, secret = handshake.hear_proof(proof)
@@ -139,10 +141,10 @@ class Answering:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
 
-    def heard(self, frames: list[Frame]) -> None:
-        for kind, payload in frames:
+    def heard(self, received: list[Frame]) -> None:
+        for kind, payload in received:
             if kind is Kind.PING:
-                self.channel.send(protocol.encode(Kind.PONG, payload))
+                self.channel.send(frames.encode(Kind.PONG, payload))
 
     def lost(self, reason: str) -> None:
         """As it goes."""
@@ -186,7 +188,7 @@ async def test_a_greeting_in_pieces_within_one_turn_is_whole(door: Door) -> None
         return len(answer) > 100
 
     await until(answered, "the server answers")
-    assert answer[0] == protocol.TLS_HANDSHAKE_BYTE
+    assert answer[0] == frames.TLS_HANDSHAKE_BYTE
     assert not door.stats.refused_prefaces
     sock.close()
     await until(lambda: door.idle, "it is gone")
@@ -195,7 +197,7 @@ async def test_a_greeting_in_pieces_within_one_turn_is_whole(door: Door) -> None
 async def test_strangers_dismissed_in_the_turn_in_which_they_came_leave_nothing(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strangers, "PER_ADDRESS", 10)
+    monkeypatch.setattr(admission, "PER_ADDRESS", 10)
     crowd = [door.knock(door.tunnel, client_hello()[:50]) for _ in range(40)]
     await until(lambda: door.stats.silent == 30, "the oldest were dismissed")
     await until(lambda: len(door.shared.reactor) == len(door.server.acceptors) + 10, "their sockets are closed")
@@ -205,7 +207,7 @@ async def test_strangers_dismissed_in_the_turn_in_which_they_came_leave_nothing(
 
 
 async def test_who_says_too_little_is_sent_away_in_time(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strangers, "PATIENCE", 0.05)
+    monkeypatch.setattr(admission, "PATIENCE", 0.05)
     pieces = ((door.tunnel, b"N"), (door.data, b"NPD"), (door.tunnel, client_hello()[:50]))
     silent = [door.knock(where, piece) for where, piece in pieces]
     await until(lambda: door.stats.silent == 3, "they were sent away")
@@ -238,18 +240,18 @@ async def test_who_does_not_know_the_key_learns_nothing(door: Door, key: Key | N
 
 async def test_a_data_connection_is_let_in_once_and_only_with_the_links_secret(door: Door) -> None:
     channel, secret = await greet(door)
-    genuine = protocol.encode_preface(secret, 1)
+    genuine = frames.encode_preface(secret, 1)
     link = door.taker.links[0]
     first = door.knock(door.data, genuine)
     await until(lambda: len(link.pool) == 1, "it is pooled")
     copies = [
         door.knock(door.data, genuine),
-        door.knock(door.data, protocol.encode_preface(b"x" * 32, 2)),
+        door.knock(door.data, frames.encode_preface(b"x" * 32, 2)),
         door.knock(door.tunnel, genuine[:-1] + bytes([genuine[-1] ^ 1])),
     ]
     await until(lambda: door.stats.refused_prefaces == 3, "replayed and forged ones are refused")
     assert len(link.pool) == 1
-    second = door.knock(door.tunnel, protocol.encode_preface(secret, 2))
+    second = door.knock(door.tunnel, frames.encode_preface(secret, 2))
     await until(lambda: len(link.pool) == 2, "the tunnel port takes data connections too")
     for sock in (first, second, *copies):
         sock.close()
@@ -260,10 +262,10 @@ async def test_a_data_connection_that_ends_with_its_preface_is_not_pooled(door: 
     channel, secret = await greet(door)
     link = door.taker.links[0]
     watched = len(door.shared.reactor)
-    given_up = [door.knock(door.data, protocol.encode_preface(secret, n)) for n in range(3)]
+    given_up = [door.knock(door.data, frames.encode_preface(secret, n)) for n in range(3)]
     for sock in given_up:
         sock.close()
-    living = door.knock(door.data, protocol.encode_preface(secret, 9))
+    living = door.knock(door.data, frames.encode_preface(secret, 9))
     await until(lambda: 9 in link.pool._idle, "the living one is pooled")
     await until(lambda: len(door.shared.reactor) == watched + 1, "the others are closed")
     data = link.pool.take()
@@ -310,9 +312,9 @@ async def test_an_answer_that_came_while_the_server_was_stopped_counts(door: Doo
         channel._sock.setblocking(True)
         channel._session.feed(channel._sock.recv(4096))
         view = memoryview(bytearray(4096))
-        [(kind, payload)] = protocol.Decoder().feed(bytes(view[: channel._session.read_into(view)]))
+        [(kind, payload)] = frames.Decoder().feed(bytes(view[: channel._session.read_into(view)]))
         assert kind is Kind.PING
-        channel._session.write(protocol.encode(Kind.PONG, payload))
+        channel._session.write(frames.encode(Kind.PONG, payload))
         channel._sock.send(channel._session.take())
         answered.set()
 
@@ -332,7 +334,7 @@ async def test_an_answer_that_came_while_the_server_was_stopped_counts(door: Doo
 async def test_a_client_that_leaves_with_its_greeting_is_not_waited_for(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strangers, "PATIENCE", 10 * GUARD)
+    monkeypatch.setattr(admission, "PATIENCE", 10 * GUARD)
     hello = tls.TlsSession(tls.pinned_context(), server_side=False)
     hello.handshake()
     sock = door.knock(door.tunnel, hello.take())

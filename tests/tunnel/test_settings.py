@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tunnel.settings import (
+from tunnel.model.settings import (
     DURATIONS,
     NAMES,
     SettingError,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 
 from tests.tunnel.strategies import loopback, recognisable_keys
-from tunnel.options import make_spec
-from tunnel.spec import Address, Key
-from tunnel.url import parse
+from tunnel.model.options import make_spec
+from tunnel.model.spec import Address, Key
+from tunnel.model.url import parse
 
 
 @given(recognisable_keys)

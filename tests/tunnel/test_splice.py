@@ -6,8 +6,8 @@ import resource
 import pytest
 
 from tests.tunnel.support import balanced
-from tunnel import splice
-from tunnel.splice import Pipes
+from tunnel.runtime import splice
+from tunnel.runtime.splice import Pipes
 
 
 def test_an_empty_pipe_is_kept_and_lent_again() -> None:

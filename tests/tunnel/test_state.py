@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.spec import LogLevel
-from tunnel.state import (
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import (
     TRANSITIONS,
     BytesView,
     ConnectionsView,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tunnel.support import until
-from tunnel import strangers
-from tunnel.strangers import Strangers
+from tunnel.engine import admission
+from tunnel.engine.admission import Strangers
 
 
 @dataclass(eq=False)
@@ -24,8 +24,8 @@ class Someone:
 @given(moves=st.lists(st.tuples(st.booleans(), st.sampled_from("abc"), st.integers(0, 30)), max_size=60))
 async def test_there_are_never_too_many_and_the_newcomer_stays(moves: list[tuple[bool, str, int]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strangers, "PER_ADDRESS", 4)
-        patch.setattr(strangers, "IN_ALL", 9)
+        patch.setattr(admission, "PER_ADDRESS", 4)
+        patch.setattr(admission, "IN_ALL", 9)
         crowd, everyone = Strangers(), list[Someone]()
         for comes, address, index in moves:
             if comes:
@@ -46,7 +46,7 @@ async def test_there_are_never_too_many_and_the_newcomer_stays(moves: list[tuple
 
 
 async def test_the_oldest_of_a_crowded_address_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strangers, "PER_ADDRESS", 2)
+    monkeypatch.setattr(admission, "PER_ADDRESS", 2)
     crowd = Strangers()
     other, first, second, third = Someone("b"), Someone("a"), Someone("a"), Someone("a")
     for someone in (other, first, second, third):
@@ -57,7 +57,7 @@ async def test_the_oldest_of_a_crowded_address_goes_first(monkeypatch: pytest.Mo
 
 
 async def test_who_stays_silent_goes_in_time_and_who_has_proven_itself_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strangers, "PATIENCE", 0.05)
+    monkeypatch.setattr(admission, "PATIENCE", 0.05)
     crowd, known, silent = Strangers(), Someone(), [Someone(str(n)) for n in range(5)]
     crowd.admit(known)
     for someone in silent:

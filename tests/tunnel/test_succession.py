@@ -27,11 +27,11 @@ from tests.tunnel.test_engine import (
     visit,
     visitors_address,
 )
-from tunnel.engine import Engine
-from tunnel.net import NetError
-from tunnel.shared import Shared
-from tunnel.spec import DataTls, Direction, Mode, Role, TunnelSpec
-from tunnel.state import State
+from tunnel.engine.context import Shared
+from tunnel.engine.engine import Engine
+from tunnel.model.spec import DataTls, Direction, Mode, Role, TunnelSpec
+from tunnel.model.state import State
+from tunnel.runtime.sockets import NetError
 
 __all__ = ["shared"]  # a fixture, used by name
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tunnel.support import balanced, other_pem, pem, server_context, tls_pair
-from tunnel import tls
-from tunnel.spec import Address, DataTls, Role, TunnelSpec
-from tunnel.tls import Identity, TlsError, TlsSession
+from tunnel.model.spec import Address, DataTls, Role, TunnelSpec
+from tunnel.runtime import tls
+from tunnel.runtime.tls import Identity, TlsError, TlsSession
 
 
 def read(session: TlsSession) -> bytes:

@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.tunnel.strategies import addresses, recognisable_keys, urls
-from tunnel.spec import Address, Key, Role
-from tunnel.url import TunnelUrl, UrlError, looks_like_url, parse, parse_address
+from tunnel.model.spec import Address, Key, Role
+from tunnel.model.url import TunnelUrl, UrlError, looks_like_url, parse, parse_address
 
 SEED_URLS = [
     "server://10.1.0.1:10101/10.1.0.1:8080?log=debug",

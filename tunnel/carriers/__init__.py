@@ -1,0 +1,1 @@
+"""How data connections travel between the two ends."""

@@ -1,0 +1,1 @@
+"""The running tunnel: server and client, ingress and egress, pool, link."""

@@ -1,0 +1,1 @@
+"""What happens to the bytes between a visitor and a target."""

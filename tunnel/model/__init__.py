@@ -1,0 +1,1 @@
+"""Pure data: addresses, URLs, options, settings, specs, states, snapshots and events. No I/O."""

@@ -1,0 +1,1 @@
+"""Sockets and time: reactor, listeners, TLS sessions, splice pipes, descriptor budget, back-off."""
