@@ -122,8 +122,8 @@ class ConnectionsView(_View):
 class BytesView(_View):
     """Bytes relayed: ``in`` came from visitors, ``out`` went to them."""
 
-    from_visitors: int = 0
-    to_visitors: int = 0
+    from_visitors: int = field(default=0, metadata={"json": "in"})
+    to_visitors: int = field(default=0, metadata={"json": "out"})
 
     def as_json(self) -> dict[str, Any]:
         """Its part of the object that ``ps --json`` shows."""

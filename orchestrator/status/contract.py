@@ -1,0 +1,247 @@
+"""What ``ps --json``, the local API, the broker and the dashboard exchange about a daemon and its tunnels.
+
+The object of one tunnel is ``Snapshot``. Everything here is derived from these dataclasses: ``encode`` writes them,
+``decode_status`` and ``decode_snapshot`` read them. A reader ignores fields that it does not know, and a field that is
+missing has the default of its dataclass, so that versions of the program can be mixed. Readers that keep the JSON
+objects as they arrive find their types in ``json_types``.
+"""
+
+from __future__ import annotations
+
+import enum
+import types
+import typing
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from orchestrator.errors import OrchestratorError
+from tunnel.model.state import Snapshot
+
+if TYPE_CHECKING:
+    from orchestrator.status.json_types import DaemonJson, StatusJson, TunnelJson
+
+Record = TypeVar("Record")
+
+JSON_NAME: Final = "json"
+"""Key of a dataclass field's metadata: its name in JSON, where that is not its own."""
+
+
+class StatusFormatError(OrchestratorError):
+    """A JSON object is not what this contract says; the message names the place and what is wrong there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigStatus:
+    """The configuration file: the last attempt to read it, and its fault if it has one."""
+
+    path: str
+    ok: bool
+    error: str | None = None
+    line: int | None = None
+    column: int | None = None
+    warnings: tuple[str, ...] = ()
+    loaded_at: str
+    """when the configuration in force was read, RFC 3339"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerStatus:
+    """The connection with the MQTT broker; ``off`` where the file names none, and then nothing else is known."""
+
+    state: str = "off"
+    reason: str | None = None
+    since: str | None = None
+    broker: str | None = None
+    host: str | None = None
+    """the name of this host on the broker"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonInfo:
+    """A daemon without its tunnels."""
+
+    generation: int
+    pid: int
+    config: ConfigStatus
+    version: str
+    host: str
+    read_only: bool
+    started_at: str
+    mqtt: BrokerStatus = BrokerStatus()
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStatus:
+    """The whole object of ``ps --json``: in JSON, the fields of ``info`` and beside them ``tunnels``."""
+
+    info: DaemonInfo
+    tunnels: tuple[Snapshot, ...]
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------------
+
+
+def encode_status(status: DaemonStatus) -> StatusJson:
+    """The object of ``ps --json``."""
+    return cast("StatusJson", {**encode_info(status.info), "tunnels": [one.as_json() for one in status.tunnels]})
+
+
+def encode_info(info: DaemonInfo, names: typing.Iterable[str] | None = None) -> DaemonJson:
+    """The same without its tunnels, or of it only the fields of these names."""
+    return cast("DaemonJson", {name: _plain(getattr(info, name)) for name in names or field_names(DaemonInfo)})
+
+
+def encode_snapshot(snapshot: Snapshot, names: typing.Iterable[str] | None = None) -> TunnelJson:
+    """The object of one tunnel, or of it only the fields of these names."""
+    return cast("TunnelJson", snapshot.as_json(names))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BrokerStatus) and value.state == "off":
+        return {"state": "off"}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.metadata.get(JSON_NAME, field.name): _plain(getattr(value, field.name)) for field in fields(value)
+        }
+    return list(value) if isinstance(value, tuple) else value
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def decode_status(data: object) -> DaemonStatus:
+    """The status that ``encode_status`` made. Raises StatusFormatError."""
+    with _inside("status"):
+        tunnels = _listed(_mapping(data).get("tunnels", []))
+        info = _decode(DaemonInfo, data)
+    with _inside("status.tunnels"):
+        return DaemonStatus(info, tuple(_decode(Snapshot, one) for one in tunnels))
+
+
+def decode_snapshot(data: object) -> Snapshot:
+    """The tunnel that ``encode_snapshot`` made. Raises StatusFormatError."""
+    with _inside("tunnel"):
+        return _decode(Snapshot, data)
+
+
+def decode_changes(before: Snapshot, data: object) -> Snapshot:
+    """The tunnel after the changes that some fields of ``encode_snapshot`` make. Raises StatusFormatError."""
+    with _inside("tunnel"):
+        return replace(before, **_given(Snapshot, data))
+
+
+def decode_info_changes(before: DaemonInfo, data: object) -> DaemonInfo:
+    """The daemon after the changes that some fields of ``encode_info`` make. Raises StatusFormatError."""
+    with _inside("status"):
+        return replace(before, **_given(DaemonInfo, data))
+
+
+class _MismatchError(Exception):
+    """A value that is not as it has to be: the place below the present one, then what is wrong there."""
+
+
+@contextmanager
+def _inside(place: str) -> Iterator[None]:
+    try:
+        yield
+    except _MismatchError as error:
+        raise StatusFormatError(f"{place}{error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _FieldCodec:
+    name: str
+    json_name: str
+    is_required: bool
+    convert: Callable[[object], object]
+
+
+def _decode(kind: type[Record], data: object) -> Record:
+    given = _given(kind, data)
+    for codec in _codecs(kind):
+        if codec.is_required and codec.name not in given:
+            raise _MismatchError(f".{codec.json_name} is missing")
+    return kind(**given)
+
+
+def _given(kind: type[Any], data: object) -> dict[str, Any]:
+    found, given = _mapping(data), {}
+    for codec in _codecs(kind):
+        if codec.json_name in found:
+            try:
+                given[codec.name] = codec.convert(found[codec.json_name])
+            except _MismatchError as error:
+                raise _MismatchError(f".{codec.json_name}{error}") from None
+    return given
+
+
+@cache
+def field_names(kind: Hashable) -> tuple[str, ...]:
+    """The names of a dataclass's fields, in order."""
+    return tuple(field.name for field in fields(cast("Any", kind)))
+
+
+_CODECS: Final[dict[type[Any], tuple[_FieldCodec, ...]]] = {}
+
+
+def _codecs(kind: type[Any]) -> tuple[_FieldCodec, ...]:
+    if kind not in _CODECS:
+        _CODECS[kind] = tuple(_make_codecs(kind))
+    return _CODECS[kind]
+
+
+def _make_codecs(kind: type[Any]) -> Iterator[_FieldCodec]:
+    hints = typing.get_type_hints(kind)
+    return (
+        _FieldCodec(
+            name=field.name,
+            json_name=field.metadata.get(JSON_NAME, field.name),
+            is_required=field.default is MISSING and field.default_factory is MISSING,
+            convert=_converter(hints[field.name]),
+        )
+        for field in fields(kind)
+    )
+
+
+def _converter(hint: Any) -> Callable[[object], object]:  # noqa: ANN401  types have no type of their own
+    """What turns a JSON value into one of the hinted type, or raises _MismatchError."""
+    if isinstance(hint, types.UnionType):
+        (plain,) = (one for one in typing.get_args(hint) if one is not types.NoneType)
+        convert = _converter(plain)
+        return lambda value: None if value is None else convert(value)
+    if typing.get_origin(hint) is tuple:
+        convert = _converter(typing.get_args(hint)[0])
+        return lambda value: tuple(convert(one) for one in _listed(value))
+    if is_dataclass(hint):
+        return partial(_decode, cast("type[Any]", hint))
+    return partial(_member if issubclass(hint, enum.Enum) else _scalar, hint)
+
+
+def _scalar(kind: type[Any], value: object) -> object:
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise _MismatchError(f" is not of type {kind.__name__}: {value!r:.60}")
+    return value
+
+
+def _member(kind: type[enum.Enum], value: object) -> enum.Enum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise _MismatchError(f" is none of {', '.join(str(one.value) for one in kind)}: {value!r:.60}") from None
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise _MismatchError(f" is no JSON object: {value!r:.60}")
+    return value
+
+
+def _listed(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise _MismatchError(f" is no JSON array: {value!r:.60}")
+    return value

@@ -1,0 +1,228 @@
+"""Types of the JSON objects of the status contract, for readers that keep them as they arrive.
+
+A dashboard of hundreds of tunnels reads a few keys of each and never parses the rest. The types follow the dataclasses
+in ``contract`` and ``tunnel.model``; ``tests/orchestrator/test_status_contract.py`` compares them field by field.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+BytesJson = TypedDict("BytesJson", {"in": int, "out": int})
+
+
+class PoolJson(TypedDict):
+    """The pool in numbers."""
+
+    idle: int
+    capacity: int
+    dialing: int
+    min: int
+    max: int
+
+
+class SignalsJson(TypedDict):
+    """Visitors that wait for a data connection."""
+
+    queued: int
+    limit: int
+    total: int
+
+
+class ConnectionsJson(TypedDict):
+    """Visitors served."""
+
+    active: int
+    total: int
+    failed: int
+    limit: int
+
+
+class RefusedJson(TypedDict):
+    """Refused connection attempts."""
+
+    handshakes: int
+    prefaces: int
+    silent: int
+
+
+class CooldownJson(TypedDict):
+    """The wait before the next attempt."""
+
+    remaining_s: float
+    attempt: int
+
+
+class TunnelJson(TypedDict, total=False):
+    """One tunnel; in a change, only the fields that changed, each whole."""
+
+    name: str
+    role: str
+    direction: str | None
+    state: str
+    reason: str | None
+    since: str
+    tunnel_addr: str
+    target_addr: str
+    data_addr: str | None
+    peer: str | None
+    link: str | None
+    auth: str
+    data_tls: int
+    tags: list[str]
+    worker: int
+    pool: PoolJson
+    signals: SignalsJson
+    connections: ConnectionsJson
+    bytes: BytesJson
+    refused: RefusedJson
+    rtt_ms: float | None
+    cooldown: CooldownJson
+    restarts: int
+    last_error: str | None
+    last_error_at: str | None
+
+
+class SettingJson(TypedDict):
+    """One option of a tunnel: its value, what set it, and where that is written."""
+
+    value: str | None
+    source: str
+    where: str | None
+
+
+class TunnelDetailsJson(TunnelJson, total=False):
+    """One tunnel with its entry in the file; a tunnel that is gone from the file has none of the latter."""
+
+    url: str
+    where: str
+    enabled: bool
+    settings: dict[str, SettingJson]
+
+
+class ConfigJson(TypedDict):
+    """The configuration file."""
+
+    path: str
+    ok: bool
+    error: str | None
+    line: int | None
+    column: int | None
+    warnings: list[str]
+    loaded_at: str
+
+
+class BrokerJson(TypedDict, total=False):
+    """The connection with the MQTT broker."""
+
+    state: str
+    reason: str | None
+    since: str | None
+    broker: str | None
+    host: str | None
+
+
+class DaemonJson(TypedDict, total=False):
+    """A daemon without its tunnels; in a change, only the fields that changed."""
+
+    generation: int
+    pid: int
+    config: ConfigJson
+    version: str
+    host: str
+    read_only: bool
+    started_at: str
+    mqtt: BrokerJson
+
+
+class StatusJson(DaemonJson, total=False):
+    """The object of ``ps --json``."""
+
+    tunnels: list[TunnelJson]
+
+
+class DeltaJson(TypedDict):
+    """What changed since the message before."""
+
+    changed: dict[str, TunnelJson]
+    removed: list[str]
+    status: DaemonJson
+
+
+class ChangeJson(DeltaJson):
+    """The same as the stream ``/v1/watch`` sends it."""
+
+    ts: str
+
+
+class EventJson(TypedDict):
+    """An event; it may have more keys, by its kind."""
+
+    ts: str
+    tunnel: str
+    level: str
+    kind: str
+    text: str
+
+
+class FaultJson(TypedDict):
+    """What is wrong in the file, and where."""
+
+    file: str
+    line: int | None
+    column: int | None
+    message: str
+
+
+class EntryResultJson(TypedDict):
+    """What a reload did to one entry."""
+
+    action: str
+    detail: str | None
+    changes: list[str]
+
+
+class ReloadJson(TypedDict):
+    """The answer of ``POST /v1/reload``."""
+
+    generation: int
+    ok: bool
+    error: FaultJson | None
+    results: dict[str, EntryResultJson]
+
+
+class PlanStepJson(TypedDict):
+    """An entry that a reload would restart or change."""
+
+    name: str
+    changes: list[str]
+
+
+class PlanJson(TypedDict):
+    """The answer of ``GET /v1/plan``."""
+
+    ok: bool
+    error: FaultJson | None
+    add: list[str]
+    remove: list[str]
+    restart: list[PlanStepJson]
+    change: list[PlanStepJson]
+    unchanged: int
+    warnings: list[str]
+
+
+class CommandResultJson(TypedDict):
+    """The answer of ``POST /v1/tunnels/NAME/VERB``."""
+
+    name: str
+    ok: bool
+    state: str
+    text: str
+
+
+class ShutdownJson(TypedDict):
+    """The answer of ``POST /v1/shutdown``."""
+
+    ok: bool
+    pid: int
+    active: int

@@ -1,0 +1,118 @@
+"""The status contract: what is written can be read again, and what is wrong is named with its place."""
+
+from __future__ import annotations
+
+import json
+import typing
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.status import json_types
+from orchestrator.status.contract import (
+    BrokerStatus,
+    ConfigStatus,
+    DaemonInfo,
+    DaemonStatus,
+    StatusFormatError,
+    decode_changes,
+    decode_info_changes,
+    decode_snapshot,
+    decode_status,
+    encode_info,
+    encode_snapshot,
+    encode_status,
+)
+from tests.orchestrator.test_status_store import INFO, PLAIN, snapshots
+from tunnel.model.state import BytesView, Snapshot, State
+
+TYPES: dict[type, Any] = {
+    Snapshot: json_types.TunnelJson,
+    DaemonInfo: json_types.DaemonJson,
+    ConfigStatus: json_types.ConfigJson,
+    BrokerStatus: json_types.BrokerJson,
+}
+
+
+@given(snapshots(), st.sampled_from(["off", "online"]), st.sampled_from([None, "no such file"]))
+def test_what_is_encoded_is_decoded_as_it_was(tunnels: tuple[Snapshot, ...], state: str, error: str | None) -> None:
+    config = replace(INFO.config, ok=error is None, error=error, warnings=("one",))
+    info = replace(INFO, mqtt=BrokerStatus(state=state), config=config)
+    status = DaemonStatus(info, tunnels)
+    assert decode_status(json.loads(json.dumps(encode_status(status)))) == status
+
+
+def test_bytes_are_named_from_the_point_of_view_of_visitors() -> None:
+    counted = replace(PLAIN, bytes=BytesView(from_visitors=1, to_visitors=2))
+    assert encode_snapshot(counted)["bytes"] == {"in": 1, "out": 2}
+    assert decode_snapshot(counted.as_json()) == counted
+
+
+def test_a_reader_ignores_unknown_fields_and_completes_missing_ones() -> None:
+    data = {**PLAIN.as_json(), "of_a_later_version": [1]}
+    del data["rtt_ms"], data["restarts"], data["tags"]
+    assert decode_snapshot(data) == replace(PLAIN, rtt_ms=None, restarts=0, tags=())
+
+
+def test_a_daemon_without_a_broker_says_so_and_nothing_more() -> None:
+    assert encode_info(INFO)["mqtt"] == {"state": "off"}
+
+
+def test_changes_replace_whole_fields() -> None:
+    now = replace(PLAIN, state=State.UP, pool=replace(PLAIN.pool, idle=3))
+    assert decode_changes(PLAIN, encode_snapshot(now, ["state", "pool"])) == now
+    info = replace(INFO, generation=2)
+    assert decode_info_changes(INFO, encode_info(info, ["generation"])) == info
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pool": {"idle": "3", "min": 1, "max": 2}}, "tunnel.pool.idle is not of type int: '3'"),
+        ({"pool": {"idle": True, "min": 1, "max": 2}}, "tunnel.pool.idle is not of type int: True"),
+        ({"pool": {"idle": 3}}, "tunnel.pool.min is missing"),
+        ({"pool": None}, "tunnel.pool is no JSON object: None"),
+        ({"tags": "prod"}, "tunnel.tags is no JSON array: 'prod'"),
+        ({"tags": [1]}, "tunnel.tags is not of type str: 1"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(StatusFormatError) as caught:
+        decode_snapshot({**PLAIN.as_json(), **changes})
+    assert str(caught.value) == message
+
+
+def test_a_state_of_a_later_version_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(StatusFormatError, match=r"tunnel\.state is none of starting, .*: 'flying'"):
+        decode_snapshot({**PLAIN.as_json(), "state": "flying"})
+
+
+@pytest.mark.parametrize("data", [None, [], "status", {"tunnels": {}}, {}])
+def test_what_is_no_status_is_refused(data: object) -> None:
+    with pytest.raises(StatusFormatError, match="status"):
+        decode_status(data)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_types_of_the_json_objects_follow_the_dataclasses(kind: type) -> None:
+    assert_same_shape(kind, TYPES[kind])
+
+
+def assert_same_shape(kind: type, described: type) -> None:
+    ours, theirs = typing.get_type_hints(kind), typing.get_type_hints(described)
+    names = {field.name: field.metadata.get("json", field.name) for field in fields(kind)}
+    assert list(theirs) == list(names.values())
+    for name, json_name in names.items():
+        if is_dataclass(ours[name]):
+            assert_same_shape(ours[name], theirs[json_name])
+        else:
+            assert theirs[json_name] == in_json(ours[name]), f"{kind.__name__}.{name}"
+
+
+def in_json(hint: object) -> object:
+    if typing.get_origin(hint) is tuple:
+        return list[str]
+    return str if hint is State else hint
