@@ -8,7 +8,7 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.scale import FULL
+from tests.support.scale import IS_FULL_SCALE
 from tunnel.model.options import KEY_VARIABLE
 from tunnel.model.settings import NAMES
 
@@ -30,5 +30,5 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out what is slow, aloud, unless full size is asked for."""
     for item in items:
-        if item.get_closest_marker("slow") and not FULL:
+        if item.get_closest_marker("slow") and not IS_FULL_SCALE:
             item.add_marker(pytest.mark.skip(reason="slow: runs with NODEPASS_TEST_SCALE=full"))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tests.fleet_simulator import HOSTS, TUNNELS, name_of_host, name_of_tunnel
 
 from . import broker
-from .house import House, all_up, house, pairs, share_of_core
+from .house import BenchDaemon, all_up, house, pairs, share_of_core
 from .processes import BenchError, Running, free_ports, output_of, plain_environment, running
 from .report import Goal, Metric, Sheet
 from .screen import chosen
@@ -96,7 +96,7 @@ async def _publishing(program: Sequence[str], url: str, directory: Path) -> dict
     async with AsyncExitStack() as stack:
         (target_port,) = free_ports(1)
         await stack.enter_async_context(echo(target_port))
-        houses: list[House] = []
+        houses: list[BenchDaemon] = []
         ports: list[int] = []
         for name, supervisor in (("publishing", {"mqtt": {"url": url, "host": "bench"}}), ("silent", {})):
             made = pairs(TUNNELS // 2, target_port)
@@ -214,7 +214,7 @@ async def _restarts(program: Sequence[str], url: str, directory: Path, top: Term
         return max([await _restart(top, real, name) for _ in range(_RESTARTS)])
 
 
-async def _restart(top: Terminal, real: House, name: str) -> float:
+async def _restart(top: Terminal, real: BenchDaemon, name: str) -> float:
     """Seconds from the key that confirms it until it is answered on the screen, and the tunnel is up on a new link."""
     tunnel = name.partition("/")[2]
     link = (await real.tunnel(tunnel))["link"]

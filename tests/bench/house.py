@@ -33,7 +33,7 @@ class Pairs:
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class BenchDaemon:
     """A running daemon."""
 
     process: Running
@@ -82,7 +82,7 @@ async def house(
     directory: Path,
     tunnels: Mapping[str, str],
     supervisor: Mapping[str, Any] | None = None,
-) -> AsyncIterator[House]:
+) -> AsyncIterator[BenchDaemon]:
     """A daemon with these tunnels, default settings but for ``supervisor``; gone when the block is left."""
     file, socket = directory / f"{name}.yaml", directory / f"{name}.sock"
     document = {
@@ -92,10 +92,10 @@ async def house(
     command = (*program, "up", str(file), "--no-tui", "--socket", str(socket))
     env = plain_environment({"XDG_STATE_HOME": str(directory)})
     async with running(name, command, directory=directory, env=env) as process:
-        yield House(process, socket)
+        yield BenchDaemon(process, socket)
 
 
-async def all_up(houses: Sequence[House], tunnels: int, *, within: float) -> None:
+async def all_up(houses: Sequence[BenchDaemon], tunnels: int, *, within: float) -> None:
     """Until every tunnel of the houses is up. Raises BenchError."""
     deadline = time.monotonic() + within
     for one in houses:
@@ -108,7 +108,7 @@ async def all_up(houses: Sequence[House], tunnels: int, *, within: float) -> Non
 @asynccontextmanager
 async def home(
     program: Sequence[str], count: int, supervisor: Mapping[str, Any] | None = None
-) -> AsyncIterator[tuple[House, Pairs, int, Path]]:
+) -> AsyncIterator[tuple[BenchDaemon, Pairs, int, Path]]:
     """One daemon that has both ends of some tunnels, all of them up; with the port of their target, which is not
     there yet, and a directory that goes with it."""
     async with AsyncExitStack() as stack:
@@ -121,7 +121,7 @@ async def home(
         yield one, made, target_port, directory
 
 
-def cpu_seconds(houses: Sequence[House]) -> float:
+def cpu_seconds(houses: Sequence[BenchDaemon]) -> float:
     """CPU seconds they have used. Raises BenchError where one has ended."""
     for one in houses:
         one.process.check()

@@ -69,7 +69,7 @@ def write(
 def _bars() -> tuple[Callable[..., None] | None, str | None]:
     """How bars are drawn; or why they cannot be."""
     try:
-        from tests import charts  # noqa: PLC0415  only where results are kept, and only there matplotlib is needed
+        from tests.support import charts  # noqa: PLC0415  only where results are kept, and only there matplotlib is needed
     except ImportError:
         return None, "matplotlib is not installed: pip install -e '.[plots]'"
     return charts.bars, None

@@ -2,14 +2,13 @@ import asyncio
 import os
 import socket
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.bench.processes import BenchError, free_ports, listening, output_of, running
-from tests.scale import GUARD
+from tests.support.scale import GUARD_S
+from tests.support.waiting import wait_until
 
 CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
 PARENT = f"""
@@ -17,13 +16,6 @@ import subprocess, sys, time
 print(subprocess.Popen([sys.executable, "-c", {CHILD!r}]).pid, flush=True)
 time.sleep(60)
 """
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + GUARD
-    while not condition():
-        assert time.monotonic() < deadline, f"waited for {GUARD:g} s"
-        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:
@@ -74,7 +66,7 @@ async def test_a_program_that_cannot_start(tmp_path: Path) -> None:
 
 
 async def test_output_and_its_limit() -> None:
-    assert await output_of(("sh", "-c", "echo out; echo err >&2; exit 1"), limit_s=GUARD) == "out\nerr\n"
+    assert await output_of(("sh", "-c", "echo out; echo err >&2; exit 1"), limit_s=GUARD_S) == "out\nerr\n"
     with pytest.raises(BenchError, match="sleep did not end within 0 s"):
         await output_of(("sleep", "60"), limit_s=0.05)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.bench.processes import BenchError
 from tests.bench.terminal import Picture, on_terminal
-from tests.scale import GUARD
+from tests.support.scale import GUARD_S
 
 PROGRAM = """
 import os, sys
@@ -75,13 +75,13 @@ async def test_a_program_has_a_terminal_and_its_keys_are_timed(tmp_path: Path) -
         return wanted
 
     async with on_terminal("it", command, directory=tmp_path, env=os.environ, rows=5, columns=30) as terminal:
-        await terminal.shows(has("30x5"), "its size", within=GUARD)
-        assert 0 < await terminal.answers("a", has("pressed a"), "the key", within=GUARD) < GUARD
+        await terminal.shows(has("30x5"), "its size", within=GUARD_S)
+        assert 0 < await terminal.answers("a", has("pressed a"), "the key", within=GUARD_S) < GUARD_S
         with pytest.raises(BenchError, match="shows the key before 'a' is pressed"):
             await terminal.answers("a", has("pressed a"), "the key")
         with pytest.raises(BenchError, match=r"it did not show a miracle within 0\.05 s"):
             await terminal.shows(has("miracle"), "a miracle", within=0.05)
-        await terminal.answers("q", has("farewell"), "its end", within=GUARD)
+        await terminal.answers("q", has("farewell"), "its end", within=GUARD_S)
         await terminal.program.process.wait()
         with pytest.raises(BenchError, match="it ended with code 3: 30x5 / pressed a / farewell"):
             terminal.check()

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
-from .house import House, all_up, cpu_seconds, house, pairs, share_of_core
+from .house import BenchDaemon, all_up, cpu_seconds, house, pairs, share_of_core
 from .processes import free_ports, steady_rss
 from .report import Goal, Metric, Sheet
 from .section import Sample, Section, Trial
@@ -94,7 +94,7 @@ async def _take(program: Sequence[str], count: int, seconds: int) -> Sample:
 async def _of_none(program: Sequence[str], directory: Path) -> tuple[list[int], list[int]]:
     """RSS and descriptors of daemons that have no tunnel."""
     async with AsyncExitStack() as stack:
-        ends: list[House] = [
+        ends: list[BenchDaemon] = [
             await stack.enter_async_context(house(program, f"empty-{end}", directory, {}))
             for end in ("server", "client")
         ]

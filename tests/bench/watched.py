@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from . import broker, loads
-from .house import House, cpu_seconds, home
+from .house import BenchDaemon, cpu_seconds, home
 from .processes import plain_environment
 from .report import Goal, Metric, Sheet
 from .screen import chosen
@@ -120,7 +120,7 @@ async def _take(program: Sequence[str], kind: str, variant: str, seconds: int) -
 
 @dataclass(frozen=True, slots=True)
 class _Daemon:
-    house: House
+    house: BenchDaemon
     visitor_port: int
     directory: Path
 

@@ -1,6 +1,6 @@
-"""What every case has: a deadline that is kept, a figure, and a row in the table at the end.
+"""Every fault case has an enforced deadline, a measured figure, and a row in the table at the end.
 
-A case is a test with the mark ``case(name, deadline=seconds)`` that takes the fixture ``figure``.
+A case is a test with the mark ``case(name, deadline=seconds)`` that uses the fixture ``record_figure``.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any
 import pytest
 
 from tests.faults import wire
-from tests.faults.hosts import FarHosts, Hosts
-from tests.integration import namespaces
-from tests.integration.conftest import pytest_runtest_makereport, stage
-from tests.scale import FULL, GUARD
+from tests.faults.hosts import ImpairedHosts, NamespaceHosts
+from tests.integration.conftest import harness, pytest_runtest_makereport
+from tests.support import namespaces
+from tests.support.scale import GUARD_S, IS_FULL_SCALE
 
-__all__ = ["pytest_runtest_makereport", "stage"]
+__all__ = ["harness", "pytest_runtest_makereport"]
 
-Figure = Callable[[str], None]
+FigureRecorder = Callable[[str], None]
 
 _RESULTS = {"passed": "pass", "failed": "FAIL", "error": "FAIL", "skipped": "skip"}
 
 
 @pytest.fixture
-def figure(record_property: Callable[[str, object], None]) -> Figure:
-    """Record what a case has seen, in a few words, for its row. The last one counts."""
+def record_figure(record_property: Callable[[str, object], None]) -> FigureRecorder:
+    """Record what a case has measured, in a few words, for its row. The last call counts."""
 
     def record(text: str) -> None:
         record_property("figure", text)
@@ -36,11 +36,11 @@ def figure(record_property: Callable[[str, object], None]) -> Figure:
 
 
 @pytest.fixture(scope="module")
-def hosts() -> Generator[Hosts]:
-    """A client's host, a server's host and one behind it, in network namespaces, with a good wire between them."""
+def hosts() -> Generator[NamespaceHosts]:
+    """The client's host, the server's host and a host behind it, in network namespaces with unimpaired cables."""
     if reason := namespaces.missing():
         pytest.skip(reason)
-    hosts = Hosts()
+    hosts = NamespaceHosts()
     try:
         yield hosts
     finally:
@@ -48,11 +48,11 @@ def hosts() -> Generator[Hosts]:
 
 
 @pytest.fixture(scope="module")
-def far_hosts() -> Generator[FarHosts]:
-    """Hosts with a bad wire between the server's and the client's."""
+def impaired_hosts() -> Generator[ImpairedHosts]:
+    """The same hosts with an impaired wire between the server's and the client's."""
     if reason := namespaces.missing() or wire.missing():
         pytest.skip(reason)
-    hosts = FarHosts()
+    hosts = ImpairedHosts()
     try:
         yield hosts
     finally:
@@ -70,7 +70,7 @@ def _case(item: pytest.Item) -> tuple[str, float] | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Give the case its row."""
+    """Give the case a row in the table."""
     if case := _case(item):
         item.user_properties.append(("case", case[0]))
     return (yield)
@@ -78,16 +78,16 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Break off a case that is not over by its deadline, wherever its main thread stands or waits."""
+    """Fail a case that is not finished at its deadline, wherever its main thread runs or waits."""
     case = _case(item)
     if case is None:
         return (yield)
-    deadline = case[1] if FULL else max(case[1], 10 * GUARD)  # which is then against hanging alone
+    deadline = case[1] if IS_FULL_SCALE else max(case[1], 10 * GUARD_S)  # quick runs use it only against hanging tests
 
-    def late(_number: int, _frame: FrameType | None) -> None:
-        pytest.fail(f"not over by its deadline, {deadline:g} s")
+    def fail_late(_number: int, _frame: FrameType | None) -> None:
+        pytest.fail(f"not finished within its deadline of {deadline:g} s")
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGALRM, fail_late)
     signal.setitimer(signal.ITIMER_REAL, deadline)
     try:
         return (yield)
@@ -97,15 +97,15 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:  # noqa: ANN401  pytest has no public type for it
-    """The table: case, result, figure."""
+    """Print the table: case, result, figure."""
     rows: dict[str, tuple[str, str]] = {}
     for outcome, word in _RESULTS.items():
         for report in terminalreporter.stats.get(outcome, []):
             properties = dict(getattr(report, "user_properties", []))
-            why = _why(report)
+            reason = _reason(report)
             known = rows.get(properties.get("case", ""), ("", ""))[0]
-            if "case" in properties and known != "FAIL" and not why.startswith("slow:"):
-                rows[properties["case"]] = (word, properties.get("figure") or why)
+            if "case" in properties and known != "FAIL" and not reason.startswith("slow:"):
+                rows[properties["case"]] = (word, properties.get("figure") or reason)
     if rows:
         width = max(len(name) for name in rows)
         terminalreporter.section("faults")
@@ -115,8 +115,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:  # noqa: ANN401  pyt
             terminalreporter.write_line(f"{name:{width}}  {word:6}  {text}".rstrip())
 
 
-def _why(report: Any) -> str:  # noqa: ANN401  of several kinds
-    if isinstance(report.longrepr, tuple):  # a skip: file, line, reason
+def _reason(report: Any) -> str:  # noqa: ANN401  pytest has several kinds of report
+    if isinstance(report.longrepr, tuple):  # a skipped test: file, line, reason
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     return str(crash.message).splitlines()[0] if crash else ""

@@ -1,4 +1,4 @@
-"""Tunnels between hosts of our own: their ends in two namespaces, visitors and targets beside them."""
+"""Tunnels between network namespaces: each end, its visitors and its targets on a host of its own."""
 
 from __future__ import annotations
 
@@ -9,76 +9,77 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from tests.faults.wire import Manners, Wire
-from tests.integration.harness import Pair, Stage, until
-from tests.integration.namespaces import End, Host, Network
-from tests.integration.peers import PATIENCE, Target, echo
-from tests.ports import free_port
+from tests.faults.wire import ImpairedWire, Impairment
+from tests.support.namespaces import End, Host, Network
+from tests.support.peers import SOCKET_TIMEOUT_S, Target, echo
+from tests.support.ports import free_port
+from tests.support.processes import Pair, ProcessHarness
+from tests.support.waiting import wait_until
 
 KEY = "Zq7Wm2Rk9xTv4Lp8"
 SERVER, CLIENT = "10.1.0.1", "10.1.0.2"
 ESTABLISHED = "01"
-LONG = 300.0
-"""Seconds that a target waits for more: longer than any fault lasts."""
+TARGET_TIMEOUT_S = 300.0
+"""Seconds that a target waits for data: longer than any fault lasts."""
 DIRECTIONS = ("reverse", "forward")
 
 
-def lasting_echo(sock: socket.socket) -> None:
-    """Send back what comes, however long it is silent in between."""
-    sock.settimeout(LONG)
+def patient_echo(sock: socket.socket) -> None:
+    """Echo, however long the stream is silent in between."""
+    sock.settimeout(TARGET_TIMEOUT_S)
     echo(sock)
 
 
 @dataclass(frozen=True)
-class FarPair(Pair):
-    """A server and a client of one tunnel on two hosts; visitors come from the entrance's own host."""
+class NamespacePair(Pair):
+    """A server and a client of one tunnel on two hosts; visitors connect on the ingress host."""
 
-    entrance_host: Host
+    ingress_host: Host
     target_host: Host
 
-    def up(self, *, within: float = 40.0) -> Self:
-        """Wait until both ends are: a case starts several at once."""
-        return super().up(within=within)
+    def wait_up(self, *, within: float = 40.0) -> Self:
+        """Wait until both ends are up. The default is long because a case starts several pairs at once."""
+        return super().wait_up(within=within)
 
-    def connect(self, *, timeout: float = PATIENCE) -> socket.socket:
-        """A visitor."""
-        sock = self.entrance_host.connect(self.visitors, timeout=timeout)
+    def connect(self, *, timeout: float = SOCKET_TIMEOUT_S) -> socket.socket:
+        """Connect as a visitor."""
+        sock = self.ingress_host.connect(self.visitors, timeout=timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
 
-class Hosts(Network):
-    """The network, and how to put tunnels on it and to disturb it."""
+class NamespaceHosts(Network):
+    """The network with methods that start tunnels on it and disturb it."""
 
     def pair(
         self,
-        stage: Stage,
-        serve: Callable[[socket.socket], None] | Target = lasting_echo,
+        harness: ProcessHarness,
+        serve: Callable[[socket.socket], None] | Target = patient_echo,
         *,
         direction: str = "reverse",
         both: str = "",
         server: str = "",
         client: str = "",
         behind: bool = False,
-    ) -> FarPair:
-        """A tunnel with a key: server on the server's host, client on the client's; options as in ``Stage.pair``.
+    ) -> NamespacePair:
+        """Start a tunnel with a key, each end on its own host; the options are those of ``ProcessHarness.start_pair``.
 
-        The target is on the exit's own host, or, of a forward tunnel with ``behind``, on the host behind the server.
+        The target is on the egress host, or, for a forward tunnel with ``behind``, on the host behind the server.
         """
         target_host = self.backend if behind else self.client if direction == "reverse" else self.server
-        target = serve if isinstance(serve, Target) else self.target(stage, target_host, serve)
+        target = serve if isinstance(serve, Target) else self.target(harness, target_host, serve)
         tunnel_port, visitor_port = free_port(), free_port()
-        entrance, exit_ = f"127.0.0.1:{visitor_port}", f"{'10.2.0.2' if behind else '127.0.0.1'}:{target.port}"
-        ends = (entrance, exit_) if direction == "reverse" else (exit_, entrance)
+        ingress, egress = f"127.0.0.1:{visitor_port}", f"{'10.2.0.2' if behind else '127.0.0.1'}:{target.port}"
+        ends = (ingress, egress) if direction == "reverse" else (egress, ingress)
         server_options = "&".join(filter(None, [f"mode={direction}", both, server]))
         client_options = "&".join(filter(None, [both, client]))
         urls = {
             "server": f"server://{KEY}@{SERVER}:{tunnel_port}/{ends[0]}?{server_options}",
             "client": f"client://{KEY}@{SERVER}:{tunnel_port}/{ends[1]}?{client_options}",
         }
-        return FarPair(
-            stage.up({"t": urls["server"]}, name="server", prefix=self.server.prefix),
-            stage.up({"t": urls["client"]}, name="client", prefix=self.client.prefix),
+        return NamespacePair(
+            harness.start_daemon({"t": urls["server"]}, name="server", prefix=self.server.prefix),
+            harness.start_daemon({"t": urls["client"]}, name="client", prefix=self.client.prefix),
             ("127.0.0.1", visitor_port),
             tunnel_port,
             target,
@@ -87,31 +88,31 @@ class Hosts(Network):
         )
 
     def target(
-        self, stage: Stage, host: Host, serve: Callable[[socket.socket], None] = lasting_echo, port: int = 0
+        self, harness: ProcessHarness, host: Host, serve: Callable[[socket.socket], None] = patient_echo, port: int = 0
     ) -> Target:
-        """A target on a host, at every address of it."""
-        return stage.keep(Target(serve, listener=host.listener(("0.0.0.0", port))))
+        """Start a target on a host, at all its addresses."""
+        return harness.close_at_end(Target(serve, listener=host.listener(("0.0.0.0", port))))
 
     def silence(self, *ways: str) -> None:
-        """Drop every packet that leaves (``out``) or reaches (``in``) the server's host on the client's side."""
+        """Drop all packets between client and server: those to the server (``in``), from it (``out``), or both."""
         for way in ways:
             chain, flag = ("INPUT", "-i") if way == "in" else ("OUTPUT", "-o")
             self.server.run("iptables", "-A", chain, flag, "client0", "-j", "DROP")
 
     def forget(self, ports: Sequence[int]) -> None:
-        """Drop what belongs to the connections from these ports of the client's host; new ones pass."""
-        for start in range(0, len(ports), 15):  # as many as one rule takes
-            some = ",".join(map(str, ports[start : start + 15]))
-            # A visitor on the server's own loopback may have one of these ports as well, and is none of theirs.
+        """Drop the packets of connections from these ports of the client's host; new connections pass."""
+        for start in range(0, len(ports), 15):  # one rule takes at most 15 ports
+            group = ",".join(map(str, ports[start : start + 15]))
+            # The address is matched too, because a visitor on the server's loopback may use one of these ports.
             for chain, side, which in (("INPUT", "-s", "--sports"), ("OUTPUT", "-d", "--dports")):
-                rule = ("-A", chain, side, CLIENT, "-p", "tcp", "-m", "multiport", which, some, "-j", "DROP")
+                rule = ("-A", chain, side, CLIENT, "-p", "tcp", "-m", "multiport", which, group, "-j", "DROP")
                 self.server.run("iptables", *rule)
 
     @contextlib.contextmanager
     def translated(self, forgets: int) -> Generator[None]:
-        """Make the server's host a router that hides the client's behind its address, for the host behind it.
+        """Make the server's host a NAT router between the client's host and the host behind the server.
 
-        It forgets a connection after so many seconds of silence, and drops without a word what it does not know.
+        The router forgets a connection after ``forgets`` seconds of silence and silently drops unknown packets.
         """
         self.server.set("net/ipv4/ip_forward", 1)
         rules = ["-t nat -A POSTROUTING -o backend0 -j MASQUERADE", "-A FORWARD -m conntrack --ctstate INVALID -j DROP"]
@@ -128,39 +129,39 @@ class Hosts(Network):
                 self.server.run("iptables", *rule.replace("-A", "-D").split())
 
     def restore(self) -> None:
-        """Drop nothing any more, on any host."""
+        """Remove all drop rules on all hosts."""
         for host in (self.client, self.server, self.backend):
             host.run("iptables", "-F")
 
 
-class FarHosts(Hosts):
-    """The same with a bad wire between the server's host and the client's."""
+class ImpairedHosts(NamespaceHosts):
+    """The same hosts with an impaired wire between the server's host and the client's."""
 
-    wire: Wire
+    wire: ImpairedWire
 
     def join(self, server: End, client: End, undo: contextlib.ExitStack) -> None:
-        """Put it between them; it is good until told otherwise."""
-        self.wire = Wire(server, client, Manners())
+        """Connect the two hosts with a wire that is unimpaired at first."""
+        self.wire = ImpairedWire(server, client, Impairment())
         undo.callback(self.wire.close)
 
 
 def established(host: Host, port: int) -> list[int]:
-    """The remote ports of a host's established connections on a local port of its."""
+    """Return the remote ports of the established connections on a local port of a host."""
     found = re.findall(rf":{port:04X} [0-9A-F]+:([0-9A-F]{{4}}) {ESTABLISHED} ", host.read("/proc/net/tcp"))
     return [int(remote, 16) for remote in found]
 
 
 def peers(host: Host, port: int) -> set[str]:
-    """The addresses at the other ends of them."""
+    """Return the remote addresses of the established connections on a local port of a host."""
     found = re.findall(rf":{port:04X} ([0-9A-F]{{8}}):[0-9A-F]{{4}} {ESTABLISHED} ", host.read("/proc/net/tcp"))
     return {socket.inet_ntoa(bytes.fromhex(address)[::-1]) for address in found}
 
 
-def one_link(hosts: Hosts, pair: Pair, *, unlike: str | None, within: float) -> None:
-    """Wait until both ends are on one link, another than before, and one control channel is all there is."""
+def wait_one_link(hosts: NamespaceHosts, pair: Pair, *, unlike: str | None, within: float) -> None:
+    """Wait until both ends share one link other than ``unlike`` and exactly one control channel exists."""
 
-    def settled() -> bool:
+    def is_settled() -> bool:
         ours, theirs = pair.server.tunnel().get("link"), pair.client.tunnel().get("link")
         return ours == theirs != unlike and ours is not None and len(established(hosts.server, pair.tunnel_port)) == 1
 
-    until(settled, within=within, what="both ends are on one new link, with one control channel")
+    wait_until(is_settled, within=within, what="both ends share one new link with one control channel")

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.integration.peers import PATIENCE, Address, connect
-from tests.integration.strangers import contexts
+from tests.support.interception import interception_contexts
+from tests.support.peers import SOCKET_TIMEOUT_S, Address, connect
 from tunnel.model.limits import Bounds
 from tunnel.model.spec import Direction, Key, Mode
 from tunnel.protocol.frames import Decoder, Kind
@@ -41,7 +41,7 @@ class HostileClient:
     """A link with a real server, to be spoiled. ``welcome`` and ``secret`` are those of the link."""
 
     def __init__(self, server: Address, key: str, certificates: tuple[Path, Path], *, data_tls: bool = False) -> None:
-        as_client = contexts(*certificates)[1]
+        as_client = interception_contexts(*certificates)[1]
         self.sock = as_client.wrap_socket(connect(server), server_hostname="localhost")
         spoken = _Spoken(self.sock)
         handshake = ClientHandshake(Key(key), self.sock.getpeercert(binary_form=True) or b"")
@@ -62,7 +62,7 @@ class HostileServer:
 
     def __init__(self, key: str, certificates: tuple[Path, Path], spoil: Callable[[socket.socket], None]) -> None:
         self._key = Key(key)
-        self._context = contexts(*certificates)[0]
+        self._context = interception_contexts(*certificates)[0]
         self._certificate = ssl.PEM_cert_to_DER_cert(certificates[0].read_text())
         self._spoil = spoil
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -74,7 +74,7 @@ class HostileServer:
     def close(self) -> None:
         """Listen no more."""
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(PATIENCE)
+        self._thread.join(SOCKET_TIMEOUT_S)
         self._listener.close()
 
     def _accept(self) -> None:
@@ -83,7 +83,7 @@ class HostileServer:
                 plain, _ = self._listener.accept()
             except OSError:
                 return
-            plain.settimeout(PATIENCE)
+            plain.settimeout(SOCKET_TIMEOUT_S)
             with plain:
                 try:
                     self._serve(plain)

@@ -1,4 +1,4 @@
-"""Many quiet connections, and the numbers of a process under them, at a cost that leaves the machine to the product."""
+"""Targets and senders for many connections or bulk data that use little CPU themselves, and readings of a process."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import threading
 import time
 from pathlib import Path
 
-from tests.integration.peers import Address, receive
+from tests.support.peers import Address, receive_exactly
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def want_descriptors(count: int) -> None:
-    """Let this process have at least so many; root may, others get what the system lets them have."""
+def raise_descriptor_limit(count: int) -> None:
+    """Raise the descriptor limit of this process to ``count``, or to the hard limit without root."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < count:
         try:
@@ -27,40 +27,40 @@ def want_descriptors(count: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def descriptors(pid: int) -> int:
-    """How many a process has open."""
-    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208  names are all that is wanted
+def count_descriptors(pid: int) -> int:
+    """Return the number of open descriptors of a process."""
+    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208  only the names are needed
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has used of processors so far."""
+    """Return the CPU time in seconds that a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def gulp(sock: socket.socket) -> None:
-    """A target that takes what ``pour`` sends, and says when it has all of it."""
+def serve_bulk(sock: socket.socket) -> None:
+    """Serve ``send_bulk``: receive everything, then acknowledge it with one byte."""
     room = memoryview(bytearray(1 << 18))
-    while head := receive(sock, 8):
+    while head := receive_exactly(sock, 8):
         (left,) = struct.unpack("!Q", head)
         while left and (got := sock.recv_into(room, min(left, len(room)))):
             left -= got
         sock.sendall(b"k")
 
 
-def pour(sock: socket.socket, size: int) -> float:
-    """Seconds until so many bytes have arrived at the other end."""
+def send_bulk(sock: socket.socket, size: int) -> float:
+    """Send ``size`` bytes; return the seconds until their acknowledgement."""
     block = bytes(1 << 18)
     began = time.monotonic()
     sock.sendall(struct.pack("!Q", size))
     for _ in range(size // len(block)):
         sock.sendall(block)
-    assert receive(sock, 1) == b"k"
+    assert receive_exactly(sock, 1) == b"k"
     return time.monotonic() - began
 
 
-class Crowd:
-    """Echoes whatever comes, on any number of connections, from one thread: a target without a thread for each."""
+class SelectorEchoTarget:
+    """An echo target for any number of connections with a single thread."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
@@ -68,8 +68,8 @@ class Crowd:
         self.host, self.port = "127.0.0.1", int(self._listener.getsockname()[1])
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
-        self._bell, self._rope = socket.socketpair()
-        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._stop_receiver, self._stop_sender = socket.socketpair()
+        self._selector.register(self._stop_receiver, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -78,8 +78,8 @@ class Crowd:
         return self.host, self.port
 
     def close(self) -> None:
-        """End all."""
-        self._rope.close()
+        """Close all connections and end the thread."""
+        self._stop_sender.close()
         self._thread.join(10)
 
     def _serve(self) -> None:
@@ -87,7 +87,7 @@ class Crowd:
             for key, _ in self._selector.select():
                 sock = key.fileobj
                 assert isinstance(sock, socket.socket)
-                if sock is self._bell:
+                if sock is self._stop_receiver:
                     for other in [key.fileobj for key in self._selector.get_map().values()]:
                         assert isinstance(other, socket.socket)
                         other.close()

@@ -14,22 +14,23 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import Figure
-from tests.faults.hosts import CLIENT, SERVER, FarHosts
-from tests.faults.loads import gulp, pour
-from tests.faults.road import Road
-from tests.faults.wire import Manners
-from tests.integration import namespaces
-from tests.integration.harness import Daemon, Stage, until
-from tests.integration.peers import Target, connect
+from tests.faults.broker_proxy import BrokerProxy
+from tests.faults.conftest import FigureRecorder
+from tests.faults.hosts import CLIENT, SERVER, ImpairedHosts
+from tests.faults.loads import send_bulk, serve_bulk
+from tests.faults.wire import Impairment
 from tests.integration.test_fleet import LASTING, TREE, Ear, Hosts, Mosquitto, connected, mqtt_of, retained
 from tests.integration.test_programs import needs
-from tests.ports import free_port
-from tests.scale import FULL, allowed
+from tests.support import namespaces
+from tests.support.peers import Target, connect
+from tests.support.ports import free_port
+from tests.support.processes import Daemon, ProcessHarness
+from tests.support.scale import IS_FULL_SCALE, time_allowed
+from tests.support.waiting import wait_until
 
 pytestmark = needs("mosquitto", "mosquitto_sub")
 
-TROUBLE = 60.0 if FULL else 3.0
+TROUBLE = 60.0 if IS_FULL_SCALE else 3.0
 """Seconds that it lasts."""
 TRUTH = 5.0
 """Seconds after its end in which the broker has to hold the truth."""
@@ -37,21 +38,21 @@ KICKED = 12.0
 """The same, of one that has thrown everybody out for a while: it shall not be overrun."""
 LOOK = 0.5
 """Seconds that one look at what the broker holds takes, and the daemons' answers beside it."""
-PORTION = (64 if FULL else 16) << 20
+PORTION = (64 if IS_FULL_SCALE else 16) << 20
 """Bytes between two looks at the clock."""
 MEANWHILE = 20.0
 """Seconds in which a slow broker has heard what is so."""
-SLOW = Manners(delay=0.3, loss=0.05)
+SLOW = Impairment(delay=0.3, loss=0.05)
 """The wire to a slow broker, each way."""
 LOOKS = 9
 """Ratios at the least, of which the middle one counts."""
-SHARE = 0.97 if FULL else 0.25
+SHARE = 0.97 if IS_FULL_SCALE else 0.25
 """Of the throughput without a broker; the quick one only tells whether anything stands still."""
 
 
 @pytest.fixture
-def broker(stage: Stage) -> Mosquitto:
-    return stage.keep(Mosquitto(stage.directory / "broker"))
+def broker(harness: ProcessHarness) -> Mosquitto:
+    return harness.close_at_end(Mosquitto(harness.directory / "broker"))
 
 
 class Ends:
@@ -61,23 +62,23 @@ class Ends:
     """
 
     def __init__(
-        self, stage: Stage, broker: Mosquitto, name: str, url: str, home: namespaces.Host | None = None
+        self, harness: ProcessHarness, broker: Mosquitto, name: str, url: str, home: namespaces.Host | None = None
     ) -> None:
-        self.hosts = Hosts(stage, home)
+        self.hosts = Hosts(harness, home)
         listener = home.listener(("127.0.0.1", 0)) if home else None
-        self.hosts.target = stage.keep(Target(gulp, listener=listener))
+        self.hosts.target = harness.close_at_end(Target(serve_bulk, listener=listener))
         self.tunnels: list[dict[str, str]] = [self.hosts.server, self.hosts.client]
         self.names = [f"{name}-1", f"{name}-2"]
         self.daemons: list[Daemon] = []
         for host, tunnels in zip(self.names, self.tunnels, strict=True):
             if not url:
-                self.daemons.append(stage.up(tunnels, name=host, prefix=self.hosts.prefix))
+                self.daemons.append(harness.start_daemon(tunnels, name=host, prefix=self.hosts.prefix))
             else:
                 self.daemons.append(self.hosts.up(host, broker, tunnels, url=url))
         for daemon in self.daemons:
-            daemon.is_in("up", name="web", within=15)
+            daemon.wait_state("up", name="web", within=15)
         visit = home.connect if home else connect
-        self.visitor = stage.keep(visit(("127.0.0.1", self.hosts.visitor_port), timeout=60))
+        self.visitor = harness.close_at_end(visit(("127.0.0.1", self.hosts.visitor_port), timeout=60))
 
     def rss(self) -> int:
         """Resident bytes of both."""
@@ -91,7 +92,7 @@ class Ends:
         first.write({**self.tunnels[0], **nobody})
         if is_awaited:
             wanted = {"web", *names}
-            until(lambda: {t["name"] for t in first.status()["tunnels"]} == wanted, within=10, what="it is so")
+            wait_until(lambda: {t["name"] for t in first.status()["tunnels"]} == wanted, within=10, what="it is so")
 
 
 def disagreement(broker: Mosquitto, ends: Ends) -> str:
@@ -121,7 +122,7 @@ def settled(ours: Ends, others: Ends) -> int:
     for daemon in ours.daemons:
         connected(daemon, within=15)
     for ends in (ours, others):
-        pour(ends.visitor, 4 * PORTION)
+        send_bulk(ends.visitor, 4 * PORTION)
     return ours.rss() - others.rss()
 
 
@@ -134,7 +135,7 @@ def carry(ours: Ends, others: Ends) -> str:
             number += 1
             ours.change(number)
             others.change(number)
-        turns = [pour(ends.visitor, PORTION) for ends in (others, ours, ours, others)]
+        turns = [send_bulk(ends.visitor, PORTION) for ends in (others, ours, ours, others)]
         ratios.append((turns[0] + turns[3]) / (turns[1] + turns[2]))
     ratio = statistics.median(ratios)
     spread = statistics.median(abs(one - ratio) for one in ratios)
@@ -153,7 +154,7 @@ def truth_after(broker: Mosquitto, ours: Ends, within: float) -> float:
         return not wrong[-1]
 
     try:
-        until(agrees, within=within + LOOK, what="the broker holds the truth")
+        wait_until(agrees, within=within + LOOK, what="the broker holds the truth")
     except AssertionError as error:
         error.add_note(f"seen one after the other: {wrong[1:]}")
         raise
@@ -162,7 +163,7 @@ def truth_after(broker: Mosquitto, ours: Ends, within: float) -> float:
 
 def unharmed(ours: Ends, others: Ends, before: int) -> int:
     """See that neither memory nor the log has grown; how many KB more they have than those without a broker."""
-    said = [line for line in ours.daemons[1].said().splitlines() if "mqtt://" in line]
+    said = [line for line in ours.daemons[1].log_text().splitlines() if "mqtt://" in line]
     assert len(said) <= 5, said
     grown = ours.rss() - others.rss() - before
     assert grown < 6 << 20, f"{grown >> 10} KB more than those without a broker"
@@ -177,11 +178,11 @@ def resent(host: namespaces.Host) -> int:
 
 # --- the troubles -----------------------------------------------------------------------------------------------------
 
-Trouble = Callable[[Mosquitto, Road], contextlib.AbstractContextManager[None]]
+Trouble = Callable[[Mosquitto, BrokerProxy], contextlib.AbstractContextManager[None]]
 
 
 @contextlib.contextmanager
-def stopped(broker: Mosquitto, road: Road) -> Generator[None]:
+def stopped(broker: Mosquitto, road: BrokerProxy) -> Generator[None]:
     broker.stop()
     try:
         yield
@@ -190,12 +191,12 @@ def stopped(broker: Mosquitto, road: Road) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def blackholed(broker: Mosquitto, road: Road) -> Generator[None]:
-    road.way.clear()
+def blackholed(broker: Mosquitto, road: BrokerProxy) -> Generator[None]:
+    road.is_flowing.clear()
     try:
         yield
     finally:
-        road.way.set()
+        road.is_flowing.set()
 
 
 @contextlib.contextmanager
@@ -216,7 +217,7 @@ def _again_and_again(work: Callable[[], None], pause: float) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def killed(broker: Mosquitto, road: Road) -> Generator[None]:
+def killed(broker: Mosquitto, road: BrokerProxy) -> Generator[None]:
     def kill_and_start() -> None:
         broker.stop(signal.SIGKILL)
         broker.start()
@@ -228,10 +229,10 @@ def killed(broker: Mosquitto, road: Road) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def kicking(broker: Mosquitto, road: Road) -> Generator[None]:
-    with _again_and_again(road.kick, 0.2):
+def kicking(broker: Mosquitto, road: BrokerProxy) -> Generator[None]:
+    with _again_and_again(road.break_connections, 0.2):
         yield
-    road.kick()
+    road.break_connections()
 
 
 # --- the cases --------------------------------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ def kicking(broker: Mosquitto, road: Road) -> Generator[None]:
         pytest.param(kicking, id="kicking"),
     ],
 )
-def test_trouble(stage: Stage, broker: Mosquitto, figure: Figure, trouble: Trouble) -> None:
+def test_trouble(harness: ProcessHarness, broker: Mosquitto, record_figure: FigureRecorder, trouble: Trouble) -> None:
     """Two tunnels, one that publishes and one that does not, carry bulk by turns while the trouble lasts.
 
     With a publisher that waits for the broker on the loop (``time.sleep(0.3)`` in ``Session.publish``) a blackholed one
@@ -255,22 +256,22 @@ def test_trouble(stage: Stage, broker: Mosquitto, figure: Figure, trouble: Troub
     neither does one that was killed and started at once; with ``publisher._LONGEST_PAUSE`` a minute, one that was
     stopped. Without ``Publisher._told`` a minute of kicks fills the log with forty lines.
     """
-    road = stage.keep(Road(("127.0.0.1", broker.port)))
-    ours, others = Ends(stage, broker, "edge", road.url), Ends(stage, broker, "plain", "")
-    before, attempts, began = settled(ours, others), road.taken, time.monotonic()
+    road = harness.close_at_end(BrokerProxy(("127.0.0.1", broker.port)))
+    ours, others = Ends(harness, broker, "edge", road.url), Ends(harness, broker, "plain", "")
+    before, attempts, began = settled(ours, others), road.accepted, time.monotonic()
     with trouble(broker, road):
         share = carry(ours, others)
         ours.change(1_000, is_awaited=True)
     lasted = time.monotonic() - began
     truth = truth_after(broker, ours, KICKED if trouble is kicking else TRUTH)
-    assert road.taken - attempts <= 2 * (20 + 3 * lasted), "attempts of two hosts come too often"
-    figure(f"{share}, {unharmed(ours, others, before)} KB more, truth after {truth:.1f} s")
+    assert road.accepted - attempts <= 2 * (20 + 3 * lasted), "attempts of two hosts come too often"
+    record_figure(f"{share}, {unharmed(ours, others, before)} KB more, truth after {truth:.1f} s")
 
 
 @pytest.mark.case(
     "broker in trouble, throughput and truth, slow: 300 ms and 5 % of loss each way", deadline=TROUBLE + 90
 )
-def test_slow(stage: Stage, far_hosts: FarHosts, figure: Figure) -> None:
+def test_slow(harness: ProcessHarness, impaired_hosts: ImpairedHosts, record_figure: FigureRecorder) -> None:
     """The same with the broker on a host of its own, behind a wire that loses every twentieth packet.
 
     300 ms and 5 % each way are what netem at both ends would make: a round trip takes 0.6 s. What changes meanwhile is
@@ -279,47 +280,49 @@ def test_slow(stage: Stage, far_hosts: FarHosts, figure: Figure) -> None:
     With ``time.sleep(0.3)`` in ``Session.publish`` the relays stand still. With half a second for each confirmation
     there, not ten, connections are given up one after the other, and a broker this slow never hears the truth.
     """
-    broker = stage.keep(Mosquitto(stage.directory / "broker", host=far_hosts.server))
+    broker = harness.close_at_end(Mosquitto(harness.directory / "broker", host=impaired_hosts.server))
     url = f"mqtt://{SERVER}:{broker.port}"
     ours, others = (
-        Ends(stage, broker, name, there, far_hosts.client) for name, there in (("edge", url), ("plain", ""))
+        Ends(harness, broker, name, there, impaired_hosts.client) for name, there in (("edge", url), ("plain", ""))
     )
     before, attempts = settled(ours, others), broker.greeted(CLIENT)
-    ear = Ear(stage, broker, topic=f"{TREE}/{ours.names[0]}/info")
-    lost = resent(far_hosts.server)
-    far_hosts.wire.behave(SLOW)
+    ear = Ear(harness, broker, topic=f"{TREE}/{ours.names[0]}/info")
+    lost = resent(impaired_hosts.server)
+    impaired_hosts.wire.set_impairment(SLOW)
     share = carry(ours, others)
     ours.change(1_000, is_awaited=True)
     truth_after(broker, ours, MEANWHILE)
     ages = sorted(moment - datetime.fromisoformat(word["ts"]).timestamp() for moment, word in ear.timed())
-    lost = resent(far_hosts.server) - lost
+    lost = resent(impaired_hosts.server) - lost
     ours.change(2_000, is_awaited=True)
-    far_hosts.wire.behave(Manners())
+    impaired_hosts.wire.set_impairment(Impairment())
     truth = truth_after(broker, ours, TRUTH)
     assert len(ages) > TROUBLE / 4, ages
-    assert ages[-1] <= allowed(MEANWHILE), ages
+    assert ages[-1] <= time_allowed(MEANWHILE), ages
     assert broker.greeted(CLIENT) - attempts <= 2, "connections do not last"
-    assert lost > 0 or not FULL, "the wire lost nothing"
+    assert lost > 0 or not IS_FULL_SCALE, "the wire lost nothing"
     news = f"news {ages[len(ages) // 2]:.1f} s on their way, {ages[-1]:.1f} s at most, {lost} segments resent to us"
-    figure(f"{share}, {unharmed(ours, others, before)} KB more, {news}, truth after {truth:.1f} s")
+    record_figure(f"{share}, {unharmed(ours, others, before)} KB more, {news}, truth after {truth:.1f} s")
 
 
 @pytest.mark.slow
 @pytest.mark.case("duplicate host name", deadline=60)
-def test_duplicate(stage: Stage, broker: Mosquitto, figure: Figure) -> None:
+def test_duplicate(harness: ProcessHarness, broker: Mosquitto, record_figure: FigureRecorder) -> None:
     """The second reports it and publishes nothing, its tunnels serve; when the first is gone it takes the name over.
 
     Without ``Presence.check`` both publish, and the states of one are overwritten by those of the other. (Its quick
     half is in ``tests/integration/test_fleet.py``.)
     """
-    hosts = Hosts(stage)
+    hosts = Hosts(harness)
     first = hosts.up("edge-1", broker, hosts.server)
     connected(first)
     second = hosts.up("edge-1", broker, {"other": hosts.client["web"]})
-    second.is_in("up", name="other", within=15)
-    until(lambda: "another host is online as 'edge-1'" in str(mqtt_of(second)["reason"]), within=10, what="it is told")
+    second.wait_state("up", name="other", within=15)
+    wait_until(
+        lambda: "another host is online as 'edge-1'" in str(mqtt_of(second)["reason"]), within=10, what="it is told"
+    )
     boot = retained(broker)["edge-1/status"]["boot"]
-    stage.serving(("127.0.0.1", hosts.visitor_port))
+    harness.wait_serving(("127.0.0.1", hosts.visitor_port))
     for _ in range(5):
         told = retained(broker)
         assert told["edge-1/status"]["boot"] == boot
@@ -329,5 +332,7 @@ def test_duplicate(stage: Stage, broker: Mosquitto, figure: Figure) -> None:
     first.kill()
     connected(second, within=TRUTH)
     took = time.monotonic() - began
-    until(lambda: {t for t in retained(broker) if "/t/" in t} == {"edge-1/t/other/state"}, within=TRUTH, what="truth")
-    figure(f"reported, not fought; took over {took:.1f} s after the first was killed")
+    wait_until(
+        lambda: {t for t in retained(broker) if "/t/" in t} == {"edge-1/t/other/state"}, within=TRUTH, what="truth"
+    )
+    record_figure(f"reported, not fought; took over {took:.1f} s after the first was killed")

@@ -1,4 +1,4 @@
-"""A clock of a daemon alone that is put forward or back, hour by hour: libfaketime shows it another one."""
+"""The wall clock of one daemon jumps forward or back by hours; libfaketime provides the changed clock."""
 
 from __future__ import annotations
 
@@ -11,48 +11,50 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import Figure
-from tests.integration.harness import Stage, until
-from tests.integration.peers import ask, connect, exchange
+from tests.faults.conftest import FigureRecorder
 from tests.integration.test_fleet import Ear, Hosts, Mosquitto, connected, mqtt_of, publish
 from tests.integration.test_programs import needs
-from tests.ports import free_port
-from tests.scale import FULL
+from tests.support.peers import connect, exchange, round_trip
+from tests.support.ports import free_port
+from tests.support.processes import ProcessHarness
+from tests.support.scale import IS_FULL_SCALE
+from tests.support.waiting import wait_until
 
 pytestmark = needs("mosquitto", "mosquitto_sub", "mosquitto_pub")
 
-HOUR = 3600.0
+HOUR_S = 3600.0
 JUMPS = 6
-INTERVAL = 1.0
-"""REPORT_INTERVAL in seconds: three of them are a silence that a full machine does not make by itself."""
-WATCH = 10.0 if FULL else 4.0
-"""Seconds for which everything is watched after the jump: more than three of them."""
-DRAIN = 2.0 if FULL else 6.0
-"""Seconds that a visitor has to leave."""
+INTERVAL_S = 1.0
+"""REPORT_INTERVAL in seconds: a busy machine alone does not cause a silence of three intervals."""
+OBSERVATION_S = 10.0 if IS_FULL_SCALE else 4.0
+"""Seconds of observation after the jumps: more than three intervals."""
+DRAIN_S = 2.0 if IS_FULL_SCALE else 6.0
+"""Seconds that a visitor has to finish during a drain."""
 LIBRARY = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
 
 
-def moment(text: str) -> float:
+def parse_timestamp(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
 @pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed (Debian: faketime)")
 @pytest.mark.case("wall clock jumps an hour", deadline=90)
 @pytest.mark.parametrize("hours", [pytest.param(1, id="forward"), pytest.param(-1, marks=pytest.mark.slow, id="back")])
-def test_jump(stage: Stage, figure: Figure, hours: int) -> None:
-    """Relay, link, cooldown, drain, watcher and broker go on as if nothing had happened; stamps follow the new clock.
+def test_a_jump_of_the_wall_clock_disturbs_nothing(
+    harness: ProcessHarness, record_figure: FigureRecorder, hours: int
+) -> None:
+    """Relay, link, cooldown, drain, watcher and broker continue undisturbed; timestamps follow the new clock.
 
-    With the silence of a link measured by ``time.time`` (``Link._heard_at``, ``_ping``) it is lost at a jump forward;
-    with the end of a drain so measured (``Engine._drain``) a jump back makes it last an hour, and one forward cuts
-    the visitor at once.
+    Seen to fail: with the silence of a link measured by ``time.time``, a jump forward loses the link. With the end of
+    a drain measured by it, a jump back makes the drain last an hour, and a jump forward closes the visitor at once.
     """
-    clock = stage.directory / "clock"
-    put(clock, "+0")
-    broker = stage.keep(Mosquitto(stage.directory / "broker"))
-    hosts = Hosts(stage)
+    clock = harness.directory / "clock"
+    set_clock(clock, "+0")
+    broker = harness.close_at_end(Mosquitto(harness.directory / "broker"))
+    hosts = Hosts(harness)
     port = free_port()
-    lame = {"lame": f"client://127.0.0.1:{port}/127.0.0.1:1?client_cooldown=1s"}
-    interval = f"&report_interval={round(INTERVAL * 1000)}ms"
+    unreachable = {"unreachable": f"client://127.0.0.1:{port}/127.0.0.1:1?client_cooldown=1s"}
+    interval = f"&report_interval={round(INTERVAL_S * 1000)}ms"
     server = {
         "web": hosts.server["web"] + interval,
         "leaving": f"server://127.0.0.1:{free_port()}/127.0.0.1:{free_port()}",
@@ -62,70 +64,78 @@ def test_jump(stage: Stage, figure: Figure, hours: int) -> None:
         "FAKETIME_TIMESTAMP_FILE": str(clock),
         "FAKETIME_NO_CACHE": "1",
         "DONT_FAKE_MONOTONIC": "1",
-        "XDG_STATE_HOME": str(stage.directory / "state"),
+        "XDG_STATE_HOME": str(harness.directory / "state"),
     }
     section = {"mqtt": {"url": broker.url, "host": "edge-1", "commands": True}}
-    host = stage.up({**server, **lame}, name="edge-1", env=env, supervisor=section)
-    other = stage.up({"web": f"{hosts.client['web']}?{interval[1:]}"}, name="edge-2")
+    host = harness.start_daemon({**server, **unreachable}, name="edge-1", env=env, supervisor=section)
+    other = harness.start_daemon({"web": f"{hosts.client['web']}?{interval[1:]}"}, name="edge-2")
     for daemon in (host, other):
-        daemon.is_in("up", name="web", within=15)
+        daemon.wait_state("up", name="web", within=15)
     connected(host)
-    ear = Ear(stage, broker)
+    ear = Ear(harness, broker)
     visitors = ("127.0.0.1", hosts.visitor_port)
     links = host.tunnel("web")["link"], other.tunnel("web")["link"]
-    attempts = host.tunnel("lame")["cooldown"]["attempt"]
+    attempts = host.tunnel("unreachable")["cooldown"]["attempt"]
     with connect(visitors) as visitor:
-        assert ask(visitor, b"before") == b"before"
-        for hour in range(1, JUMPS + 1):  # so many that one of them falls between a ping and the next word
-            put(clock, f"{hour * hours:+d}h")
-            assert ask(visitor, b"during") == b"during"
-            time.sleep(random.uniform(INTERVAL / 3, INTERVAL * 4 / 3))
+        assert round_trip(visitor, b"before") == b"before"
+        for hour in range(1, JUMPS + 1):  # enough jumps that one of them falls between two pings
+            set_clock(clock, f"{hour * hours:+d}h")
+            assert round_trip(visitor, b"during") == b"during"
+            time.sleep(random.uniform(INTERVAL_S / 3, INTERVAL_S * 4 / 3))
         began, exchanged = time.monotonic(), 0
-        while time.monotonic() < began + WATCH:
-            assert ask(visitor, b"during") == b"during"
+        while time.monotonic() < began + OBSERVATION_S:
+            assert round_trip(visitor, b"during") == b"during"
             assert exchange(visitors, b"new") == b"new"
             assert mqtt_of(host)["state"] == "online"
-            assert 0 <= host.tunnel("lame")["cooldown"]["remaining_s"] <= 1
+            assert 0 <= host.tunnel("unreachable")["cooldown"]["remaining_s"] <= 1
             exchanged += 1
-            time.sleep(0.05)  # visits are spread over the whole watch
+            time.sleep(0.05)  # visits are spread over the whole observation
         assert (host.tunnel("web")["link"], other.tunnel("web")["link"]) == links
-        until(lambda: host.tunnel("lame")["cooldown"]["attempt"] > attempts + 1, within=5, what="attempts go on")
+        wait_until(
+            lambda: host.tunnel("unreachable")["cooldown"]["attempt"] > attempts + 1, within=5, what="attempts continue"
+        )
 
-        expiry(broker, ear, JUMPS * hours)
+        check_expiry(broker, ear, JUMPS * hours)
         before = host.status()["generation"]
         host.write(server)
-        until(lambda: host.status()["generation"] == before + 1, within=5, what="the file is followed")
+        wait_until(
+            lambda: host.status()["generation"] == before + 1, within=5, what="the change of the file is applied"
+        )
 
-        order(broker, ear, id="drain", op="stop", target="web", timeout=DRAIN)
-        put(clock, "+0")
+        send_command(broker, ear, id="drain", op="stop", target="web", timeout=DRAIN_S)
+        set_clock(clock, "+0")
         began = time.monotonic()
-        assert ask(visitor, b"drain") == b"drain"
-        host.is_in("stopped", name="web", within=DRAIN + 6)
+        assert round_trip(visitor, b"drain") == b"drain"
+        host.wait_state("stopped", name="web", within=DRAIN_S + 6)
         took = time.monotonic() - began
-        assert took > DRAIN / 2, f"the visitor was to have {DRAIN:g} seconds"
-    figure(f"{exchanged} exchanges, no link lost, a drain of {DRAIN:g} s took {took:.1f} s across the jump back")
+        assert took > DRAIN_S / 2, f"the visitor did not have {DRAIN_S:g} seconds to finish"
+    record_figure(
+        f"{exchanged} exchanges, no link lost, a drain of {DRAIN_S:g} s took {took:.1f} s across the jump back"
+    )
 
 
-def put(clock: Path, text: str) -> None:
-    """Set it; whoever reads it never finds it empty."""
-    beside = clock.with_suffix(".new")
-    beside.write_text(text)
-    beside.rename(clock)
+def set_clock(clock: Path, text: str) -> None:
+    """Set the offset of the clock. The rename makes sure that no reader finds an empty file."""
+    replacement = clock.with_suffix(".new")
+    replacement.write_text(text)
+    replacement.rename(clock)
 
 
-def expiry(broker: Mosquitto, ear: Ear, hours: int) -> None:
-    """Commands expire, and words are stamped, by the clock of the host."""
+def check_expiry(broker: Mosquitto, ear: Ear, hours: int) -> None:
+    """Check that commands expire, and that messages are stamped, by the clock of the host."""
     now = time.time()
-    late = order(broker, ear, id="late", op="start", target="web", exp=now + hours * HOUR - 10)
+    late = send_command(broker, ear, id="late", op="start", target="web", exp=now + hours * HOUR_S - 10)
     assert not late["ok"]
     assert "expired" in late["error"]
     assert "by this host's clock" in late["error"]
-    assert order(broker, ear, id="timely", op="start", target="web", exp=now + hours * HOUR + 300)["ok"]
-    state = ear.hears("edge-1/t/lame/state", lambda word: abs(moment(word["ts"]) - now - hours * HOUR) < 60)
+    assert send_command(broker, ear, id="timely", op="start", target="web", exp=now + hours * HOUR_S + 300)["ok"]
+    state = ear.hears(
+        "edge-1/t/unreachable/state", lambda word: abs(parse_timestamp(word["ts"]) - now - hours * HOUR_S) < 60
+    )
     assert datetime.fromisoformat(state["ts"]).tzinfo == UTC
 
 
-def order(broker: Mosquitto, ear: Ear, **fields: Any) -> dict[str, Any]:  # noqa: ANN401  what a command may have
-    """The answer to a command."""
+def send_command(broker: Mosquitto, ear: Ear, **fields: Any) -> dict[str, Any]:  # noqa: ANN401  the fields of a command
+    """Send a command through the broker and return its answer."""
     publish(broker, "edge-1/cmd", json.dumps({"v": 1, **fields}))
     return ear.hears(f"edge-1/rsp/{fields['id']}")

@@ -1,6 +1,6 @@
-"""The file and its changes under load: who is meant changes, nobody else notices, and a wrong file changes nothing.
+"""The file changes under load: only the changed entries are affected, and an invalid file changes nothing.
 
-The quick halves of those marked slow are in ``tests/integration/test_reload.py``.
+The quick versions of the slow cases are in ``tests/integration/test_reload.py``.
 """
 
 from __future__ import annotations
@@ -8,162 +8,171 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Figure
-from tests.integration.harness import Stage, until
-from tests.integration.peers import exchange
-from tests.integration.test_reload import House, Pair, document, visitors
-from tests.scale import FULL
+from tests.faults.conftest import FigureRecorder
+from tests.integration.test_reload import LiveReloadHarness, Pair, document, visitors
+from tests.support.peers import Target, exchange
+from tests.support.processes import ProcessHarness
+from tests.support.scale import IS_FULL_SCALE
+from tests.support.waiting import wait_until
 
-SEEN = 5.0
-"""Seconds in which a change of the file has to be noticed: two at the most, and a machine that others use too."""
+CHANGE_NOTICED_S = 5.0
+"""Seconds within which a change of the file must be noticed: the promised two, and allowance for a busy machine."""
 PAIRS = 50
-ROUNDS = 3 if FULL else 1
+ROUNDS = 3 if IS_FULL_SCALE else 1
 
 
-def two_pairs(stage: Stage) -> tuple[Pair, Pair]:
-    """One of each direction."""
-    target = stage.target()
+def is_served_by(pair: Pair, target: Target) -> bool:
+    """Whether a visitor of the pair reaches this target."""
+    return exchange(pair.visitors, b"x") == b"x" and target.accepted > 0
+
+
+def two_pairs(harness: ProcessHarness) -> tuple[Pair, Pair]:
+    """Return one pair of each direction."""
+    target = harness.start_target()
     return Pair("one", "reverse", target), Pair("two", "forward", target)
 
 
 @pytest.mark.case("file truncated, invalid, renamed away", deadline=90)
-def test_spoiled(stage: Stage, figure: Figure) -> None:
-    """Every visitor is served, the generation stays, ``ps`` shows the place; the good file again is no change at all.
+def test_an_invalid_file_changes_nothing_and_is_shown(harness: ProcessHarness, record_figure: FigureRecorder) -> None:
+    """Every visitor is served, the generation stays, ``ps`` shows the place; restoring the file is no change.
 
-    With the last good configuration given up (``Reloader._in_turn`` applying a manifest without entries instead of
-    refusing) the tunnels drain at the first of them, and visitors are refused.
+    Seen to fail: with an empty manifest applied instead of the invalid file refused, the tunnels drain and visitors
+    are refused.
     """
-    pairs = two_pairs(stage)
-    house = House(stage, {**pairs[0].entries(), **pairs[1].entries()})
-    good, number, links = house.file.read_text(), house.generation, house.links()
-    away = house.file.with_suffix(".bak")
+    pairs = two_pairs(harness)
+    daemon = LiveReloadHarness(harness, {**pairs[0].entries(), **pairs[1].entries()})
+    good, number, links = daemon.file.read_text(), daemon.generation, daemon.links()
+    away = daemon.file.with_suffix(".bak")
     worst = 0.0
-    spoils: list[Callable[[], object]] = [
-        lambda: os.truncate(house.file, len(good) // 2),
-        lambda: os.truncate(house.file, 0),
-        lambda: house.file.write_text(good.replace("server://", "sever://", 1)),
-        lambda: house.file.rename(away),
+    invalidations: list[Callable[[], object]] = [
+        lambda: os.truncate(daemon.file, len(good) // 2),
+        lambda: os.truncate(daemon.file, 0),
+        lambda: daemon.file.write_text(good.replace("server://", "sever://", 1)),
+        lambda: daemon.file.rename(away),
     ]
     with visitors(*pairs) as there:
         for _ in range(ROUNDS):
-            for spoil in spoils if FULL else spoils[::3]:
-                spoil()
+            for invalidate in invalidations if IS_FULL_SCALE else invalidations[::3]:
+                invalidate()
                 began = time.monotonic()
-                until(lambda: not house.config["ok"], within=SEEN, what="the error is shown")
+                wait_until(lambda: not daemon.config["ok"], within=CHANGE_NOTICED_S, what="the error is shown")
                 worst = max(worst, time.monotonic() - began)
-                assert house.config["error"].startswith(f"{house.file}:")
-                assert (house.generation, house.links()) == (number, links)
-                house.file.write_text(good)
-                until(lambda: house.config["ok"], within=SEEN, what="the error is gone")
-                assert (house.generation, house.links()) == (number, links)
+                assert daemon.config["error"].startswith(f"{daemon.file}:")
+                assert (daemon.generation, daemon.links()) == (number, links)
+                daemon.file.write_text(good)
+                wait_until(lambda: daemon.config["ok"], within=CHANGE_NOTICED_S, what="the error is gone")
+                assert (daemon.generation, daemon.links()) == (number, links)
         served = there.served
-    figure(f"shown within {worst:.1f} s, {served} visits served, none failed")
+    record_figure(f"shown within {worst:.1f} s, {served} visits served, none failed")
 
 
 @pytest.mark.slow
-@pytest.mark.case("file replaced by rename and by a swapped link", deadline=90)
-def test_swapped(stage: Stage, figure: Figure) -> None:
-    """As editors and as Kubernetes do it (``..data`` points to another directory); each is applied, nobody is refused.
+@pytest.mark.case("file replaced by rename and by a swapped symlink", deadline=90)
+def test_a_replaced_file_or_symlink_is_applied(harness: ProcessHarness, record_figure: FigureRecorder) -> None:
+    """As editors do it, and as Kubernetes does it (``..data`` points to another directory); no visitor is refused.
 
-    With hints of the file's own name alone (a ``watch_filter`` for it), and no look besides (``watcher._TICKS``
-    enormous), the swapped link is never seen.
+    Seen to fail: with file events of the file's own name alone, and without the periodic check, a swapped symlink is
+    never noticed.
     """
-    one, two = two_pairs(stage)
-    house = House(stage, {**one.entries(), **two.entries()})
-    room = house.file.parent
+    one, two = two_pairs(harness)
+    daemon = LiveReloadHarness(harness, {**one.entries(), **two.entries()})
+    directory = daemon.file.parent
     worst = 0.0
 
-    def renamed(text: str) -> None:
-        beside = house.file.with_suffix(".new")
-        beside.write_text(text)
-        beside.rename(house.file)
+    def replace_by_rename(text: str) -> None:
+        replacement = daemon.file.with_suffix(".new")
+        replacement.write_text(text)
+        replacement.rename(daemon.file)
 
-    def linked(text: str) -> None:
-        volume = room / f"..{time.monotonic_ns()}"
+    def replace_by_symlink(text: str) -> None:
+        volume = directory / f"..{time.monotonic_ns()}"
         volume.mkdir()
-        (volume / house.file.name).write_text(text)
-        link, fresh = room / "..data", room / "..data_tmp"
+        (volume / daemon.file.name).write_text(text)
+        link, fresh = directory / "..data", directory / "..data_tmp"
         fresh.symlink_to(volume.name)
         fresh.rename(link)
-        if not house.file.is_symlink():
-            house.file.with_suffix(".link").symlink_to(Path("..data", house.file.name))
-            house.file.with_suffix(".link").rename(house.file)
+        if not daemon.file.is_symlink():
+            daemon.file.with_suffix(".link").symlink_to(Path("..data", daemon.file.name))
+            daemon.file.with_suffix(".link").rename(daemon.file)
 
     with visitors(two) as there:
-        for swap in [renamed, linked, linked] * ROUNDS:
-            number = house.generation
-            one.target = stage.target()
-            time.sleep(1.5)  # whoever watches has done with what was before
+        for swap in [replace_by_rename, replace_by_symlink, replace_by_symlink] * ROUNDS:
+            number = daemon.generation
+            one.target = harness.start_target()
+            time.sleep(1.5)  # the watcher has finished with the previous change
             swap(document({**one.entries(), **two.entries()}))
-            worst = max(worst, house.applied(number + 1, within=SEEN))
-            fresh = one.target
-            until(lambda: exchange(one.visitors, b"x") == b"x" and fresh.accepted > 0, within=5, what="new target")  # noqa: B023  called at once
+            worst = max(worst, daemon.applied(number + 1, within=CHANGE_NOTICED_S))
+            wait_until(partial(is_served_by, one, one.target), within=5, what="the new target serves")
         served = there.served
-    figure(f"applied within {worst:.1f} s, {served} visits served elsewhere, none failed")
+    record_figure(f"applied within {worst:.1f} s, {served} visits to the other tunnel served, none failed")
 
 
 @pytest.mark.slow
 @pytest.mark.case("one of many reloaded under traffic", deadline=150)
-def test_one_of_many(stage: Stage, figure: Figure) -> None:
-    """One entry's target changes, again and again, under visitors of all the others: none of them sees a reset.
+def test_a_change_of_one_entry_does_not_affect_the_others(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """The target of one entry changes repeatedly under visitors of all others: none of them sees a reset.
 
-    With every entry taken for a changed one (``plan.diff`` comparing by identity, ``before[name] is not entry``, and
-    ``needs_engine`` always True) the links of all are others after the first save.
+    Seen to fail: with every entry treated as changed, all links are new after the first save.
     """
-    target = stage.target()
-    crowd = [Pair(f"pair-{n}", ("reverse", "forward")[n % 2], target, min_pool_capacity=2) for n in range(PAIRS)]
-    edited, *others = crowd
-    tunnels = {name: entry for pair in crowd for name, entry in pair.entries().items()}
-    house = House(stage, tunnels)
-    house.is_up(within=30)
-    links = house.links()
+    target = harness.start_target()
+    pairs = [Pair(f"pair-{n}", ("reverse", "forward")[n % 2], target, min_pool_capacity=2) for n in range(PAIRS)]
+    edited, *others = pairs
+    tunnels = {name: entry for pair in pairs for name, entry in pair.entries().items()}
+    daemon = LiveReloadHarness(harness, tunnels)
+    daemon.is_up(within=30)
+    links = daemon.links()
     worst = 0.0
     with visitors(*others) as there:
         for _ in range(3):
-            edited.target = stage.target()
+            edited.target = harness.start_target()
             tunnels |= edited.entries()
-            number = house.generation
-            house.file.write_text(document(tunnels))
-            worst = max(worst, house.applied(number + 1, within=SEEN))
-            fresh = edited.target
-            until(lambda: exchange(edited.visitors, b"x") == b"x" and fresh.accepted > 0, within=10, what="new target")  # noqa: B023  called at once
+            number = daemon.generation
+            daemon.file.write_text(document(tunnels))
+            worst = max(worst, daemon.applied(number + 1, within=CHANGE_NOTICED_S))
+            wait_until(partial(is_served_by, edited, edited.target), within=10, what="the new target serves")
         served = there.served
-    after = house.links()
+    after = daemon.links()
     assert {name: after[name] for name in tunnels if name not in edited.entries()} == {
         name: links[name] for name in tunnels if name not in edited.entries()
     }
-    figure(f"{2 * PAIRS - 1} untouched, applied within {worst:.1f} s, {served} visits served, none failed")
+    record_figure(f"{2 * PAIRS - 1} unchanged, applied within {worst:.1f} s, {served} visits served, none failed")
 
 
 @pytest.mark.slow
-@pytest.mark.case("port taken at reload", deadline=60)
+@pytest.mark.case("port in use at reload", deadline=60)
 @pytest.mark.parametrize("workers", [0, 2], ids=["one process", "workers"])
-def test_port_taken(stage: Stage, figure: Figure, workers: int) -> None:
-    """The entry whose new port is in use reports it and serves on where it was; the others of the same save change.
+def test_an_entry_whose_new_port_is_in_use_keeps_serving(
+    harness: ProcessHarness, record_figure: FigureRecorder, workers: int
+) -> None:
+    """The entry reports the port in use and keeps serving on its old one; the other changes of the save are applied.
 
-    With the old engine drained before the new one binds (``Handover.run`` going straight to ``_exchange``) its visitors
-    are refused from then on.
+    Seen to fail: with the old engine drained before the new one has bound, its visitors are refused from then on.
     """
-    one, two = two_pairs(stage)
-    house = House(stage, {**one.entries(), **two.entries()}, workers)
-    old, taken = one.visitor_port, stage.target()
+    one, two = two_pairs(harness)
+    daemon = LiveReloadHarness(harness, {**one.entries(), **two.entries()}, workers)
+    old, taken = one.visitor_port, harness.start_target()
     with visitors(one, two) as there:
         one.visitor_port = taken.port
-        number = house.generation
-        house.file.write_text(document({**one.entries(), **two.entries(log="warn")}))
-        house.applied(number + 1, within=SEEN)
+        number = daemon.generation
+        daemon.file.write_text(document({**one.entries(), **two.entries(log="warn")}))
+        daemon.applied(number + 1, within=CHANGE_NOTICED_S)
         one.visitor_port = old
-        seen = house.daemon.tunnel(one.entrance)
+        seen = daemon.daemon.tunnel(one.ingress)
         assert seen["state"] == "up"
         assert f"127.0.0.1:{taken.port}" in seen["last_error"]
-        result = house.reload()["results"][one.entrance]
+        result = daemon.reload()["results"][one.ingress]
         assert result["action"] == "rejected"
         served = there.served
     taken.close()
-    assert house.reload()["results"][one.entrance]["action"] == "restarted"
-    until(lambda: exchange(("127.0.0.1", taken.port), b"x") == b"x", within=10, what="the port at last")
-    figure(f"{result['detail'].partition(';')[0]}; {served} visits served, none failed")
+    assert daemon.reload()["results"][one.ingress]["action"] == "restarted"
+    wait_until(
+        lambda: exchange(("127.0.0.1", taken.port), b"x") == b"x", within=10, what="visitors are served on the new port"
+    )
+    record_figure(f"{result['detail'].partition(';')[0]}; {served} visits served, none failed")

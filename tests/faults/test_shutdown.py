@@ -1,4 +1,4 @@
-"""SIGTERM under load: who is here finishes, nobody is cut within the limit, and the process ends with 0."""
+"""SIGTERM under load: connected visitors finish, none is closed within the limit, and the process exits with 0."""
 
 from __future__ import annotations
 
@@ -12,140 +12,144 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.faults.conftest import Figure
-from tests.integration.harness import Stage, until
-from tests.integration.peers import Address, ask, connect, ending, receive
-from tests.scale import FULL, GUARD
+from tests.faults.conftest import FigureRecorder
+from tests.support.peers import Address, connect, read_stream_end, receive_exactly, round_trip
+from tests.support.processes import ProcessHarness
+from tests.support.scale import GUARD_S, IS_FULL_SCALE
+from tests.support.waiting import wait_until
 
-LIMIT = 10.0 if FULL else 2 * GUARD
+SHUTDOWN_TIMEOUT_S = 10.0 if IS_FULL_SCALE else 2 * GUARD_S
 """SHUTDOWN_TIMEOUT in seconds."""
-STAY = 3.0 if FULL else 1.0
-"""Seconds for which visitors stay after the signal."""
-STAYING = 50 if FULL else 10
-COMING = 8 if FULL else 3
+STAY_S = 3.0 if IS_FULL_SCALE else 1.0
+"""Seconds for which visitors stay connected after the process signal."""
+LONG_VISITORS = 50 if IS_FULL_SCALE else 10
+SHORT_VISITOR_THREADS = 8 if IS_FULL_SCALE else 3
 
 
-class Load:
-    """Visitors who stay, and others who come and go as fast as they are served, until there is no door any more."""
+class VisitorLoad:
+    """Long-lived visitors, and short visits in quick succession until the port is closed."""
 
     def __init__(self, address: Address) -> None:
         self.served = 0
-        self.cut: list[str] = []
+        self.failures: list[str] = []
         self._address = address
-        self._leaving = threading.Event()
+        self._finishing = threading.Event()
         self._closed = threading.Event()
-        self._comers: list[threading.Thread] = []
-        self._stayers = [self._begin(self._stay) for _ in range(STAYING)]
-        self._comers = [self._begin(self._come_and_go) for _ in range(COMING)]
+        self._short_threads: list[threading.Thread] = []
+        self._long_threads = [self._start(self._stay_connected) for _ in range(LONG_VISITORS)]
+        self._short_threads = [self._start(self._visit_repeatedly) for _ in range(SHORT_VISITOR_THREADS)]
 
-    def knock(self, count: int) -> None:
-        """So many more come, whose connections the kernel alone has made when this returns."""
+    def connect_more(self, count: int) -> None:
+        """Connect ``count`` more visitors; their connections are in the backlog when this returns."""
         for _ in range(count):
             sock = connect(self._address)
             sock.sendall(b"?")
-            self._comers.append(self._begin(lambda sock=sock: self._visit(sock)))  # type: ignore[misc]  # each its own
+            self._short_threads.append(self._start(lambda sock=sock: self._visit(sock)))  # type: ignore[misc]  # mypy does not infer defaults of lambdas
 
-    def come_no_more(self) -> None:
-        """Nobody else comes; those under way are served."""
+    def stop_short_visits(self) -> None:
+        """Start no more short visits and wait until the current ones are served."""
         self._closed.set()
-        for thread in self._comers:
-            thread.join(2 * GUARD)
+        for thread in self._short_threads:
+            thread.join(2 * GUARD_S)
 
-    def leave(self) -> None:
-        """Everybody who stays takes his leave."""
-        self._leaving.set()
-        for thread in (*self._stayers, *self._comers):
-            thread.join(2 * GUARD)
+    def finish(self) -> None:
+        """Let the long-lived visitors end their streams."""
+        self._finishing.set()
+        for thread in (*self._long_threads, *self._short_threads):
+            thread.join(2 * GUARD_S)
 
     @staticmethod
-    def _begin(work: Callable[[], None]) -> threading.Thread:
+    def _start(work: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
         return thread
 
-    def _stay(self) -> None:
+    def _stay_connected(self) -> None:
         with connect(self._address) as sock:
             try:
-                while not self._leaving.wait(0.05):
+                while not self._finishing.wait(0.05):
                     token = os.urandom(64)
-                    assert ask(sock, token) == token
+                    assert round_trip(sock, token) == token
                 sock.shutdown(socket.SHUT_WR)
-                assert ending(sock) == "end"
+                assert read_stream_end(sock) == "end"
                 self.served += 1
             except (OSError, AssertionError) as error:
-                self.cut.append(f"one who stayed: {error!r}")
+                self.failures.append(f"long-lived visitor: {error!r}")
 
-    def _come_and_go(self) -> None:
+    def _visit_repeatedly(self) -> None:
         while not self._closed.is_set():
             try:
                 sock = connect(self._address)
                 sock.sendall(b"?")
             except OSError:
-                return  # there is no door any more
+                return  # the port is closed
             self._visit(sock)
 
     def _visit(self, sock: socket.socket) -> None:
         with sock:
             try:
-                assert receive(sock, 1) == b"?"
+                assert receive_exactly(sock, 1) == b"?"
                 self.served += 1
             except (OSError, AssertionError) as error:
-                self.cut.append(f"one who came: {error!r}")
+                self.failures.append(f"short visit: {error!r}")
                 self._closed.set()
 
 
 @pytest.mark.case("SIGTERM under load", deadline=60)
-@pytest.mark.parametrize("which", ["entrance", "exit"])
+@pytest.mark.parametrize("which", ["ingress", "egress"])
 @pytest.mark.parametrize("direction", ["reverse", pytest.param("forward", marks=pytest.mark.slow)])
-def test_sigterm(stage: Stage, figure: Figure, direction: str, which: str) -> None:
-    """Whoever had a connection is served to the end, also who came in the very moment; then it ends, with 0.
+def test_sigterm_lets_every_visitor_finish(
+    harness: ProcessHarness, record_figure: FigureRecorder, direction: str, which: str
+) -> None:
+    """Every connected visitor is served to the end, those still in the backlog included; then the exit status is 0.
 
-    The entrance is stopped while some connect, so that the signal finds them before an accept loop that has not seen
-    them. (With the exit gone new visitors wait for another one: they come no more when it is told to go.) With a drain
-    that cuts (``Engine.run`` not waiting for ``_drain``) nobody is served to the end; with a reverse server's door
-    closed at once (``Engine._drain`` without ``has_queue``) those who wait for a data connection wait in vain.
+    The ingress is stopped (SIGSTOP) while visitors connect, so that they are in the backlog when SIGTERM arrives. When
+    the egress ends, new visitors would wait for another egress, so short visits stop before the process signal.
+
+    Seen to fail: with an engine that does not wait for its drain no visitor is served to the end. With the tunnel port
+    of a reverse server closed at once, visitors that wait for a data connection are never served.
     """
-    pair = stage.pair(direction=direction, both=f"shutdown_timeout={LIMIT:g}s").up(within=15)
-    is_server = (which == "entrance") is (direction == "reverse")
+    pair = harness.start_pair(direction=direction, both=f"shutdown_timeout={SHUTDOWN_TIMEOUT_S:g}s").wait_up(within=15)
+    is_server = (which == "ingress") is (direction == "reverse")
     end = pair.server if is_server else pair.client
-    load = Load(pair.visitors)
-    until(lambda: load.served > 20, within=10, what=f"visitors come and go; {load.cut}")
-    if which == "exit":
-        load.come_no_more()
+    load = VisitorLoad(pair.visitors)
+    wait_until(lambda: load.served > 20, within=10, what=f"visitors come and go; {load.failures}")
+    if which == "egress":
+        load.stop_short_visits()
         end.signal(signal.SIGTERM)
     else:
         end.signal(signal.SIGSTOP)
-        load.knock(5)
+        load.connect_more(5)
         end.signal(signal.SIGTERM)
         end.signal(signal.SIGCONT)
-    time.sleep(STAY)  # the drain, while visitors stay
+    time.sleep(STAY_S)  # the drain under test, with connected visitors
     assert end.process.poll() is None
-    load.leave()
+    load.finish()
     left = time.monotonic()
-    assert end.ends(within=5) == 0
+    assert end.wait_exit(within=5) == 0
     took = time.monotonic() - left
-    assert load.cut == []
-    figure(f"{load.served} served, none cut, ended {took:.1f} s after the last had left")
+    assert load.failures == []
+    record_figure(f"{load.served} served, none closed early, ended {took:.1f} s after the last visitor")
 
 
 @pytest.mark.case("a second SIGTERM under load", deadline=60)
-def test_second(stage: Stage, figure: Figure) -> None:
-    """It ends at once, whoever is here, and with 0.
+def test_a_second_sigterm_ends_the_process_at_once(harness: ProcessHarness, record_figure: FigureRecorder) -> None:
+    """The process ends at once with status 0, whatever visitors are connected.
 
-    With every signal taken for the first (``process.stop_signals`` always calling ``drain``) it stays for its limit.
+    Seen to fail: if every process signal only starts a drain, the process stays until its shutdown timeout.
     """
-    pair = stage.pair(both="shutdown_timeout=300s").up(within=15)
-    with contextlib.ExitStack() as leaving:
-        visitors = [leaving.enter_context(connect(pair.visitors)) for _ in range(STAYING)]
+    pair = harness.start_pair(both="shutdown_timeout=300s").wait_up(within=15)
+    with contextlib.ExitStack() as connections:
+        visitors = [connections.enter_context(connect(pair.visitors)) for _ in range(LONG_VISITORS)]
         for visitor in visitors:
-            assert ask(visitor, b"here") == b"here"
+            assert round_trip(visitor, b"here") == b"here"
         pair.server.signal(signal.SIGTERM)
-        pair.server.says("shutting down")
-        assert ask(visitors[0], b"still") == b"still"
+        pair.server.wait_for_log("shutting down")
+        assert round_trip(visitors[0], b"still") == b"still"
         began = time.monotonic()
         pair.server.signal(signal.SIGTERM)
-        assert pair.server.ends(within=3) == 0
+        assert pair.server.wait_exit(within=3) == 0
         took = time.monotonic() - began
-        assert {ending(visitor) for visitor in visitors} <= {"end", "reset"}
-        pair.server.says(f"{STAYING} visitors were cut off")
-    figure(f"ended after {took:.2f} s with {STAYING} visitors, 0")
+        assert {read_stream_end(visitor) for visitor in visitors} <= {"end", "reset"}
+        pair.server.wait_for_log(f"{LONG_VISITORS} visitors were cut off")
+    record_figure(f"ended after {took:.2f} s with {LONG_VISITORS} visitors, status 0")

@@ -1,4 +1,4 @@
-"""Targets that refuse, are silent or die, and data connections that cannot be had: the visitor learns it in time."""
+"""Targets that refuse, are silent or die, and missing data connections: the visitor is closed in time."""
 
 from __future__ import annotations
 
@@ -10,88 +10,94 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.faults.conftest import Figure
-from tests.faults.hosts import DIRECTIONS, FarPair, Hosts
-from tests.integration.harness import Stage, until
-from tests.integration.peers import Target, ask, ending
-from tests.ports import free_port
-from tests.scale import FULL, GUARD, allowed
+from tests.faults.conftest import FigureRecorder
+from tests.faults.hosts import DIRECTIONS, NamespaceHosts, NamespacePair
+from tests.support.peers import Target, read_stream_end, round_trip
+from tests.support.ports import free_port
+from tests.support.processes import ProcessHarness
+from tests.support.scale import GUARD_S, IS_FULL_SCALE, time_allowed
+from tests.support.waiting import wait_until
 
-REFUSAL = 0.1 if FULL else 2.0
-"""Seconds in which a visitor of a target that refuses is closed, in the middle of many."""
-AT_ONCE = 1.0 if FULL else 4.0
-"""Seconds in which one hears of a target that is no more: less than it would take to give up waiting."""
-DIAL_BOUND = 10.0
-"""Seconds that an exit waits for a target at the most."""
-WAIT = 5.0
-"""Seconds that a visitor waits for a data connection at the most."""
-KEEPALIVE = 30 + 3 * 10
-"""Seconds in which the kernel notices that the host of a silent connection is gone."""
+REFUSAL_S = 0.1 if IS_FULL_SCALE else 2.0
+"""Seconds within which the median visitor of a refusing target is closed."""
+TARGET_LOST_S = 1.0 if IS_FULL_SCALE else 4.0
+"""Seconds within which the loss of a target reaches the visitor: less than any timeout."""
+DIAL_TIMEOUT_S = 10.0
+"""Seconds after which the egress gives a dial up."""
+QUEUE_TIMEOUT_S = 5.0
+"""Seconds that a visitor waits for a data connection at most."""
+KEEPALIVE_S = 30 + 3 * 10
+"""Seconds within which the kernel's keepalive detects that a host is gone."""
 
 
-class Nobody(Target):
-    """A port of a host where nobody listens."""
+class RefusingPort(Target):
+    """A port without a listener."""
 
     def __init__(self) -> None:
         self.port = free_port()
 
 
-def closed_after(pair: FarPair, *, within: float) -> float:
-    """Seconds until a visitor is closed."""
+def time_to_close(pair: NamespacePair, *, within: float) -> float:
+    """Return the seconds until a visitor is closed."""
     began = time.monotonic()
-    with pair.connect(timeout=allowed(within)) as visitor:
-        assert ending(visitor) in {"end", "reset"}
+    with pair.connect(timeout=time_allowed(within)) as visitor:
+        assert read_stream_end(visitor) in {"end", "reset"}
     return time.monotonic() - began
 
 
-def linked(pair: FarPair) -> FarPair:
-    """The pair, once it has a link; whether the target answers or not."""
+def wait_linked(pair: NamespacePair) -> NamespacePair:
+    """Wait until both ends have a link, whether the target answers or not."""
     for end in (pair.server, pair.client):
-        until(lambda: end.tunnel().get("link"), within=20, what=f"{end.name} has a link")  # noqa: B023  called at once
+        wait_until(lambda: end.tunnel().get("link"), within=20, what=f"{end.name} has a link")  # noqa: B023  called at once
     return pair
 
 
 @pytest.mark.case("target refused", deadline=60)
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_refused(stage: Stage, hosts: Hosts, figure: Figure, direction: str) -> None:
-    """A tunnel's two ends both know why.
+def test_a_refusing_target_closes_the_visitor_and_both_ends_show_the_reason(
+    harness: ProcessHarness, hosts: NamespaceHosts, record_figure: FigureRecorder, direction: str
+) -> None:
+    """Both ends of the tunnel show the reason.
 
-    Without the word over the link (``Link.say_failed`` says nothing) the entrance counts no failure and does not know
-    the reason.
+    Seen to fail: without the FAILED frame on the link, the ingress counts no failure and does not know the reason.
     """
-    pair = linked(hosts.pair(stage, Nobody(), direction=direction))
-    visitors = 100 if FULL else 20
-    took = sorted(closed_after(pair, within=5) for _ in range(visitors))
+    pair = wait_linked(hosts.pair(harness, RefusingPort(), direction=direction))
+    visitors = 100 if IS_FULL_SCALE else 20
+    took = sorted(time_to_close(pair, within=5) for _ in range(visitors))
     for end in (pair.server, pair.client):
-        until(lambda: end.tunnel()["connections"]["failed"] >= visitors, within=5, what=f"{end.name} counts them")  # noqa: B023  called at once
+        wait_until(lambda: end.tunnel()["connections"]["failed"] >= visitors, within=5, what=f"{end.name} counts all")  # noqa: B023  called at once
         assert "refused" in end.tunnel()["last_error"]
-        assert "refused" in end.is_in("cooldown")["reason"]
-        until(lambda: end.tunnel()["connections"]["active"] == 0, within=5, what="nobody is left")  # noqa: B023  as above
-    assert took[visitors // 2] < REFUSAL
-    figure(f"closed after {took[visitors // 2] * 1000:.1f} ms, the last of {visitors} after {took[-1] * 1000:.0f} ms")
+        assert "refused" in end.wait_state("cooldown")["reason"]
+        wait_until(lambda: end.tunnel()["connections"]["active"] == 0, within=5, what="no visitor is left")  # noqa: B023  called at once
+    assert took[visitors // 2] < REFUSAL_S
+    record_figure(
+        f"closed after {took[visitors // 2] * 1000:.1f} ms, the slowest of {visitors} after {took[-1] * 1000:.0f} ms"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.case("target black-holed", deadline=60)
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_black_holed(stage: Stage, hosts: Hosts, figure: Figure, direction: str) -> None:
-    """Its host drops what asks for a connection; when it answers again, so does the tunnel.
+def test_a_black_holed_target_closes_the_visitor_within_the_dial_timeout(
+    harness: ProcessHarness, hosts: NamespaceHosts, record_figure: FigureRecorder, direction: str
+) -> None:
+    """The target's host drops SYN packets; when it answers again, the tunnel serves again.
 
-    Without the limit of a dial (``exit.DIAL_LIMIT`` enormous) the visitor waits for the kernel's two minutes.
+    Seen to fail: without the dial timeout the visitor waits for the kernel's two minutes.
     """
-    pair = hosts.pair(stage, direction=direction).up()
+    pair = hosts.pair(harness, direction=direction).wait_up()
     rule = ["INPUT", "-p", "tcp", "--syn", "--dport", str(pair.target.port), "-j", "DROP"]
     pair.target_host.run("iptables", "-A", *rule)
     try:
-        took = closed_after(pair, within=DIAL_BOUND + 5)
-        assert took < DIAL_BOUND + 1
+        took = time_to_close(pair, within=DIAL_TIMEOUT_S + 5)
+        assert took < DIAL_TIMEOUT_S + 1
         for end in (pair.server, pair.client):
-            assert "did not answer" in end.is_in("cooldown")["reason"]
+            assert "did not answer" in end.wait_state("cooldown")["reason"]
     finally:
         hosts.restore()
-    back = pair.first_byte(within=WAIT)
-    pair.up()
-    figure(f"closed after {took:.1f} s, served {back:.1f} s after it answers again")
+    back = pair.time_to_first_byte(within=QUEUE_TIMEOUT_S)
+    pair.wait_up()
+    record_figure(f"closed after {took:.1f} s, served {back:.1f} s after the target answers again")
 
 
 ECHO = """
@@ -100,13 +106,13 @@ listener = socket.create_server(("0.0.0.0", int(sys.argv[1])))
 while True:
     sock, _ = listener.accept()
     sock.sendall(sock.recv(100))
-    kept = [sock]
+    held = [sock]
 """
 
 
 @contextlib.contextmanager
 def process_target(pair_port: int, prefix: tuple[str, ...]) -> Generator[subprocess.Popen[bytes]]:
-    """A target that is a process of its own: it answers once and then keeps silent."""
+    """Run a target in a process of its own that answers once and then stays silent."""
     process = subprocess.Popen([*prefix, sys.executable, "-c", ECHO, str(pair_port)])
     try:
         yield process
@@ -116,78 +122,84 @@ def process_target(pair_port: int, prefix: tuple[str, ...]) -> Generator[subproc
 
 
 @pytest.mark.case("target dies mid-stream", deadline=60)
-@pytest.mark.parametrize("direction", DIRECTIONS if FULL else DIRECTIONS[:1])
-def test_target_dies(stage: Stage, hosts: Hosts, figure: Figure, direction: str) -> None:
-    """``kill -9`` of its process while a visitor waits for more; the next visitor hears that nobody is there.
+@pytest.mark.parametrize("direction", DIRECTIONS if IS_FULL_SCALE else DIRECTIONS[:1])
+def test_the_death_of_a_target_closes_its_visitors(
+    harness: ProcessHarness, hosts: NamespaceHosts, record_figure: FigureRecorder, direction: str
+) -> None:
+    """``kill -9`` of the target's process while a visitor waits for data; the next visitor is closed at once.
 
-    Without passing the end on (``Flow._pass_end`` neither tells nor shows it) the visitor waits for ever.
+    Seen to fail: if the relay does not forward the end of stream, the visitor waits for ever.
     """
-    nobody = Nobody()
-    pair = hosts.pair(stage, nobody, direction=direction)
-    with process_target(nobody.port, pair.target_host.prefix) as process:
-        linked(pair).first_byte(within=10)
+    port = RefusingPort()
+    pair = hosts.pair(harness, port, direction=direction)
+    with process_target(port.port, pair.target_host.prefix) as process:
+        wait_linked(pair).time_to_first_byte(within=10)
         with pair.connect() as visitor:
-            assert ask(visitor, b"first") == b"first"
+            assert round_trip(visitor, b"first") == b"first"
             began = time.monotonic()
             process.kill()
-            assert ending(visitor) in {"end", "reset"}
+            assert read_stream_end(visitor) in {"end", "reset"}
             took = time.monotonic() - began
-        process.wait(GUARD)  # before that its port may still take somebody in, and reset him
-        assert took < AT_ONCE
-        assert closed_after(pair, within=5) < AT_ONCE
+        process.wait(GUARD_S)  # until then its port may still accept a connection and reset it
+        assert took < TARGET_LOST_S
+        assert time_to_close(pair, within=5) < TARGET_LOST_S
     for end in (pair.server, pair.client):
-        assert "refused" in end.is_in("cooldown")["reason"]
-    figure(f"the visitor heard after {took * 1000:.0f} ms")
+        assert "refused" in end.wait_state("cooldown")["reason"]
+    record_figure(f"the visitor was closed after {took * 1000:.0f} ms")
 
 
 @pytest.mark.slow
-@pytest.mark.case("target's host goes dark mid-stream", deadline=KEEPALIVE + 60)
-def test_target_goes_dark(stage: Stage, hosts: Hosts, figure: Figure) -> None:
-    """No reset and no end ever comes; the host behind the server just is no more.
+@pytest.mark.case("target's host disappears mid-stream", deadline=KEEPALIVE_S + 60)
+def test_the_loss_of_a_targets_host_closes_its_visitors(
+    harness: ProcessHarness, hosts: NamespaceHosts, record_figure: FigureRecorder
+) -> None:
+    """No reset and no end of stream arrives; the host behind the server is simply gone.
 
-    Without keepalive on what has lived for five seconds (``net.keep_alive`` empty) the visitor waits for ever.
+    Seen to fail: without keepalive on connections older than five seconds the visitor waits for ever.
     """
-    pair = hosts.pair(stage, direction="forward", behind=True).up()
-    with pair.connect(timeout=KEEPALIVE + 30) as visitor:
-        assert ask(visitor, b"first") == b"first"
-        time.sleep(6)  # it has settled, and from now on the kernel watches
+    pair = hosts.pair(harness, direction="forward", behind=True).wait_up()
+    with pair.connect(timeout=KEEPALIVE_S + 30) as visitor:
+        assert round_trip(visitor, b"first") == b"first"
+        time.sleep(6)  # keepalive is set after five seconds
         began = time.monotonic()
         hosts.backend.run("iptables", "-A", "INPUT", "-j", "DROP")
         hosts.backend.run("iptables", "-A", "OUTPUT", "-j", "DROP")
         try:
-            assert ending(visitor) in {"end", "reset"}
+            assert read_stream_end(visitor) in {"end", "reset"}
         finally:
             hosts.restore()
     took = time.monotonic() - began
     assert pair.server.tunnel()["connections"]["active"] == 0
-    figure(f"the visitor heard after {took:.0f} s")
+    record_figure(f"the visitor was closed after {took:.0f} s")
 
 
-@pytest.mark.case("no data connection to be had", deadline=60)
-@pytest.mark.parametrize("direction", DIRECTIONS if FULL else DIRECTIONS[:1])
-def test_no_data_connection(stage: Stage, hosts: Hosts, figure: Figure, direction: str) -> None:
-    """New connections to the server are dropped, the link stands: who finds the pool empty waits five seconds, no more.
+@pytest.mark.case("no data connection available", deadline=60)
+@pytest.mark.parametrize("direction", DIRECTIONS if IS_FULL_SCALE else DIRECTIONS[:1])
+def test_a_visitor_without_a_data_connection_is_closed_after_the_queue_timeout(
+    harness: ProcessHarness, hosts: NamespaceHosts, record_figure: FigureRecorder, direction: str
+) -> None:
+    """New connections to the server are dropped while the link stays: a visitor waits at most five seconds.
 
-    Without that limit (``Entrance._expire`` empty) the visitor waits for as long as the fault lasts.
+    Seen to fail: without that limit the visitor waits for as long as the fault lasts.
     """
     pair = hosts.pair(
-        stage, direction=direction, both="min_pool_capacity=2&max_pool_capacity=2&report_interval=4s"
-    ).up()
-    until(lambda: pair.server.tunnel()["pool"]["idle"] == 2, within=5, what="the pool is full")
+        harness, direction=direction, both="min_pool_capacity=2&max_pool_capacity=2&report_interval=4s"
+    ).wait_up()
+    wait_until(lambda: pair.server.tunnel()["pool"]["idle"] == 2, within=5, what="the pool is full")
     link = pair.server.tunnel()["link"]
     hosts.server.run("iptables", "-A", "INPUT", "-i", "client0", "-p", "tcp", "--syn", "-j", "DROP")
     with contextlib.ExitStack() as closing:
         closing.callback(hosts.restore)
         served = [closing.enter_context(pair.connect()) for _ in range(2)]
         for visitor in served:
-            assert ask(visitor, b"idle before") == b"idle before"
-        failed = pair.entrance.tunnel()["connections"]["failed"]
-        took = closed_after(pair, within=WAIT + 5)
-        assert WAIT - 0.5 < took < WAIT + (1 if FULL else 10)
-        assert pair.entrance.tunnel()["connections"]["failed"] == failed + 1
-        assert f"no data connection for it in {WAIT:g} s" in pair.entrance.said()
+            assert round_trip(visitor, b"idle before") == b"idle before"
+        failed = pair.ingress.tunnel()["connections"]["failed"]
+        took = time_to_close(pair, within=QUEUE_TIMEOUT_S + 5)
+        assert QUEUE_TIMEOUT_S - 0.5 < took < QUEUE_TIMEOUT_S + (1 if IS_FULL_SCALE else 10)
+        assert pair.ingress.tunnel()["connections"]["failed"] == failed + 1
+        assert f"no data connection for it in {QUEUE_TIMEOUT_S:g} s" in pair.ingress.log_text()
         assert pair.server.tunnel()["link"] == pair.client.tunnel()["link"] == link
-        assert ask(served[-1], b"still") == b"still"
+        assert round_trip(served[-1], b"still") == b"still"
         hosts.restore()
-        back = pair.first_byte(within=11)  # a dial under way has its ten seconds
-    figure(f"closed after {took:.1f} s, served {back:.1f} s after the fault")
+        back = pair.time_to_first_byte(within=11)  # a dial in progress may take its ten seconds
+    record_figure(f"closed after {took:.1f} s, served {back:.1f} s after the fault")

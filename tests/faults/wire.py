@@ -1,7 +1,7 @@
-"""A bad wire: two hosts joined by a process that loses, delays and reorders their packets, each with its probability.
+"""An impaired wire: two hosts connected by a process that loses, delays and reorders packets with given probabilities.
 
-The ends are TUN devices, so every kernel with network namespaces will do, whether or not it has netem; and what the
-kernel would hand on as one large segment crosses this wire in packets of their true size.
+The ends are TUN devices, so the wire needs no netem in the kernel. Segments that the kernel would pass on as one large
+packet (GSO) cross this wire in packets of their real size.
 """
 
 from __future__ import annotations
@@ -20,55 +20,55 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.integration.namespaces import End
+from tests.support.namespaces import End
 
 _TUN = Path("/dev/net/tun")
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
-_PACKET = 1 << 16
+_MAX_PACKET_BYTES = 1 << 16
 _BATCH = 64
-_HELD = 4096
-"""Packets on the wire at once; beyond that it loses them, as a router does whose queue is full."""
+_MAX_QUEUED_PACKETS = 4096
+"""Packets on the wire at once. Further packets are lost, as in a router with a full queue."""
 
 
 def missing() -> str | None:
-    """Why there can be no such wire here, or None."""
+    """Return why an impaired wire cannot be made here, or None if it can."""
     return None if _TUN.exists() else f"{_TUN} is missing: modprobe tun"
 
 
 @dataclass(frozen=True)
-class Manners:
-    """How a wire treats a packet."""
+class Impairment:
+    """What a wire does to packets."""
 
     loss: float = 0.0
-    """probability that it is lost"""
+    """probability that a packet is lost"""
     delay: float = 0.0
-    """seconds that it takes one way"""
+    """seconds that a packet takes one way"""
     reorder: float = 0.0
-    """probability that it is overtaken by those of the next ``lag`` seconds"""
+    """probability that a packet is overtaken by the packets of the next ``lag`` seconds"""
     lag: float = 0.02
     seed: int = 1
 
 
-class Wire:
-    """Joins two hosts. Owns both devices and the process between them."""
+class ImpairedWire:
+    """Connects two hosts. Owns both TUN devices and the process between them."""
 
-    def __init__(self, left: End, right: End, manners: Manners) -> None:
-        """Both addresses are in one network of 24 bits."""
+    def __init__(self, left: End, right: End, impairment: Impairment) -> None:
+        """Create both devices; their addresses share a network of 24 bits."""
         self._tuns = [_tun(left), _tun(right)]
         self._process: subprocess.Popen[bytes] | None = None
-        self.behave(manners)
+        self.set_impairment(impairment)
 
-    def behave(self, manners: Manners) -> None:
-        """Treat packets so from now on; those that are on the wire are lost."""
+    def set_impairment(self, impairment: Impairment) -> None:
+        """Apply this impairment from now on; packets that are on the wire are lost."""
         self._stop()
-        values = [f"--{name}={value}" for name, value in vars(manners).items()]
+        values = [f"--{name}={value}" for name, value in vars(impairment).items()]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.wire", *map(str, self._tuns), *values], pass_fds=self._tuns
         )
 
     def close(self) -> None:
-        """Take it down."""
+        """End the process and remove the devices."""
         self._stop()
         for tun in self._tuns:
             os.close(tun)
@@ -89,41 +89,41 @@ def _tun(end: End) -> int:
     return tun
 
 
-def carry(left: int, right: int, manners: Manners) -> None:
-    """Carry packets between two devices until the process is ended."""
-    chance = random.Random(manners.seed)
-    over = {left: right, right: left}
-    under_way: list[tuple[float, int, int, bytes]] = []
+def carry_packets(left: int, right: int, impairment: Impairment) -> None:
+    """Carry packets between two devices until the process ends."""
+    chance = random.Random(impairment.seed)
+    other_end = {left: right, right: left}
+    in_flight: list[tuple[float, int, int, bytes]] = []
     number = 0
     while True:
-        patience = max(0.0, under_way[0][0] - time.monotonic()) if under_way else None
-        for tun in select.select([left, right], [], [], patience)[0]:
+        timeout = max(0.0, in_flight[0][0] - time.monotonic()) if in_flight else None
+        for tun in select.select([left, right], [], [], timeout)[0]:
             for _ in range(_BATCH):
                 try:
-                    packet = os.read(tun, _PACKET)
+                    packet = os.read(tun, _MAX_PACKET_BYTES)
                 except BlockingIOError:
                     break
-                if chance.random() < manners.loss or len(under_way) >= _HELD:
+                if chance.random() < impairment.loss or len(in_flight) >= _MAX_QUEUED_PACKETS:
                     continue
-                lag = manners.lag if chance.random() < manners.reorder else 0.0
+                lag = impairment.lag if chance.random() < impairment.reorder else 0.0
                 number += 1
-                heapq.heappush(under_way, (time.monotonic() + manners.delay + lag, number, over[tun], packet))
+                heapq.heappush(in_flight, (time.monotonic() + impairment.delay + lag, number, other_end[tun], packet))
         now = time.monotonic()
-        while under_way and under_way[0][0] <= now:
-            _, _, tun, packet = heapq.heappop(under_way)
+        while in_flight and in_flight[0][0] <= now:
+            _, _, tun, packet = heapq.heappop(in_flight)
             os.write(tun, packet)
 
 
 def main() -> None:
-    """Carry what two inherited descriptors bring."""
-    parser = argparse.ArgumentParser(description="A wire with manners.")
+    """Carry packets between the TUN devices of two inherited descriptors."""
+    parser = argparse.ArgumentParser(description="A wire with impairment.")
     parser.add_argument("left", type=int)
     parser.add_argument("right", type=int)
-    for name, default in vars(Manners()).items():
+    for name, default in vars(Impairment()).items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     values = vars(parser.parse_args())
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    carry(values.pop("left"), values.pop("right"), Manners(**values))
+    carry_packets(values.pop("left"), values.pop("right"), Impairment(**values))
 
 
 if __name__ == "__main__":

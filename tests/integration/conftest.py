@@ -1,4 +1,4 @@
-"""A stage for each test, and what its processes said where the test fails."""
+"""A process harness for each test, and the logs of its processes in the report of a failure."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import Command, Pair, Stage
+from tests.support.processes import Command, Pair, ProcessHarness
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Generator[Stage]:
-    """Starts processes and peers; afterwards nothing of them is left, and none has shown a traceback."""
-    stage = Stage(tmp_path)
+def harness(tmp_path: Path) -> Generator[ProcessHarness]:
+    """Start processes and peers; afterwards all of them are ended and no log shows a traceback."""
+    harness = ProcessHarness(tmp_path)
     try:
-        yield stage
-        stage.check()
+        yield harness
+        harness.check_logs()
     finally:
-        stage.close()
+        harness.close()
 
 
 def _commands(fixtures: dict[str, Any]) -> list[Command]:
-    stage, pair = fixtures.get("stage"), fixtures.get("pair")
-    own = stage.commands if isinstance(stage, Stage) else []
+    harness, pair = fixtures.get("harness"), fixtures.get("pair")
+    own = harness.commands if isinstance(harness, ProcessHarness) else []
     return own + ([pair.server, pair.client] if isinstance(pair, Pair) else [])
 
 
@@ -34,6 +34,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
     if report.failed:
         for command in _commands(getattr(item, "funcargs", {})):
-            text = "\n".join((command.said() + command.printed()).splitlines()[-60:])
+            text = "\n".join((command.log_text() + command.stdout_text()).splitlines()[-60:])
             report.sections.append((f"{command.name} {command.process.args!r:.200}", text))
     return report

@@ -32,14 +32,15 @@ from orchestrator.mqtt.rivals import RETURN
 from tests.bench.processes import plain_environment
 from tests.bench.screen import chosen
 from tests.bench.terminal import on_terminal
-from tests.integration.harness import ROOT, Command, Daemon, Stage, until
-from tests.integration.namespaces import Host
-from tests.integration.peers import connect
 from tests.integration.test_programs import find, needs
-from tests.ports import free_port
-from tests.scale import GUARD, allowed
+from tests.support.namespaces import Host
+from tests.support.peers import connect
+from tests.support.ports import free_port
+from tests.support.processes import ROOT, Command, Daemon, ProcessHarness
+from tests.support.scale import GUARD_S, time_allowed
+from tests.support.waiting import wait_until
 from tests.tui.conftest import picture, shows
-from tests.tui.conftest import until as seen
+from tests.tui.conftest import wait_until_shown as seen
 from tui.app import Dashboard
 from tui.fleet import FleetSource
 
@@ -88,7 +89,7 @@ class Mosquitto:
                 return False
             return True
 
-        until(listens, within=10, what="mosquitto listens")
+        wait_until(listens, within=10, what="mosquitto listens")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End it."""
@@ -117,7 +118,7 @@ class Mosquitto:
 class Ear:
     """Everything that is said on a broker, in its order."""
 
-    def __init__(self, stage: Stage, broker: Mosquitto, *options: str, topic: str = f"{TREE}/#") -> None:
+    def __init__(self, harness: ProcessHarness, broker: Mosquitto, *options: str, topic: str = f"{TREE}/#") -> None:
         arguments = [
             *broker.prefix,
             "mosquitto_sub",
@@ -130,8 +131,8 @@ class Ear:
             "-t",
             topic,
         ]
-        self._command = Command(f"ear-{len(stage.commands)}", [*arguments, *options], stage.directory, {})
-        stage.keep(self._command)
+        self._command = Command(f"ear-{len(harness.commands)}", [*arguments, *options], harness.directory, {})
+        harness.close_at_end(self._command)
 
     def all(self) -> list[tuple[bool, str, str]]:
         """Retained or not, topic, payload."""
@@ -142,7 +143,7 @@ class Ear:
         return [(float(moment), json.loads(text)) for moment, flag, _, text in self._heard() if flag == "0"]
 
     def _heard(self) -> list[list[str]]:
-        return [line.split(" ", 3) for line in self._command.printed().split("\n") if line]
+        return [line.split(" ", 3) for line in self._command.stdout_text().split("\n") if line]
 
     def on(self, topic: str) -> list[dict[str, Any]]:
         """The payloads on one topic; one that clears it is an empty object."""
@@ -158,7 +159,7 @@ class Ear:
             return words[-1] if words and wanted(words[-1]) else None
 
         try:
-            found = until(last, within=within, what=f"{topic} is as wanted")
+            found = wait_until(last, within=within, what=f"{topic} is as wanted")
         except AssertionError as error:
             error.add_note(f"heard: {self.all()[-10:]}")
             raise
@@ -191,34 +192,34 @@ def retained(broker: Mosquitto, login: tuple[str, str] | None = None, *, topic: 
         assert not (error := client.loop(0.1)), f"the connection to the broker: {error.name}"
         return len(answers) == 2
 
-    until(has_told, within=10, what="the broker tells what it holds")
+    wait_until(has_told, within=10, what="the broker tells what it holds")
     client.disconnect()
     return found
 
 
 def gone(broker: Mosquitto, host: str) -> None:
     """Wait until the broker has heard, or said itself, that a host is gone."""
-    until(lambda: retained(broker)[f"{host}/status"]["online"] is False, within=5, what=f"{host} is gone")
+    wait_until(lambda: retained(broker)[f"{host}/status"]["online"] is False, within=5, what=f"{host} is gone")
 
 
 def publish(broker: Mosquitto, topic: str, payload: object, *options: str) -> subprocess.CompletedProcess[str]:
     text = payload if isinstance(payload, str) else json.dumps(payload)
     command = ["mosquitto_pub", "-V", "5", "-p", str(broker.port), "-q", "1", "-t", f"{TREE}/{topic}", "-m", text]
-    return subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=GUARD)
+    return subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=GUARD_S)
 
 
 @pytest.fixture
-def broker(stage: Stage) -> Mosquitto:
-    return stage.keep(Mosquitto(stage.directory / "broker"))
+def broker(harness: ProcessHarness) -> Mosquitto:
+    return harness.close_at_end(Mosquitto(harness.directory / "broker"))
 
 
 class Hosts:
     """Daemons that publish, all of them here or on a host of our own."""
 
-    def __init__(self, stage: Stage, home: Host | None = None) -> None:
-        self.stage = stage
+    def __init__(self, harness: ProcessHarness, home: Host | None = None) -> None:
+        self.harness = harness
         self.prefix = home.prefix if home else ()
-        self.target = stage.target()
+        self.target = harness.start_target()
         self.tunnel_port, self.visitor_port = free_port(), free_port()
 
     @property
@@ -241,21 +242,23 @@ class Hosts:
     ) -> Daemon:
         """A daemon whose file has this section, and whose environment this password."""
         section = {"url": broker.url, "host": name, "commands": True, **mqtt}
-        env = {"XDG_STATE_HOME": str(self.stage.directory / "state"), "NODEPASS_ORCH_MQTT_PASSWORD": password}
+        env = {"XDG_STATE_HOME": str(self.harness.directory / "state"), "NODEPASS_ORCH_MQTT_PASSWORD": password}
         supervisor = {"mqtt": section}
-        return self.stage.up(tunnels, name=name, prefix=self.prefix, env=env, supervisor=supervisor, options=options)
+        return self.harness.start_daemon(
+            tunnels, name=name, prefix=self.prefix, env=env, supervisor=supervisor, options=options
+        )
 
     def pair(self, broker: Mosquitto) -> tuple[Daemon, Daemon]:
         """edge-1 with the server, edge-2 with the client, both up."""
         one, two = self.up("edge-1", broker, self.server), self.up("edge-2", broker, self.client)
         for daemon in (one, two):
-            daemon.is_in("up", name="web", within=10)
+            daemon.wait_state("up", name="web", within=10)
         return one, two
 
 
 @pytest.fixture
-def hosts(stage: Stage) -> Hosts:
-    return Hosts(stage)
+def hosts(harness: ProcessHarness) -> Hosts:
+    return Hosts(harness)
 
 
 def mqtt_of(daemon: Daemon) -> dict[str, Any]:
@@ -267,13 +270,17 @@ def mqtt_of(daemon: Daemon) -> dict[str, Any]:
 
 
 def connected(daemon: Daemon, *, within: float = 10.0) -> None:
-    until(lambda: mqtt_of(daemon)["state"] == "online", within=within, what=f"{daemon.name} publishes; {daemon.said()}")
+    wait_until(
+        lambda: mqtt_of(daemon)["state"] == "online",
+        within=within,
+        what=f"{daemon.name} publishes; {daemon.log_text()}",
+    )
 
 
-def fleet(stage: Stage, broker: Mosquitto, *arguments: str, url: str = "") -> tuple[int, str, str]:
+def fleet(harness: ProcessHarness, broker: Mosquitto, *arguments: str, url: str = "") -> tuple[int, str, str]:
     """The command: exit code, standard output, standard error."""
-    command = stage.run("fleet", *arguments, "--mqtt", url or broker.url)
-    return command.ends(within=30), command.printed(), command.said()
+    command = harness.start_command("fleet", *arguments, "--mqtt", url or broker.url)
+    return command.wait_exit(within=30), command.stdout_text(), command.log_text()
 
 
 LASTING = ("name", "role", "direction", "state", "tunnel_addr", "target_addr", "link", "auth", "tags", "restarts")
@@ -283,9 +290,9 @@ LASTING = ("name", "role", "direction", "state", "tunnel_addr", "target_addr", "
 
 
 def test_topics_and_payloads_of_the_contract_and_no_secret_in_any(
-    stage: Stage, broker: Mosquitto, hosts: Hosts
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
-    ear = Ear(stage, broker)
+    ear = Ear(harness, broker)
     one, two = hosts.pair(broker)
     odd = "odd/na+me #[red] é"
     one.write({**hosts.server, odd: f"client://{KEY}@127.0.0.1:{free_port()}/127.0.0.1:1"})
@@ -310,7 +317,9 @@ def test_topics_and_payloads_of_the_contract_and_no_secret_in_any(
             "edge-1/t/web/stats", lambda word: (word["connections"]["active"], word["bytes"]["in"]) == (1, 100)
         )
         assert {"v", "pool", "signals", "connections", "bytes", "rtt_ms", "cooldown"} <= set(stats)
-    until(lambda: "reload" in {event["kind"] for event in ear.on("edge-1/event")}, within=5, what="the reload is told")
+    wait_until(
+        lambda: "reload" in {event["kind"] for event in ear.on("edge-1/event")}, within=5, what="the reload is told"
+    )
     assert all({"v", "ts", "kind", "tunnel", "text"} <= set(event) for event in ear.on("edge-1/event"))
     one.file.write_text("version: 1\ntunnels: [\n")
     broken = ear.hears("edge-1/info", lambda word: word["config_ok"] is False, within=15)
@@ -322,9 +331,9 @@ def test_topics_and_payloads_of_the_contract_and_no_secret_in_any(
 
 
 def test_a_kill_is_told_by_the_will_and_the_next_life_clears_what_is_no_more(
-    stage: Stage, broker: Mosquitto, hosts: Hosts
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
-    ear = Ear(stage, broker)
+    ear = Ear(harness, broker)
     extra = {"old one": f"client://127.0.0.1:{free_port()}/127.0.0.1:1"}
     first = hosts.up("edge-1", broker, {**hosts.server, **extra})
     ear.hears("edge-1/t/old%20one/state")
@@ -333,40 +342,42 @@ def test_a_kill_is_told_by_the_will_and_the_next_life_clears_what_is_no_more(
     second = hosts.up("edge-1", broker, hosts.server)
     connected(second)
     ear.hears("edge-1/status", lambda word: word["online"] is True)
-    until(lambda: ear.on("edge-1/t/old%20one/state")[-1] == {}, within=5, what="the orphan is cleared")
+    wait_until(lambda: ear.on("edge-1/t/old%20one/state")[-1] == {}, within=5, what="the orphan is cleared")
     assert "edge-1/t/old%20one/state" not in retained(broker)
     assert retained(broker)["edge-1/status"]["online"] is True
     second.signal(signal.SIGTERM)
-    assert second.ends() == 0
+    assert second.wait_exit() == 0
     assert retained(broker)["edge-1/status"]["online"] is False
 
 
-def test_a_removed_tunnel_leaves_nothing(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
-    ear = Ear(stage, broker)
+def test_a_removed_tunnel_leaves_nothing(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
+    ear = Ear(harness, broker)
     daemon = hosts.up("edge-1", broker, {**hosts.server, "gone": f"client://127.0.0.1:{free_port()}/127.0.0.1:1"})
     ear.hears("edge-1/t/gone/state")
     daemon.write(hosts.server)
-    until(lambda: ear.on("edge-1/t/gone/state")[-1] == {}, within=15, what="its state is cleared")
+    wait_until(lambda: ear.on("edge-1/t/gone/state")[-1] == {}, within=15, what="its state is cleared")
     assert "edge-1/t/gone/state" not in retained(broker)
 
 
-def test_without_a_name_a_host_is_known_by_an_id_that_is_kept(stage: Stage, broker: Mosquitto) -> None:
+def test_without_a_name_a_host_is_known_by_an_id_that_is_kept(harness: ProcessHarness, broker: Mosquitto) -> None:
     section = {"mqtt": {"url": broker.url}}
-    daemon = stage.up({}, supervisor=section, env={"STATE_DIRECTORY": str(stage.directory / "state")})
+    daemon = harness.start_daemon({}, supervisor=section, env={"STATE_DIRECTORY": str(harness.directory / "state")})
     connected(daemon)
-    (kept,) = (stage.directory / "state").iterdir()
+    (kept,) = (harness.directory / "state").iterdir()
     assert retained(broker)[f"{kept.read_text().strip()}/status"]["online"] is True
 
 
 # --- a broker's trouble -----------------------------------------------------------------------------------------------
 
 
-def test_a_broker_that_restarts_hears_the_truth_within_seconds(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+def test_a_broker_that_restarts_hears_the_truth_within_seconds(
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
+) -> None:
     one, two = hosts.pair(broker)
     with connect(("127.0.0.1", hosts.visitor_port)) as visitor:
         broker.stop(signal.SIGKILL)
-        until(lambda: mqtt_of(one)["state"] == "unreachable", within=5, what="the trouble is shown")
-        until(lambda: "refused the connection" in mqtt_of(one)["reason"], within=5, what="its reason is shown")
+        wait_until(lambda: mqtt_of(one)["state"] == "unreachable", within=5, what="the trouble is shown")
+        wait_until(lambda: "refused the connection" in mqtt_of(one)["reason"], within=5, what="its reason is shown")
         for number in range(200):
             visitor.sendall(b"%03d" % number)
             assert visitor.recv(3) == b"%03d" % number
@@ -374,10 +385,10 @@ def test_a_broker_that_restarts_hears_the_truth_within_seconds(stage: Stage, bro
         began = time.monotonic()
         for daemon in (one, two):
             connected(daemon, within=5)
-        until(
+        wait_until(
             lambda: {"edge-1/t/web/state", "edge-2/t/web/state"} <= set(retained(broker)), within=5, what="all is told"
         )
-        assert time.monotonic() - began < allowed(7), "five seconds, and two looks"
+        assert time.monotonic() - began < time_allowed(7), "five seconds, and two looks"
         told = retained(broker)
         assert told["edge-1/t/web/state"]["link"] == one.tunnel("web")["link"]
         assert told["edge-1/status"]["online"] is True
@@ -385,56 +396,63 @@ def test_a_broker_that_restarts_hears_the_truth_within_seconds(stage: Stage, bro
         assert visitor.recv(3) == b"end"
 
 
-def test_a_frozen_broker_holds_up_nothing(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+def test_a_frozen_broker_holds_up_nothing(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
     one, _ = hosts.pair(broker)
     connected(one)
     broker.process.send_signal(signal.SIGSTOP)
     try:
-        stage.serving(("127.0.0.1", hosts.visitor_port))
+        harness.wait_serving(("127.0.0.1", hosts.visitor_port))
         one.signal(signal.SIGTERM)
         began = time.monotonic()
-        assert one.ends(within=15) == 0
-        assert time.monotonic() - began < allowed(10)
+        assert one.wait_exit(within=15) == 0
+        assert time.monotonic() - began < time_allowed(10)
     finally:
         broker.process.send_signal(signal.SIGCONT)
     gone(broker, "edge-1")  # it could say no farewell: its will has to
 
 
 @pytest.mark.slow
-def test_a_frozen_broker_is_noticed_and_found_again(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+def test_a_frozen_broker_is_noticed_and_found_again(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
     one, _ = hosts.pair(broker)
     connected(one)
     before = one.rss()
     broker.process.send_signal(signal.SIGSTOP)
-    until(lambda: mqtt_of(one)["state"] == "unreachable", within=60, what="the silence is noticed")
+    wait_until(lambda: mqtt_of(one)["state"] == "unreachable", within=60, what="the silence is noticed")
     assert one.rss() - before < 4 << 20
     broker.process.send_signal(signal.SIGCONT)
     connected(one, within=15)
-    until(lambda: retained(broker)["edge-1/status"]["online"], within=5, what="online again")
+    wait_until(lambda: retained(broker)["edge-1/status"]["online"], within=5, what="online again")
 
 
-def test_no_broker_is_no_reason_not_to_start(stage: Stage, hosts: Hosts) -> None:
+def test_no_broker_is_no_reason_not_to_start(harness: ProcessHarness, hosts: Hosts) -> None:
     nobody = free_port()
-    daemon = stage.up(hosts.server, supervisor={"mqtt": {"url": f"mqtt://127.0.0.1:{nobody}", "host": "edge-1"}},
-                      env={"XDG_STATE_HOME": str(stage.directory)})  # fmt: skip
-    daemon.is_in("waiting", name="web")
-    until(lambda: mqtt_of(daemon)["state"] == "unreachable", within=5, what="the lack of a broker is shown")
+    daemon = harness.start_daemon(
+        hosts.server,
+        supervisor={"mqtt": {"url": f"mqtt://127.0.0.1:{nobody}", "host": "edge-1"}},
+        env={"XDG_STATE_HOME": str(harness.directory)},
+    )
+    daemon.wait_state("waiting", name="web")
+    wait_until(lambda: mqtt_of(daemon)["state"] == "unreachable", within=5, what="the lack of a broker is shown")
     shown = mqtt_of(daemon)
     assert (shown["broker"], shown["host"]) == (f"mqtt://127.0.0.1:{nobody}", "edge-1")
     time.sleep(2)  # several attempts
-    assert len([line for line in daemon.said().splitlines() if "mqtt" in line]) == 1, "told once, not at each attempt"
+    assert len([line for line in daemon.log_text().splitlines() if "mqtt" in line]) == 1, (
+        "told once, not at each attempt"
+    )
 
 
-def test_two_hosts_of_one_name_do_not_fight(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
-    ear = Ear(stage, broker)
+def test_two_hosts_of_one_name_do_not_fight(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
+    ear = Ear(harness, broker)
     first = hosts.up("edge-1", broker, hosts.server)
     connected(first)
     boot = ear.hears("edge-1/status")["boot"]
     second = hosts.up("edge-1", broker, hosts.client)
-    shown = until(lambda: mqtt_of(second)["state"] == "duplicate" and mqtt_of(second), within=10, what="it is reported")
+    shown = wait_until(
+        lambda: mqtt_of(second)["state"] == "duplicate" and mqtt_of(second), within=10, what="it is reported"
+    )
     assert shown
     assert "another host is online as 'edge-1'" in shown["reason"]
-    second.says("another host is online as 'edge-1'")
+    second.wait_for_log("another host is online as 'edge-1'")
     time.sleep(1)
     assert {word.get("boot") for word in ear.on("edge-1/status")} == {boot}
     assert mqtt_of(first)["state"] == "online"
@@ -447,14 +465,14 @@ def test_two_hosts_of_one_name_do_not_fight(stage: Stage, broker: Mosquitto, hos
     assert ear.hears("edge-1/status", lambda word: word["online"])["boot"] != boot
 
 
-def test_a_copied_machine_is_reported_and_not_fought(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+def test_a_copied_machine_is_reported_and_not_fought(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
     first = hosts.up("edge-1", broker, hosts.server)
     connected(first)
-    state = stage.directory / "state" / "nodepass-orch"
+    state = harness.directory / "state" / "nodepass-orch"
     (kept,) = state.iterdir()
-    copied = stage.directory / "copied" / "nodepass-orch"
+    copied = harness.directory / "copied" / "nodepass-orch"
     copied.mkdir(parents=True)
-    file = stage.directory / "there" / first.file.name
+    file = harness.directory / "there" / first.file.name
     file.parent.mkdir()
     identity(file, copied)
     (its,) = copied.iterdir()
@@ -462,18 +480,20 @@ def test_a_copied_machine_is_reported_and_not_fought(stage: Stage, broker: Mosqu
     file.write_text(
         json.dumps({"version": 1, "supervisor": {"mqtt": {"url": broker.url, "host": "edge-1"}}, "tunnels": {}})
     )
-    socket = stage.directory / "there.sock"
-    second = stage.run("up", str(file), "--no-tui", "--socket", str(socket), env={"XDG_STATE_HOME": str(copied.parent)})
-    until(lambda: mqtt_of(first)["state"] == "duplicate", within=10, what="who was sent away says so")
+    socket = harness.directory / "there.sock"
+    second = harness.start_command(
+        "up", str(file), "--no-tui", "--socket", str(socket), env={"XDG_STATE_HOME": str(copied.parent)}
+    )
+    wait_until(lambda: mqtt_of(first)["state"] == "duplicate", within=10, what="who was sent away says so")
     assert "one of them was copied" in mqtt_of(first)["reason"]
-    ear = Ear(stage, broker, topic=f"{TREE}/edge-1/status")
+    ear = Ear(harness, broker, topic=f"{TREE}/edge-1/status")
     ear.hears("edge-1/status", lambda word: word["online"])
     said = ear.all()
     time.sleep(RETURN + 2)
     assert ear.all() == said, "nobody sends anybody away again"
     assert mqtt_of(first)["state"] == "duplicate"
     second.signal(signal.SIGTERM)
-    second.ends()
+    second.wait_exit()
     connected(first, within=10)
 
 
@@ -486,16 +506,16 @@ def answer_to(broker: Mosquitto, ear: Ear, order: Mapping[str, Any], *options: s
 
 
 def test_commands_are_done_and_answered_or_refused_with_the_reason(
-    stage: Stage, broker: Mosquitto, hosts: Hosts
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
-    ear = Ear(stage, broker)
+    ear = Ear(harness, broker)
     daemon = hosts.up("edge-1", broker, hosts.server)
     boot = ear.hears("edge-1/status")["boot"]
     ear.hears("edge-1/t/web/state", lambda word: word["state"] == "waiting")
     order = {"v": 1, "op": "stop", "target": "web"}
     done = answer_to(broker, ear, {**order, "id": "1", "boot": boot, "exp": time.time() + 300})
     assert (done["ok"], done["error"], done["result"]["name"]) == (True, None, "web")
-    daemon.is_in("stopped", name="web")
+    daemon.wait_state("stopped", name="web")
     ear.hears("edge-1/t/web/state", lambda word: word["state"] == "stopped")
     refusals: list[tuple[dict[str, Any], str]] = [
         ({"id": "1"}, "given before"),
@@ -516,10 +536,10 @@ def test_commands_are_done_and_answered_or_refused_with_the_reason(
         assert (answer["ok"], answer["id"]) == (False, None)
     old = answer_to(broker, ear, {**order, "id": "old", "op": "start"}, "-r")
     assert "retained" in old["error"]
-    until(lambda: "edge-1/cmd" not in retained(broker), within=5, what="the retained command is cleared")
+    wait_until(lambda: "edge-1/cmd" not in retained(broker), within=5, what="the retained command is cleared")
     assert daemon.tunnel("web")["state"] == "stopped"
     assert answer_to(broker, ear, {"v": 1, "id": "all", "op": "start", "target": "*"})["ok"]
-    daemon.is_in("waiting", name="web")
+    daemon.wait_state("waiting", name="web")
     reloaded = answer_to(broker, ear, {"v": 1, "id": "re", "op": "reload"})
     assert reloaded["result"]["results"]["web"]["action"] == "unchanged"
     daemon.file.write_text("version: 2\n")
@@ -530,21 +550,23 @@ def test_commands_are_done_and_answered_or_refused_with_the_reason(
     assert len(cleared) == 1, "the host does not answer its own clearing"
 
 
-def test_a_command_retained_while_nobody_was_there_is_not_done(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+def test_a_command_retained_while_nobody_was_there_is_not_done(
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
+) -> None:
     publish(broker, "edge-1/cmd", {"v": 1, "id": "trap", "op": "stop", "target": "web"}, "-r")
-    ear = Ear(stage, broker)
+    ear = Ear(harness, broker)
     daemon = hosts.up("edge-1", broker, hosts.server)
     assert "retained" in ear.hears("edge-1/rsp/trap", within=10)["error"]
-    daemon.is_in("waiting", name="web")
+    daemon.wait_state("waiting", name="web")
 
 
 @pytest.mark.parametrize(
     ("options", "commands", "why"), [((), False, "off on this host"), (("--read-only",), True, "read-only")]
 )
 def test_commands_are_off_unless_the_file_says_so_and_read_only_wins(
-    stage: Stage, broker: Mosquitto, hosts: Hosts, options: tuple[str, ...], why: str, *, commands: bool
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts, options: tuple[str, ...], why: str, *, commands: bool
 ) -> None:
-    ear = Ear(stage, broker)
+    ear = Ear(harness, broker)
     daemon = hosts.up("edge-1", broker, hosts.server, commands=commands, options=options)
     connected(daemon)
     assert ear.hears("edge-1/info")["commands"] is False
@@ -564,63 +586,65 @@ def _still_of(hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, li
     return {name: (host["generation"], [_still(one) for one in host["tunnels"]]) for name, host in hosts.items()}
 
 
-def test_fleet_ps_is_what_every_host_says_of_itself(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+def test_fleet_ps_is_what_every_host_says_of_itself(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
     one, two = hosts.pair(broker)
     daemons = {"edge-1": one, "edge-2": two}
 
     def tells_the_truth() -> bool:
-        code, out, _ = fleet(stage, broker, "ps", "--json")
+        code, out, _ = fleet(harness, broker, "ps", "--json")
         told = {host["host"]: host for host in json.loads(out)["hosts"]}
         assert {name: host["presence"] for name, host in told.items()} == dict.fromkeys(daemons, "online")
         return code == 0 and _still_of(told) == _still_of({name: host.status() for name, host in daemons.items()})
 
-    until(tells_the_truth, within=10, what="states are told once more when their numbers have come to rest")
-    code, out, _ = fleet(stage, broker, "ps", "--paths")
+    wait_until(tells_the_truth, within=10, what="states are told once more when their numbers have come to rest")
+    code, out, _ = fleet(harness, broker, "ps", "--paths")
     ends = f"127.0.0.1:{hosts.visitor_port} edge-1/web (up) ═ edge-2/web (up) → 127.0.0.1:{hosts.target.port}"
     assert out == f"visitors → {ends}\n"
-    code, out, _ = fleet(stage, broker, "ps", "edge-2/w*")
+    code, out, _ = fleet(harness, broker, "ps", "edge-2/w*")
     assert out.startswith("edge-2")
     assert "edge-1" not in out
     two.kill()
     gone(broker, "edge-2")
-    code, out, _ = fleet(stage, broker, "ps")
+    code, out, _ = fleet(harness, broker, "ps")
     assert code == 3
     assert re.search(r"^edge-2.*, gone, 1 tunnel, last heard of \d+ s ago$", out, re.MULTILINE)
     assert re.search(r"^web +client +reverse +\? was up ", out, re.MULTILINE)
 
 
-def test_fleet_restarts_within_a_second_and_says_what_it_cannot(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+def test_fleet_restarts_within_a_second_and_says_what_it_cannot(
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
+) -> None:
     one, two = hosts.pair(broker)
     link = one.tunnel("web")["link"]
-    code, out, _ = fleet(stage, broker, "restart", "edge-2/web", "--json")
+    code, out, _ = fleet(harness, broker, "restart", "edge-2/web", "--json")
     (result,) = json.loads(out)["results"]
     assert code == 0
-    assert result["seconds"] < allowed(1)
-    until(lambda: two.tunnel("web")["link"] not in {link, None}, within=5, what="it is another link")
-    code, out, said = fleet(stage, broker, "stop", "edge-*")
+    assert result["seconds"] < time_allowed(1)
+    wait_until(lambda: two.tunnel("web")["link"] not in {link, None}, within=5, what="it is another link")
+    code, out, said = fleet(harness, broker, "stop", "edge-*")
     assert (code, said) == (0, "")
     for daemon in (one, two):
-        daemon.is_in("stopped", name="web")
-    assert fleet(stage, broker, "start", "edge-1/web", "edge-2/w*")[0] == 0
-    one.is_in("up", name="web")
-    code, _, said = fleet(stage, broker, "stop", "edge-1/wob")
+        daemon.wait_state("stopped", name="web")
+    assert fleet(harness, broker, "start", "edge-1/web", "edge-2/w*")[0] == 0
+    one.wait_state("up", name="web")
+    code, _, said = fleet(harness, broker, "stop", "edge-1/wob")
     assert (code, said) == (1, "nodepass-orch: no tunnel of edge-1 is named 'wob'; did you mean 'web'?\n")
-    code, _, said = fleet(stage, broker, "stop", "edge-9")
+    code, _, said = fleet(harness, broker, "stop", "edge-9")
     assert code == 1
     assert "edge-9" in said
-    assert fleet(stage, broker, "reload", "edge-1", "edge-2")[0] == 0
-    assert fleet(stage, broker, "reload", "edge-1/web")[0] == 2
+    assert fleet(harness, broker, "reload", "edge-1", "edge-2")[0] == 0
+    assert fleet(harness, broker, "reload", "edge-1/web")[0] == 2
     two.kill()
     gone(broker, "edge-2")
-    code, _, said = fleet(stage, broker, "start", "edge-2/web")
+    code, _, said = fleet(harness, broker, "start", "edge-2/web")
     assert code == 4
     assert "host 'edge-2' is gone" in said
-    assert fleet(stage, broker, "ps", "--ca", "ca.crt")[::2] == (
+    assert fleet(harness, broker, "ps", "--ca", "ca.crt")[::2] == (
         2,
         "nodepass-orch: --ca and --cert are for TLS: write --mqtt mqtts://…\n",
     )
     nobody = f"mqtt://me:{'geheim'}@127.0.0.1:{free_port()}"
-    code, _, said = fleet(stage, broker, "ps", url=nobody)
+    code, _, said = fleet(harness, broker, "ps", url=nobody)
     assert code == 4
     assert "refused the connection" in said
     assert "geheim" not in said
@@ -630,7 +654,7 @@ def test_fleet_restarts_within_a_second_and_says_what_it_cannot(stage: Stage, br
 
 
 async def test_the_dashboard_steers_another_host_and_sees_it_go_and_return(
-    stage: Stage, broker: Mosquitto, hosts: Hosts
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
     _, two = hosts.pair(broker)
     link = two.tunnel("web")["link"]
@@ -643,7 +667,7 @@ async def test_the_dashboard_steers_another_host_and_sees_it_go_and_return(
         began = time.monotonic()
         await pilot.click("#yes")
         await seen(pilot, shows(app, "edge-2/web is restarted"))
-        assert time.monotonic() - began < allowed(2), "a second, and some time to draw"
+        assert time.monotonic() - began < time_allowed(2), "a second, and some time to draw"
         await seen(pilot, lambda: app.view.tunnels["edge-2/web"].data["link"] not in {link, None})
         await pilot.press("p")
         ends = (f"127.0.0.1:{hosts.visitor_port}", f"127.0.0.1:{hosts.target.port}", "edge-1", "edge-2")
@@ -661,35 +685,35 @@ async def test_the_dashboard_steers_another_host_and_sees_it_go_and_return(
 
 
 async def test_a_restart_from_the_dashboard_is_answered_and_done_within_a_second(
-    stage: Stage, broker: Mosquitto, hosts: Hosts
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
     """As people see it, from the key that confirms it: the command on a terminal, and a host that is not this one."""
     _, two = hosts.pair(broker)
     command, name = [*DASHBOARD, "top", "--mqtt", broker.url], "edge-2/web"
-    async with on_terminal("top", command, directory=stage.directory, env=plain_environment()) as top:
-        await top.shows(lambda screen: any("● up 2" in row for row in screen), "both hosts", within=GUARD)
+    async with on_terminal("top", command, directory=harness.directory, env=plain_environment()) as top:
+        await top.shows(lambda screen: any("● up 2" in row for row in screen), "both hosts", within=GUARD_S)
         if chosen(top.screen()) != name:
-            await top.answers("j", lambda screen: chosen(screen) == name, name, within=GUARD)
+            await top.answers("j", lambda screen: chosen(screen) == name, name, within=GUARD_S)
         link = two.tunnel("web")["link"]
         asks = f"Restart {name}?"
-        await top.answers("r", lambda screen: any(asks in row for row in screen), "a question", within=GUARD)
+        await top.answers("r", lambda screen: any(asks in row for row in screen), "a question", within=GUARD_S)
         confirm = "\x1b[C\r"  # from Cancel to the other button, and Enter
         says, began = f"{name} is restarted", time.monotonic()
-        await top.answers(confirm, lambda screen: any(says in row for row in screen), "an answer", within=GUARD)
+        await top.answers(confirm, lambda screen: any(says in row for row in screen), "an answer", within=GUARD_S)
         answered = time.monotonic() - began
-        until(lambda: two.tunnel("web")["link"] not in {link, None}, within=5, what="it runs on another link")
-        two.is_in("up", name="web")
+        wait_until(lambda: two.tunnel("web")["link"] not in {link, None}, within=5, what="it runs on another link")
+        two.wait_state("up", name="web")
         done = time.monotonic() - began
-    assert max(answered, done) < allowed(1), f"answered after {answered:.2f} s, done after {done:.2f} s"
+    assert max(answered, done) < time_allowed(1), f"answered after {answered:.2f} s, done after {done:.2f} s"
 
 
 # --- users, rules, certificates ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def guarded(stage: Stage) -> Mosquitto:
+def guarded(harness: ProcessHarness) -> Mosquitto:
     """A broker with the rules of our sample, and users edge-1, edge-2, operator."""
-    directory = stage.directory / "guarded"
+    directory = harness.directory / "guarded"
     directory.mkdir()
     passwords, rules = directory / "passwords", directory / "acl"
     passwords.touch(mode=0o600)
@@ -697,44 +721,48 @@ def guarded(stage: Stage) -> Mosquitto:
     rules.chmod(0o600)
     for user in ("edge-1", "edge-2", "operator"):
         subprocess.run(["mosquitto_passwd", "-b", str(passwords), user, PASSWORD], check=True, capture_output=True)
-        (stage.directory / f"{user}.pw").write_text(f"{PASSWORD}\n")
+        (harness.directory / f"{user}.pw").write_text(f"{PASSWORD}\n")
     lines = f"allow_anonymous false\npassword_file {passwords}\nacl_file {rules}\n"
-    return stage.keep(Mosquitto(directory, lines))
+    return harness.close_at_end(Mosquitto(directory, lines))
 
 
-def test_with_the_sample_rules_a_host_speaks_for_itself_alone(stage: Stage, guarded: Mosquitto, hosts: Hosts) -> None:
+def test_with_the_sample_rules_a_host_speaks_for_itself_alone(
+    harness: ProcessHarness, guarded: Mosquitto, hosts: Hosts
+) -> None:
     def as_user(user: str) -> tuple[str, ...]:
         return ("-u", user, "-P", PASSWORD)
 
-    ear = Ear(stage, guarded, *as_user("operator"))
+    ear = Ear(harness, guarded, *as_user("operator"))
     daemons = {}
     for name, tunnels in (("edge-1", hosts.server), ("edge-2", hosts.client)):
-        file = str(stage.directory / f"{name}.pw")
+        file = str(harness.directory / f"{name}.pw")
         daemons[name] = hosts.up(name, guarded, tunnels, username=name, password_file=file)
         connected(daemons[name])
     lie = {"v": 1, "online": False, "boot": "lie", "ts": ""}
     assert "ot authorized" in publish(guarded, "edge-2/status", lie, "-r", *as_user("edge-1")).stderr
     publish(guarded, "edge-2/t/web/state", lie, "-r", *as_user("operator"))
     publish(guarded, "edge-2/cmd", {"v": 1, "id": "x", "op": "stop", "target": "web"}, *as_user("edge-1"))
-    spy = Ear(stage, guarded, *as_user("edge-1"))
+    spy = Ear(harness, guarded, *as_user("edge-1"))
     good = {"v": 1, "id": "y", "op": "restart", "target": "web"}
     publish(guarded, "edge-2/cmd", good, *as_user("operator"))
     assert ear.hears("edge-2/rsp/y")["ok"], "the operator's command comes after the stranger's, and is the only answer"
     assert not [topic for _, topic, _ in ear.all() if topic.endswith("rsp/x")]
     assert "lie" not in {word.get("boot") for word in ear.on("edge-2/status") + ear.on("edge-2/t/web/state")}
     assert {topic.split("/")[2] for _, topic, _ in spy.all()} <= {"edge-1"}
-    daemons["edge-2"].is_in("up", name="web")
+    daemons["edge-2"].wait_state("up", name="web")
     everything = "".join(text for _, _, text in ear.all())
     assert PASSWORD not in everything
     assert KEY not in everything
     url = f"mqtt://operator:p%25s%3A%40rd%2B%2F%20of%20a%20broker@127.0.0.1:{guarded.port}"
-    code, _, said = fleet(stage, guarded, "restart", "edge-1/web", url=url)
+    code, _, said = fleet(harness, guarded, "restart", "edge-1/web", url=url)
     assert (code, said) == (0, "")
     for daemon in daemons.values():
-        assert PASSWORD not in daemon.said()
+        assert PASSWORD not in daemon.log_text()
 
 
-def test_the_sample_for_the_broker_is_taken_beside_the_main_file_of_debian(stage: Stage, guarded: Mosquitto) -> None:
+def test_the_sample_for_the_broker_is_taken_beside_the_main_file_of_debian(
+    harness: ProcessHarness, guarded: Mosquitto
+) -> None:
     guarded.stop()
     authority = Authority(guarded.directory)
     authority.issue("broker")
@@ -753,24 +781,24 @@ def test_the_sample_for_the_broker_is_taken_beside_the_main_file_of_debian(stage
     guarded.port = port
     guarded.start()
     url = f"mqtts://operator@127.0.0.1:{port}"
-    (stage.directory / "operator.pw").write_text(PASSWORD)
-    files = ("--ca", str(authority.ca), "--password-file", str(stage.directory / "operator.pw"))
-    code, _, said = fleet(stage, guarded, "ps", *files, url=url)
+    (harness.directory / "operator.pw").write_text(PASSWORD)
+    files = ("--ca", str(authority.ca), "--password-file", str(harness.directory / "operator.pw"))
+    code, _, said = fleet(harness, guarded, "ps", *files, url=url)
     assert (code, said) == (0, "nodepass-orch: no host has published to this broker\n")
 
 
-def test_wrong_passwords_and_missing_rights_are_said(stage: Stage, guarded: Mosquitto, hosts: Hosts) -> None:
+def test_wrong_passwords_and_missing_rights_are_said(harness: ProcessHarness, guarded: Mosquitto, hosts: Hosts) -> None:
     wrong = hosts.up("edge-1", guarded, {}, username="edge-1", password="wrong")
-    wrong.says("refuses user 'edge-1': check user, password")
+    wrong.wait_for_log("refuses user 'edge-1': check user, password")
     other = hosts.up("edge-9", guarded, {}, username="edge-2", password=PASSWORD)
-    other.says(r"the broker .* (drops what is published to|does not let)", within=15)
-    assert "wrong" not in wrong.said().replace("check user", "")
+    other.wait_for_log(r"the broker .* (drops what is published to|does not let)", within=15)
+    assert "wrong" not in wrong.log_text().replace("check user", "")
     for daemon in (wrong, other):
         shown = mqtt_of(daemon)
         assert shown["state"] == "refused"
-        ps = stage.run("ps", "--socket", str(daemon.socket))
-        assert ps.ends() == 0, "tunnels are not concerned"
-        assert ps.said().startswith(f"nodepass-orch: MQTT refused since {shown['since']}: {shown['reason']}\n")
+        ps = harness.start_command("ps", "--socket", str(daemon.socket))
+        assert ps.wait_exit() == 0, "tunnels are not concerned"
+        assert ps.log_text().startswith(f"nodepass-orch: MQTT refused since {shown['since']}: {shown['reason']}\n")
 
 
 class Authority:
@@ -822,30 +850,30 @@ class Authority:
         return path
 
 
-def test_tls_with_an_authority_and_a_certificate_of_ones_own(stage: Stage, hosts: Hosts) -> None:
-    authority = Authority(stage.directory)
+def test_tls_with_an_authority_and_a_certificate_of_ones_own(harness: ProcessHarness, hosts: Hosts) -> None:
+    authority = Authority(harness.directory)
     (crt, key), (own, own_key) = authority.issue("broker"), authority.issue("edge-1")
     lines = f"allow_anonymous true\ncafile {authority.ca}\ncertfile {crt}\nkeyfile {key}\nrequire_certificate true\n"
-    broker = stage.keep(Mosquitto(stage.directory / "tls", lines))
+    broker = harness.close_at_end(Mosquitto(harness.directory / "tls", lines))
     url = f"mqtts://127.0.0.1:{broker.port}"
     both = {"url": url, "ca": str(authority.ca)}
     good = hosts.up("edge-1", broker, hosts.server, **both, cert=str(own), cert_key=str(own_key))
     connected(good)
-    good.is_in("waiting", name="web")
+    good.wait_state("waiting", name="web")
     files = ("--ca", str(authority.ca), "--cert", str(own), "--cert-key", str(own_key))
-    code, out, _ = fleet(stage, broker, "ps", *files, url=url)
+    code, out, _ = fleet(harness, broker, "ps", *files, url=url)
     assert code == 3
     assert "edge-1" in out
     distrusting = hosts.up("edge-2", broker, {}, url=url)
-    distrusting.says("TLS with the broker .* failed: certificate verify failed")
+    distrusting.wait_for_log("TLS with the broker .* failed: certificate verify failed")
     nobody = hosts.up("edge-3", broker, {}, **both)
-    nobody.says("the broker mqtts://.*: no greeting; perhaps it wants a certificate of ours", within=15)
+    nobody.wait_for_log("the broker mqtts://.*: no greeting; perhaps it wants a certificate of ours", within=15)
     plain = hosts.up("edge-4", broker, {}, ca=str(authority.ca))
-    plain.says("ca is of no use, for mqtt://.* is not encrypted; write mqtts://")
-    plain.says("does not speak MQTT with us", within=15)
+    plain.wait_for_log("ca is of no use, for mqtt://.* is not encrypted; write mqtts://")
+    plain.wait_for_log("does not speak MQTT with us", within=15)
     for daemon in (distrusting, nobody, plain):
         daemon.signal(signal.SIGTERM)
-        assert daemon.ends() == 0
+        assert daemon.wait_exit() == 0
 
 
 async def test_an_old_dialect_is_spoken_too(broker: Mosquitto) -> None:

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import pytest
 
-from tests.integration.harness import ROOT, Stage, until
 from tests.integration.test_fleet import KEY, PASSWORD, Hosts, Mosquitto, connected, publish, retained
 from tests.integration.test_programs import needs
-from tests.ports import free_port
+from tests.support.ports import free_port
+from tests.support.processes import ROOT, ProcessHarness
+from tests.support.waiting import wait_until
 
 pytestmark = needs("mosquitto", "mosquitto_sub", "mosquitto_pub", "mosquitto_passwd")
 
@@ -23,13 +24,13 @@ SENSORS: Final = ("connections", "bytes_in", "bytes_out")
 
 
 @pytest.fixture
-def broker(stage: Stage) -> Mosquitto:
-    return stage.keep(Mosquitto(stage.directory / "broker"))
+def broker(harness: ProcessHarness) -> Mosquitto:
+    return harness.close_at_end(Mosquitto(harness.directory / "broker"))
 
 
 @pytest.fixture
-def hosts(stage: Stage) -> Hosts:
-    return Hosts(stage)
+def hosts(harness: ProcessHarness) -> Hosts:
+    return Hosts(harness)
 
 
 def of_tunnel(name: str, prefix: str = "homeassistant") -> set[str]:
@@ -56,7 +57,7 @@ def stand(broker: Mosquitto, wanted: set[str], login: tuple[str, str] | None = N
         return set(found) == wanted
 
     try:
-        until(is_wanted, within=20, what="the configurations are as wanted")
+        wait_until(is_wanted, within=20, what="the configurations are as wanted")
     except AssertionError as error:
         error.add_note(f"there are {sorted(found)}")
         raise
@@ -64,7 +65,7 @@ def stand(broker: Mosquitto, wanted: set[str], login: tuple[str, str] | None = N
 
 
 def test_entities_come_with_tunnels_and_go_with_them_and_with_the_switch(
-    stage: Stage, broker: Mosquitto, hosts: Hosts
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
     lamp = "homeassistant/light/edge-1/lamp/config"
     subprocess.run(["mosquitto_pub", "-p", str(broker.port), "-r", "-t", lamp, "-m", "{}"], check=True)
@@ -86,25 +87,25 @@ def test_entities_come_with_tunnels_and_go_with_them_and_with_the_switch(
     daemon = hosts.up("edge-1", broker, hosts.server, discovery=True, discovery_prefix="ha/here")
     stand(broker, {lamp} | of_host("ha/here") | of_tunnel("web", "ha/here"))
     daemon.signal(signal.SIGTERM)
-    assert daemon.ends() == 0
+    assert daemon.wait_exit() == 0
     assert set(configured(broker)) > {lamp}, "a host that is gone is shown gone, not forgotten"
     daemon = hosts.up("edge-1", broker, hosts.server)
     stand(broker, {lamp})
     assert retained(broker)["edge-1/info"]["discovery"] is None
-    assert "WARN" not in daemon.said()
+    assert "WARN" not in daemon.log_text()
 
 
-def test_without_the_switch_nothing_is_said_of_it(stage: Stage, broker: Mosquitto, hosts: Hosts) -> None:
+def test_without_the_switch_nothing_is_said_of_it(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
     daemon = hosts.up("edge-1", broker, hosts.server)
     connected(daemon)
-    until(lambda: "edge-1/t/web/state" in retained(broker), within=5, what="the state is told")
+    wait_until(lambda: "edge-1/t/web/state" in retained(broker), within=5, what="the state is told")
     assert not configured(broker)
 
 
 def test_the_rule_of_the_sample_lets_a_host_configure_itself_alone_and_its_lack_is_said(
-    stage: Stage, hosts: Hosts
+    harness: ProcessHarness, hosts: Hosts
 ) -> None:
-    directory = stage.directory / "guarded"
+    directory = harness.directory / "guarded"
     directory.mkdir()
     passwords, rules = directory / "passwords", directory / "acl"
     passwords.touch(mode=0o600)
@@ -113,12 +114,12 @@ def test_the_rule_of_the_sample_lets_a_host_configure_itself_alone_and_its_lack_
     for user in ("edge-1", "edge-2", "operator"):
         subprocess.run(["mosquitto_passwd", "-b", str(passwords), user, PASSWORD], check=True, capture_output=True)
     lines = f"allow_anonymous false\npassword_file {passwords}\nacl_file {rules}\n"
-    guarded = stage.keep(Mosquitto(directory, lines))
+    guarded = harness.close_at_end(Mosquitto(directory, lines))
     daemon = hosts.up("edge-1", guarded, hosts.server, username="edge-1", password=PASSWORD, discovery=True)
-    daemon.says(r"drops what is published for discovery: .* homeassistant/sensor/edge-1/\+/config", within=25)
+    daemon.wait_for_log(r"drops what is published for discovery: .* homeassistant/sensor/edge-1/\+/config", within=25)
     connected(daemon)
     daemon.signal(signal.SIGTERM)
-    assert daemon.ends() == 0
+    assert daemon.wait_exit() == 0
     guarded.stop()
     text = rules.read_text()
     line = "pattern readwrite homeassistant/+/%u/+/config\n"
@@ -129,4 +130,4 @@ def test_the_rule_of_the_sample_lets_a_host_configure_itself_alone_and_its_lack_
     stand(guarded, of_host() | of_tunnel("web"), OPERATOR)
     stranger = publish(guarded, "x", "{}", "-u", "edge-2", "-P", PASSWORD, "-t", "homeassistant/sensor/edge-1/x/config")
     assert "ot authorized" in stranger.stderr
-    assert "discovery" not in daemon.said()
+    assert "discovery" not in daemon.log_text()

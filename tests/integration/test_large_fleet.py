@@ -14,10 +14,10 @@ from orchestrator.mqtt.pacing import GAP
 from orchestrator.mqtt.pairing import paths
 from orchestrator.mqtt.reader import Reader
 from tests.fleet_simulator import name_of_host, name_of_tunnel, simulated_fleet
-from tests.integration.harness import Stage
 from tests.integration.test_fleet import Mosquitto
 from tests.integration.test_programs import needs
-from tests.tunnel.support import until
+from tests.support.processes import ProcessHarness
+from tests.support.waiting import wait_until_async
 
 pytestmark = needs("mosquitto")
 
@@ -31,8 +31,8 @@ def shown(reader: Reader, host: str, tunnel: str) -> str | None:
     return next((seen["state"] for seen in tunnels if seen["name"] == tunnel), None)
 
 
-async def test_all_tunnels_of_many_hosts_are_read_and_steered(stage: Stage) -> None:
-    broker = Broker.from_url(stage.keep(Mosquitto(stage.directory / "broker")).url)
+async def test_all_tunnels_of_many_hosts_are_read_and_steered(harness: ProcessHarness) -> None:
+    broker = Broker.from_url(harness.close_at_end(Mosquitto(harness.directory / "broker")).url)
     first, tunnel = name_of_host(0), name_of_tunnel(0)
     async with simulated_fleet(broker, hosts=HOSTS, tunnels=TUNNELS, flaps=0) as fleet:
         reader = Reader(broker, stats=True)
@@ -43,14 +43,14 @@ async def test_all_tunnels_of_many_hosts_are_read_and_steered(stage: Stage) -> N
             assert len(links) == HOSTS * TUNNELS // 2
             assert all(path.is_up for path in links)
             fleet[0].tunnels.toggle(tunnel)
-            await until(lambda: shown(reader, first, tunnel) == "cooldown", "the cooldown is told")
+            await wait_until_async(lambda: shown(reader, first, tunnel) == "cooldown", "the cooldown is told")
             answer = await reader.command(first, "retry", tunnel)
             assert answer["ok"], answer
-            await until(lambda: shown(reader, first, tunnel) == "up", "its end is told")
+            await wait_until_async(lambda: shown(reader, first, tunnel) == "up", "its end is told")
     reader = Reader(broker)
     async with reader.reading():
         gone = {GONE}
-        await until(
+        await wait_until_async(
             lambda: {host.presence(time.monotonic()) for host in reader.fleet} == gone, "all have said farewell"
         )
 
@@ -61,27 +61,31 @@ async def unconfirmed(*_: object) -> None:
 
 
 async def test_a_host_that_has_no_time_for_a_farewell_leaves_it_to_its_will(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    harness: ProcessHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broker = Broker.from_url(stage.keep(Mosquitto(stage.directory / "broker")).url)
+    broker = Broker.from_url(harness.close_at_end(Mosquitto(harness.directory / "broker")).url)
     reader, host = Reader(broker), name_of_host(1)
     async with reader.reading():
         async with simulated_fleet(broker, hosts=2, tunnels=4, busy=0, flaps=0) as fleet:
-            await until(lambda: shown(reader, host, name_of_tunnel(3)) == "up", "it is there")
+            await wait_until_async(lambda: shown(reader, host, name_of_tunnel(3)) == "up", "it is there")
             monkeypatch.setattr(publisher, "_FAREWELL", 0.1)
             monkeypatch.setattr(publisher, "publish_all", unconfirmed)
             for _ in range(2):  # one that is being told, and one that waits
                 await asyncio.sleep(GAP)
                 fleet[1].tunnels.toggle(name_of_tunnel(3))
-        await until(lambda: reader.fleet.hosts[host].presence(time.monotonic()) == GONE, "its end is told")
+        await wait_until_async(lambda: reader.fleet.hosts[host].presence(time.monotonic()) == GONE, "its end is told")
 
 
-async def test_a_host_that_comes_later_is_read_whole(stage: Stage) -> None:
-    broker = Broker.from_url(stage.keep(Mosquitto(stage.directory / "broker")).url)
+async def test_a_host_that_comes_later_is_read_whole(harness: ProcessHarness) -> None:
+    broker = Broker.from_url(harness.close_at_end(Mosquitto(harness.directory / "broker")).url)
     reader, host = Reader(broker), name_of_host(1)
     async with reader.reading():
         assert not reader.fleet.hosts
         async with simulated_fleet(broker, hosts=2, tunnels=4, busy=0, flaps=0):
             tunnels = [name_of_tunnel(number) for number in range(4)]
-            await until(lambda: [shown(reader, host, tunnel) for tunnel in tunnels] == ["up"] * 4, "all are told")
-        await until(lambda: reader.fleet.hosts[host].presence(time.monotonic()) == GONE, "its farewell is told")
+            await wait_until_async(
+                lambda: [shown(reader, host, tunnel) for tunnel in tunnels] == ["up"] * 4, "all are told"
+            )
+        await wait_until_async(
+            lambda: reader.fleet.hosts[host].presence(time.monotonic()) == GONE, "its farewell is told"
+        )

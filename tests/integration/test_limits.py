@@ -1,4 +1,4 @@
-"""Limits make visitors wait, not lose; signals end a process in order."""
+"""Limits delay visitors but drop none; process signals end a process in order."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import Stage, until
-from tests.integration.peers import ask, connect, ending, exchange, first_byte, receive
-from tests.ports import free_port
-from tests.scale import GUARD, allowed
+from tests.support.peers import connect, exchange, read_stream_end, receive_exactly, round_trip, time_to_first_byte
+from tests.support.ports import free_port
+from tests.support.processes import ProcessHarness
+from tests.support.scale import GUARD_S, time_allowed
+from tests.support.waiting import wait_until
 
 OURS = re.compile(r"/(?:orchestrator|tunnel)/(?!cli\.py\", line \d+, in <module>)")
-"""A line of a traceback in our code, after the first import of all: until then Ctrl-C is the interpreter's own."""
+"""A traceback line of our code after the first import; before that, Ctrl-C interrupts the interpreter itself."""
 
 both_directions = pytest.mark.parametrize("direction", ["reverse", "forward"])
 
 
 @both_directions
 @pytest.mark.parametrize("limited", ["server", "client"])
-def test_visitors_beyond_the_limit_wait_and_none_is_dropped(stage: Stage, direction: str, limited: str) -> None:
+def test_visitors_beyond_the_limit_wait_and_none_is_dropped(
+    harness: ProcessHarness, direction: str, limited: str
+) -> None:
     limit = "semaphore_limit=2"
-    pair = stage.pair(
+    pair = harness.start_pair(
         direction=direction,
         server=limit if limited == "server" else "",
         client=limit if limited == "client" else "",
-    ).up()
+    ).wait_up()
     visitors = [connect(pair.visitors) for _ in range(5)]
     try:
         for number, visitor in enumerate(visitors):
@@ -40,9 +43,10 @@ def test_visitors_beyond_the_limit_wait_and_none_is_dropped(stage: Stage, direct
         waiting = dict(enumerate(visitors))
         while waiting:
             expected = min(2, len(waiting))
-            until(lambda: len(answered(waiting)) >= expected, within=5, what=f"{expected} are served")  # noqa: B023  called at once
-            assert len(answered(waiting, 0.3)) == expected, "no more of them at once"
-            assert pair.entrance.tunnel()["connections"]["active"] <= 2
+            wait_until(lambda: len(answered(waiting)) >= expected, within=5, what=f"{expected} are served")  # noqa: B023  called at once
+            time.sleep(0.3)  # the time in which no other visitor may be served
+            assert len(answered(waiting)) == expected, "more visitors are served at once than the limit allows"
+            assert pair.ingress.tunnel()["connections"]["active"] <= 2
             for number in answered(waiting):
                 assert waiting[number].recv(2) == bytes([number])
                 waiting.pop(number).close()
@@ -51,24 +55,23 @@ def test_visitors_beyond_the_limit_wait_and_none_is_dropped(stage: Stage, direct
             visitor.close()
 
 
-def answered(visitors: Mapping[int, socket.socket], after: float = 0.0) -> list[int]:
-    """Who has an answer, now or after so many seconds."""
-    time.sleep(after)  # in which nobody else is to get one
+def answered(visitors: Mapping[int, socket.socket]) -> list[int]:
+    """Return the visitors that have received an answer."""
     ready = select.select(list(visitors.values()), [], [], 0)[0]
     return [number for number, sock in visitors.items() if sock in ready]
 
 
 @both_directions
-def test_a_rush_beyond_pool_and_queue_serves_everybody(stage: Stage, direction: str) -> None:
+def test_a_burst_beyond_pool_and_queue_serves_every_visitor(harness: ProcessHarness, direction: str) -> None:
     options = "min_pool_capacity=1&max_pool_capacity=4&signal_queue_limit=8&semaphore_limit=16"
-    pair = stage.pair(direction=direction, both=options).up()
+    pair = harness.start_pair(direction=direction, both=options).wait_up()
     failures: list[str] = []
 
     def visit(number: int) -> None:
         payload = number.to_bytes(4, "big") * 100
         try:
             if exchange(pair.visitors, payload) != payload:
-                failures.append(f"{number}: another answer")
+                failures.append(f"{number}: wrong answer")
         except OSError as error:
             failures.append(f"{number}: {error}")
 
@@ -76,9 +79,9 @@ def test_a_rush_beyond_pool_and_queue_serves_everybody(stage: Stage, direction: 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(2 * GUARD)
+        thread.join(2 * GUARD_S)
     assert not failures
-    shown = pair.entrance.tunnel()
+    shown = pair.ingress.tunnel()
     assert shown["pool"]["max"] == 4
     assert shown["signals"]["limit"] == 8
     assert shown["connections"]["limit"] == 16
@@ -86,111 +89,118 @@ def test_a_rush_beyond_pool_and_queue_serves_everybody(stage: Stage, direction: 
 
 @both_directions
 @pytest.mark.parametrize("which", ["server", "client"])
-def test_sigterm_lets_a_running_relay_finish_and_refuses_new_visitors(stage: Stage, direction: str, which: str) -> None:
-    pair = stage.pair(direction=direction, both="shutdown_timeout=100s").up()
+def test_sigterm_lets_a_running_relay_finish_and_refuses_new_visitors(
+    harness: ProcessHarness, direction: str, which: str
+) -> None:
+    pair = harness.start_pair(direction=direction, both="shutdown_timeout=100s").wait_up()
     leaving = pair.server if which == "server" else pair.client
     with connect(pair.visitors) as visitor:
-        assert ask(visitor, b"before") == b"before"
+        assert round_trip(visitor, b"before") == b"before"
         leaving.signal(signal.SIGTERM)
-        leaving.says("drain|shutting down")
-        until(lambda: not is_served(pair.visitors), within=5, what="new visitors are refused")
-        assert ask(visitor, b"during") == b"during"
+        leaving.wait_for_log("drain|shutting down")
+        wait_until(lambda: not is_served(pair.visitors), within=5, what="new visitors are refused")
+        assert round_trip(visitor, b"during") == b"during"
         assert leaving.process.poll() is None
         visitor.shutdown(socket.SHUT_WR)
-        assert ending(visitor) == "end"
-    assert leaving.ends(within=3) == 0
+        assert read_stream_end(visitor) == "end"
+    assert leaving.wait_exit(within=3) == 0
 
 
 def is_served(address: tuple[str, int]) -> bool:
-    """Whether a new visitor gets an answer soon."""
+    """Whether a new visitor gets an answer within half a second."""
     try:
         with connect(address, timeout=0.5) as sock:
-            return ask(sock, b"?") == b"?"
+            return round_trip(sock, b"?") == b"?"
     except OSError:
         return False
 
 
 @pytest.mark.parametrize("kind", ["url", "up"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_an_idle_process_with_0(stage: Stage, kind: str, number: signal.Signals) -> None:
+def test_a_process_signal_ends_an_idle_process_with_status_0(
+    harness: ProcessHarness, kind: str, number: signal.Signals
+) -> None:
     url = f"server://127.0.0.1:{free_port()}/127.0.0.1:{free_port()}?shutdown_timeout=300s"
-    command = stage.url(url) if kind == "url" else stage.up({"t": url})
-    command.says("listening")
+    command = harness.start_url(url) if kind == "url" else harness.start_daemon({"t": url})
+    command.wait_for_log("listening")
     began = time.monotonic()
     command.signal(number)
-    assert command.ends() == 0
-    assert time.monotonic() - began < allowed(1.5), "there is nobody to wait for"
-    assert command.printed() == ""
+    assert command.wait_exit() == 0
+    assert time.monotonic() - began < time_allowed(1.5), "no visitor is connected, so there is nothing to wait for"
+    assert command.stdout_text() == ""
 
 
 @pytest.mark.parametrize("kind", ["url", "up"])
-def test_a_second_signal_ends_at_once(stage: Stage, kind: str) -> None:
-    target = stage.target()
+def test_a_second_process_signal_ends_the_process_at_once(harness: ProcessHarness, kind: str) -> None:
+    target = harness.start_target()
     port, visitor_port = free_port(), free_port()
     url = f"server://127.0.0.1:{port}/127.0.0.1:{visitor_port}?shutdown_timeout=300s"
-    server = stage.url(url) if kind == "url" else stage.up({"t": url})
-    stage.url(f"client://127.0.0.1:{port}/127.0.0.1:{target.port}")
-    first_byte(("127.0.0.1", visitor_port), within=5)
+    server = harness.start_url(url) if kind == "url" else harness.start_daemon({"t": url})
+    harness.start_url(f"client://127.0.0.1:{port}/127.0.0.1:{target.port}")
+    time_to_first_byte(("127.0.0.1", visitor_port), within=5)
     with connect(("127.0.0.1", visitor_port)) as visitor:
-        assert ask(visitor, b"here") == b"here"
+        assert round_trip(visitor, b"here") == b"here"
         server.signal(signal.SIGTERM)
-        server.says("drain|shutting down")
-        assert ask(visitor, b"still") == b"still"
+        server.wait_for_log("drain|shutting down")
+        assert round_trip(visitor, b"still") == b"still"
         began = time.monotonic()
         server.signal(signal.SIGTERM)
-        assert server.ends() in {0, 1}
-        assert time.monotonic() - began < allowed(1.5)
-        assert ending(visitor) in {"end", "reset"}
+        assert server.wait_exit() in {0, 1}
+        assert time.monotonic() - began < time_allowed(1.5)
+        assert read_stream_end(visitor) in {"end", "reset"}
 
 
-def test_a_drain_has_an_end(stage: Stage) -> None:
-    pair = stage.pair(both="shutdown_timeout=1s").up()
+def test_a_drain_ends_after_the_shutdown_timeout(harness: ProcessHarness) -> None:
+    pair = harness.start_pair(both="shutdown_timeout=1s").wait_up()
     with connect(pair.visitors) as visitor:
-        assert ask(visitor, b"here") == b"here"
+        assert round_trip(visitor, b"here") == b"here"
         began = time.monotonic()
         pair.server.signal(signal.SIGTERM)
-        assert pair.server.ends() == 0
-        assert 0.8 < time.monotonic() - began < allowed(3)
-        assert ending(visitor) in {"end", "reset"}
+        assert pair.server.wait_exit() == 0
+        assert 0.8 < time.monotonic() - began < time_allowed(3)
+        assert read_stream_end(visitor) in {"end", "reset"}
 
 
 @pytest.mark.parametrize("delay", [0.03, 0.06, 0.1, 0.2, 0.4])
 @pytest.mark.parametrize("kind", ["url", "up", "check"])
-def test_ctrl_c_at_any_moment_of_the_start_is_no_traceback(stage: Stage, kind: str, delay: float) -> None:
+def test_ctrl_c_at_any_moment_of_the_start_prints_no_traceback(
+    harness: ProcessHarness, kind: str, delay: float
+) -> None:
     url = f"server://127.0.0.1:{free_port()}/127.0.0.1:{free_port()}"
     if kind == "url":
-        command = stage.url(url)
+        command = harness.start_url(url)
     elif kind == "up":
-        command = stage.up({"t": url})
+        command = harness.start_daemon({"t": url})
     else:
-        file = stage.directory / "tunnels.yaml"
+        file = harness.directory / "tunnels.yaml"
         file.write_text(f"version: 1\ntunnels:\n  t: {url}\n")
-        command = stage.run("check", str(file))
-    time.sleep(delay)  # the moment is what is tested
+        command = harness.start_command("check", str(file))
+    time.sleep(delay)  # the moment of the interrupt is the subject of the test
     command.signal(signal.SIGINT)
-    status = command.ends()
-    if "Traceback" in command.said() and not OURS.search(command.said()):
-        stage.commands.remove(command)
-        pytest.skip("the interpreter was still starting itself: what it says then is not ours")
+    status = command.wait_exit()
+    if "Traceback" in command.log_text() and not OURS.search(command.log_text()):
+        harness.commands.remove(command)
+        pytest.skip("the interpreter itself was still starting, and its traceback is not ours")
     assert status in {0, 130, -signal.SIGINT}
 
 
-def test_descriptors_go_back_to_what_they_were(stage: Stage) -> None:
-    pair = stage.pair(lambda sock: sock.sendall(receive(sock, 4))).up()
+def test_descriptors_are_released_after_many_visitors(harness: ProcessHarness) -> None:
+    pair = harness.start_pair(lambda sock: sock.sendall(receive_exactly(sock, 4))).wait_up()
     exchange(pair.visitors, b"warm")
-    time.sleep(0.5)  # the pool refills
+    for end in (pair.server, pair.client):
+        wait_until(lambda: end.tunnel()["pool"]["idle"] >= 1, within=5, what="the pool is filled")  # noqa: B023  called at once
     before = {end.name: descriptors(end.pid) for end in (pair.server, pair.client)}
     for _ in range(300):
         exchange(pair.visitors, b"four")
     for end in (pair.server, pair.client):
-        slack = pair.server.tunnel()["pool"]["capacity"] + 16  # a pool that grew, pipes kept for reuse
-        until(
+        slack = pair.server.tunnel()["pool"]["capacity"] + 16  # the pool may have grown, and pipes are kept for reuse
+        wait_until(
             lambda: descriptors(end.pid) <= before[end.name] + slack,  # noqa: B023  called at once
             within=5,
-            what=f"{end.name} gives descriptors back",
+            what=f"{end.name} releases descriptors",
         )
 
 
 def descriptors(pid: int) -> int:
-    """How many descriptors a process holds."""
+    """Return the number of open descriptors of a process."""
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.harness import Stage, until
-from tests.integration.peers import exchange
-from tests.ports import free_port
+from tests.support.peers import exchange
+from tests.support.ports import free_port
+from tests.support.processes import ProcessHarness
+from tests.support.waiting import wait_until
 
 VISITORS = 120
 
@@ -24,23 +25,23 @@ def scrape(port: int) -> dict[tuple[str, str], float]:
 
 
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
-def test_the_numbers_are_those_of_the_load(stage: Stage, direction: str) -> None:
+def test_the_numbers_are_those_of_the_load(harness: ProcessHarness, direction: str) -> None:
     port, tunnel, door = free_port(), free_port(), free_port()
-    target = stage.target()
+    target = harness.start_target()
     entrance, exit_ = f"127.0.0.1:{door}", f"127.0.0.1:{target.port}"
     ends = (entrance, exit_) if direction == "reverse" else (exit_, entrance)
     tunnels = {
         "s": f"server://127.0.0.1:{tunnel}/{ends[0]}?mode={direction}",
         "c": f"client://127.0.0.1:{tunnel}/{ends[1]}",
     }
-    daemon = stage.up(tunnels, supervisor={"metrics": f"127.0.0.1:{port}"})
+    daemon = harness.start_daemon(tunnels, supervisor={"metrics": f"127.0.0.1:{port}"})
     for name in tunnels:
-        daemon.is_in("up", name=name)
+        daemon.wait_state("up", name=name)
     payloads = [random.randbytes(random.randrange(1, 60_000)) for _ in range(VISITORS)]
     with ThreadPoolExecutor(16) as crowd:
         answers = list(crowd.map(lambda payload: exchange(("127.0.0.1", door), payload), payloads))
     assert answers == payloads
-    until(
+    wait_until(
         lambda: all(scrape(port)["nodepass_orch_tunnel_connections_active", name] == 0 for name in tunnels),
         within=5,
         what="every visitor has left",

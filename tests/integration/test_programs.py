@@ -1,4 +1,4 @@
-"""Real programs through a tunnel, where they are installed."""
+"""Real programs through a tunnel, skipped where they are not installed."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import Stage, until
-from tests.integration.peers import PATIENCE, Target, connect, receive
-from tests.ports import free_port
-from tests.scale import FULL
+from tests.support.peers import SOCKET_TIMEOUT_S, Target, connect, receive_exactly
+from tests.support.ports import free_port
+from tests.support.processes import ProcessHarness
+from tests.support.scale import IS_FULL_SCALE
+from tests.support.waiting import wait_until
 
-SECONDS = "10" if FULL else "1"
+SECONDS = "10" if IS_FULL_SCALE else "1"
 
 both_directions = pytest.mark.parametrize("direction", ["reverse", "forward"])
 
 
 def needs(*programs: str) -> pytest.MarkDecorator:
-    """Skip, saying which, where a program is not installed."""
+    """Skip the test if a program is not installed; the reason names it."""
     absent = [program for program in programs if not find(program)]
     return pytest.mark.skipif(bool(absent), reason=f"not installed: {', '.join(absent)}")
 
 
 def find(program: str) -> str | None:
-    """Where a program is, Debian's directories of servers included."""
+    """Return the path of a program; Debian's directories for servers are searched too."""
     places = [os.environ.get("PATH", ""), "/usr/sbin", *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin")))]
     return shutil.which(program, path=":".join(places))
 
 
 def run(*command: str, **options: object) -> subprocess.CompletedProcess[bytes]:
-    """A command that has to succeed."""
+    """Run a command and assert that it succeeds."""
     done = subprocess.run(command, capture_output=True, check=False, timeout=180, **options)  # type: ignore[call-overload]  # typeshed cannot pass options on
     assert done.returncode == 0, f"{command}: {done.stdout!r} {done.stderr!r}"
     return done  # type: ignore[no-any-return]  # as above
@@ -63,7 +64,7 @@ class Program(Target):
             return False
 
         try:
-            until(answers, within=15, what=f"{command[0]} listens: {log.read_text()}")
+            wait_until(answers, within=15, what=lambda: f"{command[0]} listens: {log.read_text()}")
         except AssertionError:
             self.close()
             raise
@@ -78,9 +79,9 @@ class Program(Target):
 
 
 @pytest.fixture
-def nginx(stage: Stage) -> Program:
+def nginx(harness: ProcessHarness) -> Program:
     port = free_port()
-    directory = stage.directory / "nginx"
+    directory = harness.directory / "nginx"
     (directory / "html").mkdir(parents=True)
     (directory / "html" / "index.html").write_text("x" * 1024)
     (directory / "html" / "big").write_bytes(random.Random(6).randbytes(5 << 20))
@@ -95,15 +96,17 @@ def nginx(stage: Stage) -> Program:
         f"server {{ listen 127.0.0.1:{port} backlog=4096; root {directory}/html; }} }}"
     )
     command = [str(find("nginx")), "-c", str(config), "-p", str(directory), "-e", "stderr"]
-    return stage.keep(Program(command, port, directory / "log"))
+    return harness.close_at_end(Program(command, port, directory / "log"))
 
 
 @needs("nginx", "wrk")
 @both_directions
 @pytest.mark.parametrize("tls", ["0", "1"])
-@pytest.mark.parametrize("kind", ["keep-alive", "a connection each"])
-def test_nginx_under_wrk(stage: Stage, nginx: Program, direction: str, tls: str, kind: str) -> None:
-    pair = stage.pair(nginx, direction=direction, both=f"tls={tls}").up()
+@pytest.mark.parametrize("kind", ["keep-alive", "new connections"])
+def test_nginx_serves_wrk_without_errors(
+    harness: ProcessHarness, nginx: Program, direction: str, tls: str, kind: str
+) -> None:
+    pair = harness.start_pair(nginx, direction=direction, both=f"tls={tls}").wait_up()
     load = ["-c64"] if kind == "keep-alive" else ["-c32", "-H", "Connection: close"]
     url = f"http://127.0.0.1:{pair.visitors[1]}/index.html"
     output = run(str(find("wrk")), "-t1", f"-d{SECONDS}s", "--timeout", "30s", *load, url).stdout.decode()
@@ -114,12 +117,12 @@ def test_nginx_under_wrk(stage: Stage, nginx: Program, direction: str, tls: str,
 
 @needs("redis-server", "redis-benchmark")
 @both_directions
-def test_redis_benchmark(stage: Stage, direction: str) -> None:
+def test_redis_benchmark_runs_without_errors(harness: ProcessHarness, direction: str) -> None:
     port = free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(stage.directory)]
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(harness.directory)]
     command = [str(find("redis-server")), *options]
-    redis = stage.keep(Program(command, port, stage.directory / "redis.log"))
-    pair = stage.pair(redis, direction=direction).up()
+    redis = harness.close_at_end(Program(command, port, harness.directory / "redis.log"))
+    pair = harness.start_pair(redis, direction=direction).wait_up()
     for options in (["-P", "16"], ["-k", "0", "-n", "2000"]):
         output = run(
             str(find("redis-benchmark")), "-h", "127.0.0.1", "-p", str(pair.visitors[1]), "-n", "20000", "-c", "50",
@@ -130,10 +133,10 @@ def test_redis_benchmark(stage: Stage, direction: str) -> None:
 
 
 @pytest.fixture
-def postgres(stage: Stage) -> Generator[Program]:
+def postgres(harness: ProcessHarness) -> Generator[Program]:
     directory = Path(tempfile.mkdtemp(prefix="np-postgres-"))
     as_user: list[str] = []
-    if os.geteuid() == 0:  # it refuses to run as root
+    if os.geteuid() == 0:  # postgres refuses to run as root
         shutil.chown(directory, "postgres")
         as_user = ["runuser", "-u", "postgres", "--"]
     try:
@@ -142,7 +145,7 @@ def postgres(stage: Stage) -> Generator[Program]:
         port = free_port()
         options = ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
         command = [*as_user, str(find("postgres")), "-D", data, "-p", str(port), "-k", str(directory), *options]
-        program = Program(command, port, stage.directory / "postgres.log")
+        program = Program(command, port, harness.directory / "postgres.log")
         try:
             yield program
         finally:
@@ -152,8 +155,8 @@ def postgres(stage: Stage) -> Generator[Program]:
 
 
 @needs("postgres", "initdb", "pgbench")
-def test_pgbench(stage: Stage, postgres: Program) -> None:
-    pair = stage.pair(postgres, direction="forward").up()
+def test_pgbench_runs_without_failed_transactions(harness: ProcessHarness, postgres: Program) -> None:
+    pair = harness.start_pair(postgres, direction="forward").wait_up()
     pgbench = [str(find("pgbench")), "-h", "127.0.0.1", "-p", str(pair.visitors[1]), "-U", "tester"]
     run(*pgbench, "-i", "-s", "1", "-q", "postgres")
     for options in (["-c", "8", "-j", "2", "-T", SECONDS], ["-C", "-c", "4", "-t", "30"]):
@@ -164,13 +167,13 @@ def test_pgbench(stage: Stage, postgres: Program) -> None:
 
 @needs("sshd", "ssh", "scp", "ssh-keygen")
 @both_directions
-def test_ssh_and_scp(stage: Stage, direction: str) -> None:
-    directory = stage.directory / "ssh"
+def test_ssh_and_scp_transfer_files_unchanged(harness: ProcessHarness, direction: str) -> None:
+    directory = harness.directory / "ssh"
     directory.mkdir(mode=0o700)
     for name in ("host", "user"):
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / name))
     if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it, and without its service nobody makes it
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd needs the directory, which only its system service creates
     port = free_port()
     config = directory / "config"
     config.write_text(
@@ -178,8 +181,8 @@ def test_ssh_and_scp(stage: Stage, direction: str) -> None:
         "StrictModes no\nPermitRootLogin yes\nPasswordAuthentication no\nUsePAM yes\nPidFile none\n"
         "Subsystem sftp internal-sftp\n"
     )
-    sshd = stage.keep(Program([str(find("sshd")), "-D", "-e", "-f", str(config)], port, directory / "log"))
-    pair = stage.pair(sshd, direction=direction).up()
+    sshd = harness.close_at_end(Program([str(find("sshd")), "-D", "-e", "-f", str(config)], port, directory / "log"))
+    pair = harness.start_pair(sshd, direction=direction).wait_up()
     common = ["-F", "none", "-i", str(directory / "user"), "-o", "BatchMode=yes"]
     common += ["-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={directory}/known"]
     user = run("id", "-un").stdout.decode().strip()
@@ -194,23 +197,23 @@ def test_ssh_and_scp(stage: Stage, direction: str) -> None:
 
 
 def websocket(sock: socket.socket) -> None:
-    """A WebSocket server by hand (RFC 6455): shakes hands, then sends every short frame back unmasked."""
+    """Serve WebSocket (RFC 6455) without a library: answer the handshake, then echo every short frame unmasked."""
     request = b""
     while not request.endswith(b"\r\n\r\n"):
         request += sock.recv(1)
     key = next(line.partition(b": ")[2] for line in request.split(b"\r\n") if line.startswith(b"Sec-WebSocket-Key"))
-    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())  # noqa: S324  the RFC's own
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())  # noqa: S324  required by the RFC
     head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
     sock.sendall(head + accept + b"\r\n\r\n")
-    while frame := receive(sock, 2):
-        mask = receive(sock, 4)
-        body = receive(sock, frame[1] & 0x7F)
+    while frame := receive_exactly(sock, 2):
+        mask = receive_exactly(sock, 4)
+        body = receive_exactly(sock, frame[1] & 0x7F)
         sock.sendall(bytes([frame[0], len(body)]) + bytes(b ^ mask[n % 4] for n, b in enumerate(body)))
 
 
 @both_directions
-def test_a_websocket_stays_open_and_speaks_both_ways(stage: Stage, direction: str) -> None:
-    pair = stage.pair(websocket, direction=direction).up()
+def test_a_websocket_carries_messages_and_survives_silence(harness: ProcessHarness, direction: str) -> None:
+    pair = harness.start_pair(websocket, direction=direction).wait_up()
     with connect(pair.visitors) as sock:
         sock.sendall(
             b"GET /chat HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -220,46 +223,46 @@ def test_a_websocket_stays_open_and_speaks_both_ways(stage: Stage, direction: st
         while not head.endswith(b"\r\n\r\n"):
             head += sock.recv(1)
         assert head.startswith(b"HTTP/1.1 101 ")
-        assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head  # the RFC's own example
+        assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head  # the example of the RFC
         for number in range(200):
             text = f"message {number}".encode()
             mask = number.to_bytes(4, "big")
             sock.sendall(bytes([0x81, 0x80 | len(text)]) + mask + bytes(b ^ mask[n % 4] for n, b in enumerate(text)))
-            assert receive(sock, 2 + len(text)) == bytes([0x81, len(text)]) + text
-        time.sleep(1)  # silence is no reason to close
+            assert receive_exactly(sock, 2 + len(text)) == bytes([0x81, len(text)]) + text
+        time.sleep(1)  # the silence that the connection must survive
         sock.sendall(bytes([0x81, 0x80]) + b"mask")
-        assert receive(sock, 2) == bytes([0x81, 0])
+        assert receive_exactly(sock, 2) == bytes([0x81, 0])
 
 
 def mail(sock: socket.socket) -> None:
-    """A mail server that speaks first and accepts everything (RFC 5321)."""
+    """Serve mail (RFC 5321): the server sends first and accepts every message."""
     stream = sock.makefile("rwb", buffering=0)
     stream.write(b"220 localhost ready\r\n")
     while line := stream.readline():
         verb = line[:4].upper()
         if verb == b"DATA":
-            stream.write(b"354 go on\r\n")
+            stream.write(b"354 send the message\r\n")
             while stream.readline() != b".\r\n":
                 pass
-        stream.write(b"221 bye\r\n" if verb == b"QUIT" else b"250 fine\r\n")
+        stream.write(b"221 bye\r\n" if verb == b"QUIT" else b"250 ok\r\n")
         if verb == b"QUIT":
             return
 
 
 @both_directions
-def test_a_mail_client_of_a_server_that_speaks_first(stage: Stage, direction: str) -> None:
-    pair = stage.pair(mail, direction=direction).up()
+def test_a_mail_client_works_with_a_server_that_sends_first(harness: ProcessHarness, direction: str) -> None:
+    pair = harness.start_pair(mail, direction=direction).wait_up()
     for _ in range(5):
-        with smtplib.SMTP(*pair.visitors, timeout=PATIENCE) as client:
+        with smtplib.SMTP(*pair.visitors, timeout=SOCKET_TIMEOUT_S) as client:
             refused = client.sendmail("a@localhost", ["b@localhost"], "Subject: test\r\n\r\n" + "line\r\n" * 5000)
             assert refused == {}
 
 
 @needs("nginx")
 @both_directions
-def test_a_large_file_over_http(stage: Stage, nginx: Program, direction: str) -> None:
-    pair = stage.pair(nginx, direction=direction).up()
-    connection = http.client.HTTPConnection(*pair.visitors, timeout=PATIENCE)
+def test_a_large_file_over_http_arrives_unchanged(harness: ProcessHarness, nginx: Program, direction: str) -> None:
+    pair = harness.start_pair(nginx, direction=direction).wait_up()
+    connection = http.client.HTTPConnection(*pair.visitors, timeout=SOCKET_TIMEOUT_S)
     try:
         for _ in range(5):
             connection.request("GET", "/big")

@@ -1,4 +1,4 @@
-"""Ends that start late, die, freeze or lose sight of each other."""
+"""Recovery when an end starts late, dies, freezes or loses its control channel."""
 
 from __future__ import annotations
 
@@ -8,159 +8,170 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.integration.harness import Command, Stage, until
-from tests.integration.peers import Address, ask, connect, first_byte
-from tests.integration.strangers import Middle
-from tests.ports import free_port
-from tests.scale import FULL
+from tests.support.interception import InterceptingProxy
+from tests.support.peers import Address, connect, round_trip, time_to_first_byte
+from tests.support.ports import free_port
+from tests.support.processes import Command, ProcessHarness
+from tests.support.scale import IS_FULL_SCALE
+from tests.support.waiting import wait_until
 
-PROMISE = 2.0
-"""Seconds from the start of the second end, or of the one that returns, to the first byte."""
-FREEZE = 20.0 if FULL else 2.0
-INTERVAL = "1s" if FULL else "200ms"
+RECOVERY_S = 2.0
+"""Seconds from the start of the second end, or of an end that returns, to the first byte."""
+FREEZE_S = 20.0 if IS_FULL_SCALE else 2.0
+INTERVAL = "1s" if IS_FULL_SCALE else "200ms"
 
 both_directions = pytest.mark.parametrize("direction", ["reverse", "forward"])
 
 
-class Ends:
-    """Two single-URL processes that can be started in any order and again."""
+class RestartableEnds:
+    """Two processes, each with one URL, that can be started in any order and restarted."""
 
-    def __init__(self, stage: Stage, direction: str, key: str = "abcdefgh") -> None:
-        self.stage = stage
-        self.target = stage.target()
+    def __init__(self, harness: ProcessHarness, direction: str, key: str = "abcdefgh") -> None:
+        self.harness = harness
+        self.target = harness.start_target()
         port, visitor_port = free_port(), free_port()
         self.visitors: Address = ("127.0.0.1", visitor_port)
-        entrance, exit_ = f"127.0.0.1:{visitor_port}", f"127.0.0.1:{self.target.port}"
-        ends = (entrance, exit_) if direction == "reverse" else (exit_, entrance)
+        ingress, egress = f"127.0.0.1:{visitor_port}", f"127.0.0.1:{self.target.port}"
+        ends = (ingress, egress) if direction == "reverse" else (egress, ingress)
         self.urls = {
             "server": f"server://{key}@127.0.0.1:{port}/{ends[0]}?mode={direction}",
             "client": f"client://{key}@127.0.0.1:{port}/{ends[1]}",
         }
 
     def start(self, which: str) -> Command:
-        return self.stage.url(self.urls[which])
+        return self.harness.start_url(self.urls[which])
 
 
-def listener_between(stage: Stage) -> tuple[list[Middle], Callable[[int], int]]:
-    """For ``Stage.pair``: somebody on the tunnel port, who tells control channels from data and can cut them."""
-    middles: list[Middle] = []
+def intercept_tunnel_port(harness: ProcessHarness) -> tuple[list[InterceptingProxy], Callable[[int], int]]:
+    """Return the proxies and a ``through`` function that puts an ``InterceptingProxy`` in front of the tunnel port."""
+    proxies: list[InterceptingProxy] = []
 
     def through(port: int) -> int:
-        middles.append(stage.keep(Middle(("127.0.0.1", port))))
-        return middles[0].port
+        proxies.append(harness.close_at_end(InterceptingProxy(("127.0.0.1", port))))
+        return proxies[0].port
 
-    return middles, through
+    return proxies, through
 
 
 @both_directions
 @pytest.mark.parametrize("first", ["server", "client"])
-def test_either_end_may_start_first(stage: Stage, direction: str, first: str) -> None:
-    ends = Ends(stage, direction)
+def test_either_end_may_start_first(harness: ProcessHarness, direction: str, first: str) -> None:
+    ends = RestartableEnds(harness, direction)
     second = "client" if first == "server" else "server"
     command = ends.start(first)
-    command.says("listening" if first == "server" else "cooldown|connect|refused")
+    command.wait_for_log("listening" if first == "server" else "cooldown|connect|refused")
     ends.start(second)
-    first_byte(ends.visitors, within=PROMISE)
+    time_to_first_byte(ends.visitors, within=RECOVERY_S)
 
 
 @both_directions
-def test_a_client_that_waited_long_still_comes_at_once(stage: Stage, direction: str) -> None:
-    ends = Ends(stage, direction)
+def test_a_client_that_waited_long_connects_within_its_cooldown(harness: ProcessHarness, direction: str) -> None:
+    ends = RestartableEnds(harness, direction)
     client = ends.start("client")
-    client.says("cooldown|refused")
-    time.sleep(3)  # the wait itself: its retries become rare
+    client.wait_for_log("cooldown|refused")
+    time.sleep(3)  # the wait under test: the intervals between attempts grow
     ends.start("server")
-    first_byte(ends.visitors, within=5 + PROMISE)  # CLIENT_COOLDOWN, full jitter, then the promise
+    time_to_first_byte(ends.visitors, within=5 + RECOVERY_S)  # CLIENT_COOLDOWN with full jitter, then the recovery time
 
 
 @both_directions
 @pytest.mark.parametrize("victim", ["server", "client"])
-def test_an_end_that_is_killed_and_started_again_carries_traffic(stage: Stage, direction: str, victim: str) -> None:
-    ends = Ends(stage, direction)
+def test_an_end_that_is_killed_and_restarted_carries_traffic(
+    harness: ProcessHarness, direction: str, victim: str
+) -> None:
+    ends = RestartableEnds(harness, direction)
     commands = {which: ends.start(which) for which in ("server", "client")}
-    first_byte(ends.visitors, within=5)
+    time_to_first_byte(ends.visitors, within=5)
     for _ in range(3):
         commands[victim].kill()
         commands[victim] = ends.start(victim)
-        first_byte(ends.visitors, within=PROMISE)
+        time_to_first_byte(ends.visitors, within=RECOVERY_S)
     for command in commands.values():
-        assert "in use" not in command.said()
+        assert "in use" not in command.log_text()
 
 
 @both_directions
 @pytest.mark.parametrize("victim", ["server", "client"])
-def test_an_end_that_freezes_and_thaws_leaves_exactly_one_link(stage: Stage, direction: str, victim: str) -> None:
-    middles, through = listener_between(stage)
-    pair = stage.pair(direction=direction, both=f"report_interval={INTERVAL}", key="abcdefgh", through=through).up()
-    first_byte(pair.visitors, within=PROMISE)
+def test_an_end_that_freezes_and_resumes_leaves_exactly_one_link(
+    harness: ProcessHarness, direction: str, victim: str
+) -> None:
+    proxies, through = intercept_tunnel_port(harness)
+    pair = harness.start_pair(
+        direction=direction, both=f"report_interval={INTERVAL}", key="abcdefgh", through=through
+    ).wait_up()
+    time_to_first_byte(pair.visitors, within=RECOVERY_S)
     end, other = (pair.server, pair.client) if victim == "server" else (pair.client, pair.server)
     link = other.tunnel()["link"]
     end.signal(signal.SIGSTOP)
     began = time.monotonic()
 
-    def notices() -> bool:
+    def is_noticed() -> bool:
         shown = other.tunnel()
         return shown["state"] != "up" and bool(shown["reason"])
 
-    until(notices, within=FREEZE, what=f"{other.name} notices the silence, and says why")
-    time.sleep(max(0.0, began + FREEZE - time.monotonic()))  # the freeze itself
+    wait_until(is_noticed, within=FREEZE_S, what=f"{other.name} notices the silence and shows a reason")
+    time.sleep(max(0.0, began + FREEZE_S - time.monotonic()))  # the freeze under test
     end.signal(signal.SIGCONT)
-    first_byte(pair.visitors, within=PROMISE)
-    pair.up()
-    until(
+    time_to_first_byte(pair.visitors, within=RECOVERY_S)
+    pair.wait_up()
+    wait_until(
         lambda: pair.server.tunnel()["link"] == pair.client.tunnel()["link"] != link,
-        within=PROMISE,
+        within=RECOVERY_S,
         what="both ends are on one new link",
     )
-    until(lambda: len(middles[0].controls) == 1, within=PROMISE, what="one control channel is left")
-    first_byte(pair.visitors, within=PROMISE)
+    wait_until(lambda: len(proxies[0].controls) == 1, within=RECOVERY_S, what="one control channel is left")
+    time_to_first_byte(pair.visitors, within=RECOVERY_S)
 
 
 @both_directions
-def test_established_relays_survive_the_loss_of_the_control_channel(stage: Stage, direction: str) -> None:
-    middles, through = listener_between(stage)
-    pair = stage.pair(direction=direction, key="abcdefgh", through=through).up()
-    middle = middles[0]
+def test_relays_survive_the_loss_of_the_control_channel(harness: ProcessHarness, direction: str) -> None:
+    proxies, through = intercept_tunnel_port(harness)
+    pair = harness.start_pair(direction=direction, key="abcdefgh", through=through).wait_up()
+    proxy = proxies[0]
     with connect(pair.visitors) as visitor:
-        assert ask(visitor, b"before") == b"before"
+        assert round_trip(visitor, b"before") == b"before"
         link = pair.client.tunnel()["link"]
-        assert len(middle.controls) == 1
-        middle.controls[0].cut()
-        assert ask(visitor, b"during") == b"during"
-        until(lambda: pair.client.tunnel()["link"] not in {link, None}, within=5, what="there is a new link")
-        pair.up()
-        assert ask(visitor, b"after") == b"after"
-        first_byte(pair.visitors, within=PROMISE)
+        assert len(proxy.controls) == 1
+        proxy.controls[0].cut()
+        assert round_trip(visitor, b"during") == b"during"
+        wait_until(lambda: pair.client.tunnel()["link"] not in {link, None}, within=5, what="there is a new link")
+        pair.wait_up()
+        assert round_trip(visitor, b"after") == b"after"
+        time_to_first_byte(pair.visitors, within=RECOVERY_S)
         for end in (pair.server, pair.client):
             assert end.tunnel()["connections"]["active"] >= 1
-        assert ask(visitor, b"at the end") == b"at the end"
+        assert round_trip(visitor, b"at the end") == b"at the end"
 
 
-def test_a_server_that_nobody_answers_for_shows_cooldown_and_why(stage: Stage) -> None:
-    daemon = stage.up({"t": f"client://127.0.0.1:{free_port()}/127.0.0.1:1?client_cooldown=60s"})
-    shown = daemon.is_in("cooldown")
+def test_a_client_without_a_server_shows_cooldown_with_the_reason(harness: ProcessHarness) -> None:
+    daemon = harness.start_daemon({"t": f"client://127.0.0.1:{free_port()}/127.0.0.1:1?client_cooldown=60s"})
+    shown = daemon.wait_state("cooldown")
     assert "refused" in shown["reason"]
     assert shown["last_error"]
     assert shown["last_error_at"]
-    until(lambda: daemon.tunnel()["cooldown"]["attempt"] >= 3, within=10, what="it tries again soon")
+    wait_until(lambda: daemon.tunnel()["cooldown"]["attempt"] >= 3, within=10, what="the client retries soon")
     assert 0 <= daemon.tunnel()["cooldown"]["remaining_s"] <= 60
 
 
-def test_a_name_that_does_not_resolve_is_tried_again(stage: Stage) -> None:
-    daemon = stage.up({"t": "client://no-such-host.invalid:10101/127.0.0.1:1"})
-    shown = daemon.is_in("cooldown", within=60)
+def test_a_name_that_does_not_resolve_shows_cooldown_with_the_name(harness: ProcessHarness) -> None:
+    daemon = harness.start_daemon({"t": "client://no-such-host.invalid:10101/127.0.0.1:1"})
+    shown = daemon.wait_state("cooldown", within=60)
     assert "no-such-host.invalid" in shown["reason"]
 
 
-def test_a_returning_client_takes_over_its_dead_link(stage: Stage) -> None:
-    target = stage.target()
+def test_a_returning_client_takes_over_from_its_frozen_predecessor(harness: ProcessHarness) -> None:
+    target = harness.start_target()
     port, visitor_port = free_port(), free_port()
-    server = stage.up({"t": f"server://abcdefgh@127.0.0.1:{port}/127.0.0.1:{visitor_port}?report_interval=60s"})
+    server = harness.start_daemon(
+        {"t": f"server://abcdefgh@127.0.0.1:{port}/127.0.0.1:{visitor_port}?report_interval=60s"}
+    )
     url = f"client://abcdefgh@127.0.0.1:{port}/127.0.0.1:{target.port}"
-    frozen = stage.url(url)
-    first_byte(("127.0.0.1", visitor_port), within=5)
+    frozen = harness.start_url(url)
+    time_to_first_byte(("127.0.0.1", visitor_port), within=5)
     link = server.tunnel()["link"]
-    frozen.signal(signal.SIGSTOP)  # its kernel still says the connection is alive
-    stage.url(url)
-    until(lambda: server.tunnel()["link"] not in {link, None}, within=PROMISE, what="the newcomer has the link")
-    first_byte(("127.0.0.1", visitor_port), within=PROMISE)
+    frozen.signal(signal.SIGSTOP)  # the kernel of the frozen process keeps the connection alive
+    harness.start_url(url)
+    wait_until(
+        lambda: server.tunnel()["link"] not in {link, None}, within=RECOVERY_S, what="the new client has the link"
+    )
+    time_to_first_byte(("127.0.0.1", visitor_port), within=RECOVERY_S)

@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import Daemon, Stage, until
-from tests.integration.peers import Address, Target, ask, connect, echo, exchange, receive_all
-from tests.ports import free_port
-from tests.scale import GUARD
+from tests.support.peers import Address, Target, connect, echo, exchange, receive_all, round_trip
+from tests.support.ports import free_port
+from tests.support.processes import Daemon, ProcessHarness
+from tests.support.scale import GUARD_S
+from tests.support.waiting import wait_until
 
 PROMPT = 1.0
 """Seconds from a save to what it changes."""
@@ -54,7 +55,7 @@ class Pair:
         return f"{self.name}-{'client' if self.direction == 'reverse' else 'server'}"
 
     @property
-    def entrance(self) -> str:
+    def ingress(self) -> str:
         """The entry that accepts visitors."""
         return f"{self.name}-{'server' if self.direction == 'reverse' else 'client'}"
 
@@ -72,13 +73,13 @@ class Pair:
         }
 
 
-class House:
+class LiveReloadHarness:
     """A daemon, its file, and how the file is saved."""
 
-    def __init__(self, stage: Stage, tunnels: Tunnels, workers: int = 0, **more: Any) -> None:  # noqa: ANN401  what YAML can say
-        self.daemon: Daemon = stage.up({}, name="house", supervisor={"workers": workers})
+    def __init__(self, harness: ProcessHarness, tunnels: Tunnels, workers: int = 0, **more: Any) -> None:  # noqa: ANN401  what YAML can say
+        self.daemon: Daemon = harness.start_daemon({}, name="house", supervisor={"workers": workers})
         self.file = self.daemon.file
-        until(self.answers, within=15, what="the daemon answers")
+        wait_until(self.answers, within=15, what="the daemon answers")
         self.file.write_text(document(tunnels, **more))
         self.applied(2, within=10)
         self.is_up()
@@ -98,12 +99,14 @@ class House:
     def applied(self, generation: int, *, within: float = PROMPT) -> float:
         """Seconds until that generation is there."""
         began = time.monotonic()
-        until(lambda: self.generation >= generation, within=within, what=f"generation {generation} of {self.config}")
+        wait_until(
+            lambda: self.generation >= generation, within=within, what=f"generation {generation} of {self.config}"
+        )
         return time.monotonic() - began
 
     def wrong(self, what: str) -> str:
         """The error that the daemon shows, once it does."""
-        until(lambda: not self.config["ok"], within=PROMPT, what=what)
+        wait_until(lambda: not self.config["ok"], within=PROMPT, what=what)
         return str(self.config["error"])
 
     def descriptors(self) -> int:
@@ -129,7 +132,7 @@ class House:
 
     def is_up(self, *, within: float = 20.0) -> None:
         """Wait until every tunnel is."""
-        until(lambda: set(self.states().values()) == {"up"}, within=within, what=f"all up: {self.states()}")
+        wait_until(lambda: set(self.states().values()) == {"up"}, within=within, what=f"all up: {self.states()}")
 
     def reload(self) -> dict[str, Any]:
         """Ask for it, as the command does."""
@@ -137,7 +140,7 @@ class House:
             ["curl", "-sS", "-X", "POST", "--unix-socket", self.daemon.socket, "http://localhost/v1/reload"],
             check=True,
             capture_output=True,
-            timeout=GUARD,
+            timeout=GUARD_S,
         )
         found: dict[str, Any] = json.loads(answer.stdout)
         return found
@@ -161,7 +164,7 @@ class Visitors:
         """Everybody was served, to the end."""
         self._leaving.set()
         for thread in self._threads:
-            thread.join(2 * GUARD)
+            thread.join(2 * GUARD_S)
         assert self.failures == []
         assert self.served > len(self._threads)
 
@@ -175,7 +178,7 @@ class Visitors:
         with connect(address) as sock:
             while not self._leaving.wait(0.1):
                 token = os.urandom(64)
-                assert ask(sock, token) == token
+                assert round_trip(sock, token) == token
                 self.served += 1
             sock.shutdown(1)
             assert receive_all(sock) == b""
@@ -193,11 +196,11 @@ class Visitors:
 def visitors(*pairs: Pair) -> Generator[Visitors]:
     """Traffic through these, before, during and after what the test does."""
     there = Visitors([pair.visitors for pair in pairs])
-    until(lambda: there.served > 2 * len(pairs), within=10, what=f"traffic; {there.failures}")
+    wait_until(lambda: there.served > 2 * len(pairs), within=10, what=f"traffic; {there.failures}")
     try:
         yield there
         so_far = there.served
-        until(lambda: there.served > so_far + 2 * len(pairs), within=10, what=f"traffic goes on; {there.failures}")
+        wait_until(lambda: there.served > so_far + 2 * len(pairs), within=10, what=f"traffic goes on; {there.failures}")
     finally:
         there.leave()
 
@@ -215,24 +218,24 @@ def document(tunnels: Mapping[str, object], **more: object) -> str:
 
 
 @pytest.fixture
-def pairs(stage: Stage) -> tuple[Pair, Pair]:
+def pairs(harness: ProcessHarness) -> tuple[Pair, Pair]:
     """One of each direction."""
-    target = stage.target()
+    target = harness.start_target()
     return Pair("one", "reverse", target), Pair("two", "forward", target)
 
 
 @in_workers
-def test_many_tunnels_and_an_edit_of_three(stage: Stage, workers: int) -> None:
-    target, other = stage.target(), stage.target()
+def test_many_tunnels_and_an_edit_of_three(harness: ProcessHarness, workers: int) -> None:
+    target, other = harness.start_target(), harness.start_target()
     crowd = [Pair(f"pair-{n}", ("reverse", "forward")[n % 2], target, min_pool_capacity=2) for n in range(PAIRS)]
     edited, shrunk, quiet, *others = crowd
     tunnels: Tunnels = {}
     for pair in crowd:
         tunnels |= pair.entries()
-    house = House(stage, tunnels, workers)
+    house = LiveReloadHarness(harness, tunnels, workers)
     links = house.links()
     data_port = int(house.daemon.tunnel(f"{quiet.name}-server")["data_addr"].rpartition(":")[2])
-    idle = until(lambda: len(found := connections_to(data_port)) >= 2 and found, within=5, what="its pool is full")
+    idle = wait_until(lambda: len(found := connections_to(data_port)) >= 2 and found, within=5, what="its pool is full")
 
     edited.target = other
     tunnels |= edited.entries()
@@ -245,7 +248,9 @@ def test_many_tunnels_and_an_edit_of_three(stage: Stage, workers: int) -> None:
         house.file.write_text(text)
         house.applied(3)
         results = house.reload()["results"]  # at once: it tells what the watcher has just done
-        until(lambda: exchange(edited.visitors, b"x") == b"x" and other.accepted > 0, within=5, what="the new target")
+        wait_until(
+            lambda: exchange(edited.visitors, b"x") == b"x" and other.accepted > 0, within=5, what="the new target"
+        )
     assert connections_to(data_port) == idle
     touched = {*edited.entries(), *shrunk.entries(), *new.entries()}
     assert {n: link for n, link in house.links().items() if n not in touched} == {
@@ -255,16 +260,16 @@ def test_many_tunnels_and_an_edit_of_three(stage: Stage, workers: int) -> None:
     done = {name: result["action"] for name, result in results.items() if result["action"] != "unchanged"}
     assert done == {edited.exit: "restarted", shrunk.exit: "removed", new.exit: "added"}
     assert len(results) == 2 * PAIRS + 1
-    said = house.daemon.says(r"generation 3: ")
+    said = house.daemon.wait_for_log(r"generation 3: ")
     assert f"1 added, 1 removed, 1 restarted, {2 * PAIRS - 2} unchanged" in said
 
 
 @both_directions
-@pytest.mark.parametrize("end", ["entrance", "exit"])
-def test_a_changed_tunnel_refuses_no_visitor(stage: Stage, direction: str, end: str) -> None:
-    pair = Pair("web", direction, stage.target())
-    house = House(stage, pair.entries(), supervisor={"drain_timeout": "20s"})
-    name = pair.entrance if end == "entrance" else pair.exit
+@pytest.mark.parametrize("end", ["ingress", "exit"])
+def test_a_changed_tunnel_refuses_no_visitor(harness: ProcessHarness, direction: str, end: str) -> None:
+    pair = Pair("web", direction, harness.start_target())
+    house = LiveReloadHarness(harness, pair.entries(), supervisor={"drain_timeout": "20s"})
+    name = pair.ingress if end == "ingress" else pair.exit
     with visitors(pair):
         for level in (1, 0, 1):
             entries = pair.entries()
@@ -273,13 +278,13 @@ def test_a_changed_tunnel_refuses_no_visitor(stage: Stage, direction: str, end: 
 
 
 @both_directions
-def test_an_entry_with_another_name_refuses_no_visitor(stage: Stage, direction: str) -> None:
-    pair = Pair("web", direction, stage.target())
-    house = House(stage, pair.entries(), supervisor={"drain_timeout": "20s"})
+def test_an_entry_with_another_name_refuses_no_visitor(harness: ProcessHarness, direction: str) -> None:
+    pair = Pair("web", direction, harness.start_target())
+    house = LiveReloadHarness(harness, pair.entries(), supervisor={"drain_timeout": "20s"})
     with visitors(pair):
         pair.name = "www"
         house.save(pair.entries(), supervisor={"drain_timeout": "20s"})
-        until(lambda: house.states()["www-server"] == house.states()["www-client"] == "up", within=5, what="up")
+        wait_until(lambda: house.states()["www-server"] == house.states()["www-client"] == "up", within=5, what="up")
 
 
 def by_vim(*options: str) -> Callable[[Path, str], None]:
@@ -317,28 +322,32 @@ needs_vim = pytest.mark.skipif(not shutil.which("vim"), reason="vim is not insta
         pytest.param(by_cp, id="cp"),
     ],
 )
-def test_every_way_to_save(stage: Stage, pairs: tuple[Pair, Pair], save: Callable[[Path, str], None]) -> None:
+def test_every_way_to_save(
+    harness: ProcessHarness, pairs: tuple[Pair, Pair], save: Callable[[Path, str], None]
+) -> None:
     one, two = pairs
-    house = House(stage, {**one.entries(), **two.entries()})
+    house = LiveReloadHarness(harness, {**one.entries(), **two.entries()})
     with visitors(two):
-        one.target = stage.target()
+        one.target = harness.start_target()
         house.save({**one.entries(), **two.entries()}, save)
-        until(lambda: exchange(one.visitors, b"x") == b"x" and one.target.accepted > 0, within=5, what="new target")
+        wait_until(
+            lambda: exchange(one.visitors, b"x") == b"x" and one.target.accepted > 0, within=5, what="new target"
+        )
 
 
-def test_sed_in_place(stage: Stage, pairs: tuple[Pair, Pair]) -> None:
+def test_sed_in_place(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     one, two = pairs
-    house = House(stage, {**one.entries(), **two.entries()})
-    new = stage.target()
+    house = LiveReloadHarness(harness, {**one.entries(), **two.entries()})
+    new = harness.start_target()
     with visitors(two):
         number = house.generation
         subprocess.run(["sed", "-i", f"/{one.exit}/s/{one.target.port}/{new.port}/", house.file], check=True)
         house.applied(number + 1)
-        until(lambda: exchange(one.visitors, b"x") == b"x" and new.accepted > 0, within=5, what="the new target")
+        wait_until(lambda: exchange(one.visitors, b"x") == b"x" and new.accepted > 0, within=5, what="the new target")
 
 
-def test_the_same_content_is_no_generation(stage: Stage, pairs: tuple[Pair, Pair]) -> None:
-    house = House(stage, pairs[0].entries())
+def test_the_same_content_is_no_generation(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
+    house = LiveReloadHarness(harness, pairs[0].entries())
     number, links = house.generation, house.links()
     by_cp(house.file, house.file.read_text())
     by_mv(house.file, house.file.read_text())
@@ -347,9 +356,9 @@ def test_the_same_content_is_no_generation(stage: Stage, pairs: tuple[Pair, Pair
     assert (house.generation, house.links()) == (number, links)
 
 
-def test_a_swap_of_links_as_in_kubernetes(stage: Stage, pairs: tuple[Pair, Pair]) -> None:
+def test_a_swap_of_links_as_in_kubernetes(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     one, two = pairs
-    folder = stage.directory / "config"
+    folder = harness.directory / "config"
     folder.mkdir()
 
     def swap(number: int, tunnels: Tunnels) -> None:
@@ -365,13 +374,13 @@ def test_a_swap_of_links_as_in_kubernetes(stage: Stage, pairs: tuple[Pair, Pair]
     swap(1, two.entries())
     file = folder / "tunnels.yaml"
     file.symlink_to("..data/tunnels.yaml")
-    command = stage.run("up", str(file), "--no-tui", "--socket", str(stage.directory / "linked.sock"))
-    command.says("two-server .*→ up", within=10)
+    command = harness.start_command("up", str(file), "--no-tui", "--socket", str(harness.directory / "linked.sock"))
+    command.wait_for_log("two-server .*→ up", within=10)
     with visitors(two):
         swap(2, {**two.entries(), **one.entries()})
-        command.says("generation 2: 2 added, 2 unchanged", within=PROMPT)
+        command.wait_for_log("generation 2: 2 added, 2 unchanged", within=PROMPT)
         swap(3, two.entries())
-        command.says("generation 3: 2 removed, 2 unchanged", within=PROMPT)
+        command.wait_for_log("generation 3: 2 removed, 2 unchanged", within=PROMPT)
 
 
 @pytest.mark.parametrize(
@@ -386,10 +395,10 @@ def test_a_swap_of_links_as_in_kubernetes(stage: Stage, pairs: tuple[Pair, Pair]
     ids=["half-written", "empty", "unknown key", "invalid", "deleted"],
 )
 def test_a_wrong_file_changes_nothing(
-    stage: Stage, pairs: tuple[Pair, Pair], spoil: Callable[[str], str] | None, place: str
+    harness: ProcessHarness, pairs: tuple[Pair, Pair], spoil: Callable[[str], str] | None, place: str
 ) -> None:
     tunnels = {**pairs[0].entries(), **pairs[1].entries()}
-    house = House(stage, tunnels)
+    house = LiveReloadHarness(harness, tunnels)
     good, number, links = house.file.read_text(), house.generation, house.links()
     with visitors(*pairs):
         if spoil is None:
@@ -398,16 +407,18 @@ def test_a_wrong_file_changes_nothing(
             house.file.write_text(spoil(good))
         error = house.wrong("the error is shown")
         assert error.startswith(str(house.file))
-        house.daemon.says(f"ERROR .* the file is not applied, generation {number} serves on: .*{place}", within=PROMPT)
+        house.daemon.wait_for_log(
+            f"ERROR .* the file is not applied, generation {number} serves on: .*{place}", within=PROMPT
+        )
         assert (house.generation, house.links()) == (number, links)
         house.file.write_text(good)
-        until(lambda: house.config["ok"], within=PROMPT, what="the error is gone")
+        wait_until(lambda: house.config["ok"], within=PROMPT, what="the error is gone")
     assert (house.generation, house.links()) == (number, links)
 
 
-def test_a_file_is_not_read_while_somebody_writes_it(stage: Stage, pairs: tuple[Pair, Pair]) -> None:
+def test_a_file_is_not_read_while_somebody_writes_it(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     tunnels = {**pairs[0].entries(), **pairs[1].entries()}
-    house = House(stage, tunnels)
+    house = LiveReloadHarness(harness, tunnels)
     number = house.generation
     lines = document(tunnels, defaults={"log": "warn"}).splitlines(keepends=True)
     with visitors(*pairs):
@@ -421,9 +432,9 @@ def test_a_file_is_not_read_while_somebody_writes_it(stage: Stage, pairs: tuple[
         assert len(house.states()) == 4
 
 
-def test_an_included_file_changes_comes_and_goes(stage: Stage, pairs: tuple[Pair, Pair]) -> None:
+def test_an_included_file_changes_comes_and_goes(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     one, two = pairs
-    house = House(stage, two.entries(), include=["more/*.yaml"])
+    house = LiveReloadHarness(harness, two.entries(), include=["more/*.yaml"])
     (house.file.parent / "more").mkdir()
     inner = house.file.parent / "more/inner.yaml"
     with visitors(two):
@@ -431,44 +442,49 @@ def test_an_included_file_changes_comes_and_goes(stage: Stage, pairs: tuple[Pair
         inner.write_text(document(one.entries()))
         house.applied(number + 1, within=2 + PROMPT)  # the directory itself is new
         house.is_up()
-        one.target = stage.target()
+        one.target = harness.start_target()
         inner.write_text(document(one.entries()))
         house.applied(number + 2)
-        until(lambda: exchange(one.visitors, b"x") == b"x" and one.target.accepted > 0, within=5, what="new target")
+        wait_until(
+            lambda: exchange(one.visitors, b"x") == b"x" and one.target.accepted > 0, within=5, what="new target"
+        )
         inner.write_text("tunnels: [")
         fault = f"{inner}:2:1: this is not YAML"
-        until(lambda: fault in house.wrong("the included file's fault"), within=PROMPT, what="its place is shown")
+        wait_until(lambda: fault in house.wrong("the included file's fault"), within=PROMPT, what="its place is shown")
         inner.unlink()
         house.applied(number + 3)
-        until(lambda: set(house.states()) == set(two.entries()), within=5, what="the included ones have drained")
+        wait_until(lambda: set(house.states()) == set(two.entries()), within=5, what="the included ones have drained")
 
 
 @in_workers
-def test_a_port_that_is_taken(stage: Stage, pairs: tuple[Pair, Pair], workers: int) -> None:
+def test_a_port_that_is_taken(harness: ProcessHarness, pairs: tuple[Pair, Pair], workers: int) -> None:
     one, two = pairs
-    house = House(stage, {**one.entries(), **two.entries()}, workers)
-    old, taken = one.visitor_port, stage.keep(Target(echo, listener=socket.create_server(("127.0.0.1", free_port()))))
+    house = LiveReloadHarness(harness, {**one.entries(), **two.entries()}, workers)
+    old, taken = (
+        one.visitor_port,
+        harness.close_at_end(Target(echo, listener=socket.create_server(("127.0.0.1", free_port())))),
+    )
     with visitors(one, two):
         one.visitor_port = taken.port
         tunnels = {**one.entries(), **two.entries(log="warn")}
         house.save(tunnels)
         one.visitor_port = old
-        seen = house.daemon.tunnel(one.entrance)
+        seen = house.daemon.tunnel(one.ingress)
         assert seen["state"] == "up"
         assert f"127.0.0.1:{taken.port}" in seen["last_error"]
-        result = house.reload()["results"][one.entrance]
+        result = house.reload()["results"][one.ingress]
         assert result["action"] == "rejected"
         assert "in use" in result["detail"]
     taken.close()
-    assert house.reload()["results"][one.entrance]["action"] == "restarted"
-    until(lambda: exchange(("127.0.0.1", taken.port), b"x") == b"x", within=5, what="the port at last")
+    assert house.reload()["results"][one.ingress]["action"] == "restarted"
+    wait_until(lambda: exchange(("127.0.0.1", taken.port), b"x") == b"x", within=5, what="the port at last")
 
 
 @in_workers
-def test_two_tunnels_swap_their_ports(stage: Stage, pairs: tuple[Pair, Pair], workers: int) -> None:
+def test_two_tunnels_swap_their_ports(harness: ProcessHarness, pairs: tuple[Pair, Pair], workers: int) -> None:
     one, two = pairs
-    two.target = stage.target()
-    house = House(stage, {**one.entries(), **two.entries()}, workers)
+    two.target = harness.start_target()
+    house = LiveReloadHarness(harness, {**one.entries(), **two.entries()}, workers)
     one.visitor_port, two.visitor_port = two.visitor_port, one.visitor_port
     house.save({**one.entries(), **two.entries()})
     house.is_up()
@@ -478,10 +494,10 @@ def test_two_tunnels_swap_their_ports(stage: Stage, pairs: tuple[Pair, Pair], wo
         assert pair.target.accepted == before + 1
 
 
-def test_twenty_saves_in_two_seconds(stage: Stage, pairs: tuple[Pair, Pair]) -> None:
+def test_twenty_saves_in_two_seconds(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     one, two = pairs
-    house = House(stage, {**one.entries(), **two.entries()}, supervisor={"drain_timeout": "1s"})
-    targets = [stage.target() for _ in range(20)]
+    house = LiveReloadHarness(harness, {**one.entries(), **two.entries()}, supervisor={"drain_timeout": "1s"})
+    targets = [harness.start_target() for _ in range(20)]
     with visitors(two):
         time.sleep(0.5)
         descriptors = house.descriptors()
@@ -489,11 +505,11 @@ def test_twenty_saves_in_two_seconds(stage: Stage, pairs: tuple[Pair, Pair]) -> 
             house.file.write_text(document({**one.entries(), **two.entries()}, supervisor={"drain_timeout": "1s"}))
             time.sleep(0.1)
         wanted = f"127.0.0.1:{targets[-1].port}"
-        until(lambda: house.daemon.tunnel(one.exit)["target_addr"] == wanted, within=PROMPT, what="the last save")
-        until(
+        wait_until(lambda: house.daemon.tunnel(one.exit)["target_addr"] == wanted, within=PROMPT, what="the last save")
+        wait_until(
             lambda: exchange(one.visitors, b"x") == b"x" and targets[-1].accepted > 0, within=5, what="the last target"
         )
-        until(
+        wait_until(
             lambda: house.descriptors() <= descriptors + 8,
             within=10,
             what=f"no descriptor is left over from {descriptors}",
@@ -502,37 +518,37 @@ def test_twenty_saves_in_two_seconds(stage: Stage, pairs: tuple[Pair, Pair]) -> 
 
 @in_workers
 def test_limits_and_level_change_without_touching_a_connection(
-    stage: Stage, pairs: tuple[Pair, Pair], workers: int
+    harness: ProcessHarness, pairs: tuple[Pair, Pair], workers: int
 ) -> None:
     tunnels = {**pairs[0].entries(), **pairs[1].entries()}
-    house = House(stage, tunnels, workers)
+    house = LiveReloadHarness(harness, tunnels, workers)
     links = house.links()
     with visitors(*pairs):
         changed = {**pairs[0].entries(max_pool_capacity=5, log="debug"), **pairs[1].entries(max_pool_capacity=6)}
         house.save(changed, defaults={"report_interval": "4s"})
         wanted = {**dict.fromkeys(pairs[0].entries(), 5), **dict.fromkeys(pairs[1].entries(), 6)}
-        until(lambda: house.limits() == wanted, within=2, what=f"{house.limits()} are {wanted}")
+        wait_until(lambda: house.limits() == wanted, within=2, what=f"{house.limits()} are {wanted}")
     assert house.links() == links
-    house.daemon.says("4 changed")
+    house.daemon.wait_for_log("4 changed")
 
 
-def test_what_is_removed_drains(stage: Stage, pairs: tuple[Pair, Pair]) -> None:
+def test_what_is_removed_drains(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     one, two = pairs
     both = {**one.entries(), **two.entries()}
-    house = House(stage, both, supervisor={"drain_timeout": "20s"})
+    house = LiveReloadHarness(harness, both, supervisor={"drain_timeout": "20s"})
     with visitors(two), connect(one.visitors) as staying:
-        assert ask(staying, b"before") == b"before"
+        assert round_trip(staying, b"before") == b"before"
         house.save(two.entries(), supervisor={"drain_timeout": "20s"})
-        assert house.states()[one.entrance] == "draining"
+        assert house.states()[one.ingress] == "draining"
         with pytest.raises(ConnectionRefusedError):
             connect(one.visitors)
-        assert ask(staying, b"after") == b"after"
+        assert round_trip(staying, b"after") == b"after"
         staying.shutdown(1)
         assert receive_all(staying) == b""
-        until(lambda: set(house.states()) == set(two.entries()), within=5, what="they are gone with their visitor")
+        wait_until(lambda: set(house.states()) == set(two.entries()), within=5, what="they are gone with their visitor")
 
 
-def test_sighup_reads_the_file_again(stage: Stage, pairs: tuple[Pair, Pair]) -> None:
-    house = House(stage, pairs[0].entries())
+def test_sighup_reads_the_file_again(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
+    house = LiveReloadHarness(harness, pairs[0].entries())
     house.daemon.signal(signal.SIGHUP)
-    house.daemon.says("generation 2 stays: the file says what it said before")
+    house.daemon.wait_for_log("generation 2 stays: the file says what it said before")

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.integration import namespaces
-from tests.integration.harness import Stage, until
-from tests.integration.namespaces import Network
-from tests.integration.peers import Address, Target, ask, echo
-from tests.scale import allowed
+from tests.support import namespaces
+from tests.support.namespaces import Network
+from tests.support.peers import Address, Target, echo, round_trip
+from tests.support.processes import ProcessHarness
+from tests.support.scale import time_allowed
+from tests.support.waiting import wait_until
 
 reason = namespaces.missing()
 pytestmark = pytest.mark.skipif(reason is not None, reason=f"the original's examples were not run: {reason}")
@@ -122,56 +123,58 @@ CASES = [
 
 
 @pytest.mark.parametrize(("example", "reachable"), CASES)
-def test_an_example_works_as_written(stage: Stage, network: Network, example: Example, reachable: str) -> None:
+def test_an_example_works_as_written(
+    harness: ProcessHarness, network: Network, example: Example, reachable: str
+) -> None:
     hosts = {"client": network.client, "server": network.server, "backend": network.backend}
     if reachable == "every port":
         network.only_reachable(None)
     else:
         network.only_reachable(10101, "REJECT" if "refused" in reachable else "DROP")
     where, port = example.target
-    target = stage.keep(Target(echo, listener=hosts[where].listener(("0.0.0.0", port))))
-    server = stage.url(example.server, prefix=network.server.prefix, env=example.server_env)
-    server.says("listening")
-    client = stage.url(example.client, prefix=network.client.prefix, env=example.client_env)
+    target = harness.close_at_end(Target(echo, listener=hosts[where].listener(("0.0.0.0", port))))
+    server = harness.start_url(example.server, prefix=network.server.prefix, env=example.server_env)
+    server.wait_for_log("listening")
+    client = harness.start_url(example.client, prefix=network.client.prefix, env=example.client_env)
     began = time.monotonic()
     visitor_host, address = example.visitor
 
     def served() -> bool:
         token = os.urandom(8)
         with contextlib.suppress(OSError), hosts[visitor_host].connect(address, timeout=1) as visitor:
-            return ask(visitor, token) == token
+            return round_trip(visitor, token) == token
         return False
 
-    until(served, within=3, what="a visitor gets an echo")
-    assert time.monotonic() - began < allowed(2.5)
+    wait_until(served, within=3, what="a visitor gets an echo")
+    assert time.monotonic() - began < time_allowed(2.5)
     for _ in range(50):
         with hosts[visitor_host].connect(address) as visitor:
-            assert ask(visitor, b"again") == b"again"
+            assert round_trip(visitor, b"again") == b"again"
     assert target.accepted >= 51
     for command in (server, client):
         command.process.terminate()
-        assert command.ends() == 0
+        assert command.wait_exit() == 0
 
 
 @pytest.mark.parametrize("cut", ["DROP"])
-def test_a_dead_network_is_noticed_and_traffic_returns(stage: Stage, network: Network, cut: str) -> None:
+def test_a_dead_network_is_noticed_and_traffic_returns(harness: ProcessHarness, network: Network, cut: str) -> None:
     """The wire goes silent, with no reset and no end: pings find out; when it is back, so is the tunnel."""
     network.only_reachable(None)
-    stage.keep(Target(echo, listener=network.backend.listener(("0.0.0.0", 8080))))
+    harness.close_at_end(Target(echo, listener=network.backend.listener(("0.0.0.0", 8080))))
     variables = {"REPORT_INTERVAL": "300ms", "CLIENT_COOLDOWN": "1s"}
-    server = stage.up(
+    server = harness.start_daemon(
         {"t": "server://abcdefgh@0.0.0.0:10101/backend:8080"}, prefix=network.server.prefix, env=variables
     )
-    client = stage.up(
+    client = harness.start_daemon(
         {"t": "client://abcdefgh@server-host:10101/0.0.0.0:8080"}, prefix=network.client.prefix, env=variables
     )
-    link = client.is_in("up")["link"]
-    server.is_in("up")
+    link = client.wait_state("up")["link"]
+    server.wait_state("up")
     network.server.run("iptables", "-A", "INPUT", "-i", "client0", "-j", cut)
     for end in (server, client):
-        until(lambda: end.tunnel()["state"] != "up", within=4, what=f"{end.name} notices")  # noqa: B023  called at once
+        wait_until(lambda: end.tunnel()["state"] != "up", within=4, what=f"{end.name} notices")  # noqa: B023  called at once
     network.only_reachable(None)
-    until(lambda: client.tunnel()["link"] not in {link, None}, within=5, what="there is a new link")
-    client.is_in("up")
+    wait_until(lambda: client.tunnel()["link"] not in {link, None}, within=5, what="there is a new link")
+    client.wait_state("up")
     with network.client.connect(("127.0.0.1", 8080)) as visitor:
-        assert ask(visitor, b"back") == b"back"
+        assert round_trip(visitor, b"back") == b"back"

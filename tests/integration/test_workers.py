@@ -15,24 +15,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import Command, Daemon, Stage, until
-from tests.integration.peers import Address, Target, ask, connect, first_byte
-from tests.ports import free_port
-from tests.scale import FULL, GUARD
+from tests.support.peers import Address, Target, connect, round_trip, time_to_first_byte
+from tests.support.ports import free_port
+from tests.support.processes import Command, Daemon, ProcessHarness
+from tests.support.scale import GUARD_S, IS_FULL_SCALE
+from tests.support.waiting import wait_until
 
 PROMISE = 3.0
 """Seconds after the death of a worker until its tunnels serve again."""
-FREEZE = 20.0 if FULL else 2.0
-LOAD = 8 if FULL else 3
+FREEZE = 20.0 if IS_FULL_SCALE else 2.0
+LOAD = 8 if IS_FULL_SCALE else 3
 """Visitors at once at each tunnel, each with one connection that lasts and short ones beside it."""
 
 
-class House:
+class WorkersHarness:
     """Four servers on two workers, and their clients in a process of their own."""
 
-    def __init__(self, stage: Stage, direction: str) -> None:
-        self.stage = stage
-        self.target: Target = stage.target()
+    def __init__(self, harness: ProcessHarness, direction: str) -> None:
+        self.harness = harness
+        self.target: Target = harness.start_target()
         self.doors: dict[str, Address] = {}
         self.servers: dict[str, str] = {}
         servers, clients = self.servers, {}
@@ -43,16 +44,16 @@ class House:
             servers[name] = f"server://abcdefgh@127.0.0.1:{tunnel}/{ends[0]}?mode={direction}"
             clients[name] = f"client://abcdefgh@127.0.0.1:{tunnel}/{ends[1]}"
             self.doors[name] = ("127.0.0.1", door)
-        self.daemon: Daemon = stage.up(servers, supervisor={"workers": 2})
-        self.clients = stage.up(clients, name="clients")
+        self.daemon: Daemon = harness.start_daemon(servers, supervisor={"workers": 2})
+        self.clients = harness.start_daemon(clients, name="clients")
         for name in servers:
-            self.daemon.is_in("up", name=name, within=10)
-            self.clients.is_in("up", name=name, within=10)
+            self.daemon.wait_state("up", name=name, within=10)
+            self.clients.wait_state("up", name=name, within=10)
 
     @property
     def workers(self) -> dict[int, int]:
         """The process of each worker, as the log has it."""
-        said = re.findall(r"worker (\d+) is at work as process (\d+)", self.daemon.said())
+        said = re.findall(r"worker (\d+) is at work as process (\d+)", self.daemon.log_text())
         return {int(number): int(pid) for number, pid in said}
 
     def rewrite(self, **changed: str) -> None:
@@ -64,8 +65,8 @@ class House:
 
     def command(self, *arguments: str) -> Command:
         """A command to the servers' daemon, once it has ended well."""
-        command = self.stage.run(*arguments, "--socket", str(self.daemon.socket))
-        assert command.ends() == 0, command.said()
+        command = self.harness.start_command(*arguments, "--socket", str(self.daemon.socket))
+        assert command.wait_exit() == 0, command.log_text()
         return command
 
     def names(self, worker: int) -> list[str]:
@@ -100,7 +101,7 @@ class Visitors:
 
     def _ask(self, sock: socket.socket) -> None:
         token = os.urandom(64)
-        if ask(sock, token) == token:
+        if round_trip(sock, token) == token:
             self.served += 1
         else:
             raise ConnectionError("the stream ended")
@@ -115,7 +116,7 @@ class Visitors:
     def close(self) -> None:
         self._over.set()
         for thread in self._threads:
-            thread.join(2 * GUARD)
+            thread.join(2 * GUARD_S)
 
 
 def lives(pid: int) -> bool:
@@ -126,67 +127,67 @@ def lives(pid: int) -> bool:
         return False
 
 
-def gone(house: House, pids: list[int], *, within: float) -> None:
-    until(lambda: not any(map(lives, pids)), within=within, what=f"no worker is left of {house.workers}")
+def gone(house: WorkersHarness, pids: list[int], *, within: float) -> None:
+    wait_until(lambda: not any(map(lives, pids)), within=within, what=f"no worker is left of {house.workers}")
 
 
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
-def test_a_killed_worker_comes_back_and_the_others_do_not_notice(stage: Stage, direction: str) -> None:
-    house = House(stage, direction)
+def test_a_killed_worker_comes_back_and_the_others_do_not_notice(harness: ProcessHarness, direction: str) -> None:
+    house = WorkersHarness(harness, direction)
     mine, others = house.names(1), house.names(2)
     assert len(mine) == len(others) == 2
     links = {name: house.daemon.tunnel(name)["link"] for name in others}
-    visitors = stage.keep(Visitors([house.doors[name] for name in others]))
-    until(lambda: visitors.served > 50, within=10, what="there is traffic")
+    visitors = harness.close_at_end(Visitors([house.doors[name] for name in others]))
+    wait_until(lambda: visitors.served > 50, within=10, what="there is traffic")
     before = house.workers
     os.kill(before[1], signal.SIGKILL)
     for name in mine:
-        first_byte(house.doors[name], within=PROMISE)
+        time_to_first_byte(house.doors[name], within=PROMISE)
     served = visitors.served
-    until(lambda: visitors.served > served + 50, within=10, what="traffic goes on")
+    wait_until(lambda: visitors.served > served + 50, within=10, what="traffic goes on")
     visitors.close()
     assert visitors.faults == []
     for name in others:
         shown = house.daemon.tunnel(name)
         assert (shown["link"], shown["restarts"], shown["worker"]) == (links[name], 0, 2)
     for name in mine:
-        shown = house.daemon.is_in("up", name=name)
+        shown = house.daemon.wait_state("up", name=name)
         assert (shown["restarts"], shown["worker"]) == (1, 1)
         assert "worker 1 was killed by SIGKILL" in shown["last_error"]
     assert house.workers[2] == before[2]
     assert house.workers[1] != before[1]
 
 
-def test_a_worker_killed_again_and_again_comes_back_each_time(stage: Stage) -> None:
-    house = House(stage, "reverse")
+def test_a_worker_killed_again_and_again_comes_back_each_time(harness: ProcessHarness) -> None:
+    house = WorkersHarness(harness, "reverse")
     (name, *_) = house.names(1)
     for _ in range(3):
         pid = house.workers[1]
         os.kill(pid, signal.SIGKILL)
-        until(lambda pid=pid: house.workers[1] != pid, within=PROMISE, what="there is another worker")  # type: ignore[misc]  # mypy does not infer defaults of lambdas
-        first_byte(house.doors[name], within=PROMISE)
-    until(lambda: house.daemon.tunnel(name)["restarts"] == 3, within=5, what="each of them is counted")
+        wait_until(lambda pid=pid: house.workers[1] != pid, within=PROMISE, what="there is another worker")  # type: ignore[misc]  # mypy does not infer defaults of lambdas
+        time_to_first_byte(house.doors[name], within=PROMISE)
+    wait_until(lambda: house.daemon.tunnel(name)["restarts"] == 3, within=5, what="each of them is counted")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_all_drains_and_leaves_no_orphan(stage: Stage, number: signal.Signals) -> None:
-    house = House(stage, "reverse")
+def test_a_signal_to_all_drains_and_leaves_no_orphan(harness: ProcessHarness, number: signal.Signals) -> None:
+    house = WorkersHarness(harness, "reverse")
     pids = list(house.workers.values())
     with connect(house.doors["a"]) as visitor:
-        assert ask(visitor, b"before") == b"before"
+        assert round_trip(visitor, b"before") == b"before"
         for pid in pids:
             os.kill(pid, number)
         house.daemon.signal(number)
-        house.daemon.is_in("draining", name="a")
-        assert ask(visitor, b"during") == b"during"
-    assert house.daemon.ends(within=5) == 0
+        house.daemon.wait_state("draining", name="a")
+        assert round_trip(visitor, b"during") == b"during"
+    assert house.daemon.wait_exit(within=5) == 0
     gone(house, pids, within=0.5)
-    assert "cut off" not in house.daemon.said()
+    assert "cut off" not in house.daemon.log_text()
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_a_killed_supervisor_leaves_no_orphan(stage: Stage, *, stopped: bool) -> None:
-    house = House(stage, "reverse")
+def test_a_killed_supervisor_leaves_no_orphan(harness: ProcessHarness, *, stopped: bool) -> None:
+    house = WorkersHarness(harness, "reverse")
     pids = list(house.workers.values())
     if stopped:
         os.kill(pids[0], signal.SIGSTOP)
@@ -196,129 +197,133 @@ def test_a_killed_supervisor_leaves_no_orphan(stage: Stage, *, stopped: bool) ->
         socket.create_server(door).close()
 
 
-def test_a_second_signal_ends_even_a_worker_that_stands_still(stage: Stage) -> None:
-    house = House(stage, "reverse")
+def test_a_second_signal_ends_even_a_worker_that_stands_still(harness: ProcessHarness) -> None:
+    house = WorkersHarness(harness, "reverse")
     pids = list(house.workers.values())
     os.kill(pids[0], signal.SIGSTOP)
     house.daemon.signal(signal.SIGTERM)
-    house.daemon.says("shutting down")
+    house.daemon.wait_for_log("shutting down")
     house.daemon.signal(signal.SIGTERM)
-    assert house.daemon.ends(within=8) == 0
+    assert house.daemon.wait_exit(within=8) == 0
     gone(house, pids, within=0.5)
 
 
-def test_a_supervisor_that_stands_still_costs_no_visitor_and_no_worker(stage: Stage) -> None:
-    house = House(stage, "reverse")
-    visitors = stage.keep(Visitors(list(house.doors.values())))
-    until(lambda: visitors.served > 50, within=10, what="there is traffic")
+def test_a_supervisor_that_stands_still_costs_no_visitor_and_no_worker(harness: ProcessHarness) -> None:
+    house = WorkersHarness(harness, "reverse")
+    visitors = harness.close_at_end(Visitors(list(house.doors.values())))
+    wait_until(lambda: visitors.served > 50, within=10, what="there is traffic")
     pids = house.workers
     house.daemon.signal(signal.SIGSTOP)
     time.sleep(FREEZE)  # the freeze itself
     served = visitors.served
-    until(lambda: visitors.served > served + 50, within=10, what="traffic goes on without the supervisor")
+    wait_until(lambda: visitors.served > served + 50, within=10, what="traffic goes on without the supervisor")
     house.daemon.signal(signal.SIGCONT)
     told = house.daemon.tunnel("a")["connections"]["total"]
-    until(lambda: house.daemon.tunnel("a")["connections"]["total"] > told, within=5, what="it hears of visitors again")
+    wait_until(
+        lambda: house.daemon.tunnel("a")["connections"]["total"] > told, within=5, what="it hears of visitors again"
+    )
     visitors.close()
     assert visitors.faults == []
     assert house.workers == pids
-    assert "not answer" not in house.daemon.said()
+    assert "not answer" not in house.daemon.log_text()
 
 
 @pytest.mark.slow
-def test_a_worker_that_stands_still_is_shown_and_replaced(stage: Stage) -> None:
-    house = House(stage, "reverse")
+def test_a_worker_that_stands_still_is_shown_and_replaced(harness: ProcessHarness) -> None:
+    house = WorkersHarness(harness, "reverse")
     mine, others = house.names(1), house.names(2)
     os.kill(house.workers[1], signal.SIGSTOP)
-    until(
+    wait_until(
         lambda: "worker 1 has not answered" in (house.daemon.tunnel(mine[0])["reason"] or ""),
         within=6,
         what="its silence is shown",
     )
     assert house.daemon.tunnel(others[0])["reason"] is None
-    first_byte(house.doors[others[0]], within=1)
-    house.daemon.says("worker 1 did not answer for 15 s and was killed", within=20)
+    time_to_first_byte(house.doors[others[0]], within=1)
+    house.daemon.wait_for_log("worker 1 did not answer for 15 s and was killed", within=20)
     for name in mine:
-        first_byte(house.doors[name], within=PROMISE)
+        time_to_first_byte(house.doors[name], within=PROMISE)
 
 
-def test_keys_are_on_no_command_line_and_in_no_log(stage: Stage) -> None:
-    house = House(stage, "reverse")
+def test_keys_are_on_no_command_line_and_in_no_log(harness: ProcessHarness) -> None:
+    house = WorkersHarness(harness, "reverse")
     for pid in house.workers.values():
         assert b"abcdefgh" not in Path(f"/proc/{pid}/cmdline").read_bytes()
     os.kill(house.workers[1], signal.SIGKILL)
-    house.daemon.says("worker 1 was killed")
-    assert "abcdefgh" not in house.daemon.said()
+    house.daemon.wait_for_log("worker 1 was killed")
+    assert "abcdefgh" not in house.daemon.log_text()
 
 
-def test_a_worker_may_open_as_many_files_as_the_system_allows(stage: Stage) -> None:
-    house = House(stage, "reverse")
+def test_a_worker_may_open_as_many_files_as_the_system_allows(harness: ProcessHarness) -> None:
+    house = WorkersHarness(harness, "reverse")
     for pid in house.workers.values():
         row = next(line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "open files" in line)
         soft, hard = row.split()[3:5]
         assert soft == hard
 
 
-def test_a_changed_entry_is_applied_in_its_worker_and_the_others_do_not_notice(stage: Stage) -> None:
-    house = House(stage, "forward")
-    other_target = stage.target()
+def test_a_changed_entry_is_applied_in_its_worker_and_the_others_do_not_notice(harness: ProcessHarness) -> None:
+    house = WorkersHarness(harness, "forward")
+    other_target = harness.start_target()
     links = {name: house.daemon.tunnel(name)["link"] for name in "bcd"}
     home = house.daemon.tunnel("a")["worker"]
-    visitors = stage.keep(Visitors([house.doors[name] for name in "bcd"]))
-    until(lambda: visitors.served > 50, within=10, what="there is traffic")
+    visitors = harness.close_at_end(Visitors([house.doors[name] for name in "bcd"]))
+    wait_until(lambda: visitors.served > 50, within=10, what="there is traffic")
     with connect(house.doors["a"]) as visitor:
-        assert ask(visitor, b"before") == b"before"
+        assert round_trip(visitor, b"before") == b"before"
         house.rewrite(a=house.servers["a"].replace(f":{house.target.port}?", f":{other_target.port}?"))
-        until(lambda: house.daemon.status()["generation"] == 2, within=5, what="the file is applied")
+        wait_until(lambda: house.daemon.status()["generation"] == 2, within=5, what="the file is applied")
 
         def is_elsewhere() -> bool:
-            first_byte(house.doors["a"], within=PROMISE)  # the old link serves whoever comes until it is given up
+            time_to_first_byte(
+                house.doors["a"], within=PROMISE
+            )  # the old link serves whoever comes until it is given up
             return other_target.accepted > 0
 
-        until(is_elsewhere, within=PROMISE, what="visitors reach the new target")
-        assert ask(visitor, b"after") == b"after"
-    assert house.daemon.is_in("up", name="a")["worker"] == home
+        wait_until(is_elsewhere, within=PROMISE, what="visitors reach the new target")
+        assert round_trip(visitor, b"after") == b"after"
+    assert house.daemon.wait_state("up", name="a")["worker"] == home
     visitors.close()
     assert visitors.faults == []
     assert {name: house.daemon.tunnel(name)["link"] for name in "bcd"} == links
     assert house.daemon.tunnel("a")["restarts"] == 0
 
 
-def test_a_port_that_is_taken_leaves_the_old_engine_in_its_worker(stage: Stage) -> None:
-    house = House(stage, "reverse")
+def test_a_port_that_is_taken_leaves_the_old_engine_in_its_worker(harness: ProcessHarness) -> None:
+    house = WorkersHarness(harness, "reverse")
     link = house.daemon.tunnel("a")["link"]
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         house.rewrite(a=re.sub(r":\d+/", f":{port}/", house.servers["a"]))
-        assert "in use" in house.daemon.says("failed|rejected")
-    first_byte(house.doors["a"], within=1)
+        assert "in use" in house.daemon.wait_for_log("failed|rejected")
+    time_to_first_byte(house.doors["a"], within=1)
     assert house.daemon.tunnel("a")["link"] == link
 
 
-def test_settings_change_live_across_the_border(stage: Stage) -> None:
-    house = House(stage, "reverse")
+def test_settings_change_live_across_the_border(harness: ProcessHarness) -> None:
+    house = WorkersHarness(harness, "reverse")
     link = house.daemon.tunnel("a")["link"]
     house.rewrite(a=f"{house.servers['a']}&signal_queue_limit=77")
-    until(lambda: house.daemon.tunnel("a")["signals"]["limit"] == 77, within=5, what="the new limit holds")
+    wait_until(lambda: house.daemon.tunnel("a")["signals"]["limit"] == 77, within=5, what="the new limit holds")
     assert house.daemon.tunnel("a")["link"] == link
 
 
-def test_commands_reach_tunnels_in_workers(stage: Stage) -> None:
-    house = House(stage, "reverse")
+def test_commands_reach_tunnels_in_workers(harness: ProcessHarness) -> None:
+    house = WorkersHarness(harness, "reverse")
     house.command("stop", "a", "b")
-    house.daemon.is_in("stopped", name="a")
-    house.daemon.is_in("stopped", name="b")
-    first_byte(house.doors["c"], within=1)
+    house.daemon.wait_state("stopped", name="a")
+    house.daemon.wait_state("stopped", name="b")
+    time_to_first_byte(house.doors["c"], within=1)
     house.command("start", "a", "b")
     house.command("restart", "c")
     for name in "abc":
-        first_byte(house.doors[name], within=PROMISE)
-    assert "WORKER" in house.command("ps").printed()
+        time_to_first_byte(house.doors[name], within=PROMISE)
+    assert "WORKER" in house.command("ps").stdout_text()
 
 
-def test_an_end_before_the_workers_are_there_is_quiet(stage: Stage) -> None:
+def test_an_end_before_the_workers_are_there_is_quiet(harness: ProcessHarness) -> None:
     url = f"client://127.0.0.1:{free_port()}/127.0.0.1:1"
-    daemon = stage.up({"t": url}, supervisor={"workers": 2})
-    daemon.says("1 of 1 tunnels started", within=10)
+    daemon = harness.start_daemon({"t": url}, supervisor={"workers": 2})
+    daemon.wait_for_log("1 of 1 tunnels started", within=10)
     daemon.signal(signal.SIGTERM)
-    assert daemon.ends(within=5) == 0
+    assert daemon.wait_exit(within=5) == 0

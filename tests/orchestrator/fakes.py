@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.config.manifest import listening
 from orchestrator.supervisor.keeper import at_rest
-from tests.scale import GUARD
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import Event, Standing, State, timestamp
 from tunnel.runtime.sockets import NetError
@@ -149,10 +147,3 @@ class Workshop:
     def last(self, name: str) -> FakeEngine:
         """The engine that runs now, or ran last."""
         return self.made[name][-1]
-
-
-async def until(condition: Callable[[], object], seconds: float = GUARD) -> None:
-    """Wait for a condition; a test that waits longer has failed."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  conditions of any kind announce nothing
-            await asyncio.sleep(0.005)

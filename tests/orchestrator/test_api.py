@@ -25,8 +25,9 @@ from orchestrator.config.load import load
 from orchestrator.process.paths import SocketPathError
 from orchestrator.supervisor.desk import VERBS, Desk
 from orchestrator.supervisor.supervisor import Supervisor
-from tests.orchestrator.fakes import Workshop, until
-from tests.scale import GUARD
+from tests.orchestrator.fakes import Workshop
+from tests.support.scale import GUARD_S
+from tests.support.waiting import wait_until_async
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import Snapshot, State
 
@@ -52,7 +53,7 @@ class Answer:
         return json.loads(self.body)
 
 
-class House:
+class ApiHarness:
     """A supervisor of fake engines with its API, at the socket and at a base URL where there is one."""
 
     def __init__(self, supervisor: Supervisor, workshop: Workshop, session: aiohttp.ClientSession, file: Path) -> None:
@@ -90,7 +91,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, 
 
 async def take(events: AsyncIterator[tuple[str, Any]], kind: str, wanted: str = "") -> Any:  # noqa: ANN401  as above
     """The next event of a kind whose text has a word in it."""
-    async with asyncio.timeout(GUARD):
+    async with asyncio.timeout(GUARD_S):
         async for found, data in events:
             if found == kind and wanted in json.dumps(data):
                 return data
@@ -98,7 +99,7 @@ async def take(events: AsyncIterator[tuple[str, Any]], kind: str, wanted: str = 
 
 
 @asynccontextmanager
-async def running(path: Path, text: str = FILE, *, read_only: bool = False) -> AsyncIterator[House]:
+async def running(path: Path, text: str = FILE, *, read_only: bool = False) -> AsyncIterator[ApiHarness]:
     file = path / "tunnels.yaml"
     file.write_text(text)
     manifest = load(file, {})
@@ -109,19 +110,19 @@ async def running(path: Path, text: str = FILE, *, read_only: bool = False) -> A
         doors.opened(Desk(supervisor, read_only=read_only), socket, manifest.supervisor),
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as session,
     ):
-        house = House(supervisor, workshop, session, file)
+        harness = ApiHarness(supervisor, workshop, session, file)
         life = asyncio.create_task(supervisor.run())
-        await until(lambda: supervisor.is_ready)
-        yield house
+        await wait_until_async(lambda: supervisor.is_ready)
+        yield harness
         supervisor.close()
-        await asyncio.wait_for(life, GUARD)
+        await asyncio.wait_for(life, GUARD_S)
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with running(tmp_path) as house:
-        await until(lambda: house.state("web") is house.state(ODD) is State.UP)
-        yield house
+async def harness(tmp_path: Path) -> AsyncIterator[ApiHarness]:
+    async with running(tmp_path) as harness:
+        await wait_until_async(lambda: harness.state("web") is harness.state(ODD) is State.UP)
+        yield harness
 
 
 @pytest.mark.parametrize(
@@ -138,10 +139,17 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         ("/metrics", "text/plain"),
     ],
 )
-async def test_curl_on_each_path(house: House, path: str, kind: str) -> None:
+async def test_curl_on_each_path(harness: ApiHarness, path: str, kind: str) -> None:
     curl = shutil.which("curl")
     assert curl, "curl is what people use here"
-    command = [curl, "-sS", "--unix-socket", str(house.file.parent / "np.sock"), "-w", "\n%{http_code} %{content_type}"]
+    command = [
+        curl,
+        "-sS",
+        "--unix-socket",
+        str(harness.file.parent / "np.sock"),
+        "-w",
+        "\n%{http_code} %{content_type}",
+    ]
     done = await asyncio.to_thread(subprocess.run, [*command, f"http://x{path}"], check=True, capture_output=True)
     body, _, verdict = done.stdout.decode().rpartition("\n")
     assert verdict.startswith(f"200 {kind}")
@@ -149,26 +157,26 @@ async def test_curl_on_each_path(house: House, path: str, kind: str) -> None:
         json.loads(body)
 
 
-async def test_commands_say_what_they_do(house: House) -> None:
+async def test_commands_say_what_they_do(harness: ApiHarness) -> None:
     path = f"/v1/tunnels/{quote(ODD, safe='')}"
-    house.workshop.last(ODD).visitor_left.clear()
-    answer = await house.ask("POST", f"{path}/drain", '{"timeout": 7.5}')
+    harness.workshop.last(ODD).visitor_left.clear()
+    answer = await harness.ask("POST", f"{path}/drain", '{"timeout": 7.5}')
     assert (answer.status, answer.json["name"], answer.json["ok"]) == (200, ODD, True)
-    assert house.workshop.last(ODD).drained_with == [7.5]
-    assert house.state(ODD) is State.DRAINING
-    assert (await house.ask("POST", f"{path}/start")).json[
+    assert harness.workshop.last(ODD).drained_with == [7.5]
+    assert harness.state(ODD) is State.DRAINING
+    assert (await harness.ask("POST", f"{path}/start")).json[
         "text"
     ] == "starts again after its drain; 1 visitor may finish"
-    house.workshop.last(ODD).visitor_left.set()
-    await until(lambda: house.state(ODD) is State.UP)
-    assert len(house.workshop.made[ODD]) == 2
-    assert (await house.ask("POST", f"{path}/stop", "{}")).json["text"] == "is stopped"
-    await until(lambda: house.state(ODD) is State.STOPPED)
-    assert (await house.ask("POST", f"{path}/stop")).json == {
+    harness.workshop.last(ODD).visitor_left.set()
+    await wait_until_async(lambda: harness.state(ODD) is State.UP)
+    assert len(harness.workshop.made[ODD]) == 2
+    assert (await harness.ask("POST", f"{path}/stop", "{}")).json["text"] == "is stopped"
+    await wait_until_async(lambda: harness.state(ODD) is State.STOPPED)
+    assert (await harness.ask("POST", f"{path}/stop")).json == {
         "name": ODD, "ok": True, "state": "stopped", "text": "rests already",
     }  # fmt: skip
-    assert (await house.ask("POST", f"{path}/restart")).json["text"] == "is started"
-    told = [event.text for event in house.supervisor.bus.history(100) if event.kind == "command"]
+    assert (await harness.ask("POST", f"{path}/restart")).json["text"] == "is started"
+    told = [event.text for event in harness.supervisor.bus.history(100) if event.kind == "command"]
     assert told[0] == "drain: drains; 1 visitor may finish"
     assert len(told) == 5
 
@@ -201,83 +209,83 @@ async def test_commands_say_what_they_do(house: House) -> None:
     ],
 )  # fmt: skip
 async def test_refusals_are_problems(
-    house: House, method: str, path: str, body: str | None, status: int, detail: str
+    harness: ApiHarness, method: str, path: str, body: str | None, status: int, detail: str
 ) -> None:
-    answer = await house.ask(method, path, body)
+    answer = await harness.ask(method, path, body)
     assert answer.status == status
     assert answer.headers["Content-Type"].startswith("application/problem+json")
     if method != "HEAD":
         assert answer.json["status"] == status
         assert detail in answer.json["detail"]
-    assert not house.workshop.last("web").drained_with
+    assert not harness.workshop.last("web").drained_with
 
 
-async def test_what_is_no_http_is_nobodys_traceback(house: House, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_is_no_http_is_nobodys_traceback(harness: ApiHarness, caplog: pytest.LogCaptureFixture) -> None:
     for nonsense in (b"\x16\x03\x01\r\n\r\n", b"GET /v1/status HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nA b: c\r\n\r\n"):
-        reader, writer = await asyncio.open_unix_connection(house.file.parent / "np.sock")
+        reader, writer = await asyncio.open_unix_connection(harness.file.parent / "np.sock")
         writer.write(nonsense)
-        assert b" 400 " in (await asyncio.wait_for(reader.read(), GUARD))[:20]
+        assert b" 400 " in (await asyncio.wait_for(reader.read(), GUARD_S))[:20]
         writer.close()
     assert not caplog.records
 
 
 async def test_read_only_takes_no_command(tmp_path: Path) -> None:
-    async with running(tmp_path, read_only=True) as house:
+    async with running(tmp_path, read_only=True) as harness:
         paths = [f"/v1/tunnels/web/{verb}" for verb in VERBS] + ["/v1/reload", "/v1/shutdown"]
         for path in paths:
-            answer = await house.ask("POST", path)
+            answer = await harness.ask("POST", path)
             assert (answer.status, "--read-only" in answer.json["detail"]) == (403, True)
-        status = (await house.ask("GET", "/v1/status")).json
+        status = (await harness.ask("GET", "/v1/status")).json
         assert status["read_only"] is True
-        assert (await house.ask("GET", "/v1/plan")).status == 200
+        assert (await harness.ask("GET", "/v1/plan")).status == 200
 
 
-async def test_commands_wait_for_no_end(house: House) -> None:
-    house.workshop.last("web").visitor_left.clear()
-    house.supervisor.shutdown()
-    answer = await house.ask("POST", "/v1/tunnels/web/start")
+async def test_commands_wait_for_no_end(harness: ApiHarness) -> None:
+    harness.workshop.last("web").visitor_left.clear()
+    harness.supervisor.shutdown()
+    answer = await harness.ask("POST", "/v1/tunnels/web/start")
     assert (answer.status, answer.json["title"]) == (409, "Conflict")
-    assert (await house.ask("POST", "/v1/shutdown", '{"drain": false}')).status == 202
-    await until(lambda: house.state("web") is State.STOPPED)
+    assert (await harness.ask("POST", "/v1/shutdown", '{"drain": false}')).status == 202
+    await wait_until_async(lambda: harness.state("web") is State.STOPPED)
 
 
-async def test_reload_and_plan(house: House) -> None:
-    house.file.write_text(
+async def test_reload_and_plan(harness: ApiHarness) -> None:
+    harness.file.write_text(
         FILE.replace("8080", "8081").replace("  spare:", "  new: client://127.0.0.1:1/127.0.0.1:2\n  spare:")
     )
-    plan = (await house.ask("GET", "/v1/plan")).json
+    plan = (await harness.ask("GET", "/v1/plan")).json
     assert (plan["add"], [step["name"] for step in plan["restart"]], plan["unchanged"]) == (["new"], ["web"], 2)
-    answer = (await house.ask("POST", "/v1/reload")).json
+    answer = (await harness.ask("POST", "/v1/reload")).json
     assert (answer["ok"], answer["generation"], answer["error"]) == (True, 2, None)
     assert {name: result["action"] for name, result in answer["results"].items()}["new"] == "added"
-    house.file.write_text("version: 1\ntunnels: [\n")
-    answer = (await house.ask("POST", "/v1/reload")).json
+    harness.file.write_text("version: 1\ntunnels: [\n")
+    answer = (await harness.ask("POST", "/v1/reload")).json
     assert (answer["ok"], answer["generation"]) == (False, 2)
     assert answer["error"]["line"] >= 2
-    config = (await house.ask("GET", "/v1/status")).json["config"]
+    config = (await harness.ask("GET", "/v1/status")).json["config"]
     assert (config["ok"], config["line"]) == (False, answer["error"]["line"])
 
 
-async def test_one_tunnel_in_full(house: House) -> None:
-    found = (await house.ask("GET", f"/v1/tunnels/{quote(ODD, safe='')}")).json
+async def test_one_tunnel_in_full(harness: ApiHarness) -> None:
+    found = (await harness.ask("GET", f"/v1/tunnels/{quote(ODD, safe='')}")).json
     assert (found["name"], found["enabled"], found["tags"]) == (ODD, True, ["prod"])
     assert found["where"].startswith("tunnels.yaml:5:")
     assert found["settings"]["shutdown_timeout"] == {"value": "5s", "source": "built in", "where": None}
 
 
-async def test_watching(house: House) -> None:
-    async with house.listening("/v1/watch?interval=0.1") as events:
+async def test_watching(harness: ApiHarness) -> None:
+    async with harness.listening("/v1/watch?interval=0.1") as events:
         status = await take(events, "status")
-        assert status == (await house.ask("GET", "/v1/status")).json
-        await house.ask("POST", "/v1/tunnels/web/stop")
+        assert status == (await harness.ask("GET", "/v1/status")).json
+        await harness.ask("POST", "/v1/tunnels/web/stop")
         assert (await take(events, "event"))["kind"] == "command"
         change = await take(events, "change")
         while change["changed"]["web"].get("state") != "stopped":
             change = await take(events, "change", "web")
         assert set(change["changed"]) == {"web"}
         assert "name" not in change["changed"]["web"]
-        house.file.write_text(FILE.replace("  spare:", "  new: client://127.0.0.1:1/127.0.0.1:2\n  other:"))
-        await house.ask("POST", "/v1/reload")
+        harness.file.write_text(FILE.replace("  spare:", "  new: client://127.0.0.1:1/127.0.0.1:2\n  other:"))
+        await harness.ask("POST", "/v1/reload")
         event = await take(events, "event", '"reload"')
         assert event["generation"] == 2
         assert event["results"]["new"]["action"] == "added"
@@ -287,14 +295,14 @@ async def test_watching(house: House) -> None:
         assert change["status"]["generation"] == 2
 
 
-async def test_a_reload_is_shown_at_once_however_seldom_somebody_looks(house: House) -> None:
-    async with house.listening("/v1/watch?interval=60") as events:
+async def test_a_reload_is_shown_at_once_however_seldom_somebody_looks(harness: ApiHarness) -> None:
+    async with harness.listening("/v1/watch?interval=60") as events:
         assert (await take(events, "status"))["config"]["ok"]
-        house.file.write_text(FILE + "  - wrong\n")
-        await house.ask("POST", "/v1/reload")
+        harness.file.write_text(FILE + "  - wrong\n")
+        await harness.ask("POST", "/v1/reload")
         assert not (await take(events, "change"))["status"]["config"]["ok"]
-        house.file.write_text(FILE.replace("  spare:", "  new: client://127.0.0.1:1/127.0.0.1:2\n  spare:"))
-        await house.ask("POST", "/v1/reload")
+        harness.file.write_text(FILE.replace("  spare:", "  new: client://127.0.0.1:1/127.0.0.1:2\n  spare:"))
+        await harness.ask("POST", "/v1/reload")
         change = await take(events, "change")
         assert change["changed"]["new"]["name"] == "new"
         assert (change["status"]["generation"], change["status"]["config"]["ok"]) == (2, True)
@@ -305,61 +313,61 @@ async def test_visitors_of_a_quiet_tunnel_are_seen_at_the_next_look(
 ) -> None:
     names = [f"t{number}" for number in range(500)]
     text = "version: 1\ntunnels:\n" + "".join(f"  {name}: client://127.0.0.1:1/127.0.0.1:2\n" for name in names)
-    async with running(tmp_path, text) as house:
-        await until(lambda: all(house.state(name) is State.UP for name in names))
+    async with running(tmp_path, text) as harness:
+        await wait_until_async(lambda: all(harness.state(name) is State.UP for name in names))
         looked: list[int] = []
-        look = house.supervisor.look
+        look = harness.supervisor.look
 
         async def counting(those: Collection[str] | None = None, within: float = 0.0) -> list[Snapshot]:
             looked.append(len(those or ()))
             return await look(those, within)
 
-        monkeypatch.setattr(house.supervisor, "look", counting)
-        async with house.listening("/v1/watch?interval=0.1") as events:
+        monkeypatch.setattr(harness.supervisor, "look", counting)
+        async with harness.listening("/v1/watch?interval=0.1") as events:
             await take(events, "status")
-            await until(lambda: looked[-1] < 100)  # it looks at some of them in turn, for all are quiet
+            await wait_until_async(lambda: looked[-1] < 100)  # it looks at some of them in turn, for all are quiet
             for name in (names[77], names[400]):
-                house.workshop.last(name).visitor_left.clear()
-                house.supervisor.bus.stir(name)
+                harness.workshop.last(name).visitor_left.clear()
+                harness.supervisor.bus.stir(name)
                 before = len(looked)
                 change = await take(events, "change")
                 assert change["changed"][name]["connections"]["active"] == 1
                 assert len(looked) - before <= 2
 
 
-async def test_changes_make_the_status_again(house: House) -> None:
-    async with house.listening("/v1/watch?interval=0.1") as events:
+async def test_changes_make_the_status_again(harness: ApiHarness) -> None:
+    async with harness.listening("/v1/watch?interval=0.1") as events:
         known = {tunnel["name"]: tunnel for tunnel in (await take(events, "status"))["tunnels"]}
         for name in ("web", ODD, "web"):
-            await house.ask("POST", f"/v1/tunnels/{quote(name, safe='')}/restart")
-            await until(lambda name=name: house.state(name) is State.UP)  # type: ignore[misc]  # bound now, not later
-        async with asyncio.timeout(GUARD):
+            await harness.ask("POST", f"/v1/tunnels/{quote(name, safe='')}/restart")
+            await wait_until_async(lambda name=name: harness.state(name) is State.UP)  # type: ignore[misc]  # bound now, not later
+        async with asyncio.timeout(GUARD_S):
             async for kind, data in events:
                 if kind == "change":
                     for name, changed in data["changed"].items():
                         known[name] = {**known.get(name, {}), **changed}
-                if list(known.values()) == [seen.as_json() for seen in house.supervisor.snapshots()]:
+                if list(known.values()) == [seen.as_json() for seen in harness.supervisor.snapshots()]:
                     break
 
 
-async def test_a_new_log_line_reaches_only_who_wants_it(house: House) -> None:
-    bus = house.supervisor.bus
+async def test_a_new_log_line_reaches_only_who_wants_it(harness: ApiHarness) -> None:
+    bus = harness.supervisor.bus
     bus.tell(LogLevel.WARN, "visitor", "before", tunnel="web")
     bus.tell(LogLevel.INFO, "visitor", "other", tunnel=ODD)
-    async with house.listening("/v1/logs?tunnel=web&level=warn&follow=true&n=1") as events:
+    async with harness.listening("/v1/logs?tunnel=web&level=warn&follow=true&n=1") as events:
         assert (await take(events, "event"))["text"] == "before"
         bus.tell(LogLevel.INFO, "visitor", "not grave enough", tunnel="web")
         bus.tell(LogLevel.ERROR, "visitor", "of another", tunnel=ODD)
         bus.tell(LogLevel.ERROR, "visitor", "after\u2028", tunnel="web")
         assert (await take(events, "event"))["text"] == "after\u2028"
-    lines = (await house.ask("GET", f"/v1/logs?n=2&level=info&tunnel={quote(ODD, safe='')}&tunnel=web")).json["lines"]
+    lines = (await harness.ask("GET", f"/v1/logs?n=2&level=info&tunnel={quote(ODD, safe='')}&tunnel=web")).json["lines"]
     assert [line["text"] for line in lines] == ["of another", "after\u2028"]
 
 
-async def test_the_history_knows_what_became_of_tunnels(house: House) -> None:
-    house.supervisor.bus.tell(LogLevel.ERROR, "visitor", "no history")
-    await house.ask("POST", "/v1/tunnels/web/restart")
-    async with house.listening("/v1/events?n=3&follow=false") as events:
+async def test_the_history_knows_what_became_of_tunnels(harness: ApiHarness) -> None:
+    harness.supervisor.bus.tell(LogLevel.ERROR, "visitor", "no history")
+    await harness.ask("POST", "/v1/tunnels/web/restart")
+    async with harness.listening("/v1/events?n=3&follow=false") as events:
         kinds = [data["kind"] async for _, data in events]
     assert len(kinds) == 3
     assert set(kinds) <= {"state", "command"}
@@ -369,26 +377,30 @@ async def test_streams_end_with_the_daemon(tmp_path: Path) -> None:
     async with running(tmp_path):
         reader, writer = await asyncio.open_unix_connection(tmp_path / "np.sock")
         writer.write(b"GET /v1/logs?follow=true HTTP/1.1\r\nHost: x\r\n\r\n")
-        async with asyncio.timeout(GUARD):
+        async with asyncio.timeout(GUARD_S):
             await reader.readuntil(b"tunnels started")
-    async with asyncio.timeout(GUARD):
+    async with asyncio.timeout(GUARD_S):
         rest = await reader.read()
     writer.close()
     assert b"all tunnels are closed" in rest
     assert rest.endswith(b"0\r\n\r\n"), "the answer ends as HTTP wants it"
 
 
-async def test_a_reader_who_left_is_forgotten(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reader_who_left_is_forgotten(harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "HEARTBEAT", 0.05)
-    listeners = house.supervisor.bus._listeners
+    listeners = harness.supervisor.bus._listeners
     before = len(listeners)
-    async with house.listening("/v1/events"), house.listening("/v1/watch"), house.listening("/v1/logs?follow=true"):
-        await until(lambda: len(listeners) == before + 3)
-    await until(lambda: len(listeners) == before)
+    async with (
+        harness.listening("/v1/events"),
+        harness.listening("/v1/watch"),
+        harness.listening("/v1/logs?follow=true"),
+    ):
+        await wait_until_async(lambda: len(listeners) == before + 3)
+    await wait_until_async(lambda: len(listeners) == before)
 
 
-async def test_a_slow_reader_is_told_what_he_missed(house: House) -> None:
-    bus = house.supervisor.bus
+async def test_a_slow_reader_is_told_what_he_missed(harness: ApiHarness) -> None:
+    bus = harness.supervisor.bus
     with stream.Inbox(bus, lambda _: True, stream.Readers()) as inbox:
         for number in range(stream._HELD + 5):
             bus.tell(LogLevel.INFO, "visitor", str(number))
@@ -401,8 +413,8 @@ async def test_a_slow_reader_is_told_what_he_missed(house: House) -> None:
 async def test_tcp_is_for_bearers_of_the_token(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     section = "supervisor: {api: {listen: '127.0.0.1:0', token_file: token}, metrics: '127.0.0.1:0'}\n"
-    async with running(tmp_path, FILE.replace("tunnels:", f"{section}tunnels:")) as house:
-        told = [event.text for event in house.supervisor.bus.recent("")]
+    async with running(tmp_path, FILE.replace("tunnels:", f"{section}tunnels:")) as harness:
+        told = [event.text for event in harness.supervisor.bus.recent("")]
         base, metrics = (
             next(text.split()[-1] for text in told if text.startswith(what)) for what in ("the API", "metrics")
         )
@@ -445,11 +457,11 @@ async def test_a_door_that_cannot_be_opened(tmp_path: Path, section: str, token:
             pass
 
 
-async def test_the_document_validates_and_names_every_path(house: House) -> None:
-    found = (await house.ask("GET", "/openapi.json")).json
+async def test_the_document_validates_and_names_every_path(harness: ApiHarness) -> None:
+    found = (await harness.ask("GET", "/openapi.json")).json
     validate(found)
     ours = set()
-    for route in api.application(Desk(house.supervisor)).router.routes():
+    for route in api.application(Desk(harness.supervisor)).router.routes():
         path = route.resource.canonical if route.resource else ""
         names = [path.replace("{verb}", verb) for verb in VERBS] if "{verb}" in path else [path]
         ours |= {(name, route.method.lower()) for name in names}
@@ -457,13 +469,14 @@ async def test_the_document_validates_and_names_every_path(house: House) -> None
     assert documented == ours
 
 
-async def test_the_document_describes_the_status_as_it_is(house: House) -> None:
+async def test_the_document_describes_the_status_as_it_is(harness: ApiHarness) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     schemas = document("1")["components"]["schemas"]
-    status = (await house.ask("GET", "/v1/status")).json
-    one = (await house.ask("GET", "/v1/tunnels/web")).json
+    status = (await harness.ask("GET", "/v1/status")).json
+    one = (await harness.ask("GET", "/v1/tunnels/web")).json
     for name, data in (("Status", status), ("Inspection", one)):
         jsonschema.validate(data, {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}})
     assert (
-        replace(house.supervisor.snapshot("web"), rtt_ms=1.5).as_json().keys() == schemas["Tunnel"]["properties"].keys()
+        replace(harness.supervisor.snapshot("web"), rtt_ms=1.5).as_json().keys()
+        == schemas["Tunnel"]["properties"].keys()
     )

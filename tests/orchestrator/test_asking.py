@@ -7,8 +7,7 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from orchestrator.commands import asking
 from orchestrator.process.paths import usual_sockets
 from tests.orchestrator.test_cli import COMMAND, PATIENCE, Shell
+from tests.support.waiting import wait_until
 
 FILE = """version: 1
 tunnels:
@@ -25,7 +25,7 @@ tunnels:
 """
 
 
-class House(Shell):
+class BackgroundDaemon(Shell):
     """A directory with a file, whose daemon can run in the background."""
 
     def __init__(self, path: Path) -> None:
@@ -57,27 +57,21 @@ class House(Shell):
             process.communicate()
 
 
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-
-
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
+def house(tmp_path: Path) -> Iterator[BackgroundDaemon]:
+    house = BackgroundDaemon(tmp_path)
     done = house.run("up", "-d")
     assert (done.returncode, done.stdout) == (0, "")
     yield house
     if house.run("down", "--now", "--wait").returncode == 1:  # read-only
         os.kill(house.pid(), signal.SIGTERM)
-        until(lambda: house.run("ps").returncode == 4)
+        wait_until(lambda: house.run("ps").returncode == 4)
     log = house.background_log()
     assert "Traceback" not in log, log
     assert "internal fault" not in log, log
 
 
-def test_a_daemon_in_the_background(house: House) -> None:
+def test_a_daemon_in_the_background(house: BackgroundDaemon) -> None:
     assert house.run("ps").returncode == 3
     pid = house.pid()
     assert os.getsid(pid) == pid, "it survives the terminal"
@@ -91,7 +85,7 @@ def test_a_daemon_in_the_background(house: House) -> None:
     assert house.run("up", "-d").returncode == 0, "it can be started again"
 
 
-def test_what_a_dead_daemon_leaves_is_no_obstacle(house: House) -> None:
+def test_what_a_dead_daemon_leaves_is_no_obstacle(house: BackgroundDaemon) -> None:
     pid = house.pid()
     with house.following("logs", "-f") as process:
         assert process.stdout is not None
@@ -106,7 +100,7 @@ def test_what_a_dead_daemon_leaves_is_no_obstacle(house: House) -> None:
 
 
 def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
-    house = House(tmp_path)
+    house = BackgroundDaemon(tmp_path)
     house.file.write_text("version: 1\nsupervisor: {api: {listen: '127.0.0.1:0', token_file: nowhere}}\n")
     done = house.run("up", "-d")
     assert (done.returncode, done.stdout) == (1, "")
@@ -117,25 +111,25 @@ def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
     assert done.stderr.startswith("tunnels.yaml:1:10: ")
 
 
-def test_steering_one_and_many(house: House) -> None:
+def test_steering_one_and_many(house: BackgroundDaemon) -> None:
     said: list[subprocess.CompletedProcess[str]] = []
     done = house.run("stop", "edge-*")
     assert (done.returncode, done.stdout) == (0, "edge-1: is stopped\nedge-2: is stopped\n")
-    until(lambda: house.states() == {"edge-1": "stopped", "edge-2": "stopped", "core [x]": "cooldown"})
+    wait_until(lambda: house.states() == {"edge-1": "stopped", "edge-2": "stopped", "core [x]": "cooldown"})
     done = house.run("start", "--all", "--json")
     answer = json.loads(done.stdout)
     assert (done.returncode, answer["ok"], len(answer["results"])) == (0, True, 3)
-    until(lambda: set(house.states().values()) == {"cooldown"})
+    wait_until(lambda: set(house.states().values()) == {"cooldown"})
     done = house.run("drain", "core [x]", "--timeout", "100ms")
     assert done.stdout == "core [x]: is drained\n"
-    until(lambda: house.states()["core [x]"] == "stopped")
+    wait_until(lambda: house.states()["core [x]"] == "stopped")
     expected = "edge-1: tries again now\nedge-2: tries again now\n"
 
     def retried() -> bool:
         said.append(house.run("retry", "--all"))
         return said[-1].stdout == expected
 
-    until(retried)  # neither of them may be trying just then
+    wait_until(retried)  # neither of them may be trying just then
     assert said[-1].returncode == 1
     assert "core [x]: 'core [x]' has no cooldown to end: it is stopped" in said[-1].stderr
     done = house.run("restart", "edge-1", "egde-2")
@@ -143,7 +137,7 @@ def test_steering_one_and_many(house: House) -> None:
     assert "no tunnel is named 'egde-2'; did you mean 'edge-2'?" in done.stderr
 
 
-def test_a_reload_and_its_plan(house: House) -> None:
+def test_a_reload_and_its_plan(house: BackgroundDaemon) -> None:
     house.file.write_text("version: 1\ntunnels: {edge-1: nonsense}\n")
     for command in ("plan", "reload"):
         done = house.run(command)
@@ -172,7 +166,7 @@ def test_a_plan_in_words() -> None:
     ]  # fmt: skip
 
 
-def test_the_log_and_the_events(house: House) -> None:
+def test_the_log_and_the_events(house: BackgroundDaemon) -> None:
     lines = house.run("logs").stdout.splitlines()
     assert any("nodepass-orch  3 of 3 tunnels started" in line for line in lines)
     assert all(" edge-1  " in line for line in house.run("logs", "edge-1").stdout.splitlines())
@@ -188,7 +182,7 @@ def test_the_log_and_the_events(house: House) -> None:
     assert (command["tunnel"], command["text"], command["command"]) == ("edge-1", "stop: is stopped", "stop")
 
 
-def test_following_ends_with_the_daemon(house: House) -> None:
+def test_following_ends_with_the_daemon(house: BackgroundDaemon) -> None:
     with (
         house.following("logs", "-f", "-n", "1", "edge-*", "--json") as logs,
         house.following("events", "-f") as events,
@@ -203,7 +197,7 @@ def test_following_ends_with_the_daemon(house: House) -> None:
             assert (process.returncode, "draining" in out, "the daemon has ended" in talk) == (0, True, True)
 
 
-def test_ctrl_c_ends_what_follows_without_a_word(house: House) -> None:
+def test_ctrl_c_ends_what_follows_without_a_word(house: BackgroundDaemon) -> None:
     for arguments in (["logs", "-f"], ["ps", "--watch"], ["events", "-f"]):
         with house.following(*arguments) as process:
             assert process.stdout is not None
@@ -213,7 +207,7 @@ def test_ctrl_c_ends_what_follows_without_a_word(house: House) -> None:
             assert (process.returncode, talk) == (-signal.SIGINT, "")
 
 
-def test_watching_in_a_pipe(house: House) -> None:
+def test_watching_in_a_pipe(house: BackgroundDaemon) -> None:
     with house.following("ps", "--watch", "--json", "edge-1") as process:
         assert process.stdout is not None
         for _ in range(2):
@@ -223,7 +217,7 @@ def test_watching_in_a_pipe(house: House) -> None:
         assert process.wait(PATIENCE) == 4
 
 
-def test_a_reader_who_has_enough_is_no_fault(house: House) -> None:
+def test_a_reader_who_has_enough_is_no_fault(house: BackgroundDaemon) -> None:
     with house.following("ps", "--watch") as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -234,7 +228,7 @@ def test_a_reader_who_has_enough_is_no_fault(house: House) -> None:
 
 
 def test_read_only(tmp_path: Path) -> None:
-    house = House(tmp_path)
+    house = BackgroundDaemon(tmp_path)
     assert house.run("up", "-d", "--read-only", "--socket", "my.sock").returncode == 0
     house.environ["NODEPASS_ORCH_SOCKET"] = "my.sock"
     pid = house.pid()
@@ -244,7 +238,7 @@ def test_read_only(tmp_path: Path) -> None:
         assert "this daemon takes no commands: it was started with --read-only" in done.stderr
     assert house.run("logs").returncode == 0
     os.kill(pid, signal.SIGTERM)
-    until(lambda: house.run("ps").returncode == 4)
+    wait_until(lambda: house.run("ps").returncode == 4)
 
 
 @pytest.mark.parametrize(
@@ -259,12 +253,14 @@ def test_read_only(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_names_are_completed(house: House, shell: str, variables: dict[str, str], expected: list[str]) -> None:
+def test_names_are_completed(
+    house: BackgroundDaemon, shell: str, variables: dict[str, str], expected: list[str]
+) -> None:
     def completed() -> list[str]:
         done = house.run(_NODEPASS_ORCH_COMPLETE=f"{shell}_complete", **variables)
         return [line.replace("\\", "") for line in done.stdout.splitlines()]
 
-    until(lambda: completed() == expected)  # a tunnel may be connecting for a moment
+    wait_until(lambda: completed() == expected)  # a tunnel may be connecting for a moment
 
 
 def test_completion_without_a_daemon_is_silent(tmp_path: Path) -> None:

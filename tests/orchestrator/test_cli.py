@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from tests.ports import free_port
-from tests.scale import GUARD
+from tests.support.ports import free_port
+from tests.support.scale import GUARD_S
 from tunnel.model.options import OPTION_NAMES
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 2 * GUARD
+PATIENCE = 2 * GUARD_S
 COMMAND = [sys.executable, "-m", "orchestrator.cli"]
 FILE = "version: 1\ntunnels:\n  here: server://127.0.0.1:{a}/127.0.0.1:{b}\n  there: client://127.0.0.1:{a}/127.0.0.1:{c}\n"
 

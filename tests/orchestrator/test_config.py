@@ -16,7 +16,7 @@ from orchestrator.config.faults import ConfigError
 from orchestrator.config.load import load
 from orchestrator.config.manifest import Manifest, collides
 from orchestrator.config.schema import json_schema
-from tests.tunnel.strategies import recognisable_keys
+from tests.support.strategies import recognisable_keys
 from tunnel.model.options import KEY_VARIABLE
 from tunnel.model.spec import Address, DataTls, Key, LogLevel, Mode, Role
 

@@ -18,14 +18,14 @@ from orchestrator.supervisor.defects import BrokenElsewhereError
 from orchestrator.workers import crew as crews
 from orchestrator.workers.crew import Crew, WorkerProcess, command_line, place
 from orchestrator.workers.remote import RemoteEngine
-from tests.orchestrator.fakes import until
-from tests.scale import GUARD
+from tests.support.scale import GUARD_S
+from tests.support.waiting import wait_until_async
 from tunnel.model.options import make_spec
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import Event, State
 from tunnel.model.url import parse
 
-PATIENCE = 2 * GUARD
+PATIENCE = 2 * GUARD_S
 SPEC = make_spec(parse("client://k@127.0.0.1:9/127.0.0.1:9?client_cooldown=60s"), environ={})
 
 
@@ -86,7 +86,9 @@ async def run(
 ) -> tuple[RemoteEngine, asyncio.Task[None]]:
     engine = crew.make_engine(name, SPEC, sink or (lambda _: None))
     life = asyncio.create_task(engine.run())
-    await until(lambda: engine.snapshot().state is State.COOLDOWN and not engine._post.trouble, PATIENCE)
+    await wait_until_async(
+        lambda: engine.snapshot().state is State.COOLDOWN and not engine._post.trouble, within=PATIENCE
+    )
     return engine, life
 
 
@@ -119,7 +121,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_its_neighbour_does_not_no
         assert told.pids[1] != first[1]
         assert told.pids[2] == first[2]
         assert not other_life.done()
-        await until(lambda: other.snapshot().state is State.COOLDOWN)
+        await wait_until_async(lambda: other.snapshot().state is State.COOLDOWN)
         assert told.says("worker 1 was killed by SIGKILL; the next one starts in")
 
 
@@ -130,7 +132,9 @@ async def test_a_worker_that_stands_still_is_shown_then_killed_then_replaced(mon
         engine, life = await run(crew, "one")
         first = told.pids[1]
         os.kill(first, signal.SIGSTOP)
-        await until(lambda: "worker 1 has not answered for" in (engine.snapshot().reason or ""), PATIENCE)
+        await wait_until_async(
+            lambda: "worker 1 has not answered for" in (engine.snapshot().reason or ""), within=PATIENCE
+        )
         assert engine.snapshot().state in {State.COOLDOWN, State.CONNECTING}
         with pytest.raises(BrokenElsewhereError, match=r"worker 1 did not answer for .* and was killed"):
             await asyncio.wait_for(life, PATIENCE)
@@ -187,7 +191,7 @@ async def test_a_worker_that_cannot_work_is_tried_again_with_a_reason(
     async with kept(told) as worker:
         engine = RemoteEngine(1, "one", SPEC, worker, lambda _: None)
         life = asyncio.create_task(engine.run())
-        await until(lambda: len([text for _, text in told.lines if says in text]) >= 2, PATIENCE)
+        await wait_until_async(lambda: len([text for _, text in told.lines if says in text]) >= 2, within=PATIENCE)
         assert all(level is LogLevel.ERROR for level, _ in told.lines)
         assert "worker 1" in (engine.snapshot().reason or "")
         engine.close()
@@ -203,7 +207,7 @@ async def test_a_defect_of_ours_in_one_worker_leads_to_the_next(monkeypatch: pyt
     monkeypatch.setattr(crews, "command_line", broken)
     told = Told()
     async with kept(told):
-        await until(lambda: told.says("worker 1 was given up: internal fault: KeyError"), PATIENCE)
+        await wait_until_async(lambda: told.says("worker 1 was given up: internal fault: KeyError"), within=PATIENCE)
 
 
 async def test_a_sink_that_breaks_costs_nobody_a_worker() -> None:

@@ -32,8 +32,8 @@ from orchestrator.workers.messages import (
     Views,
     encode,
 )
-from tests.orchestrator.fakes import until
-from tests.tunnel.strategies import addresses, keys
+from tests.support.strategies import addresses, keys
+from tests.support.waiting import wait_until_async
 from tunnel.model.options import make_spec
 from tunnel.model.spec import LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.state import Event
@@ -137,7 +137,7 @@ async def test_many_messages_keep_their_order(border: Border) -> None:
     await border.open()
     for number in range(1000):
         border.ours.send(Run(number))
-    await until(lambda: len(border.heard) == 1000)
+    await wait_until_async(lambda: len(border.heard) == 1000)
     assert border.heard == [Run(number) for number in range(1000)]
 
 
@@ -146,7 +146,7 @@ async def test_what_was_said_before_the_end_still_arrives(border: Border) -> Non
     border.ours.send(Run(1))
     border.ours.close()
     border.ours.send(Run(2))
-    await until(lambda: border.lost)
+    await wait_until_async(lambda: border.lost)
     assert border.heard == [Run(1)]
     assert border.lost == [None]
 
@@ -156,7 +156,7 @@ async def test_an_end_that_speaks_differently_is_cut_off(border: Border) -> None
     await asyncio.get_running_loop().create_unix_connection(lambda: border.theirs, sock=border.sockets[1])
     assert border.ours._transport is not None
     border.ours._transport.write(struct.pack("!I", 4) + b"junk")
-    await until(lambda: border.lost)
+    await wait_until_async(lambda: border.lost)
     assert "speaks differently" in (border.lost[0] or "")
 
 
@@ -164,4 +164,4 @@ async def test_an_end_that_does_not_read_is_noticed(border: Border) -> None:
     await border.open(theirs=False)
     assert not border.ours.is_clogged
     border.ours.send(Ended(1, None, "x" * (8 << 20)))
-    await until(lambda: border.ours.is_clogged)
+    await wait_until_async(lambda: border.ours.is_clogged)

@@ -28,7 +28,7 @@ from orchestrator.mqtt.rivals import RETURN, SILENCE, Presence, RivalError, Verd
 from orchestrator.mqtt.standing import BrokerState, Record
 from orchestrator.mqtt.topics import HostTopics, Spot, parse
 from orchestrator.supervisor.keeper import at_rest
-from tests.scale import GUARD
+from tests.support.scale import GUARD_S
 from tunnel.model.options import make_spec
 from tunnel.model.state import Snapshot, State
 from tunnel.model.url import parse as parse_url
@@ -209,7 +209,7 @@ async def test_unconfirmed_events_are_said_again_in_their_place() -> None:
     await asyncio.sleep(0)
     assert not waiting.done()
     outbox.put(Message("event", b"3"))
-    await asyncio.wait_for(waiting, GUARD)
+    await asyncio.wait_for(waiting, GUARD_S)
 
 
 async def test_of_a_batch_each_leaves_in_a_turn_of_its_own_and_all_are_confirmed_together() -> None:
@@ -222,7 +222,7 @@ async def test_of_a_batch_each_leaves_in_a_turn_of_its_own_and_all_are_confirmed
             left.append((message.topic, turn))
             if len(left) == 20:
                 all_left.set()
-            async with asyncio.timeout(GUARD):
+            async with asyncio.timeout(GUARD_S):
                 await all_left.wait()  # nobody's confirmation is waited for before
             if message.topic == "1":
                 raise BrokerError("lost")
@@ -457,7 +457,7 @@ def test_a_section_that_makes_no_sense_is_a_fault_with_its_place(tmp_path: Path,
 
 
 async def test_a_broker_that_hangs_up_once_is_not_taken_for_an_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.mqtt.broker._PATIENCE", 10 * GUARD)
+    monkeypatch.setattr("orchestrator.mqtt.broker._PATIENCE", 10 * GUARD_S)
     versions: list[int] = []
     greeting = b""
 
@@ -486,7 +486,7 @@ async def test_a_broker_that_hangs_up_once_is_not_taken_for_an_old_one(monkeypat
         greeting = b""
         await meet(4)
         assert versions[5:] == [5, 5, 5, 5], "it is known to speak the newer version"
-    assert time.monotonic() - began < GUARD, "each is noticed at once, not after the patience for a greeting"
+    assert time.monotonic() - began < GUARD_S, "each is noticed at once, not after the patience for a greeting"
 
 
 def test_how_it_stands_and_since_when() -> None:

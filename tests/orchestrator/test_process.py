@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from orchestrator.process.logformat import LogWriter, as_json, as_text, printable
 from orchestrator.process.process import mask_url
 from orchestrator.supervisor.defects import in_sentences
-from tests.integration.harness import until
-from tests.scale import GUARD
-from tests.tunnel.strategies import recognisable_keys
+from tests.support.scale import GUARD_S
+from tests.support.strategies import recognisable_keys
+from tests.support.waiting import wait_until
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import Event
 
@@ -70,7 +70,7 @@ def test_a_reader_who_does_not_read_blocks_nobody() -> None:
     log = LogWriter(writing)
     for _ in range(30_000):
         log(event("x" * 100))
-    select.select([reading], [], [], GUARD)
+    select.select([reading], [], [], GUARD_S)
     os.set_blocking(reading, False)
     seen = os.read(reading, 1 << 20)
     assert seen.startswith(b"2026-01-01")
@@ -104,7 +104,7 @@ def test_what_a_full_disk_does_not_take_is_counted_and_told_once(monkeypatch: py
     def say(text: str) -> None:
         lost = log._dropped
         log(event(text))
-        until(lambda: f"{text}\n".encode() in disk.held or log._dropped > lost, within=5, what=f"{text} was tried")
+        wait_until(lambda: f"{text}\n".encode() in disk.held or log._dropped > lost, within=5, what=f"{text} was tried")
 
     disk.room = 10
     for text in ("first", "second", "third", "fourth"):

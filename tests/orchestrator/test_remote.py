@@ -26,8 +26,8 @@ from orchestrator.workers.messages import (
     Run,
 )
 from orchestrator.workers.remote import RemoteEngine
-from tests.orchestrator.fakes import until
-from tests.scale import GUARD
+from tests.support.scale import GUARD_S
+from tests.support.waiting import wait_until_async
 from tunnel.model.options import make_spec
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import CooldownView, Event, State
@@ -73,7 +73,7 @@ class Bench:
 
     async def end(self) -> None:
         assert self.life is not None
-        await asyncio.wait_for(self.life, GUARD)
+        await asyncio.wait_for(self.life, GUARD_S)
 
 
 async def test_it_is_made_and_run_and_ends_as_the_worker_says() -> None:
@@ -187,8 +187,8 @@ async def test_the_wait_before_the_next_attempt_runs_down_here() -> None:
     seen = replace(at_rest("web", SPEC), state=State.COOLDOWN, cooldown=CooldownView(remaining_s=2.5, attempt=3))
     began = time.monotonic()
     engine.look(seen)
-    await until(lambda: 0 < engine.snapshot().cooldown.remaining_s < 2.4)
-    await until(lambda: engine.snapshot().cooldown.remaining_s == 0)
+    await wait_until_async(lambda: 0 < engine.snapshot().cooldown.remaining_s < 2.4)
+    await wait_until_async(lambda: engine.snapshot().cooldown.remaining_s == 0)
     assert time.monotonic() - began >= 2.49
     assert engine.snapshot().cooldown.attempt == 3
 
@@ -221,7 +221,7 @@ async def test_prepared_then_run() -> None:
     preparing = await bench.prepare()
     assert bench.post.orders == [Make(8, "web", SPEC), Prepare(8, 7)]
     bench.engine.take(Prepared(8))
-    await asyncio.wait_for(preparing, GUARD)
+    await asyncio.wait_for(preparing, GUARD_S)
     await bench.run()
     assert bench.post.orders[2:] == [Run(8)]
     bench.engine.take(Ended(8, None))
@@ -233,7 +233,7 @@ async def test_what_cannot_be_bound_is_refused_with_the_same_error() -> None:
     preparing = await bench.prepare()
     bench.engine.take(Prepared(8, "cannot listen on 127.0.0.1:1", errno.EACCES))
     with pytest.raises(NetError, match="cannot listen on") as caught:
-        await asyncio.wait_for(preparing, GUARD)
+        await asyncio.wait_for(preparing, GUARD_S)
     assert caught.value.errno == errno.EACCES
     assert bench.post.engines == set()
     assert Drop(8) not in bench.post.orders
@@ -244,7 +244,7 @@ async def test_a_defect_while_preparing_is_raised_there() -> None:
     preparing = await bench.prepare()
     bench.engine.take(Ended(8, None, "internal fault"))
     with pytest.raises(BrokenElsewhereError):
-        await asyncio.wait_for(preparing, GUARD)
+        await asyncio.wait_for(preparing, GUARD_S)
 
 
 async def test_preparing_can_be_given_up() -> None:
@@ -252,7 +252,7 @@ async def test_preparing_can_be_given_up() -> None:
     preparing = await bench.prepare()
     preparing.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(preparing, GUARD)
+        await asyncio.wait_for(preparing, GUARD_S)
     assert bench.post.orders[2:] == [Drop(8)]
     bench.engine.take(Prepared(8))  # it was under way
 
@@ -262,7 +262,7 @@ async def test_a_predecessor_that_died_with_its_worker_leaves_nothing() -> None:
     preparing = await bench.prepare()
     bench.post.is_there = False
     bench.engine.lost("worker 2 was killed by SIGKILL")
-    await asyncio.wait_for(preparing, GUARD)
+    await asyncio.wait_for(preparing, GUARD_S)
     await bench.run()
     bench.post.is_there = True
     bench.engine.appear()
@@ -274,5 +274,5 @@ async def test_a_predecessor_that_died_with_its_worker_leaves_nothing() -> None:
 
 async def test_there_is_nothing_to_prepare_where_no_worker_is() -> None:
     bench = Succession(FakePost(is_there=False))
-    await asyncio.wait_for(await bench.prepare(), GUARD)
+    await asyncio.wait_for(await bench.prepare(), GUARD_S)
     assert bench.post.orders == []

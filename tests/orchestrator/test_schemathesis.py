@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.orchestrator.test_cli import PATIENCE, Shell
-from tests.ports import free_port
-from tests.scale import FULL
+from tests.support.ports import free_port
+from tests.support.scale import IS_FULL_SCALE
 
 TOKEN = "0123456789abcdef-and-more"
 FILE = """version: 1
@@ -26,7 +26,7 @@ tunnels:
 TOOL = shutil.which("schemathesis", path=str(Path(sys.executable).parent))
 
 
-@pytest.mark.skipif(not FULL or TOOL is None, reason="slow: runs with NODEPASS_TEST_SCALE=full")
+@pytest.mark.skipif(not IS_FULL_SCALE or TOOL is None, reason="slow: runs with NODEPASS_TEST_SCALE=full")
 def test_no_fault_is_found(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     port = free_port()

@@ -15,8 +15,9 @@ from orchestrator.client import Client, NoDaemonError, RefusedError
 from orchestrator.config.load import load
 from orchestrator.supervisor.desk import Desk
 from orchestrator.supervisor.supervisor import Supervisor, UnknownTunnelError
-from tests.orchestrator.fakes import Workshop, until
-from tests.scale import GUARD
+from tests.orchestrator.fakes import Workshop
+from tests.support.scale import GUARD_S
+from tests.support.waiting import wait_until_async
 from tunnel.model.state import State
 
 FILE = """
@@ -29,7 +30,7 @@ tunnels:
 """
 
 
-class House:
+class SupervisorHarness:
     """A running supervisor."""
 
     def __init__(self, supervisor: Supervisor, workshop: Workshop, socket: Path) -> None:
@@ -48,88 +49,90 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
+async def harness(tmp_path: Path) -> AsyncIterator[SupervisorHarness]:
     file = tmp_path / "tunnels.yaml"
     file.write_text(FILE)
     workshop = Workshop()
     manifest = load(file, {})
     supervisor = Supervisor(manifest, make_engine=workshop)
     async with doors.opened(Desk(supervisor), tmp_path / "np.sock", manifest.supervisor):
-        house = House(supervisor, workshop, tmp_path / "np.sock")
-        await until(lambda: house.state("web") is house.state("a/b [red]") is State.UP)
-        yield house
+        harness = SupervisorHarness(supervisor, workshop, tmp_path / "np.sock")
+        await wait_until_async(lambda: harness.state("web") is harness.state("a/b [red]") is State.UP)
+        yield harness
         supervisor.close()
-        await asyncio.wait_for(house.life, GUARD)
+        await asyncio.wait_for(harness.life, GUARD_S)
 
 
-async def test_enabled_entries_run_and_disabled_ones_are_shown(house: House) -> None:
-    shown = [(s.name, s.state, s.reason) for s in house.supervisor.snapshots()]
+async def test_enabled_entries_run_and_disabled_ones_are_shown(harness: SupervisorHarness) -> None:
+    shown = [(s.name, s.state, s.reason) for s in harness.supervisor.snapshots()]
     assert shown == [
         ("web", State.UP, None),
         ("a/b [red]", State.UP, None),
         ("spare", State.STOPPED, "disabled in the file"),
     ]
-    assert "spare" not in house.workshop.made
+    assert "spare" not in harness.workshop.made
 
 
-async def test_an_engine_that_breaks_takes_nobody_along(house: House) -> None:
-    house.workshop.last("web").defect.set_exception(RuntimeError("broken"))
-    await until(lambda: len(house.workshop.made["web"]) == 2 and house.state("web") is State.UP)
-    assert house.supervisor.snapshot("web").restarts == 1
-    assert len(house.workshop.made["a/b [red]"]) == 1
-    assert any(event.kind == "restart" for event in house.supervisor.bus.recent("web"))
+async def test_an_engine_that_breaks_takes_nobody_along(harness: SupervisorHarness) -> None:
+    harness.workshop.last("web").defect.set_exception(RuntimeError("broken"))
+    await wait_until_async(lambda: len(harness.workshop.made["web"]) == 2 and harness.state("web") is State.UP)
+    assert harness.supervisor.snapshot("web").restarts == 1
+    assert len(harness.workshop.made["a/b [red]"]) == 1
+    assert any(event.kind == "restart" for event in harness.supervisor.bus.recent("web"))
 
 
-async def test_commands_by_name(house: House) -> None:
-    supervisor = house.supervisor
+async def test_commands_by_name(harness: SupervisorHarness) -> None:
+    supervisor = harness.supervisor
     supervisor.stop("web")
-    await until(lambda: house.state("web") is State.STOPPED)
+    await wait_until_async(lambda: harness.state("web") is State.STOPPED)
     supervisor.start("web")
-    await until(lambda: house.state("web") is State.UP)
+    await wait_until_async(lambda: harness.state("web") is State.UP)
     supervisor.drain("web")
-    await until(lambda: house.state("web") is State.STOPPED)
-    assert [engine.drained_with for engine in house.workshop.made["web"]] == [[None], [30.0]]
+    await wait_until_async(lambda: harness.state("web") is State.STOPPED)
+    assert [engine.drained_with for engine in harness.workshop.made["web"]] == [[None], [30.0]]
     supervisor.restart("a/b [red]")
-    await until(lambda: len(house.workshop.made["a/b [red]"]) == 2 and house.state("a/b [red]") is State.UP)
+    await wait_until_async(
+        lambda: len(harness.workshop.made["a/b [red]"]) == 2 and harness.state("a/b [red]") is State.UP
+    )
     supervisor.start("spare")
-    await until(lambda: house.state("spare") is State.UP)
+    await wait_until_async(lambda: harness.state("spare") is State.UP)
     with pytest.raises(UnknownTunnelError, match="no tunnel is named 'nope'"):
         supervisor.stop("nope")
 
 
-async def test_shutdown_drains_and_waits_for_visitors(house: House) -> None:
-    engine = house.workshop.last("web")
+async def test_shutdown_drains_and_waits_for_visitors(harness: SupervisorHarness) -> None:
+    engine = harness.workshop.last("web")
     engine.visitor_left.clear()
-    house.supervisor.shutdown()
-    await until(lambda: house.state("a/b [red]") is State.STOPPED)
-    assert house.state("web") is State.DRAINING
-    assert not house.life.done()
+    harness.supervisor.shutdown()
+    await wait_until_async(lambda: harness.state("a/b [red]") is State.STOPPED)
+    assert harness.state("web") is State.DRAINING
+    assert not harness.life.done()
     assert engine.drained_with == [30.0]
     engine.visitor_left.set()
-    await asyncio.wait_for(house.life, GUARD)
-    assert house.state("web") is State.STOPPED
+    await asyncio.wait_for(harness.life, GUARD_S)
+    assert harness.state("web") is State.STOPPED
 
 
-async def test_close_cuts_a_drain_short(house: House) -> None:
-    house.workshop.last("web").visitor_left.clear()
-    house.supervisor.shutdown()
-    house.supervisor.close()
-    await asyncio.wait_for(house.life, GUARD)
+async def test_close_cuts_a_drain_short(harness: SupervisorHarness) -> None:
+    harness.workshop.last("web").visitor_left.clear()
+    harness.supervisor.shutdown()
+    harness.supervisor.close()
+    await asyncio.wait_for(harness.life, GUARD_S)
 
 
-async def test_an_engine_that_does_not_end_is_cancelled(house: House) -> None:
-    house.workshop.last("web").visitor_left.clear()
-    house.workshop.last("web").deaf = True
-    house.supervisor.close()
-    await asyncio.wait_for(house.life, GUARD)
+async def test_an_engine_that_does_not_end_is_cancelled(harness: SupervisorHarness) -> None:
+    harness.workshop.last("web").visitor_left.clear()
+    harness.workshop.last("web").deaf = True
+    harness.supervisor.close()
+    await asyncio.wait_for(harness.life, GUARD_S)
 
 
-async def test_status_has_the_keys_of_the_contract(house: House) -> None:
-    status = await house.ask("status")
+async def test_status_has_the_keys_of_the_contract(harness: SupervisorHarness) -> None:
+    status = await harness.ask("status")
     assert set(status) >= {"generation", "pid", "config", "mqtt", "tunnels", "version", "host", "started_at"}
     assert status["read_only"] is False
     assert status["config"] | {"loaded_at": None} == {
-        "path": str(house.socket.parent / "tunnels.yaml"),
+        "path": str(harness.socket.parent / "tunnels.yaml"),
         "ok": True,
         "error": None,
         "line": None,
@@ -145,23 +148,23 @@ async def test_status_has_the_keys_of_the_contract(house: House) -> None:
     ]
 
 
-async def test_one_tunnel_by_its_name_whatever_it_is(house: House) -> None:
-    assert (await house.ask("tunnel", "a/b [red]"))["target_addr"] == "127.0.0.1:80"
+async def test_one_tunnel_by_its_name_whatever_it_is(harness: SupervisorHarness) -> None:
+    assert (await harness.ask("tunnel", "a/b [red]"))["target_addr"] == "127.0.0.1:80"
     with pytest.raises(RefusedError, match="no tunnel is named 'x'"):
-        await house.ask("tunnel", "x")
+        await harness.ask("tunnel", "x")
 
 
-async def test_shutdown_over_the_socket(house: House) -> None:
-    answer = await house.ask("shutdown")
+async def test_shutdown_over_the_socket(harness: SupervisorHarness) -> None:
+    answer = await harness.ask("shutdown")
     assert answer["ok"] is True
-    await asyncio.wait_for(house.life, GUARD)
+    await asyncio.wait_for(harness.life, GUARD_S)
 
 
 async def raw(socket: Path, request: str) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of one answer."""
     reader, writer = await asyncio.open_unix_connection(socket)
     writer.write(f"{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-    head, _, body = (await asyncio.wait_for(reader.read(), GUARD)).partition(b"\r\n\r\n")
+    head, _, body = (await asyncio.wait_for(reader.read(), GUARD_S)).partition(b"\r\n\r\n")
     writer.close()
     await writer.wait_closed()
     first, *lines = head.decode().split("\r\n")
@@ -173,36 +176,38 @@ async def raw(socket: Path, request: str) -> tuple[int, dict[str, str], bytes]:
     ("request_line", "status"),
     [("GET /nope", 404), ("DELETE /v1/status", 405), ("GET /v1/tunnels/nope", 404), ("POST /healthz", 405)],
 )
-async def test_errors_are_problems(house: House, request_line: str, status: int) -> None:
-    found, headers, body = await raw(house.socket, request_line)
+async def test_errors_are_problems(harness: SupervisorHarness, request_line: str, status: int) -> None:
+    found, headers, body = await raw(harness.socket, request_line)
     problem = json.loads(body)
     assert (found, problem["status"]) == (status, status)
     assert headers["content-type"].startswith("application/problem+json")
     assert problem["detail"]
 
 
-async def test_a_defect_in_an_answer_shows_nothing_of_the_inside(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_defect_in_an_answer_shows_nothing_of_the_inside(
+    harness: SupervisorHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken() -> None:
         raise RuntimeError("inside")
 
-    monkeypatch.setattr(house.supervisor, "head", broken)
-    found, _, body = await raw(house.socket, "GET /v1/status")
+    monkeypatch.setattr(harness.supervisor, "head", broken)
+    found, _, body = await raw(harness.socket, "GET /v1/status")
     assert found == 500
     assert b"inside" not in body
-    assert any("inside" in event.text for event in house.supervisor.bus.recent(""))
+    assert any("inside" in event.text for event in harness.supervisor.bus.recent(""))
 
 
-async def test_health_and_readiness(house: House) -> None:
-    assert (await raw(house.socket, "GET /healthz"))[0] == 200
-    assert (await raw(house.socket, "GET /readyz"))[0] == 200
-    house.workshop.last("web").visitor_left.clear()
-    house.supervisor.shutdown()
-    assert (await raw(house.socket, "GET /healthz"))[0] == 200
-    assert (await raw(house.socket, "GET /readyz"))[0] == 503
+async def test_health_and_readiness(harness: SupervisorHarness) -> None:
+    assert (await raw(harness.socket, "GET /healthz"))[0] == 200
+    assert (await raw(harness.socket, "GET /readyz"))[0] == 200
+    harness.workshop.last("web").visitor_left.clear()
+    harness.supervisor.shutdown()
+    assert (await raw(harness.socket, "GET /healthz"))[0] == 200
+    assert (await raw(harness.socket, "GET /readyz"))[0] == 503
 
 
-async def test_the_socket_is_its_owners_alone(house: House) -> None:
-    assert house.socket.stat().st_mode & 0o777 == 0o600
+async def test_the_socket_is_its_owners_alone(harness: SupervisorHarness) -> None:
+    assert harness.socket.stat().st_mode & 0o777 == 0o600
 
 
 def test_nobody_answers(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from orchestrator.config.sources import MISSING, Sources, is_being_written
 from orchestrator.supervisor import watcher
 from orchestrator.supervisor.bus import Bus
 from orchestrator.supervisor.watcher import watching
-from tests.orchestrator.fakes import until
-from tests.scale import allowed
+from tests.support.scale import time_allowed
+from tests.support.waiting import wait_until_async
 
-PROMPT = allowed(1.0)
+PROMPT = time_allowed(1.0)
 """Seconds from the save to the reload."""
 
 
@@ -103,7 +103,7 @@ def delete_and_write(file: Path) -> None:
 )
 async def test_every_way_to_save_is_seen_at_once(reader: Reader, save: Callable[[Path], None]) -> None:
     save(reader.file)
-    await until(lambda: reader.texts == [text(2)], PROMPT)
+    await wait_until_async(lambda: reader.texts == [text(2)], within=PROMPT)
 
 
 async def test_the_same_content_is_nothing_new(reader: Reader) -> None:
@@ -122,7 +122,7 @@ async def test_twenty_saves_in_two_seconds_end_with_the_last(reader: Reader) -> 
         await asyncio.sleep(0.1)
         pauses += time.monotonic() - before > watcher._STILL
         before = time.monotonic()
-    await until(lambda: reader.texts[-1:] == [text(119)], PROMPT)
+    await wait_until_async(lambda: reader.texts[-1:] == [text(119)], within=PROMPT)
     assert len(reader.texts) <= 5 + pauses, "a machine that is held up between two saves makes each of them a whole one"
     tasks = len(asyncio.all_tasks())
     await asyncio.sleep(0.5)
@@ -131,10 +131,10 @@ async def test_twenty_saves_in_two_seconds_end_with_the_last(reader: Reader) -> 
 
 async def test_a_deletion_is_seen_and_so_is_the_return(reader: Reader) -> None:
     reader.file.unlink()
-    await until(lambda: reader.texts == [""], PROMPT)
+    await wait_until_async(lambda: reader.texts == [""], within=PROMPT)
     assert reader.seen.files == {reader.file: MISSING}
     reader.file.write_text(text(2))
-    await until(lambda: reader.texts == ["", text(2)], PROMPT)
+    await wait_until_async(lambda: reader.texts == ["", text(2)], within=PROMPT)
 
 
 async def test_a_file_that_is_being_written_is_not_read(reader: Reader) -> None:
@@ -145,7 +145,7 @@ async def test_a_file_that_is_being_written_is_not_read(reader: Reader) -> None:
         await asyncio.sleep(1.5)
         assert reader.texts == []
         stream.write("  more: server://127.0.0.1:5/127.0.0.1:80\n")
-    await until(lambda: reader.texts, PROMPT)
+    await wait_until_async(lambda: reader.texts, within=PROMPT)
     assert "more" in reader.texts[0]
 
 
@@ -159,9 +159,9 @@ def replace_folder(folder: Path) -> None:
 
 async def test_the_folder_itself_may_be_replaced(reader: Reader, folder: Path) -> None:
     replace_folder(folder)
-    await until(lambda: reader.texts == [text(2)], allowed(4.0))
+    await wait_until_async(lambda: reader.texts == [text(2)], within=time_allowed(4.0))
     (folder / "tunnels.yaml").write_text(text(3))
-    await until(lambda: reader.texts == [text(2), text(3)], PROMPT)
+    await wait_until_async(lambda: reader.texts == [text(2), text(3)], within=PROMPT)
 
 
 async def test_included_files_that_come_change_and_go(tmp_path: Path) -> None:
@@ -172,12 +172,12 @@ async def test_included_files_that_come_change_and_go(tmp_path: Path) -> None:
     async with watching(reader.sources, reader.reload, reader.bus):
         for name in ("more.yaml", "tunnels.d/a.yaml"):
             (tmp_path / name).write_text(f"tunnels: {{{name[-6:-5]}: 'client://127.0.0.1:1/127.0.0.1:80'}}")
-            await until(lambda name=name: tmp_path / name in reader.seen.files, allowed(2.5))  # type: ignore[misc]  # of a default
+            await wait_until_async(lambda name=name: tmp_path / name in reader.seen.files, within=time_allowed(2.5))  # type: ignore[misc]  # of a default
         before = reader.seen
         (tmp_path / "tunnels.d/a.yaml").write_text("tunnels: {a: 'client://127.0.0.1:2/127.0.0.1:80'}")
-        await until(lambda: reader.seen != before, PROMPT)
+        await wait_until_async(lambda: reader.seen != before, within=PROMPT)
         (tmp_path / "tunnels.d/a.yaml").unlink()
-        await until(lambda: tmp_path / "tunnels.d/a.yaml" not in reader.seen.files, PROMPT)
+        await wait_until_async(lambda: tmp_path / "tunnels.d/a.yaml" not in reader.seen.files, within=PROMPT)
 
 
 async def test_a_key_file_is_watched_too(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ async def test_a_key_file_is_watched_too(tmp_path: Path) -> None:
     async with watching(reader.sources, reader.reload, reader.bus):
         await asyncio.sleep(0.1)
         (tmp_path / "secret/key").write_text("two")
-        await until(lambda: reader.texts, PROMPT)
+        await wait_until_async(lambda: reader.texts, within=PROMPT)
 
 
 def swap_data(folder: Path, number: int) -> None:
@@ -214,7 +214,7 @@ async def test_a_swap_of_symbolic_links(tmp_path: Path) -> None:
         await asyncio.sleep(0.1)
         for number in (2, 3):
             swap_data(tmp_path, number)
-            await until(lambda number=number: reader.texts[-1:] == [text(number)], PROMPT)  # type: ignore[misc]  # of a default
+            await wait_until_async(lambda number=number: reader.texts[-1:] == [text(number)], within=PROMPT)  # type: ignore[misc]  # of a default
 
 
 async def test_without_hints_the_content_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ async def test_without_hints_the_content_is_seen(folder: Path, monkeypatch: pyte
     async with watching(reader.sources, reader.reload, reader.bus):
         for number in (2, 3):
             reader.file.write_text(text(number))
-            await until(lambda number=number: reader.texts[-1:] == [text(number)], PROMPT)  # type: ignore[misc]  # of a default
+            await wait_until_async(lambda number=number: reader.texts[-1:] == [text(number)], within=PROMPT)  # type: ignore[misc]  # of a default
     warned = [event.text for event in reader.bus.recent("")]
     assert len(warned) == 1
     assert "limit reached" in warned[0]
@@ -244,9 +244,9 @@ async def test_a_defect_of_a_reload_does_not_end_the_watch(folder: Path) -> None
 
     async with watching(reader.sources, reload, reader.bus):
         reader.file.write_text(text(2))
-        await until(lambda: asked, PROMPT)
+        await wait_until_async(lambda: asked, within=PROMPT)
         reader.file.write_text(text(3))
-        await until(lambda: reader.texts == [text(3)], PROMPT)
+        await wait_until_async(lambda: reader.texts == [text(3)], within=PROMPT)
     assert "nobody thought of this" in reader.bus.recent("")[0].text
 
 

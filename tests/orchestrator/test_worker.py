@@ -34,10 +34,10 @@ from orchestrator.workers.messages import (
     Views,
 )
 from orchestrator.workers.worker import Worker
-from tests.orchestrator.fakes import until
-from tests.ports import free_port
-from tests.scale import GUARD
-from tests.tunnel.support import server_context, shared_parts
+from tests.support.engine_parts import server_context, shared_parts
+from tests.support.ports import free_port
+from tests.support.scale import GUARD_S
+from tests.support.waiting import wait_until_async
 from tunnel.engine.context import Shared
 from tunnel.engine.engine import Engine
 from tunnel.model.options import make_spec
@@ -88,12 +88,12 @@ class Desk:
         return views[-1].state if views else None
 
     async def ended(self, engine: int) -> Ended:
-        await until(lambda: any(ended.engine == engine for ended in self.all(Ended)))
+        await wait_until_async(lambda: any(ended.engine == engine for ended in self.all(Ended)))
         return next(ended for ended in self.all(Ended) if ended.engine == engine)
 
     async def close(self) -> None:
         self.channel.close()
-        await asyncio.wait_for(self.life, GUARD)
+        await asyncio.wait_for(self.life, GUARD_S)
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ async def desk() -> AsyncIterator[Desk]:
 
 async def test_the_life_of_an_engine_is_told(desk: Desk) -> None:
     desk.order(Make(1, "web", a_server()), Run(1))
-    await until(lambda: desk.state(1) is State.WAITING)
+    await wait_until_async(lambda: desk.state(1) is State.WAITING)
     desk.order(Drain(1, 1.0))
     ended = await desk.ended(1)
     assert ended.defect is None
@@ -139,18 +139,18 @@ async def test_who_hears_of_a_state_has_seen_it(desk: Desk) -> None:
 
 async def test_what_does_not_change_is_not_repeated(desk: Desk) -> None:
     desk.order(Make(1, "web", a_server()), Run(1))
-    await until(lambda: desk.state(1) is State.WAITING)
-    await until(lambda: len(desk.all(Beat)) >= 1)
+    await wait_until_async(lambda: desk.state(1) is State.WAITING)
+    await wait_until_async(lambda: len(desk.all(Beat)) >= 1)
     before = len(desk.views(1))
-    await until(lambda: len(desk.all(Beat)) >= 3)
+    await wait_until_async(lambda: len(desk.all(Beat)) >= 3)
     assert len(desk.views(1)) <= before + 1
 
 
 async def test_a_wait_that_merely_runs_down_is_not_repeated(desk: Desk) -> None:
     url = f"client://k@127.0.0.1:{free_port()}/127.0.0.1:1?client_cooldown=60s"
     desk.order(Make(1, "web", spec(url)), Run(1))
-    await until(lambda: desk.state(1) is State.COOLDOWN)
-    await until(lambda: len(desk.all(Beat)) >= 2)
+    await wait_until_async(lambda: desk.state(1) is State.COOLDOWN)
+    await wait_until_async(lambda: len(desk.all(Beat)) >= 2)
     still = [replace(view, cooldown=replace(view.cooldown, remaining_s=0.0)) for view in desk.views(1)]
     assert len(still) > 3
     assert all(one != next_one for one, next_one in pairwise(still))
@@ -161,9 +161,9 @@ async def test_orders_are_obeyed(desk: Desk) -> None:
     first = spec(f"client://k@127.0.0.1:{port}/127.0.0.1:1?max_pool_capacity=9")
     second = spec(f"client://k@127.0.0.1:{port}/127.0.0.1:1?max_pool_capacity=11")
     desk.order(Make(1, "web", first), Run(1))
-    await until(lambda: desk.state(1) is State.COOLDOWN)
+    await wait_until_async(lambda: desk.state(1) is State.COOLDOWN)
     desk.order(Adopt(1, second), Retry(1))
-    await until(lambda: desk.views(1)[-1].pool.max == 11)
+    await wait_until_async(lambda: desk.views(1)[-1].pool.max == 11)
     desk.order(Close(1))
     await desk.ended(1)
 
@@ -171,23 +171,23 @@ async def test_orders_are_obeyed(desk: Desk) -> None:
 async def test_an_heir_takes_the_listener_over(desk: Desk) -> None:
     port = free_port()
     desk.order(Make(1, "web", a_server(port)), Run(1))
-    await until(lambda: desk.state(1) is State.WAITING)
+    await wait_until_async(lambda: desk.state(1) is State.WAITING)
     desk.order(Make(2, "web", a_server(port)), Prepare(2, 1))
-    await until(lambda: desk.all(Prepared))
+    await wait_until_async(lambda: desk.all(Prepared))
     assert desk.all(Prepared) == [Prepared(2)]
     desk.order(Drain(1, 0.0), Run(2))
     await desk.ended(1)
-    await until(lambda: desk.state(2) is State.WAITING)
-    with socket.create_connection(("127.0.0.1", port), GUARD):
+    await wait_until_async(lambda: desk.state(2) is State.WAITING)
+    with socket.create_connection(("127.0.0.1", port), GUARD_S):
         pass
 
 
 async def test_an_heir_that_cannot_bind_is_refused_and_forgotten(desk: Desk) -> None:
     desk.order(Make(1, "web", a_server()), Run(1))
-    await until(lambda: desk.state(1) is State.WAITING)
+    await wait_until_async(lambda: desk.state(1) is State.WAITING)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         desk.order(Make(2, "web", a_server(taken.getsockname()[1])), Prepare(2, 1))
-        await until(lambda: desk.all(Prepared))
+        await wait_until_async(lambda: desk.all(Prepared))
     (answer,) = desk.all(Prepared)
     assert answer.errno == errno.EADDRINUSE
     assert "in use" in (answer.error or "")
@@ -197,11 +197,11 @@ async def test_an_heir_that_cannot_bind_is_refused_and_forgotten(desk: Desk) -> 
 async def test_an_heir_that_was_given_up_gives_its_listeners_back(desk: Desk) -> None:
     port = free_port()
     desk.order(Make(1, "web", a_server()), Run(1))
-    await until(lambda: desk.state(1) is State.WAITING)
+    await wait_until_async(lambda: desk.state(1) is State.WAITING)
     desk.order(Make(2, "web", a_server(port)), Prepare(2, 1))
-    await until(lambda: desk.all(Prepared))
+    await wait_until_async(lambda: desk.all(Prepared))
     desk.order(Drop(2))
-    await until(lambda: not is_taken(port))
+    await wait_until_async(lambda: not is_taken(port))
 
 
 def is_taken(port: int) -> bool:
@@ -215,9 +215,9 @@ def is_taken(port: int) -> bool:
 async def test_a_dropped_engine_closes_without_another_word(desk: Desk) -> None:
     port = free_port()
     desk.order(Make(1, "web", a_server(port)), Run(1))
-    await until(lambda: desk.state(1) is State.WAITING)
+    await wait_until_async(lambda: desk.state(1) is State.WAITING)
     desk.order(Drop(1))
-    await until(lambda: not is_taken(port))
+    await wait_until_async(lambda: not is_taken(port))
     assert desk.all(Ended) == []
 
 
@@ -226,7 +226,7 @@ async def test_orders_for_engines_that_are_over_are_no_trouble(desk: Desk) -> No
     await desk.ended(1)
     desk.order(Drain(1, 1.0), Close(1), Retry(1), Drop(1), Run(99), Prepare(98, 97))
     desk.order(Make(2, "next", a_server()), Run(2))
-    await until(lambda: desk.state(2) is State.WAITING)
+    await wait_until_async(lambda: desk.state(2) is State.WAITING)
 
 
 async def test_an_engine_that_breaks_is_described(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ async def test_an_engine_that_breaks_is_described(desk: Desk, monkeypatch: pytes
         raise RuntimeError("broken inside")
 
     desk.order(Make(1, "web", a_server()), Run(1))
-    await until(lambda: desk.state(1) is State.WAITING)
+    await wait_until_async(lambda: desk.state(1) is State.WAITING)
     monkeypatch.setattr(Engine, "run", broken)
     desk.order(Make(2, "next", a_server()), Run(2))
     ended = await desk.ended(2)
@@ -251,7 +251,7 @@ async def test_an_engine_that_breaks_at_an_order_takes_nobody_along(
         raise RuntimeError("does not listen")
 
     desk.order(Make(1, "web", a_server()), Run(1), Make(2, "next", a_server()), Run(2))
-    await until(lambda: desk.state(1) is desk.state(2) is State.WAITING)
+    await wait_until_async(lambda: desk.state(1) is desk.state(2) is State.WAITING)
     monkeypatch.setattr(Engine, part, broken)
     desk.order(Make(3, "last", a_server()), Run(3), Retry(3))
     assert "does not listen" in ((await desk.ended(3)).defect or "")
@@ -265,8 +265,8 @@ async def test_an_engine_that_cannot_be_looked_at_hides_nobody(desk: Desk, monke
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "snapshot", broken)
         desk.order(Make(1, "web", a_server()), Run(1))
-        await until(lambda: desk.all(Beat))
-    await until(lambda: desk.state(1) is State.WAITING)
+        await wait_until_async(lambda: desk.all(Beat))
+    await wait_until_async(lambda: desk.state(1) is State.WAITING)
 
 
 async def test_a_supervisor_that_does_not_read_costs_events_and_nothing_else(
@@ -275,11 +275,11 @@ async def test_a_supervisor_that_does_not_read_costs_events_and_nothing_else(
     with monkeypatch.context() as patch:
         patch.setattr(Channel, "is_clogged", True)
         desk.order(Make(1, "web", a_server()), Run(1))
-        await until(lambda: 1 in desk.worker._charges)
+        await wait_until_async(lambda: 1 in desk.worker._charges)
         engine = desk.worker._charges[1].engine
-        await until(lambda: engine.snapshot().state is State.WAITING)
+        await wait_until_async(lambda: engine.snapshot().state is State.WAITING)
         assert desk.heard == []
-    await until(lambda: desk.state(1) is State.WAITING)
+    await wait_until_async(lambda: desk.state(1) is State.WAITING)
 
 
 async def test_the_end_of_the_supervisor_closes_everything() -> None:
@@ -288,7 +288,7 @@ async def test_the_end_of_the_supervisor_closes_everything() -> None:
         desk = Desk(shared)
         await desk.open()
         desk.order(Make(1, "web", a_server(port)), Run(1))
-        await until(lambda: desk.state(1) is State.WAITING)
+        await wait_until_async(lambda: desk.state(1) is State.WAITING)
         await desk.close()
         assert not is_taken(port)
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.integration.harness import COMMAND, Command, Daemon, until
-from tests.integration.peers import Address, Target, connect
-from tests.ports import free_port
 from tests.soak.chronicle import Chronicle
 from tests.soak.streams import Ledger, Manner, Talk, serving, visit
+from tests.support.peers import Address, Target, connect
+from tests.support.ports import free_port
+from tests.support.processes import COMMAND, Command, Daemon
+from tests.support.waiting import wait_until
 from tunnel.model.options import KEY_VARIABLE
 from tunnel.model.settings import NAMES
 
@@ -68,7 +69,7 @@ class Service:
 
     def start(self) -> None:
         """Listen again."""
-        listener = until(self._listener, within=10, what=f"port {self._port} can be listened on")
+        listener = wait_until(self._listener, within=10, what=f"port {self._port} can be listened on")
         self._target = Target(self._serve, listener=listener)
 
     def _listener(self) -> socket.socket | None:
@@ -169,7 +170,7 @@ class End:
         return lambda: send_signal(pids, signal.SIGCONT)
 
 
-class House:
+class SoakHarness:
     """Eight tunnels: each direction, either daemon as the server, plain and encrypted.
 
     The ``lasting`` daemon lives as long as the run and has all engines in its own process: what it loses is lost for
@@ -208,7 +209,7 @@ class House:
         """Until these tunnels serve again; a finding where they do not."""
         for name in names:
             try:
-                until(lambda name=name: self.is_serving(name), within=HEALING, what="it serves")  # type: ignore[misc]  # mypy does not infer defaults of lambdas
+                wait_until(lambda name=name: self.is_serving(name), within=HEALING, what="it serves")  # type: ignore[misc]  # mypy does not infer defaults of lambdas
             except AssertionError:
                 seen = [end.tunnels().get(name, {}) for end in self.ends]
                 states = ", ".join(f"{shown.get('state')} ({shown.get('reason')})" for shown in seen)

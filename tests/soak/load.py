@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tests.integration.peers import connect
 from tests.soak.chronicle import Visit
-from tests.soak.house import House, Tunnel
+from tests.soak.house import SoakHarness, Tunnel
 from tests.soak.streams import CorruptError, CutError, Manner, Talk, stay, visit
+from tests.support.peers import connect
 
 PATIENCE: Final = 30.0
 """Seconds of silence after which a visitor gives up."""
@@ -28,7 +28,7 @@ _ODD: Final = (Manner.HALF, Manner.EARLY, Manner.RESET, Manner.SLAM)
 class Load:
     """Threads that visit; each tunnel has one that stays, one that comes and goes, and one with odd manners."""
 
-    def __init__(self, house: House, seed: int) -> None:
+    def __init__(self, house: SoakHarness, seed: int) -> None:
         self.failed: list[Visit] = []
         self.served: collections.Counter[str] = collections.Counter()
         self.carried = 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.soak.house import POOL_MIN, End, House
+from tests.soak.house import POOL_MIN, End, SoakHarness
 
 KERNEL: Final = 65.0
 """Seconds after which the kernel has forgotten every connection in TIME_WAIT."""
@@ -75,7 +75,7 @@ _ALLOWED: Final = {
 class Reader:
     """Takes readings of one house."""
 
-    def __init__(self, house: House, directory: Path) -> None:
+    def __init__(self, house: SoakHarness, directory: Path) -> None:
         self._house = house
         self._directory = directory
         self._ports = {

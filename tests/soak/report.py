@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from tests import charts
 from tests.soak.readings import Holding, Reading
 from tests.soak.run import Record, Sample
+from tests.support import charts
 
 _MIB: Final = 1 << 20
 _SHOWN: Final = 12  # failed visits or findings of one kind

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.integration.harness import until
 from tests.soak.chronicle import Chronicle, Visit
-from tests.soak.house import End, House
+from tests.soak.house import End, SoakHarness
 from tests.soak.load import Load
 from tests.soak.readings import KERNEL, Reader, Reading, judge
 from tests.soak.streams import Manner
 from tests.soak.troubles import Troublemaker
+from tests.support.waiting import wait_until
 
 LONG: Final = 240.0
 """Seconds of load from which on a run also waits until the kernel has forgotten all connections."""
@@ -74,7 +74,7 @@ class Soak:
         self.record = Record(self._chronicle, time.monotonic())
         self._over = threading.Event()
         self._talk("starting two daemons with eight tunnels")
-        self._house = House(directory, self._chronicle)
+        self._house = SoakHarness(directory, self._chronicle)
         self._load = Load(self._house, seed)
         self._troubles = Troublemaker(self._house, self._load, seed, pause=min(2.0, seconds / 20))
         self._reader = Reader(self._house, directory)
@@ -131,7 +131,7 @@ class Soak:
             return not faults and time.monotonic() - began >= least
 
         try:
-            until(is_settled, within=least + _SETTLING, what="all is quiet")
+            wait_until(is_settled, within=least + _SETTLING, what="all is quiet")
         except AssertionError:
             for fault in faults:
                 self._chronicle.found(f"{time.monotonic() - began:.0f} s after the last visitor: {fault}")
@@ -145,8 +145,8 @@ class Soak:
     def _shut_down(self) -> None:
         for end in self._house.ends:
             workers = end.workers()
-            code = end.command("down", "--wait").ends(within=20)
-            if code or end.daemon.ends(within=5):
+            code = end.command("down", "--wait").wait_exit(within=20)
+            if code or end.daemon.wait_exit(within=5):
                 self._chronicle.found(f"{end.name} did not end well: `down --wait` gave {code}")
             if left := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
                 self._chronicle.found(f"{end.name} is gone and has left processes: {left}")
@@ -174,7 +174,7 @@ class Soak:
             self._look_at_log(end)
 
     def _look_at_log(self, end: End) -> None:
-        for line in end.daemon.said().splitlines():
+        for line in end.daemon.log_text().splitlines():
             if any(word in line for word in ("Traceback", "never retrieved", "Warning:", "never awaited")):
                 self._chronicle.found(f"{end.name} said: {line.strip()[:200]}")
 

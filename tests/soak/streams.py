@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tests.integration.peers import receive, reset
+from tests.support.peers import receive_exactly
+from tests.support.sockets import close_with_reset
 
 _HEAD: Final = struct.Struct("!BIII")
 _BLOCK: Final = random.Random(1).randbytes(1 << 20)
@@ -170,7 +171,7 @@ def visit(talk: Talk, manner: Manner, seed: int, up: int, down: int, ledger: Led
     if manner in {Manner.ANSWER, Manner.HALF}:
         talk.hear_end()
     elif manner is Manner.RESET:
-        reset(talk.sock)
+        close_with_reset(talk.sock)
         _agree(ledger.wait(seed, patience), "reset")
     elif manner is Manner.SLAM:
         talk.sock.sendall(b"!")
@@ -178,7 +179,7 @@ def visit(talk: Talk, manner: Manner, seed: int, up: int, down: int, ledger: Led
 
 
 def stay(talk: Talk, seed: int, sizes: Callable[[], tuple[int, int]], go_on: Callable[[], bool]) -> None:
-    """Requests and answers on one connection as long as ``go_on`` says so. Raises as ``visit`` does."""
+    """Requests and answers on one connection as long as ``go_on`` wait_for_log so. Raises as ``visit`` does."""
     while go_on():
         up, down = sizes()
         talk.send(seed, up, _HEAD.pack(Manner.STAY, seed, up, down))
@@ -201,19 +202,19 @@ def serving(ledger: Ledger) -> Callable[[socket.socket], None]:
     def serve(sock: socket.socket) -> None:
         talk = Talk(sock)
         try:
-            while len(head := receive(sock, _HEAD.size)) == _HEAD.size:
+            while len(head := receive_exactly(sock, _HEAD.size)) == _HEAD.size:
                 manner, seed, up, down = _HEAD.unpack(head)
                 _serve(talk, Manner(manner), seed, up, down, ledger)
                 if manner != Manner.STAY:
                     return
         except ValueError:
             ledger.corrupt.append("a target got a head that nobody sent")
-            reset(sock)
+            close_with_reset(sock)
         except CorruptError as error:
             ledger.corrupt.append(f"at a target: {error}")
-            reset(sock)
+            close_with_reset(sock)
         except (CutError, OSError):
-            reset(sock)
+            close_with_reset(sock)
 
     return serve
 
@@ -247,5 +248,5 @@ def _serve(talk: Talk, manner: Manner, seed: int, up: int, down: int, ledger: Le
             return
         ledger.enter(seed, "reset")
     elif manner is Manner.SLAM:
-        receive(talk.sock, 1)
-        reset(talk.sock)
+        receive_exactly(talk.sock, 1)
+        close_with_reset(talk.sock)

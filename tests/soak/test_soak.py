@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import ROOT, until
-from tests.integration.peers import Target, connect, receive, receive_all
-from tests.scale import GUARD
 from tests.soak.chronicle import Chronicle, Visit, Window
 from tests.soak.readings import Holding, Reading, judge
 from tests.soak.streams import CorruptError, CutError, Ledger, Manner, Talk, serving, visit
+from tests.support.peers import Target, connect, receive_all, receive_exactly
+from tests.support.processes import ROOT
+from tests.support.scale import GUARD_S
+from tests.support.waiting import wait_until
 
 AT_REST = Reading(
     at=0.0,
@@ -102,7 +103,7 @@ def meet(manner: Manner, between: Callable[[socket.socket], None] | None = None)
     target = Target(between or serving(ledger))
     try:
         with connect(target.address) as sock:
-            visit(Talk(sock), manner, 7, 300_000, 500_000, ledger, GUARD)
+            visit(Talk(sock), manner, 7, 300_000, 500_000, ledger, GUARD_S)
     finally:
         target.close()
     return ledger
@@ -115,7 +116,7 @@ def test_each_manner_of_a_visit(manner: Manner) -> None:
 
 def test_a_stream_that_is_not_as_sent_is_noticed() -> None:
     def lie(sock: socket.socket) -> None:
-        receive(sock, 300_000)
+        receive_exactly(sock, 300_000)
         sock.sendall(bytes(500_000))
         receive_all(sock)  # an end of ours before his would be a reset
 
@@ -162,7 +163,7 @@ def test_ctrl_c_ends_it_with_the_report_so_far(tmp_path: Path) -> None:
     process = soak(tmp_path, "5")
     assert process.stderr is not None
     try:
-        until(lambda: "warm-up" in process.stderr.readline(), within=60, what="it is under way")  # type: ignore[union-attr]  # checked above
+        wait_until(lambda: "warm-up" in process.stderr.readline(), within=60, what="it is under way")  # type: ignore[union-attr]  # checked above
         time.sleep(1)  # in the midst of it
         process.send_signal(signal.SIGINT)
         printed, said = process.communicate(timeout=120)

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from tests.integration.harness import until
-from tests.integration.peers import connect, reset
 from tests.soak.chronicle import Chronicle
-from tests.soak.house import DRAIN, HEALING, End, House, Tunnel, send_signal
+from tests.soak.house import DRAIN, HEALING, End, SoakHarness, Tunnel, send_signal
 from tests.soak.load import Load
+from tests.support.peers import connect
+from tests.support.sockets import close_with_reset
+from tests.support.waiting import wait_until
 
 _BURST: Final = 120
 _GRACE: Final = 3.0  # seconds beyond DRAIN until an engine that was replaced is gone on a busy machine
@@ -26,7 +27,7 @@ Trouble = Callable[["Troublemaker"], None]
 class Troublemaker:
     """Makes troubles, one after the other in each of two threads: ``HARD`` ones and ``SOFT`` ones go on at once."""
 
-    def __init__(self, house: House, load: Load, seed: int, pause: float) -> None:
+    def __init__(self, house: SoakHarness, load: Load, seed: int, pause: float) -> None:
         self.house = house
         self.load = load
         self.dice = random.Random(seed)
@@ -96,7 +97,7 @@ class Troublemaker:
                 return True
             return False
 
-        until(is_done, within=HEALING, what=f"{end.name} reloads its file")
+        wait_until(is_done, within=HEALING, what=f"{end.name} reloads its file")
 
 
 def _healed(maker: Troublemaker, what: str, names: Iterable[str]) -> None:
@@ -152,7 +153,7 @@ def end_and_start(maker: Troublemaker) -> None:
     end, names = maker.house.mortal, list(maker.house.tunnels)
     with maker.chronicle.window("SIGTERM", names, cuts=True, refuses=True), end.lock:
         end.daemon.signal(signal.SIGTERM)
-        if code := end.daemon.ends(within=HEALING):
+        if code := end.daemon.wait_exit(within=HEALING):
             maker.chronicle.found(f"{end.name} ended with exit code {code} after SIGTERM")
         end.start()
         _healed(maker, "SIGTERM of one end", names)
@@ -218,8 +219,8 @@ def restart_by_command(maker: Troublemaker) -> None:
     """A tunnel is restarted by command."""
     end, tunnel = maker.any_end(), maker.any_tunnel()
     with maker.chronicle.window("restart", [tunnel.name], cuts=True, refuses=True):
-        until(
-            lambda: end.command("restart", tunnel.name).ends(within=HEALING) == 0,
+        wait_until(
+            lambda: end.command("restart", tunnel.name).wait_exit(within=HEALING) == 0,
             within=HEALING,
             what=f"{end.name} takes the command to restart {tunnel.name}",
         )
@@ -253,7 +254,7 @@ def send_strangers(maker: Troublemaker) -> None:
                 strangers[-1].sendall(maker.dice.randbytes(200))
         maker.wait(0, 1)
     for stranger in strangers:
-        reset(stranger)
+        close_with_reset(stranger)
 
 
 HARD: Final[tuple[Trouble, ...]] = (kill_an_end, kill_a_worker, freeze_an_end, freeze_a_worker, end_and_start)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from tests.scale import GUARD
+from tests.support.scale import GUARD_S
 from tests.tui.fake import FakeDaemon
 from tui.app import Dashboard
 from tui.sources import ApiSource
@@ -51,14 +51,14 @@ def opened(socket: Path) -> Open:
             app = Dashboard(source, **options)
             async with app.run_test(size=size, notifications=True) as pilot:
                 if waits:
-                    await until(pilot, lambda: bool(app.view.status))
+                    await wait_until_shown(pilot, lambda: bool(app.view.status))
                     await pilot.pause()
                 yield app, pilot
 
     return open_dashboard
 
 
-async def until(pilot: Pilot[str], condition: Callable[[], bool], seconds: float = GUARD) -> None:
+async def wait_until_shown(pilot: Pilot[str], condition: Callable[[], bool], seconds: float = GUARD_S) -> None:
     """Until a condition holds; fails after so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():

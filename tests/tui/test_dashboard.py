@@ -9,8 +9,8 @@ import pytest
 from textual.events import Key
 from textual.widgets import Button
 
-from tests.scale import GUARD
-from tests.tui.conftest import Open, named, picture, shows, until
+from tests.support.scale import GUARD_S
+from tests.tui.conftest import Open, named, picture, shows, wait_until_shown
 from tests.tui.fake import FakeDaemon, connections, cooldown, tunnel
 from tui.app import END, LEAVE, Dashboard
 from tui.screens.main import MainScreen
@@ -39,7 +39,7 @@ def rows(text: str) -> list[str]:
 
 async def test_the_first_look_says_what_is_wrong_and_why(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
-        await until(pilot, shows(app, "address 127.0.0.1:10101 is in use", "tunnels.yaml ✓ gen 4"))
+        await wait_until_shown(pilot, shows(app, "address 127.0.0.1:10101 is in use", "tunnels.yaml ✓ gen 4"))
         text = picture(app)
         assert "All 7" in text
         assert "✖ failed 1" in text
@@ -49,17 +49,17 @@ async def test_the_first_look_says_what_is_wrong_and_why(daemon: FakeDaemon, ope
 
 async def test_names_are_shown_as_they_are(daemon: FakeDaemon, opened: Open) -> None:
     async with opened((200, 40)) as (app, pilot):
-        await until(pilot, shows(app, "[red]bold[/]", "世界世界世界"))
+        await wait_until_shown(pilot, shows(app, "[red]bold[/]", "世界世界世界"))
 
 
 async def test_a_change_is_seen_and_a_removed_tunnel_goes(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         daemon.change("db-west", state="up", reason=None)
         daemon.remove("edge-7")
-        await until(pilot, shows(app, "● up 3", "All 6"))
+        await wait_until_shown(pilot, shows(app, "● up 3", "All 6"))
         assert "edge-7" not in picture(app)
         daemon.change("newcomer", state="up")
-        await until(pilot, shows(app, "newcomer", "All 7"))
+        await wait_until_shown(pilot, shows(app, "newcomer", "All 7"))
 
 
 def remaining(text: str) -> float | None:
@@ -70,116 +70,116 @@ def remaining(text: str) -> float | None:
 
 async def test_a_cooldown_counts_down_by_itself(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
-        await until(pilot, lambda: remaining(picture(app)) is not None)
+        await wait_until_shown(pilot, lambda: remaining(picture(app)) is not None)
         first = remaining(picture(app)) or 0.0
-        await until(pilot, lambda: (remaining(picture(app)) or 0.0) < first)
+        await wait_until_shown(pilot, lambda: (remaining(picture(app)) or 0.0) < first)
 
 
 async def test_pills_filter_by_key_and_by_mouse(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await pilot.press("4")
-        await until(pilot, lambda: rows(picture(app)) == ["broken"])
+        await wait_until_shown(pilot, lambda: rows(picture(app)) == ["broken"])
         await pilot.press("4")
-        await until(pilot, lambda: len(rows(picture(app))) == 7)
+        await wait_until_shown(pilot, lambda: len(rows(picture(app))) == 7)
         await pilot.press("right_square_bracket")
-        await until(pilot, lambda: rows(picture(app)) == ["[red]bold[/]", "db-east"])
+        await wait_until_shown(pilot, lambda: rows(picture(app)) == ["[red]bold[/]", "db-east"])
         column = picture(app).splitlines()[1].index("cooldown")
         await pilot.click("#pills", offset=(column, 0))
-        await until(pilot, lambda: rows(picture(app)) == ["db-west"])
+        await wait_until_shown(pilot, lambda: rows(picture(app)) == ["db-west"])
         await pilot.press("escape")
-        await until(pilot, lambda: len(rows(picture(app))) == 7)
+        await wait_until_shown(pilot, lambda: len(rows(picture(app))) == 7)
 
 
 async def test_the_filter_takes_alternatives_and_escape_ends_it(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await pilot.press("slash", *"db|edge", "enter")
-        await until(pilot, lambda: rows(picture(app)) == ["db-west", "edge-7", "db-east"])
+        await wait_until_shown(pilot, lambda: rows(picture(app)) == ["db-west", "edge-7", "db-east"])
         assert "3 of 7" in picture(app)
         await pilot.press("j", "enter")  # the keys are the table's again
         await pilot.press("slash", "escape")
-        await until(pilot, lambda: len(rows(picture(app))) == 7)
+        await wait_until_shown(pilot, lambda: len(rows(picture(app))) == 7)
         await pilot.press("slash", *"nothing", "enter")
-        await until(pilot, shows(app, "No tunnel is here and matches 'nothing'"))
+        await wait_until_shown(pilot, shows(app, "No tunnel is here and matches 'nothing'"))
         await pilot.press("escape")
-        await until(pilot, lambda: len(rows(picture(app))) == 7)
+        await wait_until_shown(pilot, lambda: len(rows(picture(app))) == 7)
 
 
 async def test_sorting_by_key_and_by_a_click_on_a_title(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await pilot.press("o")
-        await until(pilot, shows(app, "NAME▼", "sort NAME"))
+        await wait_until_shown(pilot, shows(app, "NAME▼", "sort NAME"))
         assert rows(picture(app))[:2] == ["[red]bold[/]", "broken"]
         await pilot.press("O")
-        await until(pilot, shows(app, "NAME▲"))
+        await wait_until_shown(pilot, shows(app, "NAME▲"))
         column = next(line for line in picture(app).splitlines() if "NAME▲" in line).index("CONN")
         await pilot.click("#table", offset=(column, 0))
-        await until(pilot, shows(app, "CONN▼"))
+        await wait_until_shown(pilot, shows(app, "CONN▼"))
         assert rows(picture(app))[0] == "db-east"
 
 
 async def test_the_cursor_stays_with_its_tunnel(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await pilot.press("G")
-        await until(pilot, shows(app, "stopped by command"))
+        await wait_until_shown(pilot, shows(app, "stopped by command"))
         daemon.change("resting", state="failed", reason="now it is broken too")
-        await until(pilot, shows(app, "now it is broken too"))
+        await wait_until_shown(pilot, shows(app, "now it is broken too"))
 
 
 async def test_stop_asks_names_the_visitors_and_cancel_has_the_focus(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await pilot.press("slash", *"db-east", "enter", "s")
-        await until(pilot, lambda: isinstance(app.screen, Question))
-        await until(pilot, shows(app, "Stop db-east?", "12 visitors", "cut 12"))
+        await wait_until_shown(pilot, lambda: isinstance(app.screen, Question))
+        await wait_until_shown(pilot, shows(app, "Stop db-east?", "12 visitors", "cut 12"))
         assert isinstance(app.focused, Button)
         assert app.focused.id == "cancel"
         await pilot.press("enter")
-        await until(pilot, lambda: not isinstance(app.screen, Question))
+        await wait_until_shown(pilot, lambda: not isinstance(app.screen, Question))
         assert daemon.commands == []
         await pilot.press("s")
-        await until(pilot, lambda: isinstance(app.screen, Question))
+        await wait_until_shown(pilot, lambda: isinstance(app.screen, Question))
         await pilot.press("right", "enter")
-        await until(pilot, lambda: daemon.commands == [("stop", "db-east")])
+        await wait_until_shown(pilot, lambda: daemon.commands == [("stop", "db-east")])
 
 
 @pytest.mark.parametrize(("key", "verb"), [("r", "restart"), ("d", "drain")])
 async def test_restart_and_drain_ask_first(daemon: FakeDaemon, opened: Open, key: str, verb: str) -> None:
     async with opened() as (app, pilot):
         await pilot.press("slash", *"db-east", "enter", key)
-        await until(pilot, shows(app, f"{verb.capitalize()} db-east?", "cut 12"))
+        await wait_until_shown(pilot, shows(app, f"{verb.capitalize()} db-east?", "cut 12"))
         await pilot.click("#yes")
-        await until(pilot, lambda: daemon.commands == [(verb, "db-east")])
+        await wait_until_shown(pilot, lambda: daemon.commands == [(verb, "db-east")])
 
 
 async def test_start_and_retry_need_no_question(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await pilot.press("5", "s")
-        await until(pilot, lambda: daemon.commands == [("start", "resting")])
+        await wait_until_shown(pilot, lambda: daemon.commands == [("start", "resting")])
         await pilot.press("3", "n")
-        await until(pilot, lambda: daemon.commands == [("start", "resting"), ("retry", "db-west")])
+        await wait_until_shown(pilot, lambda: daemon.commands == [("start", "resting"), ("retry", "db-west")])
         await pilot.press("1", "n")
-        await until(pilot, shows(app, "there is no cooldown to end"))
+        await wait_until_shown(pilot, shows(app, "there is no cooldown to end"))
 
 
 async def test_commands_act_on_all_marked_tunnels(daemon: FakeDaemon, opened: Open) -> None:
     daemon.tunnels = {t["name"]: t for t in named("a", "b", "c", connections=connections(2))}
     async with opened() as (app, pilot):
         await pilot.press("space", "space")
-        await until(pilot, shows(app, "2 marked", "▌"))
+        await wait_until_shown(pilot, shows(app, "2 marked", "▌"))
         await pilot.press("r")
-        await until(pilot, shows(app, "Restart 2 tunnels?", "4 visitors"))
+        await wait_until_shown(pilot, shows(app, "Restart 2 tunnels?", "4 visitors"))
         await pilot.click("#yes")
-        await until(pilot, lambda: sorted(daemon.commands) == [("restart", "a"), ("restart", "b")])
+        await wait_until_shown(pilot, lambda: sorted(daemon.commands) == [("restart", "a"), ("restart", "b")])
         await pilot.press("escape", "a")
-        await until(pilot, shows(app, "3 marked"))
+        await wait_until_shown(pilot, shows(app, "3 marked"))
         await pilot.press("a")
-        await until(pilot, lambda: "marked" not in picture(app))
+        await wait_until_shown(pilot, lambda: "marked" not in picture(app))
 
 
 async def test_a_refusal_is_shown_as_a_sentence(daemon: FakeDaemon, opened: Open) -> None:
     daemon.refusal = "it is draining"
     async with opened() as (app, pilot):
         await pilot.press("5", "s")
-        await until(pilot, shows(app, "it is draining"))
+        await wait_until_shown(pilot, shows(app, "it is draining"))
 
 
 async def test_reload_shows_the_plan_where_it_costs_something(daemon: FakeDaemon, opened: Open) -> None:
@@ -187,12 +187,12 @@ async def test_reload_shows_the_plan_where_it_costs_something(daemon: FakeDaemon
     daemon.result["results"] = {"db-east": {"action": "removed", "detail": None, "changes": []}}
     async with opened() as (app, pilot):
         await pilot.press("w")
-        await until(pilot, shows(app, "What a reload would change", "removed db-east", "target a:1 → b:2"))
+        await wait_until_shown(pilot, shows(app, "What a reload would change", "removed db-east", "target a:1 → b:2"))
         await pilot.press("escape", "R")
-        await until(pilot, shows(app, "Apply the file?", "removed db-east", "cut 12"))
+        await wait_until_shown(pilot, shows(app, "Apply the file?", "removed db-east", "cut 12"))
         await pilot.press("right", "enter")
-        await until(pilot, lambda: ("reload", "") in daemon.commands)
-        await until(pilot, shows(app, "Generation 5: removed db-east"))
+        await wait_until_shown(pilot, lambda: ("reload", "") in daemon.commands)
+        await wait_until_shown(pilot, shows(app, "Generation 5: removed db-east"))
 
 
 async def test_a_reload_that_costs_nothing_asks_nothing(daemon: FakeDaemon, opened: Open) -> None:
@@ -202,7 +202,7 @@ async def test_a_reload_that_costs_nothing_asks_nothing(daemon: FakeDaemon, open
     }
     async with opened() as (app, pilot):
         await pilot.press("R")
-        await until(pilot, shows(app, "t.yaml:3:5: unknown key 'tunels'"))
+        await wait_until_shown(pilot, shows(app, "t.yaml:3:5: unknown key 'tunels'"))
 
 
 async def test_what_a_reload_refused_is_told_with_what_it_did(daemon: FakeDaemon, opened: Open) -> None:
@@ -215,8 +215,10 @@ async def test_what_a_reload_refused_is_told_with_what_it_did(daemon: FakeDaemon
     }
     async with opened() as (app, pilot):
         await pilot.press("R")
-        await until(pilot, shows(app, "Generation 5: rejected a; added b"))
-        await until(pilot, lambda: "127.0.0.1:5 is in use" in "".join(toast.message for toast in app._notifications))
+        await wait_until_shown(pilot, shows(app, "Generation 5: rejected a; added b"))
+        await wait_until_shown(
+            pilot, lambda: "127.0.0.1:5 is in use" in "".join(toast.message for toast in app._notifications)
+        )
         assert "Not applied" not in app.export_screenshot()
 
 
@@ -226,10 +228,10 @@ async def test_a_long_question_shows_its_buttons_and_what_it_costs(daemon: FakeD
     daemon.plan["restart"] = [{"name": name, "changes": ["target a:1 → b:2"]} for name in names]
     async with opened((80, 24)) as (app, pilot):
         await pilot.press("R")
-        await until(pilot, shows(app, "Apply the file?", "80 visitors", "Cancel", "restarted t0:"))
+        await wait_until_shown(pilot, shows(app, "Apply the file?", "80 visitors", "Cancel", "restarted t0:"))
         for _ in range(8):
             await pilot.press("pagedown")
-        await until(pilot, shows(app, "restarted t39", "Cancel"))
+        await wait_until_shown(pilot, shows(app, "restarted t39", "Cancel"))
         await pilot.press("enter")
         assert daemon.commands == []
 
@@ -240,52 +242,52 @@ async def test_a_wrong_file_is_shown_with_its_place_and_goes_when_mended(daemon:
         daemon.set_status(
             config={**good, "ok": False, "error": "/etc/np/tunnels.yaml:12:7: unknown key", "line": 12, "column": 7}
         )
-        await until(pilot, shows(app, "tunnels.yaml:12:7: unknown key", "serve on"))
+        await wait_until_shown(pilot, shows(app, "tunnels.yaml:12:7: unknown key", "serve on"))
         assert len(rows(picture(app))) == 7
         daemon.set_status(config=good, generation=5)
         results = {"a": {"action": "added"}, "b": {"action": "removed"}}
         daemon.happen(daemon.event("info", "reload", "applied", generation=5, results=results))
-        await until(pilot, shows(app, "Generation 5: removed b; added a"))
+        await wait_until_shown(pilot, shows(app, "Generation 5: removed b; added a"))
         assert "unknown key" not in picture(app)
 
 
 async def test_a_lost_daemon_leaves_the_last_view_and_comes_back(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await daemon.stop()
-        await until(pilot, shows(app, "stale", "has not answered for", "db-east"))
+        await wait_until_shown(pilot, shows(app, "stale", "has not answered for", "db-east"))
         daemon.tunnels = {t["name"]: t for t in named("reborn")}
         await daemon.start()
-        await until(pilot, shows(app, "reborn", "All 1"))
-        await until(pilot, lambda: "stale" not in picture(app))
+        await wait_until_shown(pilot, shows(app, "reborn", "All 1"))
+        await wait_until_shown(pilot, lambda: "stale" not in picture(app))
 
 
 async def test_a_lost_daemon_shows_behind_two_screens_as_well(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await pilot.press("v")
-        await until(pilot, lambda: isinstance(app.screen, AllPaths))
+        await wait_until_shown(pilot, lambda: isinstance(app.screen, AllPaths))
         await pilot.press("enter")
-        await until(pilot, lambda: isinstance(app.screen, OnePath))
+        await wait_until_shown(pilot, lambda: isinstance(app.screen, OnePath))
         assert "stale" not in app.export_screenshot()
         await daemon.stop()
-        await until(pilot, lambda: "stale" in app.export_screenshot())
+        await wait_until_shown(pilot, lambda: "stale" in app.export_screenshot())
 
 
 async def test_there_is_no_filter_for_hosts_on_one_daemon(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await pilot.press("6", "]")
         up = {name for name, told in daemon.tunnels.items() if told["state"] == "up"}
-        await until(pilot, lambda: set(rows(picture(app))) == up)
+        await wait_until_shown(pilot, lambda: set(rows(picture(app))) == up)
         await pilot.press("?")
-        await until(pilot, shows(app, "0 to 5"))
+        await wait_until_shown(pilot, shows(app, "0 to 5"))
 
 
 async def test_keys_right_behind_the_slash_belong_to_the_filter(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await pilot.press("5")
-        await until(pilot, lambda: rows(picture(app)) == ["resting"])
+        await wait_until_shown(pilot, lambda: rows(picture(app)) == ["resting"])
         for key, character in (("slash", "/"), ("s", "s"), ("R", "R"), ("s", "s")):
             app.post_message(Key(key, character))
-        await until(pilot, shows(app, "sRs"))
+        await wait_until_shown(pilot, shows(app, "sRs"))
         assert daemon.commands == []
 
 
@@ -293,24 +295,24 @@ async def test_the_list_of_paths_goes_on_below_its_end(daemon: FakeDaemon, opene
     daemon.tunnels = {t["name"]: t for t in named(*(f"t{number:02}" for number in range(60)))}
     async with opened((80, 24)) as (app, pilot):
         await pilot.press("v")
-        await until(pilot, shows(app, "60 paths", "t00"))
+        await wait_until_shown(pilot, shows(app, "60 paths", "t00"))
         await pilot.press("pagedown", "pagedown")
-        await until(pilot, lambda: "t00" not in picture(app))
+        await wait_until_shown(pilot, lambda: "t00" not in picture(app))
         await pilot.press("end")
-        await until(pilot, shows(app, "t59"))
+        await wait_until_shown(pilot, shows(app, "t59"))
         await pilot.press("up", "up", "home")
-        await until(pilot, shows(app, "t00"))
+        await wait_until_shown(pilot, shows(app, "t00"))
 
 
 async def test_details_of_a_tunnel_that_goes_are_not_those_of_another(daemon: FakeDaemon, opened: Open) -> None:
     daemon.tunnels = {t["name"]: t for t in named("db", "web")}
     async with opened((80, 24)) as (app, pilot):
-        await until(pilot, shows(app, "db", "web"))
+        await wait_until_shown(pilot, shows(app, "db", "web"))
         await pilot.press("enter")
-        await until(pilot, lambda: isinstance(app.screen, Lines))
-        await until(pilot, shows(app, "db", "● up"))
+        await wait_until_shown(pilot, lambda: isinstance(app.screen, Lines))
+        await wait_until_shown(pilot, shows(app, "db", "● up"))
         daemon.remove("db")
-        await until(pilot, shows(app, "db is gone."))
+        await wait_until_shown(pilot, shows(app, "db is gone."))
 
 
 async def test_a_key_pressed_twice_asks_once(daemon: FakeDaemon, opened: Open) -> None:
@@ -319,22 +321,22 @@ async def test_a_key_pressed_twice_asks_once(daemon: FakeDaemon, opened: Open) -
         assert isinstance(main, MainScreen)
         main.action_restart()
         main.action_restart()
-        await until(pilot, lambda: isinstance(app.screen, Question))
+        await wait_until_shown(pilot, lambda: isinstance(app.screen, Question))
         await pilot.press("escape")
-        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await wait_until_shown(pilot, lambda: len(app.screen_stack) == 2)
         await pilot.press("r")
-        await until(pilot, lambda: isinstance(app.screen, Question))
+        await wait_until_shown(pilot, lambda: isinstance(app.screen, Question))
 
 
 async def test_a_frozen_picture_does_not_move(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await pilot.press("z")
-        await until(pilot, shows(app, "▮▮ frozen"))
+        await wait_until_shown(pilot, shows(app, "▮▮ frozen"))
         daemon.change("db-east", state="failed", reason="meanwhile")
-        await until(pilot, lambda: app.view.tunnels["db-east"].state == "failed")
+        await wait_until_shown(pilot, lambda: app.view.tunnels["db-east"].state == "failed")
         assert "✖ failed 1" in picture(app)
         await pilot.press("z")
-        await until(pilot, shows(app, "✖ failed 2"))
+        await wait_until_shown(pilot, shows(app, "✖ failed 2"))
 
 
 async def test_the_log_filters_by_level_and_text_and_pauses(daemon: FakeDaemon, opened: Open) -> None:
@@ -343,71 +345,71 @@ async def test_the_log_filters_by_level_and_text_and_pauses(daemon: FakeDaemon, 
         daemon.event("warn", "target", "the target hesitates", "broken"),
     ]
     async with opened() as (app, pilot):
-        await until(pilot, shows(app, "all is well", "the target hesitates", "Log broken"))
+        await wait_until_shown(pilot, shows(app, "all is well", "the target hesitates", "Log broken"))
         await pilot.press("L")
-        await until(pilot, shows(app, "≥warn"))
+        await wait_until_shown(pilot, shows(app, "≥warn"))
         assert "all is well" not in picture(app)
         await pilot.press("f", *"sunny", "enter")
-        await until(pilot, shows(app, "/sunny/"))
+        await wait_until_shown(pilot, shows(app, "/sunny/"))
         assert "the target hesitates" not in picture(app)
         await pilot.press("P")
         daemon.happen(daemon.event("warn", "link", "a sunny day", "broken"))
         daemon.happen(daemon.event("warn", "link", "a sunny evening", "broken"))
-        await until(pilot, shows(app, "paused, 2 more"))
+        await wait_until_shown(pilot, shows(app, "paused, 2 more"))
         daemon.set_status(generation=5)
         daemon.happen(daemon.event("warn", "link", "a sunny night", "broken"))
-        await until(pilot, shows(app, "gen 5", "paused, 3 more"))  # another file does not let it go
+        await wait_until_shown(pilot, shows(app, "gen 5", "paused, 3 more"))  # another file does not let it go
         assert "a sunny day" not in picture(app)
         await pilot.press("P")
-        await until(pilot, shows(app, "a sunny day"))
+        await wait_until_shown(pilot, shows(app, "a sunny day"))
         await pilot.press("A")
-        await until(pilot, shows(app, "Log of all tunnels"))
+        await wait_until_shown(pilot, shows(app, "Log of all tunnels"))
         await pilot.press("l")
-        await until(pilot, lambda: "Log of all" not in picture(app))
+        await wait_until_shown(pilot, lambda: "Log of all" not in picture(app))
 
 
 async def test_events_are_shown_as_they_happen(daemon: FakeDaemon, opened: Open) -> None:
     daemon.log = [daemon.event("info", "state", "it came up", "db-east")]
     async with opened((80, 24)) as (app, pilot):
         await pilot.press("e")
-        await until(pilot, shows(app, "Events", "db-east           it came up"))
+        await wait_until_shown(pilot, shows(app, "Events", "db-east           it came up"))
         daemon.happen(daemon.event("warn", "state", "it went down", "db-east"))
-        await until(pilot, shows(app, "it went down"))
+        await wait_until_shown(pilot, shows(app, "it went down"))
         await pilot.press("escape")
-        await until(pilot, lambda: "it came up" not in picture(app))
+        await wait_until_shown(pilot, lambda: "it came up" not in picture(app))
 
 
 async def test_details_tell_settings_and_where_they_come_from(daemon: FakeDaemon, opened: Open) -> None:
     async with opened((80, 24)) as (app, pilot):
         assert "settings" not in picture(app)
         await pilot.press("enter")
-        await until(pilot, shows(app, "address 127.0.0.1:10101 is in use", "shared key"))
+        await wait_until_shown(pilot, shows(app, "address 127.0.0.1:10101 is in use", "shared key"))
         await pilot.press("end")
-        await until(pilot, shows(app, "max_pool_capacity", "tunnels.yaml:41:3", "built in"))
+        await wait_until_shown(pilot, shows(app, "max_pool_capacity", "tunnels.yaml:41:3", "built in"))
         await pilot.press("escape")
     async with opened((120, 40)) as (app, pilot):
-        await until(pilot, shows(app, "max_pool_capacity"))
+        await wait_until_shown(pilot, shows(app, "max_pool_capacity"))
         await pilot.press("enter")
-        await until(pilot, lambda: "max_pool_capacity" not in picture(app))
+        await wait_until_shown(pilot, lambda: "max_pool_capacity" not in picture(app))
 
 
 async def test_the_url_is_copied_without_its_key(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await pilot.press("y")
-        await until(pilot, lambda: app.clipboard == "server://***@127.0.0.1:10101/127.0.0.1:8080")
+        await wait_until_shown(pilot, lambda: app.clipboard == "server://***@127.0.0.1:10101/127.0.0.1:8080")
 
 
 async def test_the_palette_takes_names_of_tunnels(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await pilot.press("ctrl+p")
         await pilot.press(*"restart db-e")
-        await until(pilot, shows(app, "restart db-east"))
+        await wait_until_shown(pilot, shows(app, "restart db-east"))
         await pilot.press("enter")
-        await until(pilot, shows(app, "Restart db-east?"))
+        await wait_until_shown(pilot, shows(app, "Restart db-east?"))
         await pilot.press("escape", "colon", *"show edge")
-        await until(pilot, shows(app, "show edge-7"))
+        await wait_until_shown(pilot, shows(app, "show edge-7"))
         await pilot.press("enter")
-        await until(pilot, lambda: app._main._table.cursor == "edge-7")
+        await wait_until_shown(pilot, lambda: app._main._table.cursor == "edge-7")
 
 
 @pytest.mark.parametrize(
@@ -429,33 +431,33 @@ async def test_the_palette_has_every_command(
 ) -> None:
     async with opened() as (app, pilot):
         await pilot.press("ctrl+p", *f"{verb} {name}")
-        await until(pilot, shows(app, f"{verb} {name}"))
+        await wait_until_shown(pilot, shows(app, f"{verb} {name}"))
         await pilot.press("enter")
         if is_asked:
-            await until(pilot, shows(app, f"{verb.capitalize()} {name}?"))
+            await wait_until_shown(pilot, shows(app, f"{verb.capitalize()} {name}?"))
             await pilot.press("right", "enter")
-        await until(pilot, lambda: daemon.commands == [(verb, name)])
+        await wait_until_shown(pilot, lambda: daemon.commands == [(verb, name)])
 
 
 async def test_the_palette_does_what_keys_do(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         await pilot.press("ctrl+p", *"read file again")
-        await until(pilot, shows(app, "after a look at what would change  R"))
+        await wait_until_shown(pilot, shows(app, "after a look at what would change  R"))
         await pilot.press("enter")
-        await until(pilot, lambda: daemon.commands == [("reload", "")])
+        await wait_until_shown(pilot, lambda: daemon.commands == [("reload", "")])
         await pilot.press("ctrl+p", *"copy edge-7")
-        await until(pilot, shows(app, "copy edge-7"))
+        await wait_until_shown(pilot, shows(app, "copy edge-7"))
         await pilot.press("enter")
-        await until(pilot, lambda: app.clipboard.startswith("server://***@"))
+        await wait_until_shown(pilot, lambda: app.clipboard.startswith("server://***@"))
 
 
 async def test_a_narrow_screen_says_why_under_the_table(daemon: FakeDaemon, opened: Open) -> None:
     async with opened((80, 24)) as (app, pilot):
-        await until(pilot, shows(app, "broken  for", "address 127.0.0.1:10101 is in use"))
+        await wait_until_shown(pilot, shows(app, "broken  for", "address 127.0.0.1:10101 is in use"))
         await pilot.press("3")
-        await until(pilot, shows(app, "the target 127.0.0.1:5432 refuses connections; attempt 10 in"))
+        await wait_until_shown(pilot, shows(app, "the target 127.0.0.1:5432 refuses connections; attempt 10 in"))
         await pilot.press("3", *"/red", "enter")
-        await until(
+        await wait_until_shown(
             pilot,
             shows(
                 app,
@@ -466,10 +468,10 @@ async def test_a_narrow_screen_says_why_under_the_table(daemon: FakeDaemon, open
         )
         assert "!● up" in picture(app)
     async with opened((120, 24)) as (app, pilot):
-        await until(pilot, shows(app, "shared key"))
+        await wait_until_shown(pilot, shows(app, "shared key"))
         assert picture(app).count("address 127.0.0.1:10101 is in use") == 1
         await pilot.press("enter")  # without the details, the reason goes under the table
-        await until(pilot, lambda: "shared key" not in picture(app) and "broken  for" in picture(app))
+        await wait_until_shown(pilot, lambda: "shared key" not in picture(app) and "broken  for" in picture(app))
 
 
 async def test_help_lists_the_keys_that_hold(daemon: FakeDaemon, opened: Open) -> None:
@@ -477,17 +479,17 @@ async def test_help_lists_the_keys_that_hold(daemon: FakeDaemon, opened: Open) -
 
     async with opened((100, 60), keys=all_keys({"restart": "f5"})) as (app, pilot):
         await pilot.press("question_mark")
-        await until(pilot, shows(app, "f5", "restart the tunnel", "waits before the next attempt"))
+        await wait_until_shown(pilot, shows(app, "f5", "restart the tunnel", "waits before the next attempt"))
         await pilot.press("escape", "r")
         await pilot.pause()
         assert not isinstance(app.screen, Question)
         await pilot.press("f5")
-        await until(pilot, lambda: isinstance(app.screen, Question))
+        await wait_until_shown(pilot, lambda: isinstance(app.screen, Question))
 
 
 async def test_read_only_takes_no_commands(daemon: FakeDaemon, opened: Open) -> None:
     async with opened(is_read_only=True) as (app, pilot):
-        await until(pilot, shows(app, "READ-ONLY"))
+        await wait_until_shown(pilot, shows(app, "READ-ONLY"))
         await pilot.press("s", "r", "d", "n", "R")
         await pilot.pause()
         assert not isinstance(app.screen, Question)
@@ -498,7 +500,7 @@ async def test_read_only_takes_no_commands(daemon: FakeDaemon, opened: Open) -> 
 async def test_a_read_only_daemon_is_respected(daemon: FakeDaemon, opened: Open) -> None:
     daemon.status["read_only"] = True
     async with opened() as (app, pilot):
-        await until(pilot, shows(app, "READ-ONLY"))
+        await wait_until_shown(pilot, shows(app, "READ-ONLY"))
         await pilot.press("s")
         await pilot.pause()
         assert not isinstance(app.screen, Question)
@@ -515,13 +517,13 @@ async def test_leaving_top_leaves_the_daemon(daemon: FakeDaemon, opened: Open) -
 async def test_what_did_not_change_is_not_rendered_again(daemon: FakeDaemon, opened: Open) -> None:
     async with opened() as (app, pilot):
         footer, table = app._main.query_one("#footer", Pane), app._main.query_one(TunnelTable)
-        await until(pilot, lambda: footer._kept is not None and table._kept is not None)
+        await wait_until_shown(pilot, lambda: footer._kept is not None and table._kept is not None)
         lines, rows = footer._kept, table._kept
         await pilot.press("j")
-        await until(pilot, lambda: table._kept not in (None, rows))
+        await wait_until_shown(pilot, lambda: table._kept not in (None, rows))
         assert footer._kept is lines
         await pilot.press("t")
-        await until(pilot, lambda: footer._kept not in (None, lines))  # it has other colours
+        await wait_until_shown(pilot, lambda: footer._kept not in (None, lines))  # it has other colours
 
 
 async def test_to_draw_once_more_on_the_way_out_is_no_fault(daemon: FakeDaemon, opened: Open) -> None:
@@ -538,11 +540,11 @@ async def test_leaving_up_asks_what_becomes_of_the_tunnels(
 ) -> None:
     async with opened(owns_daemon=True) as (app, pilot):
         await pilot.press("q")
-        await until(pilot, shows(app, "Leave the dashboard?", "cut 12"))
+        await wait_until_shown(pilot, shows(app, "Leave the dashboard?", "cut 12"))
         await pilot.press("escape")
-        await until(pilot, lambda: not isinstance(app.screen, Question))
+        await wait_until_shown(pilot, lambda: not isinstance(app.screen, Question))
         await pilot.press("q")
-        await until(pilot, lambda: isinstance(app.screen, Question))
+        await wait_until_shown(pilot, lambda: isinstance(app.screen, Question))
         await pilot.click(f"#{button}")
         await pilot.pause()
     assert app.return_value == answer
@@ -551,38 +553,38 @@ async def test_leaving_up_asks_what_becomes_of_the_tunnels(
 async def test_no_tunnels_gives_two_lines_to_copy(daemon: FakeDaemon, opened: Open) -> None:
     daemon.tunnels = {}
     async with opened((60, 15)) as (app, pilot):
-        await until(pilot, shows(app, "tunnels:", "web: server://0.0.0.0:10101/127.0.0.1:8080"))
+        await wait_until_shown(pilot, shows(app, "tunnels:", "web: server://0.0.0.0:10101/127.0.0.1:8080"))
         daemon.change("first", state="up")
-        await until(pilot, lambda: rows(picture(app)) == ["first"])
+        await wait_until_shown(pilot, lambda: rows(picture(app)) == ["first"])
 
 
 async def test_a_daemon_that_is_not_there_yet_is_waited_for(socket: Path, opened: Open) -> None:
     async with opened(waits=False) as (app, pilot):
-        await until(pilot, shows(app, "Waiting for a daemon", "nobody listens there"))
+        await wait_until_shown(pilot, shows(app, "Waiting for a daemon", "nobody listens there"))
         async with FakeDaemon(socket):
-            await until(pilot, shows(app, "db-east"))
+            await wait_until_shown(pilot, shows(app, "db-east"))
 
 
 @pytest.mark.parametrize("size", [(60, 15), (80, 24), (120, 40), (200, 50)])
 async def test_every_size_shows_state_name_and_pool(daemon: FakeDaemon, opened: Open, size: tuple[int, int]) -> None:
     async with opened(size) as (app, pilot):
-        await until(pilot, shows(app, "POOL", "✖ failed", "broken", "? help", "q quit"))
+        await wait_until_shown(pilot, shows(app, "POOL", "✖ failed", "broken", "? help", "q quit"))
         assert len(rows(picture(app))) == 7
         assert ("shared key" in picture(app)) is (size[0] >= 100)
 
 
 async def test_ascii_shows_nothing_else(daemon: FakeDaemon, opened: Open) -> None:
     async with opened(is_ascii=True) as (app, pilot):
-        await until(pilot, shows(app, "x failed", "z cooldown", "????"))
+        await wait_until_shown(pilot, shows(app, "x failed", "z cooldown", "????"))
         await pilot.press("question_mark")
-        await until(pilot, shows(app, "Help"))
+        await wait_until_shown(pilot, shows(app, "Help"))
         assert picture(app).isascii()
 
 
 async def test_no_color_means_none(daemon: FakeDaemon, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     async with opened() as (app, pilot):
-        await until(pilot, shows(app, "✖ failed"))
+        await wait_until_shown(pilot, shows(app, "✖ failed"))
         styles = [s.style for strip in app.screen._compositor.render_strips() for s in strip if s.style]
         assert all(style.color is None or style.color.is_default for style in styles)
         assert all(style.bgcolor is None or style.bgcolor.is_default for style in styles)
@@ -597,35 +599,35 @@ async def test_light_and_dark(daemon: FakeDaemon, opened: Open) -> None:
         before = app.theme
         await pilot.press("t")
         assert app.theme != before
-        await until(pilot, shows(app, "✖ failed"))
+        await wait_until_shown(pilot, shows(app, "✖ failed"))
 
 
 async def test_the_mouse_chooses_marks_and_opens(
     daemon: FakeDaemon, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Dashboard, "CLICK_CHAIN_TIME_THRESHOLD", GUARD)
+    monkeypatch.setattr(Dashboard, "CLICK_CHAIN_TIME_THRESHOLD", GUARD_S)
     async with opened((80, 24)) as (app, pilot):
         await pilot.click("#table", offset=(20, 2))
-        await until(pilot, lambda: app._main._table.cursor == "db-west")
+        await wait_until_shown(pilot, lambda: app._main._table.cursor == "db-west")
         await pilot.click("#table", offset=(0, 2))
-        await until(pilot, shows(app, "1 marked"))
+        await wait_until_shown(pilot, shows(app, "1 marked"))
         await pilot.click("#table", offset=(20, 2), times=2)
-        await until(pilot, shows(app, "refuses connections"))
+        await wait_until_shown(pilot, shows(app, "refuses connections"))
         await pilot.press("escape")
         column = picture(app).splitlines()[-1].index("help")
         await pilot.click("#footer", offset=(column, 0))
-        await until(pilot, shows(app, "Help"))
+        await wait_until_shown(pilot, shows(app, "Help"))
 
 
 async def test_many_tunnels_scroll_with_the_cursor(daemon: FakeDaemon, opened: Open) -> None:
     daemon.tunnels = {t["name"]: t for t in [tunnel(f"edge-{n:03}") for n in range(500)] + [cooldown("zz", 9)]}
     async with opened((80, 24)) as (app, pilot):
-        await until(pilot, shows(app, "All 501", "edge-000"))
+        await wait_until_shown(pilot, shows(app, "All 501", "edge-000"))
         await pilot.press("G")
-        await until(pilot, shows(app, "edge-499"))
+        await wait_until_shown(pilot, shows(app, "edge-499"))
         assert "edge-000" not in picture(app)
         assert "NAME" in picture(app)
         await pilot.press("g")
-        await until(pilot, shows(app, "zz"))
+        await wait_until_shown(pilot, shows(app, "zz"))
         await pilot.press("pagedown", "pagedown")
-        await until(pilot, shows(app, "edge-030"))
+        await wait_until_shown(pilot, shows(app, "edge-030"))

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 
-from tests.scale import GUARD
+from tests.support.scale import GUARD_S
 from tests.tui.fake import FakeDaemon
 from tui.web import guard
 
@@ -36,11 +36,11 @@ def living(socket: Path) -> Iterator[FakeDaemon]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    asyncio.run_coroutine_threadsafe(fake.start(), loop).result(GUARD)
+    asyncio.run_coroutine_threadsafe(fake.start(), loop).result(GUARD_S)
     yield fake
-    asyncio.run_coroutine_threadsafe(_end(fake), loop).result(GUARD)
+    asyncio.run_coroutine_threadsafe(_end(fake), loop).result(GUARD_S)
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(GUARD)
+    thread.join(GUARD_S)
     loop.close()
 
 
@@ -77,7 +77,7 @@ class Terminal:
         self._slave, self._is_open = slave, True
         self.seen = ""
 
-    def until(self, text: str, seconds: float = 2 * GUARD) -> None:
+    def wait_until_shown(self, text: str, seconds: float = 2 * GUARD_S) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.seen:
             assert time.monotonic() < deadline, f"{text!r} was not seen in {self.seen[-3000:]!r}"
@@ -92,7 +92,7 @@ class Terminal:
             return False
         return True
 
-    def until_state(self, letter: str, seconds: float = GUARD) -> None:
+    def until_state(self, letter: str, seconds: float = GUARD_S) -> None:
         """Until the process is in a state of the kernel: T is stopped."""
         deadline = time.monotonic() + seconds
         while (state := Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]) != letter:
@@ -110,11 +110,11 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
-    def ended(self, seconds: float = 2 * GUARD) -> int:
+    def ended(self, seconds: float = 2 * GUARD_S) -> int:
         deadline = time.monotonic() + seconds
         while self.process.poll() is None and time.monotonic() < deadline:
             self._read()
-        code = self.process.wait(GUARD)
+        code = self.process.wait(GUARD_S)
         while self._read() and select.select([self._master], [], [], 0)[0]:
             pass
         return code
@@ -138,7 +138,7 @@ def terminal(*arguments: str, **environ: str) -> Iterator[Terminal]:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=2 * GUARD, check=False
+        [*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=2 * GUARD_S, check=False
     )
 
 
@@ -169,7 +169,7 @@ def end(socket: Path) -> None:
     told = run("ps", "--json", "--socket", str(socket))
     if told.stdout:
         os.kill(json.loads(told.stdout)["pid"], signal.SIGTERM)
-        deadline = time.monotonic() + 2 * GUARD
+        deadline = time.monotonic() + 2 * GUARD_S
         while run("ps", "--socket", str(socket)).returncode != 4:
             assert time.monotonic() < deadline, "it does not end"
 
@@ -213,7 +213,7 @@ def test_a_wrong_file_of_keys_is_a_sentence_with_its_place(living: FakeDaemon, t
 def test_top_on_a_terminal_leaves_it_as_it_was(living: FakeDaemon, how: str | signal.Signals) -> None:
     with terminal("top", "--socket", str(living.socket)) as shown:
         before = shown.attributes()
-        shown.until("db-east")
+        shown.wait_until_shown("db-east")
         assert shown.attributes() != before
         if isinstance(how, str):
             shown.press(how)
@@ -229,22 +229,22 @@ def test_top_on_a_terminal_leaves_it_as_it_was(living: FakeDaemon, how: str | si
 
 def test_top_ends_with_its_terminal(living: FakeDaemon) -> None:
     with terminal("top", "--socket", str(living.socket)) as shown:
-        shown.until("db-east")
+        shown.wait_until_shown("db-east")
         shown.hang_up()
-        assert shown.process.wait(GUARD) == 0
+        assert shown.process.wait(GUARD_S) == 0
 
 
 def test_top_stops_and_goes_on(living: FakeDaemon) -> None:
     with terminal("top", "--socket", str(living.socket)) as shown:
         before = shown.attributes()
-        shown.until("db-east")
+        shown.wait_until_shown("db-east")
         shown.press("\x1a")
-        shown.until("\x1b[?1049l")
+        shown.wait_until_shown("\x1b[?1049l")
         shown.until_state("T")
         assert shown.attributes() == before
         shown.seen = ""
         os.killpg(shown.process.pid, signal.SIGCONT)
-        shown.until("db-east")
+        shown.wait_until_shown("db-east")
         shown.press("q")
         assert shown.ended() == 0
 
@@ -260,9 +260,9 @@ def test_up_on_a_terminal_starts_the_daemon_beside_the_dashboard(
     socket, state = tmp_path / "up.sock", str(tmp_path / "state")
     try:
         with terminal("up", "--read-only", str(file), "--socket", str(socket), XDG_STATE_HOME=state) as shown:
-            shown.until("alone")
+            shown.wait_until_shown("alone")
             shown.press("q")
-            shown.until("Leave the dashboard?")
+            shown.wait_until_shown("Leave the dashboard?")
             shown.press(keys)
             assert shown.ended() == 0
             assert "Traceback" not in shown.seen
@@ -279,9 +279,9 @@ def test_up_on_a_terminal_knows_when_somebody_else_has_ended_the_tunnels(tmp_pat
     socket, state = tmp_path / "up.sock", str(tmp_path / "state")
     try:
         with terminal("up", str(file), "--socket", str(socket), XDG_STATE_HOME=state) as shown:
-            shown.until("alone")
+            shown.wait_until_shown("alone")
             assert run("down", "--wait", "--socket", str(socket)).returncode == 0
-            shown.until("stale")
+            shown.wait_until_shown("stale")
             shown.press("q")
             assert shown.ended() == 0
             assert "the daemon has ended, and the tunnels with it" in shown.seen
@@ -292,8 +292,8 @@ def test_up_on_a_terminal_knows_when_somebody_else_has_ended_the_tunnels(tmp_pat
 
 def test_the_demonstration_on_a_terminal_ends_with_its_summary() -> None:
     with terminal("demo") as shown:
-        shown.until("reverse-server")
-        shown.until("cooldown")
+        shown.wait_until_shown("reverse-server")
+        shown.wait_until_shown("cooldown")
         shown.press("q")
         assert shown.ended() == 0
         assert "answers arrived at the visitors" in shown.seen

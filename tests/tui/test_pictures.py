@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.tui.conftest import picture, until
+from tests.tui.conftest import picture, wait_until_shown
 from tests.tui.fake import FakeDaemon
 from tui.app import Dashboard
 from tui.screens.questions import Question
@@ -49,7 +49,7 @@ async def still(socket: Path, size: tuple[int, int]) -> AsyncIterator[tuple[Dash
     async with Placed(socket) as source:
         app = Dashboard(source, now=lambda: 100.0, wall=lambda: _NOON + 300)
         async with app.run_test(size=size) as pilot:
-            await until(pilot, lambda: bool(app.view.status))
+            await wait_until_shown(pilot, lambda: bool(app.view.status))
             yield app, pilot
 
 
@@ -73,7 +73,7 @@ async def filtered(pilot: Pilot[str], _: FakeDaemon) -> None:
 
 async def confirm(pilot: Pilot[str], _: FakeDaemon) -> None:
     await pilot.press("1", "end", "r")
-    await until(pilot, lambda: isinstance(pilot.app.screen, Question))
+    await wait_until_shown(pilot, lambda: isinstance(pilot.app.screen, Question))
 
 
 async def helping(pilot: Pilot[str], _: FakeDaemon) -> None:
@@ -104,7 +104,7 @@ async def test_a_screen_is_as_it_was(
             stored.parent.mkdir(exist_ok=True)
             stored.write_text(picture(app) + "\n", encoding="utf-8")
         expected = stored.read_text(encoding="utf-8").rstrip("\n")
-        await until(pilot, lambda: picture(app) == expected)
+        await wait_until_shown(pilot, lambda: picture(app) == expected)
 
 
 @pytest.mark.parametrize("theme", [DARK, LIGHT])
@@ -114,7 +114,7 @@ async def test_red_says_failed_and_nothing_else(socket: Path, daemon: FakeDaemon
     async with still(socket, (120, 40)) as (app, pilot):
         if theme is LIGHT:
             await pilot.press("t")
-        await until(pilot, lambda: "a grave thing" in picture(app))
+        await wait_until_shown(pilot, lambda: "a grave thing" in picture(app))
         red = app._main._table.get_component_rich_style("pane--failed", partial=True).color
         strips = app.screen._compositor.render_strips()
         found = [s.text for strip in strips for s in strip if s.style and s.style.color == red]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.scale import GUARD
+from tests.support.scale import GUARD_S
 from tests.tui.fake import FakeDaemon
 from tui.sources import ApiSource, Beat, Change, Happened, Heard, Lost, RefusedError, Status
 from tui.stream import EventStream, StreamError
@@ -36,7 +36,7 @@ def test_an_event_without_an_end_is_refused() -> None:
 
 
 async def following(heard: AsyncIterator[Heard]) -> Heard:
-    async with asyncio.timeout(GUARD):
+    async with asyncio.timeout(GUARD_S):
         while isinstance(message := await anext(heard), Beat):
             pass
         return message

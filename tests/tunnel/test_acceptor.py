@@ -6,8 +6,8 @@ import socket
 import struct
 import time
 
-from tests.scale import GUARD
-from tests.tunnel.support import Events
+from tests.support.engine_parts import Events
+from tests.support.scale import GUARD_S
 from tunnel.model.spec import Address
 from tunnel.runtime import sockets
 from tunnel.runtime.acceptor import Acceptor
@@ -33,7 +33,7 @@ async def test_who_stands_at_the_door_is_taken_in_before_it_is_given_up() -> Non
         Address("", 0),
     )
     comers = [socket.create_connection(listener.getsockname()) for _ in range(5)]
-    deadline = time.monotonic() + GUARD
+    deadline = time.monotonic() + GUARD_S
     while standing_at(listener) < len(comers):  # without a turn of the loop, in which they would be taken in anyway
         assert time.monotonic() < deadline
     visitors.take_rest()

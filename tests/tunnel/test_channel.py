@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tunnel.support import balanced, reset, server_context, shared_parts, tcp_pair, turns, until
+from tests.support.engine_parts import no_descriptor_leak, server_context, shared_parts
+from tests.support.sockets import close_with_reset, tcp_pair
+from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine import channel as channel_module
 from tunnel.engine.channel import Channel, ChannelLostError
 from tunnel.engine.context import Shared
@@ -52,7 +54,7 @@ def channels(shared: Shared, read_size: int = 1024) -> tuple[Channel, Channel]:
 @pytest.fixture
 async def shared() -> AsyncIterator[Shared]:
     server_context()
-    with balanced():
+    with no_descriptor_leak():
         async with shared_parts() as parts:
             yield parts
 
@@ -77,11 +79,11 @@ async def test_frames_arrive_in_order(payloads: list[bytes], read_size: int, res
         for number, payload in enumerate(payloads):
             server.send(frames.encode(Kind.BYE, payload))
             if number % rests == 0:
-                await turns(1)
-        await until(lambda: len(ear.frames) == len(payloads), "all frames have arrived")
+                await run_loop_turns(1)
+        await wait_until_async(lambda: len(ear.frames) == len(payloads), "all frames have arrived")
         assert ear.frames == [(Kind.BYE, payload) for payload in payloads]
         server.close("done")
-        await until(lambda: ear.losses, "the end is told")
+        await wait_until_async(lambda: ear.losses, "the end is told")
         assert client.loss == "the other end closed the connection"
 
 
@@ -98,7 +100,7 @@ async def test_all_signals_of_a_turn_leave_in_one_write(shared: Shared) -> None:
     server._push = counted  # type: ignore[method-assign,assignment]  # counts and passes on
     for ident in range(500):
         server.send(frames.encode_ids(Kind.LAUNCH, [ident]))
-    await until(lambda: len(ear.frames) == 500, "all have arrived")
+    await wait_until_async(lambda: len(ear.frames) == 500, "all have arrived")
     assert len(writes) == 1
     client.close("done")
     server.close("done")
@@ -109,7 +111,7 @@ async def test_what_was_sent_before_closing_arrives(shared: Shared) -> None:
     server.send(frames.encode_text(Kind.BYE, "last words"))
     server.close("done")
     server.send(frames.encode_text(Kind.BYE, "too late"))
-    await until(lambda: ear.losses, "the end is told")
+    await wait_until_async(lambda: ear.losses, "the end is told")
     assert ear.frames == [(Kind.BYE, b"last words")]
 
 
@@ -117,9 +119,9 @@ async def test_what_came_before_anybody_listened_is_told_then(shared: Shared) ->
     server, client = channels(shared)
     await asyncio.gather(server.secure(), client.secure())
     server.send(frames.encode_text(Kind.BYE, "last words"))
-    await turns(1)
+    await run_loop_turns(1)
     server.close("done")
-    await until(lambda: client.loss is not None, "the end has come")
+    await wait_until_async(lambda: client.loss is not None, "the end has come")
     ear = Ear()
     client.listen(ear)
     assert ear.frames == [(Kind.BYE, b"last words")]
@@ -135,9 +137,9 @@ async def test_a_frame_that_nobody_understands_ends_the_channel_whenever_it_is_h
             client.listen(ear)
         server.send(frames.encode_text(Kind.BYE, "x"))
         if early:
-            await until(lambda c=client: c._frames, "the frame has come")  # type: ignore[misc]  # a default binds it
+            await wait_until_async(lambda c=client: c._frames, "the frame has come")  # type: ignore[misc]  # a default binds it
             client.listen(ear)
-        await until(lambda e=ear: e.losses, "the end is told")  # type: ignore[misc]  # as above
+        await wait_until_async(lambda e=ear: e.losses, "the end is told")  # type: ignore[misc]  # as above
         assert ear.losses == ["odd"]
         assert not ear.defects
         server.close("done")
@@ -147,7 +149,7 @@ async def test_a_defect_of_the_listener_is_its_own(shared: Shared) -> None:
     server, _, _, ear = await secured(shared)
     ear.objection = RuntimeError("a slip")
     server.send(frames.encode_text(Kind.BYE, "x"))
-    await until(lambda: ear.defects, "the defect is told")
+    await wait_until_async(lambda: ear.defects, "the defect is told")
     assert ear.losses == ["a defect in this program"]
     server.close("done")
 
@@ -162,12 +164,12 @@ async def test_every_loss_is_told_once(shared: Shared, how: str) -> None:
         sock.shutdown(socket.SHUT_WR)
     if how == "reset":
         shared.reactor._handlers.pop(sock.fileno())
-        reset(sock)
+        close_with_reset(sock)
     elif how == "end":
         server.close("done")
-    await until(lambda: ear.losses, "the loss is told")
+    await wait_until_async(lambda: ear.losses, "the loss is told")
     client.close("again")
-    await turns(5)
+    await run_loop_turns(5)
     assert len(ear.losses) == 1
     assert client.loss == ear.losses[0]
     server.close("done")
@@ -176,7 +178,7 @@ async def test_every_loss_is_told_once(shared: Shared, how: str) -> None:
 async def test_a_handshake_that_ends_early_is_told_to_who_waits(shared: Shared) -> None:
     server, client = channels(shared)
     waiting = asyncio.gather(client.secure(), server.receive(), return_exceptions=True)
-    await turns(1)
+    await run_loop_turns(1)
     server.close("gone")
     for result in await waiting:
         assert isinstance(result, ChannelLostError)
@@ -193,7 +195,7 @@ async def test_who_takes_nothing_is_given_up(shared: Shared, monkeypatch: pytest
             server.send(frame)
         return bool(ear.losses)
 
-    await until(given_up, "it was given up")
+    await wait_until_async(given_up, "it was given up")
     assert ear.losses == ["the other end takes no more signals"]
     client.close("done")
 
@@ -210,9 +212,9 @@ async def test_a_slow_reader_gets_all_in_the_end(shared: Shared) -> None:
         sent += 1
         return bool(server._unsent)
 
-    await until(stuck, "the kernel takes no more")
+    await wait_until_async(stuck, "the kernel takes no more")
     shared.reactor.hand_over(client._sock, client._ready)
     shared.reactor.again(client._ready)
-    await until(lambda: len(ear.frames) == sent, "all has arrived")
+    await wait_until_async(lambda: len(ear.frames) == sent, "all has arrived")
     server.close("done")
     client.close("done")

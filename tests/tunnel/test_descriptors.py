@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tunnel.support import Events, until
+from tests.support.engine_parts import Events
+from tests.support.waiting import wait_until_async
 from tunnel.engine.admission import Strangers
 from tunnel.model.spec import Address
 from tunnel.runtime import sockets
@@ -66,12 +67,12 @@ async def test_visitors_wait_in_the_backlog_until_there_are_descriptors_again() 
         address = listener.getsockname()
         hoard = [socket.socket() for _ in range(reactor.descriptors.ceiling - listener.fileno() - 10)]
         comers = [socket.create_connection(address) for _ in range(8)]
-        await until(lambda: events, "somebody is told")
+        await wait_until_async(lambda: events, "somebody is told")
         assert len(taken) < len(comers)
         assert "almost none left" in events[0].text
         for sock in hoard:
             sock.close()
-        await until(lambda: len(taken) == len(comers), "all are taken")
+        await wait_until_async(lambda: len(taken) == len(comers), "all are taken")
         assert len(events) == 1
         visitors.close()
         for comer in comers:

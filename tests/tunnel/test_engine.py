@@ -20,9 +20,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.ports import free_port
-from tests.scale import GUARD
-from tests.tunnel.support import Events, balanced, shared_parts, tcp_pair, turns, until
+from tests.support.engine_parts import Events, no_descriptor_leak, shared_parts
+from tests.support.ports import free_port
+from tests.support.scale import GUARD_S
+from tests.support.sockets import tcp_pair
+from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine import ingress
 from tunnel.engine import server as server_module
 from tunnel.engine.context import Shared
@@ -42,7 +44,7 @@ UP = State.UP
 
 @pytest.fixture
 async def shared() -> AsyncIterator[Shared]:
-    with balanced():
+    with no_descriptor_leak():
         async with shared_parts() as parts:
             yield parts
 
@@ -64,11 +66,11 @@ class Life:
         return self.engine.snapshot().reason or ""
 
     async def becomes(self, state: State) -> None:
-        await until(lambda: self.state is state or self.task.done(), f"{self.engine.name} is {state}")
+        await wait_until_async(lambda: self.state is state or self.task.done(), f"{self.engine.name} is {state}")
         assert self.state is state, (self.state, [event.text for event in self.events])
 
     async def end(self) -> None:
-        await until(self.task.done, f"{self.engine.name} has ended")
+        await wait_until_async(self.task.done, f"{self.engine.name} has ended")
         self.task.result()
 
 
@@ -119,8 +121,8 @@ async def echo(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
         listener.close()
         for writer in list(writers):
             writer.transport.abort()
-        await until(lambda: not writers, "the target's connections are over")
-        await turns(3)
+        await wait_until_async(lambda: not writers, "the target's connections are over")
+        await run_loop_turns(3)
 
 
 @asynccontextmanager
@@ -131,12 +133,12 @@ async def visit(address: str) -> AsyncIterator[tuple[asyncio.StreamReader, async
         yield reader, writer
     finally:
         writer.transport.abort()
-        await turns(3)
+        await run_loop_turns(3)
 
 
 async def ask(address: str, size: int = 200_000) -> None:
     """One visitor: says much, ends, and hears all of it again."""
-    async with visit(address) as (reader, writer), asyncio.timeout(GUARD):
+    async with visit(address) as (reader, writer), asyncio.timeout(GUARD_S):
         said = bytes(n % 251 for n in range(size))
         writer.write(said)
         writer.write_eof()
@@ -208,7 +210,7 @@ async def test_a_pair_carries_visitors(
         rest |= {"tls_cert": certificate, "tls_key": certificate, "tls_ca": certificate}
     async with echo() as target, pair(shared, target, direction, **rest) as (server, client):
         await asyncio.gather(*(ask(visitors_address(server, client)) for _ in range(12)))
-        await until(lambda: not server.engine.snapshot().connections.active, "all have left")
+        await wait_until_async(lambda: not server.engine.snapshot().connections.active, "all have left")
         for life in (server, client):
             shown = json.loads(json.dumps(life.engine.snapshot().as_json()))
             assert shown["state"] == "up"
@@ -229,9 +231,13 @@ async def test_whoever_looks_on_is_told_where_visitors_begin_to_come(shared: Sha
     async with echo() as target, pair(shared, target, direction) as both:
         assert stirred == []
         async with visit(visitors_address(*both)), visit(visitors_address(*both)):
-            await until(lambda: all(life.engine.snapshot().connections.active == 2 for life in both), "both are served")
+            await wait_until_async(
+                lambda: all(life.engine.snapshot().connections.active == 2 for life in both), "both are served"
+            )
             assert sorted(stirred) == ["client", "server"], "once, however many come"
-        await until(lambda: not any(life.engine.snapshot().connections.active for life in both), "both have left")
+        await wait_until_async(
+            lambda: not any(life.engine.snapshot().connections.active for life in both), "both have left"
+        )
         await ask(visitors_address(*both))
         assert sorted(stirred) == ["client", "client", "server", "server"]
 
@@ -242,7 +248,7 @@ async def test_visitors_who_have_to_wait_are_seen_too(shared: Shared) -> None:
     async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.becomes(State.WAITING)
         async with visit(visitors_address(server)), visit(visitors_address(server)):
-            await until(lambda: server.engine.snapshot().signals.queued == 2, "both wait")
+            await wait_until_async(lambda: server.engine.snapshot().signals.queued == 2, "both wait")
             assert stirred == ["server"]
 
 
@@ -263,7 +269,7 @@ async def test_who_has_not_the_key_is_refused_and_cools_down(shared: Shared, key
     async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.becomes(State.WAITING)
         async with living(shared, client_spec(server, "127.0.0.1:1", key=key)) as client:
-            await until(lambda: client.state is State.COOLDOWN, "the client cools down")
+            await wait_until_async(lambda: client.state is State.COOLDOWN, "the client cools down")
             assert "the handshake was refused" in client.reason
             assert server.engine.snapshot().refused.handshakes >= 1
             assert server.state is State.WAITING
@@ -273,11 +279,11 @@ async def test_who_has_not_the_key_is_refused_and_cools_down(shared: Shared, key
 async def test_a_rival_is_refused_and_takes_over_when_the_first_is_gone(
     shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "LIFE_SIGN", GUARD)
+    monkeypatch.setattr(server_module, "LIFE_SIGN", GUARD_S)
     async with echo() as target, pair(shared, target) as (server, client):
         link = server.engine.snapshot().link
         async with living(shared, client_spec(server, target), "rival") as rival:
-            await until(lambda: "has this tunnel and answers" in rival.reason, "the rival is refused")
+            await wait_until_async(lambda: "has this tunnel and answers" in rival.reason, "the rival is refused")
             assert server.engine.snapshot().link == link
             client.engine.close()
             await client.end()
@@ -314,12 +320,14 @@ async def test_a_refused_target_is_told_at_both_ends_and_heals_by_itself(shared:
     port = free_port()
     async with pair(shared, f"127.0.0.1:{port}", direction, server_cooldown=0.3, client_cooldown=0.3) as both:
         address = visitors_address(*both)
-        async with visit(address) as (reader, _), asyncio.timeout(GUARD):
+        async with visit(address) as (reader, _), asyncio.timeout(GUARD_S):
             assert await reader.read(-1) == b""
         for life in both:
             await life.becomes(State.COOLDOWN)
             assert "it refused the connection" in life.reason
-        await until(lambda: all(life.engine.snapshot().connections.failed == 1 for life in both), "it is counted")
+        await wait_until_async(
+            lambda: all(life.engine.snapshot().connections.failed == 1 for life in both), "it is counted"
+        )
         async with echo(port=port):
             for life in both:
                 await life.becomes(UP)
@@ -329,7 +337,7 @@ async def test_a_refused_target_is_told_at_both_ends_and_heals_by_itself(shared:
 async def test_an_exit_that_is_closed_tries_its_target_no_more(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff, "delay", lambda *_: 0.05)
     async with pair(shared, f"127.0.0.1:{free_port()}") as (server, client):
-        async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(GUARD):
+        async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(GUARD_S):
             await reader.read(-1)
         await client.becomes(State.COOLDOWN)
         for _ in range(5):
@@ -341,7 +349,7 @@ async def test_an_exit_that_is_closed_tries_its_target_no_more(shared: Shared, m
             nonlocal tries
             tries += 1
 
-        await turns(20)
+        await run_loop_turns(20)
         client.engine.close()
         await client.end()
         monkeypatch.setattr(type(exit_), "try_now", lambda _self: counted())
@@ -358,7 +366,7 @@ async def test_visitors_beyond_the_limit_wait_in_the_backlog(shared: Shared) -> 
         async with visit(address) as (_, first), visit(address) as (_, second):
             first.write(b"x")
             second.write(b"x")
-            await until(lambda: server.engine.snapshot().connections.active == 2, "two are served")
+            await wait_until_async(lambda: server.engine.snapshot().connections.active == 2, "two are served")
             async with visit(address) as (reader, third):
                 third.write(b"third")
                 third.write_eof()
@@ -366,7 +374,7 @@ async def test_visitors_beyond_the_limit_wait_in_the_backlog(shared: Shared) -> 
                 await ask_snapshot(server, lambda shown: shown.connections.active == 2)
                 assert not answer.done()
                 first.transport.abort()
-                async with asyncio.timeout(GUARD):
+                async with asyncio.timeout(GUARD_S):
                     assert await answer == b"third"
         assert server.engine.snapshot().connections.limit == 2
 
@@ -375,7 +383,7 @@ async def ask_snapshot(life: Life, condition: Callable[[Any], bool]) -> None:
     """A condition holds, and goes on to hold over many turns."""
     for _ in range(50):
         assert condition(life.engine.snapshot())
-        await turns(1)
+        await run_loop_turns(1)
 
 
 async def test_limits_change_while_visitors_are_here(shared: Shared) -> None:
@@ -383,7 +391,7 @@ async def test_limits_change_while_visitors_are_here(shared: Shared) -> None:
         address = visitors_address(server, client)
         async with visit(address) as (_, first):
             first.write(b"x")
-            await until(lambda: server.engine.snapshot().connections.active == 1, "one is served")
+            await wait_until_async(lambda: server.engine.snapshot().connections.active == 1, "one is served")
             more = Settings(semaphore_limit=3, given=frozenset({"semaphore_limit"}), report_interval=4.0)
             link = server.engine.snapshot().link
             for life in (server, client):
@@ -401,7 +409,7 @@ async def test_the_queue_of_visitors_is_bounded(shared: Shared) -> None:
         await server.becomes(State.WAITING)
         address = visitors_address(server)
         crowd = [asyncio.create_task(ask(address, 10)) for _ in range(10)]
-        await until(lambda: server.engine.snapshot().signals.queued == 3, "three wait")
+        await wait_until_async(lambda: server.engine.snapshot().signals.queued == 3, "three wait")
         await ask_snapshot(server, lambda shown: shown.signals.queued == 3)
         async with living(shared, client_spec(server, target)):
             await asyncio.gather(*crowd)  # nobody was dropped
@@ -413,7 +421,7 @@ async def test_a_visitor_waits_for_a_link_for_a_bounded_time(shared: Shared, mon
     async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.becomes(State.WAITING)
         for _ in range(2):  # the second one comes when the time is over already
-            async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(GUARD):
+            async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(GUARD_S):
                 assert await reader.read(-1) == b""
         assert server.engine.snapshot().connections.failed == 2
         assert server.events.said("there was no link for it in 2 s")
@@ -430,7 +438,7 @@ async def test_a_drain_lets_visitors_finish_and_takes_no_new_ones(
             writer.write(b"before ")
             assert await reader.readexactly(7) == b"before "
             both[who].engine.drain(30)
-            await until(lambda: both[who].state is State.DRAINING, "it drains")
+            await wait_until_async(lambda: both[who].state is State.DRAINING, "it drains")
             writer.write(b"after")
             assert await reader.readexactly(5) == b"after"
             assert not both[who].task.done()
@@ -450,14 +458,14 @@ async def test_a_drain_has_a_limit_and_closing_cuts(shared: Shared) -> None:
                     server.engine.drain(0.1)
                 else:
                     server.engine.drain(30)
-                    await turns(5)
+                    await run_loop_turns(5)
                     server.engine.close()
-                async with asyncio.timeout(GUARD):
+                async with asyncio.timeout(GUARD_S):
                     with contextlib.suppress(ConnectionError):
                         assert await reader.read(-1) == b""
                 await server.end()
             assert server.events.said("1 visitors were cut off")
-            await until(lambda: client.state is not UP, "the client knows")
+            await wait_until_async(lambda: client.state is not UP, "the client knows")
 
 
 async def test_relays_outlive_their_link(shared: Shared) -> None:
@@ -471,7 +479,7 @@ async def test_relays_outlive_their_link(shared: Shared) -> None:
         link = server.engine._link
         assert link is not None
         link.channel.close("cut by the test")
-        await until(lambda: server.engine.snapshot().link not in {None, link.ident}, "there is another link")
+        await wait_until_async(lambda: server.engine.snapshot().link not in {None, link.ident}, "there is another link")
         await client.becomes(UP)
         writer.write(b"two")
         writer.write_eof()
@@ -484,7 +492,7 @@ async def test_silence_ends_a_link_after_three_intervals(shared: Shared, monkeyp
         heard = Link.heard
         with monkeypatch.context() as patch:
             patch.setattr(Link, "heard", lambda *_: None)
-            await until(lambda: server.events.said("has been silent for "), "the silence was noticed")
+            await wait_until_async(lambda: server.events.said("has been silent for "), "the silence was noticed")
         assert Link.heard is heard
         await client.becomes(UP)
         await server.becomes(UP)
@@ -507,11 +515,11 @@ async def test_a_defect_ends_the_engine_alone_and_is_raised(
         if owner is Server:  # it sees data connections only while the pool is filled
             both[1].engine.close()
             async with living(shared, client_spec(both[0], target)):
-                await until(both[0].task.done, "the engine has ended")
+                await wait_until_async(both[0].task.done, "the engine has ended")
         else:
             async with visit(address) as (_, writer):
                 writer.write(b"x")
-                await until(lambda: any(life.task.done() for life in both), "an engine has ended")
+                await wait_until_async(lambda: any(life.task.done() for life in both), "an engine has ended")
         for life in both:
             life.engine.close()
         await asyncio.wait({life.task for life in both})
@@ -532,7 +540,7 @@ async def test_cancelling_closes_everything(shared: Shared, times: int) -> None:
             for life in (server, client):
                 for _ in range(times):
                     life.task.cancel()
-                    await turns(1)
+                    await run_loop_turns(1)
                 await asyncio.wait({life.task})
                 assert life.task.cancelled()
             with contextlib.suppress(ConnectionError):
@@ -582,7 +590,7 @@ async def test_a_server_that_resets_every_connection_is_no_defect(shared: Shared
                 assert not client.task.done(), client.task.exception()
                 return resets >= 4
 
-            await until(reset_all, "it was reset four times")
+            await wait_until_async(reset_all, "it was reset four times")
             await client.becomes(State.COOLDOWN)
 
 
@@ -602,7 +610,7 @@ async def test_another_mode_than_the_servers_is_explained(shared: Shared) -> Non
     async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.becomes(State.WAITING)
         async with living(shared, client_spec(server, "127.0.0.1:1", mode=Mode.FORWARD)) as client:
-            await until(lambda: client.state is State.COOLDOWN, "the client cools down")
+            await wait_until_async(lambda: client.state is State.COOLDOWN, "the client cools down")
             assert "the server decided reverse" in client.reason
 
 
@@ -632,7 +640,7 @@ async def test_pairs_share_one_reactor(shared: Shared) -> None:
 
 def test_no_pair_of_sockets_is_left_over() -> None:
     ours, theirs = tcp_pair()
-    with balanced():
+    with no_descriptor_leak():
         one, other = tcp_pair(small=True)
         one.close()
         other.close()

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.tunnel.support import balanced, reset, until
+from tests.support.engine_parts import no_descriptor_leak
+from tests.support.sockets import close_with_reset
+from tests.support.waiting import wait_until_async
 from tunnel.model.spec import Address, Direction, Mode, Role, TunnelSpec
 from tunnel.model.url import parse_address
 from tunnel.runtime import sockets
@@ -95,7 +97,7 @@ def test_addresses_as_people_write_them(address: object, text: str) -> None:
 
 
 async def test_a_wildcard_takes_both_families_and_an_address_its_own() -> None:
-    with balanced():
+    with no_descriptor_leak():
         for host, reached in (
             ("", ("127.0.0.1", "::1")),
             ("::", ("127.0.0.1", "::1")),
@@ -123,10 +125,10 @@ async def test_what_stays_on_this_host_is_not_paced(
     monkeypatch.setattr(sockets, "_default_control", lambda: default)
     sockets.is_paced_in_vain.cache_clear()
     try:
-        with balanced():
+        with no_descriptor_leak():
             listener = await sockets.listen(Address("127.0.0.1", 0), what="visitors")
             dialled = sockets.begin_connect(socket.AF_INET, listener.getsockname())
-            await until(lambda: select.select([listener], [], [], 0)[0], "the connection is made")
+            await wait_until_async(lambda: select.select([listener], [], [], 0)[0], "the connection is made")
             accepted, _ = sockets.accept(listener)
             everywhere = await sockets.listen(Address("0.0.0.0", 0), what="visitors")
             assert control(accepted) == control(dialled) == (wanted or usual)
@@ -145,7 +147,10 @@ async def test_what_stays_on_this_host_is_not_paced(
     ],
 )
 async def test_what_cannot_be_listened_on_is_said(host: str, code: int | None, why: str) -> None:
-    with balanced(), pytest.raises(NetError, match=f"cannot listen on {host}:0 for visitors: {why}") as caught:
+    with (
+        no_descriptor_leak(),
+        pytest.raises(NetError, match=f"cannot listen on {host}:0 for visitors: {why}") as caught,
+    ):
         await sockets.listen(Address(host, 0), what="visitors")
     assert code is None or caught.value.errno == code
 
@@ -166,25 +171,25 @@ async def test_a_name_that_cannot_even_be_asked_for_is_an_error_of_names() -> No
 
 
 async def test_connecting_shows_how_it_went() -> None:
-    with balanced():
+    with no_descriptor_leak():
         with socket.create_server(("127.0.0.1", 0)) as listener:
             name = listener.getsockname()
             sock = sockets.begin_connect(socket.AF_INET, name)
             peer, _ = listener.accept()
             assert sockets.connect_error(sock) is None
             assert sockets.peer_of(sock) == sockets.show(name)
-            reset(peer)
+            close_with_reset(peer)
 
             def is_reset() -> bool:
                 return sockets.peer_of(sock) == "?"
 
-            await until(is_reset, "the reset arrived")
+            await wait_until_async(is_reset, "the reset arrived")
             error = sockets.connect_error(sock)
             assert error is not None
             assert sockets.describe(error) == "it reset the connection"
             sock.close()
         refused = sockets.begin_connect(socket.AF_INET, name)
-        await until(lambda: select.select([], [refused], [], 0)[1], "it is answered")
+        await wait_until_async(lambda: select.select([], [refused], [], 0)[1], "it is answered")
         error = sockets.connect_error(refused)
         assert error is not None
         assert sockets.describe(error) == "it refused the connection"

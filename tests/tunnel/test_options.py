@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tunnel.strategies import recognisable_keys
+from tests.support.strategies import recognisable_keys
 from tests.tunnel.test_url import SEED_URLS
 from tunnel.model.options import KEY_VARIABLE, OPTION_NAMES, Layer, OptionError, check_names, make_spec, nearest
 from tunnel.model.settings import NAMES, Settings

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.scale import GUARD
-from tests.tunnel.support import shared_parts, tcp_pair, turns, until
+from tests.support.engine_parts import shared_parts
+from tests.support.scale import GUARD_S
+from tests.support.sockets import tcp_pair
+from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine import pool as pool_module
 from tunnel.engine.context import Shared
 from tunnel.engine.pool import DataConnection, Pool
@@ -75,12 +77,12 @@ async def test_the_youngest_is_taken_first(filled: Filled) -> None:
 @pytest.mark.parametrize("last_words", [b"", b"x"])
 async def test_one_that_stirs_at_the_entrance_is_dropped(filled: Filled, last_words: bytes) -> None:
     filled.add(1, 2)
-    await turns(3)
+    await run_loop_turns(3)
     if last_words:
         filled.peers[2].send(last_words)
     else:
         filled.peers[2].close()
-    await until(lambda: filled.dropped == [2], "it was dropped")
+    await wait_until_async(lambda: filled.dropped == [2], "it was dropped")
     assert taken(filled) == 1
 
 
@@ -92,7 +94,7 @@ async def test_one_that_died_unseen_is_never_given_to_a_visitor(filled: Filled) 
     filled.peers[3].close()
     filled.peers[2].send(b"x")
     for ident in (3, 2):
-        assert select.select([filled.pool._idle[ident].sock], [], [], GUARD)[0]
+        assert select.select([filled.pool._idle[ident].sock], [], [], GUARD_S)[0]
     assert taken(filled) == 1
     assert filled.dropped == [3, 2]
 
@@ -101,7 +103,7 @@ async def test_one_that_died_unseen_is_never_given_to_a_visitor(filled: Filled) 
 async def test_first_bytes_before_the_signal_are_kept(filled: Filled) -> None:
     filled.add(1)
     filled.peers[1].send(b"early")
-    await until(lambda: filled.pool._idle[1].events & READ, "the reactor has told of it")
+    await wait_until_async(lambda: filled.pool._idle[1].events & READ, "the reactor has told of it")
     connection = filled.pool.claim(1)
     assert connection is not None
     assert connection.sock.recv(10) == b"early"
@@ -118,7 +120,7 @@ async def test_a_visitor_that_came_and_went_waits_for_its_signal(
     for ident in (1, 2):
         filled.peers[ident].send(b"all")
         filled.peers[ident].close()
-    await until(lambda: sorted(filled.dropped) == [1, 2], "both have ended")
+    await wait_until_async(lambda: sorted(filled.dropped) == [1, 2], "both have ended")
     assert repr(filled.pool) == "<Pool idle=0 limbo=2>"
     connection = filled.pool.claim(1)
     assert connection is not None

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from tests.tunnel.support import balanced, turns, until
+from tests.support.engine_parts import no_descriptor_leak
+from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.runtime.reactor import ENDING, READ, WRITE, Reactor
 
 
 @pytest.fixture
 async def reactor() -> AsyncIterator[Reactor]:
-    with balanced():
+    with no_descriptor_leak():
         made = Reactor()
         yield made
         assert len(made) == 0
@@ -68,29 +69,29 @@ def close(*some: Ear | socket.socket) -> None:
 
 async def test_what_is_new_comes_once(reactor: Reactor) -> None:
     (ear,), (peer,) = ears(reactor, 1)
-    await until(lambda: ear.bits & WRITE, "a new socket is writable")
+    await wait_until_async(lambda: ear.bits & WRITE, "a new socket is writable")
     ear.heard.clear()
     peer.send(b"one")
-    await until(lambda: ear.bits & READ, "bytes are told")
+    await wait_until_async(lambda: ear.bits & READ, "bytes are told")
     count = len(ear.heard)
-    await turns(10)
+    await run_loop_turns(10)
     assert len(ear.heard) == count, "an edge came twice"
     peer.send(b"two")
-    await until(lambda: len(ear.heard) > count, "new bytes are told although the old ones are unread")
+    await wait_until_async(lambda: len(ear.heard) > count, "new bytes are told although the old ones are unread")
     peer.close()
-    await until(lambda: ear.bits & ENDING, "the end is told")
+    await wait_until_async(lambda: ear.bits & ENDING, "the end is told")
     assert ear.sock.recv(100) == b"onetwo"
     ear.close()
 
 
 async def test_a_socket_handed_over_speaks_to_its_new_handler_alone(reactor: Reactor) -> None:
     (ear,), (peer,) = ears(reactor, 1)
-    await until(lambda: ear.heard, "the first event")
+    await wait_until_async(lambda: ear.heard, "the first event")
     heard: list[int] = []
     reactor.hand_over(ear.sock, heard.append)
     before = len(ear.heard)
     peer.send(b"x")
-    await until(lambda: heard, "the new handler hears")
+    await wait_until_async(lambda: heard, "the new handler hears")
     assert len(ear.heard) == before
     assert len(reactor) == 1
     ear.close()
@@ -100,7 +101,7 @@ async def test_a_socket_handed_over_speaks_to_its_new_handler_alone(reactor: Rea
 async def test_an_event_of_a_batch_never_reaches_a_socket_that_was_closed_in_it(reactor: Reactor) -> None:
     """Nor a new one with the same number: the number stays taken until the batch is over."""
     some, peers = ears(reactor, 8)
-    await until(lambda: all(ear.heard for ear in some), "the first events")
+    await wait_until_async(lambda: all(ear.heard for ear in some), "the first events")
     strangers: list[tuple[Ear, socket.socket]] = []
 
     def close_the_others(first: Ear) -> Callable[[int], None]:
@@ -121,8 +122,8 @@ async def test_an_event_of_a_batch_never_reaches_a_socket_that_was_closed_in_it(
         ear.on_event = close_the_others(ear)
     for peer in peers:
         peer.send(b"x")
-    await until(lambda: strangers, "the batch came")
-    await turns(5)
+    await wait_until_async(lambda: strangers, "the batch came")
+    await run_loop_turns(5)
     assert sum(bool(ear.heard) for ear in some) == 1
     assert not any(ear.bits & READ for ear, _ in strangers)
     assert all(ear.sock.fileno() == -1 for ear in some if not ear.heard), "closed when the batch was over"
@@ -146,7 +147,7 @@ async def test_closing_twice_closes_once(reactor: Reactor) -> None:
 
 async def test_who_stops_for_fairness_is_called_again_after_the_others(reactor: Reactor) -> None:
     (greedy, modest), peers = ears(reactor, 2)
-    await until(lambda: greedy.heard and modest.heard, "the first events")
+    await wait_until_async(lambda: greedy.heard and modest.heard, "the first events")
     order: list[str] = []
 
     def take_one(_events: int) -> None:
@@ -162,14 +163,14 @@ async def test_who_stops_for_fairness_is_called_again_after_the_others(reactor: 
     greedy.on_event, modest.on_event = take_one, take_all
     peers[0].send(b"x" * 200)
     peers[1].send(b"x")
-    await until(lambda: order.count("greedy") == 200, "all was read")
+    await wait_until_async(lambda: order.count("greedy") == 200, "all was read")
     assert order.index("modest") <= 2
     close(*peers, greedy, modest)
 
 
 async def test_a_defect_reaches_its_owner_alone(reactor: Reactor) -> None:
     some, peers = ears(reactor, 5)
-    await until(lambda: all(ear.heard for ear in some), "the first events")
+    await wait_until_async(lambda: all(ear.heard for ear in some), "the first events")
 
     def slip(_events: int) -> None:
         raise RuntimeError("a slip")
@@ -179,11 +180,11 @@ async def test_a_defect_reaches_its_owner_alone(reactor: Reactor) -> None:
         ear.heard.clear()
     for peer in peers:
         peer.send(b"x")
-    await until(lambda: all(ear.bits & READ for ear in some), "all were told")
+    await wait_until_async(lambda: all(ear.bits & READ for ear in some), "all were told")
     assert [len(ear.defects) for ear in some] == [0, 0, 1, 0, 0]
     some[2].defects.clear()
     reactor.again(some[2].ready)
-    await until(lambda: some[2].defects, "a defect in a second call is told")
+    await wait_until_async(lambda: some[2].defects, "a defect in a second call is told")
     close(*some, *peers)
 
 
@@ -191,7 +192,7 @@ async def test_a_defect_that_nobody_answers_for_costs_no_neighbour_an_event(reac
     told: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
     some, peers = ears(reactor, 6)
-    await until(lambda: all(ear.heard for ear in some), "the first events")
+    await wait_until_async(lambda: all(ear.heard for ear in some), "the first events")
 
     def slip(_events: int) -> None:
         raise RuntimeError("a slip")
@@ -202,24 +203,24 @@ async def test_a_defect_that_nobody_answers_for_costs_no_neighbour_an_event(reac
 
     ours, careless_peer = socket.socketpair()
     careless = Careless(reactor, ours)
-    await until(lambda: careless.heard, "the first event")
+    await wait_until_async(lambda: careless.heard, "the first event")
     careless.on_event = slip
     reactor.hand_over(some[0].sock, lambda _events: slip(0))
     for ear in some:
         ear.heard.clear()
     for peer in (careless_peer, *peers):
         peer.send(b"x")
-    await until(lambda: all(ear.bits & READ for ear in some[1:]), "the neighbours were told")
-    await until(lambda: len(told) == 2, "both defects were told to the loop")
+    await wait_until_async(lambda: all(ear.bits & READ for ear in some[1:]), "the neighbours were told")
+    await wait_until_async(lambda: len(told) == 2, "both defects were told to the loop")
     done: list[int] = []
     reactor.defer(lambda: done.append(1))
-    await until(lambda: done, "the reactor goes on")
+    await wait_until_async(lambda: done, "the reactor goes on")
     close(*some, *peers, careless, careless_peer)
 
 
 async def test_what_is_deferred_in_a_batch_leaves_after_all_of_it(reactor: Reactor) -> None:
     some, peers = ears(reactor, 5)
-    await until(lambda: all(ear.heard for ear in some), "the first events")
+    await wait_until_async(lambda: all(ear.heard for ear in some), "the first events")
     order: list[str] = []
 
     def on_event(_events: int) -> None:
@@ -232,7 +233,7 @@ async def test_what_is_deferred_in_a_batch_leaves_after_all_of_it(reactor: React
         ear.on_event = on_event
     for peer in peers:
         peer.send(b"x")
-    await until(lambda: "nested" in order, "the deferred was called")
+    await wait_until_async(lambda: "nested" in order, "the deferred was called")
     assert order == ["event"] * 5 + ["deferred", "nested"]
     close(*some, *peers)
 
@@ -243,5 +244,5 @@ async def test_a_turn_that_was_asked_for_before_the_stop_is_no_defect() -> None:
     reactor = Reactor()
     reactor.defer(lambda: None)
     reactor.stop()
-    await turns(3)
+    await run_loop_turns(3)
     assert not told

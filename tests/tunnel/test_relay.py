@@ -15,16 +15,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.tunnel.support import (
+from tests.support.engine_parts import (
     Events,
-    balanced,
-    reset,
+    no_descriptor_leak,
     shared_parts,
-    tcp_pair,
     tls_pair,
-    turns,
-    until,
 )
+from tests.support.sockets import close_with_reset, tcp_pair
+from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.engine.relays import Relays
 from tunnel.engine.stats import Stats
@@ -112,7 +110,7 @@ class Program:
 
 
 def play(moves: list[tuple[str, str, int]], kind: str, *, small: bool) -> None:
-    with pytest.MonkeyPatch.context() as patch, balanced():
+    with pytest.MonkeyPatch.context() as patch, no_descriptor_leak():
         if kind == "spliced":
             patch.setattr(reactor_module, "BUFFER_SIZE", 4096)
             patch.setattr(relay_module, "BUFFER_SIZE", 4096)
@@ -190,14 +188,14 @@ class Row:
     def over(self) -> bool:
         return not self.left.open and not self.right.open
 
-    async def until(self, condition: Callable[[], object], what: str) -> None:
+    async def wait_until_async(self, condition: Callable[[], object], what: str) -> None:
         """Let both programs talk and listen until a condition holds."""
 
         def stepped() -> object:
             self.step()
             return condition()
 
-        await until(stepped, what)
+        await wait_until_async(stepped, what)
 
     def heard_all(self) -> bool:
         self.step()
@@ -217,18 +215,18 @@ async def _play(moves: list[tuple[str, str, int]], *, sealed: bool, small: bool)
                 case "stall" | "go":
                     program.stalled = move == "stall"
                 case "reset" if not program.gone:
-                    reset(program.sock)
+                    close_with_reset(program.sock)
                     program.gone = True
                 case "turns":
                     for _ in range(number):
                         row.step()
-                        await turns(1)
+                        await run_loop_turns(1)
             row.step()
-            await turns(1)
+            await run_loop_turns(1)
         for program in row.programs.values():
             program.stalled = False
             program.ending = True
-        await until(row.heard_all, "both programs heard the end and both relays closed")
+        await wait_until_async(row.heard_all, "both programs heard the end and both relays closed")
         for program in row.programs.values():
             program.sock.close()
         _judge(row.programs["A"], row.programs["B"])
@@ -287,15 +285,15 @@ async def test_a_bulk_stream_is_spliced_and_its_pipe_given_back(monkeypatch: pyt
         return moved
 
     monkeypatch.setattr(os, "splice", counted)
-    with balanced():
+    with no_descriptor_leak():
         async with shared_parts() as shared:
             row = Row(shared, sealed=False, small=False)
             row.programs["A"].offered = len(PATTERN)
-            await row.until(lambda: len(row.programs["B"].heard) == len(PATTERN), "all has arrived")
+            await row.wait_until_async(lambda: len(row.programs["B"].heard) == len(PATTERN), "all has arrived")
             assert bytes(row.programs["B"].heard) == PATTERN
             for program in row.programs.values():
                 program.ending = True
-            await until(row.heard_all, "both relays closed")
+            await wait_until_async(row.heard_all, "both relays closed")
             for program in row.programs.values():
                 program.sock.close()
     assert spliced > len(PATTERN) // 4
@@ -315,11 +313,11 @@ async def test_a_small_encrypted_message_is_not_looked_for_in_vain(monkeypatch: 
         speaker, hearer = row.programs["A"], row.programs["B"]
         for _ in range(4):
             speaker.offered += 100
-            await row.until(lambda: len(hearer.heard) == speaker.offered, "the message came")
+            await row.wait_until_async(lambda: len(hearer.heard) == speaker.offered, "the message came")
         assert found == [100] * 4
         for program in row.programs.values():
             program.ending = True
-        await until(row.heard_all, "both relays closed")
+        await wait_until_async(row.heard_all, "both relays closed")
         for program in row.programs.values():
             program.sock.close()
 
@@ -336,8 +334,8 @@ async def test_a_source_that_breaks_while_spliced_is_reset_and_others_are_splice
 
         monkeypatch.setattr(os, "splice", broken)
         row.programs["A"].offered = len(PATTERN)
-        await row.until(lambda: row.over, "the relays are over")
-        await until(row.heard_all, "the target has heard of it")
+        await row.wait_until_async(lambda: row.over, "the relays are over")
+        await wait_until_async(row.heard_all, "the target has heard of it")
         assert row.programs["B"].saw_reset, "a stream that was cut off ended as if it were whole"
         assert shared.pipes.usable
         for program in row.programs.values():
@@ -354,7 +352,7 @@ async def test_where_the_kernel_cannot_splice_bytes_are_copied(monkeypatch: pyte
         row.programs["A"].offered = len(PATTERN)
         for program in row.programs.values():
             program.ending = True
-        await until(row.heard_all, "both relays closed")
+        await wait_until_async(row.heard_all, "both relays closed")
         assert bytes(row.programs["B"].heard) == PATTERN
         assert not shared.pipes.usable
         for program in row.programs.values():
@@ -362,7 +360,7 @@ async def test_where_the_kernel_cannot_splice_bytes_are_copied(monkeypatch: pyte
 
 
 async def test_a_defect_ends_one_relay_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with balanced():
+    with no_descriptor_leak():
         async with shared_parts() as shared:
             first, second = (Row(shared, sealed=False, small=False) for _ in range(2))
 
@@ -372,13 +370,13 @@ async def test_a_defect_ends_one_relay_and_is_told(monkeypatch: pytest.MonkeyPat
             with monkeypatch.context() as patch:
                 patch.setattr(Flow, "pump", defect)
                 first.programs["A"].offered = 10
-                await first.until(lambda: not first.left.open, "the relay is over")
+                await first.wait_until_async(lambda: not first.left.open, "the relay is over")
             assert first.events.said("a defect ended relay 7: RuntimeError: a slip")
             second.programs["A"].offered = 10
             for row in (first, second):
                 for program in row.programs.values():
                     program.ending = True
-                await until(row.heard_all, "both relays closed")
+                await wait_until_async(row.heard_all, "both relays closed")
                 for program in row.programs.values():
                     program.sock.close()
             assert len(second.programs["B"].heard) == 10
@@ -387,16 +385,19 @@ async def test_a_defect_ends_one_relay_and_is_told(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("kind", KINDS)
 async def test_nobody_is_given_up_who_was_not_reset(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(relay_module, "_LAST_WORDS", 0.0)
-    with balanced():
+    with no_descriptor_leak():
         async with shared_parts() as shared:
             row = Row(shared, sealed=kind == "sealed", small=kind != "spliced")
             for number in range(1, 20):
                 for program in row.programs.values():
                     program.offered = number
-                await row.until(lambda: all(len(p.heard) == number for p in row.programs.values()), "both are heard")  # noqa: B023  called at once
+                await row.wait_until_async(
+                    lambda number=number: all(len(p.heard) == number for p in row.programs.values()),  # type: ignore[misc]  # mypy does not infer defaults of lambdas
+                    "both are heard",
+                )
             for program in row.programs.values():
                 program.ending = True
-            await until(row.heard_all, "both programs heard the end")
+            await wait_until_async(row.heard_all, "both programs heard the end")
             assert not any(program.saw_reset for program in row.programs.values())
             for program in row.programs.values():
                 program.sock.close()
@@ -407,7 +408,7 @@ async def test_what_was_said_before_a_reset_does_not_wait_for_a_stalled_reader_f
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(relay_module, "_LAST_WORDS", 0.2)
-    with balanced():
+    with no_descriptor_leak():
         async with shared_parts() as shared:
             row = Row(shared, sealed=kind == "sealed", small=kind != "spliced")
             visitor, target = row.programs["A"], row.programs["B"]
@@ -418,12 +419,12 @@ async def test_what_was_said_before_a_reset_does_not_wait_for_a_stalled_reader_f
                 before = visitor.sent
                 for _ in range(20):
                     row.step()
-                    await turns(5)
-            reset(visitor.sock)
+                    await run_loop_turns(5)
+            close_with_reset(visitor.sock)
             visitor.gone = True
-            await until(lambda: row.over, "both relays are over, though the target has not moved")
+            await wait_until_async(lambda: row.over, "both relays are over, though the target has not moved")
             target.stalled = False
-            await until(row.heard_all, "the target looks")
+            await wait_until_async(row.heard_all, "the target looks")
             assert target.saw_reset
             assert PATTERN.startswith(target.heard)
             assert [s.active for s in row.stats] == [0, 0]
@@ -431,15 +432,15 @@ async def test_what_was_said_before_a_reset_does_not_wait_for_a_stalled_reader_f
 
 
 async def test_cutting_closes_every_relay_at_once() -> None:
-    with balanced():
+    with no_descriptor_leak():
         async with shared_parts() as shared:
             row = Row(shared, sealed=False, small=False)
             row.programs["A"].offered = 10
-            await row.until(lambda: row.programs["B"].heard, "it relays")
+            await row.wait_until_async(lambda: row.programs["B"].heard, "it relays")
             row.left.finish()
             row.left.finish()
             row.programs["B"].ending = True
-            await until(row.heard_all, "both programs heard the end")
+            await wait_until_async(row.heard_all, "both programs heard the end")
             for program in row.programs.values():
                 program.sock.close()
 
@@ -455,11 +456,11 @@ async def test_nothing_of_a_relay_waits_for_the_collector(*, sealed: bool) -> No
             for program in row.programs.values():
                 program.offered = 10
                 program.ending = True
-            await until(row.heard_all, "both programs heard the end and both relays closed")
+            await wait_until_async(row.heard_all, "both programs heard the end and both relays closed")
             for program in row.programs.values():
                 program.sock.close()
             del row, program
-            await turns(2)
+            await run_loop_turns(2)
             alive = [thing for thing in gc.get_objects() if isinstance(thing, (Flow, Relay, TlsSession))]
             assert [thing for thing in alive if thing is not relay_module._NOBODY] == []
     finally:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.scale import GUARD
-from tests.tunnel.support import Events, balanced, reset, shared_parts, turns, until
+from tests.support.engine_parts import Events, no_descriptor_leak, shared_parts
+from tests.support.scale import GUARD_S
+from tests.support.sockets import close_with_reset
+from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine import admission, server
 from tunnel.engine.channel import Channel
 from tunnel.engine.context import Shared
@@ -98,18 +100,18 @@ class Door:
 
 @pytest.fixture
 async def door() -> AsyncIterator[Door]:
-    with balanced():
+    with no_descriptor_leak():
         async with shared_parts() as shared:
             spec = TunnelSpec(role=Role.SERVER, tunnel=Address("127.0.0.1", 0), target=Address("", 1), key=KEY)
             made = Door(shared, spec)
             await made.open()
             yield made
             made.server.close()
-            await turns(2)
+            await run_loop_turns(2)
             for link in made.taker.links:
                 link.pool.close()
                 link.channel.close("the test is over")
-            await turns(3)
+            await run_loop_turns(3)
             assert not made.taker.defects
 
 
@@ -131,7 +133,7 @@ async def greet(door: Door, instance: str = "me", key: Key | None = KEY) -> tupl
     _, proof = await channel.receive()
     welcome, secret = handshake.hear_proof(proof)
     assert welcome.direction is Direction.REVERSE
-    await until(lambda: door.taker.links, "the link is made")
+    await wait_until_async(lambda: door.taker.links, "the link is made")
     return channel, secret
 
 
@@ -160,11 +162,11 @@ def client_hello() -> bytes:
 
 
 async def test_a_stranger_who_resets_after_the_first_byte_of_tls_leaves_nothing(door: Door) -> None:
-    reset(door.knock(door.tunnel, client_hello()[:1]))
-    reset(door.knock(door.tunnel, client_hello()))
-    reset(door.knock(door.data, b"NP"))
+    close_with_reset(door.knock(door.tunnel, client_hello()[:1]))
+    close_with_reset(door.knock(door.tunnel, client_hello()))
+    close_with_reset(door.knock(door.data, b"NP"))
     door.knock(door.tunnel).close()
-    await until(lambda: door.idle and not len(door.server._strangers), "all are gone")
+    await wait_until_async(lambda: door.idle and not len(door.server._strangers), "all are gone")
     assert not door.taker.defects
 
 
@@ -172,7 +174,7 @@ async def test_a_greeting_in_pieces_within_one_turn_is_whole(door: Door) -> None
     """The second piece comes before the handshake's task has had its first step."""
     sock = door.knock(door.tunnel)
     hello = client_hello()
-    await until(lambda: len(door.server._strangers) == 1, "it was accepted")
+    await wait_until_async(lambda: len(door.server._strangers) == 1, "it was accepted")
     sock.send(hello[:40])
     door.shared.reactor._turn()
     sock.send(hello[40:])
@@ -187,11 +189,11 @@ async def test_a_greeting_in_pieces_within_one_turn_is_whole(door: Door) -> None
             return False
         return len(answer) > 100
 
-    await until(answered, "the server answers")
+    await wait_until_async(answered, "the server answers")
     assert answer[0] == frames.TLS_HANDSHAKE_BYTE
     assert not door.stats.refused_prefaces
     sock.close()
-    await until(lambda: door.idle, "it is gone")
+    await wait_until_async(lambda: door.idle, "it is gone")
 
 
 async def test_strangers_dismissed_in_the_turn_in_which_they_came_leave_nothing(
@@ -199,19 +201,21 @@ async def test_strangers_dismissed_in_the_turn_in_which_they_came_leave_nothing(
 ) -> None:
     monkeypatch.setattr(admission, "PER_ADDRESS", 10)
     crowd = [door.knock(door.tunnel, client_hello()[:50]) for _ in range(40)]
-    await until(lambda: door.stats.silent == 30, "the oldest were dismissed")
-    await until(lambda: len(door.shared.reactor) == len(door.server.acceptors) + 10, "their sockets are closed")
+    await wait_until_async(lambda: door.stats.silent == 30, "the oldest were dismissed")
+    await wait_until_async(
+        lambda: len(door.shared.reactor) == len(door.server.acceptors) + 10, "their sockets are closed"
+    )
     for sock in crowd:
         sock.close()
-    await until(lambda: door.idle, "all are gone")
+    await wait_until_async(lambda: door.idle, "all are gone")
 
 
 async def test_who_says_too_little_is_sent_away_in_time(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "PATIENCE", 0.05)
     pieces = ((door.tunnel, b"N"), (door.data, b"NPD"), (door.tunnel, client_hello()[:50]))
     silent = [door.knock(where, piece) for where, piece in pieces]
-    await until(lambda: door.stats.silent == 3, "they were sent away")
-    await until(lambda: door.idle, "their sockets are closed")
+    await wait_until_async(lambda: door.stats.silent == 3, "they were sent away")
+    await wait_until_async(lambda: door.idle, "their sockets are closed")
     for sock in silent:
         sock.close()
 
@@ -219,13 +223,13 @@ async def test_who_says_too_little_is_sent_away_in_time(door: Door, monkeypatch:
 @pytest.mark.parametrize("where", ["tunnel", "data"])
 async def test_garbage_is_refused_and_counted(door: Door, where: str) -> None:
     sock = door.knock(getattr(door, where), b"GET / HTTP/1.1\r\nHost: somebody\r\n\r\n" * 20)
-    await until(lambda: door.stats.refused_prefaces == 1, "it was refused")
-    await until(lambda: door.idle, "it is gone")
+    await wait_until_async(lambda: door.stats.refused_prefaces == 1, "it was refused")
+    await wait_until_async(lambda: door.idle, "it is gone")
     assert door.events.said("refused a data connection")
     sock.close()
     broken = door.knock(door.tunnel, b"\x16" + b"\0" * 200)
-    await until(lambda: door.stats.refused_handshakes == 1, "broken TLS was refused")
-    await until(lambda: door.idle, "it is gone")
+    await wait_until_async(lambda: door.stats.refused_handshakes == 1, "broken TLS was refused")
+    await wait_until_async(lambda: door.idle, "it is gone")
     broken.close()
 
 
@@ -243,16 +247,16 @@ async def test_a_data_connection_is_let_in_once_and_only_with_the_links_secret(d
     genuine = frames.encode_preface(secret, 1)
     link = door.taker.links[0]
     first = door.knock(door.data, genuine)
-    await until(lambda: len(link.pool) == 1, "it is pooled")
+    await wait_until_async(lambda: len(link.pool) == 1, "it is pooled")
     copies = [
         door.knock(door.data, genuine),
         door.knock(door.data, frames.encode_preface(b"x" * 32, 2)),
         door.knock(door.tunnel, genuine[:-1] + bytes([genuine[-1] ^ 1])),
     ]
-    await until(lambda: door.stats.refused_prefaces == 3, "replayed and forged ones are refused")
+    await wait_until_async(lambda: door.stats.refused_prefaces == 3, "replayed and forged ones are refused")
     assert len(link.pool) == 1
     second = door.knock(door.tunnel, frames.encode_preface(secret, 2))
-    await until(lambda: len(link.pool) == 2, "the tunnel port takes data connections too")
+    await wait_until_async(lambda: len(link.pool) == 2, "the tunnel port takes data connections too")
     for sock in (first, second, *copies):
         sock.close()
     channel.close("done")
@@ -266,8 +270,8 @@ async def test_a_data_connection_that_ends_with_its_preface_is_not_pooled(door: 
     for sock in given_up:
         sock.close()
     living = door.knock(door.data, frames.encode_preface(secret, 9))
-    await until(lambda: 9 in link.pool._idle, "the living one is pooled")
-    await until(lambda: len(door.shared.reactor) == watched + 1, "the others are closed")
+    await wait_until_async(lambda: 9 in link.pool._idle, "the living one is pooled")
+    await wait_until_async(lambda: len(door.shared.reactor) == watched + 1, "the others are closed")
     data = link.pool.take()
     assert data is not None
     assert data.ident == 9
@@ -280,15 +284,15 @@ async def test_a_data_connection_that_ends_with_its_preface_is_not_pooled(door: 
 async def test_the_same_client_takes_over_at_once_and_a_rival_does_not(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "LIFE_SIGN", GUARD)
+    monkeypatch.setattr(server, "LIFE_SIGN", GUARD_S)
     first, _ = await greet(door)
     first.listen(Answering(first))
     with pytest.raises(AssertionError, match=r"another client, .*, has this tunnel and answers"):
         await greet(door, instance="a rival")
     again, _ = await greet(door)
-    await until(lambda: len(door.taker.links) == 2, "the second link is made")
+    await wait_until_async(lambda: len(door.taker.links) == 2, "the second link is made")
     assert "the same client came back" in door.taker.lost[0]
-    await until(lambda: first.loss is not None, "the first one is over")
+    await wait_until_async(lambda: first.loss is not None, "the first one is over")
     again.close("done")
 
 
@@ -303,12 +307,12 @@ async def test_a_silent_client_gives_way_to_a_rival(door: Door) -> None:
 async def test_an_answer_that_came_while_the_server_was_stopped_counts(door: Door) -> None:
     channel, _ = await greet(door)
     link = door.taker.links[0]
-    await until(lambda: channel._frames, "the first ping is here")
+    await wait_until_async(lambda: channel._frames, "the first ping is here")
     door.shared.reactor.release(channel._sock)
     stopped, answered = threading.Event(), threading.Event()
 
     def answer() -> None:
-        stopped.wait(GUARD)
+        stopped.wait(GUARD_S)
         channel._sock.setblocking(True)
         channel._session.feed(channel._sock.recv(4096))
         view = memoryview(bytearray(4096))
@@ -321,10 +325,10 @@ async def test_an_answer_that_came_while_the_server_was_stopped_counts(door: Doo
     client = threading.Thread(target=answer)
     client.start()
     asking = asyncio.create_task(link.answers(0.1))
-    await until(lambda: link._answer is not None, "the question is asked")
-    await turns(3)
+    await wait_until_async(lambda: link._answer is not None, "the question is asked")
+    await run_loop_turns(3)
     stopped.set()
-    assert answered.wait(GUARD)
+    assert answered.wait(GUARD_S)
     time.sleep(0.2)  # noqa: ASYNC251  the loop stands still until the time for an answer is over
     assert await asking
     client.join()
@@ -334,11 +338,11 @@ async def test_an_answer_that_came_while_the_server_was_stopped_counts(door: Doo
 async def test_a_client_that_leaves_with_its_greeting_is_not_waited_for(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission, "PATIENCE", 10 * GUARD)
+    monkeypatch.setattr(admission, "PATIENCE", 10 * GUARD_S)
     hello = tls.TlsSession(tls.pinned_context(), server_side=False)
     hello.handshake()
     sock = door.knock(door.tunnel, hello.take())
     sock.shutdown(socket.SHUT_WR)  # greeting and end arrive as one event
-    await until(lambda: door.stats.refused_handshakes == 1, "it is refused")
-    await until(lambda: door.idle, "its socket is closed")
+    await wait_until_async(lambda: door.stats.refused_handshakes == 1, "it is refused")
+    await wait_until_async(lambda: door.idle, "its socket is closed")
     sock.close()

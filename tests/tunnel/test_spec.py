@@ -6,7 +6,7 @@ import pickle
 import pytest
 from hypothesis import given
 
-from tests.tunnel.strategies import loopback, recognisable_keys
+from tests.support.strategies import loopback, recognisable_keys
 from tunnel.model.options import make_spec
 from tunnel.model.spec import Address, Key
 from tunnel.model.url import parse

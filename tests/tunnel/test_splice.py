@@ -5,13 +5,13 @@ import resource
 
 import pytest
 
-from tests.tunnel.support import balanced
+from tests.support.engine_parts import no_descriptor_leak
 from tunnel.runtime import splice
 from tunnel.runtime.splice import Pipes
 
 
 def test_an_empty_pipe_is_kept_and_lent_again() -> None:
-    with balanced():
+    with no_descriptor_leak():
         pipes = Pipes()
         pipe = pipes.take()
         assert pipe is not None
@@ -23,7 +23,7 @@ def test_an_empty_pipe_is_kept_and_lent_again() -> None:
 
 
 def test_a_pipe_with_bytes_in_it_is_read_by_nobody_else() -> None:
-    with balanced():
+    with no_descriptor_leak():
         pipes = Pipes()
         pipe = pipes.take()
         assert pipe is not None
@@ -40,7 +40,7 @@ def test_a_pipe_with_bytes_in_it_is_read_by_nobody_else() -> None:
 def test_few_are_kept_and_not_too_many_lent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splice, "_KEPT", 2)
     monkeypatch.setattr(splice, "_AT_ONCE", 5)
-    with balanced():
+    with no_descriptor_leak():
         pipes = Pipes()
         lent = [pipe for _ in range(8) if (pipe := pipes.take())]
         assert len(lent) == 5
@@ -51,7 +51,7 @@ def test_few_are_kept_and_not_too_many_lent(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_descriptors_or_a_kernel_that_can_there_is_no_pipe() -> None:
-    with balanced():
+    with no_descriptor_leak():
         pipes = Pipes()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         try:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tunnel.support import until
+from tests.support.waiting import wait_until_async
 from tunnel.engine import admission
 from tunnel.engine.admission import Strangers
 
@@ -64,8 +64,8 @@ async def test_who_stays_silent_goes_in_time_and_who_has_proven_itself_stays(mon
         crowd.admit(someone)
     crowd.release(known)
     crowd.release(known)
-    await until(lambda: all(someone.why for someone in silent), "the silent ones were dismissed")
+    await wait_until_async(lambda: all(someone.why for someone in silent), "the silent ones were dismissed")
     assert not known.why
     late = Someone()
     crowd.admit(late)
-    await until(lambda: late.why == ["it said nothing in time"], "a later one too")
+    await wait_until_async(lambda: late.why == ["it said nothing in time"], "a later one too")

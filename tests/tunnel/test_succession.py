@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.ports import free_port
-from tests.scale import GUARD
-from tests.tunnel.support import Events, until
+from tests.support.engine_parts import Events
+from tests.support.ports import free_port
+from tests.support.scale import GUARD_S
+from tests.support.waiting import wait_until_async
 from tests.tunnel.test_engine import (
     KEY,
     UP,
@@ -41,7 +42,7 @@ async def succeeding(parts: Shared, old: Life, changed: TunnelSpec) -> AsyncIter
     """An engine in the place of another, which drains."""
     engine = Engine(old.engine.name, changed, shared=parts, sink=old.events.append)
     await engine.prepare(old.engine)
-    old.engine.drain(2 * GUARD)
+    old.engine.drain(2 * GUARD_S)
     life = Life(engine, old.events, asyncio.create_task(engine.run()))
     try:
         yield life
@@ -79,14 +80,14 @@ async def test_a_changed_server_takes_the_port_without_losing_anybody(shared: Sh
         await client.becomes(UP)
         async with contextlib.AsyncExitStack() as stack:
             reader, writer = await stack.enter_async_context(visit(visitors))
-            async with asyncio.timeout(GUARD):
+            async with asyncio.timeout(GUARD_S):
                 assert await reader.readexactly(3) == b"old"
             changed = server_spec(second, tunnel, mode=Mode.FORWARD)
             successor = await stack.enter_async_context(succeeding(shared, server, changed))
-            async with visit(visitors) as (other, _), asyncio.timeout(GUARD):  # while the link moves
+            async with visit(visitors) as (other, _), asyncio.timeout(GUARD_S):  # while the link moves
                 assert await other.readexactly(3) in {b"old", b"new"}
             await successor.becomes(UP)
-            async with visit(visitors) as (other, _), asyncio.timeout(GUARD):
+            async with visit(visitors) as (other, _), asyncio.timeout(GUARD_S):
                 assert await other.readexactly(3) == b"new"
             assert server.state is State.DRAINING
             writer.write_eof()
@@ -105,7 +106,7 @@ async def test_a_changed_client_keeps_accepting_on_its_port(shared: Shared) -> N
         await client.becomes(UP)
         changed = dataclasses.replace(client.engine.spec, data_tls=DataTls.PINNED)
         async with succeeding(shared, client, changed) as successor:
-            async with visit(visitors) as (reader, _), asyncio.timeout(GUARD):
+            async with visit(visitors) as (reader, _), asyncio.timeout(GUARD_S):
                 assert await reader.readexactly(4) == b"word"
             await successor.becomes(UP)
             assert successor.engine.snapshot().data_tls == 1
@@ -119,7 +120,7 @@ async def test_what_cannot_be_bound_leaves_the_old_one_as_it_was(shared: Shared)
         with pytest.raises(NetError, match="in use"):
             await Engine("successor", taken, shared=shared, sink=Events().append).prepare(server.engine)
         assert len(shared.reactor) == watched
-        async with visit(visitors_address(server, client)) as (reader, _), asyncio.timeout(GUARD):
+        async with visit(visitors_address(server, client)) as (reader, _), asyncio.timeout(GUARD_S):
             assert await reader.readexactly(4) == b"word"
 
 
@@ -139,16 +140,16 @@ async def test_the_server_is_the_first_to_close_data_connections(
         pair(shared, target, direction, data_tls=tls) as (server, client),
     ):
         data_port = int((server.engine.snapshot().data_addr or "").rpartition(":")[2])
-        async with visit(visitors_address(server, client)) as (reader, writer), asyncio.timeout(GUARD):
+        async with visit(visitors_address(server, client)) as (reader, writer), asyncio.timeout(GUARD_S):
             connection = (data_port, await client_port_of_the_visitor(server))
             writer.write(b"hello")
             if visitor_first:
                 writer.write_eof()
             assert await reader.read() == b"hello"
             writer.write_eof()
-            await until(lambda: not server.engine.snapshot().connections.active, "the visitor is served")
-            await until(lambda: not client.engine.snapshot().connections.active, "at the client too")
-        await until(lambda: "server" in lingering(*connection), "the server's end lingers")
+            await wait_until_async(lambda: not server.engine.snapshot().connections.active, "the visitor is served")
+            await wait_until_async(lambda: not client.engine.snapshot().connections.active, "at the client too")
+        await wait_until_async(lambda: "server" in lingering(*connection), "the server's end lingers")
         assert "client" not in lingering(*connection)
 
 
@@ -156,7 +157,7 @@ async def client_port_of_the_visitor(server: Life) -> int:
     """The client's port of the data connection that the only visitor has got: others may have ended otherwise."""
     link = server.engine._link
     assert link is not None
-    await until(lambda: link.relays, "the visitor has a data connection")
+    await wait_until_async(lambda: link.relays, "the visitor has a data connection")
     (relay,) = link.relays.values()
     port: int = relay._far.getpeername()[1]
     return port

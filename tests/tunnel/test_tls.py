@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tunnel.support import balanced, other_pem, pem, server_context, tls_pair
+from tests.support.engine_parts import no_descriptor_leak, other_pem, pem, server_context, tls_pair
 from tunnel.model.spec import Address, DataTls, Role, TunnelSpec
 from tunnel.runtime import tls
 from tunnel.runtime.tls import Identity, TlsError, TlsSession
@@ -106,7 +106,7 @@ def test_a_certificate_is_what_both_ends_take_it_for() -> None:
 async def test_a_process_makes_one_certificate_and_leaves_nothing_open() -> None:
     identity = Identity()
     first = await identity.context()
-    with balanced():
+    with no_descriptor_leak():
         assert await identity.context() is first
         assert await Identity().context() is not first
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tests.tunnel.strategies import addresses, recognisable_keys, urls
+from tests.support.strategies import addresses, recognisable_keys, urls
 from tunnel.model.spec import Address, Key, Role
 from tunnel.model.url import TunnelUrl, UrlError, looks_like_url, parse, parse_address
 

@@ -1,4 +1,4 @@
-"""The way to a broker, or to anything else that speaks TCP: it can stand still, or break again and again."""
+"""A TCP proxy in front of a broker that can hold all data back or break its connections."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import queue
 import socket
 import threading
 
-from tests.integration.peers import Address, connect
+from tests.support.peers import Address, connect
 
 
-class Road:
-    """A TCP proxy on loopback. Its manners may change at any moment."""
+class BrokerProxy:
+    """A TCP proxy on loopback whose behaviour may change at any moment."""
 
     def __init__(self, upstream: Address) -> None:
-        self.way = threading.Event()
-        """whether bytes go through; those of a connection that is given up in the meantime are lost"""
-        self.way.set()
-        self.taken = 0
-        """connections so far"""
+        self.is_flowing = threading.Event()
+        """set while bytes pass; while it is clear, the bytes of connections that close are lost"""
+        self.is_flowing.set()
+        self.accepted = 0
+        """number of connections accepted so far"""
         self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = int(self._listener.getsockname()[1])
@@ -28,23 +28,23 @@ class Road:
 
     @property
     def url(self) -> str:
-        """For a broker at its end."""
+        """The URL of the broker through this proxy."""
         return f"mqtt://127.0.0.1:{self.port}"
 
-    def kick(self) -> None:
-        """Break every connection there is."""
+    def break_connections(self) -> None:
+        """Break all connections."""
         with self._lock:
             for sock in self._open:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End all."""
+        """Stop listening and break all connections."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self.kick()
-        self.way.set()
+        self.break_connections()
+        self.is_flowing.set()
 
     def _accept(self) -> None:
         while True:
@@ -52,10 +52,10 @@ class Road:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            self.taken += 1
-            threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+            self.accepted += 1
+            threading.Thread(target=self._proxy, args=(near,), daemon=True).start()
 
-    def _carry(self, near: socket.socket) -> None:
+    def _proxy(self, near: socket.socket) -> None:
         with contextlib.suppress(OSError), near, connect(self._upstream) as far:
             near.settimeout(None)
             far.settimeout(None)
@@ -80,7 +80,7 @@ class Road:
                 data = source.recv(1 << 16)
             except OSError:
                 data = b""
-            if not data and not self.way.is_set():
+            if not data and not self.is_flowing.is_set():
                 with waiting.mutex:
                     waiting.queue.clear()
                 with contextlib.suppress(OSError):
@@ -92,7 +92,7 @@ class Road:
         with contextlib.suppress(OSError):
             while True:
                 data = waiting.get()
-                self.way.wait()
+                self.is_flowing.wait()
                 if not data:
                     break
                 sink.sendall(data)

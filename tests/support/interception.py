@@ -1,4 +1,4 @@
-"""Somebody on the path between the two ends: listens, records, cuts, replays, or poses as the other end."""
+"""A man in the middle between the two ends: records, cuts, replays, or terminates their TLS connections."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.integration.peers import PATIENCE, Address, connect
+from tests.support.peers import SOCKET_TIMEOUT_S, Address, connect
 
 TLS_FIRST_BYTE = 0x16
 
 
 @dataclass(eq=False)
-class Passage:
-    """One connection through the middle."""
+class InterceptedConnection:
+    """One connection through the proxy."""
 
     near: socket.socket
     far: socket.socket
     sent: bytearray = field(default_factory=bytearray)
-    """the first bytes that the client sent, in the clear where the middle ends the TLS"""
+    """the first bytes from the client, in clear text if the proxy terminates the TLS connection"""
     encrypted: bool = False
     over: bool = False
 
     def cut(self) -> None:
-        """End both halves."""
+        """Shut down both sides."""
         for sock in (self.near, self.far):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
 
-class Middle:
+class InterceptingProxy:
     """A TCP proxy in front of a tunnel port.
 
-    ``change`` may alter the first bytes that a client sends on a connection; ``mangle`` whatever passes, either way,
-    and cut it into pieces. With contexts, TLS connections end here and begin anew: the middle then reads what passes.
+    ``change`` may alter the first bytes that a client sends on a connection. ``mangle`` may alter and split all data in
+    both directions. With ``interception_contexts`` the proxy terminates TLS connections and reads the clear text.
     """
 
     def __init__(
@@ -52,29 +52,29 @@ class Middle:
         upstream: Address,
         *,
         change: Callable[[bytes], bytes] = lambda data: data,
-        contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
+        interception_contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
     ) -> None:
-        self.mangle: Callable[[Passage, bytes], Iterable[bytes]] = lambda _passage, data: [data]
+        self.mangle: Callable[[InterceptedConnection, bytes], Iterable[bytes]] = lambda _passage, data: [data]
         self._upstream = upstream
         self._change = change
-        self._contexts = contexts
+        self._contexts = interception_contexts
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port: int = self._listener.getsockname()[1]
-        self.passages: list[Passage] = []
+        self.passages: list[InterceptedConnection] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
-    def controls(self) -> list[Passage]:
-        """The control channels that are alive."""
+    def controls(self) -> list[InterceptedConnection]:
+        """The open control channels."""
         return [passage for passage in self.passages if passage.encrypted and not passage.over]
 
     @property
-    def data(self) -> list[Passage]:
-        """The unencrypted data connections, dead ones too."""
+    def data(self) -> list[InterceptedConnection]:
+        """The unencrypted data connections, closed ones included."""
         return [passage for passage in self.passages if not passage.encrypted and passage.sent]
 
     def close(self) -> None:
-        """End all."""
+        """Stop listening and shut down all connections."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -87,9 +87,9 @@ class Middle:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+            threading.Thread(target=self._proxy, args=(near,), daemon=True).start()
 
-    def _carry(self, near: socket.socket) -> None:
+    def _proxy(self, near: socket.socket) -> None:
         with contextlib.suppress(OSError), contextlib.ExitStack() as closing:
             closing.enter_context(near)
             first = near.recv(1, socket.MSG_PEEK)
@@ -102,7 +102,7 @@ class Middle:
             for sock in (near, far):
                 sock.settimeout(None)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            passage = Passage(near, far, encrypted=encrypted)
+            passage = InterceptedConnection(near, far, encrypted=encrypted)
             self.passages.append(passage)
             back = threading.Thread(target=self._pump, args=(passage, far, near), daemon=True)
             back.start()
@@ -112,7 +112,7 @@ class Middle:
 
     def _pump(
         self,
-        passage: Passage,
+        passage: InterceptedConnection,
         source: socket.socket,
         sink: socket.socket,
         record: bytearray | None = None,
@@ -132,8 +132,8 @@ class Middle:
 
 
 def is_closed(sock: socket.socket) -> bool:
-    """Whether the other end closes within the patience of a test, whatever it says before."""
-    sock.settimeout(PATIENCE)
+    """Whether the peer closes before the socket timeout, whatever it sends first."""
+    sock.settimeout(SOCKET_TIMEOUT_S)
     try:
         while sock.recv(1 << 16):
             pass
@@ -144,8 +144,8 @@ def is_closed(sock: socket.socket) -> bool:
     return True
 
 
-class Authority:
-    """A certificate authority of the test, with certificates for loopback."""
+class CertificateAuthority:
+    """A certificate authority for tests that issues certificates for loopback."""
 
     def __init__(self, directory: Path, name: str = "authority") -> None:
         self._directory = directory
@@ -156,7 +156,7 @@ class Authority:
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, name: str) -> tuple[Path, Path]:
-        """Files of a certificate for 127.0.0.1, ::1 and localhost, and of its key."""
+        """Write a certificate for 127.0.0.1, ::1 and localhost and its key; return both files."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = self._build(subject, key.public_key(), is_ca=False)
@@ -206,8 +206,8 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256())
 
 
-def contexts(certificate: Path, key: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """For a man in the middle: one that shows this certificate, one that believes any."""
+def interception_contexts(certificate: Path, key: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return a server context with this certificate and a client context that accepts any certificate."""
     as_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     as_server.load_cert_chain(certificate, key)
     as_client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -1,4 +1,4 @@
-"""Visitors and targets: the two outer ends of a tunnel, on raw sockets and threads."""
+"""Visitors and targets: the two outer ends of a tunnel, on blocking sockets and threads."""
 
 from __future__ import annotations
 
@@ -6,85 +6,80 @@ import contextlib
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from tests.scale import FULL, GUARD, allowed
+from tests.support.scale import GUARD_S, IS_FULL_SCALE, time_allowed
 
 Address = tuple[str, int]
-PATIENCE = GUARD
+SOCKET_TIMEOUT_S = GUARD_S
 """Seconds after which a silent socket fails its test."""
+_RETRY_INTERVAL_S = 0.01
+_FILLED_AFTER_S = 0.2
 
 
-def connect(address: Address, *, timeout: float = PATIENCE, source: str = "") -> socket.socket:
-    """A connected socket that fails rather than waits for ever."""
+def connect(address: Address, *, timeout: float = SOCKET_TIMEOUT_S, source: str = "") -> socket.socket:
+    """Return a connected socket whose operations fail after ``timeout`` seconds."""
     sock = socket.create_connection(address, timeout, (source, 0) if source else None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 
 def receive_all(sock: socket.socket) -> bytes:
-    """Everything up to the end of the stream."""
+    """Receive everything up to the end of the stream."""
     parts = []
     while part := sock.recv(1 << 16):
         parts.append(part)
     return b"".join(parts)
 
 
-def receive(sock: socket.socket, count: int) -> bytes:
-    """Exactly ``count`` bytes, fewer only at the end of the stream."""
+def receive_exactly(sock: socket.socket, count: int) -> bytes:
+    """Receive ``count`` bytes; fewer only if the stream ends."""
     parts = b""
     while len(parts) < count and (part := sock.recv(count - len(parts))):
         parts += part
     return parts
 
 
-def exchange(address: Address, payload: bytes, *, timeout: float = PATIENCE) -> bytes:
-    """What comes back for a payload and a half-close. The payload fits the buffers on the way."""
+def exchange(address: Address, payload: bytes, *, timeout: float = SOCKET_TIMEOUT_S) -> bytes:
+    """Return the answer to a payload and a half-close. The payload must fit the buffers on the way."""
     with connect(address, timeout=timeout) as sock:
         sock.sendall(payload)
         sock.shutdown(socket.SHUT_WR)
         return receive_all(sock)
 
 
-def ask(sock: socket.socket, payload: bytes) -> bytes:
-    """As many bytes back as were sent."""
+def round_trip(sock: socket.socket, payload: bytes) -> bytes:
+    """Send a payload and receive as many bytes."""
     sock.sendall(payload)
-    return receive(sock, len(payload))
+    return receive_exactly(sock, len(payload))
 
 
-class Connects(Protocol):
-    """How to become a visitor."""
+class VisitorFactory(Protocol):
+    """Connects a new visitor."""
 
     def __call__(self, *, timeout: float) -> socket.socket: ...
 
 
-def first_byte(where: Address | Connects, *, within: float) -> float:
-    """Seconds until an echo comes back, trying anew as an impatient user would."""
-    visit: Connects = partial(connect, where) if isinstance(where, tuple) else where
-    limit, patience = allowed(within), 0.5 if FULL else 3.0
+def time_to_first_byte(where: Address | VisitorFactory, *, within: float) -> float:
+    """Return the seconds until an echo comes back, retrying as an impatient user would."""
+    visit: VisitorFactory = partial(connect, where) if isinstance(where, tuple) else where
+    limit, attempt_timeout = time_allowed(within), 0.5 if IS_FULL_SCALE else 3.0
     began = time.monotonic()
     while (left := began + limit - time.monotonic()) > 0:
         token = os.urandom(8)
-        with contextlib.suppress(OSError), visit(timeout=min(left, patience)) as sock:
-            if ask(sock, token) == token:
+        with contextlib.suppress(OSError), visit(timeout=min(left, attempt_timeout)) as sock:
+            if round_trip(sock, token) == token:
                 return time.monotonic() - began
-        time.sleep(0.01)
+        time.sleep(_RETRY_INTERVAL_S)
     raise AssertionError(f"no echo within {limit:g} s")
 
 
-def reset(sock: socket.socket) -> None:
-    """Close so that the other side sees a reset."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
-
-def ending(sock: socket.socket) -> str:
-    """How a silent stream ends: ``end`` or ``reset``."""
+def read_stream_end(sock: socket.socket) -> str:
+    """Read to the end of a stream: ``end`` for an empty one, ``reset``, or the number of bytes before the end."""
     try:
         rest = receive_all(sock)
     except ConnectionResetError:
@@ -93,14 +88,14 @@ def ending(sock: socket.socket) -> str:
 
 
 def echo(sock: socket.socket) -> None:
-    """Send back what comes, to the end."""
+    """Send back every byte, then the end of the stream."""
     while part := sock.recv(1 << 16):
         sock.sendall(part)
     sock.shutdown(socket.SHUT_WR)
 
 
 class Target:
-    """A listening socket whose connections are served by threads."""
+    """A listening socket whose connections are served by one thread each."""
 
     def __init__(
         self, serve: Callable[[socket.socket], None], host: str = "127.0.0.1", listener: socket.socket | None = None
@@ -118,20 +113,20 @@ class Target:
 
     @property
     def address(self) -> Address:
-        """Where it listens."""
+        """The address it listens on."""
         return self.host, self.port
 
     @property
     def active(self) -> int:
-        """Connections that are being served."""
+        """The number of connections being served."""
         with self._lock:
             return len(self._open)
 
     def close(self) -> None:
-        """Stop listening and cut every connection."""
+        """Stop listening and shut down every connection."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(PATIENCE)
+        self._thread.join(SOCKET_TIMEOUT_S)
         self._listener.close()
         with self._lock:
             for sock in self._open:
@@ -144,7 +139,7 @@ class Target:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            sock.settimeout(PATIENCE)
+            sock.settimeout(SOCKET_TIMEOUT_S)
             with self._lock:
                 self.accepted += 1
                 self._open.add(sock)
@@ -160,24 +155,24 @@ class Target:
 
 
 class BlackHole:
-    """An address whose kernel never answers: its backlog is full and nobody accepts."""
+    """An address that never answers a SYN: its backlog is full and nothing accepts."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=0)
         self.host, self.port = "127.0.0.1", self._listener.getsockname()[1]
-        self._stuffing: list[socket.socket] = []
-        while len(self._stuffing) < 16:
+        self._fillers: list[socket.socket] = []
+        while len(self._fillers) < 16:
             sock = socket.socket()
             sock.setblocking(False)
-            self._stuffing.append(sock)
+            self._fillers.append(sock)
             with contextlib.suppress(BlockingIOError):
                 sock.connect((self.host, self.port))
-            if not select.select([], [sock], [], 0.2)[1]:
+            if not select.select([], [sock], [], _FILLED_AFTER_S)[1]:
                 return
         raise AssertionError("the backlog never filled")
 
     def close(self) -> None:
         """Answer again, with a refusal."""
-        for sock in self._stuffing:
+        for sock in self._fillers:
             sock.close()
         self._listener.close()

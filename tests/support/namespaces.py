@@ -1,4 +1,4 @@
-"""Hosts of our own: network namespaces with names and addresses as the examples write them."""
+"""Network namespaces as hosts, with the host names and addresses that the documentation's examples use."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import subprocess
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
-from tests.integration.peers import PATIENCE, Address
+from tests.support.peers import SOCKET_TIMEOUT_S, Address
 
 _CLONE_NEWNET = 0x40000000
 
 
 def missing() -> str | None:
-    """Why there can be no namespaces here, or None."""
+    """Return why network namespaces cannot be made here, or None if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     for tool in ("ip", "iptables"):
@@ -36,7 +36,7 @@ def _run(*command: str) -> None:
 
 
 class Host:
-    """One namespace. Sockets made inside it stay in it, whoever uses them."""
+    """One namespace. A socket made inside stays inside, whichever thread uses it."""
 
     def __init__(self, name: str, names: Mapping[str, str]) -> None:
         self.name = name
@@ -49,21 +49,21 @@ class Host:
         self.run("ip", "link", "set", "lo", "up")
 
     def run(self, *command: str) -> None:
-        """Run a command inside."""
+        """Run a command inside the namespace."""
         _run(*self.prefix, *command)
 
     def read(self, path: str) -> str:
-        """A file as it looks from inside; those of /proc/net differ from host to host."""
+        """Read a file from inside the namespace; the files of /proc/net differ between namespaces."""
         with self.entered():
             return Path(path.replace("/proc/net", "/proc/thread-self/net")).read_text()
 
     def set(self, name: str, value: int) -> None:
-        """Set a sysctl, named as below /proc/sys."""
+        """Set a sysctl; ``name`` is its path below /proc/sys."""
         with self.entered():
             (Path("/proc/sys") / name).write_text(str(value))
 
     def close(self) -> None:
-        """Remove it and everything in it."""
+        """Remove the namespace with everything in it."""
         subprocess.run(["ip", "netns", "del", self.name], check=False, capture_output=True)
         shutil.rmtree(self._hosts, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -71,7 +71,7 @@ class Host:
 
     @contextlib.contextmanager
     def entered(self) -> Generator[None]:
-        """Let this thread be inside: what it opens belongs to this host."""
+        """Move this thread into the namespace: the sockets it opens belong to this host."""
         libc = ctypes.CDLL(None, use_errno=True)
         with Path("/proc/thread-self/ns/net").open() as home, Path(f"/run/netns/{self.name}").open() as here:
             if libc.setns(here.fileno(), _CLONE_NEWNET):
@@ -82,12 +82,12 @@ class Host:
                 libc.setns(home.fileno(), _CLONE_NEWNET)
 
     def listener(self, address: Address) -> socket.socket:
-        """A listening socket inside."""
+        """Return a listening socket inside the namespace."""
         with self.entered():
             return socket.create_server(address, backlog=4096)
 
-    def connect(self, address: Address, *, timeout: float = PATIENCE) -> socket.socket:
-        """A connection from inside."""
+    def connect(self, address: Address, *, timeout: float = SOCKET_TIMEOUT_S) -> socket.socket:
+        """Return a connection made from inside the namespace."""
         with self.entered():
             sock = socket.socket()
         sock.settimeout(timeout)
@@ -100,11 +100,11 @@ class Host:
 
 
 End = tuple[Host, str, str]
-"""One end of a wire: a host, the name of the device on it, its address."""
+"""One end of a cable: the host, the name of its network device, its address."""
 
 
 class Network:
-    """A client's host, a server's host, and one behind the server: 10.1.0.2 - 10.1.0.1, 10.2.0.1 - 10.2.0.2."""
+    """The client's host, the server's host, and a host behind the server: 10.1.0.2 - 10.1.0.1, 10.2.0.1 - 10.2.0.2."""
 
     behind = ("internal-web", "db-server", "api-gateway", "backend", "web-app", "app", "service")
 
@@ -125,7 +125,7 @@ class Network:
         return host
 
     def join(self, server: End, client: End, undo: contextlib.ExitStack) -> None:
-        """Make the wire between the server's host and the client's; ``undo`` may be told how to take it away."""
+        """Connect the server's host with the client's; ``undo`` receives what must be undone at the end."""
         self._cable(server, client)
 
     def _cable(self, left: End, right: End) -> None:
@@ -138,12 +138,12 @@ class Network:
             host.run("ip", "link", "set", device, "up")
 
     def only_reachable(self, port: int | None, verdict: str = "DROP") -> None:
-        """Let the client's host reach one port of the server's host and no other; None: all of them again."""
+        """Let the client's host reach one port of the server's host and no other, or all ports for None."""
         self.server.run("iptables", "-F", "INPUT")
         if port is not None:
             rule = f"-A INPUT -i client0 -p tcp ! --dport {port} -j {verdict}"
             self.server.run("iptables", *rule.split())
 
     def close(self) -> None:
-        """Remove all."""
+        """Remove all hosts."""
         self._closing.close()
