@@ -62,9 +62,9 @@ fuzz: $(VENV)/installed-dev
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' 2>/dev/null || true
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
-# of the dashboard, taken of the running demonstration; look at them before you keep them
+# Screenshots of the dashboard on the running demonstration; check them before you commit them.
 pictures: $(VENV)/installed
-	$(BIN)/python -m tui.picture $(PICTURES_FOLDER)
+	$(BIN)/python -m tests.pictures $(PICTURES_FOLDER)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,4 +1,7 @@
-"""The door: one URL goes the light way, everything else to the commands. Imports nothing heavy by itself."""
+"""The entry point of the command line: one URL takes the light path, everything else the commands.
+
+Nothing heavy is imported here: a process that runs one URL stays small.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 
-def main(run: Callable[[Sequence[str]], int] | None = None) -> int:
-    """Run the command line of this process; the exit code. ``run`` stands for our commands where there are more."""
-    # A Ctrl-C while modules are still being imported ends the process quietly; what runs longer sets its own handlers.
+def main(run_command: Callable[[Sequence[str]], int] | None = None) -> int:
+    """Run the command line of this process. Returns the exit code.
+
+    ``run_command`` runs a command; without it the commands of this package are available.
+    """
+    # Ctrl-C during imports ends the process without a traceback; whatever runs longer installs its own handlers.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
@@ -17,15 +23,17 @@ def main(run: Callable[[Sequence[str]], int] | None = None) -> int:
     arguments = sys.argv[1:]
     try:
         if arguments and "://" in arguments[0]:
-            from orchestrator import single  # noqa: PLC0415  each way imports only what it needs
+            from orchestrator import single  # noqa: PLC0415  each path imports only what it needs
 
             return single.main(arguments)
-        from orchestrator.commands import local as commands  # noqa: PLC0415  as above
+        if run_command is not None:
+            return run_command(arguments)
+        from orchestrator.commands import command_line  # noqa: PLC0415  as above
 
-        return (run or commands.run)(arguments)
+        return command_line.run(arguments)
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # noqa: BLE001  a defect of ours: its place helps us, a traceback nobody
+    except Exception as error:  # noqa: BLE001  a defect of this program: its place helps us, a traceback does not help users
         from orchestrator.process.process import say  # noqa: PLC0415
         from orchestrator.supervisor.defects import describe_defect  # noqa: PLC0415  as above
 

@@ -1,4 +1,4 @@
-"""Asks a running daemon, over its socket: for commands that come and go, so nothing heavy is imported."""
+"""A client of the local API over the Unix socket, for commands that run briefly: it imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,115 +14,117 @@ from urllib.parse import quote, urlencode
 
 Json = dict[str, Any]
 
-_PATIENCE: Final = 10.0  # seconds for one answer
-_LONG_PATIENCE: Final = 60.0  # seconds for a reload of many tunnels, or for the next sign of life of a stream
-
-
-_END: Final = b": end\n"  # the last line of a stream whose daemon ends; without it the daemon broke down
+_ANSWER_TIMEOUT_S: Final = 10.0
+_SLOW_ANSWER_TIMEOUT_S: Final = 60.0  # for a reload of many tunnels, or for the next heartbeat of a stream
+_POLL_INTERVAL_S: Final = 0.05
+_HEADERS: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
+_END_OF_STREAM: Final = b": end\n"  # the last line of a stream that the daemon ended; missing if the daemon crashed
 
 
 class NoDaemonError(Exception):
-    """Nobody answers at the socket; the message is a sentence."""
+    """No daemon answers at the socket; the message is a sentence."""
 
 
-class RefusedError(Exception):
-    """The daemon answered that it will not; the message is its sentence."""
+class RequestRefusedError(Exception):
+    """The daemon refused the request; the message is the sentence of its answer."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, patience: float) -> None:
-        super().__init__("localhost", timeout=patience)
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
-        self._patience = patience
+        self._timeout_s = timeout_s
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self._patience)
+        self.sock.settimeout(self._timeout_s)
         self.sock.connect(str(self._path))
 
 
-class Client:
-    """The local API of the daemon at a socket. All methods raise NoDaemonError and RefusedError."""
+class ApiClient:
+    """The local API of the daemon at a socket. All methods raise NoDaemonError and RequestRefusedError."""
 
-    def __init__(self, path: Path, patience: float = _PATIENCE) -> None:
+    def __init__(self, path: Path, timeout_s: float = _ANSWER_TIMEOUT_S) -> None:
         self.path = path
-        self._patience = patience
+        self._timeout_s = timeout_s
 
     def status(self) -> Json:
-        """The object of ``ps --json``."""
-        return self._ask("GET", "/v1/status")
+        """Return the object of ``ps --json``."""
+        return self._request("GET", "/v1/status")
 
     def tunnel(self, name: str) -> Json:
-        """One element of its ``tunnels``, with its settings and where they are written."""
-        return self._ask("GET", f"/v1/tunnels/{quote(name, safe='')}")
+        """Return one element of its ``tunnels`` with the settings and their places in the file."""
+        return self._request("GET", f"/v1/tunnels/{quote(name, safe='')}")
 
-    def command(self, verb: str, name: str, timeout: float | None = None) -> Json:
-        """start, stop, restart, drain or retry; ``timeout`` seconds is the limit of the drain."""
-        body = {} if timeout is None else {"timeout": timeout}
-        return self._ask("POST", f"/v1/tunnels/{quote(name, safe='')}/{verb}", body)
+    def command(self, verb: str, name: str, timeout_s: float | None = None) -> Json:
+        """Send start, stop, restart, drain or retry; ``timeout_s`` limits the drain."""
+        body = {} if timeout_s is None else {"timeout": timeout_s}
+        return self._request("POST", f"/v1/tunnels/{quote(name, safe='')}/{verb}", body)
 
     def plan(self) -> Json:
-        """What a reload would change."""
-        return self._ask("GET", "/v1/plan", patience=_LONG_PATIENCE)
+        """Return what a reload would change."""
+        return self._request("GET", "/v1/plan", timeout_s=_SLOW_ANSWER_TIMEOUT_S)
 
     def reload(self) -> Json:
-        """Read the file again; the result per entry."""
-        return self._ask("POST", "/v1/reload", {}, patience=_LONG_PATIENCE)
+        """Read the file again. Returns the result per entry."""
+        return self._request("POST", "/v1/reload", {}, timeout_s=_SLOW_ANSWER_TIMEOUT_S)
 
     def logs(self, names: Iterable[str], count: int, level: str, *, follow: bool) -> Iterator[Json]:
-        """The last events of some tunnels (none: all), and with ``follow`` each new one, until the daemon ends."""
-        query = [*(("tunnel", name) for name in names), ("n", count), ("level", level), ("follow", _switch(follow))]
+        """Yield the last events of some tunnels (none: all); with ``follow`` each new one, until the daemon ends."""
+        query = [*(("tunnel", name) for name in names), ("n", count), ("level", level), ("follow", _flag(value=follow))]
         if follow:
             return self._stream(f"/v1/logs?{urlencode(query)}")
-        return iter(self._ask("GET", f"/v1/logs?{urlencode(query)}")["lines"])
+        return iter(self._request("GET", f"/v1/logs?{urlencode(query)}")["lines"])
 
     def events(self, count: int, *, follow: bool) -> Iterator[Json]:
-        """The last state changes, reloads and commands, and with ``follow`` each new one, until the daemon ends."""
-        return self._stream(f"/v1/events?{urlencode([('n', count), ('follow', _switch(follow))])}")
+        """Yield the last state changes, reloads and commands; with ``follow`` each new one, until the daemon ends."""
+        return self._stream(f"/v1/events?{urlencode([('n', count), ('follow', _flag(value=follow))])}")
 
     def shutdown(self, *, drain: bool = True) -> Json:
-        """Drain and end, or end at once; the answer comes at once."""
-        return self._ask("POST", "/v1/shutdown", {"drain": drain})
+        """Drain and end the daemon, or end it at once. Returns before it has ended."""
+        return self._request("POST", "/v1/shutdown", {"drain": drain})
 
     def is_ready(self) -> bool:
-        """Whether a daemon answers that every tunnel was started."""
+        """Whether a daemon answers that every enabled tunnel is started."""
         try:
-            with self._answer("GET", "/readyz", None, self._patience) as response:
+            with self._open_response("GET", "/readyz", None, self._timeout_s) as response:
                 return response.status == 200
         except NoDaemonError:
             return False
 
-    def wait_gone(self, timeout: float | None = None) -> bool:
-        """Wait until nobody answers any more; False after ``timeout`` seconds."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def wait_until_ended(self, timeout_s: float | None = None) -> bool:
+        """Wait until the socket accepts no connections. Returns False after ``timeout_s``."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while deadline is None or time.monotonic() < deadline:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                probe.settimeout(self._patience)
+                probe.settimeout(self._timeout_s)
                 try:
                     probe.connect(str(self.path))
                 except OSError:
                     return True
-            time.sleep(0.05)
+            time.sleep(_POLL_INTERVAL_S)
         return False
 
-    def _ask(self, method: str, path: str, body: Json | None = None, *, patience: float | None = None) -> Json:
-        with self._answer(method, path, body, patience or self._patience) as response:
-            return _object(response)
+    def _request(self, method: str, path: str, body: Json | None = None, *, timeout_s: float | None = None) -> Json:
+        with self._open_response(method, path, body, timeout_s or self._timeout_s) as response:
+            return _parse_object(response)
 
     def _stream(self, path: str) -> Iterator[Json]:
-        with self._answer("GET", path, None, _LONG_PATIENCE) as response:
+        with self._open_response("GET", path, None, _SLOW_ANSWER_TIMEOUT_S) as response:
             if response.status >= 400:
-                _object(response)
+                _parse_object(response)
             for line in response:
                 if line.startswith(b"data: "):
                     yield json.loads(line[6:])
-                elif line == _END:
+                elif line == _END_OF_STREAM:
                     return
             raise NoDaemonError(f"the daemon at {self.path} is gone")
 
     @contextlib.contextmanager
-    def _answer(self, method: str, path: str, body: Json | None, patience: float) -> Iterator[http.client.HTTPResponse]:
-        connection = _UnixConnection(self.path, patience)
+    def _open_response(
+        self, method: str, path: str, body: Json | None, timeout_s: float
+    ) -> Iterator[http.client.HTTPResponse]:
+        connection = _UnixConnection(self.path, timeout_s)
         try:
             connection.request(method, path, None if body is None else json.dumps(body), _HEADERS if body else {})
             yield connection.getresponse()
@@ -130,25 +132,23 @@ class Client:
             raise NoDaemonError(f"no daemon answers at {self.path}; start one with: nodepass-orch up") from None
         except PermissionError:
             raise NoDaemonError(f"the daemon at {self.path} belongs to another user") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            what = "in time" if isinstance(error, TimeoutError) else "as a daemon of this program does"
-            raise NoDaemonError(f"the daemon at {self.path} does not answer {what}") from None
+        except TimeoutError:
+            raise NoDaemonError(f"the daemon at {self.path} does not answer in time") from None
+        except (OSError, http.client.HTTPException, ValueError):
+            raise NoDaemonError(f"the process at {self.path} does not answer as a nodepass-orch daemon") from None
         finally:
             connection.close()
 
 
-_HEADERS: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
-
-
-def _object(response: http.client.HTTPResponse) -> Json:
-    """The answer; raises RefusedError where it is a refusal, ValueError where it is no object."""
+def _parse_object(response: http.client.HTTPResponse) -> Json:
+    """Return the JSON object of an answer. Raises RequestRefusedError, and ValueError if the body is no object."""
     answer = json.loads(response.read())
     if not isinstance(answer, dict):
         raise ValueError("no object")
     if response.status >= 400:
-        raise RefusedError(str(answer.get("detail") or answer.get("title") or response.reason))
+        raise RequestRefusedError(str(answer.get("detail") or answer.get("title") or response.reason))
     return answer
 
 
-def _switch(value: bool) -> str:  # noqa: FBT001  a value to be written, not a flag
+def _flag(*, value: bool) -> str:
     return "true" if value else "false"

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from orchestrator.api import doors
+from orchestrator.api.server import serve_api
 from orchestrator.mqtt.start import publishing
 from orchestrator.process import paths
 from orchestrator.supervisor.bus import HOUSE, Bus
@@ -68,7 +68,7 @@ async def running(
         bus.subscribe(listen)
         desk = Desk(supervisor, read_only=read_only)
         async with (
-            doors.opened(desk, socket, manifest.supervisor),
+            serve_api(desk, socket, manifest.supervisor),
             watching(supervisor.sources, supervisor.follow, bus),
             publishing(desk, manifest),
         ):

@@ -1,4 +1,4 @@
-"""A demonstration that needs nothing but this machine's loopback: tunnels of both directions, an origin, visitors."""
+"""A demonstration on the loopback interface: tunnels of both directions, a target server and simulated visitors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator import daemon
 from orchestrator.config.load import load
 from orchestrator.process.process import prepare_to_serve, say, stop_signals
 from orchestrator.supervisor.defects import show_no_tracebacks
-from orchestrator.table import align, size
+from orchestrator.table import align_columns, format_bytes
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
 
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     from tunnel.model.events import EventSink
     from tunnel.model.state import Snapshot
 
-STRANDED: Final = "stranded-client"
-"""The tunnel that cannot reach its target."""
+UNREACHABLE_CLIENT: Final = "unreachable-client"
+"""The tunnel whose target refuses connections."""
 
-_VISITORS: Final = 3  # at each entrance at once
-_PATIENCE: Final = 5.0  # seconds that a visitor waits for an answer
+_VISITORS_PER_INGRESS: Final = 3
+_ANSWER_TIMEOUT_S: Final = 5.0  # of one visitor
+_COOLDOWN_TIMEOUT_S: Final = 2.0
+_POLL_INTERVAL_S: Final = 0.02
 _FILE: Final = """\
-# The file of this demonstration. Another terminal can look at it: nodepass-orch ps --socket {folder}/demo.sock
+# The file of this demonstration. Show its tunnels in another terminal: nodepass-orch ps --socket {folder}/demo.sock
 version: 1
 supervisor:
   api: demo.sock
@@ -44,125 +46,127 @@ defaults:
   client_cooldown: 3s
   shutdown_timeout: 1s
 tunnels:
-  # reverse: the server accepts visitors, the client dials the origin
-  reverse-server: server://127.0.0.1:{link_1}/127.0.0.1:{door_1}
-  reverse-client: client://127.0.0.1:{link_1}/127.0.0.1:{origin}
-  # forward: the client accepts visitors, the server dials the origin
-  forward-server: server://127.0.0.1:{link_2}/127.0.0.1:{origin}?mode=forward
-  forward-client: client://127.0.0.1:{link_2}/127.0.0.1:{door_2}
-  # nobody listens on the target of these: see how a tunnel waits, and says why
-  stranded-server: server://127.0.0.1:{link_3}/127.0.0.1:{door_3}
-  stranded-client: client://127.0.0.1:{link_3}/127.0.0.1:{nowhere}
+  # reverse: the server accepts visitors, the client dials the target
+  reverse-server: server://127.0.0.1:{tunnel_1}/127.0.0.1:{ingress_1}
+  reverse-client: client://127.0.0.1:{tunnel_1}/127.0.0.1:{target}
+  # forward: the client accepts visitors, the server dials the target
+  forward-server: server://127.0.0.1:{tunnel_2}/127.0.0.1:{target}?mode=forward
+  forward-client: client://127.0.0.1:{tunnel_2}/127.0.0.1:{ingress_2}
+  # the target of these refuses connections: they show the state cooldown and its reason
+  unreachable-server: server://127.0.0.1:{tunnel_3}/127.0.0.1:{ingress_3}
+  unreachable-client: client://127.0.0.1:{tunnel_3}/127.0.0.1:{closed}
 """
 
 
 @dataclass(slots=True)
-class Tally:
-    """What the visitors saw."""
+class VisitorCounts:
+    """How many requests of simulated visitors were answered, and how many failed."""
 
-    served: int = 0
+    answered: int = 0
     failed: int = 0
 
 
-def run(duration: float | None, log: EventSink) -> str:
-    """Play until a signal, or for ``duration`` seconds; a summary for people."""
+def run(duration_s: float | None, log: EventSink) -> str:
+    """Run until a process signal, or for ``duration_s``. Returns a summary."""
     prepare_to_serve()
     show_no_tracebacks()
     with tempfile.TemporaryDirectory(prefix="nodepass-orch-demo-") as folder:
-        return asyncio.run(_play(Path(folder), duration, log))
+        return asyncio.run(_run(Path(folder), duration_s, log))
 
 
-async def _play(folder: Path, duration: float | None, log: EventSink) -> str:
-    tally = Tally()
-    async with origin_server() as origin:
-        names = ("link_1", "door_1", "link_2", "door_2", "link_3", "door_3", "nowhere")
+async def _run(folder: Path, duration_s: float | None, log: EventSink) -> str:
+    counts = VisitorCounts()
+    async with serve_target() as target:
+        names = ("tunnel_1", "ingress_1", "tunnel_2", "ingress_2", "tunnel_3", "ingress_3", "closed")
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         file = folder / "tunnels.yaml"
         (folder / "demo.key").touch(mode=0o600)
         (folder / "demo.key").write_text(secrets.token_urlsafe(32), encoding="ascii")
-        file.write_text(_FILE.format(folder=folder, origin=origin, **ports), encoding="utf-8")
+        file.write_text(_FILE.format(folder=folder, target=target, **ports), encoding="utf-8")
         manifest = load(file, {})
-        say(f"the demonstration runs from {file}; end it with Ctrl-C")
+        say(f"the demonstration runs the file {file}; end it with Ctrl-C")
         with daemon.claimed_socket(manifest, folder / "demo.sock", os.environ) as socket:
             async with daemon.running(manifest, socket, log, LogLevel.INFO) as supervisor:
-                doors = [ports["door_1"], ports["door_2"]] * _VISITORS
-                seen = await _with_visitors(supervisor, doors, ports["door_3"], duration, tally)
-    return summary(seen, tally.served, tally.failed)
+                visitors = [
+                    *(simulate_visitor(ports["ingress_1"], counts) for _ in range(_VISITORS_PER_INGRESS)),
+                    *(simulate_visitor(ports["ingress_2"], counts) for _ in range(_VISITORS_PER_INGRESS)),
+                    simulate_refused_visitor(ports["ingress_3"]),
+                ]
+                tasks = [asyncio.create_task(visitor) for visitor in visitors]
+                last = await _run_supervisor(supervisor, tasks, duration_s)
+    return format_summary(last, counts)
 
 
-async def _with_visitors(
-    supervisor: Supervisor, doors: Sequence[int], stranded: int, duration: float | None, tally: Tally
+async def _run_supervisor(
+    supervisor: Supervisor, visitors: Sequence[asyncio.Task[None]], duration_s: float | None
 ) -> tuple[Snapshot, ...]:
-    """The supervisor's whole life, with visitors at the doors; what was seen when it was told to end."""
-    seen: tuple[Snapshot, ...] = ()
+    """Run the supervisor until it ends. Returns the snapshots from the moment at which the shutdown began."""
+    last: tuple[Snapshot, ...] = ()
 
-    def end() -> None:
-        nonlocal seen
-        seen = supervisor.snapshots()
+    def shut_down() -> None:
+        nonlocal last
+        last = supervisor.snapshots()
         supervisor.shutdown()
 
-    with stop_signals(end, supervisor.close):
-        life = asyncio.create_task(supervisor.run())
-        visitors = [asyncio.create_task(visit(door, tally)) for door in doors]
-        visitors.append(asyncio.create_task(knock(stranded)))
-        ending = asyncio.create_task(supervisor.until_stopping())
-        await asyncio.wait([life, ending], timeout=duration, return_when=asyncio.FIRST_COMPLETED)
+    with stop_signals(shut_down, supervisor.close):
+        run = asyncio.create_task(supervisor.run())
+        stopping = asyncio.create_task(supervisor.until_stopping())
+        await asyncio.wait([run, stopping], timeout=duration_s, return_when=asyncio.FIRST_COMPLETED)
         for visitor in visitors:
             visitor.cancel()
         await asyncio.wait(visitors)
-        if not ending.done():
-            await _settled(supervisor)
-            end()
-        await life
-    return seen or supervisor.snapshots()
+        if not stopping.done():
+            await _wait_for_cooldown(supervisor)
+            shut_down()
+        await run
+    return last or supervisor.snapshots()
 
 
-async def _settled(supervisor: Supervisor) -> None:
-    """Wait until the stranded one has noticed, which takes its first visitor."""
+async def _wait_for_cooldown(supervisor: Supervisor) -> None:
+    """Wait until the client without a target has failed to dial, which takes its first visitor."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(2.0):
-            while supervisor.snapshot(STRANDED).state is not State.COOLDOWN:  # noqa: ASYNC110  snapshots announce nothing
-                await asyncio.sleep(0.02)
+        async with asyncio.timeout(_COOLDOWN_TIMEOUT_S):
+            while supervisor.snapshot(UNREACHABLE_CLIENT).state is not State.COOLDOWN:  # noqa: ASYNC110  a snapshot is no event
+                await asyncio.sleep(_POLL_INTERVAL_S)
 
 
-def summary(tunnels: Sequence[Snapshot], served: int, failed: int) -> str:
-    """What happened, for people: each tunnel's visitors and bytes, and why one of them waits."""
-    rows = [("TUNNEL", "DIRECTION", "STATE", "VISITORS", "BYTES IN", "BYTES OUT", "REASON")]
-    for tunnel in tunnels:
-        moved = tunnel.bytes
-        rows.append(
-            (
-                tunnel.name,
-                tunnel.direction or "-",
-                tunnel.state.value,
-                str(tunnel.connections.total),
-                size(moved.from_visitors),
-                size(moved.to_visitors),
-                (tunnel.reason or "") if tunnel.state is not State.UP else "",
-            )
+def format_summary(tunnels: Sequence[Snapshot], counts: VisitorCounts) -> str:
+    """Return each tunnel's visitors and bytes, and the reason if it is not up."""
+    rows = [("TUNNEL", "DIRECTION", "STATE", "VISITORS", "FROM VISITORS", "TO VISITORS", "REASON")]
+    rows += [
+        (
+            tunnel.name,
+            tunnel.direction or "-",
+            tunnel.state.value,
+            str(tunnel.connections.total),
+            format_bytes(tunnel.bytes.from_visitors),
+            format_bytes(tunnel.bytes.to_visitors),
+            (tunnel.reason or "") if tunnel.state is not State.UP else "",
         )
-    return f"{align(rows)}\n{served} answers arrived at the visitors, {failed} did not."
+        for tunnel in tunnels
+    ]
+    return f"{align_columns(rows)}\n{counts.answered} requests of visitors were answered, {counts.failed} failed."
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses; all held at once, so that they differ."""
+    """Return distinct free ports: all are held open at the same time."""
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(sockets.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [int(sock.getsockname()[1]) for sock in held]
 
 
 @contextlib.asynccontextmanager
-async def origin_server() -> AsyncIterator[int]:
-    """An HTTP server with one page; its port."""
-    server = await asyncio.start_server(_answer, "127.0.0.1", 0)
+async def serve_target() -> AsyncIterator[int]:
+    """Run an HTTP server with one page until the context ends; yields its port."""
+    server = await asyncio.start_server(_serve_pages, "127.0.0.1", 0)
     try:
         yield int(server.sockets[0].getsockname()[1])
     finally:
         server.close()
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    page = b"All is well behind the tunnel.\n" * 64
+async def _serve_pages(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    page = b"This page came through a tunnel.\n" * 64
     with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         while await reader.readuntil(b"\r\n\r\n"):
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(page), page))
@@ -170,36 +174,40 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     writer.close()
 
 
-async def knock(door: int) -> None:
-    """Come now and then, to be sent away."""
+async def simulate_refused_visitor(port: int) -> None:
+    """Connect once a second and read until the tunnel closes the connection; until cancelled."""
     while True:
         with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(_PATIENCE):
-                reader, writer = await asyncio.open_connection("127.0.0.1", door)
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 await reader.read()
                 writer.close()
         await asyncio.sleep(1.0)
 
 
-async def visit(door: int, tally: Tally) -> None:
-    """Come, ask a few times, leave, come again."""
+async def simulate_visitor(port: int, counts: VisitorCounts) -> None:
+    """Connect, send a few requests, close, repeat; until cancelled."""
     while True:
         try:
-            async with asyncio.timeout(_PATIENCE):
-                reader, writer = await asyncio.open_connection("127.0.0.1", door)
-        except OSError:  # the door is not open yet
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:  # the listener is not open yet
             await asyncio.sleep(0.1)
             continue
         try:
-            for _ in range(random.randint(1, 4)):  # noqa: S311  mere traffic
-                async with asyncio.timeout(_PATIENCE):
-                    writer.write(b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n")
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    await reader.readexactly(int(head.split(b":")[-1]))
-                tally.served += 1
+            for _ in range(random.randint(1, 4)):  # noqa: S311  traffic, not a secret
+                await _request_page(reader, writer)
+                counts.answered += 1
                 await asyncio.sleep(random.uniform(0.02, 0.2))  # noqa: S311  as above
         except (OSError, asyncio.IncompleteReadError):
-            tally.failed += 1
+            counts.failed += 1
             await asyncio.sleep(0.1)
         finally:
             writer.close()
+
+
+async def _request_page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+        writer.write(b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.split(b":")[-1]))

@@ -1,4 +1,4 @@
-"""Snapshots, as the local API gives them, in a table for people."""
+"""The table of tunnels that ``ps`` and ``fleet ps`` print."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.process.logformat import printable
 from orchestrator.signs import shown_state
 
 Paint = Callable[[str, str], str]
-"""(text, state) to the text in the state's colour."""
+"""Takes a text and a state; returns the text in the colour of the state."""
 
 _HEADERS: Final = (
     "NAME",
@@ -20,9 +20,9 @@ _HEADERS: Final = (
     "TUNNEL",
     "TARGET",
     "POOL",
-    "CONN",
-    "IN",
-    "OUT",
+    "VISITORS",
+    "FROM VISITORS",
+    "TO VISITORS",
     "AUTH",
     "WORKER",
     "REASON",
@@ -33,22 +33,22 @@ _UNITS: Final = ("B", "K", "M", "G", "T", "P")
 _GAP: Final = "  "
 
 
-def width(text: str) -> int:
-    """Columns of a terminal that a text takes."""
+def display_width(text: str) -> int:
+    """Return the number of terminal columns that a text occupies."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def clip(text: str, columns: int) -> str:
-    """The text, shortened to so many columns."""
-    if width(text) <= columns:
+def truncate(text: str, columns: int) -> str:
+    """Return the text, shortened to a number of columns."""
+    if display_width(text) <= columns:
         return text
-    while text and width(text) > columns - 1:
+    while text and display_width(text) > columns - 1:
         text = text[:-1]
     return f"{text}…"
 
 
-def size(count: int) -> str:
-    """Bytes in at most five characters: ``0B``, ``1.5K``, ``84.2M``."""
+def format_bytes(count: int) -> str:
+    """Return a number of bytes in at most five characters: ``0B``, ``1.5K``, ``84.2M``."""
     value = float(count)
     for unit in _UNITS:
         if value < 1000 or unit == _UNITS[-1]:
@@ -57,41 +57,41 @@ def size(count: int) -> str:
     return f"{value:.0f}{unit}" if unit == "B" or value >= 99.95 else f"{value:.1f}{unit}"
 
 
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines of columns, the last one as long as it is."""
-    widths = [max(map(width, cells)) for cells in zip(*rows, strict=True)]
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines of aligned columns; the last column is not padded."""
+    widths = [max(map(display_width, cells)) for cells in zip(*rows, strict=True)]
     return "\n".join(_line(cells, widths, "", None, lambda text, _: text) for cells in rows)
 
 
-def table(tunnels: Iterable[Mapping[str, Any]], *, columns: int | None, paint: Paint) -> str:
-    """One line for each tunnel under a line of headings, clipped to ``columns`` where that is given.
+def format_table(tunnels: Iterable[Mapping[str, Any]], *, columns: int | None, paint: Paint) -> str:
+    """Return a line of headings and one line for each tunnel, truncated to ``columns`` if given.
 
-    Which worker has a tunnel is shown where there are workers.
+    The column of workers is shown if a tunnel runs in a worker.
     """
     tunnels = list(tunnels)
     rows = [_HEADERS, *map(_row, tunnels)]
     if not any(tunnel["worker"] for tunnel in tunnels):
         rows = [(*cells[:_WORKER], *cells[_WORKER + 1 :]) for cells in rows]
     states = ["", *(str(tunnel["state"]) for tunnel in tunnels)]
-    widths = [max(map(width, cells)) for cells in zip(*rows, strict=True)]
+    widths = [max(map(display_width, cells)) for cells in zip(*rows, strict=True)]
     return "\n".join(_line(cells, widths, state, columns, paint) for cells, state in zip(rows, states, strict=True))
 
 
 def _row(tunnel: Mapping[str, Any]) -> tuple[str, ...]:
-    pool, connections, moved = tunnel["pool"], tunnel["connections"], tunnel["bytes"]
+    pool, visitors, transferred = tunnel["pool"], tunnel["connections"], tunnel["bytes"]
     state = str(tunnel["state"])
     wait = f"{tunnel['cooldown']['remaining_s']:.1f}s" if state == "cooldown" else ""
     cells = (
-        clip(tunnel["name"], 40),
+        truncate(tunnel["name"], 40),
         tunnel["role"],
         tunnel["direction"] or "-",
         shown_state(state, wait),
         tunnel["tunnel_addr"],
         tunnel["target_addr"],
         f"{pool['idle']}/{pool['capacity']}",
-        str(connections["active"]),
-        size(moved["in"]),
-        size(moved["out"]),
+        str(visitors["active"]),
+        format_bytes(transferred["in"]),
+        format_bytes(transferred["out"]),
         tunnel["auth"],
         str(tunnel["worker"] or "-"),
         tunnel["reason"] or "",
@@ -100,12 +100,12 @@ def _row(tunnel: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], state: str, columns: int | None, paint: Paint) -> str:
-    left = columns
+    remaining = columns
     parts = []
-    for index, (cell, wide) in enumerate(zip(cells, widths, strict=True)):
-        text = cell if index == len(cells) - 1 else cell + " " * (wide - width(cell))
-        if left is not None:
-            text = clip(text, left) if left > 0 else ""
-            left -= width(text) + len(_GAP)
+    for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        text = cell if index == len(cells) - 1 else cell + " " * (width - display_width(cell))
+        if remaining is not None:
+            text = truncate(text, remaining) if remaining > 0 else ""
+            remaining -= display_width(text) + len(_GAP)
         parts.append(paint(text, state) if state and index == _STATE else text)
     return _GAP.join(part for part in parts if part).rstrip()

@@ -1,1 +1,1 @@
-"""The local API: HTTP for commands, dashboard and curl."""
+"""The local API: HTTP, JSON and server-sent events, for commands, dashboard and scripts."""

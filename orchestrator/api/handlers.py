@@ -23,7 +23,7 @@ from tunnel.model.state import Event
 
 _DESK: Final = web.AppKey("desk", Desk)
 _PROCESS: Final = web.AppKey("process", Collector)
-_READERS: Final = web.AppKey("readers", stream.Readers)
+_SUBSCRIPTIONS: Final = web.AppKey("subscriptions", stream.Subscriptions)
 _LARGEST_BODY: Final = 64 << 10
 _LINES: Final = 200
 _EVENTS: Final = 100
@@ -36,12 +36,12 @@ _STATUS_OF: Final[dict[type[Exception], HTTPStatus]] = {
 }
 
 
-def application(desk: Desk, token: str | None = None) -> web.Application:
+def api_application(desk: Desk, token: str | None = None) -> web.Application:
     """The API of a daemon; with a token, for its bearers alone."""
     checks = [_problems] if token is None else [_problems, _bearers_of(token)]
     app = web.Application(middlewares=checks, client_max_size=_LARGEST_BODY)
     app[_DESK] = desk
-    app[_READERS] = stream.Readers()
+    app[_SUBSCRIPTIONS] = stream.Subscriptions()
     app[_PROCESS] = metrics.process_collector()
     app.on_shutdown.append(_end_streams)
     verbs = "|".join(VERBS)
@@ -63,7 +63,7 @@ def application(desk: Desk, token: str | None = None) -> web.Application:
     return app
 
 
-def for_machines(desk: Desk) -> web.Application:
+def monitoring_application(desk: Desk) -> web.Application:
     """What monitoring may see without a token."""
     app = web.Application(middlewares=[_problems])
     app[_DESK] = desk
@@ -97,7 +97,7 @@ def _bearers_of(token: str) -> Middleware:
 
 
 async def _end_streams(app: web.Application) -> None:
-    app[_READERS].end()
+    app[_SUBSCRIPTIONS].close_all()
 
 
 async def _status(request: web.Request) -> web.Response:
@@ -106,7 +106,7 @@ async def _status(request: web.Request) -> web.Response:
 
 async def _watch(request: web.Request) -> web.StreamResponse:
     interval = queries.seconds(request.query, "interval", _INTERVAL)
-    return await stream.watch(request, request.app[_DESK], interval, request.app[_READERS])
+    return await stream.watch_status(request, request.app[_DESK], interval, request.app[_SUBSCRIPTIONS])
 
 
 async def _tunnel(request: web.Request) -> web.Response:
@@ -144,17 +144,19 @@ async def _logs(request: web.Request) -> web.StreamResponse:
     count = queries.whole(query, "n", _LINES)
     if not queries.switch(query, "follow", default=False):
         return _json({"lines": [event.as_json() for event in bus.last(count, wanted, names)]})
-    with stream.Inbox(bus, wanted, request.app[_READERS]) as inbox:
-        return await stream.follow(request, inbox, bus.last(count, wanted, names))
+    with stream.EventSubscription(bus, wanted, request.app[_SUBSCRIPTIONS]) as subscription:
+        return await stream.follow_events(request, subscription, bus.last(count, wanted, names))
 
 
 async def _events(request: web.Request) -> web.StreamResponse:
     bus = request.app[_DESK].bus
     count = queries.whole(request.query, "n", _EVENTS)
     if not queries.switch(request.query, "follow", default=True):
-        return await stream.replay(request, bus.history(count))
-    with stream.Inbox(bus, lambda event: event.kind in HISTORY, request.app[_READERS]) as inbox:
-        return await stream.follow(request, inbox, bus.history(count))
+        return await stream.replay_events(request, bus.history(count))
+    with stream.EventSubscription(
+        bus, lambda event: event.kind in HISTORY, request.app[_SUBSCRIPTIONS]
+    ) as subscription:
+        return await stream.follow_events(request, subscription, bus.history(count))
 
 
 async def _shutdown(request: web.Request) -> web.Response:

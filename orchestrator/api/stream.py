@@ -1,4 +1,4 @@
-"""Answers that do not end: server-sent events, for watchers who may be slow, and may leave without a word."""
+"""Answers without an end: server-sent events. A client may read slowly or disconnect at any time."""
 
 from __future__ import annotations
 
@@ -23,158 +23,162 @@ if TYPE_CHECKING:
     from orchestrator.supervisor.bus import Bus
     from orchestrator.supervisor.desk import Desk
 
-HEARTBEAT: Final = 5.0
-"""Seconds of silence after which a comment says that we are still there."""
+HEARTBEAT_INTERVAL_S: Final = 5.0
+"""A comment is sent after so long without an event."""
 
-_HELD: Final = 2000  # events for a reader who is slower than they come
-_PATIENCE: Final = 30.0  # seconds for a reader who takes nothing at all
-_GONE: Final = (ConnectionError, TimeoutError)
+_MAX_QUEUED_EVENTS: Final = 2000  # of one client that reads slower than events come
+_WRITE_TIMEOUT_S: Final = 30.0  # for a client that reads nothing at all
+_DISCONNECTED: Final = (ConnectionError, TimeoutError)
 
 
-class Inbox:
-    """The events that one reader wants, as they come. Those beyond a bound are dropped and counted."""
+class EventSubscription:
+    """The events that one client wants, in a bounded queue. Events beyond the bound are dropped and counted."""
 
-    def __init__(self, bus: Bus, wanted: Callable[[Event], bool], readers: Readers) -> None:
+    def __init__(self, bus: Bus, is_wanted: Callable[[Event], bool], subscriptions: Subscriptions) -> None:
         self._bus = bus
-        self._wanted = wanted
-        self._readers = readers
+        self._is_wanted = is_wanted
+        self._subscriptions = subscriptions
         self._events: deque[Event] = deque()
         self._dropped = 0
         self._wake = asyncio.Event()
-        self._ended = False
+        self._is_closed = False
 
     def __enter__(self) -> Self:
-        self._bus.subscribe(self._take)
-        self._readers.add(self)
+        self._bus.subscribe(self._enqueue)
+        self._subscriptions.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bus.unsubscribe(self._take)
-        self._readers.discard(self)
+        self._bus.unsubscribe(self._enqueue)
+        self._subscriptions.discard(self)
 
-    def _take(self, event: Event) -> None:
-        if not self._wanted(event):
+    def _enqueue(self, event: Event) -> None:
+        if not self._is_wanted(event):
             return
-        if len(self._events) < _HELD:
+        if len(self._events) < _MAX_QUEUED_EVENTS:
             self._events.append(event)
         else:
             self._dropped += 1
         self._wake.set()
 
-    def end(self) -> None:
-        """Nothing more will come."""
-        self._ended = True
+    def close(self) -> None:
+        """End the stream after the events that are queued."""
+        self._is_closed = True
         self._wake.set()
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing more will come, and everything has been read."""
-        return self._ended and not self._events
+    def is_exhausted(self) -> bool:
+        """Whether the subscription is closed and all its events were received."""
+        return self._is_closed and not self._events
 
-    async def read(self, patience: float) -> list[Event]:
-        """What has come; waits for the first one for so many seconds, or until the end."""
+    async def receive(self, timeout_s: float) -> list[Event]:
+        """Return the queued events; waits up to ``timeout_s`` for the first one, or until ``close``."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0 if self._ended else patience):
+            async with asyncio.timeout(0 if self._is_closed else timeout_s):
                 await self._wake.wait()
         self._wake.clear()
         events = list(self._events)
         self._events.clear()
         if self._dropped:
-            text = f"{self._dropped} events were left out: they are read too slowly"
+            text = f"{self._dropped} events were dropped: the client reads too slowly"
             events.append(Event(ts=time.time(), tunnel="", level=LogLevel.WARN, kind="log", text=text))
             self._dropped = 0
         return events
 
 
-class Readers(set[Inbox]):
-    """The inboxes that are open, so that all of them can be told when the daemon ends."""
+class Subscriptions(set[EventSubscription]):
+    """The subscriptions that are open, so that all of them can be closed when the daemon ends."""
 
-    def end(self) -> None:
-        """Nothing more will come to any of them."""
-        for inbox in tuple(self):
-            inbox.end()
+    def close_all(self) -> None:
+        """End all streams after the events that are queued."""
+        for subscription in tuple(self):
+            subscription.close()
 
 
-class Stream:
+class SseResponse:
     """One answer of type ``text/event-stream``."""
 
     def __init__(self, response: web.StreamResponse) -> None:
         self.response = response
-        self._quiet_since = time.monotonic()
+        self._last_sent_at = time.monotonic()
 
     @classmethod
-    async def open(cls, request: web.Request) -> Self:
-        """Send the head of the answer."""
+    async def start(cls, request: web.Request) -> Self:
+        """Send the headers of the answer."""
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         return cls(response)
 
     async def send(self, frames: Iterable[tuple[str, object]]) -> None:
-        """Several (kind, data); a heartbeat where there are none and the last was long ago. Raises ConnectionError."""
+        """Send frames (kind, data), or a heartbeat if there are none and it is due. Raises ConnectionError."""
         text = "".join(
             f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False, default=str)}\n\n" for kind, data in frames
         )
-        if not text and time.monotonic() - self._quiet_since < HEARTBEAT - 0.01:
+        if not text and time.monotonic() - self._last_sent_at < HEARTBEAT_INTERVAL_S - 0.01:
             return
-        async with asyncio.timeout(_PATIENCE):
-            await self.response.write((text or ": still here\n\n").encode(errors="replace"))
-        self._quiet_since = time.monotonic()
+        async with asyncio.timeout(_WRITE_TIMEOUT_S):
+            await self.response.write((text or ": heartbeat\n\n").encode(errors="replace"))
+        self._last_sent_at = time.monotonic()
 
-    async def end(self) -> None:
-        """Say that this is the end on purpose. Raises ConnectionError."""
-        async with asyncio.timeout(_PATIENCE):
+    async def finish(self) -> None:
+        """Send the comment that marks an intended end. Raises ConnectionError."""
+        async with asyncio.timeout(_WRITE_TIMEOUT_S):
             await self.response.write(b": end\n\n")
 
 
-def _frames(events: Iterable[Event]) -> list[tuple[str, object]]:
+def _event_frames(events: Iterable[Event]) -> list[tuple[str, object]]:
     return [("event", event.as_json()) for event in events]
 
 
-async def follow(request: web.Request, inbox: Inbox, first: Iterable[Event]) -> web.StreamResponse:
-    """``first``, then what comes into the inbox, which must be open already: nothing is lost in between."""
-    stream = await Stream.open(request)
-    with contextlib.suppress(*_GONE):
-        await stream.send(_frames(first))
-        while not inbox.is_over:
-            await stream.send(_frames(await inbox.read(HEARTBEAT)))
-        await stream.end()
+async def follow_events(
+    request: web.Request, subscription: EventSubscription, history: Iterable[Event]
+) -> web.StreamResponse:
+    """Send past events, then those of an open subscription: none is lost in between."""
+    stream = await SseResponse.start(request)
+    with contextlib.suppress(*_DISCONNECTED):
+        await stream.send(_event_frames(history))
+        while not subscription.is_exhausted:
+            await stream.send(_event_frames(await subscription.receive(HEARTBEAT_INTERVAL_S)))
+        await stream.finish()
     return stream.response
 
 
-async def replay(request: web.Request, events: Iterable[Event]) -> web.StreamResponse:
-    """These events, and the end."""
-    stream = await Stream.open(request)
-    with contextlib.suppress(*_GONE):
-        await stream.send(_frames(events))
-        await stream.end()
+async def replay_events(request: web.Request, history: Iterable[Event]) -> web.StreamResponse:
+    """Send past events and end the answer."""
+    stream = await SseResponse.start(request)
+    with contextlib.suppress(*_DISCONNECTED):
+        await stream.send(_event_frames(history))
+        await stream.finish()
     return stream.response
 
 
-async def watch(request: web.Request, desk: Desk, interval: float, readers: Readers) -> web.StreamResponse:
-    """The whole status, then what changes: every ``interval`` seconds, and with each reload; events as they happen."""
-    stream = await Stream.open(request)
-    picture = Picture(interval)
+async def watch_status(
+    request: web.Request, desk: Desk, interval_s: float, subscriptions: Subscriptions
+) -> web.StreamResponse:
+    """Send the whole status, then its changes every ``interval_s`` and after each reload; events as they happen."""
+    stream = await SseResponse.start(request)
+    picture = Picture(interval_s)
     with (
-        Inbox(desk.bus, is_noteworthy, readers) as inbox,
+        EventSubscription(desk.bus, is_noteworthy, subscriptions) as subscription,
         desk.bus.onlooker(picture.hear),
-        contextlib.suppress(*_GONE),
+        contextlib.suppress(*_DISCONNECTED),
     ):
         first = await _look(desk, picture, 0.0) or {"status": {}, "changed": {}}
         await stream.send([("status", {**first["status"], "tunnels": list(first["changed"].values())})])
-        due = time.monotonic() + interval
-        while not inbox.is_over:
-            events = await inbox.read(max(0.0, due - time.monotonic()))
+        due = time.monotonic() + interval_s
+        while not subscription.is_exhausted:
+            events = await subscription.receive(max(0.0, due - time.monotonic()))
             for event in events:
                 picture.hear(event.tunnel)
-            frames = _frames(events)
+            frames = _event_frames(events)
             if (now := time.monotonic()) >= due or any(event.kind == RELOAD for event in events):
-                due = now + interval
-                change = await _look(desk, picture, interval / 4)
+                due = now + interval_s
+                change = await _look(desk, picture, interval_s / 4)
                 if change is not None:
                     frames.append(("change", {"ts": timestamp(time.time()), **change}))
             await stream.send(frames)
-        await stream.end()
+        await stream.finish()
     return stream.response
 
 

@@ -12,8 +12,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.commands.asking import read_duration, tunnel_table
-from orchestrator.commands.shell import FAILED, NO_DAEMON, NOT_UP, WRONG, Group, fail, json_option, show
+from orchestrator.commands.common import (
+    EXIT_FAILED,
+    EXIT_NO_DAEMON,
+    EXIT_NOT_UP,
+    EXIT_USAGE,
+    CommandGroup,
+    exit_with_error,
+    json_option,
+    parse_duration_option,
+    print_json,
+)
+from orchestrator.commands.control import format_tunnels
 from orchestrator.process.logformat import printable
 from orchestrator.process.process import say
 from tunnel.model.options import nearest
@@ -29,7 +39,7 @@ _ALL: Final = "*"
 _Order = tuple[str, str | None]  # host and tunnel
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def fleet() -> None:
     """See and steer all hosts that publish to a broker."""
 
@@ -64,9 +74,9 @@ def broker_at(url: str, **given: Any) -> Broker:  # noqa: ANN401  the other opti
     try:
         broker = Broker.from_url(url, **given)
     except ValueError as error:
-        fail(WRONG, f"--mqtt: {error}")
+        exit_with_error(EXIT_USAGE, f"--mqtt: {error}")
     if not broker.is_tls and (broker.ca or broker.cert):
-        fail(WRONG, "--ca and --cert are for TLS: write --mqtt mqtts://…")
+        exit_with_error(EXIT_USAGE, "--ca and --cert are for TLS: write --mqtt mqtts://…")
     return broker
 
 
@@ -83,7 +93,7 @@ def _with_reader(broker: Broker, work: Callable[[Reader], Coroutine[Any, Any, in
     try:
         return asyncio.run(run())
     except BrokerError as error:
-        fail(NO_DAEMON, str(error))
+        exit_with_error(EXIT_NO_DAEMON, str(error))
 
 
 @fleet.command()
@@ -103,11 +113,11 @@ def ps(*, names: tuple[str, ...], as_json: bool, paths: bool, **broker: Any) -> 
         if paths:
             _show_paths(reader.fleet, hosts, now, as_json=as_json)
         elif as_json:
-            show({"hosts": hosts})
+            print_json({"hosts": hosts})
         else:
             _show_hosts(hosts)
         is_good = all(h["presence"] == "online" and all(t["state"] == "up" for t in h["tunnels"]) for h in hosts)
-        return 0 if is_good else NOT_UP
+        return 0 if is_good else EXIT_NOT_UP
 
     return _with_reader(broker_at(**broker), list_them)
 
@@ -142,13 +152,13 @@ def _meant(found: Fleet, name: str) -> list[_Order]:
     hosts = [host for host in found if _is(host.name, host_name)]
     if not hosts:
         hint = nearest(host_name, sorted(found.hosts)) or _heard_of(found)
-        fail(FAILED, f"no host {host_name!r} has published to this broker{hint}")
+        exit_with_error(EXIT_FAILED, f"no host {host_name!r} has published to this broker{hint}")
     if not slash:
         return [(host.name, None) for host in hosts]
     meant = [(host.name, name) for host in hosts for name in _names(host) if _is(name, tunnel_name)]
     if not meant:
         known = sorted({name for host in hosts for name in _names(host)})
-        fail(FAILED, f"no tunnel of {host_name} is named {tunnel_name!r}{nearest(tunnel_name, known)}")
+        exit_with_error(EXIT_FAILED, f"no tunnel of {host_name} is named {tunnel_name!r}{nearest(tunnel_name, known)}")
     return list(meant)
 
 
@@ -170,7 +180,7 @@ def _show_hosts(hosts: Sequence[Json]) -> None:
         if not host["config"]["ok"] and host["config"]["error"]:
             click.echo(printable(f"the last good configuration is in force: {host['config']['error']}"))
         if host["tunnels"]:
-            click.echo(tunnel_table([_as_of_now(tunnel, host) for tunnel in host["tunnels"]]))
+            click.echo(format_tunnels([_as_of_now(tunnel, host) for tunnel in host["tunnels"]]))
 
 
 def _as_of_now(tunnel: Json, host: Json) -> Json:
@@ -204,7 +214,7 @@ def _show_paths(found: Fleet, hosts: Sequence[Json], now: float, *, as_json: boo
         if any(end and (end.host, end.tunnel["name"]) in wanted for end in (path.server, path.client))
     ]
     if as_json:
-        show({"paths": [path.as_json() for path in chosen]})
+        print_json({"paths": [path.as_json() for path in chosen]})
         return
     for path in chosen:
         click.echo(printable(str(path)))
@@ -217,7 +227,7 @@ def _verb(verb: str, text: str, *, drains: bool) -> None:
         async def tell_them(reader: Reader) -> int:
             orders = list(dict.fromkeys(order for name in names for order in _meant(reader.fleet, name)))
             if verb == "reload" and any(tunnel is not None for _, tunnel in orders):
-                fail(WRONG, "reload is for whole hosts: name HOST without /TUNNEL")
+                exit_with_error(EXIT_USAGE, "reload is for whole hosts: name HOST without /TUNNEL")
             results = await asyncio.gather(*(_told(reader, verb, order, timeout) for order in orders))
             return _report(verb, results, as_json=as_json)
 
@@ -231,7 +241,7 @@ def _verb(verb: str, text: str, *, drains: bool) -> None:
     ]
     if drains:
         help_text = "How long present visitors may finish, as in 30s."
-        decorators.append(click.option("--timeout", metavar="DURATION", callback=read_duration, help=help_text))
+        decorators.append(click.option("--timeout", metavar="DURATION", callback=parse_duration_option, help=help_text))
     for decorate in reversed(decorators):
         tell = decorate(tell)
     patterns = "Names may be patterns like edge-*."
@@ -257,14 +267,14 @@ def _report(verb: str, results: Sequence[Json], *, as_json: bool) -> int:
     is_good = all(result["ok"] for result in results)
     if as_json:
         keys = ("host", "tunnel", "ok", "error", "result", "seconds")
-        show({"ok": is_good, "results": [{key: result.get(key) for key in keys} for result in results]})
+        print_json({"ok": is_good, "results": [{key: result.get(key) for key in keys} for result in results]})
     else:
         for result in results:
             place = f"{result['host']}/{result['tunnel']}" if result["tunnel"] else result["host"]
             (click.echo if result["ok"] else say)(printable(f"{place}: {_outcome(verb, result)}"))
     if any(not result["answered"] for result in results):
-        return NO_DAEMON
-    return 0 if is_good else FAILED
+        return EXIT_NO_DAEMON
+    return 0 if is_good else EXIT_FAILED
 
 
 def _outcome(verb: str, result: Json) -> str:

@@ -1,4 +1,4 @@
-"""The commands of ``nodepass-orch``; those that ask a running daemon are in ``asking``."""
+"""The commands that need no running daemon: they run tunnels, or check and print something."""
 
 from __future__ import annotations
 
@@ -7,101 +7,74 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from orchestrator.commands.asking import COMMANDS
-from orchestrator.commands.fleet import fleet
-from orchestrator.commands.shell import (
+from orchestrator.commands.common import (
     DEFAULT_FILE,
-    FAILED,
+    EXIT_FAILED,
+    EXIT_USAGE,
     LEVELS,
-    WRONG,
-    Group,
-    fail,
+    DashboardLauncher,
+    exit_on_api_error,
+    exit_with_error,
+    is_terminal,
     json_option,
-    show,
+    make_client,
+    print_json,
     socket_option,
 )
 from orchestrator.process import paths
-from orchestrator.process.process import hide_keys, mask_url, prepare_to_serve, program_version, say
+from orchestrator.process.process import mask_url, prepare_to_serve, say
 from tunnel.model.spec import LogLevel
 from tunnel.model.url import looks_like_url
 
 if TYPE_CHECKING:
+    from orchestrator.config.faults import Fault
     from orchestrator.config.manifest import Manifest
     from orchestrator.process.logformat import LogWriter
     from orchestrator.supervisor.bus import Bus
 
-
-def run(arguments: Sequence[str]) -> int:
-    """Run a command; the exit code."""
-    hide_keys(arguments)
-    try:
-        code: Any = cli.main(list(arguments), prog_name="nodepass-orch", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return WRONG
-    except click.UsageError as error:
-        text = error.format_message().rstrip(".")
-        say(text if text.endswith("?") else f"{text}; see nodepass-orch {_path(error)}--help")
-        return WRONG
-    except click.ClickException as error:
-        say(error.format_message())
-        return error.exit_code
-    except click.Abort:
-        return 130
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what could not be written shall not be tried again at the exit
-        say(f"cannot write the answer: {error.strerror}")
-        return FAILED
-    return code if isinstance(code, int) else 0
+_GONE_TIMEOUT_S: Final = 0.1  # a connection to a socket without a listener is refused at once
 
 
-def _path(error: click.UsageError) -> str:
-    _, _, command = (error.ctx.command_path if error.ctx else "").partition(" ")
-    return f"{command} " if command else ""
-
-
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(program_version(), prog_name="nodepass-orch", message="%(prog)s %(version)s")
-def cli() -> None:
-    """Many TCP tunnels from one file.
-
-    One tunnel alone: nodepass-orch 'server://TUNNEL_ADDR/TARGET_ADDR', and 'client://…' at the other end.
-    """
-
-
-def _manifest(file: str, log: str | None = None, *, is_check: bool = False) -> Manifest:
+def _load_manifest(file: str, log: str | None = None, *, is_check: bool = False) -> Manifest:
+    """Load a file. An invalid one ends the command; with ``is_check`` it raises ConfigError."""
     from orchestrator.config.faults import ConfigError  # noqa: PLC0415
-    from orchestrator.config.load import load  # noqa: PLC0415  pydantic takes a tenth of a second: only where a file is read
+    from orchestrator.config.load import load  # noqa: PLC0415  pydantic takes 100 ms: import it where a file is read
 
     if looks_like_url(file):
-        fail(WRONG, f"a file is expected here; for one tunnel run: nodepass-orch '{mask_url(file)}'")
+        exit_with_error(EXIT_USAGE, f"expected a file; to run a single tunnel: nodepass-orch '{mask_url(file)}'")
     if file == DEFAULT_FILE and not Path(file).exists():
-        fail(WRONG, f"there is no {file} here; write one (configs/quickstart.yaml is a start) or name another file")
+        hint = "create one (configs/quickstart.yaml is an example) or name another file"
+        exit_with_error(EXIT_USAGE, f"there is no {file} in this directory; {hint}")
     try:
         return load(Path(file), os.environ, log)
     except ConfigError as error:
         if is_check:
             raise
         click.echo(str(error), err=True)
-        raise click.exceptions.Exit(WRONG) from None
+        raise click.exceptions.Exit(EXIT_USAGE) from None
 
 
-@cli.command()
+@click.command()
 @click.argument("file", default=DEFAULT_FILE)
 @click.option("--no-tui", is_flag=True, help="Log to stderr instead of opening the dashboard.")
-@click.option("-d", "--detach", is_flag=True, help="Run in the background; return when every tunnel was started.")
-@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), help="For tunnels that name none.")
+@click.option("-d", "--detach", is_flag=True, help="Run in the background; return when every tunnel is started.")
+@click.option(
+    "--log-level", type=click.Choice(LEVELS, case_sensitive=False), help="For tunnels that do not set a level."
+)
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@click.option("--read-only", is_flag=True, help="Take no commands; the file is still followed.")
+@click.option("--read-only", is_flag=True, help="Reject commands; changes of the file still apply.")
 @socket_option
+@click.pass_obj
 def up(
+    launcher: DashboardLauncher | None,
     *,
     file: str,
     no_tui: bool,
@@ -111,44 +84,65 @@ def up(
     read_only: bool,
     socket: Path | None,
 ) -> int:
-    """Run the tunnels of FILE until SIGINT or SIGTERM; SIGHUP reads it again."""
-    manifest = _manifest(file, log_level)
-    if detach:
+    """Run the tunnels of FILE until SIGINT or SIGTERM; SIGHUP reloads the file."""
+    manifest = _load_manifest(file, log_level)
+    has_dashboard = launcher is not None and not no_tui and is_terminal()
+    if detach or has_dashboard:
         options = [*(["--log-level", log_level] if log_level else []), "--log-format", log_format]
         options += ["--read-only"] * read_only + (["--socket", str(socket)] if socket else [])
-        return _detach(manifest, socket, options)
+        _start_in_background(manifest, socket, options)
+        if launcher is not None and not detach:
+            _show_daemon(launcher, socket, Path(file), read_only=read_only)
+        return 0
     log = _log_writer(log_format)
     level = LogLevel[(log_level or "info").upper()]
     try:
         return asyncio.run(_serve(manifest, socket, log, level, read_only=read_only))
     except paths.SocketPathError as error:
-        fail(FAILED, str(error))
+        exit_with_error(EXIT_FAILED, str(error))
     finally:
         log.close()
 
 
-def _detach(manifest: Manifest, socket: Path | None, options: list[str]) -> int:
-    from orchestrator.commands import detach  # noqa: PLC0415  only where it is wanted
+def _start_in_background(manifest: Manifest, socket: Path | None, options: list[str]) -> None:
+    from orchestrator.commands import background  # noqa: PLC0415  imported where a process is started
 
     try:
         named = paths.given_socket(socket, os.environ) or paths.given_socket(manifest.supervisor.api.socket, {})
-        daemon = detach.start(manifest.path, options, named, os.environ)
+        daemon = background.start_daemon(manifest.path, options, named, os.environ)
     except paths.SocketPathError as error:
-        fail(FAILED, str(error))
-    except detach.DetachError as error:
-        fail(error.code, str(error))
+        exit_with_error(EXIT_FAILED, str(error))
+    except background.BackgroundStartError as error:
+        exit_with_error(error.exit_code, str(error))
     say(f"the daemon runs in the background as process {daemon.pid}; its log is {daemon.log}")
-    return 0
+
+
+def _show_daemon(launcher: DashboardLauncher, socket: Path | None, file: Path, *, read_only: bool) -> None:
+    """Show the daemon that was started in the background; stop it or leave it running, as the user chooses."""
+    with exit_on_api_error():
+        client = make_client(socket, file)
+        pid = client.status()["pid"]
+    stop_requested = launcher.show_daemon(client.path, read_only=read_only, owns_daemon=True)
+    if client.wait_until_ended(_GONE_TIMEOUT_S):  # another client stopped it, or it crashed
+        say("the daemon has ended, and so have its tunnels")
+    elif stop_requested:
+        with exit_on_api_error():  # by process signal: a daemon that rejects commands obeys it as well
+            os.kill(client.status()["pid"], signal.SIGTERM)
+        client.wait_until_ended()
+        say("the tunnels have ended")
+    else:
+        stop_command = f"kill {pid}" if read_only else "nodepass-orch down"
+        say(f"the tunnels keep running; show them with: nodepass-orch top; end them with: {stop_command}")
 
 
 def _log_writer(log_format: str) -> LogWriter:
-    from orchestrator.process.logformat import LogWriter, as_json, as_text  # noqa: PLC0415  only for those that run tunnels
+    from orchestrator.process.logformat import LogWriter, as_json, as_text  # noqa: PLC0415  only to run tunnels
 
     return LogWriter(form=as_json if log_format == "json" else as_text)
 
 
 async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level: LogLevel, *, read_only: bool) -> int:
-    from orchestrator import daemon  # noqa: PLC0415  the engine and aiohttp: only for those that run tunnels
+    from orchestrator import daemon  # noqa: PLC0415  the engine and aiohttp: only to run tunnels
     from orchestrator.supervisor import defects, service  # noqa: PLC0415  as above
 
     prepare_to_serve()
@@ -156,38 +150,38 @@ async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level:
     named = paths.given_socket(socket, os.environ)
     with daemon.claimed_socket(manifest, named, os.environ) as path:
         async with daemon.running(manifest, path, log, level, read_only=read_only) as supervisor:
-            log.tell_trouble(_telling(supervisor.bus))
+            log.tell_trouble(_log_error_reporter(supervisor.bus))
             for warning in map(str, manifest.warnings):
                 supervisor.bus.tell(LogLevel.WARN, "config", warning)
             await service.live(supervisor)
     return 0
 
 
-def _telling(bus: Bus) -> Callable[[str], None]:
-    """Tell of the log's trouble where the log does not: callable from its thread."""
+def _log_error_reporter(bus: Bus) -> Callable[[str], None]:
+    """Return a function for the log's thread that reports the log's errors as events."""
     loop = asyncio.get_running_loop()
 
-    def tell(why: str) -> None:
-        text = f"the log cannot be written: {why}; tunnels are not concerned, see nodepass-orch logs"
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the daemon has ended, and so has its log
+    def report(why: str) -> None:
+        text = f"cannot write the log: {why}; the tunnels are not affected, see nodepass-orch logs"
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the daemon has ended
             loop.call_soon_threadsafe(partial(bus.tell, LogLevel.WARN, "log", text))
 
-    return tell
+    return report
 
 
-@cli.command()
+@click.command()
 @click.argument("file", default=DEFAULT_FILE)
 @json_option
-@click.option("--strict", is_flag=True, help="Warnings are faults.")
+@click.option("--strict", is_flag=True, help="Treat warnings as faults.")
 def check(*, file: str, as_json: bool, strict: bool) -> int:
     """Validate FILE: every fault as FILE:LINE:COLUMN: message."""
-    from orchestrator.config.faults import ConfigError, Fault  # noqa: PLC0415  as in _manifest
+    from orchestrator.config.faults import ConfigError  # noqa: PLC0415  as in _load_manifest
 
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
     count = None
     try:
-        manifest = _manifest(file, is_check=True)
+        manifest = _load_manifest(file, is_check=True)
         warnings, count = manifest.warnings, len(manifest.entries)
     except ConfigError as error:
         faults = error.faults
@@ -196,7 +190,7 @@ def check(*, file: str, as_json: bool, strict: bool) -> int:
     if as_json:
         listed = {kind: [{**f.place.as_json(), "message": f.message} for f in found]
                   for kind, found in (("faults", faults), ("warnings", warnings))}  # fmt: skip
-        show({"path": file, "ok": not faults, "tunnels": count, **listed})
+        print_json({"path": file, "ok": not faults, "tunnels": count, **listed})
     else:
         for fault in faults:
             click.echo(str(fault))
@@ -204,52 +198,69 @@ def check(*, file: str, as_json: bool, strict: bool) -> int:
             click.echo(f"{warning.place}: warning: {warning.message}")
         if not faults:
             say(f"{file} is valid: {count} {'tunnel' if count == 1 else 'tunnels'}")
-    return WRONG if faults else 0
+    return EXIT_USAGE if faults else 0
 
 
-@cli.command()
+@click.command()
 @click.option("--no-tui", is_flag=True, help="Log to stderr instead of opening the dashboard.")
-@click.option("--duration", type=click.FloatRange(min=0, min_open=True), help="Seconds; then it ends by itself.")
-def demo(*, no_tui: bool, duration: float | None) -> int:
-    """Run a self-contained demonstration on this machine's loopback."""
-    from orchestrator import demo as play  # noqa: PLC0415  brings everything that runs tunnels
+@click.option("--duration", type=click.FloatRange(min=0, min_open=True), help="Seconds to run.")
+@click.pass_obj
+def demo(launcher: DashboardLauncher | None, *, no_tui: bool, duration: float | None) -> int:
+    """Run a self-contained demonstration on this machine's loopback interface."""
+    if launcher is not None and not no_tui and is_terminal():
+        return _show_demo(launcher, duration)
+    from orchestrator import demo as demonstration  # noqa: PLC0415  imports everything that runs tunnels
 
     log = _log_writer("text")
     try:
-        click.echo(play.run(duration, log))
+        click.echo(demonstration.run(duration, log))
     except paths.SocketPathError as error:
-        fail(FAILED, str(error))
+        exit_with_error(EXIT_FAILED, str(error))
     finally:
         log.close()
     return 0
 
 
-@cli.command()
+def _show_demo(launcher: DashboardLauncher, duration_s: float | None) -> int:
+    """Run the demonstration in the background and show it; print its summary after the dashboard is closed."""
+    from orchestrator.commands import background  # noqa: PLC0415  imported where a process is started
+
+    try:
+        with background.run_demo() as running:
+            launcher.show_daemon(running.socket, duration_s=duration_s)
+    except background.BackgroundStartError as error:
+        exit_with_error(error.exit_code, str(error))
+    click.echo(running.summary, nl=False)
+    return running.exit_code
+
+
+@click.command()
 def keygen() -> None:
-    """Print a new key: 256 random bits, fit for a URL."""
+    """Print a new key: 256 random bits, without characters that a URL must escape."""
     click.echo(secrets.token_urlsafe(32))
 
 
-@cli.command()
+@click.command()
 def schema() -> None:
     """Print the JSON Schema of the file, for editors."""
-    from orchestrator.config.schema import json_schema  # noqa: PLC0415  as in _manifest
+    from orchestrator.config.schema import json_schema  # noqa: PLC0415  as in _load_manifest
 
     click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
-@cli.command()
+@click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> int:
+@click.pass_context
+def completion(context: click.Context, shell: str) -> int:
     """Print the completion script of SHELL; for bash: source <(nodepass-orch completion bash)."""
-    from click.shell_completion import get_completion_class  # noqa: PLC0415  rarely wanted
+    from click.shell_completion import get_completion_class  # noqa: PLC0415  rarely used
 
     found = get_completion_class(shell)
     if found is None:
-        fail(FAILED, f"there is no completion for {shell}")
-    click.echo(found(cli, {}, "nodepass-orch", "_NODEPASS_ORCH_COMPLETE").source())
+        exit_with_error(EXIT_FAILED, f"there is no completion for {shell}")
+    root = context.find_root().command
+    click.echo(found(root, {}, "nodepass-orch", "_NODEPASS_ORCH_COMPLETE").source())
     return 0
 
 
-for _command in (*COMMANDS, fleet):
-    cli.add_command(_command)
+COMMANDS: Final = (up, check, demo, keygen, schema, completion)

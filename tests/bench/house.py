@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.client import Client, NoDaemonError
+from orchestrator.client import ApiClient, NoDaemonError
 
 from . import loads
 from .processes import BenchError, Running, free_ports, plain_environment, running
@@ -43,7 +43,7 @@ class BenchDaemon:
         """Whether it answers, and each of its tunnels is up."""
         self.process.check()
         try:
-            status = await asyncio.to_thread(Client(self.socket).status)
+            status = await asyncio.to_thread(ApiClient(self.socket).status)
         except NoDaemonError:
             return False
         return all(tunnel["state"] == "up" for tunnel in status["tunnels"])
@@ -52,7 +52,7 @@ class BenchDaemon:
         """What it says of one of its tunnels. Raises BenchError."""
         self.process.check()
         try:
-            status = await asyncio.to_thread(Client(self.socket).status)
+            status = await asyncio.to_thread(ApiClient(self.socket).status)
         except NoDaemonError as error:
             raise BenchError(str(error)) from None
         return next(tunnel for tunnel in status["tunnels"] if tunnel["name"] == name)

@@ -25,7 +25,7 @@ from orchestrator.mqtt.pairing import paths
 from orchestrator.mqtt.payloads import Origin
 from orchestrator.mqtt.rivals import Presence, RivalError
 from orchestrator.mqtt.topics import HostTopics, Spot, parse
-from orchestrator.table import table
+from orchestrator.table import format_table
 from tunnel.model import settings
 from tunnel.model.limits import Bounds
 from tunnel.model.options import OptionError, make_spec
@@ -299,7 +299,7 @@ def _look(fleet: Fleet) -> None:
     hosts = [host.as_json(NOW, NOW) for host in fleet]
     for host, shown in zip(fleet, hosts, strict=True):
         assert isinstance(host.label, str)
-        table(shown["tunnels"], columns=None, paint=lambda text, _: text)
+        format_table(shown["tunnels"], columns=None, paint=lambda text, _: text)
         json.dumps(shown, allow_nan=False)
     for path in paths(fleet, NOW):
         assert str(path)

@@ -48,7 +48,7 @@ pytestmark = needs("mosquitto", "mosquitto_sub", "mosquitto_pub", "mosquitto_pas
 
 TREE: Final = "nodepass-orch/v1"
 KEY: Final = "a-key-nobody-may-read"
-DASHBOARD: Final = (sys.executable, "-m", "tui.command")
+DASHBOARD: Final = (sys.executable, "-m", "tui.cli")
 PASSWORD: Final = "p%s:@rd+/ of a broker"
 
 

@@ -18,9 +18,9 @@ import pytest
 from openapi_spec_validator import validate
 from yarl import URL
 
-from orchestrator.api import doors, stream
-from orchestrator.api import handlers as api
+from orchestrator.api import handlers, stream
 from orchestrator.api.openapi import document
+from orchestrator.api.server import serve_api
 from orchestrator.config.load import load
 from orchestrator.process.paths import SocketPathError
 from orchestrator.supervisor.desk import VERBS, Desk
@@ -107,7 +107,7 @@ async def running(path: Path, text: str = FILE, *, read_only: bool = False) -> A
     supervisor = Supervisor(manifest, make_engine=workshop)
     socket = path / "np.sock"
     async with (
-        doors.opened(Desk(supervisor, read_only=read_only), socket, manifest.supervisor),
+        serve_api(Desk(supervisor, read_only=read_only), socket, manifest.supervisor),
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as session,
     ):
         harness = ApiHarness(supervisor, workshop, session, file)
@@ -387,7 +387,7 @@ async def test_streams_end_with_the_daemon(tmp_path: Path) -> None:
 
 
 async def test_a_reader_who_left_is_forgotten(harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(stream, "HEARTBEAT_INTERVAL_S", 0.05)
     listeners = harness.supervisor.bus._listeners
     before = len(listeners)
     async with (
@@ -401,13 +401,13 @@ async def test_a_reader_who_left_is_forgotten(harness: ApiHarness, monkeypatch: 
 
 async def test_a_slow_reader_is_told_what_he_missed(harness: ApiHarness) -> None:
     bus = harness.supervisor.bus
-    with stream.Inbox(bus, lambda _: True, stream.Readers()) as inbox:
-        for number in range(stream._HELD + 5):
+    with stream.EventSubscription(bus, lambda _: True, stream.Subscriptions()) as subscription:
+        for number in range(stream._MAX_QUEUED_EVENTS + 5):
             bus.tell(LogLevel.INFO, "visitor", str(number))
-        events = await inbox.read(1.0)
-        assert len(events) == stream._HELD + 1
-        assert events[-1].text == "5 events were left out: they are read too slowly"
-        assert await inbox.read(0.01) == []
+        events = await subscription.receive(1.0)
+        assert len(events) == stream._MAX_QUEUED_EVENTS + 1
+        assert events[-1].text == "5 events were dropped: the client reads too slowly"
+        assert await subscription.receive(0.01) == []
 
 
 async def test_tcp_is_for_bearers_of_the_token(tmp_path: Path) -> None:
@@ -416,7 +416,8 @@ async def test_tcp_is_for_bearers_of_the_token(tmp_path: Path) -> None:
     async with running(tmp_path, FILE.replace("tunnels:", f"{section}tunnels:")) as harness:
         told = [event.text for event in harness.supervisor.bus.recent("")]
         base, metrics = (
-            next(text.split()[-1] for text in told if text.startswith(what)) for what in ("the API", "metrics")
+            next(text.split()[-1] for text in told if text.startswith(f"listening for {what}"))
+            for what in ("the API", "metrics")
         )
         async with aiohttp.ClientSession() as session:
             for value, status in (
@@ -447,7 +448,7 @@ async def test_tcp_is_for_bearers_of_the_token(tmp_path: Path) -> None:
         ("{listen: '127.0.0.1:0', token_file: nowhere}", "", "No such file"),
         ("{listen: '127.0.0.1:0', token_file: token}", "short", "16 to 4096 characters"),
         ("{listen: '127.0.0.1:0', token_file: token}", "schlüssel-schlüssel", "plain ASCII"),
-        ("{listen: '192.0.2.1:1', token_file: token}", TOKEN, "cannot listen on 192.0.2.1:1, where the API is to be"),
+        ("{listen: '192.0.2.1:1', token_file: token}", TOKEN, "cannot listen on 192.0.2.1:1 for the API"),
     ],
 )
 async def test_a_door_that_cannot_be_opened(tmp_path: Path, section: str, token: str, sentence: str) -> None:
@@ -461,7 +462,7 @@ async def test_the_document_validates_and_names_every_path(harness: ApiHarness) 
     found = (await harness.ask("GET", "/openapi.json")).json
     validate(found)
     ours = set()
-    for route in api.application(Desk(harness.supervisor)).router.routes():
+    for route in handlers.api_application(Desk(harness.supervisor)).router.routes():
         path = route.resource.canonical if route.resource else ""
         names = [path.replace("{verb}", verb) for verb in VERBS] if "{verb}" in path else [path]
         ours |= {(name, route.method.lower()) for name in names}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.commands import asking
+from orchestrator.commands import control
 from orchestrator.process.paths import usual_sockets
 from tests.orchestrator.test_cli import COMMAND, PATIENCE, Shell
 from tests.support.waiting import wait_until
@@ -76,7 +76,7 @@ def test_a_daemon_in_the_background(house: BackgroundDaemon) -> None:
     pid = house.pid()
     assert os.getsid(pid) == pid, "it survives the terminal"
     again = house.run("up", "-d")
-    assert (again.returncode, "a daemon runs already at" in again.stderr) == (1, True)
+    assert (again.returncode, "a daemon is already running at" in again.stderr) == (1, True)
     assert "3 of 3 tunnels started" in house.background_log()
     log = next((house.path / "state" / "nodepass-orch").iterdir())
     assert log.stat().st_mode & 0o777 == 0o600
@@ -144,7 +144,7 @@ def test_a_reload_and_its_plan(house: BackgroundDaemon) -> None:
         assert (done.returncode, done.stdout) == (2, "")
         assert "tunnels.yaml:2:19: " in done.stderr
     assert house.run("ps").stderr.startswith(
-        "nodepass-orch: the last good configuration is in force: tunnels.yaml:2:19"
+        "nodepass-orch: the last valid configuration stays in force: tunnels.yaml:2:19"
     )
     assert len(house.states()) == 3
     house.file.write_text(FILE.replace("9/127.0.0.1:1, client", "9/127.0.0.1:2, client", 1).replace("edge-2", "edge-3"))
@@ -161,7 +161,7 @@ def test_a_plan_in_words() -> None:
         "add": ["a"], "remove": ["b"], "restart": [{"name": "c", "changes": ["key: another one", "tls: 0 → 1"]}],
         "change": [{"name": "d\n", "changes": []}],
     }  # fmt: skip
-    assert list(asking._plan_lines(answer)) == [
+    assert list(control._plan_lines(answer)) == [
         "add a", "remove b", "restart c: key: another one; tls: 0 → 1", "change live d\\n",
     ]  # fmt: skip
 

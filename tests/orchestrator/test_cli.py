@@ -94,19 +94,19 @@ def file(shell: Shell) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["chek"], 2, "'chek' is no command; did you mean 'check'?"),
-        (["server:/x"], 2, "is no command, nor a URL such as server://"),
+        (["chek"], 2, "unknown command 'chek'; did you mean 'check'?"),
+        (["server:/x"], 2, "a URL looks like server://"),
         (["ps", "--jsno"], 2, "No such option"),
-        (["up"], 2, "there is no tunnels.yaml here"),
-        (["check"], 2, "there is no tunnels.yaml here"),
-        (["up", "server://s3cret@h:1/h:2"], 2, "for one tunnel run: nodepass-orch 'server://***@h:1/h:2'"),
-        (["up", "--detach"], 2, "there is no tunnels.yaml here"),
+        (["up"], 2, "there is no tunnels.yaml in this directory"),
+        (["check"], 2, "there is no tunnels.yaml in this directory"),
+        (["up", "server://s3cret@h:1/h:2"], 2, "to run a single tunnel: nodepass-orch 'server://***@h:1/h:2'"),
+        (["up", "--detach"], 2, "there is no tunnels.yaml in this directory"),
         (["ps"], 4, "no daemon answers at"),
         *((arguments, 4, "no daemon answers at") for arguments in (
             ["ps", "--watch"], ["down", "--wait"], ["start", "web"], ["stop", "--all"], ["restart", "edge-*"],
             ["drain", "--all", "--json"], ["retry", "x"], ["reload", "--wait"], ["plan"], ["logs", "-f"], ["events"])),
-        (["stop"], 2, "name the tunnels, or say --all: nodepass-orch stop NAME…"),
-        (["stop", "web", "--all"], 2, "name the tunnels, or say --all"),
+        (["stop"], 2, "name the tunnels or use --all: nodepass-orch stop NAME…"),
+        (["stop", "web", "--all"], 2, "name the tunnels or use --all"),
         (["stop", "web", "--timeout", "5"], 2, "'5' is not a duration with its unit; did you mean 5s?"),
         (["ps", "--socket", "x" * 200], 1, "longer than 107 bytes"),
         (["demo", "--duration", "-1"], 2, "--duration"),
@@ -304,9 +304,9 @@ def test_the_demonstration_ends_by_itself(shell: Shell) -> None:
         assert (direction, state) == (name.split("-")[0], "up")
         assert int(visitors) > 0
         assert came != "0B" != went
-    assert rows["stranded-client"][2] == "cooldown"
-    assert "refused" in " ".join(rows["stranded-client"])
-    assert "answers arrived at the visitors, 0 did not" in done.stdout
+    assert rows["unreachable-client"][2] == "cooldown"
+    assert "refused" in " ".join(rows["unreachable-client"])
+    assert "requests of visitors were answered, 0 failed" in done.stdout
 
 
 def test_a_full_disk_is_a_sentence(shell: Shell) -> None:
@@ -315,5 +315,5 @@ def test_a_full_disk_is_a_sentence(shell: Shell) -> None:
             [*COMMAND, "schema"], check=False, stdout=full, stderr=subprocess.PIPE, text=True, env=shell.environ
         )
     assert done.returncode == 1
-    assert "cannot write the answer: No space left on device" in done.stderr
+    assert "cannot write the output: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr

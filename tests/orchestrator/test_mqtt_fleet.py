@@ -19,7 +19,7 @@ from orchestrator.mqtt.payloads import Origin
 from orchestrator.mqtt.rivals import SILENCE
 from orchestrator.mqtt.topics import Spot
 from orchestrator.supervisor.keeper import at_rest
-from orchestrator.table import table
+from orchestrator.table import format_table
 from tunnel.model.options import make_spec
 from tunnel.model.state import Snapshot, State, timestamp
 from tunnel.model.url import parse
@@ -168,7 +168,7 @@ def test_a_tunnel_of_which_less_is_told_can_be_shown(fleet: Fleet) -> None:
     told = payloads.state(edge.origin, snapshot().as_json(), 1, "")
     less = {key: value for key, value in told.items() if key not in {"reason", "direction", "worker", "link", "tags"}}
     assert edge.say("state", less, "web")
-    assert "web" in table(fleet.hosts["edge-1"].tunnels(), columns=None, paint=lambda text, _: text)
+    assert "web" in format_table(fleet.hosts["edge-1"].tunnels(), columns=None, paint=lambda text, _: text)
 
 
 @given(st.sampled_from(["status", "info", "state", "stats", "event"]), st.binary(max_size=30))
@@ -193,7 +193,7 @@ def test_whatever_is_believed_can_be_shown(changes: dict[str, Any], odd: object,
     edge.say("state", {**told, group: changed_group, **changes}, "web")
     edge.say("info", {"v": 1, "name": odd, "config_error": None})
     for host in fleet:
-        assert table(host.tunnels(), columns=80, paint=lambda text, _: text)
+        assert format_table(host.tunnels(), columns=80, paint=lambda text, _: text)
         assert host.label
         json.dumps(host.as_json(NOW, NOW), allow_nan=False)
     assert all(str(path) for path in paths(fleet, NOW))

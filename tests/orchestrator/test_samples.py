@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.commands import local as commands
+from orchestrator.commands.command_line import COMMANDS
 from tests.orchestrator.test_metrics import page, snapshot
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -44,7 +44,7 @@ def test_the_commands_of_the_samples_exist() -> None:
         r"nodepass-orch ([a-z]+)\b", UNIT.read_text() + (CONFIGS / "container" / "compose.yaml").read_text()
     )
     assert set(lines) - {"up"}
-    assert set(lines) <= set(commands.cli.commands)
+    assert set(lines) <= {command.name for command in COMMANDS}
     for name in ("server", "client"):
         assert (CONFIGS / "container" / name / "tunnels.yaml").exists()
 

@@ -100,7 +100,7 @@ def test_a_hangup_is_no_harm(tmp_path: Path) -> None:
         daemon.send_signal(signal.SIGHUP)
         while '"ok": false' not in shell.run("ps", "--json").stdout:
             assert time.monotonic() < deadline
-        assert "the last good configuration is in force: tunnels.yaml:2:1: " in shell.run("ps").stderr
+        assert "the last valid configuration stays in force: tunnels.yaml:2:1: " in shell.run("ps").stderr
         daemon.terminate()
         daemon.send_signal(signal.SIGHUP)
         assert daemon.wait(PATIENCE) == 0

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.api import doors
-from orchestrator.client import Client, NoDaemonError, RefusedError
+from orchestrator.api.server import serve_api
+from orchestrator.client import ApiClient, NoDaemonError, RequestRefusedError
 from orchestrator.config.load import load
 from orchestrator.supervisor.desk import Desk
 from orchestrator.supervisor.supervisor import Supervisor, UnknownTunnelError
@@ -44,7 +44,7 @@ class SupervisorHarness:
 
     async def ask(self, method: str, *arguments: str) -> dict[str, Any]:
         """Use the client as a command does, in a thread of its own."""
-        answer: dict[str, Any] = await asyncio.to_thread(getattr(Client(self.socket), method), *arguments)
+        answer: dict[str, Any] = await asyncio.to_thread(getattr(ApiClient(self.socket), method), *arguments)
         return answer
 
 
@@ -55,7 +55,7 @@ async def harness(tmp_path: Path) -> AsyncIterator[SupervisorHarness]:
     workshop = Workshop()
     manifest = load(file, {})
     supervisor = Supervisor(manifest, make_engine=workshop)
-    async with doors.opened(Desk(supervisor), tmp_path / "np.sock", manifest.supervisor):
+    async with serve_api(Desk(supervisor), tmp_path / "np.sock", manifest.supervisor):
         harness = SupervisorHarness(supervisor, workshop, tmp_path / "np.sock")
         await wait_until_async(lambda: harness.state("web") is harness.state("a/b [red]") is State.UP)
         yield harness
@@ -150,7 +150,7 @@ async def test_status_has_the_keys_of_the_contract(harness: SupervisorHarness) -
 
 async def test_one_tunnel_by_its_name_whatever_it_is(harness: SupervisorHarness) -> None:
     assert (await harness.ask("tunnel", "a/b [red]"))["target_addr"] == "127.0.0.1:80"
-    with pytest.raises(RefusedError, match="no tunnel is named 'x'"):
+    with pytest.raises(RequestRefusedError, match="no tunnel is named 'x'"):
         await harness.ask("tunnel", "x")
 
 
@@ -212,7 +212,7 @@ async def test_the_socket_is_its_owners_alone(harness: SupervisorHarness) -> Non
 
 def test_nobody_answers(tmp_path: Path) -> None:
     with pytest.raises(NoDaemonError, match=r"no daemon answers at .*nodepass-orch up"):
-        Client(tmp_path / "no.sock").status()
+        ApiClient(tmp_path / "no.sock").status()
 
 
 async def test_somebody_else_answers(tmp_path: Path) -> None:
@@ -221,5 +221,5 @@ async def test_somebody_else_answers(tmp_path: Path) -> None:
         writer.close()
 
     async with await asyncio.start_unix_server(answer, tmp_path / "np.sock"):
-        with pytest.raises(NoDaemonError, match="does not answer as a daemon"):
-            await asyncio.to_thread(Client(tmp_path / "np.sock").status)
+        with pytest.raises(NoDaemonError, match="does not answer as a nodepass-orch daemon"):
+            await asyncio.to_thread(ApiClient(tmp_path / "np.sock").status)

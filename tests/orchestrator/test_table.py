@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.supervisor.keeper import at_rest
-from orchestrator.table import align, clip, size, table, width
+from orchestrator.table import align_columns, display_width, format_bytes, format_table, truncate
 from tunnel.model.options import make_spec
 from tunnel.model.state import CooldownView, State
 from tunnel.model.url import parse
@@ -27,10 +27,10 @@ TUNNELS = [
 
 
 def test_columns_stand_below_each_other() -> None:
-    lines = table(TUNNELS, columns=None, paint=lambda text, _: text).split("\n")
+    lines = format_table(TUNNELS, columns=None, paint=lambda text, _: text).split("\n")
     assert len(lines) == 5
-    starts = {width(line[: line.index("client")]) for line in lines[1:]}
-    assert starts == {width(lines[0][: lines[0].index("ROLE")])}
+    starts = {display_width(line[: line.index("client")]) for line in lines[1:]}
+    assert starts == {display_width(lines[0][: lines[0].index("ROLE")])}
     assert "[red]bold[/]" in lines[1]
     assert "◷ cooldown 2.1s" in lines[2]
     assert lines[2].endswith("it refused the connection")
@@ -38,13 +38,15 @@ def test_columns_stand_below_each_other() -> None:
 
 @given(st.integers(1, 250))
 def test_no_line_is_longer_than_the_terminal(columns: int) -> None:
-    for line in table(TUNNELS, columns=columns, paint=lambda text, _: text).split("\n"):
-        assert width(line) <= columns
+    for line in format_table(TUNNELS, columns=columns, paint=lambda text, _: text).split("\n"):
+        assert display_width(line) <= columns
 
 
 def test_workers_are_shown_where_there_are_any() -> None:
-    alone = table(TUNNELS, columns=None, paint=lambda text, _: text)
-    spread = table([TUNNELS[0], {**TUNNELS[1], "worker": 3}], columns=None, paint=lambda text, _: text).split("\n")
+    alone = format_table(TUNNELS, columns=None, paint=lambda text, _: text)
+    spread = format_table([TUNNELS[0], {**TUNNELS[1], "worker": 3}], columns=None, paint=lambda text, _: text).split(
+        "\n"
+    )
     assert "WORKER" not in alone
     at = spread[0].index("WORKER")
     assert [line[at] for line in (spread[1], spread[2].replace("表の名前", "xxxxxxxx"))] == ["-", "3"]
@@ -57,14 +59,14 @@ def test_only_the_state_is_painted() -> None:
         painted.append((text, state))
         return text
 
-    table(TUNNELS, columns=None, paint=paint)
+    format_table(TUNNELS, columns=None, paint=paint)
     assert [state for _, state in painted] == ["up", "cooldown", "stopped", "failed"]
 
 
 @given(st.text(max_size=30), st.integers(1, 20))
 def test_clipped_text_fits(text: str, columns: int) -> None:
-    assert width(clip(text, columns)) <= columns
-    assert clip(text, columns) == text or width(text) > columns
+    assert display_width(truncate(text, columns)) <= columns
+    assert truncate(text, columns) == text or display_width(text) > columns
 
 
 @pytest.mark.parametrize(
@@ -80,8 +82,8 @@ def test_clipped_text_fits(text: str, columns: int) -> None:
     ],
 )
 def test_sizes(count: int, text: str) -> None:
-    assert size(count) == text
+    assert format_bytes(count) == text
 
 
 def test_align() -> None:
-    assert align([("A", "B"), ("long", "x")]) == "A     B\nlong  x"
+    assert align_columns([("A", "B"), ("long", "x")]) == "A     B\nlong  x"

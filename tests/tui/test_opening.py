@@ -23,9 +23,9 @@ from aiohttp import ClientSession, web
 
 from tests.support.scale import GUARD_S
 from tests.tui.fake import FakeDaemon
-from tui.web import guard
+from tui.web import require_token
 
-COMMAND = [sys.executable, "-m", "tui.command"]
+COMMAND = [sys.executable, "-m", "tui.cli"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -146,9 +146,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "why"),
     [
         (("--mqtt", "http://broker"), "--mqtt: this is not a broker's URL"),
-        (("--mqtt", "mqtt://broker", "--socket", "np.sock"), "does not go with --socket"),
-        (("--username", "me"), "name it with --mqtt URL"),
-        (("--mqtt", "mqtt://127.0.0.1:1"), "the dashboard wants a terminal"),
+        (("--mqtt", "mqtt://broker", "--socket", "np.sock"), "cannot be used with --socket"),
+        (("--username", "me"), "add --mqtt URL"),
+        (("--mqtt", "mqtt://127.0.0.1:1"), "the dashboard requires a terminal"),
     ],
 )
 def test_what_makes_no_sense_on_a_fleet_is_said(arguments: tuple[str, ...], why: str) -> None:
@@ -183,15 +183,15 @@ def test_top_without_a_daemon_says_so(socket: Path) -> None:
 def test_top_wants_a_terminal(living: FakeDaemon) -> None:
     done = run("top", "--socket", str(living.socket))
     assert done.returncode == 2
-    assert "wants a terminal" in done.stderr
+    assert "requires a terminal" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--api", "ftp://x"), "no address such as"),
+        (("--api", "ftp://x"), "is not an address such as"),
         (("--token-file", "/nowhere/token", "--api", "http://127.0.0.1:1"), "cannot read the token"),
-        (("--web-listen", "here", "--web", "--api", "http://127.0.0.1:1"), "no address such as 127.0.0.1:8000"),
+        (("--web-listen", "here", "--web", "--api", "http://127.0.0.1:1"), "is not an address such as 127.0.0.1:8000"),
     ],
 )
 def test_wrong_options_are_sentences(arguments: tuple[str, ...], said: str) -> None:
@@ -266,8 +266,8 @@ def test_up_on_a_terminal_starts_the_daemon_beside_the_dashboard(
             shown.press(keys)
             assert shown.ended() == 0
             assert "Traceback" not in shown.seen
-            assert ("the tunnels run on" if left_running else "the tunnels have ended") in shown.seen
-            assert ("end them with kill " in shown.seen) is left_running  # it takes no command
+            assert ("the tunnels keep running" if left_running else "the tunnels have ended") in shown.seen
+            assert ("end them with: kill " in shown.seen) is left_running  # it takes no command
         assert run("ps", "--socket", str(socket)).returncode == (3 if left_running else 4)
     finally:
         end(socket)
@@ -284,8 +284,8 @@ def test_up_on_a_terminal_knows_when_somebody_else_has_ended_the_tunnels(tmp_pat
             shown.wait_until_shown("stale")
             shown.press("q")
             assert shown.ended() == 0
-            assert "the daemon has ended, and the tunnels with it" in shown.seen
-            assert "run on" not in shown.seen
+            assert "the daemon has ended, and so have its tunnels" in shown.seen
+            assert "keep running" not in shown.seen
     finally:
         end(socket)
 
@@ -296,18 +296,18 @@ def test_the_demonstration_on_a_terminal_ends_with_its_summary() -> None:
         shown.wait_until_shown("cooldown")
         shown.press("q")
         assert shown.ended() == 0
-        assert "answers arrived at the visitors" in shown.seen
+        assert "requests of visitors were answered" in shown.seen
 
 
 def test_the_demonstration_ends_by_itself_after_its_duration() -> None:
     with terminal("demo", "--duration", "3") as shown:
         assert shown.ended() == 0
-        assert "answers arrived at the visitors" in shown.seen
+        assert "requests of visitors were answered" in shown.seen
 
 
 def test_one_url_and_other_commands_load_no_screen() -> None:
     program = (
-        "import sys; sys.argv = ['x', 'ps', '--socket', '/nowhere.sock']; from tui.command import main; main();"
+        "import sys; sys.argv = ['x', 'ps', '--socket', '/nowhere.sock']; from tui.cli import main; main();"
         "print([m for m in ('textual', 'aiohttp', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -318,7 +318,7 @@ async def test_the_browser_has_to_know_the_token() -> None:
     async def page(_: web.Request) -> web.Response:
         return web.Response(text="the dashboard")
 
-    app = web.Application(middlewares=[guard("secret")])
+    app = web.Application(middlewares=[require_token("secret")])
     app.add_routes([web.get("/", page), web.get("/ws", page)])
     runner = web.AppRunner(app)
     await runner.setup()

@@ -1,0 +1,101 @@
+"""Serves the local API: on the Unix socket, on a TCP address with a token, and on an address for metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket as sockets
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from orchestrator.api import handlers
+from orchestrator.process.paths import SocketPathError
+from tunnel.model.spec import LogLevel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrator.config.schema import SupervisorSettings
+    from orchestrator.supervisor.desk import Desk
+    from tunnel.model.spec import Address
+
+_SHUTDOWN_GRACE_S: Final = 1.0  # for requests in progress
+_LISTEN_BACKLOG: Final = 128
+_MIN_TOKEN_LENGTH: Final = 16
+_MAX_TOKEN_LENGTH: Final = 4096
+
+
+@contextlib.asynccontextmanager
+async def serve_api(desk: Desk, path: Path, settings: SupervisorSettings) -> AsyncIterator[None]:
+    """Serve on the socket and on the addresses of the settings until the context ends. Raises SocketPathError."""
+    async with contextlib.AsyncExitStack() as stack:
+        runner = await stack.enter_async_context(_running(handlers.api_application(desk)))
+        await web.SockSite(runner, _unix_listener(path)).start()  # the site owns the listener from here on
+        if settings.api.listen is not None:
+            app = handlers.api_application(desk, token=_read_token(settings.api.token_file))
+            runner = await stack.enter_async_context(_running(app))
+            await _listen(runner, settings.api.listen, desk, "the API")
+            if not settings.api.listen.is_loopback:
+                text = f"the API on {settings.api.listen} sends its token unencrypted; put a TLS proxy in front of it"
+                desk.bus.tell(LogLevel.WARN, "api", text)
+        if settings.metrics is not None:
+            runner = await stack.enter_async_context(_running(handlers.monitoring_application(desk)))
+            await _listen(runner, settings.metrics, desk, "metrics")
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _running(app: web.Application) -> AsyncIterator[web.AppRunner]:
+    runner = web.AppRunner(app, access_log=None, logger=_silent_logger(), shutdown_timeout=_SHUTDOWN_GRACE_S)
+    await runner.setup()
+    try:
+        yield runner
+    finally:
+        await runner.cleanup()
+
+
+def _silent_logger() -> logging.Logger:
+    """Return a silent logger: aiohttp logs a traceback for each malformed request; the API reports its own faults."""
+    logger = logging.getLogger("orchestrator.api.server")
+    logger.setLevel(logging.CRITICAL + 1)
+    return logger
+
+
+def _unix_listener(path: Path) -> sockets.socket:
+    listener = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_NONBLOCK)
+    try:
+        listener.bind(os.fspath(path))
+        path.chmod(0o600)  # before listen: until then no client can connect
+        listener.listen(_LISTEN_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SocketPathError(f"cannot listen on {path}: {error.strerror or error}") from None
+    return listener
+
+
+async def _listen(runner: web.AppRunner, address: Address, desk: Desk, service: str) -> None:
+    try:
+        await web.TCPSite(runner, address.host or None, address.port, backlog=_LISTEN_BACKLOG).start()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise SocketPathError(f"cannot listen on {address} for {service}: {reason}") from None
+    port = runner.addresses[0][1]
+    desk.bus.tell(LogLevel.INFO, "api", f"listening for {service} on {type(address)(address.host, port)}")
+
+
+def _read_token(path: Path | None) -> str:
+    if path is None:
+        raise SocketPathError("the API on TCP requires a token; set token_file")
+    try:
+        with path.open(encoding="ascii") as file:
+            token = file.read(_MAX_TOKEN_LENGTH + 1).strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not plain ASCII text"
+        raise SocketPathError(f"cannot read token_file {path}: {reason}") from None
+    if not _MIN_TOKEN_LENGTH <= len(token) <= _MAX_TOKEN_LENGTH or not token.isprintable() or " " in token:
+        format_ = f"one line of {_MIN_TOKEN_LENGTH} to {_MAX_TOKEN_LENGTH} characters without spaces"
+        raise SocketPathError(f"token_file {path} must hold {format_}; nodepass-orch keygen prints one")
+    return token

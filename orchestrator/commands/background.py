@@ -1,0 +1,148 @@
+"""Processes in the background: a daemon that outlives the command, and the demonstration under a dashboard."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from orchestrator.client import ApiClient
+from orchestrator.process import paths
+
+_DAEMON_START_TIMEOUT_S: Final = 60.0
+_PROBE_TIMEOUT_S: Final = 1.0
+_READY_TIMEOUT_S: Final = 5.0  # for one answer of a daemon that is starting
+_POLL_INTERVAL_S: Final = 0.05
+_DEMO_START_TIMEOUT_S: Final = 20.0
+_DEMO_STOP_TIMEOUT_S: Final = 30.0
+_MAX_LOG_BYTES: Final = 16 << 20  # a larger log is renamed before the next daemon starts
+_LOG_TAIL_BYTES: Final = 4096  # the part of the log that explains a failed start
+
+
+class BackgroundStartError(Exception):
+    """The process did not start; the message is a sentence, or what the process itself printed."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundDaemon:
+    """A daemon that runs in the background."""
+
+    pid: int
+    socket: Path
+    log: Path
+
+
+def start_daemon(
+    file: Path, options: Sequence[str], named_socket: Path | None, environ: Mapping[str, str]
+) -> BackgroundDaemon:
+    """Run ``up FILE --no-tui OPTIONS`` in its own session. Returns when every enabled tunnel is started.
+
+    ``named_socket`` is the socket that the user named, if any. Raises BackgroundStartError and SocketPathError.
+    """
+    socket = named_socket or paths.socket_to_offer(file, environ, os.getuid())
+    if ApiClient(socket, _PROBE_TIMEOUT_S).is_ready():
+        raise BackgroundStartError(f"a daemon is already running at {socket}; end it with: nodepass-orch down")
+    log = paths.log_of(socket, environ)
+    start_offset = _prepare_log(log)
+    command = [sys.executable, "-m", "orchestrator.cli", "up", str(file), "--no-tui", *options]
+    with log.open("ab") as out:
+        process = subprocess.Popen(  # noqa: S603  our own program, with arguments that click has parsed
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, env=dict(environ)
+        )
+    try:
+        _wait_until_ready(process, socket, log, start_offset)
+    except BaseException:
+        process.terminate()
+        raise
+    process.returncode = 0  # the daemon outlives this process: without a code, Popen warns of a child that still runs
+    return BackgroundDaemon(process.pid, socket, log)
+
+
+def _prepare_log(log: Path) -> int:
+    """Create the log, or rename one that is too large. Returns the size of the log that the daemon appends to."""
+    try:
+        log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+        if (size := log.stat().st_size) <= _MAX_LOG_BYTES:
+            return size
+        log.replace(log.with_name(f"{log.name}.1"))
+        os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise BackgroundStartError(f"cannot write the log {log}: {error.strerror}") from None
+    return 0
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], socket: Path, log: Path, start_offset: int) -> None:
+    client = ApiClient(socket, _READY_TIMEOUT_S)
+    deadline = time.monotonic() + _DAEMON_START_TIMEOUT_S
+    while not client.is_ready():
+        code = process.poll()
+        if code is not None:
+            output = _read_log_tail(log, start_offset)
+            message = output or f"the daemon ended with exit code {code}; its log is {log}"
+            raise BackgroundStartError(message, max(code, 1))
+        if time.monotonic() > deadline:
+            limit = f"{_DAEMON_START_TIMEOUT_S:g} s"
+            raise BackgroundStartError(f"the daemon did not start its tunnels within {limit}; its log is {log}")
+        time.sleep(_POLL_INTERVAL_S)
+
+
+def _read_log_tail(log: Path, start_offset: int) -> str:
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(start_offset, log.stat().st_size - _LOG_TAIL_BYTES))
+        return file.read().decode(errors="replace").strip().removeprefix("nodepass-orch: ")
+    return ""
+
+
+@dataclass(slots=True)
+class BackgroundDemo:
+    """A demonstration in its own process; ``summary`` and ``exit_code`` are known after it ended."""
+
+    socket: Path
+    summary: str = ""
+    exit_code: int = 0
+
+
+@contextlib.contextmanager
+def run_demo() -> Iterator[BackgroundDemo]:
+    """Run a demonstration until the context ends. Raises BackgroundStartError with its log."""
+    command = [sys.executable, "-m", "orchestrator.cli", "demo", "--no-tui"]
+    with tempfile.TemporaryDirectory(prefix="np-") as folder, (Path(folder) / "log").open("w+b") as log:
+        process = subprocess.Popen(  # noqa: S603  our own program
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+            env={**os.environ, "TMPDIR": folder},
+        )  # fmt: skip
+        try:
+            socket = _wait_for_demo_socket(process, Path(folder))
+            if socket is None:
+                log.seek(0)
+                output = log.read().decode(errors="replace")
+                raise BackgroundStartError(f"the demonstration did not start:\n{output}", process.poll() or 1)
+            demo = BackgroundDemo(socket)
+            yield demo
+        finally:
+            process.send_signal(signal.SIGTERM)
+            out, _ = process.communicate(timeout=_DEMO_STOP_TIMEOUT_S)
+        demo.summary, demo.exit_code = out.decode(errors="replace"), process.returncode
+
+
+def _wait_for_demo_socket(process: subprocess.Popen[bytes], folder: Path) -> Path | None:
+    """Return the socket of a demonstration once it exists; None if the process ended or did not create it in time."""
+    deadline = time.monotonic() + _DEMO_START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        for socket in folder.glob("*/*.sock"):
+            return socket
+        time.sleep(_POLL_INTERVAL_S)
+    return None

@@ -1,0 +1,68 @@
+"""Builds the command line from commands and runs it: every error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import click
+
+from orchestrator.commands import control, fleet, local
+from orchestrator.commands.common import EXIT_FAILED, EXIT_USAGE, CommandGroup, DashboardLauncher
+from orchestrator.process.process import hide_keys, program_version, say
+
+COMMANDS: Final = (*local.COMMANDS, *control.COMMANDS, fleet.fleet)
+"""The commands of this package; ``tui.cli`` adds its own."""
+
+_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
+
+_HELP: Final = """Many TCP tunnels from one file.
+
+A single tunnel: nodepass-orch 'server://TUNNEL_ADDR/TARGET_ADDR', and 'client://…' at the other end.
+"""
+
+
+def build_command_line(commands: Iterable[click.Command]) -> click.Group:
+    """Return the root command ``nodepass-orch``."""
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    group = CommandGroup("nodepass-orch", help=_HELP, commands=list(commands), context_settings=settings)
+    version = click.version_option(program_version(), prog_name="nodepass-orch", message="%(prog)s %(version)s")
+    return version(group)
+
+
+def run(
+    arguments: Sequence[str],
+    commands: Iterable[click.Command] = COMMANDS,
+    launcher: DashboardLauncher | None = None,
+) -> int:
+    """Run a command. Returns the exit code.
+
+    With a launcher, ``up`` and ``demo`` open the dashboard on a terminal.
+    """
+    hide_keys(arguments)
+    root = build_command_line(commands)
+    try:
+        code: Any = root.main(list(arguments), prog_name="nodepass-orch", standalone_mode=False, obj=launcher)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return EXIT_USAGE
+    except click.UsageError as error:
+        text = error.format_message().rstrip(".")
+        say(text if text.endswith("?") else f"{text}; see nodepass-orch {_command_name(error)}--help")
+        return EXIT_USAGE
+    except click.ClickException as error:
+        say(error.format_message())
+        return error.exit_code
+    except click.Abort:
+        return _INTERRUPTED
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes stdout at exit and would fail again
+        say(f"cannot write the output: {error.strerror}")
+        return EXIT_FAILED
+    return code if isinstance(code, int) else 0
+
+
+def _command_name(error: click.UsageError) -> str:
+    _, _, command = (error.ctx.command_path if error.ctx else "").partition(" ")
+    return f"{command} " if command else ""

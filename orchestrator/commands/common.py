@@ -1,0 +1,154 @@
+"""What all commands share: exit codes, output, common options, how a command finds its daemon and its tunnels."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final, NoReturn, Protocol
+
+import click
+from click.shell_completion import CompletionItem
+
+from orchestrator.client import ApiClient, Json, NoDaemonError, RequestRefusedError
+from orchestrator.process import paths
+from orchestrator.process.process import mask_url, say
+from tunnel.model.options import nearest
+from tunnel.model.settings import parse_duration
+from tunnel.model.spec import LogLevel
+
+EXIT_FAILED, EXIT_USAGE, EXIT_NOT_UP, EXIT_NO_DAEMON = 1, 2, 3, 4
+"""Exit codes besides 0: failed at run time, wrong usage or invalid file, a tunnel is not up, no daemon answers."""
+
+DEFAULT_FILE: Final = "tunnels.yaml"
+LEVELS: Final = tuple(level.name.lower() for level in LogLevel)
+
+_COMPLETION_TIMEOUT_S: Final = 1.0  # the user has pressed Tab and waits
+_PATTERN_CHARACTERS: Final = set("*?[")
+
+
+class DashboardLauncher(Protocol):
+    """Opens the dashboard for ``up`` and ``demo``; the package ``tui`` provides it (click context object)."""
+
+    def show_daemon(
+        self, socket_path: Path, *, read_only: bool = False, owns_daemon: bool = False, duration_s: float | None = None
+    ) -> bool:
+        """Show the daemon at a socket until the user leaves. Returns True if the user asked to stop the daemon."""
+
+
+def exit_with_error(code: int, message: str) -> NoReturn:
+    """Print a message to stderr and end the command with an exit code."""
+    say(message)
+    raise click.exceptions.Exit(code)
+
+
+def print_json(data: object) -> None:
+    """Print one JSON value on one line."""
+    click.echo(json.dumps(data, ensure_ascii=False, default=str))
+
+
+def is_color_enabled() -> bool:
+    """Whether stdout is a terminal that shows colours and the user has not disabled them (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def is_terminal() -> bool:
+    """Whether stdin, stdout and stderr are all a terminal."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+
+
+class CommandGroup(click.Group):
+    """A group that suggests the nearest command for an unknown one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the first argument names."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            known = self.list_commands(ctx)
+            hint = nearest(args[0], known) or "; a URL looks like server://0.0.0.0:10101/127.0.0.1:8080"
+            raise click.UsageError(f"unknown command {mask_url(args[0])[:60]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def parse_duration_option(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """Return the seconds of an option such as ``30s`` (a click callback)."""
+    try:
+        return None if text is None else parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+socket_option = click.option("--socket", type=click.Path(path_type=Path), help="Unix socket of the daemon.")
+file_option = click.option(
+    "-f", "--file", type=click.Path(path_type=Path), default=DEFAULT_FILE, show_default=True, help="The daemon's file."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
+drain_timeout_option = click.option(
+    "--timeout",
+    metavar="DURATION",
+    callback=parse_duration_option,
+    help="How long connected visitors may stay, as in 30s.",
+)
+
+
+def make_client(socket: Path | None, file: Path, timeout_s: float | None = None) -> ApiClient:
+    """Return a client for the daemon that the options select. Raises SocketPathError."""
+    named = paths.given_socket(socket, os.environ)
+    path = named or paths.socket_to_ask(file, os.environ, os.getuid())
+    return ApiClient(path) if timeout_s is None else ApiClient(path, timeout_s)
+
+
+@contextlib.contextmanager
+def exit_on_api_error() -> Iterator[None]:
+    """Turn errors of the API client into a message and the exit code."""
+    try:
+        yield
+    except NoDaemonError as error:
+        exit_with_error(EXIT_NO_DAEMON, str(error))
+    except (RequestRefusedError, paths.SocketPathError) as error:
+        exit_with_error(EXIT_FAILED, str(error))
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a name may match several tunnels."""
+    return not _PATTERN_CHARACTERS.isdisjoint(text)
+
+
+def select_tunnels(tunnels: Sequence[Json], names: Sequence[str]) -> list[Json]:
+    """Return the tunnels that match names and patterns (none: all), in the order of the file.
+
+    A name without a match ends the command.
+    """
+    for name in names:
+        if not any(_matches(tunnel["name"], name) for tunnel in tunnels):
+            hint = nearest(name, [str(tunnel["name"]) for tunnel in tunnels])
+            exit_with_error(EXIT_FAILED, f"no tunnel is named {name!r}{hint}")
+    return [t for t in tunnels if not names or any(_matches(t["name"], name) for name in names)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def complete_names(ctx: click.Context, _: click.Parameter, prefix: str) -> list[CompletionItem]:
+    """Return the names of the daemon's tunnels with a prefix; none if no daemon answers in time."""
+    given: dict[str, Any] = ctx.params
+    try:
+        file = given.get("file") or Path(DEFAULT_FILE)
+        status = make_client(given.get("socket"), Path(file), _COMPLETION_TIMEOUT_S).status()
+    except (NoDaemonError, RequestRefusedError, paths.SocketPathError):
+        return []
+    used = set(given.get("names") or ())
+    return [
+        CompletionItem(tunnel["name"], help=f"{tunnel['role']}, {tunnel['state']}")
+        for tunnel in status["tunnels"]
+        if tunnel["name"].startswith(prefix) and tunnel["name"] not in used
+    ]
+
+
+names_argument = click.argument("names", nargs=-1, metavar="[NAME]…", shell_complete=complete_names)

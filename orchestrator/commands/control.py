@@ -1,0 +1,305 @@
+"""The commands that query and control a running daemon over its local API."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from orchestrator.client import ApiClient, Json, RequestRefusedError
+from orchestrator.commands.common import (
+    DEFAULT_FILE,
+    EXIT_FAILED,
+    EXIT_NOT_UP,
+    EXIT_USAGE,
+    LEVELS,
+    drain_timeout_option,
+    exit_on_api_error,
+    exit_with_error,
+    file_option,
+    is_color_enabled,
+    is_pattern,
+    json_option,
+    make_client,
+    names_argument,
+    print_json,
+    select_tunnels,
+    socket_option,
+)
+from orchestrator.process.logformat import as_line, printable
+from orchestrator.process.process import say
+from orchestrator.table import format_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_COLORS: Final = {"up": "green", "failed": "red", "cooldown": "yellow", "draining": "cyan", "stopped": "bright_black"}
+_WATCH_INTERVAL_S: Final = 1.0  # of ``ps --watch``
+_MAX_LINES: Final = 10_000
+_CURSOR_HOME, _CLEAR_TO_LINE_END, _CLEAR_TO_SCREEN_END = "\x1b[H", "\x1b[K", "\x1b[J"
+_PLAN_ACTIONS: Final = {"add": "add", "remove": "remove", "restart": "restart", "change": "change live"}
+
+
+@click.command()
+@names_argument
+@json_option
+@click.option("--watch", is_flag=True, help="Repeat every second until Ctrl-C.")
+@socket_option
+@file_option
+def ps(*, names: tuple[str, ...], as_json: bool, watch: bool, socket: Path | None, file: Path) -> int:
+    """List the tunnels; NAME may be a pattern like edge-*. Exit code 3 if one of them is not up."""
+    with exit_on_api_error():
+        client = make_client(socket, file)
+        while True:
+            status = client.status()
+            status["tunnels"] = select_tunnels(status["tunnels"], names)
+            if as_json:
+                print_json(status)
+            else:
+                _print_status(status, is_screen=watch and sys.stdout.isatty())
+            if not watch:
+                return 0 if all(tunnel["state"] == "up" for tunnel in status["tunnels"]) else EXIT_NOT_UP
+            sys.stdout.flush()
+            time.sleep(_WATCH_INTERVAL_S)
+
+
+def _print_status(status: Json, *, is_screen: bool) -> None:
+    tunnels = status["tunnels"]
+    if not status["config"]["ok"]:
+        say(f"the last valid configuration stays in force: {status['config']['error']}")
+    if status["mqtt"].get("reason"):
+        say(printable(f"MQTT {status['mqtt']['state']} since {status['mqtt']['since']}: {status['mqtt']['reason']}"))
+    text = format_tunnels(tunnels) if tunnels else "no tunnels"
+    if is_screen:
+        lines = text.split("\n")[: shutil.get_terminal_size().lines - 1]
+        rows = "".join(f"{line}{_CLEAR_TO_LINE_END}\n" for line in lines)
+        click.echo(_CURSOR_HOME + rows + _CLEAR_TO_SCREEN_END, nl=False)
+    elif tunnels:
+        click.echo(text)
+    else:
+        say(text)
+
+
+def format_tunnels(tunnels: Sequence[Json]) -> str:
+    """Return tunnels as a table for stdout: coloured and truncated if stdout is a terminal."""
+    is_colored = is_color_enabled()
+
+    def paint(text: str, state: str) -> str:
+        return click.style(text, fg=_COLORS.get(state)) if is_colored else text
+
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return format_table(tunnels, columns=columns, paint=paint)
+
+
+def _tunnel_command(verb: str, summary: str, *, drains: bool) -> click.Command:
+    """Return the command that sends one verb to the selected tunnels."""
+
+    def send_to_tunnels(
+        *, names: tuple[str, ...], everything: bool, as_json: bool, socket: Path | None, file: Path,
+        timeout: float | None = None,
+    ) -> int:  # fmt: skip
+        if bool(names) == everything:
+            exit_with_error(EXIT_USAGE, f"name the tunnels or use --all: nodepass-orch {verb} NAME…")
+        with exit_on_api_error():
+            client = make_client(socket, file)
+            selected = [str(tunnel["name"]) for tunnel in select_tunnels(client.status()["tunnels"], names)]
+            results = [_send_command(client, verb, name, timeout) for name in selected]
+        if as_json:
+            print_json({"ok": all(result["ok"] for result in results), "results": results})
+        for result in results:
+            if not as_json:
+                (click.echo if result["ok"] else say)(printable(f"{result['name']}: {result['text']}"))
+        return 0 if all(result["ok"] for result in results) else EXIT_FAILED
+
+    decorators: list[Callable[[Any], Any]] = [
+        names_argument,
+        click.option("--all", "everything", is_flag=True, help="All tunnels."),
+        json_option,
+        socket_option,
+        file_option,
+        *([drain_timeout_option] if drains else []),
+    ]
+    for decorate in reversed(decorators):
+        send_to_tunnels = decorate(send_to_tunnels)
+    return click.command(verb, help=f"{summary} NAME may be a pattern like edge-*.")(send_to_tunnels)
+
+
+def _send_command(client: ApiClient, verb: str, name: str, timeout_s: float | None) -> Json:
+    try:
+        return client.command(verb, name, timeout_s)
+    except RequestRefusedError as error:
+        return {"name": name, "ok": False, "state": None, "text": str(error)}
+
+
+_TUNNEL_COMMANDS: Final = (
+    _tunnel_command("start", "Start stopped tunnels.", drains=False),
+    _tunnel_command("stop", "Drain tunnels for at most their SHUTDOWN_TIMEOUT, then stop them.", drains=True),
+    _tunnel_command("restart", "Drain tunnels for at most their SHUTDOWN_TIMEOUT, then start them again.", drains=True),
+    _tunnel_command("drain", "Drain tunnels for at most the file's drain_timeout, then stop them.", drains=True),
+    _tunnel_command("retry", "End the cooldown of tunnels: the next attempt is made now.", drains=False),
+)
+
+
+@click.command()
+@click.option("--wait", is_flag=True, help="Print the result of each entry.")
+@json_option
+@socket_option
+@file_option
+def reload(*, wait: bool, as_json: bool, socket: Path | None, file: Path) -> int:
+    """Read the file again. Exit code 2 if the file is invalid, 1 if an entry cannot run."""
+    with exit_on_api_error():
+        answer = make_client(socket, file).reload()
+    results = answer["results"]
+    bad = [name for name, result in results.items() if result["action"] in {"rejected", "failed"}]
+    if as_json:
+        print_json(answer)
+    elif answer["error"]:
+        say(f"nothing was changed: {_format_error(answer['error'])}")
+    elif wait:
+        for name, result in results.items():
+            click.echo(_format_result(name, result))
+    else:
+        for name in bad:
+            say(_format_result(name, results[name]))
+    if not as_json and not answer["error"]:
+        say(f"generation {answer['generation']}: {_count_actions(result['action'] for result in results.values())}")
+    return EXIT_USAGE if answer["error"] else EXIT_FAILED if bad else 0
+
+
+def _format_error(error: Json) -> str:
+    parts = [error.get("file"), error.get("line"), error.get("column")]
+    place = ":".join(str(part) for part in parts if part is not None)
+    return printable(f"{place}: {error['message']}" if place else str(error["message"]))
+
+
+def _format_result(name: str, result: Json) -> str:
+    details = [*result["changes"], *([result["detail"]] if result["detail"] else [])]
+    return printable(f"{result['action']} {name}{': ' if details else ''}{'; '.join(details)}")
+
+
+def _count_actions(actions: Iterable[str]) -> str:
+    return ", ".join(f"{count} {action}" for action, count in Counter(actions).items()) or "no tunnels"
+
+
+@click.command()
+@click.argument("file", default=DEFAULT_FILE, type=click.Path(path_type=Path))
+@json_option
+@socket_option
+def plan(*, file: Path, as_json: bool, socket: Path | None) -> int:
+    """Show which entries a reload of FILE would add, remove, restart and change live.
+
+    Exit code 2 if the file is invalid.
+    """
+    with exit_on_api_error():
+        answer = make_client(socket, file).plan()
+    if as_json:
+        print_json(answer)
+    elif answer["error"]:
+        say(f"a reload would change nothing: {_format_error(answer['error'])}")
+    else:
+        for line in _plan_lines(answer):
+            click.echo(line)
+        for warning in answer.get("warnings", ()):
+            say(printable(warning))
+        say(f"{answer['unchanged']} unchanged")
+    return 0 if answer["ok"] else EXIT_USAGE
+
+
+def _plan_lines(answer: Json) -> Iterator[str]:
+    for key, action in _PLAN_ACTIONS.items():
+        for step in answer[key]:
+            name, changes = (step, []) if isinstance(step, str) else (step["name"], step["changes"])
+            yield printable(f"{action} {name}{': ' if changes else ''}{'; '.join(changes)}")
+
+
+def _follow_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    text = "Print further events as they happen, until Ctrl-C or until the daemon ends."
+    return click.option("-f", "--follow", is_flag=True, help=text)(command)
+
+
+def _count_option(default: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    kind = click.IntRange(0, _MAX_LINES)
+    return click.option("-n", "count", type=kind, default=default, show_default=True, help="Maximum number of lines.")
+
+
+# ``-f`` is --follow here, so the file has the long option only.
+_long_file_option = click.option(
+    "--file", type=click.Path(path_type=Path), default=DEFAULT_FILE, show_default=True, help="The daemon's file."
+)
+
+
+@click.command()
+@names_argument
+@_follow_option
+@_count_option(200)
+@click.option(
+    "--level", type=click.Choice(LEVELS, case_sensitive=False), default="info", show_default=True,
+    help="Lowest level to print.",
+)  # fmt: skip
+@json_option
+@socket_option
+@_long_file_option
+def logs(
+    *, names: tuple[str, ...], follow: bool, count: int, level: str, as_json: bool, socket: Path | None, file: Path
+) -> int:
+    """Print the last lines of the log, of all tunnels or of some; NAME may be a pattern like edge-*."""
+    with exit_on_api_error():
+        client = make_client(socket, file)
+        exact = [name for name in names if not is_pattern(name)]  # the log may have lines of removed tunnels
+        patterns = [name for name in names if is_pattern(name)]
+        if patterns:
+            exact += [str(tunnel["name"]) for tunnel in select_tunnels(client.status()["tunnels"], patterns)]
+        _print_events(client.logs(exact, count, level.lower(), follow=follow), as_json=as_json)
+        if follow:
+            say("the daemon has ended")
+    return 0
+
+
+@click.command()
+@_follow_option
+@_count_option(100)
+@json_option
+@socket_option
+@_long_file_option
+def events(*, follow: bool, count: int, as_json: bool, socket: Path | None, file: Path) -> int:
+    """Print the last state changes, reloads and commands."""
+    with exit_on_api_error():
+        _print_events(make_client(socket, file).events(count, follow=follow), as_json=as_json)
+        if follow:
+            say("the daemon has ended")
+    return 0
+
+
+def _print_events(events: Iterable[Json], *, as_json: bool) -> None:
+    for event in events:
+        if as_json:
+            print_json(event)
+        else:
+            click.echo(as_line(event))
+        sys.stdout.flush()
+
+
+@click.command()
+@click.option("--wait", is_flag=True, help="Return when the daemon has ended.")
+@click.option("--now", is_flag=True, help="Disconnect visitors at once.")
+@socket_option
+@file_option
+def down(*, wait: bool, now: bool, socket: Path | None, file: Path) -> int:
+    """Drain all tunnels and end the daemon."""
+    with exit_on_api_error():
+        client = make_client(socket, file)
+        active = client.shutdown(drain=not now)["active"]
+        visitors = "1 visitor" if active == 1 else f"{active} visitors"
+        say(f"the daemon is shutting down{' and disconnects' if now else ';'} {visitors}{'' if now else ' may finish'}")
+        if wait:
+            client.wait_until_ended()
+    return 0
+
+
+COMMANDS: Final = (ps, *_TUNNEL_COMMANDS, reload, plan, logs, events, down)

@@ -1,0 +1,1 @@
+"""Screenshots of the dashboard for the documentation."""
