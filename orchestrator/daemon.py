@@ -16,8 +16,8 @@ from orchestrator.supervisor.desk import Desk
 from orchestrator.supervisor.supervisor import Supervisor
 from orchestrator.supervisor.watcher import watching
 from orchestrator.workers.crew import Crew
-from tunnel.engine.context import Shared
-from tunnel.engine.engine import Engine
+from tunnel.engine.context import EngineContext
+from tunnel.engine.factory import create_engine
 from tunnel.model.events import Journal
 from tunnel.model.spec import LogLevel
 
@@ -82,9 +82,10 @@ async def _workshop(workers: int, bus: Bus) -> AsyncIterator[MakeEngine]:
         async with Crew(workers, bus.tell, bus.stir).at_work() as crew:
             yield crew.make_engine
         return
-    shared = Shared(bus.stir)
+    shared = EngineContext()
+    shared.subscribe_activity(bus.stir)
     try:
-        yield lambda name, spec, sink: Engine(name, spec, shared=shared, sink=sink)
+        yield lambda name, spec, sink: create_engine(name, spec, shared, sink)
     finally:
         shared.close()
 

@@ -11,8 +11,8 @@ from orchestrator.process.logformat import LogWriter
 from orchestrator.process.process import hide_keys, mask_url, prepare_to_serve, say, stop_signals
 from orchestrator.supervisor.defects import in_sentences, show_no_tracebacks
 from orchestrator.supervisor.keeper import Keeper
-from tunnel.engine.context import Shared
-from tunnel.engine.engine import Engine
+from tunnel.engine.context import EngineContext
+from tunnel.engine.factory import create_engine
 from tunnel.model.events import Journal
 from tunnel.model.options import OptionError, make_spec
 from tunnel.model.spec import LogLevel
@@ -63,7 +63,7 @@ def pointed(text: str, offset: int) -> str:
 
 
 async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
-    shared = Shared()
+    shared = EngineContext()
     name = spec.role.value
     sink = _from(spec.log, log)
     journal = Journal(name, sink)
@@ -74,9 +74,7 @@ async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
         )
     for text in warnings:
         sink(Event(ts=time.time(), tunnel=name, level=LogLevel.WARN, kind="start", text=text))
-    keeper = Keeper(
-        name, spec, make_engine=lambda name, spec, sink: Engine(name, spec, shared=shared, sink=sink), sink=sink
-    )
+    keeper = Keeper(name, spec, make_engine=lambda name, spec, sink: create_engine(name, spec, shared, sink), sink=sink)
 
     def close() -> None:
         keeper.close()

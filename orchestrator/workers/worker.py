@@ -34,13 +34,14 @@ from orchestrator.workers.messages import (
     Run,
     Views,
 )
-from tunnel.engine.context import Shared
-from tunnel.engine.engine import Engine
+from tunnel.engine.context import EngineContext
+from tunnel.engine.factory import create_engine
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from tunnel.engine.engine import Engine
     from tunnel.model.state import Event, Snapshot
 
 LOOK: Final = 0.25
@@ -80,10 +81,10 @@ class _Charge:
 class Worker:
     """Does what the supervisor says, and tells it what happens."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: EngineContext) -> None:
         self._shared = shared
         self._stirred: set[str] = set()
-        shared.on_stir = self._stirred.add
+        shared.subscribe_activity(self._stirred.add)
         self._charges: dict[int, _Charge] = {}
         self._over = asyncio.Event()
         self._errands: set[asyncio.Task[None]] = set()
@@ -114,7 +115,7 @@ class Worker:
             self._tell(number, event)
 
         try:
-            engine = Engine(order.name, order.spec, shared=self._shared, sink=sink)
+            engine = create_engine(order.name, order.spec, self._shared, sink)
         except Exception as error:  # noqa: BLE001  as above
             self.channel.send(Ended(number, None, describe_defect(error), tuple(brief(error))))
             return
@@ -220,7 +221,7 @@ class Worker:
 
 
 async def _serve(border: socket.socket) -> None:
-    shared = Shared()
+    shared = EngineContext()
     worker = Worker(shared)
     in_sentences(lambda _, text: say(text))
     try:

@@ -13,7 +13,7 @@ from tests.support.interception import interception_contexts
 from tests.support.peers import SOCKET_TIMEOUT_S, Address, connect
 from tunnel.model.limits import Bounds
 from tunnel.model.spec import Direction, Key, Mode
-from tunnel.protocol.frames import Decoder, Kind
+from tunnel.protocol.frames import FrameDecoder, Kind
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake, Welcome
 
 
@@ -22,7 +22,7 @@ class _Spoken:
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         self.sock = sock
-        self._decoder = Decoder()
+        self._decoder = FrameDecoder()
         self._frames: list[tuple[Kind, bytes]] = []
 
     def hear(self, kind: Kind) -> bytes:
@@ -45,12 +45,12 @@ class HostileClient:
         self.sock = as_client.wrap_socket(connect(server), server_hostname="localhost")
         spoken = _Spoken(self.sock)
         handshake = ClientHandshake(Key(key), self.sock.getpeercert(binary_form=True) or b"")
-        handshake.hear_challenge(spoken.hear(Kind.CHALLENGE))
+        handshake.receive_challenge(spoken.hear(Kind.CHALLENGE))
         self.sock.sendall(
             handshake.hello(instance=secrets.token_hex(8), mode=Mode.AUTO, data_tls=data_tls, bounds=Bounds())
         )
-        handshake.hear_welcome(spoken.hear(Kind.WELCOME))
-        self.welcome, self.secret = handshake.hear_proof(spoken.hear(Kind.PROOF))
+        handshake.receive_welcome(spoken.hear(Kind.WELCOME))
+        self.welcome, self.secret = handshake.receive_proof(spoken.hear(Kind.PROOF))
 
     def close(self) -> None:
         """Go away."""
@@ -97,8 +97,8 @@ class HostileServer:
             spoken = _Spoken(sock)
             handshake = ServerHandshake(self._key, self._certificate)
             sock.sendall(handshake.challenge())
-            handshake.hear_hello(spoken.hear(Kind.HELLO))
-            handshake.hear_proof(spoken.hear(Kind.PROOF))
+            handshake.receive_hello(spoken.hear(Kind.HELLO))
+            handshake.receive_proof(spoken.hear(Kind.PROOF))
             frames, _ = handshake.welcome(Welcome(secrets.token_hex(8), Direction.REVERSE, None, False, Bounds()))
             sock.sendall(frames)
             self.links += 1

@@ -33,8 +33,8 @@ from tunnel.model.spec import Key, Mode
 from tunnel.model.url import UrlError
 from tunnel.model.url import parse as parse_url
 from tunnel.protocol import frames
-from tunnel.protocol.frames import LIMITS, PREFACE_SIZE, Decoder, Kind, Once, ProtocolError
-from tunnel.protocol.handshake import ClientHandshake, RefusedError, ServerHandshake
+from tunnel.protocol.frames import LIMITS, PREFACE_SIZE, FrameDecoder, Kind, ProtocolError, ReplayWindow
+from tunnel.protocol.handshake import ClientHandshake, HandshakeRefusedError, ServerHandshake
 
 Target = Callable[[bytes], None]
 
@@ -54,7 +54,7 @@ def control_frames(data: bytes) -> None:
     if not data:
         return
     step, stream = data[0] + 1, data[1:]
-    decoder, told, error = Decoder(), [], False
+    decoder, told, error = FrameDecoder(), [], False
     for start in range(0, len(stream), step):
         try:
             heard = decoder.feed(stream[start : start + step])
@@ -67,7 +67,7 @@ def control_frames(data: bytes) -> None:
     assert stream.startswith(again), "what was decoded is not what was sent"
     if not error:
         assert len(again) + len(decoder._rest) == len(stream), "bytes were lost"
-        assert Decoder().feed(stream) == told, "it matters how the stream is cut"
+        assert FrameDecoder().feed(stream) == told, "it matters how the stream is cut"
     for kind, payload in told:
         with contextlib.suppress(ProtocolError):
             _payload(kind, payload)
@@ -121,28 +121,28 @@ def handshake(data: bytes) -> None:
         if data[0] % 3 == 0:
             server = ServerHandshake(KEY, CERTIFICATE)
             server.challenge()
-            server.hear_hello(greeting)
-            _refused(lambda: server.hear_proof(proof))
+            server.receive_hello(greeting)
+            _refused(lambda: server.receive_proof(proof))
             return
         client = ClientHandshake(KEY, CERTIFICATE)
         if data[0] % 3 == 1:
-            client.hear_challenge(greeting)
+            client.receive_challenge(greeting)
             return
-        client.hear_challenge(b'{"nonce":"' + b"0" * 64 + b'","v":1}')
+        client.receive_challenge(b'{"nonce":"' + b"0" * 64 + b'","v":1}')
         client.hello(instance="me", mode=Mode.AUTO, data_tls=False, bounds=Bounds())
-        client.hear_welcome(greeting)
+        client.receive_welcome(greeting)
         said = client._welcome
         assert said is not None
         assert said.data_port is None or (type(said.data_port) is int and 0 < said.data_port < 65_536)
         assert len(said.link) <= 80
         assert said.link.isprintable()
-        _refused(lambda: client.hear_proof(proof))
+        _refused(lambda: client.receive_proof(proof))
 
 
 def _refused(prove: Callable[[], object]) -> None:
     try:
         prove()
-    except RefusedError:
+    except HandshakeRefusedError:
         return
     raise AssertionError("somebody without the key is believed")
 
@@ -160,7 +160,7 @@ def preface(data: bytes) -> None:
     else:
         assert frames.encode_preface(SECRET, ident) == start, "a preface is taken that nobody made"
     assert frames.decode_preface(SECRET, frames.encode_preface(SECRET, ident)) == ident
-    once, passed = Once(64), set[int]()
+    once, passed = ReplayWindow(64), set[int]()
     for at in range(0, len(ids) - 7, 8):
         number = int.from_bytes(ids[at : at + 8])
         if once.accept(number):

@@ -38,7 +38,7 @@ from tests.support.engine_parts import server_context, shared_parts
 from tests.support.ports import free_port
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
-from tunnel.engine.context import Shared
+from tunnel.engine.context import EngineContext
 from tunnel.engine.engine import Engine
 from tunnel.model.options import make_spec
 from tunnel.model.spec import TunnelSpec
@@ -61,7 +61,7 @@ def a_server(port: int = 0) -> TunnelSpec:
 class Desk:
     """The supervisor's end."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: EngineContext) -> None:
         self.heard: list[Any] = []
         self.worker = Worker(shared)
         self.channel = Channel(self.heard.append, lambda _: None)

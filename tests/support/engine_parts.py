@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.support.waiting import wait_until_async
-from tunnel.engine.context import Shared
+from tunnel.engine.context import EngineContext
 from tunnel.model.events import Journal
 from tunnel.model.state import Event
 from tunnel.runtime.certificate import make_certificate
@@ -43,9 +43,9 @@ def no_descriptor_leak() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def shared_parts() -> AsyncIterator[Shared]:
+async def shared_parts() -> AsyncIterator[EngineContext]:
     """Provide reactor and pipes for one test; assert that no socket stays registered and no pipe stays lent."""
-    shared = Shared()
+    shared = EngineContext()
     try:
         yield shared
         await wait_until_async(lambda: len(shared.reactor) == 0, "no socket is registered with the reactor")

@@ -1,3 +1,5 @@
+"""How many idle data connections are kept, and what the two ends of a link agree on."""
+
 from __future__ import annotations
 
 from hypothesis import assume, given
@@ -19,46 +21,48 @@ def limits(draw: st.DrawFn) -> Limits:
 
 
 demands = st.builds(
-    Demand, rate=st.floats(0, 1e6), dial_s=st.floats(0, 20), bunch=st.floats(0, 1e5), seen=counts, since=seconds
+    Demand, rate=st.floats(0, 1e6), dial_s=st.floats(0, 20), burst=st.floats(0, 1e5), seen=counts, since=seconds
 )
 
 
 @given(demands, limits())
-def test_the_wanted_number_keeps_to_its_bounds(demand: Demand, held: Limits) -> None:
+def test_the_wanted_number_stays_within_the_limits(demand: Demand, held: Limits) -> None:
     assert held.pool_min <= wanted_idle(demand, held) <= held.pool_max
     assert wanted_idle(Demand(), held) == held.pool_min
 
 
 @given(demands, limits(), st.floats(0, 1e4), st.floats(0, 10))
-def test_more_visitors_or_slower_dials_never_want_fewer(
+def test_more_visitors_or_slower_dials_never_reduce_the_wanted_number(
     demand: Demand, held: Limits, more: float, slower: float
 ) -> None:
-    busier = Demand(demand.rate + more, demand.dial_s + slower, demand.bunch)
+    busier = Demand(demand.rate + more, demand.dial_s + slower, demand.burst)
     assert wanted_idle(busier, held) >= wanted_idle(demand, held)
 
 
 @given(counts, counts, counts, counts, st.integers(1, 1000), counts)
-def test_dials_fill_what_is_missing_and_no_more(
-    wanted: int, idle: int, dialing: int, queued: int, at_once: int, most: int
+def test_dials_fill_the_pool_and_never_exceed_a_limit(
+    wanted: int, idle: int, dialing: int, queued: int, max_dials: int, pool_max: int
 ) -> None:
-    dials = dials_to_start(wanted=wanted, idle=idle, dialing=dialing, queued=queued, at_once=at_once, most=most)
+    dials = dials_to_start(
+        wanted=wanted, idle=idle, dialing=dialing, queued=queued, max_dials=max_dials, pool_max=pool_max
+    )
     assert dials >= 0
-    assert dials == 0 or dialing + dials <= at_once
-    assert dials == 0 or idle + dialing + dials <= min(wanted + queued, most)
-    if idle + dialing < min(wanted + queued, most) and dialing < at_once:
+    assert dials == 0 or dialing + dials <= max_dials
+    assert dials == 0 or idle + dialing + dials <= min(wanted + queued, pool_max)
+    if idle + dialing < min(wanted + queued, pool_max) and dialing < max_dials:
         assert dials > 0
 
 
 @given(counts, counts)
-def test_what_is_given_up_leaves_more_than_is_wanted(wanted: int, idle: int) -> None:
-    given_up = surplus(wanted=wanted, idle=idle)
-    assert 0 <= given_up <= idle
-    assert given_up == 0 or idle - given_up > wanted
-    assert surplus(wanted=wanted, idle=idle - given_up) == 0
+def test_closing_the_surplus_leaves_more_than_is_wanted(wanted: int, idle: int) -> None:
+    closed = surplus(wanted=wanted, idle=idle)
+    assert 0 <= closed <= idle
+    assert closed == 0 or idle - closed > wanted
+    assert surplus(wanted=wanted, idle=idle - closed) == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.floats(0, 5)), max_size=30))
-def test_the_rate_is_never_below_zero_nor_above_what_was_seen(steps: list[tuple[int, float]]) -> None:
+def test_the_rate_is_never_negative_nor_above_the_measured_rate(steps: list[tuple[int, float]]) -> None:
     demand, now = Demand(), 0.0
     for count, pause in steps:
         now += pause
@@ -66,7 +70,7 @@ def test_the_rate_is_never_below_zero_nor_above_what_was_seen(steps: list[tuple[
         assert 0 <= demand.rate <= max(1, sum(c for c, _ in steps)) / 0.1 + 1e-6
 
 
-def test_a_burst_is_followed_at_once_and_forgotten_slowly() -> None:
+def test_a_burst_raises_the_rate_at_once_and_the_rate_falls_slowly() -> None:
     held = Limits(8, 1024, 1024)
     demand = Demand(since=0.0).dialed(0.05)
     demand = demand.visitors(100, 0.1)
@@ -79,43 +83,43 @@ def test_a_burst_is_followed_at_once_and_forgotten_slowly() -> None:
     assert wanted_idle(demand.visitors(0, 200.0), held) <= held.pool_min + 1
 
 
-def test_one_visitor_after_a_silence_is_no_burst() -> None:
+def test_one_visitor_after_an_idle_time_is_no_burst() -> None:
     assert Demand(since=0.0).visitors(1, 1000.0).rate == 0
 
 
 @given(st.floats(0, 20), st.floats(0, 20))
-def test_the_time_of_a_dial_is_smoothed(first: float, second: float) -> None:
+def test_the_duration_of_dials_is_smoothed(first: float, second: float) -> None:
     assume(first > 0)
     smoothed = Demand().dialed(first).dialed(second).dial_s
     assert min(first, second) - 1e-9 <= smoothed <= max(first, second) + 1e-9
 
 
 @given(bounds, bounds, limits())
-def test_both_ends_come_to_the_same_limits(one: Bounds, two: Bounds, defaults: Limits) -> None:
+def test_both_ends_compute_the_same_limits(one: Bounds, two: Bounds, defaults: Limits) -> None:
     agreed = agree(one, two, defaults)
     assert agreed == agree(two, one, defaults)
     assert agreed.pool_min <= agreed.pool_max
-    for told in (one, two):
-        assert told.visitors is None or agreed.visitors <= told.visitors
-        assert told.pool_max is None or agreed.pool_max <= told.pool_max
-        assert told.pool_min is None or agreed.pool_min >= min(told.pool_min, agreed.pool_max)
+    for configured in (one, two):
+        assert configured.visitors is None or agreed.visitors <= configured.visitors
+        assert configured.pool_max is None or agreed.pool_max <= configured.pool_max
+        assert configured.pool_min is None or agreed.pool_min >= min(configured.pool_min, agreed.pool_max)
 
 
-def test_what_nobody_said_is_built_in_and_what_one_said_counts_for_both() -> None:
+def test_a_limit_set_at_one_end_holds_for_both_and_the_default_holds_otherwise() -> None:
     defaults = defaults_of(Settings())
     assert agree(Bounds(), Bounds(), defaults) == defaults == Limits(8, 1024, 1024)
-    told = bounds_of(Settings(max_pool_capacity=4, given=frozenset({"max_pool_capacity"})))
-    assert told == Bounds(None, 4, None)
-    assert agree(Bounds(), told, defaults) == Limits(4, 4, 1024)
+    configured = bounds_of(Settings(max_pool_capacity=4, given=frozenset({"max_pool_capacity"})))
+    assert configured == Bounds(None, 4, None)
+    assert agree(Bounds(), configured, defaults) == Limits(4, 4, 1024)
 
 
-def test_as_many_are_kept_as_came_at_one_moment() -> None:
+def test_as_many_connections_are_kept_as_visitors_arrived_at_one_moment() -> None:
     held = Limits(8, 1024, 1024)
     demand = Demand(since=0.0).dialed(0.0001).visitors(32, 0.01)
     assert wanted_idle(demand, held) == 8 + 32
-    ever_one = Demand(since=0.0).dialed(0.0001)
+    steady = Demand(since=0.0).dialed(0.0001)
     for n in range(100):
-        ever_one = ever_one.visitors(1, n / 100)
-    assert wanted_idle(ever_one, held) <= 8 + 1
+        steady = steady.visitors(1, n / 100)
+    assert wanted_idle(steady, held) <= 8 + 1
     assert 8 + 14 < wanted_idle(demand.visitors(0, 10.0), held) < 8 + 18
     assert wanted_idle(demand.visitors(0, 200.0), held) <= held.pool_min + 1

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from tests.support.engine_parts import no_descriptor_leak, server_context, shared_parts
 from tests.support.sockets import close_with_reset, tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
-from tunnel.engine import channel as channel_module
-from tunnel.engine.channel import Channel, ChannelLostError
-from tunnel.engine.context import Shared
+from tunnel.engine.channel import MAX_UNSENT_BYTES, ChannelLostError, ControlChannel
+from tunnel.engine.context import EngineContext
 from tunnel.protocol import frames
 from tunnel.protocol.frames import Frame, Kind, ProtocolError
 from tunnel.runtime.tls import TlsSession, pinned_context
@@ -29,42 +28,52 @@ class Ear:
     defects: list[Exception] = field(default_factory=list)
     objection: Exception | None = None
 
-    def heard(self, received: list[Frame]) -> None:
+    def on_frames(self, received: list[Frame]) -> None:
         if self.objection is not None and received:
             raise self.objection
         self.frames += received
 
-    def lost(self, reason: str) -> None:
+    def on_closed(self, reason: str) -> None:
         self.losses.append(reason)
 
     def crashed(self, error: Exception) -> None:
         self.defects.append(error)
 
 
-def channels(shared: Shared, read_size: int = 1024) -> tuple[Channel, Channel]:
+def channels(
+    shared: EngineContext, read_size: int = 1024, max_unsent_bytes: int = MAX_UNSENT_BYTES
+) -> tuple[ControlChannel, ControlChannel]:
     """The two ends of a control channel, not yet secured: the server's, the client's."""
     ours, theirs = tcp_pair()
     for sock in (ours, theirs):
         shared.reactor.register(sock, lambda _events: None)
-    server = Channel(shared.reactor, ours, TlsSession(server_context(), server_side=True), read_size)
-    client = Channel(shared.reactor, theirs, TlsSession(pinned_context(), server_side=False), read_size)
+    server = ControlChannel(
+        shared.reactor,
+        ours,
+        TlsSession(server_context(), server_side=True),
+        read_size,
+        max_unsent_bytes=max_unsent_bytes,
+    )
+    client = ControlChannel(shared.reactor, theirs, TlsSession(pinned_context(), server_side=False), read_size)
     return server, client
 
 
 @pytest.fixture
-async def shared() -> AsyncIterator[Shared]:
+async def shared() -> AsyncIterator[EngineContext]:
     server_context()
     with no_descriptor_leak():
         async with shared_parts() as parts:
             yield parts
 
 
-async def secured(shared: Shared, read_size: int = 1024) -> tuple[Channel, Channel, Ear, Ear]:
-    server, client = channels(shared, read_size)
+async def secured(
+    shared: EngineContext, read_size: int = 1024, max_unsent_bytes: int = MAX_UNSENT_BYTES
+) -> tuple[ControlChannel, ControlChannel, Ear, Ear]:
+    server, client = channels(shared, read_size, max_unsent_bytes)
     await asyncio.gather(server.secure(), client.secure())
     ears = Ear(), Ear()
-    server.listen(ears[0])
-    client.listen(ears[1])
+    server.set_receiver(ears[0])
+    client.set_receiver(ears[1])
     return server, client, *ears
 
 
@@ -84,20 +93,20 @@ async def test_frames_arrive_in_order(payloads: list[bytes], read_size: int, res
         assert ear.frames == [(Kind.BYE, payload) for payload in payloads]
         server.close("done")
         await wait_until_async(lambda: ear.losses, "the end is told")
-        assert client.loss == "the other end closed the connection"
+        assert client.closed_reason == "the other end closed the connection"
 
 
-async def test_all_signals_of_a_turn_leave_in_one_write(shared: Shared) -> None:
+async def test_all_signals_of_a_turn_leave_in_one_write(shared: EngineContext) -> None:
     server, client, _, ear = await secured(shared, 1 << 16)
     writes: list[int] = []
-    push = server._push
+    write = server._write
 
     def counted(data: bytes) -> None:
         if data:
             writes.append(len(data))
-        push(data)
+        write(data)
 
-    server._push = counted  # type: ignore[method-assign,assignment]  # counts and passes on
+    server._write = counted  # type: ignore[method-assign,assignment]  # counts and passes on
     for ident in range(500):
         server.send(frames.encode_ids(Kind.LAUNCH, [ident]))
     await wait_until_async(lambda: len(ear.frames) == 500, "all have arrived")
@@ -106,7 +115,7 @@ async def test_all_signals_of_a_turn_leave_in_one_write(shared: Shared) -> None:
     server.close("done")
 
 
-async def test_what_was_sent_before_closing_arrives(shared: Shared) -> None:
+async def test_what_was_sent_before_closing_arrives(shared: EngineContext) -> None:
     server, _, _, ear = await secured(shared)
     server.send(frames.encode_text(Kind.BYE, "last words"))
     server.close("done")
@@ -115,37 +124,37 @@ async def test_what_was_sent_before_closing_arrives(shared: Shared) -> None:
     assert ear.frames == [(Kind.BYE, b"last words")]
 
 
-async def test_what_came_before_anybody_listened_is_told_then(shared: Shared) -> None:
+async def test_what_came_before_anybody_listened_is_told_then(shared: EngineContext) -> None:
     server, client = channels(shared)
     await asyncio.gather(server.secure(), client.secure())
     server.send(frames.encode_text(Kind.BYE, "last words"))
     await run_loop_turns(1)
     server.close("done")
-    await wait_until_async(lambda: client.loss is not None, "the end has come")
+    await wait_until_async(lambda: client.closed_reason is not None, "the end has come")
     ear = Ear()
-    client.listen(ear)
+    client.set_receiver(ear)
     assert ear.frames == [(Kind.BYE, b"last words")]
     assert ear.losses == ["the other end closed the connection"]
 
 
-async def test_a_frame_that_nobody_understands_ends_the_channel_whenever_it_is_heard(shared: Shared) -> None:
+async def test_a_frame_that_nobody_understands_ends_the_channel_whenever_it_is_heard(shared: EngineContext) -> None:
     for early in (True, False):
         server, client = channels(shared)
         await asyncio.gather(server.secure(), client.secure())
         ear = Ear(objection=ProtocolError("odd"))
         if not early:
-            client.listen(ear)
+            client.set_receiver(ear)
         server.send(frames.encode_text(Kind.BYE, "x"))
         if early:
             await wait_until_async(lambda c=client: c._frames, "the frame has come")  # type: ignore[misc]  # a default binds it
-            client.listen(ear)
+            client.set_receiver(ear)
         await wait_until_async(lambda e=ear: e.losses, "the end is told")  # type: ignore[misc]  # as above
         assert ear.losses == ["odd"]
         assert not ear.defects
         server.close("done")
 
 
-async def test_a_defect_of_the_listener_is_its_own(shared: Shared) -> None:
+async def test_a_defect_of_the_listener_is_its_own(shared: EngineContext) -> None:
     server, _, _, ear = await secured(shared)
     ear.objection = RuntimeError("a slip")
     server.send(frames.encode_text(Kind.BYE, "x"))
@@ -155,7 +164,7 @@ async def test_a_defect_of_the_listener_is_its_own(shared: Shared) -> None:
 
 
 @pytest.mark.parametrize("how", ["reset", "end", "garbage", "cut"])
-async def test_every_loss_is_told_once(shared: Shared, how: str) -> None:
+async def test_every_loss_is_told_once(shared: EngineContext, how: str) -> None:
     server, client, _, ear = await secured(shared)
     sock = server._sock
     if how == "garbage":
@@ -171,11 +180,11 @@ async def test_every_loss_is_told_once(shared: Shared, how: str) -> None:
     client.close("again")
     await run_loop_turns(5)
     assert len(ear.losses) == 1
-    assert client.loss == ear.losses[0]
+    assert client.closed_reason == ear.losses[0]
     server.close("done")
 
 
-async def test_a_handshake_that_ends_early_is_told_to_who_waits(shared: Shared) -> None:
+async def test_a_handshake_that_ends_early_is_told_to_who_waits(shared: EngineContext) -> None:
     server, client = channels(shared)
     waiting = asyncio.gather(client.secure(), server.receive(), return_exceptions=True)
     await run_loop_turns(1)
@@ -184,9 +193,8 @@ async def test_a_handshake_that_ends_early_is_told_to_who_waits(shared: Shared) 
         assert isinstance(result, ChannelLostError)
 
 
-async def test_who_takes_nothing_is_given_up(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_module, "_UNSENT_LIMIT", 100_000)
-    server, client, ear, _ = await secured(shared)
+async def test_who_takes_nothing_is_given_up(shared: EngineContext) -> None:
+    server, client, ear, _ = await secured(shared, max_unsent_bytes=100_000)
     shared.reactor.hand_over(client._sock, lambda _events: None)  # reads no more
     frame = frames.encode(Kind.LAUNCH, b"\0" * 16_000)
 
@@ -196,11 +204,11 @@ async def test_who_takes_nothing_is_given_up(shared: Shared, monkeypatch: pytest
         return bool(ear.losses)
 
     await wait_until_async(given_up, "it was given up")
-    assert ear.losses == ["the other end takes no more signals"]
+    assert ear.losses == ["the other end reads no control frames"]
     client.close("done")
 
 
-async def test_a_slow_reader_gets_all_in_the_end(shared: Shared) -> None:
+async def test_a_slow_reader_gets_all_in_the_end(shared: EngineContext) -> None:
     server, client, _, ear = await secured(shared, 1 << 16)
     shared.reactor.hand_over(client._sock, lambda _events: None)
     frame = frames.encode(Kind.LAUNCH, b"\0" * 16_000)

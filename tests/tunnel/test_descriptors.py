@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.engine_parts import Events
 from tests.support.waiting import wait_until_async
-from tunnel.engine.admission import Strangers
+from tunnel.engine.admission import PendingConnections
 from tunnel.model.spec import Address
 from tunnel.runtime import sockets
 from tunnel.runtime.acceptor import Acceptor
@@ -98,11 +98,11 @@ async def test_strangers_get_a_quarter_at_most() -> None:
         def __init__(self) -> None:
             self.gone = False
 
-        def dismiss(self, why: str) -> None:
+        def evict(self, reason: str) -> None:
             self.gone = True
 
-    crowd, someones = Strangers(40), [Someone() for _ in range(12)]
+    crowd, someones = PendingConnections(40), [Someone() for _ in range(12)]
     for someone in someones:
         crowd.admit(someone)
     assert [someone.gone for someone in someones] == [True] * 2 + [False] * 10
-    crowd.dismiss_all("the test is over")
+    crowd.evict_all("the test is over")

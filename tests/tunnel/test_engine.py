@@ -27,11 +27,12 @@ from tests.support.sockets import tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine import ingress
 from tunnel.engine import server as server_module
-from tunnel.engine.context import Shared
+from tunnel.engine.context import EngineContext
 from tunnel.engine.engine import Engine
+from tunnel.engine.factory import create_engine
 from tunnel.engine.link import Link
 from tunnel.engine.pool import Pool
-from tunnel.engine.server import Server
+from tunnel.engine.server import LinkAcceptor
 from tunnel.model.settings import Settings
 from tunnel.model.spec import Address, DataTls, Direction, Key, Mode, Role, TunnelSpec
 from tunnel.model.state import State
@@ -43,7 +44,7 @@ UP = State.UP
 
 
 @pytest.fixture
-async def shared() -> AsyncIterator[Shared]:
+async def shared() -> AsyncIterator[EngineContext]:
     with no_descriptor_leak():
         async with shared_parts() as parts:
             yield parts
@@ -75,9 +76,9 @@ class Life:
 
 
 @asynccontextmanager
-async def living(shared: Shared, spec: TunnelSpec, name: str = "") -> AsyncIterator[Life]:
+async def living(shared: EngineContext, spec: TunnelSpec, name: str = "") -> AsyncIterator[Life]:
     events = Events()
-    engine = Engine(name or spec.role.value, spec, shared=shared, sink=events.append)
+    engine = create_engine(name or spec.role.value, spec, shared, events.append)
     life = Life(engine, events, asyncio.create_task(engine.run()))
     try:
         yield life
@@ -155,7 +156,7 @@ def visitors_address(*lives: Life) -> str:
 
 @asynccontextmanager
 async def pair(
-    shared: Shared,
+    shared: EngineContext,
     target: str,
     direction: Direction = Direction.REVERSE,
     host: str = "127.0.0.1",
@@ -203,7 +204,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.parametrize("data_tls", list(DataTls))
 async def test_a_pair_carries_visitors(
-    shared: Shared, direction: Direction, data_tls: DataTls, certificate: Path
+    shared: EngineContext, direction: Direction, data_tls: DataTls, certificate: Path
 ) -> None:
     rest: dict[str, Any] = {"data_tls": data_tls}
     if data_tls is DataTls.VERIFIED:
@@ -225,9 +226,11 @@ async def test_a_pair_carries_visitors(
 
 
 @pytest.mark.parametrize("direction", list(Direction))
-async def test_whoever_looks_on_is_told_where_visitors_begin_to_come(shared: Shared, direction: Direction) -> None:
+async def test_whoever_looks_on_is_told_where_visitors_begin_to_come(
+    shared: EngineContext, direction: Direction
+) -> None:
     stirred: list[str] = []
-    shared.on_stir = stirred.append
+    shared.subscribe_activity(stirred.append)
     async with echo() as target, pair(shared, target, direction) as both:
         assert stirred == []
         async with visit(visitors_address(*both)), visit(visitors_address(*both)):
@@ -242,9 +245,9 @@ async def test_whoever_looks_on_is_told_where_visitors_begin_to_come(shared: Sha
         assert sorted(stirred) == ["client", "client", "server", "server"]
 
 
-async def test_visitors_who_have_to_wait_are_seen_too(shared: Shared) -> None:
+async def test_visitors_who_have_to_wait_are_seen_too(shared: EngineContext) -> None:
     stirred: list[str] = []
-    shared.on_stir = stirred.append
+    shared.subscribe_activity(stirred.append)
     async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.becomes(State.WAITING)
         async with visit(visitors_address(server)), visit(visitors_address(server)):
@@ -252,20 +255,20 @@ async def test_visitors_who_have_to_wait_are_seen_too(shared: Shared) -> None:
             assert stirred == ["server"]
 
 
-async def test_ipv6(shared: Shared) -> None:
+async def test_ipv6(shared: EngineContext) -> None:
     async with echo("::1") as target, pair(shared, target, host="::1") as (server, client):
         assert server.engine.snapshot().target_addr.startswith("[::1]:")
         await ask(visitors_address(server, client))
 
 
-async def test_an_open_pair_works_and_says_so(shared: Shared) -> None:
+async def test_an_open_pair_works_and_says_so(shared: EngineContext) -> None:
     async with echo() as target, pair(shared, target, key=None) as (server, client):
         await ask(visitors_address(server, client))
         assert {life.engine.snapshot().auth for life in (server, client)} == {"open"}
 
 
 @pytest.mark.parametrize("key", [Key("another key of some length"), None])
-async def test_who_has_not_the_key_is_refused_and_cools_down(shared: Shared, key: Key | None) -> None:
+async def test_who_has_not_the_key_is_refused_and_cools_down(shared: EngineContext, key: Key | None) -> None:
     async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.becomes(State.WAITING)
         async with living(shared, client_spec(server, "127.0.0.1:1", key=key)) as client:
@@ -277,9 +280,9 @@ async def test_who_has_not_the_key_is_refused_and_cools_down(shared: Shared, key
 
 
 async def test_a_rival_is_refused_and_takes_over_when_the_first_is_gone(
-    shared: Shared, monkeypatch: pytest.MonkeyPatch
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "LIFE_SIGN", GUARD_S)
+    monkeypatch.setattr(server_module, "LIVENESS_TIMEOUT_S", GUARD_S)
     async with echo() as target, pair(shared, target) as (server, client):
         link = server.engine.snapshot().link
         async with living(shared, client_spec(server, target), "rival") as rival:
@@ -293,7 +296,7 @@ async def test_a_rival_is_refused_and_takes_over_when_the_first_is_gone(
             await ask(visitors_address(server))
 
 
-async def test_a_cooldown_ends_when_somebody_asks(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cooldown_ends_when_somebody_asks(shared: EngineContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff, "delay", lambda *_: 600.0)
     port = free_port()
     async with (
@@ -316,7 +319,9 @@ async def test_a_cooldown_ends_when_somebody_asks(shared: Shared, monkeypatch: p
 
 
 @pytest.mark.parametrize("direction", list(Direction))
-async def test_a_refused_target_is_told_at_both_ends_and_heals_by_itself(shared: Shared, direction: Direction) -> None:
+async def test_a_refused_target_is_told_at_both_ends_and_heals_by_itself(
+    shared: EngineContext, direction: Direction
+) -> None:
     port = free_port()
     async with pair(shared, f"127.0.0.1:{port}", direction, server_cooldown=0.3, client_cooldown=0.3) as both:
         address = visitors_address(*both)
@@ -334,7 +339,9 @@ async def test_a_refused_target_is_told_at_both_ends_and_heals_by_itself(shared:
             await ask(address)
 
 
-async def test_an_exit_that_is_closed_tries_its_target_no_more(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_exit_that_is_closed_tries_its_target_no_more(
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backoff, "delay", lambda *_: 0.05)
     async with pair(shared, f"127.0.0.1:{free_port()}") as (server, client):
         async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(GUARD_S):
@@ -360,7 +367,7 @@ async def test_an_exit_that_is_closed_tries_its_target_no_more(shared: Shared, m
         assert not client.events.said("visitors were cut off")
 
 
-async def test_visitors_beyond_the_limit_wait_in_the_backlog(shared: Shared) -> None:
+async def test_visitors_beyond_the_limit_wait_in_the_backlog(shared: EngineContext) -> None:
     async with echo() as target, pair(shared, target, semaphore_limit=2) as (server, client):
         address = visitors_address(server, client)
         async with visit(address) as (_, first), visit(address) as (_, second):
@@ -386,7 +393,7 @@ async def ask_snapshot(life: Life, condition: Callable[[Any], bool]) -> None:
         await run_loop_turns(1)
 
 
-async def test_limits_change_while_visitors_are_here(shared: Shared) -> None:
+async def test_limits_change_while_visitors_are_here(shared: EngineContext) -> None:
     async with echo() as target, pair(shared, target, semaphore_limit=1) as (server, client):
         address = visitors_address(server, client)
         async with visit(address) as (_, first):
@@ -403,7 +410,7 @@ async def test_limits_change_while_visitors_are_here(shared: Shared) -> None:
             assert shown.link == link
 
 
-async def test_the_queue_of_visitors_is_bounded(shared: Shared) -> None:
+async def test_the_queue_of_visitors_is_bounded(shared: EngineContext) -> None:
     told = server_spec("127.0.0.1:0", mode=Mode.REVERSE, signal_queue_limit=3)
     async with echo() as target, living(shared, told) as server:
         await server.becomes(State.WAITING)
@@ -416,7 +423,9 @@ async def test_the_queue_of_visitors_is_bounded(shared: Shared) -> None:
             assert server.engine.snapshot().connections.total == 10
 
 
-async def test_a_visitor_waits_for_a_link_for_a_bounded_time(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_visitor_waits_for_a_link_for_a_bounded_time(
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ingress, "WAIT", 2.0)
     async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.becomes(State.WAITING)
@@ -430,7 +439,7 @@ async def test_a_visitor_waits_for_a_link_for_a_bounded_time(shared: Shared, mon
 @pytest.mark.parametrize("direction", list(Direction))
 @pytest.mark.parametrize("who", [0, 1])
 async def test_a_drain_lets_visitors_finish_and_takes_no_new_ones(
-    shared: Shared, direction: Direction, who: int
+    shared: EngineContext, direction: Direction, who: int
 ) -> None:
     async with echo() as target, pair(shared, target, direction) as both:
         address = visitors_address(*both)
@@ -448,7 +457,7 @@ async def test_a_drain_lets_visitors_finish_and_takes_no_new_ones(
         assert both[who].state is State.STOPPED
 
 
-async def test_a_drain_has_a_limit_and_closing_cuts(shared: Shared) -> None:
+async def test_a_drain_has_a_limit_and_closing_cuts(shared: EngineContext) -> None:
     for drain in (True, False):
         async with echo() as target, pair(shared, target) as (server, client):
             async with visit(visitors_address(server)) as (reader, writer):
@@ -468,7 +477,7 @@ async def test_a_drain_has_a_limit_and_closing_cuts(shared: Shared) -> None:
             await wait_until_async(lambda: client.state is not UP, "the client knows")
 
 
-async def test_relays_outlive_their_link(shared: Shared) -> None:
+async def test_relays_outlive_their_link(shared: EngineContext) -> None:
     async with (
         echo() as target,
         pair(shared, target) as (server, client),
@@ -486,14 +495,16 @@ async def test_relays_outlive_their_link(shared: Shared) -> None:
         assert await reader.read(-1) == b"two"
 
 
-async def test_silence_ends_a_link_after_three_intervals(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silence_ends_a_link_after_three_intervals(
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with echo() as target, pair(shared, target, report_interval=0.1) as (server, client):
         before = server.engine.snapshot().link
-        heard = Link.heard
+        on_frames = Link.on_frames
         with monkeypatch.context() as patch:
-            patch.setattr(Link, "heard", lambda *_: None)
+            patch.setattr(Link, "on_frames", lambda *_: None)
             await wait_until_async(lambda: server.events.said("has been silent for "), "the silence was noticed")
-        assert Link.heard is heard
+        assert Link.on_frames is on_frames
         await client.becomes(UP)
         await server.becomes(UP)
         assert server.engine.snapshot().link != before
@@ -501,10 +512,10 @@ async def test_silence_ends_a_link_after_three_intervals(shared: Shared, monkeyp
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Link, "_heard_seldom"), (Link, "_flush"), (Pool, "take"), (Server, "check_preface")],
+    [(Link, "_heard_seldom"), (Link, "_flush"), (Pool, "take"), (LinkAcceptor, "check_preface")],
 )
 async def test_a_defect_ends_the_engine_alone_and_is_raised(
-    shared: Shared, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> None:
     def slip(*_: object) -> None:
         raise RuntimeError("a slip")
@@ -512,7 +523,7 @@ async def test_a_defect_ends_the_engine_alone_and_is_raised(
     async with echo() as target, pair(shared, target, report_interval=0.05) as both:
         address = visitors_address(*both)
         monkeypatch.setattr(owner, name, slip)
-        if owner is Server:  # it sees data connections only while the pool is filled
+        if owner is LinkAcceptor:  # it sees data connections only while the pool is filled
             both[1].engine.close()
             async with living(shared, client_spec(both[0], target)):
                 await wait_until_async(both[0].task.done, "the engine has ended")
@@ -532,7 +543,7 @@ async def test_a_defect_ends_the_engine_alone_and_is_raised(
 
 
 @pytest.mark.parametrize("times", [1, 2])
-async def test_cancelling_closes_everything(shared: Shared, times: int) -> None:
+async def test_cancelling_closes_everything(shared: EngineContext, times: int) -> None:
     async with echo() as target, pair(shared, target) as (server, client):
         async with visit(visitors_address(server)) as (reader, writer):
             writer.write(b"x")
@@ -549,7 +560,7 @@ async def test_cancelling_closes_everything(shared: Shared, times: int) -> None:
 
 
 async def test_a_server_that_goes_with_its_welcome_is_tried_again(
-    shared: Shared, monkeypatch: pytest.MonkeyPatch
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of the connection comes together with the proof."""
     begin = Engine._begin
@@ -573,7 +584,7 @@ async def test_a_server_that_goes_with_its_welcome_is_tried_again(
         await client_context.__aexit__(None, None, None)
 
 
-async def test_a_server_that_resets_every_connection_is_no_defect(shared: Shared) -> None:
+async def test_a_server_that_resets_every_connection_is_no_defect(shared: EngineContext) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         told = spec(Role.CLIENT, f"127.0.0.1:{listener.getsockname()[1]}", "127.0.0.1:1")
@@ -594,7 +605,7 @@ async def test_a_server_that_resets_every_connection_is_no_defect(shared: Shared
             await client.becomes(State.COOLDOWN)
 
 
-async def test_an_address_in_use_is_a_cooldown_with_a_hint_and_heals(shared: Shared) -> None:
+async def test_an_address_in_use_is_a_cooldown_with_a_hint_and_heals(shared: EngineContext) -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         life = living(shared, server_spec(f"127.0.0.1:{port}"))
@@ -606,7 +617,7 @@ async def test_an_address_in_use_is_a_cooldown_with_a_hint_and_heals(shared: Sha
     await life.__aexit__(None, None, None)
 
 
-async def test_another_mode_than_the_servers_is_explained(shared: Shared) -> None:
+async def test_another_mode_than_the_servers_is_explained(shared: EngineContext) -> None:
     async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.becomes(State.WAITING)
         async with living(shared, client_spec(server, "127.0.0.1:1", mode=Mode.FORWARD)) as client:
@@ -614,7 +625,7 @@ async def test_another_mode_than_the_servers_is_explained(shared: Shared) -> Non
             assert "the server decided reverse" in client.reason
 
 
-async def test_a_missing_certificate_file_fails_for_good(shared: Shared, tmp_path: Path) -> None:
+async def test_a_missing_certificate_file_fails_for_good(shared: EngineContext, tmp_path: Path) -> None:
     told = server_spec("127.0.0.1:0", tls_cert=tmp_path / "none.pem", tls_key=tmp_path / "none.pem")
     async with living(shared, told) as server:
         await server.end()
@@ -623,15 +634,15 @@ async def test_a_missing_certificate_file_fails_for_good(shared: Shared, tmp_pat
 
 
 async def test_data_connections_find_the_tunnel_port_when_theirs_does_not_answer(
-    shared: Shared, monkeypatch: pytest.MonkeyPatch
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Server, "_data_port", property(lambda _self: free_port(), lambda *_: None), raising=False)
+    monkeypatch.setattr(LinkAcceptor, "_data_port", property(lambda _self: free_port(), lambda *_: None), raising=False)
     async with echo() as target, pair(shared, target) as (server, client):
         await ask(visitors_address(server))
         assert client.engine.snapshot().data_addr == server.engine.snapshot().tunnel_addr
 
 
-async def test_pairs_share_one_reactor(shared: Shared) -> None:
+async def test_pairs_share_one_reactor(shared: EngineContext) -> None:
     async with contextlib.AsyncExitStack() as stack:
         target = await stack.enter_async_context(echo())
         pairs = [await stack.enter_async_context(pair(shared, target)) for _ in range(4)]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tunnel.model.limits import Bounds
 from tunnel.model.spec import Direction, Key, Mode
 from tunnel.protocol import frames
-from tunnel.protocol.frames import Decoder, Frame, Kind, ProtocolError
-from tunnel.protocol.handshake import ClientHandshake, Hello, RefusedError, ServerHandshake, Welcome
+from tunnel.protocol.frames import Frame, FrameDecoder, Kind, ProtocolError
+from tunnel.protocol.handshake import ClientHandshake, HandshakeRefusedError, Hello, ServerHandshake, Welcome
 
 KEY, OTHER = Key("what both ends know"), Key("what nobody knows")
 CERTIFICATE = b"the server's certificate as DER"
@@ -40,7 +40,7 @@ class Talk:
     def carry(self, data: bytes) -> list[bytes]:
         """Payloads as they arrive."""
         payloads = []
-        for kind, payload in Decoder().feed(data):
+        for kind, payload in FrameDecoder().feed(data):
             self.frames.append((kind, payload))
             arrived = bytearray(payload)
             if self._alter is not None and self._alter[0] == len(self.frames) - 1:
@@ -50,11 +50,11 @@ class Talk:
 
     def hello(self, mode: Mode = Mode.AUTO, told: Bounds | None = None) -> Hello:
         [challenge] = self.carry(self.server.challenge())
-        self.client.hear_challenge(challenge)
+        self.client.receive_challenge(challenge)
         said = self.client.hello(instance="me", mode=mode, data_tls=False, bounds=told or Bounds())
         hello, proof = self.carry(said)
-        self.server.hear_hello(hello)
-        return self.server.hear_proof(proof)
+        self.server.receive_hello(hello)
+        return self.server.receive_proof(proof)
 
     def whole(self) -> None:
         """From the first frame to the last."""
@@ -65,8 +65,8 @@ class Talk:
         """What the client takes over, and the secrets of client and server."""
         said, secret = self.server.welcome(decided)
         welcome, proof = self.carry(said)
-        self.client.hear_welcome(welcome)
-        heard, ours = self.client.hear_proof(proof)
+        self.client.receive_welcome(welcome)
+        heard, ours = self.client.receive_proof(proof)
         return heard, ours, secret
 
 
@@ -112,22 +112,22 @@ def test_every_link_has_a_secret_of_its_own() -> None:
     ],
 )
 def test_a_client_without_the_key_is_refused(server_key: Key | None, client_key: Key | None, why: str) -> None:
-    with pytest.raises(RefusedError, match=why):
+    with pytest.raises(HandshakeRefusedError, match=why):
         Talk(server_key, client_key).hello()
 
 
 @pytest.mark.parametrize("key", [KEY, None])
 def test_a_man_in_the_middle_shows_his_own_certificate_and_is_found_out(key: Key | None) -> None:
-    with pytest.raises(RefusedError, match="somebody stands between us"):
+    with pytest.raises(HandshakeRefusedError, match="somebody stands between us"):
         Talk(key, key, seen=b"another certificate").hello()
 
 
 def test_a_server_without_the_key_cannot_welcome() -> None:
     """It pretends to believe the client."""
     talk = Talk(server_key=OTHER)
-    with pytest.raises(RefusedError):
+    with pytest.raises(HandshakeRefusedError):
         talk.hello()
-    with pytest.raises(RefusedError, match="does not know the key"):
+    with pytest.raises(HandshakeRefusedError, match="does not know the key"):
         talk.finish()
 
 
@@ -140,44 +140,44 @@ def test_what_was_overheard_is_worth_nothing_later() -> None:
 
     again = ServerHandshake(KEY, CERTIFICATE)
     again.challenge()
-    again.hear_hello(said[Kind.HELLO])
-    with pytest.raises(RefusedError):
-        again.hear_proof(client_proof)
+    again.receive_hello(said[Kind.HELLO])
+    with pytest.raises(HandshakeRefusedError):
+        again.receive_proof(client_proof)
 
     victim = ClientHandshake(KEY, CERTIFICATE)
-    victim.hear_challenge(said[Kind.CHALLENGE])
+    victim.receive_challenge(said[Kind.CHALLENGE])
     victim.hello(instance="me", mode=Mode.AUTO, data_tls=False, bounds=Bounds())
-    victim.hear_welcome(said[Kind.WELCOME])
-    with pytest.raises(RefusedError):
-        victim.hear_proof(said[Kind.PROOF])
+    victim.receive_welcome(said[Kind.WELCOME])
+    with pytest.raises(HandshakeRefusedError):
+        victim.receive_proof(said[Kind.PROOF])
 
 
 @given(st.integers(0, 4), st.integers(0, 2000), st.integers(1, 255))
 def test_a_byte_changed_anywhere_ends_the_handshake(frame: int, at: int, flip: int) -> None:
     talk = Talk(alter=(frame, at, flip))
-    with pytest.raises((RefusedError, ProtocolError)):
+    with pytest.raises((HandshakeRefusedError, ProtocolError)):
         talk.whole()
     assert len(talk.frames) > frame
 
 
 def test_the_order_is_fixed() -> None:
     with pytest.raises(ProtocolError, match="before the greeting"):
-        ServerHandshake(KEY, CERTIFICATE).hear_proof(b"")
+        ServerHandshake(KEY, CERTIFICATE).receive_proof(b"")
     with pytest.raises(ProtocolError, match="before the welcome"):
-        ClientHandshake(KEY, CERTIFICATE).hear_proof(b"")
+        ClientHandshake(KEY, CERTIFICATE).receive_proof(b"")
 
 
 @pytest.mark.parametrize("port", [True, 0, 65_536, "1", 1.0])
 def test_a_data_port_is_a_number_of_a_port(port: object) -> None:
     payload = frames.encode_greeting(Kind.WELCOME, {**GOOD, "data_port": port})[3:]
     with pytest.raises(ProtocolError, match="data port"):
-        ClientHandshake(KEY, CERTIFICATE).hear_welcome(payload)
+        ClientHandshake(KEY, CERTIFICATE).receive_welcome(payload)
 
 
 def test_a_server_of_another_version_is_named() -> None:
     payload = frames.encode_greeting(Kind.CHALLENGE, {"v": 2, "nonce": "0" * 64})[3:]
     with pytest.raises(ProtocolError, match="speaks protocol 2, this end 1"):
-        ClientHandshake(KEY, CERTIFICATE).hear_challenge(payload)
+        ClientHandshake(KEY, CERTIFICATE).receive_challenge(payload)
 
 
 json_values = st.recursive(
@@ -213,9 +213,9 @@ def test_a_greeting_of_any_content_is_taken_or_a_protocol_error(fields: dict[str
         except ValueError:  # longer than a greeting may be
             continue
         for hear in (
-            ServerHandshake(KEY, CERTIFICATE).hear_hello,
-            ClientHandshake(KEY, CERTIFICATE).hear_challenge,
-            ClientHandshake(KEY, CERTIFICATE).hear_welcome,
+            ServerHandshake(KEY, CERTIFICATE).receive_hello,
+            ClientHandshake(KEY, CERTIFICATE).receive_challenge,
+            ClientHandshake(KEY, CERTIFICATE).receive_welcome,
         ):
             with contextlib.suppress(ProtocolError):
                 hear(payload)

@@ -11,7 +11,7 @@ from tests.support.scale import GUARD_S
 from tests.support.sockets import tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine import pool as pool_module
-from tunnel.engine.context import Shared
+from tunnel.engine.context import EngineContext
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.runtime.reactor import ENDING, READ
 
@@ -19,7 +19,7 @@ from tunnel.runtime.reactor import ENDING, READ
 class Filled:
     """A pool, the other ends of its connections, and the ids it has dropped."""
 
-    def __init__(self, shared: Shared, *, at_entrance: bool) -> None:
+    def __init__(self, shared: EngineContext, *, at_entrance: bool) -> None:
         self.shared = shared
         self.dropped: list[int] = []
         self.defects: list[Exception] = []

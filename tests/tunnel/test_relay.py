@@ -34,7 +34,7 @@ from tunnel.runtime.tls import TlsSession
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunnel.engine.context import Shared
+    from tunnel.engine.context import EngineContext
     from tunnel.forwarding.tcp import Meter
 
 LARGEST = 300_000
@@ -123,14 +123,14 @@ def play(moves: list[tuple[str, str, int]], kind: str, *, small: bool) -> None:
 class Wire:
     """A link as its relays see it: the client's end tells the server's, now or in the next turn."""
 
-    def __init__(self, *, at_client: bool, later: bool) -> None:
+    def __init__(self, *, is_client: bool, later: bool) -> None:
         self.relays: dict[int, Relay] = {}
-        self.at_client = at_client
+        self.is_client = is_client
         self.other: Wire | None = None
         self._later = later
 
-    def say_ended(self, ident: int, total: int) -> bool:
-        if not self.at_client:
+    def send_stream_ended(self, ident: int, total: int) -> bool:
+        if not self.is_client:
             return False
         if self._later:
             asyncio.get_running_loop().call_soon(self._tell, ident, total)
@@ -146,12 +146,12 @@ class Wire:
 class Row:
     """Visitor, entrance's relay, data connection, exit's relay, target."""
 
-    def __init__(self, shared: Shared, *, sealed: bool, small: bool) -> None:
+    def __init__(self, shared: EngineContext, *, sealed: bool, small: bool) -> None:
         self.shared = shared
         self.small = small
         self.events = Events()
         self.stats = Stats(), Stats()
-        self.wires = Wire(at_client=False, later=small), Wire(at_client=True, later=small)
+        self.wires = Wire(is_client=False, later=small), Wire(is_client=True, later=small)
         self.wires[1].other = self.wires[0]
         left_session, right_session = tls_pair() if sealed else (None, None)
         visitor, near = tcp_pair(small=small)

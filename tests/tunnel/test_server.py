@@ -15,11 +15,12 @@ from tests.support.engine_parts import Events, no_descriptor_leak, shared_parts
 from tests.support.scale import GUARD_S
 from tests.support.sockets import close_with_reset
 from tests.support.waiting import run_loop_turns, wait_until_async
-from tunnel.engine import admission, server
-from tunnel.engine.channel import Channel
-from tunnel.engine.context import Shared
+from tunnel.engine import server
+from tunnel.engine.admission import AdmissionLimits, PendingConnections
+from tunnel.engine.channel import ControlChannel
+from tunnel.engine.context import EngineContext
 from tunnel.engine.link import Link
-from tunnel.engine.server import Server
+from tunnel.engine.server import LinkAcceptor
 from tunnel.engine.stats import Stats
 from tunnel.model.limits import Bounds
 from tunnel.model.spec import Address, Direction, Key, Mode, Role, TunnelSpec
@@ -35,7 +36,7 @@ KEY = Key("a shared key of some length")
 class Taker:
     """The engine as a server sees it, and the entrance as its link sees it."""
 
-    server: Server | None = None
+    server: LinkAcceptor | None = None
     links: list[Link] = field(default_factory=list)
     defects: list[Exception] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -70,13 +71,13 @@ class Taker:
 class Door:
     """A server that listens, and what it has told."""
 
-    def __init__(self, shared: Shared, spec: TunnelSpec) -> None:
+    def __init__(self, shared: EngineContext, spec: TunnelSpec) -> None:
         self.shared = shared
         self.spec = spec
         self.taker = Taker()
         self.events = Events()
         self.stats = Stats()
-        self.server = Server(spec, shared.reactor, self.events.journal(), self.stats, shared.identity, self.taker)
+        self.server = LinkAcceptor(spec, shared.reactor, self.events.journal(), self.stats, shared.identity, self.taker)
         self.taker.server = self.server
 
     async def open(self) -> None:
@@ -115,23 +116,23 @@ async def door() -> AsyncIterator[Door]:
             assert not made.taker.defects
 
 
-async def greet(door: Door, instance: str = "me", key: Key | None = KEY) -> tuple[Channel, bytes]:
+async def greet(door: Door, instance: str = "me", key: Key | None = KEY) -> tuple[ControlChannel, bytes]:
     """Make a link as a client does; its channel and secret."""
     sock = door.knock(door.tunnel)
     door.shared.reactor.register(sock, lambda _events: None)
-    channel = Channel(door.shared.reactor, sock, tls.TlsSession(tls.pinned_context(), server_side=False), 4096)
+    channel = ControlChannel(door.shared.reactor, sock, tls.TlsSession(tls.pinned_context(), server_side=False), 4096)
     handshake = ClientHandshake(key, await channel.secure())
     kind, payload = await channel.receive()
     assert kind is Kind.CHALLENGE
-    handshake.hear_challenge(payload)
+    handshake.receive_challenge(payload)
     channel.send(handshake.hello(instance=instance, mode=Mode.AUTO, data_tls=False, bounds=Bounds()))
     kind, payload = await channel.receive()
     if kind is not Kind.WELCOME:
         channel.close("refused")
         raise AssertionError(frames.decode_text(payload))
-    handshake.hear_welcome(payload)
+    handshake.receive_welcome(payload)
     _, proof = await channel.receive()
-    welcome, secret = handshake.hear_proof(proof)
+    welcome, secret = handshake.receive_proof(proof)
     assert welcome.direction is Direction.REVERSE
     await wait_until_async(lambda: door.taker.links, "the link is made")
     return channel, secret
@@ -140,16 +141,16 @@ async def greet(door: Door, instance: str = "me", key: Key | None = KEY) -> tupl
 class Answering:
     """Answers pings, as a client that lives."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: ControlChannel) -> None:
         self.channel = channel
 
-    def heard(self, received: list[Frame]) -> None:
+    def on_frames(self, received: list[Frame]) -> None:
         for kind, payload in received:
             if kind is Kind.PING:
                 self.channel.send(frames.encode(Kind.PONG, payload))
 
-    def lost(self, reason: str) -> None:
-        """As it goes."""
+    def on_closed(self, reason: str) -> None:
+        """Ignore the end of the channel."""
 
     def crashed(self, error: Exception) -> None:
         raise error
@@ -166,7 +167,7 @@ async def test_a_stranger_who_resets_after_the_first_byte_of_tls_leaves_nothing(
     close_with_reset(door.knock(door.tunnel, client_hello()))
     close_with_reset(door.knock(door.data, b"NP"))
     door.knock(door.tunnel).close()
-    await wait_until_async(lambda: door.idle and not len(door.server._strangers), "all are gone")
+    await wait_until_async(lambda: door.idle and not len(door.server._pending), "all are gone")
     assert not door.taker.defects
 
 
@@ -174,7 +175,7 @@ async def test_a_greeting_in_pieces_within_one_turn_is_whole(door: Door) -> None
     """The second piece comes before the handshake's task has had its first step."""
     sock = door.knock(door.tunnel)
     hello = client_hello()
-    await wait_until_async(lambda: len(door.server._strangers) == 1, "it was accepted")
+    await wait_until_async(lambda: len(door.server._pending) == 1, "it was accepted")
     sock.send(hello[:40])
     door.shared.reactor._turn()
     sock.send(hello[40:])
@@ -196,10 +197,10 @@ async def test_a_greeting_in_pieces_within_one_turn_is_whole(door: Door) -> None
     await wait_until_async(lambda: door.idle, "it is gone")
 
 
-async def test_strangers_dismissed_in_the_turn_in_which_they_came_leave_nothing(
+async def test_pending_dismissed_in_the_turn_in_which_they_came_leave_nothing(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission, "PER_ADDRESS", 10)
+    door.server._pending = PendingConnections(limits=AdmissionLimits(per_address=10))
     crowd = [door.knock(door.tunnel, client_hello()[:50]) for _ in range(40)]
     await wait_until_async(lambda: door.stats.silent == 30, "the oldest were dismissed")
     await wait_until_async(
@@ -211,7 +212,7 @@ async def test_strangers_dismissed_in_the_turn_in_which_they_came_leave_nothing(
 
 
 async def test_who_says_too_little_is_sent_away_in_time(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "PATIENCE", 0.05)
+    door.server._pending = PendingConnections(limits=AdmissionLimits(timeout_s=0.05))
     pieces = ((door.tunnel, b"N"), (door.data, b"NPD"), (door.tunnel, client_hello()[:50]))
     silent = [door.knock(where, piece) for where, piece in pieces]
     await wait_until_async(lambda: door.stats.silent == 3, "they were sent away")
@@ -284,15 +285,15 @@ async def test_a_data_connection_that_ends_with_its_preface_is_not_pooled(door: 
 async def test_the_same_client_takes_over_at_once_and_a_rival_does_not(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "LIFE_SIGN", GUARD_S)
+    monkeypatch.setattr(server, "LIVENESS_TIMEOUT_S", GUARD_S)
     first, _ = await greet(door)
-    first.listen(Answering(first))
+    first.set_receiver(Answering(first))
     with pytest.raises(AssertionError, match=r"another client, .*, has this tunnel and answers"):
         await greet(door, instance="a rival")
     again, _ = await greet(door)
     await wait_until_async(lambda: len(door.taker.links) == 2, "the second link is made")
     assert "the same client came back" in door.taker.lost[0]
-    await wait_until_async(lambda: first.loss is not None, "the first one is over")
+    await wait_until_async(lambda: first.closed_reason is not None, "the first one is over")
     again.close("done")
 
 
@@ -316,7 +317,7 @@ async def test_an_answer_that_came_while_the_server_was_stopped_counts(door: Doo
         channel._sock.setblocking(True)
         channel._session.feed(channel._sock.recv(4096))
         view = memoryview(bytearray(4096))
-        [(kind, payload)] = frames.Decoder().feed(bytes(view[: channel._session.read_into(view)]))
+        [(kind, payload)] = frames.FrameDecoder().feed(bytes(view[: channel._session.read_into(view)]))
         assert kind is Kind.PING
         channel._session.write(frames.encode(Kind.PONG, payload))
         channel._sock.send(channel._session.take())
@@ -338,7 +339,7 @@ async def test_an_answer_that_came_while_the_server_was_stopped_counts(door: Doo
 async def test_a_client_that_leaves_with_its_greeting_is_not_waited_for(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission, "PATIENCE", 10 * GUARD_S)
+    door.server._pending = PendingConnections(limits=AdmissionLimits(timeout_s=10 * GUARD_S))
     hello = tls.TlsSession(tls.pinned_context(), server_side=False)
     hello.handshake()
     sock = door.knock(door.tunnel, hello.take())

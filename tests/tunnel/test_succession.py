@@ -28,8 +28,8 @@ from tests.tunnel.test_engine import (
     visit,
     visitors_address,
 )
-from tunnel.engine.context import Shared
-from tunnel.engine.engine import Engine
+from tunnel.engine.context import EngineContext
+from tunnel.engine.factory import create_engine
 from tunnel.model.spec import DataTls, Direction, Mode, Role, TunnelSpec
 from tunnel.model.state import State
 from tunnel.runtime.sockets import NetError
@@ -38,9 +38,9 @@ __all__ = ["shared"]  # a fixture, used by name
 
 
 @asynccontextmanager
-async def succeeding(parts: Shared, old: Life, changed: TunnelSpec) -> AsyncIterator[Life]:
+async def succeeding(parts: EngineContext, old: Life, changed: TunnelSpec) -> AsyncIterator[Life]:
     """An engine in the place of another, which drains."""
-    engine = Engine(old.engine.name, changed, shared=parts, sink=old.events.append)
+    engine = create_engine(old.engine.name, changed, parts, old.events.append)
     await engine.prepare(old.engine)
     old.engine.drain(2 * GUARD_S)
     life = Life(engine, old.events, asyncio.create_task(engine.run()))
@@ -68,7 +68,7 @@ async def speaking(word: bytes) -> AsyncIterator[str]:
         listener.close()
 
 
-async def test_a_changed_server_takes_the_port_without_losing_anybody(shared: Shared) -> None:
+async def test_a_changed_server_takes_the_port_without_losing_anybody(shared: EngineContext) -> None:
     tunnel = f"127.0.0.1:{free_port()}"
     visitors = f"127.0.0.1:{free_port()}"
     async with (
@@ -95,7 +95,7 @@ async def test_a_changed_server_takes_the_port_without_losing_anybody(shared: Sh
             await server.end()
 
 
-async def test_a_changed_client_keeps_accepting_on_its_port(shared: Shared) -> None:
+async def test_a_changed_client_keeps_accepting_on_its_port(shared: EngineContext) -> None:
     visitors = f"127.0.0.1:{free_port()}"
     tunnel = f"127.0.0.1:{free_port()}"
     async with (
@@ -113,12 +113,12 @@ async def test_a_changed_client_keeps_accepting_on_its_port(shared: Shared) -> N
             await client.end()
 
 
-async def test_what_cannot_be_bound_leaves_the_old_one_as_it_was(shared: Shared) -> None:
+async def test_what_cannot_be_bound_leaves_the_old_one_as_it_was(shared: EngineContext) -> None:
     async with speaking(b"word") as target, pair(shared, target) as (server, client):
         watched = len(shared.reactor)
         taken = dataclasses.replace(server.engine.spec, target=client.engine.spec.target)
         with pytest.raises(NetError, match="in use"):
-            await Engine("successor", taken, shared=shared, sink=Events().append).prepare(server.engine)
+            await create_engine("successor", taken, shared, Events().append).prepare(server.engine)
         assert len(shared.reactor) == watched
         async with visit(visitors_address(server, client)) as (reader, _), asyncio.timeout(GUARD_S):
             assert await reader.readexactly(4) == b"word"
@@ -128,7 +128,7 @@ async def test_what_cannot_be_bound_leaves_the_old_one_as_it_was(shared: Shared)
 @pytest.mark.parametrize("encrypted", [False, True])
 @pytest.mark.parametrize("visitor_first", [False, True])
 async def test_the_server_is_the_first_to_close_data_connections(
-    shared: Shared,
+    shared: EngineContext,
     direction: Direction,
     *,
     encrypted: bool,

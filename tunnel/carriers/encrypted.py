@@ -99,7 +99,7 @@ class SealingFlow(Flow):
             self.pump(0)
 
     def _tell_end(self) -> bool:
-        return self.relay.link.at_client  # close_notify has told it; a server shows it on the socket besides
+        return self.relay.link.is_client  # close_notify has told it; a server shows it on the socket besides
 
     def _source_ended(self) -> None:
         if self._doomed:

@@ -1,83 +1,93 @@
-"""Connections that have not proven anything yet: few, not from one address alone, and not for long."""
+"""Limits on connections that have not authenticated yet: how many in total, from one address, and for how long."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import dataclass
 from typing import Final, Protocol
 
-IN_ALL: Final = 1024
-PER_ADDRESS: Final = 256
-PATIENCE: Final = 10.0
-"""Seconds in which a newcomer has to prove itself: TCP, TLS and the proof over a slow satellite take less than five."""
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLimits:
+    """Limits on the pending connections of one server."""
+
+    total: int = 1024
+    per_address: int = 256
+    timeout_s: float = 10.0
+    """time to authenticate; TCP, TLS and the proof take less than five seconds over a slow satellite link"""
 
 
-class Stranger(Protocol):
-    """A connection that has to prove itself."""
+DEFAULT_ADMISSION: Final = AdmissionLimits()
+
+
+class Evictable(Protocol):
+    """A connection that has to authenticate."""
 
     @property
     def address(self) -> str:
-        """Where it comes from, without the port."""
+        """The remote address, without the port."""
 
-    def dismiss(self, why: str) -> None:
-        """Close it: it was silent for too long, or others need its place."""
+    def evict(self, reason: str) -> None:
+        """Close the connection: its time is over, or a newer connection needs the place."""
 
 
-class Strangers:
-    """All of one server. Where there are too many the oldest goes, never the newcomer.
+class PendingConnections:
+    """All pending connections of one server. When there are too many, the oldest is closed, never the newest.
 
-    Turning newcomers away would let whoever holds the places keep the rightful client out; this way an attacker has to
-    outrun a handshake all the time.
+    Rejecting the newest would let an attacker that holds all places keep the legitimate client out. Closing the
+    oldest forces an attacker to outpace a handshake all the time.
     """
 
-    def __init__(self, descriptors: int | None = None) -> None:
-        """``descriptors``: how many this process may have; strangers get no more than a quarter of them."""
-        self._most = IN_ALL if descriptors is None else min(IN_ALL, descriptors // 4)
-        self._waiting: dict[Stranger, float] = {}  # in the order of their coming, hence of their deadlines
+    def __init__(self, fd_limit: int | None = None, limits: AdmissionLimits = DEFAULT_ADMISSION) -> None:
+        """``fd_limit``: file descriptors of this process; pending connections get a quarter of them at most."""
+        self._limits = limits
+        self._max_total = limits.total if fd_limit is None else min(limits.total, fd_limit // 4)
+        self._deadlines: dict[Evictable, float] = {}  # in the order of arrival, hence of the deadlines
         self._by_address: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._deadlines)
 
-    def admit(self, stranger: Stranger) -> None:
-        """Take a newcomer in."""
+    def admit(self, connection: Evictable) -> None:
+        """Add a new connection, and evict the oldest one if a limit is reached."""
         loop = asyncio.get_running_loop()
-        if self._by_address[stranger.address] >= PER_ADDRESS:
-            oldest = next(s for s in self._waiting if s.address == stranger.address)
-            self._dismiss(oldest, "too many unproven connections from its address")
-        elif len(self._waiting) >= self._most:
-            self._dismiss(next(iter(self._waiting)), "too many unproven connections")
-        self._waiting[stranger] = loop.time() + PATIENCE
-        self._by_address[stranger.address] += 1
+        if self._by_address[connection.address] >= self._limits.per_address:
+            oldest = next(c for c in self._deadlines if c.address == connection.address)
+            self._evict(oldest, "too many pending connections from this address")
+        elif len(self._deadlines) >= self._max_total:
+            self._evict(next(iter(self._deadlines)), "too many pending connections")
+        self._deadlines[connection] = loop.time() + self._limits.timeout_s
+        self._by_address[connection.address] += 1
         if self._timer is None:
-            self._timer = loop.call_later(PATIENCE, self._sweep)
+            self._timer = loop.call_later(self._limits.timeout_s, self._evict_expired)
 
-    def release(self, stranger: Stranger) -> None:
-        """It has proven itself, or is gone."""
-        if self._waiting.pop(stranger, None) is not None:
-            self._by_address[stranger.address] -= 1
-            if not self._by_address[stranger.address]:
-                del self._by_address[stranger.address]
+    def release(self, connection: Evictable) -> None:
+        """Remove a connection that has authenticated or is closed. Removing it twice is harmless."""
+        if self._deadlines.pop(connection, None) is not None:
+            self._by_address[connection.address] -= 1
+            if not self._by_address[connection.address]:
+                del self._by_address[connection.address]
 
-    def dismiss_all(self, why: str) -> None:
-        """Close them all."""
-        for stranger in list(self._waiting):
-            self._dismiss(stranger, why)
+    def evict_all(self, reason: str) -> None:
+        """Close all pending connections and stop the timer."""
+        for connection in list(self._deadlines):
+            self._evict(connection, reason)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _dismiss(self, stranger: Stranger, why: str) -> None:
-        self.release(stranger)
-        stranger.dismiss(why)
+    def _evict(self, connection: Evictable, reason: str) -> None:
+        self.release(connection)
+        connection.evict(reason)
 
-    def _sweep(self) -> None:
+    def _evict_expired(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for stranger, deadline in list(self._waiting.items()):
+        for connection, deadline in list(self._deadlines.items()):
             if deadline > now:
-                self._timer = loop.call_at(deadline, self._sweep)
+                self._timer = loop.call_at(deadline, self._evict_expired)
                 return
-            self._dismiss(stranger, "it said nothing in time")
+            self._evict(connection, "it did not authenticate in time")

@@ -1,4 +1,4 @@
-"""The control channel: frames over one TLS connection, batched on the way out, in order on the way in."""
+"""The control channel: frames over TLS over one TCP connection, without asyncio's transports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tunnel.protocol.frames import Decoder, Frame, ProtocolError
+from tunnel.protocol.frames import Frame, FrameDecoder, ProtocolError
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import ENDING, READ, WRITE
 from tunnel.runtime.tls import TlsError, TlsSession
@@ -15,210 +15,225 @@ from tunnel.runtime.tls import TlsError, TlsSession
 if TYPE_CHECKING:
     from tunnel.runtime.reactor import Reactor
 
-_READS: Final = 64  # in one turn: a talkative other end must not starve the tunnels beside it
-_UNSENT_LIMIT: Final = 1 << 22  # bytes; who takes nothing for so long is gone, whatever the kernel says
+_READS_PER_TURN: Final = 64  # a peer that sends much must not starve the other tunnels
+MAX_UNSENT_BYTES: Final = 1 << 22
+"""A peer that leaves so much unread is gone, whatever the kernel reports."""
 
 
 class ChannelLostError(Exception):
-    """The control channel is over; the message says why."""
+    """The control channel is closed; the message is the reason."""
 
 
-class Listener(Protocol):
-    """Who hears the frames of a channel once the handshake is over."""
+class FrameReceiver(Protocol):
+    """Receives the frames of a channel once the handshake is complete."""
 
-    def heard(self, received: list[Frame]) -> None:
-        """Frames that arrived together, in order. A ProtocolError out of this ends the channel."""
+    def on_frames(self, received: list[Frame]) -> None:
+        """Handle frames that arrived together, in order. A ProtocolError raised here closes the channel."""
 
-    def lost(self, reason: str) -> None:
-        """The channel is over and closed."""
+    def on_closed(self, reason: str) -> None:
+        """Handle the end of the channel, which is closed."""
 
     def crashed(self, error: Exception) -> None:
-        """A defect while frames were handled."""
+        """Handle a defect in ``on_frames``."""
 
 
-class Channel:
+class ControlChannel:
     """One end of a control channel. Owns its socket."""
 
     def __init__(
-        self, reactor: Reactor, sock: socket.SocketType, session: TlsSession, read_size: int, first: bytes = b""
+        self,
+        reactor: Reactor,
+        sock: socket.SocketType,
+        session: TlsSession,
+        read_size: int,
+        first: bytes = b"",
+        *,
+        max_unsent_bytes: int = MAX_UNSENT_BYTES,
     ) -> None:
-        """``sock`` is watched by the reactor already; ``first`` are bytes that were read from it."""
+        """``sock`` is registered with the reactor already; ``first`` are bytes that were read from it."""
         self._reactor = reactor
         self._sock = sock
         self._session = session
         self._read_size = read_size
-        self._decoder = Decoder()
+        self._max_unsent_bytes = max_unsent_bytes
+        self._decoder = FrameDecoder()
         self._frames: deque[Frame] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._listener: Listener | None = None
-        self._secure = False
+        self._receiver: FrameReceiver | None = None
+        self._is_secure = False
         self._out: list[bytes] = []
         self._unsent: bytes | memoryview = b""
         self._flush_due = False
-        self._hung = False
-        self.loss: str | None = None
-        """why the channel is over, or None while it is not"""
+        self._peer_closed = False
+        self.closed_reason: str | None = None
+        """why the channel is closed; None while it is open"""
         self.peer = sockets.peer_of(sock)
         self.local = sockets.show(sock.getsockname())
         session.feed(first)
         reactor.hand_over(sock, self._ready)
 
+    # --- handshake ------------------------------------------------------------------------------------------------
+
     async def secure(self) -> bytes:
-        """Complete the TLS handshake; the other end's certificate as DER. Raises ChannelLostError."""
-        self._handshake()
-        if self.loss is None:
-            self._hung = True  # an end that came with the first bytes was told to whoever had the socket before
+        """Complete the TLS handshake; the peer's certificate as DER. Raises ChannelLostError."""
+        self._continue_handshake()
+        if self.closed_reason is None:
+            self._peer_closed = True  # the previous owner of the socket may have received the hang-up event
             self._read()
-            self._hung = False
-        while not self._secure:
-            await self._news()
+            self._peer_closed = False
+        while not self._is_secure:
+            await self._wait_for_change()
         return self._session.certificate()
 
     async def receive(self) -> Frame:
         """The next frame of the handshake. Raises ChannelLostError."""
         while not self._frames:
-            await self._news()
+            await self._wait_for_change()
         return self._frames.popleft()
 
-    def listen(self, listener: Listener) -> None:
-        """From now on frames go to ``listener``; what came before, frames and the loss of the channel, is told now."""
-        over = self.loss
-        self._listener = listener
+    def set_receiver(self, receiver: FrameReceiver) -> None:
+        """Pass frames to ``receiver`` from now on; those that arrived before, and a loss, are passed at once."""
+        reason = self.closed_reason
+        self._receiver = receiver
         frames = list(self._frames)
         self._frames.clear()
         try:
-            listener.heard(frames)
+            receiver.on_frames(frames)
         except ProtocolError as error:
-            self._lose(str(error))
-        if over is not None:
-            listener.lost(over)
+            self._close(str(error))
+        if reason is not None:
+            receiver.on_closed(reason)
+
+    # --- open -----------------------------------------------------------------------------------------------------
 
     def send(self, frame: bytes) -> None:
-        """Send a frame together with all others of this turn."""
-        if self.loss is None:
+        """Send a frame at the end of the turn, in one write with all other frames of the turn."""
+        if self.closed_reason is None:
             self._out.append(frame)
             if not self._flush_due:
                 self._flush_due = True
                 self._reactor.defer(self._flush)
 
     def close(self, reason: str) -> None:
-        """End the channel: what was given to ``send`` before is tried once more, then the socket is closed."""
-        if self.loss is None:
+        """Close the socket after one last attempt to send what was given to ``send``. Harmless when closed."""
+        if self.closed_reason is None:
             self._flush()
-        self._lose(reason)
+        self._close(reason)
 
     def set_read_size(self, size: int) -> None:
-        """Read so many bytes at once from now on."""
+        """Read ``size`` bytes at once from now on."""
         self._read_size = size
 
     def crashed(self, error: Exception) -> None:
-        """A defect in a handler of this channel."""
-        listener = self._listener
-        self._lose("a defect in this program")
-        if listener is not None:
-            listener.crashed(error)
+        """Close the channel because of a defect in one of its handlers, and report it to the receiver."""
+        receiver = self._receiver
+        self._close("a defect in this program")
+        if receiver is not None:
+            receiver.crashed(error)
 
-    async def _news(self) -> None:
-        if self.loss is not None:
-            raise ChannelLostError(self.loss)
+    async def _wait_for_change(self) -> None:
+        if self.closed_reason is not None:
+            raise ChannelLostError(self.closed_reason)
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
         finally:
             self._waiter = None
 
-    def _wake(self) -> None:
+    def _wake_waiter(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _lose(self, reason: str) -> None:
-        if self.loss is not None:
+    def _close(self, reason: str) -> None:
+        if self.closed_reason is not None:
             return
-        self.loss = reason
+        self.closed_reason = reason
         self._out.clear()
         self._reactor.close(self._sock)
-        self._wake()
-        if self._listener is not None:
-            self._listener.lost(reason)
+        self._wake_waiter()
+        if self._receiver is not None:
+            self._receiver.on_closed(reason)
+
+    # --- bytes ----------------------------------------------------------------------------------------------------
 
     def _ready(self, events: int) -> None:
         if events & ENDING:
-            self._hung = True
+            self._peer_closed = True
         if events & WRITE and self._unsent:
-            self._push(self._unsent)
-        if self.loss is None and (events & READ or not events):
+            self._write(self._unsent)
+        if self.closed_reason is None and (events & READ or not events):
             self._read()
 
     def _read(self) -> None:
-        for _ in range(_READS):
+        for _ in range(_READS_PER_TURN):
             try:
                 data = self._sock.recv(self._read_size)
             except BlockingIOError:
                 return
             except OSError as error:
-                self._lose(sockets.describe(error))
+                self._close(sockets.describe(error))
                 return
             if not data:
-                self._lose("the other end closed the connection")
+                self._close("the other end closed the connection")
                 return
             self._session.feed(data)
             try:
-                self._digest()
+                self._process_input()
             except (ProtocolError, TlsError) as error:
-                self._push(self._session.take())  # the alert, if there is one, tells the other end
-                self._lose(str(error))
-            if self.loss is not None or (len(data) < self._read_size and not self._hung):
+                self._write(self._session.take())  # a TLS alert, if there is one
+                self._close(str(error))
+            if self.closed_reason is not None or (len(data) < self._read_size and not self._peer_closed):
                 return
         self._reactor.again(self._ready)
 
-    def _digest(self) -> None:
-        if not self._secure:
-            self._handshake()
-            if not self._secure:
+    def _process_input(self) -> None:
+        if not self._is_secure:
+            self._continue_handshake()
+            if not self._is_secure:
                 return
         view = self._reactor.view
         while got := self._session.read_into(view):
             frames = self._decoder.feed(bytes(view[:got]))
-            if self._listener is not None:
-                self._listener.heard(frames)
+            if self._receiver is not None:
+                self._receiver.on_frames(frames)
             else:
                 self._frames.extend(frames)
-                self._wake()
-            if self.loss is not None:
+                self._wake_waiter()
+            if self.closed_reason is not None:
                 return
         if self._session.pending_out:
-            self._push(self._session.take())
+            self._write(self._session.take())
         if self._session.closed:
-            self._lose("the other end closed the connection")
+            self._close("the other end closed the connection")
 
-    def _handshake(self) -> None:
-        done = False
+    def _continue_handshake(self) -> None:
+        is_complete = False
         try:
-            done = self._session.handshake()
+            is_complete = self._session.handshake()
         except TlsError as error:
-            self._push(self._session.take())
-            self._lose(str(error))
+            self._write(self._session.take())
+            self._close(str(error))
             return
-        self._push(self._session.take())
-        if done and not self._secure:
-            self._secure = True
-            self._wake()
+        self._write(self._session.take())
+        if is_complete and not self._is_secure:
+            self._is_secure = True
+            self._wake_waiter()
 
     def _flush(self) -> None:
         self._flush_due = False
-        if self._out and self.loss is None:
+        if self._out and self.closed_reason is None:
             frames, self._out = self._out, []
             try:
                 self._session.write(b"".join(frames))
             except TlsError as error:
-                self._lose(str(error))
+                self._close(str(error))
                 return
-            self._push(self._session.take())
+            self._write(self._session.take())
 
-    def _push(self, data: bytes | memoryview) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         if self._unsent and data is not self._unsent:
             data = bytes(self._unsent) + bytes(data)
-        if not data or self.loss is not None:
+        if not data or self.closed_reason is not None:
             return
         try:
             sent = self._sock.send(data)
@@ -226,8 +241,8 @@ class Channel:
             sent = 0
         except OSError as error:
             self._unsent = b""
-            self._lose(sockets.describe(error))
+            self._close(sockets.describe(error))
             return
         self._unsent = memoryview(data)[sent:] if sent < len(data) else b""
-        if len(self._unsent) > _UNSENT_LIMIT:
-            self._lose("the other end takes no more signals")
+        if len(self._unsent) > self._max_unsent_bytes:
+            self._close("the other end reads no control frames")

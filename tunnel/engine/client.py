@@ -1,4 +1,4 @@
-"""A client: makes the link by dialling the server, and keeps its pool filled by dialling data connections."""
+"""The dialling side of a client: connects to the server, authenticates, creates the link and its pool filler."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Final
 
-from tunnel.engine.channel import Channel, ChannelLostError
+from tunnel.engine.channel import ChannelLostError, ControlChannel
 from tunnel.engine.link import Link
-from tunnel.engine.pool_filler import Filler
+from tunnel.engine.pool_filler import PoolFiller, ServerEndpoint
 from tunnel.model.limits import bounds_of, defaults_of
 from tunnel.model.spec import DataTls, Direction, Mode, TunnelSpec
 from tunnel.protocol.frames import Kind, ProtocolError, decode_text
-from tunnel.protocol.handshake import ClientHandshake, RefusedError
+from tunnel.protocol.handshake import ClientHandshake, HandshakeRefusedError
 from tunnel.runtime import sockets, tls
 from tunnel.runtime.reactor import FAILED
 
@@ -24,20 +24,21 @@ if TYPE_CHECKING:
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
 
-HANDSHAKE_LIMIT: Final = 10.0
-"""Seconds for connecting, TLS and the proof together."""
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+"""Time for connecting, TLS and the proof together."""
+_SILENT_INTERVALS: Final = 3  # of REPORT_INTERVAL without acknowledgement: the kernel closes the connection
 
 
 class LinkFailedError(Exception):
-    """No link came about; the message is a sentence. ``final``: trying again cannot help."""
+    """No link was established; the message is a sentence. ``is_final``: another attempt cannot help."""
 
-    def __init__(self, message: str, *, final: bool = False) -> None:
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
         super().__init__(message)
-        self.final = final
+        self.is_final = is_final
 
 
-class Client:
-    """Makes links. Keeps what outlives one: the identity by which the server knows it again."""
+class LinkConnector:
+    """Establishes the links of a client. Keeps what outlives a link: the instance id by which the server knows it."""
 
     def __init__(self, spec: TunnelSpec, reactor: Reactor, journal: Journal) -> None:
         self._spec = spec
@@ -46,38 +47,40 @@ class Client:
         self._instance = secrets.token_hex(8)
         self._server = sockets.Dialled(spec.tunnel)
 
-    def respec(self, spec: TunnelSpec) -> None:
-        """Settings have changed."""
+    def update_spec(self, spec: TunnelSpec) -> None:
+        """Use the settings of a changed spec from now on."""
         self._spec = spec
 
-    async def connect(self) -> tuple[Link, Filler]:
-        """One attempt: connect, TLS, proof. Raises LinkFailedError."""
+    async def connect(self) -> tuple[Link, PoolFiller]:
+        """Make one attempt: connect, TLS, proof. Safe to cancel. Raises LinkFailedError."""
         spec = self._spec
         try:
             context = tls.client_context(spec)
         except tls.TlsError as error:
-            raise LinkFailedError(str(error), final=True) from None
-        channel: Channel | None = None
+            raise LinkFailedError(str(error), is_final=True) from None
+        channel: ControlChannel | None = None
         try:
-            async with asyncio.timeout(HANDSHAKE_LIMIT):
-                sock, sockaddr, round_trip = await self._dial()
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                sock, sockaddr, round_trip_s = await self._dial()
                 verify = spec.data_tls is DataTls.VERIFIED
                 session = tls.TlsSession(context, server_side=False, host=spec.tunnel.host if verify else None)
-                channel = Channel(self._reactor, sock, session, spec.settings.signal_buffer)
-                return await self._greet(channel, sockaddr, round_trip)
+                channel = ControlChannel(self._reactor, sock, session, spec.settings.signal_buffer)
+                return await self._authenticate(channel, sockaddr, round_trip_s)
         except BaseException as error:
             if channel is not None:
-                channel.close("the handshake was broken off")
+                channel.close("the handshake was aborted")
             if isinstance(error, TimeoutError):
-                raise LinkFailedError(f"the server {spec.tunnel} did not answer within {HANDSHAKE_LIMIT:g} s") from None
+                raise LinkFailedError(
+                    f"the server {spec.tunnel} did not answer within {HANDSHAKE_TIMEOUT_S:g} s"
+                ) from None
             if isinstance(error, ChannelLostError):
                 raise LinkFailedError(f"the server {spec.tunnel} ended the handshake: {error}") from None
-            if isinstance(error, (RefusedError, ProtocolError)):
+            if isinstance(error, (HandshakeRefusedError, ProtocolError)):
                 raise LinkFailedError(f"no link with {spec.tunnel}: {error}") from None
             raise
 
     async def _dial(self) -> tuple[socket.SocketType, SockAddr, float]:
-        """A connection to the server, to which address it is, and the seconds that TCP's handshake took."""
+        """Connect to the server: the socket, its remote address, the duration of the TCP handshake in seconds."""
         spec = self._spec
         try:
             candidates = await self._server.refresh()
@@ -85,14 +88,14 @@ class Client:
             raise LinkFailedError(f"cannot connect to the server {spec.tunnel}: {sockets.describe(error)}") from None
         problem: OSError = OSError("it has no address")
         for family, sockaddr in candidates:
-            began = time.monotonic()
+            started_at = time.monotonic()
             try:
                 sock = sockets.begin_connect(family, sockaddr)
             except OSError as error:
                 problem = error
                 continue
             try:
-                await _writable(self._reactor, sock)
+                await _wait_connected(self._reactor, sock)
             except OSError as error:
                 problem = error
                 self._reactor.close(sock)
@@ -101,25 +104,27 @@ class Client:
                 self._reactor.close(sock)
                 raise
             self._server.answered(sockaddr)
-            sockets.limit_silence(sock, 3 * spec.settings.report_interval)
-            return sock, sockaddr, time.monotonic() - began
+            sockets.limit_silence(sock, _SILENT_INTERVALS * spec.settings.report_interval)
+            return sock, sockaddr, time.monotonic() - started_at
         raise LinkFailedError(f"cannot connect to the server {spec.tunnel}: {sockets.describe(problem)}")
 
-    async def _greet(self, channel: Channel, sockaddr: SockAddr, round_trip: float) -> tuple[Link, Filler]:
+    async def _authenticate(
+        self, channel: ControlChannel, sockaddr: SockAddr, round_trip_s: float
+    ) -> tuple[Link, PoolFiller]:
         spec = self._spec
         certificate = await channel.secure()
         handshake = ClientHandshake(spec.key, certificate)
-        handshake.hear_challenge(await _expect(channel, Kind.CHALLENGE))
+        handshake.receive_challenge(await _receive(channel, Kind.CHALLENGE))
         ours = bounds_of(spec.settings)
         channel.send(
             handshake.hello(
                 instance=self._instance, mode=spec.mode, data_tls=spec.data_tls is not DataTls.OFF, bounds=ours
             )
         )
-        handshake.hear_welcome(await _expect(channel, Kind.WELCOME))
-        welcome, secret = handshake.hear_proof(await _expect(channel, Kind.PROOF))
+        handshake.receive_welcome(await _receive(channel, Kind.WELCOME))
+        welcome, secret = handshake.receive_proof(await _receive(channel, Kind.PROOF))
         if spec.mode is not Mode.AUTO and spec.mode.value != welcome.direction.value:
-            raise ProtocolError(f"this end has mode={spec.mode} and the server decided {welcome.direction}")
+            raise ProtocolError(f"this client has mode={spec.mode} and the server decided {welcome.direction}")
         link = Link(
             ident=welcome.link,
             secret=secret,
@@ -130,21 +135,22 @@ class Client:
             data_tls=welcome.data_tls,
         )
         link.agree(ours, welcome.bounds, defaults_of(spec.settings))
-        filler = Filler(link, self._reactor, self._journal, sockaddr, round_trip, welcome.data_port, certificate)
-        return link, filler
+        endpoint = ServerEndpoint(sockaddr, welcome.data_port, certificate, round_trip_s)
+        return link, PoolFiller(link, self._reactor, self._journal, endpoint)
 
 
-async def _expect(channel: Channel, kind: Kind) -> bytes:
-    got, payload = await channel.receive()
-    if got is Kind.REFUSED:
-        raise RefusedError(f"the server says: {decode_text(payload)}")
-    if got is not kind:
-        raise ProtocolError(f"a {got.name} frame where {kind.name} belongs")
+async def _receive(channel: ControlChannel, expected: Kind) -> bytes:
+    """The payload of the next frame. Raises ProtocolError and HandshakeRefusedError."""
+    kind, payload = await channel.receive()
+    if kind is Kind.REFUSED:
+        raise HandshakeRefusedError(f"the server answers: {decode_text(payload)}")
+    if kind is not expected:
+        raise ProtocolError(f"received a {kind.name} frame instead of {expected.name}")
     return payload
 
 
-async def _writable(reactor: Reactor, sock: socket.SocketType) -> None:
-    """Wait until a connection attempt is over. Raises OSError."""
+async def _wait_connected(reactor: Reactor, sock: socket.SocketType) -> None:
+    """Wait until a connection attempt has ended. Raises OSError."""
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def ready(events: int) -> None:

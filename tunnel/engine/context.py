@@ -1,4 +1,4 @@
-"""What all engines of one process share: the reactor, the pipes, the certificate of servers that have none."""
+"""What all engines of one process share: reactor, pipes, self-signed certificate, activity subscribers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Shared:
-    """Made inside a running loop before the first engine, closed after the last."""
+class EngineContext:
+    """Created inside a running event loop before the first engine, closed after the last one."""
 
-    def __init__(self, on_stir: Callable[[str], None] = lambda _: None) -> None:
-        """``on_stir`` is told the name of a tunnel that visitors come to where none were."""
-        self.on_stir = on_stir
+    def __init__(self) -> None:
         self.reactor = Reactor()
         self.pipes = Pipes(self.reactor.descriptors.ceiling)
         self.identity = Identity()
+        self._activity_subscribers: list[Callable[[str], None]] = []
+
+    def subscribe_activity(self, callback: Callable[[str], None]) -> None:
+        """Call ``callback`` with a tunnel's name when a visitor arrives at a tunnel that has none."""
+        self._activity_subscribers.append(callback)
+
+    def notify_activity(self, name: str) -> None:
+        """Tell the subscribers that tunnel ``name`` gets its first visitor: its numbers change from now on."""
+        for callback in self._activity_subscribers:
+            callback(name)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close the pipes and stop the reactor."""
         self.pipes.close()
         self.reactor.stop()

@@ -141,7 +141,7 @@ class Exit(Relays):
         link = self._link
         if link is None:
             return len(self._resolving)
-        return len(self._resolving) + len(link.pool) + (link.dialing if link.at_client else 0)
+        return len(self._resolving) + len(link.pool) + (link.dialing if link.is_client else 0)
 
     @property
     def busy(self) -> bool:
@@ -152,7 +152,7 @@ class Exit(Relays):
         """Serve this link's signals."""
         self._link = link
         if self.trouble is not None:
-            link.say_target(self.trouble)
+            link.send_target_status(self.trouble)
 
     def detach(self) -> None:
         """The link is gone. Relays and attempts under way go on."""
@@ -173,7 +173,7 @@ class Exit(Relays):
             data = link.pool.claim(ident)
             if data is None:
                 self.stats.failed += 1
-                link.say_failed(ident, "its data connection was lost on the way")
+                link.send_visitor_failed(ident, "its data connection was lost on the way")
             else:
                 self._dial(Dial(self, link, data, deadline))
 
@@ -246,7 +246,7 @@ class Exit(Relays):
             self.stats.failed += 1
             self.reactor.close(dial.data.sock)
             if dial.link is not None:
-                dial.link.say_failed(dial.data.ident, reason)
+                dial.link.send_visitor_failed(dial.data.ident, reason)
         self._failed(reason, probe=dial.data is None)
 
     def _expire(self) -> None:
@@ -287,7 +287,7 @@ class Exit(Relays):
 
     def _say(self) -> None:
         if self._link is not None:
-            self._link.say_target(self.trouble)
+            self._link.send_target_status(self.trouble)
         self._changed()
 
     def try_now(self) -> None:

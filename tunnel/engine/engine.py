@@ -9,10 +9,10 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from tunnel.engine.client import Client, LinkFailedError
+from tunnel.engine.client import LinkConnector, LinkFailedError
 from tunnel.engine.egress import Exit
 from tunnel.engine.ingress import Entrance
-from tunnel.engine.server import Server
+from tunnel.engine.server import LinkAcceptor
 from tunnel.engine.stats import Stats
 from tunnel.model.events import Journal
 from tunnel.model.limits import bounds_of, defaults_of
@@ -26,9 +26,9 @@ from tunnel.runtime.tls import TlsError
 if TYPE_CHECKING:
     import socket
 
-    from tunnel.engine.context import Shared
+    from tunnel.engine.context import EngineContext
     from tunnel.engine.link import Link
-    from tunnel.engine.pool_filler import Filler
+    from tunnel.engine.pool_filler import PoolFiller
     from tunnel.model.events import EventSink
     from tunnel.model.state import Event, Snapshot
     from tunnel.runtime.acceptor import Acceptor
@@ -42,24 +42,24 @@ _LOOK: Final = 0.02  # seconds between two looks at what a drain waits for
 class Engine:
     """A running tunnel. Owns its listeners, its link and its relays."""
 
-    def __init__(self, name: str, spec: TunnelSpec, *, shared: Shared, sink: EventSink) -> None:
+    def __init__(self, name: str, spec: TunnelSpec, *, context: EngineContext, sink: EventSink) -> None:
         self.name = name
         self.spec = spec
-        self._shared = shared
+        self._context = context
         self._sink = sink
         self._journal = Journal(name, self._emit, spec.log)
-        self._stats = Stats(partial(shared.on_stir, name))
+        self._stats = Stats(partial(context.notify_activity, name))
         self._standing = Standing()
         self._last_error: Event | None = None
         self._loop = asyncio.get_running_loop()
-        self._server: Server | None = None
-        self._client: Client | None = None
+        self._server: LinkAcceptor | None = None
+        self._client: LinkConnector | None = None
         self._direction: Direction | None = sockets.direction_of(spec) if spec.role is Role.SERVER else None
         self._bound: dict[str, socket.SocketType] = {}
         self._end: Entrance | Exit | None = None
         self._link: Link | None = None
         self._link_since = 0.0
-        self._filler: Filler | None = None
+        self._filler: PoolFiller | None = None
         self._link_over: asyncio.Future[str] | None = None
         self._was_up = False
         self._attempt = 0
@@ -138,7 +138,7 @@ class Engine:
         self._journal.level = spec.log
         for maker in (self._server, self._client):
             if maker is not None:
-                maker.respec(spec)
+                maker.update_spec(spec)
         if (link := self._link) is not None:
             link.change_bounds(bounds_of(values), defaults_of(values))
             link.set_interval(values.report_interval)
@@ -157,9 +157,9 @@ class Engine:
             await self._live_as_client()
 
     async def _live_as_server(self) -> None:
-        shared = self._shared
+        context = self._context
         while True:
-            server = Server(self.spec, shared.reactor, self._journal, self._stats, shared.identity, self)
+            server = LinkAcceptor(self.spec, context.reactor, self._journal, self._stats, context.identity, self)
             try:
                 await self._open_end()
                 await server.open(self._bound)
@@ -179,20 +179,20 @@ class Engine:
             await self._loop.create_future()  # until it is cancelled: links come and go without it
 
     async def _live_as_client(self) -> None:
-        client = self._client = Client(self.spec, self._shared.reactor, self._journal)
+        client = self._client = LinkConnector(self.spec, self._context.reactor, self._journal)
         while True:
             self._to(State.CONNECTING)
             try:
                 link, filler = await client.connect()
                 reason = await self._serve(link, filler)
             except LinkFailedError as error:
-                if error.final:
+                if error.is_final:
                     self._fail(str(error))
                     return
                 reason = str(error)
             await self._cool_down(reason)
 
-    async def _serve(self, link: Link, filler: Filler) -> str:
+    async def _serve(self, link: Link, filler: PoolFiller) -> str:
         """The client's side of a link, from its start to its loss; why it was lost."""
         if self._direction is not link.direction:
             self._close_end()  # the server was given another mode
@@ -206,7 +206,7 @@ class Engine:
         self._filler = filler
         self._link_over = self._loop.create_future()
         self._begin(link)
-        filler.begin()
+        filler.start()
         reason = await self._link_over
         if self._loop.time() - self._link_since >= _PROVEN:
             self._attempt = 0
@@ -219,18 +219,18 @@ class Engine:
         addresses = listeners.wanted(self.spec, self._direction)
         missing = {purpose: address for purpose, address in addresses.items() if purpose not in self._bound}
         self._bound |= await listeners.bind(self.spec, missing)
-        spec, shared = self.spec, self._shared
+        spec, context = self.spec, self._context
         if listeners.VISITORS in addresses:
             entrance = Entrance(
-                shared.reactor, shared.pipes, self._stats, self._journal, spec.settings, on_crash=self.crashed
+                context.reactor, context.pipes, self._stats, self._journal, spec.settings, on_crash=self.crashed
             )
             entrance.open(self._bound.pop(listeners.VISITORS), spec.target)
             self._end = entrance
             self._journal.info("listen", f"visitors are accepted on {entrance.address}")
         else:
             self._end = Exit(
-                shared.reactor,
-                shared.pipes,
+                context.reactor,
+                context.pipes,
                 self._stats,
                 self._journal,
                 spec.target,
@@ -267,7 +267,7 @@ class Engine:
         self._was_up = False
         self._settle()
         link.begin(end, maker, self, self.spec.settings.report_interval)
-        if link.channel.loss is None:  # it may have been lost before anybody listened
+        if link.channel.closed_reason is None:  # it may have been lost before anybody listened
             end.attach(link)
             self._journal.info("link", f"link {link.ident} with {link.channel.peer}, {link.direction}", link=link.ident)
 
@@ -311,8 +311,8 @@ class Engine:
             if self._server is not None:
                 self._to(State.WAITING, reason)
             return
-        trouble = self._end.trouble if isinstance(self._end, Exit) else link.trouble
-        dial_trouble = self._filler.trouble if self._filler is not None else None
+        trouble = self._end.trouble if isinstance(self._end, Exit) else link.target_error
+        dial_trouble = self._filler.dial_error if self._filler is not None else None
         if trouble is not None:
             self._to(State.COOLDOWN, trouble)
         elif len(link.pool) or (self._was_up and dial_trouble is None):
@@ -352,7 +352,7 @@ class Engine:
         if isinstance(end, Entrance):
             end.finish_accepting()
         elif self._link is not None:
-            self._link.say_goodbye(_FAREWELL)
+            self._link.send_goodbye(_FAREWELL)
         now = self._loop.time()
         parting, until = now + min(_PARTING, limit), now + limit
         while not self._cut.is_set() and (now := self._loop.time()) < until:

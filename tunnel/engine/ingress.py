@@ -96,7 +96,7 @@ class Entrance(Relays):
         self._link = link
         self._visitors = link.limits.visitors
         if self._queue:
-            link.say_queued(len(self._queue))
+            link.send_queue_length(len(self._queue))
 
     def detach(self) -> None:
         """The link is gone. Relays go on; who waits may yet be served by the next one."""
@@ -125,13 +125,13 @@ class Entrance(Relays):
                 return
         self._queue.append((visitor, deadline))
         if self._timer is None:
-            self.stats.stir()
+            self.stats.notify_activity()
             self._timer = self.reactor.later(deadline - self._loop.time(), self._expire)
         if link is not None:
-            link.say_queued(len(self._queue))
+            link.send_queue_length(len(self._queue))
 
     def _launch(self, link: Link, visitor: socket.SocketType, data: DataConnection) -> None:
-        link.signal(data.ident)
+        link.send_launch(data.ident)
         stats = self.stats
         stats.signals += 1
         stats.total += 1
@@ -148,7 +148,7 @@ class Entrance(Relays):
                 break
             visitor, _ = self._queue.popleft()
             self._launch(link, visitor, data)
-        link.say_queued(len(self._queue))
+        link.send_queue_length(len(self._queue))
         self._resume_accepting()
 
     def failed(self, ident: int, reason: str) -> None:

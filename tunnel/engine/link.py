@@ -21,7 +21,7 @@ from tunnel.protocol.frames import Kind, ProtocolError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tunnel.engine.channel import Channel
+    from tunnel.engine.channel import ControlChannel
     from tunnel.forwarding.tcp import Relay
     from tunnel.model.spec import Direction
     from tunnel.protocol.frames import Frame
@@ -100,7 +100,7 @@ class Link:
         ident: str,
         secret: bytes,
         direction: Direction,
-        channel: Channel,
+        channel: ControlChannel,
         reactor: Reactor,
         at_entrance: bool,
         data_tls: bool,
@@ -119,7 +119,7 @@ class Link:
         self.capacity = 0
         """idle connections wanted just now"""
         self.dialing = 0
-        self.trouble: str | None = None
+        self.target_error: str | None = None
         """what is wrong with the target, as the exit says"""
         self.limits: Limits
         self._ours = Bounds()
@@ -161,7 +161,7 @@ class Link:
         self._interval = interval
         self._heard_at = self._loop.time()
         self._ping(random.random())  # noqa: S311  links that began together shall not all ping together
-        self.channel.listen(self)
+        self.channel.set_receiver(self)
 
     def set_interval(self, seconds: float) -> None:
         """Ping at another pace from now on."""
@@ -171,18 +171,18 @@ class Link:
 
     # --- what this end says ---------------------------------------------------------------------------------------
 
-    def signal(self, ident: int) -> None:
+    def send_launch(self, ident: int) -> None:
         """Ask the exit to launch this data connection. All signals of a turn leave in one write."""
         self._launches.append(ident)
         self._flush_soon()
         self._maker.taken(1)
 
-    def say_pooled(self, ident: int) -> None:
+    def send_pooled(self, ident: int) -> None:
         """Tell the client that the server has it in its pool."""
         self._pooled.append(ident)
         self._flush_soon()
 
-    def say_queued(self, count: int) -> None:
+    def send_queue_length(self, count: int) -> None:
         """Tell the client how many visitors wait."""
         if self._maker.dials:
             self._maker.queued(count)
@@ -190,7 +190,7 @@ class Link:
             self._queued = count
             self._flush_soon()
 
-    def say_capacity(self, wanted: int, dialing: int) -> None:
+    def send_capacity(self, wanted: int, dialing: int) -> None:
         """Tell the server how many idle connections are wanted, and how many are on their way."""
         if (wanted, dialing) != (self.capacity, self.dialing):
             changed = wanted != self.capacity
@@ -199,28 +199,28 @@ class Link:
                 self.channel.send(frames.encode_capacity(wanted, dialing))
 
     @property
-    def at_client(self) -> bool:
+    def is_client(self) -> bool:
         """Whether this is the client's end."""
         return self._maker.dials
 
-    def say_ended(self, ident: int, total: int) -> bool:
+    def send_stream_ended(self, ident: int, total: int) -> bool:
         """Tell the server that a data connection brings so many bytes in all; whether that was done.
 
         Not done by a server, which shows the end on the connection, nor when the link is over.
         """
-        if not self._maker.dials or self.channel.loss is not None:
+        if not self._maker.dials or self.channel.closed_reason is not None:
             return False
         self._ends.append((ident, total))
         self._flush_soon()
         return True
 
-    def say_failed(self, ident: int, reason: str) -> None:
+    def send_visitor_failed(self, ident: int, reason: str) -> None:
         """Tell the entrance that a visitor cannot be served."""
         self.channel.send(frames.encode_failed(ident, reason))
 
-    def say_target(self, trouble: str | None) -> None:
+    def send_target_status(self, trouble: str | None) -> None:
         """Tell the entrance how the target is."""
-        self.trouble = trouble
+        self.target_error = trouble
         self.channel.send(frames.encode_target(trouble))
 
     def _flush_soon(self) -> None:
@@ -249,7 +249,7 @@ class Link:
 
     # --- what the other end says ----------------------------------------------------------------------------------
 
-    def heard(self, received: list[Frame]) -> None:
+    def on_frames(self, received: list[Frame]) -> None:
         """Frames from the channel."""
         self._heard_at = self._loop.time()
         for kind, payload in received:
@@ -282,7 +282,7 @@ class Link:
         elif kind is Kind.CAPACITY:
             self.capacity, self.dialing = frames.decode_capacity(payload)
         elif kind is Kind.TARGET and self.at_entrance:
-            self.trouble = frames.decode_target(payload)
+            self.target_error = frames.decode_target(payload)
             self._watcher.link_changed(self)
         elif kind is Kind.BOUNDS:
             self.agree(self._ours, Bounds(*frames.decode_bounds(payload)), self._defaults)
@@ -314,7 +314,7 @@ class Link:
 
     def _ping(self, share: float = 1.0) -> None:
         """Once now, then again after this share of the interval, at a beat that other links have too."""
-        if self.channel.loss is not None:
+        if self.channel.closed_reason is not None:
             return
         if self._timer is not None:
             self._timer.cancel()  # one pace at a time, also when it is changed between two pings
@@ -345,7 +345,7 @@ class Link:
 
     async def answers(self, within: float) -> bool:
         """Whether the other end answers a ping sent now within so many seconds."""
-        if self.channel.loss is not None:
+        if self.channel.closed_reason is not None:
             return False
         if self._answer is None or self._answer.done():
             self._answer = self._loop.create_future()
@@ -355,7 +355,7 @@ class Link:
                 await asyncio.shield(self._answer)
         except TimeoutError:
             await self._look()
-        return self._answer.done() and self.channel.loss is None
+        return self._answer.done() and self.channel.closed_reason is None
 
     async def _look(self) -> None:
         """Let everything be heard that is here already: a process that was stopped finds the answers unread."""
@@ -365,7 +365,7 @@ class Link:
 
     # --- the end --------------------------------------------------------------------------------------------------
 
-    def say_goodbye(self, text: str) -> None:
+    def send_goodbye(self, text: str) -> None:
         """Ask the other end to end the link, for this one is going away; signals under way still arrive."""
         self._flush()
         self.channel.send(frames.encode_text(Kind.BYE, text))
@@ -374,11 +374,11 @@ class Link:
         """End the link; ``farewell`` tells the other end why."""
         try:
             if farewell is not None:
-                self.say_goodbye(farewell)
+                self.send_goodbye(farewell)
         finally:
             self.channel.close(reason)
 
-    def lost(self, reason: str) -> None:
+    def on_closed(self, reason: str) -> None:
         """The channel is over, and so is the link."""
         if self._timer is not None:
             self._timer.cancel()

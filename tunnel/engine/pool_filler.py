@@ -1,9 +1,10 @@
-"""Keeps a client's pool filled: dials data connections, several at a time, in the turn in which they are taken."""
+"""Keeps a client's pool filled: dials data connections in the same turn in which visitors use them up."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.capacity import Demand, dials_to_start, wanted_idle
@@ -21,59 +22,85 @@ if TYPE_CHECKING:
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
 
-_AT_ONCE: Final = 128  # dials under way: fewer than a server grants to unproven connections from one address
-_IN_A_TURN: Final = 16  # dials started before visitors have their turn again
-_LIMIT: Final = 10.0  # seconds for one dial, until the server has confirmed it
-_AFTERMATH: Final = 1.0  # seconds in which a confirmation may yet follow the end of a connection (a quick visitor's)
-_ROUTE_PATIENCE: Final = 0.25  # seconds in which the announced port has to answer, or four round trips if they are more
-_SWEEP: Final = 0.1
+_MAX_DIALS: Final = 128  # at the same time: fewer than a server grants to pending connections from one address
+_MAX_DIALS_PER_TURN: Final = 16  # then visitors have their turn
+_DIAL_TIMEOUT_S: Final = 10.0  # for one dial, until the server has confirmed it
+_LATE_CONFIRM_TIMEOUT_S: Final = 1.0  # a confirmation may follow the end of a quick visitor's connection
+_PORT_TIMEOUT_S: Final = 0.25  # for the announced port to answer, or four round trips if they take longer
+_SWEEP_INTERVAL_S: Final = 0.1
+_MAX_RETRY_DELAY_S: Final = 5.0
+_FAILURES_BEFORE_SWITCH: Final = 3  # on a port that has worked for this link
+
+
+@dataclass(frozen=True, slots=True)
+class ServerEndpoint:
+    """What a client knows of its server when the handshake is complete."""
+
+    sockaddr: SockAddr
+    """address of the control channel, with the tunnel port"""
+    data_port: int | None
+    """announced port for data connections"""
+    certificate: bytes
+    """certificate of the control channel, DER"""
+    round_trip_s: float
+    """duration of the TCP handshake: the only estimate before the first ping"""
 
 
 class DataDial:
-    """A data connection on its way: connecting, perhaps TLS, then waiting for the server's word that it is pooled."""
+    """A data connection in progress: connecting, perhaps TLS, then waiting for the server's confirmation."""
 
-    __slots__ = ("_filler", "_sent", "events", "expires", "ident", "port", "session", "sock", "started")
+    __slots__ = (
+        "_filler",
+        "_is_preface_sent",
+        "events",
+        "expires_at",
+        "ident",
+        "port",
+        "session",
+        "sock",
+        "started_at",
+    )
 
-    def __init__(self, filler: Filler, ident: int, sock: socket.SocketType, port: int, now: float) -> None:
+    def __init__(self, filler: PoolFiller, ident: int, sock: socket.SocketType, port: int, now: float) -> None:
         self.ident = ident
         self.sock = sock
         self.port = port
         self.session: tls.TlsSession | None = None
-        self.started = now
-        self.expires = now + _LIMIT
+        self.started_at = now
+        self.expires_at = now + _DIAL_TIMEOUT_S
         self.events = 0
-        """what the reactor has said since the preface was sent"""
-        self._sent = False
+        """reactor events since the preface was sent; the pool has to handle them"""
+        self._is_preface_sent = False
         self._filler = filler
 
     def ready(self, events: int) -> None:
-        """Handler until the server has confirmed it."""
-        if not self._sent:
+        """Handle reactor events until the server has confirmed the connection."""
+        if not self._is_preface_sent:
             error = sockets.connect_error(self.sock) if events & FAILED else None
             if error is not None:
-                self._filler.failed(self, error)
+                self._filler.on_dial_failed(self, error)
             elif events & WRITE:
-                self._introduce()
+                self._send_preface()
             return
         self.events |= events
         if self.session is not None and events & READ:
-            self._secure()
+            self._continue_tls()
         if events & ENDING:
-            self.expires = min(self.expires, asyncio.get_running_loop().time() + _AFTERMATH)
+            self.expires_at = min(self.expires_at, asyncio.get_running_loop().time() + _LATE_CONFIRM_TIMEOUT_S)
 
-    def _introduce(self) -> None:
-        self._sent = True
+    def _send_preface(self) -> None:
+        self._is_preface_sent = True
         filler = self._filler
         try:
             self.sock.send(encode_preface(filler.link.secret, self.ident))
             if filler.tls_context is not None:
                 self.session = tls.TlsSession(filler.tls_context, server_side=False)
-                self._secure()
+                self._continue_tls()
         except OSError as error:
-            filler.failed(self, error)
+            filler.on_dial_failed(self, error)
 
-    def _secure(self) -> None:
-        """Go on with the TLS handshake, and say the proof when it is complete."""
+    def _continue_tls(self) -> None:
+        """Continue the TLS handshake, and send the proof once it is complete."""
         session, filler = self.session, self._filler
         if session is None or session.ready:
             return
@@ -85,94 +112,84 @@ class DataDial:
                 session.write(data_tls_proof(filler.link.secret, self.ident))
             self.sock.send(session.take())
         except (tls.TlsError, OSError) as error:
-            filler.failed(self, error)
+            filler.on_dial_failed(self, error)
 
     def crashed(self, error: Exception) -> None:
-        """A defect in the handler."""
+        """Report a defect in the handler."""
         self._filler.crashed(error)
 
 
-class Filler:
-    """The client's side of a link's pool. Owns the dials under way."""
+class PoolFiller:
+    """Fills the pool of one link at the client. Owns the dials in progress."""
 
     dials = True
 
-    def __init__(
-        self,
-        link: Link,
-        reactor: Reactor,
-        journal: Journal,
-        server: SockAddr,
-        round_trip: float,
-        data_port: int | None,
-        certificate: bytes,
-    ) -> None:
-        """``round_trip``: the seconds that one takes to the server, as far as is known before the first ping."""
+    def __init__(self, link: Link, reactor: Reactor, journal: Journal, server: ServerEndpoint) -> None:
         self.link = link
-        self.certificate = certificate
+        self.certificate = server.certificate
         self.tls_context: ssl.SSLContext | None = tls.pinned_context() if link.data_tls else None
-        self.trouble: str | None = None
-        """why the last dials failed, or None since one worked"""
+        self.dial_error: str | None = None
+        """why the latest dials failed; None since a dial succeeded"""
         self._reactor = reactor
         self._journal = journal
         self._loop = asyncio.get_running_loop()
-        self._server = server
-        tunnel_port = server[1]
+        self._server = server.sockaddr
+        self._family = sockets.family_of(server.sockaddr)
+        tunnel_port, data_port = server.sockaddr[1], server.data_port
         self._ports = [tunnel_port] if data_port in {None, tunnel_port} else [data_port or tunnel_port, tunnel_port]
-        self._sure = len(self._ports) == 1
-        self._route_patience = max(_ROUTE_PATIENCE, 4 * round_trip)
-        self._patience_ends = 0.0
+        self._port_confirmed = len(self._ports) == 1
+        self._port_timeout_s = max(_PORT_TIMEOUT_S, 4 * server.round_trip_s)
+        self._port_deadline = 0.0
         self._demand = Demand(since=self._loop.time())
-        self._queued = 0
-        self._taken = 0
+        self._queue_length = 0
+        self._used = 0
         self._next_ident = 1
         self._dialing: dict[int, DataDial] = {}
         self._failures = 0
-        self._resting: asyncio.TimerHandle | None = None
-        self._sweeping: asyncio.TimerHandle | None = None
+        self._retry_timer: asyncio.TimerHandle | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
         self._refill_due = False
         self._closed = False
-        self._family = sockets.family_of(server)
-        self._aim()
+        self._update_dial_address()
 
-    def begin(self) -> None:
-        """Dial the first ones."""
-        self._patience_ends = self._loop.time() + self._route_patience
+    def start(self) -> None:
+        """Start the first dials."""
+        self._port_deadline = self._loop.time() + self._port_timeout_s
         self._refill()
 
     def close(self) -> None:
-        """The link is over: give up what is under way."""
+        """Close the dials in progress: the link is closed."""
         self._closed = True
-        for timer in (self._resting, self._sweeping):
+        for timer in (self._retry_timer, self._sweep_timer):
             if timer is not None:
                 timer.cancel()
         for dial in self._dialing.values():
             self._reactor.close(dial.sock)
         self._dialing.clear()
 
-    # --- what the link tells --------------------------------------------------------------------------------------
+    # --- called by the link ---------------------------------------------------------------------------------------
 
     def taken(self, count: int) -> None:
-        """Idle connections were taken, or given up."""
-        self._taken += count
+        """Refill at the end of the turn: visitors have used ``count`` idle connections, or others were closed."""
+        self._used += count
         if not self._refill_due and not self._closed:
             self._refill_due = True
             self._reactor.defer(self._refill)
 
     def queued(self, count: int) -> None:
-        """So many visitors wait at the entrance."""
-        self._queued = count
+        """Dial for the ``count`` visitors that wait at the ingress."""
+        self._queue_length = count
         self.taken(0)
 
     def pooled(self, idents: tuple[int, ...]) -> None:
-        """The server has confirmed these."""
+        """Move dials that the server has confirmed into the pool."""
         pool = self.link.pool
         before = len(pool)
         latest: DataDial | None = None
         for ident in idents:
             dial = self._dialing.pop(ident, None)
             if dial is None:
-                continue  # given up in the meantime: the server will see it closed
+                continue  # closed in the meantime: the server will see its end
             connection = DataConnection(ident, dial.sock, dial.session, pool)
             connection.events = dial.events
             pool.add(connection, watched=True)
@@ -180,12 +197,12 @@ class Filler:
                 pool.stirred(connection)
             latest = dial
         if latest is not None:
-            self._demand = self._demand.dialed(self._loop.time() - latest.started)
-            self._keep_to(latest.port)
+            self._demand = self._demand.dialed(self._loop.time() - latest.started_at)
+            self._confirm_port(latest.port)
             self.link.note_pooled(before)
         if self._failures:
             self._failures = 0
-            self.trouble = None
+            self.dial_error = None
             self.link.note_trouble()
 
     # --- dialling -------------------------------------------------------------------------------------------------
@@ -195,124 +212,125 @@ class Filler:
         if self._closed:
             return
         now = self._loop.time()
-        self._demand = self._demand.visitors(self._taken, now)
-        self._taken = 0
+        self._demand = self._demand.visitors(self._used, now)
+        self._used = 0
         wanted = wanted_idle(self._demand, self.link.limits)
-        if self._resting is None:
+        if self._retry_timer is None:
             count = dials_to_start(
                 wanted=wanted,
                 idle=len(self.link.pool),
                 dialing=len(self._dialing),
-                queued=self._queued,
-                at_once=1 if self._failures else _AT_ONCE,
-                most=self.link.limits.pool_max,
+                queued=self._queue_length,
+                max_dials=1 if self._failures else _MAX_DIALS,
+                pool_max=self.link.limits.pool_max,
             )
-            for _ in range(min(count, _IN_A_TURN)):
-                if not self._dial(now):
+            for _ in range(min(count, _MAX_DIALS_PER_TURN)):
+                if not self._start_dial(now):
                     break
-            if count > _IN_A_TURN:
-                self._reactor.again(self._go_on)
-        self.link.say_capacity(wanted, len(self._dialing))
+            if count > _MAX_DIALS_PER_TURN:
+                self._reactor.again(self._continue_refill)
+        self.link.send_capacity(wanted, len(self._dialing))
 
-    def _go_on(self, _events: int) -> None:
+    def _continue_refill(self, _events: int) -> None:
         self.taken(0)
 
-    def _dial(self, now: float) -> bool:
+    def _start_dial(self, now: float) -> bool:
         ident = self._next_ident
         self._next_ident += 1
         try:
             sock = sockets.begin_connect(self._family, self._sockaddr, speaks_first=True)
         except OSError as error:
-            self._failed(error)
+            self._back_off(error)
             return False
-        if self._is_one_too_many(sock.fileno()):
+        if self._must_yield_descriptor(sock.fileno()):
             sock.close()
-            self._failed(sockets.NetError(str(self._reactor.descriptors)))
+            self._back_off(sockets.NetError(str(self._reactor.descriptors)))
             return False
         dial = DataDial(self, ident, sock, self._ports[0], now)
         self._dialing[ident] = dial
         self._reactor.register(sock, dial.ready)
-        if self._sweeping is None:
-            self._sweeping = self._reactor.later(_SWEEP, self._sweep)
+        if self._sweep_timer is None:
+            self._sweep_timer = self._reactor.later(_SWEEP_INTERVAL_S, self._sweep)
         return True
 
-    def _is_one_too_many(self, fd: int) -> bool:
-        """Whether this descriptor is needed more by others.
+    def _must_yield_descriptor(self, fd: int) -> bool:
+        """Whether other sockets need this descriptor more than another data connection does.
 
-        Visitors who wait at this end were promised a connection. One for stock wants another descriptor some day, for
-        its visitor or its target; of the targets an exit knows itself.
+        Visitors that wait at this end are promised a connection. A connection for stock will need one more descriptor
+        later, for its visitor or its target; an egress counts those of its targets itself.
         """
         descriptors, at_entrance = self._reactor.descriptors, self.link.at_entrance
         if fd >= descriptors.ceiling:
             return True
-        if at_entrance and len(self._dialing) < self._queued:
+        if at_entrance and len(self._dialing) < self._queue_length:
             return False
         return descriptors.are_scarce(fd + len(self.link.pool) + len(self._dialing) if at_entrance else fd)
 
-    def failed(self, dial: DataDial, error: Exception) -> None:
-        """A dial did not work."""
+    def on_dial_failed(self, dial: DataDial, error: Exception) -> None:
+        """Close a failed dial, then try the other port or wait before the next dial."""
         if self._dialing.pop(dial.ident, None) is None:
             return
         self._reactor.close(dial.sock)
-        if not self._sure and dial.port == self._ports[0]:
-            self._other_route(sockets.describe(error))
+        if not self._port_confirmed and dial.port == self._ports[0]:
+            self._fall_back(sockets.describe(error))
         else:
-            self._failed(error)
+            self._back_off(error)
 
-    def _failed(self, error: Exception) -> None:
+    def _back_off(self, error: Exception) -> None:
         self._failures += 1
-        self.trouble = f"data connections to {self._address()} fail: {sockets.describe(error)}"
-        self._journal.complain("pool", "dial", self.trouble)
+        self.dial_error = f"data connections to {self._address()} fail: {sockets.describe(error)}"
+        self._journal.complain("pool", "dial", self.dial_error)
         self.link.note_trouble()
-        if self._resting is None:
-            pause = backoff.delay(self._failures, 5.0, random.uniform)
-            self._resting = self._reactor.later(pause, self._rested)
+        if self._retry_timer is None:
+            pause = backoff.delay(self._failures, _MAX_RETRY_DELAY_S, random.uniform)
+            self._retry_timer = self._reactor.later(pause, self._retry)
 
-    def _rested(self) -> None:
-        self._resting = None
-        if len(self._ports) > 1 and self._failures >= 3:
-            self._turn()  # what worked for this link works no more: perhaps the other does
+    def _retry(self) -> None:
+        self._retry_timer = None
+        if len(self._ports) > 1 and self._failures >= _FAILURES_BEFORE_SWITCH:
+            self._switch_port()  # the port that worked for this link fails now: the other one may work
         self._refill()
 
     def _sweep(self) -> None:
-        self._sweeping = None
+        self._sweep_timer = None
         now = self._loop.time()
-        if not self._sure and self._dialing and now >= self._patience_ends:
-            self._other_route("it does not answer")
-        for dial in [d for d in self._dialing.values() if d.expires <= now]:
-            self.failed(dial, TimeoutError())
-        if self._dialing and self._sweeping is None:
-            self._sweeping = self._reactor.later(_SWEEP, self._sweep)
+        if not self._port_confirmed and self._dialing and now >= self._port_deadline:
+            self._fall_back("it does not answer")
+        for dial in [d for d in self._dialing.values() if d.expires_at <= now]:
+            self.on_dial_failed(dial, TimeoutError())
+        if self._dialing and self._sweep_timer is None:
+            self._sweep_timer = self._reactor.later(_SWEEP_INTERVAL_S, self._sweep)
         self.taken(0)
 
-    def _other_route(self, why: str) -> None:
-        """The announced port did not answer: from now on the tunnel port beside it."""
-        self._journal.info("pool", f"data port {self._ports[0]}: {why}; using the tunnel port {self._ports[1]}")
-        self._sure = True
-        self._turn()
+    # --- which port -----------------------------------------------------------------------------------------------
+
+    def _fall_back(self, reason: str) -> None:
+        """Use the tunnel port from now on: the announced data port does not answer."""
+        self._journal.info("pool", f"data port {self._ports[0]}: {reason}; using the tunnel port {self._ports[1]}")
+        self._port_confirmed = True
+        self._switch_port()
         for dial in self._dialing.values():
             self._reactor.close(dial.sock)
         self._dialing.clear()
         self.taken(0)
 
-    def _keep_to(self, port: int) -> None:
-        self._sure = True
+    def _confirm_port(self, port: int) -> None:
+        self._port_confirmed = True
         if port != self._ports[0]:
-            self._turn()
+            self._switch_port()
 
-    def _turn(self) -> None:
-        """Dial the other port from now on."""
+    def _switch_port(self) -> None:
         self._ports.reverse()
-        self._aim()
+        self._update_dial_address()
 
-    def _aim(self) -> None:
+    def _update_dial_address(self) -> None:
         host, _, *rest = self._server
-        self._sockaddr: SockAddr = (host, self._ports[0], *rest)  # type: ignore[assignment]  # of the server's own shape
+        self._sockaddr: SockAddr = (host, self._ports[0], *rest)  # type: ignore[assignment]  # same shape as the server's
         self.link.data_addr = self._address()
 
     def _address(self) -> str:
         return sockets.show((self._server[0], self._ports[0]))
 
     def crashed(self, error: Exception) -> None:
-        """A defect in a handler."""
+        """Report a defect in a handler."""
         self.link.crashed(error)

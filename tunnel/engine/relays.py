@@ -61,7 +61,7 @@ class Relays:
         relay = Relay(data.ident, link, self.reactor, self._pipes, near, far, self)
         self._running.add(relay)
         if not self.stats.active:
-            self.stats.stir()
+            self.stats.notify_activity()
         self.stats.active += 1
         if self._round is None:
             self._round = self.reactor.later(_SETTLED, self._go_round)

@@ -1,7 +1,7 @@
-"""A server: listens for control channels and data connections, lets in who proves itself, makes the link.
+"""The listening side of a server: accepts control channels and data connections, authenticates them, creates links.
 
-The tunnel port takes both, told apart by their first byte; the data port takes data connections alone. Nothing is
-done in the accept loop but accepting: every newcomer proves itself in its own time, watched by ``Strangers``.
+The tunnel port accepts both kinds and tells them apart by their first byte; the data port accepts data connections
+alone. The accept loop only accepts: each connection authenticates in its own time, under ``PendingConnections``.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tunnel.engine.admission import Strangers
-from tunnel.engine.channel import Channel, ChannelLostError
+from tunnel.engine.admission import PendingConnections
+from tunnel.engine.channel import ChannelLostError, ControlChannel
 from tunnel.engine.link import Link
+from tunnel.engine.pending import PendingConnection
 from tunnel.engine.pool import DataConnection
 from tunnel.model.limits import bounds_of, defaults_of
 from tunnel.model.spec import DataTls, Direction, Mode, TunnelSpec
 from tunnel.protocol import frames
-from tunnel.protocol.frames import Kind, Once, ProtocolError
-from tunnel.protocol.handshake import REFUSAL, Hello, RefusedError, ServerHandshake, Welcome
+from tunnel.protocol.frames import Kind, ProtocolError, ReplayWindow
+from tunnel.protocol.handshake import REFUSAL, HandshakeRefusedError, Hello, ServerHandshake, Welcome
 from tunnel.runtime import listeners, sockets, tls
 from tunnel.runtime.acceptor import Acceptor
-from tunnel.runtime.reactor import ENDING, READ
 
 if TYPE_CHECKING:
     import socket
@@ -33,135 +33,29 @@ if TYPE_CHECKING:
     from tunnel.model.spec import Address
     from tunnel.runtime.reactor import Reactor
 
-LIFE_SIGN: Final = 0.3
-"""Seconds in which the present client has to answer when another one wants its tunnel; four round trips if they are
-more, and two seconds at the most."""
+LIVENESS_TIMEOUT_S: Final = 0.3
+"""Time in which the present client has to answer a ping when another client wants its tunnel. Four round trips if
+they take longer, and two seconds at most."""
+_MAX_LIVENESS_TIMEOUT_S: Final = 2.0
 
 
-def _always() -> bool:
-    """There is always room for a newcomer: ``Strangers`` makes it."""
+def _always_has_room() -> bool:
+    """``PendingConnections`` makes room for each new connection."""
     return True
 
 
 class LinkTaker(Protocol):
-    """The engine, as its server sees it."""
+    """The engine, as its acceptor sees it."""
 
     def link_made(self, link: Link) -> None:
-        """A client has proven itself and has this link."""
+        """Take over the link of a client that has authenticated."""
 
     def crashed(self, error: Exception) -> None:
-        """A defect."""
+        """End the engine because of a defect."""
 
 
-class Newcomer:
-    """A connection whose first bytes are awaited, or whose proof is under way. Owns its socket until then."""
-
-    __slots__ = (
-        "_data_only",
-        "_got",
-        "_hung",
-        "_peer",
-        "_server",
-        "_session",
-        "_shown",
-        "ident",
-        "settled",
-        "sock",
-        "task",
-        "watched",
-    )
-
-    def __init__(self, server: Server, sock: socket.SocketType, peer: object, *, data_only: bool) -> None:
-        self.sock = sock
-        self.settled = False
-        """whether it is known what becomes of it"""
-        self.watched = False
-        """whether the reactor watches its socket"""
-        self.task: asyncio.Task[None] | None = None
-        self.ident: int | None = None
-        self._peer = peer
-        self._server = server
-        self._data_only = data_only
-        self._got = b""
-        self._shown = b""
-        self._session: tls.TlsSession | None = None
-        self._hung = False
-
-    @property
-    def peer(self) -> str:
-        """Where it comes from."""
-        return sockets.show(self._peer)
-
-    @property
-    def address(self) -> str:
-        """The same without the port."""
-        return self.peer.rpartition(":")[0]
-
-    def ready(self, events: int) -> None:
-        """Handler until it is known what this is, and for data connections until the proof is complete."""
-        if events & ENDING:
-            self._hung = True
-        if events & READ:
-            self.read()
-
-    def read(self) -> None:
-        """Take what there is, and go on with the proof."""
-        try:
-            if self._session is not None:
-                self._go_on_securing(self._session)
-                return
-            while len(self._got) < frames.PREFACE_SIZE:
-                data = self.sock.recv(frames.PREFACE_SIZE - len(self._got))
-                if not data:
-                    self._server.left(self)
-                    return
-                self._got += data
-                if self._got[0] == frames.TLS_HANDSHAKE_BYTE and not self._data_only:
-                    self._server.greet(self, self._got)
-                    return
-        except BlockingIOError:
-            return
-        except (OSError, tls.TlsError) as error:
-            self._server.refuse_data(self, sockets.describe(error))
-            return
-        self._server.check_preface(self, self._got)
-
-    def secure(self, ident: int, context: ssl.SSLContext) -> None:
-        """The preface was genuine: now TLS, and the proof inside it."""
-        self.ident = ident
-        self._session = tls.TlsSession(context, server_side=True)
-        self.read()
-
-    def _go_on_securing(self, session: tls.TlsSession) -> None:
-        if self.ident is None:
-            return
-        session.feed_from(self.sock)
-        if not session.ready:
-            session.handshake()
-            self.sock.send(session.take())
-        if session.ready:
-            size = frames.DATA_TLS_PROOF_SIZE - len(self._shown)
-            proof = memoryview(bytearray(size))
-            self._shown += bytes(proof[: session.read_into(proof)])
-            if len(self._shown) == frames.DATA_TLS_PROOF_SIZE:
-                self._server.check_proof(self, self.ident, self._shown, session)
-
-    @property
-    def hung(self) -> bool:
-        """Whether the other end has finished already."""
-        return self._hung
-
-    def dismiss(self, why: str) -> None:
-        """Close it: it was silent for too long, or others need its place."""
-        self._server.dismissed(self, why)
-
-    def crashed(self, error: Exception) -> None:
-        """A defect in the handler."""
-        self._server.crashed(error)
-
-
-class Server:
-    """The listening side of a tunnel. Owns its listeners and all newcomers; links are the engine's once made."""
+class LinkAcceptor:
+    """Owns the listeners and all pending connections of a server. A link belongs to the engine once it is made."""
 
     dials = False
 
@@ -181,192 +75,200 @@ class Server:
         self._identity = identity
         self._taker = taker
         self._direction = sockets.direction_of(spec)
-        self._strangers = Strangers(reactor.descriptors.limit)
+        self._pending = PendingConnections(reactor.descriptors.limit)
         self.acceptors: dict[str, Acceptor] = {}
         """by purpose, as in ``listeners``"""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._deciding = asyncio.Lock()
+        self._link_decision = asyncio.Lock()
         self._context: ssl.SSLContext
         self._certificate = b""
         self._link: Link | None = None
         self._link_instance = ""
-        self._once = Once()
+        self._replay_window = ReplayWindow()
         self.address: str | None = None
-        """where control channels are accepted, once that is so"""
+        """where control channels are accepted, once they are"""
         self.data_addr: str | None = None
-        """where data connections are accepted beside it"""
+        """where data connections are accepted, if they have a port of their own"""
         self._data_port: int | None = None
 
-    def respec(self, spec: TunnelSpec) -> None:
-        """Settings have changed."""
+    def update_spec(self, spec: TunnelSpec) -> None:
+        """Use the settings of a changed spec from now on."""
         self._spec = spec
 
     async def open(self, bound: dict[str, socket.SocketType]) -> None:
-        """Begin to accept on listeners that are bound, which it takes out of ``bound``. Raises TlsError."""
+        """Start to accept on the listeners in ``bound``, which are removed from it and owned here. Raises TlsError."""
         self._context = await tls.server_context(self._spec, self._identity)
         self._certificate = tls.own_certificate(self._context)
         addresses = listeners.wanted(self._spec, None)
-        tunnel = self._accept(bound.pop(listeners.TUNNEL), self._arrive, addresses[listeners.TUNNEL])
+        tunnel = self._make_acceptor(bound.pop(listeners.TUNNEL), self._accept, addresses[listeners.TUNNEL])
         self.acceptors[listeners.TUNNEL] = tunnel
         self.address = tunnel.address
         if listeners.DATA in addresses:
-            data = self._accept(bound.pop(listeners.DATA), self._arrive_for_data, addresses[listeners.DATA])
+            data = self._make_acceptor(bound.pop(listeners.DATA), self._accept_data, addresses[listeners.DATA])
             self.acceptors[listeners.DATA] = data
             self.data_addr, self._data_port = data.address, data.port
 
-    def _accept(
-        self, listener: socket.SocketType, take: Callable[[socket.SocketType, object], None], asked: Address
+    def _make_acceptor(
+        self, listener: socket.SocketType, on_accept: Callable[[socket.SocketType, object], None], asked: Address
     ) -> Acceptor:
-        return Acceptor(self._reactor, listener, self._journal, take, _always, asked)
+        return Acceptor(self._reactor, listener, self._journal, on_accept, _always_has_room, asked)
 
     def close(self) -> None:
-        """Give the addresses up and send all newcomers away. A link that was made goes on."""
+        """Close the listeners and all pending connections. A link that was made stays."""
         for acceptor in self.acceptors.values():
             acceptor.close()
         self.acceptors.clear()
-        self._strangers.dismiss_all("the server is closing")
+        self._pending.evict_all("the server is closing")
         for task in list(self._tasks):
             task.cancel()
 
-    # --- newcomers ------------------------------------------------------------------------------------------------
+    # --- pending connections ------------------------------------------------------------------------------------------
 
-    def _arrive(self, sock: socket.SocketType, peer: object) -> None:
-        self._admit(Newcomer(self, sock, peer, data_only=False))
+    def _accept(self, sock: socket.SocketType, peer: object) -> None:
+        self._admit(PendingConnection(self, sock, peer, data_only=False))
 
-    def _arrive_for_data(self, sock: socket.SocketType, peer: object) -> None:
-        newcomer = Newcomer(self, sock, peer, data_only=True)
-        newcomer.read()  # the kernel hands it over with its first bytes, mostly the whole preface
-        if not newcomer.settled:
-            self._admit(newcomer)
+    def _accept_data(self, sock: socket.SocketType, peer: object) -> None:
+        connection = PendingConnection(self, sock, peer, data_only=True)
+        connection.read()  # TCP_DEFER_ACCEPT: its first bytes have arrived, mostly the whole preface
+        if not connection.is_settled:
+            self._admit(connection)
 
-    def _admit(self, newcomer: Newcomer) -> None:
-        newcomer.watched = True
-        self._strangers.admit(newcomer)
-        self._reactor.register(newcomer.sock, newcomer.ready)
+    def _admit(self, connection: PendingConnection) -> None:
+        connection.is_registered = True
+        self._pending.admit(connection)
+        self._reactor.register(connection.sock, connection.ready)
 
-    def left(self, newcomer: Newcomer) -> None:
-        """It went away without having said enough."""
-        newcomer.settled = True
-        self._strangers.release(newcomer)
-        self._reactor.close(newcomer.sock)
+    def discard(self, connection: PendingConnection) -> None:
+        """Close a connection whose peer closed it before it was authenticated."""
+        connection.is_settled = True
+        self._pending.release(connection)
+        self._reactor.close(connection.sock)
 
-    def dismissed(self, newcomer: Newcomer, why: str) -> None:
-        """It is sent away by ``Strangers``."""
+    def on_evicted(self, connection: PendingConnection, reason: str) -> None:
+        """Close a connection that ``PendingConnections`` has removed."""
         self._stats.silent += 1
-        self._journal.complain("refused", "silent", f"closed an unproven connection from {newcomer.peer}: {why}")
-        if newcomer.task is not None:
-            newcomer.task.cancel()
+        self._journal.complain("refused", "silent", f"closed a pending connection from {connection.peer}: {reason}")
+        if connection.task is not None:
+            connection.task.cancel()
         else:
-            self._reactor.close(newcomer.sock)
+            self._reactor.close(connection.sock)
 
-    def refuse_data(self, newcomer: Newcomer, why: str) -> None:
-        """A data connection, or what came instead of one, is not let in."""
+    def refuse_data_connection(self, connection: PendingConnection, reason: str) -> None:
+        """Close, count and log a data connection, or what arrived in its place."""
         self._stats.refused_prefaces += 1
-        self._journal.complain("refused", "preface", f"refused a data connection from {newcomer.peer}: {why}")
-        self.left(newcomer)
+        self._journal.complain("refused", "preface", f"refused a data connection from {connection.peer}: {reason}")
+        self.discard(connection)
 
-    # --- data connections -----------------------------------------------------------------------------------------
+    # --- data connections ---------------------------------------------------------------------------------------------
 
-    def check_preface(self, newcomer: Newcomer, preface: bytes) -> None:
-        """The preface is complete."""
+    def check_preface(self, connection: PendingConnection, preface: bytes) -> None:
+        """Check a complete preface; then pool the connection, or start TLS on it."""
         link, descriptors = self._link, self._reactor.descriptors
-        if link is None or link.channel.loss is not None:
-            self.refuse_data(newcomer, "there is no link")
+        if link is None or link.channel.closed_reason is not None:
+            self.refuse_data_connection(connection, "there is no link")
             return
         try:
             ident = frames.decode_preface(link.secret, preface)
         except ProtocolError as error:
-            self.refuse_data(newcomer, str(error))
+            self.refuse_data_connection(connection, str(error))
             return
-        if not self._once.accept(ident):
-            self.refuse_data(newcomer, "its id was used before")
+        if not self._replay_window.accept(ident):
+            self.refuse_data_connection(connection, "its id was used before")
         elif len(link.pool) >= link.limits.pool_max + self._spec.settings.signal_queue_limit:
-            self.refuse_data(newcomer, "the pool is full")
-        elif self._direction is Direction.FORWARD and descriptors.are_scarce(newcomer.sock.fileno()):
-            self.refuse_data(newcomer, str(descriptors))  # the rest is for the targets of those in the pool
+            self.refuse_data_connection(connection, "the pool is full")
+        elif self._direction is Direction.FORWARD and descriptors.are_scarce(connection.sock.fileno()):
+            self.refuse_data_connection(connection, str(descriptors))  # pooled connections need theirs for targets
         elif link.data_tls:
-            newcomer.secure(ident, self._context)
+            connection.start_tls(ident, self._context)
         else:
-            self._pool(newcomer, link, ident, None)
+            self._add_to_pool(connection, link, ident, None)
 
-    def check_proof(self, newcomer: Newcomer, ident: int, proof: bytes, session: tls.TlsSession) -> None:
-        """The proof inside TLS is complete."""
+    def check_data_proof(
+        self, connection: PendingConnection, ident: int, proof: bytes, session: tls.TlsSession
+    ) -> None:
+        """Check the complete proof inside TLS; then pool the connection."""
         link = self._link
-        if link is None or link.channel.loss is not None:
-            self.refuse_data(newcomer, "there is no link")
+        if link is None or link.channel.closed_reason is not None:
+            self.refuse_data_connection(connection, "there is no link")
         elif not secrets.compare_digest(proof, frames.data_tls_proof(link.secret, ident)):
-            self.refuse_data(newcomer, "a wrong proof inside TLS")
+            self.refuse_data_connection(connection, "a wrong proof inside TLS")
         else:
-            self._pool(newcomer, link, ident, session)
+            self._add_to_pool(connection, link, ident, session)
 
-    def _pool(self, newcomer: Newcomer, link: Link, ident: int, session: tls.TlsSession | None) -> None:
-        if newcomer.hung:  # the client has given it up, and the reactor will not say so again
-            self.left(newcomer)
+    def _add_to_pool(
+        self, connection: PendingConnection, link: Link, ident: int, session: tls.TlsSession | None
+    ) -> None:
+        if connection.peer_closed:  # the client has closed it, and the reactor reports that only once
+            self.discard(connection)
             return
-        newcomer.settled = True
-        self._strangers.release(newcomer)
+        connection.is_settled = True
+        self._pending.release(connection)
         pool = link.pool
         before = len(pool)
-        pool.add(DataConnection(ident, newcomer.sock, session, pool), watched=newcomer.watched)
-        link.say_pooled(ident)
+        pool.add(DataConnection(ident, connection.sock, session, pool), watched=connection.is_registered)
+        link.send_pooled(ident)
         link.note_pooled(before)
 
-    # --- control channels -----------------------------------------------------------------------------------------
+    # --- control channels ---------------------------------------------------------------------------------------------
 
-    def greet(self, newcomer: Newcomer, first: bytes) -> None:
-        """It speaks TLS: it wants to make a link."""
+    def start_handshake(self, connection: PendingConnection, first: bytes) -> None:
+        """Start the handshake of a control channel; ``first`` are bytes that were read from its socket."""
         session = tls.TlsSession(self._context, server_side=True)
-        # The channel takes the socket over now, not in the task: the rest of the greeting may come in this very turn.
-        channel = Channel(self._reactor, newcomer.sock, session, self._spec.settings.signal_buffer, first)
-        task = asyncio.get_running_loop().create_task(self._handshake(newcomer, channel))
-        newcomer.task = task
+        # The channel owns the socket from now on, not from the task's start: more bytes may arrive in this very turn.
+        channel = ControlChannel(self._reactor, connection.sock, session, self._spec.settings.signal_buffer, first)
+        task = asyncio.get_running_loop().create_task(self._handshake(connection, channel))
+        connection.task = task
         self._tasks.add(task)
-        task.add_done_callback(lambda done: self._broken_off(done, channel))
+        task.add_done_callback(lambda done: self._on_handshake_done(done, channel))
 
-    def _broken_off(self, task: asyncio.Task[None], channel: Channel) -> None:
+    def _on_handshake_done(self, task: asyncio.Task[None], channel: ControlChannel) -> None:
         self._tasks.discard(task)
-        if task.cancelled():  # perhaps before its first step, and then it closed nothing
-            channel.close("the handshake was broken off")
+        if task.cancelled():  # perhaps before its first step, and then it has closed nothing
+            channel.close("the handshake was aborted")
 
-    async def _handshake(self, newcomer: Newcomer, channel: Channel) -> None:
+    async def _handshake(self, connection: PendingConnection, channel: ControlChannel) -> None:
         made = False
         try:
-            made = await self._prove(newcomer, channel)
+            made = await self._authenticate(connection, channel)
         except (ChannelLostError, ProtocolError) as error:
-            self._refuse(newcomer, channel, str(error), told=None)
-        except RefusedError as error:
-            self._refuse(newcomer, channel, str(error), told=REFUSAL)
-        except Exception as error:  # noqa: BLE001  a defect met by one newcomer must reach the engine, not vanish in a task
+            self._refuse_client(connection, channel, str(error), answer=None)
+        except HandshakeRefusedError as error:
+            self._refuse_client(connection, channel, str(error), answer=REFUSAL)
+        except Exception as error:  # noqa: BLE001  a defect must reach the engine, not vanish in a task
             self._taker.crashed(error)
         finally:
-            self._strangers.release(newcomer)
+            self._pending.release(connection)
             if not made:
-                channel.close("the handshake was broken off")
+                channel.close("the handshake was aborted")
 
-    def _refuse(self, newcomer: Newcomer, channel: Channel, why: str, told: str | None) -> None:
+    def _refuse_client(
+        self, connection: PendingConnection, channel: ControlChannel, reason: str, answer: str | None
+    ) -> None:
+        """Count and log a refused client; ``answer`` is all that it learns."""
         self._stats.refused_handshakes += 1
-        self._journal.complain("refused", why, f"refused a client from {newcomer.peer}: {why}", peer=newcomer.peer)
-        if told is not None:
-            channel.send(frames.encode_text(Kind.REFUSED, told))
+        text = f"refused a client from {connection.peer}: {reason}"
+        self._journal.complain("refused", reason, text, peer=connection.peer)
+        if answer is not None:
+            channel.send(frames.encode_text(Kind.REFUSED, answer))
 
-    async def _prove(self, newcomer: Newcomer, channel: Channel) -> bool:
+    async def _authenticate(self, connection: PendingConnection, channel: ControlChannel) -> bool:
         await channel.secure()
         handshake = ServerHandshake(self._spec.key, self._certificate)
         channel.send(handshake.challenge())
-        handshake.hear_hello(await _expect(channel, Kind.HELLO))
-        hello = handshake.hear_proof(await _expect(channel, Kind.PROOF))
-        self._strangers.release(newcomer)  # known from here on, and no longer dismissed
-        async with self._deciding:
-            objection = self._objection(hello) or await self._rival(hello)
-            if objection is not None:
-                self._refuse(newcomer, channel, objection, told=objection)
+        handshake.receive_hello(await _expect(channel, Kind.HELLO))
+        hello = handshake.receive_proof(await _expect(channel, Kind.PROOF))
+        self._pending.release(connection)  # authenticated, and no longer evicted
+        async with self._link_decision:
+            objection = self._check_mode(hello) or await self._check_present_client(hello)
+            if objection is not None:  # the client has authenticated, so it may learn the reason
+                self._refuse_client(connection, channel, objection, answer=objection)
                 return False
-            if channel.loss is not None:
-                raise ChannelLostError(channel.loss)
+            if channel.closed_reason is not None:
+                raise ChannelLostError(channel.closed_reason)
             self._make_link(channel, handshake, hello)
         return True
 
-    def _objection(self, hello: Hello) -> str | None:
+    def _check_mode(self, hello: Hello) -> str | None:
         if hello.mode is Mode.AUTO or hello.mode.value == self._direction.value:
             return None
         return (
@@ -374,21 +276,24 @@ class Server:
             f"from its target {self._spec.target}; set mode= on the server"
         )
 
-    async def _rival(self, hello: Hello) -> str | None:
-        """Whether another client, that lives, has the link; one that returns takes over from itself at once."""
+    async def _check_present_client(self, hello: Hello) -> str | None:
+        """Why the client cannot have the tunnel: another client has it and answers.
+
+        A client that returns (same instance) replaces its own old link at once.
+        """
         link = self._link
-        if link is None or link.channel.loss is not None:
+        if link is None or link.channel.closed_reason is not None:
             return None
         if hello.instance == self._link_instance:
             link.close("the same client came back on a new connection")
             return None
-        patience = max(LIFE_SIGN, min(2.0, 4 * (link.rtt or 0.0)))
-        if await link.answers(patience):
+        timeout_s = max(LIVENESS_TIMEOUT_S, min(_MAX_LIVENESS_TIMEOUT_S, 4 * (link.rtt or 0.0)))
+        if await link.answers(timeout_s):
             return f"another client, {link.channel.peer}, has this tunnel and answers"
-        link.close(f"it did not answer within {patience:.1f} s and another client is here")
+        link.close(f"it did not answer within {timeout_s:.1f} s and another client wants the tunnel")
         return None
 
-    def _make_link(self, channel: Channel, handshake: ServerHandshake, hello: Hello) -> None:
+    def _make_link(self, channel: ControlChannel, handshake: ServerHandshake, hello: Hello) -> None:
         spec = self._spec
         ours = bounds_of(spec.settings)
         welcome = Welcome(
@@ -410,29 +315,29 @@ class Server:
         )
         link.agree(ours, hello.bounds, defaults_of(spec.settings))
         link.data_addr = self.data_addr or self.address
-        self._link, self._link_instance, self._once = link, hello.instance, Once()
+        self._link, self._link_instance, self._replay_window = link, hello.instance, ReplayWindow()
         channel.send(frames)
         self._taker.link_made(link)
 
-    # --- what a link asks of its maker ----------------------------------------------------------------------------
+    # --- called by the link -------------------------------------------------------------------------------------------
 
     def pooled(self, idents: tuple[int, ...]) -> None:
-        """Only servers say this."""
+        """Reject a frame that only servers send."""
         raise ProtocolError("a client that pools")
 
     def queued(self, count: int) -> None:
-        """Only servers say this."""
+        """Reject a frame that only servers send."""
         raise ProtocolError("a client that queues")
 
     def taken(self, count: int) -> None:
-        """The client sees to the pool."""
+        """Do nothing: the client fills the pool."""
 
     def crashed(self, error: Exception) -> None:
-        """A defect in a handler."""
+        """Report a defect in a handler."""
         self._taker.crashed(error)
 
 
-async def _expect(channel: Channel, kind: Kind) -> bytes:
+async def _expect(channel: ControlChannel, kind: Kind) -> bytes:
     got, payload = await channel.receive()
     if got is not kind:
         raise ProtocolError(f"a {got.name} frame where {kind.name} belongs")

@@ -1,4 +1,4 @@
-"""What a tunnel counts over its whole life, whatever becomes of its links."""
+"""Counters of one tunnel over its whole life, across all its links."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from tunnel.forwarding.tcp import Meter
 
 @dataclass(slots=True)
 class Stats:
-    """Counters of one tunnel; only ever grow, but for ``active``."""
+    """Counters of one tunnel. All of them only grow, except ``active``."""
 
-    stir: Callable[[], None] = lambda: None
-    """to be called before the first visitor is counted where there are none: whoever looks on had better look now"""
+    notify_activity: Callable[[], None] = lambda: None
+    """called before the first visitor is counted while there are none, so that observers refresh at once"""
     from_visitors: Meter = field(default_factory=Meter)
     to_visitors: Meter = field(default_factory=Meter)
     active: int = 0
-    """visitors served just now"""
+    """visitors that are served now"""
     total: int = 0
-    """visitors for whom a data connection was launched"""
+    """visitors for which a data connection was launched"""
     failed: int = 0
-    """visitors who were closed without having reached the target"""
+    """visitors that were closed without having reached the target"""
     signals: int = 0
     refused_handshakes: int = 0
     refused_prefaces: int = 0
     silent: int = 0
+    """connections that were closed because they did not authenticate in time, or to make room for newer ones"""

@@ -54,10 +54,10 @@ class EndTeller(Protocol):
     """those launched on it that still run"""
 
     @property
-    def at_client(self) -> bool:
+    def is_client(self) -> bool:
         """Whether this is the client's end."""
 
-    def say_ended(self, ident: int, total: int) -> bool:
+    def send_stream_ended(self, ident: int, total: int) -> bool:
         """Tell the other end that a data connection will bring no more than so many bytes; whether that was done.
 
         Whoever ends a TCP connection first keeps its port for a minute (TIME_WAIT, RFC 9293 §3.6.1). A client that did
@@ -365,7 +365,7 @@ class Relay:
 
     def told_end(self, flow: Flow, total: int) -> bool:
         """Whether the end of this flow was told over the link, and need not be shown on the socket."""
-        if flow is self._from_near and self.link.say_ended(self.ident, total):
+        if flow is self._from_near and self.link.send_stream_ended(self.ident, total):
             self._told = True
             return True
         return False

@@ -81,7 +81,7 @@ def encode(kind: Kind, payload: bytes = b"") -> bytes:
     return _HEADER.pack(kind, len(payload)) + payload
 
 
-class Decoder:
+class FrameDecoder:
     """Bytes in, whole frames out. Holds at most one unfinished frame."""
 
     __slots__ = ("_rest",)
@@ -291,7 +291,7 @@ def _mac(secret: bytes, label: bytes, ident: int) -> bytes:
 
 
 @dataclass(slots=True)
-class Once:
+class ReplayWindow:
     """Lets every id pass once, within a window below the highest seen; older ones never (RFC 4303 §3.4.3)."""
 
     window: int = 8192

@@ -26,7 +26,7 @@ REFUSAL: Final = "the handshake was refused"
 """All that an end without the key ever learns."""
 
 
-class RefusedError(Exception):
+class HandshakeRefusedError(Exception):
     """The other end is not let in; the message is the exact reason, for our own log alone."""
 
 
@@ -73,7 +73,7 @@ class _Transcript:
 
 
 class ServerHandshake:
-    """The server's side: ``challenge``, then ``hear_hello``, ``hear_proof``, ``welcome``."""
+    """The server's side: ``challenge``, then ``receive_hello``, ``receive_proof``, ``welcome``."""
 
     def __init__(self, key: Key | None, certificate: bytes) -> None:
         self._auth = "key" if key else "open"
@@ -86,7 +86,7 @@ class ServerHandshake:
         self._transcript.add(frame)
         return frame
 
-    def hear_hello(self, payload: bytes) -> None:
+    def receive_hello(self, payload: bytes) -> None:
         """Take the client's HELLO; nothing in it is believed before its proof. Raises ProtocolError."""
         fields = frames.decode_greeting(payload)
         _check_nonce(fields)
@@ -99,7 +99,7 @@ class ServerHandshake:
         )
         self._transcript.add(frames.encode(Kind.HELLO, payload))
 
-    def hear_proof(self, proof: bytes) -> Hello:
+    def receive_proof(self, proof: bytes) -> Hello:
         """Check the client's proof and give out what it said. Raises RefusedError with the reason for our log."""
         hello = self._hello
         if hello is None:
@@ -111,10 +111,10 @@ class ServerHandshake:
                     if self._auth == "key"
                     else "is open and the client has a key"
                 )
-                raise RefusedError(f"this server {mine}")
+                raise HandshakeRefusedError(f"this server {mine}")
             if self._auth == "key":
-                raise RefusedError("the client's key is not ours, or somebody stands between us")
-            raise RefusedError("somebody stands between us and the client")
+                raise HandshakeRefusedError("the client's key is not ours, or somebody stands between us")
+            raise HandshakeRefusedError("somebody stands between us and the client")
         self._transcript.add(frames.encode(Kind.PROOF, proof))
         return hello
 
@@ -136,14 +136,14 @@ class ServerHandshake:
 
 
 class ClientHandshake:
-    """The client's side: ``hear_challenge``, ``hello``, ``hear_welcome``, ``hear_proof``."""
+    """The client's side: ``receive_challenge``, ``hello``, ``receive_welcome``, ``receive_proof``."""
 
     def __init__(self, key: Key | None, certificate: bytes) -> None:
         self._auth = "key" if key else "open"
         self._transcript = _Transcript(key, certificate)
         self._welcome: Welcome | None = None
 
-    def hear_challenge(self, payload: bytes) -> None:
+    def receive_challenge(self, payload: bytes) -> None:
         """Take the server's CHALLENGE. Raises ProtocolError, also for a version that is not ours."""
         fields = frames.decode_greeting(payload)
         _check_nonce(fields)
@@ -169,7 +169,7 @@ class ClientHandshake:
         self._transcript.add(proof)
         return frame + proof
 
-    def hear_welcome(self, payload: bytes) -> None:
+    def receive_welcome(self, payload: bytes) -> None:
         """Take the server's WELCOME; nothing in it is believed before its proof. Raises ProtocolError."""
         fields = frames.decode_greeting(payload)
         port = fields.get("data_port")
@@ -184,12 +184,12 @@ class ClientHandshake:
         )
         self._transcript.add(frames.encode(Kind.WELCOME, payload))
 
-    def hear_proof(self, proof: bytes) -> tuple[Welcome, bytes]:
+    def receive_proof(self, proof: bytes) -> tuple[Welcome, bytes]:
         """Check the server's proof and give out its decisions and the link's secret. Raises RefusedError."""
         if self._welcome is None:
             raise ProtocolError("a proof before the welcome")
         if not self._transcript.check(b"server", proof):
-            raise RefusedError("the server does not know the key, or somebody stands between us")
+            raise HandshakeRefusedError("the server does not know the key, or somebody stands between us")
         return self._welcome, self._transcript.proof(b"link")
 
 

@@ -1,0 +1,17 @@
+"""Creates the engine that fits a spec."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunnel.engine.engine import Engine
+
+if TYPE_CHECKING:
+    from tunnel.engine.context import EngineContext
+    from tunnel.model.events import EventSink
+    from tunnel.model.spec import TunnelSpec
+
+
+def create_engine(name: str, spec: TunnelSpec, context: EngineContext, sink: EventSink) -> Engine:
+    """An engine for one tunnel, not started yet: its owner awaits ``run``. Needs a running event loop."""
+    return Engine(name, spec, context=context, sink=sink)
