@@ -18,7 +18,7 @@ from orchestrator.supervisor.watcher import watching
 from orchestrator.workers.crew import Crew
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
-from tunnel.model.events import Journal
+from tunnel.model.events import EventLog
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
     from orchestrator.config.manifest import Manifest
     from orchestrator.supervisor.keeper import MakeEngine
-    from tunnel.model.events import EventSink
-    from tunnel.model.state import Event
+    from tunnel.model.events import Event, EventSink
 
 
 @contextlib.contextmanager
@@ -58,8 +57,8 @@ async def running(
 ) -> AsyncIterator[Supervisor]:
     """A supervisor with its API, not started yet; ``level`` is that of its own lines. Raises SocketPathError."""
     bus = Bus()
-    journal = Journal(HOUSE, bus.publish)
-    in_sentences(lambda topic, text: journal.complain("defect", topic, text))
+    event_log = EventLog(HOUSE, bus.publish)
+    in_sentences(lambda topic, text: event_log.warn_throttled("defect", topic, text))
     async with _workshop(manifest.supervisor.workers, bus) as make_engine:
         supervisor = Supervisor(manifest, make_engine=make_engine, bus=bus)
         listen = _filtered(log, supervisor, level)

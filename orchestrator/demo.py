@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from orchestrator.supervisor.supervisor import Supervisor
     from tunnel.model.events import EventSink
-    from tunnel.model.state import Snapshot
+    from tunnel.model.snapshot import Snapshot
 
 UNREACHABLE_CLIENT: Final = "unreachable-client"
 """The tunnel whose target refuses connections."""

@@ -13,11 +13,12 @@ from orchestrator.supervisor.defects import in_sentences, show_no_tracebacks
 from orchestrator.supervisor.keeper import Keeper
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
-from tunnel.model.events import Journal
-from tunnel.model.options import OptionError, make_spec
+from tunnel.model.errors import OptionError, UrlError
+from tunnel.model.events import Event, EventLog
+from tunnel.model.options import make_spec
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import Event, State
-from tunnel.model.url import UrlError, parse
+from tunnel.model.state import State
+from tunnel.model.url import parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         say("one URL is one tunnel and takes no further arguments; quote it, or run a file of tunnels with: up FILE")
         return 2
     try:
-        spec = make_spec(parse(text), environ=os.environ)
+        spec = make_spec(parse_url(text), environ=os.environ)
     except UrlError as error:
         say(f"{error}\n{pointed(text, error.offset)}")
         return 2
@@ -66,8 +67,8 @@ async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
     shared = EngineContext()
     name = spec.role.value
     sink = _from(spec.log, log)
-    journal = Journal(name, sink)
-    in_sentences(lambda topic, text: journal.complain("defect", topic, text))
+    event_log = EventLog(name, sink)
+    in_sentences(lambda topic, text: event_log.warn_throttled("defect", topic, text))
     if spec.is_exposed:
         warnings.append(
             "the tunnel is open: anyone who finds its port may use it; write a key before the address, KEY@"

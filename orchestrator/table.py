@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from orchestrator.process.logformat import printable
-from orchestrator.signs import shown_state
+from orchestrator.state_display import format_state
 
 Paint = Callable[[str, str], str]
 """Takes a text and a state; returns the text in the colour of the state."""
@@ -85,7 +85,7 @@ def _row(tunnel: Mapping[str, Any]) -> tuple[str, ...]:
         truncate(tunnel["name"], 40),
         tunnel["role"],
         tunnel["direction"] or "-",
-        shown_state(state, wait),
+        format_state(state, wait),
         tunnel["tunnel_addr"],
         tunnel["target_addr"],
         f"{pool['idle']}/{pool['capacity']}",

@@ -33,9 +33,11 @@ from orchestrator.supervisor.desk import Desk
 from orchestrator.supervisor.keeper import at_rest
 from orchestrator.supervisor.supervisor import Supervisor, UnknownTunnelError
 from tunnel.model.options import make_spec
+from tunnel.model.snapshot import Snapshot
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import Snapshot, State, timestamp
-from tunnel.model.url import parse
+from tunnel.model.state import State
+from tunnel.model.times import format_timestamp
+from tunnel.model.url import parse_url
 
 HOSTS: Final = 200
 TUNNELS: Final = 50
@@ -104,7 +106,7 @@ class MadeUpTunnels:
 
     def enter(self, name: str, state: State, reason: str | None = None) -> None:
         """A tunnel changes its state, as its engine would tell."""
-        seen = replace(self.snapshot(name), state=state, reason=reason, since=timestamp(time.time()))
+        seen = replace(self.snapshot(name), state=state, reason=reason, since=format_timestamp(time.time()))
         idle = seen.pool.capacity if state is State.UP else 0
         attempt = 1 if state is State.COOLDOWN else 0
         self.tunnels[name] = replace(
@@ -155,7 +157,7 @@ def _tunnel(host: int, hosts: int, number: int) -> Snapshot:
     port = 10_000 + pair
     address = f"10.0.{home}.1:{port}"
     url = f"server://{address}/0.0.0.0:{port + 1}" if is_server else f"client://{address}/127.0.0.1:8080"
-    resting = at_rest(name_of_tunnel(number), make_spec(parse(url)))
+    resting = at_rest(name_of_tunnel(number), make_spec(parse_url(url)))
     return replace(
         resting,
         state=State.UP,

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt.fleet import ONLINE
-from orchestrator.signs import SIGNS, UNHEARD
+from orchestrator.state_display import OFFLINE_SIGN, STATE_SIGNS
 from tui.happenings import error_text, joined
 from tui.keys import DEEDS, shown_keys
 from tui.lines import Line, Span, amount, clip, clock, ends, length, seconds, wrap
@@ -73,7 +73,7 @@ def fleet_spans(hosts: Mapping[str, Json]) -> list[Span]:
     """How many hosts there are, and how many of them do not speak."""
     gone = sum(host["presence"] != ONLINE for host in hosts.values())
     spans = [(f"  {len(hosts)} {'host' if len(hosts) == 1 else 'hosts'}", "")]
-    return [*spans, (f"  {UNHEARD} {gone} gone", "gone")] if gone else [*spans, ("  ✓", "up")]
+    return [*spans, (f"  {OFFLINE_SIGN} {gone} gone", "gone")] if gone else [*spans, ("  ✓", "up")]
 
 
 def fit_path(path: str, width: int) -> str:
@@ -131,7 +131,7 @@ def _pills(
 
 
 def _sign(name: str) -> str:
-    return SIGNS.get(name, UNHEARD)
+    return STATE_SIGNS.get(name, OFFLINE_SIGN)
 
 
 def footer_bar(keys: Mapping[str, str], width: int, *, is_read_only: bool) -> tuple[Line, tuple[Choice, ...]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.fleet import GONE, ONLINE
-from tunnel.model.state import timestamp
+from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -79,7 +79,7 @@ class HostsPicture:
         self._review.clear()
         tunnels = [self._tunnel(host, name) for host in self._fleet for name in self._note_host(host)]
         self._live = None if len(tunnels) <= FEW else frozenset()
-        return {"ts": timestamp(self._wall()), "hosts": self._hosts(), "tunnels": tunnels, "live": self._live}
+        return {"ts": format_timestamp(self._wall()), "hosts": self._hosts(), "tunnels": tunnels, "live": self._live}
 
     def changes(self) -> Json | None:
         """What differs from what was told; None where there is nothing to tell."""
@@ -89,7 +89,7 @@ class HostsPicture:
         self._take_words(changed, removed)
         self._take_hosts(changed, removed, now)
         self._take_rest(changed, now)
-        message: dict[str, object] = {"ts": timestamp(self._wall()), "changed": changed, "removed": removed}
+        message: dict[str, object] = {"ts": format_timestamp(self._wall()), "changed": changed, "removed": removed}
         if self._hosts_spoke:
             self._hosts_spoke = False
             message["status"] = {"hosts": self._hosts()}

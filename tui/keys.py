@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import yaml
 
-from tunnel.model.options import nearest
+from tunnel.model.errors import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,7 +125,7 @@ def load_keys(path: Path) -> dict[str, str]:
         place = f"{path}:{name_node.start_mark.line + 1}:{name_node.start_mark.column + 1}"
         name = str(name_node.value)
         if name not in known:
-            raise KeysError(f"{place}: nothing is called {name!r}{nearest(name, known) or ''}")
+            raise KeysError(f"{place}: nothing is called {name!r}{did_you_mean(name, known) or ''}")
         chosen[name] = _keys(keys_node, place)
         owner[name] = place
     keys = all_keys(chosen)

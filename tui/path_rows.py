@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt.fleet import ONLINE
-from orchestrator.signs import SIGNS, UNHEARD
+from orchestrator.state_display import OFFLINE_SIGN, STATE_SIGNS
 from tui.lines import NOTHING, Line, Span, amount, fit, number, seconds
 from tui.rows import milliseconds
 from tunnel.model.state import State
@@ -63,7 +63,7 @@ def _end(end: Tunnel | None, width: int) -> tuple[Span, Span]:
     if end is None:
         return ("? ", "warn"), (fit("not seen", width - 2), "dim")
     style = "gone" if end.is_gone else end.state
-    sign = UNHEARD if end.is_gone else SIGNS.get(end.state, "?")
+    sign = OFFLINE_SIGN if end.is_gone else STATE_SIGNS.get(end.state, "?")
     return (f"{sign} ", style), (fit(end.name, width - 2), "" if end.state == State.UP else style)
 
 
@@ -95,7 +95,7 @@ def _host_row(host: Json, counts: Sequence[int], wide: int, now: float) -> Line:
     file += [] if host["config"]["ok"] is not False else ["file wrong"]
     file += [] if host["commands"] else ["takes no commands"]
     return (
-        (f"{'●' if is_online else UNHEARD} ", "up" if is_online else "gone"),
+        (f"{'●' if is_online else OFFLINE_SIGN} ", "up" if is_online else "gone"),
         (fit(str(host["label"]), wide + 1), "title"),
         (fit("online" if is_online else f"{host['presence']}{age}", 13), "" if is_online else "gone"),
         (fit(f"{up if is_online else 0}/{count}", 8, right=True), "" if is_online and up == count else "warn"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.signs import shown_state
+from orchestrator.state_display import format_state
 from tui.lines import NOTHING, Line, Span, amount, fit, number, seconds
 from tunnel.model.state import State
 
@@ -42,9 +42,9 @@ def state_cell(tunnel: Tunnel, now: float) -> Span:
     state = tunnel.state
     unheard = tunnel.unheard(now)
     if unheard is not None:
-        return shown_state(state, seconds(unheard)), "gone"
+        return format_state(state, seconds(unheard)), "gone"
     left = tunnel.remaining(now)
-    return shown_state(state, seconds(left) if left > 0 else ""), "gone" if tunnel.is_gone else state
+    return format_state(state, seconds(left) if left > 0 else ""), "gone" if tunnel.is_gone else state
 
 
 def _host(tunnel: Tunnel, _: float) -> Span:

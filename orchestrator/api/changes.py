@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from tunnel.model.state import Snapshot
+from tunnel.model.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

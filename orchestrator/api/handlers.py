@@ -18,8 +18,8 @@ from orchestrator.supervisor.bus import HISTORY, HOUSE
 from orchestrator.supervisor.defects import describe_defect
 from orchestrator.supervisor.desk import VERBS, Desk, NotNowError, ReadOnlyError
 from orchestrator.supervisor.supervisor import UnknownTunnelError
+from tunnel.model.events import Event
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import Event
 
 _DESK: Final = web.AppKey("desk", Desk)
 _PROCESS: Final = web.AppKey("process", Collector)

@@ -12,7 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from tunnel.model.state import Snapshot, State
+from tunnel.model.snapshot import Snapshot
+from tunnel.model.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from orchestrator.api import queries
 from orchestrator.supervisor.desk import VERBS
+from tunnel.model.snapshot import BytesView, Snapshot
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import BytesView, Snapshot, State
+from tunnel.model.state import State
 
 Schema = dict[str, Any]
 

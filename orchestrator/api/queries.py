@@ -6,7 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from tunnel.model.options import nearest
+from tunnel.model.errors import did_you_mean
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def check_names(given: Collection[str], known: Collection[str], what: str) -> No
     for name in given:
         if name not in known:
             ours = f"known: {', '.join(known)}" if known else "none is known here"
-            raise QueryError(f"unknown {what} {name[:100]!r}{nearest(name, tuple(known)) or f'; {ours}'}")
+            raise QueryError(f"unknown {what} {name[:100]!r}{did_you_mean(name, tuple(known)) or f'; {ours}'}")
 
 
 def whole(query: Mapping[str, str], name: str, default: int) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from orchestrator.config.schema import SupervisorSettings
     from orchestrator.supervisor.desk import Desk
-    from tunnel.model.spec import Address
+    from tunnel.model.address import Address
 
 _SHUTDOWN_GRACE_S: Final = 1.0  # for requests in progress
 _LISTEN_BACKLOG: Final = 128

@@ -14,8 +14,9 @@ from aiohttp import web
 from orchestrator.api.changes import Picture
 from orchestrator.supervisor.bus import is_noteworthy
 from orchestrator.supervisor.reload import RELOAD
+from tunnel.model.events import Event
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import Event, timestamp
+from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -176,7 +177,7 @@ async def watch_status(
                 due = now + interval_s
                 change = await _look(desk, picture, interval_s / 4)
                 if change is not None:
-                    frames.append(("change", {"ts": timestamp(time.time()), **change}))
+                    frames.append(("change", {"ts": format_timestamp(time.time()), **change}))
             await stream.send(frames)
         await stream.finish()
     return stream.response

@@ -17,9 +17,9 @@ from click.shell_completion import CompletionItem
 from orchestrator.client import ApiClient, Json, NoDaemonError, RequestRefusedError
 from orchestrator.process import paths
 from orchestrator.process.process import mask_url, say
-from tunnel.model.options import nearest
-from tunnel.model.settings import parse_duration
+from tunnel.model.errors import did_you_mean
 from tunnel.model.spec import LogLevel
+from tunnel.model.times import parse_duration
 
 EXIT_FAILED, EXIT_USAGE, EXIT_NOT_UP, EXIT_NO_DAEMON = 1, 2, 3, 4
 """Exit codes besides 0: failed at run time, wrong usage or invalid file, a tunnel is not up, no daemon answers."""
@@ -70,7 +70,7 @@ class CommandGroup(click.Group):
         """Return the command that the first argument names."""
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             known = self.list_commands(ctx)
-            hint = nearest(args[0], known) or "; a URL looks like server://0.0.0.0:10101/127.0.0.1:8080"
+            hint = did_you_mean(args[0], known) or "; a URL looks like server://0.0.0.0:10101/127.0.0.1:8080"
             raise click.UsageError(f"unknown command {mask_url(args[0])[:60]!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -126,7 +126,7 @@ def select_tunnels(tunnels: Sequence[Json], names: Sequence[str]) -> list[Json]:
     """
     for name in names:
         if not any(_matches(tunnel["name"], name) for tunnel in tunnels):
-            hint = nearest(name, [str(tunnel["name"]) for tunnel in tunnels])
+            hint = did_you_mean(name, [str(tunnel["name"]) for tunnel in tunnels])
             exit_with_error(EXIT_FAILED, f"no tunnel is named {name!r}{hint}")
     return [t for t in tunnels if not names or any(_matches(t["name"], name) for name in names)]
 

@@ -26,7 +26,7 @@ from orchestrator.commands.common import (
 from orchestrator.commands.control import format_tunnels
 from orchestrator.process.logformat import printable
 from orchestrator.process.process import say
-from tunnel.model.options import nearest
+from tunnel.model.errors import did_you_mean
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Broker
@@ -151,14 +151,16 @@ def _meant(found: Fleet, name: str) -> list[_Order]:
     host_name, slash, tunnel_name = name.partition("/")
     hosts = [host for host in found if _is(host.name, host_name)]
     if not hosts:
-        hint = nearest(host_name, sorted(found.hosts)) or _heard_of(found)
+        hint = did_you_mean(host_name, sorted(found.hosts)) or _heard_of(found)
         exit_with_error(EXIT_FAILED, f"no host {host_name!r} has published to this broker{hint}")
     if not slash:
         return [(host.name, None) for host in hosts]
     meant = [(host.name, name) for host in hosts for name in _names(host) if _is(name, tunnel_name)]
     if not meant:
         known = sorted({name for host in hosts for name in _names(host)})
-        exit_with_error(EXIT_FAILED, f"no tunnel of {host_name} is named {tunnel_name!r}{nearest(tunnel_name, known)}")
+        exit_with_error(
+            EXIT_FAILED, f"no tunnel of {host_name} is named {tunnel_name!r}{did_you_mean(tunnel_name, known)}"
+        )
     return list(meant)
 
 

@@ -1,6 +1,6 @@
 """YAML text into a tree that knows the place of every word.
 
-Built from the parser's events instead of PyYAML's own constructor, because a fault has to be shown where it stands,
+Built from the parser's events instead of PyYAML's own constructor, because a fault has to be quote where it stands,
 and because a scalar here is the text that somebody wrote: the key ``0123`` is not the number 83 and ``12:30`` is not
 750. What a text means is decided where it is used.
 """
@@ -15,25 +15,25 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from orchestrator.config.faults import ConfigError, Fault, Place
-from orchestrator.config.sources import LONGEST
+from orchestrator.config.file_set import MAX_FILE_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_DEEPEST: Final = 32
-_MOST_MERGED: Final = 100_000
+_MAX_DEPTH: Final = 32
+_MAX_MERGED_KEYS: Final = 100_000
 _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
-_TAGS: Final = frozenset(
+_SCALAR_TAGS: Final = frozenset(
     {None, "!"} | {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
 )
-_BLOCK_TAGS: Final = frozenset({None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
+_COLLECTION_TAGS: Final = frozenset({None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 _VARIABLE: Final = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}|\$\{")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where PyYAML was built with libyaml
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class ScalarNode:
     """A scalar, its variables replaced. ``value`` is None where nothing is written."""
 
     place: Place
@@ -51,40 +51,42 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class MappingNode:
     """A mapping; each key is there once."""
 
     place: Place
-    items: Mapping[str, tuple[Text, Node]]
+    items: Mapping[str, tuple[ScalarNode, Node]]
 
     def get(self, name: str) -> Node | None:
         """What stands under a key."""
         return self.items[name][1] if name in self.items else None
 
-    def __iter__(self) -> Iterator[tuple[Text, Node]]:
+    def __iter__(self) -> Iterator[tuple[ScalarNode, Node]]:
         return iter(self.items.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SequenceNode:
     """A sequence."""
 
     place: Place
     items: tuple[Node, ...]
 
 
-Node = Text | Block | Row
+Node = ScalarNode | MappingNode | SequenceNode
 
 
-def is_nothing(node: Node | None) -> bool:
+def is_empty(node: Node | None) -> bool:
     """Whether a key is missing, or has nothing behind it."""
-    return node is None or (isinstance(node, Text) and node.value is None and not node.is_broken)
+    return node is None or (isinstance(node, ScalarNode) and node.value is None and not node.is_broken)
 
 
-def decode(path: Path, data: bytes) -> str:
+def decode_text(path: Path, data: bytes) -> str:
     """The text of a file. Raises ConfigError where it is too long, not UTF-8 or holds control characters."""
-    if len(data) > LONGEST:
-        raise ConfigError([Fault(Place(path), f"the file is longer than {LONGEST >> 20} MiB; split it with include:")])
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError(
+            [Fault(Place(path), f"the file is longer than {MAX_FILE_BYTES >> 20} MiB; split it with include:")]
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -102,7 +104,7 @@ def _line_column(before: str) -> tuple[int, int]:
     return len(lines), len(lines[-1]) + 1
 
 
-def read(path: Path, text: str, environ: Mapping[str, str], faults: list[Fault]) -> Node | None:
+def parse_document(path: Path, text: str, environ: Mapping[str, str], faults: list[Fault]) -> Node | None:
     """The tree of one document, None where it is empty.
 
     Double keys, unknown variables and the like go to ``faults`` and reading goes on; a text that is no YAML raises
@@ -139,13 +141,13 @@ class _Composer:
                 if documents == 2:
                     raise self._stop(event, "a second YAML document starts here; one file is one document")
                 root = self._node(next(self.events), 0)
-        return None if is_nothing(root) else root
+        return None if is_empty(root) else root
 
     def _node(self, event: Any, depth: int) -> Node:  # noqa: ANN401  PyYAML's events have no common type
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event)
-        if depth > _DEEPEST:
-            raise self._stop(event, f"this is nested deeper than {_DEEPEST} levels")
+        if depth > _MAX_DEPTH:
+            raise self._stop(event, f"this is nested deeper than {_MAX_DEPTH} levels")
         anchor = event.anchor
         if anchor:
             self.anchors[anchor] = None  # known, not finished: an alias to it from inside is a circle
@@ -168,13 +170,13 @@ class _Composer:
             raise self._stop(event, f"the alias *{event.anchor} stands inside what it stands for")
         return node
 
-    def _scalar(self, event: Any) -> Text:  # noqa: ANN401  as above
+    def _scalar(self, event: Any) -> ScalarNode:  # noqa: ANN401  as above
         start, end = event.start_mark.index, event.end_mark.index
         raw = event.value
-        self._check_tag(event, _TAGS)
+        self._check_tag(event, _SCALAR_TAGS)
         is_plain = not event.style
         if is_plain and raw in _NULLS:
-            return Text(self._place(event), None)
+            return ScalarNode(self._place(event), None)
         value, is_broken = self._substitute(event, raw)
         found = self.text.find(raw, start, end) if raw and "\n" not in raw else -1
         is_literal = found >= 0 and value == raw
@@ -183,7 +185,7 @@ class _Composer:
             place = Place(place.path, place.line, place.column + found - start)
         elif is_literal:
             is_literal = False
-        return Text(place, value, is_literal, is_broken)
+        return ScalarNode(place, value, is_literal, is_broken)
 
     def _substitute(self, event: Any, raw: str) -> tuple[str, bool]:  # noqa: ANN401  as above
         is_broken = False
@@ -207,43 +209,43 @@ class _Composer:
 
         return _VARIABLE.sub(replace, raw), is_broken
 
-    def _sequence(self, event: Any, depth: int) -> Row:  # noqa: ANN401  as above
-        self._check_tag(event, _BLOCK_TAGS)
+    def _sequence(self, event: Any, depth: int) -> SequenceNode:  # noqa: ANN401  as above
+        self._check_tag(event, _COLLECTION_TAGS)
         items: list[Node] = []
         while not isinstance(inner := next(self.events), yaml.SequenceEndEvent):
             items.append(self._node(inner, depth + 1))
-        return Row(self._place(event), tuple(items))
+        return SequenceNode(self._place(event), tuple(items))
 
-    def _mapping(self, event: Any, depth: int) -> Block:  # noqa: ANN401  as above
-        self._check_tag(event, _BLOCK_TAGS)
-        items: dict[str, tuple[Text, Node]] = {}
-        merges: list[tuple[Text, Node]] = []
+    def _mapping(self, event: Any, depth: int) -> MappingNode:  # noqa: ANN401  as above
+        self._check_tag(event, _COLLECTION_TAGS)
+        items: dict[str, tuple[ScalarNode, Node]] = {}
+        merges: list[tuple[ScalarNode, Node]] = []
         while not isinstance(inner := next(self.events), yaml.MappingEndEvent):
             is_plain = isinstance(inner, yaml.ScalarEvent) and not inner.style
             key = self._node(inner, depth + 1)
             value = self._node(next(self.events), depth + 1)
-            if not isinstance(key, Text) or key.value is None:
+            if not isinstance(key, ScalarNode) or key.value is None:
                 self.faults.append(Fault(key.place, "a key must be a text"))
             elif key.value == "<<" and is_plain:
                 merges.append((key, value))
             elif key.value in items:
                 first = items[key.value][0].place.line
                 self.faults.append(
-                    Fault(key.place, f"the key {shown(key.value)} stands here twice; first in line {first}")
+                    Fault(key.place, f"the key {quote(key.value)} stands here twice; first in line {first}")
                 )
             elif not key.is_broken:
                 items[key.value] = key, value
         for key, value in merges:
             self._merge(key, value, items)
-        return Block(self._place(event), items)
+        return MappingNode(self._place(event), items)
 
-    def _merge(self, key: Text, value: Node, items: dict[str, tuple[Text, Node]]) -> None:
-        for block in value.items if isinstance(value, Row) else (value,):
-            if not isinstance(block, Block):
+    def _merge(self, key: ScalarNode, value: Node, items: dict[str, tuple[ScalarNode, Node]]) -> None:
+        for block in value.items if isinstance(value, SequenceNode) else (value,):
+            if not isinstance(block, MappingNode):
                 self.faults.append(Fault(key.place, "<<: takes an alias of a mapping, or a list of them"))
                 continue
             self.merged += len(block.items)
-            if self.merged > _MOST_MERGED:
+            if self.merged > _MAX_MERGED_KEYS:
                 raise ConfigError([*self.faults, Fault(key.place, "the aliases of this file unfold to too many keys")])
             for name, item in block.items.items():
                 items.setdefault(name, item)
@@ -275,7 +277,7 @@ class _Composer:
         return Fault(Place(self.path, line, column), f"this is not YAML: {what}{hint}")
 
 
-def shown(text: str) -> str:
+def quote(text: str) -> str:
     """A text of the file as a message quotes it: in quotes, short, and without what may be a key."""
     if "://" in text:
         text = re.sub(r"://.*@", "://***@", text, flags=re.DOTALL)

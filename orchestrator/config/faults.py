@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.errors import OrchestratorError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from orchestrator.config.sources import Sources
+    from orchestrator.config.file_set import FileSet
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -39,13 +41,13 @@ class Fault:
         return f"{self.place}: {self.message}"
 
 
-class ConfigError(Exception):
+class ConfigError(OrchestratorError):
     """A file that cannot be run. ``faults`` has at least one, in the order of their places.
 
     ``sources`` are the files that were read, where they are known: a change of them may mend it.
     """
 
-    def __init__(self, faults: Sequence[Fault], sources: Sources | None = None) -> None:
+    def __init__(self, faults: Sequence[Fault], sources: FileSet | None = None) -> None:
         self.faults = tuple(sorted(set(faults)))
         self.sources = sources
         super().__init__("\n".join(map(str, self.faults)))

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.config.document import Block, Node, Row, Text, decode, is_nothing, read, shown
+from orchestrator.config.document import (
+    MappingNode,
+    Node,
+    ScalarNode,
+    SequenceNode,
+    decode_text,
+    is_empty,
+    parse_document,
+    quote,
+)
 from orchestrator.config.entries import (
     DEFAULT_KEYS,
     Context,
@@ -23,16 +32,24 @@ from orchestrator.config.entries import (
     texts_of,
 )
 from orchestrator.config.faults import ConfigError, Fault, Place
-from orchestrator.config.manifest import Entry, Manifest, collides, listening
+from orchestrator.config.file_set import (
+    MISSING,
+    FileSet,
+    hash_bytes,
+    hash_file,
+    match_includes,
+    read_file,
+    resolve_pattern,
+)
+from orchestrator.config.manifest import Entry, Manifest, addresses_conflict, listen_addresses
 from orchestrator.config.schema import VERSION, ApiSettings, MqttSettings, SupervisorSettings
-from orchestrator.config.sources import MISSING, Sources, digest, digest_of, full_pattern, matching
-from orchestrator.config.sources import read as read_bytes
 from tunnel.model import settings
-from tunnel.model.options import Layer, nearest
+from tunnel.model.errors import did_you_mean
+from tunnel.model.options import Layer
 from tunnel.model.settings import SettingError
 
 if TYPE_CHECKING:
-    from tunnel.model.spec import Address
+    from tunnel.model.address import Address
 
 FILE_KEYS: Final = ("version", "supervisor", "defaults", "include", "tunnels")
 INCLUDED_KEYS: Final = ("version", "defaults", "tunnels")
@@ -72,7 +89,7 @@ class _Loader:
 
     def load(self) -> Manifest | None:
         """The manifest, or None where a fault leaves nothing to say more about."""
-        again = partial(load, self.path, self.environ, self.log)
+        reload = partial(load, self.path, self.environ, self.log)
         self.environ = self._sound_environment()
         root = self._read_file(self.path, FILE_KEYS, "a file of tunnels")
         if root is None:
@@ -93,14 +110,14 @@ class _Loader:
             entries=tuple(self.entries),
             warnings=tuple(_warnings(self.entries)),
             sources=self.sources(),
-            again=again,
+            reload=reload,
         )
 
-    def sources(self) -> Sources:
+    def sources(self) -> FileSet:
         """What was read so far."""
         for path in self.named:
-            self.files.setdefault(path, digest(path))
-        return Sources(path=self.path, patterns=self.patterns, named=frozenset(self.named), files=self.files)
+            self.files.setdefault(path, hash_file(path))
+        return FileSet(path=self.path, patterns=self.patterns, named=frozenset(self.named), files=self.files)
 
     def _sound_environment(self) -> dict[str, str]:
         """The environment without variables whose values make no sense: each is told once, not for each entry."""
@@ -114,10 +131,10 @@ class _Loader:
                 del environ[name.upper()]
         return environ
 
-    def _read_file(self, path: Path, known: tuple[str, ...], what: str) -> Block | None:
+    def _read_file(self, path: Path, known: tuple[str, ...], what: str) -> MappingNode | None:
         self.files[path] = MISSING
         try:
-            data = read_bytes(path)
+            data = read_file(path)
         except FileNotFoundError:
             self.faults.append(Fault(Place(path), f"there is no such file; {_SKELETON}, or name another file"))
             return None
@@ -128,9 +145,9 @@ class _Loader:
             reason = error.strerror if isinstance(error, OSError) else "its name cannot be one"
             self.faults.append(Fault(Place(path), f"cannot read the file: {reason}"))
             return None
-        self.files[path] = digest_of(data)
+        self.files[path] = hash_bytes(data)
         try:
-            root = read(path, decode(path, data), self.environ, self.faults)
+            root = parse_document(path, decode_text(path, data), self.environ, self.faults)
         except ConfigError as error:
             self.faults.extend(error.faults)
             return None
@@ -139,25 +156,25 @@ class _Loader:
             return None
         if root is None:
             self.faults.append(Fault(Place(path), f"the file is empty; {_SKELETON}"))
-        elif not isinstance(root, Block):
+        elif not isinstance(root, MappingNode):
             self.faults.append(Fault(root.place, f"a mapping is expected here; {_SKELETON}"))
         else:
             check_keys(root, known, what, self.faults)
             return root
         return None
 
-    def _check_version(self, root: Block) -> None:
+    def _check_version(self, root: MappingNode) -> None:
         if "version" not in root.items:
             self.faults.append(Fault(root.place, f"version: is missing; write version: {VERSION}"))
         elif (text := text_of(root.items["version"][1], "version", self.faults)) and text.value != VERSION:
-            message = f"version {shown(text.value or '')} is unknown here; this program reads version: {VERSION}"
+            message = f"version {quote(text.value or '')} is unknown here; this program reads version: {VERSION}"
             self.faults.append(Fault(text.place, message))
 
-    def _supervisor(self, root: Block) -> SupervisorSettings:
+    def _supervisor(self, root: MappingNode) -> SupervisorSettings:
         node = root.get("supervisor")
-        if node is None or is_nothing(node):
+        if node is None or is_empty(node):
             return SupervisorSettings()
-        if not isinstance(node, Block):
+        if not isinstance(node, MappingNode):
             self.faults.append(Fault(node.place, "supervisor: takes a mapping"))
             return SupervisorSettings()
         plain = self._plain(node, "supervisor", may_be_empty=("api", "mqtt"))
@@ -167,27 +184,27 @@ class _Loader:
             self.faults.extend(_fault_of(node, detail) for detail in error.errors())
         return SupervisorSettings()
 
-    def _plain(self, block: Block, what: str, may_be_empty: tuple[str, ...] = ()) -> dict[str, Any]:
+    def _plain(self, block: MappingNode, what: str, may_be_empty: tuple[str, ...] = ()) -> dict[str, Any]:
         """The section as pydantic takes it: texts, dictionaries and lists; what is broken is left out."""
         plain: dict[str, Any] = {}
         for key, node in block:
             name = key.value or ""
-            if isinstance(node, Block):
+            if isinstance(node, MappingNode):
                 plain[name] = self._plain(node, f"{what}.{name}")
-            elif isinstance(node, Row):
+            elif isinstance(node, SequenceNode):
                 plain[name] = [None] * len(node.items)
-            elif is_nothing(node):
+            elif is_empty(node):
                 if name not in may_be_empty:
                     self.faults.append(Fault(node.place, f"{name} is empty; give it a value or remove the line"))
             elif not node.is_broken:
                 plain[name] = node.value
         return plain
 
-    def _defaults(self, root: Block, source: str) -> Options | None:
+    def _defaults(self, root: MappingNode, source: str) -> Options | None:
         node = root.get("defaults")
-        if node is None or is_nothing(node):
+        if node is None or is_empty(node):
             return None
-        if not isinstance(node, Block):
+        if not isinstance(node, MappingNode):
             self.faults.append(Fault(node.place, "defaults: takes a mapping of options"))
             return None
         check_keys(node, DEFAULT_KEYS, "defaults", self.faults)
@@ -195,46 +212,46 @@ class _Loader:
         self.named |= options.files
         return options
 
-    def _tunnels(self, root: Block, levels: tuple[Options, ...]) -> None:
+    def _tunnels(self, root: MappingNode, levels: tuple[Options, ...]) -> None:
         node = root.get("tunnels")
-        if node is None or is_nothing(node):
+        if node is None or is_empty(node):
             return
         context = Context(levels, self.environ, root.place.path.parent, self.named)
         for name, item in self._named(node):
             if name.value in self.names:
                 first = self.names[name.value]
-                self.faults.append(Fault(name.place, f"a tunnel {shown(name.value)} is there already, at {first}"))
+                self.faults.append(Fault(name.place, f"a tunnel {quote(name.value)} is there already, at {first}"))
                 continue
             self.names[name.value or ""] = name.place
             if entry := read_entry(name, item, context, self.faults):
                 self.entries.append(entry)
 
-    def _named(self, node: Node) -> list[tuple[Text, Node]]:
+    def _named(self, node: Node) -> list[tuple[ScalarNode, Node]]:
         """Mapping and list form alike: names and what they name."""
-        if isinstance(node, Block):
+        if isinstance(node, MappingNode):
             return list(node)
-        if isinstance(node, Text):
+        if isinstance(node, ScalarNode):
             self.faults.append(Fault(node.place, "tunnels: takes a mapping NAME: URL, or a list of entries with name:"))
             return []
-        found: list[tuple[Text, Node]] = []
+        found: list[tuple[ScalarNode, Node]] = []
         for item in node.items:
-            if not isinstance(item, Block):
+            if not isinstance(item, MappingNode):
                 self.faults.append(Fault(item.place, "an entry of a list is a mapping with name: and url:"))
             elif "name" not in item.items:
                 self.faults.append(Fault(item.place, "the entry has no name:"))
             elif name := text_of(item.items["name"][1], "name", self.faults):
                 rest = {key: value for key, value in item.items.items() if key != "name"}
-                found.append((name, Block(item.place, rest)))
+                found.append((name, MappingNode(item.place, rest)))
         return found
 
-    def _included(self, root: Block) -> list[Path]:
+    def _included(self, root: MappingNode) -> list[Path]:
         """The files that ``include:`` names, each once, in the order of the patterns, then of the names."""
         for pattern in texts_of(root.get("include"), "include", self.faults):
             text = pattern.value or ""
             self.patterns = (*self.patterns, text)
-            if not glob.has_magic(text) and not Path(full_pattern(self.path, text)).exists():
-                self.faults.append(Fault(pattern.place, f"there is no file {shown(text)} to include"))
-        found = matching(self.path, self.patterns)
+            if not glob.has_magic(text) and not Path(resolve_pattern(self.path, text)).exists():
+                self.faults.append(Fault(pattern.place, f"there is no file {quote(text)} to include"))
+        found = match_includes(self.path, self.patterns)
         if len(found) > _MOST_FILES:
             self.faults.append(
                 Fault(root.items["include"][0].place, f"this includes {len(found)} files; {_MOST_FILES} at most")
@@ -257,38 +274,38 @@ class _Loader:
         for entry in self.entries:
             if not entry.enabled:  # a tunnel that is off may wait for another's port
                 continue
-            for address in listening(entry.spec):
+            for address in listen_addresses(entry.spec):
                 others = taken.setdefault(address.port, [])
-                clash = next(((a, e) for a, e in others if collides(address, a)), None)
+                clash = next(((a, e) for a, e in others if addresses_conflict(address, a)), None)
                 if clash and clash[1] is entry:
                     message = f"the tunnel would listen on {address} twice; give it different ports"
                     self.faults.append(Fault(entry.origin, message))
                 elif clash:
-                    other = f"{shown(clash[1].name)} at {clash[1].origin} listens on {clash[0]}"
+                    other = f"{quote(clash[1].name)} at {clash[1].origin} listens on {clash[0]}"
                     self.faults.append(Fault(entry.origin, f"it would listen on {address}, but {other} already"))
                 others.append((address, entry))
 
 
 def _warnings(entries: list[Entry]) -> list[Fault]:
     text = "the tunnel is open: anyone who finds its port may use it; give both ends a key (nodepass-orch keygen)"
-    return [Fault(entry.origin, f"{shown(entry.name)}: {text}") for entry in entries if entry.spec.is_exposed]
+    return [Fault(entry.origin, f"{quote(entry.name)}: {text}") for entry in entries if entry.spec.is_exposed]
 
 
-def _fault_of(section: Block, detail: Any) -> Fault:  # noqa: ANN401  pydantic's ErrorDetails
+def _fault_of(section: MappingNode, detail: Any) -> Fault:  # noqa: ANN401  pydantic's ErrorDetails
     """One of pydantic's complaints as a sentence, where it stands."""
     location = [str(part) for part in detail["loc"]]
     block: Node = section
     place = section.place
     for part in location:
-        if not isinstance(block, Block) or part not in block.items:
+        if not isinstance(block, MappingNode) or part not in block.items:
             break
         key, block = block.items[part]
         place = key.place if detail["type"] == "extra_forbidden" else block.place
     path = ".".join(location)
     if detail["type"] == "extra_forbidden":
         known = tuple(_MODELS[tuple(location[:-1])].model_fields)
-        hint = nearest(location[-1], known) or f"; known are {', '.join(known)}"
-        return Fault(place, f"unknown key {shown(location[-1])} in {'.'.join(['supervisor', *location[:-1]])}{hint}")
+        hint = did_you_mean(location[-1], known) or f"; known are {', '.join(known)}"
+        return Fault(place, f"unknown key {quote(location[-1])} in {'.'.join(['supervisor', *location[:-1]])}{hint}")
     if detail["type"] == "missing":
         return Fault(place, f"{location[-1]}: is missing in {'.'.join(['supervisor', *location[:-1]])}")
     if detail["type"] == "value_error":

@@ -7,20 +7,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from tunnel.model.spec import Address, Direction, Mode, Role
+from tunnel.model.address import Address
+from tunnel.model.spec import Direction, Mode, Role
 from tunnel.runtime import sockets
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.config.faults import Fault, Place
+    from orchestrator.config.file_set import FileSet
     from orchestrator.config.schema import SupervisorSettings
-    from orchestrator.config.sources import Sources
     from tunnel.model.spec import TunnelSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class OptionOrigin:
     """Who said what an option is."""
 
     source: str
@@ -41,7 +42,7 @@ class Entry:
     url: str = field(compare=False)
     """the URL as written, the key masked"""
     origin: Place = field(compare=False)
-    written: Mapping[str, Origin] = field(default_factory=dict, compare=False)
+    origins: Mapping[str, OptionOrigin] = field(default_factory=dict, compare=False)
     """where the value of each option comes from, unless it is built in"""
 
 
@@ -54,12 +55,12 @@ class Manifest:
     entries: tuple[Entry, ...]
     """in the order of the file, then of the included ones"""
     warnings: tuple[Fault, ...] = ()
-    sources: Sources
-    again: Callable[[], Manifest] = field(compare=False, repr=False)
+    sources: FileSet
+    reload: Callable[[], Manifest] = field(compare=False, repr=False)
     """reads the file as it is then, in the same environment; raises ConfigError"""
 
 
-def listening(spec: TunnelSpec) -> Iterator[Address]:
+def listen_addresses(spec: TunnelSpec) -> Iterator[Address]:
     """The fixed addresses a tunnel will listen on, as far as the file alone can tell; port 0 is never in the way."""
     if spec.role is Role.SERVER:
         yield spec.tunnel
@@ -71,7 +72,7 @@ def listening(spec: TunnelSpec) -> Iterator[Address]:
         yield spec.target
 
 
-def collides(one: Address, other: Address) -> bool:
+def addresses_conflict(one: Address, other: Address) -> bool:
     """Whether both cannot be listened on at once."""
     return one.port == other.port != 0 and any(_same(a, b) for a in _hosts(one) for b in _hosts(other))
 

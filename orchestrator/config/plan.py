@@ -25,7 +25,7 @@ _Changes = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class EntryChange:
     """An entry that is not what it was."""
 
     old: Entry
@@ -40,9 +40,9 @@ class Plan:
 
     add: tuple[Entry, ...] = ()
     remove: tuple[Entry, ...] = ()
-    restart: tuple[Change, ...] = ()
+    restart: tuple[EntryChange, ...] = ()
     """the engine has to be another one"""
-    change: tuple[Change, ...] = ()
+    change: tuple[EntryChange, ...] = ()
     """the engine goes on, no connection is touched; or there is none to begin with"""
     leave: tuple[Entry, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class EntryResult:
     """What a reload did to one entry."""
 
     action: str
@@ -84,12 +84,12 @@ class Result:
         return {"action": self.action, "detail": self.detail, "changes": list(self.changes)}
 
 
-def diff(old: Manifest, new: Manifest) -> Plan:
+def diff_manifests(old: Manifest, new: Manifest) -> Plan:
     """The way from ``old`` to ``new``. An entry is known by its name; where it stands does not matter."""
     before = {entry.name: entry for entry in old.entries}
     after = {entry.name: entry for entry in new.entries}
     changed = [(before[name], entry) for name, entry in after.items() if name in before and before[name] != entry]
-    changes = [Change(one, other, _texts(one, other)) for one, other in changed]
+    changes = [EntryChange(one, other, _texts(one, other)) for one, other in changed]
     return Plan(
         add=tuple(entry for name, entry in after.items() if name not in before),
         remove=tuple(entry for name, entry in before.items() if name not in after),
@@ -107,7 +107,7 @@ def needs_engine(old: Entry, new: Entry) -> bool:
     return old.files != new.files or replace(old.spec, **{name: getattr(new.spec, name) for name in _HOT}) != new.spec
 
 
-def in_force(old: SupervisorSettings, new: SupervisorSettings) -> SupervisorSettings:
+def effective_settings(old: SupervisorSettings, new: SupervisorSettings) -> SupervisorSettings:
     """The daemon's own settings after a reload: the old ones, and of the new what takes effect at once."""
     return old.model_copy(update={name: getattr(new, name) for name in LIVE})
 
@@ -145,8 +145,10 @@ def _settings_texts(old: Settings, new: Settings) -> Iterator[str]:
     for name in NAMES:
         if one[name] != other[name]:
             yield f"{name}: {one[name]} → {other[name]}"
-        elif (name in old.given) is not (name in new.given):  # the other end of the tunnel hears what was written down
-            yield f"{name}: {other[name]}, {'written down now' if name in new.given else 'no longer written down'}"
+        elif (name in old.explicit) is not (
+            name in new.explicit
+        ):  # the other end of the tunnel hears what was written down
+            yield f"{name}: {other[name]}, {'written down now' if name in new.explicit else 'no longer written down'}"
 
 
 def _port(port: int | None) -> str:

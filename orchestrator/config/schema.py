@@ -9,13 +9,15 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema, model_validator
 
+from tunnel.model.address import Address, parse_address
+from tunnel.model.errors import UrlError
 from tunnel.model.options import OPTION_NAMES
-from tunnel.model.settings import Settings, format_duration, parse_duration
-from tunnel.model.spec import Address, LogLevel
-from tunnel.model.url import UrlError, parse_address
+from tunnel.model.settings import Settings
+from tunnel.model.spec import LogLevel
+from tunnel.model.times import format_duration, parse_duration
 
 VERSION: Final = "1"
-LONGEST_NAME: Final = 200
+MAX_NAME_LENGTH: Final = 200
 
 _MOST_WORKERS: Final = 256
 _SWITCH: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -47,7 +49,7 @@ def _text(value: object) -> str:
     raise ValueError("one text is expected here")
 
 
-def read_switch(value: object) -> bool:
+def parse_bool(value: object) -> bool:
     """True or false, as YAML has always let people write it. Raises ValueError."""
     word = value.lower() if isinstance(value, str) else ""
     if word not in _SWITCH:
@@ -95,17 +97,17 @@ def _broker(value: object) -> str:
 
 def _host(value: object) -> str:
     text = _text(value)
-    if len(text) > LONGEST_NAME or not text.isprintable() or set(text) & set("/+#"):
-        raise ValueError(f"a host's name is a printable text without / + #, of at most {LONGEST_NAME} characters")
+    if len(text) > MAX_NAME_LENGTH or not text.isprintable() or set(text) & set("/+#"):
+        raise ValueError(f"a host's name is a printable text without / + #, of at most {MAX_NAME_LENGTH} characters")
     return text
 
 
-def read_prefix(value: object) -> str:
+def parse_discovery_prefix(value: object) -> str:
     """Below what discovery is published: topic levels without wildcards, outside our own tree. Raises ValueError."""
     text = _text(value)
     levels = text.split("/")
     is_sound = all(levels) and text.isprintable() and not set(text) & set("+#") and not text.startswith("$")
-    if not is_sound or levels[0] == "nodepass-orch" or len(text) > LONGEST_NAME:
+    if not is_sound or levels[0] == "nodepass-orch" or len(text) > MAX_NAME_LENGTH:
         raise ValueError(
             "a prefix for discovery is a topic as homeassistant: no wildcards, and not below nodepass-orch/"
         )
@@ -115,7 +117,7 @@ def read_prefix(value: object) -> str:
 _TextT = Annotated[str, BeforeValidator(_text), WithJsonSchema(_TEXT)]
 _FileT = Annotated[Path, BeforeValidator(_file), WithJsonSchema(_TEXT)]
 _AddressT = Annotated[Address, BeforeValidator(_address), WithJsonSchema({"type": "string"})]
-_SwitchT = Annotated[bool, BeforeValidator(read_switch), WithJsonSchema(_SWITCH_SCHEMA)]
+_SwitchT = Annotated[bool, BeforeValidator(parse_bool), WithJsonSchema(_SWITCH_SCHEMA)]
 
 
 class _Section(BaseModel):
@@ -153,7 +155,7 @@ class MqttSettings(_Section):
     commands: _SwitchT = False
     discovery: _SwitchT = False
     """whether Home Assistant is told what to make of the topics"""
-    discovery_prefix: Annotated[str, BeforeValidator(read_prefix), WithJsonSchema(_TEXT)] = "homeassistant"
+    discovery_prefix: Annotated[str, BeforeValidator(parse_discovery_prefix), WithJsonSchema(_TEXT)] = "homeassistant"
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -220,7 +222,7 @@ def json_schema() -> dict[str, Any]:
         "anyOf": [{"pattern": "^([sS][eE][rR][vV][eE][rR]|[cC][lL][iI][eE][nN][tT])://.+/.+"}, {"pattern": r"\$\{"}],
     }
     options = {**_option_schemas(), "key": _TEXT}
-    name = {**_TEXT, "minLength": 1, "maxLength": LONGEST_NAME}
+    name = {**_TEXT, "minLength": 1, "maxLength": MAX_NAME_LENGTH}
     entry = {
         **options,
         "url": {"$ref": "#/$defs/url"},
@@ -237,7 +239,7 @@ def json_schema() -> dict[str, Any]:
                 {"type": "null"},
                 {
                     "type": "object",
-                    "propertyNames": {"minLength": 1, "maxLength": LONGEST_NAME},
+                    "propertyNames": {"minLength": 1, "maxLength": MAX_NAME_LENGTH},
                     "additionalProperties": {"anyOf": [{"$ref": "#/$defs/url"}, {"$ref": "#/$defs/entry"}]},
                 },
                 {"type": "array", "items": {"$ref": "#/$defs/named"}},

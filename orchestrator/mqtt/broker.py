@@ -24,7 +24,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from orchestrator.mqtt.inbox import NewestInbox
 from orchestrator.mqtt.standing import BrokerState
-from tunnel.model.spec import Address
+from tunnel.model.address import Address
 from tunnel.runtime import sockets
 
 if TYPE_CHECKING:

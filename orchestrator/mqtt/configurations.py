@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.config.schema import read_prefix
+from orchestrator.config.schema import parse_discovery_prefix
 from orchestrator.mqtt.broker import BrokerError
 from orchestrator.mqtt.discovery import Discovery
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Session
     from orchestrator.mqtt.topics import HostTopics
-    from tunnel.model.events import Journal
+    from tunnel.model.events import EventLog
 
 _ECHO: Final = 10.0  # seconds for one of them to come back to us
 _KIND: Final = "mqtt"
@@ -32,11 +32,11 @@ class Configurations:
     def were_at(self, prefix: object) -> None:
         """Below which prefix the last life had them, as it said itself; None: below none."""
         try:
-            self._before = read_prefix(prefix)
+            self._before = parse_discovery_prefix(prefix)
         except ValueError:
             self._before = None
 
-    async def look_for(self, session: Session, journal: Journal) -> None:
+    async def look_for(self, session: Session, event_log: EventLog) -> None:
         """Hear of those that are retained; on return they have been heard. Raises BrokerError."""
         self._echoed.clear()
         self._places = [] if self._discovery is None else [self._discovery]
@@ -50,7 +50,7 @@ class Configurations:
                 if error.code is None:
                     raise
                 self._places.remove(place)
-                journal.complain(_KIND, "discovery", f"discovery: {error}")
+                event_log.warn_throttled(_KIND, "discovery", f"discovery: {error}")
 
     def hear(self, topic: str, *, is_retained: bool) -> bool:
         """Something stands on a topic that is none of the host's tree; whether it was left by an earlier life."""
@@ -60,7 +60,7 @@ class Configurations:
             self._echoed.set()
         return is_retained
 
-    async def settle(self, session: Session, journal: Journal) -> None:
+    async def settle(self, session: Session, event_log: EventLog) -> None:
         """Hear no more of them. A broker that keeps ours to itself confirms them all the same: say so."""
         if self._discovery is not None and self._discovery in self._places:
             try:
@@ -69,7 +69,7 @@ class Configurations:
             except TimeoutError:
                 where = ", ".join(self._discovery.patterns)
                 text = f"the broker drops what is published for discovery: let this host write and read {where}"
-                journal.complain(_KIND, "discovery", text)
+                event_log.warn_throttled(_KIND, "discovery", text)
         if self._places:
             await session.unsubscribe(*(pattern for place in self._places for pattern in place.patterns))
             self._places = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.rivals import SILENCE
-from tunnel.model.state import timestamp
+from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -98,7 +98,7 @@ class Host:
         return {
             "host": self.name,
             "presence": self.presence(now),
-            "heard_at": None if age is None else timestamp(wall - age),
+            "heard_at": None if age is None else format_timestamp(wall - age),
             "age_s": None if age is None else round(age, 1),
             "boot": self.boot,
             "name": self.info.get("name"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from orchestrator.mqtt.payloads import VERSION, moment, parsed
-from tunnel.model.options import nearest
+from tunnel.model.errors import did_you_mean
 
 OPS: Final = ("start", "stop", "restart", "drain", "reload", "retry")
 """What can be asked for. Each names what shall be, none toggles."""
@@ -114,7 +114,7 @@ def _flaw(payload: dict[str, Any]) -> str | None:
         return f"the command is not of version {VERSION}: it needs v: {VERSION}"
     op, target, timeout = payload.get("op"), payload.get("target"), payload.get("timeout")
     if op not in OPS:
-        hint = nearest(op, OPS) if isinstance(op, str) else ""
+        hint = did_you_mean(op, OPS) if isinstance(op, str) else ""
         return f"unknown op {str(op)[:60]!r}{hint or '; known: ' + ', '.join(OPS)}"
     if op == "reload":
         return None if target is None else "reload is for the whole host and takes no target"

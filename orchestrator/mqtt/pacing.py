@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.mqtt.payloads import STATS
-from tunnel.model.state import Snapshot
+from tunnel.model.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from tunnel.model.state import timestamp
+from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tunnel.model.state import Event
+    from tunnel.model.events import Event
 
 VERSION: Final = 1
 LARGEST: Final = 256 * 1024
@@ -75,7 +75,7 @@ def status(origin: Origin, ts: str, *, online: bool) -> dict[str, Any]:
         "online": online,
         "boot": origin.boot,
         "instance": origin.instance,
-        "started_at": timestamp(origin.started_at),
+        "started_at": format_timestamp(origin.started_at),
         "ts": ts,
     }
 

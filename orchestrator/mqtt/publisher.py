@@ -22,7 +22,7 @@ from orchestrator.mqtt.together import together
 from orchestrator.mqtt.topics import HostTopics, parse
 from orchestrator.supervisor.bus import HISTORY, is_noteworthy
 from orchestrator.supervisor.defects import describe_defect
-from tunnel.model.events import Journal
+from tunnel.model.events import EventLog
 from tunnel.model.spec import LogLevel
 from tunnel.runtime.backoff import delay
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.mqtt.outbox import Message
     from orchestrator.mqtt.steering import Steering
     from orchestrator.supervisor.desk import Desk
-    from tunnel.model.state import Event
+    from tunnel.model.events import Event
 
 KIND: Final = "mqtt"
 """The kind of events that tell of the broker; they are not told to the broker."""
@@ -72,7 +72,7 @@ class Publisher:
         self._dialer = dialer
         self._topics = HostTopics(host)
         self._steering = steering
-        self._journal = Journal("", desk.bus.publish)
+        self._event_log = EventLog("", desk.bus.publish)
         self._uniform = uniform
         self._telling = Telling(
             desk, topics=self._topics, origin=origin, steering=steering, discovery=discovery, uniform=uniform
@@ -142,7 +142,7 @@ class Publisher:
             await session.subscribe(self._topics.states, self._topics.info)
             await session.subscribe(self._topics.command, qos=1, as_published=True)
             self._presence.check(self.host)
-            await self._configurations.look_for(session, self._journal)
+            await self._configurations.look_for(session, self._event_log)
             await session.publish(self._telling.status(online=True))
             await self._birth_heard()
             self._presence.born()
@@ -151,7 +151,7 @@ class Publisher:
             entered = time.monotonic()
             if not self._told:
                 self._say(LogLevel.INFO, f"published to {self._dialer.broker} as {self.host}")
-            start(self._configurations.settle(session, self._journal))
+            start(self._configurations.settle(session, self._event_log))
             start(self._steering.obey(session))
             start(self._pump(session))
             while not self._closing.is_set():
@@ -269,7 +269,7 @@ class Publisher:
         if verdict is Verdict.ECHO:
             self._echoed.set()
         elif verdict is Verdict.CHALLENGED:
-            self._journal.complain(
+            self._event_log.warn_throttled(
                 KIND, "rival", f"another host came as {self.host!r} on this broker, and has to yield"
             )
         if (

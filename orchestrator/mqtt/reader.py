@@ -16,7 +16,7 @@ from orchestrator.mqtt.fleet import ONLINE, Fleet, Json
 from orchestrator.mqtt.outbox import Message
 from orchestrator.mqtt.together import together
 from orchestrator.mqtt.topics import EVERY_HOST, HostTopics, Spot, parse
-from tunnel.model.state import timestamp
+from tunnel.model.times import format_timestamp
 from tunnel.runtime.backoff import delay
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ class Reader:
             "reply": self._reply,
             "op": op,
             "target": target,
-            "exp": timestamp(time.time() + good_for),
+            "exp": format_timestamp(time.time() + good_for),
             **({"boot": known.boot} if known is not None and known.boot else {}),
             **({"timeout": limit} if limit is not None else {}),
         }

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tunnel.model.state import timestamp
+from tunnel.model.times import format_timestamp
 
 
 class BrokerState(enum.StrEnum):
@@ -50,4 +50,4 @@ class Record:
 
     def as_json(self) -> dict[str, Any]:
         """As ``ps --json`` shows it."""
-        return {"state": self.state.value, "reason": self.reason, "since": timestamp(self._since)}
+        return {"state": self.state.value, "reason": self.reason, "since": format_timestamp(self._since)}

@@ -12,7 +12,7 @@ from orchestrator.mqtt.outbox import Message
 from orchestrator.supervisor.defects import describe_defect
 from orchestrator.supervisor.desk import NotNowError, ReadOnlyError
 from orchestrator.supervisor.supervisor import UnknownTunnelError
-from tunnel.model.events import Journal
+from tunnel.model.events import EventLog
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Session
@@ -33,7 +33,7 @@ class Steering:
         self._gate = Gate(boot)
         self._is_on = is_on
         self._waiting: asyncio.Queue[Order | OrderRefusedError] = asyncio.Queue(_WAITING)
-        self._journal = Journal("", desk.bus.publish)
+        self._event_log = EventLog("", desk.bus.publish)
 
     def why_closed(self) -> str | None:
         """Why no commands are taken; None where they are."""
@@ -47,12 +47,14 @@ class Steering:
         try:
             found = self._gate.admit(payload, is_retained=is_retained, now=time.time(), closed=self.why_closed())
         except OrderRefusedError as refused:
-            self._journal.complain(_KIND, "refused", f"a command over MQTT was refused: {refused}")
+            self._event_log.warn_throttled(_KIND, "refused", f"a command over MQTT was refused: {refused}")
             found = refused
         try:
             self._waiting.put_nowait(found)
         except asyncio.QueueFull:
-            self._journal.complain(_KIND, "flood", "commands over MQTT come faster than they can be carried out")
+            self._event_log.warn_throttled(
+                _KIND, "flood", "commands over MQTT come faster than they can be carried out"
+            )
 
     async def obey(self, session: Session) -> None:
         """Carry out and answer, one after the other."""

@@ -9,7 +9,7 @@ from orchestrator.mqtt import payloads
 from orchestrator.mqtt.outbox import Message, Outbox
 from orchestrator.mqtt.pacing import REPEAT, Pacing
 from orchestrator.supervisor.supervisor import IN_A_TURN
-from tunnel.model.state import timestamp
+from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from orchestrator.mqtt.steering import Steering
     from orchestrator.mqtt.topics import HostTopics
     from orchestrator.supervisor.desk import Desk
-    from tunnel.model.state import Event, Snapshot
+    from tunnel.model.events import Event
+    from tunnel.model.snapshot import Snapshot
 
 _AT_A_TIME: Final = 5  # words put together without a pause: a third of a millisecond
 
@@ -65,7 +66,7 @@ class Telling:
 
     def status(self, *, online: bool) -> Message:
         """Birth, last will and farewell."""
-        word = payloads.status(self._origin, timestamp(time.time()), online=online)
+        word = payloads.status(self._origin, format_timestamp(time.time()), online=online)
         return Message(self._topics.status, payloads.encode(word), retain=True)
 
     def clear(self, topic: str) -> None:
@@ -83,7 +84,7 @@ class Telling:
             snapshots.append(seen)
             if number % IN_A_TURN == 0:
                 yield
-        ts, now = timestamp(time.time()), time.monotonic()
+        ts, now = format_timestamp(time.time()), time.monotonic()
         due = self._pacing.next(snapshots, now)
         self._tell_info(ts, now, len(snapshots))
         if self._discovery is not None:

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from tunnel.model.events import Event
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import Event, timestamp
+from tunnel.model.times import format_timestamp
 from tunnel.runtime import sockets
 
 Format = Callable[[Event], str]
@@ -22,7 +23,7 @@ _FAREWELL: Final = 1.0  # seconds
 
 def as_text(event: Event) -> str:
     """``TIME LEVEL NAME  text``, always one line."""
-    return _line(timestamp(event.ts), event.level.name, event.tunnel, event.text)
+    return _line(format_timestamp(event.ts), event.level.name, event.tunnel, event.text)
 
 
 def as_line(event: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from orchestrator.errors import OrchestratorError
-from tunnel.model.state import Snapshot
+from tunnel.model.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from orchestrator.status.json_types import DaemonJson, StatusJson, TunnelJson

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Container, Hashable, Sequence
 
     from orchestrator.status.store import StatusStore
-    from tunnel.model.state import Snapshot
+    from tunnel.model.snapshot import Snapshot
 
 Key = TypeVar("Key", bound="Hashable")
 

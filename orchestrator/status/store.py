@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from orchestrator.status.contract import DaemonInfo, encode_info, encode_snapshot, field_names
-from tunnel.model.state import Snapshot
+from tunnel.model.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from orchestrator.status.json_types import DeltaJson

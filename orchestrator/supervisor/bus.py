@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from itertools import count, islice
 from typing import TYPE_CHECKING, Final
 
+from tunnel.model.events import Event
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.config.plan import Result
+from orchestrator.config.plan import EntryResult
 from orchestrator.supervisor.defects import describe_defect
 from orchestrator.supervisor.handover import CHANGED, REMOVED, Claims, Handover, Step, given_up, patiently
 from orchestrator.supervisor.tunnels import DISABLED
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from orchestrator.config.manifest import Entry
-    from orchestrator.config.plan import Change, Plan
+    from orchestrator.config.plan import EntryChange, Plan
     from orchestrator.supervisor.keeper import Keeper
     from orchestrator.supervisor.tunnels import Tunnels
-    from tunnel.model.state import Snapshot
+    from tunnel.model.snapshot import Snapshot
 
 
-async def apply(tunnels: Tunnels, plan: Plan, order: Iterable[Entry], drain_timeout: float | None) -> dict[str, Result]:
+async def apply(
+    tunnels: Tunnels, plan: Plan, order: Iterable[Entry], drain_timeout: float | None
+) -> dict[str, EntryResult]:
     """Do what the plan says; the result of each entry. Whoever is not named in the plan notices nothing.
 
     ``order`` is that of the new file. Changed and removed engines drain for ``drain_timeout`` at most.
@@ -35,7 +37,7 @@ async def apply(tunnels: Tunnels, plan: Plan, order: Iterable[Entry], drain_time
         else:  # it rests by somebody's command, or in the file: so it shall, as somebody else
             keeper.respec(change.new.spec, change.new.tags)
             tunnels.entries[change.new.name] = change.new
-            results[change.new.name] = Result("changed", None, change.texts)
+            results[change.new.name] = EntryResult("changed", None, change.texts)
     removed = {entry.name: tunnels.keepers[entry.name] for entry in plan.remove}
     claims = Claims(removed.values())
     added = []
@@ -46,22 +48,22 @@ async def apply(tunnels: Tunnels, plan: Plan, order: Iterable[Entry], drain_time
             added.append(entry)
         else:  # most likely it was given another name
             steps.append(Step(entry, removed.pop(namesake.name)))
-            results[namesake.name] = Result("removed", f"{entry.name!r} takes its place")
+            results[namesake.name] = EntryResult("removed", f"{entry.name!r} takes its place")
     for name, keeper in removed.items():
         tunnels.dismiss(keeper, drain_timeout, REMOVED)
-        results[name] = Result("removed", _drain_text(keeper))
+        results[name] = EntryResult("removed", _drain_text(keeper))
     results |= await Handover(tunnels, drain_timeout).run(steps)
     results |= await _add(tunnels, added)
     for entry in plan.leave:
         tunnels.entries[entry.name] = entry  # it may stand elsewhere in the file
-        results[entry.name] = Result("unchanged")
+        results[entry.name] = EntryResult("unchanged")
     names = [entry.name for entry in order]
     tunnels.keepers = {name: tunnels.keepers[name] for name in names}
     tunnels.entries = {name: tunnels.entries[name] for name in names}
     return {name: results[name] for name in (*names, *(entry.name for entry in plan.remove))}
 
 
-def _adopt(tunnels: Tunnels, change: Change, drain_timeout: float | None) -> Result:
+def _adopt(tunnels: Tunnels, change: EntryChange, drain_timeout: float | None) -> EntryResult:
     old, new = change.old, change.new
     keeper = tunnels.keepers[new.name]
     if old.enabled and new.enabled:
@@ -69,7 +71,7 @@ def _adopt(tunnels: Tunnels, change: Change, drain_timeout: float | None) -> Res
             keeper.adopt(new.spec, new.tags)
         except Exception as error:  # noqa: BLE001  a defect of one engine: the reload of the others goes on
             keeper.complain(describe_defect(error))
-            return Result("failed", describe_defect(error), change.texts)
+            return EntryResult("failed", describe_defect(error), change.texts)
         tunnels.entries[new.name] = new
     elif new.enabled:
         tunnels.replace(keeper, new)
@@ -79,10 +81,10 @@ def _adopt(tunnels: Tunnels, change: Change, drain_timeout: float | None) -> Res
         keeper.drain(drain_timeout, DISABLED)
         keeper.respec(new.spec, new.tags)
         tunnels.entries[new.name] = new
-    return Result("changed", None, change.texts)
+    return EntryResult("changed", None, change.texts)
 
 
-async def _add(tunnels: Tunnels, entries: list[Entry]) -> dict[str, Result]:
+async def _add(tunnels: Tunnels, entries: list[Entry]) -> dict[str, EntryResult]:
     await given_up(tunnels.leaving, entries)
     for entry in entries:
         tunnels.entries[entry.name] = entry
@@ -93,9 +95,9 @@ async def _add(tunnels: Tunnels, entries: list[Entry]) -> dict[str, Result]:
     return {entry.name: _first_result(entry, tunnels.keepers[entry.name].snapshot()) for entry in entries}
 
 
-def _first_result(entry: Entry, seen: Snapshot) -> Result:
+def _first_result(entry: Entry, seen: Snapshot) -> EntryResult:
     is_stuck = seen.state is State.FAILED or (seen.state is State.COOLDOWN and entry.spec.role is Role.SERVER)
-    return Result("failed" if is_stuck else "added", seen.reason if is_stuck or not entry.enabled else None)
+    return EntryResult("failed" if is_stuck else "added", seen.reason if is_stuck or not entry.enabled else None)
 
 
 def _drain_text(keeper: Keeper) -> str | None:

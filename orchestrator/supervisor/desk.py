@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.process.process import program_version
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import State, timestamp
+from tunnel.model.state import State
+from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from orchestrator.supervisor.supervisor import Supervisor
-    from tunnel.model.state import Snapshot
+    from tunnel.model.snapshot import Snapshot
 
 VERBS: Final = ("start", "stop", "restart", "drain", "retry")
 """What a single tunnel can be told."""
@@ -64,7 +65,7 @@ class Desk:
             "version": program_version(),
             "host": socket.gethostname(),
             "read_only": read_only,
-            "started_at": timestamp(time.time()),
+            "started_at": format_timestamp(time.time()),
         }
 
     def head(self) -> dict[str, Any]:

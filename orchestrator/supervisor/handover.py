@@ -7,8 +7,8 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.config.manifest import Entry, collides, listening
-from orchestrator.config.plan import Result
+from orchestrator.config.manifest import Entry, addresses_conflict, listen_addresses
+from orchestrator.config.plan import EntryResult
 from orchestrator.supervisor.defects import describe_defect
 from tunnel.model.spec import Direction, Mode, Role
 from tunnel.model.state import State
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from orchestrator.supervisor.keeper import Keeper
     from orchestrator.supervisor.tunnels import Tunnels
-    from tunnel.model.spec import Address, TunnelSpec
-    from tunnel.model.state import Snapshot
+    from tunnel.model.address import Address
+    from tunnel.model.snapshot import Snapshot
+    from tunnel.model.spec import TunnelSpec
 
 REMOVED: Final = "removed from the file"
 CHANGED: Final = "its entry was changed"
@@ -43,7 +44,7 @@ class Claims:
         """Those in whose way the entry is."""
         for wanted in _addresses(entry.spec):
             for address, keeper in self._by_port.get(wanted.port, ()):
-                if collides(wanted, address):
+                if addresses_conflict(wanted, address):
                     yield keeper
 
 
@@ -61,10 +62,10 @@ class Step:
         return self.entry.name == self.keeper.name
 
     @property
-    def result(self) -> Result:
+    def result(self) -> EntryResult:
         """What there is to say when it is done."""
         detail = None if self.is_same else f"it takes the place of {self.keeper.name!r}"
-        return Result("restarted" if self.is_same else "added", detail, self.changes)
+        return EntryResult("restarted" if self.is_same else "added", detail, self.changes)
 
 
 class Handover:
@@ -74,9 +75,9 @@ class Handover:
         self._tunnels = tunnels
         self._drain_timeout = drain_timeout
 
-    async def run(self, steps: list[Step]) -> dict[str, Result]:
+    async def run(self, steps: list[Step]) -> dict[str, EntryResult]:
         """Take every step that can be taken; the result by the name of its entry."""
-        results: dict[str, Result] = {}
+        results: dict[str, EntryResult] = {}
         loop = asyncio.get_running_loop()
         until = loop.time() + _PATIENCE
         while steps:
@@ -85,7 +86,7 @@ class Handover:
             failed: dict[Step, Exception] = {}
             for step in steps:
                 outcome = await self._succeed(step)
-                if isinstance(outcome, Result):
+                if isinstance(outcome, EntryResult):
                     results[step.entry.name] = outcome
                 else:
                     failed[step] = outcome
@@ -103,7 +104,7 @@ class Handover:
                 await asyncio.sleep(_LOOK)
         return results
 
-    async def _succeed(self, step: Step) -> Result | Exception:
+    async def _succeed(self, step: Step) -> EntryResult | Exception:
         """The new engine binds, the old one drains; or what prevented it, and then the old one serves on."""
         heir = self._tunnels.make(step.entry)
         result = step.result
@@ -112,7 +113,7 @@ class Handover:
         except Exception as error:  # noqa: BLE001  cannot bind, or a defect: the reload of the others goes on
             if _serves(step.keeper.snapshot()):
                 return error
-            result = Result("failed", _describe(error), step.changes)
+            result = EntryResult("failed", _describe(error), step.changes)
         is_wanted = step.keeper.is_wanted  # somebody may have told it to rest meanwhile
         self._tunnels.replace(step.keeper, step.entry, heir)
         self._tunnels.dismiss(step.keeper, self._drain_timeout, CHANGED)
@@ -121,7 +122,7 @@ class Handover:
             heir.drain(0.0)
         return result
 
-    async def _exchange(self, steps: list[Step]) -> dict[str, Result]:
+    async def _exchange(self, steps: list[Step]) -> dict[str, EntryResult]:
         """Entries that want one another's addresses: none can bind before the other goes."""
         for step in steps:
             self._replace(step)
@@ -129,16 +130,16 @@ class Handover:
         for step in steps:
             self._tunnels.begin(step.entry)
         detail = "its address was in use by another changed entry: for a moment nobody listened"
-        return {step.entry.name: Result("restarted", detail, step.changes) for step in steps}
+        return {step.entry.name: EntryResult("restarted", detail, step.changes) for step in steps}
 
-    def _reject(self, step: Step, error: Exception) -> Result:
+    def _reject(self, step: Step, error: Exception) -> EntryResult:
         why = _describe(error)
         if step.is_same:
             step.keeper.complain(f"the change of the file is not in force: {why}")
-            return Result("rejected", f"{why}; the tunnel serves on as it was before", step.changes)
+            return EntryResult("rejected", f"{why}; the tunnel serves on as it was before", step.changes)
         self._replace(step)  # nobody has the old name any more
         self._tunnels.begin(step.entry)
-        return Result("failed", why)
+        return EntryResult("failed", why)
 
     def _replace(self, step: Step) -> None:
         self._tunnels.replace(step.keeper, step.entry)
@@ -160,7 +161,7 @@ async def patiently(is_waiting: Callable[[], bool]) -> None:
 
 
 def _addresses(spec: TunnelSpec) -> Iterator[Address]:
-    yield from listening(spec)
+    yield from listen_addresses(spec)
     if spec.role is Role.CLIENT and spec.mode is Mode.AUTO:  # perhaps: only the running engine knows
         yield spec.target
 

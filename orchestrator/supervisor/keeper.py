@@ -12,19 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from orchestrator.supervisor.defects import brief, describe_defect, pause_after
+from tunnel.model.events import Event
+from tunnel.model.snapshot import BytesView, ConnectionsView, CooldownView, PoolView, RefusedView, SignalsView, Snapshot
 from tunnel.model.spec import LogLevel, TunnelSpec
-from tunnel.model.state import (
-    BytesView,
-    ConnectionsView,
-    CooldownView,
-    Event,
-    PoolView,
-    RefusedView,
-    SignalsView,
-    Snapshot,
-    State,
-    timestamp,
-)
+from tunnel.model.state import State
+from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from tunnel.model.events import EventSink
@@ -68,7 +60,7 @@ def at_rest(name: str, spec: TunnelSpec, reason: str | None = None) -> Snapshot:
         role=spec.role.value,
         state=State.STOPPED,
         reason=reason,
-        since=timestamp(time.time()),
+        since=format_timestamp(time.time()),
         tunnel_addr=str(spec.tunnel),
         target_addr=str(spec.target),
         auth=spec.auth,
@@ -158,7 +150,7 @@ class Keeper:
 
     def complain(self, text: str) -> None:
         """Show this as the tunnel's last error."""
-        self._last_error, self._last_error_at = text, timestamp(time.time())
+        self._last_error, self._last_error_at = text, format_timestamp(time.time())
 
     def snapshot(self) -> Snapshot:
         """What can be seen of the tunnel now."""
@@ -186,7 +178,7 @@ class Keeper:
         if not self.is_running:
             self._leaving = False
             self._again = False
-            self._rest = replace(self._rest, state=State.STARTING, reason=None, since=timestamp(time.time()))
+            self._rest = replace(self._rest, state=State.STARTING, reason=None, since=format_timestamp(time.time()))
             self._task = asyncio.create_task(self._keep(), name=f"tunnel {self.name}")
         elif self._leaving:
             self._again = True
@@ -295,7 +287,7 @@ class Keeper:
                 self._engine.close()
         self._restarts += 1
         self._last_error = describe_defect(error)
-        self._last_error_at = timestamp(time.time())
+        self._last_error_at = format_timestamp(time.time())
         self._rest = replace(self._rest, state=State.STOPPED, since=self._last_error_at, reason=self._last_error)
         return error
 

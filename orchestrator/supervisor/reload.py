@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.config.faults import ConfigError, Fault, Place
-from orchestrator.config.plan import Plan, Result, diff, in_force
-from orchestrator.config.sources import in_thread
+from orchestrator.config.file_set import run_in_file_thread
+from orchestrator.config.plan import EntryResult, Plan, diff_manifests, effective_settings
 from orchestrator.supervisor.changeover import apply
 from orchestrator.supervisor.defects import describe_defect
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import timestamp
+from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from orchestrator.config.manifest import Manifest
@@ -42,7 +42,7 @@ class Reloader:
         self.generation = 1
         self._tunnels = tunnels
         self._bus = bus
-        self._loaded_at = timestamp(time.time())
+        self._loaded_at = format_timestamp(time.time())
         self._fault: Fault | None = None
         self._warnings = [str(warning) for warning in manifest.warnings]
         self._turn = asyncio.Lock()
@@ -67,7 +67,7 @@ class Reloader:
         new = await self._read()
         if isinstance(new, ConfigError):
             return {"ok": False, "error": _error(new.faults[0]), **Plan().as_json()}
-        return {"ok": True, "error": None, **diff(self.manifest, new).as_json()}
+        return {"ok": True, "error": None, **diff_manifests(self.manifest, new).as_json()}
 
     async def reload(self) -> dict[str, Any]:
         """Read the file as it is now, or a moment later, and do what it says. A wrong file raises nothing."""
@@ -100,7 +100,7 @@ class Reloader:
     async def _read(self) -> Manifest | ConfigError:
         """The file; in a thread, because a disk may be slow, and visitors do not care."""
         try:
-            return await in_thread(self.manifest.again)
+            return await run_in_file_thread(self.manifest.reload)
         except ConfigError as error:
             return error
         except Exception as error:  # noqa: BLE001  a defect of the reader must not change what runs, nor end it
@@ -115,7 +115,7 @@ class Reloader:
         return self._answer({}, self._fault)
 
     async def _apply(self, new: Manifest) -> dict[str, Any]:
-        plan = diff(self.manifest, new)
+        plan = diff_manifests(self.manifest, new)
         was_wrong, self._fault = self._fault is not None, None
         self.sources = new.sources
         self._warn(new, plan)
@@ -125,12 +125,12 @@ class Reloader:
         )
         self.manifest = replace(
             new,
-            supervisor=in_force(self.manifest.supervisor, new.supervisor),
+            supervisor=effective_settings(self.manifest.supervisor, new.supervisor),
             entries=tuple(self._tunnels.entries.values()),
         )
         if not is_same:
             self.generation += 1
-            self._loaded_at = timestamp(time.time())
+            self._loaded_at = format_timestamp(time.time())
         self._report(results, is_same=is_same, was_wrong=was_wrong)
         return self._answer(results)
 
@@ -141,7 +141,7 @@ class Reloader:
                 self._bus.tell(LogLevel.WARN, "config", text)
         self._warnings = warnings
 
-    def _report(self, results: dict[str, Result], *, is_same: bool, was_wrong: bool) -> None:
+    def _report(self, results: dict[str, EntryResult], *, is_same: bool, was_wrong: bool) -> None:
         changed = {name: result for name, result in results.items() if result.action != "unchanged"}
         counted = Counter(result.action for result in results.values())
         counts = ", ".join(f"{counted[action]} {action}" for action in _ACTIONS if counted[action]) or "no tunnels"
@@ -158,7 +158,7 @@ class Reloader:
         shown = {name: result.as_json() for name, result in changed.items()}
         self._bus.tell(level, RELOAD, text, generation=self.generation, results=shown)
 
-    def _answer(self, results: dict[str, Result], fault: Fault | None = None) -> dict[str, Any]:
+    def _answer(self, results: dict[str, EntryResult], fault: Fault | None = None) -> dict[str, Any]:
         return {
             "generation": self.generation,
             "ok": fault is None and all(result.is_good for result in results.values()),

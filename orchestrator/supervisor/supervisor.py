@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from orchestrator.config.faults import Place
+    from orchestrator.config.file_set import FileSet
     from orchestrator.config.manifest import Entry, Manifest
-    from orchestrator.config.sources import Sources
-    from tunnel.model.state import Snapshot
+    from tunnel.model.snapshot import Snapshot
 
 IN_A_TURN: Final = 12
 """Tunnels that are looked at without a pause: up to a fifth of a millisecond, where processor caches are cold."""
@@ -119,7 +119,7 @@ class Supervisor:
         """What a reload would do; the answer of ``GET /v1/plan``."""
         return await self._reloader.plan()
 
-    def sources(self) -> Sources:
+    def sources(self) -> FileSet:
         """The files that were looked at last: a change of them is a reason to reload."""
         return self._reloader.sources
 
@@ -212,7 +212,7 @@ def _settings(entry: Entry, base: Path) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "value": value,
-            "source": origin.source if (origin := entry.written.get(name)) else "built in",
+            "source": origin.source if (origin := entry.origins.get(name)) else "built in",
             "where": _where(origin.place, base) if origin and origin.place else None,
         }
         for name, value in values.items()

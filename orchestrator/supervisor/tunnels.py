@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from orchestrator.config.manifest import Entry
     from tunnel.model.events import EventSink
-    from tunnel.model.state import Snapshot
+    from tunnel.model.snapshot import Snapshot
 
 DISABLED: Final = "disabled in the file"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from watchfiles import awatch
 
-from orchestrator.config.sources import in_thread, is_being_written
+from orchestrator.config.file_set import is_open_for_writing, run_in_file_thread
 from orchestrator.supervisor.defects import describe_defect
 from tunnel.model.spec import LogLevel
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from orchestrator.config.sources import Sources
+    from orchestrator.config.file_set import FileSet
     from orchestrator.supervisor.bus import Bus
 
 _STEP: Final = 200  # milliseconds without a further hint that end a series of them
@@ -37,7 +37,7 @@ _WRITING: Final = 10.0  # seconds that somebody may take to write it
 
 @contextlib.asynccontextmanager
 async def watching(
-    sources: Callable[[], Sources], reload: Callable[[], Awaitable[object]], bus: Bus
+    sources: Callable[[], FileSet], reload: Callable[[], Awaitable[object]], bus: Bus
 ) -> AsyncIterator[None]:
     """Call ``reload`` whenever the files are not what ``sources`` says they were, until the context ends."""
     watcher = _Watcher(sources, reload, bus)
@@ -51,18 +51,18 @@ async def watching(
 
 
 class _Watcher:
-    def __init__(self, sources: Callable[[], Sources], reload: Callable[[], Awaitable[object]], bus: Bus) -> None:
+    def __init__(self, sources: Callable[[], FileSet], reload: Callable[[], Awaitable[object]], bus: Bus) -> None:
         self.stop = asyncio.Event()
         self._sources = sources
         self._reload = reload
         self._bus = bus
-        self._tried: Sources | None = None
+        self._tried: FileSet | None = None
         self._is_blind = False
 
     async def run(self) -> None:
         while not self.stop.is_set():
             try:
-                await self._watch(await in_thread(partial(_places, self._sources())))
+                await self._watch(await run_in_file_thread(partial(_places, self._sources())))
             except (OSError, RuntimeError) as error:  # what watchfiles raises: no more watches, no such directory
                 self._tell_blind(error)
                 await self._poll()
@@ -91,7 +91,7 @@ class _Watcher:
                 ticks = 0 if changes else ticks + 1
                 if is_due:
                     await self._look()
-                    if await in_thread(partial(_places, self._sources())) != places:
+                    if await run_in_file_thread(partial(_places, self._sources())) != places:
                         return
 
     async def _poll(self) -> None:
@@ -104,7 +104,7 @@ class _Watcher:
             await self._look()
 
     async def _look(self) -> None:
-        seen = await in_thread(self._sources().look)
+        seen = await run_in_file_thread(self._sources().refresh)
         if seen in (self._sources(), self._tried):
             return
         seen = await self._settled(seen)
@@ -112,15 +112,15 @@ class _Watcher:
             self._tried = seen
             await self._reload()
 
-    async def _settled(self, seen: Sources) -> Sources:
+    async def _settled(self, seen: FileSet) -> FileSet:
         """The files once nobody is at work on them."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         while not self.stop.is_set():
             await asyncio.sleep(_STILL)
-            before, seen = seen, await in_thread(seen.look)
+            before, seen = seen, await run_in_file_thread(seen.refresh)
             passed = loop.time() - began
-            is_written = passed < _WRITING and await in_thread(partial(_is_written, seen))
+            is_written = passed < _WRITING and await run_in_file_thread(partial(_is_written, seen))
             if not is_written and (seen == before or passed > _RESTLESS):
                 break
         return seen
@@ -132,7 +132,7 @@ class _Watcher:
         self._is_blind = True
 
 
-def _places(sources: Sources) -> frozenset[tuple[Path, int, int]]:
+def _places(sources: FileSet) -> frozenset[tuple[Path, int, int]]:
     """The directories, told apart from others of the same name: one that was replaced has to be watched anew."""
     found = set()
     for path in sources.directories():
@@ -142,5 +142,5 @@ def _places(sources: Sources) -> frozenset[tuple[Path, int, int]]:
     return frozenset(found)
 
 
-def _is_written(sources: Sources) -> bool:
-    return any(is_being_written(path) for path in sources.files)
+def _is_written(sources: FileSet) -> bool:
+    return any(is_open_for_writing(path) for path in sources.files)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from tunnel.model.events import Event
+    from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import TunnelSpec
-    from tunnel.model.state import Event, Snapshot
 
 _HEAD: Final = struct.Struct("!I")
 _LARGEST: Final = 64 << 20  # bytes of a frame; more is no frame of ours

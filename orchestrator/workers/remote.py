@@ -28,8 +28,8 @@ from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
     from tunnel.model.events import EventSink
+    from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import TunnelSpec
-    from tunnel.model.state import Snapshot
 
 
 class Post(Protocol):

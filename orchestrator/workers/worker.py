@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from tunnel.engine.engine import Engine
-    from tunnel.model.state import Event, Snapshot
+    from tunnel.model.events import Event
+    from tunnel.model.snapshot import Snapshot
 
 LOOK: Final = 0.25
 """Seconds between two looks at what has changed."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support.interception import interception_contexts
 from tests.support.peers import SOCKET_TIMEOUT_S, Address, connect
-from tunnel.model.limits import Bounds
+from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import Direction, Key, Mode
 from tunnel.protocol.frames import FrameDecoder, Kind
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake, Welcome
@@ -47,7 +47,7 @@ class HostileClient:
         handshake = ClientHandshake(Key(key), self.sock.getpeercert(binary_form=True) or b"")
         handshake.receive_challenge(spoken.hear(Kind.CHALLENGE))
         self.sock.sendall(
-            handshake.hello(instance=secrets.token_hex(8), mode=Mode.AUTO, data_tls=data_tls, bounds=Bounds())
+            handshake.hello(instance=secrets.token_hex(8), mode=Mode.AUTO, data_tls=data_tls, bounds=ConfiguredLimits())
         )
         handshake.receive_welcome(spoken.hear(Kind.WELCOME))
         self.welcome, self.secret = handshake.receive_proof(spoken.hear(Kind.PROOF))
@@ -99,7 +99,9 @@ class HostileServer:
             sock.sendall(handshake.challenge())
             handshake.receive_hello(spoken.hear(Kind.HELLO))
             handshake.receive_proof(spoken.hear(Kind.PROOF))
-            frames, _ = handshake.welcome(Welcome(secrets.token_hex(8), Direction.REVERSE, None, False, Bounds()))
+            frames, _ = handshake.welcome(
+                Welcome(secrets.token_hex(8), Direction.REVERSE, None, False, ConfiguredLimits())
+            )
             sock.sendall(frames)
             self.links += 1
             self._spoil(sock)

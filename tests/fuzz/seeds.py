@@ -16,8 +16,8 @@ from orchestrator.mqtt.topics import HostTopics
 from orchestrator.supervisor.keeper import at_rest
 from tests.fuzz.targets import NOW, SECRET
 from tunnel.model.options import make_spec
-from tunnel.model.state import timestamp
-from tunnel.model.url import parse
+from tunnel.model.times import format_timestamp
+from tunnel.model.url import parse_url
 from tunnel.protocol import frames
 from tunnel.protocol.frames import LIMITS, Kind
 
@@ -97,8 +97,8 @@ def _preface() -> Seeds:
 
 def _mqtt() -> Seeds:
     origin, topics = Origin("a-instance", "boot-2", NOW), HostTopics("edge-1")
-    moment = timestamp(NOW)
-    at_home = at_rest("web", make_spec(parse("server://127.0.0.1:10101/127.0.0.1:8080")))
+    moment = format_timestamp(NOW)
+    at_home = at_rest("web", make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080")))
     seen = {**at_home.as_json(), "since": moment}
     head = {
         "config": {"ok": True, "error": None}, "host": "edge-1", "version": "1", "generation": 1,

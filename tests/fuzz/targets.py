@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.config import document
-from orchestrator.config.document import Block, Node, Row
+from orchestrator.config.document import MappingNode, Node, SequenceNode
 from orchestrator.config.faults import ConfigError, Fault
 from orchestrator.config.load import load
 from orchestrator.mqtt import payloads
@@ -27,11 +27,11 @@ from orchestrator.mqtt.rivals import Presence, RivalError
 from orchestrator.mqtt.topics import HostTopics, Spot, parse
 from orchestrator.table import format_table
 from tunnel.model import settings
-from tunnel.model.limits import Bounds
-from tunnel.model.options import OptionError, make_spec
+from tunnel.model.errors import OptionError, UrlError
+from tunnel.model.limits import ConfiguredLimits
+from tunnel.model.options import make_spec
 from tunnel.model.spec import Key, Mode
-from tunnel.model.url import UrlError
-from tunnel.model.url import parse as parse_url
+from tunnel.model.url import parse_url
 from tunnel.protocol import frames
 from tunnel.protocol.frames import LIMITS, PREFACE_SIZE, FrameDecoder, Kind, ProtocolError, ReplayWindow
 from tunnel.protocol.handshake import ClientHandshake, HandshakeRefusedError, ServerHandshake
@@ -129,7 +129,7 @@ def handshake(data: bytes) -> None:
             client.receive_challenge(greeting)
             return
         client.receive_challenge(b'{"nonce":"' + b"0" * 64 + b'","v":1}')
-        client.hello(instance="me", mode=Mode.AUTO, data_tls=False, bounds=Bounds())
+        client.hello(instance="me", mode=Mode.AUTO, data_tls=False, bounds=ConfiguredLimits())
         client.receive_welcome(greeting)
         said = client._welcome
         assert said is not None
@@ -209,8 +209,8 @@ def yaml(data: bytes) -> None:
     """A file of tunnels: its tree, and what it configures."""
     faults: list[Fault] = []
     try:
-        text = document.decode(_PLACE, data)
-        root = document.read(_PLACE, text, _ENVIRON, faults)
+        text = document.decode_text(_PLACE, data)
+        root = document.parse_document(_PLACE, text, _ENVIRON, faults)
     except ConfigError as error:
         assert error.faults, "an error without a fault"
         for fault in error.faults:
@@ -250,11 +250,11 @@ def _check_place(fault: Fault, data: bytes) -> None:
 
 def _count(node: Node, depth: int) -> None:
     assert depth <= 33, "it is nested deeper than allowed"
-    if isinstance(node, Block) and depth < 8:  # aliases repeat what they stand for: deeper it would take too long
+    if isinstance(node, MappingNode) and depth < 8:  # aliases repeat what they stand for: deeper it would take too long
         for key, value in node:
             assert key.value is not None
             _count(value, depth + 1)
-    elif isinstance(node, Row) and depth < 8:
+    elif isinstance(node, SequenceNode) and depth < 8:
         for item in node.items[:8]:
             _count(item, depth + 1)
 

@@ -8,16 +8,19 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orchestrator.config.manifest import listening
+from orchestrator.config.manifest import listen_addresses
 from orchestrator.supervisor.keeper import at_rest
+from tunnel.model.events import Event
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import Event, Standing, State, timestamp
+from tunnel.model.state import State, StateRecord
+from tunnel.model.times import format_timestamp
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
+    from tunnel.model.address import Address
     from tunnel.model.events import EventSink
-    from tunnel.model.spec import Address, TunnelSpec
-    from tunnel.model.state import Snapshot
+    from tunnel.model.snapshot import Snapshot
+    from tunnel.model.spec import TunnelSpec
 
 
 class FakeEngine:
@@ -29,7 +32,7 @@ class FakeEngine:
         self.name = name
         self.spec = spec
         self.sink = sink
-        self.standing = Standing()
+        self.standing = StateRecord()
         self.visitor_left = asyncio.Event()
         self.visitor_left.set()
         self.drained_with: list[float | None] = []
@@ -42,7 +45,7 @@ class FakeEngine:
 
     async def prepare(self, predecessor: FakeEngine) -> None:
         await asyncio.sleep(0)
-        for address in listening(self.spec):
+        for address in listen_addresses(self.spec):
             if self.ports.get(address, predecessor) not in {predecessor, self}:
                 error = NetError(f"cannot listen on {address}: address in use")
                 error.errno = errno.EADDRINUSE
@@ -50,7 +53,7 @@ class FakeEngine:
         self._bind()
 
     def _bind(self) -> None:
-        for address in listening(self.spec):
+        for address in listen_addresses(self.spec):
             self.ports[address] = self
 
     def _give_up(self) -> None:
@@ -58,8 +61,8 @@ class FakeEngine:
             del self.ports[address]
 
     async def run(self) -> None:
-        if any(self.ports.get(address, self) is not self for address in listening(self.spec)):
-            self.standing = self.standing.to(State.COOLDOWN, "address in use")
+        if any(self.ports.get(address, self) is not self for address in listen_addresses(self.spec)):
+            self.standing = self.standing.transition_to(State.COOLDOWN, "address in use")
             await self._until_told()
             return
         self._bind()
@@ -69,7 +72,7 @@ class FakeEngine:
             self._give_up()
 
     async def _serve(self) -> None:
-        self.standing = self.standing.to(State.CONNECTING).to(State.UP)
+        self.standing = self.standing.transition_to(State.CONNECTING).transition_to(State.UP)
         self.sink(Event(ts=time.time(), tunnel=self.name, level=LogLevel.INFO, kind="state", text="up"))
         told = asyncio.create_task(self._until_told())
         try:
@@ -79,7 +82,7 @@ class FakeEngine:
         finally:
             told.cancel()
         if self.standing.state is not State.FAILED:
-            self.standing = self.standing.to(State.STOPPED)
+            self.standing = self.standing.transition_to(State.STOPPED)
 
     async def _until_told(self) -> None:
         await self.told.wait()
@@ -93,7 +96,7 @@ class FakeEngine:
         if self.stubborn:
             raise RuntimeError("does not listen")
         self.drained_with.append(timeout)
-        self.standing = self.standing.to(State.DRAINING)
+        self.standing = self.standing.transition_to(State.DRAINING)
         self._give_up()
         self.told.set()
 
@@ -112,7 +115,7 @@ class FakeEngine:
 
     def fail(self, reason: str) -> None:
         """End as one that cannot work as it is written."""
-        self.standing = self.standing.to(State.FAILED, reason)
+        self.standing = self.standing.transition_to(State.FAILED, reason)
         self.told.set()
 
     def snapshot(self) -> Snapshot:
@@ -123,7 +126,7 @@ class FakeEngine:
             seen,
             state=self.standing.state,
             reason=self.standing.reason,
-            since=timestamp(self.standing.since),
+            since=format_timestamp(self.standing.since),
             connections=replace(seen.connections, active=int(not self.visitor_left.is_set())),
         )
 

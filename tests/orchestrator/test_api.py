@@ -28,8 +28,9 @@ from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import Workshop
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
+from tunnel.model.snapshot import Snapshot
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import Snapshot, State
+from tunnel.model.state import State
 
 TOKEN = "0123456789abcdef-and-more"
 FILE = """

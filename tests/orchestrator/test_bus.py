@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from orchestrator.supervisor import bus as module
 from orchestrator.supervisor.bus import HOUSE, KEPT, KEPT_IN_ALL, Bus
+from tunnel.model.events import Event
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import Event
 
 
 def event(number: float, tunnel: str = "web", kind: str = "link", level: LogLevel = LogLevel.INFO) -> Event:

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from orchestrator.api.changes import Picture
 from orchestrator.supervisor.keeper import at_rest
 from tunnel.model.options import make_spec
-from tunnel.model.state import ConnectionsView, CooldownView, Snapshot, State
-from tunnel.model.url import parse
+from tunnel.model.snapshot import ConnectionsView, CooldownView, Snapshot
+from tunnel.model.state import State
+from tunnel.model.url import parse_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PLAIN = replace(
-    at_rest("x", make_spec(parse("server://127.0.0.1:1/127.0.0.1:2"), environ={})), since="2026-01-01T00:00:00.000Z"
+    at_rest("x", make_spec(parse_url("server://127.0.0.1:1/127.0.0.1:2"), environ={})), since="2026-01-01T00:00:00.000Z"
 )
 
 

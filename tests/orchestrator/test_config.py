@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from orchestrator.config.faults import ConfigError
 from orchestrator.config.load import load
-from orchestrator.config.manifest import Manifest, collides
+from orchestrator.config.manifest import Manifest, addresses_conflict
 from orchestrator.config.schema import json_schema
 from tests.support.strategies import recognisable_keys
+from tunnel.model.address import Address
 from tunnel.model.options import KEY_VARIABLE
-from tunnel.model.spec import Address, DataTls, Key, LogLevel, Mode, Role
+from tunnel.model.spec import DataTls, Key, LogLevel, Mode, Role
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = sorted(p for p in ROOT.glob("configs/**/*.yaml") if p.name != "compose.yaml")
@@ -367,10 +368,10 @@ places = st.builds(Address, hosts, st.integers(0, 2))
 
 @given(places, places)
 def test_collision_is_mutual_and_needs_a_port(one: Address, other: Address) -> None:
-    assert collides(one, other) == collides(other, one)
-    assert collides(one, one) == (one.port != 0)
+    assert addresses_conflict(one, other) == addresses_conflict(other, one)
+    assert addresses_conflict(one, one) == (one.port != 0)
     if one.port != other.port:
-        assert not collides(one, other)
+        assert not addresses_conflict(one, other)
 
 
 def test_a_fault_in_the_environment_is_told_once(folder: Folder) -> None:

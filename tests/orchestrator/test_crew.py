@@ -20,13 +20,14 @@ from orchestrator.workers.crew import Crew, WorkerProcess, command_line, place
 from orchestrator.workers.remote import RemoteEngine
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
+from tunnel.model.events import Event
 from tunnel.model.options import make_spec
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import Event, State
-from tunnel.model.url import parse
+from tunnel.model.state import State
+from tunnel.model.url import parse_url
 
 PATIENCE = 2 * GUARD_S
-SPEC = make_spec(parse("client://k@127.0.0.1:9/127.0.0.1:9?client_cooldown=60s"), environ={})
+SPEC = make_spec(parse_url("client://k@127.0.0.1:9/127.0.0.1:9?client_cooldown=60s"), environ={})
 
 
 @given(workers=st.integers(1, 20), tunnels=st.integers(0, 100))

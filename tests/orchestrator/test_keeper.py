@@ -10,11 +10,12 @@ from orchestrator.supervisor.keeper import Keeper
 from tests.orchestrator.fakes import Workshop
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
+from tunnel.model.events import Event
 from tunnel.model.options import make_spec
-from tunnel.model.state import Event, State
-from tunnel.model.url import parse
+from tunnel.model.state import State
+from tunnel.model.url import parse_url
 
-SPEC = make_spec(parse("server://127.0.0.1:10101/127.0.0.1:8080"))
+SPEC = make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080"))
 
 
 class RunnerHarness:

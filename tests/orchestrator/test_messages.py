@@ -34,10 +34,10 @@ from orchestrator.workers.messages import (
 )
 from tests.support.strategies import addresses, keys
 from tests.support.waiting import wait_until_async
+from tunnel.model.events import Event
 from tunnel.model.options import make_spec
 from tunnel.model.spec import LogLevel, Mode, Role, TunnelSpec
-from tunnel.model.state import Event
-from tunnel.model.url import parse
+from tunnel.model.url import parse_url
 
 numbers = st.integers(1, 2**31)
 texts = st.text(max_size=20)
@@ -86,7 +86,7 @@ def test_what_is_said_arrives_however_it_is_cut(frames: list[list[Any]], cuts: l
 
 
 def test_keys_travel_but_do_not_show() -> None:
-    spec = make_spec(parse("server://very-secret@127.0.0.1:1/127.0.0.1:2"), environ={})
+    spec = make_spec(parse_url("server://very-secret@127.0.0.1:1/127.0.0.1:2"), environ={})
     (found,) = Decoder().feed(encode([Make(1, "web", spec)]))
     assert found.spec.key.reveal() == "very-secret"
     assert "very-secret" not in repr(found)

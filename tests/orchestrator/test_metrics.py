@@ -12,14 +12,15 @@ from prometheus_client.parser import text_string_to_metric_families as read_text
 from orchestrator.api import metrics
 from orchestrator.supervisor.keeper import at_rest
 from tunnel.model.options import make_spec
-from tunnel.model.state import BytesView, ConnectionsView, RefusedView, SignalsView, Snapshot, State
-from tunnel.model.url import parse
+from tunnel.model.snapshot import BytesView, ConnectionsView, RefusedView, SignalsView, Snapshot
+from tunnel.model.state import State
+from tunnel.model.url import parse_url
 
 HEAD = {"version": "1.2.3", "generation": 4, "config": {"ok": False, "loaded_at": "2026-01-02T03:04:05.500Z"}}
 
 
 def snapshot(name: str = "web", **changes: Any) -> Snapshot:  # noqa: ANN401  any field of a snapshot
-    return replace(at_rest(name, make_spec(parse("server://127.0.0.1:1/127.0.0.1:2"), environ={})), **changes)
+    return replace(at_rest(name, make_spec(parse_url("server://127.0.0.1:1/127.0.0.1:2"), environ={})), **changes)
 
 
 def page(*snapshots: Snapshot, accept: str = "") -> tuple[str, str]:

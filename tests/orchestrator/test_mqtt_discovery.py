@@ -25,10 +25,11 @@ from orchestrator.supervisor.desk import Desk
 from orchestrator.supervisor.keeper import at_rest
 from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import FakeEngine
+from tunnel.model.address import Address
 from tunnel.model.options import make_spec
-from tunnel.model.spec import Address
-from tunnel.model.state import Snapshot, State
-from tunnel.model.url import parse
+from tunnel.model.snapshot import Snapshot
+from tunnel.model.state import State
+from tunnel.model.url import parse_url
 
 ORIGIN = Origin("instance", "boot")
 TOPICS = HostTopics("edge-1")
@@ -52,7 +53,7 @@ def shown(config: dict[str, Any], key: str, payload: dict[str, Any]) -> str:
 
 
 def told(**changes: Any) -> dict[str, Any]:  # noqa: ANN401  any field
-    spec = make_spec(parse("server://a-secret@127.0.0.1:10101/127.0.0.1:8080"))
+    spec = make_spec(parse_url("server://a-secret@127.0.0.1:10101/127.0.0.1:8080"))
     seen: Snapshot = replace(at_rest("web", spec), **changes)
     found: dict[str, Any] = json.loads(
         payloads.encode(payloads.state(ORIGIN, seen.as_json(), 1, "2027-01-15T08:00:00Z"))
@@ -131,7 +132,7 @@ class Stand:
         supervisor = Supervisor(
             load(file, {}), make_engine=lambda name, spec, sink: FakeEngine(name, spec, sink, ports)
         )
-        spec = make_spec(parse("server://127.0.0.1:10101/127.0.0.1:8080"))
+        spec = make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080"))
         self.present = present
         supervisor.each = lambda names=None: iter(  # type: ignore[method-assign]
             [at_rest(name, spec) for name in (self.present if names is None else names)]

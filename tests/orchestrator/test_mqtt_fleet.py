@@ -21,11 +21,13 @@ from orchestrator.mqtt.topics import Spot
 from orchestrator.supervisor.keeper import at_rest
 from orchestrator.table import format_table
 from tunnel.model.options import make_spec
-from tunnel.model.state import Snapshot, State, timestamp
-from tunnel.model.url import parse
+from tunnel.model.snapshot import Snapshot
+from tunnel.model.state import State
+from tunnel.model.times import format_timestamp
+from tunnel.model.url import parse_url
 
 NOW = 1_800_000_000.0
-SPEC = make_spec(parse("server://127.0.0.1:10101/127.0.0.1:8080"))
+SPEC = make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080"))
 
 
 def snapshot(
@@ -50,10 +52,12 @@ class Speaker:
         return self.fleet.take(Spot(self.host, kind, name), payloads.encode(payload), now, now, is_retained=old)
 
     def status(self, *, online: bool = True, now: float = NOW, old: bool = False) -> bool:
-        return self.say("status", payloads.status(self.origin, timestamp(now), online=online), now=now, old=old)
+        return self.say("status", payloads.status(self.origin, format_timestamp(now), online=online), now=now, old=old)
 
     def state(self, seen: Snapshot, now: float = NOW, ts: float = NOW, *, old: bool = False) -> bool:
-        return self.say("state", payloads.state(self.origin, seen.as_json(), 1, timestamp(ts)), seen.name, now, old=old)
+        return self.say(
+            "state", payloads.state(self.origin, seen.as_json(), 1, format_timestamp(ts)), seen.name, now, old=old
+        )
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def test_a_host_is_what_it_said_last(fleet: Fleet) -> None:
     assert host.presence(NOW) == ONLINE
     assert host.tunnels() == [seen.as_json()]
     busy = replace(seen, connections=replace(seen.connections, active=3))
-    assert edge.say("stats", payloads.stats(edge.origin, busy.as_json(), timestamp(NOW)), "web")
+    assert edge.say("stats", payloads.stats(edge.origin, busy.as_json(), format_timestamp(NOW)), "web")
     assert host.tunnels() == [busy.as_json()]
     assert edge.say("info", {"v": 1, "name": "machine", "generation": 4, "config_ok": True, "config_error": None})
     shown = host.as_json(NOW + 2, NOW + 2)
@@ -103,13 +107,13 @@ def test_silence_is_seen(fleet: Fleet) -> None:
 
 def test_setting_our_clock_makes_nobody_silent_and_no_word_older(fleet: Fleet) -> None:
     edge = Speaker(fleet, "edge-1")
-    old = payloads.encode(payloads.status(edge.origin, timestamp(NOW - 20), online=True))
+    old = payloads.encode(payloads.status(edge.origin, format_timestamp(NOW - 20), online=True))
     fleet.take(Spot("edge-1", "status"), old, 1000.0, NOW, is_retained=True)
     host = fleet.hosts["edge-1"]
     for set_by in (3600.0, -3600.0):
         shown = host.as_json(1010.0, NOW + 10 + set_by)
         assert (shown["presence"], shown["age_s"]) == (ONLINE, 30.0)
-        assert shown["heard_at"] == timestamp(NOW - 20 + set_by), "by the clock as it is now"
+        assert shown["heard_at"] == format_timestamp(NOW - 20 + set_by), "by the clock as it is now"
     assert host.presence(1000.0 + SILENCE) == SILENT
 
 
@@ -187,7 +191,7 @@ odd_values: st.SearchStrategy[Any] = (
 def test_whatever_is_believed_can_be_shown(changes: dict[str, Any], odd: object, data: st.DataObject) -> None:
     fleet = Fleet()
     edge = Speaker(fleet, "edge-1")
-    told = payloads.state(edge.origin, snapshot().as_json(), 1, timestamp(NOW))
+    told = payloads.state(edge.origin, snapshot().as_json(), 1, format_timestamp(NOW))
     group = data.draw(st.sampled_from(["pool", "signals", "connections", "bytes", "cooldown"]))
     changed_group = {**told[group], data.draw(st.sampled_from(sorted(told[group]))): odd}
     edge.say("state", {**told, group: changed_group, **changes}, "web")

@@ -30,8 +30,9 @@ from orchestrator.mqtt.topics import HostTopics, Spot, parse
 from orchestrator.supervisor.keeper import at_rest
 from tests.support.scale import GUARD_S
 from tunnel.model.options import make_spec
-from tunnel.model.state import Snapshot, State
-from tunnel.model.url import parse as parse_url
+from tunnel.model.snapshot import Snapshot
+from tunnel.model.state import State
+from tunnel.model.url import parse_url
 
 NOW = 1_800_000_000.0
 OURS = Origin("b-instance", "boot-1")

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.config.faults import Place
+from orchestrator.config.file_set import FileSet
 from orchestrator.config.load import load
 from orchestrator.config.manifest import Entry, Manifest
-from orchestrator.config.plan import Plan, diff, in_force, needs_engine
+from orchestrator.config.plan import Plan, diff_manifests, effective_settings, needs_engine
 from orchestrator.config.schema import SupervisorSettings
-from orchestrator.config.sources import Sources
 from tunnel.model.options import Layer, make_spec
-from tunnel.model.url import parse
+from tunnel.model.url import parse_url
 
 FILE = Path("tunnels.yaml")
 OPTIONS = {
@@ -43,7 +43,7 @@ options = st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for 
 def entries(draw: st.DrawFn, name: str) -> Entry:
     return Entry(
         name=name,
-        spec=make_spec(parse(draw(urls)), [Layer("the entry", draw(options))]),
+        spec=make_spec(parse_url(draw(urls)), [Layer("the entry", draw(options))]),
         enabled=draw(st.booleans()),
         tags=draw(st.sampled_from([(), ("prod",)])),
         files=draw(st.sampled_from([{}, {"tls_cert": "one"}, {"tls_cert": "other"}])),
@@ -53,15 +53,15 @@ def entries(draw: st.DrawFn, name: str) -> Entry:
 
 
 def manifest(*entries: Entry, supervisor: SupervisorSettings | None = None) -> Manifest:
-    def again() -> Manifest:
+    def reload() -> Manifest:
         raise NotImplementedError
 
     return Manifest(
         path=FILE,
         supervisor=supervisor or SupervisorSettings(),
         entries=entries,
-        sources=Sources(path=FILE),
-        again=again,
+        sources=FileSet(path=FILE),
+        reload=reload,
     )
 
 
@@ -87,12 +87,12 @@ def applied(old: Manifest, plan: Plan) -> dict[str, Entry]:
 
 @given(manifests(), manifests())
 def test_the_plan_leads_from_one_to_the_other(old: Manifest, new: Manifest) -> None:
-    assert applied(old, diff(old, new)) == {entry.name: entry for entry in new.entries}
+    assert applied(old, diff_manifests(old, new)) == {entry.name: entry for entry in new.entries}
 
 
 @given(manifests(), manifests())
 def test_every_name_is_in_the_plan_once(old: Manifest, new: Manifest) -> None:
-    plan = diff(old, new)
+    plan = diff_manifests(old, new)
     names = [entry.name for entry in (*plan.add, *plan.remove, *plan.leave)]
     names += [step.new.name for step in (*plan.restart, *plan.change)]
     assert sorted(names) == sorted({entry.name for entry in (*old.entries, *new.entries)})
@@ -100,7 +100,7 @@ def test_every_name_is_in_the_plan_once(old: Manifest, new: Manifest) -> None:
 
 @given(manifests(), manifests())
 def test_what_changed_is_said_and_no_key_is(old: Manifest, new: Manifest) -> None:
-    plan = diff(old, new)
+    plan = diff_manifests(old, new)
     for step in (*plan.restart, *plan.change):
         assert step.texts
         assert len(set(step.texts)) == len(step.texts)
@@ -111,7 +111,7 @@ def test_what_changed_is_said_and_no_key_is(old: Manifest, new: Manifest) -> Non
 @given(manifests())
 def test_there_is_no_way_from_a_configuration_to_itself(one: Manifest) -> None:
     moved = replace(one, entries=tuple(replace(e, origin=Place(FILE, 500)) for e in reversed(one.entries)))
-    plan = diff(one, moved)
+    plan = diff_manifests(one, moved)
     assert plan.is_empty
     assert {entry.origin.line for entry in plan.leave} <= {500}
 
@@ -119,7 +119,7 @@ def test_there_is_no_way_from_a_configuration_to_itself(one: Manifest) -> None:
 @given(entries("a"), options)
 def test_only_settings_log_level_and_tags_change_live(entry: Entry, others: dict[str, str]) -> None:
     before = replace(entry, enabled=True)
-    url = parse("server://127.0.0.1:1001/127.0.0.1:80")
+    url = parse_url("server://127.0.0.1:1001/127.0.0.1:80")
     one = replace(before, spec=make_spec(url, [Layer("the entry", {})]))
     other = replace(before, spec=make_spec(url, [Layer("the entry", others)]), tags=("other",))
     assert needs_engine(one, other) is bool(set(others) - LIVE)
@@ -157,7 +157,7 @@ tunnels:
   come: server://127.0.0.1:1005/127.0.0.1:85
 """,
     )
-    assert diff(old, new).as_json() == {
+    assert diff_manifests(old, new).as_json() == {
         "add": ["come"],
         "remove": ["gone"],
         "restart": [
@@ -197,11 +197,11 @@ version: 1
 supervisor: {drain_timeout: 9s, workers: 2, api: {socket: b.sock}, mqtt: {url: "mqtt://broker"}}
 """,
     )
-    assert diff(old, new).warnings == (
+    assert diff_manifests(old, new).warnings == (
         f"supervisor.api.socket: {tmp_path}/a.sock → {tmp_path}/b.sock takes effect when the daemon is started anew",
         "supervisor.workers: 0 → 2 takes effect when the daemon is started anew",
         "supervisor.mqtt: none → set takes effect when the daemon is started anew",
     )
-    kept = in_force(old.supervisor, new.supervisor)
+    kept = effective_settings(old.supervisor, new.supervisor)
     assert (kept.drain_timeout, kept.workers) == (9.0, 0)
-    assert diff(replace(new, supervisor=kept), new).warnings == diff(old, new).warnings
+    assert diff_manifests(replace(new, supervisor=kept), new).warnings == diff_manifests(old, new).warnings

@@ -22,8 +22,8 @@ from orchestrator.supervisor.defects import in_sentences
 from tests.support.scale import GUARD_S
 from tests.support.strategies import recognisable_keys
 from tests.support.waiting import wait_until
+from tunnel.model.events import Event
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import Event
 
 
 def event(text: str, tunnel: str = "web", level: LogLevel = LogLevel.WARN) -> Event:

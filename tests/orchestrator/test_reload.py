@@ -15,7 +15,8 @@ from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import FakeEngine, Workshop
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
-from tunnel.model.spec import Address, LogLevel
+from tunnel.model.address import Address
+from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
 
 WEB = "server://127.0.0.1:1001/127.0.0.1:8001"

@@ -28,13 +28,15 @@ from orchestrator.workers.messages import (
 from orchestrator.workers.remote import RemoteEngine
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
+from tunnel.model.events import Event
 from tunnel.model.options import make_spec
+from tunnel.model.snapshot import CooldownView
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import CooldownView, Event, State
-from tunnel.model.url import parse
+from tunnel.model.state import State
+from tunnel.model.url import parse_url
 from tunnel.runtime.sockets import NetError
 
-SPEC = make_spec(parse("server://k@127.0.0.1:10101/127.0.0.1:8080"), environ={})
+SPEC = make_spec(parse_url("server://k@127.0.0.1:10101/127.0.0.1:8080"), environ={})
 
 
 class FakePost:

@@ -27,7 +27,8 @@ from orchestrator.status.contract import (
     encode_status,
 )
 from tests.orchestrator.test_status_store import INFO, PLAIN, snapshots
-from tunnel.model.state import BytesView, Snapshot, State
+from tunnel.model.snapshot import BytesView, Snapshot
+from tunnel.model.state import State
 
 TYPES: dict[type, Any] = {
     Snapshot: json_types.TunnelJson,

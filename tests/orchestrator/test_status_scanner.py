@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from orchestrator.status.scanner import MIN_QUIET, QUIET_ROUND_S, ScanSchedule, StatusScanner
 from orchestrator.status.store import snapshot_store
 from tests.orchestrator.test_status_store import named
-from tunnel.model.state import ConnectionsView
+from tunnel.model.snapshot import ConnectionsView
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from tunnel.model.state import Snapshot
+    from tunnel.model.snapshot import Snapshot
 
 INTERVAL_S = 0.25
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from orchestrator.supervisor.keeper import at_rest
 from orchestrator.table import align_columns, display_width, format_bytes, format_table, truncate
 from tunnel.model.options import make_spec
-from tunnel.model.state import CooldownView, State
-from tunnel.model.url import parse
+from tunnel.model.snapshot import CooldownView
+from tunnel.model.state import State
+from tunnel.model.url import parse_url
 
-SPEC = make_spec(parse("client://server-host:10101/127.0.0.1:5432"))
+SPEC = make_spec(parse_url("client://server-host:10101/127.0.0.1:5432"))
 TUNNELS = [
     replace(at_rest(name, SPEC), state=state, reason=reason, cooldown=CooldownView(remaining_s=2.14)).as_json()
     for name, state, reason in [

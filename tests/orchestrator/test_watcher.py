@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config.faults import ConfigError
+from orchestrator.config.file_set import MISSING, FileSet, is_open_for_writing
 from orchestrator.config.load import load
-from orchestrator.config.sources import MISSING, Sources, is_being_written
 from orchestrator.supervisor import watcher
 from orchestrator.supervisor.bus import Bus
 from orchestrator.supervisor.watcher import watching
@@ -31,7 +31,7 @@ class Reader:
         self.file = file
         self.bus = Bus()
         self.texts: list[str] = []
-        self.seen = Sources(path=file)
+        self.seen = FileSet(path=file)
         self.read()
 
     def read(self) -> None:
@@ -44,7 +44,7 @@ class Reader:
         self.read()
         self.texts.append(self.file.read_text() if self.file.exists() else "")
 
-    def sources(self) -> Sources:
+    def sources(self) -> FileSet:
         return self.seen
 
 
@@ -141,7 +141,7 @@ async def test_a_file_that_is_being_written_is_not_read(reader: Reader) -> None:
     with reader.file.open("w") as stream:
         stream.write(text(2))
         stream.flush()
-        assert is_being_written(reader.file)
+        assert is_open_for_writing(reader.file)
         await asyncio.sleep(1.5)
         assert reader.texts == []
         stream.write("  more: server://127.0.0.1:5/127.0.0.1:80\n")
@@ -258,7 +258,7 @@ def test_where_a_change_shows(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").symlink_to("links/b.yaml")
     sources = load(tmp_path / "a.yaml", {}).sources
     assert {path.resolve() for path in sources.directories()} == {tmp_path, tmp_path / "real", tmp_path / "links"}
-    assert sources.look() == sources
+    assert sources.refresh() == sources
 
 
 def test_links_in_a_circle_are_a_missing_file(tmp_path: Path) -> None:
@@ -268,5 +268,5 @@ def test_links_in_a_circle_are_a_missing_file(tmp_path: Path) -> None:
         load(tmp_path / "a.yaml", {})
     sources = caught.value.sources
     assert sources is not None
-    assert sources.look() == sources
+    assert sources.refresh() == sources
     assert sources.directories() == {tmp_path}

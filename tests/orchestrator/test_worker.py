@@ -41,9 +41,10 @@ from tests.support.waiting import wait_until_async
 from tunnel.engine.context import EngineContext
 from tunnel.engine.engine import Engine
 from tunnel.model.options import make_spec
+from tunnel.model.snapshot import Snapshot
 from tunnel.model.spec import TunnelSpec
-from tunnel.model.state import Snapshot, State
-from tunnel.model.url import parse
+from tunnel.model.state import State
+from tunnel.model.url import parse_url
 from tunnel.runtime.tls import Identity
 
 ROOT = Path(__file__).parent.parent.parent
@@ -51,7 +52,7 @@ T = TypeVar("T")
 
 
 def spec(url: str) -> TunnelSpec:
-    return make_spec(parse(url), environ={})
+    return make_spec(parse_url(url), environ={})
 
 
 def a_server(port: int = 0) -> TunnelSpec:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from tests.support.waiting import wait_until_async
 from tunnel.engine.context import EngineContext
-from tunnel.model.events import Journal
-from tunnel.model.state import Event
+from tunnel.model.events import Event, EventLog
 from tunnel.runtime.certificate import make_certificate
 from tunnel.runtime.tls import TlsSession, pinned_context
 
@@ -57,8 +56,8 @@ async def shared_parts() -> AsyncIterator[EngineContext]:
 class Events(list[Event]):
     """An event sink that records the events."""
 
-    def journal(self, name: str = "test") -> Journal:
-        return Journal(name, self.append)
+    def event_log(self, name: str = "test") -> EventLog:
+        return EventLog(name, self.append)
 
     def said(self, part: str) -> bool:
         """Whether the text of an event contains ``part``."""

@@ -7,9 +7,10 @@ import string
 
 from hypothesis import strategies as st
 
+from tunnel.model.address import Address
 from tunnel.model.options import OPTION_NAMES
-from tunnel.model.spec import Address, Key, Role
-from tunnel.model.url import Option, TunnelUrl
+from tunnel.model.spec import Key, Role
+from tunnel.model.url import TunnelUrl, UrlOption
 
 _ALNUM = string.ascii_letters + string.digits
 
@@ -38,7 +39,7 @@ def urls(draw: st.DrawFn) -> TunnelUrl:
         tunnel=draw(addresses),
         target=draw(addresses),
         key=draw(st.none() | keys),
-        options=tuple(Option(name, draw(value), 0) for name in option_names),
+        options=tuple(UrlOption(name, draw(value), 0) for name in option_names),
     )
 
 

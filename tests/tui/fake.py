@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
-from tunnel.model.state import timestamp
+from tunnel.model.times import format_timestamp
 
 Json = dict[str, Any]
 
@@ -158,7 +158,7 @@ class FakeDaemon:
 
     def send(self, *, ts: float | None = None, **parts: Any) -> None:  # noqa: ANN401  as above
         """A change to all that watch."""
-        whole = {"ts": timestamp(ts or time.time()), "changed": {}, "removed": [], "status": {}, **parts}
+        whole = {"ts": format_timestamp(ts or time.time()), "changed": {}, "removed": [], "status": {}, **parts}
         self._tell(self._watching, "change", whole)
 
     def happen(self, event: Json) -> None:

@@ -15,7 +15,7 @@ from orchestrator.mqtt.reader import NoAnswerError
 from orchestrator.mqtt.topics import Spot
 from tests.tui.fake import Json, tunnel
 from tui.fleet import FleetSource
-from tunnel.model.state import timestamp
+from tunnel.model.times import format_timestamp
 
 BROKER = Broker.from_url("mqtt://me:secret@broker:1883")
 
@@ -66,23 +66,23 @@ class FakeReader:
     def birth(self, host: str, boot: str = "boot-1", **info: object) -> None:
         """A daemon comes up."""
         self.boots[host] = boot
-        self.say(host, "status", payloads.status(self._origin(host), timestamp(time.time()), online=True))
+        self.say(host, "status", payloads.status(self._origin(host), format_timestamp(time.time()), online=True))
         told = {"name": host, "version": "0.1.0", "config_ok": True, "config_error": None, "generation": 3,
                 "commands": True, **info}  # fmt: skip
         self.say(host, "info", {"v": 1, **told})
 
     def farewell(self, host: str) -> None:
         """It ends, or the broker says so for it."""
-        self.say(host, "status", payloads.status(self._origin(host), timestamp(time.time()), online=False))
+        self.say(host, "status", payloads.status(self._origin(host), format_timestamp(time.time()), online=False))
 
     def state(self, host: str, name: str, state: str = "up", *, ts: float | None = None, **keys: Any) -> None:  # noqa: ANN401  as there
         """A tunnel, as its host tells of it."""
         told = {**tunnel(name, state, **keys), "link": keys.get("link")}
-        self.say(host, "state", payloads.state(self._origin(host), told, 1, timestamp(ts or time.time())), name)
+        self.say(host, "state", payloads.state(self._origin(host), told, 1, format_timestamp(ts or time.time())), name)
 
     def stats(self, host: str, name: str, *, ts: float | None = None, **keys: Any) -> None:  # noqa: ANN401  as there
         """Its numbers alone."""
-        told = payloads.stats(self._origin(host), tunnel(name, **keys), timestamp(ts or time.time()))
+        told = payloads.stats(self._origin(host), tunnel(name, **keys), format_timestamp(ts or time.time()))
         self.say(host, "stats", told, name)
 
     def clear(self, host: str, name: str) -> None:
@@ -91,7 +91,14 @@ class FakeReader:
 
     def happen(self, host: str, text: str, name: str = "", kind: str = "state", **more: object) -> None:
         """An event."""
-        event = {"v": 1, "ts": timestamp(time.time()), "tunnel": name, "level": "info", "kind": kind, "text": text}
+        event = {
+            "v": 1,
+            "ts": format_timestamp(time.time()),
+            "tunnel": name,
+            "level": "info",
+            "kind": kind,
+            "text": text,
+        }
         self._on_event(host, {**event, **more})
 
     def say(self, host: str, kind: str, payload: Json, name: str = "") -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.tui.fake import Json, cooldown, tunnel
 from tui.model import KEPT, View, begin, change, moment, quiet
-from tunnel.model.state import timestamp
+from tunnel.model.times import format_timestamp
 
 AT = 1_800_000_000.0
 
@@ -20,7 +20,7 @@ def started(*tunnels: Json) -> View:
 
 
 def message(at: float, **parts: object) -> Json:
-    return {"ts": timestamp(at), "changed": {}, "removed": [], "status": {}, **parts}
+    return {"ts": format_timestamp(at), "changed": {}, "removed": [], "status": {}, **parts}
 
 
 def moved(count_in: int, count_out: int) -> Json:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.signs import SIGNS
+from orchestrator.state_display import STATE_SIGNS
 from tests.tui.fake import SETTINGS, Json, connections, cooldown, mixed, tunnel
 from tui import acting
 from tui.bars import Attached, banner_lines, footer_bar, header_line, pill_bar
@@ -67,8 +67,8 @@ def test_every_style_is_known() -> None:
 
 
 def test_a_state_has_a_shape_a_word_and_a_colour() -> None:
-    assert set(SIGNS) == set(State)
-    assert len(set(SIGNS.values())) == len(State)
+    assert set(STATE_SIGNS) == set(State)
+    assert len(set(STATE_SIGNS.values())) == len(State)
     layout = lay_out(100, 20)
     cells = {t.state: row(t, layout, 102.0)[1] for t in view().tunnels.values()}
     assert cells["cooldown"] == ("◷ cooldown 2.2s ", "cooldown")

@@ -8,7 +8,7 @@ import time
 
 from tests.support.engine_parts import Events
 from tests.support.scale import GUARD_S
-from tunnel.model.spec import Address
+from tunnel.model.address import Address
 from tunnel.runtime import sockets
 from tunnel.runtime.acceptor import Acceptor
 from tunnel.runtime.reactor import Reactor
@@ -27,7 +27,7 @@ async def test_who_stands_at_the_door_is_taken_in_before_it_is_given_up() -> Non
     visitors = Acceptor(
         reactor,
         listener,
-        Events().journal(),
+        Events().event_log(),
         lambda sock, _: taken.append(sock),
         lambda: len(taken) < 3,
         Address("", 0),

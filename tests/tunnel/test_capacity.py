@@ -6,12 +6,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tunnel.engine.capacity import Demand, dials_to_start, surplus, wanted_idle
-from tunnel.model.limits import Bounds, Limits, agree, bounds_of, defaults_of
+from tunnel.model.limits import ConfiguredLimits, Limits, configured_limits, default_limits, negotiate_limits
 from tunnel.model.settings import Settings
 
 counts = st.integers(0, 70_000)
 seconds = st.floats(0, 1000, allow_nan=False)
-bounds = st.builds(Bounds, *[st.none() | st.integers(1, 70_000)] * 3)
+bounds = st.builds(ConfiguredLimits, *[st.none() | st.integers(1, 70_000)] * 3)
 
 
 @st.composite
@@ -95,9 +95,9 @@ def test_the_duration_of_dials_is_smoothed(first: float, second: float) -> None:
 
 
 @given(bounds, bounds, limits())
-def test_both_ends_compute_the_same_limits(one: Bounds, two: Bounds, defaults: Limits) -> None:
-    agreed = agree(one, two, defaults)
-    assert agreed == agree(two, one, defaults)
+def test_both_ends_compute_the_same_limits(one: ConfiguredLimits, two: ConfiguredLimits, defaults: Limits) -> None:
+    agreed = negotiate_limits(one, two, defaults)
+    assert agreed == negotiate_limits(two, one, defaults)
     assert agreed.pool_min <= agreed.pool_max
     for configured in (one, two):
         assert configured.visitors is None or agreed.visitors <= configured.visitors
@@ -106,11 +106,11 @@ def test_both_ends_compute_the_same_limits(one: Bounds, two: Bounds, defaults: L
 
 
 def test_a_limit_set_at_one_end_holds_for_both_and_the_default_holds_otherwise() -> None:
-    defaults = defaults_of(Settings())
-    assert agree(Bounds(), Bounds(), defaults) == defaults == Limits(8, 1024, 1024)
-    configured = bounds_of(Settings(max_pool_capacity=4, given=frozenset({"max_pool_capacity"})))
-    assert configured == Bounds(None, 4, None)
-    assert agree(Bounds(), configured, defaults) == Limits(4, 4, 1024)
+    defaults = default_limits(Settings())
+    assert negotiate_limits(ConfiguredLimits(), ConfiguredLimits(), defaults) == defaults == Limits(8, 1024, 1024)
+    configured = configured_limits(Settings(max_pool_capacity=4, explicit=frozenset({"max_pool_capacity"})))
+    assert configured == ConfiguredLimits(None, 4, None)
+    assert negotiate_limits(ConfiguredLimits(), configured, defaults) == Limits(4, 4, 1024)
 
 
 def test_as_many_connections_are_kept_as_visitors_arrived_at_one_moment() -> None:

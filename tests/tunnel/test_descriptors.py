@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.engine_parts import Events
 from tests.support.waiting import wait_until_async
 from tunnel.engine.admission import PendingConnections
-from tunnel.model.spec import Address
+from tunnel.model.address import Address
 from tunnel.runtime import sockets
 from tunnel.runtime.acceptor import Acceptor
 from tunnel.runtime.fd_budget import Descriptors
@@ -60,9 +60,9 @@ async def test_visitors_wait_in_the_backlog_until_there_are_descriptors_again() 
     with limit(200):
         reactor, events, taken = Reactor(), Events(), list[socket.SocketType]()
         listener = await sockets.listen(Address("127.0.0.1", 0), what="visitors")
-        journal = events.journal()
+        event_log = events.event_log()
         visitors = Acceptor(
-            reactor, listener, journal, lambda sock, _: taken.append(sock), lambda: True, Address("", 0), yields=True
+            reactor, listener, event_log, lambda sock, _: taken.append(sock), lambda: True, Address("", 0), yields=True
         )
         address = listener.getsockname()
         hoard = [socket.socket() for _ in range(reactor.descriptors.ceiling - listener.fileno() - 10)]

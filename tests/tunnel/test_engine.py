@@ -33,10 +33,10 @@ from tunnel.engine.factory import create_engine
 from tunnel.engine.link import Link
 from tunnel.engine.pool import Pool
 from tunnel.engine.server import LinkAcceptor
+from tunnel.model.address import Address, parse_address
 from tunnel.model.settings import Settings
-from tunnel.model.spec import Address, DataTls, Direction, Key, Mode, Role, TunnelSpec
+from tunnel.model.spec import DataTls, Direction, Key, Mode, Role, TunnelSpec
 from tunnel.model.state import State
-from tunnel.model.url import parse_address
 from tunnel.runtime import backoff
 
 KEY = Key("a shared key of some length")
@@ -89,7 +89,7 @@ async def living(shared: EngineContext, spec: TunnelSpec, name: str = "") -> Asy
 
 def spec(role: Role, tunnel: str, target: str, **rest: Any) -> TunnelSpec:  # noqa: ANN401  any field of a spec
     values = {name: rest.pop(name) for name in list(rest) if name in Settings.__slots__}
-    settings = Settings(**values, given=frozenset(values))
+    settings = Settings(**values, explicit=frozenset(values))
     return TunnelSpec(role=role, tunnel=parse_address(tunnel), target=parse_address(target), settings=settings, **rest)
 
 
@@ -399,7 +399,7 @@ async def test_limits_change_while_visitors_are_here(shared: EngineContext) -> N
         async with visit(address) as (_, first):
             first.write(b"x")
             await wait_until_async(lambda: server.engine.snapshot().connections.active == 1, "one is served")
-            more = Settings(semaphore_limit=3, given=frozenset({"semaphore_limit"}), report_interval=4.0)
+            more = Settings(semaphore_limit=3, explicit=frozenset({"semaphore_limit"}), report_interval=4.0)
             link = server.engine.snapshot().link
             for life in (server, client):
                 life.engine.adopt(dataclasses.replace(life.engine.spec, settings=more))

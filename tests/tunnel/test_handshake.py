@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.model.limits import Bounds
+from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import Direction, Key, Mode
 from tunnel.protocol import frames
 from tunnel.protocol.frames import Frame, FrameDecoder, Kind, ProtocolError
@@ -17,9 +17,9 @@ from tunnel.protocol.handshake import ClientHandshake, HandshakeRefusedError, He
 KEY, OTHER = Key("what both ends know"), Key("what nobody knows")
 CERTIFICATE = b"the server's certificate as DER"
 
-WELCOME = Welcome("6f1c", Direction.REVERSE, 40_000, data_tls=True, bounds=Bounds(1, 2, 3))
+WELCOME = Welcome("6f1c", Direction.REVERSE, 40_000, data_tls=True, bounds=ConfiguredLimits(1, 2, 3))
 
-bounds = st.builds(Bounds, *[st.none() | st.integers(1, (1 << 32) - 1)] * 3)
+bounds = st.builds(ConfiguredLimits, *[st.none() | st.integers(1, (1 << 32) - 1)] * 3)
 
 
 class Talk:
@@ -48,10 +48,10 @@ class Talk:
             payloads.append(bytes(arrived))
         return payloads
 
-    def hello(self, mode: Mode = Mode.AUTO, told: Bounds | None = None) -> Hello:
+    def hello(self, mode: Mode = Mode.AUTO, told: ConfiguredLimits | None = None) -> Hello:
         [challenge] = self.carry(self.server.challenge())
         self.client.receive_challenge(challenge)
-        said = self.client.hello(instance="me", mode=mode, data_tls=False, bounds=told or Bounds())
+        said = self.client.hello(instance="me", mode=mode, data_tls=False, bounds=told or ConfiguredLimits())
         hello, proof = self.carry(said)
         self.server.receive_hello(hello)
         return self.server.receive_proof(proof)
@@ -79,7 +79,7 @@ class Talk:
     data_tls=st.booleans(),
 )
 def test_both_ends_agree(
-    key: Key | None, mode: Mode, told: Bounds, decided: Bounds, port: int | None, *, data_tls: bool
+    key: Key | None, mode: Mode, told: ConfiguredLimits, decided: ConfiguredLimits, port: int | None, *, data_tls: bool
 ) -> None:
     talk = Talk(key, key)
     hello = talk.hello(mode, told)
@@ -146,7 +146,7 @@ def test_what_was_overheard_is_worth_nothing_later() -> None:
 
     victim = ClientHandshake(KEY, CERTIFICATE)
     victim.receive_challenge(said[Kind.CHALLENGE])
-    victim.hello(instance="me", mode=Mode.AUTO, data_tls=False, bounds=Bounds())
+    victim.hello(instance="me", mode=Mode.AUTO, data_tls=False, bounds=ConfiguredLimits())
     victim.receive_welcome(said[Kind.WELCOME])
     with pytest.raises(HandshakeRefusedError):
         victim.receive_proof(said[Kind.PROOF])

@@ -11,8 +11,8 @@ import pytest
 from tests.support.engine_parts import no_descriptor_leak
 from tests.support.sockets import close_with_reset
 from tests.support.waiting import wait_until_async
-from tunnel.model.spec import Address, Direction, Mode, Role, TunnelSpec
-from tunnel.model.url import parse_address
+from tunnel.model.address import Address, parse_address
+from tunnel.model.spec import Direction, Mode, Role, TunnelSpec
 from tunnel.runtime import sockets
 from tunnel.runtime.sockets import Dialled, NetError
 

@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 
 from tests.support.strategies import recognisable_keys
 from tests.tunnel.test_url import SEED_URLS
-from tunnel.model.options import KEY_VARIABLE, OPTION_NAMES, Layer, OptionError, check_names, make_spec, nearest
+from tunnel.model.errors import OptionError, UrlError, did_you_mean
+from tunnel.model.options import KEY_VARIABLE, OPTION_NAMES, Layer, check_names, make_spec
 from tunnel.model.settings import NAMES, Settings
 from tunnel.model.spec import DataTls, Key, LogLevel, Mode, Role, TunnelSpec
-from tunnel.model.url import UrlError, parse
+from tunnel.model.url import parse_url
 
 BASE = "server://127.0.0.1:1/127.0.0.1:2"
 
 
 def spec_of(options: str = "", *layers: Layer, environ: dict[str, str] | None = None) -> TunnelSpec:
-    return make_spec(parse(f"{BASE}?{options}" if options else BASE), layers, environ)
+    return make_spec(parse_url(f"{BASE}?{options}" if options else BASE), layers, environ)
 
 
 def entry(**values: object) -> Layer:
@@ -31,14 +32,14 @@ def defaults(**values: object) -> Layer:
 
 @pytest.mark.parametrize("text", SEED_URLS)
 def test_the_originals_examples_are_complete_specs(text: str) -> None:
-    spec = make_spec(parse(text))
+    spec = make_spec(parse_url(text))
     assert spec.role.value == text.partition(":")[0]
     assert spec.auth == "open"
     assert spec.mode is Mode.AUTO
     assert spec.data_port == 0
     assert spec.data_tls is DataTls.OFF
     assert spec.settings == Settings()
-    assert spec.log.name.lower() == (parse(text).values().get("log", "info"))
+    assert spec.log.name.lower() == (parse_url(text).values().get("log", "info"))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_settings_take_all_four_places() -> None:
 def test_a_mistyped_option_is_told_the_nearest(name: str) -> None:
     typo = name[:-1] + "x" if len(name) > 3 else name + "g"
     with pytest.raises(UrlError) as caught:
-        check_names(parse(f"{BASE}?{typo}=1"))
+        check_names(parse_url(f"{BASE}?{typo}=1"))
     assert repr(typo) in str(caught.value)
     assert repr(name) in str(caught.value)
     assert caught.value.offset == len(BASE) + 1
@@ -126,7 +127,7 @@ def test_an_option_far_from_all_is_told_all() -> None:
         spec_of("log=info&zzzzzz=1")
     assert all(name in str(caught.value) for name in OPTION_NAMES)
     assert caught.value.offset == len(f"{BASE}?log=info&")
-    assert nearest("zzzzzz", OPTION_NAMES) == ""
+    assert did_you_mean("zzzzzz", OPTION_NAMES) == ""
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_the_key_is_found_in_the_url_then_the_layers_then_the_environment(tmp_pa
     (tmp_path / "secret").write_text("from-file\n")
     environ = {KEY_VARIABLE: "from-env"}
     layers = [Layer("the entry", {"key_file": "secret"}, tmp_path), defaults(key="from-defaults")]
-    with_key = parse("server://from-url@127.0.0.1:1/127.0.0.1:2")
+    with_key = parse_url("server://from-url@127.0.0.1:1/127.0.0.1:2")
     assert make_spec(with_key, layers, environ).key == Key("from-url")
     assert spec_of("", *layers, environ=environ).key == Key("from-file")
     assert spec_of("", *layers[1:], environ=environ).key == Key("from-defaults")
@@ -209,7 +210,7 @@ def test_a_key_and_a_key_file_in_one_place_exclude_each_other(tmp_path: Path) ->
     with pytest.raises(OptionError, match="keep one"):
         spec_of("", entry(key="a", key_file="b"))
     with pytest.raises(UrlError, match="keep one"):
-        make_spec(parse(f"server://a@127.0.0.1:1/127.0.0.1:2?key_file={tmp_path}/b"))
+        make_spec(parse_url(f"server://a@127.0.0.1:1/127.0.0.1:2?key_file={tmp_path}/b"))
 
 
 def test_a_key_file_that_is_of_no_use_is_a_sentence(tmp_path: Path) -> None:
@@ -229,9 +230,9 @@ def test_a_key_is_in_no_complaint_about_its_neighbours(key: str) -> None:
         complaints.append(f"{caught.value} {caught.value!r}")
     for option in ("loq=info", "log=loud", "semaphore_limit=-2", "tls_cert=x"):
         with pytest.raises(UrlError) as error:
-            make_spec(parse(f"server://{key}@127.0.0.1:1/127.0.0.1:2?{option}"), [], {KEY_VARIABLE: key})
+            make_spec(parse_url(f"server://{key}@127.0.0.1:1/127.0.0.1:2?{option}"), [], {KEY_VARIABLE: key})
         complaints.append(f"{error.value} {error.value!r}")
-    spec = make_spec(parse(f"server://{key}@127.0.0.1:1/127.0.0.1:2"))
+    spec = make_spec(parse_url(f"server://{key}@127.0.0.1:1/127.0.0.1:2"))
     complaints.extend([repr(spec), str(spec)])
     assert key not in "".join(complaints)
     assert spec.auth == "key"
@@ -248,11 +249,11 @@ def test_faults_that_no_option_has_alone() -> None:
     with pytest.raises(UrlError, match="tls=2 on a server needs"):
         spec_of("tls=2")
     with pytest.raises(UrlError, match="port cannot be 0"):
-        make_spec(parse("server://127.0.0.1:1/127.0.0.1:0?mode=forward"))
+        make_spec(parse_url("server://127.0.0.1:1/127.0.0.1:0?mode=forward"))
     with pytest.raises(UrlError, match="port cannot be 0"):
-        make_spec(parse("client://127.0.0.1:1/127.0.0.1:0?mode=reverse"))
-    assert make_spec(parse("client://127.0.0.1:1/127.0.0.1:0?mode=forward")).role is Role.CLIENT
-    assert make_spec(parse("client://127.0.0.1:1/127.0.0.1:2?tls=2")).data_tls is DataTls.VERIFIED
+        make_spec(parse_url("client://127.0.0.1:1/127.0.0.1:0?mode=reverse"))
+    assert make_spec(parse_url("client://127.0.0.1:1/127.0.0.1:0?mode=forward")).role is Role.CLIENT
+    assert make_spec(parse_url("client://127.0.0.1:1/127.0.0.1:2?tls=2")).data_tls is DataTls.VERIFIED
 
 
 def test_a_spec_is_frozen_and_equal_to_its_like() -> None:

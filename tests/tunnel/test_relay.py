@@ -173,7 +173,7 @@ class Row:
         which: int,
     ) -> Relay:
         shared = self.shared
-        relays = Relays(shared.reactor, shared.pipes, self.stats[which], self.events.journal(), _fail)
+        relays = Relays(shared.reactor, shared.pipes, self.stats[which], self.events.event_log(), _fail)
         data = DataConnection(
             7, far, session, Pool(shared.reactor, at_entrance=False, on_drop=lambda _ident: None, on_crash=_fail)
         )

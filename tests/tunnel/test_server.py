@@ -22,8 +22,9 @@ from tunnel.engine.context import EngineContext
 from tunnel.engine.link import Link
 from tunnel.engine.server import LinkAcceptor
 from tunnel.engine.stats import Stats
-from tunnel.model.limits import Bounds
-from tunnel.model.spec import Address, Direction, Key, Mode, Role, TunnelSpec
+from tunnel.model.address import Address
+from tunnel.model.limits import ConfiguredLimits
+from tunnel.model.spec import Direction, Key, Mode, Role, TunnelSpec
 from tunnel.protocol import frames
 from tunnel.protocol.frames import Frame, Kind
 from tunnel.protocol.handshake import ClientHandshake
@@ -77,7 +78,9 @@ class Door:
         self.taker = Taker()
         self.events = Events()
         self.stats = Stats()
-        self.server = LinkAcceptor(spec, shared.reactor, self.events.journal(), self.stats, shared.identity, self.taker)
+        self.server = LinkAcceptor(
+            spec, shared.reactor, self.events.event_log(), self.stats, shared.identity, self.taker
+        )
         self.taker.server = self.server
 
     async def open(self) -> None:
@@ -125,7 +128,7 @@ async def greet(door: Door, instance: str = "me", key: Key | None = KEY) -> tupl
     kind, payload = await channel.receive()
     assert kind is Kind.CHALLENGE
     handshake.receive_challenge(payload)
-    channel.send(handshake.hello(instance=instance, mode=Mode.AUTO, data_tls=False, bounds=Bounds()))
+    channel.send(handshake.hello(instance=instance, mode=Mode.AUTO, data_tls=False, bounds=ConfiguredLimits()))
     kind, payload = await channel.receive()
     if kind is not Kind.WELCOME:
         channel.close("refused")

@@ -13,12 +13,11 @@ from tunnel.model.settings import (
     SettingError,
     Settings,
     as_text,
-    format_duration,
     from_environment,
-    parse_duration,
     parse_setting,
     resolve,
 )
+from tunnel.model.times import format_duration, parse_duration
 
 HOUR_NS = 3_600_000_000_000
 
@@ -121,7 +120,7 @@ def test_the_strongest_layer_that_names_a_setting_wins(name: str, present: list[
     settings = resolve(stack)
     expected = next((v for v, there in zip(values, present, strict=True) if there), as_text(Settings())[name])
     assert as_text(settings)[name] == expected
-    assert settings.given == (frozenset({name}) if any(present) else frozenset())
+    assert settings.explicit == (frozenset({name}) if any(present) else frozenset())
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -171,7 +170,7 @@ def test_the_environment_has_the_names_in_capitals(chosen: dict[str, int]) -> No
     environ = {name.upper(): f"{n}s" if name in DURATIONS else str(n) for name, n in chosen.items()}
     assume(chosen.get("min_pool_capacity", 0) <= chosen.get("max_pool_capacity", 1024))
     settings = resolve([("the environment", from_environment({**environ, "PATH": "/bin", "signal_buffer": "x"}))])
-    assert settings.given == frozenset(chosen)
+    assert settings.explicit == frozenset(chosen)
     assert {name.upper(): value for name, value in as_text(settings).items() if name in chosen} == {
         name: format_duration(float(value.removesuffix("s"))) if value.endswith("s") else value
         for name, value in environ.items()

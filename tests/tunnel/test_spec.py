@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 
 from tests.support.strategies import loopback, recognisable_keys
+from tunnel.model.address import Address
 from tunnel.model.options import make_spec
-from tunnel.model.spec import Address, Key
-from tunnel.model.url import parse
+from tunnel.model.spec import Key
+from tunnel.model.url import parse_url
 
 
 @given(recognisable_keys)
@@ -59,17 +60,17 @@ def test_addresses_that_only_this_host_can_reach(host: str) -> None:
     ],
 )
 def test_a_tunnel_is_exposed_when_others_than_this_hosts_users_may_join(text: str, *, exposed: bool) -> None:
-    assert make_spec(parse(text)).is_exposed is exposed
+    assert make_spec(parse_url(text)).is_exposed is exposed
 
 
 def test_each_role_has_its_own_cooldown() -> None:
     options = "server_cooldown=3s&client_cooldown=4s"
-    assert make_spec(parse(f"server://a:1/b:2?{options}")).cooldown == 3.0
-    assert make_spec(parse(f"client://a:1/b:2?{options}")).cooldown == 4.0
+    assert make_spec(parse_url(f"server://a:1/b:2?{options}")).cooldown == 3.0
+    assert make_spec(parse_url(f"client://a:1/b:2?{options}")).cooldown == 4.0
 
 
 def test_a_spec_travels_to_another_process_whole() -> None:
-    spec = make_spec(parse("server://secret@127.0.0.1:1/[::1]:2?tls_ca=/etc/ca.pem&report_interval=1s"))
+    spec = make_spec(parse_url("server://secret@127.0.0.1:1/[::1]:2?tls_ca=/etc/ca.pem&report_interval=1s"))
     again = pickle.loads(pickle.dumps(spec))  # noqa: S301  our own bytes
     assert again == spec
     assert again.key.reveal() == "secret"

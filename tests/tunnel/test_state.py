@@ -10,22 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tunnel.model.events import Event
+from tunnel.model.snapshot import BytesView, ConnectionsView, CooldownView, PoolView, RefusedView, SignalsView, Snapshot
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import (
-    TRANSITIONS,
-    BytesView,
-    ConnectionsView,
-    CooldownView,
-    Event,
-    ImpossibleTransitionError,
-    PoolView,
-    RefusedView,
-    SignalsView,
-    Snapshot,
-    Standing,
-    State,
-    timestamp,
-)
+from tunnel.model.state import TRANSITIONS, InvalidTransitionError, State, StateRecord
+from tunnel.model.times import format_timestamp
 
 CONTRACT = {
     "name": "web",
@@ -63,7 +52,7 @@ def snapshot() -> Snapshot:
         role="server",
         direction="reverse",
         state=State.UP,
-        since=timestamp(1767225600.0),
+        since=format_timestamp(1767225600.0),
         tunnel_addr="127.0.0.1:10101",
         target_addr="127.0.0.1:8080",
         data_addr="127.0.0.1:43211",
@@ -131,26 +120,26 @@ def test_whatever_a_tunnel_does_it_can_be_drained_or_stopped() -> None:
 
 @given(st.sampled_from(State), st.sampled_from(State))
 def test_a_step_is_in_the_table_or_it_is_a_defect(before: State, after: State) -> None:
-    standing = Standing(before, 1.0, "a reason")
+    standing = StateRecord(before, 1.0, "a reason")
     if after is before or after in TRANSITIONS[before]:
-        assert standing.to(after, "next").state is after
+        assert standing.transition_to(after, "next").state is after
     else:
-        with pytest.raises(ImpossibleTransitionError, match=f"{before} cannot become {after}"):
-            standing.to(after)
+        with pytest.raises(InvalidTransitionError, match=f"{before} cannot become {after}"):
+            standing.transition_to(after)
 
 
 def test_standing_still_keeps_the_moment_and_takes_the_new_reason() -> None:
-    standing = Standing(State.COOLDOWN, 1.0, "refused")
-    assert standing.to(State.COOLDOWN, "refused") is standing
-    assert standing.to(State.COOLDOWN, "silent") == Standing(State.COOLDOWN, 1.0, "silent")
-    moved = standing.to(State.CONNECTING)
+    standing = StateRecord(State.COOLDOWN, 1.0, "refused")
+    assert standing.transition_to(State.COOLDOWN, "refused") is standing
+    assert standing.transition_to(State.COOLDOWN, "silent") == StateRecord(State.COOLDOWN, 1.0, "silent")
+    moved = standing.transition_to(State.CONNECTING)
     assert moved.since == pytest.approx(time.time(), abs=60)
     assert moved.reason is None
 
 
 def test_moments_are_utc_to_the_millisecond() -> None:
-    assert timestamp(0) == "1970-01-01T00:00:00.000Z"
-    assert timestamp(1767225600.1239) == "2026-01-01T00:00:00.123Z"
+    assert format_timestamp(0) == "1970-01-01T00:00:00.000Z"
+    assert format_timestamp(1767225600.1239) == "2026-01-01T00:00:00.123Z"
 
 
 def test_an_event_is_one_json_object() -> None:

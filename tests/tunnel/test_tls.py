@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.engine_parts import no_descriptor_leak, other_pem, pem, server_context, tls_pair
-from tunnel.model.spec import Address, DataTls, Role, TunnelSpec
+from tunnel.model.address import Address
+from tunnel.model.spec import DataTls, Role, TunnelSpec
 from tunnel.runtime import tls
 from tunnel.runtime.tls import Identity, TlsError, TlsSession
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.signs import shown_state
+from orchestrator.state_display import format_state
 from tui.details import MEANINGS
 from tui.happenings import SHOWN_IN_EVENTS, Sieve, event_lines
 from tui.keys import DEEDS, MOVES, PILL_KEYS, shown_keys
@@ -41,7 +41,7 @@ def help_lines(keys: Mapping[str, str], width: int, *, last_pill: str, is_read_o
     lines += [(), (("States", "title"),)]
     for state, meaning in MEANINGS.items():
         style = state if state in STYLES else "gone"
-        lines.append(((fit(f"  {shown_state(state)}", 16), style), (fit(meaning, room), "")))
+        lines.append(((fit(f"  {format_state(state)}", 16), style), (fit(meaning, room), "")))
     lines.append(((fit("  ! in front", 16), "warn"), (fit("open: without a key, anybody can join", room), "")))
     lines += [(), (("Other keys", "title"),)]
     text = "top --keys FILE, or keys.yaml in ~/.config/nodepass-orch: lines like restart: f5 or drain: [d, f6]. Names:"

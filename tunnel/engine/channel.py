@@ -7,6 +7,7 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
+from tunnel.model.errors import TunnelError
 from tunnel.protocol.frames import Frame, FrameDecoder, ProtocolError
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import ENDING, READ, WRITE
@@ -20,7 +21,7 @@ MAX_UNSENT_BYTES: Final = 1 << 22
 """A peer that leaves so much unread is gone, whatever the kernel reports."""
 
 
-class ChannelLostError(Exception):
+class ChannelLostError(TunnelError):
     """The control channel is closed; the message is the reason."""
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from tunnel.engine.channel import ChannelLostError, ControlChannel
 from tunnel.engine.link import Link
 from tunnel.engine.pool_filler import PoolFiller, ServerEndpoint
-from tunnel.model.limits import bounds_of, defaults_of
+from tunnel.model.errors import TunnelError
+from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.spec import DataTls, Direction, Mode, TunnelSpec
 from tunnel.protocol.frames import Kind, ProtocolError, decode_text
 from tunnel.protocol.handshake import ClientHandshake, HandshakeRefusedError
@@ -20,7 +21,7 @@ from tunnel.runtime.reactor import FAILED
 if TYPE_CHECKING:
     import socket
 
-    from tunnel.model.events import Journal
+    from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
 
@@ -29,7 +30,7 @@ HANDSHAKE_TIMEOUT_S: Final = 10.0
 _SILENT_INTERVALS: Final = 3  # of REPORT_INTERVAL without acknowledgement: the kernel closes the connection
 
 
-class LinkFailedError(Exception):
+class LinkFailedError(TunnelError):
     """No link was established; the message is a sentence. ``is_final``: another attempt cannot help."""
 
     def __init__(self, message: str, *, is_final: bool = False) -> None:
@@ -40,10 +41,10 @@ class LinkFailedError(Exception):
 class LinkConnector:
     """Establishes the links of a client. Keeps what outlives a link: the instance id by which the server knows it."""
 
-    def __init__(self, spec: TunnelSpec, reactor: Reactor, journal: Journal) -> None:
+    def __init__(self, spec: TunnelSpec, reactor: Reactor, event_log: EventLog) -> None:
         self._spec = spec
         self._reactor = reactor
-        self._journal = journal
+        self._event_log = event_log
         self._instance = secrets.token_hex(8)
         self._server = sockets.Dialled(spec.tunnel)
 
@@ -115,7 +116,7 @@ class LinkConnector:
         certificate = await channel.secure()
         handshake = ClientHandshake(spec.key, certificate)
         handshake.receive_challenge(await _receive(channel, Kind.CHALLENGE))
-        ours = bounds_of(spec.settings)
+        ours = configured_limits(spec.settings)
         channel.send(
             handshake.hello(
                 instance=self._instance, mode=spec.mode, data_tls=spec.data_tls is not DataTls.OFF, bounds=ours
@@ -134,9 +135,9 @@ class LinkConnector:
             at_entrance=welcome.direction is Direction.FORWARD,
             data_tls=welcome.data_tls,
         )
-        link.agree(ours, welcome.bounds, defaults_of(spec.settings))
+        link.negotiate_limits(ours, welcome.bounds, default_limits(spec.settings))
         endpoint = ServerEndpoint(sockaddr, welcome.data_port, certificate, round_trip_s)
-        return link, PoolFiller(link, self._reactor, self._journal, endpoint)
+        return link, PoolFiller(link, self._reactor, self._event_log, endpoint)
 
 
 async def _receive(channel: ControlChannel, expected: Kind) -> bytes:

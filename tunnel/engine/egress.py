@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tunnel.engine.link import Link
     from tunnel.engine.pool import DataConnection
     from tunnel.engine.stats import Stats
-    from tunnel.model.events import Journal
-    from tunnel.model.spec import Address
+    from tunnel.model.address import Address
+    from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
     from tunnel.runtime.splice import Pipes
@@ -102,13 +102,13 @@ class Exit(Relays):
         reactor: Reactor,
         pipes: Pipes,
         stats: Stats,
-        journal: Journal,
+        event_log: EventLog,
         target: Address,
         changed: Callable[[], None],
         *,
         on_crash: Callable[[Exception], None],
     ) -> None:
-        super().__init__(reactor, pipes, stats, journal, on_crash)
+        super().__init__(reactor, pipes, stats, event_log, on_crash)
         self._loop = asyncio.get_running_loop()
         self._target = sockets.Dialled(target)
         self._changed = changed
@@ -267,7 +267,7 @@ class Exit(Relays):
     # --- the target's health --------------------------------------------------------------------------------------
 
     def _failed(self, reason: str, *, probe: bool) -> None:
-        self.journal.complain("target", reason, reason)
+        self.event_log.warn_throttled("target", reason, reason)
         first = self.trouble is None
         self.trouble = reason
         if probe or first:
@@ -279,7 +279,7 @@ class Exit(Relays):
             self._say()
 
     def _recovered(self) -> None:
-        self.journal.info("target", f"the target {self._target.address} answers again")
+        self.event_log.log_info("target", f"the target {self._target.address} answers again")
         self.trouble = None
         self.attempt = 0
         self._cancel_probe()

@@ -14,11 +14,11 @@ from tunnel.engine.egress import Exit
 from tunnel.engine.ingress import Entrance
 from tunnel.engine.server import LinkAcceptor
 from tunnel.engine.stats import Stats
-from tunnel.model.events import Journal
-from tunnel.model.limits import bounds_of, defaults_of
+from tunnel.model.events import EventLog
+from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.snapshot import Facts, snapshot_of
 from tunnel.model.spec import Direction, LogLevel, Role, TunnelSpec
-from tunnel.model.state import Standing, State
+from tunnel.model.state import State, StateRecord
 from tunnel.runtime import backoff, listeners, sockets
 from tunnel.runtime.sockets import NetError
 from tunnel.runtime.tls import TlsError
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from tunnel.engine.context import EngineContext
     from tunnel.engine.link import Link
     from tunnel.engine.pool_filler import PoolFiller
-    from tunnel.model.events import EventSink
-    from tunnel.model.state import Event, Snapshot
+    from tunnel.model.events import Event, EventSink
+    from tunnel.model.snapshot import Snapshot
     from tunnel.runtime.acceptor import Acceptor
 
 _PROVEN: Final = 10.0  # seconds after which a link counts as having worked: its loss is a first failure again
@@ -47,9 +47,9 @@ class Engine:
         self.spec = spec
         self._context = context
         self._sink = sink
-        self._journal = Journal(name, self._emit, spec.log)
+        self._event_log = EventLog(name, self._emit, spec.log)
         self._stats = Stats(partial(context.notify_activity, name))
-        self._standing = Standing()
+        self._standing = StateRecord()
         self._last_error: Event | None = None
         self._loop = asyncio.get_running_loop()
         self._server: LinkAcceptor | None = None
@@ -135,12 +135,12 @@ class Engine:
         """Take over settings and log level of a changed spec; no connection is touched."""
         self.spec = spec
         values = spec.settings
-        self._journal.level = spec.log
+        self._event_log.level = spec.log
         for maker in (self._server, self._client):
             if maker is not None:
                 maker.update_spec(spec)
         if (link := self._link) is not None:
-            link.change_bounds(bounds_of(values), defaults_of(values))
+            link.change_bounds(configured_limits(values), default_limits(values))
             link.set_interval(values.report_interval)
             link.channel.set_read_size(values.signal_buffer)
         if isinstance(self._end, Entrance):
@@ -159,7 +159,7 @@ class Engine:
     async def _live_as_server(self) -> None:
         context = self._context
         while True:
-            server = LinkAcceptor(self.spec, context.reactor, self._journal, self._stats, context.identity, self)
+            server = LinkAcceptor(self.spec, context.reactor, self._event_log, self._stats, context.identity, self)
             try:
                 await self._open_end()
                 await server.open(self._bound)
@@ -174,12 +174,12 @@ class Engine:
             self._server = server
             self._attempt = 0
             beside = f", data connections on {server.data_addr}" if server.data_addr else ""
-            self._journal.info("listen", f"listening on {server.address} as {self._direction} server{beside}")
+            self._event_log.log_info("listen", f"listening on {server.address} as {self._direction} server{beside}")
             self._to(State.WAITING)
             await self._loop.create_future()  # until it is cancelled: links come and go without it
 
     async def _live_as_client(self) -> None:
-        client = self._client = LinkConnector(self.spec, self._context.reactor, self._journal)
+        client = self._client = LinkConnector(self.spec, self._context.reactor, self._event_log)
         while True:
             self._to(State.CONNECTING)
             try:
@@ -222,17 +222,17 @@ class Engine:
         spec, context = self.spec, self._context
         if listeners.VISITORS in addresses:
             entrance = Entrance(
-                context.reactor, context.pipes, self._stats, self._journal, spec.settings, on_crash=self.crashed
+                context.reactor, context.pipes, self._stats, self._event_log, spec.settings, on_crash=self.crashed
             )
             entrance.open(self._bound.pop(listeners.VISITORS), spec.target)
             self._end = entrance
-            self._journal.info("listen", f"visitors are accepted on {entrance.address}")
+            self._event_log.log_info("listen", f"visitors are accepted on {entrance.address}")
         else:
             self._end = Exit(
                 context.reactor,
                 context.pipes,
                 self._stats,
-                self._journal,
+                self._event_log,
                 spec.target,
                 self._settle,
                 on_crash=self.crashed,
@@ -243,7 +243,9 @@ class Engine:
         self._attempt += 1
         pause = backoff.delay(self._attempt, self.spec.cooldown, random.uniform)
         self._next_attempt = self._loop.time() + pause
-        self._journal.complain("state", reason, f"{reason}; next attempt in {pause:.1f} s", attempt=self._attempt)
+        self._event_log.warn_throttled(
+            "state", reason, f"{reason}; next attempt in {pause:.1f} s", attempt=self._attempt
+        )
         self._to(State.COOLDOWN, reason)
         self._retry.clear()
         with contextlib.suppress(TimeoutError):
@@ -269,7 +271,9 @@ class Engine:
         link.begin(end, maker, self, self.spec.settings.report_interval)
         if link.channel.closed_reason is None:  # it may have been lost before anybody listened
             end.attach(link)
-            self._journal.info("link", f"link {link.ident} with {link.channel.peer}, {link.direction}", link=link.ident)
+            self._event_log.log_info(
+                "link", f"link {link.ident} with {link.channel.peer}, {link.direction}", link=link.ident
+            )
 
     def link_changed(self, link: Link) -> None:
         """The pool grew from nothing, the target's state or the limits changed."""
@@ -290,7 +294,7 @@ class Engine:
             self._filler = None
         text = f"the link with {link.channel.peer} was lost: {reason}"
         if self._link_over is None and not self._ending.is_set():  # a client says it with its cooldown
-            self._journal.warn("link", text, link=link.ident)
+            self._event_log.log_warn("link", text, link=link.ident)
         self._settle(text)
         if self._link_over is not None and not self._link_over.done():
             self._link_over.set_result(text)
@@ -322,16 +326,16 @@ class Engine:
             self._to(State.CONNECTING, dial_trouble)
 
     def _to(self, target: State, reason: str | None = None) -> None:
-        before, self._standing = self._standing, self._standing.to(target, reason)
+        before, self._standing = self._standing, self._standing.transition_to(target, reason)
         if before.state is not target:
             text = f"{before.state} → {target}" + (f": {reason}" if reason else "")
             # attempts that follow one another are noise, but nobody wants to miss that a tunnel is not up any more
             is_news = before.state is State.UP or target in {State.UP, State.DRAINING, State.STOPPED}
             level = LogLevel.INFO if is_news else LogLevel.DEBUG
-            self._journal.say(level, "state", text, state=target.value, reason=reason)
+            self._event_log.log(level, "state", text, state=target.value, reason=reason)
 
     def _fail(self, reason: str) -> None:
-        self._journal.error("state", reason)
+        self._event_log.log_error("state", reason)
         self._to(State.FAILED, reason)
 
     def _emit(self, event: Event) -> None:
@@ -381,7 +385,7 @@ class Engine:
     def _cut_off(self) -> None:
         cut = self._close_end()
         if cut:
-            self._journal.warn("visitor", f"{cut} visitors were cut off")
+            self._event_log.log_warn("visitor", f"{cut} visitors were cut off")
 
     def _close_end(self) -> int:
         end, self._end = self._end, None
@@ -414,7 +418,7 @@ class Engine:
             peer=link.channel.peer if link else None,
             link=link.ident if link else None,
             data_tls=link.data_tls if link else False,
-            limits=link.limits if link else defaults_of(spec.settings),
+            limits=link.limits if link else default_limits(spec.settings),
             idle=len(link.pool) if link else 0,
             capacity=link.capacity if link else 0,
             dialing=link.dialing if link else 0,

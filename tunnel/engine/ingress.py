@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from tunnel.engine.pool import DataConnection
     from tunnel.engine.stats import Stats
     from tunnel.forwarding.tcp import Relay
-    from tunnel.model.events import Journal
+    from tunnel.model.address import Address
+    from tunnel.model.events import EventLog
     from tunnel.model.settings import Settings
-    from tunnel.model.spec import Address
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import Pipes
 
@@ -38,11 +38,11 @@ class Entrance(Relays):
         reactor: Reactor,
         pipes: Pipes,
         stats: Stats,
-        journal: Journal,
+        event_log: EventLog,
         settings: Settings,
         on_crash: Callable[[Exception], None],
     ) -> None:
-        super().__init__(reactor, pipes, stats, journal, on_crash)
+        super().__init__(reactor, pipes, stats, event_log, on_crash)
         self._loop = asyncio.get_running_loop()
         self.acceptor: Acceptor | None = None
         self._link: Link | None = None
@@ -71,7 +71,9 @@ class Entrance(Relays):
 
     def open(self, listener: socket.SocketType, asked: Address) -> None:
         """Begin to accept visitors on a listener, owned from now on; ``asked`` is the address in the spec."""
-        self.acceptor = Acceptor(self.reactor, listener, self.journal, self._serve, self._has_room, asked, yields=True)
+        self.acceptor = Acceptor(
+            self.reactor, listener, self.event_log, self._serve, self._has_room, asked, yields=True
+        )
         self.address = self.acceptor.address
 
     def finish_accepting(self) -> None:
@@ -154,7 +156,7 @@ class Entrance(Relays):
     def failed(self, ident: int, reason: str) -> None:
         """The exit could not reach the target for this visitor: close it at once."""
         relay = self._link.relays.get(ident) if self._link is not None else None
-        self.journal.complain("target", "failed", f"a visitor could not be served: {reason}")
+        self.event_log.warn_throttled("target", "failed", f"a visitor could not be served: {reason}")
         if relay is not None:
             self.stats.failed += 1
             relay.finish()
@@ -179,7 +181,7 @@ class Entrance(Relays):
     def _turn_away(self, visitor: socket.SocketType, why: str) -> None:
         self.stats.failed += 1
         self.reactor.close(visitor)
-        self.journal.complain("visitor", "away", f"a visitor was closed: {why}")
+        self.event_log.warn_throttled("visitor", "away", f"a visitor was closed: {why}")
 
     def _expire(self) -> None:
         self._timer = None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel.engine.capacity import surplus
 from tunnel.engine.pool import Pool
-from tunnel.model.limits import Bounds, Limits, agree
+from tunnel.model.limits import ConfiguredLimits, Limits, negotiate_limits
 from tunnel.protocol import frames
 from tunnel.protocol.frames import Kind, ProtocolError
 
@@ -122,8 +122,8 @@ class Link:
         self.target_error: str | None = None
         """what is wrong with the target, as the exit says"""
         self.limits: Limits
-        self._ours = Bounds()
-        self._theirs = Bounds()
+        self._ours = ConfiguredLimits()
+        self._theirs = ConfiguredLimits()
         self._defaults: Limits
         self._reactor = reactor
         self._loop = asyncio.get_running_loop()
@@ -144,14 +144,14 @@ class Link:
         self._maker: LinkMaker
         self._watcher: LinkWatcher
 
-    def agree(self, ours: Bounds, theirs: Bounds, defaults: Limits) -> None:
+    def negotiate_limits(self, ours: ConfiguredLimits, theirs: ConfiguredLimits, defaults: Limits) -> None:
         """Set the limits from what both ends were told."""
         self._ours, self._theirs, self._defaults = ours, theirs, defaults
-        self.limits = agree(ours, theirs, defaults)
+        self.limits = negotiate_limits(ours, theirs, defaults)
 
-    def change_bounds(self, ours: Bounds, defaults: Limits) -> None:
+    def change_bounds(self, ours: ConfiguredLimits, defaults: Limits) -> None:
         """This end was told otherwise: agree anew, no connection is touched."""
-        self.agree(ours, self._theirs, defaults)
+        self.negotiate_limits(ours, self._theirs, defaults)
         self.channel.send(frames.encode_bounds((ours.pool_min, ours.pool_max, ours.visitors)))
         self._maker.taken(0)
 
@@ -285,7 +285,7 @@ class Link:
             self.target_error = frames.decode_target(payload)
             self._watcher.link_changed(self)
         elif kind is Kind.BOUNDS:
-            self.agree(self._ours, Bounds(*frames.decode_bounds(payload)), self._defaults)
+            self.negotiate_limits(self._ours, ConfiguredLimits(*frames.decode_bounds(payload)), self._defaults)
             self._maker.taken(0)
             self._watcher.link_changed(self)
         elif kind is Kind.BYE:

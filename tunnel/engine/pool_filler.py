@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import ssl
 
     from tunnel.engine.link import Link
-    from tunnel.model.events import Journal
+    from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
 
@@ -124,14 +124,14 @@ class PoolFiller:
 
     dials = True
 
-    def __init__(self, link: Link, reactor: Reactor, journal: Journal, server: ServerEndpoint) -> None:
+    def __init__(self, link: Link, reactor: Reactor, event_log: EventLog, server: ServerEndpoint) -> None:
         self.link = link
         self.certificate = server.certificate
         self.tls_context: ssl.SSLContext | None = tls.pinned_context() if link.data_tls else None
         self.dial_error: str | None = None
         """why the latest dials failed; None since a dial succeeded"""
         self._reactor = reactor
-        self._journal = journal
+        self._event_log = event_log
         self._loop = asyncio.get_running_loop()
         self._server = server.sockaddr
         self._family = sockets.family_of(server.sockaddr)
@@ -279,7 +279,7 @@ class PoolFiller:
     def _back_off(self, error: Exception) -> None:
         self._failures += 1
         self.dial_error = f"data connections to {self._address()} fail: {sockets.describe(error)}"
-        self._journal.complain("pool", "dial", self.dial_error)
+        self._event_log.warn_throttled("pool", "dial", self.dial_error)
         self.link.note_trouble()
         if self._retry_timer is None:
             pause = backoff.delay(self._failures, _MAX_RETRY_DELAY_S, random.uniform)
@@ -306,7 +306,9 @@ class PoolFiller:
 
     def _fall_back(self, reason: str) -> None:
         """Use the tunnel port from now on: the announced data port does not answer."""
-        self._journal.info("pool", f"data port {self._ports[0]}: {reason}; using the tunnel port {self._ports[1]}")
+        self._event_log.log_info(
+            "pool", f"data port {self._ports[0]}: {reason}; using the tunnel port {self._ports[1]}"
+        )
         self._port_confirmed = True
         self._switch_port()
         for dial in self._dialing.values():

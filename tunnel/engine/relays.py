@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tunnel.engine.pool import DataConnection
     from tunnel.engine.stats import Stats
     from tunnel.forwarding.tcp import EndTeller, Meter
-    from tunnel.model.events import Journal
+    from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import Pipes
 
@@ -31,12 +31,12 @@ class Relays:
         reactor: Reactor,
         pipes: Pipes,
         stats: Stats,
-        journal: Journal,
+        event_log: EventLog,
         on_crash: Callable[[Exception], None],
     ) -> None:
         self.reactor = reactor
         self.stats = stats
-        self.journal = journal
+        self.event_log = event_log
         self._on_crash = on_crash
         self._pipes = pipes
         self._running: set[Relay] = set()
@@ -89,7 +89,7 @@ class Relays:
 
     def relay_crashed(self, relay: Relay, error: Exception) -> None:
         """A defect ended one relay; the others go on."""
-        self.journal.error("visitor", f"a defect ended relay {relay.ident}: {type(error).__name__}: {error}")
+        self.event_log.log_error("visitor", f"a defect ended relay {relay.ident}: {type(error).__name__}: {error}")
 
     def _go_round(self) -> None:
         self._round = None

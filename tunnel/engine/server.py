@@ -15,7 +15,7 @@ from tunnel.engine.channel import ChannelLostError, ControlChannel
 from tunnel.engine.link import Link
 from tunnel.engine.pending import PendingConnection
 from tunnel.engine.pool import DataConnection
-from tunnel.model.limits import bounds_of, defaults_of
+from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.spec import DataTls, Direction, Mode, TunnelSpec
 from tunnel.protocol import frames
 from tunnel.protocol.frames import Kind, ProtocolError, ReplayWindow
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnel.engine.stats import Stats
-    from tunnel.model.events import Journal
-    from tunnel.model.spec import Address
+    from tunnel.model.address import Address
+    from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
 
 LIVENESS_TIMEOUT_S: Final = 0.3
@@ -63,14 +63,14 @@ class LinkAcceptor:
         self,
         spec: TunnelSpec,
         reactor: Reactor,
-        journal: Journal,
+        event_log: EventLog,
         stats: Stats,
         identity: tls.Identity,
         taker: LinkTaker,
     ) -> None:
         self._spec = spec
         self._reactor = reactor
-        self._journal = journal
+        self._event_log = event_log
         self._stats = stats
         self._identity = identity
         self._taker = taker
@@ -111,7 +111,7 @@ class LinkAcceptor:
     def _make_acceptor(
         self, listener: socket.SocketType, on_accept: Callable[[socket.SocketType, object], None], asked: Address
     ) -> Acceptor:
-        return Acceptor(self._reactor, listener, self._journal, on_accept, _always_has_room, asked)
+        return Acceptor(self._reactor, listener, self._event_log, on_accept, _always_has_room, asked)
 
     def close(self) -> None:
         """Close the listeners and all pending connections. A link that was made stays."""
@@ -147,7 +147,9 @@ class LinkAcceptor:
     def on_evicted(self, connection: PendingConnection, reason: str) -> None:
         """Close a connection that ``PendingConnections`` has removed."""
         self._stats.silent += 1
-        self._journal.complain("refused", "silent", f"closed a pending connection from {connection.peer}: {reason}")
+        self._event_log.warn_throttled(
+            "refused", "silent", f"closed a pending connection from {connection.peer}: {reason}"
+        )
         if connection.task is not None:
             connection.task.cancel()
         else:
@@ -156,7 +158,9 @@ class LinkAcceptor:
     def refuse_data_connection(self, connection: PendingConnection, reason: str) -> None:
         """Close, count and log a data connection, or what arrived in its place."""
         self._stats.refused_prefaces += 1
-        self._journal.complain("refused", "preface", f"refused a data connection from {connection.peer}: {reason}")
+        self._event_log.warn_throttled(
+            "refused", "preface", f"refused a data connection from {connection.peer}: {reason}"
+        )
         self.discard(connection)
 
     # --- data connections ---------------------------------------------------------------------------------------------
@@ -247,7 +251,7 @@ class LinkAcceptor:
         """Count and log a refused client; ``answer`` is all that it learns."""
         self._stats.refused_handshakes += 1
         text = f"refused a client from {connection.peer}: {reason}"
-        self._journal.complain("refused", reason, text, peer=connection.peer)
+        self._event_log.warn_throttled("refused", reason, text, peer=connection.peer)
         if answer is not None:
             channel.send(frames.encode_text(Kind.REFUSED, answer))
 
@@ -295,7 +299,7 @@ class LinkAcceptor:
 
     def _make_link(self, channel: ControlChannel, handshake: ServerHandshake, hello: Hello) -> None:
         spec = self._spec
-        ours = bounds_of(spec.settings)
+        ours = configured_limits(spec.settings)
         welcome = Welcome(
             link=secrets.token_hex(8),
             direction=self._direction,
@@ -313,7 +317,7 @@ class LinkAcceptor:
             at_entrance=self._direction is Direction.REVERSE,
             data_tls=welcome.data_tls,
         )
-        link.agree(ours, hello.bounds, defaults_of(spec.settings))
+        link.negotiate_limits(ours, hello.bounds, default_limits(spec.settings))
         link.data_addr = self.data_addr or self.address
         self._link, self._link_instance, self._replay_window = link, hello.instance, ReplayWindow()
         channel.send(frames)

@@ -1,67 +1,92 @@
-"""A tunnel's voice: sentences with a gravity, handed to whoever listens, and never a flood of the same one."""
+"""Events of a tunnel, and the log that creates them and limits repeated warnings."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import Event
+from tunnel.model.times import format_timestamp
+
+_THROTTLE_S: Final = 5.0  # a warning of one topic is emitted at most once in this time
+_MAX_TOPICS: Final = 256  # a topic may contain a remote address, so their number is not bounded by the program
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One occurrence in the life of a tunnel, as a sentence. The consumers of the sink decide what to keep."""
+
+    ts: float
+    tunnel: str
+    level: LogLevel
+    kind: str
+    """``state``, ``link``, ``listen``, ``visitor``, ``target``, ``refused``, ``pool``, ``restart``"""
+    text: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the event as one JSON object."""
+        fixed = {
+            "ts": format_timestamp(self.ts),
+            "tunnel": self.tunnel,
+            "level": self.level.name.lower(),
+            "kind": self.kind,
+            "text": self.text,
+        }
+        return {**fixed, **self.data, **fixed}  # the fixed keys come first, and data cannot replace them
+
 
 EventSink = Callable[[Event], None]
 
-_REPEAT_AFTER = 5.0  # seconds: the same complaint is made at most this often, with a count
-_TOPICS = 256  # topics may name a stranger's address, and there are many strangers
 
+class EventLog:
+    """Creates the events of one tunnel and passes them to a sink.
 
-class Journal:
-    """Makes events of one tunnel and passes them on.
-
-    Events below ``level`` are not even made if they are mere detail (DEBUG); the rest always reaches the sink, which
-    filters what it prints, because ``events`` shows state changes whatever the log level says.
+    DEBUG events below ``level`` are not created at all. All others reach the sink at every level: the sink filters
+    what it prints, because the command ``events`` shows state changes whatever the log level is.
     """
 
-    __slots__ = ("_held", "_sink", "level", "tunnel")
+    __slots__ = ("_sink", "_throttled", "level", "tunnel")
 
     def __init__(self, tunnel: str, sink: EventSink, level: LogLevel = LogLevel.INFO) -> None:
         self.tunnel = tunnel
         self.level = level
         self._sink = sink
-        self._held: dict[str, tuple[float, int]] = {}
+        self._throttled: dict[str, tuple[float, int]] = {}
+        """topic → time of the last event and number of events suppressed since, the oldest topic first"""
 
-    def debug(self, kind: str, text: str, **data: object) -> None:
-        """Detail for somebody who looks for a fault."""
+    def log_debug(self, kind: str, text: str, **data: object) -> None:
+        """Log a detail that helps to find a fault."""
         if self.level <= LogLevel.DEBUG:
-            self._emit(LogLevel.DEBUG, kind, text, data)
+            self.log(LogLevel.DEBUG, kind, text, **data)
 
-    def info(self, kind: str, text: str, **data: object) -> None:
-        """What an operator wants to know when all is well."""
-        self._emit(LogLevel.INFO, kind, text, data)
+    def log_info(self, kind: str, text: str, **data: object) -> None:
+        """Log what an operator wants to know in normal operation."""
+        self.log(LogLevel.INFO, kind, text, **data)
 
-    def warn(self, kind: str, text: str, **data: object) -> None:
-        """Something is wrong and mends itself, or is refused."""
-        self._emit(LogLevel.WARN, kind, text, data)
+    def log_warn(self, kind: str, text: str, **data: object) -> None:
+        """Log a fault that the tunnel recovers from without an operator, or a refusal."""
+        self.log(LogLevel.WARN, kind, text, **data)
 
-    def error(self, kind: str, text: str, **data: object) -> None:
-        """Something is wrong and somebody should look."""
-        self._emit(LogLevel.ERROR, kind, text, data)
+    def log_error(self, kind: str, text: str, **data: object) -> None:
+        """Log a fault that an operator has to mend."""
+        self.log(LogLevel.ERROR, kind, text, **data)
 
-    def say(self, level: LogLevel, kind: str, text: str, **data: object) -> None:
-        """An event of the level that the caller decides."""
-        self._emit(level, kind, text, data)
-
-    def complain(self, kind: str, topic: str, text: str, **data: object) -> None:
-        """A warning that strangers or visitors can cause at will: once per topic and five seconds, with a count."""
-        now = time.monotonic()
-        last, held = self._held.get(topic, (float("-inf"), 0))
-        if now - last < _REPEAT_AFTER:
-            self._held[topic] = (last, held + 1)
-            return
-        self._held.pop(topic, None)  # to the end: the first is always the one complained of longest ago
-        self._held[topic] = (now, 0)
-        if len(self._held) > _TOPICS:
-            del self._held[next(iter(self._held))]
-        self._emit(LogLevel.WARN, kind, f"{text} ({held} more like it before)" if held else text, data)
-
-    def _emit(self, level: LogLevel, kind: str, text: str, data: dict[str, object]) -> None:
+    def log(self, level: LogLevel, kind: str, text: str, **data: object) -> None:
+        """Log an event whose level the caller computes."""
         self._sink(Event(ts=time.time(), tunnel=self.tunnel, level=level, kind=kind, text=text, data=data))
+
+    def warn_throttled(self, kind: str, topic: str, text: str, **data: object) -> None:
+        """Log a warning that remote peers can cause at will: once per topic and five seconds, with a count."""
+        now = time.monotonic()
+        last, suppressed = self._throttled.get(topic, (float("-inf"), 0))
+        if now - last < _THROTTLE_S:
+            self._throttled[topic] = (last, suppressed + 1)
+            return
+        self._throttled.pop(topic, None)  # append it again, so that the first topic is always the oldest
+        self._throttled[topic] = (now, 0)
+        if len(self._throttled) > _MAX_TOPICS:
+            del self._throttled[next(iter(self._throttled))]
+        self.log(LogLevel.WARN, kind, f"{text} ({suppressed} more were suppressed)" if suppressed else text, **data)

@@ -1,4 +1,4 @@
-"""The limits of a link: what each end was configured with, and what both agree on. Pure."""
+"""The limits of a link: what each end has configured, and what both ends agree on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """What one end of a link was told about pool and visitors; None where nobody said anything."""
+class ConfiguredLimits:
+    """The limits that are written in the configuration of one end; None where only a built-in default applies."""
 
     pool_min: int | None = None
     pool_max: int | None = None
@@ -20,39 +20,39 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What holds for both ends of a link."""
+    """The limits that both ends of a link observe."""
 
     pool_min: int
     pool_max: int
     visitors: int
 
 
-def bounds_of(values: Settings) -> Bounds:
-    """What this end was told about pool and visitors, as the other end shall know it."""
-    given = values.given
-    return Bounds(
-        values.min_pool_capacity if "min_pool_capacity" in given else None,
-        values.max_pool_capacity if "max_pool_capacity" in given else None,
-        values.semaphore_limit if "semaphore_limit" in given else None,
+def configured_limits(settings: Settings) -> ConfiguredLimits:
+    """Return what this end has configured, as the handshake sends it to the peer."""
+    explicit = settings.explicit
+    return ConfiguredLimits(
+        settings.min_pool_capacity if "min_pool_capacity" in explicit else None,
+        settings.max_pool_capacity if "max_pool_capacity" in explicit else None,
+        settings.semaphore_limit if "semaphore_limit" in explicit else None,
     )
 
 
-def defaults_of(values: Settings) -> Limits:
-    """What holds where neither end was told anything."""
-    return Limits(values.min_pool_capacity, values.max_pool_capacity, values.semaphore_limit)
+def default_limits(settings: Settings) -> Limits:
+    """Return the limits that apply where neither end has configured one."""
+    return Limits(settings.min_pool_capacity, settings.max_pool_capacity, settings.semaphore_limit)
 
 
-def agree(ours: Bounds, theirs: Bounds, defaults: Limits) -> Limits:
-    """The limits of a link from what its two ends were told.
+def negotiate_limits(ours: ConfiguredLimits, theirs: ConfiguredLimits, defaults: Limits) -> Limits:
+    """Compute the limits of a link from the configuration of its two ends.
 
-    What only one end was told counts for both. Where both were: the larger minimum, the smaller maximum and the
-    smaller number of visitors, because an end that sets a limit means to be protected by it.
+    A limit that only one end has configured applies to both. If both have: the larger minimum, the smaller maximum
+    and the smaller number of visitors, because an end configures a limit to be protected by it.
     """
 
-    def said(first: int | None, second: int | None) -> list[int]:
+    def configured(first: int | None, second: int | None) -> list[int]:
         return [value for value in (first, second) if value is not None]
 
-    pool_max = min(said(ours.pool_max, theirs.pool_max), default=defaults.pool_max)
-    pool_min = max(said(ours.pool_min, theirs.pool_min), default=defaults.pool_min)
-    visitors = min(said(ours.visitors, theirs.visitors), default=defaults.visitors)
+    pool_max = min(configured(ours.pool_max, theirs.pool_max), default=defaults.pool_max)
+    pool_min = max(configured(ours.pool_min, theirs.pool_min), default=defaults.pool_min)
+    visitors = min(configured(ours.visitors, theirs.visitors), default=defaults.visitors)
     return Limits(min(pool_min, pool_max), pool_max, visitors)

@@ -6,18 +6,18 @@ environment; the first that names one wins.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tunnel.model import settings
+from tunnel.model.errors import OptionError, UrlError, did_you_mean
 from tunnel.model.settings import NAMES, SettingError
 from tunnel.model.spec import DataTls, Direction, Key, LogLevel, Mode, Role, TunnelSpec
-from tunnel.model.url import TunnelUrl, UrlError
+from tunnel.model.url import TunnelUrl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 KEY_VARIABLE: Final = "NODEPASS_ORCH_KEY"
 """Environment variable with the key of tunnels that have none of their own."""
@@ -41,26 +41,11 @@ class Layer:
     base: Path = Path()
 
 
-class OptionError(ValueError):
-    """An option is unknown or its value makes no sense; ``source`` and ``name`` say where it stands."""
-
-    def __init__(self, name: str, message: str, source: str) -> None:
-        super().__init__(message)
-        self.name = name
-        self.source = source
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean X?`` where a known name is near, else nothing."""
-    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def check_names(url: TunnelUrl) -> None:
     """Raise UrlError at the first option of a URL that nobody knows."""
     for option in url.options:
         if option.name not in OPTION_NAMES:
-            hint = nearest(option.name, OPTION_NAMES) or f"; known are {', '.join(OPTION_NAMES)}"
+            hint = did_you_mean(option.name, OPTION_NAMES) or f"; known are {', '.join(OPTION_NAMES)}"
             raise UrlError(f"unknown option {option.name[:40]!r}{hint}", option.offset)
 
 
@@ -152,7 +137,7 @@ def _choice(layer: Layer, name: str, value: object, known: Mapping[str, Any]) ->
     text = _text(value)
     if text.lower() not in known:
         names = ", ".join(known)
-        raise OptionError(name, f"{text[:40]!r} is not one of {names}{nearest(text, known)}", layer.source)
+        raise OptionError(name, f"{text[:40]!r} is not one of {names}{did_you_mean(text, known)}", layer.source)
     return known[text.lower()]
 
 

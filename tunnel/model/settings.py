@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
+
+from tunnel.model.times import format_duration, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-_UNIT_NS: Final = {
-    "ns": 1,
-    "us": 1_000,
-    "µs": 1_000,  # U+00B5, micro sign
-    "μs": 1_000,
-    "ms": 1_000_000,
-    "s": 1_000_000_000,
-    "m": 60_000_000_000,
-    "h": 3_600_000_000_000,
-}
-_TERM: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([a-zµμ]+)")
-_LONGEST_S: Final = 366 * 24 * 3600.0
-_LONGEST_TEXT: Final = 80
 
 
 class SettingError(ValueError):
@@ -32,56 +19,6 @@ class SettingError(ValueError):
         super().__init__(f"{name}: {message}")
         self.name = name
         self.source = source
-
-
-def parse_duration(text: str) -> float:
-    """Seconds from a duration as Go writes it: ``500ms``, ``5s``, ``1m30s``; ``0`` needs no unit.
-
-    Grammar: Go's ``time.ParseDuration``, without a sign, for no duration here can be negative.
-    Raises ValueError with a sentence for the user.
-    """
-    if text == "0":
-        return 0.0
-    if len(text) > _LONGEST_TEXT:  # more digits than a person writes, or decimal arithmetic bears
-        raise ValueError(f"{text[:20] + '…'!r} is not a duration, as in 500ms, 5s or 1m30s")
-    if text.startswith("-"):
-        raise ValueError(f"a duration cannot be negative: {text!r}")
-    total = Decimal(0)
-    position = 0
-    for term in _TERM.finditer(text):
-        if term.start() != position:
-            break
-        number, unit = term.groups()
-        if unit not in _UNIT_NS:
-            raise ValueError(f"unknown unit {unit!r} in {text!r}; use ns, us, ms, s, m or h, as in 1m30s")
-        total += Decimal(number) * _UNIT_NS[unit]
-        position = term.end()
-    if position == 0 or position != len(text):
-        hint = f"; did you mean {text}s?" if text.isascii() and text.isdigit() else ", as in 500ms, 5s or 1m30s"
-        raise ValueError(f"{text!r} is not a duration with its unit{hint}")
-    seconds = float(total / _UNIT_NS["s"])
-    if seconds > _LONGEST_S:
-        raise ValueError(f"{text!r} is longer than a year")
-    return seconds
-
-
-def format_duration(seconds: float) -> str:
-    """The duration as Go prints it, exact to the nanosecond: ``1m30s``, ``1.5s``, ``500ms``."""
-    ns = round(seconds * _UNIT_NS["s"])
-    if ns == 0:
-        return "0s"
-    if ns < _UNIT_NS["s"]:
-        unit = next(name for name in ("ms", "us", "ns") if ns >= _UNIT_NS[name])
-        return f"{_plain(ns, _UNIT_NS[unit])}{unit}"
-    hours, ns = divmod(ns, _UNIT_NS["h"])
-    minutes, ns = divmod(ns, _UNIT_NS["m"])
-    head = (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes or (hours and ns) else "")
-    return head + (f"{_plain(ns, _UNIT_NS['s'])}s" if ns or not head else "")
-
-
-def _plain(ns: int, unit: int) -> str:
-    text = f"{Decimal(ns) / unit:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _count(lowest: int, highest: int, default: int) -> Any:  # noqa: ANN401  dataclasses.field() is typed as its default
@@ -114,11 +51,11 @@ class Settings:
     """longest wait of a client between two attempts"""
     shutdown_timeout: float = _duration(5.0, lowest=0.0)
     """how long a shutdown lets present visitors finish"""
-    given: frozenset[str] = frozenset()
+    explicit: frozenset[str] = frozenset()
     """names that somebody wrote down, as opposed to built-in defaults"""
 
 
-NAMES: Final = tuple(f.name for f in fields(Settings) if f.name != "given")
+NAMES: Final = tuple(f.name for f in fields(Settings) if f.name != "explicit")
 """The nine names in lower case, as URLs and files write them; the environment has them in upper case."""
 
 DURATIONS: Final = frozenset(f.name for f in fields(Settings) if f.metadata.get("duration"))
@@ -172,12 +109,12 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, object]]]) -> Settings:
                 raise
             if name not in chosen:
                 chosen[name], origin[name] = value, source
-    settings = Settings(**chosen, given=frozenset(chosen))  # type: ignore[arg-type]  # parse_setting gives each name its own type
+    settings = Settings(**chosen, explicit=frozenset(chosen))  # type: ignore[arg-type]  # parse_setting gives each name its own type
     if settings.min_pool_capacity <= settings.max_pool_capacity:
         return settings
     if "min_pool_capacity" not in chosen:  # a built-in minimum gives way to a maximum that somebody chose
         chosen["min_pool_capacity"] = settings.max_pool_capacity
-        return Settings(**chosen, given=settings.given)  # type: ignore[arg-type]
+        return Settings(**chosen, explicit=settings.explicit)  # type: ignore[arg-type]
     raise SettingError(
         "min_pool_capacity",
         f"{settings.min_pool_capacity} is above max_pool_capacity {settings.max_pool_capacity}",

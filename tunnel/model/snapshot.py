@@ -1,31 +1,150 @@
-"""What can be seen of a tunnel: the facts, cheap to gather and to compare, and the snapshot made of them."""
+"""The snapshot of a tunnel: what ``ps``, the API, the broker and the dashboard see of it.
+
+Snapshots are immutable and can be pickled, because they cross process boundaries (worker, local API, broker).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tunnel.model.state import (
-    BytesView,
-    ConnectionsView,
-    CooldownView,
-    PoolView,
-    RefusedView,
-    SignalsView,
-    Snapshot,
-    timestamp,
-)
+from tunnel.model.state import State
+from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tunnel.model.events import Event
     from tunnel.model.limits import Limits
     from tunnel.model.spec import Direction, TunnelSpec
-    from tunnel.model.state import Event, Standing
+    from tunnel.model.state import StateRecord
+
+
+class _View:
+    """A group of values of a snapshot."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return this part of the object that ``ps --json`` shows."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolView(_View):
+    """The pool of data connections, in numbers."""
+
+    idle: int = 0
+    capacity: int = 0
+    """idle data connections wanted at the moment"""
+    dialing: int = 0
+    min: int
+    max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalsView(_View):
+    """Visitors that wait for a data connection, and all signals sent or received so far."""
+
+    queued: int = 0
+    limit: int
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionsView(_View):
+    """Visitors: served now, served so far, failed, and the limit of those served at once."""
+
+    active: int = 0
+    total: int = 0
+    failed: int = 0
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BytesView(_View):
+    """Bytes relayed: ``in`` came from visitors, ``out`` went to them."""
+
+    from_visitors: int = field(default=0, metadata={"json": "in"})
+    to_visitors: int = field(default=0, metadata={"json": "out"})
+
+    def as_json(self) -> dict[str, Any]:
+        """Return this part of the object that ``ps --json`` shows."""
+        return {"in": self.from_visitors, "out": self.to_visitors}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedView(_View):
+    """Connection attempts that were refused since the start."""
+
+    handshakes: int = 0
+    """control channels with a wrong proof or an invalid handshake"""
+    prefaces: int = 0
+    """data connections with a forged, replayed or late preface"""
+    silent: int = 0
+    """connections that sent nothing before the deadline, or were closed to make room for others"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CooldownView(_View):
+    """The wait before the next attempt."""
+
+    remaining_s: float = 0.0
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A tunnel at one moment. An unknown value is None, never an estimate. Timestamps are RFC 3339."""
+
+    name: str
+    role: str
+    direction: str | None = None
+    state: State
+    reason: str | None = None
+    since: str
+    tunnel_addr: str
+    target_addr: str
+    data_addr: str | None = None
+    peer: str | None = None
+    link: str | None = None
+    """public random id of the link, the same at both ends"""
+    auth: str
+    data_tls: int
+    tags: tuple[str, ...] = ()
+    worker: int = 0
+    pool: PoolView
+    signals: SignalsView
+    connections: ConnectionsView
+    bytes: BytesView
+    refused: RefusedView
+    rtt_ms: float | None = None
+    cooldown: CooldownView
+    restarts: int = 0
+    last_error: str | None = None
+    last_error_at: str | None = None
+
+    def as_json(self, names: Iterable[str] | None = None) -> dict[str, Any]:
+        """Return the object that ``ps --json`` shows for this tunnel, or only the named fields of it."""
+        return {name: _plain(getattr(self, name)) for name in names or self.__slots__}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, _View):
+        return value.as_json()
+    if isinstance(value, State):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value
 
 
 class Facts(NamedTuple):
-    """A tunnel at one moment, as its parts have it. Hundreds are gathered several times a second, most as before."""
+    """A tunnel at one moment, as the engine reads it: cheap to collect and to compare.
+
+    Hundreds are collected several times a second, and most equal the one before.
+    """
 
     spec: TunnelSpec
-    standing: Standing
+    standing: StateRecord
     direction: Direction | None
     tunnel_addr: str | None
     target_addr: str | None
@@ -54,7 +173,7 @@ class Facts(NamedTuple):
 
 
 def snapshot_of(name: str, facts: Facts) -> Snapshot:
-    """The same for others to see. Addresses that are not known yet are those of the spec."""
+    """Build the snapshot of these facts. Addresses that are not known yet are those of the spec."""
     spec, standing, limits, error = facts.spec, facts.standing, facts.limits, facts.error
     return Snapshot(
         name=name,
@@ -62,7 +181,7 @@ def snapshot_of(name: str, facts: Facts) -> Snapshot:
         direction=facts.direction.value if facts.direction else None,
         state=standing.state,
         reason=standing.reason,
-        since=timestamp(standing.since),
+        since=format_timestamp(standing.since),
         tunnel_addr=facts.tunnel_addr or str(spec.tunnel),
         target_addr=facts.target_addr or str(spec.target),
         data_addr=facts.data_addr,
@@ -84,5 +203,5 @@ def snapshot_of(name: str, facts: Facts) -> Snapshot:
         rtt_ms=None if facts.rtt is None else round(facts.rtt * 1000, 3),
         cooldown=CooldownView(remaining_s=round(facts.remaining, 3), attempt=facts.attempt),
         last_error=error.text if error else None,
-        last_error_at=timestamp(error.ts) if error else None,
+        last_error_at=format_timestamp(error.ts) if error else None,
     )

@@ -1,9 +1,8 @@
-"""What a tunnel shall be: a frozen, typed description with the key masked."""
+"""The complete description of a tunnel: frozen, typed, with a key that does not print."""
 
 from __future__ import annotations
 
 import enum
-import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,8 @@ from tunnel.model.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tunnel.model.address import Address
 
 
 class Role(enum.StrEnum):
@@ -36,7 +37,7 @@ class Direction(enum.StrEnum):
 
 
 class LogLevel(enum.IntEnum):
-    """How grave an event is, and from which gravity on a tunnel's events are logged."""
+    """The severity of an event, and the threshold of a tunnel's log."""
 
     DEBUG = 10
     INFO = 20
@@ -49,15 +50,15 @@ class DataTls(enum.IntEnum):
     """Encryption of data connections."""
 
     OFF = 0
-    """the control channel alone is encrypted"""
+    """only the control channel is encrypted"""
     PINNED = 1
-    """the certificate seen on the control channel, and no other"""
+    """data connections accept only the certificate that was seen on the control channel"""
     VERIFIED = 2
-    """certificate files, verified against a CA; the control channel too"""
+    """certificate files, verified against a CA, on the control channel too"""
 
 
 class Key:
-    """A shared key. It shows itself to nobody by accident: every way of printing it gives a mask."""
+    """A shared key. Every way of printing it shows a mask, so that it cannot reach a log by accident."""
 
     __slots__ = ("_secret",)
 
@@ -67,7 +68,7 @@ class Key:
         self._secret = secret
 
     def reveal(self) -> str:
-        """The key itself, for the proof and for writing a URL that is meant to work."""
+        """Return the secret, for the proof of the handshake and for a URL that has to work."""
         return self._secret
 
     def __repr__(self) -> str:
@@ -82,53 +83,24 @@ class Key:
     def __hash__(self) -> int:
         return hash((Key, self._secret))
 
-    def __reduce__(self) -> tuple[type[Key], tuple[str]]:  # a spec travels to a worker process whole
+    def __reduce__(self) -> tuple[type[Key], tuple[str]]:  # a spec is pickled to a worker process with its key
         return Key, (self._secret,)
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Host and port of TCP. An empty host means every interface, as in Go."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-        """The host as an IP address, or None where it is a name or empty."""
-        try:
-            return ipaddress.ip_address(self.host)
-        except ValueError:
-            return None
-
-    @property
-    def is_wildcard(self) -> bool:
-        """Whether it stands for every interface of the host."""
-        return not self.host or ((ip := self.ip) is not None and ip.is_unspecified)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this host can reach it."""
-        return self.host == "localhost" or ((ip := self.ip) is not None and ip.is_loopback)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelSpec:
-    """Everything that an engine needs to know, from one URL and what stands around it."""
+    """Everything an engine has to know about its tunnel, from the URL and the option layers around it."""
 
     role: Role
     tunnel: Address
     """server: where it listens; client: where the server is"""
     target: Address
-    """exit: dialled for every visitor; entrance: where visitors are accepted"""
+    """egress: dialled for every visitor; ingress: where visitors are accepted"""
     key: Key | None = None
-    """shared by both ends; None makes the tunnel open to anyone who finds the port"""
+    """shared by both ends; None leaves the tunnel open to every peer that finds the port"""
     mode: Mode = Mode.AUTO
     data_port: int | None = 0
-    """port of the data listener; 0: a random one; None: none beside the tunnel port"""
+    """port of the data listener; 0: a random one; None: data connections use the tunnel port"""
     data_tls: DataTls = DataTls.OFF
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -138,12 +110,12 @@ class TunnelSpec:
 
     @property
     def auth(self) -> str:
-        """``key`` or ``open``."""
+        """How a peer authenticates: ``key``, or ``open`` for not at all."""
         return "key" if self.key else "open"
 
     @property
     def is_exposed(self) -> bool:
-        """Whether it is open to others than this host's own users: what deserves a warning."""
+        """Whether other hosts can use the tunnel without a key, which deserves a warning."""
         return self.key is None and not (self.tunnel.is_loopback and self.target.is_loopback)
 
     @property

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from tunnel.model.errors import TunnelError
+
 VERSION: Final = 1
 TLS_HANDSHAKE_BYTE: Final = 0x16
 """First byte of a TLS connection (RFC 8446 §5.1, ContentType handshake): tells it from a data connection."""
@@ -25,7 +27,7 @@ _TEXT_LIMIT: Final = 512  # bytes of a sentence sent to the other end
 IDS_PER_FRAME: Final = 2048
 
 
-class ProtocolError(Exception):
+class ProtocolError(TunnelError):
     """The other end sent what the protocol does not allow; the message says what, for our own log."""
 
 

@@ -14,7 +14,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from tunnel.model.limits import Bounds
+from tunnel.model.errors import TunnelError
+from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import Direction, Key, Mode
 from tunnel.protocol import frames
 from tunnel.protocol.frames import Kind, ProtocolError
@@ -26,7 +27,7 @@ REFUSAL: Final = "the handshake was refused"
 """All that an end without the key ever learns."""
 
 
-class HandshakeRefusedError(Exception):
+class HandshakeRefusedError(TunnelError):
     """The other end is not let in; the message is the exact reason, for our own log alone."""
 
 
@@ -39,7 +40,7 @@ class Hello:
     auth: str
     mode: Mode
     data_tls: bool
-    bounds: Bounds
+    bounds: ConfiguredLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Welcome:
     direction: Direction
     data_port: int | None
     data_tls: bool
-    bounds: Bounds
+    bounds: ConfiguredLimits
 
 
 class _Transcript:
@@ -151,7 +152,7 @@ class ClientHandshake:
             raise ProtocolError(f"the server speaks protocol {str(fields.get('v'))[:20]}, this end {frames.VERSION}")
         self._transcript.add(frames.encode(Kind.CHALLENGE, payload))
 
-    def hello(self, *, instance: str, mode: Mode, data_tls: bool, bounds: Bounds) -> bytes:
+    def hello(self, *, instance: str, mode: Mode, data_tls: bool, bounds: ConfiguredLimits) -> bytes:
         """The frames that answer the challenge."""
         frame = frames.encode_greeting(
             Kind.HELLO,
@@ -219,13 +220,13 @@ def _member(kind: type[_Choice], text: str) -> _Choice:
         raise ProtocolError(f"a greeting with an unknown {kind.__name__.lower()}") from None
 
 
-def _bounds_fields(bounds: Bounds) -> dict[str, int | None]:
+def _bounds_fields(bounds: ConfiguredLimits) -> dict[str, int | None]:
     return {"pool_min": bounds.pool_min, "pool_max": bounds.pool_max, "visitors": bounds.visitors}
 
 
-def _bounds(fields: dict[str, Any]) -> Bounds:
+def _bounds(fields: dict[str, Any]) -> ConfiguredLimits:
     values = [fields.get(name) for name in ("pool_min", "pool_max", "visitors")]
     for value in values:
         if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 32):
             raise ProtocolError("a greeting with improper bounds")
-    return Bounds(*values)
+    return ConfiguredLimits(*values)

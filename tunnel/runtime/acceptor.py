@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from tunnel.model.events import Journal
-    from tunnel.model.spec import Address
+    from tunnel.model.address import Address
+    from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
 
 _BATCH: Final = 64  # connections taken in one turn
@@ -24,8 +24,8 @@ class Acceptor:
 
     __slots__ = (
         "_breath",
+        "_event_log",
         "_has_room",
-        "_journal",
         "_listener",
         "_paused",
         "_reactor",
@@ -40,7 +40,7 @@ class Acceptor:
         self,
         reactor: Reactor,
         listener: socket.SocketType,
-        journal: Journal,
+        event_log: EventLog,
         take: Callable[[socket.SocketType, object], None],
         has_room: Callable[[], bool],
         asked: Address,
@@ -54,7 +54,7 @@ class Acceptor:
         self.port = int(name[1])
         self._reactor = reactor
         self._listener: socket.SocketType | None = listener
-        self._journal = journal
+        self._event_log = event_log
         self._take = take
         self._has_room = has_room
         self._yields = yields
@@ -134,7 +134,7 @@ class Acceptor:
         return True
 
     def _take_a_breath(self, why: str) -> None:
-        self._journal.complain("listen", self.address, f"nobody is accepted on {self.address} for now: {why}")
+        self._event_log.warn_throttled("listen", self.address, f"nobody is accepted on {self.address} for now: {why}")
         self._breath = self._reactor.later(_BREATH, self._breathed)
 
     def _breathed(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from tunnel.model.spec import Address, Direction, Mode, Role, TunnelSpec
+from tunnel.model.address import Address
+from tunnel.model.spec import Direction, Mode, Role, TunnelSpec
 from tunnel.runtime import sockets
 from tunnel.runtime.sockets import NetError
 

@@ -12,7 +12,9 @@ import sys
 import time
 from typing import Final
 
-from tunnel.model.spec import Address, Direction, Mode, Role, TunnelSpec
+from tunnel.model.address import Address
+from tunnel.model.errors import TunnelError
+from tunnel.model.spec import Direction, Mode, Role, TunnelSpec
 
 BACKLOG: Final = 4096
 """Connections that the kernel holds for a listener (it takes net.core.somaxconn if that is less)."""
@@ -42,7 +44,7 @@ _SENTENCES: Final = {
 }
 
 
-class NetError(OSError):
+class NetError(TunnelError, OSError):
     """Something with an address went wrong; the message is a sentence."""
 
 

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from tunnel.model.errors import TunnelError
 from tunnel.model.spec import DataTls, TunnelSpec
 
 RECORD: Final = 16384
@@ -25,7 +26,7 @@ RECORD: Final = 16384
 _MAKER: Final = str(Path(__file__).resolve().with_name("certificate.py"))
 
 
-class TlsError(Exception):
+class TlsError(TunnelError):
     """TLS failed or cannot be set up; the message is a sentence for our own log."""
 
 

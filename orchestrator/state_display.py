@@ -6,7 +6,7 @@ from typing import Final
 
 from tunnel.model.state import State
 
-SIGNS: Final[dict[str, str]] = {
+STATE_SIGNS: Final[dict[str, str]] = {
     State.UP: "●",
     State.STARTING: "◔",
     State.CONNECTING: "◐",
@@ -18,11 +18,11 @@ SIGNS: Final[dict[str, str]] = {
 }
 """The shape of each state."""
 
-UNHEARD: Final = "◇"
+OFFLINE_SIGN: Final = "◇"
 """The shape of a tunnel whose host is not there to speak for it."""
 
 
-def shown_state(state: str, wait: str = "") -> str:
+def format_state(state: str, wait: str = "") -> str:
     """Shape and word, and where somebody waits, how long; a state that only a newer daemon knows has no shape yet."""
-    sign = SIGNS.get(state) or (UNHEARD if state in {"gone", "silent"} else "?")
+    sign = STATE_SIGNS.get(state) or (OFFLINE_SIGN if state in {"gone", "silent"} else "?")
     return f"{sign} {state}{' ' if wait else ''}{wait}"

@@ -1,0 +1,77 @@
+"""Durations as Go writes them, and timestamps as RFC 3339 writes them."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Final
+
+_UNIT_NS: Final = {
+    "ns": 1,
+    "us": 1_000,
+    "µs": 1_000,  # U+00B5, micro sign
+    "μs": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+    "m": 60_000_000_000,
+    "h": 3_600_000_000_000,
+}
+_TERM: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([a-zµμ]+)")
+_MAX_DURATION_S: Final = 366 * 24 * 3600.0
+_MAX_TEXT_LENGTH: Final = 80  # a longer text holds more digits than decimal arithmetic can handle quickly
+
+
+def parse_duration(text: str) -> float:
+    """Parse a duration as Go writes it (``500ms``, ``5s``, ``1m30s``) into seconds; ``0`` needs no unit.
+
+    The grammar is that of Go's ``time.ParseDuration`` without a sign, because no duration here can be negative.
+    Raises ValueError with a sentence for the user.
+    """
+    if text == "0":
+        return 0.0
+    if len(text) > _MAX_TEXT_LENGTH:
+        raise ValueError(f"{text[:20] + '…'!r} is not a duration, as in 500ms, 5s or 1m30s")
+    if text.startswith("-"):
+        raise ValueError(f"a duration cannot be negative: {text!r}")
+    total_ns = Decimal(0)
+    position = 0
+    for term in _TERM.finditer(text):
+        if term.start() != position:
+            break
+        number, unit = term.groups()
+        if unit not in _UNIT_NS:
+            raise ValueError(f"unknown unit {unit!r} in {text!r}; use ns, us, ms, s, m or h, as in 1m30s")
+        total_ns += Decimal(number) * _UNIT_NS[unit]
+        position = term.end()
+    if position == 0 or position != len(text):
+        hint = f"; did you mean {text}s?" if text.isascii() and text.isdigit() else ", as in 500ms, 5s or 1m30s"
+        raise ValueError(f"{text!r} is not a duration with its unit{hint}")
+    seconds = float(total_ns / _UNIT_NS["s"])
+    if seconds > _MAX_DURATION_S:
+        raise ValueError(f"{text!r} is longer than a year")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration as Go prints it, exact to the nanosecond: ``1m30s``, ``1.5s``, ``500ms``."""
+    ns = round(seconds * _UNIT_NS["s"])
+    if ns == 0:
+        return "0s"
+    if ns < _UNIT_NS["s"]:
+        unit = next(name for name in ("ms", "us", "ns") if ns >= _UNIT_NS[name])
+        return f"{_format_decimal(ns, _UNIT_NS[unit])}{unit}"
+    hours, ns = divmod(ns, _UNIT_NS["h"])
+    minutes, ns = divmod(ns, _UNIT_NS["m"])
+    head = (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes or (hours and ns) else "")
+    return head + (f"{_format_decimal(ns, _UNIT_NS['s'])}s" if ns or not head else "")
+
+
+def _format_decimal(ns: int, unit_ns: int) -> str:
+    text = f"{Decimal(ns) / unit_ns:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def format_timestamp(seconds: float) -> str:
+    """Format seconds since the epoch as RFC 3339 in UTC with milliseconds."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
