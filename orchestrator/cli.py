@@ -34,10 +34,10 @@ def main(run_command: Callable[[Sequence[str]], int] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001  a defect of this program: its place helps us, a traceback does not help users
-        from orchestrator.process.process import say  # noqa: PLC0415
-        from orchestrator.supervisor.defects import describe_defect  # noqa: PLC0415  as above
+        from orchestrator.process.setup import print_message  # noqa: PLC0415
+        from orchestrator.supervisor.crash_reports import describe_crash  # noqa: PLC0415  as above
 
-        say(describe_defect(error))
+        print_message(describe_crash(error))
         return 1
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator import daemon
 from orchestrator.config.load import load
-from orchestrator.process.process import prepare_to_serve, say, stop_signals
-from orchestrator.supervisor.defects import show_no_tracebacks
+from orchestrator.process.setup import handle_stop_signals, prepare_serving_process, print_message
+from orchestrator.supervisor.crash_reports import suppress_tracebacks
 from orchestrator.table import align_columns, format_bytes
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
@@ -68,8 +68,8 @@ class VisitorCounts:
 
 def run(duration_s: float | None, log: EventSink) -> str:
     """Run until a process signal, or for ``duration_s``. Returns a summary."""
-    prepare_to_serve()
-    show_no_tracebacks()
+    prepare_serving_process()
+    suppress_tracebacks()
     with tempfile.TemporaryDirectory(prefix="nodepass-orch-demo-") as folder:
         return asyncio.run(_run(Path(folder), duration_s, log))
 
@@ -84,9 +84,9 @@ async def _run(folder: Path, duration_s: float | None, log: EventSink) -> str:
         (folder / "demo.key").write_text(secrets.token_urlsafe(32), encoding="ascii")
         file.write_text(_FILE.format(folder=folder, target=target, **ports), encoding="utf-8")
         manifest = load(file, {})
-        say(f"the demonstration runs the file {file}; end it with Ctrl-C")
-        with daemon.claimed_socket(manifest, folder / "demo.sock", os.environ) as socket:
-            async with daemon.running(manifest, socket, log, LogLevel.INFO) as supervisor:
+        print_message(f"the demonstration runs the file {file}; end it with Ctrl-C")
+        with daemon.claimed_daemon_socket(manifest, folder / "demo.sock", os.environ) as socket:
+            async with daemon.running_daemon(manifest, socket, log, LogLevel.INFO) as supervisor:
                 visitors = [
                     *(simulate_visitor(ports["ingress_1"], counts) for _ in range(_VISITORS_PER_INGRESS)),
                     *(simulate_visitor(ports["ingress_2"], counts) for _ in range(_VISITORS_PER_INGRESS)),
@@ -108,9 +108,9 @@ async def _run_supervisor(
         last = supervisor.snapshots()
         supervisor.shutdown()
 
-    with stop_signals(shut_down, supervisor.close):
+    with handle_stop_signals(shut_down, supervisor.close):
         run = asyncio.create_task(supervisor.run())
-        stopping = asyncio.create_task(supervisor.until_stopping())
+        stopping = asyncio.create_task(supervisor.wait_stopping())
         await asyncio.wait([run, stopping], timeout=duration_s, return_when=asyncio.FIRST_COMPLETED)
         for visitor in visitors:
             visitor.cancel()

@@ -8,9 +8,15 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.process.logformat import LogWriter
-from orchestrator.process.process import hide_keys, mask_url, prepare_to_serve, say, stop_signals
-from orchestrator.supervisor.defects import in_sentences, show_no_tracebacks
-from orchestrator.supervisor.keeper import Keeper
+from orchestrator.process.setup import (
+    handle_stop_signals,
+    hide_keys_in_arguments,
+    mask_url,
+    prepare_serving_process,
+    print_message,
+)
+from orchestrator.supervisor.crash_reports import install_exception_handlers, suppress_tracebacks
+from orchestrator.supervisor.runner import TunnelRunner
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
 from tunnel.model.errors import OptionError, UrlError
@@ -31,21 +37,23 @@ _CLOSING: Final = 2.0  # seconds that an engine has to end once everything of it
 
 def main(arguments: Sequence[str]) -> int:
     """Run the tunnel of ``arguments[0]``; the exit code."""
-    is_hidden = hide_keys(arguments)
+    is_hidden = hide_keys_in_arguments(arguments)
     text = arguments[0]
     if len(arguments) > 1:
-        say("one URL is one tunnel and takes no further arguments; quote it, or run a file of tunnels with: up FILE")
+        print_message(
+            "one URL is one tunnel and takes no further arguments; quote it, or run a file of tunnels with: up FILE"
+        )
         return 2
     try:
         spec = make_spec(parse_url(text), environ=os.environ)
     except UrlError as error:
-        say(f"{error}\n{pointed(text, error.offset)}")
+        print_message(f"{error}\n{pointed(text, error.offset)}")
         return 2
     except OptionError as error:
-        say(f"{error.name} in {error.source}: {error}")
+        print_message(f"{error.name} in {error.source}: {error}")
         return 2
-    prepare_to_serve()
-    show_no_tracebacks()
+    prepare_serving_process()
+    suppress_tracebacks()
     log = LogWriter()
     try:
         return asyncio.run(_run(spec, log, [] if is_hidden else ["the key shows in the process list; use key_file="]))
@@ -68,20 +76,22 @@ async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
     name = spec.role.value
     sink = _from(spec.log, log)
     event_log = EventLog(name, sink)
-    in_sentences(lambda topic, text: event_log.warn_throttled("defect", topic, text))
+    install_exception_handlers(lambda topic, text: event_log.warn_throttled("defect", topic, text))
     if spec.is_exposed:
         warnings.append(
             "the tunnel is open: anyone who finds its port may use it; write a key before the address, KEY@"
         )
     for text in warnings:
         sink(Event(ts=time.time(), tunnel=name, level=LogLevel.WARN, kind="start", text=text))
-    keeper = Keeper(name, spec, make_engine=lambda name, spec, sink: create_engine(name, spec, shared, sink), sink=sink)
+    keeper = TunnelRunner(
+        name, spec, engine_factory=lambda name, spec, sink: create_engine(name, spec, shared, sink), sink=sink
+    )
 
     def close() -> None:
         keeper.close()
         asyncio.get_running_loop().call_later(_CLOSING, keeper.cancel)
 
-    with stop_signals(lambda: keeper.drain(reason="shutting down"), close):
+    with handle_stop_signals(lambda: keeper.drain(reason="shutting down"), close):
         keeper.start()
         await keeper.wait()
     shared.close()

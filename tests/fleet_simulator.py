@@ -28,9 +28,9 @@ from orchestrator.mqtt.publisher import Publisher
 from orchestrator.mqtt.steering import Steering
 from orchestrator.mqtt.together import together
 from orchestrator.mqtt.topics import HostTopics
-from orchestrator.supervisor.bus import Bus
-from orchestrator.supervisor.desk import Desk
-from orchestrator.supervisor.keeper import at_rest
+from orchestrator.supervisor.control import ControlService
+from orchestrator.supervisor.event_bus import EventBus
+from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.supervisor.supervisor import Supervisor, UnknownTunnelError
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import Snapshot
@@ -70,7 +70,7 @@ class MadeUpTunnels:
     """What a supervisor's tunnels would be to those who look on and to those who command."""
 
     def __init__(self, host: int, hosts: int, count: int, busy: float) -> None:
-        self.bus = Bus()
+        self.bus = EventBus()
         self.tunnels = {seen.name: seen for seen in (_tunnel(host, hosts, number) for number in range(count))}
         self.busy = tuple(self.tunnels)[: round(busy * count)]
 
@@ -116,7 +116,7 @@ class MadeUpTunnels:
             cooldown=replace(seen.cooldown, attempt=attempt, remaining_s=float(attempt)),
         )
         level = LogLevel.WARN if state is State.COOLDOWN else LogLevel.INFO
-        self.bus.tell(level, "state", f"{state}: {reason}" if reason else str(state), tunnel=name)
+        self.bus.emit(level, "state", f"{state}: {reason}" if reason else str(state), tunnel=name)
 
     def toggle(self, name: str) -> None:
         """Out of service, or back."""
@@ -157,7 +157,7 @@ def _tunnel(host: int, hosts: int, number: int) -> Snapshot:
     port = 10_000 + pair
     address = f"10.0.{home}.1:{port}"
     url = f"server://{address}/0.0.0.0:{port + 1}" if is_server else f"client://{address}/127.0.0.1:8080"
-    resting = at_rest(name_of_tunnel(number), make_spec(parse_url(url)))
+    resting = stopped_snapshot(name_of_tunnel(number), make_spec(parse_url(url)))
     return replace(
         resting,
         state=State.UP,
@@ -206,11 +206,11 @@ def make_host(broker: Broker, number: int, hosts: int, tunnels: int, busy: float
     """A host that is not on the broker yet."""
     name = name_of_host(number)
     made_up = MadeUpTunnels(number, hosts, tunnels, busy)
-    desk = Desk(cast("Supervisor", made_up))  # of a supervisor it needs no more than that
+    control = ControlService(cast("Supervisor", made_up))  # of a supervisor it needs no more than that
     origin = Origin(str(uuid.UUID(int=number)), uuid.uuid4().hex, time.time())
-    steering = Steering(desk, HostTopics(name), origin.boot, is_on=True)
-    publisher = Publisher(desk, Dialer(broker, f"np-{name}"), host=name, origin=origin, steering=steering)
-    desk.mqtt = publisher.status
+    steering = Steering(control, HostTopics(name), origin.boot, is_on=True)
+    publisher = Publisher(control, Dialer(broker, f"np-{name}"), host=name, origin=origin, steering=steering)
+    control.mqtt = publisher.status
     return SimulatedHost(name, made_up, publisher)
 
 

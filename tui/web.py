@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 from textual_serve.server import Server
 
-from orchestrator.process.process import say
+from orchestrator.process.setup import print_message
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,7 +42,9 @@ class _TokenServer(Server):
 
     async def on_startup(self, app: web.Application) -> None:
         """Print the address with the token."""
-        say(f"open {self.public_url}/?token={self._token} in a browser; Ctrl-C ends the page, the tunnels keep running")
+        print_message(
+            f"open {self.public_url}/?token={self._token} in a browser; Ctrl-C ends the page, the tunnels keep running"
+        )
 
     async def _make_app(self) -> web.Application:
         app = await super()._make_app()

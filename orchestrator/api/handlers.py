@@ -14,14 +14,14 @@ from prometheus_client.registry import Collector
 
 from orchestrator.api import metrics, openapi, queries, stream
 from orchestrator.api.queries import QueryError
-from orchestrator.supervisor.bus import HISTORY, HOUSE
-from orchestrator.supervisor.defects import describe_defect
-from orchestrator.supervisor.desk import VERBS, Desk, NotNowError, ReadOnlyError
+from orchestrator.supervisor.control import VERBS, CommandConflictError, ControlService, ReadOnlyError
+from orchestrator.supervisor.crash_reports import describe_crash
+from orchestrator.supervisor.event_bus import HISTORY_KINDS, SUPERVISOR
 from orchestrator.supervisor.supervisor import UnknownTunnelError
 from tunnel.model.events import Event
 from tunnel.model.spec import LogLevel
 
-_DESK: Final = web.AppKey("desk", Desk)
+_CONTROL: Final = web.AppKey("desk", ControlService)
 _PROCESS: Final = web.AppKey("process", Collector)
 _SUBSCRIPTIONS: Final = web.AppKey("subscriptions", stream.Subscriptions)
 _LARGEST_BODY: Final = 64 << 10
@@ -32,15 +32,15 @@ _STATUS_OF: Final[dict[type[Exception], HTTPStatus]] = {
     QueryError: HTTPStatus.BAD_REQUEST,
     ReadOnlyError: HTTPStatus.FORBIDDEN,
     UnknownTunnelError: HTTPStatus.NOT_FOUND,
-    NotNowError: HTTPStatus.CONFLICT,
+    CommandConflictError: HTTPStatus.CONFLICT,
 }
 
 
-def api_application(desk: Desk, token: str | None = None) -> web.Application:
+def api_application(control: ControlService, token: str | None = None) -> web.Application:
     """The API of a daemon; with a token, for its bearers alone."""
     checks = [_problems] if token is None else [_problems, _bearers_of(token)]
     app = web.Application(middlewares=checks, client_max_size=_LARGEST_BODY)
-    app[_DESK] = desk
+    app[_CONTROL] = control
     app[_SUBSCRIPTIONS] = stream.Subscriptions()
     app[_PROCESS] = metrics.process_collector()
     app.on_shutdown.append(_end_streams)
@@ -63,10 +63,10 @@ def api_application(desk: Desk, token: str | None = None) -> web.Application:
     return app
 
 
-def monitoring_application(desk: Desk) -> web.Application:
+def monitoring_application(control: ControlService) -> web.Application:
     """What monitoring may see without a token."""
     app = web.Application(middlewares=[_problems])
-    app[_DESK] = desk
+    app[_CONTROL] = control
     app[_PROCESS] = metrics.process_collector()
     app.add_routes(_MACHINES)
     return app
@@ -101,41 +101,41 @@ async def _end_streams(app: web.Application) -> None:
 
 
 async def _status(request: web.Request) -> web.Response:
-    return _json(await request.app[_DESK].status())
+    return _json(await request.app[_CONTROL].status())
 
 
 async def _watch(request: web.Request) -> web.StreamResponse:
     interval = queries.seconds(request.query, "interval", _INTERVAL)
-    return await stream.watch_status(request, request.app[_DESK], interval, request.app[_SUBSCRIPTIONS])
+    return await stream.watch_status(request, request.app[_CONTROL], interval, request.app[_SUBSCRIPTIONS])
 
 
 async def _tunnel(request: web.Request) -> web.Response:
-    return _json(request.app[_DESK].tunnel(request.match_info["name"]))
+    return _json(request.app[_CONTROL].tunnel(request.match_info["name"]))
 
 
 async def _command(request: web.Request) -> web.Response:
     verb = request.match_info["verb"]
     body = await _body(request, {} if verb in {"start", "retry"} else {"timeout": float})
-    outcome = await request.app[_DESK].command(verb, request.match_info["name"], body.get("timeout"))
+    outcome = await request.app[_CONTROL].command(verb, request.match_info["name"], body.get("timeout"))
     return _json(outcome.as_json())
 
 
 async def _reload(request: web.Request) -> web.Response:
     await _body(request, {})
-    return _json(await request.app[_DESK].reload())
+    return _json(await request.app[_CONTROL].reload())
 
 
 async def _plan(request: web.Request) -> web.Response:
-    return _json(await request.app[_DESK].plan())
+    return _json(await request.app[_CONTROL].plan())
 
 
 async def _logs(request: web.Request) -> web.StreamResponse:
-    bus, query = request.app[_DESK].bus, request.query
+    bus, query = request.app[_CONTROL].bus, request.query
     least = queries.level(query, "level", LogLevel.INFO)
     names = frozenset(query.getall("tunnel", []))
-    present = {HOUSE, *(snapshot.name for snapshot in request.app[_DESK].supervisor.snapshots())}
+    present = {SUPERVISOR, *(snapshot.name for snapshot in request.app[_CONTROL].supervisor.snapshots())}
     for name in names:
-        if name not in present and not bus.knows(name):
+        if name not in present and not bus.has_events_of(name):
             raise UnknownTunnelError(name)
 
     def wanted(event: Event) -> bool:
@@ -143,25 +143,25 @@ async def _logs(request: web.Request) -> web.StreamResponse:
 
     count = queries.whole(query, "n", _LINES)
     if not queries.switch(query, "follow", default=False):
-        return _json({"lines": [event.as_json() for event in bus.last(count, wanted, names)]})
+        return _json({"lines": [event.as_json() for event in bus.last_events(count, wanted, names)]})
     with stream.EventSubscription(bus, wanted, request.app[_SUBSCRIPTIONS]) as subscription:
-        return await stream.follow_events(request, subscription, bus.last(count, wanted, names))
+        return await stream.follow_events(request, subscription, bus.last_events(count, wanted, names))
 
 
 async def _events(request: web.Request) -> web.StreamResponse:
-    bus = request.app[_DESK].bus
+    bus = request.app[_CONTROL].bus
     count = queries.whole(request.query, "n", _EVENTS)
     if not queries.switch(request.query, "follow", default=True):
-        return await stream.replay_events(request, bus.history(count))
+        return await stream.replay_events(request, bus.last_history(count))
     with stream.EventSubscription(
-        bus, lambda event: event.kind in HISTORY, request.app[_SUBSCRIPTIONS]
+        bus, lambda event: event.kind in HISTORY_KINDS, request.app[_SUBSCRIPTIONS]
     ) as subscription:
-        return await stream.follow_events(request, subscription, bus.history(count))
+        return await stream.follow_events(request, subscription, bus.last_history(count))
 
 
 async def _shutdown(request: web.Request) -> web.Response:
     body = await _body(request, {"drain": bool})
-    return _json(request.app[_DESK].shutdown(drain=body.get("drain", True)), HTTPStatus.ACCEPTED)
+    return _json(request.app[_CONTROL].shutdown(drain=body.get("drain", True)), HTTPStatus.ACCEPTED)
 
 
 async def _healthy(_: web.Request) -> web.Response:
@@ -169,22 +169,22 @@ async def _healthy(_: web.Request) -> web.Response:
 
 
 async def _ready(request: web.Request) -> web.Response:
-    if request.app[_DESK].supervisor.is_ready:
+    if request.app[_CONTROL].supervisor.is_ready:
         return web.Response(text="ready\n")
     return problem(HTTPStatus.SERVICE_UNAVAILABLE, "the tunnels are being started, or drained")
 
 
 async def _metrics(request: web.Request) -> web.Response:
-    desk, process = request.app[_DESK], request.app[_PROCESS]
+    control, process = request.app[_CONTROL], request.app[_PROCESS]
     accept = request.headers.get("Accept", "")
     tasks = len(asyncio.all_tasks())
-    snapshots = await desk.supervisor.look()
-    page, content_type = await asyncio.to_thread(metrics.render, desk.head(), snapshots, tasks, accept, process)
+    snapshots = await control.supervisor.look()
+    page, content_type = await asyncio.to_thread(metrics.render, control.head(), snapshots, tasks, accept, process)
     return web.Response(body=page, headers={"Content-Type": content_type})
 
 
 async def _openapi(request: web.Request) -> web.Response:
-    return _json(openapi.document(request.app[_DESK].head()["version"]))
+    return _json(openapi.document(request.app[_CONTROL].head()["version"]))
 
 
 _MACHINES: Final = (_get("/healthz", _healthy), _get("/readyz", _ready), _get("/metrics", _metrics))
@@ -219,5 +219,5 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
     except Exception as error:  # noqa: BLE001  a defect of one answer must neither end the daemon nor show its inside
-        request.app[_DESK].bus.tell(LogLevel.ERROR, "api", describe_defect(error))
+        request.app[_CONTROL].bus.emit(LogLevel.ERROR, "api", describe_crash(error))
         return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal fault; the daemon's log has more")

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Final
 
 from orchestrator.api import queries
-from orchestrator.supervisor.desk import VERBS
+from orchestrator.supervisor.control import VERBS
 from tunnel.model.snapshot import BytesView, Snapshot
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State

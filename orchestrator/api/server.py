@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from orchestrator.api import handlers
-from orchestrator.process.paths import SocketPathError
+from orchestrator.process.socket_paths import SocketPathError
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.config.schema import SupervisorSettings
-    from orchestrator.supervisor.desk import Desk
+    from orchestrator.supervisor.control import ControlService
     from tunnel.model.address import Address
 
 _SHUTDOWN_GRACE_S: Final = 1.0  # for requests in progress
@@ -29,21 +29,21 @@ _MAX_TOKEN_LENGTH: Final = 4096
 
 
 @contextlib.asynccontextmanager
-async def serve_api(desk: Desk, path: Path, settings: SupervisorSettings) -> AsyncIterator[None]:
+async def serve_api(control: ControlService, path: Path, settings: SupervisorSettings) -> AsyncIterator[None]:
     """Serve on the socket and on the addresses of the settings until the context ends. Raises SocketPathError."""
     async with contextlib.AsyncExitStack() as stack:
-        runner = await stack.enter_async_context(_running(handlers.api_application(desk)))
+        runner = await stack.enter_async_context(_running(handlers.api_application(control)))
         await web.SockSite(runner, _unix_listener(path)).start()  # the site owns the listener from here on
         if settings.api.listen is not None:
-            app = handlers.api_application(desk, token=_read_token(settings.api.token_file))
+            app = handlers.api_application(control, token=_read_token(settings.api.token_file))
             runner = await stack.enter_async_context(_running(app))
-            await _listen(runner, settings.api.listen, desk, "the API")
+            await _listen(runner, settings.api.listen, control, "the API")
             if not settings.api.listen.is_loopback:
                 text = f"the API on {settings.api.listen} sends its token unencrypted; put a TLS proxy in front of it"
-                desk.bus.tell(LogLevel.WARN, "api", text)
+                control.bus.emit(LogLevel.WARN, "api", text)
         if settings.metrics is not None:
-            runner = await stack.enter_async_context(_running(handlers.monitoring_application(desk)))
-            await _listen(runner, settings.metrics, desk, "metrics")
+            runner = await stack.enter_async_context(_running(handlers.monitoring_application(control)))
+            await _listen(runner, settings.metrics, control, "metrics")
         yield
 
 
@@ -76,14 +76,14 @@ def _unix_listener(path: Path) -> sockets.socket:
     return listener
 
 
-async def _listen(runner: web.AppRunner, address: Address, desk: Desk, service: str) -> None:
+async def _listen(runner: web.AppRunner, address: Address, control: ControlService, service: str) -> None:
     try:
         await web.TCPSite(runner, address.host or None, address.port, backlog=_LISTEN_BACKLOG).start()
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise SocketPathError(f"cannot listen on {address} for {service}: {reason}") from None
     port = runner.addresses[0][1]
-    desk.bus.tell(LogLevel.INFO, "api", f"listening for {service} on {type(address)(address.host, port)}")
+    control.bus.emit(LogLevel.INFO, "api", f"listening for {service} on {type(address)(address.host, port)}")
 
 
 def _read_token(path: Path | None) -> str:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from aiohttp import web
 
 from orchestrator.api.changes import Picture
-from orchestrator.supervisor.bus import is_noteworthy
-from orchestrator.supervisor.reload import RELOAD
+from orchestrator.supervisor.event_bus import is_noteworthy
+from orchestrator.supervisor.reload import RELOAD_EVENT
 from tunnel.model.events import Event
 from tunnel.model.spec import LogLevel
 from tunnel.model.times import format_timestamp
@@ -21,8 +21,8 @@ from tunnel.model.times import format_timestamp
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from orchestrator.supervisor.bus import Bus
-    from orchestrator.supervisor.desk import Desk
+    from orchestrator.supervisor.control import ControlService
+    from orchestrator.supervisor.event_bus import EventBus
 
 HEARTBEAT_INTERVAL_S: Final = 5.0
 """A comment is sent after so long without an event."""
@@ -35,7 +35,7 @@ _DISCONNECTED: Final = (ConnectionError, TimeoutError)
 class EventSubscription:
     """The events that one client wants, in a bounded queue. Events beyond the bound are dropped and counted."""
 
-    def __init__(self, bus: Bus, is_wanted: Callable[[Event], bool], subscriptions: Subscriptions) -> None:
+    def __init__(self, bus: EventBus, is_wanted: Callable[[Event], bool], subscriptions: Subscriptions) -> None:
         self._bus = bus
         self._is_wanted = is_wanted
         self._subscriptions = subscriptions
@@ -155,17 +155,17 @@ async def replay_events(request: web.Request, history: Iterable[Event]) -> web.S
 
 
 async def watch_status(
-    request: web.Request, desk: Desk, interval_s: float, subscriptions: Subscriptions
+    request: web.Request, control: ControlService, interval_s: float, subscriptions: Subscriptions
 ) -> web.StreamResponse:
     """Send the whole status, then its changes every ``interval_s`` and after each reload; events as they happen."""
     stream = await SseResponse.start(request)
     picture = Picture(interval_s)
     with (
-        EventSubscription(desk.bus, is_noteworthy, subscriptions) as subscription,
-        desk.bus.onlooker(picture.hear),
+        EventSubscription(control.bus, is_noteworthy, subscriptions) as subscription,
+        control.bus.subscribe_activity(picture.hear),
         contextlib.suppress(*_DISCONNECTED),
     ):
-        first = await _look(desk, picture, 0.0) or {"status": {}, "changed": {}}
+        first = await _look(control, picture, 0.0) or {"status": {}, "changed": {}}
         await stream.send([("status", {**first["status"], "tunnels": list(first["changed"].values())})])
         due = time.monotonic() + interval_s
         while not subscription.is_exhausted:
@@ -173,9 +173,9 @@ async def watch_status(
             for event in events:
                 picture.hear(event.tunnel)
             frames = _event_frames(events)
-            if (now := time.monotonic()) >= due or any(event.kind == RELOAD for event in events):
+            if (now := time.monotonic()) >= due or any(event.kind == RELOAD_EVENT for event in events):
                 due = now + interval_s
-                change = await _look(desk, picture, interval_s / 4)
+                change = await _look(control, picture, interval_s / 4)
                 if change is not None:
                     frames.append(("change", {"ts": format_timestamp(time.time()), **change}))
             await stream.send(frames)
@@ -183,9 +183,9 @@ async def watch_status(
     return stream.response
 
 
-async def _look(desk: Desk, picture: Picture, within: float) -> dict[str, Any] | None:
+async def _look(control: ControlService, picture: Picture, within: float) -> dict[str, Any] | None:
     """What differs since the last look at the tunnels; this one may take so many seconds."""
-    names = desk.supervisor.names()
-    for snapshot in await desk.supervisor.look(picture.due(names), within):
+    names = control.supervisor.names()
+    for snapshot in await control.supervisor.look(picture.due(names), within):
         picture.see(snapshot)
-    return picture.change(desk.head(), names)
+    return picture.change(control.head(), names)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.client import ApiClient
-from orchestrator.process import paths
+from orchestrator.process import socket_paths
 
 _DAEMON_START_TIMEOUT_S: Final = 60.0
 _PROBE_TIMEOUT_S: Final = 1.0
@@ -51,10 +51,10 @@ def start_daemon(
 
     ``named_socket`` is the socket that the user named, if any. Raises BackgroundStartError and SocketPathError.
     """
-    socket = named_socket or paths.socket_to_offer(file, environ, os.getuid())
+    socket = named_socket or socket_paths.choose_socket(file, environ, os.getuid())
     if ApiClient(socket, _PROBE_TIMEOUT_S).is_ready():
         raise BackgroundStartError(f"a daemon is already running at {socket}; end it with: nodepass-orch down")
-    log = paths.log_of(socket, environ)
+    log = socket_paths.log_path(socket, environ)
     start_offset = _prepare_log(log)
     command = [sys.executable, "-m", "orchestrator.cli", "up", str(file), "--no-tui", *options]
     with log.open("ab") as out:

@@ -10,7 +10,7 @@ import click
 
 from orchestrator.commands import control, fleet, local
 from orchestrator.commands.common import EXIT_FAILED, EXIT_USAGE, CommandGroup, DashboardLauncher
-from orchestrator.process.process import hide_keys, program_version, say
+from orchestrator.process.setup import hide_keys_in_arguments, print_message, program_version
 
 COMMANDS: Final = (*local.COMMANDS, *control.COMMANDS, fleet.fleet)
 """The commands of this package; ``tui.cli`` adds its own."""
@@ -40,7 +40,7 @@ def run(
 
     With a launcher, ``up`` and ``demo`` open the dashboard on a terminal.
     """
-    hide_keys(arguments)
+    hide_keys_in_arguments(arguments)
     root = build_command_line(commands)
     try:
         code: Any = root.main(list(arguments), prog_name="nodepass-orch", standalone_mode=False, obj=launcher)
@@ -49,16 +49,16 @@ def run(
         return EXIT_USAGE
     except click.UsageError as error:
         text = error.format_message().rstrip(".")
-        say(text if text.endswith("?") else f"{text}; see nodepass-orch {_command_name(error)}--help")
+        print_message(text if text.endswith("?") else f"{text}; see nodepass-orch {_command_name(error)}--help")
         return EXIT_USAGE
     except click.ClickException as error:
-        say(error.format_message())
+        print_message(error.format_message())
         return error.exit_code
     except click.Abort:
         return _INTERRUPTED
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes stdout at exit and would fail again
-        say(f"cannot write the output: {error.strerror}")
+        print_message(f"cannot write the output: {error.strerror}")
         return EXIT_FAILED
     return code if isinstance(code, int) else 0
 

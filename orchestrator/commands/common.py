@@ -15,8 +15,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from orchestrator.client import ApiClient, Json, NoDaemonError, RequestRefusedError
-from orchestrator.process import paths
-from orchestrator.process.process import mask_url, say
+from orchestrator.process import socket_paths
+from orchestrator.process.setup import mask_url, print_message
 from tunnel.model.errors import did_you_mean
 from tunnel.model.spec import LogLevel
 from tunnel.model.times import parse_duration
@@ -42,7 +42,7 @@ class DashboardLauncher(Protocol):
 
 def exit_with_error(code: int, message: str) -> NoReturn:
     """Print a message to stderr and end the command with an exit code."""
-    say(message)
+    print_message(message)
     raise click.exceptions.Exit(code)
 
 
@@ -98,8 +98,8 @@ drain_timeout_option = click.option(
 
 def make_client(socket: Path | None, file: Path, timeout_s: float | None = None) -> ApiClient:
     """Return a client for the daemon that the options select. Raises SocketPathError."""
-    named = paths.given_socket(socket, os.environ)
-    path = named or paths.socket_to_ask(file, os.environ, os.getuid())
+    named = socket_paths.explicit_socket(socket, os.environ)
+    path = named or socket_paths.find_socket(file, os.environ, os.getuid())
     return ApiClient(path) if timeout_s is None else ApiClient(path, timeout_s)
 
 
@@ -110,7 +110,7 @@ def exit_on_api_error() -> Iterator[None]:
         yield
     except NoDaemonError as error:
         exit_with_error(EXIT_NO_DAEMON, str(error))
-    except (RequestRefusedError, paths.SocketPathError) as error:
+    except (RequestRefusedError, socket_paths.SocketPathError) as error:
         exit_with_error(EXIT_FAILED, str(error))
 
 
@@ -141,7 +141,7 @@ def complete_names(ctx: click.Context, _: click.Parameter, prefix: str) -> list[
     try:
         file = given.get("file") or Path(DEFAULT_FILE)
         status = make_client(given.get("socket"), Path(file), _COMPLETION_TIMEOUT_S).status()
-    except (NoDaemonError, RequestRefusedError, paths.SocketPathError):
+    except (NoDaemonError, RequestRefusedError, socket_paths.SocketPathError):
         return []
     used = set(given.get("names") or ())
     return [

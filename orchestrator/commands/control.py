@@ -32,8 +32,8 @@ from orchestrator.commands.common import (
     select_tunnels,
     socket_option,
 )
-from orchestrator.process.logformat import as_line, printable
-from orchestrator.process.process import say
+from orchestrator.process.logformat import format_json_event, printable
+from orchestrator.process.setup import print_message
 from orchestrator.table import format_table
 
 if TYPE_CHECKING:
@@ -72,9 +72,11 @@ def ps(*, names: tuple[str, ...], as_json: bool, watch: bool, socket: Path | Non
 def _print_status(status: Json, *, is_screen: bool) -> None:
     tunnels = status["tunnels"]
     if not status["config"]["ok"]:
-        say(f"the last valid configuration stays in force: {status['config']['error']}")
+        print_message(f"the last valid configuration stays in force: {status['config']['error']}")
     if status["mqtt"].get("reason"):
-        say(printable(f"MQTT {status['mqtt']['state']} since {status['mqtt']['since']}: {status['mqtt']['reason']}"))
+        print_message(
+            printable(f"MQTT {status['mqtt']['state']} since {status['mqtt']['since']}: {status['mqtt']['reason']}")
+        )
     text = format_tunnels(tunnels) if tunnels else "no tunnels"
     if is_screen:
         lines = text.split("\n")[: shutil.get_terminal_size().lines - 1]
@@ -83,7 +85,7 @@ def _print_status(status: Json, *, is_screen: bool) -> None:
     elif tunnels:
         click.echo(text)
     else:
-        say(text)
+        print_message(text)
 
 
 def format_tunnels(tunnels: Sequence[Json]) -> str:
@@ -114,7 +116,7 @@ def _tunnel_command(verb: str, summary: str, *, drains: bool) -> click.Command:
             print_json({"ok": all(result["ok"] for result in results), "results": results})
         for result in results:
             if not as_json:
-                (click.echo if result["ok"] else say)(printable(f"{result['name']}: {result['text']}"))
+                (click.echo if result["ok"] else print_message)(printable(f"{result['name']}: {result['text']}"))
         return 0 if all(result["ok"] for result in results) else EXIT_FAILED
 
     decorators: list[Callable[[Any], Any]] = [
@@ -160,15 +162,17 @@ def reload(*, wait: bool, as_json: bool, socket: Path | None, file: Path) -> int
     if as_json:
         print_json(answer)
     elif answer["error"]:
-        say(f"nothing was changed: {_format_error(answer['error'])}")
+        print_message(f"nothing was changed: {_format_error(answer['error'])}")
     elif wait:
         for name, result in results.items():
             click.echo(_format_result(name, result))
     else:
         for name in bad:
-            say(_format_result(name, results[name]))
+            print_message(_format_result(name, results[name]))
     if not as_json and not answer["error"]:
-        say(f"generation {answer['generation']}: {_count_actions(result['action'] for result in results.values())}")
+        print_message(
+            f"generation {answer['generation']}: {_count_actions(result['action'] for result in results.values())}"
+        )
     return EXIT_USAGE if answer["error"] else EXIT_FAILED if bad else 0
 
 
@@ -201,13 +205,13 @@ def plan(*, file: Path, as_json: bool, socket: Path | None) -> int:
     if as_json:
         print_json(answer)
     elif answer["error"]:
-        say(f"a reload would change nothing: {_format_error(answer['error'])}")
+        print_message(f"a reload would change nothing: {_format_error(answer['error'])}")
     else:
         for line in _plan_lines(answer):
             click.echo(line)
         for warning in answer.get("warnings", ()):
-            say(printable(warning))
-        say(f"{answer['unchanged']} unchanged")
+            print_message(printable(warning))
+        print_message(f"{answer['unchanged']} unchanged")
     return 0 if answer["ok"] else EXIT_USAGE
 
 
@@ -257,7 +261,7 @@ def logs(
             exact += [str(tunnel["name"]) for tunnel in select_tunnels(client.status()["tunnels"], patterns)]
         _print_events(client.logs(exact, count, level.lower(), follow=follow), as_json=as_json)
         if follow:
-            say("the daemon has ended")
+            print_message("the daemon has ended")
     return 0
 
 
@@ -272,7 +276,7 @@ def events(*, follow: bool, count: int, as_json: bool, socket: Path | None, file
     with exit_on_api_error():
         _print_events(make_client(socket, file).events(count, follow=follow), as_json=as_json)
         if follow:
-            say("the daemon has ended")
+            print_message("the daemon has ended")
     return 0
 
 
@@ -281,7 +285,7 @@ def _print_events(events: Iterable[Json], *, as_json: bool) -> None:
         if as_json:
             print_json(event)
         else:
-            click.echo(as_line(event))
+            click.echo(format_json_event(event))
         sys.stdout.flush()
 
 
@@ -296,7 +300,9 @@ def down(*, wait: bool, now: bool, socket: Path | None, file: Path) -> int:
         client = make_client(socket, file)
         active = client.shutdown(drain=not now)["active"]
         visitors = "1 visitor" if active == 1 else f"{active} visitors"
-        say(f"the daemon is shutting down{' and disconnects' if now else ';'} {visitors}{'' if now else ' may finish'}")
+        print_message(
+            f"the daemon is shutting down{' and disconnects' if now else ';'} {visitors}{'' if now else ' may finish'}"
+        )
         if wait:
             client.wait_until_ended()
     return 0

@@ -25,7 +25,7 @@ from orchestrator.commands.common import (
 )
 from orchestrator.commands.control import format_tunnels
 from orchestrator.process.logformat import printable
-from orchestrator.process.process import say
+from orchestrator.process.setup import print_message
 from tunnel.model.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _heard_of(found: Fleet) -> str:
 
 def _show_hosts(hosts: Sequence[Json]) -> None:
     if not hosts:
-        say("no host has published to this broker")
+        print_message("no host has published to this broker")
     for number, host in enumerate(hosts):
         if number:
             click.echo()
@@ -221,7 +221,7 @@ def _show_paths(found: Fleet, hosts: Sequence[Json], now: float, *, as_json: boo
     for path in chosen:
         click.echo(printable(str(path)))
     if not chosen:
-        say("there are no tunnels")
+        print_message("there are no tunnels")
 
 
 def _verb(verb: str, text: str, *, drains: bool) -> None:
@@ -273,7 +273,7 @@ def _report(verb: str, results: Sequence[Json], *, as_json: bool) -> int:
     else:
         for result in results:
             place = f"{result['host']}/{result['tunnel']}" if result["tunnel"] else result["host"]
-            (click.echo if result["ok"] else say)(printable(f"{place}: {_outcome(verb, result)}"))
+            (click.echo if result["ok"] else print_message)(printable(f"{place}: {_outcome(verb, result)}"))
     if any(not result["answered"] for result in results):
         return EXIT_NO_DAEMON
     return 0 if is_good else EXIT_FAILED

@@ -29,8 +29,8 @@ from orchestrator.commands.common import (
     print_json,
     socket_option,
 )
-from orchestrator.process import paths
-from orchestrator.process.process import mask_url, prepare_to_serve, say
+from orchestrator.process import socket_paths
+from orchestrator.process.setup import mask_url, prepare_serving_process, print_message
 from tunnel.model.spec import LogLevel
 from tunnel.model.url import looks_like_url
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from orchestrator.config.faults import Fault
     from orchestrator.config.manifest import Manifest
     from orchestrator.process.logformat import LogWriter
-    from orchestrator.supervisor.bus import Bus
+    from orchestrator.supervisor.event_bus import EventBus
 
 _GONE_TIMEOUT_S: Final = 0.1  # a connection to a socket without a listener is refused at once
 
@@ -98,7 +98,7 @@ def up(
     level = LogLevel[(log_level or "info").upper()]
     try:
         return asyncio.run(_serve(manifest, socket, log, level, read_only=read_only))
-    except paths.SocketPathError as error:
+    except socket_paths.SocketPathError as error:
         exit_with_error(EXIT_FAILED, str(error))
     finally:
         log.close()
@@ -108,13 +108,15 @@ def _start_in_background(manifest: Manifest, socket: Path | None, options: list[
     from orchestrator.commands import background  # noqa: PLC0415  imported where a process is started
 
     try:
-        named = paths.given_socket(socket, os.environ) or paths.given_socket(manifest.supervisor.api.socket, {})
+        named = socket_paths.explicit_socket(socket, os.environ) or socket_paths.explicit_socket(
+            manifest.supervisor.api.socket, {}
+        )
         daemon = background.start_daemon(manifest.path, options, named, os.environ)
-    except paths.SocketPathError as error:
+    except socket_paths.SocketPathError as error:
         exit_with_error(EXIT_FAILED, str(error))
     except background.BackgroundStartError as error:
         exit_with_error(error.exit_code, str(error))
-    say(f"the daemon runs in the background as process {daemon.pid}; its log is {daemon.log}")
+    print_message(f"the daemon runs in the background as process {daemon.pid}; its log is {daemon.log}")
 
 
 def _show_daemon(launcher: DashboardLauncher, socket: Path | None, file: Path, *, read_only: bool) -> None:
@@ -124,15 +126,15 @@ def _show_daemon(launcher: DashboardLauncher, socket: Path | None, file: Path, *
         pid = client.status()["pid"]
     stop_requested = launcher.show_daemon(client.path, read_only=read_only, owns_daemon=True)
     if client.wait_until_ended(_GONE_TIMEOUT_S):  # another client stopped it, or it crashed
-        say("the daemon has ended, and so have its tunnels")
+        print_message("the daemon has ended, and so have its tunnels")
     elif stop_requested:
         with exit_on_api_error():  # by process signal: a daemon that rejects commands obeys it as well
             os.kill(client.status()["pid"], signal.SIGTERM)
         client.wait_until_ended()
-        say("the tunnels have ended")
+        print_message("the tunnels have ended")
     else:
         stop_command = f"kill {pid}" if read_only else "nodepass-orch down"
-        say(f"the tunnels keep running; show them with: nodepass-orch top; end them with: {stop_command}")
+        print_message(f"the tunnels keep running; show them with: nodepass-orch top; end them with: {stop_command}")
 
 
 def _log_writer(log_format: str) -> LogWriter:
@@ -143,28 +145,28 @@ def _log_writer(log_format: str) -> LogWriter:
 
 async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level: LogLevel, *, read_only: bool) -> int:
     from orchestrator import daemon  # noqa: PLC0415  the engine and aiohttp: only to run tunnels
-    from orchestrator.supervisor import defects, service  # noqa: PLC0415  as above
+    from orchestrator.supervisor import crash_reports, service  # noqa: PLC0415  as above
 
-    prepare_to_serve()
-    defects.show_no_tracebacks()
-    named = paths.given_socket(socket, os.environ)
-    with daemon.claimed_socket(manifest, named, os.environ) as path:
-        async with daemon.running(manifest, path, log, level, read_only=read_only) as supervisor:
-            log.tell_trouble(_log_error_reporter(supervisor.bus))
+    prepare_serving_process()
+    crash_reports.suppress_tracebacks()
+    named = socket_paths.explicit_socket(socket, os.environ)
+    with daemon.claimed_daemon_socket(manifest, named, os.environ) as path:
+        async with daemon.running_daemon(manifest, path, log, level, read_only=read_only) as supervisor:
+            log.on_write_error(_log_error_reporter(supervisor.bus))
             for warning in map(str, manifest.warnings):
-                supervisor.bus.tell(LogLevel.WARN, "config", warning)
+                supervisor.bus.emit(LogLevel.WARN, "config", warning)
             await service.live(supervisor)
     return 0
 
 
-def _log_error_reporter(bus: Bus) -> Callable[[str], None]:
+def _log_error_reporter(bus: EventBus) -> Callable[[str], None]:
     """Return a function for the log's thread that reports the log's errors as events."""
     loop = asyncio.get_running_loop()
 
     def report(why: str) -> None:
         text = f"cannot write the log: {why}; the tunnels are not affected, see nodepass-orch logs"
         with contextlib.suppress(RuntimeError):  # the loop is closed: the daemon has ended
-            loop.call_soon_threadsafe(partial(bus.tell, LogLevel.WARN, "log", text))
+            loop.call_soon_threadsafe(partial(bus.emit, LogLevel.WARN, "log", text))
 
     return report
 
@@ -197,7 +199,7 @@ def check(*, file: str, as_json: bool, strict: bool) -> int:
         for warning in warnings:
             click.echo(f"{warning.place}: warning: {warning.message}")
         if not faults:
-            say(f"{file} is valid: {count} {'tunnel' if count == 1 else 'tunnels'}")
+            print_message(f"{file} is valid: {count} {'tunnel' if count == 1 else 'tunnels'}")
     return EXIT_USAGE if faults else 0
 
 
@@ -214,7 +216,7 @@ def demo(launcher: DashboardLauncher | None, *, no_tui: bool, duration: float | 
     log = _log_writer("text")
     try:
         click.echo(demonstration.run(duration, log))
-    except paths.SocketPathError as error:
+    except socket_paths.SocketPathError as error:
         exit_with_error(EXIT_FAILED, str(error))
     finally:
         log.close()

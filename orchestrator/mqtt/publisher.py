@@ -20,8 +20,8 @@ from orchestrator.mqtt.standing import BrokerState, Record
 from orchestrator.mqtt.telling import Telling
 from orchestrator.mqtt.together import together
 from orchestrator.mqtt.topics import HostTopics, parse
-from orchestrator.supervisor.bus import HISTORY, is_noteworthy
-from orchestrator.supervisor.defects import describe_defect
+from orchestrator.supervisor.crash_reports import describe_crash
+from orchestrator.supervisor.event_bus import HISTORY_KINDS, is_noteworthy
 from tunnel.model.events import EventLog
 from tunnel.model.spec import LogLevel
 from tunnel.runtime.backoff import delay
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.mqtt.discovery import Discovery
     from orchestrator.mqtt.outbox import Message
     from orchestrator.mqtt.steering import Steering
-    from orchestrator.supervisor.desk import Desk
+    from orchestrator.supervisor.control import ControlService
     from tunnel.model.events import Event
 
 KIND: Final = "mqtt"
@@ -58,7 +58,7 @@ class Publisher:
 
     def __init__(
         self,
-        desk: Desk,
+        control: ControlService,
         dialer: Dialer,
         *,
         host: str,
@@ -68,14 +68,14 @@ class Publisher:
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.host = host
-        self._desk = desk
+        self._control = control
         self._dialer = dialer
         self._topics = HostTopics(host)
         self._steering = steering
-        self._event_log = EventLog("", desk.bus.publish)
+        self._event_log = EventLog("", control.bus.publish)
         self._uniform = uniform
         self._telling = Telling(
-            desk, topics=self._topics, origin=origin, steering=steering, discovery=discovery, uniform=uniform
+            control, topics=self._topics, origin=origin, steering=steering, discovery=discovery, uniform=uniform
         )
         self._configurations = Configurations(self._topics, host, discovery)
         self._presence = Presence(origin)
@@ -94,7 +94,7 @@ class Publisher:
 
     async def run(self) -> None:
         """Keep a connection; whatever goes wrong is told and tried again."""
-        self._desk.bus.subscribe(self._hear)
+        self._control.bus.subscribe(self._hear)
         attempt = 0
         try:
             while not self._closing.is_set():
@@ -112,12 +112,12 @@ class Publisher:
                     self._trouble(error.state, str(error))
                     pause = _WARY_PAUSE if error.code in CREDENTIALS or error.code == TAKEN_OVER else 0.0
                 except Exception as error:  # noqa: BLE001  a defect here must not reach the tunnels
-                    self._trouble(BrokerState.FAILED, describe_defect(error))
+                    self._trouble(BrokerState.FAILED, describe_crash(error))
                     pause = _WARY_PAUSE
                 attempt = 1 if time.monotonic() - began > _STEADY else attempt + 1
                 await self._rest(pause + delay(attempt, longest, self._uniform))
         finally:
-            self._desk.bus.unsubscribe(self._hear)
+            self._control.bus.unsubscribe(self._hear)
 
     def close(self) -> None:
         """Say the last words, as far as the broker takes them, and end."""
@@ -220,7 +220,7 @@ class Publisher:
     def _hear(self, event: Event) -> None:
         if event.kind == KIND:
             return
-        if event.kind in HISTORY:
+        if event.kind in HISTORY_KINDS:
             self._look.set()
         if is_noteworthy(event):
             self._telling.event(event)
@@ -288,7 +288,7 @@ class Publisher:
             self._say(LogLevel.WARN, f"{reason}; tunnels are not concerned")
 
     def _say(self, level: LogLevel, text: str) -> None:
-        self._desk.bus.tell(level, KIND, text)
+        self._control.bus.emit(level, KIND, text)
 
 
 async def publish_all(session: Session, batch: list[Message]) -> None:

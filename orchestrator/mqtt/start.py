@@ -10,18 +10,18 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.process.process import program_version
+from orchestrator.process.setup import program_version
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
     from orchestrator.config.manifest import Manifest
-    from orchestrator.supervisor.desk import Desk
+    from orchestrator.supervisor.control import ControlService
 
 _PATIENCE: Final = 3.0  # seconds for the last words and the end of the connection
 
 
 @contextlib.asynccontextmanager
-async def publishing(desk: Desk, manifest: Manifest) -> AsyncIterator[None]:
+async def publishing(control: ControlService, manifest: Manifest) -> AsyncIterator[None]:
     """Publish what the desk sees, and take commands to it, until the context ends; whatever the broker does."""
     settings = manifest.supervisor.mqtt
     if settings is None:
@@ -37,18 +37,18 @@ async def publishing(desk: Desk, manifest: Manifest) -> AsyncIterator[None]:
 
     own = identity(manifest.path, state_directory(os.environ, os.getuid()))
     if own.problem is not None and settings.host is None:
-        desk.bus.tell(LogLevel.WARN, KIND, own.problem)
+        control.bus.emit(LogLevel.WARN, KIND, own.problem)
     host = settings.host or own.instance
     origin = Origin(own.instance, uuid.uuid4().hex, time.time())
     if settings.ca is not None and settings.url.startswith("mqtt:"):
         text = f"supervisor.mqtt: ca is of no use, for {settings.url} is not encrypted; write mqtts://"
-        desk.bus.tell(LogLevel.WARN, KIND, text)
+        control.bus.emit(LogLevel.WARN, KIND, text)
     topics = HostTopics(host)
-    steering = Steering(desk, topics, origin.boot, is_on=settings.commands)
+    steering = Steering(control, topics, origin.boot, is_on=settings.commands)
     discovery = Discovery(settings.discovery_prefix, topics, host, program_version()) if settings.discovery else None
     dialer = Dialer(Broker.from_settings(settings, os.environ), own.client_id(host))
-    publisher = Publisher(desk, dialer, host=host, origin=origin, steering=steering, discovery=discovery)
-    desk.mqtt = publisher.status
+    publisher = Publisher(control, dialer, host=host, origin=origin, steering=steering, discovery=discovery)
+    control.mqtt = publisher.status
     work = asyncio.create_task(publisher.run(), name="mqtt")
     try:
         yield

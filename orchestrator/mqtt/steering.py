@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.orders import ALL, UNNAMED, Gate, Order, OrderRefusedError
 from orchestrator.mqtt.outbox import Message
-from orchestrator.supervisor.defects import describe_defect
-from orchestrator.supervisor.desk import NotNowError, ReadOnlyError
+from orchestrator.supervisor.control import CommandConflictError, ReadOnlyError
+from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.supervisor import UnknownTunnelError
 from tunnel.model.events import EventLog
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Session
     from orchestrator.mqtt.topics import HostTopics
-    from orchestrator.supervisor.desk import Desk
+    from orchestrator.supervisor.control import ControlService
 
 _WAITING: Final = 256  # commands and answers under way
 _OFF: Final = "commands over MQTT are off on this host; supervisor.mqtt.commands: true lets them in"
@@ -27,17 +27,17 @@ _KIND: Final = "mqtt"
 class Steering:
     """One per daemon. Refusals are answered like everything else; where nobody can be named, to whoever listens."""
 
-    def __init__(self, desk: Desk, topics: HostTopics, boot: str, *, is_on: bool) -> None:
-        self._desk = desk
+    def __init__(self, control: ControlService, topics: HostTopics, boot: str, *, is_on: bool) -> None:
+        self._control = control
         self._topics = topics
         self._gate = Gate(boot)
         self._is_on = is_on
         self._waiting: asyncio.Queue[Order | OrderRefusedError] = asyncio.Queue(_WAITING)
-        self._event_log = EventLog("", desk.bus.publish)
+        self._event_log = EventLog("", control.bus.publish)
 
     def why_closed(self) -> str | None:
         """Why no commands are taken; None where they are."""
-        if self._desk.read_only:
+        if self._control.read_only:
             return str(ReadOnlyError())
         return None if self._is_on else _OFF
 
@@ -69,22 +69,22 @@ class Steering:
     async def _carried_out(self, order: Order) -> dict[str, Any]:
         try:
             if order.op == "reload":
-                return _reloaded(order, await self._desk.reload())
+                return _reloaded(order, await self._control.reload())
             if order.target == ALL:
                 return await self._all(order)
-            outcome = await self._desk.command(order.op, order.target or "", order.timeout)
-        except (UnknownTunnelError, ReadOnlyError, NotNowError) as refused:
+            outcome = await self._control.command(order.op, order.target or "", order.timeout)
+        except (UnknownTunnelError, ReadOnlyError, CommandConflictError) as refused:
             return payloads.answer(order.id, error=str(refused))
         except Exception as error:  # noqa: BLE001  a defect: whoever asked shall not wait in vain
-            return payloads.answer(order.id, error=describe_defect(error))
+            return payloads.answer(order.id, error=describe_crash(error))
         return payloads.answer(order.id, outcome.as_json())
 
     async def _all(self, order: Order) -> dict[str, Any]:
         results: dict[str, Any] = {}
-        for seen in self._desk.supervisor.snapshots():
+        for seen in self._control.supervisor.snapshots():
             try:
-                results[seen.name] = (await self._desk.command(order.op, seen.name, order.timeout)).as_json()
-            except (NotNowError, UnknownTunnelError) as refused:
+                results[seen.name] = (await self._control.command(order.op, seen.name, order.timeout)).as_json()
+            except (CommandConflictError, UnknownTunnelError) as refused:
                 results[seen.name] = {"name": seen.name, "ok": False, "state": seen.state.value, "text": str(refused)}
         failed = [name for name, result in results.items() if not result["ok"]]
         error = f"not done for {len(failed)} of {len(results)} tunnels" if failed else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.outbox import Message, Outbox
 from orchestrator.mqtt.pacing import REPEAT, Pacing
-from orchestrator.supervisor.supervisor import IN_A_TURN
+from orchestrator.supervisor.supervisor import SCAN_BATCH_SIZE
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.mqtt.discovery import Discovery
     from orchestrator.mqtt.steering import Steering
     from orchestrator.mqtt.topics import HostTopics
-    from orchestrator.supervisor.desk import Desk
+    from orchestrator.supervisor.control import ControlService
     from tunnel.model.events import Event
     from tunnel.model.snapshot import Snapshot
 
@@ -29,7 +29,7 @@ class Telling:
 
     def __init__(
         self,
-        desk: Desk,
+        control: ControlService,
         *,
         topics: HostTopics,
         origin: payloads.Origin,
@@ -38,7 +38,7 @@ class Telling:
         uniform: Callable[[float, float], float],
     ) -> None:
         self.outbox = Outbox()
-        self._desk = desk
+        self._control = control
         self._topics = topics
         self._origin = origin
         self._steering = steering
@@ -80,9 +80,9 @@ class Telling:
     def due(self) -> Iterator[None]:
         """Put what is due into the outbox, a little at a time: in between it is for others to do something."""
         snapshots = []
-        for number, seen in enumerate(self._desk.supervisor.each(), 1):
+        for number, seen in enumerate(self._control.supervisor.each(), 1):
             snapshots.append(seen)
-            if number % IN_A_TURN == 0:
+            if number % SCAN_BATCH_SIZE == 0:
                 yield
         ts, now = format_timestamp(time.time()), time.monotonic()
         due = self._pacing.next(snapshots, now)
@@ -122,7 +122,7 @@ class Telling:
     def _tell_info(self, ts: str, now: float, tunnels: int) -> None:
         info = payloads.info(
             self._origin,
-            self._desk.head(),
+            self._control.head(),
             ts,
             tunnels=tunnels,
             commands=self._steering.why_closed() is None,

@@ -26,7 +26,7 @@ def as_text(event: Event) -> str:
     return _line(format_timestamp(event.ts), event.level.name, event.tunnel, event.text)
 
 
-def as_line(event: Mapping[str, Any]) -> str:
+def format_json_event(event: Mapping[str, Any]) -> str:
     """The same of an event that comes as JSON."""
     return _line(event["ts"], event["level"].upper(), event["tunnel"], event["text"])
 
@@ -76,7 +76,7 @@ class LogWriter:
             self._lines.append(line)
             self._turn.notify()
 
-    def tell_trouble(self, tell: Callable[[str], None]) -> None:
+    def on_write_error(self, tell: Callable[[str], None]) -> None:
         """Call ``tell``, in some thread, with why lines are being lost; once until one is written again."""
         with self._turn:
             self._tell, trouble = tell, self._trouble

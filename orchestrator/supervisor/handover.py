@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.config.manifest import Entry, addresses_conflict, listen_addresses
 from orchestrator.config.plan import EntryResult
-from orchestrator.supervisor.defects import describe_defect
+from orchestrator.supervisor.crash_reports import describe_crash
 from tunnel.model.spec import Direction, Mode, Role
 from tunnel.model.state import State
 from tunnel.runtime.sockets import NetError
@@ -17,8 +17,8 @@ from tunnel.runtime.sockets import NetError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from orchestrator.supervisor.keeper import Keeper
-    from orchestrator.supervisor.tunnels import Tunnels
+    from orchestrator.supervisor.registry import Tunnels
+    from orchestrator.supervisor.runner import TunnelRunner
     from tunnel.model.address import Address
     from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import TunnelSpec
@@ -34,13 +34,13 @@ _LOOK: Final = 0.02  # seconds between two looks
 class Claims:
     """Who listens, or may listen, on which address."""
 
-    def __init__(self, keepers: Iterable[Keeper]) -> None:
-        self._by_port: dict[int, list[tuple[Address, Keeper]]] = {}
+    def __init__(self, keepers: Iterable[TunnelRunner]) -> None:
+        self._by_port: dict[int, list[tuple[Address, TunnelRunner]]] = {}
         for keeper in keepers:
             for address in _addresses(keeper.spec):
                 self._by_port.setdefault(address.port, []).append((address, keeper))
 
-    def rivals(self, entry: Entry) -> Iterator[Keeper]:
+    def rivals(self, entry: Entry) -> Iterator[TunnelRunner]:
         """Those in whose way the entry is."""
         for wanted in _addresses(entry.spec):
             for address, keeper in self._by_port.get(wanted.port, ()):
@@ -53,7 +53,7 @@ class Step:
     """A keeper whose place is taken by another one, for ``entry``."""
 
     entry: Entry
-    keeper: Keeper
+    keeper: TunnelRunner
     changes: tuple[str, ...] = ()
 
     @property
@@ -146,7 +146,7 @@ class Handover:
         self._tunnels.dismiss(step.keeper, self._drain_timeout, CHANGED if step.is_same else REMOVED)
 
 
-async def given_up(leaving: Iterable[Keeper], entries: Iterable[Entry]) -> None:
+async def given_up(leaving: Iterable[TunnelRunner], entries: Iterable[Entry]) -> None:
     """Until nobody who leaves listens on addresses of these entries, within half a second."""
     claims = Claims(leaving)
     rivals = {rival for entry in entries for rival in claims.rivals(entry)}
@@ -173,7 +173,7 @@ def _may_come_free(step: Step, error: Exception, claims: Claims) -> bool:
     return any(rival is not step.keeper for rival in claims.rivals(step.entry))
 
 
-def _has_given_up(keeper: Keeper) -> bool:
+def _has_given_up(keeper: TunnelRunner) -> bool:
     return keeper.snapshot().state in _GIVEN_UP
 
 
@@ -184,4 +184,4 @@ def _serves(seen: Snapshot) -> bool:
 
 
 def _describe(error: Exception) -> str:
-    return str(error) if isinstance(error, NetError) else describe_defect(error)
+    return str(error) if isinstance(error, NetError) else describe_crash(error)

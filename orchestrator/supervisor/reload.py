@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 from orchestrator.config.faults import ConfigError, Fault, Place
 from orchestrator.config.file_set import run_in_file_thread
 from orchestrator.config.plan import EntryResult, Plan, diff_manifests, effective_settings
-from orchestrator.supervisor.changeover import apply
-from orchestrator.supervisor.defects import describe_defect
+from orchestrator.supervisor.crash_reports import describe_crash
+from orchestrator.supervisor.reconciler import apply
 from tunnel.model.spec import LogLevel
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from orchestrator.config.manifest import Manifest
-    from orchestrator.supervisor.bus import Bus
-    from orchestrator.supervisor.tunnels import Tunnels
+    from orchestrator.supervisor.event_bus import EventBus
+    from orchestrator.supervisor.registry import Tunnels
 
-RELOAD: Final = "reload"
+RELOAD_EVENT: Final = "reload"
 """The kind of the events that say what became of a reload."""
 
 _NEWS: Final = 5.0  # seconds in which a command that comes after the watcher still hears of the same save
@@ -34,7 +34,7 @@ class Reloader:
     Whoever asks while one waits for its turn gets the answer of that one.
     """
 
-    def __init__(self, manifest: Manifest, *, tunnels: Tunnels, bus: Bus) -> None:
+    def __init__(self, manifest: Manifest, *, tunnels: Tunnels, bus: EventBus) -> None:
         self.manifest = manifest
         """what is in force: of an entry that was rejected, what it was before"""
         self.sources = manifest.sources
@@ -104,14 +104,16 @@ class Reloader:
         except ConfigError as error:
             return error
         except Exception as error:  # noqa: BLE001  a defect of the reader must not change what runs, nor end it
-            return ConfigError([Fault(Place(self.manifest.path), describe_defect(error))])
+            return ConfigError([Fault(Place(self.manifest.path), describe_crash(error))])
 
     def _refuse(self, error: ConfigError) -> dict[str, Any]:
         self.sources = error.sources or self.sources
         self._fault = error.faults[0]
         more = f" (and {len(error.faults) - 1} more)" if len(error.faults) > 1 else ""
         text = f"the file is not applied, generation {self.generation} serves on: {self._fault}{more}"
-        self._bus.tell(LogLevel.ERROR, RELOAD, text, generation=self.generation, error=_error(self._fault), results={})
+        self._bus.emit(
+            LogLevel.ERROR, RELOAD_EVENT, text, generation=self.generation, error=_error(self._fault), results={}
+        )
         return self._answer({}, self._fault)
 
     async def _apply(self, new: Manifest) -> dict[str, Any]:
@@ -138,7 +140,7 @@ class Reloader:
         warnings = [*map(str, new.warnings), *plan.warnings]
         for text in warnings:
             if text not in self._warnings:
-                self._bus.tell(LogLevel.WARN, "config", text)
+                self._bus.emit(LogLevel.WARN, "config", text)
         self._warnings = warnings
 
     def _report(self, results: dict[str, EntryResult], *, is_same: bool, was_wrong: bool) -> None:
@@ -153,10 +155,10 @@ class Reloader:
             text = f"the file is valid again; {text}"
         for name, result in changed.items():
             if not result.is_good:
-                self._bus.tell(LogLevel.ERROR, RELOAD, f"{result.action}: {result.detail}", tunnel=name)
+                self._bus.emit(LogLevel.ERROR, RELOAD_EVENT, f"{result.action}: {result.detail}", tunnel=name)
         level = LogLevel.INFO if all(result.is_good for result in changed.values()) else LogLevel.WARN
         shown = {name: result.as_json() for name, result in changed.items()}
-        self._bus.tell(level, RELOAD, text, generation=self.generation, results=shown)
+        self._bus.emit(level, RELOAD_EVENT, text, generation=self.generation, results=shown)
 
     def _answer(self, results: dict[str, EntryResult], fault: Fault | None = None) -> dict[str, Any]:
         return {

@@ -6,9 +6,9 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.process.notify import Notifier
-from orchestrator.process.process import stop_signals
-from orchestrator.supervisor.defects import describe_defect
+from orchestrator.process.service_manager import Notifier
+from orchestrator.process.setup import handle_stop_signals
+from orchestrator.supervisor.crash_reports import describe_crash
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
 
@@ -22,7 +22,7 @@ _NEWS: Final = 2.0  # seconds between two looks at how the tunnels are
 async def live(supervisor: Supervisor) -> None:
     """The supervisor's life, from its start to the end that a signal or a command asks for."""
     service = _Service(supervisor, Notifier(os.environ))
-    with stop_signals(supervisor.shutdown, supervisor.close, service.reload):
+    with handle_stop_signals(supervisor.shutdown, supervisor.close, service.reload):
         telling = asyncio.create_task(service.tell())
         try:
             await supervisor.run()
@@ -48,7 +48,7 @@ class _Service:
         try:
             await self._supervisor.reload()
         except Exception as error:  # noqa: BLE001  the tunnels serve on, whatever became of this
-            self._supervisor.bus.tell(LogLevel.ERROR, "reload", describe_defect(error))
+            self._supervisor.bus.emit(LogLevel.ERROR, "reload", describe_crash(error))
         finally:
             self._notifier.ready()
 
@@ -59,7 +59,7 @@ class _Service:
         while not self._supervisor.is_ready:  # noqa: ASYNC110  a start announces nothing
             await asyncio.sleep(_LOOK)
         self._notifier.ready()
-        stopping = asyncio.create_task(self._supervisor.until_stopping())
+        stopping = asyncio.create_task(self._supervisor.wait_stopping())
         try:
             while not stopping.done():
                 await self._beat()

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.supervisor.bus import Bus
-from orchestrator.supervisor.keeper import Keeper, MakeEngine
+from orchestrator.supervisor.event_bus import EventBus
+from orchestrator.supervisor.registry import Tunnels
 from orchestrator.supervisor.reload import Reloader
-from orchestrator.supervisor.tunnels import Tunnels
+from orchestrator.supervisor.runner import EngineFactory, TunnelRunner
 from tunnel.model.settings import as_text
 from tunnel.model.spec import LogLevel
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.config.manifest import Entry, Manifest
     from tunnel.model.snapshot import Snapshot
 
-IN_A_TURN: Final = 12
+SCAN_BATCH_SIZE: Final = 12
 """Tunnels that are looked at without a pause: up to a fifth of a millisecond, where processor caches are cold."""
 _APART: Final = 0.006  # seconds: visitors that are served at once are gone by then
 _CLOSING: Final = 2.0  # seconds that an engine has to end once everything of it is closed
@@ -38,9 +38,9 @@ class UnknownTunnelError(LookupError):
 class Supervisor:
     """Made and used inside a running event loop; ``run`` is its life."""
 
-    def __init__(self, manifest: Manifest, *, make_engine: MakeEngine, bus: Bus | None = None) -> None:
-        self.bus = bus or Bus()
-        self._tunnels = Tunnels(manifest.entries, make_engine=make_engine, sink=self.bus.publish)
+    def __init__(self, manifest: Manifest, *, engine_factory: EngineFactory, bus: EventBus | None = None) -> None:
+        self.bus = bus or EventBus()
+        self._tunnels = Tunnels(manifest.entries, engine_factory=engine_factory, sink=self.bus.publish)
         self._reloader = Reloader(manifest, tunnels=self._tunnels, bus=self.bus)
         self._stopping = asyncio.Event()
         self._closed = asyncio.Event()
@@ -52,13 +52,13 @@ class Supervisor:
         self._started = True
         entries = self._tunnels.entries.values()
         count = sum(entry.enabled for entry in entries)
-        self.bus.tell(LogLevel.INFO, "supervisor", f"{count} of {len(entries)} tunnels started", pid=os.getpid())
+        self.bus.emit(LogLevel.INFO, "supervisor", f"{count} of {len(entries)} tunnels started", pid=os.getpid())
         try:
             await self._stopping.wait()
             await self._all_at_rest()
         finally:
             self._tunnels.cancel()
-        self.bus.tell(LogLevel.INFO, "supervisor", "all tunnels are closed")
+        self.bus.emit(LogLevel.INFO, "supervisor", "all tunnels are closed")
 
     async def _all_at_rest(self) -> None:
         resting = asyncio.create_task(self._tunnels.wait())
@@ -72,7 +72,7 @@ class Supervisor:
         """Drain every tunnel, each up to its SHUTDOWN_TIMEOUT or the file's ``drain_timeout``, and end."""
         if not self._stopping.is_set():
             present = sum(seen.connections.active for seen in self.snapshots())
-            self.bus.tell(LogLevel.INFO, "supervisor", f"shutting down: {present} connections may finish")
+            self.bus.emit(LogLevel.INFO, "supervisor", f"shutting down: {present} connections may finish")
         self._stopping.set()
         self._tunnels.drain(self._drain_timeout, "shutting down")
 
@@ -82,7 +82,7 @@ class Supervisor:
         self._closed.set()
         self._tunnels.close()
 
-    async def until_stopping(self) -> None:
+    async def wait_stopping(self) -> None:
         """Until ``shutdown`` or ``close`` has been heard."""
         await self._stopping.wait()
 
@@ -149,10 +149,10 @@ class Supervisor:
         Where it may take so many seconds, these turns lie so far apart that hardly any visitor meets two of them.
         """
         names, seen = self.names() if names is None else names, []
-        pause = min(_APART, within * IN_A_TURN / max(1, len(names)))
+        pause = min(_APART, within * SCAN_BATCH_SIZE / max(1, len(names)))
         for number, snapshot in enumerate(self.each(names), 1):
             seen.append(snapshot)
-            if number % IN_A_TURN == 0:
+            if number % SCAN_BATCH_SIZE == 0:
                 await asyncio.sleep(pause)
         return seen
 
@@ -194,7 +194,7 @@ class Supervisor:
     def _drain_timeout(self) -> float | None:
         return self._reloader.manifest.supervisor.drain_timeout
 
-    def _find(self, name: str) -> Keeper:
+    def _find(self, name: str) -> TunnelRunner:
         if name not in self._tunnels.keepers:
             raise UnknownTunnelError(name)
         return self._tunnels.keepers[name]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from watchfiles import awatch
 
 from orchestrator.config.file_set import is_open_for_writing, run_in_file_thread
-from orchestrator.supervisor.defects import describe_defect
+from orchestrator.supervisor.crash_reports import describe_crash
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.config.file_set import FileSet
-    from orchestrator.supervisor.bus import Bus
+    from orchestrator.supervisor.event_bus import EventBus
 
 _STEP: Final = 200  # milliseconds without a further hint that end a series of them
 _SERIES: Final = 400  # milliseconds that a series lasts at the most
@@ -37,7 +37,7 @@ _WRITING: Final = 10.0  # seconds that somebody may take to write it
 
 @contextlib.asynccontextmanager
 async def watching(
-    sources: Callable[[], FileSet], reload: Callable[[], Awaitable[object]], bus: Bus
+    sources: Callable[[], FileSet], reload: Callable[[], Awaitable[object]], bus: EventBus
 ) -> AsyncIterator[None]:
     """Call ``reload`` whenever the files are not what ``sources`` says they were, until the context ends."""
     watcher = _Watcher(sources, reload, bus)
@@ -51,7 +51,7 @@ async def watching(
 
 
 class _Watcher:
-    def __init__(self, sources: Callable[[], FileSet], reload: Callable[[], Awaitable[object]], bus: Bus) -> None:
+    def __init__(self, sources: Callable[[], FileSet], reload: Callable[[], Awaitable[object]], bus: EventBus) -> None:
         self.stop = asyncio.Event()
         self._sources = sources
         self._reload = reload
@@ -67,7 +67,7 @@ class _Watcher:
                 self._tell_blind(error)
                 await self._poll()
             except Exception as error:  # noqa: BLE001  a defect of a reload must not end the watch over the file
-                self._bus.tell(LogLevel.ERROR, "reload", describe_defect(error))
+                self._bus.emit(LogLevel.ERROR, "reload", describe_crash(error))
                 await self._poll()
 
     async def _watch(self, places: frozenset[tuple[Path, int, int]]) -> None:
@@ -128,7 +128,7 @@ class _Watcher:
     def _tell_blind(self, error: Exception) -> None:
         if not self._is_blind:
             text = f"changes of the file are seen by looking at it, for the system does not report them: {error}"
-            self._bus.tell(LogLevel.WARN, "config", text)
+            self._bus.emit(LogLevel.WARN, "config", text)
         self._is_blind = True
 
 

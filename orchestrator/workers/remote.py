@@ -7,8 +7,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.supervisor.defects import BrokenElsewhereError
-from orchestrator.supervisor.keeper import at_rest
+from orchestrator.supervisor.crash_reports import RemoteEngineError
+from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.workers.messages import (
     Adopt,
     Close,
@@ -67,7 +67,7 @@ class RemoteEngine:
         self._prepared: asyncio.Future[None] | None = None
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._seen_at = 0.0
-        self._seen = replace(at_rest(name, spec), state=State.STARTING, worker=post.number)
+        self._seen = replace(stopped_snapshot(name, spec), state=State.STARTING, worker=post.number)
 
     # --- what its owner asks --------------------------------------------------------------------------------------
 
@@ -147,14 +147,14 @@ class RemoteEngine:
                 self._is_made = False
                 if report.last is not None:
                     self.look(report.last)
-                self._end(BrokenElsewhereError(report.defect, report.frames) if report.defect else None)
+                self._end(RemoteEngineError(report.defect, report.frames) if report.defect else None)
 
     def lost(self, reason: str) -> None:
         """The worker is gone, and with it the engine if it was there."""
         if self._is_made:
             self._is_made = False
             if self._is_running:
-                self._end(BrokenElsewhereError(reason))
+                self._end(RemoteEngineError(reason))
             elif self._prepared is not None and not self._prepared.done():
                 self._prepared.set_result(None)
 
@@ -188,7 +188,7 @@ class RemoteEngine:
             error.errno = answer.errno
             self._prepared.set_exception(error)
 
-    def _end(self, error: BrokenElsewhereError | None) -> None:
+    def _end(self, error: RemoteEngineError | None) -> None:
         waiting = self._prepared if self._prepared is not None and not self._prepared.done() else self._over
         if waiting.done():
             return

@@ -15,8 +15,13 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.process.process import prepare_to_serve, say
-from orchestrator.supervisor.defects import brief, describe_defect, in_sentences, show_no_tracebacks
+from orchestrator.process.setup import prepare_serving_process, print_message
+from orchestrator.supervisor.crash_reports import (
+    describe_crash,
+    install_exception_handlers,
+    short_traceback,
+    suppress_tracebacks,
+)
 from orchestrator.workers.messages import (
     Adopt,
     Beat,
@@ -118,7 +123,7 @@ class Worker:
         try:
             engine = create_engine(order.name, order.spec, self._shared, sink)
         except Exception as error:  # noqa: BLE001  as above
-            self.channel.send(Ended(number, None, describe_defect(error), tuple(brief(error))))
+            self.channel.send(Ended(number, None, describe_crash(error), tuple(short_traceback(error))))
             return
         self._charges[number] = _Charge(engine)
 
@@ -186,7 +191,7 @@ class Worker:
         if defect is None:
             self.channel.send(Ended(number, last))
         else:
-            self.channel.send(Ended(number, last, describe_defect(defect), tuple(brief(defect))))
+            self.channel.send(Ended(number, last, describe_crash(defect), tuple(short_traceback(defect))))
 
     def _drop(self, number: int) -> None:
         charge = self._charges.pop(number)
@@ -224,7 +229,7 @@ class Worker:
 async def _serve(border: socket.socket) -> None:
     shared = EngineContext()
     worker = Worker(shared)
-    in_sentences(lambda _, text: say(text))
+    install_exception_handlers(lambda _, text: print_message(text))
     try:
         await asyncio.get_running_loop().create_unix_connection(lambda: worker.channel, sock=border)
         worker.channel.send(Beat())
@@ -246,11 +251,11 @@ def main() -> int:
     try:
         border = socket.socket(fileno=int(sys.argv[1]))
     except (IndexError, ValueError, OSError):
-        say("workers are started by the supervisor; write workers: N into the file's supervisor: section")
+        print_message("workers are started by the supervisor; write workers: N into the file's supervisor: section")
         return 2
     _die_with_the_supervisor()
-    prepare_to_serve()
-    show_no_tracebacks()
+    prepare_serving_process()
+    suppress_tracebacks()
     asyncio.run(_serve(border))
     return 0
 

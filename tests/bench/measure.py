@@ -155,8 +155,8 @@ async def _idle(visit: Visit, seconds: int) -> Sample:
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if allowed < DESCRIPTORS:
         raise BenchError(f"{DESCRIPTORS} open files are needed and {allowed} allowed; raise the limit (ulimit -Hn)")
-    at_rest = await steady_rss(visit.ends)
-    values = {"idle.rest_server": at_rest[0] / 1e6, "idle.rest_client": at_rest[1] / 1e6}
+    stopped_snapshot = await steady_rss(visit.ends)
+    values = {"idle.rest_server": stopped_snapshot[0] / 1e6, "idle.rest_client": stopped_snapshot[1] / 1e6}
     async with echo(visit.target_port):
         visitors = [socket.socket() for _ in range(IDLE_CONNECTIONS)]
         try:
@@ -176,7 +176,7 @@ async def _idle(visit: Visit, seconds: int) -> Sample:
     if alive < len(served):
         errors.append(f"{len(served) - alive} idle connections were lost")
     if served:
-        grown = [(now - then) / len(served) / 1024 for now, then in zip(with_them, at_rest, strict=True)]
+        grown = [(now - then) / len(served) / 1024 for now, then in zip(with_them, stopped_snapshot, strict=True)]
         values |= {"idle.server": grown[0], "idle.client": grown[1], "idle.both": sum(grown)}
     return Sample(values, tuple(errors))
 

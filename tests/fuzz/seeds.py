@@ -13,7 +13,7 @@ from typing import Final
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.payloads import Origin
 from orchestrator.mqtt.topics import HostTopics
-from orchestrator.supervisor.keeper import at_rest
+from orchestrator.supervisor.runner import stopped_snapshot
 from tests.fuzz.targets import NOW, SECRET
 from tunnel.model.options import make_spec
 from tunnel.model.times import format_timestamp
@@ -98,7 +98,7 @@ def _preface() -> Seeds:
 def _mqtt() -> Seeds:
     origin, topics = Origin("a-instance", "boot-2", NOW), HostTopics("edge-1")
     moment = format_timestamp(NOW)
-    at_home = at_rest("web", make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080")))
+    at_home = stopped_snapshot("web", make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080")))
     seen = {**at_home.as_json(), "since": moment}
     head = {
         "config": {"ok": True, "error": None}, "host": "edge-1", "version": "1", "generation": 1,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.config.manifest import listen_addresses
-from orchestrator.supervisor.keeper import at_rest
+from orchestrator.supervisor.runner import stopped_snapshot
 from tunnel.model.events import Event
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State, StateRecord
@@ -121,7 +121,7 @@ class FakeEngine:
     def snapshot(self) -> Snapshot:
         if self.mute:
             raise RuntimeError("too broken to say anything")
-        seen = at_rest(self.name, self.spec)
+        seen = stopped_snapshot(self.name, self.spec)
         return replace(
             seen,
             state=self.standing.state,

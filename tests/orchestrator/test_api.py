@@ -22,8 +22,8 @@ from orchestrator.api import handlers, stream
 from orchestrator.api.openapi import document
 from orchestrator.api.server import serve_api
 from orchestrator.config.load import load
-from orchestrator.process.paths import SocketPathError
-from orchestrator.supervisor.desk import VERBS, Desk
+from orchestrator.process.socket_paths import SocketPathError
+from orchestrator.supervisor.control import VERBS, ControlService
 from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import Workshop
 from tests.support.scale import GUARD_S
@@ -105,10 +105,10 @@ async def running(path: Path, text: str = FILE, *, read_only: bool = False) -> A
     file.write_text(text)
     manifest = load(file, {})
     workshop = Workshop()
-    supervisor = Supervisor(manifest, make_engine=workshop)
+    supervisor = Supervisor(manifest, engine_factory=workshop)
     socket = path / "np.sock"
     async with (
-        serve_api(Desk(supervisor, read_only=read_only), socket, manifest.supervisor),
+        serve_api(ControlService(supervisor, read_only=read_only), socket, manifest.supervisor),
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as session,
     ):
         harness = ApiHarness(supervisor, workshop, session, file)
@@ -177,7 +177,7 @@ async def test_commands_say_what_they_do(harness: ApiHarness) -> None:
         "name": ODD, "ok": True, "state": "stopped", "text": "rests already",
     }  # fmt: skip
     assert (await harness.ask("POST", f"{path}/restart")).json["text"] == "is started"
-    told = [event.text for event in harness.supervisor.bus.history(100) if event.kind == "command"]
+    told = [event.text for event in harness.supervisor.bus.last_history(100) if event.kind == "command"]
     assert told[0] == "drain: drains; 1 visitor may finish"
     assert len(told) == 5
 
@@ -329,7 +329,7 @@ async def test_visitors_of_a_quiet_tunnel_are_seen_at_the_next_look(
             await wait_until_async(lambda: looked[-1] < 100)  # it looks at some of them in turn, for all are quiet
             for name in (names[77], names[400]):
                 harness.workshop.last(name).visitor_left.clear()
-                harness.supervisor.bus.stir(name)
+                harness.supervisor.bus.notify_activity(name)
                 before = len(looked)
                 change = await take(events, "change")
                 assert change["changed"][name]["connections"]["active"] == 1
@@ -353,20 +353,20 @@ async def test_changes_make_the_status_again(harness: ApiHarness) -> None:
 
 async def test_a_new_log_line_reaches_only_who_wants_it(harness: ApiHarness) -> None:
     bus = harness.supervisor.bus
-    bus.tell(LogLevel.WARN, "visitor", "before", tunnel="web")
-    bus.tell(LogLevel.INFO, "visitor", "other", tunnel=ODD)
+    bus.emit(LogLevel.WARN, "visitor", "before", tunnel="web")
+    bus.emit(LogLevel.INFO, "visitor", "other", tunnel=ODD)
     async with harness.listening("/v1/logs?tunnel=web&level=warn&follow=true&n=1") as events:
         assert (await take(events, "event"))["text"] == "before"
-        bus.tell(LogLevel.INFO, "visitor", "not grave enough", tunnel="web")
-        bus.tell(LogLevel.ERROR, "visitor", "of another", tunnel=ODD)
-        bus.tell(LogLevel.ERROR, "visitor", "after\u2028", tunnel="web")
+        bus.emit(LogLevel.INFO, "visitor", "not grave enough", tunnel="web")
+        bus.emit(LogLevel.ERROR, "visitor", "of another", tunnel=ODD)
+        bus.emit(LogLevel.ERROR, "visitor", "after\u2028", tunnel="web")
         assert (await take(events, "event"))["text"] == "after\u2028"
     lines = (await harness.ask("GET", f"/v1/logs?n=2&level=info&tunnel={quote(ODD, safe='')}&tunnel=web")).json["lines"]
     assert [line["text"] for line in lines] == ["of another", "after\u2028"]
 
 
 async def test_the_history_knows_what_became_of_tunnels(harness: ApiHarness) -> None:
-    harness.supervisor.bus.tell(LogLevel.ERROR, "visitor", "no history")
+    harness.supervisor.bus.emit(LogLevel.ERROR, "visitor", "no history")
     await harness.ask("POST", "/v1/tunnels/web/restart")
     async with harness.listening("/v1/events?n=3&follow=false") as events:
         kinds = [data["kind"] async for _, data in events]
@@ -389,7 +389,7 @@ async def test_streams_end_with_the_daemon(tmp_path: Path) -> None:
 
 async def test_a_reader_who_left_is_forgotten(harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "HEARTBEAT_INTERVAL_S", 0.05)
-    listeners = harness.supervisor.bus._listeners
+    listeners = harness.supervisor.bus._subscribers
     before = len(listeners)
     async with (
         harness.listening("/v1/events"),
@@ -404,7 +404,7 @@ async def test_a_slow_reader_is_told_what_he_missed(harness: ApiHarness) -> None
     bus = harness.supervisor.bus
     with stream.EventSubscription(bus, lambda _: True, stream.Subscriptions()) as subscription:
         for number in range(stream._MAX_QUEUED_EVENTS + 5):
-            bus.tell(LogLevel.INFO, "visitor", str(number))
+            bus.emit(LogLevel.INFO, "visitor", str(number))
         events = await subscription.receive(1.0)
         assert len(events) == stream._MAX_QUEUED_EVENTS + 1
         assert events[-1].text == "5 events were dropped: the client reads too slowly"
@@ -415,7 +415,7 @@ async def test_tcp_is_for_bearers_of_the_token(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     section = "supervisor: {api: {listen: '127.0.0.1:0', token_file: token}, metrics: '127.0.0.1:0'}\n"
     async with running(tmp_path, FILE.replace("tunnels:", f"{section}tunnels:")) as harness:
-        told = [event.text for event in harness.supervisor.bus.recent("")]
+        told = [event.text for event in harness.supervisor.bus.events_of("")]
         base, metrics = (
             next(text.split()[-1] for text in told if text.startswith(f"listening for {what}"))
             for what in ("the API", "metrics")
@@ -463,7 +463,7 @@ async def test_the_document_validates_and_names_every_path(harness: ApiHarness) 
     found = (await harness.ask("GET", "/openapi.json")).json
     validate(found)
     ours = set()
-    for route in handlers.api_application(Desk(harness.supervisor)).router.routes():
+    for route in handlers.api_application(ControlService(harness.supervisor)).router.routes():
         path = route.resource.canonical if route.resource else ""
         names = [path.replace("{verb}", verb) for verb in VERBS] if "{verb}" in path else [path]
         ours |= {(name, route.method.lower()) for name in names}

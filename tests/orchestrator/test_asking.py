@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.commands import control
-from orchestrator.process.paths import usual_sockets
+from orchestrator.process.socket_paths import default_sockets
 from tests.orchestrator.test_cli import COMMAND, PATIENCE, Shell
 from tests.support.waiting import wait_until
 
@@ -92,7 +92,7 @@ def test_what_a_dead_daemon_leaves_is_no_obstacle(house: BackgroundDaemon) -> No
         process.stdout.readline()
         os.kill(pid, signal.SIGKILL)
         assert process.wait(PATIENCE) == 4
-    places = usual_sockets(house.file, house.environ, os.geteuid())
+    places = default_sockets(house.file, house.environ, os.geteuid())
     assert any(path.is_socket() for path in places), "the socket is stale"
     assert house.run("ps").returncode == 4
     assert house.run("up", "-d").returncode == 0

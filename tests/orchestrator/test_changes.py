@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.api.changes import Picture
-from orchestrator.supervisor.keeper import at_rest
+from orchestrator.supervisor.runner import stopped_snapshot
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import ConnectionsView, CooldownView, Snapshot
 from tunnel.model.state import State
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PLAIN = replace(
-    at_rest("x", make_spec(parse_url("server://127.0.0.1:1/127.0.0.1:2"), environ={})), since="2026-01-01T00:00:00.000Z"
+    stopped_snapshot("x", make_spec(parse_url("server://127.0.0.1:1/127.0.0.1:2"), environ={})),
+    since="2026-01-01T00:00:00.000Z",
 )
 
 

@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from orchestrator.api import metrics
-from orchestrator.supervisor.keeper import at_rest
+from orchestrator.supervisor.runner import stopped_snapshot
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import BytesView, ConnectionsView, RefusedView, SignalsView, Snapshot
 from tunnel.model.state import State
@@ -20,7 +20,9 @@ HEAD = {"version": "1.2.3", "generation": 4, "config": {"ok": False, "loaded_at"
 
 
 def snapshot(name: str = "web", **changes: Any) -> Snapshot:  # noqa: ANN401  any field of a snapshot
-    return replace(at_rest(name, make_spec(parse_url("server://127.0.0.1:1/127.0.0.1:2"), environ={})), **changes)
+    return replace(
+        stopped_snapshot(name, make_spec(parse_url("server://127.0.0.1:1/127.0.0.1:2"), environ={})), **changes
+    )
 
 
 def page(*snapshots: Snapshot, accept: str = "") -> tuple[str, str]:

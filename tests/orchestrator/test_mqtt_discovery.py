@@ -21,8 +21,8 @@ from orchestrator.mqtt.payloads import Origin
 from orchestrator.mqtt.steering import Steering
 from orchestrator.mqtt.telling import Telling
 from orchestrator.mqtt.topics import HostTopics
-from orchestrator.supervisor.desk import Desk
-from orchestrator.supervisor.keeper import at_rest
+from orchestrator.supervisor.control import ControlService
+from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import FakeEngine
 from tunnel.model.address import Address
@@ -54,7 +54,7 @@ def shown(config: dict[str, Any], key: str, payload: dict[str, Any]) -> str:
 
 def told(**changes: Any) -> dict[str, Any]:  # noqa: ANN401  any field
     spec = make_spec(parse_url("server://a-secret@127.0.0.1:10101/127.0.0.1:8080"))
-    seen: Snapshot = replace(at_rest("web", spec), **changes)
+    seen: Snapshot = replace(stopped_snapshot("web", spec), **changes)
     found: dict[str, Any] = json.loads(
         payloads.encode(payloads.state(ORIGIN, seen.as_json(), 1, "2027-01-15T08:00:00Z"))
     )
@@ -130,19 +130,19 @@ class Stand:
         file.write_text("version: 1\ntunnels:\n")
         ports: dict[Address, object] = {}
         supervisor = Supervisor(
-            load(file, {}), make_engine=lambda name, spec, sink: FakeEngine(name, spec, sink, ports)
+            load(file, {}), engine_factory=lambda name, spec, sink: FakeEngine(name, spec, sink, ports)
         )
         spec = make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080"))
         self.present = present
         supervisor.each = lambda names=None: iter(  # type: ignore[method-assign]
-            [at_rest(name, spec) for name in (self.present if names is None else names)]
+            [stopped_snapshot(name, spec) for name in (self.present if names is None else names)]
         )
-        self.desk = Desk(supervisor)
+        self.control = ControlService(supervisor)
 
     def telling(self, found: Discovery | None) -> Telling:
-        steering = Steering(self.desk, TOPICS, "boot", is_on=False)
+        steering = Steering(self.control, TOPICS, "boot", is_on=False)
         return Telling(
-            self.desk, topics=TOPICS, origin=ORIGIN, steering=steering, discovery=found, uniform=lambda low, _: low
+            self.control, topics=TOPICS, origin=ORIGIN, steering=steering, discovery=found, uniform=lambda low, _: low
         )
 
 

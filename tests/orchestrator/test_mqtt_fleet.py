@@ -18,7 +18,7 @@ from orchestrator.mqtt.pairing import paths
 from orchestrator.mqtt.payloads import Origin
 from orchestrator.mqtt.rivals import SILENCE
 from orchestrator.mqtt.topics import Spot
-from orchestrator.supervisor.keeper import at_rest
+from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.table import format_table
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import Snapshot
@@ -37,7 +37,7 @@ def snapshot(
     target: str = "10.0.0.1:80",
     **changes: Any,  # noqa: ANN401  any field
 ) -> Snapshot:
-    return replace(at_rest(name, SPEC), role=role, target_addr=target, **changes)
+    return replace(stopped_snapshot(name, SPEC), role=role, target_addr=target, **changes)
 
 
 class Speaker:

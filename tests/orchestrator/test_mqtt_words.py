@@ -27,7 +27,7 @@ from orchestrator.mqtt.publisher import publish_all
 from orchestrator.mqtt.rivals import RETURN, SILENCE, Presence, RivalError, Verdict
 from orchestrator.mqtt.standing import BrokerState, Record
 from orchestrator.mqtt.topics import HostTopics, Spot, parse
-from orchestrator.supervisor.keeper import at_rest
+from orchestrator.supervisor.runner import stopped_snapshot
 from tests.support.scale import GUARD_S
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import Snapshot
@@ -40,7 +40,7 @@ names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=50)
 
 
 def snapshot(name: str = "web", **changes: Any) -> Snapshot:  # noqa: ANN401  any field
-    return replace(at_rest(name, make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080"))), **changes)
+    return replace(stopped_snapshot(name, make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080"))), **changes)
 
 
 # --- topics -----------------------------------------------------------------------------------------------------------

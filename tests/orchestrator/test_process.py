@@ -17,8 +17,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from orchestrator.process.logformat import LogWriter, as_json, as_text, printable
-from orchestrator.process.process import mask_url
-from orchestrator.supervisor.defects import in_sentences
+from orchestrator.process.setup import mask_url
+from orchestrator.supervisor.crash_reports import install_exception_handlers
 from tests.support.scale import GUARD_S
 from tests.support.strategies import recognisable_keys
 from tests.support.waiting import wait_until
@@ -99,7 +99,7 @@ class Disk:
 def test_what_a_full_disk_does_not_take_is_counted_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     disk, told = Disk(monkeypatch), list[str]()
     log = LogWriter(-1, form=lambda happened: happened.text)
-    log.tell_trouble(told.append)
+    log.on_write_error(told.append)
 
     def say(text: str) -> None:
         lost = log._dropped
@@ -128,7 +128,7 @@ def test_what_a_full_disk_does_not_take_is_counted_and_told_once(monkeypatch: py
 
 async def test_what_asyncio_would_show_a_traceback_for_is_a_sentence() -> None:
     told: list[tuple[str, str]] = []
-    in_sentences(lambda topic, text: told.append((topic, text)))
+    install_exception_handlers(lambda topic, text: told.append((topic, text)))
     loop = asyncio.get_running_loop()
     loop.call_exception_handler({"message": "no more", "exception": OSError(errno.EMFILE, "x")})
     loop.call_soon(int, "one")
@@ -142,8 +142,8 @@ async def test_what_asyncio_would_show_a_traceback_for_is_a_sentence() -> None:
 def test_what_the_interpreter_would_show_a_traceback_for_is_a_sentence() -> None:
     program = """if True:
     import logging, threading
-    from orchestrator.supervisor.defects import show_no_tracebacks
-    show_no_tracebacks()
+    from orchestrator.supervisor.crash_reports import suppress_tracebacks
+    suppress_tracebacks()
     class Odd:
         def __del__(self): int("cleared away")
     Odd()
@@ -181,8 +181,8 @@ def test_the_process_list_shows_no_key() -> None:
     program = """
         import os, sys
         from pathlib import Path
-        from orchestrator.process.process import hide_keys
-        assert hide_keys(sys.argv[1:])
+        from orchestrator.process.setup import hide_keys_in_arguments
+        assert hide_keys_in_arguments(sys.argv[1:])
         assert sys.argv[2] == "server://s3cret@h:1/h:2"
         sys.stdout.buffer.write(Path("/proc/self/cmdline").read_bytes())
     """

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config.load import load
-from orchestrator.supervisor.bus import Bus
+from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import FakeEngine, Workshop
 from tests.support.scale import GUARD_S
@@ -32,8 +32,8 @@ class ReloadHarness:
         self.file = folder / "tunnels.yaml"
         self.write(START)
         self.workshop = Workshop()
-        self.bus = Bus()
-        self.supervisor = Supervisor(load(self.file, {}), make_engine=self.workshop, bus=self.bus)
+        self.bus = EventBus()
+        self.supervisor = Supervisor(load(self.file, {}), engine_factory=self.workshop, bus=self.bus)
         self.life = asyncio.create_task(self.supervisor.run())
 
     def write(self, tunnels: dict[str, str], more: str = "") -> None:
@@ -252,7 +252,7 @@ async def test_a_file_that_is_wrong_changes_nothing(harness: ReloadHarness, text
     config = harness.supervisor.head()["config"]
     assert (config["ok"], config["line"]) == (False, line)
     assert config["error"].startswith(f"{harness.file}:{line}:")
-    assert harness.bus.recent("")[-1].level is LogLevel.ERROR
+    assert harness.bus.events_of("")[-1].level is LogLevel.ERROR
     assert harness.engines() == {"web": 1, "db": 1, "out": 1}
 
     answer = await harness.reload(START)
@@ -305,7 +305,7 @@ async def test_a_plan_changes_nothing(harness: ReloadHarness) -> None:
 
 async def test_the_event_tells_what_became_of_whom(harness: ReloadHarness) -> None:
     await harness.reload({**START, "web": WEB + "?tls=1"})
-    event = harness.bus.recent("")[-1]
+    event = harness.bus.events_of("")[-1]
     assert (event.kind, event.text) == ("reload", "generation 2: 1 restarted, 2 unchanged")
     assert event.data["generation"] == 2
     assert event.data["results"] == {"web": {"action": "restarted", "detail": None, "changes": ["tls: 0 → 1"]}}

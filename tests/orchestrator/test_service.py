@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.process.notify import Notifier
+from orchestrator.process.service_manager import Notifier
 from tests.orchestrator.test_cli import COMMAND, PATIENCE, Shell
 
 FILE = "version: 1\ntunnels:\n  lonely: client://127.0.0.1:9/127.0.0.1:1\n"

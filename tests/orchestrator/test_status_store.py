@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from orchestrator.status.contract import BrokerStatus, ConfigStatus, DaemonInfo, encode_info
 from orchestrator.status.store import MAX_REMOVALS, StatusDelta, StatusStore, encode_delta, snapshot_store
-from orchestrator.supervisor.keeper import at_rest
+from orchestrator.supervisor.runner import stopped_snapshot
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import ConnectionsView, CooldownView, Snapshot
 from tunnel.model.state import State
 from tunnel.model.url import parse_url
 
 PLAIN = replace(
-    at_rest("x", make_spec(parse_url("server://127.0.0.1:1/127.0.0.1:2"), environ={})), since="2026-01-01T00:00:00.000Z"
+    stopped_snapshot("x", make_spec(parse_url("server://127.0.0.1:1/127.0.0.1:2"), environ={})),
+    since="2026-01-01T00:00:00.000Z",
 )
 INFO = DaemonInfo(
     generation=1,

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.api.server import serve_api
 from orchestrator.client import ApiClient, NoDaemonError, RequestRefusedError
 from orchestrator.config.load import load
-from orchestrator.supervisor.desk import Desk
+from orchestrator.supervisor.control import ControlService
 from orchestrator.supervisor.supervisor import Supervisor, UnknownTunnelError
 from tests.orchestrator.fakes import Workshop
 from tests.support.scale import GUARD_S
@@ -54,8 +54,8 @@ async def harness(tmp_path: Path) -> AsyncIterator[SupervisorHarness]:
     file.write_text(FILE)
     workshop = Workshop()
     manifest = load(file, {})
-    supervisor = Supervisor(manifest, make_engine=workshop)
-    async with serve_api(Desk(supervisor), tmp_path / "np.sock", manifest.supervisor):
+    supervisor = Supervisor(manifest, engine_factory=workshop)
+    async with serve_api(ControlService(supervisor), tmp_path / "np.sock", manifest.supervisor):
         harness = SupervisorHarness(supervisor, workshop, tmp_path / "np.sock")
         await wait_until_async(lambda: harness.state("web") is harness.state("a/b [red]") is State.UP)
         yield harness
@@ -78,7 +78,7 @@ async def test_an_engine_that_breaks_takes_nobody_along(harness: SupervisorHarne
     await wait_until_async(lambda: len(harness.workshop.made["web"]) == 2 and harness.state("web") is State.UP)
     assert harness.supervisor.snapshot("web").restarts == 1
     assert len(harness.workshop.made["a/b [red]"]) == 1
-    assert any(event.kind == "restart" for event in harness.supervisor.bus.recent("web"))
+    assert any(event.kind == "restart" for event in harness.supervisor.bus.events_of("web"))
 
 
 async def test_commands_by_name(harness: SupervisorHarness) -> None:
@@ -194,7 +194,7 @@ async def test_a_defect_in_an_answer_shows_nothing_of_the_inside(
     found, _, body = await raw(harness.socket, "GET /v1/status")
     assert found == 500
     assert b"inside" not in body
-    assert any("inside" in event.text for event in harness.supervisor.bus.recent(""))
+    assert any("inside" in event.text for event in harness.supervisor.bus.events_of(""))
 
 
 async def test_health_and_readiness(harness: SupervisorHarness) -> None:

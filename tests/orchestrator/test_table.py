@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.supervisor.keeper import at_rest
+from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.table import align_columns, display_width, format_bytes, format_table, truncate
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import CooldownView
@@ -17,7 +17,7 @@ from tunnel.model.url import parse_url
 
 SPEC = make_spec(parse_url("client://server-host:10101/127.0.0.1:5432"))
 TUNNELS = [
-    replace(at_rest(name, SPEC), state=state, reason=reason, cooldown=CooldownView(remaining_s=2.14)).as_json()
+    replace(stopped_snapshot(name, SPEC), state=state, reason=reason, cooldown=CooldownView(remaining_s=2.14)).as_json()
     for name, state, reason in [
         ("[red]bold[/]", State.UP, None),
         ("表の名前", State.COOLDOWN, "it refused the connection"),

@@ -15,7 +15,7 @@ from orchestrator.config.faults import ConfigError
 from orchestrator.config.file_set import MISSING, FileSet, is_open_for_writing
 from orchestrator.config.load import load
 from orchestrator.supervisor import watcher
-from orchestrator.supervisor.bus import Bus
+from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.watcher import watching
 from tests.support.scale import time_allowed
 from tests.support.waiting import wait_until_async
@@ -29,7 +29,7 @@ class Reader:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.bus = Bus()
+        self.bus = EventBus()
         self.texts: list[str] = []
         self.seen = FileSet(path=file)
         self.read()
@@ -227,7 +227,7 @@ async def test_without_hints_the_content_is_seen(folder: Path, monkeypatch: pyte
         for number in (2, 3):
             reader.file.write_text(text(number))
             await wait_until_async(lambda number=number: reader.texts[-1:] == [text(number)], within=PROMPT)  # type: ignore[misc]  # of a default
-    warned = [event.text for event in reader.bus.recent("")]
+    warned = [event.text for event in reader.bus.events_of("")]
     assert len(warned) == 1
     assert "limit reached" in warned[0]
 
@@ -247,7 +247,7 @@ async def test_a_defect_of_a_reload_does_not_end_the_watch(folder: Path) -> None
         await wait_until_async(lambda: asked, within=PROMPT)
         reader.file.write_text(text(3))
         await wait_until_async(lambda: reader.texts == [text(3)], within=PROMPT)
-    assert "nobody thought of this" in reader.bus.recent("")[0].text
+    assert "nobody thought of this" in reader.bus.events_of("")[0].text
 
 
 def test_where_a_change_shows(tmp_path: Path) -> None:

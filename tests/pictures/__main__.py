@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.commands.background import run_demo
 from orchestrator.mqtt.broker import Broker
-from orchestrator.process.process import say
+from orchestrator.process.setup import print_message
 from tests.pictures.fleet import find_mosquitto, run_fleet
 from tui.app import Dashboard
 from tui.fleet import FleetSource
@@ -137,7 +137,7 @@ def main() -> int:
         asyncio.run(take_daemon_screenshots(demo.socket, folder))
     mosquitto = find_mosquitto()
     if mosquitto is None:
-        say("mosquitto is not installed: the screenshots of a fleet are not taken")
+        print_message("mosquitto is not installed: the screenshots of a fleet are not taken")
     else:
         asyncio.run(take_fleet_screenshots(mosquitto, folder))
     return 0

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.supervisor.defects import BrokenElsewhereError
-from orchestrator.workers import crew as crews
-from orchestrator.workers.crew import Crew, WorkerProcess, command_line, place
+from orchestrator.supervisor.crash_reports import RemoteEngineError
+from orchestrator.workers import pool as crews
+from orchestrator.workers.pool import Crew, WorkerProcess, command_line, place
 from orchestrator.workers.remote import RemoteEngine
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
@@ -85,7 +85,7 @@ def lives(pid: int) -> bool:
 async def run(
     crew: Crew, name: str, sink: Callable[[Event], None] | None = None
 ) -> tuple[RemoteEngine, asyncio.Task[None]]:
-    engine = crew.make_engine(name, SPEC, sink or (lambda _: None))
+    engine = crew.engine_factory(name, SPEC, sink or (lambda _: None))
     life = asyncio.create_task(engine.run())
     await wait_until_async(
         lambda: engine.snapshot().state is State.COOLDOWN and not engine._post.trouble, within=PATIENCE
@@ -115,7 +115,7 @@ async def test_a_worker_that_is_killed_is_replaced_and_its_neighbour_does_not_no
         other, other_life = await run(crew, "two")
         first = dict(told.pids)
         os.kill(first[1], signal.SIGKILL)
-        with pytest.raises(BrokenElsewhereError, match="worker 1 was killed by SIGKILL"):
+        with pytest.raises(RemoteEngineError, match="worker 1 was killed by SIGKILL"):
             await asyncio.wait_for(life, PATIENCE)
         again, _ = await run(crew, "one")
         assert again.snapshot().worker == 1
@@ -137,7 +137,7 @@ async def test_a_worker_that_stands_still_is_shown_then_killed_then_replaced(mon
             lambda: "worker 1 has not answered for" in (engine.snapshot().reason or ""), within=PATIENCE
         )
         assert engine.snapshot().state in {State.COOLDOWN, State.CONNECTING}
-        with pytest.raises(BrokenElsewhereError, match=r"worker 1 did not answer for .* and was killed"):
+        with pytest.raises(RemoteEngineError, match=r"worker 1 did not answer for .* and was killed"):
             await asyncio.wait_for(life, PATIENCE)
         await run(crew, "one")
         assert told.pids[1] != first

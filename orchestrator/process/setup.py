@@ -16,7 +16,7 @@ _YOUNG = 20_000  # objects that come without going until the collector has a loo
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
-def prepare_to_serve() -> None:
+def prepare_serving_process() -> None:
     """What a process that runs tunnels settles first.
 
     As many descriptors as the system lets it have: a visitor costs two at each end. And the collector of cycles comes
@@ -30,7 +30,7 @@ def prepare_to_serve() -> None:
 
 
 @contextlib.contextmanager
-def stop_signals(
+def handle_stop_signals(
     drain: Callable[[], None], close: Callable[[], None], reload: Callable[[], None] | None = None
 ) -> Iterator[None]:
     """The first SIGTERM or SIGINT drains, each further one closes; SIGHUP reloads. Inside a running loop."""
@@ -63,7 +63,7 @@ def mask_url(text: str) -> str:
     return f"{scheme if separator else '***'}{separator}***@{rest.rpartition('@')[2] if separator else ''}"
 
 
-def hide_keys(arguments: Sequence[str]) -> bool:
+def hide_keys_in_arguments(arguments: Sequence[str]) -> bool:
     """Overwrite keys of URLs among this process's arguments, so that the process list does not show them.
 
     Returns False where that was not possible. Linux keeps the arguments in the process's own memory.
@@ -97,7 +97,7 @@ def program_version() -> str:
         return "0 (not installed)"
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """A sentence to the person at the terminal."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"nodepass-orch: {text}\n")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.supervisor.keeper import at_rest
+from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.workers.messages import (
     Adopt,
     Beat,
@@ -67,7 +67,7 @@ messages = st.one_of(
     st.builds(Adopt, numbers, specs),
     st.builds(Drop, numbers),
     st.builds(Beat),
-    st.builds(lambda number, name, spec: Views(((number, at_rest(name, spec)),)), numbers, texts, specs),
+    st.builds(lambda number, name, spec: Views(((number, stopped_snapshot(name, spec)),)), numbers, texts, specs),
     st.builds(lambda number, name, text: Happened(number, _event(name, text)), numbers, texts, texts),
     st.builds(Prepared, numbers, st.none() | texts, st.none() | st.integers(1, 133)),
     st.builds(Ended, numbers, st.none(), st.none() | texts, st.lists(texts, max_size=3).map(tuple)),

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.supervisor.defects import describe_defect, pause_after
+from orchestrator.supervisor.crash_reports import describe_crash, restart_delay
 from orchestrator.workers.messages import Beat, Channel, Order, Report, Views
 from orchestrator.workers.remote import RemoteEngine
 from tunnel.model.spec import LogLevel
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tunnel.model.spec import TunnelSpec
 
 Tell = Callable[..., None]
-"""Bus.tell."""
+"""EventBus.tell."""
 
 TICK: Final = 1.0
 """Seconds between two looks at whether a worker said anything; it does so once in each when all is well."""
@@ -92,9 +92,9 @@ class WorkerProcess:
             except OSError as error:
                 reason = f"worker {self.number} cannot be started: {sockets.describe(error)}"
             except Exception as error:  # noqa: BLE001  whatever is wrong with one worker, there has to be a next
-                reason = f"worker {self.number} was given up: {describe_defect(error)}"
+                reason = f"worker {self.number} was given up: {describe_crash(error)}"
             breaks = 1 if time.monotonic() - began > _STEADY else breaks + 1
-            pause = pause_after(breaks, random.uniform)
+            pause = restart_delay(breaks, random.uniform)
             self.trouble = reason
             text = f"{reason}; the next one starts in {pause:.1f} s"
             self._tell(LogLevel.ERROR, "worker", text, worker=self.number, tunnels=len(self.engines))
@@ -150,7 +150,7 @@ class WorkerProcess:
             try:
                 engine.take(report)
             except Exception as error:  # noqa: BLE001  a defect in what listens to one engine must not cost the others theirs
-                self._tell(LogLevel.ERROR, "worker", describe_defect(error), worker=self.number)
+                self._tell(LogLevel.ERROR, "worker", describe_crash(error), worker=self.number)
 
     def _cause_of_death(self, process: asyncio.subprocess.Process, fault: str | None) -> str:
         name, code = f"worker {self.number}", process.returncode or 0
@@ -206,7 +206,7 @@ class Crew:
         self._homes: dict[str, int] = {}
         self._numbers = itertools.count(1)
 
-    def make_engine(self, name: str, spec: TunnelSpec, sink: EventSink) -> RemoteEngine:
+    def engine_factory(self, name: str, spec: TunnelSpec, sink: EventSink) -> RemoteEngine:
         """A MakeEngine: the engine runs in one of the workers, the same for all engines of a tunnel."""
         home = place(self._homes.get(name), [len(worker.engines) for worker in self._workers])
         self._homes[name] = home

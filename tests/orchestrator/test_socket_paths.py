@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.process import paths
-from orchestrator.process.paths import (
+from orchestrator.process import socket_paths
+from orchestrator.process.socket_paths import (
     SocketPathError,
-    claim,
-    given_socket,
-    socket_to_ask,
-    socket_to_offer,
-    usual_sockets,
+    choose_socket,
+    claim_socket,
+    default_sockets,
+    explicit_socket,
+    find_socket,
 )
 
 ME = os.getuid()
-OWN = str(paths._own_directory(7))
+OWN = str(socket_paths._own_directory(7))
 
 
 def listen(path: Path) -> sockets.socket:
@@ -34,41 +34,41 @@ def listen(path: Path) -> sockets.socket:
 
 
 def test_the_option_wins_over_the_variable() -> None:
-    environ = {paths.SOCKET_VARIABLE: "/b.sock"}
-    assert given_socket(Path("/a.sock"), environ) == Path("/a.sock")
-    assert given_socket(None, environ) == Path("/b.sock")
-    assert given_socket(None, {}) is None
+    environ = {socket_paths.SOCKET_VARIABLE: "/b.sock"}
+    assert explicit_socket(Path("/a.sock"), environ) == Path("/a.sock")
+    assert explicit_socket(None, environ) == Path("/b.sock")
+    assert explicit_socket(None, {}) is None
 
 
 def test_a_path_too_long_for_a_socket() -> None:
     with pytest.raises(SocketPathError, match="longer than 107 bytes"):
-        given_socket(Path("/" + "x" * 107), {})
+        explicit_socket(Path("/" + "x" * 107), {})
 
 
 def test_places_in_their_order(tmp_path: Path) -> None:
     file = tmp_path / "tunnels.yaml"
     environ = {"XDG_RUNTIME_DIR": "/run/user/7"}
-    assert [str(p.parent) for p in usual_sockets(file, environ, 7)] == ["/run/user/7", OWN]
-    assert [str(p.parent) for p in usual_sockets(file, {}, 0)] == ["/run", OWN[:-1] + "0"]
-    assert [str(p.parent) for p in usual_sockets(file, {"XDG_RUNTIME_DIR": "relative"}, 7)] == [OWN]
+    assert [str(p.parent) for p in default_sockets(file, environ, 7)] == ["/run/user/7", OWN]
+    assert [str(p.parent) for p in default_sockets(file, {}, 0)] == ["/run", OWN[:-1] + "0"]
+    assert [str(p.parent) for p in default_sockets(file, {"XDG_RUNTIME_DIR": "relative"}, 7)] == [OWN]
     long = {"XDG_RUNTIME_DIR": "/" + "x" * 90}
-    assert [str(p.parent) for p in usual_sockets(file, long, 7)] == [OWN]
+    assert [str(p.parent) for p in default_sockets(file, long, 7)] == [OWN]
 
 
 def test_named_after_the_file_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     monkeypatch.chdir(tmp_path)
     named = {
-        usual_sockets(Path(file), {}, 7)[0]
+        default_sockets(Path(file), {}, 7)[0]
         for file in ("tunnels.yaml", f"{tmp_path}/tunnels.yaml", "link/tunnels.yaml", "./x/../tunnels.yaml")
     }
     assert len(named) == 1
-    assert usual_sockets(Path("other.yaml"), {}, 7)[0] not in named
+    assert default_sockets(Path("other.yaml"), {}, 7)[0] not in named
 
 
 @pytest.mark.parametrize("name", ["tunnels.yaml", "Schöne Tunnel für alle unsere Häuser und noch mehr.yaml", "x" * 200])
 def test_every_name_fits(tmp_path: Path, name: str) -> None:
-    for path in usual_sockets(tmp_path / name, {}, 4294967294):
+    for path in default_sockets(tmp_path / name, {}, 4294967294):
         assert len(os.fsencode(path)) <= 107
         assert str(path).isascii()
 
@@ -78,44 +78,44 @@ def test_asked_where_one_is(tmp_path: Path) -> None:
     runtime.mkdir(mode=0o700)
     file = tmp_path / "tunnels.yaml"
     environ = {"XDG_RUNTIME_DIR": str(runtime)}
-    place = socket_to_offer(file, environ, ME)
+    place = choose_socket(file, environ, ME)
     assert place.parent == runtime
-    assert socket_to_ask(file, environ, ME) == place
+    assert find_socket(file, environ, ME) == place
     with contextlib.closing(listen(place)):
-        assert socket_to_ask(file, environ, ME) == place
+        assert find_socket(file, environ, ME) == place
 
 
 def test_a_directory_that_others_can_write_to_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / "own"
-    monkeypatch.setattr(paths, "_own_directory", lambda _uid: own)
+    monkeypatch.setattr(socket_paths, "_own_directory", lambda _uid: own)
     runtime = tmp_path / "r"
     runtime.mkdir()
     runtime.chmod(0o777)
     environ = {"XDG_RUNTIME_DIR": str(runtime)}
-    offered = socket_to_offer(tmp_path / "t.yaml", environ, 7 if ME == 0 else ME) if ME else None
+    offered = choose_socket(tmp_path / "t.yaml", environ, 7 if ME == 0 else ME) if ME else None
     if offered is not None:
         assert offered.parent == own
         assert own.stat().st_mode & 0o777 == 0o700
-    assert not paths._is_safe(runtime, ME)
+    assert not socket_paths._is_safe(runtime, ME)
     own.mkdir(exist_ok=True)
     (tmp_path / "pointer").symlink_to(own)
-    monkeypatch.setattr(paths, "_own_directory", lambda _uid: tmp_path / "pointer")
-    assert not paths._is_safe(tmp_path / "pointer", ME)
+    monkeypatch.setattr(socket_paths, "_own_directory", lambda _uid: tmp_path / "pointer")
+    assert not socket_paths._is_safe(tmp_path / "pointer", ME)
 
 
 def test_a_second_claim_is_refused_and_the_first_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paths, "_PATIENCE", 0.1)
+    monkeypatch.setattr(socket_paths, "_PATIENCE", 0.1)
     socket = tmp_path / "np.sock"
     with (
-        claim(socket),
+        claim_socket(socket),
         pytest.raises(SocketPathError, match=r"a daemon runs already at .*nodepass-orch down"),
-        claim(socket),
+        claim_socket(socket),
     ):
         pass  # pragma: no cover
     assert list(tmp_path.iterdir()) == []
-    with claim(socket):
+    with claim_socket(socket):
         pass
 
 
@@ -124,26 +124,26 @@ def test_what_a_killed_daemon_left_is_replaced(tmp_path: Path) -> None:
     program = """
         import os, socket, sys
         from pathlib import Path
-        from orchestrator.process.paths import claim
+        from orchestrator.process.socket_paths import claim_socket
         path = Path(sys.argv[1])
-        with claim(path):
+        with claim_socket(path):
             socket.socket(socket.AF_UNIX).bind(str(path))
             os.kill(os.getpid(), 9)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(socket)], check=False, timeout=20)
     assert socket.is_socket()
-    with claim(socket):
+    with claim_socket(socket):
         assert not socket.exists()
 
 
 def test_a_file_of_another_kind_is_not_removed(tmp_path: Path) -> None:
     socket = tmp_path / "np.sock"
     socket.write_text("precious")
-    with pytest.raises(SocketPathError, match="is no socket"), claim(socket):
+    with pytest.raises(SocketPathError, match="is no socket"), claim_socket(socket):
         pass  # pragma: no cover
     assert socket.read_text() == "precious"
 
 
 def test_no_directory(tmp_path: Path) -> None:
-    with pytest.raises(SocketPathError, match="cannot make"), claim(tmp_path / "nowhere" / "np.sock"):
+    with pytest.raises(SocketPathError, match="cannot make"), claim_socket(tmp_path / "nowhere" / "np.sock"):
         pass  # pragma: no cover

@@ -23,7 +23,7 @@ class SocketPathError(Exception):
     """No place for the socket, or somebody else is in it; the message is a sentence."""
 
 
-def given_socket(option: Path | None, environ: Mapping[str, str]) -> Path | None:
+def explicit_socket(option: Path | None, environ: Mapping[str, str]) -> Path | None:
     """The socket that the user named: ``--socket``, else the environment variable."""
     named = option or (Path(environ[SOCKET_VARIABLE]) if environ.get(SOCKET_VARIABLE) else None)
     if named is not None and len(os.fsencode(named)) > _LONGEST:
@@ -31,7 +31,7 @@ def given_socket(option: Path | None, environ: Mapping[str, str]) -> Path | None
     return named
 
 
-def usual_sockets(file: Path, environ: Mapping[str, str], uid: int) -> list[Path]:
+def default_sockets(file: Path, environ: Mapping[str, str], uid: int) -> list[Path]:
     """Where the socket of a file's daemon may be, the best place first.
 
     The place depends on the environment, and a daemon's (a service) may differ from its user's (a shell), so whoever
@@ -52,10 +52,10 @@ def _own_directory(uid: int) -> Path:
     return Path("/tmp") / f"nodepass-orch-{uid}"  # noqa: S108  made with mode 0700 and checked before each use
 
 
-def socket_to_offer(file: Path, environ: Mapping[str, str], uid: int) -> Path:
+def choose_socket(file: Path, environ: Mapping[str, str], uid: int) -> Path:
     """The first of the usual places that this user can write to. Raises SocketPathError."""
     own = _own_directory(uid)
-    for path in usual_sockets(file, environ, uid):
+    for path in default_sockets(file, environ, uid):
         if path.parent == own:
             with contextlib.suppress(FileExistsError):
                 own.mkdir(mode=0o700)
@@ -64,9 +64,9 @@ def socket_to_offer(file: Path, environ: Mapping[str, str], uid: int) -> Path:
     raise SocketPathError("there is no directory for the socket; name one with --socket")
 
 
-def socket_to_ask(file: Path, environ: Mapping[str, str], uid: int) -> Path:
+def find_socket(file: Path, environ: Mapping[str, str], uid: int) -> Path:
     """The first of the usual places that has a socket, or the first of all."""
-    places = usual_sockets(file, environ, uid)
+    places = default_sockets(file, environ, uid)
     return next((path for path in places if _is_safe(path.parent, uid) and path.is_socket()), places[0])
 
 
@@ -79,7 +79,7 @@ def _is_safe(directory: Path, uid: int) -> bool:
     return stat.S_ISDIR(found.st_mode) and found.st_uid in {uid, 0} and not found.st_mode & 0o022
 
 
-def log_of(socket: Path, environ: Mapping[str, str]) -> Path:
+def log_path(socket: Path, environ: Mapping[str, str]) -> Path:
     """Where a daemon in the background writes its log: in the user's state directory, named after its socket."""
     state = environ.get("XDG_STATE_HOME", "")
     home = Path(state) if state.startswith("/") else Path(os.path.expanduser("~/.local/state"))  # noqa: PTH111  raises nothing
@@ -87,7 +87,7 @@ def log_of(socket: Path, environ: Mapping[str, str]) -> Path:
 
 
 @contextlib.contextmanager
-def claim(socket: Path) -> Iterator[None]:
+def claim_socket(socket: Path) -> Iterator[None]:
     """Be the only daemon at this socket's path; what an earlier one left there is removed.
 
     Held by a lock on a file beside the socket, which the kernel lets go however a process ends, so there is neither a

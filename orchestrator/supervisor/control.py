@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.process.process import program_version
+from orchestrator.process.setup import program_version
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
 from tunnel.model.times import format_timestamp
@@ -35,12 +35,12 @@ class ReadOnlyError(Exception):
         super().__init__("this daemon takes no commands: it was started with --read-only")
 
 
-class NotNowError(Exception):
+class CommandConflictError(Exception):
     """The command makes no sense as things are; the message is a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CommandResult:
     """What became of a command."""
 
     name: str
@@ -52,7 +52,7 @@ class Outcome:
         return {"name": self.name, "ok": True, "state": self.state.value, "text": self.text}
 
 
-class Desk:
+class ControlService:
     """One per daemon."""
 
     def __init__(self, supervisor: Supervisor, *, read_only: bool = False) -> None:
@@ -89,7 +89,7 @@ class Desk:
         self._check()
         return await self.supervisor.reload()
 
-    async def command(self, verb: str, name: str, timeout: float | None = None) -> Outcome:  # noqa: ASYNC109  of the drain
+    async def command(self, verb: str, name: str, timeout: float | None = None) -> CommandResult:  # noqa: ASYNC109  of the drain
         """Tell a tunnel one of the VERBS; ``timeout`` is the limit of the drain that it implies, in seconds.
 
         Returns when it is told, not when it is done. Raises UnknownTunnelError, ReadOnlyError, NotNowError.
@@ -101,9 +101,9 @@ class Desk:
             getattr(self.supervisor, verb)(name)
         else:
             getattr(self.supervisor, verb)(name, timeout)
-        self.bus.tell(LogLevel.INFO, "command", f"{verb}: {text}", tunnel=name, command=verb)
+        self.bus.emit(LogLevel.INFO, "command", f"{verb}: {text}", tunnel=name, command=verb)
         await asyncio.sleep(0)  # an engine that was just asked for is made in the next turn
-        return Outcome(name, self.supervisor.snapshot(name).state, text)
+        return CommandResult(name, self.supervisor.snapshot(name).state, text)
 
     def shutdown(self, *, drain: bool = True) -> dict[str, Any]:
         """End the daemon, after a drain or at once. Raises ReadOnlyError."""
@@ -118,7 +118,7 @@ class Desk:
         if self.read_only:
             raise ReadOnlyError
         if not self.supervisor.is_ready:
-            raise NotNowError("the tunnels are being started, or drained for the daemon's end")
+            raise CommandConflictError("the tunnels are being started, or drained for the daemon's end")
 
 
 def _consequence(verb: str, before: Snapshot) -> str:
@@ -139,7 +139,7 @@ def _consequence(verb: str, before: Snapshot) -> str:
         case "restart":
             return "is started" if before.state in _AT_REST else f"is restarted{may_finish}"
         case _ if before.state is not State.COOLDOWN:
-            raise NotNowError(f"{before.name[:200]!r} has no cooldown to end: it is {before.state}")
+            raise CommandConflictError(f"{before.name[:200]!r} has no cooldown to end: it is {before.state}")
         case _:
             return "tries again now"
 

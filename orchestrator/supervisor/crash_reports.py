@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from orchestrator.process.process import say
+from orchestrator.process.setup import print_message
 from tunnel.runtime import sockets
 from tunnel.runtime.backoff import FIRST, LEAST
 
@@ -18,7 +18,7 @@ LONGEST_PAUSE: Final = 30.0
 """Seconds, at the most, before a broken engine is followed by the next."""
 
 
-class BrokenElsewhereError(Exception):
+class RemoteEngineError(Exception):
     """An engine broke in another process: the message is what is known about it, ``frames`` where it came from."""
 
     def __init__(self, text: str, frames: tuple[str, ...] = ()) -> None:
@@ -26,27 +26,27 @@ class BrokenElsewhereError(Exception):
         self.frames = frames
 
 
-def describe_defect(error: BaseException) -> str:
+def describe_crash(error: BaseException) -> str:
     """A defect of ours in one sentence that helps whoever mends it."""
-    if isinstance(error, BrokenElsewhereError):
+    if isinstance(error, RemoteEngineError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     where = f" in {frames[-1].name} ({frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno})" if frames else ""
     return f"internal fault: {type(error).__name__}: {error}{where}"
 
 
-def in_sentences(tell: Callable[[str, str], None]) -> None:
+def install_exception_handlers(tell: Callable[[str, str], None]) -> None:
     """What the running loop would show a traceback for becomes a sentence; ``tell`` gets its topic and the whole."""
 
     def handle(_loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
         error, topic = context.get("exception"), str(context["message"])
-        why = sockets.describe(error) if isinstance(error, OSError) else describe_defect(error) if error else ""
+        why = sockets.describe(error) if isinstance(error, OSError) else describe_crash(error) if error else ""
         tell(topic, f"{topic}: {why}" if why else topic)
 
     asyncio.get_running_loop().set_exception_handler(handle)
 
 
-def show_no_tracebacks() -> None:
+def suppress_tracebacks() -> None:
     """The same for what no loop sees, until the very end of the process: threads, what is cleared away, libraries."""
     sys.unraisablehook = threading.excepthook = _say_defect
     logging.lastResort = _InSentences(logging.WARNING)
@@ -54,7 +54,7 @@ def show_no_tracebacks() -> None:
 
 def _say_defect(hook: sys.UnraisableHookArgs | threading.ExceptHookArgs) -> None:
     if hook.exc_value is not None:
-        say(describe_defect(hook.exc_value))
+        print_message(describe_crash(hook.exc_value))
 
 
 class _InSentences(logging.Handler):
@@ -62,10 +62,10 @@ class _InSentences(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        say(f"{record.getMessage()}: {describe_defect(error)}" if error else record.getMessage())
+        print_message(f"{record.getMessage()}: {describe_crash(error)}" if error else record.getMessage())
 
 
-def pause_after(breaks: int, uniform: Callable[[float, float], float]) -> float:
+def restart_delay(breaks: int, uniform: Callable[[float, float], float]) -> float:
     """Seconds to wait after an engine broke ``breaks`` times in a row: exponential, with full jitter.
 
     Steeper than after a lost link: an outage heals by itself, a defect hardly ever.
@@ -73,9 +73,9 @@ def pause_after(breaks: int, uniform: Callable[[float, float], float]) -> float:
     return max(LEAST, uniform(0.0, min(LONGEST_PAUSE, FIRST * 2.0 ** min(breaks - 1, 16))))
 
 
-def brief(error: BaseException) -> list[str]:
+def short_traceback(error: BaseException) -> list[str]:
     """Where a defect came from, the innermost place last."""
-    if isinstance(error, BrokenElsewhereError):
+    if isinstance(error, RemoteEngineError):
         return list(error.frames)
     frames = traceback.extract_tb(error.__traceback__)[-5:]
     return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from orchestrator.supervisor.keeper import Keeper
+from orchestrator.supervisor.runner import TunnelRunner
 from tests.orchestrator.fakes import Workshop
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
@@ -26,10 +26,10 @@ class RunnerHarness:
         self.events: list[Event] = []
         self.bounds: list[float] = []
         self._pause = pause
-        self.keeper = Keeper(
+        self.keeper = TunnelRunner(
             "web",
             SPEC,
-            make_engine=self.workshop,
+            engine_factory=self.workshop,
             sink=self.events.append,
             tags=("prod",),
             uniform=self._uniform,

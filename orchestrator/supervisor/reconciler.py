@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.config.plan import EntryResult
-from orchestrator.supervisor.defects import describe_defect
+from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.handover import CHANGED, REMOVED, Claims, Handover, Step, given_up, patiently
-from orchestrator.supervisor.tunnels import DISABLED
+from orchestrator.supervisor.registry import DISABLED
 from tunnel.model.spec import Role
 from tunnel.model.state import State
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from orchestrator.config.manifest import Entry
     from orchestrator.config.plan import EntryChange, Plan
-    from orchestrator.supervisor.keeper import Keeper
-    from orchestrator.supervisor.tunnels import Tunnels
+    from orchestrator.supervisor.registry import Tunnels
+    from orchestrator.supervisor.runner import TunnelRunner
     from tunnel.model.snapshot import Snapshot
 
 
@@ -70,8 +70,8 @@ def _adopt(tunnels: Tunnels, change: EntryChange, drain_timeout: float | None) -
         try:
             keeper.adopt(new.spec, new.tags)
         except Exception as error:  # noqa: BLE001  a defect of one engine: the reload of the others goes on
-            keeper.complain(describe_defect(error))
-            return EntryResult("failed", describe_defect(error), change.texts)
+            keeper.complain(describe_crash(error))
+            return EntryResult("failed", describe_crash(error), change.texts)
         tunnels.entries[new.name] = new
     elif new.enabled:
         tunnels.replace(keeper, new)
@@ -100,6 +100,6 @@ def _first_result(entry: Entry, seen: Snapshot) -> EntryResult:
     return EntryResult("failed" if is_stuck else "added", seen.reason if is_stuck or not entry.enabled else None)
 
 
-def _drain_text(keeper: Keeper) -> str | None:
+def _drain_text(keeper: TunnelRunner) -> str | None:
     active = keeper.snapshot().connections.active
     return f"{active} {'visitor' if active == 1 else 'visitors'} may finish" if active else None

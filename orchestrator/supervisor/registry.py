@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.supervisor.keeper import Keeper, MakeEngine
+from orchestrator.supervisor.runner import EngineFactory, TunnelRunner
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -21,13 +21,13 @@ DISABLED: Final = "disabled in the file"
 class Tunnels:
     """Owner of the keepers: one for each entry, and those whose last visitors may finish."""
 
-    def __init__(self, entries: Iterable[Entry], *, make_engine: MakeEngine, sink: EventSink) -> None:
-        self._make_engine = make_engine
+    def __init__(self, entries: Iterable[Entry], *, engine_factory: EngineFactory, sink: EventSink) -> None:
+        self._make_engine = engine_factory
         self._sink = sink
         self.entries = {entry.name: entry for entry in entries}
         """what runs, or rests, in the order of the file"""
         self.keepers = {entry.name: self.make(entry) for entry in self.entries.values()}
-        self.leaving: dict[Keeper, asyncio.Task[None]] = {}
+        self.leaving: dict[TunnelRunner, asyncio.Task[None]] = {}
         """keepers of removed entries and of former engines, until their last visitor left"""
         self.is_closing = False
         """whether the end of all has begun"""
@@ -76,9 +76,9 @@ class Tunnels:
 
     # --- single keepers -------------------------------------------------------------------------------------------
 
-    def make(self, entry: Entry) -> Keeper:
+    def make(self, entry: Entry) -> TunnelRunner:
         """A keeper that belongs to nobody yet."""
-        return Keeper(entry.name, entry.spec, make_engine=self._make_engine, sink=self._sink, tags=entry.tags)
+        return TunnelRunner(entry.name, entry.spec, engine_factory=self._make_engine, sink=self._sink, tags=entry.tags)
 
     def begin(self, entry: Entry) -> None:
         """Run an entry, if it shall run."""
@@ -87,14 +87,14 @@ class Tunnels:
         else:
             self.keepers[entry.name].drain(reason="shutting down" if entry.enabled else DISABLED)
 
-    def replace(self, old: Keeper, entry: Entry, heir: Keeper | None = None) -> None:
+    def replace(self, old: TunnelRunner, entry: Entry, heir: TunnelRunner | None = None) -> None:
         """Put another keeper, a new one if none is given, in the place of an old one, who still has to be dismissed."""
         self.entries.pop(old.name, None)
         self.keepers.pop(old.name, None)
         self.entries[entry.name] = entry
         self.keepers[entry.name] = heir or self.make(entry)
 
-    def dismiss(self, keeper: Keeper, timeout: float | None, reason: str) -> None:
+    def dismiss(self, keeper: TunnelRunner, timeout: float | None, reason: str) -> None:
         """Let a keeper go; it is looked after until its last visitor left."""
         if self.keepers.get(keeper.name) is keeper:
             del self.keepers[keeper.name], self.entries[keeper.name]
@@ -102,12 +102,12 @@ class Tunnels:
         if keeper.is_running:
             self.leaving[keeper] = asyncio.create_task(self._see_off(keeper))
 
-    async def _see_off(self, keeper: Keeper) -> None:
+    async def _see_off(self, keeper: TunnelRunner) -> None:
         await keeper.wait()
         del self.leaving[keeper]
 
 
-def _seen(keeper: Keeper, earlier: Iterable[Keeper]) -> Snapshot:
+def _seen(keeper: TunnelRunner, earlier: Iterable[TunnelRunner]) -> Snapshot:
     """Visitors whom an earlier engine of the tunnel still serves are visitors of the tunnel."""
     seen = keeper.snapshot()
     active = sum(one.snapshot().connections.active for one in earlier)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from orchestrator.supervisor.defects import brief, describe_defect, pause_after
+from orchestrator.supervisor.crash_reports import describe_crash, restart_delay, short_traceback
 from tunnel.model.events import Event
 from tunnel.model.snapshot import BytesView, ConnectionsView, CooldownView, PoolView, RefusedView, SignalsView, Snapshot
 from tunnel.model.spec import LogLevel, TunnelSpec
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _STEADY: Final = 60.0  # seconds after which an engine that breaks is not one that breaks at once
 
 
-class RunningEngine(Protocol):
+class EngineHandle(Protocol):
     """The life of one tunnel, as its keeper needs it."""
 
     async def prepare(self, predecessor: Any) -> None:  # noqa: ANN401  an engine of the same make
@@ -49,10 +49,10 @@ class RunningEngine(Protocol):
         """What can be seen of it."""
 
 
-MakeEngine = Callable[[str, TunnelSpec, "EventSink"], RunningEngine]
+EngineFactory = Callable[[str, TunnelSpec, "EventSink"], EngineHandle]
 
 
-def at_rest(name: str, spec: TunnelSpec, reason: str | None = None) -> Snapshot:
+def stopped_snapshot(name: str, spec: TunnelSpec, reason: str | None = None) -> Snapshot:
     """The snapshot of a tunnel that has no engine."""
     limits = spec.settings
     return Snapshot(
@@ -74,7 +74,7 @@ def at_rest(name: str, spec: TunnelSpec, reason: str | None = None) -> Snapshot:
     )
 
 
-class Keeper:
+class TunnelRunner:
     """Owner of a tunnel's engines, one after the other, and of the task that runs them."""
 
     def __init__(
@@ -82,21 +82,21 @@ class Keeper:
         name: str,
         spec: TunnelSpec,
         *,
-        make_engine: MakeEngine,
+        engine_factory: EngineFactory,
         sink: EventSink,
         tags: tuple[str, ...] = (),
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self.name = name
         self.spec = spec
-        self._make_engine = make_engine
+        self._make_engine = engine_factory
         self._sink = sink
         self._tags = tags
         self._uniform = uniform
-        self._engine: RunningEngine | None = None
-        self._first: RunningEngine | None = None  # has its listeners already
+        self._engine: EngineHandle | None = None
+        self._first: EngineHandle | None = None  # has its listeners already
         self._task: asyncio.Task[None] | None = None
-        self._rest = self._shown = at_rest(name, spec, "not started")
+        self._rest = self._shown = stopped_snapshot(name, spec, "not started")
         self._added: tuple[Snapshot, tuple[str, ...], int] | None = None  # what ``_shown`` was made from
         self._wanted = False
         self._leaving = False
@@ -118,7 +118,7 @@ class Keeper:
         """Whether it was last told to run rather than to rest."""
         return self._wanted
 
-    async def inherit(self, predecessor: Keeper) -> None:
+    async def inherit(self, predecessor: TunnelRunner) -> None:
         """Before ``start``: have the first engine bind what it listens on while the predecessor's still serves.
 
         Raises NetError, and then the predecessor is as it was. Otherwise it may accept nobody any more: drain it.
@@ -139,7 +139,7 @@ class Keeper:
         """Change what the engines to come are made from."""
         self.spec = spec
         self._tags = tags
-        limits = at_rest(self.name, spec)
+        limits = stopped_snapshot(self.name, spec)
         self._rest = replace(limits, state=self._rest.state, reason=self._rest.reason, since=self._rest.since)
 
     def adopt(self, spec: TunnelSpec, tags: tuple[str, ...]) -> None:
@@ -159,7 +159,7 @@ class Keeper:
             try:
                 seen = self._engine.snapshot()
             except Exception as error:  # noqa: BLE001  one that cannot even be looked at must not hide all others
-                seen = replace(seen, reason=describe_defect(error))
+                seen = replace(seen, reason=describe_crash(error))
         if self._resume_at:
             left = max(0.0, self._resume_at - time.monotonic())
             seen = replace(seen, cooldown=replace(seen.cooldown, remaining_s=round(left, 3)))
@@ -231,7 +231,7 @@ class Keeper:
         try:
             command()
         except Exception as error:  # noqa: BLE001  the commands to its neighbours must still be given
-            self.complain(describe_defect(error))
+            self.complain(describe_crash(error))
             self._rest = replace(self._rest, state=State.STOPPED, reason=self._last_error)
             self.cancel()
 
@@ -277,7 +277,7 @@ class Keeper:
 
     def _broken(self, error: Exception) -> Exception:
         """Take down what can still be learned from a broken engine, and let it go."""
-        self._rest = at_rest(self.name, self.spec)
+        self._rest = stopped_snapshot(self.name, self.spec)
         if self._engine:
             with contextlib.suppress(Exception):  # it is broken: what it says about itself is a courtesy
                 last = self._engine.snapshot()
@@ -286,13 +286,13 @@ class Keeper:
             with contextlib.suppress(Exception):
                 self._engine.close()
         self._restarts += 1
-        self._last_error = describe_defect(error)
+        self._last_error = describe_crash(error)
         self._last_error_at = format_timestamp(time.time())
         self._rest = replace(self._rest, state=State.STOPPED, since=self._last_error_at, reason=self._last_error)
         return error
 
     async def _pause(self, error: Exception, breaks: int) -> None:
-        pause = pause_after(breaks, self._uniform)
+        pause = restart_delay(breaks, self._uniform)
         self._rest = replace(
             self._rest,
             state=State.COOLDOWN,
@@ -300,7 +300,7 @@ class Keeper:
             cooldown=CooldownView(remaining_s=pause, attempt=breaks),
         )
         text = f"the engine broke and starts anew in {pause:.1f} s: {self._last_error}"
-        data = {"restarts": self._restarts, "traceback": brief(error)}
+        data = {"restarts": self._restarts, "traceback": short_traceback(error)}
         self._sink(Event(ts=time.time(), tunnel=self.name, level=LogLevel.ERROR, kind="restart", text=text, data=data))
         self._resume_at = time.monotonic() + pause
         self._wake.clear()

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.supervisor.defects import BrokenElsewhereError, brief, describe_defect
-from orchestrator.supervisor.keeper import at_rest
+from orchestrator.supervisor.crash_reports import RemoteEngineError, describe_crash, short_traceback
+from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.workers.messages import (
     Adopt,
     Close,
@@ -84,7 +84,7 @@ async def test_it_is_made_and_run_and_ends_as_the_worker_says() -> None:
     assert bench.post.orders == [Make(7, "web", SPEC), Run(7)]
     assert bench.post.engines == {7}
     assert bench.engine.snapshot().state is State.STARTING
-    last = replace(at_rest("web", SPEC), state=State.STOPPED, reason="drained")
+    last = replace(stopped_snapshot("web", SPEC), state=State.STOPPED, reason="drained")
     bench.engine.take(Ended(7, last))
     await bench.end()
     assert bench.engine.snapshot() == replace(last, worker=2)
@@ -145,10 +145,10 @@ async def test_a_defect_in_the_worker_is_raised_as_it_was_described() -> None:
     bench = Bench(FakePost())
     await bench.run()
     bench.engine.take(Ended(7, None, "internal fault: KeyError: 3", ("pool.py:3 take",)))
-    with pytest.raises(BrokenElsewhereError) as caught:
+    with pytest.raises(RemoteEngineError) as caught:
         await bench.end()
-    assert describe_defect(caught.value) == "internal fault: KeyError: 3"
-    assert brief(caught.value) == ["pool.py:3 take"]
+    assert describe_crash(caught.value) == "internal fault: KeyError: 3"
+    assert short_traceback(caught.value) == ["pool.py:3 take"]
     assert Drop(7) not in bench.post.orders
 
 
@@ -157,7 +157,7 @@ async def test_the_death_of_the_worker_breaks_it() -> None:
     await bench.run()
     bench.post.is_there = False
     bench.engine.lost("worker 2 was killed by SIGKILL")
-    with pytest.raises(BrokenElsewhereError, match="worker 2 was killed by SIGKILL"):
+    with pytest.raises(RemoteEngineError, match="worker 2 was killed by SIGKILL"):
         await bench.end()
     assert len(bench.post.orders) == 2
 
@@ -186,7 +186,9 @@ async def test_its_task_can_be_taken_away() -> None:
 
 async def test_the_wait_before_the_next_attempt_runs_down_here() -> None:
     engine = Bench(FakePost()).engine
-    seen = replace(at_rest("web", SPEC), state=State.COOLDOWN, cooldown=CooldownView(remaining_s=2.5, attempt=3))
+    seen = replace(
+        stopped_snapshot("web", SPEC), state=State.COOLDOWN, cooldown=CooldownView(remaining_s=2.5, attempt=3)
+    )
     began = time.monotonic()
     engine.look(seen)
     await wait_until_async(lambda: 0 < engine.snapshot().cooldown.remaining_s < 2.4)
@@ -197,7 +199,7 @@ async def test_the_wait_before_the_next_attempt_runs_down_here() -> None:
 
 async def test_a_worker_that_does_not_answer_is_the_reason_shown() -> None:
     bench = Bench(FakePost())
-    bench.engine.look(replace(at_rest("web", SPEC), state=State.UP))
+    bench.engine.look(replace(stopped_snapshot("web", SPEC), state=State.UP))
     bench.post.trouble = "worker 2 has not answered for 6 s"
     assert bench.engine.snapshot().reason == "worker 2 has not answered for 6 s"
     assert bench.engine.snapshot().state is State.UP
@@ -245,7 +247,7 @@ async def test_a_defect_while_preparing_is_raised_there() -> None:
     bench = Succession(FakePost())
     preparing = await bench.prepare()
     bench.engine.take(Ended(8, None, "internal fault"))
-    with pytest.raises(BrokenElsewhereError):
+    with pytest.raises(RemoteEngineError):
         await asyncio.wait_for(preparing, GUARD_S)
 
 
