@@ -1,1 +1,1 @@
-"""The benchmark: this tunnel beside a direct connection, a two-hop HAProxy chain and whoever else is named."""
+"""The benchmark: this tunnel compared with a direct connection, two HAProxy hops and contenders from a file."""

@@ -1,4 +1,4 @@
-"""A mosquitto of the benchmark's own."""
+"""A mosquitto broker for the benchmark."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt.broker import Broker, BrokerError, Dialer
+from tests.support.ports import free_ports
 
-from .processes import BenchError, Running, find, free_ports, listening, running
+from .processes import BenchError, RunningProcess, find_program, is_listening, run_process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,9 +26,9 @@ _POLL_S: Final = 0.01
 
 
 @asynccontextmanager
-async def mosquitto(directory: Path) -> AsyncIterator[tuple[str, Running]]:
-    """Its URL; gone when the block is left."""
-    program = find(TOOL)
+async def mosquitto(directory: Path) -> AsyncIterator[tuple[str, RunningProcess]]:
+    """Run a broker for the duration of the block; yield its URL and process."""
+    program = find_program(TOOL)
     if program is None:
         raise BenchError(f"{TOOL} is not installed")
     (port,) = free_ports(1)
@@ -36,9 +37,9 @@ async def mosquitto(directory: Path) -> AsyncIterator[tuple[str, Running]]:
     config.write_text(
         f"{user}persistence false\nlog_type error\nsys_interval 1\nallow_anonymous true\nlistener {port} 127.0.0.1\n"
     )
-    async with running(TOOL, (program, "-c", str(config)), directory=directory) as process:
+    async with run_process(TOOL, (program, "-c", str(config)), directory=directory) as process:
         deadline = time.monotonic() + _START_LIMIT_S
-        while not listening(port):
+        while not is_listening(port):
             process.check()
             if time.monotonic() > deadline:
                 raise BenchError(f"{TOOL} does not listen")
@@ -47,7 +48,7 @@ async def mosquitto(directory: Path) -> AsyncIterator[tuple[str, Running]]:
 
 
 async def publications_per_second(url: str, seconds: float) -> float:
-    """What the broker is told, by its own count. Raises BenchError."""
+    """Return the publications per second that the broker counts. Raises BenchError."""
     try:
         async with asyncio.timeout(seconds + _COUNT_LIMIT_S), Dialer(Broker.from_url(url)).session() as session:
             await session.subscribe(_COUNTED)
@@ -55,10 +56,10 @@ async def publications_per_second(url: str, seconds: float) -> float:
             async for batch in session.batches():
                 now, count = time.monotonic(), int(bytes(batch[-1].payload))
                 if first is None:
-                    if not batch[-1].retain:  # what is retained is of an unknown age
+                    if not batch[-1].retain:  # a retained count has an unknown age
                         first = now, count
                 elif now - first[0] >= seconds:
                     return (count - first[1]) / (now - first[0])
     except (BrokerError, TimeoutError, ValueError) as error:
-        raise BenchError(f"{TOOL} does not count what it is told: {str(error) or 'it says nothing'}") from None
-    raise BenchError(f"{TOOL} is gone")
+        raise BenchError(f"{TOOL} does not count publications: {str(error) or 'no answer'}") from None
+    raise BenchError(f"{TOOL} closed the connection")

@@ -1,4 +1,4 @@
-"""Who is measured: two commands each, with placeholders; the built-in ones and those of a TOML file."""
+"""The contenders: two commands each, with placeholders; built-in ones and those of a TOML file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .processes import BenchError, find
+from .processes import BenchError, find_program
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,10 +42,10 @@ listen hop
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A way from the visitor to the target; without commands there is nothing in between.
+    """A path from the visitor to the target; without commands visitors connect directly to the target.
 
-    Commands and files may name ``{tunnel_port}``, ``{visitor_port}``, ``{target_port}`` and ``{dir}``, a directory of
-    its own in which the files are written before the commands run.
+    Commands and files may name ``{tunnel_port}``, ``{visitor_port}``, ``{target_port}`` and ``{dir}``, a private
+    directory into which the files are written before the commands run.
     """
 
     name: str
@@ -55,51 +55,53 @@ class Contender:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def missing(self) -> str | None:
-        """The program it needs and this machine has not."""
-        return next((command[0] for command in (self.server, self.client) if command and not find(command[0])), None)
+        """Return a program that is needed and not installed, or None."""
+        return next(
+            (command[0] for command in (self.server, self.client) if command and not find_program(command[0])), None
+        )
 
     def filled(self, values: Mapping[str, object]) -> Contender:
-        """The same with the placeholders replaced and the programs as full paths."""
+        """Return the contender with placeholders replaced and programs as full paths."""
 
         def fill(text: str) -> str:
             return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), text)
 
         def command(words: tuple[str, ...]) -> tuple[str, ...]:
-            return (find(words[0]) or words[0], *map(fill, words[1:])) if words else ()
+            return (find_program(words[0]) or words[0], *map(fill, words[1:])) if words else ()
 
         files = {name: fill(text) for name, text in self.files.items()}
         return Contender(self.name, command(self.server), command(self.client), self.env, files)
 
 
 def direct() -> Contender:
-    """No tunnel at all: what the machine and the load can do."""
+    """Return the contender without a tunnel: the limit of machine and load."""
     return Contender("direct")
 
 
 def haproxy() -> Contender:
-    """Two hops of a C proxy that neither pools nor authenticates: a ceiling."""
+    """Return two hops of a C proxy that neither pools nor authenticates: an upper bound."""
     return Contender(
         BASELINE,
-        server=("haproxy", "-db", "-f", "{dir}/entrance.cfg"),
-        client=("haproxy", "-db", "-f", "{dir}/exit.cfg"),
+        server=("haproxy", "-db", "-f", "{dir}/ingress.cfg"),
+        client=("haproxy", "-db", "-f", "{dir}/egress.cfg"),
         files={
-            "entrance.cfg": _HAPROXY_HOP % ("{visitor_port}", "{tunnel_port}"),
-            "exit.cfg": _HAPROXY_HOP % ("{tunnel_port}", "{target_port}"),
+            "ingress.cfg": _HAPROXY_HOP % ("{visitor_port}", "{tunnel_port}"),
+            "egress.cfg": _HAPROXY_HOP % ("{tunnel_port}", "{target_port}"),
         },
     )
 
 
 def program(command: str | None = None) -> tuple[str, ...]:
-    """How our program is called; ``command`` replaces it. Raises BenchError."""
-    beside = Path(sys.executable).with_name(_PROGRAM)
-    words = shlex.split(command) if command is not None else [str(beside) if beside.exists() else _PROGRAM]
+    """Return the command of this project, or the words of ``command``. Raises BenchError."""
+    installed = Path(sys.executable).with_name(_PROGRAM)
+    words = shlex.split(command) if command is not None else [str(installed) if installed.exists() else _PROGRAM]
     if not words:
-        raise BenchError("--ours-command is empty; give the program that takes a tunnel's URL")
+        raise BenchError("--ours-command is empty; give a program that takes the URL of a tunnel")
     return tuple(words)
 
 
 def ours(command: str | None = None, *, name: str = OURS, options: str = "") -> Contender:
-    """This project with default settings but for ``options`` of both ends; ``command`` as for ``program``."""
+    """Return this project with default settings and ``options`` at both ends; ``command`` as for ``program``."""
     words = program(command)
     return Contender(
         name,
@@ -109,7 +111,7 @@ def ours(command: str | None = None, *, name: str = OURS, options: str = "") -> 
 
 
 def load(path: Path) -> list[Contender]:
-    """The contenders of a TOML file, each a ``[[contender]]`` table. Raises BenchError with the place."""
+    """Load the contenders of a TOML file, each a ``[[contender]]`` table. Raises BenchError with the place."""
     try:
         document = tomllib.loads(path.read_text())
     except OSError as error:
@@ -123,19 +125,19 @@ def load(path: Path) -> list[Contender]:
     names = [contender.name for contender in found]
     for name in names:
         if names.count(name) > 1 or name in {"direct", BASELINE, OURS}:
-            raise BenchError(f"{path}: the name {name!r} is taken; each contender needs one of its own")
+            raise BenchError(f"{path}: the name {name!r} is in use; each contender needs a unique name")
     return found
 
 
 def _contender(table: object, place: str) -> Contender:
     if not isinstance(table, dict) or not all(isinstance(table.get(key), str) for key in ("name", "server", "client")):
-        raise BenchError(f"{place}: needs name, server and client, each a text")
+        raise BenchError(f"{place}: needs name, server and client, each a string")
     if unknown := sorted(set(table) - set(_KEYS)):
         raise BenchError(f"{place}: unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}")
     env, files = table.get("env", {}), table.get("files", {})
     for key, texts in (("env", env), ("files", files)):
         if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-            raise BenchError(f"{place}: {key} must be a table of texts")
+            raise BenchError(f"{place}: {key} must be a table of strings")
     try:
         server, client = (tuple(shlex.split(table[key])) for key in ("server", "client"))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The load: wrk and iperf3, how they are called and what their output says."""
+"""The load generators wrk and iperf3: their command lines and the parsers of their output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from .processes import BenchError, find, output_of
+from .processes import BenchError, find_program, run_and_read
 
 _GRACE_S: Final = 15.0
 _MS: Final = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0, "h": 3_600_000.0}
@@ -36,8 +36,8 @@ http {
 
 
 @dataclass(frozen=True, slots=True)
-class Requests:
-    """What wrk saw: a count, its rate per second, latencies in milliseconds, and what went wrong, in words."""
+class RequestFigures:
+    """Figures of wrk: count, rate per second, latencies in milliseconds, and errors as sentences."""
 
     count: int
     rate: float
@@ -47,31 +47,31 @@ class Requests:
 
 
 @dataclass(frozen=True, slots=True)
-class Bulk:
-    """What iperf3's receiver got: Gbit/s and gigabytes (10^9)."""
+class BulkFigures:
+    """Figures of the receiver of iperf3: Gbit/s and gigabytes (10^9 bytes)."""
 
     gbit_s: float
     gigabytes: float
 
 
-async def requests(port: int, *, connections: int, seconds: int, close: bool) -> Requests:
-    """Requests from that many connections at once; with ``close`` every request is a new connection."""
+async def requests(port: int, *, connections: int, seconds: int, close: bool) -> RequestFigures:
+    """Send requests on ``connections`` connections at once; with ``close`` each request opens a new connection."""
     header = ("-H", "Connection: close") if close else ()
     url = f"http://127.0.0.1:{port}/"
     command = (_path("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", *header, url)
-    return parse_wrk(await output_of(command, limit_s=seconds + _GRACE_S))
+    return parse_wrk(await run_and_read(command, limit_s=seconds + _GRACE_S))
 
 
-async def bulk(port: int, *, streams: int, seconds: int) -> Bulk:
-    """Bytes from the visitor to the target as fast as they go, on that many streams at once."""
+async def bulk(port: int, *, streams: int, seconds: int) -> BulkFigures:
+    """Send bulk data from visitor to target on ``streams`` streams at once."""
     command = (_path("iperf3"), "-c", "127.0.0.1", "-p", str(port), "-P", str(streams), "-t", str(seconds), "-J")
-    return parse_iperf3(await output_of(command, limit_s=seconds + _GRACE_S))
+    return parse_iperf3(await run_and_read(command, limit_s=seconds + _GRACE_S))
 
 
-def parse_wrk(text: str) -> Requests:
-    """The figures of ``wrk --latency``. Raises BenchError with wrk's last line if there are none."""
+def parse_wrk(text: str) -> RequestFigures:
+    """Parse the output of ``wrk --latency``. Raises BenchError with its last line if there are no figures."""
     count = re.search(r"(\d+) requests in ", text)
-    rate = re.search(r"Requests/sec:\s*([\d.]+)", text)
+    rate = re.search(r"RequestFigures/sec:\s*([\d.]+)", text)
     p50, p99 = (re.search(rf"^\s+{rank}%\s+([\d.]+)([a-z]+)\s*$", text, re.MULTILINE) for rank in (50, 99))
     if not (count and rate and p50 and p99):
         raise BenchError(f"wrk: {_last_line(text)}")
@@ -80,32 +80,32 @@ def parse_wrk(text: str) -> Requests:
         kinds = (kind.rpartition(" ") for kind in socket_errors[1].split(","))
         errors += [f"{number} {kind.strip()} errors" for kind, _, number in kinds if number != "0"]
     if refused := re.search(r"Non-2xx or 3xx responses: (\d+)", text):
-        errors.append(f"{refused[1]} answers that were not the target's")
+        errors.append(f"{refused[1]} responses that were not from the target")
     if count[1] == "0":
         errors.append("no request was answered")
-    return Requests(
+    return RequestFigures(
         int(count[1]), float(rate[1]), float(p50[1]) * _MS[p50[2]], float(p99[1]) * _MS[p99[2]], tuple(errors)
     )
 
 
-def parse_iperf3(text: str) -> Bulk:
-    """The figures of ``iperf3 -J``. Raises BenchError with what iperf3 complains of."""
+def parse_iperf3(text: str) -> BulkFigures:
+    """Parse the output of ``iperf3 -J``. Raises BenchError with the error of iperf3."""
     try:
         document = json.loads(text)
-        if complaint := document.get("error"):
-            raise BenchError(f"iperf3: {complaint}")
+        if error_text := document.get("error"):
+            raise BenchError(f"iperf3: {error_text}")
         received = document["end"]["sum_received"]
-        return Bulk(float(received["bits_per_second"]) / 1e9, float(received["bytes"]) / 1e9)
+        return BulkFigures(float(received["bits_per_second"]) / 1e9, float(received["bytes"]) / 1e9)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BenchError(f"iperf3: {_last_line(text)}") from None
 
 
 def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "said nothing")
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output")
 
 
 def _path(tool: str) -> str:
-    path = find(tool)
+    path = find_program(tool)
     if path is None:
         raise BenchError(f"{tool} is not installed")
     return path

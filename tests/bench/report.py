@@ -1,4 +1,4 @@
-"""What the samples say: medians, ratios, goals, one table. Pure."""
+"""Evaluation of the samples: medians, ratios, goals and tables, without I/O."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What our figure should be: a value, or a ratio to the baseline; at least or at most ``bound``."""
+    """A bound for a figure or for its ratio to the baseline: at least or at most ``bound``."""
 
     bound: float
     at_least: bool = False
     ratio: bool = True
 
-    def met(self, value: float | None, ratio: float | None) -> bool | None:
-        """Whether it is; None where there is nothing to compare."""
+    def is_met(self, value: float | None, ratio: float | None) -> bool | None:
+        """Whether the goal is met, or None if there is nothing to compare."""
         figure = ratio if self.ratio else value
         return None if figure is None else figure >= self.bound if self.at_least else figure <= self.bound
 
@@ -29,45 +29,45 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A row of the table; ``key`` is its measurement's name, a dot, and its own."""
+    """A row of the table; ``key`` is ``MEASUREMENT.NAME``."""
 
     key: str
     label: str
     digits: int
     goal: Goal | None = None
-    drawn: str = ""
-    """what stands above its picture, where the label needs its neighbours to be understood"""
+    chart_title: str = ""
+    """title of its chart if the label is incomplete without the rows above it"""
 
     @property
     def title(self) -> str:
-        """What it is, standing alone."""
-        return self.drawn or self.label.strip()
+        """The title of its chart."""
+        return self.chart_title or self.label.strip()
 
     @property
     def measurement(self) -> str:
-        """The measurement it comes from."""
+        """The name of its measurement."""
         return self.key.partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sheet:
-    """The figures of a section: its rows and its columns; which column the others are divided by, which have goals."""
+    """The layout of a section: rows, columns, the column for ratios (baseline), the columns with goals (judged)."""
 
     metrics: tuple[Metric, ...]
     variants: tuple[str, ...]
     baseline: str | None = None
     judged: tuple[str, ...] = ()
     plotted: tuple[str, ...] = ()
-    """keys of the metrics that are drawn"""
+    """keys of the metrics with a chart"""
 
     def without(self, absent: Collection[str]) -> Sheet:
-        """The same without some of its columns."""
+        """Return the sheet without some columns."""
         return replace(self, variants=tuple(name for name in self.variants if name not in absent))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one visit gave: who was measured, in which round, the values by metric, what went wrong."""
+    """The result of one trial: variant, round, measurement, values by metric, errors."""
 
     variant: str
     round: int
@@ -77,20 +77,20 @@ class Outcome:
 
 
 def median(outcomes: Sequence[Outcome], variant: str, key: str) -> float | None:
-    """The median over the rounds, None if no round has a value."""
+    """Return the median over the rounds, or None without values."""
     values = _by_round(outcomes, variant, key).values()
     return statistics.median(values) if values else None
 
 
 def spread(outcomes: Sequence[Outcome], variant: str, key: str) -> float | None:
-    """Half the distance from the lowest to the highest round, as a part of the median."""
+    """Return half the distance between lowest and highest round, relative to the median."""
     values = _by_round(outcomes, variant, key).values()
     middle = median(outcomes, variant, key)
     return (max(values) - min(values)) / 2 / middle if middle and len(values) > 1 else None
 
 
 def ratio(outcomes: Sequence[Outcome], variant: str, baseline: str, key: str) -> float | None:
-    """The median of the ratios within each round: what drifts from round to round cancels out."""
+    """Return the median of the ratios within each round, so that drift between rounds cancels out."""
     ours, theirs = (_by_round(outcomes, name, key) for name in (variant, baseline))
     ratios = [value / theirs[number] for number, value in ours.items() if theirs.get(number)]
     return statistics.median(ratios) if ratios else None
@@ -101,20 +101,20 @@ def _by_round(outcomes: Sequence[Outcome], variant: str, key: str) -> dict[int, 
 
 
 def render(outcomes: Sequence[Outcome], sheet: Sheet) -> str:
-    """The tables: medians with their spread, ratios to the baseline, goals, and every error in words.
+    """Return the tables: medians with spread, ratios to the baseline, goals, and all errors.
 
     A ``!`` marks the figures of a measurement in which something failed.
     """
     tried = {outcome.measurement for outcome in outcomes}
     metrics = [metric for metric in sheet.metrics if metric.measurement in tried]
     others = [name for name in sheet.variants if name != sheet.baseline]
-    parts = [aligned(_medians(outcomes, metrics, sheet.variants))]
+    parts = [align_columns(_medians(outcomes, metrics, sheet.variants))]
     if sheet.baseline in sheet.variants and others:
-        parts.append(aligned(_ratios(outcomes, metrics, others, sheet.baseline)))
+        parts.append(align_columns(_ratios(outcomes, metrics, others, sheet.baseline)))
     judged = [name for name in sheet.judged if name in sheet.variants]
     goals = [row for name in judged for row in _goals(outcomes, metrics, name, sheet)]
     if goals:
-        parts.append(aligned([["goal", "of", "figure", "wanted", ""], *goals]))
+        parts.append(align_columns([["goal", "variant", "figure", "bound", ""], *goals]))
     if failures := _failures(outcomes):
         parts.append("\n".join(failures))
     return "\n\n".join(parts)
@@ -150,13 +150,13 @@ def _goals(outcomes: Sequence[Outcome], metrics: Sequence[Metric], name: str, sh
         compared = ratio(outcomes, name, sheet.baseline, metric.key) if sheet.baseline else None
         times = "-" if compared is None else f"{compared:.2f}x"
         shown = times if metric.goal.ratio else _figure(metric, value)
-        met = metric.goal.met(value, compared)
+        met = metric.goal.is_met(value, compared)
         verdict = "unknown" if met is None else "met" if met else "MISSED"
         is_void = _mark(outcomes, name, metric) or (
             metric.goal.ratio and sheet.baseline and _mark(outcomes, sheet.baseline, metric)
         )
         if is_void:
-            verdict = "ERRORS"  # a rate with errors in it is no achievement
+            verdict = "ERRORS"  # a rate with errors meets no goal
         rows.append([metric.label.strip(), name, shown, str(metric.goal), verdict])
     return rows
 
@@ -178,8 +178,8 @@ def _mark(outcomes: Sequence[Outcome], name: str, metric: Metric) -> str:
     return "!" if any(o.errors for o in outcomes if (o.variant, o.measurement) == mine) else ""
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """The rows in columns, a line below the first; the first column to the left, the others to the right."""
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return the rows as aligned columns with a line below the first row; only the first column is left-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -189,8 +189,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
 
 
-def panels(outcomes: Sequence[Outcome], sheet: Sheet) -> dict[str, dict[str, float]]:
-    """What is drawn: the medians of each plotted metric by variant; only what there is."""
+def chart_panels(outcomes: Sequence[Outcome], sheet: Sheet) -> dict[str, dict[str, float]]:
+    """Return the medians of each plotted metric by variant, without missing values."""
     found = {}
     for metric in sheet.metrics:
         if metric.key in sheet.plotted:
@@ -201,7 +201,7 @@ def panels(outcomes: Sequence[Outcome], sheet: Sheet) -> dict[str, dict[str, flo
 
 
 def as_document(outcomes: Sequence[Outcome], sheet: Sheet) -> dict[str, Any]:
-    """A section for a machine to read: medians and ratios by variant and metric, and every visit."""
+    """Return a section as JSON data: medians and ratios by variant and metric, and every trial."""
     compared = sheet.variants if sheet.baseline else ()
     return {
         "baseline": sheet.baseline,
@@ -210,7 +210,7 @@ def as_document(outcomes: Sequence[Outcome], sheet: Sheet) -> dict[str, Any]:
             name: {m.key: ratio(outcomes, name, sheet.baseline or "", m.key) for m in sheet.metrics}
             for name in compared
         },
-        "visits": [
+        "trials": [
             {
                 "variant": o.variant,
                 "round": o.round,

@@ -1,4 +1,4 @@
-"""What is kept of a run: a page with the tables of each section, and its picture."""
+"""The stored results: a page with the tables of each section, and a chart for each section."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ PAGE: Final = "README.md"
 _TITLE: Final = """\
 # Results
 
-Written by `make bench`; the [method](../README.md) says what the words mean. Each section has the date of its own
+Written by `make bench`; the [method](../README.md) explains the terms. Each section shows the date of its own
 last run.
 """
 
 
-def block(section: Section, outcomes: Sequence[report.Outcome], facts: Mapping[str, str], *, picture: bool) -> str:
-    """A section of the page."""
+def format_section(
+    section: Section, outcomes: Sequence[report.Outcome], facts: Mapping[str, str], *, has_chart: bool
+) -> str:
+    """Return a section of the page."""
     parts = [f"## {section.title}", "\n".join(f"- {name}: {fact}" for name, fact in facts.items())]
-    parts += [f"![{section.title}]({section.name}.svg)"] * picture
+    parts += [f"![{section.title}]({section.name}.svg)"] * has_chart
     parts.append(f"```\n{report.render(outcomes, section.sheet)}\n```")
     return "\n\n".join(parts) + "\n"
 
 
-def merged(page: str, blocks: Mapping[str, str], order: Sequence[str]) -> str:
-    """The page with these sections in the place of what it had under their titles; the others stay.
+def merge_page(page: str, blocks: Mapping[str, str], order: Sequence[str]) -> str:
+    """Return the page with these sections replaced or added; the other sections stay.
 
-    ``order`` has the titles of all sections there are.
+    ``order`` lists the titles of all sections.
     """
-    kept = dict(re.findall(r"^## (.+)\n((?:(?!^## ).*\n)*)", page, re.MULTILINE))
-    found = {title: f"## {title}\n{text.rstrip()}\n" for title, text in kept.items()} | dict(blocks)
+    sections = dict(re.findall(r"^## (.+)\n((?:(?!^## ).*\n)*)", page, re.MULTILINE))
+    found = {title: f"## {title}\n{text.rstrip()}\n" for title, text in sections.items()} | dict(blocks)
     return "\n".join([_TITLE, *(found[title] for title in order if title in found)])
 
 
@@ -48,28 +50,32 @@ def write(
     facts: Mapping[str, str],
     order: Sequence[str],
 ) -> str | None:
-    """Write the page and the pictures. Returns why there are no pictures, if so. Raises BenchError."""
-    bars, missing = _bars()
+    """Write the page and the charts. Return the reason if there are no charts. Raises BenchError."""
+    bars, missing = _load_charts()
     page = directory / PAGE
     blocks = {}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for section, outcomes in measured.items():
-            panels = report.panels(outcomes, section.sheet)
-            if panels and bars:
-                bars(directory / f"{section.name}.svg", panels, strong=section.sheet.judged or section.sheet.variants)
-            blocks[section.title] = block(section, outcomes, facts, picture=bool(panels and bars))
+            chart_panels = report.chart_panels(outcomes, section.sheet)
+            if chart_panels and bars:
+                bars(
+                    directory / f"{section.name}.svg",
+                    chart_panels,
+                    strong=section.sheet.judged or section.sheet.variants,
+                )
+            blocks[section.title] = format_section(section, outcomes, facts, has_chart=bool(chart_panels and bars))
         before = page.read_text() if page.exists() else ""
-        page.write_text(merged(before, blocks, order))
+        page.write_text(merge_page(before, blocks, order))
     except OSError as error:
         raise BenchError(f"--results {directory}: {error.strerror}") from None
     return missing
 
 
-def _bars() -> tuple[Callable[..., None] | None, str | None]:
-    """How bars are drawn; or why they cannot be."""
+def _load_charts() -> tuple[Callable[..., None] | None, str | None]:
+    """Return the function that draws bar charts, or the reason why there is none."""
     try:
-        from tests.support import charts  # noqa: PLC0415  only where results are kept, and only there matplotlib is needed
+        from tests.support import charts  # noqa: PLC0415  only stored results need matplotlib
     except ImportError:
         return None, "matplotlib is not installed: pip install -e '.[plots]'"
     return charts.bars, None

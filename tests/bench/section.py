@@ -1,4 +1,4 @@
-"""What can be measured: sections of trials, each with the figures that it gives."""
+"""Sections of trials, and the sample that a trial returns."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one visit measured: metric to value, and what went wrong meanwhile, in words.
+    """The result of one trial: values by metric, and errors as sentences.
 
-    ``skipped`` names figures that cannot be had here, and says why.
+    ``skipped`` maps figures that cannot be measured here to the reason.
     """
 
     values: dict[str, float]
@@ -25,21 +25,21 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One variant under one measurement; ``take`` gets the seconds that each load shall last."""
+    """One variant under one measurement; ``run`` receives the duration of each load in seconds."""
 
     measurement: str
     variant: str
-    take: Callable[[int], Awaitable[Sample]]
+    run: Callable[[int], Awaitable[Sample]]
     tools: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Section:
-    """Trials that belong on one sheet, in the order in which a round takes them."""
+    """Trials that share one sheet, in the order of a round."""
 
     name: str
     title: str
     sheet: Sheet
     trials: tuple[Trial, ...]
-    most_rounds: int = 1000
-    """after which another round would tell little and take long"""
+    max_rounds: int = 1000
+    """limit for sections whose rounds take long and add little"""

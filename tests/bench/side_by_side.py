@@ -1,11 +1,11 @@
-"""The sections whose variants are pairs of processes of their own: contenders, and data in the clear or not."""
+"""The sections that compare pairs of processes: contenders, and plain with encrypted data connections."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from . import contenders as who
+from . import contenders as contender_list
 from .measure import MEASUREMENTS, measure
 from .report import Goal, Metric, Sheet
 from .section import Section, Trial
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 METRICS: Final = (
     Metric("keepalive.rate", "keep-alive requests/s", 0, Goal(1.0, at_least=True)),
     Metric("keepalive.p50", "  p50 ms", 2),
-    Metric("keepalive.p99", "  p99 ms", 2, drawn="keep-alive requests, p99 ms"),
+    Metric("keepalive.p99", "  p99 ms", 2, chart_title="keep-alive requests, p99 ms"),
     Metric("keepalive.cpu", "  CPU µs per request", 1),
     Metric("newconn.rate", "new connections/s", 0, Goal(0.8, at_least=True)),
     Metric("newconn.p50", "  p50 ms", 2),
-    Metric("newconn.p99", "  p99 ms, new connections", 2, Goal(2.0), drawn="new connections, p99 ms"),
+    Metric("newconn.p99", "  p99 ms, new connections", 2, Goal(2.0), chart_title="new connections, p99 ms"),
     Metric("newconn.cpu", "  CPU µs per connection", 0),
     Metric("bulk1.rate", "bulk, 1 stream, Gbit/s", 2, Goal(1.5, at_least=True)),
-    Metric("bulk1.cpu", "  CPU s per GB, 1 stream", 3, Goal(0.5), drawn="bulk, 1 stream, CPU s per GB"),
+    Metric("bulk1.cpu", "  CPU s per GB, 1 stream", 3, Goal(0.5), chart_title="bulk, 1 stream, CPU s per GB"),
     Metric("bulk8.rate", "bulk, 8 streams, Gbit/s", 2, Goal(1.5, at_least=True)),
     Metric("bulk8.cpu", "  CPU s per GB, 8 streams", 3, Goal(0.5)),
     Metric("idle.both", "idle connection, both ends, KB", 2, Goal(4.0, ratio=False)),
@@ -37,7 +37,7 @@ METRICS: Final = (
 )
 
 KINDS: Final = ("start", "idle", "keepalive", "newconn", "bulk")
-"""What contenders can be compared in, by the names that the command knows."""
+"""The measurements of contenders by their names on the command line."""
 
 _PLOTTED: Final = (
     "keepalive.rate", "keepalive.p99", "newconn.rate", "newconn.p99", "bulk1.rate", "bulk1.cpu", "bulk8.rate",
@@ -45,7 +45,7 @@ _PLOTTED: Final = (
 )  # fmt: skip
 
 PLAIN: Final = "plain"
-SEALED: Final = "tls=1"
+ENCRYPTED: Final = "tls=1"
 
 _TLS_GOALS: Final = {
     "keepalive.rate": Goal(0.5, at_least=True),
@@ -55,34 +55,38 @@ _TLS_GOALS: Final = {
 }
 
 
-def contenders(everybody: Sequence[Contender], kinds: Sequence[str]) -> Section:
-    """Ours beside others, in some of the KINDS."""
+def contenders(contenders: Sequence[Contender], kinds: Sequence[str]) -> Section:
+    """Return the section that compares this project with others in some of the KINDS."""
     sheet = Sheet(
         metrics=METRICS,
-        variants=tuple(contender.name for contender in everybody),
-        baseline=who.BASELINE,
-        judged=(who.OURS,),
+        variants=tuple(contender.name for contender in contenders),
+        baseline=contender_list.BASELINE,
+        judged=(contender_list.OURS,),
         plotted=_PLOTTED,
     )
-    return Section(name="contenders", title="Beside others", sheet=sheet, trials=_trials(everybody, kinds))
+    return Section(
+        name="contenders", title="Comparison with other tunnels", sheet=sheet, trials=_trials(contenders, kinds)
+    )
 
 
 def tls(command: str | None) -> Section:
-    """Data connections in the clear, and encrypted."""
-    pairs = (who.ours(command, name=PLAIN), who.ours(command, name=SEALED, options="&tls=1"))
+    """Return the section that compares plain and encrypted data connections."""
+    pairs = (contender_list.ours(command, name=PLAIN), contender_list.ours(command, name=ENCRYPTED, options="&tls=1"))
     metrics = tuple(
-        Metric(metric.key, metric.label, metric.digits, _TLS_GOALS.get(metric.key), metric.drawn)
+        Metric(metric.key, metric.label, metric.digits, _TLS_GOALS.get(metric.key), metric.chart_title)
         for metric in METRICS
         if metric.measurement not in {"idle", "start"}
     )
     sheet = Sheet(
         metrics=metrics,
-        variants=(PLAIN, SEALED),
+        variants=(PLAIN, ENCRYPTED),
         baseline=PLAIN,
-        judged=(SEALED,),
+        judged=(ENCRYPTED,),
         plotted=("keepalive.rate", "newconn.rate", "bulk1.rate", "bulk8.rate", "bulk1.cpu"),
     )
-    return Section(name="tls", title="Data in the clear, and encrypted", sheet=sheet, trials=_trials(pairs, KINDS[2:]))
+    return Section(
+        name="tls", title="Plain and encrypted data connections", sheet=sheet, trials=_trials(pairs, KINDS[2:])
+    )
 
 
 def _trials(pairs: Sequence[Contender], kinds: Sequence[str]) -> tuple[Trial, ...]:

@@ -1,4 +1,4 @@
-"""What stands behind the tunnels: an echo of our own, nginx, iperf3; and visitors that greet the echo."""
+"""Targets behind the tunnels (an echo server, nginx, iperf3) and visitors of the echo server."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from . import loads
-from .processes import BenchError, find, listening, running
+from .processes import BenchError, find_program, is_listening, run_process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-_AT_ONCE: Final = 32
+_CONCURRENCY: Final = 32
 _BACKLOG: Final = 1024
 _START_LIMIT_S: Final = 15.0
 _EXCHANGE_LIMIT_S: Final = 20.0
 _POLL_S: Final = 0.002
-_HELLO: Final = b"hello, anybody there?\n"
+_HELLO: Final = b"hello, is there an echo?\n"
 
 
 async def connect(visitor: socket.socket, port: int) -> None:
@@ -30,7 +30,7 @@ async def connect(visitor: socket.socket, port: int) -> None:
 
 
 async def exchange(visitor: socket.socket) -> bool:
-    """Whether the target's echo of a few bytes comes back whole."""
+    """Send a few bytes; return whether their complete echo comes back."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(visitor, _HELLO)
     answer = b""
@@ -61,7 +61,7 @@ class _Echo(asyncio.Protocol):
 
 @asynccontextmanager
 async def echo(port: int) -> AsyncIterator[None]:
-    """Whatever comes to the port is sent back."""
+    """Run an echo server on the port for the duration of the block."""
     peers: set[asyncio.Transport] = set()
     server = await asyncio.get_running_loop().create_server(lambda: _Echo(peers), "127.0.0.1", port, backlog=_BACKLOG)
     try:
@@ -73,14 +73,14 @@ async def echo(port: int) -> AsyncIterator[None]:
         await server.wait_closed()
 
 
-async def greet(visitors: Sequence[socket.socket], port: int | None = None) -> list[bool]:
-    """Which of them got an echo within the limit, a few at a time; they are connected first if a port is given."""
-    turns = asyncio.Semaphore(_AT_ONCE)
+async def exchange_all(visitors: Sequence[socket.socket], port: int | None = None) -> list[bool]:
+    """Return which visitors received an echo in time, a few at once; with a port they are connected first."""
+    slots = asyncio.Semaphore(_CONCURRENCY)
     deadline = asyncio.get_running_loop().time() + _EXCHANGE_LIMIT_S
 
-    async def one(visitor: socket.socket) -> bool:
+    async def exchange_one(visitor: socket.socket) -> bool:
         try:
-            async with asyncio.timeout_at(deadline), turns:
+            async with asyncio.timeout_at(deadline), slots:
                 if port is not None:
                     await connect(visitor, port)
                 return await exchange(visitor)
@@ -88,19 +88,19 @@ async def greet(visitors: Sequence[socket.socket], port: int | None = None) -> l
             return False
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(visitor)) for visitor in visitors]
+        tasks = [group.create_task(exchange_one(visitor)) for visitor in visitors]
     return [task.result() for task in tasks]
 
 
 @asynccontextmanager
 async def target(port: int, directory: Path, name: str, *arguments: str) -> AsyncIterator[None]:
-    """A program that listens on the port, as long as the block lasts."""
-    program = find(name)
+    """Run a program that listens on the port for the duration of the block."""
+    program = find_program(name)
     if program is None:
         raise BenchError(f"{name} is not installed")
-    async with running(f"target-{name}", (program, *arguments), directory=directory) as process:
+    async with run_process(f"target-{name}", (program, *arguments), directory=directory) as process:
         deadline = time.monotonic() + _START_LIMIT_S
-        while not listening(port):
+        while not is_listening(port):
             process.check()
             if time.monotonic() > deadline:
                 raise BenchError(f"{name} does not listen")
@@ -110,7 +110,7 @@ async def target(port: int, directory: Path, name: str, *arguments: str) -> Asyn
 
 @asynccontextmanager
 async def nginx(port: int, directory: Path) -> AsyncIterator[None]:
-    """A web server whose every answer is a few bytes."""
+    """Run a web server whose responses are a few bytes."""
     config = directory / "nginx.conf"
     config.write_text(loads.NGINX.replace("{dir}", str(directory)).replace("{port}", str(port)))
     async with target(port, directory, "nginx", "-c", str(config), "-p", str(directory), "-e", "stderr"):

@@ -1,4 +1,4 @@
-"""A program on a terminal of its own: what its screen shows, and how long a key takes to change it."""
+"""A program on a pseudo-terminal: the contents of its screen, and the time from a key to a change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from .processes import BenchError, Running, running
+from .processes import BenchError, RunningProcess, run_process
 
 ROWS: Final = 40
 COLUMNS: Final = 120
@@ -25,18 +25,18 @@ COLUMNS: Final = 120
 _CHUNK: Final = 65536
 _SEQUENCE: Final = re.compile(
     r"\x1b\[(?P<arguments>[0-?]*)[ -/]*(?P<final>[@-~])"  # CSI
-    r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC, DCS and their like: they show nothing
+    r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC, DCS and similar sequences, which print nothing
     r"|\x1b[ -/]*[0-OQ-WYZ\\`-~]"
     r"|(?P<control>[\x00-\x1a\x1c-\x1f\x7f])"
     r"|(?P<text>[^\x00-\x1f\x7f]+)"
 )
 
 Screen = Sequence[str]
-"""What is shown, a text for each row."""
+"""The contents of a screen, one string per row."""
 
 
-class Picture:
-    """A terminal without colours: where text was put on the screen, and what is left of it."""
+class TerminalScreen:
+    """A minimal terminal emulator without colours."""
 
     def __init__(self, rows: int = ROWS, columns: int = COLUMNS) -> None:
         self.rows, self.columns = rows, columns
@@ -46,32 +46,32 @@ class Picture:
         self._rest = ""
 
     def feed(self, data: bytes) -> None:
-        """What the program wrote; a sequence may be torn anywhere."""
+        """Process output of the program; a sequence may be split anywhere."""
         text = self._rest + self._decode(data)
         end = 0
         for found in _SEQUENCE.finditer(text):
             if found.start() != end:
-                break  # an escape sequence that is not whole yet
+                break  # an incomplete escape sequence
             end = found.end()
             if found["text"]:
-                self._put(found["text"])
+                self._write_text(found["text"])
             elif found["control"]:
-                self._control(found["control"])
+                self._apply_control(found["control"])
             elif found["final"]:
-                self._command(found["arguments"], found["final"])
+                self._apply_sequence(found["arguments"], found["final"])
         self._rest = text[end:]
 
     def screen(self) -> Screen:
-        """Its rows now."""
+        """Return the current rows."""
         return ["".join(row) for row in self._cells]
 
-    def _put(self, text: str) -> None:
+    def _write_text(self, text: str) -> None:
         row = self._cells[self._row]
         shown = text[: max(0, self.columns - self._column)]
         row[self._column : self._column + len(shown)] = shown
         self._column = min(self.columns, self._column + len(shown))
 
-    def _control(self, character: str) -> None:
+    def _apply_control(self, character: str) -> None:
         if character == "\n":
             self._row = min(self.rows - 1, self._row + 1)
         elif character == "\r":
@@ -79,7 +79,7 @@ class Picture:
         elif character == "\b":
             self._column = max(0, self._column - 1)
 
-    def _command(self, arguments: str, final: str) -> None:
+    def _apply_sequence(self, arguments: str, final: str) -> None:
         if not re.fullmatch(r"[\d;]*", arguments):
             return  # private modes
         numbers = [int(number or 0) for number in arguments.split(";")]
@@ -105,33 +105,33 @@ class Picture:
 
 
 class Terminal:
-    """A running program and its screen."""
+    """A running program with its screen."""
 
-    def __init__(self, program: Running, master: int, picture: Picture) -> None:
+    def __init__(self, program: RunningProcess, master: int, terminal_screen: TerminalScreen) -> None:
         self.program = program
         self._master = master
-        self._picture = picture
-        self._unread = bytearray()  # understood when somebody looks: what is measured beside it shall not pay for that
+        self._picture = terminal_screen
+        self._unread = bytearray()  # parsed on demand, so that the emulator costs no CPU during a measurement
         self._waiting: dict[asyncio.Future[float], Callable[[Screen], object]] = {}
 
     def screen(self) -> Screen:
-        """What it shows now."""
+        """Return the current screen."""
         self._picture.feed(bytes(self._unread))
         self._unread.clear()
         return self._picture.screen()
 
     def check(self) -> None:
-        """Raises BenchError with its last words if it has ended."""
+        """Raise BenchError with the last output if the program has ended."""
         if self.program.process.returncode is not None:
             words = " / ".join(line.strip() for line in self.screen() if line.strip())
             raise BenchError(f"{self.program.name} ended with code {self.program.process.returncode}: {words[-300:]}")
 
     def type(self, keys: str) -> None:
-        """Press some keys."""
+        """Send keys to the program."""
         os.write(self._master, keys.encode())
 
-    async def shows(self, wanted: Callable[[Screen], object], what: str, *, within: float) -> float:
-        """The moment, of time.perf_counter, at which the screen is as wanted. Raises BenchError after some seconds."""
+    async def wait_shown(self, wanted: Callable[[Screen], object], what: str, *, within: float) -> float:
+        """Wait until ``wanted`` accepts the screen; return that ``time.perf_counter()``. Raises BenchError."""
         if wanted(self.screen()):
             return time.perf_counter()
         shown: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -145,16 +145,18 @@ class Terminal:
         finally:
             del self._waiting[shown]
 
-    async def answers(self, key: str, wanted: Callable[[Screen], object], what: str, *, within: float = 5.0) -> float:
-        """Seconds from a key that is pressed to a screen that is as wanted, which it must not be before."""
+    async def press_and_wait(
+        self, key: str, wanted: Callable[[Screen], object], what: str, *, within: float = 5.0
+    ) -> float:
+        """Press a key; return the seconds until ``wanted`` accepts the screen, which it must not accept before."""
         if wanted(self.screen()):
             raise BenchError(f"{self.program.name} shows {what} before {key!r} is pressed")
         pressed = time.perf_counter()
         self.type(key)
-        return await self.shows(wanted, what, within=within) - pressed
+        return await self.wait_shown(wanted, what, within=within) - pressed
 
     def read(self) -> None:
-        """Take what the program wrote; the moment of reading is that of the change."""
+        """Read output of the program; the time of reading counts as the time of the change."""
         with suppress(OSError):  # the program has ended
             if data := os.read(self._master, _CHUNK):
                 now = time.perf_counter()
@@ -167,7 +169,7 @@ class Terminal:
 
 
 @asynccontextmanager
-async def on_terminal(
+async def run_on_terminal(
     name: str,
     command: Sequence[str],
     *,
@@ -176,7 +178,7 @@ async def on_terminal(
     rows: int = ROWS,
     columns: int = COLUMNS,
 ) -> AsyncIterator[Terminal]:
-    """The command on a terminal, which is gone when the block is left."""
+    """Run the command on a pseudo-terminal for the duration of the block."""
     master, slave = pty.openpty()
     loop = asyncio.get_running_loop()
     try:
@@ -185,8 +187,8 @@ async def on_terminal(
         os.set_blocking(master, False)
         env = {key: value for key, value in env.items() if key not in {"LINES", "COLUMNS", "NO_COLOR"}}
         env |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
-        async with running(name, command, directory=directory, env=env, terminal=slave) as program:
-            terminal = Terminal(program, master, Picture(rows, columns))
+        async with run_process(name, command, directory=directory, env=env, terminal=slave) as program:
+            terminal = Terminal(program, master, TerminalScreen(rows, columns))
             loop.add_reader(master, terminal.read)
             yield terminal
     finally:

@@ -8,13 +8,13 @@ from tests.bench.processes import BenchError
 PLACES = {"tunnel_port": 1, "visitor_port": 2, "target_port": 3, "dir": "/d"}
 
 
-def written(directory: Path, text: str) -> Path:
+def write_file(directory: Path, text: str) -> Path:
     path = directory / "contenders.toml"
     path.write_text(text)
     return path
 
 
-def test_placeholders_and_nothing_else_are_filled() -> None:
+def test_only_known_placeholders_are_replaced() -> None:
     one = contenders.Contender(
         "x", ("absent", "{tunnel_port}:{visitor_port}"), ("absent", "{dir}/{other}"), files={"f": "{ {target_port} }"}
     )
@@ -24,13 +24,13 @@ def test_placeholders_and_nothing_else_are_filled() -> None:
     assert filled.files == {"f": "{ 3 }"}
 
 
-def test_the_chain_is_joined_at_the_tunnel_port() -> None:
+def test_the_two_haproxy_hops_share_the_tunnel_port() -> None:
     files = contenders.haproxy().filled(PLACES).files
-    assert "bind 127.0.0.1:2\n    server next 127.0.0.1:1\n" in files["entrance.cfg"]
-    assert "bind 127.0.0.1:1\n    server next 127.0.0.1:3\n" in files["exit.cfg"]
+    assert "bind 127.0.0.1:2\n    server next 127.0.0.1:1\n" in files["ingress.cfg"]
+    assert "bind 127.0.0.1:1\n    server next 127.0.0.1:3\n" in files["egress.cfg"]
 
 
-def test_ours_takes_another_command() -> None:
+def test_the_command_of_this_project_can_be_replaced() -> None:
     one = contenders.ours("python -X dev -m thing")
     assert one.server[:-1] == one.client[:-1] == ("python", "-X", "dev", "-m", "thing")
     assert one.filled(PLACES).client[-1] == "client://127.0.0.1:1/127.0.0.1:3?log=warn"
@@ -41,14 +41,14 @@ def test_a_missing_program_is_named() -> None:
     assert contenders.direct().missing() is None
 
 
-def test_the_example_is_valid() -> None:
+def test_the_example_file_is_valid() -> None:
     found = contenders.load(Path(__file__).with_name("contenders.example.toml"))
     assert [one.name for one in found] == ["ours-min64", "socat"]
     assert "min_pool_capacity=64" in found[0].server[-1]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[[contender]]\nname = 1", "contender 1: needs name, server and client"),
         ("[contender]", "as a \\[\\[contender\\]\\] table"),
@@ -57,20 +57,20 @@ def test_the_example_is_valid() -> None:
         ("[[contender]]\nname='a'\nserver='b'\nclient='c'\ncolour='red'", "unknown key 'colour'; known are name"),
         ("[[contender]]\nname='a'\nserver='\"b'\nclient='c'", "cannot be split"),
         ("[[contender]]\nname='a'\nserver=''\nclient='c'", "must each name a program"),
-        ("[[contender]]\nname='a'\nserver='b'\nclient='c'\nenv={X=1}", "env must be a table of texts"),
-        ("[[contender]]\nname='ours'\nserver='b'\nclient='c'", "the name 'ours' is taken"),
+        ("[[contender]]\nname='a'\nserver='b'\nclient='c'\nenv={X=1}", "env must be a table of strings"),
+        ("[[contender]]\nname='ours'\nserver='b'\nclient='c'", "the name 'ours' is in use"),
     ],
 )
-def test_faults_of_the_file(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(BenchError, match=said):
-        contenders.load(written(tmp_path, text))
+def test_an_invalid_file_is_refused_with_a_sentence(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        contenders.load(write_file(tmp_path, text))
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="No such file"):
         contenders.load(tmp_path / "none.toml")
 
 
-def test_an_empty_command_for_ours_is_refused() -> None:
+def test_an_empty_command_for_this_project_is_refused() -> None:
     with pytest.raises(BenchError, match="--ours-command is empty"):
         contenders.ours("")

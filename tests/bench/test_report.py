@@ -8,10 +8,10 @@ from tests.bench.report import (
     Metric,
     Outcome,
     Sheet,
-    aligned,
+    align_columns,
     as_document,
+    chart_panels,
     median,
-    panels,
     ratio,
     render,
     spread,
@@ -32,7 +32,7 @@ DRIFTING = [outcome("ours", n, 0.9 * speed) for n, speed in ((1, 100.0), (2, 300
 def sheet(*variants: str) -> Sheet:
     metrics = (
         Metric(RATE, "keep-alive requests/s", 0, Goal(0.9, at_least=True)),
-        Metric("keepalive.p99", "  p99 ms", 2, drawn="keep-alive, p99 ms"),
+        Metric("keepalive.p99", "  p99 ms", 2, chart_title="keep-alive, p99 ms"),
         Metric("newconn.rate", "new connections/s", 0),
     )
     return Sheet(
@@ -40,7 +40,7 @@ def sheet(*variants: str) -> Sheet:
     )
 
 
-def shown(outcomes: list[Outcome], contenders: list[str]) -> str:
+def render_tables(outcomes: list[Outcome], contenders: list[str]) -> str:
     return render(outcomes, sheet(*contenders))
 
 
@@ -49,22 +49,22 @@ def row(text: str, title: str, label: str) -> str:
     return next(line for line in table.splitlines() if line.startswith(label))
 
 
-def test_median_and_spread() -> None:
+def test_median_and_spread_are_taken_over_the_rounds() -> None:
     assert median(DRIFTING, "haproxy", RATE) == 200.0
     assert spread(DRIFTING, "haproxy", RATE) == pytest.approx(0.5)
 
 
-def test_nothing_measured_has_no_figures() -> None:
-    assert median(DRIFTING, "nobody", RATE) is None
+def test_a_variant_without_measurements_has_no_figures() -> None:
+    assert median(DRIFTING, "absent", RATE) is None
     assert spread(DRIFTING[:1], "ours", RATE) is None
-    assert ratio(DRIFTING, "nobody", "haproxy", RATE) is None
+    assert ratio(DRIFTING, "absent", "haproxy", RATE) is None
 
 
 def test_ratios_are_taken_within_each_round() -> None:
     assert ratio(DRIFTING, "ours", "haproxy", RATE) == pytest.approx(0.9)
 
 
-def test_a_round_without_the_other_gives_no_ratio() -> None:
+def test_a_round_without_the_baseline_gives_no_ratio() -> None:
     outcomes = [outcome("ours", 1, 50.0), outcome("ours", 2, 1.0), outcome("haproxy", 1, 100.0)]
     assert ratio([*outcomes, outcome("haproxy", 2, None, "ended")], "ours", "haproxy", RATE) == 0.5
 
@@ -85,20 +85,20 @@ def test_a_baseline_of_zero_gives_no_ratio() -> None:
         (Goal(2.0), 1.0, None, None),
     ],
 )
-def test_goal(goal: Goal, value: float, compared: float | None, met: bool | None) -> None:  # noqa: FBT001  a table
-    assert goal.met(value, compared) is met
+def test_a_goal_is_met_at_its_bound(goal: Goal, value: float, compared: float | None, met: bool | None) -> None:  # noqa: FBT001  a table of cases
+    assert goal.is_met(value, compared) is met
 
 
-def test_the_tables() -> None:
-    text = shown(DRIFTING, ["haproxy", "ours"])
+def test_the_tables_show_medians_ratios_and_goals() -> None:
+    text = render_tables(DRIFTING, ["haproxy", "ours"])
     assert row(text, "median", "keep-alive").split()[-4:] == ["200", "±50%", "180", "±50%"]
     assert row(text, "ratio to haproxy", "keep-alive").endswith(" 0.90")
     assert row(text, "goal", "keep-alive").split()[-4:] == ["0.90x", "≥", "0.9x", "met"]
-    assert "new connections" not in text, "what was not tried has no row"
+    assert "new connections" not in text, "a metric that was not measured has no row"
 
 
 def test_errors_mark_the_row_and_void_the_goal() -> None:
-    text = shown(
+    text = render_tables(
         [*DRIFTING[1:], outcome("ours", 1, 500.0, "3 read errors"), outcome("ours", 4, None, "3 read errors")],
         ["haproxy", "ours"],
     )
@@ -108,14 +108,14 @@ def test_errors_mark_the_row_and_void_the_goal() -> None:
     assert text.endswith("! ours, keepalive: 3 read errors (round 1, 4)")
 
 
-def test_without_the_baseline_there_are_no_ratios_and_no_verdict() -> None:
-    text = shown(DRIFTING[:3], ["ours"])
+def test_without_a_baseline_there_are_no_ratios_and_no_verdict() -> None:
+    text = render_tables(DRIFTING[:3], ["ours"])
     assert "ratio" not in text
     assert row(text, "goal", "keep-alive").endswith("unknown")
 
 
 def test_columns_are_aligned() -> None:
-    lines = aligned([["a", "bb"], ["long label", "1"], ["x", "12,345"]]).splitlines()
+    lines = align_columns([["a", "bb"], ["long label", "1"], ["x", "12,345"]]).splitlines()
     assert lines == ["a               bb", "─" * 18, "long label       1", "x           12,345"]
 
 
@@ -125,21 +125,21 @@ def test_every_judged_variant_has_its_goals() -> None:
     assert [(line.split()[2], line.split()[-1]) for line in goals] == [("ours", "met"), ("theirs", "MISSED")]
 
 
-def test_a_column_that_cannot_be_measured_is_left_out() -> None:
+def test_a_variant_that_cannot_be_measured_has_no_column() -> None:
     assert sheet("haproxy", "ours").without({"haproxy"}).variants == ("ours",)
 
 
-def test_what_is_drawn_stands_alone() -> None:
+def test_charts_have_complete_titles() -> None:
     outcomes = [*DRIFTING, Outcome("ours", 1, "keepalive", {"keepalive.p99": 2.0})]
-    drawn = panels(outcomes, sheet("haproxy", "ours"))
+    drawn = chart_panels(outcomes, sheet("haproxy", "ours"))
     assert list(drawn) == ["keep-alive requests/s", "keep-alive, p99 ms"]
     assert list(drawn["keep-alive requests/s"]) == ["haproxy", "ours"]
     assert drawn["keep-alive, p99 ms"] == {"ours": 2.0}
 
 
-def test_the_document_is_json_and_complete() -> None:
+def test_the_json_document_is_complete() -> None:
     document = as_document(DRIFTING, sheet("haproxy", "ours"))
     again = json.loads(json.dumps(document))
     assert again["ratios"]["ours"][RATE] == pytest.approx(0.9)
     assert again["medians"]["ours"]["newconn.rate"] is None
-    assert len(again["visits"]) == len(DRIFTING)
+    assert len(again["trials"]) == len(DRIFTING)

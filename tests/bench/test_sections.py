@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from tests.bench import __main__ as command
-from tests.bench import contenders as who
+from tests.bench import contenders as contender_list
 from tests.bench import fleet, results, screen, side_by_side, tunnels, watched, workers
-from tests.bench.house import cpu_seconds, home, requests_over
-from tests.bench.processes import find
+from tests.bench.daemons import cpu_seconds, load_tunnels, start_pairs
+from tests.bench.processes import find_program
 from tests.bench.report import Metric, Outcome, Sheet
 from tests.bench.section import Sample, Section, Trial
 from tests.bench.targets import echo, nginx
@@ -15,7 +15,9 @@ from tests.bench.tunnels import _visits
 
 PROGRAM = (sys.executable, "-m", "orchestrator.cli")
 SECTIONS = [
-    side_by_side.contenders([who.direct(), who.haproxy(), who.ours()], side_by_side.KINDS),
+    side_by_side.contenders(
+        [contender_list.direct(), contender_list.haproxy(), contender_list.ours()], side_by_side.KINDS
+    ),
     side_by_side.tls(None),
     *(make(PROGRAM) for make in (workers.section, watched.section, tunnels.section, screen.section, fleet.section)),
 ]
@@ -47,7 +49,7 @@ async def nothing(seconds: int) -> Sample:
 
 def test_whoever_begins_changes_from_round_to_round() -> None:
     trials = [Trial(kind, name, nothing) for kind in ("a", "b") for name in ("x", "y", "z")]
-    turns = [[t.measurement + t.variant for t in command._in_turn(trials, number)] for number in (1, 2, 4)]
+    turns = [[t.measurement + t.variant for t in command._rotated(trials, number)] for number in (1, 2, 4)]
     assert turns[0] == turns[2] == ["ax", "ay", "az", "bx", "by", "bz"]
     assert turns[1] == ["ay", "az", "ax", "by", "bz", "bx"]
 
@@ -55,10 +57,10 @@ def test_whoever_begins_changes_from_round_to_round() -> None:
 def test_what_needs_a_missing_program_is_left_out_aloud(capsys: pytest.CaptureFixture[str]) -> None:
     sheet = Sheet(metrics=(Metric("a.b", "b", 0),), variants=("x", "y"))
     trials = (Trial("a", "x", nothing), Trial("a", "y", nothing, ("no-such-program",)))
-    left = command._possible(Section(name="s", title="S", sheet=sheet, trials=trials))
+    left = command._without_missing_tools(Section(name="s", title="S", sheet=sheet, trials=trials))
     assert left.trials == trials[:1]
     assert left.sheet.variants == ("x",)
-    assert "SKIPPED s, a of y: no-such-program not there" in capsys.readouterr().err
+    assert "SKIPPED s, a of y: no-such-program not installed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--only", "nonsense"], ["--rounds", "0"], ["--seconds", "x"]])
@@ -70,9 +72,13 @@ def test_wrong_usage_ends_with_2(words: list[str], capsys: pytest.CaptureFixture
 
 
 def test_an_onlooker_is_compared_within_each_turn() -> None:
-    alone = [watched.Served(100, 2, 1e-6), watched.Served(50, 4, 2e-6), watched.Served(200, 1, 1e-6)]
-    beside = [watched.Served(90, 3, 1e-6), watched.Served(40, 4, 4e-6), watched.Served(200, 2, 3e-6, ("refused",))]
-    sample = watched.compared("kind", alone, beside)
+    alone = [watched.LoadFigures(100, 2, 1e-6), watched.LoadFigures(50, 4, 2e-6), watched.LoadFigures(200, 1, 1e-6)]
+    beside = [
+        watched.LoadFigures(90, 3, 1e-6),
+        watched.LoadFigures(40, 4, 4e-6),
+        watched.LoadFigures(200, 2, 3e-6, ("refused",)),
+    ]
+    sample = watched.compare_loads("kind", alone, beside)
     assert sample.values == pytest.approx(
         {"kind.rate": 90, "kind.rate_x": 0.9, "kind.p99": 3, "kind.p99_x": 1.5, "kind.cpu": 3, "kind.cpu_x": 2}
     )
@@ -103,7 +109,7 @@ def test_a_run_replaces_its_own_sections_and_leaves_the_others(tmp_path: Path) -
     assert page.count("date: 2026-01-01") == page.count("date: 2027-01-01") == 1
     assert "![One](one.svg)" in page
     assert "visitors/s" in (tmp_path / "one.svg").read_text()
-    again = results.merged(page, {}, order)
+    again = results.merge_page(page, {}, order)
     assert again == page, "what is not run is not touched"
 
 
@@ -111,7 +117,7 @@ def test_a_run_replaces_its_own_sections_and_leaves_the_others(tmp_path: Path) -
 
 
 async def test_a_daemon_with_both_ends_serves_visitors_of_all_its_tunnels() -> None:
-    async with home(PROGRAM, 2, {"workers": 1}) as (house, made, target_port, _):
+    async with start_pairs(PROGRAM, 2, {"workers": 1}) as (house, made, target_port, _):
         async with echo(target_port):
             served, failed = await _visits(made.visitor_ports, 2.5)
         assert served > 2
@@ -120,9 +126,11 @@ async def test_a_daemon_with_both_ends_serves_visitors_of_all_its_tunnels() -> N
         assert house.process.descriptors() > 2 * (8 + 9)
 
 
-@pytest.mark.skipif(not (find("wrk") and find("nginx")), reason="wants nginx and wrk")
+@pytest.mark.skipif(not (find_program("wrk") and find_program("nginx")), reason="needs nginx and wrk")
 async def test_loads_of_several_tunnels_are_added_up() -> None:
-    async with home(PROGRAM, 2) as (_, made, target_port, directory), nginx(target_port, directory):
-        load = await requests_over(made.visitor_ports, connections=2, seconds=1, close=False)
+    async with start_pairs(PROGRAM, 2) as (_, made, target_port, directory), nginx(target_port, directory):
+        load = await load_tunnels(made.visitor_ports, connections=2, seconds=1, close=False)
     assert load.count > 2
-    assert not [error for error in load.errors if "timeout" not in error], "wrk counts whoever waits for two seconds"
+    assert not [error for error in load.errors if "timeout" not in error], (
+        "wrk counts a wait of two seconds as a timeout"
+    )

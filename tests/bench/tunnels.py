@@ -1,4 +1,4 @@
-"""What one more tunnel costs: pairs of daemons with 1, 10, 100 and 1,000 of them, beside a pair with none."""
+"""The cost of a tunnel: pairs of daemons with 1, 10, 100 and 1,000 tunnels, compared with a pair without any."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
-from .house import BenchDaemon, all_up, cpu_seconds, house, pairs, share_of_core
-from .processes import free_ports, steady_rss
+from tests.support.ports import free_ports
+
+from .daemons import BenchDaemon, cpu_seconds, make_pairs, measure_cpu_percent, start_daemon, wait_all_up
+from .processes import steady_rss
 from .report import Goal, Metric, Sheet
 from .section import Sample, Section, Trial
 from .targets import connect, echo, exchange
@@ -25,11 +27,11 @@ if TYPE_CHECKING:
 COUNTS: Final = (1, 10, 100, 1000)
 
 _SOCKETS: Final = 16
-"""Open files of a tunnel at either end, with room: the pool at rest, listeners, the control channel."""
+"""Open files of a tunnel at either end, rounded up: the pool at rest, listeners, the control channel."""
 
 _START_LIMIT_S: Final = 60.0
-_REST_S: Final = 5.5  # one interval of pings, and a little
-_AT_ONCE: Final = 8
+_REST_S: Final = 5.5  # slightly more than one interval of pings
+_CONCURRENCY: Final = 8
 _VISIT_LIMIT_S: Final = 10.0
 
 _METRICS: Final = (
@@ -44,7 +46,7 @@ _METRICS: Final = (
 
 
 def section(program: Sequence[str]) -> Section:
-    """All counts."""
+    """Return the section with all counts."""
     names = tuple("1 tunnel" if count == 1 else f"{count:,} tunnels" for count in COUNTS)
     sheet = Sheet(
         metrics=_METRICS,
@@ -53,36 +55,39 @@ def section(program: Sequence[str]) -> Section:
         plotted=("tunnels.start", "tunnels.rss_server", "tunnels.rss_client", "tunnels.rest", "tunnels.visitor"),
     )
     trials = tuple(
-        Trial("tunnels", name, partial(_take, tuple(program), count)) for name, count in zip(names, COUNTS, strict=True)
+        Trial("tunnels", name, partial(_measure, tuple(program), count))
+        for name, count in zip(names, COUNTS, strict=True)
     )
-    return Section(name="tunnels", title="Tunnels in one pair of daemons", sheet=sheet, trials=trials, most_rounds=2)
+    return Section(name="tunnels", title="Tunnels in one pair of daemons", sheet=sheet, trials=trials, max_rounds=2)
 
 
-async def _take(program: Sequence[str], count: int, seconds: int) -> Sample:
+async def _measure(program: Sequence[str], count: int, seconds: int) -> Sample:
     needed = _SOCKETS * count + 512
     if (allowed := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < needed:
-        why = f"{needed} open files are needed and {allowed} allowed; raise the limit (ulimit -Hn)"
-        return Sample({}, skipped={f"{count:,} tunnels": why})
+        reason = f"{needed} open files are needed and {allowed} allowed; raise the limit (ulimit -Hn)"
+        return Sample({}, skipped={f"{count:,} tunnels": reason})
     with TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
-        rss, files = await _of_none(program, directory)
+        rss, files = await _measure_without_tunnels(program, directory)
         (target_port,) = free_ports(1)
-        made = pairs(count, target_port)
+        made = make_pairs(count, target_port)
         async with AsyncExitStack() as stack:
             began = time.perf_counter()
             ends = [
-                await stack.enter_async_context(house(program, end, directory, tunnels))
+                await stack.enter_async_context(start_daemon(program, end, directory, tunnels))
                 for end, tunnels in (("server", made.servers), ("client", made.clients))
             ]
-            await all_up(ends[::-1], count, within=_START_LIMIT_S)  # a client that is up has a server that is
+            await wait_all_up(ends[::-1], count, within=_START_LIMIT_S)  # if the client is up, the server is too
             values = {"tunnels.start": time.perf_counter() - began}
             processes = [end.process for end in ends]
-            grown = [now - then for now, then in zip(await steady_rss(processes), rss, strict=True)]
+            growth = [now - then for now, then in zip(await steady_rss(processes), rss, strict=True)]
             opened = [end.descriptors() - before for end, before in zip(processes, files, strict=True)]
-            for place, bytes_, number in zip(("server", "client"), grown, opened, strict=True):
-                values[f"tunnels.rss_{place}"] = bytes_ / count / 1024
-                values[f"tunnels.files_{place}"] = number / count
-            values["tunnels.rest"] = max(await asyncio.gather(*(share_of_core(end, _REST_S) for end in processes)))
+            for end_name, bytes_, number in zip(("server", "client"), growth, opened, strict=True):
+                values[f"tunnels.rss_{end_name}"] = bytes_ / count / 1024
+                values[f"tunnels.files_{end_name}"] = number / count
+            values["tunnels.rest"] = max(
+                await asyncio.gather(*(measure_cpu_percent(end, _REST_S) for end in processes))
+            )
             async with echo(target_port):
                 before = cpu_seconds(ends)
                 served, failed = await _visits(made.visitor_ports, seconds)
@@ -91,33 +96,33 @@ async def _take(program: Sequence[str], count: int, seconds: int) -> Sample:
     return Sample(values, (f"{failed} of {served + failed} visitors got no echo",) if failed else ())
 
 
-async def _of_none(program: Sequence[str], directory: Path) -> tuple[list[int], list[int]]:
-    """RSS and descriptors of daemons that have no tunnel."""
+async def _measure_without_tunnels(program: Sequence[str], directory: Path) -> tuple[list[int], list[int]]:
+    """Return RSS and descriptors of daemons without tunnels."""
     async with AsyncExitStack() as stack:
         ends: list[BenchDaemon] = [
-            await stack.enter_async_context(house(program, f"empty-{end}", directory, {}))
+            await stack.enter_async_context(start_daemon(program, f"empty-{end}", directory, {}))
             for end in ("server", "client")
         ]
-        await all_up(ends, 0, within=_START_LIMIT_S)
+        await wait_all_up(ends, 0, within=_START_LIMIT_S)
         processes = [end.process for end in ends]
         return await steady_rss(processes), [process.descriptors() for process in processes]
 
 
 async def _visits(ports: Sequence[int], seconds: float) -> tuple[int, int]:
-    """Visitors that come one after the other, each to the next tunnel: how many got their echo, and how many not."""
+    """Visit the tunnels in turn; return how many visitors received their echo and how many did not."""
     deadline = time.monotonic() + seconds
-    turn = itertools.cycle(ports)
+    next_port = itertools.cycle(ports)
     counts = {True: 0, False: 0}
 
-    async def come() -> None:
+    async def visit_repeatedly() -> None:
         while time.monotonic() < deadline:
             with socket.socket() as visitor:
                 try:
                     async with asyncio.timeout(_VISIT_LIMIT_S):
-                        await connect(visitor, next(turn))
+                        await connect(visitor, next(next_port))
                         counts[await exchange(visitor)] += 1
                 except (OSError, TimeoutError):
                     counts[False] += 1
 
-    await asyncio.gather(*(come() for _ in range(_AT_ONCE)))
+    await asyncio.gather(*(visit_repeatedly() for _ in range(_CONCURRENCY)))
     return counts[True], counts[False]

@@ -1,11 +1,11 @@
-"""One daemon on one core, and on more: several tunnels under load at once, with 0, 1 and 2 workers."""
+"""One daemon with several tunnels under load at once, with 0, 1 and 2 workers."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from .house import cpu_seconds, home, requests_over
+from .daemons import cpu_seconds, load_tunnels, start_pairs
 from .report import Metric, Sheet
 from .section import Sample, Section, Trial
 from .targets import nginx
@@ -21,13 +21,13 @@ _METRICS: Final = (
     Metric("keepalive.p99", "  p99 ms", 2),
     Metric("keepalive.cpu", "  CPU µs per request", 1),
     Metric("newconn.rate", f"new connections/s, {PAIRS} tunnels", 0),
-    Metric("newconn.p99", "  p99 ms", 2, drawn="new connections, p99 ms"),
+    Metric("newconn.p99", "  p99 ms", 2, chart_title="new connections, p99 ms"),
     Metric("newconn.cpu", "  CPU µs per connection", 0),
 )
 
 
 def section(program: Sequence[str]) -> Section:
-    """All numbers of workers."""
+    """Return the section with all numbers of workers."""
     names = tuple(f"workers: {count}" for count in WORKERS)
     sheet = Sheet(
         metrics=_METRICS,
@@ -36,22 +36,22 @@ def section(program: Sequence[str]) -> Section:
         plotted=("keepalive.rate", "newconn.rate", "newconn.p99"),
     )
     trials = tuple(
-        Trial(kind, name, partial(_take, tuple(program), kind, count), ("nginx", "wrk"))
+        Trial(kind, name, partial(_measure, tuple(program), kind, count), ("nginx", "wrk"))
         for kind in ("keepalive", "newconn")
         for name, count in zip(names, WORKERS, strict=True)
     )
     return Section(name="workers", title="Workers", sheet=sheet, trials=trials)
 
 
-async def _take(program: Sequence[str], kind: str, workers: int, seconds: int) -> Sample:
+async def _measure(program: Sequence[str], kind: str, workers: int, seconds: int) -> Sample:
     close, connections = (True, 32) if kind == "newconn" else (False, 64)
     async with (
-        home(program, PAIRS, {"workers": workers}) as (house, made, target_port, directory),
+        start_pairs(program, PAIRS, {"workers": workers}) as (daemon, made, target_port, directory),
         nginx(target_port, directory),
     ):
-        before = cpu_seconds([house])
-        load = await requests_over(made.visitor_ports, connections=connections // PAIRS, seconds=seconds, close=close)
-        used = cpu_seconds([house]) - before
+        before = cpu_seconds([daemon])
+        load = await load_tunnels(made.visitor_ports, connections=connections // PAIRS, seconds=seconds, close=close)
+        used = cpu_seconds([daemon]) - before
     values = {f"{kind}.rate": load.rate, f"{kind}.p99": load.p99_ms}
     if load.count:
         values[f"{kind}.cpu"] = used / load.count * 1e6

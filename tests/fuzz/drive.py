@@ -1,19 +1,19 @@
-"""One target under atheris, in a process of its own: ``python -m tests.fuzz.drive NAME [libFuzzer's arguments]``."""
+"""Run one target under atheris: ``python -m tests.fuzz.drive NAME [arguments of libFuzzer]``."""
 
 from __future__ import annotations
 
 import sys
 
-import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  # optional, and without types
+import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  # an optional dependency without types
 
 with atheris.instrument_imports(include=["tunnel", "orchestrator"]):
-    from tests.fuzz.targets import LONGEST, TARGETS
+    from tests.fuzz.targets import MAX_INPUT_BYTES, TARGETS
 
 
 def main() -> None:
-    """Never returns: libFuzzer ends the process."""
+    """Run the fuzzer; libFuzzer ends the process."""
     name = sys.argv[1]
-    atheris.Setup([sys.argv[0], f"-max_len={LONGEST[name]}", *sys.argv[2:]], TARGETS[name])
+    atheris.Setup([sys.argv[0], f"-max_len={MAX_INPUT_BYTES[name]}", *sys.argv[2:]], TARGETS[name])
     atheris.Fuzz()
 
 

@@ -1,6 +1,6 @@
-"""Writes what the codecs say, and its edges, into the corpus: ``python -m tests.fuzz.seeds``.
+"""Write encoded messages and their edge cases into the corpus: ``python -m tests.fuzz.seeds``.
 
-The URLs and files of the corpus were written by hand, and stay so.
+The URLs and files of the corpus are written by hand and not changed.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _mqtt() -> Seeds:
 
 
 def seeds() -> Iterator[tuple[str, str, bytes]]:
-    """Target, name and content of every input that a codec made."""
+    """Yield target, name and content of every encoded input."""
     for target, made in (
         ("frames", _frames()),
         ("handshake", _handshake()),
@@ -142,11 +142,11 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
 
 
 def main() -> None:
-    """Write them."""
+    """Write the encoded inputs into the corpus."""
     for target, name, data in seeds():
-        place = CORPUS / target / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(data)
+        file = CORPUS / target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
 
 
 if __name__ == "__main__":

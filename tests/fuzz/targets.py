@@ -1,6 +1,6 @@
-"""What is fuzzed: each target takes any bytes and raises nothing, unless a property of what reads them is broken.
+"""The fuzz targets: each accepts any bytes and raises only if the code that reads them violates a property.
 
-Errors that a reader documents are its right; any other exception is a crash, and so is an AssertionError of ours.
+Documented errors of a reader are allowed. Any other exception is a finding, and so is a failed assertion here.
 """
 
 from __future__ import annotations
@@ -42,33 +42,33 @@ NOW: Final = 1_800_000_000.0
 SECRET: Final = bytes(range(32))
 KEY: Final = Key("what both ends know")
 CERTIFICATE: Final = b"the server's certificate as DER"
-LONGEST: Final = {"frames": 4096, "handshake": 1100, "preface": 200, "url": 2048, "yaml": 4096, "mqtt": 2048}
-"""Bytes of an input of each target."""
+MAX_INPUT_BYTES: Final = {"frames": 4096, "handshake": 1100, "preface": 200, "url": 2048, "yaml": 4096, "mqtt": 2048}
+"""Maximum size of an input for each target."""
 
 
 # --- frames -------------------------------------------------------------------------------------------------------
 
 
 def control_frames(data: bytes) -> None:
-    """Bytes of a control channel, cut into pieces whose size the first byte says."""
+    """Decode the bytes of a control channel in pieces; the first byte gives their size."""
     if not data:
         return
     step, stream = data[0] + 1, data[1:]
-    decoder, told, error = FrameDecoder(), [], False
+    decoder, decoded, error = FrameDecoder(), [], False
     for start in range(0, len(stream), step):
         try:
-            heard = decoder.feed(stream[start : start + step])
+            received = decoder.feed(stream[start : start + step])
         except ProtocolError:
             error = True
             break
-        told += heard
-        assert len(decoder._rest) < 3 + max(LIMITS.values()), "more is held than one frame"
-    again = b"".join(frames.encode(kind, payload) for kind, payload in told)
-    assert stream.startswith(again), "what was decoded is not what was sent"
+        decoded += received
+        assert len(decoder._rest) < 3 + max(LIMITS.values()), "more than one frame is buffered"
+    again = b"".join(frames.encode(kind, payload) for kind, payload in decoded)
+    assert stream.startswith(again), "the decoded frames differ from the input"
     if not error:
         assert len(again) + len(decoder._rest) == len(stream), "bytes were lost"
-        assert FrameDecoder().feed(stream) == told, "it matters how the stream is cut"
-    for kind, payload in told:
+        assert FrameDecoder().feed(stream) == decoded, "the result depends on how the stream is split"
+    for kind, payload in decoded:
         with contextlib.suppress(ProtocolError):
             _payload(kind, payload)
 
@@ -89,21 +89,23 @@ def _payload(kind: Kind, payload: bytes) -> None:
         case Kind.BOUNDS:
             again = frames.encode_bounds(frames.decode_bounds(payload))
         case Kind.FAILED:
-            ident, why = frames.decode_failed(payload)
-            _sentence(why, payload[8:])
-            assert frames.decode_failed(frames.encode_failed(ident, why)[3:])[0] == ident
+            ident, reason = frames.decode_failed(payload)
+            _check_sentence(reason, payload[8:])
+            assert frames.decode_failed(frames.encode_failed(ident, reason)[3:])[0] == ident
         case Kind.TARGET:
             trouble = frames.decode_target(payload)
             assert (trouble is None) is bool(payload[0])
         case Kind.REFUSED | Kind.BYE:
-            _sentence(frames.decode_text(payload), payload)
+            _check_sentence(frames.decode_text(payload), payload)
         case Kind.CHALLENGE | Kind.HELLO | Kind.WELCOME:
             frames.decode_greeting(payload)
-    assert again is None or again == frames.encode(kind, payload), f"a {kind.name} frame changes by being read"
+    assert again is None or again == frames.encode(kind, payload), (
+        f"a {kind.name} frame differs after decoding and encoding"
+    )
 
 
-def _sentence(text: str, payload: bytes) -> None:
-    assert text.isprintable(), "it can steer a terminal"
+def _check_sentence(text: str, payload: bytes) -> None:
+    assert text.isprintable(), "the text can control a terminal"
     assert len(text) <= len(payload)
 
 
@@ -111,18 +113,18 @@ def _sentence(text: str, payload: bytes) -> None:
 
 
 def handshake(data: bytes) -> None:
-    """A greeting and a proof from somebody who does not know the key: heard by the server, or by a client."""
+    """Receive a greeting and a proof from a peer without the key, as the server or as a client."""
     if not data:
         return
     greeting, proof = data[1:-32], data[-32:]
-    if len(greeting) > LIMITS[Kind.HELLO]:  # the decoder lets no longer one pass
+    if len(greeting) > LIMITS[Kind.HELLO]:  # the decoder refuses longer greetings
         return
     with contextlib.suppress(ProtocolError):
         if data[0] % 3 == 0:
             server = ServerHandshake(KEY, CERTIFICATE)
             server.challenge()
             server.receive_hello(greeting)
-            _refused(lambda: server.receive_proof(proof))
+            _assert_refused(lambda: server.receive_proof(proof))
             return
         client = ClientHandshake(KEY, CERTIFICATE)
         if data[0] % 3 == 1:
@@ -136,19 +138,19 @@ def handshake(data: bytes) -> None:
         assert said.data_port is None or (type(said.data_port) is int and 0 < said.data_port < 65_536)
         assert len(said.link) <= 80
         assert said.link.isprintable()
-        _refused(lambda: client.receive_proof(proof))
+        _assert_refused(lambda: client.receive_proof(proof))
 
 
-def _refused(prove: Callable[[], object]) -> None:
+def _assert_refused(prove: Callable[[], object]) -> None:
     try:
         prove()
     except HandshakeRefusedError:
         return
-    raise AssertionError("somebody without the key is believed")
+    raise AssertionError("a proof without the key was accepted")
 
 
 def preface(data: bytes) -> None:
-    """The start of a data connection, and ids as they may be repeated."""
+    """Decode the start of a data connection, then a sequence of ids that may repeat."""
     if len(data) < PREFACE_SIZE:
         return
     start, ids = data[:PREFACE_SIZE], data[PREFACE_SIZE:]
@@ -158,32 +160,32 @@ def preface(data: bytes) -> None:
         ident = int.from_bytes(start[4:12])
         assert frames.encode_preface(SECRET, ident) != start, "a genuine preface is refused"
     else:
-        assert frames.encode_preface(SECRET, ident) == start, "a preface is taken that nobody made"
+        assert frames.encode_preface(SECRET, ident) == start, "a forged preface is accepted"
     assert frames.decode_preface(SECRET, frames.encode_preface(SECRET, ident)) == ident
     once, passed = ReplayWindow(64), set[int]()
     for at in range(0, len(ids) - 7, 8):
         number = int.from_bytes(ids[at : at + 8])
         if once.accept(number):
-            assert number not in passed, "an id passes twice"
+            assert number not in passed, "an id is accepted twice"
             passed.add(number)
-        assert once._seen.bit_length() <= 64, "the window grows"
+        assert once._seen.bit_length() <= 64, "the replay window grows"
 
 
 # --- URL ----------------------------------------------------------------------------------------------------------
 
 
 def url(data: bytes) -> None:
-    """A tunnel's URL, and the spec that it makes."""
+    """Parse a URL and make a spec of it."""
     text = data.decode(errors="surrogateescape")
     try:
         found = parse_url(text)
     except UrlError as error:
-        assert 0 <= error.offset <= len(text), "the fault is outside"
+        assert 0 <= error.offset <= len(text), "the position of the error is outside the text"
         assert "\n" not in str(error)
-        assert len(str(error)) < 400, "the message repeats what was written, however long"
+        assert len(str(error)) < 400, "the message repeats long input"
         return
     again = parse_url(found.revealed())
-    assert again == found, "it changes by being written and read again"
+    assert again == found, "the URL differs after writing and parsing"
     assert again.values() == found.values()
     assert found.key is None or "***@" in found.masked()
     if "_file" in text or "tls_" in text:  # it would read files of this machine
@@ -191,10 +193,10 @@ def url(data: bytes) -> None:
     try:
         spec = make_spec(found)
     except UrlError as error:
-        assert 0 <= error.offset <= len(text), "the fault is outside"
+        assert 0 <= error.offset <= len(text), "the position of the error is outside the text"
         return
     except OptionError as error:
-        raise AssertionError("a fault of the URL is said to be elsewhere") from error
+        raise AssertionError("an error of the URL is reported elsewhere") from error
     values = settings.as_text(spec.settings)
     assert settings.resolve([("again", values)]) is not None
 
@@ -206,7 +208,7 @@ _ENVIRON: Final = {"SET": "value", "EMPTY": ""}
 
 
 def yaml(data: bytes) -> None:
-    """A file of tunnels: its tree, and what it configures."""
+    """Read a file of tunnels: its tree and its manifest."""
     faults: list[Fault] = []
     try:
         text = document.decode_text(_PLACE, data)
@@ -216,12 +218,12 @@ def yaml(data: bytes) -> None:
         for fault in error.faults:
             _check_place(fault, data)
         return
-    except RecursionError:  # documented where it is caught: load says that the file is nested too deep
+    except RecursionError:  # load catches it and reports that the file is nested too deep
         return
     for fault in faults:
         _check_place(fault, data)
     if root is not None:
-        _count(root, 0)
+        _check_depth(root, 0)
     if any(
         word in data for word in (b"include", b"_file", b"tls_", b"ca", b"\\")
     ):  # it would read files of this machine
@@ -236,27 +238,29 @@ def yaml(data: bytes) -> None:
     else:
         assert len({entry.name for entry in manifest.entries}) == len(manifest.entries)
         again = load(_PLACE, _ENVIRON)
-        assert again.entries == manifest.entries, "it reads differently the second time"
+        assert again.entries == manifest.entries, "a second read gives another result"
     finally:
         _PLACE.unlink()
 
 
 def _check_place(fault: Fault, data: bytes) -> None:
     breaks = sum(map(data.count, (b"\n", b"\r", b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9")))
-    assert 1 <= fault.place.line <= breaks + 2, "no such line"  # the end of a file is the line after its last
+    assert 1 <= fault.place.line <= breaks + 2, (
+        "the line does not exist"
+    )  # the end of a file is the line after the last
     assert fault.place.column >= 1
-    assert "\n" not in fault.message, "a fault is one line"
+    assert "\n" not in fault.message, "the message has several lines"
 
 
-def _count(node: Node, depth: int) -> None:
-    assert depth <= 33, "it is nested deeper than allowed"
-    if isinstance(node, MappingNode) and depth < 8:  # aliases repeat what they stand for: deeper it would take too long
+def _check_depth(node: Node, depth: int) -> None:
+    assert depth <= 33, "the tree is nested deeper than allowed"
+    if isinstance(node, MappingNode) and depth < 8:  # aliases multiply nodes: deeper levels would take too long
         for key, value in node:
             assert key.value is not None
-            _count(value, depth + 1)
+            _check_depth(value, depth + 1)
     elif isinstance(node, SequenceNode) and depth < 8:
         for item in node.items[:8]:
-            _count(item, depth + 1)
+            _check_depth(item, depth + 1)
 
 
 # --- MQTT ---------------------------------------------------------------------------------------------------------
@@ -265,23 +269,23 @@ _KINDS: Final = ("status", "info", "event", "cmd", "state", "stats", "rsp")
 
 
 def mqtt(data: bytes) -> None:
-    """A topic, a null byte and a payload; without one, a payload for all kinds of topics."""
+    """Read topic, null byte and payload; without a null byte, use the payload for all kinds of topics."""
     topic, separator, payload = data.partition(b"\0")
     spot = parse(topic.decode(errors="replace")) if separator else None
     payload = payload if separator else data
     spots = [spot] if spot else [Spot("edge-1", kind, "web") for kind in _KINDS]
     if spot and spot.kind == "state":
-        assert parse(HostTopics(spot.host).state_of(spot.name)) == spot, "a topic changes by being written again"
-    _as_command(payload)
+        assert parse(HostTopics(spot.host).state_of(spot.name)) == spot, "a topic differs after formatting"
+    _check_command(payload)
     fleet = Fleet()
     for found in spots:
         for is_retained in (True, False):
             fleet.take(found, payload, NOW, NOW, is_retained=is_retained)
-    _look(fleet)
-    _as_rival(payload, zlib.crc32(data))
+    _render_fleet(fleet)
+    _check_ownership(payload, zlib.crc32(data))
 
 
-def _as_command(payload: bytes) -> None:
+def _check_command(payload: bytes) -> None:
     gate = Gate("boot-1", remembered=4)
     try:
         order = gate.admit(payload, is_retained=False, now=NOW)
@@ -292,10 +296,10 @@ def _as_command(payload: bytes) -> None:
     assert order.timeout is None or 0 <= order.timeout < 1e9
     with contextlib.suppress(OrderRefusedError):
         gate.admit(payload, is_retained=False, now=NOW)
-        raise AssertionError("a command is taken twice")
+        raise AssertionError("a command is accepted twice")
 
 
-def _look(fleet: Fleet) -> None:
+def _render_fleet(fleet: Fleet) -> None:
     hosts = [host.as_json(NOW, NOW) for host in fleet]
     for host, shown in zip(fleet, hosts, strict=True):
         assert isinstance(host.label, str)
@@ -306,7 +310,7 @@ def _look(fleet: Fleet) -> None:
         json.dumps(path.as_json())
 
 
-def _as_rival(payload: bytes, number: int) -> None:
+def _check_ownership(payload: bytes, number: int) -> None:
     word = payloads.decode(payload)
     if word is None:
         return

@@ -1,4 +1,4 @@
-"""Every input of the corpus, and what hypothesis makes of it, keeps to the properties; and the command can be used."""
+"""Every input of the corpus, and mutations of it, keep the properties of the targets; the command works."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fuzz.seeds import CORPUS, seeds
-from tests.fuzz.targets import LONGEST, TARGETS
+from tests.fuzz.targets import MAX_INPUT_BYTES, TARGETS
 
 FILES = sorted(path for path in CORPUS.glob("*/*"))
 HAS_ATHERIS = importlib.util.find_spec("atheris") is not None
@@ -26,23 +26,23 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.name}")
-def test_the_corpus(file: Path) -> None:
+def test_an_input_of_the_corpus_keeps_the_properties(file: Path) -> None:
     TARGETS[file.parent.name](file.read_bytes())
 
 
-def test_every_target_has_a_corpus_of_inputs_that_are_tried_whole() -> None:
-    assert set(TARGETS) == set(LONGEST) == {file.parent.name for file in FILES}
-    assert all(file.stat().st_size <= LONGEST[file.parent.name] for file in FILES)
+def test_every_target_has_a_corpus_within_its_input_size() -> None:
+    assert set(TARGETS) == set(MAX_INPUT_BYTES) == {file.parent.name for file in FILES}
+    assert all(file.stat().st_size <= MAX_INPUT_BYTES[file.parent.name] for file in FILES)
 
 
-def test_the_corpus_is_what_the_codecs_say_today() -> None:
+def test_the_corpus_matches_the_current_encoders() -> None:
     for target, name, data in seeds():
         kept = (CORPUS / target / name).read_bytes()
         assert kept == data, f"{target}/{name} is out of date: python -m tests.fuzz.seeds"
 
 
 @given(st.data())
-def test_the_corpus_cut_joined_and_altered(data: st.DataObject) -> None:
+def test_mutations_of_the_corpus_keep_the_properties(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(TARGETS)))
     own = st.sampled_from([file for file in FILES if file.parent.name == name]).map(Path.read_bytes)
     one, other = data.draw(own), data.draw(own)
@@ -50,7 +50,7 @@ def test_the_corpus_cut_joined_and_altered(data: st.DataObject) -> None:
     TARGETS[name](one[:cut] + data.draw(st.binary(max_size=4)) + other[resume:])
 
 
-def test_an_input_can_be_tried_again(tmp_path: Path) -> None:
+def test_an_input_can_be_replayed(tmp_path: Path) -> None:
     done = command("frames", "--replay", str(CORPUS / "frames" / "all-in-one"))
     assert (done.returncode, done.stderr) == (0, "")
     missing = command("frames", "--replay", str(tmp_path / "nothing"))
@@ -59,14 +59,14 @@ def test_an_input_can_be_tried_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not HAS_ATHERIS, reason="needs atheris: make fuzz installs it")
-def test_a_few_seconds_of_fuzzing(tmp_path: Path) -> None:
+def test_a_few_seconds_of_fuzzing_find_nothing(tmp_path: Path) -> None:
     done = command("preface", "--seconds", "2", "--crashes", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing found" in done.stdout
 
 
 @pytest.mark.skipif(HAS_ATHERIS, reason="atheris is installed")
-def test_without_atheris_it_says_so_in_a_sentence() -> None:
+def test_without_atheris_the_command_prints_one_sentence() -> None:
     done = command("preface")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "pip install '.[fuzz]'" in done.stderr

@@ -29,9 +29,9 @@ from orchestrator.mqtt.broker import Broker, Dialer
 from orchestrator.mqtt.identity import identity
 from orchestrator.mqtt.outbox import Message
 from orchestrator.mqtt.rivals import RETURN
-from tests.bench.processes import plain_environment
-from tests.bench.screen import chosen
-from tests.bench.terminal import on_terminal
+from tests.bench.processes import clean_environment
+from tests.bench.screen import selected_tunnel
+from tests.bench.terminal import run_on_terminal
 from tests.integration.test_programs import find, needs
 from tests.support.namespaces import Host
 from tests.support.peers import connect
@@ -690,16 +690,18 @@ async def test_a_restart_from_the_dashboard_is_answered_and_done_within_a_second
     """As people see it, from the key that confirms it: the command on a terminal, and a host that is not this one."""
     _, two = hosts.pair(broker)
     command, name = [*DASHBOARD, "top", "--mqtt", broker.url], "edge-2/web"
-    async with on_terminal("top", command, directory=harness.directory, env=plain_environment()) as top:
-        await top.shows(lambda screen: any("● up 2" in row for row in screen), "both hosts", within=GUARD_S)
-        if chosen(top.screen()) != name:
-            await top.answers("j", lambda screen: chosen(screen) == name, name, within=GUARD_S)
+    async with run_on_terminal("top", command, directory=harness.directory, env=clean_environment()) as top:
+        await top.wait_shown(lambda screen: any("● up 2" in row for row in screen), "both hosts", within=GUARD_S)
+        if selected_tunnel(top.screen()) != name:
+            await top.press_and_wait("j", lambda screen: selected_tunnel(screen) == name, name, within=GUARD_S)
         link = two.tunnel("web")["link"]
         asks = f"Restart {name}?"
-        await top.answers("r", lambda screen: any(asks in row for row in screen), "a question", within=GUARD_S)
+        await top.press_and_wait("r", lambda screen: any(asks in row for row in screen), "a question", within=GUARD_S)
         confirm = "\x1b[C\r"  # from Cancel to the other button, and Enter
         says, began = f"{name} is restarted", time.monotonic()
-        await top.answers(confirm, lambda screen: any(says in row for row in screen), "an answer", within=GUARD_S)
+        await top.press_and_wait(
+            confirm, lambda screen: any(says in row for row in screen), "an answer", within=GUARD_S
+        )
         answered = time.monotonic() - began
         wait_until(lambda: two.tunnel("web")["link"] not in {link, None}, within=5, what="it runs on another link")
         two.wait_state("up", name="web")

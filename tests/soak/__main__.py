@@ -1,4 +1,4 @@
-"""The command: ``python -m tests.soak``. The verdict on stdout, progress on stderr; exit code 0 if all was well."""
+"""The command ``python -m tests.soak``: verdict on stdout, progress on stderr, exit code 0 if nothing was wrong."""
 
 from __future__ import annotations
 
@@ -28,34 +28,44 @@ def _minutes(text: str) -> float:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description="Load and faults together, for long.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak", description="Run tunnels under load and faults for a long time."
+    )
     minutes = os.environ.get("SOAK_MINUTES") or "20"
-    parser.add_argument("--minutes", type=_minutes, default=minutes, help="under load (SOAK_MINUTES, else 20)")
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="repeats the order of the troubles")
-    parser.add_argument("--report", type=Path, default=Path("build/soak"), metavar="FOLDER", help="(build/soak)")
+    parser.add_argument(
+        "--minutes", type=_minutes, default=minutes, help="minutes under load (default: SOAK_MINUTES, else 20)"
+    )
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 30), help="repeats the order of the faults")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        default=Path("build/soak"),
+        metavar="FOLDER",
+        help="folder for the report (default: build/soak)",
+    )
     return parser.parse_args(words)
 
 
 def main(words: Sequence[str]) -> int:
-    """Run it; the exit code."""
+    """Run the soak; return the exit code."""
     options = _arguments(words)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background processes with SIGINT ignored
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     began = time.monotonic()
 
-    def talk(line: str) -> None:
+    def report_progress(line: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {line}", file=sys.stderr, flush=True)
 
     seconds = options.minutes * 60
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
-        place = Path(directory) / "house"
-        place.mkdir()
-        talk(f"seed {options.seed}")
-        soak = Soak(place, options.seed, seconds, talk)
+        daemon_directory = Path(directory) / "daemons"
+        daemon_directory.mkdir()
+        report_progress(f"seed {options.seed}")
+        soak = Soak(daemon_directory, options.seed, seconds, report_progress)
         record = soak.run()
         page = report.write(record, seconds, options.report)
-        for log in place.glob("*.stderr"):
+        for log in daemon_directory.glob("*.stderr"):
             (options.report / f"{log.stem}.log").write_bytes(log.read_bytes())
     print(report.summary(record, seconds))
     print(f"report: {page}")

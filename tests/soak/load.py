@@ -1,4 +1,4 @@
-"""Visitors of all manners at every tunnel, and the record of those that were not served."""
+"""Visitors of all kinds at every tunnel, and a record of the visits that failed."""
 
 from __future__ import annotations
 
@@ -10,30 +10,35 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tests.soak.chronicle import Visit
-from tests.soak.house import SoakHarness, Tunnel
-from tests.soak.streams import CorruptError, CutError, Manner, Talk, stay, visit
+from tests.soak.harness import SoakHarness, Tunnel
+from tests.soak.incident_log import FailedVisit
+from tests.soak.streams import CorruptError, CutError, VerifiedStream, VisitKind, visit, visit_long
 from tests.support.peers import connect
 
-PATIENCE: Final = 30.0
-"""Seconds of silence after which a visitor gives up."""
-KEPT: Final = 200_000
-"""Failed visits that are remembered one by one."""
+VISIT_TIMEOUT_S: Final = 30.0
+"""Seconds of silence after which a visit fails."""
+MAX_RECORDED_FAILURES: Final = 200_000
+"""Limit for failed visits that are recorded individually."""
 
-_BULK: Final = 12 << 20  # bytes of a bulk stream at the most
-_SHORT: Final = (Manner.LEAVE, Manner.ANSWER)
-_ODD: Final = (Manner.HALF, Manner.EARLY, Manner.RESET, Manner.SLAM)
+_MAX_BULK_BYTES: Final = 12 << 20  # maximum bytes of a bulk stream
+_BRIEF_KINDS: Final = (VisitKind.VISITOR_CLOSES, VisitKind.TARGET_CLOSES)
+_UNUSUAL_KINDS: Final = (
+    VisitKind.VISITOR_HALF_CLOSES,
+    VisitKind.TARGET_HALF_CLOSES,
+    VisitKind.VISITOR_RESETS,
+    VisitKind.TARGET_RESETS,
+)
 
 
-class Load:
-    """Threads that visit; each tunnel has one that stays, one that comes and goes, and one with odd manners."""
+class SoakLoad:
+    """Visitor threads: per tunnel one for long visits, one for brief visits and one for unusual ends of streams."""
 
-    def __init__(self, house: SoakHarness, seed: int) -> None:
-        self.failed: list[Visit] = []
+    def __init__(self, harness: SoakHarness, seed: int) -> None:
+        self.failed: list[FailedVisit] = []
         self.served: collections.Counter[str] = collections.Counter()
-        self.carried = 0
+        self.bytes_verified = 0
         """bytes of all verified streams, both directions"""
-        self._house = house
+        self._harness = harness
         self._random = random.Random(seed)
         self._seeds = itertools.count(2)
         self._lock = threading.Lock()
@@ -41,105 +46,113 @@ class Load:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Let them come."""
+        """Start the visits."""
         self._over.clear()
-        tunnels = list(self._house.tunnels.values())
-        work = [(turn, tunnel) for tunnel in tunnels for turn in (self._stay, self._come_and_go, self._be_odd)]
+        tunnels = list(self._harness.tunnels.values())
+        work = [
+            (turn, tunnel)
+            for tunnel in tunnels
+            for turn in (self._visit_long, self._visit_briefly, self._visit_unusually)
+        ]
         self._threads = [
             threading.Thread(target=self._repeat, args=(turn, (tunnel,), random.Random(self._random.random())))
             for turn, tunnel in work
         ]
         bulk = random.Random(self._random.random())
-        self._threads.append(threading.Thread(target=self._repeat, args=(self._carry, tuple(tunnels), bulk)))
+        self._threads.append(threading.Thread(target=self._repeat, args=(self._visit_bulk, tuple(tunnels), bulk)))
         for thread in self._threads:
             thread.daemon = True
             thread.start()
 
     def stop(self) -> None:
-        """Let everybody finish and come no more."""
+        """Finish the current visits and start no more."""
         self._over.set()
         for thread in self._threads:
-            thread.join(2 * PATIENCE)
+            thread.join(2 * VISIT_TIMEOUT_S)
 
     def burst(self, tunnel: Tunnel, count: int) -> None:
-        """So many visitors at once."""
+        """Run ``count`` visits at the same time."""
         threads = [
-            threading.Thread(target=self.visit, args=(tunnel, Manner.ANSWER, 100, 2_000), daemon=True)
+            threading.Thread(target=self.visit, args=(tunnel, VisitKind.TARGET_CLOSES, 100, 2_000), daemon=True)
             for _ in range(count)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(2 * PATIENCE)
+            thread.join(2 * VISIT_TIMEOUT_S)
 
-    def visit(self, tunnel: Tunnel, manner: Manner, up: int, down: int) -> bool:
-        """One visit; whether it was served."""
+    def visit(self, tunnel: Tunnel, kind: VisitKind, up: int, down: int) -> bool:
+        """Run one visit; return whether it succeeded."""
         seed = next(self._seeds)
 
-        def go(talk: Talk) -> int:
-            visit(talk, manner, seed, up, down, self._house.ledger, PATIENCE)
+        def run(stream: VerifiedStream) -> int:
+            visit(stream, kind, seed, up, down, self._harness.target_reports, VISIT_TIMEOUT_S)
             return up + down
 
-        return self._noted(tunnel, manner, go)
+        return self._record_visit(tunnel, kind, run)
 
     def _repeat(
-        self, turn: Callable[[Tunnel, random.Random], bool], tunnels: tuple[Tunnel, ...], dice: random.Random
+        self, turn: Callable[[Tunnel, random.Random], bool], tunnels: tuple[Tunnel, ...], rng: random.Random
     ) -> None:
         while not self._over.is_set():
-            if not turn(dice.choice(tunnels), dice):
+            if not turn(rng.choice(tunnels), rng):
                 self._over.wait(0.25)
 
-    def _come_and_go(self, tunnel: Tunnel, dice: random.Random) -> bool:
-        self._over.wait(dice.uniform(0, 0.1))
-        sizes = dice.choice(((10, 100), (500, 20_000), (8_000, 300)))
-        return self.visit(tunnel, dice.choice(_SHORT), *sizes)
+    def _visit_briefly(self, tunnel: Tunnel, rng: random.Random) -> bool:
+        self._over.wait(rng.uniform(0, 0.1))
+        sizes = rng.choice(((10, 100), (500, 20_000), (8_000, 300)))
+        return self.visit(tunnel, rng.choice(_BRIEF_KINDS), *sizes)
 
-    def _be_odd(self, tunnel: Tunnel, dice: random.Random) -> bool:
-        self._over.wait(dice.uniform(0, 0.4))
-        manner = dice.choice(_ODD)
-        down = dice.randrange(1, 1_000 if manner is Manner.SLAM else 300_000)  # a reset may overtake what precedes it
-        return self.visit(tunnel, manner, dice.randrange(1, 60_000 if manner is Manner.RESET else 300_000), down)
+    def _visit_unusually(self, tunnel: Tunnel, rng: random.Random) -> bool:
+        self._over.wait(rng.uniform(0, 0.4))
+        kind = rng.choice(_UNUSUAL_KINDS)
+        down = rng.randrange(
+            1, 1_000 if kind is VisitKind.TARGET_RESETS else 300_000
+        )  # a reset may overtake the data before it
+        return self.visit(tunnel, kind, rng.randrange(1, 60_000 if kind is VisitKind.VISITOR_RESETS else 300_000), down)
 
-    def _carry(self, tunnel: Tunnel, dice: random.Random) -> bool:
-        self._over.wait(dice.uniform(0, 1))
-        return self.visit(tunnel, Manner.BULK, dice.randrange(1, _BULK), dice.randrange(1, _BULK))
+    def _visit_bulk(self, tunnel: Tunnel, rng: random.Random) -> bool:
+        self._over.wait(rng.uniform(0, 1))
+        return self.visit(tunnel, VisitKind.BULK, rng.randrange(1, _MAX_BULK_BYTES), rng.randrange(1, _MAX_BULK_BYTES))
 
-    def _stay(self, tunnel: Tunnel, dice: random.Random) -> bool:
+    def _visit_long(self, tunnel: Tunnel, rng: random.Random) -> bool:
         seed = next(self._seeds)
-        carried = 0
+        bytes_verified = 0
 
         def sizes() -> tuple[int, int]:
-            nonlocal carried
-            up, down = dice.randrange(1, 5_000), dice.randrange(1, 20_000)
-            carried += up + down
+            nonlocal bytes_verified
+            up, down = rng.randrange(1, 5_000), rng.randrange(1, 20_000)
+            bytes_verified += up + down
             return up, down
 
-        def go(talk: Talk) -> int:
-            stay(talk, seed, sizes, lambda: not self._over.wait(dice.uniform(0.02, 0.2)))
-            return carried
+        def run(stream: VerifiedStream) -> int:
+            visit_long(stream, seed, sizes, lambda: not self._over.wait(rng.uniform(0.02, 0.2)))
+            return bytes_verified
 
-        return self._noted(tunnel, Manner.STAY, go)
+        return self._record_visit(tunnel, VisitKind.LONG_LIVED, run)
 
-    def _noted(self, tunnel: Tunnel, manner: Manner, go: Callable[[Talk], int]) -> bool:
+    def _record_visit(self, tunnel: Tunnel, kind: VisitKind, run: Callable[[VerifiedStream], int]) -> bool:
         began = time.monotonic()
-        talk: Talk | None = None
+        stream: VerifiedStream | None = None
         try:
-            with connect(tunnel.door, timeout=PATIENCE) as sock:
-                talk = Talk(sock)
-                carried = go(talk)
+            with connect(tunnel.visitor_address, timeout=VISIT_TIMEOUT_S) as sock:
+                stream = VerifiedStream(sock)
+                bytes_verified = run(stream)
         except CorruptError as error:
-            self._house.ledger.corrupt.append(f"at a visitor of {tunnel.name} ({manner.name.lower()}): {error}")
+            self._harness.target_reports.corruptions.append(
+                f"at a visitor of {tunnel.name} ({kind.name.lower()}): {error}"
+            )
             return False
         except (CutError, OSError) as error:
-            established = talk.established if talk else None
-            failed = Visit(
-                tunnel.name, manner.name.lower(), began, established, time.monotonic(), str(error) or repr(error)
+            established = stream.established if stream else None
+            failed = FailedVisit(
+                tunnel.name, kind.name.lower(), began, established, time.monotonic(), str(error) or repr(error)
             )
             with self._lock:
-                if len(self.failed) < KEPT:
+                if len(self.failed) < MAX_RECORDED_FAILURES:
                     self.failed.append(failed)
             return False
         with self._lock:
-            self.served[manner.name.lower()] += 1
-            self.carried += carried
+            self.served[kind.name.lower()] += 1
+            self.bytes_verified += bytes_verified
         return True

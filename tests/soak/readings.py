@@ -1,4 +1,4 @@
-"""What the two daemons hold: read from /proc and their API, and judged against how it was before."""
+"""Resources of the two daemons, read from /proc and their API and compared with a baseline."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.soak.house import POOL_MIN, End, SoakHarness
+from tests.soak.harness import POOL_MIN, SoakDaemon, SoakHarness
 
-KERNEL: Final = 65.0
-"""Seconds after which the kernel has forgotten every connection in TIME_WAIT."""
+TIME_WAIT_S: Final = 65.0
+"""Seconds after which the kernel has removed every connection in TIME_WAIT."""
 
-_TIME_WAIT: Final = "06"
-_CLOSE_WAIT: Final = "08"
+_STATE_TIME_WAIT: Final = "06"
+_STATE_CLOSE_WAIT: Final = "08"
 _MIB: Final = 1 << 20
-_PIPES: Final = 2 * 16 + 2  # descriptors of the empty pipes that a process keeps, and a pair of its own
+_KEPT_PIPE_DESCRIPTORS: Final = 2 * 16 + 2  # empty pipes kept for reuse, and the pipe of the event loop
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
-    """Processes of one kind together."""
+class ProcessFigures:
+    """Resources of all processes of one kind together."""
 
     sockets: int = 0
-    """without the idle data connections, which come and go with demand"""
+    """without idle data connections, whose number follows the demand"""
     pipes: int = 0
     other_files: int = 0
     threads: int = 0
@@ -36,126 +36,130 @@ class Holding:
     """bytes"""
     close_wait: int = 0
     tasks: int = 0
-    """of the daemon's event loop; 0 where there is no telling"""
+    """of the daemon's event loop; 0 if unknown"""
     idle: int = 0
-    """data connections in its pools"""
+    """idle data connections in its pools"""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One look at everything."""
+    """Resources of both daemons at one time."""
 
     at: float
-    holdings: Mapping[str, Holding]
-    """by process: ``lasting``, ``mortal``, ``mortal's workers``"""
+    processes: Mapping[str, ProcessFigures]
+    """by process: ``stable``, ``unstable``, ``unstable's workers``"""
     idle: int
-    """data connections in all pools of both daemons"""
+    """idle data connections in all pools of both daemons"""
     capacity: int
-    """and how many they want"""
+    """the capacity of all pools together"""
     active: int
-    """visitors, as the daemons count them"""
+    """visitors as the daemons count them"""
     up: int
-    """tunnels, of both daemons"""
+    """tunnels that are up, of both daemons"""
     time_wait: int
     files: frozenset[str]
 
 
-# What may be there beyond the baseline, by field of Holding: for each process of that kind.
-_ALLOWED: Final = {
+# Allowed growth over the baseline, by field of ProcessFigures, for each process of a kind.
+_ALLOWED_GROWTH: Final = {
     "sockets": 2,
-    "pipes": _PIPES,
+    "pipes": _KEPT_PIPE_DESCRIPTORS,
     "other_files": 1,
-    "threads": 4,  # helpers of the event loop are begun when they are first needed, up to a limit
+    "threads": 4,  # the event loop starts helper threads on demand, up to a limit
     "rss": 16 * _MIB,
     "close_wait": 0,
     "tasks": 2,
 }
 
 
-class Reader:
-    """Takes readings of one house."""
+class ReadingCollector:
+    """Collects readings of one harness."""
 
-    def __init__(self, house: SoakHarness, directory: Path) -> None:
-        self._house = house
+    def __init__(self, harness: SoakHarness, directory: Path) -> None:
+        self._harness = harness
         self._directory = directory
         self._ports = {
-            port for tunnel in house.tunnels.values() for port in (tunnel.port, tunnel.door[1], tunnel.target_port)
+            port
+            for tunnel in harness.tunnels.values()
+            for port in (tunnel.port, tunnel.visitor_address[1], tunnel.target_port)
         }
 
     def read(self) -> Reading | None:
-        """A look; None while a daemon does not answer."""
-        seen = {end.name: end.tunnels() for end in self._house.ends}
+        """Return a reading, or None while a daemon does not answer."""
+        seen = {daemon.name: daemon.tunnels() for daemon in self._harness.daemons}
         if not all(seen.values()):
             return None
         tunnels = [tunnel for those in seen.values() for tunnel in those.values()]
         self._ports |= {int(t["data_addr"].rpartition(":")[2]) for t in tunnels if t["data_addr"]}
         table = list(_connections())
-        waiting = {inode for _, state, inode in table if state == _CLOSE_WAIT}
+        waiting = {inode for _, state, inode in table if state == _STATE_CLOSE_WAIT}
         try:
-            holdings = dict(self._holdings(waiting, seen))
-        except OSError:  # a process that ended meanwhile
+            processes = dict(self._process_figures(waiting, seen))
+        except OSError:  # a process ended while it was read
             return None
         return Reading(
             at=time.monotonic(),
-            holdings=holdings,
+            processes=processes,
             idle=sum(tunnel["pool"]["idle"] for tunnel in tunnels),
             capacity=sum(tunnel["pool"]["capacity"] for tunnel in tunnels),
             active=sum(tunnel["connections"]["active"] for tunnel in tunnels),
             up=sum(tunnel["state"] == "up" for tunnel in tunnels),
-            time_wait=sum(state == _TIME_WAIT and bool(ports & self._ports) for ports, state, _ in table),
+            time_wait=sum(state == _STATE_TIME_WAIT and bool(ports & self._ports) for ports, state, _ in table),
             files=frozenset(str(path.relative_to(self._directory)) for path in self._directory.rglob("*")),
         )
 
-    def _holdings(
+    def _process_figures(
         self, waiting: set[str], seen: Mapping[str, Mapping[str, dict[str, dict[str, int]]]]
-    ) -> Iterator[tuple[str, Holding]]:
-        for end in self._house.ends:
-            idle = sum(tunnel["pool"]["idle"] for tunnel in seen[end.name].values())
-            workers = end.workers()
-            yield end.name, _hold([end.daemon.pid], waiting, 0 if workers else idle, _tasks(end))
+    ) -> Iterator[tuple[str, ProcessFigures]]:
+        for daemon in self._harness.daemons:
+            idle = sum(tunnel["pool"]["idle"] for tunnel in seen[daemon.name].values())
+            workers = daemon.workers()
+            yield daemon.name, _read_figures([daemon.process.pid], waiting, 0 if workers else idle, _tasks(daemon))
             if workers:
-                yield f"{end.name}'s workers", _hold(workers, waiting, idle, 0)
+                yield f"{daemon.name}'s workers", _read_figures(workers, waiting, idle, 0)
 
 
-def judge(baseline: Reading, now: Reading, *, kernel_forgot: bool) -> list[str]:
-    """What has not returned to the baseline, in words."""
+def find_differences(baseline: Reading, now: Reading, *, time_wait_expired: bool) -> list[str]:
+    """Return a sentence for each resource that has not returned to the baseline."""
     found = []
-    for name, before in baseline.holdings.items():
-        after = now.holdings.get(name, Holding())
-        many = 2 if name.endswith("workers") else 1
-        for what, allowed in _ALLOWED.items():
+    for name, before in baseline.processes.items():
+        after = now.processes.get(name, ProcessFigures())
+        process_count = 2 if name.endswith("workers") else 1
+        for what, allowed in _ALLOWED_GROWTH.items():
             was, is_ = getattr(before, what), getattr(after, what)
             if what == "pipes":
-                was = min(was, many * 2)  # the empty ones that are kept have their own limit
-            if is_ > was + many * allowed:
-                found.append(f"{name}: {_words(what, is_)}, {_words(what, was)} before")
+                was = min(was, process_count * 2)  # empty pipes kept for reuse are allowed for separately
+            if is_ > was + process_count * allowed:
+                found.append(f"{name}: {_format(what, is_)}, {_format(what, was)} before")
     if now.active:
-        found.append(f"visitors are said to be there: {now.active}, and nobody is")
+        found.append(f"{now.active} visitors are reported, but none is connected")
     if now.up < baseline.up:
         found.append(f"{now.up} tunnels are up, {baseline.up} were before")
     if now.capacity > baseline.up * (POOL_MIN + 1):
-        found.append(f"the pools want {now.capacity} idle data connections, at rest {baseline.up * POOL_MIN} would do")
+        found.append(
+            f"the pools have a capacity of {now.capacity} idle connections, at rest {baseline.up * POOL_MIN} suffice"
+        )
     if now.idle > now.capacity + baseline.up * 2:
-        found.append(f"the pools hold {now.idle} idle data connections and want {now.capacity}")
-    if kernel_forgot and now.time_wait > baseline.time_wait + 20:
+        found.append(f"the pools hold {now.idle} idle data connections with a capacity of {now.capacity}")
+    if time_wait_expired and now.time_wait > baseline.time_wait + 20:
         found.append(f"{now.time_wait} connections in TIME_WAIT, {baseline.time_wait} before")
     if new := now.files - baseline.files:
-        found.append(f"files that were not there: {', '.join(sorted(new))}")
+        found.append(f"new files: {', '.join(sorted(new))}")
     return found
 
 
-def _words(field: str, value: int) -> str:
+def _format(field: str, value: int) -> str:
     if field == "rss":
         return f"{value / _MIB:.1f} MiB"
     return f"{value} {field.replace('_', ' ')}"
 
 
-def _hold(pids: Iterable[int], waiting: set[str], idle: int, tasks: int) -> Holding:
+def _read_figures(pids: Iterable[int], waiting: set[str], idle: int, tasks: int) -> ProcessFigures:
     count: collections.Counter[str] = collections.Counter()
     threads = rss = 0
     for pid in pids:
         place = Path(f"/proc/{pid}/fd")
-        for name in os.listdir(place):  # noqa: PTH208  a path object for each is the dearer half of this look
+        for name in os.listdir(place):  # noqa: PTH208  path objects would double the cost of a reading
             with contextlib.suppress(FileNotFoundError):
                 link = os.readlink(place / name)  # noqa: PTH115  as above
                 kind = link.partition(":")[0]
@@ -164,7 +168,7 @@ def _hold(pids: Iterable[int], waiting: set[str], idle: int, tasks: int) -> Hold
         status = Path(f"/proc/{pid}/status").read_text()
         threads += _number(status, "Threads")
         rss += _number(status, "VmRSS") * 1024
-    return Holding(
+    return ProcessFigures(
         count["socket"] - idle, count["pipe"], count["other"], threads, rss, count["close_wait"], tasks, idle
     )
 
@@ -174,9 +178,9 @@ def _number(status: str, name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _tasks(end: End) -> int:
+def _tasks(daemon: SoakDaemon) -> int:
     try:
-        page = end.ask("GET", "/metrics").decode()
+        page = daemon.request("GET", "/metrics").decode()
     except OSError:
         return 0
     found = re.search(r"^nodepass_orch_tasks (\d+)", page, re.MULTILINE)
@@ -184,7 +188,7 @@ def _tasks(end: End) -> int:
 
 
 def _connections() -> Iterator[tuple[set[int], str, str]]:
-    """Ports, state and inode of every TCP connection of this network namespace."""
+    """Yield ports, state and inode of every TCP connection in this network namespace."""
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError), Path(f"/proc/net/{table}").open() as lines:
             next(lines, None)

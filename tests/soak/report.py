@@ -1,4 +1,4 @@
-"""What a soak found, as one screen of text and as a page with plots."""
+"""The result of a soak as one screen of text and as a page with plots."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.soak.readings import Holding, Reading
+from tests.soak.readings import ProcessFigures, Reading
 from tests.soak.run import Record, Sample
 from tests.support import charts
 
 _MIB: Final = 1 << 20
-_SHOWN: Final = 12  # failed visits or findings of one kind
+_MAX_SHOWN: Final = 12  # failed visits or findings of one kind
 
 Row = tuple[str, ...]
-_FIGURES: Final[tuple[tuple[str, Callable[[Holding], float]], ...]] = (
+_FIGURES: Final[tuple[tuple[str, Callable[[ProcessFigures], float]], ...]] = (
     ("sockets", lambda h: h.sockets),
     ("pipes", lambda h: h.pipes),
     ("other files", lambda h: h.other_files),
@@ -33,46 +33,47 @@ _WHOLE: Final[tuple[tuple[str, Callable[[Reading], float]], ...]] = (
 
 
 def summary(record: Record, seconds: float) -> str:
-    """One screen."""
-    visits, troubles = sum(record.served.values()), record.chronicle.troubles
+    """Return the result as one screen of text."""
+    visits, faults = sum(record.served.values()), record.incidents.faults
     load = f"{seconds / 60:.1f} minutes under load"
-    wrong = f"without a reason: {len(record.unexplained)}"
+    unexplained = f"without an explanation: {len(record.unexplained)}"
     lines = [
-        f"{load}: {visits} visits, {record.carried / 1e9:.2f} GB verified, {len(troubles)} troubles",
-        f"corrupted streams: {len(record.corrupt)}",
-        f"failed visits: {len(record.failed)}, {wrong}; none had one in {record.spared:.0%} of the time",
+        f"{load}: {visits} visits, {record.bytes_verified / 1e9:.2f} GB verified, {len(faults)} faults",
+        f"corrupted streams: {len(record.corruptions)}",
+        f"failed visits: {len(record.failed)}, {unexplained}",
+        f"time in which no fault could explain a failed visit: {record.fault_free_share:.0%}",
         "",
-        *_text([("", "baseline", "most", "at the end"), *_figures(record)]),
+        *_text([("", "baseline", "maximum", "at the end"), *_figures(record)]),
         "",
-        *_wrong(record),
-        "the verdict: " + ("good" if record.is_good else "NOT GOOD" if record.is_complete else "NOT COMPLETE"),
+        *_defects(record),
+        "verdict: " + ("good" if record.is_good else "NOT GOOD" if record.is_complete else "NOT COMPLETE"),
     ]
     return "\n".join(lines)
 
 
 def write(record: Record, seconds: float, folder: Path) -> Path:
-    """``soak.md`` with ``soak.svg``; its path."""
+    """Write ``soak.md`` and ``soak.svg``; return the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    whole, gigabytes = record.ended - record.began, record.carried / 1e9
+    total_s, gigabytes = record.ended - record.began, record.bytes_verified / 1e9
     verdict = "Good." if record.is_good else "Not good." if record.is_complete else "Not complete."
     parts = [
         "# Soak",
         "",
-        f"{seconds / 60:.1f} minutes of load and troubles on eight tunnels of two daemons, {whole:.0f} s in all.",
+        f"{seconds / 60:.1f} minutes of load and faults on eight tunnels of two daemons, {total_s:.0f} s in total.",
         verdict,
         "",
-        *_wrong(record, "- "),
+        *_defects(record, "- "),
         "",
-        "![What the daemons held, second by second](soak.svg)",
+        "![Resources of the daemons over time](soak.svg)",
         "",
-        *_table([("held", "baseline", "most", "at the end"), *_figures(record)]),
+        *_table([("resource", "baseline", "maximum", "at the end"), *_figures(record)]),
         "",
-        *_table([("visits", "served", "failed", "without a reason"), *_visits(record)]),
+        *_table([("visits", "served", "failed", "without an explanation"), *_visits(record)]),
         "",
-        f"{gigabytes:.2f} GB were verified byte by byte; {len(record.corrupt)} streams were corrupted.",
-        f"In {record.spared:.0%} of the time no trouble would have explained the failure of a visit.",
+        f"{gigabytes:.2f} GB were verified byte by byte; {len(record.corruptions)} streams were corrupted.",
+        f"In {record.fault_free_share:.0%} of the time no fault could explain a failed visit.",
         "",
-        *_table([("trouble", "times", "median s until well again", "longest"), *_troubles(record)]),
+        *_table([("fault", "count", "median s to recovery", "maximum"), *_faults(record)]),
         "",
     ]
     page = folder / "soak.md"
@@ -81,48 +82,60 @@ def write(record: Record, seconds: float, folder: Path) -> Path:
     return page
 
 
-def _wrong(record: Record, mark: str = "") -> Iterator[str]:
-    for text in record.corrupt[:_SHOWN]:
+def _defects(record: Record, mark: str = "") -> Iterator[str]:
+    for text in record.corruptions[:_MAX_SHOWN]:
         yield f"{mark}corrupted {text}"
-    for text in record.chronicle.findings[:_SHOWN]:
+    for text in record.incidents.findings[:_MAX_SHOWN]:
         yield f"{mark}{text}"
-    for visit in record.unexplained[:_SHOWN]:
+    for visit in record.unexplained[:_MAX_SHOWN]:
         after, lasted = visit.began - record.began, visit.ended - visit.began
-        manner = f"{visit.manner}, {'' if visit.established else 'not '}established, {lasted:.2f} s long"
-        yield f"{mark}after {after:.1f} s a visit of {visit.tunnel} ({manner}) failed: {visit.why}"
+        kind = f"{visit.kind}, {'' if visit.established else 'not '}established, {lasted:.2f} s long"
+        yield f"{mark}after {after:.1f} s a visit to {visit.tunnel} ({kind}) failed: {visit.reason}"
 
 
 def _figures(record: Record) -> Iterator[Row]:
     before, last = record.baseline, record.last
     readings = [sample.reading for sample in record.samples if sample.reading]
-    for name in before.holdings if before else ():
+    for name in before.processes if before else ():
         for title, value in _FIGURES:
             if title == "tasks" and name.endswith("workers"):
                 continue
-            held = [value(reading.holdings[name]) for reading in readings if name in reading.holdings]
-            ends = [value(reading.holdings.get(name, Holding())) if reading else None for reading in (before, last)]
-            yield f"{name}: {title}", _shown(ends[0]), _shown(max(held, default=None)), _shown(ends[1])
+            held = [value(reading.processes[name]) for reading in readings if name in reading.processes]
+            ends = [
+                value(reading.processes.get(name, ProcessFigures())) if reading else None for reading in (before, last)
+            ]
+            yield (
+                f"{name}: {title}",
+                _format_value(ends[0]),
+                _format_value(max(held, default=None)),
+                _format_value(ends[1]),
+            )
     for title, figure in _WHOLE:
         most = max((figure(reading) for reading in readings), default=None)
-        yield title, _shown(figure(before) if before else None), _shown(most), _shown(figure(last) if last else None)
+        yield (
+            title,
+            _format_value(figure(before) if before else None),
+            _format_value(most),
+            _format_value(figure(last) if last else None),
+        )
 
 
 def _visits(record: Record) -> Iterator[Row]:
-    failed = collections.Counter(visit.manner for visit in record.failed)
-    wrong = collections.Counter(visit.manner for visit in record.unexplained)
-    for manner in sorted({*record.served, *failed}):
-        yield manner, str(record.served.get(manner, 0)), str(failed[manner]), str(wrong[manner])
+    failed = collections.Counter(visit.kind for visit in record.failed)
+    wrong = collections.Counter(visit.kind for visit in record.unexplained)
+    for kind in sorted({*record.served, *failed}):
+        yield kind, str(record.served.get(kind, 0)), str(failed[kind]), str(wrong[kind])
 
 
-def _troubles(record: Record) -> Iterator[Row]:
+def _faults(record: Record) -> Iterator[Row]:
     lasted: dict[str, list[float]] = {}
-    for what, began, ended in record.chronicle.troubles:
+    for what, began, ended in record.incidents.faults:
         lasted.setdefault(what, []).append(ended - began)
     for what, times in sorted(lasted.items()):
         yield what, str(len(times)), f"{sorted(times)[len(times) // 2]:.1f}", f"{max(times):.1f}"
 
 
-def _shown(value: float | None) -> str:
+def _format_value(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
 
@@ -144,7 +157,7 @@ def _text(rows: list[Row]) -> list[str]:
 
 def _plot(record: Record, path: Path) -> None:
     samples = record.samples
-    kinds = sorted({name for sample in samples if sample.reading for name in sample.reading.holdings})
+    kinds = sorted({name for sample in samples if sample.reading for name in sample.reading.processes})
 
     def line(value: Callable[[Reading], float | None]) -> list[tuple[float, float]]:
         return [
@@ -153,9 +166,9 @@ def _plot(record: Record, path: Path) -> None:
             if sample.reading is not None and (found := value(sample.reading)) is not None
         ]
 
-    def held(value: Callable[[Holding], float]) -> dict[str, list[tuple[float, float]]]:
+    def held(value: Callable[[ProcessFigures], float]) -> dict[str, list[tuple[float, float]]]:
         return {
-            name: line(lambda r, name=name: value(r.holdings[name]) if name in r.holdings else None)  # type: ignore[misc]  # mypy does not infer defaults of lambdas
+            name: line(lambda r, name=name: value(r.processes[name]) if name in r.processes else None)  # type: ignore[misc]  # mypy does not infer defaults of lambdas
             for name in kinds
         }
 
@@ -164,8 +177,8 @@ def _plot(record: Record, path: Path) -> None:
         "Resident memory, MiB": held(lambda h: h.rss / _MIB),
         "Sockets, without idle data connections": held(lambda h: h.sockets),
         "Threads; tasks of the daemon's loop": held(lambda h: h.threads)
-        | {"lasting, tasks": line(lambda r: r.holdings["lasting"].tasks)},
-        "Data connections in the pools": held(lambda h: h.idle) | {"wanted by all": line(lambda r: r.capacity)},
+        | {"stable, tasks": line(lambda r: r.processes["stable"].tasks)},
+        "Data connections in the pools": held(lambda h: h.idle) | {"capacity of all": line(lambda r: r.capacity)},
         "Connections in TIME_WAIT": {"all": line(lambda r: r.time_wait)},
     }
     charts.lines(path, panels, across="seconds since the start")

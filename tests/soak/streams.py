@@ -1,4 +1,4 @@
-"""How visitors and targets of the soak talk: every byte is known beforehand to both, so every stream is verified."""
+"""The streams of visitors and targets in the soak. Both ends can compute every byte, so every stream is verified."""
 
 from __future__ import annotations
 
@@ -22,53 +22,53 @@ _STEP: Final = 1 << 18
 
 
 class CorruptError(Exception):
-    """A byte arrived that nobody sent in that place. No fault of the surroundings explains that."""
+    """A byte arrived that was not sent in that place. No fault of the environment explains that."""
 
 
 class CutError(Exception):
-    """A stream ended otherwise than agreed."""
+    """A stream ended in another way than expected."""
 
 
-class Manner(enum.IntEnum):
+class VisitKind(enum.IntEnum):
     """What visitor and target do, in this order."""
 
-    LEAVE = 0
-    """request, answer; the visitor ends"""
-    ANSWER = 1
-    """request, answer; the target ends"""
-    HALF = 2
-    """request and half-close of the visitor, answer"""
-    EARLY = 3
-    """answer and half-close of the target, request"""
+    VISITOR_CLOSES = 0
+    """request, answer; the visitor closes"""
+    TARGET_CLOSES = 1
+    """request, answer; the target closes"""
+    VISITOR_HALF_CLOSES = 2
+    """request and half-close by the visitor, answer"""
+    TARGET_HALF_CLOSES = 3
+    """answer and half-close by the target, request"""
     BULK = 4
-    """both at once"""
-    RESET = 5
+    """streams both ways at once"""
+    VISITOR_RESETS = 5
     """request, answer, reset by the visitor"""
-    SLAM = 6
+    TARGET_RESETS = 6
     """request, answer, reset by the target"""
-    STAY = 7
-    """request, answer, and so on"""
+    LONG_LIVED = 7
+    """requests and answers, repeated"""
 
 
-class Ledger:
-    """What targets saw of streams that their visitors cannot see themselves, by the seed of the stream."""
+class TargetReports:
+    """What targets saw at the end of streams and visitors cannot see, by the seed of the stream."""
 
     def __init__(self) -> None:
-        self.corrupt: list[str] = []
+        self.corruptions: list[str] = []
         self._seen: dict[int, str] = {}
-        self._news = threading.Condition()
+        self._condition = threading.Condition()
 
-    def enter(self, seed: int, what: str) -> None:
-        """A target is done."""
-        with self._news:
+    def record(self, seed: int, what: str) -> None:
+        """Record how a stream ended at the target."""
+        with self._condition:
             self._seen[seed] = what
-            self._news.notify_all()
+            self._condition.notify_all()
 
     def wait(self, seed: int, within: float) -> str:
-        """What the target saw. Raises CutError where it never came to an end."""
-        with self._news:
-            if not self._news.wait_for(lambda: seed in self._seen, within):
-                raise CutError("the target never saw the end")
+        """Return how the stream ended at the target. Raises CutError if it did not end."""
+        with self._condition:
+            if not self._condition.wait_for(lambda: seed in self._seen, within):
+                raise CutError("the stream did not end at the target")
             return self._seen.pop(seed)
 
 
@@ -77,141 +77,151 @@ def _piece(seed: int, offset: int, size: int) -> memoryview:
     return _RING[start : start + size]
 
 
-class Talk:
-    """One end of one connection."""
+class VerifiedStream:
+    """One end of a connection whose contents are verified."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.established: float | None = None
-        """when the first byte came from the other side"""
+        """time of the first byte from the peer, or None"""
 
     def send(self, seed: int, size: int, head: bytes = b"") -> None:
-        """The stream of this seed, behind ``head``."""
+        """Send ``head`` and the stream of this seed."""
         if head:
             self.sock.sendall(head + _piece(seed, 0, min(size, _STEP)))
         for offset in range(_STEP if head else 0, size, _STEP):
             self.sock.sendall(_piece(seed, offset, min(_STEP, size - offset)))
 
-    def hear(self, seed: int, size: int) -> None:
-        """Exactly that stream. Raises CorruptError, CutError."""
+    def receive(self, seed: int, size: int) -> None:
+        """Receive exactly the stream of this seed. Raises CorruptError, CutError."""
         buffer = memoryview(bytearray(min(size, _STEP) or 1))
-        heard = 0
-        while heard < size:
-            count = self.sock.recv_into(buffer[: min(len(buffer), size - heard)])
+        received = 0
+        while received < size:
+            count = self.sock.recv_into(buffer[: min(len(buffer), size - received)])
             if not count:
-                raise CutError(f"the stream ended after {heard} of {size} bytes")
-            if buffer[:count] != _piece(seed, heard, count):
-                raise CorruptError(f"other bytes than were sent, between {heard} and {heard + count} of {size}")
+                raise CutError(f"the stream ended after {received} of {size} bytes")
+            if buffer[:count] != _piece(seed, received, count):
+                raise CorruptError(f"wrong bytes between {received} and {received + count} of {size}")
             self.established = self.established or time.monotonic()
-            heard += count
+            received += count
 
-    def hear_end(self) -> None:
-        """Nothing more. Raises CorruptError."""
+    def receive_end(self) -> None:
+        """Receive the end of the stream. Raises CorruptError."""
         if self.sock.recv(1):
-            raise CorruptError("bytes after the last one")
+            raise CorruptError("bytes after the end of the stream")
 
-    def hear_reset(self) -> None:
-        """A reset, and no plain end. Raises CutError."""
+    def receive_reset(self) -> None:
+        """Receive a reset. Raises CutError if an end of stream arrives instead."""
         with contextlib.suppress(ConnectionResetError):
-            self.hear_end()
-            raise CutError("what was a reset arrived as an end")
+            self.receive_end()
+            raise CutError("a reset arrived as an end of stream")
 
     def half_close(self) -> None:
-        """Say no more."""
+        """Send the end of the stream."""
         self.sock.shutdown(socket.SHUT_WR)
 
-    def both(self, ours: int, size: int, theirs: int, expected: int) -> None:
-        """Send one stream and hear another at once, each to its end."""
+    def exchange(self, ours: int, size: int, theirs: int, expected: int) -> None:
+        """Send one stream and receive another at the same time, each to its end."""
         faults: list[Exception] = []
 
-        def speak() -> None:
+        def send_all() -> None:
             try:
                 self.send(ours, size)
                 self.half_close()
             except OSError as error:
                 faults.append(error)
 
-        speaking = threading.Thread(target=speak, daemon=True)
-        speaking.start()
+        sending = threading.Thread(target=send_all, daemon=True)
+        sending.start()
         try:
-            self.hear(theirs, expected)
-            self.hear_end()
+            self.receive(theirs, expected)
+            self.receive_end()
         except BaseException:
             with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)  # whoever speaks shall not wait for ever
+                self.sock.shutdown(socket.SHUT_RDWR)  # the sender must not block for ever
             raise
         finally:
-            speaking.join()
+            sending.join()
         if faults:
             raise faults[0]
 
 
-# --- the visitor's side -------------------------------------------------------------------------------------------
+# --- visitor -------------------------------------------------------------------------------------------
 
 
-def visit(talk: Talk, manner: Manner, seed: int, up: int, down: int, ledger: Ledger, patience: float) -> None:
-    """One visit from its first byte to its end; not STAY. Raises CorruptError, CutError, OSError."""
-    head = _HEAD.pack(manner, seed, up, down)
-    if manner is Manner.BULK:
-        talk.sock.sendall(head)
-        talk.both(seed, up, ~seed, down)
+def visit(
+    stream: VerifiedStream,
+    kind: VisitKind,
+    seed: int,
+    up: int,
+    down: int,
+    target_reports: TargetReports,
+    timeout: float,
+) -> None:
+    """Run one visit of any kind but LONG_LIVED. Raises CorruptError, CutError, OSError."""
+    head = _HEAD.pack(kind, seed, up, down)
+    if kind is VisitKind.BULK:
+        stream.sock.sendall(head)
+        stream.exchange(seed, up, ~seed, down)
         return
-    if manner is Manner.EARLY:
-        talk.sock.sendall(head)
-        talk.hear(~seed, down)
-        talk.hear_end()
-        talk.send(seed, up)
-        talk.half_close()
-        _agree(ledger.wait(seed, patience), "whole")
+    if kind is VisitKind.TARGET_HALF_CLOSES:
+        stream.sock.sendall(head)
+        stream.receive(~seed, down)
+        stream.receive_end()
+        stream.send(seed, up)
+        stream.half_close()
+        _check_report(target_reports.wait(seed, timeout), "complete")
         return
-    talk.send(seed, up, head)
-    if manner is Manner.HALF:
-        talk.half_close()
-    talk.hear(~seed, down)
-    if manner in {Manner.ANSWER, Manner.HALF}:
-        talk.hear_end()
-    elif manner is Manner.RESET:
-        close_with_reset(talk.sock)
-        _agree(ledger.wait(seed, patience), "reset")
-    elif manner is Manner.SLAM:
-        talk.sock.sendall(b"!")
-        talk.hear_reset()
+    stream.send(seed, up, head)
+    if kind is VisitKind.VISITOR_HALF_CLOSES:
+        stream.half_close()
+    stream.receive(~seed, down)
+    if kind in {VisitKind.TARGET_CLOSES, VisitKind.VISITOR_HALF_CLOSES}:
+        stream.receive_end()
+    elif kind is VisitKind.VISITOR_RESETS:
+        close_with_reset(stream.sock)
+        _check_report(target_reports.wait(seed, timeout), "reset")
+    elif kind is VisitKind.TARGET_RESETS:
+        stream.sock.sendall(b"!")
+        stream.receive_reset()
 
 
-def stay(talk: Talk, seed: int, sizes: Callable[[], tuple[int, int]], go_on: Callable[[], bool]) -> None:
-    """Requests and answers on one connection as long as ``go_on`` wait_for_log so. Raises as ``visit`` does."""
-    while go_on():
+def visit_long(
+    stream: VerifiedStream, seed: int, sizes: Callable[[], tuple[int, int]], should_continue: Callable[[], bool]
+) -> None:
+    """Exchange requests and answers while ``should_continue`` returns true. Raises the same errors as ``visit``."""
+    while should_continue():
         up, down = sizes()
-        talk.send(seed, up, _HEAD.pack(Manner.STAY, seed, up, down))
-        talk.hear(~seed, down)
-    talk.half_close()
-    talk.hear_end()
+        stream.send(seed, up, _HEAD.pack(VisitKind.LONG_LIVED, seed, up, down))
+        stream.receive(~seed, down)
+    stream.half_close()
+    stream.receive_end()
 
 
-def _agree(seen: str, expected: str) -> None:
+def _check_report(seen: str, expected: str) -> None:
     if seen != expected:
         raise CutError(f"the target saw: {seen}")
 
 
-# --- the target's side --------------------------------------------------------------------------------------------
+# --- target --------------------------------------------------------------------------------------------
 
 
-def serving(ledger: Ledger) -> Callable[[socket.socket], None]:
-    """What a target does with each connection. Whatever is not as agreed is answered with a reset."""
+def serve_streams(target_reports: TargetReports) -> Callable[[socket.socket], None]:
+    """Return a function that serves each connection of a target. Unexpected data is answered with a reset."""
 
     def serve(sock: socket.socket) -> None:
-        talk = Talk(sock)
+        stream = VerifiedStream(sock)
         try:
             while len(head := receive_exactly(sock, _HEAD.size)) == _HEAD.size:
-                manner, seed, up, down = _HEAD.unpack(head)
-                _serve(talk, Manner(manner), seed, up, down, ledger)
-                if manner != Manner.STAY:
+                kind, seed, up, down = _HEAD.unpack(head)
+                _serve(stream, VisitKind(kind), seed, up, down, target_reports)
+                if kind != VisitKind.LONG_LIVED:
                     return
         except ValueError:
-            ledger.corrupt.append("a target got a head that nobody sent")
+            target_reports.corruptions.append("a target received a header that was not sent")
             close_with_reset(sock)
         except CorruptError as error:
-            ledger.corrupt.append(f"at a target: {error}")
+            target_reports.corruptions.append(f"at a target: {error}")
             close_with_reset(sock)
         except (CutError, OSError):
             close_with_reset(sock)
@@ -219,34 +229,36 @@ def serving(ledger: Ledger) -> Callable[[socket.socket], None]:
     return serve
 
 
-def _serve(talk: Talk, manner: Manner, seed: int, up: int, down: int, ledger: Ledger) -> None:
-    if manner is Manner.BULK:
-        talk.both(~seed, down, seed, up)
+def _serve(
+    stream: VerifiedStream, kind: VisitKind, seed: int, up: int, down: int, target_reports: TargetReports
+) -> None:
+    if kind is VisitKind.BULK:
+        stream.exchange(~seed, down, seed, up)
         return
-    if manner is Manner.EARLY:
-        talk.send(~seed, down)
-        talk.half_close()
+    if kind is VisitKind.TARGET_HALF_CLOSES:
+        stream.send(~seed, down)
+        stream.half_close()
         try:
-            talk.hear(seed, up)
-            talk.hear_end()
+            stream.receive(seed, up)
+            stream.receive_end()
         except (CutError, OSError) as error:
-            ledger.enter(seed, str(error))
+            target_reports.record(seed, str(error))
             raise
-        ledger.enter(seed, "whole")
+        target_reports.record(seed, "complete")
         return
-    talk.hear(seed, up)
-    if manner is Manner.HALF:
-        talk.hear_end()
-    talk.send(~seed, down)
-    if manner is Manner.LEAVE:
-        talk.hear_end()
-    elif manner is Manner.RESET:
+    stream.receive(seed, up)
+    if kind is VisitKind.VISITOR_HALF_CLOSES:
+        stream.receive_end()
+    stream.send(~seed, down)
+    if kind is VisitKind.VISITOR_CLOSES:
+        stream.receive_end()
+    elif kind is VisitKind.VISITOR_RESETS:
         try:
-            talk.hear_reset()
+            stream.receive_reset()
         except CutError as error:
-            ledger.enter(seed, str(error))
+            target_reports.record(seed, str(error))
             return
-        ledger.enter(seed, "reset")
-    elif manner is Manner.SLAM:
-        receive_exactly(talk.sock, 1)
-        close_with_reset(talk.sock)
+        target_reports.record(seed, "reset")
+    elif kind is VisitKind.TARGET_RESETS:
+        receive_exactly(stream.sock, 1)
+        close_with_reset(stream.sock)

@@ -7,9 +7,12 @@ import itertools
 import os
 import random
 import socket
+from collections import deque
+from pathlib import Path
 from typing import Final
 
-_LOWEST: Final = 21_000  # the ports below belong to the benchmark
+_BENCH_LOWEST: Final = 10_000
+_LOWEST: Final = 21_000  # the ports below belong to the benchmark, which may run at the same time
 _END: Final = 32_000  # from here on the kernel takes ports for outgoing connections and for listeners on port 0
 
 
@@ -37,3 +40,29 @@ def free_port(host: str = "127.0.0.1") -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             return port
+
+
+_recent: Final[deque[int]] = deque(maxlen=3000)
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """Return different unused ports of 127.0.0.1 for the benchmark, without connections in TIME_WAIT.
+
+    They are below the ephemeral range, because under load a port found by binding to 0 soon becomes the source port of
+    another connection. Ports returned recently are excluded, because their user may not listen yet. Raises OSError.
+    """
+    ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    end = min(_LOWEST, ephemeral)
+    candidates = list(range(min(_BENCH_LOWEST, ephemeral // 2), end))
+    random.shuffle(candidates)
+    found: list[int] = []
+    for port in candidates:
+        if port in _recent:
+            continue
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            _recent.extend(found)
+            return tuple(found)
+    raise OSError(f"no {count} free ports below {end}")

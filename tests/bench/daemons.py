@@ -1,4 +1,4 @@
-"""Daemons with several tunnels under measurement: their files, their start, and what they say of themselves."""
+"""Daemons with several tunnels under measurement: their files, their start and their status."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.client import ApiClient, NoDaemonError
+from tests.support.ports import free_ports
 
 from . import loads
-from .processes import BenchError, Running, free_ports, plain_environment, running
+from .processes import BenchError, RunningProcess, clean_environment, run_process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-_FIRST_LOOK_S: Final = 0.01
-_LOOK_S: Final = 0.0002  # more for each tunnel: to look is work for who is looked at
+_MIN_POLL_S: Final = 0.01
+_POLL_PER_TUNNEL_S: Final = 0.0002  # status requests cost the daemon time in proportion to its tunnels
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Tunnels, both ends of each: the entries of the file, and where visitors come."""
+    """Both ends of several tunnels as entries of a file, and the ports for visitors."""
 
     servers: Mapping[str, str]
     clients: Mapping[str, str]
@@ -36,11 +37,11 @@ class Pairs:
 class BenchDaemon:
     """A running daemon."""
 
-    process: Running
+    process: RunningProcess
     socket: Path
 
     async def is_up(self) -> bool:
-        """Whether it answers, and each of its tunnels is up."""
+        """Whether the daemon answers and all its tunnels are up."""
         self.process.check()
         try:
             status = await asyncio.to_thread(ApiClient(self.socket).status)
@@ -49,7 +50,7 @@ class BenchDaemon:
         return all(tunnel["state"] == "up" for tunnel in status["tunnels"])
 
     async def tunnel(self, name: str) -> dict[str, Any]:
-        """What it says of one of its tunnels. Raises BenchError."""
+        """Return the status of one tunnel. Raises BenchError."""
         self.process.check()
         try:
             status = await asyncio.to_thread(ApiClient(self.socket).status)
@@ -58,8 +59,8 @@ class BenchDaemon:
         return next(tunnel for tunnel in status["tunnels"] if tunnel["name"] == name)
 
 
-def pairs(count: int, target_port: int) -> Pairs:
-    """So many tunnels on free ports, all to one target."""
+def make_pairs(count: int, target_port: int) -> Pairs:
+    """Return ``count`` tunnels on free ports, all to one target."""
     ports = free_ports(2 * count)
     tunnel_ports, visitor_ports = ports[:count], ports[count:]
     return Pairs(
@@ -76,72 +77,72 @@ def pairs(count: int, target_port: int) -> Pairs:
 
 
 @asynccontextmanager
-async def house(
+async def start_daemon(
     program: Sequence[str],
     name: str,
     directory: Path,
     tunnels: Mapping[str, str],
     supervisor: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[BenchDaemon]:
-    """A daemon with these tunnels, default settings but for ``supervisor``; gone when the block is left."""
+    """Run a daemon with these tunnels and ``supervisor`` settings for the duration of the block."""
     file, socket = directory / f"{name}.yaml", directory / f"{name}.sock"
     document = {
         "version": 1, "supervisor": dict(supervisor or {}), "defaults": {"log": "warn"}, "tunnels": dict(tunnels),
     }  # fmt: skip
     file.write_text(json.dumps(document))  # JSON is YAML
     command = (*program, "up", str(file), "--no-tui", "--socket", str(socket))
-    env = plain_environment({"XDG_STATE_HOME": str(directory)})
-    async with running(name, command, directory=directory, env=env) as process:
+    env = clean_environment({"XDG_STATE_HOME": str(directory)})
+    async with run_process(name, command, directory=directory, env=env) as process:
         yield BenchDaemon(process, socket)
 
 
-async def all_up(houses: Sequence[BenchDaemon], tunnels: int, *, within: float) -> None:
-    """Until every tunnel of the houses is up. Raises BenchError."""
+async def wait_all_up(daemons: Sequence[BenchDaemon], tunnels: int, *, within: float) -> None:
+    """Wait until every tunnel of the daemons is up. Raises BenchError."""
     deadline = time.monotonic() + within
-    for one in houses:
+    for one in daemons:
         while not await one.is_up():
             if time.monotonic() > deadline:
                 raise BenchError(f"not all of {tunnels:,} tunnels came up within {within:.0f} s")
-            await asyncio.sleep(_FIRST_LOOK_S + _LOOK_S * tunnels)
+            await asyncio.sleep(_MIN_POLL_S + _POLL_PER_TUNNEL_S * tunnels)
 
 
 @asynccontextmanager
-async def home(
+async def start_pairs(
     program: Sequence[str], count: int, supervisor: Mapping[str, Any] | None = None
 ) -> AsyncIterator[tuple[BenchDaemon, Pairs, int, Path]]:
-    """One daemon that has both ends of some tunnels, all of them up; with the port of their target, which is not
-    there yet, and a directory that goes with it."""
+    """Run one daemon with both ends of some tunnels until all are up; yield it with the tunnels, the port of their
+    target, which the caller must start, and a temporary directory."""
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
         (target_port,) = free_ports(1)
-        made = pairs(count, target_port)
+        made = make_pairs(count, target_port)
         both = {**made.servers, **made.clients}
-        one = await stack.enter_async_context(house(program, "both-ends", directory, both, supervisor))
-        await all_up([one], len(both), within=30)
+        one = await stack.enter_async_context(start_daemon(program, "both-ends", directory, both, supervisor))
+        await wait_all_up([one], len(both), within=30)
         yield one, made, target_port, directory
 
 
-def cpu_seconds(houses: Sequence[BenchDaemon]) -> float:
-    """CPU seconds they have used. Raises BenchError where one has ended."""
-    for one in houses:
+def cpu_seconds(daemons: Sequence[BenchDaemon]) -> float:
+    """Return the CPU seconds used by the daemons. Raises BenchError if one has ended."""
+    for one in daemons:
         one.process.check()
-    return sum(one.process.cpu_seconds() for one in houses)
+    return sum(one.process.cpu_seconds() for one in daemons)
 
 
-async def share_of_core(process: Running, seconds: float) -> float:
-    """Percent of a core that a process uses in the next seconds."""
+async def measure_cpu_percent(process: RunningProcess, seconds: float) -> float:
+    """Return the percentage of a core that a process uses in the next ``seconds``."""
     began, before = time.monotonic(), process.cpu_seconds()
     await asyncio.sleep(seconds)
     process.check()
     return 100 * (process.cpu_seconds() - before) / (time.monotonic() - began)
 
 
-async def requests_over(ports: Sequence[int], *, connections: int, seconds: int, close: bool) -> loads.Requests:
-    """Requests through several tunnels at once: rates are summed, of latencies the worst tunnel's counts."""
+async def load_tunnels(ports: Sequence[int], *, connections: int, seconds: int, close: bool) -> loads.RequestFigures:
+    """Load several tunnels at once; return the sum of the rates and the latencies of the worst tunnel."""
     found = await asyncio.gather(
         *(loads.requests(port, connections=connections, seconds=seconds, close=close) for port in ports)
     )
-    return loads.Requests(
+    return loads.RequestFigures(
         count=sum(load.count for load in found),
         rate=sum(load.rate for load in found),
         p50_ms=max(load.p50_ms for load in found),

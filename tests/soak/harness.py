@@ -1,0 +1,239 @@
+"""The tunnels of the soak: two daemons, each with one end of every tunnel, and a target for each tunnel."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tests.soak.incident_log import IncidentLog
+from tests.soak.streams import TargetReports, VerifiedStream, VisitKind, serve_streams, visit
+from tests.support.peers import Address, Target, connect
+from tests.support.ports import free_port
+from tests.support.processes import COMMAND, Command, Daemon
+from tests.support.waiting import wait_until
+from tunnel.model.options import KEY_VARIABLE
+from tunnel.model.settings import NAMES
+
+DRAIN_S: Final = 2.0
+"""Seconds that visitors of a changed entry have to finish."""
+RECOVERY_S: Final = 30.0
+"""Seconds within which a tunnel must serve again after a fault."""
+POOL_MIN: Final = 4
+
+_KEY: Final = "what-both-ends-know"
+_UNSET: Final = dict.fromkeys((*(name.upper() for name in NAMES), KEY_VARIABLE, "NODEPASS_ORCH_SOCKET"), "")
+_OPTIONS: Final = f"report_interval=1s&min_pool_capacity={POOL_MIN}&max_pool_capacity=256&shutdown_timeout={DRAIN_S:g}s"
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """One tunnel, known to both daemons by the same name."""
+
+    name: str
+    direction: str
+    server_daemon: str
+    """name of the daemon that has the server"""
+    encrypted: bool
+    port: int
+    visitor_address: Address
+    target_port: int
+
+    def url(self, daemon: str, *, variant: int = 0) -> str:
+        """Return the URL for one daemon's file. Variants are equivalent, but a change of variant needs a new engine."""
+        is_server = daemon == self.server_daemon
+        is_ingress = is_server == (self.direction == "reverse")
+        where = f"127.0.0.1:{self.visitor_address[1] if is_ingress else self.target_port}"
+        if is_server:
+            own = f"&mode={self.direction}&data_port={('random', 'tunnel')[variant % 2]}"
+            return f"server://{_KEY}@127.0.0.1:{self.port}/{where}?{_OPTIONS}&tls={int(self.encrypted)}{own}"
+        host = ("127.0.0.1", "localhost")[variant % 2]
+        return f"client://{_KEY}@{host}:{self.port}/{where}?{_OPTIONS}&tls={int(self.encrypted)}"
+
+
+class RestartableTarget:
+    """The target of one tunnel, which can stop and start again."""
+
+    def __init__(self, port: int, target_reports: TargetReports) -> None:
+        self._port = port
+        self._serve = serve_streams(target_reports)
+        self._target: Target | None = None
+
+    def start(self) -> None:
+        """Listen again."""
+        listener = wait_until(self._listener, within=10, what=f"port {self._port} can be listened on")
+        self._target = Target(self._serve, listener=listener)
+
+    def _listener(self) -> socket.socket | None:
+        with contextlib.suppress(OSError):
+            return socket.create_server(("127.0.0.1", self._port), backlog=1024)
+        return None
+
+    def close(self) -> None:
+        """Refuse new connections and close the existing ones."""
+        if self._target is not None:
+            self._target.close()
+            self._target = None
+
+
+class SoakDaemon:
+    """A daemon of the soak under a fixed name; its process may be replaced."""
+
+    def __init__(self, name: str, directory: Path, tunnels: Iterable[Tunnel], workers: int) -> None:
+        self.name = name
+        self.directory = directory
+        self.urls = {tunnel.name: tunnel.url(name) for tunnel in tunnels}
+        self.lock = threading.Lock()
+        """held while the process is killed, frozen or restarted"""
+        self._workers = workers
+        self._saving = threading.Lock()
+        self._command_directory = directory.parent
+        self.start()
+
+    def start(self) -> None:
+        """Start the process in a session of its own, so that Ctrl-C reaches only the soak."""
+        places = {name: self.directory / name.lower() for name in ("TMPDIR", "XDG_STATE_HOME", "XDG_RUNTIME_DIR")}
+        for place in places.values():
+            place.mkdir(mode=0o700, exist_ok=True)
+        env = _UNSET | {name: str(place) for name, place in places.items()}
+        supervisor = {"workers": self._workers, "drain_timeout": f"{DRAIN_S:g}s"}
+        with self._saving:
+            self.process = Daemon(self.name, ["setsid"], self.directory, env, self.urls, supervisor)
+
+    def save(self, **urls: str | None) -> None:
+        """Write the file with changed entries; None removes an entry."""
+        with self._saving:
+            self.urls = {name: url for name, url in (self.urls | urls).items() if url is not None}
+            self.process.write(self.urls)
+
+    def write_invalid_file(self) -> None:
+        """Write an invalid file."""
+        with self._saving:
+            self.process.file.write_text("version: 1\ntunnels: {half: [")
+
+    def request(self, method: str, path: str) -> bytes:
+        """Return the response of the local API. Raises OSError while the daemon does not answer."""
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        try:
+            connection.sock.settimeout(10)
+            connection.sock.connect(str(self.process.socket))
+            connection.request(method, path)
+            return connection.getresponse().read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(str(error)) from None
+        finally:
+            connection.close()
+
+    def status(self) -> dict[str, Any] | None:
+        """Return the object of ``ps --json``, or None while the daemon does not answer."""
+        try:
+            found: dict[str, Any] = json.loads(self.request("GET", "/v1/status"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def tunnels(self) -> dict[str, dict[str, Any]]:
+        """Return the tunnels by name, or nothing while the daemon does not answer."""
+        return {tunnel["name"]: tunnel for tunnel in (self.status() or {"tunnels": []})["tunnels"]}
+
+    def command(self, *arguments: str) -> Command:
+        """Start a command for this daemon, as its user would."""
+        words = ["setsid", *COMMAND, *arguments, "--socket", str(self.process.socket)]
+        return Command(f"{self.name}-command", words, self._command_directory, _UNSET)
+
+    def workers(self) -> list[int]:
+        """Return the process ids of the workers."""
+        pid = self.process.pid
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            return [int(child) for child in children if b"workers.worker" in _command_line(child)]
+        except OSError:
+            return []
+
+    def kill(self) -> None:
+        """Kill the process, as a crash would; its workers end with it."""
+        self.process.kill()
+
+    def freeze(self) -> Callable[[], None]:
+        """Stop (SIGSTOP) the process and its workers; return a function that resumes them."""
+        pids = [self.process.pid, *self.workers()]
+        send_signal(pids, signal.SIGSTOP)
+        return lambda: send_signal(pids, signal.SIGCONT)
+
+
+class SoakHarness:
+    """Eight tunnels: each direction, either daemon as the server, plain and encrypted.
+
+    The ``stable`` daemon runs for the whole soak with all engines in its own process, so that every leak is visible
+    at the end. The ``unstable`` daemon has workers and is killed and restarted repeatedly.
+    """
+
+    def __init__(self, directory: Path, incidents: IncidentLog) -> None:
+        self.incidents = incidents
+        self.target_reports = TargetReports()
+        self.tunnels = {
+            name: Tunnel(name, direction, server, encrypted, free_port(), ("127.0.0.1", free_port()), free_port())
+            for direction in ("reverse", "forward")
+            for server in ("stable", "unstable")
+            for encrypted in (False, True)
+            for name in [f"{direction}-{server}-{'encrypted' if encrypted else 'plain'}"]
+        }
+        self.services = {
+            name: RestartableTarget(tunnel.target_port, self.target_reports) for name, tunnel in self.tunnels.items()
+        }
+        for service in self.services.values():
+            service.start()
+        self.stable = SoakDaemon("stable", directory, self.tunnels.values(), workers=0)
+        self.unstable = SoakDaemon("unstable", directory, self.tunnels.values(), workers=2)
+        self.daemons = (self.stable, self.unstable)
+
+    def is_serving(self, name: str) -> bool:
+        """Whether both ends of a tunnel are up and a visitor is served."""
+        if any(daemon.tunnels().get(name, {}).get("state") != "up" for daemon in self.daemons):
+            return False
+        try:
+            with connect(self.tunnels[name].visitor_address, timeout=2) as sock:
+                visit(VerifiedStream(sock), VisitKind.TARGET_CLOSES, 1, 8, 8, self.target_reports, 2)
+        except Exception:  # noqa: BLE001  any failure is retried, and the load reports details
+            return False
+        return True
+
+    def wait_recovered(self, what: str, names: Iterable[str]) -> None:
+        """Wait until these tunnels serve again; record a finding for each that does not."""
+        for name in names:
+            try:
+                wait_until(lambda name=name: self.is_serving(name), within=RECOVERY_S, what="the tunnel serves")  # type: ignore[misc]  # mypy does not infer defaults of lambdas
+            except AssertionError:
+                seen = [daemon.tunnels().get(name, {}) for daemon in self.daemons]
+                states = ", ".join(f"{shown.get('state')} ({shown.get('reason')})" for shown in seen)
+                self.incidents.record_finding(
+                    f"{name} did not serve within {RECOVERY_S:g} s after: {what}; its ends are {states}"
+                )
+
+    def close(self) -> None:
+        """End all processes and targets, in whatever state they are."""
+        for daemon in self.daemons:
+            send_signal([daemon.process.pid, *daemon.workers()], signal.SIGCONT)
+            daemon.process.close()
+        for service in self.services.values():
+            service.close()
+
+
+def _command_line(pid: str) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def send_signal(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a process signal to each process that still exists."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
