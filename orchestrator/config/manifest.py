@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.model.address import Address
 from tunnel.model.spec import Direction, Mode, Role
-from tunnel.runtime import sockets
+from tunnel.runtime import listeners
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +66,7 @@ def listen_addresses(spec: TunnelSpec) -> Iterator[Address]:
         yield spec.tunnel
         if spec.data_port:
             yield Address(spec.tunnel.host, spec.data_port)
-        if sockets.direction_of(spec) is Direction.REVERSE:
+        if listeners.decide_direction(spec) is Direction.REVERSE:
             yield spec.target
     elif spec.mode is Mode.FORWARD:  # in auto the server decides: the address may be one to dial
         yield spec.target

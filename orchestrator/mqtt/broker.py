@@ -25,7 +25,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from orchestrator.mqtt.inbox import NewestInbox
 from orchestrator.mqtt.standing import BrokerState
 from tunnel.model.address import Address
-from tunnel.runtime import sockets
+from tunnel.runtime import resolver, sockets
 
 if TYPE_CHECKING:
     from orchestrator.config.schema import MqttSettings
@@ -347,10 +347,10 @@ class Dialer:
         error: Exception = TimeoutError()
         try:
             async with asyncio.timeout(2 * _PATIENCE):
-                for family, sockaddr in await sockets.resolve(Address(broker.host, broker.port)):
+                for family, sockaddr in await resolver.resolve(Address(broker.host, broker.port)):
                     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
                     try:
-                        sockets.no_delay(sock)
+                        sockets.set_nodelay(sock)
                         async with asyncio.timeout(_DIAL):
                             await loop.sock_connect(sock, sockaddr)
                     except OSError as failure:  # TimeoutError is one
@@ -364,7 +364,7 @@ class Dialer:
                         return sock
         except OSError as failure:
             error = failure
-        raise BrokerError(f"the broker {broker} does not answer: {sockets.describe(error)}") from None
+        raise BrokerError(f"the broker {broker} does not answer: {sockets.describe_error(error)}") from None
 
     async def _enter(self, client: _Client, handle: socket.socket) -> None:
         entering = asyncio.ensure_future(client.__aenter__())

@@ -24,7 +24,7 @@ from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.event_bus import HISTORY_KINDS, is_noteworthy
 from tunnel.model.events import EventLog
 from tunnel.model.spec import LogLevel
-from tunnel.runtime.backoff import delay
+from tunnel.runtime.backoff import retry_delay
 
 if TYPE_CHECKING:
     import aiomqtt
@@ -115,7 +115,7 @@ class Publisher:
                     self._trouble(BrokerState.FAILED, describe_crash(error))
                     pause = _WARY_PAUSE
                 attempt = 1 if time.monotonic() - began > _STEADY else attempt + 1
-                await self._rest(pause + delay(attempt, longest, self._uniform))
+                await self._rest(pause + retry_delay(attempt, longest, self._uniform))
         finally:
             self._control.bus.unsubscribe(self._hear)
 

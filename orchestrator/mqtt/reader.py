@@ -17,7 +17,7 @@ from orchestrator.mqtt.outbox import Message
 from orchestrator.mqtt.together import together
 from orchestrator.mqtt.topics import EVERY_HOST, HostTopics, Spot, parse
 from tunnel.model.times import format_timestamp
-from tunnel.runtime.backoff import delay
+from tunnel.runtime.backoff import retry_delay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -81,7 +81,7 @@ class Reader:
             except BrokerError as error:
                 self.trouble = str(error)
             attempt += 1
-            await asyncio.sleep(delay(attempt, _LONGEST_PAUSE, random.uniform))
+            await asyncio.sleep(retry_delay(attempt, _LONGEST_PAUSE, random.uniform))
 
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[asyncio.Future[None]]:

@@ -124,7 +124,7 @@ class LogWriter:
                 data = data[written:]
         except OSError as error:  # nobody listens, or the disk is full: tunnels go on without a log
             with self._turn:
-                before, self._trouble = self._trouble, sockets.describe(error)
+                before, self._trouble = self._trouble, sockets.describe_error(error)
                 tell = self._tell
             if before != self._trouble and tell is not None:
                 tell(self._trouble)

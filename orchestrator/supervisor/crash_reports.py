@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from orchestrator.process.setup import print_message
 from tunnel.runtime import sockets
-from tunnel.runtime.backoff import FIRST, LEAST
+from tunnel.runtime.backoff import FIRST_DELAY_S, MIN_DELAY_S
 
 LONGEST_PAUSE: Final = 30.0
 """Seconds, at the most, before a broken engine is followed by the next."""
@@ -40,7 +40,7 @@ def install_exception_handlers(tell: Callable[[str, str], None]) -> None:
 
     def handle(_loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
         error, topic = context.get("exception"), str(context["message"])
-        why = sockets.describe(error) if isinstance(error, OSError) else describe_crash(error) if error else ""
+        why = sockets.describe_error(error) if isinstance(error, OSError) else describe_crash(error) if error else ""
         tell(topic, f"{topic}: {why}" if why else topic)
 
     asyncio.get_running_loop().set_exception_handler(handle)
@@ -70,7 +70,7 @@ def restart_delay(breaks: int, uniform: Callable[[float, float], float]) -> floa
 
     Steeper than after a lost link: an outage heals by itself, a defect hardly ever.
     """
-    return max(LEAST, uniform(0.0, min(LONGEST_PAUSE, FIRST * 2.0 ** min(breaks - 1, 16))))
+    return max(MIN_DELAY_S, uniform(0.0, min(LONGEST_PAUSE, FIRST_DELAY_S * 2.0 ** min(breaks - 1, 16))))
 
 
 def short_traceback(error: BaseException) -> list[str]:

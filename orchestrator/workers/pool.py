@@ -90,7 +90,7 @@ class WorkerProcess:
             try:
                 reason = await self._live()
             except OSError as error:
-                reason = f"worker {self.number} cannot be started: {sockets.describe(error)}"
+                reason = f"worker {self.number} cannot be started: {sockets.describe_error(error)}"
             except Exception as error:  # noqa: BLE001  whatever is wrong with one worker, there has to be a next
                 reason = f"worker {self.number} was given up: {describe_crash(error)}"
             breaks = 1 if time.monotonic() - began > _STEADY else breaks + 1

@@ -45,7 +45,7 @@ from tunnel.model.snapshot import Snapshot
 from tunnel.model.spec import TunnelSpec
 from tunnel.model.state import State
 from tunnel.model.url import parse_url
-from tunnel.runtime.tls import Identity
+from tunnel.runtime.tls import SelfSignedCertificate
 
 ROOT = Path(__file__).parent.parent.parent
 T = TypeVar("T")
@@ -101,10 +101,10 @@ class Desk:
 def ready_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The making of a certificate is another matter, and another process."""
 
-    async def context(_: Identity) -> ssl.SSLContext:
+    async def context(_: SelfSignedCertificate) -> ssl.SSLContext:
         return server_context()
 
-    monkeypatch.setattr(Identity, "context", context)
+    monkeypatch.setattr(SelfSignedCertificate, "context", context)
 
 
 @pytest.fixture

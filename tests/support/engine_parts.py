@@ -48,7 +48,7 @@ async def shared_parts() -> AsyncIterator[EngineContext]:
     try:
         yield shared
         await wait_until_async(lambda: len(shared.reactor) == 0, "no socket is registered with the reactor")
-        assert shared.pipes._lent == 0
+        assert shared.pipes.in_use == 0
     finally:
         shared.close()
 
@@ -94,10 +94,10 @@ def tls_pair() -> tuple[TlsSession, TlsSession]:
     client = TlsSession(pinned_context(), server_side=False)
     server = TlsSession(server_context(), server_side=True)
     for _ in range(4):
-        client.handshake()
-        server.feed(client.take())
-        server.handshake()
-        client.feed(server.take())
-    assert client.ready
-    assert server.ready
+        client.do_handshake()
+        server.receive_data(client.data_to_send())
+        server.do_handshake()
+        client.receive_data(server.data_to_send())
+    assert client.is_established
+    assert server.is_established
     return client, server

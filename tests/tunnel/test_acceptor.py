@@ -9,7 +9,7 @@ import time
 from tests.support.engine_parts import Events
 from tests.support.scale import GUARD_S
 from tunnel.model.address import Address
-from tunnel.runtime import sockets
+from tunnel.runtime import listeners
 from tunnel.runtime.acceptor import Acceptor
 from tunnel.runtime.reactor import Reactor
 
@@ -23,7 +23,7 @@ def standing_at(listener: socket.SocketType) -> int:
 
 async def test_who_stands_at_the_door_is_taken_in_before_it_is_given_up() -> None:
     reactor, taken = Reactor(), list[socket.SocketType]()
-    listener = await sockets.listen(Address("127.0.0.1", 0), what="visitors")
+    listener = await listeners.listen(Address("127.0.0.1", 0), "visitors")
     visitors = Acceptor(
         reactor,
         listener,
@@ -36,7 +36,7 @@ async def test_who_stands_at_the_door_is_taken_in_before_it_is_given_up() -> Non
     deadline = time.monotonic() + GUARD_S
     while standing_at(listener) < len(comers):  # without a turn of the loop, in which they would be taken in anyway
         assert time.monotonic() < deadline
-    visitors.take_rest()
+    visitors.accept_backlog()
     assert len(taken) == 3
     visitors.close()
     for comer in comers:

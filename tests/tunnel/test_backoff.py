@@ -5,36 +5,38 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.runtime.backoff import BRISK, FIRST, LEAST, YOUNG, delay
+from tunnel.runtime.backoff import FIRST_DELAY_S, MIN_DELAY_S, YOUNG_ATTEMPTS, YOUNG_MAX_DELAY_S, retry_delay
 
 caps = st.floats(0.001, 4000)
 
 
-def most(_low: float, high: float) -> float:
+def upper_bound(_low: float, high: float) -> float:
     return high
 
 
-def least(low: float, _high: float) -> float:
+def lower_bound(low: float, _high: float) -> float:
     return low
 
 
 @given(st.integers(-3, 10**9), caps, st.randoms(use_true_random=False))
-def test_no_wait_is_longer_than_the_cap_or_a_busy_loop(attempt: int, cap: float, chance: random.Random) -> None:
-    wait = delay(attempt, cap, chance.uniform)
-    assert min(LEAST, cap) <= wait <= cap
+def test_a_delay_never_exceeds_the_cap_and_is_never_a_busy_loop(
+    attempt: int, cap: float, chance: random.Random
+) -> None:
+    wait = retry_delay(attempt, cap, chance.uniform)
+    assert min(MIN_DELAY_S, cap) <= wait <= cap
 
 
 @given(st.integers(1, 200), caps)
-def test_the_longest_wait_grows_up_to_the_cap(attempt: int, cap: float) -> None:
-    assert delay(attempt, cap, most) <= delay(attempt + 1, cap, most)
-    assert delay(YOUNG + 20, cap, most) == cap
+def test_the_longest_delay_grows_up_to_the_cap(attempt: int, cap: float) -> None:
+    assert retry_delay(attempt, cap, upper_bound) <= retry_delay(attempt + 1, cap, upper_bound)
+    assert retry_delay(YOUNG_ATTEMPTS + 20, cap, upper_bound) == cap
 
 
 @given(st.integers(1, 200), caps)
-def test_jitter_is_full(attempt: int, cap: float) -> None:
-    assert delay(attempt, cap, least) == min(LEAST, cap)
+def test_jitter_reaches_down_to_the_minimum_delay(attempt: int, cap: float) -> None:
+    assert retry_delay(attempt, cap, lower_bound) == min(MIN_DELAY_S, cap)
 
 
-def test_the_first_wait_is_a_fraction_of_a_second_and_young_outages_end_within_two() -> None:
-    assert delay(1, 60, most) == FIRST <= 0.25
-    assert all(delay(n, 60, most) <= BRISK < 2 for n in range(1, YOUNG + 1))
+def test_the_first_delay_is_below_a_second_and_a_young_outage_is_retried_within_two() -> None:
+    assert retry_delay(1, 60, upper_bound) == FIRST_DELAY_S <= 0.25
+    assert all(retry_delay(n, 60, upper_bound) <= YOUNG_MAX_DELAY_S < 2 for n in range(1, YOUNG_ATTEMPTS + 1))

@@ -36,7 +36,7 @@ class Ear:
     def on_closed(self, reason: str) -> None:
         self.losses.append(reason)
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         self.defects.append(error)
 
 
@@ -195,7 +195,7 @@ async def test_a_handshake_that_ends_early_is_told_to_who_waits(shared: EngineCo
 
 async def test_who_takes_nothing_is_given_up(shared: EngineContext) -> None:
     server, client, ear, _ = await secured(shared, max_unsent_bytes=100_000)
-    shared.reactor.hand_over(client._sock, lambda _events: None)  # reads no more
+    shared.reactor.set_handler(client._sock, lambda _events: None)  # reads no more
     frame = frames.encode(Kind.LAUNCH, b"\0" * 16_000)
 
     def given_up() -> bool:
@@ -210,7 +210,7 @@ async def test_who_takes_nothing_is_given_up(shared: EngineContext) -> None:
 
 async def test_a_slow_reader_gets_all_in_the_end(shared: EngineContext) -> None:
     server, client, _, ear = await secured(shared, 1 << 16)
-    shared.reactor.hand_over(client._sock, lambda _events: None)
+    shared.reactor.set_handler(client._sock, lambda _events: None)
     frame = frames.encode(Kind.LAUNCH, b"\0" * 16_000)
     sent = 0
 
@@ -221,8 +221,8 @@ async def test_a_slow_reader_gets_all_in_the_end(shared: EngineContext) -> None:
         return bool(server._unsent)
 
     await wait_until_async(stuck, "the kernel takes no more")
-    shared.reactor.hand_over(client._sock, client._ready)
-    shared.reactor.again(client._ready)
+    shared.reactor.set_handler(client._sock, client._ready)
+    shared.reactor.call_again(client._ready)
     await wait_until_async(lambda: len(ear.frames) == sent, "all has arrived")
     server.close("done")
     client.close("done")

@@ -297,7 +297,7 @@ async def test_a_rival_is_refused_and_takes_over_when_the_first_is_gone(
 
 
 async def test_a_cooldown_ends_when_somebody_asks(shared: EngineContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backoff, "delay", lambda *_: 600.0)
+    monkeypatch.setattr(backoff, "retry_delay", lambda *_: 600.0)
     port = free_port()
     async with (
         echo() as target,
@@ -342,7 +342,7 @@ async def test_a_refused_target_is_told_at_both_ends_and_heals_by_itself(
 async def test_an_exit_that_is_closed_tries_its_target_no_more(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backoff, "delay", lambda *_: 0.05)
+    monkeypatch.setattr(backoff, "retry_delay", lambda *_: 0.05)
     async with pair(shared, f"127.0.0.1:{free_port()}") as (server, client):
         async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(GUARD_S):
             await reader.read(-1)
@@ -359,7 +359,7 @@ async def test_an_exit_that_is_closed_tries_its_target_no_more(
         await run_loop_turns(20)
         client.engine.close()
         await client.end()
-        monkeypatch.setattr(type(exit_), "try_now", lambda _self: counted())
+        monkeypatch.setattr(type(exit_), "probe_now", lambda _self: counted())
         done = asyncio.get_running_loop().create_future()
         asyncio.get_running_loop().call_later(0.2, done.set_result, None)
         await done
@@ -426,7 +426,7 @@ async def test_the_queue_of_visitors_is_bounded(shared: EngineContext) -> None:
 async def test_a_visitor_waits_for_a_link_for_a_bounded_time(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingress, "WAIT", 2.0)
+    monkeypatch.setattr(ingress, "QUEUE_TIMEOUT_S", 2.0)
     async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.becomes(State.WAITING)
         for _ in range(2):  # the second one comes when the time is over already
@@ -512,7 +512,7 @@ async def test_silence_ends_a_link_after_three_intervals(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Link, "_heard_seldom"), (Link, "_flush"), (Pool, "take"), (LinkAcceptor, "check_preface")],
+    [(Link, "_heard_seldom"), (Link, "_flush"), (Pool, "acquire"), (LinkAcceptor, "check_preface")],
 )
 async def test_a_defect_ends_the_engine_alone_and_is_raised(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch, owner: type, name: str

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.engine_parts import no_descriptor_leak
 from tests.support.waiting import run_loop_turns, wait_until_async
-from tunnel.runtime.reactor import ENDING, READ, WRITE, Reactor
+from tunnel.runtime.reactor import HANGUP, READABLE, WRITABLE, Reactor
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ class Ear:
         self.heard.append(events)
         self.on_event(events)
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         self.defects.append(error)
 
     @property
@@ -69,17 +69,17 @@ def close(*some: Ear | socket.socket) -> None:
 
 async def test_what_is_new_comes_once(reactor: Reactor) -> None:
     (ear,), (peer,) = ears(reactor, 1)
-    await wait_until_async(lambda: ear.bits & WRITE, "a new socket is writable")
+    await wait_until_async(lambda: ear.bits & WRITABLE, "a new socket is writable")
     ear.heard.clear()
     peer.send(b"one")
-    await wait_until_async(lambda: ear.bits & READ, "bytes are told")
+    await wait_until_async(lambda: ear.bits & READABLE, "bytes are told")
     count = len(ear.heard)
     await run_loop_turns(10)
     assert len(ear.heard) == count, "an edge came twice"
     peer.send(b"two")
     await wait_until_async(lambda: len(ear.heard) > count, "new bytes are told although the old ones are unread")
     peer.close()
-    await wait_until_async(lambda: ear.bits & ENDING, "the end is told")
+    await wait_until_async(lambda: ear.bits & HANGUP, "the end is told")
     assert ear.sock.recv(100) == b"onetwo"
     ear.close()
 
@@ -88,7 +88,7 @@ async def test_a_socket_handed_over_speaks_to_its_new_handler_alone(reactor: Rea
     (ear,), (peer,) = ears(reactor, 1)
     await wait_until_async(lambda: ear.heard, "the first event")
     heard: list[int] = []
-    reactor.hand_over(ear.sock, heard.append)
+    reactor.set_handler(ear.sock, heard.append)
     before = len(ear.heard)
     peer.send(b"x")
     await wait_until_async(lambda: heard, "the new handler hears")
@@ -125,7 +125,7 @@ async def test_an_event_of_a_batch_never_reaches_a_socket_that_was_closed_in_it(
     await wait_until_async(lambda: strangers, "the batch came")
     await run_loop_turns(5)
     assert sum(bool(ear.heard) for ear in some) == 1
-    assert not any(ear.bits & READ for ear, _ in strangers)
+    assert not any(ear.bits & READABLE for ear, _ in strangers)
     assert all(ear.sock.fileno() == -1 for ear in some if not ear.heard), "closed when the batch was over"
     for ear, theirs in strangers:
         ear.close()
@@ -154,10 +154,10 @@ async def test_who_stops_for_fairness_is_called_again_after_the_others(reactor: 
         with suppress(BlockingIOError):
             greedy.sock.recv(1)
             order.append("greedy")
-            reactor.again(greedy.ready)
+            reactor.call_again(greedy.ready)
 
     def take_all(events: int) -> None:
-        if events & READ:
+        if events & READABLE:
             order.append("modest")
 
     greedy.on_event, modest.on_event = take_one, take_all
@@ -180,10 +180,10 @@ async def test_a_defect_reaches_its_owner_alone(reactor: Reactor) -> None:
         ear.heard.clear()
     for peer in peers:
         peer.send(b"x")
-    await wait_until_async(lambda: all(ear.bits & READ for ear in some), "all were told")
+    await wait_until_async(lambda: all(ear.bits & READABLE for ear in some), "all were told")
     assert [len(ear.defects) for ear in some] == [0, 0, 1, 0, 0]
     some[2].defects.clear()
-    reactor.again(some[2].ready)
+    reactor.call_again(some[2].ready)
     await wait_until_async(lambda: some[2].defects, "a defect in a second call is told")
     close(*some, *peers)
 
@@ -198,19 +198,19 @@ async def test_a_defect_that_nobody_answers_for_costs_no_neighbour_an_event(reac
         raise RuntimeError("a slip")
 
     class Careless(Ear):
-        def crashed(self, error: Exception) -> None:
+        def on_handler_error(self, error: Exception) -> None:
             raise error
 
     ours, careless_peer = socket.socketpair()
     careless = Careless(reactor, ours)
     await wait_until_async(lambda: careless.heard, "the first event")
     careless.on_event = slip
-    reactor.hand_over(some[0].sock, lambda _events: slip(0))
+    reactor.set_handler(some[0].sock, lambda _events: slip(0))
     for ear in some:
         ear.heard.clear()
     for peer in (careless_peer, *peers):
         peer.send(b"x")
-    await wait_until_async(lambda: all(ear.bits & READ for ear in some[1:]), "the neighbours were told")
+    await wait_until_async(lambda: all(ear.bits & READABLE for ear in some[1:]), "the neighbours were told")
     await wait_until_async(lambda: len(told) == 2, "both defects were told to the loop")
     done: list[int] = []
     reactor.defer(lambda: done.append(1))

@@ -24,7 +24,7 @@ from tests.support.engine_parts import (
 from tests.support.sockets import close_with_reset, tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine.pool import DataConnection, Pool
-from tunnel.engine.relays import Relays
+from tunnel.engine.relays import RelaySet
 from tunnel.engine.stats import Stats
 from tunnel.forwarding import tcp as relay_module
 from tunnel.forwarding.tcp import Flow, Relay
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnel.engine.context import EngineContext
-    from tunnel.forwarding.tcp import Meter
+    from tunnel.forwarding.tcp import ByteCounter
 
 LARGEST = 300_000
 PATTERN = bytes((n * n + n // 251) % 256 for n in range(65_537)) * 60
 
-KINDS = ("plain", "sealed", "spliced")
+KINDS = ("plain", "encrypted", "spliced")
 
 steps = st.one_of(
     st.tuples(
@@ -114,10 +114,10 @@ def play(moves: list[tuple[str, str, int]], kind: str, *, small: bool) -> None:
         if kind == "spliced":
             patch.setattr(reactor_module, "BUFFER_SIZE", 4096)
             patch.setattr(relay_module, "BUFFER_SIZE", 4096)
-            patch.setattr(relay_module, "_READS", 2)
-            patch.setattr(relay_module, "_SPLICES", 2)
-            patch.setattr(relay_module, "_THIN", 4096)
-        asyncio.run(_play(moves, sealed=kind == "sealed", small=small))
+            patch.setattr(relay_module, "READS_PER_TURN", 2)
+            patch.setattr(relay_module, "SPLICES_PER_TURN", 2)
+            patch.setattr(relay_module, "MIN_SPLICED_BYTES", 4096)
+        asyncio.run(_play(moves, encrypted=kind == "encrypted", small=small))
 
 
 class Wire:
@@ -140,20 +140,20 @@ class Wire:
 
     def _tell(self, ident: int, total: int) -> None:
         if self.other is not None and ident in self.other.relays:
-            self.other.relays[ident].expect_end(total)
+            self.other.relays[ident].set_end_offset(total)
 
 
 class Row:
     """Visitor, entrance's relay, data connection, exit's relay, target."""
 
-    def __init__(self, shared: EngineContext, *, sealed: bool, small: bool) -> None:
+    def __init__(self, shared: EngineContext, *, encrypted: bool, small: bool) -> None:
         self.shared = shared
         self.small = small
         self.events = Events()
         self.stats = Stats(), Stats()
         self.wires = Wire(is_client=False, later=small), Wire(is_client=True, later=small)
         self.wires[1].other = self.wires[0]
-        left_session, right_session = tls_pair() if sealed else (None, None)
+        left_session, right_session = tls_pair() if encrypted else (None, None)
         visitor, near = tcp_pair(small=small)
         target, out = tcp_pair(small=small)
         far, other_far = tcp_pair(small=small)
@@ -168,17 +168,20 @@ class Row:
         near: socket.socket,
         far: socket.socket,
         session: TlsSession | None,
-        inward: Meter,
-        outward: Meter,
+        inward: ByteCounter,
+        outward: ByteCounter,
         which: int,
     ) -> Relay:
         shared = self.shared
-        relays = Relays(shared.reactor, shared.pipes, self.stats[which], self.events.event_log(), _fail)
+        relays = RelaySet(shared.reactor, shared.pipes, self.stats[which], self.events.event_log(), _fail)
         data = DataConnection(
-            7, far, session, Pool(shared.reactor, at_entrance=False, on_drop=lambda _ident: None, on_crash=_fail)
+            7,
+            far,
+            session,
+            Pool(shared.reactor, is_ingress=False, on_connection_lost=lambda _ident: None, on_crash=_fail),
         )
         shared.reactor.register(far, data.ready)
-        return relays.join(near, data, self.wires[which], near_events=None, inward=inward, outward=outward)
+        return relays.start(near, data, self.wires[which], near_events=None, from_near=inward, to_near=outward)
 
     def step(self) -> None:
         for program in self.programs.values():
@@ -202,9 +205,9 @@ class Row:
         return self.over and all(p.gone or p.saw_end for p in self.programs.values())
 
 
-async def _play(moves: list[tuple[str, str, int]], *, sealed: bool, small: bool) -> None:
+async def _play(moves: list[tuple[str, str, int]], *, encrypted: bool, small: bool) -> None:
     async with shared_parts() as shared:
-        row = Row(shared, sealed=sealed, small=small)
+        row = Row(shared, encrypted=encrypted, small=small)
         for move, who, number in moves:
             program = row.programs[who]
             match move:
@@ -287,7 +290,7 @@ async def test_a_bulk_stream_is_spliced_and_its_pipe_given_back(monkeypatch: pyt
     monkeypatch.setattr(os, "splice", counted)
     with no_descriptor_leak():
         async with shared_parts() as shared:
-            row = Row(shared, sealed=False, small=False)
+            row = Row(shared, encrypted=False, small=False)
             row.programs["A"].offered = len(PATTERN)
             await row.wait_until_async(lambda: len(row.programs["B"].heard) == len(PATTERN), "all has arrived")
             assert bytes(row.programs["B"].heard) == PATTERN
@@ -308,7 +311,7 @@ async def test_a_small_encrypted_message_is_not_looked_for_in_vain(monkeypatch: 
         return found[-1]
 
     async with shared_parts() as shared:
-        row = Row(shared, sealed=True, small=False)
+        row = Row(shared, encrypted=True, small=False)
         monkeypatch.setattr(TlsSession, "read_into", noted)
         speaker, hearer = row.programs["A"], row.programs["B"]
         for _ in range(4):
@@ -327,7 +330,7 @@ async def test_a_source_that_breaks_while_spliced_is_reset_and_others_are_splice
     monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     async with shared_parts() as shared:
-        row = Row(shared, sealed=False, small=False)
+        row = Row(shared, encrypted=False, small=False)
 
         def broken(*_args: int, flags: int) -> int:
             raise OSError(code, os.strerror(code))
@@ -337,7 +340,7 @@ async def test_a_source_that_breaks_while_spliced_is_reset_and_others_are_splice
         await row.wait_until_async(lambda: row.over, "the relays are over")
         await wait_until_async(row.heard_all, "the target has heard of it")
         assert row.programs["B"].saw_reset, "a stream that was cut off ended as if it were whole"
-        assert shared.pipes.usable
+        assert shared.pipes.can_splice
         for program in row.programs.values():
             program.sock.close()
 
@@ -348,13 +351,13 @@ async def test_where_the_kernel_cannot_splice_bytes_are_copied(monkeypatch: pyte
 
     monkeypatch.setattr(os, "splice", unable)
     async with shared_parts() as shared:
-        row = Row(shared, sealed=False, small=False)
+        row = Row(shared, encrypted=False, small=False)
         row.programs["A"].offered = len(PATTERN)
         for program in row.programs.values():
             program.ending = True
         await wait_until_async(row.heard_all, "both relays closed")
         assert bytes(row.programs["B"].heard) == PATTERN
-        assert not shared.pipes.usable
+        assert not shared.pipes.can_splice
         for program in row.programs.values():
             program.sock.close()
 
@@ -362,7 +365,7 @@ async def test_where_the_kernel_cannot_splice_bytes_are_copied(monkeypatch: pyte
 async def test_a_defect_ends_one_relay_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with no_descriptor_leak():
         async with shared_parts() as shared:
-            first, second = (Row(shared, sealed=False, small=False) for _ in range(2))
+            first, second = (Row(shared, encrypted=False, small=False) for _ in range(2))
 
             def defect(self: Flow, events: int) -> None:
                 raise RuntimeError("a slip")
@@ -371,7 +374,7 @@ async def test_a_defect_ends_one_relay_and_is_told(monkeypatch: pytest.MonkeyPat
                 patch.setattr(Flow, "pump", defect)
                 first.programs["A"].offered = 10
                 await first.wait_until_async(lambda: not first.left.open, "the relay is over")
-            assert first.events.said("a defect ended relay 7: RuntimeError: a slip")
+            assert first.events.said("an internal error ended relay 7: RuntimeError: a slip")
             second.programs["A"].offered = 10
             for row in (first, second):
                 for program in row.programs.values():
@@ -384,10 +387,10 @@ async def test_a_defect_ends_one_relay_and_is_told(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_nobody_is_given_up_who_was_not_reset(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(relay_module, "_LAST_WORDS", 0.0)
+    monkeypatch.setattr(relay_module, "RESET_FLUSH_TIMEOUT_S", 0.0)
     with no_descriptor_leak():
         async with shared_parts() as shared:
-            row = Row(shared, sealed=kind == "sealed", small=kind != "spliced")
+            row = Row(shared, encrypted=kind == "encrypted", small=kind != "spliced")
             for number in range(1, 20):
                 for program in row.programs.values():
                     program.offered = number
@@ -407,10 +410,10 @@ async def test_nobody_is_given_up_who_was_not_reset(monkeypatch: pytest.MonkeyPa
 async def test_what_was_said_before_a_reset_does_not_wait_for_a_stalled_reader_for_ever(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(relay_module, "_LAST_WORDS", 0.2)
+    monkeypatch.setattr(relay_module, "RESET_FLUSH_TIMEOUT_S", 0.2)
     with no_descriptor_leak():
         async with shared_parts() as shared:
-            row = Row(shared, sealed=kind == "sealed", small=kind != "spliced")
+            row = Row(shared, encrypted=kind == "encrypted", small=kind != "spliced")
             visitor, target = row.programs["A"], row.programs["B"]
             target.stalled = True
             visitor.offered = len(PATTERN)
@@ -434,7 +437,7 @@ async def test_what_was_said_before_a_reset_does_not_wait_for_a_stalled_reader_f
 async def test_cutting_closes_every_relay_at_once() -> None:
     with no_descriptor_leak():
         async with shared_parts() as shared:
-            row = Row(shared, sealed=False, small=False)
+            row = Row(shared, encrypted=False, small=False)
             row.programs["A"].offered = 10
             await row.wait_until_async(lambda: row.programs["B"].heard, "it relays")
             row.left.finish()
@@ -445,14 +448,14 @@ async def test_cutting_closes_every_relay_at_once() -> None:
                 program.sock.close()
 
 
-@pytest.mark.parametrize("sealed", [False, True])
-async def test_nothing_of_a_relay_waits_for_the_collector(*, sealed: bool) -> None:
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_nothing_of_a_relay_waits_for_the_collector(*, encrypted: bool) -> None:
     """An encrypted one has a hundred KiB outside Python's heap, of which the garbage collector knows nothing."""
     gc.collect()
     gc.disable()
     try:
         async with shared_parts() as shared:
-            row = Row(shared, sealed=sealed, small=False)
+            row = Row(shared, encrypted=encrypted, small=False)
             for program in row.programs.values():
                 program.offered = 10
                 program.ending = True
@@ -462,6 +465,6 @@ async def test_nothing_of_a_relay_waits_for_the_collector(*, sealed: bool) -> No
             del row, program
             await run_loop_turns(2)
             alive = [thing for thing in gc.get_objects() if isinstance(thing, (Flow, Relay, TlsSession))]
-            assert [thing for thing in alive if thing is not relay_module._NOBODY] == []
+            assert [thing for thing in alive if thing is not relay_module._CLOSED_FLOW] == []
     finally:
         gc.enable()

@@ -47,7 +47,7 @@ class Taker:
         assert self.server is not None
         link.begin(self, self.server, self, 60.0)
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         self.defects.append(error)
 
     def link_changed(self, link: Link) -> None:
@@ -84,7 +84,7 @@ class Door:
         self.taker.server = self.server
 
     async def open(self) -> None:
-        await self.server.open(await listeners.bind(self.spec, listeners.wanted(self.spec, None)))
+        await self.server.open(await listeners.bind(self.spec, listeners.listening_addresses(self.spec, None)))
         self.tunnel = ("127.0.0.1", self.server.acceptors[listeners.TUNNEL].port)
         self.data = ("127.0.0.1", self.server.acceptors[listeners.DATA].port)
 
@@ -155,14 +155,14 @@ class Answering:
     def on_closed(self, reason: str) -> None:
         """Ignore the end of the channel."""
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         raise error
 
 
 def client_hello() -> bytes:
     session = tls.TlsSession(tls.pinned_context(), server_side=False)
-    session.handshake()
-    return session.take()
+    session.do_handshake()
+    return session.data_to_send()
 
 
 async def test_a_stranger_who_resets_after_the_first_byte_of_tls_leaves_nothing(door: Door) -> None:
@@ -180,9 +180,9 @@ async def test_a_greeting_in_pieces_within_one_turn_is_whole(door: Door) -> None
     hello = client_hello()
     await wait_until_async(lambda: len(door.server._pending) == 1, "it was accepted")
     sock.send(hello[:40])
-    door.shared.reactor._turn()
+    door.shared.reactor._run_turn()
     sock.send(hello[40:])
-    door.shared.reactor._turn()
+    door.shared.reactor._run_turn()
     answer = b""
 
     def answered() -> bool:
@@ -276,10 +276,10 @@ async def test_a_data_connection_that_ends_with_its_preface_is_not_pooled(door: 
     living = door.knock(door.data, frames.encode_preface(secret, 9))
     await wait_until_async(lambda: 9 in link.pool._idle, "the living one is pooled")
     await wait_until_async(lambda: len(door.shared.reactor) == watched + 1, "the others are closed")
-    data = link.pool.take()
+    data = link.pool.acquire()
     assert data is not None
     assert data.ident == 9
-    assert link.pool.take() is None
+    assert link.pool.acquire() is None
     door.shared.reactor.close(data.sock)
     living.close()
     channel.close("done")
@@ -312,18 +312,18 @@ async def test_an_answer_that_came_while_the_server_was_stopped_counts(door: Doo
     channel, _ = await greet(door)
     link = door.taker.links[0]
     await wait_until_async(lambda: channel._frames, "the first ping is here")
-    door.shared.reactor.release(channel._sock)
+    door.shared.reactor.unregister(channel._sock)
     stopped, answered = threading.Event(), threading.Event()
 
     def answer() -> None:
         stopped.wait(GUARD_S)
         channel._sock.setblocking(True)
-        channel._session.feed(channel._sock.recv(4096))
+        channel._session.receive_data(channel._sock.recv(4096))
         view = memoryview(bytearray(4096))
         [(kind, payload)] = frames.FrameDecoder().feed(bytes(view[: channel._session.read_into(view)]))
         assert kind is Kind.PING
         channel._session.write(frames.encode(Kind.PONG, payload))
-        channel._sock.send(channel._session.take())
+        channel._sock.send(channel._session.data_to_send())
         answered.set()
 
     client = threading.Thread(target=answer)
@@ -344,8 +344,8 @@ async def test_a_client_that_leaves_with_its_greeting_is_not_waited_for(
 ) -> None:
     door.server._pending = PendingConnections(limits=AdmissionLimits(timeout_s=10 * GUARD_S))
     hello = tls.TlsSession(tls.pinned_context(), server_side=False)
-    hello.handshake()
-    sock = door.knock(door.tunnel, hello.take())
+    hello.do_handshake()
+    sock = door.knock(door.tunnel, hello.data_to_send())
     sock.shutdown(socket.SHUT_WR)  # greeting and end arrive as one event
     await wait_until_async(lambda: door.stats.refused_handshakes == 1, "it is refused")
     await wait_until_async(lambda: door.idle, "its socket is closed")

@@ -6,62 +6,59 @@ import resource
 import pytest
 
 from tests.support.engine_parts import no_descriptor_leak
-from tunnel.runtime import splice
-from tunnel.runtime.splice import Pipes
+from tunnel.runtime.splice import PipePool
 
 
-def test_an_empty_pipe_is_kept_and_lent_again() -> None:
+def test_an_empty_pipe_is_kept_and_reused() -> None:
     with no_descriptor_leak():
-        pipes = Pipes()
-        pipe = pipes.take()
+        pipes = PipePool()
+        pipe = pipes.acquire()
         assert pipe is not None
         assert pipe.size >= 4096
-        pipes.give_back(pipe)
-        assert pipes.take() is pipe
-        pipes.give_back(pipe)
+        pipes.release(pipe)
+        assert pipes.acquire() is pipe
+        pipes.release(pipe)
         pipes.close()
 
 
-def test_a_pipe_with_bytes_in_it_is_read_by_nobody_else() -> None:
+def test_a_pipe_with_bytes_in_it_is_never_reused() -> None:
     with no_descriptor_leak():
-        pipes = Pipes()
-        pipe = pipes.take()
+        pipes = PipePool()
+        pipe = pipes.acquire()
         assert pipe is not None
-        pipe.held = os.write(pipe.inlet, b"somebody's")
-        pipes.give_back(pipe)
-        other = pipes.take()
+        pipe.buffered = os.write(pipe.write_fd, b"leftover")
+        pipes.release(pipe)
+        other = pipes.acquire()
         assert other is not None
         with pytest.raises(BlockingIOError):
-            os.read(other.outlet, 1)
-        pipes.give_back(other)
+            os.read(other.read_fd, 1)
+        pipes.release(other)
         pipes.close()
 
 
-def test_few_are_kept_and_not_too_many_lent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splice, "_KEPT", 2)
-    monkeypatch.setattr(splice, "_AT_ONCE", 5)
+def test_few_idle_pipes_are_kept_and_the_number_in_use_is_limited() -> None:
     with no_descriptor_leak():
-        pipes = Pipes()
-        lent = [pipe for _ in range(8) if (pipe := pipes.take())]
-        assert len(lent) == 5
-        for pipe in lent:
-            pipes.give_back(pipe)
-        assert len(pipes._free) == 2
+        pipes = PipePool(max_idle=2, max_in_use=5)
+        acquired = [pipe for _ in range(8) if (pipe := pipes.acquire())]
+        assert len(acquired) == 5
+        for pipe in acquired:
+            pipes.release(pipe)
+        assert len(pipes._idle) == 2
         pipes.close()
 
 
-def test_without_descriptors_or_a_kernel_that_can_there_is_no_pipe() -> None:
+def test_there_is_no_pipe_without_descriptors_or_kernel_support() -> None:
     with no_descriptor_leak():
-        pipes = Pipes()
+        pipes = PipePool()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-            assert pipes.take() is None
+            assert pipes.acquire() is None
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        pipe = pipes.take()
+        pipe = pipes.acquire()
         assert pipe is not None
-        pipes.give_back(pipe)
+        pipes.release(pipe)
         pipes.close()
-        pipes.usable = False
-        assert pipes.take() is None
+        pipes.disable_splicing()
+        assert pipes.acquire() is None

@@ -10,7 +10,7 @@ from tests.support.engine_parts import no_descriptor_leak, other_pem, pem, serve
 from tunnel.model.address import Address
 from tunnel.model.spec import DataTls, Role, TunnelSpec
 from tunnel.runtime import tls
-from tunnel.runtime.tls import Identity, TlsError, TlsSession
+from tunnel.runtime.tls import SelfSignedCertificate, TlsError, TlsSession
 
 
 def read(session: TlsSession) -> bytes:
@@ -26,14 +26,14 @@ def read(session: TlsSession) -> bytes:
 def test_plaintext_survives_any_cutting_of_the_ciphertext(said: bytes, cuts: list[int]) -> None:
     client, server = tls_pair()
     client.write(said)
-    sealed, heard, turn = client.take(), b"", 0
+    sealed, heard, turn = client.data_to_send(), b"", 0
     while sealed:
         cut = cuts[turn % len(cuts)]
-        server.feed(sealed[:cut])
+        server.receive_data(sealed[:cut])
         sealed, turn = sealed[cut:], turn + 1
         heard += read(server)
     assert heard == said
-    assert not server.closed
+    assert not server.peer_closed
 
 
 @pytest.mark.parametrize("reading", [True, False])
@@ -41,49 +41,49 @@ def test_a_half_close_swallows_nothing(*, reading: bool) -> None:
     """One end says that it is done while the other's bytes are on their way, or here and unread."""
     client, server = tls_pair()
     server.write(b"a" * 40_000)
-    client.feed(server.take())
+    client.receive_data(server.data_to_send())
     heard = read(client) if reading else b""
     client.close_notify()
-    server.feed(client.take())
+    server.receive_data(client.data_to_send())
     assert read(server) == b""
-    assert server.closed
+    assert server.peer_closed
     server.write(b"b" * 20_000)
-    client.feed(server.take())
-    assert not client.closed
+    client.receive_data(server.data_to_send())
+    assert not client.peer_closed
     assert heard + read(client) == b"a" * 40_000 + b"b" * 20_000
     server.close_notify()
-    client.feed(server.take())
+    client.receive_data(server.data_to_send())
     assert read(client) == b""
-    assert client.closed
+    assert client.peer_closed
 
 
 def test_the_end_comes_after_the_last_byte() -> None:
     client, server = tls_pair()
     client.write(b"last")
     client.close_notify()
-    server.feed(client.take())
+    server.receive_data(client.data_to_send())
     assert read(server) == b"last"
-    assert server.closed
+    assert server.peer_closed
 
 
 def test_a_connection_that_was_cut_is_no_end() -> None:
     client, server = tls_pair()
     client.write(b"half")
-    server.feed(client.take())
+    server.receive_data(client.data_to_send())
     assert read(server) == b"half"
-    server.feed_eof()
+    server.receive_eof()
     with pytest.raises(TlsError):
         read(server)
-    assert not server.closed
+    assert not server.peer_closed
 
 
 @given(st.integers(5, 100), st.integers(1, 255))
 def test_a_changed_byte_is_noticed(at: int, flip: int) -> None:
     client, server = tls_pair()
     client.write(b"x" * 100)
-    sealed = bytearray(client.take())
+    sealed = bytearray(client.data_to_send())
     sealed[at] ^= flip
-    server.feed(bytes(sealed))
+    server.receive_data(bytes(sealed))
     with pytest.raises(TlsError):
         read(server)
 
@@ -91,25 +91,25 @@ def test_a_changed_byte_is_noticed(at: int, flip: int) -> None:
 @given(st.binary(min_size=1, max_size=300))
 def test_garbage_is_no_handshake(garbage: bytes) -> None:
     server = TlsSession(server_context(), server_side=True)
-    server.feed(garbage)
-    server.feed_eof()
+    server.receive_data(garbage)
+    server.receive_eof()
     with pytest.raises(TlsError, match="the TLS handshake failed"):
-        server.handshake()
+        server.do_handshake()
 
 
 def test_a_certificate_is_what_both_ends_take_it_for() -> None:
     client, server = tls_pair()
-    assert client.certificate() == tls.own_certificate(server_context()) != b""
-    assert server.certificate() == b""
-    assert tls.own_certificate(server_context(other_pem)) != client.certificate()
+    assert client.peer_certificate() == tls.presented_certificate(server_context()) != b""
+    assert server.peer_certificate() == b""
+    assert tls.presented_certificate(server_context(other_pem)) != client.peer_certificate()
 
 
 async def test_a_process_makes_one_certificate_and_leaves_nothing_open() -> None:
-    identity = Identity()
+    identity = SelfSignedCertificate()
     first = await identity.context()
     with no_descriptor_leak():
         assert await identity.context() is first
-        assert await Identity().context() is not first
+        assert await SelfSignedCertificate().context() is not first
 
 
 def spec(**rest: object) -> TunnelSpec:
@@ -123,11 +123,11 @@ async def test_files_are_taken_and_their_faults_named(tmp_path_factory: pytest.T
     good.write_bytes(pem())
     other.write_bytes(other_pem())
     bad.write_text("nothing of the kind")
-    context = await tls.server_context(spec(tls_cert=good, tls_key=good), Identity())
-    assert tls.own_certificate(context) == tls.own_certificate(server_context())
+    context = await tls.server_context(spec(tls_cert=good, tls_key=good), SelfSignedCertificate())
+    assert tls.presented_certificate(context) == tls.presented_certificate(server_context())
     for cert, key in ((bad, bad), (good, other), (none, none)):
         with pytest.raises(TlsError, match=f"cannot use {cert} with {key}: "):
-            await tls.server_context(spec(tls_cert=cert, tls_key=key), Identity())
+            await tls.server_context(spec(tls_cert=cert, tls_key=key), SelfSignedCertificate())
     for ca in (bad, none):
         with pytest.raises(TlsError, match=f"cannot use {ca}: "):
             tls.client_context(spec(role=Role.CLIENT, data_tls=DataTls.VERIFIED, tls_ca=ca))

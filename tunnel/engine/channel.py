@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from tunnel.model.errors import TunnelError
 from tunnel.protocol.frames import Frame, FrameDecoder, ProtocolError
 from tunnel.runtime import sockets
-from tunnel.runtime.reactor import ENDING, READ, WRITE
+from tunnel.runtime.reactor import HANGUP, READABLE, WRITABLE
 from tunnel.runtime.tls import TlsError, TlsSession
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class FrameReceiver(Protocol):
     def on_closed(self, reason: str) -> None:
         """Handle the end of the channel, which is closed."""
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         """Handle a defect in ``on_frames``."""
 
 
@@ -68,10 +68,10 @@ class ControlChannel:
         self._peer_closed = False
         self.closed_reason: str | None = None
         """why the channel is closed; None while it is open"""
-        self.peer = sockets.peer_of(sock)
-        self.local = sockets.show(sock.getsockname())
-        session.feed(first)
-        reactor.hand_over(sock, self._ready)
+        self.peer = sockets.format_peer(sock)
+        self.local = sockets.format_address(sock.getsockname())
+        session.receive_data(first)
+        reactor.set_handler(sock, self._ready)
 
     # --- handshake ------------------------------------------------------------------------------------------------
 
@@ -84,7 +84,7 @@ class ControlChannel:
             self._peer_closed = False
         while not self._is_secure:
             await self._wait_for_change()
-        return self._session.certificate()
+        return self._session.peer_certificate()
 
     async def receive(self) -> Frame:
         """The next frame of the handshake. Raises ChannelLostError."""
@@ -125,12 +125,12 @@ class ControlChannel:
         """Read ``size`` bytes at once from now on."""
         self._read_size = size
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         """Close the channel because of a defect in one of its handlers, and report it to the receiver."""
         receiver = self._receiver
         self._close("a defect in this program")
         if receiver is not None:
-            receiver.crashed(error)
+            receiver.on_handler_error(error)
 
     async def _wait_for_change(self) -> None:
         if self.closed_reason is not None:
@@ -158,11 +158,11 @@ class ControlChannel:
     # --- bytes ----------------------------------------------------------------------------------------------------
 
     def _ready(self, events: int) -> None:
-        if events & ENDING:
+        if events & HANGUP:
             self._peer_closed = True
-        if events & WRITE and self._unsent:
+        if events & WRITABLE and self._unsent:
             self._write(self._unsent)
-        if self.closed_reason is None and (events & READ or not events):
+        if self.closed_reason is None and (events & READABLE or not events):
             self._read()
 
     def _read(self) -> None:
@@ -172,27 +172,27 @@ class ControlChannel:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._close(sockets.describe(error))
+                self._close(sockets.describe_error(error))
                 return
             if not data:
                 self._close("the other end closed the connection")
                 return
-            self._session.feed(data)
+            self._session.receive_data(data)
             try:
                 self._process_input()
             except (ProtocolError, TlsError) as error:
-                self._write(self._session.take())  # a TLS alert, if there is one
+                self._write(self._session.data_to_send())  # a TLS alert, if there is one
                 self._close(str(error))
             if self.closed_reason is not None or (len(data) < self._read_size and not self._peer_closed):
                 return
-        self._reactor.again(self._ready)
+        self._reactor.call_again(self._ready)
 
     def _process_input(self) -> None:
         if not self._is_secure:
             self._continue_handshake()
             if not self._is_secure:
                 return
-        view = self._reactor.view
+        view = self._reactor.scratch
         while got := self._session.read_into(view):
             frames = self._decoder.feed(bytes(view[:got]))
             if self._receiver is not None:
@@ -202,20 +202,20 @@ class ControlChannel:
                 self._wake_waiter()
             if self.closed_reason is not None:
                 return
-        if self._session.pending_out:
-            self._write(self._session.take())
-        if self._session.closed:
+        if self._session.bytes_to_send:
+            self._write(self._session.data_to_send())
+        if self._session.peer_closed:
             self._close("the other end closed the connection")
 
     def _continue_handshake(self) -> None:
         is_complete = False
         try:
-            is_complete = self._session.handshake()
+            is_complete = self._session.do_handshake()
         except TlsError as error:
-            self._write(self._session.take())
+            self._write(self._session.data_to_send())
             self._close(str(error))
             return
-        self._write(self._session.take())
+        self._write(self._session.data_to_send())
         if is_complete and not self._is_secure:
             self._is_secure = True
             self._wake_waiter()
@@ -229,7 +229,7 @@ class ControlChannel:
             except TlsError as error:
                 self._close(str(error))
                 return
-            self._write(self._session.take())
+            self._write(self._session.data_to_send())
 
     def _write(self, data: bytes | memoryview) -> None:
         if self._unsent and data is not self._unsent:
@@ -242,7 +242,7 @@ class ControlChannel:
             sent = 0
         except OSError as error:
             self._unsent = b""
-            self._close(sockets.describe(error))
+            self._close(sockets.describe_error(error))
             return
         self._unsent = memoryview(data)[sent:] if sent < len(data) else b""
         if len(self._unsent) > self._max_unsent_bytes:

@@ -15,8 +15,8 @@ from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.spec import DataTls, Direction, Mode, TunnelSpec
 from tunnel.protocol.frames import Kind, ProtocolError, decode_text
 from tunnel.protocol.handshake import ClientHandshake, HandshakeRefusedError
-from tunnel.runtime import sockets, tls
-from tunnel.runtime.reactor import FAILED
+from tunnel.runtime import resolver, sockets, tls
+from tunnel.runtime.reactor import CONNECT_FAILED
 
 if TYPE_CHECKING:
     import socket
@@ -46,7 +46,7 @@ class LinkConnector:
         self._reactor = reactor
         self._event_log = event_log
         self._instance = secrets.token_hex(8)
-        self._server = sockets.Dialled(spec.tunnel)
+        self._server = resolver.DialTarget(spec.tunnel)
 
     def update_spec(self, spec: TunnelSpec) -> None:
         """Use the settings of a changed spec from now on."""
@@ -84,14 +84,16 @@ class LinkConnector:
         """Connect to the server: the socket, its remote address, the duration of the TCP handshake in seconds."""
         spec = self._spec
         try:
-            candidates = await self._server.refresh()
+            candidates = await self._server.resolve()
         except OSError as error:
-            raise LinkFailedError(f"cannot connect to the server {spec.tunnel}: {sockets.describe(error)}") from None
+            raise LinkFailedError(
+                f"cannot connect to the server {spec.tunnel}: {sockets.describe_error(error)}"
+            ) from None
         problem: OSError = OSError("it has no address")
         for family, sockaddr in candidates:
             started_at = time.monotonic()
             try:
-                sock = sockets.begin_connect(family, sockaddr)
+                sock = sockets.start_connect(family, sockaddr)
             except OSError as error:
                 problem = error
                 continue
@@ -104,10 +106,10 @@ class LinkConnector:
             except BaseException:
                 self._reactor.close(sock)
                 raise
-            self._server.answered(sockaddr)
-            sockets.limit_silence(sock, _SILENT_INTERVALS * spec.settings.report_interval)
+            self._server.prefer(sockaddr)
+            sockets.set_user_timeout(sock, _SILENT_INTERVALS * spec.settings.report_interval)
             return sock, sockaddr, time.monotonic() - started_at
-        raise LinkFailedError(f"cannot connect to the server {spec.tunnel}: {sockets.describe(problem)}")
+        raise LinkFailedError(f"cannot connect to the server {spec.tunnel}: {sockets.describe_error(problem)}")
 
     async def _authenticate(
         self, channel: ControlChannel, sockaddr: SockAddr, round_trip_s: float
@@ -132,7 +134,7 @@ class LinkConnector:
             direction=welcome.direction,
             channel=channel,
             reactor=self._reactor,
-            at_entrance=welcome.direction is Direction.FORWARD,
+            is_ingress=welcome.direction is Direction.FORWARD,
             data_tls=welcome.data_tls,
         )
         link.negotiate_limits(ours, welcome.bounds, default_limits(spec.settings))
@@ -156,7 +158,7 @@ async def _wait_connected(reactor: Reactor, sock: socket.SocketType) -> None:
 
     def ready(events: int) -> None:
         if not done.done():
-            error = sockets.connect_error(sock) if events & FAILED else None
+            error = sockets.get_connect_error(sock) if events & CONNECT_FAILED else None
             if error is None:
                 done.set_result(None)
             else:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunnel.runtime.reactor import Reactor
-from tunnel.runtime.splice import Pipes
-from tunnel.runtime.tls import Identity
+from tunnel.runtime.splice import PipePool
+from tunnel.runtime.tls import SelfSignedCertificate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +17,8 @@ class EngineContext:
 
     def __init__(self) -> None:
         self.reactor = Reactor()
-        self.pipes = Pipes(self.reactor.descriptors.ceiling)
-        self.identity = Identity()
+        self.pipes = PipePool(self.reactor.fd_budget.visitor_ceiling)
+        self.identity = SelfSignedCertificate()
         self._activity_subscribers: list[Callable[[str], None]] = []
 
     def subscribe_activity(self, callback: Callable[[str], None]) -> None:

@@ -1,7 +1,7 @@
-"""Targets out: for every signal dial the target and relay. Knows nothing of server or client.
+"""The egress: for every signal it dials the target and starts a relay. Independent of the role (server or client).
 
-When the target does not answer, the entrance is told at once, and the exit tries it by itself, with growing pauses,
-until it does: so the tunnel shows the truth although no visitor comes. Visitors are tried all the same.
+If the target does not answer, the ingress is informed at once, and the egress probes the target with growing delays
+until it answers. So the tunnel's state is true even while no visitor comes. Visitors' dials are made all the same.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Final
 
-from tunnel.engine.relays import Relays
+from tunnel.engine.relays import RelaySet
 from tunnel.runtime import backoff, sockets
-from tunnel.runtime.reactor import FAILED
+from tunnel.runtime.reactor import CONNECT_FAILED
+from tunnel.runtime.resolver import DialTarget
 
 if TYPE_CHECKING:
     import socket
@@ -24,83 +25,83 @@ if TYPE_CHECKING:
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
+    from tunnel.runtime.resolver import Candidate
     from tunnel.runtime.sockets import SockAddr
-    from tunnel.runtime.splice import Pipes
-
-    Candidate = tuple[socket.AddressFamily, SockAddr]
-
-DIAL_LIMIT: Final = 10.0
-"""Seconds until a target that does not answer counts as unreachable."""
+    from tunnel.runtime.splice import PipePool
 
 
-class Dial:
-    """One attempt to reach the target: for a visitor, or (without link and data connection) to see whether it answers.
+DIAL_TIMEOUT_S: Final = 10.0
+"""Time after which a target that does not answer counts as unreachable."""
 
-    Owns its sockets until it hands them over or fails.
+
+class TargetDial:
+    """One attempt to connect to the target: for a visitor, or as a probe (without link and data connection).
+
+    Owns its socket until it succeeds or fails.
     """
 
-    __slots__ = ("_exit", "_sock", "_sockaddr", "_untried", "data", "deadline", "ends_after", "link")
+    __slots__ = ("_egress", "_remaining", "_sock", "_sockaddr", "data", "deadline", "end_offset", "link")
 
-    def __init__(self, owner: Exit, link: Link | None, data: DataConnection | None, deadline: float) -> None:
+    def __init__(self, owner: Egress, link: Link | None, data: DataConnection | None, deadline: float) -> None:
         self.link = link
         self.data = data
-        self.ends_after: int | None = None
-        """bytes after which the visitor has ended already, if so"""
+        self.end_offset: int | None = None
+        """bytes after which the visitor has already ended, if it has"""
         self.deadline = deadline
-        self._exit = owner
-        self._untried: Iterator[Candidate] = iter(())
+        self._egress = owner
+        self._remaining: Iterator[Candidate] = iter(())
         self._sock: socket.SocketType | None = None
         self._sockaddr: SockAddr | None = None
 
-    def begin(self, candidates: list[Candidate]) -> None:
-        """Try these in turn."""
-        self._untried = iter(candidates)
-        self._next(OSError("it has no address"))
+    def start(self, candidates: list[Candidate]) -> None:
+        """Try these addresses one after the other."""
+        self._remaining = iter(candidates)
+        self._try_next(OSError("it has no address"))
 
-    def _next(self, error: OSError) -> None:
-        for family, sockaddr in self._untried:
+    def _try_next(self, error: OSError) -> None:
+        for family, sockaddr in self._remaining:
             try:
-                sock = sockets.begin_connect(family, sockaddr)
+                sock = sockets.start_connect(family, sockaddr)
             except OSError as problem:
                 error = problem
                 continue
             self._sock, self._sockaddr = sock, sockaddr
-            self._exit.reactor.register(sock, self.ready)
+            self._egress.reactor.register(sock, self.ready)
             return
-        self._exit.dial_failed(self, error)
+        self._egress.on_dial_failed(self, error)
 
     def ready(self, events: int) -> None:
-        """The connection attempt is over."""
+        """Handle the end of a connection attempt."""
         sock, sockaddr = self._sock, self._sockaddr
         if sock is None or sockaddr is None:
             return
-        error = sockets.connect_error(sock) if events & FAILED else None
+        error = sockets.get_connect_error(sock) if events & CONNECT_FAILED else None
         self._sock = None
         if error is None:
-            self._exit.dialled(self, sock, sockaddr, events)
+            self._egress.on_dial_succeeded(self, sock, sockaddr, events)
         else:
-            self._exit.reactor.close(sock)
-            self._next(error)
+            self._egress.reactor.close(sock)
+            self._try_next(error)
 
     def release(self) -> None:
-        """Close the socket that is connecting."""
-        self._untried = iter(())
+        """Give up: close the socket that is connecting."""
+        self._remaining = iter(())
         if self._sock is not None:
-            self._exit.reactor.close(self._sock)
+            self._egress.reactor.close(self._sock)
             self._sock = None
 
-    def crashed(self, error: Exception) -> None:
-        """A defect: this attempt's alone."""
-        self._exit.dial_failed(self, OSError(f"a defect in this program ({type(error).__name__}: {error})"))
+    def on_handler_error(self, error: Exception) -> None:
+        """Fail this attempt alone, after a defect in it."""
+        self._egress.on_dial_failed(self, OSError(f"internal error ({type(error).__name__}: {error})"))
 
 
-class Exit(Relays):
-    """The end that dials targets. Owns the attempts under way and the relays."""
+class Egress(RelaySet):
+    """The end that dials the target. Owns the dials in progress and the relays."""
 
     def __init__(
         self,
         reactor: Reactor,
-        pipes: Pipes,
+        pipes: PipePool,
         stats: Stats,
         event_log: EventLog,
         target: Address,
@@ -110,33 +111,33 @@ class Exit(Relays):
     ) -> None:
         super().__init__(reactor, pipes, stats, event_log, on_crash)
         self._loop = asyncio.get_running_loop()
-        self._target = sockets.Dialled(target)
+        self._target = DialTarget(target)
         self._changed = changed
         self._link: Link | None = None
-        self._dials: dict[Dial, None] = {}  # in the order of their deadlines
-        self._waiting: dict[int, Dial] = {}  # those of visitors, by the id of their data connection
-        self._resolving: dict[asyncio.Task[None], Dial] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._probe: asyncio.TimerHandle | None = None
-        self.pause_cap = 5.0
-        """longest pause between two tries of a target that does not answer, in seconds"""
+        self._dials: dict[TargetDial, None] = {}  # ordered by deadline
+        self._by_data_id: dict[int, TargetDial] = {}  # dials for visitors, by the id of their data connection
+        self._resolving: dict[asyncio.Task[None], TargetDial] = {}
+        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None
+        self.max_retry_delay_s = 5.0
+        """longest delay between two probes of a target that does not answer"""
         self.trouble: str | None = None
-        """what is wrong with the target, as a sentence"""
+        """why the target cannot be reached, as a sentence; None while it can"""
         self.attempt = 0
-        """failures in a row"""
-        self.next_try = 0.0
-        """when the target is tried again, on the loop's clock"""
+        """failed attempts in a row"""
+        self.next_attempt_at = 0.0
+        """when the target is probed next, on the loop's clock"""
 
     @property
     def address(self) -> str:
-        """The target."""
+        """The target's address, as text."""
         return str(self._target.address)
 
     @property
-    def promised(self) -> int:
-        """A target for each data connection, and for each whose target's name is being resolved.
+    def reserved(self) -> int:
+        """Descriptors needed yet: one target socket for each idle connection, and for each dial that is being resolved.
 
-        Of those under way a client has the descriptors already; a server judges each when it arrives.
+        Data connections that are being dialled have their descriptors at a client; a server checks each on arrival.
         """
         link = self._link
         if link is None:
@@ -144,178 +145,183 @@ class Exit(Relays):
         return len(self._resolving) + len(link.pool) + (link.dialing if link.is_client else 0)
 
     @property
-    def busy(self) -> bool:
-        """Whether there are visitors that a drain waits for."""
-        return super().busy or any(dial.data is not None for dial in self._dials)
+    def is_busy(self) -> bool:
+        """Whether a drain has visitors to wait for."""
+        return super().is_busy or any(dial.data is not None for dial in self._dials)
 
     def attach(self, link: Link) -> None:
-        """Serve this link's signals."""
+        """Serve the signals of this link."""
         self._link = link
         if self.trouble is not None:
             link.send_target_status(self.trouble)
 
     def detach(self) -> None:
-        """The link is gone. Relays and attempts under way go on."""
+        """Handle the loss of the link. Relays and dials in progress continue."""
         self._link = None
-        self.link_lost()
+        self.on_link_lost()
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
     def launch(self, idents: tuple[int, ...]) -> None:
-        """Signals: visitors have come over these data connections."""
+        """Dial the target for the visitors of these data connections."""
         link = self._link
         if link is None:
             return
         self.stats.signals += len(idents)
         self.stats.total += len(idents)
-        deadline = self._loop.time() + DIAL_LIMIT
+        deadline = self._loop.time() + DIAL_TIMEOUT_S
         for ident in idents:
             data = link.pool.claim(ident)
             if data is None:
                 self.stats.failed += 1
-                link.send_visitor_failed(ident, "its data connection was lost on the way")
+                link.send_visitor_failed(ident, "its data connection was lost")
             else:
-                self._dial(Dial(self, link, data, deadline))
+                self._start_dial(TargetDial(self, link, data, deadline))
 
-    def _dial(self, dial: Dial) -> None:
+    def _start_dial(self, dial: TargetDial) -> None:
         self._dials[dial] = None
         if dial.data is not None:
-            self._waiting[dial.data.ident] = dial
-        if self._timer is None:
-            self._timer = self.reactor.later(dial.deadline - self._loop.time(), self._expire)
-        candidates = self._target.ready()
+            self._by_data_id[dial.data.ident] = dial
+        if self._deadline_timer is None:
+            self._deadline_timer = self.reactor.call_later(dial.deadline - self._loop.time(), self._on_deadline)
+        candidates = self._target.cached()
         if candidates is not None:
-            dial.begin(candidates)
+            dial.start(candidates)
             return
         task = self._loop.create_task(self._resolve(dial))
         self._resolving[task] = dial
         task.add_done_callback(lambda done: self._resolving.pop(done, None))
 
-    async def _resolve(self, dial: Dial) -> None:
+    async def _resolve(self, dial: TargetDial) -> None:
         try:
-            candidates = await self._target.refresh()
+            candidates = await self._target.resolve()
         except OSError as error:
-            self.dial_failed(dial, error)
+            self.on_dial_failed(dial, error)
         else:
             if dial in self._dials:
-                dial.begin(candidates)
+                dial.start(candidates)
 
-    def dialled(self, dial: Dial, sock: socket.SocketType, sockaddr: SockAddr, events: int) -> None:
-        """The target has answered."""
-        self._done(dial)
-        self._target.answered(sockaddr)
+    def on_dial_succeeded(self, dial: TargetDial, sock: socket.SocketType, sockaddr: SockAddr, events: int) -> None:
+        """Relay the visitor to the connected target; a probe only shows that the target answers."""
+        self._forget_dial(dial)
+        self._target.prefer(sockaddr)
         if self.trouble is not None:
-            self._recovered()
+            self._on_target_recovered()
         if dial.data is None or dial.link is None:
             self.reactor.close(sock)
             return
         stats = self.stats
-        relay = self.join(
-            sock, dial.data, dial.link, near_events=events, inward=stats.to_visitors, outward=stats.from_visitors
+        relay = self.start(
+            sock,
+            dial.data,
+            dial.link,
+            near_events=events,
+            from_near=stats.to_visitors,
+            to_near=stats.from_visitors,
         )
-        if dial.ends_after is not None:
-            relay.expect_end(dial.ends_after)
+        if dial.end_offset is not None:
+            relay.set_end_offset(dial.end_offset)
 
     def ended(self, ident: int, total: int) -> None:
-        """The entrance's visitor has ended after so many bytes."""
+        """Note that the visitor of a data connection has ended after ``total`` bytes."""
         link = self._link
         if link is None:
             return
         relay = link.relays.get(ident)
         if relay is not None:
-            relay.expect_end(total)
+            relay.set_end_offset(total)
             return
-        dial = self._waiting.get(ident)
+        dial = self._by_data_id.get(ident)
         if dial is not None and dial.link is link:
-            dial.ends_after = total
+            dial.end_offset = total
 
-    def _done(self, dial: Dial) -> None:
+    def _forget_dial(self, dial: TargetDial) -> None:
         self._dials.pop(dial, None)
-        if dial.data is not None and self._waiting.get(dial.data.ident) is dial:
-            del self._waiting[dial.data.ident]
+        if dial.data is not None and self._by_data_id.get(dial.data.ident) is dial:
+            del self._by_data_id[dial.data.ident]
 
-    def dial_failed(self, dial: Dial, error: OSError) -> None:
-        """The target cannot be reached: the visitor is closed here and, through a signal, there."""
+    def on_dial_failed(self, dial: TargetDial, error: OSError) -> None:
+        """Disconnect the visitor, here and through FAILED at the ingress; start to probe the target."""
         if dial not in self._dials:
             return
-        self._done(dial)
+        self._forget_dial(dial)
         dial.release()
-        self._target.forget()
-        reason = f"the target {self._target.address} cannot be reached: {sockets.describe(error)}"
+        self._target.invalidate()
+        reason = f"the target {self._target.address} cannot be reached: {sockets.describe_error(error)}"
         if dial.data is not None:
             self.stats.failed += 1
             self.reactor.close(dial.data.sock)
             if dial.link is not None:
                 dial.link.send_visitor_failed(dial.data.ident, reason)
-        self._failed(reason, probe=dial.data is None)
+        self._on_target_failed(reason, probe=dial.data is None)
 
-    def _expire(self) -> None:
-        self._timer = None
+    def _on_deadline(self) -> None:
+        self._deadline_timer = None
         now = self._loop.time()
         for dial in list(self._dials):
             if dial.deadline > now:
-                self._timer = self.reactor.later(dial.deadline - self._loop.time(), self._expire)
+                self._deadline_timer = self.reactor.call_later(dial.deadline - self._loop.time(), self._on_deadline)
                 return
-            self.dial_failed(dial, TimeoutError())
+            self.on_dial_failed(dial, TimeoutError())
 
     def pooled(self) -> None:
-        """Idle connections need nothing of an exit."""
+        """Do nothing: only the ingress waits for idle connections."""
 
     def failed(self, ident: int, reason: str) -> None:
-        """Failures are an entrance's to hear; the link lets none through."""
+        """Do nothing: the link passes failures only to an ingress."""
 
     # --- the target's health --------------------------------------------------------------------------------------
 
-    def _failed(self, reason: str, *, probe: bool) -> None:
+    def _on_target_failed(self, reason: str, *, probe: bool) -> None:
         self.event_log.warn_throttled("target", reason, reason)
         first = self.trouble is None
         self.trouble = reason
         if probe or first:
             self._cancel_probe()
             self.attempt += 1
-            pause = backoff.delay(self.attempt, self.pause_cap, random.uniform)
-            self.next_try = self._loop.time() + pause
-            self._probe = self.reactor.later(pause, self.try_now)
-            self._say()
+            delay = backoff.retry_delay(self.attempt, self.max_retry_delay_s, random.uniform)
+            self.next_attempt_at = self._loop.time() + delay
+            self._probe_timer = self.reactor.call_later(delay, self.probe_now)
+            self._publish_target_state()
 
-    def _recovered(self) -> None:
+    def _on_target_recovered(self) -> None:
         self.event_log.log_info("target", f"the target {self._target.address} answers again")
         self.trouble = None
         self.attempt = 0
         self._cancel_probe()
-        self._say()
+        self._publish_target_state()
 
-    def _say(self) -> None:
+    def _publish_target_state(self) -> None:
         if self._link is not None:
             self._link.send_target_status(self.trouble)
         self._changed()
 
-    def try_now(self) -> None:
-        """Try a target that is in trouble without waiting any longer."""
+    def probe_now(self) -> None:
+        """Probe an unreachable target now, without waiting for its delay."""
         if self.trouble is not None:
             self._cancel_probe()
-            self._dial(Dial(self, None, None, self._loop.time() + DIAL_LIMIT))
+            self._start_dial(TargetDial(self, None, None, self._loop.time() + DIAL_TIMEOUT_S))
 
     def _cancel_probe(self) -> None:
-        if self._probe is not None:
-            self._probe.cancel()
-            self._probe = None
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+            self._probe_timer = None
 
     # --- the end --------------------------------------------------------------------------------------------------
 
     def close(self) -> int:
-        """Close everything; how many visitors were cut off."""
+        """Close everything; return how many visitors were disconnected."""
         self._cancel_probe()
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
         for task in self._resolving:
             task.cancel()
         dials, visitors = list(self._dials), 0
         self._dials.clear()
-        self._waiting.clear()
+        self._by_data_id.clear()
         for dial in dials:
             dial.release()
             if dial.data is not None:
                 visitors += 1
                 self.reactor.close(dial.data.sock)
-        return visitors + self.cut()
+        return visitors + self.close_all()

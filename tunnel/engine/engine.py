@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.client import LinkConnector, LinkFailedError
-from tunnel.engine.egress import Exit
-from tunnel.engine.ingress import Entrance
+from tunnel.engine.egress import Egress
+from tunnel.engine.ingress import Ingress
 from tunnel.engine.server import LinkAcceptor
 from tunnel.engine.stats import Stats
 from tunnel.model.events import EventLog
@@ -19,7 +19,7 @@ from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.snapshot import Facts, snapshot_of
 from tunnel.model.spec import Direction, LogLevel, Role, TunnelSpec
 from tunnel.model.state import State, StateRecord
-from tunnel.runtime import backoff, listeners, sockets
+from tunnel.runtime import backoff, listeners
 from tunnel.runtime.sockets import NetError
 from tunnel.runtime.tls import TlsError
 
@@ -54,9 +54,9 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._server: LinkAcceptor | None = None
         self._client: LinkConnector | None = None
-        self._direction: Direction | None = sockets.direction_of(spec) if spec.role is Role.SERVER else None
+        self._direction: Direction | None = listeners.decide_direction(spec) if spec.role is Role.SERVER else None
         self._bound: dict[str, socket.SocketType] = {}
-        self._end: Entrance | Exit | None = None
+        self._end: Ingress | Egress | None = None
         self._link: Link | None = None
         self._link_since = 0.0
         self._filler: PoolFiller | None = None
@@ -102,12 +102,12 @@ class Engine:
         it no longer accepts on them, and has to be drained.
         """
         direction = self._direction or predecessor._direction
-        addresses = listeners.wanted(self.spec, direction)
+        addresses = listeners.listening_addresses(self.spec, direction)
         self._bound = await listeners.bind(self.spec, addresses, predecessor._acceptors())
 
     def _acceptors(self) -> dict[str, Acceptor]:
         acceptors = dict(self._server.acceptors) if self._server is not None else {}
-        if isinstance(self._end, Entrance) and self._end.acceptor is not None:
+        if isinstance(self._end, Ingress) and self._end.acceptor is not None:
             acceptors[listeners.VISITORS] = self._end.acceptor
         return acceptors
 
@@ -128,8 +128,8 @@ class Engine:
     def retry(self) -> None:
         """End a cooldown: the next attempt is made now."""
         self._retry.set()
-        if isinstance(self._end, Exit):
-            self._end.try_now()
+        if isinstance(self._end, Egress):
+            self._end.probe_now()
 
     def adopt(self, spec: TunnelSpec) -> None:
         """Take over settings and log level of a changed spec; no connection is touched."""
@@ -143,10 +143,10 @@ class Engine:
             link.change_bounds(configured_limits(values), default_limits(values))
             link.set_interval(values.report_interval)
             link.channel.set_read_size(values.signal_buffer)
-        if isinstance(self._end, Entrance):
+        if isinstance(self._end, Ingress):
             self._end.set_limits(self._visitors, values.signal_queue_limit)
         elif self._end is not None:
-            self._end.pause_cap = spec.cooldown
+            self._end.max_retry_delay_s = spec.cooldown
 
     # --- attempts -------------------------------------------------------------------------------------------------
 
@@ -216,32 +216,37 @@ class Engine:
         """Make entrance or exit, whichever this end is, unless it is there. Raises NetError."""
         if self._end is not None or self._direction is None:
             return
-        addresses = listeners.wanted(self.spec, self._direction)
+        addresses = listeners.listening_addresses(self.spec, self._direction)
         missing = {purpose: address for purpose, address in addresses.items() if purpose not in self._bound}
         self._bound |= await listeners.bind(self.spec, missing)
         spec, context = self.spec, self._context
         if listeners.VISITORS in addresses:
-            entrance = Entrance(
-                context.reactor, context.pipes, self._stats, self._event_log, spec.settings, on_crash=self.crashed
+            entrance = Ingress(
+                context.reactor,
+                context.pipes,
+                self._stats,
+                self._event_log,
+                spec.settings,
+                on_crash=self.on_handler_error,
             )
             entrance.open(self._bound.pop(listeners.VISITORS), spec.target)
             self._end = entrance
             self._event_log.log_info("listen", f"visitors are accepted on {entrance.address}")
         else:
-            self._end = Exit(
+            self._end = Egress(
                 context.reactor,
                 context.pipes,
                 self._stats,
                 self._event_log,
                 spec.target,
                 self._settle,
-                on_crash=self.crashed,
+                on_crash=self.on_handler_error,
             )
-            self._end.pause_cap = spec.cooldown
+            self._end.max_retry_delay_s = spec.cooldown
 
     async def _cool_down(self, reason: str) -> None:
         self._attempt += 1
-        pause = backoff.delay(self._attempt, self.spec.cooldown, random.uniform)
+        pause = backoff.retry_delay(self._attempt, self.spec.cooldown, random.uniform)
         self._next_attempt = self._loop.time() + pause
         self._event_log.warn_throttled(
             "state", reason, f"{reason}; next attempt in {pause:.1f} s", attempt=self._attempt
@@ -278,7 +283,7 @@ class Engine:
     def link_changed(self, link: Link) -> None:
         """The pool grew from nothing, the target's state or the limits changed."""
         if link is self._link:
-            if isinstance(self._end, Entrance):
+            if isinstance(self._end, Ingress):
                 self._end.set_limits(link.limits.visitors, self.spec.settings.signal_queue_limit)
             self._settle()
 
@@ -299,7 +304,7 @@ class Engine:
         if self._link_over is not None and not self._link_over.done():
             self._link_over.set_result(text)
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         """A defect: this engine ends and raises it; its owner starts another."""
         if self._defect is None:
             self._defect = error
@@ -315,7 +320,7 @@ class Engine:
             if self._server is not None:
                 self._to(State.WAITING, reason)
             return
-        trouble = self._end.trouble if isinstance(self._end, Exit) else link.target_error
+        trouble = self._end.trouble if isinstance(self._end, Egress) else link.target_error
         dial_trouble = self._filler.dial_error if self._filler is not None else None
         if trouble is not None:
             self._to(State.COOLDOWN, trouble)
@@ -353,20 +358,20 @@ class Engine:
         limit = self._drain_limit or 0.0
         self._to(State.DRAINING, f"{self._stats.active} visitors may finish, for {limit:g} s at most")
         end, server = self._end, self._server
-        if isinstance(end, Entrance):
+        if isinstance(end, Ingress):
             end.finish_accepting()
         elif self._link is not None:
             self._link.send_goodbye(_FAREWELL)
         now = self._loop.time()
         parting, until = now + min(_PARTING, limit), now + limit
         while not self._cut.is_set() and (now := self._loop.time()) < until:
-            has_queue = isinstance(end, Entrance) and end.queued > 0
+            has_queue = isinstance(end, Ingress) and end.queued > 0
             if server is not None and not has_queue:  # who waits for a data connection needs a door for it
                 server.close()
-            link_needed = has_queue if isinstance(end, Entrance) else now < parting
+            link_needed = has_queue if isinstance(end, Ingress) else now < parting
             if self._link is not None and not link_needed:
                 self._link.close("this end is shutting down", farewell=_FAREWELL)
-            if self._link is None and (end is None or not end.busy):
+            if self._link is None and (end is None or not end.is_busy):
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK):
@@ -406,7 +411,7 @@ class Engine:
 
     def _facts(self) -> Facts:
         spec, stats, link, server, end = self.spec, self._stats, self._link, self._server, self._end
-        entrance = end if isinstance(end, Entrance) else None
+        entrance = end if isinstance(end, Ingress) else None
         remaining, attempt = self._cooldown()
         return Facts(
             spec=spec,
@@ -442,8 +447,8 @@ class Engine:
         """Seconds until the next attempt, and which it is."""
         if self._standing.state is not State.COOLDOWN:
             return 0.0, 0 if self._standing.state is State.UP else self._attempt
-        if isinstance(self._end, Exit) and self._end.trouble is not None and self._link is not None:
-            due, attempt = self._end.next_try, self._end.attempt
+        if isinstance(self._end, Egress) and self._end.trouble is not None and self._link is not None:
+            due, attempt = self._end.next_attempt_at, self._end.attempt
         else:
             due, attempt = self._next_attempt, self._attempt
         return max(0.0, due - self._loop.time()), attempt

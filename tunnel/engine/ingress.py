@@ -1,6 +1,6 @@
-"""Visitors in: accept, give each an idle data connection or a place in the queue, signal, relay.
+"""The ingress: accepts visitors, gives each an idle data connection or a place in the queue, signals, and relays.
 
-Knows nothing of server or client; whoever has a link attaches it here.
+Independent of the role (server or client): the engine attaches a link here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from tunnel.engine.relays import Relays
+from tunnel.engine.relays import RelaySet
 from tunnel.runtime.acceptor import Acceptor
 
 if TYPE_CHECKING:
@@ -19,24 +19,23 @@ if TYPE_CHECKING:
     from tunnel.engine.link import Link
     from tunnel.engine.pool import DataConnection
     from tunnel.engine.stats import Stats
-    from tunnel.forwarding.tcp import Relay
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
     from tunnel.model.settings import Settings
     from tunnel.runtime.reactor import Reactor
-    from tunnel.runtime.splice import Pipes
+    from tunnel.runtime.splice import PipePool
 
-WAIT: Final = 5.0
-"""Seconds that a visitor waits for a data connection at most, and that visitors are still taken in without a link."""
+QUEUE_TIMEOUT_S: Final = 5.0
+"""How long a visitor waits for a data connection at most, and how long visitors are still accepted without a link."""
 
 
-class Entrance(Relays):
+class Ingress(RelaySet):
     """The end that accepts visitors. Owns the listener, the queue and the relays."""
 
     def __init__(
         self,
         reactor: Reactor,
-        pipes: Pipes,
+        pipes: PipePool,
         stats: Stats,
         event_log: EventLog,
         settings: Settings,
@@ -48,87 +47,93 @@ class Entrance(Relays):
         self._link: Link | None = None
         self._linkless_since = self._loop.time()
         self._queue: deque[tuple[socket.SocketType, float]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-        self._queue_limit = settings.signal_queue_limit
-        self._visitors = settings.semaphore_limit
+        self._queue_timer: asyncio.TimerHandle | None = None
+        self._max_queued = settings.signal_queue_limit
+        self._max_visitors = settings.semaphore_limit
         self.address: str | None = None
-        """where visitors are accepted, once that is so"""
+        """where visitors are accepted, once they are"""
 
     @property
     def queued(self) -> int:
-        """Visitors who wait for a data connection."""
+        """Number of visitors that wait for a data connection."""
         return len(self._queue)
 
     @property
-    def promised(self) -> int:
-        """A data connection for each that waits for one."""
+    def reserved(self) -> int:
+        """Descriptors needed yet: a data connection for each visitor in the queue."""
         return len(self._queue)
 
     @property
-    def busy(self) -> bool:
-        """Whether there are visitors that a drain waits for."""
-        return super().busy or bool(self._queue)
+    def is_busy(self) -> bool:
+        """Whether a drain has visitors to wait for."""
+        return super().is_busy or bool(self._queue)
 
-    def open(self, listener: socket.SocketType, asked: Address) -> None:
-        """Begin to accept visitors on a listener, owned from now on; ``asked`` is the address in the spec."""
+    def open(self, listener: socket.SocketType, requested_address: Address) -> None:
+        """Start to accept visitors on a listener, which this ingress owns now; the address is the spec's."""
         self.acceptor = Acceptor(
-            self.reactor, listener, self.event_log, self._serve, self._has_room, asked, yields=True
+            self.reactor,
+            listener,
+            self.event_log,
+            self._on_visitor,
+            self._has_room,
+            requested_address,
+            keeps_fd_reserve=True,
         )
         self.address = self.acceptor.address
 
     def finish_accepting(self) -> None:
-        """Give the address up, and take in those before it whose connection the kernel has made already."""
+        """Accept the visitors that are already in the backlog, then close the listener."""
         if self.acceptor is not None:
-            self.acceptor.take_rest()
+            self.acceptor.accept_backlog()
         self.stop_accepting()
 
     def stop_accepting(self) -> None:
-        """Give the address up. Visitors who are here stay."""
+        """Close the listener. Present visitors stay connected."""
         if self.acceptor is not None:
             self.acceptor.close()
             self.acceptor = None
 
     def set_limits(self, visitors: int, queue: int) -> None:
-        """Serve and queue so many from now on; nobody who is here is sent away."""
-        self._visitors, self._queue_limit = visitors, queue
+        """Serve and queue at most so many visitors from now on; no present visitor is disconnected."""
+        self._max_visitors, self._max_queued = visitors, queue
         self._resume_accepting()
 
     def attach(self, link: Link) -> None:
         """Serve visitors over this link."""
         self._link = link
-        self._visitors = link.limits.visitors
+        self._max_visitors = link.limits.visitors
         if self._queue:
             link.send_queue_length(len(self._queue))
 
     def detach(self) -> None:
-        """The link is gone. Relays go on; who waits may yet be served by the next one."""
+        """Handle the loss of the link. Relays continue; queued visitors may still be served by the next link."""
         self._link = None
-        self.link_lost()
+        self.on_link_lost()
         self._linkless_since = self._loop.time()
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
         waiting = len(self._queue)
-        return waiting < self._queue_limit and self.stats.active + waiting < self._visitors
+        return waiting < self._max_queued and self.stats.active + waiting < self._max_visitors
 
-    def _serve(self, visitor: socket.SocketType, _peer: object) -> None:
+    def _on_visitor(self, visitor: socket.SocketType, _peer: object) -> None:
         link = self._link
         if link is not None and not self._queue:
-            data = link.pool.take()
+            data = link.pool.acquire()
             if data is not None:
                 self._launch(link, visitor, data)
                 return
-        deadline = self._loop.time() + WAIT
+        deadline = self._loop.time() + QUEUE_TIMEOUT_S
         if link is None:
-            deadline = self._linkless_since + WAIT
+            deadline = self._linkless_since + QUEUE_TIMEOUT_S
             if deadline <= self._loop.time():
-                self._turn_away(visitor, "there is no link")
+                self._reject(visitor, "there is no link")
                 return
         self._queue.append((visitor, deadline))
-        if self._timer is None:
+        if self._queue_timer is None:
             self.stats.notify_activity()
-            self._timer = self.reactor.later(deadline - self._loop.time(), self._expire)
+            self._queue_timer = self.reactor.call_later(deadline - self._loop.time(), self._on_queue_timeout)
         if link is not None:
             link.send_queue_length(len(self._queue))
 
@@ -137,15 +142,15 @@ class Entrance(Relays):
         stats = self.stats
         stats.signals += 1
         stats.total += 1
-        self.join(visitor, data, link, near_events=None, inward=stats.from_visitors, outward=stats.to_visitors)
+        self.start(visitor, data, link, near_events=None, from_near=stats.from_visitors, to_near=stats.to_visitors)
 
     def pooled(self) -> None:
-        """There are idle connections: serve those who wait, the longest first."""
+        """Serve queued visitors with the idle connections there are now, the longest waiting first."""
         link = self._link
         if link is None or not self._queue:
             return
         while self._queue:
-            data = link.pool.take()
+            data = link.pool.acquire()
             if data is None:
                 break
             visitor, _ = self._queue.popleft()
@@ -154,7 +159,7 @@ class Entrance(Relays):
         self._resume_accepting()
 
     def failed(self, ident: int, reason: str) -> None:
-        """The exit could not reach the target for this visitor: close it at once."""
+        """Disconnect a visitor at once: the egress could not reach the target for it."""
         relay = self._link.relays.get(ident) if self._link is not None else None
         self.event_log.warn_throttled("target", "failed", f"a visitor could not be served: {reason}")
         if relay is not None:
@@ -162,45 +167,45 @@ class Entrance(Relays):
             relay.finish()
 
     def ended(self, ident: int, total: int) -> None:
-        """The exit's target has ended after so many bytes."""
+        """Note that the target of a data connection has ended after ``total`` bytes."""
         relay = self._link.relays.get(ident) if self._link is not None else None
         if relay is not None:
-            relay.expect_end(total)
+            relay.set_end_offset(total)
 
     def launch(self, idents: tuple[int, ...]) -> None:
-        """Signals are for exits; the link lets none through."""
+        """Do nothing: the link passes signals only to an egress."""
 
-    def freed(self, relay: Relay) -> None:
-        """A visitor has left: there may be room for another."""
+    def on_visitor_left(self) -> None:
+        """Accept again: there may be room for another visitor."""
         self._resume_accepting()
 
     def _resume_accepting(self) -> None:
         if self.acceptor is not None:
             self.acceptor.resume()
 
-    def _turn_away(self, visitor: socket.SocketType, why: str) -> None:
+    def _reject(self, visitor: socket.SocketType, reason: str) -> None:
         self.stats.failed += 1
         self.reactor.close(visitor)
-        self.event_log.warn_throttled("visitor", "away", f"a visitor was closed: {why}")
+        self.event_log.warn_throttled("visitor", "rejected", f"a visitor was disconnected: {reason}")
 
-    def _expire(self) -> None:
-        self._timer = None
+    def _on_queue_timeout(self) -> None:
+        self._queue_timer = None
         now = self._loop.time()
-        why = "no link" if self._link is None else "no data connection"
+        missing = "no link" if self._link is None else "no data connection"
         while self._queue and self._queue[0][1] <= now:
             visitor, _ = self._queue.popleft()
-            self._turn_away(visitor, f"there was {why} for it in {WAIT:g} s")
+            self._reject(visitor, f"there was {missing} for it in {QUEUE_TIMEOUT_S:g} s")
         if self._queue:
-            self._timer = self.reactor.later(self._queue[0][1] - now, self._expire)
+            self._queue_timer = self.reactor.call_later(self._queue[0][1] - now, self._on_queue_timeout)
         self._resume_accepting()
 
     def close(self) -> int:
-        """Close everything; how many visitors were cut off."""
+        """Close everything; return how many visitors were disconnected."""
         self.stop_accepting()
-        if self._timer is not None:
-            self._timer.cancel()
-        cut = len(self._queue)
+        if self._queue_timer is not None:
+            self._queue_timer.cancel()
+        queued = len(self._queue)
         while self._queue:
             visitor, _ = self._queue.popleft()
             self.reactor.close(visitor)
-        return cut + self.cut()
+        return queued + self.close_all()

@@ -1,6 +1,6 @@
 """The life of one control channel after its handshake: signals in batches, pings with a deadline, the pool.
 
-A link knows which end it serves (``Entrance`` or ``Exit``) and which role made it only through two small interfaces;
+A link knows which end it serves (``Ingress`` or ``Egress``) and which role made it only through two small interfaces;
 it has the frames, they have the meaning.
 """
 
@@ -87,7 +87,7 @@ class LinkWatcher(Protocol):
     def link_lost(self, link: Link, reason: str) -> None:
         """The link is over; its idle connections are closed, its relays go on."""
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         """A defect."""
 
 
@@ -102,7 +102,7 @@ class Link:
         direction: Direction,
         channel: ControlChannel,
         reactor: Reactor,
-        at_entrance: bool,
+        is_ingress: bool,
         data_tls: bool,
     ) -> None:
         self.ident = ident
@@ -112,8 +112,10 @@ class Link:
         self.data_tls = data_tls
         self.data_addr: str | None = None
         """where data connections go, as far as this end knows"""
-        self.at_entrance = at_entrance
-        self.pool = Pool(reactor, at_entrance=at_entrance, on_drop=self._dropped, on_crash=self.crashed)
+        self.is_ingress = is_ingress
+        self.pool = Pool(
+            reactor, is_ingress=is_ingress, on_connection_lost=self._dropped, on_crash=self.on_handler_error
+        )
         self.rtt: float | None = None
         """round-trip time of the control channel in seconds, the median of the last ones"""
         self.capacity = 0
@@ -253,7 +255,7 @@ class Link:
         """Frames from the channel."""
         self._heard_at = self._loop.time()
         for kind, payload in received:
-            if kind is Kind.LAUNCH and not self.at_entrance:
+            if kind is Kind.LAUNCH and not self.is_ingress:
                 idents = frames.decode_ids(payload)
                 self._end.launch(idents)
                 self._maker.taken(len(idents))
@@ -262,7 +264,7 @@ class Link:
             elif kind is Kind.ENDED and not self._maker.dials:
                 for ident, total in frames.decode_ended(payload):
                     self._end.ended(ident, total)
-            elif kind is Kind.FAILED and self.at_entrance:
+            elif kind is Kind.FAILED and self.is_ingress:
                 self._end.failed(*frames.decode_failed(payload))
             elif kind is Kind.QUEUED:
                 self._maker.queued(frames.decode_queued(payload))
@@ -274,14 +276,14 @@ class Link:
             self.channel.send(frames.encode_stamp(Kind.PONG, frames.decode_stamp(payload)))
         elif kind is Kind.PONG:
             self._answered(frames.decode_stamp(payload))
-        elif kind is Kind.RETIRED and not self.at_entrance:
+        elif kind is Kind.RETIRED and not self.is_ingress:
             idents = frames.decode_ids(payload)
             for ident in idents:
                 self.pool.discard(ident)
             self._maker.taken(0)
         elif kind is Kind.CAPACITY:
             self.capacity, self.dialing = frames.decode_capacity(payload)
-        elif kind is Kind.TARGET and self.at_entrance:
+        elif kind is Kind.TARGET and self.is_ingress:
             self.target_error = frames.decode_target(payload)
             self._watcher.link_changed(self)
         elif kind is Kind.BOUNDS:
@@ -305,7 +307,7 @@ class Link:
             self._watcher.link_changed(self)
 
     def _dropped(self, ident: int) -> None:
-        if self.at_entrance:
+        if self.is_ingress:
             self._retired.append(ident)
             self._flush_soon()
         self._maker.taken(0)
@@ -324,13 +326,13 @@ class Link:
             return
         self.channel.send(frames.encode_stamp(Kind.PING, time.monotonic_ns()))
         pause = until_ping(self._loop.time(), self._interval, share)
-        self._timer = self._reactor.later(pause, self._tick)
+        self._timer = self._reactor.call_later(pause, self._tick)
 
     def _tick(self) -> None:
-        self.pool.sweep()
-        if self.at_entrance:
+        self.pool.run_maintenance()
+        if self.is_ingress:
             wanted = max(self.capacity, self.limits.pool_min)
-            self._retired += self.pool.retire(surplus(wanted=wanted, idle=len(self.pool)))
+            self._retired += self.pool.close_surplus(surplus(wanted=wanted, idle=len(self.pool)))
             if self._retired:
                 self._flush_soon()
         self._maker.taken(0)
@@ -387,6 +389,6 @@ class Link:
         self.pool.close()
         self._watcher.link_lost(self, reason)
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         """A defect while frames were handled."""
-        self._watcher.crashed(error)
+        self._watcher.on_handler_error(error)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tunnel.protocol import frames
 from tunnel.runtime import sockets, tls
-from tunnel.runtime.reactor import ENDING, READ
+from tunnel.runtime.reactor import HANGUP, READABLE
 
 if TYPE_CHECKING:
     import asyncio
@@ -57,7 +57,7 @@ class PendingConnection:
     @property
     def peer(self) -> str:
         """Remote address with port."""
-        return sockets.show(self._peer)
+        return sockets.format_address(self._peer)
 
     @property
     def address(self) -> str:
@@ -66,9 +66,9 @@ class PendingConnection:
 
     def ready(self, events: int) -> None:
         """Handle reactor events until the connection is identified; for data connections until it is proven."""
-        if events & ENDING:
+        if events & HANGUP:
             self.peer_closed = True
-        if events & READ:
+        if events & READABLE:
             self.read()
 
     def read(self) -> None:
@@ -89,7 +89,7 @@ class PendingConnection:
         except BlockingIOError:
             return
         except (OSError, tls.TlsError) as error:
-            self._acceptor.refuse_data_connection(self, sockets.describe(error))
+            self._acceptor.refuse_data_connection(self, sockets.describe_error(error))
             return
         self._acceptor.check_preface(self, self._preface)
 
@@ -102,11 +102,11 @@ class PendingConnection:
     def _continue_tls(self, session: tls.TlsSession) -> None:
         if self.ident is None:
             return
-        session.feed_from(self.sock)
-        if not session.ready:
-            session.handshake()
-            self.sock.send(session.take())
-        if session.ready:
+        session.receive_from(self.sock)
+        if not session.is_established:
+            session.do_handshake()
+            self.sock.send(session.data_to_send())
+        if session.is_established:
             size = frames.DATA_TLS_PROOF_SIZE - len(self._proof)
             buffer = memoryview(bytearray(size))
             self._proof += bytes(buffer[: session.read_into(buffer)])
@@ -117,6 +117,6 @@ class PendingConnection:
         """Close the connection: it did not authenticate in time, or a newer connection needs the place."""
         self._acceptor.on_evicted(self, reason)
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         """Report a defect in the handler."""
-        self._acceptor.crashed(error)
+        self._acceptor.on_handler_error(error)

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tunnel.runtime import sockets
-from tunnel.runtime.reactor import ENDING, READ
+from tunnel.runtime.reactor import HANGUP, READABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.tls import TlsSession
 
-_MAX_AGE: Final = 240.0  # seconds; what stands between the ends may forget a silent connection after 300
-_LIMBO: Final = 10.0  # seconds that an ended connection waits for the signal that may still be on its way
-_STALE: Final = 1.0  # seconds after which an idle connection is looked at once more before a visitor gets it
+MAX_AGE_S: Final = 240.0
+"""Age at which an idle connection is replaced: a NAT or firewall may forget a silent connection after 300 seconds."""
+SIGNAL_GRACE_S: Final = 10.0
+"""How long a connection that has ended waits for the signal that may still be under way."""
+_RECHECK_AFTER_S: Final = 1.0  # an idle connection older than this is checked once more before a visitor gets it
 
 
 class DataConnection:
-    """One pooled connection. Whoever takes it out of the pool owns its socket from then on."""
+    """One pooled connection. The caller that takes it out of the pool owns its socket from then on."""
 
-    __slots__ = ("born", "events", "expires", "ident", "kept", "pool", "session", "sock")
+    __slots__ = ("created_at", "events", "expires_at", "ident", "keepalive_enabled", "pool", "session", "sock")
 
     def __init__(self, ident: int, sock: socket.SocketType, session: TlsSession | None, pool: Pool) -> None:
         self.ident = ident
@@ -32,122 +34,122 @@ class DataConnection:
         self.session = session
         self.pool = pool
         self.events = 0
-        """what the reactor has said of it while it was idle"""
-        self.kept = False
-        """whether the kernel watches over it"""
-        self.born = time.monotonic()
-        self.expires = self.born + _MAX_AGE * (0.8 + 0.2 * random.random())  # noqa: S311  spreads replacements over time
+        """all event bits that the reactor reported while the connection was idle"""
+        self.keepalive_enabled = False
+        self.created_at = time.monotonic()
+        # The random part spreads replacements over time.
+        self.expires_at = self.created_at + MAX_AGE_S * (0.8 + 0.2 * random.random())  # noqa: S311  no secret
 
     def ready(self, events: int) -> None:
-        """Handler while idle."""
+        """Handle events of the idle connection."""
         self.events |= events
-        if events & READ:
-            self.pool.stirred(self)
+        if events & READABLE:
+            self.pool.on_idle_event(self)
 
-    def crashed(self, error: Exception) -> None:
-        """A defect in the handler."""
+    def on_handler_error(self, error: Exception) -> None:
+        """Report a defect in the handler."""
         self.pool.on_crash(error)
 
 
 class Pool:
-    """Idle connections. At the entrance they are taken for visitors; at the exit claimed by the id in a signal.
+    """Idle connections. The ingress acquires them for visitors; the egress claims them by the id in a signal.
 
-    At the entrance nothing may arrive on an idle one, so whatever stirs it means that it died: it is dropped and
-    ``on_drop`` told its id. At the exit the first bytes, and even the end, of a quick visitor may come before the
-    signal: an ended one waits in limbo for it.
+    At the ingress nothing may arrive on an idle connection, so any event means that it died: it is closed and
+    ``on_connection_lost`` gets its id. At the egress the first bytes, and even the end, of a quick visitor may come
+    before the signal: a connection that has ended waits for its signal.
     """
 
     def __init__(
         self,
         reactor: Reactor,
         *,
-        at_entrance: bool,
-        on_drop: Callable[[int], None],
+        is_ingress: bool,
+        on_connection_lost: Callable[[int], None],
         on_crash: Callable[[Exception], None],
     ) -> None:
         self.on_crash = on_crash
-        """told of a defect in the handler of an idle connection"""
+        """called with a defect in the handler of an idle connection"""
         self._reactor = reactor
-        self._at_entrance = at_entrance
-        self._on_drop = on_drop
+        self._is_ingress = is_ingress
+        self._on_connection_lost = on_connection_lost
         self._idle: dict[int, DataConnection] = {}
-        self._limbo: dict[int, DataConnection] = {}
+        self._ended: dict[int, DataConnection] = {}
 
     def __len__(self) -> int:
         return len(self._idle)
 
     def __repr__(self) -> str:
-        return f"<Pool idle={len(self._idle)} limbo={len(self._limbo)}>"
+        return f"<Pool idle={len(self._idle)} ended={len(self._ended)}>"
 
-    def add(self, connection: DataConnection, *, watched: bool) -> None:
-        """Put in a connection that was proven; the pool owns it now."""
+    def add(self, connection: DataConnection, *, is_registered: bool) -> None:
+        """Add an authenticated connection, owned from now on; ``is_registered``: the reactor watches it already."""
         self._idle[connection.ident] = connection
-        if watched:
-            self._reactor.hand_over(connection.sock, connection.ready)
+        if is_registered:
+            self._reactor.set_handler(connection.sock, connection.ready)
         else:
             self._reactor.register(connection.sock, connection.ready)
 
-    def take(self) -> DataConnection | None:
-        """The youngest one that lives, for a visitor: it is the least likely to have died unseen."""
+    def acquire(self) -> DataConnection | None:
+        """Return the youngest live connection, for a visitor: it is the least likely to have died unnoticed."""
         while self._idle:
             ident, connection = self._idle.popitem()
-            if time.monotonic() - connection.born < _STALE or self._alive(connection):
+            if time.monotonic() - connection.created_at < _RECHECK_AFTER_S or self._is_alive(connection):
                 return connection
             self._reactor.close(connection.sock)
-            self._on_drop(ident)
+            self._on_connection_lost(ident)
         return None
 
     def claim(self, ident: int) -> DataConnection | None:
-        """The one that a signal names."""
-        return self._idle.pop(ident, None) or self._limbo.pop(ident, None)
+        """Return the connection that a signal names."""
+        return self._idle.pop(ident, None) or self._ended.pop(ident, None)
 
     def discard(self, ident: int) -> None:
-        """Close the one that the other end has given up."""
+        """Close the connection that the other end has retired."""
         connection = self.claim(ident)
         if connection is not None:
             self._reactor.close(connection.sock)
 
-    def stirred(self, connection: DataConnection) -> None:
-        """Something happened to an idle connection."""
-        if self._at_entrance:
+    def on_idle_event(self, connection: DataConnection) -> None:
+        """Handle bytes, or the end, on an idle connection."""
+        if self._is_ingress:
             if self._idle.pop(connection.ident, None) is not None:
                 self._reactor.close(connection.sock)
-                self._on_drop(connection.ident)
-        elif connection.events & ENDING and self._idle.pop(connection.ident, None) is not None:
-            connection.expires = time.monotonic() + _LIMBO
-            self._limbo[connection.ident] = connection
-            self._on_drop(connection.ident)
+                self._on_connection_lost(connection.ident)
+        elif connection.events & HANGUP and self._idle.pop(connection.ident, None) is not None:
+            connection.expires_at = time.monotonic() + SIGNAL_GRACE_S
+            self._ended[connection.ident] = connection
+            self._on_connection_lost(connection.ident)
 
-    def retire(self, surplus: int) -> list[int]:
-        """Close the ``surplus`` oldest and all that are too old; their ids, for the other end."""
+    def close_surplus(self, surplus: int) -> list[int]:
+        """Close the ``surplus`` oldest connections and all that are too old; return their ids, for the other end."""
         now = time.monotonic()
-        retired = [c.ident for c in self._idle.values() if c.expires < now]
+        retired = [c.ident for c in self._idle.values() if c.expires_at < now]
         if surplus > len(retired):
             retired = list(self._idle)[:surplus]
         for ident in retired:
             self._reactor.close(self._idle.pop(ident).sock)
         return retired
 
-    def sweep(self) -> None:
-        """Watch over those that stay, close what waited in limbo for too long: no signal is coming for it."""
+    def run_maintenance(self) -> None:
+        """Enable keepalive on connections that stay, close ended ones for which no signal came in time."""
         now = time.monotonic()
         for connection in self._idle.values():
-            if not connection.kept:
-                connection.kept = True
-                sockets.keep_alive(connection.sock)
-        for connection in [c for c in self._limbo.values() if c.expires < now]:
-            self._reactor.close(self._limbo.pop(connection.ident).sock)
+            if not connection.keepalive_enabled:
+                connection.keepalive_enabled = True
+                sockets.enable_keepalive(connection.sock)
+        for connection in [c for c in self._ended.values() if c.expires_at < now]:
+            self._reactor.close(self._ended.pop(connection.ident).sock)
 
     def close(self) -> None:
-        """Close every idle connection: the link is over."""
-        for connection in (*self._idle.values(), *self._limbo.values()):
+        """Close every idle connection: the link is lost."""
+        for connection in (*self._idle.values(), *self._ended.values()):
             self._reactor.close(connection.sock)
         self._idle.clear()
-        self._limbo.clear()
+        self._ended.clear()
 
     @staticmethod
-    def _alive(connection: DataConnection) -> bool:
-        """Whether the kernel has nothing to say about a connection that should be silent."""
+    def _is_alive(connection: DataConnection) -> bool:
+        """Whether the kernel reports neither bytes nor an end on a connection that should be silent."""
         try:
             connection.sock.recv(1, socket.MSG_PEEK)
         except BlockingIOError:

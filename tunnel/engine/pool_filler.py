@@ -11,7 +11,7 @@ from tunnel.engine.capacity import Demand, dials_to_start, wanted_idle
 from tunnel.engine.pool import DataConnection
 from tunnel.protocol.frames import data_tls_proof, encode_preface
 from tunnel.runtime import backoff, sockets, tls
-from tunnel.runtime.reactor import ENDING, FAILED, READ, WRITE
+from tunnel.runtime.reactor import CONNECT_FAILED, HANGUP, READABLE, WRITABLE
 
 if TYPE_CHECKING:
     import socket
@@ -76,16 +76,16 @@ class DataDial:
     def ready(self, events: int) -> None:
         """Handle reactor events until the server has confirmed the connection."""
         if not self._is_preface_sent:
-            error = sockets.connect_error(self.sock) if events & FAILED else None
+            error = sockets.get_connect_error(self.sock) if events & CONNECT_FAILED else None
             if error is not None:
                 self._filler.on_dial_failed(self, error)
-            elif events & WRITE:
+            elif events & WRITABLE:
                 self._send_preface()
             return
         self.events |= events
-        if self.session is not None and events & READ:
+        if self.session is not None and events & READABLE:
             self._continue_tls()
-        if events & ENDING:
+        if events & HANGUP:
             self.expires_at = min(self.expires_at, asyncio.get_running_loop().time() + _LATE_CONFIRM_TIMEOUT_S)
 
     def _send_preface(self) -> None:
@@ -102,21 +102,21 @@ class DataDial:
     def _continue_tls(self) -> None:
         """Continue the TLS handshake, and send the proof once it is complete."""
         session, filler = self.session, self._filler
-        if session is None or session.ready:
+        if session is None or session.is_established:
             return
         try:
-            session.feed_from(self.sock)
-            if session.handshake():
-                if session.certificate() != filler.certificate:
+            session.receive_from(self.sock)
+            if session.do_handshake():
+                if session.peer_certificate() != filler.certificate:
                     raise tls.TlsError("the data connection shows another certificate than the control channel")
                 session.write(data_tls_proof(filler.link.secret, self.ident))
-            self.sock.send(session.take())
+            self.sock.send(session.data_to_send())
         except (tls.TlsError, OSError) as error:
             filler.on_dial_failed(self, error)
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         """Report a defect in the handler."""
-        self._filler.crashed(error)
+        self._filler.on_handler_error(error)
 
 
 class PoolFiller:
@@ -192,9 +192,9 @@ class PoolFiller:
                 continue  # closed in the meantime: the server will see its end
             connection = DataConnection(ident, dial.sock, dial.session, pool)
             connection.events = dial.events
-            pool.add(connection, watched=True)
-            if dial.events & ENDING:
-                pool.stirred(connection)
+            pool.add(connection, is_registered=True)
+            if dial.events & HANGUP:
+                pool.on_idle_event(connection)
             latest = dial
         if latest is not None:
             self._demand = self._demand.dialed(self._loop.time() - latest.started_at)
@@ -228,7 +228,7 @@ class PoolFiller:
                 if not self._start_dial(now):
                     break
             if count > _MAX_DIALS_PER_TURN:
-                self._reactor.again(self._continue_refill)
+                self._reactor.call_again(self._continue_refill)
         self.link.send_capacity(wanted, len(self._dialing))
 
     def _continue_refill(self, _events: int) -> None:
@@ -238,19 +238,19 @@ class PoolFiller:
         ident = self._next_ident
         self._next_ident += 1
         try:
-            sock = sockets.begin_connect(self._family, self._sockaddr, speaks_first=True)
+            sock = sockets.start_connect(self._family, self._sockaddr, speaks_first=True)
         except OSError as error:
             self._back_off(error)
             return False
         if self._must_yield_descriptor(sock.fileno()):
             sock.close()
-            self._back_off(sockets.NetError(str(self._reactor.descriptors)))
+            self._back_off(sockets.NetError(str(self._reactor.fd_budget)))
             return False
         dial = DataDial(self, ident, sock, self._ports[0], now)
         self._dialing[ident] = dial
         self._reactor.register(sock, dial.ready)
         if self._sweep_timer is None:
-            self._sweep_timer = self._reactor.later(_SWEEP_INTERVAL_S, self._sweep)
+            self._sweep_timer = self._reactor.call_later(_SWEEP_INTERVAL_S, self._sweep)
         return True
 
     def _must_yield_descriptor(self, fd: int) -> bool:
@@ -259,12 +259,12 @@ class PoolFiller:
         Visitors that wait at this end are promised a connection. A connection for stock will need one more descriptor
         later, for its visitor or its target; an egress counts those of its targets itself.
         """
-        descriptors, at_entrance = self._reactor.descriptors, self.link.at_entrance
-        if fd >= descriptors.ceiling:
+        descriptors, is_ingress = self._reactor.fd_budget, self.link.is_ingress
+        if fd >= descriptors.visitor_ceiling:
             return True
-        if at_entrance and len(self._dialing) < self._queue_length:
+        if is_ingress and len(self._dialing) < self._queue_length:
             return False
-        return descriptors.are_scarce(fd + len(self.link.pool) + len(self._dialing) if at_entrance else fd)
+        return descriptors.is_short(fd + len(self.link.pool) + len(self._dialing) if is_ingress else fd)
 
     def on_dial_failed(self, dial: DataDial, error: Exception) -> None:
         """Close a failed dial, then try the other port or wait before the next dial."""
@@ -272,18 +272,18 @@ class PoolFiller:
             return
         self._reactor.close(dial.sock)
         if not self._port_confirmed and dial.port == self._ports[0]:
-            self._fall_back(sockets.describe(error))
+            self._fall_back(sockets.describe_error(error))
         else:
             self._back_off(error)
 
     def _back_off(self, error: Exception) -> None:
         self._failures += 1
-        self.dial_error = f"data connections to {self._address()} fail: {sockets.describe(error)}"
+        self.dial_error = f"data connections to {self._address()} fail: {sockets.describe_error(error)}"
         self._event_log.warn_throttled("pool", "dial", self.dial_error)
         self.link.note_trouble()
         if self._retry_timer is None:
-            pause = backoff.delay(self._failures, _MAX_RETRY_DELAY_S, random.uniform)
-            self._retry_timer = self._reactor.later(pause, self._retry)
+            pause = backoff.retry_delay(self._failures, _MAX_RETRY_DELAY_S, random.uniform)
+            self._retry_timer = self._reactor.call_later(pause, self._retry)
 
     def _retry(self) -> None:
         self._retry_timer = None
@@ -299,7 +299,7 @@ class PoolFiller:
         for dial in [d for d in self._dialing.values() if d.expires_at <= now]:
             self.on_dial_failed(dial, TimeoutError())
         if self._dialing and self._sweep_timer is None:
-            self._sweep_timer = self._reactor.later(_SWEEP_INTERVAL_S, self._sweep)
+            self._sweep_timer = self._reactor.call_later(_SWEEP_INTERVAL_S, self._sweep)
         self.taken(0)
 
     # --- which port -----------------------------------------------------------------------------------------------
@@ -331,8 +331,8 @@ class PoolFiller:
         self.link.data_addr = self._address()
 
     def _address(self) -> str:
-        return sockets.show((self._server[0], self._ports[0]))
+        return sockets.format_address((self._server[0], self._ports[0]))
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         """Report a defect in a handler."""
-        self.link.crashed(error)
+        self.link.on_handler_error(error)

@@ -1,12 +1,12 @@
-"""What entrance and exit have in common: relays over data connections, counted and owned until they end."""
+"""What ingress and egress have in common: relays over data connections, counted and owned until they end."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tunnel.carriers.encrypted import OpeningFlow, SealingFlow
+from tunnel.carriers.encrypted import DecryptingFlow, EncryptingFlow
 from tunnel.forwarding.tcp import Flow, Relay
-from tunnel.runtime.reactor import ENDING, READ
+from tunnel.runtime.reactor import HANGUP, READABLE
 
 if TYPE_CHECKING:
     import asyncio
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
     from tunnel.engine.pool import DataConnection
     from tunnel.engine.stats import Stats
-    from tunnel.forwarding.tcp import EndTeller, Meter
+    from tunnel.forwarding.tcp import ByteCounter, RelayLink
     from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
-    from tunnel.runtime.splice import Pipes
+    from tunnel.runtime.splice import PipePool
 
-_SETTLED: Final = 5.0  # seconds after which a relay is worth the system calls that watch over it
+_KEEPALIVE_AFTER_S: Final = 5.0  # age at which a relay is worth the system calls that enable keepalive
 
 
-class Relays:
-    """The running relays of one end of a tunnel. They outlive links; only a drain's limit ends them early."""
+class RelaySet:
+    """The running relays of one end of a tunnel. They outlive links; only the limit of a drain ends them early."""
 
     def __init__(
         self,
         reactor: Reactor,
-        pipes: Pipes,
+        pipes: PipePool,
         stats: Stats,
         event_log: EventLog,
         on_crash: Callable[[Exception], None],
@@ -40,22 +40,23 @@ class Relays:
         self._on_crash = on_crash
         self._pipes = pipes
         self._running: set[Relay] = set()
-        self._round: asyncio.TimerHandle | None = None
-        reactor.descriptors.promisers.add(self)
+        self._keepalive_timer: asyncio.TimerHandle | None = None
+        reactor.fd_budget.reservations.add(self)
 
-    def join(
+    def start(
         self,
         near: socket.SocketType,
         data: DataConnection,
-        link: EndTeller,
+        link: RelayLink,
         *,
         near_events: int | None,
-        inward: Meter,
-        outward: Meter,
+        from_near: ByteCounter,
+        to_near: ByteCounter,
     ) -> Relay:
-        """Relay between a visitor's or target's socket and a data connection, both owned by the relay from now on.
+        """Relay between a visitor's or target's socket and a data connection; the relay owns both from now on.
 
-        ``inward`` counts what leaves ``near``, ``outward`` what goes to it.
+        ``from_near`` counts bytes that come from ``near``, ``to_near`` bytes that go to it. ``near_events`` are the
+        events that ``near`` had so far; None: the reactor does not watch it yet.
         """
         far, session = data.sock, data.session
         relay = Relay(data.ident, link, self.reactor, self._pipes, near, far, self)
@@ -63,62 +64,64 @@ class Relays:
         if not self.stats.active:
             self.stats.notify_activity()
         self.stats.active += 1
-        if self._round is None:
-            self._round = self.reactor.later(_SETTLED, self._go_round)
+        if self._keepalive_timer is None:
+            self._keepalive_timer = self.reactor.call_later(_KEEPALIVE_AFTER_S, self._enable_keepalive)
         if session is None:
-            relay.start(Flow(relay, near, far, inward), Flow(relay, far, near, outward), near_events, data.events)
+            relay.start(Flow(relay, near, far, from_near), Flow(relay, far, near, to_near), near_events, data.events)
         else:
-            seal = SealingFlow(relay, near, far, inward, session)
-            opening = OpeningFlow(relay, far, near, outward, session, seal.push)
-            # The session may hold the first bytes already: look, as if some had come.
-            relay.start(seal, opening, near_events, data.events | READ & ~ENDING)
+            encrypting = EncryptingFlow(relay, near, far, from_near, session)
+            decrypting = DecryptingFlow(relay, far, near, to_near, session, encrypting.push)
+            # The session may hold the first bytes already: read it, as if bytes had arrived.
+            relay.start(encrypting, decrypting, near_events, data.events | READABLE & ~HANGUP)
         return relay
 
-    def crashed(self, error: Exception) -> None:
-        """A defect outside any relay: the engine's."""
+    def on_handler_error(self, error: Exception) -> None:
+        """Report a defect outside any relay to the engine."""
         self._on_crash(error)
 
-    def relay_done(self, relay: Relay) -> None:
-        """A relay has closed its sockets."""
+    def on_relay_closed(self, relay: Relay) -> None:
+        """Forget a relay that has closed its sockets."""
         self._running.discard(relay)
         self.stats.active -= 1
-        self.freed(relay)
+        self.on_visitor_left()
 
-    def freed(self, relay: Relay) -> None:
-        """A visitor has left; what an end makes of it."""
+    def on_visitor_left(self) -> None:
+        """React to the end of a relay; the ingress overrides it."""
 
-    def relay_crashed(self, relay: Relay, error: Exception) -> None:
-        """A defect ended one relay; the others go on."""
-        self.event_log.log_error("visitor", f"a defect ended relay {relay.ident}: {type(error).__name__}: {error}")
+    def on_relay_error(self, relay: Relay, error: Exception) -> None:
+        """Log a defect that ended one relay; the others continue."""
+        self.event_log.log_error(
+            "visitor", f"an internal error ended relay {relay.ident}: {type(error).__name__}: {error}"
+        )
 
-    def _go_round(self) -> None:
-        self._round = None
+    def _enable_keepalive(self) -> None:
+        self._keepalive_timer = None
         for relay in self._running:
-            if not relay.kept:
-                relay.keep_alive()
+            if not relay.keepalive_enabled:
+                relay.enable_keepalive()
         if self._running:
-            self._round = self.reactor.later(_SETTLED, self._go_round)
+            self._keepalive_timer = self.reactor.call_later(_KEEPALIVE_AFTER_S, self._enable_keepalive)
 
-    def link_lost(self) -> None:
-        """The link is gone; the relays go on without it."""
+    def on_link_lost(self) -> None:
+        """Let the relays continue without their link."""
         for relay in list(self._running):
-            relay.link_lost()
+            relay.on_link_lost()
 
     @property
-    def promised(self) -> int:
-        """Descriptors that those who are here will need yet."""
+    def reserved(self) -> int:
+        """Descriptors that present visitors will need yet."""
         return 0
 
     @property
-    def busy(self) -> bool:
-        """Whether there are visitors that a drain waits for."""
+    def is_busy(self) -> bool:
+        """Whether a drain has visitors to wait for."""
         return bool(self._running)
 
-    def cut(self) -> int:
-        """End all relays now; how many there were. The end of this end."""
-        self.reactor.descriptors.promisers.discard(self)
-        if self._round is not None:
-            self._round.cancel()
+    def close_all(self) -> int:
+        """End all relays now, and the use of this set; return how many there were."""
+        self.reactor.fd_budget.reservations.discard(self)
+        if self._keepalive_timer is not None:
+            self._keepalive_timer.cancel()
         running = list(self._running)
         for relay in running:
             relay.finish()

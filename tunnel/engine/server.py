@@ -20,7 +20,7 @@ from tunnel.model.spec import DataTls, Direction, Mode, TunnelSpec
 from tunnel.protocol import frames
 from tunnel.protocol.frames import Kind, ProtocolError, ReplayWindow
 from tunnel.protocol.handshake import REFUSAL, HandshakeRefusedError, Hello, ServerHandshake, Welcome
-from tunnel.runtime import listeners, sockets, tls
+from tunnel.runtime import listeners, tls
 from tunnel.runtime.acceptor import Acceptor
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class LinkTaker(Protocol):
     def link_made(self, link: Link) -> None:
         """Take over the link of a client that has authenticated."""
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         """End the engine because of a defect."""
 
 
@@ -65,7 +65,7 @@ class LinkAcceptor:
         reactor: Reactor,
         event_log: EventLog,
         stats: Stats,
-        identity: tls.Identity,
+        identity: tls.SelfSignedCertificate,
         taker: LinkTaker,
     ) -> None:
         self._spec = spec
@@ -74,8 +74,8 @@ class LinkAcceptor:
         self._stats = stats
         self._identity = identity
         self._taker = taker
-        self._direction = sockets.direction_of(spec)
-        self._pending = PendingConnections(reactor.descriptors.limit)
+        self._direction = listeners.decide_direction(spec)
+        self._pending = PendingConnections(reactor.fd_budget.limit)
         self.acceptors: dict[str, Acceptor] = {}
         """by purpose, as in ``listeners``"""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,8 +98,8 @@ class LinkAcceptor:
     async def open(self, bound: dict[str, socket.SocketType]) -> None:
         """Start to accept on the listeners in ``bound``, which are removed from it and owned here. Raises TlsError."""
         self._context = await tls.server_context(self._spec, self._identity)
-        self._certificate = tls.own_certificate(self._context)
-        addresses = listeners.wanted(self._spec, None)
+        self._certificate = tls.presented_certificate(self._context)
+        addresses = listeners.listening_addresses(self._spec, None)
         tunnel = self._make_acceptor(bound.pop(listeners.TUNNEL), self._accept, addresses[listeners.TUNNEL])
         self.acceptors[listeners.TUNNEL] = tunnel
         self.address = tunnel.address
@@ -167,7 +167,7 @@ class LinkAcceptor:
 
     def check_preface(self, connection: PendingConnection, preface: bytes) -> None:
         """Check a complete preface; then pool the connection, or start TLS on it."""
-        link, descriptors = self._link, self._reactor.descriptors
+        link, descriptors = self._link, self._reactor.fd_budget
         if link is None or link.channel.closed_reason is not None:
             self.refuse_data_connection(connection, "there is no link")
             return
@@ -180,7 +180,7 @@ class LinkAcceptor:
             self.refuse_data_connection(connection, "its id was used before")
         elif len(link.pool) >= link.limits.pool_max + self._spec.settings.signal_queue_limit:
             self.refuse_data_connection(connection, "the pool is full")
-        elif self._direction is Direction.FORWARD and descriptors.are_scarce(connection.sock.fileno()):
+        elif self._direction is Direction.FORWARD and descriptors.is_short(connection.sock.fileno()):
             self.refuse_data_connection(connection, str(descriptors))  # pooled connections need theirs for targets
         elif link.data_tls:
             connection.start_tls(ident, self._context)
@@ -209,7 +209,7 @@ class LinkAcceptor:
         self._pending.release(connection)
         pool = link.pool
         before = len(pool)
-        pool.add(DataConnection(ident, connection.sock, session, pool), watched=connection.is_registered)
+        pool.add(DataConnection(ident, connection.sock, session, pool), is_registered=connection.is_registered)
         link.send_pooled(ident)
         link.note_pooled(before)
 
@@ -239,7 +239,7 @@ class LinkAcceptor:
         except HandshakeRefusedError as error:
             self._refuse_client(connection, channel, str(error), answer=REFUSAL)
         except Exception as error:  # noqa: BLE001  a defect must reach the engine, not vanish in a task
-            self._taker.crashed(error)
+            self._taker.on_handler_error(error)
         finally:
             self._pending.release(connection)
             if not made:
@@ -314,7 +314,7 @@ class LinkAcceptor:
             direction=self._direction,
             channel=channel,
             reactor=self._reactor,
-            at_entrance=self._direction is Direction.REVERSE,
+            is_ingress=self._direction is Direction.REVERSE,
             data_tls=welcome.data_tls,
         )
         link.negotiate_limits(ours, hello.bounds, default_limits(spec.settings))
@@ -336,9 +336,9 @@ class LinkAcceptor:
     def taken(self, count: int) -> None:
         """Do nothing: the client fills the pool."""
 
-    def crashed(self, error: Exception) -> None:
+    def on_handler_error(self, error: Exception) -> None:
         """Report a defect in a handler."""
-        self._taker.crashed(error)
+        self._taker.on_handler_error(error)
 
 
 async def _expect(channel: ControlChannel, kind: Kind) -> bytes:

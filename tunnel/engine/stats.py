@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tunnel.forwarding.tcp import Meter
+from tunnel.forwarding.tcp import ByteCounter
 
 
 @dataclass(slots=True)
@@ -14,8 +14,8 @@ class Stats:
 
     notify_activity: Callable[[], None] = lambda: None
     """called before the first visitor is counted while there are none, so that observers refresh at once"""
-    from_visitors: Meter = field(default_factory=Meter)
-    to_visitors: Meter = field(default_factory=Meter)
+    from_visitors: ByteCounter = field(default_factory=ByteCounter)
+    to_visitors: ByteCounter = field(default_factory=ByteCounter)
     active: int = 0
     """visitors that are served now"""
     total: int = 0

@@ -1,4 +1,4 @@
-"""The accept loop of a listener: a bounded batch a turn, a pause while there is no room or descriptors are short."""
+"""The accept loop of a listener: bounded batches, paused while there is no room or file descriptors are short."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
 
-_BATCH: Final = 64  # connections taken in one turn
-_BREATH: Final = 0.1  # seconds without accepting when descriptors have run out
+_ACCEPTS_PER_TURN: Final = 64
+_FD_PAUSE_S: Final = 0.1  # pause without accepting when descriptors have run out
 
 
 class Acceptor:
-    """Accepts while there is room; what it leaves stays in the kernel's backlog. Owns the listener."""
+    """Accepts connections while there is room; the rest stays in the kernel's backlog. Owns the listener."""
 
     __slots__ = (
-        "_breath",
         "_event_log",
         "_has_room",
+        "_is_waiting_for_room",
+        "_keeps_fd_reserve",
         "_listener",
-        "_paused",
+        "_on_accept",
+        "_pause_timer",
         "_reactor",
-        "_take",
-        "_yields",
         "address",
-        "asked",
         "port",
+        "requested_address",
     )
 
     def __init__(
@@ -41,75 +41,78 @@ class Acceptor:
         reactor: Reactor,
         listener: socket.SocketType,
         event_log: EventLog,
-        take: Callable[[socket.SocketType, object], None],
+        on_accept: Callable[[socket.SocketType, object], None],
         has_room: Callable[[], bool],
-        asked: Address,
+        requested_address: Address,
         *,
-        yields: bool = False,
+        keeps_fd_reserve: bool = False,
     ) -> None:
+        """Start to accept. ``on_accept`` gets each connection, which it owns, and the peer's address.
+
+        With ``keeps_fd_reserve`` the last descriptors of the process are left to others.
+        """
         name = listener.getsockname()
-        self.asked = asked
-        """the address as the tunnel's spec has it"""
-        self.address = sockets.show(name)
+        self.requested_address = requested_address
+        """the address as it is written in the tunnel's spec"""
+        self.address = sockets.format_address(name)
         self.port = int(name[1])
         self._reactor = reactor
         self._listener: socket.SocketType | None = listener
         self._event_log = event_log
-        self._take = take
+        self._on_accept = on_accept
         self._has_room = has_room
-        self._yields = yields
-        """whether it leaves the last descriptors to others"""
-        self._paused = False
-        self._breath: asyncio.TimerHandle | None = None
-        reactor.register(listener, self._ready)
+        self._keeps_fd_reserve = keeps_fd_reserve
+        self._is_waiting_for_room = False
+        self._pause_timer: asyncio.TimerHandle | None = None
+        reactor.register(listener, self._on_events)
 
     def resume(self) -> None:
-        """There may be room again."""
-        if self._paused and self._listener is not None and self._has_room():
-            self._paused = False
-            self._reactor.again(self._ready)
+        """Accept again if there is room now; called when room may have become free."""
+        if self._is_waiting_for_room and self._listener is not None and self._has_room():
+            self._is_waiting_for_room = False
+            self._reactor.call_again(self._on_events)
 
-    def surrender(self) -> socket.SocketType | None:
-        """Give the listener itself to somebody else; None where it was closed before."""
+    def detach_listener(self) -> socket.SocketType | None:
+        """Stop accepting and return the open listener, which the caller then owns; None if it is closed already."""
         listener = self._listener
         if listener is not None:
-            self._reactor.release(listener)
+            self._reactor.unregister(listener)
             self._listener = None
         self.close()
         return listener
 
-    def take_rest(self) -> None:
-        """Take in who stands at the door already, as far as there is room: the address is about to be given up."""
-        if self._breath is None:
-            self._take_in(sockets.BACKLOG)
+    def accept_backlog(self) -> None:
+        """Accept the connections that are in the backlog already, as far as there is room, before the close."""
+        if self._pause_timer is None:
+            self._accept_batch(sockets.BACKLOG)
 
     def close(self) -> None:
-        """Give the address up."""
-        if self._breath is not None:
-            self._breath.cancel()
+        """Close the listener and stop accepting."""
+        if self._pause_timer is not None:
+            self._pause_timer.cancel()
         if self._listener is not None:
             self._reactor.close(self._listener)
             self._listener = None
 
-    def crashed(self, error: Exception) -> None:
-        """A defect in what takes the connections."""
-        owner = getattr(self._take, "__self__", None)
+    def on_handler_error(self, error: Exception) -> None:
+        """Pass a defect in ``on_accept`` to the object that it is a method of."""
+        owner = getattr(self._on_accept, "__self__", None)
         if owner is None:
             raise error
-        owner.crashed(error)
+        owner.on_handler_error(error)
 
-    def _ready(self, _events: int) -> None:
-        if self._breath is None and self._take_in(_BATCH):
-            self._reactor.again(self._ready)
+    def _on_events(self, _events: int) -> None:
+        if self._pause_timer is None and self._accept_batch(_ACCEPTS_PER_TURN):
+            self._reactor.call_again(self._on_events)
 
-    def _take_in(self, most: int) -> bool:
-        """Accept so many at the most; whether there may be more."""
+    def _accept_batch(self, limit: int) -> bool:
+        """Accept up to ``limit`` connections; return whether the backlog may hold more."""
         listener = self._listener
         if listener is None:
             return False
-        for _ in range(most):
+        for _ in range(limit):
             if not self._has_room():
-                self._paused = True
+                self._is_waiting_for_room = True
                 return False
             try:
                 sock, peer = sockets.accept(listener)
@@ -118,28 +121,28 @@ class Acceptor:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                self._take_a_breath(sockets.describe(error))
+                self._pause(sockets.describe_error(error))
                 return False
             fd = sock.fileno()
             try:
-                self._take(sock, peer)
+                self._on_accept(sock, peer)
             except Exception:
-                self._reactor.close(sock)  # a defect: nobody else will
+                self._reactor.close(sock)  # a defect: the callback did not take the socket over
                 raise
-            if self._reactor.descriptors.are_scarce(fd):
-                if self._yields:
-                    self._take_a_breath(str(self._reactor.descriptors))
+            if self._reactor.fd_budget.is_short(fd):
+                if self._keeps_fd_reserve:
+                    self._pause(str(self._reactor.fd_budget))
                     return False
-                break  # those who were sent away give theirs back at the end of the batch
+                break  # the descriptors of rejected connections become free at the end of the batch
         return True
 
-    def _take_a_breath(self, why: str) -> None:
-        self._event_log.warn_throttled("listen", self.address, f"nobody is accepted on {self.address} for now: {why}")
-        self._breath = self._reactor.later(_BREATH, self._breathed)
+    def _pause(self, reason: str) -> None:
+        self._event_log.warn_throttled("listen", self.address, f"accepting on {self.address} is paused: {reason}")
+        self._pause_timer = self._reactor.call_later(_FD_PAUSE_S, self._on_pause_end)
 
-    def _breathed(self) -> None:
-        if self._yields and self._reactor.descriptors.are_scarce_now():
-            self._breath = self._reactor.later(_BREATH, self._breathed)
+    def _on_pause_end(self) -> None:
+        if self._keeps_fd_reserve and self._reactor.fd_budget.is_short_now():
+            self._pause_timer = self._reactor.call_later(_FD_PAUSE_S, self._on_pause_end)
         else:
-            self._breath = None
-            self._reactor.again(self._ready)
+            self._pause_timer = None
+            self._reactor.call_again(self._on_events)

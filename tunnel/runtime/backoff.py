@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt: quick at first, then exponential, with full jitter."""
+"""The delay before the next attempt: short at first, then exponential, with full jitter."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FIRST: Final = 0.1
-"""Upper bound of the first wait in seconds: a fraction of a second heals most interruptions unnoticed."""
-LEAST: Final = 0.02
-"""Lower bound of every wait, so that jitter never makes a busy loop."""
-BRISK: Final = 1.5
-"""Upper bound in seconds while an outage is young: whatever restarts is found again within two."""
-YOUNG: Final = 40
-"""Attempts during which an outage counts as young, about half a minute in all."""
+FIRST_DELAY_S: Final = 0.1
+"""Upper bound of the first delay: most interruptions end within a fraction of a second, before anyone notices."""
+MIN_DELAY_S: Final = 0.02
+"""Lower bound of every delay, so that jitter never causes a busy loop."""
+YOUNG_MAX_DELAY_S: Final = 1.5
+"""Upper bound while an outage is young, so that a peer that restarts is found within two seconds."""
+YOUNG_ATTEMPTS: Final = 40
+"""Attempts during which an outage counts as young, about half a minute in total."""
 
 
-def delay(attempt: int, cap: float, uniform: Callable[[float, float], float]) -> float:
-    """Seconds to wait after the ``attempt``-th failure in a row (from 1), never more than ``cap``.
+def retry_delay(attempt: int, cap: float, uniform: Callable[[float, float], float]) -> float:
+    """Return the seconds to wait after the ``attempt``-th failure in a row (from 1), never more than ``cap``.
 
-    Full jitter: evenly distributed up to a growing bound, which spreads a crowd of clients best (Brooker, "Exponential
+    Full jitter: evenly distributed up to a growing bound, which spreads many clients best (Brooker, "Exponential
     Backoff And Jitter", AWS Architecture Blog, 2015). ``uniform`` is ``random.uniform``.
     """
     steps = max(attempt, 1) - 1
-    bound = min(BRISK, FIRST * 2.0 ** min(steps, 16))
-    if steps >= YOUNG:
-        bound = BRISK * 2.0 ** min(steps - YOUNG + 1, 16)
-    return min(cap, max(LEAST, uniform(0.0, min(cap, bound))))
+    bound = min(YOUNG_MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(steps, 16))
+    if steps >= YOUNG_ATTEMPTS:
+        bound = YOUNG_MAX_DELAY_S * 2.0 ** min(steps - YOUNG_ATTEMPTS + 1, 16)
+    return min(cap, max(MIN_DELAY_S, uniform(0.0, min(cap, bound))))

@@ -1,7 +1,7 @@
-"""Makes the certificate of a server that was given none. Run as a program, it prints key and certificate as PEM.
+"""Makes the certificate of a server that has no certificate files. Run as a program, it prints key and certificate.
 
-It is a program of its own because the library that makes certificates takes more memory than everything else at rest:
-a process that lives for months borrows another for a tenth of a second.
+It is a separate program because the library that makes certificates takes more memory than all the rest of an idle
+process. A process that lives for months starts another one for a tenth of a second instead.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from cryptography.x509.oid import NameOID
 
 
 def make_certificate() -> bytes:
-    """A new EC P-256 key and a self-signed certificate for it, both as PEM.
+    """Make a new EC P-256 key and a self-signed certificate for it; return both as PEM.
 
-    Nobody verifies its name or dates: the proof of the shared key binds the link to its hash instead.
+    Its name and dates are never verified: the proof of the shared key binds the link to the certificate's hash instead.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tunnel")])

@@ -1,7 +1,7 @@
-"""How many descriptors this process may have, and who goes without when they run short.
+"""The file descriptors of this process: how many it may have, and how many of them visitors may use.
 
-Visitors come last: what serves those who are here already (their data connections and targets), and what lets people
-see and steer (the file, the local API, the broker), must find a descriptor when the table is all but full.
+Visitors come last. The data connections and targets of present visitors, and what lets operators see and control the
+daemon (the file, the local API, the broker), must get a descriptor even when the table is almost full.
 """
 
 from __future__ import annotations
@@ -10,50 +10,51 @@ import os
 import resource
 from typing import Final, Protocol
 
-_LEAST_SPARE: Final = 32
-_MOST_SPARE: Final = 512
+_MIN_RESERVE: Final = 32
+_MAX_RESERVE: Final = 512
 
 
-class Promiser(Protocol):
-    """Somebody who has taken on what will need more descriptors."""
+class FdReservation(Protocol):
+    """A part of a tunnel that will need more descriptors for the visitors it has already accepted."""
 
     @property
-    def promised(self) -> int:
-        """How many: one for each visitor that waits for a data connection, or data connection that waits for one."""
+    def reserved(self) -> int:
+        """One for each visitor that waits for a data connection, or data connection that waits for its target."""
 
 
-class Descriptors:
-    """One per reactor. Judges by the number of a descriptor just opened: the kernel gives the lowest that is free."""
+class FdBudget:
+    """One per reactor. Judges by the number of the descriptor opened last: the kernel assigns the lowest free one."""
 
     def __init__(self, probe: int) -> None:
+        """``probe`` is any open descriptor; it is duplicated to find out the lowest free number."""
         self.limit: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.ceiling: Final = self.limit - _spare(self.limit)
-        """the first that is not for visitors"""
-        self.promisers: set[Promiser] = set()
+        self.visitor_ceiling: Final = self.limit - _reserve_size(self.limit)
+        """the first descriptor number that is not for visitors"""
+        self.reservations: set[FdReservation] = set()
         self._probe = probe
 
-    def are_scarce(self, fd: int) -> bool:
-        """Whether, with ``fd`` the last one opened, no other visitor should be taken on."""
-        if 2 * fd < self.ceiling:  # nobody promises more than one for each that he has
+    def is_short(self, fd: int) -> bool:
+        """Whether no other visitor should be accepted, given that ``fd`` is the descriptor opened last."""
+        if 2 * fd < self.visitor_ceiling:  # a reservation never exceeds the descriptors that its owner has already
             return False
-        return fd + sum(promiser.promised for promiser in self.promisers) >= self.ceiling
+        return fd + sum(reservation.reserved for reservation in self.reservations) >= self.visitor_ceiling
 
-    def are_scarce_now(self) -> bool:
-        """The same, of this moment."""
+    def is_short_now(self) -> bool:
+        """Whether no other visitor should be accepted at this moment."""
         try:
             fd = os.dup(self._probe)
         except OSError:
             return True
         os.close(fd)
-        return self.are_scarce(fd)
+        return self.is_short(fd)
 
     def __str__(self) -> str:
-        """Why somebody has to go without, as the end of a sentence."""
+        """The reason for a refusal, as the end of a sentence."""
         return (
             f"this process may have {self.limit} file descriptors and has almost none left; "
             "raise the limit (ulimit -Hn, or LimitNOFILE= of its service)"
         )
 
 
-def _spare(limit: int) -> int:
-    return min(max(limit // 8, _LEAST_SPARE), limit // 3, _MOST_SPARE)
+def _reserve_size(limit: int) -> int:
+    return min(max(limit // 8, _MIN_RESERVE), limit // 3, _MAX_RESERVE)

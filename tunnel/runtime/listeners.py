@@ -1,17 +1,17 @@
-"""The listening sockets of a tunnel: bound together or not at all, and inherited by the engine that comes after."""
+"""The listening sockets of a tunnel: bound together or not at all, and inherited by the engine that replaces it."""
 
 from __future__ import annotations
 
 import errno
+import socket
 from typing import TYPE_CHECKING, Final
 
 from tunnel.model.address import Address
 from tunnel.model.spec import Direction, Mode, Role, TunnelSpec
-from tunnel.runtime import sockets
+from tunnel.runtime import resolver, sockets
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping
 
     from tunnel.runtime.acceptor import Acceptor
@@ -21,57 +21,95 @@ DATA: Final = "data connections"
 VISITORS: Final = "visitors"
 
 
-def wanted(spec: TunnelSpec, direction: Direction | None) -> dict[str, Address]:
-    """What a tunnel listens on, by purpose; None: a client that does not know yet whether it is the entrance."""
+def decide_direction(spec: TunnelSpec) -> Direction:
+    """Return a server's direction, from its URL alone and never from timing.
+
+    In ``auto``, a target on this host is where visitors are accepted (reverse). Any other target is dialled (forward).
+    """
+    if spec.mode is not Mode.AUTO:
+        return Direction(spec.mode.value)
+    return Direction.REVERSE if resolver.is_this_host(spec.target) else Direction.FORWARD
+
+
+def is_ingress(spec: TunnelSpec, direction: Direction) -> bool:
+    """Whether this end of the tunnel accepts the visitors."""
+    return (spec.role is Role.SERVER) is (direction is Direction.REVERSE)
+
+
+def listening_addresses(spec: TunnelSpec, direction: Direction | None) -> dict[str, Address]:
+    """Return what a tunnel listens on, by purpose; None: a client that does not know its direction yet."""
     addresses = {}
     if spec.role is Role.SERVER:
         addresses[TUNNEL] = spec.tunnel
         if spec.data_port is not None:
             addresses[DATA] = Address(spec.tunnel.host, spec.data_port)
-    if direction is not None and sockets.is_entrance(spec, direction):
+    if direction is not None and is_ingress(spec, direction):
         addresses[VISITORS] = spec.target
     return addresses
 
 
 async def bind(
-    spec: TunnelSpec, addresses: Mapping[str, Address], heritage: Mapping[str, Acceptor] | None = None
+    spec: TunnelSpec, addresses: Mapping[str, Address], inherited: Mapping[str, Acceptor] | None = None
 ) -> dict[str, socket.SocketType]:
-    """A listener for each address. Raises NetError; then nothing has changed.
+    """Return a listener for each address. Raises NetError; then nothing has changed.
 
-    ``heritage`` are the listeners of the engine that goes: one on the very same address is taken from it, with all
-    who wait in its backlog, once everything else is bound.
+    ``inherited`` are the listeners of the engine that is being replaced. One on exactly the same address is taken over
+    with all connections in its backlog, once everything else is bound.
     """
-    kept = {
+    reused = {
         purpose: acceptor
-        for purpose, acceptor in (heritage or {}).items()
-        if addresses.get(purpose) == acceptor.asked and acceptor.asked.port
+        for purpose, acceptor in (inherited or {}).items()
+        if addresses.get(purpose) == acceptor.requested_address and acceptor.requested_address.port
     }
     bound: dict[str, socket.SocketType] = {}
     for purpose, address in addresses.items():
-        if purpose not in kept:
+        if purpose not in reused:
             try:
-                bound[purpose] = await sockets.listen(address, what=purpose, client_speaks_first=purpose == DATA)
+                bound[purpose] = await listen(address, purpose, client_speaks_first=purpose == DATA)
             except BaseException as error:
                 close(bound)
                 if isinstance(error, NetError) and purpose == VISITORS:
-                    raise _hinted(error, spec) from None
+                    raise _with_hint(error, spec) from None
                 raise
-    for purpose, acceptor in kept.items():
-        listener = acceptor.surrender()
-        bound[purpose] = listener if listener is not None else await sockets.listen(addresses[purpose], what=purpose)
+    for purpose, acceptor in reused.items():
+        listener = acceptor.detach_listener()
+        bound[purpose] = listener if listener is not None else await listen(addresses[purpose], purpose)
     return bound
 
 
+async def listen(address: Address, purpose: str, *, client_speaks_first: bool = False) -> socket.SocketType:
+    """Open a non-blocking listener on an address; an empty host or ``::`` accepts IPv4 as well, as in Go.
+
+    ``purpose`` is named in the error. Raises NetError, with ``errno``.
+    """
+    try:
+        if not address.host:
+            address = Address("::" if _has_ipv6() else "0.0.0.0", address.port)
+        candidates = await resolver.resolve(address)
+        family, sockaddr = next((c for c in candidates if c[0] == socket.AF_INET), candidates[0])
+        return sockets.open_listener(family, sockaddr, client_speaks_first=client_speaks_first)
+    except OSError as error:
+        reason = sockets.describe_error(error)
+        raise NetError(f"cannot listen on {address} for {purpose}: {reason}", error.errno) from None
+
+
 def close(listeners: dict[str, socket.SocketType]) -> None:
-    """Give up listeners that nobody accepts from yet."""
+    """Close bound listeners that no acceptor owns yet."""
     while listeners:
         listeners.popitem()[1].close()
 
 
-def _hinted(error: NetError, spec: TunnelSpec) -> NetError:
-    """The likely wish of somebody whose server's target is taken: to have it dialled."""
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _with_hint(error: NetError, spec: TunnelSpec) -> NetError:
+    """Add the likely intention where a server's target address is in use: that it is dialled."""
     if spec.role is not Role.SERVER or spec.mode is not Mode.AUTO or error.errno != errno.EADDRINUSE:
         return error
-    hinted = NetError(f"{error}; if the target is a service to be dialled from here, add mode=forward")
-    hinted.errno = error.errno
-    return hinted
+    return NetError(f"{error}; if the target is a service to be dialled from here, add mode=forward", error.errno)

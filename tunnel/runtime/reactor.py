@@ -1,9 +1,9 @@
-"""Edge-triggered readiness inside asyncio's loop: one epoll of our own, whose descriptor asyncio watches.
+"""Edge-triggered readiness inside asyncio's loop: an epoll instance of our own, whose descriptor asyncio watches.
 
-A socket is registered once for its life, for input, output and hang-up at the same time; its handler gets the mask.
-Edge-triggered means that an event comes once for what is new: a handler reads to the end or remembers that it did not.
-That spares a task, a transport and two system calls for every visitor, which is where the time of a plain asyncio
-relay goes. The socket's owner closes it through ``close``; closing takes the registration away.
+A socket is registered once in its life, for input, output and hang-up together; its handler receives the event mask.
+Edge-triggered means that an event comes once for each change: a handler reads to the end, or remembers that it did not.
+That saves a task, a transport and two system calls for every visitor, which is where a plain asyncio relay spends its
+time. The owner of a socket closes it through ``close``, which also unregisters it.
 
 Needs epoll, hence Linux.
 """
@@ -16,163 +16,164 @@ import socket
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from tunnel.runtime.fd_budget import Descriptors
+from tunnel.runtime.fd_budget import FdBudget
 
-READ: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-"""Bits that mean: reading will give bytes, the end, or an error."""
-ENDING: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-"""Bits that mean: the other end has finished; a short read is not the last one."""
-BROKEN: Final = select.EPOLLERR
+READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""Bits that mean: a read returns bytes, the end of the stream, or an error."""
+HANGUP: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""Bits that mean: the peer has finished sending; a short read is not the last one."""
+ERROR: Final = select.EPOLLERR
 """Bit that means: the connection was reset, or timed out."""
-FAILED: Final = select.EPOLLHUP | select.EPOLLERR
-"""Bits that mean, on a socket that is connecting: it did not work."""
-WRITE: Final = select.EPOLLOUT
-"""Bit that means: writing may go on."""
-CALM: Final = select.EPOLLIN | select.EPOLLOUT
-"""The whole mask of a connection in the midst of its work: bytes have come, and there is room for more to go."""
+CONNECT_FAILED: Final = select.EPOLLHUP | select.EPOLLERR
+"""Bits that mean, on a connecting socket: the attempt failed."""
+WRITABLE: Final = select.EPOLLOUT
+"""Bit that means: there is room to write again."""
+READ_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
+"""The whole mask of a connection in normal operation: bytes have arrived, and there is room to send."""
 
-_ALL: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-_BATCH: Final = 256  # events taken at once
-_ROUNDS: Final = 4  # batches in a row before asyncio has its turn again
+_EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_BATCH_SIZE: Final = 256  # events fetched at once
+_BATCHES_PER_TURN: Final = 4  # batches in a row before asyncio runs other callbacks
 
 BUFFER_SIZE: Final = 1 << 17
 """Bytes of the one buffer through which all copying goes."""
 
 
-class Owner(Protocol):
-    """What a handler is bound to."""
+class HandlerOwner(Protocol):
+    """The object that a handler is a method of."""
 
-    def crashed(self, error: Exception) -> None:
-        """A handler of this owner raised: a defect. Nothing of the owner's must go on as if it had not."""
+    def on_handler_error(self, error: Exception) -> None:
+        """A handler of this owner raised, which is a defect: close what it may have left half done."""
 
 
 Handler = Callable[[int], None]
 
 
 class Reactor:
-    """Tells sockets' owners when they can go on. Made inside a running loop, one for all engines on it."""
+    """Calls handlers when their sockets become ready. Made inside a running loop, one for all engines on that loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
-        self.descriptors: Final = Descriptors(self._epoll.fileno())
+        self.fd_budget: Final = FdBudget(self._epoll.fileno())
         self._handlers: dict[int, Handler] = {}
-        self._again: list[Handler] = []
+        self._call_again: list[Handler] = []
         self._deferred: list[Callable[[], None]] = []
         self._closing: list[socket.SocketType] = []
-        self._in_turn = False
-        self._woken = False
-        self.view: Final = memoryview(bytearray(BUFFER_SIZE))
-        """The shared buffer; nothing in it outlives the handler that filled it."""
-        self._loop.add_reader(self._epoll.fileno(), self._turn)
+        self._is_in_turn = False
+        self._is_scheduled = False
+        self.scratch: Final = memoryview(bytearray(BUFFER_SIZE))
+        """The shared buffer; its content is valid only inside the handler that filled it."""
+        self._loop.add_reader(self._epoll.fileno(), self._run_turn)
 
     def __len__(self) -> int:
         return len(self._handlers)
 
     def register(self, sock: socket.SocketType, handler: Handler) -> None:
-        """Watch a socket from now on. The first event comes by itself: a new socket is writable or it is connecting."""
+        """Watch a socket. A first event always follows: a new socket is writable, or it is connecting."""
         fd = sock.fileno()
-        self._epoll.register(fd, _ALL)
+        self._epoll.register(fd, _EVENTS)
         self._handlers[fd] = handler
 
-    def hand_over(self, sock: socket.SocketType, handler: Handler) -> None:
-        """Give a watched socket another handler. Events that came before are not repeated."""
+    def set_handler(self, sock: socket.SocketType, handler: Handler) -> None:
+        """Give a registered socket another handler. Events that came before are not repeated."""
         self._handlers[sock.fileno()] = handler
 
-    def release(self, sock: socket.SocketType) -> None:
-        """Watch a socket no more, for somebody else takes it over as it is."""
+    def unregister(self, sock: socket.SocketType) -> None:
+        """Stop watching a socket without closing it: another owner takes it over."""
         del self._handlers[sock.fileno()]
         self._epoll.unregister(sock.fileno())
 
     def close(self, sock: socket.SocketType) -> None:
-        """Close a socket, watched or not.
+        """Close a socket, registered or not. Calling it twice is allowed.
 
-        In the middle of a batch the descriptor stays taken until its end, so that no event meant for the old socket
-        can reach a new one that was given the same number.
+        In the middle of a batch the descriptor stays open until the end of the batch, so that no event meant for the
+        old socket can reach a new one that was given the same number.
         """
         self._handlers.pop(sock.fileno(), None)
-        if self._in_turn:
+        if self._is_in_turn:
             self._closing.append(sock)
         else:
             sock.close()
 
-    def again(self, handler: Handler) -> None:
-        """Call a handler in the next turn, with no bits set: it stopped for fairness, not for lack of bytes."""
-        self._again.append(handler)
-        self._wake()
+    def call_again(self, handler: Handler) -> None:
+        """Call a handler in the next turn with no bits set: it stopped for fairness, not for lack of bytes."""
+        self._call_again.append(handler)
+        self._schedule_turn()
 
     def defer(self, callback: Callable[[], None]) -> None:
-        """Call once when everything that is ready now has been handled: what gathers leaves together."""
+        """Call once when all events that are ready now have been handled, so that gathered output leaves together."""
         self._deferred.append(callback)
-        self._wake()
+        self._schedule_turn()
 
-    def later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
-        """Call once after ``delay`` seconds; what it raises reaches its owner, as with a handler."""
-        return self._loop.call_later(delay, self._timed, callback)
+    def call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call once after ``delay`` seconds; an exception reaches the callback's owner, as with a handler."""
+        return self._loop.call_later(delay, self._run_timer, callback)
 
-    def _timed(self, callback: Callable[[], None]) -> None:
+    def _run_timer(self, callback: Callable[[], None]) -> None:
         try:
             callback()
-        except Exception as error:  # noqa: BLE001  a defect of one tunnel is that tunnel's alone
-            self._crashed(callback, error)
+        except Exception as error:  # noqa: BLE001  a defect in one tunnel must not affect the others
+            self._report_error(callback, error)
 
-    def _wake(self) -> None:
-        if not self._in_turn and not self._woken:
-            self._woken = True
-            self._loop.call_soon(self._turn)
+    def _schedule_turn(self) -> None:
+        if not self._is_in_turn and not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._run_turn)
 
-    def _turn(self) -> None:
-        self._woken = False
-        if self._epoll.closed:  # a turn that was asked for before the reactor stopped
+    def _run_turn(self) -> None:
+        self._is_scheduled = False
+        if self._epoll.closed:  # a turn that was scheduled before the reactor stopped
             return
-        self._in_turn = True
+        self._is_in_turn = True
         poll, handlers = self._epoll.poll, self._handlers
-        for _ in range(_ROUNDS):
-            again, self._again = self._again, []
-            batch = poll(0, _BATCH)
+        for _ in range(_BATCHES_PER_TURN):
+            call_again, self._call_again = self._call_again, []
+            batch = poll(0, _BATCH_SIZE)
             for fd, events in batch:
                 handler = handlers.get(fd)
                 if handler is not None:
                     try:
                         handler(events)
-                    except Exception as error:  # noqa: BLE001  a defect of one tunnel is that tunnel's alone
-                        self._crashed(handler, error)
-            for handler in again:
+                    except Exception as error:  # noqa: BLE001  a defect in one tunnel must not affect the others
+                        self._report_error(handler, error)
+            for handler in call_again:
                 try:
                     handler(0)
                 except Exception as error:  # noqa: BLE001  as above
-                    self._crashed(handler, error)
-            self._finish()
-            if not batch and not self._again:
+                    self._report_error(handler, error)
+            self._finish_batch()
+            if not batch and not self._call_again:
                 break
-        self._in_turn = False
-        if self._again:
-            self._wake()
+        self._is_in_turn = False
+        if self._call_again:
+            self._schedule_turn()
 
-    def _finish(self) -> None:
+    def _finish_batch(self) -> None:
         while self._deferred:
             callbacks, self._deferred = self._deferred, []
             for callback in callbacks:
                 try:
                     callback()
                 except Exception as error:  # noqa: BLE001  as above
-                    self._crashed(callback, error)
+                    self._report_error(callback, error)
         if self._closing:
             closing, self._closing = self._closing, []
             for sock in closing:
                 sock.close()
 
-    def _crashed(self, callback: Callable[..., None], error: Exception) -> None:
+    def _report_error(self, callback: Callable[..., None], error: Exception) -> None:
         owner = getattr(callback, "__self__", None)
         try:
             if owner is None:
                 raise error
-            owner.crashed(error)
-        except Exception as unclaimed:  # noqa: BLE001  raised here, it would take the rest of the batch along: edges come once
-            self._loop.call_exception_handler({"message": "a defect that nobody answers for", "exception": unclaimed})
+            owner.on_handler_error(error)
+        except Exception as unhandled:  # noqa: BLE001  raised here, it would lose the rest of the batch: edges come once
+            context = {"message": "unhandled exception in a reactor callback", "exception": unhandled}
+            self._loop.call_exception_handler(context)
 
     def stop(self) -> None:
-        """Stop watching. Sockets still registered belong to their owners, who close them."""
+        """Stop watching. Sockets that are still registered belong to their owners, which close them."""
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
         self._handlers.clear()

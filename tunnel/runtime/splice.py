@@ -9,73 +9,86 @@ import os
 from typing import Final
 
 PIPE_SIZE: Final = 1 << 20
-"""Bytes wished for a pipe. The kernel grants an unprivileged user 64 of this size, then smaller ones (pipe(7))."""
+"""Bytes requested for a pipe. The kernel grants an unprivileged user 64 of this size, then smaller ones (pipe(7))."""
 
 FLAGS: Final = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
-"""Never SPLICE_F_MORE: it holds back the last bytes of an answer for 200 ms."""
+"""Never SPLICE_F_MORE: it delays the last bytes of an answer by 200 ms."""
 
-UNABLE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
-"""Errors that speak of splicing itself. Any other speaks of the socket, and the kernel tells it only once."""
+UNSUPPORTED_ERRNOS: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
+"""Errors about splicing as such. Any other error belongs to the socket, and the kernel reports it only once."""
 
-_KEPT: Final = 16  # empty pipes kept for the next one; a relay holds one only while bytes are in it or move
-_AT_ONCE: Final = 256
+_MAX_IDLE_PIPES: Final = 16  # empty pipes kept for reuse; a relay holds a pipe only while bytes are in it or move
+_MAX_PIPES_IN_USE: Final = 256
 
 
 class Pipe:
-    """One pipe, and how many bytes are in it."""
+    """One pipe, and the number of bytes in it."""
 
-    __slots__ = ("held", "inlet", "outlet", "size")
+    __slots__ = ("buffered", "read_fd", "size", "write_fd")
 
     def __init__(self) -> None:
-        self.outlet, self.inlet = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.held = 0
+        self.read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.buffered = 0
         with contextlib.suppress(OSError):  # over the user's quota: the pipe works at its present size
-            fcntl.fcntl(self.inlet, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        self.size = fcntl.fcntl(self.inlet, fcntl.F_GETPIPE_SZ)
+            fcntl.fcntl(self.write_fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        self.size = fcntl.fcntl(self.write_fd, fcntl.F_GETPIPE_SZ)
 
     def close(self) -> None:
-        """Give both descriptors back."""
-        os.close(self.outlet)
-        os.close(self.inlet)
+        """Close both descriptors."""
+        os.close(self.read_fd)
+        os.close(self.write_fd)
 
 
-class Pipes:
-    """All pipes of a process: lent while bytes move, empty ones kept for the next relay."""
+class PipePool:
+    """All pipes of a process: in use while bytes move, empty ones kept for the next relay."""
 
-    def __init__(self, ceiling: int | None = None) -> None:
-        """``ceiling``: the first descriptor that no pipe shall have, because others need it more."""
-        self._ceiling = ceiling
-        self.usable = hasattr(os, "splice")
-        """turns False when the kernel says that it cannot splice here"""
-        self._free: list[Pipe] = []
-        self._lent = 0
+    def __init__(
+        self,
+        fd_ceiling: int | None = None,
+        *,
+        max_idle: int = _MAX_IDLE_PIPES,
+        max_in_use: int = _MAX_PIPES_IN_USE,
+    ) -> None:
+        """``fd_ceiling``: the first descriptor number that a pipe must not use, because others need it more."""
+        self._fd_ceiling = fd_ceiling
+        self._max_idle = max_idle
+        self._max_in_use = max_in_use
+        self.can_splice = hasattr(os, "splice")
+        """turns False when the kernel reports that it cannot splice here"""
+        self._idle: list[Pipe] = []
+        self.in_use = 0
+        """pipes that relays hold at this moment"""
 
-    def take(self) -> Pipe | None:
-        """An empty pipe, or None where there is none to be had: then bytes are copied."""
-        if self._free:
-            self._lent += 1
-            return self._free.pop()
-        if not self.usable or self._lent >= _AT_ONCE:
+    def acquire(self) -> Pipe | None:
+        """Return an empty pipe, or None if none is available: then bytes are copied."""
+        if self._idle:
+            self.in_use += 1
+            return self._idle.pop()
+        if not self.can_splice or self.in_use >= self._max_in_use:
             return None
         try:
             pipe = Pipe()
         except OSError:  # no descriptors left
             return None
-        if self._ceiling is not None and pipe.inlet >= self._ceiling:
+        if self._fd_ceiling is not None and pipe.write_fd >= self._fd_ceiling:
             pipe.close()
             return None
-        self._lent += 1
+        self.in_use += 1
         return pipe
 
-    def give_back(self, pipe: Pipe) -> None:
-        """Take a pipe back. One with bytes in it is destroyed: nobody else may ever read them."""
-        self._lent -= 1
-        if pipe.held or len(self._free) >= _KEPT:
+    def release(self, pipe: Pipe) -> None:
+        """Return a pipe to the pool. A pipe with bytes in it is closed: no other relay may ever read them."""
+        self.in_use -= 1
+        if pipe.buffered or len(self._idle) >= self._max_idle:
             pipe.close()
         else:
-            self._free.append(pipe)
+            self._idle.append(pipe)
+
+    def disable_splicing(self) -> None:
+        """Stop splicing in this process: the kernel does not support it for these sockets."""
+        self.can_splice = False
 
     def close(self) -> None:
-        """Close the empty ones; lent ones are closed by those who hold them, through ``give_back``."""
-        while self._free:
-            self._free.pop().close()
+        """Close the idle pipes; a pipe in use is closed by the relay that holds it, through ``release``."""
+        while self._idle:
+            self._idle.pop().close()

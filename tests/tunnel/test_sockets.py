@@ -4,7 +4,6 @@ import contextlib
 import errno
 import select
 import socket
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,8 +12,9 @@ from tests.support.sockets import close_with_reset
 from tests.support.waiting import wait_until_async
 from tunnel.model.address import Address, parse_address
 from tunnel.model.spec import Direction, Mode, Role, TunnelSpec
-from tunnel.runtime import sockets
-from tunnel.runtime.sockets import Dialled, NetError
+from tunnel.runtime import listeners, resolver, sockets
+from tunnel.runtime.resolver import DialTarget
+from tunnel.runtime.sockets import NetError
 
 HOST = socket.gethostname()
 
@@ -44,9 +44,9 @@ def server(target: str, mode: Mode = Mode.AUTO) -> TunnelSpec:
     ],
 )
 def test_the_direction_follows_from_the_address(target: str, direction: Direction) -> None:
-    assert sockets.direction_of(server(target)) is direction
-    assert sockets.direction_of(server(target, Mode.REVERSE)) is Direction.REVERSE
-    assert sockets.direction_of(server(target, Mode.FORWARD)) is Direction.FORWARD
+    assert listeners.decide_direction(server(target)) is direction
+    assert listeners.decide_direction(server(target, Mode.REVERSE)) is Direction.REVERSE
+    assert listeners.decide_direction(server(target, Mode.FORWARD)) is Direction.FORWARD
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_the_direction_follows_from_the_address(target: str, direction: Directio
 )
 def test_who_is_the_entrance(role: Role, direction: Direction, entrance: bool) -> None:  # noqa: FBT001  a table's column
     spec = TunnelSpec(role=role, tunnel=Address("", 1), target=Address("", 2))
-    assert sockets.is_entrance(spec, direction) is entrance
+    assert listeners.is_ingress(spec, direction) is entrance
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_who_is_the_entrance(role: Role, direction: Direction, entrance: bool) -
     ],
 )
 def test_errors_are_ends_of_sentences(error: Exception, sentence: str) -> None:
-    assert sockets.describe(error) == sentence
+    assert sockets.describe_error(error) == sentence
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_errors_are_ends_of_sentences(error: Exception, sentence: str) -> None:
     ],
 )
 def test_addresses_as_people_write_them(address: object, text: str) -> None:
-    assert sockets.show(address) == text
+    assert sockets.format_address(address) == text
 
 
 async def test_a_wildcard_takes_both_families_and_an_address_its_own() -> None:
@@ -106,7 +106,7 @@ async def test_a_wildcard_takes_both_families_and_an_address_its_own() -> None:
             ("::1", ("::1",)),
             ("localhost", ("127.0.0.1",)),
         ):
-            listener = await sockets.listen(Address(host, 0), what="the tunnel")
+            listener = await listeners.listen(Address(host, 0), "the tunnel")
             with contextlib.closing(listener):
                 assert not listener.getblocking()
                 for address in reached:
@@ -122,21 +122,21 @@ async def test_what_stays_on_this_host_is_not_paced(
 
     with socket.socket() as probe:
         usual = control(probe)
-    monkeypatch.setattr(sockets, "_default_control", lambda: default)
-    sockets.is_paced_in_vain.cache_clear()
+    monkeypatch.setattr(sockets, "_default_congestion_control", lambda: default)
+    sockets.should_disable_pacing.cache_clear()
     try:
         with no_descriptor_leak():
-            listener = await sockets.listen(Address("127.0.0.1", 0), what="visitors")
-            dialled = sockets.begin_connect(socket.AF_INET, listener.getsockname())
+            listener = await listeners.listen(Address("127.0.0.1", 0), "visitors")
+            dialled = sockets.start_connect(socket.AF_INET, listener.getsockname())
             await wait_until_async(lambda: select.select([listener], [], [], 0)[0], "the connection is made")
             accepted, _ = sockets.accept(listener)
-            everywhere = await sockets.listen(Address("0.0.0.0", 0), what="visitors")
+            everywhere = await listeners.listen(Address("0.0.0.0", 0), "visitors")
             assert control(accepted) == control(dialled) == (wanted or usual)
             assert control(everywhere) == usual
             for sock in (accepted, dialled, listener, everywhere):
                 sock.close()
     finally:
-        sockets.is_paced_in_vain.cache_clear()
+        sockets.should_disable_pacing.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ async def test_what_cannot_be_listened_on_is_said(host: str, code: int | None, w
         no_descriptor_leak(),
         pytest.raises(NetError, match=f"cannot listen on {host}:0 for visitors: {why}") as caught,
     ):
-        await sockets.listen(Address(host, 0), what="visitors")
+        await listeners.listen(Address(host, 0), "visitors")
     assert code is None or caught.value.errno == code
 
 
@@ -159,40 +159,40 @@ async def test_an_address_in_use_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         with pytest.raises(NetError, match="is in use by another program") as caught:
-            await sockets.listen(Address("127.0.0.1", port), what="visitors")
+            await listeners.listen(Address("127.0.0.1", port), "visitors")
         assert caught.value.errno == errno.EADDRINUSE
 
 
 async def test_a_name_that_cannot_even_be_asked_for_is_an_error_of_names() -> None:
     """No URL lets one through; whatever does gets a sentence all the same."""
     with pytest.raises(OSError) as caught:  # noqa: PT011  its sentence is looked at below
-        await sockets.resolve(Address("a" * 70 + ".example", 1))
-    assert sockets.describe(caught.value) == "its name cannot be resolved"
+        await resolver.resolve(Address("a" * 70 + ".example", 1))
+    assert sockets.describe_error(caught.value) == "its name cannot be resolved"
 
 
 async def test_connecting_shows_how_it_went() -> None:
     with no_descriptor_leak():
         with socket.create_server(("127.0.0.1", 0)) as listener:
             name = listener.getsockname()
-            sock = sockets.begin_connect(socket.AF_INET, name)
+            sock = sockets.start_connect(socket.AF_INET, name)
             peer, _ = listener.accept()
-            assert sockets.connect_error(sock) is None
-            assert sockets.peer_of(sock) == sockets.show(name)
+            assert sockets.get_connect_error(sock) is None
+            assert sockets.format_peer(sock) == sockets.format_address(name)
             close_with_reset(peer)
 
             def is_reset() -> bool:
-                return sockets.peer_of(sock) == "?"
+                return sockets.format_peer(sock) == "?"
 
             await wait_until_async(is_reset, "the reset arrived")
-            error = sockets.connect_error(sock)
+            error = sockets.get_connect_error(sock)
             assert error is not None
-            assert sockets.describe(error) == "it reset the connection"
+            assert sockets.describe_error(error) == "it reset the connection"
             sock.close()
-        refused = sockets.begin_connect(socket.AF_INET, name)
+        refused = sockets.start_connect(socket.AF_INET, name)
         await wait_until_async(lambda: select.select([], [refused], [], 0)[1], "it is answered")
-        error = sockets.connect_error(refused)
+        error = sockets.get_connect_error(refused)
         assert error is not None
-        assert sockets.describe(error) == "it refused the connection"
+        assert sockets.describe_error(error) == "it refused the connection"
         refused.close()
 
 
@@ -210,22 +210,21 @@ class Names:
 
 async def test_a_name_is_asked_again_when_it_is_old_or_did_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     names = Names()
-    monkeypatch.setattr(sockets, "resolve", names)
+    monkeypatch.setattr(resolver, "resolve", names)
     now = 1000.0
-    monkeypatch.setattr("tunnel.runtime.sockets.time", SimpleNamespace(monotonic=lambda: now))
-    target = Dialled(Address("db-server", 5432))
-    assert target.ready() is None
-    await target.refresh()
-    assert [sockaddr[0] for _, sockaddr in target.ready() or []] == names.answer
-    target.answered(("127.0.0.3", 5432))
-    assert [sockaddr[0] for _, sockaddr in target.ready() or []] == ["127.0.0.3", "127.0.0.1", "127.0.0.2"]
-    now += sockets._NAME_TTL + 0.1
-    assert target.ready() is None
+    target = DialTarget(Address("db-server", 5432), monotonic=lambda: now)
+    assert target.cached() is None
+    await target.resolve()
+    assert [sockaddr[0] for _, sockaddr in target.cached() or []] == names.answer
+    target.prefer(("127.0.0.3", 5432))
+    assert [sockaddr[0] for _, sockaddr in target.cached() or []] == ["127.0.0.3", "127.0.0.1", "127.0.0.2"]
+    now += resolver._NAME_TTL_S + 0.1
+    assert target.cached() is None
     names.answer = ["127.0.0.9"]
-    await target.refresh()
-    assert [sockaddr[0] for _, sockaddr in target.ready() or []] == ["127.0.0.9"]
-    target.forget()
-    assert target.ready() is None
+    await target.resolve()
+    assert [sockaddr[0] for _, sockaddr in target.cached() or []] == ["127.0.0.9"]
+    target.invalidate()
+    assert target.cached() is None
     assert names.asked == 2
 
 
@@ -233,8 +232,8 @@ async def test_a_name_is_asked_again_when_it_is_old_or_did_not_work(monkeypatch:
     ("host", "dialled"), [("", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("127.0.0.5", "127.0.0.5")]
 )
 async def test_a_literal_is_asked_for_once_and_every_interface_means_this_host(host: str, dialled: str) -> None:
-    target = Dialled(Address(host, 80))
-    [(_, sockaddr)] = await target.refresh()
+    target = DialTarget(Address(host, 80))
+    [(_, sockaddr)] = await target.resolve()
     assert sockaddr[:2] == (dialled, 80)
-    target.forget()
-    assert target.ready() is not None
+    target.invalidate()
+    assert target.cached() is not None

@@ -15,16 +15,16 @@ from tests.support.engine_parts import Events
 from tests.support.waiting import wait_until_async
 from tunnel.engine.admission import PendingConnections
 from tunnel.model.address import Address
-from tunnel.runtime import sockets
+from tunnel.runtime import listeners
 from tunnel.runtime.acceptor import Acceptor
-from tunnel.runtime.fd_budget import Descriptors
+from tunnel.runtime.fd_budget import FdBudget
 from tunnel.runtime.reactor import Reactor
-from tunnel.runtime.splice import Pipes
+from tunnel.runtime.splice import PipePool
 
 
-class Promiser:
-    def __init__(self, promised: int) -> None:
-        self.promised = promised
+class FixedReservation:
+    def __init__(self, reserved: int) -> None:
+        self.reserved = reserved
 
 
 @contextmanager
@@ -41,31 +41,37 @@ def limit(count: int) -> Iterator[None]:
 def test_some_are_spared_and_most_are_not(count: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resource, "getrlimit", lambda _what: (count, count))
-        ceiling = Descriptors(0).ceiling
+        ceiling = FdBudget(0).visitor_ceiling
     assert count * 0.6 < ceiling < count
     assert 10 <= count - ceiling <= 512
 
 
-@given(used=st.integers(0, 1100), promised=st.integers(0, 1100))
-def test_what_was_promised_counts_as_taken(used: int, promised: int) -> None:
+@given(used=st.integers(0, 1100), reserved=st.integers(0, 1100))
+def test_what_was_promised_counts_as_taken(used: int, reserved: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resource, "getrlimit", lambda _what: (1024, 1024))
-        descriptors = Descriptors(0)
-    promised = min(promised, used)  # nobody promises more than one for each that he has
-    descriptors.promisers |= {Promiser(promised // 2), Promiser(promised - promised // 2)}
-    assert descriptors.are_scarce(used) is (used + promised >= descriptors.ceiling)
+        descriptors = FdBudget(0)
+    reserved = min(reserved, used)  # nobody promises more than one for each that he has
+    descriptors.reservations |= {FixedReservation(reserved // 2), FixedReservation(reserved - reserved // 2)}
+    assert descriptors.is_short(used) is (used + reserved >= descriptors.visitor_ceiling)
 
 
 async def test_visitors_wait_in_the_backlog_until_there_are_descriptors_again() -> None:
     with limit(200):
         reactor, events, taken = Reactor(), Events(), list[socket.SocketType]()
-        listener = await sockets.listen(Address("127.0.0.1", 0), what="visitors")
+        listener = await listeners.listen(Address("127.0.0.1", 0), "visitors")
         event_log = events.event_log()
         visitors = Acceptor(
-            reactor, listener, event_log, lambda sock, _: taken.append(sock), lambda: True, Address("", 0), yields=True
+            reactor,
+            listener,
+            event_log,
+            lambda sock, _: taken.append(sock),
+            lambda: True,
+            Address("", 0),
+            keeps_fd_reserve=True,
         )
         address = listener.getsockname()
-        hoard = [socket.socket() for _ in range(reactor.descriptors.ceiling - listener.fileno() - 10)]
+        hoard = [socket.socket() for _ in range(reactor.fd_budget.visitor_ceiling - listener.fileno() - 10)]
         comers = [socket.create_connection(address) for _ in range(8)]
         await wait_until_async(lambda: events, "somebody is told")
         assert len(taken) < len(comers)
@@ -83,10 +89,10 @@ async def test_visitors_wait_in_the_backlog_until_there_are_descriptors_again() 
 
 
 def test_no_pipe_takes_one_of_the_last() -> None:
-    assert Pipes(ceiling=3).take() is None
-    assert Pipes(ceiling=3).take() is None
-    pipes = Pipes(ceiling=10_000)
-    pipe = pipes.take()
+    assert PipePool(fd_ceiling=3).acquire() is None
+    assert PipePool(fd_ceiling=3).acquire() is None
+    pipes = PipePool(fd_ceiling=10_000)
+    pipe = pipes.acquire()
     assert pipe is not None
     pipe.close()
 
