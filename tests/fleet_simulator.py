@@ -22,12 +22,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
-from orchestrator.mqtt.broker import Broker, Dialer
-from orchestrator.mqtt.payloads import Origin
+from orchestrator.mqtt.broker import Broker
+from orchestrator.mqtt.commands import CommandHandler
+from orchestrator.mqtt.connection import BrokerClient
+from orchestrator.mqtt.payloads import DaemonRun
 from orchestrator.mqtt.publisher import Publisher
-from orchestrator.mqtt.steering import Steering
-from orchestrator.mqtt.together import together
 from orchestrator.mqtt.topics import HostTopics
+from orchestrator.process.task_scope import task_scope
 from orchestrator.supervisor.control import ControlService
 from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.runner import stopped_snapshot
@@ -199,7 +200,7 @@ class SimulatedHost:
     @property
     def has_told_all(self) -> bool:
         """Whether nothing waits to be told to the broker."""
-        return self.publisher._standing.is_online and not self.publisher._telling.outbox
+        return self.publisher.has_published_all
 
 
 def make_host(broker: Broker, number: int, hosts: int, tunnels: int, busy: float) -> SimulatedHost:
@@ -207,9 +208,9 @@ def make_host(broker: Broker, number: int, hosts: int, tunnels: int, busy: float
     name = name_of_host(number)
     made_up = MadeUpTunnels(number, hosts, tunnels, busy)
     control = ControlService(cast("Supervisor", made_up))  # of a supervisor it needs no more than that
-    origin = Origin(str(uuid.UUID(int=number)), uuid.uuid4().hex, time.time())
-    steering = Steering(control, HostTopics(name), origin.boot, is_on=True)
-    publisher = Publisher(control, Dialer(broker, f"np-{name}"), host=name, origin=origin, steering=steering)
+    run = DaemonRun(str(uuid.UUID(int=number)), uuid.uuid4().hex, time.time())
+    handler = CommandHandler(control, HostTopics(name), run.boot, is_enabled=True)
+    publisher = Publisher(control, BrokerClient(broker, f"np-{name}"), host=name, run=run, handler=handler)
     control.mqtt = publisher.status
     return SimulatedHost(name, made_up, publisher)
 
@@ -230,7 +231,7 @@ async def simulated_fleet(
                 born = fleet[first : first + _AT_ONCE]
                 lives += [asyncio.create_task(host.publisher.run()) for host in born]
                 await _told(born)
-        async with together() as start:
+        async with task_scope() as start:
             start(_carry(fleet))
             if flaps:
                 start(_flap(fleet, 1 / flaps))

@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from orchestrator.mqtt.broker import BrokerError, Dialer
-from orchestrator.mqtt.reader import NoAnswerError, Reader
-from orchestrator.mqtt.topics import EVERY_HOST, HostTopics
+from orchestrator.mqtt.broker import BrokerError
+from orchestrator.mqtt.connection import BrokerClient
+from orchestrator.mqtt.reader import FleetReader, NoAnswerError
+from orchestrator.mqtt.topics import EVERY_HOST, STATS, HostTopics
 from tui.hosts import FEW, HostsPicture
 from tui.sources import Change, Happened, Lost, Nature, RefusedError, Status
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from orchestrator.mqtt.broker import Broker
     from orchestrator.mqtt.fleet import Fleet
-    from orchestrator.mqtt.topics import Spot
+    from orchestrator.mqtt.payloads import ResponsePayload
+    from orchestrator.mqtt.topics import ParsedTopic
     from tui.model import Json
     from tui.sources import Heard
 
@@ -38,16 +40,16 @@ class Reads(Protocol):
     """What is wanted of a reader."""
 
     fleet: Fleet
-    trouble: str | None
+    connection_error: str | None
 
     async def run(self) -> None:
         """Read for ever."""
 
-    async def hear_also(self, topics: frozenset[str]) -> None:
+    async def set_extra_topics(self, topics: frozenset[str]) -> None:
         """Hear these besides. Raises BrokerError."""
 
-    async def command(self, host: str, op: str, target: str | None) -> dict[str, Any]:
-        """Tell a host something; its answer. Raises BrokerError, NoAnswerError."""
+    async def send_command(self, host: str, op: str, target: str | None) -> ResponsePayload:
+        """Send a command to a host; its response. Raises BrokerError, NoAnswerError."""
 
 
 class FleetSource:
@@ -58,7 +60,7 @@ class FleetSource:
     def __init__(
         self,
         broker: Broker,
-        make: Callable[..., Reads] = Reader,
+        make: Callable[..., Reads] = FleetReader,
         *,
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -66,7 +68,7 @@ class FleetSource:
         self._broker = broker
         self._now = now
         self._wall = wall
-        self._reader = make(broker, on_word=self._word, on_event=self._event)
+        self._reader = make(broker, on_message=self._word, on_event=self._event)
         self._picture: HostsPicture | None = None
         self._pictured: Fleet | None = None
         self._looked_at: frozenset[str] = frozenset()
@@ -74,7 +76,7 @@ class FleetSource:
         self._events: deque[Json] = deque(maxlen=_KEPT)
         self._fresh: deque[Json] = deque(maxlen=_UNREAD)
         self._following: set[asyncio.Queue[Json]] = set()
-        self._trouble = self._reader.trouble
+        self._trouble = self._reader.connection_error
         """what was last told of it; at first it is only that nobody has tried yet"""
 
     @property
@@ -110,11 +112,11 @@ class FleetSource:
 
     def _heard(self) -> list[Heard]:
         reader = self._reader
-        if reader.trouble is not None:
-            if reader.trouble == self._trouble:
+        if reader.connection_error is not None:
+            if reader.connection_error == self._trouble:
                 return []
-            self._trouble = reader.trouble
-            return [Lost(reader.trouble)]
+            self._trouble = reader.connection_error
+            return [Lost(reader.connection_error)]
         heard: list[Heard] = []
         if self._picture is None or reader.fleet is not self._pictured or self._trouble is not None:
             self._trouble = None
@@ -127,7 +129,7 @@ class FleetSource:
         self._fresh.clear()
         return heard
 
-    def _word(self, spot: Spot) -> None:
+    def _word(self, spot: ParsedTopic) -> None:
         if self._picture is not None:
             self._picture.hear(spot)
 
@@ -151,15 +153,15 @@ class FleetSource:
         while True:
             await asyncio.sleep(_INTERVAL)
             picture = self._picture
-            if picture is None or self._reader.trouble is not None:
+            if picture is None or self._reader.connection_error is not None:
                 continue
             live = None if picture.count <= FEW else self._looked_at
             picture.follow(live)
-            topics = frozenset({EVERY_HOST.stats} if live is None else map(_stats_of, live))
+            topics = frozenset({EVERY_HOST.of(STATS)} if live is None else map(_stats_of, live))
             if topics != self._topics:
                 self._topics = topics
                 with contextlib.suppress(BrokerError):  # the connection is over, and the reader sees it too
-                    await self._reader.hear_also(topics)
+                    await self._reader.set_extra_topics(topics)
 
     async def logs(self, names: Sequence[str], lines: int) -> AsyncIterator[Json]:
         """What happened to some tunnels since the dashboard was opened, then what happens; the log is not told."""
@@ -202,18 +204,17 @@ class FleetSource:
 
     async def _tell(self, host: str, verb: str, target: str | None) -> Json:
         try:
-            answer = await self._reader.command(host, verb, target)
+            answer = await self._reader.send_command(host, verb, target)
         except (BrokerError, NoAnswerError) as error:
             raise RefusedError(str(error)) from None
-        if not answer.get("ok"):
-            raise RefusedError(str(answer.get("error") or f"{host} refused, and did not say why"))
-        result = answer.get("result")
-        return result if isinstance(result, dict) else {}
+        if not answer.ok:
+            raise RefusedError(answer.error or f"{host} refused the command without a reason")
+        return dict(answer.result or {})
 
 
 def _stats_of(name: str) -> str:
     host, _, tunnel = name.partition("/")
-    return HostTopics(host).stats_of(tunnel)
+    return HostTopics(host).of(STATS, tunnel)
 
 
 @contextlib.asynccontextmanager
@@ -230,5 +231,5 @@ async def _beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[list[async
 
 async def greet(broker: Broker) -> None:
     """See whether the broker lets us in. Raises BrokerError."""
-    async with Dialer(broker).session():
+    async with BrokerClient(broker).session():
         pass

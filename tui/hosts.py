@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from orchestrator.mqtt.fleet import Fleet, Host
-    from orchestrator.mqtt.topics import Spot
+    from orchestrator.mqtt.topics import ParsedTopic
     from tui.model import Json
 
 FEW: Final = 400
@@ -62,7 +62,7 @@ class HostsPicture:
         if live != self._live:
             self._live, self._is_live_told = live, False
 
-    def hear(self, spot: Spot) -> None:
+    def hear(self, spot: ParsedTopic) -> None:
         """Something was said there."""
         match spot.kind:
             case "state" | "stats":
@@ -105,7 +105,7 @@ class HostsPicture:
         words, self._words = self._words, {}
         for host_name, name in words:
             host = self._fleet.hosts.get(host_name)
-            if host is not None and host.told(name) is not None:
+            if host is not None and host.tunnel(name) is not None:
                 self._told.setdefault(host_name, set()).add(name)
                 changed[f"{host_name}/{name}"] = self._tunnel(host, name)
             elif name in self._told.get(host_name, ()):
@@ -122,14 +122,14 @@ class HostsPicture:
             if presence != told:
                 self._hosts_spoke = True
                 self._presence[host.name] = presence
-                self._told.setdefault(host.name, set()).update(host.names())
-                changed.update({f"{host.name}/{name}": self._tunnel(host, name) for name in host.names()})
+                self._told.setdefault(host.name, set()).update(host.tunnel_names())
+                changed.update({f"{host.name}/{name}": self._tunnel(host, name) for name in host.tunnel_names()})
         due = [name for name, at in self._review.items() if now >= at]
         for host_name in due:
             del self._review[host_name]
         for host_name in {*due, *(self._told.keys() - self._fleet.hosts.keys())}:
             found = self._fleet.hosts.get(host_name)
-            names = set(found.names()) if found else set()
+            names = set(found.tunnel_names()) if found else set()
             self._drop(host_name, sorted(self._told.get(host_name, set()) - names), removed)
             if found is None:
                 self._hosts_spoke = True
@@ -154,28 +154,28 @@ class HostsPicture:
                 kept.pop(key, None)
 
     def _note_host(self, host: Host) -> list[str]:
-        names = host.names()
+        names = host.tunnel_names()
         self._told[host.name] = set(names)
         self._presence[host.name] = host.presence(self._now())
         return names
 
     def _tunnel(self, host: Host, name: str) -> Json:
-        told = host.told(name) or {}
+        told = host.tunnel(name) or {}
         presence = self._presence.get(host.name, ONLINE)
         rates = self._rate(f"{host.name}/{name}", told) if presence == ONLINE else (0.0, 0.0)
         return {
             **told,
             "host": host.name,
             "presence": presence,
-            "last_word": host.heard_at,
-            "last_link": host.link_of(name),
+            "last_word": host.last_message_at,
+            "last_link": host.last_link_of(name),
             "rates": rates,
         }
 
     def _rate(self, key: str, told: Json) -> tuple[float, float]:
         """Bytes a second from and to visitors, between two words of the same host by its own clock."""
         moved = told["bytes"]
-        counted = (int(moved["in"]), int(moved["out"]), payloads.moment(told.get("ts")) or self._wall())
+        counted = (int(moved["in"]), int(moved["out"]), payloads.parse_timestamp(told.get("ts")) or self._wall())
         before = self._counted.setdefault(key, counted)
         elapsed = counted[2] - before[2]
         if 0 <= elapsed < _SHORTEST:
@@ -200,11 +200,11 @@ class HostsPicture:
         info = host.info
         return {
             "presence": self._presence.get(host.name, ONLINE),
-            "last_word": host.heard_at,
+            "last_word": host.last_message_at,
             "label": host.label,
-            "version": info.get("version"),
-            "generation": info.get("generation"),
-            "config": {"ok": info.get("config_ok"), "error": info.get("config_error")},
-            "commands": info.get("commands"),
-            "started_at": info.get("started_at"),
+            "version": info.version,
+            "generation": info.generation,
+            "config": {"ok": info.config_ok, "error": info.config_error},
+            "commands": info.commands,
+            "started_at": info.started_at,
         }

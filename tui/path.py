@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.mqtt.fleet import ONLINE
-from orchestrator.mqtt.pairing import paired
+from orchestrator.mqtt.fleet import ONLINE, pair_sides
 from tunnel.model.state import State
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ def path_of(tunnels: Mapping[str, Tunnel], name: str) -> Path | None:
 
 
 def _paths(tunnels: Iterable[Tunnel]) -> list[Path]:
-    found = paired(_End(tunnel) for tunnel in tunnels)
+    found = pair_sides(_End(tunnel) for tunnel in tunnels)
     return [
         Path(link, server.tunnel if server else None, client.tunnel if client else None)
         for link, server, client in found

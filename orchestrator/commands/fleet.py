@@ -1,4 +1,4 @@
-"""The commands of ``nodepass-orch fleet``: all hosts of a broker, from scripts."""
+"""The commands of ``nodepass-orch fleet``: all hosts of a broker, for scripts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,34 +31,38 @@ from tunnel.model.errors import did_you_mean
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Broker
-    from orchestrator.mqtt.fleet import Fleet, Host, Json
-    from orchestrator.mqtt.reader import Reader
+    from orchestrator.mqtt.fleet import Fleet, Json
+    from orchestrator.mqtt.payloads import ResponsePayload
+    from orchestrator.mqtt.reader import FleetReader
 
 URL_VARIABLE: Final = "NODEPASS_ORCH_MQTT"
 
-_ALL: Final = "*"
-_Order = tuple[str, str | None]  # host and tunnel
+_ALL_TUNNELS: Final = "*"
+_RELOAD: Final = "reload"
+_MAX_HOSTS_LISTED: Final = 10
 
 
 @click.group(cls=CommandGroup)
 def fleet() -> None:
-    """See and steer all hosts that publish to a broker."""
+    """List and control all hosts that publish to a broker."""
 
 
 def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which broker, and who asks."""
+    """The options that name a broker, and the credentials for it."""
     help_text = f"mqtt[s]://[USER[:PASSWORD]@]HOST[:PORT], percent-encoded; also {URL_VARIABLE}."
     url = click.option("--mqtt", "url", metavar="URL", envvar=URL_VARIABLE, required=True, help=help_text)
     return url(credential_options(command))
 
 
 def credential_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say who asks a broker."""
+    """The options for the credentials of a broker."""
     file = click.Path(path_type=Path, dir_okay=False)
     for option in (
         click.option("--cert-key", type=file, help="The key of --cert, if it is in another file."),
-        click.option("--cert", type=file, help="Our own certificate, for a broker that wants one."),
-        click.option("--ca", type=file, help="Who may sign the broker's certificate, if not the system's authorities."),
+        click.option("--cert", type=file, help="The client certificate, for a broker that requires one."),
+        click.option(
+            "--ca", type=file, help="The authorities that may sign the broker's certificate; default: the system's."
+        ),
         click.option("--password-file", type=file, help="The broker's password, if it is not in the URL."),
         click.option("--username", help="The broker's user, if it is not in the URL."),
     ):
@@ -66,8 +71,8 @@ def credential_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def broker_at(url: str, **given: Any) -> Broker:  # noqa: ANN401  the other options
-    """The broker that the options name; what makes no sense ends the command."""
-    from orchestrator.mqtt.broker import PASSWORD_VARIABLE, Broker  # noqa: PLC0415  only where a broker is asked
+    """The broker that the options name; options that contradict one another end the command."""
+    from orchestrator.mqtt.broker import PASSWORD_VARIABLE, Broker  # noqa: PLC0415  imports aiomqtt only where needed
 
     if given.get("password_file") is None:
         given["password"] = os.environ.get(PASSWORD_VARIABLE)
@@ -80,14 +85,14 @@ def broker_at(url: str, **given: Any) -> Broker:  # noqa: ANN401  the other opti
     return broker
 
 
-def _with_reader(broker: Broker, work: Callable[[Reader], Coroutine[Any, Any, int]]) -> int:
-    """Read the fleet, then do something with it; the exit code."""
+def _run_with_reader(broker: Broker, work: Callable[[FleetReader], Coroutine[Any, Any, int]]) -> int:
+    """Read the fleet, then do the work; the exit code."""
     from orchestrator.mqtt.broker import BrokerError  # noqa: PLC0415  as in broker_at
-    from orchestrator.mqtt.reader import Reader  # noqa: PLC0415
+    from orchestrator.mqtt.reader import FleetReader  # noqa: PLC0415
 
     async def run() -> int:
-        reader = Reader(broker)
-        async with reader.reading():
+        reader = FleetReader(broker)
+        async with reader.connected():
             return await work(reader)
 
     try:
@@ -96,83 +101,100 @@ def _with_reader(broker: Broker, work: Callable[[Reader], Coroutine[Any, Any, in
         exit_with_error(EXIT_NO_DAEMON, str(error))
 
 
+# --- ps ---------------------------------------------------------------------------------------------------------------
+
+
 @fleet.command()
 @click.argument("names", nargs=-1, metavar="[HOST[/TUNNEL]]…")
 @json_option
-@click.option("--paths", is_flag=True, help="Show both ends of each link as one path, wherever they run.")
+@click.option("--paths", is_flag=True, help="Show both ends of each link as one path, on whichever hosts they run.")
 @broker_options
 def ps(*, names: tuple[str, ...], as_json: bool, paths: bool, **broker: Any) -> int:  # noqa: ANN401  as in broker_at
     """List the tunnels of all hosts, or of some; names may be patterns like edge-*.
 
-    Exit 3 if a host is gone or a tunnel is not up.
+    Exit 3 if a host is gone or silent, or a tunnel is not up.
     """
 
-    async def list_them(reader: Reader) -> int:
+    async def list_tunnels(reader: FleetReader) -> int:
         now = time.monotonic()
-        hosts = _chosen(reader.fleet, names, now)
+        hosts = _select_hosts(reader.fleet, names, now)
         if paths:
-            _show_paths(reader.fleet, hosts, now, as_json=as_json)
+            _print_paths(reader.fleet, hosts, now, as_json=as_json)
         elif as_json:
             print_json({"hosts": hosts})
         else:
-            _show_hosts(hosts)
+            _print_hosts(hosts)
         is_good = all(h["presence"] == "online" and all(t["state"] == "up" for t in h["tunnels"]) for h in hosts)
         return 0 if is_good else EXIT_NOT_UP
 
-    return _with_reader(broker_at(**broker), list_them)
+    return _run_with_reader(broker_at(**broker), list_tunnels)
 
 
-def _chosen(found: Fleet, names: Sequence[str], now: float) -> list[Json]:
-    """The hosts as JSON, with those of their tunnels that are meant; a name that means nothing ends the command."""
+def _select_hosts(found: Fleet, names: Sequence[str], now: float) -> list[Json]:
+    """The named hosts as JSON, with the named tunnels; a name that matches nothing ends the command."""
     hosts = [host.as_json(now, time.time()) for host in found]
     if not names:
         return hosts
     for name in names:
-        _meant(found, name)
-    chosen = []
+        _resolve_targets(found, name)
+    selected = []
     for host in hosts:
-        tunnels = [t for t in host["tunnels"] if any(_matches(host["host"], t["name"], name) for name in names)]
+        tunnels = [t for t in host["tunnels"] if any(_matches_name(host["host"], t["name"], name) for name in names)]
         if tunnels or any(fnmatchcase(host["host"], name) for name in names):
-            chosen.append({**host, "tunnels": tunnels})
-    return chosen
+            selected.append({**host, "tunnels": tunnels})
+    return selected
 
 
-def _matches(host: str, tunnel: str, name: str) -> bool:
-    host_name, slash, tunnel_name = name.partition("/")
-    return _is(host, host_name) and (not slash or _is(tunnel, tunnel_name))
+def _matches_name(host: str, tunnel: str, name: str) -> bool:
+    host_pattern, slash, tunnel_pattern = name.partition("/")
+    return _matches_pattern(host, host_pattern) and (not slash or _matches_pattern(tunnel, tunnel_pattern))
 
 
-def _is(name: str, pattern: str) -> bool:
+def _matches_pattern(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
-def _meant(found: Fleet, name: str) -> list[_Order]:
-    """What HOST[/TUNNEL] or a pattern of it stands for; nothing ends the command."""
-    host_name, slash, tunnel_name = name.partition("/")
-    hosts = [host for host in found if _is(host.name, host_name)]
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a command is for: a tunnel, or a whole host."""
+
+    host: str
+    tunnel: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.host}/{self.tunnel}" if self.tunnel else self.host
+
+
+def _resolve_targets(found: Fleet, name: str) -> list[_Target]:
+    """The targets that HOST[/TUNNEL], or a pattern of it, matches; none ends the command."""
+    host_pattern, slash, tunnel_pattern = name.partition("/")
+    hosts = [host for host in found if _matches_pattern(host.name, host_pattern)]
     if not hosts:
-        hint = did_you_mean(host_name, sorted(found.hosts)) or _heard_of(found)
-        exit_with_error(EXIT_FAILED, f"no host {host_name!r} has published to this broker{hint}")
+        hint = did_you_mean(host_pattern, sorted(found.hosts)) or _known_hosts(found)
+        exit_with_error(EXIT_FAILED, f"no host {host_pattern!r} has published to this broker{hint}")
     if not slash:
-        return [(host.name, None) for host in hosts]
-    meant = [(host.name, name) for host in hosts for name in _names(host) if _is(name, tunnel_name)]
-    if not meant:
-        known = sorted({name for host in hosts for name in _names(host)})
+        return [_Target(host.name) for host in hosts]
+    targets = [
+        _Target(host.name, name)
+        for host in hosts
+        for name in host.tunnel_names()
+        if _matches_pattern(name, tunnel_pattern)
+    ]
+    if not targets:
+        known = sorted({name for host in hosts for name in host.tunnel_names()})
         exit_with_error(
-            EXIT_FAILED, f"no tunnel of {host_name} is named {tunnel_name!r}{did_you_mean(tunnel_name, known)}"
+            EXIT_FAILED, f"no tunnel of {host_pattern} is named {tunnel_pattern!r}{did_you_mean(tunnel_pattern, known)}"
         )
-    return list(meant)
+    return targets
 
 
-def _names(host: Host) -> list[str]:
-    return [str(tunnel["name"]) for tunnel in host.tunnels()]
+def _known_hosts(found: Fleet) -> str:
+    if not found.hosts:
+        return "; no host has"
+    return f"; known hosts: {', '.join(sorted(found.hosts)[:_MAX_HOSTS_LISTED])}"
 
 
-def _heard_of(found: Fleet) -> str:
-    return "; nobody has" if not found.hosts else f"; known: {', '.join(sorted(found.hosts)[:10])}"
-
-
-def _show_hosts(hosts: Sequence[Json]) -> None:
+def _print_hosts(hosts: Sequence[Json]) -> None:
     if not hosts:
         print_message("no host has published to this broker")
     for number, host in enumerate(hosts):
@@ -180,118 +202,148 @@ def _show_hosts(hosts: Sequence[Json]) -> None:
             click.echo()
         click.echo(printable(_headline(host)))
         if not host["config"]["ok"] and host["config"]["error"]:
-            click.echo(printable(f"the last good configuration is in force: {host['config']['error']}"))
+            click.echo(printable(f"the last valid configuration stays in force: {host['config']['error']}"))
         if host["tunnels"]:
-            click.echo(format_tunnels([_as_of_now(tunnel, host) for tunnel in host["tunnels"]]))
+            click.echo(format_tunnels([_mark_unknown_state(tunnel, host) for tunnel in host["tunnels"]]))
 
 
-def _as_of_now(tunnel: Json, host: Json) -> Json:
-    """Nobody knows how a tunnel of a host that is gone is."""
+def _mark_unknown_state(tunnel: Json, host: Json) -> Json:
+    """The state of a tunnel is unknown while its host is not online."""
     return tunnel if host["presence"] == "online" else {**tunnel, "state": f"was {tunnel['state']}"}
 
 
 def _headline(host: Json) -> str:
     machine = f" ({host['name']})" if host["name"] not in {None, host["host"]} else ""
-    count = len(host["tunnels"])
-    words = [f"{host['host']}{machine}", host["presence"], "1 tunnel" if count == 1 else f"{count} tunnels"]
+    parts = [f"{host['host']}{machine}", host["presence"], _count_tunnels(len(host["tunnels"]))]
     if host["presence"] != "online":
-        words.append("last heard of " + ("at an unknown time" if host["age_s"] is None else _ago(host["age_s"])))
-    return ", ".join(words)
+        parts.append("last message " + ("at an unknown time" if host["age_s"] is None else _format_age(host["age_s"])))
+    return ", ".join(parts)
 
 
-def _ago(seconds: float) -> str:
+def _count_tunnels(count: int) -> str:
+    return "1 tunnel" if count == 1 else f"{count} tunnels"
+
+
+def _format_age(seconds: float) -> str:
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
 
 
-def _show_paths(found: Fleet, hosts: Sequence[Json], now: float, *, as_json: bool) -> None:
-    from orchestrator.mqtt.pairing import paths  # noqa: PLC0415  as in broker_at
+def _print_paths(found: Fleet, hosts: Sequence[Json], now: float, *, as_json: bool) -> None:
+    from orchestrator.mqtt.fleet import link_paths  # noqa: PLC0415  as in broker_at
 
-    wanted = {(host["host"], tunnel["name"]) for host in hosts for tunnel in host["tunnels"]}
-    chosen = [
+    selected = {(host["host"], tunnel["name"]) for host in hosts for tunnel in host["tunnels"]}
+    paths = [
         path
-        for path in paths(found, now)
-        if any(end and (end.host, end.tunnel["name"]) in wanted for end in (path.server, path.client))
+        for path in link_paths(found, now)
+        if any(end and (end.host, end.tunnel["name"]) in selected for end in (path.server, path.client))
     ]
     if as_json:
-        print_json({"paths": [path.as_json() for path in chosen]})
+        print_json({"paths": [path.as_json() for path in paths]})
         return
-    for path in chosen:
+    for path in paths:
         click.echo(printable(str(path)))
-    if not chosen:
+    if not paths:
         print_message("there are no tunnels")
 
 
-def _verb(verb: str, text: str, *, drains: bool) -> None:
-    def tell(*, names: tuple[str, ...], as_json: bool, timeout: float | None = None, **broker: Any) -> int:  # noqa: ANN401  as in broker_at
-        async def tell_them(reader: Reader) -> int:
-            orders = list(dict.fromkeys(order for name in names for order in _meant(reader.fleet, name)))
-            if verb == "reload" and any(tunnel is not None for _, tunnel in orders):
+# --- commands to hosts ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _CommandResult:
+    """What became of a command for one target."""
+
+    target: _Target
+    response: ResponsePayload
+    seconds: float
+    is_answered: bool = True
+
+    def as_json(self) -> Json:
+        response = self.response
+        return {
+            "host": self.target.host,
+            "tunnel": self.target.tunnel,
+            "ok": response.ok,
+            "error": response.error,
+            "result": response.result,
+            "seconds": self.seconds,
+        }
+
+    def describe(self, verb: str) -> str:
+        """The result in words."""
+        if not self.response.ok:
+            return str(self.response.error)
+        result: Any = self.response.result or {}
+        if verb == _RELOAD:
+            return f"generation {result.get('generation')}, {_count_tunnels(len(result.get('results') or ()))}"
+        tunnels = result.get("tunnels")
+        return str(result.get("text")) if tunnels is None else f"{verb} accepted for {_count_tunnels(len(tunnels))}"
+
+
+def _add_verb(verb: str, help_text: str, *, drains: bool) -> None:
+    def send(*, names: tuple[str, ...], as_json: bool, timeout: float | None = None, **broker: Any) -> int:  # noqa: ANN401  as in broker_at
+        async def send_to_targets(reader: FleetReader) -> int:
+            targets = list(dict.fromkeys(target for name in names for target in _resolve_targets(reader.fleet, name)))
+            if verb == _RELOAD and any(target.tunnel is not None for target in targets):
                 exit_with_error(EXIT_USAGE, "reload is for whole hosts: name HOST without /TUNNEL")
-            results = await asyncio.gather(*(_told(reader, verb, order, timeout) for order in orders))
-            return _report(verb, results, as_json=as_json)
+            results = await asyncio.gather(*(_send_command(reader, verb, target, timeout) for target in targets))
+            return _print_results(verb, results, as_json=as_json)
 
-        return _with_reader(broker_at(**broker), tell_them)
+        return _run_with_reader(broker_at(**broker), send_to_targets)
 
-    metavar = "HOST…" if verb == "reload" else "HOST[/TUNNEL]…"
+    metavar = "HOST…" if verb == _RELOAD else "HOST[/TUNNEL]…"
     decorators: list[Callable[[Any], Any]] = [
         click.argument("names", nargs=-1, required=True, metavar=metavar),
         json_option,
         broker_options,
     ]
     if drains:
-        help_text = "How long present visitors may finish, as in 30s."
-        decorators.append(click.option("--timeout", metavar="DURATION", callback=parse_duration_option, help=help_text))
+        timeout_help = "How long present visitors may finish, as in 30s."
+        decorators.append(
+            click.option("--timeout", metavar="DURATION", callback=parse_duration_option, help=timeout_help)
+        )
     for decorate in reversed(decorators):
-        tell = decorate(tell)
-    patterns = "Names may be patterns like edge-*."
-    fleet.command(verb, help=f"{text} {patterns}")(tell)
+        send = decorate(send)
+    fleet.command(verb, help=f"{help_text} Names may be patterns like edge-*.")(send)
 
 
-async def _told(reader: Reader, verb: str, order: _Order, timeout: float | None) -> Json:  # noqa: ASYNC109  of the drain
+async def _send_command(
+    reader: FleetReader, verb: str, target: _Target, drain_timeout_s: float | None
+) -> _CommandResult:
     from orchestrator.mqtt.broker import BrokerError  # noqa: PLC0415  as in broker_at
+    from orchestrator.mqtt.payloads import ResponsePayload  # noqa: PLC0415
     from orchestrator.mqtt.reader import NoAnswerError  # noqa: PLC0415
 
-    host, tunnel = order
-    target = None if verb == "reload" else tunnel or _ALL
+    tunnel = None if verb == _RELOAD else target.tunnel or _ALL_TUNNELS
     began = time.monotonic()
+    is_answered = True
     try:
-        answer = await reader.command(host, verb, target, timeout)
+        response = await reader.send_command(target.host, verb, tunnel, drain_timeout_s)
     except (NoAnswerError, BrokerError) as error:
-        answer = {"ok": False, "error": str(error), "result": None, "answered": False}
-    seconds = round(time.monotonic() - began, 3)
-    return {"host": host, "tunnel": tunnel, "answered": True, **answer, "seconds": seconds}
+        response, is_answered = ResponsePayload.failed(None, str(error)), False
+    return _CommandResult(target, response, round(time.monotonic() - began, 3), is_answered)
 
 
-def _report(verb: str, results: Sequence[Json], *, as_json: bool) -> int:
-    is_good = all(result["ok"] for result in results)
+def _print_results(verb: str, results: Sequence[_CommandResult], *, as_json: bool) -> int:
+    is_good = all(result.response.ok for result in results)
     if as_json:
-        keys = ("host", "tunnel", "ok", "error", "result", "seconds")
-        print_json({"ok": is_good, "results": [{key: result.get(key) for key in keys} for result in results]})
+        print_json({"ok": is_good, "results": [result.as_json() for result in results]})
     else:
         for result in results:
-            place = f"{result['host']}/{result['tunnel']}" if result["tunnel"] else result["host"]
-            (click.echo if result["ok"] else print_message)(printable(f"{place}: {_outcome(verb, result)}"))
-    if any(not result["answered"] for result in results):
+            (click.echo if result.response.ok else print_message)(
+                printable(f"{result.target}: {result.describe(verb)}")
+            )
+    if any(not result.is_answered for result in results):
         return EXIT_NO_DAEMON
     return 0 if is_good else EXIT_FAILED
 
 
-def _outcome(verb: str, result: Json) -> str:
-    if not result["ok"]:
-        return str(result.get("error"))
-    found = result.get("result") or {}
-    if verb == "reload":
-        return f"generation {found.get('generation')}, {len(found.get('results') or ())} tunnels"
-    tunnels = found.get("tunnels")
-    return str(found.get("text")) if tunnels is None else f"{len(tunnels)} tunnels told to {verb}"
-
-
-_verb("start", "Run tunnels that rest; HOST alone means all of its tunnels.", drains=False)
-_verb("stop", "Drain tunnels up to their SHUTDOWN_TIMEOUT, then let them rest; HOST alone means all.", drains=True)
-_verb("restart", "Drain tunnels up to their SHUTDOWN_TIMEOUT, then run them anew; HOST alone means all.", drains=True)
-_verb("drain", "Drain tunnels up to the file's drain_timeout, then let them rest; HOST alone means all.", drains=True)
-_verb("retry", "End the cooldown of tunnels; HOST alone means all.", drains=False)
-_verb("reload", "Have hosts read their file again.", drains=False)
+_add_verb("start", "Start stopped tunnels; HOST alone means all its tunnels.", drains=False)
+_add_verb("stop", "Drain tunnels up to their SHUTDOWN_TIMEOUT, then stop them; HOST alone means all.", drains=True)
+_add_verb("restart", "Drain tunnels up to their SHUTDOWN_TIMEOUT, then start them; HOST alone means all.", drains=True)
+_add_verb("drain", "Drain tunnels up to the file's drain_timeout, then stop them; HOST alone means all.", drains=True)
+_add_verb("retry", "End the cooldown of tunnels; HOST alone means all its tunnels.", drains=False)
+_add_verb(_RELOAD, "Make hosts read their file again.", drains=False)

@@ -1,1 +1,1 @@
-"""Many hosts over the broker that their people already run: what is said there, and who says and reads it."""
+"""Hosts on an MQTT broker: what a host publishes and accepts, and how a reader sees all hosts of the broker."""

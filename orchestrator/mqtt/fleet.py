@@ -1,26 +1,36 @@
-"""All hosts as they tell of themselves, each with the age of its last word. Pure: words go in, a picture is there."""
+"""All hosts of a broker as their messages describe them, and the links between their tunnels. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from orchestrator.mqtt import payloads
-from orchestrator.mqtt.rivals import SILENCE
+from orchestrator.mqtt.ownership import SILENT_AFTER_S
+from orchestrator.mqtt.payloads import (
+    ENVELOPE_KEYS,
+    STATS_KEYS,
+    InfoPayload,
+    StatusPayload,
+    decode,
+    parse_timestamp,
+)
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from orchestrator.mqtt.topics import Spot
+    from orchestrator.mqtt.topics import ParsedTopic
 
 Json = dict[str, Any]
 
 ONLINE: Final = "online"
 SILENT: Final = "silent"
-"""It never said farewell, and has not spoken for too long: host and broker may have died together."""
+"""The host published no farewell, and nothing else for too long: host and broker may have died together."""
 GONE: Final = "gone"
+
+_UNKNOWN_STATUS: Final = StatusPayload()
+_UNKNOWN_INFO: Final = InfoPayload()
 
 _GROUPS: Final = {
     "pool": ("idle", "capacity"),
@@ -29,132 +39,149 @@ _GROUPS: Final = {
     "bytes": ("in", "out"),
     "cooldown": ("remaining_s", "attempt"),
 }
-_TEXTS: Final = ("name", "role", "state", "tunnel_addr", "target_addr", "auth")
-_UNKNOWN: Final = dict.fromkeys(
+_REQUIRED_TEXTS: Final = ("name", "role", "state", "tunnel_addr", "target_addr", "auth")
+_OPTIONAL_TEXTS: Final = dict.fromkeys(
     ("direction", "reason", "since", "data_addr", "peer", "link", "last_error", "last_error_at")
 )
-"""Texts that may be missing, for another version may have none."""
-_ABSENT: Final = {**_UNKNOWN, "worker": 0, "tags": ()}
-_OF_HOST: Final = ("boot", "instance", "name", "version", "config_error", "started_at")
-_LARGEST: Final = 1 << 64
+"""Texts that may be missing, because another version may not have them."""
+_DEFAULTS: Final = {**_OPTIONAL_TEXTS, "worker": 0, "tags": ()}
+_MAX_NUMBER: Final = 1 << 64
+
+
+# --- hosts ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Host:
-    """One host as last heard of. Moments are seconds of our monotonic clock: one that is set makes nobody silent."""
+    """One host as its last messages describe it.
+
+    Times are seconds of our monotonic clock, so that setting the time of day makes no host silent.
+    """
 
     name: str
-    status: Json = field(default_factory=dict)
-    info: Json = field(default_factory=dict)
-    heard_at: float | None = None
-    """when it last spoke; None: nobody knows"""
+    status: StatusPayload = _UNKNOWN_STATUS
+    info: InfoPayload = _UNKNOWN_INFO
+    last_message_at: float | None = None
+    """when the host last published; None: unknown"""
     _tunnels: dict[str, Json] = field(default_factory=dict)
-    _links: dict[str, str] = field(default_factory=dict)
+    _last_links: dict[str, str] = field(default_factory=dict)
 
     @property
     def boot(self) -> str | None:
-        """The life of its daemon that speaks now, or spoke last."""
-        return self.status.get("boot")
+        """The run of the daemon that published last."""
+        return self.status.boot
 
     @property
     def label(self) -> str:
-        """Its name, with the machine's beside it where the two differ."""
-        machine = self.info.get("name")
+        """The name, with that of the machine where the two differ."""
+        machine = self.info.name
         return f"{self.name} ({machine})" if machine and machine != self.name else self.name
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the broker retains nothing of it any more."""
+        return self.status is _UNKNOWN_STATUS and self.info is _UNKNOWN_INFO and not self._tunnels
 
     def presence(self, now: float) -> str:
         """ONLINE, SILENT or GONE."""
-        if self.status.get("online") is not True:
+        if not self.status.online:
             return GONE
-        return ONLINE if self.heard_at is not None and now - self.heard_at < SILENCE else SILENT
+        is_recent = self.last_message_at is not None and now - self.last_message_at < SILENT_AFTER_S
+        return ONLINE if is_recent else SILENT
 
     def age(self, now: float) -> float | None:
-        """Seconds since its last word; None where nobody knows."""
-        return None if self.heard_at is None else max(0.0, now - self.heard_at)
+        """Seconds since the last message; None where that is unknown."""
+        return None if self.last_message_at is None else max(0.0, now - self.last_message_at)
 
     def tunnels(self) -> list[Json]:
-        """Its tunnels as in its ``ps --json``, by name; leftovers of an earlier life are none."""
-        told = [self.told(name) for name in sorted(self._tunnels)]
-        return [{key: value for key, value in one.items() if key not in payloads.FRAME} for one in told if one]
+        """The objects of ``ps --json`` of its tunnels, by name; without leftovers of an earlier run."""
+        messages = [self.tunnel(name) for name in sorted(self._tunnels)]
+        return [{key: value for key, value in one.items() if key not in ENVELOPE_KEYS} for one in messages if one]
 
-    def names(self) -> list[str]:
+    def tunnel_names(self) -> list[str]:
         """The names of its tunnels."""
-        return [name for name in sorted(self._tunnels) if self.told(name) is not None]
+        return [name for name in sorted(self._tunnels) if self.tunnel(name) is not None]
 
-    def told(self, name: str) -> Json | None:
-        """One of its tunnels as it was told last, with the frame of that; None where it is none."""
-        told = self._tunnels.get(name)
-        if told is None or (self.status.get("online") is True and told.get("boot") != self.boot):
+    def tunnel(self, name: str) -> Json | None:
+        """The last message about a tunnel, with its envelope; None where the host has no such tunnel."""
+        message = self._tunnels.get(name)
+        if message is None or (self.status.online and message.get("boot") != self.boot):
             return None
-        return told
+        return message
 
-    def link_of(self, tunnel: str) -> str | None:
-        """The id of its link, or of the last one it had as long as we look."""
-        return self._links.get(tunnel)
+    def last_link_of(self, tunnel: str) -> str | None:
+        """The id of the tunnel's link, or of the last one that was seen."""
+        return self._last_links.get(tunnel)
 
     def as_json(self, now: float, wall: float) -> Json:
-        """The host as ``fleet ps --json`` shows it; ``wall`` is the time of day at ``now``, as of the epoch."""
-        age = self.age(now)
+        """The host as ``fleet ps --json`` shows it; ``wall`` is the time of day at ``now``, seconds since the epoch."""
+        age, info = self.age(now), self.info
         return {
             "host": self.name,
             "presence": self.presence(now),
             "heard_at": None if age is None else format_timestamp(wall - age),
             "age_s": None if age is None else round(age, 1),
             "boot": self.boot,
-            "name": self.info.get("name"),
-            "version": self.info.get("version"),
-            "generation": self.info.get("generation"),
-            "config": {"ok": self.info.get("config_ok"), "error": self.info.get("config_error")},
-            "read_only": self.info.get("read_only"),
-            "commands": self.info.get("commands"),
-            "started_at": self.info.get("started_at"),
+            "name": info.name,
+            "version": info.version,
+            "generation": info.generation,
+            "config": {"ok": info.config_ok, "error": info.config_error},
+            "read_only": info.read_only,
+            "commands": info.commands,
+            "started_at": info.started_at,
             "tunnels": self.tunnels(),
         }
 
-    def hear(self, spot: Spot, payload: Json) -> bool:
-        """Something it said; whether that told anything."""
-        match spot.kind:
-            case "status" | "info" if not _has_texts(payload, _OF_HOST):
-                return False
+    def apply(self, topic: ParsedTopic, payload: Json) -> bool:
+        """Take over a message of the host; False where it is malformed, or of an earlier run."""
+        match topic.kind:
             case "status":
-                self.status = payload
+                status = StatusPayload.from_json(payload)
+                self.status = status or self.status
+                return status is not None
             case "info":
-                self.info = payload
+                info = InfoPayload.from_json(payload)
+                self.info = info or self.info
+                return info is not None
             case "state":
-                if not _is_tunnel(payload, spot.name):
-                    return False
-                self._tunnels[spot.name] = {**_ABSENT, **payload}
-                if payload.get("link"):
-                    self._links[spot.name] = str(payload["link"])
+                return self._apply_state(topic.name, payload)
             case "stats":
-                told = self._tunnels.get(spot.name)
-                if told is None or told.get("boot") != payload.get("boot"):
-                    return False
-                numbers: Json = {key: payload[key] for key in (*payloads.STATS, "ts") if key in payload}
-                if not _has_groups({**told, **numbers}):
-                    return False
-                self._tunnels[spot.name] = {**told, **numbers}
+                return self._apply_stats(topic.name, payload)
         return True
 
-    def forget(self, spot: Spot) -> None:
-        """Something is taken back."""
-        match spot.kind:
-            case "status":
-                self.status = {}
-            case "info":
-                self.info = {}
-            case "state":
-                self._tunnels.pop(spot.name, None)
-                self._links.pop(spot.name, None)
+    def _apply_state(self, name: str, payload: Json) -> bool:
+        if not _is_tunnel(payload, name):
+            return False
+        self._tunnels[name] = {**_DEFAULTS, **payload}
+        if payload.get("link"):
+            self._last_links[name] = str(payload["link"])
+        return True
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing of it is left."""
-        return not (self.status or self.info or self._tunnels)
+    def _apply_stats(self, name: str, payload: Json) -> bool:
+        known = self._tunnels.get(name)
+        if known is None or known.get("boot") != payload.get("boot"):
+            return False
+        numbers: Json = {key: payload[key] for key in (*STATS_KEYS, "ts") if key in payload}
+        updated = {**known, **numbers}
+        if not _has_groups(updated):
+            return False
+        self._tunnels[name] = updated
+        return True
+
+    def clear(self, topic: ParsedTopic) -> None:
+        """The broker no longer retains this topic."""
+        match topic.kind:
+            case "status":
+                self.status = _UNKNOWN_STATUS
+            case "info":
+                self.info = _UNKNOWN_INFO
+            case "state":
+                self._tunnels.pop(topic.name, None)
+                self._last_links.pop(topic.name, None)
 
 
 class Fleet:
-    """All hosts that were ever heard of, by name."""
+    """All hosts that have published, by name."""
 
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
@@ -162,47 +189,51 @@ class Fleet:
     def __iter__(self) -> Iterator[Host]:
         return iter(sorted(self.hosts.values(), key=lambda host: host.name))
 
-    def take(self, spot: Spot, data: object, now: float, wall: float, *, is_retained: bool) -> bool:
-        """What was said at a spot at ``now``; whether it told anything. An empty payload takes back what was there.
+    def apply_message(self, topic: ParsedTopic, data: object, now: float, wall: float, *, is_retained: bool) -> bool:
+        """Take over a message that arrived at ``now``; whether it changed anything. An empty one clears its topic.
 
-        The age of what is retained is found by the time of day ``wall``: only that means something to its host too.
+        The age of a retained message is computed with the time of day ``wall``, which its host knows too.
         """
         if not data:
-            host = self.hosts.get(spot.host)
-            if host is None:
-                return False
-            host.forget(spot)
-            if host.is_empty:
-                del self.hosts[spot.host]
-            return True
-        payload = payloads.decode(data)
+            return self._clear(topic)
+        payload = decode(data)
         if payload is None:
             return False
-        host = self.hosts.get(spot.host) or Host(spot.host)
-        if not host.hear(spot, payload):
+        host = self.hosts.get(topic.host) or Host(topic.host)
+        if not host.apply(topic, payload):
             return False
-        self.hosts[spot.host] = host
-        age = _age(spot, payload, wall, is_retained=is_retained)
+        self.hosts[topic.host] = host
+        age = _message_age(topic, payload, wall, is_retained=is_retained)
         if age is not None:
-            host.heard_at = now - age if host.heard_at is None else max(host.heard_at, now - age)
+            sent_at = now - age
+            host.last_message_at = sent_at if host.last_message_at is None else max(host.last_message_at, sent_at)
+        return True
+
+    def _clear(self, topic: ParsedTopic) -> bool:
+        host = self.hosts.get(topic.host)
+        if host is None:
+            return False
+        host.clear(topic)
+        if host.is_empty:
+            del self.hosts[topic.host]
         return True
 
 
-def _age(spot: Spot, payload: Json, wall: float, *, is_retained: bool) -> float | None:
-    """Seconds since the host itself said this: a will is the broker's word, written when the connection began."""
-    if spot.kind == "status" and payload.get("online") is not True:
+def _message_age(topic: ParsedTopic, payload: Json, wall: float, *, is_retained: bool) -> float | None:
+    """Seconds since the host itself sent this. A will was written when the connection began, so it has no age."""
+    if topic.kind == "status" and payload.get("online") is not True:
         return None
     if not is_retained:
         return 0.0
-    said = payloads.moment(payload.get("ts"))
-    return None if said is None else max(0.0, wall - said)
+    sent_at = parse_timestamp(payload.get("ts"))
+    return None if sent_at is None else max(0.0, wall - sent_at)
 
 
 def _is_tunnel(payload: Json, name: str) -> bool:
     return (
         payload.get("name") == name
-        and all(isinstance(payload.get(key), str) for key in _TEXTS)
-        and _has_texts(payload, _UNKNOWN)
+        and all(isinstance(payload.get(key), str) for key in _REQUIRED_TEXTS)
+        and all(isinstance(payload.get(key), str | None) for key in _OPTIONAL_TEXTS)
         and isinstance(payload.get("tags", []), list)
         and _is_number(payload.get("worker", 0))
         and _has_groups(payload)
@@ -217,10 +248,170 @@ def _has_groups(payload: Json) -> bool:
     return True
 
 
-def _has_texts(payload: Json, keys: Iterable[str]) -> bool:
-    """Whether each of them is a text, or nothing."""
-    return all(isinstance(payload.get(key), str | None) for key in keys)
-
-
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_MAX_NUMBER < value < _MAX_NUMBER
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+_PRESENCE_ORDER: Final = {ONLINE: 0, SILENT: 1, GONE: 2}  # where two tunnels claim one end of a link
+
+
+class LinkSide(Protocol):
+    """A tunnel as one end of a link."""
+
+    @property
+    def link(self) -> str | None:
+        """The id of its link, or of the last one it had."""
+
+    @property
+    def role(self) -> str:
+        """``server`` or ``client``."""
+
+    @property
+    def presence(self) -> str:
+        """The presence of its host."""
+
+    @property
+    def place(self) -> str:
+        """Its host and name, for users."""
+
+
+_Side = TypeVar("_Side", bound=LinkSide)
+_Pair = tuple[str | None, _Side | None, _Side | None]
+"""link, server, client"""
+
+
+@dataclass(frozen=True, slots=True)
+class HostTunnel:
+    """A tunnel on its host."""
+
+    host: str
+    presence: str
+    tunnel: Json
+    last_link: str | None = None
+
+    @property
+    def link(self) -> str | None:
+        """The id of its link, or of the last one that was seen."""
+        return self.tunnel.get("link") or self.last_link
+
+    @property
+    def role(self) -> str:
+        """``server`` or ``client``."""
+        return str(self.tunnel["role"])
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it is up, as far as is known."""
+        return self.presence == ONLINE and self.tunnel["state"] == "up"
+
+    @property
+    def place(self) -> str:
+        """``HOST/TUNNEL``."""
+        return f"{self.host}/{self.tunnel['name']}"
+
+    @property
+    def shown_state(self) -> str:
+        """Its state; while its host is not online, the last one."""
+        return str(self.tunnel["state"]) if self.presence == ONLINE else f"{self.presence}, was {self.tunnel['state']}"
+
+    def as_json(self) -> Json:
+        """One end of a path, as ``fleet ps --json --paths`` shows it."""
+        return {
+            "host": self.host,
+            "presence": self.presence,
+            "tunnel": self.tunnel["name"],
+            "role": self.tunnel["role"],
+            "state": self.tunnel["state"],
+            "reason": self.tunnel.get("reason"),
+            "address": self.tunnel["target_addr"],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LinkPath:
+    """The way of visitors over one link: visitor, ingress, egress, target. One of the two ends may be unknown."""
+
+    link: str | None
+    server: HostTunnel | None
+    client: HostTunnel | None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether both ends are known, and up."""
+        return all(end is not None and end.is_up for end in (self.server, self.client))
+
+    @property
+    def direction(self) -> str | None:
+        """``reverse`` or ``forward``, as either end knows it."""
+        ends = (end for end in (self.server, self.client) if end is not None)
+        return next((end.tunnel["direction"] for end in ends if end.tunnel.get("direction")), None)
+
+    @property
+    def ingress(self) -> HostTunnel | None:
+        """The end that accepts visitors."""
+        return self.client if self.direction == "forward" else self.server
+
+    @property
+    def egress(self) -> HostTunnel | None:
+        """The end that dials targets."""
+        return self.server if self.direction == "forward" else self.client
+
+    def __str__(self) -> str:
+        """``visitors → ADDRESS HOST/TUNNEL (state) ═ HOST/TUNNEL (state) → ADDRESS``."""
+        ingress, egress = self.ingress, self.egress
+        left = f"{ingress.tunnel['target_addr']} {ingress.place} ({ingress.shown_state})" if ingress else "?"
+        right = f"{egress.place} ({egress.shown_state}) → {egress.tunnel['target_addr']}" if egress else "?"
+        return f"visitors → {left} {'═' if self.is_up else '╌'} {right}"
+
+    def as_json(self) -> Json:
+        """The path as ``fleet ps --json --paths`` shows it."""
+        return {
+            "link": self.link,
+            "direction": self.direction,
+            "up": self.is_up,
+            "entrance": self.ingress.as_json() if self.ingress else None,
+            "exit": self.egress.as_json() if self.egress else None,
+        }
+
+
+def link_paths(fleet: Fleet, now: float) -> list[LinkPath]:
+    """Every tunnel of the fleet in exactly one path, ordered by the place of its server, otherwise of its client."""
+    sides = (
+        HostTunnel(host.name, host.presence(now), tunnel, host.last_link_of(tunnel["name"]))
+        for host in fleet
+        for tunnel in host.tunnels()
+    )
+    return [LinkPath(link, server, client) for link, server, client in pair_sides(sides)]
+
+
+def pair_sides(sides: Iterable[_Side]) -> list[_Pair[_Side]]:
+    """Every tunnel in exactly one pair, ordered by the place of its server, otherwise of its client.
+
+    Two tunnels are a pair when they have, or last had, the same link: one end may lose it before the other.
+    """
+    by_link: dict[str, dict[str, _Side]] = {}
+    unpaired: list[_Pair[_Side]] = []
+    for side in sides:
+        link, role = side.link, side.role
+        if not link or role not in {"server", "client"}:
+            unpaired.append(_single(link, side))
+            continue
+        known = by_link.setdefault(link, {})
+        candidates = filter(None, (side, known.get(role)))
+        best, *others = sorted(candidates, key=lambda one: _PRESENCE_ORDER.get(one.presence, 0))
+        known[role] = best
+        unpaired += [_single(link, other) for other in others]  # under a name that its host no longer has
+    paired = [(link, known.get("server"), known.get("client")) for link, known in by_link.items()]
+    return sorted([*paired, *unpaired], key=_place_of)
+
+
+def _single(link: str | None, side: _Side) -> _Pair[_Side]:
+    return (link, None, side) if side.role == "client" else (link, side, None)
+
+
+def _place_of(pair: _Pair[_Side]) -> str:
+    _, server, client = pair
+    side = server or client
+    return side.place if side else ""

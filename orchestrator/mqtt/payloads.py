@@ -1,61 +1,76 @@
-"""What is said on the broker: JSON objects, each with its version and moment. Pure."""
+"""The payloads on the broker: JSON objects with a version. Only this module encodes and decodes them. Pure."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self
 
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from tunnel.model.events import Event
 
 VERSION: Final = 1
-LARGEST: Final = 256 * 1024
-"""Bytes of a payload that are looked at."""
+MAX_PAYLOAD_BYTES: Final = 256 * 1024
+"""Larger payloads are ignored."""
 
-STATS: Final = ("pool", "signals", "connections", "bytes", "rtt_ms", "cooldown")
-"""What of a tunnel is told as statistics."""
+STATS_KEYS: Final = ("pool", "signals", "connections", "bytes", "rtt_ms", "cooldown")
+"""Keys of a tunnel's object that are published as its statistics."""
 
-_ENDLESS: Final = 1e15  # seconds: no moment, and beyond what some clocks can say
+ENVELOPE_KEYS: Final = frozenset({"v", "boot", "seq", "ts"})
+"""Keys of a state payload that do not belong to the tunnel."""
 
-FRAME: Final = frozenset({"v", "boot", "seq", "ts"})
-"""What a payload has besides what it tells."""
+_MAX_TIMESTAMP_S: Final = 1e15  # beyond what some clocks can express
+
+
+class Payload(Protocol):
+    """What a row of the topic table needs of its payload."""
+
+    @classmethod
+    def json_keys(cls) -> tuple[str, ...]:
+        """The keys of the JSON object, for the documentation."""
+
+    def as_json(self) -> Mapping[str, object]:
+        """The JSON object."""
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Who speaks for a host: an installation, which stays the same, and one life of its daemon."""
+class DaemonRun:
+    """One run of a host's daemon."""
 
     instance: str
+    """id of the installation: the same in every run"""
     boot: str
+    """id of this run"""
     started_at: float = 0.0
-    """when that life began, in seconds since the epoch"""
+    """seconds since the epoch"""
 
 
-def encode(payload: Mapping[str, Any]) -> bytes:
-    """A payload on the wire."""
+# --- encoding and decoding --------------------------------------------------------------------------------------------
+
+
+def encode(payload: Mapping[str, object]) -> bytes:
+    """A payload as it is sent."""
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":"), default=str).encode(errors="replace")
 
 
-def parsed(data: object) -> dict[str, Any] | None:
-    """A payload as somebody sent it; None where it is no JSON object."""
-    if not isinstance(data, (bytes, bytearray)) or len(data) > LARGEST:
+def parse_json(data: object) -> dict[str, Any] | None:
+    """A received JSON object of any version; None where the data is something else."""
+    if not isinstance(data, (bytes, bytearray)) or len(data) > MAX_PAYLOAD_BYTES:
         return None
     try:
-        found = json.loads(data, parse_constant=_number, parse_float=_number)
+        found = json.loads(data, parse_constant=_finite_number, parse_float=_finite_number)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
 
-def _number(text: str) -> float:
-    """Python reads NaN and infinities where JSON has none: a command that expires at NaN would never expire."""
+def _finite_number(text: str) -> float:
+    """Reject NaN and infinities, which Python reads but JSON does not have: a command with exp NaN never expires."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(text)
@@ -63,72 +78,248 @@ def _number(text: str) -> float:
 
 
 def decode(data: object) -> dict[str, Any] | None:
-    """A payload of our version; None where it is something else."""
-    found = parsed(data)
+    """A received payload of our version; None where the data is something else."""
+    found = parse_json(data)
     return found if found and found.get("v") == VERSION else None
 
 
-def status(origin: Origin, ts: str, *, online: bool) -> dict[str, Any]:
-    """Birth, last will and farewell."""
-    return {
-        "v": VERSION,
-        "online": online,
-        "boot": origin.boot,
-        "instance": origin.instance,
-        "started_at": format_timestamp(origin.started_at),
-        "ts": ts,
-    }
-
-
-def info(
-    origin: Origin, head: Mapping[str, Any], ts: str, *, tunnels: int, commands: bool, discovery: str | None
-) -> dict[str, Any]:
-    """A host in a few words; ``head`` is the status object without its tunnels, ``discovery`` the prefix in use."""
-    config = head["config"]
-    return {
-        "v": VERSION,
-        "name": head["host"],
-        "version": head["version"],
-        "config_ok": config["ok"],
-        "config_error": config["error"],
-        "generation": head["generation"],
-        "tunnels": tunnels,
-        "read_only": head["read_only"],
-        "commands": commands,
-        "discovery": discovery,
-        "started_at": head["started_at"],
-        "instance": origin.instance,
-        "boot": origin.boot,
-        "ts": ts,
-    }
-
-
-def state(origin: Origin, tunnel: Mapping[str, Any], seq: int, ts: str) -> dict[str, Any]:
-    """Everything about a tunnel: its object of ``ps --json``."""
-    return {**tunnel, "v": VERSION, "boot": origin.boot, "seq": seq, "ts": ts}
-
-
-def stats(origin: Origin, tunnel: Mapping[str, Any], ts: str) -> dict[str, Any]:
-    """A tunnel's numbers."""
-    return {"v": VERSION, **{key: tunnel[key] for key in STATS}, "boot": origin.boot, "ts": ts}
-
-
-def event(origin: Origin, happened: Event) -> dict[str, Any]:
-    """Something that happened."""
-    return {**happened.as_json(), "v": VERSION, "boot": origin.boot}
-
-
-def answer(order: str | None, result: object = None, error: str | None = None) -> dict[str, Any]:
-    """What became of a command."""
-    return {"v": VERSION, "id": order, "ok": error is None, "error": error, "result": result}
-
-
-def moment(value: object) -> float | None:
-    """Seconds since the epoch from RFC 3339 or from a number; None where it is neither."""
+def parse_timestamp(value: object) -> float | None:
+    """Seconds since the epoch from RFC 3339 text or from a number; None where the value is neither."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value) if abs(value) < _ENDLESS else None
+        return float(value) if abs(value) < _MAX_TIMESTAMP_S else None
     try:
         found = datetime.fromisoformat(str(value))
     except ValueError:
         return None
     return found.timestamp() if found.tzinfo else None
+
+
+def _has_only_texts(data: Mapping[str, object], keys: tuple[str, ...]) -> bool:
+    return all(isinstance(data.get(key), str | None) for key in keys)
+
+
+# --- the host ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FlatPayload:
+    """A payload whose fields are the keys of its JSON object."""
+
+    texts: ClassVar[tuple[str, ...]] = ()
+    """keys that hold a text or null; an object with anything else there is not decoded"""
+    flags: ClassVar[tuple[str, ...]] = ()
+    counts: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def json_keys(cls) -> tuple[str, ...]:
+        """The keys of the JSON object, for the documentation."""
+        return ("v", *(field.name for field in fields(cls)))
+
+    def as_json(self) -> dict[str, object]:
+        """The JSON object."""
+        return {"v": VERSION, **{field.name: getattr(self, field.name) for field in fields(self)}}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self | None:
+        """The payload in a received object; None where a text is not a text. Other values of a wrong type are null."""
+        if not _has_only_texts(data, cls.texts):
+            return None
+        values: dict[str, Any] = {key: data.get(key) for key in cls.texts}
+        values |= {key: data[key] for key in cls.flags if isinstance(data.get(key), bool)}
+        values |= {key: data[key] for key in cls.counts if type(data.get(key)) is int}
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusPayload(_FlatPayload):
+    """Birth, last will and farewell of a host."""
+
+    texts = ("boot", "instance", "started_at", "ts")
+    flags = ("online",)
+
+    online: bool = False
+    boot: str | None = None
+    instance: str | None = None
+    started_at: str | None = None
+    ts: str | None = None
+
+    @classmethod
+    def of_run(cls, run: DaemonRun, ts: str, *, online: bool) -> StatusPayload:
+        """What a run of a daemon publishes about itself."""
+        return cls(
+            online=online, boot=run.boot, instance=run.instance, started_at=format_timestamp(run.started_at), ts=ts
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfoPayload(_FlatPayload):
+    """Version, configuration and settings of a host."""
+
+    texts = ("name", "version", "config_error", "discovery", "started_at", "instance", "boot", "ts")
+    flags = ("config_ok", "read_only", "commands")
+    counts = ("generation", "tunnels")
+
+    name: str | None = None
+    """host name of the machine"""
+    version: str | None = None
+    config_ok: bool | None = None
+    config_error: str | None = None
+    generation: int | None = None
+    tunnels: int | None = None
+    """number of tunnels"""
+    read_only: bool | None = None
+    commands: bool | None = None
+    """whether commands over MQTT are accepted"""
+    discovery: str | None = None
+    """prefix of the Home Assistant discovery topics, if they are published"""
+    started_at: str | None = None
+    instance: str | None = None
+    boot: str | None = None
+    ts: str | None = None
+
+    @classmethod
+    def of_run(
+        cls, run: DaemonRun, head: Mapping[str, Any], ts: str, *, tunnels: int, commands: bool, discovery: str | None
+    ) -> InfoPayload:
+        """``head`` is the status object without its tunnels, ``discovery`` the prefix in use."""
+        config = head["config"]
+        return cls(
+            name=head["host"],
+            version=head["version"],
+            config_ok=config["ok"],
+            config_error=config["error"],
+            generation=head["generation"],
+            tunnels=tunnels,
+            read_only=head["read_only"],
+            commands=commands,
+            discovery=discovery,
+            started_at=head["started_at"],
+            instance=run.instance,
+            boot=run.boot,
+            ts=ts,
+        )
+
+
+# --- tunnels and events -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StatePayload:
+    """Everything about a tunnel: its object of ``ps --json``."""
+
+    tunnel: Mapping[str, object]
+    boot: str
+    seq: int
+    """counts the states that this run of the daemon has published"""
+    ts: str
+
+    @classmethod
+    def json_keys(cls) -> tuple[str, ...]:
+        """The keys of the JSON object, for the documentation."""
+        return ("v", "boot", "seq", "ts", "…")
+
+    def as_json(self) -> dict[str, object]:
+        """The JSON object."""
+        return {**self.tunnel, "v": VERSION, "boot": self.boot, "seq": self.seq, "ts": self.ts}
+
+
+@dataclass(frozen=True, slots=True)
+class StatsPayload:
+    """The numbers of a tunnel."""
+
+    tunnel: Mapping[str, object]
+    """the whole object of ``ps --json``; only STATS_KEYS of it are published"""
+    boot: str
+    ts: str
+
+    @classmethod
+    def json_keys(cls) -> tuple[str, ...]:
+        """The keys of the JSON object, for the documentation."""
+        return ("v", "boot", "ts", *STATS_KEYS)
+
+    def as_json(self) -> dict[str, object]:
+        """The JSON object."""
+        return {"v": VERSION, **{key: self.tunnel[key] for key in STATS_KEYS}, "boot": self.boot, "ts": self.ts}
+
+
+@dataclass(frozen=True, slots=True)
+class EventPayload:
+    """One event of the host or of a tunnel."""
+
+    event: Event
+    boot: str
+
+    @classmethod
+    def json_keys(cls) -> tuple[str, ...]:
+        """The keys of the JSON object, for the documentation."""
+        return ("v", "boot", "ts", "tunnel", "level", "kind", "text", "…")
+
+    def as_json(self) -> dict[str, object]:
+        """The JSON object."""
+        return {**self.event.as_json(), "v": VERSION, "boot": self.boot}
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandPayload:
+    """A command to a host. The host validates the received object in ``commands.py``."""
+
+    id: str
+    op: str
+    target: str | None
+    reply: str | None = None
+    """last level of the response topic; None: the id"""
+    exp: str | None = None
+    """when the command expires, RFC 3339"""
+    boot: str | None = None
+    """the run of the daemon that the command is for"""
+    timeout: float | None = None
+    """limit of the drain that the command implies, in seconds"""
+
+    @classmethod
+    def json_keys(cls) -> tuple[str, ...]:
+        """The keys of the JSON object, for the documentation."""
+        return ("v", *(field.name for field in fields(cls)))
+
+    def as_json(self) -> dict[str, object]:
+        """The JSON object, without optional keys that have no value."""
+        optional = {"reply": self.reply, "exp": self.exp, "boot": self.boot, "timeout": self.timeout}
+        given = {key: value for key, value in optional.items() if value is not None}
+        return {"v": VERSION, "id": self.id, "op": self.op, "target": self.target, **given}
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsePayload:
+    """The result of a command."""
+
+    id: str | None
+    result: Mapping[str, object] | None = None
+    error: str | None = None
+    ok: bool = True
+
+    @classmethod
+    def failed(cls, id_: str | None, error: str, result: Mapping[str, object] | None = None) -> ResponsePayload:
+        """The response to a command that was refused or that failed."""
+        return cls(id_, result, error, ok=False)
+
+    @classmethod
+    def json_keys(cls) -> tuple[str, ...]:
+        """The keys of the JSON object, for the documentation."""
+        return ("v", "id", "ok", "error", "result")
+
+    def as_json(self) -> dict[str, object]:
+        """The JSON object."""
+        return {"v": VERSION, "id": self.id, "ok": self.ok, "error": self.error, "result": self.result}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ResponsePayload:
+        """The response in a received object of any version."""
+        id_, error, result = data.get("id"), data.get("error"), data.get("result")
+        return cls(
+            id_ if isinstance(id_, str) else None,
+            result if isinstance(result, dict) else None,
+            None if error is None else str(error),
+            ok=data.get("ok") is True,
+        )

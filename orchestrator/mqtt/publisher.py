@@ -1,6 +1,7 @@
-"""One host on the broker: its birth, its tunnels, its events, and its commands; for as long as the daemon lives.
+"""One host on the broker for as long as the daemon runs: birth, tunnels, events, commands, farewell.
 
-Nothing here touches a tunnel: a broker that is slow, deaf or gone costs a bounded amount of memory and a few attempts.
+Nothing here affects a tunnel: a broker that is slow, silent or gone costs a bounded amount of memory and a few
+attempts.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from orchestrator.mqtt import broker as errors
 from orchestrator.mqtt import payloads
-from orchestrator.mqtt.broker import CREDENTIALS, TAKEN_OVER, BrokerError
-from orchestrator.mqtt.configurations import Configurations
-from orchestrator.mqtt.rivals import Presence, RivalError, Verdict
-from orchestrator.mqtt.standing import BrokerState, Record
-from orchestrator.mqtt.telling import Telling
-from orchestrator.mqtt.together import together
-from orchestrator.mqtt.topics import HostTopics, parse
+from orchestrator.mqtt.broker import CREDENTIAL_CODES, TAKEN_OVER_CODE, BrokerError, BrokerState, BrokerStatus
+from orchestrator.mqtt.commands import EVENT_KIND
+from orchestrator.mqtt.ha_discovery import DiscoveryMonitor
+from orchestrator.mqtt.ownership import DuplicateHostError, HostOwnership, StatusVerdict
+from orchestrator.mqtt.payloads import InfoPayload, StatusPayload
+from orchestrator.mqtt.publications import Publications
+from orchestrator.mqtt.topics import COMMAND, INFO, STATE, STATUS, HostTopics, ParsedTopic, parse
+from orchestrator.process.task_scope import task_scope
 from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.event_bus import HISTORY_KINDS, is_noteworthy
 from tunnel.model.events import EventLog
@@ -29,280 +32,319 @@ from tunnel.runtime.backoff import retry_delay
 if TYPE_CHECKING:
     import aiomqtt
 
-    from orchestrator.mqtt.broker import Dialer, Session
-    from orchestrator.mqtt.discovery import Discovery
-    from orchestrator.mqtt.outbox import Message
-    from orchestrator.mqtt.steering import Steering
+    from orchestrator.mqtt.commands import CommandHandler
+    from orchestrator.mqtt.connection import BrokerClient, BrokerSession
+    from orchestrator.mqtt.ha_discovery import HomeAssistantDiscovery
+    from orchestrator.mqtt.topics import Message
     from orchestrator.supervisor.control import ControlService
+    from orchestrator.supervisor.event_bus import EventBus
     from tunnel.model.events import Event
 
-KIND: Final = "mqtt"
-"""The kind of events that tell of the broker; they are not told to the broker."""
+_MAX_RETRY_DELAY_S: Final = 2.0  # between two attempts: a broker that is back has received everything within five
+_MAX_RETRY_DELAY_AFTER_ONLINE_S: Final = 10.0  # where it ends connections early: each one costs it the whole state
+_CAUTIOUS_DELAY_S: Final = 10.0  # at least, where another attempt at once would only disturb
+_SCAN_INTERVAL_S: Final = 1.0  # between two scans of all tunnels, if no event requires one
+_SCAN_PAUSE_S: Final = 0.002  # for visitors, between two steps of one scan
+_MIN_SCAN_INTERVAL_S: Final = 0.1  # between two scans, at least; and so many times the duration of a scan:
+_MIN_INTERVAL_PER_SCAN: Final = 20
+_MAX_UNCONFIRMED: Final = 20  # messages that wait for confirmation; brokers commonly accept no more (Receive Maximum)
+_ECHO_TIMEOUT_S: Final = 5.0  # for our own birth to come back
+_FAREWELL_TIMEOUT_S: Final = 2.0
+_RECOVERED_AFTER_S: Final = 5.0  # a connection that lasts so long after a problem is reported
+_STABLE_AFTER_S: Final = 30.0  # after this time a lost connection counts as one that worked
 
-_LONGEST_PAUSE: Final = 2.0  # seconds between two attempts: a broker that is there again hears all within five
-_LONGEST_REST: Final = 10.0  # and between two connections that a broker ended soon: each costs it the whole truth
-_WARY_PAUSE: Final = 10.0  # and at the least, where trying again at once would only annoy
-_LOOK: Final = 1.0  # seconds between two looks at all tunnels, if no event calls for one
-_PAUSE: Final = 0.002  # seconds for visitors between two turns of one look
-_BLINK: Final = 0.1  # seconds between two looks at the least, and so many times what a look takes:
-_SHARE: Final = 20
-_AT_ONCE: Final = 20  # messages that wait for their confirmation; brokers commonly take no more
-_ECHO: Final = 5.0  # seconds for our own birth to come back to us
-_FAREWELL: Final = 2.0  # seconds for the last words
-_BACK: Final = 5.0  # seconds after which a connection that followed on trouble is worth a word
-_STEADY: Final = 30.0  # seconds after which a connection that is lost is not one that never worked
+
+class _StatusReporter:
+    """The state of the connection, and events about its changes: each problem once until it is over."""
+
+    def __init__(self, bus: EventBus, broker: str, host: str) -> None:
+        self._bus = bus
+        self._broker = broker
+        self._host = host
+        self._status = BrokerStatus()
+        self._reported: set[str] = set()
+
+    @property
+    def is_online(self) -> bool:
+        """Whether messages are being published."""
+        return self._status.is_online
+
+    def as_json(self) -> dict[str, object]:
+        """The status as ``ps --json`` shows it."""
+        return {**self._status.as_json(), "broker": self._broker, "host": self._host}
+
+    def report_problem(self, state: BrokerState, reason: str) -> None:
+        """Nothing is published now."""
+        self._status.set_state(state, reason)
+        if reason not in self._reported:
+            self._reported.add(reason)
+            self.emit(LogLevel.WARN, f"{reason}; tunnels are not affected")
+
+    def report_online(self) -> None:
+        """The host is online; after a problem the event waits for ``report_stable``."""
+        self._status.set_state(BrokerState.ONLINE)
+        if not self._reported:
+            self.emit(LogLevel.INFO, f"published to {self._broker} as {self._host}")
+
+    def report_stable(self) -> None:
+        """The connection has lasted for a while: problems before it are over."""
+        if self._reported:
+            self._reported.clear()
+            self.emit(LogLevel.INFO, f"published to {self._broker} as {self._host} again")
+
+    def emit(self, level: LogLevel, text: str) -> None:
+        """Emit an event about the broker."""
+        self._bus.emit(level, EVENT_KIND, text)
 
 
 class Publisher:
-    """The life of a host on the broker. ``run`` until ``close``."""
+    """Publishes one host. ``run`` until ``close``."""
 
     def __init__(
         self,
         control: ControlService,
-        dialer: Dialer,
+        client: BrokerClient,
         *,
         host: str,
-        origin: payloads.Origin,
-        steering: Steering,
-        discovery: Discovery | None = None,
+        run: payloads.DaemonRun,
+        handler: CommandHandler,
+        discovery: HomeAssistantDiscovery | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self.host = host
-        self._control = control
-        self._dialer = dialer
+        self._host = host
+        self._bus = control.bus
+        self._client = client
         self._topics = HostTopics(host)
-        self._steering = steering
+        self._handler = handler
         self._event_log = EventLog("", control.bus.publish)
         self._uniform = uniform
-        self._telling = Telling(
-            control, topics=self._topics, origin=origin, steering=steering, discovery=discovery, uniform=uniform
+        self._publications = Publications(
+            control, topics=self._topics, run=run, handler=handler, discovery=discovery, uniform=uniform
         )
-        self._configurations = Configurations(self._topics, host, discovery)
-        self._presence = Presence(origin)
-        self._standing = Record()
-        self._look = asyncio.Event()
-        self._echoed = asyncio.Event()
-        self._closing = asyncio.Event()
-        self._told: set[str] = set()
-        """the troubles that were said, until their end is said too: each is said once, however often it comes"""
+        self._discovery = DiscoveryMonitor(self._topics, host, discovery)
+        self._ownership = HostOwnership(run, host)
+        self._reporter = _StatusReporter(control.bus, str(client.broker), host)
+        self._scan_requested = asyncio.Event()
+        self._is_echoed = asyncio.Event()
+        self._is_closing = asyncio.Event()
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, object]:
         """What ``ps --json`` shows of the broker."""
-        return {**self._standing.as_json(), "broker": str(self._dialer.broker), "host": self.host}
+        return self._reporter.as_json()
 
-    # --- the life -------------------------------------------------------------------------------------------------
+    @property
+    def has_published_all(self) -> bool:
+        """Whether the host is online and nothing waits to be published."""
+        return self._reporter.is_online and not self._publications.queue
+
+    # --- connections ----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep a connection; whatever goes wrong is told and tried again."""
-        self._control.bus.subscribe(self._hear)
+        """Keep a connection; every problem is reported and retried."""
+        self._bus.subscribe(self._on_event)
         attempt = 0
         try:
-            while not self._closing.is_set():
+            while not self._is_closing.is_set():
                 began = time.monotonic()
-                pause, longest = 0.0, _LONGEST_PAUSE
                 try:
-                    await self._live()
-                except RivalError as rival:
-                    self._trouble(rival.state, str(rival))
-                    await self._watch_rival()
+                    await self._publish_until_lost()
+                except DuplicateHostError as duplicate:
+                    self._reporter.report_problem(duplicate.state, str(duplicate))
+                    await self._watch_duplicate()
                     continue
                 except BrokerError as error:
-                    if self._standing.is_online:
-                        longest = _LONGEST_REST
-                    self._trouble(error.state, str(error))
-                    pause = _WARY_PAUSE if error.code in CREDENTIALS or error.code == TAKEN_OVER else 0.0
-                except Exception as error:  # noqa: BLE001  a defect here must not reach the tunnels
-                    self._trouble(BrokerState.FAILED, describe_crash(error))
-                    pause = _WARY_PAUSE
-                attempt = 1 if time.monotonic() - began > _STEADY else attempt + 1
-                await self._rest(pause + retry_delay(attempt, longest, self._uniform))
+                    was_online = self._reporter.is_online
+                    longest = _MAX_RETRY_DELAY_AFTER_ONLINE_S if was_online else _MAX_RETRY_DELAY_S
+                    pause = _CAUTIOUS_DELAY_S if error.code in {*CREDENTIAL_CODES, TAKEN_OVER_CODE} else 0.0
+                    self._reporter.report_problem(error.state, str(error))
+                except Exception as error:  # noqa: BLE001  a defect here must not affect the tunnels
+                    longest, pause = _MAX_RETRY_DELAY_S, _CAUTIOUS_DELAY_S
+                    self._reporter.report_problem(BrokerState.FAILED, describe_crash(error))
+                else:
+                    return
+                attempt = 1 if time.monotonic() - began > _STABLE_AFTER_S else attempt + 1
+                await self._sleep_unless_closing(pause + retry_delay(attempt, longest, self._uniform))
         finally:
-            self._control.bus.unsubscribe(self._hear)
+            self._bus.unsubscribe(self._on_event)
 
     def close(self) -> None:
-        """Say the last words, as far as the broker takes them, and end."""
-        self._closing.set()
-        self._look.set()
+        """Publish the farewell, as far as the broker accepts it, and end."""
+        self._is_closing.set()
+        self._scan_requested.set()
 
-    async def _rest(self, seconds: float) -> None:
+    async def _sleep_unless_closing(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._closing.wait()
+                await self._is_closing.wait()
 
-    async def _live(self) -> None:
-        """One connection, from birth to loss."""
-        will = self._telling.status(online=False)
-        async with self._dialer.session(will=will) as session, together() as start:
-            self._presence.begin()
-            self._echoed.clear()
-            self._telling.begin()
-            start(self._listen(session))
-            await session.subscribe(self._topics.status, qos=1)
-            # Its agreement comes after what is retained: whoever is here already has been heard by then.
-            await session.subscribe(self._topics.states, self._topics.info)
-            await session.subscribe(self._topics.command, qos=1, as_published=True)
-            self._presence.check(self.host)
-            await self._configurations.look_for(session, self._event_log)
-            await session.publish(self._telling.status(online=True))
-            await self._birth_heard()
-            self._presence.born()
-            await session.unsubscribe(self._topics.states, self._topics.info)
-            self._standing.enter(BrokerState.ONLINE)
-            entered = time.monotonic()
-            if not self._told:
-                self._say(LogLevel.INFO, f"published to {self._dialer.broker} as {self.host}")
-            start(self._configurations.settle(session, self._event_log))
-            start(self._steering.obey(session))
-            start(self._pump(session))
-            while not self._closing.is_set():
-                spent = await self._tell()
-                if self._told and time.monotonic() - entered >= _BACK:
-                    self._told.clear()
-                    self._say(LogLevel.INFO, f"published to {self._dialer.broker} as {self.host} again")
-                await asyncio.sleep(max(_BLINK, _SHARE * spent))
-                await self._until_next_look()
-            try:
-                async with asyncio.timeout(_FAREWELL):
-                    await self._farewell(session)
-            except TimeoutError:
-                session.hang_up()  # the broker says for us that we are gone
+    async def _publish_until_lost(self) -> None:
+        """One connection, from birth to farewell. Raises BrokerError when it is lost, DuplicateHostError."""
+        will = self._publications.status_message(online=False)
+        async with self._client.session(will=will) as session, task_scope() as start:
+            self._ownership.begin_publishing()
+            self._is_echoed.clear()
+            self._publications.restart()
+            start(self._receive(session))
+            await self._come_online(session)
+            start(self._discovery.check_echo(session, self._event_log))
+            start(self._handler.run(session))
+            start(self._send_queue(session))
+            await self._scan_until_closing()
+            await self._publish_farewell(session)
 
-    async def _tell(self) -> float:
-        """Put what is due into the outbox, in several turns of the loop; the seconds of it that this took."""
-        spent, began = 0.0, time.monotonic()
-        for _ in self._telling.due():
-            spent += time.monotonic() - began
-            await asyncio.sleep(_PAUSE)
-            began = time.monotonic()
-        return spent + time.monotonic() - began
+    async def _come_online(self, session: BrokerSession) -> None:
+        """Claim the host name: read what the broker retains, then publish our birth. Raises as above."""
+        await session.subscribe(self._topics.of(STATUS), qos=1)
+        # SUBACK arrives after the retained messages, so an existing owner is known once this returns.
+        await session.subscribe(self._topics.of(STATE), self._topics.of(INFO))
+        await session.subscribe(self._topics.of(COMMAND), qos=1, retain_as_published=True)
+        self._ownership.check_free()
+        await self._discovery.subscribe(session, self._event_log)
+        await session.publish(self._publications.status_message(online=True))
+        await self._wait_for_echo()
+        self._ownership.confirm_published()
+        await session.unsubscribe(self._topics.of(STATE), self._topics.of(INFO))
+        self._reporter.report_online()
 
-    async def _birth_heard(self) -> None:
-        """A broker that keeps our words to itself confirms them all the same."""
+    async def _wait_for_echo(self) -> None:
+        """A broker that does not deliver our messages, for lack of rights, confirms them all the same."""
         try:
-            async with asyncio.timeout(_ECHO):
-                await self._echoed.wait()
+            async with asyncio.timeout(_ECHO_TIMEOUT_S):
+                await self._is_echoed.wait()
         except TimeoutError:
-            broker = self._dialer.broker
-            who = f"user {broker.username!r}" if broker.username else "a client without a user"
-            raise BrokerError(
-                f"the broker {broker} drops what is published to {self._topics.base}/: let {who} write and read there",
-                min(CREDENTIALS),
-                BrokerState.REFUSED,
-            ) from None
+            raise errors.messages_dropped(self._client.broker, self._topics.base) from None
 
-    async def _until_next_look(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK):
-                await self._look.wait()
-        self._look.clear()
+    async def _scan_until_closing(self) -> None:
+        stable_at = time.monotonic() + _RECOVERED_AFTER_S
+        while not self._is_closing.is_set():
+            spent_s = await self._queue_due()
+            if time.monotonic() >= stable_at:
+                self._reporter.report_stable()
+            await asyncio.sleep(max(_MIN_SCAN_INTERVAL_S, _MIN_INTERVAL_PER_SCAN * spent_s))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SCAN_INTERVAL_S):
+                    await self._scan_requested.wait()
+            self._scan_requested.clear()
 
-    async def _farewell(self, session: Session) -> None:
-        await self._tell()
-        while batch := self._telling.outbox.take(_AT_ONCE):
-            await publish_all(session, batch)
-        await session.publish(self._telling.status(online=False))
+    async def _queue_due(self) -> float:
+        """Queue what is due, in several turns of the loop; return the seconds of processing that this took."""
+        spent_s, began = 0.0, time.monotonic()
+        for _ in self._publications.queue_due():
+            spent_s += time.monotonic() - began
+            await asyncio.sleep(_SCAN_PAUSE_S)
+            began = time.monotonic()
+        return spent_s + time.monotonic() - began
 
-    async def _watch_rival(self) -> None:
-        """Another host has our name: without a word or a will of ours, wait until it is gone."""
+    async def _publish_farewell(self, session: BrokerSession) -> None:
         try:
-            async with self._dialer.session(is_onlooker=True) as session, together() as start:
-                self._presence.watch(time.monotonic())
-                start(self._listen(session))
-                await session.subscribe(self._topics.status, self._topics.info, self._topics.states)
-                while self._presence.is_occupied(time.monotonic()) and not self._closing.is_set():
-                    await self._rest(_LOOK)
-        except (BrokerError, RivalError) as error:
-            self._trouble(error.state, str(error))
-            await self._rest(self._uniform(_LOOK, _WARY_PAUSE))
+            async with asyncio.timeout(_FAREWELL_TIMEOUT_S):
+                await self._queue_due()
+                while batch := self._publications.queue.take(_MAX_UNCONFIRMED):
+                    await publish_all(session, batch)
+                await session.publish(self._publications.status_message(online=False))
+        except TimeoutError:
+            session.abort()  # the broker publishes the last will in place of the farewell
 
-    # --- what is told ---------------------------------------------------------------------------------------------
+    async def _watch_duplicate(self) -> None:
+        """Another host has our name: wait until it is gone, without publishing and without a will."""
+        try:
+            async with self._client.session(use_random_id=True) as session, task_scope() as start:
+                self._ownership.begin_watching(time.monotonic())
+                start(self._receive(session))
+                await session.subscribe(*(self._topics.of(topic) for topic in (STATUS, INFO, STATE)))
+                while self._ownership.is_occupied(time.monotonic()) and not self._is_closing.is_set():
+                    await self._sleep_unless_closing(_SCAN_INTERVAL_S)
+        except (BrokerError, DuplicateHostError) as error:
+            self._reporter.report_problem(error.state, str(error))
+            await self._sleep_unless_closing(self._uniform(_SCAN_INTERVAL_S, _CAUTIOUS_DELAY_S))
 
-    def _hear(self, event: Event) -> None:
-        if event.kind == KIND:
+    # --- sending --------------------------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        if event.kind == EVENT_KIND:
             return
         if event.kind in HISTORY_KINDS:
-            self._look.set()
+            self._scan_requested.set()
         if is_noteworthy(event):
-            self._telling.event(event)
+            self._publications.add_event(event)
 
-    async def _pump(self, session: Session) -> None:
+    async def _send_queue(self, session: BrokerSession) -> None:
+        queue = self._publications.queue
         while True:
-            await self._telling.outbox.filled()
-            if self._telling.outbox.dropped:
-                count, self._telling.outbox.dropped = self._telling.outbox.dropped, 0
-                self._say(
-                    LogLevel.WARN, f"{count} events were not published: the broker took none of them for too long"
-                )
-            batch = self._telling.outbox.take(_AT_ONCE)
+            await queue.wait_filled()
+            if dropped := queue.take_dropped_count():
+                text = f"{dropped} events were not published: the broker accepted none of them for too long"
+                self._reporter.emit(LogLevel.WARN, text)
+            batch = queue.take(_MAX_UNCONFIRMED)
             try:
                 await publish_all(session, batch)
             except BaseException:
-                self._telling.outbox.put_back(batch)
+                queue.put_back(batch)
                 raise
 
-    # --- what is heard --------------------------------------------------------------------------------------------
+    # --- receiving ------------------------------------------------------------------------------------------------
 
-    async def _listen(self, session: Session) -> None:
-        async for batch in session.batches():
+    async def _receive(self, session: BrokerSession) -> None:
+        async for batch in session.receive_batches():
             for message in batch:
-                self._take(message)
+                self._receive_message(message)
 
-    def _take(self, message: aiomqtt.Message) -> None:
-        spot = parse(str(message.topic))
-        is_retained = bool(message.retain)
-        if spot is None and message.payload and self._configurations.hear(str(message.topic), is_retained=is_retained):
-            self._telling.inherit(str(message.topic))
-        if spot is None or spot.host != self.host:
+    def _receive_message(self, message: aiomqtt.Message) -> None:
+        topic, is_retained = str(message.topic), bool(message.retain)
+        parsed = parse(topic)
+        if parsed is None:
+            if message.payload and self._discovery.receive(topic, is_retained=is_retained):
+                self._publications.add_old_topic(topic)
+        elif parsed.host == self._host:
+            if parsed.kind == COMMAND.kind:
+                self._receive_command(message.payload, is_retained=is_retained)
+            else:
+                self._receive_own_topic(topic, parsed, message.payload, is_retained=is_retained)
+
+    def _receive_command(self, payload: object, *, is_retained: bool) -> None:
+        if not payload:
+            return  # a retained command that we cleared: the clearing comes back as well
+        self._handler.receive(payload, is_retained=is_retained)
+        if is_retained:
+            self._publications.clear_topic(self._topics.of(COMMAND))
+
+    def _receive_own_topic(self, topic: str, parsed: ParsedTopic, payload: object, *, is_retained: bool) -> None:
+        """A message on a topic that only this host should publish."""
+        data = payloads.decode(payload) or {}
+        if parsed.kind == STATUS.kind:
+            self._receive_status(StatusPayload.from_json(data) or StatusPayload(), is_retained=is_retained)
             return
-        if spot.kind == "cmd":
-            if message.payload:  # our own clearing comes back as well, and is not to be cleared again
-                self._steering.take(message.payload, is_retained=is_retained)
-                if is_retained:
-                    self._telling.clear(self._topics.command)
-            return
-        payload = payloads.decode(message.payload)
-        if spot.kind == "state" and is_retained:
-            self._telling.inherit(str(message.topic))
-        if spot.kind == "info" and is_retained and payload is not None:
-            self._configurations.were_at(payload.get("discovery"))
-        verdict = self._presence.heard(self.host, spot.kind, payload or {}, time.monotonic(), is_retained=is_retained)
-        if verdict is Verdict.ECHO:
-            self._echoed.set()
-        elif verdict is Verdict.CHALLENGED:
-            self._event_log.warn_throttled(
-                KIND, "rival", f"another host came as {self.host!r} on this broker, and has to yield"
-            )
-        if (
-            verdict in {Verdict.CHALLENGED, Verdict.CONTRADICTED}
-            and self._standing.is_online
-            and not self._closing.is_set()
-        ):
-            self._telling.outbox.put(self._telling.status(online=True))
+        if not is_retained:
+            self._ownership.note_message(data.get("boot"), time.monotonic())
+        elif parsed.kind == STATE.kind:
+            self._publications.add_old_topic(topic)
+        elif parsed.kind == INFO.kind and (info := InfoPayload.from_json(data)) is not None:
+            self._discovery.set_earlier_prefix(info.discovery)
 
-    # --- how it stands --------------------------------------------------------------------------------------------
-
-    def _trouble(self, state: BrokerState, reason: str) -> None:
-        self._standing.enter(state, reason)
-        if reason not in self._told:
-            self._told.add(reason)
-            self._say(LogLevel.WARN, f"{reason}; tunnels are not concerned")
-
-    def _say(self, level: LogLevel, text: str) -> None:
-        self._control.bus.emit(level, KIND, text)
+    def _receive_status(self, status: StatusPayload, *, is_retained: bool) -> None:
+        verdict = self._ownership.receive_status(status, time.monotonic(), is_retained=is_retained)
+        if verdict is StatusVerdict.ECHO:
+            self._is_echoed.set()
+        elif verdict is StatusVerdict.DUPLICATE_CAME:
+            text = f"another host came online as {self._host!r} on this broker, and has to withdraw"
+            self._event_log.warn_throttled(EVENT_KIND, "rival", text)
+        is_contradicted = verdict in {StatusVerdict.DUPLICATE_CAME, StatusVerdict.SAYS_OFFLINE}
+        if is_contradicted and self._reporter.is_online and not self._is_closing.is_set():
+            self._publications.queue.put(self._publications.status_message(online=True))
 
 
-async def publish_all(session: Session, batch: list[Message]) -> None:
-    """Publish together, so that a long way costs its time only once. Raises the first error."""
+async def publish_all(session: BrokerSession, batch: list[Message]) -> None:
+    """Publish together, so that a long round trip counts only once. Raises the first error."""
     results = await asyncio.gather(
-        *(_in_turn(session, message, turn) for turn, message in enumerate(batch)), return_exceptions=True
+        *(_publish_in_turn(session, message, turn) for turn, message in enumerate(batch)), return_exceptions=True
     )
     for result in results:
         if isinstance(result, BaseException):
             raise result
 
 
-async def _in_turn(session: Session, message: Message, turn: int) -> None:
-    """Publish in that turn of the loop from now, so that visitors need not wait for the whole batch."""
+async def _publish_in_turn(session: BrokerSession, message: Message, turn: int) -> None:
+    """Publish ``turn`` turns of the loop from now, so that visitors need not wait for the whole batch."""
     for _ in range(turn):
         await asyncio.sleep(0)
     await session.publish(message)

@@ -1,4 +1,4 @@
-"""Reads the whole fleet from a broker, and gives commands to its hosts."""
+"""Reads all hosts of a broker, and sends commands to them."""
 
 from __future__ import annotations
 
@@ -8,214 +8,216 @@ import random
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt import payloads
-from orchestrator.mqtt.broker import BrokerError, Dialer, Session
+from orchestrator.mqtt.broker import BrokerError
+from orchestrator.mqtt.connection import BrokerClient, BrokerSession
 from orchestrator.mqtt.fleet import ONLINE, Fleet, Json
-from orchestrator.mqtt.outbox import Message
-from orchestrator.mqtt.together import together
-from orchestrator.mqtt.topics import EVERY_HOST, HostTopics, Spot, parse
+from orchestrator.mqtt.payloads import CommandPayload, ResponsePayload
+from orchestrator.mqtt.topics import COMMAND, EVENT, EVERY_HOST, INFO, RESPONSE, STATE, STATS, STATUS, HostTopics, parse
+from orchestrator.process.task_scope import task_scope
 from tunnel.model.times import format_timestamp
 from tunnel.runtime.backoff import retry_delay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     import aiomqtt
 
     from orchestrator.mqtt.broker import Broker
+    from orchestrator.mqtt.topics import ParsedTopic
 
-PATIENCE: Final = 10.0
-"""Seconds for a host's answer."""
+RESPONSE_TIMEOUT_S: Final = 10.0
+"""For the response of a host."""
 
-_AT_A_TIME: Final = 400  # tunnels asked for at once: brokers commonly drop what they are 1,000 messages ahead with
-_QUIET: Final = 0.1  # seconds without a word, after which what is retained has been heard
-_LONGEST_READING: Final = 30.0  # seconds for all that is retained: a large fleet takes some
-_BREATH: Final = 0.05  # seconds between two batches: what is said several times in between is read once
-_LONGEST_PAUSE: Final = 10.0
-_GRACE: Final = 30.0  # seconds beyond our patience that a command is good for: clocks differ
+_TUNNELS_PER_SUBSCRIPTION: Final = 400  # mosquitto drops what a client has not read beyond 1,000 messages
+_QUIET_AFTER_S: Final = 0.1  # without a retained message: all of them have arrived
+_READ_TIMEOUT_S: Final = 30.0  # for all retained messages: a large fleet takes some time
+_BATCH_INTERVAL_S: Final = 0.05  # between two batches: several messages on a topic in between are read once
+_MAX_RETRY_DELAY_S: Final = 10.0
+_CLOCK_TOLERANCE_S: Final = 30.0  # a command is valid for so much longer than its sender waits: clocks differ
 
 
 class NoAnswerError(Exception):
     """A host did not answer; the message is a sentence."""
 
 
-class Reader:
-    """One per broker and screen. ``fleet`` is the picture; ``trouble`` is why it may be old, or None."""
+class FleetReader:
+    """Keeps ``fleet`` up to date; ``connection_error`` is why it may be out of date, or None."""
 
     def __init__(
         self,
         broker: Broker,
         *,
-        stats: bool = False,
-        on_word: Callable[[Spot], None] = lambda _: None,
+        with_stats: bool = False,
+        on_message: Callable[[ParsedTopic], None] = lambda _: None,
         on_event: Callable[[str, Json], None] | None = None,
     ) -> None:
         self.broker = broker
-        self.fleet = self._coming = Fleet()
-        self.trouble: str | None = "not connected yet"
-        self._dialer = Dialer(broker)
-        self._session: Session | None = None
+        self.fleet = self._loading = Fleet()
+        self.connection_error: str | None = "not connected yet"
+        self._client = BrokerClient(broker)
+        self._session: BrokerSession | None = None
         self._reply = secrets.token_hex(8)
-        self._asked: dict[str, asyncio.Future[Json]] = {}
-        self._on_word = on_word
+        self._pending: dict[str, asyncio.Future[ResponsePayload]] = {}
+        self._on_message = on_message
         self._on_event = on_event
-        self._old_words = 0
-        self._unread: dict[str, None] = {}  # hosts whose tunnels have not been asked for, in the order of their coming
-        self._followed: set[str] = set()
-        self._came = asyncio.Event()
-        topics = [EVERY_HOST.status, EVERY_HOST.info]
-        topics += [EVERY_HOST.stats] * stats + [EVERY_HOST.event] * (on_event is not None)
-        self._topics: Iterable[str] = tuple(topics)
-        self._besides: frozenset[str] = frozenset()
+        self._retained_count = 0
+        self._unread_hosts: dict[str, None] = {}  # whose tunnels are not subscribed to yet, in the order of arrival
+        self._known_hosts: set[str] = set()
+        self._is_host_added = asyncio.Event()
+        topics = [STATUS, INFO]
+        topics += [STATS] * with_stats + [EVENT] * (on_event is not None)
+        self._topics = tuple(map(EVERY_HOST.of, topics))
+        self._extra_topics: frozenset[str] = frozenset()
 
     async def run(self) -> None:
-        """Read for ever; a loss is shown in ``trouble`` and mended."""
+        """Read until cancelled; a loss is shown in ``connection_error`` and retried."""
         attempt = 0
         while True:
             try:
-                async with self.reading() as lost:
+                async with self.connected() as forever:
                     attempt = 0
-                    await lost
+                    await forever
             except BrokerError as error:
-                self.trouble = str(error)
+                self.connection_error = str(error)
             attempt += 1
-            await asyncio.sleep(retry_delay(attempt, _LONGEST_PAUSE, random.uniform))
+            await asyncio.sleep(retry_delay(attempt, _MAX_RETRY_DELAY_S, random.uniform))
 
     @contextlib.asynccontextmanager
-    async def reading(self) -> AsyncIterator[asyncio.Future[None]]:
-        """A connection, entered when everything retained has been read. A loss ends the block with BrokerError.
+    async def connected(self) -> AsyncIterator[asyncio.Future[None]]:
+        """A connection for a block, entered when all retained messages have been read. A loss raises BrokerError.
 
-        What it gives can be awaited by whoever only waits for that.
+        Gives a future that is never done, for a block that only waits for the loss.
         """
-        async with self._dialer.session(is_newest_enough=True) as session, together() as start:
-            self._coming = Fleet()
-            self._unread.clear()
-            self._followed.clear()
-            start(self._listen(session))
-            start(self._follow(session))
-            await session.subscribe(*self._topics, *self._besides)
+        async with self._client.session(keep_newest_only=True) as session, task_scope() as start:
+            self._loading = Fleet()
+            self._unread_hosts.clear()
+            self._known_hosts.clear()
+            start(self._receive(session))
+            start(self._subscribe_to_tunnels(session))
+            await session.subscribe(*self._topics, *self._extra_topics)
             for _ in ("hosts", "tunnels"):
-                # Its agreement comes after what it was asked for before, from most brokers; the rest speaks up soon.
-                await session.subscribe(EVERY_HOST.answer(self._reply), qos=1, patience=_LONGEST_READING)
-                await self._until_quiet()
-            self.fleet, self._session, self.trouble = self._coming, session, None
+                # From most brokers SUBACK arrives after the retained messages of earlier subscriptions.
+                await session.subscribe(EVERY_HOST.of(RESPONSE, self._reply), qos=1, timeout_s=_READ_TIMEOUT_S)
+                await self._wait_until_quiet()
+            self.fleet, self._session, self.connection_error = self._loading, session, None
             try:
                 yield asyncio.get_running_loop().create_future()
             finally:
                 self._session = None
-                for waiting in self._asked.values():
-                    if not waiting.done():
-                        waiting.set_exception(BrokerError("the connection to the broker was lost before the answer"))
+                for pending in self._pending.values():
+                    if not pending.done():
+                        pending.set_exception(BrokerError("the connection to the broker was lost before the answer"))
 
-    async def _until_quiet(self) -> None:
-        until = time.monotonic() + _LONGEST_READING
-        heard = -1
-        while (heard != self._old_words or self._unread) and time.monotonic() < until:
-            heard = self._old_words
-            await asyncio.sleep(_QUIET)
+    async def _wait_until_quiet(self) -> None:
+        deadline = time.monotonic() + _READ_TIMEOUT_S
+        count = -1
+        while (count != self._retained_count or self._unread_hosts) and time.monotonic() < deadline:
+            count = self._retained_count
+            await asyncio.sleep(_QUIET_AFTER_S)
 
-    async def hear_also(self, topics: frozenset[str]) -> None:
-        """Hear these besides, such as statistics of tunnels that somebody looks at, and no others any more.
+    async def set_extra_topics(self, topics: frozenset[str]) -> None:
+        """Subscribe to these too, such as statistics of the tunnels on the screen, and to no earlier ones any more.
 
         Raises BrokerError.
         """
-        left, new = self._besides - topics, topics - self._besides
-        self._besides = topics
-        if self._session is not None and left:
-            await self._session.unsubscribe(*left)
-        if self._session is not None and new:
-            await self._session.subscribe(*new)
+        removed, added = self._extra_topics - topics, topics - self._extra_topics
+        self._extra_topics = topics
+        if self._session is not None and removed:
+            await self._session.unsubscribe(*removed)
+        if self._session is not None and added:
+            await self._session.subscribe(*added)
 
-    async def _follow(self, session: Session) -> None:
-        """Ask for the tunnels of each host that is heard of, a few hosts at a time.
+    async def _subscribe_to_tunnels(self, session: BrokerSession) -> None:
+        """Subscribe to the tunnels of each host that is found, a few hosts at a time.
 
-        The tunnels of a whole large fleet at once are more than a broker keeps for one reader: it would drop some, and
-        its agreement too.
+        The retained states of a whole large fleet are more than a broker queues for one client: it would drop some of
+        them, and SUBACK too.
         """
         while True:
-            await self._came.wait()
-            self._came.clear()
+            await self._is_host_added.wait()
+            self._is_host_added.clear()
             while hosts := self._next_hosts():
-                await session.subscribe(*(HostTopics(host).states for host in hosts), patience=_LONGEST_READING)
+                topics = (HostTopics(host).of(STATE) for host in hosts)
+                await session.subscribe(*topics, timeout_s=_READ_TIMEOUT_S)
                 for host in hosts:
-                    del self._unread[host]
+                    del self._unread_hosts[host]
 
     def _next_hosts(self) -> list[str]:
         hosts: list[str] = []
-        room = _AT_A_TIME
-        for name in self._unread:
-            known = self._coming.hosts.get(name)
-            told = known.info.get("tunnels") if known else None
-            room -= told if isinstance(told, int) and told > 0 else _AT_A_TIME
+        room = _TUNNELS_PER_SUBSCRIPTION
+        for name in self._unread_hosts:
+            host = self._loading.hosts.get(name)
+            count = host.info.tunnels if host else None
+            room -= count if count and count > 0 else _TUNNELS_PER_SUBSCRIPTION
             if hosts and room < 0:
                 break
             hosts.append(name)
         return hosts
 
-    async def command(self, host: str, op: str, target: str | None, limit: float | None = None) -> Json:
-        """Tell a host something; its answer: ``ok``, ``error``, ``result``. Raises BrokerError, NoAnswerError.
+    async def send_command(
+        self, host: str, op: str, target: str | None, drain_timeout_s: float | None = None
+    ) -> ResponsePayload:
+        """Send a command to a host and wait for its response. Raises BrokerError, NoAnswerError.
 
-        ``limit`` is that of the drain which the command implies, in seconds.
+        ``drain_timeout_s`` is the limit of the drain that the command implies.
         """
         if self._session is None:
-            raise BrokerError(self.trouble or "there is no connection to the broker")
+            raise BrokerError(self.connection_error or "there is no connection to the broker")
         known = self.fleet.hosts.get(host)
         presence = ONLINE if known is None else known.presence(time.monotonic())
         if presence != ONLINE:
-            raise NoAnswerError(f"host {host!r} is {presence}: nobody is there to do it")
-        id_ = secrets.token_hex(12)
-        good_for = PATIENCE + _GRACE
-        order = {
-            "v": payloads.VERSION,
-            "id": id_,
-            "reply": self._reply,
-            "op": op,
-            "target": target,
-            "exp": format_timestamp(time.time() + good_for),
-            **({"boot": known.boot} if known is not None and known.boot else {}),
-            **({"timeout": limit} if limit is not None else {}),
-        }
-        answered: asyncio.Future[Json] = asyncio.get_running_loop().create_future()
-        self._asked[id_] = answered
+            raise NoAnswerError(f"host {host!r} is {presence}: it cannot execute commands")
+        valid_for_s = RESPONSE_TIMEOUT_S + _CLOCK_TOLERANCE_S
+        command = CommandPayload(
+            id=secrets.token_hex(12),
+            op=op,
+            target=target,
+            reply=self._reply,
+            exp=format_timestamp(time.time() + valid_for_s),
+            boot=None if known is None else known.boot,
+            timeout=drain_timeout_s,
+        )
+        response: asyncio.Future[ResponsePayload] = asyncio.get_running_loop().create_future()
+        self._pending[command.id] = response
         try:
-            async with asyncio.timeout(PATIENCE):
-                message = Message(HostTopics(host).command, payloads.encode(order))
-                await self._session.publish(message, expires=good_for)
-                return await answered
+            async with asyncio.timeout(RESPONSE_TIMEOUT_S):
+                await self._session.publish(HostTopics(host).message(COMMAND, command), expires_after_s=valid_for_s)
+                return await response
         except TimeoutError:
-            why = "is its name right, and may this user write to it?" if known is None else "may this user write to it?"
-            raise NoAnswerError(f"host {host!r} did not answer within {PATIENCE:g} s; {why}") from None
+            hint = "may this user write to it?" if known else "check its name, and that this user may write to it"
+            raise NoAnswerError(f"host {host!r} did not answer within {RESPONSE_TIMEOUT_S:g} s; {hint}") from None
         finally:
-            del self._asked[id_]
+            del self._pending[command.id]
 
-    async def _listen(self, session: Session) -> None:
-        async for batch in session.batches():
+    async def _receive(self, session: BrokerSession) -> None:
+        async for batch in session.receive_batches():
             now, wall = time.monotonic(), time.time()
             for message in batch:
-                self._take(message, now, wall)
-            await asyncio.sleep(_BREATH)
+                self._receive_message(message, now, wall)
+            await asyncio.sleep(_BATCH_INTERVAL_S)
 
-    def _take(self, message: aiomqtt.Message, now: float, wall: float) -> None:
-        self._old_words += bool(message.retain)
-        spot = parse(str(message.topic))
-        if spot is None:
+    def _receive_message(self, message: aiomqtt.Message, now: float, wall: float) -> None:
+        self._retained_count += bool(message.retain)
+        topic = parse(str(message.topic))
+        if topic is None:
             return
-        if spot.host not in self._followed:
-            self._followed.add(spot.host)
-            self._unread[spot.host] = None
-            self._came.set()
-        if spot.kind == "rsp":
-            self._answered(payloads.parsed(message.payload) or {})
-        elif spot.kind == "event":
+        if topic.host not in self._known_hosts:
+            self._known_hosts.add(topic.host)
+            self._unread_hosts[topic.host] = None
+            self._is_host_added.set()
+        if topic.kind == RESPONSE.kind:
+            self._receive_response(ResponsePayload.from_json(payloads.parse_json(message.payload) or {}))
+        elif topic.kind == EVENT.kind:
             event = payloads.decode(message.payload)
             if event is not None and self._on_event is not None:
-                self._on_event(spot.host, event)
-        elif self._coming.take(spot, message.payload, now, wall, is_retained=bool(message.retain)):
-            self._on_word(spot)
+                self._on_event(topic.host, event)
+        elif self._loading.apply_message(topic, message.payload, now, wall, is_retained=bool(message.retain)):
+            self._on_message(topic)
 
-    def _answered(self, answer: dict[str, Any]) -> None:
-        waiting = self._asked.get(str(answer.get("id")))
-        if waiting is not None and not waiting.done():
-            waiting.set_result(answer)
+    def _receive_response(self, response: ResponsePayload) -> None:
+        pending = self._pending.get(response.id or "")
+        if pending is not None and not pending.done():
+            pending.set_result(response)

@@ -8,7 +8,8 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.mqtt.broker import Broker, BrokerError, Dialer
+from orchestrator.mqtt.broker import Broker, BrokerError
+from orchestrator.mqtt.connection import BrokerClient
 from tests.support.ports import free_ports
 
 from .processes import BenchError, RunningProcess, find_program, is_listening, run_process
@@ -50,10 +51,10 @@ async def mosquitto(directory: Path) -> AsyncIterator[tuple[str, RunningProcess]
 async def publications_per_second(url: str, seconds: float) -> float:
     """Return the publications per second that the broker counts. Raises BenchError."""
     try:
-        async with asyncio.timeout(seconds + _COUNT_LIMIT_S), Dialer(Broker.from_url(url)).session() as session:
+        async with asyncio.timeout(seconds + _COUNT_LIMIT_S), BrokerClient(Broker.from_url(url)).session() as session:
             await session.subscribe(_COUNTED)
             first: tuple[float, int] | None = None
-            async for batch in session.batches():
+            async for batch in session.receive_batches():
                 now, count = time.monotonic(), int(bytes(batch[-1].payload))
                 if first is None:
                     if not batch[-1].retain:  # a retained count has an unknown age

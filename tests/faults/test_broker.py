@@ -251,10 +251,11 @@ def kicking(broker: Mosquitto, road: BrokerProxy) -> Generator[None]:
 def test_trouble(harness: ProcessHarness, broker: Mosquitto, record_figure: FigureRecorder, trouble: Trouble) -> None:
     """Two tunnels, one that publishes and one that does not, carry bulk by turns while the trouble lasts.
 
-    With a publisher that waits for the broker on the loop (``time.sleep(0.3)`` in ``Session.publish``) a blackholed one
-    does not hear the truth in time. Without forgetting what was told (``Telling.begin`` without ``Pacing.forget``)
-    neither does one that was killed and started at once; with ``publisher._LONGEST_PAUSE`` a minute, one that was
-    stopped. Without ``Publisher._told`` a minute of kicks fills the log with forty lines.
+    With a publisher that blocks the loop while it waits for the broker (``time.sleep(0.3)`` in
+    ``BrokerSession.publish``) a blackholed broker does not get the present state in time. Without
+    ``Publications.restart`` neither does one that was killed and started at once; with
+    ``publisher._MAX_RETRY_DELAY_S`` a minute, one that was stopped. Without ``_StatusReporter._reported`` a minute of
+    kicks fills the log with forty lines.
     """
     road = harness.close_at_end(BrokerProxy(("127.0.0.1", broker.port)))
     ours, others = Ends(harness, broker, "edge", road.url), Ends(harness, broker, "plain", "")

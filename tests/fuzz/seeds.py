@@ -6,13 +6,20 @@ The URLs and files of the corpus are written by hand and not changed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from orchestrator.mqtt import payloads
-from orchestrator.mqtt.payloads import Origin
-from orchestrator.mqtt.topics import HostTopics
+from orchestrator.mqtt.payloads import (
+    DaemonRun,
+    InfoPayload,
+    ResponsePayload,
+    StatePayload,
+    StatsPayload,
+    StatusPayload,
+)
+from orchestrator.mqtt.topics import COMMAND, INFO, RESPONSE, STATE, STATS, STATUS, HostTopics
 from orchestrator.supervisor.runner import stopped_snapshot
 from tests.fuzz.targets import NOW, SECRET
 from tunnel.model.options import make_spec
@@ -96,7 +103,7 @@ def _preface() -> Seeds:
 
 
 def _mqtt() -> Seeds:
-    origin, topics = Origin("a-instance", "boot-2", NOW), HostTopics("edge-1")
+    run, topics = DaemonRun("a-instance", "boot-2", NOW), HostTopics("edge-1")
     moment = format_timestamp(NOW)
     at_home = stopped_snapshot("web", make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080")))
     seen = {**at_home.as_json(), "since": moment}
@@ -104,24 +111,27 @@ def _mqtt() -> Seeds:
         "config": {"ok": True, "error": None}, "host": "edge-1", "version": "1", "generation": 1,
         "read_only": False, "started_at": moment,
     }  # fmt: skip
-    state = payloads.state(origin, seen, 1, moment)
-    for name, topic, payload in (
-        ("birth", topics.status, payloads.status(origin, moment, online=True)),
-        ("will", topics.status, payloads.status(origin, moment, online=False)),
-        ("info", topics.info, payloads.info(origin, head, moment, tunnels=1, commands=True, discovery=None)),
-        ("state", topics.state_of("web"), state),
-        ("state-linked", topics.state_of("web"), {**state, "link": "6f1c", "state": "up", "direction": "reverse"}),
-        ("state-bare", topics.state_of("web"), {k: v for k, v in state.items() if k not in {"reason", "worker"}}),
-        ("state-strange-name", topics.state_of("a/b +#"), {**state, "name": "a/b +#"}),
-        ("stats", topics.stats_of("web"), payloads.stats(origin, seen, moment)),
-        ("command", topics.command, {"v": 1, "id": "c1", "op": "restart", "target": "web", "timeout": 3}),
-        ("command-reload", topics.command, {"v": 1, "id": "c2", "op": "reload", "reply": "me", "boot": "boot-1"}),
-        ("command-exp", topics.command, {"v": 1, "id": "c3", "op": "stop", "target": "*", "exp": moment}),
-        ("command-exp-number", topics.command, {"v": 1, "id": "c4", "op": "stop", "target": "*", "exp": NOW + 9}),
-        ("answer", topics.answer("me"), payloads.answer("c1", {"name": "web"})),
-    ):
+    info = InfoPayload.of_run(run, head, moment, tunnels=1, commands=True, discovery=None)
+    state = StatePayload(seen, run.boot, 1, moment).as_json()
+    command, web = topics.of(COMMAND), topics.of(STATE, "web")
+    messages: tuple[tuple[str, str, Mapping[str, object]], ...] = (
+        ("birth", topics.of(STATUS), StatusPayload.of_run(run, moment, online=True).as_json()),
+        ("will", topics.of(STATUS), StatusPayload.of_run(run, moment, online=False).as_json()),
+        ("info", topics.of(INFO), info.as_json()),
+        ("state", web, state),
+        ("state-linked", web, {**state, "link": "6f1c", "state": "up", "direction": "reverse"}),
+        ("state-bare", web, {k: v for k, v in state.items() if k not in {"reason", "worker"}}),
+        ("state-strange-name", topics.of(STATE, "a/b +#"), {**state, "name": "a/b +#"}),
+        ("stats", topics.of(STATS, "web"), StatsPayload(seen, run.boot, moment).as_json()),
+        ("command", command, {"v": 1, "id": "c1", "op": "restart", "target": "web", "timeout": 3}),
+        ("command-reload", command, {"v": 1, "id": "c2", "op": "reload", "reply": "me", "boot": "boot-1"}),
+        ("command-exp", command, {"v": 1, "id": "c3", "op": "stop", "target": "*", "exp": moment}),
+        ("command-exp-number", command, {"v": 1, "id": "c4", "op": "stop", "target": "*", "exp": NOW + 9}),
+        ("answer", topics.of(RESPONSE, "me"), ResponsePayload("c1", {"name": "web"}).as_json()),
+    )
+    for name, topic, payload in messages:
         yield name, topic.encode() + b"\0" + payloads.encode(payload)
-    yield "taken-back", topics.status.encode() + b"\0"
+    yield "taken-back", topics.of(STATUS).encode() + b"\0"
     yield "other-topic", b"nodepass-orch/v2/x/status\0{}"
     yield "payload-alone", payloads.encode(state)
     yield "exp-without-end", b'{"v":1,"id":"c5","op":"stop","target":"*","exp":1' + b"0" * 400 + b"}"

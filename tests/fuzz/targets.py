@@ -19,12 +19,11 @@ from orchestrator.config.document import MappingNode, Node, SequenceNode
 from orchestrator.config.faults import ConfigError, Fault
 from orchestrator.config.load import load
 from orchestrator.mqtt import payloads
-from orchestrator.mqtt.fleet import Fleet
-from orchestrator.mqtt.orders import Gate, OrderRefusedError
-from orchestrator.mqtt.pairing import paths
-from orchestrator.mqtt.payloads import Origin
-from orchestrator.mqtt.rivals import Presence, RivalError
-from orchestrator.mqtt.topics import HostTopics, Spot, parse
+from orchestrator.mqtt.commands import CommandRefusedError, CommandValidator
+from orchestrator.mqtt.fleet import Fleet, link_paths
+from orchestrator.mqtt.ownership import DuplicateHostError, HostOwnership
+from orchestrator.mqtt.payloads import DaemonRun, ResponsePayload, StatusPayload
+from orchestrator.mqtt.topics import RESPONSE, STATE, HostTopics, ParsedTopic, parse
 from orchestrator.table import format_table
 from tunnel.model import settings
 from tunnel.model.errors import OptionError, UrlError
@@ -273,29 +272,29 @@ def mqtt(data: bytes) -> None:
     topic, separator, payload = data.partition(b"\0")
     spot = parse(topic.decode(errors="replace")) if separator else None
     payload = payload if separator else data
-    spots = [spot] if spot else [Spot("edge-1", kind, "web") for kind in _KINDS]
+    spots = [spot] if spot else [ParsedTopic("edge-1", kind, "web") for kind in _KINDS]
     if spot and spot.kind == "state":
-        assert parse(HostTopics(spot.host).state_of(spot.name)) == spot, "a topic differs after formatting"
+        assert parse(HostTopics(spot.host).of(STATE, spot.name)) == spot, "a topic differs after formatting"
     _check_command(payload)
     fleet = Fleet()
     for found in spots:
         for is_retained in (True, False):
-            fleet.take(found, payload, NOW, NOW, is_retained=is_retained)
+            fleet.apply_message(found, payload, NOW, NOW, is_retained=is_retained)
     _render_fleet(fleet)
     _check_ownership(payload, zlib.crc32(data))
 
 
 def _check_command(payload: bytes) -> None:
-    gate = Gate("boot-1", remembered=4)
+    validator = CommandValidator("boot-1", max_remembered_ids=4)
     try:
-        order = gate.admit(payload, is_retained=False, now=NOW)
-    except OrderRefusedError as refused:
-        assert refused.reply is None or HostTopics("h").answer(refused.reply).count("/") == 4
-        json.loads(payloads.encode(payloads.answer(refused.id, error=str(refused))))
+        command = validator.parse(payload, is_retained=False, now=NOW)
+    except CommandRefusedError as refused:
+        assert refused.reply is None or HostTopics("h").of(RESPONSE, refused.reply).count("/") == 4
+        json.loads(payloads.encode(ResponsePayload.failed(refused.id, str(refused)).as_json()))
         return
-    assert order.timeout is None or 0 <= order.timeout < 1e9
-    with contextlib.suppress(OrderRefusedError):
-        gate.admit(payload, is_retained=False, now=NOW)
+    assert command.timeout is None or 0 <= command.timeout < 1e9
+    with contextlib.suppress(CommandRefusedError):
+        validator.parse(payload, is_retained=False, now=NOW)
         raise AssertionError("a command is accepted twice")
 
 
@@ -305,7 +304,7 @@ def _render_fleet(fleet: Fleet) -> None:
         assert isinstance(host.label, str)
         format_table(shown["tunnels"], columns=None, paint=lambda text, _: text)
         json.dumps(shown, allow_nan=False)
-    for path in paths(fleet, NOW):
+    for path in link_paths(fleet, NOW):
         assert str(path)
         json.dumps(path.as_json())
 
@@ -314,16 +313,18 @@ def _check_ownership(payload: bytes, number: int) -> None:
     word = payloads.decode(payload)
     if word is None:
         return
-    presence = Presence(Origin(("a-instance", "b-instance")[number >> 1 & 1], "boot-1", NOW - 1))
+    status = StatusPayload.from_json(word) or StatusPayload()
+    run = DaemonRun(("a-instance", "b-instance")[number >> 1 & 1], "boot-1", NOW - 1)
+    ownership = HostOwnership(run, "edge-1")
     if number & 4:
-        presence.born()
+        ownership.confirm_published()
     if number & 8:
-        presence.watch(NOW)
-    for kind in ("status", "info"):
-        with contextlib.suppress(RivalError):
-            presence.heard("edge-1", kind, word, NOW, is_retained=bool(number & 1))
-            presence.check("edge-1")
-    presence.is_occupied(NOW)
+        ownership.begin_watching(NOW)
+    with contextlib.suppress(DuplicateHostError):
+        ownership.receive_status(status, NOW, is_retained=bool(number & 1))
+        ownership.note_message(status.boot, NOW)
+        ownership.check_free()
+    ownership.is_occupied(NOW)
 
 
 TARGETS: Final[dict[str, Target]] = {

@@ -25,10 +25,10 @@ from cryptography.x509.oid import NameOID
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from orchestrator.mqtt.broker import Broker, Dialer
-from orchestrator.mqtt.identity import identity
-from orchestrator.mqtt.outbox import Message
-from orchestrator.mqtt.rivals import RETURN
+from orchestrator.mqtt.broker import Broker
+from orchestrator.mqtt.connection import BrokerClient
+from orchestrator.mqtt.ownership import COPY_RETURNS_WITHIN_S, load_identity
+from orchestrator.mqtt.topics import Message
 from tests.bench.processes import clean_environment
 from tests.bench.screen import selected_tunnel
 from tests.bench.terminal import run_on_terminal
@@ -474,7 +474,7 @@ def test_a_copied_machine_is_reported_and_not_fought(harness: ProcessHarness, br
     copied.mkdir(parents=True)
     file = harness.directory / "there" / first.file.name
     file.parent.mkdir()
-    identity(file, copied)
+    load_identity(file, copied)
     (its,) = copied.iterdir()
     its.write_text(kept.read_text())
     file.write_text(
@@ -489,7 +489,7 @@ def test_a_copied_machine_is_reported_and_not_fought(harness: ProcessHarness, br
     ear = Ear(harness, broker, topic=f"{TREE}/edge-1/status")
     ear.hears("edge-1/status", lambda word: word["online"])
     said = ear.all()
-    time.sleep(RETURN + 2)
+    time.sleep(COPY_RETURNS_WITHIN_S + 2)
     assert ear.all() == said, "nobody sends anybody away again"
     assert mqtt_of(first)["state"] == "duplicate"
     second.signal(signal.SIGTERM)
@@ -518,8 +518,8 @@ def test_commands_are_done_and_answered_or_refused_with_the_reason(
     daemon.wait_state("stopped", name="web")
     ear.hears("edge-1/t/web/state", lambda word: word["state"] == "stopped")
     refusals: list[tuple[dict[str, Any], str]] = [
-        ({"id": "1"}, "given before"),
-        ({"boot": "another"}, "another life"),
+        ({"id": "1"}, "came before"),
+        ({"boot": "another"}, "another run"),
         ({"exp": time.time() - 1}, "expired"),
         ({"op": "toggle"}, "unknown op"),
         ({"target": "nobody"}, "no tunnel is named 'nobody'"),
@@ -607,7 +607,7 @@ def test_fleet_ps_is_what_every_host_says_of_itself(harness: ProcessHarness, bro
     gone(broker, "edge-2")
     code, out, _ = fleet(harness, broker, "ps")
     assert code == 3
-    assert re.search(r"^edge-2.*, gone, 1 tunnel, last heard of \d+ s ago$", out, re.MULTILINE)
+    assert re.search(r"^edge-2.*, gone, 1 tunnel, last message \d+ s ago$", out, re.MULTILINE)
     assert re.search(r"^web +client +reverse +\? was up ", out, re.MULTILINE)
 
 
@@ -793,7 +793,7 @@ def test_wrong_passwords_and_missing_rights_are_said(harness: ProcessHarness, gu
     wrong = hosts.up("edge-1", guarded, {}, username="edge-1", password="wrong")
     wrong.wait_for_log("refuses user 'edge-1': check user, password")
     other = hosts.up("edge-9", guarded, {}, username="edge-2", password=PASSWORD)
-    other.wait_for_log(r"the broker .* (drops what is published to|does not let)", within=15)
+    other.wait_for_log(r"the broker .* (drops messages below|does not allow)", within=15)
     assert "wrong" not in wrong.log_text().replace("check user", "")
     for daemon in (wrong, other):
         shown = mqtt_of(daemon)
@@ -869,21 +869,22 @@ def test_tls_with_an_authority_and_a_certificate_of_ones_own(harness: ProcessHar
     distrusting = hosts.up("edge-2", broker, {}, url=url)
     distrusting.wait_for_log("TLS with the broker .* failed: certificate verify failed")
     nobody = hosts.up("edge-3", broker, {}, **both)
-    nobody.wait_for_log("the broker mqtts://.*: no greeting; perhaps it wants a certificate of ours", within=15)
+    nobody.wait_for_log(
+        "the broker mqtts://.* does not answer as an MQTT broker; it may require a client certificate", within=15
+    )
     plain = hosts.up("edge-4", broker, {}, ca=str(authority.ca))
-    plain.wait_for_log("ca is of no use, for mqtt://.* is not encrypted; write mqtts://")
-    plain.wait_for_log("does not speak MQTT with us", within=15)
+    plain.wait_for_log("ca has no effect, because mqtt://.* is not encrypted; write mqtts://")
+    plain.wait_for_log("does not answer as an MQTT broker", within=15)
     for daemon in (distrusting, nobody, plain):
         daemon.signal(signal.SIGTERM)
         assert daemon.wait_exit() == 0
 
 
-async def test_an_old_dialect_is_spoken_too(broker: Mosquitto) -> None:
-    dialer = Dialer(Broker.from_url(broker.url))
-    dialer._is_old = True
-    async with dialer.session() as session:
-        await session.subscribe(f"{TREE}/x/status", qos=1, as_published=True)
-        await session.publish(Message(f"{TREE}/x/status", b"{}", retain=True), expires=3)
-        async for batch in session.batches():
+async def test_version_3_1_1_is_spoken_too(broker: Mosquitto) -> None:
+    client = BrokerClient(Broker.from_url(broker.url), is_v5_broker=False)
+    async with client.session() as session:
+        await session.subscribe(f"{TREE}/x/status", qos=1, retain_as_published=True)
+        await session.publish(Message(f"{TREE}/x/status", b"{}", retain=True), expires_after_s=3)
+        async for batch in session.receive_batches():
             assert [bytes(message.payload) for message in batch] == [b"{}"]
             break

@@ -116,7 +116,7 @@ def test_the_rule_of_the_sample_lets_a_host_configure_itself_alone_and_its_lack_
     lines = f"allow_anonymous false\npassword_file {passwords}\nacl_file {rules}\n"
     guarded = harness.close_at_end(Mosquitto(directory, lines))
     daemon = hosts.up("edge-1", guarded, hosts.server, username="edge-1", password=PASSWORD, discovery=True)
-    daemon.wait_for_log(r"drops what is published for discovery: .* homeassistant/sensor/edge-1/\+/config", within=25)
+    daemon.wait_for_log(r"drops the discovery messages: .* homeassistant/sensor/edge-1/\+/config", within=25)
     connected(daemon)
     daemon.signal(signal.SIGTERM)
     assert daemon.wait_exit() == 0

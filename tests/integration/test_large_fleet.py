@@ -9,10 +9,9 @@ import pytest
 
 from orchestrator.mqtt import publisher
 from orchestrator.mqtt.broker import Broker
-from orchestrator.mqtt.fleet import GONE, ONLINE
-from orchestrator.mqtt.pacing import GAP
-from orchestrator.mqtt.pairing import paths
-from orchestrator.mqtt.reader import Reader
+from orchestrator.mqtt.fleet import GONE, ONLINE, link_paths
+from orchestrator.mqtt.publications import MIN_STATE_INTERVAL_S
+from orchestrator.mqtt.reader import FleetReader
 from tests.fleet_simulator import name_of_host, name_of_tunnel, simulated_fleet
 from tests.integration.test_fleet import Mosquitto
 from tests.integration.test_programs import needs
@@ -24,7 +23,7 @@ pytestmark = needs("mosquitto")
 HOSTS, TUNNELS = 60, 50
 
 
-def shown(reader: Reader, host: str, tunnel: str) -> str | None:
+def shown(reader: FleetReader, host: str, tunnel: str) -> str | None:
     """The tunnel's state in the reader's picture, if it is there."""
     known = reader.fleet.hosts.get(host)
     tunnels = known.tunnels() if known else []
@@ -35,20 +34,20 @@ async def test_all_tunnels_of_many_hosts_are_read_and_steered(harness: ProcessHa
     broker = Broker.from_url(harness.close_at_end(Mosquitto(harness.directory / "broker")).url)
     first, tunnel = name_of_host(0), name_of_tunnel(0)
     async with simulated_fleet(broker, hosts=HOSTS, tunnels=TUNNELS, flaps=0) as fleet:
-        reader = Reader(broker, stats=True)
-        async with reader.reading():
+        reader = FleetReader(broker, with_stats=True)
+        async with reader.connected():
             assert {host.presence(time.monotonic()) for host in reader.fleet} == {ONLINE}
             assert [len(host.tunnels()) for host in reader.fleet] == [TUNNELS] * HOSTS
-            links = paths(reader.fleet, time.monotonic())
+            links = link_paths(reader.fleet, time.monotonic())
             assert len(links) == HOSTS * TUNNELS // 2
             assert all(path.is_up for path in links)
             fleet[0].tunnels.toggle(tunnel)
             await wait_until_async(lambda: shown(reader, first, tunnel) == "cooldown", "the cooldown is told")
-            answer = await reader.command(first, "retry", tunnel)
-            assert answer["ok"], answer
+            answer = await reader.send_command(first, "retry", tunnel)
+            assert answer.ok, answer
             await wait_until_async(lambda: shown(reader, first, tunnel) == "up", "its end is told")
-    reader = Reader(broker)
-    async with reader.reading():
+    reader = FleetReader(broker)
+    async with reader.connected():
         gone = {GONE}
         await wait_until_async(
             lambda: {host.presence(time.monotonic()) for host in reader.fleet} == gone, "all have said farewell"
@@ -64,22 +63,22 @@ async def test_a_host_that_has_no_time_for_a_farewell_leaves_it_to_its_will(
     harness: ProcessHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = Broker.from_url(harness.close_at_end(Mosquitto(harness.directory / "broker")).url)
-    reader, host = Reader(broker), name_of_host(1)
-    async with reader.reading():
+    reader, host = FleetReader(broker), name_of_host(1)
+    async with reader.connected():
         async with simulated_fleet(broker, hosts=2, tunnels=4, busy=0, flaps=0) as fleet:
             await wait_until_async(lambda: shown(reader, host, name_of_tunnel(3)) == "up", "it is there")
-            monkeypatch.setattr(publisher, "_FAREWELL", 0.1)
+            monkeypatch.setattr(publisher, "_FAREWELL_TIMEOUT_S", 0.1)
             monkeypatch.setattr(publisher, "publish_all", unconfirmed)
             for _ in range(2):  # one that is being told, and one that waits
-                await asyncio.sleep(GAP)
+                await asyncio.sleep(MIN_STATE_INTERVAL_S)
                 fleet[1].tunnels.toggle(name_of_tunnel(3))
         await wait_until_async(lambda: reader.fleet.hosts[host].presence(time.monotonic()) == GONE, "its end is told")
 
 
 async def test_a_host_that_comes_later_is_read_whole(harness: ProcessHarness) -> None:
     broker = Broker.from_url(harness.close_at_end(Mosquitto(harness.directory / "broker")).url)
-    reader, host = Reader(broker), name_of_host(1)
-    async with reader.reading():
+    reader, host = FleetReader(broker), name_of_host(1)
+    async with reader.connected():
         assert not reader.fleet.hosts
         async with simulated_fleet(broker, hosts=2, tunnels=4, busy=0, flaps=0):
             tunnels = [name_of_tunnel(number) for number in range(4)]

@@ -1,23 +1,21 @@
-"""The picture of a fleet, and both ends of a link as one path."""
+"""The fleet model: hosts, their tunnels, and both ends of a link as one path."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import aiomqtt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.mqtt import payloads
-from orchestrator.mqtt.fleet import GONE, ONLINE, SILENT, Fleet
-from orchestrator.mqtt.inbox import NewestInbox
-from orchestrator.mqtt.pairing import paths
-from orchestrator.mqtt.payloads import Origin
-from orchestrator.mqtt.rivals import SILENCE
-from orchestrator.mqtt.topics import Spot
+from orchestrator.mqtt.fleet import GONE, ONLINE, SILENT, Fleet, link_paths
+from orchestrator.mqtt.ownership import SILENT_AFTER_S
+from orchestrator.mqtt.payloads import DaemonRun, StatePayload, StatsPayload, StatusPayload
+from orchestrator.mqtt.topics import ParsedTopic
 from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.table import format_table
 from tunnel.model.options import make_spec
@@ -40,24 +38,34 @@ def snapshot(
     return replace(stopped_snapshot(name, SPEC), role=role, target_addr=target, **changes)
 
 
-class Speaker:
-    """One host that speaks to a fleet."""
+class PublishingHost:
+    """One host whose messages a fleet receives."""
 
     def __init__(self, fleet: Fleet, host: str, boot: str = "boot-1") -> None:
         self.fleet = fleet
         self.host = host
-        self.origin = Origin("instance", boot)
+        self.boot = boot
 
-    def say(self, kind: str, payload: dict[str, Any], name: str = "", now: float = NOW, *, old: bool = False) -> bool:
-        return self.fleet.take(Spot(self.host, kind, name), payloads.encode(payload), now, now, is_retained=old)
+    def send(
+        self, kind: str, payload: Mapping[str, object], name: str = "", now: float = NOW, *, old: bool = False
+    ) -> bool:
+        topic = ParsedTopic(self.host, kind, name)
+        return self.fleet.apply_message(topic, payloads.encode(payload), now, now, is_retained=old)
 
     def status(self, *, online: bool = True, now: float = NOW, old: bool = False) -> bool:
-        return self.say("status", payloads.status(self.origin, format_timestamp(now), online=online), now=now, old=old)
-
-    def state(self, seen: Snapshot, now: float = NOW, ts: float = NOW, *, old: bool = False) -> bool:
-        return self.say(
-            "state", payloads.state(self.origin, seen.as_json(), 1, format_timestamp(ts)), seen.name, now, old=old
+        run = DaemonRun("instance", self.boot)
+        return self.send(
+            "status", StatusPayload.of_run(run, format_timestamp(now), online=online).as_json(), now=now, old=old
         )
+
+    def state(self, tunnel: Snapshot, now: float = NOW, ts: float = NOW, *, old: bool = False) -> bool:
+        return self.send("state", self.state_json(tunnel, ts), tunnel.name, now, old=old)
+
+    def state_json(self, tunnel: Snapshot, ts: float = NOW) -> dict[str, Any]:
+        return StatePayload(tunnel.as_json(), self.boot, 1, format_timestamp(ts)).as_json()
+
+    def stats(self, tunnel: Snapshot) -> bool:
+        return self.send("stats", StatsPayload(tunnel.as_json(), self.boot, format_timestamp(NOW)).as_json(), "web")
 
 
 @pytest.fixture
@@ -65,8 +73,8 @@ def fleet() -> Fleet:
     return Fleet()
 
 
-def test_a_host_is_what_it_said_last(fleet: Fleet) -> None:
-    edge = Speaker(fleet, "edge-1")
+def test_a_host_is_as_its_last_messages_say(fleet: Fleet) -> None:
+    edge = PublishingHost(fleet, "edge-1")
     assert edge.status()
     seen = snapshot(state=State.UP)
     assert edge.state(seen)
@@ -74,16 +82,16 @@ def test_a_host_is_what_it_said_last(fleet: Fleet) -> None:
     assert host.presence(NOW) == ONLINE
     assert host.tunnels() == [seen.as_json()]
     busy = replace(seen, connections=replace(seen.connections, active=3))
-    assert edge.say("stats", payloads.stats(edge.origin, busy.as_json(), format_timestamp(NOW)), "web")
+    assert edge.stats(busy)
     assert host.tunnels() == [busy.as_json()]
-    assert edge.say("info", {"v": 1, "name": "machine", "generation": 4, "config_ok": True, "config_error": None})
+    assert edge.send("info", {"v": 1, "name": "machine", "generation": 4, "config_ok": True, "config_error": None})
     shown = host.as_json(NOW + 2, NOW + 2)
     assert (shown["host"], shown["generation"], shown["age_s"]) == ("edge-1", 4, 2.0)
     assert host.label == "edge-1 (machine)"
 
 
-def test_a_host_that_is_gone_keeps_its_last_picture_and_its_age(fleet: Fleet) -> None:
-    edge = Speaker(fleet, "edge-1")
+def test_a_host_that_is_gone_keeps_its_last_state_and_its_age(fleet: Fleet) -> None:
+    edge = PublishingHost(fleet, "edge-1")
     edge.status(now=NOW - 500, old=True)
     edge.state(snapshot(), ts=NOW - 100, old=True)
     host = fleet.hosts["edge-1"]
@@ -91,55 +99,56 @@ def test_a_host_that_is_gone_keeps_its_last_picture_and_its_age(fleet: Fleet) ->
     assert host.presence(NOW) == SILENT, "online, says a broker that may have lost it"
     edge.status(online=False)
     assert host.presence(NOW) == GONE
-    assert host.age(NOW) == 100.0, "the will is the broker's word, not the host's"
+    assert host.age(NOW) == 100.0, "the will was written when the connection began"
     assert len(host.tunnels()) == 1
 
 
-def test_silence_is_seen(fleet: Fleet) -> None:
-    edge = Speaker(fleet, "edge-1")
+def test_a_host_without_messages_becomes_silent(fleet: Fleet) -> None:
+    edge = PublishingHost(fleet, "edge-1")
     edge.status()
     host = fleet.hosts["edge-1"]
-    assert host.presence(NOW + SILENCE - 1) == ONLINE
-    assert host.presence(NOW + SILENCE) == SILENT
-    assert Speaker(fleet, "x").say("info", {"v": 1})
+    assert host.presence(NOW + SILENT_AFTER_S - 1) == ONLINE
+    assert host.presence(NOW + SILENT_AFTER_S) == SILENT
+    assert PublishingHost(fleet, "x").send("info", {"v": 1})
     assert fleet.hosts["x"].presence(NOW) == GONE
 
 
-def test_setting_our_clock_makes_nobody_silent_and_no_word_older(fleet: Fleet) -> None:
-    edge = Speaker(fleet, "edge-1")
-    old = payloads.encode(payloads.status(edge.origin, format_timestamp(NOW - 20), online=True))
-    fleet.take(Spot("edge-1", "status"), old, 1000.0, NOW, is_retained=True)
+def test_setting_our_clock_changes_neither_presence_nor_age(fleet: Fleet) -> None:
+    old = payloads.encode(
+        StatusPayload.of_run(DaemonRun("instance", "boot-1"), format_timestamp(NOW - 20), online=True).as_json()
+    )
+    fleet.apply_message(ParsedTopic("edge-1", "status"), old, 1000.0, NOW, is_retained=True)
     host = fleet.hosts["edge-1"]
     for set_by in (3600.0, -3600.0):
         shown = host.as_json(1010.0, NOW + 10 + set_by)
         assert (shown["presence"], shown["age_s"]) == (ONLINE, 30.0)
         assert shown["heard_at"] == format_timestamp(NOW - 20 + set_by), "by the clock as it is now"
-    assert host.presence(1000.0 + SILENCE) == SILENT
+    assert host.presence(1000.0 + SILENT_AFTER_S) == SILENT
 
 
-def test_a_clock_ahead_of_ours_makes_no_negative_age(fleet: Fleet) -> None:
-    edge = Speaker(fleet, "edge-1")
+def test_a_host_whose_clock_is_ahead_has_no_negative_age(fleet: Fleet) -> None:
+    edge = PublishingHost(fleet, "edge-1")
     edge.state(snapshot(), ts=NOW + 3600, old=True)
     assert fleet.hosts["edge-1"].age(NOW) == 0.0
 
 
-def test_leftovers_of_an_earlier_life_are_not_shown(fleet: Fleet) -> None:
-    earlier, edge = Speaker(fleet, "edge-1", "boot-0"), Speaker(fleet, "edge-1")
+def test_retained_states_of_an_earlier_run_are_not_shown(fleet: Fleet) -> None:
+    earlier, edge = PublishingHost(fleet, "edge-1", "boot-0"), PublishingHost(fleet, "edge-1")
     earlier.state(snapshot("old"), old=True)
     edge.status()
     edge.state(snapshot("new"))
     assert [t["name"] for t in fleet.hosts["edge-1"].tunnels()] == ["new"]
-    assert not earlier.say("stats", payloads.stats(earlier.origin, snapshot("new").as_json(), ""), "new")
+    assert not earlier.stats(snapshot("new"))
 
 
-def test_what_is_taken_back_is_gone(fleet: Fleet) -> None:
-    edge = Speaker(fleet, "edge-1")
+def test_a_cleared_topic_removes_what_it_held(fleet: Fleet) -> None:
+    edge = PublishingHost(fleet, "edge-1")
     edge.status()
     edge.state(snapshot())
     for kind, name in (("state", "web"), ("status", ""), ("info", "")):
-        fleet.take(Spot("edge-1", kind, name), b"", NOW, NOW, is_retained=False)
+        fleet.apply_message(ParsedTopic("edge-1", kind, name), b"", NOW, NOW, is_retained=False)
     assert not fleet.hosts
-    assert not fleet.take(Spot("edge-1", "status"), b"", NOW, NOW, is_retained=False)
+    assert not fleet.apply_message(ParsedTopic("edge-1", "status"), b"", NOW, NOW, is_retained=False)
 
 
 @pytest.mark.parametrize(
@@ -148,37 +157,37 @@ def test_what_is_taken_back_is_gone(fleet: Fleet) -> None:
      {"reason": 7}, {"direction": []}, {"link": {}}, {"worker": "1"}, {"bytes": {"in": 10**400, "out": 0}},
      {"cooldown": {"remaining_s": float("nan"), "attempt": 0}}, {"rtt_ms": float("inf")}],
 )  # fmt: skip
-def test_words_of_another_shape_are_not_taken(fleet: Fleet, change: dict[str, Any]) -> None:
-    edge = Speaker(fleet, "edge-1")
-    whole = payloads.state(edge.origin, snapshot().as_json(), 1, "")
-    assert not edge.say("state", {**whole, **change}, "web")
+def test_malformed_tunnels_are_ignored(fleet: Fleet, change: dict[str, Any]) -> None:
+    edge = PublishingHost(fleet, "edge-1")
+    whole = edge.state_json(snapshot())
+    assert not edge.send("state", {**whole, **change}, "web")
     assert not fleet.hosts
     edge.state(snapshot())
-    assert not edge.say("stats", {"v": 1, "boot": "boot-1", "pool": {"idle": None}}, "web")
+    assert not edge.send("stats", {"v": 1, "boot": "boot-1", "pool": {"idle": None}}, "web")
 
 
-def test_a_host_whose_words_have_another_shape_is_not_believed(fleet: Fleet) -> None:
-    edge = Speaker(fleet, "edge-1")
+def test_malformed_messages_of_a_host_are_ignored(fleet: Fleet) -> None:
+    edge = PublishingHost(fleet, "edge-1")
     strange: list[dict[str, Any]] = [{"name": []}, {"name": 7}, {"version": {}}, {"config_error": ["x"]}, {"boot": 7}]
     for odd in strange:
-        assert not edge.say("info", {"v": 1, **odd})
-    assert not edge.say("status", {"v": 1, "online": True, "boot": ["boot-1"]})
+        assert not edge.send("info", {"v": 1, **odd})
+    assert not edge.send("status", {"v": 1, "online": True, "boot": ["boot-1"]})
     assert not fleet.hosts
 
 
-def test_a_tunnel_of_which_less_is_told_can_be_shown(fleet: Fleet) -> None:
-    """Another version may know less, or nothing of workers."""
-    edge = Speaker(fleet, "edge-1")
-    told = payloads.state(edge.origin, snapshot().as_json(), 1, "")
+def test_a_tunnel_with_missing_optional_keys_can_be_shown(fleet: Fleet) -> None:
+    """Another version may not have them."""
+    edge = PublishingHost(fleet, "edge-1")
+    told = edge.state_json(snapshot())
     less = {key: value for key, value in told.items() if key not in {"reason", "direction", "worker", "link", "tags"}}
-    assert edge.say("state", less, "web")
+    assert edge.send("state", less, "web")
     assert "web" in format_table(fleet.hosts["edge-1"].tunnels(), columns=None, paint=lambda text, _: text)
 
 
 @given(st.sampled_from(["status", "info", "state", "stats", "event"]), st.binary(max_size=30))
-def test_rubbish_changes_nothing(kind: str, data: bytes) -> None:
+def test_random_bytes_change_nothing(kind: str, data: bytes) -> None:
     fleet = Fleet()
-    fleet.take(Spot("h", kind, "t"), data, NOW, NOW, is_retained=False)
+    fleet.apply_message(ParsedTopic("h", kind, "t"), data, NOW, NOW, is_retained=False)
     assert all(host.as_json(NOW, NOW) for host in fleet)
 
 
@@ -188,64 +197,64 @@ odd_values: st.SearchStrategy[Any] = (
 
 
 @given(st.dictionaries(st.sampled_from(sorted(snapshot().as_json())), odd_values, max_size=3), odd_values, st.data())
-def test_whatever_is_believed_can_be_shown(changes: dict[str, Any], odd: object, data: st.DataObject) -> None:
+def test_every_accepted_tunnel_can_be_shown(changes: dict[str, Any], odd: object, data: st.DataObject) -> None:
     fleet = Fleet()
-    edge = Speaker(fleet, "edge-1")
-    told = payloads.state(edge.origin, snapshot().as_json(), 1, format_timestamp(NOW))
+    edge = PublishingHost(fleet, "edge-1")
+    told = edge.state_json(snapshot())
     group = data.draw(st.sampled_from(["pool", "signals", "connections", "bytes", "cooldown"]))
     changed_group = {**told[group], data.draw(st.sampled_from(sorted(told[group]))): odd}
-    edge.say("state", {**told, group: changed_group, **changes}, "web")
-    edge.say("info", {"v": 1, "name": odd, "config_error": None})
+    edge.send("state", {**told, group: changed_group, **changes}, "web")
+    edge.send("info", {"v": 1, "name": odd, "config_error": None})
     for host in fleet:
         assert format_table(host.tunnels(), columns=80, paint=lambda text, _: text)
         assert host.label
         json.dumps(host.as_json(NOW, NOW), allow_nan=False)
-    assert all(str(path) for path in paths(fleet, NOW))
+    assert all(str(path) for path in link_paths(fleet, NOW))
 
 
-# --- pairs ------------------------------------------------------------------------------------------------------------
+# --- links ------------------------------------------------------------------------------------------------------------
 
 
-def test_two_ends_on_two_hosts_are_one_path(fleet: Fleet) -> None:
-    east, west = Speaker(fleet, "east"), Speaker(fleet, "west")
-    for speaker in (east, west):
-        speaker.status()
+def test_both_ends_of_a_link_on_two_hosts_are_one_path(fleet: Fleet) -> None:
+    east, west = PublishingHost(fleet, "east"), PublishingHost(fleet, "west")
+    for host in (east, west):
+        host.status()
     common = {"state": State.UP, "link": "l1", "direction": "reverse"}
     east.state(snapshot("web", target="0.0.0.0:80", **common))
     west.state(snapshot("app", role="client", target="127.0.0.1:8080", **common))
     west.state(snapshot("alone", role="client"))
-    alone, path = paths(fleet, NOW)[::-1]
+    alone, path = link_paths(fleet, NOW)[::-1]
     assert (alone.server, alone.link, alone.is_up) == (None, None, False)
     assert str(path) == "visitors → 0.0.0.0:80 east/web (up) ═ west/app (up) → 127.0.0.1:8080"
     assert path.as_json()["entrance"]["host"] == "east"
     assert path.is_up
 
 
-def test_forward_turns_the_path_round(fleet: Fleet) -> None:
-    host = Speaker(fleet, "h")
+def test_the_client_is_the_ingress_of_a_forward_path(fleet: Fleet) -> None:
+    host = PublishingHost(fleet, "h")
     host.status()
     common = {"state": State.UP, "link": "l1", "direction": "forward"}
     host.state(snapshot("s", target="db:5432", **common))
     host.state(snapshot("c", role="client", target="127.0.0.1:5432", **common))
-    (path,) = paths(fleet, NOW)
+    (path,) = link_paths(fleet, NOW)
     assert str(path) == "visitors → 127.0.0.1:5432 h/c (up) ═ h/s (up) → db:5432"
 
 
-def test_a_lost_link_does_not_tear_the_path_until_there_is_another(fleet: Fleet) -> None:
-    east, west = Speaker(fleet, "east"), Speaker(fleet, "west")
+def test_a_path_stays_paired_by_its_last_link_until_there_is_another(fleet: Fleet) -> None:
+    east, west = PublishingHost(fleet, "east"), PublishingHost(fleet, "west")
     east.status()
     west.status()
     east.state(snapshot("web", state=State.UP, link="l1", direction="reverse"))
     west.state(snapshot("app", role="client", state=State.UP, link="l1", direction="reverse"))
     west.state(snapshot("app", role="client", state=State.COOLDOWN, direction="reverse"))
-    (path,) = paths(fleet, NOW)
+    (path,) = link_paths(fleet, NOW)
     assert not path.is_up
     assert "(cooldown)" in str(path)
     west.status(online=False)
-    (path,) = paths(fleet, NOW)
+    (path,) = link_paths(fleet, NOW)
     assert "gone, was cooldown" in str(path)
     east.state(snapshot("web", state=State.UP, link="l2", direction="reverse"))
-    assert len(paths(fleet, NOW)) == 2
+    assert len(link_paths(fleet, NOW)) == 2
 
 
 @given(
@@ -263,20 +272,9 @@ def test_a_lost_link_does_not_tear_the_path_until_there_is_another(fleet: Fleet)
 def test_every_tunnel_is_in_exactly_one_path(told: list[tuple[str, str, str, str | None, str | None]]) -> None:
     fleet = Fleet()
     for host, name, role, link, direction in told:
-        Speaker(fleet, host).state(snapshot(name, role=role, link=link, direction=direction))
-    found = [(end.host, end.tunnel["name"]) for path in paths(fleet, NOW) for end in (path.server, path.client) if end]
+        PublishingHost(fleet, host).state(snapshot(name, role=role, link=link, direction=direction))
+    found = [
+        (end.host, end.tunnel["name"]) for path in link_paths(fleet, NOW) for end in (path.server, path.client) if end
+    ]
     assert sorted(found) == sorted({(host, name) for host, name, *_ in told})
-    assert all(str(path) and path.as_json() for path in paths(fleet, NOW))
-
-
-# --- what comes in too fast -------------------------------------------------------------------------------------------
-
-
-async def test_of_waiting_words_the_newest_on_each_topic_is_read() -> None:
-    inbox = NewestInbox(10)
-    for number in range(5):
-        for topic in ("nodepass-orch/v1/h/t/a/stats", "nodepass-orch/v1/h/event"):
-            inbox.put_nowait(aiomqtt.Message(topic, b"%d" % number, 0, retain=False, mid=number, properties=None))
-    read = [inbox.get_nowait().payload for _ in range(inbox.qsize())]
-    assert sorted(read) == [b"0", b"1", b"2", b"3", b"4", b"4"]
-    assert inbox.empty()
+    assert all(str(path) and path.as_json() for path in link_paths(fleet, NOW))

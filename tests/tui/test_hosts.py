@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.mqtt.fleet import Fleet
-from orchestrator.mqtt.topics import Spot
+from orchestrator.mqtt.topics import ParsedTopic
 from tests.tui.fake_fleet import BROKER, FakeReader, two_hosts
 from tui.hosts import HostsPicture
 from tui.lines import STYLES, length
@@ -35,13 +35,13 @@ class Watched:
         self.clock = Clock()
         monkeypatch.setattr("time.time", self.clock.wall)
         monkeypatch.setattr("time.monotonic", self.clock.monotonic)
-        self.reader = FakeReader(BROKER, on_word=self._word, on_event=lambda *_: None)
+        self.reader = FakeReader(BROKER, on_message=self._word, on_event=lambda *_: None)
         self.picture = HostsPicture(Fleet(), self.clock.monotonic, self.clock.wall)
         two_hosts(self.reader)
         self.picture = HostsPicture(self.reader.fleet, self.clock.monotonic, self.clock.wall)
         self.view: View = begin(self.picture.whole(), self.clock.wall(), self.clock.now)
 
-    def _word(self, spot: Spot) -> None:
+    def _word(self, spot: ParsedTopic) -> None:
         self.picture.hear(spot)
 
     def later(self, seconds: float = 0.25) -> Json:

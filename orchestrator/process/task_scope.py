@@ -1,4 +1,4 @@
-"""Tasks that live and die with a block."""
+"""Background tasks that belong to a block."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-Start = Callable[[Coroutine[Any, Any, None]], None]
+StartTask = Callable[[Coroutine[Any, Any, None]], None]
 
 
 @contextlib.asynccontextmanager
-async def together() -> AsyncIterator[Start]:
-    """Start tasks beside a block. They end with it; the first error of any of them ends it, and is its error."""
+async def task_scope() -> AsyncIterator[StartTask]:
+    """Give a function that starts background tasks; cancel them when the block ends.
+
+    The first error of a task cancels the block and the other tasks, and is raised instead of an exception group.
+    """
     tasks: list[asyncio.Task[None]] = []
     try:
         async with asyncio.TaskGroup() as group:
@@ -20,10 +23,10 @@ async def together() -> AsyncIterator[Start]:
             for task in tasks:
                 task.cancel()
     except BaseExceptionGroup as group:
-        raise _first(group) from None
+        raise _first_error(group) from None
 
 
-def _first(error: BaseException) -> BaseException:
+def _first_error(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,0 +1,198 @@
+"""Brokers: URL, credentials, state, and the connection with its library."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import aiomqtt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.api.openapi import document
+from orchestrator.config.faults import ConfigError
+from orchestrator.config.load import load
+from orchestrator.mqtt import payloads
+from orchestrator.mqtt.broker import Broker, BrokerError, BrokerState, BrokerStatus
+from orchestrator.mqtt.connection import BrokerClient, DisconnectFilter, NewestQueue
+from tests.support.scale import GUARD_S
+
+NOW = 1_800_000_000.0
+
+
+def test_a_url_gives_address_and_credentials() -> None:
+    broker = Broker.from_url("mqtts://edge%2F1:p%40ss%3A@broker")
+    assert (broker.host, broker.port, broker.is_tls) == ("broker", 8883, True)
+    assert (broker.username, broker.password) == ("edge/1", "p@ss:")
+    assert "p@ss" not in f"{broker} {broker!r}"
+    assert str(broker) == "mqtts://broker:8883"
+    assert str(Broker.from_url("mqtt://[::1]")) == "mqtt://[::1]:1883"
+    assert Broker.from_url("mqtt://u@b", username="other", password="p").username == "u"
+
+
+@pytest.mark.parametrize("url", ["", "broker", "http://b", "mqtt://", "mqtt://b:0", "mqtt://b:x", "mqtt://b/path",
+                                 "mqtt://b?x=1", "mqtt://u:p@ss/word@b"])  # fmt: skip
+def test_other_urls_are_rejected_without_showing_the_password(url: str) -> None:
+    with pytest.raises(ValueError, match="write mqtt://") as error:
+        Broker.from_url(url)
+    assert "p@ss" not in str(error.value)
+
+
+def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    (tmp_path / "pw").write_text("s3cret\n")
+    assert Broker(host="b", port=1, password_file=tmp_path / "pw").load_secrets() == ("s3cret", None)
+    (tmp_path / "own.pem").write_text("")
+    for broken, sentence in (
+        (Broker(host="b", port=1, password_file=tmp_path / "no"), "cannot read password_file .*/no: No such file"),
+        (Broker(host="b", port=1, is_tls=True, ca=tmp_path / "pw"), "cannot use the broker's ca .*/pw: "),
+        (Broker(host="b", port=1, is_tls=True, cert=tmp_path / "no"), "cert .*/no: there is no such file"),
+        (
+            Broker(host="b", port=1, is_tls=True, cert=tmp_path / "own.pem", cert_key=tmp_path / "no"),
+            "cert_key .*/no: there is no such file",
+        ),
+    ):
+        with pytest.raises(BrokerError, match=sentence) as error:
+            broken.load_secrets()
+        assert error.value.state is BrokerState.FAILED
+
+
+def test_the_section_of_the_file_gives_the_broker(tmp_path: Path) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_text(
+        "version: 1\nsupervisor: {mqtt: {url: 'mqtts://b', username: u, password_file: pw, ca: ca.pem, cert: c.pem, "
+        "cert_key: k.pem}}\n"
+    )
+    settings = load(file, {}).supervisor.mqtt
+    assert settings is not None
+    broker = Broker.from_settings(settings, {"NODEPASS_ORCH_MQTT_PASSWORD": "unused"})
+    assert (broker.username, broker.password, broker.ca) == ("u", None, tmp_path / "ca.pem")
+    assert (broker.cert, broker.cert_key) == (tmp_path / "c.pem", tmp_path / "k.pem")
+    without = settings.model_copy(update={"password_file": None})
+    assert Broker.from_settings(without, {"NODEPASS_ORCH_MQTT_PASSWORD": "used"}).password == "used"
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ("url: mqtts://b, cert_key: k.pem", "cert_key: needs cert: beside it"),
+        ("url: mqtt://b, password_file: p", "password_file: needs username: beside it"),
+        ("url: mqtt://b, cert: c.pem", "cert: is for TLS, and mqtt://b is not; write mqtts://"),
+        ("url: mqtt://b, discovery_prefix: nodepass-orch/x", "a prefix for discovery is a topic as homeassistant"),
+        ("url: mqtt://b, discovery_prefix: a/#", "no wildcards"),
+        ("url: mqtt://b, discovery: perhaps", "write true or false"),
+    ],
+)
+def test_a_contradictory_section_is_a_fault_with_its_position(tmp_path: Path, section: str, why: str) -> None:
+    file = tmp_path / "f.yaml"
+    file.write_text(f"version: 1\nsupervisor:\n  mqtt: {{{section}}}\n")
+    with pytest.raises(ConfigError) as error:
+        load(file, {})
+    (fault,) = error.value.faults
+    assert why in fault.message
+    assert fault.place.line == 3
+
+
+async def test_a_broker_that_hangs_up_once_is_not_treated_as_version_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.mqtt.connection._STEP_TIMEOUT_S", 10 * GUARD_S)
+    versions: list[int] = []
+    connack = b""
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        versions.append((await reader.readexactly(9))[8])
+        if connack:
+            writer.write(connack)
+            await reader.read()
+        writer.close()
+
+    async def lose_logins(times: int) -> None:
+        for _ in range(times):
+            with pytest.raises(BrokerError, match="does not answer as an MQTT broker") as error:
+                async with client.session():
+                    pass
+            assert error.value.state is BrokerState.REFUSED
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        client = BrokerClient(Broker(host="127.0.0.1", port=server.sockets[0].getsockname()[1]))
+        began = time.monotonic()
+        await lose_logins(4)
+        assert versions == [5, 5, 4, 5]
+        connack = b"\x20\x03\x00\x00\x00"
+        async with client.session():
+            pass
+        connack = b""
+        await lose_logins(4)
+        assert versions[5:] == [5, 5, 5, 5], "it is known to speak version 5"
+    assert time.monotonic() - began < GUARD_S, "each loss is noticed at once, not after the timeout for CONNACK"
+
+
+def test_the_status_keeps_the_time_of_the_last_change_of_state() -> None:
+    now = [NOW]
+    status = BrokerStatus(lambda: now[0])
+    first = status.as_json()
+    assert (first["state"], first["reason"]) == ("connecting", None)
+    now[0] += 5
+    assert status.set_state(BrokerState.REFUSED, "not allowed")
+    assert not status.set_state(BrokerState.REFUSED, "not allowed")
+    now[0] += 5
+    assert status.set_state(BrokerState.REFUSED, "neither")
+    shown = status.as_json()
+    assert (shown["state"], shown["reason"]) == ("refused", "neither")
+    assert payloads.parse_timestamp(shown["since"]) == NOW + 5, "another reason is not another state"
+    assert status.set_state(BrokerState.ONLINE)
+    assert status.is_online
+    described = document("0")["components"]["schemas"]["Status"]["properties"]["mqtt"]["properties"]["state"]["enum"]
+    assert described == ["off", *(state.value for state in BrokerState)]
+
+
+# --- the packets of a broker ------------------------------------------------------------------------------------------
+
+PUBLISH = b"\x30\x05\x00\x01abc"
+LONG_PUBLISH = b"\x30\xc8\x01" + bytes(200)
+
+
+def feed(chunks: list[bytes]) -> tuple[bytes, int | None]:
+    packets = DisconnectFilter()
+    return b"".join(map(packets.feed, chunks)), packets.code
+
+
+@given(st.lists(st.sampled_from([PUBLISH, LONG_PUBLISH, b"\xd0\x00"]), max_size=6), st.integers(1, 60))
+def test_packets_pass_unchanged_however_they_are_cut(packets: list[bytes], size: int) -> None:
+    data = b"".join(packets)
+    assert feed([data[at : at + size] for at in range(0, len(data), size)]) == (data, None)
+
+
+@pytest.mark.parametrize(("disconnect", "code"), [(b"\xe0\x00", 0), (b"\xe0\x02\x8e\x00", 142)])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_a_disconnect_is_withheld_with_its_reason_code(disconnect: bytes, code: int, size: int) -> None:
+    data = PUBLISH + LONG_PUBLISH + disconnect
+    assert feed([data[at : at + size] for at in range(0, len(data), size)]) == (PUBLISH + LONG_PUBLISH, code)
+
+
+def test_a_malformed_length_is_passed_on_for_the_library_to_reject() -> None:
+    assert feed([b"\x30\xff\xff\xff\xff\xff", b"\xe0\x00"]) == (b"\x30\xff\xff\xff\xff\xff\xe0\x00", None)
+
+
+async def test_a_loss_right_after_connack_is_noticed_at_once() -> None:
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(9)
+        writer.write(b"\x20\x03\x00\x00\x00\xe0\x02\x8e\x00")
+        writer.close()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        client = BrokerClient(Broker(host="127.0.0.1", port=server.sockets[0].getsockname()[1]))
+        with pytest.raises(BrokerError, match="another program uses our client id") as error:
+            async with asyncio.timeout(GUARD_S), client.session():
+                await asyncio.Event().wait()
+        assert error.value.code == 142
+
+
+async def test_of_waiting_messages_the_newest_on_each_topic_is_kept() -> None:
+    queue = NewestQueue(10)
+    for number in range(5):
+        for topic in ("nodepass-orch/v1/h/t/a/stats", "nodepass-orch/v1/h/event"):
+            queue.put_nowait(aiomqtt.Message(topic, b"%d" % number, 0, retain=False, mid=number, properties=None))
+    read = [queue.get_nowait().payload for _ in range(queue.qsize())]
+    assert sorted(read) == [b"0", b"1", b"2", b"3", b"4", b"4"]
+    assert queue.empty()

@@ -1,0 +1,160 @@
+"""The queue of messages for the broker, and the schedule that fills it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.mqtt.broker import BrokerError
+from orchestrator.mqtt.publications import (
+    MIN_STATE_INTERVAL_S,
+    REPEAT_INTERVAL_S,
+    SETTLE_DELAY_S,
+    STATS_INTERVAL_S,
+    PublishQueue,
+    PublishSchedule,
+)
+from orchestrator.mqtt.publisher import publish_all
+from orchestrator.mqtt.topics import Message
+from orchestrator.supervisor.runner import stopped_snapshot
+from tests.support.scale import GUARD_S
+from tunnel.model.options import make_spec
+from tunnel.model.snapshot import Snapshot
+from tunnel.model.state import State
+from tunnel.model.url import parse_url
+
+
+def snapshot(name: str = "web", **changes: Any) -> Snapshot:  # noqa: ANN401  any field
+    return replace(stopped_snapshot(name, make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080"))), **changes)
+
+
+# --- the queue --------------------------------------------------------------------------------------------------------
+
+kinds = st.sampled_from([(1, True), (1, False), (0, False)])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), kinds)), st.integers(1, 5))
+def test_the_newest_message_per_topic_is_kept_and_the_queue_is_bounded(
+    puts: list[tuple[str, tuple[int, bool]]], most: int
+) -> None:
+    queue = PublishQueue(max_events=4)
+    newest: dict[tuple[str, tuple[int, bool]], bytes] = {}
+    for number, (topic, kind) in enumerate(puts):
+        queue.put(Message(topic, b"%d" % number, *kind))
+        newest[topic, kind] = b"%d" % number
+        assert len(queue) <= 3 + 3 + 4
+    taken: list[Message] = []
+    while batch := queue.take(most):
+        assert len(batch) <= most
+        taken += batch
+    events = [message for message in taken if message.is_event]
+    assert [m.payload for m in events] == [b"%d" % n for n, (_, kind) in enumerate(puts) if kind == (1, False)][-4:]
+    assert queue.take_dropped_count() == max(0, sum(kind == (1, False) for _, kind in puts) - 4)
+    for message in taken:
+        if not message.is_event:
+            assert message.payload == newest[message.topic, (message.qos, message.retain)]
+    order = [0 if m.retain else 1 if m.is_event else 2 for m in taken]
+    assert order == sorted(order)
+
+
+async def test_unconfirmed_events_are_queued_again_in_their_old_place() -> None:
+    queue = PublishQueue(max_events=3)
+    for number in range(3):
+        queue.put(Message("event", b"%d" % number))
+    batch = queue.take(2)
+    queue.put(Message("t/a/state", b"s", retain=True))
+    queue.put_back(batch)
+    queue.clear_current_values()
+    assert [m.payload for m in queue.take(9)] == [b"0", b"1", b"2"]
+    waiting = asyncio.create_task(queue.wait_filled())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    queue.put(Message("event", b"3"))
+    await asyncio.wait_for(waiting, GUARD_S)
+
+
+async def test_each_message_of_a_batch_is_sent_in_its_own_turn_and_all_await_confirmation_together() -> None:
+    turn = 0
+    left: list[tuple[str, int]] = []
+    all_left = asyncio.Event()
+
+    class SlowSession:
+        async def publish(self, message: Message) -> None:
+            left.append((message.topic, turn))
+            if len(left) == 20:
+                all_left.set()
+            async with asyncio.timeout(GUARD_S):
+                await all_left.wait()  # no confirmation arrives before all are sent
+            if message.topic == "1":
+                raise BrokerError("lost")
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            await asyncio.sleep(0)
+            turn += 1
+
+    session: Any = SlowSession()
+    counting = asyncio.create_task(count())
+    with pytest.raises(BrokerError, match="lost"):
+        await publish_all(session, [Message(str(number), b"") for number in range(20)])
+    counting.cancel()
+    assert [topic for topic, _ in left] == [str(number) for number in range(20)]
+    assert len({at for _, at in left}) == 20
+
+
+# --- the schedule -----------------------------------------------------------------------------------------------------
+
+
+def test_states_are_published_on_change_and_repeated_and_numbers_when_they_change() -> None:
+    schedule = PublishSchedule(lambda low, high: (low + high) / 2)
+    quiet = snapshot()
+    busy = replace(quiet, connections=replace(quiet.connections, active=1, total=1))
+    assert schedule.next([quiet], 0).states == (quiet,)
+    assert not schedule.next([quiet], 1).states
+    assert not schedule.next([busy], 1.5).stats, "at most every two seconds"
+    settled = schedule.next([busy], SETTLE_DELAY_S)
+    assert (settled.states, settled.stats) == ((busy,), ()), "once more, when its numbers have settled"
+    assert schedule.next([busy], SETTLE_DELAY_S + 0.1).stats == (busy,), "for readers of statistics alone"
+    assert not schedule.next([busy], SETTLE_DELAY_S + STATS_INTERVAL_S + 0.1).stats
+    noise = replace(busy, rtt_ms=7.0, cooldown=replace(busy.cooldown, remaining_s=3.0))
+    assert not schedule.next([noise], SETTLE_DELAY_S + 3).stats, "the clock of a cooldown is no change"
+    assert schedule.next([quiet], SETTLE_DELAY_S + 4).stats == (quiet,)
+    up = replace(quiet, state=State.UP)
+    assert schedule.next([up], SETTLE_DELAY_S + 5).states == (up,)
+    assert schedule.next([], SETTLE_DELAY_S + 6).removed == ("web",)
+    schedule.reset()
+    assert schedule.next([up], SETTLE_DELAY_S + 6).states == (up,)
+
+
+def test_a_flapping_tunnel_does_not_flood_the_broker() -> None:
+    schedule = PublishSchedule(lambda _, high: high)
+    flapping = [snapshot(state=state) for state in (State.CONNECTING, State.COOLDOWN)]
+    count = sum(len(schedule.next([flapping[tick % 2]], tick / 10).states) for tick in range(101))
+    assert 10 <= count <= 10 / MIN_STATE_INTERVAL_S + 1
+
+
+@given(st.lists(st.tuples(st.floats(0.05, 20), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60))
+def test_a_reader_is_never_later_than_the_intervals_say(steps: list[tuple[float, int, int]]) -> None:
+    schedule = PublishSchedule(lambda low, _: low)
+    now, state_at, stats_at, shown = 0.0, -1e9, -1e9, None
+    base = snapshot()
+    for wait, restarts, active in steps:
+        now += wait
+        seen = replace(base, restarts=restarts, connections=replace(base.connections, active=active))
+        due = schedule.next([seen], now)
+        assert len(due.states) + len(due.stats) <= 1
+        if due.states:
+            assert now >= state_at + MIN_STATE_INTERVAL_S or shown is None
+            state_at, shown = now, seen
+        if due.stats:
+            assert now >= stats_at + STATS_INTERVAL_S
+            stats_at = now
+        assert now <= state_at + REPEAT_INTERVAL_S
+        assert shown is not None
+        assert shown.restarts == seen.restarts or now < state_at + MIN_STATE_INTERVAL_S
