@@ -1,5 +1,5 @@
-# make demo | test | lint | faults | soak | fuzz | bench | pictures | clean.  Everything is installed into .venv; nothing else of the
-# machine is touched, except that faults installs the Debian packages it needs where they are missing.
+# make demo | test | lint | faults | soak | fuzz | bench | pictures | clean.  Everything is installed into .venv. Nothing else on the
+# machine changes, except that faults installs the Debian packages that it needs and that are missing.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -7,12 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 3
 BENCH_RESULTS := tests/bench/results
+COVERAGE := --cov --cov-report= --cov-report=json:build/coverage.json
 
 .PHONY: demo test lint faults faults-root soak fuzz bench pictures clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; install it, or say make PYTHON=/path/to/it" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; install it, or run make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(BIN)/python pyproject.toml
@@ -30,14 +31,16 @@ $(VENV)/installed-plots: $(VENV)/installed
 demo: $(VENV)/installed
 	@$(BIN)/nodepass-orch demo $(DEMO_ARGS)
 
+# All tests measure the coverage of tunnel/ and pass the gate; a selection (ARGS="-k pool") does neither.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(if $(ARGS),$(ARGS),$(COVERAGE))
+	$(if $(ARGS),,$(BIN)/python -m tests.coverage_gate build/coverage.json)
 
 FAULTS_TOOLS := ip:iproute2 iptables:iptables mosquitto:mosquitto mosquitto_sub:mosquitto-clients faketime:faketime
 
-# Root first: without it nothing is installed, not even into .venv.
+# Checked before .venv is made: without root nothing is installed.
 faults-root:
-	@test "$$(id -u)" = 0 || { echo "make: faults are made in network namespaces, which need root: sudo make faults" >&2; exit 1; }
+	@test "$$(id -u)" = 0 || { echo "make: the fault cases use network namespaces, which need root: sudo make faults" >&2; exit 1; }
 	@for tool in $(FAULTS_TOOLS); do command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
 	test -z "$$missing" || { echo "installing$$missing"; apt-get update -qq && apt-get install -qq --no-install-recommends $$missing; }
 
@@ -56,7 +59,7 @@ bench: $(VENV)/installed-plots
 soak: $(VENV)/installed-dev
 	$(BIN)/python -m tests.soak $(SOAK_ARGS)
 
-# Where there is no build of atheris, the command says so.
+# Without a build of atheris for this Python the command prints that and exits with 2.
 fuzz: $(VENV)/installed-dev
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' 2>/dev/null || true
@@ -67,4 +70,4 @@ pictures: $(VENV)/installed
 	$(BIN)/python -m tests.pictures $(PICTURES_FOLDER)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
