@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from orchestrator.api import handlers
+from orchestrator.api.application import api_application, monitoring_application
 from orchestrator.process.socket_paths import SocketPathError
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from orchestrator.api.stream import StreamLimits
     from orchestrator.config.schema import SupervisorSettings
     from orchestrator.supervisor.control import ControlService
     from tunnel.model.address import Address
@@ -29,20 +30,25 @@ _MAX_TOKEN_LENGTH: Final = 4096
 
 
 @contextlib.asynccontextmanager
-async def serve_api(control: ControlService, path: Path, settings: SupervisorSettings) -> AsyncIterator[None]:
-    """Serve on the socket and on the addresses of the settings until the context ends. Raises SocketPathError."""
+async def serve_api(
+    control: ControlService, path: Path, settings: SupervisorSettings, limits: StreamLimits | None = None
+) -> AsyncIterator[None]:
+    """Serve on the socket and on the addresses of the settings until the context ends. Raises SocketPathError.
+
+    ``limits`` replaces the usual times of streams.
+    """
     async with contextlib.AsyncExitStack() as stack:
-        runner = await stack.enter_async_context(_running(handlers.api_application(control)))
+        runner = await stack.enter_async_context(_running(api_application(control, limits=limits)))
         await web.SockSite(runner, _unix_listener(path)).start()  # the site owns the listener from here on
         if settings.api.listen is not None:
-            app = handlers.api_application(control, token=_read_token(settings.api.token_file))
+            app = api_application(control, token=_read_token(settings.api.token_file), limits=limits)
             runner = await stack.enter_async_context(_running(app))
             await _listen(runner, settings.api.listen, control, "the API")
             if not settings.api.listen.is_loopback:
                 text = f"the API on {settings.api.listen} sends its token unencrypted; put a TLS proxy in front of it"
                 control.bus.emit(LogLevel.WARN, "api", text)
         if settings.metrics is not None:
-            runner = await stack.enter_async_context(_running(handlers.monitoring_application(control)))
+            runner = await stack.enter_async_context(_running(monitoring_application(control)))
             await _listen(runner, settings.metrics, control, "metrics")
         yield
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from aiohttp import web
@@ -24,12 +25,20 @@ if TYPE_CHECKING:
     from orchestrator.supervisor.control import ControlService
     from orchestrator.supervisor.event_bus import EventBus
 
-HEARTBEAT_INTERVAL_S: Final = 5.0
-"""A comment is sent after so long without an event."""
+MAX_QUEUED_EVENTS: Final = 2000
+"""Events that wait for one client that reads slower than they come."""
 
-_MAX_QUEUED_EVENTS: Final = 2000  # of one client that reads slower than events come
-_WRITE_TIMEOUT_S: Final = 30.0  # for a client that reads nothing at all
 _DISCONNECTED: Final = (ConnectionError, TimeoutError)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """Times of streams, in seconds."""
+
+    heartbeat_interval_s: float = 5.0
+    """a comment is sent after so long without an event, so that both sides notice a lost connection"""
+    write_timeout_s: float = 30.0
+    """for a client that reads nothing at all"""
 
 
 class EventSubscription:
@@ -56,7 +65,7 @@ class EventSubscription:
     def _enqueue(self, event: Event) -> None:
         if not self._is_wanted(event):
             return
-        if len(self._events) < _MAX_QUEUED_EVENTS:
+        if len(self._events) < MAX_QUEUED_EVENTS:
             self._events.append(event)
         else:
             self._dropped += 1
@@ -99,32 +108,33 @@ class Subscriptions(set[EventSubscription]):
 class SseResponse:
     """One answer of type ``text/event-stream``."""
 
-    def __init__(self, response: web.StreamResponse) -> None:
+    def __init__(self, response: web.StreamResponse, limits: StreamLimits) -> None:
         self.response = response
+        self._limits = limits
         self._last_sent_at = time.monotonic()
 
     @classmethod
-    async def start(cls, request: web.Request) -> Self:
+    async def start(cls, request: web.Request, limits: StreamLimits) -> Self:
         """Send the headers of the answer."""
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        return cls(response)
+        return cls(response, limits)
 
     async def send(self, frames: Iterable[tuple[str, object]]) -> None:
         """Send frames (kind, data), or a heartbeat if there are none and it is due. Raises ConnectionError."""
         text = "".join(
             f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False, default=str)}\n\n" for kind, data in frames
         )
-        if not text and time.monotonic() - self._last_sent_at < HEARTBEAT_INTERVAL_S - 0.01:
+        if not text and time.monotonic() - self._last_sent_at < self._limits.heartbeat_interval_s - 0.01:
             return
-        async with asyncio.timeout(_WRITE_TIMEOUT_S):
+        async with asyncio.timeout(self._limits.write_timeout_s):
             await self.response.write((text or ": heartbeat\n\n").encode(errors="replace"))
         self._last_sent_at = time.monotonic()
 
     async def finish(self) -> None:
         """Send the comment that marks an intended end. Raises ConnectionError."""
-        async with asyncio.timeout(_WRITE_TIMEOUT_S):
+        async with asyncio.timeout(self._limits.write_timeout_s):
             await self.response.write(b": end\n\n")
 
 
@@ -133,21 +143,21 @@ def _event_frames(events: Iterable[Event]) -> list[tuple[str, object]]:
 
 
 async def follow_events(
-    request: web.Request, subscription: EventSubscription, history: Iterable[Event]
+    request: web.Request, subscription: EventSubscription, history: Iterable[Event], limits: StreamLimits
 ) -> web.StreamResponse:
     """Send past events, then those of an open subscription: none is lost in between."""
-    stream = await SseResponse.start(request)
+    stream = await SseResponse.start(request, limits)
     with contextlib.suppress(*_DISCONNECTED):
         await stream.send(_event_frames(history))
         while not subscription.is_exhausted:
-            await stream.send(_event_frames(await subscription.receive(HEARTBEAT_INTERVAL_S)))
+            await stream.send(_event_frames(await subscription.receive(limits.heartbeat_interval_s)))
         await stream.finish()
     return stream.response
 
 
-async def replay_events(request: web.Request, history: Iterable[Event]) -> web.StreamResponse:
+async def replay_events(request: web.Request, history: Iterable[Event], limits: StreamLimits) -> web.StreamResponse:
     """Send past events and end the answer."""
-    stream = await SseResponse.start(request)
+    stream = await SseResponse.start(request, limits)
     with contextlib.suppress(*_DISCONNECTED):
         await stream.send(_event_frames(history))
         await stream.finish()
@@ -155,10 +165,10 @@ async def replay_events(request: web.Request, history: Iterable[Event]) -> web.S
 
 
 async def watch_status(
-    request: web.Request, control: ControlService, interval_s: float, subscriptions: Subscriptions
+    request: web.Request, control: ControlService, interval_s: float, subscriptions: Subscriptions, limits: StreamLimits
 ) -> web.StreamResponse:
     """Send the whole status, then its changes every ``interval_s`` and after each reload; events as they happen."""
-    stream = await SseResponse.start(request)
+    stream = await SseResponse.start(request, limits)
     picture = Picture(interval_s)
     with (
         EventSubscription(control.bus, is_noteworthy, subscriptions) as subscription,

@@ -165,6 +165,12 @@ class EventJson(TypedDict):
     text: str
 
 
+class EventsJson(TypedDict):
+    """The answer of ``GET /v1/logs``."""
+
+    lines: list[EventJson]
+
+
 class FaultJson(TypedDict):
     """What is wrong in the file, and where."""
 

@@ -18,14 +18,16 @@ import pytest
 from openapi_spec_validator import validate
 from yarl import URL
 
-from orchestrator.api import handlers, stream
-from orchestrator.api.openapi import document
+from orchestrator.api import stream
+from orchestrator.api.application import api_application
+from orchestrator.api.routes import ROUTES
 from orchestrator.api.server import serve_api
 from orchestrator.config.load import load
 from orchestrator.process.socket_paths import SocketPathError
-from orchestrator.supervisor.control import VERBS, ControlService
+from orchestrator.supervisor.control import ControlService
 from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import Workshop
+from tests.support.openapi import api_document, check_answer, check_event
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
 from tunnel.model.snapshot import Snapshot
@@ -55,7 +57,7 @@ class Answer:
 
 
 class ApiHarness:
-    """A supervisor of fake engines with its API, at the socket and at a base URL where there is one."""
+    """A supervisor of fake engines with its API on a Unix socket; every answer is checked against the document."""
 
     def __init__(self, supervisor: Supervisor, workshop: Workshop, session: aiohttp.ClientSession, file: Path) -> None:
         self.supervisor = supervisor
@@ -63,35 +65,40 @@ class ApiHarness:
         self.session = session
         self.file = file
 
-    async def ask(self, method: str, path: str, body: str | None = None, **headers: str) -> Answer:
+    async def request(self, method: str, path: str, body: str | None = None) -> Answer:
         url = URL(f"http://x{path}", encoded=True)
-        async with self.session.request(method, url, data=body, headers=headers) as response:
-            return Answer(response.status, dict(response.headers), await response.read())
+        async with self.session.request(method, url, data=body) as response:
+            answer = Answer(response.status, dict(response.headers), await response.read())
+        if method != "HEAD" and "json" in answer.headers["Content-Type"]:
+            check_answer(method, path, answer.status, answer.json)
+        return answer
 
     @asynccontextmanager
-    async def listening(self, path: str) -> AsyncIterator[AsyncIterator[tuple[str, Any]]]:
-        """The events of a stream as they come."""
+    async def open_stream(self, path: str) -> AsyncIterator[AsyncIterator[tuple[str, Any]]]:
+        """Open a stream of server-sent events; yields them as they come."""
         async with self.session.get(URL(f"http://x{path}", encoded=True)) as response:
             assert response.status == 200
             assert response.headers["Content-Type"] == "text/event-stream"
-            yield _events(response)
+            yield _events(path, response)
 
     def state(self, name: str) -> State:
         return self.supervisor.snapshot(name).state
 
 
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Any]]:
+async def _events(path: str, response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Any]]:
     kind = ""
     async for line in response.content:
         field, _, value = line.decode().rstrip("\n").partition(": ")
         if field == "event":
             kind = value
         elif field == "data":
-            yield kind, json.loads(value)
+            data = json.loads(value)
+            check_event(path, kind, data)
+            yield kind, data
 
 
-async def take(events: AsyncIterator[tuple[str, Any]], kind: str, wanted: str = "") -> Any:  # noqa: ANN401  as above
-    """The next event of a kind whose text has a word in it."""
+async def next_event(events: AsyncIterator[tuple[str, Any]], kind: str, wanted: str = "") -> Any:  # noqa: ANN401  as above
+    """Return the data of the next event of a kind that contains a word."""
     async with asyncio.timeout(GUARD_S):
         async for found, data in events:
             if found == kind and wanted in json.dumps(data):
@@ -100,7 +107,9 @@ async def take(events: AsyncIterator[tuple[str, Any]], kind: str, wanted: str = 
 
 
 @asynccontextmanager
-async def running(path: Path, text: str = FILE, *, read_only: bool = False) -> AsyncIterator[ApiHarness]:
+async def run_api(
+    path: Path, text: str = FILE, *, read_only: bool = False, limits: stream.StreamLimits | None = None
+) -> AsyncIterator[ApiHarness]:
     file = path / "tunnels.yaml"
     file.write_text(text)
     manifest = load(file, {})
@@ -108,20 +117,20 @@ async def running(path: Path, text: str = FILE, *, read_only: bool = False) -> A
     supervisor = Supervisor(manifest, engine_factory=workshop)
     socket = path / "np.sock"
     async with (
-        serve_api(ControlService(supervisor, read_only=read_only), socket, manifest.supervisor),
+        serve_api(ControlService(supervisor, read_only=read_only), socket, manifest.supervisor, limits),
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as session,
     ):
         harness = ApiHarness(supervisor, workshop, session, file)
-        life = asyncio.create_task(supervisor.run())
+        running = asyncio.create_task(supervisor.run())
         await wait_until_async(lambda: supervisor.is_ready)
         yield harness
         supervisor.close()
-        await asyncio.wait_for(life, GUARD_S)
+        await asyncio.wait_for(running, GUARD_S)
 
 
 @pytest.fixture
 async def harness(tmp_path: Path) -> AsyncIterator[ApiHarness]:
-    async with running(tmp_path) as harness:
+    async with run_api(tmp_path) as harness:
         await wait_until_async(lambda: harness.state("web") is harness.state(ODD) is State.UP)
         yield harness
 
@@ -140,7 +149,7 @@ async def harness(tmp_path: Path) -> AsyncIterator[ApiHarness]:
         ("/metrics", "text/plain"),
     ],
 )
-async def test_curl_on_each_path(harness: ApiHarness, path: str, kind: str) -> None:
+async def test_curl_gets_an_answer_on_every_path(harness: ApiHarness, path: str, kind: str) -> None:
     curl = shutil.which("curl")
     assert curl, "curl is what people use here"
     command = [
@@ -158,25 +167,25 @@ async def test_curl_on_each_path(harness: ApiHarness, path: str, kind: str) -> N
         json.loads(body)
 
 
-async def test_commands_say_what_they_do(harness: ApiHarness) -> None:
+async def test_a_command_answers_with_its_effect(harness: ApiHarness) -> None:
     path = f"/v1/tunnels/{quote(ODD, safe='')}"
     harness.workshop.last(ODD).visitor_left.clear()
-    answer = await harness.ask("POST", f"{path}/drain", '{"timeout": 7.5}')
+    answer = await harness.request("POST", f"{path}/drain", '{"timeout": 7.5}')
     assert (answer.status, answer.json["name"], answer.json["ok"]) == (200, ODD, True)
     assert harness.workshop.last(ODD).drained_with == [7.5]
     assert harness.state(ODD) is State.DRAINING
-    assert (await harness.ask("POST", f"{path}/start")).json[
+    assert (await harness.request("POST", f"{path}/start")).json[
         "text"
     ] == "starts again after its drain; 1 visitor may finish"
     harness.workshop.last(ODD).visitor_left.set()
     await wait_until_async(lambda: harness.state(ODD) is State.UP)
     assert len(harness.workshop.made[ODD]) == 2
-    assert (await harness.ask("POST", f"{path}/stop", "{}")).json["text"] == "is stopped"
+    assert (await harness.request("POST", f"{path}/stop", "{}")).json["text"] == "is stopped"
     await wait_until_async(lambda: harness.state(ODD) is State.STOPPED)
-    assert (await harness.ask("POST", f"{path}/stop")).json == {
+    assert (await harness.request("POST", f"{path}/stop")).json == {
         "name": ODD, "ok": True, "state": "stopped", "text": "rests already",
     }  # fmt: skip
-    assert (await harness.ask("POST", f"{path}/restart")).json["text"] == "is started"
+    assert (await harness.request("POST", f"{path}/restart")).json["text"] == "is started"
     told = [event.text for event in harness.supervisor.bus.last_history(100) if event.kind == "command"]
     assert told[0] == "drain: drains; 1 visitor may finish"
     assert len(told) == 5
@@ -209,10 +218,10 @@ async def test_commands_say_what_they_do(harness: ApiHarness) -> None:
         ("GET", "/v1/status?x=1", None, 400, "unknown parameter 'x'"),
     ],
 )  # fmt: skip
-async def test_refusals_are_problems(
+async def test_a_refused_request_gets_a_problem_document(
     harness: ApiHarness, method: str, path: str, body: str | None, status: int, detail: str
 ) -> None:
-    answer = await harness.ask(method, path, body)
+    answer = await harness.request(method, path, body)
     assert answer.status == status
     assert answer.headers["Content-Type"].startswith("application/problem+json")
     if method != "HEAD":
@@ -221,7 +230,7 @@ async def test_refusals_are_problems(
     assert not harness.workshop.last("web").drained_with
 
 
-async def test_what_is_no_http_is_nobodys_traceback(harness: ApiHarness, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_malformed_request_logs_no_traceback(harness: ApiHarness, caplog: pytest.LogCaptureFixture) -> None:
     for nonsense in (b"\x16\x03\x01\r\n\r\n", b"GET /v1/status HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nA b: c\r\n\r\n"):
         reader, writer = await asyncio.open_unix_connection(harness.file.parent / "np.sock")
         writer.write(nonsense)
@@ -230,91 +239,91 @@ async def test_what_is_no_http_is_nobodys_traceback(harness: ApiHarness, caplog:
     assert not caplog.records
 
 
-async def test_read_only_takes_no_command(tmp_path: Path) -> None:
-    async with running(tmp_path, read_only=True) as harness:
-        paths = [f"/v1/tunnels/web/{verb}" for verb in VERBS] + ["/v1/reload", "/v1/shutdown"]
+async def test_a_read_only_daemon_rejects_every_command(tmp_path: Path) -> None:
+    async with run_api(tmp_path, read_only=True) as harness:
+        paths = [route.path.format(name="web") for route in ROUTES if route.method == "POST"]
         for path in paths:
-            answer = await harness.ask("POST", path)
+            answer = await harness.request("POST", path)
             assert (answer.status, "--read-only" in answer.json["detail"]) == (403, True)
-        status = (await harness.ask("GET", "/v1/status")).json
+        status = (await harness.request("GET", "/v1/status")).json
         assert status["read_only"] is True
-        assert (await harness.ask("GET", "/v1/plan")).status == 200
+        assert (await harness.request("GET", "/v1/plan")).status == 200
 
 
-async def test_commands_wait_for_no_end(harness: ApiHarness) -> None:
+async def test_commands_are_rejected_while_the_daemon_shuts_down(harness: ApiHarness) -> None:
     harness.workshop.last("web").visitor_left.clear()
     harness.supervisor.shutdown()
-    answer = await harness.ask("POST", "/v1/tunnels/web/start")
+    answer = await harness.request("POST", "/v1/tunnels/web/start")
     assert (answer.status, answer.json["title"]) == (409, "Conflict")
-    assert (await harness.ask("POST", "/v1/shutdown", '{"drain": false}')).status == 202
+    assert (await harness.request("POST", "/v1/shutdown", '{"drain": false}')).status == 202
     await wait_until_async(lambda: harness.state("web") is State.STOPPED)
 
 
-async def test_reload_and_plan(harness: ApiHarness) -> None:
+async def test_reload_and_plan_report_each_entry(harness: ApiHarness) -> None:
     harness.file.write_text(
         FILE.replace("8080", "8081").replace("  spare:", "  new: client://127.0.0.1:1/127.0.0.1:2\n  spare:")
     )
-    plan = (await harness.ask("GET", "/v1/plan")).json
+    plan = (await harness.request("GET", "/v1/plan")).json
     assert (plan["add"], [step["name"] for step in plan["restart"]], plan["unchanged"]) == (["new"], ["web"], 2)
-    answer = (await harness.ask("POST", "/v1/reload")).json
+    answer = (await harness.request("POST", "/v1/reload")).json
     assert (answer["ok"], answer["generation"], answer["error"]) == (True, 2, None)
     assert {name: result["action"] for name, result in answer["results"].items()}["new"] == "added"
     harness.file.write_text("version: 1\ntunnels: [\n")
-    answer = (await harness.ask("POST", "/v1/reload")).json
+    answer = (await harness.request("POST", "/v1/reload")).json
     assert (answer["ok"], answer["generation"]) == (False, 2)
     assert answer["error"]["line"] >= 2
-    config = (await harness.ask("GET", "/v1/status")).json["config"]
+    config = (await harness.request("GET", "/v1/status")).json["config"]
     assert (config["ok"], config["line"]) == (False, answer["error"]["line"])
 
 
-async def test_one_tunnel_in_full(harness: ApiHarness) -> None:
-    found = (await harness.ask("GET", f"/v1/tunnels/{quote(ODD, safe='')}")).json
+async def test_the_details_of_a_tunnel_name_the_source_of_each_setting(harness: ApiHarness) -> None:
+    found = (await harness.request("GET", f"/v1/tunnels/{quote(ODD, safe='')}")).json
     assert (found["name"], found["enabled"], found["tags"]) == (ODD, True, ["prod"])
     assert found["where"].startswith("tunnels.yaml:5:")
     assert found["settings"]["shutdown_timeout"] == {"value": "5s", "source": "built in", "where": None}
 
 
-async def test_watching(harness: ApiHarness) -> None:
-    async with harness.listening("/v1/watch?interval=0.1") as events:
-        status = await take(events, "status")
-        assert status == (await harness.ask("GET", "/v1/status")).json
-        await harness.ask("POST", "/v1/tunnels/web/stop")
-        assert (await take(events, "event"))["kind"] == "command"
-        change = await take(events, "change")
+async def test_a_watcher_gets_the_status_then_changes_and_events(harness: ApiHarness) -> None:
+    async with harness.open_stream("/v1/watch?interval=0.1") as events:
+        status = await next_event(events, "status")
+        assert status == (await harness.request("GET", "/v1/status")).json
+        await harness.request("POST", "/v1/tunnels/web/stop")
+        assert (await next_event(events, "event"))["kind"] == "command"
+        change = await next_event(events, "change")
         while change["changed"]["web"].get("state") != "stopped":
-            change = await take(events, "change", "web")
+            change = await next_event(events, "change", "web")
         assert set(change["changed"]) == {"web"}
         assert "name" not in change["changed"]["web"]
         harness.file.write_text(FILE.replace("  spare:", "  new: client://127.0.0.1:1/127.0.0.1:2\n  other:"))
-        await harness.ask("POST", "/v1/reload")
-        event = await take(events, "event", '"reload"')
+        await harness.request("POST", "/v1/reload")
+        event = await next_event(events, "event", '"reload"')
         assert event["generation"] == 2
         assert event["results"]["new"]["action"] == "added"
-        change = await take(events, "change", "spare")
+        change = await next_event(events, "change", "spare")
         assert change["removed"] == ["spare"]
         assert change["changed"]["new"]["name"] == "new"
         assert change["status"]["generation"] == 2
 
 
-async def test_a_reload_is_shown_at_once_however_seldom_somebody_looks(harness: ApiHarness) -> None:
-    async with harness.listening("/v1/watch?interval=60") as events:
-        assert (await take(events, "status"))["config"]["ok"]
+async def test_a_reload_is_sent_at_once_whatever_the_interval(harness: ApiHarness) -> None:
+    async with harness.open_stream("/v1/watch?interval=60") as events:
+        assert (await next_event(events, "status"))["config"]["ok"]
         harness.file.write_text(FILE + "  - wrong\n")
-        await harness.ask("POST", "/v1/reload")
-        assert not (await take(events, "change"))["status"]["config"]["ok"]
+        await harness.request("POST", "/v1/reload")
+        assert not (await next_event(events, "change"))["status"]["config"]["ok"]
         harness.file.write_text(FILE.replace("  spare:", "  new: client://127.0.0.1:1/127.0.0.1:2\n  spare:"))
-        await harness.ask("POST", "/v1/reload")
-        change = await take(events, "change")
+        await harness.request("POST", "/v1/reload")
+        change = await next_event(events, "change")
         assert change["changed"]["new"]["name"] == "new"
         assert (change["status"]["generation"], change["status"]["config"]["ok"]) == (2, True)
 
 
-async def test_visitors_of_a_quiet_tunnel_are_seen_at_the_next_look(
+async def test_the_first_visitor_of_a_quiet_tunnel_is_in_the_next_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"t{number}" for number in range(500)]
     text = "version: 1\ntunnels:\n" + "".join(f"  {name}: client://127.0.0.1:1/127.0.0.1:2\n" for name in names)
-    async with running(tmp_path, text) as harness:
+    async with run_api(tmp_path, text) as harness:
         await wait_until_async(lambda: all(harness.state(name) is State.UP for name in names))
         looked: list[int] = []
         look = harness.supervisor.look
@@ -324,23 +333,23 @@ async def test_visitors_of_a_quiet_tunnel_are_seen_at_the_next_look(
             return await look(those, within)
 
         monkeypatch.setattr(harness.supervisor, "look", counting)
-        async with harness.listening("/v1/watch?interval=0.1") as events:
-            await take(events, "status")
+        async with harness.open_stream("/v1/watch?interval=0.1") as events:
+            await next_event(events, "status")
             await wait_until_async(lambda: looked[-1] < 100)  # it looks at some of them in turn, for all are quiet
             for name in (names[77], names[400]):
                 harness.workshop.last(name).visitor_left.clear()
                 harness.supervisor.bus.notify_activity(name)
                 before = len(looked)
-                change = await take(events, "change")
+                change = await next_event(events, "change")
                 assert change["changed"][name]["connections"]["active"] == 1
                 assert len(looked) - before <= 2
 
 
-async def test_changes_make_the_status_again(harness: ApiHarness) -> None:
-    async with harness.listening("/v1/watch?interval=0.1") as events:
-        known = {tunnel["name"]: tunnel for tunnel in (await take(events, "status"))["tunnels"]}
+async def test_the_changes_add_up_to_the_status(harness: ApiHarness) -> None:
+    async with harness.open_stream("/v1/watch?interval=0.1") as events:
+        known = {tunnel["name"]: tunnel for tunnel in (await next_event(events, "status"))["tunnels"]}
         for name in ("web", ODD, "web"):
-            await harness.ask("POST", f"/v1/tunnels/{quote(name, safe='')}/restart")
+            await harness.request("POST", f"/v1/tunnels/{quote(name, safe='')}/restart")
             await wait_until_async(lambda name=name: harness.state(name) is State.UP)  # type: ignore[misc]  # bound now, not later
         async with asyncio.timeout(GUARD_S):
             async for kind, data in events:
@@ -351,31 +360,33 @@ async def test_changes_make_the_status_again(harness: ApiHarness) -> None:
                     break
 
 
-async def test_a_new_log_line_reaches_only_who_wants_it(harness: ApiHarness) -> None:
+async def test_a_log_stream_sends_only_the_tunnels_and_levels_it_was_asked_for(harness: ApiHarness) -> None:
     bus = harness.supervisor.bus
     bus.emit(LogLevel.WARN, "visitor", "before", tunnel="web")
     bus.emit(LogLevel.INFO, "visitor", "other", tunnel=ODD)
-    async with harness.listening("/v1/logs?tunnel=web&level=warn&follow=true&n=1") as events:
-        assert (await take(events, "event"))["text"] == "before"
+    async with harness.open_stream("/v1/logs?tunnel=web&level=warn&follow=true&n=1") as events:
+        assert (await next_event(events, "event"))["text"] == "before"
         bus.emit(LogLevel.INFO, "visitor", "not grave enough", tunnel="web")
         bus.emit(LogLevel.ERROR, "visitor", "of another", tunnel=ODD)
         bus.emit(LogLevel.ERROR, "visitor", "after\u2028", tunnel="web")
-        assert (await take(events, "event"))["text"] == "after\u2028"
-    lines = (await harness.ask("GET", f"/v1/logs?n=2&level=info&tunnel={quote(ODD, safe='')}&tunnel=web")).json["lines"]
+        assert (await next_event(events, "event"))["text"] == "after\u2028"
+    lines = (await harness.request("GET", f"/v1/logs?n=2&level=info&tunnel={quote(ODD, safe='')}&tunnel=web")).json[
+        "lines"
+    ]
     assert [line["text"] for line in lines] == ["of another", "after\u2028"]
 
 
-async def test_the_history_knows_what_became_of_tunnels(harness: ApiHarness) -> None:
+async def test_the_event_history_holds_states_and_commands_but_no_log_lines(harness: ApiHarness) -> None:
     harness.supervisor.bus.emit(LogLevel.ERROR, "visitor", "no history")
-    await harness.ask("POST", "/v1/tunnels/web/restart")
-    async with harness.listening("/v1/events?n=3&follow=false") as events:
+    await harness.request("POST", "/v1/tunnels/web/restart")
+    async with harness.open_stream("/v1/events?n=3&follow=false") as events:
         kinds = [data["kind"] async for _, data in events]
     assert len(kinds) == 3
     assert set(kinds) <= {"state", "command"}
 
 
-async def test_streams_end_with_the_daemon(tmp_path: Path) -> None:
-    async with running(tmp_path):
+async def test_a_stream_ends_in_order_when_the_daemon_ends(tmp_path: Path) -> None:
+    async with run_api(tmp_path):
         reader, writer = await asyncio.open_unix_connection(tmp_path / "np.sock")
         writer.write(b"GET /v1/logs?follow=true HTTP/1.1\r\nHost: x\r\n\r\n")
         async with asyncio.timeout(GUARD_S):
@@ -387,34 +398,34 @@ async def test_streams_end_with_the_daemon(tmp_path: Path) -> None:
     assert rest.endswith(b"0\r\n\r\n"), "the answer ends as HTTP wants it"
 
 
-async def test_a_reader_who_left_is_forgotten(harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "HEARTBEAT_INTERVAL_S", 0.05)
-    listeners = harness.supervisor.bus._subscribers
-    before = len(listeners)
-    async with (
-        harness.listening("/v1/events"),
-        harness.listening("/v1/watch"),
-        harness.listening("/v1/logs?follow=true"),
-    ):
-        await wait_until_async(lambda: len(listeners) == before + 3)
-    await wait_until_async(lambda: len(listeners) == before)
+async def test_the_subscription_of_a_disconnected_client_is_removed(tmp_path: Path) -> None:
+    async with run_api(tmp_path, limits=stream.StreamLimits(heartbeat_interval_s=0.05)) as harness:
+        listeners = harness.supervisor.bus._subscribers
+        before = len(listeners)
+        async with (
+            harness.open_stream("/v1/events"),
+            harness.open_stream("/v1/watch"),
+            harness.open_stream("/v1/logs?follow=true"),
+        ):
+            await wait_until_async(lambda: len(listeners) == before + 3)
+        await wait_until_async(lambda: len(listeners) == before)
 
 
-async def test_a_slow_reader_is_told_what_he_missed(harness: ApiHarness) -> None:
+async def test_a_slow_client_learns_how_many_events_were_dropped(harness: ApiHarness) -> None:
     bus = harness.supervisor.bus
     with stream.EventSubscription(bus, lambda _: True, stream.Subscriptions()) as subscription:
-        for number in range(stream._MAX_QUEUED_EVENTS + 5):
+        for number in range(stream.MAX_QUEUED_EVENTS + 5):
             bus.emit(LogLevel.INFO, "visitor", str(number))
         events = await subscription.receive(1.0)
-        assert len(events) == stream._MAX_QUEUED_EVENTS + 1
+        assert len(events) == stream.MAX_QUEUED_EVENTS + 1
         assert events[-1].text == "5 events were dropped: the client reads too slowly"
         assert await subscription.receive(0.01) == []
 
 
-async def test_tcp_is_for_bearers_of_the_token(tmp_path: Path) -> None:
+async def test_tcp_requires_the_token_and_the_metrics_address_does_not(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     section = "supervisor: {api: {listen: '127.0.0.1:0', token_file: token}, metrics: '127.0.0.1:0'}\n"
-    async with running(tmp_path, FILE.replace("tunnels:", f"{section}tunnels:")) as harness:
+    async with run_api(tmp_path, FILE.replace("tunnels:", f"{section}tunnels:")) as harness:
         told = [event.text for event in harness.supervisor.bus.events_of("")]
         base, metrics = (
             next(text.split()[-1] for text in told if text.startswith(f"listening for {what}"))
@@ -452,33 +463,36 @@ async def test_tcp_is_for_bearers_of_the_token(tmp_path: Path) -> None:
         ("{listen: '192.0.2.1:1', token_file: token}", TOKEN, "cannot listen on 192.0.2.1:1 for the API"),
     ],
 )
-async def test_a_door_that_cannot_be_opened(tmp_path: Path, section: str, token: str, sentence: str) -> None:
+async def test_an_address_or_token_that_cannot_be_used_is_reported(
+    tmp_path: Path, section: str, token: str, sentence: str
+) -> None:
     (tmp_path / "token").write_text(token)
     with pytest.raises(SocketPathError, match=sentence):
-        async with running(tmp_path, FILE.replace("tunnels:", f"supervisor: {{api: {section}}}\ntunnels:")):
+        async with run_api(tmp_path, FILE.replace("tunnels:", f"supervisor: {{api: {section}}}\ntunnels:")):
             pass
 
 
-async def test_the_document_validates_and_names_every_path(harness: ApiHarness) -> None:
-    found = (await harness.ask("GET", "/openapi.json")).json
+async def test_the_openapi_document_is_valid_and_has_every_route(harness: ApiHarness) -> None:
+    found = (await harness.request("GET", "/openapi.json")).json
     validate(found)
-    ours = set()
-    for route in handlers.api_application(ControlService(harness.supervisor)).router.routes():
-        path = route.resource.canonical if route.resource else ""
-        names = [path.replace("{verb}", verb) for verb in VERBS] if "{verb}" in path else [path]
-        ours |= {(name, route.method.lower()) for name in names}
-    documented = {(path, method) for path, item in found["paths"].items() for method in item if method != "parameters"}
-    assert documented == ours
+    assert found["paths"] == json.loads(json.dumps(api_document()["paths"]))
+    documented = {(path, method.upper()) for path, item in found["paths"].items() for method in item}
+    served = {
+        (route.resource.canonical, route.method)
+        for route in api_application(ControlService(harness.supervisor)).router.routes()
+        if route.resource
+    }
+    heads = {(route.path, "HEAD") for route in ROUTES if route.is_monitoring}
+    assert served - heads == {(path, method) for path, method in documented if method != "PARAMETERS"}
 
 
-async def test_the_document_describes_the_status_as_it_is(harness: ApiHarness) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    schemas = document("1")["components"]["schemas"]
-    status = (await harness.ask("GET", "/v1/status")).json
-    one = (await harness.ask("GET", "/v1/tunnels/web")).json
-    for name, data in (("Status", status), ("Inspection", one)):
-        jsonschema.validate(data, {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}})
-    assert (
-        replace(harness.supervisor.snapshot("web"), rtt_ms=1.5).as_json().keys()
-        == schemas["Tunnel"]["properties"].keys()
-    )
+async def test_the_schema_of_a_tunnel_has_the_fields_of_a_snapshot(harness: ApiHarness) -> None:
+    fields = api_document()["components"]["schemas"]["Tunnel"]["properties"].keys()
+    assert replace(harness.supervisor.snapshot("web"), rtt_ms=1.5).as_json().keys() == fields
+
+
+async def test_probes_and_metrics_answer_head_and_ignore_unknown_parameters(harness: ApiHarness) -> None:
+    for path in ("/healthz", "/readyz", "/metrics"):
+        for method in ("GET", "HEAD"):
+            answer = await harness.request(method, f"{path}?probe=1")
+            assert (answer.status, answer.body == b"") == (200, method == "HEAD")

@@ -26,7 +26,8 @@ def snapshot(name: str = "web", **changes: Any) -> Snapshot:  # noqa: ANN401  an
 
 
 def page(*snapshots: Snapshot, accept: str = "") -> tuple[str, str]:
-    body, content_type = metrics.render(HEAD, snapshots, 17, accept, metrics.process_collector())
+    daemon = metrics.DaemonReading(HEAD, tasks=17)
+    body, content_type = metrics.render(daemon, snapshots, accept, metrics.process_collector())
     return body.decode(), content_type
 
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.api.openapi import document
 from orchestrator.config.faults import ConfigError
 from orchestrator.config.load import load
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import Broker, BrokerError, BrokerState, BrokerStatus
 from orchestrator.mqtt.connection import BrokerClient, DisconnectFilter, NewestQueue
+from tests.support.openapi import api_document
 from tests.support.scale import GUARD_S
 
 NOW = 1_800_000_000.0
@@ -142,7 +142,7 @@ def test_the_status_keeps_the_time_of_the_last_change_of_state() -> None:
     assert payloads.parse_timestamp(shown["since"]) == NOW + 5, "another reason is not another state"
     assert status.set_state(BrokerState.ONLINE)
     assert status.is_online
-    described = document("0")["components"]["schemas"]["Status"]["properties"]["mqtt"]["properties"]["state"]["enum"]
+    described = api_document()["components"]["schemas"]["Broker"]["properties"]["state"]["enum"]
     assert described == ["off", *(state.value for state in BrokerState)]
 
 

@@ -1,0 +1,117 @@
+"""Builds the aiohttp applications from the table of routes: checks requests, turns errors into problem documents."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from orchestrator.api import openapi
+from orchestrator.api.handlers import ApiContext, ApiRequest, problem_response
+from orchestrator.api.parameters import ParameterError, check_names, parse_body
+from orchestrator.api.routes import ROUTES, Route
+from orchestrator.supervisor.control import CommandConflictError, ReadOnlyError
+from orchestrator.supervisor.crash_reports import describe_crash
+from orchestrator.supervisor.supervisor import UnknownTunnelError
+from tunnel.model.spec import LogLevel
+
+if TYPE_CHECKING:
+    from orchestrator.api.stream import StreamLimits
+    from orchestrator.supervisor.control import ControlService
+
+_CONTEXT: Final = web.AppKey("context", ApiContext)
+_MAX_BODY_BYTES: Final = 64 << 10
+
+ERROR_STATUSES: Final[Mapping[type[Exception], HTTPStatus]] = {
+    ParameterError: HTTPStatus.BAD_REQUEST,
+    ReadOnlyError: HTTPStatus.FORBIDDEN,
+    UnknownTunnelError: HTTPStatus.NOT_FOUND,
+    CommandConflictError: HTTPStatus.CONFLICT,
+}
+"""The HTTP status of each exception that a handler may raise."""
+
+
+def api_application(
+    control: ControlService, token: str | None = None, limits: StreamLimits | None = None
+) -> web.Application:
+    """Return the whole API; with a token, every request must carry it."""
+    middlewares: list[Middleware] = [_catch_errors, *([] if token is None else [_require_token(token)])]
+    return _application(control, ROUTES, middlewares, limits)
+
+
+def monitoring_application(control: ControlService) -> web.Application:
+    """Return the part of the API that monitoring may read without a token."""
+    return _application(control, (route for route in ROUTES if route.is_monitoring), [_catch_errors], None)
+
+
+def _application(
+    control: ControlService, routes: Iterable[Route], middlewares: list[Middleware], limits: StreamLimits | None
+) -> web.Application:
+    def describe_api() -> Mapping[str, object]:
+        return openapi.document(ROUTES, str(control.head()["version"]))
+
+    app = web.Application(middlewares=middlewares, client_max_size=_MAX_BODY_BYTES)
+    context = ApiContext(control, describe_api, limits) if limits else ApiContext(control, describe_api)
+    app[_CONTEXT] = context
+    app.on_shutdown.append(_close_streams)
+    for route in routes:
+        if route.method == "GET":
+            app.router.add_get(route.path, _checked(route), allow_head=route.is_monitoring)
+        else:
+            app.router.add_route(route.method, route.path, _checked(route))
+    return app
+
+
+async def _close_streams(app: web.Application) -> None:
+    app[_CONTEXT].subscriptions.close_all()
+
+
+def _checked(route: Route) -> Handler:
+    """Return the aiohttp handler of a route: it checks all names before the route's handler runs."""
+    names = [parameter.name for parameter in route.parameters]
+    fields = [field.name for field in route.body]
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if not route.is_monitoring:
+            check_names(request.query, names, "parameter")
+        body = parse_body(await request.read(), fields) if route.method == "POST" else {}
+        return await route.handler(ApiRequest(request, request.app[_CONTEXT], body))
+
+    return handle
+
+
+def _require_token(token: str) -> Middleware:
+    expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+        given = f"{scheme.capitalize()} {credentials.strip()}".encode(errors="surrogateescape")
+        if hmac.compare_digest(given, expected):
+            return await handler(request)
+        detail = "the token is missing or wrong; send Authorization: Bearer TOKEN"
+        answer = problem_response(HTTPStatus.UNAUTHORIZED, detail)
+        answer.headers["WWW-Authenticate"] = "Bearer"
+        return answer
+
+    return check
+
+
+@web.middleware
+async def _catch_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except tuple(ERROR_STATUSES) as error:
+        return problem_response(ERROR_STATUSES[type(error)], str(error))
+    except web.HTTPException as error:
+        answer = problem_response(error.status, f"{request.method} {request.path[:200]}: {error.reason}")
+        if "Allow" in error.headers:
+            answer.headers["Allow"] = error.headers["Allow"]
+        return answer
+    except Exception as error:  # noqa: BLE001  a defect in one answer must neither end the daemon nor show its internals
+        request.app[_CONTEXT].control.bus.emit(LogLevel.ERROR, "api", describe_crash(error))
+        return problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal fault; see the daemon's log")

@@ -1,0 +1,134 @@
+"""The routes of the local API as one table: the router, the OpenAPI document and the reference page come from it.
+
+To add a route: its handler in ``handlers``, a row here, the type of its answer in ``orchestrator.status.json_types``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import web
+
+from orchestrator.api import handlers, parameters
+from orchestrator.api.handlers import ApiRequest
+from orchestrator.api.parameters import BodyField, Parameter
+from orchestrator.status.json_types import (
+    ChangeJson,
+    CommandResultJson,
+    EventJson,
+    EventsJson,
+    PlanJson,
+    ReloadJson,
+    ShutdownJson,
+    StatusJson,
+    TunnelDetailsJson,
+)
+from orchestrator.supervisor.control import VERBS
+
+Handler = Callable[[ApiRequest], Awaitable[web.StreamResponse]]
+
+_WATCH_EVENTS: Final[Mapping[str, type]] = {"status": StatusJson, "change": ChangeJson, "event": EventJson}
+_FORBIDDEN, _NOT_FOUND, _CONFLICT = HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a route answers if the request is in order."""
+
+    summary: str
+    json: type | None = None
+    """type of the JSON object"""
+    events: Mapping[str, type] = field(default_factory=dict)
+    """types of the data of server-sent events, by the event's name"""
+    text: bool = False
+    """plain text"""
+    status: HTTPStatus = HTTPStatus.OK
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row: a method and a path, what the request may carry, and what the answer is."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    answer: Answer
+    parameters: tuple[Parameter[Any], ...] = ()
+    body: tuple[BodyField[Any], ...] = ()
+    errors: tuple[HTTPStatus, ...] = ()
+    """besides those that every route of its method may answer (``common_errors``)"""
+    is_monitoring: bool = False
+    """also on the address for metrics, without a token; answers HEAD and ignores unknown parameters"""
+
+    @property
+    def common_errors(self) -> tuple[HTTPStatus, ...]:
+        """Statuses that do not depend on the handler: malformed request, missing token, body too large."""
+        common = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED)
+        return common if self.method == "GET" else (*common, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+
+
+def _tunnel_command(verb: str) -> Route:
+    takes_timeout = verb not in {"start", "retry"}
+    return Route(
+        "POST", f"/v1/tunnels/{{name}}/{verb}", partial(handlers.send_command, verb=verb),
+        f"Send the command {verb} to a tunnel. Answers before the command is completed.",
+        Answer("The command is accepted; `text` describes its effect.", CommandResultJson),
+        body=(parameters.TIMEOUT,) if takes_timeout else (), errors=(_FORBIDDEN, _NOT_FOUND, _CONFLICT),
+    )  # fmt: skip
+
+
+ROUTES: Final = (
+    Route(
+        "GET", "/v1/status", handlers.get_status, "The daemon and all its tunnels.",
+        Answer("The status.", StatusJson),
+    ),
+    Route(
+        "GET", "/v1/watch", handlers.watch_status, "The status, then its changes and events, until the daemon ends.",
+        Answer("One `status`, then `change` and `event` as they happen.", events=_WATCH_EVENTS),
+        parameters=(parameters.INTERVAL,),
+    ),
+    Route(
+        "GET", "/v1/tunnels/{name}", handlers.get_tunnel, "One tunnel with its settings and their places in the file.",
+        Answer("The tunnel.", TunnelDetailsJson), errors=(_NOT_FOUND,),
+    ),
+    *map(_tunnel_command, VERBS),
+    Route(
+        "POST", "/v1/reload", handlers.reload, "Read the file again.", Answer("The result of each entry.", ReloadJson),
+        errors=(_FORBIDDEN, _CONFLICT),
+    ),
+    Route("GET", "/v1/plan", handlers.get_plan, "What a reload would change.", Answer("The plan.", PlanJson)),
+    Route(
+        "GET", "/v1/logs", handlers.get_logs, "The last events of tunnels.",
+        Answer("The events; with `follow` as a stream.", EventsJson, {"event": EventJson}),
+        parameters=(parameters.TUNNELS, parameters.LOG_COUNT, parameters.LEVEL, parameters.FOLLOW_LOGS),
+        errors=(_NOT_FOUND,),
+    ),
+    Route(
+        "GET", "/v1/events", handlers.get_events, "State changes, reloads and commands.",
+        Answer("The events.", events={"event": EventJson}),
+        parameters=(parameters.EVENT_COUNT, parameters.FOLLOW_EVENTS),
+    ),
+    Route(
+        "POST", "/v1/shutdown", handlers.shut_down, "Drain all tunnels and end the daemon.",
+        Answer("The daemon is shutting down.", ShutdownJson, status=HTTPStatus.ACCEPTED),
+        body=(parameters.DRAIN,), errors=(_FORBIDDEN,),
+    ),
+    Route("GET", "/openapi.json", handlers.get_openapi, "This document.", Answer("The OpenAPI document.", dict)),
+    Route(
+        "GET", "/healthz", handlers.get_liveness, "Liveness probe.", Answer("The daemon is alive.", text=True),
+        is_monitoring=True,
+    ),
+    Route(
+        "GET", "/readyz", handlers.get_readiness, "Readiness probe: all enabled tunnels are started.",
+        Answer("They are.", text=True), errors=(HTTPStatus.SERVICE_UNAVAILABLE,), is_monitoring=True,
+    ),
+    Route(
+        "GET", "/metrics", handlers.get_metrics, "Prometheus metrics.", Answer("The metrics.", text=True),
+        is_monitoring=True,
+    ),
+)  # fmt: skip
