@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from orchestrator.api.server import serve_api
-from orchestrator.mqtt.lifecycle import publish_host
+from orchestrator.mqtt.publisher import publish_host
 from orchestrator.process import socket_paths
 from orchestrator.supervisor.control import ControlService
 from orchestrator.supervisor.crash_reports import install_exception_handlers

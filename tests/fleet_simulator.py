@@ -24,9 +24,9 @@ from typing import Any, Final, cast
 
 from orchestrator.mqtt.broker import Broker
 from orchestrator.mqtt.commands import CommandHandler
-from orchestrator.mqtt.connection import BrokerClient
 from orchestrator.mqtt.payloads import DaemonRun
 from orchestrator.mqtt.publisher import Publisher
+from orchestrator.mqtt.session import BrokerClient
 from orchestrator.mqtt.topics import HostTopics
 from orchestrator.process.task_scope import task_scope
 from orchestrator.supervisor.control import ControlService

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from orchestrator.mqtt.broker import BrokerError
-from orchestrator.mqtt.connection import BrokerClient
 from orchestrator.mqtt.reader import FleetReader, NoAnswerError
+from orchestrator.mqtt.session import BrokerClient
 from orchestrator.mqtt.topics import EVERY_HOST, STATS, HostTopics
 from tui.hosts import FEW, HostsPicture
 from tui.sources import Change, Happened, Lost, Nature, RefusedError, Status

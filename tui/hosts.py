@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.mqtt import payloads
 from orchestrator.mqtt.fleet import GONE, ONLINE
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from orchestrator.mqtt.fleet import Fleet, Host
+    from orchestrator.mqtt.fleet import Fleet, Host, RemoteTunnel
     from orchestrator.mqtt.topics import ParsedTopic
     from tui.model import Json
 
@@ -160,11 +159,13 @@ class HostsPicture:
         return names
 
     def _tunnel(self, host: Host, name: str) -> Json:
-        told = host.tunnel(name) or {}
+        tunnel = host.tunnel(name)
         presence = self._presence.get(host.name, ONLINE)
-        rates = self._rate(f"{host.name}/{name}", told) if presence == ONLINE else (0.0, 0.0)
+        rates = (0.0, 0.0)
+        if tunnel is not None and presence == ONLINE:
+            rates = self._rate(f"{host.name}/{name}", tunnel)
         return {
-            **told,
+            **(tunnel.json if tunnel is not None else {}),
             "host": host.name,
             "presence": presence,
             "last_word": host.last_message_at,
@@ -172,10 +173,10 @@ class HostsPicture:
             "rates": rates,
         }
 
-    def _rate(self, key: str, told: Json) -> tuple[float, float]:
+    def _rate(self, key: str, tunnel: RemoteTunnel) -> tuple[float, float]:
         """Bytes a second from and to visitors, between two words of the same host by its own clock."""
-        moved = told["bytes"]
-        counted = (int(moved["in"]), int(moved["out"]), payloads.parse_timestamp(told.get("ts")) or self._wall())
+        moved = tunnel.json["bytes"]
+        counted = (moved["in"], moved["out"], tunnel.sent_at or self._wall())
         before = self._counted.setdefault(key, counted)
         elapsed = counted[2] - before[2]
         if 0 <= elapsed < _SHORTEST:

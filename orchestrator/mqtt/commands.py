@@ -19,7 +19,7 @@ from tunnel.model.errors import did_you_mean
 from tunnel.model.events import EventLog
 
 if TYPE_CHECKING:
-    from orchestrator.mqtt.connection import BrokerSession
+    from orchestrator.mqtt.session import BrokerSession
     from orchestrator.mqtt.topics import HostTopics
     from orchestrator.supervisor.control import ControlService
 
@@ -140,7 +140,7 @@ def _parse_ids(payload: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _check_fields(payload: Mapping[str, object]) -> str | None:
-    """What is wrong with the fields of the command itself; None where they are valid."""
+    """What is wrong with the fields of the command; None where they are valid."""
     if payload.get("v") != VERSION:
         return f"the command is not of version {VERSION}: it needs v: {VERSION}"
     op, target, timeout = payload.get("op"), payload.get("target"), payload.get("timeout")

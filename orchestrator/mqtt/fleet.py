@@ -15,40 +15,38 @@ from orchestrator.mqtt.payloads import (
     decode,
     parse_timestamp,
 )
+from orchestrator.status.contract import StatusFormatError, decode_snapshot, encode_snapshot
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from orchestrator.mqtt.topics import ParsedTopic
+    from orchestrator.status.json_types import TunnelJson
 
 Json = dict[str, Any]
 
 ONLINE: Final = "online"
 SILENT: Final = "silent"
-"""The host published no farewell, and nothing else for too long: host and broker may have died together."""
+"""The host is said to be online, but has published nothing for too long: host and broker may have died together."""
 GONE: Final = "gone"
 
 _UNKNOWN_STATUS: Final = StatusPayload()
 _UNKNOWN_INFO: Final = InfoPayload()
 
-_GROUPS: Final = {
-    "pool": ("idle", "capacity"),
-    "signals": ("queued",),
-    "connections": ("active", "total"),
-    "bytes": ("in", "out"),
-    "cooldown": ("remaining_s", "attempt"),
-}
-_REQUIRED_TEXTS: Final = ("name", "role", "state", "tunnel_addr", "target_addr", "auth")
-_OPTIONAL_TEXTS: Final = dict.fromkeys(
-    ("direction", "reason", "since", "data_addr", "peer", "link", "last_error", "last_error_at")
-)
-"""Texts that may be missing, because another version may not have them."""
-_DEFAULTS: Final = {**_OPTIONAL_TEXTS, "worker": 0, "tags": ()}
-_MAX_NUMBER: Final = 1 << 64
-
-
 # --- hosts ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteTunnel:
+    """A tunnel as its last messages describe it."""
+
+    json: TunnelJson
+    """its object of ``ps --json``, valid by the status contract"""
+    boot: str | None
+    """the run of the daemon that published it"""
+    sent_at: float | None
+    """when, by the clock of its host, in seconds since the epoch"""
 
 
 @dataclass(slots=True)
@@ -63,7 +61,7 @@ class Host:
     info: InfoPayload = _UNKNOWN_INFO
     last_message_at: float | None = None
     """when the host last published; None: unknown"""
-    _tunnels: dict[str, Json] = field(default_factory=dict)
+    _tunnels: dict[str, RemoteTunnel] = field(default_factory=dict)
     _last_links: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -93,21 +91,21 @@ class Host:
         """Seconds since the last message; None where that is unknown."""
         return None if self.last_message_at is None else max(0.0, now - self.last_message_at)
 
-    def tunnels(self) -> list[Json]:
+    def tunnels(self) -> list[TunnelJson]:
         """The objects of ``ps --json`` of its tunnels, by name; without leftovers of an earlier run."""
-        messages = [self.tunnel(name) for name in sorted(self._tunnels)]
-        return [{key: value for key, value in one.items() if key not in ENVELOPE_KEYS} for one in messages if one]
+        found = (self.tunnel(name) for name in sorted(self._tunnels))
+        return [one.json for one in found if one is not None]
 
     def tunnel_names(self) -> list[str]:
         """The names of its tunnels."""
         return [name for name in sorted(self._tunnels) if self.tunnel(name) is not None]
 
-    def tunnel(self, name: str) -> Json | None:
-        """The last message about a tunnel, with its envelope; None where the host has no such tunnel."""
-        message = self._tunnels.get(name)
-        if message is None or (self.status.online and message.get("boot") != self.boot):
+    def tunnel(self, name: str) -> RemoteTunnel | None:
+        """A tunnel as its last messages describe it; None where the host has no such tunnel."""
+        found = self._tunnels.get(name)
+        if found is None or (self.status.online and found.boot != self.boot):
             return None
-        return message
+        return found
 
     def last_link_of(self, tunnel: str) -> str | None:
         """The id of the tunnel's link, or of the last one that was seen."""
@@ -150,22 +148,32 @@ class Host:
         return True
 
     def _apply_state(self, name: str, payload: Json) -> bool:
-        if not _is_tunnel(payload, name):
+        tunnel = {key: value for key, value in payload.items() if key not in ENVELOPE_KEYS}
+        if tunnel.get("name") != name:
             return False
-        self._tunnels[name] = {**_DEFAULTS, **payload}
-        if payload.get("link"):
-            self._last_links[name] = str(payload["link"])
-        return True
+        return self._set_tunnel(name, tunnel, payload)
 
     def _apply_stats(self, name: str, payload: Json) -> bool:
         known = self._tunnels.get(name)
-        if known is None or known.get("boot") != payload.get("boot"):
+        if known is None or known.boot != payload.get("boot"):
             return False
-        numbers: Json = {key: payload[key] for key in (*STATS_KEYS, "ts") if key in payload}
-        updated = {**known, **numbers}
-        if not _has_groups(updated):
-            return False
-        self._tunnels[name] = updated
+        numbers: Json = {key: payload[key] for key in STATS_KEYS if key in payload}
+        return self._set_tunnel(name, {**known.json, **numbers}, payload)
+
+    def _set_tunnel(self, name: str, data: Mapping[str, object], payload: Json) -> bool:
+        """Take over the object of a tunnel; False where it is not as the status contract says."""
+        boot, ts = payload.get("boot"), payload.get("ts")
+        known = self._tunnels.get(name)
+        if known is not None and known.json == data:  # nearly always: idle tunnels repeat their state
+            tunnel = known.json
+        else:
+            try:
+                tunnel = encode_snapshot(decode_snapshot(data))
+            except StatusFormatError:
+                return False
+        self._tunnels[name] = RemoteTunnel(tunnel, boot if isinstance(boot, str) else None, parse_timestamp(ts))
+        if tunnel["link"]:
+            self._last_links[name] = tunnel["link"]
         return True
 
     def clear(self, topic: ParsedTopic) -> None:
@@ -220,36 +228,13 @@ class Fleet:
 
 
 def _message_age(topic: ParsedTopic, payload: Json, wall: float, *, is_retained: bool) -> float | None:
-    """Seconds since the host itself sent this. A will was written when the connection began, so it has no age."""
+    """Seconds since the host sent this. A will was written when the connection began, so it has no age."""
     if topic.kind == "status" and payload.get("online") is not True:
         return None
     if not is_retained:
         return 0.0
     sent_at = parse_timestamp(payload.get("ts"))
     return None if sent_at is None else max(0.0, wall - sent_at)
-
-
-def _is_tunnel(payload: Json, name: str) -> bool:
-    return (
-        payload.get("name") == name
-        and all(isinstance(payload.get(key), str) for key in _REQUIRED_TEXTS)
-        and all(isinstance(payload.get(key), str | None) for key in _OPTIONAL_TEXTS)
-        and isinstance(payload.get("tags", []), list)
-        and _is_number(payload.get("worker", 0))
-        and _has_groups(payload)
-    )
-
-
-def _has_groups(payload: Json) -> bool:
-    for group, keys in _GROUPS.items():
-        found = payload.get(group)
-        if not isinstance(found, Mapping) or not all(_is_number(found.get(key)) for key in keys):
-            return False
-    return True
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_MAX_NUMBER < value < _MAX_NUMBER
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
@@ -266,7 +251,7 @@ class LinkSide(Protocol):
 
     @property
     def role(self) -> str:
-        """``server`` or ``client``."""
+        """Role of the tunnel: ``server`` or ``client``."""
 
     @property
     def presence(self) -> str:
@@ -288,18 +273,18 @@ class HostTunnel:
 
     host: str
     presence: str
-    tunnel: Json
+    tunnel: TunnelJson
     last_link: str | None = None
 
     @property
     def link(self) -> str | None:
         """The id of its link, or of the last one that was seen."""
-        return self.tunnel.get("link") or self.last_link
+        return self.tunnel["link"] or self.last_link
 
     @property
     def role(self) -> str:
-        """``server`` or ``client``."""
-        return str(self.tunnel["role"])
+        """Role of the tunnel: ``server`` or ``client``."""
+        return self.tunnel["role"]
 
     @property
     def is_up(self) -> bool:
@@ -308,13 +293,13 @@ class HostTunnel:
 
     @property
     def place(self) -> str:
-        """``HOST/TUNNEL``."""
+        """Host and name, as ``HOST/TUNNEL``."""
         return f"{self.host}/{self.tunnel['name']}"
 
     @property
     def shown_state(self) -> str:
         """Its state; while its host is not online, the last one."""
-        return str(self.tunnel["state"]) if self.presence == ONLINE else f"{self.presence}, was {self.tunnel['state']}"
+        return self.tunnel["state"] if self.presence == ONLINE else f"{self.presence}, was {self.tunnel['state']}"
 
     def as_json(self) -> Json:
         """One end of a path, as ``fleet ps --json --paths`` shows it."""
@@ -324,7 +309,7 @@ class HostTunnel:
             "tunnel": self.tunnel["name"],
             "role": self.tunnel["role"],
             "state": self.tunnel["state"],
-            "reason": self.tunnel.get("reason"),
+            "reason": self.tunnel["reason"],
             "address": self.tunnel["target_addr"],
         }
 
@@ -346,7 +331,7 @@ class LinkPath:
     def direction(self) -> str | None:
         """``reverse`` or ``forward``, as either end knows it."""
         ends = (end for end in (self.server, self.client) if end is not None)
-        return next((end.tunnel["direction"] for end in ends if end.tunnel.get("direction")), None)
+        return next((end.tunnel["direction"] for end in ends if end.tunnel["direction"]), None)
 
     @property
     def ingress(self) -> HostTunnel | None:

@@ -21,7 +21,7 @@ from orchestrator.mqtt.topics import INFO, STATE, STATUS, Message
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from orchestrator.mqtt.connection import BrokerSession
+    from orchestrator.mqtt.session import BrokerSession
     from orchestrator.mqtt.topics import HostTopics
     from tunnel.model.events import EventLog
 

@@ -166,7 +166,7 @@ class HostOwnership:
             raise DuplicateHostError(_OCCUPIED.format(host=self._host))
 
     def is_occupied(self, now: float) -> bool:
-        """Whether the other host is still there: neither a farewell nor too long a silence."""
+        """Whether the other host is still there: it has not gone offline, and was not silent for too long."""
         if self._owner is not None and now - self._owner_seen_at >= SILENT_AFTER_S:
             self._expired, self._owner = self._owner, None
         elif self._owner is None and now >= self._copy_expected_until:

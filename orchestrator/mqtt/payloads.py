@@ -35,7 +35,7 @@ class Payload(Protocol):
         """The keys of the JSON object, for the documentation."""
 
     def as_json(self) -> Mapping[str, object]:
-        """The JSON object."""
+        """The JSON object that is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class _FlatPayload:
         return ("v", *(field.name for field in fields(cls)))
 
     def as_json(self) -> dict[str, object]:
-        """The JSON object."""
+        """The JSON object that is sent."""
         return {"v": VERSION, **{field.name: getattr(self, field.name) for field in fields(self)}}
 
     @classmethod
@@ -132,7 +132,7 @@ class _FlatPayload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusPayload(_FlatPayload):
-    """Birth, last will and farewell of a host."""
+    """Whether a host is online: sent at birth and at its end, and the last will."""
 
     texts = ("boot", "instance", "started_at", "ts")
     flags = ("online",)
@@ -145,7 +145,7 @@ class StatusPayload(_FlatPayload):
 
     @classmethod
     def of_run(cls, run: DaemonRun, ts: str, *, online: bool) -> StatusPayload:
-        """What a run of a daemon publishes about itself."""
+        """The status of a run of a daemon."""
         return cls(
             online=online, boot=run.boot, instance=run.instance, started_at=format_timestamp(run.started_at), ts=ts
         )
@@ -219,7 +219,7 @@ class StatePayload:
         return ("v", "boot", "seq", "ts", "…")
 
     def as_json(self) -> dict[str, object]:
-        """The JSON object."""
+        """The JSON object that is sent."""
         return {**self.tunnel, "v": VERSION, "boot": self.boot, "seq": self.seq, "ts": self.ts}
 
 
@@ -238,7 +238,7 @@ class StatsPayload:
         return ("v", "boot", "ts", *STATS_KEYS)
 
     def as_json(self) -> dict[str, object]:
-        """The JSON object."""
+        """The JSON object that is sent."""
         return {"v": VERSION, **{key: self.tunnel[key] for key in STATS_KEYS}, "boot": self.boot, "ts": self.ts}
 
 
@@ -255,7 +255,7 @@ class EventPayload:
         return ("v", "boot", "ts", "tunnel", "level", "kind", "text", "…")
 
     def as_json(self) -> dict[str, object]:
-        """The JSON object."""
+        """The JSON object that is sent."""
         return {**self.event.as_json(), "v": VERSION, "boot": self.boot}
 
 
@@ -310,7 +310,7 @@ class ResponsePayload:
         return ("v", "id", "ok", "error", "result")
 
     def as_json(self) -> dict[str, object]:
-        """The JSON object."""
+        """The JSON object that is sent."""
         return {"v": VERSION, "id": self.id, "ok": self.ok, "error": self.error, "result": self.result}
 
     @classmethod

@@ -58,7 +58,7 @@ class PublishQueue:
     def __len__(self) -> int:
         return len(self._retained) + len(self._events) + len(self._stats)
 
-    def put(self, message: Message) -> None:
+    def add(self, message: Message) -> None:
         """Queue a message; it replaces an older one on the same topic unless it is an event."""
         if message.is_event:
             self._events.append(message)
@@ -80,11 +80,11 @@ class PublishQueue:
             self._is_filled.set()
 
     def clear_current_values(self) -> None:
-        """Drop everything but events: after a loss all current values are published anew."""
+        """Drop everything but events: after a loss all current values are published again."""
         self._retained.clear()
         self._stats.clear()
 
-    def take(self, limit: int) -> list[Message]:
+    def take_next(self, limit: int) -> list[Message]:
         """Remove and return the next messages."""
         taken: list[Message] = []
         while len(taken) < limit and len(self):
@@ -148,7 +148,7 @@ class PublishSchedule:
         self._uniform = uniform
 
     def reset(self) -> None:
-        """Publish everything again."""
+        """Forget what was published: everything is due."""
         self._published.clear()
 
     def next(self, snapshots: Iterable[Snapshot], now: float) -> DueMessages:
@@ -235,7 +235,7 @@ class Publications:
         self._old_topics: set[str] = set()
 
     def restart(self) -> None:
-        """Begin a new connection: publish everything anew but events, which wait in the queue."""
+        """Begin a new connection: everything is published again but events, which wait in the queue."""
         self.queue.clear_current_values()
         self._schedule.reset()
         self._info = None
@@ -247,18 +247,18 @@ class Publications:
         self._old_topics.add(topic)
 
     def status_message(self, *, online: bool) -> Message:
-        """Birth, last will and farewell."""
+        """The online or offline status; the latter is also the last will."""
         return self._topics.message(
             STATUS, StatusPayload.of_run(self._run, format_timestamp(time.time()), online=online)
         )
 
     def clear_topic(self, topic: str) -> None:
         """Remove what the broker retains there."""
-        self.queue.put(Message(topic, b"", retain=True))
+        self.queue.add(Message(topic, b"", retain=True))
 
     def add_event(self, event: Event) -> None:
-        """Queue an event."""
-        self.queue.put(self._topics.message(EVENT, EventPayload(event, self._run.boot)))
+        """Queue an event for publication."""
+        self.queue.add(self._topics.message(EVENT, EventPayload(event, self._run.boot)))
 
     def queue_due(self) -> Iterator[None]:
         """Queue what is due, in small steps; between two steps other tasks of the loop have their turn."""
@@ -287,11 +287,11 @@ class Publications:
     def _queue_state(self, snapshot: Snapshot, ts: str) -> None:
         self._seq += 1
         payload = StatePayload(snapshot.as_json(), self._run.boot, self._seq, ts)
-        self.queue.put(self._topics.message(STATE, payload, snapshot.name))
+        self.queue.add(self._topics.message(STATE, payload, snapshot.name))
 
     def _queue_stats(self, snapshot: Snapshot, ts: str) -> None:
         payload = StatsPayload(snapshot.as_json(), self._run.boot, ts)
-        self.queue.put(self._topics.message(STATS, payload, snapshot.name))
+        self.queue.add(self._topics.message(STATS, payload, snapshot.name))
 
     def _queue_info(self, ts: str, now: float, tunnels: int) -> None:
         info = InfoPayload.of_run(
@@ -305,18 +305,18 @@ class Publications:
         is_changed = self._info is None or replace(info, ts=self._info.ts) != self._info
         if is_changed or now - self._info_at >= REPEAT_INTERVAL_S:
             self._info, self._info_at = info, now
-            self.queue.put(self._topics.message(INFO, info))
+            self.queue.add(self._topics.message(INFO, info))
 
     def _queue_discovery(self, discovery: HomeAssistantDiscovery, names: list[str]) -> None:
         """A configuration is cleared before the state that it reads, which would make no sense to its readers."""
         if self._discovered is None:
             self._discovered = set()
             for message in discovery.host_messages():
-                self.queue.put(message)
+                self.queue.add(message)
         for name in names:
             if name not in self._discovered:
                 for message in discovery.tunnel_messages(name):
-                    self.queue.put(message)
+                    self.queue.add(message)
         for name in self._discovered.difference(names):
             for message in discovery.tunnel_messages(name):
                 self.clear_topic(message.topic)

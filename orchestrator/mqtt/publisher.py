@@ -1,4 +1,4 @@
-"""One host on the broker for as long as the daemon runs: birth, tunnels, events, commands, farewell.
+"""One host on the broker for as long as the daemon runs: online status, tunnels, events, commands, offline status.
 
 Nothing here affects a tunnel: a broker that is slow, silent or gone costs a bounded amount of memory and a few
 attempts.
@@ -8,20 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt import broker as errors
 from orchestrator.mqtt import payloads
-from orchestrator.mqtt.broker import CREDENTIAL_CODES, TAKEN_OVER_CODE, BrokerError, BrokerState, BrokerStatus
-from orchestrator.mqtt.commands import EVENT_KIND
-from orchestrator.mqtt.ha_discovery import DiscoveryMonitor
-from orchestrator.mqtt.ownership import DuplicateHostError, HostOwnership, StatusVerdict
-from orchestrator.mqtt.payloads import InfoPayload, StatusPayload
+from orchestrator.mqtt.broker import (
+    CREDENTIAL_CODES,
+    TAKEN_OVER_CODE,
+    Broker,
+    BrokerError,
+    BrokerState,
+    BrokerStatus,
+)
+from orchestrator.mqtt.commands import EVENT_KIND, CommandHandler
+from orchestrator.mqtt.ha_discovery import DiscoveryMonitor, HomeAssistantDiscovery
+from orchestrator.mqtt.ownership import (
+    DuplicateHostError,
+    HostOwnership,
+    StatusVerdict,
+    find_state_directory,
+    load_identity,
+)
+from orchestrator.mqtt.payloads import DaemonRun, InfoPayload, StatusPayload
 from orchestrator.mqtt.publications import Publications
 from orchestrator.mqtt.topics import COMMAND, INFO, STATE, STATUS, HostTopics, ParsedTopic, parse
+from orchestrator.process.setup import program_version
 from orchestrator.process.task_scope import task_scope
 from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.event_bus import HISTORY_KINDS, is_noteworthy
@@ -32,9 +48,9 @@ from tunnel.runtime.backoff import retry_delay
 if TYPE_CHECKING:
     import aiomqtt
 
-    from orchestrator.mqtt.commands import CommandHandler
-    from orchestrator.mqtt.connection import BrokerClient, BrokerSession
-    from orchestrator.mqtt.ha_discovery import HomeAssistantDiscovery
+    from orchestrator.config.manifest import Manifest
+    from orchestrator.config.schema import MqttSettings
+    from orchestrator.mqtt.session import BrokerClient, BrokerSession
     from orchestrator.mqtt.topics import Message
     from orchestrator.supervisor.control import ControlService
     from orchestrator.supervisor.event_bus import EventBus
@@ -49,7 +65,8 @@ _MIN_SCAN_INTERVAL_S: Final = 0.1  # between two scans, at least; and so many ti
 _MIN_INTERVAL_PER_SCAN: Final = 20
 _MAX_UNCONFIRMED: Final = 20  # messages that wait for confirmation; brokers commonly accept no more (Receive Maximum)
 _ECHO_TIMEOUT_S: Final = 5.0  # for our own birth to come back
-_FAREWELL_TIMEOUT_S: Final = 2.0
+_OFFLINE_TIMEOUT_S: Final = 2.0  # for the last messages of a connection
+_CLOSE_TIMEOUT_S: Final = 3.0  # for the same, and the end of the connection
 _RECOVERED_AFTER_S: Final = 5.0  # a connection that lasts so long after a problem is reported
 _STABLE_AFTER_S: Final = 30.0  # after this time a lost connection counts as one that worked
 
@@ -106,7 +123,7 @@ class Publisher:
         client: BrokerClient,
         *,
         host: str,
-        run: payloads.DaemonRun,
+        run: DaemonRun,
         handler: CommandHandler,
         discovery: HomeAssistantDiscovery | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
@@ -168,7 +185,7 @@ class Publisher:
             self._bus.unsubscribe(self._on_event)
 
     def close(self) -> None:
-        """Publish the farewell, as far as the broker accepts it, and end."""
+        """Publish the offline status, as far as the broker accepts it, and end."""
         self._is_closing.set()
         self._scan_requested.set()
 
@@ -178,7 +195,7 @@ class Publisher:
                 await self._is_closing.wait()
 
     async def _publish_until_lost(self) -> None:
-        """One connection, from birth to farewell. Raises BrokerError when it is lost, DuplicateHostError."""
+        """One connection, from online to offline status. Raises BrokerError when it is lost, DuplicateHostError."""
         will = self._publications.status_message(online=False)
         async with self._client.session(will=will) as session, task_scope() as start:
             self._ownership.begin_publishing()
@@ -190,7 +207,7 @@ class Publisher:
             start(self._handler.run(session))
             start(self._send_queue(session))
             await self._scan_until_closing()
-            await self._publish_farewell(session)
+            await self._publish_offline(session)
 
     async def _come_online(self, session: BrokerSession) -> None:
         """Claim the host name: read what the broker retains, then publish our birth. Raises as above."""
@@ -235,15 +252,15 @@ class Publisher:
             began = time.monotonic()
         return spent_s + time.monotonic() - began
 
-    async def _publish_farewell(self, session: BrokerSession) -> None:
+    async def _publish_offline(self, session: BrokerSession) -> None:
         try:
-            async with asyncio.timeout(_FAREWELL_TIMEOUT_S):
+            async with asyncio.timeout(_OFFLINE_TIMEOUT_S):
                 await self._queue_due()
-                while batch := self._publications.queue.take(_MAX_UNCONFIRMED):
+                while batch := self._publications.queue.take_next(_MAX_UNCONFIRMED):
                     await publish_all(session, batch)
                 await session.publish(self._publications.status_message(online=False))
         except TimeoutError:
-            session.abort()  # the broker publishes the last will in place of the farewell
+            session.abort()  # the broker publishes the last will instead
 
     async def _watch_duplicate(self) -> None:
         """Another host has our name: wait until it is gone, without publishing and without a will."""
@@ -275,7 +292,7 @@ class Publisher:
             if dropped := queue.take_dropped_count():
                 text = f"{dropped} events were not published: the broker accepted none of them for too long"
                 self._reporter.emit(LogLevel.WARN, text)
-            batch = queue.take(_MAX_UNCONFIRMED)
+            batch = queue.take_next(_MAX_UNCONFIRMED)
             try:
                 await publish_all(session, batch)
             except BaseException:
@@ -330,7 +347,7 @@ class Publisher:
             self._event_log.warn_throttled(EVENT_KIND, "rival", text)
         is_contradicted = verdict in {StatusVerdict.DUPLICATE_CAME, StatusVerdict.SAYS_OFFLINE}
         if is_contradicted and self._reporter.is_online and not self._is_closing.is_set():
-            self._publications.queue.put(self._publications.status_message(online=True))
+            self._publications.queue.add(self._publications.status_message(online=True))
 
 
 async def publish_all(session: BrokerSession, batch: list[Message]) -> None:
@@ -348,3 +365,48 @@ async def _publish_in_turn(session: BrokerSession, message: Message, turn: int) 
     for _ in range(turn):
         await asyncio.sleep(0)
     await session.publish(message)
+
+
+# --- the publisher of a daemon ----------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def publish_host(control: ControlService, manifest: Manifest) -> AsyncIterator[None]:
+    """Publish the daemon's tunnels and accept commands until the block ends, whatever the broker does."""
+    settings = manifest.supervisor.mqtt
+    if settings is None:
+        yield
+        return
+    publisher = _make_publisher(control, manifest, settings)
+    control.mqtt = publisher.status
+    task = asyncio.create_task(publisher.run(), name="mqtt")
+    try:
+        yield
+    finally:
+        publisher.close()
+        await asyncio.wait([task], timeout=_CLOSE_TIMEOUT_S)
+        task.cancel()
+        await asyncio.wait([task], timeout=_CLOSE_TIMEOUT_S)
+
+
+def _make_publisher(control: ControlService, manifest: Manifest, settings: MqttSettings) -> Publisher:
+    from orchestrator.mqtt.session import BrokerClient  # noqa: PLC0415  imports aiomqtt only where a broker is named
+
+    identity = load_identity(manifest.path, find_state_directory(os.environ, os.getuid()))
+    if identity.problem is not None and settings.host is None:
+        control.bus.emit(LogLevel.WARN, EVENT_KIND, identity.problem)
+    if settings.ca is not None and settings.url.startswith("mqtt:"):
+        text = f"supervisor.mqtt: ca has no effect, because {settings.url} is not encrypted; write mqtts://"
+        control.bus.emit(LogLevel.WARN, EVENT_KIND, text)
+    host = settings.host or identity.instance
+    run = DaemonRun(identity.instance, uuid.uuid4().hex, time.time())
+    topics = HostTopics(host)
+    prefix = settings.discovery_prefix
+    return Publisher(
+        control,
+        BrokerClient(Broker.from_settings(settings, os.environ), identity.client_id(host)),
+        host=host,
+        run=run,
+        handler=CommandHandler(control, topics, run.boot, is_enabled=settings.commands),
+        discovery=HomeAssistantDiscovery(prefix, topics, host, program_version()) if settings.discovery else None,
+    )

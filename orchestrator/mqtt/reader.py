@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import BrokerError
-from orchestrator.mqtt.connection import BrokerClient, BrokerSession
 from orchestrator.mqtt.fleet import ONLINE, Fleet, Json
 from orchestrator.mqtt.payloads import CommandPayload, ResponsePayload
+from orchestrator.mqtt.session import BrokerClient, BrokerSession
 from orchestrator.mqtt.topics import COMMAND, EVENT, EVERY_HOST, INFO, RESPONSE, STATE, STATS, STATUS, HostTopics, parse
 from orchestrator.process.task_scope import task_scope
 from tunnel.model.times import format_timestamp

@@ -23,7 +23,7 @@ _WILDCARD: Final = "+"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One publication."""
+    """One publication on the broker."""
 
     topic: str
     payload: bytes
@@ -58,7 +58,7 @@ class Topic:
 
 
 STATUS: Final = Topic(
-    "status", "status", payloads.StatusPayload, "whether the daemon is online: birth, last will and farewell",
+    "status", "status", payloads.StatusPayload, "whether the daemon is online; also the last will",
     retain=True,
 )  # fmt: skip
 INFO: Final = Topic(

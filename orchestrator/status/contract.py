@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Record = TypeVar("Record")
 
+_MAX_NUMBER: Final = 1 << 64  # JSON sets no bound, but the arithmetic of readers has one
+
 JSON_NAME: Final = "json"
 """Key of a dataclass field's metadata: its name in JSON, where that is not its own."""
 
@@ -221,10 +223,12 @@ def _converter(hint: Any) -> Callable[[object], object]:  # noqa: ANN401  types 
 
 
 def _scalar(kind: type[Any], value: object) -> object:
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and -_MAX_NUMBER < value < _MAX_NUMBER:
         return float(value)
     if type(value) is not kind:
         raise _MismatchError(f" is not of type {kind.__name__}: {value!r:.60}")
+    if kind is int and not -_MAX_NUMBER < cast("int", value) < _MAX_NUMBER:
+        raise _MismatchError(" is too large a number")
     return value
 
 

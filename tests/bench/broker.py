@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt.broker import Broker, BrokerError
-from orchestrator.mqtt.connection import BrokerClient
+from orchestrator.mqtt.session import BrokerClient
 from tests.support.ports import free_ports
 
 from .processes import BenchError, RunningProcess, find_program, is_listening, run_process

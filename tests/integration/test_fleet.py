@@ -26,8 +26,8 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from orchestrator.mqtt.broker import Broker
-from orchestrator.mqtt.connection import BrokerClient
 from orchestrator.mqtt.ownership import COPY_RETURNS_WITHIN_S, load_identity
+from orchestrator.mqtt.session import BrokerClient
 from orchestrator.mqtt.topics import Message
 from tests.bench.processes import clean_environment
 from tests.bench.screen import selected_tunnel

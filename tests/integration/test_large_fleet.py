@@ -67,7 +67,7 @@ async def test_a_host_that_has_no_time_for_a_farewell_leaves_it_to_its_will(
     async with reader.connected():
         async with simulated_fleet(broker, hosts=2, tunnels=4, busy=0, flaps=0) as fleet:
             await wait_until_async(lambda: shown(reader, host, name_of_tunnel(3)) == "up", "it is there")
-            monkeypatch.setattr(publisher, "_FAREWELL_TIMEOUT_S", 0.1)
+            monkeypatch.setattr(publisher, "_OFFLINE_TIMEOUT_S", 0.1)
             monkeypatch.setattr(publisher, "publish_all", unconfirmed)
             for _ in range(2):  # one that is being told, and one that waits
                 await asyncio.sleep(MIN_STATE_INTERVAL_S)

@@ -15,7 +15,8 @@ from orchestrator.config.faults import ConfigError
 from orchestrator.config.load import load
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import Broker, BrokerError, BrokerState, BrokerStatus
-from orchestrator.mqtt.connection import BrokerClient, DisconnectFilter, NewestQueue
+from orchestrator.mqtt.broker_socket import DisconnectFilter
+from orchestrator.mqtt.session import BrokerClient, ReceiveBuffer
 from tests.support.openapi import api_document
 from tests.support.scale import GUARD_S
 
@@ -95,7 +96,7 @@ def test_a_contradictory_section_is_a_fault_with_its_position(tmp_path: Path, se
 
 
 async def test_a_broker_that_hangs_up_once_is_not_treated_as_version_3(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.mqtt.connection._STEP_TIMEOUT_S", 10 * GUARD_S)
+    monkeypatch.setattr("orchestrator.mqtt.session.STEP_TIMEOUT_S", 10 * GUARD_S)
     versions: list[int] = []
     connack = b""
 
@@ -188,11 +189,27 @@ async def test_a_loss_right_after_connack_is_noticed_at_once() -> None:
         assert error.value.code == 142
 
 
+def message(topic: str, number: int) -> aiomqtt.Message:
+    return aiomqtt.Message(topic, b"%d" % number, 0, retain=False, mid=number, properties=None)
+
+
 async def test_of_waiting_messages_the_newest_on_each_topic_is_kept() -> None:
-    queue = NewestQueue(10)
+    buffer = ReceiveBuffer(keep_newest_only=True)
     for number in range(5):
         for topic in ("nodepass-orch/v1/h/t/a/stats", "nodepass-orch/v1/h/event"):
-            queue.put_nowait(aiomqtt.Message(topic, b"%d" % number, 0, retain=False, mid=number, properties=None))
-    read = [queue.get_nowait().payload for _ in range(queue.qsize())]
-    assert sorted(read) == [b"0", b"1", b"2", b"3", b"4", b"4"]
-    assert queue.empty()
+            buffer.put_nowait(message(topic, number))
+    assert sorted(str(one.payload) for one in await buffer.get_all()) == sorted(
+        map(str, (b"0", b"1", b"2", b"3", b"4", b"4"))
+    )
+    assert not buffer.qsize()
+
+
+async def test_a_full_buffer_rejects_messages_until_they_are_read() -> None:
+    buffer = ReceiveBuffer(2, keep_newest_only=False)
+    for number in range(2):
+        buffer.put_nowait(message("a/state", number))
+    with pytest.raises(asyncio.QueueFull):
+        buffer.put_nowait(message("a/state", 2))
+    assert (await buffer.get()).payload == b"0"
+    buffer.put_nowait(message("a/state", 3))
+    assert [one.payload for one in await buffer.get_all()] == [b"1", b"3"]

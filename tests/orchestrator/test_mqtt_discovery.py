@@ -147,7 +147,7 @@ class FixedTunnels:
 
 def publish_due(publications: Publications) -> dict[str, bytes]:
     list(publications.queue_due())
-    return {message.topic: message.payload for message in publications.queue.take(1000)}
+    return {message.topic: message.payload for message in publications.queue.take_next(1000)}
 
 
 async def test_topics_left_by_an_earlier_run_are_cleared_and_nothing_else(tmp_path: Path) -> None:

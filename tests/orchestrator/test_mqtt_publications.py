@@ -45,11 +45,11 @@ def test_the_newest_message_per_topic_is_kept_and_the_queue_is_bounded(
     queue = PublishQueue(max_events=4)
     newest: dict[tuple[str, tuple[int, bool]], bytes] = {}
     for number, (topic, kind) in enumerate(puts):
-        queue.put(Message(topic, b"%d" % number, *kind))
+        queue.add(Message(topic, b"%d" % number, *kind))
         newest[topic, kind] = b"%d" % number
         assert len(queue) <= 3 + 3 + 4
     taken: list[Message] = []
-    while batch := queue.take(most):
+    while batch := queue.take_next(most):
         assert len(batch) <= most
         taken += batch
     events = [message for message in taken if message.is_event]
@@ -65,16 +65,16 @@ def test_the_newest_message_per_topic_is_kept_and_the_queue_is_bounded(
 async def test_unconfirmed_events_are_queued_again_in_their_old_place() -> None:
     queue = PublishQueue(max_events=3)
     for number in range(3):
-        queue.put(Message("event", b"%d" % number))
-    batch = queue.take(2)
-    queue.put(Message("t/a/state", b"s", retain=True))
+        queue.add(Message("event", b"%d" % number))
+    batch = queue.take_next(2)
+    queue.add(Message("t/a/state", b"s", retain=True))
     queue.put_back(batch)
     queue.clear_current_values()
-    assert [m.payload for m in queue.take(9)] == [b"0", b"1", b"2"]
+    assert [m.payload for m in queue.take_next(9)] == [b"0", b"1", b"2"]
     waiting = asyncio.create_task(queue.wait_filled())
     await asyncio.sleep(0)
     assert not waiting.done()
-    queue.put(Message("event", b"3"))
+    queue.add(Message("event", b"3"))
     await asyncio.wait_for(waiting, GUARD_S)
 
 

@@ -1,0 +1,255 @@
+"""The connection to a broker below the MQTT library: TCP or TLS, offered to the library on a Unix socket.
+
+The connection is ours, because aiomqtt and paho leave four things undone that a daemon needs. They dial and shake
+hands in a thread that cannot be stopped; they notice only by a timeout that a broker hung up before CONNACK; they
+forget a loss right after CONNACK; and they register write callbacks for descriptors that may be closed, and reused, by
+then. So ``BrokerSocket`` makes the TCP or TLS connection, and the library connects to a Unix socket of this process
+(the documented ``transport="unix"``). Bytes are passed on both ways. The library never sees its connection end before
+it has closed the connection: the broker's DISCONNECT and end of stream are withheld, and become a ``BrokerError``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import os
+import socket
+import ssl
+import struct
+from typing import Final
+
+from orchestrator.mqtt import broker as errors
+from orchestrator.mqtt.broker import Broker, BrokerError
+from tunnel.model.address import Address
+from tunnel.runtime import resolver, sockets
+
+KEEPALIVE_S: Final = 15
+"""After this silence the library sends PINGREQ; mosquitto closes a connection that is silent for one and a half."""
+STEP_TIMEOUT_S: Final = 5.0
+"""For each step of a connection: TLS handshake, CONNACK, SUBACK."""
+CLOSE_TIMEOUT_S: Final = 1.0
+
+_MAX_SILENCE_S: Final = 1.5 * KEEPALIVE_S  # the broker is dead by then: it has not answered a PINGREQ
+_DIAL_TIMEOUT_S: Final = 2.5  # per address: TCP sends SYN again after one second, and the broker may be back by then
+_CHUNK_BYTES: Final = 64 * 1024
+
+
+class DisconnectFilter:
+    """Finds the broker's DISCONNECT (MQTT 5, section 3.14) in a stream of packets. Sans-I/O."""
+
+    _DISCONNECT: Final = 14
+
+    def __init__(self) -> None:
+        self._remaining = 0  # bytes of the present packet that have not come yet
+        self._partial = b""
+        self.code: int | None = None
+        """reason code of the DISCONNECT, once there was one"""
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes to pass on: whole packet heads, up to a DISCONNECT."""
+        if self.code is not None:
+            return b""
+        data = self._partial + data
+        self._partial = b""
+        position = self._remaining
+        while position < len(data):
+            body = _parse_fixed_header(data, position)
+            is_disconnect = data[position] >> 4 == self._DISCONNECT
+            if body is None or (is_disconnect and body[1] and body[0] == len(data)):
+                self._partial = data[position:]
+                self._remaining = 0
+                return data[:position]
+            if is_disconnect:
+                self.code = data[body[0]] if body[1] else 0
+                return data[:position]
+            position = sum(body)
+        self._remaining = position - len(data)
+        return data
+
+
+def _parse_fixed_header(data: bytes, position: int) -> tuple[int, int] | None:
+    """Where the packet's body begins and its length (section 2.1.4); None where the header is not complete.
+
+    A length of more than four bytes is malformed: the rest is passed on, for the library to reject.
+    """
+    length = 0
+    for index, byte in enumerate(data[position + 1 : position + 5]):
+        length |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return position + index + 2, length
+    return None if len(data) < position + 5 else (position, 1 << 62)
+
+
+class _Phase(enum.Enum):
+    LOGIN = enum.auto()
+    """CONNACK is awaited"""
+    OPEN = enum.auto()
+    CLOSING = enum.auto()
+    """the end of the connection is expected"""
+
+
+class BrokerSocket:
+    """A connection to a broker, which the library reaches at ``local_address``."""
+
+    def __init__(self, broker: Broker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._broker = broker
+        self._reader = reader
+        self._writer = writer
+        self._phase = _Phase.LOGIN
+        self._is_phase_changed = asyncio.Event()
+        self._filter = DisconnectFilter()
+        self._has_answered = False
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._listener.bind("")  # an abstract address that the kernel chooses (unix(7), "autobind"): no file is left
+        self._listener.listen(1)
+        self.local_address = bytes(self._listener.getsockname()).decode("ascii")
+        self._library: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Future()
+        self.is_lost = False
+        """whether the connection ended when that was not expected"""
+
+    @classmethod
+    async def connect(cls, broker: Broker, context: ssl.SSLContext | None) -> BrokerSocket:
+        """Connect, with TLS if there is a context. Raises BrokerError."""
+        sock = await _dial_tcp(broker)
+        try:
+            reader, writer = await asyncio.open_connection(
+                sock=sock,
+                ssl=context,
+                server_hostname=broker.host if context else None,
+                ssl_handshake_timeout=STEP_TIMEOUT_S if context else None,
+            )
+        except OSError as error:  # ssl.SSLError is one
+            sock.close()
+            raise errors.tls_failed(broker, error) from None
+        except BaseException:
+            sock.close()
+            raise
+        return cls(broker, reader, writer)
+
+    def enter_open(self) -> None:
+        """CONNACK has accepted the login."""
+        self._set_phase(_Phase.OPEN)
+
+    def expect_close(self) -> None:
+        """The end of the connection is no error from now on."""
+        self._set_phase(_Phase.CLOSING)
+
+    def abort(self) -> None:
+        """End the connection without DISCONNECT: the broker publishes the last will."""
+        self.expect_close()
+        self._writer.transport.abort()
+
+    async def close(self) -> None:
+        """Pass on what the library has still sent, such as DISCONNECT, and free all sockets."""
+        self.expect_close()
+        self._listener.close()
+        try:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    if self._library.done() and not self._library.cancelled():
+                        await self._close_library(*self._library.result())
+                    self._writer.close()
+                    await self._writer.wait_closed()
+        finally:
+            self._writer.transport.abort()
+
+    async def _close_library(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Wait until the library has closed its end as well."""
+        try:
+            writer.write_eof()
+            while data := await reader.read(_CHUNK_BYTES):
+                if not self._writer.is_closing():
+                    self._writer.write(data)
+        finally:
+            writer.transport.abort()
+
+    async def relay_to_broker(self) -> None:
+        """Pass on what the library sends, until it closes. Raises BrokerError where that was not expected."""
+        self._library.set_result(await self._accept_library())
+        reader, _ = self._library.result()
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_CHUNK_BYTES):
+                self._writer.write(data)
+                await self._writer.drain()
+        if self._phase is not _Phase.CLOSING:
+            await self._fail(errors.connection_lost(self._broker))
+
+    async def relay_from_broker(self) -> None:
+        """Pass on what the broker sends, until it ends. Raises BrokerError where that was not expected."""
+        _, library = await self._library
+        error = None
+        try:
+            while self._filter.code is None and (data := await self._read()):
+                self._has_answered = True
+                library.write(self._filter.feed(data))
+                await library.drain()
+        except TimeoutError:
+            error = errors.not_answering(self._broker)
+        except OSError:
+            pass
+        if self._phase is not _Phase.CLOSING:
+            await self._fail(error or errors.connection_lost(self._broker, self._filter.code))
+
+    async def _read(self) -> bytes:
+        async with asyncio.timeout(_MAX_SILENCE_S):
+            return await self._reader.read(_CHUNK_BYTES)
+
+    async def _fail(self, error: BrokerError) -> None:
+        if self._phase is _Phase.LOGIN and self._has_answered:
+            # The broker refused the login and hung up: CONNACK is with the library, which says more.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STEP_TIMEOUT_S):
+                    await self._is_phase_changed.wait()
+        self.is_lost = True
+        raise errors.no_connack(self._broker) if self._phase is _Phase.LOGIN else error
+
+    def _set_phase(self, phase: _Phase) -> None:
+        self._phase = phase
+        self._is_phase_changed.set()
+
+    async def _accept_library(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The library's connection. It is not abandoned while the library's thread connects, even if cancelled."""
+        accepting = asyncio.ensure_future(self._accept_own_process())
+        try:
+            sock = await asyncio.shield(accepting)
+        except asyncio.CancelledError:
+            await asyncio.wait([accepting], timeout=CLOSE_TIMEOUT_S)
+            if not accepting.cancel() and accepting.exception() is None:
+                accepting.result().close()
+            raise
+        return await asyncio.open_unix_connection(sock=sock)
+
+    async def _accept_own_process(self) -> socket.socket:
+        """Accept a connection of this process: any process of the host could connect to an abstract address."""
+        loop = asyncio.get_running_loop()
+        while True:
+            sock, _ = await loop.sock_accept(self._listener)
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            if struct.unpack("3i", credentials)[0] == os.getpid():
+                return sock
+            sock.close()
+
+
+async def _dial_tcp(broker: Broker) -> socket.socket:
+    """A connected socket; addresses of the name are tried in turn. Raises BrokerError."""
+    error: Exception = TimeoutError()
+    try:
+        async with asyncio.timeout(2 * STEP_TIMEOUT_S):
+            for family, sockaddr in await resolver.resolve(Address(broker.host, broker.port)):
+                sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                try:
+                    sockets.set_nodelay(sock)
+                    async with asyncio.timeout(_DIAL_TIMEOUT_S):
+                        await asyncio.get_running_loop().sock_connect(sock, sockaddr)
+                except OSError as failure:  # TimeoutError is one
+                    sock.close()
+                    error = failure
+                except BaseException:
+                    sock.close()
+                    raise
+                else:
+                    return sock
+    except OSError as failure:
+        error = failure
+    raise BrokerError(f"the broker {broker} does not answer: {sockets.describe_error(error)}") from None

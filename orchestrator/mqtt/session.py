@@ -1,0 +1,269 @@
+"""MQTT sessions with a broker: aiomqtt over a connection of our own, with errors as sentences."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import aiomqtt
+from aiomqtt.exceptions import MqttConnectError
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from orchestrator.mqtt import broker as errors
+from orchestrator.mqtt.broker_socket import CLOSE_TIMEOUT_S, KEEPALIVE_S, STEP_TIMEOUT_S, BrokerSocket
+from orchestrator.process.task_scope import task_scope
+
+if TYPE_CHECKING:
+    from orchestrator.mqtt.broker import Broker
+    from orchestrator.mqtt.topics import Message
+
+_MAX_BUFFERED: Final = 20_000  # received messages, or topics, that wait to be handled
+_CONFIRM_TIMEOUT_S: Final = 2 * STEP_TIMEOUT_S  # for PUBACK
+_ERROR_TIMEOUT_S: Final = 0.01
+_TRIES_PER_OLD_VERSION: Final = 3  # of so many attempts without CONNACK the last one is with version 3.1.1
+_TRIES_PER_OLD_VERSION_IF_V5_SEEN: Final = 60
+_VERSION_REFUSED_CODES: Final = frozenset({1, 132})  # CONNACK of a broker that does not speak the version
+_FIRST_FAILURE_CODE: Final = 128  # of SUBACK
+
+_LOG: Final = logging.getLogger("nodepass-orch.mqtt")
+_LOG.addHandler(logging.NullHandler())  # complaints of the library reach users as our own sentences
+_LOG.propagate = False
+
+
+class ReceiveBuffer:
+    """Received messages that wait to be handled. The library fills it, as its queue.
+
+    With ``keep_newest_only`` a newer message replaces an older one on its topic, for topics that have a current value.
+    """
+
+    _REPLACEABLE: Final = ("/state", "/stats", "/info", "/status")
+
+    def __init__(self, limit: int = _MAX_BUFFERED, *, keep_newest_only: bool) -> None:
+        self._limit = limit
+        self._keep_newest_only = keep_newest_only
+        self._messages: dict[object, aiomqtt.Message] = {}
+        self._is_filled = asyncio.Event()
+
+    def qsize(self) -> int:
+        """The number of messages."""
+        return len(self._messages)
+
+    def put_nowait(self, message: aiomqtt.Message) -> None:
+        """Add a message. Raises QueueFull, and the library drops the message."""
+        topic = message.topic.value
+        key: object = topic if self._keep_newest_only and topic.endswith(self._REPLACEABLE) else message
+        if key not in self._messages and len(self._messages) >= self._limit:
+            raise asyncio.QueueFull
+        self._messages.pop(key, None)  # moves to the end: no topic overtakes one that has waited longer
+        self._messages[key] = message
+        self._is_filled.set()
+
+    async def get(self) -> aiomqtt.Message:
+        """Wait for a message and remove it."""
+        await self._wait_filled()
+        return self._messages.pop(next(iter(self._messages)))
+
+    async def get_all(self) -> list[aiomqtt.Message]:
+        """Wait for messages and remove them all: without a task per message, which the library makes."""
+        await self._wait_filled()
+        messages, self._messages = list(self._messages.values()), {}
+        return messages
+
+    async def _wait_filled(self) -> None:
+        while not self._messages:
+            self._is_filled.clear()
+            await self._is_filled.wait()
+
+
+class BrokerSession:
+    """One MQTT session, until its connection ends. Every method raises BrokerError."""
+
+    def __init__(
+        self,
+        client: aiomqtt.Client,
+        connection: BrokerSocket,
+        buffer: ReceiveBuffer,
+        broker: Broker,
+        *,
+        is_v5: bool,
+    ) -> None:
+        self._client = client
+        self._connection = connection
+        self._buffer = buffer
+        self._broker = broker
+        self._is_v5 = is_v5
+
+    def abort(self) -> None:
+        """End the connection without DISCONNECT, which would withdraw our last will."""
+        self._connection.abort()
+
+    async def publish(self, message: Message, *, expires_after_s: float | None = None) -> None:
+        """Publish; with QoS 1 the broker has confirmed it on return.
+
+        ``expires_after_s``: how long the broker may hold the message for a subscriber.
+        """
+        properties = None
+        if expires_after_s is not None and self._is_v5:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho has no annotation there
+            properties.MessageExpiryInterval = max(1, int(expires_after_s))
+        with self._translate_errors():
+            await self._client.publish(
+                message.topic, message.payload, message.qos, message.retain, properties, timeout=_CONFIRM_TIMEOUT_S
+            )
+
+    async def subscribe(
+        self, *topics: str, qos: int = 0, retain_as_published: bool = False, timeout_s: float = STEP_TIMEOUT_S
+    ) -> None:
+        """Subscribe; returns after SUBACK. Retained messages arrive first.
+
+        ``retain_as_published``: also a new message says whether its sender published it as retained, if the broker
+        speaks version 5; otherwise only old messages are marked as retained.
+        """
+        options: Any = SubscribeOptions(qos, retainAsPublished=retain_as_published) if self._is_v5 else qos
+        with self._translate_errors():
+            codes: Sequence[int | ReasonCode] = await self._client.subscribe(
+                [(topic, options) for topic in topics], timeout=timeout_s
+            )
+        for topic, code in zip(topics, codes, strict=False):
+            value = _code_value(code) or 0
+            if value >= _FIRST_FAILURE_CODE:
+                raise errors.subscription_refused(self._broker, topic, value)
+
+    async def unsubscribe(self, *topics: str) -> None:
+        """Remove subscriptions; returns after UNSUBACK."""
+        with self._translate_errors():
+            await self._client.unsubscribe(list(topics), timeout=STEP_TIMEOUT_S)
+
+    async def receive_batches(self) -> AsyncIterator[list[aiomqtt.Message]]:
+        """All messages that have arrived, each time there are some. A loss cancels the session's block."""
+        while True:
+            yield await self._buffer.get_all()
+
+    @contextlib.contextmanager
+    def _translate_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except aiomqtt.MqttError as error:
+            if "timed out" in str(error):
+                raise errors.not_answering(self._broker) from None
+            raise errors.connection_lost(self._broker) from None
+
+
+class BrokerClient:
+    """Makes sessions with one broker, a new aiomqtt client for each; remembers which version of MQTT it speaks."""
+
+    def __init__(self, broker: Broker, client_id: str | None = None, *, is_v5_broker: bool = True) -> None:
+        self.broker = broker
+        self._client_id = client_id
+        self._refuses_v5 = not is_v5_broker
+        self._lost_logins = 0  # in a row
+        self._tries_per_old_version = _TRIES_PER_OLD_VERSION
+
+    @property
+    def _is_v5(self) -> bool:
+        # A broker that knows only version 3.1.1 may just hang up. But so does a proxy while its broker restarts, so
+        # version 5 is tried twice: with 3.1.1 a fresh command cannot be told from a retained one.
+        tries = self._tries_per_old_version
+        return not self._refuses_v5 and self._lost_logins % tries != tries - 1
+
+    @contextlib.asynccontextmanager
+    async def session(
+        self, *, will: Message | None = None, keep_newest_only: bool = False, use_random_id: bool = False
+    ) -> AsyncIterator[BrokerSession]:
+        """A session for a block. Its loss cancels the block and raises BrokerError.
+
+        ``keep_newest_only``: of received messages that wait, keep the newest on each topic.
+        ``use_random_id``: do not use our client id, which another connection may own now.
+        """
+        password, context = await asyncio.to_thread(self.broker.load_secrets)
+        connection = await BrokerSocket.connect(self.broker, context)
+        buffer = ReceiveBuffer(keep_newest_only=keep_newest_only)
+        is_v5 = self._is_v5
+        client = self._make_client(
+            connection.local_address, password, will, buffer, None if use_random_id else self._client_id
+        )
+        try:
+            async with task_scope() as start:
+                start(connection.relay_to_broker())
+                start(connection.relay_from_broker())
+                await self._log_in(client, connection)
+                try:
+                    yield BrokerSession(client, connection, buffer, self.broker, is_v5=is_v5)
+                finally:
+                    connection.expect_close()
+                    await _log_out(client)
+        finally:
+            await connection.close()
+            await _retrieve_error(client)
+
+    def _make_client(
+        self,
+        local_address: str,
+        password: str | None,
+        will: Message | None,
+        buffer: ReceiveBuffer,
+        client_id: str | None,
+    ) -> aiomqtt.Client:
+        is_v5 = self._is_v5
+        return aiomqtt.Client(
+            local_address,
+            self.broker.port,
+            transport="unix",
+            username=self.broker.username,
+            password=password,
+            identifier=client_id,
+            protocol=aiomqtt.ProtocolVersion.V5 if is_v5 else aiomqtt.ProtocolVersion.V311,
+            will=aiomqtt.Will(will.topic, will.payload, will.qos, will.retain) if will else None,
+            clean_session=None if is_v5 else True,
+            clean_start=True if is_v5 else MQTT_CLEAN_START_FIRST_ONLY,
+            keepalive=KEEPALIVE_S,
+            timeout=STEP_TIMEOUT_S,
+            # The library calls this to make its queue, and uses put_nowait, get and qsize of the result.
+            queue_type=cast("type[asyncio.Queue[aiomqtt.Message]]", lambda maxsize: buffer),
+            logger=_LOG,
+        )
+
+    async def _log_in(self, client: aiomqtt.Client, connection: BrokerSocket) -> None:
+        try:
+            await client.__aenter__()
+        except MqttConnectError as error:
+            code = _code_value(error.rc)
+            if code in _VERSION_REFUSED_CODES:
+                self._refuses_v5 = not self._refuses_v5
+            raise errors.login_refused(self.broker, code, str(error.rc)) from None
+        except aiomqtt.MqttError:
+            self._lost_logins += 1
+            raise errors.no_connack(self.broker) from None
+        except asyncio.CancelledError:
+            self._lost_logins += connection.is_lost
+            raise
+        if self._is_v5:
+            self._tries_per_old_version = _TRIES_PER_OLD_VERSION_IF_V5_SEEN
+        self._lost_logins = 0
+        connection.enter_open()
+
+
+async def _log_out(client: aiomqtt.Client) -> None:
+    """Send DISCONNECT; the library has closed its socket on return, unless that takes too long."""
+    with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await client.__aexit__(None, None, None)
+
+
+async def _retrieve_error(client: aiomqtt.Client) -> None:
+    """Fetch the error that the library may hold for its next caller: asyncio reports one that is never retrieved."""
+    with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
+        async with asyncio.timeout(_ERROR_TIMEOUT_S):
+            async for _ in client.messages:
+                pass
+
+
+def _code_value(code: int | ReasonCode | None) -> int | None:
+    return code.value if isinstance(code, ReasonCode) else code
