@@ -9,8 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.scale import IS_FULL_SCALE
-from tunnel.model.options import KEY_VARIABLE
-from tunnel.model.settings import NAMES
+from tunnel.model.options import OPTION_VARIABLES
 
 settings.register_profile("quick", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", max_examples=2000, deadline=None)
@@ -23,7 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of whoever runs the tests reaches the program under test."""
-    for name in [*(name.upper() for name in NAMES), KEY_VARIABLE, "NODEPASS_ORCH_SOCKET", "NO_COLOR"]:
+    for name in [*OPTION_VARIABLES, "NODEPASS_ORCH_SOCKET", "NO_COLOR"]:
         monkeypatch.delenv(name, raising=False)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.api.stream import StreamLimits
-    from orchestrator.config.schema import SupervisorSettings
+    from orchestrator.config.supervisor_settings import SupervisorSettings
     from orchestrator.supervisor.control import ControlService
     from tunnel.model.address import Address
 

@@ -1,8 +1,8 @@
-"""YAML text into a tree that knows the place of every word.
+"""Parses YAML text into a tree in which every node knows its place in the file.
 
-Built from the parser's events instead of PyYAML's own constructor, because a fault has to be quote where it stands,
-and because a scalar here is the text that somebody wrote: the key ``0123`` is not the number 83 and ``12:30`` is not
-750. What a text means is decided where it is used.
+The tree is built from the events of PyYAML's parser instead of PyYAML's own constructor, because a fault has to be
+reported at its place, and because a scalar here is the text that the user wrote: the key ``0123`` is not the number 83
+and ``12:30`` is not 750. The user of a scalar decides what its text means.
 """
 
 from __future__ import annotations
@@ -19,9 +19,17 @@ from orchestrator.config.file_set import MAX_FILE_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Protocol
+
+    class _Mark(Protocol):
+        """A position in the text; PyYAML has two classes of it."""
+
+        index: int
+
 
 _MAX_DEPTH: Final = 32
 _MAX_MERGED_KEYS: Final = 100_000
+_MAX_QUOTED_LENGTH: Final = 60
 _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
 _SCALAR_TAGS: Final = frozenset(
     {None, "!"} | {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
@@ -29,22 +37,27 @@ _SCALAR_TAGS: Final = frozenset(
 _COLLECTION_TAGS: Final = frozenset({None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 _VARIABLE: Final = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}|\$\{")
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where PyYAML was built with libyaml
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster if PyYAML was built with libyaml
 
 
 @dataclass(frozen=True, slots=True)
 class ScalarNode:
-    """A scalar, its variables replaced. ``value`` is None where nothing is written."""
+    """A scalar after the substitution of its variables. ``value`` is None if nothing is written."""
 
     place: Place
     value: str | None
     is_literal: bool = False
-    """whether each character of the value stands in the file, one after the other, from ``place`` on"""
-    is_broken: bool = False
-    """a fault of it is known already: nobody needs to hear more about it"""
+    """whether the characters of the value are those of the file, in sequence, from ``place`` on"""
+    is_faulty: bool = False
+    """whether a fault of it has been reported, so that no other need be"""
 
-    def at(self, offset: int) -> Place:
-        """The place of one character of the value, or of its start where that is all that is known."""
+    @property
+    def text(self) -> str:
+        """The value, empty if nothing is written."""
+        return self.value or ""
+
+    def place_at(self, offset: int) -> Place:
+        """Return the place of one character of the value, or of the start if the value is not literal."""
         if not self.is_literal:
             return self.place
         return Place(self.place.path, self.place.line, self.place.column + offset)
@@ -52,13 +65,13 @@ class ScalarNode:
 
 @dataclass(frozen=True, slots=True)
 class MappingNode:
-    """A mapping; each key is there once."""
+    """A mapping; each key occurs once."""
 
     place: Place
     items: Mapping[str, tuple[ScalarNode, Node]]
 
     def get(self, name: str) -> Node | None:
-        """What stands under a key."""
+        """Return the value of a key."""
         return self.items[name][1] if name in self.items else None
 
     def __iter__(self) -> Iterator[tuple[ScalarNode, Node]]:
@@ -67,7 +80,7 @@ class MappingNode:
 
 @dataclass(frozen=True, slots=True)
 class SequenceNode:
-    """A sequence."""
+    """A sequence of nodes."""
 
     place: Place
     items: tuple[Node, ...]
@@ -77,42 +90,51 @@ Node = ScalarNode | MappingNode | SequenceNode
 
 
 def is_empty(node: Node | None) -> bool:
-    """Whether a key is missing, or has nothing behind it."""
-    return node is None or (isinstance(node, ScalarNode) and node.value is None and not node.is_broken)
+    """Return whether a key is missing or has no value."""
+    return node is None or (isinstance(node, ScalarNode) and node.value is None and not node.is_faulty)
+
+
+def quote(text: str) -> str:
+    """Return a text of the file as a message quotes it: in quotes, short, and without what may be a key."""
+    if "://" in text:
+        text = re.sub(r"://.*@", "://***@", text, flags=re.DOTALL)
+    return repr(text if len(text) <= _MAX_QUOTED_LENGTH else text[: _MAX_QUOTED_LENGTH - 1] + "…")
 
 
 def decode_text(path: Path, data: bytes) -> str:
-    """The text of a file. Raises ConfigError where it is too long, not UTF-8 or holds control characters."""
+    """Decode the content of a file. Raises ConfigError if it is too long, not UTF-8 or has control characters."""
     if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(
-            [Fault(Place(path), f"the file is longer than {MAX_FILE_BYTES >> 20} MiB; split it with include:")]
-        )
+        message = f"the file is longer than {MAX_FILE_BYTES >> 20} MiB; split it with include:"
+        raise ConfigError([Fault(Place(path), message)])
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line, column = _line_column(data[: error.start].decode("utf-8-sig", errors="replace"))
-        raise ConfigError([Fault(Place(path, line, column), "the file is not UTF-8 text; save it as UTF-8")]) from None
+        before = data[: error.start].decode("utf-8-sig", errors="replace")
+        raise ConfigError([Fault(_place_after(path, before), "the file is not UTF-8 text; save it as UTF-8")]) from None
     if bad := _UNPRINTABLE.search(text):
-        line, column = _line_column(text[: bad.start()])
-        message = f"the file holds the control character U+{ord(bad[0]):04X}; remove it"
-        raise ConfigError([Fault(Place(path, line, column), message)])
+        message = f"the file contains the control character U+{ord(bad[0]):04X}; remove it"
+        raise ConfigError([Fault(_place_after(path, text[: bad.start()]), message)])
     return text
 
 
-def _line_column(before: str) -> tuple[int, int]:
+def _place_after(path: Path, before: str) -> Place:
     lines = before.split("\n")
-    return len(lines), len(lines[-1]) + 1
+    return Place(path, len(lines), len(lines[-1]) + 1)
+
+
+def _index(mark: _Mark | None) -> int:
+    return mark.index if mark else 0
 
 
 def parse_document(path: Path, text: str, environ: Mapping[str, str], faults: list[Fault]) -> Node | None:
-    """The tree of one document, None where it is empty.
+    """Return the tree of a file with one YAML document, or None if it is empty.
 
-    Double keys, unknown variables and the like go to ``faults`` and reading goes on; a text that is no YAML raises
-    ConfigError.
+    Duplicate keys, unknown variables and similar faults are added to ``faults`` and parsing continues. Raises
+    ConfigError if the text is not YAML.
     """
     composer = _Composer(path, text, environ, faults)
     try:
-        return composer.document()
+        return composer.compose()
     except yaml.MarkedYAMLError as error:
         raise ConfigError([*faults, composer.syntax_fault(error)]) from None
     except yaml.YAMLError as error:
@@ -121,150 +143,156 @@ def parse_document(path: Path, text: str, environ: Mapping[str, str], faults: li
 
 @dataclass(slots=True)
 class _Composer:
+    """Builds the tree of one document from the events of the parser."""
+
     path: Path
     text: str
     environ: Mapping[str, str]
     faults: list[Fault]
-    events: Iterator[Any] = field(init=False)
+    events: Iterator[yaml.Event] = field(init=False)
     anchors: dict[str, Node | None] = field(default_factory=dict)
-    merged: int = 0
+    """None for an anchor whose node is still being composed"""
+    merged_keys: int = 0
 
     def __post_init__(self) -> None:
         self.events = iter(yaml.parse(self.text, Loader=_LOADER))
 
-    def document(self) -> Node | None:
+    def compose(self) -> Node | None:
         root: Node | None = None
         documents = 0
         for event in self.events:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents == 2:
-                    raise self._stop(event, "a second YAML document starts here; one file is one document")
-                root = self._node(next(self.events), 0)
+                    raise self._stop(event, "a second YAML document starts here; a file contains one document")
+                root = self._compose_node(next(self.events), 0)
         return None if is_empty(root) else root
 
-    def _node(self, event: Any, depth: int) -> Node:  # noqa: ANN401  PyYAML's events have no common type
+    def _compose_node(self, event: yaml.Event, depth: int) -> Node:
         if isinstance(event, yaml.AliasEvent):
-            return self._alias(event)
+            return self._resolve_alias(event)
         if depth > _MAX_DEPTH:
-            raise self._stop(event, f"this is nested deeper than {_MAX_DEPTH} levels")
-        anchor = event.anchor
+            raise self._stop(event, f"this is nested deeper than {_MAX_DEPTH} levels; flatten it")
+        anchor = event.anchor if isinstance(event, yaml.NodeEvent) else None
         if anchor:
-            self.anchors[anchor] = None  # known, not finished: an alias to it from inside is a circle
+            self.anchors[anchor] = None
         node: Node
-        if isinstance(event, yaml.ScalarEvent):
-            node = self._scalar(event)
-        elif isinstance(event, yaml.MappingStartEvent):
-            node = self._mapping(event, depth)
-        else:
-            node = self._sequence(event, depth)
+        match event:
+            case yaml.ScalarEvent():
+                node = self._compose_scalar(event)
+            case yaml.MappingStartEvent():
+                node = self._compose_mapping(event, depth)
+            case yaml.SequenceStartEvent():
+                node = self._compose_sequence(event, depth)
+            case _:
+                raise self._stop(event, "a value is expected here")
         if anchor:
             self.anchors[anchor] = node
         return node
 
-    def _alias(self, event: Any) -> Node:  # noqa: ANN401  as above
-        if event.anchor not in self.anchors:
-            raise self._stop(event, f"no anchor &{event.anchor} stands before this alias")
-        node = self.anchors[event.anchor]
+    def _resolve_alias(self, event: yaml.AliasEvent) -> Node:
+        anchor = event.anchor or ""
+        if anchor not in self.anchors:
+            raise self._stop(event, f"no anchor &{anchor} is defined before this alias")
+        node = self.anchors[anchor]
         if node is None:
-            raise self._stop(event, f"the alias *{event.anchor} stands inside what it stands for")
+            raise self._stop(event, f"the alias *{anchor} is inside the node that it refers to")
         return node
 
-    def _scalar(self, event: Any) -> ScalarNode:  # noqa: ANN401  as above
-        start, end = event.start_mark.index, event.end_mark.index
-        raw = event.value
-        self._check_tag(event, _SCALAR_TAGS)
-        is_plain = not event.style
-        if is_plain and raw in _NULLS:
-            return ScalarNode(self._place(event), None)
-        value, is_broken = self._substitute(event, raw)
-        found = self.text.find(raw, start, end) if raw and "\n" not in raw else -1
-        is_literal = found >= 0 and value == raw
+    def _compose_scalar(self, event: yaml.ScalarEvent) -> ScalarNode:
+        self._check_tag(event, event.tag, _SCALAR_TAGS)
+        raw: str = event.value
         place = self._place(event)
-        if is_literal and "\n" not in self.text[start:found]:
+        if not event.style and raw in _NULLS:
+            return ScalarNode(place, None)
+        value, is_faulty = self._substitute_variables(event, raw)
+        start, end = _index(event.start_mark), _index(event.end_mark)
+        found = self.text.find(raw, start, end) if raw and "\n" not in raw else -1
+        is_literal = found >= 0 and value == raw and "\n" not in self.text[start:found]
+        if is_literal:
             place = Place(place.path, place.line, place.column + found - start)
-        elif is_literal:
-            is_literal = False
-        return ScalarNode(place, value, is_literal, is_broken)
+        return ScalarNode(place, value, is_literal, is_faulty)
 
-    def _substitute(self, event: Any, raw: str) -> tuple[str, bool]:  # noqa: ANN401  as above
-        is_broken = False
+    def _substitute_variables(self, event: yaml.ScalarEvent, raw: str) -> tuple[str, bool]:
+        """Return the text with its variables replaced, and whether a fault was reported."""
+        is_faulty = False
 
         def replace(match: re.Match[str]) -> str:
-            nonlocal is_broken
+            nonlocal is_faulty
             name, default = match[1], match[3]
             if match[0] == "$$":
                 return "$"
             if name is None:
-                is_broken = True
-                self._fault(event, "this ${ is not ${NAME} or ${NAME:-default}; write $${ for a dollar and a brace")
+                is_faulty = True
+                self._report(event, "this ${ is not ${NAME} or ${NAME:-default}; write $${ for a dollar and a brace")
                 return ""
             value = self.environ.get(name)
             if default is not None:
                 return value or default
             if value is None:
-                is_broken = True
-                self._fault(event, f"the environment variable {name} is not set; set it or write ${{{name}:-default}}")
+                is_faulty = True
+                self._report(event, f"the environment variable {name} is not set; set it or write ${{{name}:-default}}")
             return value or ""
 
-        return _VARIABLE.sub(replace, raw), is_broken
+        return _VARIABLE.sub(replace, raw), is_faulty
 
-    def _sequence(self, event: Any, depth: int) -> SequenceNode:  # noqa: ANN401  as above
-        self._check_tag(event, _COLLECTION_TAGS)
+    def _compose_sequence(self, event: yaml.SequenceStartEvent, depth: int) -> SequenceNode:
+        self._check_tag(event, event.tag, _COLLECTION_TAGS)
         items: list[Node] = []
         while not isinstance(inner := next(self.events), yaml.SequenceEndEvent):
-            items.append(self._node(inner, depth + 1))
+            items.append(self._compose_node(inner, depth + 1))
         return SequenceNode(self._place(event), tuple(items))
 
-    def _mapping(self, event: Any, depth: int) -> MappingNode:  # noqa: ANN401  as above
-        self._check_tag(event, _COLLECTION_TAGS)
+    def _compose_mapping(self, event: yaml.MappingStartEvent, depth: int) -> MappingNode:
+        self._check_tag(event, event.tag, _COLLECTION_TAGS)
         items: dict[str, tuple[ScalarNode, Node]] = {}
         merges: list[tuple[ScalarNode, Node]] = []
         while not isinstance(inner := next(self.events), yaml.MappingEndEvent):
             is_plain = isinstance(inner, yaml.ScalarEvent) and not inner.style
-            key = self._node(inner, depth + 1)
-            value = self._node(next(self.events), depth + 1)
+            key = self._compose_node(inner, depth + 1)
+            value = self._compose_node(next(self.events), depth + 1)
             if not isinstance(key, ScalarNode) or key.value is None:
-                self.faults.append(Fault(key.place, "a key must be a text"))
+                self.faults.append(Fault(key.place, "a key must be a text; quote it"))
             elif key.value == "<<" and is_plain:
                 merges.append((key, value))
             elif key.value in items:
                 first = items[key.value][0].place.line
-                self.faults.append(
-                    Fault(key.place, f"the key {quote(key.value)} stands here twice; first in line {first}")
-                )
-            elif not key.is_broken:
+                message = f"duplicate key {quote(key.value)} (first defined in line {first}); remove one"
+                self.faults.append(Fault(key.place, message))
+            elif not key.is_faulty:
                 items[key.value] = key, value
         for key, value in merges:
             self._merge(key, value, items)
         return MappingNode(self._place(event), items)
 
     def _merge(self, key: ScalarNode, value: Node, items: dict[str, tuple[ScalarNode, Node]]) -> None:
-        for block in value.items if isinstance(value, SequenceNode) else (value,):
-            if not isinstance(block, MappingNode):
-                self.faults.append(Fault(key.place, "<<: takes an alias of a mapping, or a list of them"))
+        for mapping in value.items if isinstance(value, SequenceNode) else (value,):
+            if not isinstance(mapping, MappingNode):
+                self.faults.append(Fault(key.place, "<<: takes an alias of a mapping, or a list of such aliases"))
                 continue
-            self.merged += len(block.items)
-            if self.merged > _MAX_MERGED_KEYS:
-                raise ConfigError([*self.faults, Fault(key.place, "the aliases of this file unfold to too many keys")])
-            for name, item in block.items.items():
+            self.merged_keys += len(mapping.items)
+            if self.merged_keys > _MAX_MERGED_KEYS:
+                message = f"the aliases of this file expand to more than {_MAX_MERGED_KEYS} keys; use fewer"
+                raise ConfigError([*self.faults, Fault(key.place, message)])
+            for name, item in mapping.items.items():
                 items.setdefault(name, item)
 
-    def _check_tag(self, event: Any, known: frozenset[str | None]) -> None:  # noqa: ANN401  as above
-        if event.tag not in known:
-            self._fault(event, f"the tag {event.tag[:40]!r} means nothing here; remove it")
+    def _check_tag(self, event: yaml.Event, tag: str | None, known: frozenset[str | None]) -> None:
+        if tag not in known:
+            self._report(event, f"the tag {str(tag)[:40]!r} is not supported; remove it")
 
-    def _place(self, event: Any) -> Place:  # noqa: ANN401  as above
-        return Place(self.path, event.start_mark.line + 1, event.start_mark.column + 1)
+    def _place(self, event: yaml.Event) -> Place:
+        mark = event.start_mark
+        return Place(self.path, mark.line + 1, mark.column + 1) if mark else Place(self.path)
 
-    def _fault(self, event: Any, message: str) -> None:  # noqa: ANN401  as above
+    def _report(self, event: yaml.Event, message: str) -> None:
         self.faults.append(Fault(self._place(event), message))
 
-    def _stop(self, event: Any, message: str) -> ConfigError:  # noqa: ANN401  as above
+    def _stop(self, event: yaml.Event, message: str) -> ConfigError:
         return ConfigError([*self.faults, Fault(self._place(event), message)])
 
     def syntax_fault(self, error: yaml.MarkedYAMLError) -> Fault:
-        """What the parser could not read, where, and what most often lies behind it."""
+        """Return what the parser could not read, its place, and the most frequent cause."""
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         lines = self.text.split("\n")
@@ -275,10 +303,3 @@ class _Composer:
             hint = "; indent with blanks, not with tabs"
         what = ", ".join(part for part in (error.problem, error.context) if part)
         return Fault(Place(self.path, line, column), f"this is not YAML: {what}{hint}")
-
-
-def quote(text: str) -> str:
-    """A text of the file as a message quotes it: in quotes, short, and without what may be a key."""
-    if "://" in text:
-        text = re.sub(r"://.*@", "://***@", text, flags=re.DOTALL)
-    return repr(text if len(text) <= 60 else text[:59] + "…")

@@ -1,10 +1,10 @@
-"""One entry of the file into an Entry: its options, its URL, its name, every fault where it stands."""
+"""Parses one entry of the file: its name, URL and options, with every fault at its place."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,60 +12,73 @@ from orchestrator.config.document import MappingNode, Node, ScalarNode, Sequence
 from orchestrator.config.faults import Fault, Place
 from orchestrator.config.file_set import hash_bytes, read_file
 from orchestrator.config.manifest import Entry, OptionOrigin
-from orchestrator.config.schema import MAX_NAME_LENGTH, parse_bool
-from tunnel.model import settings
+from orchestrator.config.schema_parts import MAX_NAME_LENGTH, parse_bool
 from tunnel.model.errors import OptionError, UrlError, did_you_mean
-from tunnel.model.options import OPTION_NAMES, Layer, check_names, make_spec
+from tunnel.model.options import (
+    ENVIRONMENT_SOURCE,
+    OPTION_NAMES,
+    OPTIONS,
+    OptionLayer,
+    OptionPlace,
+    check_url_options,
+    environment_layer,
+    make_spec,
+    names_for,
+)
 from tunnel.model.url import TunnelUrl, looks_like_url, parse_url
 
 if TYPE_CHECKING:
     from tunnel.model.spec import TunnelSpec
 
-DEFAULT_KEYS: Final = ("key", *OPTION_NAMES)
-ENTRY_KEYS: Final = ("url", "enabled", "tags", *DEFAULT_KEYS)
+DEFAULT_KEYS: Final = names_for(OptionPlace.DEFAULTS)
+ENTRY_KEYS: Final = ("url", "enabled", "tags", *names_for(OptionPlace.ENTRY))
+ENTRY_SOURCE: Final = "the entry"
+LOCATED_URL_SOURCE: Final = "url"  # unlike URL_SOURCE, its faults have places in the file
+LOG_LEVEL_SOURCE: Final = "--log-level"
 
-_URL: Final = "url"
-_CERTIFICATES: Final = ("tls_cert", "tls_key", "tls_ca")
-_FILES: Final = ("key_file", *_CERTIFICATES)
-_LABELS: Final = {_URL: "URL", "the entry": "entry", "--log-level": "command line"}  # others are defaults
-_PROBE: Final = parse_url("client://localhost:1/localhost:1")
+_ORIGIN_LABELS: Final = {
+    LOCATED_URL_SOURCE: "URL",
+    ENTRY_SOURCE: "entry",
+    LOG_LEVEL_SOURCE: "command line",
+    ENVIRONMENT_SOURCE: "environment",
+}
+_DEFAULTS_LABEL: Final = "defaults"  # all other sources are defaults of some file
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """Options from one place of the file, sound each by itself, and where each of them stands."""
+class LocatedLayer:
+    """An option layer whose values are valid each by itself, with the place of each value."""
 
-    layer: Layer
-    places: Mapping[str, Place]
+    layer: OptionLayer
+    places: Mapping[str, Place] = field(default_factory=dict)
     files: frozenset[Path] = frozenset()
-    """the files that these options name, whether they can be read or not"""
+    """the files that the options name, readable or not"""
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """What an entry does not say itself."""
+class EntryContext:
+    """What the file around an entry determines."""
 
-    defaults: tuple[Options, ...]
-    """strongest first"""
+    defaults: tuple[LocatedLayer, ...]
+    """the strongest first"""
     environ: Mapping[str, str]
     base: Path
-    """where relative file names start"""
-    named: set[Path]
-    """every file that an entry names is added to these"""
+    """the directory at which relative file names start"""
+    named_files: set[Path]
+    """collects every file that an entry names"""
 
 
-def check_keys(block: MappingNode, known: tuple[str, ...], where: str, faults: list[Fault]) -> None:
-    """A fault for every key that nobody knows."""
-    for key, _ in block:
-        name = key.value or ""
-        if name not in known:
-            hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
-            faults.append(Fault(key.place, f"unknown key {quote(name)} in {where}{hint}"))
+def check_keys(mapping: MappingNode, known: tuple[str, ...], where: str, faults: list[Fault]) -> None:
+    """Report every unknown key."""
+    for key, _ in mapping:
+        if key.text not in known:
+            hint = did_you_mean(key.text, known) or f"; known are {', '.join(known)}"
+            faults.append(Fault(key.place, f"unknown key {quote(key.text)} in {where}{hint}"))
 
 
-def text_of(node: Node, what: str, faults: list[Fault]) -> ScalarNode | None:
-    """A scalar with something in it; else a fault and None."""
-    if isinstance(node, ScalarNode) and node.is_broken:
+def read_scalar(node: Node, what: str, faults: list[Fault]) -> ScalarNode | None:
+    """Return a scalar that has a value; otherwise report the fault and return None."""
+    if isinstance(node, ScalarNode) and node.is_faulty:
         return None
     if not isinstance(node, ScalarNode):
         faults.append(Fault(node.place, f"{what} takes one text, not a list or a mapping"))
@@ -76,174 +89,182 @@ def text_of(node: Node, what: str, faults: list[Fault]) -> ScalarNode | None:
     return node
 
 
-def texts_of(node: Node | None, what: str, faults: list[Fault]) -> tuple[ScalarNode, ...]:
-    """A list of scalars, or one alone."""
+def read_scalars(node: Node | None, what: str, faults: list[Fault]) -> tuple[ScalarNode, ...]:
+    """Return the scalars of a list; a single scalar counts as a list of one."""
     if node is None or is_empty(node):
         return ()
     if isinstance(node, MappingNode):
         faults.append(Fault(node.place, f"{what} takes a list of texts"))
         return ()
     items = node.items if isinstance(node, SequenceNode) else (node,)
-    return tuple(text for item in items if (text := text_of(item, f"each of {what}", faults)))
+    return tuple(scalar for item in items if (scalar := read_scalar(item, f"each of {what}", faults)))
 
 
-def read_options(block: MappingNode, source: str, base: Path, faults: list[Fault]) -> Options:
-    """The options of an entry or of ``defaults``; those with a fault are left out, so that it is told once."""
-    texts: dict[str, ScalarNode] = {}
-    for key, node in block:
-        if key.value in DEFAULT_KEYS and (text := text_of(node, key.value, faults)):
-            texts[key.value] = text
+def read_layer(mapping: MappingNode, source: str, base: Path, faults: list[Fault]) -> LocatedLayer:
+    """Read the options of an entry or of ``defaults``. Those with a fault are left out, so that it is reported once."""
+    scalars = {
+        key.text: scalar
+        for key, node in mapping
+        if key.text in DEFAULT_KEYS and (scalar := read_scalar(node, key.text, faults))
+    }
+    values = {name: scalar.text for name, scalar in scalars.items()}
     return _valid_options(
-        source, {n: t.value or "" for n, t in texts.items()}, {n: t.place for n, t in texts.items()}, base, faults
+        OptionLayer(source, values, base), {name: scalar.place for name, scalar in scalars.items()}, faults
     )
 
 
-def _valid_options(
-    source: str, values: Mapping[str, str], places: Mapping[str, Place], base: Path, faults: list[Fault]
-) -> Options:
-    """Each option by itself, so that one fault does not hide the next."""
-    good: dict[str, object] = {}
-    for name, value in values.items():
+def _valid_options(layer: OptionLayer, places: Mapping[str, Place], faults: list[Fault]) -> LocatedLayer:
+    """Keep the options that are valid each by itself, so that one fault does not hide another."""
+    valid: dict[str, object] = {}
+    for name, value in layer.values.items():
         try:
-            make_spec(_PROBE, [Layer(source, {name: value}, base)])
+            layer.parse(name)
         except OptionError as error:
             faults.append(Fault(places[name], f"{name}: {error}"))
-            continue
-        except UrlError:
-            pass  # it needs others beside it: judged when all are together
-        good[name] = value
-    files = frozenset(base / os.path.expanduser(values[name]) for name in _FILES if name in values)  # noqa: PTH111  never raises
-    return Options(Layer(source, good, base), places, files)
-
-
-def read_entry(name: ScalarNode, node: Node, context: Context, faults: list[Fault]) -> Entry | None:
-    """The entry, or None and the reasons in ``faults``."""
-    before = len(faults)
-    _check_name(name, faults)
-    if looks_like_url(name.value or ""):
-        return None
-    if isinstance(node, SequenceNode):
-        faults.append(Fault(node.place, "an entry is a URL or a mapping with url:, not a list"))
-        return None
-    block = (
-        node
-        if isinstance(node, MappingNode)
-        else MappingNode(node.place, {"url": (ScalarNode(name.place, "url"), node)})
+        else:
+            valid[name] = value
+    files = frozenset(
+        layer.base / os.path.expanduser(str(value))  # noqa: PTH111  unlike Path.expanduser it never raises
+        for name, value in layer.values.items()
+        if OPTIONS[name].is_file
     )
-    check_keys(block, ENTRY_KEYS, "an entry", faults)
-    if "url" not in block.items and not any(did_you_mean(key, ("url",)) for key in block.items):
-        faults.append(Fault(block.place, "the entry has no url:"))
-    options = read_options(block, "the entry", context.base, faults)
-    enabled = _read_enabled(block, faults)
-    tags = tuple(tag.value or "" for tag in texts_of(block.get("tags"), "tags", faults))
-    written = text_of(block.items["url"][1], "url", faults) if "url" in block.items else None
-    url = _read_url(written, faults) if written else None
-    if written is None or url is None:
-        return None
-    context.named.update(options.files)
-    levels = (_own_options(written, url, context, faults), options, *context.defaults)
-    spec = _read_spec(written, url, levels, context, faults) if len(faults) == before else None
-    files = _read_certificates(spec, written, levels, faults) if spec else {}
-    if spec is None or len(faults) > before or name.is_broken:
-        return None
-    return Entry(
-        name=name.value or "",
-        spec=spec,
-        enabled=enabled,
-        tags=tags,
-        files=files,
-        url=url.masked(),
-        origin=name.place,
-        origins=_origins(levels, context.environ),
-    )
+    return LocatedLayer(replace(layer, values=valid), places, files)
 
 
-def _check_name(name: ScalarNode, faults: list[Fault]) -> None:
-    text = name.value or ""
-    complaint = None
-    if looks_like_url(text):
-        complaint = "a name is missing before this URL; write NAME: URL"
-    elif not text or text != text.strip() or not text.isprintable():
-        complaint = "a name is a printable text without blanks at its ends"
-    elif len(text) > MAX_NAME_LENGTH:
-        complaint = f"a name has at most {MAX_NAME_LENGTH} characters; this one has {len(text)}"
-    elif text in {".", ".."}:
-        complaint = f"{text!r} cannot be a name: it means a folder in the paths of the local API"
-    if complaint and not name.is_broken:
-        faults.append(Fault(name.place, complaint))
+def read_entry(name: ScalarNode, node: Node, context: EntryContext, faults: list[Fault]) -> Entry | None:
+    """Return the entry; or report its faults and return None."""
+    parser = _EntryParser(name, context)
+    entry = parser.parse(node)
+    faults += parser.faults
+    return None if parser.faults or name.is_faulty else entry
 
 
-def _read_enabled(block: MappingNode, faults: list[Fault]) -> bool:
-    if "enabled" in block.items and (text := text_of(block.items["enabled"][1], "enabled", faults)):
+@dataclass(slots=True)
+class _EntryParser:
+    name: ScalarNode
+    context: EntryContext
+    faults: list[Fault] = field(default_factory=list)
+
+    def parse(self, node: Node) -> Entry | None:
+        self._check_name()
+        mapping = None if looks_like_url(self.name.text) else self._expand(node)
+        if mapping is None:
+            return None
+        check_keys(mapping, ENTRY_KEYS, "an entry", self.faults)
+        own = read_layer(mapping, ENTRY_SOURCE, self.context.base, self.faults)
+        enabled = self._read_enabled(mapping)
+        tags = tuple(tag.text for tag in read_scalars(mapping.get("tags"), "tags", self.faults))
+        located = self._read_url(mapping)
+        if located is None:
+            return None
+        scalar, url = located
+        layers = (self._url_layer(scalar, url), own, *self.context.defaults)
+        self.context.named_files.update(*(layer.files for layer in layers[:2]))
+        spec = None if self.faults else self._build_spec(scalar, url, layers)
+        if spec is None:
+            return None
+        return Entry(
+            name=self.name.text,
+            spec=spec,
+            enabled=enabled,
+            tags=tags,
+            files=self._hash_files(spec, scalar, layers),
+            url=url.masked(),
+            origin=self.name.place,
+            origins=_origins(layers, self.context.environ),
+        )
+
+    def _check_name(self) -> None:
+        text = self.name.text
+        fault = None
+        if looks_like_url(text):
+            fault = "a name is missing before this URL; write NAME: URL"
+        elif not text or text != text.strip() or not text.isprintable():
+            fault = "a name is a printable text without blanks at its ends"
+        elif len(text) > MAX_NAME_LENGTH:
+            fault = f"a name has at most {MAX_NAME_LENGTH} characters; this one has {len(text)}"
+        elif text in {".", ".."}:
+            fault = f"{text!r} cannot be a name, because it means a directory in the routes of the local API"
+        if fault and not self.name.is_faulty:
+            self.faults.append(Fault(self.name.place, fault))
+
+    def _expand(self, node: Node) -> MappingNode | None:
+        """Return the mapping of an entry; a URL alone is short for a mapping with ``url:``."""
+        if isinstance(node, SequenceNode):
+            self.faults.append(Fault(node.place, "an entry is a URL or a mapping with url:, not a list"))
+            return None
+        if isinstance(node, ScalarNode):
+            return MappingNode(node.place, {"url": (ScalarNode(self.name.place, "url"), node)})
+        if "url" not in node.items and not any(did_you_mean(key, ("url",)) for key in node.items):
+            self.faults.append(Fault(node.place, "the entry has no url:"))
+        return node
+
+    def _read_enabled(self, mapping: MappingNode) -> bool:
+        node = mapping.get("enabled")
+        if node is not None and (scalar := read_scalar(node, "enabled", self.faults)):
+            try:
+                return parse_bool(scalar.value)
+            except ValueError as error:
+                self.faults.append(Fault(scalar.place, f"enabled: {error}"))
+        return True
+
+    def _read_url(self, mapping: MappingNode) -> tuple[ScalarNode, TunnelUrl] | None:
+        node = mapping.get("url")
+        scalar = None if node is None else read_scalar(node, "url", self.faults)
+        if scalar is None:
+            return None
         try:
-            return parse_bool(text.value)
-        except ValueError as error:
-            faults.append(Fault(text.place, f"enabled: {error}"))
-    return True
-
-
-def _read_url(text: ScalarNode, faults: list[Fault]) -> TunnelUrl | None:
-    try:
-        return parse_url(text.value or "")
-    except UrlError as error:
-        faults.append(Fault(text.at(error.offset), str(error)))
-        return None
-
-
-def _own_options(text: ScalarNode, url: TunnelUrl, context: Context, faults: list[Fault]) -> Options:
-    """The URL's options, as a level of the file: relative file names start at the file, and faults have places."""
-    for option in url.options:
-        try:
-            check_names(replace(url, options=(option,)))
+            return scalar, parse_url(scalar.text)
         except UrlError as error:
-            faults.append(Fault(text.at(error.offset), str(error)))
-    values = {option.name: option.value for option in url.options if option.name in OPTION_NAMES}
-    places = {option.name: text.at(option.offset) for option in url.options}
-    if url.key and "key_file" in values:
-        faults.append(Fault(places["key_file"], "the URL has a key and a key_file; keep one"))
-    own = _valid_options(_URL, values, places, context.base, faults)
-    context.named.update(own.files)
-    return own
+            self.faults.append(Fault(scalar.place_at(error.offset), str(error)))
+            return None
 
+    def _url_layer(self, scalar: ScalarNode, url: TunnelUrl) -> LocatedLayer:
+        """Return the options of the URL as a layer of the file: file names start at the file, faults have places."""
+        for option in url.options:
+            try:
+                check_url_options(replace(url, options=(option,)))
+            except UrlError as error:
+                self.faults.append(Fault(scalar.place_at(error.offset), str(error)))
+        values = {option.name: option.value for option in url.options if option.name in OPTION_NAMES}
+        places = {option.name: scalar.place_at(option.offset) for option in url.options}
+        if url.key and "key_file" in values:
+            self.faults.append(Fault(places["key_file"], "the URL has a key and a key_file; keep one"))
+        return _valid_options(OptionLayer(LOCATED_URL_SOURCE, values, self.context.base), places, self.faults)
 
-def _read_spec(
-    text: ScalarNode, url: TunnelUrl, levels: tuple[Options, ...], context: Context, faults: list[Fault]
-) -> TunnelSpec | None:
-    try:
-        return make_spec(replace(url, options=()), [level.layer for level in levels], context.environ)
-    except UrlError as error:
-        faults.append(Fault(text.place, str(error)))
-    except OptionError as error:
-        faults.append(_fault_of(error, text, levels))
-    return None
-
-
-def _fault_of(error: OptionError, text: ScalarNode, levels: tuple[Options, ...]) -> Fault:
-    sources = {error.source} if error.source else {level.layer.source for level in levels}
-    at = next((o.places[error.name] for o in levels if o.layer.source in sources and error.name in o.places), None)
-    origin = "" if at else f" (from {error.source})"
-    return Fault(at or text.place, f"{error.name}: {error}{origin}")
-
-
-def _read_certificates(
-    spec: TunnelSpec, text: ScalarNode, levels: tuple[Options, ...], faults: list[Fault]
-) -> dict[str, str]:
-    """The digest of each certificate file: whether it can be read is said now, not later when nobody looks."""
-    found: dict[str, str] = {}
-    for name in _CERTIFICATES:
-        path: Path | None = getattr(spec, name)
-        if path is None:
-            continue
+    def _build_spec(self, scalar: ScalarNode, url: TunnelUrl, layers: tuple[LocatedLayer, ...]) -> TunnelSpec | None:
         try:
-            found[name] = hash_bytes(read_file(path))
-        except OSError as error:
-            faults.append(_fault_of(OptionError(name, f"cannot read {path}: {error.strerror}", ""), text, levels))
-    return found
+            return make_spec(replace(url, options=()), [layer.layer for layer in layers], self.context.environ)
+        except UrlError as error:
+            self.faults.append(Fault(scalar.place, str(error)))
+        except OptionError as error:
+            named = [layer for layer in layers if layer.layer.source == error.source]
+            self._report(error.name, str(error), scalar, named, f" (from {error.source})")
+        return None
+
+    def _hash_files(self, spec: TunnelSpec, scalar: ScalarNode, layers: tuple[LocatedLayer, ...]) -> dict[str, str]:
+        """Return the digest of each certificate file. A file that cannot be read is a fault now, not at run time."""
+        digests: dict[str, str] = {}
+        for option in OPTIONS.values():
+            path = option.read(spec)
+            if not isinstance(path, Path):
+                continue
+            try:
+                digests[option.name] = hash_bytes(read_file(path))
+            except OSError as error:
+                self._report(option.name, f"cannot read {path}: {error.strerror}", scalar, layers, "")
+        return digests
+
+    def _report(self, name: str, message: str, scalar: ScalarNode, layers: Iterable[LocatedLayer], remark: str) -> None:
+        """Report a fault where one of the layers names the option, or at the URL with a remark."""
+        place = next((layer.places[name] for layer in layers if name in layer.places), None)
+        self.faults.append(Fault(place or scalar.place, f"{name}: {message}{'' if place else remark}"))
 
 
-def _origins(levels: tuple[Options, ...], environ: Mapping[str, str]) -> dict[str, OptionOrigin]:
-    found = dict.fromkeys(settings.from_environment(environ), OptionOrigin("environment"))
-    for level in reversed(levels):  # the strongest last, so that it stays
-        source = _LABELS.get(level.layer.source, "defaults")
-        found |= {name: OptionOrigin(source, level.places.get(name)) for name in level.layer.values}
+def _origins(layers: tuple[LocatedLayer, ...], environ: Mapping[str, str]) -> dict[str, OptionOrigin]:
+    found: dict[str, OptionOrigin] = {}
+    for located in (*layers, LocatedLayer(environment_layer(environ))):  # the strongest first
+        source = _ORIGIN_LABELS.get(located.layer.source, _DEFAULTS_LABEL)
+        for name in located.layer.values:
+            found.setdefault(name, OptionOrigin(source, located.places.get(name)))
     return found

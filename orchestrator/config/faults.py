@@ -1,4 +1,4 @@
-"""Places in a file, and what is wrong there: one sentence each, all of them at once."""
+"""Places in a file and the faults at them: one sentence each, all reported together."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Place:
         return f"{self.path}:{self.line}:{self.column}"
 
     def as_json(self) -> dict[str, str | int]:
-        """The place as one JSON object."""
+        """Return the place as one JSON object."""
         return {"path": str(self.path), "line": self.line, "column": self.column}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Fault:
-    """One sentence about one place. It never holds a key."""
+    """One sentence about one place: the cause and the way out. It never contains a key."""
 
     place: Place
     message: str
@@ -42,9 +42,9 @@ class Fault:
 
 
 class ConfigError(OrchestratorError):
-    """A file that cannot be run. ``faults`` has at least one, in the order of their places.
+    """The configuration cannot be used. ``faults`` has at least one element and is sorted by place.
 
-    ``sources`` are the files that were read, where they are known: a change of them may mend it.
+    ``sources`` are the files that were read, if known: a change of them may mend the faults.
     """
 
     def __init__(self, faults: Sequence[Fault], sources: FileSet | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a file says, understood: frozen data that two versions of can be compared with ``==``."""
+"""The validated content of a configuration file: frozen data that ``==`` compares."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
     from orchestrator.config.faults import Fault, Place
     from orchestrator.config.file_set import FileSet
-    from orchestrator.config.schema import SupervisorSettings
+    from orchestrator.config.supervisor_settings import SupervisorSettings
     from tunnel.model.spec import TunnelSpec
 
 
 @dataclass(frozen=True, slots=True)
 class OptionOrigin:
-    """Who said what an option is."""
+    """Where the value of an option was written."""
 
     source: str
     """``URL``, ``entry``, ``defaults``, ``environment`` or ``command line``"""
@@ -31,7 +31,7 @@ class OptionOrigin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One tunnel of the file. Equal entries need the same engine, wherever in the file they stand."""
+    """One tunnel of the file. Equal entries need the same engine, at whatever place of the file they are written."""
 
     name: str
     spec: TunnelSpec
@@ -40,28 +40,32 @@ class Entry:
     files: Mapping[str, str] = field(default_factory=dict)
     """the SHA-256 of each certificate file, by the option that names it"""
     url: str = field(compare=False)
-    """the URL as written, the key masked"""
+    """the URL as written, with the key masked"""
     origin: Place = field(compare=False)
+    """the place of its name"""
     origins: Mapping[str, OptionOrigin] = field(default_factory=dict, compare=False)
-    """where the value of each option comes from, unless it is built in"""
+    """where the value of each option comes from, unless it is a built-in default"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A whole file with what it includes."""
+    """A configuration file together with the files that it includes."""
 
     path: Path
     supervisor: SupervisorSettings
     entries: tuple[Entry, ...]
-    """in the order of the file, then of the included ones"""
+    """in the order of the file, then of the included files"""
     warnings: tuple[Fault, ...] = ()
     sources: FileSet
     reload: Callable[[], Manifest] = field(compare=False, repr=False)
-    """reads the file as it is then, in the same environment; raises ConfigError"""
+    """reads the current content of the file, in the same environment; raises ConfigError"""
 
 
 def listen_addresses(spec: TunnelSpec) -> Iterator[Address]:
-    """The fixed addresses a tunnel will listen on, as far as the file alone can tell; port 0 is never in the way."""
+    """Yield the fixed addresses a tunnel will listen on, as far as its configuration determines them.
+
+    Port 0 is yielded as well; it conflicts with no other address.
+    """
     if spec.role is Role.SERVER:
         yield spec.tunnel
         if spec.data_port:
@@ -73,24 +77,24 @@ def listen_addresses(spec: TunnelSpec) -> Iterator[Address]:
 
 
 def addresses_conflict(one: Address, other: Address) -> bool:
-    """Whether both cannot be listened on at once."""
-    return one.port == other.port != 0 and any(_same(a, b) for a in _hosts(one) for b in _hosts(other))
+    """Return whether two sockets cannot listen on these addresses at the same time."""
+    return one.port == other.port != 0 and any(_is_same_host(a, b) for a in _hosts(one) for b in _hosts(other))
 
 
 _Host = ipaddress.IPv4Address | ipaddress.IPv6Address | str
-_EVERYWHERE: Final[tuple[_Host, ...]] = (ipaddress.IPv4Address(0), ipaddress.IPv6Address(0))
+_ALL_INTERFACES: Final[tuple[_Host, ...]] = (ipaddress.IPv4Address(0), ipaddress.IPv6Address(0))
 _LOCALHOST: Final[tuple[_Host, ...]] = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
 
 
 def _hosts(address: Address) -> tuple[_Host, ...]:
-    if address.host in {"", "::"}:  # a listener on :: takes IPv4 as well
-        return _EVERYWHERE
+    if address.host in {"", "::"}:  # a listener on :: accepts IPv4 as well
+        return _ALL_INTERFACES
     if address.host.lower() == "localhost":
         return _LOCALHOST
     return (address.ip or address.host.lower(),)
 
 
-def _same(a: _Host, b: _Host) -> bool:
-    if isinstance(a, str) or isinstance(b, str):  # names are not resolved: the answer may change while we run
+def _is_same_host(a: _Host, b: _Host) -> bool:
+    if isinstance(a, str) or isinstance(b, str):  # names are not resolved: the answer may change at run time
         return a == b
     return a == b or (a.version == b.version and (a.is_unspecified or b.is_unspecified))

@@ -1,37 +1,35 @@
-"""What lies between two configurations, as a plan: pure, so that ``plan`` can show what ``reload`` would do."""
+"""The difference between two configurations, as a plan. Pure, so that ``plan`` can show what ``reload`` would do."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel
 
 from orchestrator.config.manifest import Entry, Manifest
-from tunnel.model.settings import NAMES, Settings, as_text
-from tunnel.model.spec import LogLevel, TunnelSpec
+from tunnel.model.options import OPTIONS, Option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.config.schema import SupervisorSettings
+    from orchestrator.config.supervisor_settings import SupervisorSettings
+    from tunnel.model.spec import TunnelSpec
 
 LIVE: Final = ("drain_timeout",)
 """Names of the ``supervisor:`` section that take effect while the daemon runs."""
 
-_SPEC_NAMES: Final = {"tunnel": "tunnel address", "target": "target address", "data_tls": "tls"}
-_HOT: Final = ("log", "settings")  # fields of a spec that a running engine adopts
-_Changes = tuple[str, ...]
+_GOOD_ACTIONS: Final = frozenset({"added", "removed", "restarted", "changed", "unchanged"})
 
 
 @dataclass(frozen=True, slots=True)
 class EntryChange:
-    """An entry that is not what it was."""
+    """An entry whose configuration changed."""
 
     old: Entry
     new: Entry
     texts: tuple[str, ...]
-    """what changed, for people; never a key"""
+    """what changed, for the user; never a key"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +39,12 @@ class Plan:
     add: tuple[Entry, ...] = ()
     remove: tuple[Entry, ...] = ()
     restart: tuple[EntryChange, ...] = ()
-    """the engine has to be another one"""
+    """a new engine replaces the old one"""
     change: tuple[EntryChange, ...] = ()
-    """the engine goes on, no connection is touched; or there is none to begin with"""
+    """the engine keeps running and no connection is affected; or the entry is disabled and has none"""
     leave: tuple[Entry, ...] = ()
     warnings: tuple[str, ...] = ()
-    """what has no effect before the daemon itself is started anew"""
+    """what has no effect before the daemon is restarted"""
 
     @property
     def is_empty(self) -> bool:
@@ -54,12 +52,12 @@ class Plan:
         return not (self.add or self.remove or self.restart or self.change)
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as ``GET /v1/plan`` gives it."""
+        """Return the plan as ``GET /v1/plan`` shows it."""
         return {
             "add": [entry.name for entry in self.add],
             "remove": [entry.name for entry in self.remove],
-            "restart": [{"name": step.new.name, "changes": list(step.texts)} for step in self.restart],
-            "change": [{"name": step.new.name, "changes": list(step.texts)} for step in self.change],
+            "restart": [{"name": change.new.name, "changes": list(change.texts)} for change in self.restart],
+            "change": [{"name": change.new.name, "changes": list(change.texts)} for change in self.change],
             "unchanged": len(self.leave),
             "warnings": list(self.warnings),
         }
@@ -70,112 +68,107 @@ class EntryResult:
     """What a reload did to one entry."""
 
     action: str
-    """added, removed, restarted, changed, unchanged; rejected: the old one serves on; failed: it cannot work"""
+    """added, removed, restarted, changed, unchanged; rejected: the old one keeps running; failed: it cannot work"""
     detail: str | None = None
     changes: tuple[str, ...] = ()
 
     @property
     def is_good(self) -> bool:
-        """Whether the tunnel is what the file says."""
-        return self.action not in {"rejected", "failed"}
+        """Whether the tunnel is as the file describes it."""
+        return self.action in _GOOD_ACTIONS
 
     def as_json(self) -> dict[str, Any]:
-        """The result as the local API gives it."""
+        """Return the result as the local API shows it."""
         return {"action": self.action, "detail": self.detail, "changes": list(self.changes)}
 
 
 def diff_manifests(old: Manifest, new: Manifest) -> Plan:
-    """The way from ``old`` to ``new``. An entry is known by its name; where it stands does not matter."""
+    """Return the plan from ``old`` to ``new``. The name identifies an entry; its place in the file does not matter."""
     before = {entry.name: entry for entry in old.entries}
     after = {entry.name: entry for entry in new.entries}
     changed = [(before[name], entry) for name, entry in after.items() if name in before and before[name] != entry]
-    changes = [EntryChange(one, other, _texts(one, other)) for one, other in changed]
+    changes = [EntryChange(one, other, tuple(_describe_changes(one, other))) for one, other in changed]
     return Plan(
         add=tuple(entry for name, entry in after.items() if name not in before),
         remove=tuple(entry for name, entry in before.items() if name not in after),
-        restart=tuple(step for step in changes if needs_engine(step.old, step.new)),
-        change=tuple(step for step in changes if not needs_engine(step.old, step.new)),
+        restart=tuple(change for change in changes if needs_engine(change.old, change.new)),
+        change=tuple(change for change in changes if not needs_engine(change.old, change.new)),
         leave=tuple(entry for name, entry in after.items() if before.get(name) == entry),
-        warnings=tuple(_without_effect(old.supervisor, new.supervisor)),
+        warnings=tuple(_describe_ineffective(old.supervisor, new.supervisor)),
     )
 
 
 def needs_engine(old: Entry, new: Entry) -> bool:
-    """Whether an engine, should one run, cannot become what the entry says now."""
-    if old.enabled is not new.enabled:  # then it comes or goes
+    """Return whether a running engine cannot adopt the new entry and has to be replaced."""
+    if old.enabled is not new.enabled:  # the engine starts or stops in any case
         return False
-    return old.files != new.files or replace(old.spec, **{name: getattr(new.spec, name) for name in _HOT}) != new.spec
+    one, other = old.spec, new.spec
+    if old.files != new.files or (one.role, one.tunnel, one.target) != (other.role, other.tunnel, other.target):
+        return True
+    return any(option.read(one) != option.read(other) for option in OPTIONS.values() if not option.is_live)
 
 
 def effective_settings(old: SupervisorSettings, new: SupervisorSettings) -> SupervisorSettings:
-    """The daemon's own settings after a reload: the old ones, and of the new what takes effect at once."""
-    return old.model_copy(update={name: getattr(new, name) for name in LIVE})
+    """Return the daemon's settings after a reload: the old ones, and the new values of those that change live."""
+    return old.model_copy(update=new.model_dump(include=set(LIVE)))
 
 
-def _texts(old: Entry, new: Entry) -> _Changes:
-    texts = [f"enabled: {_shown(old.enabled)} → {_shown(new.enabled)}"] if old.enabled is not new.enabled else []
-    texts += _spec_texts(old.spec, new.spec)
+def _describe_changes(old: Entry, new: Entry) -> Iterator[str]:
+    if old.enabled is not new.enabled:
+        yield f"enabled: {_format_value(old.enabled)} → {_format_value(new.enabled)}"
+    one, other = old.spec, new.spec
+    for name, before, after in (
+        ("role", one.role, other.role),
+        ("tunnel address", one.tunnel, other.tunnel),
+        ("target address", one.target, other.target),
+    ):
+        if before != after:
+            yield f"{name}: {before} → {after}"
+    if one.key != other.key:
+        yield "key: " + ("removed" if other.key is None else "added" if one.key is None else "changed")
+    for option in OPTIONS.values():
+        if not option.is_secret:
+            yield from _describe_option(option, one, other)
     if old.tags != new.tags:
-        texts.append(f"tags: {_shown(old.tags)} → {_shown(new.tags)}")
-    texts += [
-        f"{name}: another content"
-        for name in sorted({*old.files, *new.files})
-        if old.files.get(name) != new.files.get(name) and not any(text.startswith(f"{name}:") for text in texts)
-    ]
-    return tuple(texts)
+        yield f"tags: {_format_value(old.tags)} → {_format_value(new.tags)}"
+    for name in sorted({*old.files, *new.files}):
+        is_other_file = OPTIONS[name].read(one) != OPTIONS[name].read(other)
+        if old.files.get(name) != new.files.get(name) and not is_other_file:
+            yield f"{name}: the content of the file changed"
 
 
-def _spec_texts(old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:
-    for field in fields(TunnelSpec):
-        one, other = getattr(old, field.name), getattr(new, field.name)
-        if one == other:
-            continue
-        if isinstance(one, Settings) and isinstance(other, Settings):
-            yield from _settings_texts(one, other)
-        elif field.name == "key":
-            yield "key: " + ("removed" if other is None else "added" if one is None else "another one")
-        elif field.name == "data_port":
-            yield f"data_port: {_port(one)} → {_port(other)}"
-        else:
-            yield f"{_SPEC_NAMES.get(field.name, field.name)}: {_shown(one)} → {_shown(other)}"
+def _describe_option(option: Option, old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:
+    name = option.name
+    if option.read(old) != option.read(new):
+        yield f"{name}: {option.format(old)} → {option.format(new)}"
+    elif option.is_setting and (name in old.settings.explicit) is not (name in new.settings.explicit):
+        # the other end of the tunnel learns which settings are explicit
+        verb = "now set explicitly" if name in new.settings.explicit else "no longer set explicitly"
+        yield f"{name}: {option.format(new)}, {verb}"
 
 
-def _settings_texts(old: Settings, new: Settings) -> Iterator[str]:
-    one, other = as_text(old), as_text(new)
-    for name in NAMES:
-        if one[name] != other[name]:
-            yield f"{name}: {one[name]} → {other[name]}"
-        elif (name in old.explicit) is not (
-            name in new.explicit
-        ):  # the other end of the tunnel hears what was written down
-            yield f"{name}: {other[name]}, {'written down now' if name in new.explicit else 'no longer written down'}"
-
-
-def _port(port: int | None) -> str:
-    return "tunnel" if port is None else str(port or "random")
-
-
-def _shown(value: object) -> str:
-    """A value as a person would write it."""
+def _format_value(value: object) -> str:
+    """Return a value as a person would write it."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, LogLevel):
-        return value.name.lower()
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, BaseModel):
+        return "set"
     return "none" if value is None else str(value)
 
 
-def _without_effect(old: SupervisorSettings, new: SupervisorSettings) -> Iterator[str]:
-    for path, one, other in _differences(old, new, "supervisor"):
-        if path.rpartition(".")[2] not in LIVE:
-            yield f"{path}: {one} → {other} takes effect when the daemon is started anew"
+def _describe_ineffective(old: SupervisorSettings, new: SupervisorSettings) -> Iterator[str]:
+    for name, before, after in _differences(old, new, "supervisor"):
+        if name.rpartition(".")[2] not in LIVE:
+            yield f"{name}: {before} → {after} takes effect when the daemon is restarted"
 
 
-def _differences(old: BaseModel, new: BaseModel, path: str) -> Iterator[tuple[str, str, str]]:
-    for name in type(old).model_fields:
-        one, other = getattr(old, name), getattr(new, name)
+def _differences(old: BaseModel, new: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]:
+    after = dict(new)
+    for name, one in old:
+        other = after[name]
         if isinstance(one, BaseModel) and isinstance(other, BaseModel):
-            yield from _differences(one, other, f"{path}.{name}")
+            yield from _differences(one, other, f"{prefix}.{name}")
         elif one != other:
-            yield f"{path}.{name}", *("set" if isinstance(v, BaseModel) else _shown(v) for v in (one, other))  # type: ignore[misc]
+            yield f"{prefix}.{name}", _format_value(one), _format_value(other)

@@ -16,7 +16,7 @@ from tunnel.model.address import Address
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
-    from orchestrator.config.schema import MqttSettings
+    from orchestrator.config.supervisor_settings import MqttSettings
 
 PASSWORD_VARIABLE: Final = "NODEPASS_ORCH_MQTT_PASSWORD"  # noqa: S105  the variable's name, not the password
 

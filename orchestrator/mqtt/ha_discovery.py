@@ -11,7 +11,7 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.config.schema import parse_discovery_prefix
+from orchestrator.config.supervisor_settings import parse_discovery_prefix
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import BrokerError
 from orchestrator.mqtt.commands import EVENT_KIND

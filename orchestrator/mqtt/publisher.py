@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import aiomqtt
 
     from orchestrator.config.manifest import Manifest
-    from orchestrator.config.schema import MqttSettings
+    from orchestrator.config.supervisor_settings import MqttSettings
     from orchestrator.mqtt.session import BrokerClient, BrokerSession
     from orchestrator.mqtt.topics import Message
     from orchestrator.supervisor.control import ControlService

@@ -11,7 +11,7 @@ from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.registry import Tunnels
 from orchestrator.supervisor.reload import Reloader
 from orchestrator.supervisor.runner import EngineFactory, TunnelRunner
-from tunnel.model.settings import as_text
+from tunnel.model.options import format_options
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -201,21 +201,13 @@ class Supervisor:
 
 
 def _settings(entry: Entry, base: Path) -> dict[str, dict[str, Any]]:
-    spec = entry.spec
-    values = {
-        **as_text(spec.settings),
-        "log": spec.log.name.lower(),
-        "mode": spec.mode.value,
-        "data_port": "tunnel" if spec.data_port is None else str(spec.data_port or "random"),
-        "tls": str(int(spec.data_tls)),
-    }
     return {
         name: {
             "value": value,
             "source": origin.source if (origin := entry.origins.get(name)) else "built in",
             "where": _where(origin.place, base) if origin and origin.place else None,
         }
-        for name, value in values.items()
+        for name, value in format_options(entry.spec).items()
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tunnel.model.settings import NAMES
+from tunnel.model.options import OPTION_VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -137,7 +137,7 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 
 def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment without settings of tunnels, so that default settings are measured."""
-    return {name: value for name, value in os.environ.items() if name.lower() not in NAMES} | dict(more or {})
+    return {name: value for name, value in os.environ.items() if name not in OPTION_VARIABLES} | dict(more or {})
 
 
 def find_program(tool: str) -> str | None:

@@ -25,10 +25,9 @@ from orchestrator.mqtt.ownership import DuplicateHostError, HostOwnership
 from orchestrator.mqtt.payloads import DaemonRun, ResponsePayload, StatusPayload
 from orchestrator.mqtt.topics import RESPONSE, STATE, HostTopics, ParsedTopic, parse
 from orchestrator.table import format_table
-from tunnel.model import settings
 from tunnel.model.errors import OptionError, UrlError
 from tunnel.model.limits import ConfiguredLimits
-from tunnel.model.options import make_spec
+from tunnel.model.options import OptionLayer, format_options, make_spec
 from tunnel.model.spec import Key, Mode
 from tunnel.model.url import parse_url
 from tunnel.protocol import frames
@@ -196,8 +195,8 @@ def url(data: bytes) -> None:
         return
     except OptionError as error:
         raise AssertionError("an error of the URL is reported elsewhere") from error
-    values = settings.as_text(spec.settings)
-    assert settings.resolve([("again", values)]) is not None
+    values = {name: value for name, value in format_options(spec).items() if name not in found.values()}
+    assert make_spec(found, [OptionLayer("formatted", values)]) is not None
 
 
 # --- YAML ---------------------------------------------------------------------------------------------------------

@@ -158,11 +158,11 @@ def test_a_reload_and_its_plan(house: BackgroundDaemon) -> None:
 
 def test_a_plan_in_words() -> None:
     answer = {
-        "add": ["a"], "remove": ["b"], "restart": [{"name": "c", "changes": ["key: another one", "tls: 0 → 1"]}],
+        "add": ["a"], "remove": ["b"], "restart": [{"name": "c", "changes": ["key: changed", "tls: 0 → 1"]}],
         "change": [{"name": "d\n", "changes": []}],
     }  # fmt: skip
     assert list(control._plan_lines(answer)) == [
-        "add a", "remove b", "restart c: key: another one; tls: 0 → 1", "change live d\\n",
+        "add a", "remove b", "restart c: key: changed; tls: 0 → 1", "change live d\\n",
     ]  # fmt: skip
 
 

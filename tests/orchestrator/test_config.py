@@ -1,4 +1,4 @@
-"""The file: what it may say, and every fault where it stands."""
+"""Loading the configuration file: what it may contain, and every fault at its place."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
-def test_the_example_of_the_contract(folder: Folder) -> None:
+def test_the_example_of_the_contract_is_valid(folder: Folder) -> None:
     folder.write("version: 1\ntunnels: {c: 'client://h:1/h:2'}", "tunnels.d/more.yaml")
     manifest = folder.load(
         """
@@ -90,7 +90,7 @@ tunnels:
     assert {path.name for path in manifest.sources.files} == {"tunnels.yaml", "more.yaml"}
 
 
-def test_a_list_says_the_same_as_a_mapping(folder: Folder) -> None:
+def test_a_list_of_entries_equals_a_mapping_of_entries(folder: Folder) -> None:
     mapping = folder.load(
         "version: 1\ntunnels:\n  a: {url: 'server://:1/h:2', tags: [x]}\n  b: {url: 'server://:3/h:4'}"
     )
@@ -100,7 +100,7 @@ def test_a_list_says_the_same_as_a_mapping(folder: Folder) -> None:
     assert mapping.entries == listed.entries
 
 
-def test_entries_compare_by_what_an_engine_needs(folder: Folder) -> None:
+def test_entries_are_equal_if_they_need_the_same_engine(folder: Folder) -> None:
     before = folder.load("version: 1\ntunnels:\n  a: server://:1/h:2\n  b: server://:3/h:4")
     after = folder.load(
         "# moved\nversion: '1'\ndefaults: {semaphore_limit: 7}\ntunnels:\n\n"
@@ -115,11 +115,11 @@ def test_entries_compare_by_what_an_engine_needs(folder: Folder) -> None:
 @pytest.mark.parametrize(
     "text", ["version: 1", "version: 1\ntunnels:", "version: 1\ntunnels: {}", "version: 1\ntunnels: []"]
 )
-def test_no_tunnels_are_valid(folder: Folder, text: str) -> None:
+def test_a_file_without_tunnels_is_valid(folder: Folder, text: str) -> None:
     assert folder.load(text).entries == ()
 
 
-def test_precedence_url_entry_defaults_environment(folder: Folder) -> None:
+def test_the_url_overrides_the_entry_the_defaults_and_the_environment(folder: Folder) -> None:
     text = """
 version: 1
 defaults: {semaphore_limit: 3, signal_buffer: 3, report_interval: 3s}
@@ -135,13 +135,13 @@ tunnels:
     assert chosen == (1, 2, 3.0, 4.0)
 
 
-def test_a_level_for_tunnels_that_name_none(folder: Folder) -> None:
+def test_the_log_level_of_the_command_line_applies_where_the_file_has_none(folder: Folder) -> None:
     folder.write("version: 1\ntunnels:\n  a: server://:1/h:2\n  b: server://:3/h:4?log=error")
     levels = [entry.spec.log for entry in load(folder.path / "tunnels.yaml", {}, "debug").entries]
     assert levels == [LogLevel.DEBUG, LogLevel.ERROR]
 
 
-def test_a_scalar_is_the_text_that_was_written(folder: Folder) -> None:
+def test_a_scalar_is_the_text_of_the_file(folder: Folder) -> None:
     entry = folder.load(
         "version: 1\ntunnels:\n  0123:\n    url: server://:1/h:2\n"
         "    key: 0123\n    mode: 2\n    tls: 1\n    tags: [yes, 1.0]"
@@ -150,7 +150,7 @@ def test_a_scalar_is_the_text_that_was_written(folder: Folder) -> None:
     assert (entry.spec.mode, entry.spec.data_tls) == (Mode.FORWARD, DataTls.PINNED)
 
 
-def test_variables_and_their_defaults(folder: Folder) -> None:
+def test_variables_are_replaced_by_their_values_or_defaults(folder: Folder) -> None:
     text = """
 version: ${V:-1}
 tunnels:
@@ -164,7 +164,7 @@ tunnels:
     assert (entry.spec.key, entry.tags) == (Key("a$b$c"), ("edge",))
 
 
-def test_file_names_start_at_the_file_that_names_them(folder: Folder) -> None:
+def test_file_names_are_relative_to_the_file_that_contains_them(folder: Folder) -> None:
     folder.write("outer\n", "a.key")
     folder.write("inner\n", "d/a.key")
     folder.write("version: 1\ntunnels: {in: {url: 'server://:3/h:4', key_file: a.key}}", "d/x.yaml")
@@ -172,7 +172,7 @@ def test_file_names_start_at_the_file_that_names_them(folder: Folder) -> None:
     assert [entry.spec.key for entry in manifest.entries] == [Key("outer"), Key("inner")]
 
 
-def test_an_included_file_has_defaults_of_its_own(folder: Folder) -> None:
+def test_the_defaults_of_an_included_file_apply_to_its_entries_only(folder: Folder) -> None:
     folder.write("defaults: {signal_buffer: 2}\ntunnels: {b: 'server://:3/h:4'}", "x.yaml")
     manifest = folder.load(
         "version: 1\ninclude: x.yaml\ndefaults: {signal_buffer: 1, semaphore_limit: 9}\ntunnels: {a: 'server://:1/h:2'}"
@@ -181,20 +181,20 @@ def test_an_included_file_has_defaults_of_its_own(folder: Folder) -> None:
     assert found == [(1, 9), (2, 9)]
 
 
-def test_merge_keys(folder: Folder) -> None:
+def test_merge_keys_copy_the_keys_of_an_alias(folder: Folder) -> None:
     manifest = folder.load(
         "version: 1\ntunnels:\n  a: &a {url: 'server://:1/h:2', tags: [x]}\n  b: {<<: *a, url: 'server://:3/h:4'}"
     )
     assert [(str(e.spec.tunnel), e.tags) for e in manifest.entries] == [(":1", ("x",)), (":3", ("x",))]
 
 
-def test_names_as_strange_as_people_like_them(folder: Folder) -> None:
+def test_a_name_may_contain_any_printable_text(folder: Folder) -> None:
     names = ["[red]bold[/]", "x" * 200, "表の名前", "a b", "${}"[:1], "edge+1#2"]
     body = "".join(f"  {name!r}: server://:{port}/h:1\n" for port, name in enumerate(names, 100))
     assert [entry.name for entry in folder.load(f"version: 1\ntunnels:\n{body}").entries] == names
 
 
-def test_six_faults_six_lines(folder: Folder) -> None:
+def test_all_faults_of_a_file_are_reported_together(folder: Folder) -> None:
     text = """\
 version: 1
 defaults:
@@ -214,7 +214,7 @@ tunnels:
         "5:33: unknown option 'sempahore_limit'; did you mean 'semaphore_limit'?",
         "7:21: the port '99999' of the tunnel address is not a number from 0 to 65535",
         "10:11: mode: 'sideways' is not one of auto, 0, reverse, 1, forward, 2",
-        "11:3: the key 'a' stands here twice; first in line 5",
+        "11:3: duplicate key 'a' (first defined in line 5); remove one",
         "12:7: unknown key 'urll' in an entry; did you mean 'url'?",
     ]
 
@@ -227,7 +227,7 @@ tunnels:
         ("- a\n- b", "1:1: a mapping is expected here"),
         ("version: 1\n---\nversion: 1", "2:1: a second YAML document starts here"),
         ("tunnels:", "1:1: version: is missing"),
-        ("version: 2", "1:10: version '2' is unknown here; this program reads version: 1"),
+        ("version: 2", "1:10: version '2' is not supported; write version: 1"),
         ("version: 1\ntunels: {}", "2:1: unknown key 'tunels' in a file of tunnels; did you mean 'tunnels'?"),
         ("version: 1\ntunnels: web", "2:10: tunnels: takes a mapping NAME: URL"),
         ("version: 1\ntunnels: {a: [x]}", "2:14: an entry is a URL or a mapping"),
@@ -248,16 +248,16 @@ tunnels:
         ("version: 1\nsupervisor: {drain_timeout: 30}", "2:29: drain_timeout: '30' is not a duration"),
         ("version: 1\nsupervisor: {metrics: here}", "2:23: metrics: the address 'here' has no port"),
         ("version: 1\nsupervisor: {mqtt: {host: a}}", "2:20: url: is missing in supervisor.mqtt"),
-        ("version: 1\nsupervisor: {mqtt: {url: 'mqtt://u:p@b'}}", "2:27: mqtt.url: a broker's URL holds no user"),
+        ("version: 1\nsupervisor: {mqtt: {url: 'mqtt://u:p@b'}}", "2:27: mqtt.url: the URL of a broker contains"),
         ("version: 1\nsupervisor: {api: {soket: x}}", "2:20: unknown key 'soket' in supervisor.api; did you"),
-        ("version: 1\nsupervisor: {api: {listen: ':1'}}", "2:19: api: listen: needs token_file: beside it"),
+        ("version: 1\nsupervisor: {api: {listen: ':1'}}", "2:19: api: listen: needs token_file:, because"),
         ("version: 1\nsupervisor: {api: [x]}", "2:19: api: a mapping is expected here"),
         ("version: 1\nsupervisor: x", "2:13: supervisor: takes a mapping"),
         ("version: 1\ndefaults: x", "2:11: defaults: takes a mapping"),
         ("version: 1\ndefaults: {url: x}", "2:12: unknown key 'url' in defaults"),
         ("version: 1\ninclude: nothere.yaml", "2:10: there is no file 'nothere.yaml' to include"),
-        ("version: 1\ntunnels: {a: *b}", "2:14: no anchor &b stands before this alias"),
-        ("version: 1\ntunnels: &t {a: *t}", "2:17: the alias *t stands inside what it stands for"),
+        ("version: 1\ntunnels: {a: *b}", "2:14: no anchor &b is defined before this alias"),
+        ("version: 1\ntunnels: &t {a: *t}", "2:17: the alias *t is inside the node that it refers to"),
         ("version: !!python/object:os.system 1", "1:10: the tag 'tag:yaml.org,2002:python/object:os.syst"),
         ("version: 1\n? {a: b}\n: c", "2:3: a key must be a text"),
         ("version: 1\ntunnels:\n\ta: b", "3:1: this is not YAML"),
@@ -275,37 +275,37 @@ tunnels:
         ("version: 1\ntunnels:\n  a: {url: 'server://:1/h:2', key_file: no, key: x}", "3:41: key_file: "),
     ],
 )  # fmt: skip
-def test_one_fault_one_sentence(folder: Folder, text: str, fault: str) -> None:
+def test_each_fault_is_one_sentence_at_its_place(folder: Folder, text: str, fault: str) -> None:
     found = folder.faults(text)
     assert len(found) == 1, found
     assert found[0].startswith(fault), found[0]
     assert "\n" not in found[0]
 
 
-def test_bytes_that_are_no_text(folder: Folder) -> None:
+def test_a_file_that_is_not_utf_8_text_is_a_fault(folder: Folder) -> None:
     assert folder.faults(b"version: 1\nx: \xff") == ["2:4: the file is not UTF-8 text; save it as UTF-8"]
-    assert folder.faults(b"version: 1\nx: \x07") == ["2:4: the file holds the control character U+0007; remove it"]
+    assert folder.faults(b"version: 1\nx: \x07") == ["2:4: the file contains the control character U+0007; remove it"]
     assert folder.load(b"\xef\xbb\xbfversion: 1").entries == ()
     assert "longer than 4 MiB" in folder.faults(b"#" * (5 << 20))[0]
 
 
-def test_files_that_cannot_be_read(folder: Folder) -> None:
+def test_a_missing_file_and_a_directory_are_faults(folder: Folder) -> None:
     assert folder.faults()[0].startswith("1:1: there is no such file")
     (folder.path / "tunnels.yaml").mkdir()
     assert folder.faults() == ["1:1: this is a directory; name a file in it"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_of_somebody_else(folder: Folder) -> None:
+def test_a_file_without_read_permission_is_a_fault(folder: Folder) -> None:
     folder.write("version: 1")
     (folder.path / "tunnels.yaml").chmod(0)
     assert folder.faults() == ["1:1: cannot read the file: Permission denied"]
 
 
-def test_aliases_cannot_unfold_without_end(folder: Folder) -> None:
+def test_aliases_that_expand_to_too_many_keys_are_a_fault(folder: Folder) -> None:
     lines = ["version: 1", "a0: &a0 {" + ", ".join(f"k{i}: v" for i in range(1000)) + "}"]
     lines += [f"a{i + 1}: &a{i + 1} {{<<: [{', '.join([f'*a{i}'] * 20)}]}}" for i in range(20)]
-    assert any("unfold to too many keys" in fault for fault in folder.faults("\n".join(lines)))
+    assert any("expand to more than" in fault for fault in folder.faults("\n".join(lines)))
 
 
 def test_faults_of_included_files_name_them(folder: Folder) -> None:
@@ -324,10 +324,10 @@ def test_a_file_that_matches_twice_or_itself_is_read_once(folder: Folder) -> Non
     assert [entry.name for entry in manifest.entries] == ["a", "b"]
 
 
-def test_names_are_unique_across_files(folder: Folder) -> None:
+def test_a_name_may_not_occur_in_two_files(folder: Folder) -> None:
     folder.write("tunnels: {a: 'server://:3/h:4'}", "b.yaml")
     (fault,) = folder.faults("version: 1\ninclude: b.yaml\ntunnels: {a: 'server://:1/h:2'}")
-    assert re.fullmatch(r"b\.yaml:1:11: a tunnel 'a' is there already, at .*tunnels\.yaml:3:11", fault)
+    assert re.fullmatch(r"b\.yaml:1:11: duplicate tunnel name 'a' \(first defined at .*tunnels\.yaml:3:11\)", fault)
 
 
 @pytest.mark.parametrize(
@@ -341,10 +341,10 @@ def test_names_are_unique_across_files(folder: Folder) -> None:
         ("server://127.0.0.1:1/h:2?data_port=5", "server://localhost:5/h:2"),
     ],
 )
-def test_two_entries_on_one_address(folder: Folder, one: str, other: str) -> None:
+def test_two_enabled_entries_cannot_listen_on_one_address(folder: Folder, one: str, other: str) -> None:
     text = f"version: 1\ntunnels:\n  a: {one}\n  b: {other}"
     (fault,) = folder.faults(text)
-    assert fault.startswith("4:3: it would listen on ")
+    assert fault.startswith("4:3: the tunnel would listen on ")
     assert "'a' at " in fault
     assert len(folder.load(text.replace(other, f"{{url: '{other}', enabled: false}}")).entries) == 2
 
@@ -358,7 +358,7 @@ def test_two_entries_on_one_address(folder: Folder, one: str, other: str) -> Non
         ("server://0.0.0.0:1/h:2", "server://[::1]:1/h:2"),
     ],
 )
-def test_entries_that_can_live_together(folder: Folder, one: str, other: str) -> None:
+def test_entries_on_different_addresses_do_not_conflict(folder: Folder, one: str, other: str) -> None:
     assert len(folder.load(f"version: 1\ntunnels:\n  a: {one}\n  b: {other}").entries) == 2
 
 
@@ -367,14 +367,14 @@ places = st.builds(Address, hosts, st.integers(0, 2))
 
 
 @given(places, places)
-def test_collision_is_mutual_and_needs_a_port(one: Address, other: Address) -> None:
+def test_address_conflicts_are_symmetric_and_need_a_port(one: Address, other: Address) -> None:
     assert addresses_conflict(one, other) == addresses_conflict(other, one)
     assert addresses_conflict(one, one) == (one.port != 0)
     if one.port != other.port:
         assert not addresses_conflict(one, other)
 
 
-def test_a_fault_in_the_environment_is_told_once(folder: Folder) -> None:
+def test_an_invalid_variable_is_reported_once(folder: Folder) -> None:
     text = "version: 1\ntunnels:\n  a: server://:1/h:2\n  b: server://:3/h:4"
     assert folder.faults(text, SIGNAL_BUFFER="lots") == [
         "1:1: the environment variable SIGNAL_BUFFER: 'lots' is not a whole number"
@@ -382,7 +382,7 @@ def test_a_fault_in_the_environment_is_told_once(folder: Folder) -> None:
 
 
 @given(key=recognisable_keys, where=st.integers(0, 6))
-def test_no_fault_shows_a_key(tmp_path_factory: pytest.TempPathFactory, key: str, where: int) -> None:
+def test_no_fault_contains_a_key(tmp_path_factory: pytest.TempPathFactory, key: str, where: int) -> None:
     texts = [
         f"version: 1\ntunnels:\n  a: server://{key}@h:x/h:2",
         f"version: 1\ntunnels:\n  a: {{url: 'server://{key}@:1/h:2', key_file: x, lgo: y}}",
@@ -398,7 +398,7 @@ def test_no_fault_shows_a_key(tmp_path_factory: pytest.TempPathFactory, key: str
 
 
 @given(st.text(max_size=200) | st.binary(max_size=200))
-def test_whatever_stands_in_a_file_is_a_manifest_or_faults(
+def test_any_content_of_a_file_is_a_manifest_or_faults(
     tmp_path_factory: pytest.TempPathFactory, text: str | bytes
 ) -> None:
     folder = Folder(tmp_path_factory.mktemp("f"))
@@ -408,7 +408,7 @@ def test_whatever_stands_in_a_file_is_a_manifest_or_faults(
     assert all("\n" not in str(fault) for fault in caught.value.faults)
 
 
-def test_open_tunnels_are_warned_about_unless_loopback(folder: Folder) -> None:
+def test_an_open_tunnel_is_a_warning_unless_it_is_on_loopback(folder: Folder) -> None:
     manifest = folder.load(
         "version: 1\ntunnels:\n  a: server://0.0.0.0:1/h:2\n  b: server://127.0.0.1:3/127.0.0.1:4\n  c: server://k@:5/h:6"
     )
@@ -422,7 +422,7 @@ def test_the_samples_are_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_an_editor_finds_the_schema_of_a_sample_and_agrees_with_it(path: Path) -> None:
+def test_each_sample_names_its_schema_and_conforms_to_it(path: Path) -> None:
     named = re.match(r"# yaml-language-server: \$schema=(\S+)\n", path.read_text())
     assert named
     schema = json.loads((path.parent / named[1]).read_text())
@@ -430,5 +430,5 @@ def test_an_editor_finds_the_schema_of_a_sample_and_agrees_with_it(path: Path) -
     jsonschema.validate(yaml.safe_load(path.read_text()), schema)
 
 
-def test_the_schema_beside_the_samples_is_the_one_that_is_printed() -> None:
+def test_the_schema_in_configs_equals_the_output_of_the_command() -> None:
     assert json.loads((ROOT / "configs/tunnels.schema.json").read_text()) == json_schema()

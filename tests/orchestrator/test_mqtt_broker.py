@@ -77,10 +77,10 @@ def test_the_section_of_the_file_gives_the_broker(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "why"),
     [
-        ("url: mqtts://b, cert_key: k.pem", "cert_key: needs cert: beside it"),
-        ("url: mqtt://b, password_file: p", "password_file: needs username: beside it"),
-        ("url: mqtt://b, cert: c.pem", "cert: is for TLS, and mqtt://b is not; write mqtts://"),
-        ("url: mqtt://b, discovery_prefix: nodepass-orch/x", "a prefix for discovery is a topic as homeassistant"),
+        ("url: mqtts://b, cert_key: k.pem", "cert_key: needs cert:"),
+        ("url: mqtt://b, password_file: p", "password_file: needs username:"),
+        ("url: mqtt://b, cert: c.pem", "cert: needs TLS, and mqtt://b has none; write mqtts://"),
+        ("url: mqtt://b, discovery_prefix: nodepass-orch/x", "a discovery prefix is a topic such as homeassistant"),
         ("url: mqtt://b, discovery_prefix: a/#", "no wildcards"),
         ("url: mqtt://b, discovery: perhaps", "write true or false"),
     ],

@@ -1,4 +1,4 @@
-"""The plan leads from any configuration to any other, says what it does, and never says a key."""
+"""A plan leads from any configuration to any other, describes each change, and never contains a key."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from orchestrator.config.file_set import FileSet
 from orchestrator.config.load import load
 from orchestrator.config.manifest import Entry, Manifest
 from orchestrator.config.plan import Plan, diff_manifests, effective_settings, needs_engine
-from orchestrator.config.schema import SupervisorSettings
-from tunnel.model.options import Layer, make_spec
+from orchestrator.config.supervisor_settings import SupervisorSettings
+from tunnel.model.options import OPTIONS, OptionLayer, make_spec
 from tunnel.model.url import parse_url
 
 FILE = Path("tunnels.yaml")
-OPTIONS = {
+EXAMPLES = {
     "log": ("debug", "warn"),
     "mode": ("reverse", "forward"),
     "data_port": ("tunnel", "4000"),
@@ -27,7 +27,6 @@ OPTIONS = {
     "max_pool_capacity": ("64", "1024"),
     "report_interval": ("2s", "5s"),
 }
-LIVE = {"log", "max_pool_capacity", "report_interval"}
 
 urls = st.sampled_from(
     [
@@ -36,14 +35,14 @@ urls = st.sampled_from(
         "client://127.0.0.1:1001/127.0.0.1:81",
     ]
 )
-options = st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in OPTIONS.items()})
+options = st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in EXAMPLES.items()})
 
 
 @st.composite
 def entries(draw: st.DrawFn, name: str) -> Entry:
     return Entry(
         name=name,
-        spec=make_spec(parse_url(draw(urls)), [Layer("the entry", draw(options))]),
+        spec=make_spec(parse_url(draw(urls)), [OptionLayer("the entry", draw(options))]),
         enabled=draw(st.booleans()),
         tags=draw(st.sampled_from([(), ("prod",)])),
         files=draw(st.sampled_from([{}, {"tls_cert": "one"}, {"tls_cert": "other"}])),
@@ -72,7 +71,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
 
 
 def applied(old: Manifest, plan: Plan) -> dict[str, Entry]:
-    """What becomes of a configuration that does what the plan says, and nothing else."""
+    """Return the entries of a configuration after the steps of the plan."""
     found = {entry.name: entry for entry in old.entries}
     for entry in plan.remove:
         del found[entry.name]
@@ -86,12 +85,12 @@ def applied(old: Manifest, plan: Plan) -> dict[str, Entry]:
 
 
 @given(manifests(), manifests())
-def test_the_plan_leads_from_one_to_the_other(old: Manifest, new: Manifest) -> None:
+def test_a_plan_leads_from_the_old_configuration_to_the_new_one(old: Manifest, new: Manifest) -> None:
     assert applied(old, diff_manifests(old, new)) == {entry.name: entry for entry in new.entries}
 
 
 @given(manifests(), manifests())
-def test_every_name_is_in_the_plan_once(old: Manifest, new: Manifest) -> None:
+def test_every_name_occurs_once_in_a_plan(old: Manifest, new: Manifest) -> None:
     plan = diff_manifests(old, new)
     names = [entry.name for entry in (*plan.add, *plan.remove, *plan.leave)]
     names += [step.new.name for step in (*plan.restart, *plan.change)]
@@ -99,7 +98,7 @@ def test_every_name_is_in_the_plan_once(old: Manifest, new: Manifest) -> None:
 
 
 @given(manifests(), manifests())
-def test_what_changed_is_said_and_no_key_is(old: Manifest, new: Manifest) -> None:
+def test_every_change_is_described_without_the_key(old: Manifest, new: Manifest) -> None:
     plan = diff_manifests(old, new)
     for step in (*plan.restart, *plan.change):
         assert step.texts
@@ -109,7 +108,7 @@ def test_what_changed_is_said_and_no_key_is(old: Manifest, new: Manifest) -> Non
 
 
 @given(manifests())
-def test_there_is_no_way_from_a_configuration_to_itself(one: Manifest) -> None:
+def test_the_plan_between_equal_configurations_is_empty(one: Manifest) -> None:
     moved = replace(one, entries=tuple(replace(e, origin=Place(FILE, 500)) for e in reversed(one.entries)))
     plan = diff_manifests(one, moved)
     assert plan.is_empty
@@ -117,12 +116,12 @@ def test_there_is_no_way_from_a_configuration_to_itself(one: Manifest) -> None:
 
 
 @given(entries("a"), options)
-def test_only_settings_log_level_and_tags_change_live(entry: Entry, others: dict[str, str]) -> None:
+def test_only_live_options_and_tags_change_without_a_new_engine(entry: Entry, others: dict[str, str]) -> None:
     before = replace(entry, enabled=True)
     url = parse_url("server://127.0.0.1:1001/127.0.0.1:80")
-    one = replace(before, spec=make_spec(url, [Layer("the entry", {})]))
-    other = replace(before, spec=make_spec(url, [Layer("the entry", others)]), tags=("other",))
-    assert needs_engine(one, other) is bool(set(others) - LIVE)
+    one = replace(before, spec=make_spec(url, [OptionLayer("the entry", {})]))
+    other = replace(before, spec=make_spec(url, [OptionLayer("the entry", others)]), tags=("other",))
+    assert needs_engine(one, other) is any(not OPTIONS[name].is_live for name in others)
 
 
 def written(folder: Path, text: str) -> Manifest:
@@ -131,7 +130,7 @@ def written(folder: Path, text: str) -> Manifest:
     return load(file, {})
 
 
-def test_the_words_of_a_plan(tmp_path: Path) -> None:
+def test_a_plan_describes_each_kind_of_change(tmp_path: Path) -> None:
     old = written(
         tmp_path,
         """
@@ -166,7 +165,7 @@ tunnels:
                 "changes": [
                     "tunnel address: 127.0.0.1:1001 → 127.0.0.1:2001",
                     "target address: 127.0.0.1:80 → 127.0.0.1:81",
-                    "key: another one",
+                    "key: changed",
                     "data_port: random → tunnel",
                     "tags: [prod, eu] → []",
                 ],
@@ -177,7 +176,7 @@ tunnels:
                 "name": "b",
                 "changes": [
                     "log: info → debug",
-                    "max_pool_capacity: 1024, written down now",
+                    "max_pool_capacity: 1024, now set explicitly",
                     "report_interval: 5s → 1s",
                 ],
             },
@@ -188,7 +187,7 @@ tunnels:
     }
 
 
-def test_what_only_a_new_daemon_can_change_is_a_warning(tmp_path: Path) -> None:
+def test_a_setting_that_needs_a_restart_of_the_daemon_is_a_warning(tmp_path: Path) -> None:
     old = written(tmp_path, "version: 1\nsupervisor: {drain_timeout: 5s, api: {socket: a.sock}}\n")
     new = written(
         tmp_path,
@@ -198,9 +197,9 @@ supervisor: {drain_timeout: 9s, workers: 2, api: {socket: b.sock}, mqtt: {url: "
 """,
     )
     assert diff_manifests(old, new).warnings == (
-        f"supervisor.api.socket: {tmp_path}/a.sock → {tmp_path}/b.sock takes effect when the daemon is started anew",
-        "supervisor.workers: 0 → 2 takes effect when the daemon is started anew",
-        "supervisor.mqtt: none → set takes effect when the daemon is started anew",
+        f"supervisor.api.socket: {tmp_path}/a.sock → {tmp_path}/b.sock takes effect when the daemon is restarted",
+        "supervisor.workers: 0 → 2 takes effect when the daemon is restarted",
+        "supervisor.mqtt: none → set takes effect when the daemon is restarted",
     )
     kept = effective_settings(old.supervisor, new.supervisor)
     assert (kept.drain_timeout, kept.workers) == (9.0, 0)

@@ -340,7 +340,7 @@ async def test_a_change_of_a_certificate_restarts_the_tunnel(harness: ReloadHarn
     assert answer["results"]["web"] == {
         "action": "restarted",
         "detail": None,
-        "changes": ["tls_cert: another content"],
+        "changes": ["tls_cert: the content of the file changed"],
     }
 
 

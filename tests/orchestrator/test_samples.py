@@ -1,4 +1,4 @@
-"""The samples in configs/ that are not tunnels: they fit the program as it is now."""
+"""The samples in configs/ other than tunnel files match the program."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ UNIT = CONFIGS / "systemd" / "nodepass-orch.service"
 
 
 @pytest.mark.parametrize("name", ["alerts.yml", "grafana-dashboard.json"])
-def test_every_metric_of_a_sample_is_one_of_ours(name: str) -> None:
+def test_every_metric_of_a_sample_exists(name: str) -> None:
     ours = set(re.findall(r"^(nodepass_orch_\w+)", page(snapshot(rtt_ms=1.0))[0], re.MULTILINE))
     used = set(re.findall(r"nodepass_orch_\w+", (CONFIGS / "monitoring" / name).read_text()))
     assert used
     assert used <= ours
 
 
-def test_the_alerts_are_what_prometheus_reads() -> None:
+def test_the_alerts_have_the_fields_that_prometheus_reads() -> None:
     (group,) = yaml.safe_load((CONFIGS / "monitoring" / "alerts.yml").read_text())["groups"]
     for rule in group["rules"]:
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
@@ -34,7 +34,7 @@ def test_the_alerts_are_what_prometheus_reads() -> None:
         assert rule["expr"].count("(") == rule["expr"].count(")")
 
 
-def test_the_dashboard_is_json_with_panels() -> None:
+def test_the_grafana_dashboard_is_json_with_panels() -> None:
     board = json.loads((CONFIGS / "monitoring" / "grafana-dashboard.json").read_text())
     assert all(panel["targets"] for panel in board["panels"])
 
@@ -49,14 +49,14 @@ def test_the_commands_of_the_samples_exist() -> None:
         assert (CONFIGS / "container" / name / "tunnels.yaml").exists()
 
 
-def test_compose_is_yaml_that_shares_the_networks() -> None:
+def test_the_services_of_the_compose_file_use_its_networks() -> None:
     compose = yaml.safe_load((CONFIGS / "container" / "compose.yaml").read_text())
     for service in compose["services"].values():
         assert set(service["networks"]) <= set(compose["networks"])
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")
-def test_the_unit_is_one(tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/usr/local/bin/nodepass-orch", "/bin/true"))
     done = subprocess.run(["systemd-analyze", "verify", unit], check=False, capture_output=True, text=True)

@@ -20,8 +20,7 @@ from tests.support.peers import Address, Target, connect
 from tests.support.ports import free_port
 from tests.support.processes import COMMAND, Command, Daemon
 from tests.support.waiting import wait_until
-from tunnel.model.options import KEY_VARIABLE
-from tunnel.model.settings import NAMES
+from tunnel.model.options import OPTION_VARIABLES
 
 DRAIN_S: Final = 2.0
 """Seconds that visitors of a changed entry have to finish."""
@@ -30,7 +29,7 @@ RECOVERY_S: Final = 30.0
 POOL_MIN: Final = 4
 
 _KEY: Final = "what-both-ends-know"
-_UNSET: Final = dict.fromkeys((*(name.upper() for name in NAMES), KEY_VARIABLE, "NODEPASS_ORCH_SOCKET"), "")
+_UNSET: Final = dict.fromkeys((*OPTION_VARIABLES, "NODEPASS_ORCH_SOCKET"), "")
 _OPTIONS: Final = f"report_interval=1s&min_pool_capacity={POOL_MIN}&max_pool_capacity=256&shutdown_timeout={DRAIN_S:g}s"
 
 

@@ -1,37 +1,139 @@
+"""The registry of options: each row works in every place where the option may be written."""
+
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.support.strategies import recognisable_keys
 from tests.tunnel.test_url import SEED_URLS
 from tunnel.model.errors import OptionError, UrlError, did_you_mean
-from tunnel.model.options import KEY_VARIABLE, OPTION_NAMES, Layer, check_names, make_spec
-from tunnel.model.settings import NAMES, Settings
+from tunnel.model.option_types import ChoiceType, DataPortType, DurationType, IntegerType
+from tunnel.model.options import (
+    ENVIRONMENT_SOURCE,
+    KEY_VARIABLE,
+    OPTION_NAMES,
+    OPTION_VARIABLES,
+    OPTIONS,
+    SETTING_NAMES,
+    URL_SOURCE,
+    Option,
+    OptionLayer,
+    OptionPlace,
+    check_url_options,
+    environment_layer,
+    format_options,
+    make_spec,
+    names_for,
+    render_option_table,
+)
+from tunnel.model.settings import Settings
 from tunnel.model.spec import DataTls, Key, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.url import parse_url
 
 BASE = "server://127.0.0.1:1/127.0.0.1:2"
+ROOT = Path(__file__).parent.parent.parent
 
 
-def spec_of(options: str = "", *layers: Layer, environ: dict[str, str] | None = None) -> TunnelSpec:
+def spec_of(options: str = "", *layers: OptionLayer, environ: dict[str, str] | None = None) -> TunnelSpec:
     return make_spec(parse_url(f"{BASE}?{options}" if options else BASE), layers, environ)
 
 
-def entry(**values: object) -> Layer:
-    return Layer("the entry", values)
+def entry(**values: object) -> OptionLayer:
+    return OptionLayer("the entry", values)
 
 
-def defaults(**values: object) -> Layer:
-    return Layer("defaults", values)
+def defaults(**values: object) -> OptionLayer:
+    return OptionLayer("defaults", values)
+
+
+def values_of(option: Option) -> st.SearchStrategy[object]:
+    """Valid values of an option whose value can be printed."""
+    match option.type:
+        case IntegerType(minimum, maximum):
+            return st.integers(minimum, maximum)
+        case DurationType(minimum_s):
+            return st.integers(max(1, round(minimum_s * 1000)), 3_600_000).map(lambda ms: ms / 1000)
+        case ChoiceType(choices):
+            return st.sampled_from(list(choices.values()))
+        case DataPortType():
+            return st.none() | st.integers(0, 65535)
+        case _:
+            raise NotImplementedError(option)
+
+
+PRINTABLE = [option for option in OPTIONS.values() if not option.is_secret and not option.is_file]
+
+
+# --- every row ----------------------------------------------------------------------------------------------------
+
+
+@given(st.sampled_from(PRINTABLE), st.data())
+def test_a_formatted_value_gives_the_same_value_in_every_place(option: Option, data: st.DataObject) -> None:
+    value = data.draw(values_of(option))
+    text = option.type.format(value)
+    assert option.type.parse(text, Path()) == value
+    raised = {"max_pool_capacity": "65536"} if option.name == "min_pool_capacity" else {}
+    assume(not (option.name == "tls" and value == DataTls.VERIFIED))  # needs certificate files as well
+    specs = {
+        OptionPlace.URL: spec_of(f"{option.name}={text}", entry(**raised)),
+        OptionPlace.ENTRY: spec_of("", entry(**{option.name: text, **raised})),
+        OptionPlace.DEFAULTS: spec_of("", defaults(**{option.name: text, **raised})),
+        OptionPlace.ENVIRONMENT: spec_of("", entry(**raised), environ={option.variable or "": text}),
+    }
+    for place, spec in specs.items():
+        if place in option.places:
+            assert option.read(spec) == value
+            assert option.format(spec) == text
+
+
+@pytest.mark.parametrize("option", PRINTABLE, ids=lambda option: option.name)
+def test_the_default_of_a_row_is_the_default_of_its_field(option: Option) -> None:
+    assert option.type.parse(option.default, Path()) == option.read(spec_of())
+    assert option.default == format_options(spec_of())[option.name]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_row_is_complete(name: str) -> None:
+    option = OPTIONS[name]
+    assert option.name == name
+    assert option.doc[0].islower() or option.doc[0] == "`"
+    assert "|" not in option.doc + option.type.values
+    assert (option.variable is not None) is bool(option.places & OptionPlace.ENVIRONMENT)
+    assert option.type.json_schemas()
+    assert not (option.is_secret and option.is_live)
+
+
+def test_every_field_of_the_spec_is_an_option_or_a_part_of_the_url() -> None:
+    fields = {field.name for field in dataclasses.fields(TunnelSpec)} - {"role", "tunnel", "target", "settings"}
+    assert {option.attribute for option in OPTIONS.values() if not option.is_setting} == fields
+    assert set(SETTING_NAMES) == {field.name for field in dataclasses.fields(Settings)} - {"explicit"}
+
+
+def test_the_nine_variables_of_the_original_are_read_from_the_environment() -> None:
+    original = "SEMAPHORE_LIMIT SIGNAL_QUEUE_LIMIT SIGNAL_BUFFER MIN_POOL_CAPACITY MAX_POOL_CAPACITY REPORT_INTERVAL"
+    original += " SERVER_COOLDOWN CLIENT_COOLDOWN SHUTDOWN_TIMEOUT"
+    assert set(OPTION_VARIABLES) == {*original.split(), "NODEPASS_ORCH_KEY"}
+    assert KEY_VARIABLE == "NODEPASS_ORCH_KEY"
+
+
+def test_the_key_is_part_of_the_url_and_not_an_option_of_it() -> None:
+    assert set(names_for(OptionPlace.ENTRY)) - set(OPTION_NAMES) == {"key"}
+
+
+def test_the_reference_in_the_documentation_is_the_rendered_table() -> None:
+    assert render_option_table() in (ROOT / "docs" / "options.md").read_text()
+
+
+# --- values -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", SEED_URLS)
-def test_the_originals_examples_are_complete_specs(text: str) -> None:
+def test_the_examples_of_the_original_are_complete_specs(text: str) -> None:
     spec = make_spec(parse_url(text))
     assert spec.role.value == text.partition(":")[0]
     assert spec.auth == "open"
@@ -61,39 +163,76 @@ def test_the_originals_examples_are_complete_specs(text: str) -> None:
         ("tls_ca=/etc/ca.pem", "tls_ca", Path("/etc/ca.pem")),
     ],
 )
-def test_an_option_means_what_the_table_says(option: str, field: str, value: object) -> None:
+def test_the_values_of_an_option_are_those_of_the_contract(option: str, field: str, value: object) -> None:
     assert getattr(spec_of(option), field) == value
 
 
-@given(
-    st.sampled_from(
-        [("log", "log"), ("mode", "mode"), ("data_port", "data_port"), ("tls", "data_tls"), ("signal_buffer", "")]
-    ),
-    st.lists(st.booleans(), min_size=3, max_size=3),
-)
-def test_the_url_wins_over_the_entry_and_the_entry_over_defaults(names: tuple[str, str], present: list[bool]) -> None:
-    option, field = names
-    values = {
-        "log": ["debug", "warn", "error"],
-        "mode": ["reverse", "forward", "auto"],
-        "data_port": ["1", "2", "3"],
-        "tls": ["1", "0", "1"],
-        "signal_buffer": ["1", "2", "3"],
-    }[option]
-    there = [value for value, is_there in zip(values, present, strict=True) if is_there]
-    layers = [
-        Layer(name, {option: value} if is_there else {})
-        for name, value, is_there in zip(("entry", "defaults"), values[1:], present[1:], strict=True)
-    ]
-    spec = spec_of(f"{option}={values[0]}" if present[0] else "", *layers)
-    expected = spec_of(f"{option}={there[0]}") if there else spec_of()
-    if field:
-        assert getattr(spec, field) == getattr(expected, field)
+def test_the_built_in_settings_are_the_documented_ones() -> None:
+    assert {name: OPTIONS[name].default for name in SETTING_NAMES} == {
+        "semaphore_limit": "1024",
+        "signal_queue_limit": "1024",
+        "signal_buffer": "1024",
+        "min_pool_capacity": "8",
+        "max_pool_capacity": "1024",
+        "report_interval": "5s",
+        "server_cooldown": "5s",
+        "client_cooldown": "5s",
+        "shutdown_timeout": "5s",
+    }
+
+
+@pytest.mark.parametrize(("name", "value"), [("report_interval", 5), ("report_interval", 2.5)])
+def test_the_message_for_a_duration_without_a_unit_names_the_unit(name: str, value: object) -> None:
+    with pytest.raises(OptionError, match=f"{value}s"):
+        spec_of("", entry(**{name: value}))
+
+
+@given(st.integers(1, 65_536), st.integers(1, 65_536))
+def test_the_minimum_of_the_pool_cannot_exceed_its_maximum(low: int, high: int) -> None:
+    options = f"min_pool_capacity={low}&max_pool_capacity={high}"
+    if low <= high:
+        settings = spec_of(options).settings
+        assert (settings.min_pool_capacity, settings.max_pool_capacity) == (low, high)
     else:
-        assert spec.settings == expected.settings
+        with pytest.raises(UrlError, match="above max_pool_capacity"):
+            spec_of(options)
 
 
-def test_settings_take_all_four_places() -> None:
+def test_the_built_in_minimum_yields_to_a_small_maximum_but_not_the_reverse() -> None:
+    assert spec_of("max_pool_capacity=3").settings.min_pool_capacity == 3
+    with pytest.raises(OptionError, match="2000 is above") as caught:
+        spec_of("", defaults(min_pool_capacity=2000))
+    assert (caught.value.name, caught.value.source) == ("min_pool_capacity", "defaults")
+
+
+# --- layers -------------------------------------------------------------------------------------------------------
+
+LAYERS = ("the entry", "defaults", ENVIRONMENT_SOURCE)
+
+
+@given(st.sampled_from(PRINTABLE), st.data(), st.lists(st.booleans(), min_size=4, max_size=4))
+def test_the_strongest_layer_that_names_an_option_wins(
+    option: Option, data: st.DataObject, present: list[bool]
+) -> None:
+    assume(option.name not in {"tls", "min_pool_capacity", "max_pool_capacity"})  # they depend on other options
+    texts = [option.type.format(data.draw(values_of(option))) for _ in present]
+    chosen = [
+        text if is_there and (i < 3 or option.variable) else None
+        for i, (text, is_there) in enumerate(zip(texts, present, strict=True))
+    ]
+    layers = [
+        OptionLayer(source, {} if text is None else {option.name: text})
+        for source, text in zip(LAYERS, chosen[1:3], strict=False)
+    ]
+    environ = {} if chosen[3] is None else {option.variable or "": chosen[3]}
+    spec = spec_of(f"{option.name}={chosen[0]}" if chosen[0] else "", *layers, environ=environ)
+    written = [text for text in chosen if text is not None]
+    assert option.format(spec) == (written[0] if written else option.default)
+    if option.is_setting:
+        assert spec.settings.explicit == (frozenset({option.name}) if written else frozenset())
+
+
+def test_all_four_places_contribute_to_the_settings() -> None:
     spec = spec_of(
         "signal_buffer=1",
         entry(signal_buffer=2, semaphore_limit=2),
@@ -112,17 +251,42 @@ def test_settings_take_all_four_places() -> None:
     assert spec.log is LogLevel.INFO  # the environment has the nine variables and the key, no more
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", SETTING_NAMES)
+@pytest.mark.parametrize("value", ["-1", "-1s", "many", "5 parsecs", "", None, True, [], 1.5, "1e3", "99999999999999h"])
+def test_an_invalid_setting_is_an_error_in_every_layer(layer: str, name: str, value: object) -> None:
+    with pytest.raises(OptionError) as caught:
+        spec_of("", *[OptionLayer(other, {name: value} if other == layer else {}) for other in LAYERS])
+    assert caught.value.source == layer
+    assert caught.value.name == (name.upper() if layer == ENVIRONMENT_SOURCE else name)
+    assert str(caught.value)
+    assert "None" not in str(caught.value)
+
+
+def test_an_invalid_value_is_an_error_even_if_a_stronger_layer_overrides_it() -> None:
+    with pytest.raises(OptionError) as caught:
+        spec_of("signal_buffer=512", defaults(signal_buffer="lots"))
+    assert caught.value.source == "defaults"
+
+
+def test_an_empty_variable_counts_as_not_set() -> None:
+    assert environment_layer({"SEMAPHORE_LIMIT": "", "SIGNAL_BUFFER": "  ", KEY_VARIABLE: ""}).values == {}
+
+
+# --- faults -------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", OPTION_NAMES)
-def test_a_mistyped_option_is_told_the_nearest(name: str) -> None:
+def test_the_message_for_a_mistyped_option_names_the_nearest(name: str) -> None:
     typo = name[:-1] + "x" if len(name) > 3 else name + "g"
     with pytest.raises(UrlError) as caught:
-        check_names(parse_url(f"{BASE}?{typo}=1"))
+        check_url_options(parse_url(f"{BASE}?{typo}=1"))
     assert repr(typo) in str(caught.value)
     assert repr(name) in str(caught.value)
     assert caught.value.offset == len(BASE) + 1
 
 
-def test_an_option_far_from_all_is_told_all() -> None:
+def test_the_message_for_an_option_unlike_all_others_lists_all() -> None:
     with pytest.raises(UrlError) as caught:
         spec_of("log=info&zzzzzz=1")
     assert all(name in str(caught.value) for name in OPTION_NAMES)
@@ -149,7 +313,7 @@ def test_an_option_far_from_all_is_told_all() -> None:
         ("min_pool_capacity=9&max_pool_capacity=8", "above max_pool_capacity"),
     ],
 )
-def test_a_wrong_value_in_the_url_is_found_at_its_place(option: str, words: str) -> None:
+def test_an_invalid_value_in_the_url_is_reported_at_its_place(option: str, words: str) -> None:
     with pytest.raises(UrlError) as caught:
         spec_of(f"signal_queue_limit=7&{option}")
     assert words in str(caught.value)
@@ -178,72 +342,21 @@ def test_a_wrong_value_in_the_url_is_found_at_its_place(option: str, words: str)
         ("shutdown_timeout", -1),
     ],
 )
-def test_a_wrong_value_in_the_file_names_the_place_and_the_option(source: str, name: str, value: object) -> None:
+def test_an_invalid_value_in_the_file_names_the_layer_and_the_option(source: str, name: str, value: object) -> None:
     with pytest.raises(OptionError) as caught:
-        spec_of("", Layer(source, {name: value}))
+        spec_of("", OptionLayer(source, {name: value}))
     assert (caught.value.source, caught.value.name) == (source, name)
     assert str(caught.value)
     assert "None" not in str(caught.value)
 
 
-def test_a_wrong_variable_is_named_as_it_is_written() -> None:
+def test_an_invalid_variable_is_named_in_upper_case() -> None:
     with pytest.raises(OptionError, match="unknown unit") as caught:
         spec_of(environ={"CLIENT_COOLDOWN": "5x"})
-    assert (caught.value.source, caught.value.name) == ("the environment", "CLIENT_COOLDOWN")
+    assert (caught.value.source, caught.value.name) == (ENVIRONMENT_SOURCE, "CLIENT_COOLDOWN")
 
 
-def test_the_key_is_found_in_the_url_then_the_layers_then_the_environment(tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("from-file\n")
-    environ = {KEY_VARIABLE: "from-env"}
-    layers = [Layer("the entry", {"key_file": "secret"}, tmp_path), defaults(key="from-defaults")]
-    with_key = parse_url("server://from-url@127.0.0.1:1/127.0.0.1:2")
-    assert make_spec(with_key, layers, environ).key == Key("from-url")
-    assert spec_of("", *layers, environ=environ).key == Key("from-file")
-    assert spec_of("", *layers[1:], environ=environ).key == Key("from-defaults")
-    assert spec_of("", entry(key=12345)).key == Key("12345")
-    assert spec_of("", environ=environ).key == Key("from-env")
-    assert spec_of("", environ={KEY_VARIABLE: ""}).key is None
-    assert spec_of(f"key_file={tmp_path}/secret", *layers[1:]).key == Key("from-file")
-
-
-def test_a_key_and_a_key_file_in_one_place_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="keep one"):
-        spec_of("", entry(key="a", key_file="b"))
-    with pytest.raises(UrlError, match="keep one"):
-        make_spec(parse_url(f"server://a@127.0.0.1:1/127.0.0.1:2?key_file={tmp_path}/b"))
-
-
-def test_a_key_file_that_is_of_no_use_is_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "empty").write_text(" \n")
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for name, words in [("absent", "No such file"), ("empty", "keygen"), ("binary", "UTF-8"), ("", "directory")]:
-        with pytest.raises(UrlError, match=words):
-            spec_of(f"key_file={tmp_path}/{name}")
-
-
-@given(recognisable_keys)
-def test_a_key_is_in_no_complaint_about_its_neighbours(key: str) -> None:
-    complaints: list[str] = []
-    for layer in (entry(key=key, log="loud"), entry(key=key, key_file="x"), entry(key=[key]), entry(key=key, tls=7)):
-        with pytest.raises(OptionError) as caught:
-            spec_of("", layer)
-        complaints.append(f"{caught.value} {caught.value!r}")
-    for option in ("loq=info", "log=loud", "semaphore_limit=-2", "tls_cert=x"):
-        with pytest.raises(UrlError) as error:
-            make_spec(parse_url(f"server://{key}@127.0.0.1:1/127.0.0.1:2?{option}"), [], {KEY_VARIABLE: key})
-        complaints.append(f"{error.value} {error.value!r}")
-    spec = make_spec(parse_url(f"server://{key}@127.0.0.1:1/127.0.0.1:2"))
-    complaints.extend([repr(spec), str(spec)])
-    assert key not in "".join(complaints)
-    assert spec.auth == "key"
-
-
-def test_relative_files_start_where_the_layer_says(tmp_path: Path) -> None:
-    spec = spec_of("", Layer("the entry", {"tls_cert": "a.pem", "tls_key": "/abs/b.pem"}, tmp_path))
-    assert (spec.tls_cert, spec.tls_key) == (tmp_path / "a.pem", Path("/abs/b.pem"))
-
-
-def test_faults_that_no_option_has_alone() -> None:
+def test_options_that_are_valid_only_together() -> None:
     with pytest.raises(UrlError, match="go together"):
         spec_of("tls_cert=a.pem")
     with pytest.raises(UrlError, match="tls=2 on a server needs"):
@@ -256,7 +369,63 @@ def test_faults_that_no_option_has_alone() -> None:
     assert make_spec(parse_url("client://127.0.0.1:1/127.0.0.1:2?tls=2")).data_tls is DataTls.VERIFIED
 
 
-def test_a_spec_is_frozen_and_equal_to_its_like() -> None:
+# --- keys and files -----------------------------------------------------------------------------------------------
+
+
+def test_the_key_comes_from_the_url_then_the_layers_then_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("from-file\n")
+    environ = {KEY_VARIABLE: "from-env"}
+    layers = [OptionLayer("the entry", {"key_file": "secret"}, tmp_path), defaults(key="from-defaults")]
+    with_key = parse_url("server://from-url@127.0.0.1:1/127.0.0.1:2")
+    assert make_spec(with_key, layers, environ).key == Key("from-url")
+    assert spec_of("", *layers, environ=environ).key == Key("from-file")
+    assert spec_of("", *layers[1:], environ=environ).key == Key("from-defaults")
+    assert spec_of("", entry(key=12345)).key == Key("12345")
+    assert spec_of("", environ=environ).key == Key("from-env")
+    assert spec_of("", environ={KEY_VARIABLE: ""}).key is None
+    assert spec_of(f"key_file={tmp_path}/secret", *layers[1:]).key == Key("from-file")
+
+
+def test_a_key_and_a_key_file_in_one_layer_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="keep one"):
+        spec_of("", entry(key="a", key_file="b"))
+    with pytest.raises(UrlError, match="keep one"):
+        make_spec(parse_url(f"server://a@127.0.0.1:1/127.0.0.1:2?key_file={tmp_path}/b"))
+
+
+def test_an_unusable_key_file_is_reported_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text(" \n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for name, words in [("absent", "No such file"), ("empty", "keygen"), ("binary", "UTF-8"), ("", "directory")]:
+        with pytest.raises(UrlError, match=words):
+            spec_of(f"key_file={tmp_path}/{name}")
+
+
+@given(recognisable_keys)
+def test_no_message_and_no_formatted_option_contains_the_key(key: str) -> None:
+    shown: list[str] = []
+    for layer in (entry(key=key, log="loud"), entry(key=key, key_file="x"), entry(key=[key]), entry(key=key, tls=7)):
+        with pytest.raises(OptionError) as caught:
+            spec_of("", layer)
+        shown.append(f"{caught.value} {caught.value!r}")
+    for option in ("loq=info", "log=loud", "semaphore_limit=-2", "tls_cert=x"):
+        with pytest.raises(UrlError) as error:
+            make_spec(parse_url(f"server://{key}@127.0.0.1:1/127.0.0.1:2?{option}"), [], {KEY_VARIABLE: key})
+        shown.append(f"{error.value} {error.value!r}")
+    spec = make_spec(parse_url(f"server://{key}@127.0.0.1:1/127.0.0.1:2"))
+    shown += [repr(spec), str(spec), str(format_options(spec)), *(option.format(spec) for option in OPTIONS.values())]
+    assert key not in "".join(shown)
+    assert spec.auth == "key"
+
+
+def test_relative_files_start_at_the_base_of_their_layer(tmp_path: Path) -> None:
+    spec = spec_of("", OptionLayer("the entry", {"tls_cert": "a.pem", "tls_key": "/abs/b.pem"}, tmp_path))
+    assert (spec.tls_cert, spec.tls_key) == (tmp_path / "a.pem", Path("/abs/b.pem"))
+    assert format_options(spec)["tls_cert"] == str(tmp_path / "a.pem")
+    assert "tls_ca" not in format_options(spec)
+
+
+def test_a_spec_is_frozen_and_equal_to_a_spec_of_the_same_options() -> None:
     spec = spec_of("log=debug&semaphore_limit=3")
     assert spec == spec_of("semaphore_limit=3&log=debug")
     assert hash(spec) == hash(spec_of("semaphore_limit=3&log=debug"))
@@ -264,6 +433,9 @@ def test_a_spec_is_frozen_and_equal_to_its_like() -> None:
         spec.log = LogLevel.WARN  # type: ignore[misc]  # what the test is about
 
 
-def test_every_setting_is_an_option() -> None:
-    assert set(NAMES) < set(OPTION_NAMES)
-    assert len(set(OPTION_NAMES)) == len(OPTION_NAMES)
+def test_a_url_fault_and_a_layer_fault_are_told_apart_by_their_type() -> None:
+    with pytest.raises(UrlError):
+        spec_of("log=loud")
+    with pytest.raises(OptionError) as caught:
+        spec_of("", OptionLayer("elsewhere", {"log": "loud"}))
+    assert caught.value.source != URL_SOURCE

@@ -137,11 +137,6 @@ def test_standing_still_keeps_the_moment_and_takes_the_new_reason() -> None:
     assert moved.reason is None
 
 
-def test_moments_are_utc_to_the_millisecond() -> None:
-    assert format_timestamp(0) == "1970-01-01T00:00:00.000Z"
-    assert format_timestamp(1767225600.1239) == "2026-01-01T00:00:00.123Z"
-
-
 def test_an_event_is_one_json_object() -> None:
     event = Event(
         ts=0.0,

@@ -1,196 +1,327 @@
-"""From a URL and the layers around it to a TunnelSpec: every option's name, meaning and precedence, in one table.
+"""The registry of options, and how a URL and the option layers around it become a TunnelSpec.
 
-The same options may stand in a URL, an entry of the file, its ``defaults`` or (the nine variables and the key) the
-environment; the first that names one wins.
+An option may be written in a URL, in an entry of the file, in the file's ``defaults`` or in the environment; the
+strongest layer that names it wins, in this order. One row of OPTIONS is everything the program knows about an option:
+the URL parser, the file, the environment, the JSON Schema, the settings view, ``plan`` and the reference in docs/ are
+derived from it. To add an option, add its row, and its field to TunnelSpec or Settings.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from tunnel.model import settings
+from tunnel.model.address import Address
 from tunnel.model.errors import OptionError, UrlError, did_you_mean
-from tunnel.model.settings import NAMES, SettingError
-from tunnel.model.spec import DataTls, Direction, Key, LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.option_types import (
+    ChoiceType,
+    DataPortType,
+    DurationType,
+    FileType,
+    IntegerType,
+    KeyFileType,
+    KeyType,
+    OptionType,
+)
+from tunnel.model.settings import Settings
+from tunnel.model.spec import DataTls, Direction, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.url import TunnelUrl
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+URL_SOURCE: Final = "the URL"
+ENVIRONMENT_SOURCE: Final = "the environment"
 
-KEY_VARIABLE: Final = "NODEPASS_ORCH_KEY"
-"""Environment variable with the key of tunnels that have none of their own."""
 
-_MODES: Final = {"auto": Mode.AUTO, "0": Mode.AUTO, "reverse": Mode.REVERSE, "1": Mode.REVERSE} | {
-    "forward": Mode.FORWARD,
-    "2": Mode.FORWARD,
+class OptionPlace(enum.Flag):
+    """Where an option may be written."""
+
+    URL = enum.auto()
+    ENTRY = enum.auto()
+    DEFAULTS = enum.auto()
+    ENVIRONMENT = enum.auto()
+
+    FILE = ENTRY | DEFAULTS
+    URL_AND_FILE = URL | ENTRY | DEFAULTS
+    EVERYWHERE = URL | ENTRY | DEFAULTS | ENVIRONMENT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One row of the registry."""
+
+    name: str
+    """as URLs and files write it"""
+    type: OptionType
+    attribute: str
+    """the attribute of TunnelSpec that holds the value: ``mode``, ``settings.signal_buffer``"""
+    doc: str
+    """the meaning, in one line of Markdown"""
+    places: OptionPlace = OptionPlace.URL_AND_FILE
+    variable: str | None = None
+    """the environment variable"""
+    is_live: bool = False
+    """whether a running engine adopts a new value without a restart"""
+    is_secret: bool = False
+    """whether the value must not be shown"""
+    is_file: bool = False
+    """whether the value is the name of a file"""
+    read: attrgetter[Any] = field(init=False)
+    """returns the value of the option from a TunnelSpec"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "read", attrgetter(self.attribute))  # the row is frozen, and the getter derived
+
+    @property
+    def is_setting(self) -> bool:
+        """Whether the value is a field of Settings instead of TunnelSpec."""
+        return self.attribute.startswith("settings.")
+
+    @property
+    def default(self) -> str:
+        """The built-in default as a text."""
+        return self.format(_DEFAULT_SPEC)
+
+    def format(self, spec: TunnelSpec) -> str:
+        """Return the value of the option in a spec as a text that ``type.parse`` accepts, a mask for a secret."""
+        return self.type.format(self.read(spec))
+
+
+def _setting(name: str, type_: OptionType, doc: str) -> Option:
+    return Option(
+        name=name,
+        type=type_,
+        attribute=f"settings.{name}",
+        doc=doc,
+        places=OptionPlace.EVERYWHERE,
+        variable=name.upper(),
+        is_live=True,
+    )
+
+
+def _file(name: str, doc: str) -> Option:
+    return Option(name=name, type=FileType(), attribute=name, doc=doc, is_file=True)
+
+
+_LEVELS: Final = ChoiceType({level.name.lower(): level for level in LogLevel})
+_MODES: Final = ChoiceType(
+    {"auto": Mode.AUTO, "0": Mode.AUTO, "reverse": Mode.REVERSE, "1": Mode.REVERSE}
+    | {"forward": Mode.FORWARD, "2": Mode.FORWARD}
+)
+_DATA_TLS: Final = ChoiceType({str(int(level)): level for level in DataTls})
+_LIMIT: Final = IntegerType(1, 1_000_000)
+_POOL_SIZE: Final = IntegerType(1, 65_536)
+
+OPTIONS: Final[Mapping[str, Option]] = {
+    option.name: option
+    for option in (
+        Option(
+            name="key",
+            type=KeyType(),
+            attribute="key",
+            doc="the shared key of both ends; in a URL it stands before the tunnel address: `KEY@`",
+            places=OptionPlace.FILE | OptionPlace.ENVIRONMENT,
+            variable="NODEPASS_ORCH_KEY",
+            is_secret=True,
+        ),
+        Option(
+            name="log",
+            type=_LEVELS,
+            attribute="log",
+            doc="events of this level and above are logged",
+            is_live=True,
+        ),
+        Option(
+            name="mode",
+            type=_MODES,
+            attribute="mode",
+            doc="which end accepts visitors: `reverse` the server, `forward` the client, `auto` lets the server decide",
+        ),
+        Option(
+            name="data_port",
+            type=DataPortType(),
+            attribute="data_port",
+            doc="the server's port for data connections; `tunnel`: the tunnel port itself",
+        ),
+        Option(
+            name="tls",
+            type=_DATA_TLS,
+            attribute="data_tls",
+            doc="data connections: `0` plain, `1` encrypted, `2` encrypted and certificates verified",
+        ),
+        _file("tls_cert", "the certificate (PEM) that this end presents"),
+        _file("tls_key", "the private key (PEM) of the certificate"),
+        _file("tls_ca", "the CA certificates (PEM) that verify the other end"),
+        Option(
+            name="key_file",
+            type=KeyFileType(),
+            attribute="key",
+            doc="a file that contains the shared key",
+            is_secret=True,
+            is_file=True,
+        ),
+        _setting("semaphore_limit", _LIMIT, "visitors served at once; more wait in the kernel's backlog"),
+        _setting("signal_queue_limit", _LIMIT, "visitors that wait for a data connection; then no more are accepted"),
+        _setting("signal_buffer", IntegerType(1, 1 << 24), "bytes read from the control channel at once"),
+        _setting("min_pool_capacity", _POOL_SIZE, "the least number of idle data connections"),
+        _setting("max_pool_capacity", _POOL_SIZE, "the largest number of idle data connections"),
+        _setting("report_interval", DurationType(), "time between pings; three without an answer end the link"),
+        _setting("server_cooldown", DurationType(), "the longest wait of a server between two attempts"),
+        _setting("client_cooldown", DurationType(), "the longest wait of a client between two attempts"),
+        _setting("shutdown_timeout", DurationType(0.0), "how long a shutdown waits for visitors to finish"),
+    )
 }
-_FILES: Final = ("tls_cert", "tls_key", "tls_ca", "key_file")
+"""Every option by its name."""
 
-OPTION_NAMES: Final = ("log", "mode", "data_port", "tls", *_FILES, *NAMES)
-"""Every option, as URLs and files write it."""
+_DEFAULT_SPEC: Final = TunnelSpec(role=Role.SERVER, tunnel=Address("", 0), target=Address("", 0))
+
+KEY_VARIABLE: Final = OPTIONS["key"].variable or ""
+"""Environment variable with the key of tunnels that have none of their own."""
+OPTION_VARIABLES: Final = tuple(option.variable for option in OPTIONS.values() if option.variable)
+"""Every environment variable that configures tunnels."""
+SETTING_NAMES: Final = tuple(option.name for option in OPTIONS.values() if option.is_setting)
+"""The options that are fields of Settings."""
+
+
+def names_for(place: OptionPlace) -> tuple[str, ...]:
+    """Return the names of the options that may be written in a place, in the order of the registry."""
+    return tuple(option.name for option in OPTIONS.values() if option.places & place)
+
+
+OPTION_NAMES: Final = names_for(OptionPlace.URL)
+"""Every option of a URL."""
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """Options from one place, and where relative file names in it start."""
+class OptionLayer:
+    """Options from one source, and the directory at which relative file names in it start."""
 
     source: str
     values: Mapping[str, object]
     base: Path = Path()
 
+    def parse(self, name: str) -> Any:  # noqa: ANN401  each option has a type of its own
+        """Parse the value of an option of this layer. Raises OptionError."""
+        option = OPTIONS[name]
+        try:
+            return option.type.parse(self.values[name], self.base)
+        except ValueError as error:
+            raise OptionError(self._written_name(option), str(error), self.source) from None
 
-def check_names(url: TunnelUrl) -> None:
-    """Raise UrlError at the first option of a URL that nobody knows."""
+    def _written_name(self, option: Option) -> str:
+        return option.variable or option.name if self.source == ENVIRONMENT_SOURCE else option.name
+
+
+def environment_layer(environ: Mapping[str, str]) -> OptionLayer:
+    """Return the layer of the environment variables; an empty variable counts as not set."""
+    variables = {option.name: option.variable for option in OPTIONS.values() if option.variable}
+    values = {name: environ[variable] for name, variable in variables.items() if environ.get(variable, "").strip()}
+    return OptionLayer(ENVIRONMENT_SOURCE, values)
+
+
+def check_url_options(url: TunnelUrl) -> None:
+    """Raise UrlError for the first unknown option of a URL."""
     for option in url.options:
         if option.name not in OPTION_NAMES:
             hint = did_you_mean(option.name, OPTION_NAMES) or f"; known are {', '.join(OPTION_NAMES)}"
             raise UrlError(f"unknown option {option.name[:40]!r}{hint}", option.offset)
 
 
-def make_spec(url: TunnelUrl, layers: Sequence[Layer] = (), environ: Mapping[str, str] | None = None) -> TunnelSpec:
-    """The spec of a URL, what it leaves open filled from ``layers`` (strongest first), then the environment.
+def make_spec(
+    url: TunnelUrl, layers: Sequence[OptionLayer] = (), environ: Mapping[str, str] | None = None
+) -> TunnelSpec:
+    """Build the spec of a URL; ``layers`` (the strongest first), then the environment, fill what it leaves open.
 
-    Reads the key file, where one is named. Raises UrlError for a fault in the URL itself, OptionError for one in a
-    layer or the environment.
+    Reads the key files that are named. Raises UrlError for a fault in the URL, OptionError for one in a layer or the
+    environment.
     """
-    check_names(url)
-    environ = environ or {}
-    own = Layer("the URL", url.values())
+    check_url_options(url)
+    own = OptionLayer(URL_SOURCE, url.values())
     if url.key and "key_file" in own.values:
-        offset = next(o.offset for o in url.options if o.name == "key_file")
+        offset = next(option.offset for option in url.options if option.name == "key_file")
         raise UrlError("the URL has a key and a key_file; keep one", offset)
-    everywhere = (own, *layers)
     try:
-        chosen = _plain_options(everywhere)
-        spec = TunnelSpec(
-            role=url.role,
-            tunnel=url.tunnel,
-            target=url.target,
-            key=url.key or _find_key(everywhere, environ),
-            settings=_settings(everywhere, environ),
-            **chosen,
-        )
+        spec = _build_spec(url, (own, *layers, environment_layer(environ or {})))
     except OptionError as error:
         if error.source != own.source:
             raise
-        offset = next((o.offset for o in url.options if o.name == error.name), 0)
+        offset = next((option.offset for option in url.options if option.name == error.name), 0)
         raise UrlError(f"{error.name}: {error}", offset) from None
-    _check_together(spec)
+    _check_combinations(spec)
     return spec
 
 
-def _plain_options(layers: Sequence[Layer]) -> dict[str, Any]:
-    chosen: dict[str, Any] = {}
-    for layer in reversed(layers):  # the strongest last, so that it stays; every layer is checked all the same
-        for name, parse in _PARSERS.items():
-            if name in layer.values:
-                field_name = "data_tls" if name == "tls" else name
-                chosen[field_name] = parse(layer, name, layer.values[name])
-    return chosen
-
-
-def _settings(layers: Sequence[Layer], environ: Mapping[str, str]) -> settings.Settings:
-    stack: list[tuple[str, Mapping[str, object]]] = [(layer.source, layer.values) for layer in layers]
-    stack.append(("the environment", settings.from_environment(environ)))
-    try:
-        return settings.resolve(stack)
-    except SettingError as error:
-        source = error.source or "the URL"
-        name = error.name.upper() if source == "the environment" else error.name
-        message = str(error).removeprefix(f"{error.name}: ")
-        raise OptionError(name, message, source) from None
-
-
-def _find_key(layers: Sequence[Layer], environ: Mapping[str, str]) -> Key | None:
-    for layer in layers:
+def _build_spec(url: TunnelUrl, layers: Sequence[OptionLayer]) -> TunnelSpec:
+    fields: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for layer in reversed(layers):  # the strongest layer last, so that its values stay; all layers are validated
         if "key" in layer.values and "key_file" in layer.values:
             raise OptionError("key_file", "key and key_file exclude each other; keep one", layer.source)
-        if "key" in layer.values:
-            value = layer.values["key"]
-            if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value):
-                raise OptionError("key", "the key is empty or not a text; quote it", layer.source)
-            return Key(str(value))
-        if "key_file" in layer.values:
-            return _read_key(layer)
-    secret = environ.get(KEY_VARIABLE, "")
-    return Key(secret) if secret else None
+        for name, option in OPTIONS.items():
+            if name not in layer.values:
+                continue
+            value = layer.parse(name)
+            if option.is_setting:
+                settings[name] = value
+                sources[name] = layer.source
+            else:
+                fields[option.attribute] = value
+    if url.key:
+        fields["key"] = url.key
+    return TunnelSpec(
+        role=url.role, tunnel=url.tunnel, target=url.target, settings=_build_settings(settings, sources), **fields
+    )
 
 
-def _read_key(layer: Layer) -> Key:
-    path = _path(layer, "key_file", layer.values["key_file"])
-    try:
-        secret = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise OptionError("key_file", f"cannot read {path}: {error.strerror}", layer.source) from None
-    except UnicodeDecodeError:
-        raise OptionError("key_file", f"{path} is not UTF-8 text", layer.source) from None
-    except ValueError:
-        raise OptionError("key_file", "its name cannot be one of a file", layer.source) from None
-    if not secret:
-        raise OptionError("key_file", f"{path} is empty; write one with: nodepass-orch keygen > {path}", layer.source)
-    return Key(secret)
+def _build_settings(values: dict[str, Any], sources: Mapping[str, str]) -> Settings:
+    settings = Settings(**values, explicit=frozenset(values))
+    if settings.min_pool_capacity <= settings.max_pool_capacity:
+        return settings
+    if "min_pool_capacity" not in values:  # the built-in minimum yields to a maximum that the user chose
+        return Settings(**values, min_pool_capacity=settings.max_pool_capacity, explicit=settings.explicit)
+    message = f"{settings.min_pool_capacity} is above max_pool_capacity {settings.max_pool_capacity}"
+    raise OptionError("min_pool_capacity", message, sources["min_pool_capacity"])
 
 
-def _choice(layer: Layer, name: str, value: object, known: Mapping[str, Any]) -> Any:  # noqa: ANN401  the table's own type
-    text = _text(value)
-    if text.lower() not in known:
-        names = ", ".join(known)
-        raise OptionError(name, f"{text[:40]!r} is not one of {names}{did_you_mean(text, known)}", layer.source)
-    return known[text.lower()]
-
-
-def _text(value: object) -> str:
-    """What somebody wrote in a file as a text or a number; nothing for the rest YAML can say."""
-    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-
-
-def _path(layer: Layer, name: str, value: object) -> Path:
-    if not isinstance(value, str) or not value:
-        raise OptionError(name, "a file name is missing", layer.source)
-    try:
-        return layer.base / Path(value).expanduser()
-    except RuntimeError:
-        raise OptionError(
-            name, f"whose home directory {value.split('/')[0][:40]!r} is, nobody knows", layer.source
-        ) from None
-
-
-def _data_port(layer: Layer, name: str, value: object) -> int | None:
-    text = _text(value).lower()
-    if text == "random":
-        return 0
-    if text == "tunnel":
-        return None
-    if text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) <= 65535:
-        return int(text)
-    raise OptionError(name, f"{text[:40]!r} is not random, tunnel or a port from 1 to 65535", layer.source)
-
-
-_LEVELS: Final = {level.name.lower(): level for level in LogLevel}
-_DATA_TLS: Final = {str(int(level)): level for level in DataTls}
-_PARSERS: Final = {
-    "log": lambda layer, name, value: _choice(layer, name, value, _LEVELS),
-    "mode": lambda layer, name, value: _choice(layer, name, value, _MODES),
-    "tls": lambda layer, name, value: _choice(layer, name, value, _DATA_TLS),
-    "data_port": _data_port,
-    "tls_cert": _path,
-    "tls_key": _path,
-    "tls_ca": _path,
-}
-
-
-def _check_together(spec: TunnelSpec) -> None:
-    """Faults that no option has alone."""
+def _check_combinations(spec: TunnelSpec) -> None:
+    """Raise UrlError for options that are valid alone and not together."""
     if (spec.tls_cert is None) != (spec.tls_key is None):
         raise UrlError("tls_cert and tls_key go together: a certificate needs its private key", 0)
     if spec.role is Role.SERVER and spec.data_tls is DataTls.VERIFIED and spec.tls_cert is None:
-        raise UrlError("tls=2 on a server needs tls_cert and tls_key, for the client verifies them", 0)
-    if spec.mode != Mode.AUTO and not _target_is_ours(spec) and spec.target.port == 0:
+        raise UrlError("tls=2 on a server needs tls_cert and tls_key, because the client verifies them", 0)
+    if spec.mode != Mode.AUTO and not _listens_on_target(spec) and spec.target.port == 0:
         raise UrlError("the target address is dialled in this mode, so its port cannot be 0", 0)
 
 
-def _target_is_ours(spec: TunnelSpec) -> bool:
-    entrance = Role.SERVER if spec.mode.value == Direction.REVERSE.value else Role.CLIENT
-    return spec.role is entrance
+def _listens_on_target(spec: TunnelSpec) -> bool:
+    ingress = Role.SERVER if spec.mode.value == Direction.REVERSE.value else Role.CLIENT
+    return spec.role is ingress
+
+
+def format_options(spec: TunnelSpec) -> dict[str, str]:
+    """Return the options of a spec as a person would write them, without secrets and unset file names."""
+    return {
+        option.name: option.format(spec)
+        for option in OPTIONS.values()
+        if not option.is_secret and not (option.is_file and option.read(spec) is None)
+    }
+
+
+def render_option_table() -> str:
+    """Return the reference of all options as a Markdown table, for docs/."""
+    heading = [("option", "values", "default", "live", "environment", "meaning"), ("---",) * 6]
+    rows = [
+        (
+            f"`{option.name}`",
+            option.type.values,
+            "" if option.is_secret or option.is_file else f"`{option.default}`",
+            "yes" if option.is_live else "no",
+            f"`{option.variable}`" if option.variable else "",
+            option.doc,
+        )
+        for option in OPTIONS.values()
+    ]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (*heading, *rows))

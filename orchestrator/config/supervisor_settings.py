@@ -1,0 +1,157 @@
+"""The ``supervisor:`` section of the file: the settings of the daemon itself.
+
+The validators receive what the document contains: texts (never numbers), sequences and mappings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema, model_validator
+
+from orchestrator.config.schema_parts import BOOLEAN, DURATION, MAX_NAME_LENGTH, integer, parse_bool
+from tunnel.model.address import Address, parse_address
+from tunnel.model.errors import UrlError
+from tunnel.model.option_types import ANY_SCALAR
+from tunnel.model.times import parse_duration
+
+_MAX_WORKERS: Final = 256
+
+
+def _parse_text(value: object) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError("one text is expected here")
+
+
+def _parse_duration(value: object) -> float:
+    return parse_duration(_parse_text(value).strip())
+
+
+def _parse_workers(value: object) -> int:
+    text = _parse_text(value).strip()
+    if not (text.isascii() and text.isdigit() and int(text[:6]) <= _MAX_WORKERS):
+        raise ValueError(f"{text[:20]!r} is not a whole number from 0 to {_MAX_WORKERS}")
+    return int(text)
+
+
+def _parse_address(value: object) -> Address:
+    try:
+        return parse_address(_parse_text(value))
+    except UrlError as error:
+        raise ValueError(str(error)) from None
+
+
+def _parse_file(value: object, info: ValidationInfo) -> Path:
+    base: Path = (info.context or {}).get("base", Path())
+    return base / Path(_parse_text(value)).expanduser()
+
+
+def _parse_broker_url(value: object) -> str:
+    text = _parse_text(value)
+    try:
+        parts = urlsplit(text)
+        is_valid = parts.scheme in {"mqtt", "mqtts"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_valid, parts = False, urlsplit("")
+    if not is_valid or parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ValueError("this is not the URL of a broker; write mqtt://HOST[:PORT], or mqtts:// for TLS")
+    if "@" in parts.netloc:
+        raise ValueError("the URL of a broker contains no user or password here; write username: and password_file:")
+    return text
+
+
+def _parse_host(value: object) -> str:
+    text = _parse_text(value)
+    if len(text) > MAX_NAME_LENGTH or not text.isprintable() or set(text) & set("/+#"):
+        raise ValueError(f"a host name is a printable text without / + #, of at most {MAX_NAME_LENGTH} characters")
+    return text
+
+
+def parse_discovery_prefix(value: object) -> str:
+    """Parse the topic prefix of Home Assistant's discovery. Raises ValueError.
+
+    A prefix has topic levels without wildcards, and is outside this program's own topic tree.
+    """
+    text = _parse_text(value)
+    levels = text.split("/")
+    is_valid = all(levels) and text.isprintable() and not set(text) & set("+#") and not text.startswith("$")
+    if not is_valid or levels[0] == "nodepass-orch" or len(text) > MAX_NAME_LENGTH:
+        raise ValueError(
+            "a discovery prefix is a topic such as homeassistant: no wildcards, and not below nodepass-orch/"
+        )
+    return text
+
+
+_TextField = Annotated[str, BeforeValidator(_parse_text), WithJsonSchema(ANY_SCALAR)]
+_FileField = Annotated[Path, BeforeValidator(_parse_file), WithJsonSchema(ANY_SCALAR)]
+_AddressField = Annotated[Address, BeforeValidator(_parse_address), WithJsonSchema({"type": "string"})]
+_BoolField = Annotated[bool, BeforeValidator(parse_bool), WithJsonSchema(BOOLEAN)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class ApiSettings(_Section):
+    """Where the local API listens."""
+
+    model_config = ConfigDict(json_schema_extra={"dependentRequired": {"listen": ["token_file"]}})
+
+    socket: _FileField | None = None
+    """Unix socket; None: the default path for this file"""
+    listen: _AddressField | None = None
+    """additional TCP address, for clients with the token"""
+    token_file: _FileField | None = None
+
+    @model_validator(mode="after")
+    def _require_token(self) -> Self:
+        if self.listen is not None and self.token_file is None:
+            raise ValueError("listen: needs token_file:, because TCP clients have to present a token")
+        return self
+
+
+class MqttSettings(_Section):
+    """The MQTT broker of the fleet."""
+
+    url: Annotated[str, BeforeValidator(_parse_broker_url), WithJsonSchema({"type": "string"})]
+    host: Annotated[str, BeforeValidator(_parse_host), WithJsonSchema(ANY_SCALAR)] | None = None
+    username: _TextField | None = None
+    password_file: _FileField | None = None
+    ca: _FileField | None = None
+    cert: _FileField | None = None
+    cert_key: _FileField | None = None
+    commands: _BoolField = False
+    discovery: _BoolField = False
+    """whether configurations for Home Assistant are published"""
+    discovery_prefix: Annotated[str, BeforeValidator(parse_discovery_prefix), WithJsonSchema(ANY_SCALAR)] = (
+        "homeassistant"
+    )
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if self.cert_key is not None and self.cert is None:
+            raise ValueError("cert_key: needs cert:")
+        if self.password_file is not None and self.username is None:
+            raise ValueError("password_file: needs username:")
+        if self.cert is not None and self.url.startswith("mqtt:"):
+            raise ValueError(f"cert: needs TLS, and {self.url} has none; write mqtts://")
+        return self
+
+
+def _expand_socket(value: object) -> object:
+    """Turn ``api: FILE`` into ``api: {socket: FILE}``."""
+    return {"socket": value} if isinstance(value, str) else value
+
+
+class SupervisorSettings(_Section):
+    """The file's ``supervisor:`` section."""
+
+    api: Annotated[ApiSettings, BeforeValidator(_expand_socket)] = ApiSettings()
+    metrics: _AddressField | None = None
+    drain_timeout: Annotated[float, BeforeValidator(_parse_duration), WithJsonSchema(DURATION)] | None = None
+    """the longest drain in seconds; None: each tunnel's own SHUTDOWN_TIMEOUT"""
+    workers: Annotated[int, BeforeValidator(_parse_workers), WithJsonSchema(integer(0, _MAX_WORKERS))] = 0
+    mqtt: MqttSettings | None = None

@@ -1,0 +1,251 @@
+"""The types of option values: how a value is parsed and printed, and its JSON Schema.
+
+``parse`` takes what the user wrote: a text from a URL, the environment or the file, or a number from a program. It
+raises ValueError with one sentence that names the fault and the way out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from tunnel.model.errors import did_you_mean
+from tunnel.model.spec import Key
+from tunnel.model.times import format_duration, parse_duration
+
+JsonSchema = dict[str, object]
+
+ANY_SCALAR: Final[JsonSchema] = {"type": ["string", "number", "boolean"]}
+"""A YAML scalar whose text is the value: ``key: 0123`` is the key 0123."""
+
+_DURATION_PATTERN: Final = r"^\s*(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)\s*$"
+DURATION_SCHEMAS: Final[tuple[JsonSchema, ...]] = ({"const": 0}, {"type": "string", "pattern": _DURATION_PATTERN})
+
+_INTEGER: Final = re.compile(r"[+-]?[0-9]{1,12}")
+
+T = TypeVar("T")
+
+
+class OptionType(Protocol):
+    """How the values of an option are written."""
+
+    @property
+    def values(self) -> str:
+        """The permitted values, for the reference."""
+
+    def parse(self, value: object, base: Path) -> Any:  # noqa: ANN401  each type has values of its own
+        """Parse a value; relative file names start at ``base``. Raises ValueError."""
+
+    def format(self, value: Any) -> str:  # noqa: ANN401  as above
+        """Return the text that ``parse`` turns into this value."""
+
+    def json_schemas(self) -> tuple[JsonSchema, ...]:
+        """Return alternatives that describe the value in a YAML file."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerType:
+    """A whole number within bounds."""
+
+    minimum: int
+    maximum: int
+
+    @property
+    def values(self) -> str:
+        """The permitted values, for the reference."""
+        return f"{self.minimum} to {self.maximum}"
+
+    def parse(self, value: object, _: Path) -> int:
+        """Parse a whole number. Raises ValueError."""
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise ValueError("not a whole number")
+        text = str(value).strip()
+        if not _INTEGER.fullmatch(text):
+            raise ValueError(f"{text[:40]!r} is not a whole number")
+        number = int(text)
+        if not self.minimum <= number <= self.maximum:
+            raise ValueError(f"{number} is out of range; it must lie between {self.minimum} and {self.maximum}")
+        return number
+
+    def format(self, value: int) -> str:
+        """Return the number in decimal digits."""
+        return str(value)
+
+    def json_schemas(self) -> tuple[JsonSchema, ...]:
+        """Return alternatives that describe the value in a YAML file."""
+        return integer_schemas(self.minimum, self.maximum)
+
+
+@dataclass(frozen=True, slots=True)
+class DurationType:
+    """A duration as Go writes it, in seconds."""
+
+    minimum_s: float = 0.001
+
+    @property
+    def values(self) -> str:
+        """The permitted values, for the reference."""
+        return f"a duration of at least {format_duration(self.minimum_s)}" if self.minimum_s else "a duration"
+
+    def parse(self, value: object, _: Path) -> float:
+        """Parse a duration. Raises ValueError."""
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise ValueError("not a duration, as in 500ms, 5s or 1m30s")
+        if not isinstance(value, str) and value:
+            raise ValueError(f"a duration needs a unit: {value}s?")
+        seconds = parse_duration(str(value).strip())
+        if seconds < self.minimum_s:
+            raise ValueError(f"{value!r} is too short; the least is {format_duration(self.minimum_s)}")
+        return seconds
+
+    def format(self, value: float) -> str:
+        """Return the duration as Go prints it."""
+        return format_duration(value)
+
+    def json_schemas(self) -> tuple[JsonSchema, ...]:
+        """Return alternatives that describe the value in a YAML file."""
+        return DURATION_SCHEMAS
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceType(Generic[T]):
+    """One of a few words. Several words may have one value: the first of them is the one that is printed."""
+
+    choices: Mapping[str, T]
+
+    @property
+    def values(self) -> str:
+        """The permitted values, for the reference."""
+        return ", ".join(f"`{word}`" for word in self.choices)
+
+    def parse(self, value: object, _: Path) -> T:
+        """Parse one of the words, in upper or lower case. Raises ValueError."""
+        text = _scalar_text(value)
+        if text.lower() not in self.choices:
+            raise ValueError(f"{text[:40]!r} is not one of {', '.join(self.choices)}{did_you_mean(text, self.choices)}")
+        return self.choices[text.lower()]
+
+    def format(self, value: T) -> str:
+        """Return the first word with this value."""
+        return next(word for word, other in self.choices.items() if other == value)
+
+    def json_schemas(self) -> tuple[JsonSchema, ...]:
+        """Return alternatives that describe the value in a YAML file."""
+        return word_schemas(self.choices)
+
+
+@dataclass(frozen=True, slots=True)
+class DataPortType:
+    """A port, or ``random`` (0), or ``tunnel`` (None): data connections use the tunnel port."""
+
+    values: str = "`random`, `tunnel` or a port from 1 to 65535"
+
+    def parse(self, value: object, _: Path) -> int | None:
+        """Parse a port or one of the two words. Raises ValueError."""
+        text = _scalar_text(value).lower()
+        if text == "random":
+            return 0
+        if text == "tunnel":
+            return None
+        if text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= 65535:
+            return int(text)
+        raise ValueError(f"{text[:40]!r} is not random, tunnel or a port from 1 to 65535")
+
+    def format(self, value: int | None) -> str:
+        """Return the port, or the word for it."""
+        return "tunnel" if value is None else str(value or "random")
+
+    def json_schemas(self) -> tuple[JsonSchema, ...]:
+        """Return alternatives that describe the value in a YAML file."""
+        port: JsonSchema = {"type": "integer", "minimum": 1, "maximum": 65535}
+        return (port, *word_schemas(("random", "tunnel")), {"type": "string", "pattern": "^[0-9]{1,5}$"})
+
+
+@dataclass(frozen=True, slots=True)
+class FileType:
+    """The name of a file, relative to the place where the option is written."""
+
+    values: str = "a file name"
+
+    def parse(self, value: object, base: Path) -> Path:
+        """Parse a file name; ``~`` is a home directory. Raises ValueError."""
+        if not isinstance(value, str) or not value:
+            raise ValueError("a file name is missing")
+        try:
+            return base / Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError(f"there is no home directory {value.split('/')[0][:40]!r}") from None
+
+    def format(self, value: Path | None) -> str:
+        """Return the file name, or ``none``."""
+        return "none" if value is None else str(value)
+
+    def json_schemas(self) -> tuple[JsonSchema, ...]:
+        """Return alternatives that describe the value in a YAML file."""
+        return (ANY_SCALAR,)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyType:
+    """A key, as a text."""
+
+    values: str = "a text"
+
+    def parse(self, value: object, _: Path) -> Key:
+        """Parse a key. Raises ValueError, whose message never contains the key."""
+        if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value):
+            raise ValueError("the key is empty or not a text; quote it")
+        return Key(str(value))
+
+    def format(self, value: Key | None) -> str:
+        """Return a mask, never the key."""
+        return "none" if value is None else str(value)
+
+    def json_schemas(self) -> tuple[JsonSchema, ...]:
+        """Return alternatives that describe the value in a YAML file."""
+        return (ANY_SCALAR,)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFileType(KeyType):
+    """A key, as the content of a file."""
+
+    values: str = "the name of a file that contains the key"
+
+    def parse(self, value: object, base: Path) -> Key:
+        """Read the key from the file. Raises ValueError."""
+        path = FileType().parse(value, base)
+        try:
+            secret = path.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8 text") from None
+        except ValueError:
+            raise ValueError("a file name cannot contain a NUL character") from None
+        if not secret:
+            raise ValueError(f"{path} is empty; write a key with: nodepass-orch keygen > {path}")
+        return Key(secret)
+
+
+def integer_schemas(minimum: int, maximum: int) -> tuple[JsonSchema, ...]:
+    """Return the schemas of a whole number, as YAML's number or as a text."""
+    return (
+        {"type": "integer", "minimum": minimum, "maximum": maximum},
+        {"type": "string", "pattern": r"^\s*\+?[0-9]{1,12}\s*$"},
+    )
+
+
+def word_schemas(words: Mapping[str, object] | tuple[str, ...]) -> tuple[JsonSchema, ...]:
+    """Return the schemas of one of these words: an enumeration for completion, and a pattern for other cases."""
+    known = [int(word) if word.isdigit() else word for word in words]
+    spelled = "|".join("".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in word) for word in words)
+    return ({"enum": known}, {"type": "string", "pattern": f"^({spelled})$"})
+
+
+def _scalar_text(value: object) -> str:
+    """Return the text of a text or a whole number, and an empty text for any other value."""
+    return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
