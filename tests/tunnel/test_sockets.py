@@ -196,38 +196,6 @@ async def test_connecting_shows_how_it_went() -> None:
         refused.close()
 
 
-class Names:
-    """A name service that answers as told and counts the questions."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.answer = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
-
-    async def __call__(self, address: Address) -> list[tuple[socket.AddressFamily, sockets.SockAddr]]:
-        self.asked += 1
-        return [(socket.AF_INET, (host, address.port)) for host in self.answer]
-
-
-async def test_a_name_is_asked_again_when_it_is_old_or_did_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = Names()
-    monkeypatch.setattr(resolver, "resolve", names)
-    now = 1000.0
-    target = DialTarget(Address("db-server", 5432), monotonic=lambda: now)
-    assert target.cached() is None
-    await target.resolve()
-    assert [sockaddr[0] for _, sockaddr in target.cached() or []] == names.answer
-    target.prefer(("127.0.0.3", 5432))
-    assert [sockaddr[0] for _, sockaddr in target.cached() or []] == ["127.0.0.3", "127.0.0.1", "127.0.0.2"]
-    now += resolver._NAME_TTL_S + 0.1
-    assert target.cached() is None
-    names.answer = ["127.0.0.9"]
-    await target.resolve()
-    assert [sockaddr[0] for _, sockaddr in target.cached() or []] == ["127.0.0.9"]
-    target.invalidate()
-    assert target.cached() is None
-    assert names.asked == 2
-
-
 @pytest.mark.parametrize(
     ("host", "dialled"), [("", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("127.0.0.5", "127.0.0.5")]
 )

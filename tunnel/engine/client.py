@@ -16,7 +16,7 @@ from tunnel.model.spec import DataTls, Direction, Mode, TunnelSpec
 from tunnel.protocol.frames import Kind, ProtocolError, decode_text
 from tunnel.protocol.handshake import ClientHandshake, HandshakeRefusedError
 from tunnel.runtime import resolver, sockets, tls
-from tunnel.runtime.reactor import CONNECT_FAILED
+from tunnel.runtime.connect_race import connect_to_first
 
 if TYPE_CHECKING:
     import socket
@@ -85,31 +85,14 @@ class LinkConnector:
         spec = self._spec
         try:
             candidates = await self._server.resolve()
-        except OSError as error:
-            raise LinkFailedError(
-                f"cannot connect to the server {spec.tunnel}: {sockets.describe_error(error)}"
-            ) from None
-        problem: OSError = OSError("it has no address")
-        for family, sockaddr in candidates:
             started_at = time.monotonic()
-            try:
-                sock = sockets.start_connect(family, sockaddr)
-            except OSError as error:
-                problem = error
-                continue
-            try:
-                await _wait_connected(self._reactor, sock)
-            except OSError as error:
-                problem = error
-                self._reactor.close(sock)
-                continue
-            except BaseException:
-                self._reactor.close(sock)
-                raise
-            self._server.prefer(sockaddr)
-            sockets.set_user_timeout(sock, _SILENT_INTERVALS * spec.settings.report_interval)
-            return sock, sockaddr, time.monotonic() - started_at
-        raise LinkFailedError(f"cannot connect to the server {spec.tunnel}: {sockets.describe_error(problem)}")
+            sock, sockaddr = await connect_to_first(self._reactor, candidates)
+        except OSError as error:
+            reason = sockets.describe_connect_error(error)
+            raise LinkFailedError(f"cannot connect to the server {spec.tunnel}: {reason}") from None
+        self._server.prefer(sockaddr)
+        sockets.set_user_timeout(sock, _SILENT_INTERVALS * spec.settings.report_interval)
+        return sock, sockaddr, time.monotonic() - started_at
 
     async def _authenticate(
         self, channel: ControlChannel, sockaddr: SockAddr, round_trip_s: float
@@ -150,19 +133,3 @@ async def _receive(channel: ControlChannel, expected: Kind) -> bytes:
     if kind is not expected:
         raise ProtocolError(f"received a {kind.name} frame instead of {expected.name}")
     return payload
-
-
-async def _wait_connected(reactor: Reactor, sock: socket.SocketType) -> None:
-    """Wait until a connection attempt has ended. Raises OSError."""
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def ready(events: int) -> None:
-        if not done.done():
-            error = sockets.get_connect_error(sock) if events & CONNECT_FAILED else None
-            if error is None:
-                done.set_result(None)
-            else:
-                done.set_exception(error)
-
-    reactor.register(sock, ready)
-    await done

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.relays import RelaySet
 from tunnel.runtime import backoff, sockets
-from tunnel.runtime.reactor import CONNECT_FAILED
+from tunnel.runtime.connect_race import ConnectRace, describe_failures
 from tunnel.runtime.resolver import DialTarget
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
     from tunnel.engine.link import Link
     from tunnel.engine.pool import DataConnection
     from tunnel.engine.stats import Stats
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
+    from tunnel.runtime.connect_race import Failure
     from tunnel.runtime.reactor import Reactor
-    from tunnel.runtime.resolver import Candidate
     from tunnel.runtime.sockets import SockAddr
     from tunnel.runtime.splice import PipePool
 
@@ -34,65 +34,31 @@ DIAL_TIMEOUT_S: Final = 10.0
 """Time after which a target that does not answer counts as unreachable."""
 
 
-class TargetDial:
-    """One attempt to connect to the target: for a visitor, or as a probe (without link and data connection).
+class TargetDial(ConnectRace):
+    """One attempt to connect to the target: for a visitor, or as a probe (without link and data connection)."""
 
-    Owns its socket until it succeeds or fails.
-    """
-
-    __slots__ = ("_egress", "_remaining", "_sock", "_sockaddr", "data", "deadline", "end_offset", "link")
+    __slots__ = ("_egress", "data", "deadline", "end_offset", "link")
 
     def __init__(self, owner: Egress, link: Link | None, data: DataConnection | None, deadline: float) -> None:
+        super().__init__(owner.reactor)
         self.link = link
         self.data = data
         self.end_offset: int | None = None
         """bytes after which the visitor has already ended, if it has"""
         self.deadline = deadline
         self._egress = owner
-        self._remaining: Iterator[Candidate] = iter(())
-        self._sock: socket.SocketType | None = None
-        self._sockaddr: SockAddr | None = None
 
-    def start(self, candidates: list[Candidate]) -> None:
-        """Try these addresses one after the other."""
-        self._remaining = iter(candidates)
-        self._try_next(OSError("it has no address"))
+    def on_connected(self, sock: socket.SocketType, sockaddr: SockAddr, events: int) -> None:
+        """Hand the connection to the egress."""
+        self._egress.on_dial_succeeded(self, sock, sockaddr, events)
 
-    def _try_next(self, error: OSError) -> None:
-        for family, sockaddr in self._remaining:
-            try:
-                sock = sockets.start_connect(family, sockaddr)
-            except OSError as problem:
-                error = problem
-                continue
-            self._sock, self._sockaddr = sock, sockaddr
-            self._egress.reactor.register(sock, self.ready)
-            return
-        self._egress.on_dial_failed(self, error)
-
-    def ready(self, events: int) -> None:
-        """Handle the end of a connection attempt."""
-        sock, sockaddr = self._sock, self._sockaddr
-        if sock is None or sockaddr is None:
-            return
-        error = sockets.get_connect_error(sock) if events & CONNECT_FAILED else None
-        self._sock = None
-        if error is None:
-            self._egress.on_dial_succeeded(self, sock, sockaddr, events)
-        else:
-            self._egress.reactor.close(sock)
-            self._try_next(error)
-
-    def release(self) -> None:
-        """Give up: close the socket that is connecting."""
-        self._remaining = iter(())
-        if self._sock is not None:
-            self._egress.reactor.close(self._sock)
-            self._sock = None
+    def on_all_failed(self, failures: Sequence[Failure]) -> None:
+        """Report the failure to the egress."""
+        self._egress.on_dial_failed(self, describe_failures(failures))
 
     def on_handler_error(self, error: Exception) -> None:
         """Fail this attempt alone, after a defect in it."""
-        self._egress.on_dial_failed(self, OSError(f"internal error ({type(error).__name__}: {error})"))
+        self._egress.on_dial_failed(self, f"internal error ({type(error).__name__}: {error})")
 
 
 class Egress(RelaySet):
@@ -196,7 +162,7 @@ class Egress(RelaySet):
         try:
             candidates = await self._target.resolve()
         except OSError as error:
-            self.on_dial_failed(dial, error)
+            self.on_dial_failed(dial, sockets.describe_connect_error(error))
         else:
             if dial in self._dials:
                 dial.start(candidates)
@@ -240,14 +206,14 @@ class Egress(RelaySet):
         if dial.data is not None and self._by_data_id.get(dial.data.ident) is dial:
             del self._by_data_id[dial.data.ident]
 
-    def on_dial_failed(self, dial: TargetDial, error: OSError) -> None:
+    def on_dial_failed(self, dial: TargetDial, cause: str) -> None:
         """Disconnect the visitor, here and through FAILED at the ingress; start to probe the target."""
         if dial not in self._dials:
             return
         self._forget_dial(dial)
-        dial.release()
+        dial.cancel()
         self._target.invalidate()
-        reason = f"the target {self._target.address} cannot be reached: {sockets.describe_error(error)}"
+        reason = f"the target {self._target.address} cannot be reached: {cause}"
         if dial.data is not None:
             self.stats.failed += 1
             self.reactor.close(dial.data.sock)
@@ -262,7 +228,7 @@ class Egress(RelaySet):
             if dial.deadline > now:
                 self._deadline_timer = self.reactor.call_later(dial.deadline - self._loop.time(), self._on_deadline)
                 return
-            self.on_dial_failed(dial, TimeoutError())
+            self.on_dial_failed(dial, sockets.describe_connect_error(TimeoutError()))
 
     def pooled(self) -> None:
         """Do nothing: only the ingress waits for idle connections."""
@@ -320,7 +286,7 @@ class Egress(RelaySet):
         self._dials.clear()
         self._by_data_id.clear()
         for dial in dials:
-            dial.release()
+            dial.cancel()
             if dial.data is not None:
                 visitors += 1
                 self.reactor.close(dial.data.sock)

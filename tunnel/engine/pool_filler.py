@@ -272,13 +272,13 @@ class PoolFiller:
             return
         self._reactor.close(dial.sock)
         if not self._port_confirmed and dial.port == self._ports[0]:
-            self._fall_back(sockets.describe_error(error))
+            self._fall_back(sockets.describe_connect_error(error))
         else:
             self._back_off(error)
 
     def _back_off(self, error: Exception) -> None:
         self._failures += 1
-        self.dial_error = f"data connections to {self._address()} fail: {sockets.describe_error(error)}"
+        self.dial_error = f"data connections to {self._address()} fail: {sockets.describe_connect_error(error)}"
         self._event_log.warn_throttled("pool", "dial", self.dial_error)
         self.link.note_trouble()
         if self._retry_timer is None:

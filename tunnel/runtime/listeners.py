@@ -84,28 +84,29 @@ async def listen(address: Address, purpose: str, *, client_speaks_first: bool = 
     """
     try:
         if not address.host:
-            address = Address("::" if _has_ipv6() else "0.0.0.0", address.port)
+            return _listen_on_every_interface(address.port, client_speaks_first=client_speaks_first)
         candidates = await resolver.resolve(address)
         family, sockaddr = next((c for c in candidates if c[0] == socket.AF_INET), candidates[0])
         return sockets.open_listener(family, sockaddr, client_speaks_first=client_speaks_first)
     except OSError as error:
-        reason = sockets.describe_error(error)
+        reason = sockets.describe_bind_error(error)
         raise NetError(f"cannot listen on {address} for {purpose}: {reason}", error.errno) from None
+
+
+def _listen_on_every_interface(port: int, *, client_speaks_first: bool) -> socket.SocketType:
+    """Listen on IPv6 and IPv4, or on IPv4 alone where this host has no IPv6. Raises OSError."""
+    try:
+        return sockets.open_listener(socket.AF_INET6, ("::", port, 0, 0), client_speaks_first=client_speaks_first)
+    except OSError as error:
+        if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
+            raise
+    return sockets.open_listener(socket.AF_INET, ("0.0.0.0", port), client_speaks_first=client_speaks_first)
 
 
 def close(listeners: dict[str, socket.SocketType]) -> None:
     """Close bound listeners that no acceptor owns yet."""
     while listeners:
         listeners.popitem()[1].close()
-
-
-def _has_ipv6() -> bool:
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-            probe.bind(("::1", 0))
-    except OSError:
-        return False
-    return True
 
 
 def _with_hint(error: NetError, spec: TunnelSpec) -> NetError:

@@ -1,4 +1,4 @@
-"""Name resolution, and the addresses of a destination that is dialled repeatedly."""
+"""The socket addresses of a host and port, and of a destination that is dialled repeatedly."""
 
 from __future__ import annotations
 
@@ -6,67 +6,150 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tunnel.model.address import Address
-from tunnel.runtime.sockets import SockAddr
+from tunnel.runtime.name_lookup import SYSTEM_NAMES, HostAddress, NameLookup
+from tunnel.runtime.sockets import NetError, SockAddr
+
+if TYPE_CHECKING:
+    import ipaddress
+    from collections.abc import Callable, Iterable
 
 Candidate = tuple[socket.AddressFamily, SockAddr]
 """One address to try: its family, and the socket address."""
 
 _NAME_TTL_S: Final = 5.0  # how long a resolved name is trusted: a burst asks once, and a change is seen soon
+_FALLBACK_DELAY_S: Final = 1.0  # a lookup that takes longer is overtaken by the last known addresses
+_RESOLVE_TIMEOUT_S: Final = 8.0  # leaves time to connect within the ten seconds that a visitor or a link waits
 
 
-async def resolve(address: Address) -> list[Candidate]:
-    """Return the socket addresses of a host and port, with a new query every time. Raises OSError."""
-    host = address.host
+async def resolve(address: Address, names: NameLookup = SYSTEM_NAMES) -> list[Candidate]:
+    """Return the socket addresses of a host and port, with a new query every time.
+
+    Raises OSError; NetError where the name was not resolved in time, or an address names an unknown interface.
+    """
     if (ip := address.ip) is not None:
-        family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-        return [(family, (host, address.port) if ip.version == 4 else (host, address.port, 0, 0))]
-    loop = asyncio.get_running_loop()
+        return [_literal_candidate(ip, address.port)]
     try:
-        found = await loop.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)
-    except UnicodeError:  # not even a valid query
-        raise socket.gaierror(socket.EAI_NONAME, "not a host name") from None
-    return [(family, sockaddr) for family, _, _, _, sockaddr in found]  # type: ignore[misc]  # TCP has no other shapes
+        async with asyncio.timeout(_RESOLVE_TIMEOUT_S):
+            found = await names.resolve(address.host)
+    except TimeoutError:
+        raise NetError("its name was not resolved in time") from None
+    return _candidates(found, address.port)
+
+
+def _literal_candidate(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> Candidate:
+    if ip.version == 4:
+        return (socket.AF_INET, (str(ip), port))
+    scope_id = _interface_index(ip.scope_id) if ip.scope_id else 0
+    return (socket.AF_INET6, (str(ip).partition("%")[0], port, 0, scope_id))
+
+
+def _interface_index(zone: str) -> int:
+    """The number of the interface that a link-local address names after "%" (RFC 4007 §11)."""
+    if zone.isdigit():
+        return int(zone)
+    try:
+        return socket.if_nametoindex(zone)
+    except OSError:
+        raise NetError(f"this host has no network interface {zone[:20]!r}") from None
+
+
+def _candidates(addresses: Iterable[HostAddress], port: int) -> list[Candidate]:
+    return [
+        (family, (ip, port) if family == socket.AF_INET else (ip, port, 0, scope_id))
+        for family, ip, scope_id in addresses
+    ]
 
 
 class DialTarget:
     """A destination that is dialled repeatedly: its socket addresses, the one that answered last first.
 
-    A literal address is available at once; a name is resolved again when its last answer is some seconds old or failed.
+    A literal address is available at once. A name is resolved again when its last answer is some seconds old; its last
+    known addresses are used meanwhile, and also where no name server answers. That none of them worked, or that the
+    name no longer exists, ends that.
     """
 
-    def __init__(self, address: Address, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        address: Address,
+        names: NameLookup = SYSTEM_NAMES,
+        monotonic: Callable[[], float] = time.monotonic,
+        fallback_delay_s: float = _FALLBACK_DELAY_S,
+    ) -> None:
         if address.is_wildcard:  # "every interface" as a destination means this host
             ip = address.ip
             address = Address("::1" if ip is not None and ip.version == 6 else "127.0.0.1", address.port)
         self.address = address
+        self._names = names
         self._monotonic = monotonic
+        self._fallback_delay_s = fallback_delay_s
         self._candidates: list[Candidate] = []
+        self._preferred: SockAddr | None = None
         self._fresh_until = 0.0
+        self._is_invalid = True
+        self._refresh: asyncio.Task[None] | None = None
 
     def cached(self) -> list[Candidate] | None:
-        """Return the addresses if they are known and fresh, else None: then ``resolve`` has to be awaited."""
-        return self._candidates if self._monotonic() < self._fresh_until else None
+        """Return the known addresses, or None: then ``resolve`` has to be awaited. Old ones are refreshed meanwhile."""
+        if self._is_invalid:
+            return None
+        if self._monotonic() >= self._fresh_until and self._refresh is None:
+            self._refresh = asyncio.get_running_loop().create_task(self._refresh_candidates())
+            self._refresh.add_done_callback(self._on_refreshed)
+        return self._candidates
 
     async def resolve(self) -> list[Candidate]:
-        """Resolve now. Raises OSError."""
-        self._candidates = await resolve(self.address)
-        is_literal = self.address.ip is not None
-        self._fresh_until = float("inf") if is_literal else self._monotonic() + _NAME_TTL_S
+        """Resolve now; the last known addresses where that takes long or no name server answers. Raises OSError."""
+        if not self._candidates:
+            self._set_candidates(await resolve(self.address, self._names))
+            return self._candidates
+        try:
+            async with asyncio.timeout(self._fallback_delay_s):
+                self._set_candidates(await resolve(self.address, self._names))
+        except OSError as error:  # TimeoutError is one
+            if _is_unknown_name(error):
+                self._candidates = []
+                raise
+            self._fresh_until = self._monotonic() + _NAME_TTL_S  # do not let each of a burst wait
+            self._is_invalid = False
         return self._candidates
 
     def prefer(self, sockaddr: SockAddr) -> None:
-        """Try this address first from now on: it answered."""
-        if self._candidates and self._candidates[0][1] != sockaddr:
-            self._candidates = sorted(self._candidates, key=lambda candidate: candidate[1] != sockaddr)
+        """Try this address first from now on, also after the name was resolved again: it answered."""
+        if self._preferred != sockaddr:
+            self._preferred = sockaddr
+            self._sort_candidates()
 
     def invalidate(self) -> None:
         """Resolve the name again before the next attempt: none of its addresses worked."""
         if self.address.ip is None:
-            self._fresh_until = 0.0
+            self._is_invalid = True
+
+    async def _refresh_candidates(self) -> None:
+        with contextlib.suppress(OSError):
+            self._set_candidates(await resolve(self.address, self._names))
+        self._fresh_until = max(self._fresh_until, self._monotonic() + _NAME_TTL_S)
+
+    def _on_refreshed(self, _task: asyncio.Task[None]) -> None:
+        self._refresh = None
+
+    def _set_candidates(self, candidates: list[Candidate]) -> None:
+        self._candidates = candidates
+        self._sort_candidates()
+        self._is_invalid = False
+        is_literal = self.address.ip is not None
+        self._fresh_until = float("inf") if is_literal else self._monotonic() + _NAME_TTL_S
+
+    def _sort_candidates(self) -> None:
+        if self._candidates and self._candidates[0][1] != self._preferred:
+            self._candidates = sorted(self._candidates, key=lambda candidate: candidate[1] != self._preferred)
+
+
+def _is_unknown_name(error: OSError) -> bool:
+    """Whether a name server answered that the name does not exist, rather than not at all."""
+    return isinstance(error, socket.gaierror) and error.errno in {socket.EAI_NONAME, socket.EAI_NODATA}
 
 
 def is_this_host(address: Address) -> bool:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
 import socket
+import struct
 import sys
-from typing import Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from tunnel.model.address import Address
 from tunnel.model.errors import TunnelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 BACKLOG: Final = 4096
 """Connections that the kernel keeps for a listener (it takes net.core.somaxconn if that is less)."""
@@ -30,13 +36,27 @@ _REASONS: Final = {
     errno.EHOSTUNREACH: "there is no route to it",
     errno.ENETUNREACH: "its network cannot be reached from here",
     errno.ECONNRESET: "it reset the connection",
-    errno.EADDRINUSE: "the address is in use by another program",
-    errno.EADDRNOTAVAIL: "the address is not one of this host",
-    errno.EACCES: "this user may not use that port",
     errno.EPERM: "the firewall of this host forbids it",
     errno.EMFILE: "this process has no file descriptors left",
     errno.ENFILE: "this host has no file descriptors left",
 }
+_BIND_REASONS: Final = _REASONS | {
+    errno.EADDRINUSE: "the address is in use by another program",
+    errno.EADDRNOTAVAIL: "the address is not one of this host",
+    errno.EACCES: "this user may not use that port",
+}
+_CONNECT_REASONS: Final = _REASONS | {
+    errno.EADDRNOTAVAIL: "this host has no local port left for it (net.ipv4.ip_local_port_range)",
+    errno.EADDRINUSE: "this host has no local port left for it (net.ipv4.ip_local_port_range)",
+    errno.EACCES: "a route or security policy of this host prohibits it",
+    errno.EINVAL: "a route of this host discards what is sent to it (blackhole)",
+}
+
+_EPHEMERAL_PORTS_FILE: Final = "/proc/sys/net/ipv4/ip_local_port_range"
+_DEFAULT_EPHEMERAL_PORTS: Final = (32768, 60999)  # where the file cannot be read
+
+_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER on, for zero seconds: closing sends a reset (socket(7))."""
 
 
 class NetError(TunnelError, OSError):
@@ -48,7 +68,21 @@ class NetError(TunnelError, OSError):
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the reason of a failure, as the end of a sentence."""
+    """Return the reason of a failure on an existing connection, as the end of a sentence."""
+    return _describe(error, _REASONS)
+
+
+def describe_bind_error(error: BaseException) -> str:
+    """Return why a listener cannot be opened, as the end of a sentence."""
+    return _describe(error, _BIND_REASONS)
+
+
+def describe_connect_error(error: BaseException) -> str:
+    """Return why a connection cannot be made, as the end of a sentence; some codes mean other things than for bind."""
+    return _describe(error, _CONNECT_REASONS)
+
+
+def _describe(error: BaseException, reasons: Mapping[int, str]) -> str:
     if isinstance(error, NetError):
         return str(error)
     if isinstance(error, TimeoutError) and not getattr(error, "errno", None):
@@ -56,7 +90,7 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, socket.gaierror):
         return "its name cannot be resolved"
     if isinstance(error, OSError) and error.errno is not None:
-        return _REASONS.get(error.errno) or os.strerror(error.errno).lower()
+        return reasons.get(error.errno) or os.strerror(error.errno).lower()
     return str(error) or type(error).__name__
 
 
@@ -150,6 +184,17 @@ def open_listener(family: socket.AddressFamily, sockaddr: SockAddr, *, client_sp
     return sock
 
 
+def is_loopback(sockaddr: SockAddr) -> bool:
+    """Whether a resolved socket address is on this host's loopback interface."""
+    return sockaddr[0].startswith("127.") or sockaddr[0] == "::1"
+
+
+def reset_on_close(sock: socket.SocketType) -> None:
+    """Close with a reset instead of an orderly end, when it is closed."""
+    with contextlib.suppress(OSError):  # the connection may be gone already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
 def family_of(sockaddr: SockAddr) -> socket.AddressFamily:
     """The family of a resolved socket address."""
     return socket.AF_INET6 if ":" in sockaddr[0] else socket.AF_INET
@@ -192,3 +237,27 @@ def get_connect_error(sock: socket.SocketType) -> OSError | None:
     """Return why a finished connection attempt failed, or None if it succeeded."""
     code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     return OSError(code, os.strerror(code)) if code else None
+
+
+def is_connected_to_itself(sock: socket.SocketType, sockaddr: SockAddr) -> bool:
+    """Whether a new connection to ``sockaddr`` ended at its own socket (TCP simultaneous open, RFC 9293 §3.5).
+
+    That happens on the host itself, where nothing listens on a port that the kernel may also choose as a source port.
+    """
+    low, high = _ephemeral_ports()
+    if not low <= sockaddr[1] <= high:
+        return False
+    try:
+        return bool(sock.getsockname()[:2] == sockaddr[:2])
+    except OSError:  # reset in the meantime: its owner will see
+        return False
+
+
+@functools.cache
+def _ephemeral_ports() -> tuple[int, int]:
+    """The range from which the kernel chooses source ports."""
+    try:
+        low, high = map(int, Path(_EPHEMERAL_PORTS_FILE).read_text(encoding="ascii").split())
+    except (OSError, ValueError):
+        return _DEFAULT_EPHEMERAL_PORTS
+    return low, high
