@@ -1,4 +1,4 @@
-"""Two relays in a row, as entrance and exit have them, under arbitrary interleavings of what two programs may do."""
+"""Two relays in a row, as ingress and egress have them, under arbitrary interleavings of what two programs may do."""
 
 from __future__ import annotations
 
@@ -8,39 +8,38 @@ import errno
 import gc
 import os
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.engine_parts import (
-    Events,
-    no_descriptor_leak,
-    shared_parts,
-    tls_pair,
-)
+from tests.support.engine_parts import Events, no_descriptor_leak, tls_pair
 from tests.support.sockets import close_with_reset, tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.engine.relays import RelaySet
 from tunnel.engine.stats import Stats
-from tunnel.forwarding import tcp as relay_module
-from tunnel.forwarding.tcp import Flow, Relay
-from tunnel.runtime import reactor as reactor_module
+from tunnel.forwarding.flow import Flow
+from tunnel.forwarding.tcp import CLOSED_FLOW, DEFAULT_LIMITS, PlainFlow, Relay, RelayLimits
+from tunnel.runtime.reactor import BUFFER_SIZE, Reactor
+from tunnel.runtime.splice import PipePool
 from tunnel.runtime.tls import TlsSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunnel.engine.context import EngineContext
-    from tunnel.forwarding.tcp import ByteCounter
+    from tunnel.forwarding.flow import ByteCounter
 
 LARGEST = 300_000
 PATTERN = bytes((n * n + n // 251) % 256 for n in range(65_537)) * 60
 
 KINDS = ("plain", "encrypted", "spliced")
+SPLICE_EARLY = RelayLimits(transfers_per_turn=2, min_spliced_bytes=4096)
 
 steps = st.one_of(
     st.tuples(
@@ -54,34 +53,62 @@ steps = st.one_of(
     st.tuples(st.just("turns"), st.just("A"), st.integers(1, 6)),
 )
 resets = st.tuples(st.just("reset"), st.sampled_from("AB"), st.just(0))
-plays = st.tuples(st.lists(steps, max_size=14), st.none() | resets, st.lists(steps, max_size=4)).map(
+scripts = st.tuples(st.lists(steps, max_size=14), st.none() | resets, st.lists(steps, max_size=4)).map(
     lambda parts: [*parts[0], *([parts[1]] if parts[1] else []), *parts[2]]
 )
 
 
+class RelayParts:
+    """What relays need of an engine's context."""
+
+    def __init__(self, buffer_size: int, limits: RelayLimits) -> None:
+        self.reactor = Reactor(buffer_size)
+        self.pipes = PipePool()
+        self.limits = limits
+
+
+@asynccontextmanager
+async def relay_parts(
+    buffer_size: int = BUFFER_SIZE, limits: RelayLimits = DEFAULT_LIMITS
+) -> AsyncIterator[RelayParts]:
+    """Provide a reactor and pipes; assert that no socket stays registered and no pipe stays in use."""
+    parts = RelayParts(buffer_size, limits)
+    try:
+        yield parts
+        await wait_until_async(lambda: len(parts.reactor) == 0, "no socket is registered with the reactor")
+        assert parts.pipes.in_use == 0
+    finally:
+        parts.pipes.close()
+        parts.reactor.stop()
+
+
 @dataclass
 class Program:
-    """Visitor or target: what it wants to say, what it heard, how it ended."""
+    """A visitor or a target: what it wants to send, what it received, how it ended."""
 
     sock: socket.socket
     offered: int = 0
     sent: int = 0
-    heard: bytearray = field(default_factory=bytearray)
-    stalled: bool = False
-    ending: bool = False
-    ended: bool = False
-    gone: bool = False  # it has reset the connection itself
+    received: bytearray = field(default_factory=bytearray)
+    is_stalled: bool = False
+    wants_to_end: bool = False
+    has_ended: bool = False
+    has_reset: bool = False
     saw_end: bool = False
     saw_reset: bool = False
 
     def step(self) -> None:
-        if not self.gone:
-            self._say()
-            if not self.stalled:
-                self._hear()
+        if not self.has_reset:
+            self._send_offered()
+            if not self.is_stalled:
+                self._receive_available()
 
-    def _say(self) -> None:
-        if self.saw_reset or self.ended:
+    def end_with_reset(self) -> None:
+        close_with_reset(self.sock)
+        self.has_reset = True
+
+    def _send_offered(self) -> None:
+        if self.saw_reset or self.has_ended:
             return
         try:
             while self.sent < self.offered:
@@ -91,12 +118,12 @@ class Program:
         except OSError:
             self.saw_reset = True
             return
-        if self.ending:
-            self.ended = True
+        if self.wants_to_end:
+            self.has_ended = True
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_WR)
 
-    def _hear(self) -> None:
+    def _receive_available(self) -> None:
         while not self.saw_end:
             try:
                 data = self.sock.recv(1 << 16)
@@ -105,94 +132,91 @@ class Program:
             except OSError:
                 self.saw_reset = self.saw_end = True
                 return
-            self.heard += data
+            self.received += data
             self.saw_end = not data
 
 
-def play(moves: list[tuple[str, str, int]], kind: str, *, small: bool) -> None:
-    with pytest.MonkeyPatch.context() as patch, no_descriptor_leak():
-        if kind == "spliced":
-            patch.setattr(reactor_module, "BUFFER_SIZE", 4096)
-            patch.setattr(relay_module, "BUFFER_SIZE", 4096)
-            patch.setattr(relay_module, "READS_PER_TURN", 2)
-            patch.setattr(relay_module, "SPLICES_PER_TURN", 2)
-            patch.setattr(relay_module, "MIN_SPLICED_BYTES", 4096)
-        asyncio.run(_play(moves, encrypted=kind == "encrypted", small=small))
+class FakeLink:
+    """A link as its relays see it: the client's end announces ends to the server's, at once or in the next turn."""
 
-
-class Wire:
-    """A link as its relays see it: the client's end tells the server's, now or in the next turn."""
-
-    def __init__(self, *, is_client: bool, later: bool) -> None:
-        self.relays: dict[int, Relay] = {}
+    def __init__(self, *, is_client: bool, delays: bool) -> None:
         self.is_client = is_client
-        self.other: Wire | None = None
-        self._later = later
+        self.set_other_end_offset: Callable[[int, int], None] = lambda _ident, _total: None
+        self._delays = delays
 
     def send_stream_ended(self, ident: int, total: int) -> bool:
         if not self.is_client:
             return False
-        if self._later:
-            asyncio.get_running_loop().call_soon(self._tell, ident, total)
+        if self._delays:
+            asyncio.get_running_loop().call_soon(self.set_other_end_offset, ident, total)
         else:
-            self._tell(ident, total)
+            self.set_other_end_offset(ident, total)
         return True
 
-    def _tell(self, ident: int, total: int) -> None:
-        if self.other is not None and ident in self.other.relays:
-            self.other.relays[ident].set_end_offset(total)
 
+class RelayChain:
+    """Visitor, relay of the ingress, data connection, relay of the egress, target."""
 
-class Row:
-    """Visitor, entrance's relay, data connection, exit's relay, target."""
-
-    def __init__(self, shared: EngineContext, *, encrypted: bool, small: bool) -> None:
-        self.shared = shared
-        self.small = small
+    def __init__(self, parts: RelayParts, *, is_encrypted: bool = False, has_small_buffers: bool = False) -> None:
+        self.parts = parts
         self.events = Events()
         self.stats = Stats(), Stats()
-        self.wires = Wire(is_client=False, later=small), Wire(is_client=True, later=small)
-        self.wires[1].other = self.wires[0]
-        left_session, right_session = tls_pair() if encrypted else (None, None)
-        visitor, near = tcp_pair(small=small)
-        target, out = tcp_pair(small=small)
-        far, other_far = tcp_pair(small=small)
+        self.activity: list[str] = []
+        self.closed: list[str] = []
+        links = tuple(FakeLink(is_client=is_client, delays=has_small_buffers) for is_client in (False, True))
+        sessions = tls_pair() if is_encrypted else (None, None)
+        visitor, near = tcp_pair(small=has_small_buffers)
+        target, out = tcp_pair(small=has_small_buffers)
+        far, other_far = tcp_pair(small=has_small_buffers)
         self.programs = {"A": Program(visitor), "B": Program(target)}
-        self.left = self._relay(near, far, left_session, self.stats[0].from_visitors, self.stats[0].to_visitors, 0)
-        self.right = self._relay(
-            out, other_far, right_session, self.stats[1].to_visitors, self.stats[1].from_visitors, 1
+        self.sets = tuple(
+            RelaySet(
+                parts.reactor,
+                parts.pipes,
+                self.events.event_log(),
+                on_first_relay=partial(self.activity.append, name),
+                on_relay_closed=partial(self.closed.append, name),
+                limits=parts.limits,
+            )
+            for name in ("ingress", "egress")
+        )
+        for relays, link in zip(self.sets, links, strict=True):
+            relays.add_link(link)
+        links[1].set_other_end_offset = partial(_set_end_offset, self.sets[0], links[0])
+        first, second = self.stats
+        self.ingress_relay = self.start_relay(
+            0, near, far, sessions[0], links[0], first.from_visitors, first.to_visitors
+        )
+        self.egress_relay = self.start_relay(
+            1, out, other_far, sessions[1], links[1], second.to_visitors, second.from_visitors
         )
 
-    def _relay(
+    def start_relay(
         self,
+        end: int,
         near: socket.socket,
         far: socket.socket,
         session: TlsSession | None,
-        inward: ByteCounter,
-        outward: ByteCounter,
-        which: int,
+        link: FakeLink,
+        from_near: ByteCounter,
+        to_near: ByteCounter,
     ) -> Relay:
-        shared = self.shared
-        relays = RelaySet(shared.reactor, shared.pipes, self.stats[which], self.events.event_log(), _fail)
-        data = DataConnection(
-            7,
-            far,
-            session,
-            Pool(shared.reactor, is_ingress=False, on_connection_lost=lambda _ident: None, on_crash=_fail),
-        )
-        shared.reactor.register(far, data.ready)
-        return relays.start(near, data, self.wires[which], near_events=None, from_near=inward, to_near=outward)
+        reactor = self.parts.reactor
+        pool = Pool(reactor, is_ingress=False, on_connection_lost=lambda _ident: None, on_crash=_fail)
+        data = DataConnection(7, far, session, pool)
+        reactor.register(far, data.ready)
+        return self.sets[end].start(near, data, link, near_events=None, from_near=from_near, to_near=to_near)
 
     def step(self) -> None:
         for program in self.programs.values():
             program.step()
 
     @property
-    def over(self) -> bool:
-        return not self.left.open and not self.right.open
+    def is_closed(self) -> bool:
+        return not self.ingress_relay.is_open and not self.egress_relay.is_open
 
-    async def wait_until_async(self, condition: Callable[[], object], what: str) -> None:
-        """Let both programs talk and listen until a condition holds."""
+    async def step_until(self, condition: Callable[[], object], what: str) -> None:
+        """Let both programs send and receive until a condition holds."""
 
         def stepped() -> object:
             self.step()
@@ -200,271 +224,284 @@ class Row:
 
         await wait_until_async(stepped, what)
 
-    def heard_all(self) -> bool:
-        self.step()
-        return self.over and all(p.gone or p.saw_end for p in self.programs.values())
+    async def finish(self, what: str = "both programs saw the end and both relays are closed") -> None:
+        """Let both programs read to the end, and close their sockets."""
+
+        def is_finished() -> bool:
+            return self.is_closed and all(p.has_reset or p.saw_end for p in self.programs.values())
+
+        await self.step_until(is_finished, what)
+        for program in self.programs.values():
+            program.sock.close()
+
+    async def end(self) -> None:
+        """Let both programs end their streams, and wait until both relays are closed."""
+        for program in self.programs.values():
+            program.wants_to_end = True
+        await self.finish()
 
 
-async def _play(moves: list[tuple[str, str, int]], *, encrypted: bool, small: bool) -> None:
-    async with shared_parts() as shared:
-        row = Row(shared, encrypted=encrypted, small=small)
-        for move, who, number in moves:
-            program = row.programs[who]
+def _set_end_offset(relays: RelaySet, link: FakeLink, ident: int, total: int) -> None:
+    relay = relays.find(link, ident)
+    if relay is not None:
+        relay.set_end_offset(total)
+
+
+def make_chain(parts: RelayParts, kind: str) -> RelayChain:
+    return RelayChain(parts, is_encrypted=kind == "encrypted", has_small_buffers=kind != "spliced")
+
+
+async def play(script: list[tuple[str, str, int]], kind: str, *, has_small_buffers: bool) -> None:
+    splices_early = kind == "spliced"
+    async with relay_parts(
+        4096 if splices_early else BUFFER_SIZE, SPLICE_EARLY if splices_early else DEFAULT_LIMITS
+    ) as p:
+        chain = RelayChain(p, is_encrypted=kind == "encrypted", has_small_buffers=has_small_buffers)
+        for move, name, number in script:
+            program = chain.programs[name]
             match move:
-                case "write" if not (program.ending or program.gone):
+                case "write" if not (program.wants_to_end or program.has_reset):
                     program.offered += number
                 case "end":
-                    program.ending = True
+                    program.wants_to_end = True
                 case "stall" | "go":
-                    program.stalled = move == "stall"
-                case "reset" if not program.gone:
-                    close_with_reset(program.sock)
-                    program.gone = True
+                    program.is_stalled = move == "stall"
+                case "reset" if not program.has_reset:
+                    program.end_with_reset()
                 case "turns":
                     for _ in range(number):
-                        row.step()
+                        chain.step()
                         await run_loop_turns(1)
-            row.step()
+            chain.step()
             await run_loop_turns(1)
-        for program in row.programs.values():
-            program.stalled = False
-            program.ending = True
-        await wait_until_async(row.heard_all, "both programs heard the end and both relays closed")
-        for program in row.programs.values():
-            program.sock.close()
-        _judge(row.programs["A"], row.programs["B"])
-        _judge(row.programs["B"], row.programs["A"])
-        assert not row.events, row.events
-        assert [s.active for s in row.stats] == [0, 0]
-        if not any(p.gone for p in row.programs.values()):
-            a, b = row.programs["A"], row.programs["B"]
-            for stats in row.stats:
-                assert (stats.from_visitors.total, stats.to_visitors.total) == (a.sent, b.sent)
+        for program in chain.programs.values():
+            program.is_stalled = False
+        await chain.end()
+        check_outcome(chain)
+
+
+def check_outcome(chain: RelayChain) -> None:
+    a, b = chain.programs["A"], chain.programs["B"]
+    check_direction(a, b)
+    check_direction(b, a)
+    assert not chain.events, chain.events
+    assert [s.active for s in chain.sets] == [0, 0]
+    if not (a.has_reset or b.has_reset):
+        for stats in chain.stats:
+            assert (stats.from_visitors.total, stats.to_visitors.total) == (a.sent, b.sent)
 
 
 def _fail(error: Exception) -> None:
     raise error
 
 
-def _judge(speaker: Program, hearer: Program) -> None:
-    """Bytes in are bytes out, the end only after all of them, a reset for a reset and for nothing else."""
-    heard = len(hearer.heard)
-    assert hearer.heard == PATTERN[:heard]
-    assert heard <= speaker.sent
-    if hearer.gone:
+def check_direction(sender: Program, receiver: Program) -> None:
+    """Bytes in are bytes out, the end comes only after all of them, and a reset means a reset."""
+    count = len(receiver.received)
+    assert receiver.received == PATTERN[:count]
+    assert count <= sender.sent
+    if receiver.has_reset:
         return
-    if hearer.saw_reset:
-        assert speaker.gone, "a reset that nobody sent"
+    if receiver.saw_reset:
+        assert sender.has_reset, "a reset that no program caused"
     else:
-        assert speaker.ended, "an end instead of a reset"
-        assert heard == speaker.sent, "the end before all bytes"
+        assert sender.has_ended, "an end instead of a reset"
+        assert count == sender.sent, "the end before all bytes"
 
 
-@pytest.mark.parametrize("small", [False, True], ids=["wide", "narrow"])
+@pytest.mark.parametrize("has_small_buffers", [False, True], ids=["large buffers", "small buffers"])
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=2 * settings().max_examples)
-@given(moves=plays)
-@example(moves=[("write", "A", LARGEST), ("end", "A", 0), ("write", "B", LARGEST), ("end", "B", 0)])
-@example(moves=[("stall", "A", 0), ("write", "B", LARGEST), ("turns", "A", 6), ("end", "A", 0), ("turns", "A", 6)])
-@example(moves=[("stall", "B", 0), ("write", "A", LARGEST), ("turns", "A", 6), ("reset", "A", 0), ("turns", "A", 6)])
-@example(moves=[("write", "B", LARGEST), ("turns", "A", 3), ("write", "A", LARGEST), ("reset", "B", 0)])
-@example(moves=[("end", "A", 0), ("turns", "A", 6), ("write", "B", LARGEST), ("turns", "A", 2), ("reset", "A", 0)])
-@example(moves=[("reset", "A", 0)])
-@example(moves=[("end", "B", 0), ("turns", "A", 6), ("reset", "A", 0)])
+@given(script=scripts)
+@example(script=[("write", "A", LARGEST), ("end", "A", 0), ("write", "B", LARGEST), ("end", "B", 0)])
+@example(script=[("stall", "A", 0), ("write", "B", LARGEST), ("turns", "A", 6), ("end", "A", 0), ("turns", "A", 6)])
+@example(script=[("stall", "B", 0), ("write", "A", LARGEST), ("turns", "A", 6), ("reset", "A", 0), ("turns", "A", 6)])
+@example(script=[("write", "B", LARGEST), ("turns", "A", 3), ("write", "A", LARGEST), ("reset", "B", 0)])
+@example(script=[("end", "A", 0), ("turns", "A", 6), ("write", "B", LARGEST), ("turns", "A", 2), ("reset", "A", 0)])
+@example(script=[("reset", "A", 0)])
+@example(script=[("end", "B", 0), ("turns", "A", 6), ("reset", "A", 0)])
 def test_bytes_in_are_bytes_out_whatever_two_programs_do(
-    moves: list[tuple[str, str, int]], kind: str, *, small: bool
+    script: list[tuple[str, str, int]], kind: str, *, has_small_buffers: bool
 ) -> None:
-    play(moves, kind, small=small)
+    with no_descriptor_leak():
+        asyncio.run(play(script, kind, has_small_buffers=has_small_buffers))
 
 
-async def test_a_bulk_stream_is_spliced_and_its_pipe_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bulk_stream_is_spliced_and_its_pipe_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     spliced = 0
     splice = os.splice
 
-    def counted(source: int, sink: int, count: int, *, flags: int) -> int:
+    def count_spliced(source: int, sink: int, count: int, *, flags: int) -> int:
         nonlocal spliced
         moved = splice(source, sink, count, flags=flags)
         spliced += moved
         return moved
 
-    monkeypatch.setattr(os, "splice", counted)
+    monkeypatch.setattr(os, "splice", count_spliced)
     with no_descriptor_leak():
-        async with shared_parts() as shared:
-            row = Row(shared, encrypted=False, small=False)
-            row.programs["A"].offered = len(PATTERN)
-            await row.wait_until_async(lambda: len(row.programs["B"].heard) == len(PATTERN), "all has arrived")
-            assert bytes(row.programs["B"].heard) == PATTERN
-            for program in row.programs.values():
-                program.ending = True
-            await wait_until_async(row.heard_all, "both relays closed")
-            for program in row.programs.values():
-                program.sock.close()
+        async with relay_parts() as parts:
+            chain = RelayChain(parts)
+            chain.programs["A"].offered = len(PATTERN)
+            await chain.step_until(lambda: len(chain.programs["B"].received) == len(PATTERN), "all bytes arrived")
+            assert bytes(chain.programs["B"].received) == PATTERN
+            await chain.end()
     assert spliced > len(PATTERN) // 4
 
 
-async def test_a_small_encrypted_message_is_not_looked_for_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[int] = []
+async def test_a_small_encrypted_message_costs_one_decrypting_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    results: list[int] = []
     read_into = TlsSession.read_into
 
-    def noted(session: TlsSession, buffer: memoryview) -> int:
-        found.append(read_into(session, buffer))
-        return found[-1]
+    def record_result(session: TlsSession, buffer: memoryview) -> int:
+        results.append(read_into(session, buffer))
+        return results[-1]
 
-    async with shared_parts() as shared:
-        row = Row(shared, encrypted=True, small=False)
-        monkeypatch.setattr(TlsSession, "read_into", noted)
-        speaker, hearer = row.programs["A"], row.programs["B"]
+    async with relay_parts() as parts:
+        chain = RelayChain(parts, is_encrypted=True)
+        monkeypatch.setattr(TlsSession, "read_into", record_result)
+        sender, receiver = chain.programs["A"], chain.programs["B"]
         for _ in range(4):
-            speaker.offered += 100
-            await row.wait_until_async(lambda: len(hearer.heard) == speaker.offered, "the message came")
-        assert found == [100] * 4
-        for program in row.programs.values():
-            program.ending = True
-        await wait_until_async(row.heard_all, "both relays closed")
-        for program in row.programs.values():
-            program.sock.close()
+            sender.offered += 100
+            await chain.step_until(lambda: len(receiver.received) == sender.offered, "the message arrived")
+        assert results == [100] * 4
+        await chain.end()
 
 
 @pytest.mark.parametrize("code", [errno.ETIMEDOUT, errno.EHOSTUNREACH])
-async def test_a_source_that_breaks_while_spliced_is_reset_and_others_are_spliced_still(
+async def test_a_source_that_fails_while_spliced_is_reset_and_splicing_stays_enabled(
     monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    async with shared_parts() as shared:
-        row = Row(shared, encrypted=False, small=False)
+    async with relay_parts() as parts:
+        chain = RelayChain(parts)
 
-        def broken(*_args: int, flags: int) -> int:
+        def fail(*_args: int, flags: int) -> int:
             raise OSError(code, os.strerror(code))
 
-        monkeypatch.setattr(os, "splice", broken)
-        row.programs["A"].offered = len(PATTERN)
-        await row.wait_until_async(lambda: row.over, "the relays are over")
-        await wait_until_async(row.heard_all, "the target has heard of it")
-        assert row.programs["B"].saw_reset, "a stream that was cut off ended as if it were whole"
-        assert shared.pipes.can_splice
-        for program in row.programs.values():
-            program.sock.close()
+        monkeypatch.setattr(os, "splice", fail)
+        chain.programs["A"].offered = len(PATTERN)
+        await chain.step_until(lambda: chain.is_closed, "both relays are closed")
+        await chain.finish()
+        assert chain.programs["B"].saw_reset, "a truncated stream ended as if it were complete"
+        assert parts.pipes.can_splice
 
 
 async def test_where_the_kernel_cannot_splice_bytes_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unable(*_args: int, flags: int) -> int:
+    def fail(*_args: int, flags: int) -> int:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(os, "splice", unable)
-    async with shared_parts() as shared:
-        row = Row(shared, encrypted=False, small=False)
-        row.programs["A"].offered = len(PATTERN)
-        for program in row.programs.values():
-            program.ending = True
-        await wait_until_async(row.heard_all, "both relays closed")
-        assert bytes(row.programs["B"].heard) == PATTERN
-        assert not shared.pipes.can_splice
-        for program in row.programs.values():
-            program.sock.close()
+    monkeypatch.setattr(os, "splice", fail)
+    async with relay_parts() as parts:
+        chain = RelayChain(parts)
+        chain.programs["A"].offered = len(PATTERN)
+        await chain.end()
+        assert bytes(chain.programs["B"].received) == PATTERN
+        assert not parts.pipes.can_splice
 
 
-async def test_a_defect_ends_one_relay_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_defect_ends_one_relay_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     with no_descriptor_leak():
-        async with shared_parts() as shared:
-            first, second = (Row(shared, encrypted=False, small=False) for _ in range(2))
+        async with relay_parts() as parts:
+            first, second = (RelayChain(parts) for _ in range(2))
 
-            def defect(self: Flow, events: int) -> None:
-                raise RuntimeError("a slip")
+            def fail(self: Flow) -> None:
+                raise RuntimeError("a bug")
 
             with monkeypatch.context() as patch:
-                patch.setattr(Flow, "pump", defect)
+                patch.setattr(PlainFlow, "_transfer", fail)
                 first.programs["A"].offered = 10
-                await first.wait_until_async(lambda: not first.left.open, "the relay is over")
-            assert first.events.said("an internal error ended relay 7: RuntimeError: a slip")
+                await first.step_until(lambda: not first.ingress_relay.is_open, "the relay is closed")
+            assert first.events.said("an internal error ended relay 7: RuntimeError: a bug")
             second.programs["A"].offered = 10
-            for row in (first, second):
-                for program in row.programs.values():
-                    program.ending = True
-                await wait_until_async(row.heard_all, "both relays closed")
-                for program in row.programs.values():
-                    program.sock.close()
-            assert len(second.programs["B"].heard) == 10
+            for chain in (first, second):
+                await chain.end()
+            assert len(second.programs["B"].received) == 10
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_nobody_is_given_up_who_was_not_reset(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(relay_module, "RESET_FLUSH_TIMEOUT_S", 0.0)
+async def test_only_a_reset_starts_the_flush_timeout(kind: str) -> None:
     with no_descriptor_leak():
-        async with shared_parts() as shared:
-            row = Row(shared, encrypted=kind == "encrypted", small=kind != "spliced")
+        async with relay_parts(limits=RelayLimits(reset_flush_timeout_s=0.0)) as parts:
+            chain = make_chain(parts, kind)
+            programs = chain.programs.values()
             for number in range(1, 20):
-                for program in row.programs.values():
+                for program in programs:
                     program.offered = number
-                await row.wait_until_async(
-                    lambda number=number: all(len(p.heard) == number for p in row.programs.values()),  # type: ignore[misc]  # mypy does not infer defaults of lambdas
-                    "both are heard",
-                )
-            for program in row.programs.values():
-                program.ending = True
-            await wait_until_async(row.heard_all, "both programs heard the end")
-            assert not any(program.saw_reset for program in row.programs.values())
-            for program in row.programs.values():
-                program.sock.close()
+                have_received = partial(_have_received, tuple(programs), number)
+                await chain.step_until(have_received, "both programs received the message")
+            await chain.end()
+            assert not any(program.saw_reset for program in programs)
+
+
+def _have_received(programs: tuple[Program, ...], count: int) -> bool:
+    return all(len(program.received) == count for program in programs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_was_said_before_a_reset_does_not_wait_for_a_stalled_reader_for_ever(
-    monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    monkeypatch.setattr(relay_module, "RESET_FLUSH_TIMEOUT_S", 0.2)
+async def test_bytes_sent_before_a_reset_wait_only_for_a_limited_time_for_a_stalled_reader(kind: str) -> None:
     with no_descriptor_leak():
-        async with shared_parts() as shared:
-            row = Row(shared, encrypted=kind == "encrypted", small=kind != "spliced")
-            visitor, target = row.programs["A"], row.programs["B"]
-            target.stalled = True
+        async with relay_parts(limits=RelayLimits(reset_flush_timeout_s=0.2)) as parts:
+            chain = make_chain(parts, kind)
+            visitor, target = chain.programs["A"], chain.programs["B"]
+            target.is_stalled = True
             visitor.offered = len(PATTERN)
             before = -1
             while visitor.sent > before:
                 before = visitor.sent
                 for _ in range(20):
-                    row.step()
+                    chain.step()
                     await run_loop_turns(5)
-            close_with_reset(visitor.sock)
-            visitor.gone = True
-            await wait_until_async(lambda: row.over, "both relays are over, though the target has not moved")
-            target.stalled = False
-            await wait_until_async(row.heard_all, "the target looks")
+            visitor.end_with_reset()
+            await wait_until_async(lambda: chain.is_closed, "both relays are closed, though the target is stalled")
+            target.is_stalled = False
+            await chain.finish()
             assert target.saw_reset
-            assert PATTERN.startswith(target.heard)
-            assert [s.active for s in row.stats] == [0, 0]
-            target.sock.close()
+            assert PATTERN.startswith(target.received)
+            assert [s.active for s in chain.sets] == [0, 0]
 
 
-async def test_cutting_closes_every_relay_at_once() -> None:
+async def test_close_all_closes_every_relay_at_once() -> None:
     with no_descriptor_leak():
-        async with shared_parts() as shared:
-            row = Row(shared, encrypted=False, small=False)
-            row.programs["A"].offered = 10
-            await row.wait_until_async(lambda: row.programs["B"].heard, "it relays")
-            row.left.finish()
-            row.left.finish()
-            row.programs["B"].ending = True
-            await wait_until_async(row.heard_all, "both programs heard the end")
-            for program in row.programs.values():
-                program.sock.close()
+        async with relay_parts() as parts:
+            chain = RelayChain(parts)
+            others = [others_pair for _ in range(2) for others_pair in _start_other_relay(chain)]
+            chain.programs["A"].offered = 10
+            await chain.step_until(lambda: chain.programs["B"].received, "the first bytes arrived")
+            assert chain.sets[0].close_all() == 3
+            assert not chain.ingress_relay.is_open
+            assert chain.sets[0].active == 0
+            assert chain.activity.count("ingress") == 1, "only the first relay is reported"
+            await run_loop_turns(2)
+            for sock in others:
+                assert sock.recv(1) == b"", "the socket at the other end is still open"
+                sock.close()
+            await chain.end()
+            chain.ingress_relay.close()
+            assert chain.closed.count("ingress") == 3, "closing a relay twice is reported once"
 
 
-@pytest.mark.parametrize("encrypted", [False, True])
-async def test_nothing_of_a_relay_waits_for_the_collector(*, encrypted: bool) -> None:
-    """An encrypted one has a hundred KiB outside Python's heap, of which the garbage collector knows nothing."""
+def _start_other_relay(chain: RelayChain) -> tuple[socket.socket, socket.socket]:
+    """Start another relay in the ingress's set; return the two sockets at its ends."""
+    visitor, near = tcp_pair()
+    far, target = tcp_pair()
+    stats, link = chain.stats[0], FakeLink(is_client=False, delays=False)
+    chain.start_relay(0, near, far, None, link, stats.from_visitors, stats.to_visitors)
+    return visitor, target
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True])
+async def test_a_closed_relay_leaves_nothing_to_the_garbage_collector(*, is_encrypted: bool) -> None:
+    """An encrypted one has a hundred KiB outside Python's heap, which the garbage collector does not see."""
     gc.collect()
     gc.disable()
     try:
-        async with shared_parts() as shared:
-            row = Row(shared, encrypted=encrypted, small=False)
-            for program in row.programs.values():
+        async with relay_parts() as parts:
+            chain = RelayChain(parts, is_encrypted=is_encrypted)
+            for program in chain.programs.values():
                 program.offered = 10
-                program.ending = True
-            await wait_until_async(row.heard_all, "both programs heard the end and both relays closed")
-            for program in row.programs.values():
-                program.sock.close()
-            del row, program
+            await chain.end()
+            del chain, program
             await run_loop_turns(2)
             alive = [thing for thing in gc.get_objects() if isinstance(thing, (Flow, Relay, TlsSession))]
-            assert [thing for thing in alive if thing is not relay_module._CLOSED_FLOW] == []
+            assert [thing for thing in alive if thing is not CLOSED_FLOW] == []
     finally:
         gc.enable()

@@ -155,10 +155,10 @@ async def test_the_server_is_the_first_to_close_data_connections(
 
 async def client_port_of_the_visitor(server: Life) -> int:
     """The client's port of the data connection that the only visitor has got: others may have ended otherwise."""
-    link = server.engine._link
-    assert link is not None
-    await wait_until_async(lambda: link.relays, "the visitor has a data connection")
-    (relay,) = link.relays.values()
+    end = server.engine._end
+    assert end is not None
+    await wait_until_async(lambda: end.relays.active, "the visitor has a data connection")
+    (relay,) = end.relays._running
     port: int = relay._far.getpeername()[1]
     return port
 

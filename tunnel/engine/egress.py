@@ -10,7 +10,7 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Final
 
-from tunnel.engine.relays import RelaySet
+from tunnel.engine.tunnel_end import TunnelEnd
 from tunnel.runtime import backoff, sockets
 from tunnel.runtime.connect_race import ConnectRace, describe_failures
 from tunnel.runtime.resolver import DialTarget
@@ -61,7 +61,7 @@ class TargetDial(ConnectRace):
         self._egress.on_dial_failed(self, f"internal error ({type(error).__name__}: {error})")
 
 
-class Egress(RelaySet):
+class Egress(TunnelEnd):
     """The end that dials the target. Owns the dials in progress and the relays."""
 
     def __init__(
@@ -71,15 +71,13 @@ class Egress(RelaySet):
         stats: Stats,
         event_log: EventLog,
         target: Address,
-        changed: Callable[[], None],
+        on_target_changed: Callable[[], None],
         *,
         on_crash: Callable[[Exception], None],
     ) -> None:
         super().__init__(reactor, pipes, stats, event_log, on_crash)
-        self._loop = asyncio.get_running_loop()
         self._target = DialTarget(target)
-        self._changed = changed
-        self._link: Link | None = None
+        self._on_target_changed = on_target_changed
         self._dials: dict[TargetDial, None] = {}  # ordered by deadline
         self._by_data_id: dict[int, TargetDial] = {}  # dials for visitors, by the id of their data connection
         self._resolving: dict[asyncio.Task[None], TargetDial] = {}
@@ -105,26 +103,19 @@ class Egress(RelaySet):
 
         Data connections that are being dialled have their descriptors at a client; a server checks each on arrival.
         """
-        link = self._link
-        if link is None:
-            return len(self._resolving)
-        return len(self._resolving) + len(link.pool) + (link.dialing if link.is_client else 0)
+        pooled = sum(len(link.pool) + (link.dialing if link.is_client else 0) for link in self._links)
+        return len(self._resolving) + pooled
 
     @property
     def is_busy(self) -> bool:
         """Whether a drain has visitors to wait for."""
-        return super().is_busy or any(dial.data is not None for dial in self._dials)
+        return bool(self.relays.active) or any(dial.data is not None for dial in self._dials)
 
     def attach(self, link: Link) -> None:
-        """Serve the signals of this link."""
-        self._link = link
+        """Serve the signals of this link, too, and report an unreachable target on it."""
+        super().attach(link)
         if self.trouble is not None:
             link.send_target_status(self.trouble)
-
-    def detach(self) -> None:
-        """Handle the loss of the link. Relays and dials in progress continue."""
-        self._link = None
-        self.on_link_lost()
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
@@ -177,7 +168,7 @@ class Egress(RelaySet):
             self.reactor.close(sock)
             return
         stats = self.stats
-        relay = self.start(
+        relay = self.relays.start(
             sock,
             dial.data,
             dial.link,
@@ -193,7 +184,7 @@ class Egress(RelaySet):
         link = self._link
         if link is None:
             return
-        relay = link.relays.get(ident)
+        relay = self.relays.find(link, ident)
         if relay is not None:
             relay.set_end_offset(total)
             return
@@ -220,6 +211,7 @@ class Egress(RelaySet):
             if dial.link is not None:
                 dial.link.send_visitor_failed(dial.data.ident, reason)
         self._on_target_failed(reason, probe=dial.data is None)
+        self._notify_observers()
 
     def _on_deadline(self) -> None:
         self._deadline_timer = None
@@ -239,7 +231,7 @@ class Egress(RelaySet):
     # --- the target's health --------------------------------------------------------------------------------------
 
     def _on_target_failed(self, reason: str, *, probe: bool) -> None:
-        self.event_log.warn_throttled("target", reason, reason)
+        self._event_log.warn_throttled("target", reason, reason)
         first = self.trouble is None
         self.trouble = reason
         if probe or first:
@@ -251,16 +243,16 @@ class Egress(RelaySet):
             self._publish_target_state()
 
     def _on_target_recovered(self) -> None:
-        self.event_log.log_info("target", f"the target {self._target.address} answers again")
+        self._event_log.log_info("target", f"the target {self._target.address} answers again")
         self.trouble = None
         self.attempt = 0
         self._cancel_probe()
         self._publish_target_state()
 
     def _publish_target_state(self) -> None:
-        if self._link is not None:
-            self._link.send_target_status(self.trouble)
-        self._changed()
+        for link in self._links:
+            link.send_target_status(self.trouble)
+        self._on_target_changed()
 
     def probe_now(self) -> None:
         """Probe an unreachable target now, without waiting for its delay."""
@@ -290,4 +282,4 @@ class Egress(RelaySet):
             if dial.data is not None:
                 visitors += 1
                 self.reactor.close(dial.data.sock)
-        return visitors + self.close_all()
+        return visitors + self._close_relays()

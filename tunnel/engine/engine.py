@@ -293,7 +293,7 @@ class Engine:
             return
         self._link = None
         if self._end is not None:
-            self._end.detach()
+            self._end.detach(link)
         if self._filler is not None:
             self._filler.close()
             self._filler = None
@@ -356,7 +356,10 @@ class Engine:
         They go early so that the other end can turn to whoever takes this tunnel's place.
         """
         limit = self._drain_limit or 0.0
-        self._to(State.DRAINING, f"{self._stats.active} visitors may finish, for {limit:g} s at most")
+        self._to(
+            State.DRAINING,
+            f"{self._end.relays.active if self._end is not None else 0} visitors may finish, for {limit:g} s at most",
+        )
         end, server = self._end, self._server
         if isinstance(end, Ingress):
             end.finish_accepting()
@@ -430,7 +433,7 @@ class Engine:
             queued=entrance.queued if entrance else 0,
             rtt=link.rtt if link else None,
             signals=stats.signals,
-            active=stats.active,
+            active=end.relays.active if end is not None else 0,
             total=stats.total,
             failed=stats.failed,
             from_visitors=stats.from_visitors.total,

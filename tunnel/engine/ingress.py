@@ -5,14 +5,14 @@ Independent of the role (server or client): the engine attaches a link here.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from tunnel.engine.relays import RelaySet
+from tunnel.engine.tunnel_end import TunnelEnd
 from tunnel.runtime.acceptor import Acceptor
 
 if TYPE_CHECKING:
+    import asyncio
     import socket
     from collections.abc import Callable
 
@@ -29,7 +29,7 @@ QUEUE_TIMEOUT_S: Final = 5.0
 """How long a visitor waits for a data connection at most, and how long visitors are still accepted without a link."""
 
 
-class Ingress(RelaySet):
+class Ingress(TunnelEnd):
     """The end that accepts visitors. Owns the listener, the queue and the relays."""
 
     def __init__(
@@ -42,9 +42,7 @@ class Ingress(RelaySet):
         on_crash: Callable[[Exception], None],
     ) -> None:
         super().__init__(reactor, pipes, stats, event_log, on_crash)
-        self._loop = asyncio.get_running_loop()
         self.acceptor: Acceptor | None = None
-        self._link: Link | None = None
         self._linkless_since = self._loop.time()
         self._queue: deque[tuple[socket.SocketType, float]] = deque()
         self._queue_timer: asyncio.TimerHandle | None = None
@@ -66,14 +64,14 @@ class Ingress(RelaySet):
     @property
     def is_busy(self) -> bool:
         """Whether a drain has visitors to wait for."""
-        return super().is_busy or bool(self._queue)
+        return bool(self.relays.active or self._queue)
 
     def open(self, listener: socket.SocketType, requested_address: Address) -> None:
         """Start to accept visitors on a listener, which this ingress owns now; the address is the spec's."""
         self.acceptor = Acceptor(
             self.reactor,
             listener,
-            self.event_log,
+            self._event_log,
             self._on_visitor,
             self._has_room,
             requested_address,
@@ -96,26 +94,30 @@ class Ingress(RelaySet):
     def set_limits(self, visitors: int, queue: int) -> None:
         """Serve and queue at most so many visitors from now on; no present visitor is disconnected."""
         self._max_visitors, self._max_queued = visitors, queue
-        self._resume_accepting()
+        self._on_room_freed()
 
     def attach(self, link: Link) -> None:
-        """Serve visitors over this link."""
-        self._link = link
+        """Serve visitors over this link, too, first those in the queue."""
+        super().attach(link)
         self._max_visitors = link.limits.visitors
         if self._queue:
             link.send_queue_length(len(self._queue))
 
-    def detach(self) -> None:
-        """Handle the loss of the link. Relays continue; queued visitors may still be served by the next link."""
-        self._link = None
-        self.on_link_lost()
+    def detach(self, link: Link) -> None:
+        """Handle the loss of a link. Relays continue; queued visitors may still be served by the next link."""
+        super().detach(link)
         self._linkless_since = self._loop.time()
+
+    async def wait_queue_empty(self) -> None:
+        """Return as soon as no visitor waits for a data connection. Safe to cancel."""
+        while self._queue:
+            await self._wait_for_change()
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
         waiting = len(self._queue)
-        return waiting < self._max_queued and self.stats.active + waiting < self._max_visitors
+        return waiting < self._max_queued and self.relays.active + waiting < self._max_visitors
 
     def _on_visitor(self, visitor: socket.SocketType, _peer: object) -> None:
         link = self._link
@@ -142,7 +144,9 @@ class Ingress(RelaySet):
         stats = self.stats
         stats.signals += 1
         stats.total += 1
-        self.start(visitor, data, link, near_events=None, from_near=stats.from_visitors, to_near=stats.to_visitors)
+        self.relays.start(
+            visitor, data, link, near_events=None, from_near=stats.from_visitors, to_near=stats.to_visitors
+        )
 
     def pooled(self) -> None:
         """Serve queued visitors with the idle connections there are now, the longest waiting first."""
@@ -156,37 +160,36 @@ class Ingress(RelaySet):
             visitor, _ = self._queue.popleft()
             self._launch(link, visitor, data)
         link.send_queue_length(len(self._queue))
-        self._resume_accepting()
+        self._on_room_freed()
 
     def failed(self, ident: int, reason: str) -> None:
         """Disconnect a visitor at once: the egress could not reach the target for it."""
-        relay = self._link.relays.get(ident) if self._link is not None else None
-        self.event_log.warn_throttled("target", "failed", f"a visitor could not be served: {reason}")
+        relay = self.relays.find(self._link, ident) if self._link is not None else None
+        self._event_log.warn_throttled("target", "failed", f"a visitor could not be served: {reason}")
         if relay is not None:
             self.stats.failed += 1
-            relay.finish()
+            relay.close()
 
     def ended(self, ident: int, total: int) -> None:
         """Note that the target of a data connection has ended after ``total`` bytes."""
-        relay = self._link.relays.get(ident) if self._link is not None else None
+        relay = self.relays.find(self._link, ident) if self._link is not None else None
         if relay is not None:
             relay.set_end_offset(total)
 
     def launch(self, idents: tuple[int, ...]) -> None:
         """Do nothing: the link passes signals only to an egress."""
 
-    def on_visitor_left(self) -> None:
-        """Accept again: there may be room for another visitor."""
-        self._resume_accepting()
-
-    def _resume_accepting(self) -> None:
+    def _on_room_freed(self) -> None:
+        """Accept again: a visitor has left, or the queue is shorter."""
         if self.acceptor is not None:
             self.acceptor.resume()
+        if self._observers:
+            self._notify_observers()
 
     def _reject(self, visitor: socket.SocketType, reason: str) -> None:
         self.stats.failed += 1
         self.reactor.close(visitor)
-        self.event_log.warn_throttled("visitor", "rejected", f"a visitor was disconnected: {reason}")
+        self._event_log.warn_throttled("visitor", "rejected", f"a visitor was disconnected: {reason}")
 
     def _on_queue_timeout(self) -> None:
         self._queue_timer = None
@@ -197,7 +200,7 @@ class Ingress(RelaySet):
             self._reject(visitor, f"there was {missing} for it in {QUEUE_TIMEOUT_S:g} s")
         if self._queue:
             self._queue_timer = self.reactor.call_later(self._queue[0][1] - now, self._on_queue_timeout)
-        self._resume_accepting()
+        self._on_room_freed()
 
     def close(self) -> int:
         """Close everything; return how many visitors were disconnected."""
@@ -208,4 +211,4 @@ class Ingress(RelaySet):
         while self._queue:
             visitor, _ = self._queue.popleft()
             self.reactor.close(visitor)
-        return queued + self.close_all()
+        return queued + self._close_relays()

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tunnel.engine.channel import ControlChannel
-    from tunnel.forwarding.tcp import Relay
     from tunnel.model.spec import Direction
     from tunnel.protocol.frames import Frame
     from tunnel.runtime.reactor import Reactor
@@ -134,8 +133,6 @@ class Link:
         self._round_trips: deque[float] = deque(maxlen=_ROUND_TRIPS)
         self._timer: asyncio.TimerHandle | None = None
         self._answer: asyncio.Future[None] | None = None
-        self.relays: dict[int, Relay] = {}
-        """those launched on this link that still run, by the id of their data connection"""
         self._launches: list[int] = []
         self._ends: list[tuple[int, int]] = []
         self._pooled: list[int] = []

@@ -1,11 +1,11 @@
-"""What ingress and egress have in common: relays over data connections, counted and owned until they end."""
+"""The running relays of one end of a tunnel, and the links on which they were started."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from tunnel.carriers.encrypted import DecryptingFlow, EncryptingFlow
-from tunnel.forwarding.tcp import Flow, Relay
+from tunnel.forwarding.tcp import DEFAULT_LIMITS, PlainFlow, Relay, RelayLimits
 from tunnel.runtime.reactor import HANGUP, READABLE
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnel.engine.pool import DataConnection
-    from tunnel.engine.stats import Stats
-    from tunnel.forwarding.tcp import ByteCounter, RelayLink
+    from tunnel.forwarding.flow import ByteCounter
+    from tunnel.forwarding.tcp import RelayLink
     from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import PipePool
@@ -24,24 +24,44 @@ _KEEPALIVE_AFTER_S: Final = 5.0  # age at which a relay is worth the system call
 
 
 class RelaySet:
-    """The running relays of one end of a tunnel. They outlive links; only the limit of a drain ends them early."""
+    """Owns its relays. They outlive links; only the limit of a drain ends them early."""
 
     def __init__(
         self,
         reactor: Reactor,
         pipes: PipePool,
-        stats: Stats,
         event_log: EventLog,
-        on_crash: Callable[[Exception], None],
+        *,
+        on_first_relay: Callable[[], None],
+        on_relay_closed: Callable[[], None],
+        limits: RelayLimits = DEFAULT_LIMITS,
     ) -> None:
-        self.reactor = reactor
-        self.stats = stats
-        self.event_log = event_log
-        self._on_crash = on_crash
+        """``on_first_relay`` is called before a relay starts while none runs, ``on_relay_closed`` after each end."""
+        self.active = 0
+        """relays that run now"""
+        self._reactor = reactor
         self._pipes = pipes
+        self._event_log = event_log
+        self._on_first_relay = on_first_relay
+        self._on_relay_closed = on_relay_closed
+        self._limits = limits
         self._running: set[Relay] = set()
+        self._by_link: dict[RelayLink, dict[int, Relay]] = {}  # by the id of the data connection
         self._keepalive_timer: asyncio.TimerHandle | None = None
-        reactor.fd_budget.reservations.add(self)
+
+    def add_link(self, link: RelayLink) -> None:
+        """Register the relays that are started on this link from now on, so that ``find`` returns them."""
+        self._by_link[link] = {}
+
+    def remove_link(self, link: RelayLink) -> None:
+        """Let the relays of a lost link continue without it."""
+        for relay in list(self._by_link.pop(link, {}).values()):
+            relay.on_link_lost()
+
+    def find(self, link: RelayLink, ident: int) -> Relay | None:
+        """Return the running relay over this data connection of a link, if there is one."""
+        relays = self._by_link.get(link)
+        return relays.get(ident) if relays is not None else None
 
     def start(
         self,
@@ -58,16 +78,21 @@ class RelaySet:
         ``from_near`` counts bytes that come from ``near``, ``to_near`` bytes that go to it. ``near_events`` are the
         events that ``near`` had so far; None: the reactor does not watch it yet.
         """
+        if not self.active:
+            self._on_first_relay()
         far, session = data.sock, data.session
-        relay = Relay(data.ident, link, self.reactor, self._pipes, near, far, self)
+        relay = Relay(data.ident, link, self._reactor, self._pipes, near, far, self, self._limits)
+        self.active += 1
         self._running.add(relay)
-        if not self.stats.active:
-            self.stats.notify_activity()
-        self.stats.active += 1
+        relays = self._by_link.get(link)
+        if relays is not None:  # the link may be lost already
+            relays[data.ident] = relay
         if self._keepalive_timer is None:
-            self._keepalive_timer = self.reactor.call_later(_KEEPALIVE_AFTER_S, self._enable_keepalive)
+            self._keepalive_timer = self._reactor.call_later(_KEEPALIVE_AFTER_S, self._enable_keepalive)
         if session is None:
-            relay.start(Flow(relay, near, far, from_near), Flow(relay, far, near, to_near), near_events, data.events)
+            relay.start(
+                PlainFlow(relay, near, far, from_near), PlainFlow(relay, far, near, to_near), near_events, data.events
+            )
         else:
             encrypting = EncryptingFlow(relay, near, far, from_near, session)
             decrypting = DecryptingFlow(relay, far, near, to_near, session, encrypting.push)
@@ -75,22 +100,18 @@ class RelaySet:
             relay.start(encrypting, decrypting, near_events, data.events | READABLE & ~HANGUP)
         return relay
 
-    def on_handler_error(self, error: Exception) -> None:
-        """Report a defect outside any relay to the engine."""
-        self._on_crash(error)
-
     def on_relay_closed(self, relay: Relay) -> None:
         """Forget a relay that has closed its sockets."""
         self._running.discard(relay)
-        self.stats.active -= 1
-        self.on_visitor_left()
-
-    def on_visitor_left(self) -> None:
-        """React to the end of a relay; the ingress overrides it."""
+        self.active -= 1
+        relays = self._by_link.get(relay.link)
+        if relays is not None:
+            relays.pop(relay.ident, None)
+        self._on_relay_closed()
 
     def on_relay_error(self, relay: Relay, error: Exception) -> None:
         """Log a defect that ended one relay; the others continue."""
-        self.event_log.log_error(
+        self._event_log.log_error(
             "visitor", f"an internal error ended relay {relay.ident}: {type(error).__name__}: {error}"
         )
 
@@ -100,29 +121,14 @@ class RelaySet:
             if not relay.keepalive_enabled:
                 relay.enable_keepalive()
         if self._running:
-            self._keepalive_timer = self.reactor.call_later(_KEEPALIVE_AFTER_S, self._enable_keepalive)
-
-    def on_link_lost(self) -> None:
-        """Let the relays continue without their link."""
-        for relay in list(self._running):
-            relay.on_link_lost()
-
-    @property
-    def reserved(self) -> int:
-        """Descriptors that present visitors will need yet."""
-        return 0
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a drain has visitors to wait for."""
-        return bool(self._running)
+            self._keepalive_timer = self._reactor.call_later(_KEEPALIVE_AFTER_S, self._enable_keepalive)
 
     def close_all(self) -> int:
-        """End all relays now, and the use of this set; return how many there were."""
-        self.reactor.fd_budget.reservations.discard(self)
+        """Close all relays now; return how many there were."""
         if self._keepalive_timer is not None:
             self._keepalive_timer.cancel()
+            self._keepalive_timer = None
         running = list(self._running)
         for relay in running:
-            relay.finish()
+            relay.close()
         return len(running)

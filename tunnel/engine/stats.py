@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tunnel.forwarding.tcp import ByteCounter
+from tunnel.forwarding.flow import ByteCounter
 
 
 @dataclass(slots=True)
 class Stats:
-    """Counters of one tunnel. All of them only grow, except ``active``."""
+    """Counters of one tunnel. All of them only grow."""
 
     notify_activity: Callable[[], None] = lambda: None
     """called before the first visitor is counted while there are none, so that observers refresh at once"""
     from_visitors: ByteCounter = field(default_factory=ByteCounter)
     to_visitors: ByteCounter = field(default_factory=ByteCounter)
-    active: int = 0
-    """visitors that are served now"""
     total: int = 0
     """visitors for which a data connection was launched"""
     failed: int = 0

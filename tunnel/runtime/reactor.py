@@ -52,7 +52,7 @@ Handler = Callable[[int], None]
 class Reactor:
     """Calls handlers when their sockets become ready. Made inside a running loop, one for all engines on that loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, buffer_size: int = BUFFER_SIZE) -> None:
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
         self.fd_budget: Final = FdBudget(self._epoll.fileno())
@@ -62,7 +62,8 @@ class Reactor:
         self._closing: list[socket.SocketType] = []
         self._is_in_turn = False
         self._is_scheduled = False
-        self.scratch: Final = memoryview(bytearray(BUFFER_SIZE))
+        self.buffer_size: Final = buffer_size
+        self.scratch: Final = memoryview(bytearray(buffer_size))
         """The shared buffer; its content is valid only inside the handler that filled it."""
         self._loop.add_reader(self._epoll.fileno(), self._run_turn)
 

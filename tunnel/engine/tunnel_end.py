@@ -1,0 +1,113 @@
+"""What ingress and egress have in common: their links, their relays, and the wait until no visitor is left."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from tunnel.engine.relays import RelaySet
+from tunnel.forwarding.tcp import DEFAULT_LIMITS, RelayLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunnel.engine.link import Link
+    from tunnel.engine.stats import Stats
+    from tunnel.model.events import EventLog
+    from tunnel.runtime.reactor import Reactor
+    from tunnel.runtime.splice import PipePool
+
+
+class TunnelEnd(ABC):
+    """One end of a tunnel, where visitors are accepted or targets dialled. Independent of the role.
+
+    It works over a set of links, of which there is one today. Relays continue when their link is lost.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        pipes: PipePool,
+        stats: Stats,
+        event_log: EventLog,
+        on_crash: Callable[[Exception], None],
+        limits: RelayLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self.stats = stats
+        """counters of this tunnel's visitors; only its one end changes them"""
+        self.relays = RelaySet(
+            reactor,
+            pipes,
+            event_log,
+            on_first_relay=stats.notify_activity,
+            on_relay_closed=self._on_room_freed,
+            limits=limits,
+        )
+        self.reactor = reactor
+        self._event_log = event_log
+        self._on_crash = on_crash
+        self._loop = asyncio.get_running_loop()
+        self._links: dict[Link, None] = {}  # ordered by their start
+        self._link: Link | None = None  # the link that the next visitor gets
+        self._observers = 0
+        self._changed = asyncio.Event()
+        reactor.fd_budget.reservations.add(self)
+
+    @property
+    @abstractmethod
+    def reserved(self) -> int:
+        """Descriptors that present visitors will need yet."""
+
+    @property
+    @abstractmethod
+    def is_busy(self) -> bool:
+        """Whether there are visitors that a drain waits for."""
+
+    def attach(self, link: Link) -> None:
+        """Serve visitors over this link, too."""
+        self._links[link] = None
+        self.relays.add_link(link)
+        self._link = self._choose_link()
+
+    def detach(self, link: Link) -> None:
+        """Handle the loss of a link: its relays continue without it."""
+        self._links.pop(link, None)
+        self.relays.remove_link(link)
+        self._link = self._choose_link()
+
+    def _choose_link(self) -> Link | None:
+        """Return the link for the next visitors: the newest."""
+        return next(reversed(self._links), None)
+
+    async def wait_idle(self) -> None:
+        """Return as soon as no visitor is left that a drain waits for. Safe to cancel."""
+        while self.is_busy:
+            await self._wait_for_change()
+
+    async def _wait_for_change(self) -> None:
+        self._observers += 1
+        try:
+            await self._changed.wait()
+        finally:
+            self._observers -= 1
+
+    def _on_room_freed(self) -> None:
+        """React to the end of a relay: there is room for another visitor."""
+        self._notify_observers()
+
+    def _notify_observers(self) -> None:
+        if self._observers:
+            self._changed.set()
+            self._changed.clear()
+
+    def on_handler_error(self, error: Exception) -> None:
+        """Report a defect outside any relay to the engine."""
+        self._on_crash(error)
+
+    def _close_relays(self) -> int:
+        """Close all relays, and release what is reserved; return how many relays there were."""
+        self.reactor.fd_budget.reservations.discard(self)
+        count = self.relays.close_all()
+        self._notify_observers()
+        return count

@@ -1,0 +1,266 @@
+"""One direction of a relay: a state, and the loop that all kinds of flows share.
+
+A flow reads one socket, its source, and writes another, its sink. What differs between plain copying, splicing,
+encrypting and decrypting is a single step, ``_transfer``: read once, write once. The loop around it, fairness, back
+pressure, half-close and reset are the same for all.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from tunnel.runtime.reactor import ERROR, HANGUP, READ_WRITE, READABLE, WRITABLE
+
+if TYPE_CHECKING:
+    from tunnel.forwarding.tcp import Relay
+
+
+class FlowState(enum.Enum):
+    """What a flow may do. It reads only while it is OPEN, and never leaves ENDED."""
+
+    OPEN = enum.auto()
+    BLOCKED = enum.auto()
+    """the sink takes no more; bytes that were read wait in this flow"""
+    CLOSING = enum.auto()
+    """the source has ended; the last bytes that announce its end wait for the sink"""
+    ENDED = enum.auto()
+    """everything was passed on, or can never be"""
+
+
+class SourceState(enum.Enum):
+    """What is known about the source beyond the bytes read so far."""
+
+    LIVE = enum.auto()
+    """a short read has emptied it: whatever comes next is a new event"""
+    FINISHED = enum.auto()
+    """its peer sends no more and no event will follow: read on until the end shows"""
+    RESET = enum.auto()
+    """it was reset, as a failed write showed: read what its peer sent before, and treat the end as a reset"""
+
+
+class Transfer(enum.Enum):
+    """What one step of a flow has come to."""
+
+    MORE = enum.auto()
+    """bytes were passed on, and the source may have more"""
+    DRAINED = enum.auto()
+    """the source has nothing more now"""
+    STOPPED = enum.auto()
+    """the flow has left the state OPEN"""
+
+
+# Looked up once: an attribute of an enum class costs more than a global name, and these are compared for every read.
+OPEN: Final = FlowState.OPEN
+ENDED: Final = FlowState.ENDED
+LIVE: Final = SourceState.LIVE
+MORE: Final = Transfer.MORE
+DRAINED: Final = Transfer.DRAINED
+STOPPED: Final = Transfer.STOPPED
+
+
+class ByteCounter:
+    """Total of the bytes that went one way."""
+
+    __slots__ = ("total",)
+
+    def __init__(self) -> None:
+        self.total = 0
+
+
+class Flow(ABC):
+    """One direction of a relay, which owns both sockets."""
+
+    __slots__ = (
+        "_buffer_size",
+        "_counter",
+        "_end_offset",
+        "_passed",
+        "_pending",
+        "_scratch",
+        "_sink",
+        "_source",
+        "_source_state",
+        "peer",
+        "relay",
+        "state",
+    )
+
+    transfer_cost: ClassVar[int] = 1
+    """share of a turn that one transfer takes: one that costs more CPU gives way to other connections earlier"""
+
+    peer: Flow
+    """the other direction"""
+
+    def __init__(self, relay: Relay, source: socket.SocketType, sink: socket.SocketType, counter: ByteCounter) -> None:
+        self.relay = relay
+        self.state = OPEN
+        self._source = source
+        self._sink = sink
+        self._scratch = relay.reactor.scratch
+        self._buffer_size = relay.reactor.buffer_size
+        self._counter = counter
+        self._pending: bytes | memoryview = b""  # bytes that the sink has not taken yet
+        self._source_state = LIVE
+        self._passed = 0
+        self._end_offset = -1  # bytes after which the source has ended, once the other end of the link has announced it
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def pump(self, events: int) -> None:
+        """Move what the source has, as far as the sink takes it. The reactor's handler of the source.
+
+        The same socket is the sink of the other flow, so room to write resumes that one.
+        """
+        if events != READ_WRITE and not self._handle_rare_events(events):
+            return
+        if self.peer.state is not OPEN and events & WRITABLE:
+            self.peer.resume()
+        if self.state is not OPEN:  # the one place where reading pauses: back pressure, and any limit of the rate
+            return
+        spent = 0
+        while (result := self._transfer()) is MORE:
+            spent += self.transfer_cost
+            if spent >= self.relay.limits.transfers_per_turn:
+                self._yield_turn()
+                return
+        if result is DRAINED and self._passed == self._end_offset:
+            self._on_source_ended()
+
+    @abstractmethod
+    def _transfer(self) -> Transfer:
+        """Read once from the source and write to the sink what was read."""
+
+    def _yield_turn(self) -> None:
+        """Let other connections have their turn, although the source has more."""
+        self.relay.reactor.call_again(self.pump)
+
+    def _handle_rare_events(self, events: int) -> bool:
+        """Handle any mask but the usual one; return whether the source may be read now.
+
+        No bits at all: the flow asked to be called again.
+        """
+        if events & HANGUP and self._source_state is LIVE:
+            self._source_state = SourceState.FINISHED
+        if events & ERROR:
+            self._on_source_error()
+            return False
+        if events and not events & READABLE:
+            if self.peer.state is not OPEN:
+                self.peer.resume()
+            return False
+        return True
+
+    def _on_source_error(self) -> None:
+        """Handle a reset of the source: deliver what was received before it, for a limited time."""
+        relay = self.relay
+        if self.state is ENDED:  # reset after its end: its peer will not read what the other flow would still deliver
+            relay.close()
+            return
+        self.pump(READ_WRITE)
+        if relay.is_open:
+            relay.reactor.call_later(relay.limits.reset_flush_timeout_s, self._on_flush_timeout)
+
+    def _on_flush_timeout(self) -> None:
+        """Stop waiting for a sink that does not take the last bytes of a source that was reset."""
+        self.relay.reset(self._sink)
+
+    def resume(self) -> None:
+        """Continue after the sink has become writable."""
+        if self.state is ENDED:
+            return
+        if self._pending and not self._flush_pending():
+            return
+        if self.state is FlowState.CLOSING:
+            self._pass_end()
+            return
+        self.state = OPEN
+        self.pump(0)
+
+    def _flush_pending(self) -> bool:
+        """Send the bytes that wait for the sink; return whether none is left and the sink still works."""
+        try:
+            sent = self._sink.send(self._pending)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._pending = b""
+            self._on_sink_failed()
+            return False
+        self._count(sent)
+        self._pending = memoryview(self._pending)[sent:] if sent < len(self._pending) else b""
+        return not self._pending
+
+    def _count(self, sent: int) -> None:
+        """Count bytes of ``_pending`` that the sink has taken."""
+        self._counter.total += sent
+        self._passed += sent
+
+    # --- ends and failures ----------------------------------------------------------------------------------------
+
+    def set_end_offset(self, total: int) -> None:
+        """Note that the source ends after ``total`` bytes, although its socket will not show it."""
+        self._end_offset = total
+        if self._passed == total and self.state is not ENDED:
+            self._on_source_ended()
+
+    def _on_source_ended(self) -> None:
+        if self._source_state is SourceState.RESET:
+            self._on_source_failed()
+        else:
+            self._pass_end()
+
+    def _pass_end(self) -> None:
+        """Show the sink's peer the end, now that everything is delivered; close the relay after both ends."""
+        self.state = ENDED
+        if self.peer.state is ENDED:
+            self.relay.close()
+        elif not self._announce_end():
+            self.half_close_sink()
+
+    def _announce_end(self) -> bool:
+        """Announce the end by other means than the sink's socket; return whether that was done."""
+        return self.relay.announce_end(self, self._passed)
+
+    def half_close_sink(self) -> None:
+        """Show the end on the sink's socket."""
+        try:
+            self._sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._on_sink_failed()
+
+    def _on_source_failed(self) -> None:
+        """Reset the sink, because the source was reset before its end."""
+        self.relay.reset(self._sink)
+
+    def _on_sink_failed(self) -> None:
+        """End this flow, because the sink will never take bytes again.
+
+        What the sink's peer sent before it failed is still delivered by the other flow, then the source is reset.
+        """
+        peer = self.peer
+        if peer.state is ENDED:
+            self.relay.close()
+            return
+        self.state = ENDED
+        peer.finish_with_reset()
+
+    def finish_with_reset(self) -> None:
+        """Deliver what the source has left, then reset the sink."""
+        self._source_state = SourceState.RESET
+        self.pump(0)
+
+    def on_handler_error(self, error: Exception) -> None:
+        """Report a defect in a handler of this flow to its relay."""
+        self.relay.on_handler_error(error)
+
+    def release(self, closed_flow: Flow) -> None:
+        """Drop all references that the relay's end leaves useless; ``closed_flow`` becomes the peer.
+
+        Its own peer would make a cycle, so that everything in it waits for the garbage collector.
+        """
+        self.state = ENDED
+        self.peer = closed_flow
+        self._pending = b""
