@@ -1,4 +1,4 @@
-"""The dashboard as an application: one source, one view, one main screen."""
+"""The dashboard as a Textual application: one source, one session, one main screen."""
 
 from __future__ import annotations
 
@@ -11,39 +11,54 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from rich.segment import Segment
 from textual import work
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.filter import ANSIToTruecolor, LineFilter
 
-from tui import acting
-from tui.ascii import AsciiFilter
-from tui.commander import Commander
-from tui.keys import all_keys, load_keys
+from tui.format.confirmations import confirm_quit
+from tui.format.text import to_ascii
+from tui.model.keys import all_keys, load_keys
+from tui.process_signals import call_on_suspend, call_on_termination, stop_until_foreground
+from tui.screens.actions import ActionRunner
+from tui.screens.dialogs import ConfirmDialog
 from tui.screens.main import MainScreen
-from tui.screens.questions import Question
-from tui.signals import on_leaving, on_stopping, stop_until_foreground
-from tui.sources import Status
+from tui.session import DashboardSession
+from tui.sources.base import StatusReceived
 from tui.themes import DARK, LIGHT
-from tui.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from textual.color import Color
     from textual.events import Key
 
-    from tui.model import View
-    from tui.sources import Source
+    from tui.model.tunnels import StatusView
+    from tui.sources.base import Source
 
-_TICK: Final = 0.25  # seconds of silence after which time alone changes the picture
-_BREATH: Final = 0.05  # seconds between two pieces of it: whoever shares the processor has it in between
+_TICK_S: Final = 0.25
+"""After this time without messages the screen is refreshed, because countdowns and ages change."""
+_PAUSE_S: Final = 0.05
+"""Between two parts of a refresh, so that other processes get the processor in between."""
 
 LEAVE, END = "leave", "end"
-"""How the dashboard was left: the tunnels shall run on, or end."""
+"""The result of the dashboard: leave the tunnels running, or stop them."""
+
+
+class AsciiFilter(LineFilter):
+    """Replaces every character that is not ASCII, whether it is drawn by us or by Textual."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        """Return the segments, as wide as before."""
+        return [
+            segment if segment.text.isascii() else Segment(to_ascii(segment.text), segment.style, segment.control)
+            for segment in segments
+        ]
 
 
 class Dashboard(App[str]):
-    """Always a client: it knows what its source tells, and changes nothing but through it."""
+    """A client: it knows what its source sends, and changes nothing but through commands."""
 
     CSS_PATH = "app.tcss"
     ENABLE_COMMAND_PALETTE = True
@@ -61,111 +76,112 @@ class Dashboard(App[str]):
         is_ascii: bool = False,
         keys: Mapping[str, str] | None = None,
         owns_daemon: bool = False,
-        **watching: Any,  # noqa: ANN401  what Watch takes besides the source
+        **session_options: Any,  # noqa: ANN401  those of DashboardSession
     ) -> None:
-        # without colour the terminal's own two are better than greys that somebody else chose
+        """``keys`` are those in use, by the name of the action; ``owns_daemon``: quitting asks whether to stop it."""
+        # without colours, the terminal's own two are better than arbitrary greys
         super().__init__(ansi_color="NO_COLOR" in os.environ)
-        self._watch = Watch(source, **watching)
+        self._session = DashboardSession(source, **session_options)
         self._keys = dict(keys or all_keys({}))
         self._owns_daemon = owns_daemon
-        self._filters_of_ours: list[LineFilter] = [AsciiFilter()] if is_ascii else []
-        self._news = asyncio.Event()
-        self._main = MainScreen(self._watch, Commander(self, self._watch), self._keys)
+        self._own_filters: list[LineFilter] = [AsciiFilter()] if is_ascii else []
+        self._message_received = asyncio.Event()
+        self._main = MainScreen(self._session, ActionRunner(self, self._session), self._keys)
 
     @property
-    def view(self) -> View:
-        """What is known."""
-        return self._watch.view
+    def view(self) -> StatusView:
+        """All that is known now."""
+        return self._session.view
 
     @property
     def now(self) -> float:
-        """The monotonic clock that goes with it."""
-        return self._watch.now()
+        """The monotonic clock of the view."""
+        return self._session.now()
 
     async def on_mount(self) -> None:
-        """Dress, show the main screen, begin to listen."""
+        """Show the main screen and start the two workers: one receives messages, one draws."""
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         self.theme = DARK.name
         self.set_keymap(self._keys)
         if self._driver is not None and self._driver.can_suspend:
-            on_stopping(self.action_suspend_process)
+            call_on_suspend(self.action_suspend_process)
         await self.push_screen(self._main)
-        self._listen()
-        self._paint()
+        self._receive_messages()
+        self._draw_regularly()
 
-    @work(exclusive=True, group="listen")
-    async def _listen(self) -> None:
-        async with aclosing(self._watch.source.watch()) as heard:  # type: ignore[type-var]  # every async generator can be closed
-            async for message in heard:
-                if self._watch.hear(message):
-                    self._main.ask_anew(is_back=isinstance(message, Status))
-                    self._main.draw()  # at once and as a whole: a piece of what was before would not go with the rest
-                self._news.set()
+    @work(exclusive=True, group="messages")
+    async def _receive_messages(self) -> None:
+        async with aclosing(self._session.source.watch()) as messages:  # type: ignore[type-var]  # every async generator can be closed
+            async for message in messages:
+                if self._session.apply(message):
+                    self._main.reload_details(is_reconnected=isinstance(message, StatusReceived))
+                    self._main.draw()  # at once and completely: parts of two different states do not fit together
+                self._message_received.set()
 
-    @work(exclusive=True, group="paint")
-    async def _paint(self) -> None:
+    @work(exclusive=True, group="drawing")
+    async def _draw_regularly(self) -> None:
         main = self._main
-        for draw_more in cycle((main.draw_bars, main.draw_details)):  # each every other time is often enough
+        for draw_rest in cycle((main.draw_bars, main.draw_details)):  # each at every second refresh is often enough
             with suppress(TimeoutError):
-                async with asyncio.timeout(_TICK):
-                    await self._news.wait()
-            self._news.clear()
-            self._watch.tick()
-            for draw in (main.draw_table, draw_more):
+                async with asyncio.timeout(_TICK_S):
+                    await self._message_received.wait()
+            self._message_received.clear()
+            self._session.tick()
+            for draw in (main.draw_table, draw_rest):
                 draw()
-                await asyncio.sleep(_BREATH)
+                await asyncio.sleep(_PAUSE_S)
 
     def on_key(self, event: Key) -> None:
-        """A key for which no widget had a use; it is not a command where somebody is typing."""
-        if self._main.takes(event):
+        """Handle a key that no widget handled; it must not run an action while a filter is edited."""
+        if self._main.accept_late_key(event):
             event.prevent_default()
 
-    # -- leaving -----------------------------------------------------------------------------------------------------
+    # -- quitting ----------------------------------------------------------------------------------------------------
 
     async def action_quit(self) -> None:
-        """Leave; whoever started the tunnels with this dashboard is asked what shall become of them."""
-        if not self._owns_daemon or self._watch.is_lost:
+        """Quit; ask what to do with the tunnels if they were started with this dashboard."""
+        if not self._owns_daemon or self._session.is_disconnected:
             self.exit(LEAVE)
-        elif not isinstance(self.screen, Question):
-            self._ask_how()
+        elif not isinstance(self.screen, ConfirmDialog):
+            self._confirm_quit()
 
     @work(exclusive=True, group="quit")
-    async def _ask_how(self) -> None:
-        ending = f"kill {self.view.status.get('pid')}" if self.view.is_read_only else "nodepass-orch down"
-        asked = acting.leave_question(list(self.view.tunnels.values()), ending, self.size.width)
-        answers = [(LEAVE, "Leave running"), (END, asked.answer)]
-        answer = await self.push_screen_wait(Question(asked.title, asked.lines, answers))
+    async def _confirm_quit(self) -> None:
+        stop_command = f"kill {self.view.status.get('pid')}" if self.view.is_read_only else "nodepass-orch down"
+        confirmation = confirm_quit(list(self.view.tunnels.values()), stop_command, self.size.width)
+        answers = [(LEAVE, "Leave running"), (END, confirmation.answer)]
+        answer = await self.push_screen_wait(ConfirmDialog(confirmation.title, confirmation.lines, answers))
         if answer is not None:
             self.exit(answer)
 
     def action_suspend_process(self) -> None:
-        """Stop until ``fg``."""
+        """Suspend the process until ``fg``."""
         if self._driver is not None and self._driver.can_suspend:
             with self.suspend():
                 stop_until_foreground()
 
     def action_command_palette(self) -> None:
-        """Commands are the main screen's; over another one there are none."""
+        """Open the command palette, which belongs to the main screen: not over another one."""
         if self.screen is self._main:
             super().action_command_palette()
 
-    # -- looks -------------------------------------------------------------------------------------------------------
+    # -- appearance --------------------------------------------------------------------------------------------------
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
-        """Our own variables, for themes that do not have them."""
+        """Return our own variables, for themes that lack them."""
         return DARK.variables
 
     def get_line_filters(self) -> Sequence[LineFilter]:
-        """Textual's own, and ours for terminals that know ASCII alone.
+        """Return Textual's filters and ours.
 
-        One of Textual's looks for colours that have but a name, and for dim text. Only a lost daemon's tunnels are dim;
-        else the main screen is all colours of a theme, and each of its lines is spared the look.
+        One of Textual's searches every line for named colours and dim text. The main screen has only colours of the
+        theme, unless the daemon is disconnected and its tunnels are dim: otherwise the search is skipped.
         """
         filters = super().get_line_filters()
         if self.screen_stack and self.screen is self._main and not self._main.has_class("-stale"):
             filters = [one for one in filters if not isinstance(one, ANSIToTruecolor)]
-        return [*filters, *self._filters_of_ours]
+        return [*filters, *self._own_filters]
 
 
 def run(
@@ -177,24 +193,24 @@ def run(
     owns_daemon: bool = False,
     duration: float | None = None,
 ) -> str:
-    """The dashboard on a source, until the user leaves it or ``duration`` seconds are over; LEAVE or END.
+    """Run the dashboard until the user quits or after ``duration`` seconds; return LEAVE or END. Closes the source.
 
-    Raises KeysError where the file of keys is wrong.
+    Raises KeyFileError if the key file is wrong.
     """
     chosen = load_keys(keys) if keys else None
-    # every change of the picture makes thousands of small objects that no cycle holds; looking for cycles among them
-    # costs as much as everything else together
+    # every refresh makes thousands of small objects without cycles; searching them for cycles would cost as much as
+    # everything else together
     gc.set_threshold(100_000, 20, 50)
 
-    async def live() -> str:
+    async def run_app() -> str:
         try:
             app = Dashboard(source, is_read_only=read_only, is_ascii=ascii_only, keys=chosen, owns_daemon=owns_daemon)
             loop = asyncio.get_running_loop()
-            on_leaving(partial(app.exit, LEAVE))  # which leaves the terminal as it was
+            call_on_termination(partial(app.exit, LEAVE))  # restores the terminal
             if duration is not None:
                 loop.call_later(duration, app.exit, LEAVE)
             return await app.run_async() or LEAVE
         finally:
             await source.close()
 
-    return asyncio.run(live())
+    return asyncio.run(run_app())

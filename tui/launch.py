@@ -27,7 +27,7 @@ from orchestrator.commands.fleet import broker_at, credential_options
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Broker
-    from tui.sources import Source
+    from tui.sources.base import Source
 
 
 class Launcher:
@@ -111,11 +111,11 @@ def _require_terminal(alternative: str) -> None:
 
 def _show_fleet(broker: Broker, **options: Any) -> None:  # noqa: ANN401  those of the dashboard
     from orchestrator.mqtt.broker import BrokerError  # noqa: PLC0415  as in _run_dashboard
-    from tui.fleet import FleetSource, greet  # noqa: PLC0415
+    from tui.sources.fleet import FleetSource, check_broker  # noqa: PLC0415
 
     _require_terminal("fleet ps --json")
     try:
-        asyncio.run(greet(broker))
+        asyncio.run(check_broker(broker))
     except BrokerError as error:
         exit_with_error(EXIT_NO_DAEMON, str(error))
     _run_dashboard(FleetSource(broker), **options)
@@ -143,16 +143,17 @@ def _serve_web(command: str, listen: str) -> int:
 
 
 def _daemon_source(place: Path | str, token: str | None = None) -> Source:
-    from tui.sources import ApiSource  # noqa: PLC0415  as in _run_dashboard
+    from tui.sources.daemon import ApiSource  # noqa: PLC0415  as in _run_dashboard
 
     return ApiSource(place, token)
 
 
 def _run_dashboard(source: Source, **options: Any) -> str:  # noqa: ANN401  those of the dashboard
-    from tui import app, keys  # noqa: PLC0415  Textual takes a quarter of a second: import it where it is shown
+    from tui import app  # noqa: PLC0415  Textual takes a quarter of a second: import it where it is shown
+    from tui.model import keys  # noqa: PLC0415  as above
 
-    options["keys"] = options.get("keys") or keys.usual_file(os.environ)
+    options["keys"] = options.get("keys") or keys.default_key_file(os.environ)
     try:
         return app.run(source, **options)
-    except keys.KeysError as error:
+    except keys.KeyFileError as error:
         exit_with_error(EXIT_USAGE, str(error))

@@ -1,6 +1,6 @@
-"""Two themes of the same meaning: red says failed and nothing else.
+"""Two themes with the same meaning: red means failed and nothing else.
 
-The greys are grey enough for terminals of 256 colours to show them as greys, and not as the nearest navy.
+The greys are neutral enough for terminals of 256 colours to show them as greys, and not as the nearest navy.
 """
 
 from __future__ import annotations
@@ -41,6 +41,6 @@ LIGHT: Final = Theme(
 )
 
 
-def other(name: str) -> str:
-    """The theme that is not called so."""
+def opposite_theme(name: str) -> str:
+    """Return the name of the light theme for the dark one, and the other way round."""
     return LIGHT.name if name == DARK.name else DARK.name

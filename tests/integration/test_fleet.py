@@ -39,10 +39,10 @@ from tests.support.ports import free_port
 from tests.support.processes import ROOT, Command, Daemon, ProcessHarness
 from tests.support.scale import GUARD_S, time_allowed
 from tests.support.waiting import wait_until
-from tests.tui.conftest import picture, shows
+from tests.tui.conftest import screen_text, shows
 from tests.tui.conftest import wait_until_shown as seen
 from tui.app import Dashboard
-from tui.fleet import FleetSource
+from tui.sources.fleet import FleetSource
 
 pytestmark = needs("mosquitto", "mosquitto_sub", "mosquitto_pub", "mosquitto_passwd")
 
@@ -673,7 +673,7 @@ async def test_the_dashboard_steers_another_host_and_sees_it_go_and_return(
         ends = (f"127.0.0.1:{hosts.visitor_port}", f"127.0.0.1:{hosts.target.port}", "edge-1", "edge-2")
         await seen(pilot, shows(app, "Visitors of", *ends))
         two.kill()
-        await seen(pilot, shows(app, "Nobody knows: edge-2 is gone"))
+        await seen(pilot, shows(app, "Unknown: edge-2 is offline"))
         await pilot.press("escape")
         await seen(pilot, shows(app, "◇ gone 1", "◇ 1 gone"))
         hosts.up("edge-2", broker, hosts.client)
@@ -681,7 +681,7 @@ async def test_the_dashboard_steers_another_host_and_sees_it_go_and_return(
         broker.stop(signal.SIGKILL)
         await seen(pilot, shows(app, "The broker has not answered", "stale"))
         broker.start()
-        await seen(pilot, lambda: "stale" not in picture(app) and "● up 2" in picture(app))
+        await seen(pilot, lambda: "stale" not in screen_text(app) and "● up 2" in screen_text(app))
 
 
 async def test_a_restart_from_the_dashboard_is_answered_and_done_within_a_second(

@@ -18,13 +18,14 @@ from orchestrator.mqtt.broker import Broker
 from orchestrator.process.setup import print_message
 from tests.pictures.fleet import find_mosquitto, run_fleet
 from tui.app import Dashboard
-from tui.fleet import FleetSource
-from tui.sources import ApiSource, Heard, Status
+from tui.sources.base import SourceMessage, StatusReceived
+from tui.sources.daemon import ApiSource
+from tui.sources.fleet import FleetSource
 
 if TYPE_CHECKING:
     from textual.pilot import Pilot
 
-    from tui.sources import Source
+    from tui.sources.base import Source
 
 FOLDER: Final = Path(__file__).parents[2] / "docs" / "pictures"
 
@@ -59,9 +60,9 @@ class _DemoSource(ApiSource):
     def place(self) -> str:
         return "unix:/run/np.sock"
 
-    async def watch(self) -> AsyncIterator[Heard]:
+    async def watch(self) -> AsyncIterator[SourceMessage]:
         async for message in super().watch():
-            yield Status({**message.data, "host": "edge-1"}) if isinstance(message, Status) else message
+            yield StatusReceived({**message.data, "host": "edge-1"}) if isinstance(message, StatusReceived) else message
 
 
 class _BrokerSource(FleetSource):
@@ -111,7 +112,7 @@ def _write(path: Path, svg: str) -> None:
 def _has_traffic_and_cooldown(app: Dashboard) -> bool:
     """Whether traffic flows, a tunnel is in cooldown, and the sparklines have enough history."""
     tunnels = app.view.tunnels.values()
-    waiting = [t for t in tunnels if t.state == "cooldown" and t.remaining(app.now) > 0.5]
+    waiting = [t for t in tunnels if t.state == "cooldown" and t.cooldown_left(app.now) > 0.5]
     return bool(waiting) and app.view.rates[0] > 0 and all(len(t.history) >= _MIN_HISTORY_S for t in tunnels)
 
 

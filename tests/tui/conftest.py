@@ -1,8 +1,7 @@
-"""What the dashboard's tests share: a daemon that is none, and a dashboard on it."""
+"""What the dashboard's tests share: a dashboard on a fake daemon."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -12,17 +11,18 @@ import pytest
 import pytest_asyncio
 
 from tests.support.scale import GUARD_S
+from tests.support.waiting import wait_until_async
 from tests.tui.fake import FakeDaemon
 from tui.app import Dashboard
-from tui.sources import ApiSource
+from tui.sources.daemon import ApiSource
 
 if TYPE_CHECKING:
     from textual.pilot import Pilot
 
     from tests.tui.fake import Json
 
-Seen = tuple[Dashboard, "Pilot[str]"]
-Open = Callable[..., AbstractAsyncContextManager[Seen]]
+DashboardPilot = tuple[Dashboard, "Pilot[str]"]
+OpenDashboard = Callable[..., AbstractAsyncContextManager[DashboardPilot]]
 
 
 @pytest.fixture
@@ -37,20 +37,20 @@ async def daemon(socket: Path) -> AsyncIterator[FakeDaemon]:
 
 
 @pytest.fixture
-def opened(socket: Path) -> Open:
-    """Opens a dashboard of a given size on the daemon, and waits until it shows something."""
+def opened(socket: Path) -> OpenDashboard:
+    """Opens a dashboard of a given size on the daemon's socket, and waits until it has a status."""
 
     @asynccontextmanager
     async def open_dashboard(
         size: tuple[int, int] = (120, 40),
         *,
-        waits: bool = True,
-        **options: Any,  # noqa: ANN401  the dashboard's own
-    ) -> AsyncIterator[Seen]:
+        must_have_status: bool = True,
+        **options: Any,  # noqa: ANN401  those of Dashboard
+    ) -> AsyncIterator[DashboardPilot]:
         async with ApiSource(socket) as source:
             app = Dashboard(source, **options)
             async with app.run_test(size=size, notifications=True) as pilot:
-                if waits:
+                if must_have_status:
                     await wait_until_shown(pilot, lambda: bool(app.view.status))
                     await pilot.pause()
                 yield app, pilot
@@ -59,26 +59,28 @@ def opened(socket: Path) -> Open:
 
 
 async def wait_until_shown(pilot: Pilot[str], condition: Callable[[], bool], seconds: float = GUARD_S) -> None:
-    """Until a condition holds; fails after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not come true; the screen was\n{picture(pilot.app)}"
-        await pilot.pause(0.02)
+    """Wait for a condition; the failure shows the screen."""
+    await wait_until_async(
+        condition,
+        lambda: f"the condition holds; the screen was\n{screen_text(pilot.app)}",
+        within=seconds,
+        pause=lambda: pilot.pause(0.02),
+    )
 
 
-def picture(app: Any) -> str:  # noqa: ANN401  any application
-    """What stands on the screen."""
+def screen_text(app: Any) -> str:  # noqa: ANN401  any application
+    """Return the text on the screen."""
     lines = app.screen._compositor.render_strips()
     return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in lines)
 
 
 def shows(app: Any, *texts: str) -> Callable[[], bool]:  # noqa: ANN401  any application
-    """Whether all of these stand on the screen."""
-    return lambda: all(text in picture(app) for text in texts)
+    """Return a condition: all of these texts are on the screen."""
+    return lambda: all(text in screen_text(app) for text in texts)
 
 
-def named(*names: str, **keys: Any) -> list[Json]:  # noqa: ANN401  whatever a tunnel has
-    """Tunnels of these names."""
+def named(*names: str, **fields: Any) -> list[Json]:  # noqa: ANN401  fields of a tunnel
+    """Return tunnels with these names."""
     from tests.tui.fake import tunnel  # noqa: PLC0415  pytest rewrites this module before that one
 
-    return [tunnel(name, **keys) for name in names]
+    return [tunnel(name, **fields) for name in names]

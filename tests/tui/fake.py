@@ -1,5 +1,6 @@
-"""A daemon that is none: it answers as the local API does, and does what a test tells it.
+"""A fake daemon: it answers as the local API does, with the data that a test sets.
 
+``test_fake.py`` compares its answers with the OpenAPI document.
 ``python -m tests.tui.fake SOCKET --tunnels 500`` runs one whose numbers change four times a second.
 """
 
@@ -11,7 +12,7 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,11 +20,13 @@ from aiohttp import web
 
 from tunnel.model.times import format_timestamp
 
-Json = dict[str, Any]
+Json = Any  # objects of the API; a test may make incomplete ones
+
+_SHUTDOWN_GRACE_S = 0.1
 
 
-def tunnel(name: str, state: str = "up", **changed: Any) -> Json:  # noqa: ANN401  whatever the API's object has
-    """The API's object of a tunnel; ``changed`` replaces whole top-level values."""
+def tunnel(name: str, state: str = "up", **changed: Any) -> Json:  # noqa: ANN401  fields of a tunnel
+    """Return the API's object of a tunnel; ``changed`` replaces whole top-level values."""
     return {
         "name": name, "role": "server", "direction": "reverse", "state": state, "reason": None,
         "since": "2026-01-01T12:00:00.000Z", "tunnel_addr": "127.0.0.1:10101", "target_addr": "127.0.0.1:8080",
@@ -39,19 +42,19 @@ def tunnel(name: str, state: str = "up", **changed: Any) -> Json:  # noqa: ANN40
 
 
 def connections(active: int) -> Json:
-    """The group of a tunnel that serves so many visitors."""
+    """Return the connections of a tunnel that serves so many visitors."""
     return {"active": active, "total": active, "failed": 0, "limit": 1024}
 
 
 def cooldown(name: str, remaining: float, reason: str = "the target 127.0.0.1:5432 refuses connections") -> Json:
-    """A tunnel in cooldown."""
+    """Return a tunnel in cooldown."""
     pool = {"idle": 0, "capacity": 16, "dialing": 0, "min": 8, "max": 1024}
     wait = {"remaining_s": remaining, "attempt": 9}
     return tunnel(name, "cooldown", role="client", reason=reason, cooldown=wait, pool=pool, rtt_ms=None)
 
 
 def mixed() -> list[Json]:
-    """One tunnel of every kind."""
+    """Return one tunnel of every kind."""
     return [
         tunnel("db-east", connections=connections(12)),
         cooldown("db-west", 4.2),
@@ -63,7 +66,7 @@ def mixed() -> list[Json]:
     ]
 
 
-SETTINGS = {
+SETTINGS: Json = {
     "min_pool_capacity": {"value": "8", "source": "built in", "where": None},
     "max_pool_capacity": {"value": "64", "source": "entry", "where": "tunnels.yaml:41:3"},
     "client_cooldown": {"value": "3s", "source": "defaults", "where": "tunnels.yaml:7:3"},
@@ -71,7 +74,7 @@ SETTINGS = {
 
 
 class FakeDaemon:
-    """Listens on a Unix socket; keeps what it was told in ``commands``."""
+    """Listens on a Unix socket; records the commands that it receives."""
 
     def __init__(self, socket: Path, tunnels: list[Json] | None = None) -> None:
         self.socket = socket
@@ -84,24 +87,21 @@ class FakeDaemon:
         }  # fmt: skip
         self.commands: list[tuple[str, str]] = []
         self.refusal: str | None = None
+        """why commands are refused"""
         self.plan: Json = {
-            "ok": True,
-            "error": None,
-            "add": [],
-            "remove": [],
-            "restart": [],
-            "change": [],
-            "unchanged": 7,
-        }
+            "ok": True, "error": None, "add": [], "remove": [], "restart": [], "change": [], "unchanged": 7,
+            "warnings": [],
+        }  # fmt: skip
         self.result: Json = {"generation": 5, "ok": True, "error": None, "results": {}}
+        """the result of a reload"""
         self.log = [self.event("info", "state", "up: linked to 127.0.0.1:5123", name) for name in self.tunnels]
-        self._watching: set[asyncio.Queue[bytes]] = set()
-        self._logging: set[asyncio.Queue[bytes]] = set()
+        self._watchers: set[asyncio.Queue[bytes]] = set()
+        self._log_readers: set[asyncio.Queue[bytes]] = set()
         self._runner: web.AppRunner | None = None
 
     @staticmethod
     def event(level: str, kind: str, text: str, name: str = "", **more: object) -> Json:
-        """An event of the API."""
+        """Return an event of the API."""
         return {"ts": "2026-01-01T12:00:00.000Z", "tunnel": name, "level": level, "kind": kind, "text": text, **more}
 
     async def __aenter__(self) -> Self:
@@ -112,7 +112,7 @@ class FakeDaemon:
         await self.stop()
 
     async def start(self) -> None:
-        """Listen."""
+        """Listen on the socket."""
         app = web.Application()
         app.add_routes(
             [
@@ -126,80 +126,84 @@ class FakeDaemon:
                 web.post("/v1/reload", self._reload),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_GRACE_S)
         await self._runner.setup()
         self.socket.unlink(missing_ok=True)
         await web.UnixSite(self._runner, str(self.socket)).start()
 
     async def stop(self) -> None:
-        """Be gone, as after kill -9."""
+        """Disappear, as after kill -9."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
         self.socket.unlink(missing_ok=True)
 
-    # -- what tests do -----------------------------------------------------------------------------------------------
+    # -- for tests ---------------------------------------------------------------------------------------------------
 
-    def change(self, name: str, **keys: Any) -> None:  # noqa: ANN401  as above
-        """A tunnel changes, or comes."""
-        keys = keys if name in self.tunnels else tunnel(name, **keys)
-        self.tunnels[name] = {**self.tunnels.get(name, {}), **keys}
-        self.send(changed={name: keys})
+    def change(self, name: str, **fields: Any) -> None:  # noqa: ANN401  fields of a tunnel
+        """Change a tunnel, or add one."""
+        fields = fields if name in self.tunnels else tunnel(name, **fields)
+        self.tunnels[name] = {**self.tunnels.get(name, {}), **fields}
+        self.send_change(changed={name: fields})
 
     def remove(self, name: str) -> None:
-        """A tunnel goes."""
+        """Remove a tunnel from the status."""
         del self.tunnels[name]
-        self.send(removed=[name])
+        self.send_change(removed=[name])
 
-    def set_status(self, **keys: Any) -> None:  # noqa: ANN401  as above
-        """Something else of the status changes."""
-        self.status.update(keys)
-        self.send(status=keys)
+    def set_status(self, **fields: Any) -> None:  # noqa: ANN401  fields of the status
+        """Change the status besides its tunnels."""
+        self.status.update(fields)
+        self.send_change(status=fields)
 
-    def send(self, *, ts: float | None = None, **parts: Any) -> None:  # noqa: ANN401  as above
-        """A change to all that watch."""
-        whole = {"ts": format_timestamp(ts or time.time()), "changed": {}, "removed": [], "status": {}, **parts}
-        self._tell(self._watching, "change", whole)
-
-    def happen(self, event: Json) -> None:
-        """An event to all that watch or follow the log."""
-        self.log.append(event)
-        self._tell(self._watching, "event", event)
-        self._tell(self._logging, "event", event)
+    def send_change(self, *, ts: float | None = None, **parts: Any) -> None:  # noqa: ANN401  parts of a change
+        """Send a change to all watchers."""
+        self._send(self._watchers, "change", self.change_message(ts=ts, **parts))
 
     @staticmethod
-    def _tell(listeners: set[asyncio.Queue[bytes]], kind: str, data: Mapping[str, Any]) -> None:
-        for queue in listeners:
-            queue.put_nowait(_frame(kind, data))
+    def change_message(*, ts: float | None = None, **parts: Any) -> Json:  # noqa: ANN401  parts of a change
+        """Return a change as ``/v1/watch`` sends it."""
+        return {"ts": format_timestamp(ts or time.time()), "changed": {}, "removed": [], "status": {}, **parts}
 
-    # -- what the API does -------------------------------------------------------------------------------------------
+    def send_event(self, event: Json) -> None:
+        """Send an event to all watchers and readers of the log."""
+        self.log.append(event)
+        self._send(self._watchers, "event", event)
+        self._send(self._log_readers, "event", event)
 
-    def _whole(self) -> Json:
+    @staticmethod
+    def _send(queues: set[asyncio.Queue[bytes]], kind: str, data: Json) -> None:
+        for queue in queues:
+            queue.put_nowait(_encode_event(kind, data))
+
+    # -- the API -----------------------------------------------------------------------------------------------------
+
+    def _full_status(self) -> Json:
         return {**self.status, "tunnels": list(self.tunnels.values())}
 
     async def _status(self, _: web.Request) -> web.Response:
-        return web.json_response(self._whole())
+        return web.json_response(self._full_status())
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        first = _frame("status", self._whole())
-        return await self._stream(request, self._watching, [first])
+        first = _encode_event("status", self._full_status())
+        return await self._stream(request, self._watchers, [first])
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         names = request.query.getall("tunnel", [])
-        lines = [event for event in self.log if not names or event["tunnel"] in names]
-        return await self._stream(request, self._logging, [_frame("event", event) for event in lines])
+        events = [event for event in self.log if not names or event["tunnel"] in names]
+        return await self._stream(request, self._log_readers, [_encode_event("event", event) for event in events])
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        await response.write(b"".join(_frame("event", event) for event in self.log))
+        await response.write(b"".join(_encode_event("event", event) for event in self.log))
         return response
 
     async def _stream(
-        self, request: web.Request, listeners: set[asyncio.Queue[bytes]], first: list[bytes]
+        self, request: web.Request, queues: set[asyncio.Queue[bytes]], first: list[bytes]
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        with _listening(listeners) as queue, contextlib.suppress(ConnectionError):  # it may have left already
+        with _subscribed(queues) as queue, contextlib.suppress(ConnectionError):  # the client may have left already
             await response.prepare(request)
             await response.write(b": hello\n\n" + b"".join(first))
             while True:
@@ -209,14 +213,14 @@ class FakeDaemon:
     async def _tunnel(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         if name not in self.tunnels:
-            return web.json_response({"status": 404, "detail": f"no tunnel is named {name!r}"}, status=404)
-        more = {"url": "server://***@127.0.0.1:10101/127.0.0.1:8080", "where": "tunnels.yaml:41:3", "enabled": True}
-        return web.json_response({**self.tunnels[name], **more, "settings": SETTINGS})
+            return _problem(404, f"no tunnel is named {name!r}")
+        entry = {"url": "server://***@127.0.0.1:10101/127.0.0.1:8080", "where": "tunnels.yaml:41:3", "enabled": True}
+        return web.json_response({**self.tunnels[name], **entry, "settings": SETTINGS})
 
     async def _command(self, request: web.Request) -> web.Response:
         name, verb = request.match_info["name"], request.match_info["verb"]
         if self.refusal:
-            return web.json_response({"status": 409, "detail": self.refusal}, status=409)
+            return _problem(409, self.refusal)
         self.commands.append((verb, name))
         return web.json_response({"name": name, "ok": True, "state": "up", "text": verb})
 
@@ -228,41 +232,46 @@ class FakeDaemon:
         return web.json_response(self.result)
 
 
+def _problem(status: int, detail: str) -> web.Response:
+    problem = {"type": "about:blank", "title": "refused", "status": status, "detail": detail}
+    return web.json_response(problem, status=status, content_type="application/problem+json")
+
+
 @contextlib.contextmanager
-def _listening(listeners: set[asyncio.Queue[bytes]]) -> Iterator[asyncio.Queue[bytes]]:
+def _subscribed(queues: set[asyncio.Queue[bytes]]) -> Iterator[asyncio.Queue[bytes]]:
     queue: asyncio.Queue[bytes] = asyncio.Queue()
-    listeners.add(queue)
+    queues.add(queue)
     try:
         yield queue
     finally:
-        listeners.discard(queue)
+        queues.discard(queue)
 
 
-def _frame(kind: str, data: Mapping[str, Any]) -> bytes:
+def _encode_event(kind: str, data: Json) -> bytes:
     return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
 
 
 @contextlib.asynccontextmanager
-async def busy(daemon: FakeDaemon, interval: float) -> AsyncIterator[None]:
-    """Every tunnel's numbers change every ``interval`` seconds."""
+async def changing_counters(daemon: FakeDaemon, interval: float) -> AsyncIterator[None]:
+    """Change the counters of every tunnel every ``interval`` seconds, until the end of the block."""
 
-    async def work() -> None:
+    async def change_counters() -> None:
         while True:
             await asyncio.sleep(interval)
             for known in daemon.tunnels.values():
                 active = random.randrange(64)
-                moved = known["bytes"]
+                counted = known["bytes"]
                 known.update(
-                    bytes={"in": moved["in"] + 1000 * active, "out": moved["out"] + 50_000 * active},
+                    bytes={"in": counted["in"] + 1000 * active, "out": counted["out"] + 50_000 * active},
                     connections=connections(active),
                     pool={"idle": random.randrange(17), "capacity": 16, "dialing": 0, "min": 8, "max": 1024},
-                    signals={"queued": random.randrange(4), "limit": 1024, "total": moved["in"]},
+                    signals={"queued": random.randrange(4), "limit": 1024, "total": counted["in"]},
                     rtt_ms=random.uniform(0.2, 30),
                 )
             keys = ("bytes", "connections", "pool", "signals", "rtt_ms")
-            daemon.send(changed={name: {key: known[key] for key in keys} for name, known in daemon.tunnels.items()})
+            daemon.send_change(changed={name: {key: t[key] for key in keys} for name, t in daemon.tunnels.items()})
 
-    task = asyncio.create_task(work())
+    task = asyncio.create_task(change_counters())
     try:
         yield
     finally:
@@ -271,7 +280,7 @@ async def busy(daemon: FakeDaemon, interval: float) -> AsyncIterator[None]:
 
 async def _main(socket: Path, count: int, interval: float) -> None:
     tunnels = [tunnel(f"edge-{n}") for n in range(count)] if count else mixed()
-    async with FakeDaemon(socket, tunnels) as daemon, busy(daemon, interval):
+    async with FakeDaemon(socket, tunnels) as daemon, changing_counters(daemon, interval):
         await asyncio.Event().wait()
 
 

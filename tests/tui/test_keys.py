@@ -1,4 +1,4 @@
-"""The file of keys: what it may say, and what is said about what it may not."""
+"""The key file and the table of actions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tui.keys import DEEDS, KeysError, all_keys, load_keys, shown_keys
+from tui.model.keys import ACTIONS, KeyFileError, all_keys, display_keys, load_keys
 from tui.screens.main import MainScreen
 
 
@@ -16,7 +16,7 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_chosen_keys_take_the_place_of_ours(tmp_path: Path) -> None:
+def test_chosen_keys_replace_the_default_ones(tmp_path: Path) -> None:
     keys = load_keys(written(tmp_path, "restart: f5\ndrain: [d, /]\nfilter: ctrl+f\n"))
     assert keys["restart"] == "f5"
     assert keys["drain"] == "d,slash"
@@ -31,37 +31,37 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("restrat: f5", "keys.yaml:1:1: nothing is called 'restrat'; did you mean 'restart'?"),
-        ("sort: o\nrestart: q", "keys.yaml:2:1: q is the key of quit; give that another one"),
-        ("restart: j", "keys.yaml:1:1: j always moves or chooses; take another key"),
+        ("restrat: f5", "keys.yaml:1:1: no action is named 'restrat'; did you mean 'restart'?"),
+        ("sort: o\nrestart: q", "keys.yaml:2:1: q is already the key of quit; change that too"),
+        ("restart: j", "keys.yaml:1:1: j is reserved for navigation; choose another key"),
         ("restart: []", "keys.yaml:1:1: a key is expected"),
         ("restart: {a: b}", "keys.yaml:1:1: a key is expected"),
         ("- restart", "keys.yaml:1:1: lines like `restart: f5` are expected"),
         ("restart: [f5", "keys.yaml:"),
     ],
 )
-def test_faults_are_sentences_with_their_place(tmp_path: Path, text: str, wanted: str) -> None:
-    with pytest.raises(KeysError) as caught:
+def test_an_error_is_a_sentence_with_its_place(tmp_path: Path, text: str, wanted: str) -> None:
+    with pytest.raises(KeyFileError) as caught:
         load_keys(written(tmp_path, text))
     assert wanted in str(caught.value)
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(KeysError, match="cannot read"):
+def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match="cannot read"):
         load_keys(tmp_path / "none.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(KeysError, match="UTF-8"):
+    with pytest.raises(KeyFileError, match="UTF-8"):
         load_keys(tmp_path / "bytes.yaml")
 
 
-def test_our_own_keys_do_not_clash_and_all_of_them_do_something() -> None:
-    keys = [key for deed in DEEDS for key in deed.keys.split(",")]
+def test_default_keys_are_unique_and_each_action_has_a_method() -> None:
+    keys = [key for action in ACTIONS for key in action.keys.split(",")]
     assert len(set(keys)) == len(keys)
-    for deed in DEEDS:
-        assert callable(getattr(MainScreen, f"action_{deed.name}"))
+    for action in ACTIONS:
+        assert callable(getattr(MainScreen, f"action_{action.name}"))
 
 
-def test_keys_as_people_call_them() -> None:
-    assert shown_keys("slash") == "/"
-    assert shown_keys("ctrl+p,colon") == "^p :"
-    assert shown_keys("enter") == "enter"
+def test_keys_are_displayed_as_on_a_keyboard() -> None:
+    assert display_keys("slash") == "/"
+    assert display_keys("ctrl+p,colon") == "^p :"
+    assert display_keys("enter") == "enter"

@@ -206,7 +206,7 @@ def test_a_wrong_file_of_keys_is_a_sentence_with_its_place(living: FakeDaemon, t
     keys.write_text("restrat: f5\n")
     with terminal("top", "--socket", str(living.socket), "--keys", str(keys)) as shown:
         assert shown.ended() == 2
-        assert "keys.yaml:1:1: nothing is called 'restrat'; did you mean 'restart'?" in shown.seen
+        assert "keys.yaml:1:1: no action is named 'restrat'; did you mean 'restart'?" in shown.seen
 
 
 @pytest.mark.parametrize("how", ["q", "\x03", signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -262,7 +262,7 @@ def test_up_on_a_terminal_starts_the_daemon_beside_the_dashboard(
         with terminal("up", "--read-only", str(file), "--socket", str(socket), XDG_STATE_HOME=state) as shown:
             shown.wait_until_shown("alone")
             shown.press("q")
-            shown.wait_until_shown("Leave the dashboard?")
+            shown.wait_until_shown("Quit the dashboard?")
             shown.press(keys)
             assert shown.ended() == 0
             assert "Traceback" not in shown.seen

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.tui.conftest import picture, wait_until_shown
+from tests.tui.conftest import screen_text, wait_until_shown
 from tests.tui.fake import FakeDaemon
 from tui.app import Dashboard
-from tui.screens.questions import Question
-from tui.sources import ApiSource
+from tui.screens.dialogs import ConfirmDialog
+from tui.sources.daemon import ApiSource
 from tui.themes import DARK, LIGHT
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ async def filtered(pilot: Pilot[str], _: FakeDaemon) -> None:
 
 async def confirm(pilot: Pilot[str], _: FakeDaemon) -> None:
     await pilot.press("1", "end", "r")
-    await wait_until_shown(pilot, lambda: isinstance(pilot.app.screen, Question))
+    await wait_until_shown(pilot, lambda: isinstance(pilot.app.screen, ConfirmDialog))
 
 
 async def helping(pilot: Pilot[str], _: FakeDaemon) -> None:
@@ -102,9 +102,9 @@ async def test_a_screen_is_as_it_was(
         if os.environ.get("UPDATE_PICTURES"):
             await pilot.pause(1.0)
             stored.parent.mkdir(exist_ok=True)
-            stored.write_text(picture(app) + "\n", encoding="utf-8")
+            stored.write_text(screen_text(app) + "\n", encoding="utf-8")
         expected = stored.read_text(encoding="utf-8").rstrip("\n")
-        await wait_until_shown(pilot, lambda: picture(app) == expected)
+        await wait_until_shown(pilot, lambda: screen_text(app) == expected)
 
 
 @pytest.mark.parametrize("theme", [DARK, LIGHT])
@@ -114,7 +114,7 @@ async def test_red_says_failed_and_nothing_else(socket: Path, daemon: FakeDaemon
     async with still(socket, (120, 40)) as (app, pilot):
         if theme is LIGHT:
             await pilot.press("t")
-        await wait_until_shown(pilot, lambda: "a grave thing" in picture(app))
+        await wait_until_shown(pilot, lambda: "a grave thing" in screen_text(app))
         red = app._main._table.get_component_rich_style("pane--failed", partial=True).color
         strips = app.screen._compositor.render_strips()
         found = [s.text for strip in strips for s in strip if s.style and s.style.color == red]

@@ -1,12 +1,12 @@
-"""The log: events of one tunnel or of all, sifted, wrapped, following the newest."""
+"""The log: events of one tunnel or of all, filtered, wrapped, following the newest."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from tui.happenings import Sieve, event_lines
-from tui.lines import wrap
+from tui.format.event_format import LogFilter, event_lines
+from tui.format.text import paragraph
 from tui.widgets.pane import Pane
 
 if TYPE_CHECKING:
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from textual import events
     from textual.binding import BindingType
 
-    from tui.lines import Line
-    from tui.model import Json
+    from tui.format.text import Line
+    from tui.model.messages import EventData
 
-KEPT: Final = 1000
-"""Events held; the daemon has the rest."""
+_MAX_EVENTS: Final = 1000
+"""Older ones are dropped; the daemon has them."""
 
 
 class LogPane(Pane, inherit_bindings=False):
-    """Events in their order. It follows the newest, until somebody looks back or pauses it."""
+    """Events in their order. It follows the newest one until the user scrolls back or pauses it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         ("up,k", "scroll_up"),
@@ -36,87 +36,85 @@ class LogPane(Pane, inherit_bindings=False):
 
     def __init__(self, *, id: str) -> None:  # noqa: A002  Textual's name
         super().__init__(id=id, focusable=True)
-        self._events: deque[Json] = deque(maxlen=KEPT)
-        self._arrived: list[Json] = []
+        self._events: deque[EventData] = deque(maxlen=_MAX_EVENTS)
+        self._pending: list[EventData] = []
+        """events that are not drawn yet"""
         self._title = self._note = self._shown_title = ""
-        self._is_stale = False
-        self.sieve = Sieve()
+        self._has_names = True
+        self._is_outdated = False
+        """whether the lines on the screen belong to the previous log"""
+        self.log_filter = LogFilter()
         self.is_paused = False
-        self.is_named = True
 
-    def begin(self, title: str, *, is_named: bool, note: str = "") -> None:
-        """Forget everything; what comes now is the log of something else. The note stands above it.
+    def start_log(self, title: str, *, has_names: bool, note: str = "") -> None:
+        """Discard all events: those that follow belong to another log. The note is shown above it.
 
-        What is shown goes with the next ``flush``, when the beginning of the other log is mostly there: an empty pane
-        for a moment would only flicker.
+        The screen changes with the next ``flush``, when most of the new log has arrived: an empty pane for a moment
+        would flicker.
         """
-        self._title, self._note, self.is_named = title, note, is_named
+        self._title, self._note, self._has_names = title, note, has_names
         self._events.clear()
-        self._arrived.clear()
-        self._is_stale = True
-        self._retitle()
+        self._pending.clear()
+        self._is_outdated = True
+        self._update_title()
 
-    def add(self, events: Iterable[Json]) -> None:
-        """More events. They are drawn at the next ``flush``, many of them as cheaply as one."""
-        self._arrived += events
+    def add_events(self, events: Iterable[EventData]) -> None:
+        """Add events. The next ``flush`` draws them, many as cheaply as one."""
+        self._pending += events
 
     def flush(self) -> None:
-        """Show what has arrived."""
-        if not self._is_stale and (self.is_paused or not self._arrived):
-            self._retitle()
+        """Draw the events that have arrived."""
+        if not self._is_outdated and (self.is_paused or not self._pending):
+            self._update_title()
             return
-        arrived, self._arrived = self._arrived[-KEPT:], []
-        is_anew = self._is_stale or len(self._events) + len(arrived) > KEPT
-        self._events += arrived
-        self._is_stale = False
-        if is_anew:
-            self._set(self._all())
+        added, self._pending = self._pending[-_MAX_EVENTS:], []
+        must_redraw = self._is_outdated or len(self._events) + len(added) > _MAX_EVENTS
+        self._events += added
+        self._is_outdated = False
+        if must_redraw:
+            self._replace_lines(self._all_lines())
         else:
-            self._set([*self._lines, *(line for event in arrived for line in self._made(event))])
-        self._retitle()
+            self._replace_lines([*self._lines, *(line for event in added for line in self._format(event))])
+        self._update_title()
 
-    def sift(self, sieve: Sieve) -> None:
+    def set_filter(self, log_filter: LogFilter) -> None:
         """Show other levels or texts."""
-        self.sieve = sieve
-        self.lay_again()
+        self.log_filter = log_filter
+        self._redraw()
 
-    def pause(self, is_paused: bool) -> None:  # noqa: FBT001  it is what the name says
-        """Hold what comes back, or show it."""
-        self.is_paused = is_paused
+    def toggle_pause(self) -> None:
+        """Hold new events back, or show them again."""
+        self.is_paused = not self.is_paused
         self.flush()
-        self._retitle()
+        self._update_title()
 
-    def lay_again(self) -> None:
-        """Make all lines anew."""
-        self._set(self._all())
-        self._retitle()
+    def _redraw(self) -> None:
+        self._replace_lines(self._all_lines())
+        self._update_title()
 
-    def _all(self) -> list[Line]:
-        note = wrap(self._note, max(20, self._width)) if self._note else []
-        return [*(((part, "dim"),) for part in note), *(line for event in self._events for line in self._made(event))]
+    def _all_lines(self) -> list[Line]:
+        note = paragraph(self._note, max(20, self.text_width), "dim") if self._note else []
+        return [*note, *(line for event in self._events for line in self._format(event))]
 
-    @property
-    def _width(self) -> int:
-        return self.size.width - self.scrollbar_size_vertical
+    def _format(self, event: EventData) -> list[Line]:
+        is_shown = self.log_filter.matches(event)
+        return event_lines(event, self.text_width, has_name=self._has_names) if is_shown else []
 
-    def _made(self, event: Json) -> list[Line]:
-        return event_lines(event, self._width, is_named=self.is_named) if self.sieve.lets(event) else []
-
-    def _set(self, lines: list[Line]) -> None:
+    def _replace_lines(self, lines: list[Line]) -> None:
         is_following = self.is_at_end
         self._lines = lines
-        self.extend(len(lines))
+        self.set_content_height(len(lines))
         if is_following:
-            self.to_end()
+            self.show_end()
         self.refresh()
 
-    def _retitle(self) -> None:
-        state = f"paused, {len(self._arrived)} more" if self.is_paused else "follow"
-        about = [self._title, f"≥{self.sieve.level}", *([f"/{self.sieve.text}/"] if self.sieve.text else []), state]
-        title = " · ".join(about).replace("[", "\\[")
+    def _update_title(self) -> None:
+        mode = f"paused, {len(self._pending)} more" if self.is_paused else "follow"
+        text = [f"/{self.log_filter.text}/"] if self.log_filter.text else []
+        title = " · ".join([self._title, f"≥{self.log_filter.level}", *text, mode]).replace("[", "\\[")
         if title != self._shown_title:
             self.border_title = self._shown_title = title
 
     def on_resize(self, event: events.Resize) -> None:
-        """Another width breaks lines elsewhere."""
-        self.lay_again()
+        """Wrap the events for the new width."""
+        self._redraw()

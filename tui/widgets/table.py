@@ -1,4 +1,4 @@
-"""The table of tunnels: only rows that are seen are made, only rows that changed are drawn."""
+"""The table of tunnels: formats only visible rows, draws only changed ones."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ from rich.cells import cell_len
 from rich.style import Style
 from textual.message import Message
 
-from tui.rows import Layout, ages, heading, lay_out, row
-from tui.selection import Selection
-from tui.widgets.pane import Pane
+from tui.format.columns import TableLayout, changes_with_time, format_heading, format_row, lay_out
+from tui.model.selection import Selection
+from tui.widgets.pane import HeadedPane
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from textual import events
     from textual.binding import BindingType
-    from textual.strip import Strip
 
-    from tui.lines import Line
-    from tui.model import Tunnel
-    from tui.selection import Shortlist
+    from tui.format.text import Line
+    from tui.model.selection import VisibleTunnels
+    from tui.model.tunnels import Tunnel
 
-_SETTLING: Final = 3.0  # seconds for which the cursor stays at the top, as long as nobody moves it
+_SETTLING_S: Final = 3.0
+"""At first the cursor stays at the top this long, as long as the user does not move it."""
 
 
-class TunnelTable(Pane, inherit_bindings=False):
-    """One row per tunnel under a row of titles that stays; the cursor stays with its tunnel, wherever that moves."""
+class TunnelTable(HeadedPane, inherit_bindings=False):
+    """One row for each tunnel under a heading; the cursor follows its tunnel to another row."""
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"table--cursor", "table--cursor-away", "table--heading"}
     BINDINGS: ClassVar[list[BindingType]] = [
         ("up,k", "move(-1)"),
         ("down,j", "move(1)"),
@@ -41,26 +40,26 @@ class TunnelTable(Pane, inherit_bindings=False):
     ]
 
     @dataclass
-    class Moved(Message):
+    class CursorMoved(Message):
         """The cursor is on another tunnel, or on none."""
 
         name: str | None
 
     @dataclass
     class Opened(Message):
-        """Somebody wants to see more of a tunnel."""
+        """The user double-clicked a tunnel."""
 
         name: str
 
     @dataclass
-    class Sorted(Message):
-        """Somebody clicked on a title."""
+    class SortRequested(Message):
+        """The user clicked the title of a column."""
 
         sort: str
 
     @dataclass
-    class Marked(Message):
-        """Somebody clicked where the mark stands."""
+    class MarkRequested(Message):
+        """The user clicked the mark of a tunnel."""
 
         name: str
 
@@ -71,15 +70,19 @@ class TunnelTable(Pane, inherit_bindings=False):
         self._selection = Selection()
         self._marked: frozenset[str] = frozenset()
         self._now = 0.0
-        self._layout_of_row = Layout((), ())
+        self._table_layout = TableLayout((), ())
         self._longest = (0, 0)
-        self._laid_out_for = 0
-        self._seen: dict[int, Line] = {}
-        self._made: dict[str, tuple[Tunnel, Line]] = {}
-        self._made_for: tuple[Layout, frozenset[str]] | None = None
+        """columns of the longest name and of the longest host"""
+        self._laid_out_width = 0
+        """width for which the layout was made; 0: it must be made again"""
+        self._drawn: dict[int, Line] = {}
+        """the visible rows by index; -1 is the heading"""
+        self._formatted: dict[str, tuple[Tunnel, Line]] = {}
+        """the visible rows by name, each with the tunnel from which it was made"""
+        self._formatted_for: tuple[TableLayout, frozenset[str]] | None = None
         self._cursor: str | None = None
         self._cursor_row = 0
-        self._is_steered = False
+        self._is_cursor_moved_by_user = False
         self._settled_at = 0.0
 
     @property
@@ -88,21 +91,24 @@ class TunnelTable(Pane, inherit_bindings=False):
         return self._cursor
 
     @property
-    def seen(self) -> set[str]:
+    def visible_names(self) -> set[str]:
         """The tunnels whose rows are on the screen, and the one under the cursor."""
-        top = self.scroll_offset.y
-        shown = {tunnel.name for tunnel in self._tunnels[top : top + max(0, self.size.height - 1)]}
+        shown = {tunnel.name for tunnel in self._visible_tunnels()}
         return shown if self._cursor is None else {*shown, self._cursor}
 
-    def show_tunnels(self, shown: Shortlist, selection: Selection, marked: frozenset[str], now: float) -> None:
-        """Show these tunnels in this order; ``now`` is the monotonic clock."""
+    def _visible_tunnels(self) -> Sequence[Tunnel]:
+        top = self.scroll_offset.y
+        return self._tunnels[top : top + max(0, self.size.height - 1)]
+
+    def show_tunnels(self, shown: VisibleTunnels, selection: Selection, marked: frozenset[str], now: float) -> None:
+        """Show these tunnels in their order; ``now`` is the monotonic clock."""
         self._tunnels = shown.tunnels
         if shown.places is not self._places:
             if shown.places.keys() != self._places.keys():
                 self._measure(shown.tunnels)
             self._places = shown.places
         self._selection, self._marked, self._now = selection, marked, now
-        self.extend(len(self._tunnels) + 1)
+        self.set_content_height(len(self._tunnels) + 1)
         self._keep_cursor()
         self._draw_changed()
 
@@ -114,31 +120,30 @@ class TunnelTable(Pane, inherit_bindings=False):
         )
         if longest != self._longest:
             self._longest = longest
-            self._laid_out_for = 0
+            self._laid_out_width = 0
 
     def _draw_changed(self) -> None:
-        """Make the visible rows, and have those drawn that are not as they were."""
-        if self._laid_out_for != self.room:
-            self._laid_out_for = self.room
-            self._layout_of_row = lay_out(self.room, *self._longest)
-        top = self.scroll_offset.y
-        rows = self._rows(self._tunnels[top : top + max(0, self.size.height - 1)])
-        seen = {-1: heading(self._layout_of_row, self._selection), **dict(enumerate(rows, top))}
-        for index in seen.keys() | self._seen.keys():
-            if seen.get(index) != self._seen.get(index):
+        """Format the visible rows and draw those that differ from the drawn ones."""
+        if self._laid_out_width != self.line_width:
+            self._laid_out_width = self.line_width
+            self._table_layout = lay_out(self.line_width, *self._longest)
+        rows = self._format_rows(self._visible_tunnels())
+        visible = {-1: self.heading_line(), **dict(enumerate(rows, self.scroll_offset.y))}
+        for index in visible.keys() | self._drawn.keys():
+            if visible.get(index) != self._drawn.get(index):
                 self._refresh_row(index)
-        self._seen = seen
+        self._drawn = visible
 
-    def _rows(self, tunnels: Iterable[Tunnel]) -> Iterable[Line]:
-        """Their rows; a tunnel that is as it was is not taken apart once more."""
-        made_for = (self._layout_of_row, self._marked)
-        before = self._made if made_for == self._made_for else {}
-        self._made, self._made_for = {}, made_for
+    def _format_rows(self, tunnels: Iterable[Tunnel]) -> Iterable[Line]:
+        """Yield the rows of tunnels; that of an unchanged tunnel is not formatted again."""
+        formatted_for = (self._table_layout, self._marked)
+        before = self._formatted if formatted_for == self._formatted_for else {}
+        self._formatted, self._formatted_for = {}, formatted_for
         for tunnel in tunnels:
             old, line = before.get(tunnel.name, (None, ()))
-            if tunnel is not old or ages(tunnel):
-                line = row(tunnel, self._layout_of_row, self._now, self._marked)
-            self._made[tunnel.name] = (tunnel, line)
+            if tunnel is not old or changes_with_time(tunnel):
+                line = format_row(tunnel, self._table_layout, self._now, self._marked)
+            self._formatted[tunnel.name] = (tunnel, line)
             yield line
 
     def _refresh_row(self, index: int) -> None:
@@ -147,122 +152,114 @@ class TunnelTable(Pane, inherit_bindings=False):
         else:
             self.refresh_line(index + 1)
 
+    def heading_line(self) -> Line:
+        """Return the row of titles."""
+        return format_heading(self._table_layout, self._selection)
+
     def line_at(self, y: int) -> Line:
-        """The row of a tunnel; ``y`` counts the titles' row as 0."""
+        """Return the row of a tunnel; ``y`` counts the heading as 0."""
         index = y - 1
         if index >= len(self._tunnels):
             return ()
-        line = self._seen.get(index)
+        line = self._drawn.get(index)
         if line is None:
-            line = self._seen[index] = row(self._tunnels[index], self._layout_of_row, self._now, self._marked)
+            tunnel = self._tunnels[index]
+            line = self._drawn[index] = format_row(tunnel, self._table_layout, self._now, self._marked)
         return line
 
     def row_style(self, y: int) -> Style:
-        """The cursor's row has a colour of its own."""
+        """Return the style of the cursor for its row."""
         if self._cursor is None or y - 1 != self._cursor_row:
             return Style.null()
         return self.get_component_rich_style("table--cursor" if self.has_focus else "table--cursor-away", partial=True)
 
-    def render_line(self, y: int) -> Strip:
-        """The titles stay where they are, the rows move under them."""
-        if y == 0:
-            under = self.get_component_rich_style("table--heading", partial=True)
-            return self.strip(heading(self._layout_of_row, self._selection), under, self.room)
-        return super().render_line(y)
-
-    # -- the cursor ------------------------------------------------------------------------------------------------
+    # -- cursor ------------------------------------------------------------------------------------------------------
 
     def _keep_cursor(self) -> None:
+        """Keep the cursor on its tunnel; if that is no longer shown, on its row."""
         if not self._tunnels:
-            self._put(None, 0)
-        elif self._cursor is None or (not self._is_steered and self._now < self._settled_at):
-            # what is wrong comes first, but hardly anything is known at first
-            self._settled_at = self._settled_at or self._now + _SETTLING
-            self._put(self._tunnels[0].name, 0)
+            self._set_cursor(None, 0)
+        elif self._cursor is None or (not self._is_cursor_moved_by_user and self._now < self._settled_at):
+            # the first row is the one that needs attention, but at first few states are known
+            self._settled_at = self._settled_at or self._now + _SETTLING_S
+            self._set_cursor(self._tunnels[0].name, 0)
         elif self._cursor in self._places:
-            moved = self._places[self._cursor]
-            if moved != self._cursor_row:
-                self._put(self._cursor, moved)
+            row = self._places[self._cursor]
+            if row != self._cursor_row:
+                self._set_cursor(self._cursor, row)
         else:
             index = min(self._cursor_row, len(self._tunnels) - 1)
-            self._put(self._tunnels[index].name, index)
+            self._set_cursor(self._tunnels[index].name, index)
 
-    def _put(self, name: str | None, index: int) -> None:
+    def _set_cursor(self, name: str | None, index: int) -> None:
         before, self._cursor_row = self._cursor_row, index
         is_other, self._cursor = name != self._cursor, name
         if before != index or is_other:
             self._refresh_row(before)
             self._refresh_row(index)
-            self._into_view(index)
+            self.scroll_to_row(index)
         if is_other:
-            self.post_message(self.Moved(name))
-
-    def _into_view(self, index: int) -> None:
-        room, top = max(1, self.size.height - 1), self.scroll_offset.y
-        if index < top:
-            self.scroll_to(y=index, animate=False, force=True)
-        elif index >= top + room:
-            self.scroll_to(y=index - room + 1, animate=False, force=True)
+            self.post_message(self.CursorMoved(name))
 
     def move_to(self, name: str) -> bool:
-        """Put the cursor on a tunnel; False where it is not shown."""
-        self._is_steered = True
+        """Move the cursor to a tunnel; return False if that is not shown."""
+        self._is_cursor_moved_by_user = True
         if name not in self._places:
             return False
-        self._put(name, self._places[name])
+        self._set_cursor(name, self._places[name])
         return True
 
     def _move_by(self, step: int) -> None:
-        self._is_steered = True
+        self._is_cursor_moved_by_user = True
         if self._tunnels:
             index = min(max(0, self._cursor_row + step), len(self._tunnels) - 1)
-            self._put(self._tunnels[index].name, index)
+            self._set_cursor(self._tunnels[index].name, index)
 
     def action_move(self, step: int) -> None:
-        """One row up or down."""
+        """Move the cursor by rows."""
         self._move_by(step)
 
     def action_page(self, step: int) -> None:
-        """One page up or down."""
+        """Move the cursor by pages."""
         self._move_by(step * max(1, self.size.height - 2))
 
     def action_to_first(self) -> None:
-        """To the first tunnel."""
+        """Move the cursor to the first tunnel."""
         self._move_by(-len(self._tunnels))
 
     def action_to_last(self) -> None:
-        """To the last tunnel."""
+        """Move the cursor to the last tunnel."""
         self._move_by(len(self._tunnels))
 
-    # -- what Textual tells us -------------------------------------------------------------------------------------
+    # -- Textual's events --------------------------------------------------------------------------------------------
 
     def on_resize(self) -> None:
-        """Another width may have room for other columns."""
-        self._into_view(self._cursor_row)
+        """Lay out the columns for the new width."""
+        self.scroll_to_row(self._cursor_row)
         self._draw_changed()
 
     def on_focus(self) -> None:
-        """The cursor shows whether keys reach it."""
+        """Draw the cursor as active."""
         self._refresh_row(self._cursor_row)
 
     def on_blur(self) -> None:
-        """As above."""
+        """Draw the cursor as inactive."""
         self._refresh_row(self._cursor_row)
 
     def on_click(self, event: events.Click) -> None:
-        """A title sorts, the first place of a row marks, a second click opens."""
+        """Sort by a title, mark in the first column of a row, open with a double click."""
         if event.y == 0:
-            column = self._layout_of_row.column_at(event.x)
+            column = self._table_layout.column_at(event.x)
             if column is not None:
-                self.post_message(self.Sorted(column.sort or column.key))
+                self.post_message(self.SortRequested(column.sort_as or column.key))
             return
         index = self.scroll_offset.y + event.y - 1
         if index >= len(self._tunnels):
             return
         name = self._tunnels[index].name
-        self._is_steered = True
-        self._put(name, index)
+        self._is_cursor_moved_by_user = True
+        self._set_cursor(name, index)
         if event.x == 0:
-            self.post_message(self.Marked(name))
+            self.post_message(self.MarkRequested(name))
         elif event.chain == 2:
             self.post_message(self.Opened(name))

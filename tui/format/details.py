@@ -1,0 +1,252 @@
+"""One tunnel as lines: the detail pane, and the summary of one or two lines where there is no room for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tui.format.columns import state_cell
+from tui.format.text import (
+    NOTHING,
+    Line,
+    Span,
+    clip,
+    fit,
+    format_bytes,
+    format_count,
+    format_milliseconds,
+    format_seconds,
+    format_time,
+    length,
+    paragraph,
+    plural,
+    sparkline,
+    wrap,
+)
+from tui.model.states import STATE_MEANINGS
+from tui.model.tunnels import HistorySample, Tunnel, parse_timestamp
+from tunnel.model.state import State
+
+if TYPE_CHECKING:
+    from tui.model.messages import TunnelDetails
+
+_LABEL_WIDTH: Final = 9
+_TREND_LABEL_WIDTH: Final = 14
+_FIGURE_WIDTH: Final = 12
+
+
+def detail_lines(tunnel: Tunnel, more: TunnelDetails | None, width: int, now: float, wall: float) -> list[Line]:
+    """Return the detail pane of a tunnel.
+
+    ``more`` is its entry in the file (URL, settings, place), None until it has arrived; ``now`` is the monotonic clock,
+    ``wall`` the time of day in seconds since the epoch.
+    """
+    text, style = state_cell(tunnel, now)
+    lines = paragraph(tunnel.name, width, "title")
+    lines.append(clip(((text, style), (f"  {state_age(tunnel, wall)}", "dim")), width))
+    if tunnel.reason and not tunnel.is_host_offline:
+        lines += paragraph(tunnel.reason, width, "warn" if style != State.UP else "")
+    else:
+        lines += paragraph(STATE_MEANINGS.get(tunnel.state, ""), width, "dim")
+    left = tunnel.cooldown_left(now)
+    if left > 0:
+        lines.append(((f"attempt {tunnel.attempt + 1} in {format_seconds(left)}, at {format_time(wall + left)}", ""),))
+    elif tunnel.attempt and tunnel.state != State.UP:
+        lines.append(((f"attempt {tunnel.attempt}", ""),))
+    lines += [(), *_sparklines(tunnel, width), (), *_fact_lines(tunnel, width, wall)]
+    if more:
+        lines += _file_lines(more, width)
+    return [clip(line, width) for line in lines]
+
+
+def state_age(tunnel: Tunnel, wall: float) -> str:
+    """Return how long it has been in its state, empty if unknown; while its host is offline, its last state."""
+    if tunnel.is_host_offline:
+        return f"was {tunnel.last_state}"
+    began = parse_timestamp(tunnel.data.get("since"))
+    return "" if began is None else f"for {format_seconds(max(0.0, wall - began))}"
+
+
+# --- sparklines -------------------------------------------------------------------------------------------------------
+
+
+def _part(count: int, whole: int) -> str:
+    return f"{format_count(count)}/{format_count(whole)}"
+
+
+def _rtt(tunnel: Tunnel) -> str:
+    return NOTHING if tunnel.rtt_ms is None else format_milliseconds(tunnel.rtt_ms)
+
+
+def _pool_scale(tunnel: Tunnel) -> float:
+    return float(max([tunnel.pool["capacity"], *(sample.idle for sample in tunnel.history)]))
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """A value with a history."""
+
+    label: str
+    figure: Callable[[Tunnel], str]
+    """formats the present value"""
+    value: Callable[[HistorySample], float | None]
+    scale: Callable[[Tunnel], float] | None = None
+    """the value of a full bar; None: the highest value that is shown"""
+
+
+TRENDS: Final = (
+    Trend("pool", lambda t: _part(t.pool["idle"], t.pool["capacity"]), lambda s: s.idle, _pool_scale),
+    Trend("signals", lambda t: _part(t.signals["queued"], t.signals.get("limit", 0)), lambda s: s.queued),
+    Trend("to visitors", lambda t: f"{format_bytes(t.rate_out)}/s", lambda s: s.rate_out),
+    Trend("from visitors", lambda t: f"{format_bytes(t.rate_in)}/s", lambda s: s.rate_in),
+    Trend("rtt", _rtt, lambda s: s.rtt_ms),
+)
+"""One row for each sparkline."""
+
+
+def _sparklines(tunnel: Tunnel, width: int) -> list[Line]:
+    room = max(8, width - _TREND_LABEL_WIDTH - _FIGURE_WIDTH)
+    return [
+        (
+            (fit(trend.label, _TREND_LABEL_WIDTH), "dim"),
+            (trend_sparkline(trend, tunnel, room), "spark"),
+            (fit(f" {trend.figure(tunnel)}", _FIGURE_WIDTH), ""),
+        )
+        for trend in TRENDS
+    ]
+
+
+def trend_sparkline(trend: Trend, tunnel: Tunnel, width: int) -> str:
+    """Return the history of one value as a sparkline of ``width`` columns."""
+    scale = trend.scale(tunnel) if trend.scale else None
+    return sparkline([trend.value(sample) for sample in tunnel.history], width, scale)
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+_TLS_TEXTS: Final = {0: "control channel only", 1: "data too (pinned)", 2: "data too (verified)"}
+_END_TEXTS: Final = {None: "", True: "ingress: accepts visitors", False: "egress: dials targets"}
+
+
+def _fact_lines(tunnel: Tunnel, width: int, wall: float) -> list[Line]:
+    return [line for label, fact in _FACTS for line in _fact(label, fact(tunnel, wall), width)]
+
+
+def _key(tunnel: Tunnel, _: float) -> str:
+    return "none: open to anyone who finds the port" if tunnel.text("auth") == "open" else "shared key"
+
+
+def _pool(tunnel: Tunnel, _: float) -> str:
+    pool = tunnel.pool
+    return f"{pool.get('min', NOTHING)} to {pool.get('max', NOTHING)}, {pool.get('dialing', 0)} being dialled"
+
+
+def _visitors(tunnel: Tunnel, _: float) -> str:
+    connections = tunnel.connections
+    return f"{connections['active']}/{connections.get('limit', NOTHING)} now, {connections['total']} in total"
+
+
+def _bytes(tunnel: Tunnel, _: float) -> str:
+    to_visitors, from_visitors = tunnel.bytes["out"], tunnel.bytes["in"]
+    return f"{format_bytes(to_visitors)} to visitors, {format_bytes(from_visitors)} from visitors"
+
+
+def _refused(tunnel: Tunnel, _: float) -> str:
+    refused = tunnel.refused
+    count = refused.get("handshakes", 0) + refused.get("prefaces", 0) + refused.get("silent", 0)
+    return plural(count, "connection attempt") if count else ""
+
+
+def _last_error(tunnel: Tunnel, wall: float) -> str:
+    text, at = tunnel.text("last_error"), parse_timestamp(tunnel.data.get("last_error_at"))
+    if not text or (tunnel.reason and text.startswith(tunnel.reason)):  # the error may also count its repetitions
+        return ""
+    return text if at is None else f"{text} ({format_seconds(max(0.0, wall - at))} ago)"
+
+
+_FACTS: Final[tuple[tuple[str, Callable[[Tunnel, float], str]], ...]] = (
+    ("host", lambda t, _: t.host),
+    ("role", lambda t, _: f"{t.text('role')} {t.text('direction')}"),
+    ("end", lambda t, _: _END_TEXTS[t.is_ingress]),
+    ("tunnel", lambda t, _: t.text("tunnel_addr")),
+    ("target", lambda t, _: t.text("target_addr")),
+    ("data", lambda t, _: t.text("data_addr")),
+    ("peer", lambda t, _: t.text("peer")),
+    ("link", lambda t, _: t.text("link")),
+    ("key", _key),
+    ("TLS", lambda t, _: _TLS_TEXTS.get(t.data.get("data_tls", 0), "")),
+    ("pool", _pool),
+    ("visitors", _visitors),
+    ("failed", lambda t, _: str(t.connections.get("failed") or "")),
+    ("bytes", _bytes),
+    ("refused", _refused),
+    ("restarts", lambda t, _: str(t.data.get("restarts") or "")),
+    ("worker", lambda t, _: str(t.data.get("worker") or "")),
+    ("tags", lambda t, _: ", ".join(t.tags)),
+    ("error", _last_error),
+)
+"""One row for each fact: its label, and its text from a tunnel and the time of day; an empty text is not shown."""
+
+
+def _fact(label: str, value: str, width: int) -> list[Line]:
+    if not value:
+        return []
+    first, *rest = wrap(value, width - _LABEL_WIDTH)
+    return [
+        ((fit(label, _LABEL_WIDTH), "dim"), (first, "")),
+        *(((" " * _LABEL_WIDTH, ""), (part, "")) for part in rest),
+    ]
+
+
+def _file_lines(more: TunnelDetails, width: int) -> list[Line]:
+    """Return the place in the file, the URL and the settings with their sources."""
+    lines: list[Line] = [()]
+    for label, value in (("file", more.get("where")), ("URL", more.get("url")), ("", more.get("note"))):
+        lines += _fact(label, value or "", width)
+    settings = more.get("settings")
+    if not settings:
+        return lines
+    lines += [(), (("settings", "dim"),)]
+    name_width = max(map(len, settings)) + 1
+    for name, setting in settings.items():
+        is_default = setting["source"] == "built in"
+        place = setting["where"] or setting["source"]
+        value = "" if setting["value"] is None else str(setting["value"])
+        line: Line = ((fit(name, name_width), "dim"), (value, "dim" if is_default else ""))
+        gap = width - length(line) - len(place)
+        line = (*line, (" " * max(1, gap) + place, "dim" if is_default else "spark"))
+        lines.append(clip(line, width))
+    return lines
+
+
+# --- summary ----------------------------------------------------------------------------------------------------------
+
+
+def summary_lines(tunnel: Tunnel, width: int, height: int, now: float, wall: float) -> list[Line]:
+    """Return at most ``height`` lines; the reason, if there is one, before everything else. Clocks as above."""
+    reason = wrap(tunnel.reason, width - 2) if tunnel.reason else []
+    if len(reason) > height:
+        reason[height - 1 :] = [fit(" ".join(reason[height - 1 :]), width - 2)]
+    lines: list[Line] = [((f" {part}", "warn"),) for part in reason]
+    if lines:
+        lines[-1] = _with_attempt(lines[-1], tunnel, width, now)
+    if len(lines) < height:
+        lines.insert(0, _endpoints(tunnel, wall))
+    if len(lines) < height:
+        lines.append(((f" {STATE_MEANINGS.get(tunnel.state, '')}", "dim"),))
+    return [clip(line, width) for line in lines]
+
+
+def _endpoints(tunnel: Tunnel, wall: float) -> Line:
+    spans: list[Span] = [(f" {tunnel.name}", "title"), (f"  {state_age(tunnel, wall)}", "dim")]
+    if tunnel.text("auth") == "open":
+        spans.append(("  open", "warn"))
+    addresses = f"{tunnel.text('role')}://{tunnel.text('tunnel_addr')}/{tunnel.text('target_addr')}"
+    return (*spans, (f"  {tunnel.text('direction')}", ""), (f"  {addresses}", ""))
+
+
+def _with_attempt(line: Line, tunnel: Tunnel, width: int, now: float) -> Line:
+    left = tunnel.cooldown_left(now)
+    span = (f"; attempt {tunnel.attempt + 1} in {format_seconds(left)}", "")
+    return (*line, span) if left > 0 and length(line) + len(span[0]) <= width else line

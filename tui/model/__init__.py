@@ -1,0 +1,1 @@
+"""What the dashboard knows, as immutable data: no I/O, no screen."""

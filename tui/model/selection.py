@@ -1,0 +1,208 @@
+"""Which tunnels are shown, and in which order: state filter, text filter, sort key."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import compress
+from operator import is_not
+from typing import Any, Final
+
+from orchestrator.mqtt.fleet import GONE, SILENT
+from tui.model.tunnels import Tunnel
+from tunnel.model.state import State
+
+ALL: Final = "all"
+_OFFLINE_FILTER: Final = "gone"
+
+STATE_FILTERS: Final[tuple[tuple[str, frozenset[str]], ...]] = (
+    (ALL, frozenset()),
+    ("up", frozenset({State.UP})),
+    ("connecting", frozenset({State.CONNECTING, State.STARTING, State.WAITING})),
+    ("cooldown", frozenset({State.COOLDOWN})),
+    ("failed", frozenset({State.FAILED})),
+    ("stopped", frozenset({State.STOPPED, State.DRAINING})),
+    (_OFFLINE_FILTER, frozenset({GONE, SILENT})),
+)
+"""The filters by state, each with the states that it includes. Every state belongs to exactly one of them."""
+
+_STATES_OF_FILTER: Final = dict(STATE_FILTERS)
+
+SortKey = Callable[[Tunnel], Any]
+SortKeys = Mapping[str, SortKey]
+"""The sort key of each column that can sort, by the column's name. ``name`` must be one of them."""
+
+
+def state_filters(*, is_fleet: bool) -> list[str]:
+    """Return the names of the filters; only hosts of a fleet can be offline."""
+    return [name for name, _ in STATE_FILTERS if is_fleet or name != _OFFLINE_FILTER]
+
+
+_FIELDS: Final[Mapping[str, Callable[[Tunnel], Iterable[str]]]] = {
+    "host": lambda t: (t.host,),
+    "tag": lambda t: t.tags,
+    "state": lambda t: (t.state,),
+}
+"""The fields that a term of the filter can name, as in ``host:edge-1``."""
+
+_Term = tuple[str, str]  # field, pattern; without a field the pattern is a part of any text
+_Rule = tuple[tuple[_Term, ...], ...]  # alternatives, each with terms that must all match
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the user chose to see."""
+
+    state_filter: str = ALL
+    text: str = ""
+    sort: str = "state"
+    """the name of the column to sort by"""
+    is_reversed: bool = False
+
+    def next_sort(self, sorts: Sequence[str]) -> Selection:
+        """Return this selection sorted by the next of the columns ``sorts``."""
+        return replace(self, sort=sorts[(sorts.index(self.sort) + 1) % len(sorts)], is_reversed=False)
+
+    def sorted_by(self, sort: str) -> Selection:
+        """Return this selection sorted by a column, in reverse order if it is the present one."""
+        return replace(self, sort=sort, is_reversed=self.sort == sort and not self.is_reversed)
+
+    def next_state_filter(self, step: int, *, is_fleet: bool = False) -> Selection:
+        """Return this selection with the next (1) or the previous (-1) filter by state."""
+        names = state_filters(is_fleet=is_fleet)
+        index = names.index(self.state_filter) if self.state_filter in names else 0
+        return replace(self, state_filter=names[(index + step) % len(names)])
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What is remembered of a tunnel: its version, its state, and its sort key if it is shown."""
+
+    tunnel: Tunnel
+    state: str
+    sort_key: tuple[Any, Any] | None
+
+
+class VisibleTunnels:
+    """The tunnels to show, in order, and how many each state filter includes. Equal ones are ordered by name.
+
+    The order is computed again only if a tunnel's place can have changed: of ten thousand tunnels a few hundred change
+    in a second, and hardly one of them its place.
+    """
+
+    def __init__(self, sort_keys: SortKeys) -> None:
+        self.tunnels: list[Tunnel] = []
+        self.places: Mapping[str, int] = {}
+        """the index of each tunnel, by name; a new object whenever it changes"""
+        self._sort_keys = sort_keys
+        self._by_state: Counter[str] = Counter()
+        self._criteria: tuple[str, str, bool, _Rule] | None = None
+        self._entries: dict[str, _Entry] = {}
+        self._source: Mapping[str, Tunnel] | None = None
+        self._selection: Selection | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many tunnels each state filter includes."""
+        counts = {name: sum(self._by_state[state] for state in states) for name, states in STATE_FILTERS}
+        return {**counts, ALL: self._by_state.total()}
+
+    def update(self, tunnels: Mapping[str, Tunnel], selection: Selection) -> None:
+        """Select and order these tunnels. Costs nothing if neither argument has changed."""
+        if tunnels is self._source and selection == self._selection:
+            return
+        candidates = _changed_tunnels(tunnels, self._source)
+        self._source, self._selection = tunnels, selection
+        rule = _parse_rule(selection.text, tunnels.values())
+        criteria = (selection.state_filter, selection.sort, selection.is_reversed, rule)
+        is_order_stale = criteria != self._criteria
+        if is_order_stale:
+            candidates = tunnels.items()
+            self._criteria = criteria
+            self._entries.clear()
+            self._by_state.clear()
+        is_order_stale |= self._update_entries(candidates, selection, rule)
+        is_order_stale |= self._remove_entries(tunnels)
+        if is_order_stale:
+            self._sort(is_reversed=selection.is_reversed)
+
+    def _update_entries(self, candidates: Iterable[tuple[str, Tunnel]], selection: Selection, rule: _Rule) -> bool:
+        """Update the entries of tunnels that may have changed; return whether the order may have changed."""
+        entries, is_order_stale = self._entries, False
+        states = _STATES_OF_FILTER[selection.state_filter]
+        key, name_key = self._sort_keys[selection.sort], self._sort_keys["name"]
+        for name, tunnel in candidates:
+            old = entries.get(name)
+            if old is not None and old.tunnel is tunnel:
+                continue
+            state = tunnel.state
+            is_shown = (not states or state in states) and _rule_matches(rule, tunnel)
+            sort_key = (key(tunnel), name_key(tunnel)) if is_shown else None
+            entries[name] = _Entry(tunnel, state, sort_key)
+            if old is None or old.sort_key != sort_key:
+                is_order_stale = True
+            elif sort_key is not None:
+                self.tunnels[self.places[name]] = tunnel
+            self._by_state[state] += 1
+            if old is not None:
+                self._by_state[old.state] -= 1
+        return is_order_stale
+
+    def _remove_entries(self, tunnels: Mapping[str, Tunnel]) -> bool:
+        """Remove the entries of removed tunnels; return whether there were any."""
+        if len(self._entries) == len(tunnels):
+            return False
+        for name in self._entries.keys() - tunnels.keys():
+            self._by_state[self._entries.pop(name).state] -= 1
+        return True
+
+    def _sort(self, *, is_reversed: bool) -> None:
+        shown = [(entry.sort_key, entry.tunnel) for entry in self._entries.values() if entry.sort_key is not None]
+        shown.sort(key=lambda pair: pair[0][1])
+        shown.sort(key=lambda pair: pair[0][0], reverse=is_reversed)
+        self.tunnels = [tunnel for _, tunnel in shown]
+        self.places = {tunnel.name: place for place, tunnel in enumerate(self.tunnels)}
+
+
+def _changed_tunnels(
+    tunnels: Mapping[str, Tunnel], before: Mapping[str, Tunnel] | None
+) -> Iterable[tuple[str, Tunnel]]:
+    """Return the tunnels that changed, perhaps with some that did not, but hardly ever all of them."""
+    if before is None or tunnels.keys() != before.keys():
+        return tunnels.items()
+    return compress(tunnels.items(), map(is_not, tunnels.values(), before.values()))
+
+
+def _parse_rule(text: str, tunnels: Iterable[Tunnel]) -> _Rule:
+    """Parse the filter: ``a b|c`` matches both a and b, or c."""
+    alternatives = [[_parse_term(word) for word in part.split()] for part in text.casefold().split("|")]
+    return tuple(tuple(_complete_term(term, tunnels) for term in terms) for terms in alternatives if terms)
+
+
+def _parse_term(word: str) -> _Term:
+    field, colon, pattern = word.partition(":")
+    return (field, pattern) if colon and field in _FIELDS else ("", word)
+
+
+def _complete_term(term: _Term, tunnels: Iterable[Tunnel]) -> _Term:
+    """``host:edge-1`` matches that host and not edge-10; while there is no such host, it matches as a prefix."""
+    field, pattern = term
+    if not field or any(sign in pattern for sign in "*?["):
+        return term
+    values = _FIELDS[field]
+    if any(pattern == value.casefold() for tunnel in tunnels for value in values(tunnel)):
+        return term
+    return field, f"{pattern}*"
+
+
+def _rule_matches(rule: _Rule, tunnel: Tunnel) -> bool:
+    return not rule or any(all(_term_matches(term, tunnel) for term in terms) for terms in rule)
+
+
+def _term_matches(term: _Term, tunnel: Tunnel) -> bool:
+    field, pattern = term
+    if not field:
+        return pattern in tunnel.search_text()
+    return any(fnmatchcase(value.casefold(), pattern) for value in _FIELDS[field](tunnel))

@@ -1,0 +1,170 @@
+"""Commands on their way to the source: confirm, send, show the result."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from tui.format.confirmations import (
+    applicable_tunnels,
+    confirm_command,
+    confirm_fleet_reload,
+    confirm_reload,
+)
+from tui.format.event_format import error_text, plan_lines, refusal_texts
+from tui.screens.dialogs import ConfirmDialog
+from tui.screens.texts import LinesModal
+from tui.sources.base import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from typing import Any
+
+    from textual.app import App
+    from textual.worker import Worker
+
+    from orchestrator.status.json_types import ReloadJson
+    from tui.format.confirmations import Confirmation
+    from tui.model.tunnels import Tunnel
+    from tui.session import DashboardSession
+
+_MAX_PARALLEL_COMMANDS: Final = 8
+_RESULT_S: Final = 3
+"""How long the result of a command is shown."""
+
+
+class ActionRunner:
+    """One per dashboard. Each method returns at once; the rest runs in a worker of the application."""
+
+    def __init__(self, app: App[str], session: DashboardSession) -> None:
+        self._app = app
+        self._session = session
+        self._is_confirming = False
+
+    def send_command(self, verb: str, tunnels: Sequence[Tunnel]) -> None:
+        """Send a command for the tunnels to which it applies, after a confirmation if it disconnects visitors."""
+        if tunnels and not self._session.is_read_only:
+            self._run(partial(self._send_command, verb, tunnels), "commands")
+
+    def reload(self, tunnels: Sequence[Tunnel]) -> None:
+        """Reload the file, after a confirmation if it interrupts tunnels; in a fleet, the files of their hosts."""
+        if not self._session.is_fleet:
+            self._run(self._reload, "reload")
+        elif hosts := sorted({tunnel.host for tunnel in tunnels}):
+            self._run(partial(self._reload_hosts, hosts), "reload")
+
+    def show_plan(self) -> None:
+        """Show what a reload would change."""
+        self._run(self._show_plan, "plan", exclusive=True)
+
+    def copy_url(self, name: str) -> None:
+        """Copy a tunnel's URL to the clipboard."""
+        self._run(partial(self._copy_url, name), "copy", exclusive=True)
+
+    def show_error(self, text: str) -> None:
+        """Show why something failed."""
+        self._app.notify(text, severity="warning", markup=False)
+
+    def _run(self, work: Callable[[], Coroutine[Any, Any, None]], group: str, *, exclusive: bool = False) -> None:
+        # a function and not a coroutine: one that is cancelled before its start would never be awaited
+        _: Worker[None] = self._app.run_worker(work, group=group, exclusive=exclusive)
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    async def _send_command(self, verb: str, tunnels: Sequence[Tunnel]) -> None:
+        chosen, refusal = applicable_tunnels(verb, tunnels)
+        if not chosen:
+            self.show_error(refusal)
+            return
+        confirmation = confirm_command(verb, chosen, self._app.size.width)
+        if confirmation and not await self._is_confirmed(confirmation):
+            return
+        semaphore = asyncio.Semaphore(_MAX_PARALLEL_COMMANDS)
+
+        async def send(tunnel: Tunnel) -> tuple[str, str]:
+            """Return the result and the error, one of them empty."""
+            async with semaphore:
+                try:
+                    answer = await self._session.source.send_command(verb, tunnel.name)
+                except SourceError as error:
+                    return "", f"{verb} {tunnel.name}: {error}"
+                return f"{tunnel.name} {answer.get('text') or verb}", ""
+
+        answers = await asyncio.gather(*map(send, chosen))
+        results = [result for result, _ in answers if result]
+        if results:
+            text = results[0] if len(results) == 1 else f"{verb}: {len(results)} tunnels"
+            self._app.notify(text, markup=False, timeout=_RESULT_S)
+        self._show_errors([error for _, error in answers if error])
+
+    async def _is_confirmed(self, confirmation: Confirmation) -> bool:
+        if self._is_confirming:  # a key was pressed twice before the dialog opened
+            return False
+        self._is_confirming = True
+        try:
+            dialog = ConfirmDialog(confirmation.title, confirmation.lines, [("yes", confirmation.answer)])
+            return await self._app.push_screen_wait(dialog) == "yes"
+        finally:
+            self._is_confirming = False
+
+    # -- the file ----------------------------------------------------------------------------------------------------
+
+    async def _reload(self) -> None:
+        source = self._session.source
+        try:
+            plan = await source.fetch_plan()
+            confirmation = confirm_reload(plan, self._session.view.tunnels, self._app.size.width)
+            if confirmation and not await self._is_confirmed(confirmation):
+                return
+            result = await source.reload()
+        except SourceError as error:
+            self.show_error(f"reload: {error}")
+            return
+        self._show_reload_result("", result)
+
+    async def _reload_hosts(self, hosts: Sequence[str]) -> None:
+        confirmation = confirm_fleet_reload(hosts, self._session.view.tunnels, self._app.size.width)
+        if not await self._is_confirmed(confirmation):
+            return
+        for host in hosts:
+            try:
+                self._show_reload_result(host, await self._session.source.reload(host))
+            except SourceError as error:
+                self.show_error(f"reload {host}: {error}")
+
+    def _show_reload_result(self, host: str, result: ReloadJson) -> None:
+        """Show what a reload did, and why it refused entries."""
+        if error := result["error"]:
+            self._app.notify(error_text(error), title="Not applied", severity="warning", markup=False)
+            return
+        self._session.show_reload_result(host, result["generation"], result["results"])
+        self._show_errors(refusal_texts(result["results"]))
+
+    async def _show_plan(self) -> None:
+        try:
+            plan = await self._session.source.fetch_plan()
+        except SourceError as error:
+            self.show_error(f"plan: {error}")
+            return
+        await self._app.push_screen(LinesModal("What a reload would change", partial(plan_lines, plan)))
+
+    # -- others ------------------------------------------------------------------------------------------------------
+
+    async def _copy_url(self, name: str) -> None:
+        source = self._session.source
+        try:
+            url = str((await source.fetch_tunnel(name)).get("url") or "")
+        except SourceError as error:
+            self.show_error(f"copy {name}: {error}")
+            return
+        if not url:
+            self.show_error(f"copy {name}: its URL is not published to the {source.info.peer_name}")
+            return
+        self._app.copy_to_clipboard(url)
+        self._app.notify(url, title="Copied, without its key", markup=False)
+
+    def _show_errors(self, errors: Sequence[str]) -> None:
+        """Show the first error, and how many more there are."""
+        if errors:
+            self.show_error(errors[0] + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""))

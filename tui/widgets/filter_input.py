@@ -1,0 +1,31 @@
+"""The input line for the text filters of the table and of the log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textual.widgets import Input
+
+if TYPE_CHECKING:
+    from textual.events import Key
+
+
+class FilterInput(Input):
+    """Hidden until a filter is edited. The screen handles Textual's ``Input.Changed`` and ``Input.Submitted``."""
+
+    def __init__(self, *, id: str) -> None:  # noqa: A002  Textual's name
+        super().__init__(id=id, compact=True, select_on_focus=False)
+        self.display = False
+        self.is_for_log = False
+
+    def edit(self, text: str, hint: str, *, is_for_log: bool) -> None:
+        """Edit a filter that has this text now. The focus moves at once: the next key may already be queued."""
+        self.is_for_log = is_for_log
+        self.placeholder = hint
+        self.value = text
+        self.display = True
+        self.screen.set_focus(self)
+
+    def insert_late_key(self, key: Key) -> None:
+        """Insert a key that was sent to the table before the focus moved here."""
+        self.insert_text_at_cursor(key.character or "")
