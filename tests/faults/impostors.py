@@ -1,4 +1,4 @@
-"""Ends that know the key and mean harm: they prove themselves as they should, then say what they like."""
+"""Malicious ends that have the key: they authenticate correctly and send arbitrary bytes afterwards."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from tests.support.peers import SOCKET_TIMEOUT_S, Address, connect
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import Direction, Key, Mode
 from tunnel.protocol.frames import FrameDecoder, Kind
-from tunnel.protocol.handshake import ClientHandshake, ServerHandshake, Welcome
+from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
+from tunnel.protocol.handshake_messages import Welcome
 
 
-class _Spoken:
-    """The frames of one TLS connection."""
+class _FrameReader:
+    """Reads the frames of one TLS connection."""
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         self.sock = sock
         self._decoder = FrameDecoder()
         self._frames: list[tuple[Kind, bytes]] = []
 
-    def hear(self, kind: Kind) -> bytes:
-        """The payload of the next frame, which has to be of this kind."""
+    def receive(self, kind: Kind) -> bytes:
+        """The payload of the next frame, which has to be of ``kind``."""
         while not self._frames:
             data = self.sock.recv(1 << 16)
             if not data:
@@ -38,33 +39,33 @@ class _Spoken:
 
 
 class HostileClient:
-    """A link with a real server, to be spoiled. ``welcome`` and ``secret`` are those of the link."""
+    """A link with a real server, to be abused. ``welcome`` and ``secret`` are those of the link."""
 
     def __init__(self, server: Address, key: str, certificates: tuple[Path, Path], *, data_tls: bool = False) -> None:
         as_client = interception_contexts(*certificates)[1]
         self.sock = as_client.wrap_socket(connect(server), server_hostname="localhost")
-        spoken = _Spoken(self.sock)
+        reader = _FrameReader(self.sock)
         handshake = ClientHandshake(Key(key), self.sock.getpeercert(binary_form=True) or b"")
-        handshake.receive_challenge(spoken.hear(Kind.CHALLENGE))
+        handshake.receive_challenge(reader.receive(Kind.CHALLENGE))
         self.sock.sendall(
             handshake.hello(instance=secrets.token_hex(8), mode=Mode.AUTO, data_tls=data_tls, bounds=ConfiguredLimits())
         )
-        handshake.receive_welcome(spoken.hear(Kind.WELCOME))
-        self.welcome, self.secret = handshake.receive_proof(spoken.hear(Kind.PROOF))
+        handshake.receive_welcome(reader.receive(Kind.WELCOME))
+        self.welcome, self.secret = handshake.receive_proof(reader.receive(Kind.PROOF))
 
     def close(self) -> None:
-        """Go away."""
+        """Close the control channel."""
         self.sock.close()
 
 
 class HostileServer:
-    """A port on which every client that knows the key gets a link, and then what ``spoil`` sends it."""
+    """A port on which every client that knows the key gets a link, and then what ``attack`` sends to it."""
 
-    def __init__(self, key: str, certificates: tuple[Path, Path], spoil: Callable[[socket.socket], None]) -> None:
+    def __init__(self, key: str, certificates: tuple[Path, Path], attack: Callable[[socket.socket], None]) -> None:
         self._key = Key(key)
         self._context = interception_contexts(*certificates)[0]
         self._certificate = ssl.PEM_cert_to_DER_cert(certificates[0].read_text())
-        self._spoil = spoil
+        self._attack = attack
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.links = 0
@@ -72,7 +73,7 @@ class HostileServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening, and wait for the thread."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join(SOCKET_TIMEOUT_S)
         self._listener.close()
@@ -92,16 +93,16 @@ class HostileServer:
 
     def _serve(self, plain: socket.socket) -> None:
         if plain.recv(1, socket.MSG_PEEK) != b"\x16":
-            return  # a data connection: it is not waited for
+            return  # a data connection: not served
         with self._context.wrap_socket(plain, server_side=True) as sock:
-            spoken = _Spoken(sock)
+            reader = _FrameReader(sock)
             handshake = ServerHandshake(self._key, self._certificate)
             sock.sendall(handshake.challenge())
-            handshake.receive_hello(spoken.hear(Kind.HELLO))
-            handshake.receive_proof(spoken.hear(Kind.PROOF))
+            handshake.receive_hello(reader.receive(Kind.HELLO))
+            handshake.receive_proof(reader.receive(Kind.PROOF))
             frames, _ = handshake.welcome(
                 Welcome(secrets.token_hex(8), Direction.REVERSE, None, False, ConfiguredLimits())
             )
             sock.sendall(frames)
             self.links += 1
-            self._spoil(sock)
+            self._attack(sock)

@@ -22,11 +22,25 @@ from orchestrator.mqtt.payloads import (
 from orchestrator.mqtt.topics import COMMAND, INFO, RESPONSE, STATE, STATS, STATUS, HostTopics
 from orchestrator.supervisor.runner import stopped_snapshot
 from tests.fuzz.targets import NOW, SECRET
+from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.options import make_spec
 from tunnel.model.times import format_timestamp
 from tunnel.model.url import parse_url
-from tunnel.protocol import frames
-from tunnel.protocol.frames import LIMITS, Kind
+from tunnel.protocol.frames import FRAMES, Kind, encode_frame, encode_message
+from tunnel.protocol.handshake_messages import Challenge, Refusal
+from tunnel.protocol.messages import (
+    CapacityChanged,
+    Goodbye,
+    Launch,
+    LimitsAnnounced,
+    Message,
+    Ping,
+    QueueLength,
+    StreamsEnded,
+    TargetStatus,
+    VisitorFailed,
+)
+from tunnel.protocol.preface import encode_preface
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 
@@ -37,31 +51,31 @@ Seeds = Iterator[tuple[str, bytes]]
 
 
 def _frames() -> Seeds:
-    greeting = frames.encode_greeting(Kind.CHALLENGE, {"v": 1, "nonce": _NONCE})
-    parts = {
-        "challenge": greeting,
-        "ids": frames.encode_ids(Kind.LAUNCH, [1, 2, 1 << 63]),
-        "ended": frames.encode_ended([(7, 1 << 40), (8, 0)]),
-        "ping": frames.encode_stamp(Kind.PING, 42),
-        "queued": frames.encode_queued(3),
-        "capacity": frames.encode_capacity(16, 2),
-        "bounds": frames.encode_bounds((8, None, 1024)),
-        "failed": frames.encode_failed(9, "it refused the connection"),
-        "target-fine": frames.encode_target(None),
-        "target-gone": frames.encode_target("nobody answers"),
-        "bye": frames.encode_text(Kind.BYE, "ends \x1b[2J here"),
-        "refused": frames.encode_text(Kind.REFUSED, "the handshake was refused"),
+    messages: dict[str, Message] = {
+        "challenge": Challenge(1, _NONCE),
+        "ids": Launch((1, 2, 1 << 63)),
+        "ended": StreamsEnded(((7, 1 << 40), (8, 0))),
+        "ping": Ping(42),
+        "queued": QueueLength(3),
+        "capacity": CapacityChanged(16, 2),
+        "bounds": LimitsAnnounced(ConfiguredLimits(8, None, 1024)),
+        "failed": VisitorFailed(9, "it refused the connection"),
+        "target-fine": TargetStatus(None),
+        "target-gone": TargetStatus("nobody answers"),
+        "bye": Goodbye("ends \x1b[2J here"),
+        "refused": Refusal("the handshake was refused"),
     }
+    parts = {name: encode_message(message) for name, message in messages.items()}
     for name, part in parts.items():
         yield name, b"\xff" + part
     yield "all-in-one", b"\xff" + b"".join(parts.values())
     yield "all-byte-by-byte", b"\0" + b"".join(parts.values())
     yield "cut-off", b"\x04" + b"".join(parts.values())[:-3]
     yield "unknown-kind", b"\xff\x7f\0\0"
-    yield "too-long", b"\xff" + bytes([Kind.PING]) + (LIMITS[Kind.PING] + 1).to_bytes(2)
-    yield "empty-ids", b"\xff" + frames.encode(Kind.POOLED)
-    yield "half-an-id", b"\xff" + frames.encode(Kind.POOLED, b"1234")
-    yield "bound-of-zero", b"\xff" + frames.encode(Kind.BOUNDS, bytes(12))
+    yield "too-long", b"\xff" + bytes([Kind.PING]) + (FRAMES[Kind.PING].max_bytes + 1).to_bytes(2)
+    yield "empty-ids", b"\xff" + encode_frame(Kind.POOLED)
+    yield "half-an-id", b"\xff" + encode_frame(Kind.POOLED, b"1234")
+    yield "bound-of-zero", b"\xff" + encode_frame(Kind.BOUNDS, bytes(12))
 
 
 def _handshake() -> Seeds:
@@ -94,7 +108,7 @@ def _handshake() -> Seeds:
 
 
 def _preface() -> Seeds:
-    genuine = frames.encode_preface(SECRET, 7)
+    genuine = encode_preface(SECRET, 7)
     yield "genuine", genuine
     yield "forged", genuine[:-1] + bytes([genuine[-1] ^ 1])
     yield "other-magic", b"GET " + genuine[4:]

@@ -26,13 +26,19 @@ from orchestrator.mqtt.payloads import DaemonRun, ResponsePayload, StatusPayload
 from orchestrator.mqtt.topics import RESPONSE, STATE, HostTopics, ParsedTopic, parse
 from orchestrator.table import format_table
 from tunnel.model.errors import OptionError, UrlError
-from tunnel.model.limits import ConfiguredLimits
+from tunnel.model.limits import ConfiguredLimits, Limits
 from tunnel.model.options import OptionLayer, format_options, make_spec
 from tunnel.model.spec import Key, Mode
 from tunnel.model.url import parse_url
-from tunnel.protocol import frames
-from tunnel.protocol.frames import LIMITS, PREFACE_SIZE, FrameDecoder, Kind, ProtocolError, ReplayWindow
-from tunnel.protocol.handshake import ClientHandshake, HandshakeRefusedError, ServerHandshake
+from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
+from tunnel.protocol.frames import FRAMES, Frame, FrameDecoder, Kind, encode_frame, encode_message
+from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
+from tunnel.protocol.handshake_messages import Challenge, Hello, Refusal, Welcome
+from tunnel.protocol.heartbeat import Heartbeat
+from tunnel.protocol.messages import Goodbye, TargetStatus, VisitorFailed
+from tunnel.protocol.preface import PREFACE_SIZE, decode_preface, encode_preface
+from tunnel.protocol.replay import ReplayWindow
+from tunnel.protocol.session import Negotiation, Session, SessionRole
 
 Target = Callable[[bytes], None]
 
@@ -48,81 +54,81 @@ MAX_INPUT_BYTES: Final = {"frames": 4096, "handshake": 1100, "preface": 200, "ur
 
 
 def control_frames(data: bytes) -> None:
-    """Decode the bytes of a control channel in pieces; the first byte gives their size."""
+    """Bytes of a control channel, cut into pieces; the first byte gives their size."""
     if not data:
         return
     step, stream = data[0] + 1, data[1:]
-    decoder, decoded, error = FrameDecoder(), [], False
+    decoder, received, error = FrameDecoder(), list[Frame](), False
     for start in range(0, len(stream), step):
         try:
-            received = decoder.feed(stream[start : start + step])
+            received += decoder.feed(stream[start : start + step])
         except ProtocolError:
             error = True
             break
-        decoded += received
-        assert len(decoder._rest) < 3 + max(LIMITS.values()), "more than one frame is buffered"
-    again = b"".join(frames.encode(kind, payload) for kind, payload in decoded)
-    assert stream.startswith(again), "the decoded frames differ from the input"
+        assert len(decoder._rest) < 3 + max(row.max_bytes for row in FRAMES.values()), "more is held than one frame"
+    again = b"".join(encode_frame(kind, payload) for kind, payload in received)
+    assert stream.startswith(again), "the decoded frames are not those that were sent"
     if not error:
         assert len(again) + len(decoder._rest) == len(stream), "bytes were lost"
-        assert FrameDecoder().feed(stream) == decoded, "the result depends on how the stream is split"
-    for kind, payload in decoded:
+        assert FrameDecoder().feed(stream) == received, "the result depends on how the stream is cut"
+    for kind, payload in received:
         with contextlib.suppress(ProtocolError):
-            _payload(kind, payload)
+            _check_payload(kind, payload)
+    _check_session(received)
 
 
-def _payload(kind: Kind, payload: bytes) -> None:
-    again: bytes | None = None
-    match kind:
-        case Kind.LAUNCH | Kind.POOLED | Kind.RETIRED:
-            again = frames.encode_ids(kind, frames.decode_ids(payload)) or frames.encode(kind)
-        case Kind.ENDED:
-            again = frames.encode_ended(frames.decode_ended(payload)) or frames.encode(kind)
-        case Kind.PING | Kind.PONG:
-            again = frames.encode_stamp(kind, frames.decode_stamp(payload))
-        case Kind.QUEUED:
-            again = frames.encode_queued(frames.decode_queued(payload))
-        case Kind.CAPACITY:
-            again = frames.encode_capacity(*frames.decode_capacity(payload))
-        case Kind.BOUNDS:
-            again = frames.encode_bounds(frames.decode_bounds(payload))
-        case Kind.FAILED:
-            ident, reason = frames.decode_failed(payload)
+def _check_payload(kind: Kind, payload: bytes) -> None:
+    message = FRAMES[kind].message.decode(payload)
+    match message:
+        case VisitorFailed(ident, reason):
             _check_sentence(reason, payload[8:])
-            assert frames.decode_failed(frames.encode_failed(ident, reason)[3:])[0] == ident
-        case Kind.TARGET:
-            trouble = frames.decode_target(payload)
-            assert (trouble is None) is bool(payload[0])
-        case Kind.REFUSED | Kind.BYE:
-            _check_sentence(frames.decode_text(payload), payload)
-        case Kind.CHALLENGE | Kind.HELLO | Kind.WELCOME:
-            frames.decode_greeting(payload)
-    assert again is None or again == frames.encode(kind, payload), (
-        f"a {kind.name} frame differs after decoding and encoding"
-    )
+            assert VisitorFailed.decode(message.encode()).ident == ident
+        case TargetStatus(error):
+            assert (error is None) is bool(payload[0])
+        case Refusal(reason) | Goodbye(reason):
+            _check_sentence(reason, payload)
+        case Challenge() | Hello() | Welcome():
+            assert FRAMES[kind].message.decode(message.encode()) == message
+        case _:
+            assert encode_message(message) == encode_frame(kind, payload), f"decoding changes a {kind.name} frame"
 
 
 def _check_sentence(text: str, payload: bytes) -> None:
-    assert text.isprintable(), "the text can control a terminal"
+    assert text.isprintable(), "it can control a terminal"
     assert len(text) <= len(payload)
+
+
+def _check_session(received: list[Frame]) -> None:
+    """Each end of an open link handles the frames or rejects them with a ProtocolError."""
+    for is_client in (True, False):
+        for is_ingress in (True, False):
+            negotiation = Negotiation(ConfiguredLimits(), ConfiguredLimits(), Limits(8, 1024, 1024))
+            session = Session(SessionRole(is_client, is_ingress), negotiation, Heartbeat(5.0, 0.0), lambda: None)
+            for kind, payload in received:
+                with contextlib.suppress(ProtocolError):
+                    session.receive_frame(kind, payload, 1.0)
+            limits = session.limits
+            assert 0 < limits.pool_min <= limits.pool_max
+            assert limits.visitors > 0
+            FrameDecoder().feed(session.data_to_send())
 
 
 # --- handshake and preface ----------------------------------------------------------------------------------------
 
 
 def handshake(data: bytes) -> None:
-    """Receive a greeting and a proof from a peer without the key, as the server or as a client."""
+    """A greeting and a proof from a peer without the key, received by a server or by a client."""
     if not data:
         return
     greeting, proof = data[1:-32], data[-32:]
-    if len(greeting) > LIMITS[Kind.HELLO]:  # the decoder refuses longer greetings
+    if len(greeting) > FRAMES[Kind.HELLO].max_bytes:  # the decoder rejects longer ones
         return
     with contextlib.suppress(ProtocolError):
         if data[0] % 3 == 0:
             server = ServerHandshake(KEY, CERTIFICATE)
             server.challenge()
             server.receive_hello(greeting)
-            _assert_refused(lambda: server.receive_proof(proof))
+            _check_refused(lambda: server.receive_proof(proof))
             return
         client = ClientHandshake(KEY, CERTIFICATE)
         if data[0] % 3 == 1:
@@ -131,42 +137,42 @@ def handshake(data: bytes) -> None:
         client.receive_challenge(b'{"nonce":"' + b"0" * 64 + b'","v":1}')
         client.hello(instance="me", mode=Mode.AUTO, data_tls=False, bounds=ConfiguredLimits())
         client.receive_welcome(greeting)
-        said = client._welcome
-        assert said is not None
-        assert said.data_port is None or (type(said.data_port) is int and 0 < said.data_port < 65_536)
-        assert len(said.link) <= 80
-        assert said.link.isprintable()
-        _assert_refused(lambda: client.receive_proof(proof))
+        welcome = client._welcome
+        assert welcome is not None
+        assert welcome.data_port is None or (type(welcome.data_port) is int and 0 < welcome.data_port < 65_536)
+        assert len(welcome.link) <= 80
+        assert welcome.link.isprintable()
+        _check_refused(lambda: client.receive_proof(proof))
 
 
-def _assert_refused(prove: Callable[[], object]) -> None:
+def _check_refused(prove: Callable[[], object]) -> None:
     try:
         prove()
     except HandshakeRefusedError:
         return
-    raise AssertionError("a proof without the key was accepted")
+    raise AssertionError("a peer without the key is accepted")
 
 
 def preface(data: bytes) -> None:
-    """Decode the start of a data connection, then a sequence of ids that may repeat."""
+    """The start of a data connection, and ids that may repeat."""
     if len(data) < PREFACE_SIZE:
         return
     start, ids = data[:PREFACE_SIZE], data[PREFACE_SIZE:]
     try:
-        ident = frames.decode_preface(SECRET, start)
+        ident = decode_preface(SECRET, start)
     except ProtocolError:
         ident = int.from_bytes(start[4:12])
-        assert frames.encode_preface(SECRET, ident) != start, "a genuine preface is refused"
+        assert encode_preface(SECRET, ident) != start, "a genuine preface is refused"
     else:
-        assert frames.encode_preface(SECRET, ident) == start, "a forged preface is accepted"
-    assert frames.decode_preface(SECRET, frames.encode_preface(SECRET, ident)) == ident
-    once, passed = ReplayWindow(64), set[int]()
+        assert encode_preface(SECRET, ident) == start, "a forged preface is accepted"
+    assert decode_preface(SECRET, encode_preface(SECRET, ident)) == ident
+    window, accepted = ReplayWindow(64), set[int]()
     for at in range(0, len(ids) - 7, 8):
         number = int.from_bytes(ids[at : at + 8])
-        if once.accept(number):
-            assert number not in passed, "an id is accepted twice"
-            passed.add(number)
-        assert once._seen.bit_length() <= 64, "the replay window grows"
+        if window.accept(number):
+            assert number not in accepted, "an id is accepted twice"
+            accepted.add(number)
+        assert window._seen.bit_length() <= 64, "the window grows"
 
 
 # --- URL ----------------------------------------------------------------------------------------------------------

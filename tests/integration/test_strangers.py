@@ -80,7 +80,7 @@ def test_a_client_without_the_key_does_not_learn_why(harness: ProcessHarness) ->
     _, wrong, _ = start_server_and_client(harness, "wrong@")
     _, none, _ = start_server_and_client(harness, "")
     reasons = {client.wait_state("cooldown")["reason"].replace("127.0.0.1", "") for client in (wrong, none)}
-    assert all("asks for a key" not in reason for reason in reasons)
+    assert all("requires a key" not in reason for reason in reasons)
 
 
 def test_a_man_in_the_middle_with_another_certificate_is_refused_by_both_ends(harness: ProcessHarness) -> None:

@@ -1,4 +1,4 @@
-"""The control channel over a loopback pair: frames in order, one write a turn, every way to lose it told once."""
+"""The control channel over a loopback pair: frames in order, and every way to lose it is reported once."""
 
 from __future__ import annotations
 
@@ -16,176 +16,164 @@ from tests.support.sockets import close_with_reset, tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine.channel import MAX_UNSENT_BYTES, ChannelLostError, ControlChannel
 from tunnel.engine.context import EngineContext
-from tunnel.protocol import frames
-from tunnel.protocol.frames import Frame, Kind, ProtocolError
+from tunnel.protocol.errors import ProtocolError
+from tunnel.protocol.frames import Frame, Kind, encode_frame, encode_message
+from tunnel.protocol.messages import Goodbye
 from tunnel.runtime.tls import TlsSession, pinned_context
 
 
 @dataclass
-class Ear:
+class Receiver:
     frames: list[Frame] = field(default_factory=list)
-    losses: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
     defects: list[Exception] = field(default_factory=list)
-    objection: Exception | None = None
+    error: Exception | None = None
+    """raised when frames arrive"""
 
     def on_frames(self, received: list[Frame]) -> None:
-        if self.objection is not None and received:
-            raise self.objection
+        if self.error is not None and received:
+            raise self.error
         self.frames += received
 
     def on_closed(self, reason: str) -> None:
-        self.losses.append(reason)
+        self.reasons.append(reason)
 
     def on_handler_error(self, error: Exception) -> None:
         self.defects.append(error)
 
 
-def channels(
-    shared: EngineContext, read_size: int = 1024, max_unsent_bytes: int = MAX_UNSENT_BYTES
+def channel_pair(
+    context: EngineContext, read_size: int = 1024, max_unsent_bytes: int = MAX_UNSENT_BYTES
 ) -> tuple[ControlChannel, ControlChannel]:
-    """The two ends of a control channel, not yet secured: the server's, the client's."""
+    """The two ends of a control channel before the TLS handshake: the server's, the client's."""
     ours, theirs = tcp_pair()
     for sock in (ours, theirs):
-        shared.reactor.register(sock, lambda _events: None)
-    server = ControlChannel(
-        shared.reactor,
-        ours,
-        TlsSession(server_context(), server_side=True),
-        read_size,
-        max_unsent_bytes=max_unsent_bytes,
-    )
-    client = ControlChannel(shared.reactor, theirs, TlsSession(pinned_context(), server_side=False), read_size)
+        context.reactor.register(sock, lambda _events: None)
+    server_session = TlsSession(server_context(), server_side=True)
+    server = ControlChannel(context.reactor, ours, server_session, read_size, max_unsent_bytes=max_unsent_bytes)
+    client = ControlChannel(context.reactor, theirs, TlsSession(pinned_context(), server_side=False), read_size)
     return server, client
 
 
 @pytest.fixture
-async def shared() -> AsyncIterator[EngineContext]:
+async def context() -> AsyncIterator[EngineContext]:
     server_context()
     with no_descriptor_leak():
         async with shared_parts() as parts:
             yield parts
 
 
-async def secured(
-    shared: EngineContext, read_size: int = 1024, max_unsent_bytes: int = MAX_UNSENT_BYTES
-) -> tuple[ControlChannel, ControlChannel, Ear, Ear]:
-    server, client = channels(shared, read_size, max_unsent_bytes)
+@dataclass
+class OpenPair:
+    """Two ends of a channel after the TLS handshake."""
+
+    server: ControlChannel
+    client: ControlChannel
+    at_server: Receiver = field(default_factory=Receiver)
+    at_client: Receiver = field(default_factory=Receiver)
+
+
+async def open_pair(
+    context: EngineContext, read_size: int = 1024, max_unsent_bytes: int = MAX_UNSENT_BYTES
+) -> OpenPair:
+    server, client = channel_pair(context, read_size, max_unsent_bytes)
     await asyncio.gather(server.secure(), client.secure())
-    ears = Ear(), Ear()
-    server.set_receiver(ears[0])
-    client.set_receiver(ears[1])
-    return server, client, *ears
+    opened = OpenPair(server, client)
+    server.set_receiver(opened.at_server)
+    client.set_receiver(opened.at_client)
+    return opened
 
 
 @given(
     payloads=st.lists(st.binary(max_size=300), max_size=30),
     read_size=st.sampled_from([1, 7, 1024, 1 << 20]),
-    rests=st.integers(1, 5),
+    pause_every=st.integers(1, 5),
 )
-async def test_frames_arrive_in_order(payloads: list[bytes], read_size: int, rests: int) -> None:
-    async with shared_parts() as shared:
-        server, client, _, ear = await secured(shared, read_size)
+async def test_frames_arrive_in_order(payloads: list[bytes], read_size: int, pause_every: int) -> None:
+    async with shared_parts() as context:
+        pair = await open_pair(context, read_size)
         for number, payload in enumerate(payloads):
-            server.send(frames.encode(Kind.BYE, payload))
-            if number % rests == 0:
+            pair.server.send(encode_frame(Kind.BYE, payload))
+            if number % pause_every == 0:
                 await run_loop_turns(1)
-        await wait_until_async(lambda: len(ear.frames) == len(payloads), "all frames have arrived")
-        assert ear.frames == [(Kind.BYE, payload) for payload in payloads]
-        server.close("done")
-        await wait_until_async(lambda: ear.losses, "the end is told")
-        assert client.closed_reason == "the other end closed the connection"
+        await wait_until_async(lambda: len(pair.at_client.frames) == len(payloads), "all frames have arrived")
+        assert pair.at_client.frames == [(Kind.BYE, payload) for payload in payloads]
+        pair.server.close("done")
+        await wait_until_async(lambda: pair.at_client.reasons, "the end is reported")
+        assert pair.client.closed_reason == "the other end closed the connection"
 
 
-async def test_all_signals_of_a_turn_leave_in_one_write(shared: EngineContext) -> None:
-    server, client, _, ear = await secured(shared, 1 << 16)
-    writes: list[int] = []
-    write = server._write
-
-    def counted(data: bytes) -> None:
-        if data:
-            writes.append(len(data))
-        write(data)
-
-    server._write = counted  # type: ignore[method-assign,assignment]  # counts and passes on
-    for ident in range(500):
-        server.send(frames.encode_ids(Kind.LAUNCH, [ident]))
-    await wait_until_async(lambda: len(ear.frames) == 500, "all have arrived")
-    assert len(writes) == 1
-    client.close("done")
-    server.close("done")
+async def test_frames_sent_before_closing_arrive_and_later_ones_do_not(context: EngineContext) -> None:
+    pair = await open_pair(context)
+    pair.server.send(encode_message(Goodbye("the last frame")))
+    pair.server.close("done")
+    pair.server.send(encode_message(Goodbye("too late")))
+    await wait_until_async(lambda: pair.at_client.reasons, "the end is reported")
+    assert pair.at_client.frames == [(Kind.BYE, b"the last frame")]
 
 
-async def test_what_was_sent_before_closing_arrives(shared: EngineContext) -> None:
-    server, _, _, ear = await secured(shared)
-    server.send(frames.encode_text(Kind.BYE, "last words"))
-    server.close("done")
-    server.send(frames.encode_text(Kind.BYE, "too late"))
-    await wait_until_async(lambda: ear.losses, "the end is told")
-    assert ear.frames == [(Kind.BYE, b"last words")]
-
-
-async def test_what_came_before_anybody_listened_is_told_then(shared: EngineContext) -> None:
-    server, client = channels(shared)
+async def test_frames_and_loss_from_before_the_receiver_was_set_are_passed_to_it(context: EngineContext) -> None:
+    server, client = channel_pair(context)
     await asyncio.gather(server.secure(), client.secure())
-    server.send(frames.encode_text(Kind.BYE, "last words"))
+    server.send(encode_message(Goodbye("the last frame")))
     await run_loop_turns(1)
     server.close("done")
-    await wait_until_async(lambda: client.closed_reason is not None, "the end has come")
-    ear = Ear()
-    client.set_receiver(ear)
-    assert ear.frames == [(Kind.BYE, b"last words")]
-    assert ear.losses == ["the other end closed the connection"]
+    await wait_until_async(lambda: client.closed_reason is not None, "the channel is closed")
+    receiver = Receiver()
+    client.set_receiver(receiver)
+    assert receiver.frames == [(Kind.BYE, b"the last frame")]
+    assert receiver.reasons == ["the other end closed the connection"]
 
 
-async def test_a_frame_that_nobody_understands_ends_the_channel_whenever_it_is_heard(shared: EngineContext) -> None:
-    for early in (True, False):
-        server, client = channels(shared)
-        await asyncio.gather(server.secure(), client.secure())
-        ear = Ear(objection=ProtocolError("odd"))
-        if not early:
-            client.set_receiver(ear)
-        server.send(frames.encode_text(Kind.BYE, "x"))
-        if early:
-            await wait_until_async(lambda c=client: c._frames, "the frame has come")  # type: ignore[misc]  # a default binds it
-            client.set_receiver(ear)
-        await wait_until_async(lambda e=ear: e.losses, "the end is told")  # type: ignore[misc]  # as above
-        assert ear.losses == ["odd"]
-        assert not ear.defects
-        server.close("done")
-
-
-async def test_a_defect_of_the_listener_is_its_own(shared: EngineContext) -> None:
-    server, _, _, ear = await secured(shared)
-    ear.objection = RuntimeError("a slip")
-    server.send(frames.encode_text(Kind.BYE, "x"))
-    await wait_until_async(lambda: ear.defects, "the defect is told")
-    assert ear.losses == ["a defect in this program"]
+@pytest.mark.parametrize("is_early", [True, False])
+async def test_a_protocol_error_of_the_receiver_closes_the_channel(context: EngineContext, *, is_early: bool) -> None:
+    server, client = channel_pair(context)
+    await asyncio.gather(server.secure(), client.secure())
+    receiver = Receiver(error=ProtocolError("not allowed"))
+    if not is_early:
+        client.set_receiver(receiver)
+    server.send(encode_message(Goodbye("x")))
+    if is_early:
+        await wait_until_async(lambda: client._frames, "the frame has arrived")
+        client.set_receiver(receiver)
+    await wait_until_async(lambda: receiver.reasons, "the end is reported")
+    assert receiver.reasons == ["not allowed"]
+    assert not receiver.defects
     server.close("done")
 
 
-@pytest.mark.parametrize("how", ["reset", "end", "garbage", "cut"])
-async def test_every_loss_is_told_once(shared: EngineContext, how: str) -> None:
-    server, client, _, ear = await secured(shared)
-    sock = server._sock
+async def test_a_defect_of_the_receiver_is_reported_to_it(context: EngineContext) -> None:
+    pair = await open_pair(context)
+    pair.at_client.error = RuntimeError("a defect")
+    pair.server.send(encode_message(Goodbye("x")))
+    await wait_until_async(lambda: pair.at_client.defects, "the defect is reported")
+    assert pair.at_client.reasons == ["a defect in this program"]
+    pair.server.close("done")
+
+
+@pytest.mark.parametrize("how", ["reset", "close", "garbage", "half-close"])
+async def test_every_loss_is_reported_once(context: EngineContext, how: str) -> None:
+    pair = await open_pair(context)
+    sock = pair.server._sock
     if how == "garbage":
         sock.send(b"garbage" * 10)
-    elif how == "cut":
+    elif how == "half-close":
         sock.shutdown(socket.SHUT_WR)
     if how == "reset":
-        shared.reactor._handlers.pop(sock.fileno())
+        context.reactor._handlers.pop(sock.fileno())
         close_with_reset(sock)
-    elif how == "end":
-        server.close("done")
-    await wait_until_async(lambda: ear.losses, "the loss is told")
-    client.close("again")
+    elif how == "close":
+        pair.server.close("done")
+    await wait_until_async(lambda: pair.at_client.reasons, "the loss is reported")
+    pair.client.close("again")
     await run_loop_turns(5)
-    assert len(ear.losses) == 1
-    assert client.closed_reason == ear.losses[0]
-    server.close("done")
+    assert len(pair.at_client.reasons) == 1
+    assert pair.client.closed_reason == pair.at_client.reasons[0]
+    pair.server.close("done")
 
 
-async def test_a_handshake_that_ends_early_is_told_to_who_waits(shared: EngineContext) -> None:
-    server, client = channels(shared)
+async def test_a_handshake_that_is_cut_short_raises_in_both_waiting_calls(context: EngineContext) -> None:
+    server, client = channel_pair(context)
     waiting = asyncio.gather(client.secure(), server.receive(), return_exceptions=True)
     await run_loop_turns(1)
     server.close("gone")
@@ -193,36 +181,36 @@ async def test_a_handshake_that_ends_early_is_told_to_who_waits(shared: EngineCo
         assert isinstance(result, ChannelLostError)
 
 
-async def test_who_takes_nothing_is_given_up(shared: EngineContext) -> None:
-    server, client, ear, _ = await secured(shared, max_unsent_bytes=100_000)
-    shared.reactor.set_handler(client._sock, lambda _events: None)  # reads no more
-    frame = frames.encode(Kind.LAUNCH, b"\0" * 16_000)
+async def test_a_peer_that_reads_nothing_is_given_up(context: EngineContext) -> None:
+    pair = await open_pair(context, max_unsent_bytes=100_000)
+    context.reactor.set_handler(pair.client._sock, lambda _events: None)  # reads no more
+    frame = encode_frame(Kind.LAUNCH, b"\0" * 16_000)
 
-    def given_up() -> bool:
+    def is_closed() -> bool:
         for _ in range(20):
-            server.send(frame)
-        return bool(ear.losses)
+            pair.server.send(frame)
+        return bool(pair.at_server.reasons)
 
-    await wait_until_async(given_up, "it was given up")
-    assert ear.losses == ["the other end reads no control frames"]
-    client.close("done")
+    await wait_until_async(is_closed, "the channel is closed")
+    assert pair.at_server.reasons == ["the other end reads no control frames"]
+    pair.client.close("done")
 
 
-async def test_a_slow_reader_gets_all_in_the_end(shared: EngineContext) -> None:
-    server, client, _, ear = await secured(shared, 1 << 16)
-    shared.reactor.set_handler(client._sock, lambda _events: None)
-    frame = frames.encode(Kind.LAUNCH, b"\0" * 16_000)
+async def test_a_slow_reader_receives_everything(context: EngineContext) -> None:
+    pair = await open_pair(context, 1 << 16)
+    context.reactor.set_handler(pair.client._sock, lambda _events: None)
+    frame = encode_frame(Kind.LAUNCH, b"\0" * 16_000)
     sent = 0
 
-    def stuck() -> bool:
+    def is_stuck() -> bool:
         nonlocal sent
-        server.send(frame)
+        pair.server.send(frame)
         sent += 1
-        return bool(server._unsent)
+        return bool(pair.server._unsent)
 
-    await wait_until_async(stuck, "the kernel takes no more")
-    shared.reactor.set_handler(client._sock, client._ready)
-    shared.reactor.call_again(client._ready)
-    await wait_until_async(lambda: len(ear.frames) == sent, "all has arrived")
-    server.close("done")
-    client.close("done")
+    await wait_until_async(is_stuck, "the kernel accepts no more")
+    context.reactor.set_handler(pair.client._sock, pair.client._ready)
+    context.reactor.call_again(pair.client._ready)
+    await wait_until_async(lambda: len(pair.at_client.frames) == sent, "all frames have arrived")
+    pair.server.close("done")
+    pair.client.close("done")

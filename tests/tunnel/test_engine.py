@@ -26,8 +26,7 @@ from tests.support.scale import GUARD_S
 from tests.support.sockets import tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine import ingress
-from tunnel.engine import server as server_module
-from tunnel.engine.context import EngineContext
+from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
 from tunnel.engine.engine import Engine
 from tunnel.engine.factory import create_engine
 from tunnel.engine.link import Link
@@ -44,9 +43,10 @@ UP = State.UP
 
 
 @pytest.fixture
-async def shared() -> AsyncIterator[EngineContext]:
+async def shared(request: pytest.FixtureRequest) -> AsyncIterator[EngineContext]:
+    """A parameter of the fixture is the timing of all engines."""
     with no_descriptor_leak():
-        async with shared_parts() as parts:
+        async with shared_parts(getattr(request, "param", DEFAULT_TIMING)) as parts:
             yield parts
 
 
@@ -279,10 +279,8 @@ async def test_who_has_not_the_key_is_refused_and_cools_down(shared: EngineConte
             assert KEY.reveal() not in repr([*server.events, *client.events])
 
 
-async def test_a_rival_is_refused_and_takes_over_when_the_first_is_gone(
-    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_module, "LIVENESS_TIMEOUT_S", GUARD_S)
+@pytest.mark.parametrize("shared", [Timing(liveness_timeout_s=GUARD_S)], indirect=True)
+async def test_another_client_is_refused_and_takes_over_when_the_first_is_gone(shared: EngineContext) -> None:
     async with echo() as target, pair(shared, target) as (server, client):
         link = server.engine.snapshot().link
         async with living(shared, client_spec(server, target), "rival") as rival:
@@ -512,7 +510,7 @@ async def test_silence_ends_a_link_after_three_intervals(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Link, "_heard_seldom"), (Link, "_flush"), (Pool, "acquire"), (LinkAcceptor, "check_preface")],
+    [(Link, "_handle_event"), (Link, "_flush"), (Pool, "acquire"), (LinkAcceptor, "check_preface")],
 )
 async def test_a_defect_ends_the_engine_alone_and_is_raised(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
@@ -563,7 +561,7 @@ async def test_a_server_that_goes_with_its_welcome_is_tried_again(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of the connection comes together with the proof."""
-    begin = Engine._begin
+    begin = Engine.start_link
 
     def gone_at_once(self: Engine, link: Link) -> None:
         if self.spec.role is Role.SERVER:
@@ -574,7 +572,7 @@ async def test_a_server_that_goes_with_its_welcome_is_tried_again(
     async with echo() as target, living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.becomes(State.WAITING)
         with monkeypatch.context() as patch:
-            patch.setattr(Engine, "_begin", gone_at_once)
+            patch.setattr(Engine, "start_link", gone_at_once)
             client_context = living(shared, client_spec(server, target))
             client = await client_context.__aenter__()
             await client.becomes(State.COOLDOWN)

@@ -8,7 +8,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel.model.errors import TunnelError
-from tunnel.protocol.frames import Frame, FrameDecoder, ProtocolError
+from tunnel.protocol.errors import ProtocolError
+from tunnel.protocol.frames import Frame, FrameDecoder
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import HANGUP, READABLE, WRITABLE
 from tunnel.runtime.tls import TlsError, TlsSession
@@ -62,9 +63,7 @@ class ControlChannel:
         self._waiter: asyncio.Future[None] | None = None
         self._receiver: FrameReceiver | None = None
         self._is_secure = False
-        self._out: list[bytes] = []
         self._unsent: bytes | memoryview = b""
-        self._flush_due = False
         self._peer_closed = False
         self.closed_reason: str | None = None
         """why the channel is closed; None while it is open"""
@@ -101,25 +100,22 @@ class ControlChannel:
         try:
             receiver.on_frames(frames)
         except ProtocolError as error:
-            self._close(str(error))
+            self.close(str(error))
         if reason is not None:
             receiver.on_closed(reason)
 
     # --- open -----------------------------------------------------------------------------------------------------
 
-    def send(self, frame: bytes) -> None:
-        """Send a frame at the end of the turn, in one write with all other frames of the turn."""
-        if self.closed_reason is None:
-            self._out.append(frame)
-            if not self._flush_due:
-                self._flush_due = True
-                self._reactor.defer(self._flush)
-
-    def close(self, reason: str) -> None:
-        """Close the socket after one last attempt to send what was given to ``send``. Harmless when closed."""
-        if self.closed_reason is None:
-            self._flush()
-        self._close(reason)
+    def send(self, frames: bytes) -> None:
+        """Send frames at once, with one write. Does nothing when the channel is closed."""
+        if self.closed_reason is not None:
+            return
+        try:
+            self._session.write(frames)
+        except TlsError as error:
+            self.close(str(error))
+            return
+        self._write(self._session.data_to_send())
 
     def set_read_size(self, size: int) -> None:
         """Read ``size`` bytes at once from now on."""
@@ -128,7 +124,7 @@ class ControlChannel:
     def on_handler_error(self, error: Exception) -> None:
         """Close the channel because of a defect in one of its handlers, and report it to the receiver."""
         receiver = self._receiver
-        self._close("a defect in this program")
+        self.close("a defect in this program")
         if receiver is not None:
             receiver.on_handler_error(error)
 
@@ -145,11 +141,11 @@ class ControlChannel:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _close(self, reason: str) -> None:
+    def close(self, reason: str) -> None:
+        """Close the socket. Harmless when closed."""
         if self.closed_reason is not None:
             return
         self.closed_reason = reason
-        self._out.clear()
         self._reactor.close(self._sock)
         self._wake_waiter()
         if self._receiver is not None:
@@ -172,17 +168,17 @@ class ControlChannel:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._close(sockets.describe_error(error))
+                self.close(sockets.describe_error(error))
                 return
             if not data:
-                self._close("the other end closed the connection")
+                self.close("the other end closed the connection")
                 return
             self._session.receive_data(data)
             try:
                 self._process_input()
             except (ProtocolError, TlsError) as error:
                 self._write(self._session.data_to_send())  # a TLS alert, if there is one
-                self._close(str(error))
+                self.close(str(error))
             if self.closed_reason is not None or (len(data) < self._read_size and not self._peer_closed):
                 return
         self._reactor.call_again(self._ready)
@@ -205,7 +201,7 @@ class ControlChannel:
         if self._session.bytes_to_send:
             self._write(self._session.data_to_send())
         if self._session.peer_closed:
-            self._close("the other end closed the connection")
+            self.close("the other end closed the connection")
 
     def _continue_handshake(self) -> None:
         is_complete = False
@@ -213,23 +209,12 @@ class ControlChannel:
             is_complete = self._session.do_handshake()
         except TlsError as error:
             self._write(self._session.data_to_send())
-            self._close(str(error))
+            self.close(str(error))
             return
         self._write(self._session.data_to_send())
         if is_complete and not self._is_secure:
             self._is_secure = True
             self._wake_waiter()
-
-    def _flush(self) -> None:
-        self._flush_due = False
-        if self._out and self.closed_reason is None:
-            frames, self._out = self._out, []
-            try:
-                self._session.write(b"".join(frames))
-            except TlsError as error:
-                self._close(str(error))
-                return
-            self._write(self._session.data_to_send())
 
     def _write(self, data: bytes | memoryview) -> None:
         if self._unsent and data is not self._unsent:
@@ -242,8 +227,8 @@ class ControlChannel:
             sent = 0
         except OSError as error:
             self._unsent = b""
-            self._close(sockets.describe_error(error))
+            self.close(sockets.describe_error(error))
             return
         self._unsent = memoryview(data)[sent:] if sent < len(data) else b""
         if len(self._unsent) > self._max_unsent_bytes:
-            self._close("the other end reads no control frames")
+            self.close("the other end reads no control frames")

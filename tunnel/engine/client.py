@@ -8,25 +8,26 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.channel import ChannelLostError, ControlChannel
-from tunnel.engine.link import Link
+from tunnel.engine.link import Link, LinkTerms
 from tunnel.engine.pool_filler import PoolFiller, ServerEndpoint
 from tunnel.model.errors import TunnelError
 from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.spec import DataTls, Direction, Mode, TunnelSpec
-from tunnel.protocol.frames import Kind, ProtocolError, decode_text
-from tunnel.protocol.handshake import ClientHandshake, HandshakeRefusedError
+from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
+from tunnel.protocol.frames import Kind
+from tunnel.protocol.handshake import ClientHandshake
+from tunnel.protocol.handshake_messages import Refusal
+from tunnel.protocol.session import Negotiation, SessionRole
 from tunnel.runtime import resolver, sockets, tls
 from tunnel.runtime.connect_race import connect_to_first
 
 if TYPE_CHECKING:
     import socket
 
+    from tunnel.engine.context import EngineContext
     from tunnel.model.events import EventLog
-    from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
 
-HANDSHAKE_TIMEOUT_S: Final = 10.0
-"""Time for connecting, TLS and the proof together."""
 _SILENT_INTERVALS: Final = 3  # of REPORT_INTERVAL without acknowledgement: the kernel closes the connection
 
 
@@ -41,9 +42,10 @@ class LinkFailedError(TunnelError):
 class LinkConnector:
     """Establishes the links of a client. Keeps what outlives a link: the instance id by which the server knows it."""
 
-    def __init__(self, spec: TunnelSpec, reactor: Reactor, event_log: EventLog) -> None:
+    def __init__(self, spec: TunnelSpec, context: EngineContext, event_log: EventLog) -> None:
         self._spec = spec
-        self._reactor = reactor
+        self._reactor = context.reactor
+        self._timeout_s = context.timing.handshake_timeout_s
         self._event_log = event_log
         self._instance = secrets.token_hex(8)
         self._server = resolver.DialTarget(spec.tunnel)
@@ -61,7 +63,7 @@ class LinkConnector:
             raise LinkFailedError(str(error), is_final=True) from None
         channel: ControlChannel | None = None
         try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            async with asyncio.timeout(self._timeout_s):
                 sock, sockaddr, round_trip_s = await self._dial()
                 verify = spec.data_tls is DataTls.VERIFIED
                 session = tls.TlsSession(context, server_side=False, host=spec.tunnel.host if verify else None)
@@ -71,9 +73,7 @@ class LinkConnector:
             if channel is not None:
                 channel.close("the handshake was aborted")
             if isinstance(error, TimeoutError):
-                raise LinkFailedError(
-                    f"the server {spec.tunnel} did not answer within {HANDSHAKE_TIMEOUT_S:g} s"
-                ) from None
+                raise LinkFailedError(f"the server {spec.tunnel} did not answer within {self._timeout_s:g} s") from None
             if isinstance(error, ChannelLostError):
                 raise LinkFailedError(f"the server {spec.tunnel} ended the handshake: {error}") from None
             if isinstance(error, (HandshakeRefusedError, ProtocolError)):
@@ -111,16 +111,16 @@ class LinkConnector:
         welcome, secret = handshake.receive_proof(await _receive(channel, Kind.PROOF))
         if spec.mode is not Mode.AUTO and spec.mode.value != welcome.direction.value:
             raise ProtocolError(f"this client has mode={spec.mode} and the server decided {welcome.direction}")
-        link = Link(
+        terms = LinkTerms(
             ident=welcome.link,
             secret=secret,
             direction=welcome.direction,
-            channel=channel,
-            reactor=self._reactor,
-            is_ingress=welcome.direction is Direction.FORWARD,
             data_tls=welcome.data_tls,
+            role=SessionRole(is_client=True, is_ingress=welcome.direction is Direction.FORWARD),
+            negotiation=Negotiation(ours, welcome.bounds, default_limits(spec.settings)),
+            report_interval_s=spec.settings.report_interval,
         )
-        link.negotiate_limits(ours, welcome.bounds, default_limits(spec.settings))
+        link = Link(terms, channel, self._reactor)
         endpoint = ServerEndpoint(sockaddr, welcome.data_port, certificate, round_trip_s)
         return link, PoolFiller(link, self._reactor, self._event_log, endpoint)
 
@@ -129,7 +129,7 @@ async def _receive(channel: ControlChannel, expected: Kind) -> bytes:
     """The payload of the next frame. Raises ProtocolError and HandshakeRefusedError."""
     kind, payload = await channel.receive()
     if kind is Kind.REFUSED:
-        raise HandshakeRefusedError(f"the server answers: {decode_text(payload)}")
+        raise HandshakeRefusedError(f"the server answers: {Refusal.decode(payload).reason}")
     if kind is not expected:
         raise ProtocolError(f"received a {kind.name} frame instead of {expected.name}")
     return payload

@@ -1,9 +1,11 @@
-"""What all engines of one process share: reactor, pipes, self-signed certificate, activity subscribers."""
+"""What all engines of one process share: reactor, pipes, self-signed certificate, limits, activity subscribers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
+from tunnel.engine.admission import DEFAULT_ADMISSION, AdmissionLimits
 from tunnel.runtime.reactor import Reactor
 from tunnel.runtime.splice import PipePool
 from tunnel.runtime.tls import SelfSignedCertificate
@@ -12,10 +14,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Time limits of all engines, in seconds. Tests shorten or extend them."""
+
+    handshake_timeout_s: float = 10.0
+    """for connecting, TLS and the proof together, at a client"""
+    liveness_timeout_s: float = 0.3
+    """for the present client to answer a ping when another client wants its tunnel, or four round trips if longer"""
+    max_liveness_timeout_s: float = 2.0
+    stable_after_s: float = 10.0
+    """a link that has lasted so long has worked: after its loss, retries start with the shortest delay again"""
+    goodbye_grace_s: float = 1.0
+    """for the ingress to answer a goodbye, so that no launch on its way is lost"""
+
+
+DEFAULT_TIMING: Final = Timing()
+
+
 class EngineContext:
     """Created inside a running event loop before the first engine, closed after the last one."""
 
-    def __init__(self) -> None:
+    def __init__(self, timing: Timing = DEFAULT_TIMING, admission: AdmissionLimits = DEFAULT_ADMISSION) -> None:
+        self.timing = timing
+        self.admission = admission
         self.reactor = Reactor()
         self.pipes = PipePool(self.reactor.fd_budget.visitor_ceiling)
         self.identity = SelfSignedCertificate()

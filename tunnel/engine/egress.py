@@ -11,6 +11,7 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.tunnel_end import TunnelEnd
+from tunnel.protocol.messages import Launch, StreamsEnded
 from tunnel.runtime import backoff, sockets
 from tunnel.runtime.connect_race import ConnectRace, describe_failures
 from tunnel.runtime.resolver import DialTarget
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tunnel.engine.stats import Stats
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
+    from tunnel.protocol.session import SessionEvent
     from tunnel.runtime.connect_race import Failure
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
@@ -103,7 +105,7 @@ class Egress(TunnelEnd):
 
         Data connections that are being dialled have their descriptors at a client; a server checks each on arrival.
         """
-        pooled = sum(len(link.pool) + (link.dialing if link.is_client else 0) for link in self._links)
+        pooled = sum(len(link.pool) + (link.session.dialing if link.is_client else 0) for link in self._links)
         return len(self._resolving) + pooled
 
     @property
@@ -115,12 +117,20 @@ class Egress(TunnelEnd):
         """Serve the signals of this link, too, and report an unreachable target on it."""
         super().attach(link)
         if self.trouble is not None:
-            link.send_target_status(self.trouble)
+            link.session.send_target_status(self.trouble)
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
-    def launch(self, idents: tuple[int, ...]) -> None:
-        """Dial the target for the visitors of these data connections."""
+    def handle_event(self, event: SessionEvent) -> None:
+        """Dial the target for new visitors, and end streams that are complete."""
+        match event:
+            case Launch(idents):
+                self._launch(idents)
+            case StreamsEnded(ends):
+                for ident, total in ends:
+                    self._end_stream(ident, total)
+
+    def _launch(self, idents: tuple[int, ...]) -> None:
         link = self._link
         if link is None:
             return
@@ -131,7 +141,7 @@ class Egress(TunnelEnd):
             data = link.pool.claim(ident)
             if data is None:
                 self.stats.failed += 1
-                link.send_visitor_failed(ident, "its data connection was lost")
+                link.session.send_visitor_failed(ident, "its data connection was lost")
             else:
                 self._start_dial(TargetDial(self, link, data, deadline))
 
@@ -179,7 +189,7 @@ class Egress(TunnelEnd):
         if dial.end_offset is not None:
             relay.set_end_offset(dial.end_offset)
 
-    def ended(self, ident: int, total: int) -> None:
+    def _end_stream(self, ident: int, total: int) -> None:
         """Note that the visitor of a data connection has ended after ``total`` bytes."""
         link = self._link
         if link is None:
@@ -209,7 +219,7 @@ class Egress(TunnelEnd):
             self.stats.failed += 1
             self.reactor.close(dial.data.sock)
             if dial.link is not None:
-                dial.link.send_visitor_failed(dial.data.ident, reason)
+                dial.link.session.send_visitor_failed(dial.data.ident, reason)
         self._on_target_failed(reason, probe=dial.data is None)
         self._notify_observers()
 
@@ -221,12 +231,6 @@ class Egress(TunnelEnd):
                 self._deadline_timer = self.reactor.call_later(dial.deadline - self._loop.time(), self._on_deadline)
                 return
             self.on_dial_failed(dial, sockets.describe_connect_error(TimeoutError()))
-
-    def pooled(self) -> None:
-        """Do nothing: only the ingress waits for idle connections."""
-
-    def failed(self, ident: int, reason: str) -> None:
-        """Do nothing: the link passes failures only to an ingress."""
 
     # --- the target's health --------------------------------------------------------------------------------------
 
@@ -251,7 +255,7 @@ class Egress(TunnelEnd):
 
     def _publish_target_state(self) -> None:
         for link in self._links:
-            link.send_target_status(self.trouble)
+            link.session.send_target_status(self.trouble)
         self._on_target_changed()
 
     def probe_now(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from tunnel.engine.client import LinkConnector, LinkFailedError
 from tunnel.engine.egress import Egress
 from tunnel.engine.ingress import Ingress
+from tunnel.engine.link import DialStatusChanged, LinkClosed, PoolAvailable
 from tunnel.engine.server import LinkAcceptor
 from tunnel.engine.stats import Stats
 from tunnel.model.events import EventLog
@@ -19,6 +20,8 @@ from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.snapshot import Facts, snapshot_of
 from tunnel.model.spec import Direction, LogLevel, Role, TunnelSpec
 from tunnel.model.state import State, StateRecord
+from tunnel.protocol.messages import TargetStatus
+from tunnel.protocol.session import LimitsChanged
 from tunnel.runtime import backoff, listeners
 from tunnel.runtime.sockets import NetError
 from tunnel.runtime.tls import TlsError
@@ -27,14 +30,12 @@ if TYPE_CHECKING:
     import socket
 
     from tunnel.engine.context import EngineContext
-    from tunnel.engine.link import Link
+    from tunnel.engine.link import Link, LinkEvent
     from tunnel.engine.pool_filler import PoolFiller
     from tunnel.model.events import Event, EventSink
     from tunnel.model.snapshot import Snapshot
     from tunnel.runtime.acceptor import Acceptor
 
-_PROVEN: Final = 10.0  # seconds after which a link counts as having worked: its loss is a first failure again
-_PARTING: Final = 1.0  # seconds in which the entrance answers a farewell, so that no signal under way is lost
 _FAREWELL: Final = "it is shutting down"
 _LOOK: Final = 0.02  # seconds between two looks at what a drain waits for
 
@@ -140,8 +141,8 @@ class Engine:
             if maker is not None:
                 maker.update_spec(spec)
         if (link := self._link) is not None:
-            link.change_bounds(configured_limits(values), default_limits(values))
-            link.set_interval(values.report_interval)
+            link.update_limits(configured_limits(values), default_limits(values))
+            link.set_report_interval(values.report_interval)
             link.channel.set_read_size(values.signal_buffer)
         if isinstance(self._end, Ingress):
             self._end.set_limits(self._visitors, values.signal_queue_limit)
@@ -159,7 +160,7 @@ class Engine:
     async def _live_as_server(self) -> None:
         context = self._context
         while True:
-            server = LinkAcceptor(self.spec, context.reactor, self._event_log, self._stats, context.identity, self)
+            server = LinkAcceptor(self.spec, context, self._event_log, self._stats, self)
             try:
                 await self._open_end()
                 await server.open(self._bound)
@@ -179,7 +180,7 @@ class Engine:
             await self._loop.create_future()  # until it is cancelled: links come and go without it
 
     async def _live_as_client(self) -> None:
-        client = self._client = LinkConnector(self.spec, self._context.reactor, self._event_log)
+        client = self._client = LinkConnector(self.spec, self._context, self._event_log)
         while True:
             self._to(State.CONNECTING)
             try:
@@ -200,15 +201,15 @@ class Engine:
         try:
             await self._open_end()
         except NetError as error:
-            link.close(str(error), farewell=str(error))
+            link.close(str(error), goodbye=str(error))
             return str(error)
         listeners.close(self._bound)  # inherited for a direction that the server no longer has
         self._filler = filler
         self._link_over = self._loop.create_future()
-        self._begin(link)
+        self.start_link(link)
         filler.start()
         reason = await self._link_over
-        if self._loop.time() - self._link_since >= _PROVEN:
+        if self._loop.time() - self._link_since >= self._context.timing.stable_after_s:
             self._attempt = 0
         return reason
 
@@ -259,38 +260,38 @@ class Engine:
 
     # --- links ----------------------------------------------------------------------------------------------------
 
-    def link_made(self, link: Link) -> None:
-        """The server made a link."""
-        self._begin(link)
-
-    def _begin(self, link: Link) -> None:
+    def start_link(self, link: Link) -> None:
+        """Use a link whose handshake is complete."""
         end = self._end
-        maker = self._server or self._filler
-        if end is None or maker is None:
+        if end is None:
             link.close("this end is closing")
             return
         self._link = link
         self._link_since = self._loop.time()
         self._was_up = False
         self._settle()
-        link.begin(end, maker, self, self.spec.settings.report_interval)
-        if link.channel.closed_reason is None:  # it may have been lost before anybody listened
+        link.start(self, end, self._filler)
+        if link.channel.closed_reason is None:  # it may have been closed before it was started
             end.attach(link)
             self._event_log.log_info(
                 "link", f"link {link.ident} with {link.channel.peer}, {link.direction}", link=link.ident
             )
 
-    def link_changed(self, link: Link) -> None:
-        """The pool grew from nothing, the target's state or the limits changed."""
-        if link is self._link:
-            if isinstance(self._end, Ingress):
-                self._end.set_limits(link.limits.visitors, self.spec.settings.signal_queue_limit)
-            self._settle()
-
-    def link_lost(self, link: Link, reason: str) -> None:
-        """The link is over; relays go on."""
+    def on_link_event(self, link: Link, event: LinkEvent) -> None:
+        """Adapt limits and state to what happened to the present link."""
         if link is not self._link:
             return
+        match event:
+            case LinkClosed(reason):
+                self._on_link_closed(link, reason)
+            case LimitsChanged():
+                if isinstance(self._end, Ingress):
+                    self._end.set_limits(link.session.limits.visitors, self.spec.settings.signal_queue_limit)
+                self._settle()
+            case TargetStatus() | PoolAvailable() | DialStatusChanged():
+                self._settle()
+
+    def _on_link_closed(self, link: Link, reason: str) -> None:
         self._link = None
         if self._end is not None:
             self._end.detach(link)
@@ -320,7 +321,7 @@ class Engine:
             if self._server is not None:
                 self._to(State.WAITING, reason)
             return
-        trouble = self._end.trouble if isinstance(self._end, Egress) else link.target_error
+        trouble = self._end.trouble if isinstance(self._end, Egress) else link.session.target_error
         dial_trouble = self._filler.dial_error if self._filler is not None else None
         if trouble is not None:
             self._to(State.COOLDOWN, trouble)
@@ -366,14 +367,14 @@ class Engine:
         elif self._link is not None:
             self._link.send_goodbye(_FAREWELL)
         now = self._loop.time()
-        parting, until = now + min(_PARTING, limit), now + limit
+        parting, until = now + min(self._context.timing.goodbye_grace_s, limit), now + limit
         while not self._cut.is_set() and (now := self._loop.time()) < until:
             has_queue = isinstance(end, Ingress) and end.queued > 0
             if server is not None and not has_queue:  # who waits for a data connection needs a door for it
                 server.close()
             link_needed = has_queue if isinstance(end, Ingress) else now < parting
             if self._link is not None and not link_needed:
-                self._link.close("this end is shutting down", farewell=_FAREWELL)
+                self._link.close("this end is shutting down", goodbye=_FAREWELL)
             if self._link is None and (end is None or not end.is_busy):
                 return
             with contextlib.suppress(TimeoutError):
@@ -388,7 +389,7 @@ class Engine:
             if self._server is not None:
                 closing.callback(self._server.close)
             if self._link is not None:
-                closing.callback(self._link.close, "this end stopped", farewell=_FAREWELL)
+                closing.callback(self._link.close, "this end stopped", goodbye=_FAREWELL)
 
     def _cut_off(self) -> None:
         cut = self._close_end()
@@ -403,7 +404,7 @@ class Engine:
 
     @property
     def _visitors(self) -> int:
-        return self._link.limits.visitors if self._link is not None else self.spec.settings.semaphore_limit
+        return self._link.session.limits.visitors if self._link is not None else self.spec.settings.semaphore_limit
 
     def snapshot(self) -> Snapshot:
         """How the tunnel is at this moment: the same object for as long as nothing differs."""
@@ -426,12 +427,12 @@ class Engine:
             peer=link.channel.peer if link else None,
             link=link.ident if link else None,
             data_tls=link.data_tls if link else False,
-            limits=link.limits if link else default_limits(spec.settings),
+            limits=link.session.limits if link else default_limits(spec.settings),
             idle=len(link.pool) if link else 0,
-            capacity=link.capacity if link else 0,
-            dialing=link.dialing if link else 0,
+            capacity=link.session.wanted_idle if link else 0,
+            dialing=link.session.dialing if link else 0,
             queued=entrance.queued if entrance else 0,
-            rtt=link.rtt if link else None,
+            rtt=link.session.heartbeat.round_trip_s if link else None,
             signals=stats.signals,
             active=end.relays.active if end is not None else 0,
             total=stats.total,

@@ -9,6 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.tunnel_end import TunnelEnd
+from tunnel.protocol.messages import StreamsEnded, VisitorFailed
 from tunnel.runtime.acceptor import Acceptor
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
     from tunnel.model.settings import Settings
+    from tunnel.protocol.session import SessionEvent
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import PipePool
 
@@ -99,7 +101,8 @@ class Ingress(TunnelEnd):
     def attach(self, link: Link) -> None:
         """Serve visitors over this link, too, first those in the queue."""
         super().attach(link)
-        self._max_visitors = link.limits.visitors
+        link.subscribe_pool_growth(self._serve_queue)
+        self._max_visitors = link.session.limits.visitors
         if self._queue:
             link.send_queue_length(len(self._queue))
 
@@ -148,8 +151,17 @@ class Ingress(TunnelEnd):
             visitor, data, link, near_events=None, from_near=stats.from_visitors, to_near=stats.to_visitors
         )
 
-    def pooled(self) -> None:
-        """Serve queued visitors with the idle connections there are now, the longest waiting first."""
+    def handle_event(self, event: SessionEvent) -> None:
+        """Close visitors that failed at the egress, and end streams that are complete."""
+        match event:
+            case VisitorFailed(ident, reason):
+                self._close_failed(ident, reason)
+            case StreamsEnded(ends):
+                for ident, total in ends:
+                    self._end_stream(ident, total)
+
+    def _serve_queue(self) -> None:
+        """Give idle data connections to the visitors that wait, the longest wait first."""
         link = self._link
         if link is None or not self._queue:
             return
@@ -162,7 +174,7 @@ class Ingress(TunnelEnd):
         link.send_queue_length(len(self._queue))
         self._on_room_freed()
 
-    def failed(self, ident: int, reason: str) -> None:
+    def _close_failed(self, ident: int, reason: str) -> None:
         """Disconnect a visitor at once: the egress could not reach the target for it."""
         relay = self.relays.find(self._link, ident) if self._link is not None else None
         self._event_log.warn_throttled("target", "failed", f"a visitor could not be served: {reason}")
@@ -170,14 +182,11 @@ class Ingress(TunnelEnd):
             self.stats.failed += 1
             relay.close()
 
-    def ended(self, ident: int, total: int) -> None:
+    def _end_stream(self, ident: int, total: int) -> None:
         """Note that the target of a data connection has ended after ``total`` bytes."""
         relay = self.relays.find(self._link, ident) if self._link is not None else None
         if relay is not None:
             relay.set_end_offset(total)
-
-    def launch(self, idents: tuple[int, ...]) -> None:
-        """Do nothing: the link passes signals only to an egress."""
 
     def _on_room_freed(self) -> None:
         """Accept again: a visitor has left, or the queue is shorter."""

@@ -1,391 +1,290 @@
-"""The life of one control channel after its handshake: signals in batches, pings with a deadline, the pool.
+"""A link: one authenticated control session, with its channel, its pool and its relays.
 
-A link knows which end it serves (``Ingress`` or ``Egress``) and which role made it only through two small interfaces;
-it has the frames, they have the meaning.
+The session (``tunnel.protocol.session``) knows the frames; the link moves bytes between session and channel, and passes
+events to the parts that they concern: the ingress or egress, the pool filler of a client, the engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-import time
-from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from tunnel.engine.capacity import surplus
 from tunnel.engine.pool import Pool
-from tunnel.model.limits import ConfiguredLimits, Limits, negotiate_limits
-from tunnel.protocol import frames
-from tunnel.protocol.frames import Kind, ProtocolError
+from tunnel.protocol.heartbeat import Heartbeat
+from tunnel.protocol.messages import ConnectionsRetired, Goodbye, Pong, TargetStatus
+from tunnel.protocol.session import LimitsChanged, Negotiation, Session, SessionEvent, SessionRole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from tunnel.engine.channel import ControlChannel
+    from tunnel.engine.pool_filler import PoolFiller
+    from tunnel.model.limits import ConfiguredLimits, Limits
     from tunnel.model.spec import Direction
     from tunnel.protocol.frames import Frame
     from tunnel.runtime.reactor import Reactor
 
-_SILENT_INTERVALS: Final = 3  # without a word from the other end: the link is dead, whatever the kernel says
-_BEATS: Final = 20  # moments in an interval: links ping together, which is cheap, but not hundreds of them
-_SAME: Final = 0.1  # of a round trip: what differs by less is no news, and costs those who look on
-_BRIEF: Final = 2e-3  # seconds: of a shorter one, differences count as if it were as long as that
-_ROUND_TRIPS: Final = 5  # of the last ones the middle counts: one that met a busy moment says nothing of the way
+
+@dataclass(frozen=True, slots=True)
+class LinkTerms:
+    """What the handshake has decided."""
+
+    ident: str
+    """public random id"""
+    secret: bytes
+    direction: Direction
+    data_tls: bool
+    role: SessionRole
+    negotiation: Negotiation
+    report_interval_s: float
+    """seconds between pings"""
 
 
-def until_ping(now: float, interval: float, share: float = 1.0) -> float:
-    """Seconds until the next ping: this share of the interval, but at one of the moments that all links keep to."""
-    beat = interval / _BEATS
-    return round((now + share * interval) / beat) * beat - now
+@dataclass(frozen=True, slots=True)
+class PoolAvailable:
+    """The pool has its first idle connection after it was empty."""
 
 
-def settled(told: float | None, last: Sequence[float]) -> float:
-    """The round trip to tell: the median of the last ones, or what was told before where that is nearly the same."""
-    middle = sorted(last)[(len(last) - 1) // 2]
-    return told if told is not None and abs(middle - told) <= _SAME * max(told, _BRIEF) else middle
+@dataclass(frozen=True, slots=True)
+class DialStatusChanged:
+    """Dialling data connections fails, or succeeds again."""
 
 
-class LinkEnd(Protocol):
-    """Entrance or exit, as its link sees it."""
+@dataclass(frozen=True, slots=True)
+class LinkClosed:
+    """The link is closed, with its idle connections. Its relays continue."""
 
-    def launch(self, idents: tuple[int, ...]) -> None:
-        """Signals: these data connections have visitors. Only an exit gets them."""
-
-    def failed(self, ident: int, reason: str) -> None:
-        """The exit could not serve the visitor of this data connection. Only an entrance gets it."""
-
-    def ended(self, ident: int, total: int) -> None:
-        """This data connection brings so many bytes in all. Only a server's end gets it."""
-
-    def pooled(self) -> None:
-        """There are more idle connections than before."""
+    reason: str
 
 
-class LinkMaker(Protocol):
-    """Server or client, as its link sees it."""
-
-    dials: bool
-    """whether it is the one that dials data connections"""
-
-    def pooled(self, idents: tuple[int, ...]) -> None:
-        """The server has these in its pool. Only a client gets it."""
-
-    def queued(self, count: int) -> None:
-        """So many visitors wait at the entrance. Only a client gets it."""
-
-    def taken(self, count: int) -> None:
-        """Visitors took so many idle connections, or they were given up: more may be needed."""
+LinkEvent = SessionEvent | PoolAvailable | DialStatusChanged | LinkClosed
 
 
-class LinkWatcher(Protocol):
+class LinkOwner(Protocol):
     """The engine, as its link sees it."""
 
-    def link_changed(self, link: Link) -> None:
-        """The pool got its first connection, the target's state changed, or limits were agreed anew."""
-
-    def link_lost(self, link: Link, reason: str) -> None:
-        """The link is over; its idle connections are closed, its relays go on."""
+    def on_link_event(self, link: Link, event: LinkEvent) -> None:
+        """Handle an event of the session or of the link itself."""
 
     def on_handler_error(self, error: Exception) -> None:
-        """A defect."""
+        """End the engine because of a defect."""
+
+
+class EventHandler(Protocol):
+    """An ingress or an egress, as its link sees it."""
+
+    def handle_event(self, event: SessionEvent) -> None:
+        """Handle the events that concern this part."""
 
 
 class Link:
-    """One end of a link. Owns its channel and its pool."""
+    """One end of a link. Owns its channel, session and pool."""
 
-    def __init__(
-        self,
-        *,
-        ident: str,
-        secret: bytes,
-        direction: Direction,
-        channel: ControlChannel,
-        reactor: Reactor,
-        is_ingress: bool,
-        data_tls: bool,
-    ) -> None:
-        self.ident = ident
-        self.secret = secret
-        self.direction = direction
+    def __init__(self, terms: LinkTerms, channel: ControlChannel, reactor: Reactor) -> None:
+        self.ident = terms.ident
+        self.secret = terms.secret
+        self.direction = terms.direction
+        self.data_tls = terms.data_tls
+        self.is_client = terms.role.is_client
+        self.is_ingress = terms.role.is_ingress
         self.channel = channel
-        self.data_tls = data_tls
         self.data_addr: str | None = None
         """where data connections go, as far as this end knows"""
-        self.is_ingress = is_ingress
-        self.pool = Pool(
-            reactor, is_ingress=is_ingress, on_connection_lost=self._dropped, on_crash=self.on_handler_error
-        )
-        self.rtt: float | None = None
-        """round-trip time of the control channel in seconds, the median of the last ones"""
-        self.capacity = 0
-        """idle connections wanted just now"""
-        self.dialing = 0
-        self.target_error: str | None = None
-        """what is wrong with the target, as the exit says"""
-        self.limits: Limits
-        self._ours = ConfiguredLimits()
-        self._theirs = ConfiguredLimits()
-        self._defaults: Limits
         self._reactor = reactor
         self._loop = asyncio.get_running_loop()
-        self._heard_at = self._loop.time()
-        self._interval = 0.0
-        self._round_trips: deque[float] = deque(maxlen=_ROUND_TRIPS)
-        self._timer: asyncio.TimerHandle | None = None
-        self._answer: asyncio.Future[None] | None = None
-        self._launches: list[int] = []
-        self._ends: list[tuple[int, int]] = []
-        self._pooled: list[int] = []
-        self._retired: list[int] = []
-        self._queued: int | None = None
-        self._flush_due = False
-        self._end: LinkEnd
-        self._maker: LinkMaker
-        self._watcher: LinkWatcher
+        heartbeat = Heartbeat(terms.report_interval_s, self._loop.time())
+        self.session = Session(terms.role, terms.negotiation, heartbeat, self._flush_later)
+        self.pool = Pool(
+            reactor,
+            is_ingress=self.is_ingress,
+            on_connection_lost=self._on_connection_lost,
+            on_crash=self.on_handler_error,
+        )
+        self._ping_timer: asyncio.TimerHandle | None = None
+        self._pong: asyncio.Future[None] | None = None
+        self._filler: PoolFiller | None = None
+        self._owner: LinkOwner
+        self._handlers: tuple[Callable[[SessionEvent], None], ...] = ()
+        self._on_pool_grown: Callable[[], None] | None = None
 
-    def negotiate_limits(self, ours: ConfiguredLimits, theirs: ConfiguredLimits, defaults: Limits) -> None:
-        """Set the limits from what both ends were told."""
-        self._ours, self._theirs, self._defaults = ours, theirs, defaults
-        self.limits = negotiate_limits(ours, theirs, defaults)
-
-    def change_bounds(self, ours: ConfiguredLimits, defaults: Limits) -> None:
-        """This end was told otherwise: agree anew, no connection is touched."""
-        self.negotiate_limits(ours, self._theirs, defaults)
-        self.channel.send(frames.encode_bounds((ours.pool_min, ours.pool_max, ours.visitors)))
-        self._maker.taken(0)
-
-    def begin(self, end: LinkEnd, maker: LinkMaker, watcher: LinkWatcher, interval: float) -> None:
-        """Go to work: frames are heard from now on, pings leave every ``interval`` seconds."""
-        self._end, self._maker, self._watcher = end, maker, watcher
-        self._interval = interval
-        self._heard_at = self._loop.time()
-        self._ping(random.random())  # noqa: S311  links that began together shall not all ping together
+    def start(self, owner: LinkOwner, end: EventHandler, filler: PoolFiller | None) -> None:
+        """Handle frames from now on, and send pings. ``filler``: at the client, the part that fills the pool."""
+        self._owner, self._filler = owner, filler
+        self._handlers = (end.handle_event,) if filler is None else (end.handle_event, filler.handle_event)
+        self.session.heartbeat.note_received(self._loop.time())
+        self._ping(random.random())  # noqa: S311  links that started together must not all ping together
         self.channel.set_receiver(self)
 
-    def set_interval(self, seconds: float) -> None:
-        """Ping at another pace from now on."""
-        self._interval = seconds
-        if self._timer is not None:
+    def subscribe_pool_growth(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever idle connections were added."""
+        self._on_pool_grown = callback
+
+    def update_limits(self, ours: ConfiguredLimits, defaults: Limits) -> None:
+        """Use other configured limits at this end; no connection is closed."""
+        self.session.send_limits(ours, defaults)
+        self._refill()
+
+    def set_report_interval(self, seconds: float) -> None:
+        """Send pings in another interval from now on."""
+        self.session.heartbeat.interval_s = seconds
+        if self._ping_timer is not None:
             self._ping(random.random())  # noqa: S311  as above
 
-    # --- what this end says ---------------------------------------------------------------------------------------
+    # --- to the other end -----------------------------------------------------------------------------------------
 
     def send_launch(self, ident: int) -> None:
-        """Ask the exit to launch this data connection. All signals of a turn leave in one write."""
-        self._launches.append(ident)
-        self._flush_soon()
-        self._maker.taken(1)
-
-    def send_pooled(self, ident: int) -> None:
-        """Tell the client that the server has it in its pool."""
-        self._pooled.append(ident)
-        self._flush_soon()
+        """Ask the egress to serve the visitor on this data connection."""
+        self.session.send_launch(ident)
+        if self._filler is not None:
+            self._filler.note_used(1)
 
     def send_queue_length(self, count: int) -> None:
-        """Tell the client how many visitors wait."""
-        if self._maker.dials:
-            self._maker.queued(count)
+        """Report the visitors that wait at this ingress to the end that dials data connections."""
+        if self._filler is not None:
+            self._filler.set_queue_length(count)
         else:
-            self._queued = count
-            self._flush_soon()
-
-    def send_capacity(self, wanted: int, dialing: int) -> None:
-        """Tell the server how many idle connections are wanted, and how many are on their way."""
-        if (wanted, dialing) != (self.capacity, self.dialing):
-            changed = wanted != self.capacity
-            self.capacity, self.dialing = wanted, dialing
-            if changed:
-                self.channel.send(frames.encode_capacity(wanted, dialing))
-
-    @property
-    def is_client(self) -> bool:
-        """Whether this is the client's end."""
-        return self._maker.dials
+            self.session.send_queue_length(count)
 
     def send_stream_ended(self, ident: int, total: int) -> bool:
-        """Tell the server that a data connection brings so many bytes in all; whether that was done.
+        """Announce to the server that a stream has ``total`` bytes; whether it was announced.
 
-        Not done by a server, which shows the end on the connection, nor when the link is over.
+        A server does not announce it but shows the end on the connection. So does a client whose link is closed.
         """
-        if not self._maker.dials or self.channel.closed_reason is not None:
+        if not self.is_client or self.channel.closed_reason is not None:
             return False
-        self._ends.append((ident, total))
-        self._flush_soon()
+        self.session.send_stream_ended(ident, total)
         return True
 
-    def send_visitor_failed(self, ident: int, reason: str) -> None:
-        """Tell the entrance that a visitor cannot be served."""
-        self.channel.send(frames.encode_failed(ident, reason))
-
-    def send_target_status(self, trouble: str | None) -> None:
-        """Tell the entrance how the target is."""
-        self.target_error = trouble
-        self.channel.send(frames.encode_target(trouble))
-
-    def _flush_soon(self) -> None:
-        if not self._flush_due:
-            self._flush_due = True
-            self._reactor.defer(self._flush)
+    def _flush_later(self) -> None:
+        self._reactor.defer(self._flush)
 
     def _flush(self) -> None:
-        self._flush_due = False
-        send = self.channel.send
-        if self._pooled:  # before the signals, which may name them
-            send(frames.encode_ids(Kind.POOLED, self._pooled))
-            self._pooled.clear()
-        if self._launches:
-            send(frames.encode_ids(Kind.LAUNCH, self._launches))
-            self._launches.clear()
-        if self._ends:
-            send(frames.encode_ended(self._ends))
-            self._ends.clear()
-        if self._retired:
-            send(frames.encode_ids(Kind.RETIRED, self._retired))
-            self._retired.clear()
-        if self._queued is not None:
-            send(frames.encode_queued(self._queued))
-            self._queued = None
+        data = self.session.data_to_send()
+        if data:
+            self.channel.send(data)
 
-    # --- what the other end says ----------------------------------------------------------------------------------
+    # --- from the other end ---------------------------------------------------------------------------------------
 
     def on_frames(self, received: list[Frame]) -> None:
-        """Frames from the channel."""
-        self._heard_at = self._loop.time()
+        """Handle frames that arrived together. Raises ProtocolError."""
+        now = self._loop.time()
+        session, handlers = self.session, self._handlers
+        session.heartbeat.note_received(now)
         for kind, payload in received:
-            if kind is Kind.LAUNCH and not self.is_ingress:
-                idents = frames.decode_ids(payload)
-                self._end.launch(idents)
-                self._maker.taken(len(idents))
-            elif kind is Kind.POOLED:
-                self._maker.pooled(frames.decode_ids(payload))
-            elif kind is Kind.ENDED and not self._maker.dials:
-                for ident, total in frames.decode_ended(payload):
-                    self._end.ended(ident, total)
-            elif kind is Kind.FAILED and self.is_ingress:
-                self._end.failed(*frames.decode_failed(payload))
-            elif kind is Kind.QUEUED:
-                self._maker.queued(frames.decode_queued(payload))
-            else:
-                self._heard_seldom(kind, payload)
+            event = session.receive_frame(kind, payload, now)
+            if event is not None:
+                for handle in handlers:
+                    handle(event)
+                self._handle_event(event)
 
-    def _heard_seldom(self, kind: Kind, payload: bytes) -> None:
-        if kind is Kind.PING:
-            self.channel.send(frames.encode_stamp(Kind.PONG, frames.decode_stamp(payload)))
-        elif kind is Kind.PONG:
-            self._answered(frames.decode_stamp(payload))
-        elif kind is Kind.RETIRED and not self.is_ingress:
-            idents = frames.decode_ids(payload)
-            for ident in idents:
-                self.pool.discard(ident)
-            self._maker.taken(0)
-        elif kind is Kind.CAPACITY:
-            self.capacity, self.dialing = frames.decode_capacity(payload)
-        elif kind is Kind.TARGET and self.is_ingress:
-            self.target_error = frames.decode_target(payload)
-            self._watcher.link_changed(self)
-        elif kind is Kind.BOUNDS:
-            self.negotiate_limits(self._ours, ConfiguredLimits(*frames.decode_bounds(payload)), self._defaults)
-            self._maker.taken(0)
-            self._watcher.link_changed(self)
-        elif kind is Kind.BYE:
-            self._flush()  # signals that were given to nobody yet are still honoured
-            self.channel.close(f"the other end says: {frames.decode_text(payload)}")
-        else:
-            raise ProtocolError(f"a {kind.name} frame where none belongs")
+    def _handle_event(self, event: SessionEvent) -> None:
+        match event:
+            case Pong():
+                self._settle_pong()
+            case ConnectionsRetired(idents):
+                for ident in idents:
+                    self.pool.discard(ident)
+            case Goodbye(reason):
+                self._flush()  # launches that were not sent yet still count
+                self.channel.close(f"the other end closed the link: {reason}")
+            case LimitsChanged() | TargetStatus():
+                self._owner.on_link_event(self, event)
 
-    def note_trouble(self) -> None:
-        """Dialling data connections fails, or works again."""
-        self._watcher.link_changed(self)
+    def note_dial_status(self) -> None:
+        """Dialling data connections fails, or succeeds again."""
+        self._owner.on_link_event(self, DialStatusChanged())
 
-    def note_pooled(self, before: int) -> None:
-        """The pool has grown from ``before`` connections: whoever waits for one may go on."""
-        self._end.pooled()
-        if not before:
-            self._watcher.link_changed(self)
+    def note_pool_grown(self, size_before: int) -> None:
+        """The pool has grown from ``size_before`` connections: visitors that wait can be served."""
+        if self._on_pool_grown is not None:
+            self._on_pool_grown()
+        if not size_before:
+            self._owner.on_link_event(self, PoolAvailable())
 
-    def _dropped(self, ident: int) -> None:
+    def _on_connection_lost(self, ident: int) -> None:
         if self.is_ingress:
-            self._retired.append(ident)
-            self._flush_soon()
-        self._maker.taken(0)
+            self.session.send_retired([ident])
+        self._refill()
+
+    def _refill(self) -> None:
+        if self._filler is not None:
+            self._filler.refill_later()
 
     # --- health ---------------------------------------------------------------------------------------------------
 
     def _ping(self, share: float = 1.0) -> None:
-        """Once now, then again after this share of the interval, at a beat that other links have too."""
+        """Ping now, and again after ``share`` of the interval, at a moment that other links use too."""
         if self.channel.closed_reason is not None:
             return
-        if self._timer is not None:
-            self._timer.cancel()  # one pace at a time, also when it is changed between two pings
-        silence = self._loop.time() - self._heard_at
-        if silence >= _SILENT_INTERVALS * self._interval:
-            self.channel.close(f"the other end has been silent for {silence:.1f} s")
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()  # only one timer, also when the interval changes between two pings
+        now, heartbeat = self._loop.time(), self.session.heartbeat
+        if heartbeat.is_peer_lost(now):
+            self.channel.close(f"the other end has been silent for {heartbeat.silence_s(now):.1f} s")
             return
-        self.channel.send(frames.encode_stamp(Kind.PING, time.monotonic_ns()))
-        pause = until_ping(self._loop.time(), self._interval, share)
-        self._timer = self._reactor.call_later(pause, self._tick)
+        self.session.send_ping(now)
+        self._ping_timer = self._reactor.call_later(heartbeat.seconds_until_ping(now, share), self._on_ping_timer)
 
-    def _tick(self) -> None:
+    def _on_ping_timer(self) -> None:
         self.pool.run_maintenance()
         if self.is_ingress:
-            wanted = max(self.capacity, self.limits.pool_min)
-            self._retired += self.pool.close_surplus(surplus(wanted=wanted, idle=len(self.pool)))
-            if self._retired:
-                self._flush_soon()
-        self._maker.taken(0)
-        # A process that was stopped or starved finds the answers of the meantime unread: look before judging.
+            wanted = max(self.session.wanted_idle, self.session.limits.pool_min)
+            self.session.send_retired(self.pool.close_surplus(surplus(wanted=wanted, idle=len(self.pool))))
+        self._refill()
+        # After the process was stopped or starved, frames of that time are still unread: read them before judging.
         self._reactor.defer(self._ping)
 
-    def _answered(self, stamp: int) -> None:
-        self._round_trips.append(max(0, time.monotonic_ns() - stamp) / 1e9)
-        self.rtt = settled(self.rtt, self._round_trips)
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(None)
-
-    async def answers(self, within: float) -> bool:
-        """Whether the other end answers a ping sent now within so many seconds."""
+    async def answers(self, timeout_s: float) -> bool:
+        """Whether the other end answers a ping, sent now, in time."""
         if self.channel.closed_reason is not None:
             return False
-        if self._answer is None or self._answer.done():
-            self._answer = self._loop.create_future()
-        self.channel.send(frames.encode_stamp(Kind.PING, time.monotonic_ns()))
+        if self._pong is None or self._pong.done():
+            self._pong = self._loop.create_future()
+        self.session.send_ping(self._loop.time())
         try:
-            async with asyncio.timeout(within):
-                await asyncio.shield(self._answer)
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(self._pong)
         except TimeoutError:
-            await self._look()
-        return self._answer.done() and self.channel.closed_reason is None
+            await self._read_all()
+        return self._pong.done() and self.channel.closed_reason is None
 
-    async def _look(self) -> None:
-        """Let everything be heard that is here already: a process that was stopped finds the answers unread."""
-        looked = asyncio.Event()
-        self._reactor.defer(looked.set)
-        await looked.wait()
+    async def _read_all(self) -> None:
+        """Wait until all frames are handled that have arrived: a process that was stopped finds the answers unread."""
+        done = asyncio.Event()
+        self._reactor.defer(done.set)
+        await done.wait()
 
-    # --- the end --------------------------------------------------------------------------------------------------
+    def _settle_pong(self) -> None:
+        if self._pong is not None and not self._pong.done():
+            self._pong.set_result(None)
 
-    def send_goodbye(self, text: str) -> None:
-        """Ask the other end to end the link, for this one is going away; signals under way still arrive."""
+    # --- end ------------------------------------------------------------------------------------------------------
+
+    def send_goodbye(self, reason: str) -> None:
+        """Ask the other end to close the link, because this end shuts down; launches on their way still count."""
+        self.session.send_goodbye(reason)
         self._flush()
-        self.channel.send(frames.encode_text(Kind.BYE, text))
 
-    def close(self, reason: str, *, farewell: str | None = None) -> None:
-        """End the link; ``farewell`` tells the other end why."""
+    def close(self, reason: str, *, goodbye: str | None = None) -> None:
+        """Close the link; ``goodbye`` tells the other end why."""
         try:
-            if farewell is not None:
-                self.send_goodbye(farewell)
+            if goodbye is not None:
+                self.session.send_goodbye(goodbye)
+            self._flush()
         finally:
             self.channel.close(reason)
 
     def on_closed(self, reason: str) -> None:
-        """The channel is over, and so is the link."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(None)  # whoever waits for it learns that there will be none
+        """Close the pool and report the end of the channel."""
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
+        self._settle_pong()  # ``answers`` must not wait any longer
         self.pool.close()
-        self._watcher.link_lost(self, reason)
+        self._owner.on_link_event(self, LinkClosed(reason))
 
     def on_handler_error(self, error: Exception) -> None:
-        """A defect while frames were handled."""
-        self._watcher.on_handler_error(error)
+        """Report a defect in a handler of the link or its pool."""
+        self._owner.on_handler_error(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tunnel.protocol import frames
+from tunnel.protocol.preface import DATA_TLS_PROOF_SIZE, PREFACE_SIZE, TLS_HANDSHAKE_BYTE
 from tunnel.runtime import sockets, tls
 from tunnel.runtime.reactor import HANGUP, READABLE
 
@@ -77,13 +77,13 @@ class PendingConnection:
             if self._session is not None:
                 self._continue_tls(self._session)
                 return
-            while len(self._preface) < frames.PREFACE_SIZE:
-                data = self.sock.recv(frames.PREFACE_SIZE - len(self._preface))
+            while len(self._preface) < PREFACE_SIZE:
+                data = self.sock.recv(PREFACE_SIZE - len(self._preface))
                 if not data:
                     self._acceptor.discard(self)
                     return
                 self._preface += data
-                if self._preface[0] == frames.TLS_HANDSHAKE_BYTE and not self._is_data_only:
+                if self._preface[0] == TLS_HANDSHAKE_BYTE and not self._is_data_only:
                     self._acceptor.start_handshake(self, self._preface)
                     return
         except BlockingIOError:
@@ -107,10 +107,10 @@ class PendingConnection:
             session.do_handshake()
             self.sock.send(session.data_to_send())
         if session.is_established:
-            size = frames.DATA_TLS_PROOF_SIZE - len(self._proof)
+            size = DATA_TLS_PROOF_SIZE - len(self._proof)
             buffer = memoryview(bytearray(size))
             self._proof += bytes(buffer[: session.read_into(buffer)])
-            if len(self._proof) == frames.DATA_TLS_PROOF_SIZE:
+            if len(self._proof) == DATA_TLS_PROOF_SIZE:
                 self._acceptor.check_data_proof(self, self.ident, self._proof, session)
 
     def evict(self, reason: str) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.capacity import Demand, dials_to_start, wanted_idle
 from tunnel.engine.pool import DataConnection
-from tunnel.protocol.frames import data_tls_proof, encode_preface
+from tunnel.protocol.messages import ConnectionsPooled, ConnectionsRetired, Launch, QueueLength
+from tunnel.protocol.preface import data_tls_proof, encode_preface
+from tunnel.protocol.session import LimitsChanged
 from tunnel.runtime import backoff, sockets, tls
 from tunnel.runtime.reactor import CONNECT_FAILED, HANGUP, READABLE, WRITABLE
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from tunnel.engine.link import Link
     from tunnel.model.events import EventLog
+    from tunnel.protocol.session import SessionEvent
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
 
@@ -122,8 +125,6 @@ class DataDial:
 class PoolFiller:
     """Fills the pool of one link at the client. Owns the dials in progress."""
 
-    dials = True
-
     def __init__(self, link: Link, reactor: Reactor, event_log: EventLog, server: ServerEndpoint) -> None:
         self.link = link
         self.certificate = server.certificate
@@ -167,21 +168,38 @@ class PoolFiller:
             self._reactor.close(dial.sock)
         self._dialing.clear()
 
-    # --- called by the link ---------------------------------------------------------------------------------------
+    # --- demand ---------------------------------------------------------------------------------------------------
 
-    def taken(self, count: int) -> None:
-        """Refill at the end of the turn: visitors have used ``count`` idle connections, or others were closed."""
+    def handle_event(self, event: SessionEvent) -> None:
+        """Refill after events that change the demand for connections or their number."""
+        match event:
+            case Launch(idents):
+                self.note_used(len(idents))
+            case ConnectionsPooled(idents):
+                self._add_to_pool(idents)
+            case QueueLength(count):
+                self.set_queue_length(count)
+            case ConnectionsRetired() | LimitsChanged():
+                self.refill_later()
+
+    def note_used(self, count: int) -> None:
+        """Visitors have used ``count`` idle connections."""
         self._used += count
+        if not self._refill_due:
+            self.refill_later()
+
+    def refill_later(self) -> None:
+        """Start as many dials as needed at the end of the turn."""
         if not self._refill_due and not self._closed:
             self._refill_due = True
             self._reactor.defer(self._refill)
 
-    def queued(self, count: int) -> None:
+    def set_queue_length(self, count: int) -> None:
         """Dial for the ``count`` visitors that wait at the ingress."""
         self._queue_length = count
-        self.taken(0)
+        self.refill_later()
 
-    def pooled(self, idents: tuple[int, ...]) -> None:
+    def _add_to_pool(self, idents: tuple[int, ...]) -> None:
         """Move dials that the server has confirmed into the pool."""
         pool = self.link.pool
         before = len(pool)
@@ -199,11 +217,11 @@ class PoolFiller:
         if latest is not None:
             self._demand = self._demand.dialed(self._loop.time() - latest.started_at)
             self._confirm_port(latest.port)
-            self.link.note_pooled(before)
+            self.link.note_pool_grown(before)
         if self._failures:
             self._failures = 0
             self.dial_error = None
-            self.link.note_trouble()
+            self.link.note_dial_status()
 
     # --- dialling -------------------------------------------------------------------------------------------------
 
@@ -214,7 +232,7 @@ class PoolFiller:
         now = self._loop.time()
         self._demand = self._demand.visitors(self._used, now)
         self._used = 0
-        wanted = wanted_idle(self._demand, self.link.limits)
+        wanted = wanted_idle(self._demand, self.link.session.limits)
         if self._retry_timer is None:
             count = dials_to_start(
                 wanted=wanted,
@@ -222,17 +240,17 @@ class PoolFiller:
                 dialing=len(self._dialing),
                 queued=self._queue_length,
                 max_dials=1 if self._failures else _MAX_DIALS,
-                pool_max=self.link.limits.pool_max,
+                pool_max=self.link.session.limits.pool_max,
             )
             for _ in range(min(count, _MAX_DIALS_PER_TURN)):
                 if not self._start_dial(now):
                     break
             if count > _MAX_DIALS_PER_TURN:
                 self._reactor.call_again(self._continue_refill)
-        self.link.send_capacity(wanted, len(self._dialing))
+        self.link.session.send_capacity(wanted, len(self._dialing))
 
     def _continue_refill(self, _events: int) -> None:
-        self.taken(0)
+        self.refill_later()
 
     def _start_dial(self, now: float) -> bool:
         ident = self._next_ident
@@ -280,7 +298,7 @@ class PoolFiller:
         self._failures += 1
         self.dial_error = f"data connections to {self._address()} fail: {sockets.describe_connect_error(error)}"
         self._event_log.warn_throttled("pool", "dial", self.dial_error)
-        self.link.note_trouble()
+        self.link.note_dial_status()
         if self._retry_timer is None:
             pause = backoff.retry_delay(self._failures, _MAX_RETRY_DELAY_S, random.uniform)
             self._retry_timer = self._reactor.call_later(pause, self._retry)
@@ -300,7 +318,7 @@ class PoolFiller:
             self.on_dial_failed(dial, TimeoutError())
         if self._dialing and self._sweep_timer is None:
             self._sweep_timer = self._reactor.call_later(_SWEEP_INTERVAL_S, self._sweep)
-        self.taken(0)
+        self.refill_later()
 
     # --- which port -----------------------------------------------------------------------------------------------
 
@@ -314,7 +332,7 @@ class PoolFiller:
         for dial in self._dialing.values():
             self._reactor.close(dial.sock)
         self._dialing.clear()
-        self.taken(0)
+        self.refill_later()
 
     def _confirm_port(self, port: int) -> None:
         self._port_confirmed = True

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tunnel.engine.admission import PendingConnections
 from tunnel.engine.channel import ChannelLostError, ControlChannel
-from tunnel.engine.link import Link
+from tunnel.engine.link import Link, LinkTerms
 from tunnel.engine.pending import PendingConnection
 from tunnel.engine.pool import DataConnection
 from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.spec import DataTls, Direction, Mode, TunnelSpec
-from tunnel.protocol import frames
-from tunnel.protocol.frames import Kind, ProtocolError, ReplayWindow
-from tunnel.protocol.handshake import REFUSAL, HandshakeRefusedError, Hello, ServerHandshake, Welcome
+from tunnel.protocol import preface
+from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
+from tunnel.protocol.frames import Kind, encode_message
+from tunnel.protocol.handshake import REFUSAL, ServerHandshake
+from tunnel.protocol.handshake_messages import Hello, Refusal, Welcome
+from tunnel.protocol.replay import ReplayWindow
+from tunnel.protocol.session import Negotiation, SessionRole
 from tunnel.runtime import listeners, tls
 from tunnel.runtime.acceptor import Acceptor
 
@@ -28,15 +32,10 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from tunnel.engine.context import EngineContext
     from tunnel.engine.stats import Stats
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
-    from tunnel.runtime.reactor import Reactor
-
-LIVENESS_TIMEOUT_S: Final = 0.3
-"""Time in which the present client has to answer a ping when another client wants its tunnel. Four round trips if
-they take longer, and two seconds at most."""
-_MAX_LIVENESS_TIMEOUT_S: Final = 2.0
 
 
 def _always_has_room() -> bool:
@@ -44,10 +43,10 @@ def _always_has_room() -> bool:
     return True
 
 
-class LinkTaker(Protocol):
+class LinkAcceptorOwner(Protocol):
     """The engine, as its acceptor sees it."""
 
-    def link_made(self, link: Link) -> None:
+    def start_link(self, link: Link) -> None:
         """Take over the link of a client that has authenticated."""
 
     def on_handler_error(self, error: Exception) -> None:
@@ -57,25 +56,23 @@ class LinkTaker(Protocol):
 class LinkAcceptor:
     """Owns the listeners and all pending connections of a server. A link belongs to the engine once it is made."""
 
-    dials = False
-
     def __init__(
         self,
         spec: TunnelSpec,
-        reactor: Reactor,
+        context: EngineContext,
         event_log: EventLog,
         stats: Stats,
-        identity: tls.SelfSignedCertificate,
-        taker: LinkTaker,
+        owner: LinkAcceptorOwner,
     ) -> None:
         self._spec = spec
-        self._reactor = reactor
+        self._reactor = context.reactor
+        self._timing = context.timing
         self._event_log = event_log
         self._stats = stats
-        self._identity = identity
-        self._taker = taker
+        self._identity = context.identity
+        self._owner = owner
         self._direction = listeners.decide_direction(spec)
-        self._pending = PendingConnections(reactor.fd_budget.limit)
+        self._pending = PendingConnections(context.reactor.fd_budget.limit, context.admission)
         self.acceptors: dict[str, Acceptor] = {}
         """by purpose, as in ``listeners``"""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,20 +162,20 @@ class LinkAcceptor:
 
     # --- data connections ---------------------------------------------------------------------------------------------
 
-    def check_preface(self, connection: PendingConnection, preface: bytes) -> None:
+    def check_preface(self, connection: PendingConnection, received: bytes) -> None:
         """Check a complete preface; then pool the connection, or start TLS on it."""
         link, descriptors = self._link, self._reactor.fd_budget
         if link is None or link.channel.closed_reason is not None:
             self.refuse_data_connection(connection, "there is no link")
             return
         try:
-            ident = frames.decode_preface(link.secret, preface)
+            ident = preface.decode_preface(link.secret, received)
         except ProtocolError as error:
             self.refuse_data_connection(connection, str(error))
             return
         if not self._replay_window.accept(ident):
             self.refuse_data_connection(connection, "its id was used before")
-        elif len(link.pool) >= link.limits.pool_max + self._spec.settings.signal_queue_limit:
+        elif len(link.pool) >= link.session.limits.pool_max + self._spec.settings.signal_queue_limit:
             self.refuse_data_connection(connection, "the pool is full")
         elif self._direction is Direction.FORWARD and descriptors.is_short(connection.sock.fileno()):
             self.refuse_data_connection(connection, str(descriptors))  # pooled connections need theirs for targets
@@ -194,7 +191,7 @@ class LinkAcceptor:
         link = self._link
         if link is None or link.channel.closed_reason is not None:
             self.refuse_data_connection(connection, "there is no link")
-        elif not secrets.compare_digest(proof, frames.data_tls_proof(link.secret, ident)):
+        elif not secrets.compare_digest(proof, preface.data_tls_proof(link.secret, ident)):
             self.refuse_data_connection(connection, "a wrong proof inside TLS")
         else:
             self._add_to_pool(connection, link, ident, session)
@@ -210,8 +207,8 @@ class LinkAcceptor:
         pool = link.pool
         before = len(pool)
         pool.add(DataConnection(ident, connection.sock, session, pool), is_registered=connection.is_registered)
-        link.send_pooled(ident)
-        link.note_pooled(before)
+        link.session.send_pooled(ident)
+        link.note_pool_grown(before)
 
     # --- control channels ---------------------------------------------------------------------------------------------
 
@@ -239,7 +236,7 @@ class LinkAcceptor:
         except HandshakeRefusedError as error:
             self._refuse_client(connection, channel, str(error), answer=REFUSAL)
         except Exception as error:  # noqa: BLE001  a defect must reach the engine, not vanish in a task
-            self._taker.on_handler_error(error)
+            self._owner.on_handler_error(error)
         finally:
             self._pending.release(connection)
             if not made:
@@ -253,7 +250,7 @@ class LinkAcceptor:
         text = f"refused a client from {connection.peer}: {reason}"
         self._event_log.warn_throttled("refused", reason, text, peer=connection.peer)
         if answer is not None:
-            channel.send(frames.encode_text(Kind.REFUSED, answer))
+            channel.send(encode_message(Refusal(answer)))
 
     async def _authenticate(self, connection: PendingConnection, channel: ControlChannel) -> bool:
         await channel.secure()
@@ -291,7 +288,8 @@ class LinkAcceptor:
         if hello.instance == self._link_instance:
             link.close("the same client came back on a new connection")
             return None
-        timeout_s = max(LIVENESS_TIMEOUT_S, min(_MAX_LIVENESS_TIMEOUT_S, 4 * (link.rtt or 0.0)))
+        timing, four_round_trips_s = self._timing, 4 * (link.session.heartbeat.round_trip_s or 0.0)
+        timeout_s = max(timing.liveness_timeout_s, min(timing.max_liveness_timeout_s, four_round_trips_s))
         if await link.answers(timeout_s):
             return f"another client, {link.channel.peer}, has this tunnel and answers"
         link.close(f"it did not answer within {timeout_s:.1f} s and another client wants the tunnel")
@@ -307,42 +305,29 @@ class LinkAcceptor:
             data_tls=hello.data_tls or spec.data_tls is not DataTls.OFF,
             bounds=ours,
         )
-        frames, secret = handshake.welcome(welcome)
-        link = Link(
+        answer, secret = handshake.welcome(welcome)
+        terms = LinkTerms(
             ident=welcome.link,
             secret=secret,
             direction=self._direction,
-            channel=channel,
-            reactor=self._reactor,
-            is_ingress=self._direction is Direction.REVERSE,
             data_tls=welcome.data_tls,
+            role=SessionRole(is_client=False, is_ingress=self._direction is Direction.REVERSE),
+            negotiation=Negotiation(ours, hello.bounds, default_limits(spec.settings)),
+            report_interval_s=spec.settings.report_interval,
         )
-        link.negotiate_limits(ours, hello.bounds, default_limits(spec.settings))
+        link = Link(terms, channel, self._reactor)
         link.data_addr = self.data_addr or self.address
         self._link, self._link_instance, self._replay_window = link, hello.instance, ReplayWindow()
-        channel.send(frames)
-        self._taker.link_made(link)
-
-    # --- called by the link -------------------------------------------------------------------------------------------
-
-    def pooled(self, idents: tuple[int, ...]) -> None:
-        """Reject a frame that only servers send."""
-        raise ProtocolError("a client that pools")
-
-    def queued(self, count: int) -> None:
-        """Reject a frame that only servers send."""
-        raise ProtocolError("a client that queues")
-
-    def taken(self, count: int) -> None:
-        """Do nothing: the client fills the pool."""
+        channel.send(answer)
+        self._owner.start_link(link)
 
     def on_handler_error(self, error: Exception) -> None:
         """Report a defect in a handler."""
-        self._taker.on_handler_error(error)
+        self._owner.on_handler_error(error)
 
 
 async def _expect(channel: ControlChannel, kind: Kind) -> bytes:
     got, payload = await channel.receive()
     if got is not kind:
-        raise ProtocolError(f"a {got.name} frame where {kind.name} belongs")
+        raise ProtocolError(f"received a {got.name} frame instead of {kind.name}")
     return payload

@@ -7,8 +7,8 @@
     ├── OptionError            an option is unknown or its value is invalid (also a ValueError)
     ├── NetError               an address cannot be resolved, bound or dialled (also an OSError; runtime.sockets)
     ├── TlsError               certificate or key files cannot be used (runtime.tls)
-    ├── ProtocolError          the peer sent bytes that the protocol does not allow (protocol.frames)
-    ├── HandshakeRefusedError  one end refused the other in the handshake (protocol.handshake)
+    ├── ProtocolError          the peer sent bytes that the protocol does not allow (protocol.errors)
+    ├── HandshakeRefusedError  one end refused the other in the handshake (protocol.errors)
     ├── ChannelLostError       the control channel ended (engine.channel)
     └── LinkFailedError        an attempt to establish a link failed (engine.client)
 

@@ -1,0 +1,65 @@
+"""The preface of data connections, and the window against its replay."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunnel.protocol.errors import ProtocolError
+from tunnel.protocol.preface import (
+    DATA_TLS_PROOF_SIZE,
+    PREFACE_SIZE,
+    TLS_HANDSHAKE_BYTE,
+    data_tls_proof,
+    decode_preface,
+    encode_preface,
+)
+from tunnel.protocol.replay import ReplayWindow
+
+idents = st.integers(0, (1 << 64) - 1)
+secrets = st.binary(min_size=32, max_size=32)
+
+
+@given(secrets, secrets, idents, st.integers(0, PREFACE_SIZE - 1), st.integers(1, 255))
+def test_a_preface_is_accepted_only_unchanged_and_with_the_secret_of_its_link(
+    secret: bytes, other: bytes, ident: int, at: int, mask: int
+) -> None:
+    genuine = encode_preface(secret, ident)
+    assert len(genuine) == PREFACE_SIZE
+    assert genuine[0] != TLS_HANDSHAKE_BYTE
+    assert decode_preface(secret, genuine) == ident
+    forged = bytearray(genuine)
+    forged[at] ^= mask
+    with pytest.raises(ProtocolError):
+        decode_preface(secret, bytes(forged))
+    if other != secret:
+        with pytest.raises(ProtocolError, match="wrong MAC"):
+            decode_preface(other, genuine)
+    assert len(data_tls_proof(secret, ident)) == DATA_TLS_PROOF_SIZE
+    assert data_tls_proof(secret, ident) not in genuine
+
+
+def test_other_protocols_are_rejected_by_the_magic() -> None:
+    with pytest.raises(ProtocolError, match="not a data connection"):
+        decode_preface(bytes(32), b"GET / HTTP/1.1\r\nHost: example.co")
+
+
+@given(st.lists(st.integers(0, 60), max_size=80), st.integers(1, 20))
+def test_an_id_is_accepted_once_and_only_within_the_window(ids: list[int], size: int) -> None:
+    window, accepted = ReplayWindow(size), set[int]()
+    for ident in ids:
+        highest = max(accepted, default=-1)
+        is_new = ident > highest or (ident not in accepted and highest - ident < size)
+        assert window.accept(ident) is is_new
+        if is_new:
+            accepted.add(ident)
+
+
+@given(st.lists(idents, max_size=30))
+def test_the_replay_window_needs_little_memory_whatever_the_ids(ids: list[int]) -> None:
+    window = ReplayWindow(64)
+    for ident in ids:
+        window.accept(ident)
+        assert window._seen.bit_length() <= 64
+        assert not window.accept(ident)

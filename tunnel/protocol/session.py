@@ -1,0 +1,266 @@
+"""One end of an open link, without I/O: received frames become messages, method calls become bytes to send.
+
+The owner (``engine.link``) passes every frame to ``receive_frame`` and the resulting event to the parts it concerns.
+When ``on_output`` is called, it takes ``data_to_send`` at the end of the turn: frames of one turn leave in one write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, cast
+
+from tunnel.model.limits import negotiate_limits
+from tunnel.protocol.errors import ProtocolError
+from tunnel.protocol.frames import FRAMES, Kind, Phase, Sender, encode_message, encode_numbers
+from tunnel.protocol.messages import (
+    CapacityChanged,
+    ConnectionsPooled,
+    ConnectionsRetired,
+    Goodbye,
+    Launch,
+    LimitsAnnounced,
+    Message,
+    Ping,
+    Pong,
+    QueueLength,
+    StreamsEnded,
+    TargetStatus,
+    VisitorFailed,
+)
+
+if TYPE_CHECKING:
+    from tunnel.model.limits import ConfiguredLimits, Limits
+    from tunnel.protocol.heartbeat import Heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsChanged:
+    """The limits of the link were negotiated again; ``Session.limits`` has them."""
+
+
+SessionEvent = (
+    CapacityChanged
+    | ConnectionsPooled
+    | ConnectionsRetired
+    | Goodbye
+    | Launch
+    | LimitsChanged
+    | Pong
+    | QueueLength
+    | StreamsEnded
+    | TargetStatus
+    | VisitorFailed
+)
+"""What ``receive_frame`` returns. One event for each frame: a batch of ids is one event."""
+
+_StateMessage = Ping | Pong | LimitsAnnounced | CapacityChanged | TargetStatus
+"""Frames that change the state of the session itself."""
+
+_OpenMessage = (
+    _StateMessage
+    | ConnectionsPooled
+    | ConnectionsRetired
+    | Goodbye
+    | Launch
+    | QueueLength
+    | StreamsEnded
+    | VisitorFailed
+)
+_Decoder = Callable[[bytes], _OpenMessage]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRole:
+    """Which of the two ends this is."""
+
+    is_client: bool
+    is_ingress: bool
+
+    @property
+    def peer_senders(self) -> frozenset[Sender]:
+        """The roles of the other end."""
+        return frozenset(
+            {
+                Sender.BOTH,
+                Sender.SERVER if self.is_client else Sender.CLIENT,
+                Sender.EGRESS if self.is_ingress else Sender.INGRESS,
+            }
+        )
+
+
+@cache
+def _decoders(role: SessionRole) -> dict[Kind, _Decoder]:
+    """The decoder of each frame that the peer may send, for one of four roles."""
+    senders = role.peer_senders
+    rows = [row for row in FRAMES.values() if row.phase is Phase.OPEN and row.sender in senders]
+    return {row.kind: cast("_Decoder", row.message.decode) for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiation:
+    """The values from which the limits of a link follow."""
+
+    ours: ConfiguredLimits
+    theirs: ConfiguredLimits
+    defaults: Limits
+
+    @property
+    def limits(self) -> Limits:
+        """What holds at both ends."""
+        return negotiate_limits(self.ours, self.theirs, self.defaults)
+
+
+class Session:
+    """The state of one end of a link, as far as the peer knows it."""
+
+    def __init__(
+        self, role: SessionRole, negotiation: Negotiation, heartbeat: Heartbeat, on_output: Callable[[], None]
+    ) -> None:
+        """``on_output`` is called when there is something to send for the first time since ``data_to_send``."""
+        self.role = role
+        self.heartbeat = heartbeat
+        self.limits = negotiation.limits
+        self.wanted_idle = 0
+        """idle data connections that the client wants"""
+        self.dialing = 0
+        """data connections that the client dials, as far as this end knows"""
+        self.target_error: str | None = None
+        """why the egress cannot reach the target; None when it can"""
+        self._negotiation = negotiation
+        self._on_output = on_output
+        self._is_output_due = False
+        self._out: list[bytes] = []
+        self._pooled: list[int] = []
+        self._launches: list[int] = []
+        self._stream_ends: list[int] = []  # id and bytes in turn
+        self._retired: list[int] = []
+        self._queue_length: int | None = None
+        self._decoders = _decoders(role)
+
+    # --- receiving ------------------------------------------------------------------------------------------------
+
+    def receive_frame(self, kind: Kind, payload: bytes, now: float) -> SessionEvent | None:
+        """Process one frame from the peer. Raises ProtocolError if the frame is not allowed or malformed."""
+        decode = self._decoders.get(kind)
+        if decode is None:
+            raise ProtocolError(f"the other end may not send a {kind.name} frame now")
+        message = decode(payload)
+        if isinstance(message, _StateMessage):
+            return self._apply(message, now)
+        return message
+
+    def _apply(self, message: _StateMessage, now: float) -> SessionEvent | None:
+        if isinstance(message, Ping):
+            self._send(Pong(message.stamp))
+            return None
+        if isinstance(message, LimitsAnnounced):
+            self._negotiate(Negotiation(self._negotiation.ours, message.limits, self._negotiation.defaults))
+            return LimitsChanged()
+        if isinstance(message, Pong):
+            self.heartbeat.note_pong(message.stamp, now)
+        elif isinstance(message, CapacityChanged):
+            self.wanted_idle, self.dialing = message.wanted, message.dialing
+        else:
+            self.target_error = message.error
+        return message
+
+    # --- sending --------------------------------------------------------------------------------------------------
+
+    def data_to_send(self) -> bytes:
+        """All frames that wait, in the order in which the peer has to receive them."""
+        self._is_output_due = False
+        out = self._out
+        if self._pooled:  # before the launches, which may name these ids
+            out.append(encode_numbers(Kind.POOLED, self._pooled))
+            self._pooled.clear()
+        if self._launches:
+            out.append(encode_numbers(Kind.LAUNCH, self._launches))
+            self._launches.clear()
+        if self._stream_ends:
+            out.append(encode_numbers(Kind.ENDED, self._stream_ends))
+            self._stream_ends.clear()
+        if self._retired:
+            out.append(encode_numbers(Kind.RETIRED, self._retired))
+            self._retired.clear()
+        if self._queue_length is not None:
+            out.append(encode_message(QueueLength(self._queue_length)))
+            self._queue_length = None
+        data = b"".join(out)
+        out.clear()
+        return data
+
+    def send_launch(self, ident: int) -> None:
+        """Ask the egress to dial the target for the visitor on this data connection."""
+        self._launches.append(ident)
+        if not self._is_output_due:
+            self._announce_output()
+
+    def send_pooled(self, ident: int) -> None:
+        """Confirm to the client that the server has this data connection in its pool."""
+        self._pooled.append(ident)
+        if not self._is_output_due:
+            self._announce_output()
+
+    def send_stream_ended(self, ident: int, total: int) -> None:
+        """Announce to the server that the stream of a data connection has ``total`` bytes."""
+        self._stream_ends += (ident, total)
+        if not self._is_output_due:
+            self._announce_output()
+
+    def send_retired(self, idents: list[int]) -> None:
+        """Tell the egress that these idle data connections are closed."""
+        if idents:
+            self._retired += idents
+            if not self._is_output_due:
+                self._announce_output()
+
+    def send_queue_length(self, count: int) -> None:
+        """Tell the client how many visitors wait at the server."""
+        self._queue_length = count
+        if not self._is_output_due:
+            self._announce_output()
+
+    def send_capacity(self, wanted: int, dialing: int) -> None:
+        """Tell the server how many idle connections are wanted. A change of ``dialing`` alone is not sent."""
+        is_changed = wanted != self.wanted_idle
+        self.wanted_idle, self.dialing = wanted, dialing
+        if is_changed:
+            self._send(CapacityChanged(wanted, dialing))
+
+    def send_visitor_failed(self, ident: int, reason: str) -> None:
+        """Tell the ingress that the visitor of this data connection cannot be served."""
+        self._send(VisitorFailed(ident, reason))
+
+    def send_target_status(self, error: str | None) -> None:
+        """Tell the ingress whether the target can be reached."""
+        self.target_error = error
+        self._send(TargetStatus(error))
+
+    def send_limits(self, ours: ConfiguredLimits, defaults: Limits) -> None:
+        """Use other configured values at this end, negotiate again, and tell the peer."""
+        self._negotiate(Negotiation(ours, self._negotiation.theirs, defaults))
+        self._send(LimitsAnnounced(ours))
+
+    def send_ping(self, now: float) -> None:
+        """Ask the peer for a Pong."""
+        self._send(Ping(int(now * 1e9)))
+
+    def send_goodbye(self, reason: str) -> None:
+        """Ask the peer to close the link. It comes after all that was sent before, so launches still count."""
+        self._out.append(self.data_to_send())
+        self._send(Goodbye(reason))
+
+    def _negotiate(self, negotiation: Negotiation) -> None:
+        self._negotiation = negotiation
+        self.limits = negotiation.limits
+
+    def _send(self, message: Message) -> None:
+        self._out.append(encode_message(message))
+        if not self._is_output_due:
+            self._announce_output()
+
+    def _announce_output(self) -> None:
+        self._is_output_due = True
+        self._on_output()
