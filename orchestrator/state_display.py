@@ -1,28 +1,37 @@
-"""How a state looks to people, in every table and on the screen: a shape and a word. Pure."""
+"""How tables and screens show a state: a sign, a word and a colour. Derived from the state table. Pure."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from tunnel.model.state import State
+from tunnel.model.state import STATES, StateColor
 
-STATE_SIGNS: Final[dict[str, str]] = {
-    State.UP: "●",
-    State.STARTING: "◔",
-    State.CONNECTING: "◐",
-    State.WAITING: "◌",
-    State.COOLDOWN: "◷",
-    State.DRAINING: "◑",
-    State.FAILED: "✖",
-    State.STOPPED: "○",
-}
-"""The shape of each state."""
+STATE_SIGNS: Final[dict[str, str]] = {state: info.sign for state, info in STATES.items()}
+"""The sign of each state."""
 
 OFFLINE_SIGN: Final = "◇"
-"""The shape of a tunnel whose host is not there to speak for it."""
+"""The sign of a tunnel whose host is offline."""
+OFFLINE_ASCII_SIGN: Final = "%"
+
+ASCII_SIGNS: Final[dict[str, str]] = {info.sign: info.ascii_sign for info in STATES.values()} | {
+    OFFLINE_SIGN: OFFLINE_ASCII_SIGN
+}
+"""The replacement of each sign on a terminal without Unicode."""
+
+_TERMINAL_COLORS: Final = {
+    StateColor.GOOD: "green",
+    StateColor.WARNING: "yellow",
+    StateColor.LEAVING: "cyan",
+    StateColor.QUIET: "bright_black",
+    StateColor.ERROR: "red",
+}
+STATE_COLORS: Final[dict[str, str]] = {
+    state: _TERMINAL_COLORS[info.color] for state, info in STATES.items() if info.color in _TERMINAL_COLORS
+}
+"""The terminal colour of each state that has one."""
 
 
 def format_state(state: str, wait: str = "") -> str:
-    """Shape and word, and where somebody waits, how long; a state that only a newer daemon knows has no shape yet."""
+    """Return sign and word of a state, and the remaining wait, if any; an unknown state has the sign ``?``."""
     sign = STATE_SIGNS.get(state) or (OFFLINE_SIGN if state in {"gone", "silent"} else "?")
     return f"{sign} {state}{' ' if wait else ''}{wait}"

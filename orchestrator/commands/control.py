@@ -34,12 +34,12 @@ from orchestrator.commands.common import (
 )
 from orchestrator.process.logformat import format_json_event, printable
 from orchestrator.process.setup import print_message
+from orchestrator.state_display import STATE_COLORS
 from orchestrator.table import format_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_COLORS: Final = {"up": "green", "failed": "red", "cooldown": "yellow", "draining": "cyan", "stopped": "bright_black"}
 _WATCH_INTERVAL_S: Final = 1.0  # of ``ps --watch``
 _MAX_LINES: Final = 10_000
 _CURSOR_HOME, _CLEAR_TO_LINE_END, _CLEAR_TO_SCREEN_END = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -93,7 +93,7 @@ def format_tunnels(tunnels: Sequence[Json]) -> str:
     is_colored = is_color_enabled()
 
     def paint(text: str, state: str) -> str:
-        return click.style(text, fg=_COLORS.get(state)) if is_colored else text
+        return click.style(text, fg=STATE_COLORS.get(state)) if is_colored else text
 
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     return format_table(tunnels, columns=columns, paint=paint)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.process.setup import program_version
 from tunnel.model.spec import LogLevel
-from tunnel.model.state import State
+from tunnel.model.state import STATES, State
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 VERBS: Final = ("start", "stop", "restart", "drain", "retry")
 """What a single tunnel can be told."""
-
-_AT_REST: Final = frozenset({State.STOPPED, State.FAILED})
 
 
 class ReadOnlyError(Exception):
@@ -129,15 +127,15 @@ def _consequence(verb: str, before: Snapshot) -> str:
         case "start":
             if before.state is State.DRAINING:
                 return f"starts again after its drain{may_finish}"
-            return "is started" if before.state in _AT_REST else f"runs already: {before.state}"
-        case "stop" | "drain" if before.state in _AT_REST:
+            return "is started" if STATES[before.state].is_ended else f"runs already: {before.state}"
+        case "stop" | "drain" if STATES[before.state].is_ended:
             return "rests already"
         case "stop":
             return f"is stopped{may_finish}"
         case "drain":
             return f"drains{may_finish}" if active else "is drained"
         case "restart":
-            return "is started" if before.state in _AT_REST else f"is restarted{may_finish}"
+            return "is started" if STATES[before.state].is_ended else f"is restarted{may_finish}"
         case _ if before.state is not State.COOLDOWN:
             raise CommandConflictError(f"{before.name[:200]!r} has no cooldown to end: it is {before.state}")
         case _:

@@ -11,7 +11,7 @@ from orchestrator.config.manifest import Entry, addresses_conflict, listen_addre
 from orchestrator.config.plan import EntryResult
 from orchestrator.supervisor.crash_reports import describe_crash
 from tunnel.model.spec import Direction, Mode, Role
-from tunnel.model.state import State
+from tunnel.model.state import STATES, State
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 REMOVED: Final = "removed from the file"
 CHANGED: Final = "its entry was changed"
 
-_GIVEN_UP: Final = frozenset({State.DRAINING, State.STOPPED, State.FAILED})  # an engine has no listeners in these
+_GIVEN_UP: Final = frozenset(state for state, info in STATES.items() if not info.is_listening)
 _PATIENCE: Final = 0.5  # seconds for a listener of ours to be given up, so that another entry can have its address
 _LOOK: Final = 0.02  # seconds between two looks
 

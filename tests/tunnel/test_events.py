@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import pickle
 import time
+from types import MappingProxyType
 
 import pytest
 
@@ -11,13 +13,13 @@ from tunnel.model.spec import LogLevel
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A monotonic clock that goes when the test says so: its only element is the time."""
+    """A monotonic clock that the test advances: its only element is the time."""
     now = [1000.0]
     monkeypatch.setattr("tunnel.model.events.time.monotonic", lambda: now[0])
     return now
 
 
-def test_events_carry_who_when_how_grave_and_what() -> None:
+def test_an_event_has_tunnel_time_level_kind_and_text() -> None:
     events: list[Event] = []
     event_log = EventLog("web", events.append)
     event_log.log_info("listen", "listening on 127.0.0.1:1", port=1)
@@ -33,7 +35,7 @@ def test_events_carry_who_when_how_grave_and_what() -> None:
     assert pickle.loads(pickle.dumps(events)) == events  # noqa: S301  our own bytes
 
 
-def test_detail_is_made_only_for_somebody_who_asked() -> None:
+def test_debug_events_are_created_only_at_level_debug() -> None:
     events: list[Event] = []
     event_log = EventLog("web", events.append)
     event_log.log_debug("pool", "refilled")
@@ -43,14 +45,14 @@ def test_detail_is_made_only_for_somebody_who_asked() -> None:
     assert [e.level for e in events] == [LogLevel.DEBUG]
 
 
-def test_what_is_not_detail_reaches_the_sink_at_every_level() -> None:
+def test_all_other_events_reach_the_sink_at_every_level() -> None:
     events: list[Event] = []
     event_log = EventLog("web", events.append, LogLevel.FATAL)
     event_log.log_info("state", "up")
     assert len(events) == 1
 
 
-def test_strangers_cannot_flood_the_log(clock: list[float]) -> None:
+def test_repeated_warnings_of_one_topic_are_throttled_and_counted(clock: list[float]) -> None:
     events: list[Event] = []
     event_log = EventLog("web", events.append)
     for _ in range(1000):
@@ -64,7 +66,7 @@ def test_strangers_cannot_flood_the_log(clock: list[float]) -> None:
     assert events[-1].text == "wrong key from 127.0.0.9"
 
 
-def test_one_topic_does_not_silence_another(clock: list[float]) -> None:
+def test_topics_are_throttled_separately(clock: list[float]) -> None:
     events: list[Event] = []
     event_log = EventLog("web", events.append)
     for host in range(10):
@@ -73,13 +75,37 @@ def test_one_topic_does_not_silence_another(clock: list[float]) -> None:
     assert clock == [1000.0]
 
 
-def test_topics_are_forgotten_and_never_without_bound(clock: list[float]) -> None:
+def test_the_number_of_remembered_topics_is_bounded(clock: list[float]) -> None:
     events: list[Event] = []
     event_log = EventLog("web", events.append)
-    for stranger in range(10_000):
+    for number in range(10_000):
         clock[0] += 0.1
-        event_log.warn_throttled("refused", f"stranger {stranger}", "wrong key")
+        event_log.warn_throttled("refused", f"topic {number}", "wrong key")
     assert len(event_log._throttled) < 1000
-    for stranger in range(5_000):  # all in one moment: nothing is old enough to be forgotten by age
-        event_log.warn_throttled("refused", f"another {stranger}", "wrong key")
+    for number in range(5_000):  # all at one time: no topic is old enough to be dropped for its age
+        event_log.warn_throttled("refused", f"another {number}", "wrong key")
     assert len(event_log._throttled) < 1000
+
+
+def test_an_event_is_one_json_object() -> None:
+    event = Event(
+        ts=0.0,
+        tunnel="web",
+        level=LogLevel.WARN,
+        kind="refused",
+        text="no",
+        data=MappingProxyType({"peer": "127.0.0.1:5"}),
+    )
+    assert json.loads(json.dumps(event.as_json())) == {
+        "ts": "1970-01-01T00:00:00.000Z",
+        "tunnel": "web",
+        "level": "warn",
+        "kind": "refused",
+        "text": "no",
+        "peer": "127.0.0.1:5",
+    }
+
+
+def test_the_data_of_an_event_cannot_replace_its_fixed_keys() -> None:
+    event = Event(ts=0.0, tunnel="web", level=LogLevel.WARN, kind="refused", text="no", data={"tunnel": "other"})
+    assert event.as_json()["tunnel"] == "web"

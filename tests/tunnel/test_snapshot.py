@@ -1,0 +1,102 @@
+"""The snapshot of a tunnel is the object that scripts rely on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+
+import pytest
+
+from tunnel.model.snapshot import (
+    BytesView,
+    ConnectionsView,
+    CooldownView,
+    PoolView,
+    RefusedView,
+    SignalsView,
+    Snapshot,
+)
+from tunnel.model.state import State
+from tunnel.model.times import format_timestamp
+
+CONTRACT = {
+    "name": "web",
+    "role": "server",
+    "direction": "reverse",
+    "state": "up",
+    "reason": None,
+    "since": "2026-01-01T00:00:00.000Z",
+    "tunnel_addr": "127.0.0.1:10101",
+    "target_addr": "127.0.0.1:8080",
+    "data_addr": "127.0.0.1:43211",
+    "peer": "127.0.0.1:5123",
+    "link": "6f1c",
+    "auth": "key",
+    "data_tls": 0,
+    "tags": ["prod"],
+    "worker": 0,
+    "pool": {"idle": 8, "capacity": 8, "dialing": 0, "min": 8, "max": 1024},
+    "signals": {"queued": 0, "limit": 1024, "total": 0},
+    "connections": {"active": 0, "total": 0, "failed": 0, "limit": 1024},
+    "bytes": {"in": 1, "out": 2},
+    "refused": {"handshakes": 0, "prefaces": 0, "silent": 0},
+    "rtt_ms": 0.4,
+    "cooldown": {"remaining_s": 0.0, "attempt": 0},
+    "restarts": 0,
+    "last_error": None,
+    "last_error_at": None,
+}
+"""An element of ``tunnels`` in ``ps --json``."""
+
+
+def snapshot() -> Snapshot:
+    return Snapshot(
+        name="web",
+        role="server",
+        direction="reverse",
+        state=State.UP,
+        since=format_timestamp(1767225600.0),
+        tunnel_addr="127.0.0.1:10101",
+        target_addr="127.0.0.1:8080",
+        data_addr="127.0.0.1:43211",
+        peer="127.0.0.1:5123",
+        link="6f1c",
+        auth="key",
+        data_tls=0,
+        tags=("prod",),
+        pool=PoolView(idle=8, capacity=8, min=8, max=1024),
+        signals=SignalsView(limit=1024),
+        connections=ConnectionsView(limit=1024),
+        bytes=BytesView(from_visitors=1, to_visitors=2),
+        refused=RefusedView(),
+        rtt_ms=0.4,
+        cooldown=CooldownView(),
+    )
+
+
+def test_a_snapshot_is_the_object_that_scripts_rely_on() -> None:
+    shown = snapshot().as_json()
+    assert json.loads(json.dumps(shown)) == CONTRACT
+    assert list(shown) == list(CONTRACT)
+
+
+def test_unknown_values_are_null() -> None:
+    unknown = dataclasses.replace(snapshot(), direction=None, data_addr=None, peer=None, link=None, rtt_ms=None)
+    shown = unknown.as_json()
+    assert {name for name, value in shown.items() if value is None} >= {
+        "direction",
+        "data_addr",
+        "peer",
+        "link",
+        "rtt_ms",
+    }
+
+
+def test_a_snapshot_can_be_pickled_and_its_readers_cannot_change_it() -> None:
+    before = snapshot()
+    assert pickle.loads(pickle.dumps(before)) == before  # noqa: S301  our own bytes
+    before.as_json()["pool"]["idle"] = 99
+    assert before.pool.idle == 8
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        before.state = State.FAILED  # type: ignore[misc]  # what the test is about
