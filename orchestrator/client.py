@@ -8,11 +8,25 @@ import json
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 from urllib.parse import quote, urlencode
 
-Json = dict[str, Any]
+from orchestrator.errors import OrchestratorError
+from orchestrator.status.json_types import (
+    CommandResultJson,
+    EventJson,
+    EventsJson,
+    PlanJson,
+    ReloadJson,
+    ShutdownJson,
+    StatusJson,
+    TunnelDetailsJson,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Answer = TypeVar("Answer")
 
 _ANSWER_TIMEOUT_S: Final = 10.0
 _SLOW_ANSWER_TIMEOUT_S: Final = 60.0  # for a reload of many tunnels, or for the next heartbeat of a stream
@@ -21,11 +35,11 @@ _HEADERS: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
 _END_OF_STREAM: Final = b": end\n"  # the last line of a stream that the daemon ended; missing if the daemon crashed
 
 
-class NoDaemonError(Exception):
+class NoDaemonError(OrchestratorError):
     """No daemon answers at the socket; the message is a sentence."""
 
 
-class RequestRefusedError(Exception):
+class RequestRefusedError(OrchestratorError):
     """The daemon refused the request; the message is the sentence of its answer."""
 
 
@@ -48,41 +62,41 @@ class ApiClient:
         self.path = path
         self._timeout_s = timeout_s
 
-    def status(self) -> Json:
+    def status(self) -> StatusJson:
         """Return the object of ``ps --json``."""
-        return self._request("GET", "/v1/status")
+        return self._request(StatusJson, "GET", "/v1/status")
 
-    def tunnel(self, name: str) -> Json:
+    def tunnel(self, name: str) -> TunnelDetailsJson:
         """Return one element of its ``tunnels`` with the settings and their places in the file."""
-        return self._request("GET", f"/v1/tunnels/{quote(name, safe='')}")
+        return self._request(TunnelDetailsJson, "GET", f"/v1/tunnels/{quote(name, safe='')}")
 
-    def command(self, verb: str, name: str, timeout_s: float | None = None) -> Json:
+    def command(self, verb: str, name: str, timeout_s: float | None = None) -> CommandResultJson:
         """Send start, stop, restart, drain or retry; ``timeout_s`` limits the drain."""
         body = {} if timeout_s is None else {"timeout": timeout_s}
-        return self._request("POST", f"/v1/tunnels/{quote(name, safe='')}/{verb}", body)
+        return self._request(CommandResultJson, "POST", f"/v1/tunnels/{quote(name, safe='')}/{verb}", body)
 
-    def plan(self) -> Json:
+    def plan(self) -> PlanJson:
         """Return what a reload would change."""
-        return self._request("GET", "/v1/plan", timeout_s=_SLOW_ANSWER_TIMEOUT_S)
+        return self._request(PlanJson, "GET", "/v1/plan", timeout_s=_SLOW_ANSWER_TIMEOUT_S)
 
-    def reload(self) -> Json:
+    def reload(self) -> ReloadJson:
         """Read the file again. Returns the result per entry."""
-        return self._request("POST", "/v1/reload", {}, timeout_s=_SLOW_ANSWER_TIMEOUT_S)
+        return self._request(ReloadJson, "POST", "/v1/reload", {}, timeout_s=_SLOW_ANSWER_TIMEOUT_S)
 
-    def logs(self, names: Iterable[str], count: int, level: str, *, follow: bool) -> Iterator[Json]:
+    def logs(self, names: Iterable[str], count: int, level: str, *, follow: bool) -> Iterator[EventJson]:
         """Yield the last events of some tunnels (none: all); with ``follow`` each new one, until the daemon ends."""
         query = [*(("tunnel", name) for name in names), ("n", count), ("level", level), ("follow", _flag(value=follow))]
         if follow:
             return self._stream(f"/v1/logs?{urlencode(query)}")
-        return iter(self._request("GET", f"/v1/logs?{urlencode(query)}")["lines"])
+        return iter(self._request(EventsJson, "GET", f"/v1/logs?{urlencode(query)}")["lines"])
 
-    def events(self, count: int, *, follow: bool) -> Iterator[Json]:
+    def events(self, count: int, *, follow: bool) -> Iterator[EventJson]:
         """Yield the last state changes, reloads and commands; with ``follow`` each new one, until the daemon ends."""
         return self._stream(f"/v1/events?{urlencode([('n', count), ('follow', _flag(value=follow))])}")
 
-    def shutdown(self, *, drain: bool = True) -> Json:
+    def shutdown(self, *, drain: bool = True) -> ShutdownJson:
         """Drain and end the daemon, or end it at once. Returns before it has ended."""
-        return self._request("POST", "/v1/shutdown", {"drain": drain})
+        return self._request(ShutdownJson, "POST", "/v1/shutdown", {"drain": drain})
 
     def is_ready(self) -> bool:
         """Whether a daemon answers that every enabled tunnel is started."""
@@ -105,14 +119,22 @@ class ApiClient:
             time.sleep(_POLL_INTERVAL_S)
         return False
 
-    def _request(self, method: str, path: str, body: Json | None = None, *, timeout_s: float | None = None) -> Json:
+    def _request(
+        self,
+        answer_type: type[Answer],
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Answer:
         with self._open_response(method, path, body, timeout_s or self._timeout_s) as response:
-            return _parse_object(response)
+            return _parse_answer(answer_type, response)
 
-    def _stream(self, path: str) -> Iterator[Json]:
+    def _stream(self, path: str) -> Iterator[EventJson]:
         with self._open_response("GET", path, None, _SLOW_ANSWER_TIMEOUT_S) as response:
             if response.status >= 400:
-                _parse_object(response)
+                _parse_answer(EventJson, response)
             for line in response:
                 if line.startswith(b"data: "):
                     yield json.loads(line[6:])
@@ -122,7 +144,7 @@ class ApiClient:
 
     @contextlib.contextmanager
     def _open_response(
-        self, method: str, path: str, body: Json | None, timeout_s: float
+        self, method: str, path: str, body: Mapping[str, object] | None, timeout_s: float
     ) -> Iterator[http.client.HTTPResponse]:
         connection = _UnixConnection(self.path, timeout_s)
         try:
@@ -140,14 +162,17 @@ class ApiClient:
             connection.close()
 
 
-def _parse_object(response: http.client.HTTPResponse) -> Json:
-    """Return the JSON object of an answer. Raises RequestRefusedError, and ValueError if the body is no object."""
+def _parse_answer(_: type[Answer], response: http.client.HTTPResponse) -> Answer:
+    """Return the JSON object of an answer. Raises RequestRefusedError, and ValueError if the body is no object.
+
+    The fields are not checked: the daemon at the socket is a part of this program.
+    """
     answer = json.loads(response.read())
     if not isinstance(answer, dict):
         raise ValueError("no object")
     if response.status >= 400:
         raise RequestRefusedError(str(answer.get("detail") or answer.get("title") or response.reason))
-    return answer
+    return cast("Answer", answer)
 
 
 def _flag(*, value: bool) -> str:

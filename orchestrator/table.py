@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.process.logformat import printable
 from orchestrator.state_display import format_state
+
+if TYPE_CHECKING:
+    from orchestrator.status.json_types import TunnelJson
 
 Paint = Callable[[str, str], str]
 """Takes a text and a state; returns the text in the colour of the state."""
@@ -63,7 +66,7 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(_line(cells, widths, "", None, lambda text, _: text) for cells in rows)
 
 
-def format_table(tunnels: Iterable[Mapping[str, Any]], *, columns: int | None, paint: Paint) -> str:
+def format_table(tunnels: Iterable[TunnelJson], *, columns: int | None, paint: Paint) -> str:
     """Return a line of headings and one line for each tunnel, truncated to ``columns`` if given.
 
     The column of workers is shown if a tunnel runs in a worker.
@@ -72,14 +75,14 @@ def format_table(tunnels: Iterable[Mapping[str, Any]], *, columns: int | None, p
     rows = [_HEADERS, *map(_row, tunnels)]
     if not any(tunnel["worker"] for tunnel in tunnels):
         rows = [(*cells[:_WORKER], *cells[_WORKER + 1 :]) for cells in rows]
-    states = ["", *(str(tunnel["state"]) for tunnel in tunnels)]
+    states = ["", *(tunnel["state"] for tunnel in tunnels)]
     widths = [max(map(display_width, cells)) for cells in zip(*rows, strict=True)]
     return "\n".join(_line(cells, widths, state, columns, paint) for cells, state in zip(rows, states, strict=True))
 
 
-def _row(tunnel: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(tunnel: TunnelJson) -> tuple[str, ...]:
     pool, visitors, transferred = tunnel["pool"], tunnel["connections"], tunnel["bytes"]
-    state = str(tunnel["state"])
+    state = tunnel["state"]
     wait = f"{tunnel['cooldown']['remaining_s']:.1f}s" if state == "cooldown" else ""
     cells = (
         truncate(tunnel["name"], 40),

@@ -78,40 +78,40 @@ def problem_response(status: int, detail: str) -> web.Response:
 
 
 async def get_status(request: ApiRequest) -> web.StreamResponse:
-    """``GET /v1/status``."""
+    """Answer the whole status, as ``ps --json`` prints it."""
     return json_response(await request.control.status())
 
 
 async def watch_status(request: ApiRequest) -> web.StreamResponse:
-    """``GET /v1/watch``."""
+    """Stream the status and its changes."""
     interval_s = request.get(parameters.INTERVAL)
     context = request.context
     return await stream.watch_status(request.http, context.control, interval_s, context.subscriptions, context.limits)
 
 
 async def get_tunnel(request: ApiRequest) -> web.StreamResponse:
-    """``GET /v1/tunnels/{name}``."""
+    """Answer one tunnel with its settings."""
     return json_response(request.control.tunnel(request.tunnel_name))
 
 
 async def send_command(request: ApiRequest, *, verb: str) -> web.StreamResponse:
-    """``POST /v1/tunnels/{name}/{verb}``."""
+    """Give a tunnel one command."""
     outcome = await request.control.command(verb, request.tunnel_name, request.get_field(parameters.TIMEOUT))
     return json_response(outcome.as_json())
 
 
 async def reload(request: ApiRequest) -> web.StreamResponse:
-    """``POST /v1/reload``."""
+    """Read the configuration file again."""
     return json_response(await request.control.reload())
 
 
 async def get_plan(request: ApiRequest) -> web.StreamResponse:
-    """``GET /v1/plan``."""
+    """Answer what a reload would change."""
     return json_response(await request.control.plan())
 
 
 async def get_logs(request: ApiRequest) -> web.StreamResponse:
-    """``GET /v1/logs``."""
+    """Answer or stream the last events of some tunnels."""
     control = request.control
     bus = control.bus
     min_level = request.get(parameters.LEVEL)
@@ -134,7 +134,7 @@ async def get_logs(request: ApiRequest) -> web.StreamResponse:
 
 
 async def get_events(request: ApiRequest) -> web.StreamResponse:
-    """``GET /v1/events``."""
+    """Stream the last state changes, reloads and commands."""
     bus, context = request.control.bus, request.context
     count = request.get(parameters.EVENT_COUNT)
     if not request.get(parameters.FOLLOW_EVENTS):
@@ -146,30 +146,30 @@ async def get_events(request: ApiRequest) -> web.StreamResponse:
 
 
 async def shut_down(request: ApiRequest) -> web.StreamResponse:
-    """``POST /v1/shutdown``."""
+    """Begin the end of the daemon."""
     drain = request.get_field(parameters.DRAIN)
     return json_response(request.control.shutdown(drain=drain), HTTPStatus.ACCEPTED)
 
 
 async def get_openapi(request: ApiRequest) -> web.StreamResponse:
-    """``GET /openapi.json``."""
+    """Answer the OpenAPI document."""
     return json_response(request.context.describe_api())
 
 
 async def get_liveness(_: ApiRequest) -> web.StreamResponse:
-    """``GET /healthz``."""
+    """Answer the liveness probe."""
     return web.Response(text="ok\n")
 
 
 async def get_readiness(request: ApiRequest) -> web.StreamResponse:
-    """``GET /readyz``."""
+    """Answer the readiness probe: 503 until all enabled tunnels are started."""
     if request.control.supervisor.is_ready:
         return web.Response(text="ready\n")
     return problem_response(HTTPStatus.SERVICE_UNAVAILABLE, "the tunnels are starting or draining")
 
 
 async def get_metrics(request: ApiRequest) -> web.StreamResponse:
-    """``GET /metrics``."""
+    """Answer the page of metrics; rendered in a thread."""
     control = request.control
     accept = request.http.headers.get("Accept", "")
     tasks = len(asyncio.all_tasks())

@@ -34,7 +34,7 @@ class ParameterError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Parameter(Generic[Value]):
-    """A query parameter."""
+    """A query parameter of a route."""
 
     name: str
     summary: str

@@ -86,7 +86,7 @@ PAGES = {"api.md": render_api_reference, "metrics.md": render_metrics_reference}
 
 
 def main(directory: Path) -> None:
-    """Write all pages."""
+    """Write all pages to a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, render in PAGES.items():
         (directory / name).write_text(render(), encoding="utf-8")

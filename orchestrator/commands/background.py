@@ -28,7 +28,7 @@ _LOG_TAIL_BYTES: Final = 4096  # the part of the log that explains a failed star
 
 
 class BackgroundStartError(Exception):
-    """The process did not start; the message is a sentence, or what the process itself printed."""
+    """The process did not start; the message is a sentence, or the output of the process."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)

@@ -9,17 +9,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 import click
 from click.shell_completion import CompletionItem
 
-from orchestrator.client import ApiClient, Json, NoDaemonError, RequestRefusedError
+from orchestrator.client import ApiClient, NoDaemonError, RequestRefusedError
 from orchestrator.process import socket_paths
 from orchestrator.process.setup import mask_url, print_message
 from tunnel.model.errors import did_you_mean
 from tunnel.model.spec import LogLevel
 from tunnel.model.times import parse_duration
+
+if TYPE_CHECKING:
+    from orchestrator.status.json_types import TunnelJson
 
 EXIT_FAILED, EXIT_USAGE, EXIT_NOT_UP, EXIT_NO_DAEMON = 1, 2, 3, 4
 """Exit codes besides 0: failed at run time, wrong usage or invalid file, a tunnel is not up, no daemon answers."""
@@ -119,14 +122,14 @@ def is_pattern(text: str) -> bool:
     return not _PATTERN_CHARACTERS.isdisjoint(text)
 
 
-def select_tunnels(tunnels: Sequence[Json], names: Sequence[str]) -> list[Json]:
+def select_tunnels(tunnels: Sequence[TunnelJson], names: Sequence[str]) -> list[TunnelJson]:
     """Return the tunnels that match names and patterns (none: all), in the order of the file.
 
     A name without a match ends the command.
     """
     for name in names:
         if not any(_matches(tunnel["name"], name) for tunnel in tunnels):
-            hint = did_you_mean(name, [str(tunnel["name"]) for tunnel in tunnels])
+            hint = did_you_mean(name, [tunnel["name"] for tunnel in tunnels])
             exit_with_error(EXIT_FAILED, f"no tunnel is named {name!r}{hint}")
     return [t for t in tunnels if not names or any(_matches(t["name"], name) for name in names)]
 
@@ -137,7 +140,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 def complete_names(ctx: click.Context, _: click.Parameter, prefix: str) -> list[CompletionItem]:
     """Return the names of the daemon's tunnels with a prefix; none if no daemon answers in time."""
-    given: dict[str, Any] = ctx.params
+    given = ctx.params
     try:
         file = given.get("file") or Path(DEFAULT_FILE)
         status = make_client(given.get("socket"), Path(file), _COMPLETION_TIMEOUT_S).status()

@@ -7,12 +7,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.client import ApiClient, Json, RequestRefusedError
+from orchestrator.client import ApiClient, RequestRefusedError
 from orchestrator.commands.common import (
     DEFAULT_FILE,
     EXIT_FAILED,
@@ -40,10 +41,11 @@ from orchestrator.table import format_table
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from orchestrator.status.json_types import EntryResultJson, EventJson, FaultJson, PlanJson, StatusJson, TunnelJson
+
 _WATCH_INTERVAL_S: Final = 1.0  # of ``ps --watch``
 _MAX_LINES: Final = 10_000
 _CURSOR_HOME, _CLEAR_TO_LINE_END, _CLEAR_TO_SCREEN_END = "\x1b[H", "\x1b[K", "\x1b[J"
-_PLAN_ACTIONS: Final = {"add": "add", "remove": "remove", "restart": "restart", "change": "change live"}
 
 
 @click.command()
@@ -69,7 +71,7 @@ def ps(*, names: tuple[str, ...], as_json: bool, watch: bool, socket: Path | Non
             time.sleep(_WATCH_INTERVAL_S)
 
 
-def _print_status(status: Json, *, is_screen: bool) -> None:
+def _print_status(status: StatusJson, *, is_screen: bool) -> None:
     tunnels = status["tunnels"]
     if not status["config"]["ok"]:
         print_message(f"the last valid configuration stays in force: {status['config']['error']}")
@@ -88,7 +90,7 @@ def _print_status(status: Json, *, is_screen: bool) -> None:
         print_message(text)
 
 
-def format_tunnels(tunnels: Sequence[Json]) -> str:
+def format_tunnels(tunnels: Sequence[TunnelJson]) -> str:
     """Return tunnels as a table for stdout: coloured and truncated if stdout is a terminal."""
     is_colored = is_color_enabled()
 
@@ -110,14 +112,15 @@ def _tunnel_command(verb: str, summary: str, *, drains: bool) -> click.Command:
             exit_with_error(EXIT_USAGE, f"name the tunnels or use --all: nodepass-orch {verb} NAME…")
         with exit_on_api_error():
             client = make_client(socket, file)
-            selected = [str(tunnel["name"]) for tunnel in select_tunnels(client.status()["tunnels"], names)]
-            results = [_send_command(client, verb, name, timeout) for name in selected]
+            selected = [tunnel["name"] for tunnel in select_tunnels(client.status()["tunnels"], names)]
+            replies = [_send_command(client, verb, name, timeout) for name in selected]
+        is_success = all(reply.ok for reply in replies)
         if as_json:
-            print_json({"ok": all(result["ok"] for result in results), "results": results})
-        for result in results:
+            print_json({"ok": is_success, "results": [asdict(reply) for reply in replies]})
+        for reply in replies:
             if not as_json:
-                (click.echo if result["ok"] else print_message)(printable(f"{result['name']}: {result['text']}"))
-        return 0 if all(result["ok"] for result in results) else EXIT_FAILED
+                (click.echo if reply.ok else print_message)(printable(f"{reply.name}: {reply.text}"))
+        return 0 if is_success else EXIT_FAILED
 
     decorators: list[Callable[[Any], Any]] = [
         names_argument,
@@ -132,11 +135,22 @@ def _tunnel_command(verb: str, summary: str, *, drains: bool) -> click.Command:
     return click.command(verb, help=f"{summary} NAME may be a pattern like edge-*.")(send_to_tunnels)
 
 
-def _send_command(client: ApiClient, verb: str, name: str, timeout_s: float | None) -> Json:
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """What the daemon answered to the command for one tunnel."""
+
+    name: str
+    ok: bool
+    state: str | None
+    text: str
+
+
+def _send_command(client: ApiClient, verb: str, name: str, timeout_s: float | None) -> _Reply:
     try:
-        return client.command(verb, name, timeout_s)
+        result = client.command(verb, name, timeout_s)
     except RequestRefusedError as error:
-        return {"name": name, "ok": False, "state": None, "text": str(error)}
+        return _Reply(name, ok=False, state=None, text=str(error))
+    return _Reply(result["name"], result["ok"], result["state"], result["text"])
 
 
 _TUNNEL_COMMANDS: Final = (
@@ -176,13 +190,13 @@ def reload(*, wait: bool, as_json: bool, socket: Path | None, file: Path) -> int
     return EXIT_USAGE if answer["error"] else EXIT_FAILED if bad else 0
 
 
-def _format_error(error: Json) -> str:
-    parts = [error.get("file"), error.get("line"), error.get("column")]
+def _format_error(error: FaultJson) -> str:
+    parts = [error["file"], error["line"], error["column"]]
     place = ":".join(str(part) for part in parts if part is not None)
-    return printable(f"{place}: {error['message']}" if place else str(error["message"]))
+    return printable(f"{place}: {error['message']}" if place else error["message"])
 
 
-def _format_result(name: str, result: Json) -> str:
+def _format_result(name: str, result: EntryResultJson) -> str:
     details = [*result["changes"], *([result["detail"]] if result["detail"] else [])]
     return printable(f"{result['action']} {name}{': ' if details else ''}{'; '.join(details)}")
 
@@ -209,17 +223,20 @@ def plan(*, file: Path, as_json: bool, socket: Path | None) -> int:
     else:
         for line in _plan_lines(answer):
             click.echo(line)
-        for warning in answer.get("warnings", ()):
+        for warning in answer["warnings"]:
             print_message(printable(warning))
         print_message(f"{answer['unchanged']} unchanged")
     return 0 if answer["ok"] else EXIT_USAGE
 
 
-def _plan_lines(answer: Json) -> Iterator[str]:
-    for key, action in _PLAN_ACTIONS.items():
-        for step in answer[key]:
-            name, changes = (step, []) if isinstance(step, str) else (step["name"], step["changes"])
-            yield printable(f"{action} {name}{': ' if changes else ''}{'; '.join(changes)}")
+def _plan_lines(plan: PlanJson) -> Iterator[str]:
+    for name in plan["add"]:
+        yield printable(f"add {name}")
+    for name in plan["remove"]:
+        yield printable(f"remove {name}")
+    for action, steps in (("restart", plan["restart"]), ("change live", plan["change"])):
+        for step in steps:
+            yield printable(f"{action} {step['name']}{': ' if step['changes'] else ''}{'; '.join(step['changes'])}")
 
 
 def _follow_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -258,7 +275,7 @@ def logs(
         exact = [name for name in names if not is_pattern(name)]  # the log may have lines of removed tunnels
         patterns = [name for name in names if is_pattern(name)]
         if patterns:
-            exact += [str(tunnel["name"]) for tunnel in select_tunnels(client.status()["tunnels"], patterns)]
+            exact += [tunnel["name"] for tunnel in select_tunnels(client.status()["tunnels"], patterns)]
         _print_events(client.logs(exact, count, level.lower(), follow=follow), as_json=as_json)
         if follow:
             print_message("the daemon has ended")
@@ -280,7 +297,7 @@ def events(*, follow: bool, count: int, as_json: bool, socket: Path | None, file
     return 0
 
 
-def _print_events(events: Iterable[Json], *, as_json: bool) -> None:
+def _print_events(events: Iterable[EventJson], *, as_json: bool) -> None:
     for event in events:
         if as_json:
             print_json(event)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.mqtt.fleet import Fleet, Json
     from orchestrator.mqtt.payloads import ResponsePayload
     from orchestrator.mqtt.reader import FleetReader
+    from orchestrator.status.json_types import TunnelJson
 
 URL_VARIABLE: Final = "NODEPASS_ORCH_MQTT"
 
@@ -204,7 +205,8 @@ def _print_hosts(hosts: Sequence[Json]) -> None:
         if not host["config"]["ok"] and host["config"]["error"]:
             click.echo(printable(f"the last valid configuration stays in force: {host['config']['error']}"))
         if host["tunnels"]:
-            click.echo(format_tunnels([_mark_unknown_state(tunnel, host) for tunnel in host["tunnels"]]))
+            shown = [_mark_unknown_state(tunnel, host) for tunnel in host["tunnels"]]
+            click.echo(format_tunnels(cast("list[TunnelJson]", shown)))
 
 
 def _mark_unknown_state(tunnel: Json, host: Json) -> Json:

@@ -20,6 +20,8 @@ from .processes import BenchError, RunningProcess, clean_environment, run_proces
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from orchestrator.status.json_types import TunnelJson
+
 _MIN_POLL_S: Final = 0.01
 _POLL_PER_TUNNEL_S: Final = 0.0002  # status requests cost the daemon time in proportion to its tunnels
 
@@ -49,7 +51,7 @@ class BenchDaemon:
             return False
         return all(tunnel["state"] == "up" for tunnel in status["tunnels"])
 
-    async def tunnel(self, name: str) -> dict[str, Any]:
+    async def tunnel(self, name: str) -> TunnelJson:
         """Return the status of one tunnel. Raises BenchError."""
         self.process.check()
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.process.service_manager import Notifier
-from tests.orchestrator.test_cli import COMMAND, PATIENCE, Shell
+from tests.support.shell import COMMAND, COMMAND_TIMEOUT_S, CommandShell
 
 FILE = "version: 1\ntunnels:\n  lonely: client://127.0.0.1:9/127.0.0.1:1\n"
 
@@ -37,7 +37,7 @@ class Manager:
             self.heard += self._socket.recv(65536).decode().split("\n")
 
     def until(self, wanted: str, count: int = 1) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
         while sum(line.startswith(wanted) for line in self.heard) < count:
             assert time.monotonic() < deadline, f"{wanted} was not heard among {self.heard}"
             self.hear()
@@ -51,7 +51,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
 
 
 def test_a_life_under_a_manager(manager: Manager, tmp_path: Path) -> None:
-    shell = Shell(tmp_path)
+    shell = CommandShell(tmp_path)
     (tmp_path / "tunnels.yaml").write_text(FILE)
     shell.environ |= {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "300000"}
     with shell.running("up", "--no-tui") as daemon:
@@ -67,7 +67,7 @@ def test_a_life_under_a_manager(manager: Manager, tmp_path: Path) -> None:
         assert "other" in shell.run("ps").stdout
         daemon.send_signal(signal.SIGTERM)
         manager.until("STOPPING=1")
-        assert daemon.wait(PATIENCE) == 0
+        assert daemon.wait(COMMAND_TIMEOUT_S) == 0
     order = [line for line in manager.heard if not line.startswith(("WATCHDOG", "STATUS", "MONOTONIC"))]
     assert order == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
 
@@ -90,10 +90,10 @@ def test_a_status_is_said_once(manager: Manager) -> None:
 
 
 def test_a_hangup_is_no_harm(tmp_path: Path) -> None:
-    shell = Shell(tmp_path)
+    shell = CommandShell(tmp_path)
     (tmp_path / "tunnels.yaml").write_text(FILE)
     with shell.running("up", "--no-tui") as daemon:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
         while shell.run("ps").returncode == 4 and time.monotonic() < deadline:
             pass
         (tmp_path / "tunnels.yaml").write_text("nonsense: [")
@@ -103,7 +103,7 @@ def test_a_hangup_is_no_harm(tmp_path: Path) -> None:
         assert "the last valid configuration stays in force: tunnels.yaml:2:1: " in shell.run("ps").stderr
         daemon.terminate()
         daemon.send_signal(signal.SIGHUP)
-        assert daemon.wait(PATIENCE) == 0
+        assert daemon.wait(COMMAND_TIMEOUT_S) == 0
     assert (
         subprocess.run([*COMMAND, "ps"], check=False, capture_output=True, cwd=tmp_path, env=shell.environ).returncode
         == 4

@@ -1,4 +1,4 @@
-"""The table of ``ps``: aligned whatever the names are, clipped to the terminal."""
+"""The table of ``ps`` is aligned whatever the names are, and fits the terminal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.status.contract import encode_snapshot
+from orchestrator.status.json_types import TunnelJson
 from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.table import align_columns, display_width, format_bytes, format_table, truncate
 from tunnel.model.options import make_spec
@@ -16,18 +18,22 @@ from tunnel.model.state import State
 from tunnel.model.url import parse_url
 
 SPEC = make_spec(parse_url("client://server-host:10101/127.0.0.1:5432"))
+
+
+def tunnel(name: str, state: State, reason: str | None = None, worker: int = 0) -> TunnelJson:
+    snapshot = replace(stopped_snapshot(name, SPEC), state=state, reason=reason, worker=worker)
+    return encode_snapshot(replace(snapshot, cooldown=CooldownView(remaining_s=2.14)))
+
+
 TUNNELS = [
-    replace(stopped_snapshot(name, SPEC), state=state, reason=reason, cooldown=CooldownView(remaining_s=2.14)).as_json()
-    for name, state, reason in [
-        ("[red]bold[/]", State.UP, None),
-        ("表の名前", State.COOLDOWN, "it refused the connection"),
-        ("x" * 200, State.STOPPED, "disabled in the file"),
-        ("two\nlines", State.FAILED, "the certificate is not one"),
-    ]
+    tunnel("[red]bold[/]", State.UP),
+    tunnel("表の名前", State.COOLDOWN, "it refused the connection"),
+    tunnel("x" * 200, State.STOPPED, "disabled in the file"),
+    tunnel("two\nlines", State.FAILED, "the certificate is invalid"),
 ]
 
 
-def test_columns_stand_below_each_other() -> None:
+def test_columns_are_aligned() -> None:
     lines = format_table(TUNNELS, columns=None, paint=lambda text, _: text).split("\n")
     assert len(lines) == 5
     starts = {display_width(line[: line.index("client")]) for line in lines[1:]}
@@ -43,17 +49,16 @@ def test_no_line_is_longer_than_the_terminal(columns: int) -> None:
         assert display_width(line) <= columns
 
 
-def test_workers_are_shown_where_there_are_any() -> None:
+def test_the_column_of_workers_is_shown_if_a_tunnel_has_one() -> None:
     alone = format_table(TUNNELS, columns=None, paint=lambda text, _: text)
-    spread = format_table([TUNNELS[0], {**TUNNELS[1], "worker": 3}], columns=None, paint=lambda text, _: text).split(
-        "\n"
-    )
+    rows = [TUNNELS[0], tunnel("表の名前", State.COOLDOWN, worker=3)]
+    spread = format_table(rows, columns=None, paint=lambda text, _: text).split("\n")
     assert "WORKER" not in alone
     at = spread[0].index("WORKER")
     assert [line[at] for line in (spread[1], spread[2].replace("表の名前", "xxxxxxxx"))] == ["-", "3"]
 
 
-def test_only_the_state_is_painted() -> None:
+def test_only_the_state_is_coloured() -> None:
     painted: list[tuple[str, str]] = []
 
     def paint(text: str, state: str) -> str:
@@ -65,7 +70,7 @@ def test_only_the_state_is_painted() -> None:
 
 
 @given(st.text(max_size=30), st.integers(1, 20))
-def test_clipped_text_fits(text: str, columns: int) -> None:
+def test_truncated_text_fits(text: str, columns: int) -> None:
     assert display_width(truncate(text, columns)) <= columns
     assert truncate(text, columns) == text or display_width(text) > columns
 
@@ -82,9 +87,9 @@ def test_clipped_text_fits(text: str, columns: int) -> None:
         (1 << 60, "1024P"),
     ],
 )
-def test_sizes(count: int, text: str) -> None:
+def test_bytes_take_at_most_five_characters(count: int, text: str) -> None:
     assert format_bytes(count) == text
 
 
-def test_align() -> None:
+def test_aligned_columns_are_as_wide_as_their_longest_cell() -> None:
     assert align_columns([("A", "B"), ("long", "x")]) == "A     B\nlong  x"

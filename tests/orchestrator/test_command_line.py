@@ -1,91 +1,30 @@
-"""The command as its users meet it: exit codes, what goes to stdout and what to stderr, and never a traceback."""
+"""The commands that need no daemon: exit codes, data on stdout, messages on stderr, and never a traceback."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.ports import free_port
-from tests.support.scale import GUARD_S
+from tests.support.shell import COMMAND, COMMAND_TIMEOUT_S, CommandShell
 from tunnel.model.options import OPTION_NAMES
 
-ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 2 * GUARD_S
-COMMAND = [sys.executable, "-m", "orchestrator.cli"]
 FILE = "version: 1\ntunnels:\n  here: server://127.0.0.1:{a}/127.0.0.1:{b}\n  there: client://127.0.0.1:{a}/127.0.0.1:{c}\n"
 
 
-class Shell:
-    """A directory to run commands in, with a runtime directory of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        runtime = path / "run"
-        runtime.mkdir(mode=0o700)
-        self.environ = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "XDG_RUNTIME_DIR": str(runtime),
-            "PYTHONWARNINGS": "error",
-        }
-
-    def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            cwd=self.path,
-            env=self.environ | environ,
-            stdin=subprocess.DEVNULL,
-        )
-        assert "Traceback" not in done.stderr
-        assert "Warning" not in done.stderr
-        return done
-
-    @contextmanager
-    def running(self, *arguments: str, command: Sequence[str] = COMMAND) -> Iterator[subprocess.Popen[bytes]]:
-        log = self.path / "log"
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                [*command, *arguments], stdout=subprocess.PIPE, stderr=stderr, cwd=self.path, env=self.environ
-            )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.communicate()
-            assert "Traceback" not in self.log()
-
-    def log(self) -> str:
-        return (self.path / "log").read_text()
-
-    def until_up(self) -> dict[str, Any]:
-        """The status once every tunnel is up."""
-        deadline = time.monotonic() + PATIENCE
-        while (done := self.run("ps", "--json")).returncode != 0:
-            assert time.monotonic() < deadline, f"not up in time: {done.stdout} {done.stderr} {self.log()}"
-        status: dict[str, Any] = json.loads(done.stdout)
-        return status
+@pytest.fixture
+def shell(tmp_path: Path) -> CommandShell:
+    return CommandShell(tmp_path)
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path)
-
-
-@pytest.fixture
-def file(shell: Shell) -> Path:
+def file(shell: CommandShell) -> Path:
     path = shell.path / "tunnels.yaml"
     path.write_text(FILE.format(a=free_port(), b=free_port(), c=free_port()))
     return path
@@ -116,26 +55,28 @@ def file(shell: Shell) -> Path:
         (["server://h:1/h:2?lgo=debug"], 2, "unknown option 'lgo'; did you mean 'log'?"),
     ],
 )  # fmt: skip
-def test_one_sentence_and_the_exit_code(shell: Shell, arguments: list[str], code: int, sentence: str) -> None:
+def test_a_wrong_command_prints_one_sentence_and_sets_the_exit_code(
+    shell: CommandShell, arguments: list[str], code: int, sentence: str
+) -> None:
     done = shell.run(*arguments)
     assert (done.returncode, done.stdout) == (code, "")
     assert sentence in done.stderr
     assert "s3cret" not in done.stderr
 
 
-def test_the_fault_of_a_url_is_pointed_at(shell: Shell) -> None:
+def test_the_fault_in_a_url_is_marked(shell: CommandShell) -> None:
     done = shell.run("server://s3cret-and-long@127.0.0.1:1/h:2x")
     _, url, mark = done.stderr.rstrip("\n").split("\n")
     assert url[mark.index("^") :].startswith("2x")
 
 
-def test_a_variable_that_makes_no_sense(shell: Shell) -> None:
+def test_an_invalid_environment_variable_is_reported(shell: CommandShell) -> None:
     done = shell.run("server://127.0.0.1:1/h:2", REPORT_INTERVAL="5")
     assert done.returncode == 2
     assert "REPORT_INTERVAL in the environment: '5' is not a duration with its unit; did you mean 5s?" in done.stderr
 
 
-def test_help_and_version_are_data(shell: Shell) -> None:
+def test_help_and_version_are_printed_to_stdout(shell: CommandShell) -> None:
     for arguments in (["--help"], ["-h"], ["up", "--help"], ["--version"]):
         done = shell.run(*arguments)
         assert (done.returncode, done.stderr) == (0, "")
@@ -145,14 +86,14 @@ def test_help_and_version_are_data(shell: Shell) -> None:
     assert "Commands:" in done.stderr
 
 
-def test_keys_are_new_and_fit_for_urls(shell: Shell) -> None:
+def test_keygen_prints_a_new_key_without_characters_to_escape(shell: CommandShell) -> None:
     one, other = (shell.run("keygen").stdout.strip() for _ in range(2))
     assert one != other
     assert len(one) == 43
     assert one.replace("-", "").replace("_", "").isalnum()
 
 
-def test_the_schema_names_every_option(shell: Shell) -> None:
+def test_the_schema_has_every_option(shell: CommandShell) -> None:
     schema = json.loads(shell.run("schema").stdout)
     assert set(schema["properties"]) == {"version", "supervisor", "defaults", "include", "tunnels"}
     for where, more in (("defaults", {"key"}), ("entry", {"key", "url", "enabled", "tags"})):
@@ -161,14 +102,14 @@ def test_the_schema_names_every_option(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
-def test_completion(shell: Shell, name: str) -> None:
+def test_each_shell_gets_a_completion_script(shell: CommandShell, name: str) -> None:
     done = shell.run("completion", name)
     assert "nodepass-orch" in done.stdout
     words = {"COMP_WORDS": "nodepass-orch ch", "COMP_CWORD": "1"}
     assert "check" in shell.run(_NODEPASS_ORCH_COMPLETE="bash_complete", **words).stdout
 
 
-def test_check(shell: Shell, file: Path) -> None:
+def test_check_prints_every_fault_with_its_place(shell: CommandShell, file: Path) -> None:
     done = shell.run("check")
     assert (done.returncode, done.stdout) == (0, "")
     file.write_text("version: 1\ntunnels:\n  a: server://0.0.0.0:1/h:2\n")
@@ -186,9 +127,9 @@ def test_check(shell: Shell, file: Path) -> None:
     assert shell.run("up", "--no-tui").stderr == done.stdout
 
 
-def test_up_ps_down(shell: Shell, file: Path) -> None:
+def test_up_runs_tunnels_that_ps_lists_until_down(shell: CommandShell, file: Path) -> None:
     with shell.running("up", "--no-tui") as daemon:
-        status = shell.until_up()
+        status = shell.wait_all_up()
         assert [tunnel["name"] for tunnel in status["tunnels"]] == ["here", "there"]
         assert (status["pid"], status["config"]["path"]) == (daemon.pid, str(file))
         assert len({tunnel["link"] for tunnel in status["tunnels"]}) == 1
@@ -206,28 +147,28 @@ def test_up_ps_down(shell: Shell, file: Path) -> None:
 
         done = shell.run("down", "--wait")
         assert (done.returncode, done.stdout) == (0, "")
-        assert daemon.wait(PATIENCE) == 0
+        assert daemon.wait(COMMAND_TIMEOUT_S) == 0
     assert list((shell.path / "run").iterdir()) == []
     assert shell.run("ps").returncode == 4
 
 
-def test_ps_tells_that_something_is_not_up(shell: Shell, file: Path) -> None:
+def test_ps_has_exit_code_3_if_a_tunnel_is_not_up(shell: CommandShell, file: Path) -> None:
     file.write_text(file.read_text().replace("there: client", "there: {enabled: false, url: 'client").rstrip() + "'}\n")
     with shell.running("up", "--no-tui", "--log-format", "json") as daemon:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
         while (done := shell.run("ps")).returncode == 4 and time.monotonic() < deadline:
             pass
         assert done.returncode == 3
         assert "disabled in the file" in done.stdout
         daemon.terminate()
-        assert daemon.wait(PATIENCE) == 0
+        assert daemon.wait(COMMAND_TIMEOUT_S) == 0
     assert {json.loads(line)["tunnel"] for line in shell.log().splitlines()} >= {"", "here"}
 
 
-def test_the_socket_that_the_file_names_is_found(shell: Shell, file: Path) -> None:
+def test_commands_find_the_socket_that_the_file_names(shell: CommandShell, file: Path) -> None:
     file.write_text(file.read_text().replace("tunnels:", "supervisor: {api: mine.sock}\ntunnels:"))
     with shell.running("up", "--no-tui"):
-        shell.until_up()
+        shell.wait_all_up()
         assert shell.run("ps", "--socket", "mine.sock").returncode == 0
         assert shell.run("ps", NODEPASS_ORCH_SOCKET="mine.sock").returncode == 0
         assert shell.run("down", "--wait").returncode == 0
@@ -236,40 +177,42 @@ def test_the_socket_that_the_file_names_is_found(shell: Shell, file: Path) -> No
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("mode", ["file", "url"])
-def test_a_signal_drains_and_ends_with_nought(shell: Shell, file: Path, number: int, mode: str) -> None:
+def test_a_process_signal_drains_and_ends_with_exit_code_0(
+    shell: CommandShell, file: Path, number: int, mode: str
+) -> None:
     server = f"{file.read_text().split('here: ')[1].split()[0]}?log=debug"
     arguments = ["up", "--no-tui", str(file)] if mode == "file" else [server]
     with shell.running(*arguments) as process:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
         while "listening on" not in shell.log() and time.monotonic() < deadline:
             assert process.poll() is None, shell.log()
             time.sleep(0.02)
         process.send_signal(number)
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(COMMAND_TIMEOUT_S) == 0
     assert "stopped" in shell.log()
 
 
 @pytest.mark.parametrize("delay", [0.005, 0.1, 0.25, 0.5])
 @pytest.mark.parametrize("mode", ["up", "url", "demo", "check"])
-def test_ctrl_c_at_any_moment_is_no_traceback(shell: Shell, file: Path, delay: float, mode: str) -> None:
+def test_ctrl_c_at_any_moment_prints_no_traceback(shell: CommandShell, file: Path, delay: float, mode: str) -> None:
     arguments = {
         "up": ["up", "--no-tui", str(file)],
         "url": ["client://127.0.0.1:9/127.0.0.1:1"],
         "demo": ["demo"],
         "check": ["check", str(file)],
     }[mode]
-    # Until our first line runs, Ctrl-C is the interpreter's own affair.
+    # Until the first line of the program runs, the interpreter handles Ctrl-C itself and prints a traceback.
     program = "import sys; from orchestrator.cli import main; print('x', flush=True); sys.exit(main())"
     with shell.running(*arguments, command=[sys.executable, "-c", program]) as process:
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(delay)  # the moment is the test's subject; there is nothing to wait for
         process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) in {0, -signal.SIGINT}
+        assert process.wait(COMMAND_TIMEOUT_S) in {0, -signal.SIGINT}
     assert "KeyboardInterrupt" not in shell.log()
 
 
-def test_one_url_imports_nothing_heavy(shell: Shell) -> None:
+def test_a_single_url_imports_no_heavy_library(shell: CommandShell) -> None:
     program = """
 import sys
 import orchestrator.cli, orchestrator.single
@@ -282,10 +225,10 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
 
 
-def test_asking_imports_nothing_heavy(shell: Shell) -> None:
+def test_the_control_commands_import_no_heavy_library(shell: CommandShell) -> None:
     program = """
 import sys
-import orchestrator.commands
+import orchestrator.commands.command_line
 heavy = {"aiohttp", "pydantic", "yaml", "cryptography"} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -295,7 +238,7 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
 
 
-def test_the_demonstration_ends_by_itself(shell: Shell) -> None:
+def test_the_demonstration_ends_after_its_duration_with_a_summary(shell: CommandShell) -> None:
     done = shell.run("demo", "--no-tui", "--duration", "8")
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
@@ -309,7 +252,7 @@ def test_the_demonstration_ends_by_itself(shell: Shell) -> None:
     assert "requests of visitors were answered, 0 failed" in done.stdout
 
 
-def test_a_full_disk_is_a_sentence(shell: Shell) -> None:
+def test_a_full_disk_is_reported_with_a_sentence(shell: CommandShell) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [*COMMAND, "schema"], check=False, stdout=full, stderr=subprocess.PIPE, text=True, env=shell.environ

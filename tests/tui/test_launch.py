@@ -1,4 +1,4 @@
-"""The commands that open the dashboard, from outside: on a terminal, and where there is none."""
+"""The commands that open the dashboard, run as processes with and without a terminal."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def living(socket: Path) -> Iterator[FakeDaemon]:
-    """A daemon in a thread, for commands that are processes of their own."""
+def daemon_thread(socket: Path) -> Iterator[FakeDaemon]:
+    """Run a fake daemon in a thread, for commands in other processes."""
     fake = FakeDaemon(socket)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     asyncio.run_coroutine_threadsafe(fake.start(), loop).result(GUARD_S)
     yield fake
-    asyncio.run_coroutine_threadsafe(_end(fake), loop).result(GUARD_S)
+    asyncio.run_coroutine_threadsafe(_stop(fake), loop).result(GUARD_S)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(GUARD_S)
     loop.close()
 
 
-async def _end(fake: FakeDaemon) -> None:
+async def _stop(fake: FakeDaemon) -> None:
     await fake.stop()
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
@@ -52,14 +52,14 @@ async def _end(fake: FakeDaemon) -> None:
     await asyncio.gather(*rest, return_exceptions=True)
 
 
-# as a shell does it: the terminal is that of the command, which hears when it is closed
+# As a shell does: the terminal is the controlling terminal of the command, which gets SIGHUP when it is closed.
 _ON_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 
 class Terminal:
-    """A command on a terminal of 100 by 30."""
+    """Runs a command on a terminal of 100 columns and 30 lines."""
 
     def __init__(self, *arguments: str, environ: dict[str, str]) -> None:
         self._master, slave = pty.openpty()
@@ -75,25 +75,25 @@ class Terminal:
             start_new_session=True,
         )
         self._slave, self._is_open = slave, True
-        self.seen = ""
+        self.output = ""
 
     def wait_until_shown(self, text: str, seconds: float = 2 * GUARD_S) -> None:
         deadline = time.monotonic() + seconds
-        while text not in self.seen:
-            assert time.monotonic() < deadline, f"{text!r} was not seen in {self.seen[-3000:]!r}"
+        while text not in self.output:
+            assert time.monotonic() < deadline, f"{text!r} was not printed in {self.output[-3000:]!r}"
             self._read()
 
     def _read(self) -> bool:
         if not select.select([self._master], [], [], 0.1)[0]:
             return True
         try:
-            self.seen += os.read(self._master, 65536).decode(errors="replace")
-        except OSError:  # the other end is closed
+            self.output += os.read(self._master, 65536).decode(errors="replace")
+        except OSError:  # the command has closed its end
             return False
         return True
 
-    def until_state(self, letter: str, seconds: float = GUARD_S) -> None:
-        """Until the process is in a state of the kernel: T is stopped."""
+    def wait_for_state(self, letter: str, seconds: float = GUARD_S) -> None:
+        """Wait until the process has a state of the kernel: T is stopped."""
         deadline = time.monotonic() + seconds
         while (state := Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]) != letter:
             assert time.monotonic() < deadline, f"it is {state}"
@@ -110,7 +110,7 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self._master, keys.encode())
 
-    def ended(self, seconds: float = 2 * GUARD_S) -> int:
+    def wait_exit(self, seconds: float = 2 * GUARD_S) -> int:
         deadline = time.monotonic() + seconds
         while self.process.poll() is None and time.monotonic() < deadline:
             self._read()
@@ -128,7 +128,7 @@ class Terminal:
 
 
 @contextmanager
-def terminal(*arguments: str, **environ: str) -> Iterator[Terminal]:
+def run_on_terminal(*arguments: str, **environ: str) -> Iterator[Terminal]:
     opened = Terminal(*arguments, environ={**os.environ, **environ})
     try:
         yield opened
@@ -151,37 +151,37 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("--mqtt", "mqtt://127.0.0.1:1"), "the dashboard requires a terminal"),
     ],
 )
-def test_what_makes_no_sense_on_a_fleet_is_said(arguments: tuple[str, ...], why: str) -> None:
+def test_options_that_do_not_fit_a_fleet_are_reported(arguments: tuple[str, ...], why: str) -> None:
     done = run("top", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert why in done.stderr
 
 
-def test_top_on_a_broker_that_is_not_there_says_so() -> None:
-    with terminal("top", "--mqtt", "mqtt://me:geheim@127.0.0.1:1") as opened:
-        assert opened.ended() == 4
-        assert "the broker mqtt://127.0.0.1:1 does not answer: it refused the connection" in opened.seen
-        assert "geheim" not in opened.seen
+def test_top_reports_a_broker_that_does_not_answer() -> None:
+    with run_on_terminal("top", "--mqtt", "mqtt://me:geheim@127.0.0.1:1") as opened:
+        assert opened.wait_exit() == 4
+        assert "the broker mqtt://127.0.0.1:1 does not answer: it refused the connection" in opened.output
+        assert "geheim" not in opened.output
 
 
-def end(socket: Path) -> None:
-    """End a daemon that takes no commands, if it runs."""
-    told = run("ps", "--json", "--socket", str(socket))
-    if told.stdout:
-        os.kill(json.loads(told.stdout)["pid"], signal.SIGTERM)
+def stop_read_only_daemon(socket: Path) -> None:
+    """Stop a daemon that rejects commands, if it runs."""
+    status = run("ps", "--json", "--socket", str(socket))
+    if status.stdout:
+        os.kill(json.loads(status.stdout)["pid"], signal.SIGTERM)
         deadline = time.monotonic() + 2 * GUARD_S
         while run("ps", "--socket", str(socket)).returncode != 4:
             assert time.monotonic() < deadline, "it does not end"
 
 
-def test_top_without_a_daemon_says_so(socket: Path) -> None:
+def test_top_reports_that_no_daemon_answers(socket: Path) -> None:
     done = run("top", "--socket", str(socket))
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr == f"nodepass-orch: no daemon answers at {socket}; start one with: nodepass-orch up\n"
 
 
-def test_top_wants_a_terminal(living: FakeDaemon) -> None:
-    done = run("top", "--socket", str(living.socket))
+def test_top_requires_a_terminal(daemon_thread: FakeDaemon) -> None:
+    done = run("top", "--socket", str(daemon_thread.socket))
     assert done.returncode == 2
     assert "requires a terminal" in done.stderr
 
@@ -194,24 +194,24 @@ def test_top_wants_a_terminal(living: FakeDaemon) -> None:
         (("--web-listen", "here", "--web", "--api", "http://127.0.0.1:1"), "is not an address such as 127.0.0.1:8000"),
     ],
 )
-def test_wrong_options_are_sentences(arguments: tuple[str, ...], said: str) -> None:
+def test_a_wrong_option_is_reported_with_one_sentence(arguments: tuple[str, ...], said: str) -> None:
     done = run("top", *arguments)
     assert done.returncode in {1, 2}
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_a_wrong_file_of_keys_is_a_sentence_with_its_place(living: FakeDaemon, tmp_path: Path) -> None:
+def test_a_fault_in_the_key_file_is_reported_with_its_place(daemon_thread: FakeDaemon, tmp_path: Path) -> None:
     keys = tmp_path / "keys.yaml"
     keys.write_text("restrat: f5\n")
-    with terminal("top", "--socket", str(living.socket), "--keys", str(keys)) as shown:
-        assert shown.ended() == 2
-        assert "keys.yaml:1:1: no action is named 'restrat'; did you mean 'restart'?" in shown.seen
+    with run_on_terminal("top", "--socket", str(daemon_thread.socket), "--keys", str(keys)) as shown:
+        assert shown.wait_exit() == 2
+        assert "keys.yaml:1:1: no action is named 'restrat'; did you mean 'restart'?" in shown.output
 
 
 @pytest.mark.parametrize("how", ["q", "\x03", signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_top_on_a_terminal_leaves_it_as_it_was(living: FakeDaemon, how: str | signal.Signals) -> None:
-    with terminal("top", "--socket", str(living.socket)) as shown:
+def test_top_restores_the_terminal_however_it_ends(daemon_thread: FakeDaemon, how: str | signal.Signals) -> None:
+    with run_on_terminal("top", "--socket", str(daemon_thread.socket)) as shown:
         before = shown.attributes()
         shown.wait_until_shown("db-east")
         assert shown.attributes() != before
@@ -219,38 +219,38 @@ def test_top_on_a_terminal_leaves_it_as_it_was(living: FakeDaemon, how: str | si
             shown.press(how)
         else:
             shown.process.send_signal(how)
-        assert shown.ended() == 0
+        assert shown.wait_exit() == 0
         assert shown.attributes() == before
-        assert "\x1b[?1049l" in shown.seen  # out of the other screen
-        assert "\x1b[?25h" in shown.seen  # and the cursor is back
-        assert "Traceback" not in shown.seen
-    assert living.commands == []
+        assert "\x1b[?1049l" in shown.output  # leaves the alternate screen
+        assert "\x1b[?25h" in shown.output  # shows the cursor
+        assert "Traceback" not in shown.output
+    assert daemon_thread.commands == []
 
 
-def test_top_ends_with_its_terminal(living: FakeDaemon) -> None:
-    with terminal("top", "--socket", str(living.socket)) as shown:
+def test_top_ends_when_its_terminal_hangs_up(daemon_thread: FakeDaemon) -> None:
+    with run_on_terminal("top", "--socket", str(daemon_thread.socket)) as shown:
         shown.wait_until_shown("db-east")
         shown.hang_up()
         assert shown.process.wait(GUARD_S) == 0
 
 
-def test_top_stops_and_goes_on(living: FakeDaemon) -> None:
-    with terminal("top", "--socket", str(living.socket)) as shown:
+def test_top_can_be_suspended_and_continued(daemon_thread: FakeDaemon) -> None:
+    with run_on_terminal("top", "--socket", str(daemon_thread.socket)) as shown:
         before = shown.attributes()
         shown.wait_until_shown("db-east")
         shown.press("\x1a")
         shown.wait_until_shown("\x1b[?1049l")
-        shown.until_state("T")
+        shown.wait_for_state("T")
         assert shown.attributes() == before
-        shown.seen = ""
+        shown.output = ""
         os.killpg(shown.process.pid, signal.SIGCONT)
         shown.wait_until_shown("db-east")
         shown.press("q")
-        assert shown.ended() == 0
+        assert shown.wait_exit() == 0
 
 
 @pytest.mark.parametrize(("keys", "left_running"), [("\x1b[C\r", True), ("\x1b[C\x1b[C\r", False)])
-def test_up_on_a_terminal_starts_the_daemon_beside_the_dashboard(
+def test_up_on_a_terminal_starts_a_daemon_and_shows_it(
     tmp_path: Path,
     keys: str,
     left_running: bool,  # noqa: FBT001  as the list above gives it
@@ -259,53 +259,53 @@ def test_up_on_a_terminal_starts_the_daemon_beside_the_dashboard(
     file.write_text("version: 1\ntunnels:\n  alone: client://127.0.0.1:9/127.0.0.1:9\n")
     socket, state = tmp_path / "up.sock", str(tmp_path / "state")
     try:
-        with terminal("up", "--read-only", str(file), "--socket", str(socket), XDG_STATE_HOME=state) as shown:
+        with run_on_terminal("up", "--read-only", str(file), "--socket", str(socket), XDG_STATE_HOME=state) as shown:
             shown.wait_until_shown("alone")
             shown.press("q")
             shown.wait_until_shown("Quit the dashboard?")
             shown.press(keys)
-            assert shown.ended() == 0
-            assert "Traceback" not in shown.seen
-            assert ("the tunnels keep running" if left_running else "the tunnels have ended") in shown.seen
-            assert ("end them with: kill " in shown.seen) is left_running  # it takes no command
+            assert shown.wait_exit() == 0
+            assert "Traceback" not in shown.output
+            assert ("the tunnels keep running" if left_running else "the tunnels have ended") in shown.output
+            assert ("end them with: kill " in shown.output) is left_running  # the daemon rejects commands
         assert run("ps", "--socket", str(socket)).returncode == (3 if left_running else 4)
     finally:
-        end(socket)
+        stop_read_only_daemon(socket)
 
 
-def test_up_on_a_terminal_knows_when_somebody_else_has_ended_the_tunnels(tmp_path: Path) -> None:
+def test_up_on_a_terminal_reports_that_another_client_stopped_the_daemon(tmp_path: Path) -> None:
     file = tmp_path / "tunnels.yaml"
     file.write_text("version: 1\ntunnels:\n  alone: client://127.0.0.1:9/127.0.0.1:9\n")
     socket, state = tmp_path / "up.sock", str(tmp_path / "state")
     try:
-        with terminal("up", str(file), "--socket", str(socket), XDG_STATE_HOME=state) as shown:
+        with run_on_terminal("up", str(file), "--socket", str(socket), XDG_STATE_HOME=state) as shown:
             shown.wait_until_shown("alone")
             assert run("down", "--wait", "--socket", str(socket)).returncode == 0
             shown.wait_until_shown("stale")
             shown.press("q")
-            assert shown.ended() == 0
-            assert "the daemon has ended, and so have its tunnels" in shown.seen
-            assert "keep running" not in shown.seen
+            assert shown.wait_exit() == 0
+            assert "the daemon has ended, and so have its tunnels" in shown.output
+            assert "keep running" not in shown.output
     finally:
-        end(socket)
+        stop_read_only_daemon(socket)
 
 
-def test_the_demonstration_on_a_terminal_ends_with_its_summary() -> None:
-    with terminal("demo") as shown:
+def test_the_demonstration_prints_its_summary_when_the_dashboard_is_closed() -> None:
+    with run_on_terminal("demo") as shown:
         shown.wait_until_shown("reverse-server")
         shown.wait_until_shown("cooldown")
         shown.press("q")
-        assert shown.ended() == 0
-        assert "requests of visitors were answered" in shown.seen
+        assert shown.wait_exit() == 0
+        assert "requests of visitors were answered" in shown.output
 
 
-def test_the_demonstration_ends_by_itself_after_its_duration() -> None:
-    with terminal("demo", "--duration", "3") as shown:
-        assert shown.ended() == 0
-        assert "requests of visitors were answered" in shown.seen
+def test_the_dashboard_of_the_demonstration_closes_after_its_duration() -> None:
+    with run_on_terminal("demo", "--duration", "3") as shown:
+        assert shown.wait_exit() == 0
+        assert "requests of visitors were answered" in shown.output
 
 
-def test_one_url_and_other_commands_load_no_screen() -> None:
+def test_other_commands_import_no_dashboard() -> None:
     program = (
         "import sys; sys.argv = ['x', 'ps', '--socket', '/nowhere.sock']; from tui.cli import main; main();"
         "print([m for m in ('textual', 'aiohttp', 'rich') if m in sys.modules])"
@@ -314,7 +314,7 @@ def test_one_url_and_other_commands_load_no_screen() -> None:
     assert done.stdout == "[]\n"
 
 
-async def test_the_browser_has_to_know_the_token() -> None:
+async def test_the_browser_needs_the_token_once_and_a_cookie_afterwards() -> None:
     async def page(_: web.Request) -> web.Response:
         return web.Response(text="the dashboard")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.orchestrator.test_cli import PATIENCE, Shell
 from tests.support.ports import free_port
 from tests.support.scale import IS_FULL_SCALE
+from tests.support.shell import COMMAND_TIMEOUT_S, CommandShell
 
 TOKEN = "0123456789abcdef-and-more"
 FILE = """version: 1
@@ -28,12 +28,12 @@ TOOL = shutil.which("schemathesis", path=str(Path(sys.executable).parent))
 
 @pytest.mark.skipif(not IS_FULL_SCALE or TOOL is None, reason="slow: runs with NODEPASS_TEST_SCALE=full")
 def test_no_fault_is_found(tmp_path: Path) -> None:
-    shell = Shell(tmp_path)
+    shell = CommandShell(tmp_path)
     port = free_port()
     (tmp_path / "token").write_text(TOKEN)
     (tmp_path / "tunnels.yaml").write_text(FILE.format(port=port))
     with shell.running("up", "--no-tui"):
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
         while shell.run("ps").returncode == 4:
             assert time.monotonic() < deadline
         assert TOOL is not None
