@@ -1,1 +1,1 @@
-"""Tests, mirroring the packages; integration beside them."""
+"""Tests: unit tests for each package, integration tests, fault cases, and the soak, benchmark and fuzz commands."""

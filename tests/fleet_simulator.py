@@ -1,9 +1,8 @@
-"""A fleet whose tunnels are made up and whose words are real: each host is the publisher of a daemon, over numbers
-that move by themselves.
+"""A simulated fleet: each host is the real publisher of a daemon, with invented tunnels whose numbers change.
 
-``python -m tests.fleet_simulator mqtt://127.0.0.1:1883`` runs 200 hosts of 50 tunnels in one process until SIGTERM; it
-says ``ready`` when all of them have told everything. SIGUSR1 takes the first tunnel of the first host out of service,
-or back into it. Commands over the broker are obeyed.
+``python -m tests.fleet_simulator mqtt://127.0.0.1:1883`` runs 200 hosts of 50 tunnels in one process until SIGTERM. It
+prints ``ready`` when all of them have published everything. SIGUSR1 takes the first tunnel of the first host out of
+service, or back into it. Commands over the broker are executed.
 """
 
 from __future__ import annotations
@@ -43,32 +42,32 @@ from tunnel.model.url import parse_url
 HOSTS: Final = 200
 TUNNELS: Final = 50
 BUSY: Final = 0.1
-"""The part of the tunnels that carry traffic, so that their numbers change all the time."""
+"""Share of the tunnels with traffic, whose numbers change all the time."""
 FLAPS: Final = 1.0
-"""Tunnels of the whole fleet that change their state each second."""
+"""State changes per second in the whole fleet."""
 
 REASON: Final = "the target 10.0.0.1:5432 cannot be reached: it refused the connection"
 
-_BEAT: Final = 1.0  # seconds between two changes of the numbers
-_AT_ONCE: Final = 20  # hosts that are born together
-_BIRTH: Final = 60.0  # seconds in which all have to be born
-_LOOK: Final = 0.05
-_FAREWELL: Final = 30.0  # seconds for the last words of all
-_OUT: Final = 5  # tunnels that are out of service at a time
+_CHANGE_INTERVAL_S: Final = 1.0  # between two changes of the numbers
+_START_BATCH: Final = 20  # hosts that connect at the same time
+_START_TIMEOUT_S: Final = 60.0  # until all hosts are online
+_POLL_INTERVAL_S: Final = 0.05
+_SHUTDOWN_TIMEOUT_S: Final = 30.0  # until all hosts are offline
+_MAX_OUT_OF_SERVICE: Final = 5  # tunnels at a time
 
 
 def name_of_host(number: int) -> str:
-    """The hosts' names, counted from 0."""
+    """Return the name of a host, counted from 0."""
     return f"sim-{number:03}"
 
 
 def name_of_tunnel(number: int) -> str:
-    """The tunnels' names on each host, counted from 0; the even ones are servers."""
+    """Return the name of a tunnel, counted from 0 on each host. Even numbers are servers."""
     return f"tunnel-{number:02}"
 
 
-class MadeUpTunnels:
-    """What a supervisor's tunnels would be to those who look on and to those who command."""
+class SimulatedTunnels:
+    """Invented tunnels with the part of the supervisor's interface that status readers and commands use."""
 
     def __init__(self, host: int, hosts: int, count: int, busy: float) -> None:
         self.bus = EventBus()
@@ -76,37 +75,37 @@ class MadeUpTunnels:
         self.busy = tuple(self.tunnels)[: round(busy * count)]
 
     def snapshots(self) -> tuple[Snapshot, ...]:
-        """All of them now."""
+        """Return the snapshots of all tunnels."""
         return tuple(self.each())
 
     def each(self) -> Iterator[Snapshot]:
-        """The same, each as it is asked for."""
+        """Yield the snapshots one by one."""
         yield from tuple(self.tunnels.values())
 
     def snapshot(self, name: str) -> Snapshot:
-        """One of them now."""
+        """Return the snapshot of one tunnel. Raises UnknownTunnelError."""
         if name not in self.tunnels:
             raise UnknownTunnelError(name)
         return self.tunnels[name]
 
     @property
     def is_ready(self) -> bool:
-        """Commands are welcome."""
+        """Whether commands are accepted: always."""
         return True
 
     def head(self) -> dict[str, Any]:
-        """The status without the tunnels."""
+        """Return the status without the tunnels."""
         return {"generation": 1, "config": {"ok": True, "error": None}, "mqtt": {"state": "off"}}
 
-    def carry(self) -> None:
-        """The busy ones have served some more visitors."""
+    def add_traffic(self) -> None:
+        """Add visitors to the busy tunnels."""
         for name in self.busy:
             seen = self.tunnels[name]
             if seen.state is State.UP:
                 self.tunnels[name] = _after_traffic(seen)
 
     def enter(self, name: str, state: State, reason: str | None = None) -> None:
-        """A tunnel changes its state, as its engine would tell."""
+        """Change the state of a tunnel, with the event that its engine would emit."""
         seen = replace(self.snapshot(name), state=state, reason=reason, since=format_timestamp(time.time()))
         idle = seen.pool.capacity if state is State.UP else 0
         attempt = 1 if state is State.COOLDOWN else 0
@@ -120,38 +119,38 @@ class MadeUpTunnels:
         self.bus.emit(level, "state", f"{state}: {reason}" if reason else str(state), tunnel=name)
 
     def toggle(self, name: str) -> None:
-        """Out of service, or back."""
+        """Take a tunnel out of service, or back into service."""
         if self.snapshot(name).state is State.UP:
             self.enter(name, State.COOLDOWN, REASON)
         else:
             self.enter(name, State.UP)
 
-    # what commands do, all of it at once, for there is nobody to wait for
+    # commands take effect at once, because no visitor has to be waited for
 
     def start(self, name: str) -> None:
-        """Run it."""
+        """Start a tunnel."""
         self.enter(name, State.UP)
 
     def retry(self, name: str) -> None:
-        """Its target is there again."""
+        """End the cooldown of a tunnel successfully."""
         self.enter(name, State.UP)
 
     def stop(self, name: str, timeout: float | None = None) -> None:
-        """Let it rest."""
+        """Stop a tunnel."""
         self.enter(name, State.STOPPED)
 
     def drain(self, name: str, timeout: float | None = None) -> None:
-        """Let it rest."""
+        """Stop a tunnel."""
         self.enter(name, State.STOPPED)
 
     def restart(self, name: str, timeout: float | None = None) -> None:
-        """Run it anew."""
+        """Restart a tunnel."""
         self.enter(name, State.CONNECTING)
         self.enter(name, State.UP)
 
 
 def _tunnel(host: int, hosts: int, number: int) -> Snapshot:
-    """A server has its client on the next host, as the tunnel after it."""
+    """Return an initial snapshot. The client of a server is the next tunnel on the next host."""
     is_server = number % 2 == 0
     home = host if is_server else (host - 1) % hosts
     pair = number - number % 2
@@ -191,78 +190,78 @@ def _after_traffic(seen: Snapshot) -> Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedHost:
-    """One host: its tunnels, and who speaks for them."""
+    """One host: its tunnels and their publisher."""
 
     name: str
-    tunnels: MadeUpTunnels
+    tunnels: SimulatedTunnels
     publisher: Publisher
 
     @property
-    def has_told_all(self) -> bool:
-        """Whether nothing waits to be told to the broker."""
+    def is_fully_published(self) -> bool:
+        """Whether everything has been published."""
         return self.publisher.has_published_all
 
 
 def make_host(broker: Broker, number: int, hosts: int, tunnels: int, busy: float) -> SimulatedHost:
-    """A host that is not on the broker yet."""
+    """Make a host that is not connected yet."""
     name = name_of_host(number)
-    made_up = MadeUpTunnels(number, hosts, tunnels, busy)
-    control = ControlService(cast("Supervisor", made_up))  # of a supervisor it needs no more than that
+    simulated = SimulatedTunnels(number, hosts, tunnels, busy)
+    control = ControlService(cast("Supervisor", simulated))  # it uses only this part of a supervisor
     run = DaemonRun(str(uuid.UUID(int=number)), uuid.uuid4().hex, time.time())
     handler = CommandHandler(control, HostTopics(name), run.boot, is_enabled=True)
     publisher = Publisher(control, BrokerClient(broker, f"np-{name}"), host=name, run=run, handler=handler)
     control.mqtt = publisher.status
-    return SimulatedHost(name, made_up, publisher)
+    return SimulatedHost(name, simulated, publisher)
 
 
 @contextlib.asynccontextmanager
 async def simulated_fleet(
     broker: Broker, *, hosts: int = HOSTS, tunnels: int = TUNNELS, busy: float = BUSY, flaps: float = FLAPS
 ) -> AsyncIterator[Sequence[SimulatedHost]]:
-    """Hosts that live on the broker as long as the block does; entered when all have told everything.
+    """Run the hosts for the duration of the block, which starts when all have published everything.
 
-    Raises TimeoutError where the broker does not take it.
+    Raises TimeoutError if the broker does not accept that in time.
     """
     fleet = [make_host(broker, number, hosts, tunnels, busy) for number in range(hosts)]
-    lives: list[asyncio.Task[None]] = []
+    tasks: list[asyncio.Task[None]] = []
     try:
-        async with asyncio.timeout(_BIRTH):
-            for first in range(0, hosts, _AT_ONCE):
-                born = fleet[first : first + _AT_ONCE]
-                lives += [asyncio.create_task(host.publisher.run()) for host in born]
-                await _told(born)
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            for first in range(0, hosts, _START_BATCH):
+                batch = fleet[first : first + _START_BATCH]
+                tasks += [asyncio.create_task(host.publisher.run()) for host in batch]
+                await _wait_published(batch)
         async with task_scope() as start:
-            start(_carry(fleet))
+            start(_generate_traffic(fleet))
             if flaps:
-                start(_flap(fleet, 1 / flaps))
+                start(_change_states(fleet, 1 / flaps))
             yield fleet
     finally:
         for host in fleet:
             host.publisher.close()
-        if lives:
-            await asyncio.wait(lives, timeout=_FAREWELL)
-        for life in lives:
-            life.cancel()
-        await asyncio.gather(*lives, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=_SHUTDOWN_TIMEOUT_S)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _told(hosts: Sequence[SimulatedHost]) -> None:
-    while not all(host.has_told_all for host in hosts):  # noqa: ASYNC110  nobody signals that
-        await asyncio.sleep(_LOOK)
+async def _wait_published(hosts: Sequence[SimulatedHost]) -> None:
+    while not all(host.is_fully_published for host in hosts):  # noqa: ASYNC110  publishers have no event for it
+        await asyncio.sleep(_POLL_INTERVAL_S)
 
 
-async def _carry(fleet: Sequence[SimulatedHost]) -> None:
+async def _generate_traffic(fleet: Sequence[SimulatedHost]) -> None:
     for host in itertools.cycle(fleet):
-        host.tunnels.carry()
-        await asyncio.sleep(_BEAT / len(fleet))  # real hosts do not keep time with one another either
+        host.tunnels.add_traffic()
+        await asyncio.sleep(_CHANGE_INTERVAL_S / len(fleet))  # spread over the interval, as with real hosts
 
 
-async def _flap(fleet: Sequence[SimulatedHost], pause: float) -> None:
-    out: deque[tuple[MadeUpTunnels, str]] = deque()
+async def _change_states(fleet: Sequence[SimulatedHost], pause: float) -> None:
+    out: deque[tuple[SimulatedTunnels, str]] = deque()
     while True:
         await asyncio.sleep(pause)
-        if len(out) < _OUT:
-            tunnels = random.choice(fleet[1:] or fleet).tunnels  # the first host's are left to whoever asks
+        if len(out) < _MAX_OUT_OF_SERVICE:
+            tunnels = random.choice(fleet[1:] or fleet).tunnels  # the first host changes on request only
             out.append((tunnels, random.choice(tuple(tunnels.tunnels))))
             tunnels.enter(out[-1][1], State.COOLDOWN, REASON)
         else:
@@ -272,22 +271,26 @@ async def _flap(fleet: Sequence[SimulatedHost], pause: float) -> None:
 
 async def _main(url: str, hosts: int, tunnels: int, busy: float, flaps: float) -> None:
     loop = asyncio.get_running_loop()
-    over = asyncio.Event()
+    stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, over.set)
+        loop.add_signal_handler(number, stopped.set)
     async with simulated_fleet(Broker.from_url(url), hosts=hosts, tunnels=tunnels, busy=busy, flaps=flaps) as fleet:
         loop.add_signal_handler(signal.SIGUSR1, fleet[0].tunnels.toggle, name_of_tunnel(0))
         sys.stdout.write("ready\n")
         sys.stdout.flush()
-        await over.wait()
+        await stopped.wait()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Many hosts on a broker, in one process.")
+    parser = argparse.ArgumentParser(description="Simulate many hosts on a broker in one process.")
     parser.add_argument("url", help="mqtt://HOST:PORT")
     parser.add_argument("--hosts", type=int, default=HOSTS)
-    parser.add_argument("--tunnels", type=int, default=TUNNELS, help="of each host (%(default)s)")
-    parser.add_argument("--busy", type=float, default=BUSY, help="part of them whose numbers change (%(default)s)")
-    parser.add_argument("--flaps", type=float, default=FLAPS, help="changes of state per second in all (%(default)s)")
+    parser.add_argument("--tunnels", type=int, default=TUNNELS, help="tunnels per host (default: %(default)s)")
+    parser.add_argument(
+        "--busy", type=float, default=BUSY, help="share of the tunnels with traffic (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--flaps", type=float, default=FLAPS, help="state changes per second in the whole fleet (default: %(default)s)"
+    )
     given = parser.parse_args()
     asyncio.run(_main(given.url, given.hosts, given.tunnels, given.busy, given.flaps))

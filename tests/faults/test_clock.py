@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,77 +49,97 @@ def test_a_jump_of_the_wall_clock_disturbs_nothing(
     Seen to fail: with the silence of a link measured by ``time.time``, a jump forward loses the link. With the end of
     a drain measured by it, a jump back makes the drain last an hour, and a jump forward closes the visitor at once.
     """
-    clock = harness.directory / "clock"
-    set_clock(clock, "+0")
-    broker = harness.close_at_end(Mosquitto(harness.directory / "broker"))
-    hosts = Hosts(harness)
-    port = free_port()
-    unreachable = {"unreachable": f"client://127.0.0.1:{port}/127.0.0.1:1?client_cooldown=1s"}
-    interval = f"&report_interval={round(INTERVAL_S * 1000)}ms"
-    server = {
-        "web": hosts.server["web"] + interval,
-        "leaving": f"server://127.0.0.1:{free_port()}/127.0.0.1:{free_port()}",
-    }
-    env = {
-        "LD_PRELOAD": str(LIBRARY),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "DONT_FAKE_MONOTONIC": "1",
-        "XDG_STATE_HOME": str(harness.directory / "state"),
-    }
-    section = {"mqtt": {"url": broker.url, "host": "edge-1", "commands": True}}
-    host = harness.start_daemon({**server, **unreachable}, name="edge-1", env=env, supervisor=section)
-    other = harness.start_daemon({"web": f"{hosts.client['web']}?{interval[1:]}"}, name="edge-2")
-    for daemon in (host, other):
-        daemon.wait_state("up", name="web", within=15)
-    connected(host)
-    ear = Ear(harness, broker)
-    visitors = ("127.0.0.1", hosts.visitor_port)
-    links = host.tunnel("web")["link"], other.tunnel("web")["link"]
-    attempts = host.tunnel("unreachable")["cooldown"]["attempt"]
-    with connect(visitors) as visitor:
+    rig = ClockRig(harness)
+    links, attempts = rig.links(), rig.attempts()
+    with connect(rig.visitors) as visitor:
         assert round_trip(visitor, b"before") == b"before"
         for hour in range(1, JUMPS + 1):  # enough jumps that one of them falls between two pings
-            set_clock(clock, f"{hour * hours:+d}h")
+            rig.set_offset(f"{hour * hours:+d}h")
             assert round_trip(visitor, b"during") == b"during"
             time.sleep(random.uniform(INTERVAL_S / 3, INTERVAL_S * 4 / 3))
-        began, exchanged = time.monotonic(), 0
-        while time.monotonic() < began + OBSERVATION_S:
-            assert round_trip(visitor, b"during") == b"during"
-            assert exchange(visitors, b"new") == b"new"
-            assert mqtt_of(host)["state"] == "online"
-            assert 0 <= host.tunnel("unreachable")["cooldown"]["remaining_s"] <= 1
-            exchanged += 1
-            time.sleep(0.05)  # visits are spread over the whole observation
-        assert (host.tunnel("web")["link"], other.tunnel("web")["link"]) == links
-        wait_until(
-            lambda: host.tunnel("unreachable")["cooldown"]["attempt"] > attempts + 1, within=5, what="attempts continue"
-        )
-
-        check_expiry(broker, ear, JUMPS * hours)
-        before = host.status()["generation"]
-        host.write(server)
-        wait_until(
-            lambda: host.status()["generation"] == before + 1, within=5, what="the change of the file is applied"
-        )
-
-        send_command(broker, ear, id="drain", op="stop", target="web", timeout=DRAIN_S)
-        set_clock(clock, "+0")
-        began = time.monotonic()
-        assert round_trip(visitor, b"drain") == b"drain"
-        host.wait_state("stopped", name="web", within=DRAIN_S + 6)
-        took = time.monotonic() - began
-        assert took > DRAIN_S / 2, f"the visitor did not have {DRAIN_S:g} seconds to finish"
+        exchanged = rig.observe(visitor)
+        assert rig.links() == links
+        wait_until(lambda: rig.attempts() > attempts + 1, within=5, what="attempts continue")
+        check_expiry(rig.broker, rig.ear, JUMPS * hours)
+        rig.change_file()
+        took = rig.drain_across_a_jump_back(visitor)
     record_figure(
         f"{exchanged} exchanges, no link lost, a drain of {DRAIN_S:g} s took {took:.1f} s across the jump back"
     )
 
 
-def set_clock(clock: Path, text: str) -> None:
-    """Set the offset of the clock. The rename makes sure that no reader finds an empty file."""
-    replacement = clock.with_suffix(".new")
-    replacement.write_text(text)
-    replacement.rename(clock)
+class ClockRig:
+    """A daemon with a changed clock, a daemon without, the tunnel between them, and a broker."""
+
+    def __init__(self, harness: ProcessHarness) -> None:
+        self._clock = harness.directory / "clock"
+        self.set_offset("+0")
+        self.broker = harness.close_at_end(Mosquitto(harness.directory / "broker"))
+        hosts = Hosts(harness)
+        interval = f"report_interval={round(INTERVAL_S * 1000)}ms"
+        self._servers = {
+            "web": f"{hosts.server['web']}&{interval}",
+            "leaving": f"server://127.0.0.1:{free_port()}/127.0.0.1:{free_port()}",
+        }
+        unreachable = {"unreachable": f"client://127.0.0.1:{free_port()}/127.0.0.1:1?client_cooldown=1s"}
+        env = {
+            "LD_PRELOAD": str(LIBRARY),
+            "FAKETIME_TIMESTAMP_FILE": str(self._clock),
+            "FAKETIME_NO_CACHE": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+            "XDG_STATE_HOME": str(harness.directory / "state"),
+        }
+        section = {"mqtt": {"url": self.broker.url, "host": "edge-1", "commands": True}}
+        self.host = harness.start_daemon({**self._servers, **unreachable}, name="edge-1", env=env, supervisor=section)
+        self._other = harness.start_daemon({"web": f"{hosts.client['web']}?{interval}"}, name="edge-2")
+        for daemon in (self.host, self._other):
+            daemon.wait_state("up", name="web", within=15)
+        connected(self.host)
+        self.ear = Ear(harness, self.broker)
+        self.visitors = ("127.0.0.1", hosts.visitor_port)
+
+    def set_offset(self, text: str) -> None:
+        """Set the offset of the clock. The rename makes sure that no reader finds an empty file."""
+        replacement = self._clock.with_suffix(".new")
+        replacement.write_text(text)
+        replacement.rename(self._clock)
+
+    def links(self) -> tuple[str, str]:
+        """Return the links that both ends show."""
+        return self.host.tunnel("web")["link"], self._other.tunnel("web")["link"]
+
+    def attempts(self) -> int:
+        """Return the number of attempts of the tunnel without a server."""
+        return int(self.host.tunnel("unreachable")["cooldown"]["attempt"])
+
+    def observe(self, visitor: socket.socket) -> int:
+        """Check for some seconds that visitors, broker and cooldown continue; return the number of exchanges."""
+        began, exchanged = time.monotonic(), 0
+        while time.monotonic() < began + OBSERVATION_S:
+            assert round_trip(visitor, b"during") == b"during"
+            assert exchange(self.visitors, b"new") == b"new"
+            assert mqtt_of(self.host)["state"] == "online"
+            assert 0 <= self.host.tunnel("unreachable")["cooldown"]["remaining_s"] <= 1
+            exchanged += 1
+            time.sleep(0.05)  # visits are spread over the whole observation
+        return exchanged
+
+    def change_file(self) -> None:
+        """Remove an entry and wait until the change is applied."""
+        before = self.host.status()["generation"]
+        self.host.write(self._servers)
+        wait_until(lambda: self.host.status()["generation"] == before + 1, within=5, what="the change is applied")
+
+    def drain_across_a_jump_back(self, visitor: socket.socket) -> float:
+        """Stop the tunnel and set the clock back; return the duration of the drain, which must not be cut short."""
+        send_command(self.broker, self.ear, id="drain", op="stop", target="web", timeout=DRAIN_S)
+        self.set_offset("+0")
+        began = time.monotonic()
+        assert round_trip(visitor, b"drain") == b"drain"
+        self.host.wait_state("stopped", name="web", within=DRAIN_S + 6)
+        took = time.monotonic() - began
+        assert took > DRAIN_S / 2, f"the visitor did not have {DRAIN_S:g} seconds to finish"
+        return took
 
 
 def check_expiry(broker: Mosquitto, ear: Ear, hours: int) -> None:

@@ -18,7 +18,7 @@ from tests.integration.test_strangers import KEY, refused_count
 from tests.support.interception import CertificateAuthority, InterceptedConnection, InterceptingProxy
 from tests.support.peers import Address, Target, connect, time_to_first_byte
 from tests.support.ports import free_port
-from tests.support.processes import Daemon, ProcessHarness
+from tests.support.processes import Daemon, Pair, ProcessHarness
 from tests.support.scale import IS_FULL_SCALE
 from tests.support.sockets import close_with_reset
 from tests.support.waiting import wait_until
@@ -112,9 +112,8 @@ def test_invalid_prefaces_are_refused_and_counted(
             assert not is_accepted(address, preface)
             tried += 1
         for place in range(PREFACE_SIZE):
-            forged = bytearray(encode_preface(first.secret, 3 + place))
-            forged[place] ^= 1 << random.Random(place).randrange(8)
-            assert not is_accepted(address, bytes(forged)), f"a change of byte {place} is not detected"
+            forged = forge_preface(first.secret, place)
+            assert not is_accepted(address, forged), f"a change of byte {place} is not detected"
             tried += 1
     first.close()
     second = attacked.connect_impostor(data_tls=data_tls)
@@ -128,6 +127,13 @@ def test_invalid_prefaces_are_refused_and_counted(
     assert attacked.target.accepted == 0
     attacked.time_to_serve()
     record_figure(f"{tried} of {tried} refused and counted")
+
+
+def forge_preface(secret: bytes, place: int) -> bytes:
+    """Return a preface with a fresh id and one flipped bit in byte ``place``."""
+    forged = bytearray(encode_preface(secret, 3 + place))
+    forged[place] ^= 1 << random.Random(place).randrange(8)
+    return bytes(forged)
 
 
 def is_closed_soon(sock: socket.socket) -> bool:
@@ -250,19 +256,28 @@ def test_invalid_bytes_on_data_connections_are_harmless(
     record_figure(f"{ROUNDS * 4} connections, then served after {took:.2f} s")
 
 
+def receive_before_cut(pair: Pair, payload: bytes) -> bytes:
+    """Send a payload and a half-close; return the echo, as far as it arrives before the connection ends."""
+    got = b""
+    with contextlib.suppress(OSError), pair.connect(timeout=1 if IS_FULL_SCALE else 5) as visitor:
+        visitor.sendall(payload)
+        visitor.shutdown(socket.SHUT_WR)
+        while part := visitor.recv(1 << 16):
+            got += part
+    return got
+
+
 @pytest.mark.case("flipped bits on the path", deadline=240)
 def test_flipped_bits_never_reach_a_visitor(harness: ProcessHarness, record_figure: FigureRecorder) -> None:
     """In the control channel and in encrypted data connections: both end, but no visitor receives a wrong byte.
 
     Seen to fail: without TLS on data connections (``tls=0``) wrong bytes arrive.
     """
-    proxies: list[InterceptingProxy] = []
+    proxy = harness.close_at_end(InterceptingProxy())
 
-    def through(port: int) -> int:
-        proxies.append(harness.close_at_end(InterceptingProxy(("127.0.0.1", port))))
-        return proxies[0].port
-
-    pair = harness.start_pair(key=KEY, both="tls=1&report_interval=300ms", server="data_port=tunnel", through=through)
+    pair = harness.start_pair(
+        key=KEY, both="tls=1&report_interval=300ms", server="data_port=tunnel", through=proxy.intercept
+    )
     pair.wait_up(within=10)
     chance = random.Random(14)
     wrong, whole, cut = 0, 0, 0
@@ -274,26 +289,20 @@ def test_flipped_bits_never_reach_a_visitor(harness: ProcessHarness, record_figu
         place = chance.randrange(len(data))
         return [data[:place], bytes([data[place] ^ 1 << chance.randrange(8)]), data[place + 1 :]]
 
-    proxies[0].mangle = flip_bit
+    proxy.mangle = flip_bit
     flipping.set()
     number = 0
     while number < 2 * ROUNDS or not (cut and whole):  # both outcomes are random; the deadline bounds the loop
         number += 1
         payload = random.Random(number).randbytes(1 + number * 997 % 20_000)
-        got = b""
-        with contextlib.suppress(OSError), pair.connect(timeout=1 if IS_FULL_SCALE else 5) as visitor:
-            visitor.sendall(payload)
-            visitor.shutdown(socket.SHUT_WR)
-            while part := visitor.recv(1 << 16):
-                got += part
+        got = receive_before_cut(pair, payload)
         wrong += not payload.startswith(got)
         whole += got == payload
         cut += got != payload
     flipping.clear()
     assert not wrong
-    back = pair.time_to_first_byte(
-        within=10 + FIRST_BYTE_S
-    )  # a changed length in a handshake makes the peer wait for more data
+    # A changed length in a handshake makes the peer wait for more data.
+    back = pair.time_to_first_byte(within=10 + FIRST_BYTE_S)
     for end in (pair.server, pair.client):
         assert end.tunnel()["restarts"] == 0
     record_figure(f"{cut} cut off, {whole} complete, none wrong; served {back:.2f} s afterwards")

@@ -16,9 +16,9 @@ import pytest
 
 from tests.faults.conftest import FigureRecorder
 from tests.faults.loads import SelectorEchoTarget, count_descriptors, cpu_seconds, raise_descriptor_limit
-from tests.support.peers import Address, connect, exchange, round_trip, time_to_first_byte
+from tests.support.peers import Address, Target, connect, exchange, round_trip, time_to_first_byte
 from tests.support.ports import free_port
-from tests.support.processes import NO_ENTRIES, ProcessHarness
+from tests.support.processes import NO_ENTRIES, Daemon, ProcessHarness
 from tests.support.scale import IS_FULL_SCALE
 from tests.support.waiting import wait_until
 
@@ -26,6 +26,35 @@ DESCRIPTOR_LIMIT = 100
 """Descriptor limit of the restricted end."""
 IDLE_CONNECTIONS = 10_000 if IS_FULL_SCALE else 2_000
 RELAYS = (1_000, 2_000, 4_000) if IS_FULL_SCALE else (200, 400, 800)
+
+
+def start_with_descriptor_limit(
+    harness: ProcessHarness, target: Target, direction: str, limited: str
+) -> tuple[Daemon, Address]:
+    """Start both ends of a tunnel, one of them with few descriptors; return that end and the address for visitors."""
+    limit_descriptors = ("prlimit", f"--nofile={DESCRIPTOR_LIMIT}:{DESCRIPTOR_LIMIT}")
+    port, visitor_port = free_port(), free_port()
+    ends = [f"127.0.0.1:{visitor_port}", f"127.0.0.1:{target.port}"]
+    if direction == "forward":
+        ends.reverse()
+    urls = {
+        "server": f"server://127.0.0.1:{port}/{ends[0]}?mode={direction}",
+        "client": f"client://127.0.0.1:{port}/{ends[1]}",
+    }
+    daemons = {
+        role: harness.start_daemon({"t": url}, name=role, prefix=limit_descriptors if role == limited else ())
+        for role, url in urls.items()
+    }
+    for daemon in daemons.values():
+        daemon.wait_state("up", within=15)
+    return daemons[limited], ("127.0.0.1", visitor_port)
+
+
+def cpu_share(daemon: Daemon) -> float:
+    """Return the share of a processor that a daemon uses within one second."""
+    before, began = cpu_seconds(daemon.pid), time.monotonic()
+    time.sleep(1)  # the measured period
+    return (cpu_seconds(daemon.pid) - before) / (time.monotonic() - began)
 
 
 @pytest.mark.case("descriptor table full", deadline=60)
@@ -40,24 +69,8 @@ def test_a_full_descriptor_table_delays_visitors_and_nothing_else(
     accepted, and serves few or none for ever; an egress has no descriptor left for targets. ``ps`` gets no answer from
     either, and the local API's accept fails a hundred times a second.
     """
-    limit_descriptors = ("prlimit", f"--nofile={DESCRIPTOR_LIMIT}:{DESCRIPTOR_LIMIT}")
     target = harness.start_target()
-    port, visitor_port = free_port(), free_port()
-    visitors = ("127.0.0.1", visitor_port)
-    ends = [f"127.0.0.1:{visitor_port}", f"127.0.0.1:{target.port}"]
-    if direction == "forward":
-        ends.reverse()
-    urls = {
-        "server": f"server://127.0.0.1:{port}/{ends[0]}?mode={direction}",
-        "client": f"client://127.0.0.1:{port}/{ends[1]}",
-    }
-    daemons = {
-        role: harness.start_daemon({"t": url}, name=role, prefix=limit_descriptors if role == limited else ())
-        for role, url in urls.items()
-    }
-    restricted = daemons[limited]
-    for daemon in daemons.values():
-        daemon.wait_state("up", within=15)
+    restricted, visitors = start_with_descriptor_limit(harness, target, direction, limited)
     with contextlib.ExitStack() as connections:
         visitors_held = [connections.enter_context(connect(visitors)) for _ in range(DESCRIPTOR_LIMIT)]
         for visitor in visitors_held:
@@ -73,9 +86,7 @@ def test_a_full_descriptor_table_delays_visitors_and_nothing_else(
             what="ps shows the reason",
         )
         time.sleep(0.5)  # connections in progress have settled
-        served, before, began = target.active, cpu_seconds(restricted.pid), time.monotonic()
-        time.sleep(1)  # the measured period
-        used = (cpu_seconds(restricted.pid) - before) / (time.monotonic() - began)
+        served, used = target.active, cpu_share(restricted)
         assert used < 0.3, f"{used:.2f} s of a processor in one second at rest"
         assert count_descriptors(restricted.pid) <= DESCRIPTOR_LIMIT
     restricted.wait_for_log("almost none left")
@@ -184,6 +195,23 @@ def small_disk(place: Path, size: str) -> Generator[Path]:
         subprocess.run(["umount", "-l", place], check=True)
 
 
+def start_on_full_disk(harness: ProcessHarness, disk: Path, ballast: Path) -> tuple[Daemon, Address]:
+    """Start a daemon with both ends of a tunnel whose file, log and state are on a disk that ``ballast`` fills."""
+    target = harness.start_target()
+    port, visitor_port = free_port(), free_port()
+    urls = {
+        "s": f"server://127.0.0.1:{port}/127.0.0.1:{visitor_port}?mode=reverse",
+        "c": f"client://127.0.0.1:{port}/127.0.0.1:{target.port}",
+    }
+    mqtt = {"mqtt": {"url": f"mqtt://127.0.0.1:{free_port()}"}}  # without host:, so that an id must be stored
+    (disk / "state").mkdir()
+    # The YAML file exists before the disk is filled.
+    fill_first = ("sh", "-c", f'cat /dev/zero > {ballast} 2>/dev/null; exec "$@"', "sh")
+    on_disk = harness.close_at_end(ProcessHarness(disk))
+    env = {"STATE_DIRECTORY": str(disk / "state")}
+    return on_disk.start_daemon(urls, supervisor=mqtt, env=env, prefix=fill_first), ("127.0.0.1", visitor_port)
+
+
 @pytest.mark.case("disk full: log and state directory", deadline=60)
 def test_a_full_disk_disturbs_no_visitor(harness: ProcessHarness, record_figure: FigureRecorder) -> None:
     """File, log and state are on a full disk: no visitor is disturbed, and the reason is shown where possible.
@@ -192,26 +220,8 @@ def test_a_full_disk_disturbs_no_visitor(harness: ProcessHarness, record_figure:
     the thread of the log dies, and the log stays silent when there is room again.
     """
     with small_disk(harness.directory / "small", "64k") as disk:
-        target = harness.start_target()
-        port, visitor_port = free_port(), free_port()
-        visitors = ("127.0.0.1", visitor_port)
-        on_disk = harness.close_at_end(ProcessHarness(disk))
-        urls = {
-            "s": f"server://127.0.0.1:{port}/127.0.0.1:{visitor_port}?mode=reverse",
-            "c": f"client://127.0.0.1:{port}/127.0.0.1:{target.port}",
-        }
-        mqtt = {"mqtt": {"url": f"mqtt://127.0.0.1:{free_port()}"}}  # without host:, so that an id must be stored
-        (disk / "state").mkdir()
         ballast = disk / "ballast"
-        fill_first = (
-            "sh",
-            "-c",
-            f'cat /dev/zero > {ballast} 2>/dev/null; exec "$@"',
-            "sh",
-        )  # the YAML file exists before the disk is filled
-        daemon = on_disk.start_daemon(
-            urls, supervisor=mqtt, env={"STATE_DIRECTORY": str(disk / "state")}, prefix=fill_first
-        )
+        daemon, visitors = start_on_full_disk(harness, disk, ballast)
         time_to_first_byte(visitors, within=15)
         assert daemon.log_text() == ""
         for _ in range(20):

@@ -171,6 +171,31 @@ def test_bulk_both_ways_at_once_arrives_unchanged(pair: NamespacePair, record_fi
     )
 
 
+class StalledTransfers:
+    """Streams whose receivers read nothing until ``resume`` is set; records the digests of both ends."""
+
+    size = 256 << 20
+    """more than the buffers on the path hold"""
+
+    def __init__(self) -> None:
+        self.resume = threading.Event()
+        self.sent: list[str] = []
+        self.received: list[str] = []
+
+    def send(self, sock: socket.socket) -> None:
+        sock.settimeout(STALL_S + 120)
+        self.sent.append(traffic.send_stream(sock, self.size, len(self.sent)))
+        receive_all(sock)
+
+    def receive_later(self, sock: socket.socket) -> None:
+        sock.settimeout(STALL_S + 120)
+        self.resume.wait(STALL_S + 120)
+        self.received.append(traffic.receive_stream(sock))
+
+    def count(self) -> int:
+        return len(self.sent) + len(self.received)
+
+
 @pytest.mark.case("a reader that stalls", deadline=STALL_S + 90)
 @pytest.mark.parametrize("reader", ["visitor", "target"])
 def test_a_stalled_reader_costs_no_memory_and_no_link(
@@ -181,45 +206,50 @@ def test_a_stalled_reader_costs_no_memory_and_no_link(
     Seen to fail: without backpressure memory grows with the stream. With TCP_USER_TIMEOUT on data connections, they
     are closed after a while.
     """
-    size, growth, resume = (256 << 20), 0, threading.Event()  # more than the buffers on the path hold
-    sent: list[str] = []
-    received: list[str] = []
-
-    def send(sock: socket.socket) -> None:
-        sock.settimeout(STALL_S + 120)
-        sent.append(traffic.send_stream(sock, size, len(sent)))
-        receive_all(sock)
-
-    def receive_later(sock: socket.socket) -> None:
-        sock.settimeout(STALL_S + 120)
-        resume.wait(STALL_S + 120)
-        received.append(traffic.receive_stream(sock))
-
+    transfers, growth_mib = StalledTransfers(), 0
     ends = [end for pair in ways.values() for end in (pair.server, pair.client)]
     links = [end.tunnel()["link"] for end in ends]
     before = {end: end.rss() for end in ends}
+    at_visitor, at_target = transfers.send, transfers.receive_later
+    if reader == "visitor":
+        at_visitor, at_target = at_target, at_visitor
     visitors = []
     for pair in ways.values():
-        pair.target.serve = receive_later if reader == "target" else send
+        pair.target.serve = at_target
         visitors.append(pair.connect())
     with ThreadPoolExecutor(len(visitors)) as threads:
-        transfers = [threads.submit(send if reader == "target" else receive_later, visitor) for visitor in visitors]
+        running = [threads.submit(at_visitor, visitor) for visitor in visitors]
         try:
             time.sleep(STALL_S)  # the stall under test
-            growth = max((end.rss() - rss) >> 20 for end, rss in before.items())
-            assert not sent
-            assert not received
+            growth_mib = max((end.rss() - rss) >> 20 for end, rss in before.items())
+            assert not transfers.sent
+            assert not transfers.received
         finally:
-            resume.set()
-        for transfer in transfers:
+            transfers.resume.set()
+        for transfer in running:
             transfer.result(STALL_S + 120)
     for visitor in visitors:
         visitor.close()
-    wait_until(lambda: len(sent) == len(received) == len(ways), within=10, what="all streams have ended")
-    assert sorted(received) == sorted(sent)
-    assert growth < 8, f"MiB more than before: {growth}"
+    wait_until(lambda: transfers.count() == 2 * len(ways), within=10, what="all streams have ended")
+    assert sorted(transfers.received) == sorted(transfers.sent)
+    assert growth_mib < 8, f"MiB more than before: {growth_mib}"
     assert [end.tunnel()["link"] for end in ends] == links
-    record_figure(f"{STALL_S:g} s: {growth} MiB more, streams complete afterwards")
+    record_figure(f"{STALL_S:g} s: {growth_mib} MiB more, streams complete afterwards")
+
+
+def send_single_bytes(sock: socket.socket, data: bytes, pause_s: float = 0.0) -> None:
+    """Send each byte in a segment of its own."""
+    for place in range(len(data)):
+        sock.send(data[place : place + 1])
+        time.sleep(pause_s)  # without it the tunnel would read several bytes at once
+
+
+def time_three_bytes(visitor: socket.socket, three: bytes) -> float:
+    """Send three single bytes; return the seconds until their echo."""
+    began = time.monotonic()
+    send_single_bytes(visitor, three, pause_s=0.001)
+    assert receive_exactly(visitor, 3) == three
+    return time.monotonic() - began
 
 
 @pytest.mark.case("one byte at a time", deadline=120)
@@ -231,11 +261,6 @@ def test_single_bytes_are_relayed_without_delay(pair: NamespacePair, record_figu
     """
     payload = random.Random(7).randbytes(SLICED_BYTES)
     arrived: list[bytes] = []
-
-    def send_single_bytes(sock: socket.socket, data: bytes, pause: float = 0.0) -> None:
-        for place in range(len(data)):
-            sock.send(data[place : place + 1])
-            time.sleep(pause)  # without it the tunnel would read several bytes at once
 
     def serve(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -254,18 +279,11 @@ def test_single_bytes_are_relayed_without_delay(pair: NamespacePair, record_figu
             sending.result()
         wait_until(lambda: arrived, within=5, what="the target has received all bytes")
         assert arrived == [payload]
-        waits = []
-        for place in range(0, 180, 3):
-            three = payload[place : place + 3]
-            began = time.monotonic()
-            send_single_bytes(visitor, three, pause=0.001)
-            assert receive_exactly(visitor, 3) == three
-            waits.append(time.monotonic() - began)
-    middle, quick = sorted(waits)[len(waits) // 2], sorted(waits)[len(waits) // 10]
-    assert (
-        middle if IS_FULL_SCALE else quick
-    ) < 0.03  # on a busy machine the quickest ones show that no delay is built in
-    record_figure(f"{SLICED_BYTES:,} bytes each way, complete; three bytes and back in {middle * 1000:.1f} ms")
+        waits = [time_three_bytes(visitor, payload[place : place + 3]) for place in range(0, 180, 3)]
+    median, quick = sorted(waits)[len(waits) // 2], sorted(waits)[len(waits) // 10]
+    # On a busy machine the quickest ones show that no delay is built in.
+    assert (median if IS_FULL_SCALE else quick) < 0.03
+    record_figure(f"{SLICED_BYTES:,} bytes each way, complete; three bytes and back in {median * 1000:.1f} ms")
 
 
 @pytest.mark.case("one byte at a time, of everything that the two ends send", deadline=60)
@@ -277,7 +295,6 @@ def test_the_protocol_works_one_byte_at_a_time(
 
     Seen to fail: if a pending connection keeps only the bytes read last, no preface is ever complete.
     """
-    proxies: list[InterceptingProxy] = []
 
     def split(_connection: InterceptedConnection, data: bytes) -> Iterator[bytes]:
         for place in range(len(data)):
@@ -285,17 +302,15 @@ def test_the_protocol_works_one_byte_at_a_time(
             if place < 40:
                 time.sleep(0.0005)  # without it the receiving kernel would join the segments
 
-    def through(port: int) -> int:
-        proxies.append(harness.close_at_end(InterceptingProxy(("127.0.0.1", port))))
-        proxies[0].mangle = split
-        return proxies[0].port
+    proxy = harness.close_at_end(InterceptingProxy())
+    proxy.mangle = split
 
     pair = harness.start_pair(
         direction=direction,
         key=KEY,
         both=f"tls={int(direction == 'forward')}",
         server="data_port=tunnel",
-        through=through,
+        through=proxy.intercept,
     ).wait_up(within=15)
     payload = random.Random(8).randbytes(SLICED_BYTES)
     assert pair.exchange(payload) == payload

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -40,17 +39,6 @@ class RestartableEnds:
 
     def start(self, which: str) -> Command:
         return self.harness.start_url(self.urls[which])
-
-
-def intercept_tunnel_port(harness: ProcessHarness) -> tuple[list[InterceptingProxy], Callable[[int], int]]:
-    """Return the proxies and a ``through`` function that puts an ``InterceptingProxy`` in front of the tunnel port."""
-    proxies: list[InterceptingProxy] = []
-
-    def through(port: int) -> int:
-        proxies.append(harness.close_at_end(InterceptingProxy(("127.0.0.1", port))))
-        return proxies[0].port
-
-    return proxies, through
 
 
 @both_directions
@@ -95,9 +83,9 @@ def test_an_end_that_is_killed_and_restarted_carries_traffic(
 def test_an_end_that_freezes_and_resumes_leaves_exactly_one_link(
     harness: ProcessHarness, direction: str, victim: str
 ) -> None:
-    proxies, through = intercept_tunnel_port(harness)
+    proxy = harness.close_at_end(InterceptingProxy())
     pair = harness.start_pair(
-        direction=direction, both=f"report_interval={INTERVAL}", key="abcdefgh", through=through
+        direction=direction, both=f"report_interval={INTERVAL}", key="abcdefgh", through=proxy.intercept
     ).wait_up()
     time_to_first_byte(pair.visitors, within=RECOVERY_S)
     end, other = (pair.server, pair.client) if victim == "server" else (pair.client, pair.server)
@@ -119,15 +107,14 @@ def test_an_end_that_freezes_and_resumes_leaves_exactly_one_link(
         within=RECOVERY_S,
         what="both ends are on one new link",
     )
-    wait_until(lambda: len(proxies[0].controls) == 1, within=RECOVERY_S, what="one control channel is left")
+    wait_until(lambda: len(proxy.controls) == 1, within=RECOVERY_S, what="one control channel is left")
     time_to_first_byte(pair.visitors, within=RECOVERY_S)
 
 
 @both_directions
 def test_relays_survive_the_loss_of_the_control_channel(harness: ProcessHarness, direction: str) -> None:
-    proxies, through = intercept_tunnel_port(harness)
-    pair = harness.start_pair(direction=direction, key="abcdefgh", through=through).wait_up()
-    proxy = proxies[0]
+    proxy = harness.close_at_end(InterceptingProxy())
+    pair = harness.start_pair(direction=direction, key="abcdefgh", through=proxy.intercept).wait_up()
     with connect(pair.visitors) as visitor:
         assert round_trip(visitor, b"before") == b"before"
         link = pair.client.tunnel()["link"]

@@ -85,29 +85,21 @@ def test_a_client_without_the_key_does_not_learn_why(harness: ProcessHarness) ->
 
 def test_a_man_in_the_middle_with_another_certificate_is_refused_by_both_ends(harness: ProcessHarness) -> None:
     forged = interception_contexts(*CertificateAuthority(harness.directory).issue("middle"))
-    proxies: list[InterceptingProxy] = []
+    proxy = harness.close_at_end(InterceptingProxy(interception_contexts=forged))
 
-    def through(port: int) -> int:
-        proxies.append(harness.close_at_end(InterceptingProxy(("127.0.0.1", port), interception_contexts=forged)))
-        return proxies[0].port
-
-    pair = harness.start_pair(key=KEY, direction="forward", through=through)
+    pair = harness.start_pair(key=KEY, direction="forward", through=proxy.intercept)
     wait_refused(pair.server, "handshakes")
     shown = pair.client.wait_state("cooldown")
     assert "refused" in shown["reason"]
     assert pair.server.tunnel()["state"] == "waiting"
     assert pair.target.accepted == 0
-    assert any(connection.sent for connection in proxies[0].passages), "the proxy saw the handshake in clear text"
-    assert all(KEY.encode() not in connection.sent for connection in proxies[0].passages)
+    assert any(connection.sent for connection in proxy.passages), "the proxy saw the handshake in clear text"
+    assert all(KEY.encode() not in connection.sent for connection in proxy.passages)
 
 
 def test_an_open_tunnel_detects_a_man_in_the_middle_too(harness: ProcessHarness) -> None:
     forged = interception_contexts(*CertificateAuthority(harness.directory).issue("middle"))
-    pair = harness.start_pair(
-        through=lambda port: (
-            harness.close_at_end(InterceptingProxy(("127.0.0.1", port), interception_contexts=forged)).port
-        )
-    )
+    pair = harness.start_pair(through=harness.close_at_end(InterceptingProxy(interception_contexts=forged)).intercept)
     wait_refused(pair.server, "handshakes")
     assert pair.server.tunnel()["state"] == "waiting"
 
@@ -117,21 +109,14 @@ def start_intercepted_pair(
 ) -> tuple[Pair, InterceptingProxy]:
     """Start a pair behind a proxy on the tunnel port that even has the server's private key."""
     certificate, key = CertificateAuthority(harness.directory).issue("server")
-    proxies: list[InterceptingProxy] = []
-
-    def through(port: int) -> int:
-        proxies.append(
-            harness.close_at_end(
-                InterceptingProxy(("127.0.0.1", port), interception_contexts=interception_contexts(certificate, key))
-            )
-        )
-        return proxies[0].port
+    contexts = interception_contexts(certificate, key)
+    proxy = harness.close_at_end(InterceptingProxy(interception_contexts=contexts))
 
     files = f"tls_cert={certificate}&tls_key={key}"
     pair = harness.start_pair(
-        key=KEY, direction="forward", through=through, both=both, server="&".join(filter(None, [files, server]))
+        key=KEY, direction="forward", through=proxy.intercept, both=both, server="&".join(filter(None, [files, server]))
     )
-    return pair.wait_up(), proxies[0]
+    return pair.wait_up(), proxy
 
 
 def test_a_replayed_handshake_is_refused(harness: ProcessHarness) -> None:
@@ -152,18 +137,14 @@ def test_a_replayed_handshake_is_refused(harness: ProcessHarness) -> None:
 
 
 def test_replayed_ciphertext_is_refused(harness: ProcessHarness) -> None:
-    proxies: list[InterceptingProxy] = []
+    proxy = harness.close_at_end(InterceptingProxy())
 
-    def through(port: int) -> int:
-        proxies.append(harness.close_at_end(InterceptingProxy(("127.0.0.1", port))))
-        return proxies[0].port
-
-    pair = harness.start_pair(key=KEY, through=through).wait_up()
+    pair = harness.start_pair(key=KEY, through=proxy.intercept).wait_up()
     link = pair.server.tunnel()["link"]
     before = refused_count(pair.server, "handshakes")
     with connect(("127.0.0.1", pair.tunnel_port)) as replay:
         with contextlib.suppress(OSError):
-            replay.sendall(bytes(proxies[0].controls[0].sent))
+            replay.sendall(bytes(proxy.controls[0].sent))
         assert is_closed(replay)
     wait_refused(pair.server, "handshakes", more_than=before)
     assert pair.server.tunnel()["link"] == link
@@ -196,7 +177,7 @@ def test_a_forged_preface_is_refused(harness: ProcessHarness, place: int) -> Non
         key=KEY,
         direction="forward",
         server="data_port=tunnel",
-        through=lambda port: harness.close_at_end(InterceptingProxy(("127.0.0.1", port), change=change_one_byte)).port,
+        through=harness.close_at_end(InterceptingProxy(change=change_one_byte)).intercept,
     )
     wait_refused(pair.server, "prefaces")
     assert pair.server.tunnel()["pool"]["idle"] == 0

@@ -49,7 +49,7 @@ class InterceptingProxy:
 
     def __init__(
         self,
-        upstream: Address,
+        upstream: Address | None = None,
         *,
         change: Callable[[bytes], bytes] = lambda data: data,
         interception_contexts: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
@@ -62,6 +62,11 @@ class InterceptingProxy:
         self.port: int = self._listener.getsockname()[1]
         self.passages: list[InterceptedConnection] = []
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def intercept(self, port: int) -> int:
+        """Proxy to this port of loopback; return the proxy's own port (for ``through`` of ``start_pair``)."""
+        self._upstream = ("127.0.0.1", port)
+        return self.port
 
     @property
     def controls(self) -> list[InterceptedConnection]:
@@ -92,6 +97,7 @@ class InterceptingProxy:
     def _proxy(self, near: socket.socket) -> None:
         with contextlib.suppress(OSError), contextlib.ExitStack() as closing:
             closing.enter_context(near)
+            assert self._upstream is not None, "the proxy has no upstream yet"
             first = near.recv(1, socket.MSG_PEEK)
             far = closing.enter_context(connect(self._upstream))
             encrypted = first[:1] == bytes([TLS_FIRST_BYTE])
