@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from tui.format.event_format import reload_summary
+from tui.format.event_format import reload_notice
 from tui.model.connection import ConnectionStatus
 from tui.model.tunnels import StatusView, advance_clock, apply_change, apply_status, parse_timestamp
 from tui.sources.base import Disconnected, EventReceived, SourceHeartbeat, StatusChanged, StatusReceived
@@ -109,8 +109,8 @@ class DashboardSession:
 
     def show_reload_result(self, host: str, generation: int | None, results: Mapping[str, EntryResultJson]) -> None:
         """Show what a reload did; ``host`` is empty for a single daemon."""
-        where = f"{host}: generation" if host else "Generation"
-        self.show_notice(f"{where} {generation}: {reload_summary(results)}")
+        text = reload_notice(generation, results)
+        self.show_notice(f"{host}: {text}" if host else text[0].upper() + text[1:])
 
     def set_visible(self, names: Collection[str], detailed: Collection[str]) -> None:
         """Set the tunnels that are on the screen, and those of them whose history is."""

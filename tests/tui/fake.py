@@ -152,7 +152,7 @@ class FakeDaemon:
         self.send_change(removed=[name])
 
     def set_status(self, **fields: Any) -> None:  # noqa: ANN401  fields of the status
-        """Change the status besides its tunnels."""
+        """Change the status without its tunnels."""
         self.status.update(fields)
         self.send_change(status=fields)
 

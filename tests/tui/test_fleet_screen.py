@@ -157,7 +157,7 @@ async def test_a_reload_goes_to_the_host_of_the_tunnel() -> None:
         await wait_until_shown(pilot, shows(app, "Reload the file of home?", "Only the host knows"))
         await pilot.click("#yes")
         await wait_until_shown(pilot, lambda: reader.commands == [("home", "reload", None)])
-        await wait_until_shown(pilot, shows(app, "home: generation 7: no change"))
+        await wait_until_shown(pilot, shows(app, "home: no change (generation 7)"))
 
 
 async def test_notes_replace_what_hosts_do_not_publish() -> None:

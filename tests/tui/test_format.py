@@ -20,7 +20,7 @@ from tui.format.confirmations import (
     confirm_reload,
 )
 from tui.format.details import detail_lines, summary_lines
-from tui.format.event_format import LogFilter, error_text, event_lines, plan_lines, reload_summary, result_lines
+from tui.format.event_format import LogFilter, error_text, event_lines, plan_lines, reload_notice, result_lines
 from tui.format.help import help_lines
 from tui.format.text import STYLES, Line, length
 from tui.model.connection import ConnectionStatus
@@ -250,11 +250,11 @@ def test_plans_and_results_list_what_changes() -> None:
         "c": {"action": "changed", "changes": ["log info → debug"]},
         "d": {"action": "rejected", "detail": "address in use"}, **{f"n{i}": {"action": "added"} for i in range(4)},
     }  # fmt: skip
-    assert reload_summary(results) == "rejected d; removed b; changed c; added 4"
+    assert reload_notice(5, results) == "generation 5: rejected d; removed b; changed c; added 4"
     shown = texts(result_lines(results, 80))
     assert "! rejected d: address in use" in shown
     assert "1 tunnel unchanged" in shown
-    assert reload_summary({}) == "no change"
+    assert reload_notice(5, {}) == "no change (generation 5)"
     assert "would change nothing" in texts(plan_lines(PLAN, 80))
     error = {"file": "t.yaml", "line": 3, "column": 1, "message": "odd"}
     invalid: Json = {**PLAN, "ok": False, "error": error}

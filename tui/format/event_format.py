@@ -120,7 +120,7 @@ def _by_outcome(results: Mapping[str, EntryResultJson]) -> dict[str, list[str]]:
     return by_outcome
 
 
-def reload_summary(results: Mapping[str, EntryResultJson]) -> str:
+def reload_notice(generation: int | None, results: Mapping[str, EntryResultJson]) -> str:
     """Return what a reload did in a few words: with names if they are few, else with numbers."""
     by_outcome = _by_outcome(results)
     parts = [
@@ -128,7 +128,7 @@ def reload_summary(results: Mapping[str, EntryResultJson]) -> str:
         for outcome in _SIGNS
         if (names := by_outcome.get(outcome))
     ]
-    return "; ".join(parts) or "no change"
+    return f"generation {generation}: {'; '.join(parts)}" if parts else f"no change (generation {generation})"
 
 
 def refusal_texts(results: Mapping[str, EntryResultJson]) -> list[str]:

@@ -33,7 +33,7 @@ _LINK_WIDTH: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class _RouteColumn:
-    """A column beside the two ends."""
+    """A column of the list in addition to the two ends."""
 
     title: str
     width: int

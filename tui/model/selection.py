@@ -76,13 +76,8 @@ class Selection:
         return replace(self, state_filter=names[(index + step) % len(names)])
 
 
-@dataclass(slots=True)
-class _Entry:
-    """What is remembered of a tunnel: its version, its state, and its sort key if it is shown."""
-
-    tunnel: Tunnel
-    state: str
-    sort_key: tuple[Any, Any] | None
+_Entry = tuple[Tunnel, str, tuple[Any, Any] | None]
+"""A tunnel, its state, and its sort key if it is shown; a plain tuple, because thousands are made each second."""
 
 
 class VisibleTunnels:
@@ -135,19 +130,19 @@ class VisibleTunnels:
         key, name_key = self._sort_keys[selection.sort], self._sort_keys["name"]
         for name, tunnel in candidates:
             old = entries.get(name)
-            if old is not None and old.tunnel is tunnel:
+            if old is not None and old[0] is tunnel:
                 continue
             state = tunnel.state
             is_shown = (not states or state in states) and _rule_matches(rule, tunnel)
             sort_key = (key(tunnel), name_key(tunnel)) if is_shown else None
-            entries[name] = _Entry(tunnel, state, sort_key)
-            if old is None or old.sort_key != sort_key:
+            entries[name] = (tunnel, state, sort_key)
+            if old is None or old[2] != sort_key:
                 is_order_stale = True
             elif sort_key is not None:
                 self.tunnels[self.places[name]] = tunnel
             self._by_state[state] += 1
             if old is not None:
-                self._by_state[old.state] -= 1
+                self._by_state[old[1]] -= 1
         return is_order_stale
 
     def _remove_entries(self, tunnels: Mapping[str, Tunnel]) -> bool:
@@ -155,11 +150,12 @@ class VisibleTunnels:
         if len(self._entries) == len(tunnels):
             return False
         for name in self._entries.keys() - tunnels.keys():
-            self._by_state[self._entries.pop(name).state] -= 1
+            _, state, _ = self._entries.pop(name)
+            self._by_state[state] -= 1
         return True
 
     def _sort(self, *, is_reversed: bool) -> None:
-        shown = [(entry.sort_key, entry.tunnel) for entry in self._entries.values() if entry.sort_key is not None]
+        shown = [(sort_key, tunnel) for tunnel, _, sort_key in self._entries.values() if sort_key is not None]
         shown.sort(key=lambda pair: pair[0][1])
         shown.sort(key=lambda pair: pair[0][0], reverse=is_reversed)
         self.tunnels = [tunnel for _, tunnel in shown]

@@ -1,7 +1,7 @@
-"""What the dashboard knows: the daemon's status and its changes, folded into immutable views. No I/O, no screen.
+"""What the dashboard knows: the daemon's status and its changes, as immutable views.
 
-A tunnel keeps the source's object as it arrived and reads a value from it on demand: of five hundred tunnels that
-change four times a second about thirty are on the screen, and only these are worth decoding.
+A tunnel keeps the source's object as it arrived and decodes a value on demand. Of five hundred tunnels that change four
+times a second, about thirty are on the screen, and only these are decoded.
 """
 
 from __future__ import annotations
@@ -172,12 +172,12 @@ class Tunnel:
 
     @property
     def refused(self) -> RefusedJson:
-        """Refused connection attempts."""
+        """Refused connection attempts, by kind."""
         return self.data.get("refused") or _NO_REFUSED
 
     @property
     def visitors(self) -> int:
-        """Visitors being served."""
+        """Visitors that are being served."""
         return self.connections["active"]
 
     @property
@@ -322,7 +322,7 @@ def _updated_tunnel(old: Tunnel, fields: TunnelData, now: float) -> Tunnel:
 def advance_clock(view: StatusView, now: float) -> StatusView:
     """Return the view at ``now``, our monotonic clock: without messages nothing has changed, and rates fall to zero.
 
-    Returns the view itself if the last message is so recent that the next one may still bring more for this second.
+    Returns the same view if the last message is so recent that the next one may still bring more for this second.
     """
     at = view.daemon_time + now - view.received_at
     is_due = at - view.sampled_at >= 1.5 * SAMPLE_INTERVAL_S

@@ -34,7 +34,7 @@ class ConfirmDialog(ModalScreen[str | None]):
     ]
 
     def __init__(self, title: str, lines: Sequence[Line], answers: Sequence[tuple[str, str]]) -> None:
-        """``answers`` are the names and labels of the buttons besides Cancel."""
+        """``answers`` are the names and labels of the buttons other than Cancel."""
         super().__init__()
         self._title = title
         self._lines = lines

@@ -82,7 +82,7 @@ class MainView(Screen[None], RenderCached):
         yield self._footer
 
     def on_mount(self) -> None:
-        """Focus the table."""
+        """Give the focus to the table."""
         self._table.focus()
 
     @property

@@ -75,7 +75,7 @@ class Source(Protocol):
         """Keep the counters of these tunnels current; where all are too many, those of others may be older."""
 
     def watch(self) -> AsyncIterator[SourceMessage]:
-        """Yield messages without end: the source reports a lost connection and reconnects by itself."""
+        """Yield messages without end: the source reports a lost connection and then reconnects."""
 
     def stream_log(self, names: Sequence[str], lines: int) -> AsyncIterator[EventData]:
         """Yield the last ``lines`` events of some tunnels (none: of all), then each new one, until disconnected."""
@@ -96,4 +96,4 @@ class Source(Protocol):
         """Reload the file, in a fleet that of one host; return the result per entry."""
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections of the source."""

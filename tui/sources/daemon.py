@@ -72,7 +72,7 @@ class ApiSource:
         return self._http
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close the HTTP session with its connections."""
         if self._http is not None:
             await self._http.close()
 

@@ -233,7 +233,7 @@ class FleetFeed:
     # -- hosts -------------------------------------------------------------------------------------------------------
 
     def _hosts(self) -> Mapping[str, HostData]:
-        """Return what is known of each host besides its tunnels."""
+        """Return what is known of each host, without its tunnels."""
         return {host.name: self._host(host) for host in self._fleet}
 
     def _host(self, host: Host) -> HostData:
