@@ -1,4 +1,4 @@
-"""A file's tunnels, running in this process: what ``up`` and ``demo`` have in common."""
+"""Composes a daemon for a file: engines or workers, supervisor, watcher, API and MQTT. Used by ``up`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from orchestrator.supervisor.control import ControlService
 from orchestrator.supervisor.crash_reports import install_exception_handlers
 from orchestrator.supervisor.event_bus import SUPERVISOR, EventBus
 from orchestrator.supervisor.supervisor import Supervisor
-from orchestrator.supervisor.watcher import watching
-from orchestrator.workers.pool import Crew
+from orchestrator.supervisor.watcher import watch_files
+from orchestrator.workers.pool import WorkerPool
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
 from tunnel.model.events import EventLog
@@ -30,68 +30,70 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def claimed_daemon_socket(manifest: Manifest, named: Path | None, environ: Mapping[str, str]) -> Iterator[Path]:
-    """The path of the daemon's socket, ours alone. Raises SocketPathError.
+def claimed_daemon_socket(manifest: Manifest, given: Path | None, environ: Mapping[str, str]) -> Iterator[Path]:
+    """Hold the daemon's socket path for this process alone. Raises SocketPathError.
 
-    A socket that the file itself names gets a pointer in the usual place, so that ``ps`` finds it without reading the
+    A socket that the file names gets a symbolic link in the default place, so that ``ps`` finds it without reading the
     file.
     """
     with contextlib.ExitStack() as stack:
-        if named is None:
-            usual = named = socket_paths.choose_socket(manifest.path, environ, os.getuid())
-            stack.enter_context(socket_paths.claim_socket(usual))
-            inside = socket_paths.explicit_socket(manifest.supervisor.api.socket, {})
-            if inside is not None and inside != usual:
-                named = inside
-                stack.enter_context(socket_paths.claim_socket(inside))
-                with contextlib.suppress(OSError):
-                    usual.symlink_to(inside.absolute())
-        else:
-            stack.enter_context(socket_paths.claim_socket(named))
-        yield named
+        if given is not None:
+            stack.enter_context(socket_paths.claim_socket(given))
+            yield given
+            return
+        default = socket_paths.choose_socket(manifest.path, environ, os.getuid())
+        stack.enter_context(socket_paths.claim_socket(default))
+        in_file = socket_paths.explicit_socket(manifest.supervisor.api.socket, {})
+        if in_file is None or in_file == default:
+            yield default
+            return
+        stack.enter_context(socket_paths.claim_socket(in_file))
+        with contextlib.suppress(OSError):
+            default.symlink_to(in_file.absolute())
+        yield in_file
 
 
 @contextlib.asynccontextmanager
 async def running_daemon(
     manifest: Manifest, socket: Path, log: EventSink, level: LogLevel, *, read_only: bool = False
 ) -> AsyncIterator[Supervisor]:
-    """A supervisor with its API, not started yet; ``level`` is that of its own lines. Raises SocketPathError."""
+    """A supervisor with its API, not started yet; ``level`` is that of its own log lines. Raises SocketPathError."""
     bus = EventBus()
     event_log = EventLog(SUPERVISOR, bus.publish)
     install_exception_handlers(lambda topic, text: event_log.warn_throttled("defect", topic, text))
-    async with _workshop(manifest.supervisor.workers, bus) as engine_factory:
+    async with _engine_factory(manifest.supervisor.workers, bus) as engine_factory:
         supervisor = Supervisor(manifest, engine_factory=engine_factory, bus=bus)
-        listen = _filtered(log, supervisor, level)
-        for event in bus.events_of(SUPERVISOR):  # of the workers, from before there was anyone to ask for levels
-            listen(event)
-        bus.subscribe(listen)
+        write_log = _filter_by_level(log, supervisor, level)
+        for event in bus.events_of(SUPERVISOR):  # of the workers, from before there was a supervisor with log levels
+            write_log(event)
+        bus.subscribe(write_log)
         control = ControlService(supervisor, read_only=read_only)
         async with (
             serve_api(control, socket, manifest.supervisor),
-            watching(supervisor.sources, supervisor.follow, bus),
+            watch_files(supervisor.sources, supervisor.reload_after_change, bus),
             publish_host(control, manifest),
         ):
             yield supervisor
 
 
 @contextlib.asynccontextmanager
-async def _workshop(workers: int, bus: EventBus) -> AsyncIterator[EngineFactory]:
-    """Where engines are made: in so many workers, or, with none of them, in this process."""
+async def _engine_factory(workers: int, bus: EventBus) -> AsyncIterator[EngineFactory]:
+    """Makes engines in so many workers; with none, in this process."""
     if workers:
-        async with Crew(workers, bus.emit, bus.notify_activity).at_work() as crew:
-            yield crew.engine_factory
+        async with WorkerPool(workers, bus.emit, bus.notify_activity).running() as pool:
+            yield pool.make_engine
         return
-    shared = EngineContext()
-    shared.subscribe_activity(bus.notify_activity)
+    context = EngineContext()
+    context.subscribe_activity(bus.notify_activity)
     try:
-        yield lambda name, spec, sink: create_engine(name, spec, shared, sink)
+        yield lambda name, spec, sink: create_engine(name, spec, context, sink)
     finally:
-        shared.close()
+        context.close()
 
 
-def _filtered(log: EventSink, supervisor: Supervisor, level: LogLevel) -> Callable[[Event], None]:
-    def listen(event: Event) -> None:
+def _filter_by_level(log: EventSink, supervisor: Supervisor, level: LogLevel) -> Callable[[Event], None]:
+    def write(event: Event) -> None:
         if event.level >= (supervisor.log_level(event.tunnel) if event.tunnel != SUPERVISOR else level):
             log(event)
 
-    return listen
+    return write

@@ -30,8 +30,9 @@ from orchestrator.mqtt.topics import HostTopics
 from orchestrator.process.task_scope import task_scope
 from orchestrator.supervisor.control import ControlService
 from orchestrator.supervisor.event_bus import EventBus
+from orchestrator.supervisor.registry import UnknownTunnelError
 from orchestrator.supervisor.runner import stopped_snapshot
-from orchestrator.supervisor.supervisor import Supervisor, UnknownTunnelError
+from orchestrator.supervisor.supervisor import Supervisor
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import Snapshot
 from tunnel.model.spec import LogLevel
@@ -210,7 +211,7 @@ def make_host(broker: Broker, number: int, hosts: int, tunnels: int, busy: float
     run = DaemonRun(str(uuid.UUID(int=number)), uuid.uuid4().hex, time.time())
     handler = CommandHandler(control, HostTopics(name), run.boot, is_enabled=True)
     publisher = Publisher(control, BrokerClient(broker, f"np-{name}"), host=name, run=run, handler=handler)
-    control.mqtt = publisher.status
+    control.set_broker_status(publisher.status)
     return SimulatedHost(name, simulated, publisher)
 
 

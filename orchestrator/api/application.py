@@ -16,7 +16,7 @@ from orchestrator.api.parameters import ParameterError, check_names, parse_body
 from orchestrator.api.routes import ROUTES, Route
 from orchestrator.supervisor.control import CommandConflictError, ReadOnlyError
 from orchestrator.supervisor.crash_reports import describe_crash
-from orchestrator.supervisor.supervisor import UnknownTunnelError
+from orchestrator.supervisor.registry import UnknownTunnelError
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:

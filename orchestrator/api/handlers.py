@@ -13,7 +13,7 @@ from aiohttp import web
 
 from orchestrator.api import metrics, parameters, stream
 from orchestrator.supervisor.event_bus import HISTORY_KINDS, SUPERVISOR
-from orchestrator.supervisor.supervisor import UnknownTunnelError
+from orchestrator.supervisor.registry import UnknownTunnelError
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -102,12 +102,12 @@ async def send_command(request: ApiRequest, *, verb: str) -> web.StreamResponse:
 
 async def reload(request: ApiRequest) -> web.StreamResponse:
     """Read the configuration file again."""
-    return json_response(await request.control.reload())
+    return json_response((await request.control.reload()).as_json())
 
 
 async def get_plan(request: ApiRequest) -> web.StreamResponse:
     """Answer what a reload would change."""
-    return json_response(await request.control.plan())
+    return json_response((await request.control.plan()).as_json())
 
 
 async def get_logs(request: ApiRequest) -> web.StreamResponse:

@@ -155,7 +155,7 @@ async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level:
             log.on_write_error(_log_error_reporter(supervisor.bus))
             for warning in map(str, manifest.warnings):
                 supervisor.bus.emit(LogLevel.WARN, "config", warning)
-            await service.live(supervisor)
+            await service.run_service(supervisor)
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from orchestrator.status.contract import BrokerInfo
 from tunnel.model.address import Address
 from tunnel.model.times import format_timestamp
 
@@ -73,9 +74,10 @@ class BrokerStatus:
         self._state, self._reason = state, reason
         return is_changed
 
-    def as_json(self) -> dict[str, object]:
-        """The status as ``ps --json`` shows it."""
-        return {"state": self._state.value, "reason": self._reason, "since": format_timestamp(self._since)}
+    def info(self, broker: str, host: str) -> BrokerInfo:
+        """The status as ``ps --json`` shows it; ``host`` is our name on ``broker``."""
+        since = format_timestamp(self._since)
+        return BrokerInfo(state=self._state.value, reason=self._reason, since=since, broker=broker, host=host)
 
 
 # --- address and credentials ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from orchestrator.mqtt.payloads import VERSION, ResponsePayload, parse_json, par
 from orchestrator.mqtt.topics import RESPONSE
 from orchestrator.supervisor.control import CommandConflictError, ReadOnlyError
 from orchestrator.supervisor.crash_reports import describe_crash
-from orchestrator.supervisor.supervisor import UnknownTunnelError
+from orchestrator.supervisor.registry import UnknownTunnelError
 from tunnel.model.errors import did_you_mean
 from tunnel.model.events import EventLog
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.mqtt.session import BrokerSession
     from orchestrator.mqtt.topics import HostTopics
     from orchestrator.supervisor.control import ControlService
+    from orchestrator.supervisor.reload import ReloadResult
 
 OPS: Final = ("start", "stop", "restart", "drain", "reload", "retry")
 """The commands. Each names the wanted state; none toggles."""
@@ -238,11 +239,9 @@ class CommandHandler:
         return ResponsePayload(command.id, result)
 
 
-def _reload_response(command: Command, result: Mapping[str, Any]) -> ResponsePayload:
-    fault = result["error"]
-    if fault:
-        position = f"{fault['file']}:{fault['line']}:{fault['column']}"
-        return ResponsePayload.failed(command.id, f"{position}: {fault['message']}", result)
-    if not result["ok"]:
-        return ResponsePayload.failed(command.id, "not every entry could be applied", result)
-    return ResponsePayload(command.id, result)
+def _reload_response(command: Command, result: ReloadResult) -> ResponsePayload:
+    if result.fault is not None:
+        return ResponsePayload.failed(command.id, str(result.fault), result.as_json())
+    if not result.is_ok:
+        return ResponsePayload.failed(command.id, "not every entry could be applied", result.as_json())
+    return ResponsePayload(command.id, result.as_json())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.mqtt.payloads import STATS_KEYS, EventPayload, InfoPayload, StatePayload, StatsPayload, StatusPayload
 from orchestrator.mqtt.topics import EVENT, INFO, STATE, STATS, STATUS, Message
-from orchestrator.supervisor.supervisor import SCAN_BATCH_SIZE
+from orchestrator.status.scanner import SCAN_BATCH_SIZE
 from tunnel.model.snapshot import Snapshot
 from tunnel.model.times import format_timestamp
 

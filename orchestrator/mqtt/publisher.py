@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from orchestrator.config.supervisor_settings import MqttSettings
     from orchestrator.mqtt.session import BrokerClient, BrokerSession
     from orchestrator.mqtt.topics import Message
+    from orchestrator.status.contract import BrokerInfo
     from orchestrator.supervisor.control import ControlService
     from orchestrator.supervisor.event_bus import EventBus
     from tunnel.model.events import Event
@@ -86,9 +87,9 @@ class _StatusReporter:
         """Whether messages are being published."""
         return self._status.is_online
 
-    def as_json(self) -> dict[str, object]:
+    def info(self) -> BrokerInfo:
         """The status as ``ps --json`` shows it."""
-        return {**self._status.as_json(), "broker": self._broker, "host": self._host}
+        return self._status.info(self._broker, self._host)
 
     def report_problem(self, state: BrokerState, reason: str) -> None:
         """Nothing is published now."""
@@ -145,9 +146,9 @@ class Publisher:
         self._is_echoed = asyncio.Event()
         self._is_closing = asyncio.Event()
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> BrokerInfo:
         """What ``ps --json`` shows of the broker."""
-        return self._reporter.as_json()
+        return self._reporter.info()
 
     @property
     def has_published_all(self) -> bool:
@@ -378,7 +379,7 @@ async def publish_host(control: ControlService, manifest: Manifest) -> AsyncIter
         yield
         return
     publisher = _make_publisher(control, manifest, settings)
-    control.mqtt = publisher.status
+    control.set_broker_status(publisher.status)
     task = asyncio.create_task(publisher.run(), name="mqtt")
     try:
         yield

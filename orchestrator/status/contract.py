@@ -50,7 +50,7 @@ class ConfigStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerStatus:
+class BrokerInfo:
     """The connection with the MQTT broker; ``off`` where the file names none, and then nothing else is known."""
 
     state: str = "off"
@@ -72,7 +72,7 @@ class DaemonInfo:
     host: str
     read_only: bool
     started_at: str
-    mqtt: BrokerStatus = BrokerStatus()
+    mqtt: BrokerInfo = BrokerInfo()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def encode_snapshot(snapshot: Snapshot, names: typing.Iterable[str] | None = Non
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, BrokerStatus) and value.state == "off":
+    if isinstance(value, BrokerInfo) and value.state == "off":
         return {"state": "off"}
     if is_dataclass(value) and not isinstance(value, type):
         return {

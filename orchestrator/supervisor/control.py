@@ -1,17 +1,21 @@
-"""What people and programs outside may ask of a supervisor and tell it, whichever way they come.
+"""What the local API, MQTT and the command line may read and command, through whichever way a request comes.
 
-The one place that says no to commands, puts what was done into words, and leaves a trace of it among the events.
+The one place that refuses commands, describes their effect, and records them as events.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.process.setup import program_version
+from orchestrator.status.contract import BrokerInfo, DaemonInfo, DaemonStatus, encode_info, encode_status
+from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import STATES, State
 from tunnel.model.times import format_timestamp
@@ -19,33 +23,41 @@ from tunnel.model.times import format_timestamp
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from orchestrator.status.json_types import (
+        CommandResultJson,
+        DaemonJson,
+        ShutdownJson,
+        StatusJson,
+        TunnelDetailsJson,
+    )
+    from orchestrator.status.store import StatusStore
+    from orchestrator.supervisor.reload import PlanResult, ReloadResult
     from orchestrator.supervisor.supervisor import Supervisor
     from tunnel.model.snapshot import Snapshot
 
-VERBS: Final = ("start", "stop", "restart", "drain", "retry")
-"""What a single tunnel can be told."""
+VERBS: Final = tuple(TUNNEL_COMMANDS)
 
 
-class ReadOnlyError(Exception):
+class ReadOnlyError(OrchestratorError):
     """This daemon takes no commands."""
 
     def __init__(self) -> None:
         super().__init__("this daemon takes no commands: it was started with --read-only")
 
 
-class CommandConflictError(Exception):
-    """The command makes no sense as things are; the message is a sentence."""
+class CommandConflictError(OrchestratorError):
+    """The command makes no sense in the present state; the message is a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """What became of a command."""
+    """The effect of a command."""
 
     name: str
     state: State
     text: str
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> CommandResultJson:
         """The answer of the local API."""
         return {"name": self.name, "ok": True, "state": self.state.value, "text": self.text}
 
@@ -57,90 +69,135 @@ class ControlService:
         self.supervisor = supervisor
         self.bus = supervisor.bus
         self.read_only = read_only
-        self.mqtt: Callable[[], dict[str, Any]] = lambda: {"state": "off"}
-        """how it stands with the broker"""
-        self._facts = {
-            "version": program_version(),
-            "host": socket.gethostname(),
-            "read_only": read_only,
-            "started_at": format_timestamp(time.time()),
-        }
+        self._broker_status: Callable[[], BrokerInfo] = BrokerInfo
+        self._version = program_version()
+        self._host = socket.gethostname()
+        self._started_at = format_timestamp(time.time())
 
-    def head(self) -> dict[str, Any]:
-        """The status without its tunnels."""
-        return {**self.supervisor.head(), **self._facts, "mqtt": self.mqtt()}
+    # --- reading --------------------------------------------------------------------------------------------------
 
-    async def status(self) -> dict[str, Any]:
+    @property
+    def store(self) -> StatusStore[str, Snapshot]:
+        """The tunnels and the daemon as of the last ``refresh``; readers ask it for what changed since a revision."""
+        return self.supervisor.store
+
+    async def refresh(self, within_s: float = 0.0, *, everything: bool = False) -> None:
+        """Bring ``store`` up to date: what may have changed, or everything; this may take ``within_s`` seconds."""
+        await self.supervisor.refresh(within_s, everything=everything)
+        self.store.update_daemon(self.info())
+
+    def info(self) -> DaemonInfo:
+        """The daemon without its tunnels; cheap enough to be read several times a second."""
+        return DaemonInfo(
+            generation=self.supervisor.generation,
+            pid=os.getpid(),
+            config=self.supervisor.config_status(),
+            version=self._version,
+            host=self._host,
+            read_only=self.read_only,
+            started_at=self._started_at,
+            mqtt=self._broker_status(),
+        )
+
+    def set_broker_status(self, read: Callable[[], BrokerInfo]) -> None:
+        """Have the status of the connection with the broker read by this function."""
+        self._broker_status = read
+
+    def head(self) -> DaemonJson:
+        """``info`` in JSON."""
+        return encode_info(self.info())
+
+    async def status(self) -> StatusJson:
         """The object of ``ps --json``."""
-        return {**self.head(), "tunnels": [snapshot.as_json() for snapshot in await self.supervisor.look()]}
+        await self.refresh(everything=True)
+        return encode_status(DaemonStatus(self.info(), self.store.snapshots()))
 
-    def tunnel(self, name: str) -> dict[str, Any]:
+    def tunnel(self, name: str) -> TunnelDetailsJson:
         """One tunnel with its URL, settings and place in the file. Raises UnknownTunnelError."""
-        return self.supervisor.inspect(name)
+        return self.supervisor.details(name)
 
-    async def plan(self) -> dict[str, Any]:
+    async def plan(self) -> PlanResult:
         """What a reload would change."""
         return await self.supervisor.plan()
 
-    async def reload(self) -> dict[str, Any]:
-        """Read the file again; the result per entry. Raises ReadOnlyError, NotNowError."""
-        self._check()
+    # --- commands -------------------------------------------------------------------------------------------------
+
+    async def reload(self) -> ReloadResult:
+        """Read the file again and apply it. Raises ReadOnlyError, CommandConflictError."""
+        self._check_commands_allowed()
         return await self.supervisor.reload()
 
     async def command(self, verb: str, name: str, timeout: float | None = None) -> CommandResult:  # noqa: ASYNC109  of the drain
-        """Tell a tunnel one of the VERBS; ``timeout`` is the limit of the drain that it implies, in seconds.
+        """Give a tunnel one of the TUNNEL_COMMANDS; ``timeout`` is the limit of the drain that it implies, in seconds.
 
-        Returns when it is told, not when it is done. Raises UnknownTunnelError, ReadOnlyError, NotNowError.
+        Returns when the command is given, not when it is completed. Raises UnknownTunnelError, ReadOnlyError,
+        CommandConflictError.
         """
-        self._check()
-        before = self.supervisor.snapshot(name)
-        text = _consequence(verb, before)
-        if verb in {"start", "retry"}:
-            getattr(self.supervisor, verb)(name)
-        else:
-            getattr(self.supervisor, verb)(name, timeout)
+        self._check_commands_allowed()
+        handler = _HANDLERS[verb]
+        text = handler.describe(self.supervisor.snapshot(name))
+        handler.run(self.supervisor, name, timeout)
         self.bus.emit(LogLevel.INFO, "command", f"{verb}: {text}", tunnel=name, command=verb)
-        await asyncio.sleep(0)  # an engine that was just asked for is made in the next turn
+        await asyncio.sleep(0)  # the task of a runner that was just started makes its engine in the next turn
         return CommandResult(name, self.supervisor.snapshot(name).state, text)
 
-    def shutdown(self, *, drain: bool = True) -> dict[str, Any]:
+    def shutdown(self, *, drain: bool = True) -> ShutdownJson:
         """End the daemon, after a drain or at once. Raises ReadOnlyError."""
         if self.read_only:
             raise ReadOnlyError
-        head = self.supervisor.head()
-        active = sum(snapshot.connections.active for snapshot in self.supervisor.snapshots())
+        active = self.supervisor.count_visitors()
         (self.supervisor.shutdown if drain else self.supervisor.close)()
-        return {"ok": True, "pid": head["pid"], "active": active}
+        return {"ok": True, "pid": os.getpid(), "active": active}
 
-    def _check(self) -> None:
+    def _check_commands_allowed(self) -> None:
         if self.read_only:
             raise ReadOnlyError
         if not self.supervisor.is_ready:
             raise CommandConflictError("the tunnels are being started, or drained for the daemon's end")
 
 
-def _consequence(verb: str, before: Snapshot) -> str:
-    """What a command means for a tunnel, in words. Raises NotNowError."""
+# --- the commands: what each does, and how its effect is described from the snapshot before it -----------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Handler:
+    run: Callable[[Supervisor, str, float | None], None]
+    describe: Callable[[Snapshot], str]
+
+
+def _describe_start(before: Snapshot) -> str:
+    if before.state is State.DRAINING:
+        return f"starting again after the drain{_may_finish(before)}"
+    return "starting" if STATES[before.state].is_ended else f"already running: {before.state}"
+
+
+def _describe_stop(before: Snapshot) -> str:
+    return "already stopped" if STATES[before.state].is_ended else f"stopping{_may_finish(before)}"
+
+
+def _describe_drain(before: Snapshot) -> str:
+    return "already stopped" if STATES[before.state].is_ended else f"draining{_may_finish(before)}"
+
+
+def _describe_restart(before: Snapshot) -> str:
+    return "starting" if STATES[before.state].is_ended else f"restarting{_may_finish(before)}"
+
+
+def _describe_retry(before: Snapshot) -> str:
+    if before.state is not State.COOLDOWN:
+        raise CommandConflictError(f"{before.name[:200]!r} has no cooldown to end: it is {before.state}")
+    return "retrying now"
+
+
+def _may_finish(before: Snapshot) -> str:
     active = before.connections.active
-    may_finish = f"; {_visitors(active)} may finish" if active else ""
-    match verb:
-        case "start":
-            if before.state is State.DRAINING:
-                return f"starts again after its drain{may_finish}"
-            return "is started" if STATES[before.state].is_ended else f"runs already: {before.state}"
-        case "stop" | "drain" if STATES[before.state].is_ended:
-            return "rests already"
-        case "stop":
-            return f"is stopped{may_finish}"
-        case "drain":
-            return f"drains{may_finish}" if active else "is drained"
-        case "restart":
-            return "is started" if STATES[before.state].is_ended else f"is restarted{may_finish}"
-        case _ if before.state is not State.COOLDOWN:
-            raise CommandConflictError(f"{before.name[:200]!r} has no cooldown to end: it is {before.state}")
-        case _:
-            return "tries again now"
+    return f"; {active} {'visitor' if active == 1 else 'visitors'} may finish" if active else ""
 
 
-def _visitors(count: int) -> str:
-    return "1 visitor" if count == 1 else f"{count} visitors"
+_HANDLERS: Final = {
+    "start": _Handler(lambda supervisor, name, _: supervisor.start(name), _describe_start),
+    "stop": _Handler(lambda supervisor, name, timeout: supervisor.stop(name, timeout), _describe_stop),
+    "restart": _Handler(lambda supervisor, name, timeout: supervisor.restart(name, timeout), _describe_restart),
+    "drain": _Handler(lambda supervisor, name, timeout: supervisor.drain(name, timeout), _describe_drain),
+    "retry": _Handler(lambda supervisor, name, _: supervisor.retry(name), _describe_retry),
+}

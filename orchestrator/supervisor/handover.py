@@ -1,4 +1,4 @@
-"""Changed entries get other engines while the old ones still serve, in whatever order their addresses allow."""
+"""Replaces running engines by others while the old ones still serve, in whatever order their addresses allow."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tunnel.model.state import STATES, State
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    from orchestrator.supervisor.registry import Tunnels
+    from orchestrator.supervisor.registry import TunnelRegistry
     from orchestrator.supervisor.runner import TunnelRunner
     from tunnel.model.address import Address
     from tunnel.model.snapshot import Snapshot
@@ -26,161 +26,175 @@ if TYPE_CHECKING:
 REMOVED: Final = "removed from the file"
 CHANGED: Final = "its entry was changed"
 
-_GIVEN_UP: Final = frozenset(state for state, info in STATES.items() if not info.is_listening)
-_PATIENCE: Final = 0.5  # seconds for a listener of ours to be given up, so that another entry can have its address
-_LOOK: Final = 0.02  # seconds between two looks
+RELEASE_TIMEOUT_S: Final = 0.5
+"""How long a reload waits for an engine that drains to close a listener whose address another entry wants."""
+
+_RELEASED: Final = frozenset(state for state, info in STATES.items() if not info.is_listening)
 
 
-class Claims:
-    """Who listens, or may listen, on which address."""
+class AddressTable:
+    """The addresses on which tunnels listen, or may listen."""
 
-    def __init__(self, keepers: Iterable[TunnelRunner]) -> None:
+    def __init__(self, runners: Iterable[TunnelRunner]) -> None:
         self._by_port: dict[int, list[tuple[Address, TunnelRunner]]] = {}
-        for keeper in keepers:
-            for address in _addresses(keeper.spec):
-                self._by_port.setdefault(address.port, []).append((address, keeper))
+        for runner in runners:
+            for address in _addresses(runner.spec):
+                self._by_port.setdefault(address.port, []).append((address, runner))
 
-    def rivals(self, entry: Entry) -> Iterator[TunnelRunner]:
-        """Those in whose way the entry is."""
+    def conflicts(self, entry: Entry) -> Iterator[TunnelRunner]:
+        """The tunnels that use an address which the entry wants."""
         for wanted in _addresses(entry.spec):
-            for address, keeper in self._by_port.get(wanted.port, ()):
+            for address, runner in self._by_port.get(wanted.port, ()):
                 if addresses_conflict(wanted, address):
-                    yield keeper
+                    yield runner
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """A keeper whose place is taken by another one, for ``entry``."""
+class Replacement:
+    """A runner that is to be replaced by another one, for ``entry``."""
 
     entry: Entry
-    keeper: TunnelRunner
+    runner: TunnelRunner
     changes: tuple[str, ...] = ()
 
     @property
-    def is_same(self) -> bool:
-        """Whether it is the same tunnel; else the entry has another name and takes over the addresses."""
-        return self.entry.name == self.keeper.name
+    def is_same_tunnel(self) -> bool:
+        """Whether the entry has the runner's name; otherwise it is another tunnel that takes over the addresses."""
+        return self.entry.name == self.runner.name
 
     @property
     def result(self) -> EntryResult:
-        """What there is to say when it is done."""
-        detail = None if self.is_same else f"it takes the place of {self.keeper.name!r}"
-        return EntryResult("restarted" if self.is_same else "added", detail, self.changes)
+        """The result where the replacement succeeds."""
+        if self.is_same_tunnel:
+            return EntryResult("restarted", None, self.changes)
+        return EntryResult("added", f"it takes the place of {self.runner.name!r}", self.changes)
 
 
 class Handover:
-    """One reload's changes of keepers. Old engines drain for ``drain_timeout`` at most."""
+    """The replacements of one reload. Old engines drain for ``drain_timeout`` seconds at most."""
 
-    def __init__(self, tunnels: Tunnels, drain_timeout: float | None) -> None:
-        self._tunnels = tunnels
+    def __init__(self, registry: TunnelRegistry, drain_timeout: float | None) -> None:
+        self._registry = registry
         self._drain_timeout = drain_timeout
 
-    async def run(self, steps: list[Step]) -> dict[str, EntryResult]:
-        """Take every step that can be taken; the result by the name of its entry."""
+    async def run(self, replacements: list[Replacement]) -> dict[str, EntryResult]:
+        """Make every replacement that can be made; the results by the name of the entry.
+
+        In rounds: an address may come free by another replacement, or by an engine that drains.
+        """
         results: dict[str, EntryResult] = {}
         loop = asyncio.get_running_loop()
-        until = loop.time() + _PATIENCE
-        while steps:
-            leaving = {keeper for keeper in self._tunnels.leaving if not _has_given_up(keeper)}
-            holders = leaving | {step.keeper for step in steps}
-            failed: dict[Step, Exception] = {}
-            for step in steps:
-                outcome = await self._succeed(step)
-                if isinstance(outcome, EntryResult):
-                    results[step.entry.name] = outcome
-                else:
-                    failed[step] = outcome
-            is_hopeless = len(failed) == len(steps) and (not leaving or loop.time() > until)
-            if is_hopeless:
-                holders = {step.keeper for step in failed}
-            claims = Claims(holders)
-            waiting = [step for step, error in failed.items() if _may_come_free(step, error, claims)]
-            for step in failed.keys() - set(waiting):
-                results[step.entry.name] = self._reject(step, failed[step])
-            if is_hopeless and len(waiting) == len(steps):
+        deadline = loop.time() + RELEASE_TIMEOUT_S
+        while replacements:
+            draining = self._holding_listeners()
+            holders = draining | {one.runner for one in replacements}
+            failed = await self._try_all(replacements, results)
+            is_stuck = len(failed) == len(replacements) and (not draining or loop.time() > deadline)
+            if is_stuck:
+                holders = {one.runner for one in failed}
+            addresses = AddressTable(holders)
+            waiting = [one for one, error in failed.items() if _may_come_free(one, error, addresses)]
+            for one in failed.keys() - set(waiting):
+                results[one.entry.name] = self._reject(one, failed[one])
+            if is_stuck and len(waiting) == len(replacements):
                 return results | await self._exchange(waiting)
-            steps = waiting
-            if steps:
-                await asyncio.sleep(_LOOK)
+            replacements = waiting
+            if replacements:
+                await self._wait_for_release(deadline - loop.time())
         return results
 
-    async def _succeed(self, step: Step) -> EntryResult | Exception:
-        """The new engine binds, the old one drains; or what prevented it, and then the old one serves on."""
-        heir = self._tunnels.make(step.entry)
-        result = step.result
+    async def wait_until_released(self, entries: Iterable[Entry]) -> None:
+        """Wait until no engine that drains listens on an address of these entries, for RELEASE_TIMEOUT_S at most."""
+        addresses = AddressTable(self._registry.draining)
+        holders = {runner for entry in entries for runner in addresses.conflicts(entry)}
+        await self._registry.wait_until(lambda: all(map(_has_released, holders)), RELEASE_TIMEOUT_S)
+
+    def _holding_listeners(self) -> set[TunnelRunner]:
+        return {runner for runner in self._registry.draining if not _has_released(runner)}
+
+    async def _wait_for_release(self, timeout_s: float) -> None:
+        """Wait until the next engine that drains has closed its listeners, if there is one that has not."""
+        holding = self._holding_listeners()
+        if holding:
+            await self._registry.wait_until(lambda: any(map(_has_released, holding)), max(0.0, timeout_s))
+        await asyncio.sleep(0)
+
+    async def _try_all(
+        self, replacements: list[Replacement], results: dict[str, EntryResult]
+    ) -> dict[Replacement, Exception]:
+        """Try each; those that failed, with what prevented them."""
+        failed: dict[Replacement, Exception] = {}
+        for one in replacements:
+            outcome = await self._try(one)
+            if isinstance(outcome, EntryResult):
+                results[one.entry.name] = outcome
+            else:
+                failed[one] = outcome
+        return failed
+
+    async def _try(self, one: Replacement) -> EntryResult | Exception:
+        """Bind the new engine, then drain the old one; the error where that failed and the old engine serves on."""
+        runner = self._registry.make_runner(one.entry)
+        result = one.result
         try:
-            await heir.inherit(step.keeper)
-        except Exception as error:  # noqa: BLE001  cannot bind, or a defect: the reload of the others goes on
-            if _serves(step.keeper.snapshot()):
+            await runner.take_over_from(one.runner)
+        except Exception as error:  # noqa: BLE001  cannot bind, or a crash: the reload of the others continues
+            if _is_worth_keeping(one.runner.snapshot()):
                 return error
-            result = EntryResult("failed", _describe(error), step.changes)
-        is_wanted = step.keeper.is_wanted  # somebody may have told it to rest meanwhile
-        self._tunnels.replace(step.keeper, step.entry, heir)
-        self._tunnels.dismiss(step.keeper, self._drain_timeout, CHANGED)
-        heir.start()
-        if not is_wanted or self._tunnels.is_closing:
-            heir.drain(0.0)
+            result = EntryResult("failed", _describe(error), one.changes)
+        is_wanted = one.runner.is_wanted  # a command may have stopped it meanwhile
+        self._registry.replace(one.runner, one.entry, runner)
+        self._registry.retire(one.runner, self._drain_timeout, CHANGED)
+        runner.start()
+        if not is_wanted or self._registry.is_closing:
+            runner.drain(0.0)
         return result
 
-    async def _exchange(self, steps: list[Step]) -> dict[str, EntryResult]:
-        """Entries that want one another's addresses: none can bind before the other goes."""
-        for step in steps:
-            self._replace(step)
-        await given_up(self._tunnels.leaving, [step.entry for step in steps])
-        for step in steps:
-            self._tunnels.begin(step.entry)
-        detail = "its address was in use by another changed entry: for a moment nobody listened"
-        return {step.entry.name: EntryResult("restarted", detail, step.changes) for step in steps}
+    async def _exchange(self, replacements: list[Replacement]) -> dict[str, EntryResult]:
+        """Entries that want the addresses of one another: none can bind before the other closes."""
+        for one in replacements:
+            self._retire(one)
+        await self.wait_until_released([one.entry for one in replacements])
+        for one in replacements:
+            self._registry.apply_enabled(one.entry.name)
+        detail = "its address was in use by another changed entry: there was no listener for a moment"
+        return {one.entry.name: EntryResult("restarted", detail, one.changes) for one in replacements}
 
-    def _reject(self, step: Step, error: Exception) -> EntryResult:
-        why = _describe(error)
-        if step.is_same:
-            step.keeper.complain(f"the change of the file is not in force: {why}")
-            return EntryResult("rejected", f"{why}; the tunnel serves on as it was before", step.changes)
-        self._replace(step)  # nobody has the old name any more
-        self._tunnels.begin(step.entry)
-        return EntryResult("failed", why)
+    def _reject(self, one: Replacement, error: Exception) -> EntryResult:
+        reason = _describe(error)
+        if one.is_same_tunnel:
+            one.runner.set_last_error(f"the change of the file is not in force: {reason}")
+            return EntryResult("rejected", f"{reason}; the tunnel keeps running as before", one.changes)
+        self._retire(one)  # the old name is not in the file any more
+        self._registry.apply_enabled(one.entry.name)
+        return EntryResult("failed", reason)
 
-    def _replace(self, step: Step) -> None:
-        self._tunnels.replace(step.keeper, step.entry)
-        self._tunnels.dismiss(step.keeper, self._drain_timeout, CHANGED if step.is_same else REMOVED)
-
-
-async def given_up(leaving: Iterable[TunnelRunner], entries: Iterable[Entry]) -> None:
-    """Until nobody who leaves listens on addresses of these entries, within half a second."""
-    claims = Claims(leaving)
-    rivals = {rival for entry in entries for rival in claims.rivals(entry)}
-    await patiently(lambda: not all(map(_has_given_up, rivals)))
-
-
-async def patiently(is_waiting: Callable[[], bool]) -> None:
-    """Until there is nothing to wait for, or half a second."""
-    until = asyncio.get_running_loop().time() + _PATIENCE
-    while is_waiting() and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110  snapshots announce nothing
-        await asyncio.sleep(_LOOK)
+    def _retire(self, one: Replacement) -> None:
+        self._registry.replace(one.runner, one.entry)
+        self._registry.retire(one.runner, self._drain_timeout, CHANGED if one.is_same_tunnel else REMOVED)
 
 
 def _addresses(spec: TunnelSpec) -> Iterator[Address]:
     yield from listen_addresses(spec)
-    if spec.role is Role.CLIENT and spec.mode is Mode.AUTO:  # perhaps: only the running engine knows
+    if spec.role is Role.CLIENT and spec.mode is Mode.AUTO:  # perhaps: only the running engine knows its direction
         yield spec.target
 
 
-def _may_come_free(step: Step, error: Exception, claims: Claims) -> bool:
-    """Whether what a step wants is in use by one of our own who is about to go."""
+def _may_come_free(one: Replacement, error: Exception, addresses: AddressTable) -> bool:
+    """Whether the address is in use by another of our tunnels, which is about to close it."""
     if not isinstance(error, NetError) or error.errno != errno.EADDRINUSE:
         return False
-    return any(rival is not step.keeper for rival in claims.rivals(step.entry))
+    return any(runner is not one.runner for runner in addresses.conflicts(one.entry))
 
 
-def _has_given_up(keeper: TunnelRunner) -> bool:
-    return keeper.snapshot().state in _GIVEN_UP
+def _has_released(runner: TunnelRunner) -> bool:
+    return runner.snapshot().state in _RELEASED
 
 
-def _serves(seen: Snapshot) -> bool:
-    """Whether an engine is worth keeping: not if it never got what it listens on itself."""
-    is_entrance = seen.role == Role.CLIENT.value and seen.direction == Direction.FORWARD.value
-    return seen.state is not State.COOLDOWN or seen.link is not None or is_entrance
+def _is_worth_keeping(seen: Snapshot) -> bool:
+    """Whether an engine serves: not if it never got the addresses it listens on itself."""
+    is_ingress = seen.role == Role.CLIENT.value and seen.direction == Direction.FORWARD.value
+    return seen.state is not State.COOLDOWN or seen.link is not None or is_ingress
 
 
 def _describe(error: Exception) -> str:

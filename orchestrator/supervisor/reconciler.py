@@ -1,12 +1,12 @@
-"""From one configuration to the next, so that nobody notices who need not."""
+"""Makes what runs agree with a new configuration; tunnels that the plan does not name are not affected."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.config.plan import EntryResult
 from orchestrator.supervisor.crash_reports import describe_crash
-from orchestrator.supervisor.handover import CHANGED, REMOVED, Claims, Handover, Step, given_up, patiently
+from orchestrator.supervisor.handover import CHANGED, RELEASE_TIMEOUT_S, REMOVED, AddressTable, Handover, Replacement
 from orchestrator.supervisor.registry import DISABLED
 from tunnel.model.spec import Role
 from tunnel.model.state import State
@@ -16,90 +16,119 @@ if TYPE_CHECKING:
 
     from orchestrator.config.manifest import Entry
     from orchestrator.config.plan import EntryChange, Plan
-    from orchestrator.supervisor.registry import Tunnels
+    from orchestrator.supervisor.registry import TunnelRegistry
     from orchestrator.supervisor.runner import TunnelRunner
     from tunnel.model.snapshot import Snapshot
 
+START_TIMEOUT_S: Final = RELEASE_TIMEOUT_S
+"""How long the result of a reload waits for added tunnels to leave the state ``starting``."""
 
-async def apply(
-    tunnels: Tunnels, plan: Plan, order: Iterable[Entry], drain_timeout: float | None
-) -> dict[str, EntryResult]:
-    """Do what the plan says; the result of each entry. Whoever is not named in the plan notices nothing.
+Results = dict[str, EntryResult]
 
-    ``order`` is that of the new file. Changed and removed engines drain for ``drain_timeout`` at most.
+
+async def reconcile(
+    registry: TunnelRegistry, plan: Plan, entries: Iterable[Entry], drain_timeout: float | None
+) -> Results:
+    """Carry out a plan; the result of each entry.
+
+    ``entries`` are those of the new file, in its order. Changed and removed engines drain for ``drain_timeout``
+    seconds at most.
     """
-    results = {change.new.name: _adopt(tunnels, change, drain_timeout) for change in plan.change}
-    steps = []
-    for change in plan.restart:
-        keeper = tunnels.keepers[change.new.name]
-        if keeper.is_wanted:
-            steps.append(Step(change.new, keeper, change.texts))
-        else:  # it rests by somebody's command, or in the file: so it shall, as somebody else
-            keeper.respec(change.new.spec, change.new.tags)
-            tunnels.entries[change.new.name] = change.new
-            results[change.new.name] = EntryResult("changed", None, change.texts)
-    removed = {entry.name: tunnels.keepers[entry.name] for entry in plan.remove}
-    claims = Claims(removed.values())
-    added = []
-    for entry in plan.add:
-        candidates = claims.rivals(entry) if entry.enabled else ()
-        namesake = next((keeper for keeper in candidates if keeper.is_wanted and keeper.name in removed), None)
-        if namesake is None:
-            added.append(entry)
-        else:  # most likely it was given another name
-            steps.append(Step(entry, removed.pop(namesake.name)))
-            results[namesake.name] = EntryResult("removed", f"{entry.name!r} takes its place")
-    for name, keeper in removed.items():
-        tunnels.dismiss(keeper, drain_timeout, REMOVED)
-        results[name] = EntryResult("removed", _drain_text(keeper))
-    results |= await Handover(tunnels, drain_timeout).run(steps)
-    results |= await _add(tunnels, added)
-    for entry in plan.leave:
-        tunnels.entries[entry.name] = entry  # it may stand elsewhere in the file
-        results[entry.name] = EntryResult("unchanged")
-    names = [entry.name for entry in order]
-    tunnels.keepers = {name: tunnels.keepers[name] for name in names}
-    tunnels.entries = {name: tunnels.entries[name] for name in names}
-    return {name: results[name] for name in (*names, *(entry.name for entry in plan.remove))}
+    return await _Reconciliation(registry, plan, drain_timeout).run([entry.name for entry in entries])
 
 
-def _adopt(tunnels: Tunnels, change: EntryChange, drain_timeout: float | None) -> EntryResult:
-    old, new = change.old, change.new
-    keeper = tunnels.keepers[new.name]
-    if old.enabled and new.enabled:
-        try:
-            keeper.adopt(new.spec, new.tags)
-        except Exception as error:  # noqa: BLE001  a defect of one engine: the reload of the others goes on
-            keeper.complain(describe_crash(error))
-            return EntryResult("failed", describe_crash(error), change.texts)
-        tunnels.entries[new.name] = new
-    elif new.enabled:
-        tunnels.replace(keeper, new)
-        tunnels.dismiss(keeper, drain_timeout, CHANGED)
-        tunnels.begin(new)
-    else:
-        keeper.drain(drain_timeout, DISABLED)
-        keeper.respec(new.spec, new.tags)
-        tunnels.entries[new.name] = new
-    return EntryResult("changed", None, change.texts)
+class _Reconciliation:
+    def __init__(self, registry: TunnelRegistry, plan: Plan, drain_timeout: float | None) -> None:
+        self._registry = registry
+        self._plan = plan
+        self._drain_timeout = drain_timeout
+        self._results: Results = {}
+
+    async def run(self, names: list[str]) -> Results:
+        for change in self._plan.change:
+            self._results[change.new.name] = self._apply_change(change)
+        replacements = self._restarts()
+        removed = {entry.name: self._registry.runner(entry.name) for entry in self._plan.remove}
+        renamed, added = self._match_renamed(removed)
+        for runner in removed.values():
+            self._registry.retire(runner, self._drain_timeout, REMOVED)
+            self._results[runner.name] = EntryResult("removed", _describe_drain(runner))
+        handover = Handover(self._registry, self._drain_timeout)
+        self._results |= await handover.run([*replacements, *renamed])
+        await handover.wait_until_released(added)
+        await self._add(added)
+        for entry in self._plan.leave:
+            self._registry.update_entry(entry)  # its place in the file may have changed
+            self._results[entry.name] = EntryResult("unchanged")
+        self._registry.reorder(names)
+        return {name: self._results[name] for name in (*names, *(entry.name for entry in self._plan.remove))}
+
+    def _apply_change(self, change: EntryChange) -> EntryResult:
+        """A change that the running engine can apply, or that starts or stops the tunnel."""
+        old, new = change.old, change.new
+        runner = self._registry.runner(new.name)
+        if old.enabled and new.enabled:
+            try:
+                runner.apply_live_settings(new.spec, new.tags)
+            except Exception as error:  # noqa: BLE001  a crash of one engine: the reload of the others continues
+                runner.set_last_error(describe_crash(error))
+                return EntryResult("failed", describe_crash(error), change.texts)
+            self._registry.update_entry(new)
+        elif new.enabled:
+            self._registry.replace(runner, new)
+            self._registry.retire(runner, self._drain_timeout, CHANGED)
+            self._registry.apply_enabled(new.name)
+        else:
+            runner.drain(self._drain_timeout, DISABLED)
+            runner.update_spec(new.spec, new.tags)
+            self._registry.update_entry(new)
+        return EntryResult("changed", None, change.texts)
+
+    def _restarts(self) -> list[Replacement]:
+        """The replacements of running engines; a tunnel that is stopped stays so, with the new spec."""
+        found = []
+        for change in self._plan.restart:
+            runner = self._registry.runner(change.new.name)
+            if runner.is_wanted:
+                found.append(Replacement(change.new, runner, change.texts))
+            else:
+                runner.update_spec(change.new.spec, change.new.tags)
+                self._registry.update_entry(change.new)
+                self._results[change.new.name] = EntryResult("changed", None, change.texts)
+        return found
+
+    def _match_renamed(self, removed: dict[str, TunnelRunner]) -> tuple[list[Replacement], list[Entry]]:
+        """Added entries that want the address of a removed one, most likely renamed; and the other added ones.
+
+        Takes the runners that are replaced out of ``removed``.
+        """
+        addresses = AddressTable(removed.values())
+        renamed, added = [], []
+        for entry in self._plan.add:
+            candidates = addresses.conflicts(entry) if entry.enabled else ()
+            old = next((runner for runner in candidates if runner.is_wanted and runner.name in removed), None)
+            if old is None:
+                added.append(entry)
+            else:
+                renamed.append(Replacement(entry, removed.pop(old.name)))
+                self._results[old.name] = EntryResult("removed", f"{entry.name!r} takes its place")
+        return renamed, added
+
+    async def _add(self, entries: list[Entry]) -> None:
+        runners = {entry.name: self._registry.add(entry) for entry in entries}
+        starting = [runners[entry.name] for entry in entries if entry.enabled]
+        await self._registry.wait_until(
+            lambda: all(runner.snapshot().state is not State.STARTING for runner in starting), START_TIMEOUT_S
+        )
+        for entry in entries:
+            self._results[entry.name] = _result_of_added(entry, runners[entry.name].snapshot())
 
 
-async def _add(tunnels: Tunnels, entries: list[Entry]) -> dict[str, EntryResult]:
-    await given_up(tunnels.leaving, entries)
-    for entry in entries:
-        tunnels.entries[entry.name] = entry
-        tunnels.keepers[entry.name] = tunnels.make(entry)
-        tunnels.begin(entry)
-    starting = [tunnels.keepers[entry.name] for entry in entries if entry.enabled]
-    await patiently(lambda: any(one.snapshot().state is State.STARTING for one in starting))
-    return {entry.name: _first_result(entry, tunnels.keepers[entry.name].snapshot()) for entry in entries}
-
-
-def _first_result(entry: Entry, seen: Snapshot) -> EntryResult:
+def _result_of_added(entry: Entry, seen: Snapshot) -> EntryResult:
     is_stuck = seen.state is State.FAILED or (seen.state is State.COOLDOWN and entry.spec.role is Role.SERVER)
     return EntryResult("failed" if is_stuck else "added", seen.reason if is_stuck or not entry.enabled else None)
 
 
-def _drain_text(keeper: TunnelRunner) -> str | None:
-    active = keeper.snapshot().connections.active
+def _describe_drain(runner: TunnelRunner) -> str | None:
+    active = runner.snapshot().connections.active
     return f"{active} {'visitor' if active == 1 else 'visitors'} may finish" if active else None

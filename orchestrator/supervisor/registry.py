@@ -1,15 +1,17 @@
-"""All tunnels of a daemon: who keeps each of them running, and who is still being seen off."""
+"""All tunnels of a daemon: the entry and the runner of each, and former runners whose last visitors may finish."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.supervisor.runner import EngineFactory, TunnelRunner
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from orchestrator.config.manifest import Entry
     from tunnel.model.events import EventSink
@@ -18,99 +20,173 @@ if TYPE_CHECKING:
 DISABLED: Final = "disabled in the file"
 
 
-class Tunnels:
-    """Owner of the keepers: one for each entry, and those whose last visitors may finish."""
+class UnknownTunnelError(OrchestratorError, LookupError):
+    """No tunnel has that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no tunnel is named {name[:200]!r}")
+
+
+class _Slot(NamedTuple):
+    entry: Entry
+    runner: TunnelRunner
+
+
+class TunnelRegistry:
+    """Owns entries and runners; nothing else adds, replaces or removes one."""
 
     def __init__(self, entries: Iterable[Entry], *, engine_factory: EngineFactory, sink: EventSink) -> None:
-        self._make_engine = engine_factory
+        self._engine_factory = engine_factory
         self._sink = sink
-        self.entries = {entry.name: entry for entry in entries}
-        """what runs, or rests, in the order of the file"""
-        self.keepers = {entry.name: self.make(entry) for entry in self.entries.values()}
-        self.leaving: dict[TunnelRunner, asyncio.Task[None]] = {}
-        """keepers of removed entries and of former engines, until their last visitor left"""
-        self.is_closing = False
-        """whether the end of all has begun"""
+        self._state_changed = asyncio.Event()
+        self._draining: dict[TunnelRunner, asyncio.Task[None]] = {}
+        self._is_closing = False
+        self._slots = {entry.name: _Slot(entry, self.make_runner(entry)) for entry in entries}
+        """in the order of the file"""
 
-    # --- all of them ----------------------------------------------------------------------------------------------
+    @property
+    def is_closing(self) -> bool:
+        """Whether the daemon is shutting down: no runner is started any more."""
+        return self._is_closing
+
+    @property
+    def draining(self) -> Collection[TunnelRunner]:
+        """Runners of removed entries and of former engines, until their last visitor has left."""
+        return self._draining.keys()
+
+    # --- all tunnels ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Run every entry that is enabled."""
-        for entry in self.entries.values():
-            self.begin(entry)
+        """Start every enabled entry."""
+        for name in self._slots:
+            self.apply_enabled(name)
 
     def drain(self, timeout: float | None, reason: str) -> None:
-        """The end of all: let the present visitors finish."""
-        self.is_closing = True
-        for keeper in self.keepers.values():
-            keeper.drain(timeout, reason)
+        """Shut down: drain every tunnel."""
+        self._is_closing = True
+        for _, runner in self._slots.values():
+            runner.drain(timeout, reason)
 
     def close(self) -> None:
-        """The end of all, now."""
-        self.is_closing = True
-        for keeper in (*self.keepers.values(), *self.leaving):
-            keeper.close()
+        """Shut down now: close every tunnel."""
+        self._is_closing = True
+        for runner in self._runners():
+            runner.close()
 
     def cancel(self) -> None:
-        """Take their tasks away."""
-        for keeper in (*self.keepers.values(), *self.leaving):
-            keeper.cancel()
+        """Cancel the tasks of all tunnels."""
+        for runner in self._runners():
+            runner.cancel()
 
-    async def wait(self) -> None:
-        """Until all rest."""
-        for keeper in (*self.keepers.values(), *self.leaving):
-            await keeper.wait()
+    async def wait_stopped(self) -> None:
+        """Wait until all tunnels are stopped."""
+        for runner in self._runners():
+            await runner.wait()
 
-    # --- what can be seen -----------------------------------------------------------------------------------------
+    def _runners(self) -> Iterator[TunnelRunner]:
+        yield from [*(runner for _, runner in self._slots.values()), *self._draining]
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries, in the order of the file."""
+        return tuple(entry for entry, _ in self._slots.values())
+
+    def entry(self, name: str) -> Entry | None:
+        """The entry of that name; None where there is none, or none any more."""
+        slot = self._slots.get(name)
+        return None if slot is None else slot.entry
+
+    def runner(self, name: str) -> TunnelRunner:
+        """The runner of that entry. Raises UnknownTunnelError."""
+        slot = self._slots.get(name)
+        if slot is None:
+            raise UnknownTunnelError(name)
+        return slot.runner
 
     def names(self) -> Collection[str]:
-        """All tunnels, in the order of the file; then those that are gone from it and drain."""
-        return dict.fromkeys((*self.keepers, *(keeper.name for keeper in self.leaving)))
+        """All tunnels in the order of the file; then those that were removed from it and drain."""
+        return dict.fromkeys((*self._slots, *(runner.name for runner in self._draining)))
 
-    def snapshot(self, name: str) -> Snapshot | None:
-        """One tunnel, if there is one of that name."""
-        keepers = [keeper for keeper in self.leaving if keeper.name == name]
-        if name in self.keepers:
-            keepers.append(self.keepers[name])
-        return _seen(keepers[-1], keepers[:-1]) if keepers else None
+    def facts(self, name: str) -> object:
+        """What the tunnel's snapshot is made from, cheap to compare; None where there is no such tunnel."""
+        return tuple(runner.facts() for runner in self._runners_of(name)) or None
 
-    # --- single keepers -------------------------------------------------------------------------------------------
+    def snapshot(self, name: str) -> Snapshot:
+        """One tunnel now. Visitors of its former engines are visitors of the tunnel. Raises UnknownTunnelError."""
+        runners = self._runners_of(name)
+        if not runners:
+            raise UnknownTunnelError(name)
+        seen = runners[-1].snapshot()
+        active = sum(runner.snapshot().connections.active for runner in runners[:-1])
+        if not active:
+            return seen
+        return replace(seen, connections=replace(seen.connections, active=seen.connections.active + active))
 
-    def make(self, entry: Entry) -> TunnelRunner:
-        """A keeper that belongs to nobody yet."""
-        return TunnelRunner(entry.name, entry.spec, engine_factory=self._make_engine, sink=self._sink, tags=entry.tags)
+    def _runners_of(self, name: str) -> list[TunnelRunner]:
+        """The former runners of a tunnel that still drain, and its present one last."""
+        found = [runner for runner in self._draining if runner.name == name] if self._draining else []
+        if (slot := self._slots.get(name)) is not None:
+            found.append(slot.runner)
+        return found
 
-    def begin(self, entry: Entry) -> None:
-        """Run an entry, if it shall run."""
-        if entry.enabled and not self.is_closing:
-            self.keepers[entry.name].start()
+    async def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until the condition holds, for ``timeout_s`` at most; it is checked when a tunnel changes its state."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    self._state_changed.clear()
+                    await self._state_changed.wait()
+
+    # --- changing -------------------------------------------------------------------------------------------------
+
+    def make_runner(self, entry: Entry) -> TunnelRunner:
+        """A runner for an entry; ``replace`` or ``add`` registers it."""
+        return TunnelRunner(
+            entry.name,
+            entry.spec,
+            engine_factory=self._engine_factory,
+            sink=self._sink,
+            tags=entry.tags,
+            on_state_change=self._state_changed.set,
+        )
+
+    def add(self, entry: Entry) -> TunnelRunner:
+        """Add a new entry with a new runner, started if it is enabled."""
+        self._slots[entry.name] = _Slot(entry, self.make_runner(entry))
+        self.apply_enabled(entry.name)
+        return self._slots[entry.name].runner
+
+    def apply_enabled(self, name: str) -> None:
+        """Start or stop a tunnel as its entry says."""
+        entry, runner = self._slots[name]
+        if entry.enabled and not self._is_closing:
+            runner.start()
         else:
-            self.keepers[entry.name].drain(reason="shutting down" if entry.enabled else DISABLED)
+            runner.drain(reason="shutting down" if entry.enabled else DISABLED)
 
-    def replace(self, old: TunnelRunner, entry: Entry, heir: TunnelRunner | None = None) -> None:
-        """Put another keeper, a new one if none is given, in the place of an old one, who still has to be dismissed."""
-        self.entries.pop(old.name, None)
-        self.keepers.pop(old.name, None)
-        self.entries[entry.name] = entry
-        self.keepers[entry.name] = heir or self.make(entry)
+    def update_entry(self, entry: Entry) -> None:
+        """Take over a changed entry whose runner stays."""
+        self._slots[entry.name] = _Slot(entry, self._slots[entry.name].runner)
 
-    def dismiss(self, keeper: TunnelRunner, timeout: float | None, reason: str) -> None:
-        """Let a keeper go; it is looked after until its last visitor left."""
-        if self.keepers.get(keeper.name) is keeper:
-            del self.keepers[keeper.name], self.entries[keeper.name]
-        keeper.drain(timeout, reason)
-        if keeper.is_running:
-            self.leaving[keeper] = asyncio.create_task(self._see_off(keeper))
+    def replace(self, old: TunnelRunner, entry: Entry, runner: TunnelRunner | None = None) -> None:
+        """Register another runner, by default a new one, in place of an old one; ``retire`` the old one afterwards."""
+        self._slots.pop(old.name, None)
+        self._slots[entry.name] = _Slot(entry, runner or self.make_runner(entry))
 
-    async def _see_off(self, keeper: TunnelRunner) -> None:
-        await keeper.wait()
-        del self.leaving[keeper]
+    def retire(self, runner: TunnelRunner, timeout: float | None, reason: str) -> None:
+        """Drain a runner, and remove it if it is still registered; it is kept until its last visitor has left."""
+        slot = self._slots.get(runner.name)
+        if slot is not None and slot.runner is runner:
+            del self._slots[runner.name]
+        runner.drain(timeout, reason)
+        if runner.is_running:
+            self._draining[runner] = asyncio.create_task(self._await_drained(runner))
 
+    def reorder(self, names: Iterable[str]) -> None:
+        """Take over the order of the file."""
+        self._slots = {name: self._slots[name] for name in names}
 
-def _seen(keeper: TunnelRunner, earlier: Iterable[TunnelRunner]) -> Snapshot:
-    """Visitors whom an earlier engine of the tunnel still serves are visitors of the tunnel."""
-    seen = keeper.snapshot()
-    active = sum(one.snapshot().connections.active for one in earlier)
-    if not active:
-        return seen
-    return replace(seen, connections=replace(seen.connections, active=seen.connections.active + active))
+    async def _await_drained(self, runner: TunnelRunner) -> None:
+        await runner.wait()
+        del self._draining[runner]

@@ -1,178 +1,214 @@
-"""From the file to the tunnels, again and again: the last good configuration stays until a better one is there."""
+"""Reads the configuration file and applies it; the last valid configuration stays in force until the next one."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, cast
 
 from orchestrator.config.faults import ConfigError, Fault, Place
 from orchestrator.config.file_set import run_in_file_thread
 from orchestrator.config.plan import EntryResult, Plan, diff_manifests, effective_settings
+from orchestrator.status.contract import ConfigStatus
 from orchestrator.supervisor.crash_reports import describe_crash
-from orchestrator.supervisor.reconciler import apply
+from orchestrator.supervisor.reconciler import reconcile
 from tunnel.model.spec import LogLevel
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from orchestrator.config.manifest import Manifest
+    from orchestrator.status.json_types import EntryResultJson, FaultJson, PlanJson, ReloadJson
     from orchestrator.supervisor.event_bus import EventBus
-    from orchestrator.supervisor.registry import Tunnels
+    from orchestrator.supervisor.registry import TunnelRegistry
 
 RELOAD_EVENT: Final = "reload"
-"""The kind of the events that say what became of a reload."""
+"""The kind of the events that report the result of a reload."""
 
-_NEWS: Final = 5.0  # seconds in which a command that comes after the watcher still hears of the same save
+RECENT_RELOAD_S: Final = 5.0
+"""How long after a reload by the watcher a command is answered with the result of that one: both mean the same save."""
+
 _ACTIONS: Final = ("added", "removed", "restarted", "changed", "rejected", "failed", "unchanged")
 
 
+@dataclass(frozen=True, slots=True)
+class ReloadResult:
+    """What a reload did."""
+
+    generation: int
+    results: Mapping[str, EntryResult] = field(default_factory=dict)
+    fault: Fault | None = None
+    """why the file was not applied at all"""
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether every entry of the file is in force."""
+        return self.fault is None and all(result.is_good for result in self.results.values())
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether anything but reading was done."""
+        return any(result.action != "unchanged" for result in self.results.values())
+
+    def as_json(self) -> ReloadJson:
+        """The answer of ``POST /v1/reload``."""
+        return {
+            "generation": self.generation,
+            "ok": self.is_ok,
+            "error": _encode_fault(self.fault) if self.fault else None,
+            "results": _encode_results(self.results),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PlanResult:
+    """What a reload would do."""
+
+    plan: Plan
+    fault: Fault | None = None
+    """why the file could not be applied"""
+
+    def as_json(self) -> PlanJson:
+        """The answer of ``GET /v1/plan``."""
+        error = _encode_fault(self.fault) if self.fault else None
+        return cast("PlanJson", {"ok": self.fault is None, "error": error, **self.plan.as_json()})
+
+
 class Reloader:
-    """Reads the file, compares, applies: one reload after the other.
+    """Makes one reload after the other. Callers that come while one waits for its turn share its result."""
 
-    Whoever asks while one waits for its turn gets the answer of that one.
-    """
-
-    def __init__(self, manifest: Manifest, *, tunnels: Tunnels, bus: EventBus) -> None:
+    def __init__(self, manifest: Manifest, *, registry: TunnelRegistry, bus: EventBus) -> None:
         self.manifest = manifest
-        """what is in force: of an entry that was rejected, what it was before"""
+        """what is in force; of an entry that was rejected, its former version"""
         self.sources = manifest.sources
-        """what was looked at last, good or not"""
+        """the files as they were last read, valid or not"""
         self.generation = 1
-        self._tunnels = tunnels
+        self._registry = registry
         self._bus = bus
         self._loaded_at = format_timestamp(time.time())
         self._fault: Fault | None = None
         self._warnings = [str(warning) for warning in manifest.warnings]
         self._turn = asyncio.Lock()
-        self._waiting: asyncio.Task[dict[str, Any]] | None = None
-        self._news: tuple[float, dict[str, Any]] = 0.0, {}
+        self._waiting: asyncio.Task[ReloadResult] | None = None
+        self._recent: tuple[float, ReloadResult] | None = None
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> ConfigStatus:
         """The file as ``ps --json`` shows it."""
         fault = self._fault
-        return {
-            "path": str(self.manifest.path.absolute()),
-            "ok": fault is None,
-            "error": str(fault) if fault else None,
-            "line": fault.place.line if fault else None,
-            "column": fault.place.column if fault else None,
-            "warnings": list(self._warnings),
-            "loaded_at": self._loaded_at,
-        }
+        return ConfigStatus(
+            path=str(self.manifest.path.absolute()),
+            ok=fault is None,
+            error=str(fault) if fault else None,
+            line=fault.place.line if fault else None,
+            column=fault.place.column if fault else None,
+            warnings=tuple(self._warnings),
+            loaded_at=self._loaded_at,
+        )
 
-    async def plan(self) -> dict[str, Any]:
+    async def plan(self) -> PlanResult:
         """What a reload would do now."""
         new = await self._read()
         if isinstance(new, ConfigError):
-            return {"ok": False, "error": _error(new.faults[0]), **Plan().as_json()}
-        return {"ok": True, "error": None, **diff_manifests(self.manifest, new).as_json()}
+            return PlanResult(Plan(), new.faults[0])
+        return PlanResult(diff_manifests(self.manifest, new))
 
-    async def reload(self) -> dict[str, Any]:
-        """Read the file as it is now, or a moment later, and do what it says. A wrong file raises nothing."""
-        answer = await self._next()
-        (until, news), self._news = self._news, (0.0, answer)
-        is_news = time.monotonic() < until and news["generation"] == answer["generation"]
-        return news if is_news and answer["ok"] and not _did_anything(answer) else answer
+    async def reload(self) -> ReloadResult:
+        """Read the file as it is now, or a moment later, and apply it. An invalid file raises nothing."""
+        result = await self._next_result()
+        recent, self._recent = self._recent, None
+        if recent is None or not result.is_ok or result.has_changes:
+            return result
+        until, earlier = recent
+        return earlier if time.monotonic() < until and earlier.generation == result.generation else result
 
-    async def follow(self) -> None:
-        """As ``reload``, but by nobody's command: whoever asks within seconds hears what became of it."""
-        answer = await self._next()
-        if _did_anything(answer):
-            self._news = time.monotonic() + _NEWS, answer
+    async def reload_after_change(self) -> None:
+        """As ``reload``, by the watcher: a command within RECENT_RELOAD_S is answered with this result."""
+        result = await self._next_result()
+        if result.has_changes:
+            self._recent = time.monotonic() + RECENT_RELOAD_S, result
 
-    async def _next(self) -> dict[str, Any]:
+    async def _next_result(self) -> ReloadResult:
         if self._waiting is None:
-            self._waiting = asyncio.create_task(self._in_turn())
+            self._waiting = asyncio.create_task(self._reload_in_turn())
         return await asyncio.shield(self._waiting)
 
-    async def _in_turn(self) -> dict[str, Any]:
+    async def _reload_in_turn(self) -> ReloadResult:
         async with self._turn:
             self._waiting = None
             new = await self._read()
-            if self._tunnels.is_closing:
-                return self._answer({}, Fault(Place(self.manifest.path), "the daemon is shutting down"))
+            if self._registry.is_closing:
+                fault = Fault(Place(self.manifest.path), "the daemon is shutting down")
+                return ReloadResult(self.generation, fault=fault)
             if isinstance(new, ConfigError):
                 return self._refuse(new)
             return await self._apply(new)
 
     async def _read(self) -> Manifest | ConfigError:
-        """The file; in a thread, because a disk may be slow, and visitors do not care."""
+        """The file; read in a thread, because a disk may be slow and visitors must not wait for it."""
         try:
             return await run_in_file_thread(self.manifest.reload)
         except ConfigError as error:
             return error
-        except Exception as error:  # noqa: BLE001  a defect of the reader must not change what runs, nor end it
+        except Exception as error:  # noqa: BLE001  a crash of the reader must not change or end what runs
             return ConfigError([Fault(Place(self.manifest.path), describe_crash(error))])
 
-    def _refuse(self, error: ConfigError) -> dict[str, Any]:
+    def _refuse(self, error: ConfigError) -> ReloadResult:
         self.sources = error.sources or self.sources
-        self._fault = error.faults[0]
+        fault = self._fault = error.faults[0]
         more = f" (and {len(error.faults) - 1} more)" if len(error.faults) > 1 else ""
-        text = f"the file is not applied, generation {self.generation} serves on: {self._fault}{more}"
-        self._bus.emit(
-            LogLevel.ERROR, RELOAD_EVENT, text, generation=self.generation, error=_error(self._fault), results={}
-        )
-        return self._answer({}, self._fault)
+        text = f"the file is not applied, generation {self.generation} stays in force: {fault}{more}"
+        error_data = _encode_fault(fault)
+        self._bus.emit(LogLevel.ERROR, RELOAD_EVENT, text, generation=self.generation, error=error_data, results={})
+        return ReloadResult(self.generation, fault=fault)
 
-    async def _apply(self, new: Manifest) -> dict[str, Any]:
+    async def _apply(self, new: Manifest) -> ReloadResult:
         plan = diff_manifests(self.manifest, new)
-        was_wrong, self._fault = self._fault is not None, None
+        was_invalid, self._fault = self._fault is not None, None
         self.sources = new.sources
-        self._warn(new, plan)
-        results = await apply(self._tunnels, plan, new.entries, new.supervisor.drain_timeout)
+        self._emit_warnings(new, plan)
+        results = await reconcile(self._registry, plan, new.entries, new.supervisor.drain_timeout)
         is_same = new.sources == self.manifest.sources and all(
             result.action in {"unchanged", "rejected"} for result in results.values()
         )
         self.manifest = replace(
             new,
             supervisor=effective_settings(self.manifest.supervisor, new.supervisor),
-            entries=tuple(self._tunnels.entries.values()),
+            entries=self._registry.entries(),
         )
         if not is_same:
             self.generation += 1
             self._loaded_at = format_timestamp(time.time())
-        self._report(results, is_same=is_same, was_wrong=was_wrong)
-        return self._answer(results)
+        self._emit_results(results, is_same=is_same, was_invalid=was_invalid)
+        return ReloadResult(self.generation, results)
 
-    def _warn(self, new: Manifest, plan: Plan) -> None:
+    def _emit_warnings(self, new: Manifest, plan: Plan) -> None:
         warnings = [*map(str, new.warnings), *plan.warnings]
         for text in warnings:
             if text not in self._warnings:
                 self._bus.emit(LogLevel.WARN, "config", text)
         self._warnings = warnings
 
-    def _report(self, results: dict[str, EntryResult], *, is_same: bool, was_wrong: bool) -> None:
+    def _emit_results(self, results: Mapping[str, EntryResult], *, is_same: bool, was_invalid: bool) -> None:
         changed = {name: result for name, result in results.items() if result.action != "unchanged"}
         counted = Counter(result.action for result in results.values())
         counts = ", ".join(f"{counted[action]} {action}" for action in _ACTIONS if counted[action]) or "no tunnels"
-        if is_same:
-            text = f"generation {self.generation} stays: the file says what it said before"
-        else:
-            text = f"generation {self.generation}: {counts}"
-        if was_wrong:
+        text = f"no change (generation {self.generation})" if is_same else f"generation {self.generation}: {counts}"
+        if was_invalid:
             text = f"the file is valid again; {text}"
-        for name, result in changed.items():
-            if not result.is_good:
-                self._bus.emit(LogLevel.ERROR, RELOAD_EVENT, f"{result.action}: {result.detail}", tunnel=name)
-        level = LogLevel.INFO if all(result.is_good for result in changed.values()) else LogLevel.WARN
-        shown = {name: result.as_json() for name, result in changed.items()}
-        self._bus.emit(level, RELOAD_EVENT, text, generation=self.generation, results=shown)
-
-    def _answer(self, results: dict[str, EntryResult], fault: Fault | None = None) -> dict[str, Any]:
-        return {
-            "generation": self.generation,
-            "ok": fault is None and all(result.is_good for result in results.values()),
-            "error": _error(fault) if fault else None,
-            "results": {name: result.as_json() for name, result in results.items()},
-        }
+        failed = {name: result for name, result in changed.items() if not result.is_good}
+        for name, result in failed.items():
+            self._bus.emit(LogLevel.ERROR, RELOAD_EVENT, f"{result.action}: {result.detail}", tunnel=name)
+        level = LogLevel.WARN if failed else LogLevel.INFO
+        self._bus.emit(level, RELOAD_EVENT, text, generation=self.generation, results=_encode_results(changed))
 
 
-def _did_anything(answer: dict[str, Any]) -> bool:
-    return any(result["action"] != "unchanged" for result in answer["results"].values())
+def _encode_results(results: Mapping[str, EntryResult]) -> dict[str, EntryResultJson]:
+    return {name: cast("EntryResultJson", result.as_json()) for name, result in results.items()}
 
 
-def _error(fault: Fault) -> dict[str, Any]:
+def _encode_fault(fault: Fault) -> FaultJson:
     place = fault.place
     return {"file": str(place.path), "line": place.line, "column": place.column, "message": fault.message}

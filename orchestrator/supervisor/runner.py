@@ -1,14 +1,16 @@
-"""Keeps one tunnel running: starts its engine, and starts another one when that breaks."""
+"""Runs one tunnel: starts its engine, and starts another one after a crash."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from orchestrator.supervisor.crash_reports import describe_crash, restart_delay, short_traceback
@@ -19,41 +21,95 @@ from tunnel.model.state import State
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tunnel.model.events import EventSink
 
-_STEADY: Final = 60.0  # seconds after which an engine that breaks is not one that breaks at once
+STABLE_AFTER_S: Final = 60.0
+"""An engine that ran this long before it crashed starts a new series of crashes."""
 
 
 class EngineHandle(Protocol):
-    """The life of one tunnel, as its keeper needs it."""
+    """What the supervisor uses of an engine, in this process or in a worker."""
 
-    async def prepare(self, predecessor: Any) -> None:  # noqa: ANN401  an engine of the same make
-        """Before ``run``: bind what it listens on while the other still serves. Raises NetError; all is as it was."""
+    async def prepare(self, predecessor: Any) -> None:  # noqa: ANN401  an engine of the same kind
+        """Before ``run``: bind the listeners while the predecessor serves. Raises NetError, with nothing changed."""
 
     async def run(self) -> None:
-        """Until drained or closed; raises only on a defect."""
+        """Run until drained, closed or failed. Raises only on a crash."""
 
     def drain(self, timeout: float | None = None) -> None:
-        """Accept no new visitors, let the present ones finish."""
+        """Accept no new visitors; the present ones may finish within ``timeout`` seconds."""
 
     def close(self) -> None:
-        """Everything now."""
+        """Close everything now."""
 
     def retry(self) -> None:
         """End a cooldown."""
 
     def adopt(self, spec: TunnelSpec) -> None:
-        """Take over another log level and other settings; no connection is touched."""
+        """Apply another log level and other settings; no connection is affected."""
 
     def snapshot(self) -> Snapshot:
-        """What can be seen of it."""
+        """The engine as it is now."""
 
 
 EngineFactory = Callable[[str, TunnelSpec, "EventSink"], EngineHandle]
 
 
+class RunnerState(enum.Enum):
+    """What a runner does."""
+
+    STOPPED = enum.auto()
+    """no engine, by command or because it was never started"""
+    RUNNING = enum.auto()
+    """an engine runs"""
+    PAUSED = enum.auto()
+    """the engine crashed, the next one starts after a pause"""
+    DRAINING = enum.auto()
+    """the engine ends, none follows"""
+    RESTARTING = enum.auto()
+    """the engine ends, another one follows"""
+    ENDED = enum.auto()
+    """the engine ended by itself: the tunnel cannot work as it is configured"""
+
+
+class RunnerEvent(enum.Enum):
+    """What moves a runner from one state to another: three commands, and three things that happen to its engine."""
+
+    START = enum.auto()
+    DRAIN = enum.auto()
+    RESTART = enum.auto()
+    ENGINE_CRASHED = enum.auto()
+    PAUSE_OVER = enum.auto()
+    ENGINE_ENDED = enum.auto()
+
+
+def _transitions() -> Mapping[RunnerState, Mapping[RunnerEvent, RunnerState]]:
+    s, e = RunnerState, RunnerEvent
+    end = {e.DRAIN: s.DRAINING, e.RESTART: s.RESTARTING}
+    again = {e.START: s.RESTARTING, **end}
+    return MappingProxyType(
+        {
+            s.STOPPED: {e.START: s.RUNNING},
+            s.RUNNING: {e.START: s.RUNNING, **end, e.ENGINE_CRASHED: s.PAUSED, e.ENGINE_ENDED: s.ENDED},
+            s.PAUSED: {e.START: s.PAUSED, **end, e.PAUSE_OVER: s.RUNNING},
+            s.DRAINING: {**again, e.ENGINE_CRASHED: s.STOPPED, e.PAUSE_OVER: s.STOPPED, e.ENGINE_ENDED: s.STOPPED},
+            s.RESTARTING: {**again, e.ENGINE_CRASHED: s.RUNNING, e.PAUSE_OVER: s.RUNNING, e.ENGINE_ENDED: s.RUNNING},
+        }
+    )
+
+
+TRANSITIONS: Final = _transitions()
+"""The state that follows each event. Without a task a runner is at rest, and START is the only event."""
+
+_AT_REST: Final = frozenset({RunnerState.STOPPED, RunnerState.ENDED})
+_ENDING: Final = frozenset({RunnerState.DRAINING, RunnerState.RESTARTING})
+_UNWANTED: Final = frozenset({RunnerState.STOPPED, RunnerState.DRAINING})
+
+
 def stopped_snapshot(name: str, spec: TunnelSpec, reason: str | None = None) -> Snapshot:
-    """The snapshot of a tunnel that has no engine."""
+    """The snapshot of a tunnel without an engine."""
     limits = spec.settings
     return Snapshot(
         name=name,
@@ -75,7 +131,7 @@ def stopped_snapshot(name: str, spec: TunnelSpec, reason: str | None = None) -> 
 
 
 class TunnelRunner:
-    """Owner of a tunnel's engines, one after the other, and of the task that runs them."""
+    """Owns a tunnel's engines, one after the other, and the task that runs them."""
 
     def __init__(
         self,
@@ -85,227 +141,262 @@ class TunnelRunner:
         engine_factory: EngineFactory,
         sink: EventSink,
         tags: tuple[str, ...] = (),
+        on_state_change: Callable[[], None] = lambda: None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        """``on_state_change`` is called after each change of the state in the snapshot; it must not raise."""
         self.name = name
         self.spec = spec
-        self._make_engine = engine_factory
+        self._engine_factory = engine_factory
         self._sink = sink
         self._tags = tags
+        self._on_state_change = on_state_change
         self._uniform = uniform
+        self._state = RunnerState.STOPPED
         self._engine: EngineHandle | None = None
-        self._first: EngineHandle | None = None  # has its listeners already
+        self._prepared: EngineHandle | None = None  # has its listeners already
         self._task: asyncio.Task[None] | None = None
-        self._rest = self._shown = stopped_snapshot(name, spec, "not started")
-        self._added: tuple[Snapshot, tuple[str, ...], int] | None = None  # what ``_shown`` was made from
-        self._wanted = False
-        self._leaving = False
-        self._wake = asyncio.Event()  # ends a pause between two engines
-        self._reason = ""
-        self._again = False
-        self._resume_at = 0.0
+        self._idle = stopped_snapshot(name, spec, "not started")  # shown while there is no engine
+        self._pause_ended = asyncio.Event()
+        self._paused_until = 0.0
+        self._drain_reason = ""
+        self._crashes_in_a_row = 0
         self._restarts = 0
         self._last_error: str | None = None
         self._last_error_at: str | None = None
 
+    # --- what can be seen -----------------------------------------------------------------------------------------
+
     @property
     def is_running(self) -> bool:
-        """Whether there is an engine, or will be one soon without anybody's doing."""
+        """Whether there is an engine, or one will follow without a command."""
         return self._task is not None and not self._task.done()
 
     @property
     def is_wanted(self) -> bool:
-        """Whether it was last told to run rather than to rest."""
-        return self._wanted
+        """Whether the last command was to run."""
+        return self._state not in _UNWANTED
 
-    async def inherit(self, predecessor: TunnelRunner) -> None:
-        """Before ``start``: have the first engine bind what it listens on while the predecessor's still serves.
+    def snapshot(self) -> Snapshot:
+        """The tunnel as it is now."""
+        seen = self._read_engine()
+        if remaining := self._pause_remaining_s():
+            seen = replace(seen, cooldown=replace(seen.cooldown, remaining_s=remaining))
+        if self._last_error_at and self._last_error_at >= (seen.last_error_at or ""):
+            seen = replace(seen, last_error=self._last_error, last_error_at=self._last_error_at)
+        if seen.tags != self._tags or seen.restarts != self._restarts:
+            seen = replace(seen, tags=self._tags, restarts=self._restarts)
+        return seen
 
-        Raises NetError, and then the predecessor is as it was. Otherwise it may accept nobody any more: drain it.
+    def facts(self) -> object:
+        """What ``snapshot`` is made from. Comparing it costs less than the copies that ``snapshot`` makes."""
+        error = (self._last_error, self._last_error_at)
+        return (self._read_engine(), self._tags, self._restarts, error, self._pause_remaining_s())
+
+    def _read_engine(self) -> Snapshot:
+        if self._engine is None:
+            return self._idle
+        try:
+            return self._engine.snapshot()
+        except Exception as error:  # noqa: BLE001  one engine that cannot be read must not hide all others
+            return replace(self._idle, reason=describe_crash(error))
+
+    def _pause_remaining_s(self) -> float:
+        return round(max(0.0, self._paused_until - time.monotonic()), 3) if self._paused_until else 0.0
+
+    # --- configuration --------------------------------------------------------------------------------------------
+
+    async def take_over_from(self, predecessor: TunnelRunner) -> None:
+        """Before ``start``: bind the listeners of the first engine while the predecessor's engine still serves.
+
+        Raises NetError, and then the predecessor is as it was. Otherwise it may have lost its listeners: drain it.
         """
-        self._restarts = predecessor._restarts
-        old = predecessor._engine
-        if old is None or predecessor._leaving:
+        self._restarts, old = predecessor._restarts, predecessor._replaceable_engine()
+        if old is None:
             return
-        engine = self._make_engine(self.name, self.spec, self._sink)
+        engine = self._make_engine()
         try:
             await engine.prepare(old)
         except BaseException:
             engine.close()
             raise
-        self._first = engine
+        self._prepared = engine
 
-    def respec(self, spec: TunnelSpec, tags: tuple[str, ...]) -> None:
-        """Change what the engines to come are made from."""
+    def _replaceable_engine(self) -> EngineHandle | None:
+        return None if self._state in _ENDING else self._engine
+
+    def update_spec(self, spec: TunnelSpec, tags: tuple[str, ...]) -> None:
+        """Change what later engines are made from."""
         self.spec = spec
         self._tags = tags
-        limits = stopped_snapshot(self.name, spec)
-        self._rest = replace(limits, state=self._rest.state, reason=self._rest.reason, since=self._rest.since)
+        idle = self._idle
+        self._idle = replace(stopped_snapshot(self.name, spec), state=idle.state, reason=idle.reason, since=idle.since)
 
-    def adopt(self, spec: TunnelSpec, tags: tuple[str, ...]) -> None:
-        """Change log level, settings and tags, those of the present engine too. Raises whatever a broken one raises."""
-        self.respec(spec, tags)
+    def apply_live_settings(self, spec: TunnelSpec, tags: tuple[str, ...]) -> None:
+        """Change log level, settings and tags, of the present engine too. Raises what a broken engine raises."""
+        self.update_spec(spec, tags)
         if self._engine:
             self._engine.adopt(spec)
 
-    def complain(self, text: str) -> None:
+    def set_last_error(self, text: str) -> None:
         """Show this as the tunnel's last error."""
         self._last_error, self._last_error_at = text, format_timestamp(time.time())
 
-    def snapshot(self) -> Snapshot:
-        """What can be seen of the tunnel now."""
-        seen = self._rest
-        if self._engine:
-            try:
-                seen = self._engine.snapshot()
-            except Exception as error:  # noqa: BLE001  one that cannot even be looked at must not hide all others
-                seen = replace(seen, reason=describe_crash(error))
-        if self._resume_at:
-            left = max(0.0, self._resume_at - time.monotonic())
-            seen = replace(seen, cooldown=replace(seen.cooldown, remaining_s=round(left, 3)))
-        if self._last_error_at and self._last_error_at >= (seen.last_error_at or ""):
-            seen = replace(seen, last_error=self._last_error, last_error_at=self._last_error_at)
-        if seen.tags == self._tags and seen.restarts == self._restarts:
-            return seen
-        added = (seen, self._tags, self._restarts)
-        if added != self._added:  # a copy costs more than the look itself, and hundreds are looked at all the time
-            self._added, self._shown = added, replace(seen, tags=self._tags, restarts=self._restarts)
-        return self._shown
+    # --- commands -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Run; a tunnel that is on its way out runs again after that."""
-        self._wanted = True
+        """Run; a tunnel that is being drained runs again afterwards."""
         if not self.is_running:
-            self._leaving = False
-            self._again = False
-            self._rest = replace(self._rest, state=State.STARTING, reason=None, since=format_timestamp(time.time()))
-            self._task = asyncio.create_task(self._keep(), name=f"tunnel {self.name}")
-        elif self._leaving:
-            self._again = True
+            self._state = RunnerState.STOPPED
+            self._show(replace(self._idle, reason=None, since=format_timestamp(time.time())), State.STARTING)
+            self._task = asyncio.create_task(self._run(), name=f"tunnel {self.name}")
+        self._advance(RunnerEvent.START)
 
     def drain(self, timeout: float | None = None, reason: str = "stopped by command") -> None:
-        """Let the present visitors finish within ``timeout`` seconds (None: SHUTDOWN_TIMEOUT), then rest."""
-        self._wanted = False
-        self._again = False
-        if not self.is_running:
-            self._rest = replace(self._rest, state=State.STOPPED, reason=reason)
-            return
-        self._reason = reason
-        self._leaving = True
-        self._wake.set()
-        if self._engine:
-            self._command(partial(self._engine.drain, timeout))
+        """Stop; the present visitors may finish within ``timeout`` seconds (None: SHUTDOWN_TIMEOUT)."""
+        if self.is_running:
+            self._end_engine(RunnerEvent.DRAIN, timeout, reason)
+        else:
+            self._state = RunnerState.STOPPED
+            self._show(replace(self._idle, reason=reason), State.STOPPED)
 
     def restart(self, timeout: float | None = None) -> None:
-        """Drain, then run anew."""
+        """Drain, then run again."""
         if self.is_running:
-            self.drain(timeout, "restarting")
-            self._wanted = self._again = True
+            self._end_engine(RunnerEvent.RESTART, timeout, "restarting")
         else:
             self.start()
 
     def retry(self) -> None:
         """End a cooldown."""
-        self._wake.set()
+        self._pause_ended.set()
         if self._engine:
-            self._command(self._engine.retry)
+            self._command_engine(self._engine.retry)
 
     def close(self) -> None:
-        """Rest now, whoever is being served."""
+        """Stop now and disconnect the visitors."""
         self.drain(0.0, "closed")
         if self._engine:
-            self._command(self._engine.close)
+            self._command_engine(self._engine.close)
 
     async def wait(self) -> None:
-        """Until the tunnel rests."""
+        """Wait until the tunnel is stopped."""
         if self._task:
             await asyncio.wait([self._task])
 
     def cancel(self) -> None:
-        """Take the task away from an engine that does not end although it was closed."""
+        """Cancel the task of an engine that does not end although it was closed."""
         if self._task:
             self._task.cancel()
 
-    def _command(self, command: Callable[[], None]) -> None:
-        """Tell the engine something; one that breaks even at that loses its task, and all it has with it."""
+    def _end_engine(self, event: RunnerEvent, timeout: float | None, reason: str) -> None:
+        self._advance(event)
+        self._drain_reason = reason
+        self._pause_ended.set()
+        if self._engine:
+            self._command_engine(partial(self._engine.drain, timeout))
+
+    def _command_engine(self, command: Callable[[], None]) -> None:
+        """Give the engine a command; an engine that crashes even at that loses its task and everything it has."""
         try:
             command()
-        except Exception as error:  # noqa: BLE001  the commands to its neighbours must still be given
-            self.complain(describe_crash(error))
-            self._rest = replace(self._rest, state=State.STOPPED, reason=self._last_error)
+        except Exception as error:  # noqa: BLE001  other tunnels must still get their commands
+            self.set_last_error(describe_crash(error))
+            self._show(replace(self._idle, reason=self._last_error), State.STOPPED)
             self.cancel()
 
-    async def _keep(self) -> None:
-        breaks = 0
-        while True:
-            began = time.monotonic()
-            error = await self._run_engine()
-            if error and not self._leaving:
-                breaks = 1 if time.monotonic() - began > _STEADY else breaks + 1
-                await self._pause(error, breaks)
-            if self._leaving or not error:
-                if not self._again:
-                    return
-                self._again = False
-                self._leaving = False
+    # --- the life of the engines ----------------------------------------------------------------------------------
+
+    def _advance(self, event: RunnerEvent) -> RunnerState:
+        self._state = TRANSITIONS[self._state][event]
+        return self._state
+
+    async def _run(self) -> None:
+        try:
+            while self._state not in _AT_REST:
+                started_at = time.monotonic()
+                error = await self._run_engine()
+                if error is None:
+                    self._advance(RunnerEvent.ENGINE_ENDED)
+                    continue
+                is_first = time.monotonic() - started_at > STABLE_AFTER_S
+                self._crashes_in_a_row = 1 if is_first else self._crashes_in_a_row + 1
+                if self._advance(RunnerEvent.ENGINE_CRASHED) is RunnerState.PAUSED:
+                    await self._pause(error)
+        finally:
+            self._crashes_in_a_row = 0
+            if self._state not in _AT_REST:  # cancelled
+                self._state = RunnerState.ENDED if self.is_wanted else RunnerState.STOPPED
 
     async def _run_engine(self) -> Exception | None:
-        """One engine's life; what broke it, if it did not end as asked."""
+        """Run one engine; the error if it crashed."""
         try:
-            first, self._first = self._first, None
-            self._engine = first or self._make_engine(self.name, self.spec, self._sink)
-            if self._leaving:
+            self._engine, self._prepared = self._prepared or self._make_engine(), None
+            if self._state in _ENDING:
                 self._engine.close()
             await self._engine.run()
+            last = self._engine.snapshot()
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task and task.cancelling():
                 raise
-            return self._broken(RuntimeError("its own work was cancelled"))
+            return self._record_crash(RuntimeError("its own work was cancelled"))
         except Exception as error:  # noqa: BLE001  whatever an engine raises must stay with that engine
-            return self._broken(error)
+            return self._record_crash(error)
         else:
-            self._rest = self._ended(self._engine.snapshot())
+            self._engine = None
+            self._show_ended(last)
             return None
         finally:
             self._engine = None
 
-    def _ended(self, last: Snapshot) -> Snapshot:
-        if last.state is State.FAILED and not self._leaving:
-            return last
-        return replace(last, state=State.STOPPED, reason=self._reason if self._leaving else last.reason)
+    def _make_engine(self) -> EngineHandle:
+        return self._engine_factory(self.name, self.spec, self._publish)
 
-    def _broken(self, error: Exception) -> Exception:
-        """Take down what can still be learned from a broken engine, and let it go."""
-        self._rest = stopped_snapshot(self.name, self.spec)
-        if self._engine:
-            with contextlib.suppress(Exception):  # it is broken: what it says about itself is a courtesy
-                last = self._engine.snapshot()
+    def _publish(self, event: Event) -> None:
+        self._sink(event)
+        if event.kind == "state":
+            self._on_state_change()
+
+    def _show(self, seen: Snapshot, state: State) -> None:
+        """Show this while there is no engine."""
+        self._idle = replace(seen, state=state)
+        self._on_state_change()
+
+    def _show_ended(self, last: Snapshot) -> None:
+        if self._state in _ENDING:
+            self._show(replace(last, reason=self._drain_reason), State.STOPPED)
+        else:
+            self._show(last, State.FAILED if last.state is State.FAILED else State.STOPPED)
+
+    def _record_crash(self, error: Exception) -> Exception:
+        """Keep what can still be read from a crashed engine, and close it."""
+        engine, self._engine = self._engine, None
+        idle = stopped_snapshot(self.name, self.spec)
+        if engine:
+            with contextlib.suppress(Exception):  # it crashed: its last snapshot is a courtesy
+                last = engine.snapshot()
                 served = replace(last.connections, active=0)
-                self._rest = replace(self._rest, bytes=last.bytes, refused=last.refused, connections=served)
+                idle = replace(idle, bytes=last.bytes, refused=last.refused, connections=served)
             with contextlib.suppress(Exception):
-                self._engine.close()
+                engine.close()
         self._restarts += 1
-        self._last_error = describe_crash(error)
-        self._last_error_at = format_timestamp(time.time())
-        self._rest = replace(self._rest, state=State.STOPPED, since=self._last_error_at, reason=self._last_error)
+        self.set_last_error(describe_crash(error))
+        self._show(replace(idle, since=self._last_error_at or idle.since, reason=self._last_error), State.STOPPED)
         return error
 
-    async def _pause(self, error: Exception, breaks: int) -> None:
-        pause = restart_delay(breaks, self._uniform)
-        self._rest = replace(
-            self._rest,
-            state=State.COOLDOWN,
-            reason=self._last_error,
-            cooldown=CooldownView(remaining_s=pause, attempt=breaks),
-        )
-        text = f"the engine broke and starts anew in {pause:.1f} s: {self._last_error}"
+    async def _pause(self, error: Exception) -> None:
+        """Wait before the next engine, until a command ends the wait."""
+        pause_s = restart_delay(self._crashes_in_a_row, self._uniform)
+        cooldown = CooldownView(remaining_s=pause_s, attempt=self._crashes_in_a_row)
+        self._show(replace(self._idle, cooldown=cooldown), State.COOLDOWN)
+        text = f"the engine crashed and starts again in {pause_s:.1f} s: {self._last_error}"
         data = {"restarts": self._restarts, "traceback": short_traceback(error)}
         self._sink(Event(ts=time.time(), tunnel=self.name, level=LogLevel.ERROR, kind="restart", text=text, data=data))
-        self._resume_at = time.monotonic() + pause
-        self._wake.clear()
+        self._paused_until = time.monotonic() + pause_s
+        self._pause_ended.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), pause)
-        self._resume_at = 0.0
-        if self._leaving:
-            self._rest = replace(self._rest, state=State.STOPPED, reason=self._reason)
+            await asyncio.wait_for(self._pause_ended.wait(), pause_s)
+        self._paused_until = 0.0
+        if self._advance(RunnerEvent.PAUSE_OVER) is RunnerState.STOPPED:
+            self._show(replace(self._idle, reason=self._drain_reason), State.STOPPED)

@@ -1,4 +1,4 @@
-"""The daemon as a service: its signals, and what its service manager is told of it."""
+"""The daemon as a service: its process signals, and what it reports to its service manager."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from tunnel.model.state import State
 if TYPE_CHECKING:
     from orchestrator.supervisor.supervisor import Supervisor
 
-_LOOK: Final = 0.05  # seconds between two looks while the tunnels are being started
-_NEWS: Final = 2.0  # seconds between two looks at how the tunnels are
+STATUS_INTERVAL_S: Final = 2.0
+"""Seconds between two reports of the status, unless the watchdog wants them more often."""
 
 
-async def live(supervisor: Supervisor) -> None:
-    """The supervisor's life, from its start to the end that a signal or a command asks for."""
-    service = _Service(supervisor, Notifier(os.environ))
-    with handle_stop_signals(supervisor.shutdown, supervisor.close, service.reload):
-        telling = asyncio.create_task(service.tell())
+async def run_service(supervisor: Supervisor) -> None:
+    """Run the supervisor until a process signal or a command ends it."""
+    reporter = _ServiceReporter(supervisor, Notifier(os.environ))
+    with handle_stop_signals(supervisor.shutdown, supervisor.close, reporter.start_reload):
+        reporting = asyncio.create_task(reporter.run())
         try:
             await supervisor.run()
         finally:
-            telling.cancel()
+            reporting.cancel()
 
 
-class _Service:
+class _ServiceReporter:
     def __init__(self, supervisor: Supervisor, notifier: Notifier) -> None:
         self._supervisor = supervisor
         self._notifier = notifier
         self._reloads: set[asyncio.Task[None]] = set()
 
-    def reload(self) -> None:
+    def start_reload(self) -> None:
         """SIGHUP: read the file again."""
         if self._supervisor.is_ready:
             task = asyncio.create_task(self._reload())
@@ -44,43 +44,43 @@ class _Service:
             task.add_done_callback(self._reloads.discard)
 
     async def _reload(self) -> None:
-        self._notifier.reloading()
+        self._notifier.send_reloading()
         try:
             await self._supervisor.reload()
-        except Exception as error:  # noqa: BLE001  the tunnels serve on, whatever became of this
+        except Exception as error:  # noqa: BLE001  the tunnels keep running, whatever happened to the reload
             self._supervisor.bus.emit(LogLevel.ERROR, "reload", describe_crash(error))
         finally:
-            self._notifier.ready()
+            self._notifier.send_ready()
 
-    async def tell(self) -> None:
-        """Tell the manager when we are ready, how it goes, that we are alive, and that the end has begun."""
-        if not self._notifier.is_heard:
+    async def run(self) -> None:
+        """Report readiness, the status, the watchdog's keep-alive and the beginning of the end."""
+        if not self._notifier.is_enabled:
             return
-        while not self._supervisor.is_ready:  # noqa: ASYNC110  a start announces nothing
-            await asyncio.sleep(_LOOK)
-        self._notifier.ready()
+        await self._supervisor.wait_ready()
+        self._notifier.send_ready()
         stopping = asyncio.create_task(self._supervisor.wait_stopping())
         try:
             while not stopping.done():
-                await self._beat()
-                await asyncio.wait([stopping], timeout=self._pause)
-            self._notifier.stopping()
+                await self._report()
+                await asyncio.wait([stopping], timeout=self._interval_s)
+            self._notifier.send_stopping()
             while True:
-                await self._beat()
-                await asyncio.sleep(self._pause)
+                await self._report()
+                await asyncio.sleep(self._interval_s)
         finally:
             stopping.cancel()
 
     @property
-    def _pause(self) -> float:
-        return min(self._notifier.beat_every or _NEWS, _NEWS)
+    def _interval_s(self) -> float:
+        return min(self._notifier.watchdog_interval_s or STATUS_INTERVAL_S, STATUS_INTERVAL_S)
 
-    async def _beat(self) -> None:
-        if self._notifier.beat_every is not None:
-            self._notifier.alive()
-        snapshots = await self._supervisor.look()
-        up = sum(snapshot.state is State.UP for snapshot in snapshots)
-        active = sum(snapshot.connections.active for snapshot in snapshots)
-        is_ok = self._supervisor.head()["config"]["ok"]
+    async def _report(self) -> None:
+        if self._notifier.watchdog_interval_s is not None:
+            self._notifier.send_watchdog()
+        await self._supervisor.refresh()
+        snapshots = self._supervisor.store.snapshots()
+        up = sum(seen.state is State.UP for seen in snapshots)
+        active = sum(seen.connections.active for seen in snapshots)
+        is_ok = self._supervisor.config_status().ok
         fault = "" if is_ok else "; the file has a fault, the last good one is in force"
-        self._notifier.status(f"{up} of {len(snapshots)} tunnels up, {active} visitors{fault}")
+        self._notifier.send_status(f"{up} of {len(snapshots)} tunnels up, {active} visitors{fault}")

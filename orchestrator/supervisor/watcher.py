@@ -36,7 +36,7 @@ _WRITING: Final = 10.0  # seconds that somebody may take to write it
 
 
 @contextlib.asynccontextmanager
-async def watching(
+async def watch_files(
     sources: Callable[[], FileSet], reload: Callable[[], Awaitable[object]], bus: EventBus
 ) -> AsyncIterator[None]:
     """Call ``reload`` whenever the files are not what ``sources`` says they were, until the context ends."""

@@ -197,7 +197,7 @@ def _kill(process: asyncio.subprocess.Process) -> None:
         process.kill()
 
 
-class Crew:
+class WorkerPool:
     """All workers."""
 
     def __init__(self, count: int, tell: Tell, stir: Callable[[str], None]) -> None:
@@ -206,14 +206,14 @@ class Crew:
         self._homes: dict[str, int] = {}
         self._numbers = itertools.count(1)
 
-    def engine_factory(self, name: str, spec: TunnelSpec, sink: EventSink) -> RemoteEngine:
-        """A MakeEngine: the engine runs in one of the workers, the same for all engines of a tunnel."""
+    def make_engine(self, name: str, spec: TunnelSpec, sink: EventSink) -> RemoteEngine:
+        """An EngineFactory: the engine runs in one of the workers, the same for all engines of a tunnel."""
         home = place(self._homes.get(name), [len(worker.engines) for worker in self._workers])
         self._homes[name] = home
         return RemoteEngine(next(self._numbers), name, spec, self._workers[home], sink)
 
     @contextlib.asynccontextmanager
-    async def at_work(self) -> AsyncIterator[Crew]:
+    async def running(self) -> AsyncIterator[WorkerPool]:
         """The crew with its processes; afterwards none of them is left."""
         tasks = [asyncio.create_task(worker.keep(), name=f"worker {worker.number}") for worker in self._workers]
         try:

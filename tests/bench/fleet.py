@@ -229,9 +229,7 @@ async def _time_restart(top: Terminal, real: BenchDaemon, name: str) -> float:
 
     await top.press_and_wait("r", is_confirmation_shown, "the confirmation", within=_SHOWN_LIMIT_S)
     pressed = time.perf_counter()
-    await top.press_and_wait(
-        _CONFIRM, lambda screen: any(f"{name} is restarted" in row for row in screen), "the answer"
-    )
+    await top.press_and_wait(_CONFIRM, lambda screen: any(f"{name} restarting" in row for row in screen), "the answer")
     while (seen := await real.tunnel(tunnel))["link"] in {link, None} or seen["state"] != "up":
         if time.perf_counter() - pressed > _SHOWN_LIMIT_S:
             raise BenchError(f"{name} was not up again within {_SHOWN_LIMIT_S:.0f} s")

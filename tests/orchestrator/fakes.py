@@ -1,4 +1,4 @@
-"""An engine without sockets, steered by a test."""
+"""Engines without sockets, controlled by a test."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class FakeEngine:
-    """Comes up at once; ends when it is drained and its visitor left, or when it is closed."""
+    """Comes up at once; ends when it is drained and its visitor has left, or when it is closed."""
 
     def __init__(self, name: str, spec: TunnelSpec, sink: EventSink, ports: dict[Address, object]) -> None:
         self.ports = ports
@@ -32,16 +32,16 @@ class FakeEngine:
         self.name = name
         self.spec = spec
         self.sink = sink
-        self.standing = StateRecord()
+        self.state = StateRecord()
         self.visitor_left = asyncio.Event()
         self.visitor_left.set()
         self.drained_with: list[float | None] = []
-        self.told = asyncio.Event()
-        self.closed = asyncio.Event()
-        self.defect: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.mute = False
-        self.stubborn = False
-        self.deaf = False
+        self.crash: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.fails_snapshot = False
+        self.fails_drain = False
+        self.ignores_close = False
+        self._ending = asyncio.Event()
+        self._closed = asyncio.Event()
 
     async def prepare(self, predecessor: FakeEngine) -> None:
         await asyncio.sleep(0)
@@ -52,96 +52,106 @@ class FakeEngine:
                 raise error
         self._bind()
 
-    def _bind(self) -> None:
-        for address in listen_addresses(self.spec):
-            self.ports[address] = self
-
-    def _give_up(self) -> None:
-        for address in [address for address, holder in self.ports.items() if holder is self]:
-            del self.ports[address]
-
     async def run(self) -> None:
         if any(self.ports.get(address, self) is not self for address in listen_addresses(self.spec)):
-            self.standing = self.standing.transition_to(State.COOLDOWN, "address in use")
-            await self._until_told()
+            self._enter(State.COOLDOWN, "address in use")
+            await self._wait_ended()
             return
         self._bind()
         try:
             await self._serve()
         finally:
-            self._give_up()
+            self._release()
 
     async def _serve(self) -> None:
-        self.standing = self.standing.transition_to(State.CONNECTING).transition_to(State.UP)
-        self.sink(Event(ts=time.time(), tunnel=self.name, level=LogLevel.INFO, kind="state", text="up"))
-        told = asyncio.create_task(self._until_told())
+        self._enter(State.CONNECTING)
+        self._enter(State.UP)
+        ended = asyncio.create_task(self._wait_ended())
         try:
-            await asyncio.wait([told, self.defect], return_when=asyncio.FIRST_COMPLETED)
-            if self.defect.done():
-                self.defect.result()
+            await asyncio.wait([ended, self.crash], return_when=asyncio.FIRST_COMPLETED)
+            if self.crash.done():
+                self.crash.result()
         finally:
-            told.cancel()
-        if self.standing.state is not State.FAILED:
-            self.standing = self.standing.transition_to(State.STOPPED)
+            ended.cancel()
+        if self.state.state is not State.FAILED:
+            self._enter(State.STOPPED)
 
-    async def _until_told(self) -> None:
-        await self.told.wait()
-        leaving = asyncio.create_task(self.visitor_left.wait())
-        closing = asyncio.create_task(self.closed.wait())
-        await asyncio.wait([leaving, closing], return_when=asyncio.FIRST_COMPLETED)
-        leaving.cancel()
-        closing.cancel()
+    async def _wait_ended(self) -> None:
+        await self._ending.wait()
+        left = asyncio.create_task(self.visitor_left.wait())
+        closed = asyncio.create_task(self._closed.wait())
+        await asyncio.wait([left, closed], return_when=asyncio.FIRST_COMPLETED)
+        left.cancel()
+        closed.cancel()
+
+    def _bind(self) -> None:
+        for address in listen_addresses(self.spec):
+            self.ports[address] = self
+
+    def _release(self) -> None:
+        for address in [address for address, holder in self.ports.items() if holder is self]:
+            del self.ports[address]
+
+    def _enter(self, state: State, reason: str | None = None) -> None:
+        self.state = self.state.transition_to(state, reason)
+        self._announce()
+
+    def _announce(self) -> None:
+        self.sink(
+            Event(ts=time.time(), tunnel=self.name, level=LogLevel.INFO, kind="state", text=self.state.state.value)
+        )
 
     def drain(self, timeout: float | None = None) -> None:
-        if self.stubborn:
-            raise RuntimeError("does not listen")
+        if self.fails_drain:
+            raise RuntimeError("cannot be drained")
         self.drained_with.append(timeout)
-        self.standing = self.standing.transition_to(State.DRAINING)
-        self._give_up()
-        self.told.set()
+        self.state = self.state.transition_to(State.DRAINING)
+        asyncio.get_running_loop().call_soon(self._announce)  # as an engine, whose own task does so
+        self._release()
+        self._ending.set()
 
     def close(self) -> None:
-        if not self.deaf:
-            self.told.set()
-            self.closed.set()
+        if not self.ignores_close:
+            self._ending.set()
+            self._closed.set()
 
     def retry(self) -> None:
-        """Nothing here waits."""
+        """There is no cooldown to end."""
 
     def adopt(self, spec: TunnelSpec) -> None:
-        if self.deaf:
-            raise RuntimeError("does not listen")
+        if self.ignores_close:
+            raise RuntimeError("cannot be changed")
         self.adopted.append(spec)
 
     def fail(self, reason: str) -> None:
-        """End as one that cannot work as it is written."""
-        self.standing = self.standing.transition_to(State.FAILED, reason)
-        self.told.set()
+        """End as an engine that cannot work as it is configured."""
+        self._enter(State.FAILED, reason)
+        self._ending.set()
 
     def snapshot(self) -> Snapshot:
-        if self.mute:
-            raise RuntimeError("too broken to say anything")
+        if self.fails_snapshot:
+            raise RuntimeError("cannot be read")
         seen = stopped_snapshot(self.name, self.spec)
         return replace(
             seen,
-            state=self.standing.state,
-            reason=self.standing.reason,
-            since=format_timestamp(self.standing.since),
+            state=self.state.state,
+            reason=self.state.reason,
+            since=format_timestamp(self.state.since),
             connections=replace(seen.connections, active=int(not self.visitor_left.is_set())),
         )
 
 
-class Workshop:
-    """Makes fake engines and remembers them."""
+class FakeEngineFactory:
+    """Makes fake engines and keeps them."""
 
     def __init__(self) -> None:
         self.made: dict[str, list[FakeEngine]] = {}
-        self.breaks_at_once: set[str] = set()
+        self.crashes_at_once: set[str] = set()
         self.ports: dict[Address, object] = {}
-        """who listens where; whoever is not an engine is somebody else on this host"""
+        """what listens on each address: an engine, or anything else for another process"""
 
     def __call__(self, name: str, spec: TunnelSpec, sink: EventSink) -> FakeEngine:
-        if name in self.breaks_at_once:
+        if name in self.crashes_at_once:
             raise ValueError("cannot even be made")
         engine = FakeEngine(name, spec, sink, self.ports)
         self.made.setdefault(name, []).append(engine)

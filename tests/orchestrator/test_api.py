@@ -26,7 +26,7 @@ from orchestrator.config.load import load
 from orchestrator.process.socket_paths import SocketPathError
 from orchestrator.supervisor.control import ControlService
 from orchestrator.supervisor.supervisor import Supervisor
-from tests.orchestrator.fakes import Workshop
+from tests.orchestrator.fakes import FakeEngineFactory
 from tests.support.openapi import api_document, check_answer, check_event
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
@@ -59,9 +59,11 @@ class Answer:
 class ApiHarness:
     """A supervisor of fake engines with its API on a Unix socket; every answer is checked against the document."""
 
-    def __init__(self, supervisor: Supervisor, workshop: Workshop, session: aiohttp.ClientSession, file: Path) -> None:
+    def __init__(
+        self, supervisor: Supervisor, engines: FakeEngineFactory, session: aiohttp.ClientSession, file: Path
+    ) -> None:
         self.supervisor = supervisor
-        self.workshop = workshop
+        self.engines = engines
         self.session = session
         self.file = file
 
@@ -113,14 +115,14 @@ async def run_api(
     file = path / "tunnels.yaml"
     file.write_text(text)
     manifest = load(file, {})
-    workshop = Workshop()
-    supervisor = Supervisor(manifest, engine_factory=workshop)
+    engines = FakeEngineFactory()
+    supervisor = Supervisor(manifest, engine_factory=engines)
     socket = path / "np.sock"
     async with (
         serve_api(ControlService(supervisor, read_only=read_only), socket, manifest.supervisor, limits),
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as session,
     ):
-        harness = ApiHarness(supervisor, workshop, session, file)
+        harness = ApiHarness(supervisor, engines, session, file)
         running = asyncio.create_task(supervisor.run())
         await wait_until_async(lambda: supervisor.is_ready)
         yield harness
@@ -169,25 +171,25 @@ async def test_curl_gets_an_answer_on_every_path(harness: ApiHarness, path: str,
 
 async def test_a_command_answers_with_its_effect(harness: ApiHarness) -> None:
     path = f"/v1/tunnels/{quote(ODD, safe='')}"
-    harness.workshop.last(ODD).visitor_left.clear()
+    harness.engines.last(ODD).visitor_left.clear()
     answer = await harness.request("POST", f"{path}/drain", '{"timeout": 7.5}')
     assert (answer.status, answer.json["name"], answer.json["ok"]) == (200, ODD, True)
-    assert harness.workshop.last(ODD).drained_with == [7.5]
+    assert harness.engines.last(ODD).drained_with == [7.5]
     assert harness.state(ODD) is State.DRAINING
     assert (await harness.request("POST", f"{path}/start")).json[
         "text"
-    ] == "starts again after its drain; 1 visitor may finish"
-    harness.workshop.last(ODD).visitor_left.set()
+    ] == "starting again after the drain; 1 visitor may finish"
+    harness.engines.last(ODD).visitor_left.set()
     await wait_until_async(lambda: harness.state(ODD) is State.UP)
-    assert len(harness.workshop.made[ODD]) == 2
-    assert (await harness.request("POST", f"{path}/stop", "{}")).json["text"] == "is stopped"
+    assert len(harness.engines.made[ODD]) == 2
+    assert (await harness.request("POST", f"{path}/stop", "{}")).json["text"] == "stopping"
     await wait_until_async(lambda: harness.state(ODD) is State.STOPPED)
     assert (await harness.request("POST", f"{path}/stop")).json == {
-        "name": ODD, "ok": True, "state": "stopped", "text": "rests already",
+        "name": ODD, "ok": True, "state": "stopped", "text": "already stopped",
     }  # fmt: skip
-    assert (await harness.request("POST", f"{path}/restart")).json["text"] == "is started"
+    assert (await harness.request("POST", f"{path}/restart")).json["text"] == "starting"
     told = [event.text for event in harness.supervisor.bus.last_history(100) if event.kind == "command"]
-    assert told[0] == "drain: drains; 1 visitor may finish"
+    assert told[0] == "drain: draining; 1 visitor may finish"
     assert len(told) == 5
 
 
@@ -227,7 +229,7 @@ async def test_a_refused_request_gets_a_problem_document(
     if method != "HEAD":
         assert answer.json["status"] == status
         assert detail in answer.json["detail"]
-    assert not harness.workshop.last("web").drained_with
+    assert not harness.engines.last("web").drained_with
 
 
 async def test_a_malformed_request_logs_no_traceback(harness: ApiHarness, caplog: pytest.LogCaptureFixture) -> None:
@@ -251,7 +253,7 @@ async def test_a_read_only_daemon_rejects_every_command(tmp_path: Path) -> None:
 
 
 async def test_commands_are_rejected_while_the_daemon_shuts_down(harness: ApiHarness) -> None:
-    harness.workshop.last("web").visitor_left.clear()
+    harness.engines.last("web").visitor_left.clear()
     harness.supervisor.shutdown()
     answer = await harness.request("POST", "/v1/tunnels/web/start")
     assert (answer.status, answer.json["title"]) == (409, "Conflict")
@@ -337,7 +339,7 @@ async def test_the_first_visitor_of_a_quiet_tunnel_is_in_the_next_change(
             await next_event(events, "status")
             await wait_until_async(lambda: looked[-1] < 100)  # it looks at some of them in turn, for all are quiet
             for name in (names[77], names[400]):
-                harness.workshop.last(name).visitor_left.clear()
+                harness.engines.last(name).visitor_left.clear()
                 harness.supervisor.bus.notify_activity(name)
                 before = len(looked)
                 change = await next_event(events, "change")

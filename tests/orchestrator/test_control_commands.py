@@ -115,16 +115,16 @@ def test_a_failed_start_in_the_background_prints_the_reason(tmp_path: Path) -> N
 def test_commands_act_on_names_patterns_and_all_tunnels(daemon: DaemonShell) -> None:
     said: list[subprocess.CompletedProcess[str]] = []
     done = daemon.run("stop", "edge-*")
-    assert (done.returncode, done.stdout) == (0, "edge-1: is stopped\nedge-2: is stopped\n")
+    assert (done.returncode, done.stdout) == (0, "edge-1: stopping\nedge-2: stopping\n")
     wait_until(lambda: daemon.states() == {"edge-1": "stopped", "edge-2": "stopped", "core [x]": "cooldown"})
     done = daemon.run("start", "--all", "--json")
     answer = json.loads(done.stdout)
     assert (done.returncode, answer["ok"], len(answer["results"])) == (0, True, 3)
     wait_until(lambda: set(daemon.states().values()) == {"cooldown"})
     done = daemon.run("drain", "core [x]", "--timeout", "100ms")
-    assert done.stdout == "core [x]: is drained\n"
+    assert done.stdout == "core [x]: draining\n"
     wait_until(lambda: daemon.states()["core [x]"] == "stopped")
-    expected = "edge-1: tries again now\nedge-2: tries again now\n"
+    expected = "edge-1: retrying now\nedge-2: retrying now\n"
 
     def retried() -> bool:
         said.append(daemon.run("retry", "--all"))
@@ -183,7 +183,7 @@ def test_logs_and_events_print_the_past(daemon: DaemonShell) -> None:
     events = [json.loads(line) for line in daemon.run("events", "--json").stdout.splitlines()]
     assert {event["kind"] for event in events} >= {"command", "state"}
     command = next(event for event in events if event["kind"] == "command")
-    assert (command["tunnel"], command["text"], command["command"]) == ("edge-1", "stop: is stopped", "stop")
+    assert (command["tunnel"], command["text"], command["command"]) == ("edge-1", "stop: stopping", "stop")
 
 
 def test_a_command_that_follows_ends_with_the_daemon(daemon: DaemonShell) -> None:

@@ -131,16 +131,16 @@ async def test_a_broker_that_hangs_up_once_is_not_treated_as_version_3(monkeypat
 def test_the_status_keeps_the_time_of_the_last_change_of_state() -> None:
     now = [NOW]
     status = BrokerStatus(lambda: now[0])
-    first = status.as_json()
-    assert (first["state"], first["reason"]) == ("connecting", None)
+    first = status.info("mqtt://broker", "edge-1")
+    assert (first.state, first.reason) == ("connecting", None)
     now[0] += 5
     assert status.set_state(BrokerState.REFUSED, "not allowed")
     assert not status.set_state(BrokerState.REFUSED, "not allowed")
     now[0] += 5
     assert status.set_state(BrokerState.REFUSED, "neither")
-    shown = status.as_json()
-    assert (shown["state"], shown["reason"]) == ("refused", "neither")
-    assert payloads.parse_timestamp(shown["since"]) == NOW + 5, "another reason is not another state"
+    shown = status.info("mqtt://broker", "edge-1")
+    assert (shown.state, shown.reason) == ("refused", "neither")
+    assert payloads.parse_timestamp(shown.since) == NOW + 5, "another reason is not another state"
     assert status.set_state(BrokerState.ONLINE)
     assert status.is_online
     described = api_document()["components"]["schemas"]["Broker"]["properties"]["state"]["enum"]

@@ -133,8 +133,8 @@ class FixedTunnels:
         )
         spec = make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080"))
         self.present = present
-        supervisor.each = lambda names=None: iter(  # type: ignore[method-assign]
-            [stopped_snapshot(name, spec) for name in (self.present if names is None else names)]
+        supervisor.each = lambda: iter(  # type: ignore[method-assign]
+            [stopped_snapshot(name, spec) for name in self.present]
         )
         self.control = ControlService(supervisor)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from orchestrator.config.load import load
+from orchestrator.config.plan import EntryResult
 from orchestrator.supervisor.event_bus import EventBus
+from orchestrator.supervisor.reload import ReloadResult
 from orchestrator.supervisor.supervisor import Supervisor
-from tests.orchestrator.fakes import FakeEngine, Workshop
+from tests.orchestrator.fakes import FakeEngine, FakeEngineFactory
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
 from tunnel.model.address import Address
@@ -31,9 +32,9 @@ class ReloadHarness:
     def __init__(self, folder: Path) -> None:
         self.file = folder / "tunnels.yaml"
         self.write(START)
-        self.workshop = Workshop()
+        self.engines = FakeEngineFactory()
         self.bus = EventBus()
-        self.supervisor = Supervisor(load(self.file, {}), engine_factory=self.workshop, bus=self.bus)
+        self.supervisor = Supervisor(load(self.file, {}), engine_factory=self.engines, bus=self.bus)
         self.life = asyncio.create_task(self.supervisor.run())
 
     def write(self, tunnels: dict[str, str], more: str = "") -> None:
@@ -41,7 +42,7 @@ class ReloadHarness:
         lines = "".join(f"  {name}: {value}\n" for name, value in tunnels.items())
         self.file.write_text(f"version: 1\n{more}\ntunnels:\n{lines}")
 
-    async def reload(self, tunnels: dict[str, str], more: str = "") -> dict[str, Any]:
+    async def reload(self, tunnels: dict[str, str], more: str = "") -> ReloadResult:
         """Write the file and have it read again."""
         self.write(tunnels, more)
         return await self.supervisor.reload()
@@ -50,15 +51,15 @@ class ReloadHarness:
         return self.supervisor.snapshot(name).state
 
     def engine(self, name: str) -> FakeEngine:
-        return self.workshop.last(name)
+        return self.engines.last(name)
 
-    def engines(self) -> dict[str, int]:
+    def count_engines(self) -> dict[str, int]:
         """How many engines each tunnel has had."""
-        return {name: len(made) for name, made in self.workshop.made.items()}
+        return {name: len(made) for name, made in self.engines.made.items()}
 
 
-def actions(answer: dict[str, Any]) -> dict[str, str]:
-    return {name: result["action"] for name, result in answer["results"].items()}
+def actions(answer: ReloadResult) -> dict[str, str]:
+    return {name: result.action for name, result in answer.results.items()}
 
 
 @pytest.fixture
@@ -73,11 +74,11 @@ async def harness(tmp_path: Path) -> AsyncIterator[ReloadHarness]:
 async def test_only_what_changed_gets_another_engine(harness: ReloadHarness) -> None:
     others = {name: harness.engine(name) for name in ("db", "out")}
     answer = await harness.reload({**START, "web": WEB + "?tls=1"})
-    assert (answer["generation"], answer["ok"], answer["error"]) == (2, True, None)
+    assert (answer.generation, answer.is_ok, answer.fault) == (2, True, None)
     assert actions(answer) == {"web": "restarted", "db": "unchanged", "out": "unchanged"}
-    assert answer["results"]["web"]["changes"] == ["tls: 0 → 1"]
+    assert answer.results["web"].changes == ("tls: 0 → 1",)
     await wait_until_async(lambda: harness.state("web") is State.UP)
-    assert harness.engines() == {"web": 2, "db": 1, "out": 1}
+    assert harness.count_engines() == {"web": 2, "db": 1, "out": 1}
     assert all(harness.engine(name) is engine and not engine.drained_with for name, engine in others.items())
 
 
@@ -98,7 +99,7 @@ async def test_added_and_removed(harness: ReloadHarness) -> None:
     new = "client://127.0.0.1:1009/127.0.0.1:9"
     answer = await harness.reload({"new": new, "web": WEB, "out": OUT})
     assert actions(answer) == {"new": "added", "web": "unchanged", "out": "unchanged", "db": "removed"}
-    assert answer["results"]["db"]["detail"] == "1 visitor may finish"
+    assert answer.results["db"].detail == "1 visitor may finish"
     seen = [(s.name, s.state) for s in harness.supervisor.snapshots()]
     assert seen == [("new", State.UP), ("web", State.UP), ("out", State.UP), ("db", State.DRAINING)]
     gone.visitor_left.set()
@@ -109,18 +110,18 @@ async def test_settings_level_and_tags_reach_the_running_engine(harness: ReloadH
     entry = f'{{url: "{WEB}", max_pool_capacity: 64, log: debug, tags: [prod]}}'
     answer = await harness.reload({**START, "web": entry})
     assert actions(answer)["web"] == "changed"
-    assert harness.engines() == {"web": 1, "db": 1, "out": 1}
+    assert harness.count_engines() == {"web": 1, "db": 1, "out": 1}
     assert [spec.settings.max_pool_capacity for spec in harness.engine("web").adopted] == [64]
     assert harness.supervisor.snapshot("web").tags == ("prod",)
     assert harness.supervisor.log_level("web") is LogLevel.DEBUG
 
 
 async def test_an_engine_that_cannot_change_is_said_to_have_failed(harness: ReloadHarness) -> None:
-    harness.engine("web").deaf = True
+    harness.engine("web").ignores_close = True
     answer = await harness.reload({**START, "web": WEB + "?log=debug", "db": DB + "?log=debug"})
     assert actions(answer) == {"web": "failed", "db": "changed", "out": "unchanged"}
-    assert answer["ok"] is False
-    harness.engine("web").deaf = False
+    assert answer.is_ok is False
+    harness.engine("web").ignores_close = False
     assert actions(await harness.supervisor.reload()) == {"web": "changed", "db": "unchanged", "out": "unchanged"}
 
 
@@ -165,35 +166,35 @@ async def test_a_failed_tunnel_is_tried_anew_when_its_entry_changes(harness: Rel
 
 
 async def test_a_port_that_is_taken_rejects_that_entry_alone(harness: ReloadHarness) -> None:
-    harness.workshop.ports[Address("127.0.0.1", 7777)] = "somebody else"
+    harness.engines.ports[Address("127.0.0.1", 7777)] = "somebody else"
     changed = {**START, "web": WEB.replace("1001", "7777"), "db": DB + "?tls=1"}
     answer = await harness.reload(changed)
     assert actions(answer) == {"web": "rejected", "db": "restarted", "out": "unchanged"}
-    assert answer["ok"] is False
-    assert "cannot listen on 127.0.0.1:7777" in answer["results"]["web"]["detail"]
+    assert answer.is_ok is False
+    assert "cannot listen on 127.0.0.1:7777" in (answer.results["web"].detail or "")
     seen = harness.supervisor.snapshot("web")
     assert (seen.state, seen.tunnel_addr) == (State.UP, "127.0.0.1:1001")
     assert "cannot listen on 127.0.0.1:7777" in (seen.last_error or "")
-    assert not harness.engine("web").drained_with or harness.workshop.made["web"][0].standing.state is State.UP
+    assert not harness.engine("web").drained_with or harness.engines.made["web"][0].state.state is State.UP
 
     again = await harness.supervisor.reload()
-    assert (actions(again)["web"], again["generation"]) == ("rejected", answer["generation"])
-    del harness.workshop.ports[Address("127.0.0.1", 7777)]
+    assert (actions(again)["web"], again.generation) == ("rejected", answer.generation)
+    del harness.engines.ports[Address("127.0.0.1", 7777)]
     assert actions(await harness.supervisor.reload()) == {"web": "restarted", "db": "unchanged", "out": "unchanged"}
     await wait_until_async(lambda: harness.supervisor.snapshot("web").tunnel_addr == "127.0.0.1:7777")
 
 
 async def test_a_new_entry_whose_port_is_taken_is_said_to_have_failed(harness: ReloadHarness) -> None:
-    harness.workshop.ports[Address("127.0.0.1", 7777)] = "somebody else"
+    harness.engines.ports[Address("127.0.0.1", 7777)] = "somebody else"
     answer = await harness.reload({**START, "new": "server://127.0.0.1:7777/10.0.0.1:80"})
-    assert answer["results"]["new"] == {"action": "failed", "detail": "address in use", "changes": []}
+    assert answer.results["new"] == EntryResult("failed", "address in use", ())
 
 
 async def test_a_tunnel_that_never_got_its_port_is_changed_all_the_same(harness: ReloadHarness) -> None:
-    harness.workshop.ports[Address("127.0.0.1", 7777)] = "somebody else"
+    harness.engines.ports[Address("127.0.0.1", 7777)] = "somebody else"
     await harness.reload({**START, "new": "server://127.0.0.1:7777/10.0.0.1:80"})
     answer = await harness.reload({**START, "new": '{url: "server://127.0.0.1:7777/10.0.0.1:80", key: other}'})
-    assert answer["results"]["new"]["action"] == "failed"
+    assert answer.results["new"].action == "failed"
     assert harness.engine("new").spec.key is not None
 
 
@@ -204,21 +205,21 @@ async def test_ports_pass_from_one_entry_to_the_other(harness: ReloadHarness, sw
     urls = {"web": WEB, "db": DB}
     changed = {**START, first: urls[second], second: "server://127.0.0.1:1005/127.0.0.1:8005"}
     answer = await harness.reload(changed)
-    assert {name: answer["results"][name]["action"] for name in swapped} == dict.fromkeys(swapped, "restarted")
-    assert [answer["results"][name]["detail"] for name in swapped] == [None, None]
+    assert {name: answer.results[name].action for name in swapped} == dict.fromkeys(swapped, "restarted")
+    assert [answer.results[name].detail for name in swapped] == [None, None]
 
     answer = await harness.reload({**changed, first: changed[second], second: changed[first]})
-    assert {name: answer["results"][name]["action"] for name in swapped} == dict.fromkeys(swapped, "restarted")
-    assert "for a moment nobody listened" in answer["results"][first]["detail"]
+    assert {name: answer.results[name].action for name in swapped} == dict.fromkeys(swapped, "restarted")
+    assert "there was no listener for a moment" in (answer.results[first].detail or "")
     await wait_until_async(lambda: all(harness.state(name) is State.UP for name in swapped))
 
 
 async def test_whoever_waits_for_one_that_is_rejected_is_rejected_too(harness: ReloadHarness) -> None:
-    harness.workshop.ports[Address("127.0.0.1", 7777)] = "somebody else"
+    harness.engines.ports[Address("127.0.0.1", 7777)] = "somebody else"
     answer = await harness.reload({**START, "web": DB, "db": DB.replace("1002", "7777").replace("8002", "8005")})
     assert actions(answer) == {"web": "rejected", "db": "rejected", "out": "unchanged"}
     assert harness.state("web") is harness.state("db") is State.UP
-    assert harness.engine("web").spec != harness.workshop.made["web"][0].spec
+    assert harness.engine("web").spec != harness.engines.made["web"][0].spec
 
 
 async def test_a_port_of_a_removed_entry_is_free_for_a_new_one(harness: ReloadHarness) -> None:
@@ -247,33 +248,34 @@ async def test_a_file_that_is_wrong_changes_nothing(harness: ReloadHarness, text
     else:
         harness.file.write_text(text)
     answer = await harness.supervisor.reload()
-    assert (answer["generation"], answer["ok"], answer["results"]) == (1, False, {})
-    assert (answer["error"]["file"], answer["error"]["line"]) == (str(harness.file), line)
-    config = harness.supervisor.head()["config"]
-    assert (config["ok"], config["line"]) == (False, line)
-    assert config["error"].startswith(f"{harness.file}:{line}:")
+    assert (answer.generation, answer.is_ok, answer.results) == (1, False, {})
+    assert answer.fault is not None
+    assert (answer.fault.place.path, answer.fault.place.line) == (harness.file, line)
+    config = harness.supervisor.config_status()
+    assert (config.ok, config.line) == (False, line)
+    assert (config.error or "").startswith(f"{harness.file}:{line}:")
     assert harness.bus.events_of("")[-1].level is LogLevel.ERROR
-    assert harness.engines() == {"web": 1, "db": 1, "out": 1}
+    assert harness.count_engines() == {"web": 1, "db": 1, "out": 1}
 
     answer = await harness.reload(START)
-    assert (answer["ok"], harness.supervisor.head()["config"]["error"]) == (True, None)
-    assert harness.engines() == {"web": 1, "db": 1, "out": 1}
+    assert (answer.is_ok, harness.supervisor.config_status().error) == (True, None)
+    assert harness.count_engines() == {"web": 1, "db": 1, "out": 1}
 
 
 async def test_the_same_content_is_no_generation_and_a_comment_is(harness: ReloadHarness) -> None:
-    assert (await harness.reload(START))["generation"] == 1
-    assert (await harness.reload(START, "# a comment"))["generation"] == 2
-    assert harness.engines() == {"web": 1, "db": 1, "out": 1}
+    assert (await harness.reload(START)).generation == 1
+    assert (await harness.reload(START, "# a comment")).generation == 2
+    assert harness.count_engines() == {"web": 1, "db": 1, "out": 1}
 
 
 async def test_reloads_are_in_turn_and_the_latest_wins(harness: ReloadHarness) -> None:
-    asked = []
+    asked: list[asyncio.Task[ReloadResult]] = []
     for number in range(20):
         harness.write({**START, "web": WEB.replace("8001", str(9000 + number))})
         asked.append(asyncio.create_task(harness.supervisor.reload()))
         await asyncio.sleep(0)
     answers = await asyncio.gather(*asked)
-    generations = [answer["generation"] for answer in answers]
+    generations = [answer.generation for answer in answers]
     assert generations == sorted(generations)
     await wait_until_async(lambda: harness.engine("web").spec.target.port == 9019 and harness.state("web") is State.UP)
     await wait_until_async(lambda: len(asyncio.all_tasks()) < 20)
@@ -281,26 +283,27 @@ async def test_reloads_are_in_turn_and_the_latest_wins(harness: ReloadHarness) -
 
 async def test_whoever_asks_after_the_watcher_hears_what_it_did_once(harness: ReloadHarness) -> None:
     harness.write({**START, "web": WEB + "?tls=1"})
-    await harness.supervisor.follow()
+    await harness.supervisor.reload_after_change()
     asked = await harness.supervisor.reload()
-    assert (asked["generation"], actions(asked)["web"]) == (2, "restarted")
+    assert (asked.generation, actions(asked)["web"]) == (2, "restarted")
     again = await harness.supervisor.reload()
-    assert (again["generation"], actions(again)["web"]) == (2, "unchanged")
-    assert harness.engines() == {"web": 2, "db": 1, "out": 1}
+    assert (again.generation, actions(again)["web"]) == (2, "unchanged")
+    assert harness.count_engines() == {"web": 2, "db": 1, "out": 1}
 
 
 async def test_a_plan_changes_nothing(harness: ReloadHarness) -> None:
     harness.write({"web": WEB + "?tls=1", "db": DB + "?log=debug", "new": OUT})
-    plan = await harness.supervisor.plan()
+    plan = (await harness.supervisor.plan()).as_json()
     assert (plan["ok"], plan["error"]) == (True, None)
     assert (plan["add"], plan["remove"]) == (["new"], ["out"])
     assert plan["restart"] == [{"name": "web", "changes": ["tls: 0 → 1"]}]
     assert plan["change"] == [{"name": "db", "changes": ["log: info → debug"]}]
-    assert harness.supervisor.head()["generation"] == 1
+    assert harness.supervisor.generation == 1
     harness.file.write_text("")
-    plan = await harness.supervisor.plan()
-    assert (plan["ok"], plan["add"], plan["error"]["line"]) == (False, [], 1)
-    assert harness.supervisor.head()["config"]["ok"] is True
+    result = await harness.supervisor.plan()
+    assert result.fault is not None
+    assert (result.plan.is_empty, result.fault.place.line) == (True, 1)
+    assert harness.supervisor.config_status().ok is True
 
 
 async def test_the_event_tells_what_became_of_whom(harness: ReloadHarness) -> None:
@@ -315,13 +318,13 @@ async def test_no_reload_while_shutting_down(harness: ReloadHarness) -> None:
     harness.engine("web").visitor_left.clear()
     harness.supervisor.shutdown()
     answer = await harness.reload({"new": WEB})
-    assert (answer["ok"], answer["error"]["message"]) == (False, "the daemon is shutting down")
-    assert "new" not in harness.workshop.made
+    assert (answer.is_ok, answer.fault and answer.fault.message) == (False, "the daemon is shutting down")
+    assert "new" not in harness.engines.made
 
 
 async def test_a_shutdown_in_the_middle_of_a_reload_ends_all_of_it(harness: ReloadHarness) -> None:
     reload = asyncio.create_task(harness.reload({**START, "web": WEB + "?tls=1", "new": OUT.replace("1003", "1009")}))
-    await wait_until_async(lambda: len(harness.workshop.made["web"]) == 2)
+    await wait_until_async(lambda: len(harness.engines.made["web"]) == 2)
     harness.supervisor.shutdown()
     await reload
     await asyncio.wait_for(harness.life, GUARD_S)
@@ -337,11 +340,7 @@ async def test_a_change_of_a_certificate_restarts_the_tunnel(harness: ReloadHarn
     assert {certificate, key} <= set(harness.supervisor.sources().files)
     certificate.write_text("two")
     answer = await harness.supervisor.reload()
-    assert answer["results"]["web"] == {
-        "action": "restarted",
-        "detail": None,
-        "changes": ["tls_cert: the content of the file changed"],
-    }
+    assert answer.results["web"] == EntryResult("restarted", None, ("tls_cert: the content of the file changed",))
 
 
 async def test_one_tunnel_in_detail(harness: ReloadHarness, tmp_path: Path) -> None:
@@ -351,7 +350,7 @@ async def test_one_tunnel_in_detail(harness: ReloadHarness, tmp_path: Path) -> N
         '  inner: {url: "server://hunter2@127.0.0.1:1006/10.0.0.1:80?log=debug", semaphore_limit: 5, enabled: no}\n'
     )
     await harness.reload(START, "include: more.yaml\ndefaults: {report_interval: 2s}")
-    seen = harness.supervisor.inspect("inner")
+    seen = harness.supervisor.details("inner")
     assert seen["url"] == "server://***@127.0.0.1:1006/10.0.0.1:80?log=debug"
     assert (seen["where"], seen["enabled"], seen["state"]) == ("more.yaml:3:3", False, State.STOPPED)
     settings = seen["settings"]

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from orchestrator.supervisor.runner import TunnelRunner
-from tests.orchestrator.fakes import Workshop
+from tests.orchestrator.fakes import FakeEngineFactory
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
 from tunnel.model.events import Event
@@ -22,14 +22,14 @@ class RunnerHarness:
     """A keeper with what it is given."""
 
     def __init__(self, pause: float = 0.0) -> None:
-        self.workshop = Workshop()
+        self.engines = FakeEngineFactory()
         self.events: list[Event] = []
         self.bounds: list[float] = []
         self._pause = pause
         self.keeper = TunnelRunner(
             "web",
             SPEC,
-            engine_factory=self.workshop,
+            engine_factory=self.engines,
             sink=self.events.append,
             tags=("prod",),
             uniform=self._uniform,
@@ -66,15 +66,15 @@ async def test_starting_twice_runs_one_engine() -> None:
     harness = RunnerHarness()
     await harness.up()
     harness.keeper.start()
-    assert len(harness.workshop.made["web"]) == 1
+    assert len(harness.engines.made["web"]) == 1
     await harness.down()
 
 
 async def test_an_engine_that_breaks_is_followed_by_another_and_counted() -> None:
     harness = RunnerHarness()
     await harness.up()
-    harness.workshop.last("web").defect.set_exception(ValueError("nobody thought of this"))
-    await wait_until_async(lambda: len(harness.workshop.made["web"]) == 2 and harness.state is State.UP)
+    harness.engines.last("web").crash.set_exception(ValueError("nobody thought of this"))
+    await wait_until_async(lambda: len(harness.engines.made["web"]) == 2 and harness.state is State.UP)
     seen = harness.keeper.snapshot()
     assert seen.restarts == 1
     assert seen.last_error is not None
@@ -87,25 +87,25 @@ async def test_an_engine_that_breaks_is_followed_by_another_and_counted() -> Non
 async def test_an_engine_too_broken_to_speak_is_followed_by_another() -> None:
     harness = RunnerHarness()
     await harness.up()
-    broken = harness.workshop.last("web")
-    broken.defect.set_exception(ValueError("gone"))
-    broken.mute = True
-    await wait_until_async(lambda: len(harness.workshop.made["web"]) == 2 and harness.state is State.UP)
+    broken = harness.engines.last("web")
+    broken.crash.set_exception(ValueError("gone"))
+    broken.fails_snapshot = True
+    await wait_until_async(lambda: len(harness.engines.made["web"]) == 2 and harness.state is State.UP)
     await harness.down()
 
 
 async def test_a_cancellation_from_within_is_a_defect_not_the_end() -> None:
     harness = RunnerHarness()
     await harness.up()
-    harness.workshop.last("web").defect.cancel()
-    await wait_until_async(lambda: len(harness.workshop.made["web"]) == 2 and harness.state is State.UP)
+    harness.engines.last("web").crash.cancel()
+    await wait_until_async(lambda: len(harness.engines.made["web"]) == 2 and harness.state is State.UP)
     assert harness.keeper.snapshot().restarts == 1
     await harness.down()
 
 
 async def test_pauses_grow_up_to_thirty_seconds() -> None:
     harness = RunnerHarness()
-    harness.workshop.breaks_at_once.add("web")
+    harness.engines.crashes_at_once.add("web")
     harness.keeper.start()
     await wait_until_async(lambda: len(harness.bounds) >= 12)
     assert harness.bounds[0] <= 0.5
@@ -116,7 +116,7 @@ async def test_pauses_grow_up_to_thirty_seconds() -> None:
 
 async def test_the_pause_is_shown_as_a_cooldown_with_its_reason() -> None:
     harness = RunnerHarness(pause=30.0)
-    harness.workshop.breaks_at_once.add("web")
+    harness.engines.crashes_at_once.add("web")
     harness.keeper.start()
     await wait_until_async(lambda: harness.state is State.COOLDOWN)
     seen = harness.keeper.snapshot()
@@ -130,10 +130,10 @@ async def test_the_pause_is_shown_as_a_cooldown_with_its_reason() -> None:
 
 async def test_a_start_ends_no_pause_but_a_restart_does() -> None:
     harness = RunnerHarness(pause=30.0)
-    harness.workshop.breaks_at_once.add("web")
+    harness.engines.crashes_at_once.add("web")
     harness.keeper.start()
     await wait_until_async(lambda: harness.state is State.COOLDOWN)
-    harness.workshop.breaks_at_once.clear()
+    harness.engines.crashes_at_once.clear()
     harness.keeper.restart()
     await wait_until_async(lambda: harness.state is State.UP)
     await harness.down()
@@ -141,10 +141,10 @@ async def test_a_start_ends_no_pause_but_a_restart_does() -> None:
 
 async def test_retry_ends_the_pause() -> None:
     harness = RunnerHarness(pause=30.0)
-    harness.workshop.breaks_at_once.add("web")
+    harness.engines.crashes_at_once.add("web")
     harness.keeper.start()
     await wait_until_async(lambda: harness.state is State.COOLDOWN)
-    harness.workshop.breaks_at_once.clear()
+    harness.engines.crashes_at_once.clear()
     harness.keeper.retry()
     await wait_until_async(lambda: harness.state is State.UP)
     await harness.down()
@@ -153,27 +153,27 @@ async def test_retry_ends_the_pause() -> None:
 async def test_an_engine_that_cannot_be_looked_at_is_shown_as_broken() -> None:
     harness = RunnerHarness()
     await harness.up()
-    harness.workshop.last("web").mute = True
-    assert "too broken to say anything" in (harness.keeper.snapshot().reason or "")
-    harness.workshop.last("web").mute = False
+    harness.engines.last("web").fails_snapshot = True
+    assert "cannot be read" in (harness.keeper.snapshot().reason or "")
+    harness.engines.last("web").fails_snapshot = False
     await harness.down()
 
 
 async def test_an_engine_that_breaks_at_a_command_loses_its_task() -> None:
     harness = RunnerHarness()
     await harness.up()
-    harness.workshop.last("web").stubborn = True
+    harness.engines.last("web").fails_drain = True
     harness.keeper.drain()
     await asyncio.wait_for(harness.keeper.wait(), GUARD_S)
     seen = harness.keeper.snapshot()
     assert seen.state is State.STOPPED
-    assert "does not listen" in (seen.last_error or "")
+    assert "cannot be drained" in (seen.last_error or "")
 
 
 async def test_drain_waits_for_the_visitor() -> None:
     harness = RunnerHarness()
     await harness.up()
-    engine = harness.workshop.last("web")
+    engine = harness.engines.last("web")
     engine.visitor_left.clear()
     harness.keeper.drain(12.5)
     await wait_until_async(lambda: harness.state is State.DRAINING)
@@ -188,7 +188,7 @@ async def test_restart_is_drain_and_start() -> None:
     harness = RunnerHarness()
     await harness.up()
     harness.keeper.restart()
-    await wait_until_async(lambda: len(harness.workshop.made["web"]) == 2 and harness.state is State.UP)
+    await wait_until_async(lambda: len(harness.engines.made["web"]) == 2 and harness.state is State.UP)
     assert harness.keeper.snapshot().restarts == 0
     await harness.down()
 
@@ -196,23 +196,23 @@ async def test_restart_is_drain_and_start() -> None:
 async def test_a_start_during_a_drain_runs_again_after_it() -> None:
     harness = RunnerHarness()
     await harness.up()
-    first = harness.workshop.last("web")
+    first = harness.engines.last("web")
     first.visitor_left.clear()
     harness.keeper.drain()
     harness.keeper.start()
     first.visitor_left.set()
-    await wait_until_async(lambda: len(harness.workshop.made["web"]) == 2 and harness.state is State.UP)
+    await wait_until_async(lambda: len(harness.engines.made["web"]) == 2 and harness.state is State.UP)
     await harness.down()
 
 
 async def test_what_cannot_work_stays_failed_and_says_why() -> None:
     harness = RunnerHarness()
     await harness.up()
-    harness.workshop.last("web").fail("the certificate is not one")
+    harness.engines.last("web").fail("the certificate is not one")
     await asyncio.wait_for(harness.keeper.wait(), GUARD_S)
     seen = harness.keeper.snapshot()
     assert (seen.state, seen.reason) == (State.FAILED, "the certificate is not one")
-    assert len(harness.workshop.made["web"]) == 1
+    assert len(harness.engines.made["web"]) == 1
     harness.keeper.start()
     await wait_until_async(lambda: harness.state is State.UP)
     await harness.down()
@@ -222,7 +222,7 @@ async def test_what_cannot_work_stays_failed_and_says_why() -> None:
 async def test_close_does_not_wait_for_visitors(times: int) -> None:
     harness = RunnerHarness()
     await harness.up()
-    harness.workshop.last("web").visitor_left.clear()
+    harness.engines.last("web").visitor_left.clear()
     for _ in range(times):
         harness.keeper.close()
     await asyncio.wait_for(harness.keeper.wait(), GUARD_S)

@@ -73,17 +73,17 @@ def test_a_life_under_a_manager(manager: Manager, tmp_path: Path) -> None:
 
 
 def test_the_watchdog_is_somebody_elses(tmp_path: Path) -> None:
-    assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).beat_every is None
-    assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}).beat_every == 1.0
-    assert Notifier({"WATCHDOG_USEC": "nonsense"}).beat_every is None
+    assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog_interval_s is None
+    assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}).watchdog_interval_s == 1.0
+    assert Notifier({"WATCHDOG_USEC": "nonsense"}).watchdog_interval_s is None
     for address in ("", str(tmp_path / "nobody"), "@nobody", "/" + "x" * 200):
-        Notifier({"NOTIFY_SOCKET": address}).ready()
+        Notifier({"NOTIFY_SOCKET": address}).send_ready()
 
 
 def test_a_status_is_said_once(manager: Manager) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.address})
     for text in ("1 up", "1 up", "2 up"):
-        notifier.status(text)
+        notifier.send_status(text)
     manager.until("STATUS=", 2)
     manager.hear()
     assert manager.heard == ["STATUS=1 up", "STATUS=2 up"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orchestrator.status import json_types
 from orchestrator.status.contract import (
-    BrokerStatus,
+    BrokerInfo,
     ConfigStatus,
     DaemonInfo,
     DaemonStatus,
@@ -34,14 +34,14 @@ TYPES: dict[type, Any] = {
     Snapshot: json_types.TunnelJson,
     DaemonInfo: json_types.DaemonJson,
     ConfigStatus: json_types.ConfigJson,
-    BrokerStatus: json_types.BrokerJson,
+    BrokerInfo: json_types.BrokerJson,
 }
 
 
 @given(snapshots(), st.sampled_from(["off", "online"]), st.sampled_from([None, "no such file"]))
 def test_what_is_encoded_is_decoded_as_it_was(tunnels: tuple[Snapshot, ...], state: str, error: str | None) -> None:
     config = replace(INFO.config, ok=error is None, error=error, warnings=("one",))
-    info = replace(INFO, mqtt=BrokerStatus(state=state), config=config)
+    info = replace(INFO, mqtt=BrokerInfo(state=state), config=config)
     status = DaemonStatus(info, tunnels)
     assert decode_status(json.loads(json.dumps(encode_status(status)))) == status
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.status.contract import BrokerStatus, ConfigStatus, DaemonInfo, encode_info
+from orchestrator.status.contract import BrokerInfo, ConfigStatus, DaemonInfo, encode_info
 from orchestrator.status.store import MAX_REMOVALS, StatusDelta, StatusStore, encode_delta, snapshot_store
 from orchestrator.supervisor.runner import stopped_snapshot
 from tunnel.model.options import make_spec
@@ -54,7 +54,7 @@ def snapshots(draw: st.DrawFn) -> tuple[Snapshot, ...]:
 
 
 infos = st.builds(
-    lambda generation, state: replace(INFO, generation=generation, mqtt=BrokerStatus(state=state)),
+    lambda generation, state: replace(INFO, generation=generation, mqtt=BrokerInfo(state=state)),
     st.integers(0, 2),
     st.sampled_from(["off", "online"]),
 )

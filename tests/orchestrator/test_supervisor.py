@@ -14,8 +14,9 @@ from orchestrator.api.server import serve_api
 from orchestrator.client import ApiClient, NoDaemonError, RequestRefusedError
 from orchestrator.config.load import load
 from orchestrator.supervisor.control import ControlService
-from orchestrator.supervisor.supervisor import Supervisor, UnknownTunnelError
-from tests.orchestrator.fakes import Workshop
+from orchestrator.supervisor.registry import UnknownTunnelError
+from orchestrator.supervisor.supervisor import Supervisor
+from tests.orchestrator.fakes import FakeEngineFactory
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
 from tunnel.model.state import State
@@ -33,9 +34,9 @@ tunnels:
 class SupervisorHarness:
     """A running supervisor."""
 
-    def __init__(self, supervisor: Supervisor, workshop: Workshop, socket: Path) -> None:
+    def __init__(self, supervisor: Supervisor, engines: FakeEngineFactory, socket: Path) -> None:
         self.supervisor = supervisor
-        self.workshop = workshop
+        self.engines = engines
         self.socket = socket
         self.life = asyncio.create_task(supervisor.run())
 
@@ -52,11 +53,11 @@ class SupervisorHarness:
 async def harness(tmp_path: Path) -> AsyncIterator[SupervisorHarness]:
     file = tmp_path / "tunnels.yaml"
     file.write_text(FILE)
-    workshop = Workshop()
+    engines = FakeEngineFactory()
     manifest = load(file, {})
-    supervisor = Supervisor(manifest, engine_factory=workshop)
+    supervisor = Supervisor(manifest, engine_factory=engines)
     async with serve_api(ControlService(supervisor), tmp_path / "np.sock", manifest.supervisor):
-        harness = SupervisorHarness(supervisor, workshop, tmp_path / "np.sock")
+        harness = SupervisorHarness(supervisor, engines, tmp_path / "np.sock")
         await wait_until_async(lambda: harness.state("web") is harness.state("a/b [red]") is State.UP)
         yield harness
         supervisor.close()
@@ -70,14 +71,14 @@ async def test_enabled_entries_run_and_disabled_ones_are_shown(harness: Supervis
         ("a/b [red]", State.UP, None),
         ("spare", State.STOPPED, "disabled in the file"),
     ]
-    assert "spare" not in harness.workshop.made
+    assert "spare" not in harness.engines.made
 
 
 async def test_an_engine_that_breaks_takes_nobody_along(harness: SupervisorHarness) -> None:
-    harness.workshop.last("web").defect.set_exception(RuntimeError("broken"))
-    await wait_until_async(lambda: len(harness.workshop.made["web"]) == 2 and harness.state("web") is State.UP)
+    harness.engines.last("web").crash.set_exception(RuntimeError("broken"))
+    await wait_until_async(lambda: len(harness.engines.made["web"]) == 2 and harness.state("web") is State.UP)
     assert harness.supervisor.snapshot("web").restarts == 1
-    assert len(harness.workshop.made["a/b [red]"]) == 1
+    assert len(harness.engines.made["a/b [red]"]) == 1
     assert any(event.kind == "restart" for event in harness.supervisor.bus.events_of("web"))
 
 
@@ -89,10 +90,10 @@ async def test_commands_by_name(harness: SupervisorHarness) -> None:
     await wait_until_async(lambda: harness.state("web") is State.UP)
     supervisor.drain("web")
     await wait_until_async(lambda: harness.state("web") is State.STOPPED)
-    assert [engine.drained_with for engine in harness.workshop.made["web"]] == [[None], [30.0]]
+    assert [engine.drained_with for engine in harness.engines.made["web"]] == [[None], [30.0]]
     supervisor.restart("a/b [red]")
     await wait_until_async(
-        lambda: len(harness.workshop.made["a/b [red]"]) == 2 and harness.state("a/b [red]") is State.UP
+        lambda: len(harness.engines.made["a/b [red]"]) == 2 and harness.state("a/b [red]") is State.UP
     )
     supervisor.start("spare")
     await wait_until_async(lambda: harness.state("spare") is State.UP)
@@ -101,7 +102,7 @@ async def test_commands_by_name(harness: SupervisorHarness) -> None:
 
 
 async def test_shutdown_drains_and_waits_for_visitors(harness: SupervisorHarness) -> None:
-    engine = harness.workshop.last("web")
+    engine = harness.engines.last("web")
     engine.visitor_left.clear()
     harness.supervisor.shutdown()
     await wait_until_async(lambda: harness.state("a/b [red]") is State.STOPPED)
@@ -114,15 +115,15 @@ async def test_shutdown_drains_and_waits_for_visitors(harness: SupervisorHarness
 
 
 async def test_close_cuts_a_drain_short(harness: SupervisorHarness) -> None:
-    harness.workshop.last("web").visitor_left.clear()
+    harness.engines.last("web").visitor_left.clear()
     harness.supervisor.shutdown()
     harness.supervisor.close()
     await asyncio.wait_for(harness.life, GUARD_S)
 
 
 async def test_an_engine_that_does_not_end_is_cancelled(harness: SupervisorHarness) -> None:
-    harness.workshop.last("web").visitor_left.clear()
-    harness.workshop.last("web").deaf = True
+    harness.engines.last("web").visitor_left.clear()
+    harness.engines.last("web").ignores_close = True
     harness.supervisor.close()
     await asyncio.wait_for(harness.life, GUARD_S)
 
@@ -190,7 +191,7 @@ async def test_a_defect_in_an_answer_shows_nothing_of_the_inside(
     def broken() -> None:
         raise RuntimeError("inside")
 
-    monkeypatch.setattr(harness.supervisor, "head", broken)
+    monkeypatch.setattr(harness.supervisor, "config_status", broken)
     found, _, body = await raw(harness.socket, "GET /v1/status")
     assert found == 500
     assert b"inside" not in body
@@ -200,7 +201,7 @@ async def test_a_defect_in_an_answer_shows_nothing_of_the_inside(
 async def test_health_and_readiness(harness: SupervisorHarness) -> None:
     assert (await raw(harness.socket, "GET /healthz"))[0] == 200
     assert (await raw(harness.socket, "GET /readyz"))[0] == 200
-    harness.workshop.last("web").visitor_left.clear()
+    harness.engines.last("web").visitor_left.clear()
     harness.supervisor.shutdown()
     assert (await raw(harness.socket, "GET /healthz"))[0] == 200
     assert (await raw(harness.socket, "GET /readyz"))[0] == 503

@@ -16,7 +16,7 @@ from orchestrator.config.file_set import MISSING, FileSet, is_open_for_writing
 from orchestrator.config.load import load
 from orchestrator.supervisor import watcher
 from orchestrator.supervisor.event_bus import EventBus
-from orchestrator.supervisor.watcher import watching
+from orchestrator.supervisor.watcher import watch_files
 from tests.support.scale import time_allowed
 from tests.support.waiting import wait_until_async
 
@@ -62,8 +62,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 async def reader(folder: Path) -> AsyncIterator[Reader]:
     reader = Reader(folder / "tunnels.yaml")
-    async with watching(reader.sources, reader.reload, reader.bus):
-        await asyncio.sleep(0.1)  # that it is watching already makes the test sharper, not slower
+    async with watch_files(reader.sources, reader.reload, reader.bus):
+        await asyncio.sleep(0.1)  # that it is watch_files already makes the test sharper, not slower
         yield reader
 
 
@@ -169,7 +169,7 @@ async def test_included_files_that_come_change_and_go(tmp_path: Path) -> None:
     file = tmp_path / "tunnels.yaml"
     file.write_text("version: 1\ninclude: [tunnels.d/*.yaml, more.yaml]\n")
     reader = Reader(file)  # more.yaml is missing: an error that its coming mends
-    async with watching(reader.sources, reader.reload, reader.bus):
+    async with watch_files(reader.sources, reader.reload, reader.bus):
         for name in ("more.yaml", "tunnels.d/a.yaml"):
             (tmp_path / name).write_text(f"tunnels: {{{name[-6:-5]}: 'client://127.0.0.1:1/127.0.0.1:80'}}")
             await wait_until_async(lambda name=name: tmp_path / name in reader.seen.files, within=time_allowed(2.5))  # type: ignore[misc]  # of a default
@@ -186,7 +186,7 @@ async def test_a_key_file_is_watched_too(tmp_path: Path) -> None:
     file = tmp_path / "tunnels.yaml"
     file.write_text(text(1).rstrip() + "?key_file=secret/key\n")
     reader = Reader(file)
-    async with watching(reader.sources, reader.reload, reader.bus):
+    async with watch_files(reader.sources, reader.reload, reader.bus):
         await asyncio.sleep(0.1)
         (tmp_path / "secret/key").write_text("two")
         await wait_until_async(lambda: reader.texts, within=PROMPT)
@@ -210,7 +210,7 @@ async def test_a_swap_of_symbolic_links(tmp_path: Path) -> None:
     file = tmp_path / "tunnels.yaml"
     file.symlink_to("..data/tunnels.yaml")
     reader = Reader(file)
-    async with watching(reader.sources, reader.reload, reader.bus):
+    async with watch_files(reader.sources, reader.reload, reader.bus):
         await asyncio.sleep(0.1)
         for number in (2, 3):
             swap_data(tmp_path, number)
@@ -223,7 +223,7 @@ async def test_without_hints_the_content_is_seen(folder: Path, monkeypatch: pyte
 
     monkeypatch.setattr(watcher, "awatch", refuse)
     reader = Reader(folder / "tunnels.yaml")
-    async with watching(reader.sources, reader.reload, reader.bus):
+    async with watch_files(reader.sources, reader.reload, reader.bus):
         for number in (2, 3):
             reader.file.write_text(text(number))
             await wait_until_async(lambda number=number: reader.texts[-1:] == [text(number)], within=PROMPT)  # type: ignore[misc]  # of a default
@@ -242,7 +242,7 @@ async def test_a_defect_of_a_reload_does_not_end_the_watch(folder: Path) -> None
             raise RuntimeError("nobody thought of this")
         await reader.reload()
 
-    async with watching(reader.sources, reload, reader.bus):
+    async with watch_files(reader.sources, reload, reader.bus):
         reader.file.write_text(text(2))
         await wait_until_async(lambda: asked, within=PROMPT)
         reader.file.write_text(text(3))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from orchestrator.supervisor.crash_reports import RemoteEngineError
 from orchestrator.workers import pool as crews
-from orchestrator.workers.pool import Crew, WorkerProcess, command_line, place
+from orchestrator.workers.pool import WorkerPool, WorkerProcess, command_line, place
 from orchestrator.workers.remote import RemoteEngine
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
@@ -71,9 +71,9 @@ class Told:
 
 
 @asynccontextmanager
-async def crew_of(count: int, told: Told) -> AsyncIterator[Crew]:
+async def crew_of(count: int, told: Told) -> AsyncIterator[WorkerPool]:
     """A crew at work; afterwards none of its processes lives."""
-    async with Crew(count, told, told.stirred.append).at_work() as crew:
+    async with WorkerPool(count, told, told.stirred.append).running() as crew:
         yield crew
     assert not any(map(lives, told.pids.values()))
 
@@ -83,9 +83,9 @@ def lives(pid: int) -> bool:
 
 
 async def run(
-    crew: Crew, name: str, sink: Callable[[Event], None] | None = None
+    crew: WorkerPool, name: str, sink: Callable[[Event], None] | None = None
 ) -> tuple[RemoteEngine, asyncio.Task[None]]:
-    engine = crew.engine_factory(name, SPEC, sink or (lambda _: None))
+    engine = crew.make_engine(name, SPEC, sink or (lambda _: None))
     life = asyncio.create_task(engine.run())
     await wait_until_async(
         lambda: engine.snapshot().state is State.COOLDOWN and not engine._post.trouble, within=PATIENCE

@@ -1,0 +1,30 @@
+"""The commands that a running tunnel takes: one table for the command line, the local API, MQTT and the dashboard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelCommand:
+    """One command."""
+
+    name: str
+    summary: str
+    """One line for help texts and for the description of the API."""
+    takes_timeout: bool
+    """Whether it drains the tunnel, and so takes a limit for the drain in seconds."""
+
+
+TUNNEL_COMMANDS: Final = {
+    command.name: command
+    for command in (
+        TunnelCommand("start", "Start stopped tunnels.", takes_timeout=False),
+        TunnelCommand("stop", "Stop tunnels; their visitors may finish within SHUTDOWN_TIMEOUT.", takes_timeout=True),
+        TunnelCommand("restart", "Drain tunnels, then start them again.", takes_timeout=True),
+        TunnelCommand("drain", "Stop tunnels; their visitors may finish within drain_timeout.", takes_timeout=True),
+        TunnelCommand("retry", "End the cooldown of tunnels: make the next attempt now.", takes_timeout=False),
+    )
+}
+"""By name, in the order in which they are offered."""
