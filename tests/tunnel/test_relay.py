@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 from tests.support.engine_parts import Events, no_descriptor_leak, tls_pair
 from tests.support.sockets import close_with_reset, tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
+from tunnel.carriers.encrypted import TlsStream
+from tunnel.carriers.tcp import PlainStream
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.engine.relays import RelaySet
 from tunnel.engine.stats import Stats
 from tunnel.forwarding.flow import Flow
-from tunnel.forwarding.tcp import CLOSED_FLOW, DEFAULT_LIMITS, PlainFlow, Relay, RelayLimits
+from tunnel.forwarding.tcp import CLOSED_FLOW, DEFAULT_LIMITS, PlainFlow, Relay, RelayLimits, TcpForwarder
 from tunnel.runtime.reactor import BUFFER_SIZE, Reactor
 from tunnel.runtime.splice import PipePool
 from tunnel.runtime.tls import TlsSession
@@ -33,6 +35,7 @@ from tunnel.runtime.tls import TlsSession
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.forwarding.flow import ByteCounter
 
 LARGEST = 300_000
@@ -172,11 +175,10 @@ class RelayChain:
         self.sets = tuple(
             RelaySet(
                 parts.reactor,
-                parts.pipes,
+                TcpForwarder(parts.reactor, parts.pipes, parts.limits),
                 self.events.event_log(),
                 on_first_relay=partial(self.activity.append, name),
                 on_relay_closed=partial(self.closed.append, name),
-                limits=parts.limits,
             )
             for name in ("ingress", "egress")
         )
@@ -200,10 +202,11 @@ class RelayChain:
         link: FakeLink,
         from_near: ByteCounter,
         to_near: ByteCounter,
-    ) -> Relay:
+    ) -> ForwardedVisitor:
         reactor = self.parts.reactor
         pool = Pool(reactor, is_ingress=False, on_connection_lost=lambda _ident: None, on_crash=_fail)
-        data = DataConnection(7, far, session, pool)
+        stream = PlainStream() if session is None else TlsStream(session)
+        data = DataConnection(7, far, stream, pool)
         reactor.register(far, data.ready)
         return self.sets[end].start(near, data, link, near_events=None, from_near=from_near, to_near=to_near)
 

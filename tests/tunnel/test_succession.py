@@ -30,6 +30,7 @@ from tests.tunnel.test_engine import (
 )
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
+from tunnel.forwarding.tcp import Relay
 from tunnel.model.spec import DataTls, Direction, Mode, Role, TunnelSpec
 from tunnel.model.state import State
 from tunnel.runtime.sockets import NetError
@@ -159,6 +160,7 @@ async def client_port_of_the_visitor(server: Life) -> int:
     assert end is not None
     await wait_until_async(lambda: end.relays.active, "the visitor has a data connection")
     (relay,) = end.relays._running
+    assert isinstance(relay, Relay)
     port: int = relay._far.getpeername()[1]
     return port
 

@@ -1,10 +1,13 @@
-"""The two flows of a relay whose data connection is encrypted with TLS: one encrypts, one decrypts."""
+"""Data connections with TLS inside: after the preface a TLS 1.3 handshake, and a proof that binds it to the link."""
 
 from __future__ import annotations
 
+import secrets
 import socket
+import ssl
 from typing import TYPE_CHECKING, ClassVar
 
+from tunnel.carriers.base import DataHandshake
 from tunnel.forwarding.flow import (
     DRAINED,
     LIVE,
@@ -17,7 +20,8 @@ from tunnel.forwarding.flow import (
     SourceState,
     Transfer,
 )
-from tunnel.runtime.tls import TlsError, TlsSession
+from tunnel.protocol.preface import DATA_TLS_PROOF_SIZE, data_tls_proof, encode_preface
+from tunnel.runtime.tls import TlsError, TlsSession, pinned_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,3 +198,111 @@ class DecryptingFlow(Flow):
             self._has_undecrypted_input = self._may_receive_more = True
             return False
         return True
+
+
+class TlsStream:
+    """Bytes inside a TLS session."""
+
+    has_buffered_input: ClassVar[bool] = True
+
+    def __init__(self, session: TlsSession) -> None:
+        self._session = session
+
+    def create_flows(
+        self,
+        relay: Relay,
+        near: socket.SocketType,
+        far: socket.SocketType,
+        from_near: ByteCounter,
+        to_near: ByteCounter,
+    ) -> tuple[Flow, Flow]:
+        """Create one flow that encrypts and one that decrypts."""
+        encrypting = EncryptingFlow(relay, near, far, from_near, self._session)
+        return encrypting, DecryptingFlow(relay, far, near, to_near, self._session, encrypting.push)
+
+
+class TlsDialHandshake:
+    """The client's side: TLS, whose certificate has to be the control channel's, then the proof inside it."""
+
+    __slots__ = ("_certificate", "_proof", "_session", "stream")
+
+    def __init__(self, context: ssl.SSLContext, certificate: bytes, proof: bytes) -> None:
+        self._session = TlsSession(context, server_side=False)
+        self.stream = TlsStream(self._session)
+        self._certificate = certificate
+        self._proof = proof
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the proof was sent."""
+        return self._session.is_established
+
+    def advance(self, sock: socket.SocketType) -> bool:
+        """Continue the TLS handshake, and send the proof once it is complete. Raises TlsError and OSError."""
+        session = self._session
+        session.receive_from(sock)
+        if session.do_handshake():
+            if session.peer_certificate() != self._certificate:
+                raise TlsError("the data connection shows another certificate than the control channel")
+            session.write(self._proof)
+        sock.send(session.data_to_send())
+        return session.is_established
+
+
+class TlsAcceptHandshake:
+    """The server's side: TLS, then the client's proof inside it."""
+
+    __slots__ = ("_expected_proof", "_received", "_session", "is_complete", "stream")
+
+    def __init__(self, context: ssl.SSLContext, proof: bytes) -> None:
+        self._session = TlsSession(context, server_side=True)
+        self.stream = TlsStream(self._session)
+        self.is_complete = False
+        self._expected_proof = proof
+        self._received = b""
+
+    def advance(self, sock: socket.SocketType) -> bool:
+        """Continue the TLS handshake, then read the proof. Raises TlsError and OSError."""
+        session = self._session
+        session.receive_from(sock)
+        if not session.is_established:
+            session.do_handshake()
+            sock.send(session.data_to_send())
+        if session.is_established:
+            buffer = memoryview(bytearray(DATA_TLS_PROOF_SIZE - len(self._received)))
+            self._received += bytes(buffer[: session.read_into(buffer)])
+            if len(self._received) == DATA_TLS_PROOF_SIZE:
+                if not secrets.compare_digest(self._received, self._expected_proof):
+                    raise TlsError("a wrong proof inside TLS")
+                self.is_complete = True
+        return self.is_complete
+
+
+class TlsDialCarrier:
+    """TLS for each data connection, at the client."""
+
+    def __init__(self, secret: bytes, certificate: bytes) -> None:
+        """``certificate`` is the control channel's, as DER: data connections have to show the same."""
+        self._secret = secret
+        self._certificate = certificate
+        self._context = pinned_context()
+
+    def start_dial(self, sock: socket.SocketType, ident: int) -> DataHandshake:
+        """Send the preface, and the first message of TLS."""
+        sock.send(encode_preface(self._secret, ident))
+        handshake = TlsDialHandshake(self._context, self._certificate, data_tls_proof(self._secret, ident))
+        handshake.advance(sock)
+        return handshake
+
+
+class TlsAcceptCarrier:
+    """TLS for each data connection, at the server."""
+
+    def __init__(self, secret: bytes, context: ssl.SSLContext) -> None:
+        """``context`` is the one of the control channel."""
+        self._secret = secret
+        self._context = context
+
+    def start_accept(self, ident: int) -> DataHandshake:
+        """Expect TLS, and inside it the proof for this data connection."""
+        return TlsAcceptHandshake(self._context, data_tls_proof(self._secret, ident))

@@ -1,18 +1,20 @@
-"""A connection at a server that has not authenticated yet: reads its first bytes, and TLS where data uses it."""
+"""A connection at a server that has not authenticated yet: its first bytes, and the handshake of a data connection."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tunnel.protocol.preface import DATA_TLS_PROOF_SIZE, PREFACE_SIZE, TLS_HANDSHAKE_BYTE
-from tunnel.runtime import sockets, tls
+from tunnel.model.errors import TunnelError
+from tunnel.protocol.preface import PREFACE_SIZE, TLS_HANDSHAKE_BYTE
+from tunnel.runtime import sockets
 from tunnel.runtime.reactor import HANGUP, READABLE
 
 if TYPE_CHECKING:
     import asyncio
     import socket
-    import ssl
 
+    from tunnel.carriers.base import DataHandshake
+    from tunnel.engine.link import Link
     from tunnel.engine.server import LinkAcceptor
 
 
@@ -21,12 +23,10 @@ class PendingConnection:
 
     __slots__ = (
         "_acceptor",
+        "_data_handshake",
         "_is_data_only",
         "_peer",
         "_preface",
-        "_proof",
-        "_session",
-        "ident",
         "is_registered",
         "is_settled",
         "peer_closed",
@@ -45,14 +45,11 @@ class PendingConnection:
         """whether the peer has finished sending: the reactor reports that only once"""
         self.task: asyncio.Task[None] | None = None
         """the handshake of a control channel"""
-        self.ident: int | None = None
-        """id of the data connection, once its preface was valid"""
+        self._data_handshake: tuple[Link, int, DataHandshake] | None = None  # with the id of the data connection
         self._peer = peer
         self._acceptor = acceptor
         self._is_data_only = data_only
         self._preface = b""
-        self._proof = b""
-        self._session: tls.TlsSession | None = None
 
     @property
     def peer(self) -> str:
@@ -74,8 +71,10 @@ class PendingConnection:
     def read(self) -> None:
         """Read what has arrived, and continue the authentication."""
         try:
-            if self._session is not None:
-                self._continue_tls(self._session)
+            if self._data_handshake is not None:
+                link, ident, handshake = self._data_handshake
+                if handshake.advance(self.sock):
+                    self._acceptor.on_data_handshake_complete(self, link, ident, handshake.stream)
                 return
             while len(self._preface) < PREFACE_SIZE:
                 data = self.sock.recv(PREFACE_SIZE - len(self._preface))
@@ -88,30 +87,15 @@ class PendingConnection:
                     return
         except BlockingIOError:
             return
-        except (OSError, tls.TlsError) as error:
+        except (OSError, TunnelError) as error:
             self._acceptor.refuse_data_connection(self, sockets.describe_error(error))
             return
         self._acceptor.check_preface(self, self._preface)
 
-    def start_tls(self, ident: int, context: ssl.SSLContext) -> None:
-        """Start TLS after a valid preface; the proof inside it completes the authentication."""
-        self.ident = ident
-        self._session = tls.TlsSession(context, server_side=True)
+    def start_data_handshake(self, link: Link, ident: int, handshake: DataHandshake) -> None:
+        """Start what follows a valid preface: it completes the authentication of the data connection."""
+        self._data_handshake = (link, ident, handshake)
         self.read()
-
-    def _continue_tls(self, session: tls.TlsSession) -> None:
-        if self.ident is None:
-            return
-        session.receive_from(self.sock)
-        if not session.is_established:
-            session.do_handshake()
-            self.sock.send(session.data_to_send())
-        if session.is_established:
-            size = DATA_TLS_PROOF_SIZE - len(self._proof)
-            buffer = memoryview(bytearray(size))
-            self._proof += bytes(buffer[: session.read_into(buffer)])
-            if len(self._proof) == DATA_TLS_PROOF_SIZE:
-                self._acceptor.check_data_proof(self, self.ident, self._proof, session)
 
     def evict(self, reason: str) -> None:
         """Close the connection: it did not authenticate in time, or a newer connection needs the place."""

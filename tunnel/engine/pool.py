@@ -13,8 +13,8 @@ from tunnel.runtime.reactor import HANGUP, READABLE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tunnel.forwarding.base import FlowSource
     from tunnel.runtime.reactor import Reactor
-    from tunnel.runtime.tls import TlsSession
 
 MAX_AGE_S: Final = 240.0
 """Age at which an idle connection is replaced: a NAT or firewall may forget a silent connection after 300 seconds."""
@@ -26,12 +26,13 @@ _RECHECK_AFTER_S: Final = 1.0  # an idle connection older than this is checked o
 class DataConnection:
     """One pooled connection. The caller that takes it out of the pool owns its socket from then on."""
 
-    __slots__ = ("created_at", "events", "expires_at", "ident", "keepalive_enabled", "pool", "session", "sock")
+    __slots__ = ("created_at", "events", "expires_at", "ident", "keepalive_enabled", "pool", "sock", "stream")
 
-    def __init__(self, ident: int, sock: socket.SocketType, session: TlsSession | None, pool: Pool) -> None:
+    def __init__(self, ident: int, sock: socket.SocketType, stream: FlowSource, pool: Pool) -> None:
         self.ident = ident
         self.sock = sock
-        self.session = session
+        self.stream = stream
+        """what makes the flows of a relay over it"""
         self.pool = pool
         self.events = 0
         """all event bits that the reactor reported while the connection was idle"""

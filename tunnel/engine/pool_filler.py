@@ -7,18 +7,16 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from tunnel.carriers import create_dial_carrier
+from tunnel.carriers.base import DataDial
 from tunnel.engine.capacity import Demand, dials_to_start, wanted_idle
 from tunnel.engine.pool import DataConnection
 from tunnel.protocol.messages import ConnectionsPooled, ConnectionsRetired, Launch, QueueLength
-from tunnel.protocol.preface import data_tls_proof, encode_preface
 from tunnel.protocol.session import LimitsChanged
-from tunnel.runtime import backoff, sockets, tls
-from tunnel.runtime.reactor import CONNECT_FAILED, HANGUP, READABLE, WRITABLE
+from tunnel.runtime import backoff, sockets
+from tunnel.runtime.reactor import HANGUP
 
 if TYPE_CHECKING:
-    import socket
-    import ssl
-
     from tunnel.engine.link import Link
     from tunnel.model.events import EventLog
     from tunnel.protocol.session import SessionEvent
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
 
 _MAX_DIALS: Final = 128  # at the same time: fewer than a server grants to pending connections from one address
 _MAX_DIALS_PER_TURN: Final = 16  # then visitors have their turn
-_DIAL_TIMEOUT_S: Final = 10.0  # for one dial, until the server has confirmed it
-_LATE_CONFIRM_TIMEOUT_S: Final = 1.0  # a confirmation may follow the end of a quick visitor's connection
 _PORT_TIMEOUT_S: Final = 0.25  # for the announced port to answer, or four round trips if they take longer
 _SWEEP_INTERVAL_S: Final = 0.1
 _MAX_RETRY_DELAY_S: Final = 5.0
@@ -49,86 +45,14 @@ class ServerEndpoint:
     """duration of the TCP handshake: the only estimate before the first ping"""
 
 
-class DataDial:
-    """A data connection in progress: connecting, perhaps TLS, then waiting for the server's confirmation."""
-
-    __slots__ = (
-        "_filler",
-        "_is_preface_sent",
-        "events",
-        "expires_at",
-        "ident",
-        "port",
-        "session",
-        "sock",
-        "started_at",
-    )
-
-    def __init__(self, filler: PoolFiller, ident: int, sock: socket.SocketType, port: int, now: float) -> None:
-        self.ident = ident
-        self.sock = sock
-        self.port = port
-        self.session: tls.TlsSession | None = None
-        self.started_at = now
-        self.expires_at = now + _DIAL_TIMEOUT_S
-        self.events = 0
-        """reactor events since the preface was sent; the pool has to handle them"""
-        self._is_preface_sent = False
-        self._filler = filler
-
-    def ready(self, events: int) -> None:
-        """Handle reactor events until the server has confirmed the connection."""
-        if not self._is_preface_sent:
-            error = sockets.get_connect_error(self.sock) if events & CONNECT_FAILED else None
-            if error is not None:
-                self._filler.on_dial_failed(self, error)
-            elif events & WRITABLE:
-                self._send_preface()
-            return
-        self.events |= events
-        if self.session is not None and events & READABLE:
-            self._continue_tls()
-        if events & HANGUP:
-            self.expires_at = min(self.expires_at, asyncio.get_running_loop().time() + _LATE_CONFIRM_TIMEOUT_S)
-
-    def _send_preface(self) -> None:
-        self._is_preface_sent = True
-        filler = self._filler
-        try:
-            self.sock.send(encode_preface(filler.link.secret, self.ident))
-            if filler.tls_context is not None:
-                self.session = tls.TlsSession(filler.tls_context, server_side=False)
-                self._continue_tls()
-        except OSError as error:
-            filler.on_dial_failed(self, error)
-
-    def _continue_tls(self) -> None:
-        """Continue the TLS handshake, and send the proof once it is complete."""
-        session, filler = self.session, self._filler
-        if session is None or session.is_established:
-            return
-        try:
-            session.receive_from(self.sock)
-            if session.do_handshake():
-                if session.peer_certificate() != filler.certificate:
-                    raise tls.TlsError("the data connection shows another certificate than the control channel")
-                session.write(data_tls_proof(filler.link.secret, self.ident))
-            self.sock.send(session.data_to_send())
-        except (tls.TlsError, OSError) as error:
-            filler.on_dial_failed(self, error)
-
-    def on_handler_error(self, error: Exception) -> None:
-        """Report a defect in the handler."""
-        self._filler.on_handler_error(error)
-
-
 class PoolFiller:
     """Fills the pool of one link at the client. Owns the dials in progress."""
 
     def __init__(self, link: Link, reactor: Reactor, event_log: EventLog, server: ServerEndpoint) -> None:
         self.link = link
-        self.certificate = server.certificate
-        self.tls_context: ssl.SSLContext | None = tls.pinned_context() if link.data_tls else None
+        self._carrier = create_dial_carrier(
+            is_encrypted=link.data_tls, secret=link.secret, certificate=server.certificate
+        )
         self.dial_error: str | None = None
         """why the latest dials failed; None since a dial succeeded"""
         self._reactor = reactor
@@ -208,7 +132,10 @@ class PoolFiller:
             dial = self._dialing.pop(ident, None)
             if dial is None:
                 continue  # closed in the meantime: the server will see its end
-            connection = DataConnection(ident, dial.sock, dial.session, pool)
+            if dial.handshake is None or not dial.handshake.is_complete:  # no confirmation of ours
+                self._reactor.close(dial.sock)
+                continue
+            connection = DataConnection(ident, dial.sock, dial.handshake.stream, pool)
             connection.events = dial.events
             pool.add(connection, is_registered=True)
             if dial.events & HANGUP:
@@ -264,9 +191,9 @@ class PoolFiller:
             sock.close()
             self._back_off(sockets.NetError(str(self._reactor.fd_budget)))
             return False
-        dial = DataDial(self, ident, sock, self._ports[0], now)
+        dial = DataDial(self, self._carrier, ident, sock, self._ports[0], now)
         self._dialing[ident] = dial
-        self._reactor.register(sock, dial.ready)
+        self._reactor.register(sock, dial.on_events)
         if self._sweep_timer is None:
             self._sweep_timer = self._reactor.call_later(_SWEEP_INTERVAL_S, self._sweep)
         return True

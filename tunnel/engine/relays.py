@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tunnel.carriers.encrypted import DecryptingFlow, EncryptingFlow
-from tunnel.forwarding.tcp import DEFAULT_LIMITS, PlainFlow, Relay, RelayLimits
 from tunnel.runtime.reactor import HANGUP, READABLE
 
 if TYPE_CHECKING:
@@ -14,39 +12,36 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnel.engine.pool import DataConnection
+    from tunnel.forwarding.base import ForwardedVisitor, Forwarder, RelayLink
     from tunnel.forwarding.flow import ByteCounter
-    from tunnel.forwarding.tcp import RelayLink
     from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
-    from tunnel.runtime.splice import PipePool
 
 _KEEPALIVE_AFTER_S: Final = 5.0  # age at which a relay is worth the system calls that enable keepalive
 
 
 class RelaySet:
-    """Owns its relays. They outlive links; only the limit of a drain ends them early."""
+    """Owns its relays, the visitors that are being forwarded. They outlive links; only a drain's limit ends them."""
 
     def __init__(
         self,
         reactor: Reactor,
-        pipes: PipePool,
+        forwarder: Forwarder,
         event_log: EventLog,
         *,
         on_first_relay: Callable[[], None],
         on_relay_closed: Callable[[], None],
-        limits: RelayLimits = DEFAULT_LIMITS,
     ) -> None:
         """``on_first_relay`` is called before a relay starts while none runs, ``on_relay_closed`` after each end."""
         self.active = 0
         """relays that run now"""
         self._reactor = reactor
-        self._pipes = pipes
+        self._forwarder = forwarder
         self._event_log = event_log
         self._on_first_relay = on_first_relay
         self._on_relay_closed = on_relay_closed
-        self._limits = limits
-        self._running: set[Relay] = set()
-        self._by_link: dict[RelayLink, dict[int, Relay]] = {}  # by the id of the data connection
+        self._running: set[ForwardedVisitor] = set()
+        self._by_link: dict[RelayLink, dict[int, ForwardedVisitor]] = {}  # by the id of the data connection
         self._keepalive_timer: asyncio.TimerHandle | None = None
 
     def add_link(self, link: RelayLink) -> None:
@@ -58,7 +53,7 @@ class RelaySet:
         for relay in list(self._by_link.pop(link, {}).values()):
             relay.on_link_lost()
 
-    def find(self, link: RelayLink, ident: int) -> Relay | None:
+    def find(self, link: RelayLink, ident: int) -> ForwardedVisitor | None:
         """Return the running relay over this data connection of a link, if there is one."""
         relays = self._by_link.get(link)
         return relays.get(ident) if relays is not None else None
@@ -72,35 +67,30 @@ class RelaySet:
         near_events: int | None,
         from_near: ByteCounter,
         to_near: ByteCounter,
-    ) -> Relay:
-        """Relay between a visitor's or target's socket and a data connection; the relay owns both from now on.
+    ) -> ForwardedVisitor:
+        """Forward between a visitor's or target's socket and a data connection; the relay owns both from now on.
 
         ``from_near`` counts bytes that come from ``near``, ``to_near`` bytes that go to it. ``near_events`` are the
         events that ``near`` had so far; None: the reactor does not watch it yet.
         """
         if not self.active:
             self._on_first_relay()
-        far, session = data.sock, data.session
-        relay = Relay(data.ident, link, self._reactor, self._pipes, near, far, self, self._limits)
+        ident, stream = data.ident, data.stream
+        relay = self._forwarder.create(ident, link, near, data.sock, stream, from_near, to_near, self)
         self.active += 1
         self._running.add(relay)
         relays = self._by_link.get(link)
         if relays is not None:  # the link may be lost already
-            relays[data.ident] = relay
+            relays[ident] = relay
         if self._keepalive_timer is None:
             self._keepalive_timer = self._reactor.call_later(_KEEPALIVE_AFTER_S, self._enable_keepalive)
-        if session is None:
-            relay.start(
-                PlainFlow(relay, near, far, from_near), PlainFlow(relay, far, near, to_near), near_events, data.events
-            )
-        else:
-            encrypting = EncryptingFlow(relay, near, far, from_near, session)
-            decrypting = DecryptingFlow(relay, far, near, to_near, session, encrypting.push)
-            # The session may hold the first bytes already: read it, as if bytes had arrived.
-            relay.start(encrypting, decrypting, near_events, data.events | READABLE & ~HANGUP)
+        events = data.events
+        if stream.has_buffered_input:  # read it, as if bytes had arrived
+            events = events | READABLE & ~HANGUP
+        relay.start(near_events, events)
         return relay
 
-    def on_relay_closed(self, relay: Relay) -> None:
+    def on_relay_closed(self, relay: ForwardedVisitor) -> None:
         """Forget a relay that has closed its sockets."""
         self._running.discard(relay)
         self.active -= 1
@@ -109,7 +99,7 @@ class RelaySet:
             relays.pop(relay.ident, None)
         self._on_relay_closed()
 
-    def on_relay_error(self, relay: Relay, error: Exception) -> None:
+    def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """Log a defect that ended one relay; the others continue."""
         self._event_log.log_error(
             "visitor", f"an internal error ended relay {relay.ident}: {type(error).__name__}: {error}"

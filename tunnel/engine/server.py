@@ -10,6 +10,7 @@ import asyncio
 import secrets
 from typing import TYPE_CHECKING, Protocol
 
+from tunnel.carriers import AcceptCarrier, create_accept_carrier
 from tunnel.engine.admission import PendingConnections
 from tunnel.engine.channel import ChannelLostError, ControlChannel
 from tunnel.engine.link import Link, LinkTerms
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from tunnel.engine.context import EngineContext
     from tunnel.engine.stats import Stats
+    from tunnel.forwarding.base import FlowSource
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
 
@@ -81,6 +83,7 @@ class LinkAcceptor:
         self._certificate = b""
         self._link: Link | None = None
         self._link_instance = ""
+        self._carrier: AcceptCarrier
         self._replay_window = ReplayWindow()
         self.address: str | None = None
         """where control channels are accepted, once they are"""
@@ -163,7 +166,7 @@ class LinkAcceptor:
     # --- data connections ---------------------------------------------------------------------------------------------
 
     def check_preface(self, connection: PendingConnection, received: bytes) -> None:
-        """Check a complete preface; then pool the connection, or start TLS on it."""
+        """Check a complete preface; then pool the connection, or start the handshake that its carrier needs."""
         link, descriptors = self._link, self._reactor.fd_budget
         if link is None or link.channel.closed_reason is not None:
             self.refuse_data_connection(connection, "there is no link")
@@ -179,26 +182,23 @@ class LinkAcceptor:
             self.refuse_data_connection(connection, "the pool is full")
         elif self._direction is Direction.FORWARD and descriptors.is_short(connection.sock.fileno()):
             self.refuse_data_connection(connection, str(descriptors))  # pooled connections need theirs for targets
-        elif link.data_tls:
-            connection.start_tls(ident, self._context)
         else:
-            self._add_to_pool(connection, link, ident, None)
+            handshake = self._carrier.start_accept(ident)
+            if handshake.is_complete:
+                self._add_to_pool(connection, link, ident, handshake.stream)
+            else:
+                connection.start_data_handshake(link, ident, handshake)
 
-    def check_data_proof(
-        self, connection: PendingConnection, ident: int, proof: bytes, session: tls.TlsSession
+    def on_data_handshake_complete(
+        self, connection: PendingConnection, link: Link, ident: int, stream: FlowSource
     ) -> None:
-        """Check the complete proof inside TLS; then pool the connection."""
-        link = self._link
-        if link is None or link.channel.closed_reason is not None:
+        """Pool a data connection whose handshake is complete, unless its link was lost meanwhile."""
+        if link is not self._link or link.channel.closed_reason is not None:
             self.refuse_data_connection(connection, "there is no link")
-        elif not secrets.compare_digest(proof, preface.data_tls_proof(link.secret, ident)):
-            self.refuse_data_connection(connection, "a wrong proof inside TLS")
         else:
-            self._add_to_pool(connection, link, ident, session)
+            self._add_to_pool(connection, link, ident, stream)
 
-    def _add_to_pool(
-        self, connection: PendingConnection, link: Link, ident: int, session: tls.TlsSession | None
-    ) -> None:
+    def _add_to_pool(self, connection: PendingConnection, link: Link, ident: int, stream: FlowSource) -> None:
         if connection.peer_closed:  # the client has closed it, and the reactor reports that only once
             self.discard(connection)
             return
@@ -206,7 +206,7 @@ class LinkAcceptor:
         self._pending.release(connection)
         pool = link.pool
         before = len(pool)
-        pool.add(DataConnection(ident, connection.sock, session, pool), is_registered=connection.is_registered)
+        pool.add(DataConnection(ident, connection.sock, stream, pool), is_registered=connection.is_registered)
         link.session.send_pooled(ident)
         link.note_pool_grown(before)
 
@@ -318,6 +318,7 @@ class LinkAcceptor:
         link = Link(terms, channel, self._reactor)
         link.data_addr = self.data_addr or self.address
         self._link, self._link_instance, self._replay_window = link, hello.instance, ReplayWindow()
+        self._carrier = create_accept_carrier(is_encrypted=welcome.data_tls, secret=secret, context=self._context)
         channel.send(answer)
         self._owner.start_link(link)
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from tunnel.engine.relays import RelaySet
-from tunnel.forwarding.tcp import DEFAULT_LIMITS, RelayLimits
+from tunnel.forwarding.tcp import TcpForwarder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,17 +32,15 @@ class TunnelEnd(ABC):
         stats: Stats,
         event_log: EventLog,
         on_crash: Callable[[Exception], None],
-        limits: RelayLimits = DEFAULT_LIMITS,
     ) -> None:
         self.stats = stats
         """counters of this tunnel's visitors; only its one end changes them"""
         self.relays = RelaySet(
             reactor,
-            pipes,
+            TcpForwarder(reactor, pipes),
             event_log,
             on_first_relay=stats.notify_activity,
             on_relay_closed=self._on_room_freed,
-            limits=limits,
         )
         self.reactor = reactor
         self._event_log = event_log

@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from tunnel.forwarding.flow import DRAINED, ENDED, LIVE, MORE, STOPPED, ByteCounter, Flow, FlowState, Transfer
 from tunnel.runtime import sockets
@@ -20,6 +20,7 @@ from tunnel.runtime.reactor import READABLE
 from tunnel.runtime.splice import FLAGS, UNSUPPORTED_ERRNOS
 
 if TYPE_CHECKING:
+    from tunnel.forwarding.base import FlowSource, ForwardingOwner, RelayLink
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import Pipe, PipePool
 
@@ -39,32 +40,6 @@ class RelayLimits:
 
 
 DEFAULT_LIMITS: Final = RelayLimits()
-
-
-class RelayOwner(Protocol):
-    """The object that started a relay."""
-
-    def on_relay_closed(self, relay: Relay) -> None:
-        """Both sockets are closed, or will be at the end of the batch."""
-
-    def on_relay_error(self, relay: Relay, error: Exception) -> None:
-        """The relay was closed because of a defect; called after ``on_relay_closed``."""
-
-
-class RelayLink(Protocol):
-    """The link, as its relays see it."""
-
-    @property
-    def is_client(self) -> bool:
-        """Whether this is the client's end."""
-
-    def send_stream_ended(self, ident: int, total: int) -> bool:
-        """Tell the other end that a data connection carries ``total`` bytes in all; return whether that was done.
-
-        The end that closes a TCP connection first keeps its port for a minute (TIME_WAIT, RFC 9293 §3.6.1). A client
-        that did so with 28,000 ephemeral ports could serve some 470 visitors a second. So the client announces the end,
-        and the server, which uses a single port anyway, closes first.
-        """
 
 
 class PlainFlow(Flow):
@@ -198,24 +173,20 @@ class Relay:
 
     def __init__(
         self,
+        forwarder: TcpForwarder,
         ident: int,
         link: RelayLink,
-        reactor: Reactor,
-        pipes: PipePool,
         near: socket.SocketType,
         far: socket.SocketType,
-        owner: RelayOwner,
-        limits: RelayLimits = DEFAULT_LIMITS,
+        owner: ForwardingOwner,
     ) -> None:
         self.ident = ident
-        """the id of its data connection"""
         self.link = link
-        """the link that it was started on; it may be lost by now"""
         self.is_open = True
         self.keepalive_enabled = False
-        self.limits = limits
-        self.pipes = pipes
-        self.reactor = reactor
+        self.limits = forwarder.limits
+        self.pipes = forwarder.pipes
+        self.reactor = forwarder.reactor
         self._near = near
         self._far = far
         self._owner = owner
@@ -223,10 +194,14 @@ class Relay:
             False  # the end of what comes from ``near`` was sent over the link, not shown on ``far``
         )
 
-    def start(self, from_near: Flow, to_near: Flow, near_events: int | None, far_events: int) -> None:
-        """Start to relay. The events are those that the sockets had so far; None: ``near`` is not registered yet."""
+    def set_flows(self, from_near: Flow, to_near: Flow) -> None:
+        """Set the two directions, which the forwarder has created for this relay."""
         from_near.peer, to_near.peer = to_near, from_near
         self._from_near, self._to_near = from_near, to_near
+
+    def start(self, near_events: int | None, far_events: int) -> None:
+        """Start to relay. The events are those of the two sockets so far; None: ``near`` is not registered yet."""
+        from_near, to_near = self._from_near, self._to_near
         self.reactor.set_handler(self._far, to_near.pump)
         if near_events is None:
             self.reactor.register(self._near, from_near.pump)
@@ -285,3 +260,28 @@ class Relay:
         if self.is_open:
             self.close()
             self._owner.on_relay_error(self, error)
+
+
+class TcpForwarder:
+    """Forwards TCP connections: one relay for each visitor."""
+
+    def __init__(self, reactor: Reactor, pipes: PipePool, limits: RelayLimits = DEFAULT_LIMITS) -> None:
+        self.reactor = reactor
+        self.pipes = pipes
+        self.limits = limits
+
+    def create(
+        self,
+        ident: int,
+        link: RelayLink,
+        near: socket.SocketType,
+        far: socket.SocketType,
+        source: FlowSource,
+        from_near: ByteCounter,
+        to_near: ByteCounter,
+        owner: ForwardingOwner,
+    ) -> Relay:
+        """Join two connected sockets, which the relay owns from now on."""
+        relay = Relay(self, ident, link, near, far, owner)
+        relay.set_flows(*source.create_flows(relay, near, far, from_near, to_near))
+        return relay

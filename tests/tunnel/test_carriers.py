@@ -1,0 +1,94 @@
+"""The two ends of a data connection, for each carrier: the handshake completes only between the right two."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.engine_parts import no_descriptor_leak, other_pem, server_context
+from tests.support.sockets import tcp_pair
+from tunnel.carriers import create_accept_carrier, create_dial_carrier
+from tunnel.carriers.base import AcceptCarrier, DataHandshake, DialCarrier
+from tunnel.protocol.preface import PREFACE_SIZE, decode_preface
+from tunnel.runtime.tls import TlsError, presented_certificate
+
+SECRET = secrets.token_bytes(32)
+both = pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "encrypted"])
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with no_descriptor_leak():
+        ends = tcp_pair()
+        yield ends
+        for end in ends:
+            end.close()
+
+
+def create_carriers(
+    *, is_encrypted: bool, certificate: bytes | None = None, server_secret: bytes = SECRET
+) -> tuple[DialCarrier, AcceptCarrier]:
+    context = server_context()
+    return (
+        create_dial_carrier(
+            is_encrypted=is_encrypted, secret=SECRET, certificate=certificate or presented_certificate(context)
+        ),
+        create_accept_carrier(is_encrypted=is_encrypted, secret=server_secret, context=context),
+    )
+
+
+def exchange(
+    pair: tuple[socket.socket, socket.socket], dialling: DialCarrier, accepting: AcceptCarrier, ident: int
+) -> tuple[DataHandshake, DataHandshake]:
+    """Run both sides of the handshake of one data connection."""
+    ours, theirs = pair
+    dial = dialling.start_dial(ours, ident)
+    assert decode_preface(SECRET, theirs.recv(PREFACE_SIZE)) == ident
+    accept = accepting.start_accept(ident)
+    for _ in range(4):
+        if not accept.is_complete:
+            accept.advance(theirs)
+        if not dial.is_complete:
+            dial.advance(ours)
+    return dial, accept
+
+
+@both
+def test_both_sides_complete_the_handshake(pair: tuple[socket.socket, socket.socket], *, is_encrypted: bool) -> None:
+    dial, accept = exchange(pair, *create_carriers(is_encrypted=is_encrypted), ident=7)
+    assert dial.is_complete
+    assert accept.is_complete
+    assert dial.stream.has_buffered_input is accept.stream.has_buffered_input is is_encrypted
+
+
+def test_a_client_rejects_another_certificate_than_the_control_channels(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    other = presented_certificate(server_context(other_pem))
+    with pytest.raises(TlsError, match="another certificate than the control channel"):
+        exchange(pair, *create_carriers(is_encrypted=True, certificate=other), ident=7)
+
+
+def test_a_server_rejects_a_proof_made_with_another_secret(pair: tuple[socket.socket, socket.socket]) -> None:
+    carriers = create_carriers(is_encrypted=True, server_secret=secrets.token_bytes(32))
+    with pytest.raises(TlsError, match="a wrong proof inside TLS"):
+        exchange(pair, *carriers, ident=7)
+
+
+def test_a_server_rejects_what_is_not_tls(pair: tuple[socket.socket, socket.socket]) -> None:
+    _, accepting = create_carriers(is_encrypted=True)
+    ours, theirs = pair
+    ours.send(b"GET / HTTP/1.1\r\n\r\n")
+    with pytest.raises(TlsError, match="the TLS handshake failed"):
+        accepting.start_accept(7).advance(theirs)
+
+
+def test_a_client_that_closes_during_the_handshake_is_rejected(pair: tuple[socket.socket, socket.socket]) -> None:
+    _, accepting = create_carriers(is_encrypted=True)
+    ours, theirs = pair
+    ours.shutdown(socket.SHUT_WR)
+    with pytest.raises(TlsError, match="closed the connection"):
+        accepting.start_accept(7).advance(theirs)

@@ -1,0 +1,106 @@
+"""What happens between a visitor and a target: the interface of forwarders, and what they may ask of their users.
+
+A forwarder connects the near side (a visitor's socket at the ingress, a target's at the egress) with a data connection.
+Today there is one, for TCP (``tunnel.forwarding.tcp``).
+
+To add a forwarder: one module like that one, and its choice where ``tunnel.engine.tunnel_end`` creates the relay set.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    import socket
+
+    from tunnel.forwarding.flow import ByteCounter, Flow
+    from tunnel.forwarding.tcp import Relay
+
+
+class FlowSource(Protocol):
+    """The bytes of one data connection, as a forwarder sees them: it makes flows that suit the carrier."""
+
+    has_buffered_input: ClassVar[bool]
+    """whether it may hold input that no event of the socket will report"""
+
+    def create_flows(
+        self,
+        relay: Relay,
+        near: socket.SocketType,
+        far: socket.SocketType,
+        from_near: ByteCounter,
+        to_near: ByteCounter,
+    ) -> tuple[Flow, Flow]:
+        """Create the flows of a relay between ``near`` and this data connection on ``far``: from near, and to near."""
+
+
+class RelayLink(Protocol):
+    """The link, as its forwarded visitors see it."""
+
+    @property
+    def is_client(self) -> bool:
+        """Whether this is the client's end."""
+
+    def send_stream_ended(self, ident: int, total: int) -> bool:
+        """Tell the other end that a data connection carries ``total`` bytes in all; return whether that was done.
+
+        The end that closes a TCP connection first keeps its port for a minute (TIME_WAIT, RFC 9293 §3.6.1). A client
+        that did so with 28,000 ephemeral ports could serve some 470 visitors a second. So the client announces the end,
+        and the server, which uses a single port anyway, closes first.
+        """
+
+
+class ForwardedVisitor(Protocol):
+    """One visitor that is being forwarded. Owns the near side and the data connection until it is closed."""
+
+    ident: int
+    """the id of its data connection"""
+    link: RelayLink
+    """the link that it was started on; it may be lost by now"""
+    is_open: bool
+    keepalive_enabled: bool
+
+    def start(self, near_events: int | None, far_events: int) -> None:
+        """Start to forward. The events are those of the two sockets so far; None: near is not registered yet."""
+
+    def set_end_offset(self, total: int) -> None:
+        """Note that the data connection carries ``total`` bytes in all, as the other end of the link has announced."""
+
+    def on_link_lost(self) -> None:
+        """Continue without the link."""
+
+    def enable_keepalive(self) -> None:
+        """Enable keepalive on both connections, once the visitor has been here for a while."""
+
+    def close(self) -> None:
+        """Disconnect the visitor. Calling it twice is allowed."""
+
+
+class ForwardingOwner(Protocol):
+    """The object that started to forward a visitor."""
+
+    def on_relay_closed(self, relay: ForwardedVisitor) -> None:
+        """Both sockets are closed, or will be at the end of the batch."""
+
+    def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:
+        """The visitor was disconnected because of a defect; called after ``on_relay_closed``."""
+
+
+class Forwarder(Protocol):
+    """Forwards the visitors of one tunnel."""
+
+    def create(
+        self,
+        ident: int,
+        link: RelayLink,
+        near: socket.SocketType,
+        far: socket.SocketType,
+        source: FlowSource,
+        from_near: ByteCounter,
+        to_near: ByteCounter,
+        owner: ForwardingOwner,
+    ) -> ForwardedVisitor:
+        """Take over both sockets; ``start`` begins to forward.
+
+        ``from_near`` counts bytes that come from ``near``, ``to_near`` bytes that go to it.
+        """
