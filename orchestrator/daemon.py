@@ -18,7 +18,7 @@ from orchestrator.supervisor.watcher import watch_files
 from orchestrator.workers.pool import WorkerPool
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
-from tunnel.model.events import EventLog
+from tunnel.model.events import EventKind, EventLog
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ async def running_daemon(
     """A supervisor with its API, not started yet; ``level`` is that of its own log lines. Raises SocketPathError."""
     bus = EventBus()
     event_log = EventLog(SUPERVISOR, bus.publish)
-    install_exception_handlers(lambda topic, text: event_log.warn_throttled("defect", topic, text))
+    install_exception_handlers(lambda topic, text: event_log.warn_throttled(EventKind.DEFECT, topic, text))
     async with _engine_factory(manifest.supervisor.workers, bus) as engine_factory:
         supervisor = Supervisor(manifest, engine_factory=engine_factory, bus=bus)
         write_log = _filter_by_level(log, supervisor, level)

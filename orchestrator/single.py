@@ -20,7 +20,7 @@ from orchestrator.supervisor.runner import TunnelRunner
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
 from tunnel.model.errors import OptionError, UrlError
-from tunnel.model.events import Event, EventLog
+from tunnel.model.events import Event, EventKind, EventLog
 from tunnel.model.options import make_spec
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
@@ -76,13 +76,13 @@ async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
     name = spec.role.value
     sink = _from(spec.log, log)
     event_log = EventLog(name, sink)
-    install_exception_handlers(lambda topic, text: event_log.warn_throttled("defect", topic, text))
+    install_exception_handlers(lambda topic, text: event_log.warn_throttled(EventKind.DEFECT, topic, text))
     if spec.is_exposed:
         warnings.append(
             "the tunnel is open: anyone who finds its port may use it; write a key before the address, KEY@"
         )
     for text in warnings:
-        sink(Event(ts=time.time(), tunnel=name, level=LogLevel.WARN, kind="start", text=text))
+        sink(Event(ts=time.time(), tunnel=name, level=LogLevel.WARN, kind=EventKind.START, text=text))
     keeper = TunnelRunner(
         name, spec, engine_factory=lambda name, spec, sink: create_engine(name, spec, shared, sink), sink=sink
     )

@@ -33,6 +33,7 @@ from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.registry import UnknownTunnelError
 from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.supervisor.supervisor import Supervisor
+from tunnel.model.events import EventKind
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import Snapshot
 from tunnel.model.spec import LogLevel
@@ -117,7 +118,7 @@ class SimulatedTunnels:
             cooldown=replace(seen.cooldown, attempt=attempt, remaining_s=float(attempt)),
         )
         level = LogLevel.WARN if state is State.COOLDOWN else LogLevel.INFO
-        self.bus.emit(level, "state", f"{state}: {reason}" if reason else str(state), tunnel=name)
+        self.bus.emit(level, EventKind.STATE, f"{state}: {reason}" if reason else str(state), tunnel=name)
 
     def toggle(self, name: str) -> None:
         """Take a tunnel out of service, or back into service."""

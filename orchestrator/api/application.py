@@ -17,6 +17,7 @@ from orchestrator.api.routes import ROUTES, Route
 from orchestrator.supervisor.control import CommandConflictError, ReadOnlyError
 from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.registry import UnknownTunnelError
+from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -113,5 +114,5 @@ async def _catch_errors(request: web.Request, handler: Handler) -> web.StreamRes
             answer.headers["Allow"] = error.headers["Allow"]
         return answer
     except Exception as error:  # noqa: BLE001  a defect in one answer must neither end the daemon nor show its internals
-        request.app[_CONTEXT].control.bus.emit(LogLevel.ERROR, "api", describe_crash(error))
+        request.app[_CONTEXT].control.bus.emit(LogLevel.ERROR, EventKind.API, describe_crash(error))
         return problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal fault; see the daemon's log")

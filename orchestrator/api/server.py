@@ -13,6 +13,7 @@ from aiohttp import web
 
 from orchestrator.api.application import api_application, monitoring_application
 from orchestrator.process.socket_paths import SocketPathError
+from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ async def serve_api(
             await _listen(runner, settings.api.listen, control, "the API")
             if not settings.api.listen.is_loopback:
                 text = f"the API on {settings.api.listen} sends its token unencrypted; put a TLS proxy in front of it"
-                control.bus.emit(LogLevel.WARN, "api", text)
+                control.bus.emit(LogLevel.WARN, EventKind.API, text)
         if settings.metrics is not None:
             runner = await stack.enter_async_context(_running(monitoring_application(control)))
             await _listen(runner, settings.metrics, control, "metrics")
@@ -89,7 +90,7 @@ async def _listen(runner: web.AppRunner, address: Address, control: ControlServi
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise SocketPathError(f"cannot listen on {address} for {service}: {reason}") from None
     port = runner.addresses[0][1]
-    control.bus.emit(LogLevel.INFO, "api", f"listening for {service} on {type(address)(address.host, port)}")
+    control.bus.emit(LogLevel.INFO, EventKind.API, f"listening for {service} on {type(address)(address.host, port)}")
 
 
 def _read_token(path: Path | None) -> str:

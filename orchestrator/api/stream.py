@@ -15,7 +15,7 @@ from aiohttp import web
 from orchestrator.api.changes import Picture
 from orchestrator.supervisor.event_bus import is_noteworthy
 from orchestrator.supervisor.reload import RELOAD_EVENT
-from tunnel.model.events import Event
+from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.times import format_timestamp
 
@@ -91,7 +91,7 @@ class EventSubscription:
         self._events.clear()
         if self._dropped:
             text = f"{self._dropped} events were dropped: the client reads too slowly"
-            events.append(Event(ts=time.time(), tunnel="", level=LogLevel.WARN, kind="log", text=text))
+            events.append(Event(ts=time.time(), tunnel="", level=LogLevel.WARN, kind=EventKind.LOG, text=text))
             self._dropped = 0
         return events
 

@@ -31,6 +31,7 @@ from orchestrator.commands.common import (
 )
 from orchestrator.process import socket_paths
 from orchestrator.process.setup import mask_url, prepare_serving_process, print_message
+from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.url import looks_like_url
 
@@ -154,7 +155,7 @@ async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level:
         async with daemon.running_daemon(manifest, path, log, level, read_only=read_only) as supervisor:
             log.on_write_error(_log_error_reporter(supervisor.bus))
             for warning in map(str, manifest.warnings):
-                supervisor.bus.emit(LogLevel.WARN, "config", warning)
+                supervisor.bus.emit(LogLevel.WARN, EventKind.CONFIG, warning)
             await service.run_service(supervisor)
     return 0
 
@@ -166,7 +167,7 @@ def _log_error_reporter(bus: EventBus) -> Callable[[str], None]:
     def report(why: str) -> None:
         text = f"cannot write the log: {why}; the tunnels are not affected, see nodepass-orch logs"
         with contextlib.suppress(RuntimeError):  # the loop is closed: the daemon has ended
-            loop.call_soon_threadsafe(partial(bus.emit, LogLevel.WARN, "log", text))
+            loop.call_soon_threadsafe(partial(bus.emit, LogLevel.WARN, EventKind.LOG, text))
 
     return report
 

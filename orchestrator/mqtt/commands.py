@@ -16,7 +16,7 @@ from orchestrator.supervisor.control import CommandConflictError, ReadOnlyError
 from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.registry import UnknownTunnelError
 from tunnel.model.errors import did_you_mean
-from tunnel.model.events import EventLog
+from tunnel.model.events import EventKind, EventLog
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.session import BrokerSession
@@ -39,7 +39,7 @@ MALFORMED_REPLY: Final = "malformed"
 MAX_REMEMBERED_IDS: Final = 4096
 """Ids of commands that are recognised when they come again."""
 
-EVENT_KIND: Final = "mqtt"
+EVENT_KIND: Final = EventKind.MQTT
 """The kind of events about the broker; they are not published to the broker."""
 
 _ID: Final = re.compile(r"[A-Za-z0-9._~-]{1,64}")  # it becomes a level of a topic: neither + nor # nor /

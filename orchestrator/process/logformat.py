@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from tunnel.model.events import Event
+from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.times import format_timestamp
 from tunnel.runtime import sockets
@@ -135,4 +135,4 @@ class LogWriter:
 
 def _lost(count: int, why: str) -> Event:
     text = f"{count} {'line' if count == 1 else 'lines'} of this log lost: {why}"
-    return Event(ts=time.time(), tunnel="", level=LogLevel.WARN, kind="log", text=text)
+    return Event(ts=time.time(), tunnel="", level=LogLevel.WARN, kind=EventKind.LOG, text=text)

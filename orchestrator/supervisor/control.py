@@ -16,6 +16,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.process.setup import program_version
 from orchestrator.status.contract import BrokerInfo, DaemonInfo, DaemonStatus, encode_info, encode_status
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS
+from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import STATES, State
 from tunnel.model.times import format_timestamp
@@ -137,7 +138,7 @@ class ControlService:
         handler = _HANDLERS[verb]
         text = handler.describe(self.supervisor.snapshot(name))
         handler.run(self.supervisor, name, timeout)
-        self.bus.emit(LogLevel.INFO, "command", f"{verb}: {text}", tunnel=name, command=verb)
+        self.bus.emit(LogLevel.INFO, EventKind.COMMAND, f"{verb}: {text}", tunnel=name, command=verb)
         await asyncio.sleep(0)  # the task of a runner that was just started makes its engine in the next turn
         return CommandResult(name, self.supervisor.snapshot(name).state, text)
 

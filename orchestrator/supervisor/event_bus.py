@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import count, islice
 from typing import TYPE_CHECKING, Final
 
-from tunnel.model.events import Event
+from tunnel.model.events import EVENT_KINDS, Event, EventKind
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ MAX_EVENTS: Final = 5000
 SUPERVISOR: Final = ""
 """The tunnel name in events of the supervisor itself."""
 
-HISTORY_KINDS: Final = frozenset({"state", "reload", "command", "restart", "worker"})
+HISTORY_KINDS: Final = frozenset(kind for kind, info in EVENT_KINDS.items() if info.is_history)
 """Event kinds that record what happened to a tunnel as a whole, as opposed to details of its work."""
 
 _SequencedEvent = tuple[int, Event]
@@ -62,7 +62,7 @@ class EventBus:
         for subscriber in tuple(self._subscribers):
             subscriber(event)
 
-    def emit(self, level: LogLevel, kind: str, text: str, *, tunnel: str = SUPERVISOR, **data: object) -> None:
+    def emit(self, level: LogLevel, kind: EventKind, text: str, *, tunnel: str = SUPERVISOR, **data: object) -> None:
         """Publish an event of the supervisor itself, or of what it does to a tunnel."""
         self.publish(Event(ts=time.time(), tunnel=tunnel, level=level, kind=kind, text=text, data=data))
 

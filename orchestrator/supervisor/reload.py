@@ -14,6 +14,7 @@ from orchestrator.config.plan import EntryResult, Plan, diff_manifests, effectiv
 from orchestrator.status.contract import ConfigStatus
 from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.reconciler import reconcile
+from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.times import format_timestamp
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.supervisor.event_bus import EventBus
     from orchestrator.supervisor.registry import TunnelRegistry
 
-RELOAD_EVENT: Final = "reload"
+RELOAD_EVENT: Final = EventKind.RELOAD
 """The kind of the events that report the result of a reload."""
 
 RECENT_RELOAD_S: Final = 5.0
@@ -188,7 +189,7 @@ class Reloader:
         warnings = [*map(str, new.warnings), *plan.warnings]
         for text in warnings:
             if text not in self._warnings:
-                self._bus.emit(LogLevel.WARN, "config", text)
+                self._bus.emit(LogLevel.WARN, EventKind.CONFIG, text)
         self._warnings = warnings
 
     def _emit_results(self, results: Mapping[str, EntryResult], *, is_same: bool, was_invalid: bool) -> None:

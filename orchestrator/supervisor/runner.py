@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from orchestrator.supervisor.crash_reports import describe_crash, restart_delay, short_traceback
-from tunnel.model.events import Event
+from tunnel.model.events import Event, EventKind
 from tunnel.model.snapshot import BytesView, ConnectionsView, CooldownView, PoolView, RefusedView, SignalsView, Snapshot
 from tunnel.model.spec import LogLevel, TunnelSpec
 from tunnel.model.state import State
@@ -392,7 +392,9 @@ class TunnelRunner:
         self._show(replace(self._idle, cooldown=cooldown), State.COOLDOWN)
         text = f"the engine crashed and starts again in {pause_s:.1f} s: {self._last_error}"
         data = {"restarts": self._restarts, "traceback": short_traceback(error)}
-        self._sink(Event(ts=time.time(), tunnel=self.name, level=LogLevel.ERROR, kind="restart", text=text, data=data))
+        self._sink(
+            Event(ts=time.time(), tunnel=self.name, level=LogLevel.ERROR, kind=EventKind.RESTART, text=text, data=data)
+        )
         self._paused_until = time.monotonic() + pause_s
         self._pause_ended.clear()
         with contextlib.suppress(TimeoutError):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.process.service_manager import Notifier
 from orchestrator.process.setup import handle_stop_signals
 from orchestrator.supervisor.crash_reports import describe_crash
+from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
 
@@ -48,7 +49,7 @@ class _ServiceReporter:
         try:
             await self._supervisor.reload()
         except Exception as error:  # noqa: BLE001  the tunnels keep running, whatever happened to the reload
-            self._supervisor.bus.emit(LogLevel.ERROR, "reload", describe_crash(error))
+            self._supervisor.bus.emit(LogLevel.ERROR, EventKind.RELOAD, describe_crash(error))
         finally:
             self._notifier.send_ready()
 

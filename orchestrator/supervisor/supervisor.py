@@ -12,6 +12,7 @@ from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.registry import TunnelRegistry
 from orchestrator.supervisor.reload import Reloader
 from orchestrator.supervisor.tunnel_details import describe_tunnel
+from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -54,14 +55,16 @@ class Supervisor:
             self._registry.start()
             self._ready.set()
             count = sum(entry.enabled for entry in entries)
-            self.bus.emit(LogLevel.INFO, "supervisor", f"{count} of {len(entries)} tunnels started", pid=os.getpid())
+            self.bus.emit(
+                LogLevel.INFO, EventKind.SUPERVISOR, f"{count} of {len(entries)} tunnels started", pid=os.getpid()
+            )
             try:
                 await self._stopping.wait()
                 await self._wait_stopped()
             finally:
                 self._registry.cancel()
                 self.bus.unsubscribe(self._mark_busy)
-        self.bus.emit(LogLevel.INFO, "supervisor", "all tunnels are closed")
+        self.bus.emit(LogLevel.INFO, EventKind.SUPERVISOR, "all tunnels are closed")
 
     def _mark_busy(self, event: Event) -> None:
         self._scanner.schedule.mark(event.tunnel)
@@ -78,7 +81,7 @@ class Supervisor:
         """Drain every tunnel, each up to its SHUTDOWN_TIMEOUT or the file's ``drain_timeout``, and end."""
         if not self._stopping.is_set():
             active = self.count_visitors()
-            self.bus.emit(LogLevel.INFO, "supervisor", f"shutting down: {active} visitors may finish")
+            self.bus.emit(LogLevel.INFO, EventKind.SUPERVISOR, f"shutting down: {active} visitors may finish")
         self._stopping.set()
         self._registry.drain(self._drain_timeout, "shutting down")
 

@@ -15,6 +15,7 @@ from watchfiles import awatch
 
 from orchestrator.config.file_set import is_open_for_writing, run_in_file_thread
 from orchestrator.supervisor.crash_reports import describe_crash
+from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class _Watcher:
                 self._tell_blind(error)
                 await self._poll()
             except Exception as error:  # noqa: BLE001  a defect of a reload must not end the watch over the file
-                self._bus.emit(LogLevel.ERROR, "reload", describe_crash(error))
+                self._bus.emit(LogLevel.ERROR, EventKind.RELOAD, describe_crash(error))
                 await self._poll()
 
     async def _watch(self, places: frozenset[tuple[Path, int, int]]) -> None:
@@ -128,7 +129,7 @@ class _Watcher:
     def _tell_blind(self, error: Exception) -> None:
         if not self._is_blind:
             text = f"changes of the file are seen by looking at it, for the system does not report them: {error}"
-            self._bus.emit(LogLevel.WARN, "config", text)
+            self._bus.emit(LogLevel.WARN, EventKind.CONFIG, text)
         self._is_blind = True
 
 

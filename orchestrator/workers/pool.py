@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.supervisor.crash_reports import describe_crash, restart_delay
 from orchestrator.workers.messages import Beat, Channel, Order, Report, Views
 from orchestrator.workers.remote import RemoteEngine
+from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.runtime import sockets
 
@@ -97,7 +98,7 @@ class WorkerProcess:
             pause = restart_delay(breaks, random.uniform)
             self.trouble = reason
             text = f"{reason}; the next one starts in {pause:.1f} s"
-            self._tell(LogLevel.ERROR, "worker", text, worker=self.number, tunnels=len(self.engines))
+            self._tell(LogLevel.ERROR, EventKind.WORKER, text, worker=self.number, tunnels=len(self.engines))
             for engine in tuple(self.engines.values()):
                 engine.lost(reason)
             await asyncio.sleep(pause)
@@ -133,13 +134,13 @@ class WorkerProcess:
             if self._silence > SUSPECT:
                 self.trouble = f"worker {self.number} has not answered for {self._silence * TICK:g} s"
             if self._silence == SUSPECT + 1:
-                self._tell(LogLevel.WARN, "worker", self.trouble or "", worker=self.number, pid=self._pid)
+                self._tell(LogLevel.WARN, EventKind.WORKER, self.trouble or "", worker=self.number, pid=self._pid)
         _kill(process)
 
     def _take(self, report: Report) -> None:
         if self.trouble:
             text = f"worker {self.number} is at work as process {self._pid}"
-            self._tell(LogLevel.INFO, "worker", text, worker=self.number, pid=self._pid)
+            self._tell(LogLevel.INFO, EventKind.WORKER, text, worker=self.number, pid=self._pid)
         self._silence, self.trouble = 0, None
         if isinstance(report, Views):
             for number, seen in report.views:
@@ -150,7 +151,7 @@ class WorkerProcess:
             try:
                 engine.take(report)
             except Exception as error:  # noqa: BLE001  a defect in what listens to one engine must not cost the others theirs
-                self._tell(LogLevel.ERROR, "worker", describe_crash(error), worker=self.number)
+                self._tell(LogLevel.ERROR, EventKind.WORKER, describe_crash(error), worker=self.number)
 
     def _cause_of_death(self, process: asyncio.subprocess.Process, fault: str | None) -> str:
         name, code = f"worker {self.number}", process.returncode or 0

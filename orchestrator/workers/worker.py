@@ -41,6 +41,7 @@ from orchestrator.workers.messages import (
 )
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
+from tunnel.model.events import EventKind
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class Worker:
         if self.channel.is_clogged:  # a supervisor that stands still costs events, never visitors
             return
         charge = self._charges.get(number)
-        if event.kind == "state" and charge is not None and (seen := charge.look()) is not None:
+        if event.kind is EventKind.STATE and charge is not None and (seen := charge.look()) is not None:
             self.channel.send(Views(((number, seen),)))  # first, so that who hears of a state also sees it
         self.channel.send(Happened(number, event))
 

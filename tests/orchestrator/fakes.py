@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.config.manifest import listen_addresses
 from orchestrator.supervisor.runner import stopped_snapshot
-from tunnel.model.events import Event
+from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State, StateRecord
 from tunnel.model.times import format_timestamp
@@ -98,7 +98,9 @@ class FakeEngine:
 
     def _announce(self) -> None:
         self.sink(
-            Event(ts=time.time(), tunnel=self.name, level=LogLevel.INFO, kind="state", text=self.state.state.value)
+            Event(
+                ts=time.time(), tunnel=self.name, level=LogLevel.INFO, kind=EventKind.STATE, text=self.state.state.value
+            )
         )
 
     def drain(self, timeout: float | None = None) -> None:

@@ -30,6 +30,7 @@ from tests.orchestrator.fakes import FakeEngineFactory
 from tests.support.openapi import api_document, check_answer, check_event
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
+from tunnel.model.events import EventKind
 from tunnel.model.snapshot import Snapshot
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
@@ -364,13 +365,13 @@ async def test_the_changes_add_up_to_the_status(harness: ApiHarness) -> None:
 
 async def test_a_log_stream_sends_only_the_tunnels_and_levels_it_was_asked_for(harness: ApiHarness) -> None:
     bus = harness.supervisor.bus
-    bus.emit(LogLevel.WARN, "visitor", "before", tunnel="web")
-    bus.emit(LogLevel.INFO, "visitor", "other", tunnel=ODD)
+    bus.emit(LogLevel.WARN, EventKind.VISITOR, "before", tunnel="web")
+    bus.emit(LogLevel.INFO, EventKind.VISITOR, "other", tunnel=ODD)
     async with harness.open_stream("/v1/logs?tunnel=web&level=warn&follow=true&n=1") as events:
         assert (await next_event(events, "event"))["text"] == "before"
-        bus.emit(LogLevel.INFO, "visitor", "not grave enough", tunnel="web")
-        bus.emit(LogLevel.ERROR, "visitor", "of another", tunnel=ODD)
-        bus.emit(LogLevel.ERROR, "visitor", "after\u2028", tunnel="web")
+        bus.emit(LogLevel.INFO, EventKind.VISITOR, "not grave enough", tunnel="web")
+        bus.emit(LogLevel.ERROR, EventKind.VISITOR, "of another", tunnel=ODD)
+        bus.emit(LogLevel.ERROR, EventKind.VISITOR, "after\u2028", tunnel="web")
         assert (await next_event(events, "event"))["text"] == "after\u2028"
     lines = (await harness.request("GET", f"/v1/logs?n=2&level=info&tunnel={quote(ODD, safe='')}&tunnel=web")).json[
         "lines"
@@ -379,7 +380,7 @@ async def test_a_log_stream_sends_only_the_tunnels_and_levels_it_was_asked_for(h
 
 
 async def test_the_event_history_holds_states_and_commands_but_no_log_lines(harness: ApiHarness) -> None:
-    harness.supervisor.bus.emit(LogLevel.ERROR, "visitor", "no history")
+    harness.supervisor.bus.emit(LogLevel.ERROR, EventKind.VISITOR, "no history")
     await harness.request("POST", "/v1/tunnels/web/restart")
     async with harness.open_stream("/v1/events?n=3&follow=false") as events:
         kinds = [data["kind"] async for _, data in events]
@@ -417,7 +418,7 @@ async def test_a_slow_client_learns_how_many_events_were_dropped(harness: ApiHar
     bus = harness.supervisor.bus
     with stream.EventSubscription(bus, lambda _: True, stream.Subscriptions()) as subscription:
         for number in range(stream.MAX_QUEUED_EVENTS + 5):
-            bus.emit(LogLevel.INFO, "visitor", str(number))
+            bus.emit(LogLevel.INFO, EventKind.VISITOR, str(number))
         events = await subscription.receive(1.0)
         assert len(events) == stream.MAX_QUEUED_EVENTS + 1
         assert events[-1].text == "5 events were dropped: the client reads too slowly"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from orchestrator.supervisor import event_bus
 from orchestrator.supervisor.event_bus import MAX_EVENTS, MAX_EVENTS_PER_TUNNEL, SUPERVISOR, EventBus
-from tunnel.model.events import Event
+from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
 
 
-def event(number: float, tunnel: str = "web", kind: str = "link", level: LogLevel = LogLevel.INFO) -> Event:
-    return Event(ts=number, tunnel=tunnel, level=level, kind=kind, text=str(number))
+def event(number: float, tunnel: str = "web", kind: str = EventKind.LINK, level: LogLevel = LogLevel.INFO) -> Event:
+    return Event(ts=number, tunnel=tunnel, level=level, kind=EventKind(kind), text=str(number))
 
 
 def texts(events: list[Event] | tuple[Event, ...]) -> list[str]:

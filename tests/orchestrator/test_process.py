@@ -22,12 +22,12 @@ from orchestrator.supervisor.crash_reports import install_exception_handlers
 from tests.support.scale import GUARD_S
 from tests.support.strategies import recognisable_keys
 from tests.support.waiting import wait_until
-from tunnel.model.events import Event
+from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
 
 
 def event(text: str, tunnel: str = "web", level: LogLevel = LogLevel.WARN) -> Event:
-    return Event(ts=1767225600.0, tunnel=tunnel, level=level, kind="state", text=text, data={"attempt": 3})
+    return Event(ts=1767225600.0, tunnel=tunnel, level=level, kind=EventKind.STATE, text=text, data={"attempt": 3})
 
 
 def test_a_line_of_text() -> None:

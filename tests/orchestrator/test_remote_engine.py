@@ -28,7 +28,7 @@ from orchestrator.workers.messages import (
 from orchestrator.workers.remote import RemoteEngine
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
-from tunnel.model.events import Event
+from tunnel.model.events import Event, EventKind
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import CooldownView
 from tunnel.model.spec import LogLevel
@@ -136,7 +136,7 @@ async def test_commands_cross_the_border() -> None:
 
 async def test_events_reach_the_sink() -> None:
     bench = Bench(FakePost())
-    event = Event(ts=1.0, tunnel="web", level=LogLevel.INFO, kind="link", text="there is a link")
+    event = Event(ts=1.0, tunnel="web", level=LogLevel.INFO, kind=EventKind.LINK, text="there is a link")
     bench.engine.take(Happened(7, event))
     assert bench.events == [event]
 

@@ -34,7 +34,7 @@ from orchestrator.workers.messages import (
 )
 from tests.support.strategies import addresses, keys
 from tests.support.waiting import wait_until_async
-from tunnel.model.events import Event
+from tunnel.model.events import Event, EventKind
 from tunnel.model.options import make_spec
 from tunnel.model.spec import LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.url import parse_url
@@ -54,7 +54,9 @@ specs = st.builds(
 
 
 def _event(name: str, text: str) -> Event:
-    return Event(ts=1.5, tunnel=name, level=LogLevel.WARN, kind="link", text=text, data={"held": 3, "peer": None})
+    return Event(
+        ts=1.5, tunnel=name, level=LogLevel.WARN, kind=EventKind.LINK, text=text, data={"held": 3, "peer": None}
+    )
 
 
 messages = st.one_of(

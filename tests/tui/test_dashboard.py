@@ -473,7 +473,7 @@ async def test_a_narrow_screen_shows_the_reason_under_the_table(daemon: FakeDaem
                 app,
                 "[red]bold[/]  for",
                 "open  reverse  server://127.0.0.1:10101/127.0.0.1:8080",
-                "linked, visitors can be served",
+                "the link is alive and visitors can be served",
             ),
         )
         assert "!● up" in screen_text(app)
@@ -491,7 +491,7 @@ async def test_help_lists_the_keys_in_use(daemon: FakeDaemon, opened: OpenDashbo
 
     async with opened((100, 60), keys=all_keys({"restart": "f5"})) as (app, pilot):
         await pilot.press("question_mark")
-        await wait_until_shown(pilot, shows(app, "f5", "restart the tunnel", "waiting before the next attempt"))
+        await wait_until_shown(pilot, shows(app, "f5", "restart the tunnel", "waiting for the next"))
         await pilot.press("escape", "r")
         await pilot.pause()
         assert not isinstance(app.screen, ConfirmDialog)

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import pytest
 
-from tunnel.model.events import Event, EventLog
+from tunnel.model.events import Event, EventKind, EventLog
 from tunnel.model.spec import LogLevel
 
 
@@ -22,9 +22,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_an_event_has_tunnel_time_level_kind_and_text() -> None:
     events: list[Event] = []
     event_log = EventLog("web", events.append)
-    event_log.log_info("listen", "listening on 127.0.0.1:1", port=1)
-    event_log.log_warn("refused", "wrong key")
-    event_log.log_error("target", "cannot listen")
+    event_log.log_info(EventKind.LISTEN, "listening on 127.0.0.1:1", port=1)
+    event_log.log_warn(EventKind.REFUSED, "wrong key")
+    event_log.log_error(EventKind.TARGET, "cannot listen")
     assert [(e.tunnel, e.level, e.kind) for e in events] == [
         ("web", LogLevel.INFO, "listen"),
         ("web", LogLevel.WARN, "refused"),
@@ -38,17 +38,17 @@ def test_an_event_has_tunnel_time_level_kind_and_text() -> None:
 def test_debug_events_are_created_only_at_level_debug() -> None:
     events: list[Event] = []
     event_log = EventLog("web", events.append)
-    event_log.log_debug("pool", "refilled")
+    event_log.log_debug(EventKind.POOL, "refilled")
     assert not events
     event_log.level = LogLevel.DEBUG
-    event_log.log_debug("pool", "refilled")
+    event_log.log_debug(EventKind.POOL, "refilled")
     assert [e.level for e in events] == [LogLevel.DEBUG]
 
 
 def test_all_other_events_reach_the_sink_at_every_level() -> None:
     events: list[Event] = []
     event_log = EventLog("web", events.append, LogLevel.FATAL)
-    event_log.log_info("state", "up")
+    event_log.log_info(EventKind.STATE, "up")
     assert len(events) == 1
 
 
@@ -56,13 +56,13 @@ def test_repeated_warnings_of_one_topic_are_throttled_and_counted(clock: list[fl
     events: list[Event] = []
     event_log = EventLog("web", events.append)
     for _ in range(1000):
-        event_log.warn_throttled("refused", "127.0.0.9", "wrong key from 127.0.0.9")
+        event_log.warn_throttled(EventKind.REFUSED, "127.0.0.9", "wrong key from 127.0.0.9")
     assert [e.text for e in events] == ["wrong key from 127.0.0.9"]
     clock[0] += 60
-    event_log.warn_throttled("refused", "127.0.0.9", "wrong key from 127.0.0.9")
+    event_log.warn_throttled(EventKind.REFUSED, "127.0.0.9", "wrong key from 127.0.0.9")
     assert "999 more" in events[-1].text
     clock[0] += 60
-    event_log.warn_throttled("refused", "127.0.0.9", "wrong key from 127.0.0.9")
+    event_log.warn_throttled(EventKind.REFUSED, "127.0.0.9", "wrong key from 127.0.0.9")
     assert events[-1].text == "wrong key from 127.0.0.9"
 
 
@@ -70,7 +70,7 @@ def test_topics_are_throttled_separately(clock: list[float]) -> None:
     events: list[Event] = []
     event_log = EventLog("web", events.append)
     for host in range(10):
-        event_log.warn_throttled("refused", f"127.0.0.{host}", "wrong key")
+        event_log.warn_throttled(EventKind.REFUSED, f"127.0.0.{host}", "wrong key")
     assert len(events) == 10
     assert clock == [1000.0]
 
@@ -80,10 +80,10 @@ def test_the_number_of_remembered_topics_is_bounded(clock: list[float]) -> None:
     event_log = EventLog("web", events.append)
     for number in range(10_000):
         clock[0] += 0.1
-        event_log.warn_throttled("refused", f"topic {number}", "wrong key")
+        event_log.warn_throttled(EventKind.REFUSED, f"topic {number}", "wrong key")
     assert len(event_log._throttled) < 1000
     for number in range(5_000):  # all at one time: no topic is old enough to be dropped for its age
-        event_log.warn_throttled("refused", f"another {number}", "wrong key")
+        event_log.warn_throttled(EventKind.REFUSED, f"another {number}", "wrong key")
     assert len(event_log._throttled) < 1000
 
 
@@ -92,7 +92,7 @@ def test_an_event_is_one_json_object() -> None:
         ts=0.0,
         tunnel="web",
         level=LogLevel.WARN,
-        kind="refused",
+        kind=EventKind.REFUSED,
         text="no",
         data=MappingProxyType({"peer": "127.0.0.1:5"}),
     )
@@ -107,5 +107,7 @@ def test_an_event_is_one_json_object() -> None:
 
 
 def test_the_data_of_an_event_cannot_replace_its_fixed_keys() -> None:
-    event = Event(ts=0.0, tunnel="web", level=LogLevel.WARN, kind="refused", text="no", data={"tunnel": "other"})
+    event = Event(
+        ts=0.0, tunnel="web", level=LogLevel.WARN, kind=EventKind.REFUSED, text="no", data={"tunnel": "other"}
+    )
     assert event.as_json()["tunnel"] == "web"

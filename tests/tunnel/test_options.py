@@ -126,7 +126,7 @@ def test_the_key_is_part_of_the_url_and_not_an_option_of_it() -> None:
 
 
 def test_the_reference_in_the_documentation_is_the_rendered_table() -> None:
-    assert render_option_table() in (ROOT / "docs" / "options.md").read_text()
+    assert render_option_table() in (ROOT / "docs" / "reference" / "options.md").read_text()
 
 
 # --- values -------------------------------------------------------------------------------------------------------

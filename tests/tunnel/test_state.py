@@ -33,6 +33,7 @@ def test_the_meaning_of_a_state_is_a_sentence_without_a_full_stop(state: State) 
     meaning = STATES[state].meaning
     assert len(meaning.split()) > 3
     assert not meaning.endswith(".")
+    assert len(meaning) <= 50
     assert format_state(state) == f"{STATE_SIGNS[state]} {state}"
     assert set(STATE_COLORS) <= set(State)
 
@@ -84,4 +85,4 @@ def test_a_new_reason_in_the_same_state_keeps_its_start_time() -> None:
 
 
 def test_the_reference_in_the_documentation_is_the_rendered_table() -> None:
-    assert render_state_table() in (ROOT / "docs" / "states.md").read_text()
+    assert render_state_table() in (ROOT / "docs" / "reference" / "states.md").read_text()

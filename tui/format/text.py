@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from rich.cells import cell_len, chop_cells, set_cell_size
 
 from orchestrator.process.logformat import printable
-from orchestrator.state_display import OFFLINE_SIGN, STATE_SIGNS
+from orchestrator.state_display import ASCII_SIGNS
 from tunnel.model.state import State
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _BARS: Final = " ▁▂▃▄▅▆▇█"
 _ELLIPSIS: Final = "…"
 
 _ASCII: Final = {
-    **dict(zip((*STATE_SIGNS.values(), OFFLINE_SIGN), "*.~?zdx-%", strict=True)),
+    **ASCII_SIGNS,
     **dict(zip(_BARS[1:], "_.,-=+*#", strict=True)),
     **dict.fromkeys("─━═▔▁⎯", "-"),
     **dict.fromkeys("│┃║▏▎▍▌▋▊▉▐▕", "|"),

@@ -12,18 +12,23 @@ from typing import Any, Final
 
 from orchestrator.mqtt.fleet import GONE, SILENT
 from tui.model.tunnels import Tunnel
-from tunnel.model.state import State
+from tunnel.model.state import STATES, StateColor
 
 ALL: Final = "all"
 _OFFLINE_FILTER: Final = "gone"
 
+
+def _states_of(*colors: StateColor) -> frozenset[str]:
+    return frozenset(state for state, info in STATES.items() if info.color in colors)
+
+
 STATE_FILTERS: Final[tuple[tuple[str, frozenset[str]], ...]] = (
     (ALL, frozenset()),
-    ("up", frozenset({State.UP})),
-    ("connecting", frozenset({State.CONNECTING, State.STARTING, State.WAITING})),
-    ("cooldown", frozenset({State.COOLDOWN})),
-    ("failed", frozenset({State.FAILED})),
-    ("stopped", frozenset({State.STOPPED, State.DRAINING})),
+    ("up", _states_of(StateColor.GOOD)),
+    ("connecting", _states_of(StateColor.PROGRESS)),
+    ("cooldown", _states_of(StateColor.WARNING)),
+    ("failed", _states_of(StateColor.ERROR)),
+    ("stopped", _states_of(StateColor.QUIET, StateColor.LEAVING)),
     (_OFFLINE_FILTER, frozenset({GONE, SILENT})),
 )
 """The filters by state, each with the states that it includes. Every state belongs to exactly one of them."""

@@ -5,36 +5,19 @@ from __future__ import annotations
 from typing import Final
 
 from orchestrator.mqtt.fleet import GONE, SILENT
-from tunnel.model.state import State
+from tunnel.model.state import STATES, State
+
+_OFFLINE_RANK: Final = STATES[State.COOLDOWN].rank + 1
 
 STATE_RANKS: Final[dict[str, int]] = {
-    state: rank
-    for rank, state in enumerate(
-        (
-            State.FAILED,
-            State.COOLDOWN,
-            GONE,
-            SILENT,
-            State.CONNECTING,
-            State.STARTING,
-            State.DRAINING,
-            State.WAITING,
-            State.UP,
-            State.STOPPED,
-        )
-    )
+    **{state: info.rank for state, info in STATES.items()},
+    GONE: _OFFLINE_RANK,
+    SILENT: _OFFLINE_RANK + 1,
 }
 """The order by state: what needs attention comes first."""
 
 STATE_MEANINGS: Final[dict[str, str]] = {
-    State.UP: "linked, visitors can be served",
-    State.CONNECTING: "making a link",
-    State.STARTING: "just started",
-    State.WAITING: "no client has connected yet",
-    State.COOLDOWN: "waiting before the next attempt",
-    State.DRAINING: "no new visitors, the present ones may finish",
-    State.FAILED: "cannot run as configured: edit the file",
-    State.STOPPED: "stopped by a command",
+    **{state: info.meaning for state, info in STATES.items()},
     GONE: "its host is offline; the last known values are shown",
     SILENT: "its host sends nothing; the last known values are shown",
 }

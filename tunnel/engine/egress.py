@@ -11,6 +11,7 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.tunnel_end import TunnelEnd
+from tunnel.model.events import EventKind
 from tunnel.protocol.messages import Launch, StreamsEnded
 from tunnel.runtime import backoff, sockets
 from tunnel.runtime.connect_race import ConnectRace, describe_failures
@@ -235,7 +236,7 @@ class Egress(TunnelEnd):
     # --- the target's health --------------------------------------------------------------------------------------
 
     def _on_target_failed(self, reason: str, *, probe: bool) -> None:
-        self._event_log.warn_throttled("target", reason, reason)
+        self._event_log.warn_throttled(EventKind.TARGET, reason, reason)
         first = self.trouble is None
         self.trouble = reason
         if probe or first:
@@ -247,7 +248,7 @@ class Egress(TunnelEnd):
             self._publish_target_state()
 
     def _on_target_recovered(self) -> None:
-        self._event_log.log_info("target", f"the target {self._target.address} answers again")
+        self._event_log.log_info(EventKind.TARGET, f"the target {self._target.address} answers again")
         self.trouble = None
         self.attempt = 0
         self._cancel_probe()

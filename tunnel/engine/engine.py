@@ -15,7 +15,7 @@ from tunnel.engine.ingress import Ingress
 from tunnel.engine.link import DialStatusChanged, LinkClosed, PoolAvailable
 from tunnel.engine.server import LinkAcceptor
 from tunnel.engine.stats import Stats
-from tunnel.model.events import EventLog
+from tunnel.model.events import EventKind, EventLog
 from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.snapshot import Facts, snapshot_of
 from tunnel.model.spec import Direction, LogLevel, Role, TunnelSpec
@@ -175,7 +175,9 @@ class Engine:
             self._server = server
             self._attempt = 0
             beside = f", data connections on {server.data_addr}" if server.data_addr else ""
-            self._event_log.log_info("listen", f"listening on {server.address} as {self._direction} server{beside}")
+            self._event_log.log_info(
+                EventKind.LISTEN, f"listening on {server.address} as {self._direction} server{beside}"
+            )
             self._to(State.WAITING)
             await self._loop.create_future()  # until it is cancelled: links come and go without it
 
@@ -232,7 +234,7 @@ class Engine:
             )
             entrance.open(self._bound.pop(listeners.VISITORS), spec.target)
             self._end = entrance
-            self._event_log.log_info("listen", f"visitors are accepted on {entrance.address}")
+            self._event_log.log_info(EventKind.LISTEN, f"visitors are accepted on {entrance.address}")
         else:
             self._end = Egress(
                 context.reactor,
@@ -250,7 +252,7 @@ class Engine:
         pause = backoff.retry_delay(self._attempt, self.spec.cooldown, random.uniform)
         self._next_attempt = self._loop.time() + pause
         self._event_log.warn_throttled(
-            "state", reason, f"{reason}; next attempt in {pause:.1f} s", attempt=self._attempt
+            EventKind.STATE, reason, f"{reason}; next attempt in {pause:.1f} s", attempt=self._attempt
         )
         self._to(State.COOLDOWN, reason)
         self._retry.clear()
@@ -274,7 +276,7 @@ class Engine:
         if link.channel.closed_reason is None:  # it may have been closed before it was started
             end.attach(link)
             self._event_log.log_info(
-                "link", f"link {link.ident} with {link.channel.peer}, {link.direction}", link=link.ident
+                EventKind.LINK, f"link {link.ident} with {link.channel.peer}, {link.direction}", link=link.ident
             )
 
     def on_link_event(self, link: Link, event: LinkEvent) -> None:
@@ -300,7 +302,7 @@ class Engine:
             self._filler = None
         text = f"the link with {link.channel.peer} was lost: {reason}"
         if self._link_over is None and not self._ending.is_set():  # a client says it with its cooldown
-            self._event_log.log_warn("link", text, link=link.ident)
+            self._event_log.log_warn(EventKind.LINK, text, link=link.ident)
         self._settle(text)
         if self._link_over is not None and not self._link_over.done():
             self._link_over.set_result(text)
@@ -338,10 +340,10 @@ class Engine:
             # attempts that follow one another are noise, but nobody wants to miss that a tunnel is not up any more
             is_news = before.state is State.UP or target in {State.UP, State.DRAINING, State.STOPPED}
             level = LogLevel.INFO if is_news else LogLevel.DEBUG
-            self._event_log.log(level, "state", text, state=target.value, reason=reason)
+            self._event_log.log(level, EventKind.STATE, text, state=target.value, reason=reason)
 
     def _fail(self, reason: str) -> None:
-        self._event_log.log_error("state", reason)
+        self._event_log.log_error(EventKind.STATE, reason)
         self._to(State.FAILED, reason)
 
     def _emit(self, event: Event) -> None:
@@ -394,7 +396,7 @@ class Engine:
     def _cut_off(self) -> None:
         cut = self._close_end()
         if cut:
-            self._event_log.log_warn("visitor", f"{cut} visitors were cut off")
+            self._event_log.log_warn(EventKind.VISITOR, f"{cut} visitors were cut off")
 
     def _close_end(self) -> int:
         end, self._end = self._end, None

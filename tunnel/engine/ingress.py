@@ -9,6 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.tunnel_end import TunnelEnd
+from tunnel.model.events import EventKind
 from tunnel.protocol.messages import StreamsEnded, VisitorFailed
 from tunnel.runtime.acceptor import Acceptor
 
@@ -177,7 +178,7 @@ class Ingress(TunnelEnd):
     def _close_failed(self, ident: int, reason: str) -> None:
         """Disconnect a visitor at once: the egress could not reach the target for it."""
         relay = self.relays.find(self._link, ident) if self._link is not None else None
-        self._event_log.warn_throttled("target", "failed", f"a visitor could not be served: {reason}")
+        self._event_log.warn_throttled(EventKind.TARGET, "failed", f"a visitor could not be served: {reason}")
         if relay is not None:
             self.stats.failed += 1
             relay.close()
@@ -198,7 +199,7 @@ class Ingress(TunnelEnd):
     def _reject(self, visitor: socket.SocketType, reason: str) -> None:
         self.stats.failed += 1
         self.reactor.close(visitor)
-        self._event_log.warn_throttled("visitor", "rejected", f"a visitor was disconnected: {reason}")
+        self._event_log.warn_throttled(EventKind.VISITOR, "rejected", f"a visitor was disconnected: {reason}")
 
     def _on_queue_timeout(self) -> None:
         self._queue_timer = None

@@ -11,6 +11,7 @@ from tunnel.carriers import create_dial_carrier
 from tunnel.carriers.base import DataDial
 from tunnel.engine.capacity import Demand, dials_to_start, wanted_idle
 from tunnel.engine.pool import DataConnection
+from tunnel.model.events import EventKind
 from tunnel.protocol.messages import ConnectionsPooled, ConnectionsRetired, Launch, QueueLength
 from tunnel.protocol.session import LimitsChanged
 from tunnel.runtime import backoff, sockets
@@ -224,7 +225,7 @@ class PoolFiller:
     def _back_off(self, error: Exception) -> None:
         self._failures += 1
         self.dial_error = f"data connections to {self._address()} fail: {sockets.describe_connect_error(error)}"
-        self._event_log.warn_throttled("pool", "dial", self.dial_error)
+        self._event_log.warn_throttled(EventKind.POOL, "dial", self.dial_error)
         self.link.note_dial_status()
         if self._retry_timer is None:
             pause = backoff.retry_delay(self._failures, _MAX_RETRY_DELAY_S, random.uniform)
@@ -252,7 +253,7 @@ class PoolFiller:
     def _fall_back(self, reason: str) -> None:
         """Use the tunnel port from now on: the announced data port does not answer."""
         self._event_log.log_info(
-            "pool", f"data port {self._ports[0]}: {reason}; using the tunnel port {self._ports[1]}"
+            EventKind.POOL, f"data port {self._ports[0]}: {reason}; using the tunnel port {self._ports[1]}"
         )
         self._port_confirmed = True
         self._switch_port()

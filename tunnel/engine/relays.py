@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tunnel.model.events import EventKind
 from tunnel.runtime.reactor import HANGUP, READABLE
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class RelaySet:
     def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """Log a defect that ended one relay; the others continue."""
         self._event_log.log_error(
-            "visitor", f"an internal error ended relay {relay.ident}: {type(error).__name__}: {error}"
+            EventKind.VISITOR, f"an internal error ended relay {relay.ident}: {type(error).__name__}: {error}"
         )
 
     def _enable_keepalive(self) -> None:

@@ -16,6 +16,7 @@ from tunnel.engine.channel import ChannelLostError, ControlChannel
 from tunnel.engine.link import Link, LinkTerms
 from tunnel.engine.pending import PendingConnection
 from tunnel.engine.pool import DataConnection
+from tunnel.model.events import EventKind
 from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.spec import DataTls, Direction, Mode, TunnelSpec
 from tunnel.protocol import preface
@@ -148,7 +149,7 @@ class LinkAcceptor:
         """Close a connection that ``PendingConnections`` has removed."""
         self._stats.silent += 1
         self._event_log.warn_throttled(
-            "refused", "silent", f"closed a pending connection from {connection.peer}: {reason}"
+            EventKind.REFUSED, "silent", f"closed a pending connection from {connection.peer}: {reason}"
         )
         if connection.task is not None:
             connection.task.cancel()
@@ -159,7 +160,7 @@ class LinkAcceptor:
         """Close, count and log a data connection, or what arrived in its place."""
         self._stats.refused_prefaces += 1
         self._event_log.warn_throttled(
-            "refused", "preface", f"refused a data connection from {connection.peer}: {reason}"
+            EventKind.REFUSED, "preface", f"refused a data connection from {connection.peer}: {reason}"
         )
         self.discard(connection)
 
@@ -248,7 +249,7 @@ class LinkAcceptor:
         """Count and log a refused client; ``answer`` is all that it learns."""
         self._stats.refused_handshakes += 1
         text = f"refused a client from {connection.peer}: {reason}"
-        self._event_log.warn_throttled("refused", reason, text, peer=connection.peer)
+        self._event_log.warn_throttled(EventKind.REFUSED, reason, text, peer=connection.peer)
         if answer is not None:
             channel.send(encode_message(Refusal(answer)))
 

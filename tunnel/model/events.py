@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 from tunnel.model.spec import LogLevel
@@ -14,6 +16,63 @@ _THROTTLE_S: Final = 5.0  # a warning of one topic is emitted at most once in th
 _MAX_TOPICS: Final = 256  # a topic may contain a remote address, so their number is not bounded by the program
 
 
+class EventKind(enum.StrEnum):
+    """What an event is about; EVENT_KINDS has the meaning of each."""
+
+    STATE = "state"
+    LINK = "link"
+    LISTEN = "listen"
+    VISITOR = "visitor"
+    TARGET = "target"
+    REFUSED = "refused"
+    POOL = "pool"
+    RESTART = "restart"
+    START = "start"
+    DEFECT = "defect"
+    SUPERVISOR = "supervisor"
+    CONFIG = "config"
+    RELOAD = "reload"
+    COMMAND = "command"
+    WORKER = "worker"
+    API = "api"
+    MQTT = "mqtt"
+    LOG = "log"
+
+
+@dataclass(frozen=True, slots=True)
+class EventKindInfo:
+    """One row of the table of event kinds."""
+
+    meaning: str
+    is_history: bool = False
+    """whether events of this kind record what happened to a tunnel as a whole, which ``events`` shows"""
+
+
+EVENT_KINDS: Final[Mapping[EventKind, EventKindInfo]] = MappingProxyType(
+    {
+        EventKind.STATE: EventKindInfo("the state of a tunnel changed, or an attempt failed", is_history=True),
+        EventKind.LINK: EventKindInfo("a link was established or lost"),
+        EventKind.LISTEN: EventKindInfo("an address accepts connections, or pauses"),
+        EventKind.VISITOR: EventKindInfo("visitors were disconnected"),
+        EventKind.TARGET: EventKindInfo("a target failed or answers again"),
+        EventKind.REFUSED: EventKindInfo("a connection attempt was refused"),
+        EventKind.POOL: EventKindInfo("data connections cannot be made, or use another port"),
+        EventKind.RESTART: EventKindInfo("a defect ended an engine; another one starts", is_history=True),
+        EventKind.START: EventKindInfo("a warning about the configuration of a single tunnel"),
+        EventKind.DEFECT: EventKindInfo("a defect of the program outside an engine"),
+        EventKind.SUPERVISOR: EventKindInfo("the daemon starts or shuts down"),
+        EventKind.CONFIG: EventKindInfo("a warning about the configuration file"),
+        EventKind.RELOAD: EventKindInfo("the configuration was read again", is_history=True),
+        EventKind.COMMAND: EventKindInfo("a tunnel received a command", is_history=True),
+        EventKind.WORKER: EventKindInfo("a worker process started or ended", is_history=True),
+        EventKind.API: EventKindInfo("the local API listens, or has a fault"),
+        EventKind.MQTT: EventKindInfo("the connection to the broker, or a command over it"),
+        EventKind.LOG: EventKindInfo("events were dropped"),
+    }
+)
+"""Every kind of event with its row."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One occurrence in the life of a tunnel, as a sentence. The consumers of the sink decide what to keep."""
@@ -21,8 +80,7 @@ class Event:
     ts: float
     tunnel: str
     level: LogLevel
-    kind: str
-    """``state``, ``link``, ``listen``, ``visitor``, ``target``, ``refused``, ``pool``, ``restart``"""
+    kind: EventKind
     text: str
     data: Mapping[str, Any] = field(default_factory=dict)
 
@@ -32,7 +90,7 @@ class Event:
             "ts": format_timestamp(self.ts),
             "tunnel": self.tunnel,
             "level": self.level.name.lower(),
-            "kind": self.kind,
+            "kind": self.kind.value,
             "text": self.text,
         }
         return {**fixed, **self.data, **fixed}  # the fixed keys come first, and data cannot replace them
@@ -57,28 +115,28 @@ class EventLog:
         self._throttled: dict[str, tuple[float, int]] = {}
         """topic → time of the last event and number of events suppressed since, the oldest topic first"""
 
-    def log_debug(self, kind: str, text: str, **data: object) -> None:
+    def log_debug(self, kind: EventKind, text: str, **data: object) -> None:
         """Log a detail that helps to find a fault."""
         if self.level <= LogLevel.DEBUG:
             self.log(LogLevel.DEBUG, kind, text, **data)
 
-    def log_info(self, kind: str, text: str, **data: object) -> None:
+    def log_info(self, kind: EventKind, text: str, **data: object) -> None:
         """Log what an operator wants to know in normal operation."""
         self.log(LogLevel.INFO, kind, text, **data)
 
-    def log_warn(self, kind: str, text: str, **data: object) -> None:
+    def log_warn(self, kind: EventKind, text: str, **data: object) -> None:
         """Log a fault that the tunnel recovers from without an operator, or a refusal."""
         self.log(LogLevel.WARN, kind, text, **data)
 
-    def log_error(self, kind: str, text: str, **data: object) -> None:
+    def log_error(self, kind: EventKind, text: str, **data: object) -> None:
         """Log a fault that an operator has to mend."""
         self.log(LogLevel.ERROR, kind, text, **data)
 
-    def log(self, level: LogLevel, kind: str, text: str, **data: object) -> None:
+    def log(self, level: LogLevel, kind: EventKind, text: str, **data: object) -> None:
         """Log an event whose level the caller computes."""
         self._sink(Event(ts=time.time(), tunnel=self.tunnel, level=level, kind=kind, text=text, data=data))
 
-    def warn_throttled(self, kind: str, topic: str, text: str, **data: object) -> None:
+    def warn_throttled(self, kind: EventKind, topic: str, text: str, **data: object) -> None:
         """Log a warning that remote peers can cause at will: once per topic and five seconds, with a count."""
         now = time.monotonic()
         last, suppressed = self._throttled.get(topic, (float("-inf"), 0))

@@ -50,7 +50,7 @@ class StateInfo:
     """the same for a terminal without Unicode"""
     color: StateColor
     meaning: str
-    """one sentence without a full stop"""
+    """one sentence without a full stop, of at most 50 characters"""
     is_running: bool = True
     """whether the tunnel has an engine that serves visitors or tries to"""
     is_listening: bool = True
@@ -87,7 +87,7 @@ STATES: Final[Mapping[State, StateInfo]] = MappingProxyType(
             sign="◌",
             ascii_sign="?",
             color=StateColor.PROGRESS,
-            meaning="the server listens and no client is connected",
+            meaning="the server listens; no client is connected",
             next_states={
                 State.CONNECTING: "a client has authenticated",
                 State.COOLDOWN: "the target is unreachable",
@@ -99,7 +99,7 @@ STATES: Final[Mapping[State, StateInfo]] = MappingProxyType(
             sign="◐",
             ascii_sign="~",
             color=StateColor.PROGRESS,
-            meaning="a link is being established, or has no data connection yet",
+            meaning="a link or its first data connection is being made",
             next_states={
                 State.UP: "a data connection is idle",
                 State.WAITING: "the server lost its client",
@@ -125,7 +125,7 @@ STATES: Final[Mapping[State, StateInfo]] = MappingProxyType(
             sign="◷",
             ascii_sign="z",
             color=StateColor.WARNING,
-            meaning="the last attempt failed; the tunnel waits before the next one",
+            meaning="the last attempt failed; waiting for the next",
             next_states={
                 State.STARTING: "the engine starts again",
                 State.CONNECTING: "the next attempt begins",
@@ -139,7 +139,7 @@ STATES: Final[Mapping[State, StateInfo]] = MappingProxyType(
             sign="◑",
             ascii_sign="d",
             color=StateColor.LEAVING,
-            meaning="no new visitors are accepted; the present ones may finish",
+            meaning="no new visitors; the present ones may finish",
             is_running=False,
             is_listening=False,
             next_states={
@@ -152,7 +152,7 @@ STATES: Final[Mapping[State, StateInfo]] = MappingProxyType(
             sign="○",
             ascii_sign="-",
             color=StateColor.QUIET,
-            meaning="the tunnel was stopped by a command or is disabled in the file",
+            meaning="stopped by a command, or disabled in the file",
             is_running=False,
             is_listening=False,
             is_ended=True,
@@ -163,7 +163,7 @@ STATES: Final[Mapping[State, StateInfo]] = MappingProxyType(
             sign="✖",
             ascii_sign="x",
             color=StateColor.ERROR,
-            meaning="the tunnel cannot work as configured; edit the file",
+            meaning="cannot work as configured; edit the file",
             is_running=False,
             is_listening=False,
             is_ended=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from tunnel.model.events import EventKind
 from tunnel.runtime import sockets
 
 if TYPE_CHECKING:
@@ -137,7 +138,9 @@ class Acceptor:
         return True
 
     def _pause(self, reason: str) -> None:
-        self._event_log.warn_throttled("listen", self.address, f"accepting on {self.address} is paused: {reason}")
+        self._event_log.warn_throttled(
+            EventKind.LISTEN, self.address, f"accepting on {self.address} is paused: {reason}"
+        )
         self._pause_timer = self._reactor.call_later(_FD_PAUSE_S, self._on_pause_end)
 
     def _on_pause_end(self) -> None:
