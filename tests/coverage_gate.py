@@ -1,7 +1,7 @@
 """The coverage gate of ``make test``: ``python -m tests.coverage_gate build/coverage.json``.
 
-Coverage counts lines and branches of the engine's code in the test processes. Engines in processes of their own, as in
-the integration tests, are not measured. A package below its bound fails the gate with one sentence.
+Coverage counts the lines and branches of ``tunnel/`` that its unit tests execute. Engines in processes of their own, as
+in the integration tests, are not measured. A package below its bound fails the gate with one sentence.
 """
 
 from __future__ import annotations

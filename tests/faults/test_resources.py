@@ -229,7 +229,7 @@ def test_a_full_disk_disturbs_no_visitor(harness: ProcessHarness, record_figure:
             assert exchange(visitors, b"x" * 1000) == b"x" * 1000
         lines = daemon_log(harness, daemon.socket)
         assert sum("the log cannot be written: no space left on device" in line for line in lines) == 1
-        assert sum("cannot keep this host's id in" in line for line in lines) == 1
+        assert sum("cannot store this host's id in" in line for line in lines) == 1
         assert list((disk / "state").iterdir()) == [], "a partial id file is left"
         ballast.unlink()
         daemon.signal(signal.SIGHUP)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fuzz.__main__ import main
 from tests.fuzz.seeds import CORPUS, seeds
 from tests.fuzz.targets import MAX_INPUT_BYTES, TARGETS
 
@@ -50,12 +51,18 @@ def test_mutations_of_the_corpus_keep_the_properties(data: st.DataObject) -> Non
     TARGETS[name](one[:cut] + data.draw(st.binary(max_size=4)) + other[resume:])
 
 
-def test_an_input_can_be_replayed(tmp_path: Path) -> None:
-    done = command("frames", "--replay", str(CORPUS / "frames" / "all-in-one"))
-    assert (done.returncode, done.stderr) == (0, "")
-    missing = command("frames", "--replay", str(tmp_path / "nothing"))
-    assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
-    assert "is not one of frames" in command("farmes").stderr
+def test_an_input_can_be_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["frames", "--replay", str(CORPUS / "frames" / "all-in-one")]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["frames", "--replay", str(tmp_path / "missing")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_unknown_target_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["farmes"])
+    assert ended.value.code == 2
+    assert "is not one of frames" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not HAS_ATHERIS, reason="needs atheris: make fuzz installs it")
