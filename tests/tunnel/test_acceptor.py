@@ -1,4 +1,4 @@
-"""The accept loop: who stands at the door when it is closed."""
+"""The accept loop: what happens to connections in the backlog when the listener is closed."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from tunnel.runtime.acceptor import Acceptor
 from tunnel.runtime.reactor import Reactor
 
 
-def standing_at(listener: socket.SocketType) -> int:
-    """How many connections wait to be accepted."""
+def backlog_length(listener: socket.SocketType) -> int:
+    """Return how many connections wait to be accepted."""
     information = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
-    waiting: int = struct.unpack_from("I", information, 24)[0]  # tcpi_unacked, which means that for a listener
-    return waiting
+    length: int = struct.unpack_from("I", information, 24)[0]  # tcpi_unacked, which means that for a listener
+    return length
 
 
-async def test_who_stands_at_the_door_is_taken_in_before_it_is_given_up() -> None:
-    reactor, taken = Reactor(), list[socket.SocketType]()
+async def test_the_backlog_is_accepted_before_the_listener_is_closed() -> None:
+    reactor, accepted = Reactor(), list[socket.SocketType]()
     listener = await listeners.listen(Address("127.0.0.1", 0), "visitors")
-    visitors = Acceptor(
+    acceptor = Acceptor(
         reactor,
         listener,
         Events().event_log(),
-        lambda sock, _: taken.append(sock),
-        lambda: len(taken) < 3,
+        lambda sock, _: accepted.append(sock),
+        lambda: len(accepted) < 3,
         Address("", 0),
     )
-    comers = [socket.create_connection(listener.getsockname()) for _ in range(5)]
+    connections = [socket.create_connection(listener.getsockname()) for _ in range(5)]
     deadline = time.monotonic() + GUARD_S
-    while standing_at(listener) < len(comers):  # without a turn of the loop, in which they would be taken in anyway
+    while backlog_length(listener) < len(connections):  # no turn of the loop, in which they would be accepted anyway
         assert time.monotonic() < deadline
-    visitors.accept_backlog()
-    assert len(taken) == 3
-    visitors.close()
-    for comer in comers:
-        comer.close()
-    for visitor in taken:
+    acceptor.accept_backlog()
+    assert len(accepted) == 3
+    acceptor.close()
+    for connection in connections:
+        connection.close()
+    for visitor in accepted:
         visitor.close()
     reactor.stop()

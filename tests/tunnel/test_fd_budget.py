@@ -1,4 +1,4 @@
-"""Who goes without when descriptors run short: visitors first, strangers with them, the house never."""
+"""File descriptors that run short are refused to visitors first; a reserve stays for everything else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FixedReservation:
 
 
 @contextmanager
-def limit(count: int) -> Iterator[None]:
+def descriptor_limit(count: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
     try:
@@ -38,7 +38,7 @@ def limit(count: int) -> Iterator[None]:
 
 
 @given(count=st.integers(30, 100_000))
-def test_some_are_spared_and_most_are_not(count: int) -> None:
+def test_a_small_part_of_the_descriptors_is_reserved(count: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resource, "getrlimit", lambda _what: (count, count))
         ceiling = FdBudget(0).visitor_ceiling
@@ -47,48 +47,48 @@ def test_some_are_spared_and_most_are_not(count: int) -> None:
 
 
 @given(used=st.integers(0, 1100), reserved=st.integers(0, 1100))
-def test_what_was_promised_counts_as_taken(used: int, reserved: int) -> None:
+def test_reserved_descriptors_count_as_used(used: int, reserved: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resource, "getrlimit", lambda _what: (1024, 1024))
         descriptors = FdBudget(0)
-    reserved = min(reserved, used)  # nobody promises more than one for each that he has
+    reserved = min(reserved, used)  # a reservation never exceeds the descriptors that its owner has
     descriptors.reservations |= {FixedReservation(reserved // 2), FixedReservation(reserved - reserved // 2)}
     assert descriptors.is_short(used) is (used + reserved >= descriptors.visitor_ceiling)
 
 
-async def test_visitors_wait_in_the_backlog_until_there_are_descriptors_again() -> None:
-    with limit(200):
-        reactor, events, taken = Reactor(), Events(), list[socket.SocketType]()
+async def test_visitors_wait_in_the_backlog_until_descriptors_are_free_again() -> None:
+    with descriptor_limit(200):
+        reactor, events, accepted = Reactor(), Events(), list[socket.SocketType]()
         listener = await listeners.listen(Address("127.0.0.1", 0), "visitors")
         event_log = events.event_log()
         visitors = Acceptor(
             reactor,
             listener,
             event_log,
-            lambda sock, _: taken.append(sock),
+            lambda sock, _: accepted.append(sock),
             lambda: True,
             Address("", 0),
             keeps_fd_reserve=True,
         )
         address = listener.getsockname()
-        hoard = [socket.socket() for _ in range(reactor.fd_budget.visitor_ceiling - listener.fileno() - 10)]
-        comers = [socket.create_connection(address) for _ in range(8)]
-        await wait_until_async(lambda: events, "somebody is told")
-        assert len(taken) < len(comers)
+        used_up = [socket.socket() for _ in range(reactor.fd_budget.visitor_ceiling - listener.fileno() - 10)]
+        connections = [socket.create_connection(address) for _ in range(8)]
+        await wait_until_async(lambda: events, "the pause is logged")
+        assert len(accepted) < len(connections)
         assert "almost none left" in events[0].text
-        for sock in hoard:
+        for sock in used_up:
             sock.close()
-        await wait_until_async(lambda: len(taken) == len(comers), "all are taken")
+        await wait_until_async(lambda: len(accepted) == len(connections), "all visitors are accepted")
         assert len(events) == 1
         visitors.close()
-        for comer in comers:
-            comer.close()
-        for visitor in taken:
+        for connection in connections:
+            connection.close()
+        for visitor in accepted:
             visitor.close()
         reactor.stop()
 
 
-def test_no_pipe_takes_one_of_the_last() -> None:
+def test_a_pipe_never_uses_a_reserved_descriptor() -> None:
     assert PipePool(fd_ceiling=3).acquire() is None
     assert PipePool(fd_ceiling=3).acquire() is None
     pipes = PipePool(fd_ceiling=10_000)
@@ -97,18 +97,18 @@ def test_no_pipe_takes_one_of_the_last() -> None:
     pipe.close()
 
 
-async def test_strangers_get_a_quarter_at_most() -> None:
-    class Someone:
+async def test_pending_connections_get_a_quarter_of_the_descriptors_at_most() -> None:
+    class PendingPeer:
         address = "10.0.0.1"
 
         def __init__(self) -> None:
-            self.gone = False
+            self.is_evicted = False
 
         def evict(self, reason: str) -> None:
-            self.gone = True
+            self.is_evicted = True
 
-    crowd, someones = PendingConnections(40), [Someone() for _ in range(12)]
-    for someone in someones:
-        crowd.admit(someone)
-    assert [someone.gone for someone in someones] == [True] * 2 + [False] * 10
-    crowd.evict_all("the test is over")
+    pending, peers = PendingConnections(40), [PendingPeer() for _ in range(12)]
+    for peer in peers:
+        pending.admit(peer)
+    assert [peer.is_evicted for peer in peers] == [True] * 2 + [False] * 10
+    pending.evict_all("the test is over")

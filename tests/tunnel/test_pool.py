@@ -17,16 +17,16 @@ from tunnel.engine.pool import DataConnection, Pool
 from tunnel.runtime.reactor import HANGUP, READABLE
 
 
-class Filled:
-    """A pool, the other ends of its connections, and the ids it has dropped."""
+class PoolHarness:
+    """A pool, the other ends of its connections, and the ids of those that it lost."""
 
     def __init__(self, shared: EngineContext, *, is_ingress: bool) -> None:
         self.shared = shared
-        self.dropped: list[int] = []
+        self.lost: list[int] = []
         self.defects: list[Exception] = []
         self.peers: dict[int, socket.socket] = {}
         self.pool = Pool(
-            shared.reactor, is_ingress=is_ingress, on_connection_lost=self.dropped.append, on_crash=self.defects.append
+            shared.reactor, is_ingress=is_ingress, on_connection_lost=self.lost.append, on_crash=self.defects.append
         )
 
     def add(self, *idents: int) -> None:
@@ -46,104 +46,104 @@ class Filled:
             peer.close()
 
 
-@pytest.fixture(params=[True, False], ids=["entrance", "exit"])
-async def filled(request: pytest.FixtureRequest) -> AsyncIterator[Filled]:
+@pytest.fixture(params=[True, False], ids=["ingress", "egress"])
+async def harness(request: pytest.FixtureRequest) -> AsyncIterator[PoolHarness]:
     async with shared_parts() as shared:
-        made = Filled(shared, is_ingress=request.param)
+        made = PoolHarness(shared, is_ingress=request.param)
         yield made
         made.close()
 
 
-entrance = pytest.mark.parametrize("filled", [True], indirect=True)
-exit_ = pytest.mark.parametrize("filled", [False], indirect=True)
+at_ingress = pytest.mark.parametrize("harness", [True], indirect=True)
+at_egress = pytest.mark.parametrize("harness", [False], indirect=True)
 
 
-def taken(filled: Filled) -> int | None:
-    connection = filled.pool.acquire()
+def acquire_ident(harness: PoolHarness) -> int | None:
+    connection = harness.pool.acquire()
     if connection is None:
         return None
-    filled.shared.reactor.close(connection.sock)
+    harness.shared.reactor.close(connection.sock)
     return connection.ident
 
 
-@entrance
-async def test_the_youngest_is_taken_first(filled: Filled) -> None:
-    filled.add(1, 2, 3)
-    assert repr(filled.pool) == "<Pool idle=3 ended=0>"
-    assert [taken(filled) for _ in range(4)] == [3, 2, 1, None]
-    assert not filled.dropped
+@at_ingress
+async def test_the_youngest_connection_is_acquired_first(harness: PoolHarness) -> None:
+    harness.add(1, 2, 3)
+    assert repr(harness.pool) == "<Pool idle=3 ended=0>"
+    assert [acquire_ident(harness) for _ in range(4)] == [3, 2, 1, None]
+    assert not harness.lost
 
 
-@entrance
-@pytest.mark.parametrize("last_words", [b"", b"x"])
-async def test_one_that_stirs_at_the_entrance_is_dropped(filled: Filled, last_words: bytes) -> None:
-    filled.add(1, 2)
+@at_ingress
+@pytest.mark.parametrize("last_bytes", [b"", b"x"])
+async def test_an_idle_connection_with_an_event_is_closed_at_the_ingress(
+    harness: PoolHarness, last_bytes: bytes
+) -> None:
+    harness.add(1, 2)
     await run_loop_turns(3)
-    if last_words:
-        filled.peers[2].send(last_words)
+    if last_bytes:
+        harness.peers[2].send(last_bytes)
     else:
-        filled.peers[2].close()
-    await wait_until_async(lambda: filled.dropped == [2], "it was dropped")
-    assert taken(filled) == 1
+        harness.peers[2].close()
+    await wait_until_async(lambda: harness.lost == [2], "the connection was closed")
+    assert acquire_ident(harness) == 1
 
 
-@entrance
-async def test_one_that_died_unseen_is_never_given_to_a_visitor(filled: Filled) -> None:
-    """The reactor has had no turn since."""
-    filled.add(1, 2, 3)
-    filled.age(2)
-    filled.peers[3].close()
-    filled.peers[2].send(b"x")
+@at_ingress
+async def test_a_connection_that_died_unnoticed_is_never_given_to_a_visitor(harness: PoolHarness) -> None:
+    """The reactor has had no turn since it died."""
+    harness.add(1, 2, 3)
+    harness.age(2)
+    harness.peers[3].close()
+    harness.peers[2].send(b"x")
     for ident in (3, 2):
-        assert select.select([filled.pool._idle[ident].sock], [], [], GUARD_S)[0]
-    assert taken(filled) == 1
-    assert filled.dropped == [3, 2]
+        assert select.select([harness.pool._idle[ident].sock], [], [], GUARD_S)[0]
+    assert acquire_ident(harness) == 1
+    assert harness.lost == [3, 2]
 
 
-@exit_
-async def test_first_bytes_before_the_signal_are_kept(filled: Filled) -> None:
-    filled.add(1)
-    filled.peers[1].send(b"early")
-    await wait_until_async(lambda: filled.pool._idle[1].events & READABLE, "the reactor has told of it")
-    connection = filled.pool.claim(1)
+@at_egress
+async def test_bytes_that_arrive_before_the_signal_are_kept(harness: PoolHarness) -> None:
+    harness.add(1)
+    harness.peers[1].send(b"early")
+    await wait_until_async(lambda: harness.pool._idle[1].events & READABLE, "the reactor has reported the bytes")
+    connection = harness.pool.claim(1)
     assert connection is not None
     assert connection.sock.recv(10) == b"early"
     assert connection.events & READABLE
-    filled.shared.reactor.close(connection.sock)
-    assert filled.pool.claim(1) is None
+    harness.shared.reactor.close(connection.sock)
+    assert harness.pool.claim(1) is None
 
 
-@exit_
-async def test_a_visitor_that_came_and_went_waits_for_its_signal(
-    filled: Filled, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    filled.add(1, 2)
+@at_egress
+async def test_an_ended_connection_waits_for_its_signal(harness: PoolHarness) -> None:
+    harness.add(1, 2)
     for ident in (1, 2):
-        filled.peers[ident].send(b"all")
-        filled.peers[ident].close()
-    await wait_until_async(lambda: sorted(filled.dropped) == [1, 2], "both have ended")
-    assert repr(filled.pool) == "<Pool idle=0 ended=2>"
-    connection = filled.pool.claim(1)
+        harness.peers[ident].send(b"all")
+        harness.peers[ident].close()
+    await wait_until_async(lambda: sorted(harness.lost) == [1, 2], "both have ended")
+    assert repr(harness.pool) == "<Pool idle=0 ended=2>"
+    connection = harness.pool.claim(1)
     assert connection is not None
     assert connection.sock.recv(10) == b"all"
     assert connection.events & HANGUP
-    filled.shared.reactor.close(connection.sock)
-    filled.pool.run_maintenance()
-    assert repr(filled.pool) == "<Pool idle=0 ended=1>"
-    filled.age(pool_module.SIGNAL_GRACE_S + 1)
-    filled.pool.run_maintenance()
-    assert repr(filled.pool) == "<Pool idle=0 ended=0>"
+    harness.shared.reactor.close(connection.sock)
+    harness.pool.run_maintenance()
+    assert repr(harness.pool) == "<Pool idle=0 ended=1>"
+    harness.age(pool_module.SIGNAL_GRACE_S + 1)
+    harness.pool.run_maintenance()
+    assert repr(harness.pool) == "<Pool idle=0 ended=0>"
 
 
-async def test_the_oldest_and_what_is_too_old_are_given_up(filled: Filled) -> None:
-    filled.add(1, 2, 3, 4)
-    assert filled.pool.close_surplus(0) == []
-    assert filled.pool.close_surplus(2) == [1, 2]
-    filled.age(pool_module.MAX_AGE_S + 1)
-    filled.add(5)
-    assert filled.pool.close_surplus(0) == [3, 4]
-    assert len(filled.pool) == 1
-    filled.pool.discard(5)
-    filled.pool.discard(5)
-    assert not len(filled.pool)
-    assert len(filled.shared.reactor) == 0
+async def test_surplus_and_expired_connections_are_closed(harness: PoolHarness) -> None:
+    harness.add(1, 2, 3, 4)
+    assert harness.pool.close_surplus(0) == []
+    assert harness.pool.close_surplus(2) == [1, 2]
+    harness.age(pool_module.MAX_AGE_S + 1)
+    harness.add(5)
+    assert harness.pool.close_surplus(0) == [3, 4]
+    assert len(harness.pool) == 1
+    harness.pool.discard(5)
+    harness.pool.discard(5)
+    assert not len(harness.pool)
+    assert len(harness.shared.reactor) == 0

@@ -1,4 +1,4 @@
-"""Edges come once, closing is safe in the middle of a batch, a defect stays with its owner."""
+"""Edges come once, closing is safe in the middle of a batch, and an exception stays with its owner."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ async def reactor() -> AsyncIterator[Reactor]:
         made.stop()
 
 
-class Ear:
-    """Hears what the reactor says of one socket."""
+class RecordingHandler:
+    """Records the events of one socket, and the defects of its handler."""
 
     def __init__(self, reactor: Reactor, sock: socket.socket) -> None:
         self.reactor = reactor
         self.sock = sock
-        self.heard: list[int] = []
+        self.events: list[int] = []
         self.defects: list[Exception] = []
         self.on_event: Callable[[int], None] = lambda _events: None
         reactor.register(sock, self.ready)
 
     def ready(self, events: int) -> None:
-        self.heard.append(events)
+        self.events.append(events)
         self.on_event(events)
 
     def on_handler_error(self, error: Exception) -> None:
@@ -46,7 +46,7 @@ class Ear:
     @property
     def bits(self) -> int:
         both = 0
-        for events in self.heard:
+        for events in self.events:
             both |= events
         return both
 
@@ -54,173 +54,179 @@ class Ear:
         self.reactor.close(self.sock)
 
 
-def ears(reactor: Reactor, count: int) -> tuple[list[Ear], list[socket.socket]]:
+def make_handlers(reactor: Reactor, count: int) -> tuple[list[RecordingHandler], list[socket.socket]]:
     pairs = [socket.socketpair() for _ in range(count)]
     for ours, theirs in pairs:
         ours.setblocking(False)
         theirs.setblocking(False)
-    return [Ear(reactor, ours) for ours, _ in pairs], [theirs for _, theirs in pairs]
+    return [RecordingHandler(reactor, ours) for ours, _ in pairs], [theirs for _, theirs in pairs]
 
 
-def close(*some: Ear | socket.socket) -> None:
-    for one in some:
-        one.close()
+def close_all(*closables: RecordingHandler | socket.socket) -> None:
+    for closable in closables:
+        closable.close()
 
 
-async def test_what_is_new_comes_once(reactor: Reactor) -> None:
-    (ear,), (peer,) = ears(reactor, 1)
-    await wait_until_async(lambda: ear.bits & WRITABLE, "a new socket is writable")
-    ear.heard.clear()
+async def test_an_event_is_reported_once(reactor: Reactor) -> None:
+    (handler,), (peer,) = make_handlers(reactor, 1)
+    await wait_until_async(lambda: handler.bits & WRITABLE, "a new socket is writable")
+    handler.events.clear()
     peer.send(b"one")
-    await wait_until_async(lambda: ear.bits & READABLE, "bytes are told")
-    count = len(ear.heard)
+    await wait_until_async(lambda: handler.bits & READABLE, "bytes are reported")
+    count = len(handler.events)
     await run_loop_turns(10)
-    assert len(ear.heard) == count, "an edge came twice"
+    assert len(handler.events) == count, "an edge came twice"
     peer.send(b"two")
-    await wait_until_async(lambda: len(ear.heard) > count, "new bytes are told although the old ones are unread")
+    await wait_until_async(
+        lambda: len(handler.events) > count, "new bytes are reported although the old ones are unread"
+    )
     peer.close()
-    await wait_until_async(lambda: ear.bits & HANGUP, "the end is told")
-    assert ear.sock.recv(100) == b"onetwo"
-    ear.close()
+    await wait_until_async(lambda: handler.bits & HANGUP, "the end is reported")
+    assert handler.sock.recv(100) == b"onetwo"
+    handler.close()
 
 
-async def test_a_socket_handed_over_speaks_to_its_new_handler_alone(reactor: Reactor) -> None:
-    (ear,), (peer,) = ears(reactor, 1)
-    await wait_until_async(lambda: ear.heard, "the first event")
-    heard: list[int] = []
-    reactor.set_handler(ear.sock, heard.append)
-    before = len(ear.heard)
+async def test_a_new_handler_replaces_the_old_one(reactor: Reactor) -> None:
+    (handler,), (peer,) = make_handlers(reactor, 1)
+    await wait_until_async(lambda: handler.events, "the first event")
+    recorded: list[int] = []
+    reactor.set_handler(handler.sock, recorded.append)
+    before = len(handler.events)
     peer.send(b"x")
-    await wait_until_async(lambda: heard, "the new handler hears")
-    assert len(ear.heard) == before
+    await wait_until_async(lambda: recorded, "the new handler is called")
+    assert len(handler.events) == before
     assert len(reactor) == 1
-    ear.close()
+    handler.close()
     peer.close()
 
 
-async def test_an_event_of_a_batch_never_reaches_a_socket_that_was_closed_in_it(reactor: Reactor) -> None:
+async def test_an_event_never_reaches_a_socket_that_was_closed_in_its_batch(reactor: Reactor) -> None:
     """Nor a new one with the same number: the number stays taken until the batch is over."""
-    some, peers = ears(reactor, 8)
-    await wait_until_async(lambda: all(ear.heard for ear in some), "the first events")
-    strangers: list[tuple[Ear, socket.socket]] = []
+    handlers, peers = make_handlers(reactor, 8)
+    await wait_until_async(lambda: all(handler.events for handler in handlers), "the first events")
+    new_sockets: list[tuple[RecordingHandler, socket.socket]] = []
 
-    def close_the_others(first: Ear) -> Callable[[int], None]:
+    def close_the_others(first: RecordingHandler) -> Callable[[int], None]:
         def on_event(_events: int) -> None:
-            if strangers:
+            if new_sockets:
                 return
-            for other in some:
+            for other in handlers:
                 if other is not first:
                     other.close()
-            for _ in some:  # new sockets, which would get the numbers of those just closed
+            for _ in handlers:  # new sockets, which would get the numbers of those just closed
                 ours, theirs = socket.socketpair()
-                strangers.append((Ear(reactor, ours), theirs))
+                new_sockets.append((RecordingHandler(reactor, ours), theirs))
 
         return on_event
 
-    for ear in some:
-        ear.heard.clear()
-        ear.on_event = close_the_others(ear)
+    for handler in handlers:
+        handler.events.clear()
+        handler.on_event = close_the_others(handler)
     for peer in peers:
         peer.send(b"x")
-    await wait_until_async(lambda: strangers, "the batch came")
+    await wait_until_async(lambda: new_sockets, "the batch came")
     await run_loop_turns(5)
-    assert sum(bool(ear.heard) for ear in some) == 1
-    assert not any(ear.bits & READABLE for ear, _ in strangers)
-    assert all(ear.sock.fileno() == -1 for ear in some if not ear.heard), "closed when the batch was over"
-    for ear, theirs in strangers:
-        ear.close()
+    assert sum(bool(handler.events) for handler in handlers) == 1
+    assert not any(handler.bits & READABLE for handler, _ in new_sockets)
+    assert all(handler.sock.fileno() == -1 for handler in handlers if not handler.events), (
+        "closed when the batch was over"
+    )
+    for handler, theirs in new_sockets:
+        handler.close()
         theirs.close()
-    for ear in some:
-        ear.close()
+    for handler in handlers:
+        handler.close()
     for peer in peers:
         peer.close()
 
 
 async def test_closing_twice_closes_once(reactor: Reactor) -> None:
-    (ear,), (peer,) = ears(reactor, 1)
-    ear.close()
-    with os.fdopen(os.open("/dev/null", os.O_RDONLY)) as newcomer:  # takes the number
-        ear.close()
-        os.fstat(newcomer.fileno())
+    (handler,), (peer,) = make_handlers(reactor, 1)
+    handler.close()
+    with os.fdopen(os.open("/dev/null", os.O_RDONLY)) as other:  # takes the number
+        handler.close()
+        os.fstat(other.fileno())
     peer.close()
 
 
-async def test_who_stops_for_fairness_is_called_again_after_the_others(reactor: Reactor) -> None:
-    (greedy, modest), peers = ears(reactor, 2)
-    await wait_until_async(lambda: greedy.heard and modest.heard, "the first events")
+async def test_a_handler_that_stops_for_fairness_is_called_again_after_the_others(reactor: Reactor) -> None:
+    (greedy, modest), peers = make_handlers(reactor, 2)
+    await wait_until_async(lambda: greedy.events and modest.events, "the first events")
     order: list[str] = []
 
-    def take_one(_events: int) -> None:
+    def read_one(_events: int) -> None:
         with suppress(BlockingIOError):
             greedy.sock.recv(1)
             order.append("greedy")
             reactor.call_again(greedy.ready)
 
-    def take_all(events: int) -> None:
+    def read_all(events: int) -> None:
         if events & READABLE:
             order.append("modest")
 
-    greedy.on_event, modest.on_event = take_one, take_all
+    greedy.on_event, modest.on_event = read_one, read_all
     peers[0].send(b"x" * 200)
     peers[1].send(b"x")
     await wait_until_async(lambda: order.count("greedy") == 200, "all was read")
     assert order.index("modest") <= 2
-    close(*peers, greedy, modest)
+    close_all(*peers, greedy, modest)
 
 
-async def test_a_defect_reaches_its_owner_alone(reactor: Reactor) -> None:
-    some, peers = ears(reactor, 5)
-    await wait_until_async(lambda: all(ear.heard for ear in some), "the first events")
+async def test_an_exception_in_a_handler_reaches_only_its_owner(reactor: Reactor) -> None:
+    handlers, peers = make_handlers(reactor, 5)
+    await wait_until_async(lambda: all(handler.events for handler in handlers), "the first events")
 
-    def slip(_events: int) -> None:
-        raise RuntimeError("a slip")
+    def fail(_events: int) -> None:
+        raise RuntimeError("a bug")
 
-    some[2].on_event = slip
-    for ear in some:
-        ear.heard.clear()
+    handlers[2].on_event = fail
+    for handler in handlers:
+        handler.events.clear()
     for peer in peers:
         peer.send(b"x")
-    await wait_until_async(lambda: all(ear.bits & READABLE for ear in some), "all were told")
-    assert [len(ear.defects) for ear in some] == [0, 0, 1, 0, 0]
-    some[2].defects.clear()
-    reactor.call_again(some[2].ready)
-    await wait_until_async(lambda: some[2].defects, "a defect in a second call is told")
-    close(*some, *peers)
+    await wait_until_async(lambda: all(handler.bits & READABLE for handler in handlers), "all events were reported")
+    assert [len(handler.defects) for handler in handlers] == [0, 0, 1, 0, 0]
+    handlers[2].defects.clear()
+    reactor.call_again(handlers[2].ready)
+    await wait_until_async(lambda: handlers[2].defects, "an exception in a second call is reported")
+    close_all(*handlers, *peers)
 
 
-async def test_a_defect_that_nobody_answers_for_costs_no_neighbour_an_event(reactor: Reactor) -> None:
-    told: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
-    some, peers = ears(reactor, 6)
-    await wait_until_async(lambda: all(ear.heard for ear in some), "the first events")
+async def test_an_exception_without_an_owner_costs_no_other_socket_an_event(reactor: Reactor) -> None:
+    contexts: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: contexts.append(context))
+    handlers, peers = make_handlers(reactor, 6)
+    await wait_until_async(lambda: all(handler.events for handler in handlers), "the first events")
 
-    def slip(_events: int) -> None:
-        raise RuntimeError("a slip")
+    def fail(_events: int) -> None:
+        raise RuntimeError("a bug")
 
-    class Careless(Ear):
+    class FailingOwner(RecordingHandler):
         def on_handler_error(self, error: Exception) -> None:
             raise error
 
-    ours, careless_peer = socket.socketpair()
-    careless = Careless(reactor, ours)
-    await wait_until_async(lambda: careless.heard, "the first event")
-    careless.on_event = slip
-    reactor.set_handler(some[0].sock, lambda _events: slip(0))
-    for ear in some:
-        ear.heard.clear()
-    for peer in (careless_peer, *peers):
+    ours, failing_peer = socket.socketpair()
+    failing = FailingOwner(reactor, ours)
+    await wait_until_async(lambda: failing.events, "the first event")
+    failing.on_event = fail
+    reactor.set_handler(handlers[0].sock, lambda _events: fail(0))
+    for handler in handlers:
+        handler.events.clear()
+    for peer in (failing_peer, *peers):
         peer.send(b"x")
-    await wait_until_async(lambda: all(ear.bits & READABLE for ear in some[1:]), "the neighbours were told")
-    await wait_until_async(lambda: len(told) == 2, "both defects were told to the loop")
+    await wait_until_async(
+        lambda: all(handler.bits & READABLE for handler in handlers[1:]), "the other sockets got their events"
+    )
+    await wait_until_async(lambda: len(contexts) == 2, "both exceptions were reported to the loop")
     done: list[int] = []
     reactor.defer(lambda: done.append(1))
-    await wait_until_async(lambda: done, "the reactor goes on")
-    close(*some, *peers, careless, careless_peer)
+    await wait_until_async(lambda: done, "the reactor continues")
+    close_all(*handlers, *peers, failing, failing_peer)
 
 
-async def test_what_is_deferred_in_a_batch_leaves_after_all_of_it(reactor: Reactor) -> None:
-    some, peers = ears(reactor, 5)
-    await wait_until_async(lambda: all(ear.heard for ear in some), "the first events")
+async def test_deferred_callbacks_run_after_the_whole_batch(reactor: Reactor) -> None:
+    handlers, peers = make_handlers(reactor, 5)
+    await wait_until_async(lambda: all(handler.events for handler in handlers), "the first events")
     order: list[str] = []
 
     def on_event(_events: int) -> None:
@@ -229,20 +235,20 @@ async def test_what_is_deferred_in_a_batch_leaves_after_all_of_it(reactor: React
             reactor.defer(lambda: order.append("deferred"))
         order.append("event")
 
-    for ear in some:
-        ear.on_event = on_event
+    for handler in handlers:
+        handler.on_event = on_event
     for peer in peers:
         peer.send(b"x")
     await wait_until_async(lambda: "nested" in order, "the deferred was called")
     assert order == ["event"] * 5 + ["deferred", "nested"]
-    close(*some, *peers)
+    close_all(*handlers, *peers)
 
 
-async def test_a_turn_that_was_asked_for_before_the_stop_is_no_defect() -> None:
-    told: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+async def test_a_turn_scheduled_before_the_stop_does_nothing() -> None:
+    contexts: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: contexts.append(context))
     reactor = Reactor()
     reactor.defer(lambda: None)
     reactor.stop()
     await run_loop_turns(3)
-    assert not told
+    assert not contexts

@@ -135,3 +135,14 @@ async def test_a_name_that_no_name_server_can_be_asked_for_cannot_be_resolved() 
     with pytest.raises(socket.gaierror) as caught:
         await resolver.resolve(Address("a" * 70 + ".example", 1))
     assert sockets.describe_error(caught.value) == "its name cannot be resolved"
+
+
+@pytest.mark.parametrize(
+    ("host", "dialled"), [("", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("127.0.0.5", "127.0.0.5")]
+)
+async def test_a_literal_is_resolved_once_and_a_wildcard_means_this_host(host: str, dialled: str) -> None:
+    target = DialTarget(Address(host, 80))
+    [(_, sockaddr)] = await target.resolve()
+    assert sockaddr[:2] == (dialled, 80)
+    target.invalidate()
+    assert target.cached() is not None

@@ -1,4 +1,4 @@
-"""TLS sessions in memory: a half-close swallows nothing, a cut is no end, a stranger's certificate is seen."""
+"""TLS sessions in memory: a half-close loses nothing, truncation is an error, certificates are compared."""
 
 from __future__ import annotations
 
@@ -13,83 +13,83 @@ from tunnel.runtime import tls
 from tunnel.runtime.tls import SelfSignedCertificate, TlsError, TlsSession
 
 
-def read(session: TlsSession) -> bytes:
-    """All plaintext that is there."""
+def read_all(session: TlsSession) -> bytes:
+    """Return all plaintext that is available."""
     buffer = memoryview(bytearray(10_000))
-    heard = b""
+    received = b""
     while got := session.read_into(buffer):
-        heard += bytes(buffer[:got])
-    return heard
+        received += bytes(buffer[:got])
+    return received
 
 
 @given(st.binary(max_size=50_000), st.lists(st.integers(1, 20_000), min_size=1, max_size=5))
-def test_plaintext_survives_any_cutting_of_the_ciphertext(said: bytes, cuts: list[int]) -> None:
+def test_plaintext_arrives_however_the_ciphertext_is_cut(sent: bytes, cuts: list[int]) -> None:
     client, server = tls_pair()
-    client.write(said)
-    sealed, heard, turn = client.data_to_send(), b"", 0
-    while sealed:
+    client.write(sent)
+    ciphertext, received, turn = client.data_to_send(), b"", 0
+    while ciphertext:
         cut = cuts[turn % len(cuts)]
-        server.receive_data(sealed[:cut])
-        sealed, turn = sealed[cut:], turn + 1
-        heard += read(server)
-    assert heard == said
+        server.receive_data(ciphertext[:cut])
+        ciphertext, turn = ciphertext[cut:], turn + 1
+        received += read_all(server)
+    assert received == sent
     assert not server.peer_closed
 
 
 @pytest.mark.parametrize("reading", [True, False])
-def test_a_half_close_swallows_nothing(*, reading: bool) -> None:
-    """One end says that it is done while the other's bytes are on their way, or here and unread."""
+def test_a_half_close_loses_nothing(*, reading: bool) -> None:
+    """One end closes its direction while bytes of the other are under way, or received and unread."""
     client, server = tls_pair()
     server.write(b"a" * 40_000)
     client.receive_data(server.data_to_send())
-    heard = read(client) if reading else b""
+    received = read_all(client) if reading else b""
     client.close_notify()
     server.receive_data(client.data_to_send())
-    assert read(server) == b""
+    assert read_all(server) == b""
     assert server.peer_closed
     server.write(b"b" * 20_000)
     client.receive_data(server.data_to_send())
     assert not client.peer_closed
-    assert heard + read(client) == b"a" * 40_000 + b"b" * 20_000
+    assert received + read_all(client) == b"a" * 40_000 + b"b" * 20_000
     server.close_notify()
     client.receive_data(server.data_to_send())
-    assert read(client) == b""
+    assert read_all(client) == b""
     assert client.peer_closed
 
 
-def test_the_end_comes_after_the_last_byte() -> None:
+def test_the_end_follows_the_last_byte() -> None:
     client, server = tls_pair()
     client.write(b"last")
     client.close_notify()
     server.receive_data(client.data_to_send())
-    assert read(server) == b"last"
+    assert read_all(server) == b"last"
     assert server.peer_closed
 
 
-def test_a_connection_that_was_cut_is_no_end() -> None:
+def test_a_truncated_connection_is_an_error() -> None:
     client, server = tls_pair()
     client.write(b"half")
     server.receive_data(client.data_to_send())
-    assert read(server) == b"half"
+    assert read_all(server) == b"half"
     server.receive_eof()
     with pytest.raises(TlsError):
-        read(server)
+        read_all(server)
     assert not server.peer_closed
 
 
 @given(st.integers(5, 100), st.integers(1, 255))
-def test_a_changed_byte_is_noticed(at: int, flip: int) -> None:
+def test_a_changed_byte_is_detected(at: int, flip: int) -> None:
     client, server = tls_pair()
     client.write(b"x" * 100)
-    sealed = bytearray(client.data_to_send())
-    sealed[at] ^= flip
-    server.receive_data(bytes(sealed))
+    ciphertext = bytearray(client.data_to_send())
+    ciphertext[at] ^= flip
+    server.receive_data(bytes(ciphertext))
     with pytest.raises(TlsError):
-        read(server)
+        read_all(server)
 
 
 @given(st.binary(min_size=1, max_size=300))
-def test_garbage_is_no_handshake(garbage: bytes) -> None:
+def test_garbage_fails_the_handshake(garbage: bytes) -> None:
     server = TlsSession(server_context(), server_side=True)
     server.receive_data(garbage)
     server.receive_eof()
@@ -97,14 +97,14 @@ def test_garbage_is_no_handshake(garbage: bytes) -> None:
         server.do_handshake()
 
 
-def test_a_certificate_is_what_both_ends_take_it_for() -> None:
+def test_both_ends_see_the_same_certificate() -> None:
     client, server = tls_pair()
     assert client.peer_certificate() == tls.presented_certificate(server_context()) != b""
     assert server.peer_certificate() == b""
     assert tls.presented_certificate(server_context(other_pem)) != client.peer_certificate()
 
 
-async def test_a_process_makes_one_certificate_and_leaves_nothing_open() -> None:
+async def test_one_self_signed_certificate_is_made_and_nothing_stays_open() -> None:
     identity = SelfSignedCertificate()
     first = await identity.context()
     with no_descriptor_leak():
@@ -117,12 +117,14 @@ def spec(**rest: object) -> TunnelSpec:
     return TunnelSpec(**values)  # type: ignore[arg-type]  # the test's own fields
 
 
-async def test_files_are_taken_and_their_faults_named(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_certificate_files_are_loaded_and_their_errors_are_named(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     folder = tmp_path_factory.mktemp("tls")
     good, other, bad, none = (folder / name for name in ("good.pem", "other.pem", "bad.pem", "none.pem"))
     good.write_bytes(pem())
     other.write_bytes(other_pem())
-    bad.write_text("nothing of the kind")
+    bad.write_text("not a certificate")
     context = await tls.server_context(spec(tls_cert=good, tls_key=good), SelfSignedCertificate())
     assert tls.presented_certificate(context) == tls.presented_certificate(server_context())
     for cert, key in ((bad, bad), (good, other), (none, none)):

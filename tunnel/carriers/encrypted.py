@@ -120,7 +120,7 @@ class DecryptingFlow(Flow):
         session: TlsSession,
         reply: Callable[[bytes], bool],
     ) -> None:
-        """``reply`` sends what TLS itself has to answer, such as the answer to a key update."""
+        """``reply`` sends the answers of the TLS layer, such as the answer to a key update."""
         super().__init__(relay, source, sink, counter)
         self._session = session
         self._has_undecrypted_input = True  # the session may hold input that was not decrypted yet

@@ -88,7 +88,7 @@ class Egress(TunnelEnd):
         self._probe_timer: asyncio.TimerHandle | None = None
         self.max_retry_delay_s = 5.0
         """longest delay between two probes of a target that does not answer"""
-        self.trouble: str | None = None
+        self.target_error: str | None = None
         """why the target cannot be reached, as a sentence; None while it can"""
         self.attempt = 0
         """failed attempts in a row"""
@@ -117,8 +117,8 @@ class Egress(TunnelEnd):
     def attach(self, link: Link) -> None:
         """Serve the signals of this link, too, and report an unreachable target on it."""
         super().attach(link)
-        if self.trouble is not None:
-            link.session.send_target_status(self.trouble)
+        if self.target_error is not None:
+            link.session.send_target_status(self.target_error)
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class Egress(TunnelEnd):
         """Relay the visitor to the connected target; a probe only shows that the target answers."""
         self._forget_dial(dial)
         self._target.prefer(sockaddr)
-        if self.trouble is not None:
+        if self.target_error is not None:
             self._on_target_recovered()
         if dial.data is None or dial.link is None:
             self.reactor.close(sock)
@@ -237,9 +237,9 @@ class Egress(TunnelEnd):
 
     def _on_target_failed(self, reason: str, *, probe: bool) -> None:
         self._event_log.warn_throttled(EventKind.TARGET, reason, reason)
-        first = self.trouble is None
-        self.trouble = reason
-        if probe or first:
+        was_reachable = self.target_error is None
+        self.target_error = reason
+        if probe or was_reachable:
             self._cancel_probe()
             self.attempt += 1
             delay = backoff.retry_delay(self.attempt, self.max_retry_delay_s, random.uniform)
@@ -249,19 +249,19 @@ class Egress(TunnelEnd):
 
     def _on_target_recovered(self) -> None:
         self._event_log.log_info(EventKind.TARGET, f"the target {self._target.address} answers again")
-        self.trouble = None
+        self.target_error = None
         self.attempt = 0
         self._cancel_probe()
         self._publish_target_state()
 
     def _publish_target_state(self) -> None:
         for link in self._links:
-            link.session.send_target_status(self.trouble)
+            link.session.send_target_status(self.target_error)
         self._on_target_changed()
 
     def probe_now(self) -> None:
         """Probe an unreachable target now, without waiting for its delay."""
-        if self.trouble is not None:
+        if self.target_error is not None:
             self._cancel_probe()
             self._start_dial(TargetDial(self, None, None, self._loop.time() + DIAL_TIMEOUT_S))
 

@@ -323,7 +323,7 @@ class Engine:
             if self._server is not None:
                 self._to(State.WAITING, reason)
             return
-        trouble = self._end.trouble if isinstance(self._end, Egress) else link.session.target_error
+        trouble = self._end.target_error if isinstance(self._end, Egress) else link.session.target_error
         dial_trouble = self._filler.dial_error if self._filler is not None else None
         if trouble is not None:
             self._to(State.COOLDOWN, trouble)
@@ -453,7 +453,7 @@ class Engine:
         """Seconds until the next attempt, and which it is."""
         if self._standing.state is not State.COOLDOWN:
             return 0.0, 0 if self._standing.state is State.UP else self._attempt
-        if isinstance(self._end, Egress) and self._end.trouble is not None and self._link is not None:
+        if isinstance(self._end, Egress) and self._end.target_error is not None and self._link is not None:
             due, attempt = self._end.next_attempt_at, self._end.attempt
         else:
             due, attempt = self._next_attempt, self._attempt

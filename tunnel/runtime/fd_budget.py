@@ -1,7 +1,7 @@
 """The file descriptors of this process: how many it may have, and how many of them visitors may use.
 
-Visitors come last. The data connections and targets of present visitors, and what lets operators see and control the
-daemon (the file, the local API, the broker), must get a descriptor even when the table is almost full.
+Visitors come last. The data connections and targets of present visitors must get a descriptor even when the table is
+almost full. So must everything that lets operators see and control the daemon: the file, the local API, the broker.
 """
 
 from __future__ import annotations

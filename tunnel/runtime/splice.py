@@ -34,7 +34,7 @@ class Pipe:
         self.size = fcntl.fcntl(self.write_fd, fcntl.F_GETPIPE_SZ)
 
     def close(self) -> None:
-        """Close both descriptors."""
+        """Close both descriptors of the pipe."""
         os.close(self.read_fd)
         os.close(self.write_fd)
 
