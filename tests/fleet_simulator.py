@@ -17,9 +17,9 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from orchestrator.mqtt.broker import Broker
 from orchestrator.mqtt.commands import CommandHandler
@@ -28,6 +28,8 @@ from orchestrator.mqtt.publisher import Publisher
 from orchestrator.mqtt.session import BrokerClient
 from orchestrator.mqtt.topics import HostTopics
 from orchestrator.process.task_scope import task_scope
+from orchestrator.status.contract import ConfigStatus
+from orchestrator.status.store import snapshot_store
 from orchestrator.supervisor.control import ControlService
 from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.registry import UnknownTunnelError
@@ -71,33 +73,34 @@ def name_of_tunnel(number: int) -> str:
 class SimulatedTunnels:
     """Invented tunnels with the part of the supervisor's interface that status readers and commands use."""
 
+    generation = 1
+    is_ready = True
+
     def __init__(self, host: int, hosts: int, count: int, busy: float) -> None:
         self.bus = EventBus()
+        self.store = snapshot_store()
         self.tunnels = {seen.name: seen for seen in (_tunnel(host, hosts, number) for number in range(count))}
         self.busy = tuple(self.tunnels)[: round(busy * count)]
+        self._started_at = format_timestamp(time.time())
+
+    async def refresh(self, within_s: float = 0.0, *, everything: bool = False) -> None:
+        """Bring the store up to date."""
+        for name, snapshot in self.tunnels.items():
+            self.store.update(name, snapshot)
+
+    def config_status(self) -> ConfigStatus:
+        """Return the status of a file that does not exist."""
+        return ConfigStatus(path="simulated.yaml", ok=True, loaded_at=self._started_at)
 
     def snapshots(self) -> tuple[Snapshot, ...]:
         """Return the snapshots of all tunnels."""
-        return tuple(self.each())
-
-    def each(self) -> Iterator[Snapshot]:
-        """Yield the snapshots one by one."""
-        yield from tuple(self.tunnels.values())
+        return tuple(self.tunnels.values())
 
     def snapshot(self, name: str) -> Snapshot:
         """Return the snapshot of one tunnel. Raises UnknownTunnelError."""
         if name not in self.tunnels:
             raise UnknownTunnelError(name)
         return self.tunnels[name]
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether commands are accepted: always."""
-        return True
-
-    def head(self) -> dict[str, Any]:
-        """Return the status without the tunnels."""
-        return {"generation": 1, "config": {"ok": True, "error": None}, "mqtt": {"state": "off"}}
 
     def add_traffic(self) -> None:
         """Add visitors to the busy tunnels."""
@@ -198,11 +201,6 @@ class SimulatedHost:
     tunnels: SimulatedTunnels
     publisher: Publisher
 
-    @property
-    def is_fully_published(self) -> bool:
-        """Whether everything has been published."""
-        return self.publisher.has_published_all
-
 
 def make_host(broker: Broker, number: int, hosts: int, tunnels: int, busy: float) -> SimulatedHost:
     """Make a host that is not connected yet."""
@@ -248,7 +246,7 @@ async def simulated_fleet(
 
 
 async def _wait_published(hosts: Sequence[SimulatedHost]) -> None:
-    while not all(host.is_fully_published for host in hosts):  # noqa: ASYNC110  publishers have no event for it
+    while not all(host.publisher.has_published_all for host in hosts):  # noqa: ASYNC110  publishers have no event for it
         await asyncio.sleep(_POLL_INTERVAL_S)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -27,11 +27,12 @@ from orchestrator.commands.common import (
 from orchestrator.commands.control import format_tunnels
 from orchestrator.process.logformat import printable
 from orchestrator.process.setup import print_message
+from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.errors import did_you_mean
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Broker
-    from orchestrator.mqtt.fleet import Fleet, Json
+    from orchestrator.mqtt.fleet import Fleet, HostJson
     from orchestrator.mqtt.payloads import ResponsePayload
     from orchestrator.mqtt.reader import FleetReader
     from orchestrator.status.json_types import TunnelJson
@@ -131,14 +132,14 @@ def ps(*, names: tuple[str, ...], as_json: bool, paths: bool, **broker: Any) -> 
     return _run_with_reader(broker_at(**broker), list_tunnels)
 
 
-def _select_hosts(found: Fleet, names: Sequence[str], now: float) -> list[Json]:
+def _select_hosts(found: Fleet, names: Sequence[str], now: float) -> list[HostJson]:
     """The named hosts as JSON, with the named tunnels; a name that matches nothing ends the command."""
     hosts = [host.as_json(now, time.time()) for host in found]
     if not names:
         return hosts
     for name in names:
         _resolve_targets(found, name)
-    selected = []
+    selected: list[HostJson] = []
     for host in hosts:
         tunnels = [t for t in host["tunnels"] if any(_matches_name(host["host"], t["name"], name) for name in names)]
         if tunnels or any(fnmatchcase(host["host"], name) for name in names):
@@ -195,7 +196,7 @@ def _known_hosts(found: Fleet) -> str:
     return f"; known hosts: {', '.join(sorted(found.hosts)[:_MAX_HOSTS_LISTED])}"
 
 
-def _print_hosts(hosts: Sequence[Json]) -> None:
+def _print_hosts(hosts: Sequence[HostJson]) -> None:
     if not hosts:
         print_message("no host has published to this broker")
     for number, host in enumerate(hosts):
@@ -205,16 +206,15 @@ def _print_hosts(hosts: Sequence[Json]) -> None:
         if not host["config"]["ok"] and host["config"]["error"]:
             click.echo(printable(f"the last valid configuration stays in force: {host['config']['error']}"))
         if host["tunnels"]:
-            shown = [_mark_unknown_state(tunnel, host) for tunnel in host["tunnels"]]
-            click.echo(format_tunnels(cast("list[TunnelJson]", shown)))
+            click.echo(format_tunnels([_mark_unknown_state(tunnel, host) for tunnel in host["tunnels"]]))
 
 
-def _mark_unknown_state(tunnel: Json, host: Json) -> Json:
+def _mark_unknown_state(tunnel: TunnelJson, host: HostJson) -> TunnelJson:
     """The state of a tunnel is unknown while its host is not online."""
     return tunnel if host["presence"] == "online" else {**tunnel, "state": f"was {tunnel['state']}"}
 
 
-def _headline(host: Json) -> str:
+def _headline(host: HostJson) -> str:
     machine = f" ({host['name']})" if host["name"] not in {None, host["host"]} else ""
     parts = [f"{host['host']}{machine}", host["presence"], _count_tunnels(len(host["tunnels"]))]
     if host["presence"] != "online":
@@ -233,7 +233,7 @@ def _format_age(seconds: float) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def _print_paths(found: Fleet, hosts: Sequence[Json], now: float, *, as_json: bool) -> None:
+def _print_paths(found: Fleet, hosts: Sequence[HostJson], now: float, *, as_json: bool) -> None:
     from orchestrator.mqtt.fleet import link_paths  # noqa: PLC0415  as in broker_at
 
     selected = {(host["host"], tunnel["name"]) for host in hosts for tunnel in host["tunnels"]}
@@ -263,7 +263,7 @@ class _CommandResult:
     seconds: float
     is_answered: bool = True
 
-    def as_json(self) -> Json:
+    def as_json(self) -> dict[str, object]:
         response = self.response
         return {
             "host": self.target.host,
@@ -343,9 +343,6 @@ def _print_results(verb: str, results: Sequence[_CommandResult], *, as_json: boo
     return 0 if is_good else EXIT_FAILED
 
 
-_add_verb("start", "Start stopped tunnels; HOST alone means all its tunnels.", drains=False)
-_add_verb("stop", "Drain tunnels up to their SHUTDOWN_TIMEOUT, then stop them; HOST alone means all.", drains=True)
-_add_verb("restart", "Drain tunnels up to their SHUTDOWN_TIMEOUT, then start them; HOST alone means all.", drains=True)
-_add_verb("drain", "Drain tunnels up to the file's drain_timeout, then stop them; HOST alone means all.", drains=True)
-_add_verb("retry", "End the cooldown of tunnels; HOST alone means all its tunnels.", drains=False)
+for _command in TUNNEL_COMMANDS.values():
+    _add_verb(_command.name, f"{_command.summary} HOST alone means all its tunnels.", drains=_command.takes_timeout)
 _add_verb(_RELOAD, "Make hosts read their file again.", drains=False)

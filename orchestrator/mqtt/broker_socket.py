@@ -25,12 +25,12 @@ from tunnel.model.address import Address
 from tunnel.runtime import resolver, sockets
 
 KEEPALIVE_S: Final = 15
-"""After this silence the library sends PINGREQ; mosquitto closes a connection that is silent for one and a half."""
+"""After this silence the library sends PINGREQ; brokers close a connection that is silent for 1.5 times as long."""
 STEP_TIMEOUT_S: Final = 5.0
 """For each step of a connection: TLS handshake, CONNACK, SUBACK."""
 CLOSE_TIMEOUT_S: Final = 1.0
 
-_MAX_SILENCE_S: Final = 1.5 * KEEPALIVE_S  # the broker is dead by then: it has not answered a PINGREQ
+_MAX_SILENCE_S: Final = 2 * KEEPALIVE_S - 1  # a PINGREQ is not answered; one second later the library gives up
 _DIAL_TIMEOUT_S: Final = 2.5  # per address: TCP sends SYN again after one second, and the broker may be back by then
 _CHUNK_BYTES: Final = 64 * 1024
 

@@ -6,15 +6,15 @@ import asyncio
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, cast
 
-from orchestrator.mqtt.payloads import VERSION, ResponsePayload, parse_json, parse_timestamp
+from orchestrator.mqtt.payloads import VERSION, JsonObject, ResponsePayload, parse_json, parse_timestamp
 from orchestrator.mqtt.topics import RESPONSE
 from orchestrator.supervisor.control import CommandConflictError, ReadOnlyError
 from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.registry import UnknownTunnelError
+from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.errors import did_you_mean
 from tunnel.model.events import EventKind, EventLog
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from orchestrator.supervisor.control import ControlService
     from orchestrator.supervisor.reload import ReloadResult
 
-OPS: Final = ("start", "stop", "restart", "drain", "reload", "retry")
-"""The commands. Each names the wanted state; none toggles."""
-
-RELOAD_EVENT: Final = "reload"
+RELOAD_OP: Final = "reload"
 """The only command that is for the host and not for tunnels."""
+
+OPS: Final = (*TUNNEL_COMMANDS, RELOAD_OP)
+"""The commands. Each names the wanted state; none toggles."""
 
 ALL_TUNNELS: Final = "*"
 """The target that means every tunnel of the host."""
@@ -59,7 +59,7 @@ class Command:
     """last level of the response topic"""
     op: str
     target: str | None
-    """a tunnel's name, or ALL_TUNNELS; None for RELOAD"""
+    """a tunnel's name, or ALL_TUNNELS; None for RELOAD_OP"""
     timeout: float | None = None
     """limit of the drain that the command implies, in seconds"""
 
@@ -101,9 +101,10 @@ class CommandValidator:
         if reason is not None:
             raise CommandRefusedError(reason, id_, reply)
         self._remember(id_)
-        return Command(id_, reply, payload["op"], payload.get("target"), payload.get("timeout"))
+        target, timeout = payload.get("target"), payload.get("timeout")  # of these types, as was checked
+        return Command(id_, reply, str(payload["op"]), cast("str | None", target), cast("float | None", timeout))
 
-    def _check_freshness(self, payload: Mapping[str, object], id_: str, *, is_retained: bool, now: float) -> str | None:
+    def _check_freshness(self, payload: JsonObject, id_: str, *, is_retained: bool, now: float) -> str | None:
         """Why the command may be old or repeated; None where it is fresh."""
         if is_retained:
             return "the command was retained by the broker, so its age is unknown; publish it without retain"
@@ -129,7 +130,7 @@ class CommandValidator:
             self._seen.popitem(last=False)
 
 
-def _parse_ids(payload: Mapping[str, Any]) -> tuple[str, str]:
+def _parse_ids(payload: JsonObject) -> tuple[str, str]:
     """The command's id, and the last level of the topic for its response. Raises CommandRefusedError."""
     id_ = payload.get("id")
     reply = payload.get("reply", id_)
@@ -140,7 +141,7 @@ def _parse_ids(payload: Mapping[str, Any]) -> tuple[str, str]:
     return id_, reply
 
 
-def _check_fields(payload: Mapping[str, object]) -> str | None:
+def _check_fields(payload: JsonObject) -> str | None:
     """What is wrong with the fields of the command; None where they are valid."""
     if payload.get("v") != VERSION:
         return f"the command is not of version {VERSION}: it needs v: {VERSION}"
@@ -148,7 +149,7 @@ def _check_fields(payload: Mapping[str, object]) -> str | None:
     if op not in OPS:
         hint = did_you_mean(op, OPS) if isinstance(op, str) else ""
         return f"unknown op {str(op)[:_MAX_OP_CHARS_SHOWN]!r}{hint or '; known: ' + ', '.join(OPS)}"
-    if op == RELOAD_EVENT:
+    if op == RELOAD_OP:
         return None if target is None else "reload is for the whole host and takes no target"
     if not (isinstance(target, str) and target):
         return f"{op} needs a target: the name of a tunnel, or {ALL_TUNNELS} for all of them"
@@ -210,7 +211,7 @@ class CommandHandler:
 
     async def _execute(self, command: Command) -> ResponsePayload:
         try:
-            if command.op == RELOAD_EVENT:
+            if command.op == RELOAD_OP:
                 return _reload_response(command, await self._control.reload())
             if command.target == ALL_TUNNELS:
                 return await self._execute_for_all(command)
@@ -219,7 +220,7 @@ class CommandHandler:
             return ResponsePayload.failed(command.id, str(refused))
         except Exception as error:  # noqa: BLE001  a defect: the sender gets an answer all the same
             return ResponsePayload.failed(command.id, describe_crash(error))
-        return ResponsePayload(command.id, outcome.as_json())
+        return ResponsePayload(command.id, {**outcome.as_json()})
 
     async def _execute_for_all(self, command: Command) -> ResponsePayload:
         results: dict[str, object] = {}

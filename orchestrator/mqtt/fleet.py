@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypedDict, TypeVar
 
 from orchestrator.mqtt.ownership import SILENT_AFTER_S
 from orchestrator.mqtt.payloads import (
     ENVELOPE_KEYS,
     STATS_KEYS,
     InfoPayload,
+    JsonObject,
     StatusPayload,
     decode,
     parse_timestamp,
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from orchestrator.mqtt.topics import ParsedTopic
     from orchestrator.status.json_types import TunnelJson
 
-Json = dict[str, Any]
-
 ONLINE: Final = "online"
 SILENT: Final = "silent"
 """The host is said to be online, but has published nothing for too long: host and broker may have died together."""
@@ -33,6 +31,54 @@ GONE: Final = "gone"
 
 _UNKNOWN_STATUS: Final = StatusPayload()
 _UNKNOWN_INFO: Final = InfoPayload()
+
+
+class HostConfigJson(TypedDict):
+    """Whether the file of a host is valid."""
+
+    ok: bool | None
+    error: str | None
+
+
+class HostJson(TypedDict):
+    """One host, as ``fleet ps --json`` shows it. What the host has not published is null."""
+
+    host: str
+    presence: str
+    heard_at: str | None
+    age_s: float | None
+    boot: str | None
+    name: str | None
+    version: str | None
+    generation: int | None
+    config: HostConfigJson
+    read_only: bool | None
+    commands: bool | None
+    started_at: str | None
+    tunnels: list[TunnelJson]
+
+
+class PathEndJson(TypedDict):
+    """One end of a path, as ``fleet ps --json --paths`` shows it."""
+
+    host: str
+    presence: str
+    tunnel: str
+    role: str
+    state: str
+    reason: str | None
+    address: str
+
+
+class PathJson(TypedDict):
+    """One path, as ``fleet ps --json --paths`` shows it."""
+
+    link: str | None
+    direction: str | None
+    up: bool
+    entrance: PathEndJson | None
+    exit: PathEndJson | None
+
 
 # --- hosts ------------------------------------------------------------------------------------------------------------
 
@@ -111,7 +157,7 @@ class Host:
         """The id of the tunnel's link, or of the last one that was seen."""
         return self._last_links.get(tunnel)
 
-    def as_json(self, now: float, wall: float) -> Json:
+    def as_json(self, now: float, wall: float) -> HostJson:
         """The host as ``fleet ps --json`` shows it; ``wall`` is the time of day at ``now``, seconds since the epoch."""
         age, info = self.age(now), self.info
         return {
@@ -130,7 +176,7 @@ class Host:
             "tunnels": self.tunnels(),
         }
 
-    def apply(self, topic: ParsedTopic, payload: Json) -> bool:
+    def apply(self, topic: ParsedTopic, payload: JsonObject) -> bool:
         """Take over a message of the host; False where it is malformed, or of an earlier run."""
         match topic.kind:
             case "status":
@@ -147,20 +193,20 @@ class Host:
                 return self._apply_stats(topic.name, payload)
         return True
 
-    def _apply_state(self, name: str, payload: Json) -> bool:
+    def _apply_state(self, name: str, payload: JsonObject) -> bool:
         tunnel = {key: value for key, value in payload.items() if key not in ENVELOPE_KEYS}
         if tunnel.get("name") != name:
             return False
         return self._set_tunnel(name, tunnel, payload)
 
-    def _apply_stats(self, name: str, payload: Json) -> bool:
+    def _apply_stats(self, name: str, payload: JsonObject) -> bool:
         known = self._tunnels.get(name)
         if known is None or known.boot != payload.get("boot"):
             return False
-        numbers: Json = {key: payload[key] for key in STATS_KEYS if key in payload}
+        numbers = {key: payload[key] for key in STATS_KEYS if key in payload}
         return self._set_tunnel(name, {**known.json, **numbers}, payload)
 
-    def _set_tunnel(self, name: str, data: Mapping[str, object], payload: Json) -> bool:
+    def _set_tunnel(self, name: str, data: JsonObject, payload: JsonObject) -> bool:
         """Take over the object of a tunnel; False where it is not as the status contract says."""
         boot, ts = payload.get("boot"), payload.get("ts")
         known = self._tunnels.get(name)
@@ -227,7 +273,7 @@ class Fleet:
         return True
 
 
-def _message_age(topic: ParsedTopic, payload: Json, wall: float, *, is_retained: bool) -> float | None:
+def _message_age(topic: ParsedTopic, payload: JsonObject, wall: float, *, is_retained: bool) -> float | None:
     """Seconds since the host sent this. A will was written when the connection began, so it has no age."""
     if topic.kind == "status" and payload.get("online") is not True:
         return None
@@ -301,7 +347,7 @@ class HostTunnel:
         """Its state; while its host is not online, the last one."""
         return self.tunnel["state"] if self.presence == ONLINE else f"{self.presence}, was {self.tunnel['state']}"
 
-    def as_json(self) -> Json:
+    def as_json(self) -> PathEndJson:
         """One end of a path, as ``fleet ps --json --paths`` shows it."""
         return {
             "host": self.host,
@@ -350,7 +396,7 @@ class LinkPath:
         right = f"{egress.place} ({egress.shown_state}) → {egress.tunnel['target_addr']}" if egress else "?"
         return f"visitors → {left} {'═' if self.is_up else '╌'} {right}"
 
-    def as_json(self) -> Json:
+    def as_json(self) -> PathJson:
         """The path as ``fleet ps --json --paths`` shows it."""
         return {
             "link": self.link,

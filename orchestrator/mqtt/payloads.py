@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, cast
 
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
+    from orchestrator.status.contract import DaemonInfo
+    from orchestrator.status.json_types import EventJson
     from tunnel.model.events import Event
 
 VERSION: Final = 1
@@ -25,6 +27,10 @@ ENVELOPE_KEYS: Final = frozenset({"v", "boot", "seq", "ts"})
 """Keys of a state payload that do not belong to the tunnel."""
 
 _MAX_TIMESTAMP_S: Final = 1e15  # beyond what some clocks can express
+
+
+JsonObject = Mapping[str, object]
+"""A JSON object whose keys are not checked yet."""
 
 
 class Payload(Protocol):
@@ -58,7 +64,7 @@ def encode(payload: Mapping[str, object]) -> bytes:
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":"), default=str).encode(errors="replace")
 
 
-def parse_json(data: object) -> dict[str, Any] | None:
+def parse_json(data: object) -> JsonObject | None:
     """A received JSON object of any version; None where the data is something else."""
     if not isinstance(data, (bytes, bytearray)) or len(data) > MAX_PAYLOAD_BYTES:
         return None
@@ -77,7 +83,7 @@ def _finite_number(text: str) -> float:
     return value
 
 
-def decode(data: object) -> dict[str, Any] | None:
+def decode(data: object) -> JsonObject | None:
     """A received payload of our version; None where the data is something else."""
     found = parse_json(data)
     return found if found and found.get("v") == VERSION else None
@@ -117,10 +123,10 @@ class _FlatPayload:
 
     def as_json(self) -> dict[str, object]:
         """The JSON object that is sent."""
-        return {"v": VERSION, **{field.name: getattr(self, field.name) for field in fields(self)}}
+        return {"v": VERSION, **asdict(self)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self | None:
+    def from_json(cls, data: JsonObject) -> Self | None:
         """The payload in a received object; None where a text is not a text. Other values of a wrong type are null."""
         if not _has_only_texts(data, cls.texts):
             return None
@@ -179,21 +185,20 @@ class InfoPayload(_FlatPayload):
 
     @classmethod
     def of_run(
-        cls, run: DaemonRun, head: Mapping[str, Any], ts: str, *, tunnels: int, commands: bool, discovery: str | None
+        cls, run: DaemonRun, daemon: DaemonInfo, ts: str, *, tunnels: int, commands: bool, discovery: str | None
     ) -> InfoPayload:
-        """``head`` is the status object without its tunnels, ``discovery`` the prefix in use."""
-        config = head["config"]
+        """``discovery`` is the prefix in use, if there is one."""
         return cls(
-            name=head["host"],
-            version=head["version"],
-            config_ok=config["ok"],
-            config_error=config["error"],
-            generation=head["generation"],
+            name=daemon.host,
+            version=daemon.version,
+            config_ok=daemon.config.ok,
+            config_error=daemon.config.error,
+            generation=daemon.generation,
             tunnels=tunnels,
-            read_only=head["read_only"],
+            read_only=daemon.read_only,
             commands=commands,
             discovery=discovery,
-            started_at=head["started_at"],
+            started_at=daemon.started_at,
             instance=run.instance,
             boot=run.boot,
             ts=ts,
@@ -259,6 +264,15 @@ class EventPayload:
         return {**self.event.as_json(), "v": VERSION, "boot": self.boot}
 
 
+def parse_event(data: object) -> EventJson | None:
+    """A received event; None where the data is something else."""
+    found = decode(data)
+    keys = ("ts", "tunnel", "level", "kind", "text")
+    if found is None or not all(isinstance(found.get(key), str) for key in keys):
+        return None
+    return cast("EventJson", found)
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -314,7 +328,7 @@ class ResponsePayload:
         return {"v": VERSION, "id": self.id, "ok": self.ok, "error": self.error, "result": self.result}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ResponsePayload:
+    def from_json(cls, data: JsonObject) -> ResponsePayload:
         """The response in a received object of any version."""
         id_, error, result = data.get("id"), data.get("error"), data.get("result")
         return cls(

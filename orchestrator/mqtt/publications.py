@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
-from orchestrator.mqtt.payloads import STATS_KEYS, EventPayload, InfoPayload, StatePayload, StatsPayload, StatusPayload
+from orchestrator.mqtt.payloads import EventPayload, InfoPayload, StatePayload, StatsPayload, StatusPayload
 from orchestrator.mqtt.topics import EVENT, INFO, STATE, STATS, STATUS, Message
-from orchestrator.status.scanner import SCAN_BATCH_SIZE
+from orchestrator.status.contract import field_names
 from tunnel.model.snapshot import Snapshot
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from orchestrator.mqtt.commands import CommandHandler
     from orchestrator.mqtt.ha_discovery import HomeAssistantDiscovery
     from orchestrator.mqtt.payloads import DaemonRun
     from orchestrator.mqtt.topics import HostTopics
+    from orchestrator.status.store import StatusDelta
     from orchestrator.supervisor.control import ControlService
     from tunnel.model.events import Event
 
@@ -110,31 +112,30 @@ class PublishQueue:
 
 # --- the schedule -----------------------------------------------------------------------------------------------------
 
-_NUMBERS: Final = frozenset({*STATS_KEYS, "refused"})
-_LASTING: Final = tuple(field.name for field in fields(Snapshot) if field.name not in _NUMBERS)
+_STATS_FIELDS: Final = frozenset({"pool", "signals", "connections", "bytes", "cooldown"})
+"""Fields of a snapshot whose change makes new statistics worthwhile; the noise of a round trip does not."""
+_STATE_FIELDS: Final = frozenset(field_names(Snapshot)) - _STATS_FIELDS - {"rtt_ms", "refused"}
+"""Fields whose change makes a new state worthwhile."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Published:
-    """What was published of one tunnel, and when the next message is due."""
+@dataclass(slots=True)
+class _TunnelTimer:
+    """What changed of one tunnel since its last messages, and when the next ones are due."""
 
-    lasting: tuple[object, ...]
-    numbers: tuple[object, ...]
-    repeat_at: float
     stats_at: float
-    free_at: float
+    repeat_at: float = math.inf
+    free_at: float = -math.inf
+    has_new_state: bool = True
+    has_new_stats: bool = False
     is_settled: bool = False
-    whole: Snapshot | None = None
-    """the snapshot of which everything is published"""
 
 
 @dataclass(frozen=True, slots=True)
 class DueMessages:
-    """What to publish now."""
+    """Names of the tunnels whose messages are due now."""
 
-    states: tuple[Snapshot, ...]
-    stats: tuple[Snapshot, ...]
-    removed: tuple[str, ...]
+    states: tuple[str, ...]
+    stats: tuple[str, ...]
 
 
 class PublishSchedule:
@@ -144,64 +145,49 @@ class PublishSchedule:
     """
 
     def __init__(self, uniform: Callable[[float, float], float]) -> None:
-        self._published: dict[str, _Published] = {}
+        self._timers: dict[str, _TunnelTimer] = {}
         self._uniform = uniform
 
     def reset(self) -> None:
-        """Forget what was published: everything is due."""
-        self._published.clear()
+        """Forget what was published; the next delta has to be a full one."""
+        self._timers.clear()
 
-    def next(self, snapshots: Iterable[Snapshot], now: float) -> DueMessages:
+    def apply(self, delta: StatusDelta[str, Snapshot], now: float) -> list[str]:
+        """Take over what changed; the names of tunnels that are gone."""
+        gone = [*delta.removed]
+        if delta.is_full:
+            gone += self._timers.keys() - delta.changed.keys()
+        removed = [name for name in gone if self._timers.pop(name, None) is not None]
+        for name, change in delta.changed.items():
+            timer = self._timers.get(name)
+            if timer is None:
+                self._timers[name] = _TunnelTimer(stats_at=now + STATS_INTERVAL_S)
+            elif change.fields is None or not _STATE_FIELDS.isdisjoint(change.fields):
+                timer.has_new_state = True
+            if timer is not None and change.fields is not None and not _STATS_FIELDS.isdisjoint(change.fields):
+                timer.has_new_stats = True
+        return removed
+
+    def take_due(self, now: float) -> DueMessages:
         """What is due at ``now``; it counts as published."""
         states, stats = [], []
-        known, self._published = self._published, {}
-        for snapshot in snapshots:
-            published = known.pop(snapshot.name, None)
-            if published is not None and published.whole is snapshot and now < published.repeat_at:
-                self._published[snapshot.name] = published  # nearly always, where there are hundreds
-                continue
-            lasting, numbers = _lasting(snapshot), _numbers(snapshot)
-            if published is None:
-                published = _Published(
-                    lasting, numbers, now + SETTLE_DELAY_S, now + STATS_INTERVAL_S, now + MIN_STATE_INTERVAL_S
-                )
-                states.append(snapshot)
-            elif published.lasting != lasting and now >= published.free_at:
-                published = replace(
-                    published,
-                    lasting=lasting,
-                    repeat_at=now + SETTLE_DELAY_S,
-                    free_at=now + MIN_STATE_INTERVAL_S,
-                    is_settled=False,
-                )
-                states.append(snapshot)
-            elif now >= published.repeat_at:
-                # tunnels that changed all at once are spread from here on
-                is_settled = published.is_settled
-                wait = REPEAT_INTERVAL_S if is_settled else self._uniform(REPEAT_INTERVAL_S / 2, REPEAT_INTERVAL_S)
-                published = replace(
-                    published,
-                    lasting=lasting,
-                    repeat_at=now + wait,
-                    free_at=now + MIN_STATE_INTERVAL_S,
-                    is_settled=True,
-                )
-                states.append(snapshot)
-            elif published.numbers != numbers and now >= published.stats_at:
-                published = replace(published, numbers=numbers, stats_at=now + STATS_INTERVAL_S)
-                stats.append(snapshot)
-            is_whole = (published.lasting, published.numbers) == (lasting, numbers)
-            self._published[snapshot.name] = replace(published, whole=snapshot if is_whole else None)
-        return DueMessages(tuple(states), tuple(stats), tuple(known))
+        for name, timer in self._timers.items():
+            if timer.has_new_state and now >= timer.free_at:
+                timer.repeat_at, timer.is_settled = now + SETTLE_DELAY_S, False
+                timer.has_new_state, timer.free_at = False, now + MIN_STATE_INTERVAL_S
+                states.append(name)
+            elif now >= timer.repeat_at:
+                timer.repeat_at, timer.is_settled = now + self._repeat_interval(timer), True
+                timer.has_new_state, timer.free_at = False, now + MIN_STATE_INTERVAL_S
+                states.append(name)
+            elif timer.has_new_stats and now >= timer.stats_at:
+                timer.has_new_stats, timer.stats_at = False, now + STATS_INTERVAL_S
+                stats.append(name)
+        return DueMessages(tuple(states), tuple(stats))
 
-
-def _lasting(snapshot: Snapshot) -> tuple[object, ...]:
-    return tuple(getattr(snapshot, name) for name in _LASTING)
-
-
-def _numbers(snapshot: Snapshot) -> tuple[Any, ...]:
-    """What makes new statistics worthwhile: neither the clock of a cooldown nor the noise of a round trip."""
-    return (snapshot.pool, snapshot.signals, snapshot.connections, snapshot.bytes, snapshot.cooldown.attempt)
+    def _repeat_interval(self, timer: _TunnelTimer) -> float:
+        """Tunnels that changed all at once are spread with their first repetition."""
+        return REPEAT_INTERVAL_S if timer.is_settled else self._uniform(REPEAT_INTERVAL_S / 2, REPEAT_INTERVAL_S)
 
 
 # --- the publications -------------------------------------------------------------------------------------------------
@@ -227,6 +213,7 @@ class Publications:
         self._handler = handler
         self._discovery = discovery
         self._schedule = PublishSchedule(uniform)
+        self._revision = 0
         self._info: InfoPayload | None = None
         self._info_at = 0.0
         self._seq = 0
@@ -238,6 +225,7 @@ class Publications:
         """Begin a new connection: everything is published again but events, which wait in the queue."""
         self.queue.clear_current_values()
         self._schedule.reset()
+        self._revision = 0
         self._info = None
         self._discovered = None
         self._old_topics.clear()
@@ -261,28 +249,29 @@ class Publications:
         self.queue.add(self._topics.message(EVENT, EventPayload(event, self._run.boot)))
 
     def queue_due(self) -> Iterator[None]:
-        """Queue what is due, in small steps; between two steps other tasks of the loop have their turn."""
-        snapshots = []
-        for number, snapshot in enumerate(self._control.supervisor.each(), 1):
-            snapshots.append(snapshot)
-            if number % SCAN_BATCH_SIZE == 0:
-                yield
-        ts, now = format_timestamp(time.time()), time.monotonic()
-        due = self._schedule.next(snapshots, now)
-        self._queue_info(ts, now, len(snapshots))
+        """Queue what is due by the status store, in small steps: between two of them other tasks have their turn."""
+        store, ts, now = self._control.store, format_timestamp(time.time()), time.monotonic()
+        delta = store.changes_since(self._revision)
+        self._revision = delta.revision
+        removed = self._schedule.apply(delta, now)
+        due = self._schedule.take_due(now)
+        self._queue_info(ts, now, len(store))
         if self._discovery is not None:
-            self._queue_discovery(self._discovery, [snapshot.name for snapshot in snapshots])
-        for number, snapshot in enumerate((*due.states, *due.stats)):
+            self._queue_discovery(self._discovery, [*store])
+        for number, name in enumerate((*due.states, *due.stats)):
             if number % _MESSAGES_PER_STEP == 0:
                 yield
+            snapshot = store.get(name)
+            if snapshot is None:  # removed during a pause; the next delta says so
+                continue
             if number < len(due.states):
                 self._queue_state(snapshot, ts)
             else:
                 self._queue_stats(snapshot, ts)
-        for name in due.removed:
+        for name in removed:
             self.clear_topic(self._topics.of(STATE, name))
         if self._old_topics:
-            self._clear_old_topics({snapshot.name for snapshot in snapshots})
+            self._clear_old_topics([*store])
 
     def _queue_state(self, snapshot: Snapshot, ts: str) -> None:
         self._seq += 1
@@ -296,7 +285,7 @@ class Publications:
     def _queue_info(self, ts: str, now: float, tunnels: int) -> None:
         info = InfoPayload.of_run(
             self._run,
-            self._control.head(),
+            self._control.info(),
             ts,
             tunnels=tunnels,
             commands=self._handler.disabled_reason() is None,
@@ -322,7 +311,7 @@ class Publications:
                 self.clear_topic(message.topic)
         self._discovered = set(names)
 
-    def _clear_old_topics(self, names: set[str]) -> None:
+    def _clear_old_topics(self, names: Collection[str]) -> None:
         """Clear what an earlier run left behind; discovery first, because its configurations read the states."""
         kept = {self._topics.of(STATE, name) for name in names}
         if self._discovery is not None:

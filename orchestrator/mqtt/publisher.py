@@ -61,6 +61,7 @@ _MAX_RETRY_DELAY_S: Final = 2.0  # between two attempts: a broker that is back h
 _MAX_RETRY_DELAY_AFTER_ONLINE_S: Final = 10.0  # where it ends connections early: each one costs it the whole state
 _CAUTIOUS_DELAY_S: Final = 10.0  # at least, where another attempt at once would only disturb
 _SCAN_INTERVAL_S: Final = 1.0  # between two scans of all tunnels, if no event requires one
+_REFRESH_WITHIN_S: Final = 0.1  # a scan of all tunnels is spread over this time
 _SCAN_PAUSE_S: Final = 0.002  # for visitors, between two steps of one scan
 _MIN_SCAN_INTERVAL_S: Final = 0.1  # between two scans, at least; and so many times the duration of a scan:
 _MIN_INTERVAL_PER_SCAN: Final = 20
@@ -130,7 +131,7 @@ class Publisher:
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._host = host
-        self._bus = control.bus
+        self._control = control
         self._client = client
         self._topics = HostTopics(host)
         self._handler = handler
@@ -159,7 +160,7 @@ class Publisher:
 
     async def run(self) -> None:
         """Keep a connection; every problem is reported and retried."""
-        self._bus.subscribe(self._on_event)
+        self._control.bus.subscribe(self._on_event)
         attempt = 0
         try:
             while not self._is_closing.is_set():
@@ -183,7 +184,7 @@ class Publisher:
                 attempt = 1 if time.monotonic() - began > _STABLE_AFTER_S else attempt + 1
                 await self._sleep_unless_closing(pause + retry_delay(attempt, longest, self._uniform))
         finally:
-            self._bus.unsubscribe(self._on_event)
+            self._control.bus.unsubscribe(self._on_event)
 
     def close(self) -> None:
         """Publish the offline status, as far as the broker accepts it, and end."""
@@ -246,6 +247,7 @@ class Publisher:
 
     async def _queue_due(self) -> float:
         """Queue what is due, in several turns of the loop; return the seconds of processing that this took."""
+        await self._control.refresh(_REFRESH_WITHIN_S)
         spent_s, began = 0.0, time.monotonic()
         for _ in self._publications.queue_due():
             spent_s += time.monotonic() - began
@@ -333,7 +335,8 @@ class Publisher:
             self._receive_status(StatusPayload.from_json(data) or StatusPayload(), is_retained=is_retained)
             return
         if not is_retained:
-            self._ownership.note_message(data.get("boot"), time.monotonic())
+            if isinstance(boot := data.get("boot"), str):
+                self._ownership.note_message(boot, time.monotonic())
         elif parsed.kind == STATE.kind:
             self._publications.add_old_topic(topic)
         elif parsed.kind == INFO.kind and (info := InfoPayload.from_json(data)) is not None:

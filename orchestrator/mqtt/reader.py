@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import BrokerError
-from orchestrator.mqtt.fleet import ONLINE, Fleet, Json
+from orchestrator.mqtt.fleet import ONLINE, Fleet
 from orchestrator.mqtt.payloads import CommandPayload, ResponsePayload
 from orchestrator.mqtt.session import BrokerClient, BrokerSession
 from orchestrator.mqtt.topics import COMMAND, EVENT, EVERY_HOST, INFO, RESPONSE, STATE, STATS, STATUS, HostTopics, parse
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from orchestrator.mqtt.broker import Broker
     from orchestrator.mqtt.topics import ParsedTopic
+    from orchestrator.status.json_types import EventJson
 
 RESPONSE_TIMEOUT_S: Final = 10.0
 """For the response of a host."""
@@ -52,7 +53,7 @@ class FleetReader:
         *,
         with_stats: bool = False,
         on_message: Callable[[ParsedTopic], None] = lambda _: None,
-        on_event: Callable[[str, Json], None] | None = None,
+        on_event: Callable[[str, EventJson], None] | None = None,
     ) -> None:
         self.broker = broker
         self.fleet = self._loading = Fleet()
@@ -211,7 +212,7 @@ class FleetReader:
         if topic.kind == RESPONSE.kind:
             self._receive_response(ResponsePayload.from_json(payloads.parse_json(message.payload) or {}))
         elif topic.kind == EVENT.kind:
-            event = payloads.decode(message.payload)
+            event = payloads.parse_event(message.payload)
             if event is not None and self._on_event is not None:
                 self._on_event(topic.host, event)
         elif self._loading.apply_message(topic, message.payload, now, wall, is_retained=bool(message.retain)):

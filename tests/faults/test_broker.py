@@ -1,4 +1,4 @@
-"""A broker's trouble is never the tunnels' trouble: they carry as much as without it; afterwards it hears the truth."""
+"""Problems of the broker do not affect tunnels: throughput stays, and afterwards the broker has the present state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.faults.conftest import FigureRecorder
 from tests.faults.hosts import CLIENT, SERVER, ImpairedHosts
 from tests.faults.loads import send_bulk, serve_bulk
 from tests.faults.wire import Impairment
-from tests.integration.test_fleet import LASTING, TREE, Ear, Hosts, Mosquitto, connected, mqtt_of, retained
+from tests.integration.test_fleet import LASTING, TREE, BrokerRecorder, Hosts, Mosquitto, connected, mqtt_of, retained
 from tests.integration.test_programs import needs
 from tests.support import namespaces
 from tests.support.peers import Target, connect
@@ -31,23 +31,23 @@ from tests.support.waiting import wait_until
 pytestmark = needs("mosquitto", "mosquitto_sub")
 
 TROUBLE = 60.0 if IS_FULL_SCALE else 3.0
-"""Seconds that it lasts."""
+"""Seconds that the fault lasts."""
 TRUTH = 5.0
-"""Seconds after its end in which the broker has to hold the truth."""
+"""Seconds after its end in which the broker has to hold the present state."""
 KICKED = 12.0
-"""The same, of one that has thrown everybody out for a while: it shall not be overrun."""
+"""The same for a broker that has closed every connection for a while: it must not be flooded."""
 LOOK = 0.5
-"""Seconds that one look at what the broker holds takes, and the daemons' answers beside it."""
+"""Seconds for one comparison of the retained messages with the status of the daemons."""
 PORTION = (64 if IS_FULL_SCALE else 16) << 20
-"""Bytes between two looks at the clock."""
+"""Bytes between two readings of the clock."""
 MEANWHILE = 20.0
-"""Seconds in which a slow broker has heard what is so."""
+"""Seconds in which a slow broker has the present state."""
 SLOW = Impairment(delay=0.3, loss=0.05)
-"""The wire to a slow broker, each way."""
+"""Impairment of the network to a slow broker, each way."""
 LOOKS = 9
-"""Ratios at the least, of which the middle one counts."""
+"""Minimum number of ratios, of which the median counts."""
 SHARE = 0.97 if IS_FULL_SCALE else 0.25
-"""Of the throughput without a broker; the quick one only tells whether anything stands still."""
+"""Of the throughput without a broker; the quick run only checks that nothing stalls."""
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def broker(harness: ProcessHarness) -> Mosquitto:
 
 
 class Ends:
-    """A tunnel's two ends, each a daemon of its own; with a broker's URL, both publish there.
+    """Both ends of a tunnel, each in its own daemon; with a broker's URL, both publish there.
 
     With a ``home`` they, their target and their visitors are on that host.
     """
@@ -81,36 +81,40 @@ class Ends:
         self.visitor = harness.close_at_end(visit(("127.0.0.1", self.hosts.visitor_port), timeout=60))
 
     def rss(self) -> int:
-        """Resident bytes of both."""
+        """Resident memory of both daemons, in bytes."""
         return sum(daemon.rss() for daemon in self.daemons)
 
     def change(self, number: int, *, is_awaited: bool = False) -> None:
-        """Tunnels come and go at the first of them, and fail at once: there is always something to tell."""
+        """Add and remove failing tunnels at the first daemon, so that there is always something to publish."""
         names = [f"passing-{number + n}" for n in range(3)]
-        nobody = {name: f"client://127.0.0.1:{free_port()}/127.0.0.1:1" for name in names}
+        failing = {name: f"client://127.0.0.1:{free_port()}/127.0.0.1:1" for name in names}
         first = self.daemons[0]
-        first.write({**self.tunnels[0], **nobody})
+        first.write({**self.tunnels[0], **failing})
         if is_awaited:
             wanted = {"web", *names}
-            wait_until(lambda: {t["name"] for t in first.status()["tunnels"]} == wanted, within=10, what="it is so")
+            wait_until(
+                lambda: {t["name"] for t in first.status()["tunnels"]} == wanted,
+                within=10,
+                what="the tunnels are these",
+            )
 
 
 def disagreement(broker: Mosquitto, ends: Ends) -> str:
-    """What of the broker's picture is not the truth; empty where all is."""
-    told = retained(broker)
+    """The first difference between the retained messages and the daemons; empty where there is none."""
+    published = retained(broker)
     expected: set[str] = set()
     for name, daemon in zip(ends.names, ends.daemons, strict=True):
         truth = daemon.status()
         expected |= {f"{name}/status", f"{name}/info", *(f"{name}/t/{t['name']}/state" for t in truth["tunnels"])}
-        if told.get(f"{name}/status", {}).get("online") is not True:
+        if published.get(f"{name}/status", {}).get("online") is not True:
             return f"{name} is not online"
-        if told.get(f"{name}/info", {}).get("generation") != truth["generation"]:
+        if published.get(f"{name}/info", {}).get("generation") != truth["generation"]:
             return f"another generation of {name}"
         for tunnel in truth["tunnels"]:
-            seen = told.get(f"{name}/t/{tunnel['name']}/state", {})
+            seen = published.get(f"{name}/t/{tunnel['name']}/state", {})
             if tunnel["name"] == "web" and _lasting(seen) != _lasting(tunnel):
                 return f"{_lasting(seen)} is not {_lasting(tunnel)}"
-    return "" if set(told) == expected else f"topics {set(told) ^ expected}"
+    return "" if set(published) == expected else f"topics {set(published) ^ expected}"
 
 
 def _lasting(seen: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def _lasting(seen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settled(ours: Ends, others: Ends) -> int:
-    """Wait until all is connected and warm; how many bytes more those with a broker take."""
+    """Wait until all is connected and warm; return how many bytes more the daemons with a broker use."""
     for daemon in ours.daemons:
         connected(daemon, within=15)
     for ends in (ours, others):
@@ -127,7 +131,7 @@ def settled(ours: Ends, others: Ends) -> int:
 
 
 def carry(ours: Ends, others: Ends) -> str:
-    """Both carry bulk by turns, and have something to tell, for as long as the trouble lasts; the share, in words."""
+    """Both pairs carry bulk in turns while states change and the fault lasts; return the share, in words."""
     ratios: list[float] = []
     began, number = time.monotonic(), 0
     while (now := time.monotonic()) < began + TROUBLE or len(ratios) < LOOKS:
@@ -139,13 +143,13 @@ def carry(ours: Ends, others: Ends) -> str:
         ratios.append((turns[0] + turns[3]) / (turns[1] + turns[2]))
     ratio = statistics.median(ratios)
     spread = statistics.median(abs(one - ratio) for one in ratios)
-    unsure = 2 * 1.86 * spread / math.sqrt(len(ratios))  # two standard errors of a median: others use this machine too
+    unsure = 2 * 1.86 * spread / math.sqrt(len(ratios))  # two standard errors of a median: the machine is shared
     assert ratio >= SHARE - unsure, f"{ratio:.3f} ± {unsure:.3f} of the throughput without a broker"
     return f"{ratio:.2f} ± {unsure:.2f} of throughput without"
 
 
 def truth_after(broker: Mosquitto, ours: Ends, within: float) -> float:
-    """Seconds until the broker holds the truth."""
+    """Seconds until the broker holds the present state."""
     began = time.monotonic()
     wrong = ["nobody has looked"]
 
@@ -162,7 +166,7 @@ def truth_after(broker: Mosquitto, ours: Ends, within: float) -> float:
 
 
 def unharmed(ours: Ends, others: Ends, before: int) -> int:
-    """See that neither memory nor the log has grown; how many KB more they have than those without a broker."""
+    """Check that neither memory nor log has grown; return how many KB more the daemons with a broker use."""
     said = [line for line in ours.daemons[1].log_text().splitlines() if "mqtt://" in line]
     assert len(said) <= 5, said
     grown = ours.rss() - others.rss() - before
@@ -171,7 +175,7 @@ def unharmed(ours: Ends, others: Ends, before: int) -> int:
 
 
 def resent(host: namespaces.Host) -> int:
-    """TCP segments that a host had to send again."""
+    """TCP segments that a host retransmitted."""
     names, values = (line.split() for line in host.read("/proc/net/snmp").splitlines() if line.startswith("Tcp:"))
     return int(values[names.index("RetransSegs")])
 
@@ -249,7 +253,7 @@ def kicking(broker: Mosquitto, road: BrokerProxy) -> Generator[None]:
     ],
 )
 def test_trouble(harness: ProcessHarness, broker: Mosquitto, record_figure: FigureRecorder, trouble: Trouble) -> None:
-    """Two tunnels, one that publishes and one that does not, carry bulk by turns while the trouble lasts.
+    """Two tunnels, one that is published and one that is not, carry bulk in turns while the fault lasts.
 
     With a publisher that blocks the loop while it waits for the broker (``time.sleep(0.3)`` in
     ``BrokerSession.publish``) a blackholed broker does not get the present state in time. Without
@@ -273,34 +277,34 @@ def test_trouble(harness: ProcessHarness, broker: Mosquitto, record_figure: Figu
     "broker in trouble, throughput and truth, slow: 300 ms and 5 % of loss each way", deadline=TROUBLE + 90
 )
 def test_slow(harness: ProcessHarness, impaired_hosts: ImpairedHosts, record_figure: FigureRecorder) -> None:
-    """The same with the broker on a host of its own, behind a wire that loses every twentieth packet.
+    """The same with the broker on its own host, behind a network that loses every twentieth packet.
 
-    300 ms and 5 % each way are what netem at both ends would make: a round trip takes 0.6 s. What changes meanwhile is
-    heard meanwhile, on the connections that there were.
+    300 ms and 5 % each way are what netem at both ends would make: a round trip takes 0.6 s. Changes during the fault
+    are published during the fault, over the connections that exist.
 
-    With ``time.sleep(0.3)`` in ``Session.publish`` the relays stand still. With half a second for each confirmation
-    there, not ten, connections are given up one after the other, and a broker this slow never hears the truth.
+    With ``time.sleep(0.3)`` in ``BrokerSession.publish`` the relays stall. With half a second for each confirmation
+    there, not ten, one connection after the other is abandoned, and the broker never has the present state.
     """
     broker = harness.close_at_end(Mosquitto(harness.directory / "broker", host=impaired_hosts.server))
     url = f"mqtt://{SERVER}:{broker.port}"
     ours, others = (
         Ends(harness, broker, name, there, impaired_hosts.client) for name, there in (("edge", url), ("plain", ""))
     )
-    before, attempts = settled(ours, others), broker.greeted(CLIENT)
-    ear = Ear(harness, broker, topic=f"{TREE}/{ours.names[0]}/info")
+    before, attempts = settled(ours, others), broker.count_logins(CLIENT)
+    recorder = BrokerRecorder(harness, broker, topic=f"{TREE}/{ours.names[0]}/info")
     lost = resent(impaired_hosts.server)
     impaired_hosts.wire.set_impairment(SLOW)
     share = carry(ours, others)
     ours.change(1_000, is_awaited=True)
     truth_after(broker, ours, MEANWHILE)
-    ages = sorted(moment - datetime.fromisoformat(word["ts"]).timestamp() for moment, word in ear.timed())
+    ages = sorted(moment - datetime.fromisoformat(word["ts"]).timestamp() for moment, word in recorder.timed_payloads())
     lost = resent(impaired_hosts.server) - lost
     ours.change(2_000, is_awaited=True)
     impaired_hosts.wire.set_impairment(Impairment())
     truth = truth_after(broker, ours, TRUTH)
     assert len(ages) > TROUBLE / 4, ages
     assert ages[-1] <= time_allowed(MEANWHILE), ages
-    assert broker.greeted(CLIENT) - attempts <= 2, "connections do not last"
+    assert broker.count_logins(CLIENT) - attempts <= 2, "connections do not last"
     assert lost > 0 or not IS_FULL_SCALE, "the wire lost nothing"
     news = f"news {ages[len(ages) // 2]:.1f} s on their way, {ages[-1]:.1f} s at most, {lost} segments resent to us"
     record_figure(f"{share}, {unharmed(ours, others, before)} KB more, {news}, truth after {truth:.1f} s")
@@ -309,10 +313,10 @@ def test_slow(harness: ProcessHarness, impaired_hosts: ImpairedHosts, record_fig
 @pytest.mark.slow
 @pytest.mark.case("duplicate host name", deadline=60)
 def test_duplicate(harness: ProcessHarness, broker: Mosquitto, record_figure: FigureRecorder) -> None:
-    """The second reports it and publishes nothing, its tunnels serve; when the first is gone it takes the name over.
+    """The second host reports it and publishes nothing; its tunnels serve. It takes over the name after the first.
 
-    Without ``Presence.check`` both publish, and the states of one are overwritten by those of the other. (Its quick
-    half is in ``tests/integration/test_fleet.py``.)
+    Without ``HostOwnership.check_free`` both publish, and each overwrites the states of the other. (Its quick half
+    is in ``tests/integration/test_fleet.py``.)
     """
     hosts = Hosts(harness)
     first = hosts.up("edge-1", broker, hosts.server)
@@ -320,14 +324,14 @@ def test_duplicate(harness: ProcessHarness, broker: Mosquitto, record_figure: Fi
     second = hosts.up("edge-1", broker, {"other": hosts.client["web"]})
     second.wait_state("up", name="other", within=15)
     wait_until(
-        lambda: "another host is online as 'edge-1'" in str(mqtt_of(second)["reason"]), within=10, what="it is told"
+        lambda: "another host is online as 'edge-1'" in str(mqtt_of(second)["reason"]), within=10, what="it is reported"
     )
     boot = retained(broker)["edge-1/status"]["boot"]
     harness.wait_serving(("127.0.0.1", hosts.visitor_port))
     for _ in range(5):
-        told = retained(broker)
-        assert told["edge-1/status"]["boot"] == boot
-        assert {topic for topic in told if "/t/" in topic} == {"edge-1/t/web/state"}
+        published = retained(broker)
+        assert published["edge-1/status"]["boot"] == boot
+        assert {topic for topic in published if "/t/" in topic} == {"edge-1/t/web/state"}
     assert mqtt_of(first)["state"] == "online"
     began = time.monotonic()
     first.kill()

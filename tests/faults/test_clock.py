@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import FigureRecorder
-from tests.integration.test_fleet import Ear, Hosts, Mosquitto, connected, mqtt_of, publish
+from tests.integration.test_fleet import BrokerRecorder, Hosts, Mosquitto, connected, mqtt_of, publish
 from tests.integration.test_programs import needs
 from tests.support.peers import connect, exchange, round_trip
 from tests.support.ports import free_port
@@ -60,7 +60,7 @@ def test_a_jump_of_the_wall_clock_disturbs_nothing(
         exchanged = rig.observe(visitor)
         assert rig.links() == links
         wait_until(lambda: rig.attempts() > attempts + 1, within=5, what="attempts continue")
-        check_expiry(rig.broker, rig.ear, JUMPS * hours)
+        check_expiry(rig.broker, rig.recorder, JUMPS * hours)
         rig.change_file()
         took = rig.drain_across_a_jump_back(visitor)
     record_figure(
@@ -95,7 +95,7 @@ class ClockRig:
         for daemon in (self.host, self._other):
             daemon.wait_state("up", name="web", within=15)
         connected(self.host)
-        self.ear = Ear(harness, self.broker)
+        self.recorder = BrokerRecorder(harness, self.broker)
         self.visitors = ("127.0.0.1", hosts.visitor_port)
 
     def set_offset(self, text: str) -> None:
@@ -132,7 +132,7 @@ class ClockRig:
 
     def drain_across_a_jump_back(self, visitor: socket.socket) -> float:
         """Stop the tunnel and set the clock back; return the duration of the drain, which must not be cut short."""
-        send_command(self.broker, self.ear, id="drain", op="stop", target="web", timeout=DRAIN_S)
+        send_command(self.broker, self.recorder, id="drain", op="stop", target="web", timeout=DRAIN_S)
         self.set_offset("+0")
         began = time.monotonic()
         assert round_trip(visitor, b"drain") == b"drain"
@@ -142,21 +142,21 @@ class ClockRig:
         return took
 
 
-def check_expiry(broker: Mosquitto, ear: Ear, hours: int) -> None:
+def check_expiry(broker: Mosquitto, recorder: BrokerRecorder, hours: int) -> None:
     """Check that commands expire, and that messages are stamped, by the clock of the host."""
     now = time.time()
-    late = send_command(broker, ear, id="late", op="start", target="web", exp=now + hours * HOUR_S - 10)
+    late = send_command(broker, recorder, id="late", op="start", target="web", exp=now + hours * HOUR_S - 10)
     assert not late["ok"]
     assert "expired" in late["error"]
     assert "by this host's clock" in late["error"]
-    assert send_command(broker, ear, id="timely", op="start", target="web", exp=now + hours * HOUR_S + 300)["ok"]
-    state = ear.hears(
+    assert send_command(broker, recorder, id="timely", op="start", target="web", exp=now + hours * HOUR_S + 300)["ok"]
+    state = recorder.wait_payload(
         "edge-1/t/unreachable/state", lambda word: abs(parse_timestamp(word["ts"]) - now - hours * HOUR_S) < 60
     )
     assert datetime.fromisoformat(state["ts"]).tzinfo == UTC
 
 
-def send_command(broker: Mosquitto, ear: Ear, **fields: Any) -> dict[str, Any]:  # noqa: ANN401  the fields of a command
+def send_command(broker: Mosquitto, recorder: BrokerRecorder, **fields: Any) -> dict[str, Any]:  # noqa: ANN401  the fields of a command
     """Send a command through the broker and return its answer."""
     publish(broker, "edge-1/cmd", json.dumps({"v": 1, **fields}))
-    return ear.hears(f"edge-1/rsp/{fields['id']}")
+    return recorder.wait_payload(f"edge-1/rsp/{fields['id']}")

@@ -20,6 +20,7 @@ from orchestrator.mqtt.payloads import (
     StatusPayload,
 )
 from orchestrator.mqtt.topics import COMMAND, INFO, RESPONSE, STATE, STATS, STATUS, HostTopics
+from orchestrator.status.contract import ConfigStatus, DaemonInfo
 from orchestrator.supervisor.runner import stopped_snapshot
 from tests.fuzz.targets import NOW, SECRET
 from tunnel.model.limits import ConfiguredLimits
@@ -121,11 +122,16 @@ def _mqtt() -> Seeds:
     moment = format_timestamp(NOW)
     at_home = stopped_snapshot("web", make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080")))
     seen = {**at_home.as_json(), "since": moment}
-    head = {
-        "config": {"ok": True, "error": None}, "host": "edge-1", "version": "1", "generation": 1,
-        "read_only": False, "started_at": moment,
-    }  # fmt: skip
-    info = InfoPayload.of_run(run, head, moment, tunnels=1, commands=True, discovery=None)
+    daemon = DaemonInfo(
+        generation=1,
+        pid=1,
+        config=ConfigStatus(path="tunnels.yaml", ok=True, loaded_at=moment),
+        version="1",
+        host="edge-1",
+        read_only=False,
+        started_at=moment,
+    )
+    info = InfoPayload.of_run(run, daemon, moment, tunnels=1, commands=True, discovery=None)
     state = StatePayload(seen, run.boot, 1, moment).as_json()
     command, web = topics.of(COMMAND), topics.of(STATE, "web")
     messages: tuple[tuple[str, str, Mapping[str, object]], ...] = (

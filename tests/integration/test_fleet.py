@@ -1,4 +1,4 @@
-"""Hosts on a real broker: what they publish, what they take, and that its trouble is never the tunnels' trouble."""
+"""Hosts on a real broker: what they publish and accept, and that problems of the broker do not affect tunnels."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from tui.sources.fleet import FleetSource
 pytestmark = needs("mosquitto", "mosquitto_sub", "mosquitto_pub", "mosquitto_passwd")
 
 TREE: Final = "nodepass-orch/v1"
-KEY: Final = "a-key-nobody-may-read"
+KEY: Final = "a-secret-key"
 DASHBOARD: Final = (sys.executable, "-m", "tui.cli")
 PASSWORD: Final = "p%s:@rd+/ of a broker"
 
@@ -75,7 +75,7 @@ class Mosquitto:
         self.start()
 
     def start(self) -> None:
-        """Run; return when it listens."""
+        """Start mosquitto; return when it listens."""
         with (self.directory / "log").open("ab") as log:
             command = [*self.prefix, str(find("mosquitto")), "-c", str(self.config)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -83,7 +83,7 @@ class Mosquitto:
         def listens() -> bool:
             assert self.process.poll() is None, (self.directory / "log").read_text()
             try:
-                with self.at_home():
+                with self.in_namespace():
                     connect(("127.0.0.1", self.port), timeout=1).close()
             except OSError:
                 return False
@@ -92,22 +92,22 @@ class Mosquitto:
         wait_until(listens, within=10, what="mosquitto listens")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End it."""
+        """Send a process signal and wait for the end."""
         self.process.send_signal(signal.SIGCONT)
         self.process.send_signal(number)
         self.process.wait(10)
 
     def close(self) -> None:
-        """End it, whatever it does."""
+        """Kill mosquitto if it still runs."""
         if self.process.poll() is None:
             self.stop(signal.SIGKILL)
 
-    def at_home(self) -> contextlib.AbstractContextManager[None]:
-        """Be on its host, where loopback leads to it; sockets that are made there stay there."""
+    def in_namespace(self) -> contextlib.AbstractContextManager[None]:
+        """Enter the network namespace of its host, where loopback reaches it; sockets made there stay there."""
         return self._host.entered() if self._host else contextlib.nullcontext()
 
-    def greeted(self, address: str) -> int:
-        """How many it has let in so far from an address."""
+    def count_logins(self, address: str) -> int:
+        """How many clients from an address have logged in so far."""
         return (self.directory / "log").read_text().count(f"New client connected from {address}:")
 
     @property
@@ -115,8 +115,8 @@ class Mosquitto:
         return f"mqtt://127.0.0.1:{self.port}"
 
 
-class Ear:
-    """Everything that is said on a broker, in its order."""
+class BrokerRecorder:
+    """Records all messages on a broker, in their order."""
 
     def __init__(self, harness: ProcessHarness, broker: Mosquitto, *options: str, topic: str = f"{TREE}/#") -> None:
         arguments = [
@@ -131,74 +131,74 @@ class Ear:
             "-t",
             topic,
         ]
-        self._command = Command(f"ear-{len(harness.commands)}", [*arguments, *options], harness.directory, {})
+        self._command = Command(f"recorder-{len(harness.commands)}", [*arguments, *options], harness.directory, {})
         harness.close_at_end(self._command)
 
-    def all(self) -> list[tuple[bool, str, str]]:
-        """Retained or not, topic, payload."""
-        return [(flag == "1", topic, text) for _, flag, topic, text in self._heard()]
+    def messages(self) -> list[tuple[bool, str, str]]:
+        """Whether it was retained, topic and payload of each message."""
+        return [(flag == "1", topic, text) for _, flag, topic, text in self._lines()]
 
-    def timed(self) -> list[tuple[float, dict[str, Any]]]:
-        """When each was heard that is not retained, in seconds since the epoch, and its payload."""
-        return [(float(moment), json.loads(text)) for moment, flag, _, text in self._heard() if flag == "0"]
+    def timed_payloads(self) -> list[tuple[float, dict[str, Any]]]:
+        """Time of arrival, in seconds since the epoch, and payload of each message that is not retained."""
+        return [(float(moment), json.loads(text)) for moment, flag, _, text in self._lines() if flag == "0"]
 
-    def _heard(self) -> list[list[str]]:
+    def _lines(self) -> list[list[str]]:
         return [line.split(" ", 3) for line in self._command.stdout_text().split("\n") if line]
 
-    def on(self, topic: str) -> list[dict[str, Any]]:
-        """The payloads on one topic; one that clears it is an empty object."""
-        return [json.loads(text or "{}") for _, where, text in self.all() if where == f"{TREE}/{topic}"]
+    def payloads(self, topic: str) -> list[dict[str, Any]]:
+        """The payloads on one topic; an empty one is an empty object."""
+        return [json.loads(text or "{}") for _, where, text in self.messages() if where == f"{TREE}/{topic}"]
 
-    def hears(
+    def wait_payload(
         self, topic: str, wanted: Callable[[dict[str, Any]], object] = bool, *, within: float = 5.0
     ) -> dict[str, Any]:
-        """The last payload on a topic, once it is as wanted."""
+        """Wait until the last payload on a topic is as wanted, and return it."""
 
         def last() -> dict[str, Any] | None:
-            words = self.on(topic)
+            words = self.payloads(topic)
             return words[-1] if words and wanted(words[-1]) else None
 
         try:
             found = wait_until(last, within=within, what=f"{topic} is as wanted")
         except AssertionError as error:
-            error.add_note(f"heard: {self.all()[-10:]}")
+            error.add_note(f"heard: {self.messages()[-10:]}")
             raise
         assert found is not None
         return found
 
 
 def retained(broker: Mosquitto, login: tuple[str, str] | None = None, *, topic: str = f"{TREE}/#") -> dict[str, Any]:
-    """What the broker holds now: all that it says before it answers to a second subscription."""
+    """All retained messages: those that arrive before SUBACK of a second subscription."""
     found: dict[str, Any] = {}
     answers: list[int] = []
 
     def subscribe(client: paho.Client, *_: object) -> None:
         client.subscribe(topic)
-        client.subscribe("nothing/is/said/here")
+        client.subscribe("no/messages/here")
 
-    def hear(_client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
+    def receive(_client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
         if message.retain:
             found[message.topic.removeprefix(f"{TREE}/")] = json.loads(message.payload)
 
     client = paho.Client(CallbackAPIVersion.VERSION2)
-    client.on_connect, client.on_message = subscribe, hear
+    client.on_connect, client.on_message = subscribe, receive
     client.on_subscribe = lambda _client, _data, number, *_: answers.append(number)
     if login:
         client.username_pw_set(*login)
-    with broker.at_home():
+    with broker.in_namespace():
         client.connect("127.0.0.1", broker.port)
 
-    def has_told() -> bool:
+    def has_read_all() -> bool:
         assert not (error := client.loop(0.1)), f"the connection to the broker: {error.name}"
         return len(answers) == 2
 
-    wait_until(has_told, within=10, what="the broker tells what it holds")
+    wait_until(has_read_all, within=10, what="the broker sends its retained messages")
     client.disconnect()
     return found
 
 
-def gone(broker: Mosquitto, host: str) -> None:
-    """Wait until the broker has heard, or said itself, that a host is gone."""
+def wait_offline(broker: Mosquitto, host: str) -> None:
+    """Wait until the retained status of a host is offline."""
     wait_until(lambda: retained(broker)[f"{host}/status"]["online"] is False, within=5, what=f"{host} is gone")
 
 
@@ -289,60 +289,64 @@ LASTING = ("name", "role", "direction", "state", "tunnel_addr", "target_addr", "
 # --- what is published ------------------------------------------------------------------------------------------------
 
 
-def test_topics_and_payloads_of_the_contract_and_no_secret_in_any(
+def test_topics_and_payloads_follow_the_contract_and_contain_no_secret(
     harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
-    ear = Ear(harness, broker)
+    recorder = BrokerRecorder(harness, broker)
     one, two = hosts.pair(broker)
     odd = "odd/na+me #[red] é"
     one.write({**hosts.server, odd: f"client://{KEY}@127.0.0.1:{free_port()}/127.0.0.1:1"})
     encoded = "odd%2Fna%2Bme%20%23%5Bred%5D%20%C3%A9"
-    ear.hears(f"edge-1/t/{encoded}/state", lambda word: word["state"] in {"cooldown", "connecting"}, within=15)
-    birth = ear.on("edge-1/status")[0]
+    recorder.wait_payload(
+        f"edge-1/t/{encoded}/state", lambda word: word["state"] in {"cooldown", "connecting"}, within=15
+    )
+    birth = recorder.payloads("edge-1/status")[0]
     assert birth == {**birth, "v": 1, "online": True}
-    info = ear.hears("edge-1/info", lambda word: word["generation"] == 2)
+    info = recorder.wait_payload("edge-1/info", lambda word: word["generation"] == 2)
     assert info == {**info, "v": 1, "config_ok": True, "config_error": None, "tunnels": 2, "boot": birth["boot"]}
     assert {"name", "version", "ts"} <= set(info)
     for host, daemon in (("edge-1", one), ("edge-2", two)):
-        state = ear.hears(f"{host}/t/web/state", lambda word: word["pool"]["idle"] == 8)
+        state = recorder.wait_payload(f"{host}/t/web/state", lambda word: word["pool"]["idle"] == 8)
         truth = daemon.tunnel("web")
         assert {key: state[key] for key in LASTING} == {key: truth[key] for key in LASTING}
         assert set(truth) | {"v", "boot", "seq", "ts"} == set(state)
-    sequence = [word["seq"] for _, topic, text in ear.all() if topic.startswith(f"{TREE}/edge-1/t/")
+    sequence = [word["seq"] for _, topic, text in recorder.messages() if topic.startswith(f"{TREE}/edge-1/t/")
                 and topic.endswith("state") for word in [json.loads(text)]]  # fmt: skip
     assert sequence == sorted(set(sequence))
     with connect(("127.0.0.1", hosts.visitor_port)) as visitor:
         visitor.sendall(b"x" * 100)
-        stats = ear.hears(
+        stats = recorder.wait_payload(
             "edge-1/t/web/stats", lambda word: (word["connections"]["active"], word["bytes"]["in"]) == (1, 100)
         )
         assert {"v", "pool", "signals", "connections", "bytes", "rtt_ms", "cooldown"} <= set(stats)
     wait_until(
-        lambda: "reload" in {event["kind"] for event in ear.on("edge-1/event")}, within=5, what="the reload is told"
+        lambda: "reload" in {event["kind"] for event in recorder.payloads("edge-1/event")},
+        within=5,
+        what="the reload is published",
     )
-    assert all({"v", "ts", "kind", "tunnel", "text"} <= set(event) for event in ear.on("edge-1/event"))
+    assert all({"v", "ts", "kind", "tunnel", "text"} <= set(event) for event in recorder.payloads("edge-1/event"))
     one.file.write_text("version: 1\ntunnels: [\n")
-    broken = ear.hears("edge-1/info", lambda word: word["config_ok"] is False, within=15)
+    broken = recorder.wait_payload("edge-1/info", lambda word: word["config_ok"] is False, within=15)
     assert ":2:" in broken["config_error"] or ":3:" in broken["config_error"]
-    assert KEY not in "".join(text for _, _, text in ear.all())
+    assert KEY not in "".join(text for _, _, text in recorder.messages())
     of_a_host = {"status", "info", "t/web/state"}
     whole = {f"{host}/{topic}" for host in ("edge-1", "edge-2") for topic in of_a_host}
     assert set(retained(broker)) == whole | {f"edge-1/t/{encoded}/state"}
 
 
-def test_a_kill_is_told_by_the_will_and_the_next_life_clears_what_is_no_more(
+def test_the_last_will_reports_a_kill_and_the_next_run_clears_old_topics(
     harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
-    ear = Ear(harness, broker)
+    recorder = BrokerRecorder(harness, broker)
     extra = {"old one": f"client://127.0.0.1:{free_port()}/127.0.0.1:1"}
     first = hosts.up("edge-1", broker, {**hosts.server, **extra})
-    ear.hears("edge-1/t/old%20one/state")
+    recorder.wait_payload("edge-1/t/old%20one/state")
     first.kill()
-    ear.hears("edge-1/status", lambda word: word["online"] is False, within=5)
+    recorder.wait_payload("edge-1/status", lambda word: word["online"] is False, within=5)
     second = hosts.up("edge-1", broker, hosts.server)
     connected(second)
-    ear.hears("edge-1/status", lambda word: word["online"] is True)
-    wait_until(lambda: ear.on("edge-1/t/old%20one/state")[-1] == {}, within=5, what="the orphan is cleared")
+    recorder.wait_payload("edge-1/status", lambda word: word["online"] is True)
+    wait_until(lambda: recorder.payloads("edge-1/t/old%20one/state")[-1] == {}, within=5, what="the orphan is cleared")
     assert "edge-1/t/old%20one/state" not in retained(broker)
     assert retained(broker)["edge-1/status"]["online"] is True
     second.signal(signal.SIGTERM)
@@ -350,16 +354,16 @@ def test_a_kill_is_told_by_the_will_and_the_next_life_clears_what_is_no_more(
     assert retained(broker)["edge-1/status"]["online"] is False
 
 
-def test_a_removed_tunnel_leaves_nothing(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
-    ear = Ear(harness, broker)
+def test_a_removed_tunnel_leaves_no_retained_message(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
+    recorder = BrokerRecorder(harness, broker)
     daemon = hosts.up("edge-1", broker, {**hosts.server, "gone": f"client://127.0.0.1:{free_port()}/127.0.0.1:1"})
-    ear.hears("edge-1/t/gone/state")
+    recorder.wait_payload("edge-1/t/gone/state")
     daemon.write(hosts.server)
-    wait_until(lambda: ear.on("edge-1/t/gone/state")[-1] == {}, within=15, what="its state is cleared")
+    wait_until(lambda: recorder.payloads("edge-1/t/gone/state")[-1] == {}, within=15, what="its state is cleared")
     assert "edge-1/t/gone/state" not in retained(broker)
 
 
-def test_without_a_name_a_host_is_known_by_an_id_that_is_kept(harness: ProcessHarness, broker: Mosquitto) -> None:
+def test_a_host_without_a_name_publishes_under_its_stored_id(harness: ProcessHarness, broker: Mosquitto) -> None:
     section = {"mqtt": {"url": broker.url}}
     daemon = harness.start_daemon({}, supervisor=section, env={"STATE_DIRECTORY": str(harness.directory / "state")})
     connected(daemon)
@@ -370,13 +374,13 @@ def test_without_a_name_a_host_is_known_by_an_id_that_is_kept(harness: ProcessHa
 # --- a broker's trouble -----------------------------------------------------------------------------------------------
 
 
-def test_a_broker_that_restarts_hears_the_truth_within_seconds(
+def test_a_restarted_broker_has_the_present_state_within_seconds(
     harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
     one, two = hosts.pair(broker)
     with connect(("127.0.0.1", hosts.visitor_port)) as visitor:
         broker.stop(signal.SIGKILL)
-        wait_until(lambda: mqtt_of(one)["state"] == "unreachable", within=5, what="the trouble is shown")
+        wait_until(lambda: mqtt_of(one)["state"] == "unreachable", within=5, what="the problem is shown")
         wait_until(lambda: "refused the connection" in mqtt_of(one)["reason"], within=5, what="its reason is shown")
         for number in range(200):
             visitor.sendall(b"%03d" % number)
@@ -386,9 +390,11 @@ def test_a_broker_that_restarts_hears_the_truth_within_seconds(
         for daemon in (one, two):
             connected(daemon, within=5)
         wait_until(
-            lambda: {"edge-1/t/web/state", "edge-2/t/web/state"} <= set(retained(broker)), within=5, what="all is told"
+            lambda: {"edge-1/t/web/state", "edge-2/t/web/state"} <= set(retained(broker)),
+            within=5,
+            what="all states are published",
         )
-        assert time.monotonic() - began < time_allowed(7), "five seconds, and two looks"
+        assert time.monotonic() - began < time_allowed(7), "five seconds, and two polls"
         told = retained(broker)
         assert told["edge-1/t/web/state"]["link"] == one.tunnel("web")["link"]
         assert told["edge-1/status"]["online"] is True
@@ -396,7 +402,9 @@ def test_a_broker_that_restarts_hears_the_truth_within_seconds(
         assert visitor.recv(3) == b"end"
 
 
-def test_a_frozen_broker_holds_up_nothing(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
+def test_a_frozen_broker_delays_neither_tunnels_nor_commands_nor_the_end(
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
+) -> None:
     one, _ = hosts.pair(broker)
     connected(one)
     broker.process.send_signal(signal.SIGSTOP)
@@ -408,11 +416,11 @@ def test_a_frozen_broker_holds_up_nothing(harness: ProcessHarness, broker: Mosqu
         assert time.monotonic() - began < time_allowed(10)
     finally:
         broker.process.send_signal(signal.SIGCONT)
-    gone(broker, "edge-1")  # it could say no farewell: its will has to
+    wait_offline(broker, "edge-1")  # it could not publish its offline status, so its last will does
 
 
 @pytest.mark.slow
-def test_a_frozen_broker_is_noticed_and_found_again(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
+def test_a_frozen_broker_is_reported_and_reconnected(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
     one, _ = hosts.pair(broker)
     connected(one)
     before = one.rss()
@@ -424,7 +432,7 @@ def test_a_frozen_broker_is_noticed_and_found_again(harness: ProcessHarness, bro
     wait_until(lambda: retained(broker)["edge-1/status"]["online"], within=5, what="online again")
 
 
-def test_no_broker_is_no_reason_not_to_start(harness: ProcessHarness, hosts: Hosts) -> None:
+def test_a_daemon_starts_without_its_broker(harness: ProcessHarness, hosts: Hosts) -> None:
     nobody = free_port()
     daemon = harness.start_daemon(
         hosts.server,
@@ -432,7 +440,7 @@ def test_no_broker_is_no_reason_not_to_start(harness: ProcessHarness, hosts: Hos
         env={"XDG_STATE_HOME": str(harness.directory)},
     )
     daemon.wait_state("waiting", name="web")
-    wait_until(lambda: mqtt_of(daemon)["state"] == "unreachable", within=5, what="the lack of a broker is shown")
+    wait_until(lambda: mqtt_of(daemon)["state"] == "unreachable", within=5, what="the unreachable broker is shown")
     shown = mqtt_of(daemon)
     assert (shown["broker"], shown["host"]) == (f"mqtt://127.0.0.1:{nobody}", "edge-1")
     time.sleep(2)  # several attempts
@@ -441,11 +449,11 @@ def test_no_broker_is_no_reason_not_to_start(harness: ProcessHarness, hosts: Hos
     )
 
 
-def test_two_hosts_of_one_name_do_not_fight(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
-    ear = Ear(harness, broker)
+def test_of_two_hosts_with_one_name_the_second_waits(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
+    recorder = BrokerRecorder(harness, broker)
     first = hosts.up("edge-1", broker, hosts.server)
     connected(first)
-    boot = ear.hears("edge-1/status")["boot"]
+    boot = recorder.wait_payload("edge-1/status")["boot"]
     second = hosts.up("edge-1", broker, hosts.client)
     shown = wait_until(
         lambda: mqtt_of(second)["state"] == "duplicate" and mqtt_of(second), within=10, what="it is reported"
@@ -454,18 +462,20 @@ def test_two_hosts_of_one_name_do_not_fight(harness: ProcessHarness, broker: Mos
     assert "another host is online as 'edge-1'" in shown["reason"]
     second.wait_for_log("another host is online as 'edge-1'")
     time.sleep(1)
-    assert {word.get("boot") for word in ear.on("edge-1/status")} == {boot}
+    assert {word.get("boot") for word in recorder.payloads("edge-1/status")} == {boot}
     assert mqtt_of(first)["state"] == "online"
     since = mqtt_of(second)["since"]
     time.sleep(1)
-    assert mqtt_of(second)["since"] == since, "it looks again and again, and it is the same trouble"
+    assert mqtt_of(second)["since"] == since, "it retries, and the problem is the same"
     first.kill()
     connected(second)
     assert (mqtt_of(second)["reason"], mqtt_of(second)["since"] > since) == (None, True)
-    assert ear.hears("edge-1/status", lambda word: word["online"])["boot"] != boot
+    assert recorder.wait_payload("edge-1/status", lambda word: word["online"])["boot"] != boot
 
 
-def test_a_copied_machine_is_reported_and_not_fought(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
+def test_of_two_copied_machines_the_earlier_run_withdraws_and_reports_it(
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
+) -> None:
     first = hosts.up("edge-1", broker, hosts.server)
     connected(first)
     state = harness.directory / "state" / "nodepass-orch"
@@ -484,13 +494,15 @@ def test_a_copied_machine_is_reported_and_not_fought(harness: ProcessHarness, br
     second = harness.start_command(
         "up", str(file), "--no-tui", "--socket", str(socket), env={"XDG_STATE_HOME": str(copied.parent)}
     )
-    wait_until(lambda: mqtt_of(first)["state"] == "duplicate", within=10, what="who was sent away says so")
+    wait_until(
+        lambda: mqtt_of(first)["state"] == "duplicate", within=10, what="the host that was disconnected reports it"
+    )
     assert "one of them was copied" in mqtt_of(first)["reason"]
-    ear = Ear(harness, broker, topic=f"{TREE}/edge-1/status")
-    ear.hears("edge-1/status", lambda word: word["online"])
-    said = ear.all()
+    recorder = BrokerRecorder(harness, broker, topic=f"{TREE}/edge-1/status")
+    recorder.wait_payload("edge-1/status", lambda word: word["online"])
+    said = recorder.messages()
     time.sleep(COPY_RETURNS_WITHIN_S + 2)
-    assert ear.all() == said, "nobody sends anybody away again"
+    assert recorder.messages() == said, "neither host disconnects the other again"
     assert mqtt_of(first)["state"] == "duplicate"
     second.signal(signal.SIGTERM)
     second.wait_exit()
@@ -500,23 +512,23 @@ def test_a_copied_machine_is_reported_and_not_fought(harness: ProcessHarness, br
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
-def answer_to(broker: Mosquitto, ear: Ear, order: Mapping[str, Any], *options: str) -> dict[str, Any]:
+def answer_to(broker: Mosquitto, recorder: BrokerRecorder, order: Mapping[str, Any], *options: str) -> dict[str, Any]:
     publish(broker, "edge-1/cmd", dict(order), *options)
-    return ear.hears(f"edge-1/rsp/{order['id']}")
+    return recorder.wait_payload(f"edge-1/rsp/{order['id']}")
 
 
-def test_commands_are_done_and_answered_or_refused_with_the_reason(
+def test_commands_are_executed_and_answered_or_refused_with_the_reason(
     harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
-    ear = Ear(harness, broker)
+    recorder = BrokerRecorder(harness, broker)
     daemon = hosts.up("edge-1", broker, hosts.server)
-    boot = ear.hears("edge-1/status")["boot"]
-    ear.hears("edge-1/t/web/state", lambda word: word["state"] == "waiting")
+    boot = recorder.wait_payload("edge-1/status")["boot"]
+    recorder.wait_payload("edge-1/t/web/state", lambda word: word["state"] == "waiting")
     order = {"v": 1, "op": "stop", "target": "web"}
-    done = answer_to(broker, ear, {**order, "id": "1", "boot": boot, "exp": time.time() + 300})
+    done = answer_to(broker, recorder, {**order, "id": "1", "boot": boot, "exp": time.time() + 300})
     assert (done["ok"], done["error"], done["result"]["name"]) == (True, None, "web")
     daemon.wait_state("stopped", name="web")
-    ear.hears("edge-1/t/web/state", lambda word: word["state"] == "stopped")
+    recorder.wait_payload("edge-1/t/web/state", lambda word: word["state"] == "stopped")
     refusals: list[tuple[dict[str, Any], str]] = [
         ({"id": "1"}, "came before"),
         ({"boot": "another"}, "another run"),
@@ -528,49 +540,49 @@ def test_commands_are_done_and_answered_or_refused_with_the_reason(
     for number, (change, why) in enumerate(refusals, start=2):
         refused = {**order, "op": "start", "id": str(number), **change}
         publish(broker, "edge-1/cmd", refused)
-        answer = ear.hears(f"edge-1/rsp/{refused['id']}", lambda word: not word["ok"])
+        answer = recorder.wait_payload(f"edge-1/rsp/{refused['id']}", lambda word: not word["ok"])
         assert why in answer["error"]
     for malformed, why in (("{ no json", "not a JSON object"), ('{"v": 1, "op": "stop"}', "id is not")):
         publish(broker, "edge-1/cmd", malformed)
-        answer = ear.hears("edge-1/rsp/malformed", lambda word, why=why: why in word["error"])  # type: ignore[misc]
+        answer = recorder.wait_payload("edge-1/rsp/malformed", lambda word, why=why: why in word["error"])  # type: ignore[misc]
         assert (answer["ok"], answer["id"]) == (False, None)
-    old = answer_to(broker, ear, {**order, "id": "old", "op": "start"}, "-r")
+    old = answer_to(broker, recorder, {**order, "id": "old", "op": "start"}, "-r")
     assert "retained" in old["error"]
     wait_until(lambda: "edge-1/cmd" not in retained(broker), within=5, what="the retained command is cleared")
     assert daemon.tunnel("web")["state"] == "stopped"
-    assert answer_to(broker, ear, {"v": 1, "id": "all", "op": "start", "target": "*"})["ok"]
+    assert answer_to(broker, recorder, {"v": 1, "id": "all", "op": "start", "target": "*"})["ok"]
     daemon.wait_state("waiting", name="web")
-    reloaded = answer_to(broker, ear, {"v": 1, "id": "re", "op": "reload"})
+    reloaded = answer_to(broker, recorder, {"v": 1, "id": "re", "op": "reload"})
     assert reloaded["result"]["results"]["web"]["action"] == "unchanged"
     daemon.file.write_text("version: 2\n")
-    wrong = answer_to(broker, ear, {"v": 1, "id": "re2", "op": "reload"})
+    wrong = answer_to(broker, recorder, {"v": 1, "id": "re2", "op": "reload"})
     assert not wrong["ok"]
     assert f"{daemon.file.name}:1:" in wrong["error"]
-    cleared = [text for _, topic, text in ear.all() if topic == f"{TREE}/edge-1/cmd" and not text]
-    assert len(cleared) == 1, "the host does not answer its own clearing"
+    cleared = [text for _, topic, text in recorder.messages() if topic == f"{TREE}/edge-1/cmd" and not text]
+    assert len(cleared) == 1, "the host does not answer the message that clears the topic"
 
 
-def test_a_command_retained_while_nobody_was_there_is_not_done(
+def test_a_command_retained_while_the_host_was_offline_is_refused(
     harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
     publish(broker, "edge-1/cmd", {"v": 1, "id": "trap", "op": "stop", "target": "web"}, "-r")
-    ear = Ear(harness, broker)
+    recorder = BrokerRecorder(harness, broker)
     daemon = hosts.up("edge-1", broker, hosts.server)
-    assert "retained" in ear.hears("edge-1/rsp/trap", within=10)["error"]
+    assert "retained" in recorder.wait_payload("edge-1/rsp/trap", within=10)["error"]
     daemon.wait_state("waiting", name="web")
 
 
 @pytest.mark.parametrize(
     ("options", "commands", "why"), [((), False, "off on this host"), (("--read-only",), True, "read-only")]
 )
-def test_commands_are_off_unless_the_file_says_so_and_read_only_wins(
+def test_commands_are_refused_unless_enabled_and_always_when_read_only(
     harness: ProcessHarness, broker: Mosquitto, hosts: Hosts, options: tuple[str, ...], why: str, *, commands: bool
 ) -> None:
-    ear = Ear(harness, broker)
+    recorder = BrokerRecorder(harness, broker)
     daemon = hosts.up("edge-1", broker, hosts.server, commands=commands, options=options)
     connected(daemon)
-    assert ear.hears("edge-1/info")["commands"] is False
-    assert why in answer_to(broker, ear, {"v": 1, "id": "x", "op": "stop", "target": "web"})["error"]
+    assert recorder.wait_payload("edge-1/info")["commands"] is False
+    assert why in answer_to(broker, recorder, {"v": 1, "id": "x", "op": "stop", "target": "web"})["error"]
     assert daemon.tunnel("web")["state"] != "stopped"
 
 
@@ -578,7 +590,7 @@ def test_commands_are_off_unless_the_file_says_so_and_read_only_wins(
 
 
 def _still(tunnel: dict[str, Any]) -> dict[str, Any]:
-    """A tunnel without what goes on even where nothing happens."""
+    """The tunnels without fields that change even when idle."""
     return {**tunnel, "rtt_ms": None, "pool": {**tunnel["pool"], "dialing": None}}
 
 
@@ -586,17 +598,17 @@ def _still_of(hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, li
     return {name: (host["generation"], [_still(one) for one in host["tunnels"]]) for name, host in hosts.items()}
 
 
-def test_fleet_ps_is_what_every_host_says_of_itself(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
+def test_fleet_ps_equals_the_ps_of_every_host(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
     one, two = hosts.pair(broker)
     daemons = {"edge-1": one, "edge-2": two}
 
-    def tells_the_truth() -> bool:
+    def shows_present_state() -> bool:
         code, out, _ = fleet(harness, broker, "ps", "--json")
         told = {host["host"]: host for host in json.loads(out)["hosts"]}
         assert {name: host["presence"] for name, host in told.items()} == dict.fromkeys(daemons, "online")
         return code == 0 and _still_of(told) == _still_of({name: host.status() for name, host in daemons.items()})
 
-    wait_until(tells_the_truth, within=10, what="states are told once more when their numbers have come to rest")
+    wait_until(shows_present_state, within=10, what="states are published once more when their numbers have settled")
     code, out, _ = fleet(harness, broker, "ps", "--paths")
     ends = f"127.0.0.1:{hosts.visitor_port} edge-1/web (up) ═ edge-2/web (up) → 127.0.0.1:{hosts.target.port}"
     assert out == f"visitors → {ends}\n"
@@ -604,14 +616,14 @@ def test_fleet_ps_is_what_every_host_says_of_itself(harness: ProcessHarness, bro
     assert out.startswith("edge-2")
     assert "edge-1" not in out
     two.kill()
-    gone(broker, "edge-2")
+    wait_offline(broker, "edge-2")
     code, out, _ = fleet(harness, broker, "ps")
     assert code == 3
     assert re.search(r"^edge-2.*, gone, 1 tunnel, last message \d+ s ago$", out, re.MULTILINE)
     assert re.search(r"^web +client +reverse +\? was up ", out, re.MULTILINE)
 
 
-def test_fleet_restarts_within_a_second_and_says_what_it_cannot(
+def test_fleet_commands_take_effect_within_a_second_or_say_why_not(
     harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
     one, two = hosts.pair(broker)
@@ -635,7 +647,7 @@ def test_fleet_restarts_within_a_second_and_says_what_it_cannot(
     assert fleet(harness, broker, "reload", "edge-1", "edge-2")[0] == 0
     assert fleet(harness, broker, "reload", "edge-1/web")[0] == 2
     two.kill()
-    gone(broker, "edge-2")
+    wait_offline(broker, "edge-2")
     code, _, said = fleet(harness, broker, "start", "edge-2/web")
     assert code == 4
     assert "host 'edge-2' is gone" in said
@@ -653,7 +665,7 @@ def test_fleet_restarts_within_a_second_and_says_what_it_cannot(
 # --- the fleet on the screen ------------------------------------------------------------------------------------------
 
 
-async def test_the_dashboard_steers_another_host_and_sees_it_go_and_return(
+async def test_the_dashboard_controls_another_host_and_shows_it_go_and_return(
     harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
     _, two = hosts.pair(broker)
@@ -684,10 +696,10 @@ async def test_the_dashboard_steers_another_host_and_sees_it_go_and_return(
         await seen(pilot, lambda: "stale" not in screen_text(app) and "● up 2" in screen_text(app))
 
 
-async def test_a_restart_from_the_dashboard_is_answered_and_done_within_a_second(
+async def test_a_restart_from_the_dashboard_is_answered_and_effective_within_a_second(
     harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
-    """As people see it, from the key that confirms it: the command on a terminal, and a host that is not this one."""
+    """Measured as users see it, from the key that confirms: the command on a terminal, for a tunnel of another host."""
     _, two = hosts.pair(broker)
     command, name = [*DASHBOARD, "top", "--mqtt", broker.url], "edge-2/web"
     async with run_on_terminal("top", command, directory=harness.directory, env=clean_environment()) as top:
@@ -697,7 +709,7 @@ async def test_a_restart_from_the_dashboard_is_answered_and_done_within_a_second
         link = two.tunnel("web")["link"]
         asks = f"Restart {name}?"
         await top.press_and_wait("r", lambda screen: any(asks in row for row in screen), "a question", within=GUARD_S)
-        confirm = "\x1b[C\r"  # from Cancel to the other button, and Enter
+        confirm = "\x1b[C\r"  # from Cancel to the other button, then Enter
         says, began = f"{name} restarting", time.monotonic()
         await top.press_and_wait(
             confirm, lambda screen: any(says in row for row in screen), "an answer", within=GUARD_S
@@ -728,13 +740,13 @@ def guarded(harness: ProcessHarness) -> Mosquitto:
     return harness.close_at_end(Mosquitto(directory, lines))
 
 
-def test_with_the_sample_rules_a_host_speaks_for_itself_alone(
+def test_with_the_sample_access_rules_a_host_publishes_only_its_own_topics(
     harness: ProcessHarness, guarded: Mosquitto, hosts: Hosts
 ) -> None:
     def as_user(user: str) -> tuple[str, ...]:
         return ("-u", user, "-P", PASSWORD)
 
-    ear = Ear(harness, guarded, *as_user("operator"))
+    recorder = BrokerRecorder(harness, guarded, *as_user("operator"))
     daemons = {}
     for name, tunnels in (("edge-1", hosts.server), ("edge-2", hosts.client)):
         file = str(harness.directory / f"{name}.pw")
@@ -744,15 +756,19 @@ def test_with_the_sample_rules_a_host_speaks_for_itself_alone(
     assert "ot authorized" in publish(guarded, "edge-2/status", lie, "-r", *as_user("edge-1")).stderr
     publish(guarded, "edge-2/t/web/state", lie, "-r", *as_user("operator"))
     publish(guarded, "edge-2/cmd", {"v": 1, "id": "x", "op": "stop", "target": "web"}, *as_user("edge-1"))
-    spy = Ear(harness, guarded, *as_user("edge-1"))
+    spy = BrokerRecorder(harness, guarded, *as_user("edge-1"))
     good = {"v": 1, "id": "y", "op": "restart", "target": "web"}
     publish(guarded, "edge-2/cmd", good, *as_user("operator"))
-    assert ear.hears("edge-2/rsp/y")["ok"], "the operator's command comes after the stranger's, and is the only answer"
-    assert not [topic for _, topic, _ in ear.all() if topic.endswith("rsp/x")]
-    assert "lie" not in {word.get("boot") for word in ear.on("edge-2/status") + ear.on("edge-2/t/web/state")}
-    assert {topic.split("/")[2] for _, topic, _ in spy.all()} <= {"edge-1"}
+    assert recorder.wait_payload("edge-2/rsp/y")["ok"], (
+        "the operator's command comes after the stranger's, and is the only answer"
+    )
+    assert not [topic for _, topic, _ in recorder.messages() if topic.endswith("rsp/x")]
+    assert "lie" not in {
+        word.get("boot") for word in recorder.payloads("edge-2/status") + recorder.payloads("edge-2/t/web/state")
+    }
+    assert {topic.split("/")[2] for _, topic, _ in spy.messages()} <= {"edge-1"}
     daemons["edge-2"].wait_state("up", name="web")
-    everything = "".join(text for _, _, text in ear.all())
+    everything = "".join(text for _, _, text in recorder.messages())
     assert PASSWORD not in everything
     assert KEY not in everything
     url = f"mqtt://operator:p%25s%3A%40rd%2B%2F%20of%20a%20broker@127.0.0.1:{guarded.port}"
@@ -762,7 +778,7 @@ def test_with_the_sample_rules_a_host_speaks_for_itself_alone(
         assert PASSWORD not in daemon.log_text()
 
 
-def test_the_sample_for_the_broker_is_taken_beside_the_main_file_of_debian(
+def test_the_sample_broker_configuration_works_beside_the_main_file_of_debian(
     harness: ProcessHarness, guarded: Mosquitto
 ) -> None:
     guarded.stop()
@@ -789,7 +805,9 @@ def test_the_sample_for_the_broker_is_taken_beside_the_main_file_of_debian(
     assert (code, said) == (0, "nodepass-orch: no host has published to this broker\n")
 
 
-def test_wrong_passwords_and_missing_rights_are_said(harness: ProcessHarness, guarded: Mosquitto, hosts: Hosts) -> None:
+def test_wrong_passwords_and_missing_rights_are_reported(
+    harness: ProcessHarness, guarded: Mosquitto, hosts: Hosts
+) -> None:
     wrong = hosts.up("edge-1", guarded, {}, username="edge-1", password="wrong")
     wrong.wait_for_log("refuses user 'edge-1': check user, password")
     other = hosts.up("edge-9", guarded, {}, username="edge-2", password=PASSWORD)
@@ -799,7 +817,7 @@ def test_wrong_passwords_and_missing_rights_are_said(harness: ProcessHarness, gu
         shown = mqtt_of(daemon)
         assert shown["state"] == "refused"
         ps = harness.start_command("ps", "--socket", str(daemon.socket))
-        assert ps.wait_exit() == 0, "tunnels are not concerned"
+        assert ps.wait_exit() == 0, "tunnels are not affected"
         assert ps.log_text().startswith(f"nodepass-orch: MQTT refused since {shown['since']}: {shown['reason']}\n")
 
 
@@ -813,7 +831,7 @@ class Authority:
         self.ca = self._write("ca", self._key, self._sign("test authority", self._key.public_key(), is_ca=True))
 
     def issue(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key."""
+        """A certificate and its key, issued by this authority."""
         key = ec.generate_private_key(ec.SECP256R1())
         return self._write(name, key, self._sign(name, key.public_key(), is_ca=False)), self.directory / f"{name}.key"
 
@@ -852,7 +870,7 @@ class Authority:
         return path
 
 
-def test_tls_with_an_authority_and_a_certificate_of_ones_own(harness: ProcessHarness, hosts: Hosts) -> None:
+def test_tls_with_a_private_authority_and_a_client_certificate(harness: ProcessHarness, hosts: Hosts) -> None:
     authority = Authority(harness.directory)
     (crt, key), (own, own_key) = authority.issue("broker"), authority.issue("edge-1")
     lines = f"allow_anonymous true\ncafile {authority.ca}\ncertfile {crt}\nkeyfile {key}\nrequire_certificate true\n"
@@ -880,7 +898,7 @@ def test_tls_with_an_authority_and_a_certificate_of_ones_own(harness: ProcessHar
         assert daemon.wait_exit() == 0
 
 
-async def test_version_3_1_1_is_spoken_too(broker: Mosquitto) -> None:
+async def test_a_broker_with_version_3_1_1_is_supported(broker: Mosquitto) -> None:
     client = BrokerClient(Broker.from_url(broker.url), is_v5_broker=False)
     async with client.session() as session:
         await session.subscribe(f"{TREE}/x/status", qos=1, retain_as_published=True)

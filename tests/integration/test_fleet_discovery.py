@@ -1,4 +1,4 @@
-"""Hosts that tell Home Assistant of themselves, on a real broker: what stands there, and what is taken back, when."""
+"""Home Assistant discovery on a real broker: which configurations are retained, and when they are cleared."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def of_host(prefix: str = "homeassistant") -> set[str]:
 
 
 def configured(broker: Mosquitto, login: tuple[str, str] | None = None) -> dict[str, Any]:
-    """What stands below both prefixes."""
+    """The retained configurations below both prefixes."""
     return {topic: text for tree in TREES for topic, text in retained(broker, login, topic=tree).items()}
 
 
 def stand(broker: Mosquitto, wanted: set[str], login: tuple[str, str] | None = None) -> dict[str, Any]:
-    """What stands there once it is this."""
+    """Wait until the retained configurations are these."""
     found: dict[str, Any] = {}
 
     def is_wanted() -> bool:
@@ -64,7 +64,7 @@ def stand(broker: Mosquitto, wanted: set[str], login: tuple[str, str] | None = N
     return found
 
 
-def test_entities_come_with_tunnels_and_go_with_them_and_with_the_switch(
+def test_entities_follow_tunnels_and_the_discovery_setting(
     harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:
     lamp = "homeassistant/light/edge-1/lamp/config"
@@ -95,14 +95,16 @@ def test_entities_come_with_tunnels_and_go_with_them_and_with_the_switch(
     assert "WARN" not in daemon.log_text()
 
 
-def test_without_the_switch_nothing_is_said_of_it(harness: ProcessHarness, broker: Mosquitto, hosts: Hosts) -> None:
+def test_without_the_setting_no_discovery_is_published(
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
+) -> None:
     daemon = hosts.up("edge-1", broker, hosts.server)
     connected(daemon)
     wait_until(lambda: "edge-1/t/web/state" in retained(broker), within=5, what="the state is told")
     assert not configured(broker)
 
 
-def test_the_rule_of_the_sample_lets_a_host_configure_itself_alone_and_its_lack_is_said(
+def test_the_sample_access_rule_permits_only_own_entities_and_its_lack_is_reported(
     harness: ProcessHarness, hosts: Hosts
 ) -> None:
     directory = harness.directory / "guarded"

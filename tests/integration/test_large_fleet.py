@@ -30,7 +30,7 @@ def shown(reader: FleetReader, host: str, tunnel: str) -> str | None:
     return next((seen["state"] for seen in tunnels if seen["name"] == tunnel), None)
 
 
-async def test_all_tunnels_of_many_hosts_are_read_and_steered(harness: ProcessHarness) -> None:
+async def test_all_tunnels_of_many_hosts_are_read_and_controlled(harness: ProcessHarness) -> None:
     broker = Broker.from_url(harness.close_at_end(Mosquitto(harness.directory / "broker")).url)
     first, tunnel = name_of_host(0), name_of_tunnel(0)
     async with simulated_fleet(broker, hosts=HOSTS, tunnels=TUNNELS, flaps=0) as fleet:
@@ -59,7 +59,7 @@ async def unconfirmed(*_: object) -> None:
     await asyncio.Event().wait()
 
 
-async def test_a_host_that_has_no_time_for_a_farewell_leaves_it_to_its_will(
+async def test_a_host_without_time_for_its_offline_status_relies_on_its_will(
     harness: ProcessHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = Broker.from_url(harness.close_at_end(Mosquitto(harness.directory / "broker")).url)
@@ -75,7 +75,7 @@ async def test_a_host_that_has_no_time_for_a_farewell_leaves_it_to_its_will(
         await wait_until_async(lambda: reader.fleet.hosts[host].presence(time.monotonic()) == GONE, "its end is told")
 
 
-async def test_a_host_that_comes_later_is_read_whole(harness: ProcessHarness) -> None:
+async def test_a_host_that_comes_online_later_is_read_completely(harness: ProcessHarness) -> None:
     broker = Broker.from_url(harness.close_at_end(Mosquitto(harness.directory / "broker")).url)
     reader, host = FleetReader(broker), name_of_host(1)
     async with reader.connected():

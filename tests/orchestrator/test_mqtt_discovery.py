@@ -5,31 +5,30 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.config.load import load
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.commands import CommandHandler
 from orchestrator.mqtt.ha_discovery import HomeAssistantDiscovery
 from orchestrator.mqtt.payloads import DaemonRun, StatePayload, StatusPayload
 from orchestrator.mqtt.publications import Publications
 from orchestrator.mqtt.topics import INFO, STATE, HostTopics, Message
+from orchestrator.status.contract import ConfigStatus, DaemonInfo
+from orchestrator.status.store import snapshot_store
 from orchestrator.supervisor.control import ControlService
+from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.runner import stopped_snapshot
-from orchestrator.supervisor.supervisor import Supervisor
-from tests.orchestrator.fakes import FakeEngine
-from tunnel.model.address import Address
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import Snapshot
 from tunnel.model.state import State
 from tunnel.model.url import parse_url
 
+NOW = "2027-01-15T08:00:00Z"
 RUN = DaemonRun("instance", "boot")
 TOPICS = HostTopics("edge-1")
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=200)
@@ -122,66 +121,72 @@ def test_configurations_of_others_are_not_ours(topic: str) -> None:
 
 
 class FixedTunnels:
-    """A control service with the tunnels that a test names."""
+    """Takes the place of the control service, with the tunnels that a test names."""
 
-    def __init__(self, tmp_path: Path, present: list[str]) -> None:
-        file = tmp_path / "f.yaml"
-        file.write_text("version: 1\ntunnels:\n")
-        ports: dict[Address, object] = {}
-        supervisor = Supervisor(
-            load(file, {}), engine_factory=lambda name, spec, sink: FakeEngine(name, spec, sink, ports)
-        )
-        spec = make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080"))
+    read_only = False
+
+    def __init__(self, present: list[str]) -> None:
+        self.bus = EventBus()
+        self.store = snapshot_store()
         self.present = present
-        supervisor.each = lambda: iter(  # type: ignore[method-assign]
-            [stopped_snapshot(name, spec) for name in self.present]
+
+    def info(self) -> DaemonInfo:
+        config = ConfigStatus(path="tunnels.yaml", ok=True, loaded_at=NOW)
+        return DaemonInfo(
+            generation=1, pid=1, config=config, version="1.0", host="edge", read_only=False, started_at=NOW
         )
-        self.control = ControlService(supervisor)
 
     def publications(self, found: HomeAssistantDiscovery | None) -> Publications:
-        handler = CommandHandler(self.control, TOPICS, "boot", is_enabled=False)
+        control = cast("ControlService", self)
+        handler = CommandHandler(control, TOPICS, "boot", is_enabled=False)
         return Publications(
-            self.control, topics=TOPICS, run=RUN, handler=handler, discovery=found, uniform=lambda low, _: low
+            control, topics=TOPICS, run=RUN, handler=handler, discovery=found, uniform=lambda low, _: low
         )
 
+    def publish_due(self, publications: Publications) -> dict[str, bytes]:
+        """Everything that is due with the present tunnels, by topic."""
+        spec = make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080"))
+        for name in self.present:
+            self.store.update(name, stopped_snapshot(name, spec))
+        self.store.retain(self.present)
+        list(publications.queue_due())
+        return {message.topic: message.payload for message in publications.queue.take_next(1000)}
 
-def publish_due(publications: Publications) -> dict[str, bytes]:
-    list(publications.queue_due())
-    return {message.topic: message.payload for message in publications.queue.take_next(1000)}
 
-
-async def test_topics_left_by_an_earlier_run_are_cleared_and_nothing_else(tmp_path: Path) -> None:
-    tunnels = FixedTunnels(tmp_path, ["web"])
+async def test_topics_left_by_an_earlier_run_are_cleared_and_nothing_else() -> None:
+    tunnels = FixedTunnels(["web"])
     publications = tunnels.publications(discovery())
     publications.restart()
     old = discovery().tunnel_messages("old")
     for topic in (TOPICS.of(STATE, "old"), TOPICS.of(STATE, "web"), *(message.topic for message in old)):
         publications.add_old_topic(topic)
-    published = publish_due(publications)
+    published = tunnels.publish_due(publications)
     cleared = [topic for topic, payload in published.items() if not payload]
     assert set(cleared) == {TOPICS.of(STATE, "old"), *(message.topic for message in old)}
     assert cleared[-1] == TOPICS.of(STATE, "old"), "the configurations that read it first"
     assert {message.topic for message in discovery().tunnel_messages("web")} <= set(published)
     publications.add_old_topic(TOPICS.of(STATE, "web"))
-    assert not publish_due(publications), "a retained message that arrives late does not clear a present tunnel"
+    assert not tunnels.publish_due(publications), "a retained message that arrives late does not clear a present tunnel"
 
 
-async def test_a_tunnel_that_is_removed_during_birth_leaves_nothing(tmp_path: Path) -> None:
-    tunnels = FixedTunnels(tmp_path, ["web", "gone"])
+async def test_a_tunnel_that_is_removed_during_birth_leaves_nothing() -> None:
+    tunnels = FixedTunnels(["web", "gone"])
     publications = tunnels.publications(None)
     publications.restart()
     publications.add_old_topic(TOPICS.of(STATE, "gone"))
     tunnels.present = ["web"]
-    assert publish_due(publications)[TOPICS.of(STATE, "gone")] == b""
+    assert tunnels.publish_due(publications)[TOPICS.of(STATE, "gone")] == b""
 
 
-async def test_a_removed_tunnel_clears_its_entities(tmp_path: Path) -> None:
-    tunnels = FixedTunnels(tmp_path, ["web", "db"])
+async def test_a_removed_tunnel_clears_its_entities() -> None:
+    tunnels = FixedTunnels(["web", "db"])
     publications = tunnels.publications(discovery())
     publications.restart()
-    publish_due(publications)
+    tunnels.publish_due(publications)
     tunnels.present = ["web"]
-    published = {topic: payload for topic, payload in publish_due(publications).items() if topic != TOPICS.of(INFO)}
+    published = {
+        topic: payload for topic, payload in tunnels.publish_due(publications).items() if topic != TOPICS.of(INFO)
+    }
     assert set(published) == {TOPICS.of(STATE, "db"), *(message.topic for message in discovery().tunnel_messages("db"))}
     assert not any(published.values())
     assert list(published)[-1] == TOPICS.of(STATE, "db")

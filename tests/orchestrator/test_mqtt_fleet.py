@@ -226,7 +226,9 @@ def test_both_ends_of_a_link_on_two_hosts_are_one_path(fleet: Fleet) -> None:
     alone, path = link_paths(fleet, NOW)[::-1]
     assert (alone.server, alone.link, alone.is_up) == (None, None, False)
     assert str(path) == "visitors → 0.0.0.0:80 east/web (up) ═ west/app (up) → 127.0.0.1:8080"
-    assert path.as_json()["entrance"]["host"] == "east"
+    ingress = path.as_json()["entrance"]
+    assert ingress is not None
+    assert ingress["host"] == "east"
     assert path.is_up
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from orchestrator.mqtt.publications import (
 )
 from orchestrator.mqtt.publisher import publish_all
 from orchestrator.mqtt.topics import Message
+from orchestrator.status.store import snapshot_store
 from orchestrator.supervisor.runner import stopped_snapshot
 from tests.support.scale import GUARD_S
 from tunnel.model.options import make_spec
@@ -111,50 +113,75 @@ async def test_each_message_of_a_batch_is_sent_in_its_own_turn_and_all_await_con
 # --- the schedule -----------------------------------------------------------------------------------------------------
 
 
+class ScheduledStore:
+    """A status store and the schedule that reads it."""
+
+    def __init__(self, uniform: Callable[[float, float], float]) -> None:
+        self.store = snapshot_store()
+        self.schedule = PublishSchedule(uniform)
+        self.revision = 0
+
+    def next(self, snapshots: list[Snapshot], now: float) -> tuple[list[Snapshot], list[Snapshot], list[str]]:
+        """States, statistics and removed names that are due after these snapshots were stored."""
+        for one in snapshots:
+            self.store.update(one.name, one)
+        self.store.retain([one.name for one in snapshots])
+        delta = self.store.changes_since(self.revision)
+        self.revision = delta.revision
+        removed = self.schedule.apply(delta, now)
+        due = self.schedule.take_due(now)
+        states, stats = ([self.store.get(name) for name in names] for names in (due.states, due.stats))
+        return [one for one in states if one], [one for one in stats if one], removed
+
+    def restart(self) -> None:
+        self.schedule.reset()
+        self.revision = 0
+
+
 def test_states_are_published_on_change_and_repeated_and_numbers_when_they_change() -> None:
-    schedule = PublishSchedule(lambda low, high: (low + high) / 2)
+    tunnels = ScheduledStore(lambda low, high: (low + high) / 2)
     quiet = snapshot()
     busy = replace(quiet, connections=replace(quiet.connections, active=1, total=1))
-    assert schedule.next([quiet], 0).states == (quiet,)
-    assert not schedule.next([quiet], 1).states
-    assert not schedule.next([busy], 1.5).stats, "at most every two seconds"
-    settled = schedule.next([busy], SETTLE_DELAY_S)
-    assert (settled.states, settled.stats) == ((busy,), ()), "once more, when its numbers have settled"
-    assert schedule.next([busy], SETTLE_DELAY_S + 0.1).stats == (busy,), "for readers of statistics alone"
-    assert not schedule.next([busy], SETTLE_DELAY_S + STATS_INTERVAL_S + 0.1).stats
+    assert tunnels.next([quiet], 0) == ([quiet], [], [])
+    assert tunnels.next([quiet], 1) == ([], [], [])
+    assert tunnels.next([busy], 1.5) == ([], [], []), "at most every two seconds"
+    assert tunnels.next([busy], SETTLE_DELAY_S) == ([busy], [], []), "once more, when its numbers have settled"
+    assert tunnels.next([busy], SETTLE_DELAY_S + 0.1) == ([], [busy], []), "for readers of statistics alone"
+    assert tunnels.next([busy], SETTLE_DELAY_S + STATS_INTERVAL_S + 0.1) == ([], [], [])
     noise = replace(busy, rtt_ms=7.0, cooldown=replace(busy.cooldown, remaining_s=3.0))
-    assert not schedule.next([noise], SETTLE_DELAY_S + 3).stats, "the clock of a cooldown is no change"
-    assert schedule.next([quiet], SETTLE_DELAY_S + 4).stats == (quiet,)
+    assert tunnels.next([noise], SETTLE_DELAY_S + 3) == ([], [], []), "the clock of a cooldown is no change"
+    assert tunnels.next([quiet], SETTLE_DELAY_S + 4) == ([], [quiet], [])
     up = replace(quiet, state=State.UP)
-    assert schedule.next([up], SETTLE_DELAY_S + 5).states == (up,)
-    assert schedule.next([], SETTLE_DELAY_S + 6).removed == ("web",)
-    schedule.reset()
-    assert schedule.next([up], SETTLE_DELAY_S + 6).states == (up,)
+    assert tunnels.next([up], SETTLE_DELAY_S + 5) == ([up], [], [])
+    assert tunnels.next([], SETTLE_DELAY_S + 6) == ([], [], ["web"])
+    tunnels.next([up], SETTLE_DELAY_S + 6)
+    tunnels.restart()
+    assert tunnels.next([up], SETTLE_DELAY_S + 6) == ([up], [], []), "a new connection gets everything"
 
 
 def test_a_flapping_tunnel_does_not_flood_the_broker() -> None:
-    schedule = PublishSchedule(lambda _, high: high)
+    tunnels = ScheduledStore(lambda _, high: high)
     flapping = [snapshot(state=state) for state in (State.CONNECTING, State.COOLDOWN)]
-    count = sum(len(schedule.next([flapping[tick % 2]], tick / 10).states) for tick in range(101))
+    count = sum(len(tunnels.next([flapping[tick % 2]], tick / 10)[0]) for tick in range(101))
     assert 10 <= count <= 10 / MIN_STATE_INTERVAL_S + 1
 
 
 @given(st.lists(st.tuples(st.floats(0.05, 20), st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60))
 def test_a_reader_is_never_later_than_the_intervals_say(steps: list[tuple[float, int, int]]) -> None:
-    schedule = PublishSchedule(lambda low, _: low)
-    now, state_at, stats_at, shown = 0.0, -1e9, -1e9, None
+    tunnels = ScheduledStore(lambda low, _: low)
+    now, state_at, stats_at, published = 0.0, -1e9, -1e9, None
     base = snapshot()
     for wait, restarts, active in steps:
         now += wait
-        seen = replace(base, restarts=restarts, connections=replace(base.connections, active=active))
-        due = schedule.next([seen], now)
-        assert len(due.states) + len(due.stats) <= 1
-        if due.states:
-            assert now >= state_at + MIN_STATE_INTERVAL_S or shown is None
-            state_at, shown = now, seen
-        if due.stats:
+        present = replace(base, restarts=restarts, connections=replace(base.connections, active=active))
+        states, stats, _ = tunnels.next([present], now)
+        assert len(states) + len(stats) <= 1
+        if states:
+            assert now >= state_at + MIN_STATE_INTERVAL_S or published is None
+            state_at, published = now, present
+        if stats:
             assert now >= stats_at + STATS_INTERVAL_S
             stats_at = now
         assert now <= state_at + REPEAT_INTERVAL_S
-        assert shown is not None
-        assert shown.restarts == seen.restarts or now < state_at + MIN_STATE_INTERVAL_S
+        assert published is not None
+        assert published.restarts == present.restarts or now < state_at + MIN_STATE_INTERVAL_S
