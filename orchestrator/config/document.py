@@ -1,8 +1,8 @@
 """Parses YAML text into a tree in which every node knows its place in the file.
 
 The tree is built from the events of PyYAML's parser instead of PyYAML's own constructor, because a fault has to be
-reported at its place, and because a scalar here is the text that the user wrote: the key ``0123`` is not the number 83
-and ``12:30`` is not 750. The user of a scalar decides what its text means.
+reported at its place. A scalar here is the text that the user wrote: the key ``0123`` is not the number 83 and
+``12:30`` is not 750. The code that reads a scalar decides what its text means.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ _DEFAULTS_LABEL: Final = "defaults"  # all other sources are defaults of some fi
 
 @dataclass(frozen=True, slots=True)
 class LocatedLayer:
-    """An option layer whose values are valid each by itself, with the place of each value."""
+    """An option layer with the place of each value. Each value is valid on its own."""
 
     layer: OptionLayer
     places: Mapping[str, Place] = field(default_factory=dict)
@@ -114,7 +114,7 @@ def read_layer(mapping: MappingNode, source: str, base: Path, faults: list[Fault
 
 
 def _valid_options(layer: OptionLayer, places: Mapping[str, Place], faults: list[Fault]) -> LocatedLayer:
-    """Keep the options that are valid each by itself, so that one fault does not hide another."""
+    """Keep the options that are valid on their own, so that one fault does not hide another."""
     valid: dict[str, object] = {}
     for name, value in layer.values.items():
         try:

@@ -98,8 +98,8 @@ def is_open_for_writing(path: Path) -> bool:
     """Return whether a process has the file open for writing, so that its content may be incomplete.
 
     The kernel refuses a read lease in that case (fcntl(2), F_SETLEASE). A process that opens the file while the lease
-    is held waits until it is released, which happens at once, and the kernel signals this process: with SIGURG, which
-    is ignored, instead of SIGIO, which would terminate it.
+    is held waits until it is released, which happens at once. The kernel then signals this process. The signal is set
+    to SIGURG, which is ignored, because the default SIGIO would terminate the process.
     """
     try:
         with path.open("rb") as stream:

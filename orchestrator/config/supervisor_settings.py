@@ -1,4 +1,4 @@
-"""The ``supervisor:`` section of the file: the settings of the daemon itself.
+"""The ``supervisor:`` section of the file: the settings of the daemon.
 
 The validators receive what the document contains: texts (never numbers), sequences and mappings.
 """

@@ -17,7 +17,7 @@ from tunnel.engine.server import LinkAcceptor
 from tunnel.engine.stats import Stats
 from tunnel.model.events import EventKind, EventLog
 from tunnel.model.limits import configured_limits, default_limits
-from tunnel.model.snapshot import Facts, snapshot_of
+from tunnel.model.snapshot import SnapshotBuilder, SnapshotInput
 from tunnel.model.spec import Direction, LogLevel, Role, TunnelSpec
 from tunnel.model.state import State, StateRecord
 from tunnel.protocol.messages import TargetStatus
@@ -50,7 +50,7 @@ class Engine:
         self._sink = sink
         self._event_log = EventLog(name, self._emit, spec.log)
         self._stats = Stats(partial(context.notify_activity, name))
-        self._standing = StateRecord()
+        self._record = StateRecord()
         self._last_error: Event | None = None
         self._loop = asyncio.get_running_loop()
         self._server: LinkAcceptor | None = None
@@ -70,7 +70,7 @@ class Engine:
         self._cut = asyncio.Event()
         self._drain_limit: float | None = None
         self._defect: Exception | None = None
-        self._shown: tuple[Facts, Snapshot] | None = None
+        self._snapshots = SnapshotBuilder(name)
 
     # --- what its owner asks --------------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class Engine:
                 await _cancelled(ending)
             finally:  # also when whoever runs this tunnel is cancelled once more
                 self._close_all()
-                if self._standing.state is not State.FAILED:
+                if self._record.state is not State.FAILED:
                     self._to(State.STOPPED)
 
     async def prepare(self, predecessor: Engine) -> None:
@@ -334,7 +334,7 @@ class Engine:
             self._to(State.CONNECTING, dial_trouble)
 
     def _to(self, target: State, reason: str | None = None) -> None:
-        before, self._standing = self._standing, self._standing.transition_to(target, reason)
+        before, self._record = self._record, self._record.transition_to(target, reason)
         if before.state is not target:
             text = f"{before.state} → {target}" + (f": {reason}" if reason else "")
             # attempts that follow one another are noise, but nobody wants to miss that a tunnel is not up any more
@@ -410,18 +410,15 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """How the tunnel is at this moment: the same object for as long as nothing differs."""
-        facts = self._facts()
-        if self._shown is None or facts != self._shown[0]:
-            self._shown = (facts, snapshot_of(self.name, facts))
-        return self._shown[1]
+        return self._snapshots.build(self._snapshot_input())
 
-    def _facts(self) -> Facts:
+    def _snapshot_input(self) -> SnapshotInput:
         spec, stats, link, server, end = self.spec, self._stats, self._link, self._server, self._end
         entrance = end if isinstance(end, Ingress) else None
         remaining, attempt = self._cooldown()
-        return Facts(
+        return SnapshotInput(
             spec=spec,
-            standing=self._standing,
+            record=self._record,
             direction=self._direction,
             tunnel_addr=server.address if server else None,
             target_addr=entrance.address if entrance else None,
@@ -451,8 +448,8 @@ class Engine:
 
     def _cooldown(self) -> tuple[float, int]:
         """Seconds until the next attempt, and which it is."""
-        if self._standing.state is not State.COOLDOWN:
-            return 0.0, 0 if self._standing.state is State.UP else self._attempt
+        if self._record.state is not State.COOLDOWN:
+            return 0.0, 0 if self._record.state is State.UP else self._attempt
         if isinstance(self._end, Egress) and self._end.target_error is not None and self._link is not None:
             due, attempt = self._end.next_attempt_at, self._end.attempt
         else:

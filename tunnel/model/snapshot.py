@@ -5,8 +5,9 @@ Snapshots are immutable and can be pickled, because they cross process boundarie
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tunnel.model.state import State
 from tunnel.model.times import format_timestamp
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from tunnel.model.state import StateRecord
 
 
+@dataclass(frozen=True, slots=True)
 class _View:
     """A group of values of a snapshot."""
 
-    __slots__: tuple[str, ...] = ()
-
     def as_json(self) -> dict[str, Any]:
         """Return this part of the object that ``ps --json`` shows."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        names, read = _READERS[type(self)]
+        return dict(zip(names, read(self), strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +68,6 @@ class BytesView(_View):
 
     from_visitors: int = field(default=0, metadata={"json": "in"})
     to_visitors: int = field(default=0, metadata={"json": "out"})
-
-    def as_json(self) -> dict[str, Any]:
-        """Return this part of the object that ``ps --json`` shows."""
-        return {"in": self.from_visitors, "out": self.to_visitors}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,10 +123,13 @@ class Snapshot:
 
     def as_json(self, names: Iterable[str] | None = None) -> dict[str, Any]:
         """Return the object that ``ps --json`` shows for this tunnel, or only the named fields of it."""
-        return {name: _plain(getattr(self, name)) for name in names or self.__slots__}
+        if names is not None:
+            return {name: _encode_value(_FIELD_READERS[name](self)) for name in names}
+        every_name, read = _READERS[Snapshot]
+        return dict(zip(every_name, map(_encode_value, read(self)), strict=True))
 
 
-def _plain(value: object) -> object:
+def _encode_value(value: object) -> object:
     if isinstance(value, _View):
         return value.as_json()
     if isinstance(value, State):
@@ -137,14 +137,26 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-class Facts(NamedTuple):
+_VIEWS: Final = (PoolView, SignalsView, ConnectionsView, BytesView, RefusedView, CooldownView, Snapshot)
+_READERS: Final[dict[type, tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]]] = {
+    view: (
+        tuple(part.metadata.get("json", part.name) for part in fields(view)),
+        attrgetter(*(part.name for part in fields(view))),
+    )
+    for view in _VIEWS
+}
+"""The JSON names of each class, and what reads all its fields at once."""
+_FIELD_READERS: Final = {part.name: attrgetter(part.name) for part in fields(Snapshot)}
+
+
+class SnapshotInput(NamedTuple):
     """A tunnel at one moment, as the engine reads it: cheap to collect and to compare.
 
     Hundreds are collected several times a second, and most equal the one before.
     """
 
     spec: TunnelSpec
-    standing: StateRecord
+    record: StateRecord
     direction: Direction | None
     tunnel_addr: str | None
     target_addr: str | None
@@ -172,36 +184,59 @@ class Facts(NamedTuple):
     error: Event | None
 
 
-def snapshot_of(name: str, facts: Facts) -> Snapshot:
-    """Build the snapshot of these facts. Addresses that are not known yet are those of the spec."""
-    spec, standing, limits, error = facts.spec, facts.standing, facts.limits, facts.error
+def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
+    """Build a snapshot. Addresses that are not known yet are those of the spec."""
+    spec, record, limits, error = values.spec, values.record, values.limits, values.error
     return Snapshot(
         name=name,
         role=spec.role.value,
-        direction=facts.direction.value if facts.direction else None,
-        state=standing.state,
-        reason=standing.reason,
-        since=format_timestamp(standing.since),
-        tunnel_addr=facts.tunnel_addr or str(spec.tunnel),
-        target_addr=facts.target_addr or str(spec.target),
-        data_addr=facts.data_addr,
-        peer=facts.peer,
-        link=facts.link,
+        direction=values.direction.value if values.direction else None,
+        state=record.state,
+        reason=record.reason,
+        since=format_timestamp(record.since),
+        tunnel_addr=values.tunnel_addr or str(spec.tunnel),
+        target_addr=values.target_addr or str(spec.target),
+        data_addr=values.data_addr,
+        peer=values.peer,
+        link=values.link,
         auth=spec.auth,
-        data_tls=int(spec.data_tls) or int(facts.data_tls),
+        data_tls=int(spec.data_tls) or int(values.data_tls),
         pool=PoolView(
-            idle=facts.idle,
-            capacity=max(facts.capacity, limits.pool_min),
-            dialing=facts.dialing,
+            idle=values.idle,
+            capacity=max(values.capacity, limits.pool_min),
+            dialing=values.dialing,
             min=limits.pool_min,
             max=limits.pool_max,
         ),
-        signals=SignalsView(queued=facts.queued, limit=spec.settings.signal_queue_limit, total=facts.signals),
-        connections=ConnectionsView(active=facts.active, total=facts.total, failed=facts.failed, limit=limits.visitors),
-        bytes=BytesView(from_visitors=facts.from_visitors, to_visitors=facts.to_visitors),
-        refused=RefusedView(handshakes=facts.refused_handshakes, prefaces=facts.refused_prefaces, silent=facts.silent),
-        rtt_ms=None if facts.rtt is None else round(facts.rtt * 1000, 3),
-        cooldown=CooldownView(remaining_s=round(facts.remaining, 3), attempt=facts.attempt),
+        signals=SignalsView(queued=values.queued, limit=spec.settings.signal_queue_limit, total=values.signals),
+        connections=ConnectionsView(
+            active=values.active, total=values.total, failed=values.failed, limit=limits.visitors
+        ),
+        bytes=BytesView(from_visitors=values.from_visitors, to_visitors=values.to_visitors),
+        refused=RefusedView(
+            handshakes=values.refused_handshakes, prefaces=values.refused_prefaces, silent=values.silent
+        ),
+        rtt_ms=None if values.rtt is None else round(values.rtt * 1000, 3),
+        cooldown=CooldownView(remaining_s=round(values.remaining, 3), attempt=values.attempt),
         last_error=error.text if error else None,
         last_error_at=format_timestamp(error.ts) if error else None,
     )
+
+
+class SnapshotBuilder:
+    """Builds the snapshots of one tunnel.
+
+    It returns the same object while nothing changes, so that readers can compare snapshots with ``is``.
+    """
+
+    __slots__ = ("_last", "_name")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._last: tuple[SnapshotInput, Snapshot] | None = None
+
+    def build(self, values: SnapshotInput) -> Snapshot:
+        """Return the snapshot of these values."""
+        if self._last is None or values != self._last[0]:
+            self._last = (values, _build_snapshot(self._name, values))
+        return self._last[1]
