@@ -47,7 +47,7 @@ class EngineHandle(Protocol):
     def retry(self) -> None:
         """End a cooldown."""
 
-    def adopt(self, spec: TunnelSpec) -> None:
+    def apply_live_settings(self, spec: TunnelSpec) -> None:
         """Apply another log level and other settings; no connection is affected."""
 
     def snapshot(self) -> Snapshot:
@@ -236,7 +236,7 @@ class TunnelRunner:
         """Change log level, settings and tags, of the present engine too. Raises what a broken engine raises."""
         self.update_spec(spec, tags)
         if self._engine:
-            self._engine.adopt(spec)
+            self._engine.apply_live_settings(spec)
 
     def set_last_error(self, text: str) -> None:
         """Show this as the tunnel's last error."""

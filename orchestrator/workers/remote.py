@@ -107,7 +107,7 @@ class RemoteEngine:
         if self._is_made:
             self._post.send(Retry(self.number))
 
-    def adopt(self, spec: TunnelSpec) -> None:
+    def apply_live_settings(self, spec: TunnelSpec) -> None:
         """As Engine.adopt."""
         self.spec = spec
         if self._is_made:

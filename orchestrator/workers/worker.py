@@ -142,7 +142,7 @@ class Worker:
             case Retry():
                 engine.retry()
             case Adopt():
-                engine.adopt(order.spec)
+                engine.apply_live_settings(order.spec)
             case Drop():
                 self._drop(order.engine)
 

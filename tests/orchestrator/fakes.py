@@ -120,7 +120,7 @@ class FakeEngine:
     def retry(self) -> None:
         """There is no cooldown to end."""
 
-    def adopt(self, spec: TunnelSpec) -> None:
+    def apply_live_settings(self, spec: TunnelSpec) -> None:
         if self.ignores_close:
             raise RuntimeError("cannot be changed")
         self.adopted.append(spec)

@@ -126,7 +126,7 @@ async def test_commands_cross_the_border() -> None:
     await bench.run()
     changed = replace(SPEC, log=LogLevel.DEBUG)
     bench.engine.retry()
-    bench.engine.adopt(changed)
+    bench.engine.apply_live_settings(changed)
     bench.engine.drain(1.5)
     assert bench.post.orders[2:] == [Retry(7), Adopt(7, changed), Drain(7, 1.5)]
     bench.engine.take(Ended(7, None))

@@ -9,7 +9,7 @@ import datetime as dt
 import ipaddress
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,14 @@ from cryptography.x509.oid import NameOID
 from tests.support.engine_parts import Events, no_descriptor_leak, shared_parts
 from tests.support.ports import free_port
 from tests.support.scale import GUARD_S
-from tests.support.sockets import tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine import ingress
 from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
 from tunnel.engine.engine import Engine
 from tunnel.engine.factory import create_engine
 from tunnel.engine.link import Link
+from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.pool import Pool
-from tunnel.engine.server import LinkAcceptor
 from tunnel.model.address import Address, parse_address
 from tunnel.model.settings import Settings
 from tunnel.model.spec import DataTls, Direction, Key, Mode, Role, TunnelSpec
@@ -51,8 +50,8 @@ async def shared(request: pytest.FixtureRequest) -> AsyncIterator[EngineContext]
 
 
 @dataclasses.dataclass
-class Life:
-    """An engine that runs, and what it says."""
+class RunningEngine:
+    """An engine that runs, and its events."""
 
     engine: Engine
     events: Events
@@ -66,25 +65,25 @@ class Life:
     def reason(self) -> str:
         return self.engine.snapshot().reason or ""
 
-    async def becomes(self, state: State) -> None:
+    async def wait_state(self, state: State) -> None:
         await wait_until_async(lambda: self.state is state or self.task.done(), f"{self.engine.name} is {state}")
         assert self.state is state, (self.state, [event.text for event in self.events])
 
-    async def end(self) -> None:
+    async def wait_end(self) -> None:
         await wait_until_async(self.task.done, f"{self.engine.name} has ended")
         self.task.result()
 
 
 @asynccontextmanager
-async def living(shared: EngineContext, spec: TunnelSpec, name: str = "") -> AsyncIterator[Life]:
+async def running_engine(shared: EngineContext, spec: TunnelSpec, name: str = "") -> AsyncIterator[RunningEngine]:
     events = Events()
     engine = create_engine(name or spec.role.value, spec, shared, events.append)
-    life = Life(engine, events, asyncio.create_task(engine.run()))
+    running = RunningEngine(engine, events, asyncio.create_task(engine.run()))
     try:
-        yield life
+        yield running
     finally:
         engine.close()
-        await asyncio.wait({life.task})
+        await asyncio.wait({running.task})
 
 
 def spec(role: Role, tunnel: str, target: str, **rest: Any) -> TunnelSpec:  # noqa: ANN401  any field of a spec
@@ -97,13 +96,13 @@ def server_spec(target: str, tunnel: str = "127.0.0.1:0", **rest: Any) -> Tunnel
     return spec(Role.SERVER, tunnel, target, **{"key": KEY, **rest})
 
 
-def client_spec(server: Life, target: str, **rest: Any) -> TunnelSpec:  # noqa: ANN401  as above
+def client_spec(server: RunningEngine, target: str, **rest: Any) -> TunnelSpec:  # noqa: ANN401  as above
     return spec(Role.CLIENT, server.engine.snapshot().tunnel_addr, target, **{"key": KEY, **rest})
 
 
 @asynccontextmanager
 async def echo(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[str]:
-    """A target that answers what it hears, and ends when the other side has."""
+    """A target that echoes its input, and ends after the end of the input."""
     writers: set[asyncio.StreamWriter] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -137,20 +136,20 @@ async def visit(address: str) -> AsyncIterator[tuple[asyncio.StreamReader, async
         await run_loop_turns(3)
 
 
-async def ask(address: str, size: int = 200_000) -> None:
-    """One visitor: says much, ends, and hears all of it again."""
+async def round_trip(address: str, size: int = 200_000) -> None:
+    """One visitor: sends ``size`` bytes and the end, and receives the same bytes."""
     async with visit(address) as (reader, writer), asyncio.timeout(GUARD_S):
-        said = bytes(n % 251 for n in range(size))
-        writer.write(said)
+        sent = bytes(n % 251 for n in range(size))
+        writer.write(sent)
         writer.write_eof()
-        assert await reader.read(-1) == said
+        assert await reader.read(-1) == sent
 
 
-def visitors_address(*lives: Life) -> str:
+def visitors_address(*engines: RunningEngine) -> str:
     return next(
-        life.engine.snapshot().target_addr
-        for life in lives
-        if (life.engine.spec.role is Role.SERVER) is (life.engine.snapshot().direction == "reverse")
+        running.engine.snapshot().target_addr
+        for running in engines
+        if (running.engine.spec.role is Role.SERVER) is (running.engine.snapshot().direction == "reverse")
     )
 
 
@@ -161,22 +160,22 @@ async def pair(
     direction: Direction = Direction.REVERSE,
     host: str = "127.0.0.1",
     **rest: Any,  # noqa: ANN401  as above
-) -> AsyncIterator[tuple[Life, Life]]:
+) -> AsyncIterator[tuple[RunningEngine, RunningEngine]]:
     """A server and its client, both up."""
     visitors = str(Address(host, 0))
     reverse = direction is Direction.REVERSE
-    told = server_spec(visitors if reverse else target, str(Address(host, 0)), mode=Mode(direction.value), **rest)
-    async with living(shared, told) as server:
-        await server.becomes(State.WAITING)
-        async with living(shared, client_spec(server, target if reverse else visitors, **rest)) as client:
-            await server.becomes(UP)
-            await client.becomes(UP)
+    configured = server_spec(visitors if reverse else target, str(Address(host, 0)), mode=Mode(direction.value), **rest)
+    async with running_engine(shared, configured) as server:
+        await server.wait_state(State.WAITING)
+        async with running_engine(shared, client_spec(server, target if reverse else visitors, **rest)) as client:
+            await server.wait_state(UP)
+            await client.wait_state(UP)
             yield server, client
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 that signs itself, and its key, in one file."""
+    """A self-signed certificate for 127.0.0.1 and its key, in one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     now = dt.datetime.now(dt.UTC)
@@ -210,10 +209,10 @@ async def test_a_pair_carries_visitors(
     if data_tls is DataTls.VERIFIED:
         rest |= {"tls_cert": certificate, "tls_key": certificate, "tls_ca": certificate}
     async with echo() as target, pair(shared, target, direction, **rest) as (server, client):
-        await asyncio.gather(*(ask(visitors_address(server, client)) for _ in range(12)))
-        await wait_until_async(lambda: not server.engine.snapshot().connections.active, "all have left")
-        for life in (server, client):
-            shown = json.loads(json.dumps(life.engine.snapshot().as_json()))
+        await asyncio.gather(*(round_trip(visitors_address(server, client)) for _ in range(12)))
+        await wait_until_async(lambda: not server.engine.snapshot().connections.active, "all have disconnected")
+        for running in (server, client):
+            shown = json.loads(json.dumps(running.engine.snapshot().as_json()))
             assert shown["state"] == "up"
             assert shown["direction"] == direction.value
             assert shown["connections"] == {"active": 0, "total": 12, "failed": 0, "limit": 1024}
@@ -226,52 +225,52 @@ async def test_a_pair_carries_visitors(
 
 
 @pytest.mark.parametrize("direction", list(Direction))
-async def test_whoever_looks_on_is_told_where_visitors_begin_to_come(
+async def test_subscribers_are_notified_when_the_first_visitor_arrives(
     shared: EngineContext, direction: Direction
 ) -> None:
-    stirred: list[str] = []
-    shared.subscribe_activity(stirred.append)
+    notified: list[str] = []
+    shared.subscribe_activity(notified.append)
     async with echo() as target, pair(shared, target, direction) as both:
-        assert stirred == []
+        assert notified == []
         async with visit(visitors_address(*both)), visit(visitors_address(*both)):
             await wait_until_async(
-                lambda: all(life.engine.snapshot().connections.active == 2 for life in both), "both are served"
+                lambda: all(running.engine.snapshot().connections.active == 2 for running in both), "both are served"
             )
-            assert sorted(stirred) == ["client", "server"], "once, however many come"
+            assert sorted(notified) == ["client", "server"], "once, however many visitors arrive"
         await wait_until_async(
-            lambda: not any(life.engine.snapshot().connections.active for life in both), "both have left"
+            lambda: not any(running.engine.snapshot().connections.active for running in both), "both have disconnected"
         )
-        await ask(visitors_address(*both))
-        assert sorted(stirred) == ["client", "client", "server", "server"]
+        await round_trip(visitors_address(*both))
+        assert sorted(notified) == ["client", "client", "server", "server"]
 
 
-async def test_visitors_who_have_to_wait_are_seen_too(shared: EngineContext) -> None:
-    stirred: list[str] = []
-    shared.subscribe_activity(stirred.append)
-    async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
-        await server.becomes(State.WAITING)
+async def test_subscribers_are_notified_of_a_visitor_that_has_to_wait(shared: EngineContext) -> None:
+    notified: list[str] = []
+    shared.subscribe_activity(notified.append)
+    async with running_engine(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
+        await server.wait_state(State.WAITING)
         async with visit(visitors_address(server)), visit(visitors_address(server)):
             await wait_until_async(lambda: server.engine.snapshot().signals.queued == 2, "both wait")
-            assert stirred == ["server"]
+            assert notified == ["server"]
 
 
-async def test_ipv6(shared: EngineContext) -> None:
+async def test_a_pair_works_over_ipv6(shared: EngineContext) -> None:
     async with echo("::1") as target, pair(shared, target, host="::1") as (server, client):
         assert server.engine.snapshot().target_addr.startswith("[::1]:")
-        await ask(visitors_address(server, client))
+        await round_trip(visitors_address(server, client))
 
 
-async def test_an_open_pair_works_and_says_so(shared: EngineContext) -> None:
+async def test_an_open_pair_works_and_is_shown_as_open(shared: EngineContext) -> None:
     async with echo() as target, pair(shared, target, key=None) as (server, client):
-        await ask(visitors_address(server, client))
-        assert {life.engine.snapshot().auth for life in (server, client)} == {"open"}
+        await round_trip(visitors_address(server, client))
+        assert {running.engine.snapshot().auth for running in (server, client)} == {"open"}
 
 
 @pytest.mark.parametrize("key", [Key("another key of some length"), None])
-async def test_who_has_not_the_key_is_refused_and_cools_down(shared: EngineContext, key: Key | None) -> None:
-    async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
-        await server.becomes(State.WAITING)
-        async with living(shared, client_spec(server, "127.0.0.1:1", key=key)) as client:
+async def test_a_client_without_the_key_is_refused_and_cools_down(shared: EngineContext, key: Key | None) -> None:
+    async with running_engine(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
+        await server.wait_state(State.WAITING)
+        async with running_engine(shared, client_spec(server, "127.0.0.1:1", key=key)) as client:
             await wait_until_async(lambda: client.state is State.COOLDOWN, "the client cools down")
             assert "the handshake was refused" in client.reason
             assert server.engine.snapshot().refused.handshakes >= 1
@@ -283,41 +282,41 @@ async def test_who_has_not_the_key_is_refused_and_cools_down(shared: EngineConte
 async def test_another_client_is_refused_and_takes_over_when_the_first_is_gone(shared: EngineContext) -> None:
     async with echo() as target, pair(shared, target) as (server, client):
         link = server.engine.snapshot().link
-        async with living(shared, client_spec(server, target), "rival") as rival:
-            await wait_until_async(lambda: "has this tunnel and answers" in rival.reason, "the rival is refused")
+        async with running_engine(shared, client_spec(server, target), "other") as other:
+            await wait_until_async(lambda: "has this tunnel and answers" in other.reason, "the other client is refused")
             assert server.engine.snapshot().link == link
             client.engine.close()
-            await client.end()
-            await rival.becomes(UP)
-            await server.becomes(UP)
-            assert server.engine.snapshot().link == rival.engine.snapshot().link != link
-            await ask(visitors_address(server))
+            await client.wait_end()
+            await other.wait_state(UP)
+            await server.wait_state(UP)
+            assert server.engine.snapshot().link == other.engine.snapshot().link != link
+            await round_trip(visitors_address(server))
 
 
-async def test_a_cooldown_ends_when_somebody_asks(shared: EngineContext, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retry_ends_a_cooldown(shared: EngineContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff, "retry_delay", lambda *_: 600.0)
     port = free_port()
     async with (
         echo() as target,
-        living(shared, spec(Role.CLIENT, f"127.0.0.1:{port}", target, key=KEY)) as client,
+        running_engine(shared, spec(Role.CLIENT, f"127.0.0.1:{port}", target, key=KEY)) as client,
     ):
-        await client.becomes(State.COOLDOWN)
+        await client.wait_state(State.COOLDOWN)
         assert "it refused the connection" in client.reason
         cooldown = client.engine.snapshot().cooldown
         assert cooldown.attempt == 1
         assert 500 < cooldown.remaining_s <= 600
-        async with living(shared, server_spec("127.0.0.1:0", f"127.0.0.1:{port}", mode=Mode.REVERSE)) as server:
-            await server.becomes(State.WAITING)
+        async with running_engine(shared, server_spec("127.0.0.1:0", f"127.0.0.1:{port}", mode=Mode.REVERSE)) as server:
+            await server.wait_state(State.WAITING)
             client.engine.retry()
-            await client.becomes(UP)
+            await client.wait_state(UP)
             assert client.engine.snapshot().cooldown.attempt == 0
-            await server.becomes(UP)
+            await server.wait_state(UP)
             client.engine.close()
-            await client.end()
+            await client.wait_end()
 
 
 @pytest.mark.parametrize("direction", list(Direction))
-async def test_a_refused_target_is_told_at_both_ends_and_heals_by_itself(
+async def test_an_unreachable_target_is_shown_at_both_ends_until_it_answers(
     shared: EngineContext, direction: Direction
 ) -> None:
     port = free_port()
@@ -325,43 +324,35 @@ async def test_a_refused_target_is_told_at_both_ends_and_heals_by_itself(
         address = visitors_address(*both)
         async with visit(address) as (reader, _), asyncio.timeout(GUARD_S):
             assert await reader.read(-1) == b""
-        for life in both:
-            await life.becomes(State.COOLDOWN)
-            assert "it refused the connection" in life.reason
+        for running in both:
+            await running.wait_state(State.COOLDOWN)
+            assert "it refused the connection" in running.reason
         await wait_until_async(
-            lambda: all(life.engine.snapshot().connections.failed == 1 for life in both), "it is counted"
+            lambda: all(running.engine.snapshot().connections.failed == 1 for running in both), "it is counted"
         )
         async with echo(port=port):
-            for life in both:
-                await life.becomes(UP)
-            await ask(address)
+            for running in both:
+                await running.wait_state(UP)
+            await round_trip(address)
 
 
-async def test_an_exit_that_is_closed_tries_its_target_no_more(
+async def test_a_closed_engine_does_not_connect_to_its_target_any_more(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backoff, "retry_delay", lambda *_: 0.05)
-    async with pair(shared, f"127.0.0.1:{free_port()}") as (server, client):
+    port = free_port()
+    async with pair(shared, f"127.0.0.1:{port}") as (server, client):
         async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(GUARD_S):
             await reader.read(-1)
-        await client.becomes(State.COOLDOWN)
-        for _ in range(5):
-            client.engine.retry()
-        exit_ = client.engine._end
-        tries = 0
-
-        def counted() -> None:
-            nonlocal tries
-            tries += 1
-
-        await run_loop_turns(20)
+        await client.wait_state(State.COOLDOWN)
+        client.engine.retry()
         client.engine.close()
-        await client.end()
-        monkeypatch.setattr(type(exit_), "probe_now", lambda _self: counted())
-        done = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_later(0.2, done.set_result, None)
-        await done
-        assert not tries
+        await client.wait_end()
+        with socket.create_server(("127.0.0.1", port)) as listener:
+            listener.setblocking(False)
+            await asyncio.sleep(0.3)  # six times the delay between two probes
+            with pytest.raises(BlockingIOError):
+                listener.accept()
         assert not client.events.said("visitors were cut off")
 
 
@@ -376,7 +367,7 @@ async def test_visitors_beyond_the_limit_wait_in_the_backlog(shared: EngineConte
                 third.write(b"third")
                 third.write_eof()
                 answer = asyncio.create_task(reader.read(-1))
-                await ask_snapshot(server, lambda shown: shown.connections.active == 2)
+                await assert_stays(server, lambda shown: shown.connections.active == 2)
                 assert not answer.done()
                 first.transport.abort()
                 async with asyncio.timeout(GUARD_S):
@@ -384,14 +375,14 @@ async def test_visitors_beyond_the_limit_wait_in_the_backlog(shared: EngineConte
         assert server.engine.snapshot().connections.limit == 2
 
 
-async def ask_snapshot(life: Life, condition: Callable[[Any], bool]) -> None:
-    """A condition holds, and goes on to hold over many turns."""
+async def assert_stays(running: RunningEngine, condition: Callable[[Any], bool]) -> None:
+    """Assert that a condition holds over many turns."""
     for _ in range(50):
-        assert condition(life.engine.snapshot())
+        assert condition(running.engine.snapshot())
         await run_loop_turns(1)
 
 
-async def test_limits_change_while_visitors_are_here(shared: EngineContext) -> None:
+async def test_limits_change_live_without_closing_visitors_or_link(shared: EngineContext) -> None:
     async with echo() as target, pair(shared, target, semaphore_limit=1) as (server, client):
         address = visitors_address(server, client)
         async with visit(address) as (_, first):
@@ -399,9 +390,9 @@ async def test_limits_change_while_visitors_are_here(shared: EngineContext) -> N
             await wait_until_async(lambda: server.engine.snapshot().connections.active == 1, "one is served")
             more = Settings(semaphore_limit=3, explicit=frozenset({"semaphore_limit"}), report_interval=4.0)
             link = server.engine.snapshot().link
-            for life in (server, client):
-                life.engine.adopt(dataclasses.replace(life.engine.spec, settings=more))
-            await ask(address)
+            for running in (server, client):
+                running.engine.apply_live_settings(dataclasses.replace(running.engine.spec, settings=more))
+            await round_trip(address)
             shown = server.engine.snapshot()
             assert shown.connections.limit == 3
             assert shown.connections.active >= 1
@@ -409,15 +400,15 @@ async def test_limits_change_while_visitors_are_here(shared: EngineContext) -> N
 
 
 async def test_the_queue_of_visitors_is_bounded(shared: EngineContext) -> None:
-    told = server_spec("127.0.0.1:0", mode=Mode.REVERSE, signal_queue_limit=3)
-    async with echo() as target, living(shared, told) as server:
-        await server.becomes(State.WAITING)
+    configured = server_spec("127.0.0.1:0", mode=Mode.REVERSE, signal_queue_limit=3)
+    async with echo() as target, running_engine(shared, configured) as server:
+        await server.wait_state(State.WAITING)
         address = visitors_address(server)
-        crowd = [asyncio.create_task(ask(address, 10)) for _ in range(10)]
+        crowd = [asyncio.create_task(round_trip(address, 10)) for _ in range(10)]
         await wait_until_async(lambda: server.engine.snapshot().signals.queued == 3, "three wait")
-        await ask_snapshot(server, lambda shown: shown.signals.queued == 3)
-        async with living(shared, client_spec(server, target)):
-            await asyncio.gather(*crowd)  # nobody was dropped
+        await assert_stays(server, lambda shown: shown.signals.queued == 3)
+        async with running_engine(shared, client_spec(server, target)):
+            await asyncio.gather(*crowd)  # no visitor was disconnected
             assert server.engine.snapshot().connections.total == 10
 
 
@@ -425,9 +416,9 @@ async def test_a_visitor_waits_for_a_link_for_a_bounded_time(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ingress, "QUEUE_TIMEOUT_S", 2.0)
-    async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
-        await server.becomes(State.WAITING)
-        for _ in range(2):  # the second one comes when the time is over already
+    async with running_engine(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
+        await server.wait_state(State.WAITING)
+        for _ in range(2):  # the second one arrives when the time is over already
             async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(GUARD_S):
                 assert await reader.read(-1) == b""
         assert server.engine.snapshot().connections.failed == 2
@@ -435,27 +426,34 @@ async def test_a_visitor_waits_for_a_link_for_a_bounded_time(
 
 
 @pytest.mark.parametrize("direction", list(Direction))
-@pytest.mark.parametrize("who", [0, 1])
-async def test_a_drain_lets_visitors_finish_and_takes_no_new_ones(
-    shared: EngineContext, direction: Direction, who: int
+@pytest.mark.parametrize("index", [0, 1])
+async def test_a_drain_lets_visitors_finish_and_serves_no_new_ones(
+    shared: EngineContext, direction: Direction, index: int
 ) -> None:
     async with echo() as target, pair(shared, target, direction) as both:
         address = visitors_address(*both)
         async with visit(address) as (reader, writer):
             writer.write(b"before ")
             assert await reader.readexactly(7) == b"before "
-            both[who].engine.drain(30)
-            await wait_until_async(lambda: both[who].state is State.DRAINING, "it drains")
+            both[index].engine.drain(30)
+            await wait_until_async(lambda: both[index].state is State.DRAINING, "it drains")
+            async with contextlib.AsyncExitStack() as late:
+                with contextlib.suppress(
+                    ConnectionRefusedError
+                ):  # at the ingress; it still accepts if the egress drains
+                    _, late_writer = await late.enter_async_context(visit(address))
+                    late_writer.write(b"late")
+                await assert_stays(both[index], lambda shown: shown.connections.total == 1)
             writer.write(b"after")
             assert await reader.readexactly(5) == b"after"
-            assert not both[who].task.done()
+            assert not both[index].task.done()
             writer.write_eof()
             assert await reader.read(-1) == b""
-        await both[who].end()
-        assert both[who].state is State.STOPPED
+        await both[index].wait_end()
+        assert both[index].state is State.STOPPED
 
 
-async def test_a_drain_has_a_limit_and_closing_cuts(shared: EngineContext) -> None:
+async def test_a_drain_ends_at_its_time_limit_or_when_the_engine_is_closed(shared: EngineContext) -> None:
     for drain in (True, False):
         async with echo() as target, pair(shared, target) as (server, client):
             async with visit(visitors_address(server)) as (reader, writer):
@@ -470,7 +468,7 @@ async def test_a_drain_has_a_limit_and_closing_cuts(shared: EngineContext) -> No
                 async with asyncio.timeout(GUARD_S):
                     with contextlib.suppress(ConnectionError):
                         assert await reader.read(-1) == b""
-                await server.end()
+                await server.wait_end()
             assert server.events.said("1 visitors were cut off")
             await wait_until_async(lambda: client.state is not UP, "the client knows")
 
@@ -487,7 +485,7 @@ async def test_relays_outlive_their_link(shared: EngineContext) -> None:
         assert link is not None
         link.channel.close("cut by the test")
         await wait_until_async(lambda: server.engine.snapshot().link not in {None, link.ident}, "there is another link")
-        await client.becomes(UP)
+        await client.wait_state(UP)
         writer.write(b"two")
         writer.write_eof()
         assert await reader.read(-1) == b"two"
@@ -498,13 +496,14 @@ async def test_silence_ends_a_link_after_three_intervals(
 ) -> None:
     async with echo() as target, pair(shared, target, report_interval=0.1) as (server, client):
         before = server.engine.snapshot().link
-        on_frames = Link.on_frames
         with monkeypatch.context() as patch:
             patch.setattr(Link, "on_frames", lambda *_: None)
             await wait_until_async(lambda: server.events.said("has been silent for "), "the silence was noticed")
-        assert Link.on_frames is on_frames
-        await client.becomes(UP)
-        await server.becomes(UP)
+        texts = [event.text for event in server.events if "has been silent for " in event.text]
+        silences = [float(text.partition("silent for ")[2].split()[0]) for text in texts]
+        assert 0.3 <= min(silences) < GUARD_S
+        await client.wait_state(UP)
+        await server.wait_state(UP)
         assert server.engine.snapshot().link != before
 
 
@@ -515,29 +514,29 @@ async def test_silence_ends_a_link_after_three_intervals(
 async def test_a_defect_ends_the_engine_alone_and_is_raised(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> None:
-    def slip(*_: object) -> None:
-        raise RuntimeError("a slip")
+    def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
 
     async with echo() as target, pair(shared, target, report_interval=0.05) as both:
         address = visitors_address(*both)
-        monkeypatch.setattr(owner, name, slip)
+        monkeypatch.setattr(owner, name, fail)
         if owner is LinkAcceptor:  # it sees data connections only while the pool is filled
             both[1].engine.close()
-            async with living(shared, client_spec(both[0], target)):
+            async with running_engine(shared, client_spec(both[0], target)):
                 await wait_until_async(both[0].task.done, "the engine has ended")
         else:
             async with visit(address) as (_, writer):
                 writer.write(b"x")
-                await wait_until_async(lambda: any(life.task.done() for life in both), "an engine has ended")
-        for life in both:
-            life.engine.close()
-        await asyncio.wait({life.task for life in both})
-        defects = [life.task.exception() for life in both]
+                await wait_until_async(lambda: any(running.task.done() for running in both), "an engine has ended")
+        for running in both:
+            running.engine.close()
+        await asyncio.wait({running.task for running in both})
+        defects = [running.task.exception() for running in both]
         assert any(defects)
-        assert {str(defect) for defect in defects if defect} == {"a slip"}
+        assert {str(defect) for defect in defects if defect} == {"a defect"}
         monkeypatch.undo()
     async with echo() as target, pair(shared, target) as both:
-        await ask(visitors_address(*both))
+        await round_trip(visitors_address(*both))
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -546,47 +545,47 @@ async def test_cancelling_closes_everything(shared: EngineContext, times: int) -
         async with visit(visitors_address(server)) as (reader, writer):
             writer.write(b"x")
             assert await reader.readexactly(1) == b"x"
-            for life in (server, client):
+            for running in (server, client):
                 for _ in range(times):
-                    life.task.cancel()
+                    running.task.cancel()
                     await run_loop_turns(1)
-                await asyncio.wait({life.task})
-                assert life.task.cancelled()
+                await asyncio.wait({running.task})
+                assert running.task.cancelled()
             with contextlib.suppress(ConnectionError):
                 assert await reader.read(-1) == b""
         assert len(shared.reactor) == 0
 
 
-async def test_a_server_that_goes_with_its_welcome_is_tried_again(
+async def test_a_client_retries_after_a_server_that_closes_with_its_welcome(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of the connection comes together with the proof."""
     begin = Engine.start_link
 
-    def gone_at_once(self: Engine, link: Link) -> None:
+    def close_at_once(self: Engine, link: Link) -> None:
         if self.spec.role is Role.SERVER:
             link.channel.close("gone")
         else:
             begin(self, link)
 
-    async with echo() as target, living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
-        await server.becomes(State.WAITING)
+    async with echo() as target, running_engine(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
+        await server.wait_state(State.WAITING)
         with monkeypatch.context() as patch:
-            patch.setattr(Engine, "start_link", gone_at_once)
-            client_context = living(shared, client_spec(server, target))
+            patch.setattr(Engine, "start_link", close_at_once)
+            client_context = running_engine(shared, client_spec(server, target))
             client = await client_context.__aenter__()
-            await client.becomes(State.COOLDOWN)
-        await client.becomes(UP)
-        await server.becomes(UP)
-        await ask(visitors_address(server))
+            await client.wait_state(State.COOLDOWN)
+        await client.wait_state(UP)
+        await server.wait_state(UP)
+        await round_trip(visitors_address(server))
         await client_context.__aexit__(None, None, None)
 
 
-async def test_a_server_that_resets_every_connection_is_no_defect(shared: EngineContext) -> None:
+async def test_a_server_that_resets_every_connection_causes_cooldowns_only(shared: EngineContext) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
-        told = spec(Role.CLIENT, f"127.0.0.1:{listener.getsockname()[1]}", "127.0.0.1:1")
-        async with living(shared, told) as client:
+        configured = spec(Role.CLIENT, f"127.0.0.1:{listener.getsockname()[1]}", "127.0.0.1:1")
+        async with running_engine(shared, configured) as client:
             resets = 0
 
             def reset_all() -> bool:
@@ -600,58 +599,64 @@ async def test_a_server_that_resets_every_connection_is_no_defect(shared: Engine
                 return resets >= 4
 
             await wait_until_async(reset_all, "it was reset four times")
-            await client.becomes(State.COOLDOWN)
+            await client.wait_state(State.COOLDOWN)
 
 
-async def test_an_address_in_use_is_a_cooldown_with_a_hint_and_heals(shared: EngineContext) -> None:
+async def test_an_address_in_use_is_a_cooldown_with_a_hint_until_it_is_free(shared: EngineContext) -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
-        life = living(shared, server_spec(f"127.0.0.1:{port}"))
-        server = await life.__aenter__()
-        await server.becomes(State.COOLDOWN)
+        running = running_engine(shared, server_spec(f"127.0.0.1:{port}"))
+        server = await running.__aenter__()
+        await server.wait_state(State.COOLDOWN)
         assert "in use" in server.reason
         assert "mode=forward" in server.reason
-    await server.becomes(State.WAITING)
-    await life.__aexit__(None, None, None)
+    await server.wait_state(State.WAITING)
+    await running.__aexit__(None, None, None)
 
 
 async def test_another_mode_than_the_servers_is_explained(shared: EngineContext) -> None:
-    async with living(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
-        await server.becomes(State.WAITING)
-        async with living(shared, client_spec(server, "127.0.0.1:1", mode=Mode.FORWARD)) as client:
+    async with running_engine(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
+        await server.wait_state(State.WAITING)
+        async with running_engine(shared, client_spec(server, "127.0.0.1:1", mode=Mode.FORWARD)) as client:
             await wait_until_async(lambda: client.state is State.COOLDOWN, "the client cools down")
             assert "the server decided reverse" in client.reason
 
 
 async def test_a_missing_certificate_file_fails_for_good(shared: EngineContext, tmp_path: Path) -> None:
-    told = server_spec("127.0.0.1:0", tls_cert=tmp_path / "none.pem", tls_key=tmp_path / "none.pem")
-    async with living(shared, told) as server:
-        await server.end()
+    configured = server_spec("127.0.0.1:0", tls_cert=tmp_path / "none.pem", tls_key=tmp_path / "none.pem")
+    async with running_engine(shared, configured) as server:
+        await server.wait_end()
         assert server.state is State.FAILED
         assert "none.pem" in server.reason
 
 
-async def test_data_connections_find_the_tunnel_port_when_theirs_does_not_answer(
-    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
+@contextlib.contextmanager
+def silent_port() -> Iterator[int]:
+    """A port that drops every connection attempt: its backlog is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("is_silent", [True, False], ids=["silent", "refusing"])
+async def test_data_connections_use_the_tunnel_port_when_the_data_port_does_not_answer(
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch, *, is_silent: bool
 ) -> None:
-    monkeypatch.setattr(LinkAcceptor, "_data_port", property(lambda _self: free_port(), lambda *_: None), raising=False)
-    async with echo() as target, pair(shared, target) as (server, client):
-        await ask(visitors_address(server))
-        assert client.engine.snapshot().data_addr == server.engine.snapshot().tunnel_addr
+    with silent_port() if is_silent else contextlib.nullcontext(free_port()) as port:
+        data_port = property(lambda _self: port, lambda *_: None)
+        monkeypatch.setattr(LinkAcceptor, "_data_port", data_port, raising=False)
+        async with echo() as target, pair(shared, target) as (server, client):
+            await round_trip(visitors_address(server))
+            assert client.engine.snapshot().data_addr == server.engine.snapshot().tunnel_addr
+            reason = "it does not answer" if is_silent else "it refused the connection"
+            assert client.events.said(f"data port {port}: {reason}; using the tunnel port")
 
 
-async def test_pairs_share_one_reactor(shared: EngineContext) -> None:
+async def test_several_pairs_run_in_one_event_loop(shared: EngineContext) -> None:
     async with contextlib.AsyncExitStack() as stack:
         target = await stack.enter_async_context(echo())
         pairs = [await stack.enter_async_context(pair(shared, target)) for _ in range(4)]
-        await asyncio.gather(*(ask(visitors_address(*both)) for both in pairs for _ in range(3)))
-
-
-def test_no_pair_of_sockets_is_left_over() -> None:
-    ours, theirs = tcp_pair()
-    with no_descriptor_leak():
-        one, other = tcp_pair(small=True)
-        one.close()
-        other.close()
-    ours.close()
-    theirs.close()
+        await asyncio.gather(*(round_trip(visitors_address(*both)) for both in pairs for _ in range(3)))

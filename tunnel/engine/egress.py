@@ -7,6 +7,7 @@ until it answers. So the tunnel's state is true even while no visitor comes. Vis
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tunnel.engine.stats import Stats
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
+    from tunnel.model.spec import TunnelSpec
     from tunnel.protocol.session import SessionEvent
     from tunnel.runtime.connect_race import Failure
     from tunnel.runtime.reactor import Reactor
@@ -86,14 +88,10 @@ class Egress(TunnelEnd):
         self._resolving: dict[asyncio.Task[None], TargetDial] = {}
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._probe_timer: asyncio.TimerHandle | None = None
-        self.max_retry_delay_s = 5.0
-        """longest delay between two probes of a target that does not answer"""
-        self.target_error: str | None = None
-        """why the target cannot be reached, as a sentence; None while it can"""
-        self.attempt = 0
-        """failed attempts in a row"""
-        self.next_attempt_at = 0.0
-        """when the target is probed next, on the loop's clock"""
+        self._max_retry_delay_s = 5.0  # between two probes of a target that does not answer
+        self._target_error: str | None = None
+        self._attempt = 0  # failed attempts in a row
+        self._next_attempt_at = 0.0  # when the target is probed next, on the loop's clock
 
     @property
     def address(self) -> str:
@@ -114,27 +112,50 @@ class Egress(TunnelEnd):
         """Whether a drain has visitors to wait for."""
         return bool(self.relays.active) or any(dial.data is not None for dial in self._dials)
 
+    @property
+    def target_error(self) -> str | None:
+        """Why the target cannot be reached, as a sentence; None while it can."""
+        return self._target_error
+
+    @property
+    def next_target_attempt(self) -> tuple[float, int] | None:
+        """When the target is probed next, and the number of failed attempts, while it cannot be reached."""
+        return (self._next_attempt_at, self._attempt) if self._target_error is not None else None
+
+    def apply_settings(self, spec: TunnelSpec, max_visitors: int) -> None:
+        """Use the longest delay between two probes from a spec; the number of visitors concerns the ingress."""
+        self._max_retry_delay_s = spec.cooldown
+
+    def start_drain(self, goodbye: str) -> None:
+        """Ask the other ends to stop sending visitors; launches on their way are still served."""
+        for link in list(self._links):
+            link.send_goodbye(goodbye)
+
+    async def wait_links_unneeded(self, grace_s: float) -> None:
+        """Return when the other ends have closed the links in answer to the goodbye, or after ``grace_s``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while self._links:
+                    await self._wait_for_change()
+
     def attach(self, link: Link) -> None:
         """Serve the signals of this link, too, and report an unreachable target on it."""
         super().attach(link)
-        if self.target_error is not None:
-            link.session.send_target_status(self.target_error)
+        if self._target_error is not None:
+            link.session.send_target_status(self._target_error)
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
-    def handle_event(self, event: SessionEvent) -> None:
+    def handle_event(self, link: Link, event: SessionEvent) -> None:
         """Dial the target for new visitors, and end streams that are complete."""
         match event:
             case Launch(idents):
-                self._launch(idents)
+                self._launch(link, idents)
             case StreamsEnded(ends):
                 for ident, total in ends:
-                    self._end_stream(ident, total)
+                    self._end_stream(link, ident, total)
 
-    def _launch(self, idents: tuple[int, ...]) -> None:
-        link = self._link
-        if link is None:
-            return
+    def _launch(self, link: Link, idents: tuple[int, ...]) -> None:
         self.stats.signals += len(idents)
         self.stats.total += len(idents)
         deadline = self._loop.time() + DIAL_TIMEOUT_S
@@ -173,7 +194,7 @@ class Egress(TunnelEnd):
         """Relay the visitor to the connected target; a probe only shows that the target answers."""
         self._forget_dial(dial)
         self._target.prefer(sockaddr)
-        if self.target_error is not None:
+        if self._target_error is not None:
             self._on_target_recovered()
         if dial.data is None or dial.link is None:
             self.reactor.close(sock)
@@ -190,11 +211,8 @@ class Egress(TunnelEnd):
         if dial.end_offset is not None:
             relay.set_end_offset(dial.end_offset)
 
-    def _end_stream(self, ident: int, total: int) -> None:
+    def _end_stream(self, link: Link, ident: int, total: int) -> None:
         """Note that the visitor of a data connection has ended after ``total`` bytes."""
-        link = self._link
-        if link is None:
-            return
         relay = self.relays.find(link, ident)
         if relay is not None:
             relay.set_end_offset(total)
@@ -237,31 +255,31 @@ class Egress(TunnelEnd):
 
     def _on_target_failed(self, reason: str, *, probe: bool) -> None:
         self._event_log.warn_throttled(EventKind.TARGET, reason, reason)
-        was_reachable = self.target_error is None
-        self.target_error = reason
-        if probe or was_reachable:
+        first = self._target_error is None
+        self._target_error = reason
+        if probe or first:
             self._cancel_probe()
-            self.attempt += 1
-            delay = backoff.retry_delay(self.attempt, self.max_retry_delay_s, random.uniform)
-            self.next_attempt_at = self._loop.time() + delay
-            self._probe_timer = self.reactor.call_later(delay, self.probe_now)
+            self._attempt += 1
+            delay = backoff.retry_delay(self._attempt, self._max_retry_delay_s, random.uniform)
+            self._next_attempt_at = self._loop.time() + delay
+            self._probe_timer = self.reactor.call_later(delay, self.retry_target)
             self._publish_target_state()
 
     def _on_target_recovered(self) -> None:
         self._event_log.log_info(EventKind.TARGET, f"the target {self._target.address} answers again")
-        self.target_error = None
-        self.attempt = 0
+        self._target_error = None
+        self._attempt = 0
         self._cancel_probe()
         self._publish_target_state()
 
     def _publish_target_state(self) -> None:
         for link in self._links:
-            link.session.send_target_status(self.target_error)
+            link.session.send_target_status(self._target_error)
         self._on_target_changed()
 
-    def probe_now(self) -> None:
+    def retry_target(self) -> None:
         """Probe an unreachable target now, without waiting for its delay."""
-        if self.target_error is not None:
+        if self._target_error is not None:
             self._cancel_probe()
             self._start_dial(TargetDial(self, None, None, self._loop.time() + DIAL_TIMEOUT_S))
 

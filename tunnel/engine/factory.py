@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tunnel.engine.engine import Engine
+from tunnel.engine.client_engine import ClientEngine
+from tunnel.engine.server_engine import ServerEngine
+from tunnel.model.spec import Role
 
 if TYPE_CHECKING:
     from tunnel.engine.context import EngineContext
+    from tunnel.engine.engine import Engine
     from tunnel.model.events import EventSink
     from tunnel.model.spec import TunnelSpec
 
 
 def create_engine(name: str, spec: TunnelSpec, context: EngineContext, sink: EventSink) -> Engine:
     """An engine for one tunnel, not started yet: its owner awaits ``run``. Needs a running event loop."""
-    return Engine(name, spec, context=context, sink=sink)
+    engine_class = ServerEngine if spec.role is Role.SERVER else ClientEngine
+    return engine_class(name, spec, context=context, sink=sink)

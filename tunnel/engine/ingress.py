@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
     from tunnel.model.settings import Settings
+    from tunnel.model.spec import TunnelSpec
     from tunnel.protocol.session import SessionEvent
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import PipePool
@@ -82,7 +83,26 @@ class Ingress(TunnelEnd):
         )
         self.address = self.acceptor.address
 
-    def finish_accepting(self) -> None:
+    @property
+    def visitor_acceptor(self) -> Acceptor | None:
+        """The acceptor of visitors, until it is closed."""
+        return self.acceptor
+
+    @property
+    def listening_address(self) -> str | None:
+        """Where visitors are accepted; also after the listener was closed."""
+        return self.address
+
+    @property
+    def target_error(self) -> str | None:
+        """Why the target cannot be reached, as the egress has reported."""
+        return self._link.session.target_error if self._link is not None else None
+
+    async def wait_links_unneeded(self, grace_s: float) -> None:
+        """Return when the queue is empty: only visitors in it need a link."""
+        await self.wait_queue_empty()
+
+    def start_drain(self, goodbye: str) -> None:
         """Accept the visitors that are already in the backlog, then close the listener."""
         if self.acceptor is not None:
             self.acceptor.accept_backlog()
@@ -94,9 +114,9 @@ class Ingress(TunnelEnd):
             self.acceptor.close()
             self.acceptor = None
 
-    def set_limits(self, visitors: int, queue: int) -> None:
+    def apply_settings(self, spec: TunnelSpec, max_visitors: int) -> None:
         """Serve and queue at most so many visitors from now on; no present visitor is disconnected."""
-        self._max_visitors, self._max_queued = visitors, queue
+        self._max_visitors, self._max_queued = max_visitors, spec.settings.signal_queue_limit
         self._on_room_freed()
 
     def attach(self, link: Link) -> None:
@@ -111,11 +131,6 @@ class Ingress(TunnelEnd):
         """Handle the loss of a link. Relays continue; queued visitors may still be served by the next link."""
         super().detach(link)
         self._linkless_since = self._loop.time()
-
-    async def wait_queue_empty(self) -> None:
-        """Return as soon as no visitor waits for a data connection. Safe to cancel."""
-        while self._queue:
-            await self._wait_for_change()
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
@@ -152,14 +167,14 @@ class Ingress(TunnelEnd):
             visitor, data, link, near_events=None, from_near=stats.from_visitors, to_near=stats.to_visitors
         )
 
-    def handle_event(self, event: SessionEvent) -> None:
+    def handle_event(self, link: Link, event: SessionEvent) -> None:
         """Close visitors that failed at the egress, and end streams that are complete."""
         match event:
             case VisitorFailed(ident, reason):
-                self._close_failed(ident, reason)
+                self._close_failed(link, ident, reason)
             case StreamsEnded(ends):
                 for ident, total in ends:
-                    self._end_stream(ident, total)
+                    self._end_stream(link, ident, total)
 
     def _serve_queue(self) -> None:
         """Give idle data connections to the visitors that wait, the longest wait first."""
@@ -175,17 +190,17 @@ class Ingress(TunnelEnd):
         link.send_queue_length(len(self._queue))
         self._on_room_freed()
 
-    def _close_failed(self, ident: int, reason: str) -> None:
+    def _close_failed(self, link: Link, ident: int, reason: str) -> None:
         """Disconnect a visitor at once: the egress could not reach the target for it."""
-        relay = self.relays.find(self._link, ident) if self._link is not None else None
+        relay = self.relays.find(link, ident)
         self._event_log.warn_throttled(EventKind.TARGET, "failed", f"a visitor could not be served: {reason}")
         if relay is not None:
             self.stats.failed += 1
             relay.close()
 
-    def _end_stream(self, ident: int, total: int) -> None:
+    def _end_stream(self, link: Link, ident: int, total: int) -> None:
         """Note that the target of a data connection has ended after ``total`` bytes."""
-        relay = self.relays.find(self._link, ident) if self._link is not None else None
+        relay = self.relays.find(link, ident)
         if relay is not None:
             relay.set_end_offset(total)
 

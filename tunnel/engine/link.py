@@ -20,7 +20,7 @@ from tunnel.protocol.session import LimitsChanged, Negotiation, Session, Session
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunnel.engine.channel import ControlChannel
+    from tunnel.engine.control_channel import ControlChannel
     from tunnel.engine.pool_filler import PoolFiller
     from tunnel.model.limits import ConfiguredLimits, Limits
     from tunnel.model.spec import Direction
@@ -73,11 +73,11 @@ class LinkOwner(Protocol):
         """End the engine because of a defect."""
 
 
-class EventHandler(Protocol):
+class LinkEnd(Protocol):
     """An ingress or an egress, as its link sees it."""
 
-    def handle_event(self, event: SessionEvent) -> None:
-        """Handle the events that concern this part."""
+    def handle_event(self, link: Link, event: SessionEvent) -> None:
+        """Handle the events that concern this end."""
 
 
 class Link:
@@ -107,13 +107,12 @@ class Link:
         self._pong: asyncio.Future[None] | None = None
         self._filler: PoolFiller | None = None
         self._owner: LinkOwner
-        self._handlers: tuple[Callable[[SessionEvent], None], ...] = ()
+        self._end: LinkEnd
         self._on_pool_grown: Callable[[], None] | None = None
 
-    def start(self, owner: LinkOwner, end: EventHandler, filler: PoolFiller | None) -> None:
+    def start(self, owner: LinkOwner, end: LinkEnd, filler: PoolFiller | None) -> None:
         """Handle frames from now on, and send pings. ``filler``: at the client, the part that fills the pool."""
-        self._owner, self._filler = owner, filler
-        self._handlers = (end.handle_event,) if filler is None else (end.handle_event, filler.handle_event)
+        self._owner, self._end, self._filler = owner, end, filler
         self.session.heartbeat.note_received(self._loop.time())
         self._ping(random.random())  # noqa: S311  links that started together must not all ping together
         self.channel.set_receiver(self)
@@ -171,13 +170,14 @@ class Link:
     def on_frames(self, received: list[Frame]) -> None:
         """Handle frames that arrived together. Raises ProtocolError."""
         now = self._loop.time()
-        session, handlers = self.session, self._handlers
+        session, end, filler = self.session, self._end, self._filler
         session.heartbeat.note_received(now)
         for kind, payload in received:
             event = session.receive_frame(kind, payload, now)
             if event is not None:
-                for handle in handlers:
-                    handle(event)
+                end.handle_event(self, event)
+                if filler is not None:
+                    filler.handle_event(event)
                 self._handle_event(event)
 
     def _handle_event(self, event: SessionEvent) -> None:

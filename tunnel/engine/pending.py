@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tunnel.carriers.base import DataHandshake
     from tunnel.engine.link import Link
-    from tunnel.engine.server import LinkAcceptor
+    from tunnel.engine.link_acceptor import LinkAcceptor
 
 
 class PendingConnection:

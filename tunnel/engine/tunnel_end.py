@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tunnel.engine.link import Link
     from tunnel.engine.stats import Stats
     from tunnel.model.events import EventLog
+    from tunnel.model.spec import TunnelSpec
+    from tunnel.protocol.session import SessionEvent
+    from tunnel.runtime.acceptor import Acceptor
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import PipePool
 
@@ -62,6 +65,51 @@ class TunnelEnd(ABC):
     def is_busy(self) -> bool:
         """Whether there are visitors that a drain waits for."""
 
+    @property
+    @abstractmethod
+    def target_error(self) -> str | None:
+        """Why the target cannot be reached, as far as this end knows; None while it can."""
+
+    @property
+    def next_target_attempt(self) -> tuple[float, int] | None:
+        """When this end tries an unreachable target next (loop clock), and the number of failed attempts."""
+        return None
+
+    @property
+    def visitor_acceptor(self) -> Acceptor | None:
+        """The acceptor of visitors, if this end has one."""
+        return None
+
+    @property
+    def listening_address(self) -> str | None:
+        """Where visitors are accepted, if this end accepts them."""
+        return None
+
+    @property
+    def queued(self) -> int:
+        """Number of visitors that wait for a data connection."""
+        return 0
+
+    @abstractmethod
+    def handle_event(self, link: Link, event: SessionEvent) -> None:
+        """Handle the events of a link that concern this end."""
+
+    @abstractmethod
+    def apply_settings(self, spec: TunnelSpec, max_visitors: int) -> None:
+        """Use the settings of a spec, and the negotiated number of visitors; no visitor is disconnected."""
+
+    @abstractmethod
+    def start_drain(self, goodbye: str) -> None:
+        """Stop accepting visitors, here or (with ``goodbye`` as the reason) at the other end."""
+
+    @abstractmethod
+    async def wait_links_unneeded(self, grace_s: float) -> None:
+        """Return when no visitor needs a link any more, or after ``grace_s``. Safe to cancel."""
+
+    @abstractmethod
+    def close(self) -> int:
+        """Close everything; return how many visitors were disconnected."""
+
     def attach(self, link: Link) -> None:
         """Serve visitors over this link, too."""
         self._links[link] = None
@@ -73,10 +121,16 @@ class TunnelEnd(ABC):
         self._links.pop(link, None)
         self.relays.remove_link(link)
         self._link = self._choose_link()
+        self._notify_observers()
 
     def _choose_link(self) -> Link | None:
         """Return the link for the next visitors: the newest."""
         return next(reversed(self._links), None)
+
+    async def wait_queue_empty(self) -> None:
+        """Return as soon as no visitor waits for a data connection. Safe to cancel."""
+        while self.queued:
+            await self._wait_for_change()
 
     async def wait_idle(self) -> None:
         """Return as soon as no visitor is left that a drain waits for. Safe to cancel."""

@@ -17,10 +17,10 @@ from tests.support.scale import GUARD_S
 from tests.support.sockets import close_with_reset
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine.admission import DEFAULT_ADMISSION, AdmissionLimits
-from tunnel.engine.channel import ControlChannel
 from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
+from tunnel.engine.control_channel import ControlChannel
 from tunnel.engine.link import Link, LinkClosed, LinkEvent
-from tunnel.engine.server import LinkAcceptor
+from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.stats import Stats
 from tunnel.model.address import Address
 from tunnel.model.limits import ConfiguredLimits
@@ -55,7 +55,7 @@ class FakeOwner:
         if isinstance(event, LinkClosed):
             self.closed.append(f"{link.ident}: {event.reason}")
 
-    def handle_event(self, event: SessionEvent) -> None:
+    def handle_event(self, link: Link, event: SessionEvent) -> None:
         self.events.append(event)
 
 

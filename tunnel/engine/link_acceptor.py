@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tunnel.carriers import AcceptCarrier, create_accept_carrier
 from tunnel.engine.admission import PendingConnections
-from tunnel.engine.channel import ChannelLostError, ControlChannel
+from tunnel.engine.control_channel import ChannelLostError, ControlChannel
 from tunnel.engine.link import Link, LinkTerms
 from tunnel.engine.pending import PendingConnection
 from tunnel.engine.pool import DataConnection

@@ -1,4 +1,4 @@
-"""One engine takes another's place; and who closes data connections first."""
+"""One engine replaces another; and the server closes data connections first."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.support.waiting import wait_until_async
 from tests.tunnel.test_engine import (
     KEY,
     UP,
-    Life,
+    RunningEngine,
     echo,
-    living,
     pair,
+    running_engine,
     server_spec,
     shared,
     spec,
@@ -39,22 +39,22 @@ __all__ = ["shared"]  # a fixture, used by name
 
 
 @asynccontextmanager
-async def succeeding(parts: EngineContext, old: Life, changed: TunnelSpec) -> AsyncIterator[Life]:
-    """An engine in the place of another, which drains."""
+async def replacing(parts: EngineContext, old: RunningEngine, changed: TunnelSpec) -> AsyncIterator[RunningEngine]:
+    """An engine that replaces another, which drains."""
     engine = create_engine(old.engine.name, changed, parts, old.events.append)
     await engine.prepare(old.engine)
     old.engine.drain(2 * GUARD_S)
-    life = Life(engine, old.events, asyncio.create_task(engine.run()))
+    running = RunningEngine(engine, old.events, asyncio.create_task(engine.run()))
     try:
-        yield life
+        yield running
     finally:
         engine.close()
-        await asyncio.wait({life.task})
+        await asyncio.wait({running.task})
 
 
 @asynccontextmanager
-async def speaking(word: bytes) -> AsyncIterator[str]:
-    """A target that says a word, and ends when its visitor has."""
+async def greeting_target(word: bytes) -> AsyncIterator[str]:
+    """A target that sends a word, and ends after its visitor."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -69,57 +69,57 @@ async def speaking(word: bytes) -> AsyncIterator[str]:
         listener.close()
 
 
-async def test_a_changed_server_takes_the_port_without_losing_anybody(shared: EngineContext) -> None:
+async def test_a_changed_server_takes_over_the_port_without_losing_a_visitor(shared: EngineContext) -> None:
     tunnel = f"127.0.0.1:{free_port()}"
     visitors = f"127.0.0.1:{free_port()}"
     async with (
-        speaking(b"old") as first,
-        speaking(b"new") as second,
-        living(shared, server_spec(first, tunnel, mode=Mode.FORWARD)) as server,
-        living(shared, spec(Role.CLIENT, tunnel, visitors, key=KEY)) as client,
+        greeting_target(b"old") as first,
+        greeting_target(b"new") as second,
+        running_engine(shared, server_spec(first, tunnel, mode=Mode.FORWARD)) as server,
+        running_engine(shared, spec(Role.CLIENT, tunnel, visitors, key=KEY)) as client,
     ):
-        await client.becomes(UP)
+        await client.wait_state(UP)
         async with contextlib.AsyncExitStack() as stack:
             reader, writer = await stack.enter_async_context(visit(visitors))
             async with asyncio.timeout(GUARD_S):
                 assert await reader.readexactly(3) == b"old"
             changed = server_spec(second, tunnel, mode=Mode.FORWARD)
-            successor = await stack.enter_async_context(succeeding(shared, server, changed))
+            replacement = await stack.enter_async_context(replacing(shared, server, changed))
             async with visit(visitors) as (other, _), asyncio.timeout(GUARD_S):  # while the link moves
                 assert await other.readexactly(3) in {b"old", b"new"}
-            await successor.becomes(UP)
+            await replacement.wait_state(UP)
             async with visit(visitors) as (other, _), asyncio.timeout(GUARD_S):
                 assert await other.readexactly(3) == b"new"
             assert server.state is State.DRAINING
             writer.write_eof()
             assert await reader.read() == b""
-            await server.end()
+            await server.wait_end()
 
 
 async def test_a_changed_client_keeps_accepting_on_its_port(shared: EngineContext) -> None:
     visitors = f"127.0.0.1:{free_port()}"
     tunnel = f"127.0.0.1:{free_port()}"
     async with (
-        speaking(b"word") as target,
-        living(shared, server_spec(target, tunnel, mode=Mode.FORWARD)),
-        living(shared, spec(Role.CLIENT, tunnel, visitors, key=KEY)) as client,
+        greeting_target(b"word") as target,
+        running_engine(shared, server_spec(target, tunnel, mode=Mode.FORWARD)),
+        running_engine(shared, spec(Role.CLIENT, tunnel, visitors, key=KEY)) as client,
     ):
-        await client.becomes(UP)
+        await client.wait_state(UP)
         changed = dataclasses.replace(client.engine.spec, data_tls=DataTls.PINNED)
-        async with succeeding(shared, client, changed) as successor:
+        async with replacing(shared, client, changed) as replacement:
             async with visit(visitors) as (reader, _), asyncio.timeout(GUARD_S):
                 assert await reader.readexactly(4) == b"word"
-            await successor.becomes(UP)
-            assert successor.engine.snapshot().data_tls == 1
-            await client.end()
+            await replacement.wait_state(UP)
+            assert replacement.engine.snapshot().data_tls == 1
+            await client.wait_end()
 
 
-async def test_what_cannot_be_bound_leaves_the_old_one_as_it_was(shared: EngineContext) -> None:
-    async with speaking(b"word") as target, pair(shared, target) as (server, client):
+async def test_a_replacement_that_cannot_bind_leaves_the_old_engine_unchanged(shared: EngineContext) -> None:
+    async with greeting_target(b"word") as target, pair(shared, target) as (server, client):
         watched = len(shared.reactor)
         taken = dataclasses.replace(server.engine.spec, target=client.engine.spec.target)
         with pytest.raises(NetError, match="in use"):
-            await create_engine("successor", taken, shared, Events().append).prepare(server.engine)
+            await create_engine("replacement", taken, shared, Events().append).prepare(server.engine)
         assert len(shared.reactor) == watched
         async with visit(visitors_address(server, client)) as (reader, _), asyncio.timeout(GUARD_S):
             assert await reader.readexactly(4) == b"word"
@@ -137,12 +137,12 @@ async def test_the_server_is_the_first_to_close_data_connections(
 ) -> None:
     tls = DataTls.PINNED if encrypted else DataTls.OFF
     async with (
-        echo() if visitor_first else hasty() as target,
+        echo() if visitor_first else early_closing_target() as target,
         pair(shared, target, direction, data_tls=tls) as (server, client),
     ):
         data_port = int((server.engine.snapshot().data_addr or "").rpartition(":")[2])
         async with visit(visitors_address(server, client)) as (reader, writer), asyncio.timeout(GUARD_S):
-            connection = (data_port, await client_port_of_the_visitor(server))
+            connection = (data_port, await get_data_connection_port(server))
             writer.write(b"hello")
             if visitor_first:
                 writer.write_eof()
@@ -150,12 +150,12 @@ async def test_the_server_is_the_first_to_close_data_connections(
             writer.write_eof()
             await wait_until_async(lambda: not server.engine.snapshot().connections.active, "the visitor is served")
             await wait_until_async(lambda: not client.engine.snapshot().connections.active, "at the client too")
-        await wait_until_async(lambda: "server" in lingering(*connection), "the server's end lingers")
-        assert "client" not in lingering(*connection)
+        await wait_until_async(lambda: "server" in time_wait_ends(*connection), "the server's end lingers")
+        assert "client" not in time_wait_ends(*connection)
 
 
-async def client_port_of_the_visitor(server: Life) -> int:
-    """The client's port of the data connection that the only visitor has got: others may have ended otherwise."""
+async def get_data_connection_port(server: RunningEngine) -> int:
+    """The client's port of the data connection of the only visitor."""
     end = server.engine._end
     assert end is not None
     await wait_until_async(lambda: end.relays.active, "the visitor has a data connection")
@@ -165,8 +165,8 @@ async def client_port_of_the_visitor(server: Life) -> int:
     return port
 
 
-def lingering(server_port: int, client_port: int) -> set[str]:
-    """Whose ends of a data connection are in TIME_WAIT."""
+def time_wait_ends(server_port: int, client_port: int) -> set[str]:
+    """The ends of a data connection that are in TIME_WAIT."""
     ends = set()
     for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
         _, local, remote, state, *_ = line.split()
@@ -178,8 +178,8 @@ def lingering(server_port: int, client_port: int) -> set[str]:
 
 
 @asynccontextmanager
-async def hasty() -> AsyncIterator[str]:
-    """A target that answers once and ends first."""
+async def early_closing_target() -> AsyncIterator[str]:
+    """A target that answers once and ends before its visitor."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(await reader.read(5))

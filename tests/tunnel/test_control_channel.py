@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tests.support.engine_parts import no_descriptor_leak, server_context, shared_parts
 from tests.support.sockets import close_with_reset, tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
-from tunnel.engine.channel import MAX_UNSENT_BYTES, ChannelLostError, ControlChannel
 from tunnel.engine.context import EngineContext
+from tunnel.engine.control_channel import MAX_UNSENT_BYTES, ChannelLostError, ControlChannel
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.frames import Frame, Kind, encode_frame, encode_message
 from tunnel.protocol.messages import Goodbye

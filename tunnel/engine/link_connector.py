@@ -7,7 +7,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Final
 
-from tunnel.engine.channel import ChannelLostError, ControlChannel
+from tunnel.engine.control_channel import ChannelLostError, ControlChannel
 from tunnel.engine.link import Link, LinkTerms
 from tunnel.engine.pool_filler import PoolFiller, ServerEndpoint
 from tunnel.model.errors import TunnelError

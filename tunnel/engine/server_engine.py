@@ -1,0 +1,83 @@
+"""The engine of a server: listens, and uses the links that clients establish."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from tunnel.engine.engine import Engine
+from tunnel.engine.link_acceptor import LinkAcceptor
+from tunnel.model.events import EventKind
+from tunnel.model.state import State
+from tunnel.runtime import listeners
+from tunnel.runtime.sockets import NetError
+from tunnel.runtime.tls import TlsError
+
+if TYPE_CHECKING:
+    from tunnel.engine.context import EngineContext
+    from tunnel.engine.link import Link
+    from tunnel.model.events import EventSink
+    from tunnel.model.spec import Direction, TunnelSpec
+    from tunnel.runtime.acceptor import Acceptor
+
+
+class ServerEngine(Engine):
+    """Owns a link acceptor besides what every engine owns. Decides the direction."""
+
+    def __init__(self, name: str, spec: TunnelSpec, *, context: EngineContext, sink: EventSink) -> None:
+        super().__init__(name, spec, context=context, sink=sink)
+        self._direction: Direction = listeners.decide_direction(spec)
+        self._acceptor: LinkAcceptor | None = None
+
+    def apply_live_settings(self, spec: TunnelSpec) -> None:
+        """Use settings and log level of a changed spec; no connection is closed."""
+        super().apply_live_settings(spec)
+        if self._acceptor is not None:
+            self._acceptor.update_spec(spec)
+
+    async def _serve(self) -> None:
+        while True:
+            acceptor = LinkAcceptor(self.spec, self._context, self._event_log, self._stats, self)
+            try:
+                await self._open_end(self._direction)
+                await acceptor.open(self._bound)
+            except (NetError, TlsError) as error:
+                self._close_end()
+                self._close_listeners()
+                if isinstance(error, TlsError) or error.errno in {errno.EACCES, errno.EPERM}:
+                    self._fail(str(error))
+                    return
+                await self._cool_down(str(error))
+                continue
+            self._acceptor = acceptor
+            self._cooldown.reset()
+            data = f", data connections on {acceptor.data_addr}" if acceptor.data_addr else ""
+            self._event_log.log_info(
+                EventKind.LISTEN, f"listening on {acceptor.address} as {self._direction} server{data}"
+            )
+            self._set_state(State.WAITING)
+            await self._loop.create_future()  # until it is cancelled: links come and go without this task
+
+    def _on_link_closed(self, link: Link, reason: str) -> None:
+        if not self._stop_requested.is_set():
+            self._event_log.log_warn(EventKind.LINK, reason, link=link.ident)
+            self._set_state(State.WAITING, reason)
+
+    @property
+    def _tunnel_address(self) -> str | None:
+        return self._acceptor.address if self._acceptor is not None else None
+
+    @property
+    def _data_address(self) -> str | None:
+        if self._link is None and self._acceptor is not None:
+            return self._acceptor.data_addr
+        return super()._data_address
+
+    def _acceptors(self) -> dict[str, Acceptor]:
+        own = self._acceptor.acceptors if self._acceptor is not None else {}
+        return {**own, **super()._acceptors()}
+
+    def _close_listeners(self) -> None:
+        super()._close_listeners()
+        if self._acceptor is not None:
+            self._acceptor.close()
