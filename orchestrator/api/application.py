@@ -53,7 +53,7 @@ def _application(
     control: ControlService, routes: Iterable[Route], middlewares: list[Middleware], limits: StreamLimits | None
 ) -> web.Application:
     def describe_api() -> Mapping[str, object]:
-        return openapi.document(ROUTES, str(control.head()["version"]))
+        return openapi.document(ROUTES, control.info().version)
 
     app = web.Application(middlewares=middlewares, client_max_size=_MAX_BODY_BYTES)
     context = ApiContext(control, describe_api, limits) if limits else ApiContext(control, describe_api)

@@ -173,9 +173,9 @@ async def get_metrics(request: ApiRequest) -> web.StreamResponse:
     control = request.control
     accept = request.http.headers.get("Accept", "")
     tasks = len(asyncio.all_tasks())
-    snapshots = await control.supervisor.look()
-    reading = metrics.DaemonReading(control.head(), tasks)
+    await control.refresh(everything=True)
+    reading = metrics.DaemonReading(control.info(), tasks)
     page, content_type = await asyncio.to_thread(
-        metrics.render, reading, snapshots, accept, request.context.process_metrics
+        metrics.render, reading, control.store.snapshots(), accept, request.context.process_metrics
     )
     return web.Response(body=page, headers={"Content-Type": content_type})

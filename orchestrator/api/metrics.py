@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -20,6 +20,8 @@ from tunnel.model.state import State
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
+    from orchestrator.status.contract import DaemonInfo
+
 _PREFIX: Final = "nodepass_orch"
 COUNTER, GAUGE = CounterMetricFamily, GaugeMetricFamily
 """The types of metrics. The name of a counter gets the suffix ``_total``."""
@@ -31,7 +33,7 @@ Source = TypeVar("Source")
 class DaemonReading:
     """The values that belong to the daemon and not to a tunnel."""
 
-    head: Mapping[str, Any]
+    info: DaemonInfo
     tasks: int
     """tasks in the daemon's event loop: a number that only grows is a leak"""
 
@@ -69,7 +71,7 @@ def _refusal(kind: str) -> LabelSet[Snapshot]:
 
 
 _NO_LABELS: Final[LabelSet[DaemonReading]] = LabelSet((), lambda _: ())
-_VERSION: Final[LabelSet[DaemonReading]] = LabelSet(("version",), lambda d: (str(d.head["version"]),))
+_VERSION: Final[LabelSet[DaemonReading]] = LabelSet(("version",), lambda d: (d.info.version,))
 _TUNNEL: Final[LabelSet[Snapshot]] = LabelSet(
     ("tunnel", "role", "direction"), lambda s: (s.name, s.role, s.direction or "")
 )
@@ -98,12 +100,12 @@ def _counter(
 
 DAEMON_METRICS: Final = (
     _daemon("build_info", "Version of the program.", lambda _: 1, _VERSION),
-    _daemon("config_generation", "Generation of the configuration in force.", lambda d: float(d.head["generation"])),
-    _daemon("config_ok", "1 if the file is valid, else 0.", lambda d: float(d.head["config"]["ok"])),
+    _daemon("config_generation", "Generation of the configuration in force.", lambda d: d.info.generation),
+    _daemon("config_ok", "1 if the file is valid, else 0.", lambda d: float(d.info.config.ok)),
     _daemon(
         "config_loaded_timestamp_seconds",
         "Time at which the configuration in force was read.",
-        lambda d: _timestamp(d.head["config"]["loaded_at"]),
+        lambda d: _timestamp(d.info.config.loaded_at),
     ),
     _daemon("tasks", "Tasks in the daemon's event loop, without those of workers.", lambda d: d.tasks),
 )

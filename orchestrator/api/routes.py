@@ -27,7 +27,7 @@ from orchestrator.status.json_types import (
     StatusJson,
     TunnelDetailsJson,
 )
-from orchestrator.supervisor.control import VERBS
+from orchestrator.tunnel_commands import TUNNEL_COMMANDS, TunnelCommand
 
 Handler = Callable[[ApiRequest], Awaitable[web.StreamResponse]]
 
@@ -72,13 +72,12 @@ class Route:
         return common if self.method == "GET" else (*common, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 
 
-def _tunnel_command(verb: str) -> Route:
-    takes_timeout = verb not in {"start", "retry"}
+def _tunnel_command_route(command: TunnelCommand) -> Route:
     return Route(
-        "POST", f"/v1/tunnels/{{name}}/{verb}", partial(handlers.send_command, verb=verb),
-        f"Send the command {verb} to a tunnel. Answers before the command is completed.",
+        "POST", f"/v1/tunnels/{{name}}/{command.name}", partial(handlers.send_command, verb=command.name),
+        f"{command.summary} Answers before the command is completed.",
         Answer("The command is accepted; `text` describes its effect.", CommandResultJson),
-        body=(parameters.TIMEOUT,) if takes_timeout else (), errors=(_FORBIDDEN, _NOT_FOUND, _CONFLICT),
+        body=(parameters.TIMEOUT,) if command.takes_timeout else (), errors=(_FORBIDDEN, _NOT_FOUND, _CONFLICT),
     )  # fmt: skip
 
 
@@ -96,7 +95,7 @@ ROUTES: Final = (
         "GET", "/v1/tunnels/{name}", handlers.get_tunnel, "One tunnel with its settings and their places in the file.",
         Answer("The tunnel.", TunnelDetailsJson), errors=(_NOT_FOUND,),
     ),
-    *map(_tunnel_command, VERBS),
+    *map(_tunnel_command_route, TUNNEL_COMMANDS.values()),
     Route(
         "POST", "/v1/reload", handlers.reload, "Read the file again.", Answer("The result of each entry.", ReloadJson),
         errors=(_FORBIDDEN, _CONFLICT),

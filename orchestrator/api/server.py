@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tunnel.model.address import Address
 
 _SHUTDOWN_GRACE_S: Final = 1.0  # for requests in progress
+_ACCEPT_TURNS: Final = 3  # of the event loop, until a connection just accepted is known to the runner, which closes it
 _LISTEN_BACKLOG: Final = 128
 _MIN_TOKEN_LENGTH: Final = 16
 _MAX_TOKEN_LENGTH: Final = 4096
@@ -61,6 +63,10 @@ async def _running(app: web.Application) -> AsyncIterator[web.AppRunner]:
     try:
         yield runner
     finally:
+        for site in tuple(runner.sites):
+            await site.stop()
+        for _ in range(_ACCEPT_TURNS):
+            await asyncio.sleep(0)
         await runner.cleanup()
 
 

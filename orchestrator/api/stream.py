@@ -8,11 +8,11 @@ import json
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from aiohttp import web
 
-from orchestrator.api.changes import Picture
+from orchestrator.status.store import encode_delta
 from orchestrator.supervisor.event_bus import is_noteworthy
 from orchestrator.supervisor.reload import RELOAD_EVENT
 from tunnel.model.events import Event, EventKind
@@ -22,12 +22,15 @@ from tunnel.model.times import format_timestamp
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from orchestrator.status.store import StatusDelta
     from orchestrator.supervisor.control import ControlService
     from orchestrator.supervisor.event_bus import EventBus
+    from tunnel.model.snapshot import Snapshot
 
 MAX_QUEUED_EVENTS: Final = 2000
 """Events that wait for one client that reads slower than they come."""
 
+_SCAN_SHARE: Final = 4  # a scan of the tunnels is spread over this part of the interval
 _DISCONNECTED: Final = (ConnectionError, TimeoutError)
 
 
@@ -165,37 +168,43 @@ async def replay_events(request: web.Request, history: Iterable[Event], limits: 
 
 
 async def watch_status(
-    request: web.Request, control: ControlService, interval_s: float, subscriptions: Subscriptions, limits: StreamLimits
+    request: web.Request,
+    control: ControlService,
+    interval_s: float,
+    subscriptions: Subscriptions,
+    limits: StreamLimits,
 ) -> web.StreamResponse:
-    """Send the whole status, then its changes every ``interval_s`` and after each reload; events as they happen."""
+    """Send the whole status, then its changes every ``interval_s`` and after each reload; events as they happen.
+
+    Of what the client knows, only the revision of the status store is remembered.
+    """
     stream = await SseResponse.start(request, limits)
-    picture = Picture(interval_s)
     with (
         EventSubscription(control.bus, is_noteworthy, subscriptions) as subscription,
-        control.bus.subscribe_activity(picture.hear),
         contextlib.suppress(*_DISCONNECTED),
     ):
-        first = await _look(control, picture, 0.0) or {"status": {}, "changed": {}}
-        await stream.send([("status", {**first["status"], "tunnels": list(first["changed"].values())})])
+        await control.refresh(everything=True)
+        delta = control.store.changes_since(0)
+        await stream.send([_status_frame(delta)])
         due = time.monotonic() + interval_s
         while not subscription.is_exhausted:
             events = await subscription.receive(max(0.0, due - time.monotonic()))
-            for event in events:
-                picture.hear(event.tunnel)
             frames = _event_frames(events)
             if (now := time.monotonic()) >= due or any(event.kind == RELOAD_EVENT for event in events):
                 due = now + interval_s
-                change = await _look(control, picture, interval_s / 4)
-                if change is not None:
-                    frames.append(("change", {"ts": format_timestamp(time.time()), **change}))
+                await control.refresh(interval_s / _SCAN_SHARE)
+                delta = control.store.changes_since(delta.revision)
+                if not delta.is_empty:
+                    frames.append(_status_frame(delta) if delta.is_full else _change_frame(delta))
             await stream.send(frames)
         await stream.finish()
     return stream.response
 
 
-async def _look(control: ControlService, picture: Picture, within: float) -> dict[str, Any] | None:
-    """What differs since the last look at the tunnels; this one may take so many seconds."""
-    names = control.supervisor.names()
-    for snapshot in await control.supervisor.look(picture.due(names), within):
-        picture.see(snapshot)
-    return picture.change(control.head(), names)
+def _status_frame(delta: StatusDelta[str, Snapshot]) -> tuple[str, object]:
+    whole = encode_delta(delta)
+    return "status", {**whole["status"], "tunnels": list(whole["changed"].values())}
+
+
+def _change_frame(delta: StatusDelta[str, Snapshot]) -> tuple[str, object]:
+    return "change", {"ts": format_timestamp(time.time()), **encode_delta(delta)}

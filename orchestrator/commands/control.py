@@ -37,6 +37,7 @@ from orchestrator.process.logformat import format_json_event, printable
 from orchestrator.process.setup import print_message
 from orchestrator.state_display import STATE_COLORS
 from orchestrator.table import format_table
+from orchestrator.tunnel_commands import TUNNEL_COMMANDS, TunnelCommand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,19 +102,19 @@ def format_tunnels(tunnels: Sequence[TunnelJson]) -> str:
     return format_table(tunnels, columns=columns, paint=paint)
 
 
-def _tunnel_command(verb: str, summary: str, *, drains: bool) -> click.Command:
-    """Return the command that sends one verb to the selected tunnels."""
+def _tunnel_command(command: TunnelCommand) -> click.Command:
+    """Return the command line's command that gives selected tunnels one command."""
 
     def send_to_tunnels(
         *, names: tuple[str, ...], everything: bool, as_json: bool, socket: Path | None, file: Path,
         timeout: float | None = None,
     ) -> int:  # fmt: skip
         if bool(names) == everything:
-            exit_with_error(EXIT_USAGE, f"name the tunnels or use --all: nodepass-orch {verb} NAME…")
+            exit_with_error(EXIT_USAGE, f"name the tunnels or use --all: nodepass-orch {command.name} NAME…")
         with exit_on_api_error():
             client = make_client(socket, file)
             selected = [tunnel["name"] for tunnel in select_tunnels(client.status()["tunnels"], names)]
-            replies = [_send_command(client, verb, name, timeout) for name in selected]
+            replies = [_send_command(client, command.name, name, timeout) for name in selected]
         is_success = all(reply.ok for reply in replies)
         if as_json:
             print_json({"ok": is_success, "results": [asdict(reply) for reply in replies]})
@@ -128,11 +129,11 @@ def _tunnel_command(verb: str, summary: str, *, drains: bool) -> click.Command:
         json_option,
         socket_option,
         file_option,
-        *([drain_timeout_option] if drains else []),
+        *([drain_timeout_option] if command.takes_timeout else []),
     ]
     for decorate in reversed(decorators):
         send_to_tunnels = decorate(send_to_tunnels)
-    return click.command(verb, help=f"{summary} NAME may be a pattern like edge-*.")(send_to_tunnels)
+    return click.command(command.name, help=f"{command.summary} NAME may be a pattern like edge-*.")(send_to_tunnels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +152,6 @@ def _send_command(client: ApiClient, verb: str, name: str, timeout_s: float | No
     except RequestRefusedError as error:
         return _Reply(name, ok=False, state=None, text=str(error))
     return _Reply(result["name"], result["ok"], result["state"], result["text"])
-
-
-_TUNNEL_COMMANDS: Final = (
-    _tunnel_command("start", "Start stopped tunnels.", drains=False),
-    _tunnel_command("stop", "Drain tunnels for at most their SHUTDOWN_TIMEOUT, then stop them.", drains=True),
-    _tunnel_command("restart", "Drain tunnels for at most their SHUTDOWN_TIMEOUT, then start them again.", drains=True),
-    _tunnel_command("drain", "Drain tunnels for at most the file's drain_timeout, then stop them.", drains=True),
-    _tunnel_command("retry", "End the cooldown of tunnels: the next attempt is made now.", drains=False),
-)
 
 
 @click.command()
@@ -325,4 +317,4 @@ def down(*, wait: bool, now: bool, socket: Path | None, file: Path) -> int:
     return 0
 
 
-COMMANDS: Final = (ps, *_TUNNEL_COMMANDS, reload, plan, logs, events, down)
+COMMANDS: Final = (ps, *map(_tunnel_command, TUNNEL_COMMANDS.values()), reload, plan, logs, events, down)

@@ -1,4 +1,4 @@
-"""What /metrics shows is what the visitors counted themselves."""
+"""The metrics agree with what the visitors count."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ VISITORS = 120
 
 
 def scrape(port: int) -> dict[tuple[str, str], float]:
-    """Values by metric and tunnel."""
+    """Return the values by metric and tunnel."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         families = text_string_to_metric_families(answer.read().decode())
     return {(s.name, s.labels.get("tunnel", "")): s.value for family in families for s in family.samples}
 
 
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
-def test_the_numbers_are_those_of_the_load(harness: ProcessHarness, direction: str) -> None:
-    port, tunnel, door = free_port(), free_port(), free_port()
+def test_the_metrics_agree_with_the_load(harness: ProcessHarness, direction: str) -> None:
+    port, tunnel, ingress_port = free_port(), free_port(), free_port()
     target = harness.start_target()
-    entrance, exit_ = f"127.0.0.1:{door}", f"127.0.0.1:{target.port}"
-    ends = (entrance, exit_) if direction == "reverse" else (exit_, entrance)
+    ingress, egress = f"127.0.0.1:{ingress_port}", f"127.0.0.1:{target.port}"
+    ends = (ingress, egress) if direction == "reverse" else (egress, ingress)
     tunnels = {
         "s": f"server://127.0.0.1:{tunnel}/{ends[0]}?mode={direction}",
         "c": f"client://127.0.0.1:{tunnel}/{ends[1]}",
@@ -38,15 +38,15 @@ def test_the_numbers_are_those_of_the_load(harness: ProcessHarness, direction: s
     for name in tunnels:
         daemon.wait_state("up", name=name)
     payloads = [random.randbytes(random.randrange(1, 60_000)) for _ in range(VISITORS)]
-    with ThreadPoolExecutor(16) as crowd:
-        answers = list(crowd.map(lambda payload: exchange(("127.0.0.1", door), payload), payloads))
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda payload: exchange(("127.0.0.1", ingress_port), payload), payloads))
     assert answers == payloads
     wait_until(
         lambda: all(scrape(port)["nodepass_orch_tunnel_connections_active", name] == 0 for name in tunnels),
         within=5,
-        what="every visitor has left",
+        what="every visitor is disconnected",
     )
-    seen = scrape(port)
+    values = scrape(port)
     total = sum(map(len, payloads))
     for name in tunnels:
         expected = {
@@ -57,5 +57,5 @@ def test_the_numbers_are_those_of_the_load(harness: ProcessHarness, direction: s
             "out_bytes_total": total,
             "restarts_total": 0,
         }
-        assert {key: seen[f"nodepass_orch_tunnel_{key}", name] for key in expected} == expected
-    assert seen["nodepass_orch_tunnel_signals_total", "s"] >= VISITORS
+        assert {key: values[f"nodepass_orch_tunnel_{key}", name] for key in expected} == expected
+    assert values["nodepass_orch_tunnel_signals_total", "s"] >= VISITORS

@@ -201,7 +201,7 @@ def test_ctrl_c_at_any_moment_prints_no_traceback(shell: CommandShell, file: Pat
         "demo": ["demo"],
         "check": ["check", str(file)],
     }[mode]
-    # Until the first line of the program runs, the interpreter handles Ctrl-C itself and prints a traceback.
+    # Until the first line of the program runs, the interpreter handles Ctrl-C and prints a traceback.
     program = "import sys; from orchestrator.cli import main; print('x', flush=True); sys.exit(main())"
     with shell.running(*arguments, command=[sys.executable, "-c", program]) as process:
         assert process.stdout is not None

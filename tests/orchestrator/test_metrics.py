@@ -1,4 +1,4 @@
-"""The page of metrics: what a parser reads from it is what the snapshots say."""
+"""A parser reads from the page of metrics the values of the snapshots."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
 from orchestrator.api import metrics
+from orchestrator.status.contract import ConfigStatus, DaemonInfo
 from orchestrator.supervisor.runner import stopped_snapshot
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import BytesView, ConnectionsView, RefusedView, SignalsView, Snapshot
 from tunnel.model.state import State
 from tunnel.model.url import parse_url
 
-HEAD = {"version": "1.2.3", "generation": 4, "config": {"ok": False, "loaded_at": "2026-01-02T03:04:05.500Z"}}
+INFO = DaemonInfo(
+    generation=4,
+    pid=1,
+    config=ConfigStatus(path="tunnels.yaml", ok=False, loaded_at="2026-01-02T03:04:05.500Z"),
+    version="1.2.3",
+    host="edge-1",
+    read_only=False,
+    started_at="2026-01-01T00:00:00.000Z",
+)
 
 
 def snapshot(name: str = "web", **changes: Any) -> Snapshot:  # noqa: ANN401  any field of a snapshot
@@ -26,7 +35,7 @@ def snapshot(name: str = "web", **changes: Any) -> Snapshot:  # noqa: ANN401  an
 
 
 def page(*snapshots: Snapshot, accept: str = "") -> tuple[str, str]:
-    daemon = metrics.DaemonReading(HEAD, tasks=17)
+    daemon = metrics.DaemonReading(INFO, tasks=17)
     body, content_type = metrics.render(daemon, snapshots, accept, metrics.process_collector())
     return body.decode(), content_type
 
@@ -41,7 +50,7 @@ def samples(*snapshots: Snapshot) -> dict[tuple[str, tuple[str, ...]], float]:
     return found
 
 
-def test_numbers_are_those_of_the_snapshot() -> None:
+def test_each_metric_has_the_value_of_the_snapshot() -> None:
     seen = snapshot(
         state=State.UP,
         direction="reverse",
@@ -80,7 +89,7 @@ def test_numbers_are_those_of_the_snapshot() -> None:
     assert found["tunnel_state", ("up", "web")] == 1
 
 
-def test_the_daemon_itself() -> None:
+def test_the_daemon_has_metrics_of_its_own() -> None:
     found = samples()
     assert found["build_info", ("1.2.3",)] == 1
     assert (found["config_generation", ()], found["config_ok", ()]) == (4, 0)
@@ -89,16 +98,16 @@ def test_the_daemon_itself() -> None:
     assert found["process_resident_memory_bytes", ()] > 1 << 20
 
 
-def test_what_is_unknown_is_left_out() -> None:
+def test_an_unknown_value_has_no_sample() -> None:
     assert not [name for name, _ in samples(snapshot(rtt_ms=None)) if "rtt" in name]
 
 
-def test_names_of_any_kind_survive() -> None:
+def test_labels_hold_names_with_any_characters() -> None:
     odd = 'a "b" \\ [red] ü\u2028'
     assert samples(snapshot(odd), snapshot("web"))["tunnel_up", ("", "server", odd)] == 0
 
 
-def test_conventions() -> None:
+def test_names_types_and_labels_follow_the_conventions() -> None:
     for family in read_text(page(snapshot(rtt_ms=1.0))[0]):
         assert family.documentation.endswith(".")
         for sample in family.samples:
@@ -106,14 +115,14 @@ def test_conventions() -> None:
             assert set(sample.labels) <= {"tunnel", "role", "direction", "state", "what", "version"}
 
 
-def test_openmetrics_for_who_asks() -> None:
+def test_a_client_can_request_the_openmetrics_format() -> None:
     body, content_type = page(snapshot(), accept="application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert len(list(read_openmetrics(body))) > 20  # type: ignore[no-untyped-call]  # the library leaves it untyped
     assert page(snapshot())[1].startswith("text/plain")
 
 
-def test_no_number_of_a_snapshot_is_forgotten() -> None:
+def test_every_counter_of_a_snapshot_has_a_metric() -> None:
     text = page(snapshot(rtt_ms=1.0))[0]
     for view in (ConnectionsView, SignalsView):
         for field in fields(view):
