@@ -1,7 +1,29 @@
-"""The base of every exception that the orchestrator raises on purpose."""
+"""The exceptions of the package ``orchestrator``, as one tree.
+
+::
+
+    OrchestratorError
+    ├── ConfigError             the configuration file has faults (config.faults)
+    ├── StatusFormatError       a JSON object is not what the status contract describes (status.contract)
+    ├── UnknownTunnelError      no tunnel has this name (also a LookupError; supervisor.registry)
+    ├── ReadOnlyError           the daemon accepts no commands (supervisor.control)
+    ├── CommandConflictError    a command does not fit the state of the tunnel (supervisor.control)
+    ├── NoDaemonError           no daemon answers at the socket (client)
+    ├── RequestRefusedError     the daemon refused a request (client)
+    ├── ParameterError          a parameter of a request is invalid (also a ValueError; api.parameters)
+    ├── BrokerError             the MQTT broker cannot be used (mqtt.broker)
+    ├── DuplicateHostError      another daemon uses the same host name (mqtt.ownership)
+    ├── CommandRefusedError     a command over MQTT is refused (mqtt.commands)
+    ├── NoAnswerError           a host did not answer over MQTT (mqtt.reader)
+    ├── SocketPathError         no path for the socket can be used (process.socket_paths)
+    ├── BackgroundStartError    a daemon did not start in the background (commands.background)
+    └── BorderError             a message of a worker process cannot be read (workers.messages)
+
+Errors of a tunnel derive from ``tunnel.model.errors.TunnelError``. A defect is in neither tree.
+"""
 
 from __future__ import annotations
 
 
 class OrchestratorError(Exception):
-    """Something the orchestrator refuses or cannot do; the message is a sentence for the user."""
+    """The base of every exception that this package raises for a caller to handle; its message is a sentence."""

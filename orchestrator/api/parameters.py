@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from orchestrator.errors import OrchestratorError
 from tunnel.model.errors import did_you_mean
 from tunnel.model.spec import LogLevel
 
@@ -28,7 +29,7 @@ _FLAGS: Final = {"true": True, "false": False}
 _LEVELS: Final = {level.name.lower(): level for level in LogLevel}
 
 
-class ParameterError(ValueError):
+class ParameterError(OrchestratorError, ValueError):
     """A request is malformed; the message is a sentence that names the parameter."""
 
 

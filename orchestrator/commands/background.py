@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from orchestrator.client import ApiClient
+from orchestrator.errors import OrchestratorError
 from orchestrator.process import socket_paths
 
 _DAEMON_START_TIMEOUT_S: Final = 60.0
@@ -27,7 +28,7 @@ _MAX_LOG_BYTES: Final = 16 << 20  # a larger log is renamed before the next daem
 _LOG_TAIL_BYTES: Final = 4096  # the part of the log that explains a failed start
 
 
-class BackgroundStartError(Exception):
+class BackgroundStartError(OrchestratorError):
     """The process did not start; the message is a sentence, or the output of the process."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.status.contract import BrokerInfo
 from tunnel.model.address import Address
 from tunnel.model.times import format_timestamp
@@ -83,7 +84,7 @@ class BrokerStatus:
 # --- address and credentials ------------------------------------------------------------------------------------------
 
 
-class BrokerError(Exception):
+class BrokerError(OrchestratorError):
     """The broker cannot be reached, or refuses; the message is a sentence. ``code`` is the reason code of MQTT."""
 
     def __init__(self, message: str, code: int | None = None, state: BrokerState = BrokerState.UNREACHABLE) -> None:

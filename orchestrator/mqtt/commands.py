@@ -9,6 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.mqtt.payloads import VERSION, JsonObject, ResponsePayload, parse_json, parse_timestamp
 from orchestrator.mqtt.topics import RESPONSE
 from orchestrator.supervisor.control import CommandConflictError, ReadOnlyError
@@ -64,7 +65,7 @@ class Command:
     """limit of the drain that the command implies, in seconds"""
 
 
-class CommandRefusedError(Exception):
+class CommandRefusedError(OrchestratorError):
     """A command is not executed; the message is a sentence. Without ``reply`` the sender is unknown."""
 
     def __init__(self, reason: str, id_: str | None = None, reply: str | None = None) -> None:

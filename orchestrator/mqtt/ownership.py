@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.mqtt.broker import BrokerState
 from orchestrator.mqtt.payloads import StatusPayload, parse_timestamp
 
@@ -90,7 +91,7 @@ def load_identity(file: Path, directory: Path) -> HostIdentity:
 # --- ownership --------------------------------------------------------------------------------------------------------
 
 
-class DuplicateHostError(Exception):
+class DuplicateHostError(OrchestratorError):
     """Another host uses our host name and was first; the message is a sentence."""
 
     state = BrokerState.DUPLICATE

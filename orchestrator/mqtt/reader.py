@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import BrokerError
 from orchestrator.mqtt.fleet import ONLINE, Fleet
@@ -40,7 +41,7 @@ _MAX_RETRY_DELAY_S: Final = 10.0
 _CLOCK_TOLERANCE_S: Final = 30.0  # a command is valid for so much longer than its sender waits: clocks differ
 
 
-class NoAnswerError(Exception):
+class NoAnswerError(OrchestratorError):
     """A host did not answer; the message is a sentence."""
 
 

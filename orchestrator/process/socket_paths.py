@@ -13,13 +13,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from orchestrator.errors import OrchestratorError
+
 SOCKET_VARIABLE: Final = "NODEPASS_ORCH_SOCKET"
 
 _LONGEST: Final = 107  # bytes of a Unix socket's path, a limit of the kernel
 _PATIENCE: Final = 1.0  # seconds: a daemon that is just ending still holds its lock
 
 
-class SocketPathError(Exception):
+class SocketPathError(OrchestratorError):
     """No place for the socket, or somebody else is in it; the message is a sentence."""
 
 

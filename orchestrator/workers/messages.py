@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from orchestrator.errors import OrchestratorError
+
 if TYPE_CHECKING:
     from tunnel.model.events import Event
     from tunnel.model.snapshot import Snapshot
@@ -138,7 +140,7 @@ Report = Beat | Views | Happened | Prepared | Ended
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-class BorderError(Exception):
+class BorderError(OrchestratorError):
     """What arrives is not what this version of the program sends; the message is the end of a sentence."""
 
 
