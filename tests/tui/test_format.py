@@ -25,8 +25,8 @@ from tui.format.help import help_lines
 from tui.format.text import STYLES, Line, length
 from tui.model.connection import ConnectionStatus
 from tui.model.keys import ACTIONS, all_keys
-from tui.model.selection import STATE_FILTERS, Selection, VisibleTunnels, state_filters
-from tui.model.states import STATE_MEANINGS, STATE_RANKS
+from tui.model.selection import Selection, VisibleTunnels
+from tui.model.states import STATE_FILTERS, STATE_MEANINGS, STATE_RANKS, state_filters
 from tui.model.tunnels import StatusView, Tunnel, apply_status
 from tui.screens.palette import find_commands
 from tunnel.model.state import State
@@ -83,8 +83,8 @@ def test_a_state_has_a_sign_a_word_and_a_colour() -> None:
     assert len(set(STATE_SIGNS.values())) == len(State)
     layout = lay_out(100, 20)
     cells = {t.state: format_row(t, layout, 102.0)[1] for t in view().tunnels.values()}
-    assert cells["cooldown"] == ("◷ cooldown 2.2s ", "cooldown")
-    assert cells["failed"][1] == "failed"
+    assert cells["cooldown"] == ("◷ cooldown 2.2s ", "warning")
+    assert cells["failed"][1] == "error"
 
 
 def test_a_position_in_the_heading_finds_its_column() -> None:

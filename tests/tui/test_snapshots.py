@@ -116,7 +116,7 @@ async def test_red_means_failed_and_nothing_else(socket: Path, daemon: FakeDaemo
         if theme is LIGHT:
             await pilot.press("t")
         await wait_until_shown(pilot, lambda: "a severe error" in screen_text(app))
-        red = app._main._table.get_component_rich_style("pane--failed", partial=True).color
+        red = app._main._table.get_component_rich_style("pane--error", partial=True).color
         strips = app.screen._compositor.render_strips()
         found = [s.text for strip in strips for s in strip if s.style and s.style.color == red]
         assert found

@@ -24,7 +24,8 @@ from tui.format.text import (
     wrap,
 )
 from tui.model.keys import FOOTER_ACTIONS, display_keys
-from tui.model.selection import ALL, Selection, state_filters
+from tui.model.selection import Selection
+from tui.model.states import ALL, STATE_STYLES, state_filters
 from tui.model.tunnels import StatusView, parse_timestamp
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def header_line(view: StatusView, connection: ConnectionStatus, width: int) -> L
 
 
 def _config_spans(view: StatusView, config: ConfigJson, width: int) -> list[Span]:
-    sign, style = ("✓", "up") if config.get("ok", True) else ("!", "warn")
+    sign, style = ("✓", "good") if config.get("ok", True) else ("!", "warn")
     loaded = format_time(parse_timestamp(config.get("loaded_at")))
     return [
         (f"  {_fit_path(config.get('path', ''), width)} ", ""),
@@ -74,7 +75,7 @@ def _config_spans(view: StatusView, config: ConfigJson, width: int) -> list[Span
 def _host_spans(hosts: Mapping[str, HostData]) -> list[Span]:
     offline = sum(host["presence"] != ONLINE for host in hosts.values())
     spans = [(f"  {plural(len(hosts), 'host')}", "")]
-    return [*spans, (f"  {OFFLINE_SIGN} {offline} gone", "gone")] if offline else [*spans, ("  ✓", "up")]
+    return [*spans, (f"  {OFFLINE_SIGN} {offline} gone", "gone")] if offline else [*spans, ("  ✓", "good")]
 
 
 def _fit_path(path: str, width: int) -> str:
@@ -129,7 +130,7 @@ def _state_filter_spans(
         sign = "" if name == ALL else f"{STATE_SIGNS.get(name, OFFLINE_SIGN)} "
         word = f"{name.capitalize() if name == ALL else name} " if name in spelled_out else ""
         start = length(spans)
-        style = "title" if name == ALL else name if count else "dim"
+        style = "title" if name == ALL else STATE_STYLES[name] if count else "dim"
         spans.append((f" {sign}{word}{count} ", "pick" if name == chosen else style))
         targets.append(ClickTarget(name, start, length(spans)))
         spans.append((border, "dim"))
@@ -177,7 +178,7 @@ def banner_lines(view: StatusView, connection: ConnectionStatus, notice: str | N
     for text in _warnings(view, connection):
         lines += _banner("▲", wrap(text, room), "warn")
     if notice:
-        lines += _banner("✓", wrap(notice, room), "up")
+        lines += _banner("✓", wrap(notice, room), "good")
     return [clip(line, width) for line in lines[:_MAX_BANNER_LINES]]
 
 

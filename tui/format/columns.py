@@ -21,7 +21,7 @@ from tui.format.text import (
     format_seconds,
 )
 from tui.model.selection import SortKey
-from tui.model.states import STATE_RANKS
+from tui.model.states import OFFLINE_STYLE, STATE_RANKS, STATE_STYLES
 from tui.model.tunnels import Tunnel
 from tunnel.model.state import State
 
@@ -66,9 +66,9 @@ def state_cell(tunnel: Tunnel, now: float) -> Span:
     state = tunnel.state
     silence = tunnel.host_silence(now)
     if silence is not None:
-        return format_state(state, format_seconds(silence)), "gone"
+        return format_state(state, format_seconds(silence)), OFFLINE_STYLE
     left = tunnel.cooldown_left(now)
-    return format_state(state, format_seconds(left) if left > 0 else ""), "gone" if tunnel.is_host_offline else state
+    return format_state(state, format_seconds(left) if left > 0 else ""), STATE_STYLES.get(state, "")
 
 
 def _host(tunnel: Tunnel, _: float) -> Span:

@@ -46,7 +46,7 @@ def detail_lines(tunnel: Tunnel, more: TunnelDetails | None, width: int, now: fl
     lines = paragraph(tunnel.name, width, "title")
     lines.append(clip(((text, style), (f"  {state_age(tunnel, wall)}", "dim")), width))
     if tunnel.reason and not tunnel.is_host_offline:
-        lines += paragraph(tunnel.reason, width, "warn" if style != State.UP else "")
+        lines += paragraph(tunnel.reason, width, "warn" if tunnel.state != State.UP else "")
     else:
         lines += paragraph(STATE_MEANINGS.get(tunnel.state, ""), width, "dim")
     left = tunnel.cooldown_left(now)

@@ -20,7 +20,7 @@ LEVELS: Final = tuple(level.name.lower() for level in LogLevel)
 SHOWN_IN_EVENTS: Final = frozenset({"state", "reload", "command", "config", "restart", "supervisor"})
 """Kinds that the page of events shows; the log has the others."""
 
-_LEVEL_STYLES: Final = {"debug": "dim", "warn": "warn", "error": "error", "fatal": "error"}
+_LEVEL_STYLES: Final = {"debug": "dim", "warn": "warn", "error": "severe", "fatal": "severe"}
 _TIME_WIDTH: Final = 9
 _NAME_WIDTH: Final = 16
 """Columns for a name, so that texts are aligned."""

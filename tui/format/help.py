@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.state_display import format_state
-from tui.format.text import STYLES, Line, fit, wrap
+from tui.format.text import Line, fit, wrap
 from tui.model.keys import ACTIONS, NAVIGATION_KEYS, STATE_FILTER_KEYS, display_keys
-from tui.model.selection import state_filters
-from tui.model.states import STATE_MEANINGS
+from tui.model.states import STATE_MEANINGS, STATE_STYLES, state_filters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,8 +48,7 @@ def _entry(label: str, text: str, width: int, *, label_style: str = "key", style
 def _sign_lines(width: int) -> list[Line]:
     lines: list[Line] = [(), (("States", "title"),)]
     for state, meaning in STATE_MEANINGS.items():
-        style = state if state in STYLES else "gone"
-        lines += _entry(format_state(state), meaning, width, label_style=style)
+        lines += _entry(format_state(state), meaning, width, label_style=STATE_STYLES[state])
     lines += _entry("! in front", "no key: anyone who finds the port can connect", width, label_style="warn")
     lines += [(), (("Traffic", "title"),)]
     return [*lines, *_entry("↓", "to visitors", width), *_entry("↑", "from visitors", width)]

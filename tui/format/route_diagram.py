@@ -100,7 +100,7 @@ def _end_box(index: int, route: TunnelRoute, width: int, now: float, wall: float
     else:
         name: Line = ((end.host, "title"), (f"  {end.label}", "")) if end.host else ((end.label, "title"),)
         lines = [state_line, (*name, (f"  {role}", "dim")), address]
-    return _EndBox(title, lines, style if style != "up" else "spark", is_known=True)
+    return _EndBox(title, lines, style if end.state != State.UP else "spark", is_known=True)
 
 
 def _titles(route: TunnelRoute) -> tuple[str, str]:
@@ -161,13 +161,13 @@ def _visitor_lines(route: TunnelRoute) -> list[Line]:
 
 
 def _arrow(width: int, *, is_open: bool) -> Line:
-    return ((f" {('─' if is_open else '╌') * (width - 2)}▶", "up" if is_open else "dim"),)
+    return ((f" {('─' if is_open else '╌') * (width - 2)}▶", "good" if is_open else "dim"),)
 
 
 def _target_sign(route: TunnelRoute) -> tuple[str, int, str]:
     """Return a sign for the target: reached, not reached by a linked egress in cooldown, or unknown."""
     if route.is_up:
-        return "●", _TARGET_WIDTH, "up"
+        return "●", _TARGET_WIDTH, "good"
     is_unreachable = route.is_linked and route.egress is not None and route.egress.state == State.COOLDOWN
     return ("✖", _TARGET_WIDTH, "warn") if is_unreachable else ("?", _TARGET_WIDTH, "dim")
 
@@ -176,7 +176,7 @@ def _link_lines(route: TunnelRoute, width: int) -> list[Line]:
     """Return what is between the two boxes."""
     inner = width - 2
     if route.is_linked:
-        line: Line = ((f" {'═' * inner} ", "up"),)
+        line: Line = ((f" {'═' * inner} ", "good"),)
     else:
         side = (inner - 3) // 2
         line = (
@@ -205,7 +205,7 @@ def _link_figures(route: TunnelRoute) -> list[str]:
 
 def _draw_down(route: TunnelRoute, ingress: _EndBox, egress: _EndBox, width: int) -> list[Line]:
     to_visitors, from_visitors = route.rates
-    style = "up" if route.is_linked else "dim"
+    style = "good" if route.is_linked else "dim"
     has_traffic = to_visitors >= 0.5 or from_visitors >= 0.5
     traffic = f"  ↓ {format_bytes(to_visitors)}/s  ↑ {format_bytes(from_visitors)}/s" if has_traffic else ""
     visitors: Line = (
@@ -224,7 +224,7 @@ def _draw_down(route: TunnelRoute, ingress: _EndBox, egress: _EndBox, width: int
         *ingress.draw(width),
         between,
         *egress.draw(width),
-        (("      ▼", "up" if route.is_up else "dim"),),
+        (("      ▼", "good" if route.is_up else "dim"),),
         (("  target ", "title"), (address, ""), ("  ", ""), (sign, sign_style)),
     ]
 

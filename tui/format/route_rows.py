@@ -20,6 +20,7 @@ from tui.format.text import (
     wrap,
 )
 from tui.model.routes import TunnelRoute
+from tui.model.states import STATE_STYLES
 from tunnel.model.state import State
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def route_heading(width: int) -> Line:
 def route_row(route: TunnelRoute, width: int) -> Line:
     """Return a route as a row: both ends with their states, the link, the figures."""
     end_width = _end_width(width)
-    link, style = ("══▶", "up") if route.is_linked else ("╌╌▷", "dim")
+    link, style = ("══▶", "good") if route.is_linked else ("╌╌▷", "dim")
     ends = _end(route.ingress, end_width), _end(route.egress, end_width)
     cells: list[Span] = []
     for column in _columns(width):
@@ -101,7 +102,7 @@ def _end_width(width: int) -> int:
 def _end(end: Tunnel | None, width: int) -> tuple[Span, Span]:
     if end is None:
         return ("? ", "warn"), (fit("unknown", width - 2), "dim")
-    style = "gone" if end.is_host_offline else end.state
+    style = STATE_STYLES.get(end.state, "")
     sign = OFFLINE_SIGN if end.is_host_offline else STATE_SIGNS.get(end.state, "?")
     return (f"{sign} ", style), (fit(end.name, width - 2), "" if end.state == State.UP else style)
 
@@ -150,7 +151,7 @@ def _host_row(host: HostData, counts: _HostCounts, label_width: int, now: float)
     file += [] if host["commands"] else ["accepts no commands"]
     up = counts.up if is_online else 0
     return (
-        (f"{'●' if is_online else OFFLINE_SIGN} ", "up" if is_online else "gone"),
+        (f"{'●' if is_online else OFFLINE_SIGN} ", "good" if is_online else "gone"),
         (fit(host["label"], label_width + 1), "title"),
         (fit("online" if is_online else f"{host['presence']}{age}", 13), "" if is_online else "gone"),
         (fit(f"{up}/{counts.tunnels}", 8, right=True), "" if is_online and up == counts.tunnels else "warn"),

@@ -15,16 +15,16 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 
 from orchestrator.process.logformat import printable
 from orchestrator.state_display import ASCII_SIGNS
-from tunnel.model.state import State
+from tunnel.model.state import StateColor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 Span = tuple[str, str]
-"""A text and the name of its style: a state's, or one of STYLES; empty for plain text."""
+"""A text and the name of its style, one of STYLES; empty for plain text."""
 Line = tuple[Span, ...]
 
-STYLES: Final = (*State, "gone", "title", "dim", "key", "warn", "error", "spark", "mark", "pick")
+STYLES: Final = (*StateColor, "gone", "title", "dim", "key", "warn", "severe", "spark", "mark", "pick")
 """Names of styles; the style sheet gives each its colours."""
 
 NOTHING: Final = "—"

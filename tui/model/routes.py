@@ -154,7 +154,7 @@ def verdict(route: TunnelRoute) -> tuple[str, str]:
         why = f": {bad.reason}" if bad.reason else ""
         return (
             f"Visitors do not reach the target: {bad.name} is {_STATE_PHRASES.get(bad.state, bad.state)}{why}.",
-            "failed" if bad.state == State.FAILED else "warn",
+            "error" if bad.state == State.FAILED else "warn",
         )
     if not route.is_complete:
         return f"{ends[0].name} is linked and up; {NO_OTHER_END}.", "warn"
@@ -163,7 +163,7 @@ def verdict(route: TunnelRoute) -> tuple[str, str]:
         return "The two ends are not linked now.", "warn"
     by = f" on {ingress.host}" if ingress.host else ""
     through = f" through {egress.host}" if egress.host and egress.host != ingress.host else ""
-    return f"Visitors of {ingress.text('target_addr')}{by} reach {egress.text('target_addr')}{through}.", "up"
+    return f"Visitors of {ingress.text('target_addr')}{by} reach {egress.text('target_addr')}{through}.", "good"
 
 
 def missing_end_texts(route: TunnelRoute, *, is_fleet: bool) -> list[str]:

@@ -10,40 +10,14 @@ from itertools import compress
 from operator import is_not
 from typing import Any, Final
 
-from orchestrator.mqtt.fleet import GONE, SILENT
+from tui.model.states import ALL, STATE_FILTERS, state_filters
 from tui.model.tunnels import Tunnel
-from tunnel.model.state import STATES, StateColor
-
-ALL: Final = "all"
-_OFFLINE_FILTER: Final = "gone"
-
-
-def _states_of(*colors: StateColor) -> frozenset[str]:
-    return frozenset(state for state, info in STATES.items() if info.color in colors)
-
-
-STATE_FILTERS: Final[tuple[tuple[str, frozenset[str]], ...]] = (
-    (ALL, frozenset()),
-    ("up", _states_of(StateColor.GOOD)),
-    ("connecting", _states_of(StateColor.PROGRESS)),
-    ("cooldown", _states_of(StateColor.WARNING)),
-    ("failed", _states_of(StateColor.ERROR)),
-    ("stopped", _states_of(StateColor.QUIET, StateColor.LEAVING)),
-    (_OFFLINE_FILTER, frozenset({GONE, SILENT})),
-)
-"""The filters by state, each with the states that it includes. Every state belongs to exactly one of them."""
 
 _STATES_OF_FILTER: Final = dict(STATE_FILTERS)
 
 SortKey = Callable[[Tunnel], Any]
 SortKeys = Mapping[str, SortKey]
 """The sort key of each column that can sort, by the column's name. ``name`` must be one of them."""
-
-
-def state_filters(*, is_fleet: bool) -> list[str]:
-    """Return the names of the filters; only hosts of a fleet can be offline."""
-    return [name for name, _ in STATE_FILTERS if is_fleet or name != _OFFLINE_FILTER]
-
 
 _FIELDS: Final[Mapping[str, Callable[[Tunnel], Iterable[str]]]] = {
     "host": lambda t: (t.host,),

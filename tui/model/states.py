@@ -1,24 +1,62 @@
-"""What the dashboard knows about states: those of a tunnel, and the presence of a host that is offline."""
+"""States as the dashboard shows them: the state table of ``tunnel``, and the presence of a host that is offline.
+
+A tunnel whose host is offline has the host's presence in place of its state.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
 from orchestrator.mqtt.fleet import GONE, SILENT
-from tunnel.model.state import STATES, State
+from tunnel.model.state import STATES, State, StateColor
 
-_OFFLINE_RANK: Final = STATES[State.COOLDOWN].rank + 1
+_OFFLINE_RANKS: Final = {GONE: STATES[State.COOLDOWN].rank + 1, SILENT: STATES[State.COOLDOWN].rank + 2}
 
-STATE_RANKS: Final[dict[str, int]] = {
-    **{state: info.rank for state, info in STATES.items()},
-    GONE: _OFFLINE_RANK,
-    SILENT: _OFFLINE_RANK + 1,
-}
+STATE_RANKS: Final[dict[str, int]] = {**{str(state): info.rank for state, info in STATES.items()}, **_OFFLINE_RANKS}
 """The order by state: what needs attention comes first."""
 
 STATE_MEANINGS: Final[dict[str, str]] = {
-    **{state: info.meaning for state, info in STATES.items()},
+    **{str(state): info.meaning for state, info in STATES.items()},
     GONE: "its host is offline; the last known values are shown",
     SILENT: "its host sends nothing; the last known values are shown",
 }
 """What each state means."""
+
+OFFLINE_STYLE: Final = "gone"
+STATE_STYLES: Final[dict[str, str]] = {
+    **{str(state): info.color.value for state, info in STATES.items()},
+    GONE: OFFLINE_STYLE,
+    SILENT: OFFLINE_STYLE,
+}
+"""The name of each state's style: its colour group; a state that only a newer daemon knows is plain."""
+
+_RUNNING: Final = frozenset(str(state) for state, info in STATES.items() if info.is_running)
+
+ALL: Final = "all"
+_FILTER_COLORS: Final[dict[str, frozenset[StateColor]]] = {
+    "up": frozenset({StateColor.GOOD}),
+    "connecting": frozenset({StateColor.PROGRESS}),
+    "cooldown": frozenset({StateColor.WARNING}),
+    "failed": frozenset({StateColor.ERROR}),
+    "stopped": frozenset({StateColor.QUIET, StateColor.LEAVING}),
+}
+
+STATE_FILTERS: Final[tuple[tuple[str, frozenset[str]], ...]] = (
+    (ALL, frozenset()),
+    *(
+        (name, frozenset(str(state) for state, info in STATES.items() if info.color in colors))
+        for name, colors in _FILTER_COLORS.items()
+    ),
+    (GONE, frozenset({GONE, SILENT})),
+)
+"""The filters by state, each with the states that it includes. Every state belongs to exactly one of them."""
+
+
+def state_filters(*, is_fleet: bool) -> list[str]:
+    """Return the names of the filters; only hosts of a fleet can be offline."""
+    return [name for name, _ in STATE_FILTERS if is_fleet or name != GONE]
+
+
+def is_running(state: str) -> bool:
+    """Return whether a tunnel in this state has an engine that serves visitors or tries to."""
+    return state in _RUNNING or state not in STATE_RANKS

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from orchestrator.mqtt.fleet import ONLINE
 from tui.model.messages import StatusData, TunnelData
-from tunnel.model.state import STATES, State
+from tui.model.states import is_running
+from tunnel.model.state import State
 
 if TYPE_CHECKING:
     from orchestrator.status.json_types import (
@@ -33,7 +34,6 @@ MAX_SAMPLES: Final = 180
 SAMPLE_INTERVAL_S: Final = 1.0
 """Between two samples: rates are means over this time."""
 
-_NOT_RUNNING: Final = frozenset(state for state, info in STATES.items() if not info.is_running)
 _MAX_LAG: Final = 8
 """Samples by which the history of an idle tunnel may lag behind."""
 _MAX_CLOCK_STEP_S: Final = 60.0
@@ -114,7 +114,7 @@ class Tunnel:
     @property
     def is_running(self) -> bool:
         """Whether it has an engine that is meant to serve."""
-        return self.state not in _NOT_RUNNING and not self.is_host_offline
+        return is_running(self.last_state) and not self.is_host_offline
 
     @property
     def host(self) -> str:

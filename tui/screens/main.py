@@ -13,7 +13,8 @@ from tui.format.columns import sortable_columns
 from tui.format.confirmations import choose_toggle
 from tui.format.help import help_lines
 from tui.model.keys import ACTIONS, STATE_FILTER_KEYS
-from tui.model.selection import ALL, STATE_FILTERS, Selection, state_filters
+from tui.model.selection import Selection
+from tui.model.states import ALL, STATE_FILTERS, state_filters
 from tui.screens.detail_loader import MAX_EVENTS
 from tui.screens.main_view import MainView
 from tui.screens.palette import CommandProvider

@@ -1,7 +1,7 @@
 """The states of a tunnel: one row of STATES is everything the program knows about a state.
 
 Tables, the dashboard, the API, metrics and the documentation derive from it. To add a state, add it to ``State`` and
-STATES, add its colour to the dashboard's style sheet (``tui/app.tcss``), and let the engine enter it.
+STATES, and let the engine enter it.
 """
 
 from __future__ import annotations
