@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnel.forwarding.base import ForwardedVisitor
-    from tunnel.forwarding.flow import ByteCounter
 
 LARGEST = 300_000
 PATTERN = bytes((n * n + n // 251) % 256 for n in range(65_537)) * 60
@@ -172,26 +171,26 @@ class RelayChain:
         target, out = tcp_pair(small=has_small_buffers)
         far, other_far = tcp_pair(small=has_small_buffers)
         self.programs = {"A": Program(visitor), "B": Program(target)}
+        first, second = self.stats
+        counters = (
+            ("ingress", first.from_visitors, first.to_visitors),
+            ("egress", second.to_visitors, second.from_visitors),
+        )
         self.sets = tuple(
             RelaySet(
                 parts.reactor,
-                TcpForwarder(parts.reactor, parts.pipes, parts.limits),
+                TcpForwarder(parts.reactor, parts.pipes, from_near, to_near, parts.limits),
                 self.events.event_log(),
                 on_first_relay=partial(self.activity.append, name),
                 on_relay_closed=partial(self.closed.append, name),
             )
-            for name in ("ingress", "egress")
+            for name, from_near, to_near in counters
         )
         for relays, link in zip(self.sets, links, strict=True):
             relays.add_link(link)
         links[1].set_other_end_offset = partial(_set_end_offset, self.sets[0], links[0])
-        first, second = self.stats
-        self.ingress_relay = self.start_relay(
-            0, near, far, sessions[0], links[0], first.from_visitors, first.to_visitors
-        )
-        self.egress_relay = self.start_relay(
-            1, out, other_far, sessions[1], links[1], second.to_visitors, second.from_visitors
-        )
+        self.ingress_relay = self.start_relay(0, near, far, sessions[0], links[0])
+        self.egress_relay = self.start_relay(1, out, other_far, sessions[1], links[1])
 
     def start_relay(
         self,
@@ -200,15 +199,13 @@ class RelayChain:
         far: socket.socket,
         session: TlsSession | None,
         link: FakeLink,
-        from_near: ByteCounter,
-        to_near: ByteCounter,
     ) -> ForwardedVisitor:
         reactor = self.parts.reactor
         pool = Pool(reactor, is_ingress=False, on_connection_lost=lambda _ident: None, on_crash=_fail)
         stream = PlainStream() if session is None else TlsStream(session)
         data = DataConnection(7, far, stream, pool)
         reactor.register(far, data.ready)
-        return self.sets[end].start(near, data, link, near_events=None, from_near=from_near, to_near=to_near)
+        return self.sets[end].start(near, data, link, near_events=None)
 
     def step(self) -> None:
         for program in self.programs.values():
@@ -486,8 +483,7 @@ def _start_other_relay(chain: RelayChain) -> tuple[socket.socket, socket.socket]
     """Start another relay in the ingress's set; return the two sockets at its ends."""
     visitor, near = tcp_pair()
     far, target = tcp_pair()
-    stats, link = chain.stats[0], FakeLink(is_client=False, delays=False)
-    chain.start_relay(0, near, far, None, link, stats.from_visitors, stats.to_visitors)
+    chain.start_relay(0, near, far, None, FakeLink(is_client=False, delays=False))
     return visitor, target
 
 

@@ -80,7 +80,9 @@ class Egress(TunnelEnd):
         *,
         on_crash: Callable[[Exception], None],
     ) -> None:
-        super().__init__(reactor, pipes, stats, event_log, on_crash)
+        super().__init__(
+            reactor, pipes, stats, event_log, on_crash, from_near=stats.to_visitors, to_near=stats.from_visitors
+        )
         self._target = DialTarget(target)
         self._on_target_changed = on_target_changed
         self._dials: dict[TargetDial, None] = {}  # ordered by deadline
@@ -199,15 +201,7 @@ class Egress(TunnelEnd):
         if dial.data is None or dial.link is None:
             self.reactor.close(sock)
             return
-        stats = self.stats
-        relay = self.relays.start(
-            sock,
-            dial.data,
-            dial.link,
-            near_events=events,
-            from_near=stats.to_visitors,
-            to_near=stats.from_visitors,
-        )
+        relay = self.relays.start(sock, dial.data, dial.link, near_events=events)
         if dial.end_offset is not None:
             relay.set_end_offset(dial.end_offset)
 

@@ -45,7 +45,9 @@ class Ingress(TunnelEnd):
         settings: Settings,
         on_crash: Callable[[Exception], None],
     ) -> None:
-        super().__init__(reactor, pipes, stats, event_log, on_crash)
+        super().__init__(
+            reactor, pipes, stats, event_log, on_crash, from_near=stats.from_visitors, to_near=stats.to_visitors
+        )
         self.acceptor: Acceptor | None = None
         self._linkless_since = self._loop.time()
         self._queue: deque[tuple[socket.SocketType, float]] = deque()
@@ -163,9 +165,7 @@ class Ingress(TunnelEnd):
         stats = self.stats
         stats.signals += 1
         stats.total += 1
-        self.relays.start(
-            visitor, data, link, near_events=None, from_near=stats.from_visitors, to_near=stats.to_visitors
-        )
+        self.relays.start(visitor, data, link, near_events=None)
 
     def handle_event(self, link: Link, event: SessionEvent) -> None:
         """Close visitors that failed at the egress, and end streams that are complete."""

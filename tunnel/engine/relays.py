@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from tunnel.engine.pool import DataConnection
     from tunnel.forwarding.base import ForwardedVisitor, Forwarder, RelayLink
-    from tunnel.forwarding.flow import ByteCounter
     from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
 
@@ -66,18 +65,15 @@ class RelaySet:
         link: RelayLink,
         *,
         near_events: int | None,
-        from_near: ByteCounter,
-        to_near: ByteCounter,
     ) -> ForwardedVisitor:
         """Forward between a visitor's or target's socket and a data connection; the relay owns both from now on.
 
-        ``from_near`` counts bytes that come from ``near``, ``to_near`` bytes that go to it. ``near_events`` are the
-        events that ``near`` had so far; None: the reactor does not watch it yet.
+        ``near_events`` are the events that ``near`` had so far; None: the reactor does not watch it yet.
         """
         if not self.active:
             self._on_first_relay()
         ident, stream = data.ident, data.stream
-        relay = self._forwarder.create(ident, link, near, data.sock, stream, from_near, to_near, self)
+        relay = self._forwarder.create(ident, link, near, data.sock, stream, self)
         self.active += 1
         self._running.add(relay)
         relays = self._by_link.get(link)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tunnel.engine.link import Link
     from tunnel.engine.stats import Stats
+    from tunnel.forwarding.flow import ByteCounter
     from tunnel.model.events import EventLog
     from tunnel.model.spec import TunnelSpec
     from tunnel.protocol.session import SessionEvent
@@ -35,12 +36,15 @@ class TunnelEnd(ABC):
         stats: Stats,
         event_log: EventLog,
         on_crash: Callable[[Exception], None],
+        *,
+        from_near: ByteCounter,
+        to_near: ByteCounter,
     ) -> None:
         self.stats = stats
         """counters of this tunnel's visitors; only its one end changes them"""
         self.relays = RelaySet(
             reactor,
-            TcpForwarder(reactor, pipes),
+            TcpForwarder(reactor, pipes, from_near, to_near),
             event_log,
             on_first_relay=stats.notify_activity,
             on_relay_closed=self._on_room_freed,

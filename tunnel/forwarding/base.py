@@ -96,11 +96,6 @@ class Forwarder(Protocol):
         near: socket.SocketType,
         far: socket.SocketType,
         source: FlowSource,
-        from_near: ByteCounter,
-        to_near: ByteCounter,
         owner: ForwardingOwner,
     ) -> ForwardedVisitor:
-        """Take over both sockets; ``start`` begins to forward.
-
-        ``from_near`` counts bytes that come from ``near``, ``to_near`` bytes that go to it.
-        """
+        """Take over both sockets; ``start`` begins to forward."""

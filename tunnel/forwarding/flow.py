@@ -77,6 +77,7 @@ class Flow(ABC):
         "_buffer_size",
         "_counter",
         "_end_offset",
+        "_is_bulk",
         "_passed",
         "_pending",
         "_scratch",
@@ -104,6 +105,7 @@ class Flow(ABC):
         self._counter = counter
         self._pending: bytes | memoryview = b""  # bytes that the sink has not taken yet
         self._source_state = LIVE
+        self._is_bulk = False  # whether this flow uses what only bulk is worth
         self._passed = 0
         self._end_offset = -1  # bytes after which the source has ended, once the other end of the link has announced it
 
@@ -264,3 +266,9 @@ class Flow(ABC):
         self.state = ENDED
         self.peer = closed_flow
         self._pending = b""
+        if self._is_bulk:
+            self._end_bulk()
+
+    def _end_bulk(self) -> None:
+        """Stop to use what only bulk is worth."""
+        self._is_bulk = False

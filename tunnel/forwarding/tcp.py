@@ -45,13 +45,12 @@ DEFAULT_LIMITS: Final = RelayLimits()
 class PlainFlow(Flow):
     """Between two plain sockets: copies through the reactor's buffer, and splices bulk."""
 
-    __slots__ = ("_burst_start", "_is_bulk", "_pipe")
+    __slots__ = ("_burst_start", "_pipe")
 
-    def __init__(self, relay: Relay, source: socket.SocketType, sink: socket.SocketType, counter: ByteCounter) -> None:
-        super().__init__(relay, source, sink, counter)
-        self._is_bulk = False
-        self._pipe: Pipe | None = None
-        self._burst_start = 0  # bytes passed before the present pipe was acquired
+    _pipe: Pipe | None
+    """pipe with bytes in it, or through which they move; set only while ``_is_bulk``"""
+    _burst_start: int
+    """bytes passed before the present pipe was acquired"""
 
     def _transfer(self) -> Transfer:
         if self._is_bulk:
@@ -84,20 +83,24 @@ class PlainFlow(Flow):
 
     def _yield_turn(self) -> None:
         super()._yield_turn()
-        self._is_bulk = self._pipe is not None or self.relay.pipes.can_splice
+        if not self._is_bulk and self.relay.pipes.can_splice:
+            self._is_bulk = True
+            self._pipe = None
 
     def _splice(self) -> Transfer:
         """Fill a pipe from the source and empty it into the sink."""
         pipe = self._pipe or self._acquire_pipe()
         if pipe is None:
-            self._is_bulk = False
+            self._end_bulk()
             return MORE
         if not pipe.buffered:
             try:
                 pipe.buffered = os.splice(self._source.fileno(), pipe.write_fd, pipe.size, flags=FLAGS)
             except BlockingIOError:  # the pipe is empty, so it is the source that has nothing
-                self._is_bulk = self._passed - self._burst_start >= self.relay.limits.min_spliced_bytes
-                self._release_pipe()
+                if self._passed - self._burst_start < self.relay.limits.min_spliced_bytes:
+                    self._end_bulk()
+                else:
+                    self._release_pipe()
                 return DRAINED
             except OSError as error:
                 return self._on_splice_failed(error)
@@ -124,8 +127,7 @@ class PlainFlow(Flow):
             self._on_source_failed()
             return STOPPED
         self.relay.pipes.disable_splicing()
-        self._is_bulk = False
-        self._release_pipe()
+        self._end_bulk()
         return MORE
 
     def _acquire_pipe(self) -> Pipe | None:
@@ -138,9 +140,8 @@ class PlainFlow(Flow):
             self.relay.pipes.release(self._pipe)
             self._pipe = None
 
-    def release(self, closed_flow: Flow) -> None:
-        """Drop all references, and return the pipe."""
-        super().release(closed_flow)
+    def _end_bulk(self) -> None:
+        super()._end_bulk()
         self._release_pipe()
 
 
@@ -168,9 +169,6 @@ class Relay:
         "reactor",
     )
 
-    _from_near: Flow
-    _to_near: Flow
-
     def __init__(
         self,
         forwarder: TcpForwarder,
@@ -178,6 +176,7 @@ class Relay:
         link: RelayLink,
         near: socket.SocketType,
         far: socket.SocketType,
+        source: FlowSource,
         owner: ForwardingOwner,
     ) -> None:
         self.ident = ident
@@ -190,14 +189,10 @@ class Relay:
         self._near = near
         self._far = far
         self._owner = owner
-        self._end_is_announced = (
-            False  # the end of what comes from ``near`` was sent over the link, not shown on ``far``
-        )
-
-    def set_flows(self, from_near: Flow, to_near: Flow) -> None:
-        """Set the two directions, which the forwarder has created for this relay."""
-        from_near.peer, to_near.peer = to_near, from_near
-        self._from_near, self._to_near = from_near, to_near
+        self._end_is_announced = False  # the end of what comes from ``near`` was sent over the link, not on ``far``
+        first, second = source.create_flows(self, near, far, forwarder.from_near, forwarder.to_near)
+        first.peer, second.peer = second, first
+        self._from_near, self._to_near = first, second
 
     def start(self, near_events: int | None, far_events: int) -> None:
         """Start to relay. The events are those of the two sockets so far; None: ``near`` is not registered yet."""
@@ -265,9 +260,19 @@ class Relay:
 class TcpForwarder:
     """Forwards TCP connections: one relay for each visitor."""
 
-    def __init__(self, reactor: Reactor, pipes: PipePool, limits: RelayLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        pipes: PipePool,
+        from_near: ByteCounter,
+        to_near: ByteCounter,
+        limits: RelayLimits = DEFAULT_LIMITS,
+    ) -> None:
+        """``from_near`` counts bytes that come from visitors or targets, ``to_near`` bytes that go to them."""
         self.reactor = reactor
         self.pipes = pipes
+        self.from_near = from_near
+        self.to_near = to_near
         self.limits = limits
 
     def create(
@@ -277,11 +282,7 @@ class TcpForwarder:
         near: socket.SocketType,
         far: socket.SocketType,
         source: FlowSource,
-        from_near: ByteCounter,
-        to_near: ByteCounter,
         owner: ForwardingOwner,
     ) -> Relay:
         """Join two connected sockets, which the relay owns from now on."""
-        relay = Relay(self, ident, link, near, far, owner)
-        relay.set_flows(*source.create_flows(relay, near, far, from_near, to_near))
-        return relay
+        return Relay(self, ident, link, near, far, source, owner)
