@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tunnel.model.events import EventSink
     from tunnel.model.snapshot import Snapshot
 
-UNREACHABLE_CLIENT: Final = "unreachable-client"
+REFUSED_CLIENT: Final = "refused-client"
 """The tunnel whose target refuses connections."""
 
 _VISITORS_PER_INGRESS: Final = 3
@@ -53,8 +53,8 @@ tunnels:
   forward-server: server://127.0.0.1:{tunnel_2}/127.0.0.1:{target}?mode=forward
   forward-client: client://127.0.0.1:{tunnel_2}/127.0.0.1:{ingress_2}
   # the target of these refuses connections: they show the state cooldown and its reason
-  unreachable-server: server://127.0.0.1:{tunnel_3}/127.0.0.1:{ingress_3}
-  unreachable-client: client://127.0.0.1:{tunnel_3}/127.0.0.1:{closed}
+  refused-server: server://127.0.0.1:{tunnel_3}/127.0.0.1:{ingress_3}
+  refused-client: client://127.0.0.1:{tunnel_3}/127.0.0.1:{closed}
 """
 
 
@@ -126,7 +126,7 @@ async def _wait_for_cooldown(supervisor: Supervisor) -> None:
     """Wait until the client without a target has failed to dial, which takes its first visitor."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_COOLDOWN_TIMEOUT_S):
-            while supervisor.snapshot(UNREACHABLE_CLIENT).state is not State.COOLDOWN:  # noqa: ASYNC110  a snapshot is no event
+            while supervisor.snapshot(REFUSED_CLIENT).state is not State.COOLDOWN:  # noqa: ASYNC110  a snapshot is no event
                 await asyncio.sleep(_POLL_INTERVAL_S)
 
 

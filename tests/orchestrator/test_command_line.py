@@ -247,8 +247,8 @@ def test_the_demonstration_ends_after_its_duration_with_a_summary(shell: Command
         assert (direction, state) == (name.split("-")[0], "up")
         assert int(visitors) > 0
         assert came != "0B" != went
-    assert rows["unreachable-client"][2] == "cooldown"
-    assert "refused" in " ".join(rows["unreachable-client"])
+    assert rows["refused-client"][2] == "cooldown"
+    assert "refused" in " ".join(rows["refused-client"])
     assert "requests of visitors were answered, 0 failed" in done.stdout
 
 
