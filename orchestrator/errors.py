@@ -17,7 +17,8 @@
     ├── NoAnswerError           a host did not answer over MQTT (mqtt.reader)
     ├── SocketPathError         no path for the socket can be used (process.socket_paths)
     ├── BackgroundStartError    a daemon did not start in the background (commands.background)
-    └── BorderError             a message of a worker process cannot be read (workers.messages)
+    ├── RemoteEngineError       an engine crashed in a worker process (supervisor.crash_reports)
+    └── IpcError                a message of a worker process cannot be read (workers.messages)
 
 Errors of a tunnel derive from ``tunnel.model.errors.TunnelError``. A defect is in neither tree.
 """

@@ -1,4 +1,4 @@
-"""One tunnel from one URL, as nodepass ran it: light, no file, no socket, until SIGINT or SIGTERM."""
+"""Runs one tunnel from one URL, as nodepass does: without a file and an API socket, until SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from tunnel.model.events import EventSink
     from tunnel.model.spec import TunnelSpec
 
-_CLOSING: Final = 2.0  # seconds that an engine has to end once everything of it is closed
+CLOSE_TIMEOUT_S: Final = 2.0
+"""How long an engine has to end once everything of it is closed."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         spec = make_spec(parse_url(text), environ=os.environ)
     except UrlError as error:
-        print_message(f"{error}\n{pointed(text, error.offset)}")
+        print_message(f"{error}\n{mark_offset(text, error.offset)}")
         return 2
     except OptionError as error:
         print_message(f"{error.name} in {error.source}: {error}")
@@ -61,8 +62,8 @@ def main(arguments: Sequence[str]) -> int:
         log.close()
 
 
-def pointed(text: str, offset: int) -> str:
-    """The URL with the key masked, and below it a mark under the character at ``offset``."""
+def mark_offset(text: str, offset: int) -> str:
+    """The URL with the key masked, and on the next line a mark under the character at ``offset``."""
     masked = mask_url(text)
     shift = len(masked) - len(text)
     at = offset if offset <= text.find("://") + 3 else max(offset + shift, 0)
@@ -72,9 +73,9 @@ def pointed(text: str, offset: int) -> str:
 
 
 async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
-    shared = EngineContext()
+    context = EngineContext()
     name = spec.role.value
-    sink = _from(spec.log, log)
+    sink = _filter_by_level(spec.log, log)
     event_log = EventLog(name, sink)
     install_exception_handlers(lambda topic, text: event_log.warn_throttled(EventKind.DEFECT, topic, text))
     if spec.is_exposed:
@@ -83,24 +84,24 @@ async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
         )
     for text in warnings:
         sink(Event(ts=time.time(), tunnel=name, level=LogLevel.WARN, kind=EventKind.START, text=text))
-    keeper = TunnelRunner(
-        name, spec, engine_factory=lambda name, spec, sink: create_engine(name, spec, shared, sink), sink=sink
+    runner = TunnelRunner(
+        name, spec, engine_factory=lambda name, spec, sink: create_engine(name, spec, context, sink), sink=sink
     )
 
     def close() -> None:
-        keeper.close()
-        asyncio.get_running_loop().call_later(_CLOSING, keeper.cancel)
+        runner.close()
+        asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, runner.cancel)
 
-    with handle_stop_signals(lambda: keeper.drain(reason="shutting down"), close):
-        keeper.start()
-        await keeper.wait()
-    shared.close()
-    return 1 if keeper.snapshot().state is State.FAILED else 0
+    with handle_stop_signals(lambda: runner.drain(reason="shutting down"), close):
+        runner.start()
+        await runner.wait()
+    context.close()
+    return 1 if runner.snapshot().state is State.FAILED else 0
 
 
-def _from(level: LogLevel, log: EventSink) -> Callable[[Event], None]:
-    def listen(event: Event) -> None:
+def _filter_by_level(level: LogLevel, log: EventSink) -> Callable[[Event], None]:
+    def write(event: Event) -> None:
         if event.level >= level:
             log(event)
 
-    return listen
+    return write

@@ -1,1 +1,1 @@
-"""A process among others: its signals, its place for a socket, its log, its service manager."""
+"""The process: its signal handlers, the path of its socket, its log, its service manager."""

@@ -1,4 +1,4 @@
-"""Events as lines of a log, and the one writer of those lines."""
+"""Formats events as log lines, and writes them without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tunnel.runtime import sockets
 
 Format = Callable[[Event], str]
 
-_HELD: Final = 10_000  # lines
-_FAREWELL: Final = 1.0  # seconds
+MAX_QUEUED_LINES: Final = 10_000
+CLOSE_TIMEOUT_S: Final = 1.0
 
 
 def as_text(event: Event) -> str:
@@ -27,7 +27,7 @@ def as_text(event: Event) -> str:
 
 
 def format_json_event(event: Mapping[str, Any]) -> str:
-    """The same of an event that comes as JSON."""
+    """The same line, for an event in JSON."""
     return _line(event["ts"], event["level"].upper(), event["tunnel"], event["text"])
 
 
@@ -36,7 +36,7 @@ def _line(moment: str, level: str, tunnel: str, text: str) -> str:
 
 
 def as_json(event: Event) -> str:
-    """The event as a JSON object, always one line."""
+    """The event as a JSON object, always on one line."""
     line = json.dumps(event.as_json(), ensure_ascii=False, default=str)
     return line if line.isprintable() else json.dumps(event.as_json(), default=str)
 
@@ -47,10 +47,10 @@ def printable(text: str) -> str:
 
 
 class LogWriter:
-    """Writes lines to a descriptor from a thread of its own.
+    """Writes lines to a descriptor in a separate thread.
 
-    A terminal that is paused with Ctrl-S, or a pipe that nobody reads, would otherwise stop every tunnel of the
-    process. Lines beyond a bound are dropped and counted, and so are those that a full disk does not take.
+    A terminal that is paused with Ctrl-S, or a pipe without a reader, would otherwise stop every tunnel of the process.
+    Lines beyond a bound are dropped and counted, and so are those that a full disk does not take.
     """
 
     def __init__(self, fd: int = 2, form: Format = as_text) -> None:
@@ -58,9 +58,9 @@ class LogWriter:
         self._form = form
         self._lines: deque[str] = deque()
         self._dropped = 0
-        self._trouble = ""
-        self._is_torn = False
-        self._tell: Callable[[str], None] | None = None
+        self._error = ""
+        self._is_line_cut = False
+        self._report_error: Callable[[str], None] | None = None
         self._closing = False
         self._turn = threading.Condition()
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
@@ -70,25 +70,25 @@ class LogWriter:
         """Put the event's line in the queue; never blocks, never raises."""
         line = self._form(event)
         with self._turn:
-            if len(self._lines) >= _HELD:
+            if len(self._lines) >= MAX_QUEUED_LINES:
                 self._dropped += 1
                 return
             self._lines.append(line)
             self._turn.notify()
 
-    def on_write_error(self, tell: Callable[[str], None]) -> None:
-        """Call ``tell``, in some thread, with why lines are being lost; once until one is written again."""
+    def on_write_error(self, report: Callable[[str], None]) -> None:
+        """Call ``report``, in the writing thread or this one, with the reason why lines are lost: once per failure."""
         with self._turn:
-            self._tell, trouble = tell, self._trouble
-        if trouble:
-            tell(trouble)
+            self._report_error, error = report, self._error
+        if error:
+            report(error)
 
     def close(self) -> None:
-        """Write what is queued, as far as the reader lets us within a second."""
+        """Write the queued lines, as far as the reader takes them within CLOSE_TIMEOUT_S."""
         with self._turn:
             self._closing = True
             self._turn.notify()
-        self._thread.join(_FAREWELL)
+        self._thread.join(CLOSE_TIMEOUT_S)
 
     def _write_all(self) -> None:
         while True:
@@ -105,8 +105,8 @@ class LogWriter:
 
     def _dispatch(self, lines: list[str], dropped: int) -> None:
         lost = 0
-        if self._trouble and dropped:
-            lost = dropped if self._write([self._form(_lost(dropped, self._trouble))]) else 0
+        if self._error and dropped:
+            lost = dropped if self._write([self._form(_lost(dropped, self._error))]) else 0
         elif dropped:
             lines.append(self._form(_lost(dropped, "it is read too slowly")))
         lost += len(lines) if lost else self._write(lines)
@@ -115,21 +115,21 @@ class LogWriter:
                 self._dropped += lost
 
     def _write(self, lines: list[str]) -> int:
-        """How many of them could not be written."""
-        data = b"\n" * self._is_torn + "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
+        """Write the lines; the number of those that could not be written."""
+        data = b"\n" * self._is_line_cut + "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
         try:
             while data:
                 written = os.write(self._fd, data)
-                self._is_torn = data[written - 1 : written] != b"\n"
+                self._is_line_cut = data[written - 1 : written] != b"\n"
                 data = data[written:]
-        except OSError as error:  # nobody listens, or the disk is full: tunnels go on without a log
+        except OSError as error:  # no reader, or the disk is full: the tunnels keep running without a log
             with self._turn:
-                before, self._trouble = self._trouble, sockets.describe_error(error)
-                tell = self._tell
-            if before != self._trouble and tell is not None:
-                tell(self._trouble)
+                before, self._error = self._error, sockets.describe_error(error)
+                report = self._report_error
+            if before != self._error and report is not None:
+                report(self._error)
             return data.count(b"\n")
-        self._trouble = ""
+        self._error = ""
         return 0
 
 

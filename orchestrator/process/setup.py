@@ -1,4 +1,4 @@
-"""What a process of ours settles with its surroundings: signals, descriptors, its own line in the process list."""
+"""What a process sets up at its start: signal handlers, limits, its line in the process list; and its messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_YOUNG = 20_000  # objects that come without going until the collector has a look
+_GC_THRESHOLD = 20_000  # new objects before the garbage collector runs
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -23,7 +23,7 @@ def prepare_serving_process() -> None:
     seldom: relays leave no cycles, and to look for some at every few visitors costs a twentieth of their rate.
     """
     gc.freeze()
-    gc.set_threshold(_YOUNG, 20, 20)
+    gc.set_threshold(_GC_THRESHOLD, 20, 20)
     with contextlib.suppress(OSError, ValueError):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -35,12 +35,12 @@ def handle_stop_signals(
 ) -> Iterator[None]:
     """The first SIGTERM or SIGINT drains, each further one closes; SIGHUP reloads. Inside a running loop."""
     loop = asyncio.get_running_loop()
-    told = False
+    is_draining = False
 
     def on_signal() -> None:
-        nonlocal told
-        (close if told else drain)()
-        told = True
+        nonlocal is_draining
+        (close if is_draining else drain)()
+        is_draining = True
 
     handlers = dict.fromkeys(_STOPPING, on_signal)
     if reload is not None:
@@ -52,11 +52,11 @@ def handle_stop_signals(
     finally:
         for number in handlers:
             loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_IGN)  # all is closed: a late Ctrl-C must not spoil the exit code
+            signal.signal(number, signal.SIG_IGN)  # everything is closed: a late Ctrl-C must not change the exit code
 
 
 def mask_url(text: str) -> str:
-    """A URL for eyes, however wrong it may be: what may be a key is three stars."""
+    """A URL to show, however malformed: three stars in place of what may be a key."""
     scheme, separator, rest = text.partition("://")
     if "@" not in text:
         return text
@@ -68,8 +68,8 @@ def hide_keys_in_arguments(arguments: Sequence[str]) -> bool:
 
     Returns False where that was not possible. Linux keeps the arguments in the process's own memory.
     """
-    secret = [a for a in arguments if mask_url(a) != a]
-    if not secret:
+    with_keys = [a for a in arguments if mask_url(a) != a]
+    if not with_keys:
         return True
     try:
         start, end = map(
@@ -78,7 +78,7 @@ def hide_keys_in_arguments(arguments: Sequence[str]) -> bool:
         with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
             memory.seek(start)
             line = memory.read(end - start)
-            for argument in secret:
+            for argument in with_keys:
                 old = b"\0" + argument.encode(errors="surrogateescape") + b"\0"
                 new = b"\0" + mask_url(argument).encode(errors="surrogateescape")
                 line = line.replace(old, new.ljust(len(old), b"\0"))
@@ -90,7 +90,7 @@ def hide_keys_in_arguments(arguments: Sequence[str]) -> bool:
 
 
 def program_version() -> str:
-    """The version of this program, as far as it was installed."""
+    """The installed version of this program."""
     try:
         return version("nodepass-orch")
     except PackageNotFoundError:
@@ -98,7 +98,7 @@ def program_version() -> str:
 
 
 def print_message(text: str) -> None:
-    """A sentence to the person at the terminal."""
+    """Print a message to standard error, with the program's name before it."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"nodepass-orch: {text}\n")
         sys.stderr.flush()

@@ -17,27 +17,30 @@ from orchestrator.errors import OrchestratorError
 
 SOCKET_VARIABLE: Final = "NODEPASS_ORCH_SOCKET"
 
-_LONGEST: Final = 107  # bytes of a Unix socket's path, a limit of the kernel
-_PATIENCE: Final = 1.0  # seconds: a daemon that is just ending still holds its lock
+_MAX_PATH_BYTES: Final = 107  # of a Unix socket, unix(7)
+LOCK_TIMEOUT_S: Final = 1.0
+"""A daemon that is about to end still holds its lock."""
 
 
 class SocketPathError(OrchestratorError):
-    """No place for the socket, or somebody else is in it; the message is a sentence."""
+    """No directory for the socket, or another daemon uses it; the message is a sentence."""
 
 
 def explicit_socket(option: Path | None, environ: Mapping[str, str]) -> Path | None:
     """The socket that the user named: ``--socket``, else the environment variable."""
     named = option or (Path(environ[SOCKET_VARIABLE]) if environ.get(SOCKET_VARIABLE) else None)
-    if named is not None and len(os.fsencode(named)) > _LONGEST:
-        raise SocketPathError(f"the socket's path is longer than {_LONGEST} bytes: {named}; choose a shorter one")
+    if named is not None and len(os.fsencode(named)) > _MAX_PATH_BYTES:
+        raise SocketPathError(
+            f"the socket's path is longer than {_MAX_PATH_BYTES} bytes: {named}; choose a shorter one"
+        )
     return named
 
 
 def default_sockets(file: Path, environ: Mapping[str, str], uid: int) -> list[Path]:
-    """Where the socket of a file's daemon may be, the best place first.
+    """Where the socket of a file's daemon may be, the preferred place first.
 
-    The place depends on the environment, and a daemon's (a service) may differ from its user's (a shell), so whoever
-    looks for it looks in all of them.
+    The place depends on the environment, and a daemon's (a service) may differ from its user's (a shell), so a reader
+    has to search all of them.
     """
     whole = os.fsencode(os.path.realpath(file))
     stem = re.sub(r"[^A-Za-z0-9_.-]", "_", file.stem)[:20]
@@ -47,7 +50,7 @@ def default_sockets(file: Path, environ: Mapping[str, str], uid: int) -> list[Pa
     if uid == 0:
         places.append(Path("/run"))
     places.append(_own_directory(uid))
-    return [path for place in places if len(os.fsencode(path := place / name)) <= _LONGEST]
+    return [path for place in places if len(os.fsencode(path := place / name)) <= _MAX_PATH_BYTES]
 
 
 def _own_directory(uid: int) -> Path:
@@ -73,7 +76,7 @@ def find_socket(file: Path, environ: Mapping[str, str], uid: int) -> Path:
 
 
 def _is_safe(directory: Path, uid: int) -> bool:
-    """Whether no other user can put a socket of his own there."""
+    """Whether no other user can put a socket there."""
     try:
         found = directory.lstat() if directory == _own_directory(uid) else directory.stat()
     except OSError:
@@ -90,13 +93,13 @@ def log_path(socket: Path, environ: Mapping[str, str]) -> Path:
 
 @contextlib.contextmanager
 def claim_socket(socket: Path) -> Iterator[None]:
-    """Be the only daemon at this socket's path; what an earlier one left there is removed.
+    """Hold the path of a socket for one daemon; remove what an earlier daemon left there.
 
-    Held by a lock on a file beside the socket, which the kernel lets go however a process ends, so there is neither a
+    A lock on a file next to the socket does so. The kernel releases it however a process ends, so there is neither a
     race nor a stale lock. Raises SocketPathError.
     """
-    beside = socket.with_name(f"{socket.name}.lock")
-    fd = _lock(beside, socket)
+    lock_file = socket.with_name(f"{socket.name}.lock")
+    fd = _lock(lock_file, socket)
     try:
         _clear(socket)
         yield
@@ -105,17 +108,17 @@ def claim_socket(socket: Path) -> Iterator[None]:
             if socket.is_symlink() or socket.is_socket():
                 socket.unlink()
         with contextlib.suppress(OSError):
-            beside.unlink()  # before the lock is let go: whoever waits for it sees that the file is another one
+            lock_file.unlink()  # before the lock is released: a waiting process sees that the file is another one
         os.close(fd)
 
 
-def _lock(beside: Path, socket: Path) -> int:
-    deadline = time.monotonic() + _PATIENCE
+def _lock(lock_file: Path, socket: Path) -> int:
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
     while True:
         try:
-            fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise SocketPathError(f"cannot make {beside}: {error.strerror}") from None
+            raise SocketPathError(f"cannot make {lock_file}: {error.strerror}") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -126,7 +129,7 @@ def _lock(beside: Path, socket: Path) -> int:
             time.sleep(0.05)
             continue
         with contextlib.suppress(OSError):
-            if os.fstat(fd).st_ino == beside.stat().st_ino:
+            if os.fstat(fd).st_ino == lock_file.stat().st_ino:
                 return fd
         os.close(fd)  # it was removed by its last owner between our two steps: lock the one that is there now
 

@@ -77,7 +77,7 @@ class DaemonInfo:
 
 @dataclass(frozen=True, slots=True)
 class DaemonStatus:
-    """The whole object of ``ps --json``: in JSON, the fields of ``info`` and beside them ``tunnels``."""
+    """The whole object of ``ps --json``. In JSON, ``tunnels`` is added to the fields of ``info``."""
 
     info: DaemonInfo
     tunnels: tuple[Snapshot, ...]

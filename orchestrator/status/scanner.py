@@ -1,9 +1,9 @@
 """Reads the tunnels into the store, a few at a time, the busy ones first.
 
-Hundreds of tunnels are observed several times a second beside visitors who must not wait for it. A scan is spread over
-turns of the event loop that lie some milliseconds apart, so that hardly any visitor meets two of them. It reads new
-tunnels, those where something goes on, those that were marked because of an event or of a first visitor, and a share of
-the others: reading all of them costs visitors more than the time it takes, for it empties the processor's caches.
+Hundreds of tunnels are read several times a second, and visitors must not wait meanwhile. A scan is spread over turns
+of the event loop that lie some milliseconds apart, so that hardly any visitor meets two of them. It reads new and busy
+tunnels, those that were marked because of an event or of a first visitor, and a share of the others. Reading all of
+them would cost visitors more than the time it takes: it empties the processor's caches.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class TunnelSource(Protocol):
 
 
 class StatusScanner:
-    """Keeps a store up to date while somebody asks for it; costs nothing otherwise."""
+    """Keeps a store up to date while readers ask for scans; costs nothing otherwise."""
 
     def __init__(self, store: StatusStore[str, Snapshot], source: TunnelSource) -> None:
         self.schedule = ScanSchedule[str]()

@@ -152,7 +152,7 @@ class StatusStore(Generic[Key, Value]):
             self._records = {key: self._records[key] for key in keys if key in self._records}
 
     def update_daemon(self, info: DaemonInfo) -> None:
-        """Store how the daemon itself is."""
+        """Store the daemon's own status."""
         if self._daemon is None:
             self._daemon = _Record(info, self._advance())
             return
@@ -177,7 +177,7 @@ class StatusStore(Generic[Key, Value]):
 
     @property
     def daemon(self) -> DaemonInfo | None:
-        """How the daemon itself is, as far as that was stored."""
+        """The daemon's own status, if it was stored."""
         return self._daemon.value if self._daemon is not None else None
 
     def __contains__(self, key: object) -> bool:

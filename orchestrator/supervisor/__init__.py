@@ -1,1 +1,1 @@
-"""What runs: the tunnels, whoever keeps them running, and the one place for commands."""
+"""The tunnels that run: their runners, reloads, events, and the service for status and commands."""

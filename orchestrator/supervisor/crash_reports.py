@@ -1,4 +1,4 @@
-"""What became of an engine that broke: in words, and how long until the next one."""
+"""Describes internal errors in one sentence where Python would print a traceback, and delays restarts after them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.process.setup import print_message
 from tunnel.runtime import sockets
 from tunnel.runtime.backoff import FIRST_DELAY_S, MIN_DELAY_S
 
-LONGEST_PAUSE: Final = 30.0
-"""Seconds, at the most, before a broken engine is followed by the next."""
+MAX_RESTART_DELAY_S: Final = 30.0
+"""The longest wait before an engine or a worker that crashed is started again."""
+
+_MAX_FRAMES: Final = 5  # of a short traceback
 
 
-class RemoteEngineError(Exception):
-    """An engine broke in another process: the message is what is known about it, ``frames`` where it came from."""
+class RemoteEngineError(OrchestratorError):
+    """An engine crashed in a worker process: the message describes the crash, ``frames`` are its innermost frames."""
 
     def __init__(self, text: str, frames: tuple[str, ...] = ()) -> None:
         super().__init__(text)
@@ -27,7 +30,7 @@ class RemoteEngineError(Exception):
 
 
 def describe_crash(error: BaseException) -> str:
-    """A defect of ours in one sentence that helps whoever mends it."""
+    """An internal error in one sentence, with the place in the code."""
     if isinstance(error, RemoteEngineError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
@@ -35,47 +38,52 @@ def describe_crash(error: BaseException) -> str:
     return f"internal fault: {type(error).__name__}: {error}{where}"
 
 
-def install_exception_handlers(tell: Callable[[str, str], None]) -> None:
-    """What the running loop would show a traceback for becomes a sentence; ``tell`` gets its topic and the whole."""
+def short_traceback(error: BaseException) -> list[str]:
+    """The innermost frames of an error, the innermost one last."""
+    if isinstance(error, RemoteEngineError):
+        return list(error.frames)
+    frames = traceback.extract_tb(error.__traceback__)[-_MAX_FRAMES:]
+    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
+
+
+def install_exception_handlers(report: Callable[[str, str], None]) -> None:
+    """Report what the running event loop would print a traceback for, as its topic and a sentence that includes it."""
 
     def handle(_loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
         error, topic = context.get("exception"), str(context["message"])
-        why = sockets.describe_error(error) if isinstance(error, OSError) else describe_crash(error) if error else ""
-        tell(topic, f"{topic}: {why}" if why else topic)
+        reason = sockets.describe_error(error) if isinstance(error, OSError) else describe_crash(error) if error else ""
+        report(topic, f"{topic}: {reason}" if reason else topic)
 
     asyncio.get_running_loop().set_exception_handler(handle)
 
 
 def suppress_tracebacks() -> None:
-    """The same for what no loop sees, until the very end of the process: threads, what is cleared away, libraries."""
-    sys.unraisablehook = threading.excepthook = _say_defect
-    logging.lastResort = _InSentences(logging.WARNING)
+    """Print a sentence in place of a traceback for what no event loop sees: threads, finalizers, libraries' logs.
+
+    Works until the very end of the process.
+    """
+    sys.unraisablehook = threading.excepthook = _print_crash
+    logging.lastResort = _SentenceHandler(logging.WARNING)
 
 
-def _say_defect(hook: sys.UnraisableHookArgs | threading.ExceptHookArgs) -> None:
+def _print_crash(hook: sys.UnraisableHookArgs | threading.ExceptHookArgs) -> None:
     if hook.exc_value is not None:
         print_message(describe_crash(hook.exc_value))
 
 
-class _InSentences(logging.Handler):
-    """For records that nobody else handles."""
+class _SentenceHandler(logging.Handler):
+    """Prints log records that no other handler takes."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        print_message(f"{record.getMessage()}: {describe_crash(error)}" if error else record.getMessage())
+        text = record.getMessage()
+        print_message(f"{text}: {describe_crash(error)}" if error else text)
 
 
-def restart_delay(breaks: int, uniform: Callable[[float, float], float]) -> float:
-    """Seconds to wait after an engine broke ``breaks`` times in a row: exponential, with full jitter.
+def restart_delay(crashes: int, uniform: Callable[[float, float], float]) -> float:
+    """Seconds to wait after so many crashes in a row: exponential, with full jitter.
 
-    Steeper than after a lost link: an outage heals by itself, a defect hardly ever.
+    Grows faster than the delay after a lost link: an outage ends by itself, an internal error hardly ever does.
     """
-    return max(MIN_DELAY_S, uniform(0.0, min(LONGEST_PAUSE, FIRST_DELAY_S * 2.0 ** min(breaks - 1, 16))))
-
-
-def short_traceback(error: BaseException) -> list[str]:
-    """Where a defect came from, the innermost place last."""
-    if isinstance(error, RemoteEngineError):
-        return list(error.frames)
-    frames = traceback.extract_tb(error.__traceback__)[-5:]
-    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
+    limit_s = min(MAX_RESTART_DELAY_S, FIRST_DELAY_S * 2.0 ** min(crashes - 1, 16))
+    return max(MIN_DELAY_S, uniform(0.0, limit_s))

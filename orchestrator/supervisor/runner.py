@@ -355,7 +355,7 @@ class TunnelRunner:
 
     def _publish(self, event: Event) -> None:
         self._sink(event)
-        if event.kind == "state":
+        if event.kind is EventKind.STATE:
             self._on_state_change()
 
     def _show(self, seen: Snapshot, state: State) -> None:

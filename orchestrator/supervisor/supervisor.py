@@ -16,7 +16,7 @@ from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
     from orchestrator.config.file_set import FileSet
     from orchestrator.config.manifest import Manifest
@@ -180,16 +180,6 @@ class Supervisor:
     def snapshot(self, name: str) -> Snapshot:
         """One tunnel now. Raises UnknownTunnelError."""
         return self._registry.snapshot(name)
-
-    def each(self) -> Iterator[Snapshot]:
-        """All tunnels, each read when it is asked for."""
-        return (self._registry.snapshot(name) for name in self.names())
-
-    async def look(self, names: Collection[str] | None = None, within: float = 0.0) -> list[Snapshot]:
-        """These tunnels or all of them, read in several turns of the event loop."""
-        await self.refresh(within, everything=True)
-        found = map(self.store.get, self.names() if names is None else names)
-        return [seen for seen in found if seen is not None]
 
     def count_visitors(self) -> int:
         """The visitors that are connected now."""

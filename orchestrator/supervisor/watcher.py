@@ -1,7 +1,7 @@
-"""Notices that the file, or one it comes from, is not what it was when it was read.
+"""Notices when the configuration file, or a file that it includes or names, has changed.
 
-What the kernel reports is a hint and nothing more: it knows nothing of network file systems, and little of mounts and
-links. The contents decide, looked at after every hint and every two seconds besides.
+What the kernel reports is a hint and nothing more: it does not cover network file systems, and covers mounts and
+symbolic links only in part. The content decides. It is read after every hint, and every two seconds without one.
 """
 
 from __future__ import annotations
@@ -25,29 +25,32 @@ if TYPE_CHECKING:
     from orchestrator.config.file_set import FileSet
     from orchestrator.supervisor.event_bus import EventBus
 
-_STEP: Final = 200  # milliseconds without a further hint that end a series of them
-_SERIES: Final = 400  # milliseconds that a series lasts at the most
-_TICK: Final = 500  # milliseconds without a hint, after which we are asked what next
-_TICKS: Final = 4  # of them make the two seconds; a look at the first sees what happened before hints came
-_BLIND: Final = 0.5  # seconds between two looks where there are no hints at all
-_BLIND_FOR: Final = 30.0  # seconds until hints are tried again
-_STILL: Final = 0.15  # seconds in which a content must not change to be a whole one
-_RESTLESS: Final = 1.0  # seconds after which one that never stops changing is taken as it is
-_WRITING: Final = 10.0  # seconds that somebody may take to write it
+HINT_GAP_MS: Final = 200
+"""A series of hints ends after this time without another one."""
+MAX_HINT_SERIES_MS: Final = 400
+HINT_TIMEOUT_MS: Final = 500
+"""Without a hint, control returns to this module after this time."""
+
+_TIMEOUTS_PER_SCAN: Final = 4  # two seconds; the first scan sees what changed before the kernel watched
+_POLL_INTERVAL_S: Final = 0.5  # between two scans where the kernel gives no hints
+_POLL_DURATION_S: Final = 30.0  # until hints are tried again
+_STABLE_AFTER_S: Final = 0.15  # content that does not change for so long is complete
+_MAX_UNSTABLE_S: Final = 1.0  # content that never stops changing is taken as it is after this time
+_MAX_WRITING_S: Final = 10.0  # how long a process may keep the file open for writing
 
 
 @contextlib.asynccontextmanager
 async def watch_files(
     sources: Callable[[], FileSet], reload: Callable[[], Awaitable[object]], bus: EventBus
 ) -> AsyncIterator[None]:
-    """Call ``reload`` whenever the files are not what ``sources`` says they were, until the context ends."""
+    """Call ``reload`` whenever the files differ from what ``sources`` returns, until the context ends."""
     watcher = _Watcher(sources, reload, bus)
     task = asyncio.create_task(watcher.run())
     try:
         yield
     finally:
         watcher.stop.set()
-        await asyncio.wait({task}, timeout=1.0)  # not cancelled first: a thread waits for the kernel, and sees this
+        await asyncio.wait({task}, timeout=1.0)  # not cancelled first: a thread waits in the kernel until it sees this
         task.cancel()
 
 
@@ -57,84 +60,87 @@ class _Watcher:
         self._sources = sources
         self._reload = reload
         self._bus = bus
-        self._tried: FileSet | None = None
-        self._is_blind = False
+        self._last_tried: FileSet | None = None
+        self._is_polling = False
 
     async def run(self) -> None:
         while not self.stop.is_set():
             try:
-                await self._watch(await run_in_file_thread(partial(_places, self._sources())))
-            except (OSError, RuntimeError) as error:  # what watchfiles raises: no more watches, no such directory
-                self._tell_blind(error)
+                await self._watch(await run_in_file_thread(partial(_identify_directories, self._sources())))
+            except (OSError, RuntimeError) as error:  # of watchfiles: no watches left, no such directory
+                self._warn_polling(error)
                 await self._poll()
-            except Exception as error:  # noqa: BLE001  a defect of a reload must not end the watch over the file
+            except Exception as error:  # noqa: BLE001  a crash of a reload must not end the watch over the file
                 self._bus.emit(LogLevel.ERROR, EventKind.RELOAD, describe_crash(error))
                 await self._poll()
 
-    async def _watch(self, places: frozenset[tuple[Path, int, int]]) -> None:
-        """Look after every hint, until the directories to watch are others."""
-        await self._look()
+    async def _watch(self, directories: frozenset[tuple[Path, int, int]]) -> None:
+        """Scan after every hint, until the directories to watch are others."""
+        await self._scan()
         hints: AsyncGenerator[object] = awatch(
-            *{path for path, *_ in places},
+            *{path for path, *_ in directories},
             watch_filter=None,
-            debounce=_SERIES,
-            step=_STEP,
+            debounce=MAX_HINT_SERIES_MS,
+            step=HINT_GAP_MS,
             stop_event=self.stop,
-            rust_timeout=_TICK,
+            rust_timeout=HINT_TIMEOUT_MS,
             yield_on_timeout=True,
             recursive=False,
         )
-        ticks = 0
+        timeouts = 0
         async with contextlib.aclosing(hints):
             async for changes in hints:
-                self._is_blind = False
-                is_due = bool(changes) or ticks % _TICKS == 0
-                ticks = 0 if changes else ticks + 1
+                self._is_polling = False
+                is_due = bool(changes) or timeouts % _TIMEOUTS_PER_SCAN == 0
+                timeouts = 0 if changes else timeouts + 1
                 if is_due:
-                    await self._look()
-                    if await run_in_file_thread(partial(_places, self._sources())) != places:
+                    await self._scan()
+                    if await run_in_file_thread(partial(_identify_directories, self._sources())) != directories:
                         return
 
     async def _poll(self) -> None:
         loop = asyncio.get_running_loop()
-        until = loop.time() + _BLIND_FOR
-        while loop.time() < until and not self.stop.is_set():
+        deadline = loop.time() + _POLL_DURATION_S
+        while loop.time() < deadline and not self.stop.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_BLIND):
+                async with asyncio.timeout(_POLL_INTERVAL_S):
                     await self.stop.wait()
-            await self._look()
+            await self._scan()
 
-    async def _look(self) -> None:
-        seen = await run_in_file_thread(self._sources().refresh)
-        if seen in (self._sources(), self._tried):
+    async def _scan(self) -> None:
+        """Read the files; reload if they are new and complete."""
+        found = await run_in_file_thread(self._sources().refresh)
+        if found in (self._sources(), self._last_tried):
             return
-        seen = await self._settled(seen)
-        if seen != self._sources() and not self.stop.is_set():
-            self._tried = seen
+        found = await self._wait_stable(found)
+        if found != self._sources() and not self.stop.is_set():
+            self._last_tried = found
             await self._reload()
 
-    async def _settled(self, seen: FileSet) -> FileSet:
-        """The files once nobody is at work on them."""
+    async def _wait_stable(self, found: FileSet) -> FileSet:
+        """The files once they no longer change and no process has them open for writing."""
         loop = asyncio.get_running_loop()
-        began = loop.time()
+        started_at = loop.time()
         while not self.stop.is_set():
-            await asyncio.sleep(_STILL)
-            before, seen = seen, await run_in_file_thread(seen.refresh)
-            passed = loop.time() - began
-            is_written = passed < _WRITING and await run_in_file_thread(partial(_is_written, seen))
-            if not is_written and (seen == before or passed > _RESTLESS):
+            await asyncio.sleep(_STABLE_AFTER_S)
+            before, found = found, await run_in_file_thread(found.refresh)
+            elapsed_s = loop.time() - started_at
+            is_written = elapsed_s < _MAX_WRITING_S and await run_in_file_thread(partial(_is_any_written, found))
+            if not is_written and (found == before or elapsed_s > _MAX_UNSTABLE_S):
                 break
-        return seen
+        return found
 
-    def _tell_blind(self, error: Exception) -> None:
-        if not self._is_blind:
-            text = f"changes of the file are seen by looking at it, for the system does not report them: {error}"
+    def _warn_polling(self, error: Exception) -> None:
+        if not self._is_polling:
+            text = (
+                f"the system does not report changes of the file, so it is read every {_POLL_INTERVAL_S:g} s: {error}"
+            )
             self._bus.emit(LogLevel.WARN, EventKind.CONFIG, text)
-        self._is_blind = True
+        self._is_polling = True
 
 
-def _places(sources: FileSet) -> frozenset[tuple[Path, int, int]]:
-    """The directories, told apart from others of the same name: one that was replaced has to be watched anew."""
+def _identify_directories(sources: FileSet) -> frozenset[tuple[Path, int, int]]:
+    """The directories with device and inode: one that was replaced has to be watched again."""
     found = set()
     for path in sources.directories():
         with contextlib.suppress(OSError):
@@ -143,5 +149,5 @@ def _places(sources: FileSet) -> frozenset[tuple[Path, int, int]]:
     return frozenset(found)
 
 
-def _is_written(sources: FileSet) -> bool:
+def _is_any_written(sources: FileSet) -> bool:
     return any(is_open_for_writing(path) for path in sources.files)

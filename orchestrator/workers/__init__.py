@@ -1,1 +1,1 @@
-"""More than one core: engines in processes of their own, with the face of engines in this one."""
+"""Engines in worker processes, so that more than one core is used."""

@@ -1,6 +1,6 @@
-"""What the supervisor and its workers say to each other, and how it crosses the border between two processes.
+"""The messages between the supervisor and a worker process, and the channel that carries them.
 
-Each end of the border is a socket pair that the supervisor made and one worker inherited; nobody else can reach it.
+The channel is a socket pair that the supervisor made and one worker inherited; no other process can reach it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import pickle
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from orchestrator.errors import OrchestratorError
 
@@ -19,18 +19,20 @@ if TYPE_CHECKING:
     from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import TunnelSpec
 
-_HEAD: Final = struct.Struct("!I")
-_LARGEST: Final = 64 << 20  # bytes of a frame; more is no frame of ours
-_TOGETHER: Final = 256  # messages in a frame at the most
-_CLOGGED: Final = 4 << 20  # bytes under way, beyond which the other end does not seem to read
+MAX_FRAME_BYTES: Final = 64 << 20
+"""Bytes of a frame; one end never sends more."""
+
+_HEADER: Final = struct.Struct("!I")
+_MAX_MESSAGES_PER_FRAME: Final = 256
+_CLOGGED_BYTES: Final = 4 << 20  # not yet sent: the other end does not seem to read
 
 
-# --- to a worker ------------------------------------------------------------------------------------------------------
+# --- requests of the supervisor; ``engine`` is the number that names an engine on both sides --------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Make:
-    """Make an engine; from now on its number names it."""
+class CreateEngine:
+    """Create an engine with this number."""
 
     engine: int
     name: str
@@ -38,22 +40,22 @@ class Make:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepare:
-    """Let an engine bind while its predecessor serves; Prepared is the answer."""
+class PrepareEngine:
+    """Bind the engine's listeners while its predecessor serves; answered with EnginePrepared."""
 
     engine: int
     predecessor: int
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Run an engine; Ended comes when it is over."""
+class RunEngine:
+    """Run an engine; EngineEnded follows at its end."""
 
     engine: int
 
 
 @dataclass(frozen=True, slots=True)
-class Drain:
+class DrainEngine:
     """Let the present visitors finish; ``timeout`` in seconds, None: SHUTDOWN_TIMEOUT."""
 
     engine: int
@@ -61,54 +63,56 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
-class Close:
+class CloseEngine:
     """Close everything of an engine now."""
 
     engine: int
 
 
 @dataclass(frozen=True, slots=True)
-class Retry:
+class RetryEngine:
     """End an engine's cooldown."""
 
     engine: int
 
 
 @dataclass(frozen=True, slots=True)
-class Adopt:
-    """Let an engine take over a changed spec."""
+class UpdateSpec:
+    """Apply log level and settings of a changed spec to an engine."""
 
     engine: int
     spec: TunnelSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
-    """Forget an engine; whatever it has is closed, and nothing more is said about it."""
+class DiscardEngine:
+    """Close an engine and forget it, without an answer."""
 
     engine: int
 
 
-Order = Make | Prepare | Run | Drain | Close | Retry | Adopt | Drop
+Request = (
+    CreateEngine | PrepareEngine | RunEngine | DrainEngine | CloseEngine | RetryEngine | UpdateSpec | DiscardEngine
+)
 
 
-# --- from a worker ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """The worker's event loop turns."""
+# --- notifications of a worker ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Views:
-    """Engines that look different from what was said of them before."""
-
-    views: tuple[tuple[int, Snapshot], ...]
+class WorkerAlive:
+    """The worker's event loop runs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Happened:
+class SnapshotBatch:
+    """Engines that changed since they were last sent."""
+
+    snapshots: tuple[tuple[int, Snapshot], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEvent:
     """An event of an engine."""
 
     engine: int
@@ -116,8 +120,8 @@ class Happened:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """An engine has bound what it needs, or could not: then a sentence, and the errno where there is one."""
+class EnginePrepared:
+    """An engine has bound its listeners; or it could not, with a sentence and the errno where there is one."""
 
     engine: int
     error: str | None = None
@@ -125,94 +129,110 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """An engine is over; ``defect`` and the frames it came from, where it broke."""
+class EngineEnded:
+    """An engine has ended; where it crashed, with a description of the crash and its innermost frames."""
 
     engine: int
     last: Snapshot | None
-    defect: str | None = None
+    crash: str | None = None
     frames: tuple[str, ...] = ()
 
 
-Report = Beat | Views | Happened | Prepared | Ended
+Notification = WorkerAlive | SnapshotBatch | EngineEvent | EnginePrepared | EngineEnded
+
+REQUEST_KINDS: Final[tuple[type, ...]] = get_args(Request)
+"""What a worker receives; it refuses everything else."""
+
+NOTIFICATION_KINDS: Final[tuple[type, ...]] = get_args(Notification)
+"""What the supervisor receives; it refuses everything else."""
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-class BorderError(OrchestratorError):
-    """What arrives is not what this version of the program sends; the message is the end of a sentence."""
+class IpcError(OrchestratorError):
+    """Received data that this version of the program does not send; the message is the end of a sentence."""
 
 
-def encode(messages: Sequence[Order | Report]) -> bytes:
+def encode(messages: Sequence[Request | Notification]) -> bytes:
     """The messages as one frame."""
     body = pickle.dumps(tuple(messages), protocol=5)
-    return _HEAD.pack(len(body)) + body
+    return _HEADER.pack(len(body)) + body
 
 
-class Decoder:
-    """Frames back into messages, however they are cut."""
+class IpcDecoder:
+    """Turns received bytes back into messages of certain kinds, however they are split."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: tuple[type, ...]) -> None:
+        self._kinds = kinds
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Any]:
-        """The messages that ``data`` completes. Raises BorderError."""
+        """The messages that ``data`` completes. Raises IpcError."""
         self._buffer += data
         found: list[Any] = []
-        while len(self._buffer) >= _HEAD.size:
-            (length,) = _HEAD.unpack_from(self._buffer)
-            if length > _LARGEST:
-                raise BorderError("it sent a message without end")
-            end = _HEAD.size + length
+        while len(self._buffer) >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._buffer)
+            if length > MAX_FRAME_BYTES:
+                raise IpcError("it sent a message that is too long")
+            end = _HEADER.size + length
             if len(self._buffer) < end:
                 break
-            found += _decode(bytes(memoryview(self._buffer)[_HEAD.size : end]))
+            found += _decode(bytes(memoryview(self._buffer)[_HEADER.size : end]), self._kinds)
             del self._buffer[:end]
         return found
 
 
-def _decode(body: bytes) -> tuple[Any, ...]:
+def _decode(body: bytes, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+    text = "it runs another version; was the program replaced while it runs? Restart the daemon"
     try:
-        # Both ends are this program, run by one user, on a socket without a name: nobody else can put anything in.
+        # Both ends are this program, run by one user, on a socket without a name: no other process can send anything.
         messages: tuple[Any, ...] = pickle.loads(body)  # noqa: S301
-    except Exception as error:  # what unpickling raises is without limit
-        raise BorderError("it speaks differently; was the program replaced while it runs? Start it anew") from error
+        is_known = all(type(message) in kinds for message in messages)
+    except Exception as error:  # unpickling raises any exception
+        raise IpcError(text) from error
+    if not is_known:
+        raise IpcError(text)
     return messages
 
 
-class Channel(asyncio.Protocol):
-    """One end of the border; what is sent in one turn of the event loop leaves together, in order."""
+class IpcChannel(asyncio.Protocol):
+    """One end of the channel. Messages that are sent in one turn of the event loop leave together, in order."""
 
-    def __init__(self, take: Callable[[Any], None], lost: Callable[[str | None], None]) -> None:
-        """``take`` gets each message and must not raise; ``lost`` is told once, with the fault if there was one."""
-        self._take = take
-        self._lost = lost
-        self._decoder = Decoder()
-        self._pending: list[Order | Report] = []
+    def __init__(
+        self, kinds: tuple[type, ...], on_message: Callable[[Any], None], on_lost: Callable[[str | None], None]
+    ) -> None:
+        """Receive messages of these kinds.
+
+        ``on_message`` must not raise; ``on_lost`` is called once, with the fault if there was one.
+        """
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._decoder = IpcDecoder(kinds)
+        self._pending: list[Request | Notification] = []
         self._transport: asyncio.WriteTransport | None = None
         self._fault: str | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
     def is_clogged(self) -> bool:
-        """Whether the other end has not read for a while: what can be said later, or not at all, has to wait."""
-        return self._transport is not None and self._transport.get_write_buffer_size() > _CLOGGED
+        """Whether the other end has not read for a while: drop or postpone what is not necessary."""
+        return self._transport is not None and self._transport.get_write_buffer_size() > _CLOGGED_BYTES
 
-    def send(self, message: Order | Report) -> None:
-        """Say it; into the void once the channel is closed or lost."""
+    def send(self, message: Request | Notification) -> None:
+        """Send a message; it is dropped once the channel is closed or lost."""
         if not self._pending:
             self._loop.call_soon(self._flush)
         self._pending.append(message)
 
     def close(self) -> None:
-        """Say what is left to say, and no more."""
+        """Send what is pending, then close."""
         self._flush()
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
-        """Close it, whatever is still under way."""
+        """Close without sending what is pending."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -220,25 +240,25 @@ class Channel(asyncio.Protocol):
         pending, self._pending = self._pending, []
         if self._transport is None or self._transport.is_closing():
             return
-        for start in range(0, len(pending), _TOGETHER):
-            self._transport.write(encode(pending[start : start + _TOGETHER]))
+        for start in range(0, len(pending), _MAX_MESSAGES_PER_FRAME):
+            self._transport.write(encode(pending[start : start + _MAX_MESSAGES_PER_FRAME]))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """From asyncio."""
+        """asyncio: the channel is open."""
         assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101  for the type; a socket's always is
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """From asyncio."""
+        """asyncio: bytes have arrived."""
         try:
             messages = self._decoder.feed(data)
-        except BorderError as error:
+        except IpcError as error:
             self._fault = str(error)
             self.abort()
             return
         for message in messages:
-            self._take(message)
+            self._on_message(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """From asyncio."""
-        self._lost(self._fault)
+        """asyncio: the channel is closed."""
+        self._on_lost(self._fault)

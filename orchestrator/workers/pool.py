@@ -1,4 +1,4 @@
-"""The supervisor's workers: spreads engines over them, watches them, and starts another where one died."""
+"""The supervisor's worker processes: distributes engines over them, monitors them, and replaces one that died."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.supervisor.crash_reports import describe_crash, restart_delay
-from orchestrator.workers.messages import Beat, Channel, Order, Report, Views
+from orchestrator.workers.messages import (
+    NOTIFICATION_KINDS,
+    IpcChannel,
+    Notification,
+    Request,
+    SnapshotBatch,
+    WorkerAlive,
+)
 from orchestrator.workers.remote import RemoteEngine
-from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.runtime import sockets
 
@@ -25,158 +32,199 @@ if TYPE_CHECKING:
     from tunnel.model.events import EventSink
     from tunnel.model.spec import TunnelSpec
 
-Tell = Callable[..., None]
-"""EventBus.tell."""
+Emit = Callable[..., None]
+"""EventBus.emit."""
 
-TICK: Final = 1.0
-"""Seconds between two looks at whether a worker said anything; it does so once in each when all is well."""
-SUSPECT: Final = 3
-"""Ticks of silence after which it is said aloud."""
-DEAD: Final = 15
-"""Ticks of silence after which a worker is killed."""
-
-_STEADY: Final = 60.0  # seconds after which a worker that dies is not one that dies at once
-_PARTING: Final = 2.0  # seconds that a worker has to end by itself
+Command = Callable[[int], tuple[list[str], dict[str, str]]]
+"""The arguments and the environment of a worker process, for the number of its socket."""
 
 
-def place(home: int | None, loads: Sequence[int]) -> int:
-    """Which worker gets an engine, counted from 0: the tunnel's home if it has one, else the least loaded."""
+@dataclass(frozen=True, slots=True)
+class WorkerTiming:
+    """When a worker that sends nothing is reported, and when it is killed; a healthy one sends in every interval."""
+
+    interval_s: float = 1.0
+    report_after: int = 3
+    """silent intervals"""
+    kill_after: int = 15
+    """silent intervals"""
+    stable_after_s: float = 60.0
+    """a worker that lived this long before it died starts a new series of deaths"""
+    exit_timeout_s: float = 2.0
+    """for a worker to end by itself once its channel is closed"""
+
+
+def choose_worker(home: int | None, loads: Sequence[int]) -> int:
+    """The index of the worker that gets an engine: the tunnel's former one if there is one, else the least loaded."""
     if home is not None and home < len(loads):
         return home
     return min(range(len(loads)), key=lambda number: loads[number])
 
 
-def command_line(fd: int) -> tuple[list[str], dict[str, str]]:
-    """How a worker is started, and its environment: it finds every module where this process does, nowhere else."""
+def worker_command(fd: int) -> tuple[list[str], dict[str, str]]:
+    """The command of a worker, and its environment: it imports from the same places as this process, no others."""
     paths = os.pathsep.join(path or "." for path in sys.path)
     return [sys.executable, "-P", "-m", "orchestrator.workers.worker", str(fd)], {**os.environ, "PYTHONPATH": paths}
 
 
 class WorkerProcess:
-    """One worker: a process, and after its death the next one."""
+    """One worker: a process, and after its death the next one. A WorkerHandle for its engines."""
 
-    def __init__(self, number: int, tell: Tell, stir: Callable[[str], None]) -> None:
-        self.number = number
-        self.trouble: str | None = f"worker {number} is being started"
-        self.engines: dict[int, RemoteEngine] = {}
-        self._tell = tell
-        self._stir = stir
-        self._channel: Channel | None = None
-        self._silence = 0
+    def __init__(
+        self,
+        number: int,
+        emit: Emit,
+        notify_activity: Callable[[str], None],
+        *,
+        timing: WorkerTiming | None = None,
+        command: Command = worker_command,
+    ) -> None:
+        self._number = number
+        self._emit = emit
+        self._notify_activity = notify_activity
+        self._timing = timing or WorkerTiming()
+        self._command = command
+        self._engines: dict[int, RemoteEngine] = {}
+        self._problem: str | None = f"worker {number} is being started"
+        self._channel: IpcChannel | None = None
+        self._silent_intervals = 0
         self._pid = 0
 
     @property
-    def is_there(self) -> bool:
-        """Whether there is a process that takes orders."""
+    def number(self) -> int:
+        """The worker's number, from 1."""
+        return self._number
+
+    @property
+    def problem(self) -> str | None:
+        """Why the worker does not answer, in a sentence; None while it does."""
+        return self._problem
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a process that takes requests."""
         return self._channel is not None
 
-    def admit(self, engine: RemoteEngine) -> None:
-        """Pass on to the engine what the worker says about it, and tell it when the worker comes and goes."""
-        self.engines[engine.number] = engine
+    @property
+    def load(self) -> int:
+        """The number of its engines."""
+        return len(self._engines)
 
-    def dismiss(self, engine: RemoteEngine) -> None:
-        """Do so no more."""
-        self.engines.pop(engine.number, None)
+    def attach(self, engine: RemoteEngine) -> None:
+        """Forward the worker's notifications to this engine, and its coming and going."""
+        self._engines[engine.number] = engine
 
-    def send(self, order: Order) -> None:
-        """Tell the worker, if it is there."""
+    def detach(self, engine: RemoteEngine) -> None:
+        """Stop forwarding to this engine."""
+        self._engines.pop(engine.number, None)
+
+    def send(self, request: Request) -> None:
+        """Send a request, if there is a process."""
         if self._channel is not None:
-            self._channel.send(order)
+            self._channel.send(request)
 
-    async def keep(self) -> None:
-        """See to it that there is a process, until cancelled; none is left then."""
-        breaks = 0
+    async def run(self) -> None:
+        """Keep a process running until cancelled; no process is left then."""
+        deaths = 0
         while True:
-            began = time.monotonic()
+            started_at = time.monotonic()
             try:
-                reason = await self._live()
+                reason = await self._run_process()
             except OSError as error:
-                reason = f"worker {self.number} cannot be started: {sockets.describe_error(error)}"
-            except Exception as error:  # noqa: BLE001  whatever is wrong with one worker, there has to be a next
-                reason = f"worker {self.number} was given up: {describe_crash(error)}"
-            breaks = 1 if time.monotonic() - began > _STEADY else breaks + 1
-            pause = restart_delay(breaks, random.uniform)
-            self.trouble = reason
-            text = f"{reason}; the next one starts in {pause:.1f} s"
-            self._tell(LogLevel.ERROR, EventKind.WORKER, text, worker=self.number, tunnels=len(self.engines))
-            for engine in tuple(self.engines.values()):
-                engine.lost(reason)
-            await asyncio.sleep(pause)
+                reason = f"worker {self._number} cannot be started: {sockets.describe_error(error)}"
+            except Exception as error:  # noqa: BLE001  whatever is wrong with one process, there has to be a next
+                reason = f"worker {self._number} failed: {describe_crash(error)}"
+            deaths = 1 if time.monotonic() - started_at > self._timing.stable_after_s else deaths + 1
+            pause_s = restart_delay(deaths, random.uniform)
+            self._problem = reason
+            text = f"{reason}; the next one starts in {pause_s:.1f} s"
+            self._emit(LogLevel.ERROR, "worker", text, worker=self._number, tunnels=len(self._engines))
+            for engine in tuple(self._engines.values()):
+                engine.on_disconnected(reason)
+            await asyncio.sleep(pause_s)
 
-    async def _live(self) -> str:
-        """The life of one process; why it is over."""
-        loop = asyncio.get_running_loop()
-        lost: asyncio.Future[str | None] = loop.create_future()
-        channel = Channel(self._take, lambda fault: None if lost.done() else lost.set_result(fault))
-        self._silence = 0
-        process, border = await _start()
+    async def _run_process(self) -> str:
+        """Run one process; why it ended."""
+        lost: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        channel = IpcChannel(
+            NOTIFICATION_KINDS,
+            self._on_notification,
+            lambda fault: None if lost.done() else lost.set_result(fault),
+        )
+        self._silent_intervals = 0
+        process, connection = await _start(self._command)
         self._pid = process.pid
-        watching = asyncio.create_task(self._watch(process))
+        monitoring = asyncio.create_task(self._monitor(process))
         try:
-            await loop.create_unix_connection(lambda: channel, sock=border)
+            await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=connection)
             self._channel = channel
-            for engine in tuple(self.engines.values()):
-                engine.appear()
+            for engine in tuple(self._engines.values()):
+                engine.on_connected()
             fault = await lost
         finally:
             self._channel = None
-            watching.cancel()
+            monitoring.cancel()
             channel.close()
-            await _end(process)
+            await _end(process, self._timing.exit_timeout_s)
             channel.abort()
-        return self._cause_of_death(process, fault)
+        return self._describe_end(process, fault)
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Count ticks, not seconds: after a sleep of the whole machine, or of this process, nobody was silent."""
-        while self._silence < DEAD:
-            await asyncio.sleep(TICK)
-            self._silence += 1
-            if self._silence > SUSPECT:
-                self.trouble = f"worker {self.number} has not answered for {self._silence * TICK:g} s"
-            if self._silence == SUSPECT + 1:
-                self._tell(LogLevel.WARN, EventKind.WORKER, self.trouble or "", worker=self.number, pid=self._pid)
+    async def _monitor(self, process: asyncio.subprocess.Process) -> None:
+        """Count intervals, not seconds: after the machine was suspended, or this process, no worker was silent."""
+        timing = self._timing
+        while self._silent_intervals < timing.kill_after:
+            await asyncio.sleep(timing.interval_s)
+            self._silent_intervals += 1
+            if self._silent_intervals > timing.report_after:
+                silent_s = self._silent_intervals * timing.interval_s
+                self._problem = f"worker {self._number} has not answered for {silent_s:g} s"
+            if self._silent_intervals == timing.report_after + 1:
+                self._emit(LogLevel.WARN, "worker", self._problem or "", worker=self._number, pid=self._pid)
         _kill(process)
 
-    def _take(self, report: Report) -> None:
-        if self.trouble:
-            text = f"worker {self.number} is at work as process {self._pid}"
-            self._tell(LogLevel.INFO, EventKind.WORKER, text, worker=self.number, pid=self._pid)
-        self._silence, self.trouble = 0, None
-        if isinstance(report, Views):
-            for number, seen in report.views:
-                if (engine := self.engines.get(number)) is not None:
-                    engine.look(seen)
-                    self._stir(engine.name)
-        elif not isinstance(report, Beat) and (engine := self.engines.get(report.engine)) is not None:
+    def _on_notification(self, notification: Notification) -> None:
+        if self._problem:
+            text = f"worker {self._number} runs as process {self._pid}"
+            self._emit(LogLevel.INFO, "worker", text, worker=self._number, pid=self._pid)
+        self._silent_intervals, self._problem = 0, None
+        if isinstance(notification, SnapshotBatch):
+            for number, seen in notification.snapshots:
+                if (engine := self._engines.get(number)) is not None:
+                    engine.on_snapshot(seen)
+                    self._notify_activity(engine.name)
+        elif not isinstance(notification, WorkerAlive):
+            engine = self._engines.get(notification.engine)
+            if engine is None:
+                return
             try:
-                engine.take(report)
-            except Exception as error:  # noqa: BLE001  a defect in what listens to one engine must not cost the others theirs
-                self._tell(LogLevel.ERROR, EventKind.WORKER, describe_crash(error), worker=self.number)
+                engine.on_notification(notification)
+            except Exception as error:  # noqa: BLE001  a crash in the sink of one engine must not affect the others
+                self._emit(LogLevel.ERROR, "worker", describe_crash(error), worker=self._number)
 
-    def _cause_of_death(self, process: asyncio.subprocess.Process, fault: str | None) -> str:
-        name, code = f"worker {self.number}", process.returncode or 0
+    def _describe_end(self, process: asyncio.subprocess.Process, fault: str | None) -> str:
+        name, code = f"worker {self._number}", process.returncode or 0
         if fault is not None:
             return f"{name} was ended: {fault}"
-        if self._silence >= DEAD:
-            return f"{name} did not answer for {DEAD * TICK:g} s and was killed"
+        if self._silent_intervals >= self._timing.kill_after:
+            return f"{name} did not answer for {self._timing.kill_after * self._timing.interval_s:g} s and was killed"
         if code < 0:
             return f"{name} was killed by {signal.Signals(-code).name}"
         return f"{name} ended by itself with exit code {code}"
 
 
-async def _start() -> tuple[asyncio.subprocess.Process, socket.socket]:
-    """A new worker process, and our end of the socket that it was given. Raises OSError."""
+async def _start(command: Command) -> tuple[asyncio.subprocess.Process, socket.socket]:
+    """Start a worker process; returns our end of the socket that it inherits. Raises OSError."""
     ours, theirs = socket.socketpair()
     with theirs:
         try:
-            arguments, environ = command_line(theirs.fileno())
+            arguments, environ = command(theirs.fileno())
             process = await asyncio.create_subprocess_exec(
                 *arguments,
                 env=environ,
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
-                process_group=0,  # what the terminal sends to all is for the supervisor to pass on
+                process_group=0,  # the supervisor forwards what a terminal sends to all
             )
         except BaseException:
             ours.close()
@@ -184,10 +232,10 @@ async def _start() -> tuple[asyncio.subprocess.Process, socket.socket]:
     return process, ours
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Wait for a process that has been left alone, or kill it."""
+async def _end(process: asyncio.subprocess.Process, timeout_s: float) -> None:
+    """Wait for a process whose channel is closed, or kill it."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_PARTING):
+        async with asyncio.timeout(timeout_s):
             await process.wait()
     _kill(process)
     await process.wait()
@@ -199,24 +247,32 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 class WorkerPool:
-    """All workers."""
+    """All worker processes of a supervisor."""
 
-    def __init__(self, count: int, tell: Tell, stir: Callable[[str], None]) -> None:
-        """``stir`` is told the names of tunnels that are not as they were."""
-        self._workers = [WorkerProcess(number, tell, stir) for number in range(1, count + 1)]
+    def __init__(
+        self,
+        count: int,
+        emit: Emit,
+        notify_activity: Callable[[str], None],
+        *,
+        timing: WorkerTiming | None = None,
+    ) -> None:
+        """``notify_activity`` is called with the names of tunnels whose snapshots changed."""
+        numbers = range(1, count + 1)
+        self._workers = [WorkerProcess(number, emit, notify_activity, timing=timing) for number in numbers]
         self._homes: dict[str, int] = {}
-        self._numbers = itertools.count(1)
+        self._numbers: Final = itertools.count(1)
 
     def make_engine(self, name: str, spec: TunnelSpec, sink: EventSink) -> RemoteEngine:
         """An EngineFactory: the engine runs in one of the workers, the same for all engines of a tunnel."""
-        home = place(self._homes.get(name), [len(worker.engines) for worker in self._workers])
+        home = choose_worker(self._homes.get(name), [worker.load for worker in self._workers])
         self._homes[name] = home
         return RemoteEngine(next(self._numbers), name, spec, self._workers[home], sink)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[WorkerPool]:
-        """The crew with its processes; afterwards none of them is left."""
-        tasks = [asyncio.create_task(worker.keep(), name=f"worker {worker.number}") for worker in self._workers]
+        """The pool with its processes; none of them is left afterwards."""
+        tasks = [asyncio.create_task(worker.run(), name=f"worker {worker.number}") for worker in self._workers]
         try:
             yield self
         finally:

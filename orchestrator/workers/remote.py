@@ -1,4 +1,4 @@
-"""An engine that runs in a worker, with the face of one that runs here."""
+"""The supervisor's side of an engine that runs in a worker process."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Protocol
 from orchestrator.supervisor.crash_reports import RemoteEngineError
 from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.workers.messages import (
-    Adopt,
-    Close,
-    Drain,
-    Drop,
-    Ended,
-    Happened,
-    Make,
-    Order,
-    Prepare,
-    Prepared,
-    Retry,
-    Run,
+    CloseEngine,
+    CreateEngine,
+    DiscardEngine,
+    DrainEngine,
+    EngineEnded,
+    EngineEvent,
+    EnginePrepared,
+    PrepareEngine,
+    Request,
+    RetryEngine,
+    RunEngine,
+    UpdateSpec,
 )
 from tunnel.model.state import State
 from tunnel.runtime.sockets import NetError
@@ -32,164 +32,170 @@ if TYPE_CHECKING:
     from tunnel.model.spec import TunnelSpec
 
 
-class Post(Protocol):
-    """The worker that an engine belongs to, whichever process is that worker just now."""
-
-    number: int
-    trouble: str | None
-    """why the worker does not answer, in a sentence; None while it does"""
+class WorkerHandle(Protocol):
+    """What a remote engine uses of its worker, whichever process that is at the moment."""
 
     @property
-    def is_there(self) -> bool:
-        """Whether there is a process that takes orders."""
+    def number(self) -> int:
+        """The worker's number, from 1."""
 
-    def admit(self, engine: RemoteEngine) -> None:
-        """Pass on to the engine what the worker says about it, and tell it when the worker comes and goes."""
+    @property
+    def problem(self) -> str | None:
+        """Why the worker does not answer, in a sentence; None while it does."""
 
-    def dismiss(self, engine: RemoteEngine) -> None:
-        """Do so no more."""
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a process that takes requests."""
 
-    def send(self, order: Order) -> None:
-        """Tell the worker."""
+    def attach(self, engine: RemoteEngine) -> None:
+        """Forward the worker's notifications to this engine, and its coming and going."""
+
+    def detach(self, engine: RemoteEngine) -> None:
+        """Stop forwarding to this engine."""
+
+    def send(self, request: Request) -> None:
+        """Send a request, if there is a process."""
 
 
 class RemoteEngine:
-    """Stands for an engine in a worker; ``number`` names it on both sides of the border."""
+    """An EngineHandle for an engine in a worker; ``number`` names the engine in messages."""
 
-    def __init__(self, number: int, name: str, spec: TunnelSpec, post: Post, sink: EventSink) -> None:
+    def __init__(self, number: int, name: str, spec: TunnelSpec, worker: WorkerHandle, sink: EventSink) -> None:
         self.number = number
         self.name = name
         self.spec = spec
-        self._post = post
+        self._worker = worker
         self._sink = sink
-        self._is_made = False
+        self._is_created = False
         self._is_running = False
         self._prepared: asyncio.Future[None] | None = None
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._seen_at = 0.0
-        self._seen = replace(stopped_snapshot(name, spec), state=State.STARTING, worker=post.number)
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._received_at = 0.0
+        self._last = replace(stopped_snapshot(name, spec), state=State.STARTING, worker=worker.number)
 
-    # --- what its owner asks --------------------------------------------------------------------------------------
+    # --- calls of the owner ---------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Until drained, closed or failed. Raises BrokenElsewhereError where the engine broke or its worker died."""
+        """Run until drained, closed or failed. Raises RemoteEngineError where the engine crashed or its worker died."""
         self._is_running = True
         try:
-            if not self._over.done():
-                self._admit()
-            await self._over
+            if not self._ended.done():
+                self._attach()
+            await self._ended
         finally:
-            self._leave()
+            self._detach()
 
     async def prepare(self, predecessor: RemoteEngine) -> None:
-        """As Engine.prepare. A predecessor whose worker is gone has nothing to hand over: then nothing happens."""
-        if not self._post.is_there:
+        """As Engine.prepare. A predecessor whose worker died has nothing to hand over: then nothing happens."""
+        if not self._worker.is_connected:
             return
-        self._admit()
+        self._attach()
         self._prepared = asyncio.get_running_loop().create_future()
-        self._post.send(Prepare(self.number, predecessor.number))
+        self._worker.send(PrepareEngine(self.number, predecessor.number))
         try:
             await self._prepared
         except BaseException:
-            self._leave()
+            self._detach()
             raise
 
     def drain(self, timeout: float | None = None) -> None:
         """As Engine.drain."""
-        self._tell_to_end(Drain(self.number, timeout))
+        self._request_end(DrainEngine(self.number, timeout))
 
     def close(self) -> None:
         """As Engine.close."""
-        self._tell_to_end(Close(self.number))
+        self._request_end(CloseEngine(self.number))
 
     def retry(self) -> None:
         """As Engine.retry."""
-        if self._is_made:
-            self._post.send(Retry(self.number))
+        if self._is_created:
+            self._worker.send(RetryEngine(self.number))
 
     def apply_live_settings(self, spec: TunnelSpec) -> None:
         """As Engine.adopt."""
         self.spec = spec
-        if self._is_made:
-            self._post.send(Adopt(self.number, spec))
+        if self._is_created:
+            self._worker.send(UpdateSpec(self.number, spec))
 
     def snapshot(self) -> Snapshot:
-        """What the worker said last, and whether it still answers."""
-        seen = self._seen
+        """The last snapshot of the worker, with the reason why it does not answer if that is so."""
+        seen = self._last
         if seen.cooldown.remaining_s:
-            left = max(0.0, seen.cooldown.remaining_s - (time.monotonic() - self._seen_at))
-            seen = replace(seen, cooldown=replace(seen.cooldown, remaining_s=round(left, 3)))
-        return replace(seen, reason=self._post.trouble) if self._post.trouble else seen
+            remaining = max(0.0, seen.cooldown.remaining_s - (time.monotonic() - self._received_at))
+            seen = replace(seen, cooldown=replace(seen.cooldown, remaining_s=round(remaining, 3)))
+        return replace(seen, reason=self._worker.problem) if self._worker.problem else seen
 
-    # --- what its worker says -------------------------------------------------------------------------------------
+    # --- calls of the worker handle -------------------------------------------------------------------------------
 
-    def appear(self) -> None:
-        """The worker takes orders: have what belongs there."""
-        if not self._is_made:
-            self._is_made = True
-            self._post.send(Make(self.number, self.name, self.spec))
+    def on_connected(self) -> None:
+        """The worker takes requests: create there what belongs there."""
+        if not self._is_created:
+            self._is_created = True
+            self._worker.send(CreateEngine(self.number, self.name, self.spec))
         if self._is_running:
-            self._post.send(Run(self.number))
+            self._worker.send(RunEngine(self.number))
 
-    def look(self, seen: Snapshot) -> None:
-        """How the engine is."""
-        self._seen_at = time.monotonic()
-        self._seen = replace(seen, worker=self._post.number)
+    def on_snapshot(self, seen: Snapshot) -> None:
+        """The worker sent a snapshot of the engine."""
+        self._received_at = time.monotonic()
+        self._last = replace(seen, worker=self._worker.number)
 
-    def take(self, report: Happened | Prepared | Ended) -> None:
-        """Something was said about the engine."""
-        match report:
-            case Happened():
-                self._sink(report.event)
-            case Prepared():
-                self._take_prepared(report)
-            case Ended():
-                self._is_made = False
-                if report.last is not None:
-                    self.look(report.last)
-                self._end(RemoteEngineError(report.defect, report.frames) if report.defect else None)
+    def on_notification(self, notification: EngineEvent | EnginePrepared | EngineEnded) -> None:
+        """The worker sent another notification about the engine."""
+        match notification:
+            case EngineEvent():
+                self._sink(notification.event)
+            case EnginePrepared():
+                self._on_prepared(notification)
+            case EngineEnded():
+                self._is_created = False
+                if notification.last is not None:
+                    self.on_snapshot(notification.last)
+                crash = notification.crash
+                self._set_ended(RemoteEngineError(crash, notification.frames) if crash else None)
 
-    def lost(self, reason: str) -> None:
-        """The worker is gone, and with it the engine if it was there."""
-        if self._is_made:
-            self._is_made = False
+    def on_disconnected(self, reason: str) -> None:
+        """The worker died, and the engine with it if it was created there."""
+        if self._is_created:
+            self._is_created = False
             if self._is_running:
-                self._end(RemoteEngineError(reason))
+                self._set_ended(RemoteEngineError(reason))
             elif self._prepared is not None and not self._prepared.done():
                 self._prepared.set_result(None)
 
     # --------------------------------------------------------------------------------------------------------------
 
-    def _admit(self) -> None:
-        self._post.admit(self)
-        if self._post.is_there:
-            self.appear()
+    def _attach(self) -> None:
+        self._worker.attach(self)
+        if self._worker.is_connected:
+            self.on_connected()
 
-    def _leave(self) -> None:
-        self._post.dismiss(self)
-        if self._is_made:
-            self._is_made = False
-            self._post.send(Drop(self.number))
+    def _detach(self) -> None:
+        self._worker.detach(self)
+        if self._is_created:
+            self._is_created = False
+            self._worker.send(DiscardEngine(self.number))
 
-    def _tell_to_end(self, order: Drain | Close) -> None:
-        if self._is_made:
-            self._post.send(order)
+    def _request_end(self, request: DrainEngine | CloseEngine) -> None:
+        if self._is_created:
+            self._worker.send(request)
         else:
-            self._end(None)  # nobody was ever let in
+            self._set_ended(None)  # it never had a visitor
 
-    def _take_prepared(self, answer: Prepared) -> None:
+    def _on_prepared(self, answer: EnginePrepared) -> None:
         if self._prepared is None or self._prepared.done():
             return
         if answer.error is None:
             self._prepared.set_result(None)
         else:
-            self._is_made = False
+            self._is_created = False
             error = NetError(answer.error)
             error.errno = answer.errno
             self._prepared.set_exception(error)
 
-    def _end(self, error: RemoteEngineError | None) -> None:
-        waiting = self._prepared if self._prepared is not None and not self._prepared.done() else self._over
+    def _set_ended(self, error: RemoteEngineError | None) -> None:
+        is_preparing = self._prepared is not None and not self._prepared.done()
+        waiting = self._prepared if is_preparing and self._prepared is not None else self._ended
         if waiting.done():
             return
         if error is None:

@@ -1,6 +1,6 @@
-"""A worker: a process of the supervisor's that runs some of its engines, so that more than one core is used.
+"""A worker process: runs some of the supervisor's engines, so that more than one core is used.
 
-Started by the supervisor alone, with the number of an inherited socket; it lives until that is closed.
+Started by the supervisor alone, with the number of an inherited socket; it ends when that is closed.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import itertools
 import signal
 import socket
 import sys
-from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.process.setup import prepare_serving_process, print_message
+from orchestrator.status.scanner import ScanSchedule
+from orchestrator.status.store import StatusStore, snapshot_store
 from orchestrator.supervisor.crash_reports import (
     describe_crash,
     install_exception_handlers,
@@ -23,21 +24,22 @@ from orchestrator.supervisor.crash_reports import (
     suppress_tracebacks,
 )
 from orchestrator.workers.messages import (
-    Adopt,
-    Beat,
-    Channel,
-    Close,
-    Drain,
-    Drop,
-    Ended,
-    Happened,
-    Make,
-    Order,
-    Prepare,
-    Prepared,
-    Retry,
-    Run,
-    Views,
+    REQUEST_KINDS,
+    CloseEngine,
+    CreateEngine,
+    DiscardEngine,
+    DrainEngine,
+    EngineEnded,
+    EngineEvent,
+    EnginePrepared,
+    IpcChannel,
+    PrepareEngine,
+    Request,
+    RetryEngine,
+    RunEngine,
+    SnapshotBatch,
+    UpdateSpec,
+    WorkerAlive,
 )
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
@@ -45,204 +47,216 @@ from tunnel.model.events import EventKind
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
     from tunnel.engine.engine import Engine
     from tunnel.model.events import Event
     from tunnel.model.snapshot import Snapshot
 
-LOOK: Final = 0.25
-"""Seconds between two looks at what has changed."""
+SCAN_INTERVAL_S: Final = 0.25
+"""Seconds between two scans for changes."""
 
-_QUIET: Final = 8  # looks, of which an engine that did not change gets one: hundreds at rest shall cost nearly nothing
-_BEAT: Final = 4  # looks between two beats
-_PDEATHSIG: Final = 1  # of prctl
-_IGNORED: Final = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-)  # meant for the supervisor, which passes on what it means
+QUIET_ROUND_S: Final = 2.0
+"""Seconds in which every engine is read: hundreds of quiet ones must cost nearly nothing."""
+
+_SCANS_PER_HEARTBEAT: Final = 4
+_PR_SET_PDEATHSIG: Final = 1  # prctl(2)
+_IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # for the supervisor, which forwards what they mean
 
 
-class _Charge:
-    """An engine, and what the supervisor knows of it."""
+class HostedEngine:
+    """An engine with the task that runs it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, number: int, engine: Engine) -> None:
+        self.number = number
         self.engine = engine
-        self.task: asyncio.Task[None] | None = None
-        self.is_lively = True
-        self._shown: Snapshot | None = None
+        self._task: asyncio.Task[None] | None = None
 
-    def look(self) -> Snapshot | None:
-        """The engine's snapshot, unless it was shown before."""
-        try:
-            seen = self.engine.snapshot()
-        except Exception:  # noqa: BLE001  one that cannot be looked at must not hide the others; it will break by itself
-            return None
-        still = replace(seen, cooldown=replace(seen.cooldown, remaining_s=0.0)) if seen.cooldown.remaining_s else seen
-        self.is_lively = still != self._shown
-        self._shown = still
-        return seen if self.is_lively else None
+    def run(self, work: Coroutine[None, None, None]) -> None:
+        """Run this in the engine's own task."""
+        self._task = asyncio.create_task(work, name=f"tunnel {self.engine.name}")
+
+    def cancel(self) -> asyncio.Task[None] | None:
+        """Cancel the engine's task and return it; None where it never ran."""
+        if self._task is not None:
+            self._task.cancel()
+        return self._task
 
 
 class Worker:
-    """Does what the supervisor says, and tells it what happens."""
+    """Carries out the supervisor's requests and sends it what happens."""
 
-    def __init__(self, shared: EngineContext) -> None:
-        self._shared = shared
-        self._stirred: set[str] = set()
-        shared.subscribe_activity(self._stirred.add)
-        self._charges: dict[int, _Charge] = {}
-        self._over = asyncio.Event()
-        self._errands: set[asyncio.Task[None]] = set()
-        self.channel = Channel(self._take, lambda _: self._over.set())
+    def __init__(self, context: EngineContext) -> None:
+        self._context = context
+        self._engines: dict[int, HostedEngine] = {}
+        self._store: StatusStore[int, Snapshot] = snapshot_store()
+        self._sent_revision = 0
+        self._schedule = ScanSchedule[str](QUIET_ROUND_S, min_quiet=0)
+        context.subscribe_activity(self._schedule.mark)
+        self._disconnected = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._handlers: Mapping[type[Request], Callable[[HostedEngine, Any], None]] = {
+            PrepareEngine: lambda hosted, request: self._start(self._prepare(hosted, request.predecessor)),
+            RunEngine: lambda hosted, _: hosted.run(self._run(hosted)),
+            DrainEngine: lambda hosted, request: hosted.engine.drain(request.timeout),
+            CloseEngine: lambda hosted, _: hosted.engine.close(),
+            RetryEngine: lambda hosted, _: hosted.engine.retry(),
+            UpdateSpec: lambda hosted, request: hosted.engine.apply_live_settings(request.spec),
+            DiscardEngine: lambda hosted, _: self._discard(hosted),
+        }
+        self.channel = IpcChannel(REQUEST_KINDS, self._dispatch, lambda _: self._disconnected.set())
 
     async def run(self) -> None:
-        """Until the supervisor has closed its end, or is gone."""
-        looking = asyncio.create_task(self._look())
-        await self._over.wait()
-        tasks = [looking, *self._errands, *(c.task for c in self._charges.values() if c.task)]
-        for task in tasks:
+        """Work until the supervisor has closed its end of the channel, or has died."""
+        scanning = asyncio.create_task(self._scan_periodically())
+        await self._disconnected.wait()
+        scanning.cancel()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.wait(tasks)
+        lives = [life for hosted in self._engines.values() if (life := hosted.cancel()) is not None]
+        await asyncio.wait([scanning, *self._tasks, *lives])
 
-    def _take(self, order: Order) -> None:
-        if isinstance(order, Make):
-            self._make(order)
-        elif (charge := self._charges.get(order.engine)) is not None:  # it may have ended while the order was under way
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, request: Request) -> None:
+        if isinstance(request, CreateEngine):
+            self._create(request)
+        elif (hosted := self._engines.get(request.engine)) is not None:  # it may have ended meanwhile
             try:
-                self._obey(charge, order)
-            except Exception as error:  # noqa: BLE001  an engine that breaks at an order is broken, its neighbours are not
-                self._give_up(order.engine, error)
+                self._handlers[type(request)](hosted, request)
+            except Exception as error:  # noqa: BLE001  an engine that fails at a request has crashed, the others have not
+                self._end_crashed(hosted, error)
 
-    def _make(self, order: Make) -> None:
-        number = order.engine
+    def _create(self, request: CreateEngine) -> None:
+        number = request.engine
 
         def sink(event: Event) -> None:
-            self._tell(number, event)
+            self._send_event(number, event)
 
         try:
-            engine = create_engine(order.name, order.spec, self._shared, sink)
+            engine = create_engine(request.name, request.spec, self._context, sink)
         except Exception as error:  # noqa: BLE001  as above
-            self.channel.send(Ended(number, None, describe_crash(error), tuple(short_traceback(error))))
+            self.channel.send(EngineEnded(number, None, describe_crash(error), tuple(short_traceback(error))))
             return
-        self._charges[number] = _Charge(engine)
+        self._engines[number] = HostedEngine(number, engine)
+        self._schedule.mark(request.name)
 
-    def _obey(self, charge: _Charge, order: Order) -> None:
-        engine = charge.engine
-        match order:
-            case Prepare():
-                self._send_out(self._prepare(order.engine, charge, order.predecessor))
-            case Run():
-                charge.task = asyncio.create_task(self._run(order.engine, charge), name=f"tunnel {engine.name}")
-            case Drain():
-                engine.drain(order.timeout)
-            case Close():
-                engine.close()
-            case Retry():
-                engine.retry()
-            case Adopt():
-                engine.apply_live_settings(order.spec)
-            case Drop():
-                self._drop(order.engine)
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def _send_out(self, errand: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(errand)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
-
-    async def _prepare(self, number: int, charge: _Charge, predecessor: int) -> None:
-        before = self._charges.get(predecessor)
+    async def _prepare(self, hosted: HostedEngine, predecessor: int) -> None:
+        old = self._engines.get(predecessor)
         try:
-            if before is not None:
-                await charge.engine.prepare(before.engine)
+            if old is not None:
+                await hosted.engine.prepare(old.engine)
         except NetError as error:
-            del self._charges[number]
-            self.channel.send(Prepared(number, str(error), error.errno))
+            self._forget(hosted)
+            self.channel.send(EnginePrepared(hosted.number, str(error), error.errno))
         except Exception as error:  # noqa: BLE001  as above
-            self._give_up(number, error)
+            self._end_crashed(hosted, error)
         else:
-            self.channel.send(Prepared(number))
+            self.channel.send(EnginePrepared(hosted.number))
 
-    async def _run(self, number: int, charge: _Charge) -> None:
-        defect: BaseException | None = None
+    async def _run(self, hosted: HostedEngine) -> None:
+        crash: BaseException | None = None
         try:
-            await charge.engine.run()
+            await hosted.engine.run()
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task and task.cancelling():
                 raise
-            defect = error
+            crash = error
         except Exception as error:  # noqa: BLE001  whatever an engine raises must stay with that engine
-            defect = error
-        if self._charges.pop(number, None) is not None:
-            self._end(number, charge, defect)
+            crash = error
+        if self._forget(hosted):
+            self._send_ended(hosted, crash)
 
-    def _give_up(self, number: int, error: Exception) -> None:
-        charge = self._charges.pop(number, None)
-        if charge is not None:
-            self._end(number, charge, error)
-            if charge.task:
-                charge.task.cancel()
+    def _end_crashed(self, hosted: HostedEngine, error: Exception) -> None:
+        if self._forget(hosted):
+            self._send_ended(hosted, error)
+            hosted.cancel()
 
-    def _end(self, number: int, charge: _Charge, defect: BaseException | None) -> None:
+    def _discard(self, hosted: HostedEngine) -> None:
+        self._forget(hosted)
+        hosted.engine.close()
+        if hosted.cancel() is None:
+            self._start(hosted.engine.run())  # it returns at once and closes what was prepared
+
+    def _forget(self, hosted: HostedEngine) -> bool:
+        """Whether the engine was not forgotten before."""
+        self._store.remove(hosted.number)
+        return self._engines.pop(hosted.number, None) is not None
+
+    # --- notifications --------------------------------------------------------------------------------------------
+
+    def _send_ended(self, hosted: HostedEngine, crash: BaseException | None) -> None:
         last: Snapshot | None = None
-        with contextlib.suppress(Exception):  # where it broke, what it says about itself is a courtesy
-            last = charge.engine.snapshot()
-        if defect is None:
-            self.channel.send(Ended(number, last))
+        with contextlib.suppress(Exception):  # where it crashed, its last snapshot is a courtesy
+            last = hosted.engine.snapshot()
+        if crash is None:
+            self.channel.send(EngineEnded(hosted.number, last))
         else:
-            self.channel.send(Ended(number, last, describe_crash(defect), tuple(short_traceback(defect))))
+            frames = tuple(short_traceback(crash))
+            self.channel.send(EngineEnded(hosted.number, last, describe_crash(crash), frames))
 
-    def _drop(self, number: int) -> None:
-        charge = self._charges.pop(number)
-        charge.engine.close()
-        if charge.task:
-            charge.task.cancel()
-        else:
-            self._send_out(charge.engine.run())  # which closes what was prepared, for it has been told to end
-
-    def _tell(self, number: int, event: Event) -> None:
-        if self.channel.is_clogged:  # a supervisor that stands still costs events, never visitors
+    def _send_event(self, number: int, event: Event) -> None:
+        if self.channel.is_clogged:  # a supervisor that does not read loses events; visitors are not affected
             return
-        charge = self._charges.get(number)
-        if event.kind is EventKind.STATE and charge is not None and (seen := charge.look()) is not None:
-            self.channel.send(Views(((number, seen),)))  # first, so that who hears of a state also sees it
-        self.channel.send(Happened(number, event))
+        hosted = self._engines.get(number)
+        if event.kind is EventKind.STATE and hosted is not None and self._read(hosted):
+            self._send_changes()  # first: a reader of the event finds the snapshot that belongs to it
+        self.channel.send(EngineEvent(number, event))
 
-    async def _look(self) -> None:
-        for turn in itertools.count():
-            await asyncio.sleep(LOOK)
+    async def _scan_periodically(self) -> None:
+        for scan in itertools.count():
+            await asyncio.sleep(SCAN_INTERVAL_S)
             if self.channel.is_clogged:
                 continue
-            views = []
-            for number, charge in self._charges.items():
-                is_due = charge.is_lively or charge.engine.name in self._stirred or (turn + number) % _QUIET == 0
-                if is_due and (seen := charge.look()) is not None:
-                    views.append((number, seen))
-            self._stirred.clear()
-            if views:
-                self.channel.send(Views(tuple(views)))
-            if turn % _BEAT == 0:
-                self.channel.send(Beat())
+            self._scan()
+            self._send_changes()
+            if scan % _SCANS_PER_HEARTBEAT == 0:
+                self.channel.send(WorkerAlive())
+
+    def _scan(self) -> None:
+        names = [hosted.engine.name for hosted in self._engines.values()]
+        due = set(self._schedule.due(names, names, SCAN_INTERVAL_S))
+        for hosted in self._engines.values():
+            if hosted.engine.name in due and self._read(hosted):
+                self._schedule.mark(hosted.engine.name)
+
+    def _read(self, hosted: HostedEngine) -> bool:
+        """Store the engine's snapshot; whether it has changed."""
+        try:
+            seen = hosted.engine.snapshot()
+        except Exception:  # noqa: BLE001  an engine that cannot be read must not hide the others; it will crash by itself
+            return False
+        return self._store.update(hosted.number, seen)
+
+    def _send_changes(self) -> None:
+        delta = self._store.changes_since(self._sent_revision)
+        self._sent_revision = delta.revision
+        if delta.changed:
+            self.channel.send(SnapshotBatch(tuple((number, one.value) for number, one in delta.changed.items())))
 
 
-async def _serve(border: socket.socket) -> None:
-    shared = EngineContext()
-    worker = Worker(shared)
+async def _serve(connection: socket.socket) -> None:
+    context = EngineContext()
+    worker = Worker(context)
     install_exception_handlers(lambda _, text: print_message(text))
     try:
-        await asyncio.get_running_loop().create_unix_connection(lambda: worker.channel, sock=border)
-        worker.channel.send(Beat())
+        await asyncio.get_running_loop().create_unix_connection(lambda: worker.channel, sock=connection)
+        worker.channel.send(WorkerAlive())
         await worker.run()
     finally:
-        shared.close()
+        context.close()
 
 
-def _die_with_the_supervisor() -> None:
-    """Even one that stands still shall not outlive a supervisor that was killed."""
+def _end_with_supervisor() -> None:
+    """Have the kernel kill this process when the supervisor dies, even if its event loop does not run."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> int:
@@ -250,14 +264,14 @@ def main() -> int:
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     try:
-        border = socket.socket(fileno=int(sys.argv[1]))
+        connection = socket.socket(fileno=int(sys.argv[1]))
     except (IndexError, ValueError, OSError):
         print_message("workers are started by the supervisor; write workers: N into the file's supervisor: section")
         return 2
-    _die_with_the_supervisor()
+    _end_with_supervisor()
     prepare_serving_process()
     suppress_tracebacks()
-    asyncio.run(_serve(border))
+    asyncio.run(_serve(connection))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The file changes while traffic flows: who is meant changes, and nobody else notices."""
+"""The file changes while traffic flows: changed tunnels change, and the others are not affected."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Pair:
 
     @property
     def visitors(self) -> Address:
-        """Where they come."""
+        """The addresses for visitors."""
         return "127.0.0.1", self.visitor_port
 
     @property
@@ -60,7 +60,7 @@ class Pair:
         return f"{self.name}-{'server' if self.direction == 'reverse' else 'client'}"
 
     def entries(self, **options: object) -> Tunnels:
-        """Both."""
+        """The entries of both ends."""
         entrance, exit_ = f"127.0.0.1:{self.visitor_port}", f"127.0.0.1:{self.target.port}"
         ends = (entrance, exit_) if self.direction == "reverse" else (exit_, entrance)
         urls = {
@@ -147,7 +147,7 @@ class LiveReloadHarness:
 
 
 class Visitors:
-    """One who stays at each address, and others who come and go; whoever is not served is remembered."""
+    """A lasting connection to each address, and short ones; each failure is recorded."""
 
     def __init__(self, addresses: Sequence[Address], *, comers: int = 2) -> None:
         self.failures: list[str] = []
@@ -161,7 +161,7 @@ class Visitors:
             thread.start()
 
     def leave(self) -> None:
-        """Everybody was served, to the end."""
+        """End the load; every visitor was served."""
         self._leaving.set()
         for thread in self._threads:
             thread.join(2 * GUARD_S)
@@ -225,7 +225,7 @@ def pairs(harness: ProcessHarness) -> tuple[Pair, Pair]:
 
 
 @in_workers
-def test_many_tunnels_and_an_edit_of_three(harness: ProcessHarness, workers: int) -> None:
+def test_an_edit_of_three_of_many_tunnels_affects_only_them(harness: ProcessHarness, workers: int) -> None:
     target, other = harness.start_target(), harness.start_target()
     crowd = [Pair(f"pair-{n}", ("reverse", "forward")[n % 2], target, min_pool_capacity=2) for n in range(PAIRS)]
     edited, shrunk, quiet, *others = crowd
@@ -322,7 +322,7 @@ needs_vim = pytest.mark.skipif(not shutil.which("vim"), reason="vim is not insta
         pytest.param(by_cp, id="cp"),
     ],
 )
-def test_every_way_to_save(
+def test_every_way_to_save_is_applied(
     harness: ProcessHarness, pairs: tuple[Pair, Pair], save: Callable[[Path, str], None]
 ) -> None:
     one, two = pairs
@@ -335,7 +335,7 @@ def test_every_way_to_save(
         )
 
 
-def test_sed_in_place(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
+def test_a_file_edited_by_sed_in_place_is_applied(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     one, two = pairs
     house = LiveReloadHarness(harness, {**one.entries(), **two.entries()})
     new = harness.start_target()
@@ -346,7 +346,7 @@ def test_sed_in_place(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None
         wait_until(lambda: exchange(one.visitors, b"x") == b"x" and new.accepted > 0, within=5, what="the new target")
 
 
-def test_the_same_content_is_no_generation(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
+def test_equal_content_makes_no_generation(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     house = LiveReloadHarness(harness, pairs[0].entries())
     number, links = house.generation, house.links()
     by_cp(house.file, house.file.read_text())
@@ -356,7 +356,7 @@ def test_the_same_content_is_no_generation(harness: ProcessHarness, pairs: tuple
     assert (house.generation, house.links()) == (number, links)
 
 
-def test_a_swap_of_links_as_in_kubernetes(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
+def test_swapped_links_as_in_kubernetes_are_applied(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     one, two = pairs
     folder = harness.directory / "config"
     folder.mkdir()
@@ -394,7 +394,7 @@ def test_a_swap_of_links_as_in_kubernetes(harness: ProcessHarness, pairs: tuple[
     ],
     ids=["half-written", "empty", "unknown key", "invalid", "deleted"],
 )
-def test_a_wrong_file_changes_nothing(
+def test_an_invalid_file_changes_nothing(
     harness: ProcessHarness, pairs: tuple[Pair, Pair], spoil: Callable[[str], str] | None, place: str
 ) -> None:
     tunnels = {**pairs[0].entries(), **pairs[1].entries()}
@@ -416,7 +416,7 @@ def test_a_wrong_file_changes_nothing(
     assert (house.generation, house.links()) == (number, links)
 
 
-def test_a_file_is_not_read_while_somebody_writes_it(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
+def test_a_file_is_not_read_while_it_is_being_written(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     tunnels = {**pairs[0].entries(), **pairs[1].entries()}
     house = LiveReloadHarness(harness, tunnels)
     number = house.generation
@@ -432,7 +432,7 @@ def test_a_file_is_not_read_while_somebody_writes_it(harness: ProcessHarness, pa
         assert len(house.states()) == 4
 
 
-def test_an_included_file_changes_comes_and_goes(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
+def test_an_included_file_is_applied_on_every_change(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     one, two = pairs
     house = LiveReloadHarness(harness, two.entries(), include=["more/*.yaml"])
     (house.file.parent / "more").mkdir()
@@ -457,7 +457,9 @@ def test_an_included_file_changes_comes_and_goes(harness: ProcessHarness, pairs:
 
 
 @in_workers
-def test_a_port_that_is_taken(harness: ProcessHarness, pairs: tuple[Pair, Pair], workers: int) -> None:
+def test_an_entry_whose_port_is_taken_is_rejected(
+    harness: ProcessHarness, pairs: tuple[Pair, Pair], workers: int
+) -> None:
     one, two = pairs
     house = LiveReloadHarness(harness, {**one.entries(), **two.entries()}, workers)
     old, taken = (
@@ -494,7 +496,7 @@ def test_two_tunnels_swap_their_ports(harness: ProcessHarness, pairs: tuple[Pair
         assert pair.target.accepted == before + 1
 
 
-def test_twenty_saves_in_two_seconds(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
+def test_twenty_saves_in_two_seconds_end_with_the_last(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     one, two = pairs
     house = LiveReloadHarness(harness, {**one.entries(), **two.entries()}, supervisor={"drain_timeout": "1s"})
     targets = [harness.start_target() for _ in range(20)]
@@ -532,7 +534,7 @@ def test_limits_and_level_change_without_touching_a_connection(
     house.daemon.wait_for_log("4 changed")
 
 
-def test_what_is_removed_drains(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
+def test_a_removed_tunnel_drains(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     one, two = pairs
     both = {**one.entries(), **two.entries()}
     house = LiveReloadHarness(harness, both, supervisor={"drain_timeout": "20s"})
@@ -551,4 +553,4 @@ def test_what_is_removed_drains(harness: ProcessHarness, pairs: tuple[Pair, Pair
 def test_sighup_reads_the_file_again(harness: ProcessHarness, pairs: tuple[Pair, Pair]) -> None:
     house = LiveReloadHarness(harness, pairs[0].entries())
     house.daemon.signal(signal.SIGHUP)
-    house.daemon.wait_for_log("no change (generation 2)")
+    house.daemon.wait_for_log(r"no change \(generation 2\)")

@@ -1,4 +1,4 @@
-"""Tunnels spread over workers: one that dies takes its own along for a moment, and nobody outlives the supervisor."""
+"""Tunnels in workers: one that dies interrupts its own tunnels briefly, and none outlives the supervisor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROMISE = 3.0
 """Seconds after the death of a worker until its tunnels serve again."""
 FREEZE = 20.0 if IS_FULL_SCALE else 2.0
 LOAD = 8 if IS_FULL_SCALE else 3
-"""Visitors at once at each tunnel, each with one connection that lasts and short ones beside it."""
+"""Visitors at once at each tunnel, each with one connection that lasts and short ones."""
 
 
 class WorkersHarness:
@@ -53,7 +53,7 @@ class WorkersHarness:
     @property
     def workers(self) -> dict[int, int]:
         """The process of each worker, as the log has it."""
-        said = re.findall(r"worker (\d+) is at work as process (\d+)", self.daemon.log_text())
+        said = re.findall(r"worker (\d+) runs as process (\d+)", self.daemon.log_text())
         return {int(number): int(pid) for number, pid in said}
 
     def rewrite(self, **changed: str) -> None:
@@ -132,7 +132,7 @@ def gone(house: WorkersHarness, pids: list[int], *, within: float) -> None:
 
 
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
-def test_a_killed_worker_comes_back_and_the_others_do_not_notice(harness: ProcessHarness, direction: str) -> None:
+def test_a_killed_worker_is_replaced_and_the_others_are_not_affected(harness: ProcessHarness, direction: str) -> None:
     house = WorkersHarness(harness, direction)
     mine, others = house.names(1), house.names(2)
     assert len(mine) == len(others) == 2
@@ -158,7 +158,7 @@ def test_a_killed_worker_comes_back_and_the_others_do_not_notice(harness: Proces
     assert house.workers[1] != before[1]
 
 
-def test_a_worker_killed_again_and_again_comes_back_each_time(harness: ProcessHarness) -> None:
+def test_a_worker_that_is_killed_repeatedly_is_replaced_each_time(harness: ProcessHarness) -> None:
     house = WorkersHarness(harness, "reverse")
     (name, *_) = house.names(1)
     for _ in range(3):
@@ -170,7 +170,9 @@ def test_a_worker_killed_again_and_again_comes_back_each_time(harness: ProcessHa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_all_drains_and_leaves_no_orphan(harness: ProcessHarness, number: signal.Signals) -> None:
+def test_a_process_signal_to_the_group_drains_and_leaves_no_orphan(
+    harness: ProcessHarness, number: signal.Signals
+) -> None:
     house = WorkersHarness(harness, "reverse")
     pids = list(house.workers.values())
     with connect(house.doors["a"]) as visitor:
@@ -197,7 +199,7 @@ def test_a_killed_supervisor_leaves_no_orphan(harness: ProcessHarness, *, stoppe
         socket.create_server(door).close()
 
 
-def test_a_second_signal_ends_even_a_worker_that_stands_still(harness: ProcessHarness) -> None:
+def test_a_second_process_signal_ends_even_a_worker_that_hangs(harness: ProcessHarness) -> None:
     house = WorkersHarness(harness, "reverse")
     pids = list(house.workers.values())
     os.kill(pids[0], signal.SIGSTOP)
@@ -208,7 +210,7 @@ def test_a_second_signal_ends_even_a_worker_that_stands_still(harness: ProcessHa
     gone(house, pids, within=0.5)
 
 
-def test_a_supervisor_that_stands_still_costs_no_visitor_and_no_worker(harness: ProcessHarness) -> None:
+def test_a_supervisor_that_hangs_affects_no_visitor_and_no_worker(harness: ProcessHarness) -> None:
     house = WorkersHarness(harness, "reverse")
     visitors = harness.close_at_end(Visitors(list(house.doors.values())))
     wait_until(lambda: visitors.served > 50, within=10, what="there is traffic")
@@ -229,7 +231,7 @@ def test_a_supervisor_that_stands_still_costs_no_visitor_and_no_worker(harness: 
 
 
 @pytest.mark.slow
-def test_a_worker_that_stands_still_is_shown_and_replaced(harness: ProcessHarness) -> None:
+def test_a_worker_that_hangs_is_reported_and_replaced(harness: ProcessHarness) -> None:
     house = WorkersHarness(harness, "reverse")
     mine, others = house.names(1), house.names(2)
     os.kill(house.workers[1], signal.SIGSTOP)
@@ -262,7 +264,7 @@ def test_a_worker_may_open_as_many_files_as_the_system_allows(harness: ProcessHa
         assert soft == hard
 
 
-def test_a_changed_entry_is_applied_in_its_worker_and_the_others_do_not_notice(harness: ProcessHarness) -> None:
+def test_a_changed_entry_is_applied_in_its_worker_and_the_others_are_not_affected(harness: ProcessHarness) -> None:
     house = WorkersHarness(harness, "forward")
     other_target = harness.start_target()
     links = {name: house.daemon.tunnel(name)["link"] for name in "bcd"}
@@ -275,9 +277,7 @@ def test_a_changed_entry_is_applied_in_its_worker_and_the_others_do_not_notice(h
         wait_until(lambda: house.daemon.status()["generation"] == 2, within=5, what="the file is applied")
 
         def is_elsewhere() -> bool:
-            time_to_first_byte(
-                house.doors["a"], within=PROMISE
-            )  # the old link serves whoever comes until it is given up
+            time_to_first_byte(house.doors["a"], within=PROMISE)  # the old link serves new visitors until it is closed
             return other_target.accepted > 0
 
         wait_until(is_elsewhere, within=PROMISE, what="visitors reach the new target")
@@ -300,7 +300,7 @@ def test_a_port_that_is_taken_leaves_the_old_engine_in_its_worker(harness: Proce
     assert house.daemon.tunnel("a")["link"] == link
 
 
-def test_settings_change_live_across_the_border(harness: ProcessHarness) -> None:
+def test_settings_are_changed_live_in_workers(harness: ProcessHarness) -> None:
     house = WorkersHarness(harness, "reverse")
     link = house.daemon.tunnel("a")["link"]
     house.rewrite(a=f"{house.servers['a']}&signal_queue_limit=77")
@@ -321,7 +321,7 @@ def test_commands_reach_tunnels_in_workers(harness: ProcessHarness) -> None:
     assert "WORKER" in house.command("ps").stdout_text()
 
 
-def test_an_end_before_the_workers_are_there_is_quiet(harness: ProcessHarness) -> None:
+def test_a_shutdown_before_the_workers_have_started_prints_no_error(harness: ProcessHarness) -> None:
     url = f"client://127.0.0.1:{free_port()}/127.0.0.1:1"
     daemon = harness.start_daemon({"t": url}, supervisor={"workers": 2})
     daemon.wait_for_log("1 of 1 tunnels started", within=10)

@@ -1,4 +1,4 @@
-"""What a process shows of itself: no key in the process list, a log that never stands in the way."""
+"""The process: no key in the process list, errors as sentences, and a log that never blocks."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def event(text: str, tunnel: str = "web", level: LogLevel = LogLevel.WARN) -> Ev
     return Event(ts=1767225600.0, tunnel=tunnel, level=level, kind=EventKind.STATE, text=text, data={"attempt": 3})
 
 
-def test_a_line_of_text() -> None:
+def test_an_event_is_formatted_as_text() -> None:
     assert as_text(event("target refused")) == "2026-01-01T00:00:00.000Z WARN  web  target refused"
     assert as_text(event("x", tunnel="")) == "2026-01-01T00:00:00.000Z WARN  nodepass-orch  x"
 
 
-def test_a_line_of_json() -> None:
+def test_an_event_is_formatted_as_json() -> None:
     assert json.loads(as_json(event("target refused"))) == {
         "ts": "2026-01-01T00:00:00.000Z",
         "tunnel": "web",
@@ -47,14 +47,14 @@ def test_a_line_of_json() -> None:
 
 
 @given(st.text())
-def test_an_event_is_one_line_that_moves_no_cursor(text: str) -> None:
+def test_an_event_is_one_line_without_control_characters(text: str) -> None:
     assert as_text(event(text, tunnel=text)).isprintable()
     assert as_json(event(text)).isprintable()
     assert json.loads(as_json(event(text)))["text"] == text
     assert printable(text).isprintable()
 
 
-def test_what_is_queued_is_written_at_the_end() -> None:
+def test_queued_lines_are_written_when_the_log_is_closed() -> None:
     reading, writing = os.pipe()
     log = LogWriter(writing)
     for number in range(100):
@@ -65,7 +65,7 @@ def test_what_is_queued_is_written_at_the_end() -> None:
         assert [line.rsplit(" ", 1)[1] for line in lines] == [f"{number}\n" for number in range(100)]
 
 
-def test_a_reader_who_does_not_read_blocks_nobody() -> None:
+def test_a_reader_that_does_not_read_blocks_no_writer() -> None:
     reading, writing = os.pipe()
     log = LogWriter(writing)
     for _ in range(30_000):
@@ -96,7 +96,7 @@ class Disk:
         return len(taken)
 
 
-def test_what_a_full_disk_does_not_take_is_counted_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_lost_to_a_full_disk_are_counted_and_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     disk, told = Disk(monkeypatch), list[str]()
     log = LogWriter(-1, form=lambda happened: happened.text)
     log.on_write_error(told.append)
@@ -126,7 +126,7 @@ def test_what_a_full_disk_does_not_take_is_counted_and_told_once(monkeypatch: py
     assert len(told) == 2
 
 
-async def test_what_asyncio_would_show_a_traceback_for_is_a_sentence() -> None:
+async def test_errors_of_the_event_loop_are_reported_as_sentences() -> None:
     told: list[tuple[str, str]] = []
     install_exception_handlers(lambda topic, text: told.append((topic, text)))
     loop = asyncio.get_running_loop()
@@ -139,7 +139,7 @@ async def test_what_asyncio_would_show_a_traceback_for_is_a_sentence() -> None:
     assert told[2] == ("odd", "odd")
 
 
-def test_what_the_interpreter_would_show_a_traceback_for_is_a_sentence() -> None:
+def test_errors_outside_the_event_loop_are_printed_as_sentences() -> None:
     program = """if True:
     import logging, threading
     from orchestrator.supervisor.crash_reports import suppress_tracebacks
@@ -167,13 +167,13 @@ def test_what_the_interpreter_would_show_a_traceback_for_is_a_sentence() -> None
 
 
 @given(key=recognisable_keys, tail=st.text(max_size=20), scheme=st.sampled_from(["server", "client", "x"]))
-def test_masked_however_wrong_the_url_is(key: str, tail: str, scheme: str) -> None:
+def test_the_key_of_a_malformed_url_is_masked(key: str, tail: str, scheme: str) -> None:
     assume(key not in tail)
     assert key not in mask_url(f"{scheme}://{key}@{tail}")
     assert key not in mask_url(f"{key}@{tail}")
 
 
-def test_a_url_without_a_key_stays_as_it_is() -> None:
+def test_a_url_without_a_key_is_not_changed() -> None:
     assert mask_url("server://h:1/h:2?log=debug") == "server://h:1/h:2?log=debug"
 
 

@@ -1,4 +1,4 @@
-"""The supervisor's promises about its file: whoever is not meant notices nothing, and nothing wrong is ever applied."""
+"""Reloads: tunnels that did not change are not affected, and an invalid file is never applied."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def harness(tmp_path: Path) -> AsyncIterator[ReloadHarness]:
     await asyncio.wait_for(harness.life, GUARD_S)
 
 
-async def test_only_what_changed_gets_another_engine(harness: ReloadHarness) -> None:
+async def test_only_changed_entries_get_another_engine(harness: ReloadHarness) -> None:
     others = {name: harness.engine(name) for name in ("db", "out")}
     answer = await harness.reload({**START, "web": WEB + "?tls=1"})
     assert (answer.generation, answer.is_ok, answer.fault) == (2, True, None)
@@ -93,7 +93,7 @@ async def test_the_old_engine_drains_beside_the_new_one_and_its_visitors_still_c
     await wait_until_async(lambda: harness.supervisor.snapshot("web").connections.active == 0)
 
 
-async def test_added_and_removed(harness: ReloadHarness) -> None:
+async def test_entries_are_added_and_removed(harness: ReloadHarness) -> None:
     gone = harness.engine("db")
     gone.visitor_left.clear()
     new = "client://127.0.0.1:1009/127.0.0.1:9"
@@ -116,7 +116,7 @@ async def test_settings_level_and_tags_reach_the_running_engine(harness: ReloadH
     assert harness.supervisor.log_level("web") is LogLevel.DEBUG
 
 
-async def test_an_engine_that_cannot_change_is_said_to_have_failed(harness: ReloadHarness) -> None:
+async def test_an_engine_that_cannot_be_changed_is_reported_as_failed(harness: ReloadHarness) -> None:
     harness.engine("web").ignores_close = True
     answer = await harness.reload({**START, "web": WEB + "?log=debug", "db": DB + "?log=debug"})
     assert actions(answer) == {"web": "failed", "db": "changed", "out": "unchanged"}
@@ -125,7 +125,7 @@ async def test_an_engine_that_cannot_change_is_said_to_have_failed(harness: Relo
     assert actions(await harness.supervisor.reload()) == {"web": "changed", "db": "unchanged", "out": "unchanged"}
 
 
-async def test_disabled_and_enabled_again(harness: ReloadHarness) -> None:
+async def test_an_entry_is_disabled_and_enabled_again(harness: ReloadHarness) -> None:
     harness.engine("web").visitor_left.clear()
     await harness.reload({**START, "web": f'{{url: "{WEB}", enabled: false}}'})
     assert harness.state("web") is State.DRAINING
@@ -137,7 +137,7 @@ async def test_disabled_and_enabled_again(harness: ReloadHarness) -> None:
     assert harness.supervisor.snapshot("web").reason == "disabled in the file"
 
 
-async def test_what_rests_by_command_rests_on_as_somebody_else(harness: ReloadHarness) -> None:
+async def test_a_tunnel_stopped_by_command_stays_stopped_with_its_new_spec(harness: ReloadHarness) -> None:
     harness.supervisor.stop("web")
     await wait_until_async(lambda: harness.state("web") is State.STOPPED)
     answer = await harness.reload({**START, "web": WEB.replace("8001", "8801")})
@@ -148,7 +148,7 @@ async def test_what_rests_by_command_rests_on_as_somebody_else(harness: ReloadHa
     assert harness.engine("web").spec.target.port == 8801
 
 
-async def test_what_was_started_by_command_though_disabled_is_changed_too(harness: ReloadHarness) -> None:
+async def test_a_disabled_tunnel_that_was_started_by_command_is_restarted(harness: ReloadHarness) -> None:
     off = f'{{url: "{WEB}", enabled: false}}'
     await harness.reload({**START, "web": off})
     harness.supervisor.start("web")
@@ -158,7 +158,7 @@ async def test_what_was_started_by_command_though_disabled_is_changed_too(harnes
     await wait_until_async(lambda: harness.state("web") is State.UP and harness.engine("web").spec.target.port == 8801)
 
 
-async def test_a_failed_tunnel_is_tried_anew_when_its_entry_changes(harness: ReloadHarness) -> None:
+async def test_a_failed_tunnel_is_started_again_when_its_entry_changes(harness: ReloadHarness) -> None:
     harness.engine("web").fail("the certificate is not one")
     await wait_until_async(lambda: harness.state("web") is State.FAILED)
     await harness.reload({**START, "web": WEB + "?tls=1"})
@@ -184,13 +184,13 @@ async def test_a_port_that_is_taken_rejects_that_entry_alone(harness: ReloadHarn
     await wait_until_async(lambda: harness.supervisor.snapshot("web").tunnel_addr == "127.0.0.1:7777")
 
 
-async def test_a_new_entry_whose_port_is_taken_is_said_to_have_failed(harness: ReloadHarness) -> None:
+async def test_a_new_entry_whose_port_is_taken_is_reported_as_failed(harness: ReloadHarness) -> None:
     harness.engines.ports[Address("127.0.0.1", 7777)] = "somebody else"
     answer = await harness.reload({**START, "new": "server://127.0.0.1:7777/10.0.0.1:80"})
     assert answer.results["new"] == EntryResult("failed", "address in use", ())
 
 
-async def test_a_tunnel_that_never_got_its_port_is_changed_all_the_same(harness: ReloadHarness) -> None:
+async def test_a_tunnel_that_never_got_its_port_is_replaced_nevertheless(harness: ReloadHarness) -> None:
     harness.engines.ports[Address("127.0.0.1", 7777)] = "somebody else"
     await harness.reload({**START, "new": "server://127.0.0.1:7777/10.0.0.1:80"})
     answer = await harness.reload({**START, "new": '{url: "server://127.0.0.1:7777/10.0.0.1:80", key: other}'})
@@ -214,7 +214,7 @@ async def test_ports_pass_from_one_entry_to_the_other(harness: ReloadHarness, sw
     await wait_until_async(lambda: all(harness.state(name) is State.UP for name in swapped))
 
 
-async def test_whoever_waits_for_one_that_is_rejected_is_rejected_too(harness: ReloadHarness) -> None:
+async def test_an_entry_that_waits_for_a_rejected_one_is_rejected_too(harness: ReloadHarness) -> None:
     harness.engines.ports[Address("127.0.0.1", 7777)] = "somebody else"
     answer = await harness.reload({**START, "web": DB, "db": DB.replace("1002", "7777").replace("8002", "8005")})
     assert actions(answer) == {"web": "rejected", "db": "rejected", "out": "unchanged"}
@@ -242,7 +242,7 @@ async def test_a_port_of_a_removed_entry_is_free_for_a_new_one(harness: ReloadHa
         (None, 1),
     ],
 )
-async def test_a_file_that_is_wrong_changes_nothing(harness: ReloadHarness, text: str | None, line: int) -> None:
+async def test_an_invalid_file_changes_nothing(harness: ReloadHarness, text: str | None, line: int) -> None:
     if text is None:
         harness.file.unlink()
     else:
@@ -262,13 +262,13 @@ async def test_a_file_that_is_wrong_changes_nothing(harness: ReloadHarness, text
     assert harness.count_engines() == {"web": 1, "db": 1, "out": 1}
 
 
-async def test_the_same_content_is_no_generation_and_a_comment_is(harness: ReloadHarness) -> None:
+async def test_a_changed_comment_makes_a_generation_and_equal_content_does_not(harness: ReloadHarness) -> None:
     assert (await harness.reload(START)).generation == 1
     assert (await harness.reload(START, "# a comment")).generation == 2
     assert harness.count_engines() == {"web": 1, "db": 1, "out": 1}
 
 
-async def test_reloads_are_in_turn_and_the_latest_wins(harness: ReloadHarness) -> None:
+async def test_reloads_run_one_after_the_other_and_the_latest_file_wins(harness: ReloadHarness) -> None:
     asked: list[asyncio.Task[ReloadResult]] = []
     for number in range(20):
         harness.write({**START, "web": WEB.replace("8001", str(9000 + number))})
@@ -281,7 +281,7 @@ async def test_reloads_are_in_turn_and_the_latest_wins(harness: ReloadHarness) -
     await wait_until_async(lambda: len(asyncio.all_tasks()) < 20)
 
 
-async def test_whoever_asks_after_the_watcher_hears_what_it_did_once(harness: ReloadHarness) -> None:
+async def test_a_command_after_the_watcher_is_answered_once_with_its_result(harness: ReloadHarness) -> None:
     harness.write({**START, "web": WEB + "?tls=1"})
     await harness.supervisor.reload_after_change()
     asked = await harness.supervisor.reload()
@@ -306,7 +306,7 @@ async def test_a_plan_changes_nothing(harness: ReloadHarness) -> None:
     assert harness.supervisor.config_status().ok is True
 
 
-async def test_the_event_tells_what_became_of_whom(harness: ReloadHarness) -> None:
+async def test_the_event_of_a_reload_has_the_result_of_each_changed_entry(harness: ReloadHarness) -> None:
     await harness.reload({**START, "web": WEB + "?tls=1"})
     event = harness.bus.events_of("")[-1]
     assert (event.kind, event.text) == ("reload", "generation 2: 1 restarted, 2 unchanged")
@@ -314,7 +314,7 @@ async def test_the_event_tells_what_became_of_whom(harness: ReloadHarness) -> No
     assert event.data["results"] == {"web": {"action": "restarted", "detail": None, "changes": ["tls: 0 → 1"]}}
 
 
-async def test_no_reload_while_shutting_down(harness: ReloadHarness) -> None:
+async def test_a_reload_is_refused_during_shutdown(harness: ReloadHarness) -> None:
     harness.engine("web").visitor_left.clear()
     harness.supervisor.shutdown()
     answer = await harness.reload({"new": WEB})
@@ -322,7 +322,7 @@ async def test_no_reload_while_shutting_down(harness: ReloadHarness) -> None:
     assert "new" not in harness.engines.made
 
 
-async def test_a_shutdown_in_the_middle_of_a_reload_ends_all_of_it(harness: ReloadHarness) -> None:
+async def test_a_shutdown_during_a_reload_stops_every_tunnel(harness: ReloadHarness) -> None:
     reload = asyncio.create_task(harness.reload({**START, "web": WEB + "?tls=1", "new": OUT.replace("1003", "1009")}))
     await wait_until_async(lambda: len(harness.engines.made["web"]) == 2)
     harness.supervisor.shutdown()
@@ -331,7 +331,7 @@ async def test_a_shutdown_in_the_middle_of_a_reload_ends_all_of_it(harness: Relo
     assert all(s.state is State.STOPPED for s in harness.supervisor.snapshots())
 
 
-async def test_a_change_of_a_certificate_restarts_the_tunnel(harness: ReloadHarness, tmp_path: Path) -> None:
+async def test_a_changed_certificate_file_restarts_the_tunnel(harness: ReloadHarness, tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     certificate.write_text("one")
     key.write_text("one")
@@ -343,7 +343,7 @@ async def test_a_change_of_a_certificate_restarts_the_tunnel(harness: ReloadHarn
     assert answer.results["web"] == EntryResult("restarted", None, ("tls_cert: the content of the file changed",))
 
 
-async def test_one_tunnel_in_detail(harness: ReloadHarness, tmp_path: Path) -> None:
+async def test_the_details_of_a_tunnel_have_the_origin_of_each_option(harness: ReloadHarness, tmp_path: Path) -> None:
     (tmp_path / "more.yaml").write_text(
         "defaults: {min_pool_capacity: 2}\n"
         "tunnels:\n"

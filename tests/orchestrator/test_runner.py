@@ -52,7 +52,7 @@ class RunnerHarness:
         await self.keeper.wait()
 
 
-async def test_rests_until_started() -> None:
+async def test_a_tunnel_is_stopped_until_it_is_started() -> None:
     harness = RunnerHarness()
     assert harness.state is State.STOPPED
     assert not harness.keeper.is_running
@@ -70,7 +70,7 @@ async def test_starting_twice_runs_one_engine() -> None:
     await harness.down()
 
 
-async def test_an_engine_that_breaks_is_followed_by_another_and_counted() -> None:
+async def test_a_crashed_engine_is_replaced_and_counted() -> None:
     harness = RunnerHarness()
     await harness.up()
     harness.engines.last("web").crash.set_exception(ValueError("nobody thought of this"))
@@ -84,7 +84,7 @@ async def test_an_engine_that_breaks_is_followed_by_another_and_counted() -> Non
     await harness.down()
 
 
-async def test_an_engine_too_broken_to_speak_is_followed_by_another() -> None:
+async def test_a_crashed_engine_that_cannot_be_read_is_replaced() -> None:
     harness = RunnerHarness()
     await harness.up()
     broken = harness.engines.last("web")
@@ -94,7 +94,7 @@ async def test_an_engine_too_broken_to_speak_is_followed_by_another() -> None:
     await harness.down()
 
 
-async def test_a_cancellation_from_within_is_a_defect_not_the_end() -> None:
+async def test_a_cancellation_inside_an_engine_is_a_crash() -> None:
     harness = RunnerHarness()
     await harness.up()
     harness.engines.last("web").crash.cancel()
@@ -103,7 +103,7 @@ async def test_a_cancellation_from_within_is_a_defect_not_the_end() -> None:
     await harness.down()
 
 
-async def test_pauses_grow_up_to_thirty_seconds() -> None:
+async def test_the_restart_delay_grows_up_to_thirty_seconds() -> None:
     harness = RunnerHarness()
     harness.engines.crashes_at_once.add("web")
     harness.keeper.start()
@@ -114,7 +114,7 @@ async def test_pauses_grow_up_to_thirty_seconds() -> None:
     await harness.down()
 
 
-async def test_the_pause_is_shown_as_a_cooldown_with_its_reason() -> None:
+async def test_a_restart_delay_is_shown_as_a_cooldown_with_its_reason() -> None:
     harness = RunnerHarness(pause=30.0)
     harness.engines.crashes_at_once.add("web")
     harness.keeper.start()
@@ -128,7 +128,7 @@ async def test_the_pause_is_shown_as_a_cooldown_with_its_reason() -> None:
     assert harness.state is State.STOPPED
 
 
-async def test_a_start_ends_no_pause_but_a_restart_does() -> None:
+async def test_a_restart_ends_the_restart_delay_and_a_start_does_not() -> None:
     harness = RunnerHarness(pause=30.0)
     harness.engines.crashes_at_once.add("web")
     harness.keeper.start()
@@ -139,7 +139,7 @@ async def test_a_start_ends_no_pause_but_a_restart_does() -> None:
     await harness.down()
 
 
-async def test_retry_ends_the_pause() -> None:
+async def test_a_retry_ends_the_restart_delay() -> None:
     harness = RunnerHarness(pause=30.0)
     harness.engines.crashes_at_once.add("web")
     harness.keeper.start()
@@ -150,7 +150,7 @@ async def test_retry_ends_the_pause() -> None:
     await harness.down()
 
 
-async def test_an_engine_that_cannot_be_looked_at_is_shown_as_broken() -> None:
+async def test_an_engine_that_cannot_be_read_shows_the_error_as_its_reason() -> None:
     harness = RunnerHarness()
     await harness.up()
     harness.engines.last("web").fails_snapshot = True
@@ -159,7 +159,7 @@ async def test_an_engine_that_cannot_be_looked_at_is_shown_as_broken() -> None:
     await harness.down()
 
 
-async def test_an_engine_that_breaks_at_a_command_loses_its_task() -> None:
+async def test_an_engine_that_crashes_at_a_command_is_cancelled() -> None:
     harness = RunnerHarness()
     await harness.up()
     harness.engines.last("web").fails_drain = True
@@ -170,7 +170,7 @@ async def test_an_engine_that_breaks_at_a_command_loses_its_task() -> None:
     assert "cannot be drained" in (seen.last_error or "")
 
 
-async def test_drain_waits_for_the_visitor() -> None:
+async def test_a_drain_waits_for_the_visitors() -> None:
     harness = RunnerHarness()
     await harness.up()
     engine = harness.engines.last("web")
@@ -184,7 +184,7 @@ async def test_drain_waits_for_the_visitor() -> None:
     assert (harness.state, harness.keeper.snapshot().reason) == (State.STOPPED, "stopped by command")
 
 
-async def test_restart_is_drain_and_start() -> None:
+async def test_a_restart_drains_and_starts_again() -> None:
     harness = RunnerHarness()
     await harness.up()
     harness.keeper.restart()
@@ -193,7 +193,7 @@ async def test_restart_is_drain_and_start() -> None:
     await harness.down()
 
 
-async def test_a_start_during_a_drain_runs_again_after_it() -> None:
+async def test_a_start_during_a_drain_takes_effect_after_it() -> None:
     harness = RunnerHarness()
     await harness.up()
     first = harness.engines.last("web")
@@ -205,7 +205,7 @@ async def test_a_start_during_a_drain_runs_again_after_it() -> None:
     await harness.down()
 
 
-async def test_what_cannot_work_stays_failed_and_says_why() -> None:
+async def test_a_tunnel_that_cannot_work_stays_failed_with_its_reason() -> None:
     harness = RunnerHarness()
     await harness.up()
     harness.engines.last("web").fail("the certificate is not one")

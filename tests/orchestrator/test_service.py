@@ -24,7 +24,7 @@ class Manager:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.heard: list[str] = []
+        self.received: list[str] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
         self._socket.settimeout(0.1)
@@ -32,15 +32,15 @@ class Manager:
     def close(self) -> None:
         self._socket.close()
 
-    def hear(self) -> None:
+    def receive(self) -> None:
         with contextlib.suppress(TimeoutError):
-            self.heard += self._socket.recv(65536).decode().split("\n")
+            self.received += self._socket.recv(65536).decode().split("\n")
 
     def until(self, wanted: str, count: int = 1) -> None:
         deadline = time.monotonic() + COMMAND_TIMEOUT_S
-        while sum(line.startswith(wanted) for line in self.heard) < count:
-            assert time.monotonic() < deadline, f"{wanted} was not heard among {self.heard}"
-            self.hear()
+        while sum(line.startswith(wanted) for line in self.received) < count:
+            assert time.monotonic() < deadline, f"{wanted} was not received among {self.received}"
+            self.receive()
 
 
 @pytest.fixture(params=["file", "abstract"])
@@ -50,7 +50,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
     manager.close()
 
 
-def test_a_life_under_a_manager(manager: Manager, tmp_path: Path) -> None:
+def test_the_service_manager_is_notified_from_start_to_end(manager: Manager, tmp_path: Path) -> None:
     shell = CommandShell(tmp_path)
     (tmp_path / "tunnels.yaml").write_text(FILE)
     shell.environ |= {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "300000"}
@@ -68,11 +68,11 @@ def test_a_life_under_a_manager(manager: Manager, tmp_path: Path) -> None:
         daemon.send_signal(signal.SIGTERM)
         manager.until("STOPPING=1")
         assert daemon.wait(COMMAND_TIMEOUT_S) == 0
-    order = [line for line in manager.heard if not line.startswith(("WATCHDOG", "STATUS", "MONOTONIC"))]
+    order = [line for line in manager.received if not line.startswith(("WATCHDOG", "STATUS", "MONOTONIC"))]
     assert order == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
 
 
-def test_the_watchdog_is_somebody_elses(tmp_path: Path) -> None:
+def test_the_watchdog_of_another_process_is_ignored(tmp_path: Path) -> None:
     assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog_interval_s is None
     assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}).watchdog_interval_s == 1.0
     assert Notifier({"WATCHDOG_USEC": "nonsense"}).watchdog_interval_s is None
@@ -80,16 +80,16 @@ def test_the_watchdog_is_somebody_elses(tmp_path: Path) -> None:
         Notifier({"NOTIFY_SOCKET": address}).send_ready()
 
 
-def test_a_status_is_said_once(manager: Manager) -> None:
+def test_an_unchanged_status_is_sent_once(manager: Manager) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.address})
     for text in ("1 up", "1 up", "2 up"):
         notifier.send_status(text)
     manager.until("STATUS=", 2)
-    manager.hear()
-    assert manager.heard == ["STATUS=1 up", "STATUS=2 up"]
+    manager.receive()
+    assert manager.received == ["STATUS=1 up", "STATUS=2 up"]
 
 
-def test_a_hangup_is_no_harm(tmp_path: Path) -> None:
+def test_sighup_with_an_invalid_file_or_during_shutdown_does_no_harm(tmp_path: Path) -> None:
     shell = CommandShell(tmp_path)
     (tmp_path / "tunnels.yaml").write_text(FILE)
     with shell.running("up", "--no-tui") as daemon:

@@ -33,19 +33,19 @@ def listen(path: Path) -> sockets.socket:
     return server
 
 
-def test_the_option_wins_over_the_variable() -> None:
+def test_the_option_overrides_the_environment_variable() -> None:
     environ = {socket_paths.SOCKET_VARIABLE: "/b.sock"}
     assert explicit_socket(Path("/a.sock"), environ) == Path("/a.sock")
     assert explicit_socket(None, environ) == Path("/b.sock")
     assert explicit_socket(None, {}) is None
 
 
-def test_a_path_too_long_for_a_socket() -> None:
+def test_a_path_that_is_too_long_for_a_socket_is_refused() -> None:
     with pytest.raises(SocketPathError, match="longer than 107 bytes"):
         explicit_socket(Path("/" + "x" * 107), {})
 
 
-def test_places_in_their_order(tmp_path: Path) -> None:
+def test_default_directories_have_an_order(tmp_path: Path) -> None:
     file = tmp_path / "tunnels.yaml"
     environ = {"XDG_RUNTIME_DIR": "/run/user/7"}
     assert [str(p.parent) for p in default_sockets(file, environ, 7)] == ["/run/user/7", OWN]
@@ -55,7 +55,7 @@ def test_places_in_their_order(tmp_path: Path) -> None:
     assert [str(p.parent) for p in default_sockets(file, long, 7)] == [OWN]
 
 
-def test_named_after_the_file_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_socket_is_named_after_the_resolved_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     monkeypatch.chdir(tmp_path)
     named = {
@@ -67,13 +67,13 @@ def test_named_after_the_file_wherever_one_stands(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("name", ["tunnels.yaml", "Schöne Tunnel für alle unsere Häuser und noch mehr.yaml", "x" * 200])
-def test_every_name_fits(tmp_path: Path, name: str) -> None:
+def test_every_file_name_gives_a_valid_socket_path(tmp_path: Path, name: str) -> None:
     for path in default_sockets(tmp_path / name, {}, 4294967294):
         assert len(os.fsencode(path)) <= 107
         assert str(path).isascii()
 
 
-def test_asked_where_one_is(tmp_path: Path) -> None:
+def test_an_existing_socket_is_found(tmp_path: Path) -> None:
     runtime = tmp_path / "r"
     runtime.mkdir(mode=0o700)
     file = tmp_path / "tunnels.yaml"
@@ -106,7 +106,7 @@ def test_a_directory_that_others_can_write_to_is_not_trusted(tmp_path: Path, mon
 def test_a_second_claim_is_refused_and_the_first_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket_paths, "_PATIENCE", 0.1)
+    monkeypatch.setattr(socket_paths, "LOCK_TIMEOUT_S", 0.1)
     socket = tmp_path / "np.sock"
     with (
         claim_socket(socket),
@@ -119,7 +119,7 @@ def test_a_second_claim_is_refused_and_the_first_leaves_nothing(
         pass
 
 
-def test_what_a_killed_daemon_left_is_replaced(tmp_path: Path) -> None:
+def test_the_socket_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
     socket = tmp_path / "np.sock"
     program = """
         import os, socket, sys
@@ -144,6 +144,6 @@ def test_a_file_of_another_kind_is_not_removed(tmp_path: Path) -> None:
     assert socket.read_text() == "precious"
 
 
-def test_no_directory(tmp_path: Path) -> None:
+def test_a_missing_directory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SocketPathError, match="cannot make"), claim_socket(tmp_path / "nowhere" / "np.sock"):
         pass  # pragma: no cover

@@ -74,7 +74,7 @@ async def test_enabled_entries_run_and_disabled_ones_are_shown(harness: Supervis
     assert "spare" not in harness.engines.made
 
 
-async def test_an_engine_that_breaks_takes_nobody_along(harness: SupervisorHarness) -> None:
+async def test_a_crash_of_one_engine_affects_no_other(harness: SupervisorHarness) -> None:
     harness.engines.last("web").crash.set_exception(RuntimeError("broken"))
     await wait_until_async(lambda: len(harness.engines.made["web"]) == 2 and harness.state("web") is State.UP)
     assert harness.supervisor.snapshot("web").restarts == 1
@@ -82,7 +82,7 @@ async def test_an_engine_that_breaks_takes_nobody_along(harness: SupervisorHarne
     assert any(event.kind == "restart" for event in harness.supervisor.bus.events_of("web"))
 
 
-async def test_commands_by_name(harness: SupervisorHarness) -> None:
+async def test_commands_act_on_the_named_tunnel(harness: SupervisorHarness) -> None:
     supervisor = harness.supervisor
     supervisor.stop("web")
     await wait_until_async(lambda: harness.state("web") is State.STOPPED)
@@ -114,7 +114,7 @@ async def test_shutdown_drains_and_waits_for_visitors(harness: SupervisorHarness
     assert harness.state("web") is State.STOPPED
 
 
-async def test_close_cuts_a_drain_short(harness: SupervisorHarness) -> None:
+async def test_close_ends_a_drain_at_once(harness: SupervisorHarness) -> None:
     harness.engines.last("web").visitor_left.clear()
     harness.supervisor.shutdown()
     harness.supervisor.close()
@@ -149,13 +149,13 @@ async def test_status_has_the_keys_of_the_contract(harness: SupervisorHarness) -
     ]
 
 
-async def test_one_tunnel_by_its_name_whatever_it_is(harness: SupervisorHarness) -> None:
+async def test_a_tunnel_is_found_by_a_name_with_special_characters(harness: SupervisorHarness) -> None:
     assert (await harness.ask("tunnel", "a/b [red]"))["target_addr"] == "127.0.0.1:80"
     with pytest.raises(RequestRefusedError, match="no tunnel is named 'x'"):
         await harness.ask("tunnel", "x")
 
 
-async def test_shutdown_over_the_socket(harness: SupervisorHarness) -> None:
+async def test_the_api_shuts_the_daemon_down(harness: SupervisorHarness) -> None:
     answer = await harness.ask("shutdown")
     assert answer["ok"] is True
     await asyncio.wait_for(harness.life, GUARD_S)
@@ -185,7 +185,7 @@ async def test_errors_are_problems(harness: SupervisorHarness, request_line: str
     assert problem["detail"]
 
 
-async def test_a_defect_in_an_answer_shows_nothing_of_the_inside(
+async def test_an_internal_error_of_the_api_is_logged_and_not_sent(
     harness: SupervisorHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> None:
@@ -198,7 +198,7 @@ async def test_a_defect_in_an_answer_shows_nothing_of_the_inside(
     assert any("inside" in event.text for event in harness.supervisor.bus.events_of(""))
 
 
-async def test_health_and_readiness(harness: SupervisorHarness) -> None:
+async def test_readiness_ends_with_the_shutdown_and_liveness_does_not(harness: SupervisorHarness) -> None:
     assert (await raw(harness.socket, "GET /healthz"))[0] == 200
     assert (await raw(harness.socket, "GET /readyz"))[0] == 200
     harness.engines.last("web").visitor_left.clear()
@@ -207,16 +207,16 @@ async def test_health_and_readiness(harness: SupervisorHarness) -> None:
     assert (await raw(harness.socket, "GET /readyz"))[0] == 503
 
 
-async def test_the_socket_is_its_owners_alone(harness: SupervisorHarness) -> None:
+async def test_only_the_owner_may_use_the_socket(harness: SupervisorHarness) -> None:
     assert harness.socket.stat().st_mode & 0o777 == 0o600
 
 
-def test_nobody_answers(tmp_path: Path) -> None:
+def test_a_missing_daemon_is_reported_with_the_command_that_starts_one(tmp_path: Path) -> None:
     with pytest.raises(NoDaemonError, match=r"no daemon answers at .*nodepass-orch up"):
         ApiClient(tmp_path / "no.sock").status()
 
 
-async def test_somebody_else_answers(tmp_path: Path) -> None:
+async def test_an_answer_of_another_program_is_reported(tmp_path: Path) -> None:
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail.example ESMTP\r\n")
         writer.close()

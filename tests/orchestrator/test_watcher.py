@@ -1,4 +1,4 @@
-"""The watcher sees every way in which a file comes to say something else, and nothing besides."""
+"""The watcher notices every way to change a file, and reloads for nothing else."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ async def test_every_way_to_save_is_seen_at_once(reader: Reader, save: Callable[
     await wait_until_async(lambda: reader.texts == [text(2)], within=PROMPT)
 
 
-async def test_the_same_content_is_nothing_new(reader: Reader) -> None:
+async def test_unchanged_content_causes_no_reload(reader: Reader) -> None:
     reader.file.write_text(text(1))
     os.utime(reader.file)
     rename_over(reader.file)
@@ -120,7 +120,7 @@ async def test_twenty_saves_in_two_seconds_end_with_the_last(reader: Reader) -> 
     for number in range(100, 120):
         reader.file.write_text(text(number))
         await asyncio.sleep(0.1)
-        pauses += time.monotonic() - before > watcher._STILL
+        pauses += time.monotonic() - before > watcher._STABLE_AFTER_S
         before = time.monotonic()
     await wait_until_async(lambda: reader.texts[-1:] == [text(119)], within=PROMPT)
     assert len(reader.texts) <= 5 + pauses, "a machine that is held up between two saves makes each of them a whole one"
@@ -129,7 +129,7 @@ async def test_twenty_saves_in_two_seconds_end_with_the_last(reader: Reader) -> 
     assert len(asyncio.all_tasks()) <= tasks
 
 
-async def test_a_deletion_is_seen_and_so_is_the_return(reader: Reader) -> None:
+async def test_a_deleted_file_and_its_return_cause_reloads(reader: Reader) -> None:
     reader.file.unlink()
     await wait_until_async(lambda: reader.texts == [""], within=PROMPT)
     assert reader.seen.files == {reader.file: MISSING}
@@ -157,14 +157,14 @@ def replace_folder(folder: Path) -> None:
     new.rename(folder)
 
 
-async def test_the_folder_itself_may_be_replaced(reader: Reader, folder: Path) -> None:
+async def test_a_replaced_directory_is_watched_again(reader: Reader, folder: Path) -> None:
     replace_folder(folder)
     await wait_until_async(lambda: reader.texts == [text(2)], within=time_allowed(4.0))
     (folder / "tunnels.yaml").write_text(text(3))
     await wait_until_async(lambda: reader.texts == [text(2), text(3)], within=PROMPT)
 
 
-async def test_included_files_that_come_change_and_go(tmp_path: Path) -> None:
+async def test_included_files_are_watched_when_they_appear_change_and_disappear(tmp_path: Path) -> None:
     (tmp_path / "tunnels.d").mkdir()
     file = tmp_path / "tunnels.yaml"
     file.write_text("version: 1\ninclude: [tunnels.d/*.yaml, more.yaml]\n")
@@ -205,7 +205,7 @@ def swap_data(folder: Path, number: int) -> None:
         shutil.rmtree(folder / old)
 
 
-async def test_a_swap_of_symbolic_links(tmp_path: Path) -> None:
+async def test_swapped_symbolic_links_cause_a_reload(tmp_path: Path) -> None:
     swap_data(tmp_path, 1)
     file = tmp_path / "tunnels.yaml"
     file.symlink_to("..data/tunnels.yaml")
@@ -217,7 +217,7 @@ async def test_a_swap_of_symbolic_links(tmp_path: Path) -> None:
             await wait_until_async(lambda number=number: reader.texts[-1:] == [text(number)], within=PROMPT)  # type: ignore[misc]  # of a default
 
 
-async def test_without_hints_the_content_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_hints_of_the_kernel_the_content_is_polled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError("OS file watch limit reached")
 
@@ -232,7 +232,7 @@ async def test_without_hints_the_content_is_seen(folder: Path, monkeypatch: pyte
     assert "limit reached" in warned[0]
 
 
-async def test_a_defect_of_a_reload_does_not_end_the_watch(folder: Path) -> None:
+async def test_a_crash_of_a_reload_does_not_end_the_watch(folder: Path) -> None:
     reader = Reader(folder / "tunnels.yaml")
     asked: list[int] = []
 
@@ -250,7 +250,7 @@ async def test_a_defect_of_a_reload_does_not_end_the_watch(folder: Path) -> None
     assert "nobody thought of this" in reader.bus.events_of("")[0].text
 
 
-def test_where_a_change_shows(tmp_path: Path) -> None:
+def test_the_directories_of_all_links_are_watched(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "links").mkdir()
     (tmp_path / "real/tunnels.yaml").write_text(text(1))
@@ -261,7 +261,7 @@ def test_where_a_change_shows(tmp_path: Path) -> None:
     assert sources.refresh() == sources
 
 
-def test_links_in_a_circle_are_a_missing_file(tmp_path: Path) -> None:
+def test_circular_links_count_as_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").symlink_to("b.yaml")
     (tmp_path / "b.yaml").symlink_to("a.yaml")
     with pytest.raises(ConfigError) as caught:

@@ -1,4 +1,4 @@
-"""The crew: engines spread evenly, workers that die or stand still replaced, and none of them left at the end."""
+"""The worker pool: engines are spread evenly, workers that die or hang are replaced, and none is left at the end."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.supervisor.crash_reports import RemoteEngineError
-from orchestrator.workers import pool as crews
-from orchestrator.workers.pool import WorkerPool, WorkerProcess, command_line, place
+from orchestrator.workers.pool import Command, WorkerPool, WorkerProcess, WorkerTiming, choose_worker, worker_command
 from orchestrator.workers.remote import RemoteEngine
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
@@ -26,7 +25,7 @@ from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
 from tunnel.model.url import parse_url
 
-PATIENCE = 2 * GUARD_S
+TIMEOUT_S = 2 * GUARD_S
 SPEC = make_spec(parse_url("client://k@127.0.0.1:9/127.0.0.1:9?client_cooldown=60s"), environ={})
 
 
@@ -34,31 +33,31 @@ SPEC = make_spec(parse_url("client://k@127.0.0.1:9/127.0.0.1:9?client_cooldown=6
 def test_new_tunnels_are_spread_evenly(workers: int, tunnels: int) -> None:
     loads = [0] * workers
     for _ in range(tunnels):
-        loads[place(None, loads)] += 1
+        loads[choose_worker(None, loads)] += 1
     assert max(loads) - min(loads) <= 1
 
 
 @given(loads=st.lists(st.integers(0, 50), min_size=1, max_size=20), data=st.data())
-def test_a_tunnel_stays_where_it_was(loads: list[int], data: st.DataObject) -> None:
+def test_a_tunnel_stays_with_its_worker(loads: list[int], data: st.DataObject) -> None:
     home = data.draw(st.integers(0, len(loads) - 1))
-    assert place(home, loads) == home
-    assert place(len(loads), loads) == loads.index(min(loads))
+    assert choose_worker(home, loads) == home
+    assert choose_worker(len(loads), loads) == loads.index(min(loads))
 
 
 def test_a_worker_finds_the_modules_where_its_supervisor_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", ["", "/one", "/two"])
-    arguments, environ = command_line(5)
+    arguments, environ = worker_command(5)
     assert arguments[1:] == ["-P", "-m", "orchestrator.workers.worker", "5"]
     assert environ["PYTHONPATH"] == ".:/one:/two"
 
 
-class Told:
-    """What the crew told the supervisor's log."""
+class EmittedEvents:
+    """What the pool emitted the supervisor's log."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[LogLevel, str]] = []
         self.pids: dict[int, int] = {}
-        self.stirred: list[str] = []
+        self.active: list[str] = []
 
     def __call__(self, level: LogLevel, kind: str, text: str, **data: int) -> None:
         assert kind == "worker"
@@ -66,106 +65,107 @@ class Told:
         if "pid" in data:
             self.pids[data["worker"]] = data["pid"]
 
-    def says(self, part: str) -> bool:
+    def contain(self, part: str) -> bool:
         return any(part in text for _, text in self.lines)
 
 
 @asynccontextmanager
-async def crew_of(count: int, told: Told) -> AsyncIterator[WorkerPool]:
-    """A crew at work; afterwards none of its processes lives."""
-    async with WorkerPool(count, told, told.stirred.append).running() as crew:
-        yield crew
-    assert not any(map(lives, told.pids.values()))
+async def running_pool(
+    count: int, emitted: EmittedEvents, timing: WorkerTiming | None = None
+) -> AsyncIterator[WorkerPool]:
+    """A running pool; none of its processes is left afterwards."""
+    async with WorkerPool(count, emitted, emitted.active.append, timing=timing).running() as pool:
+        yield pool
+    assert not any(map(is_alive, emitted.pids.values()))
 
 
-def lives(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
 async def run(
-    crew: WorkerPool, name: str, sink: Callable[[Event], None] | None = None
+    pool: WorkerPool, name: str, sink: Callable[[Event], None] | None = None
 ) -> tuple[RemoteEngine, asyncio.Task[None]]:
-    engine = crew.make_engine(name, SPEC, sink or (lambda _: None))
+    engine = pool.make_engine(name, SPEC, sink or (lambda _: None))
     life = asyncio.create_task(engine.run())
     await wait_until_async(
-        lambda: engine.snapshot().state is State.COOLDOWN and not engine._post.trouble, within=PATIENCE
+        lambda: engine.snapshot().state is State.COOLDOWN and not engine._worker.problem, within=TIMEOUT_S
     )
     return engine, life
 
 
-async def test_engines_live_in_processes_of_their_own() -> None:
-    told, events = Told(), list[Event]()
-    async with crew_of(2, told) as crew:
-        engine, life = await run(crew, "one", events.append)
-        other, other_life = await run(crew, "two")
+async def test_engines_run_in_separate_processes() -> None:
+    emitted, events = EmittedEvents(), list[Event]()
+    async with running_pool(2, emitted) as pool:
+        engine, life = await run(pool, "one", events.append)
+        other, other_life = await run(pool, "two")
         assert (engine.snapshot().worker, other.snapshot().worker) == (1, 2)
-        assert {engine.name, other.name} <= set(told.stirred), "whoever looks on is told what a worker said"
-        assert len({os.getpid(), *told.pids.values()}) == 3
+        assert {engine.name, other.name} <= set(emitted.active), "whoever looks on is emitted what a worker said"
+        assert len({os.getpid(), *emitted.pids.values()}) == 3
         assert any("refused" in event.text for event in events)
         for e, task in ((engine, life), (other, other_life)):
             e.drain(0.0)
-            await asyncio.wait_for(task, PATIENCE)
+            await asyncio.wait_for(task, TIMEOUT_S)
             assert e.snapshot().state is State.STOPPED
 
 
-async def test_a_worker_that_is_killed_is_replaced_and_its_neighbour_does_not_notice() -> None:
-    told = Told()
-    async with crew_of(2, told) as crew:
-        _, life = await run(crew, "one")
-        other, other_life = await run(crew, "two")
-        first = dict(told.pids)
+async def test_a_worker_that_is_killed_is_replaced_and_the_others_are_not_affected() -> None:
+    emitted = EmittedEvents()
+    async with running_pool(2, emitted) as pool:
+        _, life = await run(pool, "one")
+        other, other_life = await run(pool, "two")
+        first = dict(emitted.pids)
         os.kill(first[1], signal.SIGKILL)
         with pytest.raises(RemoteEngineError, match="worker 1 was killed by SIGKILL"):
-            await asyncio.wait_for(life, PATIENCE)
-        again, _ = await run(crew, "one")
+            await asyncio.wait_for(life, TIMEOUT_S)
+        again, _ = await run(pool, "one")
         assert again.snapshot().worker == 1
-        assert told.pids[1] != first[1]
-        assert told.pids[2] == first[2]
+        assert emitted.pids[1] != first[1]
+        assert emitted.pids[2] == first[2]
         assert not other_life.done()
         await wait_until_async(lambda: other.snapshot().state is State.COOLDOWN)
-        assert told.says("worker 1 was killed by SIGKILL; the next one starts in")
+        assert emitted.contain("worker 1 was killed by SIGKILL; the next one starts in")
 
 
-async def test_a_worker_that_stands_still_is_shown_then_killed_then_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = Told()
-    monkeypatch.setattr(crews, "TICK", 0.3)
-    async with crew_of(1, told) as crew:
-        engine, life = await run(crew, "one")
-        first = told.pids[1]
+async def test_a_worker_that_hangs_is_reported_then_killed_then_replaced() -> None:
+    emitted = EmittedEvents()
+    async with running_pool(1, emitted, WorkerTiming(interval_s=0.3)) as pool:
+        engine, life = await run(pool, "one")
+        first = emitted.pids[1]
         os.kill(first, signal.SIGSTOP)
         await wait_until_async(
-            lambda: "worker 1 has not answered for" in (engine.snapshot().reason or ""), within=PATIENCE
+            lambda: "worker 1 has not answered for" in (engine.snapshot().reason or ""), within=TIMEOUT_S
         )
         assert engine.snapshot().state in {State.COOLDOWN, State.CONNECTING}
         with pytest.raises(RemoteEngineError, match=r"worker 1 did not answer for .* and was killed"):
-            await asyncio.wait_for(life, PATIENCE)
-        await run(crew, "one")
-        assert told.pids[1] != first
+            await asyncio.wait_for(life, TIMEOUT_S)
+        await run(pool, "one")
+        assert emitted.pids[1] != first
 
 
-async def test_a_worker_that_stands_still_does_not_hold_up_the_end() -> None:
-    told = Told()
-    async with crew_of(1, told) as crew:
-        await run(crew, "one")
-        os.kill(told.pids[1], signal.SIGSTOP)
+async def test_a_worker_that_hangs_does_not_delay_the_shutdown() -> None:
+    emitted = EmittedEvents()
+    async with running_pool(1, emitted) as pool:
+        await run(pool, "one")
+        os.kill(emitted.pids[1], signal.SIGSTOP)
 
 
-async def test_what_terminals_and_service_managers_send_to_all_is_not_for_workers() -> None:
-    told = Told()
-    async with crew_of(1, told) as crew:
-        _, life = await run(crew, "one")
-        assert os.getpgid(told.pids[1]) == told.pids[1]
+async def test_workers_ignore_process_signals_sent_to_the_whole_group() -> None:
+    emitted = EmittedEvents()
+    async with running_pool(1, emitted) as pool:
+        _, life = await run(pool, "one")
+        assert os.getpgid(emitted.pids[1]) == emitted.pids[1]
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            os.kill(told.pids[1], number)
-        engine, _ = await run(crew, "two")
+            os.kill(emitted.pids[1], number)
+        engine, _ = await run(pool, "two")
         assert engine.snapshot().worker == 1
         assert not life.done()
 
 
 @asynccontextmanager
-async def kept(told: Told) -> AsyncIterator[WorkerProcess]:
-    worker = WorkerProcess(1, told, told.stirred.append)
-    task = asyncio.create_task(worker.keep())
+async def running_worker(emitted: EmittedEvents, command: Command) -> AsyncIterator[WorkerProcess]:
+    worker = WorkerProcess(1, emitted, emitted.active.append, command=command)
+    task = asyncio.create_task(worker.run())
     try:
         yield worker
     finally:
@@ -173,7 +173,7 @@ async def kept(told: Told) -> AsyncIterator[WorkerProcess]:
         await asyncio.wait([task])
 
 
-_SPEAKS = "import os, sys; os.write(int(sys.argv[1]), b'\\0\\0\\0\\4junk'); sys.stdin.read()"
+_SENDS_JUNK = "import os, sys; os.write(int(sys.argv[1]), b'\\0\\0\\0\\4junk'); sys.stdin.read()"
 
 
 @pytest.mark.parametrize(
@@ -181,44 +181,40 @@ _SPEAKS = "import os, sys; os.write(int(sys.argv[1]), b'\\0\\0\\0\\4junk'); sys.
     [
         (["/nowhere/python"], "worker 1 cannot be started: no such file or directory; the next one starts in"),
         (["sh", "-c", "exit 3"], "worker 1 ended by itself with exit code 3; the next one starts in"),
-        ([sys.executable, "-c", _SPEAKS], "worker 1 was ended: it speaks differently"),
+        ([sys.executable, "-c", _SENDS_JUNK], "worker 1 was ended: it runs another version"),
     ],
 )
-async def test_a_worker_that_cannot_work_is_tried_again_with_a_reason(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
-) -> None:
-    monkeypatch.setattr(crews, "command_line", lambda fd: ([*arguments, str(fd)], dict(os.environ)))
-    told = Told()
-    async with kept(told) as worker:
+async def test_a_worker_that_cannot_run_is_started_again_with_a_reason(arguments: list[str], says: str) -> None:
+    emitted = EmittedEvents()
+    async with running_worker(emitted, lambda fd: ([*arguments, str(fd)], dict(os.environ))) as worker:
         engine = RemoteEngine(1, "one", SPEC, worker, lambda _: None)
         life = asyncio.create_task(engine.run())
-        await wait_until_async(lambda: len([text for _, text in told.lines if says in text]) >= 2, within=PATIENCE)
-        assert all(level is LogLevel.ERROR for level, _ in told.lines)
+        await wait_until_async(lambda: len([text for _, text in emitted.lines if says in text]) >= 2, within=TIMEOUT_S)
+        assert all(level is LogLevel.ERROR for level, _ in emitted.lines)
         assert "worker 1" in (engine.snapshot().reason or "")
         engine.close()
-        await asyncio.wait([life], timeout=PATIENCE)
+        await asyncio.wait([life], timeout=TIMEOUT_S)
         assert life.done()
         life.exception()
 
 
-async def test_a_defect_of_ours_in_one_worker_leads_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_internal_error_in_one_worker_leads_to_the_next() -> None:
     def broken(_: int) -> tuple[list[str], dict[str, str]]:
         raise KeyError("inside")
 
-    monkeypatch.setattr(crews, "command_line", broken)
-    told = Told()
-    async with kept(told):
-        await wait_until_async(lambda: told.says("worker 1 was given up: internal fault: KeyError"), within=PATIENCE)
+    emitted = EmittedEvents()
+    async with running_worker(emitted, broken):
+        await wait_until_async(lambda: emitted.contain("worker 1 failed: internal fault: KeyError"), within=TIMEOUT_S)
 
 
-async def test_a_sink_that_breaks_costs_nobody_a_worker() -> None:
-    told = Told()
+async def test_a_sink_that_raises_ends_no_worker() -> None:
+    emitted = EmittedEvents()
 
     def broken(_: Event) -> None:
         raise RuntimeError("cannot listen")
 
-    async with crew_of(1, told) as crew:
-        await run(crew, "one", broken)
-        assert told.says("internal fault: RuntimeError: cannot listen")
-        engine, _ = await run(crew, "two")
+    async with running_pool(1, emitted) as pool:
+        await run(pool, "one", broken)
+        assert emitted.contain("internal fault: RuntimeError: cannot listen")
+        engine, _ = await run(pool, "two")
         assert engine.snapshot().worker == 1
