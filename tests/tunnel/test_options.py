@@ -181,6 +181,15 @@ def test_the_built_in_settings_are_the_documented_ones() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("value", "words"), [("999us", "too short; the least is 1ms"), ("0", "too short"), (0, "too short")]
+)
+def test_an_interval_shorter_than_its_minimum_is_rejected(value: object, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        spec_of("", entry(report_interval=value))
+    assert spec_of("", entry(shutdown_timeout=0)).settings.shutdown_timeout == 0.0
+
+
 @pytest.mark.parametrize(("name", "value"), [("report_interval", 5), ("report_interval", 2.5)])
 def test_the_message_for_a_duration_without_a_unit_names_the_unit(name: str, value: object) -> None:
     with pytest.raises(OptionError, match=f"{value}s"):
@@ -416,6 +425,13 @@ def test_no_message_and_no_formatted_option_contains_the_key(key: str) -> None:
     shown += [repr(spec), str(spec), str(format_options(spec)), *(option.format(spec) for option in OPTIONS.values())]
     assert key not in "".join(shown)
     assert spec.auth == "key"
+
+
+def test_a_file_name_that_cannot_exist_is_reported_in_a_sentence() -> None:
+    with pytest.raises(OptionError, match="no home directory '~nobody-has-this-name'"):
+        spec_of("", entry(tls_ca="~nobody-has-this-name/ca.pem"))
+    with pytest.raises(OptionError, match="NUL character"):
+        spec_of("", entry(key_file="a\0b"))
 
 
 def test_relative_files_start_at_the_base_of_their_layer(tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ import pickle
 
 import pytest
 
+from tunnel.model.events import Event, EventKind
+from tunnel.model.limits import default_limits
+from tunnel.model.options import make_spec
 from tunnel.model.snapshot import (
     BytesView,
     ConnectionsView,
@@ -16,9 +19,13 @@ from tunnel.model.snapshot import (
     RefusedView,
     SignalsView,
     Snapshot,
+    SnapshotBuilder,
+    SnapshotInput,
 )
-from tunnel.model.state import State
+from tunnel.model.spec import LogLevel
+from tunnel.model.state import State, StateRecord
 from tunnel.model.times import format_timestamp
+from tunnel.model.url import parse_url
 
 CONTRACT = {
     "name": "web",
@@ -100,3 +107,24 @@ def test_a_snapshot_can_be_pickled_and_its_readers_cannot_change_it() -> None:
     assert before.pool.idle == 8
     with pytest.raises(dataclasses.FrozenInstanceError):
         before.state = State.FAILED  # type: ignore[misc]  # what the test is about
+
+
+def test_selected_fields_are_those_of_the_whole_object() -> None:
+    assert snapshot().as_json(["pool", "state"]) == {"pool": CONTRACT["pool"], "state": "up"}
+
+
+def test_the_builder_returns_the_same_snapshot_while_nothing_changes() -> None:
+    spec = make_spec(parse_url("client://127.0.0.1:1/127.0.0.1:2?report_interval=1s"))
+    values = SnapshotInput(
+        spec=spec, record=StateRecord(State.COOLDOWN, 0.0, "refused"), direction=None, tunnel_addr=None,
+        target_addr=None, data_addr=None, peer=None, link=None, data_tls=False, limits=default_limits(spec.settings),
+        idle=0, capacity=0, dialing=0, queued=0, rtt=0.25, signals=0, active=0, total=0, failed=0, from_visitors=3,
+        to_visitors=4, refused_handshakes=0, refused_prefaces=0, silent=0, attempt=1, remaining=1.5, error=None,
+    )  # fmt: skip
+    builder = SnapshotBuilder("web")
+    first = builder.build(values)
+    assert builder.build(values._replace()) is first
+    assert (first.reason, first.rtt_ms, first.bytes.as_json()) == ("refused", 250.0, {"in": 3, "out": 4})
+    assert (first.tunnel_addr, first.target_addr, first.last_error) == ("127.0.0.1:1", "127.0.0.1:2", None)
+    event = Event(ts=0.0, tunnel="web", level=LogLevel.WARN, kind=EventKind.STATE, text="refused")
+    assert builder.build(values._replace(error=event)).last_error_at == format_timestamp(0.0)

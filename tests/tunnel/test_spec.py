@@ -14,7 +14,7 @@ from tunnel.model.url import parse_url
 
 
 @given(recognisable_keys)
-def test_a_key_shows_itself_to_nobody_by_accident(secret: str) -> None:
+def test_no_way_of_printing_a_key_shows_its_secret(secret: str) -> None:
     key = Key(secret)
     shown = [repr(key), str(key), f"{key}", f"{key!r:>40}", repr([key]), repr({"key": key}), "%s" % key]  # noqa: UP031  every way there is
     assert not any(secret in text for text in shown)
@@ -22,7 +22,7 @@ def test_a_key_shows_itself_to_nobody_by_accident(secret: str) -> None:
     assert key.reveal() == secret
 
 
-def test_a_key_travels_and_compares() -> None:
+def test_keys_can_be_pickled_and_compared() -> None:
     key = Key("a secret")
     for other in (copy.deepcopy(key), pickle.loads(pickle.dumps(key)), Key("a secret")):  # noqa: S301  our own bytes
         assert other == key
@@ -31,19 +31,19 @@ def test_a_key_travels_and_compares() -> None:
     assert key != "a secret"
 
 
-def test_an_empty_key_is_none() -> None:
+def test_an_empty_key_is_rejected() -> None:
     with pytest.raises(ValueError, match="empty"):
         Key("")
 
 
 @pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "0:0:0:0:0:0:0:0"])
-def test_addresses_that_stand_for_every_interface(host: str) -> None:
+def test_wildcard_addresses_mean_every_interface(host: str) -> None:
     assert Address(host, 1).is_wildcard
     assert not Address(host, 1).is_loopback
 
 
 @given(loopback)
-def test_addresses_that_only_this_host_can_reach(host: str) -> None:
+def test_loopback_addresses_are_reachable_from_this_host_only(host: str) -> None:
     assert Address(host, 1).is_loopback
     assert not Address(host, 1).is_wildcard
 
@@ -59,7 +59,7 @@ def test_addresses_that_only_this_host_can_reach(host: str) -> None:
         ("client://server-host:1/127.0.0.1:2", True),
     ],
 )
-def test_a_tunnel_is_exposed_when_others_than_this_hosts_users_may_join(text: str, *, exposed: bool) -> None:
+def test_a_tunnel_without_a_key_is_exposed_unless_it_is_on_loopback(text: str, *, exposed: bool) -> None:
     assert make_spec(parse_url(text)).is_exposed is exposed
 
 
@@ -69,7 +69,7 @@ def test_each_role_has_its_own_cooldown() -> None:
     assert make_spec(parse_url(f"client://a:1/b:2?{options}")).cooldown == 4.0
 
 
-def test_a_spec_travels_to_another_process_whole() -> None:
+def test_a_spec_can_be_pickled_with_its_key() -> None:
     spec = make_spec(parse_url("server://secret@127.0.0.1:1/[::1]:2?tls_ca=/etc/ca.pem&report_interval=1s"))
     again = pickle.loads(pickle.dumps(spec))  # noqa: S301  our own bytes
     assert again == spec

@@ -32,29 +32,35 @@ SEED_URLS = [
     "server://0.0.0.0:10101/app:8080",
     "server://0.0.0.0:10101/service:8080",
 ]
-"""Every URL that the original's own description shows."""
+"""Every URL in the description of the original program."""
 
 
 @given(urls())
-def test_a_url_written_and_read_again_is_the_same(url: TunnelUrl) -> None:
+def test_a_formatted_url_parses_to_the_same_parts(url: TunnelUrl) -> None:
     again = parse_url(url.revealed())
     assert again == url
     assert again.values() == url.values()
 
 
 @given(addresses)
-def test_an_address_written_and_read_again_is_the_same(address: Address) -> None:
+def test_a_formatted_address_parses_to_the_same_address(address: Address) -> None:
     assert parse_address(str(address)) == address
 
 
+def test_a_host_name_may_be_international() -> None:
+    assert parse_address("bücher.example:80") == Address("bücher.example", 80)
+    with pytest.raises(UrlError, match="neither a host name nor an IP address"):
+        parse_address(f"{'ü' * 70}.example:80")
+
+
 @pytest.mark.parametrize("text", SEED_URLS)
-def test_the_originals_examples_are_read_as_written(text: str) -> None:
+def test_the_examples_of_the_original_keep_their_text(text: str) -> None:
     url = parse_url(text)
     assert url.masked() == url.revealed() == text
     assert url.key is None
 
 
-def test_the_parts_are_where_they_belong() -> None:
+def test_a_url_is_parsed_into_its_parts() -> None:
     url = parse_url("client://k%40y@[2001:db8::1]:10101/:8080?log=warn&tls_cert=/etc/a%20b.pem")
     assert url.role is Role.CLIENT
     assert url.tunnel == Address("2001:db8::1", 10101)
@@ -70,7 +76,7 @@ def test_a_key_may_be_written_without_escapes(key: str) -> None:
     assert (url.tunnel, url.target) == (Address("h", 1), Address("t", 2))
 
 
-def test_case_of_the_scheme_and_a_closing_slash_do_not_matter() -> None:
+def test_the_case_of_the_scheme_and_a_final_slash_do_not_matter() -> None:
     assert parse_url("SERVER://a:1/b:2/") == parse_url("server://a:1/b:2")
 
 
@@ -115,7 +121,7 @@ def test_case_of_the_scheme_and_a_closing_slash_do_not_matter() -> None:
         ("server://a:1/b:2?log=%ff", "log", "UTF-8"),
     ],
 )
-def test_a_fault_is_named_with_its_place_and_the_way_out(text: str, spot: str, words: str) -> None:
+def test_a_fault_is_reported_with_its_place_and_the_way_out(text: str, spot: str, words: str) -> None:
     with pytest.raises(UrlError, match=re.escape(words)) as caught:
         parse_url(text)
     assert 0 <= caught.value.offset <= len(text)
@@ -124,13 +130,13 @@ def test_a_fault_is_named_with_its_place_and_the_way_out(text: str, spot: str, w
     assert "\n" not in str(caught.value)
 
 
-def test_an_endless_url_is_refused() -> None:
+def test_a_url_longer_than_the_limit_is_rejected() -> None:
     with pytest.raises(UrlError, match="longer than"):
         parse_url("server://" + "a" * 100_000 + ":1/b:2")
 
 
 @given(st.text(max_size=60))
-def test_no_text_whatever_makes_anything_but_a_url_error(text: str) -> None:
+def test_any_text_is_a_url_or_a_url_error(text: str) -> None:
     for candidate in (text, f"server://{text}", f"client://a:1/{text}", f"server://a:1/b:2?{text}"):
         try:
             url = parse_url(candidate)
@@ -142,7 +148,7 @@ def test_no_text_whatever_makes_anything_but_a_url_error(text: str) -> None:
 
 
 @given(recognisable_keys, st.data())
-def test_the_key_is_in_no_message_however_the_url_is_broken(key: str, data: st.DataObject) -> None:
+def test_no_message_about_a_broken_url_contains_the_key(key: str, data: st.DataObject) -> None:
     whole = f"server://{key}@10.0.0.1:10101/db:5432?log=info&mode=auto"
     start = data.draw(st.integers(0, len(whole)))
     width = data.draw(st.integers(0, 4))
@@ -168,7 +174,7 @@ def test_the_key_is_in_no_message_however_the_url_is_broken(key: str, data: st.D
         "server://{half}:x/t:2?@",
     ],
 )
-def test_a_key_with_a_bare_question_mark_is_not_given_away_in_halves(text: str) -> None:
+def test_no_message_contains_a_half_of_a_key_with_a_bare_question_mark(text: str) -> None:
     half = "Zq7Wm2Rk9"
     with pytest.raises(UrlError) as caught:
         parse_url(text.format(half=half))
@@ -176,7 +182,7 @@ def test_a_key_with_a_bare_question_mark_is_not_given_away_in_halves(text: str) 
 
 
 @given(recognisable_keys, urls())
-def test_the_key_is_in_nothing_that_is_printed_or_pickled_by_accident(key: str, url: TunnelUrl) -> None:
+def test_a_printed_url_never_contains_its_key(key: str, url: TunnelUrl) -> None:
     secret = TunnelUrl(url.role, url.tunnel, url.target, Key(key), ())
     for text in (repr(secret), str(secret), secret.masked(), f"{secret}"):
         assert key not in text
@@ -185,7 +191,7 @@ def test_the_key_is_in_nothing_that_is_printed_or_pickled_by_accident(key: str, 
     assert pickle.loads(pickle.dumps(secret)).key == Key(key)  # noqa: S301  our own bytes
 
 
-def test_what_somebody_meant_as_a_url() -> None:
+def test_a_text_with_a_scheme_looks_like_a_url() -> None:
     assert looks_like_url("server://x")
     assert looks_like_url("http://x")
     assert not looks_like_url("tunnels.yaml")
