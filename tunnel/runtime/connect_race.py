@@ -28,7 +28,7 @@ Failure = tuple["SockAddr", OSError]
 
 
 class SelfConnectError(OSError):
-    """A socket connected to itself (TCP simultaneous open): its own port was the target's, on which nothing listens."""
+    """A socket is its own peer (TCP simultaneous open): its port was the target's, on which nothing listens."""
 
     def __init__(self) -> None:
         super().__init__("nothing listens on that port")
@@ -146,7 +146,7 @@ class ConnectRace:
 
 
 class _LaterAttempt:
-    """An attempt that runs beside the first one. Its race owns the socket."""
+    """An attempt that runs in parallel with the first one. Its race owns the socket."""
 
     __slots__ = ("_race", "_sockaddr", "sock")
 

@@ -1,8 +1,8 @@
 """Host names to IP addresses: one lookup per name at a time, on threads of its own.
 
 ``getaddrinfo`` blocks for as long as the name servers are silent (10 to 30 s with glibc's defaults) and cannot be
-cancelled. Lookups therefore never share threads with anything else, the same name is never asked twice at once, and
-names that were quick, slow or never looked up before have separate threads, so dead names cannot delay healthy ones.
+cancelled. Lookups therefore never share threads with anything else, and the same name is never asked twice at once.
+Names that were quick, slow or never looked up before have separate threads, so dead names cannot delay healthy ones.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class NameLookup:
         self._lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lookups] = WeakKeyDictionary()
 
     async def resolve(self, host: str) -> tuple[HostAddress, ...]:
-        """The addresses of a host, IPv6 and IPv4 in turn (RFC 8305 §4). Raises OSError.
+        """Return the addresses of a host, IPv6 and IPv4 in turn (RFC 8305 §4). Raises OSError.
 
-        Has no time limit of its own. Safe to cancel: the lookup goes on for others who wait for the same name.
+        Has no time limit of its own. Safe to cancel: the lookup continues for other callers with the same name.
         """
         loop = asyncio.get_running_loop()
         lookups = self._lookups.setdefault(loop, {})

@@ -88,8 +88,8 @@ class Reactor:
     def close(self, sock: socket.SocketType) -> None:
         """Close a socket, registered or not. Calling it twice is allowed.
 
-        In the middle of a batch the descriptor stays open until the end of the batch, so that no event meant for the
-        old socket can reach a new one that was given the same number.
+        In the middle of a batch the descriptor stays open until the batch ends. So no event meant for the old socket
+        can reach a new one that was given the same number.
         """
         self._handlers.pop(sock.fileno(), None)
         if self._is_in_turn:

@@ -242,7 +242,7 @@ def get_connect_error(sock: socket.SocketType) -> OSError | None:
 def is_connected_to_itself(sock: socket.SocketType, sockaddr: SockAddr) -> bool:
     """Whether a new connection to ``sockaddr`` ended at its own socket (TCP simultaneous open, RFC 9293 §3.5).
 
-    That happens on the host itself, where nothing listens on a port that the kernel may also choose as a source port.
+    That happens on this host where nothing listens on a port that the kernel may also choose as a source port.
     """
     low, high = _ephemeral_ports()
     if not low <= sockaddr[1] <= high:
