@@ -10,6 +10,7 @@ from rich.cells import cell_len
 
 from tui.format.text import Line, format_time, paragraph, plural, wrap
 from tui.model.tunnels import parse_timestamp
+from tunnel.model.events import EVENT_KINDS
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from tui.model.messages import EventData
 
 LEVELS: Final = tuple(level.name.lower() for level in LogLevel)
-SHOWN_IN_EVENTS: Final = frozenset({"state", "reload", "command", "config", "restart", "supervisor"})
-"""Kinds that the page of events shows; the log has the others."""
+HISTORY_KINDS: Final = frozenset(str(kind) for kind, info in EVENT_KINDS.items() if info.is_history)
+"""Kinds that the page of events shows, as the API does; the log has the others."""
 
 _LEVEL_STYLES: Final = {"debug": "dim", "warn": "warn", "error": "severe", "fatal": "severe"}
 _TIME_WIDTH: Final = 9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tui.format.event_format import SHOWN_IN_EVENTS, LogFilter, event_lines
+from tui.format.event_format import HISTORY_KINDS, LogFilter, event_lines
 from tui.screens.dialogs import TextModal
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class EventsModal(LinesModal):
     def _event_lines(self, width: int) -> list[Line]:
         while self._new_events:
             event = self._new_events.popleft()
-            if event.get("kind") in SHOWN_IN_EVENTS and event not in self._events:
+            if event.get("kind") in HISTORY_KINDS and event not in self._events:
                 self._events.append(event)
         shown = filter(LogFilter().matches, self._events)
         lines = [line for event in shown for line in event_lines(event, width, has_name=True)]
