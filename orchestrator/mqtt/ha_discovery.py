@@ -16,7 +16,7 @@ from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import BrokerError
 from orchestrator.mqtt.commands import EVENT_KIND
 from orchestrator.mqtt.ownership import SILENT_AFTER_S
-from orchestrator.mqtt.topics import INFO, STATE, STATUS, Message
+from orchestrator.mqtt.topics import INFO, STATE, STATUS, OutgoingMessage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -75,7 +75,7 @@ class HomeAssistantDiscovery:
                 return component in _COMPONENTS and node == self._node and entity.startswith(f"{_PROGRAM}_")
         return False
 
-    def host_messages(self) -> tuple[Message, ...]:
+    def host_messages(self) -> tuple[OutgoingMessage, ...]:
         """Whether the host is online, and whether its file is in force."""
         online = {
             "name": "Online",
@@ -99,11 +99,11 @@ class HomeAssistantDiscovery:
             self._message("binary_sensor", "host_configuration", configuration),
         )
 
-    def tunnel_messages(self, name: str) -> tuple[Message, ...]:
+    def tunnel_messages(self, name: str) -> tuple[OutgoingMessage, ...]:
         """Whether the tunnel is up, and its counters."""
         return tuple(self._tunnel_messages(name))
 
-    def _tunnel_messages(self, name: str) -> Iterator[Message]:
+    def _tunnel_messages(self, name: str) -> Iterator[OutgoingMessage]:
         topic = self._topics.of(STATE, name)
         level = _as_topic_level(name)
         common = {"state_topic": topic, **self._availability}
@@ -136,10 +136,10 @@ class HomeAssistantDiscovery:
             }
             yield self._message("sensor", f"t_{level}_bytes_{key}", counter)
 
-    def _message(self, component: str, name: str, config: Mapping[str, object]) -> Message:
+    def _message(self, component: str, name: str, config: Mapping[str, object]) -> OutgoingMessage:
         whole = {**config, "unique_id": f"{_PROGRAM}_{self._node}_{name}", **self._shared}
         topic = f"{self.prefix}/{component}/{self._node}/{_PROGRAM}_{name}/config"
-        return Message(topic, payloads.encode(whole), retain=True)
+        return OutgoingMessage(topic, payloads.encode(whole), retain=True)
 
 
 def _as_topic_level(name: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt.payloads import EventPayload, InfoPayload, StatePayload, StatsPayload, StatusPayload
-from orchestrator.mqtt.topics import EVENT, INFO, STATE, STATS, STATUS, Message
+from orchestrator.mqtt.topics import EVENT, INFO, STATE, STATS, STATUS, OutgoingMessage
 from orchestrator.status.contract import field_names
 from tunnel.model.snapshot import Snapshot
 from tunnel.model.times import format_timestamp
@@ -50,9 +50,9 @@ class PublishQueue:
     """
 
     def __init__(self, max_events: int = MAX_QUEUED_EVENTS) -> None:
-        self._retained: dict[str, Message] = {}
-        self._events: deque[Message] = deque()
-        self._stats: dict[str, Message] = {}
+        self._retained: dict[str, OutgoingMessage] = {}
+        self._events: deque[OutgoingMessage] = deque()
+        self._stats: dict[str, OutgoingMessage] = {}
         self._max_events = max_events
         self._is_filled = asyncio.Event()
         self._dropped = 0
@@ -60,7 +60,7 @@ class PublishQueue:
     def __len__(self) -> int:
         return len(self._retained) + len(self._events) + len(self._stats)
 
-    def add(self, message: Message) -> None:
+    def add(self, message: OutgoingMessage) -> None:
         """Queue a message; it replaces an older one on the same topic unless it is an event."""
         if message.is_event:
             self._events.append(message)
@@ -71,7 +71,7 @@ class PublishQueue:
             (self._retained if message.retain else self._stats)[message.topic] = message
         self._is_filled.set()
 
-    def put_back(self, messages: list[Message]) -> None:
+    def put_back(self, messages: list[OutgoingMessage]) -> None:
         """Queue the unconfirmed events again, in their old place."""
         for message in reversed([message for message in messages if message.is_event]):
             if len(self._events) >= self._max_events:
@@ -86,9 +86,9 @@ class PublishQueue:
         self._retained.clear()
         self._stats.clear()
 
-    def take_next(self, limit: int) -> list[Message]:
+    def take_next(self, limit: int) -> list[OutgoingMessage]:
         """Remove and return the next messages."""
-        taken: list[Message] = []
+        taken: list[OutgoingMessage] = []
         while len(taken) < limit and len(self):
             if self._retained:
                 taken.append(self._retained.pop(next(iter(self._retained))))
@@ -234,7 +234,7 @@ class Publications:
         """One of our topics is retained from an earlier run: clear it unless it is published again."""
         self._old_topics.add(topic)
 
-    def status_message(self, *, online: bool) -> Message:
+    def status_message(self, *, online: bool) -> OutgoingMessage:
         """The online or offline status; the latter is also the last will."""
         return self._topics.message(
             STATUS, StatusPayload.of_run(self._run, format_timestamp(time.time()), online=online)
@@ -242,7 +242,7 @@ class Publications:
 
     def clear_topic(self, topic: str) -> None:
         """Remove what the broker retains there."""
-        self.queue.add(Message(topic, b"", retain=True))
+        self.queue.add(OutgoingMessage(topic, b"", retain=True))
 
     def add_event(self, event: Event) -> None:
         """Queue an event for publication."""

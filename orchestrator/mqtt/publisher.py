@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from orchestrator.config.manifest import Manifest
     from orchestrator.config.supervisor_settings import MqttSettings
     from orchestrator.mqtt.session import BrokerClient, BrokerSession
-    from orchestrator.mqtt.topics import Message
+    from orchestrator.mqtt.topics import OutgoingMessage
     from orchestrator.status.contract import BrokerInfo
     from orchestrator.supervisor.control import ControlService
     from orchestrator.supervisor.event_bus import EventBus
@@ -354,7 +354,7 @@ class Publisher:
             self._publications.queue.add(self._publications.status_message(online=True))
 
 
-async def publish_all(session: BrokerSession, batch: list[Message]) -> None:
+async def publish_all(session: BrokerSession, batch: list[OutgoingMessage]) -> None:
     """Publish together, so that a long round trip counts only once. Raises the first error."""
     results = await asyncio.gather(
         *(_publish_in_turn(session, message, turn) for turn, message in enumerate(batch)), return_exceptions=True
@@ -364,7 +364,7 @@ async def publish_all(session: BrokerSession, batch: list[Message]) -> None:
             raise result
 
 
-async def _publish_in_turn(session: BrokerSession, message: Message, turn: int) -> None:
+async def _publish_in_turn(session: BrokerSession, message: OutgoingMessage, turn: int) -> None:
     """Publish ``turn`` turns of the loop from now, so that visitors need not wait for the whole batch."""
     for _ in range(turn):
         await asyncio.sleep(0)

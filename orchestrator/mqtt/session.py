@@ -22,7 +22,7 @@ from orchestrator.process.task_scope import task_scope
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Broker
-    from orchestrator.mqtt.topics import Message
+    from orchestrator.mqtt.topics import OutgoingMessage
 
 _MAX_BUFFERED: Final = 20_000  # received messages, or topics, that wait to be handled
 _CONFIRM_TIMEOUT_S: Final = 2 * STEP_TIMEOUT_S  # for PUBACK
@@ -104,7 +104,7 @@ class BrokerSession:
         """End the connection without DISCONNECT, which would withdraw our last will."""
         self._connection.abort()
 
-    async def publish(self, message: Message, *, expires_after_s: float | None = None) -> None:
+    async def publish(self, message: OutgoingMessage, *, expires_after_s: float | None = None) -> None:
         """Publish; with QoS 1 the broker has confirmed it on return.
 
         ``expires_after_s``: how long the broker may hold the message for a subscriber.
@@ -175,7 +175,7 @@ class BrokerClient:
 
     @contextlib.asynccontextmanager
     async def session(
-        self, *, will: Message | None = None, keep_newest_only: bool = False, use_random_id: bool = False
+        self, *, will: OutgoingMessage | None = None, keep_newest_only: bool = False, use_random_id: bool = False
     ) -> AsyncIterator[BrokerSession]:
         """A session for a block. Its loss cancels the block and raises BrokerError.
 
@@ -207,7 +207,7 @@ class BrokerClient:
         self,
         local_address: str,
         password: str | None,
-        will: Message | None,
+        will: OutgoingMessage | None,
         buffer: ReceiveBuffer,
         client_id: str | None,
     ) -> aiomqtt.Client:

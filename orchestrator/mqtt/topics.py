@@ -23,7 +23,7 @@ _WILDCARD: Final = "+"
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class OutgoingMessage:
     """One publication on the broker."""
 
     topic: str
@@ -37,7 +37,7 @@ class Message:
         return self.qos == 1 and not self.retain
 
 
-class Direction(enum.Enum):
+class TopicDirection(enum.Enum):
     """Which side publishes a topic."""
 
     FROM_HOST = "from host"
@@ -53,7 +53,7 @@ class Topic:
     """levels below the host; ``NAME`` is the variable one"""
     payload: type[Payload]
     description: str
-    direction: Direction = Direction.FROM_HOST
+    direction: TopicDirection = TopicDirection.FROM_HOST
     retain: bool = False
     qos: int = 1
 
@@ -75,7 +75,7 @@ STATS: Final = Topic(
 )
 EVENT: Final = Topic("event", "event", payloads.EventPayload, "one event of the host or of a tunnel")
 COMMAND: Final = Topic(
-    "cmd", "cmd", payloads.CommandPayload, "one command; must not be retained", direction=Direction.TO_HOST
+    "cmd", "cmd", payloads.CommandPayload, "one command; must not be retained", direction=TopicDirection.TO_HOST
 )
 RESPONSE: Final = Topic(
     "rsp", "rsp/NAME", payloads.ResponsePayload, "the result of a command; NAME is the command's reply, else its id"
@@ -124,9 +124,9 @@ class HostTopics:
         """The full topic; without ``name`` it has a wildcard there, for a subscription."""
         return f"{self.base}/{topic.suffix.replace(_NAME, _WILDCARD if name is None else encode_name(name))}"
 
-    def message(self, topic: Topic, payload: Payload, name: str = "") -> Message:
+    def message(self, topic: Topic, payload: Payload, name: str = "") -> OutgoingMessage:
         """A publication of ``payload`` as the table says."""
-        return Message(self.of(topic, name), payloads.encode(payload.as_json()), topic.qos, topic.retain)
+        return OutgoingMessage(self.of(topic, name), payloads.encode(payload.as_json()), topic.qos, topic.retain)
 
 
 EVERY_HOST: Final = HostTopics(_WILDCARD)

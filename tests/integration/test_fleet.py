@@ -28,7 +28,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from orchestrator.mqtt.broker import Broker
 from orchestrator.mqtt.ownership import COPY_RETURNS_WITHIN_S, load_identity
 from orchestrator.mqtt.session import BrokerClient
-from orchestrator.mqtt.topics import Message
+from orchestrator.mqtt.topics import OutgoingMessage
 from tests.bench.processes import clean_environment
 from tests.bench.screen import selected_tunnel
 from tests.bench.terminal import run_on_terminal
@@ -902,7 +902,7 @@ async def test_a_broker_with_version_3_1_1_is_supported(broker: Mosquitto) -> No
     client = BrokerClient(Broker.from_url(broker.url), is_v5_broker=False)
     async with client.session() as session:
         await session.subscribe(f"{TREE}/x/status", qos=1, retain_as_published=True)
-        await session.publish(Message(f"{TREE}/x/status", b"{}", retain=True), expires_after_s=3)
+        await session.publish(OutgoingMessage(f"{TREE}/x/status", b"{}", retain=True), expires_after_s=3)
         async for batch in session.receive_batches():
             assert [bytes(message.payload) for message in batch] == [b"{}"]
             break

@@ -17,7 +17,7 @@ from orchestrator.mqtt.commands import CommandHandler
 from orchestrator.mqtt.ha_discovery import HomeAssistantDiscovery
 from orchestrator.mqtt.payloads import DaemonRun, StatePayload, StatusPayload
 from orchestrator.mqtt.publications import Publications
-from orchestrator.mqtt.topics import INFO, STATE, HostTopics, Message
+from orchestrator.mqtt.topics import INFO, STATE, HostTopics, OutgoingMessage
 from orchestrator.status.contract import ConfigStatus, DaemonInfo
 from orchestrator.status.store import snapshot_store
 from orchestrator.supervisor.control import ControlService
@@ -38,7 +38,7 @@ def discovery(prefix: str = "homeassistant") -> HomeAssistantDiscovery:
     return HomeAssistantDiscovery(prefix, TOPICS, "edge-1", "1.0")
 
 
-def configuration(messages: tuple[Message, ...], object_: str) -> dict[str, Any]:
+def configuration(messages: tuple[OutgoingMessage, ...], object_: str) -> dict[str, Any]:
     (found,) = [message for message in messages if message.topic.endswith(f"/{object_}/config")]
     whole: dict[str, Any] = json.loads(found.payload)
     return whole

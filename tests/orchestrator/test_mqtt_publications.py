@@ -21,7 +21,7 @@ from orchestrator.mqtt.publications import (
     PublishSchedule,
 )
 from orchestrator.mqtt.publisher import publish_all
-from orchestrator.mqtt.topics import Message
+from orchestrator.mqtt.topics import OutgoingMessage
 from orchestrator.status.store import snapshot_store
 from orchestrator.supervisor.runner import stopped_snapshot
 from tests.support.scale import GUARD_S
@@ -47,10 +47,10 @@ def test_the_newest_message_per_topic_is_kept_and_the_queue_is_bounded(
     queue = PublishQueue(max_events=4)
     newest: dict[tuple[str, tuple[int, bool]], bytes] = {}
     for number, (topic, kind) in enumerate(puts):
-        queue.add(Message(topic, b"%d" % number, *kind))
+        queue.add(OutgoingMessage(topic, b"%d" % number, *kind))
         newest[topic, kind] = b"%d" % number
         assert len(queue) <= 3 + 3 + 4
-    taken: list[Message] = []
+    taken: list[OutgoingMessage] = []
     while batch := queue.take_next(most):
         assert len(batch) <= most
         taken += batch
@@ -67,16 +67,16 @@ def test_the_newest_message_per_topic_is_kept_and_the_queue_is_bounded(
 async def test_unconfirmed_events_are_queued_again_in_their_old_place() -> None:
     queue = PublishQueue(max_events=3)
     for number in range(3):
-        queue.add(Message("event", b"%d" % number))
+        queue.add(OutgoingMessage("event", b"%d" % number))
     batch = queue.take_next(2)
-    queue.add(Message("t/a/state", b"s", retain=True))
+    queue.add(OutgoingMessage("t/a/state", b"s", retain=True))
     queue.put_back(batch)
     queue.clear_current_values()
     assert [m.payload for m in queue.take_next(9)] == [b"0", b"1", b"2"]
     waiting = asyncio.create_task(queue.wait_filled())
     await asyncio.sleep(0)
     assert not waiting.done()
-    queue.add(Message("event", b"3"))
+    queue.add(OutgoingMessage("event", b"3"))
     await asyncio.wait_for(waiting, GUARD_S)
 
 
@@ -86,7 +86,7 @@ async def test_each_message_of_a_batch_is_sent_in_its_own_turn_and_all_await_con
     all_left = asyncio.Event()
 
     class SlowSession:
-        async def publish(self, message: Message) -> None:
+        async def publish(self, message: OutgoingMessage) -> None:
             left.append((message.topic, turn))
             if len(left) == 20:
                 all_left.set()
@@ -104,7 +104,7 @@ async def test_each_message_of_a_batch_is_sent_in_its_own_turn_and_all_await_con
     session: Any = SlowSession()
     counting = asyncio.create_task(count())
     with pytest.raises(BrokerError, match="lost"):
-        await publish_all(session, [Message(str(number), b"") for number in range(20)])
+        await publish_all(session, [OutgoingMessage(str(number), b"") for number in range(20)])
     counting.cancel()
     assert [topic for topic, _ in left] == [str(number) for number in range(20)]
     assert len({at for _, at in left}) == 20
