@@ -31,10 +31,10 @@ from tunnel.protocol.frames import FRAMES, Kind, encode_frame, encode_message
 from tunnel.protocol.handshake_messages import Challenge, Refusal
 from tunnel.protocol.messages import (
     CapacityChanged,
+    FrameMessage,
     Goodbye,
     Launch,
     LimitsAnnounced,
-    Message,
     Ping,
     QueueLength,
     StreamsEnded,
@@ -52,7 +52,7 @@ Seeds = Iterator[tuple[str, bytes]]
 
 
 def _frames() -> Seeds:
-    messages: dict[str, Message] = {
+    messages: dict[str, FrameMessage] = {
         "challenge": Challenge(1, _NONCE),
         "ids": Launch((1, 2, 1 << 63)),
         "ended": StreamsEnded(((7, 1 << 40), (8, 0))),

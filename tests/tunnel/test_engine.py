@@ -24,7 +24,6 @@ from tests.support.engine_parts import Events, no_descriptor_leak, shared_parts
 from tests.support.ports import free_port
 from tests.support.scale import GUARD_S
 from tests.support.waiting import run_loop_turns, wait_until_async
-from tunnel.engine import ingress
 from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
 from tunnel.engine.engine import Engine
 from tunnel.engine.factory import create_engine
@@ -412,10 +411,8 @@ async def test_the_queue_of_visitors_is_bounded(shared: EngineContext) -> None:
             assert server.engine.snapshot().connections.total == 10
 
 
-async def test_a_visitor_waits_for_a_link_for_a_bounded_time(
-    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ingress, "QUEUE_TIMEOUT_S", 2.0)
+@pytest.mark.parametrize("shared", [Timing(queue_timeout_s=2.0)], indirect=True)
+async def test_a_visitor_waits_for_a_link_for_a_bounded_time(shared: EngineContext) -> None:
     async with running_engine(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.wait_state(State.WAITING)
         for _ in range(2):  # the second one arrives when the time is over already

@@ -30,10 +30,10 @@ from tunnel.protocol.messages import (
     CapacityChanged,
     ConnectionsPooled,
     ConnectionsRetired,
+    FrameMessage,
     Goodbye,
     Launch,
     LimitsAnnounced,
-    Message,
     Ping,
     Pong,
     QueueLength,
@@ -49,7 +49,7 @@ numbers = st.integers(0, (1 << 32) - 2)
 bounds = st.builds(ConfiguredLimits, *[st.none() | st.integers(1, (1 << 32) - 2)] * 3)
 id_lists = st.lists(idents, max_size=40).map(tuple)
 
-exact_messages: st.SearchStrategy[Message] = st.one_of(
+exact_messages: st.SearchStrategy[FrameMessage] = st.one_of(
     st.builds(Launch, id_lists),
     st.builds(ConnectionsPooled, id_lists),
     st.builds(ConnectionsRetired, id_lists),
@@ -132,7 +132,7 @@ def test_the_protocol_document_has_the_table_of_all_frames() -> None:
 
 @given(exact_messages)
 @example(StreamsEnded(((7, 1 << 40), (8, 0))))
-def test_messages_of_numbers_round_trip(message: Message) -> None:
+def test_messages_of_numbers_round_trip(message: FrameMessage) -> None:
     [(kind, payload)] = FrameDecoder().feed(encode_message(message))
     assert FRAMES[kind].message.decode(payload) == message
 
@@ -151,7 +151,7 @@ def test_no_pair_is_split_between_two_frames() -> None:
 
 
 @pytest.mark.parametrize(("message", "payload"), [(Launch, b"123456789"), (StreamsEnded, bytes(8))])
-def test_a_list_that_is_cut_off_is_a_protocol_error(message: type[Message], payload: bytes) -> None:
+def test_a_list_that_is_cut_off_is_a_protocol_error(message: type[FrameMessage], payload: bytes) -> None:
     with pytest.raises(ProtocolError, match="cut off"):
         message.decode(payload)
 
@@ -167,7 +167,7 @@ def test_a_queue_that_is_too_long_for_the_frame_is_clipped() -> None:
     assert QueueLength.decode(QueueLength(1 << 40).encode()).count == (1 << 32) - 1
 
 
-sentences: list[tuple[Callable[[str], Message], Callable[[Any], str | None]]] = [
+sentences: list[tuple[Callable[[str], FrameMessage], Callable[[Any], str | None]]] = [
     (lambda text: VisitorFailed(7, text), lambda message: str(message.reason)),
     (Goodbye, lambda message: str(message.reason)),
     (Refusal, lambda message: str(message.reason)),
@@ -177,7 +177,7 @@ sentences: list[tuple[Callable[[str], Message], Callable[[Any], str | None]]] = 
 
 @given(st.sampled_from(sentences), texts)
 def test_sentences_arrive_safe_to_print_and_short(
-    sentence: tuple[Callable[[str], Message], Callable[[Any], str | None]], text: str
+    sentence: tuple[Callable[[str], FrameMessage], Callable[[Any], str | None]], text: str
 ) -> None:
     make, get_text = sentence
     [(kind, payload)] = FrameDecoder().feed(encode_message(make(text)))

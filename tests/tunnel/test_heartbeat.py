@@ -74,6 +74,6 @@ def test_any_stamp_in_an_answer_gives_a_round_trip_that_is_not_negative(stamp: i
 def test_the_next_ping_follows_the_present_interval() -> None:
     heartbeat = Heartbeat(10.0, now=0.0)
     assert heartbeat.seconds_until_ping(0.0) == pytest.approx(10.0)
-    heartbeat.interval_s = 5.0
+    heartbeat.set_interval(5.0)
     assert heartbeat.seconds_until_ping(0.0) == pytest.approx(5.0)
     assert heartbeat.seconds_until_ping(0.0, 0.5) == pytest.approx(2.5)

@@ -56,7 +56,7 @@ class End:
 
 
 def pair(*, client_is_ingress: bool = False) -> tuple[End, End]:
-    """Client and server."""
+    """The sessions of a client and its server."""
     return End(SessionRole(True, client_is_ingress)), End(SessionRole(False, not client_is_ingress))
 
 

@@ -63,12 +63,14 @@ class PendingConnections:
         if self._timer is None:
             self._timer = loop.call_later(self._limits.timeout_s, self._evict_expired)
 
-    def release(self, connection: Evictable) -> None:
-        """Remove a connection that has authenticated or is closed. Removing it twice is harmless."""
-        if self._deadlines.pop(connection, None) is not None:
-            self._by_address[connection.address] -= 1
-            if not self._by_address[connection.address]:
-                del self._by_address[connection.address]
+    def release(self, connection: Evictable) -> bool:
+        """Remove a connection that has authenticated or is closed; whether it was pending."""
+        if self._deadlines.pop(connection, None) is None:
+            return False
+        self._by_address[connection.address] -= 1
+        if not self._by_address[connection.address]:
+            del self._by_address[connection.address]
+        return True
 
     def evict_all(self, reason: str) -> None:
         """Close all pending connections and stop the timer."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ClientEngine(Engine):
-    """Owns a link connector, and a pool filler with each link, besides what every engine owns."""
+    """Owns a link connector, and one pool filler for each link."""
 
     def __init__(self, name: str, spec: TunnelSpec, *, context: EngineContext, sink: EventSink) -> None:
         super().__init__(name, spec, context=context, sink=sink)
@@ -77,3 +77,7 @@ class ClientEngine(Engine):
     @property
     def _filler(self) -> PoolFiller | None:
         return self._present_filler
+
+    @property
+    def _data_address(self) -> str | None:
+        return self._present_filler.address if self._present_filler is not None else None

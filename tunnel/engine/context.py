@@ -23,6 +23,8 @@ class Timing:
     liveness_timeout_s: float = 0.3
     """for the present client to answer a ping when another client wants its tunnel, or four round trips if longer"""
     max_liveness_timeout_s: float = 2.0
+    queue_timeout_s: float = 5.0
+    """for a visitor to get a data connection; also how long visitors are still accepted without a link"""
     stable_after_s: float = 10.0
     """a link that has lasted so long has worked: after its loss, retries start with the shortest delay again"""
     goodbye_grace_s: float = 1.0

@@ -187,9 +187,9 @@ class Engine(ABC):
         return None
 
     @property
+    @abstractmethod
     def _data_address(self) -> str | None:
         """Where data connections go."""
-        return self._link.data_addr if self._link is not None else None
 
     def _acceptors(self) -> dict[str, Acceptor]:
         """The acceptors by purpose, for a successor."""
@@ -212,7 +212,7 @@ class Engine(ABC):
         spec, context, crash = self.spec, self._context, self.on_handler_error
         parts = (context.reactor, context.pipes, self._stats, self._event_log)
         if listeners.VISITORS in addresses:
-            ingress = Ingress(*parts, spec.settings, on_crash=crash)
+            ingress = Ingress(*parts, spec.settings, context.timing.queue_timeout_s, on_crash=crash)
             ingress.open(self._bound.pop(listeners.VISITORS), spec.target)
             self._event_log.log_info(EventKind.LISTEN, f"visitors are accepted on {ingress.address}")
             self._end = ingress

@@ -6,7 +6,7 @@ Independent of the role (server or client): the engine attaches a link here.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from tunnel.engine.tunnel_end import TunnelEnd
 from tunnel.model.events import EventKind
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import PipePool
 
-QUEUE_TIMEOUT_S: Final = 5.0
-"""How long a visitor waits for a data connection at most, and how long visitors are still accepted without a link."""
-
 
 class Ingress(TunnelEnd):
     """The end that accepts visitors. Owns the listener, the queue and the relays."""
@@ -43,11 +40,13 @@ class Ingress(TunnelEnd):
         stats: Stats,
         event_log: EventLog,
         settings: Settings,
+        queue_timeout_s: float,
         on_crash: Callable[[Exception], None],
     ) -> None:
         super().__init__(
             reactor, pipes, stats, event_log, on_crash, from_near=stats.from_visitors, to_near=stats.to_visitors
         )
+        self._queue_timeout_s = queue_timeout_s
         self.acceptor: Acceptor | None = None
         self._linkless_since = self._loop.time()
         self._queue: deque[tuple[socket.SocketType, float]] = deque()
@@ -147,9 +146,9 @@ class Ingress(TunnelEnd):
             if data is not None:
                 self._launch(link, visitor, data)
                 return
-        deadline = self._loop.time() + QUEUE_TIMEOUT_S
+        deadline = self._loop.time() + self._queue_timeout_s
         if link is None:
-            deadline = self._linkless_since + QUEUE_TIMEOUT_S
+            deadline = self._linkless_since + self._queue_timeout_s
             if deadline <= self._loop.time():
                 self._reject(visitor, "there is no link")
                 return
@@ -222,7 +221,7 @@ class Ingress(TunnelEnd):
         missing = "no link" if self._link is None else "no data connection"
         while self._queue and self._queue[0][1] <= now:
             visitor, _ = self._queue.popleft()
-            self._reject(visitor, f"there was {missing} for it in {QUEUE_TIMEOUT_S:g} s")
+            self._reject(visitor, f"there was {missing} for it in {self._queue_timeout_s:g} s")
         if self._queue:
             self._queue_timer = self.reactor.call_later(self._queue[0][1] - now, self._on_queue_timeout)
         self._on_room_freed()

@@ -67,7 +67,7 @@ class LinkOwner(Protocol):
     """The engine, as its link sees it."""
 
     def on_link_event(self, link: Link, event: LinkEvent) -> None:
-        """Handle an event of the session or of the link itself."""
+        """Handle an event of the session, or of the link."""
 
     def on_handler_error(self, error: Exception) -> None:
         """End the engine because of a defect."""
@@ -91,8 +91,6 @@ class Link:
         self.is_client = terms.role.is_client
         self.is_ingress = terms.role.is_ingress
         self.channel = channel
-        self.data_addr: str | None = None
-        """where data connections go, as far as this end knows"""
         self._reactor = reactor
         self._loop = asyncio.get_running_loop()
         heartbeat = Heartbeat(terms.report_interval_s, self._loop.time())
@@ -128,7 +126,7 @@ class Link:
 
     def set_report_interval(self, seconds: float) -> None:
         """Send pings in another interval from now on."""
-        self.session.heartbeat.interval_s = seconds
+        self.session.heartbeat.set_interval(seconds)
         if self._ping_timer is not None:
             self._ping(random.random())  # noqa: S311  as above
 

@@ -78,7 +78,7 @@ class LinkAcceptor:
         self._pending = PendingConnections(context.reactor.fd_budget.limit, context.admission)
         self.acceptors: dict[str, Acceptor] = {}
         """by purpose, as in ``listeners``"""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[PendingConnection, asyncio.Task[None]] = {}  # of control channels
         self._link_decision = asyncio.Lock()
         self._context: ssl.SSLContext
         self._certificate = b""
@@ -120,7 +120,7 @@ class LinkAcceptor:
             acceptor.close()
         self.acceptors.clear()
         self._pending.evict_all("the server is closing")
-        for task in list(self._tasks):
+        for task in list(self._handshakes.values()):
             task.cancel()
 
     # --- pending connections ------------------------------------------------------------------------------------------
@@ -131,17 +131,15 @@ class LinkAcceptor:
     def _accept_data(self, sock: socket.SocketType, peer: object) -> None:
         connection = PendingConnection(self, sock, peer, data_only=True)
         connection.read()  # TCP_DEFER_ACCEPT: its first bytes have arrived, mostly the whole preface
-        if not connection.is_settled:
+        if connection.is_waiting:
             self._admit(connection)
 
     def _admit(self, connection: PendingConnection) -> None:
-        connection.is_registered = True
         self._pending.admit(connection)
         self._reactor.register(connection.sock, connection.ready)
 
     def discard(self, connection: PendingConnection) -> None:
         """Close a connection whose peer closed it before it was authenticated."""
-        connection.is_settled = True
         self._pending.release(connection)
         self._reactor.close(connection.sock)
 
@@ -151,8 +149,9 @@ class LinkAcceptor:
         self._event_log.warn_throttled(
             EventKind.REFUSED, "silent", f"closed a pending connection from {connection.peer}: {reason}"
         )
-        if connection.task is not None:
-            connection.task.cancel()
+        handshake = self._handshakes.get(connection)
+        if handshake is not None:
+            handshake.cancel()
         else:
             self._reactor.close(connection.sock)
 
@@ -203,11 +202,10 @@ class LinkAcceptor:
         if connection.peer_closed:  # the client has closed it, and the reactor reports that only once
             self.discard(connection)
             return
-        connection.is_settled = True
-        self._pending.release(connection)
+        is_registered = self._pending.release(connection)
         pool = link.pool
         before = len(pool)
-        pool.add(DataConnection(ident, connection.sock, stream, pool), is_registered=connection.is_registered)
+        pool.add(DataConnection(ident, connection.sock, stream, pool), is_registered=is_registered)
         link.session.send_pooled(ident)
         link.note_pool_grown(before)
 
@@ -219,12 +217,13 @@ class LinkAcceptor:
         # The channel owns the socket from now on, not from the task's start: more bytes may arrive in this very turn.
         channel = ControlChannel(self._reactor, connection.sock, session, self._spec.settings.signal_buffer, first)
         task = asyncio.get_running_loop().create_task(self._handshake(connection, channel))
-        connection.task = task
-        self._tasks.add(task)
-        task.add_done_callback(lambda done: self._on_handshake_done(done, channel))
+        self._handshakes[connection] = task
+        task.add_done_callback(lambda done: self._on_handshake_done(connection, done, channel))
 
-    def _on_handshake_done(self, task: asyncio.Task[None], channel: ControlChannel) -> None:
-        self._tasks.discard(task)
+    def _on_handshake_done(
+        self, connection: PendingConnection, task: asyncio.Task[None], channel: ControlChannel
+    ) -> None:
+        del self._handshakes[connection]
         if task.cancelled():  # perhaps before its first step, and then it has closed nothing
             channel.close("the handshake was aborted")
 
@@ -317,7 +316,6 @@ class LinkAcceptor:
             report_interval_s=spec.settings.report_interval,
         )
         link = Link(terms, channel, self._reactor)
-        link.data_addr = self.data_addr or self.address
         self._link, self._link_instance, self._replay_window = link, hello.instance, ReplayWindow()
         self._carrier = create_accept_carrier(is_encrypted=welcome.data_tls, secret=secret, context=self._context)
         channel.send(answer)

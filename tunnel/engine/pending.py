@@ -10,7 +10,6 @@ from tunnel.runtime import sockets
 from tunnel.runtime.reactor import HANGUP, READABLE
 
 if TYPE_CHECKING:
-    import asyncio
     import socket
 
     from tunnel.carriers.base import DataHandshake
@@ -27,24 +26,18 @@ class PendingConnection:
         "_is_data_only",
         "_peer",
         "_preface",
-        "is_registered",
-        "is_settled",
+        "is_waiting",
         "peer_closed",
         "sock",
-        "task",
     )
 
     def __init__(self, acceptor: LinkAcceptor, sock: socket.SocketType, peer: object, *, data_only: bool) -> None:
         """``data_only``: it arrived on the data port, where a control channel is not accepted."""
         self.sock = sock
-        self.is_settled = False
-        """whether it was pooled or closed"""
-        self.is_registered = False
-        """whether the reactor watches the socket"""
+        self.is_waiting = False
+        """whether more bytes have to arrive, as of the last ``read``"""
         self.peer_closed = False
         """whether the peer has finished sending: the reactor reports that only once"""
-        self.task: asyncio.Task[None] | None = None
-        """the handshake of a control channel"""
         self._data_handshake: tuple[Link, int, DataHandshake] | None = None  # with the id of the data connection
         self._peer = peer
         self._acceptor = acceptor
@@ -70,11 +63,14 @@ class PendingConnection:
 
     def read(self) -> None:
         """Read what has arrived, and continue the authentication."""
+        self.is_waiting = False
         try:
             if self._data_handshake is not None:
                 link, ident, handshake = self._data_handshake
                 if handshake.advance(self.sock):
                     self._acceptor.on_data_handshake_complete(self, link, ident, handshake.stream)
+                else:
+                    self.is_waiting = True
                 return
             while len(self._preface) < PREFACE_SIZE:
                 data = self.sock.recv(PREFACE_SIZE - len(self._preface))
@@ -86,6 +82,7 @@ class PendingConnection:
                     self._acceptor.start_handshake(self, self._preface)
                     return
         except BlockingIOError:
+            self.is_waiting = True
             return
         except (OSError, TunnelError) as error:
             self._acceptor.refuse_data_connection(self, sockets.describe_error(error))

@@ -28,14 +28,14 @@ class DataConnection:
 
     __slots__ = ("created_at", "events", "expires_at", "ident", "keepalive_enabled", "pool", "sock", "stream")
 
-    def __init__(self, ident: int, sock: socket.SocketType, stream: FlowSource, pool: Pool) -> None:
+    def __init__(self, ident: int, sock: socket.SocketType, stream: FlowSource, pool: Pool, events: int = 0) -> None:
         self.ident = ident
         self.sock = sock
         self.stream = stream
         """what makes the flows of a relay over it"""
         self.pool = pool
-        self.events = 0
-        """all event bits that the reactor reported while the connection was idle"""
+        self.events = events
+        """all event bits that the reactor has reported and no relay has handled yet"""
         self.keepalive_enabled = False
         self.created_at = time.monotonic()
         # The random part spreads replacements over time.

@@ -136,8 +136,7 @@ class PoolFiller:
             if dial.handshake is None or not dial.handshake.is_complete:  # no confirmation of ours
                 self._reactor.close(dial.sock)
                 continue
-            connection = DataConnection(ident, dial.sock, dial.handshake.stream, pool)
-            connection.events = dial.events
+            connection = DataConnection(ident, dial.sock, dial.handshake.stream, pool, dial.events)
             pool.add(connection, is_registered=True)
             if dial.events & HANGUP:
                 pool.on_idle_event(connection)
@@ -203,7 +202,7 @@ class PoolFiller:
         """Whether other sockets need this descriptor more than another data connection does.
 
         Visitors that wait at this end are promised a connection. A connection for stock will need one more descriptor
-        later, for its visitor or its target; an egress counts those of its targets itself.
+        later, for its visitor or its target. An egress reserves those of its targets separately.
         """
         descriptors, is_ingress = self._reactor.fd_budget, self.link.is_ingress
         if fd >= descriptors.visitor_ceiling:
@@ -224,7 +223,7 @@ class PoolFiller:
 
     def _back_off(self, error: Exception) -> None:
         self._failures += 1
-        self.dial_error = f"data connections to {self._address()} fail: {sockets.describe_connect_error(error)}"
+        self.dial_error = f"data connections to {self.address} fail: {sockets.describe_connect_error(error)}"
         self._event_log.warn_throttled(EventKind.POOL, "dial", self.dial_error)
         self.link.note_dial_status()
         if self._retry_timer is None:
@@ -274,9 +273,10 @@ class PoolFiller:
     def _update_dial_address(self) -> None:
         host, _, *rest = self._server
         self._sockaddr: SockAddr = (host, self._ports[0], *rest)  # type: ignore[assignment]  # same shape as the server's
-        self.link.data_addr = self._address()
 
-    def _address(self) -> str:
+    @property
+    def address(self) -> str:
+        """Where data connections go, as text."""
         return sockets.format_address((self._server[0], self._ports[0]))
 
     def on_handler_error(self, error: Exception) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ServerEngine(Engine):
-    """Owns a link acceptor besides what every engine owns. Decides the direction."""
+    """Owns a link acceptor. Decides the direction of the tunnel."""
 
     def __init__(self, name: str, spec: TunnelSpec, *, context: EngineContext, sink: EventSink) -> None:
         super().__init__(name, spec, context=context, sink=sink)
@@ -69,9 +69,9 @@ class ServerEngine(Engine):
 
     @property
     def _data_address(self) -> str | None:
-        if self._link is None and self._acceptor is not None:
-            return self._acceptor.data_addr
-        return super()._data_address
+        if self._acceptor is None:
+            return None
+        return self._acceptor.data_addr or (self._acceptor.address if self._link is not None else None)
 
     def _acceptors(self) -> dict[str, Acceptor]:
         own = self._acceptor.acceptors if self._acceptor is not None else {}

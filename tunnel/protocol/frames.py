@@ -25,10 +25,10 @@ from tunnel.protocol.messages import (
     CapacityChanged,
     ConnectionsPooled,
     ConnectionsRetired,
+    FrameMessage,
     Goodbye,
     Launch,
     LimitsAnnounced,
-    Message,
     Ping,
     Pong,
     QueueLength,
@@ -89,7 +89,7 @@ class FrameSpec:
     """One row of the frame table."""
 
     kind: Kind
-    message: type[Message]
+    message: type[FrameMessage]
     min_bytes: int
     """shortest payload; equal to ``max_bytes`` where the length is exact"""
     max_bytes: int
@@ -155,7 +155,7 @@ def encode_frame(kind: Kind, payload: bytes = b"") -> bytes:
     return _HEADER.pack(kind, len(payload)) + payload
 
 
-def encode_message(message: Message) -> bytes:
+def encode_message(message: FrameMessage) -> bytes:
     """A message as a frame in bytes."""
     return encode_frame(_KINDS[type(message)], message.encode())
 

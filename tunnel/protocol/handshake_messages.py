@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import Direction, Mode
@@ -14,6 +15,7 @@ from tunnel.protocol.messages import Sentence
 NONCE_BYTES: Final = 32
 _MAX_FIELD_CHARS: Final = 80
 
+_Fields = Mapping[str, object]
 _Choice = TypeVar("_Choice", Mode, Direction)
 
 
@@ -143,11 +145,11 @@ class Refusal(Sentence):
 # --- fields of the JSON objects --------------------------------------------------------------------------------------
 
 
-def _encode_json(fields: dict[str, Any]) -> bytes:
+def _encode_json(fields: _Fields) -> bytes:
     return json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
 
 
-def _decode_json(payload: bytes) -> dict[str, Any]:
+def _decode_json(payload: bytes) -> _Fields:
     try:
         fields = json.loads(payload)
     except (ValueError, RecursionError):
@@ -157,21 +159,21 @@ def _decode_json(payload: bytes) -> dict[str, Any]:
     return fields
 
 
-def _nonce(fields: dict[str, Any]) -> str:
+def _nonce(fields: _Fields) -> str:
     nonce = _text(fields, "nonce")
     if len(nonce) != 2 * NONCE_BYTES:
         raise ProtocolError("a nonce of the wrong length")
     return nonce
 
 
-def _text(fields: dict[str, Any], name: str) -> str:
+def _text(fields: _Fields, name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or len(value) > _MAX_FIELD_CHARS or not value.isprintable():
         raise ProtocolError(f"a greeting without a valid {name}")
     return value
 
 
-def _flag(fields: dict[str, Any], name: str) -> bool:
+def _flag(fields: _Fields, name: str) -> bool:
     value = fields.get(name)
     if not isinstance(value, bool):
         raise ProtocolError(f"a greeting without a valid {name}")
@@ -189,9 +191,12 @@ def _bounds_fields(bounds: ConfiguredLimits) -> dict[str, int | None]:
     return {"pool_min": bounds.pool_min, "pool_max": bounds.pool_max, "visitors": bounds.visitors}
 
 
-def _bounds(fields: dict[str, Any]) -> ConfiguredLimits:
-    values = [fields.get(name) for name in ("pool_min", "pool_max", "visitors")]
-    for value in values:
-        if value is not None and not (type(value) is int and 0 < value < 1 << 32):
-            raise ProtocolError("a greeting with invalid bounds")
-    return ConfiguredLimits(*values)
+def _bounds(fields: _Fields) -> ConfiguredLimits:
+    return ConfiguredLimits(_bound(fields, "pool_min"), _bound(fields, "pool_max"), _bound(fields, "visitors"))
+
+
+def _bound(fields: _Fields, name: str) -> int | None:
+    value = fields.get(name)
+    if value is None or (type(value) is int and 0 < value < 1 << 32):
+        return value
+    raise ProtocolError("a greeting with invalid bounds")

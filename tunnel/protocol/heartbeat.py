@@ -41,8 +41,12 @@ class Heartbeat:
         self._received_at = now
         self._samples: deque[float] = deque(maxlen=_ROUND_TRIP_SAMPLES)
 
+    def set_interval(self, seconds: float) -> None:
+        """Ping in another interval from the next ping on."""
+        self.interval_s = seconds
+
     def note_received(self, now: float) -> None:
-        """Frames have arrived."""
+        """Note that frames have arrived at ``now``."""
         self._received_at = now
 
     def note_pong(self, stamp: int, now: float) -> None:

@@ -23,7 +23,7 @@ MAX_NUMBERS: Final = 2048
 UNSET: Final = 0xFFFFFFFF  # in BOUNDS: this end has no configured value
 
 
-class Message(Protocol):
+class FrameMessage(Protocol):
     """The payload of one frame."""
 
     def encode(self) -> bytes:
@@ -72,7 +72,7 @@ class Ping(_Stamp):
 
 
 class Pong(_Stamp):
-    """Answers a Ping."""
+    """Answers a Ping with the same stamp."""
 
     __slots__ = ()
 

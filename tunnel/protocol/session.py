@@ -18,10 +18,10 @@ from tunnel.protocol.messages import (
     CapacityChanged,
     ConnectionsPooled,
     ConnectionsRetired,
+    FrameMessage,
     Goodbye,
     Launch,
     LimitsAnnounced,
-    Message,
     Ping,
     Pong,
     QueueLength,
@@ -256,7 +256,7 @@ class Session:
         self._negotiation = negotiation
         self.limits = negotiation.limits
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: FrameMessage) -> None:
         self._out.append(encode_message(message))
         if not self._is_output_due:
             self._announce_output()
