@@ -32,10 +32,10 @@ from tunnel.model.errors import did_you_mean
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Broker
-    from orchestrator.mqtt.fleet import Fleet, HostJson
+    from orchestrator.mqtt.fleet import Fleet
     from orchestrator.mqtt.payloads import ResponsePayload
     from orchestrator.mqtt.reader import FleetReader
-    from orchestrator.status.json_types import TunnelJson
+    from orchestrator.status.json_types import HostJson, TunnelJson
 
 URL_VARIABLE: Final = "NODEPASS_ORCH_MQTT"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 from orchestrator.mqtt.ownership import SILENT_AFTER_S
 from orchestrator.mqtt.payloads import (
@@ -15,70 +15,30 @@ from orchestrator.mqtt.payloads import (
     decode,
     parse_timestamp,
 )
-from orchestrator.status.contract import StatusFormatError, decode_snapshot, encode_snapshot
+from orchestrator.status.contract import (
+    StatusFormatError,
+    check_changes,
+    decode_snapshot,
+    encode_snapshot,
+    field_names,
+)
+from tunnel.model.snapshot import Snapshot
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from orchestrator.mqtt.topics import ParsedTopic
-    from orchestrator.status.json_types import TunnelJson
+    from orchestrator.status.json_types import HostJson, PathEndJson, PathJson, TunnelJson
 
 ONLINE: Final = "online"
 SILENT: Final = "silent"
 """The host is said to be online, but has published nothing for too long: host and broker may have died together."""
 GONE: Final = "gone"
 
+_TUNNEL_KEYS: Final = frozenset(field_names(Snapshot))
 _UNKNOWN_STATUS: Final = StatusPayload()
 _UNKNOWN_INFO: Final = InfoPayload()
-
-
-class HostConfigJson(TypedDict):
-    """Whether the file of a host is valid."""
-
-    ok: bool | None
-    error: str | None
-
-
-class HostJson(TypedDict):
-    """One host, as ``fleet ps --json`` shows it. What the host has not published is null."""
-
-    host: str
-    presence: str
-    heard_at: str | None
-    age_s: float | None
-    boot: str | None
-    name: str | None
-    version: str | None
-    generation: int | None
-    config: HostConfigJson
-    read_only: bool | None
-    commands: bool | None
-    started_at: str | None
-    tunnels: list[TunnelJson]
-
-
-class PathEndJson(TypedDict):
-    """One end of a path, as ``fleet ps --json --paths`` shows it."""
-
-    host: str
-    presence: str
-    tunnel: str
-    role: str
-    state: str
-    reason: str | None
-    address: str
-
-
-class PathJson(TypedDict):
-    """One path, as ``fleet ps --json --paths`` shows it."""
-
-    link: str | None
-    direction: str | None
-    up: bool
-    entrance: PathEndJson | None
-    exit: PathEndJson | None
-
 
 # --- hosts ------------------------------------------------------------------------------------------------------------
 
@@ -195,32 +155,38 @@ class Host:
 
     def _apply_state(self, name: str, payload: JsonObject) -> bool:
         tunnel = {key: value for key, value in payload.items() if key not in ENVELOPE_KEYS}
-        if tunnel.get("name") != name:
+        known = self._tunnels.get(name)
+        if known is not None and known.json == tunnel:  # nearly always: idle tunnels repeat their state
+            self._set_tunnel(name, known.json, payload)
+            return True
+        try:
+            snapshot = decode_snapshot(tunnel)
+        except StatusFormatError:
             return False
-        return self._set_tunnel(name, tunnel, payload)
+        if snapshot.name != name:
+            return False
+        is_complete = tunnel.keys() >= _TUNNEL_KEYS  # else the host has another version, and defaults are filled in
+        self._set_tunnel(name, cast("TunnelJson", tunnel) if is_complete else encode_snapshot(snapshot), payload)
+        return True
 
     def _apply_stats(self, name: str, payload: JsonObject) -> bool:
         known = self._tunnels.get(name)
         if known is None or known.boot != payload.get("boot"):
             return False
         numbers = {key: payload[key] for key in STATS_KEYS if key in payload}
-        return self._set_tunnel(name, {**known.json, **numbers}, payload)
+        try:
+            check_changes(numbers)
+        except StatusFormatError:
+            return False
+        self._set_tunnel(name, cast("TunnelJson", {**known.json, **numbers}), payload)
+        return True
 
-    def _set_tunnel(self, name: str, data: JsonObject, payload: JsonObject) -> bool:
-        """Take over the object of a tunnel; False where it is not as the status contract says."""
-        boot, ts = payload.get("boot"), payload.get("ts")
-        known = self._tunnels.get(name)
-        if known is not None and known.json == data:  # nearly always: idle tunnels repeat their state
-            tunnel = known.json
-        else:
-            try:
-                tunnel = encode_snapshot(decode_snapshot(data))
-            except StatusFormatError:
-                return False
-        self._tunnels[name] = RemoteTunnel(tunnel, boot if isinstance(boot, str) else None, parse_timestamp(ts))
+    def _set_tunnel(self, name: str, tunnel: TunnelJson, payload: JsonObject) -> None:
+        boot = payload.get("boot")
+        sent_at = parse_timestamp(payload.get("ts"))
+        self._tunnels[name] = RemoteTunnel(tunnel, boot if isinstance(boot, str) else None, sent_at)
         if tunnel["link"]:
             self._last_links[name] = tunnel["link"]
-        return True
 
     def clear(self, topic: ParsedTopic) -> None:
         """The broker no longer retains this topic."""

@@ -104,7 +104,7 @@ class StatusVerdict(enum.Enum):
     ECHO = enum.auto()
     """our own birth came back from the broker"""
     SAYS_OFFLINE = enum.auto()
-    """somebody published that we are offline: the will of an old connection, or another host's farewell"""
+    """we are reported as offline: by the will of an old connection, or by a duplicate that went offline"""
     DUPLICATE_CAME = enum.auto()
     """a duplicate of us came online; it withdraws when it receives our status"""
 

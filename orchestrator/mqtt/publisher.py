@@ -13,6 +13,7 @@ import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt import broker as errors
@@ -116,6 +117,14 @@ class _StatusReporter:
         self._bus.emit(level, EVENT_KIND, text)
 
 
+@dataclass(frozen=True, slots=True)
+class _Retry:
+    """When the next attempt follows: after a pause, and a delay that grows with each attempt."""
+
+    pause_s: float
+    max_delay_s: float
+
+
 class Publisher:
     """Publishes one host. ``run`` until ``close``."""
 
@@ -165,26 +174,32 @@ class Publisher:
         try:
             while not self._is_closing.is_set():
                 began = time.monotonic()
-                try:
-                    await self._publish_until_lost()
-                except DuplicateHostError as duplicate:
-                    self._reporter.report_problem(duplicate.state, str(duplicate))
-                    await self._watch_duplicate()
+                retry = await self._publish_or_report()
+                if retry is None:
                     continue
-                except BrokerError as error:
-                    was_online = self._reporter.is_online
-                    longest = _MAX_RETRY_DELAY_AFTER_ONLINE_S if was_online else _MAX_RETRY_DELAY_S
-                    pause = _CAUTIOUS_DELAY_S if error.code in {*CREDENTIAL_CODES, TAKEN_OVER_CODE} else 0.0
-                    self._reporter.report_problem(error.state, str(error))
-                except Exception as error:  # noqa: BLE001  a defect here must not affect the tunnels
-                    longest, pause = _MAX_RETRY_DELAY_S, _CAUTIOUS_DELAY_S
-                    self._reporter.report_problem(BrokerState.FAILED, describe_crash(error))
-                else:
-                    return
                 attempt = 1 if time.monotonic() - began > _STABLE_AFTER_S else attempt + 1
-                await self._sleep_unless_closing(pause + retry_delay(attempt, longest, self._uniform))
+                await self._sleep_unless_closing(retry.pause_s + retry_delay(attempt, retry.max_delay_s, self._uniform))
         finally:
             self._control.bus.unsubscribe(self._on_event)
+
+    async def _publish_or_report(self) -> _Retry | None:
+        """One connection; None where the next may follow at once: after the wait for a duplicate, and at the end."""
+        try:
+            await self._publish_until_lost()
+        except DuplicateHostError as duplicate:
+            self._reporter.report_problem(duplicate.state, str(duplicate))
+            await self._watch_duplicate()
+        except BrokerError as error:
+            was_online = self._reporter.is_online
+            self._reporter.report_problem(error.state, str(error))
+            return _Retry(
+                _CAUTIOUS_DELAY_S if error.code in {*CREDENTIAL_CODES, TAKEN_OVER_CODE} else 0.0,
+                _MAX_RETRY_DELAY_AFTER_ONLINE_S if was_online else _MAX_RETRY_DELAY_S,
+            )
+        except Exception as error:  # noqa: BLE001  a defect here must not affect the tunnels
+            self._reporter.report_problem(BrokerState.FAILED, describe_crash(error))
+            return _Retry(_CAUTIOUS_DELAY_S, _MAX_RETRY_DELAY_S)
+        return None
 
     def close(self) -> None:
         """Publish the offline status, as far as the broker accepts it, and end."""

@@ -169,7 +169,7 @@ class BrokerClient:
     @property
     def _is_v5(self) -> bool:
         # A broker that knows only version 3.1.1 may just hang up. But so does a proxy while its broker restarts, so
-        # version 5 is tried twice: with 3.1.1 a fresh command cannot be told from a retained one.
+        # version 5 is tried twice: with 3.1.1 a new command cannot be distinguished from a retained one.
         tries = self._tries_per_old_version
         return not self._refuses_v5 and self._lost_logins % tries != tries - 1
 

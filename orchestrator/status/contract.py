@@ -135,6 +135,12 @@ def decode_changes(before: Snapshot, data: object) -> Snapshot:
         return replace(before, **_given(Snapshot, data))
 
 
+def check_changes(data: object) -> None:
+    """Check some fields of ``encode_snapshot`` without decoding a tunnel. Raises StatusFormatError."""
+    with _inside("tunnel"):
+        _given(Snapshot, data)
+
+
 def decode_info_changes(before: DaemonInfo, data: object) -> DaemonInfo:
     """The daemon after the changes that some fields of ``encode_info`` make. Raises StatusFormatError."""
     with _inside("status"):

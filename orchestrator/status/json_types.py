@@ -232,3 +232,50 @@ class ShutdownJson(TypedDict):
     ok: bool
     pid: int
     active: int
+
+
+class HostConfigJson(TypedDict):
+    """Whether the file of a host is valid."""
+
+    ok: bool | None
+    error: str | None
+
+
+class HostJson(TypedDict):
+    """One host, as ``fleet ps --json`` shows it. What the host has not published is null."""
+
+    host: str
+    presence: str
+    heard_at: str | None
+    age_s: float | None
+    boot: str | None
+    name: str | None
+    version: str | None
+    generation: int | None
+    config: HostConfigJson
+    read_only: bool | None
+    commands: bool | None
+    started_at: str | None
+    tunnels: list[TunnelJson]
+
+
+class PathEndJson(TypedDict):
+    """One end of a path, as ``fleet ps --json --paths`` shows it."""
+
+    host: str
+    presence: str
+    tunnel: str
+    role: str
+    state: str
+    reason: str | None
+    address: str
+
+
+class PathJson(TypedDict):
+    """One path, as ``fleet ps --json --paths`` shows it."""
+
+    link: str | None
+    direction: str | None
+    up: bool
+    entrance: PathEndJson | None
+    exit: PathEndJson | None
