@@ -37,7 +37,7 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True)
 class BenchDaemon:
-    """A running daemon."""
+    """A running daemon under measurement."""
 
     process: RunningProcess
     socket: Path

@@ -25,7 +25,7 @@ every_section = pytest.mark.parametrize("section", SECTIONS, ids=lambda section:
 
 
 @every_section
-def test_every_figure_has_its_trial_and_every_trial_its_figures(section: Section) -> None:
+def test_every_metric_has_a_trial_and_every_trial_has_metrics(section: Section) -> None:
     sheet = section.sheet
     assert {metric.measurement for metric in sheet.metrics} == {trial.measurement for trial in section.trials}
     assert {trial.variant for trial in section.trials} == set(sheet.variants)
@@ -35,10 +35,10 @@ def test_every_figure_has_its_trial_and_every_trial_its_figures(section: Section
     assert set(sheet.judged) <= set(sheet.variants)
     assert sheet.baseline is None or sheet.baseline in sheet.variants
     drawn = [metric.title for metric in sheet.metrics if metric.key in sheet.plotted]
-    assert len(drawn) == len(set(drawn)), "each picture says what it shows"
+    assert len(drawn) == len(set(drawn)), "two charts have the same title"
 
 
-def test_sections_are_told_apart() -> None:
+def test_sections_have_unique_names_and_titles() -> None:
     for what in ("name", "title"):
         assert len({getattr(section, what) for section in SECTIONS}) == len(SECTIONS)
 
@@ -47,14 +47,14 @@ async def nothing(seconds: int) -> Sample:
     return Sample({})
 
 
-def test_whoever_begins_changes_from_round_to_round() -> None:
+def test_the_first_variant_changes_from_round_to_round() -> None:
     trials = [Trial(kind, name, nothing) for kind in ("a", "b") for name in ("x", "y", "z")]
     turns = [[t.measurement + t.variant for t in command._rotated(trials, number)] for number in (1, 2, 4)]
     assert turns[0] == turns[2] == ["ax", "ay", "az", "bx", "by", "bz"]
     assert turns[1] == ["ay", "az", "ax", "by", "bz", "bx"]
 
 
-def test_what_needs_a_missing_program_is_left_out_aloud(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_whose_program_is_missing_is_skipped_with_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     sheet = Sheet(metrics=(Metric("a.b", "b", 0),), variants=("x", "y"))
     trials = (Trial("a", "x", nothing), Trial("a", "y", nothing, ("no-such-program",)))
     left = command._without_missing_tools(Section(name="s", title="S", sheet=sheet, trials=trials))
@@ -64,28 +64,28 @@ def test_what_needs_a_missing_program_is_left_out_aloud(capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("words", [["--only", "nonsense"], ["--rounds", "0"], ["--seconds", "x"]])
-def test_wrong_usage_ends_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main(words)
     assert ended.value.code == 2
     assert "is not" in capsys.readouterr().err
 
 
-def test_an_onlooker_is_compared_within_each_turn() -> None:
+def test_an_observer_is_compared_within_each_turn() -> None:
     alone = [watched.LoadFigures(100, 2, 1e-6), watched.LoadFigures(50, 4, 2e-6), watched.LoadFigures(200, 1, 1e-6)]
-    beside = [
+    observed = [
         watched.LoadFigures(90, 3, 1e-6),
         watched.LoadFigures(40, 4, 4e-6),
         watched.LoadFigures(200, 2, 3e-6, ("refused",)),
     ]
-    sample = watched.compare_loads("kind", alone, beside)
+    sample = watched.compare_loads("kind", alone, observed)
     assert sample.values == pytest.approx(
         {"kind.rate": 90, "kind.rate_x": 0.9, "kind.p99": 3, "kind.p99_x": 1.5, "kind.cpu": 3, "kind.cpu_x": 2}
     )
     assert sample.errors == ("refused",)
 
 
-# --- what is kept -----------------------------------------------------------------------------------------------------
+# --- stored results --------------------------------------------------------------------------------------------------
 
 SHEET = Sheet(metrics=(Metric("a.b", "visitors/s", 0),), variants=("x", "y"), plotted=("a.b",))
 ONE, OTHER = (Section(name=name, title=name.title(), sheet=SHEET, trials=()) for name in ("one", "other"))
@@ -110,20 +110,20 @@ def test_a_run_replaces_its_own_sections_and_leaves_the_others(tmp_path: Path) -
     assert "![One](one.svg)" in page
     assert "visitors/s" in (tmp_path / "one.svg").read_text()
     again = results.merge_page(page, {}, order)
-    assert again == page, "what is not run is not touched"
+    assert again == page, "sections that did not run have changed"
 
 
-# --- real ones, small ------------------------------------------------------------------------------------------------
+# --- small real runs -------------------------------------------------------------------------------------------------
 
 
 async def test_a_daemon_with_both_ends_serves_visitors_of_all_its_tunnels() -> None:
-    async with start_pairs(PROGRAM, 2, {"workers": 1}) as (house, made, target_port, _):
+    async with start_pairs(PROGRAM, 2, {"workers": 1}) as (daemon, made, target_port, _):
         async with echo(target_port):
             served, failed = await _visits(made.visitor_ports, 2.5)
         assert served > 2
         assert failed == 0
-        assert cpu_seconds([house]) > 0
-        assert house.process.descriptors() > 2 * (8 + 9)
+        assert cpu_seconds([daemon]) > 0
+        assert daemon.process.descriptors() > 2 * (8 + 9)
 
 
 @pytest.mark.skipif(not (find_program("wrk") and find_program("nginx")), reason="needs nginx and wrk")

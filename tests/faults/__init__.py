@@ -1,1 +1,1 @@
-"""Faults made for real, each with a deadline and something to be seen; ``make faults`` runs them at full size."""
+"""Fault cases: each injects one fault, with a deadline and a measured figure; ``make faults`` runs all at full size."""

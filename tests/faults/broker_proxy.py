@@ -32,7 +32,7 @@ class BrokerProxy:
         return f"mqtt://127.0.0.1:{self.port}"
 
     def break_connections(self) -> None:
-        """Break all connections."""
+        """Shut down all open connections."""
         with self._lock:
             for sock in self._open:
                 with contextlib.suppress(OSError):

@@ -1,1 +1,1 @@
-"""Whatever strangers, files and brokers say, guided towards every branch of what reads it."""
+"""Fuzzing of everything that reads untrusted input: frames, handshakes, prefaces, URLs, files, MQTT messages."""

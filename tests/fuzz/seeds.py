@@ -62,7 +62,7 @@ def _frames() -> Seeds:
         "bounds": LimitsAnnounced(ConfiguredLimits(8, None, 1024)),
         "failed": VisitorFailed(9, "it refused the connection"),
         "target-fine": TargetStatus(None),
-        "target-gone": TargetStatus("nobody answers"),
+        "target-gone": TargetStatus("no answer"),
         "bye": Goodbye("ends \x1b[2J here"),
         "refused": Refusal("the handshake was refused"),
     }

@@ -1,1 +1,1 @@
-"""Tests of the command from outside: processes, sockets, signals."""
+"""Tests of the command from outside: processes, sockets, process signals."""

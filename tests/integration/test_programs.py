@@ -46,7 +46,7 @@ def run(*command: str, **options: object) -> subprocess.CompletedProcess[bytes]:
     """Run a command and assert that it succeeds."""
     done = subprocess.run(command, capture_output=True, check=False, timeout=180, **options)  # type: ignore[call-overload]  # typeshed cannot pass options on
     assert done.returncode == 0, f"{command}: {done.stdout!r} {done.stderr!r}"
-    return done  # type: ignore[no-any-return]  # as above
+    return done  # type: ignore[no-any-return]  # typeshed cannot pass options on
 
 
 class Program(Target):

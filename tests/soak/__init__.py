@@ -1,1 +1,1 @@
-"""A long run under load and faults together, and whether everything is as before once it is quiet."""
+"""A long run of tunnels under load and faults that compares their resources with a baseline afterwards."""

@@ -43,7 +43,7 @@ class FaultInjector:
         return self.harness.incidents
 
     def start(self) -> None:
-        """Start injecting faults."""
+        """Start the threads that inject faults."""
         self._over.clear()
         self._threads = [
             threading.Thread(target=self._cycle, args=(list(faults), pause), daemon=True)

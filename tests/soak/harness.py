@@ -67,7 +67,7 @@ class RestartableTarget:
         self._target: Target | None = None
 
     def start(self) -> None:
-        """Listen again."""
+        """Listen on the port of the target again."""
         listener = wait_until(self._listener, within=10, what=f"port {self._port} can be listened on")
         self._target = Target(self._serve, listener=listener)
 

@@ -73,7 +73,7 @@ class IncidentLog:
             self.faults.append((what, began, time.monotonic()))
 
     def record_finding(self, what: str) -> None:
-        """Record a defect."""
+        """Record a defect other than a failed visit."""
         with self._lock:
             self.findings.append(what)
 

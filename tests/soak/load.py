@@ -46,7 +46,7 @@ class SoakLoad:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start the visits."""
+        """Start the threads of visitors."""
         self._over.clear()
         tunnels = list(self._harness.tunnels.values())
         work = [

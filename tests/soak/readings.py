@@ -161,7 +161,7 @@ def _read_figures(pids: Iterable[int], waiting: set[str], idle: int, tasks: int)
         place = Path(f"/proc/{pid}/fd")
         for name in os.listdir(place):  # noqa: PTH208  path objects would double the cost of a reading
             with contextlib.suppress(FileNotFoundError):
-                link = os.readlink(place / name)  # noqa: PTH115  as above
+                link = os.readlink(place / name)  # noqa: PTH115  path objects would double the cost of a reading
                 kind = link.partition(":")[0]
                 count[kind if kind in {"socket", "pipe"} else "other"] += 1
                 count["close_wait"] += link[8:-1] in waiting

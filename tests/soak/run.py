@@ -18,7 +18,7 @@ from tests.soak.streams import VisitKind
 from tests.support.waiting import wait_until
 
 LONG_RUN_S: Final = 240.0
-"""Runs of at min_quiet_s so many seconds also wait until all connections have left TIME_WAIT."""
+"""Runs of at least so many seconds also wait until all connections have left TIME_WAIT."""
 
 _SAMPLE_INTERVAL_S: Final = 1.0  # seconds between samples
 _SETTLE_TIMEOUT_S: Final = 60.0  # seconds within which everything must settle: pools shrink slowly

@@ -25,7 +25,7 @@ def open_descriptors() -> dict[str, str]:
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  names are all that is wanted
         try:
             found[name] = str(Path("/proc/self/fd", name).readlink())
-        except FileNotFoundError:  # the descriptor of the directory listing itself
+        except FileNotFoundError:  # the descriptor that lists the directory
             continue
     return found
 

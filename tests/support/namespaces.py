@@ -145,5 +145,5 @@ class Network:
             self.server.run("iptables", *rule.split())
 
     def close(self) -> None:
-        """Remove all hosts."""
+        """Remove all hosts of the network."""
         self._closing.close()

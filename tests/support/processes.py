@@ -95,7 +95,7 @@ class Command:
         self.process.wait(GUARD_S)
 
     def wait_exit(self, *, within: float = 10.0) -> int:
-        """Wait until the process ends by itself and return its exit status."""
+        """Wait until the process ends without a kill and return its exit status."""
         limit = time_allowed(within)
         try:
             return self.process.wait(limit)
