@@ -127,7 +127,7 @@ def _read_token(file: Path | None) -> str | None:
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
         exit_with_error(EXIT_FAILED, f"cannot read the token in {file}: {reason}")
 
 
