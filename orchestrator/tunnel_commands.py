@@ -8,7 +8,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class TunnelCommand:
-    """One command."""
+    """A command for one or many tunnels."""
 
     name: str
     summary: str

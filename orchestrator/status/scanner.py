@@ -92,7 +92,7 @@ class StatusScanner:
         await asyncio.shield(self._waiting)
 
     async def scan_all(self, within_s: float = 0.0) -> None:
-        """Read every tunnel."""
+        """Read every tunnel, also the quiet ones."""
         async with self._turn:
             self._scanned_at = time.monotonic()
             await self._read(list(self._source.names()), within_s)

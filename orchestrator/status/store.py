@@ -135,7 +135,7 @@ class StatusStore(Generic[Key, Value]):
         return is_changed
 
     def remove(self, key: Key) -> None:
-        """Forget a value; a reader is told of the removal."""
+        """Forget a value; readers learn of the removal."""
         if self._records.pop(key, None) is None:
             return
         del self._by_change[key]

@@ -64,7 +64,7 @@ class CommandResult:
 
 
 class ControlService:
-    """One per daemon."""
+    """The status and the commands of one daemon."""
 
     def __init__(self, supervisor: Supervisor, *, read_only: bool = False) -> None:
         self.supervisor = supervisor
@@ -105,7 +105,7 @@ class ControlService:
         self._broker_status = read
 
     def head(self) -> DaemonJson:
-        """``info`` in JSON."""
+        """Return ``info`` as a JSON object."""
         return encode_info(self.info())
 
     async def status(self) -> StatusJson:

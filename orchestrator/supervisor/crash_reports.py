@@ -83,7 +83,7 @@ class _SentenceHandler(logging.Handler):
 def restart_delay(crashes: int, uniform: Callable[[float, float], float]) -> float:
     """Seconds to wait after so many crashes in a row: exponential, with full jitter.
 
-    Grows faster than the delay after a lost link: an outage ends by itself, an internal error hardly ever does.
+    Grows faster than the delay after a lost link: most outages end, hardly any internal error does.
     """
     limit_s = min(MAX_RESTART_DELAY_S, FIRST_DELAY_S * 2.0 ** min(crashes - 1, 16))
     return max(MIN_DELAY_S, uniform(0.0, limit_s))

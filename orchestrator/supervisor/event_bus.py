@@ -63,7 +63,7 @@ class EventBus:
             subscriber(event)
 
     def emit(self, level: LogLevel, kind: EventKind, text: str, *, tunnel: str = SUPERVISOR, **data: object) -> None:
-        """Publish an event of the supervisor itself, or of what it does to a tunnel."""
+        """Publish an event of the supervisor, or of what the supervisor does to a tunnel."""
         self.publish(Event(ts=time.time(), tunnel=tunnel, level=level, kind=kind, text=text, data=data))
 
     def notify_activity(self, tunnel: str) -> None:
@@ -78,7 +78,7 @@ class EventBus:
         self._subscribers.append(subscriber)
 
     def unsubscribe(self, subscriber: EventSink) -> None:
-        """Undo ``subscribe``."""
+        """Stop calling a subscriber."""
         self._subscribers.remove(subscriber)
 
     @contextmanager

@@ -192,7 +192,7 @@ def _has_released(runner: TunnelRunner) -> bool:
 
 
 def _is_worth_keeping(seen: Snapshot) -> bool:
-    """Whether an engine serves: not if it never got the addresses it listens on itself."""
+    """Whether an engine serves visitors: not if it never got the addresses of its listeners."""
     is_ingress = seen.role == Role.CLIENT.value and seen.direction == Direction.FORWARD.value
     return seen.state is not State.COOLDOWN or seen.link is not None or is_ingress
 

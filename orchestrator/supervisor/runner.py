@@ -42,10 +42,10 @@ class EngineHandle(Protocol):
         """Accept no new visitors; the present ones may finish within ``timeout`` seconds."""
 
     def close(self) -> None:
-        """Close everything now."""
+        """Close every connection and listener now."""
 
     def retry(self) -> None:
-        """End a cooldown."""
+        """End a cooldown: make the next attempt now."""
 
     def apply_live_settings(self, spec: TunnelSpec) -> None:
         """Apply another log level and other settings; no connection is affected."""
@@ -248,7 +248,7 @@ class TunnelRunner:
         """Run; a tunnel that is being drained runs again afterwards."""
         if not self.is_running:
             self._state = RunnerState.STOPPED
-            self._show(replace(self._idle, reason=None, since=format_timestamp(time.time())), State.STARTING)
+            self._show_idle(replace(self._idle, reason=None, since=format_timestamp(time.time())), State.STARTING)
             self._task = asyncio.create_task(self._run(), name=f"tunnel {self.name}")
         self._advance(RunnerEvent.START)
 
@@ -258,7 +258,7 @@ class TunnelRunner:
             self._end_engine(RunnerEvent.DRAIN, timeout, reason)
         else:
             self._state = RunnerState.STOPPED
-            self._show(replace(self._idle, reason=reason), State.STOPPED)
+            self._show_idle(replace(self._idle, reason=reason), State.STOPPED)
 
     def restart(self, timeout: float | None = None) -> None:
         """Drain, then run again."""
@@ -268,7 +268,7 @@ class TunnelRunner:
             self.start()
 
     def retry(self) -> None:
-        """End a cooldown."""
+        """End a cooldown: make the next attempt now."""
         self._pause_ended.set()
         if self._engine:
             self._command_engine(self._engine.retry)
@@ -302,7 +302,7 @@ class TunnelRunner:
             command()
         except Exception as error:  # noqa: BLE001  other tunnels must still get their commands
             self.set_last_error(describe_crash(error))
-            self._show(replace(self._idle, reason=self._last_error), State.STOPPED)
+            self._show_idle(replace(self._idle, reason=self._last_error), State.STOPPED)
             self.cancel()
 
     # --- the life of the engines ----------------------------------------------------------------------------------
@@ -358,16 +358,16 @@ class TunnelRunner:
         if event.kind is EventKind.STATE:
             self._on_state_change()
 
-    def _show(self, seen: Snapshot, state: State) -> None:
+    def _show_idle(self, seen: Snapshot, state: State) -> None:
         """Show this while there is no engine."""
         self._idle = replace(seen, state=state)
         self._on_state_change()
 
     def _show_ended(self, last: Snapshot) -> None:
         if self._state in _ENDING:
-            self._show(replace(last, reason=self._drain_reason), State.STOPPED)
+            self._show_idle(replace(last, reason=self._drain_reason), State.STOPPED)
         else:
-            self._show(last, State.FAILED if last.state is State.FAILED else State.STOPPED)
+            self._show_idle(last, State.FAILED if last.state is State.FAILED else State.STOPPED)
 
     def _record_crash(self, error: Exception) -> Exception:
         """Keep what can still be read from a crashed engine, and close it."""
@@ -382,14 +382,14 @@ class TunnelRunner:
                 engine.close()
         self._restarts += 1
         self.set_last_error(describe_crash(error))
-        self._show(replace(idle, since=self._last_error_at or idle.since, reason=self._last_error), State.STOPPED)
+        self._show_idle(replace(idle, since=self._last_error_at or idle.since, reason=self._last_error), State.STOPPED)
         return error
 
     async def _pause(self, error: Exception) -> None:
         """Wait before the next engine, until a command ends the wait."""
         pause_s = restart_delay(self._crashes_in_a_row, self._uniform)
         cooldown = CooldownView(remaining_s=pause_s, attempt=self._crashes_in_a_row)
-        self._show(replace(self._idle, cooldown=cooldown), State.COOLDOWN)
+        self._show_idle(replace(self._idle, cooldown=cooldown), State.COOLDOWN)
         text = f"the engine crashed and starts again in {pause_s:.1f} s: {self._last_error}"
         data = {"restarts": self._restarts, "traceback": short_traceback(error)}
         self._sink(
@@ -401,4 +401,4 @@ class TunnelRunner:
             await asyncio.wait_for(self._pause_ended.wait(), pause_s)
         self._paused_until = 0.0
         if self._advance(RunnerEvent.PAUSE_OVER) is RunnerState.STOPPED:
-            self._show(replace(self._idle, reason=self._drain_reason), State.STOPPED)
+            self._show_idle(replace(self._idle, reason=self._drain_reason), State.STOPPED)

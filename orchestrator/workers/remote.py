@@ -86,7 +86,10 @@ class RemoteEngine:
             self._detach()
 
     async def prepare(self, predecessor: RemoteEngine) -> None:
-        """As Engine.prepare. A predecessor whose worker died has nothing to hand over: then nothing happens."""
+        """Bind the listeners while the predecessor serves. Raises NetError.
+
+        A predecessor whose worker died has nothing to hand over: then nothing happens.
+        """
         if not self._worker.is_connected:
             return
         self._attach()
@@ -99,20 +102,20 @@ class RemoteEngine:
             raise
 
     def drain(self, timeout: float | None = None) -> None:
-        """As Engine.drain."""
+        """Request a drain; ``run`` ends after it."""
         self._request_end(DrainEngine(self.number, timeout))
 
     def close(self) -> None:
-        """As Engine.close."""
+        """Request that everything is closed; ``run`` ends then."""
         self._request_end(CloseEngine(self.number))
 
     def retry(self) -> None:
-        """As Engine.retry."""
+        """Request the end of a cooldown."""
         if self._is_created:
             self._worker.send(RetryEngine(self.number))
 
     def apply_live_settings(self, spec: TunnelSpec) -> None:
-        """As Engine.adopt."""
+        """Request that another log level and other settings are applied."""
         self.spec = spec
         if self._is_created:
             self._worker.send(UpdateSpec(self.number, spec))

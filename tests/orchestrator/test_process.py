@@ -97,46 +97,46 @@ class Disk:
 
 
 def test_lines_lost_to_a_full_disk_are_counted_and_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    disk, told = Disk(monkeypatch), list[str]()
+    disk, reported = Disk(monkeypatch), list[str]()
     log = LogWriter(-1, form=lambda happened: happened.text)
-    log.on_write_error(told.append)
+    log.on_write_error(reported.append)
 
-    def say(text: str) -> None:
+    def write_line(text: str) -> None:
         lost = log._dropped
         log(event(text))
         wait_until(lambda: f"{text}\n".encode() in disk.held or log._dropped > lost, within=5, what=f"{text} was tried")
 
     disk.room = 10
     for text in ("first", "second", "third", "fourth"):
-        say(text)
-    assert told == ["no space left on device"]
+        write_line(text)
+    assert reported == ["no space left on device"]
     disk.room = 1000
-    say("fifth")
-    say("sixth")
+    write_line("fifth")
+    write_line("sixth")
     disk.room = 0
-    say("seventh")
+    write_line("seventh")
     disk.room = 1000
-    say("eighth")
+    write_line("eighth")
     log.close()
     assert disk.held.decode().splitlines() == [
         "first", "seco",
         "3 lines of this log lost: no space left on device", "fifth", "sixth",
         "1 line of this log lost: no space left on device", "eighth",
     ]  # fmt: skip
-    assert len(told) == 2
+    assert len(reported) == 2
 
 
 async def test_errors_of_the_event_loop_are_reported_as_sentences() -> None:
-    told: list[tuple[str, str]] = []
-    install_exception_handlers(lambda topic, text: told.append((topic, text)))
+    reported: list[tuple[str, str]] = []
+    install_exception_handlers(lambda topic, text: reported.append((topic, text)))
     loop = asyncio.get_running_loop()
     loop.call_exception_handler({"message": "no more", "exception": OSError(errno.EMFILE, "x")})
     loop.call_soon(int, "one")
     await asyncio.sleep(0)
     loop.call_exception_handler({"message": "odd"})
-    assert told[0] == ("no more", "no more: this process has no file descriptors left")
-    assert "internal fault: ValueError" in told[1][1]
-    assert told[2] == ("odd", "odd")
+    assert reported[0] == ("no more", "no more: this process has no file descriptors left")
+    assert "internal fault: ValueError" in reported[1][1]
+    assert reported[2] == ("odd", "odd")
 
 
 def test_errors_outside_the_event_loop_are_printed_as_sentences() -> None:

@@ -166,7 +166,7 @@ async def test_a_failed_tunnel_is_started_again_when_its_entry_changes(harness: 
 
 
 async def test_a_port_that_is_taken_rejects_that_entry_alone(harness: ReloadHarness) -> None:
-    harness.engines.ports[Address("127.0.0.1", 7777)] = "somebody else"
+    harness.engines.ports[Address("127.0.0.1", 7777)] = "another process"
     changed = {**START, "web": WEB.replace("1001", "7777"), "db": DB + "?tls=1"}
     answer = await harness.reload(changed)
     assert actions(answer) == {"web": "rejected", "db": "restarted", "out": "unchanged"}
@@ -185,13 +185,13 @@ async def test_a_port_that_is_taken_rejects_that_entry_alone(harness: ReloadHarn
 
 
 async def test_a_new_entry_whose_port_is_taken_is_reported_as_failed(harness: ReloadHarness) -> None:
-    harness.engines.ports[Address("127.0.0.1", 7777)] = "somebody else"
+    harness.engines.ports[Address("127.0.0.1", 7777)] = "another process"
     answer = await harness.reload({**START, "new": "server://127.0.0.1:7777/10.0.0.1:80"})
     assert answer.results["new"] == EntryResult("failed", "address in use", ())
 
 
 async def test_a_tunnel_that_never_got_its_port_is_replaced_nevertheless(harness: ReloadHarness) -> None:
-    harness.engines.ports[Address("127.0.0.1", 7777)] = "somebody else"
+    harness.engines.ports[Address("127.0.0.1", 7777)] = "another process"
     await harness.reload({**START, "new": "server://127.0.0.1:7777/10.0.0.1:80"})
     answer = await harness.reload({**START, "new": '{url: "server://127.0.0.1:7777/10.0.0.1:80", key: other}'})
     assert answer.results["new"].action == "failed"
@@ -215,7 +215,7 @@ async def test_ports_pass_from_one_entry_to_the_other(harness: ReloadHarness, sw
 
 
 async def test_an_entry_that_waits_for_a_rejected_one_is_rejected_too(harness: ReloadHarness) -> None:
-    harness.engines.ports[Address("127.0.0.1", 7777)] = "somebody else"
+    harness.engines.ports[Address("127.0.0.1", 7777)] = "another process"
     answer = await harness.reload({**START, "web": DB, "db": DB.replace("1002", "7777").replace("8002", "8005")})
     assert actions(answer) == {"web": "rejected", "db": "rejected", "out": "unchanged"}
     assert harness.state("web") is harness.state("db") is State.UP

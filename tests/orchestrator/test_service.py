@@ -76,7 +76,7 @@ def test_the_watchdog_of_another_process_is_ignored(tmp_path: Path) -> None:
     assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}).watchdog_interval_s is None
     assert Notifier({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}).watchdog_interval_s == 1.0
     assert Notifier({"WATCHDOG_USEC": "nonsense"}).watchdog_interval_s is None
-    for address in ("", str(tmp_path / "nobody"), "@nobody", "/" + "x" * 200):
+    for address in ("", str(tmp_path / "missing"), "@missing", "/" + "x" * 200):
         Notifier({"NOTIFY_SOCKET": address}).send_ready()
 
 

@@ -32,7 +32,7 @@ tunnels:
 
 
 class SupervisorHarness:
-    """A running supervisor."""
+    """A running supervisor with fake engines."""
 
     def __init__(self, supervisor: Supervisor, engines: FakeEngineFactory, socket: Path) -> None:
         self.supervisor = supervisor

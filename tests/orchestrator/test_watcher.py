@@ -25,7 +25,7 @@ PROMPT = time_allowed(1.0)
 
 
 class Reader:
-    """Reads the file when it is told to, as a supervisor does."""
+    """Reads the file when it is called, as a supervisor does."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -239,7 +239,7 @@ async def test_a_crash_of_a_reload_does_not_end_the_watch(folder: Path) -> None:
     async def reload() -> None:
         asked.append(1)
         if len(asked) == 1:
-            raise RuntimeError("nobody thought of this")
+            raise RuntimeError("unexpected")
         await reader.reload()
 
     async with watch_files(reader.sources, reload, reader.bus):
@@ -247,7 +247,7 @@ async def test_a_crash_of_a_reload_does_not_end_the_watch(folder: Path) -> None:
         await wait_until_async(lambda: asked, within=PROMPT)
         reader.file.write_text(text(3))
         await wait_until_async(lambda: reader.texts == [text(3)], within=PROMPT)
-    assert "nobody thought of this" in reader.bus.events_of("")[0].text
+    assert "unexpected" in reader.bus.events_of("")[0].text
 
 
 def test_the_directories_of_all_links_are_watched(tmp_path: Path) -> None:

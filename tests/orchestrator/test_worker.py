@@ -61,7 +61,7 @@ def a_server(port: int = 0) -> TunnelSpec:
 
 
 class SupervisorEnd:
-    """The supervisor's end."""
+    """The supervisor's end of the channel to a worker."""
 
     def __init__(self, shared: EngineContext) -> None:
         self.received: list[Any] = []

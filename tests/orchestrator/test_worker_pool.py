@@ -100,7 +100,7 @@ async def test_engines_run_in_separate_processes() -> None:
         engine, life = await run(pool, "one", events.append)
         other, other_life = await run(pool, "two")
         assert (engine.snapshot().worker, other.snapshot().worker) == (1, 2)
-        assert {engine.name, other.name} <= set(emitted.active), "whoever looks on is emitted what a worker said"
+        assert {engine.name, other.name} <= set(emitted.active), "a changed snapshot marks its tunnel as busy"
         assert len({os.getpid(), *emitted.pids.values()}) == 3
         assert any("refused" in event.text for event in events)
         for e, task in ((engine, life), (other, other_life)):
