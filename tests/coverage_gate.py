@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-BOUNDS_PERCENT: Final = {"tunnel/model/": 100.0, "tunnel/protocol/": 97.5, "tunnel/": 90.0}
+BOUNDS_PERCENT: Final = {"tunnel/model/": 100.0, "tunnel/protocol/": 100.0, "tunnel/": 90.0}
 """The lowest accepted coverage by path prefix. Raise a bound when the tests allow it; the goal for model and protocol,
 which need no sockets, is 100."""
 
