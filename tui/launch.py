@@ -24,6 +24,7 @@ from orchestrator.commands.common import (
     socket_option,
 )
 from orchestrator.commands.fleet import broker_at, credential_options
+from tunnel.model.files import FileError, read_secret
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Broker
@@ -125,10 +126,9 @@ def _read_token(file: Path | None) -> str | None:
     if file is None:
         return None
     try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        exit_with_error(EXIT_FAILED, f"cannot read the token in {file}: {reason}")
+        return read_secret(file)
+    except FileError as error:
+        exit_with_error(EXIT_FAILED, f"cannot read the token in {file}: {error}")
 
 
 def _serve_web(command: str, listen: str) -> int:

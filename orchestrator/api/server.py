@@ -15,6 +15,7 @@ from aiohttp import web
 from orchestrator.api.application import api_application, monitoring_application
 from orchestrator.process.socket_paths import SocketPathError
 from tunnel.model.events import EventKind
+from tunnel.model.files import FileError, read_secret
 from tunnel.model.spec import LogLevel
 
 if TYPE_CHECKING:
@@ -103,12 +104,15 @@ def _read_token(path: Path | None) -> str:
     if path is None:
         raise SocketPathError("the API on TCP requires a token; set token_file")
     try:
-        with path.open(encoding="ascii") as file:
-            token = file.read(_MAX_TOKEN_LENGTH + 1).strip()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not plain ASCII text"
-        raise SocketPathError(f"cannot read token_file {path}: {reason}") from None
-    if not _MIN_TOKEN_LENGTH <= len(token) <= _MAX_TOKEN_LENGTH or not token.isprintable() or " " in token:
+        token = read_secret(path)
+    except FileError as error:
+        raise SocketPathError(f"cannot read token_file {path}: {error}") from None
+    if (
+        not _MIN_TOKEN_LENGTH <= len(token) <= _MAX_TOKEN_LENGTH
+        or not token.isascii()
+        or not token.isprintable()
+        or " " in token
+    ):
         format_ = f"one line of {_MIN_TOKEN_LENGTH} to {_MAX_TOKEN_LENGTH} characters without spaces"
         raise SocketPathError(f"token_file {path} must hold {format_}; nodepass-orch keygen prints one")
     return token

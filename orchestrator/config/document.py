@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from orchestrator.config.faults import ConfigError, Fault, Place
-from orchestrator.config.file_set import MAX_FILE_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,10 +101,7 @@ def quote(text: str) -> str:
 
 
 def decode_text(path: Path, data: bytes) -> str:
-    """Decode the content of a file. Raises ConfigError if it is too long, not UTF-8 or has control characters."""
-    if len(data) > MAX_FILE_BYTES:
-        message = f"the file is longer than {MAX_FILE_BYTES >> 20} MiB; split it with include:"
-        raise ConfigError([Fault(Place(path), message)])
+    """Decode the content of a file. Raises ConfigError if it is not UTF-8 or has control characters."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

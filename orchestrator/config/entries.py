@@ -26,6 +26,7 @@ from tunnel.model.options import (
     names_for,
 )
 from tunnel.model.url import TunnelUrl, looks_like_url, parse_url
+from tunnel.runtime.tls import TlsError, certificate_files_context, verifying_context
 
 if TYPE_CHECKING:
     from tunnel.model.spec import TunnelSpec
@@ -245,6 +246,7 @@ class _EntryParser:
     def _hash_files(self, spec: TunnelSpec, scalar: ScalarNode, layers: tuple[LocatedLayer, ...]) -> dict[str, str]:
         """Return the digest of each certificate file. A file that cannot be read is a fault now, not at run time."""
         digests: dict[str, str] = {}
+        readable: set[Path] = set()
         for option in OPTIONS.values():
             path = option.read(spec)
             if not isinstance(path, Path):
@@ -253,7 +255,24 @@ class _EntryParser:
                 digests[option.name] = hash_bytes(read_file(path))
             except OSError as error:
                 self._report(option.name, f"cannot read {path}: {error.strerror}", scalar, layers, "")
+            else:
+                readable.add(path)
+        self._check_certificates(spec, readable, scalar, layers)
         return digests
+
+    def _check_certificates(
+        self, spec: TunnelSpec, readable: set[Path], scalar: ScalarNode, layers: tuple[LocatedLayer, ...]
+    ) -> None:
+        """Report certificate files that TLS would refuse at run time."""
+        name = "tls_key"
+        try:
+            if spec.tls_cert is not None and spec.tls_key is not None and {spec.tls_cert, spec.tls_key} <= readable:
+                certificate_files_context(spec.tls_cert, spec.tls_key)
+            name = "tls_ca"
+            if spec.tls_ca is not None and spec.tls_ca in readable:
+                verifying_context(spec.tls_ca)
+        except TlsError as error:
+            self._report(name, str(error), scalar, layers, "")
 
     def _report(self, name: str, message: str, scalar: ScalarNode, layers: Iterable[LocatedLayer], remark: str) -> None:
         """Report a fault where one of the layers names the option, or at the URL with a remark."""

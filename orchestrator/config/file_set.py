@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import glob
 import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
+
+from tunnel.model import files
+from tunnel.runtime.blocking_calls import BlockingCalls
 
 MAX_FILE_BYTES: Final = 4 << 20
 """The largest permitted size of a file."""
@@ -21,17 +22,16 @@ MISSING: Final = ""
 """The digest of a file that cannot be read."""
 
 _MAX_SYMLINKS: Final = 16
-_EXECUTOR: Final = ThreadPoolExecutor(2, thread_name_prefix="files")
+_FILE_CALLS: Final = BlockingCalls("reading files", 2)
 _T = TypeVar("_T")
 
 
 async def run_in_file_thread(work: Callable[[], _T]) -> _T:
-    """Run blocking file access in a thread of its own pool.
+    """Run blocking file access in a thread of its own: neither the event loop nor the end of the process waits for it.
 
-    The event loop does not wait for the disk, and the disk access does not wait behind slow name resolution, which uses
-    the default executor.
+    Raises what ``work`` raises, and ThreadShortageError.
     """
-    return await asyncio.get_running_loop().run_in_executor(_EXECUTOR, work)
+    return await _FILE_CALLS.run(work)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +89,8 @@ def hash_file(path: Path) -> str:
 
 
 def read_file(path: Path) -> bytes:
-    """Return a file's content, at most one byte more than is permitted: it may be a device that never ends."""
-    with path.open("rb") as stream:
-        return stream.read(MAX_FILE_BYTES + 1)
+    """Return the content of a file of the configuration. Raises FileError."""
+    return files.read_file(path, MAX_FILE_BYTES).data
 
 
 def is_open_for_writing(path: Path) -> bool:
@@ -102,11 +101,16 @@ def is_open_for_writing(path: Path) -> bool:
     to SIGURG, which is ignored, because the default SIGIO would terminate the process.
     """
     try:
-        with path.open("rb") as stream:
-            fcntl.fcntl(stream, fcntl.F_SETSIG, signal.SIGURG)
-            fcntl.fcntl(stream, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except (OSError, ValueError) as error:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return False
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
         return isinstance(error, BlockingIOError)
+    finally:
+        os.close(descriptor)
     return False
 
 

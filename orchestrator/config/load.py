@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ from orchestrator.config.manifest import Entry, Manifest, addresses_conflict, li
 from orchestrator.config.schema_parts import VERSION
 from orchestrator.config.supervisor_settings import ApiSettings, MqttSettings, SupervisorSettings
 from tunnel.model.errors import OptionError, did_you_mean
+from tunnel.model.files import FileError
 from tunnel.model.options import OPTIONS, OptionLayer, environment_layer
 
 if TYPE_CHECKING:
@@ -165,15 +167,9 @@ class _Loader:
         self.files[path] = MISSING
         try:
             data = read_file(path)
-        except FileNotFoundError:
-            self._report(Place(path), f"there is no such file; {_EXAMPLE}, or name another file")
-            return None
-        except IsADirectoryError:
-            self._report(Place(path), "this is a directory; name a file in it")
-            return None
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "a file cannot have this name"
-            self._report(Place(path), f"cannot read the file: {reason}")
+        except FileError as error:
+            hint = f"there is no such file; {_EXAMPLE}, or name another file"
+            self._report(Place(path), hint if error.errno == errno.ENOENT else f"cannot read the file: {error}")
             return None
         self.files[path] = hash_bytes(data)
         return data

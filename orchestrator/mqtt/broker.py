@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from orchestrator.errors import OrchestratorError
 from orchestrator.status.contract import BrokerInfo
 from tunnel.model.address import Address
+from tunnel.model.files import MAX_SECRET_BYTES, FileError, read_file
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
@@ -169,12 +170,10 @@ class Broker:
         if self.password is not None or self.password_file is None:
             return self.password
         try:
-            with self.password_file.open(encoding="utf-8") as file:
-                return file.read(_MAX_PASSWORD_CHARS).rstrip("\r\n")
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            return read_file(self.password_file, MAX_SECRET_BYTES).text().rstrip("\r\n")
+        except FileError as error:
             raise BrokerError(
-                f"cannot read password_file {self.password_file}: {reason}", state=BrokerState.FAILED
+                f"cannot read password_file {self.password_file}: {error}", state=BrokerState.FAILED
             ) from None
 
     def _load_tls_context(self) -> ssl.SSLContext:

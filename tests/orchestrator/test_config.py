@@ -270,7 +270,7 @@ tunnels:
         ("version: 1\ntunnels:\n  a: server://:1/h:2?tls=1&log=loud", "3:28: log: 'loud' is not one of"),
         ("version: 1\ntunnels:\n  a: {url: 'server://:1/h:2', tls_cert: x}", "3:13: tls_cert and tls_key go together"),
         ("version: 1\ntunnels:\n  a: server://k@:1/h:2?key_file=tunnels.yaml", "3:24: the URL has a key and"),
-        ("version: 1\ntunnels:\n  a: server://:1/h:2?tls_ca=no.pem", "3:22: tls_ca: cannot read "),
+        ("version: 1\ntunnels:\n  a: server://:1/h:2?tls_cert=no.pem&tls_key=tunnels.yaml", "3:22: tls_cert: cannot"),
         ("version: 1\ntunnels:\n  a: {url: 'server://:1/h:2', key_file: no}", "3:41: key_file: cannot read"),
         ("version: 1\ntunnels:\n  a: {url: 'server://:1/h:2', key_file: no, key: x}", "3:41: key_file: "),
     ],
@@ -286,13 +286,13 @@ def test_a_file_that_is_not_utf_8_text_is_a_fault(folder: Folder) -> None:
     assert folder.faults(b"version: 1\nx: \xff") == ["2:4: the file is not UTF-8 text; save it as UTF-8"]
     assert folder.faults(b"version: 1\nx: \x07") == ["2:4: the file contains the control character U+0007; remove it"]
     assert folder.load(b"\xef\xbb\xbfversion: 1").entries == ()
-    assert "longer than 4 MiB" in folder.faults(b"#" * (5 << 20))[0]
+    assert "larger than 4 MiB" in folder.faults(b"#" * (5 << 20))[0]
 
 
 def test_a_missing_file_and_a_directory_are_faults(folder: Folder) -> None:
     assert folder.faults()[0].startswith("1:1: there is no such file")
     (folder.path / "tunnels.yaml").mkdir()
-    assert folder.faults() == ["1:1: this is a directory; name a file in it"]
+    assert folder.faults() == ["1:1: cannot read the file: it is a directory, not a regular file"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -432,3 +432,30 @@ def test_each_sample_names_its_schema_and_conforms_to_it(path: Path) -> None:
 
 def test_the_schema_in_configs_equals_the_output_of_the_command() -> None:
     assert json.loads((ROOT / "configs/tunnels.schema.json").read_text()) == json_schema()
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("server://:1/h:2?tls_ca=ca.pem", "tls_ca verifies nothing without tls=2"),
+        ("server://:8080/:8080", "the tunnel and the target have the same address, :8080"),
+        ("client://0.0.0.0:8080/127.0.0.1:8080", "the tunnel and the target have the same address, 127.0.0.1:8080"),
+    ],
+)
+def test_options_that_cannot_work_together_are_faults(folder: Folder, url: str, fault: str) -> None:
+    assert fault in folder.faults(f"version: 1\ntunnels:\n  a: {url}")[0]
+
+
+@pytest.mark.parametrize("option", ["key_file", "tls_ca"])
+def test_a_fifo_named_by_an_option_is_a_fault_at_its_place(folder: Folder, option: str) -> None:
+    os.mkfifo(folder.path / "fifo")
+    text = f"version: 1\ntunnels:\n  a: {{url: 'client://h:1/:2', tls: 2, {option}: fifo}}"
+    [fault] = folder.faults(text)
+    assert fault.startswith("3:")
+    assert "it is a FIFO, not a regular file" in fault
+
+
+def test_a_fifo_among_the_included_files_is_a_fault(folder: Folder) -> None:
+    os.mkfifo(folder.path / "fifo.yaml")
+    [fault] = folder.faults("version: 1\ninclude: [fifo.yaml]\ntunnels: {}")
+    assert "it is a FIFO, not a regular file" in fault

@@ -14,6 +14,7 @@ from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.reload import ReloadResult
 from orchestrator.supervisor.supervisor import Supervisor
 from tests.orchestrator.fakes import FakeEngine, FakeEngineFactory
+from tests.support.engine_parts import pem
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
 from tunnel.model.address import Address
@@ -333,12 +334,12 @@ async def test_a_shutdown_during_a_reload_stops_every_tunnel(harness: ReloadHarn
 
 async def test_a_changed_certificate_file_restarts_the_tunnel(harness: ReloadHarness, tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    certificate.write_text("one")
-    key.write_text("one")
+    certificate.write_bytes(pem())
+    key.write_bytes(pem())
     tunnels = {**START, "web": f"{WEB}?tls_cert=cert.pem&tls_key=key.pem"}
     await harness.reload(tunnels)
     assert {certificate, key} <= set(harness.supervisor.sources().files)
-    certificate.write_text("two")
+    certificate.write_bytes(pem() + b"\n")
     answer = await harness.supervisor.reload()
     assert answer.results["web"] == EntryResult("restarted", None, ("tls_cert: the content of the file changed",))
 

@@ -26,7 +26,7 @@ from tunnel.model.state import State
 from tunnel.model.url import parse_url
 
 TIMEOUT_S = 2 * GUARD_S
-SPEC = make_spec(parse_url("client://k@127.0.0.1:9/127.0.0.1:9?client_cooldown=60s"), environ={})
+SPEC = make_spec(parse_url("client://k@127.0.0.1:9/127.0.0.1:10?client_cooldown=60s"), environ={})
 
 
 @given(workers=st.integers(1, 20), tunnels=st.integers(0, 100))

@@ -256,7 +256,7 @@ def test_up_on_a_terminal_starts_a_daemon_and_shows_it(
     left_running: bool,  # noqa: FBT001  as the list above gives it
 ) -> None:
     file = tmp_path / "tunnels.yaml"
-    file.write_text("version: 1\ntunnels:\n  alone: client://127.0.0.1:9/127.0.0.1:9\n")
+    file.write_text("version: 1\ntunnels:\n  alone: client://127.0.0.1:9/127.0.0.1:10\n")
     socket, state = tmp_path / "up.sock", str(tmp_path / "state")
     try:
         with run_on_terminal("up", "--read-only", str(file), "--socket", str(socket), XDG_STATE_HOME=state) as shown:
@@ -275,7 +275,7 @@ def test_up_on_a_terminal_starts_a_daemon_and_shows_it(
 
 def test_up_on_a_terminal_reports_that_another_client_stopped_the_daemon(tmp_path: Path) -> None:
     file = tmp_path / "tunnels.yaml"
-    file.write_text("version: 1\ntunnels:\n  alone: client://127.0.0.1:9/127.0.0.1:9\n")
+    file.write_text("version: 1\ntunnels:\n  alone: client://127.0.0.1:9/127.0.0.1:10\n")
     socket, state = tmp_path / "up.sock", str(tmp_path / "state")
     try:
         with run_on_terminal("up", str(file), "--socket", str(socket), XDG_STATE_HOME=state) as shown:

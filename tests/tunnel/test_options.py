@@ -160,7 +160,7 @@ def test_the_examples_of_the_original_are_complete_specs(text: str) -> None:
         ("data_port=10102", "data_port", 10102),
         ("tls=0", "data_tls", DataTls.OFF),
         ("tls=1", "data_tls", DataTls.PINNED),
-        ("tls_ca=/etc/ca.pem", "tls_ca", Path("/etc/ca.pem")),
+        ("tls_cert=/etc/a.pem&tls_key=/etc/b.pem", "tls_key", Path("/etc/b.pem")),
     ],
 )
 def test_the_values_of_an_option_are_those_of_the_contract(option: str, field: str, value: object) -> None:

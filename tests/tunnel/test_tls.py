@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,4 +139,49 @@ async def test_certificate_files_are_loaded_and_their_errors_are_named(
             await tls.server_context(spec(tls_cert=cert, tls_key=key), SelfSignedCertificate())
     for ca in (bad, none):
         with pytest.raises(TlsError, match=f"cannot use {ca}: "):
-            tls.client_context(spec(role=Role.CLIENT, data_tls=DataTls.VERIFIED, tls_ca=ca))
+            await tls.client_context(spec(role=Role.CLIENT, data_tls=DataTls.VERIFIED, tls_ca=ca))
+
+
+@pytest.fixture
+def locked_key(tmp_path: Path) -> Path:
+    key = ec.generate_private_key(ec.SECP256R1())
+    file = tmp_path / "locked.pem"
+    file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    return file
+
+
+def test_a_private_key_with_a_passphrase_is_refused_without_a_prompt(locked_key: Path, tmp_path: Path) -> None:
+    certificate = tmp_path / "good.pem"
+    certificate.write_bytes(pem())
+    with pytest.raises(TlsError, match="its private key has a passphrase; store it without one"):
+        tls.certificate_files_context(certificate, locked_key)
+
+
+def test_a_fifo_as_a_certificate_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(TlsError, match="it is a FIFO, not a regular file"):
+        tls.certificate_files_context(tmp_path / "fifo", tmp_path / "fifo")
+    with pytest.raises(TlsError, match="it is a FIFO, not a regular file"):
+        tls.verifying_context(tmp_path / "fifo")
+
+
+@pytest.mark.parametrize("missing", ["memfd_create", "access"])
+async def test_a_certificate_is_made_where_files_in_memory_are_denied(
+    missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def deny(*_: object) -> bool:
+        if missing == "access":
+            return False
+        raise PermissionError(errno.EPERM, "denied")
+
+    monkeypatch.setattr(os, missing, deny)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with no_descriptor_leak():
+        assert tls.presented_certificate(await SelfSignedCertificate().context())
+    assert os.listdir(tmp_path) == []  # noqa: PTH208  no Path method in a coroutine

@@ -58,7 +58,7 @@ class LinkConnector:
         """Make one attempt: connect, TLS, proof. Safe to cancel. Raises LinkFailedError."""
         spec = self._spec
         try:
-            context = tls.client_context(spec)
+            context = await tls.client_context(spec)
         except tls.TlsError as error:
             raise LinkFailedError(str(error), is_final=True) from None
         channel: ControlChannel | None = None

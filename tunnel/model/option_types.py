@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from tunnel.model.errors import did_you_mean
+from tunnel.model.files import FileError, read_secret
 from tunnel.model.spec import Key
 from tunnel.model.times import format_duration, parse_duration
 
@@ -219,16 +220,9 @@ class KeyFileType(KeyType):
         """Read the key from the file. Raises ValueError."""
         path = FileType().parse(value, base)
         try:
-            secret = path.read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{path} is not UTF-8 text") from None
-        except ValueError:
-            raise ValueError("a file name cannot contain a NUL character") from None
-        if not secret:
-            raise ValueError(f"{path} is empty; write a key with: nodepass-orch keygen > {path}")
-        return Key(secret)
+            return Key(read_secret(path))
+        except FileError as error:
+            raise ValueError(f"cannot read {path}: {error}; write a key with: nodepass-orch keygen > {path}") from None
 
 
 def integer_schemas(minimum: int, maximum: int) -> tuple[JsonSchema, ...]:

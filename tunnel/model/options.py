@@ -292,8 +292,18 @@ def _check_combinations(spec: TunnelSpec) -> None:
         raise UrlError("tls_cert and tls_key go together: a certificate needs its private key", 0)
     if spec.role is Role.SERVER and spec.data_tls is DataTls.VERIFIED and spec.tls_cert is None:
         raise UrlError("tls=2 on a server needs tls_cert and tls_key, because the client verifies them", 0)
+    if spec.tls_ca is not None and spec.data_tls is not DataTls.VERIFIED:
+        raise UrlError("tls_ca verifies nothing without tls=2; write tls=2, or remove tls_ca", 0)
+    if spec.tunnel.port and spec.tunnel.port == spec.target.port and _is_same_host(spec.tunnel, spec.target):
+        raise UrlError(f"the tunnel and the target have the same address, {spec.target}; they need different ports", 0)
     if spec.mode != Mode.AUTO and not _listens_on_target(spec) and spec.target.port == 0:
         raise UrlError("the target address is dialled in this mode, so its port cannot be 0", 0)
+
+
+def _is_same_host(one: Address, other: Address) -> bool:
+    """Whether two addresses mean the same interface of a host, as far as they show it."""
+    wildcards = one.is_wildcard + other.is_wildcard
+    return one.host == other.host or wildcards == 2 or (wildcards == 1 and (one.is_loopback or other.is_loopback))
 
 
 def _listens_on_target(spec: TunnelSpec) -> bool:

@@ -14,10 +14,12 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Final
 
 from tunnel.model.errors import TunnelError
+from tunnel.model.files import MAX_CERTIFICATE_BYTES, read_file
 from tunnel.model.spec import DataTls, TunnelSpec
 
 MAX_RECORD_SIZE: Final = 16384
@@ -59,14 +61,51 @@ async def _self_signed_context() -> ssl.SSLContext:
         last_line = program.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise TlsError(f"cannot make a certificate: {last_line or 'its program failed'}")
     context = _make_context(ssl.PROTOCOL_TLS_SERVER)
-    # Certificates can be loaded only from files; a file in memory never touches a disk.
-    descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
     try:
-        os.write(descriptor, program.stdout)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
+        _load_certificate(context, program.stdout, program.stdout)
+    except OSError as error:
+        raise TlsError(f"cannot use the certificate that was made: {error.strerror or error}") from None
     return context
+
+
+def _load_certificate(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Load certificates and their private key, both as PEM. Raises OSError, and TlsError for a key with a passphrase.
+
+    OpenSSL loads them only from files. A file in memory never touches a disk; where the system denies that, or has no
+    /proc, a private file takes its place for a moment.
+    """
+    with contextlib.ExitStack() as stack:
+        paths: list[str] = []
+        for pem in (certificate, key):
+            path = _memory_file(stack) or _private_file(stack)
+            with open(path, "wb") as stream:  # noqa: PTH123  the path of a descriptor
+                stream.write(pem)
+            paths.append(path)
+        context.load_cert_chain(paths[0], paths[1], password=_refuse_passphrase)
+
+
+def _memory_file(stack: contextlib.ExitStack) -> str | None:
+    """Return the path of a file in memory that exists as long as the stack, or None where that is not possible."""
+    try:
+        descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
+    except OSError:
+        return None
+    stack.callback(os.close, descriptor)
+    path = f"/proc/self/fd/{descriptor}"
+    return path if os.access(path, os.R_OK | os.W_OK) else None
+
+
+def _private_file(stack: contextlib.ExitStack) -> str:
+    """Return the path of a file that only this user can read and that is deleted with the stack. Raises OSError."""
+    descriptor, path = tempfile.mkstemp(prefix="nodepass-orch-")
+    os.close(descriptor)
+    stack.callback(os.unlink, path)
+    return path
+
+
+def _refuse_passphrase() -> str:
+    """Stand in for OpenSSL's prompt, which would block the event loop until somebody types on the terminal."""
+    raise TlsError("its private key has a passphrase; store it without one (openssl pkey -in KEY -out NEW_KEY)")
 
 
 def _make_context(protocol: int) -> ssl.SSLContext:
@@ -81,31 +120,48 @@ async def server_context(spec: TunnelSpec, certificate: SelfSignedCertificate) -
     """Return a server's context: its certificate files, else the self-signed certificate. Raises TlsError."""
     if spec.tls_cert is None or spec.tls_key is None:
         return await certificate.context()
+    return await asyncio.to_thread(certificate_files_context, spec.tls_cert, spec.tls_key)
+
+
+def certificate_files_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Return a server's context with these files. Blocks on the disk. Raises TlsError."""
     context = _make_context(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(spec.tls_cert, spec.tls_key)
-    except OSError as error:
-        detail = error.strerror if not isinstance(error, ssl.SSLError) else "they are not a certificate and its key"
-        raise TlsError(f"cannot use {spec.tls_cert} with {spec.tls_key}: {detail}") from None
+        pem = [read_file(file, MAX_CERTIFICATE_BYTES).data for file in (certificate, key)]
+        _load_certificate(context, *pem)
+    except ssl.SSLError:
+        raise TlsError(f"cannot use {certificate} with {key}: they are not a certificate and its key") from None
+    except (OSError, TlsError) as error:
+        detail = (error.strerror if isinstance(error, OSError) else None) or error
+        raise TlsError(f"cannot use {certificate} with {key}: {detail}") from None
     return context
 
 
-def client_context(spec: TunnelSpec) -> ssl.SSLContext:
+async def client_context(spec: TunnelSpec) -> ssl.SSLContext:
     """Return the context of a client's control channel: verified for tls=2, else only bound by the proof.
 
     Raises TlsError.
     """
-    context = _make_context(ssl.PROTOCOL_TLS_CLIENT)
     if spec.data_tls is not DataTls.VERIFIED:
-        return _without_verification(context)
+        return _without_verification(_make_context(ssl.PROTOCOL_TLS_CLIENT))
+    return await asyncio.to_thread(verifying_context, spec.tls_ca)
+
+
+def verifying_context(ca: Path | None) -> ssl.SSLContext:
+    """Return a client's context that verifies with the certificates of a file, or of this host if there is no file.
+
+    Blocks on the disk. Raises TlsError.
+    """
+    context = _make_context(ssl.PROTOCOL_TLS_CLIENT)
+    if ca is None:
+        context.load_default_certs()
+        return context
     try:
-        if spec.tls_ca is None:
-            context.load_default_certs()
-        else:
-            context.load_verify_locations(spec.tls_ca)
+        context.load_verify_locations(cadata=read_file(ca, MAX_CERTIFICATE_BYTES).text())
+    except (ssl.SSLError, ValueError):  # ValueError: not ASCII
+        raise TlsError(f"cannot use {ca}: it contains no certificate") from None
     except OSError as error:
-        detail = error.strerror if not isinstance(error, ssl.SSLError) else "it holds no certificate"
-        raise TlsError(f"cannot use {spec.tls_ca}: {detail}") from None
+        raise TlsError(f"cannot use {ca}: {error.strerror}") from None
     return context
 
 

@@ -1,0 +1,122 @@
+"""The one reader for every file that a user names: keys, certificates, tokens, passwords, the configuration.
+
+A user can name anything: a FIFO without a writer, a device that never ends, a directory, a file of gigabytes. Opening
+is non-blocking, only regular files are read, and the size is bounded, so that no reload, command or exit waits.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tunnel.model.errors import TunnelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_SECRET_BYTES: Final = 64 << 10
+"""Bytes of a file that holds a key, a token or a password."""
+MAX_CERTIFICATE_BYTES: Final = 4 << 20
+"""Bytes of a file of certificates: a CA bundle has some 200 KiB."""
+
+_BOM: Final = b"\xef\xbb\xbf"
+_KINDS: Final = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class FileError(TunnelError, OSError):
+    """A file that cannot be used; ``strerror`` is the reason as the end of a sentence, without the file's name."""
+
+    def __init__(self, reason: str, code: int | None = None) -> None:
+        super().__init__(code, reason)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@dataclass(frozen=True, slots=True)
+class FileContent:
+    """What was read, and whether others than the owner may read the file as well."""
+
+    data: bytes
+    is_readable_by_others: bool
+
+    def text(self) -> str:
+        """The content as text, without a byte order mark. Raises FileError where it is not UTF-8."""
+        try:
+            return self.data.removeprefix(_BOM).decode()
+        except UnicodeDecodeError:
+            raise FileError("it is not UTF-8 text") from None
+
+
+def read_file(path: Path, max_bytes: int) -> FileContent:
+    """The content of a regular file of at most ``max_bytes`` bytes. Raises FileError.
+
+    Blocks as long as the disk takes; on an event loop, call it in a thread.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except ValueError:  # an embedded NUL
+        raise FileError("its name cannot be a file's name") from None
+    except OSError as error:
+        if stat_kind := _kind_of_path(path):
+            raise FileError(f"it is {stat_kind}, not a regular file") from None
+        raise FileError(error.strerror or "it cannot be opened", error.errno) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileError(f"it is {_kind(status.st_mode)}, not a regular file")
+        data = _read_up_to(descriptor, max_bytes + 1)
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(error.strerror or "it cannot be read", error.errno) from None
+    finally:
+        os.close(descriptor)
+    if len(data) > max_bytes:
+        raise FileError(f"it is larger than {_format_size(max_bytes)}")
+    return FileContent(data, bool(status.st_mode & (stat.S_IRGRP | stat.S_IROTH)))
+
+
+def read_secret(path: Path) -> str:
+    """The text of a key, token or password file without surrounding white space. Raises FileError, also where empty."""
+    secret = read_file(path, MAX_SECRET_BYTES).text().strip()
+    if not secret:
+        raise FileError("it is empty")
+    return secret
+
+
+def _format_size(size: int) -> str:
+    for shift, unit in ((20, "MiB"), (10, "KiB")):
+        if size % (1 << shift) == 0:
+            return f"{size >> shift} {unit}"
+    return f"{size} bytes"
+
+
+def _read_up_to(descriptor: int, max_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    missing = max_bytes
+    while missing and (part := os.read(descriptor, missing)):
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def _kind_of_path(path: Path) -> str | None:
+    """What a path is that could not be opened (a socket: ENXIO), where it is not a regular file."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116  beside the other calls of os on the same path
+    except (OSError, ValueError):
+        return None
+    return None if stat.S_ISREG(mode) else _kind(mode)
+
+
+def _kind(mode: int) -> str:
+    return next((name for matches, name in _KINDS if matches(mode)), "something else")
