@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator import daemon
 from orchestrator.config.load import load
-from orchestrator.process.setup import handle_stop_signals, prepare_serving_process, print_message
+from orchestrator.process.setup import handle_stop_signals, prepare_serving_process, print_message, run_event_loop
 from orchestrator.supervisor.crash_reports import suppress_tracebacks
 from orchestrator.table import align_columns, format_bytes
 from tunnel.model.spec import LogLevel
@@ -71,7 +71,7 @@ def run(duration_s: float | None, log: EventSink) -> str:
     prepare_serving_process()
     suppress_tracebacks()
     with tempfile.TemporaryDirectory(prefix="nodepass-orch-demo-") as folder:
-        return asyncio.run(_run(Path(folder), duration_s, log))
+        return run_event_loop(_run(Path(folder), duration_s, log))
 
 
 async def _run(folder: Path, duration_s: float | None, log: EventSink) -> str:

@@ -14,6 +14,7 @@ from orchestrator.process.setup import (
     mask_url,
     prepare_serving_process,
     print_message,
+    run_event_loop,
 )
 from orchestrator.supervisor.crash_reports import install_exception_handlers, suppress_tracebacks
 from orchestrator.supervisor.runner import TunnelRunner
@@ -57,7 +58,9 @@ def main(arguments: Sequence[str]) -> int:
     suppress_tracebacks()
     log = LogWriter()
     try:
-        return asyncio.run(_run(spec, log, [] if is_hidden else ["the key shows in the process list; use key_file="]))
+        return run_event_loop(
+            _run(spec, log, [] if is_hidden else ["the key shows in the process list; use key_file="])
+        )
     finally:
         log.close()
 

@@ -17,6 +17,7 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.filter import ANSIToTruecolor, LineFilter
 
+from orchestrator.process.setup import run_event_loop
 from tui.format.confirmations import confirm_quit
 from tui.format.text import to_ascii
 from tui.model.keys import all_keys, load_keys
@@ -213,4 +214,4 @@ def run(
         finally:
             await source.close()
 
-    return asyncio.run(run_app())
+    return run_event_loop(run_app())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import shlex
@@ -24,6 +23,7 @@ from orchestrator.commands.common import (
     socket_option,
 )
 from orchestrator.commands.fleet import broker_at, credential_options
+from orchestrator.process.setup import run_event_loop
 from tunnel.model.files import FileError, read_secret
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _show_fleet(broker: Broker, **options: Any) -> None:  # noqa: ANN401  those 
 
     _require_terminal("fleet ps --json")
     try:
-        asyncio.run(check_broker(broker))
+        run_event_loop(check_broker(broker))
     except BrokerError as error:
         exit_with_error(EXIT_NO_DAEMON, str(error))
     _run_dashboard(FleetSource(broker), **options)

@@ -26,7 +26,7 @@ from orchestrator.commands.common import (
 )
 from orchestrator.commands.control import format_tunnels
 from orchestrator.process.logformat import printable
-from orchestrator.process.setup import print_message
+from orchestrator.process.setup import print_message, run_event_loop
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.errors import did_you_mean
 
@@ -98,7 +98,7 @@ def _run_with_reader(broker: Broker, work: Callable[[FleetReader], Coroutine[Any
             return await work(reader)
 
     try:
-        return asyncio.run(run())
+        return run_event_loop(run())
     except BrokerError as error:
         exit_with_error(EXIT_NO_DAEMON, str(error))
 

@@ -30,7 +30,7 @@ from orchestrator.commands.common import (
     socket_option,
 )
 from orchestrator.process import socket_paths
-from orchestrator.process.setup import mask_url, prepare_serving_process, print_message
+from orchestrator.process.setup import mask_url, prepare_serving_process, print_message, run_event_loop
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.url import looks_like_url
@@ -98,7 +98,7 @@ def up(
     log = _log_writer(log_format)
     level = LogLevel[(log_level or "info").upper()]
     try:
-        return asyncio.run(_serve(manifest, socket, log, level, read_only=read_only))
+        return run_event_loop(_serve(manifest, socket, log, level, read_only=read_only))
     except socket_paths.SocketPathError as error:
         exit_with_error(EXIT_FAILED, str(error))
     finally:

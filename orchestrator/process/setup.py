@@ -8,11 +8,16 @@ import gc
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from tunnel.runtime.blocking_calls import UnjoinedExecutor
 
 _GC_THRESHOLD = 20_000  # new objects before the garbage collector runs
+_MAX_BLOCKING_CALLS: Final = 16  # at once, in threads
+_Result = TypeVar("_Result")
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -27,6 +32,16 @@ def prepare_serving_process() -> None:
     with contextlib.suppress(OSError, ValueError):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def run_event_loop(main: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a coroutine as ``asyncio.run`` does, except that the end does not wait for blocking calls in threads.
+
+    A library may wait there for a dead name server, and such a call cannot be cancelled.
+    """
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_default_executor(UnjoinedExecutor(_MAX_BLOCKING_CALLS))
+        return runner.run(main)
 
 
 @contextlib.contextmanager

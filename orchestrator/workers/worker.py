@@ -14,7 +14,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.process.setup import prepare_serving_process, print_message
+from orchestrator.process.setup import prepare_serving_process, print_message, run_event_loop
 from orchestrator.status.scanner import ScanSchedule
 from orchestrator.status.store import StatusStore, snapshot_store
 from orchestrator.supervisor.crash_reports import (
@@ -271,7 +271,7 @@ def main() -> int:
     _end_with_supervisor()
     prepare_serving_process()
     suppress_tracebacks()
-    asyncio.run(_serve(connection))
+    run_event_loop(_serve(connection))
     return 0
 
 

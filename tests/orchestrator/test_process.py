@@ -192,3 +192,16 @@ def test_the_process_list_shows_no_key() -> None:
     assert shown.split(b"\0")[3:5] == [b"up", b"server://***@h:1/h:2"]
     assert shown.rstrip(b"\0").endswith(b"more")
     assert b"s3cret@" not in shown.split(b"\0", 3)[3]
+
+
+def test_a_process_ends_while_a_library_waits_for_a_dead_name_server() -> None:
+    program = """
+import asyncio, threading
+from orchestrator.process.setup import run_event_loop
+async def main():
+    asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
+    return "the result"
+assert run_event_loop(main()) == "the result"
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=20, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

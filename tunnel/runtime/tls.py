@@ -104,7 +104,7 @@ def _private_file(stack: contextlib.ExitStack) -> str:
 
 
 def _refuse_passphrase() -> str:
-    """Stand in for OpenSSL's prompt, which would block the event loop until somebody types on the terminal."""
+    """Stand in for OpenSSL's prompt, which would block the event loop until the user answers it."""
     raise TlsError("its private key has a passphrase; store it without one (openssl pkey -in KEY -out NEW_KEY)")
 
 
