@@ -113,6 +113,6 @@ def _read_token(path: Path | None) -> str:
         or not token.isprintable()
         or " " in token
     ):
-        format_ = f"one line of {_MIN_TOKEN_LENGTH} to {_MAX_TOKEN_LENGTH} characters without spaces"
+        format_ = f"one line of {_MIN_TOKEN_LENGTH} to {_MAX_TOKEN_LENGTH} characters, plain ASCII without spaces"
         raise SocketPathError(f"token_file {path} must hold {format_}; nodepass-orch keygen prints one")
     return token

@@ -71,7 +71,7 @@ async def bulk(port: int, *, streams: int, seconds: int) -> BulkFigures:
 def parse_wrk(text: str) -> RequestFigures:
     """Parse the output of ``wrk --latency``. Raises BenchError with its last line if there are no figures."""
     count = re.search(r"(\d+) requests in ", text)
-    rate = re.search(r"RequestFigures/sec:\s*([\d.]+)", text)
+    rate = re.search(r"Requests/sec:\s*([\d.]+)", text)
     p50, p99 = (re.search(rf"^\s+{rank}%\s+([\d.]+)([a-z]+)\s*$", text, re.MULTILINE) for rank in (50, 99))
     if not (count and rate and p50 and p99):
         raise BenchError(f"wrk: {_last_line(text)}")

@@ -17,7 +17,7 @@ RunningProcess 5s test @ http://127.0.0.1:11000/
      90%    3.21ms
      99%  {p99}
   {count} requests in 5.01s, 20.11MB read
-{errors}RequestFigures/sec:  25533.17
+{errors}Requests/sec:  25533.17
 Transfer/sec:      4.01MB
 """
 

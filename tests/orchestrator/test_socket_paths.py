@@ -73,10 +73,9 @@ def test_every_file_name_gives_a_valid_socket_path(tmp_path: Path, name: str) ->
         assert str(path).isascii()
 
 
-def test_an_existing_socket_is_found(tmp_path: Path) -> None:
-    runtime = tmp_path / "r"
-    runtime.mkdir(mode=0o700)
-    file = tmp_path / "tunnels.yaml"
+def test_an_existing_socket_is_found(tmp_path_factory: pytest.TempPathFactory) -> None:
+    runtime = tmp_path_factory.mktemp("r")  # short: a longer directory has no room for the name of a socket
+    file = runtime / "tunnels.yaml"
     environ = {"XDG_RUNTIME_DIR": str(runtime)}
     place = choose_socket(file, environ, ME)
     assert place.parent == runtime

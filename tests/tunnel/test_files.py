@@ -32,7 +32,7 @@ def test_a_file_above_the_limit_is_refused_without_being_read_whole(tmp_path: Pa
         ("device", "it is a device, not a regular file"),
         ("missing", "No such file or directory"),
         ("loop", "Too many levels of symbolic links"),
-        ("nul", "its name cannot be a file's name"),
+        ("nul", "a file name cannot contain a NUL character"),
     ],
 )
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str, expected: str) -> None:

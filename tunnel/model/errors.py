@@ -5,12 +5,13 @@
     TunnelError
     ├── UrlError               a URL that describes no tunnel (also a ValueError)
     ├── OptionError            an option is unknown or its value is invalid (also a ValueError)
+    ├── FileError              a file that the user names cannot be read (also an OSError; model.files)
     ├── NetError               an address cannot be resolved, bound or dialled (also an OSError; runtime.sockets)
     ├── TlsError               certificate or key files cannot be used (runtime.tls)
     ├── ProtocolError          the peer sent bytes that the protocol does not allow (protocol.errors)
     ├── HandshakeRefusedError  one end refused the other in the handshake (protocol.errors)
-    ├── ChannelLostError       the control channel ended (engine.channel)
-    └── LinkFailedError        an attempt to establish a link failed (engine.client)
+    ├── ChannelLostError       the control channel ended (engine.control_channel)
+    └── LinkFailedError        an attempt to establish a link failed (engine.link_connector)
 
 ``except TunnelError`` catches whatever can go wrong at run time. A defect of this program is not in the tree: it
 raises AssertionError (``state.InvalidTransitionError``) or a built-in exception.

@@ -64,7 +64,7 @@ def read_file(path: Path, max_bytes: int) -> FileContent:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except ValueError:  # an embedded NUL
-        raise FileError("its name cannot be a file's name") from None
+        raise FileError("a file name cannot contain a NUL character") from None
     except OSError as error:
         if stat_kind := _kind_of_path(path):
             raise FileError(f"it is {stat_kind}, not a regular file") from None

@@ -6,6 +6,7 @@ raises ValueError with one sentence that names the fault and the way out.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -222,7 +223,8 @@ class KeyFileType(KeyType):
         try:
             return Key(read_secret(path))
         except FileError as error:
-            raise ValueError(f"cannot read {path}: {error}; write a key with: nodepass-orch keygen > {path}") from None
+            hint = f"; write a key with: nodepass-orch keygen > {path}" if error.errno in {None, errno.ENOENT} else ""
+            raise ValueError(f"cannot read {str(path)!r}: {error}{hint}") from None
 
 
 def integer_schemas(minimum: int, maximum: int) -> tuple[JsonSchema, ...]:

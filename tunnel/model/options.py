@@ -3,7 +3,7 @@
 An option may be written in a URL, in an entry of the file, in the file's ``defaults`` or in the environment. The
 strongest layer that names it wins, in this order. One row of OPTIONS is everything the program knows about an option.
 The URL parser, the file, the environment, the JSON Schema, the settings view, ``plan`` and docs/reference/options.md
-are derived from it. To add an option, add its row, and its field to TunnelSpec or Settings.
+are derived from it. To add an option, add its row, and its field to TunnelSpec.
 """
 
 from __future__ import annotations
