@@ -87,3 +87,15 @@ def test_permissions_that_let_others_read_are_reported(tmp_path: Path, mode: int
     file.write_text("secret")
     file.chmod(mode)
     assert read_file(file, 100).is_readable_by_others is expected
+
+
+@pytest.mark.parametrize(("limit", "text"), [(1000, "1000 bytes"), (64 << 10, "64 KiB"), (4 << 20, "4 MiB")])
+def test_a_limit_is_named_in_a_unit_that_fits(tmp_path: Path, limit: int, text: str) -> None:
+    (tmp_path / "large").write_bytes(bytes(limit + 1))
+    with pytest.raises(FileError, match=f"it is larger than {text}"):
+        read_file(tmp_path / "large", limit)
+
+
+def test_a_file_whose_reading_fails_gives_the_reason() -> None:
+    with pytest.raises(FileError, match="Input/output error"):
+        read_file(Path("/proc/self/mem"), 100)  # regular, and nothing is mapped at its start

@@ -455,3 +455,25 @@ def test_a_url_fault_and_a_layer_fault_are_told_apart_by_their_type() -> None:
     with pytest.raises(OptionError) as caught:
         spec_of("", OptionLayer("elsewhere", {"log": "loud"}))
     assert caught.value.source != URL_SOURCE
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("client://h:1/:2?tls_ca=/etc/ca.pem", "tls_ca verifies nothing without tls=2"),
+        ("server://:8080/:8080", "the tunnel and the target have the same address, :8080"),
+        ("server://h:8080/h:8080", "the tunnel and the target have the same address, h:8080"),
+        ("client://0.0.0.0:8080/127.0.0.1:8080", "the tunnel and the target have the same address, 127.0.0.1:8080"),
+        ("server://127.0.0.1:8080/:8080", "the tunnel and the target have the same address, :8080"),
+    ],
+)
+def test_options_that_cannot_work_together_are_refused(text: str, fault: str) -> None:
+    with pytest.raises(UrlError, match=fault):
+        make_spec(parse_url(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["server://:0/:0", "server://h:8080/g:8080", "server://:8080/h:8080", "server://h:1/h:2"]
+)
+def test_different_addresses_are_accepted(text: str) -> None:
+    assert make_spec(parse_url(text))
