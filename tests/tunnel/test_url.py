@@ -195,3 +195,18 @@ def test_a_text_with_a_scheme_looks_like_a_url() -> None:
     assert looks_like_url("server://x")
     assert looks_like_url("http://x")
     assert not looks_like_url("tunnels.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("[fe80::1%eth0]:80", "fe80::1%eth0"),
+        ("[fe80::1%25eth0]:80", "fe80::1%eth0"),
+        ("[::ffff:127.0.0.1]:80", "127.0.0.1"),
+        ("[::ffff:7f00:1]:80", "127.0.0.1"),
+        ("[::1]:80", "::1"),
+    ],
+)
+def test_zones_and_mapped_addresses_have_one_form(text: str, host: str) -> None:
+    assert parse_address(text) == Address(host, 80)
+    assert parse_address(str(parse_address(text))) == Address(host, 80)

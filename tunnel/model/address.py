@@ -64,13 +64,16 @@ def parse_address(text: str, offset: int = 0, label: str = "") -> Address:
 
 
 def _split_bracketed(text: str, offset: int, what: str) -> tuple[str, str, int]:
-    """Return host, port text and offset of the port of ``[v6]:port``."""
+    """Return host, port text and offset of the port of ``[v6]:port``; an IPv4-mapped address becomes that of IPv4."""
     host, bracket, rest = text[1:].partition("]")
     if not bracket or not rest.startswith(":"):
         raise UrlError(f"the {what} {text[:80]!r} is not [IPv6]:port", offset)
-    if (ip := Address(host, 0).ip) is None or ip.version != 6:
+    # a zone may be written as URLs demand, with the percent sign encoded (RFC 6874 §2)
+    ip = Address(host.replace("%25", "%", 1), 0).ip
+    if ip is None or ip.version != 6:
         raise UrlError(f"{host[:60]!r} in brackets is not an IPv6 address", offset + 1)
-    return host, rest[1:], offset + len(host) + 3
+    normal = host.replace("%25", "%", 1) if ip.ipv4_mapped is None else str(ip.ipv4_mapped)
+    return normal, rest[1:], offset + len(host) + 3
 
 
 def _split_plain(text: str, offset: int, what: str) -> tuple[str, str, int]:
