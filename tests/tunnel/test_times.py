@@ -64,6 +64,7 @@ def test_durations_are_parsed_as_go_parses_them(text: str, seconds: float, canon
         ("s", "not a duration"),
         (".s", "not a duration"),
         ("5s5", "not a duration"),
+        ("5s,5s", "not a duration"),
         ("1e3s", "not a duration|unknown unit"),
         ("5S", "not a duration"),
         ("٣s", "not a duration"),
