@@ -133,7 +133,7 @@ class SimulatedTunnels:
     # commands take effect at once, because no visitor has to be waited for
 
     def start(self, name: str) -> None:
-        """Start a tunnel."""
+        """Start a tunnel, which is up at once."""
         self.enter(name, State.UP)
 
     def retry(self, name: str) -> None:
@@ -141,15 +141,15 @@ class SimulatedTunnels:
         self.enter(name, State.UP)
 
     def stop(self, name: str, timeout: float | None = None) -> None:
-        """Stop a tunnel."""
+        """Stop a tunnel at once, as if it had no visitors."""
         self.enter(name, State.STOPPED)
 
     def drain(self, name: str, timeout: float | None = None) -> None:
-        """Stop a tunnel."""
+        """Drain a tunnel, which has no visitors to wait for."""
         self.enter(name, State.STOPPED)
 
     def restart(self, name: str, timeout: float | None = None) -> None:
-        """Restart a tunnel."""
+        """Restart a tunnel by way of connecting."""
         self.enter(name, State.CONNECTING)
         self.enter(name, State.UP)
 

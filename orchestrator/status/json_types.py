@@ -30,7 +30,7 @@ class SignalsJson(TypedDict):
 
 
 class ConnectionsJson(TypedDict):
-    """Visitors served."""
+    """How many visitors are served, were served and failed, and the limit."""
 
     active: int
     total: int
@@ -39,7 +39,7 @@ class ConnectionsJson(TypedDict):
 
 
 class RefusedJson(TypedDict):
-    """Refused connection attempts."""
+    """Connection attempts that were refused, by reason."""
 
     handshakes: int
     prefaces: int
@@ -101,7 +101,7 @@ class TunnelDetailsJson(TunnelJson, total=False):
 
 
 class ConfigJson(TypedDict):
-    """The configuration file."""
+    """The last attempt to read the configuration file, and its fault."""
 
     path: str
     ok: bool

@@ -7,10 +7,8 @@ bulk lets the kernel splice instead. The flows of encrypted data connections are
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from tunnel.forwarding.base import FlowSource, ForwardingOwner, RelayLink
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import Pipe, PipePool
-
-_LINGER_RESET: Final = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +230,7 @@ class Relay:
     def reset(self, sock: socket.SocketType) -> None:
         """Close both sockets so that the peer of ``sock`` sees a reset instead of an orderly end."""
         if self.is_open:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            sockets.reset_on_close(sock)
             self.close()
 
     def close(self) -> None:
