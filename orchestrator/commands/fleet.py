@@ -109,9 +109,9 @@ def _run_with_reader(broker: Broker, work: Callable[[FleetReader], Coroutine[Any
 @fleet.command()
 @click.argument("names", nargs=-1, metavar="[HOST[/TUNNEL]]…")
 @json_option
-@click.option("--paths", is_flag=True, help="Show both ends of each link as one path, on whichever hosts they run.")
+@click.option("--routes", is_flag=True, help="Show both ends of each link as one route, on whichever hosts they run.")
 @broker_options
-def ps(*, names: tuple[str, ...], as_json: bool, paths: bool, **broker: Any) -> int:  # noqa: ANN401  as in broker_at
+def ps(*, names: tuple[str, ...], as_json: bool, routes: bool, **broker: Any) -> int:  # noqa: ANN401  as in broker_at
     """List the tunnels of all hosts, or of some; names may be patterns like edge-*.
 
     Exit 3 if a host is gone or silent, or a tunnel is not up.
@@ -120,8 +120,8 @@ def ps(*, names: tuple[str, ...], as_json: bool, paths: bool, **broker: Any) -> 
     async def list_tunnels(reader: FleetReader) -> int:
         now = time.monotonic()
         hosts = _select_hosts(reader.fleet, names, now)
-        if paths:
-            _print_paths(reader.fleet, hosts, now, as_json=as_json)
+        if routes:
+            _print_routes(reader.fleet, hosts, now, as_json=as_json)
         elif as_json:
             print_json({"hosts": hosts})
         else:
@@ -233,21 +233,21 @@ def _format_age(seconds: float) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def _print_paths(found: Fleet, hosts: Sequence[HostJson], now: float, *, as_json: bool) -> None:
-    from orchestrator.mqtt.fleet import link_paths  # noqa: PLC0415  as in broker_at
+def _print_routes(found: Fleet, hosts: Sequence[HostJson], now: float, *, as_json: bool) -> None:
+    from orchestrator.mqtt.fleet import link_routes  # noqa: PLC0415  as in broker_at
 
     selected = {(host["host"], tunnel["name"]) for host in hosts for tunnel in host["tunnels"]}
-    paths = [
-        path
-        for path in link_paths(found, now)
-        if any(end and (end.host, end.tunnel["name"]) in selected for end in (path.server, path.client))
+    routes = [
+        route
+        for route in link_routes(found, now)
+        if any(end and (end.host, end.tunnel["name"]) in selected for end in (route.server, route.client))
     ]
     if as_json:
-        print_json({"paths": [path.as_json() for path in paths]})
+        print_json({"routes": [route.as_json() for route in routes]})
         return
-    for path in paths:
-        click.echo(printable(str(path)))
-    if not paths:
+    for route in routes:
+        click.echo(printable(str(route)))
+    if not routes:
         print_message("there are no tunnels")
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from orchestrator.mqtt.topics import ParsedTopic
-    from orchestrator.status.json_types import HostJson, PathEndJson, PathJson, TunnelJson
+    from orchestrator.status.json_types import HostJson, RouteEndJson, RouteJson, TunnelJson
 
 ONLINE: Final = "online"
 SILENT: Final = "silent"
@@ -313,8 +313,8 @@ class HostTunnel:
         """Its state; while its host is not online, the last one."""
         return self.tunnel["state"] if self.presence == ONLINE else f"{self.presence}, was {self.tunnel['state']}"
 
-    def as_json(self) -> PathEndJson:
-        """One end of a path, as ``fleet ps --json --paths`` shows it."""
+    def as_json(self) -> RouteEndJson:
+        """One end of a route, as ``fleet ps --json --routes`` shows it."""
         return {
             "host": self.host,
             "presence": self.presence,
@@ -327,7 +327,7 @@ class HostTunnel:
 
 
 @dataclass(frozen=True, slots=True)
-class LinkPath:
+class LinkRoute:
     """The way of visitors over one link: visitor, ingress, egress, target. One of the two ends may be unknown."""
 
     link: str | None
@@ -362,25 +362,25 @@ class LinkPath:
         right = f"{egress.place} ({egress.shown_state}) → {egress.tunnel['target_addr']}" if egress else "?"
         return f"visitors → {left} {'═' if self.is_up else '╌'} {right}"
 
-    def as_json(self) -> PathJson:
-        """The path as ``fleet ps --json --paths`` shows it."""
+    def as_json(self) -> RouteJson:
+        """The route as ``fleet ps --json --routes`` shows it."""
         return {
             "link": self.link,
             "direction": self.direction,
             "up": self.is_up,
-            "entrance": self.ingress.as_json() if self.ingress else None,
-            "exit": self.egress.as_json() if self.egress else None,
+            "ingress": self.ingress.as_json() if self.ingress else None,
+            "egress": self.egress.as_json() if self.egress else None,
         }
 
 
-def link_paths(fleet: Fleet, now: float) -> list[LinkPath]:
-    """Every tunnel of the fleet in exactly one path, ordered by the place of its server, otherwise of its client."""
+def link_routes(fleet: Fleet, now: float) -> list[LinkRoute]:
+    """Every tunnel of the fleet in exactly one route, ordered by the place of its server, otherwise of its client."""
     sides = (
         HostTunnel(host.name, host.presence(now), tunnel, host.last_link_of(tunnel["name"]))
         for host in fleet
         for tunnel in host.tunnels()
     )
-    return [LinkPath(link, server, client) for link, server, client in pair_sides(sides)]
+    return [LinkRoute(link, server, client) for link, server, client in pair_sides(sides)]
 
 
 def pair_sides(sides: Iterable[_Side]) -> list[_Pair[_Side]]:

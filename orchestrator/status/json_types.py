@@ -259,8 +259,8 @@ class HostJson(TypedDict):
     tunnels: list[TunnelJson]
 
 
-class PathEndJson(TypedDict):
-    """One end of a path, as ``fleet ps --json --paths`` shows it."""
+class RouteEndJson(TypedDict):
+    """One end of a route, as ``fleet ps --json --routes`` shows it."""
 
     host: str
     presence: str
@@ -271,11 +271,11 @@ class PathEndJson(TypedDict):
     address: str
 
 
-class PathJson(TypedDict):
-    """One path, as ``fleet ps --json --paths`` shows it."""
+class RouteJson(TypedDict):
+    """One route, as ``fleet ps --json --routes`` shows it."""
 
     link: str | None
     direction: str | None
     up: bool
-    entrance: PathEndJson | None
-    exit: PathEndJson | None
+    ingress: RouteEndJson | None
+    egress: RouteEndJson | None

@@ -20,7 +20,7 @@ from orchestrator.config.faults import ConfigError, Fault
 from orchestrator.config.load import load
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.commands import CommandRefusedError, CommandValidator
-from orchestrator.mqtt.fleet import Fleet, link_paths
+from orchestrator.mqtt.fleet import Fleet, link_routes
 from orchestrator.mqtt.ownership import DuplicateHostError, HostOwnership
 from orchestrator.mqtt.payloads import DaemonRun, ResponsePayload, StatusPayload
 from orchestrator.mqtt.topics import RESPONSE, STATE, HostTopics, ParsedTopic, parse
@@ -309,9 +309,9 @@ def _render_fleet(fleet: Fleet) -> None:
         assert isinstance(host.label, str)
         format_table(shown["tunnels"], columns=None, paint=lambda text, _: text)
         json.dumps(shown, allow_nan=False)
-    for path in link_paths(fleet, NOW):
-        assert str(path)
-        json.dumps(path.as_json())
+    for route in link_routes(fleet, NOW):
+        assert str(route)
+        json.dumps(route.as_json())
 
 
 def _check_ownership(payload: bytes, number: int) -> None:

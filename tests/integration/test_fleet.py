@@ -609,7 +609,7 @@ def test_fleet_ps_equals_the_ps_of_every_host(harness: ProcessHarness, broker: M
         return code == 0 and _still_of(told) == _still_of({name: host.status() for name, host in daemons.items()})
 
     wait_until(shows_present_state, within=10, what="states are published once more when their numbers have settled")
-    code, out, _ = fleet(harness, broker, "ps", "--paths")
+    code, out, _ = fleet(harness, broker, "ps", "--routes")
     ends = f"127.0.0.1:{hosts.visitor_port} edge-1/web (up) ═ edge-2/web (up) → 127.0.0.1:{hosts.target.port}"
     assert out == f"visitors → {ends}\n"
     code, out, _ = fleet(harness, broker, "ps", "edge-2/w*")

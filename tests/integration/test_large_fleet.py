@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.mqtt import publisher
 from orchestrator.mqtt.broker import Broker
-from orchestrator.mqtt.fleet import GONE, ONLINE, link_paths
+from orchestrator.mqtt.fleet import GONE, ONLINE, link_routes
 from orchestrator.mqtt.publications import MIN_STATE_INTERVAL_S
 from orchestrator.mqtt.reader import FleetReader
 from tests.fleet_simulator import name_of_host, name_of_tunnel, simulated_fleet
@@ -38,9 +38,9 @@ async def test_all_tunnels_of_many_hosts_are_read_and_controlled(harness: Proces
         async with reader.connected():
             assert {host.presence(time.monotonic()) for host in reader.fleet} == {ONLINE}
             assert [len(host.tunnels()) for host in reader.fleet] == [TUNNELS] * HOSTS
-            links = link_paths(reader.fleet, time.monotonic())
-            assert len(links) == HOSTS * TUNNELS // 2
-            assert all(path.is_up for path in links)
+            routes = link_routes(reader.fleet, time.monotonic())
+            assert len(routes) == HOSTS * TUNNELS // 2
+            assert all(route.is_up for route in routes)
             fleet[0].tunnels.toggle(tunnel)
             await wait_until_async(lambda: shown(reader, first, tunnel) == "cooldown", "the cooldown is told")
             answer = await reader.send_command(first, "retry", tunnel)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.mqtt import payloads
-from orchestrator.mqtt.fleet import GONE, ONLINE, SILENT, Fleet, link_paths
+from orchestrator.mqtt.fleet import GONE, ONLINE, SILENT, Fleet, link_routes
 from orchestrator.mqtt.ownership import SILENT_AFTER_S
 from orchestrator.mqtt.payloads import DaemonRun, StatePayload, StatsPayload, StatusPayload
 from orchestrator.mqtt.topics import ParsedTopic
@@ -209,13 +209,13 @@ def test_every_accepted_tunnel_can_be_shown(changes: dict[str, Any], odd: object
         assert format_table(host.tunnels(), columns=80, paint=lambda text, _: text)
         assert host.label
         json.dumps(host.as_json(NOW, NOW), allow_nan=False)
-    assert all(str(path) for path in link_paths(fleet, NOW))
+    assert all(str(route) for route in link_routes(fleet, NOW))
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
 
 
-def test_both_ends_of_a_link_on_two_hosts_are_one_path(fleet: Fleet) -> None:
+def test_both_ends_of_a_link_on_two_hosts_are_one_route(fleet: Fleet) -> None:
     east, west = PublishingHost(fleet, "east"), PublishingHost(fleet, "west")
     for host in (east, west):
         host.status()
@@ -223,40 +223,40 @@ def test_both_ends_of_a_link_on_two_hosts_are_one_path(fleet: Fleet) -> None:
     east.state(snapshot("web", target="0.0.0.0:80", **common))
     west.state(snapshot("app", role="client", target="127.0.0.1:8080", **common))
     west.state(snapshot("alone", role="client"))
-    alone, path = link_paths(fleet, NOW)[::-1]
+    alone, route = link_routes(fleet, NOW)[::-1]
     assert (alone.server, alone.link, alone.is_up) == (None, None, False)
-    assert str(path) == "visitors → 0.0.0.0:80 east/web (up) ═ west/app (up) → 127.0.0.1:8080"
-    ingress = path.as_json()["entrance"]
+    assert str(route) == "visitors → 0.0.0.0:80 east/web (up) ═ west/app (up) → 127.0.0.1:8080"
+    ingress = route.as_json()["ingress"]
     assert ingress is not None
     assert ingress["host"] == "east"
-    assert path.is_up
+    assert route.is_up
 
 
-def test_the_client_is_the_ingress_of_a_forward_path(fleet: Fleet) -> None:
+def test_the_client_is_the_ingress_of_a_forward_route(fleet: Fleet) -> None:
     host = PublishingHost(fleet, "h")
     host.status()
     common = {"state": State.UP, "link": "l1", "direction": "forward"}
     host.state(snapshot("s", target="db:5432", **common))
     host.state(snapshot("c", role="client", target="127.0.0.1:5432", **common))
-    (path,) = link_paths(fleet, NOW)
-    assert str(path) == "visitors → 127.0.0.1:5432 h/c (up) ═ h/s (up) → db:5432"
+    (route,) = link_routes(fleet, NOW)
+    assert str(route) == "visitors → 127.0.0.1:5432 h/c (up) ═ h/s (up) → db:5432"
 
 
-def test_a_path_stays_paired_by_its_last_link_until_there_is_another(fleet: Fleet) -> None:
+def test_a_route_stays_paired_by_its_last_link_until_there_is_another(fleet: Fleet) -> None:
     east, west = PublishingHost(fleet, "east"), PublishingHost(fleet, "west")
     east.status()
     west.status()
     east.state(snapshot("web", state=State.UP, link="l1", direction="reverse"))
     west.state(snapshot("app", role="client", state=State.UP, link="l1", direction="reverse"))
     west.state(snapshot("app", role="client", state=State.COOLDOWN, direction="reverse"))
-    (path,) = link_paths(fleet, NOW)
-    assert not path.is_up
-    assert "(cooldown)" in str(path)
+    (route,) = link_routes(fleet, NOW)
+    assert not route.is_up
+    assert "(cooldown)" in str(route)
     west.status(online=False)
-    (path,) = link_paths(fleet, NOW)
-    assert "gone, was cooldown" in str(path)
+    (route,) = link_routes(fleet, NOW)
+    assert "gone, was cooldown" in str(route)
     east.state(snapshot("web", state=State.UP, link="l2", direction="reverse"))
-    assert len(link_paths(fleet, NOW)) == 2
+    assert len(link_routes(fleet, NOW)) == 2
 
 
 @given(
@@ -271,12 +271,15 @@ def test_a_path_stays_paired_by_its_last_link_until_there_is_another(fleet: Flee
         max_size=8,
     )
 )
-def test_every_tunnel_is_in_exactly_one_path(told: list[tuple[str, str, str, str | None, str | None]]) -> None:
+def test_every_tunnel_is_in_exactly_one_route(told: list[tuple[str, str, str, str | None, str | None]]) -> None:
     fleet = Fleet()
     for host, name, role, link, direction in told:
         PublishingHost(fleet, host).state(snapshot(name, role=role, link=link, direction=direction))
     found = [
-        (end.host, end.tunnel["name"]) for path in link_paths(fleet, NOW) for end in (path.server, path.client) if end
+        (end.host, end.tunnel["name"])
+        for route in link_routes(fleet, NOW)
+        for end in (route.server, route.client)
+        if end
     ]
     assert sorted(found) == sorted({(host, name) for host, name, *_ in told})
-    assert all(str(path) and path.as_json() for path in link_paths(fleet, NOW))
+    assert all(str(route) and route.as_json() for route in link_routes(fleet, NOW))

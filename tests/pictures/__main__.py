@@ -47,8 +47,8 @@ SCENES: Final[Scenes] = {
 
 FLEET_SCENES: Final[Scenes] = {
     "fleet": ((120, 32), (), ()),
-    "path": ((120, 24), ("slash", *"host:home web", "enter", "p"), ("escape", "escape")),
-    "paths": ((100, 16), ("v",), ("escape",)),
+    "route": ((120, 24), ("slash", *"host:home web", "enter", "p"), ("escape", "escape")),
+    "routes": ((100, 16), ("v",), ("escape",)),
 }
 """The same of a fleet."""
 
@@ -117,7 +117,7 @@ def _has_traffic_and_cooldown(app: Dashboard) -> bool:
 
 
 def _has_traffic_and_gone_host(app: Dashboard) -> bool:
-    """Whether one host is gone, traffic flows on both paths, and the sparklines have enough history."""
+    """Whether one host is gone, traffic flows on both routes, and the sparklines have enough history."""
     states = {tunnel.state for tunnel in app.view.tunnels.values()}
     moving = [t for t in app.view.tunnels.values() if t.rate_out > 0 and len(t.history) >= _MIN_HISTORY_S]
     return {"gone", "cooldown", "up"} <= states and len(moving) >= 4

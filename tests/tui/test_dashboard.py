@@ -301,11 +301,11 @@ async def test_keys_typed_right_after_the_slash_go_to_the_filter(daemon: FakeDae
         assert daemon.commands == []
 
 
-async def test_the_list_of_paths_scrolls(daemon: FakeDaemon, opened: OpenDashboard) -> None:
+async def test_the_list_of_routes_scrolls(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     daemon.tunnels = {t["name"]: t for t in named(*(f"t{number:02}" for number in range(60)))}
     async with opened((80, 24)) as (app, pilot):
         await pilot.press("v")
-        await wait_until_shown(pilot, shows(app, "60 paths", "t00"))
+        await wait_until_shown(pilot, shows(app, "60 routes", "t00"))
         await pilot.press("pagedown", "pagedown")
         await wait_until_shown(pilot, lambda: "t00" not in screen_text(app))
         await pilot.press("end")

@@ -196,7 +196,7 @@ async def test_both_ends_are_shown_as_one_path(size: tuple[int, int]) -> None:
         app._main._table.move_to("home/web")
         await pilot.press("p")
         await wait_until_shown(
-            pilot, shows(app, "Path of home/web", "ingress", "egress", "0.0.0.0:80", "127.0.0.1:3000", "visitors")
+            pilot, shows(app, "Route of home/web", "ingress", "egress", "0.0.0.0:80", "127.0.0.1:3000", "visitors")
         )
         whole = " ".join(" ".join(line.strip("│╎ ") for line in screen_text(app).splitlines()).split())
         assert "Visitors of 0.0.0.0:80 on edge-1 reach 127.0.0.1:3000 through home." in whole
@@ -214,13 +214,13 @@ async def test_a_path_says_that_its_other_end_is_unknown() -> None:
         await pilot.press("escape")
         app._main._table.move_to("edge-1/db")
         await pilot.press("p")
-        await wait_until_shown(pilot, shows(app, "Path of edge-1/db", "no other end is known: there"))
+        await wait_until_shown(pilot, shows(app, "Route of edge-1/db", "no other end is known: there"))
 
 
 async def test_the_list_of_paths_opens_each_path() -> None:
     async with opened() as (reader, (app, pilot)):
         await pilot.press("v")
-        await wait_until_shown(pilot, lambda: isinstance(app.screen, RouteListModal) and "3 paths" in screen_text(app))
+        await wait_until_shown(pilot, lambda: isinstance(app.screen, RouteListModal) and "3 routes" in screen_text(app))
         await wait_until_shown(
             pilot, shows(app, "1 broken", "1 with one end unknown", "edge-1/web", "home/web", "unknown")
         )
@@ -230,7 +230,7 @@ async def test_the_list_of_paths_opens_each_path() -> None:
         reader.stop_host("home")
         await wait_until_shown(pilot, shows(app, "Unknown: home is offline"))
         await pilot.press("p")
-        await wait_until_shown(pilot, shows(app, "3 paths, 3 broken"))
+        await wait_until_shown(pilot, shows(app, "3 routes, 3 broken"))
         await pilot.press("escape", "escape")
         await wait_until_shown(pilot, lambda: app.screen is app._main)
 

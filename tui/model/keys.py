@@ -39,8 +39,8 @@ class Action:
 ACTIONS: Final = (
     Action("filter", "slash", "View", "filter: a b means both, a|b either; host:edge-* tag:prod state:up", "filter", 3),
     Action("detail", "enter", "View", "show the tunnel's details", "detail", 4),
-    Action("path", "p", "View", "the tunnel's path with both ends: visitors, ingress, egress, target", "path", 8),
-    Action("paths", "v", "View", "all paths, broken ones first", "paths", 13),
+    Action("route", "p", "View", "the tunnel's route with both ends: visitors, ingress, egress, target", "route", 8),
+    Action("routes", "v", "View", "all routes, broken ones first", "routes", 13),
     Action("hosts", "h", "View", "the hosts of a fleet"),
     Action("sort", "o", "View", "sort by the next column", "sort", 10),
     Action("reverse", "O", "View", "reverse the order"),

@@ -1,4 +1,4 @@
-"""Both ends of a link as one route: visitors, ingress, egress, target. The screen and the command line say "path"."""
+"""Both ends of a link as one route: visitors, ingress, egress, target."""
 
 from __future__ import annotations
 

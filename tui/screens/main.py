@@ -239,12 +239,12 @@ class MainScreen(MainView):
         self._session.new_events.clear()
         await self.app.push_screen(EventsModal(events, self._session.new_events))
 
-    def action_path(self) -> None:
+    def action_route(self) -> None:
         """Show the route of the tunnel under the cursor."""
         if self._table.cursor is not None:
             self.app.push_screen(RouteModal(self._session, self._table.cursor))
 
-    def action_paths(self) -> None:
+    def action_routes(self) -> None:
         """Show the list of all routes."""
         self.app.push_screen(RouteListModal(self._session, self._table.cursor or ""))
 

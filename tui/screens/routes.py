@@ -29,7 +29,7 @@ class RouteModal(TextModal):
     is_live = True
 
     def __init__(self, session: DashboardSession, name: str) -> None:
-        super().__init__(f"Path of {name}")
+        super().__init__(f"Route of {name}")
         self._session = session
         self._tunnel = name
         self.shown_tunnels = frozenset({name})
@@ -43,7 +43,7 @@ class RouteModal(TextModal):
             return
         self.shown_tunnels = frozenset(end.name for end in route.ends)
         self.pane.show_lines(route_lines(route, width, session.now(), session.wall(), is_fleet=session.is_fleet))
-        self.pane.border_subtitle = "p all paths · Esc closes"
+        self.pane.border_subtitle = "p all routes · Esc closes"
 
     def action_show_all(self) -> None:
         """Show all routes instead of this one."""
@@ -104,7 +104,7 @@ class RouteListModal(TextModal):
 
     def __init__(self, session: DashboardSession, chosen: str = "") -> None:
         self._table = RouteTable()
-        super().__init__("Paths", self._table)
+        super().__init__("Routes", self._table)
         self._session = session
         self._chosen = chosen
         """a tunnel of the route under the cursor"""
@@ -159,7 +159,7 @@ class RouteListModal(TextModal):
 def _count_routes(routes: Sequence[TunnelRoute]) -> str:
     broken = sum(route.rank[0] == 0 for route in routes)
     incomplete = sum(route.rank[0] == 1 for route in routes)
-    parts = [plural(len(routes), "path")]
+    parts = [plural(len(routes), "route")]
     parts += [f"{broken} broken"] if broken else []
     parts += [f"{incomplete} with one end unknown"] if incomplete else []
     return ", ".join(parts)
