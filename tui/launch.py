@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from orchestrator.commands.common import (
 from orchestrator.commands.fleet import broker_at, credential_options
 from orchestrator.process.setup import run_event_loop
 from tunnel.model.files import FileError, read_secret
+from tunnel.runtime.python_programs import module_command, python_environment
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Broker
@@ -87,10 +87,17 @@ def top(  # noqa: PLR0913  one for each option
         flags += ["--keys", str(keys.absolute())] if keys else []
         flags += ["--token-file", str(token_file.absolute())] if token_file else []
         where = ["--socket", str(place.absolute())] if isinstance(place, Path) else ["--api", place]
-        return _serve_web(shlex.join([sys.executable, "-m", "tui.cli", "top", *where, *flags]), web_listen)
+        return _serve_web(_shell_command(module_command("tui.cli", "top", *where, *flags)), web_listen)
     _require_terminal("ps --json")
     _run_dashboard(_daemon_source(place, token), read_only=read_only, ascii_only=is_ascii, keys=keys)
     return 0
+
+
+def _shell_command(command: list[str]) -> str:
+    """Return a command for the shell that starts it for each browser, with its environment for Python."""
+    path = python_environment(os.environ).get("PYTHONPATH")
+    prefix = ["env", f"PYTHONPATH={path}"] if path else ["env", "-u", "PYTHONPATH"]
+    return shlex.join([*prefix, *command])
 
 
 def _daemon_place(api: str | None, socket: Path | None, file: Path) -> Path | str:

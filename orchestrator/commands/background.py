@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Final
 from orchestrator.client import ApiClient
 from orchestrator.errors import OrchestratorError
 from orchestrator.process import socket_paths
+from tunnel.runtime.python_programs import module_command, python_environment
 
 _DAEMON_START_TIMEOUT_S: Final = 60.0
 _PROBE_TIMEOUT_S: Final = 1.0
@@ -57,11 +57,12 @@ def start_daemon(
         raise BackgroundStartError(f"a daemon is already running at {socket}; end it with: nodepass-orch down")
     log = socket_paths.log_path(socket, environ)
     start_offset = _prepare_log(log)
-    command = [sys.executable, "-m", "orchestrator.cli", "up", str(file), "--no-tui", *options]
+    command = module_command("orchestrator.cli", "up", str(file), "--no-tui", *options)
     with log.open("ab") as out:
         process = subprocess.Popen(  # noqa: S603  our own program, with arguments that click has parsed
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, env=dict(environ)
-        )
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            env=python_environment(environ),
+        )  # fmt: skip
     try:
         _wait_until_ready(process, socket, log, start_offset)
     except BaseException:
@@ -119,11 +120,11 @@ class BackgroundDemo:
 @contextlib.contextmanager
 def run_demo() -> Iterator[BackgroundDemo]:
     """Run a demonstration until the context ends. Raises BackgroundStartError with its log."""
-    command = [sys.executable, "-m", "orchestrator.cli", "demo", "--no-tui"]
+    command = module_command("orchestrator.cli", "demo", "--no-tui")
     with tempfile.TemporaryDirectory(prefix="np-") as folder, (Path(folder) / "log").open("w+b") as log:
         process = subprocess.Popen(  # noqa: S603  our own program
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
-            env={**os.environ, "TMPDIR": folder},
+            env=python_environment({**os.environ, "TMPDIR": folder}),
         )  # fmt: skip
         try:
             socket = _wait_for_demo_socket(process, Path(folder))

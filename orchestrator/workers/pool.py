@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from orchestrator.workers.messages import (
 from orchestrator.workers.remote import RemoteEngine
 from tunnel.model.spec import LogLevel
 from tunnel.runtime import sockets
+from tunnel.runtime.python_programs import module_command, python_environment
 
 if TYPE_CHECKING:
     from tunnel.model.events import EventSink
@@ -62,9 +62,8 @@ def choose_worker(home: int | None, loads: Sequence[int]) -> int:
 
 
 def worker_command(fd: int) -> tuple[list[str], dict[str, str]]:
-    """The command of a worker, and its environment: it imports from the same places as this process, no others."""
-    paths = os.pathsep.join(path or "." for path in sys.path)
-    return [sys.executable, "-P", "-m", "orchestrator.workers.worker", str(fd)], {**os.environ, "PYTHONPATH": paths}
+    """The command of a worker, and its environment."""
+    return module_command("orchestrator.workers.worker", str(fd)), python_environment(os.environ)
 
 
 class WorkerProcess:

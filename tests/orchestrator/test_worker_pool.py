@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,11 +45,13 @@ def test_a_tunnel_stays_with_its_worker(loads: list[int], data: st.DataObject) -
     assert choose_worker(len(loads), loads) == loads.index(min(loads))
 
 
-def test_a_worker_finds_the_modules_where_its_supervisor_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", ["", "/one", "/two"])
+def test_a_worker_imports_nothing_from_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f":.:/one:{tempfile.gettempdir()}")
+    monkeypatch.chdir(tempfile.gettempdir())
     arguments, environ = worker_command(5)
     assert arguments[1:] == ["-P", "-m", "orchestrator.workers.worker", "5"]
-    assert environ["PYTHONPATH"] == ".:/one:/two"
+    assert environ["PYTHONPATH"].split(":")[-1] == "/one"
+    assert tempfile.gettempdir() not in environ["PYTHONPATH"].split(":")
 
 
 class EmittedEvents:

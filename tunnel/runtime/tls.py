@@ -13,7 +13,6 @@ import os
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -21,6 +20,7 @@ from typing import Final
 from tunnel.model.errors import TunnelError
 from tunnel.model.files import MAX_CERTIFICATE_BYTES, read_file
 from tunnel.model.spec import DataTls, TunnelSpec
+from tunnel.runtime.python_programs import file_command, python_environment
 
 MAX_RECORD_SIZE: Final = 16384
 """Bytes of plaintext in one TLS record at most (RFC 8446 §5.1)."""
@@ -50,8 +50,10 @@ def _succeeded(task: asyncio.Task[ssl.SSLContext]) -> bool:
 
 
 def _run_certificate_program() -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-I", _CERTIFICATE_PROGRAM]
-    return subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True)  # noqa: S603  our own file
+    return subprocess.run(  # noqa: S603  our own file
+        file_command(_CERTIFICATE_PROGRAM), check=False, stdin=subprocess.DEVNULL, capture_output=True,
+        env=python_environment(os.environ),
+    )  # fmt: skip
 
 
 async def _self_signed_context() -> ssl.SSLContext:
