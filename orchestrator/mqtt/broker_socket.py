@@ -239,7 +239,7 @@ async def _dial_tcp(broker: Broker) -> socket.socket:
             for family, sockaddr in await resolver.resolve(Address(broker.host, broker.port)):
                 sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
                 try:
-                    sockets.set_nodelay(sock)
+                    sockets.set_stream_options(sock)
                     async with asyncio.timeout(_DIAL_TIMEOUT_S):
                         await asyncio.get_running_loop().sock_connect(sock, sockaddr)
                 except OSError as failure:  # TimeoutError is one

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 
+from tunnel.runtime.sockets import set_stream_options
+
 _SMALL_BUFFER_BYTES = 4096
 
 
@@ -22,7 +24,7 @@ def tcp_pair(*, small: bool = False) -> tuple[socket.socket, socket.socket]:
         theirs, _ = listener.accept()
     for sock in (ours, theirs):
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_stream_options(sock)
         if small:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SMALL_BUFFER_BYTES)
     return ours, theirs

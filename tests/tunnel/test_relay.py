@@ -8,6 +8,7 @@ import errno
 import gc
 import os
 import socket
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ LARGEST = 300_000
 PATTERN = bytes((n * n + n // 251) % 256 for n in range(65_537)) * 60
 
 KINDS = ("plain", "encrypted", "spliced")
-SPLICE_EARLY = RelayLimits(transfers_per_turn=2, min_spliced_bytes=4096)
+SPLICE_EARLY = RelayLimits(turn_budget=4, min_spliced_bytes=4096)
 
 steps = st.one_of(
     st.tuples(
@@ -51,6 +52,7 @@ steps = st.one_of(
             st.integers(0, LARGEST), st.sampled_from([1, 4096, 16_384, 65_536, 131_072, 262_144]), st.integers(1, 9)
         ),
     ),
+    st.tuples(st.just("urgent"), st.sampled_from("AB"), st.sampled_from([1, 2, 300, 5000, 70_000])),
     st.tuples(st.sampled_from(["stall", "go", "end"]), st.sampled_from("AB"), st.just(0)),
     st.tuples(st.just("turns"), st.just("A"), st.integers(1, 6)),
 )
@@ -90,6 +92,8 @@ class Program:
 
     sock: socket.socket
     offered: int = 0
+    urgent: list[int] = field(default_factory=list)
+    """offsets behind a byte that is sent as urgent data"""
     sent: int = 0
     received: bytearray = field(default_factory=bytearray)
     is_stalled: bool = False
@@ -114,7 +118,9 @@ class Program:
             return
         try:
             while self.sent < self.offered:
-                self.sent += self.sock.send(PATTERN[self.sent : self.offered])
+                mark = next((mark for mark in self.urgent if mark > self.sent), None)
+                data = PATTERN[self.sent : mark or self.offered]
+                self.sent += self.sock.send(data, socket.MSG_OOB if mark else 0)
         except BlockingIOError:
             return
         except OSError:
@@ -262,6 +268,9 @@ async def play(script: list[tuple[str, str, int]], kind: str, *, has_small_buffe
             match move:
                 case "write" if not (program.wants_to_end or program.has_reset):
                     program.offered += number
+                case "urgent" if not (program.wants_to_end or program.has_reset):
+                    program.urgent.append(program.offered + number)
+                    program.offered += number + 3
                 case "end":
                     program.wants_to_end = True
                 case "stall" | "go":
@@ -318,6 +327,10 @@ def check_direction(sender: Program, receiver: Program) -> None:
 @example(script=[("stall", "B", 0), ("write", "A", LARGEST), ("turns", "A", 6), ("reset", "A", 0), ("turns", "A", 6)])
 @example(script=[("write", "B", LARGEST), ("turns", "A", 3), ("write", "A", LARGEST), ("reset", "B", 0)])
 @example(script=[("end", "A", 0), ("turns", "A", 6), ("write", "B", LARGEST), ("turns", "A", 2), ("reset", "A", 0)])
+@example(script=[("urgent", "A", 300), ("turns", "A", 6), ("urgent", "A", 2), ("end", "A", 0), ("turns", "A", 6)])
+@example(
+    script=[("write", "A", LARGEST), ("turns", "A", 6), ("urgent", "A", 70_000), ("urgent", "B", 1), ("end", "A", 0)]
+)
 @example(script=[("reset", "A", 0)])
 @example(script=[("end", "B", 0), ("turns", "A", 6), ("reset", "A", 0)])
 def test_bytes_in_are_bytes_out_whatever_two_programs_do(
@@ -385,9 +398,19 @@ async def test_a_source_that_fails_while_spliced_is_reset_and_splicing_stays_ena
         assert parts.pipes.can_splice
 
 
-async def test_where_the_kernel_cannot_splice_bytes_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_args: int, flags: int) -> int:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+@pytest.mark.parametrize("fails_at_sink", [False, True], ids=["filling the pipe", "emptying the pipe"])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EACCES, errno.ENOMEM, errno.ENFILE])
+async def test_where_splicing_fails_bytes_are_copied(
+    monkeypatch: pytest.MonkeyPatch, code: int, *, fails_at_sink: bool
+) -> None:
+    splice, fills = os.splice, 0
+
+    def fail(source: int, sink: int, count: int, *, flags: int) -> int:
+        nonlocal fills
+        if fails_at_sink and stat.S_ISSOCK(os.fstat(source).st_mode):
+            fills += 1
+            return splice(source, sink, count, flags=flags)
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "splice", fail)
     async with relay_parts() as parts:
@@ -395,7 +418,28 @@ async def test_where_the_kernel_cannot_splice_bytes_are_copied(monkeypatch: pyte
         chain.programs["A"].offered = len(PATTERN)
         await chain.end()
         assert bytes(chain.programs["B"].received) == PATTERN
-        assert not parts.pipes.can_splice
+        assert bool(fills) == fails_at_sink
+        assert parts.pipes.can_splice == (code in {errno.ENOMEM, errno.ENFILE})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_bytes_behind_urgent_data_arrive_without_more_data(kind: str) -> None:
+    async with relay_parts(
+        4096 if kind == "spliced" else BUFFER_SIZE, SPLICE_EARLY if kind == "spliced" else DEFAULT_LIMITS
+    ) as parts:
+        chain = RelayChain(parts, is_encrypted=kind == "encrypted")
+        for name, other in (("A", "B"), ("B", "A")):
+            sender, receiver = chain.programs[name], chain.programs[other]
+            for size in (1, 5, 200_000, 40):
+                sender.urgent.append(sender.offered + size)
+                sender.offered += size + 100
+                await chain.step_until(partial(_has_everything, sender, receiver), "the bytes behind the mark arrived")
+        await chain.end()
+        check_outcome(chain)
+
+
+def _has_everything(sender: Program, receiver: Program) -> bool:
+    return receiver.received == PATTERN[: sender.offered]
 
 
 async def test_a_defect_ends_one_relay_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from tunnel.carriers.base import DataHandshake
 from tunnel.forwarding.flow import (
+    CRYPTED,
     DRAINED,
     LIVE,
-    MORE,
     OPEN,
     STOPPED,
     ByteCounter,
     Flow,
     FlowState,
     SourceState,
-    Transfer,
 )
 from tunnel.protocol.preface import DATA_TLS_PROOF_SIZE, data_tls_proof, encode_preface
 from tunnel.runtime.tls import TlsError, TlsSession, pinned_context
@@ -34,8 +33,6 @@ class EncryptingFlow(Flow):
 
     __slots__ = ("_session",)
 
-    transfer_cost: ClassVar[int] = 2
-
     def __init__(
         self,
         relay: Relay,
@@ -47,7 +44,7 @@ class EncryptingFlow(Flow):
         super().__init__(relay, source, sink, counter)
         self._session = session
 
-    def _transfer(self) -> Transfer:
+    def _transfer(self) -> int:
         scratch = self._scratch
         try:
             got = self._source.recv_into(scratch)
@@ -67,7 +64,7 @@ class EncryptingFlow(Flow):
         self._counter.total += got
         if not self.push(self._session.data_to_send()):
             return STOPPED
-        return DRAINED if got < self._buffer_size and self._source_state is LIVE else MORE
+        return DRAINED if got < self._buffer_size and self._source_state is LIVE else CRYPTED
 
     def push(self, ciphertext: bytes) -> bool:
         """Send ciphertext, which the other flow may have produced; return whether the sink took all of it."""
@@ -109,8 +106,6 @@ class DecryptingFlow(Flow):
 
     __slots__ = ("_has_undecrypted_input", "_may_receive_more", "_reply", "_session")
 
-    transfer_cost: ClassVar[int] = 2
-
     def __init__(
         self,
         relay: Relay,
@@ -127,12 +122,12 @@ class DecryptingFlow(Flow):
         self._may_receive_more = True  # the last read has not emptied the source
         self._reply = reply
 
-    def _transfer(self) -> Transfer:
+    def _transfer(self) -> int:
         session = self._session
         if not (self._has_undecrypted_input and session.has_input):
-            result = self._receive()
-            if result is not MORE:
-                return result
+            cost = self._receive()
+            if cost <= 0:
+                return cost
         try:
             decrypted = self._decrypt()
         except TlsError:
@@ -145,18 +140,18 @@ class DecryptingFlow(Flow):
         if not is_delivered or not self.relay.is_open:
             return STOPPED
         if self._has_undecrypted_input:
-            return MORE
+            return CRYPTED
         if session.peer_closed:
             self._on_source_ended()
             return STOPPED
-        return MORE if self._may_receive_more else DRAINED
+        return CRYPTED if self._may_receive_more else DRAINED
 
     def _yield_turn(self) -> None:
         super()._yield_turn()
         self._may_receive_more = True  # bytes that arrive before the next turn cause no other event
 
-    def _receive(self) -> Transfer:
-        """Read ciphertext, or the end of the stream, into the session; MORE: there is something to decrypt."""
+    def _receive(self) -> int:
+        """Read ciphertext, or the end of the stream, into the session; return the cost, DRAINED or STOPPED."""
         try:
             got = self._source.recv_into(self._scratch)
         except BlockingIOError:
@@ -169,7 +164,7 @@ class DecryptingFlow(Flow):
         else:
             self._session.receive_eof()
         self._may_receive_more = got == self._buffer_size or self._source_state is not LIVE
-        return MORE
+        return CRYPTED
 
     def _decrypt(self) -> int:
         """Decrypt as many whole records as there are, into the buffer; return the bytes of plaintext."""

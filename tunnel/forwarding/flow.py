@@ -10,9 +10,9 @@ from __future__ import annotations
 import enum
 import socket
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 
-from tunnel.runtime.reactor import ERROR, HANGUP, READ_WRITE, READABLE, WRITABLE
+from tunnel.runtime.reactor import ERROR, HANGUP, READ_WRITE, READABLE, URGENT, WRITABLE
 
 if TYPE_CHECKING:
     from tunnel.forwarding.tcp import Relay
@@ -35,30 +35,28 @@ class SourceState(enum.Enum):
 
     LIVE = enum.auto()
     """a short read has emptied it: whatever comes next is a new event"""
+    URGENT = enum.auto()
+    """it has sent urgent data, at whose mark a read stops: only a read that finds nothing has emptied it"""
     FINISHED = enum.auto()
     """its peer sends no more and no event will follow: read on until the end shows"""
     RESET = enum.auto()
     """it was reset, as a failed write showed: read what its peer sent before, and treat the end as a reset"""
 
 
-class Transfer(enum.Enum):
-    """What one step of a flow has come to."""
-
-    MORE = enum.auto()
-    """bytes were passed on, and the source may have more"""
-    DRAINED = enum.auto()
-    """the source has nothing more now"""
-    STOPPED = enum.auto()
-    """the flow has left the state OPEN"""
-
-
 # Looked up once: an attribute of an enum class costs more than a global name, and these are compared for every read.
 OPEN: Final = FlowState.OPEN
 ENDED: Final = FlowState.ENDED
 LIVE: Final = SourceState.LIVE
-MORE: Final = Transfer.MORE
-DRAINED: Final = Transfer.DRAINED
-STOPPED: Final = Transfer.STOPPED
+
+# What one transfer has come to. A positive number: the source may have more, and the transfer took this share of the
+# turn's budget (``RelayLimits.turn_budget``). What costs more CPU gives way to other connections earlier.
+SPLICED: Final = 1
+COPIED: Final = 2
+CRYPTED: Final = 4
+DRAINED: Final = 0
+"""The source has nothing more now."""
+STOPPED: Final = -1
+"""The flow has left the state OPEN."""
 
 
 class ByteCounter:
@@ -88,9 +86,6 @@ class Flow(ABC):
         "relay",
         "state",
     )
-
-    transfer_cost: ClassVar[int] = 1
-    """share of a turn that one transfer takes: one that costs more CPU gives way to other connections earlier"""
 
     peer: Flow
     """the other direction"""
@@ -123,17 +118,17 @@ class Flow(ABC):
         if self.state is not OPEN:  # the one place where reading pauses: back pressure, and any limit of the rate
             return
         spent = 0
-        while (result := self._transfer()) is MORE:
-            spent += self.transfer_cost
-            if spent >= self.relay.limits.transfers_per_turn:
+        while (cost := self._transfer()) > 0:
+            spent += cost
+            if spent >= self.relay.limits.turn_budget:
                 self._yield_turn()
                 return
-        if result is DRAINED and self._passed == self._end_offset:
+        if cost == DRAINED and self._passed == self._end_offset:
             self._on_source_ended()
 
     @abstractmethod
-    def _transfer(self) -> Transfer:
-        """Read once from the source and write to the sink what was read."""
+    def _transfer(self) -> int:
+        """Read once from the source and write to the sink what was read; return its cost, DRAINED or STOPPED."""
 
     def _yield_turn(self) -> None:
         """Let other connections have their turn, although the source has more."""
@@ -144,7 +139,9 @@ class Flow(ABC):
 
         No bits at all: the flow asked to be called again.
         """
-        if events & HANGUP and self._source_state is LIVE:
+        if events & URGENT and self._source_state is LIVE:
+            self._source_state = SourceState.URGENT
+        if events & HANGUP and self._source_state is not SourceState.RESET:
             self._source_state = SourceState.FINISHED
         if events & ERROR:
             self._on_source_error()

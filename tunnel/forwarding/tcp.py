@@ -12,10 +12,10 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tunnel.forwarding.flow import DRAINED, ENDED, LIVE, MORE, STOPPED, ByteCounter, Flow, FlowState, Transfer
+from tunnel.forwarding.flow import COPIED, DRAINED, ENDED, LIVE, SPLICED, STOPPED, ByteCounter, Flow, FlowState
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import READABLE
-from tunnel.runtime.splice import FLAGS, UNSUPPORTED_ERRNOS
+from tunnel.runtime.splice import FLAGS
 
 if TYPE_CHECKING:
     from tunnel.forwarding.base import FlowSource, ForwardingOwner, RelayLink
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class RelayLimits:
     """How relays share the CPU, and how long they wait."""
 
-    transfers_per_turn: int = 8
-    """reads in one turn of a plain flow: a bulk stream must not starve the others, and is worth a pipe"""
+    turn_budget: int = 16
+    """costs of the transfers in one turn of a flow: a bulk stream must not starve the others, and is worth a pipe"""
     min_spliced_bytes: int = 1 << 14
     """burst below which splicing costs more than it saves; a segment on loopback has nearly 64 KiB"""
     reset_flush_timeout_s: float = 5.0
@@ -48,7 +48,7 @@ class PlainFlow(Flow):
     _burst_start: int
     """bytes passed before the present pipe was acquired"""
 
-    def _transfer(self) -> Transfer:
+    def _transfer(self) -> int:
         if self._is_bulk:
             return self._splice()
         scratch = self._scratch
@@ -75,7 +75,7 @@ class PlainFlow(Flow):
             self._pending = bytes(scratch[sent:got])
             self.state = FlowState.BLOCKED
             return STOPPED
-        return DRAINED if got < self._buffer_size and self._source_state is LIVE else MORE
+        return DRAINED if got < self._buffer_size and self._source_state is LIVE else COPIED
 
     def _yield_turn(self) -> None:
         super()._yield_turn()
@@ -83,16 +83,19 @@ class PlainFlow(Flow):
             self._is_bulk = True
             self._pipe = None
 
-    def _splice(self) -> Transfer:
+    def _splice(self) -> int:
         """Fill a pipe from the source and empty it into the sink."""
         pipe = self._pipe or self._acquire_pipe()
         if pipe is None:
             self._end_bulk()
-            return MORE
+            return COPIED
         if not pipe.buffered:
             try:
                 pipe.buffered = os.splice(self._source.fileno(), pipe.write_fd, pipe.size, flags=FLAGS)
             except BlockingIOError:  # the pipe is empty, so it is the source that has nothing
+                if self._source_state is not LIVE:  # or it is at the mark of urgent data, which only a read passes
+                    self._end_bulk()
+                    return COPIED
                 if self._passed - self._burst_start < self.relay.limits.min_spliced_bytes:
                     self._end_bulk()
                 else:
@@ -100,31 +103,39 @@ class PlainFlow(Flow):
                 return DRAINED
             except OSError as error:
                 return self._on_splice_failed(error)
-            if not pipe.buffered:
-                self._release_pipe()
-                self._on_source_ended()
-                return STOPPED
+            if not pipe.buffered:  # the end, or the mark of urgent data with the end behind it: a read shows which
+                self._end_bulk()
+                return COPIED
         try:
             sent = os.splice(pipe.read_fd, self._sink.fileno(), pipe.buffered, flags=FLAGS)
         except BlockingIOError:
             self.state = FlowState.BLOCKED
             return STOPPED
-        except OSError:
-            self._on_sink_failed()
-            return STOPPED
+        except OSError as error:
+            return self._on_sink_splice_failed(pipe, error)
         pipe.buffered -= sent
         self._counter.total += sent
         self._passed += sent
-        return MORE
+        return SPLICED
 
-    def _on_splice_failed(self, error: OSError) -> Transfer:
-        """Copy from now on, in all relays, if the kernel does not splice here; else the source has failed."""
-        if error.errno not in UNSUPPORTED_ERRNOS:
+    def _on_splice_failed(self, error: OSError) -> int:
+        """Copy from now on if the error is about splicing; else the source has failed."""
+        if not self.relay.pipes.is_splice_error(error):
             self._on_source_failed()
             return STOPPED
-        self.relay.pipes.disable_splicing()
         self._end_bulk()
-        return MORE
+        return COPIED
+
+    def _on_sink_splice_failed(self, pipe: Pipe, error: OSError) -> int:
+        """Copy what is in the pipe, and all that follows, if the error is about splicing; else the sink has failed."""
+        if not self.relay.pipes.is_splice_error(error):
+            self._on_sink_failed()
+            return STOPPED
+        self._pending = pipe.read_buffered()
+        self.state = FlowState.BLOCKED
+        self._end_bulk()
+        self.resume()
+        return STOPPED
 
     def _acquire_pipe(self) -> Pipe | None:
         self._pipe = self.relay.pipes.acquire()

@@ -28,10 +28,12 @@ CONNECT_FAILED: Final = select.EPOLLHUP | select.EPOLLERR
 """Bits that mean, on a connecting socket: the attempt failed."""
 WRITABLE: Final = select.EPOLLOUT
 """Bit that means: there is room to write again."""
+URGENT: Final = select.EPOLLPRI
+"""Bit that means: TCP urgent data lies in what has arrived; a read stops at its mark (tcp(7))."""
 READ_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
 """The whole mask of a connection in normal operation: bytes have arrived, and there is room to send."""
 
-_EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 _BATCH_SIZE: Final = 256  # events fetched at once
 _BATCHES_PER_TURN: Final = 4  # batches in a row before asyncio runs other callbacks
 

@@ -110,9 +110,13 @@ def format_peer(sock: socket.SocketType) -> str:
         return format_address(None)
 
 
-def set_nodelay(sock: socket.SocketType) -> None:
-    """Send small writes at once (TCP_NODELAY). Set on a listener, it is inherited by all accepted connections."""
+def set_stream_options(sock: socket.SocketType) -> None:
+    """Send small writes at once, and receive urgent data in line (SO_OOBINLINE), so that no byte of a stream is lost.
+
+    Set on a listener, both are inherited by all accepted connections.
+    """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def enable_keepalive(sock: socket.SocketType) -> None:
@@ -170,7 +174,7 @@ def open_listener(family: socket.AddressFamily, sockaddr: SockAddr, *, client_sp
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(sockaddr[0] != "::"))
-        set_nodelay(sock)
+        set_stream_options(sock)
         enable_keepalive(sock)
         if should_disable_pacing(sockaddr[0]):
             disable_pacing(sock)
@@ -219,7 +223,7 @@ def start_connect(family: socket.AddressFamily, sockaddr: SockAddr, *, speaks_fi
     """
     sock = socket.SocketType(family, _STREAM)
     try:
-        set_nodelay(sock)
+        set_stream_options(sock)
         if should_disable_pacing(sockaddr[0]):
             disable_pacing(sock)
         if speaks_first:

@@ -14,8 +14,10 @@ PIPE_SIZE: Final = 1 << 20
 FLAGS: Final = getattr(os, "SPLICE_F_NONBLOCK", 0) | getattr(os, "SPLICE_F_MOVE", 0)
 """Never SPLICE_F_MORE: it delays the last bytes of an answer by 200 ms."""
 
-UNSUPPORTED_ERRNOS: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
-"""Errors about splicing as such. Any other error belongs to the socket, and the kernel reports it only once."""
+UNSUPPORTED_ERRNOS: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EACCES})
+"""Errors about splicing as such: the kernel cannot do it, or a security policy (SELinux, seccomp) denies it."""
+SHORTAGE_ERRNOS: Final = frozenset({errno.ENOMEM, errno.ENFILE, errno.ENOBUFS})
+"""Errors about splicing now. Any other error belongs to the socket, and the kernel reports it only once."""
 
 _MAX_IDLE_PIPES: Final = 16  # empty pipes kept for reuse; a relay holds a pipe only while bytes are in it or move
 _MAX_PIPES_IN_USE: Final = 256
@@ -32,6 +34,14 @@ class Pipe:
         with contextlib.suppress(OSError):  # over the user's quota: the pipe works at its present size
             fcntl.fcntl(self.write_fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         self.size = fcntl.fcntl(self.write_fd, fcntl.F_GETPIPE_SZ)
+
+    def read_buffered(self) -> bytes:
+        """Take the bytes out of the pipe, so that they can be sent without splicing."""
+        parts: list[bytes] = []
+        while self.buffered:
+            parts.append(os.read(self.read_fd, self.buffered))
+            self.buffered -= len(parts[-1])
+        return b"".join(parts)
 
     def close(self) -> None:
         """Close both descriptors of the pipe."""
@@ -84,9 +94,15 @@ class PipePool:
         else:
             self._idle.append(pipe)
 
-    def disable_splicing(self) -> None:
-        """Stop splicing in this process: the kernel does not support it for these sockets."""
-        self.can_splice = False
+    def is_splice_error(self, error: OSError) -> bool:
+        """Whether an error is about splicing and not about the socket: then the relay copies.
+
+        Where the kernel cannot splice at all, no relay of this process tries again.
+        """
+        if error.errno in UNSUPPORTED_ERRNOS:
+            self.can_splice = False
+            return True
+        return error.errno in SHORTAGE_ERRNOS
 
     def close(self) -> None:
         """Close the idle pipes; a pipe in use is closed by the relay that holds it, through ``release``."""
