@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from tunnel.model.events import EventKind
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
 
-_KEEPALIVE_AFTER_S: Final = 5.0  # age at which a relay is worth the system calls that enable keepalive
+_MAINTENANCE_INTERVAL_S: Final = 5.0  # also the age at which a relay is worth the system calls that enable keepalive
+_CHECK_SHARES: Final = 3  # of the relays, one share is checked for vanished peers at each maintenance
+VANISHED_AFTER_S: Final = 60.0
+"""How long a peer may leave data unacknowledged before its relay is aborted."""
 
 
 class RelaySet:
@@ -31,6 +35,8 @@ class RelaySet:
         *,
         on_first_relay: Callable[[], None],
         on_relay_closed: Callable[[], None],
+        maintenance_interval_s: float = _MAINTENANCE_INTERVAL_S,
+        vanished_after_s: float = VANISHED_AFTER_S,
     ) -> None:
         """``on_first_relay`` is called before a relay starts while none runs, ``on_relay_closed`` after each end."""
         self.active = 0
@@ -42,7 +48,11 @@ class RelaySet:
         self._on_relay_closed = on_relay_closed
         self._running: set[ForwardedVisitor] = set()
         self._by_link: dict[RelayLink, dict[int, ForwardedVisitor]] = {}  # by the id of the data connection
-        self._keepalive_timer: asyncio.TimerHandle | None = None
+        self._suspects: dict[ForwardedVisitor, float] = {}  # relays with an unanswering peer, and since when
+        self._interval_s = maintenance_interval_s
+        self._vanished_after_s = vanished_after_s
+        self._maintenances = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     def add_link(self, link: RelayLink) -> None:
         """Register the relays that are started on this link from now on, so that ``find`` returns them."""
@@ -79,8 +89,8 @@ class RelaySet:
         relays = self._by_link.get(link)
         if relays is not None:  # the link may be lost already
             relays[ident] = relay
-        if self._keepalive_timer is None:
-            self._keepalive_timer = self._reactor.call_later(_KEEPALIVE_AFTER_S, self._enable_keepalive)
+        if self._timer is None:
+            self._schedule_maintenance()
         events = data.events
         if stream.has_buffered_input:  # read it, as if bytes had arrived
             events = events | READABLE & ~HANGUP
@@ -90,6 +100,8 @@ class RelaySet:
     def on_relay_closed(self, relay: ForwardedVisitor) -> None:
         """Forget a relay that has closed its sockets."""
         self._running.discard(relay)
+        if self._suspects:
+            self._suspects.pop(relay, None)
         self.active -= 1
         relays = self._by_link.get(relay.link)
         if relays is not None:
@@ -102,19 +114,49 @@ class RelaySet:
             EventKind.VISITOR, f"an internal error ended relay {relay.ident}: {type(error).__name__}: {error}"
         )
 
-    def _enable_keepalive(self) -> None:
-        self._keepalive_timer = None
+    def _maintain(self) -> None:
+        """Enable keepalive on relays that have lived for a while, and abort those with a vanished peer."""
+        self._maintenances += 1
+        share = self._maintenances % _CHECK_SHARES
+        vanished: list[ForwardedVisitor] = []
         for relay in self._running:
             if not relay.keepalive_enabled:
                 relay.enable_keepalive()
-        if self._running:
-            self._keepalive_timer = self._reactor.call_later(_KEEPALIVE_AFTER_S, self._enable_keepalive)
+            if relay.ident % _CHECK_SHARES == share and self._has_vanished_peer(relay):
+                vanished.append(relay)
+        for relay in vanished:
+            relay.abort()
+        if vanished:
+            self._log_vanished(len(vanished))
+        self._schedule_maintenance()
+
+    def _schedule_maintenance(self) -> None:
+        self._timer = self._reactor.call_later(self._interval_s, self._maintain) if self._running else None
+
+    def _has_vanished_peer(self, relay: ForwardedVisitor) -> bool:
+        """Whether a peer has been silent for too long at every check since it became suspect.
+
+        A single check would not do: after an idle hour, the first repetition of new data looks the same.
+        """
+        unanswered_s = relay.unanswered_s()
+        if unanswered_s is None:
+            self._suspects.pop(relay, None)
+            return False
+        now = time.monotonic()
+        return now - self._suspects.setdefault(relay, now) >= self._vanished_after_s <= unanswered_s
+
+    def _log_vanished(self, count: int) -> None:
+        peers = "the peer of a relay" if count == 1 else f"the peers of {count} relays"
+        self._event_log.log_info(
+            EventKind.VISITOR,
+            f"{peers} vanished: no acknowledgement for {self._vanished_after_s:.0f} s; disconnected",
+        )
 
     def close_all(self) -> int:
         """Close all relays now; return how many there were."""
-        if self._keepalive_timer is not None:
-            self._keepalive_timer.cancel()
-            self._keepalive_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         running = list(self._running)
         for relay in running:
             relay.close()

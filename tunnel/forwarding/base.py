@@ -72,8 +72,14 @@ class ForwardedVisitor(Protocol):
     def enable_keepalive(self) -> None:
         """Enable keepalive on both connections, once the visitor has been here for a while."""
 
+    def unanswered_s(self) -> float | None:
+        """Return the seconds since the last sign of a peer that leaves data unacknowledged; None if both answer."""
+
     def close(self) -> None:
         """Disconnect the visitor. Calling it twice is allowed."""
+
+    def abort(self) -> None:
+        """Disconnect the visitor so that both peers see a reset. Calling it twice is allowed."""
 
 
 class ForwardingOwner(Protocol):

@@ -238,6 +238,18 @@ class Relay:
         for sock in (self._near, self._far):
             sockets.enable_keepalive(sock)
 
+    def unanswered_s(self) -> float | None:
+        """Return the seconds since the last sign of a peer that leaves data unacknowledged; None if both answer."""
+        waits = [wait for sock in (self._near, self._far) if (wait := sockets.unanswered_s(sock)) is not None]
+        return max(waits, default=None)
+
+    def abort(self) -> None:
+        """Close both sockets so that both peers see a reset."""
+        if self.is_open:
+            sockets.reset_on_close(self._near)
+            sockets.reset_on_close(self._far)
+            self.close()
+
     def reset(self, sock: socket.SocketType) -> None:
         """Close both sockets so that the peer of ``sock`` sees a reset instead of an orderly end."""
         if self.is_open:

@@ -156,6 +156,22 @@ def _default_congestion_control() -> bytes:
         return b""
 
 
+def unanswered_s(sock: socket.SocketType) -> float | None:
+    """Return the seconds since the peer's last ACK if the kernel is repeating data or window probes; else None.
+
+    Keepalive does not run while data is unacknowledged, and retransmission only ends after a quarter of an hour
+    (tcp_retries2). A peer that merely pauses answers the window probes. Offsets as in struct tcp_info, linux/tcp.h.
+    """
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
+    except OSError:
+        return None
+    retransmits, probes = info[2], info[3]
+    if not (retransmits or probes):
+        return None
+    return int.from_bytes(info[56:60], sys.byteorder) / 1000
+
+
 def disable_pacing(sock: socket.SocketType) -> None:
     """Use Reno, which any user may (tcp(7)). Set on a listener, it is inherited by all accepted connections.
 

@@ -1,0 +1,154 @@
+"""Relays with vanished peers: which are aborted, and when."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.engine_parts import Events
+from tests.support.sockets import tcp_pair
+from tests.support.waiting import wait_until_async
+from tunnel.carriers.tcp import PlainStream
+from tunnel.engine.pool import DataConnection, Pool
+from tunnel.engine.relays import RelaySet
+from tunnel.runtime import sockets
+from tunnel.runtime.reactor import Reactor
+
+if TYPE_CHECKING:
+    from tunnel.forwarding.base import FlowSource, ForwardingOwner, RelayLink
+
+VANISHED_AFTER_S = 0.05
+
+
+class FakeVisitor:
+    """A forwarded visitor whose peer answers, or has not answered for ``unanswered`` seconds."""
+
+    def __init__(self, ident: int, link: RelayLink, owner: ForwardingOwner) -> None:
+        self.ident = ident
+        self.link = link
+        self.is_open = True
+        self.keepalive_enabled = False
+        self.unanswered: float | None = None
+        self.checks = 0
+        self._owner = owner
+
+    def start(self, near_events: int | None, far_events: int) -> None: ...
+
+    def set_end_offset(self, total: int) -> None: ...
+
+    def on_link_lost(self) -> None: ...
+
+    def enable_keepalive(self) -> None:
+        self.keepalive_enabled = True
+
+    def unanswered_s(self) -> float | None:
+        self.checks += 1
+        return self.unanswered
+
+    def close(self) -> None:
+        self.is_open = False
+        self._owner.on_relay_closed(self)
+
+    abort = close
+
+
+class FakeForwarder:
+    def create(
+        self,
+        ident: int,
+        link: RelayLink,
+        near: socket.SocketType,
+        far: socket.SocketType,
+        source: FlowSource,
+        owner: ForwardingOwner,
+    ) -> FakeVisitor:
+        near.close()
+        far.close()
+        return FakeVisitor(ident, link, owner)
+
+
+class FakeLink:
+    is_client = False
+
+    def send_stream_ended(self, ident: int, total: int) -> bool:
+        return False
+
+
+class Relays:
+    """A relay set that checks its relays all the time, and the events that it logs."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self.events = Events()
+        self._reactor = reactor
+        self.set = RelaySet(
+            reactor,
+            FakeForwarder(),
+            self.events.event_log(),
+            on_first_relay=lambda: None,
+            on_relay_closed=lambda: None,
+            maintenance_interval_s=0.002,
+            vanished_after_s=VANISHED_AFTER_S,
+        )
+
+    def start(self, ident: int) -> FakeVisitor:
+        pool = Pool(self._reactor, is_ingress=False, on_connection_lost=lambda _ident: None, on_crash=_fail)
+        near, far = tcp_pair()
+        visitor = self.set.start(near, DataConnection(ident, far, PlainStream(), pool), FakeLink(), near_events=None)
+        assert isinstance(visitor, FakeVisitor)
+        return visitor
+
+
+def _fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.fixture
+async def relays() -> AsyncIterator[Relays]:
+    reactor = Reactor()
+    relays = Relays(reactor)
+    try:
+        yield relays
+    finally:
+        relays.set.close_all()
+        reactor.stop()
+
+
+async def test_a_relay_is_aborted_when_its_peer_stays_silent(relays: Relays) -> None:
+    gone, present = relays.start(1), relays.start(2)
+    gone.unanswered = 2 * VANISHED_AFTER_S
+    await wait_until_async(lambda: not gone.is_open, "the relay of the vanished peer is aborted")
+    assert present.is_open
+    assert gone.checks > 2, "aborted at the first check, which may show an idle hour before new data"
+    assert [event.text for event in relays.events] == [
+        "the peer of a relay vanished: no acknowledgement for 0 s; disconnected"
+    ]
+
+
+async def test_a_relay_survives_when_its_peer_answers_in_between(relays: Relays) -> None:
+    relay = relays.start(1)
+    for _ in range(3):
+        relay.unanswered, seen = 3600.0, relay.checks  # new data after an idle hour: repeated, but not for long
+        await wait_until_async(lambda: relay.checks > seen + 2, "the relay was checked")  # noqa: B023  at once
+        relay.unanswered, seen = None, relay.checks
+        await wait_until_async(lambda: relay.checks > seen, "the relay was checked")  # noqa: B023  at once
+    assert relay.is_open
+
+
+async def test_a_paused_peer_is_not_taken_for_a_vanished_one(relays: Relays) -> None:
+    relay = relays.start(1)
+    relay.unanswered = VANISHED_AFTER_S / 2  # the last window probe was answered
+    seen = relay.checks
+    await wait_until_async(lambda: relay.checks > seen + 20, "the relay was checked many times")
+    assert relay.is_open
+
+
+def test_an_answering_peer_leaves_nothing_unanswered() -> None:
+    ours, theirs = tcp_pair(small=True)
+    with ours, theirs:
+        assert sockets.unanswered_s(ours) is None
+        ours.send(b"x")
+        assert sockets.unanswered_s(ours) is None
+    assert sockets.unanswered_s(ours) is None
