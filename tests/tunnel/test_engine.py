@@ -27,7 +27,7 @@ from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
 from tunnel.engine.engine import Engine
 from tunnel.engine.factory import create_engine
-from tunnel.engine.link import Link
+from tunnel.engine.link import EventTable, Link
 from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.pool import Pool
 from tunnel.model.address import Address, parse_address
@@ -506,7 +506,7 @@ async def test_silence_ends_a_link_after_three_intervals(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(Link, "_handle_event"), (Link, "_flush"), (Pool, "acquire"), (LinkAcceptor, "check_preface")],
+    [(EventTable, "handle"), (Link, "_flush"), (Pool, "acquire"), (LinkAcceptor, "check_preface")],
 )
 async def test_a_defect_ends_the_engine_alone_and_is_raised(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch, owner: type, name: str

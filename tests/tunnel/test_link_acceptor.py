@@ -19,7 +19,7 @@ from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine.admission import DEFAULT_ADMISSION, AdmissionLimits
 from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
 from tunnel.engine.control_channel import ControlChannel
-from tunnel.engine.link import Link, LinkClosed, LinkEvent
+from tunnel.engine.link import EventTable, Link, LinkClosed, LinkEvent
 from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.stats import Stats
 from tunnel.model.address import Address
@@ -29,7 +29,6 @@ from tunnel.protocol.frames import Frame, FrameDecoder, Kind, encode_frame
 from tunnel.protocol.handshake import ClientHandshake
 from tunnel.protocol.handshake_messages import Refusal
 from tunnel.protocol.preface import TLS_HANDSHAKE_BYTE, encode_preface
-from tunnel.protocol.session import SessionEvent
 from tunnel.runtime import listeners, tls
 
 KEY = Key("a shared key of some length")
@@ -42,7 +41,6 @@ class FakeOwner:
     links: list[Link] = field(default_factory=list)
     defects: list[Exception] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
-    events: list[SessionEvent] = field(default_factory=list)
 
     def start_link(self, link: Link) -> None:
         self.links.append(link)
@@ -55,8 +53,8 @@ class FakeOwner:
         if isinstance(event, LinkClosed):
             self.closed.append(f"{link.ident}: {event.reason}")
 
-    def handle_event(self, link: Link, event: SessionEvent) -> None:
-        self.events.append(event)
+    def register_handlers(self, table: EventTable) -> None:
+        """No event of a link concerns this owner."""
 
 
 class AcceptorHarness:

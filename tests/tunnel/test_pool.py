@@ -143,7 +143,7 @@ async def test_surplus_and_expired_connections_are_closed(harness: PoolHarness) 
     harness.add(5)
     assert harness.pool.close_surplus(0) == [3, 4]
     assert len(harness.pool) == 1
-    harness.pool.discard(5)
-    harness.pool.discard(5)
+    harness.pool.discard([5])
+    harness.pool.discard([5])
     assert not len(harness.pool)
     assert len(harness.shared.reactor) == 0

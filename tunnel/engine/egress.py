@@ -22,13 +22,12 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
-    from tunnel.engine.link import Link
+    from tunnel.engine.link import EventTable, Link
     from tunnel.engine.pool import DataConnection
     from tunnel.engine.stats import Stats
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
     from tunnel.model.spec import TunnelSpec
-    from tunnel.protocol.session import SessionEvent
     from tunnel.runtime.connect_race import Failure
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
@@ -148,16 +147,17 @@ class Egress(TunnelEnd):
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
-    def handle_event(self, link: Link, event: SessionEvent) -> None:
-        """Dial the target for new visitors, and end streams that are complete."""
-        match event:
-            case Launch(idents):
-                self._launch(link, idents)
-            case StreamsEnded(ends):
-                for ident, total in ends:
-                    self._end_stream(link, ident, total)
+    def register_handlers(self, table: EventTable) -> None:
+        """Enter the handlers of new visitors and of streams that are complete."""
+        table.add(Launch, self._launch)
+        table.add(StreamsEnded, self._end_streams)
 
-    def _launch(self, link: Link, idents: tuple[int, ...]) -> None:
+    def _end_streams(self, link: Link, ended: StreamsEnded) -> None:
+        for ident, total in ended.ends:
+            self._end_stream(link, ident, total)
+
+    def _launch(self, link: Link, launch: Launch) -> None:
+        idents = launch.idents
         self.stats.signals += len(idents)
         self.stats.total += len(idents)
         deadline = self._loop.time() + DIAL_TIMEOUT_S

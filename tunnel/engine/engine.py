@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnel.engine.context import EngineContext
-    from tunnel.engine.link import Link, LinkEvent
+    from tunnel.engine.link import EventTable, Link, LinkEvent
     from tunnel.engine.pool_filler import PoolFiller
     from tunnel.engine.tunnel_end import TunnelEnd
     from tunnel.model.events import Event, EventSink
@@ -245,6 +245,11 @@ class Engine(ABC):
             end.attach(link)
             text = f"link {link.ident} with {link.channel.peer}, {link.direction}"
             self._event_log.log_info(EventKind.LINK, text, link=link.ident)
+
+    def register_handlers(self, table: EventTable) -> None:
+        """Enter the handlers of the events that concern the tunnel as a whole."""
+        table.add(LimitsChanged, self.on_link_event)
+        table.add(TargetStatus, self.on_link_event)
 
     def on_link_event(self, link: Link, event: LinkEvent) -> None:
         """Adapt limits and state to an event of the present link."""

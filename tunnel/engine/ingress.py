@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from tunnel.engine.link import Link
+    from tunnel.engine.link import EventTable, Link
     from tunnel.engine.pool import DataConnection
     from tunnel.engine.stats import Stats
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
     from tunnel.model.settings import Settings
     from tunnel.model.spec import TunnelSpec
-    from tunnel.protocol.session import SessionEvent
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import PipePool
 
@@ -166,14 +165,14 @@ class Ingress(TunnelEnd):
         stats.total += 1
         self.relays.start(visitor, data, link, near_events=None)
 
-    def handle_event(self, link: Link, event: SessionEvent) -> None:
-        """Close visitors that failed at the egress, and end streams that are complete."""
-        match event:
-            case VisitorFailed(ident, reason):
-                self._close_failed(link, ident, reason)
-            case StreamsEnded(ends):
-                for ident, total in ends:
-                    self._end_stream(link, ident, total)
+    def register_handlers(self, table: EventTable) -> None:
+        """Enter the handlers of visitors that failed at the egress, and of streams that are complete."""
+        table.add(VisitorFailed, self._close_failed)
+        table.add(StreamsEnded, self._end_streams)
+
+    def _end_streams(self, link: Link, ended: StreamsEnded) -> None:
+        for ident, total in ended.ends:
+            self._end_stream(link, ident, total)
 
     def _serve_queue(self) -> None:
         """Give idle data connections to the visitors that wait, the longest wait first."""
@@ -189,10 +188,10 @@ class Ingress(TunnelEnd):
         link.send_queue_length(len(self._queue))
         self._on_room_freed()
 
-    def _close_failed(self, link: Link, ident: int, reason: str) -> None:
+    def _close_failed(self, link: Link, failed: VisitorFailed) -> None:
         """Disconnect a visitor at once: the egress could not reach the target for it."""
-        relay = self.relays.find(link, ident)
-        self._event_log.warn_throttled(EventKind.TARGET, "failed", f"a visitor could not be served: {reason}")
+        relay = self.relays.find(link, failed.ident)
+        self._event_log.warn_throttled(EventKind.TARGET, "failed", f"a visitor could not be served: {failed.reason}")
         if relay is not None:
             self.stats.failed += 1
             relay.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tunnel.engine.capacity import surplus
 from tunnel.engine.pool import Pool
@@ -60,24 +60,45 @@ class LinkClosed:
     reason: str
 
 
-LinkEvent = SessionEvent | PoolAvailable | DialStatusChanged | LinkClosed
+LinkEvent = LimitsChanged | TargetStatus | PoolAvailable | DialStatusChanged | LinkClosed
+EventT = TypeVar("EventT")
 
 
-class LinkOwner(Protocol):
+class LinkPart(Protocol):
+    """An object that handles events of a link: the ingress or egress, the pool filler, the engine."""
+
+    def register_handlers(self, table: EventTable) -> None:
+        """Enter the handlers of the events that concern this part."""
+
+
+class EventTable:
+    """The handlers of a link's events, by the class of the event."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[type, tuple[Callable[[Link, Any], None], ...]] = {}  # Any: the class that is the key
+
+    def add(self, event: type[EventT], handler: Callable[[Link, EventT], None]) -> None:
+        """Call ``handler`` for each event of a class, after the handlers that were added before."""
+        self._handlers[event] = (*self._handlers.get(event, ()), handler)
+
+    def handle(self, link: Link, event: SessionEvent) -> None:
+        """Call the handlers of an event; an event without any concerns only the session."""
+        for handler in self._handlers.get(type(event), ()):
+            handler(link, event)
+
+    def clear(self) -> None:
+        """Drop the handlers, which refer to the parts of the tunnel."""
+        self._handlers.clear()
+
+
+class LinkOwner(LinkPart, Protocol):
     """The engine, as its link sees it."""
 
     def on_link_event(self, link: Link, event: LinkEvent) -> None:
-        """Handle an event of the session, or of the link."""
+        """Handle an event of the link."""
 
     def on_handler_error(self, error: Exception) -> None:
         """End the engine because of a defect."""
-
-
-class LinkEnd(Protocol):
-    """An ingress or an egress, as its link sees it."""
-
-    def handle_event(self, link: Link, event: SessionEvent) -> None:
-        """Handle the events that concern this end."""
 
 
 class Link:
@@ -105,12 +126,15 @@ class Link:
         self._pong: asyncio.Future[None] | None = None
         self._filler: PoolFiller | None = None
         self._owner: LinkOwner
-        self._end: LinkEnd
+        self._events = EventTable()
         self._on_pool_grown: Callable[[], None] | None = None
 
-    def start(self, owner: LinkOwner, end: LinkEnd, filler: PoolFiller | None) -> None:
+    def start(self, owner: LinkOwner, end: LinkPart, filler: PoolFiller | None) -> None:
         """Handle frames from now on, and send pings. ``filler``: at the client, the part that fills the pool."""
-        self._owner, self._end, self._filler = owner, end, filler
+        self._owner, self._filler = owner, filler
+        for part in (end, filler, self, owner):
+            if part is not None:
+                part.register_handlers(self._events)
         self.session.heartbeat.note_received(self._loop.time())
         self._ping(random.random())  # noqa: S311  links that started together must not all ping together
         self.channel.set_receiver(self)
@@ -168,28 +192,22 @@ class Link:
     def on_frames(self, received: list[Frame]) -> None:
         """Handle frames that arrived together. Raises ProtocolError."""
         now = self._loop.time()
-        session, end, filler = self.session, self._end, self._filler
+        session, events = self.session, self._events
         session.heartbeat.note_received(now)
         for kind, payload in received:
             event = session.receive_frame(kind, payload, now)
             if event is not None:
-                end.handle_event(self, event)
-                if filler is not None:
-                    filler.handle_event(event)
-                self._handle_event(event)
+                events.handle(self, event)
 
-    def _handle_event(self, event: SessionEvent) -> None:
-        match event:
-            case Pong():
-                self._settle_pong()
-            case ConnectionsRetired(idents):
-                for ident in idents:
-                    self.pool.discard(ident)
-            case Goodbye(reason):
-                self._flush()  # launches that were not sent yet still count
-                self.channel.close(f"the other end closed the link: {reason}")
-            case LimitsChanged() | TargetStatus():
-                self._owner.on_link_event(self, event)
+    def register_handlers(self, table: EventTable) -> None:
+        """Enter the handlers of the events that concern the link itself."""
+        table.add(Pong, lambda _link, _pong: self._settle_pong())
+        table.add(ConnectionsRetired, lambda _link, retired: self.pool.discard(retired.idents))
+        table.add(Goodbye, lambda _link, goodbye: self._on_goodbye(goodbye))
+
+    def _on_goodbye(self, goodbye: Goodbye) -> None:
+        self._flush()  # launches that were not sent yet still count
+        self.channel.close(f"the other end closed the link: {goodbye.reason}")
 
     def note_dial_status(self) -> None:
         """Dialling data connections fails, or succeeds again."""
@@ -281,6 +299,7 @@ class Link:
             self._ping_timer.cancel()
         self._settle_pong()  # ``answers`` must not wait any longer
         self.pool.close()
+        self._events.clear()
         self._owner.on_link_event(self, LinkClosed(reason))
 
     def on_handler_error(self, error: Exception) -> None:

@@ -11,7 +11,7 @@ from tunnel.runtime import sockets
 from tunnel.runtime.reactor import HANGUP, READABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from tunnel.forwarding.base import FlowSource
     from tunnel.runtime.reactor import Reactor
@@ -104,11 +104,12 @@ class Pool:
         """Return the connection that a signal names."""
         return self._idle.pop(ident, None) or self._ended.pop(ident, None)
 
-    def discard(self, ident: int) -> None:
-        """Close the connection that the other end has retired."""
-        connection = self.claim(ident)
-        if connection is not None:
-            self._reactor.close(connection.sock)
+    def discard(self, idents: Iterable[int]) -> None:
+        """Close the connections that the other end has retired."""
+        for ident in idents:
+            connection = self.claim(ident)
+            if connection is not None:
+                self._reactor.close(connection.sock)
 
     def on_idle_event(self, connection: DataConnection) -> None:
         """Handle bytes, or the end, on an idle connection."""

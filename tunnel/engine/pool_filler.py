@@ -18,9 +18,8 @@ from tunnel.runtime import backoff, sockets
 from tunnel.runtime.reactor import HANGUP
 
 if TYPE_CHECKING:
-    from tunnel.engine.link import Link
+    from tunnel.engine.link import EventTable, Link
     from tunnel.model.events import EventLog
-    from tunnel.protocol.session import SessionEvent
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
 
@@ -95,17 +94,13 @@ class PoolFiller:
 
     # --- demand ---------------------------------------------------------------------------------------------------
 
-    def handle_event(self, event: SessionEvent) -> None:
-        """Refill after events that change the demand for connections or their number."""
-        match event:
-            case Launch(idents):
-                self.note_used(len(idents))
-            case ConnectionsPooled(idents):
-                self._add_to_pool(idents)
-            case QueueLength(count):
-                self.set_queue_length(count)
-            case ConnectionsRetired() | LimitsChanged():
-                self.refill_later()
+    def register_handlers(self, table: EventTable) -> None:
+        """Enter the handlers of the events that change the demand for connections or their number."""
+        table.add(Launch, lambda _link, launch: self.note_used(len(launch.idents)))
+        table.add(ConnectionsPooled, lambda _link, pooled: self._add_to_pool(pooled.idents))
+        table.add(QueueLength, lambda _link, queue: self.set_queue_length(queue.count))
+        table.add(ConnectionsRetired, lambda _link, _retired: self.refill_later())
+        table.add(LimitsChanged, lambda _link, _limits: self.refill_later())
 
     def note_used(self, count: int) -> None:
         """Visitors have used ``count`` idle connections."""

@@ -12,12 +12,11 @@ from tunnel.forwarding.tcp import TcpForwarder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunnel.engine.link import Link
+    from tunnel.engine.link import EventTable, Link
     from tunnel.engine.stats import Stats
     from tunnel.forwarding.flow import ByteCounter
     from tunnel.model.events import EventLog
     from tunnel.model.spec import TunnelSpec
-    from tunnel.protocol.session import SessionEvent
     from tunnel.runtime.acceptor import Acceptor
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import PipePool
@@ -95,8 +94,8 @@ class TunnelEnd(ABC):
         return 0
 
     @abstractmethod
-    def handle_event(self, link: Link, event: SessionEvent) -> None:
-        """Handle the events of a link that concern this end."""
+    def register_handlers(self, table: EventTable) -> None:
+        """Enter the handlers of the events of a link that concern this end."""
 
     @abstractmethod
     def apply_settings(self, spec: TunnelSpec, max_visitors: int) -> None:

@@ -1,7 +1,7 @@
 """Frames of the control channel: the table of all kinds, encoder and decoder. No I/O; see PROTOCOL.md.
 
 Lengths, permissions, payload types and the table in PROTOCOL.md derive from ``FRAMES``. A new frame needs a row here,
-its payload class in ``messages.py``, and a ``case`` in the owner that handles it.
+its payload class in ``messages.py``, and a line in ``register_handlers`` of the owner that handles it.
 """
 
 from __future__ import annotations

@@ -9,23 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from tunnel.model.limits import negotiate_limits
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.frames import FRAMES, Kind, Phase, Sender, encode_message, encode_numbers
 from tunnel.protocol.messages import (
     CapacityChanged,
-    ConnectionsPooled,
-    ConnectionsRetired,
     FrameMessage,
     Goodbye,
-    Launch,
     LimitsAnnounced,
     Ping,
     Pong,
     QueueLength,
-    StreamsEnded,
     TargetStatus,
     VisitorFailed,
 )
@@ -40,35 +36,10 @@ class LimitsChanged:
     """The limits of the link were negotiated again; ``Session.limits`` has them."""
 
 
-SessionEvent = (
-    CapacityChanged
-    | ConnectionsPooled
-    | ConnectionsRetired
-    | Goodbye
-    | Launch
-    | LimitsChanged
-    | Pong
-    | QueueLength
-    | StreamsEnded
-    | TargetStatus
-    | VisitorFailed
-)
+SessionEvent = FrameMessage | LimitsChanged
 """What ``receive_frame`` returns. One event for each frame: a batch of ids is one event."""
 
-_StateMessage = Ping | Pong | LimitsAnnounced | CapacityChanged | TargetStatus
-"""Frames that change the state of the session itself."""
-
-_OpenMessage = (
-    _StateMessage
-    | ConnectionsPooled
-    | ConnectionsRetired
-    | Goodbye
-    | Launch
-    | QueueLength
-    | StreamsEnded
-    | VisitorFailed
-)
-_Decoder = Callable[[bytes], _OpenMessage]
+_Decoder = Callable[[bytes], FrameMessage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +66,7 @@ def _decoders(role: SessionRole) -> dict[Kind, _Decoder]:
     """The decoder of each frame that the peer may send, for one of four roles."""
     senders = role.peer_senders
     rows = [row for row in FRAMES.values() if row.phase is Phase.OPEN and row.sender in senders]
-    return {row.kind: cast("_Decoder", row.message.decode) for row in rows}
+    return {row.kind: row.message.decode for row in rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,23 +118,19 @@ class Session:
         if decode is None:
             raise ProtocolError(f"the other end may not send a {kind.name} frame now")
         message = decode(payload)
-        if isinstance(message, _StateMessage):
-            return self._apply(message, now)
-        return message
-
-    def _apply(self, message: _StateMessage, now: float) -> SessionEvent | None:
-        if isinstance(message, Ping):
-            self._send(Pong(message.stamp))
-            return None
-        if isinstance(message, LimitsAnnounced):
-            self._negotiate(Negotiation(self._negotiation.ours, message.limits, self._negotiation.defaults))
-            return LimitsChanged()
-        if isinstance(message, Pong):
-            self.heartbeat.note_pong(message.stamp, now)
-        elif isinstance(message, CapacityChanged):
-            self.wanted_idle, self.dialing = message.wanted, message.dialing
-        else:
-            self.target_error = message.error
+        match message:  # the frames that change the state of the session itself
+            case Ping(stamp):
+                self.send(Pong(stamp))
+                return None
+            case Pong(stamp):
+                self.heartbeat.note_pong(stamp, now)
+            case CapacityChanged(wanted, dialing):
+                self.wanted_idle, self.dialing = wanted, dialing
+            case TargetStatus(error):
+                self.target_error = error
+            case LimitsAnnounced(limits):
+                self._negotiate(Negotiation(self._negotiation.ours, limits, self._negotiation.defaults))
+                return LimitsChanged()
         return message
 
     # --- sending --------------------------------------------------------------------------------------------------
@@ -190,6 +157,12 @@ class Session:
         data = b"".join(out)
         out.clear()
         return data
+
+    def send(self, message: FrameMessage) -> None:
+        """Send one message after those that wait already. Lists of ids have methods of their own, which gather."""
+        self._out.append(encode_message(message))
+        if not self._is_output_due:
+            self._announce_output()
 
     def send_launch(self, ident: int) -> None:
         """Ask the egress to dial the target for the visitor on this data connection."""
@@ -227,39 +200,34 @@ class Session:
         is_changed = wanted != self.wanted_idle
         self.wanted_idle, self.dialing = wanted, dialing
         if is_changed:
-            self._send(CapacityChanged(wanted, dialing))
+            self.send(CapacityChanged(wanted, dialing))
 
     def send_visitor_failed(self, ident: int, reason: str) -> None:
         """Tell the ingress that the visitor of this data connection cannot be served."""
-        self._send(VisitorFailed(ident, reason))
+        self.send(VisitorFailed(ident, reason))
 
     def send_target_status(self, error: str | None) -> None:
         """Tell the ingress whether the target can be reached."""
         self.target_error = error
-        self._send(TargetStatus(error))
+        self.send(TargetStatus(error))
 
     def send_limits(self, ours: ConfiguredLimits, defaults: Limits) -> None:
         """Use other configured values at this end, negotiate again, and tell the peer."""
         self._negotiate(Negotiation(ours, self._negotiation.theirs, defaults))
-        self._send(LimitsAnnounced(ours))
+        self.send(LimitsAnnounced(ours))
 
     def send_ping(self, now: float) -> None:
         """Ask the peer for a Pong."""
-        self._send(Ping(int(now * 1e9)))
+        self.send(Ping(int(now * 1e9)))
 
     def send_goodbye(self, reason: str) -> None:
         """Ask the peer to close the link. It comes after all that was sent before, so launches still count."""
         self._out.append(self.data_to_send())
-        self._send(Goodbye(reason))
+        self.send(Goodbye(reason))
 
     def _negotiate(self, negotiation: Negotiation) -> None:
         self._negotiation = negotiation
         self.limits = negotiation.limits
-
-    def _send(self, message: FrameMessage) -> None:
-        self._out.append(encode_message(message))
-        if not self._is_output_due:
-            self._announce_output()
 
     def _announce_output(self) -> None:
         self._is_output_due = True
