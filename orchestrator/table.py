@@ -45,8 +45,11 @@ def truncate(text: str, columns: int) -> str:
     """Return the text, shortened to a number of columns."""
     if display_width(text) <= columns:
         return text
-    while text and display_width(text) > columns - 1:
-        text = text[:-1]
+    width = 0
+    for end, character in enumerate(text):
+        width += display_width(character)
+        if width > columns - 1:
+            return f"{text[:end]}…"
     return f"{text}…"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from click.shell_completion import CompletionItem
 from orchestrator.client import ApiClient, NoDaemonError, RequestRefusedError
 from orchestrator.process import socket_paths
 from orchestrator.process.setup import mask_url, print_message
+from orchestrator.process.terminal_text import dump_json_line
 from tunnel.model.errors import did_you_mean
 from tunnel.model.spec import LogLevel
 from tunnel.model.times import parse_duration
@@ -51,7 +51,7 @@ def exit_with_error(code: int, message: str) -> NoReturn:
 
 def print_json(data: object) -> None:
     """Print one JSON value on one line."""
-    click.echo(json.dumps(data, ensure_ascii=False, default=str))
+    click.echo(dump_json_line(data))
 
 
 def is_color_enabled() -> bool:

@@ -30,7 +30,9 @@ from orchestrator.commands.common import (
     socket_option,
 )
 from orchestrator.process import socket_paths
+from orchestrator.process.logformat import printable
 from orchestrator.process.setup import mask_url, prepare_serving_process, print_message, run_event_loop
+from orchestrator.process.terminal_text import printable_lines
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.url import looks_like_url
@@ -59,7 +61,7 @@ def _load_manifest(file: str, log: str | None = None, *, is_check: bool = False)
     except ConfigError as error:
         if is_check:
             raise
-        click.echo(str(error), err=True)
+        click.echo(printable_lines(str(error)), err=True)
         raise click.exceptions.Exit(EXIT_USAGE) from None
 
 
@@ -196,9 +198,9 @@ def check(*, file: str, as_json: bool, strict: bool) -> int:
         print_json({"path": file, "ok": not faults, "tunnels": count, **listed})
     else:
         for fault in faults:
-            click.echo(str(fault))
+            click.echo(printable(str(fault)))
         for warning in warnings:
-            click.echo(f"{warning.place}: warning: {warning.message}")
+            click.echo(printable(f"{warning.place}: warning: {warning.message}"))
         if not faults:
             print_message(f"{file} is valid: {count} {'tunnel' if count == 1 else 'tunnels'}")
     return EXIT_USAGE if faults else 0

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, cast
 
+from orchestrator.process.terminal_text import load_printable_json
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
@@ -65,11 +66,15 @@ def encode(payload: Mapping[str, object]) -> bytes:
 
 
 def parse_json(data: object) -> JsonObject | None:
-    """A received JSON object of any version; None where the data is something else."""
+    """A received JSON object of any version; None where the data is something else.
+
+    Whatever its sender wrote, its texts have no control characters: they are shown on terminals.
+    """
     if not isinstance(data, (bytes, bytearray)) or len(data) > MAX_PAYLOAD_BYTES:
         return None
     try:
-        found = json.loads(data, parse_constant=_finite_number, parse_float=_finite_number)
+        text = data.decode().removeprefix("\ufeff")
+        found = load_printable_json(text, _finite_number)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote
 
 from orchestrator.mqtt import payloads
+from orchestrator.process.logformat import printable
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.payloads import Payload
@@ -93,7 +94,7 @@ class ParsedTopic:
     kind: str
     """the ``kind`` of a row of TOPICS"""
     name: str = ""
-    """the tunnel of ``state`` and ``stats``, the reply name of ``rsp``"""
+    """the tunnel of ``state`` and ``stats``, the reply name of ``rsp``; printable"""
 
 
 def encode_name(name: str) -> str:
@@ -102,16 +103,16 @@ def encode_name(name: str) -> str:
 
 
 def parse(topic: str) -> ParsedTopic | None:
-    """The meaning of a topic; None where it is not in the table."""
+    """The meaning of a topic; None where it is not in the table, or no host can have that name."""
     host, *levels = topic.removeprefix(f"{ROOT}/").split("/")
-    if not topic.startswith(f"{ROOT}/") or not host:
+    if not topic.startswith(f"{ROOT}/") or not host or not host.isprintable():
         return None
     if len(levels) == 1:
         row, name = _BY_LEVELS.get((levels[0],)), ""
     else:  # the second level is the variable one in every row that has one
         name = levels[1] if levels else ""
         row = _BY_LEVELS.get((levels[0], _NAME, *levels[2:])) if name else None
-    return None if row is None else ParsedTopic(host, row.kind, unquote(name, errors="replace"))
+    return None if row is None else ParsedTopic(host, row.kind, printable(unquote(name, errors="replace")))
 
 
 class HostTopics:

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from orchestrator.process.terminal_text import printable_lines
 from tunnel.runtime.blocking_calls import UnjoinedExecutor
 
 _GC_THRESHOLD = 20_000  # new objects before the garbage collector runs
@@ -113,7 +114,7 @@ def program_version() -> str:
 
 
 def print_message(text: str) -> None:
-    """Print a message to standard error, with the program's name before it."""
+    """Print a message to standard error, with the program's name before it and no control characters."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"nodepass-orch: {text}\n")
+        sys.stderr.write(f"nodepass-orch: {printable_lines(text)}\n")
         sys.stderr.flush()

@@ -21,6 +21,7 @@ from orchestrator.mqtt.topics import (
     parse,
     render_reference,
 )
+from orchestrator.process.logformat import printable
 
 NOW = 1_800_000_000.0
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=50)
@@ -31,7 +32,11 @@ def test_any_name_is_one_level_of_a_topic(name: str) -> None:
     topic = HostTopics("edge-1").of(STATE, name)
     assert topic.count("/") == 5
     assert not set(topic) & set("+# \0")
-    assert parse(topic) == ParsedTopic("edge-1", "state", name)
+    assert parse(topic) == ParsedTopic("edge-1", "state", printable(name))
+
+
+def test_a_host_name_that_no_host_can_have_is_not_parsed() -> None:
+    assert parse(HostTopics("edge\x9b31m").of(STATE, "web")) is None
 
 
 def test_every_topic_of_the_table_parses_to_its_kind() -> None:

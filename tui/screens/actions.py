@@ -6,6 +6,7 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.process.terminal_text import printable_lines
 from tui.format.confirmations import (
     applicable_tunnels,
     confirm_command,
@@ -64,7 +65,7 @@ class ActionRunner:
 
     def show_error(self, text: str) -> None:
         """Show why something failed."""
-        self._app.notify(text, severity="warning", markup=False)
+        self._app.notify(printable_lines(text), severity="warning", markup=False)
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, None]], group: str, *, exclusive: bool = False) -> None:
         # a function and not a coroutine: one that is cancelled before its start would never be awaited
@@ -95,7 +96,7 @@ class ActionRunner:
         results = [result for result, _ in answers if result]
         if results:
             text = results[0] if len(results) == 1 else f"{verb}: {len(results)} tunnels"
-            self._app.notify(text, markup=False, timeout=_RESULT_S)
+            self._app.notify(printable_lines(text), markup=False, timeout=_RESULT_S)
         self._show_errors([error for _, error in answers if error])
 
     async def _is_confirmed(self, confirmation: Confirmation) -> bool:
@@ -136,7 +137,7 @@ class ActionRunner:
     def _show_reload_result(self, host: str, result: ReloadJson) -> None:
         """Show what a reload did, and why it refused entries."""
         if error := result["error"]:
-            self._app.notify(error_text(error), title="Not applied", severity="warning", markup=False)
+            self._app.notify(printable_lines(error_text(error)), title="Not applied", severity="warning", markup=False)
             return
         self._session.show_reload_result(host, result["generation"], result["results"])
         self._show_errors(refusal_texts(result["results"]))

@@ -8,6 +8,7 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
+from orchestrator.process.logformat import printable
 from tui.widgets.pane import Pane
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class ConfirmDialog(ModalScreen[str | None]):
     def compose(self) -> ComposeResult:
         """Yield title, lines and buttons."""
         with Vertical(id="dialog"):
-            yield Static(self._title, id="dialog-title", markup=False)
+            yield Static(printable(self._title), id="dialog-title", markup=False)
             yield Pane(id="dialog-lines")
             with Horizontal(id="dialog-buttons"):
                 yield Button("Cancel", id="cancel", compact=True)

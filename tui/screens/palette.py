@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
 
+from orchestrator.process.logformat import printable
 from tui.format.confirmations import VERBS
 from tui.model.keys import ACTIONS, display_keys
 
@@ -95,6 +96,6 @@ class CommandProvider(Provider):
                 yield Hit(_ACTION_SCORE, self._help_with_key(action), run, action.help)
         found = find_commands(query, target.tunnel_names, is_read_only=target.is_read_only)
         for rank, (verb, name) in enumerate(found):
-            text = f"{verb} {name}"
+            text = printable(f"{verb} {name}")
             score = 1.0 - rank / (2 * _MAX_HITS)
             yield Hit(score, Content(text), partial(target.run_verb, verb, name), text)

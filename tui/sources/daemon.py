@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
+from orchestrator.process.terminal_text import load_printable_json
 from tui.sources.base import (
     Disconnected,
     EventReceived,
@@ -138,7 +138,7 @@ class ApiSource:
 
     async def _request_json(self, method: str, path: str) -> Any:  # noqa: ANN401  the caller knows its type
         async with self._request(method, path) as response:
-            return json.loads(await response.read())
+            return load_printable_json((await response.read()).decode())
 
     async def _stream(self, path: str, query: Sequence[tuple[str, str]]) -> AsyncIterator[list[tuple[str, Any]]]:
         """Yield the (kind, data) of the events in each chunk; an empty list is a heartbeat."""
@@ -146,7 +146,7 @@ class ApiSource:
         timeout = aiohttp.ClientTimeout(total=None, sock_read=_SILENCE_TIMEOUT_S, sock_connect=_ANSWER_TIMEOUT_S)
         async with self._request("GET", path, params=list(query), timeout=timeout) as response:
             async for chunk in response.content.iter_any():
-                yield [(kind, json.loads(data)) for kind, data in parser.receive_data(chunk)]
+                yield [(kind, load_printable_json(data)) for kind, data in parser.receive_data(chunk)]
 
     @asynccontextmanager
     async def _request(self, method: str, path: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:  # noqa: ANN401  aiohttp's own
@@ -168,7 +168,7 @@ class ApiSource:
 
 def _refusal_text(status: int, body: bytes) -> str:
     try:
-        answer = json.loads(body)
+        answer = load_printable_json(body.decode())
         return str(answer.get("detail") or answer.get("title") or answer.get("text"))
     except (ValueError, AttributeError):
         return "the token is missing or wrong" if status == 401 else f"it answered with HTTP status {status}"

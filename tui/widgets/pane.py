@@ -11,6 +11,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
 
+from orchestrator.process.logformat import printable
 from tui.format.text import STYLES
 from tui.widgets.render_cache import RenderCached
 
@@ -96,7 +97,10 @@ class Pane(ScrollView, RenderCached):
 
     def styled_strip(self, line: Line, under: Style, width: int) -> Strip:
         """Return a line in the colours of the theme, on the style ``under``."""
-        segments = [Segment(text, self._rich_style(style, under)) for text, style in line]
+        segments = [
+            Segment(text if text.isprintable() else printable(text), self._rich_style(style, under))
+            for text, style in line
+        ]
         return Strip(segments).adjust_cell_length(width, self._rich_style("", under))
 
     def _rich_style(self, name: str, under: Style) -> Style:

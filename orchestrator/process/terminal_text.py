@@ -1,0 +1,44 @@
+"""Text of others on its way to a terminal: names, reasons and errors that a broker, a daemon or a file supplies.
+
+A terminal executes control characters (ECMA-48): CSI moves the cursor, OSC sets the title or the clipboard, and a C1
+control does the same in one character. So such text is made printable where it arrives, and again where it is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.process.logformat import printable
+
+
+def printable_lines(text: str) -> str:
+    """The text with escapes for all control characters but the ends of its lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def load_printable_json(text: str, parse_float: Callable[[str], float] = float) -> Any:  # noqa: ANN401  as json.loads
+    """The JSON value in a text, with escapes for the control characters in its texts and keys.
+
+    ``parse_float`` also gets NaN and infinities. Raises ValueError, RecursionError.
+    """
+    value = json.loads(text, parse_constant=parse_float, parse_float=parse_float)
+    # Our own compact JSON needs no second pass: an escape, or a line break between two values, has one of these.
+    return value if text.isprintable() and "\\" not in text else _printable_value(value)
+
+
+def _printable_value(value: object) -> object:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_printable_value(one) for one in value]
+    if isinstance(value, dict):
+        return {printable(key): _printable_value(one) for key, one in value.items()}
+    return value
+
+
+def dump_json_line(value: object) -> str:
+    """The JSON of a value on one line that a terminal can show: control characters are escaped, their value is kept."""
+    line = json.dumps(value, ensure_ascii=False, default=str)
+    return line if line.isprintable() else json.dumps(value, default=str)
