@@ -11,6 +11,9 @@ PARALLEL := --numprocesses $(JOBS) --dist worksteal
 # a fixed seed: what property tests execute must not change from run to run
 COVERAGE := --cov --cov-report= --cov-report=json:build/coverage.json --hypothesis-seed=0
 
+# Tests start hundreds of processes: the first one writes the bytecode and the others read it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint faults faults-root soak fuzz bench pictures clean
 .DEFAULT_GOAL := demo
 
@@ -22,9 +25,9 @@ $(VENV)/installed: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+$(VENV)/installed-dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@
+	@touch $(VENV)/installed $@
 
 $(VENV)/installed-plots: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[plots]'
