@@ -88,6 +88,9 @@ class Dashboard(App[str]):
         self._own_filters: list[LineFilter] = [AsciiFilter()] if is_ascii else []
         self._message_received = asyncio.Event()
         self._main = MainScreen(self._session, ActionRunner(self, self._session), self._keys)
+        self.register_theme(DARK)
+        self.register_theme(LIGHT)
+        self.theme = DARK.name  # before the first screen exists, which would be styled twice
 
     @property
     def view(self) -> StatusView:
@@ -101,9 +104,6 @@ class Dashboard(App[str]):
 
     async def on_mount(self) -> None:
         """Show the main screen and start the two workers: one receives messages, one draws."""
-        self.register_theme(DARK)
-        self.register_theme(LIGHT)
-        self.theme = DARK.name
         self.set_keymap(self._keys)
         if self._driver is not None and self._driver.can_suspend:
             call_on_suspend(self.action_suspend_process)
