@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 
 from tests.support.waiting import wait_until_async
-from tunnel.engine.admission import DEFAULT_ADMISSION, AdmissionLimits
 from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
 from tunnel.model.events import Event, EventLog
 from tunnel.runtime.certificate import make_certificate
+from tunnel.runtime.front_door import DEFAULT_FRONT_DOOR, FrontDoorLimits
 from tunnel.runtime.tls import TlsSession, pinned_context
 
 
@@ -44,10 +44,10 @@ def no_descriptor_leak() -> Iterator[None]:
 
 @asynccontextmanager
 async def shared_parts(
-    timing: Timing = DEFAULT_TIMING, admission: AdmissionLimits = DEFAULT_ADMISSION
+    timing: Timing = DEFAULT_TIMING, front_door: FrontDoorLimits = DEFAULT_FRONT_DOOR
 ) -> AsyncIterator[EngineContext]:
     """Provide reactor and pipes for one test; assert that no socket stays registered and no pipe stays lent."""
-    shared = EngineContext(timing, admission)
+    shared = EngineContext(timing, front_door)
     try:
         yield shared
         await wait_until_async(lambda: len(shared.reactor) == 0, "no socket is registered with the reactor")

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from tests.support.engine_parts import Events
 from tests.support.waiting import wait_until_async
-from tunnel.engine.admission import PendingConnections
 from tunnel.model.address import Address
 from tunnel.runtime import listeners
 from tunnel.runtime.acceptor import Acceptor
@@ -95,20 +94,3 @@ def test_a_pipe_never_uses_a_reserved_descriptor() -> None:
     pipe = pipes.acquire()
     assert pipe is not None
     pipe.close()
-
-
-async def test_pending_connections_get_a_quarter_of_the_descriptors_at_most() -> None:
-    class PendingPeer:
-        address = "10.0.0.1"
-
-        def __init__(self) -> None:
-            self.is_evicted = False
-
-        def evict(self, reason: str) -> None:
-            self.is_evicted = True
-
-    pending, peers = PendingConnections(40), [PendingPeer() for _ in range(12)]
-    for peer in peers:
-        pending.admit(peer)
-    assert [peer.is_evicted for peer in peers] == [True] * 2 + [False] * 10
-    pending.evict_all("the test is over")

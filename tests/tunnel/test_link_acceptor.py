@@ -16,7 +16,6 @@ from tests.support.engine_parts import Events, no_descriptor_leak, shared_parts
 from tests.support.scale import GUARD_S
 from tests.support.sockets import close_with_reset
 from tests.support.waiting import run_loop_turns, wait_until_async
-from tunnel.engine.admission import DEFAULT_ADMISSION, AdmissionLimits
 from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
 from tunnel.engine.control_channel import ControlChannel
 from tunnel.engine.link import EventTable, Link, LinkClosed, LinkEvent
@@ -30,6 +29,7 @@ from tunnel.protocol.handshake import ClientHandshake
 from tunnel.protocol.handshake_messages import Refusal
 from tunnel.protocol.preface import TLS_HANDSHAKE_BYTE, encode_preface
 from tunnel.runtime import listeners, tls
+from tunnel.runtime.front_door import DEFAULT_FRONT_DOOR, FrontDoorLimits
 
 KEY = Key("a shared key of some length")
 
@@ -89,10 +89,10 @@ class AcceptorHarness:
 
 @asynccontextmanager
 async def accepting(
-    timing: Timing = DEFAULT_TIMING, admission: AdmissionLimits = DEFAULT_ADMISSION
+    timing: Timing = DEFAULT_TIMING, front_door: FrontDoorLimits = DEFAULT_FRONT_DOOR
 ) -> AsyncIterator[AcceptorHarness]:
     with no_descriptor_leak():
-        async with shared_parts(timing, admission) as context:
+        async with shared_parts(timing, front_door) as context:
             spec = TunnelSpec(role=Role.SERVER, tunnel=Address("127.0.0.1", 0), target=Address("", 1), key=KEY)
             harness = AcceptorHarness(context, spec)
             await harness.open()
@@ -168,7 +168,7 @@ async def test_connections_that_reset_after_their_first_bytes_leave_nothing(harn
     close_with_reset(harness.connect(harness.tunnel, client_hello()))
     close_with_reset(harness.connect(harness.data, b"NP"))
     harness.connect(harness.tunnel).close()
-    await wait_until_async(lambda: harness.is_idle and not len(harness.acceptor._pending), "all are closed")
+    await wait_until_async(lambda: harness.is_idle and not len(harness.context.front_door), "all are closed")
     assert not harness.owner.defects
 
 
@@ -176,7 +176,7 @@ async def test_a_greeting_that_arrives_in_pieces_within_one_turn_is_complete(har
     """The second piece arrives before the handshake's task has had its first step."""
     sock = harness.connect(harness.tunnel)
     hello = client_hello()
-    await wait_until_async(lambda: len(harness.acceptor._pending) == 1, "it was accepted")
+    await wait_until_async(lambda: len(harness.context.front_door) == 1, "it was accepted")
     sock.send(hello[:40])
     harness.context.reactor._run_turn()
     sock.send(hello[40:])
@@ -198,7 +198,7 @@ async def test_a_greeting_that_arrives_in_pieces_within_one_turn_is_complete(har
     await wait_until_async(lambda: harness.is_idle, "it is closed")
 
 
-@pytest.mark.parametrize("harness", [{"admission": AdmissionLimits(per_address=10)}], indirect=True)
+@pytest.mark.parametrize("harness", [{"front_door": FrontDoorLimits(per_prefix=10)}], indirect=True)
 async def test_connections_evicted_in_the_turn_of_their_arrival_leave_nothing(harness: AcceptorHarness) -> None:
     connections = [harness.connect(harness.tunnel, client_hello()[:50]) for _ in range(40)]
     await wait_until_async(lambda: harness.stats.silent == 30, "the oldest were evicted")
@@ -210,7 +210,7 @@ async def test_connections_evicted_in_the_turn_of_their_arrival_leave_nothing(ha
     await wait_until_async(lambda: harness.is_idle, "all are closed")
 
 
-@pytest.mark.parametrize("harness", [{"admission": AdmissionLimits(timeout_s=0.05)}], indirect=True)
+@pytest.mark.parametrize("harness", [{"front_door": FrontDoorLimits(timeout_s=0.05)}], indirect=True)
 async def test_a_connection_that_sends_too_little_is_evicted_in_time(harness: AcceptorHarness) -> None:
     pieces = ((harness.tunnel, b"N"), (harness.data, b"NPD"), (harness.tunnel, client_hello()[:50]))
     silent = [harness.connect(where, piece) for where, piece in pieces]
@@ -335,7 +335,7 @@ async def test_an_answer_that_arrived_while_the_server_was_stopped_counts(harnes
     channel.close("done")
 
 
-@pytest.mark.parametrize("harness", [{"admission": AdmissionLimits(timeout_s=10 * GUARD_S)}], indirect=True)
+@pytest.mark.parametrize("harness", [{"front_door": FrontDoorLimits(timeout_s=10 * GUARD_S)}], indirect=True)
 async def test_a_client_that_closes_right_after_its_greeting_is_refused_at_once(harness: AcceptorHarness) -> None:
     hello = tls.TlsSession(tls.pinned_context(), server_side=False)
     hello.do_handshake()

@@ -1,11 +1,11 @@
-"""What all engines of one process share: reactor, pipes, self-signed certificate, limits, activity subscribers."""
+"""What all engines of one process share: reactor, front door, pipes, self-signed certificate, activity subscribers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tunnel.engine.admission import DEFAULT_ADMISSION, AdmissionLimits
+from tunnel.runtime.front_door import DEFAULT_FRONT_DOOR, FrontDoor, FrontDoorLimits
 from tunnel.runtime.reactor import Reactor
 from tunnel.runtime.splice import PipePool
 from tunnel.runtime.tls import SelfSignedCertificate
@@ -37,10 +37,10 @@ DEFAULT_TIMING: Final = Timing()
 class EngineContext:
     """Created inside a running event loop before the first engine, closed after the last one."""
 
-    def __init__(self, timing: Timing = DEFAULT_TIMING, admission: AdmissionLimits = DEFAULT_ADMISSION) -> None:
+    def __init__(self, timing: Timing = DEFAULT_TIMING, front_door: FrontDoorLimits = DEFAULT_FRONT_DOOR) -> None:
         self.timing = timing
-        self.admission = admission
         self.reactor = Reactor()
+        self.front_door = FrontDoor(self.reactor.fd_budget, front_door)
         self.pipes = PipePool(self.reactor.fd_budget.visitor_ceiling)
         self.identity = SelfSignedCertificate()
         self._activity_subscribers: list[Callable[[str], None]] = []
@@ -55,6 +55,7 @@ class EngineContext:
             callback(name)
 
     def close(self) -> None:
-        """Close the pipes and stop the reactor."""
+        """Close the pipes, stop the reactor and the timers of the front door."""
+        self.front_door.close()
         self.pipes.close()
         self.reactor.stop()

@@ -1,17 +1,17 @@
 """The listening side of a server: accepts control channels and data connections, authenticates them, creates links.
 
 The tunnel port accepts both kinds and tells them apart by their first byte; the data port accepts data connections
-alone. The accept loop only accepts: each connection authenticates in its own time, under ``PendingConnections``.
+alone. The accept loop only accepts: each connection authenticates in its own time, under the rules of ``FrontDoor``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from tunnel.carriers import AcceptCarrier, create_accept_carrier
-from tunnel.engine.admission import PendingConnections
 from tunnel.engine.control_channel import ChannelLostError, ControlChannel
 from tunnel.engine.link import Link, LinkTerms
 from tunnel.engine.pending import PendingConnection
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def _always_has_room() -> bool:
-    """``PendingConnections`` makes room for each new connection."""
+    """The front door makes room for each new connection."""
     return True
 
 
@@ -75,7 +75,7 @@ class LinkAcceptor:
         self._identity = context.identity
         self._owner = owner
         self._direction = listeners.decide_direction(spec)
-        self._pending = PendingConnections(context.reactor.fd_budget.limit, context.admission)
+        self._front_door = context.front_door
         self.acceptors: dict[str, Acceptor] = {}
         """by purpose, as in ``listeners``"""
         self._handshakes: dict[PendingConnection, asyncio.Task[None]] = {}  # of control channels
@@ -119,7 +119,7 @@ class LinkAcceptor:
         for acceptor in self.acceptors.values():
             acceptor.close()
         self.acceptors.clear()
-        self._pending.evict_all("the server is closing")
+        self._front_door.evict_all(self, "the server is closing")
         for task in list(self._handshakes.values()):
             task.cancel()
 
@@ -135,16 +135,16 @@ class LinkAcceptor:
             self._admit(connection)
 
     def _admit(self, connection: PendingConnection) -> None:
-        self._pending.admit(connection)
+        self._front_door.admit(connection, connection.sock.fileno())
         self._reactor.register(connection.sock, connection.ready)
 
     def discard(self, connection: PendingConnection) -> None:
         """Close a connection whose peer closed it before it was authenticated."""
-        self._pending.release(connection)
+        self._front_door.release(connection)
         self._reactor.close(connection.sock)
 
     def on_evicted(self, connection: PendingConnection, reason: str) -> None:
-        """Close a connection that ``PendingConnections`` has removed."""
+        """Close a connection that the front door has removed."""
         self._stats.silent += 1
         self._event_log.warn_throttled(
             EventKind.REFUSED, "silent", f"closed a pending connection from {connection.peer}: {reason}"
@@ -202,7 +202,7 @@ class LinkAcceptor:
         if connection.peer_closed:  # the client has closed it, and the reactor reports that only once
             self.discard(connection)
             return
-        is_registered = self._pending.release(connection)
+        is_registered = self._front_door.release(connection, authenticated=True)
         pool = link.pool
         before = len(pool)
         pool.add(DataConnection(ident, connection.sock, stream, pool), is_registered=is_registered)
@@ -211,11 +211,21 @@ class LinkAcceptor:
 
     # --- control channels ---------------------------------------------------------------------------------------------
 
-    def start_handshake(self, connection: PendingConnection, first: bytes) -> None:
-        """Start the handshake of a control channel; ``first`` are bytes that were read from its socket."""
+    def request_handshake(self, connection: PendingConnection) -> None:
+        """Start the handshake of a control channel when the front door allows it."""
+        self._front_door.request_handshake(connection, partial(self._start_handshake, connection))
+
+    def refuse_closed(self, connection: PendingConnection) -> None:
+        """Count and log a client that has closed its connection before its handshake could start."""
+        self._count_refusal(connection, "the other end closed the connection")
+        self.discard(connection)
+
+    def _start_handshake(self, connection: PendingConnection) -> None:
         session = tls.TlsSession(self._context, server_side=True)
         # The channel owns the socket from now on, not from the task's start: more bytes may arrive in this very turn.
-        channel = ControlChannel(self._reactor, connection.sock, session, self._spec.settings.signal_buffer, first)
+        channel = ControlChannel(
+            self._reactor, connection.sock, session, self._spec.settings.signal_buffer, connection.first_bytes
+        )
         task = asyncio.get_running_loop().create_task(self._handshake(connection, channel))
         self._handshakes[connection] = task
         task.add_done_callback(lambda done: self._on_handshake_done(connection, done, channel))
@@ -238,7 +248,7 @@ class LinkAcceptor:
         except Exception as error:  # noqa: BLE001  a defect must reach the engine, not vanish in a task
             self._owner.on_handler_error(error)
         finally:
-            self._pending.release(connection)
+            self._front_door.release(connection)
             if not made:
                 channel.close("the handshake was aborted")
 
@@ -246,19 +256,29 @@ class LinkAcceptor:
         self, connection: PendingConnection, channel: ControlChannel, reason: str, answer: str | None
     ) -> None:
         """Count and log a refused client; ``answer`` is all that it learns."""
+        self._count_refusal(connection, reason)
+        if answer is not None:
+            channel.send(encode_message(Refusal(answer)))
+
+    def _count_refusal(self, connection: PendingConnection, reason: str) -> None:
         self._stats.refused_handshakes += 1
         text = f"refused a client from {connection.peer}: {reason}"
         self._event_log.warn_throttled(EventKind.REFUSED, reason, text, peer=connection.peer)
-        if answer is not None:
-            channel.send(encode_message(Refusal(answer)))
 
     async def _authenticate(self, connection: PendingConnection, channel: ControlChannel) -> bool:
         await channel.secure()
         handshake = ServerHandshake(self._spec.key, self._certificate)
         channel.send(handshake.challenge())
         handshake.receive_hello(await _expect(channel, Kind.HELLO))
-        hello = handshake.receive_proof(await _expect(channel, Kind.PROOF))
-        self._pending.release(connection)  # authenticated, and no longer evicted
+        proof = await _expect(channel, Kind.PROOF)
+        await self._front_door.wait_to_verify(connection.origin)
+        try:
+            hello = handshake.receive_proof(proof)
+        except HandshakeRefusedError:
+            self._front_door.note_wrong_proof(connection.origin)
+            raise
+        self._front_door.release(connection)  # authenticated, and no longer evicted
+        self._front_door.note_authenticated(connection.origin)
         async with self._link_decision:
             objection = self._check_mode(hello) or await self._check_present_client(hello)
             if objection is not None:  # the client has authenticated, so it may learn the reason

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tunnel.model.errors import TunnelError
 from tunnel.protocol.preface import PREFACE_SIZE, TLS_HANDSHAKE_BYTE
 from tunnel.runtime import sockets
+from tunnel.runtime.front_door import PeerOrigin, origin_of
 from tunnel.runtime.reactor import HANGUP, READABLE
 
 if TYPE_CHECKING:
@@ -21,12 +22,14 @@ class PendingConnection:
     """Owns its socket until a control channel or the pool takes it over, or it is closed."""
 
     __slots__ = (
-        "_acceptor",
+        "_awaits_handshake",
         "_data_handshake",
         "_is_data_only",
         "_peer",
         "_preface",
         "is_waiting",
+        "origin",
+        "owner",
         "peer_closed",
         "sock",
     )
@@ -34,13 +37,16 @@ class PendingConnection:
     def __init__(self, acceptor: LinkAcceptor, sock: socket.SocketType, peer: object, *, data_only: bool) -> None:
         """``data_only``: it arrived on the data port, where a control channel is not accepted."""
         self.sock = sock
+        self.origin: PeerOrigin = origin_of(peer)
+        """where it comes from, for the front door"""
+        self.owner = acceptor
         self.is_waiting = False
         """whether more bytes have to arrive, as of the last ``read``"""
         self.peer_closed = False
         """whether the peer has finished sending: the reactor reports that only once"""
         self._data_handshake: tuple[Link, int, DataHandshake] | None = None  # with the id of the data connection
         self._peer = peer
-        self._acceptor = acceptor
+        self._awaits_handshake = False
         self._is_data_only = data_only
         self._preface = b""
 
@@ -49,16 +55,14 @@ class PendingConnection:
         """Remote address with port."""
         return sockets.format_address(self._peer)
 
-    @property
-    def address(self) -> str:
-        """Remote address without the port."""
-        return self.peer.rpartition(":")[0]
-
     def ready(self, events: int) -> None:
         """Handle reactor events until the connection is identified; for data connections until it is proven."""
         if events & HANGUP:
             self.peer_closed = True
-        if events & READABLE:
+            if self._awaits_handshake:
+                self.owner.refuse_closed(self)
+                return
+        if events & READABLE and not self._awaits_handshake:
             self.read()
 
     def read(self) -> None:
@@ -68,26 +72,35 @@ class PendingConnection:
             if self._data_handshake is not None:
                 link, ident, handshake = self._data_handshake
                 if handshake.advance(self.sock):
-                    self._acceptor.on_data_handshake_complete(self, link, ident, handshake.stream)
+                    self.owner.on_data_handshake_complete(self, link, ident, handshake.stream)
                 else:
                     self.is_waiting = True
                 return
             while len(self._preface) < PREFACE_SIZE:
                 data = self.sock.recv(PREFACE_SIZE - len(self._preface))
                 if not data:
-                    self._acceptor.discard(self)
+                    self.owner.discard(self)
                     return
                 self._preface += data
                 if self._preface[0] == TLS_HANDSHAKE_BYTE and not self._is_data_only:
-                    self._acceptor.start_handshake(self, self._preface)
+                    self._awaits_handshake = True
+                    if self.peer_closed:
+                        self.owner.refuse_closed(self)
+                    else:
+                        self.owner.request_handshake(self)
                     return
         except BlockingIOError:
             self.is_waiting = True
             return
         except (OSError, TunnelError) as error:
-            self._acceptor.refuse_data_connection(self, sockets.describe_error(error))
+            self.owner.refuse_data_connection(self, sockets.describe_error(error))
             return
-        self._acceptor.check_preface(self, self._preface)
+        self.owner.check_preface(self, self._preface)
+
+    @property
+    def first_bytes(self) -> bytes:
+        """What was read from the socket so far."""
+        return self._preface
 
     def start_data_handshake(self, link: Link, ident: int, handshake: DataHandshake) -> None:
         """Start what follows a valid preface: it completes the authentication of the data connection."""
@@ -96,8 +109,8 @@ class PendingConnection:
 
     def evict(self, reason: str) -> None:
         """Close the connection: it did not authenticate in time, or a newer connection needs the place."""
-        self._acceptor.on_evicted(self, reason)
+        self.owner.on_evicted(self, reason)
 
     def on_handler_error(self, error: Exception) -> None:
         """Report a defect in the handler."""
-        self._acceptor.on_handler_error(error)
+        self.owner.on_handler_error(error)

@@ -1,0 +1,27 @@
+"""The token bucket: a burst at once, then the rate."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunnel.model.token_bucket import TokenBucket
+
+
+@given(gaps=st.lists(st.floats(0.0, 2.0), max_size=80), per_s=st.sampled_from([0.5, 3.0, 100.0]))
+def test_no_more_tokens_are_given_than_burst_and_rate_allow(gaps: list[float], per_s: float) -> None:
+    bucket, now, taken = TokenBucket(per_s, 5, 100.0), 100.0, 0
+    for gap in gaps:
+        now += gap
+        taken += bucket.take(now)
+        assert taken <= 5 + (now - 100.0) * per_s + 1e-6
+
+
+def test_a_token_is_there_after_the_delay() -> None:
+    bucket = TokenBucket(2.0, 1, 0.0)
+    assert bucket.take(0.0)
+    assert not bucket.take(0.1)
+    assert bucket.delay_s(0.1) == pytest.approx(0.4)
+    assert bucket.take(0.51)
+    assert not bucket.take(0.2), "time that runs backwards gives nothing"
