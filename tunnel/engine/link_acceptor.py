@@ -27,7 +27,7 @@ from tunnel.protocol.handshake_messages import Hello, Refusal, Welcome
 from tunnel.protocol.replay import ReplayWindow
 from tunnel.protocol.session import Negotiation, SessionRole
 from tunnel.runtime import listeners, tls
-from tunnel.runtime.acceptor import Acceptor
+from tunnel.runtime.acceptor import PENDING_ACCEPTS_PER_TURN, Acceptor
 
 if TYPE_CHECKING:
     import socket
@@ -112,7 +112,15 @@ class LinkAcceptor:
     def _make_acceptor(
         self, listener: socket.SocketType, on_accept: Callable[[socket.SocketType, object], None], asked: Address
     ) -> Acceptor:
-        return Acceptor(self._reactor, listener, self._event_log, on_accept, _always_has_room, asked)
+        return Acceptor(
+            self._reactor,
+            listener,
+            self._event_log,
+            on_accept,
+            _always_has_room,
+            asked,
+            accepts_per_turn=PENDING_ACCEPTS_PER_TURN,
+        )
 
     def close(self) -> None:
         """Close the listeners and all pending connections. A link that was made stays."""
@@ -146,9 +154,9 @@ class LinkAcceptor:
     def on_evicted(self, connection: PendingConnection, reason: str) -> None:
         """Close a connection that the front door has removed."""
         self._stats.silent += 1
-        self._event_log.warn_throttled(
-            EventKind.REFUSED, "silent", f"closed a pending connection from {connection.peer}: {reason}"
-        )
+        if not self._event_log.suppresses("silent"):
+            text = f"closed a pending connection from {connection.peer}: {reason}"
+            self._event_log.warn_throttled(EventKind.REFUSED, "silent", text)
         handshake = self._handshakes.get(connection)
         if handshake is not None:
             handshake.cancel()
@@ -158,9 +166,9 @@ class LinkAcceptor:
     def refuse_data_connection(self, connection: PendingConnection, reason: str) -> None:
         """Close, count and log a data connection, or what arrived in its place."""
         self._stats.refused_prefaces += 1
-        self._event_log.warn_throttled(
-            EventKind.REFUSED, "preface", f"refused a data connection from {connection.peer}: {reason}"
-        )
+        if not self._event_log.suppresses("preface"):
+            text = f"refused a data connection from {connection.peer}: {reason}"
+            self._event_log.warn_throttled(EventKind.REFUSED, "preface", text)
         self.discard(connection)
 
     # --- data connections ---------------------------------------------------------------------------------------------

@@ -136,15 +136,20 @@ class EventLog:
         """Log an event whose level the caller computes."""
         self._sink(Event(ts=time.time(), tunnel=self.tunnel, level=level, kind=kind, text=text, data=data))
 
+    def suppresses(self, topic: str) -> bool:
+        """Count a warning if ``warn_throttled`` would suppress it; return whether so. Saves the making of its text."""
+        last, suppressed = self._throttled.get(topic, (float("-inf"), 0))
+        if time.monotonic() - last >= _THROTTLE_S:
+            return False
+        self._throttled[topic] = (last, suppressed + 1)
+        return True
+
     def warn_throttled(self, kind: EventKind, topic: str, text: str, **data: object) -> None:
         """Log a warning that remote peers can cause at will: once per topic and five seconds, with a count."""
-        now = time.monotonic()
-        last, suppressed = self._throttled.get(topic, (float("-inf"), 0))
-        if now - last < _THROTTLE_S:
-            self._throttled[topic] = (last, suppressed + 1)
+        if self.suppresses(topic):
             return
-        self._throttled.pop(topic, None)  # append it again, so that the first topic is always the oldest
-        self._throttled[topic] = (now, 0)
+        _, suppressed = self._throttled.pop(topic, (0.0, 0))
+        self._throttled[topic] = (time.monotonic(), 0)  # appended again, so that the first topic is always the oldest
         if len(self._throttled) > _MAX_TOPICS:
             del self._throttled[next(iter(self._throttled))]
         self.log(LogLevel.WARN, kind, f"{text} ({suppressed} more were suppressed)" if suppressed else text, **data)

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
 
-_ACCEPTS_PER_TURN: Final = 64
+ACCEPTS_PER_TURN: Final = 64
+PENDING_ACCEPTS_PER_TURN: Final = 8
+"""Where any peer can connect: a flood of connections must not delay visitors by more than half a millisecond."""
 _FD_PAUSE_S: Final = 0.1  # pause without accepting when descriptors have run out
 
 
@@ -24,6 +26,7 @@ class Acceptor:
     """Accepts connections while there is room; the rest stays in the kernel's backlog. Owns the listener."""
 
     __slots__ = (
+        "_accepts_per_turn",
         "_event_log",
         "_has_room",
         "_is_waiting_for_room",
@@ -47,10 +50,12 @@ class Acceptor:
         requested_address: Address,
         *,
         keeps_fd_reserve: bool = False,
+        accepts_per_turn: int = ACCEPTS_PER_TURN,
     ) -> None:
         """Start to accept. ``on_accept`` gets each connection, which it owns, and the peer's address.
 
-        With ``keeps_fd_reserve`` the last descriptors of the process are left to others.
+        With ``keeps_fd_reserve`` the last descriptors of the process are left to others. After ``accepts_per_turn``
+        connections other sockets have their turn.
         """
         name = listener.getsockname()
         self.requested_address = requested_address
@@ -63,6 +68,7 @@ class Acceptor:
         self._on_accept = on_accept
         self._has_room = has_room
         self._keeps_fd_reserve = keeps_fd_reserve
+        self._accepts_per_turn = accepts_per_turn
         self._is_waiting_for_room = False
         self._pause_timer: asyncio.TimerHandle | None = None
         reactor.register(listener, self._on_events)
@@ -103,7 +109,7 @@ class Acceptor:
         owner.on_handler_error(error)
 
     def _on_events(self, _events: int) -> None:
-        if self._pause_timer is None and self._accept_batch(_ACCEPTS_PER_TURN):
+        if self._pause_timer is None and self._accept_batch(self._accepts_per_turn):
             self._reactor.call_again(self._on_events)
 
     def _accept_batch(self, limit: int) -> bool:

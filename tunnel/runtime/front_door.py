@@ -45,7 +45,7 @@ class FrontDoorLimits:
     per_prefix: int = 256
     timeout_s: float = 10.0
     """time to authenticate; TCP, TLS and the proof take less than five seconds over a slow satellite link"""
-    handshakes_per_turn: int = 2
+    handshakes_per_turn: int = 1
     """of the event loop: a handshake takes about half a millisecond, during which no visitor is served"""
     handshakes_per_s: float = 400.0
     handshakes_per_prefix_per_s: float = 200.0
