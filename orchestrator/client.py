@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import select
 import socket
+import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 from urllib.parse import quote, urlencode
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.process.socket_paths import is_listening
 from orchestrator.status.json_types import (
     CommandResultJson,
     EventJson,
@@ -26,11 +30,15 @@ from orchestrator.status.json_types import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from orchestrator.process.running_daemon import RunningDaemon
+
 Answer = TypeVar("Answer")
 
-_ANSWER_TIMEOUT_S: Final = 10.0
+ANSWER_TIMEOUT_S: Final = 10.0
 _SLOW_ANSWER_TIMEOUT_S: Final = 60.0  # for a reload of many tunnels, or for the next heartbeat of a stream
 _POLL_INTERVAL_S: Final = 0.05
+_SOCKET_TIMEOUT_S: Final = 3.0  # for the socket of a daemon that runs: it starts, or creates a removed socket again
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _HEADERS: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
 _END_OF_STREAM: Final = b": end\n"  # the last line of a stream that the daemon ended; missing if the daemon crashed
 
@@ -54,13 +62,33 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.settimeout(self._timeout_s)
         self.sock.connect(str(self._path))
 
+    def peer_pid(self) -> int:
+        """The process that listens at the socket; 0 if it is not visible here (another container)."""
+        credentials = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return int(_CREDENTIALS.unpack(credentials)[0])
+
+
+def _advise_start() -> str:
+    return "start one with: nodepass-orch up"
+
 
 class ApiClient:
     """The local API of the daemon at a socket. All methods raise NoDaemonError and RequestRefusedError."""
 
-    def __init__(self, path: Path, timeout_s: float = _ANSWER_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        path: Path,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+        *,
+        locate: Callable[[], RunningDaemon | None] = lambda: None,
+        advise: Callable[[], str] = _advise_start,
+    ) -> None:
+        """``locate`` returns the daemon that ought to answer, if it runs; ``advise`` what to do if none does."""
         self.path = path
         self._timeout_s = timeout_s
+        self._locate = locate
+        self._advise = advise
+        self._process: tuple[int, int] | None = None  # the daemon's process id and its descriptor (pidfd_open(2))
 
     def status(self) -> StatusJson:
         """Return the object of ``ps --json``."""
@@ -107,17 +135,20 @@ class ApiClient:
             return False
 
     def wait_until_ended(self, timeout_s: float | None = None) -> bool:
-        """Wait until the socket accepts no connections. Returns False after ``timeout_s``."""
+        """Wait until the process of the daemon has ended that answered last. Returns False after ``timeout_s``.
+
+        A daemon whose process is not visible here has ended when its socket refuses connections and its lock is free.
+        """
+        if self._process is not None:
+            poller = select.poll()
+            poller.register(self._process[1], select.POLLIN)
+            return bool(poller.poll(None if timeout_s is None else timeout_s * 1000))
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while deadline is None or time.monotonic() < deadline:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                probe.settimeout(self._timeout_s)
-                try:
-                    probe.connect(str(self.path))
-                except OSError:
-                    return True
+        while is_listening(self.path) or self._locate() is not None:
+            if deadline is not None and time.monotonic() > deadline:
+                return False
             time.sleep(_POLL_INTERVAL_S)
-        return False
+        return True
 
     def _request(
         self,
@@ -146,20 +177,68 @@ class ApiClient:
     def _open_response(
         self, method: str, path: str, body: Mapping[str, object] | None, timeout_s: float
     ) -> Iterator[http.client.HTTPResponse]:
-        connection = _UnixConnection(self.path, timeout_s)
+        connection = self._connect(timeout_s)
         try:
             connection.request(method, path, None if body is None else json.dumps(body), _HEADERS if body else {})
             yield connection.getresponse()
-        except (FileNotFoundError, ConnectionRefusedError):
-            raise NoDaemonError(f"no daemon answers at {self.path}; start one with: nodepass-orch up") from None
-        except PermissionError:
-            raise NoDaemonError(f"the daemon at {self.path} belongs to another user") from None
         except TimeoutError:
             raise NoDaemonError(f"the daemon at {self.path} does not answer in time") from None
         except (OSError, http.client.HTTPException, ValueError):
             raise NoDaemonError(f"the process at {self.path} does not answer as a nodepass-orch daemon") from None
         finally:
             connection.close()
+
+    def _connect(self, timeout_s: float) -> _UnixConnection:
+        """Connect, and wait where the daemon runs but cannot be reached yet."""
+        started_at = time.monotonic()
+        while True:
+            connection = _UnixConnection(self.path, timeout_s)
+            try:
+                connection.connect()
+            except OSError as error:
+                connection.close()
+                self._check_can_retry(error, time.monotonic() - started_at, timeout_s)
+            else:
+                self._remember_process(connection.peer_pid())
+                return connection
+            time.sleep(_POLL_INTERVAL_S)
+
+    def _check_can_retry(self, error: OSError, waited_s: float, timeout_s: float) -> None:
+        """Raise NoDaemonError unless another attempt may succeed."""
+        match error:
+            case FileNotFoundError() | ConnectionRefusedError():
+                self._find_moved_socket(waited_s)
+            case BlockingIOError():  # connect(2): the backlog of a Unix socket is full
+                if waited_s > timeout_s:
+                    text = f"the daemon at {self.path} does not answer in time: too many connections wait for it"
+                    raise NoDaemonError(text) from None
+            case PermissionError():
+                raise NoDaemonError(f"the daemon at {self.path} belongs to another user") from None
+            case TimeoutError():
+                raise NoDaemonError(f"the daemon at {self.path} does not answer in time") from None
+            case _:
+                raise NoDaemonError(f"cannot connect to {self.path}: {error.strerror or error}") from None
+
+    def _find_moved_socket(self, waited_s: float) -> None:
+        """Use the socket of the daemon that runs. Raises NoDaemonError where none runs, or after a time."""
+        daemon = self._locate()
+        if daemon is None:
+            raise NoDaemonError(f"no daemon answers at {self.path}; {self._advise()}") from None
+        if waited_s > _SOCKET_TIMEOUT_S:
+            end = f"; end it with: kill {daemon.pid}" if daemon.pid else ""
+            text = f"{daemon} runs, but nothing listens at its socket {self.path}; it tries to create it again{end}"
+            raise NoDaemonError(text) from None
+        self.path = daemon.socket or self.path
+
+    def _remember_process(self, pid: int) -> None:
+        if self._process is not None:
+            if self._process[0] == pid:
+                return
+            os.close(self._process[1])
+            self._process = None
+        if pid > 0 and pid != os.getpid():
+            with contextlib.suppress(OSError):  # an old kernel, or a filter of system calls
+                self._process = pid, os.pidfd_open(pid)
 
 
 def _parse_answer(_: type[Answer], response: http.client.HTTPResponse) -> Answer:

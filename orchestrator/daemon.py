@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.api.server import serve_api
 from orchestrator.mqtt.publisher import publish_host
 from orchestrator.process import socket_paths
+from orchestrator.process.daemon_lock import DaemonLock, hold_daemon_lock, hold_socket_lock
 from orchestrator.supervisor.control import ControlService
 from orchestrator.supervisor.crash_reports import install_exception_handlers
 from orchestrator.supervisor.event_bus import SUPERVISOR, EventBus
@@ -29,33 +31,41 @@ if TYPE_CHECKING:
     from tunnel.model.events import Event, EventSink
 
 
-@contextlib.contextmanager
-def claimed_daemon_socket(manifest: Manifest, given: Path | None, environ: Mapping[str, str]) -> Iterator[Path]:
-    """Hold the daemon's socket path for this process alone. Raises SocketPathError.
+class DaemonClaim:
+    """The right of this process to run a file, and the socket of its API."""
 
-    A socket that the file names gets a symbolic link in the default place, so that ``ps`` finds it without reading the
-    file.
-    """
+    def __init__(self, lock: DaemonLock, named: Path | None, choose_socket: Callable[[], Path]) -> None:
+        """``named`` is the socket that the user or the file names; without one ``choose_socket`` returns a place."""
+        self._lock = lock
+        self._named = named
+        self._choose_socket = choose_socket
+
+    def choose_socket(self) -> Path:
+        """Return the path for the socket and record it for clients. Raises SocketPathError."""
+        socket = self._named or self._choose_socket()
+        self._lock.record_socket(socket)
+        return socket
+
+    def answering(self) -> contextlib.AbstractContextManager[None]:
+        """Answer processes that ask which daemon runs the file."""
+        return self._lock.announcement.answering()
+
+
+@contextlib.contextmanager
+def claimed_daemon(manifest: Manifest, given: Path | None, environ: Mapping[str, str]) -> Iterator[DaemonClaim]:
+    """Hold the lock of the file, and that of a named socket, for this process alone. Raises SocketPathError."""
+    uid = os.getuid()
     with contextlib.ExitStack() as stack:
-        if given is not None:
-            stack.enter_context(socket_paths.claim_socket(given))
-            yield given
-            return
-        default = socket_paths.choose_socket(manifest.path, environ, os.getuid())
-        stack.enter_context(socket_paths.claim_socket(default))
-        in_file = socket_paths.explicit_socket(manifest.supervisor.api.socket, {})
-        if in_file is None or in_file == default:
-            yield default
-            return
-        stack.enter_context(socket_paths.claim_socket(in_file))
-        with contextlib.suppress(OSError):
-            default.symlink_to(in_file.absolute())
-        yield in_file
+        lock = stack.enter_context(hold_daemon_lock(manifest.path, environ, uid))
+        named = given or socket_paths.explicit_socket(manifest.supervisor.api.socket, {})
+        if named is not None:
+            stack.enter_context(hold_socket_lock(named, environ, uid))
+        yield DaemonClaim(lock, named, partial(socket_paths.choose_socket, manifest.path, environ, uid))
 
 
 @contextlib.asynccontextmanager
 async def running_daemon(
-    manifest: Manifest, socket: Path, log: EventSink, level: LogLevel, *, read_only: bool = False
+    manifest: Manifest, claim: DaemonClaim, log: EventSink, level: LogLevel, *, read_only: bool = False
 ) -> AsyncIterator[Supervisor]:
     """A supervisor with its API, not started yet; ``level`` is that of its own log lines. Raises SocketPathError."""
     bus = EventBus()
@@ -68,12 +78,13 @@ async def running_daemon(
             write_log(event)
         bus.subscribe(write_log)
         control = ControlService(supervisor, read_only=read_only)
-        async with (
-            serve_api(control, socket, manifest.supervisor),
-            watch_files(supervisor.sources, supervisor.reload_after_change, bus),
-            publish_host(control, manifest),
-        ):
-            yield supervisor
+        with claim.answering():
+            async with (
+                serve_api(control, claim.choose_socket(), manifest.supervisor, relocate=claim.choose_socket),
+                watch_files(supervisor.sources, supervisor.reload_after_change, bus),
+                publish_host(control, manifest),
+            ):
+                yield supervisor
 
 
 @contextlib.asynccontextmanager

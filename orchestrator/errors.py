@@ -16,6 +16,7 @@
     ├── CommandRefusedError     a command over MQTT is refused (mqtt.commands)
     ├── NoAnswerError           a host did not answer over MQTT (mqtt.reader)
     ├── SocketPathError         no path for the socket can be used (process.socket_paths)
+    │   └── DaemonRunningError  another daemon runs the file, or uses the socket (process.daemon_lock)
     ├── BackgroundStartError    a daemon did not start in the background (commands.background)
     ├── RemoteEngineError       an engine crashed in a worker process (supervisor.crash_reports)
     └── IpcError                a message of a worker process cannot be read (workers.messages)

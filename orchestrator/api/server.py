@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket as sockets
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 from orchestrator.api.application import api_application, monitoring_application
+from orchestrator.api.local_socket import Relocate, serve_local_socket
 from orchestrator.process.socket_paths import SocketPathError
 from tunnel.model.events import EventKind
 from tunnel.model.files import FileError, read_secret
@@ -35,15 +35,19 @@ _MAX_TOKEN_LENGTH: Final = 4096
 
 @contextlib.asynccontextmanager
 async def serve_api(
-    control: ControlService, path: Path, settings: SupervisorSettings, limits: StreamLimits | None = None
+    control: ControlService,
+    path: Path,
+    settings: SupervisorSettings,
+    limits: StreamLimits | None = None,
+    relocate: Relocate | None = None,
 ) -> AsyncIterator[None]:
     """Serve on the socket and on the addresses of the settings until the context ends. Raises SocketPathError.
 
-    ``limits`` replaces the usual times of streams.
+    ``limits`` replaces the usual times of streams. ``relocate`` returns the path for the socket after it disappeared.
     """
     async with contextlib.AsyncExitStack() as stack:
         runner = await stack.enter_async_context(_running(api_application(control, limits=limits)))
-        await web.SockSite(runner, _unix_listener(path)).start()  # the site owns the listener from here on
+        await stack.enter_async_context(serve_local_socket(runner, path, control.bus, relocate or (lambda: path)))
         if settings.api.listen is not None:
             app = api_application(control, token=_read_token(settings.api.token_file), limits=limits)
             runner = await stack.enter_async_context(_running(app))
@@ -76,18 +80,6 @@ def _silent_logger() -> logging.Logger:
     logger = logging.getLogger("orchestrator.api.server")
     logger.setLevel(logging.CRITICAL + 1)
     return logger
-
-
-def _unix_listener(path: Path) -> sockets.socket:
-    listener = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_NONBLOCK)
-    try:
-        listener.bind(os.fspath(path))
-        path.chmod(0o600)  # before listen: until then no client can connect
-        listener.listen(_LISTEN_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise SocketPathError(f"cannot listen on {path}: {error.strerror or error}") from None
-    return listener
 
 
 async def _listen(runner: web.AppRunner, address: Address, control: ControlService, service: str) -> None:

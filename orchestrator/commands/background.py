@@ -10,16 +10,18 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from orchestrator.client import ApiClient
 from orchestrator.errors import OrchestratorError
-from orchestrator.process import socket_paths
+from orchestrator.process import daemon_lock, socket_paths
+from tunnel.model.state import State
 from tunnel.runtime.python_programs import module_command, python_environment
 
 _DAEMON_START_TIMEOUT_S: Final = 60.0
-_PROBE_TIMEOUT_S: Final = 1.0
+_STARTING_TIMEOUT_S: Final = 50.0  # before the end of the start: a tunnel that starts for longer waits for something
 _READY_TIMEOUT_S: Final = 5.0  # for one answer of a daemon that is starting
 _POLL_INTERVAL_S: Final = 0.05
 _DEMO_START_TIMEOUT_S: Final = 20.0
@@ -52,10 +54,11 @@ def start_daemon(
 
     ``named_socket`` is the socket that the user named, if any. Raises BackgroundStartError and SocketPathError.
     """
-    socket = named_socket or socket_paths.choose_socket(file, environ, os.getuid())
-    if ApiClient(socket, _PROBE_TIMEOUT_S).is_ready():
-        raise BackgroundStartError(f"a daemon is already running at {socket}; end it with: nodepass-orch down")
-    log = socket_paths.log_path(socket, environ)
+    locate = partial(daemon_lock.find_daemon, file, environ, os.getuid())
+    if (other := locate()) is not None:
+        raise BackgroundStartError(daemon_lock.describe_conflict(file, other))
+    expected_socket = named_socket or socket_paths.choose_socket(file, environ, os.getuid())
+    log = socket_paths.log_path(file, environ, os.getuid())
     start_offset = _prepare_log(log)
     command = module_command("orchestrator.cli", "up", str(file), "--no-tui", *options)
     with log.open("ab") as out:
@@ -63,13 +66,14 @@ def start_daemon(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             env=python_environment(environ),
         )  # fmt: skip
+    client = ApiClient(expected_socket, _READY_TIMEOUT_S, locate=locate)
     try:
-        _wait_until_ready(process, socket, log, start_offset)
+        _wait_until_ready(process, client, log, start_offset)
     except BaseException:
         process.terminate()
         raise
     process.returncode = 0  # the daemon outlives this process: without a code, Popen warns of a child that still runs
-    return BackgroundDaemon(process.pid, socket, log)
+    return BackgroundDaemon(process.pid, client.path, log)
 
 
 def _prepare_log(log: Path) -> int:
@@ -86,10 +90,10 @@ def _prepare_log(log: Path) -> int:
     return 0
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], socket: Path, log: Path, start_offset: int) -> None:
-    client = ApiClient(socket, _READY_TIMEOUT_S)
+def _wait_until_ready(process: subprocess.Popen[bytes], client: ApiClient, log: Path, start_offset: int) -> None:
+    """Wait until this process answers that all is started, and a while for tunnels in the state ``starting``."""
     deadline = time.monotonic() + _DAEMON_START_TIMEOUT_S
-    while not client.is_ready():
+    while not (client.is_ready() and _is_started(client, process.pid, deadline - _STARTING_TIMEOUT_S)):
         code = process.poll()
         if code is not None:
             output = _read_log_tail(log, start_offset)
@@ -99,6 +103,14 @@ def _wait_until_ready(process: subprocess.Popen[bytes], socket: Path, log: Path,
             limit = f"{_DAEMON_START_TIMEOUT_S:g} s"
             raise BackgroundStartError(f"the daemon did not start its tunnels within {limit}; its log is {log}")
         time.sleep(_POLL_INTERVAL_S)
+
+
+def _is_started(client: ApiClient, pid: int, deadline: float) -> bool:
+    with contextlib.suppress(OrchestratorError):
+        status = client.status()
+        has_left = all(tunnel["state"] != State.STARTING for tunnel in status["tunnels"])
+        return status["pid"] == pid and (has_left or time.monotonic() > deadline)
+    return False
 
 
 def _read_log_tail(log: Path, start_offset: int) -> str:

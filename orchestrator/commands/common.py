@@ -7,14 +7,15 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 import click
 from click.shell_completion import CompletionItem
 
-from orchestrator.client import ApiClient, NoDaemonError, RequestRefusedError
-from orchestrator.process import socket_paths
+from orchestrator.client import ANSWER_TIMEOUT_S, ApiClient, NoDaemonError, RequestRefusedError
+from orchestrator.process import daemon_lock, socket_paths
 from orchestrator.process.setup import mask_url, print_message
 from orchestrator.process.terminal_text import dump_json_line
 from tunnel.model.errors import did_you_mean
@@ -99,11 +100,25 @@ drain_timeout_option = click.option(
 )
 
 
-def make_client(socket: Path | None, file: Path, timeout_s: float | None = None) -> ApiClient:
+def make_client(socket: Path | None, file: Path, timeout_s: float = ANSWER_TIMEOUT_S) -> ApiClient:
     """Return a client for the daemon that the options select. Raises SocketPathError."""
-    named = socket_paths.explicit_socket(socket, os.environ)
-    path = named or socket_paths.find_socket(file, os.environ, os.getuid())
-    return ApiClient(path) if timeout_s is None else ApiClient(path, timeout_s)
+    environ, uid = os.environ, os.getuid()
+    named = socket_paths.explicit_socket(socket, environ)
+    if named is not None:
+        locate = partial(daemon_lock.find_daemon_at, named, environ, uid)
+        return ApiClient(named, timeout_s, locate=locate, advise=partial(_advise_other_socket, file))
+    locate = partial(daemon_lock.find_daemon, file, environ, uid)
+    daemon = locate()
+    path = daemon.socket if daemon is not None else None
+    return ApiClient(path or socket_paths.find_socket(file, environ, uid), timeout_s, locate=locate)
+
+
+def _advise_other_socket(file: Path) -> str:
+    """Return what to do if nothing listens at a named socket: never ``up`` while a daemon runs the file."""
+    daemon = daemon_lock.find_daemon(file, os.environ, os.getuid())
+    if daemon is None:
+        return "start one with: nodepass-orch up"
+    return f"{daemon} is at {daemon.socket}" if daemon.socket else f"{daemon} has not opened its socket yet"
 
 
 @contextlib.contextmanager

@@ -153,8 +153,8 @@ async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level:
     prepare_serving_process()
     crash_reports.suppress_tracebacks()
     named = socket_paths.explicit_socket(socket, os.environ)
-    with daemon.claimed_daemon_socket(manifest, named, os.environ) as path:
-        async with daemon.running_daemon(manifest, path, log, level, read_only=read_only) as supervisor:
+    with daemon.claimed_daemon(manifest, named, os.environ) as claim:
+        async with daemon.running_daemon(manifest, claim, log, level, read_only=read_only) as supervisor:
             log.on_write_error(_log_error_reporter(supervisor.bus))
             for warning in map(str, manifest.warnings):
                 supervisor.bus.emit(LogLevel.WARN, EventKind.CONFIG, warning)

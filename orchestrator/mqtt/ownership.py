@@ -6,18 +6,18 @@ import contextlib
 import enum
 import hashlib
 import os
-import re
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.mqtt.broker import BrokerState
 from orchestrator.mqtt.payloads import StatusPayload, parse_timestamp
+from orchestrator.process.state_directory import file_key
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from orchestrator.mqtt.payloads import DaemonRun
 
 SILENT_AFTER_S: Final = 75.0
@@ -54,22 +54,9 @@ class HostIdentity:
         return f"np-{hashlib.sha256(f'{self.instance} {host}'.encode()).hexdigest()[:20]}"
 
 
-def find_state_directory(environ: Mapping[str, str], uid: int) -> Path:
-    """Where a daemon stores what must survive a restart: as the service manager says, otherwise the usual place."""
-    for variable, below in (("STATE_DIRECTORY", ""), ("XDG_STATE_HOME", "nodepass-orch")):
-        directory = environ.get(variable, "").partition(":")[0]
-        if directory.startswith("/"):
-            return Path(directory) / below
-    if uid == 0:
-        return Path("/var/lib/nodepass-orch")
-    return Path(environ.get("HOME") or "/nonexistent") / ".local/state/nodepass-orch"
-
-
 def load_identity(file: Path, directory: Path) -> HostIdentity:
     """The id of the installation that runs ``file``; it is created and stored if there is none yet."""
-    real_name = os.fsencode(os.path.realpath(file))
-    stem = re.sub(r"[^A-Za-z0-9_.-]", "_", file.stem)[:20]
-    path = directory / f"host-{stem}-{hashlib.sha256(real_name).hexdigest()[:12]}"
+    path = directory / f"host-{file_key(file)}"
     new_id = str(uuid.uuid4())
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

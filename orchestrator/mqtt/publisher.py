@@ -32,13 +32,13 @@ from orchestrator.mqtt.ownership import (
     DuplicateHostError,
     HostOwnership,
     StatusVerdict,
-    find_state_directory,
     load_identity,
 )
 from orchestrator.mqtt.payloads import DaemonRun, InfoPayload, StatusPayload
 from orchestrator.mqtt.publications import Publications
 from orchestrator.mqtt.topics import COMMAND, INFO, STATE, STATUS, HostTopics, ParsedTopic, parse
 from orchestrator.process.setup import program_version
+from orchestrator.process.state_directory import find_state_directory
 from orchestrator.process.task_scope import task_scope
 from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.event_bus import HISTORY_KINDS, is_noteworthy

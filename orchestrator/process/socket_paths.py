@@ -1,25 +1,28 @@
-"""Where the daemon of a file has its socket, and the lock that lets only one daemon have it."""
+"""Where the daemon of a file has its socket."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import os
-import re
+import socket as sockets
 import stat
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.process.state_directory import (
+    file_key,
+    is_safe,
+    private_directory,
+    state_directories,
+    usable_directories,
+)
 
 SOCKET_VARIABLE: Final = "NODEPASS_ORCH_SOCKET"
 
 _MAX_PATH_BYTES: Final = 107  # of a Unix socket, unix(7)
-LOCK_TIMEOUT_S: Final = 1.0
-"""A daemon that is about to end still holds its lock."""
+_PROBE_TIMEOUT_S: Final = 1.0
 
 
 class SocketPathError(OrchestratorError):
@@ -42,29 +45,23 @@ def default_sockets(file: Path, environ: Mapping[str, str], uid: int) -> list[Pa
     The place depends on the environment, and a daemon's (a service) may differ from its user's (a shell), so a reader
     has to search all of them.
     """
-    whole = os.fsencode(os.path.realpath(file))
-    stem = re.sub(r"[^A-Za-z0-9_.-]", "_", file.stem)[:20]
-    name = f"nodepass-orch-{stem}-{hashlib.sha256(whole).hexdigest()[:12]}.sock"
+    name = f"nodepass-orch-{file_key(file)}.sock"
     runtime = environ.get("XDG_RUNTIME_DIR", "")
     places = [Path(runtime)] if runtime.startswith("/") else []
     if uid == 0:
         places.append(Path("/run"))
-    places.append(_own_directory(uid))
+    places.append(private_directory(uid))
     return [path for place in places if len(os.fsencode(path := place / name)) <= _MAX_PATH_BYTES]
-
-
-def _own_directory(uid: int) -> Path:
-    return Path("/tmp") / f"nodepass-orch-{uid}"  # noqa: S108  made with mode 0700 and checked before each use
 
 
 def choose_socket(file: Path, environ: Mapping[str, str], uid: int) -> Path:
     """The first of the usual places that this user can write to. Raises SocketPathError."""
-    own = _own_directory(uid)
+    own = private_directory(uid)
     for path in default_sockets(file, environ, uid):
         if path.parent == own:
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(OSError):
                 own.mkdir(mode=0o700)
-        if _is_safe(path.parent, uid) and os.access(path.parent, os.W_OK | os.X_OK):
+        if is_safe(path.parent, uid) and os.access(path.parent, os.W_OK | os.X_OK):
             return path
     raise SocketPathError("there is no directory for the socket; name one with --socket")
 
@@ -72,73 +69,45 @@ def choose_socket(file: Path, environ: Mapping[str, str], uid: int) -> Path:
 def find_socket(file: Path, environ: Mapping[str, str], uid: int) -> Path:
     """The first of the usual places that has a socket, or the first of all."""
     places = default_sockets(file, environ, uid)
-    return next((path for path in places if _is_safe(path.parent, uid) and path.is_socket()), places[0])
+    return next((path for path in places if is_safe(path.parent, uid) and path.is_socket()), places[0])
 
 
-def _is_safe(directory: Path, uid: int) -> bool:
-    """Whether no other user can put a socket there."""
-    try:
-        found = directory.lstat() if directory == _own_directory(uid) else directory.stat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid in {uid, 0} and not found.st_mode & 0o022
+def log_path(file: Path, environ: Mapping[str, str], uid: int) -> Path:
+    """Where a daemon in the background writes its log: in the state directory, named after its file.
 
-
-def log_path(socket: Path, environ: Mapping[str, str]) -> Path:
-    """Where a daemon in the background writes its log: in the user's state directory, named after its socket."""
-    state = environ.get("XDG_STATE_HOME", "")
-    home = Path(state) if state.startswith("/") else Path(os.path.expanduser("~/.local/state"))  # noqa: PTH111  raises nothing
-    return home / "nodepass-orch" / f"{socket.stem}.log"
-
-
-@contextlib.contextmanager
-def claim_socket(socket: Path) -> Iterator[None]:
-    """Hold the path of a socket for one daemon; remove what an earlier daemon left there.
-
-    A lock on a file next to the socket does so. The kernel releases it however a process ends, so there is neither a
-    race nor a stale lock. Raises SocketPathError.
+    Raises SocketPathError where no state directory can be written.
     """
-    lock_file = socket.with_name(f"{socket.name}.lock")
-    fd = _lock(lock_file, socket)
+    for directory in usable_directories(state_directories(environ, uid), uid):
+        return directory / f"nodepass-orch-{file_key(file)}.log"
+    raise SocketPathError("there is no directory for the log; set XDG_STATE_HOME to a directory of yours")
+
+
+def remove_stale_socket(path: Path) -> None:
+    """Remove the socket that an earlier daemon left; nothing else. Raises SocketPathError if the path is in use."""
     try:
-        _clear(socket)
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            if socket.is_symlink() or socket.is_socket():
-                socket.unlink()
-        with contextlib.suppress(OSError):
-            lock_file.unlink()  # before the lock is released: a waiting process sees that the file is another one
-        os.close(fd)
-
-
-def _lock(lock_file: Path, socket: Path) -> int:
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    while True:
-        try:
-            fd = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise SocketPathError(f"cannot make {lock_file}: {error.strerror}") from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            if time.monotonic() > deadline:
-                message = f"a daemon runs already at {socket}; end it with: nodepass-orch down"
-                raise SocketPathError(message) from None
-            time.sleep(0.05)
-            continue
-        with contextlib.suppress(OSError):
-            if os.fstat(fd).st_ino == lock_file.stat().st_ino:
-                return fd
-        os.close(fd)  # it was removed by its last owner between our two steps: lock the one that is there now
-
-
-def _clear(socket: Path) -> None:
-    try:
-        if socket.is_symlink() or socket.is_socket():
-            socket.unlink()
-        elif socket.exists():
-            raise SocketPathError(f"{socket} is there and is no socket; remove it or name another with --socket")
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
     except OSError as error:
-        raise SocketPathError(f"cannot replace {socket}: {error.strerror}") from None
+        raise SocketPathError(f"cannot use {path} as a socket: {error.strerror}") from None
+    if not stat.S_ISSOCK(mode):
+        raise SocketPathError(f"{path} is there and is no socket; remove it or name another with --socket")
+    if is_listening(path):
+        raise SocketPathError(f"another process listens at {path}; end it or name another socket with --socket")
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise SocketPathError(f"cannot replace {path}: {error.strerror}") from None
+
+
+def is_listening(path: Path) -> bool:
+    """Whether a process listens on a Unix socket; one with a full backlog does."""
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC) as probe:
+        probe.settimeout(_PROBE_TIMEOUT_S)
+        try:
+            probe.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:  # the backlog is full, or the socket belongs to another user
+            return True
+    return True

@@ -77,7 +77,7 @@ def test_up_detach_returns_when_the_daemon_runs_in_the_background(daemon: Daemon
     pid = daemon.pid()
     assert os.getsid(pid) == pid, "it survives the terminal"
     again = daemon.run("up", "-d")
-    assert (again.returncode, "a daemon is already running at" in again.stderr) == (1, True)
+    assert (again.returncode, "a daemon is already running tunnels.yaml (process " in again.stderr) == (1, True)
     assert "3 of 3 tunnels started" in daemon.background_log()
     log = next((daemon.path / "state" / "nodepass-orch").iterdir())
     assert log.stat().st_mode & 0o777 == 0o600

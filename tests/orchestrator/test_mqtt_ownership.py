@@ -13,7 +13,6 @@ from orchestrator.mqtt.ownership import (
     DuplicateHostError,
     HostOwnership,
     StatusVerdict,
-    find_state_directory,
     load_identity,
 )
 from orchestrator.mqtt.payloads import DaemonRun, StatusPayload
@@ -119,8 +118,12 @@ def test_an_installation_keeps_its_id(tmp_path: Path) -> None:
     assert "cannot store" in lost.problem
 
 
-def test_the_state_directory_follows_the_service_manager() -> None:
-    assert find_state_directory({"STATE_DIRECTORY": "/s:/t", "XDG_STATE_HOME": "/x"}, 0) == Path("/s")
-    assert find_state_directory({"XDG_STATE_HOME": "/x"}, 0) == Path("/x/nodepass-orch")
-    assert find_state_directory({"HOME": "/h"}, 0) == Path("/var/lib/nodepass-orch")
-    assert find_state_directory({"HOME": "/h"}, 1000) == Path("/h/.local/state/nodepass-orch")
+def test_the_id_stays_when_a_link_to_the_file_is_pointed_elsewhere(tmp_path: Path) -> None:
+    link = tmp_path / "tunnels.yaml"
+    ids = set()
+    for release in ("1", "2"):
+        (tmp_path / release).mkdir()
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / release / "tunnels.yaml")
+        ids.add(load_identity(link, tmp_path / "state").instance)
+    assert len(ids) == 1

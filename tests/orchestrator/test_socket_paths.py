@@ -1,35 +1,34 @@
-"""One socket for each file, found from everywhere, and one daemon for each socket."""
+"""One socket for each file, found from everywhere."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket as sockets
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
-from orchestrator.process import socket_paths
+from orchestrator.process import socket_paths, state_directory
 from orchestrator.process.socket_paths import (
     SocketPathError,
     choose_socket,
-    claim_socket,
     default_sockets,
     explicit_socket,
     find_socket,
+    is_listening,
+    log_path,
+    remove_stale_socket,
 )
 
 ME = os.getuid()
-OWN = str(socket_paths._own_directory(7))
+OWN = str(state_directory.private_directory(7))
 
 
-def listen(path: Path) -> sockets.socket:
+def listen(path: Path, backlog: int = 8) -> sockets.socket:
     server = sockets.socket(sockets.AF_UNIX)
     server.bind(str(path))
-    server.listen()
+    server.listen(backlog)
     return server
 
 
@@ -55,15 +54,16 @@ def test_default_directories_have_an_order(tmp_path: Path) -> None:
     assert [str(p.parent) for p in default_sockets(file, long, 7)] == [OWN]
 
 
-def test_the_socket_is_named_after_the_resolved_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "link").symlink_to(tmp_path)
+def test_the_socket_is_named_after_the_file_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     named = {
         default_sockets(Path(file), {}, 7)[0]
-        for file in ("tunnels.yaml", f"{tmp_path}/tunnels.yaml", "link/tunnels.yaml", "./x/../tunnels.yaml")
+        for file in ("tunnels.yaml", f"{tmp_path}/tunnels.yaml", "./x/../tunnels.yaml")
     }
     assert len(named) == 1
-    assert default_sockets(Path("other.yaml"), {}, 7)[0] not in named
+    (tmp_path / "link.yaml").symlink_to("tunnels.yaml")
+    for other in ("other.yaml", "link.yaml"):
+        assert default_sockets(Path(other), {}, 7)[0] not in named
 
 
 @pytest.mark.parametrize("name", ["tunnels.yaml", "Schöne Tunnel für alle unsere Häuser und noch mehr.yaml", "x" * 200])
@@ -86,7 +86,8 @@ def test_an_existing_socket_is_found(tmp_path_factory: pytest.TempPathFactory) -
 
 def test_a_directory_that_others_can_write_to_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / "own"
-    monkeypatch.setattr(socket_paths, "_own_directory", lambda _uid: own)
+    for module in (socket_paths, state_directory):
+        monkeypatch.setattr(module, "private_directory", lambda _uid: own)
     runtime = tmp_path / "r"
     runtime.mkdir()
     runtime.chmod(0o777)
@@ -95,54 +96,53 @@ def test_a_directory_that_others_can_write_to_is_not_trusted(tmp_path: Path, mon
     if offered is not None:
         assert offered.parent == own
         assert own.stat().st_mode & 0o777 == 0o700
-    assert not socket_paths._is_safe(runtime, ME)
+    assert not state_directory.is_safe(runtime, ME)
     own.mkdir(exist_ok=True)
     (tmp_path / "pointer").symlink_to(own)
-    monkeypatch.setattr(socket_paths, "_own_directory", lambda _uid: tmp_path / "pointer")
-    assert not socket_paths._is_safe(tmp_path / "pointer", ME)
+    monkeypatch.setattr(state_directory, "private_directory", lambda _uid: tmp_path / "pointer")
+    assert not state_directory.is_safe(tmp_path / "pointer", ME)
 
 
-def test_a_second_claim_is_refused_and_the_first_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(socket_paths, "LOCK_TIMEOUT_S", 0.1)
+def test_the_log_is_named_after_the_file_and_in_the_state_directory(tmp_path: Path) -> None:
+    environ = {"XDG_STATE_HOME": str(tmp_path)}
+    logs = {log_path(Path(file), environ, ME) for file in ("/a/t.yaml", "/b/t.yaml")}
+    assert {log.parent for log in logs} == {tmp_path / "nodepass-orch"}
+    assert len(logs) == 2
+
+
+def test_a_socket_without_a_listener_is_removed_and_nothing_else(tmp_path: Path) -> None:
     socket = tmp_path / "np.sock"
-    with (
-        claim_socket(socket),
-        pytest.raises(SocketPathError, match=r"a daemon runs already at .*nodepass-orch down"),
-        claim_socket(socket),
-    ):
-        pass  # pragma: no cover
-    assert list(tmp_path.iterdir()) == []
-    with claim_socket(socket):
-        pass
+    listen(socket).close()
+    remove_stale_socket(socket)
+    assert not socket.exists()
+    remove_stale_socket(socket)
+    lock = tmp_path / "np.sock.lock"
+    lock.write_text("mine")
+    for precious in (tmp_path / "file", tmp_path / "link"):
+        if precious.name == "link":
+            precious.symlink_to(tmp_path / "missing")
+        else:
+            precious.write_text("precious")
+        with pytest.raises(SocketPathError, match="is no socket"):
+            remove_stale_socket(precious)
+    assert (lock.read_text(), (tmp_path / "file").read_text()) == ("mine", "precious")
 
 
-def test_the_socket_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backlog", [8, 0])
+def test_a_socket_with_a_listener_is_not_removed_even_if_its_backlog_is_full(tmp_path: Path, backlog: int) -> None:
     socket = tmp_path / "np.sock"
-    program = """
-        import os, socket, sys
-        from pathlib import Path
-        from orchestrator.process.socket_paths import claim_socket
-        path = Path(sys.argv[1])
-        with claim_socket(path):
-            socket.socket(socket.AF_UNIX).bind(str(path))
-            os.kill(os.getpid(), 9)
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(socket)], check=False, timeout=20)
+    with contextlib.closing(listen(socket, backlog)), contextlib.ExitStack() as stack:
+        for _ in range(3 - backlog // 4):
+            waiting = stack.enter_context(sockets.socket(sockets.AF_UNIX))
+            waiting.setblocking(False)
+            waiting.connect_ex(str(socket))
+        assert is_listening(socket)
+        with pytest.raises(SocketPathError, match="another process listens at"):
+            remove_stale_socket(socket)
     assert socket.is_socket()
-    with claim_socket(socket):
-        assert not socket.exists()
 
 
-def test_a_file_of_another_kind_is_not_removed(tmp_path: Path) -> None:
-    socket = tmp_path / "np.sock"
-    socket.write_text("precious")
-    with pytest.raises(SocketPathError, match="is no socket"), claim_socket(socket):
-        pass  # pragma: no cover
-    assert socket.read_text() == "precious"
-
-
-def test_a_missing_directory_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(SocketPathError, match="cannot make"), claim_socket(tmp_path / "nowhere" / "np.sock"):
-        pass  # pragma: no cover
+def test_a_directory_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SocketPathError, match="cannot use"):
+        remove_stale_socket(tmp_path / "file" / "np.sock")
