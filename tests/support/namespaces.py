@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 
 from tests.support.peers import SOCKET_TIMEOUT_S, Address
@@ -42,11 +42,20 @@ class Host:
         self.name = name
         self.prefix = ("ip", "netns", "exec", name)
         _run("ip", "netns", "add", name)
-        self._hosts = Path("/etc/netns") / name
-        self._hosts.mkdir(parents=True)
-        lines = [f"{address} {host}\n" for host, address in names.items()]
-        (self._hosts / "hosts").write_text("127.0.0.1 localhost\n" + "".join(lines))
+        self._etc = Path("/etc/netns") / name
+        self._etc.mkdir(parents=True)
+        self._names = dict(names)
+        self.set_names([])
         self.run("ip", "link", "set", "lo", "up")
+
+    def set_names(self, more: Iterable[tuple[str, str]], name_server: str | None = None) -> None:
+        """Give programs that start from now on more names, as pairs (name, address), and another name server."""
+        lines = [f"{address} {host}\n" for host, address in [("localhost", "127.0.0.1"), *self._names.items(), *more]]
+        (self._etc / "hosts").write_text("".join(lines))
+        resolv = self._etc / "resolv.conf"
+        resolv.unlink(missing_ok=True)
+        if name_server is not None:
+            resolv.write_text(f"nameserver {name_server}\n")
 
     def run(self, *command: str) -> None:
         """Run a command inside the namespace."""
@@ -57,7 +66,7 @@ class Host:
         with self.entered():
             return Path(path.replace("/proc/net", "/proc/thread-self/net")).read_text()
 
-    def set(self, name: str, value: int) -> None:
+    def set(self, name: str, value: int | str) -> None:
         """Set a sysctl; ``name`` is its path below /proc/sys."""
         with self.entered():
             (Path("/proc/sys") / name).write_text(str(value))
@@ -65,9 +74,9 @@ class Host:
     def close(self) -> None:
         """Remove the namespace with everything in it."""
         subprocess.run(["ip", "netns", "del", self.name], check=False, capture_output=True)
-        shutil.rmtree(self._hosts, ignore_errors=True)
+        shutil.rmtree(self._etc, ignore_errors=True)
         with contextlib.suppress(OSError):
-            self._hosts.parent.rmdir()
+            self._etc.parent.rmdir()
 
     @contextlib.contextmanager
     def entered(self) -> Generator[None]:

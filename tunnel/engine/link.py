@@ -200,7 +200,7 @@ class Link:
                 events.handle(self, event)
 
     def register_handlers(self, table: EventTable) -> None:
-        """Enter the handlers of the events that concern the link itself."""
+        """Enter the handlers of the events of the link that it handles."""
         table.add(Pong, lambda _link, _pong: self._settle_pong())
         table.add(ConnectionsRetired, lambda _link, retired: self.pool.discard(retired.idents))
         table.add(Goodbye, lambda _link, goodbye: self._on_goodbye(goodbye))

@@ -118,7 +118,7 @@ class Session:
         if decode is None:
             raise ProtocolError(f"the other end may not send a {kind.name} frame now")
         message = decode(payload)
-        match message:  # the frames that change the state of the session itself
+        match message:  # frames that change the state of this session
             case Ping(stamp):
                 self.send(Pong(stamp))
                 return None
