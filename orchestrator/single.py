@@ -7,11 +7,10 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.process.arguments import hide_keys_in_arguments, mask_url
 from orchestrator.process.logformat import LogWriter
 from orchestrator.process.setup import (
     handle_stop_signals,
-    hide_keys_in_arguments,
-    mask_url,
     prepare_serving_process,
     print_message,
     run_event_loop,
