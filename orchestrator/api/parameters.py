@@ -154,7 +154,7 @@ TUNNELS: Final[Parameter[frozenset[str]]] = Parameter(
 LOG_COUNT: Final = count_parameter(200)
 EVENT_COUNT: Final = count_parameter(100)
 FOLLOW_LOGS: Final = follow_parameter(default=False)
-FOLLOW_EVENTS: Final = follow_parameter(default=True)
+FOLLOW_EVENTS: Final = follow_parameter(default=False)
 
 
 def _parse_timeout(value: object) -> float | None:
