@@ -223,6 +223,8 @@ class Ingress(TunnelEnd):
             self._reject(visitor, f"there was {missing} for it in {self._queue_timeout_s:g} s")
         if self._queue:
             self._queue_timer = self.reactor.call_later(self._queue[0][1] - now, self._on_queue_timeout)
+        if self._link is not None:
+            self._link.send_queue_length(len(self._queue))  # or connections are kept for visitors that are gone
         self._on_room_freed()
 
     def close(self) -> int:

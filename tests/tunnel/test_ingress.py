@@ -1,0 +1,71 @@
+"""The end that accepts visitors, with a link that has no data connection for them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, cast
+
+from tests.support.engine_parts import Events, shared_parts
+from tests.support.scale import GUARD_S
+from tests.support.waiting import wait_until_async
+from tunnel.engine.ingress import Ingress
+from tunnel.engine.stats import Stats
+from tunnel.model.address import Address
+from tunnel.model.limits import Limits
+from tunnel.model.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunnel.engine.link import Link
+
+
+class EmptyPool:
+    """A pool without connections."""
+
+    def acquire(self) -> None:
+        return None
+
+
+class OpenSession:
+    """A session that limits nothing."""
+
+    limits = Limits(1, 1024, 1024)
+
+
+class StarvedLink:
+    """A link whose pool stays empty; it records the queue lengths that the other end is sent."""
+
+    def __init__(self) -> None:
+        self.pool = EmptyPool()
+        self.session = OpenSession()
+        self.queue_lengths: list[int] = []
+
+    def subscribe_pool_growth(self, callback: Callable[[], None]) -> None:
+        """Ignore the callback: the pool never grows."""
+
+    def send_queue_length(self, count: int) -> None:
+        self.queue_lengths.append(count)
+
+
+async def test_the_other_end_learns_that_waiting_visitors_were_disconnected() -> None:
+    async with shared_parts() as shared:
+        stats = Stats()
+        ingress = Ingress(
+            shared.reactor, shared.pipes, stats, Events().event_log(), Settings(), 0.05, on_crash=lambda _: None
+        )
+        link = StarvedLink()
+        ingress.attach(cast("Link", link))
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        ingress.open(listener, Address("127.0.0.1", 0))
+        visitors = [await asyncio.open_connection(*listener.getsockname()) for _ in range(3)]
+        for reader, writer in visitors:
+            async with asyncio.timeout(GUARD_S):
+                assert await reader.read() == b""
+            writer.close()
+        await wait_until_async(lambda: stats.failed == 3, "all are counted")
+        assert max(link.queue_lengths) > 0
+        assert link.queue_lengths[-1] == 0
+        ingress.close()
