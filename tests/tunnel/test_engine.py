@@ -34,7 +34,6 @@ from tunnel.model.address import Address, parse_address
 from tunnel.model.settings import Settings
 from tunnel.model.spec import DataTls, Direction, Key, Mode, Role, TunnelSpec
 from tunnel.model.state import State
-from tunnel.runtime import backoff
 
 KEY = Key("a shared key of some length")
 UP = State.UP
@@ -292,8 +291,8 @@ async def test_another_client_is_refused_and_takes_over_when_the_first_is_gone(s
             await round_trip(visitors_address(server))
 
 
-async def test_retry_ends_a_cooldown(shared: EngineContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backoff, "retry_delay", lambda *_: 600.0)
+@pytest.mark.parametrize("shared", [Timing(retry_delay=lambda *_: 600.0)], indirect=True)
+async def test_retry_ends_a_cooldown(shared: EngineContext) -> None:
     port = free_port()
     async with (
         echo() as target,
@@ -336,11 +335,10 @@ async def test_an_unreachable_target_is_shown_at_both_ends_until_it_answers(
 
 
 async def test_a_closed_engine_does_not_connect_to_its_target_any_more(
-    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
+    shared: EngineContext,
 ) -> None:
-    monkeypatch.setattr(backoff, "retry_delay", lambda *_: 0.05)
     port = free_port()
-    async with pair(shared, f"127.0.0.1:{port}") as (server, client):
+    async with pair(shared, f"127.0.0.1:{port}", client_cooldown=0.05) as (server, client):
         async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(GUARD_S):
             await reader.read(-1)
         await client.wait_state(State.COOLDOWN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from tunnel.runtime.backoff import random_retry_delay
 from tunnel.runtime.front_door import DEFAULT_FRONT_DOOR, FrontDoor, FrontDoorLimits
 from tunnel.runtime.reactor import Reactor
 from tunnel.runtime.splice import PipePool
@@ -29,6 +30,8 @@ class Timing:
     """a link that has lasted so long has worked: after its loss, retries start with the shortest delay again"""
     goodbye_grace_s: float = 1.0
     """for the ingress to answer a goodbye, so that no launch on its way is lost"""
+    retry_delay: Callable[[int, float], float] = random_retry_delay
+    """how long an engine waits after a failed attempt: from the number of failures in a row and the longest delay"""
 
 
 DEFAULT_TIMING: Final = Timing()

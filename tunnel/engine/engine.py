@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -19,11 +18,11 @@ from tunnel.engine.stats import Stats
 from tunnel.model.events import EventKind, EventLog
 from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.snapshot import SnapshotBuilder, SnapshotInput
-from tunnel.model.spec import LogLevel, Role
+from tunnel.model.spec import LogLevel
 from tunnel.model.state import State, StateRecord
 from tunnel.protocol.messages import TargetStatus
 from tunnel.protocol.session import LimitsChanged
-from tunnel.runtime import backoff, listeners
+from tunnel.runtime import listeners
 
 if TYPE_CHECKING:
     import socket
@@ -44,7 +43,8 @@ _GOODBYE: Final = "it is shutting down"
 class Cooldown:
     """The wait before the next attempt, which grows with each failure in a row."""
 
-    def __init__(self) -> None:
+    def __init__(self, retry_delay: Callable[[int, float], float]) -> None:
+        self._retry_delay = retry_delay
         self.attempt = 0
         """failed attempts in a row"""
         self.next_attempt_at = 0.0
@@ -54,7 +54,7 @@ class Cooldown:
     def start(self, max_delay_s: float) -> float:
         """Count a failed attempt; the seconds until the next one."""
         self.attempt += 1
-        delay_s = backoff.retry_delay(self.attempt, max_delay_s, random.uniform)
+        delay_s = self._retry_delay(self.attempt, max_delay_s)
         self.next_attempt_at = asyncio.get_running_loop().time() + delay_s
         self._skip.clear()
         return delay_s
@@ -87,7 +87,7 @@ class Engine(ABC):
         self._stats = Stats(partial(context.notify_activity, name))
         self._record = StateRecord()
         self._loop = asyncio.get_running_loop()
-        self._cooldown = Cooldown()
+        self._cooldown = Cooldown(context.timing.retry_delay)
         self._direction: Direction | None = None
         self._bound: dict[str, socket.SocketType] = {}  # listeners that nothing accepts on yet, by purpose
         self._end: TunnelEnd | None = None
@@ -387,7 +387,7 @@ class Engine(ABC):
             limits=session.limits if session is not None else default_limits(spec.settings),
             idle=len(link.pool) if link is not None else 0,
             capacity=session.wanted_idle if session is not None else 0,
-            dialing=None if spec.role is Role.SERVER else session.dialing if session is not None else 0,
+            dialing=session.dialing if session is not None else 0,
             queued=end.queued if end is not None else 0,
             rtt=session.heartbeat.round_trip_s if session is not None else None,
             signals=stats.signals,

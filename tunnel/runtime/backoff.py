@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -28,3 +29,8 @@ def retry_delay(attempt: int, cap: float, uniform: Callable[[float, float], floa
     if steps >= YOUNG_ATTEMPTS:
         bound = YOUNG_MAX_DELAY_S * 2.0 ** min(steps - YOUNG_ATTEMPTS + 1, 16)
     return min(cap, max(MIN_DELAY_S, uniform(0.0, min(cap, bound))))
+
+
+def random_retry_delay(attempt: int, cap: float) -> float:
+    """Return the delay of ``retry_delay`` with the random numbers of this process."""
+    return retry_delay(attempt, cap, random.uniform)

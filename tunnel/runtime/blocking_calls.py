@@ -16,6 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
+from tunnel.model.errors import TunnelError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -26,7 +28,7 @@ _Result = TypeVar("_Result")
 _Params = ParamSpec("_Params")
 
 
-class ThreadShortageError(OSError):
+class ThreadShortageError(TunnelError, OSError):
     """The system grants no further thread (pids limit of a container, RLIMIT_NPROC)."""
 
     def __init__(self, purpose: str) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING, Final
 
+from tunnel.model.errors import TunnelError
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import CONNECT_FAILED
 
@@ -27,7 +28,7 @@ Failure = tuple["SockAddr", OSError]
 """An address and how the attempt to connect to it failed."""
 
 
-class SelfConnectError(OSError):
+class SelfConnectError(TunnelError, OSError):
     """A socket is its own peer (TCP simultaneous open): its port was the target's, on which nothing listens."""
 
     def __init__(self) -> None:
