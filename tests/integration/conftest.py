@@ -8,18 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import Command, Pair, ProcessHarness
+from tests.support.processes import Command, Pair, ProcessHarness, running_harness
 
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Generator[ProcessHarness]:
     """Start processes and peers; afterwards all of them are ended and no log shows a traceback."""
-    harness = ProcessHarness(tmp_path)
-    try:
+    with running_harness(tmp_path) as harness:
         yield harness
-        harness.check_logs()
-    finally:
-        harness.close()
 
 
 def _commands(fixtures: dict[str, Any]) -> list[Command]:

@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +37,7 @@ from tests.integration.test_programs import find, needs
 from tests.support.namespaces import Host
 from tests.support.peers import connect
 from tests.support.ports import free_port
-from tests.support.processes import ROOT, Command, Daemon, ProcessHarness
+from tests.support.processes import ROOT, Command, Daemon, ProcessHarness, running_harness
 from tests.support.scale import GUARD_S, time_allowed
 from tests.support.waiting import wait_until
 from tests.tui.conftest import screen_text, shows
@@ -289,49 +290,99 @@ LASTING = ("name", "role", "direction", "state", "tunnel_addr", "target_addr", "
 # --- what is published ------------------------------------------------------------------------------------------------
 
 
-def test_topics_and_payloads_follow_the_contract_and_contain_no_secret(
-    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
-) -> None:
-    recorder = BrokerRecorder(harness, broker)
-    one, two = hosts.pair(broker)
-    odd = "odd/na+me #[red] é"
-    one.write({**hosts.server, odd: f"client://{KEY}@127.0.0.1:{free_port()}/127.0.0.1:1"})
-    encoded = "odd%2Fna%2Bme%20%23%5Bred%5D%20%C3%A9"
-    recorder.wait_payload(
-        f"edge-1/t/{encoded}/state", lambda word: word["state"] in {"cooldown", "connecting"}, within=15
-    )
-    birth = recorder.payloads("edge-1/status")[0]
+ODD_NAME: Final = "odd/na+me #[red] é"
+ODD_TOPIC: Final = "odd%2Fna%2Bme%20%23%5Bred%5D%20%C3%A9"
+
+
+@dataclass(frozen=True)
+class PublishedPair:
+    """Two hosts that are up and publish, and what they have published from the start."""
+
+    broker: Mosquitto
+    recorder: BrokerRecorder
+    hosts: Hosts
+    one: Daemon
+    two: Daemon
+
+    def states(self) -> list[dict[str, Any]]:
+        """The published states of all tunnels of edge-1, in their order."""
+        topics = re.compile(rf"{TREE}/edge-1/t/[^/]+/state")
+        return [json.loads(text) for _, topic, text in self.recorder.messages() if topics.fullmatch(topic)]
+
+    def write_tunnels(self) -> None:
+        """Write the file of edge-1, with a tunnel whose name needs encoding."""
+        self.one.write({**self.hosts.server, ODD_NAME: f"client://{KEY}@127.0.0.1:9/127.0.0.1:1"})
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Generator[PublishedPair]:
+    """One pair for the tests of what is published. A test that changes the file restores it."""
+    with running_harness(tmp_path_factory.mktemp("published")) as harness:
+        broker = harness.close_at_end(Mosquitto(harness.directory / "broker"))
+        recorder, hosts = BrokerRecorder(harness, broker), Hosts(harness)
+        pair = PublishedPair(broker, recorder, hosts, *hosts.pair(broker))
+        pair.write_tunnels()
+        recorder.wait_payload(f"edge-1/t/{ODD_TOPIC}/state", lambda word: word["state"] == "cooldown", within=15)
+        yield pair
+
+
+def test_status_and_info_follow_the_contract(published: PublishedPair) -> None:
+    birth = published.recorder.payloads("edge-1/status")[0]
     assert birth == {**birth, "v": 1, "online": True}
-    info = recorder.wait_payload("edge-1/info", lambda word: word["generation"] == 2)
-    assert info == {**info, "v": 1, "config_ok": True, "config_error": None, "tunnels": 2, "boot": birth["boot"]}
+    info = published.recorder.wait_payload("edge-1/info", lambda word: word["tunnels"] == 2)
+    assert info == {**info, "v": 1, "config_ok": True, "config_error": None, "boot": birth["boot"]}
     assert {"name", "version", "ts"} <= set(info)
-    for host, daemon in (("edge-1", one), ("edge-2", two)):
-        state = recorder.wait_payload(f"{host}/t/web/state", lambda word: word["pool"]["idle"] == 8)
-        truth = daemon.tunnel("web")
-        assert {key: state[key] for key in LASTING} == {key: truth[key] for key in LASTING}
-        assert set(truth) | {"v", "boot", "seq", "ts"} == set(state)
-    sequence = [word["seq"] for _, topic, text in recorder.messages() if topic.startswith(f"{TREE}/edge-1/t/")
-                and topic.endswith("state") for word in [json.loads(text)]]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", ["edge-1", "edge-2"])
+def test_a_published_state_equals_the_status_of_the_daemon(published: PublishedPair, host: str) -> None:
+    state = published.recorder.wait_payload(f"{host}/t/web/state", lambda word: word["pool"]["idle"] == 8)
+    truth = (published.one if host == "edge-1" else published.two).tunnel("web")
+    assert {key: state[key] for key in LASTING} == {key: truth[key] for key in LASTING}
+    assert set(truth) | {"v", "boot", "seq", "ts"} == set(state)
+
+
+def test_the_sequence_numbers_of_a_host_only_grow(published: PublishedPair) -> None:
+    sequence = [state["seq"] for state in published.states()]
+    assert len(sequence) > 2
     assert sequence == sorted(set(sequence))
-    with connect(("127.0.0.1", hosts.visitor_port)) as visitor:
+
+
+def test_statistics_follow_a_visitor(published: PublishedPair) -> None:
+    with connect(("127.0.0.1", published.hosts.visitor_port)) as visitor:
         visitor.sendall(b"x" * 100)
-        stats = recorder.wait_payload(
+        stats = published.recorder.wait_payload(
             "edge-1/t/web/stats", lambda word: (word["connections"]["active"], word["bytes"]["in"]) == (1, 100)
         )
         assert {"v", "pool", "signals", "connections", "bytes", "rtt_ms", "cooldown"} <= set(stats)
-    wait_until(
-        lambda: "reload" in {event["kind"] for event in recorder.payloads("edge-1/event")},
-        within=5,
-        what="the reload is published",
-    )
-    assert all({"v", "ts", "kind", "tunnel", "text"} <= set(event) for event in recorder.payloads("edge-1/event"))
-    one.file.write_text("version: 1\ntunnels: [\n")
-    broken = recorder.wait_payload("edge-1/info", lambda word: word["config_ok"] is False, within=15)
+
+
+def test_a_reload_is_published_as_an_event(published: PublishedPair) -> None:
+    def kinds() -> set[str]:
+        return {event["kind"] for event in published.recorder.payloads("edge-1/event")}
+
+    wait_until(lambda: "reload" in kinds(), within=5, what="the reload is published")
+    fields = {"v", "ts", "kind", "tunnel", "text"}
+    assert all(fields <= set(event) for event in published.recorder.payloads("edge-1/event"))
+
+
+def test_an_invalid_file_is_published_with_its_place(published: PublishedPair) -> None:
+    published.one.file.write_text("version: 1\ntunnels: [\n")
+    broken = published.recorder.wait_payload("edge-1/info", lambda word: not word["config_ok"], within=15)
     assert ":2:" in broken["config_error"] or ":3:" in broken["config_error"]
-    assert KEY not in "".join(text for _, _, text in recorder.messages())
-    of_a_host = {"status", "info", "t/web/state"}
-    whole = {f"{host}/{topic}" for host in ("edge-1", "edge-2") for topic in of_a_host}
-    assert set(retained(broker)) == whole | {f"edge-1/t/{encoded}/state"}
+    published.write_tunnels()
+    published.recorder.wait_payload("edge-1/info", lambda word: word["config_ok"], within=15)
+
+
+def test_only_lasting_topics_are_retained(published: PublishedPair) -> None:
+    whole = {f"{host}/{topic}" for host in ("edge-1", "edge-2") for topic in ("status", "info", "t/web/state")}
+    assert set(retained(published.broker)) == whole | {f"edge-1/t/{ODD_TOPIC}/state"}
+
+
+def test_no_message_contains_a_key(published: PublishedPair) -> None:
+    texts = [text for _, _, text in published.recorder.messages()]
+    assert len(texts) > 6
+    assert KEY not in "".join(texts)
 
 
 def test_the_last_will_reports_a_kill_and_the_next_run_clears_old_topics(
@@ -367,7 +418,7 @@ def test_a_host_without_a_name_publishes_under_its_stored_id(harness: ProcessHar
     section = {"mqtt": {"url": broker.url}}
     daemon = harness.start_daemon({}, supervisor=section, env={"STATE_DIRECTORY": str(harness.directory / "state")})
     connected(daemon)
-    (kept,) = (harness.directory / "state").iterdir()
+    (kept,) = (harness.directory / "state").glob("host-*")
     assert retained(broker)[f"{kept.read_text().strip()}/status"]["online"] is True
 
 
@@ -479,7 +530,7 @@ def test_of_two_copied_machines_the_earlier_run_withdraws_and_reports_it(
     first = hosts.up("edge-1", broker, hosts.server)
     connected(first)
     state = harness.directory / "state" / "nodepass-orch"
-    (kept,) = state.iterdir()
+    (kept,) = state.glob("host-*")
     copied = harness.directory / "copied" / "nodepass-orch"
     copied.mkdir(parents=True)
     file = harness.directory / "there" / first.file.name
@@ -517,49 +568,91 @@ def answer_to(broker: Mosquitto, recorder: BrokerRecorder, order: Mapping[str, A
     return recorder.wait_payload(f"edge-1/rsp/{order['id']}")
 
 
-def test_commands_are_executed_and_answered_or_refused_with_the_reason(
-    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
-) -> None:
-    recorder = BrokerRecorder(harness, broker)
-    daemon = hosts.up("edge-1", broker, hosts.server)
-    boot = recorder.wait_payload("edge-1/status")["boot"]
-    recorder.wait_payload("edge-1/t/web/state", lambda word: word["state"] == "waiting")
-    order = {"v": 1, "op": "stop", "target": "web"}
-    done = answer_to(broker, recorder, {**order, "id": "1", "boot": boot, "exp": time.time() + 300})
+@dataclass(frozen=True)
+class CommandedHost:
+    """A host whose tunnel ``web`` waits for its client, and what is published."""
+
+    broker: Mosquitto
+    recorder: BrokerRecorder
+    daemon: Daemon
+
+    def answer(self, number: str, op: str, *options: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401  of a command
+        """The answer to a command with this id."""
+        return answer_to(self.broker, self.recorder, {"v": 1, "id": number, "op": op, **fields}, *options)
+
+
+@pytest.fixture(scope="module")
+def commanded(tmp_path_factory: pytest.TempPathFactory) -> Generator[CommandedHost]:
+    """One host for the tests of commands. A test that changes the tunnel or the file restores them."""
+    with running_harness(tmp_path_factory.mktemp("commanded")) as harness:
+        broker = harness.close_at_end(Mosquitto(harness.directory / "broker"))
+        recorder, hosts = BrokerRecorder(harness, broker), Hosts(harness)
+        daemon = hosts.up("edge-1", broker, hosts.server)
+        recorder.wait_payload("edge-1/t/web/state", lambda word: word["state"] == "waiting", within=15)
+        yield CommandedHost(broker, recorder, daemon)
+
+
+def test_a_command_is_executed_and_answered(commanded: CommandedHost) -> None:
+    boot = commanded.recorder.payloads("edge-1/status")[-1]["boot"]
+    done = commanded.answer("stop-1", "stop", target="web", boot=boot, exp=time.time() + 300)
     assert (done["ok"], done["error"], done["result"]["name"]) == (True, None, "web")
-    daemon.wait_state("stopped", name="web")
-    recorder.wait_payload("edge-1/t/web/state", lambda word: word["state"] == "stopped")
-    refusals: list[tuple[dict[str, Any], str]] = [
-        ({"id": "1"}, "came before"),
+    commanded.daemon.wait_state("stopped", name="web")
+    commanded.recorder.wait_payload("edge-1/t/web/state", lambda word: word["state"] == "stopped")
+    assert commanded.answer("start-1", "start", target="*")["ok"]
+    commanded.daemon.wait_state("waiting", name="web")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
         ({"boot": "another"}, "another run"),
-        ({"exp": time.time() - 1}, "expired"),
+        ({"exp": 1_700_000_000}, "expired"),
         ({"op": "toggle"}, "unknown op"),
         ({"target": "nobody"}, "no tunnel is named 'nobody'"),
         ({"target": None}, "needs a target"),
-    ]
-    for number, (change, why) in enumerate(refusals, start=2):
-        refused = {**order, "op": "start", "id": str(number), **change}
-        publish(broker, "edge-1/cmd", refused)
-        answer = recorder.wait_payload(f"edge-1/rsp/{refused['id']}", lambda word: not word["ok"])
-        assert why in answer["error"]
-    for malformed, why in (("{ no json", "not a JSON object"), ('{"v": 1, "op": "stop"}', "id is not")):
-        publish(broker, "edge-1/cmd", malformed)
-        answer = recorder.wait_payload("edge-1/rsp/malformed", lambda word, why=why: why in word["error"])  # type: ignore[misc]
-        assert (answer["ok"], answer["id"]) == (False, None)
-    old = answer_to(broker, recorder, {**order, "id": "old", "op": "start"}, "-r")
-    assert "retained" in old["error"]
-    wait_until(lambda: "edge-1/cmd" not in retained(broker), within=5, what="the retained command is cleared")
-    assert daemon.tunnel("web")["state"] == "stopped"
-    assert answer_to(broker, recorder, {"v": 1, "id": "all", "op": "start", "target": "*"})["ok"]
-    daemon.wait_state("waiting", name="web")
-    reloaded = answer_to(broker, recorder, {"v": 1, "id": "re", "op": "reload"})
-    assert reloaded["result"]["results"]["web"]["action"] == "unchanged"
-    daemon.file.write_text("version: 2\n")
-    wrong = answer_to(broker, recorder, {"v": 1, "id": "re2", "op": "reload"})
-    assert not wrong["ok"]
-    assert f"{daemon.file.name}:1:" in wrong["error"]
-    cleared = [text for _, topic, text in recorder.messages() if topic == f"{TREE}/edge-1/cmd" and not text]
+    ],
+)
+def test_a_wrong_command_is_refused_with_the_reason(commanded: CommandedHost, change: dict[str, Any], why: str) -> None:
+    order = {"op": "stop", "target": "web", **change}
+    refused = commanded.answer(f"wrong-{abs(hash(why))}", **order)
+    assert not refused["ok"]
+    assert why in refused["error"]
+    assert commanded.daemon.tunnel("web")["state"] == "waiting"
+
+
+def test_a_command_that_came_before_is_refused(commanded: CommandedHost) -> None:
+    assert commanded.answer("twice", "reload")["ok"]
+    publish(commanded.broker, "edge-1/cmd", {"v": 1, "id": "twice", "op": "stop", "target": "web"})
+    refused = commanded.recorder.wait_payload("edge-1/rsp/twice", lambda word: not word["ok"])
+    assert "came before" in refused["error"]
+    assert commanded.daemon.tunnel("web")["state"] == "waiting"
+
+
+@pytest.mark.parametrize(("text", "why"), [("{ no json", "not a JSON object"), ('{"v": 1, "op": "stop"}', "id is not")])
+def test_a_malformed_command_is_answered_without_an_id(commanded: CommandedHost, text: str, why: str) -> None:
+    publish(commanded.broker, "edge-1/cmd", text)
+    answer = commanded.recorder.wait_payload("edge-1/rsp/malformed", lambda word: why in word["error"])
+    assert (answer["ok"], answer["id"]) == (False, None)
+
+
+def test_a_retained_command_is_refused_and_cleared_once(commanded: CommandedHost) -> None:
+    assert "retained" in commanded.answer("old", "stop", "-r", target="web")["error"]
+    wait_until(lambda: "edge-1/cmd" not in retained(commanded.broker), within=5, what="the command is cleared")
+    assert commanded.answer("next", "reload")["ok"]
+    cleared = [text for _, topic, text in commanded.recorder.messages() if topic == f"{TREE}/edge-1/cmd" and not text]
     assert len(cleared) == 1, "the host does not answer the message that clears the topic"
+    assert commanded.daemon.tunnel("web")["state"] == "waiting"
+
+
+def test_a_reload_is_answered_with_its_results_or_with_the_fault(commanded: CommandedHost) -> None:
+    valid = commanded.daemon.file.read_text()
+    assert commanded.answer("re", "reload")["result"]["results"]["web"]["action"] == "unchanged"
+    commanded.daemon.file.write_text("version: 2\n")
+    wrong = commanded.answer("re2", "reload")
+    assert not wrong["ok"]
+    assert f"{commanded.daemon.file.name}:1:" in wrong["error"]
+    commanded.daemon.file.write_text(valid)
+    assert commanded.answer("re3", "reload")["ok"]
 
 
 def test_a_command_retained_while_the_host_was_offline_is_refused(

@@ -440,7 +440,7 @@ def test_an_included_file_is_applied_on_every_change(harness: ProcessHarness, pa
     with visitors(two):
         number = house.generation
         inner.write_text(document(one.entries()))
-        house.applied(number + 1, within=2 + PROMPT)  # the directory itself is new
+        house.applied(number + 1, within=2 + PROMPT)  # the watcher must notice the new directory first
         house.is_up()
         one.target = harness.start_target()
         inner.write_text(document(one.entries()))

@@ -216,7 +216,7 @@ def test_a_supervisor_that_hangs_affects_no_visitor_and_no_worker(harness: Proce
     wait_until(lambda: visitors.served > 50, within=10, what="there is traffic")
     pids = house.workers
     house.daemon.signal(signal.SIGSTOP)
-    time.sleep(FREEZE)  # the freeze itself
+    time.sleep(FREEZE)  # how long the supervisor is frozen
     served = visitors.served
     wait_until(lambda: visitors.served > served + 50, within=10, what="traffic goes on without the supervisor")
     house.daemon.signal(signal.SIGCONT)

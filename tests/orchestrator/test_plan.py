@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,61 +131,56 @@ def written(folder: Path, text: str) -> Manifest:
     return load(file, {})
 
 
-def test_a_plan_describes_each_kind_of_change(tmp_path: Path) -> None:
-    old = written(
+def plan_between(folder: Path, old: str, new: str) -> dict[str, Any]:
+    """Return the plan, as JSON, between two lists of tunnels."""
+    before, after = (written(folder, f"version: 1\ntunnels:\n{tunnels}") for tunnels in (old, new))
+    return dict(diff_manifests(before, after).as_json())
+
+
+def test_a_plan_lists_added_and_removed_tunnels(tmp_path: Path) -> None:
+    plan = plan_between(
         tmp_path,
-        """
-version: 1
-tunnels:
-  a: {url: "server://127.0.0.1:1001/127.0.0.1:80", key: one, tags: [prod, eu]}
-  b: {url: "server://127.0.0.1:1002/127.0.0.1:80?mode=forward", log: info}
-  c: server://127.0.0.1:1003/127.0.0.1:83
-  gone: server://127.0.0.1:1004/127.0.0.1:84
-""",
+        "  gone: server://127.0.0.1:1004/127.0.0.1:84\n",
+        "  come: server://127.0.0.1:1005/127.0.0.1:85\n",
     )
-    new = written(
+    nothing = {"restart": [], "change": [], "unchanged": 0, "warnings": []}
+    assert plan == {"add": ["come"], "remove": ["gone"], **nothing}
+
+
+def test_a_plan_describes_what_a_restarted_tunnel_changes(tmp_path: Path) -> None:
+    plan = plan_between(
         tmp_path,
+        '  a: {url: "server://127.0.0.1:1001/127.0.0.1:80", key: one, tags: [prod, eu]}\n',
+        '  a: {url: "server://127.0.0.1:2001/127.0.0.1:81?data_port=tunnel", key: two}\n',
+    )
+    changes = [
+        "tunnel address: 127.0.0.1:1001 → 127.0.0.1:2001",
+        "target address: 127.0.0.1:80 → 127.0.0.1:81",
+        "key: changed",
+        "data_port: random → tunnel",
+        "tags: [prod, eu] → []",
+    ]
+    assert plan["restart"] == [{"name": "a", "changes": changes}]
+    assert (plan["change"], plan["unchanged"]) == ([], 0)
+
+
+def test_a_plan_describes_what_changes_live(tmp_path: Path) -> None:
+    plan = plan_between(
+        tmp_path,
+        '  b: {url: "server://127.0.0.1:1002/127.0.0.1:80?mode=forward", log: info}\n'
+        "  c: server://127.0.0.1:1003/127.0.0.1:83\n",
         """
-version: 1
-tunnels:
-  a: {url: "server://127.0.0.1:2001/127.0.0.1:81?data_port=tunnel", key: two}
   b:
     url: server://127.0.0.1:1002/127.0.0.1:80?mode=forward&log=debug
     max_pool_capacity: 1024
     report_interval: 1s
   c: {url: "server://127.0.0.1:1003/127.0.0.1:83", enabled: false}
-  come: server://127.0.0.1:1005/127.0.0.1:85
 """,
     )
-    assert diff_manifests(old, new).as_json() == {
-        "add": ["come"],
-        "remove": ["gone"],
-        "restart": [
-            {
-                "name": "a",
-                "changes": [
-                    "tunnel address: 127.0.0.1:1001 → 127.0.0.1:2001",
-                    "target address: 127.0.0.1:80 → 127.0.0.1:81",
-                    "key: changed",
-                    "data_port: random → tunnel",
-                    "tags: [prod, eu] → []",
-                ],
-            }
-        ],
-        "change": [
-            {
-                "name": "b",
-                "changes": [
-                    "log: info → debug",
-                    "max_pool_capacity: 1024, now set explicitly",
-                    "report_interval: 5s → 1s",
-                ],
-            },
-            {"name": "c", "changes": ["enabled: true → false"]},
-        ],
-        "unchanged": 0,
-        "warnings": [],
-    }
+    changes = ["log: info → debug", "max_pool_capacity: 1024, now set explicitly", "report_interval: 5s → 1s"]
+    disabled = {"name": "c", "changes": ["enabled: true → false"]}
+    assert plan["change"] == [{"name": "b", "changes": changes}, disabled]
+    assert (plan["restart"], plan["unchanged"]) == ([], 0)
 
 
 def test_a_setting_that_needs_a_restart_of_the_daemon_is_a_warning(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class ForgedHost:
         self.publish(f"t/{quote(name, safe='')}/state", payload.as_json())
 
     def publish_event(self, text: str, tunnel: str = "web") -> None:
-        """Publish an event."""
+        """Publish an event of this host, which is not retained."""
         event = {"ts": self.ts, "tunnel": tunnel, "level": "info", "kind": "state", "text": text}
         self.publish("event", {**event, "boot": self._run.boot}, retain=False)
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -155,11 +155,12 @@ class Daemon(Command):
         return status
 
     def tunnel(self, name: str = "t") -> dict[str, Any]:
-        """Return the status of one tunnel, or a made-up state as long as the daemon does not answer."""
+        """Return the status of one tunnel, or a made-up state while the daemon does not answer or has not added it."""
         try:
-            return next(tunnel for tunnel in self.status()["tunnels"] if tunnel["name"] == name)
+            tunnels = self.status()["tunnels"]
         except OSError:
             return {"state": "not answering"}
+        return next((tunnel for tunnel in tunnels if tunnel["name"] == name), {"state": "not listed"})
 
     def wait_state(self, state: str, *, within: float = 5.0, name: str = "t") -> dict[str, Any]:
         """Wait until a tunnel is in this state and return its status."""
@@ -307,3 +308,14 @@ class ProcessHarness:
     def _add(self, command: C) -> C:
         self.commands.append(command)
         return command
+
+
+@contextlib.contextmanager
+def running_harness(directory: Path) -> Generator[ProcessHarness]:
+    """Start processes and peers; at the end all of them are ended and no log shows a traceback."""
+    harness = ProcessHarness(directory)
+    try:
+        yield harness
+        harness.check_logs()
+    finally:
+        harness.close()

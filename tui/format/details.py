@@ -139,10 +139,7 @@ def _key(tunnel: Tunnel, _: float) -> str:
 
 def _pool(tunnel: Tunnel, _: float) -> str:
     pool = tunnel.pool
-    dialing = pool.get("dialing")  # only the client, which dials, knows
-    return f"{pool.get('min', NOTHING)} to {pool.get('max', NOTHING)}" + (
-        "" if dialing is None else f", {dialing} being dialled"
-    )
+    return f"{pool.get('min', NOTHING)} to {pool.get('max', NOTHING)}, {pool.get('dialing', 0)} being dialled"
 
 
 def _visitors(tunnel: Tunnel, _: float) -> str:
