@@ -9,18 +9,21 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from orchestrator.process.arguments import hide_keys_in_arguments
+
 
 def main(run_command: Callable[[Sequence[str]], int] | None = None) -> int:
     """Run the command line of this process. Returns the exit code.
 
     ``run_command`` runs a command; without it the commands of this package are available.
     """
+    arguments = sys.argv[1:]
+    hide_keys_in_arguments(arguments)
     # Ctrl-C during imports ends the process without a traceback; whatever runs longer installs its own handlers.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a text stream of the interpreter
-    arguments = sys.argv[1:]
     try:
         if arguments and "://" in arguments[0]:
             from orchestrator import single  # noqa: PLC0415  each path imports only what it needs

@@ -96,12 +96,12 @@ class ApiClient:
 
     def tunnel(self, name: str) -> TunnelDetailsJson:
         """Return one element of its ``tunnels`` with the settings and their places in the file."""
-        return self._request(TunnelDetailsJson, "GET", f"/v1/tunnels/{quote(name, safe='')}")
+        return self._request(TunnelDetailsJson, "GET", f"/v1/tunnels/{_quote(name)}")
 
     def command(self, verb: str, name: str, timeout_s: float | None = None) -> CommandResultJson:
         """Send start, stop, restart, drain or retry; ``timeout_s`` limits the drain."""
         body = {} if timeout_s is None else {"timeout": timeout_s}
-        return self._request(CommandResultJson, "POST", f"/v1/tunnels/{quote(name, safe='')}/{verb}", body)
+        return self._request(CommandResultJson, "POST", f"/v1/tunnels/{_quote(name)}/{verb}", body)
 
     def plan(self) -> PlanJson:
         """Return what a reload would change."""
@@ -114,9 +114,8 @@ class ApiClient:
     def logs(self, names: Iterable[str], count: int, level: str, *, follow: bool) -> Iterator[EventJson]:
         """Yield the last events of some tunnels (none: all); with ``follow`` each new one, until the daemon ends."""
         query = [*(("tunnel", name) for name in names), ("n", count), ("level", level), ("follow", _flag(value=follow))]
-        if follow:
-            return self._stream(f"/v1/logs?{urlencode(query)}")
-        return iter(self._request(EventsJson, "GET", f"/v1/logs?{urlencode(query)}")["lines"])
+        path = f"/v1/logs?{urlencode(query, errors='surrogateescape')}"
+        return self._stream(path) if follow else iter(self._request(EventsJson, "GET", path)["lines"])
 
     def events(self, count: int, *, follow: bool) -> Iterator[EventJson]:
         """Yield the last state changes, reloads and commands; with ``follow`` each new one, until the daemon ends."""
@@ -252,6 +251,10 @@ def _parse_answer(_: type[Answer], response: http.client.HTTPResponse) -> Answer
     if response.status >= 400:
         raise RequestRefusedError(str(answer.get("detail") or answer.get("title") or response.reason))
     return cast("Answer", answer)
+
+
+def _quote(name: str) -> str:
+    return quote(name, safe="", errors="surrogateescape")  # an argument of the command line may be any bytes
 
 
 def _flag(*, value: bool) -> str:

@@ -7,11 +7,10 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.process.arguments import hide_keys_in_arguments, mask_url
 from orchestrator.process.logformat import LogWriter
 from orchestrator.process.setup import (
     handle_stop_signals,
-    hide_keys_in_arguments,
-    mask_url,
     prepare_serving_process,
     print_message,
     run_event_loop,
@@ -85,6 +84,8 @@ async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
         warnings.append(
             "the tunnel is open: anyone who finds its port may use it; write a key before the address, KEY@"
         )
+    if spec.key is not None and spec.key.is_weak:
+        warnings.append("the key is weak: it can be found by trial; make one with nodepass-orch keygen")
     for text in warnings:
         sink(Event(ts=time.time(), tunnel=name, level=LogLevel.WARN, kind=EventKind.START, text=text))
     runner = TunnelRunner(

@@ -15,15 +15,21 @@ class TunnelCommand:
     """One line for help texts and for the description of the API."""
     takes_timeout: bool
     """Whether it drains the tunnel, and so takes a limit for the drain in seconds."""
+    is_end: bool = False
+    """Whether it stops a tunnel. The others, given to all tunnels, leave out those with ``enabled: false``."""
 
 
 TUNNEL_COMMANDS: Final = {
     command.name: command
     for command in (
         TunnelCommand("start", "Start stopped tunnels.", takes_timeout=False),
-        TunnelCommand("stop", "Stop tunnels; their visitors may finish within SHUTDOWN_TIMEOUT.", takes_timeout=True),
+        TunnelCommand(
+            "stop", "Stop tunnels; their visitors may finish within SHUTDOWN_TIMEOUT.", takes_timeout=True, is_end=True
+        ),
         TunnelCommand("restart", "Drain tunnels, then start them again.", takes_timeout=True),
-        TunnelCommand("drain", "Stop tunnels; their visitors may finish within drain_timeout.", takes_timeout=True),
+        TunnelCommand(
+            "drain", "Stop tunnels; their visitors may finish within drain_timeout.", takes_timeout=True, is_end=True
+        ),
         TunnelCommand("retry", "End the cooldown of tunnels: make the next attempt now.", takes_timeout=False),
     )
 }

@@ -74,7 +74,7 @@ class SimulatedTunnels:
     """Invented tunnels with the part of the supervisor's interface that status readers and commands use."""
 
     generation = 1
-    is_ready = True
+    is_started = True
 
     def __init__(self, host: int, hosts: int, count: int, busy: float) -> None:
         self.bus = EventBus()

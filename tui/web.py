@@ -12,6 +12,7 @@ from aiohttp import web
 from textual_serve.server import Server
 
 from orchestrator.process.setup import print_message
+from tunnel.model.address import Address
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -68,7 +69,8 @@ def require_token(token: str) -> Callable[..., Awaitable[web.StreamResponse]]:
         if origin is not None and origin.partition("://")[2] != request.host:
             return web.Response(status=403, text="Requests from other origins are rejected.\n")
         if _is_equal(request.query.get("token"), token):
-            answer = web.Response(status=302, headers={"Location": request.path})  # removes it from the address bar
+            # Removes the token from the address bar. A path of the request might name another host, as in //host.
+            answer = web.Response(status=302, headers={"Location": "/"})
             answer.set_cookie(cookie, token, httponly=True, samesite="Strict")
             return answer
         if not _is_equal(request.cookies.get(cookie), token):
@@ -82,7 +84,7 @@ def require_token(token: str) -> Callable[..., Awaitable[web.StreamResponse]]:
 
 
 def _is_equal(given: str | None, token: str) -> bool:
-    return given is not None and hmac.compare_digest(given.encode(), token.encode())
+    return given is not None and hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode())
 
 
 def serve(command: str, host: str, port: int, token: str) -> int:
@@ -90,5 +92,10 @@ def serve(command: str, host: str, port: int, token: str) -> int:
     if not port:
         with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             port = probe.getsockname()[1]
+    if not Address(host, port).is_loopback:
+        print_message(
+            f"warning: the page and its token are sent unencrypted to any host that can reach {Address(host, port)}; "
+            "listen on 127.0.0.1 behind a proxy with TLS, or use ssh -L"
+        )
     _TokenServer(command, host, port, token).serve()
     return 0

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _CONTEXT: Final = web.AppKey("context", ApiContext)
 _MAX_BODY_BYTES: Final = 64 << 10
+_ANY_NAME: Final = "{name:[^/]+}"  # a slash in a name arrives encoded; aiohttp's own ``{name}`` excludes braces too
 
 ERROR_STATUSES: Final[Mapping[type[Exception], HTTPStatus]] = {
     ParameterError: HTTPStatus.BAD_REQUEST,
@@ -60,10 +61,11 @@ def _application(
     app[_CONTEXT] = context
     app.on_shutdown.append(_close_streams)
     for route in routes:
+        path = route.path.replace("{name}", _ANY_NAME)
         if route.method == "GET":
-            app.router.add_get(route.path, _checked(route), allow_head=route.is_monitoring)
+            app.router.add_get(path, _checked(route), allow_head=route.is_monitoring)
         else:
-            app.router.add_route(route.method, route.path, _checked(route))
+            app.router.add_route(route.method, path, _checked(route))
     return app
 
 

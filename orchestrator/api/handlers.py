@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from aiohttp import web
 
 from orchestrator.api import metrics, parameters, stream
+from orchestrator.json_text import json_text
 from orchestrator.supervisor.event_bus import HISTORY_KINDS, SUPERVISOR
 from orchestrator.supervisor.registry import UnknownTunnelError
 
@@ -66,15 +66,13 @@ class ApiRequest:
 
 def json_response(data: object, status: int = HTTPStatus.OK) -> web.Response:
     """Return an answer of type ``application/json``."""
-    return web.json_response(
-        data, status=status, dumps=lambda value: json.dumps(value, ensure_ascii=False, default=str)
-    )
+    return web.json_response(data, status=status, dumps=json_text)
 
 
 def problem_response(status: int, detail: str) -> web.Response:
     """Return an error as RFC 9457 defines it."""
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": int(status), "detail": detail}
-    return web.json_response(body, status=status, content_type="application/problem+json")
+    return web.json_response(body, status=status, content_type="application/problem+json", dumps=json_text)
 
 
 async def get_status(request: ApiRequest) -> web.StreamResponse:
@@ -87,6 +85,11 @@ async def watch_status(request: ApiRequest) -> web.StreamResponse:
     interval_s = request.get(parameters.INTERVAL)
     context = request.context
     return await stream.watch_status(request.http, context.control, interval_s, context.subscriptions, context.limits)
+
+
+async def list_tunnels(request: ApiRequest) -> web.StreamResponse:
+    """Answer all tunnels, as they are in the status."""
+    return json_response({"tunnels": (await request.control.status())["tunnels"]})
 
 
 async def get_tunnel(request: ApiRequest) -> web.StreamResponse:
@@ -162,7 +165,7 @@ async def get_liveness(_: ApiRequest) -> web.StreamResponse:
 
 
 async def get_readiness(request: ApiRequest) -> web.StreamResponse:
-    """Answer the readiness probe: 503 until all enabled tunnels are started."""
+    """Answer the readiness probe: 503 until no tunnel is ``starting``, and while the daemon ends."""
     if request.control.supervisor.is_ready:
         return web.Response(text="ready\n")
     return problem_response(HTTPStatus.SERVICE_UNAVAILABLE, "the tunnels are starting or draining")

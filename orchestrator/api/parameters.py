@@ -13,6 +13,7 @@ from typing import Final, Generic, TypeVar
 
 from orchestrator.errors import OrchestratorError
 from tunnel.model.errors import did_you_mean
+from tunnel.model.option_types import parse_natural
 from tunnel.model.spec import LogLevel
 
 Schema = Mapping[str, object]
@@ -92,10 +93,10 @@ def count_parameter(default: int) -> Parameter[int]:
     """Return the parameter ``n``, a maximum number of lines."""
 
     def parse(values: Sequence[str]) -> int:
-        text = values[0]
-        if not (text.isascii() and text.isdigit() and int(text[:9]) <= MAX_LINES):
-            raise ParameterError(f"n: {text[:40]!r} is not a whole number from 0 to {MAX_LINES}")
-        return int(text)
+        count = parse_natural(values[0])
+        if count is None or count > MAX_LINES:
+            raise ParameterError(f"n: {values[0][:40]!r} is not a whole number from 0 to {MAX_LINES}")
+        return count
 
     schema = {"type": "integer", "minimum": 0, "maximum": MAX_LINES, "default": default}
     return Parameter("n", "Maximum number of events.", schema, default, parse)
@@ -154,7 +155,7 @@ TUNNELS: Final[Parameter[frozenset[str]]] = Parameter(
 LOG_COUNT: Final = count_parameter(200)
 EVENT_COUNT: Final = count_parameter(100)
 FOLLOW_LOGS: Final = follow_parameter(default=False)
-FOLLOW_EVENTS: Final = follow_parameter(default=True)
+FOLLOW_EVENTS: Final = follow_parameter(default=False)
 
 
 def _parse_timeout(value: object) -> float | None:

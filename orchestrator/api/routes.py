@@ -26,6 +26,7 @@ from orchestrator.status.json_types import (
     ShutdownJson,
     StatusJson,
     TunnelDetailsJson,
+    TunnelsJson,
 )
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS, TunnelCommand
 
@@ -92,6 +93,10 @@ ROUTES: Final = (
         parameters=(parameters.INTERVAL,),
     ),
     Route(
+        "GET", "/v1/tunnels", handlers.list_tunnels, "All tunnels, in the order of the file.",
+        Answer("The tunnels, as in the status.", TunnelsJson),
+    ),
+    Route(
         "GET", "/v1/tunnels/{name}", handlers.get_tunnel, "One tunnel with its settings and their places in the file.",
         Answer("The tunnel.", TunnelDetailsJson), errors=(_NOT_FOUND,),
     ),
@@ -123,8 +128,9 @@ ROUTES: Final = (
         is_monitoring=True,
     ),
     Route(
-        "GET", "/readyz", handlers.get_readiness, "Readiness probe: all enabled tunnels are started.",
-        Answer("They are.", text=True), errors=(HTTPStatus.SERVICE_UNAVAILABLE,), is_monitoring=True,
+        "GET", "/readyz", handlers.get_readiness, "Readiness probe: every tunnel has left the state `starting`.",
+
+        Answer("The tunnels are started.", text=True), errors=(HTTPStatus.SERVICE_UNAVAILABLE,), is_monitoring=True,
     ),
     Route(
         "GET", "/metrics", handlers.get_metrics, "Prometheus metrics.", Answer("The metrics.", text=True),

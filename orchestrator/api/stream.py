@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from aiohttp import web
 
+from orchestrator.json_text import json_text
 from orchestrator.status.store import encode_delta
 from orchestrator.supervisor.event_bus import is_noteworthy
 from orchestrator.supervisor.reload import RELOAD_EVENT
@@ -126,9 +126,7 @@ class SseResponse:
 
     async def send(self, frames: Iterable[tuple[str, object]]) -> None:
         """Send frames (kind, data), or a heartbeat if there are none and it is due. Raises ConnectionError."""
-        text = "".join(
-            f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False, default=str)}\n\n" for kind, data in frames
-        )
+        text = "".join(f"event: {kind}\ndata: {json_text(data)}\n\n" for kind, data in frames)
         if not text and time.monotonic() - self._last_sent_at < self._limits.heartbeat_interval_s - 0.01:
             return
         async with asyncio.timeout(self._limits.write_timeout_s):

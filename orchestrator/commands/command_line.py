@@ -10,7 +10,7 @@ import click
 
 from orchestrator.commands import control, fleet, local
 from orchestrator.commands.common import EXIT_FAILED, EXIT_USAGE, CommandGroup, DashboardLauncher
-from orchestrator.process.setup import hide_keys_in_arguments, print_message, program_version
+from orchestrator.process.setup import print_message, program_version
 
 COMMANDS: Final = (*local.COMMANDS, *control.COMMANDS, fleet.fleet)
 """The commands of this package; ``tui.cli`` adds its own."""
@@ -40,7 +40,6 @@ def run(
 
     With a launcher, ``up`` and ``demo`` open the dashboard on a terminal.
     """
-    hide_keys_in_arguments(arguments)
     root = build_command_line(commands)
     try:
         code: Any = root.main(list(arguments), prog_name="nodepass-orch", standalone_mode=False, obj=launcher)

@@ -16,7 +16,8 @@ from click.shell_completion import CompletionItem
 
 from orchestrator.client import ANSWER_TIMEOUT_S, ApiClient, NoDaemonError, RequestRefusedError
 from orchestrator.process import daemon_lock, socket_paths
-from orchestrator.process.setup import mask_url, print_message
+from orchestrator.process.arguments import mask_url
+from orchestrator.process.setup import print_message
 from orchestrator.process.terminal_text import dump_json_line
 from tunnel.model.errors import did_you_mean
 from tunnel.model.spec import LogLevel
@@ -142,15 +143,27 @@ def select_tunnels(tunnels: Sequence[TunnelJson], names: Sequence[str]) -> list[
 
     A name without a match ends the command.
     """
+    present = [tunnel["name"] for tunnel in tunnels]
+    selected: set[str] = set()
     for name in names:
-        if not any(_matches(tunnel["name"], name) for tunnel in tunnels):
-            hint = did_you_mean(name, [tunnel["name"] for tunnel in tunnels])
-            exit_with_error(EXIT_FAILED, f"no tunnel is named {name!r}{hint}")
-    return [t for t in tunnels if not names or any(_matches(t["name"], name) for name in names)]
+        matching = matching_names(present, name)
+        if not matching:
+            exit_with_error(EXIT_FAILED, f"no tunnel is named {name!r}{did_you_mean(name, present)}")
+        selected.update(matching)
+    return [tunnel for tunnel in tunnels if not names or tunnel["name"] in selected]
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
+def is_as_wanted(tunnel: TunnelJson) -> bool:
+    """Whether a tunnel is up, or is not enabled in the file (hosts of version 0.1 do not publish that)."""
+    return tunnel["state"] == "up" or not tunnel.get("enabled", True)
+
+
+def matching_names(names: Sequence[str], pattern: str) -> list[str]:
+    """Return the names that a pattern matches; a name that equals the pattern is the only one.
+
+    So a tunnel named ``web[1]`` can be selected, although the pattern matches ``web1``.
+    """
+    return [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
 
 
 def complete_names(ctx: click.Context, _: click.Parameter, prefix: str) -> list[CompletionItem]:

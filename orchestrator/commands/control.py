@@ -24,10 +24,12 @@ from orchestrator.commands.common import (
     exit_on_api_error,
     exit_with_error,
     file_option,
+    is_as_wanted,
     is_color_enabled,
     is_pattern,
     json_option,
     make_client,
+    matching_names,
     names_argument,
     print_json,
     select_tunnels,
@@ -38,6 +40,7 @@ from orchestrator.process.setup import print_message
 from orchestrator.state_display import STATE_COLORS
 from orchestrator.table import format_table
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS, TunnelCommand
+from tunnel.model.state import STATES, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
 _WATCH_INTERVAL_S: Final = 1.0  # of ``ps --watch``
 _MAX_LINES: Final = 10_000
+_ALL: Final = (", except those with enabled: false", "")
 _CURSOR_HOME, _CLEAR_TO_LINE_END, _CLEAR_TO_SCREEN_END = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
@@ -56,7 +60,7 @@ _CURSOR_HOME, _CLEAR_TO_LINE_END, _CLEAR_TO_SCREEN_END = "\x1b[H", "\x1b[K", "\x
 @socket_option
 @file_option
 def ps(*, names: tuple[str, ...], as_json: bool, watch: bool, socket: Path | None, file: Path) -> int:
-    """List the tunnels; NAME may be a pattern like edge-*. Exit code 3 if one of them is not up."""
+    """List the tunnels; NAME may be a pattern like edge-*. Exit code 3 if an enabled one is not up."""
     with exit_on_api_error():
         client = make_client(socket, file)
         while True:
@@ -67,7 +71,7 @@ def ps(*, names: tuple[str, ...], as_json: bool, watch: bool, socket: Path | Non
             else:
                 _print_status(status, is_screen=watch and sys.stdout.isatty())
             if not watch:
-                return 0 if all(tunnel["state"] == "up" for tunnel in status["tunnels"]) else EXIT_NOT_UP
+                return 0 if all(map(is_as_wanted, status["tunnels"])) else EXIT_NOT_UP
             sys.stdout.flush()
             time.sleep(_WATCH_INTERVAL_S)
 
@@ -113,8 +117,10 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
             exit_with_error(EXIT_USAGE, f"name the tunnels or use --all: nodepass-orch {command.name} NAME…")
         with exit_on_api_error():
             client = make_client(socket, file)
-            selected = [tunnel["name"] for tunnel in select_tunnels(client.status()["tunnels"], names)]
-            replies = [_send_command(client, command.name, name, timeout) for name in selected]
+            selected = select_tunnels(client.status()["tunnels"], names)
+            if everything:
+                selected = [tunnel for tunnel in selected if tunnel["enabled"] or _ends_running(command, tunnel)]
+            replies = [_send_command(client, command.name, tunnel["name"], timeout) for tunnel in selected]
         is_success = all(reply.ok for reply in replies)
         if as_json:
             print_json({"ok": is_success, "results": [asdict(reply) for reply in replies]})
@@ -125,7 +131,7 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
 
     decorators: list[Callable[[Any], Any]] = [
         names_argument,
-        click.option("--all", "everything", is_flag=True, help="All tunnels."),
+        click.option("--all", "everything", is_flag=True, help=f"All tunnels{_ALL[command.is_end]}."),
         json_option,
         socket_option,
         file_option,
@@ -134,6 +140,10 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
     for decorate in reversed(decorators):
         send_to_tunnels = decorate(send_to_tunnels)
     return click.command(command.name, help=f"{command.summary} NAME may be a pattern like edge-*.")(send_to_tunnels)
+
+
+def _ends_running(command: TunnelCommand, tunnel: TunnelJson) -> bool:
+    return command.is_end and not STATES[State(tunnel["state"])].is_ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,11 +274,13 @@ def logs(
     """Print the last lines of the log, of all tunnels or of some; NAME may be a pattern like edge-*."""
     with exit_on_api_error():
         client = make_client(socket, file)
-        exact = [name for name in names if not is_pattern(name)]  # the log may have lines of removed tunnels
-        patterns = [name for name in names if is_pattern(name)]
-        if patterns:
-            exact += [tunnel["name"] for tunnel in select_tunnels(client.status()["tunnels"], patterns)]
-        _print_events(client.logs(exact, count, level.lower(), follow=follow), as_json=as_json)
+        selected = [name for name in names if not is_pattern(name)]  # the log may have lines of removed tunnels
+        if len(selected) < len(names):
+            present = [tunnel["name"] for tunnel in client.status()["tunnels"]]
+            for pattern in names:
+                if is_pattern(pattern):
+                    selected += matching_names(present, pattern) or [pattern]
+        _print_events(client.logs(selected, count, level.lower(), follow=follow), as_json=as_json)
         if follow:
             print_message("the daemon has ended")
     return 0

@@ -20,7 +20,9 @@ from orchestrator.commands.common import (
     EXIT_USAGE,
     CommandGroup,
     exit_with_error,
+    is_as_wanted,
     json_option,
+    matching_names,
     parse_duration_option,
     print_json,
 )
@@ -114,7 +116,7 @@ def _run_with_reader(broker: Broker, work: Callable[[FleetReader], Coroutine[Any
 def ps(*, names: tuple[str, ...], as_json: bool, routes: bool, **broker: Any) -> int:  # noqa: ANN401  as in broker_at
     """List the tunnels of all hosts, or of some; names may be patterns like edge-*.
 
-    Exit 3 if a host is gone or silent, or a tunnel is not up.
+    Exit 3 if a host is gone or silent, or an enabled tunnel is not up.
     """
 
     async def list_tunnels(reader: FleetReader) -> int:
@@ -126,7 +128,7 @@ def ps(*, names: tuple[str, ...], as_json: bool, routes: bool, **broker: Any) ->
             print_json({"hosts": hosts})
         else:
             _print_hosts(hosts)
-        is_good = all(h["presence"] == "online" and all(t["state"] == "up" for t in h["tunnels"]) for h in hosts)
+        is_good = all(h["presence"] == "online" and all(map(is_as_wanted, h["tunnels"])) for h in hosts)
         return 0 if is_good else EXIT_NOT_UP
 
     return _run_with_reader(broker_at(**broker), list_tunnels)
@@ -177,10 +179,7 @@ def _resolve_targets(found: Fleet, name: str) -> list[_Target]:
     if not slash:
         return [_Target(host.name) for host in hosts]
     targets = [
-        _Target(host.name, name)
-        for host in hosts
-        for name in host.tunnel_names()
-        if _matches_pattern(name, tunnel_pattern)
+        _Target(host.name, name) for host in hosts for name in matching_names(host.tunnel_names(), tunnel_pattern)
     ]
     if not targets:
         known = sorted({name for host in hosts for name in host.tunnel_names()})

@@ -30,8 +30,9 @@ from orchestrator.commands.common import (
     socket_option,
 )
 from orchestrator.process import socket_paths
+from orchestrator.process.arguments import mask_url
 from orchestrator.process.logformat import printable
-from orchestrator.process.setup import mask_url, prepare_serving_process, print_message, run_event_loop
+from orchestrator.process.setup import prepare_serving_process, print_message, run_event_loop
 from orchestrator.process.terminal_text import printable_lines
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel

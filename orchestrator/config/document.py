@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from orchestrator.config.faults import ConfigError, Fault, Place
+from orchestrator.config.faults import MAX_FAULTS, TOO_MANY_FAULTS, ConfigError, Fault, Place
+from orchestrator.config.variables import VariableBudget, VariableError, substitute
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
         index: int
 
 
+MAX_NODES: Final = 200_000
+"""Nodes of a configuration with every alias expanded, all its files together."""
+
 _MAX_DEPTH: Final = 32
-_MAX_MERGED_KEYS: Final = 100_000
 _MAX_QUOTED_LENGTH: Final = 60
 _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
 _SCALAR_TAGS: Final = frozenset(
@@ -35,7 +38,6 @@ _SCALAR_TAGS: Final = frozenset(
 )
 _COLLECTION_TAGS: Final = frozenset({None, "!", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
-_VARIABLE: Final = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}|\$\{")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster if PyYAML was built with libyaml
 
 
@@ -45,6 +47,8 @@ class ScalarNode:
 
     place: Place
     value: str | None
+    written: str = ""
+    """the text before the substitution: what a message may quote, because a variable may hold a secret"""
     is_literal: bool = False
     """whether the characters of the value are those of the file, in sequence, from ``place`` on"""
     is_faulty: bool = False
@@ -54,6 +58,11 @@ class ScalarNode:
     def text(self) -> str:
         """The value, empty if nothing is written."""
         return self.value or ""
+
+    @property
+    def is_substituted(self) -> bool:
+        """Whether the value is not the text that the file contains."""
+        return self.value is not None and self.value != self.written
 
     def place_at(self, offset: int) -> Place:
         """Return the place of one character of the value, or of the start if the value is not literal."""
@@ -93,11 +102,21 @@ def is_empty(node: Node | None) -> bool:
     return node is None or (isinstance(node, ScalarNode) and node.value is None and not node.is_faulty)
 
 
-def quote(text: str) -> str:
-    """Return a text of the file as a message quotes it: in quotes, short, and without what may be a key."""
-    if "://" in text:
-        text = re.sub(r"://.*@", "://***@", text, flags=re.DOTALL)
-    return repr(text if len(text) <= _MAX_QUOTED_LENGTH else text[: _MAX_QUOTED_LENGTH - 1] + "…")
+def quote(text: str | ScalarNode) -> str:
+    """Return a text as a message quotes it: as the file contains it, in quotes, short, without what may be a key."""
+    shown = text.written if isinstance(text, ScalarNode) else text
+    if "://" in shown:
+        shown = re.sub(r"://.*@", "://***@", shown, flags=re.DOTALL)
+    return repr(shown if len(shown) <= _MAX_QUOTED_LENGTH else shown[: _MAX_QUOTED_LENGTH - 1] + "…")
+
+
+@dataclass(slots=True)
+class DocumentLimits:
+    """What the files of one configuration may still use, and the warnings that their texts gave."""
+
+    nodes: int = MAX_NODES
+    variables: VariableBudget = field(default_factory=VariableBudget)
+    warnings: list[Fault] = field(default_factory=list)
 
 
 def decode_text(path: Path, data: bytes) -> str:
@@ -122,19 +141,30 @@ def _index(mark: _Mark | None) -> int:
     return mark.index if mark else 0
 
 
-def parse_document(path: Path, text: str, environ: Mapping[str, str], faults: list[Fault]) -> Node | None:
-    """Return the tree of a file with one YAML document, or None if it is empty.
+def parse_document(
+    path: Path, text: str, environ: Mapping[str, str], faults: list[Fault], limits: DocumentLimits | None = None
+) -> Node | None:
+    """Return the tree of a file with one YAML document, or None if it is empty. ``limits`` is shared by several files.
 
     Duplicate keys, unknown variables and similar faults are added to ``faults`` and parsing continues. Raises
     ConfigError if the text is not YAML.
     """
-    composer = _Composer(path, text, environ, faults)
+    composer = _Composer(path, text, environ, faults, limits or DocumentLimits())
     try:
         return composer.compose()
     except yaml.MarkedYAMLError as error:
         raise ConfigError([*faults, composer.syntax_fault(error)]) from None
     except yaml.YAMLError as error:
         raise ConfigError([*faults, Fault(Place(path), f"this is not YAML: {error}")]) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchored:
+    """The node of an anchor, and what an alias of it adds."""
+
+    node: Node
+    nodes: int
+    height: int
 
 
 @dataclass(slots=True)
@@ -145,10 +175,12 @@ class _Composer:
     text: str
     environ: Mapping[str, str]
     faults: list[Fault]
+    limits: DocumentLimits
     events: Iterator[yaml.Event] = field(init=False)
-    anchors: dict[str, Node | None] = field(default_factory=dict)
+    anchors: dict[str, _Anchored | None] = field(default_factory=dict)
     """None for an anchor whose node is still being composed"""
-    merged_keys: int = 0
+    deepest: int = 0
+    """the deepest level of the node that is being composed"""
 
     def __post_init__(self) -> None:
         self.events = iter(yaml.parse(self.text, Loader=_LOADER))
@@ -166,34 +198,48 @@ class _Composer:
 
     def _compose_node(self, event: yaml.Event, depth: int) -> Node:
         if isinstance(event, yaml.AliasEvent):
-            return self._resolve_alias(event)
-        if depth > _MAX_DEPTH:
-            raise self._stop(event, f"this is nested deeper than {_MAX_DEPTH} levels; flatten it")
+            return self._resolve_alias(event, depth)
+        self._enter(event, 1, depth)
         anchor = event.anchor if isinstance(event, yaml.NodeEvent) else None
-        if anchor:
-            self.anchors[anchor] = None
-        node: Node
-        match event:
-            case yaml.ScalarEvent():
-                node = self._compose_scalar(event)
-            case yaml.MappingStartEvent():
-                node = self._compose_mapping(event, depth)
-            case yaml.SequenceStartEvent():
-                node = self._compose_sequence(event, depth)
-            case _:
-                raise self._stop(event, "a value is expected here")
-        if anchor:
-            self.anchors[anchor] = node
+        if not anchor:
+            return self._compose_content(event, depth)
+        self.anchors[anchor] = None
+        left, outer_depth, self.deepest = self.limits.nodes, self.deepest, depth
+        node = self._compose_content(event, depth)
+        self.anchors[anchor] = _Anchored(node, left - self.limits.nodes + 1, self.deepest - depth)
+        self.deepest = max(self.deepest, outer_depth)
         return node
 
-    def _resolve_alias(self, event: yaml.AliasEvent) -> Node:
+    def _compose_content(self, event: yaml.Event, depth: int) -> Node:
+        match event:
+            case yaml.ScalarEvent():
+                return self._compose_scalar(event)
+            case yaml.MappingStartEvent():
+                return self._compose_mapping(event, depth)
+            case yaml.SequenceStartEvent():
+                return self._compose_sequence(event, depth)
+        raise self._stop(event, "a value is expected here")
+
+    def _enter(self, event: yaml.Event, nodes: int, depth: int) -> None:
+        """Count nodes whose deepest one is at a level. Raises ConfigError if they are too many or too deep."""
+        self.deepest = max(self.deepest, depth)
+        if depth > _MAX_DEPTH:
+            raise self._stop(event, f"this is nested deeper than {_MAX_DEPTH} levels; flatten it")
+        self.limits.nodes -= nodes
+        if self.limits.nodes < 0:
+            message = f"with its aliases the configuration has more than {MAX_NODES} values; use fewer aliases or files"
+            raise self._stop(event, message)
+
+    def _resolve_alias(self, event: yaml.AliasEvent, depth: int) -> Node:
         anchor = event.anchor or ""
+        shown = anchor[:_MAX_QUOTED_LENGTH]
         if anchor not in self.anchors:
-            raise self._stop(event, f"no anchor &{anchor} is defined before this alias")
-        node = self.anchors[anchor]
-        if node is None:
-            raise self._stop(event, f"the alias *{anchor} is inside the node that it refers to")
-        return node
+            raise self._stop(event, f"no anchor &{shown} is defined before this alias")
+        found = self.anchors[anchor]
+        if found is None:
+            raise self._stop(event, f"the alias *{shown} is inside the node that it refers to")
+        self._enter(event, found.nodes, depth + found.height)
+        return found.node
 
     def _compose_scalar(self, event: yaml.ScalarEvent) -> ScalarNode:
         self._check_tag(event, event.tag, _SCALAR_TAGS)
@@ -207,30 +253,19 @@ class _Composer:
         is_literal = found >= 0 and value == raw and "\n" not in self.text[start:found]
         if is_literal:
             place = Place(place.path, place.line, place.column + found - start)
-        return ScalarNode(place, value, is_literal, is_faulty)
+        return ScalarNode(place, value, raw, is_literal, is_faulty)
 
     def _substitute_variables(self, event: yaml.ScalarEvent, raw: str) -> tuple[str, bool]:
         """Return the text with its variables replaced, and whether a fault was reported."""
-        is_faulty = False
-
-        def replace(match: re.Match[str]) -> str:
-            nonlocal is_faulty
-            name, default = match[1], match[3]
-            if match[0] == "$$":
-                return "$"
-            if name is None:
-                is_faulty = True
-                self._report(event, "this ${ is not ${NAME} or ${NAME:-default}; write $${ for a dollar and a brace")
-                return ""
-            value = self.environ.get(name)
-            if default is not None:
-                return value or default
-            if value is None:
-                is_faulty = True
-                self._report(event, f"the environment variable {name} is not set; set it or write ${{{name}:-default}}")
-            return value or ""
-
-        return _VARIABLE.sub(replace, raw), is_faulty
+        try:
+            found = substitute(raw, self.environ, self.limits.variables)
+        except VariableError as error:
+            self._report(event, str(error))
+            return "", True
+        if found.bare_dollars and len(self.limits.warnings) < MAX_FAULTS:
+            text = "this $ is not replaced: a variable is written ${NAME}, and a dollar $$"
+            self.limits.warnings.append(Fault(self._place(event), text))
+        return found.value, False
 
     def _compose_sequence(self, event: yaml.SequenceStartEvent, depth: int) -> SequenceNode:
         self._check_tag(event, event.tag, _COLLECTION_TAGS)
@@ -247,13 +282,15 @@ class _Composer:
             is_plain = isinstance(inner, yaml.ScalarEvent) and not inner.style
             key = self._compose_node(inner, depth + 1)
             value = self._compose_node(next(self.events), depth + 1)
+            if len(self.faults) > MAX_FAULTS:
+                raise self._stop(inner, TOO_MANY_FAULTS)
             if not isinstance(key, ScalarNode) or key.value is None:
                 self.faults.append(Fault(key.place, "a key must be a text; quote it"))
             elif key.value == "<<" and is_plain:
                 merges.append((key, value))
             elif key.value in items:
                 first = items[key.value][0].place.line
-                message = f"duplicate key {quote(key.value)} (first defined in line {first}); remove one"
+                message = f"duplicate key {quote(key)} (first defined in line {first}); remove one"
                 self.faults.append(Fault(key.place, message))
             elif not key.is_faulty:
                 items[key.value] = key, value
@@ -266,10 +303,6 @@ class _Composer:
             if not isinstance(mapping, MappingNode):
                 self.faults.append(Fault(key.place, "<<: takes an alias of a mapping, or a list of such aliases"))
                 continue
-            self.merged_keys += len(mapping.items)
-            if self.merged_keys > _MAX_MERGED_KEYS:
-                message = f"the aliases of this file expand to more than {_MAX_MERGED_KEYS} keys; use fewer"
-                raise ConfigError([*self.faults, Fault(key.place, message)])
             for name, item in mapping.items.items():
                 items.setdefault(name, item)
 
@@ -282,6 +315,8 @@ class _Composer:
         return Place(self.path, mark.line + 1, mark.column + 1) if mark else Place(self.path)
 
     def _report(self, event: yaml.Event, message: str) -> None:
+        if len(self.faults) > MAX_FAULTS:
+            raise self._stop(event, TOO_MANY_FAULTS)
         self.faults.append(Fault(self._place(event), message))
 
     def _stop(self, event: yaml.Event, message: str) -> ConfigError:
@@ -293,9 +328,10 @@ class _Composer:
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         lines = self.text.split("\n")
         hint = ""
-        if mark and "${" in lines[min(mark.line, len(lines) - 1)]:
-            hint = '; inside { } or [ ] put a value with ${…} in "quotes"'
-        elif error.problem and "\\t" in error.problem:
+        written = lines[min(line, len(lines)) - 1]
+        if "\t" in written[:column]:
             hint = "; indent with blanks, not with tabs"
+        elif "${" in written:
+            hint = '; inside { } or [ ] put a value with ${…} in "quotes"'
         what = ", ".join(part for part in (error.problem, error.context) if part)
         return Fault(Place(self.path, line, column), f"this is not YAML: {what}{hint}")

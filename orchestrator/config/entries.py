@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.config.advice import SecretPlaces, is_secret_file
 from orchestrator.config.document import MappingNode, Node, ScalarNode, SequenceNode, is_empty, quote
-from orchestrator.config.faults import Fault, Place
+from orchestrator.config.faults import MAX_FAULTS, Fault, Place
 from orchestrator.config.file_set import hash_bytes, read_file
 from orchestrator.config.manifest import Entry, OptionOrigin
 from orchestrator.config.schema_parts import MAX_NAME_LENGTH, parse_bool
-from tunnel.model.errors import OptionError, UrlError, did_you_mean
+from tunnel.model.errors import InvalidValueError, OptionError, UrlError, did_you_mean
+from tunnel.model.option_types import FileType
 from tunnel.model.options import (
     ENVIRONMENT_SOURCE,
     OPTION_NAMES,
@@ -43,6 +46,11 @@ _ORIGIN_LABELS: Final = {
     LOG_LEVEL_SOURCE: "command line",
     ENVIRONMENT_SOURCE: "environment",
 }
+_NO_KEY: Final = (
+    "the tunnel has no key, and other hosts can reach it; give both ends one (key: ${NAME} or key_file:), "
+    "or write auth: open"
+)
+_TLS_FILES: Final = tuple(name for name, option in OPTIONS.items() if option.is_file and not option.is_secret)
 _DEFAULTS_LABEL: Final = "defaults"  # all other sources are defaults of some file
 
 
@@ -52,8 +60,14 @@ class LocatedLayer:
 
     layer: OptionLayer
     places: Mapping[str, Place] = field(default_factory=dict)
+    written: Mapping[str, str] = field(default_factory=dict)
+    """the quoted text of each value that has variables: a message must not show the value itself"""
     files: frozenset[Path] = frozenset()
     """the files that the options name, readable or not"""
+
+    def describe(self, name: str, error: InvalidValueError) -> str:
+        """Return what is wrong with the value of an option, in the words of the file."""
+        return error.quoting(self.written[name]) if name in self.written else str(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +81,17 @@ class EntryContext:
     """the directory at which relative file names start"""
     named_files: set[Path]
     """collects every file that an entry names"""
+    secrets: SecretPlaces
 
 
 def check_keys(mapping: MappingNode, known: tuple[str, ...], where: str, faults: list[Fault]) -> None:
     """Report every unknown key."""
     for key, _ in mapping:
         if key.text not in known:
+            if len(faults) > MAX_FAULTS:
+                break
             hint = did_you_mean(key.text, known) or f"; known are {', '.join(known)}"
-            faults.append(Fault(key.place, f"unknown key {quote(key.text)} in {where}{hint}"))
+            faults.append(Fault(key.place, f"unknown key {quote(key)} in {where}{hint}"))
 
 
 def read_scalar(node: Node, what: str, faults: list[Fault]) -> ScalarNode | None:
@@ -109,19 +126,20 @@ def read_layer(mapping: MappingNode, source: str, base: Path, faults: list[Fault
         if key.text in DEFAULT_KEYS and (scalar := read_scalar(node, key.text, faults))
     }
     values = {name: scalar.text for name, scalar in scalars.items()}
-    return _valid_options(
-        OptionLayer(source, values, base), {name: scalar.place for name, scalar in scalars.items()}, faults
-    )
+    places = {name: scalar.place for name, scalar in scalars.items()}
+    written = {name: quote(scalar) for name, scalar in scalars.items() if scalar.is_substituted}
+    return _valid_options(LocatedLayer(OptionLayer(source, values, base), places, written), faults)
 
 
-def _valid_options(layer: OptionLayer, places: Mapping[str, Place], faults: list[Fault]) -> LocatedLayer:
+def _valid_options(located: LocatedLayer, faults: list[Fault]) -> LocatedLayer:
     """Keep the options that are valid on their own, so that one fault does not hide another."""
+    layer = located.layer
     valid: dict[str, object] = {}
     for name, value in layer.values.items():
         try:
             layer.parse(name)
         except OptionError as error:
-            faults.append(Fault(places[name], f"{name}: {error}"))
+            faults.append(Fault(located.places[name], f"{name}: {located.describe(name, error)}"))
         else:
             valid[name] = value
     files = frozenset(
@@ -129,7 +147,16 @@ def _valid_options(layer: OptionLayer, places: Mapping[str, Place], faults: list
         for name, value in layer.values.items()
         if OPTIONS[name].is_file
     )
-    return LocatedLayer(replace(layer, values=valid), places, files)
+    return replace(located, layer=replace(layer, values=valid), files=files)
+
+
+def note_secrets(located: LocatedLayer, secrets: SecretPlaces) -> None:
+    """Note the key that a layer contains, and the files of secrets that it names."""
+    for name, value in located.layer.values.items():
+        if is_secret_file(name):
+            secrets.add_file(FileType().parse(value, located.layer.base), located.places[name])
+        elif name == "key" and name not in located.written:
+            secrets.add_literal_key(located.places[name])
 
 
 def read_entry(name: ScalarNode, node: Node, context: EntryContext, faults: list[Fault]) -> Entry | None:
@@ -161,9 +188,13 @@ class _EntryParser:
         scalar, url = located
         layers = (self._url_layer(scalar, url), own, *self.context.defaults)
         self.context.named_files.update(*(layer.files for layer in layers[:2]))
+        self._check_auth(url, layers[0], own)
+        self._note_secrets(scalar, url, layers[0], own)
         spec = None if self.faults else self._build_spec(scalar, url, layers)
         if spec is None:
             return None
+        if spec.is_exposed:
+            self.faults.append(Fault(scalar.place, _NO_KEY))
         return Entry(
             name=self.name.text,
             spec=spec,
@@ -217,7 +248,7 @@ class _EntryParser:
         try:
             return scalar, parse_url(scalar.text)
         except UrlError as error:
-            self.faults.append(Fault(scalar.place_at(error.offset), str(error)))
+            self._report_url(scalar, error)
             return None
 
     def _url_layer(self, scalar: ScalarNode, url: TunnelUrl) -> LocatedLayer:
@@ -226,21 +257,46 @@ class _EntryParser:
             try:
                 check_url_options(replace(url, options=(option,)))
             except UrlError as error:
-                self.faults.append(Fault(scalar.place_at(error.offset), str(error)))
+                self._report_url(scalar, error)
         values = {option.name: option.value for option in url.options if option.name in OPTION_NAMES}
         places = {option.name: scalar.place_at(option.offset) for option in url.options}
         if url.key and "key_file" in values:
             self.faults.append(Fault(places["key_file"], "the URL has a key and a key_file; keep one"))
-        return _valid_options(OptionLayer(LOCATED_URL_SOURCE, values, self.context.base), places, self.faults)
+        written = {name: _written_option(scalar, name) for name in values} if scalar.is_substituted else {}
+        layer = OptionLayer(LOCATED_URL_SOURCE, values, self.context.base)
+        return _valid_options(LocatedLayer(layer, places, written), self.faults)
+
+    def _report_url(self, scalar: ScalarNode, error: UrlError) -> None:
+        message = str(error)
+        if scalar.is_substituted and error.quoted:
+            message = f"{error.quoting('…')}; the URL is written {quote(scalar)}"
+        self.faults.append(Fault(scalar.place_at(error.offset), message))
+
+    def _check_auth(self, url: TunnelUrl, of_url: LocatedLayer, own: LocatedLayer) -> None:
+        """Report an entry whose URL has a key while the entry says ``auth: open``, or the other way round."""
+        url_has_key = bool(url.key) or of_url.layer.has_key
+        for says_open, has_key in ((of_url, url_has_key or own.layer.has_key), (own, url_has_key)):
+            if says_open.layer.is_open and has_key:
+                self.faults.append(Fault(says_open.places["auth"], "the entry has a key and auth: open; keep one"))
+
+    def _note_secrets(self, scalar: ScalarNode, url: TunnelUrl, of_url: LocatedLayer, own: LocatedLayer) -> None:
+        note_secrets(of_url, self.context.secrets)
+        note_secrets(own, self.context.secrets)
+        if url.key and not scalar.is_substituted:
+            self.context.secrets.add_literal_key(scalar.place)
+        if (url.key or of_url.layer.has_key) and own.layer.has_key:
+            name = "key" if "key" in own.layer.values else "key_file"
+            self.context.secrets.unused_keys.append(own.places[name])
 
     def _build_spec(self, scalar: ScalarNode, url: TunnelUrl, layers: tuple[LocatedLayer, ...]) -> TunnelSpec | None:
         try:
             return make_spec(replace(url, options=()), [layer.layer for layer in layers], self.context.environ)
         except UrlError as error:
-            self.faults.append(Fault(scalar.place, str(error)))
+            self._report_url(scalar, UrlError(error.message, 0, *error.quoted))  # offsets of the URL are gone
         except OptionError as error:
             named = [layer for layer in layers if layer.layer.source == error.source]
-            self._report(error.name, str(error), scalar, named, f" (from {error.source})")
+            message = next((layer.describe(error.name, error) for layer in named), str(error))
+            self._report(error.name, message, scalar, named, f" (from {error.source})")
         return None
 
     def _hash_files(self, spec: TunnelSpec, scalar: ScalarNode, layers: tuple[LocatedLayer, ...]) -> dict[str, str]:
@@ -254,7 +310,8 @@ class _EntryParser:
             try:
                 digests[option.name] = hash_bytes(read_file(path))
             except OSError as error:
-                self._report(option.name, f"cannot read {path}: {error.strerror}", scalar, layers, "")
+                message = f"cannot read {path}: {error.strerror}"
+                self._report(option.name, _hide_names(message, spec, layers), scalar, layers, "")
             else:
                 readable.add(path)
         self._check_certificates(spec, readable, scalar, layers)
@@ -272,12 +329,27 @@ class _EntryParser:
             if spec.tls_ca is not None and spec.tls_ca in readable:
                 verifying_context(spec.tls_ca)
         except TlsError as error:
-            self._report(name, str(error), scalar, layers, "")
+            self._report(name, _hide_names(str(error), spec, layers), scalar, layers, "")
 
     def _report(self, name: str, message: str, scalar: ScalarNode, layers: Iterable[LocatedLayer], remark: str) -> None:
         """Report a fault where one of the layers names the option, or at the URL with a remark."""
         place = next((layer.places[name] for layer in layers if name in layer.places), None)
         self.faults.append(Fault(place or scalar.place, f"{name}: {message}{'' if place else remark}"))
+
+
+def _written_option(scalar: ScalarNode, name: str) -> str:
+    """Return the value of an option as the file's URL contains it, or dots if a variable brought the option itself."""
+    found = re.search(rf"[?&]{re.escape(name)}=([^&@]*)(?:&|$)", scalar.written)
+    return quote(found[1]) if found else "…"
+
+
+def _hide_names(message: str, spec: TunnelSpec, layers: Iterable[LocatedLayer]) -> str:
+    """Return a message with the names of files as the file writes them: a secret may be in the wrong option."""
+    for name in _TLS_FILES:
+        layer = next((layer for layer in layers if name in layer.layer.values), None)
+        if layer and name in layer.written:
+            message = message.replace(str(OPTIONS[name].read(spec)), layer.written[name])
+    return message
 
 
 def _origins(layers: tuple[LocatedLayer, ...], environ: Mapping[str, str]) -> dict[str, OptionOrigin]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.errors import OrchestratorError
 
@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.config.file_set import FileSet
+
+
+MAX_FAULTS: Final = 200
+"""A configuration with more faults is not checked further: aliases can repeat one fault a million times."""
+TOO_MANY_FAULTS: Final = f"there are more than {MAX_FAULTS} faults; what follows here is not checked"
 
 
 @dataclass(frozen=True, slots=True, order=True)

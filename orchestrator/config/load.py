@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 
+from orchestrator.config.advice import SecretPlaces, advise
 from orchestrator.config.document import (
+    DocumentLimits,
     MappingNode,
     Node,
     ScalarNode,
@@ -27,12 +30,13 @@ from orchestrator.config.entries import (
     EntryContext,
     LocatedLayer,
     check_keys,
+    note_secrets,
     read_entry,
     read_layer,
     read_scalar,
     read_scalars,
 )
-from orchestrator.config.faults import ConfigError, Fault, Place
+from orchestrator.config.faults import MAX_FAULTS, TOO_MANY_FAULTS, ConfigError, Fault, Place
 from orchestrator.config.file_set import (
     MISSING,
     FileSet,
@@ -45,7 +49,7 @@ from orchestrator.config.file_set import (
 from orchestrator.config.manifest import Entry, Manifest, addresses_conflict, listen_addresses
 from orchestrator.config.schema_parts import VERSION
 from orchestrator.config.supervisor_settings import ApiSettings, MqttSettings, SupervisorSettings
-from tunnel.model.errors import OptionError, did_you_mean
+from tunnel.model.errors import InvalidValueError, OptionError, did_you_mean
 from tunnel.model.files import FileError
 from tunnel.model.options import OPTIONS, OptionLayer, environment_layer
 
@@ -57,6 +61,8 @@ if TYPE_CHECKING:
 FILE_KEYS: Final = ("version", "supervisor", "defaults", "include", "tunnels")
 INCLUDED_KEYS: Final = ("version", "defaults", "tunnels")
 
+_SECTION_FILES: Final = {"token_file": True, "password_file": True, "cert_key": True, "ca": False, "cert": False}
+"""The keys that name files in the ``supervisor:`` section, and whether the file holds a secret."""
 _MAX_INCLUDED_FILES: Final = 1000
 _SECTION_MODELS: Final[dict[tuple[str, ...], type[BaseModel]]] = {
     (): SupervisorSettings,
@@ -90,6 +96,8 @@ class _Loader:
     files: dict[Path, str] = field(default_factory=dict)
     patterns: tuple[str, ...] = ()
     named_files: set[Path] = field(default_factory=set)
+    limits: DocumentLimits = field(default_factory=DocumentLimits)
+    secrets: SecretPlaces = field(default_factory=SecretPlaces)
     names: dict[str, Place] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list)
 
@@ -113,7 +121,7 @@ class _Loader:
             path=self.path,
             supervisor=supervisor,
             entries=tuple(self.entries),
-            warnings=tuple(_warnings(self.entries)),
+            warnings=tuple(sorted({*self.limits.warnings, *advise(self.path, self.entries, self.secrets)})),
             sources=self.sources(),
             reload=reload,
         )
@@ -147,12 +155,9 @@ class _Loader:
         if data is None:
             return None
         try:
-            root = parse_document(path, decode_text(path, data), self.environ, self.faults)
+            root = parse_document(path, decode_text(path, data), self.environ, self.faults, self.limits)
         except ConfigError as error:
             self.faults.extend(error.faults)
-            return None
-        except RecursionError:
-            self._report(Place(path), "the file is nested too deep")
             return None
         if root is None:
             self._report(Place(path), f"the file is empty; {_EXAMPLE}")
@@ -179,7 +184,7 @@ class _Loader:
         if node is None:
             self._report(root.place, f"version: is missing; write version: {VERSION}")
         elif (scalar := read_scalar(node, "version", self.faults)) and scalar.value != VERSION:
-            self._report(scalar.place, f"version {quote(scalar.text)} is not supported; write version: {VERSION}")
+            self._report(scalar.place, f"version {quote(scalar)} is not supported; write version: {VERSION}")
 
     # --- the supervisor section -----------------------------------------------------------------------------------
 
@@ -191,11 +196,26 @@ class _Loader:
             self._report(node.place, "supervisor: takes a mapping")
             return SupervisorSettings()
         plain = self._to_plain(node, "supervisor", may_be_empty=("api", "mqtt"))
+        self._check_section_files(node)
         try:
             return SupervisorSettings.model_validate(plain, context={"base": self.path.parent})
         except ValidationError as error:
-            self.faults.extend(_section_fault(node, detail) for detail in error.errors())
+            self.faults.extend(
+                _section_fault(node, detail) for detail in error.errors(include_url=False)[: MAX_FAULTS + 1]
+            )
         return SupervisorSettings()
+
+    def _check_section_files(self, section: MappingNode) -> None:
+        """Note the files of secrets. Report a name with variables that names none: its reader would show the name."""
+        for key, node in section:
+            if isinstance(node, MappingNode):
+                self._check_section_files(node)
+            elif key.text in _SECTION_FILES and isinstance(node, ScalarNode) and node.value:
+                path = os.path.join(self.path.parent, os.path.expanduser(node.value))  # noqa: PTH111, PTH118  never raise
+                if _SECTION_FILES[key.text]:
+                    self.secrets.add_file(Path(path), node.place)
+                if node.is_substituted and not os.path.exists(path):  # noqa: PTH110  as above
+                    self._report(node.place, f"{key.text}: there is no file of the name that {quote(node)} stands for")
 
     def _to_plain(self, mapping: MappingNode, what: str, may_be_empty: tuple[str, ...] = ()) -> dict[str, PlainValue]:
         """Return the section as pydantic takes it: texts, dictionaries and lists; faulty values are left out."""
@@ -226,17 +246,21 @@ class _Loader:
         check_keys(node, DEFAULT_KEYS, "defaults", self.faults)
         layer = read_layer(node, source, node.place.path.parent, self.faults)
         self.named_files |= layer.files
+        note_secrets(layer, self.secrets)
         return (layer,)
 
     def _read_tunnels(self, root: MappingNode, layers: tuple[LocatedLayer, ...]) -> None:
         node = root.get("tunnels")
         if node is None or is_empty(node):
             return
-        context = EntryContext(layers, self.environ, root.place.path.parent, self.named_files)
+        context = EntryContext(layers, self.environ, root.place.path.parent, self.named_files, self.secrets)
         for name, item in self._named_items(node):
+            if len(self.faults) > MAX_FAULTS:
+                self._report(name.place, TOO_MANY_FAULTS)
+                break
             if name.value in self.names:
                 first = self.names[name.value]
-                self._report(name.place, f"duplicate tunnel name {quote(name.value)} (first defined at {first})")
+                self._report(name.place, f"duplicate tunnel name {quote(name)} (first defined at {first})")
                 continue
             self.names[name.text] = name.place
             if entry := read_entry(name, item, context, self.faults):
@@ -251,6 +275,8 @@ class _Loader:
             return []
         found: list[tuple[ScalarNode, Node]] = []
         for item in node.items:
+            if len(self.faults) > MAX_FAULTS:
+                break
             if not isinstance(item, MappingNode):
                 self._report(item.place, "an entry of a list is a mapping with name: and url:")
             elif "name" not in item.items:
@@ -266,8 +292,8 @@ class _Loader:
         """Return the files that ``include:`` names, each once, in the order of the patterns, then of the names."""
         for pattern in read_scalars(root.get("include"), "include", self.faults):
             self.patterns = (*self.patterns, pattern.text)
-            if not glob.has_magic(pattern.text) and not Path(resolve_pattern(self.path, pattern.text)).exists():
-                self._report(pattern.place, f"there is no file {quote(pattern.text)} to include")
+            if not glob.has_magic(pattern.text) and not os.path.exists(resolve_pattern(self.path, pattern.text)):  # noqa: PTH110  it never raises
+                self._report(pattern.place, f"there is no file {quote(pattern)} to include")
         found = match_includes(self.path, self.patterns)
         if len(found) > _MAX_INCLUDED_FILES:
             place = root.items["include"][0].place
@@ -305,16 +331,12 @@ class _Loader:
                 others.append((address, entry))
 
 
-def _warnings(entries: list[Entry]) -> list[Fault]:
-    text = "the tunnel is open: anyone who finds its port may use it; give both ends a key (nodepass-orch keygen)"
-    return [Fault(entry.origin, f"{quote(entry.name)}: {text}") for entry in entries if entry.spec.is_exposed]
-
-
 def _section_fault(section: MappingNode, detail: ErrorDetails) -> Fault:
     """Return an error of pydantic as a sentence at its place."""
     location = [str(part) for part in detail["loc"]]
     is_unknown = detail["type"] == "extra_forbidden"
     node: Node = section
+    key = ScalarNode(section.place, "")
     place = section.place
     for part in location:
         if not isinstance(node, MappingNode) or part not in node.items:
@@ -325,9 +347,12 @@ def _section_fault(section: MappingNode, detail: ErrorDetails) -> Fault:
     if is_unknown:
         known = tuple(_SECTION_MODELS[tuple(location[:-1])].model_fields)
         hint = did_you_mean(location[-1], known) or f"; known are {', '.join(known)}"
-        return Fault(place, f"unknown key {quote(location[-1])} in {parent}{hint}")
+        return Fault(place, f"unknown key {quote(key)} in {parent}{hint}")
     if detail["type"] == "missing":
         return Fault(place, f"{location[-1]}: is missing in {parent}")
     if detail["type"] == "value_error":
-        return Fault(place, f"{'.'.join(location)}: {detail['ctx']['error']}")
+        error = detail["ctx"]["error"]
+        if isinstance(error, InvalidValueError) and isinstance(node, ScalarNode) and node.is_substituted:
+            error = error.quoting(quote(node))
+        return Fault(place, f"{'.'.join(location)}: {error}")
     return Fault(place, f"{'.'.join(location)}: a mapping is expected here")

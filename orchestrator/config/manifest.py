@@ -29,6 +29,10 @@ class OptionOrigin:
     place: Place | None = None
 
 
+_STRONGEST: Final = ("URL", "entry", "command line", "defaults", "environment")
+"""The sources of options, the strongest first."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One tunnel of the file. Equal entries need the same engine, at whatever place of the file they are written."""
@@ -45,6 +49,12 @@ class Entry:
     """the place of its name"""
     origins: Mapping[str, OptionOrigin] = field(default_factory=dict, compare=False)
     """where the value of each option comes from, unless it is a built-in default"""
+
+    @property
+    def key_origin(self) -> OptionOrigin | None:
+        """Where the key comes from; None for a tunnel without one, and for a key in the URL."""
+        found = [self.origins[name] for name in ("key", "key_file") if name in self.origins]
+        return min(found, key=lambda origin: _STRONGEST.index(origin.source), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

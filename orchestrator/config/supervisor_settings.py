@@ -13,8 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, Wit
 
 from orchestrator.config.schema_parts import BOOLEAN, DURATION, MAX_NAME_LENGTH, integer, parse_bool
 from tunnel.model.address import Address, parse_address
-from tunnel.model.errors import UrlError
-from tunnel.model.option_types import ANY_SCALAR
+from tunnel.model.errors import InvalidValueError
+from tunnel.model.option_types import ANY_SCALAR, parse_natural
 from tunnel.model.times import parse_duration
 
 _MAX_WORKERS: Final = 256
@@ -32,16 +32,14 @@ def _parse_duration(value: object) -> float:
 
 def _parse_workers(value: object) -> int:
     text = _parse_text(value).strip()
-    if not (text.isascii() and text.isdigit() and int(text[:6]) <= _MAX_WORKERS):
-        raise ValueError(f"{text[:20]!r} is not a whole number from 0 to {_MAX_WORKERS}")
-    return int(text)
+    workers = parse_natural(text)
+    if workers is None or workers > _MAX_WORKERS:
+        raise InvalidValueError(f"{{}} is not a whole number from 0 to {_MAX_WORKERS}", repr(text[:20]))
+    return workers
 
 
 def _parse_address(value: object) -> Address:
-    try:
-        return parse_address(_parse_text(value))
-    except UrlError as error:
-        raise ValueError(str(error)) from None
+    return parse_address(_parse_text(value))
 
 
 def _parse_file(value: object, info: ValidationInfo) -> Path:
@@ -137,7 +135,7 @@ class MqttSettings(_Section):
         if self.password_file is not None and self.username is None:
             raise ValueError("password_file: needs username:")
         if self.cert is not None and self.url.startswith("mqtt:"):
-            raise ValueError(f"cert: needs TLS, and {self.url} has none; write mqtts://")
+            raise ValueError("cert: needs TLS, and the url has none; write mqtts://")
         return self
 
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from orchestrator.json_text import json_text
 from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.times import format_timestamp
@@ -37,8 +38,8 @@ def _line(moment: str, level: str, tunnel: str, text: str) -> str:
 
 def as_json(event: Event) -> str:
     """The event as a JSON object, always on one line."""
-    line = json.dumps(event.as_json(), ensure_ascii=False, default=str)
-    return line if line.isprintable() else json.dumps(event.as_json(), default=str)
+    line = json_text(event.as_json())
+    return line if line.isprintable() else json.dumps(json.loads(line))
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a process sets up at its start: signal handlers, limits, its line in the process list; and its messages."""
+"""What a process sets up at its start: signal handlers and limits; and its messages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import gc
 import resource
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from orchestrator.process.terminal_text import printable_lines
@@ -69,40 +68,6 @@ def handle_stop_signals(
         for number in handlers:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)  # everything is closed: a late Ctrl-C must not change the exit code
-
-
-def mask_url(text: str) -> str:
-    """A URL to show, however malformed: three stars in place of what may be a key."""
-    scheme, separator, rest = text.partition("://")
-    if "@" not in text:
-        return text
-    return f"{scheme if separator else '***'}{separator}***@{rest.rpartition('@')[2] if separator else ''}"
-
-
-def hide_keys_in_arguments(arguments: Sequence[str]) -> bool:
-    """Overwrite keys of URLs among this process's arguments, so that the process list does not show them.
-
-    Returns False where that was not possible. Linux keeps the arguments in the process's own memory.
-    """
-    with_keys = [a for a in arguments if mask_url(a) != a]
-    if not with_keys:
-        return True
-    try:
-        start, end = map(
-            int, Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[45:47]
-        )
-        with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
-            memory.seek(start)
-            line = memory.read(end - start)
-            for argument in with_keys:
-                old = b"\0" + argument.encode(errors="surrogateescape") + b"\0"
-                new = b"\0" + mask_url(argument).encode(errors="surrogateescape")
-                line = line.replace(old, new.ljust(len(old), b"\0"))
-            memory.seek(start)
-            memory.write(line)
-    except (OSError, ValueError):
-        return not Path("/proc/self/cmdline").exists()
-    return True
 
 
 def program_version() -> str:

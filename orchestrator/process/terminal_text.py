@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from orchestrator.json_text import json_text
 from orchestrator.process.logformat import printable
 
 
@@ -40,5 +41,5 @@ def _printable_value(value: object) -> object:
 
 def dump_json_line(value: object) -> str:
     """The JSON of a value on one line that a terminal can show: control characters are escaped, their value is kept."""
-    line = json.dumps(value, ensure_ascii=False, default=str)
-    return line if line.isprintable() else json.dumps(value, default=str)
+    line = json_text(value)
+    return line if line.isprintable() else json.dumps(json.loads(line))

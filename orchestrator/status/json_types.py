@@ -16,7 +16,7 @@ class PoolJson(TypedDict):
 
     idle: int
     capacity: int
-    dialing: int
+    dialing: int | None
     min: int
     max: int
 
@@ -70,6 +70,7 @@ class TunnelJson(TypedDict, total=False):
     auth: str
     data_tls: int
     tags: list[str]
+    enabled: bool
     worker: int
     pool: PoolJson
     signals: SignalsJson
@@ -96,7 +97,6 @@ class TunnelDetailsJson(TunnelJson, total=False):
 
     url: str
     where: str
-    enabled: bool
     settings: dict[str, SettingJson]
 
 
@@ -137,6 +137,12 @@ class DaemonJson(TypedDict, total=False):
 
 class StatusJson(DaemonJson, total=False):
     """The object of ``ps --json``."""
+
+    tunnels: list[TunnelJson]
+
+
+class TunnelsJson(TypedDict):
+    """The answer of ``GET /v1/tunnels``."""
 
     tunnels: list[TunnelJson]
 

@@ -153,7 +153,7 @@ class ControlService:
     def _check_commands_allowed(self) -> None:
         if self.read_only:
             raise ReadOnlyError
-        if not self.supervisor.is_ready:
+        if not self.supervisor.is_started:
             raise CommandConflictError("the tunnels are being started, or drained for the daemon's end")
 
 

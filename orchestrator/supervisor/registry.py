@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
+from functools import reduce
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.supervisor.runner import EngineFactory, TunnelRunner
+from orchestrator.supervisor.totals import NO_TOTALS, Totals, add_totals, read_totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -110,18 +112,26 @@ class TunnelRegistry:
 
     def facts(self, name: str) -> object:
         """What the tunnel's snapshot is made from, cheap to compare; None where there is no such tunnel."""
-        return tuple(runner.facts() for runner in self._runners_of(name)) or None
+        slot = self._slots.get(name)
+        is_enabled = slot is None or slot.entry.enabled
+        facts = [runner.facts() for runner in self._runners_of(name)]
+        return (is_enabled, *facts) if facts else None
 
     def snapshot(self, name: str) -> Snapshot:
-        """One tunnel now. Visitors of its former engines are visitors of the tunnel. Raises UnknownTunnelError."""
+        """One tunnel now. Visitors and counters of former engines are the tunnel's. Raises UnknownTunnelError."""
         runners = self._runners_of(name)
         if not runners:
             raise UnknownTunnelError(name)
         seen = runners[-1].snapshot()
-        active = sum(runner.snapshot().connections.active for runner in runners[:-1])
-        if not active:
+        slot = self._slots.get(name)
+        if slot is not None and not slot.entry.enabled:
+            seen = replace(seen, enabled=False)
+        if len(runners) == 1:
             return seen
-        return replace(seen, connections=replace(seen.connections, active=seen.connections.active + active))
+        former = [runner.snapshot() for runner in runners[:-1]]
+        active = seen.connections.active + sum(one.connections.active for one in former)
+        seen = add_totals(seen, reduce(Totals.plus, map(read_totals, former), NO_TOTALS))
+        return replace(seen, connections=replace(seen.connections, active=active))
 
     def _runners_of(self, name: str) -> list[TunnelRunner]:
         """The former runners of a tunnel that still drain, and its present one last."""
@@ -179,9 +189,13 @@ class TunnelRegistry:
         slot = self._slots.get(runner.name)
         if slot is not None and slot.runner is runner:
             del self._slots[runner.name]
+        elif slot is not None:
+            runner.set_former()
         runner.drain(timeout, reason)
         if runner.is_running:
             self._draining[runner] = asyncio.create_task(self._await_drained(runner))
+        else:
+            self._pass_totals_on(runner)
 
     def reorder(self, names: Iterable[str]) -> None:
         """Take over the order of the file."""
@@ -190,3 +204,9 @@ class TunnelRegistry:
     async def _await_drained(self, runner: TunnelRunner) -> None:
         await runner.wait()
         del self._draining[runner]
+        self._pass_totals_on(runner)
+
+    def _pass_totals_on(self, ended: TunnelRunner) -> None:
+        slot = self._slots.get(ended.name)
+        if slot is not None and slot.runner is not ended:
+            slot.runner.absorb_totals(ended)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from orchestrator.supervisor.crash_reports import describe_crash, restart_delay, short_traceback
+from orchestrator.supervisor.totals import NO_TOTALS, add_totals, read_totals, replace_totals
 from tunnel.model.events import Event, EventKind
 from tunnel.model.snapshot import BytesView, ConnectionsView, CooldownView, PoolView, RefusedView, SignalsView, Snapshot
 from tunnel.model.spec import LogLevel, TunnelSpec
@@ -162,6 +163,8 @@ class TunnelRunner:
         self._drain_reason = ""
         self._crashes_in_a_row = 0
         self._restarts = 0
+        self._totals = NO_TOTALS  # of the engines that have ended
+        self._is_former = False
         self._last_error: str | None = None
         self._last_error_at: str | None = None
 
@@ -179,7 +182,7 @@ class TunnelRunner:
 
     def snapshot(self) -> Snapshot:
         """The tunnel as it is now."""
-        seen = self._read_engine()
+        seen = add_totals(self._read_engine(), self._totals)
         if remaining := self._pause_remaining_s():
             seen = replace(seen, cooldown=replace(seen.cooldown, remaining_s=remaining))
         if self._last_error_at and self._last_error_at >= (seen.last_error_at or ""):
@@ -191,7 +194,7 @@ class TunnelRunner:
     def facts(self) -> object:
         """What ``snapshot`` is made from. Comparing it costs less than the copies that ``snapshot`` makes."""
         error = (self._last_error, self._last_error_at)
-        return (self._read_engine(), self._tags, self._restarts, error, self._pause_remaining_s())
+        return (self._read_engine(), self._totals, self._tags, self._restarts, error, self._pause_remaining_s())
 
     def _read_engine(self) -> Snapshot:
         if self._engine is None:
@@ -224,6 +227,14 @@ class TunnelRunner:
 
     def _replaceable_engine(self) -> EngineHandle | None:
         return None if self._state in _ENDING else self._engine
+
+    def absorb_totals(self, predecessor: TunnelRunner) -> None:
+        """Count what a former runner of this tunnel has counted; it must have ended."""
+        self._totals = self._totals.plus(read_totals(predecessor.snapshot()))
+
+    def set_former(self) -> None:
+        """Another runner serves the tunnel now: state changes of this one's engine are not those of the tunnel."""
+        self._is_former = True
 
     def update_spec(self, spec: TunnelSpec, tags: tuple[str, ...]) -> None:
         """Change what later engines are made from."""
@@ -354,8 +365,12 @@ class TunnelRunner:
         return self._engine_factory(self.name, self.spec, self._publish)
 
     def _publish(self, event: Event) -> None:
+        is_state = event.kind is EventKind.STATE
+        if self._is_former and is_state:
+            text = f"the former engine: {event.text}"
+            event = Event(ts=event.ts, tunnel=event.tunnel, level=event.level, kind=EventKind.RETIRED, text=text)
         self._sink(event)
-        if event.kind is EventKind.STATE:
+        if is_state:
             self._on_state_change()
 
     def _show_idle(self, seen: Snapshot, state: State) -> None:
@@ -364,10 +379,16 @@ class TunnelRunner:
         self._on_state_change()
 
     def _show_ended(self, last: Snapshot) -> None:
+        idle = self._keep_totals(last)
         if self._state in _ENDING:
-            self._show_idle(replace(last, reason=self._drain_reason), State.STOPPED)
+            self._show_idle(replace(idle, reason=self._drain_reason), State.STOPPED)
         else:
-            self._show_idle(last, State.FAILED if last.state is State.FAILED else State.STOPPED)
+            self._show_idle(idle, State.FAILED if last.state is State.FAILED else State.STOPPED)
+
+    def _keep_totals(self, last: Snapshot) -> Snapshot:
+        """Add the counters of an ended engine to those of its predecessors; its last snapshot without them."""
+        self._totals = self._totals.plus(read_totals(last))
+        return replace_totals(last, NO_TOTALS)
 
     def _record_crash(self, error: Exception) -> Exception:
         """Keep what can still be read from a crashed engine, and close it."""
@@ -375,9 +396,7 @@ class TunnelRunner:
         idle = stopped_snapshot(self.name, self.spec)
         if engine:
             with contextlib.suppress(Exception):  # it crashed: its last snapshot is a courtesy
-                last = engine.snapshot()
-                served = replace(last.connections, active=0)
-                idle = replace(idle, bytes=last.bytes, refused=last.refused, connections=served)
+                self._keep_totals(engine.snapshot())
             with contextlib.suppress(Exception):
                 engine.close()
         self._restarts += 1

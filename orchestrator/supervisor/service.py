@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.process.service_manager import Notifier
 from orchestrator.process.setup import handle_stop_signals
 from orchestrator.supervisor.crash_reports import describe_crash
+from orchestrator.supervisor.totals import count_visitors
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
@@ -39,7 +40,7 @@ class _ServiceReporter:
 
     def start_reload(self) -> None:
         """SIGHUP: read the file again."""
-        if self._supervisor.is_ready:
+        if self._supervisor.is_started:
             task = asyncio.create_task(self._reload())
             self._reloads.add(task)
             task.add_done_callback(self._reloads.discard)
@@ -81,7 +82,9 @@ class _ServiceReporter:
         await self._supervisor.refresh()
         snapshots = self._supervisor.store.snapshots()
         up = sum(seen.state is State.UP for seen in snapshots)
-        active = sum(seen.connections.active for seen in snapshots)
+        active = count_visitors(snapshots)
         is_ok = self._supervisor.config_status().ok
         fault = "" if is_ok else "; the file has a fault, the last good one is in force"
-        self._notifier.send_status(f"{up} of {len(snapshots)} tunnels up, {active} visitors{fault}")
+        self._notifier.send_status(
+            f"{up} of {len(snapshots)} tunnels up, {active} {'visitor' if active == 1 else 'visitors'}{fault}"
+        )

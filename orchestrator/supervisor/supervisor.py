@@ -11,9 +11,11 @@ from orchestrator.status.store import StatusStore, snapshot_store
 from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.registry import TunnelRegistry
 from orchestrator.supervisor.reload import Reloader
+from orchestrator.supervisor.totals import count_visitors
 from orchestrator.supervisor.tunnel_details import describe_tunnel
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
+from tunnel.model.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 CLOSE_TIMEOUT_S: Final = 2.0
 """How long engines have to end once everything of them is closed."""
 
+READY_TIMEOUT_S: Final = 60.0
+"""How long the report to the service manager waits for tunnels that are starting, such as by a slow name server."""
+
 
 class Supervisor:
     """Made and used inside a running event loop; ``run`` is its life."""
@@ -41,7 +46,8 @@ class Supervisor:
         self._registry = TunnelRegistry(manifest.entries, engine_factory=engine_factory, sink=self.bus.publish)
         self._reloader = Reloader(manifest, registry=self._registry, bus=self.bus)
         self._scanner = StatusScanner(self.store, self._registry)
-        self._ready = asyncio.Event()
+        self._started = asyncio.Event()
+        self._has_left_starting = False
         self._stopping = asyncio.Event()
         self._closed = asyncio.Event()
 
@@ -53,7 +59,7 @@ class Supervisor:
         self.bus.subscribe(self._mark_busy)
         with self.bus.subscribe_activity(self._scanner.schedule.mark):
             self._registry.start()
-            self._ready.set()
+            self._started.set()
             count = sum(entry.enabled for entry in entries)
             self.bus.emit(
                 LogLevel.INFO, EventKind.SUPERVISOR, f"{count} of {len(entries)} tunnels started", pid=os.getpid()
@@ -81,7 +87,11 @@ class Supervisor:
         """Drain every tunnel, each up to its SHUTDOWN_TIMEOUT or the file's ``drain_timeout``, and end."""
         if not self._stopping.is_set():
             active = self.count_visitors()
-            self.bus.emit(LogLevel.INFO, EventKind.SUPERVISOR, f"shutting down: {active} visitors may finish")
+            self.bus.emit(
+                LogLevel.INFO,
+                EventKind.SUPERVISOR,
+                f"shutting down: {active} {'visitor' if active == 1 else 'visitors'} may finish",
+            )
         self._stopping.set()
         self._registry.drain(self._drain_timeout, "shutting down")
 
@@ -92,17 +102,29 @@ class Supervisor:
         self._registry.close()
 
     async def wait_ready(self) -> None:
-        """Wait until every enabled tunnel has been started."""
-        await self._ready.wait()
+        """Wait until every enabled tunnel has bound its addresses or failed to, for READY_TIMEOUT_S at most."""
+        await self._started.wait()
+        await self._registry.wait_until(self._is_past_starting, READY_TIMEOUT_S)
 
     async def wait_stopping(self) -> None:
         """Wait until ``shutdown`` or ``close`` has been called."""
         await self._stopping.wait()
 
     @property
-    def is_ready(self) -> bool:
+    def is_started(self) -> bool:
         """Whether every enabled tunnel has been started, and none is being stopped for the end of the daemon."""
-        return self._ready.is_set() and not self._stopping.is_set()
+        return self._started.is_set() and not self._stopping.is_set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every tunnel has been ``starting`` and is so no more; later reloads and restarts change nothing."""
+        return self.is_started and self._is_past_starting()
+
+    def _is_past_starting(self) -> bool:
+        if not self._has_left_starting:
+            is_starting = any(seen.state is State.STARTING for seen in self.snapshots())
+            self._has_left_starting = self._stopping.is_set() or not is_starting
+        return self._has_left_starting
 
     # --- commands: all raise UnknownTunnelError -------------------------------------------------------------------
 
@@ -182,8 +204,8 @@ class Supervisor:
         return self._registry.snapshot(name)
 
     def count_visitors(self) -> int:
-        """The visitors that are connected now."""
-        return sum(seen.connections.active for seen in self.snapshots())
+        """The visitors that are connected now, also those of two tunnels that are both ends of one link: once."""
+        return count_visitors(self.snapshots())
 
     def details(self, name: str) -> TunnelDetailsJson:
         """One tunnel with its URL and settings. Raises UnknownTunnelError."""

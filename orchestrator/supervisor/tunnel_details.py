@@ -25,7 +25,6 @@ def describe_tunnel(seen: Snapshot, entry: Entry | None, base: Path) -> TunnelDe
     if entry is not None:
         details["url"] = entry.url
         details["where"] = _format_place(entry.origin, base)
-        details["enabled"] = entry.enabled
         details["settings"] = _describe_settings(entry, base)
     return details
 

@@ -67,7 +67,7 @@ class _Watcher:
         while not self.stop.is_set():
             try:
                 await self._watch(await run_in_file_thread(partial(_identify_directories, self._sources())))
-            except (OSError, RuntimeError) as error:  # of watchfiles: no watches left, no such directory
+            except (OSError, RuntimeError, UnicodeError) as error:  # of watchfiles: no watches left, odd directory
                 self._warn_polling(error)
                 await self._poll()
             except Exception as error:  # noqa: BLE001  a crash of a reload must not end the watch over the file
@@ -132,8 +132,9 @@ class _Watcher:
 
     def _warn_polling(self, error: Exception) -> None:
         if not self._is_polling:
+            reason = "the name of its directory is not UTF-8" if isinstance(error, UnicodeError) else str(error)
             text = (
-                f"the system does not report changes of the file, so it is read every {_POLL_INTERVAL_S:g} s: {error}"
+                f"the system does not report changes of the file, so it is read every {_POLL_INTERVAL_S:g} s: {reason}"
             )
             self._bus.emit(LogLevel.WARN, EventKind.CONFIG, text)
         self._is_polling = True

@@ -18,6 +18,7 @@ from orchestrator.config import document
 from orchestrator.config.document import MappingNode, Node, SequenceNode
 from orchestrator.config.faults import ConfigError, Fault
 from orchestrator.config.load import load
+from orchestrator.config.variables import VariableBudget, VariableError, substitute
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.commands import CommandRefusedError, CommandValidator
 from orchestrator.mqtt.fleet import Fleet, link_routes
@@ -46,7 +47,15 @@ NOW: Final = 1_800_000_000.0
 SECRET: Final = bytes(range(32))
 KEY: Final = Key("what both ends know")
 CERTIFICATE: Final = b"the server's certificate as DER"
-MAX_INPUT_BYTES: Final = {"frames": 4096, "handshake": 1100, "preface": 200, "url": 2048, "yaml": 4096, "mqtt": 2048}
+MAX_INPUT_BYTES: Final = {
+    "frames": 4096,
+    "handshake": 1100,
+    "preface": 200,
+    "url": 2048,
+    "yaml": 4096,
+    "variables": 1024,
+    "mqtt": 2048,
+}
 """Maximum size of an input for each target."""
 
 
@@ -208,7 +217,7 @@ def url(data: bytes) -> None:
 # --- YAML ---------------------------------------------------------------------------------------------------------
 
 _PLACE: Final = Path(tempfile.gettempdir()) / f"fuzz-{os.getpid()}.yaml"
-_ENVIRON: Final = {"SET": "value", "EMPTY": ""}
+_ENVIRON: Final = {"SET": "value", "EMPTY": "", "SECRET": "Tr0ub4dor&3"}
 
 
 def yaml(data: bytes) -> None:
@@ -221,8 +230,6 @@ def yaml(data: bytes) -> None:
         assert error.faults, "an error without a fault"
         for fault in error.faults:
             _check_place(fault, data)
-        return
-    except RecursionError:  # load catches it and reports that the file is nested too deep
         return
     for fault in faults:
         _check_place(fault, data)
@@ -247,7 +254,24 @@ def yaml(data: bytes) -> None:
         _PLACE.unlink()
 
 
+def variables(data: bytes) -> None:
+    """Replace the variables of a text."""
+    text = data.decode(errors="replace")
+    escaped = text.replace("$", "$$")
+    assert substitute(escaped, _ENVIRON, VariableBudget()).value == text, "an escaped text is changed"
+    try:
+        found = substitute(text, _ENVIRON, VariableBudget())
+    except VariableError as error:
+        assert "$" in text, "a text without variables is a fault"
+        assert _ENVIRON["SECRET"] not in str(error), "a fault shows the value of a variable"
+        assert len(str(error)) < 300, "the message repeats long input"
+        return
+    assert "$" in text or found.value == text
+    assert all(text[offset] == "$" for offset in found.bare_dollars)
+
+
 def _check_place(fault: Fault, data: bytes) -> None:
+    assert _ENVIRON["SECRET"] not in fault.message, "a fault shows the value of a variable"
     breaks = sum(map(data.count, (b"\n", b"\r", b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9")))
     assert 1 <= fault.place.line <= breaks + 2, (
         "the line does not exist"
@@ -338,5 +362,6 @@ TARGETS: Final[dict[str, Target]] = {
     "preface": preface,
     "url": url,
     "yaml": yaml,
+    "variables": variables,
     "mqtt": mqtt,
 }

@@ -40,6 +40,8 @@ class FakeEngine:
         self.fails_snapshot = False
         self.fails_drain = False
         self.ignores_close = False
+        self.visitors = 0
+        """served so far; each sent 100 bytes"""
         self._ending = asyncio.Event()
         self._closed = asyncio.Event()
 
@@ -139,7 +141,8 @@ class FakeEngine:
             state=self.state.state,
             reason=self.state.reason,
             since=format_timestamp(self.state.since),
-            connections=replace(seen.connections, active=int(not self.visitor_left.is_set())),
+            connections=replace(seen.connections, active=int(not self.visitor_left.is_set()), total=self.visitors),
+            bytes=replace(seen.bytes, from_visitors=100 * self.visitors),
         )
 
 

@@ -146,7 +146,7 @@ async def test_the_subscription_of_a_disconnected_client_is_removed(tmp_path: Pa
         listeners = harness.supervisor.bus._subscribers
         before = len(listeners)
         async with (
-            harness.open_stream("/v1/events"),
+            harness.open_stream("/v1/events?follow=true"),
             harness.open_stream("/v1/watch"),
             harness.open_stream("/v1/logs?follow=true"),
         ):

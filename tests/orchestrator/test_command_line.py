@@ -113,7 +113,11 @@ def test_check_prints_every_fault_with_its_place(shell: CommandShell, file: Path
     done = shell.run("check")
     assert (done.returncode, done.stdout) == (0, "")
     file.write_text("version: 1\ntunnels:\n  a: server://0.0.0.0:1/h:2\n")
-    assert shell.run("check").stdout.startswith("tunnels.yaml:3:3: warning: 'a': the tunnel is open")
+    assert shell.run("check").stdout.startswith(
+        "tunnels.yaml:3:6: the tunnel has no key, and other hosts can reach it;"
+    )
+    file.write_text("version: 1\ntunnels:\n  a: server://short@0.0.0.0:1/h:2\n")
+    assert shell.run("check").stdout.startswith("tunnels.yaml:3:3: warning: the key is weak")
     assert shell.run("check").returncode == 0
     assert shell.run("check", "--strict").returncode == 2
     answer = json.loads(shell.run("check", "--json").stdout)

@@ -22,6 +22,7 @@ from tunnel.model.options import KEY_VARIABLE
 from tunnel.model.spec import DataTls, Key, LogLevel, Mode, Role
 
 ROOT = Path(__file__).parent.parent.parent
+KEY = "0bQWtbo5m2kY8wSfXc3HrLZ1vN7pTdEa"
 SAMPLES = sorted(p for p in ROOT.glob("configs/**/*.yaml") if p.name != "compose.yaml")
 
 
@@ -39,7 +40,7 @@ class Folder:
     def load(self, text: str | bytes | None = None, **environ: str) -> Manifest:
         if text is not None:
             self.write(text)
-        return load(self.path / "tunnels.yaml", environ)
+        return load(self.path / "tunnels.yaml", {KEY_VARIABLE: KEY, **environ})
 
     def faults(self, text: str | bytes | None = None, **environ: str) -> list[str]:
         """Each fault as ``LINE:COLUMN: message``, or with the file's name where that is another one."""
@@ -137,7 +138,7 @@ tunnels:
 
 def test_the_log_level_of_the_command_line_applies_where_the_file_has_none(folder: Folder) -> None:
     folder.write("version: 1\ntunnels:\n  a: server://:1/h:2\n  b: server://:3/h:4?log=error")
-    levels = [entry.spec.log for entry in load(folder.path / "tunnels.yaml", {}, "debug").entries]
+    levels = [entry.spec.log for entry in load(folder.path / "tunnels.yaml", {KEY_VARIABLE: KEY}, "debug").entries]
     assert levels == [LogLevel.DEBUG, LogLevel.ERROR]
 
 
@@ -305,7 +306,7 @@ def test_a_file_without_read_permission_is_a_fault(folder: Folder) -> None:
 def test_aliases_that_expand_to_too_many_keys_are_a_fault(folder: Folder) -> None:
     lines = ["version: 1", "a0: &a0 {" + ", ".join(f"k{i}: v" for i in range(1000)) + "}"]
     lines += [f"a{i + 1}: &a{i + 1} {{<<: [{', '.join([f'*a{i}'] * 20)}]}}" for i in range(20)]
-    assert any("expand to more than" in fault for fault in folder.faults("\n".join(lines)))
+    assert any("more than 200000 values" in fault for fault in folder.faults("\n".join(lines)))
 
 
 def test_faults_of_included_files_name_them(folder: Folder) -> None:
@@ -408,17 +409,93 @@ def test_any_content_of_a_file_is_a_manifest_or_faults(
     assert all("\n" not in str(fault) for fault in caught.value.faults)
 
 
-def test_an_open_tunnel_is_a_warning_unless_it_is_on_loopback(folder: Folder) -> None:
-    manifest = folder.load(
-        "version: 1\ntunnels:\n  a: server://0.0.0.0:1/h:2\n  b: server://127.0.0.1:3/127.0.0.1:4\n  c: server://k@:5/h:6"
-    )
-    assert [(w.place.line, "'a': the tunnel is open" in w.message) for w in manifest.warnings] == [(3, True)]
-    assert not folder.load(**{KEY_VARIABLE: "k"}).warnings
+@pytest.mark.parametrize(
+    ("entry", "environ"),
+    [
+        ("server://0.0.0.0:1/127.0.0.1:2", {}),
+        ("server://127.0.0.1:1/h:2", {}),
+        ("client://h:1/127.0.0.1:2", {}),
+        ("client://127.0.0.1:1/:2", {}),
+        ("server://127.0.0.2:1/127.0.0.1:2?auth=key&log=warn", {"X": ""}),
+        ("{url: 'server://:1/h:2', enabled: false}", {}),
+        ("{url: 'server://:1/h:2', auth: key}", {}),
+        ("server://:1/h:2", {KEY_VARIABLE: ""}),
+        ("server://:1/h:2", {KEY_VARIABLE: "  "}),
+    ],
+)
+def test_in_a_file_a_tunnel_beyond_loopback_without_a_key_is_a_fault(
+    folder: Folder, entry: str, environ: dict[str, str]
+) -> None:
+    text = f"version: 1\ntunnels:\n  a: {entry}"
+    if "X" in environ:  # all of it on loopback
+        assert folder.load(text, **{KEY_VARIABLE: ""}).entries[0].spec.key is None
+        return
+    [fault] = folder.faults(text, **{KEY_VARIABLE: "", **environ})
+    assert re.match(r"3:\d+: the tunnel has no key, and other hosts can reach it; .* or write auth: open$", fault)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tunnels: {a: 'server://:1/h:2?auth=open'}",
+        "tunnels: {a: {url: 'server://:1/h:2', auth: open}}",
+        "defaults: {auth: Open}\ntunnels: {a: 'server://:1/h:2'}",
+    ],
+)
+def test_auth_open_allows_a_tunnel_without_a_key_and_drops_the_key_of_a_weaker_place(folder: Folder, text: str) -> None:
+    for key in ("", KEY):
+        manifest = folder.load(f"version: 1\n{text}", **{KEY_VARIABLE: key})
+        assert (manifest.entries[0].spec.key, manifest.entries[0].spec.auth) == (None, "open")
+        assert manifest.warnings == ()
+
+
+def test_a_key_of_an_entry_overrides_auth_open_of_the_defaults(folder: Folder) -> None:
+    text = f"version: 1\ndefaults: {{auth: open}}\ntunnels: {{a: {{url: 'server://:1/h:2', key: {KEY}}}}}"
+    assert folder.load(text).entries[0].spec.key == Key(KEY)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tunnels: {a: 'server://k@:1/h:2?auth=open'}",
+        "tunnels: {a: {url: 'server://k@:1/h:2', auth: open}}",
+        "tunnels: {a: {url: 'server://:1/h:2?auth=open', key: k}}",
+        "tunnels: {a: {url: 'server://:1/h:2', auth: open, key: k}}",
+        "defaults: {auth: open, key: k}\ntunnels: {a: 'server://:1/h:2'}",
+    ],
+)
+def test_a_key_and_auth_open_in_one_place_are_a_fault(folder: Folder, text: str) -> None:
+    [fault] = folder.faults(f"version: 1\n{text}")
+    assert fault.endswith(("exclude each other; keep one", "a key and auth: open; keep one"))
+
+
+@pytest.mark.parametrize("key", ["${K}", "${K:-}", "${K:-${L}}", "${L:-${K:-}}", "", "~"])
+@pytest.mark.parametrize("value", [None, ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tunnels: {a: {url: 'server://:1/h:2', key: \"KEY\"}}",
+        "tunnels: {a: {url: 'server://:1/h:2', key: KEY}}",
+        "tunnels: {a: {url: 'server://:1/h:2', key_file: \"KEY\"}}",
+        'tunnels: {a: "server://KEY@:1/h:2"}',
+        "defaults: {key: \"KEY\"}\ntunnels: {a: 'server://:1/h:2'}",
+    ],
+)
+def test_an_empty_or_unset_variable_for_a_key_never_opens_a_tunnel(
+    folder: Folder, text: str, key: str, value: str | None
+) -> None:
+    environ = {} if value is None else {"K": value, "L": value}
+    if key == "~" and ('"KEY"' in text or "KEY@" in text):
+        return  # a key of one character, not an empty value
+    assert folder.faults("version: 1\n" + text.replace("KEY", key), **{KEY_VARIABLE: "", **environ})
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_samples_are_valid(path: Path) -> None:
-    assert load(path, {"WEB_KEY": "abcdefgh"}).entries
+    keys = {name: KEY + name for name in (KEY_VARIABLE, "WEB_KEY", "BACKEND_KEY", "WEB_APP_KEY")}
+    manifest = load(path, keys)
+    assert manifest.entries
+    assert manifest.warnings == ()
 
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from orchestrator.process.arguments import mask_url
 from orchestrator.process.logformat import LogWriter, as_json, as_text, printable
-from orchestrator.process.setup import mask_url
 from orchestrator.supervisor.crash_reports import install_exception_handlers
 from tests.support.scale import GUARD_S
 from tests.support.strategies import recognisable_keys
@@ -181,7 +181,7 @@ def test_the_process_list_shows_no_key() -> None:
     program = """
         import os, sys
         from pathlib import Path
-        from orchestrator.process.setup import hide_keys_in_arguments
+        from orchestrator.process.arguments import hide_keys_in_arguments
         assert hide_keys_in_arguments(sys.argv[1:])
         assert sys.argv[2] == "server://s3cret@h:1/h:2"
         sys.stdout.buffer.write(Path("/proc/self/cmdline").read_bytes())

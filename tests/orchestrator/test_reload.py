@@ -188,13 +188,13 @@ async def test_a_port_that_is_taken_rejects_that_entry_alone(harness: ReloadHarn
 
 async def test_a_new_entry_whose_port_is_taken_is_reported_as_failed(harness: ReloadHarness) -> None:
     harness.engines.ports[Address("127.0.0.1", 7777)] = "another process"
-    answer = await harness.reload({**START, "new": "server://127.0.0.1:7777/10.0.0.1:80"})
+    answer = await harness.reload({**START, "new": "server://127.0.0.1:7777/10.0.0.1:80?auth=open"})
     assert answer.results["new"] == EntryResult("failed", "address in use", ())
 
 
 async def test_a_tunnel_that_never_got_its_port_is_replaced_nevertheless(harness: ReloadHarness) -> None:
     harness.engines.ports[Address("127.0.0.1", 7777)] = "another process"
-    await harness.reload({**START, "new": "server://127.0.0.1:7777/10.0.0.1:80"})
+    await harness.reload({**START, "new": "server://127.0.0.1:7777/10.0.0.1:80?auth=open"})
     answer = await harness.reload({**START, "new": '{url: "server://127.0.0.1:7777/10.0.0.1:80", key: other}'})
     assert answer.results["new"].action == "failed"
     assert harness.engine("new").spec.key is not None

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
+from yarl import URL
 
 from tests.support.scale import GUARD_S
 from tests.tui.fake import FakeDaemon
@@ -332,6 +333,9 @@ async def test_the_browser_needs_the_token_once_and_a_cookie_afterwards() -> Non
                     assert answer.status == 403
             async with browser.get("/?token=secret") as answer:
                 assert (answer.status, answer.url.query_string) == (200, "")
+            for path in ("//localhost:1/?token=secret", "///x?token=secret", "/%5Clocalhost:1/?token=secret"):
+                async with browser.get(URL(f"{base}{path}", encoded=True), allow_redirects=False) as answer:
+                    assert answer.headers.get("Location", "/") == "/", "never another host"
             async with browser.get("/ws") as answer:
                 assert await answer.text() == "the dashboard"
                 assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
@@ -339,5 +343,12 @@ async def test_the_browser_needs_the_token_once_and_a_cookie_afterwards() -> Non
                 assert answer.status == 200
             async with browser.get("/ws", headers={"Origin": "http://localhost:1"}) as answer:
                 assert answer.status == 403
+            name = next(iter(browser.cookie_jar)).key
+        port = runner.addresses[0][1]
+        for header in (f"Cookie: {name}=\xff\xfe", "Origin: \xff", "Authorization: \xff", "Host: \xff"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"GET /?token=%ff HTTP/1.0\r\n{header}\r\n\r\n".encode("latin-1"))
+            assert (await reader.readline()).split()[1] in {b"403", b"400"}, header
+            writer.close()
     finally:
         await runner.cleanup()

@@ -42,6 +42,7 @@ CONTRACT = {
     "auth": "key",
     "data_tls": 0,
     "tags": ["prod"],
+    "enabled": True,
     "worker": 0,
     "pool": {"idle": 8, "capacity": 8, "dialing": 0, "min": 8, "max": 1024},
     "signals": {"queued": 0, "limit": 1024, "total": 0},

@@ -139,7 +139,10 @@ def _key(tunnel: Tunnel, _: float) -> str:
 
 def _pool(tunnel: Tunnel, _: float) -> str:
     pool = tunnel.pool
-    return f"{pool.get('min', NOTHING)} to {pool.get('max', NOTHING)}, {pool.get('dialing', 0)} being dialled"
+    dialing = pool.get("dialing")  # only the client, which dials, knows
+    return f"{pool.get('min', NOTHING)} to {pool.get('max', NOTHING)}" + (
+        "" if dialing is None else f", {dialing} being dialled"
+    )
 
 
 def _visitors(tunnel: Tunnel, _: float) -> str:

@@ -18,7 +18,7 @@ from tunnel.engine.stats import Stats
 from tunnel.model.events import EventKind, EventLog
 from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.snapshot import SnapshotBuilder, SnapshotInput
-from tunnel.model.spec import LogLevel
+from tunnel.model.spec import LogLevel, Role
 from tunnel.model.state import State, StateRecord
 from tunnel.protocol.messages import TargetStatus
 from tunnel.protocol.session import LimitsChanged
@@ -387,7 +387,7 @@ class Engine(ABC):
             limits=session.limits if session is not None else default_limits(spec.settings),
             idle=len(link.pool) if link is not None else 0,
             capacity=session.wanted_idle if session is not None else 0,
-            dialing=session.dialing if session is not None else 0,
+            dialing=None if spec.role is Role.SERVER else session.dialing if session is not None else 0,
             queued=end.queued if end is not None else 0,
             rtt=session.heartbeat.round_trip_s if session is not None else None,
             signals=stats.signals,

@@ -11,6 +11,7 @@ from tunnel.model.errors import UrlError
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
+_BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
 _EXAMPLE: Final = "server://TUNNEL_ADDR/TARGET_ADDR, as in server://0.0.0.0:10101/127.0.0.1:8080"
 _MAX_HOST_LENGTH: Final = 253  # RFC 1035, section 2.3.4, without the root label
 _MAX_LABEL_LENGTH: Final = 63
@@ -59,19 +60,23 @@ def parse_address(text: str, offset: int = 0, label: str = "") -> Address:
     else:
         host, port_text, port_offset = _split_plain(text, offset, what)
     if not _PORT.fullmatch(port_text) or int(port_text) > 65535:
-        raise UrlError(f"the port {port_text[:20]!r} of the {what} is not a number from 0 to 65535", port_offset)
-    return Address(host, int(port_text))
+        message = f"the port {{}} of the {what} is not a number from 0 to 65535"
+        raise UrlError(message, port_offset, repr(port_text[:20]))
+    address = Address(host, int(port_text))
+    if (ip := address.ip) is not None and (ip.is_multicast or ip == _BROADCAST):
+        raise UrlError(f"the {what} {{}} is a multicast or broadcast address, which TCP cannot use", offset, repr(host))
+    return address
 
 
 def _split_bracketed(text: str, offset: int, what: str) -> tuple[str, str, int]:
     """Return host, port text and offset of the port of ``[v6]:port``; an IPv4-mapped address becomes that of IPv4."""
     host, bracket, rest = text[1:].partition("]")
     if not bracket or not rest.startswith(":"):
-        raise UrlError(f"the {what} {text[:80]!r} is not [IPv6]:port", offset)
+        raise UrlError(f"the {what} {{}} is not [IPv6]:port", offset, repr(text[:80]))
     # a zone may be written as URLs demand, with the percent sign encoded (RFC 6874 §2)
     ip = Address(host.replace("%25", "%", 1), 0).ip
     if ip is None or ip.version != 6:
-        raise UrlError(f"{host[:60]!r} in brackets is not an IPv6 address", offset + 1)
+        raise UrlError("{} in brackets is not an IPv6 address", offset + 1, repr(host[:60]))
     normal = host.replace("%25", "%", 1) if ip.ipv4_mapped is None else str(ip.ipv4_mapped)
     return normal, rest[1:], offset + len(host) + 3
 
@@ -80,9 +85,9 @@ def _split_plain(text: str, offset: int, what: str) -> tuple[str, str, int]:
     """Return host, port text and offset of the port of ``host:port``."""
     host, colon, port_text = text.rpartition(":")
     if not colon:
-        raise UrlError(f"the {what} {text[:80]!r} has no port; write host:port", offset)
+        raise UrlError(f"the {what} {{}} has no port; write host:port", offset, repr(text[:80]))
     if ":" in host:
-        raise UrlError(f"an IPv6 address must be in brackets: [{host[:60]}]:{port_text[:5]}", offset)
+        raise UrlError("an IPv6 address must be in brackets: {}", offset, f"[{host[:60]}]:{port_text[:5]}")
     if host and Address(host, 0).ip is None:
         _check_host_name(host, offset, what)
     return host, port_text, offset + len(host) + 1
@@ -98,6 +103,6 @@ def _check_host_name(host: str, offset: int, what: str) -> None:
     labels = ascii_host.rstrip(".").split(".")
     has_valid_labels = all(0 < len(label) <= _MAX_LABEL_LENGTH for label in labels)
     if not _HOST.fullmatch(ascii_host) or len(ascii_host) > _MAX_HOST_LENGTH or not has_valid_labels:
-        raise UrlError(f"{host[:80]!r} in the {what} is neither a host name nor an IP address", offset)
+        raise UrlError(f"{{}} in the {what} is neither a host name nor an IP address", offset, repr(host[:80]))
     if labels[-1].isdigit():  # 1.2.3 or 300.1.1.1 is a mistyped IPv4 address; no top-level domain is a number
-        raise UrlError(f"{host[:80]!r} in the {what} is not an IPv4 address", offset)
+        raise UrlError(f"{{}} in the {what} is not an IPv4 address", offset, repr(host[:80]))

@@ -3,8 +3,9 @@
 ::
 
     TunnelError
-    ├── UrlError               a URL that describes no tunnel (also a ValueError)
-    ├── OptionError            an option is unknown or its value is invalid (also a ValueError)
+    ├── InvalidValueError      a text is not a valid value of its kind (also a ValueError)
+    │   ├── UrlError           a URL that describes no tunnel
+    │   └── OptionError        an option is unknown or its value is invalid
     ├── FileError              a file that the user names cannot be read (also an OSError; model.files)
     ├── NetError               an address cannot be resolved, bound or dialled (also an OSError; runtime.sockets)
     ├── SelfConnectError       a socket is its own peer (also an OSError; runtime.connect_race)
@@ -22,34 +23,54 @@ raises AssertionError (``state.InvalidTransitionError``) or a built-in exception
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+_MAX_COMPARED: Final = 100  # characters of a name: comparing a long one takes seconds
 
 
 class TunnelError(Exception):
     """The base of every exception that this package raises for a caller to handle."""
 
 
-class UrlError(TunnelError, ValueError):
+class InvalidValueError(TunnelError, ValueError):
+    """A text is not a valid value of its kind.
+
+    ``quoted`` are the parts of the text that fill the braces ``{}`` of the message, as they are to be shown. A caller
+    that must not show the text, because a variable with a secret is in it, shows ``quoting`` of something else.
+    """
+
+    def __init__(self, message: str, *quoted: object) -> None:
+        super().__init__(message.format(*quoted) if quoted else message)
+        self.message = message
+        self.quoted = quoted
+
+    def quoting(self, text: str) -> str:
+        """Return the message with another text in place of each part of the value."""
+        return self.message.format(*(text for _ in self.quoted)) if self.quoted else self.message
+
+
+class UrlError(InvalidValueError):
     """A text is not a valid tunnel URL. ``offset`` counts characters from the start of the URL to the fault."""
 
-    def __init__(self, message: str, offset: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, offset: int, *quoted: object) -> None:
+        super().__init__(message, *quoted)
         self.offset = offset
 
 
-class OptionError(TunnelError, ValueError):
+class OptionError(InvalidValueError):
     """An option is unknown or its value is invalid; ``source`` and ``name`` tell which value of which layer."""
 
-    def __init__(self, name: str, message: str, source: str) -> None:
-        super().__init__(message)
+    def __init__(self, name: str, message: str, source: str, *quoted: object) -> None:
+        super().__init__(message, *quoted)
         self.name = name
         self.source = source
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'X'?`` for the known name that is most similar, or an empty text."""
-    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name[:_MAX_COMPARED].lower(), list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -26,6 +26,7 @@ class EventKind(enum.StrEnum):
     TARGET = "target"
     REFUSED = "refused"
     POOL = "pool"
+    RETIRED = "retired"
     RESTART = "restart"
     START = "start"
     DEFECT = "defect"
@@ -57,6 +58,7 @@ EVENT_KINDS: Final[Mapping[EventKind, EventKindInfo]] = MappingProxyType(
         EventKind.TARGET: EventKindInfo("a target failed or answers again"),
         EventKind.REFUSED: EventKindInfo("a connection attempt was refused"),
         EventKind.POOL: EventKindInfo("data connections cannot be made, or use another port"),
+        EventKind.RETIRED: EventKindInfo("a former engine, which another one has replaced, changed its state"),
         EventKind.RESTART: EventKindInfo("a defect ended an engine; another one starts", is_history=True),
         EventKind.START: EventKindInfo("a warning about the configuration of a single tunnel"),
         EventKind.DEFECT: EventKindInfo("a defect of the program outside an engine"),

@@ -1,7 +1,7 @@
 """The types of option values: how a value is parsed and printed, and its JSON Schema.
 
 ``parse`` takes what the user wrote: a text from a URL, the environment or the file, or a number from a program. It
-raises ValueError with one sentence that names the fault and the way out.
+raises InvalidValueError with one sentence that names the fault and the way out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from tunnel.model.errors import did_you_mean
+from tunnel.model.errors import InvalidValueError, did_you_mean
 from tunnel.model.files import FileError, read_secret
 from tunnel.model.spec import Key
 from tunnel.model.times import format_duration, parse_duration
@@ -26,6 +26,8 @@ ANY_SCALAR: Final[JsonSchema] = {"type": ["string", "number", "boolean"]}
 _DURATION_PATTERN: Final = r"^\s*(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)\s*$"
 DURATION_SCHEMAS: Final[tuple[JsonSchema, ...]] = ({"const": 0}, {"type": "string", "pattern": _DURATION_PATTERN})
 
+_MAX_FILE_NAME_LENGTH: Final = 4096  # PATH_MAX of Linux
+_NATURAL: Final = re.compile(r"[0-9]{1,12}")
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,12}")
 
 T = TypeVar("T")
@@ -39,7 +41,7 @@ class OptionType(Protocol):
         """The permitted values, for the reference."""
 
     def parse(self, value: object, base: Path) -> Any:  # noqa: ANN401  each type has values of its own
-        """Parse a value; relative file names start at ``base``. Raises ValueError."""
+        """Parse a value; relative file names start at ``base``. Raises InvalidValueError."""
 
     def format(self, value: Any) -> str:  # noqa: ANN401  as above
         """Return the text that ``parse`` turns into this value."""
@@ -61,15 +63,16 @@ class IntegerType:
         return f"{self.minimum} to {self.maximum}"
 
     def parse(self, value: object, _: Path) -> int:
-        """Parse a whole number. Raises ValueError."""
+        """Parse a whole number. Raises InvalidValueError."""
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise ValueError("not a whole number")
+            raise InvalidValueError("not a whole number")
         text = str(value).strip()
         if not _INTEGER.fullmatch(text):
-            raise ValueError(f"{text[:40]!r} is not a whole number")
+            raise InvalidValueError("{} is not a whole number", repr(text[:40]))
         number = int(text)
         if not self.minimum <= number <= self.maximum:
-            raise ValueError(f"{number} is out of range; it must lie between {self.minimum} and {self.maximum}")
+            bounds = f"it must lie between {self.minimum} and {self.maximum}"
+            raise InvalidValueError(f"{{}} is out of range; {bounds}", number)
         return number
 
     def format(self, value: int) -> str:
@@ -93,14 +96,14 @@ class DurationType:
         return f"a duration of at least {format_duration(self.minimum_s)}" if self.minimum_s else "a duration"
 
     def parse(self, value: object, _: Path) -> float:
-        """Parse a duration. Raises ValueError."""
+        """Parse a duration. Raises InvalidValueError."""
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise ValueError("not a duration, as in 500ms, 5s or 1m30s")
+            raise InvalidValueError("not a duration, as in 500ms, 5s or 1m30s")
         if not isinstance(value, str) and value:
-            raise ValueError(f"a duration needs a unit: {value}s?")
+            raise InvalidValueError("a duration needs a unit: {}s?", value)
         seconds = parse_duration(str(value).strip())
         if seconds < self.minimum_s:
-            raise ValueError(f"{value!r} is too short; the least is {format_duration(self.minimum_s)}")
+            raise InvalidValueError(f"{{}} is too short; the least is {format_duration(self.minimum_s)}", repr(value))
         return seconds
 
     def format(self, value: float) -> str:
@@ -124,10 +127,11 @@ class ChoiceType(Generic[T]):
         return ", ".join(f"`{word}`" for word in self.choices)
 
     def parse(self, value: object, _: Path) -> T:
-        """Parse one of the words, in upper or lower case. Raises ValueError."""
+        """Parse one of the words, in upper or lower case. Raises InvalidValueError."""
         text = _scalar_text(value)
         if text.lower() not in self.choices:
-            raise ValueError(f"{text[:40]!r} is not one of {', '.join(self.choices)}{did_you_mean(text, self.choices)}")
+            known = f"{', '.join(self.choices)}{did_you_mean(text[:40], self.choices)}"
+            raise InvalidValueError(f"{{}} is not one of {known}", repr(text[:40]))
         return self.choices[text.lower()]
 
     def format(self, value: T) -> str:
@@ -146,7 +150,7 @@ class DataPortType:
     values: str = "`random`, `tunnel` or a port from 1 to 65535"
 
     def parse(self, value: object, _: Path) -> int | None:
-        """Parse a port or one of the two words. Raises ValueError."""
+        """Parse a port or one of the two words. Raises InvalidValueError."""
         text = _scalar_text(value).lower()
         if text == "random":
             return 0
@@ -154,7 +158,7 @@ class DataPortType:
             return None
         if text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= 65535:
             return int(text)
-        raise ValueError(f"{text[:40]!r} is not random, tunnel or a port from 1 to 65535")
+        raise InvalidValueError("{} is not random, tunnel or a port from 1 to 65535", repr(text[:40]))
 
     def format(self, value: int | None) -> str:
         """Return the port, or the word for it."""
@@ -173,13 +177,15 @@ class FileType:
     values: str = "a file name"
 
     def parse(self, value: object, base: Path) -> Path:
-        """Parse a file name; ``~`` is a home directory. Raises ValueError."""
+        """Parse a file name; ``~`` is a home directory. Raises InvalidValueError."""
         if not isinstance(value, str) or not value:
-            raise ValueError("a file name is missing")
+            raise InvalidValueError("a file name is missing")
+        if len(value) > _MAX_FILE_NAME_LENGTH:
+            raise InvalidValueError(f"a file name has at most {_MAX_FILE_NAME_LENGTH} characters")
         try:
             return base / Path(value).expanduser()
         except RuntimeError:
-            raise ValueError(f"there is no home directory {value.split('/')[0][:40]!r}") from None
+            raise InvalidValueError("there is no home directory {}", repr(value.split("/")[0][:40])) from None
 
     def format(self, value: Path | None) -> str:
         """Return the file name, or ``none``."""
@@ -197,9 +203,9 @@ class KeyType:
     values: str = "a text"
 
     def parse(self, value: object, _: Path) -> Key:
-        """Parse a key. Raises ValueError, whose message never contains the key."""
+        """Parse a key. Raises InvalidValueError, whose message never contains the key."""
         if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value):
-            raise ValueError("the key is empty or not a text; quote it")
+            raise InvalidValueError("the key is empty or not a text; quote it")
         return Key(str(value))
 
     def format(self, value: Key | None) -> str:
@@ -218,13 +224,24 @@ class KeyFileType(KeyType):
     values: str = "the name of a file that contains the key"
 
     def parse(self, value: object, base: Path) -> Key:
-        """Read the key from the file. Raises ValueError."""
+        """Read the key from the file. Raises InvalidValueError."""
         path = FileType().parse(value, base)
         try:
             return Key(read_secret(path))
         except FileError as error:
-            hint = f"; write a key with: nodepass-orch keygen > {path}" if error.errno in {None, errno.ENOENT} else ""
-            raise ValueError(f"cannot read {str(path)!r}: {error}{hint}") from None
+            shown = repr(str(path))
+            if error.errno in {None, errno.ENOENT}:
+                message = f"cannot read {{}}: {error}; write a key with: nodepass-orch keygen > {{}}"
+                raise InvalidValueError(message, shown, path) from None
+            raise InvalidValueError(f"cannot read {{}}: {error}", shown) from None
+
+
+def parse_natural(text: str) -> int | None:
+    """Return the number that a text of decimal digits means, None for any other text, also for a very long one.
+
+    A bound on the number is then a bound on all of it: ``int`` of a prefix would be a bound on the prefix alone.
+    """
+    return int(text) if _NATURAL.fullmatch(text) else None
 
 
 def integer_schemas(minimum: int, maximum: int) -> tuple[JsonSchema, ...]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunnel.model.address import Address
-from tunnel.model.errors import OptionError, UrlError, did_you_mean
+from tunnel.model.errors import InvalidValueError, OptionError, UrlError, did_you_mean
 from tunnel.model.option_types import (
     ChoiceType,
     DataPortType,
@@ -28,7 +28,7 @@ from tunnel.model.option_types import (
     OptionType,
 )
 from tunnel.model.settings import Settings
-from tunnel.model.spec import DataTls, Direction, LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.spec import AuthPolicy, DataTls, Direction, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.url import TunnelUrl
 
 URL_SOURCE: Final = "the URL"
@@ -110,6 +110,7 @@ _MODES: Final = ChoiceType(
     {"auto": Mode.AUTO, "0": Mode.AUTO, "reverse": Mode.REVERSE, "1": Mode.REVERSE}
     | {"forward": Mode.FORWARD, "2": Mode.FORWARD}
 )
+_AUTH: Final = ChoiceType({policy.value: policy for policy in AuthPolicy})
 _DATA_TLS: Final = ChoiceType({str(int(level)): level for level in DataTls})
 _LIMIT: Final = IntegerType(1, 1_000_000)
 _POOL_SIZE: Final = IntegerType(1, 65_536)
@@ -162,6 +163,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
             is_secret=True,
             is_file=True,
         ),
+        Option(
+            name="auth",
+            type=_AUTH,
+            attribute="auth_policy",
+            doc="`open`: no key is wanted, every peer is accepted; `key`: in a file, tunnels beyond loopback need one",
+        ),
         _setting("semaphore_limit", _LIMIT, "visitors served at once; more wait in the kernel's backlog"),
         _setting("signal_queue_limit", _LIMIT, "visitors that wait for a data connection; then no more are accepted"),
         _setting("signal_buffer", IntegerType(1, 1 << 24), "bytes read from the control channel at once"),
@@ -202,13 +209,23 @@ class OptionLayer:
     values: Mapping[str, object]
     base: Path = Path()
 
+    @property
+    def has_key(self) -> bool:
+        """Whether the layer contains a key, or names its file."""
+        return "key" in self.values or "key_file" in self.values
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the layer says that no key is wanted."""
+        return str(self.values.get("auth", "")).lower() == AuthPolicy.OPEN
+
     def parse(self, name: str) -> Any:  # noqa: ANN401  each option has a type of its own
         """Parse the value of an option of this layer. Raises OptionError."""
         option = OPTIONS[name]
         try:
             return option.type.parse(self.values[name], self.base)
-        except ValueError as error:
-            raise OptionError(self._written_name(option), str(error), self.source) from None
+        except InvalidValueError as error:
+            raise OptionError(self._written_name(option), error.message, self.source, *error.quoted) from None
 
     def _written_name(self, option: Option) -> str:
         return option.variable or option.name if self.source == ENVIRONMENT_SOURCE else option.name
@@ -226,7 +243,7 @@ def check_url_options(url: TunnelUrl) -> None:
     for option in url.options:
         if option.name not in OPTION_NAMES:
             hint = did_you_mean(option.name, OPTION_NAMES) or f"; known are {', '.join(OPTION_NAMES)}"
-            raise UrlError(f"unknown option {option.name[:40]!r}{hint}", option.offset)
+            raise UrlError(f"unknown option {{}}{hint}", option.offset, repr(option.name[:40]))
 
 
 def make_spec(
@@ -240,15 +257,15 @@ def make_spec(
     check_url_options(url)
     own = OptionLayer(URL_SOURCE, url.values())
     if url.key and "key_file" in own.values:
-        offset = next(option.offset for option in url.options if option.name == "key_file")
-        raise UrlError("the URL has a key and a key_file; keep one", offset)
+        raise UrlError("the URL has a key and a key_file; keep one", url.offset_of("key_file"))
+    if url.key and own.is_open:
+        raise UrlError("the URL has a key and auth=open; keep one", url.offset_of("auth"))
     try:
         spec = _build_spec(url, (own, *layers, environment_layer(environ or {})))
     except OptionError as error:
         if error.source != own.source:
             raise
-        offset = next((option.offset for option in url.options if option.name == error.name), 0)
-        raise UrlError(f"{error.name}: {error}", offset) from None
+        raise UrlError(f"{error.name}: {error.message}", url.offset_of(error.name), *error.quoted) from None
     _check_combinations(spec)
     return spec
 
@@ -260,6 +277,10 @@ def _build_spec(url: TunnelUrl, layers: Sequence[OptionLayer]) -> TunnelSpec:
     for layer in reversed(layers):  # the strongest layer last, so that its values stay; all layers are validated
         if "key" in layer.values and "key_file" in layer.values:
             raise OptionError("key_file", "key and key_file exclude each other; keep one", layer.source)
+        if layer.is_open:
+            if layer.has_key:
+                raise OptionError("auth", "auth=open and a key exclude each other; keep one", layer.source)
+            fields["key"] = None  # a key of a weaker layer, as of the environment, is not wanted
         for name, option in OPTIONS.items():
             if name not in layer.values:
                 continue
@@ -282,8 +303,8 @@ def _build_settings(values: dict[str, Any], sources: Mapping[str, str]) -> Setti
         return settings
     if "min_pool_capacity" not in values:  # the built-in minimum yields to a maximum that the user chose
         return Settings(**values, min_pool_capacity=settings.max_pool_capacity, explicit=settings.explicit)
-    message = f"{settings.min_pool_capacity} is above max_pool_capacity {settings.max_pool_capacity}"
-    raise OptionError("min_pool_capacity", message, sources["min_pool_capacity"])
+    bounds = settings.min_pool_capacity, settings.max_pool_capacity
+    raise OptionError("min_pool_capacity", "{} is above max_pool_capacity {}", sources["min_pool_capacity"], *bounds)
 
 
 def _check_combinations(spec: TunnelSpec) -> None:
@@ -295,7 +316,8 @@ def _check_combinations(spec: TunnelSpec) -> None:
     if spec.tls_ca is not None and spec.data_tls is not DataTls.VERIFIED:
         raise UrlError("tls_ca verifies nothing without tls=2; write tls=2, or remove tls_ca", 0)
     if spec.tunnel.port and spec.tunnel.port == spec.target.port and _is_same_host(spec.tunnel, spec.target):
-        raise UrlError(f"the tunnel and the target have the same address, {spec.target}; they need different ports", 0)
+        message = "the tunnel and the target have the same address, {}; they need different ports"
+        raise UrlError(message, 0, spec.target)
     if spec.mode != Mode.AUTO and not _listens_on_target(spec) and spec.target.port == 0:
         raise UrlError("the target address is dialled in this mode, so its port cannot be 0", 0)
 

@@ -38,7 +38,8 @@ class PoolView(_View):
     idle: int = 0
     capacity: int = 0
     """idle data connections wanted at the moment"""
-    dialing: int = 0
+    dialing: int | None = 0
+    """None at the server's end: only the client, which dials, knows"""
     min: int
     max: int
 
@@ -109,6 +110,8 @@ class Snapshot:
     auth: str
     data_tls: int
     tags: tuple[str, ...] = ()
+    enabled: bool = True
+    """False: the file says ``enabled: false``, so the tunnel runs on command only"""
     worker: int = 0
     pool: PoolView
     signals: SignalsView
@@ -167,7 +170,7 @@ class SnapshotInput(NamedTuple):
     limits: Limits
     idle: int
     capacity: int
-    dialing: int
+    dialing: int | None
     queued: int
     rtt: float | None
     signals: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tunnel.model.settings import Settings
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tunnel.model.address import Address
+
+
+_MIN_KEY_LENGTH: Final = 16
+_MIN_KEY_CHARACTERS: Final = 6  # different ones; a key of keygen has about 30
 
 
 class Role(enum.StrEnum):
@@ -57,6 +61,15 @@ class DataTls(enum.IntEnum):
     """certificate files, verified against a CA, on the control channel too"""
 
 
+class AuthPolicy(enum.StrEnum):
+    """Whether a tunnel may work without a key; a single URL may in any case, with a warning."""
+
+    KEY = "key"
+    """in a file, an entry without a key that other hosts can reach is a fault"""
+    OPEN = "open"
+    """the tunnel has no key: every peer that finds it is accepted"""
+
+
 class Key:
     """A shared key. Every way of printing it shows a mask, so that it cannot reach a log by accident."""
 
@@ -70,6 +83,12 @@ class Key:
     def reveal(self) -> str:
         """Return the secret, for the proof of the handshake and for a URL that has to work."""
         return self._secret
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether trying short and well-known texts finds the key; an impostor can do so offline."""
+        text = self._secret.strip().lower()
+        return len(text) < _MIN_KEY_LENGTH or len(set(text)) < _MIN_KEY_CHARACTERS
 
     def __repr__(self) -> str:
         return "Key(***)"
@@ -98,6 +117,7 @@ class TunnelSpec:
     """egress: dialled for every visitor; ingress: where visitors are accepted"""
     key: Key | None = None
     """shared by both ends; None leaves the tunnel open to every peer that finds the port"""
+    auth_policy: AuthPolicy = AuthPolicy.KEY
     mode: Mode = Mode.AUTO
     data_port: int | None = 0
     """port of the data listener; 0: a random one; None: data connections use the tunnel port"""
@@ -115,8 +135,9 @@ class TunnelSpec:
 
     @property
     def is_exposed(self) -> bool:
-        """Whether other hosts can use the tunnel without a key, which deserves a warning."""
-        return self.key is None and not (self.tunnel.is_loopback and self.target.is_loopback)
+        """Whether the tunnel has no key, reaches beyond this host, and nothing says that this is intended."""
+        is_local = self.tunnel.is_loopback and self.target.is_loopback
+        return self.key is None and self.auth_policy is AuthPolicy.KEY and not is_local
 
     @property
     def cooldown(self) -> float:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final
 
+from tunnel.model.errors import InvalidValueError
+
 _UNIT_NS: Final = {
     "ns": 1,
     "us": 1_000,
@@ -18,6 +20,7 @@ _UNIT_NS: Final = {
     "h": 3_600_000_000_000,
 }
 _TERM: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([a-zµμ]+)")
+_UNITS_HINT: Final = "use ns, us, ms, s, m or h, as in 1m30s"
 _MAX_DURATION_S: Final = 366 * 24 * 3600.0
 _MAX_TEXT_LENGTH: Final = 80  # a longer text holds more digits than decimal arithmetic can handle quickly
 
@@ -26,14 +29,14 @@ def parse_duration(text: str) -> float:
     """Parse a duration as Go writes it (``500ms``, ``5s``, ``1m30s``) into seconds; ``0`` needs no unit.
 
     The grammar is that of Go's ``time.ParseDuration`` without a sign, because no duration here can be negative.
-    Raises ValueError with a sentence for the user.
+    Raises InvalidValueError with a sentence for the user.
     """
     if text == "0":
         return 0.0
     if len(text) > _MAX_TEXT_LENGTH:
-        raise ValueError(f"{text[:20] + '…'!r} is not a duration, as in 500ms, 5s or 1m30s")
+        raise InvalidValueError("{} is not a duration, as in 500ms, 5s or 1m30s", repr(text[:20] + "…"))
     if text.startswith("-"):
-        raise ValueError(f"a duration cannot be negative: {text!r}")
+        raise InvalidValueError("a duration cannot be negative: {}", repr(text))
     total_ns = Decimal(0)
     position = 0
     for term in _TERM.finditer(text):
@@ -41,15 +44,16 @@ def parse_duration(text: str) -> float:
             break
         number, unit = term.groups()
         if unit not in _UNIT_NS:
-            raise ValueError(f"unknown unit {unit!r} in {text!r}; use ns, us, ms, s, m or h, as in 1m30s")
+            raise InvalidValueError(f"unknown unit {{}} in {{}}; {_UNITS_HINT}", repr(unit), repr(text))
         total_ns += Decimal(number) * _UNIT_NS[unit]
         position = term.end()
     if position == 0 or position != len(text):
-        hint = f"; did you mean {text}s?" if text.isascii() and text.isdigit() else ", as in 500ms, 5s or 1m30s"
-        raise ValueError(f"{text!r} is not a duration with its unit{hint}")
+        if text.isascii() and text.isdigit():
+            raise InvalidValueError("{} is not a duration with its unit; did you mean {}s?", repr(text), text)
+        raise InvalidValueError("{} is not a duration with its unit, as in 500ms, 5s or 1m30s", repr(text))
     seconds = float(total_ns / _UNIT_NS["s"])
     if seconds > _MAX_DURATION_S:
-        raise ValueError(f"{text!r} is longer than a year")
+        raise InvalidValueError("{} is longer than a year", repr(text))
     return seconds
 
 

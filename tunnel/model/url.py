@@ -39,6 +39,10 @@ class TunnelUrl:
         """Return the options as a mapping."""
         return {option.name: option.value for option in self.options}
 
+    def offset_of(self, name: str) -> int:
+        """Return the offset of an option, 0 if the URL does not have it."""
+        return next((option.offset for option in self.options if option.name == name), 0)
+
     def masked(self) -> str:
         """Return the URL for logs and screens: the key is three stars."""
         return self._text("***@" if self.key else "")
@@ -92,8 +96,9 @@ def _parse_scheme(text: str) -> tuple[Role, int]:
     try:
         return Role(scheme.lower()), len(scheme) + len(separator)
     except ValueError:
-        quoted = "" if "@" in scheme else f" {scheme[:40]!r}"  # text before an @ may be a key
-        raise UrlError(f"unknown scheme{quoted}; write server:// or client://", 0) from None
+        if "@" in scheme:  # text before an @ may be a key
+            raise UrlError("unknown scheme; write server:// or client://", 0) from None
+        raise UrlError("unknown scheme {}; write server:// or client://", 0, repr(scheme[:40])) from None
 
 
 def _parse_key(user: str, offset: int) -> Key:
@@ -113,14 +118,14 @@ def _parse_query(query: str, offset: int) -> tuple[UrlOption, ...]:
         name, equals, value = part.partition("=")
         if part:
             if not equals or not name:
-                raise UrlError(f"{part[:40]!r} is not name=value", offset)
+                raise UrlError("{} is not name=value", offset, repr(part[:40]))
             if any(option.name == name for option in options):
-                raise UrlError(f"the option {name[:40]!r} is given twice", offset)
+                raise UrlError("the option {} is given twice", offset, repr(name[:40]))
             if _BAD_ESCAPE.search(value):
-                raise UrlError(f"the option {name[:40]!r} has a % that is not an escape; write %25", offset)
+                raise UrlError("the option {} has a % that is not an escape; write %25", offset, repr(name[:40]))
             try:
                 options.append(UrlOption(name, unquote(value, errors="strict"), offset))
             except UnicodeDecodeError:
-                raise UrlError(f"the percent-encoding of the option {name[:40]!r} is not UTF-8", offset) from None
+                raise UrlError("the percent-encoding of the option {} is not UTF-8", offset, repr(name[:40])) from None
         offset += len(part) + 1
     return tuple(options)

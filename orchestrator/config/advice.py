@@ -1,0 +1,133 @@
+"""Warnings about a configuration that is valid: keys that do not protect, and addresses that cannot be what was meant.
+
+``check`` prints them, ``check --strict`` treats them as faults, and the daemon logs them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.config.document import quote
+from orchestrator.config.faults import Fault, Place
+from tunnel.model.options import KEY_VARIABLE, OPTIONS
+from tunnel.model.spec import Direction, Mode, Role
+from tunnel.runtime.listeners import decide_direction
+
+if TYPE_CHECKING:
+    from orchestrator.config.manifest import Entry
+    from tunnel.model.address import Address
+    from tunnel.model.spec import Key, TunnelSpec
+
+_MAX_LISTED: Final = 5  # names in one warning
+_WEAK: Final = "the key is weak: it can be found by trial; make one with nodepass-orch keygen"
+
+
+@dataclass(slots=True)
+class SecretPlaces:
+    """Where a configuration contains secrets, collected while it is read."""
+
+    literal_keys: dict[Path, Place] = field(default_factory=dict)
+    """the first key that is written in a file of the configuration"""
+    secret_files: dict[Path, Place] = field(default_factory=dict)
+    """files of keys, tokens and passwords, and where they are named"""
+    unused_keys: list[Place] = field(default_factory=list)
+    """keys of entries whose URL has one as well"""
+
+    def add_literal_key(self, place: Place) -> None:
+        """Note a key that is written at a place, not brought by a variable."""
+        self.literal_keys.setdefault(place.path, place)
+
+    def add_file(self, path: Path, place: Place) -> None:
+        """Note a file of a secret."""
+        self.secret_files.setdefault(path, place)
+
+
+def advise(path: Path, entries: Iterable[Entry], secrets: SecretPlaces) -> Iterator[Fault]:
+    """Yield the warnings of a configuration whose main file is ``path``."""
+    entries = tuple(entries)
+    yield from _weak_keys(path, entries)
+    yield from _shared_keys(entries)
+    yield from _exposed_files(secrets)
+    for place in secrets.unused_keys:
+        yield Fault(place, "this key is not used, because the URL has one; keep one of them")
+    for entry in entries:
+        yield from _unreachable_addresses(entry)
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+def _weak_keys(path: Path, entries: tuple[Entry, ...]) -> Iterator[Fault]:
+    for entry in entries:
+        if entry.spec.key is not None and entry.spec.key.is_weak:
+            origin = entry.key_origin
+            if origin is not None and origin.source == "environment":
+                yield Fault(Place(path), f"the environment variable {KEY_VARIABLE}: {_WEAK}")
+            else:
+                yield Fault(origin.place if origin and origin.place else entry.origin, _WEAK)
+
+
+def _shared_keys(entries: tuple[Entry, ...]) -> Iterator[Fault]:
+    """Yield one warning for each key that several servers, or several clients, have."""
+    holders: dict[tuple[Role, Key], list[Entry]] = {}
+    for entry in entries:
+        if entry.spec.key is not None:
+            holders.setdefault((entry.spec.role, entry.spec.key), []).append(entry)
+    for (role, _), sharing in holders.items():
+        if len(sharing) > 1:
+            names = ", ".join(quote(entry.name) for entry in sharing[:_MAX_LISTED])
+            more = f" and {len(sharing) - _MAX_LISTED} more" if len(sharing) > _MAX_LISTED else ""
+            text = f"the {role}s {names}{more} share one key, so a peer of one can pass for a peer of another"
+            yield Fault(sharing[1].origin, f"{text}; give each pair of ends a key of its own")
+
+
+def _exposed_files(secrets: SecretPlaces) -> Iterator[Fault]:
+    for path, place in secrets.literal_keys.items():
+        if _mode(path) & stat.S_IROTH:
+            text = "the file contains a key, and every user of this host can read it"
+            yield Fault(place, f"{text}; chmod o-r {path}, or write key: ${{NAME}} or key_file:")
+    for path, place in secrets.secret_files.items():
+        mode = _mode(path)
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            readers = "every user of this host" if mode & stat.S_IROTH else "its group"
+            yield Fault(place, f"the file holds a secret, and {readers} can read it; chmod 600")
+
+
+def _mode(path: Path) -> int:
+    try:
+        return os.stat(path).st_mode  # noqa: PTH116  Path.stat does the same
+    except (OSError, ValueError):
+        return 0
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+def _unreachable_addresses(entry: Entry) -> Iterator[Fault]:
+    for what, address in _dialled_wildcards(entry.spec):
+        text = f"{quote(entry.name)} dials its {what} address {address}, which means this host: write 127.0.0.1"
+        hint = "or mode=forward at both ends to accept visitors there" if entry.spec.role is Role.CLIENT else ""
+        if what == "tunnel":
+            hint = "or the host of the server"
+        yield Fault(entry.origin, f"{text}{', ' if hint else ''}{hint}")
+
+
+def _dialled_wildcards(spec: TunnelSpec) -> Iterator[tuple[str, Address]]:
+    """Yield the wildcard addresses that the configuration alone shows to be dialled; in ``auto`` the server decides."""
+    if spec.role is Role.CLIENT:
+        if spec.tunnel.is_wildcard:
+            yield "tunnel", spec.tunnel
+        if spec.mode is Mode.REVERSE and spec.target.is_wildcard:
+            yield "target", spec.target
+    elif decide_direction(spec) is Direction.FORWARD and spec.target.is_wildcard:
+        yield "target", spec.target
+
+
+def is_secret_file(name: str) -> bool:
+    """Return whether an option names a file that must not be readable by others."""
+    return OPTIONS[name].is_file and (OPTIONS[name].is_secret or name == "tls_key")
