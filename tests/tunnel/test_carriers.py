@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import socket
 from collections.abc import Iterator
@@ -84,6 +85,23 @@ def test_a_server_rejects_what_is_not_tls(pair: tuple[socket.socket, socket.sock
     ours.send(b"GET / HTTP/1.1\r\n\r\n")
     with pytest.raises(TlsError, match="the TLS handshake failed"):
         accepting.start_accept(7).advance(theirs)
+
+
+@pytest.mark.parametrize("is_server", [True, False], ids=["server", "client"])
+def test_a_peer_that_sends_bytes_without_end_before_its_handshake_is_rejected(
+    pair: tuple[socket.socket, socket.socket], *, is_server: bool
+) -> None:
+    dialing, accepting = create_carriers(is_encrypted=True)
+    ours, theirs = pair
+    handshake = accepting.start_accept(7) if is_server else dialing.start_dial(theirs, 7)
+    ignored = b"\x14\x03\x03\x00\x01\x01" * 1000 if is_server else b"\x16\x03\x03\x00\x04\x00\x00\x00\x00" * 1000
+    sent = 0
+    with pytest.raises(TlsError):  # noqa: PT012  it ends with the bytes that are too many
+        while sent < 1 << 20:
+            with contextlib.suppress(BlockingIOError):
+                sent += ours.send(ignored)
+            handshake.advance(theirs)
+    assert sent <= 1 << 19
 
 
 def test_a_client_that_closes_during_the_handshake_is_rejected(pair: tuple[socket.socket, socket.socket]) -> None:

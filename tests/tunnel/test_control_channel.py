@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from tunnel.engine.control_channel import MAX_UNSENT_BYTES, ChannelLostError, Co
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.frames import Frame, Kind, encode_frame, encode_message
 from tunnel.protocol.messages import Goodbye
-from tunnel.runtime.tls import TlsSession, pinned_context
+from tunnel.runtime.tls import MAX_HANDSHAKE_BYTES, TlsSession, pinned_context
 
 
 @dataclass
@@ -214,3 +215,90 @@ async def test_a_slow_reader_receives_everything(context: EngineContext) -> None
     await wait_until_async(lambda: len(pair.at_client.frames) == sent, "all frames have arrived")
     pair.server.close("done")
     pair.client.close("done")
+
+
+def raw_peer(context: EngineContext, *, server_side: bool) -> tuple[ControlChannel, socket.socket]:
+    """A channel, and a socket to which a hostile peer writes what it likes."""
+    ours, theirs = tcp_pair()
+    context.reactor.register(ours, lambda _events: None)
+    tls = server_context() if server_side else pinned_context()
+    return ControlChannel(context.reactor, ours, TlsSession(tls, server_side=server_side), 1 << 20), theirs
+
+
+def send_all_it_takes(sock: socket.socket, data: bytes) -> int:
+    """Send as much as the kernel takes; the number of bytes."""
+    sent = 0
+    with contextlib.suppress(OSError):
+        while True:
+            sent += sock.send(data)
+    return sent
+
+
+EMPTY_RECORDS = b"\x14\x03\x03\x00\x01\x01" * 500  # change_cipher_spec, which TLS 1.3 ignores (RFC 8446 §5)
+HELLO_REQUESTS = b"\x16\x03\x03\x00\x04\x00\x00\x00\x00" * 500  # which OpenSSL's client skips
+LONG_MESSAGE = b"\x16\x03\x03\x40\x00" + bytes([1, 1, 0, 0]) + bytes(16380)
+
+
+@pytest.mark.parametrize("server_side", [True, False], ids=["server", "client"])
+@pytest.mark.parametrize("stream", [EMPTY_RECORDS, HELLO_REQUESTS, LONG_MESSAGE], ids=["ccs", "hello request", "long"])
+async def test_endless_bytes_before_the_handshake_end_the_channel(
+    context: EngineContext, stream: bytes, *, server_side: bool
+) -> None:
+    channel, hostile = raw_peer(context, server_side=server_side)
+    securing = asyncio.create_task(channel.secure())
+    sent = 0
+
+    def is_closed() -> bool:
+        nonlocal sent
+        sent += send_all_it_takes(hostile, stream)
+        return channel.closed_reason is not None
+
+    await wait_until_async(is_closed, "the channel is closed")
+    with pytest.raises(ChannelLostError):
+        await securing
+    assert channel._session._incoming.pending <= MAX_HANDSHAKE_BYTES
+    hostile.close()
+
+
+async def test_one_turn_reads_little_of_a_peer_that_has_not_authenticated(context: EngineContext) -> None:
+    channel, hostile = raw_peer(context, server_side=True)
+    hostile.send(LONG_MESSAGE)
+    channel._read()
+    assert channel._session._incoming.pending <= 4096
+    channel.close("done")
+    hostile.close()
+
+
+async def test_a_peer_that_is_authenticated_only_in_tls_is_bounded_too(context: EngineContext) -> None:
+    server, client = channel_pair(context)
+    await asyncio.gather(server.secure(), client.secure())
+    closed = asyncio.create_task(wait_until_async(lambda: server.closed_reason is not None, "it is closed"))
+    while not closed.done():
+        client.send(encode_frame(Kind.BYE, b"x" * 500))
+        await server.receive() if server._frames else await run_loop_turns(1)
+    assert server.closed_reason == "it sent too many bytes before it had authenticated"
+    client.close("done")
+
+
+@pytest.mark.parametrize("payload", [b"", b"x" * 500])
+async def test_frames_that_are_not_wanted_yet_stay_in_the_kernel(context: EngineContext, payload: bytes) -> None:
+    """At a server a client waits for its turn; at a client the end of the tunnel is opened."""
+    server, client = channel_pair(context)
+    await asyncio.gather(server.secure(), client.secure())
+    for channel in (server, client):
+        channel.note_authenticated()
+    frames = [encode_frame(Kind.BYE, payload)] * 3000
+    client.send(b"".join(frames))
+    client.send(encode_message(Goodbye("the last one")))
+    await wait_until_async(lambda: server._is_paused, "the server has stopped reading")
+    await run_loop_turns(20)
+    assert len(server._frames) == 16
+    assert server._session._incoming.pending < 1 << 17
+    assert (await server.receive())[0] is Kind.BYE
+    await wait_until_async(lambda: len(server._frames) == 16, "another frame took its place")
+    receiver = Receiver()
+    server.set_receiver(receiver)
+    await wait_until_async(lambda: len(receiver.frames) == 3000, "all frames arrive after all")
+    assert receiver.frames[-1] == (Kind.BYE, b"the last one")
+    client.close("done")
+    await wait_until_async(lambda: receiver.reasons, "the end is reported")

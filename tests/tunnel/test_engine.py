@@ -25,6 +25,7 @@ from tests.support.ports import free_port
 from tests.support.scale import GUARD_S
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
+from tunnel.engine.egress import Egress
 from tunnel.engine.engine import Engine
 from tunnel.engine.factory import create_engine
 from tunnel.engine.link import EventTable, Link
@@ -34,6 +35,9 @@ from tunnel.model.address import Address, parse_address
 from tunnel.model.settings import Settings
 from tunnel.model.spec import DataTls, Direction, Key, Mode, Role, TunnelSpec
 from tunnel.model.state import State
+from tunnel.protocol.handshake import ServerHandshake
+from tunnel.protocol.handshake_messages import Welcome
+from tunnel.protocol.messages import TargetStatus
 
 KEY = Key("a shared key of some length")
 UP = State.UP
@@ -270,9 +274,10 @@ async def test_a_client_without_the_key_is_refused_and_cools_down(shared: Engine
         await server.wait_state(State.WAITING)
         async with running_engine(shared, client_spec(server, "127.0.0.1:1", key=key)) as client:
             await wait_until_async(lambda: client.state is State.COOLDOWN, "the client cools down")
-            assert "the handshake was refused" in client.reason
+            assert "most likely the keys differ" in client.reason
             assert server.engine.snapshot().refused.handshakes >= 1
             assert server.state is State.WAITING
+            assert server.reason.startswith("refused a client from 127.0.0.1:")
             assert KEY.reveal() not in repr([*server.events, *client.events])
 
 
@@ -615,6 +620,57 @@ async def test_another_mode_than_the_servers_is_explained(shared: EngineContext)
         async with running_engine(shared, client_spec(server, "127.0.0.1:1", mode=Mode.FORWARD)) as client:
             await wait_until_async(lambda: client.state is State.COOLDOWN, "the client cools down")
             assert "the server decided reverse" in client.reason
+
+
+async def test_a_server_cannot_take_the_encryption_of_data_connections_back(
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = ServerHandshake.welcome
+
+    def without_tls(self: ServerHandshake, welcome: Welcome) -> tuple[bytes, bytes]:
+        return genuine(self, dataclasses.replace(welcome, data_tls=False))
+
+    monkeypatch.setattr(ServerHandshake, "welcome", without_tls)
+    async with running_engine(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
+        await server.wait_state(State.WAITING)
+        encrypted = client_spec(server, "127.0.0.1:1", data_tls=DataTls.PINNED)
+        async with running_engine(shared, encrypted) as client:
+            await client.wait_state(State.COOLDOWN)
+            assert "this client has tls=1 and the server does not encrypt data connections" in client.reason
+
+
+@pytest.mark.parametrize("host", ["", "%.example"])
+async def test_a_verifying_client_with_an_unusable_host_name_does_not_crash(shared: EngineContext, host: str) -> None:
+    """An empty host is dialled on this host and verified as localhost."""
+    configured = spec(Role.CLIENT, "127.0.0.1:1", "127.0.0.1:1", key=KEY, data_tls=DataTls.VERIFIED)
+    configured = dataclasses.replace(configured, tunnel=Address(host, free_port()))
+    async with running_engine(shared, configured) as client:
+        await client.wait_state(State.COOLDOWN)
+        assert "cannot connect to the server" in client.reason
+
+
+async def test_a_target_that_fails_every_other_time_does_not_flood_link_and_log(shared: EngineContext) -> None:
+    async with echo() as target, pair(shared, target) as (server, client):
+        end = client.engine._end
+        assert isinstance(end, Egress)
+        for _ in range(500):
+            end._on_target_failed("it refused the connection", probe=False)
+            end._on_target_recovered()
+            await run_loop_turns(1)
+        await server.wait_state(UP)
+        assert not server.events.said("was lost")
+        assert len(server.events) + len(client.events) < 80
+
+
+async def test_a_peer_whose_target_status_flaps_loses_its_link(shared: EngineContext) -> None:
+    async with echo() as target, pair(shared, target) as (server, client):
+        link = client.engine._link
+        assert link is not None
+        for number in range(200):
+            link.session.send(TargetStatus(None if number % 2 else f"reason {number}"))
+        await wait_until_async(lambda: server.events.said("changes the status of its target too often"), "it is closed")
+        assert len(server.events) < 100
+        await server.wait_state(UP)
 
 
 async def test_a_missing_certificate_file_fails_for_good(shared: EngineContext, tmp_path: Path) -> None:

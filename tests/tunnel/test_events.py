@@ -75,6 +75,19 @@ def test_topics_are_throttled_separately(clock: list[float]) -> None:
     assert clock == [1000.0]
 
 
+def test_what_a_peer_causes_again_and_again_is_paced_after_a_burst(clock: list[float]) -> None:
+    events: list[Event] = []
+    event_log = EventLog("web", events.append)
+    for number in range(1000):
+        event_log.log_paced(LogLevel.INFO, EventKind.LINK, "link", f"link {number}")
+    assert [event.text for event in events] == [f"link {number}" for number in range(len(events))]
+    assert len(events) == 50
+    event_log.log_paced(LogLevel.INFO, EventKind.LINK, "lost", "another topic")
+    clock[0] += 1.5
+    event_log.log_paced(LogLevel.INFO, EventKind.LINK, "link", "one more")
+    assert [event.text for event in events[50:]] == ["another topic", "one more (950 more were suppressed)"]
+
+
 def test_the_number_of_remembered_topics_is_bounded(clock: list[float]) -> None:
     events: list[Event] = []
     event_log = EventLog("web", events.append)

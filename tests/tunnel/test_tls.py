@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import errno
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -185,3 +188,48 @@ async def test_a_certificate_is_made_where_files_in_memory_are_denied(
     with no_descriptor_leak():
         assert tls.presented_certificate(await SelfSignedCertificate().context())
     assert os.listdir(tmp_path) == []  # noqa: PTH208  no Path method in a coroutine
+
+
+def certified(name: str, *alternatives: str) -> bytes:
+    """A self-signed certificate with a common name and alternative names, and its key, as PEM."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    )
+    if alternatives:
+        names = x509.SubjectAlternativeName([x509.DNSName(other) for other in alternatives])
+        builder = builder.add_extension(names, critical=False)
+    pem_format, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    private = key.private_bytes(pem_format, serialization.PrivateFormat.PKCS8, plain)
+    return private + builder.sign(key, hashes.SHA256()).public_bytes(pem_format)
+
+
+@pytest.mark.parametrize("alternatives", [(), ("tunnel.example",)], ids=["common name alone", "alternative name"])
+def test_a_name_counts_only_as_alternative_name(tmp_path: Path, alternatives: tuple[str, ...]) -> None:
+    file = tmp_path / "both.pem"
+    file.write_bytes(certified("tunnel.example", *alternatives))
+    server = TlsSession(tls.certificate_files_context(file, file), server_side=True)
+    client = TlsSession(tls.verifying_context(file), server_side=False, host="tunnel.example")
+    client.do_handshake()
+    server.receive_data(client.data_to_send())
+    server.do_handshake()
+    client.receive_data(server.data_to_send())
+    if alternatives:
+        assert client.do_handshake()
+    else:
+        with pytest.raises(TlsError, match="the server's certificate is not accepted"):
+            client.do_handshake()
+
+
+@pytest.mark.parametrize("host", ["", ".example", "a" * 70 + ".example"])
+def test_a_host_name_that_no_certificate_can_have_is_named(host: str) -> None:
+    with pytest.raises(TlsError, match=f"no certificate can be for the host name '{host}'"):
+        TlsSession(tls.verifying_context(None), server_side=False, host=host)

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel.model.errors import TunnelError
 from tunnel.protocol.errors import ProtocolError
-from tunnel.protocol.frames import Frame, FrameDecoder
+from tunnel.protocol.frames import MIN_FRAME_BYTES, Frame, FrameDecoder
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import HANGUP, READABLE, WRITABLE
-from tunnel.runtime.tls import TlsError, TlsSession
+from tunnel.runtime.tls import MAX_HANDSHAKE_BYTES, TlsError, TlsSession
 
 if TYPE_CHECKING:
     from tunnel.runtime.reactor import Reactor
 
-_READS_PER_TURN: Final = 64  # a peer that sends much must not starve the other tunnels
+_BYTES_PER_TURN: Final = 1 << 16  # a peer that sends much must not starve the other tunnels
+_PENDING_READ_BYTES: Final = 4096  # in one turn, before the peer has authenticated: hundreds may send at once
+_MAX_UNREAD_FRAMES: Final = 16  # kept until they are wanted; the rest stays in the kernel and stops the peer
 MAX_UNSENT_BYTES: Final = 1 << 22
 """A peer that leaves so much unread is gone, whatever the kernel reports."""
 
@@ -51,13 +53,19 @@ class ControlChannel:
         first: bytes = b"",
         *,
         max_unsent_bytes: int = MAX_UNSENT_BYTES,
+        max_pending_bytes: int = MAX_HANDSHAKE_BYTES,
     ) -> None:
-        """``sock`` is registered with the reactor already; ``first`` are bytes that were read from it."""
+        """``sock`` is registered with the reactor already; ``first`` are bytes that were read from it.
+
+        ``max_pending_bytes``: what the peer may send before ``note_authenticated``.
+        """
         self._reactor = reactor
         self._sock = sock
         self._session = session
         self._read_size = read_size
         self._max_unsent_bytes = max_unsent_bytes
+        self._pending_bytes_left: int | None = max_pending_bytes - len(first)  # None once the peer is authenticated
+        self._is_paused = False  # input is left unread, in the kernel and in the session
         self._decoder = FrameDecoder()
         self._frames: deque[Frame] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -80,7 +88,6 @@ class ControlChannel:
         if self.closed_reason is None:
             self._peer_closed = True  # the previous owner of the socket may have received the hang-up event
             self._read()
-            self._peer_closed = False
         while not self._is_secure:
             await self._wait_for_change()
         return self._session.peer_certificate()
@@ -89,10 +96,20 @@ class ControlChannel:
         """The next frame of the handshake. Raises ChannelLostError."""
         while not self._frames:
             await self._wait_for_change()
-        return self._frames.popleft()
+        frame = self._frames.popleft()
+        self._resume()
+        return frame
+
+    def note_authenticated(self) -> None:
+        """Let the peer send without a limit in all: its proof was right."""
+        self._pending_bytes_left = None
 
     def set_receiver(self, receiver: FrameReceiver) -> None:
-        """Pass frames to ``receiver`` from now on; those that arrived before, and a loss, are passed at once."""
+        """Pass frames to ``receiver`` from now on; those that arrived before, and a loss, are passed at once.
+
+        The peer has authenticated.
+        """
+        self.note_authenticated()
         reason = self.closed_reason
         self._receiver = receiver
         frames = list(self._frames)
@@ -103,6 +120,7 @@ class ControlChannel:
             self.close(str(error))
         if reason is not None:
             receiver.on_closed(reason)
+        self._resume()
 
     # --- open -----------------------------------------------------------------------------------------------------
 
@@ -162,10 +180,15 @@ class ControlChannel:
             self._read()
 
     def _read(self) -> None:
-        for _ in range(_READS_PER_TURN):
+        budget = _BYTES_PER_TURN
+        while budget > 0:
+            if self._is_paused:
+                return
+            size = self._read_size if self._pending_bytes_left is None else _PENDING_READ_BYTES
             try:
-                data = self._sock.recv(self._read_size)
+                data = self._sock.recv(size)
             except BlockingIOError:
+                self._peer_closed = False  # or this read had returned the end
                 return
             except OSError as error:
                 self.close(sockets.describe_error(error))
@@ -173,23 +196,34 @@ class ControlChannel:
             if not data:
                 self.close("the other end closed the connection")
                 return
-            self._session.receive_data(data)
-            try:
-                self._process_input()
-            except (ProtocolError, TlsError) as error:
-                self._write(self._session.data_to_send())  # a TLS alert, if there is one
-                self.close(str(error))
-            if self.closed_reason is not None or (len(data) < self._read_size and not self._peer_closed):
+            self._receive(data)
+            if self.closed_reason is not None or (len(data) < size and not self._peer_closed):
                 return
+            budget -= len(data) if self._pending_bytes_left is None else _BYTES_PER_TURN
         self._reactor.call_again(self._ready)
+
+    def _receive(self, data: bytes) -> None:
+        if self._pending_bytes_left is not None:
+            self._pending_bytes_left -= len(data)
+            if self._pending_bytes_left < 0:
+                self.close("it sent too many bytes before it had authenticated")
+                return
+        self._session.receive_data(data)
+        self._process_input_or_close()
+
+    def _process_input_or_close(self) -> None:
+        try:
+            self._process_input()
+        except (ProtocolError, TlsError) as error:
+            self._write(self._session.data_to_send())  # a TLS alert, if there is one
+            self.close(str(error))
 
     def _process_input(self) -> None:
         if not self._is_secure:
             self._continue_handshake()
             if not self._is_secure:
                 return
-        view = self._reactor.scratch
-        while got := self._session.read_into(view):
+        while (view := self._view()) and (got := self._session.read_into(view)):
             frames = self._decoder.feed(bytes(view[:got]))
             if self._receiver is not None:
                 self._receiver.on_frames(frames)
@@ -202,6 +236,26 @@ class ControlChannel:
             self._write(self._session.data_to_send())
         if self._session.peer_closed:
             self.close("the other end closed the connection")
+
+    def _view(self) -> memoryview:
+        """Where to read plaintext: without a receiver no more than fits the frames that may stay unread."""
+        if self._receiver is not None:
+            return self._reactor.scratch
+        room = _MAX_UNREAD_FRAMES - len(self._frames)
+        self._is_paused = room <= 0
+        return self._reactor.scratch[: max(0, room) * MIN_FRAME_BYTES]
+
+    def _resume(self) -> None:
+        """Continue to read what was left unread, in the next turn."""
+        if self._is_paused and self.closed_reason is None and len(self._frames) < _MAX_UNREAD_FRAMES:
+            self._is_paused = False
+            self._reactor.call_again(self._read_on)
+
+    def _read_on(self, _events: int) -> None:
+        if self.closed_reason is None:
+            self._process_input_or_close()
+        if self.closed_reason is None:
+            self._read()
 
     def _continue_handshake(self) -> None:
         is_complete = False

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.tunnel_end import TunnelEnd
 from tunnel.model.events import EventKind
+from tunnel.model.spec import LogLevel
 from tunnel.protocol.messages import Launch, StreamsEnded
 from tunnel.runtime import backoff, sockets
 from tunnel.runtime.connect_race import ConnectRace, describe_failures
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 DIAL_TIMEOUT_S: Final = 10.0
 """Time after which a target that does not answer counts as unreachable."""
+_PUBLISH_INTERVAL_S: Final = 0.5  # between two changes of the target's status: it may fail every other visitor
 
 
 class TargetDial(ConnectRace):
@@ -91,6 +93,8 @@ class Egress(TunnelEnd):
         self._probe_timer: asyncio.TimerHandle | None = None
         self._max_retry_delay_s = 5.0  # between two probes of a target that does not answer
         self._target_error: str | None = None
+        self._published_error: str | None = None
+        self._publish_timer: asyncio.TimerHandle | None = None
         self._attempt = 0  # failed attempts in a row
         self._next_attempt_at = 0.0  # when the target is probed next, on the loop's clock
 
@@ -260,16 +264,27 @@ class Egress(TunnelEnd):
             self._publish_target_state()
 
     def _on_target_recovered(self) -> None:
-        self._event_log.log_info(EventKind.TARGET, f"the target {self._target.address} answers again")
+        text = f"the target {self._target.address} answers again"
+        self._event_log.log_paced(LogLevel.INFO, EventKind.TARGET, "recovered", text)
         self._target_error = None
         self._attempt = 0
         self._cancel_probe()
         self._publish_target_state()
 
     def _publish_target_state(self) -> None:
+        """Show the target's status at both ends, at most once in ``_PUBLISH_INTERVAL_S``."""
+        if self._publish_timer is not None:
+            return
+        self._publish_timer = self.reactor.call_later(_PUBLISH_INTERVAL_S, self._publish_change)
+        self._published_error = self._target_error
         for link in self._links:
             link.session.send_target_status(self._target_error)
         self._on_target_changed()
+
+    def _publish_change(self) -> None:
+        self._publish_timer = None
+        if self._target_error != self._published_error:
+            self._publish_target_state()
 
     def retry_target(self) -> None:
         """Probe an unreachable target now, without waiting for its delay."""
@@ -287,8 +302,9 @@ class Egress(TunnelEnd):
     def close(self) -> int:
         """Close everything; return how many visitors were disconnected."""
         self._cancel_probe()
-        if self._deadline_timer is not None:
-            self._deadline_timer.cancel()
+        for timer in (self._deadline_timer, self._publish_timer):
+            if timer is not None:
+                timer.cancel()
         for task in self._resolving:
             task.cancel()
         dials, visitors = list(self._dials), 0

@@ -19,7 +19,7 @@ from tunnel.model.events import EventKind, EventLog
 from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.snapshot import SnapshotBuilder, SnapshotInput
 from tunnel.model.spec import LogLevel, Role
-from tunnel.model.state import State, StateRecord
+from tunnel.model.state import STATES, State, StateRecord
 from tunnel.protocol.messages import TargetStatus
 from tunnel.protocol.session import LimitsChanged
 from tunnel.runtime import listeners
@@ -244,7 +244,7 @@ class Engine(ABC):
         if link.channel.closed_reason is None:  # it may have been closed before it was started
             end.attach(link)
             text = f"link {link.ident} with {link.channel.peer}, {link.direction}"
-            self._event_log.log_info(EventKind.LINK, text, link=link.ident)
+            self._event_log.log_paced(LogLevel.INFO, EventKind.LINK, "link", text, link=link.ident)
 
     def register_handlers(self, table: EventTable) -> None:
         """Enter the handlers of the events that concern the tunnel as a whole."""
@@ -299,7 +299,11 @@ class Engine(ABC):
             # Attempts in a row are noise, but every operator wants to see that a tunnel is not up any more.
             is_important = before.state is State.UP or state in {State.UP, State.DRAINING, State.STOPPED}
             level = LogLevel.INFO if is_important else LogLevel.DEBUG
-            self._event_log.log(level, EventKind.STATE, text, state=state.value, reason=reason)
+            data = {"state": state.value, "reason": reason}
+            if STATES[state].is_ended or state is State.DRAINING:
+                self._event_log.log(level, EventKind.STATE, text, **data)
+            else:
+                self._event_log.log_paced(level, EventKind.STATE, "state", text, **data)
 
     def _fail(self, reason: str) -> None:
         self._event_log.log_error(EventKind.STATE, reason)

@@ -7,9 +7,10 @@ alone. The accept loop only accepts: each connection authenticates in its own ti
 from __future__ import annotations
 
 import asyncio
+import enum
 import secrets
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel.carriers import AcceptCarrier, create_accept_carrier
 from tunnel.engine.control_channel import ChannelLostError, ControlChannel
@@ -41,9 +42,22 @@ if TYPE_CHECKING:
     from tunnel.model.events import EventLog
 
 
+_MAX_CLIENT_BYTES: Final = 1 << 15  # a client without a certificate sends less than 4 KB until it has authenticated
+
+
 def _always_has_room() -> bool:
     """The front door makes room for each new connection."""
     return True
+
+
+class _Refusals(enum.StrEnum):
+    """Why connections are refused: the topics of warnings, none of which has text that a peer chooses."""
+
+    SILENT = "silent"
+    PREFACE = "preface"
+    HANDSHAKE = "handshake"
+    PROOF = "proof"
+    OBJECTION = "objection"
 
 
 class LinkAcceptorOwner(Protocol):
@@ -51,6 +65,9 @@ class LinkAcceptorOwner(Protocol):
 
     def start_link(self, link: Link) -> None:
         """Take over the link of a client that has authenticated."""
+
+    def on_client_refused(self, reason: str) -> None:
+        """Show why a client cannot have the tunnel, while there is no link; at most once in a few seconds."""
 
     def on_handler_error(self, error: Exception) -> None:
         """End the engine because of a defect."""
@@ -154,9 +171,9 @@ class LinkAcceptor:
     def on_evicted(self, connection: PendingConnection, reason: str) -> None:
         """Close a connection that the front door has removed."""
         self._stats.silent += 1
-        if not self._event_log.suppresses("silent"):
+        if not self._event_log.suppresses(_Refusals.SILENT):
             text = f"closed a pending connection from {connection.peer}: {reason}"
-            self._event_log.warn_throttled(EventKind.REFUSED, "silent", text)
+            self._event_log.warn_throttled(EventKind.REFUSED, _Refusals.SILENT, text)
         handshake = self._handshakes.get(connection)
         if handshake is not None:
             handshake.cancel()
@@ -166,9 +183,9 @@ class LinkAcceptor:
     def refuse_data_connection(self, connection: PendingConnection, reason: str) -> None:
         """Close, count and log a data connection, or what arrived in its place."""
         self._stats.refused_prefaces += 1
-        if not self._event_log.suppresses("preface"):
+        if not self._event_log.suppresses(_Refusals.PREFACE):
             text = f"refused a data connection from {connection.peer}: {reason}"
-            self._event_log.warn_throttled(EventKind.REFUSED, "preface", text)
+            self._event_log.warn_throttled(EventKind.REFUSED, _Refusals.PREFACE, text)
         self.discard(connection)
 
     # --- data connections ---------------------------------------------------------------------------------------------
@@ -225,14 +242,19 @@ class LinkAcceptor:
 
     def refuse_closed(self, connection: PendingConnection) -> None:
         """Count and log a client that has closed its connection before its handshake could start."""
-        self._count_refusal(connection, "the other end closed the connection")
+        self._count_refusal(connection, _Refusals.HANDSHAKE, "the other end closed the connection")
         self.discard(connection)
 
     def _start_handshake(self, connection: PendingConnection) -> None:
         session = tls.TlsSession(self._context, server_side=True)
         # The channel owns the socket from now on, not from the task's start: more bytes may arrive in this very turn.
         channel = ControlChannel(
-            self._reactor, connection.sock, session, self._spec.settings.signal_buffer, connection.first_bytes
+            self._reactor,
+            connection.sock,
+            session,
+            self._spec.settings.signal_buffer,
+            connection.first_bytes,
+            max_pending_bytes=_MAX_CLIENT_BYTES,
         )
         task = asyncio.get_running_loop().create_task(self._handshake(connection, channel))
         self._handshakes[connection] = task
@@ -250,9 +272,9 @@ class LinkAcceptor:
         try:
             made = await self._authenticate(connection, channel)
         except (ChannelLostError, ProtocolError) as error:
-            self._refuse_client(connection, channel, str(error), answer=None)
+            self._count_refusal(connection, _Refusals.HANDSHAKE, str(error))
         except HandshakeRefusedError as error:
-            self._refuse_client(connection, channel, str(error), answer=REFUSAL)
+            self._refuse_client(connection, channel, _Refusals.PROOF, str(error), answer=REFUSAL)
         except Exception as error:  # noqa: BLE001  a defect must reach the engine, not vanish in a task
             self._owner.on_handler_error(error)
         finally:
@@ -261,17 +283,22 @@ class LinkAcceptor:
                 channel.close("the handshake was aborted")
 
     def _refuse_client(
-        self, connection: PendingConnection, channel: ControlChannel, reason: str, answer: str | None
+        self, connection: PendingConnection, channel: ControlChannel, topic: _Refusals, reason: str, *, answer: str
     ) -> None:
-        """Count and log a refused client; ``answer`` is all that it learns."""
-        self._count_refusal(connection, reason)
-        if answer is not None:
-            channel.send(encode_message(Refusal(answer)))
+        """Refuse a client that has sent a proof; ``answer`` is all that it learns."""
+        text = self._count_refusal(connection, topic, reason)
+        if text is not None:
+            self._owner.on_client_refused(text)
+        channel.send(encode_message(Refusal(answer)))
 
-    def _count_refusal(self, connection: PendingConnection, reason: str) -> None:
+    def _count_refusal(self, connection: PendingConnection, topic: _Refusals, reason: str) -> str | None:
+        """Count a refused client, and log it unless others of its kind were logged lately; what was logged."""
         self._stats.refused_handshakes += 1
+        if self._event_log.suppresses(topic):
+            return None
         text = f"refused a client from {connection.peer}: {reason}"
-        self._event_log.warn_throttled(EventKind.REFUSED, reason, text, peer=connection.peer)
+        self._event_log.warn_throttled(EventKind.REFUSED, topic, text, peer=connection.peer)
+        return text
 
     async def _authenticate(self, connection: PendingConnection, channel: ControlChannel) -> bool:
         await channel.secure()
@@ -287,10 +314,11 @@ class LinkAcceptor:
             raise
         self._front_door.release(connection)  # authenticated, and no longer evicted
         self._front_door.note_authenticated(connection.origin)
+        channel.note_authenticated()
         async with self._link_decision:
             objection = self._check_mode(hello) or await self._check_present_client(hello)
             if objection is not None:  # the client has authenticated, so it may learn the reason
-                self._refuse_client(connection, channel, objection, answer=objection)
+                self._refuse_client(connection, channel, _Refusals.OBJECTION, objection, answer=objection)
                 return False
             if channel.closed_reason is not None:
                 raise ChannelLostError(channel.closed_reason)

@@ -64,9 +64,8 @@ class LinkConnector:
         channel: ControlChannel | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
+                session = tls.TlsSession(context, server_side=False, host=_verified_name(spec))
                 sock, sockaddr, round_trip_s = await self._dial()
-                verify = spec.data_tls is DataTls.VERIFIED
-                session = tls.TlsSession(context, server_side=False, host=spec.tunnel.host if verify else None)
                 channel = ControlChannel(self._reactor, sock, session, spec.settings.signal_buffer)
                 return await self._authenticate(channel, sockaddr, round_trip_s)
         except BaseException as error:
@@ -74,6 +73,8 @@ class LinkConnector:
                 channel.close("the handshake was aborted")
             if isinstance(error, TimeoutError):
                 raise LinkFailedError(f"the server {spec.tunnel} did not answer within {self._timeout_s:g} s") from None
+            if isinstance(error, tls.TlsError):
+                raise LinkFailedError(f"no link with {spec.tunnel}: {error}", is_final=True) from None
             if isinstance(error, ChannelLostError):
                 raise LinkFailedError(f"the server {spec.tunnel} ended the handshake: {error}") from None
             if isinstance(error, (HandshakeRefusedError, ProtocolError)):
@@ -109,8 +110,13 @@ class LinkConnector:
         )
         handshake.receive_welcome(await _receive(channel, Kind.WELCOME))
         welcome, secret = handshake.receive_proof(await _receive(channel, Kind.PROOF))
+        channel.note_authenticated()
         if spec.mode is not Mode.AUTO and spec.mode.value != welcome.direction.value:
             raise ProtocolError(f"this client has mode={spec.mode} and the server decided {welcome.direction}")
+        if spec.data_tls is not DataTls.OFF and not welcome.data_tls:
+            raise ProtocolError(
+                f"this client has tls={spec.data_tls.value} and the server does not encrypt data connections"
+            )
         terms = LinkTerms(
             ident=welcome.link,
             secret=secret,
@@ -123,6 +129,13 @@ class LinkConnector:
         link = Link(terms, channel, self._reactor)
         endpoint = ServerEndpoint(sockaddr, welcome.data_port, certificate, round_trip_s)
         return link, PoolFiller(link, self._reactor, self._event_log, endpoint)
+
+
+def _verified_name(spec: TunnelSpec) -> str | None:
+    """The name that the server's certificate has to be for; None where it is not verified."""
+    if spec.data_tls is not DataTls.VERIFIED:
+        return None
+    return spec.tunnel.host.partition("%")[0] or "localhost"  # no zone; an empty host is dialled on this host
 
 
 async def _receive(channel: ControlChannel, expected: Kind) -> bytes:

@@ -27,7 +27,8 @@ _MAX_DIALS: Final = 128  # at the same time: fewer than a server grants to pendi
 _MAX_DIALS_PER_TURN: Final = 16  # then visitors have their turn
 _PORT_TIMEOUT_S: Final = 0.25  # for the announced port to answer, or four round trips if they take longer
 _SWEEP_INTERVAL_S: Final = 0.1
-_MAX_RETRY_DELAY_S: Final = 5.0
+_MAX_RETRY_DELAY_S: Final = 5.0  # while either end lacks descriptors or ports
+_LONG_PAUSE_S: Final = 2.0  # which the reason names
 _FAILURES_BEFORE_SWITCH: Final = 3  # on a port that has worked for this link
 
 
@@ -70,7 +71,11 @@ class PoolFiller:
         self._used = 0
         self._next_ident = 1
         self._dialing: dict[int, DataDial] = {}
-        self._failures = 0
+        self._failures = 0  # they keep counting until none has occurred for STEADY_AFTER_S
+        self._failed_at = 0.0
+        self._latest_pause_s = 0.0
+        self._port_failures = 0  # in a row
+        self._dial_window = _MAX_DIALS  # dials at the same time: one after a failure, then twice as many each time
         self._retry_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._refill_due = False
@@ -140,10 +145,17 @@ class PoolFiller:
             self._demand = self._demand.dialed(self._loop.time() - latest.started_at)
             self._confirm_port(latest.port)
             self.link.note_pool_grown(before)
-        if self._failures:
-            self._failures = 0
+            self._port_failures = 0
+            self._widen()
+        if self.dial_error is not None:
             self.dial_error = None
             self.link.note_dial_status()
+
+    def _widen(self) -> None:
+        """Dial more at once after a success: a firewall may have refused a burst."""
+        if self._dial_window < _MAX_DIALS:
+            self._dial_window = min(_MAX_DIALS, 2 * self._dial_window)
+            self.refill_later()
 
     # --- dialling -------------------------------------------------------------------------------------------------
 
@@ -161,7 +173,7 @@ class PoolFiller:
                 idle=len(self.link.pool),
                 dialing=len(self._dialing),
                 queued=self._queue_length,
-                max_dials=1 if self._failures else _MAX_DIALS,
+                max_dials=self._dial_window,
                 pool_max=self.link.session.limits.pool_max,
             )
             for _ in range(min(count, _MAX_DIALS_PER_TURN)):
@@ -214,20 +226,36 @@ class PoolFiller:
         if not self._port_confirmed and dial.port == self._ports[0]:
             self._fall_back(sockets.describe_connect_error(error))
         else:
-            self._back_off(error)
+            blocked_s = self._loop.time() - dial.started_at if dial.handshake is None else None
+            self._back_off(error, blocked_s=blocked_s)
 
-    def _back_off(self, error: Exception) -> None:
-        self._failures += 1
-        self.dial_error = f"data connections to {self.address} fail: {sockets.describe_connect_error(error)}"
-        self._event_log.warn_throttled(EventKind.POOL, "dial", self.dial_error)
-        self.link.note_dial_status()
-        if self._retry_timer is None:
-            pause = backoff.retry_delay(self._failures, _MAX_RETRY_DELAY_S, random.uniform)
+    def _back_off(self, error: Exception, *, blocked_s: float | None = None) -> None:
+        """Wait before the next dial. ``blocked_s``: no TCP connection was made within so many seconds."""
+        self._dial_window = 1
+        reason = sockets.describe_connect_error(error)
+        if self._retry_timer is None:  # dials that fail together are one failure
+            pause = self._pause_s(blocked_s)
+            if pause >= _LONG_PAUSE_S:
+                reason += f"; next attempt in {pause:.0f} s"
             self._retry_timer = self._reactor.call_later(pause, self._retry)
+            self.dial_error = f"data connections to {self.address} fail: {reason}"
+        self._event_log.warn_throttled(EventKind.POOL, "dial", self.dial_error or reason)
+        self.link.note_dial_status()
+
+    def _pause_s(self, blocked_s: float | None) -> float:
+        now = self._loop.time()
+        if now - self._failed_at >= backoff.STEADY_AFTER_S + self._latest_pause_s:
+            self._failures = 0
+        self._failures, self._failed_at, self._port_failures = self._failures + 1, now, self._port_failures + 1
+        if blocked_s is None:
+            self._latest_pause_s = backoff.retry_delay(self._failures, _MAX_RETRY_DELAY_S, random.uniform)
+        else:
+            self._latest_pause_s = backoff.blocked_delay(self._failures, blocked_s, random.uniform)
+        return self._latest_pause_s
 
     def _retry(self) -> None:
         self._retry_timer = None
-        if len(self._ports) > 1 and self._failures >= _FAILURES_BEFORE_SWITCH:
+        if len(self._ports) > 1 and self._port_failures >= _FAILURES_BEFORE_SWITCH:
             self._switch_port()  # the port that worked for this link fails now: the other one may work
         self._refill()
 

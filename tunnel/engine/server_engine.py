@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tunnel.engine.engine import Engine
 from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.model.events import EventKind
+from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
 from tunnel.runtime import listeners
 from tunnel.runtime.sockets import NetError
@@ -60,7 +61,12 @@ class ServerEngine(Engine):
 
     def _on_link_closed(self, link: Link, reason: str) -> None:
         if not self._stop_requested.is_set():
-            self._event_log.log_warn(EventKind.LINK, reason, link=link.ident)
+            self._event_log.log_paced(LogLevel.WARN, EventKind.LINK, "lost", reason, link=link.ident)
+            self._set_state(State.WAITING, reason)
+
+    def on_client_refused(self, reason: str) -> None:
+        """Show the reason in the state until a client has the tunnel."""
+        if self._record.state is State.WAITING:
             self._set_state(State.WAITING, reason)
 
     @property

@@ -11,8 +11,11 @@ from typing import Any, Final
 
 from tunnel.model.spec import LogLevel
 from tunnel.model.times import format_timestamp
+from tunnel.model.token_bucket import TokenBucket
 
 _THROTTLE_S: Final = 5.0  # a warning of one topic is emitted at most once in this time
+_PACE_BURST: Final = 50
+_PACE_PER_S: Final = 1.0
 _MAX_TOPICS: Final = 256  # a topic may contain a remote address, so their number is not bounded by the program
 
 
@@ -108,12 +111,15 @@ class EventLog:
     what it prints, because the command ``events`` shows state changes whatever the log level is.
     """
 
-    __slots__ = ("_sink", "_throttled", "level", "tunnel")
+    __slots__ = ("_pacing", "_sink", "_throttled", "level", "tunnel")
 
     def __init__(self, tunnel: str, sink: EventSink, level: LogLevel = LogLevel.INFO) -> None:
         self.tunnel = tunnel
         self.level = level
         self._sink = sink
+        self._pacing: dict[
+            str, tuple[TokenBucket, int]
+        ] = {}  # topic → its bucket, and events suppressed since the last
         self._throttled: dict[str, tuple[float, int]] = {}
         """topic → time of the last event and number of events suppressed since, the oldest topic first"""
 
@@ -137,6 +143,18 @@ class EventLog:
     def log(self, level: LogLevel, kind: EventKind, text: str, **data: object) -> None:
         """Log an event whose level the caller computes."""
         self._sink(Event(ts=time.time(), tunnel=self.tunnel, level=level, kind=kind, text=text, data=data))
+
+    def log_paced(self, level: LogLevel, kind: EventKind, topic: str, text: str, **data: object) -> None:
+        """Log what is of interest each time, but what a peer can cause at will: a burst, then one a second.
+
+        ``topic`` is a fixed word of the program.
+        """
+        now = time.monotonic()
+        bucket, suppressed = self._pacing.get(topic) or (TokenBucket(_PACE_PER_S, _PACE_BURST, now), 0)
+        is_due = bucket.take(now)
+        self._pacing[topic] = (bucket, 0 if is_due else suppressed + 1)
+        if is_due:
+            self.log(level, kind, f"{text} ({suppressed} more were suppressed)" if suppressed else text, **data)
 
     def suppresses(self, topic: str) -> bool:
         """Count a warning if ``warn_throttled`` would suppress it; return whether so. Saves the making of its text."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Final
 
-if TYPE_CHECKING:
-    from tunnel.model.settings import Settings
+from tunnel.model.settings import Settings
+
+_BUILT_IN_POOL_MAX: Final = Settings().max_pool_capacity
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,15 @@ def negotiate_limits(ours: ConfiguredLimits, theirs: ConfiguredLimits, defaults:
     """Compute the limits of a link from the configuration of its two ends.
 
     A limit that only one end has configured applies to both. If both have: the larger minimum, the smaller maximum
-    and the smaller number of visitors, because an end configures a limit to be protected by it.
+    and the smaller number of visitors, because an end configures a limit to be protected by it. A larger pool than the
+    built-in maximum has to be configured at both ends: a peer alone must not make this end hold more connections.
     """
 
     def configured(first: int | None, second: int | None) -> list[int]:
         return [value for value in (first, second) if value is not None]
 
-    pool_max = min(configured(ours.pool_max, theirs.pool_max), default=defaults.pool_max)
+    maxima = [_BUILT_IN_POOL_MAX if value is None else value for value in (ours.pool_max, theirs.pool_max)]
+    pool_max = min(maxima) if configured(ours.pool_max, theirs.pool_max) else defaults.pool_max
     pool_min = max(configured(ours.pool_min, theirs.pool_min), default=defaults.pool_min)
     visitors = min(configured(ours.visitors, theirs.visitors), default=defaults.visitors)
     return Limits(min(pool_min, pool_max), pool_max, visitors)

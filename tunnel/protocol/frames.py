@@ -40,6 +40,8 @@ from tunnel.protocol.messages import (
 VERSION: Final = 1
 
 _HEADER: Final = struct.Struct("!BH")
+MIN_FRAME_BYTES: Final = _HEADER.size
+"""Bytes of a frame without a payload."""
 _MAX_GREETING_BYTES: Final = 1024
 _MAX_LIST_BYTES: Final = MAX_NUMBERS * U64.size
 _MAC_BYTES: Final = 32

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tunnel.model.spec import Key, Mode
 
 _LABEL: Final = b"nodepass-orch 1 "
-REFUSAL: Final = "the handshake was refused"
+REFUSAL: Final = "refused: most likely the keys differ, see the server's log"
 """All that an end without the key learns."""
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tunnel.model.limits import negotiate_limits
+from tunnel.model.token_bucket import TokenBucket
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.frames import FRAMES, Kind, Phase, Sender, encode_message, encode_numbers
 from tunnel.protocol.messages import (
@@ -29,6 +30,9 @@ from tunnel.protocol.messages import (
 if TYPE_CHECKING:
     from tunnel.model.limits import ConfiguredLimits, Limits
     from tunnel.protocol.heartbeat import Heartbeat
+
+_CHANGES_PER_S: Final = 4.0  # from the peer; an egress sends two a second at most
+_CHANGES_AT_ONCE: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,8 @@ class Session:
         self._retired: list[int] = []
         self._queue_length: int | None = None
         self._decoders = _decoders(role)
+        self._target_changes = TokenBucket(_CHANGES_PER_S, _CHANGES_AT_ONCE, 0.0)
+        self._limit_changes = TokenBucket(_CHANGES_PER_S, _CHANGES_AT_ONCE, 0.0)
 
     # --- receiving ------------------------------------------------------------------------------------------------
 
@@ -127,11 +133,19 @@ class Session:
             case CapacityChanged(wanted, dialing):
                 self.wanted_idle, self.dialing = wanted, dialing
             case TargetStatus(error):
+                self._check_rate(self._target_changes, "the status of its target", now)
                 self.target_error = error
             case LimitsAnnounced(limits):
+                self._check_rate(self._limit_changes, "its configured limits", now)
                 self._negotiate(Negotiation(self._negotiation.ours, limits, self._negotiation.defaults))
                 return LimitsChanged()
         return message
+
+    @staticmethod
+    def _check_rate(bucket: TokenBucket, subject: str, now: float) -> None:
+        """End a link whose peer makes this end change its state, and log that, all the time."""
+        if not bucket.take(now):
+            raise ProtocolError(f"the other end changes {subject} too often")
 
     # --- sending --------------------------------------------------------------------------------------------------
 

@@ -34,3 +34,20 @@ def retry_delay(attempt: int, cap: float, uniform: Callable[[float, float], floa
 def random_retry_delay(attempt: int, cap: float) -> float:
     """Return the delay of ``retry_delay`` with the random numbers of this process."""
     return retry_delay(attempt, cap, random.uniform)
+
+
+BLOCKED_MAX_DELAY_S: Final = 60.0
+"""Upper bound of the pause after refused or unanswered data connections. Firewalls that limit new connections (iptables
+"recent", fail2ban) often count each attempt again, so they open only after a pause longer than their period."""
+STEADY_AFTER_S: Final = 60.0
+"""Time without a failure after which the pauses start small again."""
+
+
+def blocked_delay(attempt: int, dial_s: float, uniform: Callable[[float, float], float]) -> float:
+    """Return the seconds to wait after the ``attempt``-th failure (from 1), although the other end is reachable.
+
+    ``dial_s``: how long the failed dial took; the pauses start with as much. Equal jitter: at least half of the bound,
+    which a firewall's period has to fit into.
+    """
+    bound = min(BLOCKED_MAX_DELAY_S, max(FIRST_DELAY_S, dial_s) * 2.0 ** min(max(attempt, 1) - 1, 16))
+    return bound / 2 + uniform(0.0, bound / 2)

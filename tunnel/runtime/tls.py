@@ -25,6 +25,10 @@ from tunnel.runtime.python_programs import file_command, python_environment
 MAX_RECORD_SIZE: Final = 16384
 """Bytes of plaintext in one TLS record at most (RFC 8446 §5.1)."""
 
+MAX_HANDSHAKE_BYTES: Final = 1 << 17
+"""Bytes that a peer may send before its handshake is complete. OpenSSL itself sets no limit to some of them (empty
+records, HelloRequest); a chain of certificates may have 100 KB there."""
+
 _CERTIFICATE_PROGRAM: Final = str(Path(__file__).resolve().with_name("certificate.py"))
 
 
@@ -155,6 +159,7 @@ def verifying_context(ca: Path | None) -> ssl.SSLContext:
     Blocks on the disk. Raises TlsError.
     """
     context = _make_context(ssl.PROTOCOL_TLS_CLIENT)
+    context.hostname_checks_common_name = False  # RFC 9525 §2: a name counts only as subjectAltName
     if ca is None:
         context.load_default_certs()
         return context
@@ -181,12 +186,17 @@ def _without_verification(context: ssl.SSLContext) -> ssl.SSLContext:
 class TlsSession:
     """One end of one TLS connection: ciphertext in and out on one side, plaintext on the other."""
 
-    __slots__ = ("_incoming", "_outgoing", "_read_ahead", "_tls", "is_established", "peer_closed")
+    __slots__ = ("_handshake_bytes", "_incoming", "_outgoing", "_read_ahead", "_tls", "is_established", "peer_closed")
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, host: str | None = None) -> None:
+        """``host``: the name or address that the server's certificate has to be for. Raises TlsError if none can be."""
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=host)
+        try:
+            self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=host)
+        except ValueError:  # also UnicodeError
+            raise TlsError(f"no certificate can be for the host name {host!r}") from None
+        self._handshake_bytes = 0  # received by ``receive_from``
         self._read_ahead = b""  # plaintext that ``close_notify`` had to read
         self.is_established = False
         """whether the handshake is complete"""
@@ -198,9 +208,14 @@ class TlsSession:
         self._incoming.write(data)
 
     def receive_from(self, sock: socket.SocketType) -> None:
-        """Add all ciphertext that a socket has now. Raises TlsError at its end, OSError where it is broken."""
+        """Add the ciphertext of a handshake that a socket has now. Raises TlsError at its end and for too much of it,
+        OSError where the socket is broken.
+        """
         with contextlib.suppress(BlockingIOError):
             while data := sock.recv(MAX_RECORD_SIZE):
+                self._handshake_bytes += len(data)
+                if self._handshake_bytes > MAX_HANDSHAKE_BYTES:
+                    raise TlsError("the other end sent too many bytes before its handshake was complete")
                 self.receive_data(data)
             raise TlsError("the other end closed the connection")
 
