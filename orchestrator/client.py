@@ -107,6 +107,16 @@ class ApiClient:
         """Return what a reload would change."""
         return self._request(PlanJson, "GET", "/v1/plan", timeout_s=_SLOW_ANSWER_TIMEOUT_S)
 
+    def plan_candidate(self, content: str, name: str) -> PlanJson:
+        """Return what a candidate in place of the running file would change; faults call the candidate ``name``."""
+        body = {"content": content, "name": name}
+        return self._request(PlanJson, "POST", "/v1/plan", body, timeout_s=_SLOW_ANSWER_TIMEOUT_S)
+
+    def apply_candidate(self, content: str, name: str) -> ReloadJson:
+        """Put a candidate in place of the running file. Returns the result per entry."""
+        body = {"content": content, "name": name}
+        return self._request(ReloadJson, "POST", "/v1/apply", body, timeout_s=_SLOW_ANSWER_TIMEOUT_S)
+
     def reload(self) -> ReloadJson:
         """Read the file again. Returns the result per entry."""
         return self._request(ReloadJson, "POST", "/v1/reload", {}, timeout_s=_SLOW_ANSWER_TIMEOUT_S)

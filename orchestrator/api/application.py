@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from orchestrator.supervisor.control import ControlService
 
 _CONTEXT: Final = web.AppKey("context", ApiContext)
-_MAX_BODY_BYTES: Final = 64 << 10
 _ANY_NAME: Final = "{name:[^/]+}"  # a slash in a name arrives encoded; aiohttp's own ``{name}`` excludes braces too
 
 ERROR_STATUSES: Final[Mapping[type[Exception], HTTPStatus]] = {
@@ -56,7 +55,7 @@ def _application(
     def describe_api() -> Mapping[str, object]:
         return openapi.document(ROUTES, control.info().version)
 
-    app = web.Application(middlewares=middlewares, client_max_size=_MAX_BODY_BYTES)
+    app = web.Application(middlewares=middlewares)
     context = ApiContext(control, describe_api, limits) if limits else ApiContext(control, describe_api)
     app[_CONTEXT] = context
     app.on_shutdown.append(_close_streams)
@@ -81,7 +80,9 @@ def _checked(route: Route) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         if not route.is_monitoring:
             check_names(request.query, names, "parameter")
-        body = parse_body(await request.read(), fields) if route.method == "POST" else {}
+        body: Mapping[str, object] = {}
+        if route.method == "POST":
+            body = parse_body(await request.clone(client_max_size=route.max_body_bytes).read(), fields)
         return await route.handler(ApiRequest(request, request.app[_CONTEXT], body))
 
     return handle

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from aiohttp import web
 
 from orchestrator.api import metrics, parameters, stream
+from orchestrator.config.candidate import Candidate
 from orchestrator.json_text import json_text
 from orchestrator.supervisor.event_bus import HISTORY_KINDS, SUPERVISOR
 from orchestrator.supervisor.registry import UnknownTunnelError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from orchestrator.api.parameters import BodyField, Parameter
     from orchestrator.supervisor.control import ControlService
     from tunnel.model.events import Event
+
+_MAX_CANDIDATE_NAME: Final = 4096
 
 Value = TypeVar("Value")
 
@@ -111,6 +114,24 @@ async def reload(request: ApiRequest) -> web.StreamResponse:
 async def get_plan(request: ApiRequest) -> web.StreamResponse:
     """Answer what a reload would change."""
     return json_response((await request.control.plan()).as_json())
+
+
+async def plan_candidate(request: ApiRequest) -> web.StreamResponse:
+    """Answer what a candidate in place of the file would change."""
+    return json_response((await request.control.plan(_candidate(request))).as_json())
+
+
+async def apply_candidate(request: ApiRequest) -> web.StreamResponse:
+    """Put a candidate in place of the file and apply it."""
+    request.control.check_commands_allowed()
+    return json_response((await request.control.apply_candidate(_candidate(request))).as_json())
+
+
+def _candidate(request: ApiRequest) -> Candidate:
+    content = request.get_field(parameters.CONTENT)
+    if content is None:
+        raise parameters.ParameterError("content is missing in the body: the text of the candidate")
+    return Candidate(content.encode(errors="surrogatepass"), request.get_field(parameters.NAME)[:_MAX_CANDIDATE_NAME])
 
 
 async def get_logs(request: ApiRequest) -> web.StreamResponse:

@@ -164,6 +164,24 @@ def _parse_timeout(value: object) -> float | None:
     raise ParameterError(f"timeout in the body is not a number of seconds from 0 to {MAX_TIMEOUT_S:g}")
 
 
+def _parse_text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise ParameterError("content and name in the body are texts")
+
+
+CONTENT: Final[BodyField[str | None]] = BodyField(
+    "content",
+    "The text of the candidate: a whole file. Relative file names in it start at the running file's directory.",
+    {"type": "string"},
+    None,
+    _parse_text,
+)
+NAME: Final = BodyField(
+    "name", "What faults call the candidate.", {"type": "string", "default": "candidate"}, "candidate", _parse_text
+)
+
+
 def _parse_drain(value: object) -> bool:
     if isinstance(value, bool):
         return value

@@ -36,6 +36,10 @@ _WATCH_EVENTS: Final[Mapping[str, type]] = {"status": StatusJson, "change": Chan
 _FORBIDDEN, _NOT_FOUND, _CONFLICT = HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT
 
 
+_MAX_BODY_BYTES: Final = 64 << 10
+_MAX_CANDIDATE_BYTES: Final = 8 << 20  # of JSON: a file of 4 MiB
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a route answers if the request is in order."""
@@ -63,6 +67,7 @@ class Route:
     body: tuple[BodyField[Any], ...] = ()
     errors: tuple[HTTPStatus, ...] = ()
     """besides those that every route of its method may answer (``common_errors``)"""
+    max_body_bytes: int = _MAX_BODY_BYTES
     is_monitoring: bool = False
     """also on the address for metrics, without a token; answers HEAD and ignores unknown parameters"""
 
@@ -106,6 +111,17 @@ ROUTES: Final = (
         errors=(_FORBIDDEN, _CONFLICT),
     ),
     Route("GET", "/v1/plan", handlers.get_plan, "What a reload would change.", Answer("The plan.", PlanJson)),
+    Route(
+        "POST", "/v1/plan", handlers.plan_candidate, "What a candidate in place of the running file would change.",
+        Answer("The plan.", PlanJson),
+        body=(parameters.CONTENT, parameters.NAME), max_body_bytes=_MAX_CANDIDATE_BYTES,
+    ),
+    Route(
+        "POST", "/v1/apply", handlers.apply_candidate,
+        "Write a candidate in place of the running file and apply it; an invalid one changes nothing.",
+        Answer("The result of each entry.", ReloadJson),
+        body=(parameters.CONTENT, parameters.NAME), errors=(_FORBIDDEN, _CONFLICT), max_body_bytes=_MAX_CANDIDATE_BYTES,
+    ),
     Route(
         "GET", "/v1/logs", handlers.get_logs, "The last events of tunnels.",
         Answer("The events; with `follow` as a stream.", EventsJson, {"event": EventJson}),

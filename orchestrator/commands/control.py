@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -9,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from orchestrator.client import ApiClient, RequestRefusedError
+from orchestrator.client import ApiClient, NoDaemonError, RequestRefusedError
 from orchestrator.commands.common import (
     DEFAULT_FILE,
     EXIT_FAILED,
@@ -40,13 +41,25 @@ from orchestrator.process.setup import print_message
 from orchestrator.state_display import STATE_COLORS
 from orchestrator.table import format_table
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS, TunnelCommand
+from tunnel.model.files import FileError, read_file
 from tunnel.model.state import STATES, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.status.json_types import EntryResultJson, EventJson, FaultJson, PlanJson, StatusJson, TunnelJson
+    from orchestrator.status.json_types import (
+        EntryResultJson,
+        EventJson,
+        FaultJson,
+        PlanJson,
+        ReloadJson,
+        StatusJson,
+        TunnelJson,
+    )
 
+_Answer = TypeVar("_Answer")
+
+_MAX_CANDIDATE_BYTES: Final = 4 << 20
 _WATCH_INTERVAL_S: Final = 1.0  # of ``ps --watch``
 _MAX_LINES: Final = 10_000
 _ALL: Final = (", except those with enabled: false", "")
@@ -173,6 +186,11 @@ def reload(*, wait: bool, as_json: bool, socket: Path | None, file: Path) -> int
     """Read the file again. Exit code 2 if the file is invalid, 1 if an entry cannot run."""
     with exit_on_api_error():
         answer = make_client(socket, file).reload()
+    return _print_reload(answer, wait=wait, as_json=as_json)
+
+
+def _print_reload(answer: ReloadJson, *, wait: bool, as_json: bool) -> int:
+    """Print what a reload did, each entry with ``wait``. Returns the exit code."""
     results = answer["results"]
     bad = [name for name, result in results.items() if result["action"] in {"rejected", "failed"}]
     if as_json:
@@ -208,20 +226,25 @@ def _count_actions(actions: Iterable[str]) -> str:
 
 
 @click.command()
-@click.argument("file", default=DEFAULT_FILE, type=click.Path(path_type=Path))
+@click.argument("candidate", required=False, type=click.Path(path_type=Path))
 @json_option
 @socket_option
-def plan(*, file: Path, as_json: bool, socket: Path | None) -> int:
-    """Show which entries a reload of FILE would add, remove, restart and change live.
+@file_option
+def plan(*, candidate: Path | None, as_json: bool, socket: Path | None, file: Path) -> int:
+    """Show which entries a reload would add, remove, restart and change live.
 
-    Exit code 2 if the file is invalid.
+    With CANDIDATE, what that file would change in place of the daemon's. Exit code 2 if the file is invalid.
     """
     with exit_on_api_error():
-        answer = make_client(socket, file).plan()
+        if candidate is None:
+            answer = make_client(socket, file).plan()
+        else:
+            text = _read_candidate(candidate)
+            answer = _call_with_candidate(socket, file, candidate, lambda c: c.plan_candidate(text, str(candidate)))
     if as_json:
         print_json(answer)
     elif answer["error"]:
-        print_message(f"a reload would change nothing: {_format_error(answer['error'])}")
+        print_message(f"nothing would be changed: {_format_error(answer['error'])}")
     else:
         for line in _plan_lines(answer):
             click.echo(line)
@@ -229,6 +252,44 @@ def plan(*, file: Path, as_json: bool, socket: Path | None) -> int:
             print_message(printable(warning))
         print_message(f"{answer['unchanged']} unchanged")
     return 0 if answer["ok"] else EXIT_USAGE
+
+
+@click.command()
+@click.argument("candidate", type=click.Path(path_type=Path))
+@click.option("--wait", is_flag=True, help="Print the result of each entry.")
+@json_option
+@socket_option
+@file_option
+def apply(*, candidate: Path, wait: bool, as_json: bool, socket: Path | None, file: Path) -> int:
+    """Put CANDIDATE in place of the daemon's file and apply it; an invalid one changes nothing.
+
+    The daemon writes the file. Exit code 2 if the candidate is invalid, 1 if an entry cannot run.
+    """
+    text = _read_candidate(candidate)
+    with exit_on_api_error():
+        answer = _call_with_candidate(socket, file, candidate, lambda c: c.apply_candidate(text, str(candidate)))
+    return _print_reload(answer, wait=wait, as_json=as_json)
+
+
+def _read_candidate(path: Path) -> str:
+    try:
+        return read_file(path, _MAX_CANDIDATE_BYTES).text()
+    except FileError as error:
+        exit_with_error(EXIT_USAGE, f"cannot read {printable(str(path))}: {error}")
+
+
+def _call_with_candidate(
+    socket: Path | None, file: Path, candidate: Path, call: Callable[[ApiClient], _Answer]
+) -> _Answer:
+    """Call the daemon that the options select; if none runs and no file is named, the one that runs the candidate."""
+    try:
+        return call(make_client(socket, file))
+    except NoDaemonError:
+        if socket is not None or file != Path(DEFAULT_FILE):
+            raise
+        with contextlib.suppress(NoDaemonError):
+            return call(make_client(None, candidate))
+        raise
 
 
 def _plan_lines(plan: PlanJson) -> Iterator[str]:
@@ -329,4 +390,4 @@ def down(*, wait: bool, now: bool, socket: Path | None, file: Path) -> int:
     return 0
 
 
-COMMANDS: Final = (ps, *map(_tunnel_command, TUNNEL_COMMANDS.values()), reload, plan, logs, events, down)
+COMMANDS: Final = (ps, *map(_tunnel_command, TUNNEL_COMMANDS.values()), reload, plan, apply, logs, events, down)

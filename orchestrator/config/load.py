@@ -75,12 +75,13 @@ PlainValue: TypeAlias = "str | list[None] | dict[str, PlainValue] | None"
 """A value of the ``supervisor:`` section as its models take it."""
 
 
-def load(path: Path, environ: Mapping[str, str], log: str | None = None) -> Manifest:
+def load(path: Path, environ: Mapping[str, str], log: str | None = None, *, content: bytes | None = None) -> Manifest:
     """Load the manifest of a file. Raises ConfigError with all faults.
 
-    ``log`` is the level of tunnels for which the file configures none. Reads the key files that entries name.
+    ``log`` is the level of tunnels for which the file configures none; ``content`` is read instead of the file's own.
+    Reads the key files that entries name.
     """
-    loader = _Loader(path, environ, log)
+    loader = _Loader(path, environ, log, content)
     manifest = loader.load()
     if loader.faults or manifest is None:
         raise ConfigError(loader.faults, loader.sources())
@@ -92,6 +93,7 @@ class _Loader:
     path: Path
     environ: Mapping[str, str]
     log: str | None
+    content: bytes | None = None
     faults: list[Fault] = field(default_factory=list)
     files: dict[Path, str] = field(default_factory=dict)
     patterns: tuple[str, ...] = ()
@@ -171,7 +173,7 @@ class _Loader:
     def _read_bytes(self, path: Path) -> bytes | None:
         self.files[path] = MISSING
         try:
-            data = read_file(path)
+            data = read_file(path) if path != self.path or self.content is None else self.content
         except FileError as error:
             hint = f"there is no such file; {_EXAMPLE}, or name another file"
             self._report(Place(path), hint if error.errno == errno.ENOENT else f"cannot read the file: {error}")

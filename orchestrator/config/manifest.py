@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel.model.address import Address
 from tunnel.model.spec import Direction, Mode, Role
@@ -57,6 +57,16 @@ class Entry:
         return min(found, key=lambda origin: _STRONGEST.index(origin.source), default=None)
 
 
+class ManifestReader(Protocol):
+    """Reads a configuration again."""
+
+    def __call__(self, *, content: bytes | None = None) -> Manifest:
+        """Return the manifest of the file as it is now, or with other content, in the same environment.
+
+        Raises ConfigError.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """A configuration file together with the files that it includes."""
@@ -67,8 +77,7 @@ class Manifest:
     """in the order of the file, then of the included files"""
     warnings: tuple[Fault, ...] = ()
     sources: FileSet
-    reload: Callable[[], Manifest] = field(compare=False, repr=False)
-    """reads the current content of the file, in the same environment; raises ConfigError"""
+    reload: ManifestReader = field(compare=False, repr=False)
 
 
 def listen_addresses(spec: TunnelSpec) -> Iterator[Address]:

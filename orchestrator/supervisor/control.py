@@ -24,6 +24,7 @@ from tunnel.model.times import format_timestamp
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from orchestrator.config.candidate import Candidate
     from orchestrator.status.json_types import (
         CommandResultJson,
         DaemonJson,
@@ -117,16 +118,21 @@ class ControlService:
         """One tunnel with its URL, settings and place in the file. Raises UnknownTunnelError."""
         return self.supervisor.details(name)
 
-    async def plan(self) -> PlanResult:
-        """What a reload would change."""
-        return await self.supervisor.plan()
+    async def plan(self, candidate: Candidate | None = None) -> PlanResult:
+        """What a reload would change, or a candidate in place of the file."""
+        return await self.supervisor.plan(candidate)
 
     # --- commands -------------------------------------------------------------------------------------------------
 
     async def reload(self) -> ReloadResult:
         """Read the file again and apply it. Raises ReadOnlyError, CommandConflictError."""
-        self._check_commands_allowed()
+        self.check_commands_allowed()
         return await self.supervisor.reload()
+
+    async def apply_candidate(self, candidate: Candidate) -> ReloadResult:
+        """Put a candidate in place of the file and apply it. Raises ReadOnlyError, CommandConflictError."""
+        self.check_commands_allowed()
+        return await self.supervisor.apply_candidate(candidate)
 
     async def command(self, verb: str, name: str, timeout: float | None = None) -> CommandResult:  # noqa: ASYNC109  of the drain
         """Give a tunnel one of the TUNNEL_COMMANDS; ``timeout`` is the limit of the drain that it implies, in seconds.
@@ -134,7 +140,7 @@ class ControlService:
         Returns when the command is given, not when it is completed. Raises UnknownTunnelError, ReadOnlyError,
         CommandConflictError.
         """
-        self._check_commands_allowed()
+        self.check_commands_allowed()
         handler = _HANDLERS[verb]
         text = handler.describe(self.supervisor.snapshot(name))
         handler.run(self.supervisor, name, timeout)
@@ -150,7 +156,8 @@ class ControlService:
         (self.supervisor.shutdown if drain else self.supervisor.close)()
         return {"ok": True, "pid": os.getpid(), "active": active}
 
-    def _check_commands_allowed(self) -> None:
+    def check_commands_allowed(self) -> None:
+        """Raise ReadOnlyError or CommandConflictError if the daemon takes no commands now."""
         if self.read_only:
             raise ReadOnlyError
         if not self.supervisor.is_started:

@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
+from orchestrator.config.candidate import replace_file
 from orchestrator.config.faults import ConfigError, Fault, Place
 from orchestrator.config.file_set import run_in_file_thread
 from orchestrator.config.plan import EntryResult, Plan, diff_manifests, effective_settings
@@ -21,6 +23,7 @@ from tunnel.model.times import format_timestamp
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from orchestrator.config.candidate import Candidate
     from orchestrator.config.manifest import Manifest
     from orchestrator.status.json_types import EntryResultJson, FaultJson, PlanJson, ReloadJson
     from orchestrator.supervisor.event_bus import EventBus
@@ -116,6 +119,34 @@ class Reloader:
             return PlanResult(Plan(), new.faults[0])
         return PlanResult(diff_manifests(self.manifest, new))
 
+    async def plan_candidate(self, candidate: Candidate) -> PlanResult:
+        """What a candidate in place of the file would change."""
+        new = await self._read(candidate)
+        if isinstance(new, ConfigError):
+            return PlanResult(Plan(), new.faults[0])
+        return PlanResult(diff_manifests(self.manifest, new))
+
+    async def apply_candidate(self, candidate: Candidate) -> ReloadResult:
+        """Put a candidate in place of the file and apply it. An invalid one changes nothing, nor does a full disk."""
+        async with self._turn:
+            new = await self._read(candidate)
+            if not isinstance(new, ConfigError):
+                try:
+                    await run_in_file_thread(partial(replace_file, self.manifest.path, candidate.content))
+                except OSError as error:  # ThreadShortageError is one
+                    reason = error.strerror or error
+                    new = ConfigError([Fault(Place(self.manifest.path), f"cannot write the file: {reason}")])
+            if isinstance(new, ConfigError):
+                return self._refuse_candidate(candidate, new)
+            return await self._reload_now()
+
+    def _refuse_candidate(self, candidate: Candidate, error: ConfigError) -> ReloadResult:
+        fault = error.faults[0]
+        more = f" (and {len(error.faults) - 1} more)" if len(error.faults) > 1 else ""
+        text = f"the candidate {candidate.name} is not applied: {fault}{more}"
+        self._bus.emit(LogLevel.ERROR, EventKind.CONFIG, text)
+        return ReloadResult(self.generation, fault=fault)
+
     async def reload(self) -> ReloadResult:
         """Read the file as it is now, or a moment later, and apply it. An invalid file raises nothing."""
         result = await self._next_result()
@@ -139,20 +170,25 @@ class Reloader:
     async def _reload_in_turn(self) -> ReloadResult:
         async with self._turn:
             self._waiting = None
-            new = await self._read()
-            if self._registry.is_closing:
-                fault = Fault(Place(self.manifest.path), "the daemon is shutting down")
-                return ReloadResult(self.generation, fault=fault)
-            if isinstance(new, ConfigError):
-                return self._refuse(new)
-            return await self._apply(new)
+            return await self._reload_now()
 
-    async def _read(self) -> Manifest | ConfigError:
-        """The file; read in a thread, because a disk may be slow and visitors must not wait for it."""
+    async def _reload_now(self) -> ReloadResult:
+        """Read the file and apply it; the caller holds the turn."""
+        new = await self._read()
+        if self._registry.is_closing:
+            fault = Fault(Place(self.manifest.path), "the daemon is shutting down")
+            return ReloadResult(self.generation, fault=fault)
+        if isinstance(new, ConfigError):
+            return self._refuse(new)
+        return await self._apply(new)
+
+    async def _read(self, candidate: Candidate | None = None) -> Manifest | ConfigError:
+        """The file, or a candidate; read in a thread: a disk may be slow and visitors must not wait for it."""
+        content = candidate.content if candidate else None
         try:
-            return await run_in_file_thread(self.manifest.reload)
+            return await run_in_file_thread(partial(self.manifest.reload, content=content))
         except ConfigError as error:
-            return error
+            return candidate.relocate(error, self.manifest.path) if candidate else error
         except Exception as error:  # noqa: BLE001  a crash of the reader must not change or end what runs
             return ConfigError([Fault(Place(self.manifest.path), describe_crash(error))])
 

@@ -20,6 +20,7 @@ from tunnel.model.state import State
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from orchestrator.config.candidate import Candidate
     from orchestrator.config.file_set import FileSet
     from orchestrator.config.manifest import Manifest
     from orchestrator.status.contract import ConfigStatus
@@ -163,9 +164,13 @@ class Supervisor:
         """Reload because the file has changed, without a command."""
         await self._reloader.reload_after_change()
 
-    async def plan(self) -> PlanResult:
-        """What a reload would do."""
-        return await self._reloader.plan()
+    async def plan(self, candidate: Candidate | None = None) -> PlanResult:
+        """What a reload would do, of the file or with a candidate in its place."""
+        return await (self._reloader.plan_candidate(candidate) if candidate else self._reloader.plan())
+
+    async def apply_candidate(self, candidate: Candidate) -> ReloadResult:
+        """Put a candidate in place of the file and apply it. An invalid one changes nothing."""
+        return await self._reloader.apply_candidate(candidate)
 
     def sources(self) -> FileSet:
         """The files as they were last read: if one differs, a reload is due."""

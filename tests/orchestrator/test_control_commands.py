@@ -138,6 +138,27 @@ def test_commands_act_on_names_patterns_and_all_tunnels(daemon: DaemonShell) -> 
     assert "no tunnel is named 'egde-2'; did you mean 'edge-2'?" in done.stderr
 
 
+def test_plan_and_apply_take_a_candidate(daemon: DaemonShell) -> None:
+    before = daemon.file.read_text()
+    candidate = daemon.file.with_name("next.yaml")
+    candidate.write_text("version: 1\ntunnels: {edge-1: nonsense}\n")
+    for command in ("plan", "apply"):
+        done = daemon.run(command, "next.yaml")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "next.yaml:2:19: this is not a tunnel URL" in done.stderr
+    assert daemon.run("ps").stderr == ""
+    candidate.write_text(before.replace("edge-2", "edge-3"))
+    planned = daemon.run("plan", "next.yaml")
+    assert (planned.returncode, planned.stdout) == (0, "add edge-3\nremove edge-2\n")
+    assert "edge-2" in daemon.states()
+    done = daemon.run("apply", "next.yaml", "--wait")
+    assert done.returncode == 0
+    assert "added edge-3" in done.stdout
+    assert "edge-2" not in daemon.states()
+    assert daemon.file.read_text() == candidate.read_text()
+    assert daemon.run("plan", "nothere.yaml").returncode == 2
+
+
 def test_plan_and_reload_report_faults_and_changes(daemon: DaemonShell) -> None:
     daemon.file.write_text("version: 1\ntunnels: {edge-1: nonsense}\n")
     for command in ("plan", "reload"):

@@ -53,7 +53,7 @@ def entries(draw: st.DrawFn, name: str) -> Entry:
 
 
 def manifest(*entries: Entry, supervisor: SupervisorSettings | None = None) -> Manifest:
-    def reload() -> Manifest:
+    def reload(*, content: bytes | None = None) -> Manifest:
         raise NotImplementedError
 
     return Manifest(
