@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from tunnel.model.snapshot import Snapshot
+from tunnel.model.snapshot import HELP, CountersView, Snapshot
 from tunnel.model.state import State
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _counter(
     return MetricSpec(f"tunnel_{name}", COUNTER, text, read, labels)
 
 
-DAEMON_METRICS: Final = (
+DAEMON_METRICS: Final[tuple[MetricSpec[DaemonReading], ...]] = (
     _daemon("build_info", "Version of the program.", lambda _: 1, _VERSION),
     _daemon("config_generation", "Generation of the configuration in force.", lambda d: d.info.generation),
     _daemon("config_ok", "1 if the file is valid, else 0.", lambda d: float(d.info.config.ok)),
@@ -110,7 +110,7 @@ DAEMON_METRICS: Final = (
     _daemon("tasks", "Tasks in the daemon's event loop, without those of workers.", lambda d: d.tasks),
 )
 
-TUNNEL_METRICS: Final = (
+TUNNEL_METRICS: Final[tuple[MetricSpec[Snapshot], ...]] = (
     _gauge("up", "1 if the tunnel can serve visitors, else 0.", lambda s: float(s.state is State.UP)),
     _gauge("state_since_timestamp_seconds", "Time of the last state change.", lambda s: _timestamp(s.since)),
     _gauge("pool_idle", "Idle data connections.", lambda s: s.pool.idle),
@@ -135,6 +135,10 @@ TUNNEL_METRICS: Final = (
     _counter("refused", _REFUSED_HELP, lambda s: s.refused.handshakes, _refusal("handshake")),
     _counter("refused", _REFUSED_HELP, lambda s: s.refused.prefaces, _refusal("preface")),
     _counter("refused", _REFUSED_HELP, lambda s: s.refused.silent, _refusal("silence")),
+    *(
+        _counter(counter.name, counter.metadata[HELP], attrgetter(f"counters.{counter.name}"))
+        for counter in fields(CountersView)
+    ),
 )
 
 

@@ -114,7 +114,7 @@ class PublishQueue:
 
 _STATS_FIELDS: Final = frozenset({"pool", "signals", "connections", "bytes", "cooldown"})
 """Fields of a snapshot whose change makes new statistics worthwhile; the noise of a round trip does not."""
-_STATE_FIELDS: Final = frozenset(field_names(Snapshot)) - _STATS_FIELDS - {"rtt_ms", "refused"}
+_STATE_FIELDS: Final = frozenset(field_names(Snapshot)) - _STATS_FIELDS - {"rtt_ms", "refused", "counters"}
 """Fields whose change makes a new state worthwhile."""
 
 

@@ -77,6 +77,7 @@ class TunnelJson(TypedDict, total=False):
     connections: ConnectionsJson
     bytes: BytesJson
     refused: RefusedJson
+    counters: dict[str, int]
     rtt_ms: float | None
     cooldown: CooldownJson
     restarts: int

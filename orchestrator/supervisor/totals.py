@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tunnel.model.snapshot import BytesView
+from tunnel.model.snapshot import BytesView, CountersView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,10 +24,12 @@ class Totals(NamedTuple):
     handshakes: int = 0
     prefaces: int = 0
     silent: int = 0
+    counters: CountersView = CountersView()
 
     def plus(self, other: Totals) -> Totals:
         """Return the sums."""
-        return Totals(*map(sum, zip(self, other, strict=True)))
+        sums = map(sum, zip(self[:-1], other[:-1], strict=True))
+        return Totals._make([*sums, self.counters.plus(other.counters)])
 
 
 NO_TOTALS: Final = Totals()
@@ -44,6 +46,7 @@ def read_totals(seen: Snapshot) -> Totals:
         seen.refused.handshakes,
         seen.refused.prefaces,
         seen.refused.silent,
+        seen.counters,
     )
 
 
@@ -57,6 +60,7 @@ def replace_totals(seen: Snapshot, totals: Totals) -> Snapshot:
         refused=replace(
             seen.refused, handshakes=totals.handshakes, prefaces=totals.prefaces, silent=totals.silent
         ),
+        counters=totals.counters,
     )  # fmt: skip
 
 

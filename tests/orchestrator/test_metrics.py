@@ -13,7 +13,7 @@ from orchestrator.api import metrics
 from orchestrator.status.contract import ConfigStatus, DaemonInfo
 from orchestrator.supervisor.runner import stopped_snapshot
 from tunnel.model.options import make_spec
-from tunnel.model.snapshot import BytesView, ConnectionsView, RefusedView, SignalsView, Snapshot
+from tunnel.model.snapshot import BytesView, ConnectionsView, CountersView, RefusedView, SignalsView, Snapshot
 from tunnel.model.state import State
 from tunnel.model.url import parse_url
 
@@ -58,6 +58,7 @@ def test_each_metric_has_the_value_of_the_snapshot() -> None:
         signals=SignalsView(queued=1, limit=9, total=52),
         bytes=BytesView(from_visitors=7, to_visitors=(1 << 53) + 2),
         refused=RefusedView(handshakes=4, prefaces=5, silent=6),
+        counters=CountersView(links=3, vanished=1),
         rtt_ms=12.5,
         restarts=8,
     )
@@ -84,6 +85,8 @@ def test_each_metric_has_the_value_of_the_snapshot() -> None:
         "tunnel_cooldown_remaining_seconds": 0,
         "tunnel_cooldown_attempt": 0,
         "tunnel_restarts_total": 8,
+        "tunnel_links_total": 3,
+        "tunnel_vanished_total": 1,
     }
     assert [found["tunnel_refused_total", ("web", what)] for what in ("handshake", "preface", "silence")] == [4, 5, 6]
     assert found["tunnel_state", ("up", "web")] == 1

@@ -22,4 +22,5 @@ def test_a_reference_page_is_up_to_date(name: str) -> None:
 def test_the_pages_have_every_route_and_every_metric() -> None:
     api, metrics = reference.render_api_reference(), reference.render_metrics_reference()
     assert all(f"## {route.method} {route.path}\n" in api for route in ROUTES)
-    assert all(f"nodepass_orch_{spec.name}" in metrics for spec in (*DAEMON_METRICS, *TUNNEL_METRICS))
+    names = [spec.name for spec in DAEMON_METRICS] + [spec.name for spec in TUNNEL_METRICS]
+    assert all(f"nodepass_orch_{name}" in metrics for name in names)

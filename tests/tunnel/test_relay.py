@@ -189,6 +189,7 @@ class RelayChain:
                 self.events.event_log(),
                 on_first_relay=partial(self.activity.append, name),
                 on_relay_closed=partial(self.closed.append, name),
+                on_vanished=_fail_vanished,
             )
             for name, from_near, to_near in counters
         )
@@ -302,6 +303,10 @@ def check_outcome(chain: RelayChain) -> None:
 
 def _fail(error: Exception) -> None:
     raise error
+
+
+def _fail_vanished(count: int) -> None:
+    raise AssertionError(f"{count} peers were taken for vanished")
 
 
 def check_direction(sender: Program, receiver: Program) -> None:

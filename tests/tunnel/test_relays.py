@@ -82,6 +82,7 @@ class Relays:
 
     def __init__(self, reactor: Reactor) -> None:
         self.events = Events()
+        self.vanished: list[int] = []
         self._reactor = reactor
         self.set = RelaySet(
             reactor,
@@ -89,6 +90,7 @@ class Relays:
             self.events.event_log(),
             on_first_relay=lambda: None,
             on_relay_closed=lambda: None,
+            on_vanished=self.vanished.append,
             maintenance_interval_s=0.002,
             vanished_after_s=VANISHED_AFTER_S,
         )
@@ -122,6 +124,7 @@ async def test_a_relay_is_aborted_when_its_peer_stays_silent(relays: Relays) -> 
     await wait_until_async(lambda: not gone.is_open, "the relay of the vanished peer is aborted")
     assert present.is_open
     assert gone.checks > 2, "aborted at the first check, which may show an idle hour before new data"
+    assert relays.vanished == [1]
     assert [event.text for event in relays.events] == [
         "the peer of a relay vanished: no acknowledgement for 0 s; disconnected"
     ]

@@ -15,6 +15,7 @@ from tunnel.model.snapshot import (
     BytesView,
     ConnectionsView,
     CooldownView,
+    CountersView,
     PoolView,
     RefusedView,
     SignalsView,
@@ -49,6 +50,7 @@ CONTRACT = {
     "connections": {"active": 0, "total": 0, "failed": 0, "limit": 1024},
     "bytes": {"in": 1, "out": 2},
     "refused": {"handshakes": 0, "prefaces": 0, "silent": 0},
+    "counters": {"links": 0, "vanished": 0},
     "rtt_ms": 0.4,
     "cooldown": {"remaining_s": 0.0, "attempt": 0},
     "restarts": 0,
@@ -120,7 +122,8 @@ def test_the_builder_returns_the_same_snapshot_while_nothing_changes() -> None:
         spec=spec, record=StateRecord(State.COOLDOWN, 0.0, "refused"), direction=None, tunnel_addr=None,
         target_addr=None, data_addr=None, peer=None, link=None, data_tls=False, limits=default_limits(spec.settings),
         idle=0, capacity=0, dialing=0, queued=0, rtt=0.25, signals=0, active=0, total=0, failed=0, from_visitors=3,
-        to_visitors=4, refused_handshakes=0, refused_prefaces=0, silent=0, attempt=1, remaining=1.5, error=None,
+        to_visitors=4, refused_handshakes=0, refused_prefaces=0, silent=0,
+        counters=CountersView(links=2), attempt=1, remaining=1.5, error=None,
     )  # fmt: skip
     builder = SnapshotBuilder("web")
     first = builder.build(values)

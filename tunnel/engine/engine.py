@@ -243,6 +243,7 @@ class Engine(ABC):
         link.start(self, end, self._filler)
         if link.channel.closed_reason is None:  # it may have been closed before it was started
             end.attach(link)
+            self._stats.count_link()
             text = f"link {link.ident} with {link.channel.peer}, {link.direction}"
             self._event_log.log_paced(LogLevel.INFO, EventKind.LINK, "link", text, link=link.ident)
 
@@ -403,6 +404,7 @@ class Engine(ABC):
             refused_handshakes=stats.refused_handshakes,
             refused_prefaces=stats.refused_prefaces,
             silent=stats.silent,
+            counters=stats.counters,
             attempt=attempt,
             remaining=remaining_s,
             error=self._last_error,

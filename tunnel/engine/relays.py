@@ -35,10 +35,14 @@ class RelaySet:
         *,
         on_first_relay: Callable[[], None],
         on_relay_closed: Callable[[], None],
+        on_vanished: Callable[[int], None],
         maintenance_interval_s: float = _MAINTENANCE_INTERVAL_S,
         vanished_after_s: float = VANISHED_AFTER_S,
     ) -> None:
-        """``on_first_relay`` is called before a relay starts while none runs, ``on_relay_closed`` after each end."""
+        """``on_first_relay`` is called before a relay starts while none runs, ``on_relay_closed`` after each end.
+
+        ``on_vanished`` is called with the number of relays that were aborted because a peer had vanished.
+        """
         self.active = 0
         """relays that run now"""
         self._reactor = reactor
@@ -46,6 +50,7 @@ class RelaySet:
         self._event_log = event_log
         self._on_first_relay = on_first_relay
         self._on_relay_closed = on_relay_closed
+        self._on_vanished = on_vanished
         self._running: set[ForwardedVisitor] = set()
         self._by_link: dict[RelayLink, dict[int, ForwardedVisitor]] = {}  # by the id of the data connection
         self._suspects: dict[ForwardedVisitor, float] = {}  # relays with an unanswering peer, and since when
@@ -127,6 +132,7 @@ class RelaySet:
         for relay in vanished:
             relay.abort()
         if vanished:
+            self._on_vanished(len(vanished))
             self._log_vanished(len(vanished))
         self._schedule_maintenance()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tunnel.forwarding.flow import ByteCounter
+from tunnel.model.snapshot import CountersView
 
 
 @dataclass(slots=True)
@@ -25,3 +26,13 @@ class Stats:
     refused_prefaces: int = 0
     silent: int = 0
     """connections that were closed because they did not authenticate in time, or to make room for newer ones"""
+    counters: CountersView = field(default_factory=CountersView)
+    """counts of rare events: each is counted by ``replace``, so that snapshots can share the object"""
+
+    def count_link(self) -> None:
+        """Count a link that was established."""
+        self.counters = replace(self.counters, links=self.counters.links + 1)
+
+    def count_vanished(self, visitors: int) -> None:
+        """Count visitors that were disconnected because a peer had vanished."""
+        self.counters = replace(self.counters, vanished=self.counters.vanished + visitors)

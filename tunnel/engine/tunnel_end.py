@@ -47,6 +47,7 @@ class TunnelEnd(ABC):
             event_log,
             on_first_relay=stats.notify_activity,
             on_relay_closed=self._on_room_freed,
+            on_vanished=stats.count_vanished,
         )
         self.reactor = reactor
         self._event_log = event_log

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from tunnel.model.state import StateRecord
 
 
+HELP: Final = "help"
+"""Key of a counter's metadata: the help text of its metric."""
+
+
 @dataclass(frozen=True, slots=True)
 class _View:
     """A group of values of a snapshot."""
@@ -83,6 +87,24 @@ class RefusedView(_View):
     """connections that sent nothing before the deadline, or were closed to make room for others"""
 
 
+def _counter(help_text: str) -> int:
+    count: int = field(default=0, metadata={HELP: help_text})
+    return count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountersView(_View):
+    """What else is counted. Each row is a field of the engine's ``Stats.counters``, a JSON key and a metric."""
+
+    links: int = _counter("Links that were established.")
+    vanished: int = _counter("Visitors disconnected because a peer no longer acknowledged data.")
+
+    def plus(self, other: CountersView) -> CountersView:
+        """Return the sums."""
+        names, read = _READERS[CountersView]
+        return CountersView(**dict(zip(names, map(sum, zip(read(self), read(other), strict=True)), strict=True)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CooldownView(_View):
     """The wait before the next attempt."""
@@ -118,6 +140,7 @@ class Snapshot:
     connections: ConnectionsView
     bytes: BytesView
     refused: RefusedView
+    counters: CountersView = CountersView()
     rtt_ms: float | None = None
     cooldown: CooldownView
     restarts: int = 0
@@ -140,7 +163,7 @@ def _encode_value(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-_VIEWS: Final = (PoolView, SignalsView, ConnectionsView, BytesView, RefusedView, CooldownView, Snapshot)
+_VIEWS: Final = (PoolView, SignalsView, ConnectionsView, BytesView, RefusedView, CountersView, CooldownView, Snapshot)
 _READERS: Final[dict[type, tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]]] = {
     view: (
         tuple(part.metadata.get("json", part.name) for part in fields(view)),
@@ -182,6 +205,7 @@ class SnapshotInput(NamedTuple):
     refused_handshakes: int
     refused_prefaces: int
     silent: int
+    counters: CountersView
     attempt: int
     remaining: float
     error: Event | None
@@ -219,6 +243,7 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         refused=RefusedView(
             handshakes=values.refused_handshakes, prefaces=values.refused_prefaces, silent=values.silent
         ),
+        counters=values.counters,
         rtt_ms=None if values.rtt is None else round(values.rtt * 1000, 3),
         cooldown=CooldownView(remaining_s=round(values.remaining, 3), attempt=values.attempt),
         last_error=error.text if error else None,
