@@ -9,12 +9,14 @@ objects as they arrive find their types in ``json_types``.
 from __future__ import annotations
 
 import enum
+import itertools
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache, partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from orchestrator.errors import OrchestratorError
@@ -145,6 +147,115 @@ def decode_info_changes(before: DaemonInfo, data: object) -> DaemonInfo:
     """The daemon after the changes that some fields of ``encode_info`` make. Raises StatusFormatError."""
     with _inside("status"):
         return replace(before, **_given(DaemonInfo, data))
+
+
+# --- quick checks -----------------------------------------------------------------------------------------------------
+
+
+def is_complete_snapshot(data: Mapping[str, object]) -> bool:
+    """Whether an object is what ``encode_snapshot`` makes, with every field and no value that has to be converted.
+
+    A reader of thousands of tunnels asks this for each message: it takes a quarter of the time of ``decode_snapshot``,
+    which knows the others.
+    """
+    return _snapshot_shape().matches(data)
+
+
+def are_valid_changes(data: Mapping[str, object]) -> bool:
+    """The same for some fields of ``encode_snapshot``; False also where ``check_changes`` has to look closer."""
+    shape = _snapshot_shape()
+    for name, value in data.items():
+        group = shape.groups.get(name)
+        if group is None:
+            if type(value) not in shape.plain.get(name, ()):
+                return False
+        elif type(value) is not dict or not group.matches(value):
+            return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What the JSON objects of a dataclass have in common."""
+
+    read: Callable[[Mapping[str, object]], tuple[object, ...]]
+    """returns the values of all fields; raises KeyError where one is missing"""
+    signatures: frozenset[tuple[type, ...]]
+    """the types that these values may have together"""
+    is_numeric: bool
+    """whether all fields are numbers"""
+    plain: Mapping[str, tuple[type, ...]]
+    """the types of the fields of which every value is valid"""
+    integers: tuple[str, ...]
+    texts: tuple[tuple[str, frozenset[str]], ...]
+    """fields with one of a few texts, and those"""
+    lists: tuple[str, ...]
+    """fields with a list of texts"""
+    groups: Mapping[str, _Shape]
+
+    def matches(self, data: Mapping[str, object]) -> bool:
+        """Whether an object has this shape exactly."""
+        try:
+            values: Any = self.read(data)
+        except KeyError:
+            return False
+        if tuple(map(type, values)) not in self.signatures:
+            return False
+        if self.is_numeric:
+            return bool(min(values) > -_MAX_NUMBER and max(values) < _MAX_NUMBER)
+        return self._values_match(data)
+
+    def _values_match(self, data: Any) -> bool:  # noqa: ANN401  of the types of a signature
+        for name in self.integers:
+            if not -_MAX_NUMBER < data[name] < _MAX_NUMBER:
+                return False
+        for name, allowed in self.texts:
+            if data[name] not in allowed:
+                return False
+        for name in self.lists:
+            if not {*map(type, data[name])} <= _ONLY_TEXTS:
+                return False
+        return all(group.matches(data[name]) for name, group in self.groups.items())
+
+
+_ONLY_TEXTS: Final = frozenset({str})
+
+
+@cache
+def _snapshot_shape() -> _Shape:
+    return _shape_of(Snapshot)
+
+
+def _shape_of(kind: type[Any]) -> _Shape:
+    hints = typing.get_type_hints(kind)
+    named = {field.metadata.get(JSON_NAME, field.name): hints[field.name] for field in fields(kind)}
+    enums = {name: hint for name, hint in named.items() if isinstance(hint, type) and issubclass(hint, enum.Enum)}
+    return _Shape(
+        read=cast("Any", itemgetter(*named)),
+        signatures=frozenset(itertools.product(*map(_json_types, named.values()))),
+        is_numeric=set(named.values()) <= {int, float},
+        plain={name: _json_types(hint) for name, hint in named.items() if hint in _PLAIN_HINTS},
+        integers=tuple(name for name, hint in named.items() if hint is int),
+        texts=tuple((name, frozenset(str(one.value) for one in hint)) for name, hint in enums.items()),
+        lists=tuple(name for name, hint in named.items() if hint == tuple[str, ...]),
+        groups={name: _shape_of(cast("type[Any]", hint)) for name, hint in named.items() if is_dataclass(hint)},
+    )
+
+
+_PLAIN_HINTS: Final[tuple[object, ...]] = (str, float, bool, str | None, float | None, bool | None)
+
+
+def _json_types(hint: Any) -> tuple[type, ...]:  # noqa: ANN401  types have no type of their own
+    """The types that json.loads gives to values of a hinted type. None for one that ``_Shape`` cannot check."""
+    if hint in _PLAIN_HINTS:
+        return typing.get_args(hint) or (hint,)
+    if hint is int:
+        return (int,)
+    if is_dataclass(hint):
+        return (dict,)
+    if hint == tuple[str, ...]:
+        return (list,)
+    return (str,) if isinstance(hint, type) and issubclass(hint, enum.Enum) else ()
 
 
 class _MismatchError(Exception):

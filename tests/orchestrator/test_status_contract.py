@@ -18,6 +18,8 @@ from orchestrator.status.contract import (
     DaemonInfo,
     DaemonStatus,
     StatusFormatError,
+    are_valid_changes,
+    check_changes,
     decode_changes,
     decode_info_changes,
     decode_snapshot,
@@ -25,11 +27,13 @@ from orchestrator.status.contract import (
     encode_info,
     encode_snapshot,
     encode_status,
+    is_complete_snapshot,
 )
 from tests.orchestrator.test_status_store import INFO, PLAIN, snapshots
 from tunnel.model.snapshot import BytesView, CountersView, Snapshot
 from tunnel.model.state import State
 
+FULL = replace(PLAIN, tags=("prod", "eu"), rtt_ms=1.5, link="00ff", reason="it waits", peer="10.0.0.1:1")
 TYPES: dict[type, Any] = {
     Snapshot: json_types.TunnelJson,
     DaemonInfo: json_types.DaemonJson,
@@ -84,6 +88,23 @@ def test_a_wrong_value_is_named_with_its_place(changes: dict[str, Any], message:
     with pytest.raises(StatusFormatError) as caught:
         decode_snapshot({**PLAIN.as_json(), **changes})
     assert str(caught.value) == message
+
+
+@given(st.data())
+def test_a_quick_check_accepts_nothing_that_the_thorough_one_refuses(data: st.DataObject) -> None:
+    tunnel: dict[str, Any] = json.loads(json.dumps(data.draw(st.sampled_from([PLAIN, FULL])).as_json()))
+    assert is_complete_snapshot(tunnel)
+    assert are_valid_changes({key: tunnel[key] for key in ("pool", "bytes", "cooldown", "rtt_ms")})
+    place = data.draw(st.sampled_from([tunnel, *(value for value in tunnel.values() if isinstance(value, dict))]))
+    key = data.draw(st.sampled_from(sorted(place)))
+    odd = (
+        st.none() | st.booleans() | st.integers(-(1 << 65), 1 << 65) | st.floats(allow_nan=False) | st.text(max_size=3)
+    )
+    place[key] = data.draw(odd | st.lists(odd, max_size=2) | st.dictionaries(st.text(max_size=3), odd, max_size=2))
+    if is_complete_snapshot(tunnel):
+        assert json.loads(json.dumps(decode_snapshot(tunnel).as_json())) == tunnel
+    if are_valid_changes(tunnel):
+        check_changes(tunnel)
 
 
 def test_a_state_of_a_later_version_is_refused_with_the_known_ones() -> None:
