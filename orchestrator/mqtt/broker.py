@@ -31,7 +31,7 @@ CREDENTIAL_CODES: Final = frozenset({4, 5, 134, 135})
 TAKEN_OVER_CODE: Final = 142
 """Reason code of MQTT 5: another connection came with our client id."""
 
-_MAX_PASSWORD_CHARS: Final = 4096
+_PACKET_TOO_LARGE_CODE: Final = 149
 _URL_FORM: Final = "write mqtt://[USER[:PASSWORD]@]HOST[:PORT], or mqtts:// for TLS"
 
 
@@ -253,9 +253,62 @@ def not_answering(broker: Broker) -> BrokerError:
 
 def connection_lost(broker: Broker, code: int | None = None) -> BrokerError:
     """The connection ended after CONNACK; ``code`` is that of the broker's DISCONNECT, if it sent one."""
-    if code == TAKEN_OVER_CODE:
-        return BrokerError(f"the broker {broker} closed the connection: another program uses our client id", code)
-    return BrokerError(f"the connection to the broker {broker} was lost", code)
+    if code is None:
+        return BrokerError(f"the connection to the broker {broker} was lost")
+    return BrokerError(f"the broker {broker} closed the connection: {describe_code(code)}", code)
+
+
+def packet_too_long(broker: Broker, length: int, limit: int) -> BrokerError:
+    """The broker sends a packet that no message of this program needs."""
+    return BrokerError(
+        f"the broker {broker} sent a packet of {length} bytes, and at most {limit} are read: find the client that "
+        "publishes it, or limit message sizes at the broker",
+        _PACKET_TOO_LARGE_CODE,
+    )
+
+
+def publication_refused(broker: Broker, topic: str, code: int, others: int = 0) -> str:
+    """PUBACK carries an error code; ``others`` is how many other topics are refused as well."""
+    also = f" and {others} other topic{'s' if others > 1 else ''}" if others else ""
+    if code in CREDENTIAL_CODES:
+        return (
+            f"the broker {broker} does not allow {broker.user_text} to write {topic}{also} "
+            f"(reason code {code}): correct its access rules"
+        )
+    return f"the broker {broker} refuses messages on {topic}{also}: {describe_code(code)}"
+
+
+_CODE_TEXTS: Final = {
+    0: "it gave no reason",
+    129: "it takes a packet for malformed",
+    130: "it takes a packet for a protocol error",
+    131: "it does not accept a message, for a reason of its own",
+    135: "not authorized; check its access rules",
+    137: "it is busy",
+    139: "it is shutting down",
+    141: "it received nothing for too long",
+    TAKEN_OVER_CODE: "another program uses our client id",
+    144: "it does not accept the name of a topic",
+    147: "it received more unconfirmed messages than it accepts",
+    _PACKET_TOO_LARGE_CODE: "a message is longer than it accepts; raise its limit of the packet size",
+    150: "messages come faster than it accepts; raise its limit of the rate",
+    151: "a quota is exceeded; raise its quota for this user",
+    152: "an administrator, or a rule, closed the connection",
+    153: "it does not accept the format of a message",
+    154: "it does not support retained messages, which hosts need",
+    155: "it does not support QoS 1, which hosts need",
+    156: "another server has to be used for now",
+    157: "the server has moved",
+    159: "connections come faster than it accepts",
+    160: "the connection was open for as long as it allows",
+}
+"""Reason codes of DISCONNECT and PUBACK (MQTT 5, section 2.4), as the end of a sentence."""
+
+
+def describe_code(code: int) -> str:
+    """A reason code of MQTT 5 as the end of a sentence, with its number for the broker's manual."""
+    text = _CODE_TEXTS.get(code)
+    return f"{text} (reason code {code})" if text else f"reason code {code}"
 
 
 def plain_tls_text(error: BaseException) -> str:

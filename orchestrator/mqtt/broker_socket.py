@@ -21,8 +21,11 @@ from typing import Final
 
 from orchestrator.mqtt import broker as errors
 from orchestrator.mqtt.broker import Broker, BrokerError
+from orchestrator.mqtt.payloads import MAX_PAYLOAD_BYTES
 from tunnel.model.address import Address
 from tunnel.runtime import resolver, sockets
+from tunnel.runtime.connect_race import ATTEMPT_DELAY_S, connect_to_first
+from tunnel.runtime.reactor import Reactor
 
 KEEPALIVE_S: Final = 15
 """After this silence the library sends PINGREQ; brokers close a connection that is silent for 1.5 times as long."""
@@ -30,9 +33,14 @@ STEP_TIMEOUT_S: Final = 5.0
 """For each step of a connection: TLS handshake, CONNACK, SUBACK."""
 CLOSE_TIMEOUT_S: Final = 1.0
 
+MAX_PACKET_BYTES: Final = MAX_PAYLOAD_BYTES + 128 * 1024
+"""The longest packet that is read: the longest payload, with its topic (at most 64 KiB) and its properties."""
+
 _MAX_SILENCE_S: Final = 2 * KEEPALIVE_S - 1  # a PINGREQ is not answered; one second later the library gives up
-_DIAL_TIMEOUT_S: Final = 2.5  # per address: TCP sends SYN again after one second, and the broker may be back by then
+_DIAL_TIMEOUT_S: Final = 2.5  # of the last address: TCP sends SYN again after one second, and the broker may be back
+_RACE_BUFFER_BYTES: Final = 1  # of a reactor that connects and reads nothing
 _CHUNK_BYTES: Final = 64 * 1024
+_MALFORMED_LENGTH: Final = 1 << 62
 
 
 class DisconnectFilter:
@@ -45,10 +53,12 @@ class DisconnectFilter:
         self._partial = b""
         self.code: int | None = None
         """reason code of the DISCONNECT, once there was one"""
+        self.excess: int | None = None
+        """length of a packet that is longer than MAX_PACKET_BYTES, once there was one; the rest is withheld"""
 
     def feed(self, data: bytes) -> bytes:
         """The bytes to pass on: whole packet heads, up to a DISCONNECT."""
-        if self.code is not None:
+        if self.code is not None or self.excess is not None:
             return b""
         data = self._partial + data
         self._partial = b""
@@ -62,6 +72,9 @@ class DisconnectFilter:
                 return data[:position]
             if is_disconnect:
                 self.code = data[body[0]] if body[1] else 0
+                return data[:position]
+            if MAX_PACKET_BYTES < body[1] < _MALFORMED_LENGTH:
+                self.excess = body[1]
                 return data[:position]
             position = sum(body)
         self._remaining = position - len(data)
@@ -78,7 +91,7 @@ def _parse_fixed_header(data: bytes, position: int) -> tuple[int, int] | None:
         length |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
             return position + index + 2, length
-    return None if len(data) < position + 5 else (position, 1 << 62)
+    return None if len(data) < position + 5 else (position, _MALFORMED_LENGTH)
 
 
 class _Phase(enum.Enum):
@@ -180,7 +193,7 @@ class BrokerSocket:
         _, library = await self._library
         error = None
         try:
-            while self._filter.code is None and (data := await self._read()):
+            while self._filter.code is None and self._filter.excess is None and (data := await self._read()):
                 self._has_answered = True
                 library.write(self._filter.feed(data))
                 await library.drain()
@@ -188,6 +201,8 @@ class BrokerSocket:
             error = errors.not_answering(self._broker)
         except OSError:
             pass
+        if self._filter.excess is not None:
+            error = errors.packet_too_long(self._broker, self._filter.excess, MAX_PACKET_BYTES)
         if self._phase is not _Phase.CLOSING:
             await self._fail(error or errors.connection_lost(self._broker, self._filter.code))
 
@@ -232,24 +247,15 @@ class BrokerSocket:
 
 
 async def _dial_tcp(broker: Broker) -> socket.socket:
-    """A connected socket; addresses of the name are tried in turn. Raises BrokerError."""
-    error: Exception = TimeoutError()
+    """A connected socket; the addresses of the name race as in RFC 8305. Raises BrokerError."""
+    reactor = Reactor(_RACE_BUFFER_BYTES)
     try:
-        async with asyncio.timeout(2 * STEP_TIMEOUT_S):
-            for family, sockaddr in await resolver.resolve(Address(broker.host, broker.port)):
-                sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-                try:
-                    sockets.set_stream_options(sock)
-                    async with asyncio.timeout(_DIAL_TIMEOUT_S):
-                        await asyncio.get_running_loop().sock_connect(sock, sockaddr)
-                except OSError as failure:  # TimeoutError is one
-                    sock.close()
-                    error = failure
-                except BaseException:
-                    sock.close()
-                    raise
-                else:
-                    return sock
-    except OSError as failure:
-        error = failure
-    raise BrokerError(f"the broker {broker} does not answer: {sockets.describe_error(error)}") from None
+        candidates = await resolver.resolve(Address(broker.host, broker.port))
+        async with asyncio.timeout(_DIAL_TIMEOUT_S + ATTEMPT_DELAY_S * len(candidates)):
+            sock, _ = await connect_to_first(reactor, candidates)
+        reactor.unregister(sock)
+    except OSError as error:  # TimeoutError is one
+        raise BrokerError(f"the broker {broker} does not answer: {sockets.describe_connect_error(error)}") from None
+    finally:
+        reactor.stop()
+    return socket.socket(fileno=sock.detach())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.mqtt.broker import describe_code
 from orchestrator.mqtt.payloads import VERSION, JsonObject, ResponsePayload, parse_json, parse_timestamp
 from orchestrator.mqtt.topics import RESPONSE
 from orchestrator.supervisor.control import CommandConflictError, ReadOnlyError
@@ -18,8 +20,11 @@ from orchestrator.supervisor.registry import UnknownTunnelError
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.errors import did_you_mean
 from tunnel.model.events import EventKind, EventLog
+from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Mapping
+
     from orchestrator.mqtt.session import BrokerSession
     from orchestrator.mqtt.topics import HostTopics
     from orchestrator.supervisor.control import ControlService
@@ -30,6 +35,10 @@ RELOAD_OP: Final = "reload"
 
 OPS: Final = (*TUNNEL_COMMANDS, RELOAD_OP)
 """The commands. Each names the wanted state; none toggles."""
+
+PING_OP: Final = "ping"
+"""A question and not a command: is this host there, and what time is it there? It is answered even by a host that
+accepts no commands."""
 
 ALL_TUNNELS: Final = "*"
 """The target that means every tunnel of the host."""
@@ -63,6 +72,8 @@ class Command:
     """a tunnel's name, or ALL_TUNNELS; None for RELOAD_OP"""
     timeout: float | None = None
     """limit of the drain that the command implies, in seconds"""
+    valid_for_s: float = math.inf
+    """seconds from its receipt until it expires"""
 
 
 class CommandRefusedError(OrchestratorError):
@@ -95,15 +106,19 @@ class CommandValidator:
             raise CommandRefusedError("the command is not a JSON object")
         id_, reply = _parse_ids(payload)
         reason = (
-            disabled_reason
+            (disabled_reason if payload.get("op") != PING_OP else None)
             or self._check_freshness(payload, id_, is_retained=is_retained, now=now)
             or _check_fields(payload)
         )
         if reason is not None:
             raise CommandRefusedError(reason, id_, reply)
         self._remember(id_)
+        expires_at = parse_timestamp(payload.get("exp"))
+        valid_for_s = math.inf if expires_at is None else expires_at - now
         target, timeout = payload.get("target"), payload.get("timeout")  # of these types, as was checked
-        return Command(id_, reply, str(payload["op"]), cast("str | None", target), cast("float | None", timeout))
+        return Command(
+            id_, reply, str(payload["op"]), cast("str | None", target), cast("float | None", timeout), valid_for_s
+        )
 
     def _check_freshness(self, payload: JsonObject, id_: str, *, is_retained: bool, now: float) -> str | None:
         """Why the command may be old or repeated; None where it is fresh."""
@@ -147,6 +162,8 @@ def _check_fields(payload: JsonObject) -> str | None:
     if payload.get("v") != VERSION:
         return f"the command is not of version {VERSION}: it needs v: {VERSION}"
     op, target, timeout = payload.get("op"), payload.get("target"), payload.get("timeout")
+    if op == PING_OP:
+        return None
     if op not in OPS:
         hint = did_you_mean(op, OPS) if isinstance(op, str) else ""
         return f"unknown op {str(op)[:_MAX_OP_CHARS_SHOWN]!r}{hint or '; known: ' + ', '.join(OPS)}"
@@ -174,7 +191,8 @@ class CommandHandler:
         self._topics = topics
         self._validator = CommandValidator(boot)
         self._is_enabled = is_enabled
-        self._queue: asyncio.Queue[Command | CommandRefusedError] = asyncio.Queue(_MAX_QUEUED)
+        self._queue: asyncio.Queue[tuple[Command | CommandRefusedError, float]] = asyncio.Queue(_MAX_QUEUED)
+        """with the time of the monotonic clock at which the command expires"""
         self._event_log = EventLog("", control.bus.publish)
 
     def disabled_reason(self) -> str | None:
@@ -194,24 +212,45 @@ class CommandHandler:
             self._event_log.warn_throttled(EVENT_KIND, "refused", f"a command over MQTT was refused: {refused}")
             entry = refused
         try:
-            self._queue.put_nowait(entry)
+            valid_for_s = entry.valid_for_s if isinstance(entry, Command) else math.inf
+            self._queue.put_nowait((entry, time.monotonic() + valid_for_s))
         except asyncio.QueueFull:
             self._event_log.warn_throttled(
                 EVENT_KIND, "flood", "commands over MQTT arrive faster than they can be executed"
             )
 
-    async def run(self, session: BrokerSession) -> None:
-        """Execute queued commands and publish their responses, until cancelled."""
+    async def run(
+        self, session: BrokerSession, publish_effects: Callable[[Collection[str]], Awaitable[None]] | None = None
+    ) -> None:
+        """Execute queued commands and publish their responses, until cancelled.
+
+        ``publish_effects`` publishes what was changed of some tunnels; the response follows.
+        """
         while True:
-            entry = await self._queue.get()
-            if isinstance(entry, Command):
-                reply, response = entry.reply, await self._execute(entry)
-            else:
+            entry, expires_at = await self._queue.get()
+            if isinstance(entry, CommandRefusedError):
                 reply, response = entry.reply or MALFORMED_REPLY, ResponsePayload.failed(entry.id, str(entry))
-            await session.publish(self._topics.message(RESPONSE, response, reply))
+            elif (late_s := time.monotonic() - expires_at) >= 0:
+                reply, response = entry.reply, self._refuse_late(entry, late_s)
+            else:
+                reply, response = entry.reply, await self._execute(entry)
+                if publish_effects is not None and entry.op != PING_OP:
+                    await publish_effects(_changed_tunnels(entry, response))
+            refused = await session.publish(self._topics.message(RESPONSE, response.bounded(), reply))
+            if refused is not None:
+                text = f"the broker does not accept the answer on {refused.topic}: {describe_code(refused.code)}"
+                self._event_log.warn_throttled(EVENT_KIND, "unanswered", text)
+
+    def _refuse_late(self, command: Command, late_s: float) -> ResponsePayload:
+        """The response to a command that waited too long: for others before it, or for the broker to come back."""
+        text = f"the command expired {late_s:.1f} s ago, while it waited on this host; nothing was done"
+        self._event_log.warn_throttled(EVENT_KIND, "refused", f"a command over MQTT was refused: {text}")
+        return ResponsePayload.failed(command.id, text)
 
     async def _execute(self, command: Command) -> ResponsePayload:
         try:
+            if command.op == PING_OP:
+                return ResponsePayload(command.id, {"ts": format_timestamp(time.time())})
             if command.op == RELOAD_OP:
                 return _reload_response(command, await self._control.reload())
             if command.target == ALL_TUNNELS:
@@ -239,6 +278,16 @@ class CommandHandler:
                 command.id, f"{command.op} was refused for {failed_count} of {len(results)} tunnels", result
             )
         return ResponsePayload(command.id, result)
+
+
+def _changed_tunnels(command: Command, response: ResponsePayload) -> list[str]:
+    """The tunnels that a command may have changed."""
+    if command.op == RELOAD_OP:
+        entries = cast("Mapping[str, Mapping[str, object]]", (response.result or {}).get("results", {}))
+        return [name for name, entry in entries.items() if entry.get("action") != "unchanged"]
+    if command.target == ALL_TUNNELS:
+        return list(cast("Mapping[str, object]", (response.result or {}).get("tunnels", {})))
+    return [command.target or ""]
 
 
 def _reload_response(command: Command, result: ReloadResult) -> ResponsePayload:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, cast
 
@@ -27,6 +27,8 @@ STATS_KEYS: Final = ("pool", "signals", "connections", "bytes", "rtt_ms", "coold
 ENVELOPE_KEYS: Final = frozenset({"v", "boot", "seq", "ts"})
 """Keys of a state payload that do not belong to the tunnel."""
 
+_MAX_ERROR_CHARS: Final = 2000  # of a response that is too long
+_MAX_REST_BYTES: Final = 16 * 1024  # of a response, without the entries for its tunnels
 _MAX_TIMESTAMP_S: Final = 1e15  # beyond what some clocks can express
 
 
@@ -74,7 +76,7 @@ def parse_json(data: object) -> JsonObject | None:
         return None
     try:
         text = data.decode().removeprefix("\ufeff")
-        found = load_printable_json(text, _finite_number)
+        found = load_printable_json(text, _decode_json)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
@@ -86,6 +88,14 @@ def _finite_number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(text)
     return value
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_finite_number, parse_float=_finite_number)
+
+
+def _decode_json(text: str) -> object:
+    value, end = _DECODER.raw_decode(text)
+    return value if end == len(text) else _DECODER.decode(text)  # which allows blanks, and nothing else
 
 
 def decode(data: object) -> JsonObject | None:
@@ -309,6 +319,40 @@ class CommandPayload:
         return {"v": VERSION, "id": self.id, "op": self.op, "target": self.target, **given}
 
 
+_LISTS: Final = ("results", "tunnels")
+"""Keys of a result that hold one entry for each tunnel."""
+
+
+def _shortened(result: Mapping[str, object]) -> dict[str, object]:
+    """The result with as many entries as there is room for."""
+    shorter = dict(result)
+    for key in _LISTS:
+        entries = result.get(key)
+        if isinstance(entries, Mapping):
+            shorter[key] = kept = _entries_with_room(entries)
+            shorter["omitted"] = len(entries) - len(kept)
+    return shorter
+
+
+def _entries_with_room(entries: Mapping[str, object]) -> dict[str, object]:
+    kept: dict[str, object] = {}
+    room = MAX_PAYLOAD_BYTES - _MAX_REST_BYTES
+    for name in sorted(entries, key=lambda name: not _has_failed(entries[name])):
+        room -= len(encode({name: entries[name]}))
+        if room < 0:
+            break
+        kept[name] = entries[name]
+    return kept
+
+
+def _has_failed(entry: object) -> bool:
+    return isinstance(entry, Mapping) and (entry.get("ok") is False or entry.get("action") in {"rejected", "failed"})
+
+
+def _count_entries(result: Mapping[str, object]) -> int:
+    return sum(len(entries) for key in _LISTS if isinstance(entries := result.get(key), Mapping))
+
+
 @dataclass(frozen=True, slots=True)
 class ResponsePayload:
     """The result of a command."""
@@ -331,6 +375,20 @@ class ResponsePayload:
     def as_json(self) -> dict[str, object]:
         """The JSON object that is sent."""
         return {"v": VERSION, "id": self.id, "ok": self.ok, "error": self.error, "result": self.result}
+
+    def bounded(self) -> ResponsePayload:
+        """The response in at most MAX_PAYLOAD_BYTES, which no reader would accept otherwise.
+
+        Of many tunnels the failed ones come first, and ``omitted`` in the result is how many there is no room for.
+        """
+        if len(encode(self.as_json())) <= MAX_PAYLOAD_BYTES:
+            return self
+        error = None if self.error is None else self.error[:_MAX_ERROR_CHARS]
+        result = {} if self.result is None else _shortened(self.result)
+        shorter = replace(self, error=error, result=result)
+        if len(encode(shorter.as_json())) <= MAX_PAYLOAD_BYTES:
+            return shorter
+        return replace(shorter, result={"omitted": _count_entries(self.result or {})})
 
     @classmethod
     def from_json(cls, data: JsonObject) -> ResponsePayload:

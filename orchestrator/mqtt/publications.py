@@ -16,7 +16,7 @@ from tunnel.model.snapshot import Snapshot
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from orchestrator.mqtt.commands import CommandHandler
     from orchestrator.mqtt.ha_discovery import HomeAssistantDiscovery
@@ -55,6 +55,9 @@ class PublishQueue:
         self._stats: dict[str, OutgoingMessage] = {}
         self._max_events = max_events
         self._is_filled = asyncio.Event()
+        self._unconfirmed: set[str] = set()
+        """topics of retained messages that were taken and that the broker has not confirmed yet"""
+        self._is_confirmed = asyncio.Event()
         self._dropped = 0
 
     def __len__(self) -> int:
@@ -71,8 +74,14 @@ class PublishQueue:
             (self._retained if message.retain else self._stats)[message.topic] = message
         self._is_filled.set()
 
+    def confirm(self, messages: list[OutgoingMessage]) -> None:
+        """The broker has confirmed these messages."""
+        self._unconfirmed.difference_update(message.topic for message in messages)
+        self._is_confirmed.set()
+
     def put_back(self, messages: list[OutgoingMessage]) -> None:
         """Queue the unconfirmed events again, in their old place."""
+        self._unconfirmed.clear()
         for message in reversed([message for message in messages if message.is_event]):
             if len(self._events) >= self._max_events:
                 self._dropped += 1
@@ -91,7 +100,9 @@ class PublishQueue:
         taken: list[OutgoingMessage] = []
         while len(taken) < limit and len(self):
             if self._retained:
-                taken.append(self._retained.pop(next(iter(self._retained))))
+                message = self._retained.pop(next(iter(self._retained)))
+                self._unconfirmed.add(message.topic)
+                taken.append(message)
             elif self._events:
                 taken.append(self._events.popleft())
             else:
@@ -102,6 +113,12 @@ class PublishQueue:
         """How many events were dropped since the last call."""
         count, self._dropped = self._dropped, 0
         return count
+
+    async def wait_sent(self, topics: set[str]) -> None:
+        """Wait until the broker has confirmed the retained messages that are queued on these topics."""
+        while topics & self._unconfirmed or topics & self._retained.keys():
+            self._is_confirmed.clear()
+            await self._is_confirmed.wait()
 
     async def wait_filled(self) -> None:
         """Wait until there is a message."""
@@ -167,6 +184,12 @@ class PublishSchedule:
             if timer is not None and change.fields is not None and not _STATS_FIELDS.isdisjoint(change.fields):
                 timer.has_new_stats = True
         return removed
+
+    def allow_states(self, names: Iterable[str]) -> None:
+        """The next states of these tunnels need not wait, however recent the last ones are."""
+        for name in names:
+            if (timer := self._timers.get(name)) is not None:
+                timer.free_at = -math.inf
 
     def take_due(self, now: float) -> DueMessages:
         """What is due at ``now``; it counts as published."""
@@ -243,6 +266,10 @@ class Publications:
     def clear_topic(self, topic: str) -> None:
         """Remove what the broker retains there."""
         self.queue.add(OutgoingMessage(topic, b"", retain=True))
+
+    def allow_states(self, names: Iterable[str]) -> None:
+        """The next states of these tunnels need not wait, however recent the last ones are."""
+        self._schedule.allow_states(names)
 
     def add_event(self, event: Event) -> None:
         """Queue an event for publication."""

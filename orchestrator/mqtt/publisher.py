@@ -12,21 +12,14 @@ import os
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt import broker as errors
 from orchestrator.mqtt import payloads
-from orchestrator.mqtt.broker import (
-    CREDENTIAL_CODES,
-    TAKEN_OVER_CODE,
-    Broker,
-    BrokerError,
-    BrokerState,
-    BrokerStatus,
-)
+from orchestrator.mqtt.broker import Broker, BrokerError, BrokerState
 from orchestrator.mqtt.commands import EVENT_KIND, CommandHandler
+from orchestrator.mqtt.connection_report import CAUTIOUS_DELAY_S, ConnectionReporter, RetryPolicy
 from orchestrator.mqtt.ha_discovery import DiscoveryMonitor, HomeAssistantDiscovery
 from orchestrator.mqtt.ownership import (
     DuplicateHostError,
@@ -44,85 +37,29 @@ from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.event_bus import HISTORY_KINDS, is_noteworthy
 from tunnel.model.events import EventLog
 from tunnel.model.spec import LogLevel
-from tunnel.runtime.backoff import retry_delay
 
 if TYPE_CHECKING:
     import aiomqtt
 
     from orchestrator.config.manifest import Manifest
     from orchestrator.config.supervisor_settings import MqttSettings
-    from orchestrator.mqtt.session import BrokerClient, BrokerSession
+    from orchestrator.mqtt.session import BrokerClient, BrokerSession, RefusedPublication
     from orchestrator.mqtt.topics import OutgoingMessage
     from orchestrator.status.contract import BrokerInfo
     from orchestrator.supervisor.control import ControlService
-    from orchestrator.supervisor.event_bus import EventBus
     from tunnel.model.events import Event
 
-_MAX_RETRY_DELAY_S: Final = 2.0  # between two attempts: a broker that is back has received everything within five
-_MAX_RETRY_DELAY_AFTER_ONLINE_S: Final = 10.0  # where it ends connections early: each one costs it the whole state
-_CAUTIOUS_DELAY_S: Final = 10.0  # at least, where another attempt at once would only disturb
 _SCAN_INTERVAL_S: Final = 1.0  # between two scans of all tunnels, if no event requires one
 _REFRESH_WITHIN_S: Final = 0.1  # a scan of all tunnels is spread over this time
 _SCAN_PAUSE_S: Final = 0.002  # for visitors, between two steps of one scan
 _MIN_SCAN_INTERVAL_S: Final = 0.1  # between two scans, at least; and so many times the duration of a scan:
 _MIN_INTERVAL_PER_SCAN: Final = 20
 _MAX_UNCONFIRMED: Final = 20  # messages that wait for confirmation; brokers commonly accept no more (Receive Maximum)
+_EFFECTS_TIMEOUT_S: Final = 1.0  # for the states that a command has changed, before its answer
 _ECHO_TIMEOUT_S: Final = 5.0  # for our own birth to come back
 _OFFLINE_TIMEOUT_S: Final = 2.0  # for the last messages of a connection
 _CLOSE_TIMEOUT_S: Final = 3.0  # for the same, and the end of the connection
 _RECOVERED_AFTER_S: Final = 5.0  # a connection that lasts so long after a problem is reported
-_STABLE_AFTER_S: Final = 30.0  # after this time a lost connection counts as one that worked
-
-
-class _StatusReporter:
-    """The state of the connection, and events about its changes: each problem once until it is over."""
-
-    def __init__(self, bus: EventBus, broker: str, host: str) -> None:
-        self._bus = bus
-        self._broker = broker
-        self._host = host
-        self._status = BrokerStatus()
-        self._reported: set[str] = set()
-
-    @property
-    def is_online(self) -> bool:
-        """Whether messages are being published."""
-        return self._status.is_online
-
-    def info(self) -> BrokerInfo:
-        """The status as ``ps --json`` shows it."""
-        return self._status.info(self._broker, self._host)
-
-    def report_problem(self, state: BrokerState, reason: str) -> None:
-        """Nothing is published now."""
-        self._status.set_state(state, reason)
-        if reason not in self._reported:
-            self._reported.add(reason)
-            self.emit(LogLevel.WARN, f"{reason}; tunnels are not affected")
-
-    def report_online(self) -> None:
-        """The host is online; after a problem the event waits for ``report_stable``."""
-        self._status.set_state(BrokerState.ONLINE)
-        if not self._reported:
-            self.emit(LogLevel.INFO, f"published to {self._broker} as {self._host}")
-
-    def report_stable(self) -> None:
-        """The connection has lasted for a while: problems before it are over."""
-        if self._reported:
-            self._reported.clear()
-            self.emit(LogLevel.INFO, f"published to {self._broker} as {self._host} again")
-
-    def emit(self, level: LogLevel, text: str) -> None:
-        """Emit an event about the broker."""
-        self._bus.emit(level, EVENT_KIND, text)
-
-
-@dataclass(frozen=True, slots=True)
-class _Retry:
-    """When the next attempt follows: after a pause, and a delay that grows with each attempt."""
-
-    pause_s: float
-    max_delay_s: float
 
 
 class Publisher:
@@ -146,12 +83,13 @@ class Publisher:
         self._handler = handler
         self._event_log = EventLog("", control.bus.publish)
         self._uniform = uniform
+        self._retry_policy = RetryPolicy(uniform)
         self._publications = Publications(
             control, topics=self._topics, run=run, handler=handler, discovery=discovery, uniform=uniform
         )
         self._discovery = DiscoveryMonitor(self._topics, host, discovery)
         self._ownership = HostOwnership(run, host)
-        self._reporter = _StatusReporter(control.bus, str(client.broker), host)
+        self._reporter = ConnectionReporter(control.bus, client.broker, host)
         self._scan_requested = asyncio.Event()
         self._is_echoed = asyncio.Event()
         self._is_closing = asyncio.Event()
@@ -170,20 +108,17 @@ class Publisher:
     async def run(self) -> None:
         """Keep a connection; every problem is reported and retried."""
         self._control.bus.subscribe(self._on_event)
-        attempt = 0
         try:
             while not self._is_closing.is_set():
-                began = time.monotonic()
-                retry = await self._publish_or_report()
-                if retry is None:
-                    continue
-                attempt = 1 if time.monotonic() - began > _STABLE_AFTER_S else attempt + 1
-                await self._sleep_unless_closing(retry.pause_s + retry_delay(attempt, retry.max_delay_s, self._uniform))
+                delay_s = await self._publish_or_report()
+                if delay_s is not None:
+                    await self._sleep_unless_closing(delay_s)
         finally:
             self._control.bus.unsubscribe(self._on_event)
 
-    async def _publish_or_report(self) -> _Retry | None:
-        """One connection; None where the next may follow at once: after the wait for a duplicate, and at the end."""
+    async def _publish_or_report(self) -> float | None:
+        """One connection; the seconds until the next. None: at once, after the wait for a duplicate, and at the end."""
+        began = time.monotonic()
         try:
             await self._publish_until_lost()
         except DuplicateHostError as duplicate:
@@ -192,13 +127,10 @@ class Publisher:
         except BrokerError as error:
             was_online = self._reporter.is_online
             self._reporter.report_problem(error.state, str(error))
-            return _Retry(
-                _CAUTIOUS_DELAY_S if error.code in {*CREDENTIAL_CODES, TAKEN_OVER_CODE} else 0.0,
-                _MAX_RETRY_DELAY_AFTER_ONLINE_S if was_online else _MAX_RETRY_DELAY_S,
-            )
+            return self._retry_policy.delay_after_error(error, time.monotonic() - began, was_online=was_online)
         except Exception as error:  # noqa: BLE001  a defect here must not affect the tunnels
             self._reporter.report_problem(BrokerState.FAILED, describe_crash(error))
-            return _Retry(_CAUTIOUS_DELAY_S, _MAX_RETRY_DELAY_S)
+            return self._retry_policy.delay_after_defect(time.monotonic() - began)
         return None
 
     def close(self) -> None:
@@ -221,7 +153,7 @@ class Publisher:
             start(self._receive(session))
             await self._come_online(session)
             start(self._discovery.check_echo(session, self._event_log))
-            start(self._handler.run(session))
+            start(self._handler.run(session, self._publish_effects))
             start(self._send_queue(session))
             await self._scan_until_closing()
             await self._publish_offline(session)
@@ -234,7 +166,10 @@ class Publisher:
         await session.subscribe(self._topics.of(COMMAND), qos=1, retain_as_published=True)
         self._ownership.check_free()
         await self._discovery.subscribe(session, self._event_log)
-        await session.publish(self._publications.status_message(online=True))
+        refused = await session.publish(self._publications.status_message(online=True))
+        if refused is not None:
+            text = errors.publication_refused(self._client.broker, refused.topic, refused.code)
+            raise BrokerError(text, refused.code, BrokerState.REFUSED)
         await self._wait_for_echo()
         self._ownership.confirm_published()
         await session.unsubscribe(self._topics.of(STATE), self._topics.of(INFO))
@@ -270,12 +205,24 @@ class Publisher:
             began = time.monotonic()
         return spent_s + time.monotonic() - began
 
+    async def _publish_effects(self, names: Collection[str]) -> None:
+        """Publish what a command has changed of these tunnels, before its answer: who has the answer reads the effect.
+
+        More tunnels than the broker confirms in time are published after the answer.
+        """
+        self._publications.allow_states(names)
+        await self._queue_due()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_EFFECTS_TIMEOUT_S):
+                await self._publications.queue.wait_sent({self._topics.of(STATE, name) for name in names})
+
     async def _publish_offline(self, session: BrokerSession) -> None:
         try:
             async with asyncio.timeout(_OFFLINE_TIMEOUT_S):
                 await self._queue_due()
                 while batch := self._publications.queue.take_next(_MAX_UNCONFIRMED):
                     await publish_all(session, batch)
+                    self._publications.queue.confirm(batch)
                 await session.publish(self._publications.status_message(online=False))
         except TimeoutError:
             session.abort()  # the broker publishes the last will instead
@@ -291,7 +238,7 @@ class Publisher:
                     await self._sleep_unless_closing(_SCAN_INTERVAL_S)
         except (BrokerError, DuplicateHostError) as error:
             self._reporter.report_problem(error.state, str(error))
-            await self._sleep_unless_closing(self._uniform(_SCAN_INTERVAL_S, _CAUTIOUS_DELAY_S))
+            await self._sleep_unless_closing(self._uniform(_SCAN_INTERVAL_S, CAUTIOUS_DELAY_S))
 
     # --- sending --------------------------------------------------------------------------------------------------
 
@@ -312,10 +259,12 @@ class Publisher:
                 self._reporter.emit(LogLevel.WARN, text)
             batch = queue.take_next(_MAX_UNCONFIRMED)
             try:
-                await publish_all(session, batch)
+                refused = await publish_all(session, batch)
             except BaseException:
                 queue.put_back(batch)
                 raise
+            queue.confirm(batch)
+            self._reporter.report_publications([message.topic for message in batch], refused)
 
     # --- receiving ------------------------------------------------------------------------------------------------
 
@@ -369,21 +318,24 @@ class Publisher:
             self._publications.queue.add(self._publications.status_message(online=True))
 
 
-async def publish_all(session: BrokerSession, batch: list[OutgoingMessage]) -> None:
-    """Publish together, so that a long round trip counts only once. Raises the first error."""
+async def publish_all(session: BrokerSession, batch: list[OutgoingMessage]) -> list[RefusedPublication | None]:
+    """Publish together, so that a long round trip counts only once; what the broker refused. Raises the first error."""
     results = await asyncio.gather(
         *(_publish_in_turn(session, message, turn) for turn, message in enumerate(batch)), return_exceptions=True
     )
+    refused: list[RefusedPublication | None] = []
     for result in results:
         if isinstance(result, BaseException):
             raise result
+        refused.append(result)
+    return refused
 
 
-async def _publish_in_turn(session: BrokerSession, message: OutgoingMessage, turn: int) -> None:
+async def _publish_in_turn(session: BrokerSession, message: OutgoingMessage, turn: int) -> RefusedPublication | None:
     """Publish ``turn`` turns of the loop from now, so that visitors need not wait for the whole batch."""
     for _ in range(turn):
         await asyncio.sleep(0)
-    await session.publish(message)
+    return await session.publish(message)
 
 
 # --- the publisher of a daemon ----------------------------------------------------------------------------------------

@@ -6,18 +6,27 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
-from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY, Client
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from orchestrator.mqtt import broker as errors
-from orchestrator.mqtt.broker_socket import CLOSE_TIMEOUT_S, KEEPALIVE_S, STEP_TIMEOUT_S, BrokerSocket
+from orchestrator.mqtt.broker import BrokerError
+from orchestrator.mqtt.broker_socket import (
+    CLOSE_TIMEOUT_S,
+    KEEPALIVE_S,
+    MAX_PACKET_BYTES,
+    STEP_TIMEOUT_S,
+    BrokerSocket,
+)
 from orchestrator.process.task_scope import task_scope
 
 if TYPE_CHECKING:
@@ -29,8 +38,9 @@ _CONFIRM_TIMEOUT_S: Final = 2 * STEP_TIMEOUT_S  # for PUBACK
 _ERROR_TIMEOUT_S: Final = 0.01
 _TRIES_PER_OLD_VERSION: Final = 3  # of so many attempts without CONNACK the last one is with version 3.1.1
 _TRIES_PER_OLD_VERSION_IF_V5_SEEN: Final = 60
+_TRIES_PER_OLD_VERSION_OF_READER: Final = 2  # a reader loses nothing with version 3.1.1
 _VERSION_REFUSED_CODES: Final = frozenset({1, 132})  # CONNACK of a broker that does not speak the version
-_FIRST_FAILURE_CODE: Final = 128  # of SUBACK
+_FIRST_FAILURE_CODE: Final = 128  # of SUBACK and PUBACK
 
 _LOG: Final = logging.getLogger("nodepass-orch.mqtt")
 _LOG.addHandler(logging.NullHandler())  # complaints of the library reach users as our own sentences
@@ -82,12 +92,57 @@ class ReceiveBuffer:
             await self._is_filled.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class RefusedPublication:
+    """A message that the broker did not accept: the reason code of its PUBACK (MQTT 5, section 3.4.2.1)."""
+
+    topic: str
+    code: int
+
+
+class _ConfirmingClient(aiomqtt.Client):
+    """The library's client, with the reason codes of PUBACK, which it drops."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  the library's own
+        self._confirmations: dict[int, asyncio.Future[int]] = {}
+        super().__init__(*arguments, **options)
+
+    async def publish_confirmed(
+        self, message: OutgoingMessage, properties: Properties | None, timeout_s: float
+    ) -> int | None:
+        """Publish; return the reason code of PUBACK, None with QoS 0. Raises MqttError, TimeoutError."""
+        info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise aiomqtt.MqttCodeError(info.rc, "Could not publish message")
+        if message.qos == 0:
+            return None
+        confirmation: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._confirmations[info.mid] = confirmation
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await confirmation
+        finally:
+            self._confirmations.pop(info.mid, None)
+
+    def _on_publish(
+        self, client: Client, userdata: object, mid: int, reason_code: ReasonCode, properties: Properties
+    ) -> None:
+        confirmation = self._confirmations.get(mid)
+        if confirmation is not None and not confirmation.done():
+            confirmation.set_result(_code_value(reason_code) or 0)
+        super()._on_publish(client, userdata, mid, reason_code, properties)
+
+    def _on_disconnect(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  the library's own
+        if not self._connected.cancelled():  # the library would raise CancelledError in a callback of the event loop
+            super()._on_disconnect(*arguments, **options)
+
+
 class BrokerSession:
     """One MQTT session, until its connection ends. Every method raises BrokerError."""
 
     def __init__(
         self,
-        client: aiomqtt.Client,
+        client: _ConfirmingClient,
         connection: BrokerSocket,
         buffer: ReceiveBuffer,
         broker: Broker,
@@ -104,8 +159,10 @@ class BrokerSession:
         """End the connection without DISCONNECT, which would withdraw our last will."""
         self._connection.abort()
 
-    async def publish(self, message: OutgoingMessage, *, expires_after_s: float | None = None) -> None:
-        """Publish; with QoS 1 the broker has confirmed it on return.
+    async def publish(
+        self, message: OutgoingMessage, *, expires_after_s: float | None = None
+    ) -> RefusedPublication | None:
+        """Publish; with QoS 1 the broker has confirmed it on return, or refused it, which only version 5 reports.
 
         ``expires_after_s``: how long the broker may hold the message for a subscriber.
         """
@@ -114,9 +171,8 @@ class BrokerSession:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho has no annotation there
             properties.MessageExpiryInterval = max(1, int(expires_after_s))
         with self._translate_errors():
-            await self._client.publish(
-                message.topic, message.payload, message.qos, message.retain, properties, timeout=_CONFIRM_TIMEOUT_S
-            )
+            code = await self._client.publish_confirmed(message, properties, _CONFIRM_TIMEOUT_S)
+        return None if code is None or code < _FIRST_FAILURE_CODE else RefusedPublication(message.topic, code)
 
     async def subscribe(
         self, *topics: str, qos: int = 0, retain_as_published: bool = False, timeout_s: float = STEP_TIMEOUT_S
@@ -150,6 +206,8 @@ class BrokerSession:
     def _translate_errors(self) -> Iterator[None]:
         try:
             yield
+        except TimeoutError:
+            raise errors.not_answering(self._broker) from None
         except aiomqtt.MqttError as error:
             if "timed out" in str(error):
                 raise errors.not_answering(self._broker) from None
@@ -159,12 +217,16 @@ class BrokerSession:
 class BrokerClient:
     """Makes sessions with one broker, a new aiomqtt client for each; remembers which version of MQTT it speaks."""
 
-    def __init__(self, broker: Broker, client_id: str | None = None, *, is_v5_broker: bool = True) -> None:
+    def __init__(
+        self, broker: Broker, client_id: str | None = None, *, is_v5_broker: bool = True, is_reader: bool = False
+    ) -> None:
+        """``is_reader``: no commands are received, so version 3.1.1 may be tried as soon as the broker hangs up."""
         self.broker = broker
         self._client_id = client_id
         self._refuses_v5 = not is_v5_broker
+        self._is_reader = is_reader
         self._lost_logins = 0  # in a row
-        self._tries_per_old_version = _TRIES_PER_OLD_VERSION
+        self._tries_per_old_version = _TRIES_PER_OLD_VERSION_OF_READER if is_reader else _TRIES_PER_OLD_VERSION
 
     @property
     def _is_v5(self) -> bool:
@@ -182,13 +244,30 @@ class BrokerClient:
         ``keep_newest_only``: of received messages that wait, keep the newest on each topic.
         ``use_random_id``: do not use our client id, which another connection may own now.
         """
+        is_v5, has_begun = self._is_v5, False
+        client_id = None if use_random_id else self._client_id
+        try:
+            async with self._logged_in(will, client_id, keep_newest_only=keep_newest_only) as session:
+                has_begun = True
+                yield session
+                return
+        except BrokerError:
+            # The broker may speak only the other version: whoever asks once, as a command does, needs the answer now.
+            if has_begun or self._is_v5 == is_v5 or not (self._is_reader or self._refuses_v5):
+                raise
+        async with self._logged_in(will, client_id, keep_newest_only=keep_newest_only) as session:
+            yield session
+
+    @contextlib.asynccontextmanager
+    async def _logged_in(
+        self, will: OutgoingMessage | None, client_id: str | None, *, keep_newest_only: bool
+    ) -> AsyncIterator[BrokerSession]:
+        """One connection that has logged in."""
         password, context = await asyncio.to_thread(self.broker.load_secrets)
         connection = await BrokerSocket.connect(self.broker, context)
         buffer = ReceiveBuffer(keep_newest_only=keep_newest_only)
         is_v5 = self._is_v5
-        client = self._make_client(
-            connection.local_address, password, will, buffer, None if use_random_id else self._client_id
-        )
+        client = self._make_client(connection.local_address, password, will, buffer, client_id)
         try:
             async with task_scope() as start:
                 start(connection.relay_to_broker())
@@ -210,9 +289,9 @@ class BrokerClient:
         will: OutgoingMessage | None,
         buffer: ReceiveBuffer,
         client_id: str | None,
-    ) -> aiomqtt.Client:
+    ) -> _ConfirmingClient:
         is_v5 = self._is_v5
-        return aiomqtt.Client(
+        return _ConfirmingClient(
             local_address,
             self.broker.port,
             transport="unix",
@@ -222,6 +301,7 @@ class BrokerClient:
             protocol=aiomqtt.ProtocolVersion.V5 if is_v5 else aiomqtt.ProtocolVersion.V311,
             will=aiomqtt.Will(will.topic, will.payload, will.qos, will.retain) if will else None,
             clean_session=None if is_v5 else True,
+            properties=_connect_properties() if is_v5 else None,
             clean_start=True if is_v5 else MQTT_CLEAN_START_FIRST_ONLY,
             keepalive=KEEPALIVE_S,
             timeout=STEP_TIMEOUT_S,
@@ -248,6 +328,13 @@ class BrokerClient:
             self._tries_per_old_version = _TRIES_PER_OLD_VERSION_IF_V5_SEEN
         self._lost_logins = 0
         connection.enter_open()
+
+
+def _connect_properties() -> Properties:
+    """Tell the broker the longest packet that we accept: it drops longer ones (MQTT 5, section 3.1.2.11.4)."""
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho has no annotation there
+    properties.MaximumPacketSize = MAX_PACKET_BYTES
+    return properties
 
 
 async def _log_out(client: aiomqtt.Client) -> None:

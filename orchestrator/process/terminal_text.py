@@ -19,12 +19,12 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def load_printable_json(text: str, parse_float: Callable[[str], float] = float) -> Any:  # noqa: ANN401  as json.loads
+def load_printable_json(text: str, decode: Callable[[str], Any] = json.loads) -> Any:  # noqa: ANN401  as json.loads
     """The JSON value in a text, with escapes for the control characters in its texts and keys.
 
-    ``parse_float`` also gets NaN and infinities. Raises ValueError, RecursionError.
+    ``decode`` is json.loads, or the method of a JSONDecoder. Raises ValueError, RecursionError.
     """
-    value = json.loads(text, parse_constant=parse_float, parse_float=parse_float)
+    value = decode(text)
     # Our own compact JSON needs no second pass: an escape, or a line break between two values, has one of these.
     return value if text.isprintable() and "\\" not in text else _printable_value(value)
 

@@ -98,3 +98,21 @@ class BrokerProxy:
                 sink.sendall(data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_RDWR)
+
+
+class OldBroker(BrokerProxy):
+    """A broker that speaks version 3.1.1 only: it answers a CONNECT of version 5 with ``refusal`` and hangs up."""
+
+    def __init__(self, upstream: Address, refusal: bytes = b"") -> None:
+        self._refusal = refusal
+        super().__init__(upstream)
+
+    def _proxy(self, near: socket.socket) -> None:
+        # The level of the protocol is byte 9 where the length of CONNECT takes one byte, byte 10 where it takes two.
+        head = near.recv(11, socket.MSG_PEEK | socket.MSG_WAITALL)
+        if head[head.index(b"MQTT") + 4] == 5:
+            with contextlib.suppress(OSError), near:
+                near.sendall(self._refusal)
+                near.recv(1 << 16)
+            return
+        super()._proxy(near)

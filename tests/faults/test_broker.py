@@ -6,20 +6,32 @@ import contextlib
 import math
 import signal
 import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.broker_proxy import BrokerProxy
+from tests.faults.broker_proxy import BrokerProxy, OldBroker
 from tests.faults.conftest import FigureRecorder
 from tests.faults.hosts import CLIENT, SERVER, ImpairedHosts
 from tests.faults.loads import send_bulk, serve_bulk
 from tests.faults.wire import Impairment
-from tests.integration.test_fleet import LASTING, TREE, BrokerRecorder, Hosts, Mosquitto, connected, mqtt_of, retained
+from tests.integration.test_fleet import (
+    LASTING,
+    TREE,
+    BrokerRecorder,
+    Hosts,
+    Mosquitto,
+    connected,
+    mqtt_of,
+    publish,
+    retained,
+)
 from tests.integration.test_programs import needs
 from tests.support import namespaces
 from tests.support.peers import Target, connect
@@ -46,6 +58,8 @@ SLOW = Impairment(delay=0.3, loss=0.05)
 """Impairment of the network to a slow broker, each way."""
 LOOKS = 9
 """Minimum number of ratios, of which the median counts."""
+OBSERVED_S = 60.0 if IS_FULL_SCALE else 4.0
+"""Seconds in which the connections with a broker that ends each of them are counted."""
 SHARE = 0.97 if IS_FULL_SCALE else 0.25
 """Of the throughput without a broker; the quick run only checks that nothing stalls."""
 
@@ -258,8 +272,8 @@ def test_trouble(harness: ProcessHarness, broker: Mosquitto, record_figure: Figu
     With a publisher that blocks the loop while it waits for the broker (``time.sleep(0.3)`` in
     ``BrokerSession.publish``) a blackholed broker does not get the present state in time. Without
     ``Publications.restart`` neither does one that was killed and started at once; with
-    ``publisher._MAX_RETRY_DELAY_S`` a minute, one that was stopped. Without ``_StatusReporter._reported`` a minute of
-    kicks fills the log with forty lines.
+    ``connection_report._MAX_DELAY_S`` a minute, one that was stopped. Without ``ConnectionReporter._reported`` a
+    minute of kicks fills the log with forty lines.
     """
     road = harness.close_at_end(BrokerProxy(("127.0.0.1", broker.port)))
     ours, others = Ends(harness, broker, "edge", road.url), Ends(harness, broker, "plain", "")
@@ -341,3 +355,94 @@ def test_duplicate(harness: ProcessHarness, broker: Mosquitto, record_figure: Fi
         lambda: {t for t in retained(broker) if "/t/" in t} == {"edge-1/t/other/state"}, within=TRUTH, what="truth"
     )
     record_figure(f"reported, not fought; took over {took:.1f} s after the first was killed")
+
+
+# --- brokers that refuse ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.case("broker refuses states", deadline=40)
+def test_topics_that_may_not_be_written_are_named(harness: ProcessHarness, record_figure: FigureRecorder) -> None:
+    """The host may write its status and info, but not its states: `ps` and the log name the topic and the reason code.
+
+    With ``publish_all`` that ignores the reason codes `ps` shows ``online`` and the log has no word about it.
+    """
+    directory = harness.directory / "broker"
+    directory.mkdir()
+    rules = directory / "acl"
+    rules.write_text(f"topic read {TREE}/#\n" + "".join(f"topic write {TREE}/edge-1/{t}\n" for t in ("status", "info")))
+    rules.chmod(0o644)
+    broker = harness.close_at_end(Mosquitto(directory, f"allow_anonymous true\nacl_file {rules}\n"))
+    hosts = Hosts(harness)
+    began = time.monotonic()
+    daemon = hosts.up("edge-1", broker, hosts.server)
+    wait_until(lambda: mqtt_of(daemon)["state"] == "refused", within=10, what="it is shown")
+    took = time.monotonic() - began
+    reason = str(mqtt_of(daemon)["reason"])
+    assert f"does not allow a client without a user to write {TREE}/edge-1/t/web/state (reason code 135)" in reason
+    assert daemon.log_text().count("/t/web/state (reason code 135)") == 1
+    rules.write_text(f"topic readwrite {TREE}/#\n")
+    broker.process.send_signal(signal.SIGHUP)
+    daemon.write({**hosts.server, "more": hosts.client["web"]})
+    wait_until(lambda: mqtt_of(daemon)["state"] == "online", within=35, what="the rules are corrected")
+    record_figure(f"reason code shown {took:.1f} s after the start")
+
+
+@pytest.mark.case("broker ends connections for one reason", deadline=40)
+def test_a_message_that_ends_each_connection_is_sent_ever_more_seldom(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Every state is longer than the broker accepts: it ends the connection with DISCONNECT and reason code 149.
+
+    Without ``RetryPolicy._repeated`` the host comes and goes once a second.
+    """
+    lines = "allow_anonymous true\nmax_packet_size 600\n"
+    broker = harness.close_at_end(Mosquitto(harness.directory / "broker", lines))
+    hosts = Hosts(harness)
+    daemon = hosts.up("edge-1", broker, hosts.server)
+    wait_until(lambda: "reason code 149" in str(mqtt_of(daemon)["reason"]), within=10, what="the reason is shown")
+    before = broker.count_logins("127.0.0.1")
+    time.sleep(OBSERVED_S)
+    logins = broker.count_logins("127.0.0.1") - before
+    assert logins <= (7 if IS_FULL_SCALE else 4)
+    record_figure(f"{logins} connections in {OBSERVED_S:g} s, with the reason in ps")
+
+
+@pytest.mark.case("a command of 20 MB", deadline=40)
+@pytest.mark.parametrize("is_old", [pytest.param(False, id="version 5"), pytest.param(True, id="version 3.1.1")])
+def test_a_huge_command_costs_no_memory(
+    harness: ProcessHarness, broker: Mosquitto, record_figure: FigureRecorder, *, is_old: bool
+) -> None:
+    """A client publishes 20 MB on the command topic: the host does not read them.
+
+    Without MaximumPacketSize in CONNECT, and without ``DisconnectFilter.excess``, the daemon grows by 60 MB.
+    """
+    hosts = Hosts(harness)
+    address = ("127.0.0.1", broker.port)
+    way = harness.close_at_end(OldBroker(address, b"\x20\x02\x00\x01") if is_old else BrokerProxy(address))
+    daemon = hosts.up("edge-1", broker, hosts.server, url=way.url)
+    connected(daemon)
+    before = peak_rss(daemon)
+    huge = harness.directory / "huge"
+    huge.write_bytes(b"x" * (20 << 20))
+    publish_file(broker, f"{TREE}/edge-1/cmd", huge)
+    if is_old:
+        wait_until(lambda: "sent a packet of 209" in daemon.log_text(), within=10, what="it is logged")
+    recorder = BrokerRecorder(harness, broker)
+    connected(daemon)
+    publish(broker, "edge-1/cmd", {"v": 1, "id": "after", "op": "ping"})
+    assert recorder.wait_payload("edge-1/rsp/after")["ok"]
+    grown = peak_rss(daemon) - before
+    assert grown < 10 << 20
+    record_figure(f"{grown >> 10} KB more")
+
+
+def peak_rss(daemon: Daemon) -> int:
+    """The most memory that a daemon has used so far, in bytes."""
+    (line,) = (line for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) << 10
+
+
+def publish_file(broker: Mosquitto, topic: str, file: Path) -> None:
+    """Publish the bytes of a file."""
+    command = ["mosquitto_pub", "-p", str(broker.port), "-q", "1", "-t", topic, "-f", str(file)]
+    subprocess.run(command, check=True, timeout=20)

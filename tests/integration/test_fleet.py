@@ -728,6 +728,8 @@ def test_fleet_commands_take_effect_within_a_second_or_say_why_not(
     wait_until(lambda: two.tunnel("web")["link"] not in {link, None}, within=5, what="it is another link")
     code, out, said = fleet(harness, broker, "stop", "edge-*")
     assert (code, said) == (0, "")
+    told = json.loads(fleet(harness, broker, "ps", "--json")[1])["hosts"]
+    assert {tunnel["state"] for host in told for tunnel in host["tunnels"]} <= {"draining", "stopped"}, "no longer up"
     for daemon in (one, two):
         daemon.wait_state("stopped", name="web")
     assert fleet(harness, broker, "start", "edge-1/web", "edge-2/w*")[0] == 0

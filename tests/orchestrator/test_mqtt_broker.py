@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import aiomqtt
 import pytest
@@ -14,11 +18,19 @@ from hypothesis import strategies as st
 from orchestrator.config.faults import ConfigError
 from orchestrator.config.load import load
 from orchestrator.mqtt import payloads
-from orchestrator.mqtt.broker import Broker, BrokerError, BrokerState, BrokerStatus
-from orchestrator.mqtt.broker_socket import DisconnectFilter
-from orchestrator.mqtt.session import BrokerClient, ReceiveBuffer
+from orchestrator.mqtt.broker import Broker, BrokerError, BrokerState, BrokerStatus, connection_lost
+from orchestrator.mqtt.broker_socket import BrokerSocket, DisconnectFilter
+from orchestrator.mqtt.connection_report import ConnectionReporter, RetryPolicy
+from orchestrator.mqtt.session import BrokerClient, ReceiveBuffer, RefusedPublication
+from orchestrator.mqtt.topics import STATE, HostTopics
+from orchestrator.supervisor.event_bus import EventBus
 from tests.support.openapi import api_document
-from tests.support.scale import GUARD_S
+from tests.support.scale import GUARD_S, time_allowed
+from tests.tunnel.test_connect_race import Blackhole
+
+if TYPE_CHECKING:
+    from tunnel.model.address import Address
+    from tunnel.runtime.resolver import Candidate
 
 NOW = 1_800_000_000.0
 
@@ -147,6 +159,21 @@ def test_the_status_keeps_the_time_of_the_last_change_of_state() -> None:
     assert described == ["off", *(state.value for state in BrokerState)]
 
 
+async def test_the_addresses_of_a_broker_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.closing(Blackhole()) as silent:
+        candidates = [(socket.AF_INET, one.getsockname()) for one in (silent.listener, listener)]
+
+        async def resolve(_: Address) -> list[Candidate]:
+            return candidates
+
+        monkeypatch.setattr("tunnel.runtime.resolver.resolve", resolve)
+        monkeypatch.setattr("tunnel.runtime.sockets.is_loopback", lambda _: False)
+        began = time.monotonic()
+        connection = await BrokerSocket.connect(Broker(host="broker", port=1883), None)
+        assert time.monotonic() - began < time_allowed(1), "not only after the first address has timed out"
+        await connection.close()
+
+
 # --- the packets of a broker ------------------------------------------------------------------------------------------
 
 PUBLISH = b"\x30\x05\x00\x01abc"
@@ -173,6 +200,60 @@ def test_a_disconnect_is_withheld_with_its_reason_code(disconnect: bytes, code: 
 
 def test_a_malformed_length_is_passed_on_for_the_library_to_reject() -> None:
     assert feed([b"\x30\xff\xff\xff\xff\xff", b"\xe0\x00"]) == (b"\x30\xff\xff\xff\xff\xff\xe0\x00", None)
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_a_packet_that_is_too_long_is_withheld(size: int) -> None:
+    packets = DisconnectFilter()
+    data = PUBLISH + b"\x32\x80\x80\x80\x64" + bytes(2000)  # 209 million bytes
+    passed = b"".join(packets.feed(data[at : at + size]) for at in range(0, len(data), size))
+    assert (passed, packets.excess) == (PUBLISH, 100 << 21)
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [(139, "it is shutting down"), (149, "raise its limit of the packet size"), (151, "quota"), (152, "administrator"),
+     (155, "QoS 1"), (222, "closed the connection: reason code 222")],
+)  # fmt: skip
+def test_the_reason_of_a_disconnect_is_told(code: int, why: str) -> None:
+    error = connection_lost(Broker(host="broker", port=1883), code)
+    assert why in str(error)
+    assert f"reason code {code}" in str(error)
+
+
+def test_a_broker_that_ends_connections_for_one_reason_is_asked_ever_more_seldom() -> None:
+    policy = RetryPolicy(lambda _, high: high)
+    broker = Broker(host="broker", port=1883)
+    same = [policy.delay_after_error(connection_lost(broker, 149), 1.0, was_online=True) for _ in range(12)]
+    assert same[0] < 2
+    assert all(later >= 1.5 * earlier for earlier, later in pairwise(same[1:8]))
+    assert 300 <= max(same) < 311
+    assert policy.delay_after_error(connection_lost(broker, 139), 1.0, was_online=True) < 11
+    policy.delay_after_error(connection_lost(broker, 139), 1.0, was_online=True)
+    assert policy.delay_after_error(connection_lost(broker, 139), 100.0, was_online=True) < 1, "it worked for a while"
+    lost = [policy.delay_after_error(connection_lost(broker), 1.0, was_online=True) for _ in range(5)]
+    assert max(lost) < 2, "a broker that restarts gives no reason"
+
+
+def test_topics_that_the_broker_refuses_are_reported_until_it_accepts_them() -> None:
+    bus, told = EventBus(), list[str]()
+    bus.subscribe(lambda event: told.append(event.text))
+    reporter = ConnectionReporter(bus, Broker(host="broker", port=1883, username="edge"), "edge")
+    reporter.report_online()
+    topics = [HostTopics("edge").of(STATE, name) for name in ("a", "b")]
+    reporter.report_publications(topics, [RefusedPublication(topic, 135) for topic in topics])
+    info = reporter.info()
+    assert info.state == "refused"
+    assert info.reason is not None
+    for words in ("user 'edge' to write nodepass-orch/v1/edge/t/a/state and 1 other topic", "(reason code 135)"):
+        assert words in info.reason
+    reporter.report_publications(topics, [RefusedPublication(topic, 135) for topic in topics])
+    assert [text for text in told if "to write" in text] == told[1:], "it is logged once"
+    assert len(told) == 2
+    reporter.report_publications(topics[:1], [None])
+    assert reporter.info().state == "refused"
+    reporter.report_publications(topics, [None, None])
+    assert (reporter.info().state, reporter.info().reason) == ("online", None)
 
 
 async def test_a_loss_right_after_connack_is_noticed_at_once() -> None:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.mqtt.commands import Command, CommandRefusedError, CommandValidator
+from orchestrator.mqtt import payloads
+from orchestrator.mqtt.commands import Command, CommandHandler, CommandRefusedError, CommandValidator
+from orchestrator.mqtt.payloads import ResponsePayload, parse_timestamp
+from orchestrator.mqtt.topics import HostTopics
+from orchestrator.supervisor.control import CommandResult
+from orchestrator.supervisor.event_bus import EventBus
+from tests.support.waiting import wait_until_async
+from tunnel.model.state import State
+
+if TYPE_CHECKING:
+    from orchestrator.mqtt.session import BrokerSession
+    from orchestrator.mqtt.topics import OutgoingMessage
+    from orchestrator.supervisor.control import ControlService
 
 NOW = 1_800_000_000.0
 GOOD = {"v": 1, "id": "c1", "op": "restart", "target": "web"}
@@ -94,3 +108,93 @@ def test_the_memory_of_ids_is_bounded() -> None:
     assert parse(validator, {**GOOD, "id": "c0"}).id == "c0"
     with pytest.raises(CommandRefusedError):
         parse(validator, {**GOOD, "id": "c3"})
+
+
+# --- execution --------------------------------------------------------------------------------------------------------
+
+
+class RecordingControl:
+    """Takes the place of the control service: it executes nothing."""
+
+    read_only = False
+
+    def __init__(self) -> None:
+        self.bus = EventBus()
+        self.executed: list[str] = []
+
+    async def command(self, op: str, name: str, timeout: float | None) -> CommandResult:  # noqa: ASYNC109  of the drain
+        self.executed.append(f"{op} {name}")
+        return CommandResult(name, State.STOPPED, "done")
+
+
+class RecordingSession:
+    """Takes the place of a session with a broker: it keeps the responses."""
+
+    def __init__(self) -> None:
+        self.responses: list[dict[str, Any]] = []
+
+    async def publish(self, message: OutgoingMessage) -> None:
+        self.responses.append(json.loads(message.payload))
+
+
+async def run_handler(handler: CommandHandler, count: int) -> list[dict[str, Any]]:
+    """Connect the handler with a broker until it has answered so many commands."""
+    session = RecordingSession()
+    running = asyncio.create_task(handler.run(cast("BrokerSession", session)))
+    await wait_until_async(lambda: len(session.responses) == count, within=5)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    return session.responses
+
+
+def handler_of(control: RecordingControl, *, is_enabled: bool = True) -> CommandHandler:
+    return CommandHandler(cast("ControlService", control), HostTopics("edge"), "boot-1", is_enabled=is_enabled)
+
+
+async def test_a_command_that_expires_while_it_waits_is_not_executed() -> None:
+    control = RecordingControl()
+    handler = handler_of(control)
+    for id_, valid_for_s in (("late", 0.02), ("timely", 60.0)):
+        command = {**GOOD, "id": id_, "exp": time.time() + valid_for_s}
+        handler.receive(json.dumps(command).encode(), is_retained=False)
+    await asyncio.sleep(0.03)
+    late, timely = await run_handler(handler, 2)
+    assert (late["id"], late["ok"], timely["ok"]) == ("late", False, True)
+    assert "while it waited on this host; nothing was done" in late["error"]
+    assert control.executed == ["restart web"]
+
+
+async def test_a_host_that_accepts_no_commands_answers_whether_it_is_there() -> None:
+    control = RecordingControl()
+    handler = handler_of(control, is_enabled=False)
+    for number, op in enumerate(("ping", "stop")):
+        handler.receive(json.dumps({**GOOD, "id": str(number), "op": op}).encode(), is_retained=False)
+    pong, refusal = await run_handler(handler, 2)
+    assert abs((parse_timestamp(pong["result"]["ts"]) or 0) - time.time()) < 60
+    assert not refusal["ok"]
+    assert not control.executed
+
+
+# --- long responses ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["tunnels", "results"])
+def test_a_response_about_many_tunnels_is_as_long_as_readers_accept(key: str) -> None:
+    entries = {f"tunnel-{n:05}": {"name": f"tunnel-{n:05}", "ok": n != 4_999, "text": "x" * 40} for n in range(5_000)}
+    whole = ResponsePayload("id", {key: entries, "generation": 7})
+    assert len(payloads.encode(whole.as_json())) > payloads.MAX_PAYLOAD_BYTES
+    data = payloads.encode(whole.bounded().as_json())
+    read = ResponsePayload.from_json(payloads.parse_json(data) or {})
+    result: Any = read.result
+    assert (read.id, read.ok, result["generation"]) == ("id", True, 7)
+    assert len(result[key]) + result["omitted"] == 5_000
+    assert len(result[key]) > 1_000
+    assert next(iter(result[key])) == "tunnel-04999", "the one that failed comes first"
+
+
+@given(st.text(max_size=5), st.integers(0, 300_000), st.integers(0, 300_000))
+def test_every_response_is_as_long_as_readers_accept(text: str, error: int, result: int) -> None:
+    response = ResponsePayload.failed("id", text * error, {"text": "x" * result, "tunnels": {text: text * result}})
+    bounded = response.bounded()
+    assert len(payloads.encode(bounded.as_json())) <= payloads.MAX_PAYLOAD_BYTES
+    assert (bounded.id, bounded.ok) == ("id", False)
