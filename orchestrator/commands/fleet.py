@@ -44,6 +44,7 @@ URL_VARIABLE: Final = "NODEPASS_ORCH_MQTT"
 _ALL_TUNNELS: Final = "*"
 _RELOAD: Final = "reload"
 _MAX_HOSTS_LISTED: Final = 10
+_CLOCKS_DIFFER_S: Final = 5.0  # a difference of the clocks that is reported
 
 
 @click.group(cls=CommandGroup)
@@ -120,6 +121,7 @@ def ps(*, names: tuple[str, ...], as_json: bool, routes: bool, **broker: Any) ->
     """
 
     async def list_tunnels(reader: FleetReader) -> int:
+        await reader.ask_silent_hosts()
         now = time.monotonic()
         hosts = _select_hosts(reader.fleet, names, now)
         if routes:
@@ -218,6 +220,9 @@ def _headline(host: HostJson) -> str:
     parts = [f"{host['host']}{machine}", host["presence"], _count_tunnels(len(host["tunnels"]))]
     if host["presence"] != "online":
         parts.append("last message " + ("at an unknown time" if host["age_s"] is None else _format_age(host["age_s"])))
+    offset_s = host["clock_offset_s"] or 0.0
+    if abs(offset_s) >= _CLOCKS_DIFFER_S:
+        parts.append(f"its clock is {abs(offset_s):.0f} s {'ahead' if offset_s > 0 else 'behind'}")
     return ", ".join(parts)
 
 
@@ -278,10 +283,14 @@ class _CommandResult:
         if not self.response.ok:
             return str(self.response.error)
         result: Any = self.response.result or {}
+        omitted = result.get("omitted") or 0  # tunnels for which the answer had no room
         if verb == _RELOAD:
-            return f"generation {result.get('generation')}, {_count_tunnels(len(result.get('results') or ()))}"
+            count = len(result.get("results") or ()) + omitted
+            return f"generation {result.get('generation')}, {_count_tunnels(count)}"
         tunnels = result.get("tunnels")
-        return str(result.get("text")) if tunnels is None else f"{verb} accepted for {_count_tunnels(len(tunnels))}"
+        if tunnels is None:
+            return str(result.get("text"))
+        return f"{verb} accepted for {_count_tunnels(len(tunnels) + omitted)}"
 
 
 def _add_verb(verb: str, help_text: str, *, drains: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar, cast
 
 from orchestrator.mqtt.ownership import SILENT_AFTER_S
 from orchestrator.mqtt.payloads import (
@@ -17,10 +17,12 @@ from orchestrator.mqtt.payloads import (
 )
 from orchestrator.status.contract import (
     StatusFormatError,
+    are_valid_changes,
     check_changes,
     decode_snapshot,
     encode_snapshot,
     field_names,
+    is_complete_snapshot,
 )
 from tunnel.model.snapshot import Snapshot
 from tunnel.model.times import format_timestamp
@@ -36,6 +38,8 @@ SILENT: Final = "silent"
 """The host is said to be online, but has published nothing for too long: host and broker may have died together."""
 GONE: Final = "gone"
 
+_MAX_LATENCY_S: Final = 5.0
+"""A stamp that is so much ahead of our clock was made by a clock that is ahead: it says nothing about its age."""
 _TUNNEL_KEYS: Final = frozenset(field_names(Snapshot))
 _UNKNOWN_STATUS: Final = StatusPayload()
 _UNKNOWN_INFO: Final = InfoPayload()
@@ -43,16 +47,20 @@ _UNKNOWN_INFO: Final = InfoPayload()
 # --- hosts ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteTunnel:
-    """A tunnel as its last messages describe it."""
+class RemoteTunnel(NamedTuple):
+    """A tunnel as its last messages describe it. One is made for each message, and most of its time is never read."""
 
     json: TunnelJson
     """its object of ``ps --json``, valid by the status contract"""
     boot: str | None
     """the run of the daemon that published it"""
-    sent_at: float | None
-    """when, by the clock of its host, in seconds since the epoch"""
+    ts: object
+    """when, as the message says"""
+
+    @property
+    def sent_at(self) -> float | None:
+        """When, by the clock of its host, in seconds since the epoch."""
+        return parse_timestamp(self.ts)
 
 
 @dataclass(slots=True)
@@ -67,6 +75,10 @@ class Host:
     info: InfoPayload = _UNKNOWN_INFO
     last_message_at: float | None = None
     """when the host last published; None: unknown"""
+    clock_offset_s: float | None = None
+    """seconds by which the host's clock is ahead of ours, as of a message that arrived when it was sent"""
+    newest_stamp: float | None = None
+    """the latest time in a message of the host, by its clock, in seconds since the epoch"""
     _tunnels: dict[str, RemoteTunnel] = field(default_factory=dict)
     _last_links: dict[str, str] = field(default_factory=dict)
 
@@ -97,6 +109,22 @@ class Host:
         """Seconds since the last message; None where that is unknown."""
         return None if self.last_message_at is None else max(0.0, now - self.last_message_at)
 
+    def clock_lead_s(self, wall: float) -> float:
+        """Seconds by which the host's clock is ahead of ours at least, as far as is known: never negative."""
+        if self.clock_offset_s is not None:
+            return max(0.0, self.clock_offset_s)
+        return 0.0 if self.newest_stamp is None else max(0.0, self.newest_stamp - wall)
+
+    def note_answer(self, now: float, wall: float, ts: object) -> None:
+        """The host has just answered; ``ts`` is the time by its clock, if it said so."""
+        self.last_message_at = now
+        self.note_live_stamp(parse_timestamp(ts), wall)
+
+    def note_live_stamp(self, stamp: float | None, wall: float) -> None:
+        """A message arrived when it was sent, so its time shows how the clocks differ."""
+        if stamp is not None:
+            self.clock_offset_s = stamp - wall
+
     def tunnels(self) -> list[TunnelJson]:
         """The objects of ``ps --json`` of its tunnels, by name; without leftovers of an earlier run."""
         found = (self.tunnel(name) for name in sorted(self._tunnels))
@@ -125,6 +153,7 @@ class Host:
             "presence": self.presence(now),
             "heard_at": None if age is None else format_timestamp(wall - age),
             "age_s": None if age is None else round(age, 1),
+            "clock_offset_s": None if self.clock_offset_s is None else round(self.clock_offset_s, 1),
             "boot": self.boot,
             "name": info.name,
             "version": info.version,
@@ -154,10 +183,17 @@ class Host:
         return True
 
     def _apply_state(self, name: str, payload: JsonObject) -> bool:
-        tunnel = {key: value for key, value in payload.items() if key not in ENVELOPE_KEYS}
+        tunnel = dict(payload)
+        for key in ENVELOPE_KEYS:
+            tunnel.pop(key, None)
         known = self._tunnels.get(name)
         if known is not None and known.json == tunnel:  # nearly always: idle tunnels repeat their state
             self._set_tunnel(name, known.json, payload)
+            return True
+        if is_complete_snapshot(tunnel):
+            if tunnel["name"] != name:
+                return False
+            self._set_tunnel(name, cast("TunnelJson", tunnel), payload)
             return True
         try:
             snapshot = decode_snapshot(tunnel)
@@ -174,17 +210,17 @@ class Host:
         if known is None or known.boot != payload.get("boot"):
             return False
         numbers = {key: payload[key] for key in STATS_KEYS if key in payload}
-        try:
-            check_changes(numbers)
-        except StatusFormatError:
-            return False
+        if not are_valid_changes(numbers):
+            try:
+                check_changes(numbers)
+            except StatusFormatError:
+                return False
         self._set_tunnel(name, cast("TunnelJson", {**known.json, **numbers}), payload)
         return True
 
     def _set_tunnel(self, name: str, tunnel: TunnelJson, payload: JsonObject) -> None:
         boot = payload.get("boot")
-        sent_at = parse_timestamp(payload.get("ts"))
-        self._tunnels[name] = RemoteTunnel(tunnel, boot if isinstance(boot, str) else None, sent_at)
+        self._tunnels[name] = RemoteTunnel(tunnel, boot if isinstance(boot, str) else None, payload.get("ts"))
         if tunnel["link"]:
             self._last_links[name] = tunnel["link"]
 
@@ -223,11 +259,25 @@ class Fleet:
         if not host.apply(topic, payload):
             return False
         self.hosts[topic.host] = host
-        age = _message_age(topic, payload, wall, is_retained=is_retained)
-        if age is not None:
-            sent_at = now - age
-            host.last_message_at = sent_at if host.last_message_at is None else max(host.last_message_at, sent_at)
+        if topic.kind == "status" and not host.status.online:
+            return True  # a will was written when the connection began, so its time says nothing
+        if is_retained:
+            self._note_retained(host, parse_timestamp(payload.get("ts")), now, wall)
+        else:
+            host.last_message_at = now
+            if topic.kind == "info":  # each host sends it twice a minute; of all messages it would cost too much
+                host.note_live_stamp(parse_timestamp(payload.get("ts")), wall)
         return True
+
+    @staticmethod
+    def _note_retained(host: Host, stamp: float | None, now: float, wall: float) -> None:
+        """A message is as old as its time says, but one from the future may have any age."""
+        if stamp is None:
+            return
+        host.newest_stamp = stamp if host.newest_stamp is None else max(host.newest_stamp, stamp)
+        if stamp <= wall + _MAX_LATENCY_S:
+            sent_at = now - max(0.0, wall - stamp)
+            host.last_message_at = sent_at if host.last_message_at is None else max(host.last_message_at, sent_at)
 
     def _clear(self, topic: ParsedTopic) -> bool:
         host = self.hosts.get(topic.host)
@@ -237,16 +287,6 @@ class Fleet:
         if host.is_empty:
             del self.hosts[topic.host]
         return True
-
-
-def _message_age(topic: ParsedTopic, payload: JsonObject, wall: float, *, is_retained: bool) -> float | None:
-    """Seconds since the host sent this. A will was written when the connection began, so it has no age."""
-    if topic.kind == "status" and payload.get("online") is not True:
-        return None
-    if not is_retained:
-        return 0.0
-    sent_at = parse_timestamp(payload.get("ts"))
-    return None if sent_at is None else max(0.0, wall - sent_at)
 
 
 # --- links ------------------------------------------------------------------------------------------------------------

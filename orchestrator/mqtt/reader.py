@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.mqtt import payloads
-from orchestrator.mqtt.broker import BrokerError
-from orchestrator.mqtt.fleet import ONLINE, Fleet
+from orchestrator.mqtt.broker import BrokerError, publication_refused
+from orchestrator.mqtt.commands import PING_OP
+from orchestrator.mqtt.fleet import GONE, ONLINE, SILENT, Fleet
 from orchestrator.mqtt.payloads import CommandPayload, ResponsePayload
 from orchestrator.mqtt.session import BrokerClient, BrokerSession
 from orchestrator.mqtt.topics import COMMAND, EVENT, EVERY_HOST, INFO, RESPONSE, STATE, STATS, STATUS, HostTopics, parse
@@ -32,17 +33,28 @@ if TYPE_CHECKING:
 
 RESPONSE_TIMEOUT_S: Final = 10.0
 """For the response of a host."""
+PING_TIMEOUT_S: Final = 2.0
+"""For the answer of a host that seems to be silent."""
 
 _TUNNELS_PER_SUBSCRIPTION: Final = 400  # mosquitto drops what a client has not read beyond 1,000 messages
 _QUIET_AFTER_S: Final = 0.1  # without a retained message: all of them have arrived
 _READ_TIMEOUT_S: Final = 30.0  # for all retained messages: a large fleet takes some time
 _BATCH_INTERVAL_S: Final = 0.05  # between two batches: several messages on a topic in between are read once
 _MAX_RETRY_DELAY_S: Final = 10.0
-_CLOCK_TOLERANCE_S: Final = 30.0  # a command is valid for so much longer than its sender waits: clocks differ
+_VALID_FOR_S: Final = RESPONSE_TIMEOUT_S + 30.0  # of a command: longer than its sender waits, because clocks differ
+_STABLE_AFTER_S: Final = 30.0  # after this time a lost connection counts as one that worked
 
 
 class NoAnswerError(OrchestratorError):
     """A host did not answer; the message is a sentence."""
+
+
+class _PendingResponse:
+    """A response that is awaited from one host."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.response: asyncio.Future[ResponsePayload] = asyncio.get_running_loop().create_future()
 
 
 class FleetReader:
@@ -59,10 +71,10 @@ class FleetReader:
         self.broker = broker
         self.fleet = self._loading = Fleet()
         self.connection_error: str | None = "not connected yet"
-        self._client = BrokerClient(broker)
+        self._client = BrokerClient(broker, is_reader=True)
         self._session: BrokerSession | None = None
         self._reply = secrets.token_hex(8)
-        self._pending: dict[str, asyncio.Future[ResponsePayload]] = {}
+        self._pending: dict[str, _PendingResponse] = {}
         self._on_message = on_message
         self._on_event = on_event
         self._retained_count = 0
@@ -78,13 +90,14 @@ class FleetReader:
         """Read until cancelled; a loss is shown in ``connection_error`` and retried."""
         attempt = 0
         while True:
+            began = time.monotonic()
             try:
                 async with self.connected() as forever:
-                    attempt = 0
+                    await self.ask_silent_hosts()
                     await forever
             except BrokerError as error:
                 self.connection_error = str(error)
-            attempt += 1
+            attempt = 1 if time.monotonic() - began > _STABLE_AFTER_S else attempt + 1
             await asyncio.sleep(retry_delay(attempt, _MAX_RETRY_DELAY_S, random.uniform))
 
     @contextlib.asynccontextmanager
@@ -110,8 +123,10 @@ class FleetReader:
             finally:
                 self._session = None
                 for pending in self._pending.values():
-                    if not pending.done():
-                        pending.set_exception(BrokerError("the connection to the broker was lost before the answer"))
+                    if not pending.response.done():
+                        pending.response.set_exception(
+                            BrokerError("the connection to the broker was lost before the answer")
+                        )
 
     async def _wait_until_quiet(self) -> None:
         deadline = time.monotonic() + _READ_TIMEOUT_S
@@ -166,31 +181,57 @@ class FleetReader:
 
         ``drain_timeout_s`` is the limit of the drain that the command implies.
         """
-        if self._session is None:
-            raise BrokerError(self.connection_error or "there is no connection to the broker")
         known = self.fleet.hosts.get(host)
         presence = ONLINE if known is None else known.presence(time.monotonic())
-        if presence != ONLINE:
-            raise NoAnswerError(f"host {host!r} is {presence}: it cannot execute commands")
-        valid_for_s = RESPONSE_TIMEOUT_S + _CLOCK_TOLERANCE_S
+        if presence == GONE:
+            raise NoAnswerError(f"host {host!r} is gone: it cannot execute commands")
+        # A host that seems silent is asked all the same: its clock may differ from ours.
+        wall = time.time()
+        valid_until = wall + (0.0 if known is None else known.clock_lead_s(wall)) + _VALID_FOR_S
         command = CommandPayload(
             id=secrets.token_hex(12),
             op=op,
             target=target,
             reply=self._reply,
-            exp=format_timestamp(time.time() + valid_for_s),
+            exp=format_timestamp(valid_until),
             boot=None if known is None else known.boot,
             timeout=drain_timeout_s,
         )
-        response: asyncio.Future[ResponsePayload] = asyncio.get_running_loop().create_future()
-        self._pending[command.id] = response
         try:
-            async with asyncio.timeout(RESPONSE_TIMEOUT_S):
-                await self._session.publish(HostTopics(host).message(COMMAND, command), expires_after_s=valid_for_s)
-                return await response
+            return await self._request(host, command, RESPONSE_TIMEOUT_S)
         except TimeoutError:
             hint = "may this user write to it?" if known else "check its name, and that this user may write to it"
+            if presence == SILENT:
+                hint = "it seems to be silent: no message of it is recent by this machine's clock"
             raise NoAnswerError(f"host {host!r} did not answer within {RESPONSE_TIMEOUT_S:g} s; {hint}") from None
+
+    async def ask_silent_hosts(self, timeout_s: float = PING_TIMEOUT_S) -> None:
+        """Ask the hosts that seem to be silent whether they are there: a retained message has no age but by clocks.
+
+        Their answers change their presence and show by how much the clocks differ. Raises BrokerError.
+        """
+        now = time.monotonic()
+        silent = [host.name for host in self.fleet if host.presence(now) == SILENT]
+        await asyncio.gather(*(self._ping(name, timeout_s) for name in silent))
+
+    async def _ping(self, host: str, timeout_s: float) -> None:
+        ping = CommandPayload(id=secrets.token_hex(12), op=PING_OP, target=None, reply=self._reply)
+        with contextlib.suppress(TimeoutError, NoAnswerError):  # then the host stays silent
+            await self._request(host, ping, timeout_s)
+
+    async def _request(self, host: str, command: CommandPayload, timeout_s: float) -> ResponsePayload:
+        """Send a command and return the response. Raises BrokerError, NoAnswerError, TimeoutError."""
+        if self._session is None:
+            raise BrokerError(self.connection_error or "there is no connection to the broker")
+        pending = self._pending[command.id] = _PendingResponse(host)
+        try:
+            async with asyncio.timeout(timeout_s):
+                refused = await self._session.publish(
+                    HostTopics(host).message(COMMAND, command), expires_after_s=_VALID_FOR_S
+                )
+                if refused is not None:
+                    raise NoAnswerError(publication_refused(self.broker, refused.topic, refused.code))
+                return await pending.response
         finally:
             del self._pending[command.id]
 
@@ -211,7 +252,7 @@ class FleetReader:
             self._unread_hosts[topic.host] = None
             self._is_host_added.set()
         if topic.kind == RESPONSE.kind:
-            self._receive_response(ResponsePayload.from_json(payloads.parse_json(message.payload) or {}))
+            self._receive_response(topic.host, message.payload)
         elif topic.kind == EVENT.kind:
             event = payloads.parse_event(message.payload)
             if event is not None and self._on_event is not None:
@@ -219,7 +260,22 @@ class FleetReader:
         elif self._loading.apply_message(topic, message.payload, now, wall, is_retained=bool(message.retain)):
             self._on_message(topic)
 
-    def _receive_response(self, response: ResponsePayload) -> None:
+    def _receive_response(self, host: str, payload: object) -> None:
+        data = payloads.parse_json(payload)
+        response = ResponsePayload.from_json(data or {})
         pending = self._pending.get(response.id or "")
-        if pending is not None and not pending.done():
-            pending.set_result(response)
+        if data is None:
+            self._fail_unreadable(host)
+        elif pending is not None and pending.host == host and not pending.response.done():
+            known = self.fleet.hosts.get(host)
+            if known is not None:
+                known.note_answer(time.monotonic(), time.time(), (response.result or {}).get("ts"))
+            pending.response.set_result(response)
+
+    def _fail_unreadable(self, host: str) -> None:
+        """A response has no id that could be read: if the host owes only one, it is the response to that command."""
+        owed = [one for one in self._pending.values() if one.host == host and not one.response.done()]
+        if len(owed) == 1:
+            limit = f"longer than {payloads.MAX_PAYLOAD_BYTES >> 10} KiB, or not JSON"
+            text = f"host {host!r} has answered, but the answer is {limit}; see the result with: nodepass-orch fleet ps"
+            owed[0].response.set_exception(NoAnswerError(text))

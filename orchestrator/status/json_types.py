@@ -255,6 +255,7 @@ class HostJson(TypedDict):
     presence: str
     heard_at: str | None
     age_s: float | None
+    clock_offset_s: float | None
     boot: str | None
     name: str | None
     version: str | None

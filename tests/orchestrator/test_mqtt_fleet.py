@@ -126,10 +126,27 @@ def test_setting_our_clock_changes_neither_presence_nor_age(fleet: Fleet) -> Non
     assert host.presence(1000.0 + SILENT_AFTER_S) == SILENT
 
 
-def test_a_host_whose_clock_is_ahead_has_no_negative_age(fleet: Fleet) -> None:
+def test_a_retained_message_from_the_future_may_have_any_age(fleet: Fleet) -> None:
     edge = PublishingHost(fleet, "edge-1")
+    run = DaemonRun("instance", "boot-1")
+    edge.send("status", StatusPayload.of_run(run, format_timestamp(NOW + 3600), online=True).as_json(), old=True)
     edge.state(snapshot(), ts=NOW + 3600, old=True)
-    assert fleet.hosts["edge-1"].age(NOW) == 0.0
+    host = fleet.hosts["edge-1"]
+    assert (host.presence(NOW), host.age(NOW)) == (SILENT, None)
+    assert host.clock_lead_s(NOW) == 3600.0, "commands have to expire by its clock"
+    host.note_answer(NOW, NOW, format_timestamp(NOW + 3610))
+    assert (host.presence(NOW), host.age(NOW)) == (ONLINE, 0.0)
+    assert host.as_json(NOW, NOW)["clock_offset_s"] == 3610.0
+
+
+def test_a_message_that_has_just_been_sent_shows_how_the_clocks_differ(fleet: Fleet) -> None:
+    edge = PublishingHost(fleet, "edge-1")
+    edge.status(now=NOW)
+    edge.send("info", {"v": 1, "ts": format_timestamp(NOW - 90)})
+    host = fleet.hosts["edge-1"]
+    assert host.presence(NOW) == ONLINE
+    assert host.as_json(NOW, NOW)["clock_offset_s"] == -90.0
+    assert host.clock_lead_s(NOW) == 0.0
 
 
 def test_retained_states_of_an_earlier_run_are_not_shown(fleet: Fleet) -> None:

@@ -87,5 +87,9 @@ class ForgedHost:
         self.commands.append(command)
         response = self._answer(command) if self._answer else None
         if response is not None:
-            data = response if isinstance(response, bytes) else json.dumps({"v": 1, "id": command["id"], **response})
-            self._client.publish(f"{self.base}/rsp/{command['reply']}", data, qos=1)
+            self.answer(command, response)
+
+    def answer(self, command: Mapping[str, Any], response: Mapping[str, object] | bytes) -> None:
+        """Answer a command as this host, whichever host it was for."""
+        data = response if isinstance(response, bytes) else json.dumps({"v": 1, "id": command["id"], **response})
+        self._client.publish(f"{self.base}/rsp/{command['reply']}", data, qos=1)

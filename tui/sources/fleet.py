@@ -241,5 +241,5 @@ async def _background_tasks(*coroutines: Coroutine[Any, Any, None]) -> AsyncIter
 
 async def check_broker(broker: Broker) -> None:
     """Connect to the broker once. Raises BrokerError if it does not accept the connection."""
-    async with BrokerClient(broker).session():
+    async with BrokerClient(broker, is_reader=True).session():
         pass
