@@ -33,7 +33,7 @@ from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.pool import Pool
 from tunnel.model.address import Address, parse_address
 from tunnel.model.settings import Settings
-from tunnel.model.spec import DataTls, Direction, Key, Mode, Role, TunnelSpec
+from tunnel.model.spec import DataTls, Direction, Key, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.state import State
 from tunnel.protocol.handshake import ServerHandshake
 from tunnel.protocol.handshake_messages import Welcome
@@ -355,7 +355,7 @@ async def test_a_closed_engine_does_not_connect_to_its_target_any_more(
             await asyncio.sleep(0.3)  # six times the delay between two probes
             with pytest.raises(BlockingIOError):
                 listener.accept()
-        assert not client.events.said("visitors were cut off")
+        assert not client.events.said("cut off")
 
 
 async def test_visitors_beyond_the_limit_wait_in_the_backlog(shared: EngineContext) -> None:
@@ -469,8 +469,21 @@ async def test_a_drain_ends_at_its_time_limit_or_when_the_engine_is_closed(share
                     with contextlib.suppress(ConnectionError):
                         assert await reader.read(-1) == b""
                 await server.wait_end()
-            assert server.events.said("1 visitors were cut off")
+            assert server.events.said("1 visitor was cut off")
             await wait_until_async(lambda: client.state is not UP, "the client knows")
+
+
+@pytest.mark.parametrize("leaving", ["server", "client"])
+async def test_the_orderly_end_of_a_peer_is_no_warning(shared: EngineContext, leaving: str) -> None:
+    async with echo() as target, pair(shared, target) as (server, client):
+        gone, other = (server, client) if leaving == "server" else (client, server)
+        gone.engine.drain(5)
+        await gone.wait_end()
+        text = "was closed: the other end is shutting down"
+        await wait_until_async(lambda: other.events.said(text), "the other end knows why")
+        levels = [event.level for event in other.events if text in event.text]
+        assert set(levels) == {LogLevel.INFO}
+        assert not other.events.said("was lost")
 
 
 async def test_relays_outlive_their_link(shared: EngineContext) -> None:

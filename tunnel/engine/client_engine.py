@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tunnel.engine.engine import Engine
 from tunnel.engine.link_connector import LinkConnector, LinkFailedError
+from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
 from tunnel.runtime import listeners
 from tunnel.runtime.sockets import NetError
@@ -26,7 +27,7 @@ class ClientEngine(Engine):
         super().__init__(name, spec, context=context, sink=sink)
         self._connector = LinkConnector(spec, context, self._event_log)
         self._present_filler: PoolFiller | None = None
-        self._link_loss: asyncio.Future[str] | None = None
+        self._link_loss: asyncio.Future[tuple[str, LogLevel]] | None = None
 
     def apply_live_settings(self, spec: TunnelSpec) -> None:
         """Use settings and log level of a changed spec; no connection is closed."""
@@ -36,18 +37,19 @@ class ClientEngine(Engine):
     async def _serve(self) -> None:
         while True:
             self._set_state(State.CONNECTING)
+            level = LogLevel.WARN
             try:
                 link, filler = await self._connector.connect()
-                reason = await self._use_link(link, filler)
+                reason, level = await self._use_link(link, filler)
             except LinkFailedError as error:
                 if error.is_final:
                     self._fail(str(error))
                     return
                 reason = str(error)
-            await self._cool_down(reason)
+            await self._cool_down(reason, level)
 
-    async def _use_link(self, link: Link, filler: PoolFiller) -> str:
-        """Use a link until it is lost; the reason of the loss."""
+    async def _use_link(self, link: Link, filler: PoolFiller) -> tuple[str, LogLevel]:
+        """Use a link until it is closed; the reason, and how serious that is."""
         if self._direction is not link.direction:
             self._close_end()  # the server has another mode now
             self._direction = link.direction
@@ -55,24 +57,24 @@ class ClientEngine(Engine):
             await self._open_end(link.direction)
         except NetError as error:
             link.close(str(error), goodbye=str(error))
-            return str(error)
+            return str(error), LogLevel.WARN
         listeners.close(self._bound)  # taken over for a direction that the server no longer has
         self._present_filler = filler
         self._link_loss = self._loop.create_future()
         started_at = self._loop.time()
         self.start_link(link)
         filler.start()
-        reason = await self._link_loss
+        reason, level = await self._link_loss
         if self._loop.time() - started_at >= self._context.timing.stable_after_s:
             self._cooldown.reset()
-        return reason
+        return reason, level
 
-    def _on_link_closed(self, link: Link, reason: str) -> None:
+    def _on_link_closed(self, link: Link, reason: str, level: LogLevel) -> None:
         if self._present_filler is not None:
             self._present_filler.close()
             self._present_filler = None
         if self._link_loss is not None and not self._link_loss.done():
-            self._link_loss.set_result(reason)
+            self._link_loss.set_result((reason, level))
 
     @property
     def _filler(self) -> PoolFiller | None:

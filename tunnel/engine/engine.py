@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from tunnel.engine.egress import Egress
 from tunnel.engine.ingress import Ingress
@@ -20,7 +20,8 @@ from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.snapshot import SnapshotBuilder, SnapshotInput
 from tunnel.model.spec import LogLevel, Role
 from tunnel.model.state import STATES, State, StateRecord
-from tunnel.protocol.messages import TargetStatus
+from tunnel.model.wording import plural
+from tunnel.protocol.messages import Goodbye, TargetStatus
 from tunnel.protocol.session import LimitsChanged
 from tunnel.runtime import listeners
 
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
     from tunnel.model.spec import Direction, TunnelSpec
     from tunnel.runtime.acceptor import Acceptor
 
-_GOODBYE: Final = "it is shutting down"
+
+def _format_delay(delay_s: float) -> str:
+    """Return when something happens that is due after a delay."""
+    return "at once" if delay_s < 0.05 else f"in {delay_s:.1f} s"
 
 
 class Cooldown:
@@ -173,8 +177,8 @@ class Engine(ABC):
         """Serve until cancelled; return after a failure that another attempt cannot mend."""
 
     @abstractmethod
-    def _on_link_closed(self, link: Link, reason: str) -> None:
-        """React to the loss of the link, after the common part; ``reason`` is a sentence."""
+    def _on_link_closed(self, link: Link, reason: str, level: LogLevel) -> None:
+        """React to the end of the link, after the common part, with a sentence and the level of its event."""
 
     @property
     def _filler(self) -> PoolFiller | None:
@@ -222,10 +226,10 @@ class Engine(ABC):
             self._end = egress
         self._end.apply_settings(spec, self._max_visitors)
 
-    async def _cool_down(self, reason: str) -> None:
+    async def _cool_down(self, reason: str, level: LogLevel = LogLevel.WARN) -> None:
         delay_s = self._cooldown.start(self.spec.cooldown)
-        text = f"{reason}; next attempt in {delay_s:.1f} s"
-        self._event_log.warn_throttled(EventKind.STATE, reason, text, attempt=self._cooldown.attempt)
+        text = f"{reason}; next attempt {_format_delay(delay_s)}"
+        self._event_log.log_throttled(level, EventKind.STATE, reason, text, attempt=self._cooldown.attempt)
         self._set_state(State.COOLDOWN, reason)
         await self._cooldown.wait()
 
@@ -257,11 +261,12 @@ class Engine(ABC):
         if link is not self._link:
             return
         match event:
-            case LinkClosed(reason):
+            case LinkClosed(reason, is_orderly):
                 self._link = None
                 if self._end is not None:
                     self._end.detach(link)
-                self._on_link_closed(link, f"the link with {link.channel.peer} was lost: {reason}")
+                text = f"the link with {link.channel.peer} was {'closed' if is_orderly else 'lost'}: {reason}"
+                self._on_link_closed(link, text, LogLevel.INFO if is_orderly else LogLevel.WARN)
             case LimitsChanged():
                 if self._end is not None:
                     self._end.apply_settings(self.spec, self._max_visitors)
@@ -321,9 +326,9 @@ class Engine(ABC):
         """Stop accepting, then wait until the visitors have left, the time is over, or ``close`` was called."""
         timeout_s, end = self._drain_timeout_s, self._end
         active = end.relays.active if end is not None else 0
-        self._set_state(State.DRAINING, f"{active} visitors may finish, for {timeout_s:g} s at most")
+        self._set_state(State.DRAINING, f"{plural(active, 'visitor')} may finish, for {timeout_s:g} s at most")
         if end is not None:
-            end.start_drain(_GOODBYE)
+            end.start_drain(Goodbye.SHUTDOWN)
         finishing = asyncio.create_task(self._finish_visitors(min(self._context.timing.goodbye_grace_s, timeout_s)))
         cutting = asyncio.create_task(self._cut_requested.wait())
         try:
@@ -346,7 +351,7 @@ class Engine(ABC):
         if end is not None:
             await end.wait_links_unneeded(grace_s)
         if self._link is not None:
-            self._link.close("this end is shutting down", goodbye=_GOODBYE)
+            self._link.close("this end is shutting down", goodbye=Goodbye.SHUTDOWN)
         if end is not None:
             await end.wait_idle()
 
@@ -356,13 +361,15 @@ class Engine(ABC):
             closing.callback(self._close_end)
             closing.callback(self._close_listeners)
             if self._link is not None:
-                closing.callback(self._link.close, "this end stopped", goodbye=_GOODBYE)
+                closing.callback(self._link.close, "this end stopped", goodbye=Goodbye.SHUTDOWN)
 
     def _close_end(self) -> None:
         end, self._end, self._retry_target = self._end, None, None
         cut = end.close() if end is not None else 0
         if cut:
-            self._event_log.log_warn(EventKind.VISITOR, f"{cut} visitors were cut off")
+            self._event_log.log_warn(
+                EventKind.VISITOR, f"{plural(cut, 'visitor')} {'was' if cut == 1 else 'were'} cut off"
+            )
 
     # --- what observers see ---------------------------------------------------------------------------------------
 

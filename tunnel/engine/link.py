@@ -58,6 +58,8 @@ class LinkClosed:
     """The link is closed, with its idle connections. Its relays continue."""
 
     reason: str
+    is_orderly: bool = False
+    """whether the other end closed it because it was told to stop"""
 
 
 LinkEvent = LimitsChanged | TargetStatus | PoolAvailable | DialStatusChanged | LinkClosed
@@ -124,6 +126,7 @@ class Link:
         )
         self._ping_timer: asyncio.TimerHandle | None = None
         self._pong: asyncio.Future[None] | None = None
+        self._is_peer_stopping = False
         self._filler: PoolFiller | None = None
         self._owner: LinkOwner
         self._events = EventTable()
@@ -207,7 +210,9 @@ class Link:
 
     def _on_goodbye(self, goodbye: Goodbye) -> None:
         self._flush()  # launches that were not sent yet still count
-        self.channel.close(f"the other end closed the link: {goodbye.reason}")
+        self._is_peer_stopping = goodbye.is_shutdown
+        reason = "the other end is shutting down" if goodbye.is_shutdown else f"the other end refused: {goodbye.reason}"
+        self.channel.close(reason)
 
     def note_dial_status(self) -> None:
         """Dialling data connections fails, or succeeds again."""
@@ -300,7 +305,7 @@ class Link:
         self._settle_pong()  # ``answers`` must not wait any longer
         self.pool.close()
         self._events.clear()
-        self._owner.on_link_event(self, LinkClosed(reason))
+        self._owner.on_link_event(self, LinkClosed(reason, is_orderly=self._is_peer_stopping))
 
     def on_handler_error(self, error: Exception) -> None:
         """Report a defect in a handler of the link or its pool."""

@@ -59,9 +59,10 @@ class ServerEngine(Engine):
             self._set_state(State.WAITING)
             await self._loop.create_future()  # until it is cancelled: links come and go without this task
 
-    def _on_link_closed(self, link: Link, reason: str) -> None:
+    def _on_link_closed(self, link: Link, reason: str, level: LogLevel) -> None:
         if not self._stop_requested.is_set():
-            self._event_log.log_paced(LogLevel.WARN, EventKind.LINK, "lost", reason, link=link.ident)
+            topic = "lost" if level is LogLevel.WARN else "closed"
+            self._event_log.log_paced(level, EventKind.LINK, topic, reason, link=link.ident)
             self._set_state(State.WAITING, reason)
 
     def on_client_refused(self, reason: str) -> None:

@@ -154,7 +154,7 @@ class EventLog:
         is_due = bucket.take(now)
         self._pacing[topic] = (bucket, 0 if is_due else suppressed + 1)
         if is_due:
-            self.log(level, kind, f"{text} ({suppressed} more were suppressed)" if suppressed else text, **data)
+            self.log(level, kind, _with_suppressed(text, suppressed), **data)
 
     def suppresses(self, topic: str) -> bool:
         """Count a warning if ``warn_throttled`` would suppress it; return whether so. Saves the making of its text."""
@@ -166,10 +166,19 @@ class EventLog:
 
     def warn_throttled(self, kind: EventKind, topic: str, text: str, **data: object) -> None:
         """Log a warning that remote peers can cause at will: once per topic and five seconds, with a count."""
+        self.log_throttled(LogLevel.WARN, kind, topic, text, **data)
+
+    def log_throttled(self, level: LogLevel, kind: EventKind, topic: str, text: str, **data: object) -> None:
+        """Log an event that remote peers can cause at will, as ``warn_throttled`` does."""
         if self.suppresses(topic):
             return
         _, suppressed = self._throttled.pop(topic, (0.0, 0))
         self._throttled[topic] = (time.monotonic(), 0)  # appended again, so that the first topic is always the oldest
         if len(self._throttled) > _MAX_TOPICS:
             del self._throttled[next(iter(self._throttled))]
-        self.log(LogLevel.WARN, kind, f"{text} ({suppressed} more were suppressed)" if suppressed else text, **data)
+        self.log(level, kind, _with_suppressed(text, suppressed), **data)
+
+
+def _with_suppressed(text: str, count: int) -> str:
+    """Return the text with the number of events that were suppressed since the last one, if there were any."""
+    return f"{text} ({count} more {'was' if count == 1 else 'were'} suppressed)" if count else text

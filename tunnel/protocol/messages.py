@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final, Protocol, Self
+from typing import ClassVar, Final, Protocol, Self
 
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.protocol.errors import ProtocolError
@@ -202,9 +202,17 @@ class TargetStatus:
 
 
 class Goodbye(Sentence):
-    """The sender shuts down and asks the peer to close the link."""
+    """The sender asks the peer to close the link, because it shuts down or cannot use the link."""
 
     __slots__ = ()
+
+    SHUTDOWN: ClassVar[str] = "it is shutting down"
+    """the reason of an end that was told to stop; the peer has nothing to warn of"""
+
+    @property
+    def is_shutdown(self) -> bool:
+        """Whether the sender was told to stop."""
+        return self.reason == self.SHUTDOWN
 
 
 @dataclass(frozen=True, slots=True)
