@@ -32,6 +32,10 @@ STATE_COLORS: Final[dict[str, str]] = {
 
 
 def format_state(state: str, wait: str = "") -> str:
-    """Return sign and word of a state, and the remaining wait, if any; an unknown state has the sign ``?``."""
-    sign = STATE_SIGNS.get(state) or (OFFLINE_SIGN if state in {"gone", "silent"} else "?")
+    """Return sign and word of a state, and the remaining wait, if any; an unknown state has the sign ``?``.
+
+    ``was up`` is the last known state of a tunnel whose host is offline.
+    """
+    is_offline = state in {"gone", "silent"} or state.startswith("was ")
+    sign = STATE_SIGNS.get(state) or (OFFLINE_SIGN if is_offline else "?")
     return f"{sign} {state}{' ' if wait else ''}{wait}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.process.logformat import printable
@@ -15,25 +16,52 @@ if TYPE_CHECKING:
 Paint = Callable[[str, str], str]
 """Takes a text and a state; returns the text in the colour of the state."""
 
-_HEADERS: Final = (
-    "NAME",
-    "ROLE",
-    "DIRECTION",
-    "STATE",
-    "TUNNEL",
-    "TARGET",
-    "POOL",
-    "VISITORS",
-    "FROM VISITORS",
-    "TO VISITORS",
-    "AUTH",
-    "WORKER",
-    "REASON",
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of the table, with the order in which a terminal drops columns that do not fit."""
+
+    title: str
+    cell: Callable[[TunnelJson], str]
+    drop_order: int = 0
+    """the highest one goes first; 0: never"""
+
+
+def _format_state(tunnel: TunnelJson) -> str:
+    remaining_s = tunnel["cooldown"]["remaining_s"] if tunnel["state"] == "cooldown" else 0.0
+    return format_state(tunnel["state"], f"{remaining_s:.1f}s" if remaining_s >= _MIN_COUNTDOWN_S else "")
+
+
+_AUTH: Final = "AUTH"
+_WORKER: Final = "WORKER"
+_STATE: Final = "STATE"
+_NAME: Final = "NAME"
+_COLUMNS: Final = (
+    _Column(_NAME, lambda t: t["name"]),
+    _Column("ROLE", lambda t: t["role"], 4),
+    _Column("DIRECTION", lambda t: t["direction"] or "-", 8),
+    _Column(_STATE, _format_state),
+    _Column("TUNNEL", lambda t: t["tunnel_addr"], 9),
+    _Column("TARGET", lambda t: t["target_addr"], 5),
+    _Column("POOL", lambda t: f"{t['pool']['idle']}/{t['pool']['capacity']}", 2),
+    _Column("VISITORS", lambda t: str(t["connections"]["active"]), 1),
+    _Column("FROM VISITORS", lambda t: format_bytes(t["bytes"]["in"]), 7),
+    _Column("TO VISITORS", lambda t: format_bytes(t["bytes"]["out"]), 6),
+    _Column(_AUTH, lambda t: t["auth"], 10),
+    _Column(_WORKER, lambda t: str(t["worker"] or "-"), 11),
 )
-_STATE: Final = _HEADERS.index("STATE")
-_WORKER: Final = _HEADERS.index("WORKER")
+_REASON: Final = _Column("REASON", lambda t: t["reason"] or "")
+_OPEN: Final = "open"
+_OPEN_DROP_ORDER: Final = 3
+"""of the column AUTH if a tunnel has no key"""
+_MIN_NAME_WIDTH: Final = 32
+"""Columns that a name keeps, if it needs them, before other columns are dropped."""
+_MIN_COUNTDOWN_S: Final = 0.05
+"""Less would be shown as 0.0 seconds."""
 _UNITS: Final = ("B", "K", "M", "G", "T", "P")
 _GAP: Final = "  "
+_INDENT: Final = "    "
+"""in front of a reason below its tunnel"""
 
 
 def display_width(text: str) -> int:
@@ -65,47 +93,103 @@ def format_bytes(count: int) -> str:
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of cells as lines of aligned columns; the last column is not padded."""
-    widths = [max(map(display_width, cells)) for cells in zip(*rows, strict=True)]
-    return "\n".join(_line(cells, widths, "", None, lambda text, _: text) for cells in rows)
+    widths = _widths(rows)
+    return "\n".join(_line(cells, widths, None, "", None, _no_paint) for cells in rows)
 
 
-def format_table(tunnels: Iterable[TunnelJson], *, columns: int | None, paint: Paint) -> str:
-    """Return a line of headings and one line for each tunnel, truncated to ``columns`` if given.
+def format_table(tunnels: Iterable[TunnelJson], *, columns: int | None, paint: Paint, is_wide: bool = False) -> str:
+    """Return a line of headings and the tunnels, for a terminal of ``columns``; None: for a file or a pipe.
 
+    Without a terminal, or with ``is_wide``, each tunnel is one line with all columns, and nothing is shortened. On a
+    terminal that is too narrow for that, columns are dropped, and the reason of a tunnel is in full on lines below it.
     The column of workers is shown if a tunnel runs in a worker.
     """
     tunnels = list(tunnels)
-    rows = [_HEADERS, *map(_row, tunnels)]
-    if not any(tunnel["worker"] for tunnel in tunnels):
-        rows = [(*cells[:_WORKER], *cells[_WORKER + 1 :]) for cells in rows]
+    chosen = [column for column in _COLUMNS if column.title != _WORKER or any(tunnel["worker"] for tunnel in tunnels)]
+    lines = _format_lines([*chosen, _REASON], tunnels, paint)
+    if (
+        columns is None
+        or is_wide
+        or max(map(display_width, _format_lines([*chosen, _REASON], tunnels, _no_paint))) <= columns
+    ):
+        return "\n".join(lines)
+    chosen = _drop_columns(chosen, tunnels, columns)
+    heading, *rows = _format_lines(chosen, tunnels, paint, columns)
+    parts = [heading]
+    for tunnel, row in zip(tunnels, rows, strict=True):
+        parts += [row, *_reason_lines(tunnel, columns)]
+    return "\n".join(parts)
+
+
+def _no_paint(text: str, _: str) -> str:
+    return text
+
+
+def _cells(columns: Sequence[_Column], tunnels: Sequence[TunnelJson]) -> list[list[str]]:
+    """Return the rows of cells, the headings first."""
+    return [
+        [column.title for column in columns],
+        *([printable(column.cell(tunnel)) for column in columns] for tunnel in tunnels),
+    ]
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(display_width, cells)) for cells in zip(*rows, strict=True)]
+
+
+def _format_lines(
+    columns: Sequence[_Column], tunnels: Sequence[TunnelJson], paint: Paint, limit: int | None = None
+) -> list[str]:
+    """Return the lines of a table; each is cut at ``limit`` columns of the terminal, if that is given."""
+    rows = _cells(columns, tunnels)
+    state_at = next(index for index, column in enumerate(columns) if column.title == _STATE)
+    widths = _widths(rows)
+    if limit is not None:  # names first: what follows them would be cut otherwise
+        rest = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
+        widths[0] = min(widths[0], max(1, limit - rest))
+        rows = [[truncate(cells[0], widths[0]), *cells[1:]] for cells in rows]
     states = ["", *(tunnel["state"] for tunnel in tunnels)]
-    widths = [max(map(display_width, cells)) for cells in zip(*rows, strict=True)]
-    return "\n".join(_line(cells, widths, state, columns, paint) for cells, state in zip(rows, states, strict=True))
+    return [_line(cells, widths, state_at, state, limit, paint) for cells, state in zip(rows, states, strict=True)]
 
 
-def _row(tunnel: TunnelJson) -> tuple[str, ...]:
-    pool, visitors, transferred = tunnel["pool"], tunnel["connections"], tunnel["bytes"]
-    state = tunnel["state"]
-    wait = f"{tunnel['cooldown']['remaining_s']:.1f}s" if state == "cooldown" else ""
-    cells = (
-        truncate(tunnel["name"], 40),
-        tunnel["role"],
-        tunnel["direction"] or "-",
-        format_state(state, wait),
-        tunnel["tunnel_addr"],
-        tunnel["target_addr"],
-        f"{pool['idle']}/{pool['capacity']}",
-        str(visitors["active"]),
-        format_bytes(transferred["in"]),
-        format_bytes(transferred["out"]),
-        tunnel["auth"],
-        str(tunnel["worker"] or "-"),
-        tunnel["reason"] or "",
-    )
-    return tuple(printable(cell) for cell in cells)
+def _drop_columns(columns: Sequence[_Column], tunnels: Sequence[TunnelJson], limit: int) -> list[_Column]:
+    """Return the columns that fit a terminal; a column that marks open tunnels is among the last ones to go."""
+    has_open = any(tunnel["auth"] == _OPEN for tunnel in tunnels)
+    orders = {c.title: _OPEN_DROP_ORDER if has_open and c.title == _AUTH else c.drop_order for c in columns}
+    widths = dict(zip(orders, _widths(_cells(columns, tunnels)), strict=True))
+    widths[_NAME] = min(widths[_NAME], _MIN_NAME_WIDTH)
+    kept = list(columns)
+    while sum(widths[c.title] + len(_GAP) for c in kept) - len(_GAP) > limit and any(orders[c.title] for c in kept):
+        kept.remove(max(kept, key=lambda column: orders[column.title]))
+    return kept
 
 
-def _line(cells: Sequence[str], widths: Sequence[int], state: str, columns: int | None, paint: Paint) -> str:
+def _reason_lines(tunnel: TunnelJson, columns: int) -> list[str]:
+    """Return the reason, wrapped and indented; nothing if there is none."""
+    indent = _INDENT if columns > 4 * len(_INDENT) else ""
+    reason = printable(tunnel["reason"] or "")
+    return [f"{indent}{part}" for part in _wrap(reason, columns - len(indent))] if reason else []
+
+
+def _wrap(text: str, columns: int) -> list[str]:
+    """Return a text in lines of at most ``columns`` columns of the terminal, broken at spaces if possible."""
+    lines = [""]
+    for word in text.split(" "):
+        if lines[-1] and display_width(f"{lines[-1]} {word}") <= columns:
+            lines[-1] += f" {word}"
+            continue
+        if lines[-1]:
+            lines.append("")
+        for character in word:
+            if lines[-1] and display_width(lines[-1] + character) > columns:
+                lines.append("")
+            lines[-1] += character
+    return lines
+
+
+def _line(
+    cells: Sequence[str], widths: Sequence[int], state_at: int | None, state: str, columns: int | None, paint: Paint
+) -> str:
     remaining = columns
     parts = []
     for index, (cell, width) in enumerate(zip(cells, widths, strict=True)):
@@ -113,5 +197,5 @@ def _line(cells: Sequence[str], widths: Sequence[int], state: str, columns: int 
         if remaining is not None:
             text = truncate(text, remaining) if remaining > 0 else ""
             remaining -= display_width(text) + len(_GAP)
-        parts.append(paint(text, state) if state and index == _STATE else text)
+        parts.append(paint(text, state) if state and index == state_at else text)
     return _GAP.join(part for part in parts if part).rstrip()

@@ -32,6 +32,17 @@ EXIT_FAILED, EXIT_USAGE, EXIT_NOT_UP, EXIT_NO_DAEMON = 1, 2, 3, 4
 DEFAULT_FILE: Final = "tunnels.yaml"
 LEVELS: Final = tuple(level.name.lower() for level in LogLevel)
 
+_SYNONYMS: Final = {
+    **dict.fromkeys(("status", "ls", "list", "show", "tunnels", "state"), "ps"),
+    **dict.fromkeys(("run", "serve", "daemon"), "up"),
+    **dict.fromkeys(("exit", "quit", "shutdown", "kill"), "down"),
+    **dict.fromkeys(("validate", "lint", "test-config"), "check"),
+    **dict.fromkeys(("log", "tail", "journal"), "logs"),
+    **dict.fromkeys(("dashboard", "tui", "ui", "watch", "monitor"), "top"),
+    **dict.fromkeys(("diff", "dry-run"), "plan"),
+}
+"""What other programs call a command of this one."""
+_URL_HINT: Final = "; a URL looks like server://0.0.0.0:10101/127.0.0.1:8080"
 _COMPLETION_TIMEOUT_S: Final = 1.0  # the user has pressed Tab and waits
 _PATTERN_CHARACTERS: Final = set("*?[")
 
@@ -75,7 +86,8 @@ class CommandGroup(click.Group):
         """Return the command that the first argument names."""
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             known = self.list_commands(ctx)
-            hint = did_you_mean(args[0], known) or "; a URL looks like server://0.0.0.0:10101/127.0.0.1:8080"
+            meant = _SYNONYMS.get(args[0].casefold(), "")
+            hint = f"; did you mean {meant!r}?" if meant in known else did_you_mean(args[0], known) or _URL_HINT
             raise click.UsageError(f"unknown command {mask_url(args[0])[:60]!r}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -166,20 +178,51 @@ def matching_names(names: Sequence[str], pattern: str) -> list[str]:
     return [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
 
 
-def complete_names(ctx: click.Context, _: click.Parameter, prefix: str) -> list[CompletionItem]:
-    """Return the names of the daemon's tunnels with a prefix; none if no daemon answers in time."""
+def select_tags(tunnels: Sequence[TunnelJson], tags: Sequence[str]) -> list[TunnelJson]:
+    """Return the tunnels with one of these tags or patterns (none: all). A tag without a tunnel ends the command."""
+    for tag in tags:
+        if not any(_has_tag(tunnel, tag) for tunnel in tunnels):
+            known = sorted({known for tunnel in tunnels for known in tunnel["tags"]})
+            exit_with_error(EXIT_FAILED, f"no tunnel has the tag {tag!r}{did_you_mean(tag, known)}")
+    return [tunnel for tunnel in tunnels if not tags or any(_has_tag(tunnel, tag) for tag in tags)]
+
+
+def _has_tag(tunnel: TunnelJson, pattern: str) -> bool:
+    return any(tag == pattern or fnmatchcase(tag, pattern) for tag in tunnel["tags"])
+
+
+def _complete_from(ctx: click.Context) -> Sequence[TunnelJson]:
+    """Return the daemon's tunnels, for the completion of their names or tags; none if no daemon answers in time."""
     given = ctx.params
     try:
         file = given.get("file") or Path(DEFAULT_FILE)
-        status = make_client(given.get("socket"), Path(file), _COMPLETION_TIMEOUT_S).status()
+        return make_client(given.get("socket"), Path(file), _COMPLETION_TIMEOUT_S).status()["tunnels"]
     except (NoDaemonError, RequestRefusedError, socket_paths.SocketPathError):
         return []
-    used = set(given.get("names") or ())
+
+
+def complete_names(ctx: click.Context, _: click.Parameter, prefix: str) -> list[CompletionItem]:
+    """Return the names of the daemon's tunnels with a prefix; none if no daemon answers in time."""
+    used = set(ctx.params.get("names") or ())
     return [
         CompletionItem(tunnel["name"], help=f"{tunnel['role']}, {tunnel['state']}")
-        for tunnel in status["tunnels"]
+        for tunnel in _complete_from(ctx)
         if tunnel["name"].startswith(prefix) and tunnel["name"] not in used
     ]
 
 
+def complete_tags(ctx: click.Context, _: click.Parameter, prefix: str) -> list[CompletionItem]:
+    """Return the tags of the daemon's tunnels with a prefix; none if no daemon answers in time."""
+    known = {tag for tunnel in _complete_from(ctx) for tag in tunnel["tags"]}
+    return [CompletionItem(tag) for tag in sorted(known) if tag.startswith(prefix)]
+
+
 names_argument = click.argument("names", nargs=-1, metavar="[NAME]…", shell_complete=complete_names)
+WIDE: Final = "wide"
+wide_option = click.option(
+    "-o", "output", type=click.Choice([WIDE]), help="Print all columns, one line for each tunnel, on any terminal."
+)
+tag_option = click.option(
+    "--tag", "tags", metavar="TAG", multiple=True, shell_complete=complete_tags,
+    help="Only tunnels with this tag, or a pattern of it; several: with one of them.",
+)  # fmt: skip

@@ -21,6 +21,7 @@ from orchestrator.commands.common import (
     EXIT_NOT_UP,
     EXIT_USAGE,
     LEVELS,
+    WIDE,
     drain_timeout_option,
     exit_on_api_error,
     exit_with_error,
@@ -33,16 +34,20 @@ from orchestrator.commands.common import (
     matching_names,
     names_argument,
     print_json,
+    select_tags,
     select_tunnels,
     socket_option,
+    tag_option,
+    wide_option,
 )
-from orchestrator.process.logformat import format_json_event, printable
+from orchestrator.process.logformat import format_json_event, format_local_time, printable
 from orchestrator.process.setup import print_message
 from orchestrator.state_display import STATE_COLORS
 from orchestrator.table import format_table
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS, TunnelCommand
 from tunnel.model.files import FileError, read_file
 from tunnel.model.state import STATES, State
+from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,36 +73,47 @@ _CURSOR_HOME, _CLEAR_TO_LINE_END, _CLEAR_TO_SCREEN_END = "\x1b[H", "\x1b[K", "\x
 
 @click.command()
 @names_argument
+@tag_option
 @json_option
+@wide_option
 @click.option("--watch", is_flag=True, help="Repeat every second until Ctrl-C.")
 @socket_option
 @file_option
-def ps(*, names: tuple[str, ...], as_json: bool, watch: bool, socket: Path | None, file: Path) -> int:
-    """List the tunnels; NAME may be a pattern like edge-*. Exit code 3 if an enabled one is not up."""
+def ps(
+    *, names: tuple[str, ...], tags: tuple[str, ...], as_json: bool, output: str | None, watch: bool,
+    socket: Path | None, file: Path,
+) -> int:  # fmt: skip
+    """List the tunnels; NAME may be a pattern like edge-*. Exit code 3 if an enabled one is not up.
+
+    On a narrow terminal some columns are left out, and reasons are on lines of their own.
+    """
     with exit_on_api_error():
         client = make_client(socket, file)
         while True:
             status = client.status()
-            status["tunnels"] = select_tunnels(status["tunnels"], names)
+            status["tunnels"] = select_tags(select_tunnels(status["tunnels"], names), tags)
             if as_json:
                 print_json(status)
             else:
-                _print_status(status, is_screen=watch and sys.stdout.isatty())
+                _print_status(status, is_screen=watch and sys.stdout.isatty(), is_wide=output == WIDE)
             if not watch:
                 return 0 if all(map(is_as_wanted, status["tunnels"])) else EXIT_NOT_UP
             sys.stdout.flush()
             time.sleep(_WATCH_INTERVAL_S)
 
 
-def _print_status(status: StatusJson, *, is_screen: bool) -> None:
+def _print_status(status: StatusJson, *, is_screen: bool, is_wide: bool) -> None:
     tunnels = status["tunnels"]
     if not status["config"]["ok"]:
         print_message(f"the last valid configuration stays in force: {status['config']['error']}")
     if status["mqtt"].get("reason"):
         print_message(
-            printable(f"MQTT {status['mqtt']['state']} since {status['mqtt']['since']}: {status['mqtt']['reason']}")
+            printable(
+                f"MQTT {status['mqtt']['state']} since {format_local_time(status['mqtt']['since'])}: "
+                f"{status['mqtt']['reason']}"
+            )
         )
-    text = format_tunnels(tunnels) if tunnels else "no tunnels"
+    text = format_tunnels(tunnels, is_wide=is_wide) if tunnels else "no tunnels"
     if is_screen:
         lines = text.split("\n")[: shutil.get_terminal_size().lines - 1]
         rows = "".join(f"{line}{_CLEAR_TO_LINE_END}\n" for line in lines)
@@ -108,15 +124,15 @@ def _print_status(status: StatusJson, *, is_screen: bool) -> None:
         print_message(text)
 
 
-def format_tunnels(tunnels: Sequence[TunnelJson]) -> str:
-    """Return tunnels as a table for stdout: coloured and truncated if stdout is a terminal."""
+def format_tunnels(tunnels: Sequence[TunnelJson], *, is_wide: bool = False) -> str:
+    """Return tunnels as a table for stdout: if that is a terminal, coloured, and unless ``is_wide`` as wide as it."""
     is_colored = is_color_enabled()
 
     def paint(text: str, state: str) -> str:
         return click.style(text, fg=STATE_COLORS.get(state)) if is_colored else text
 
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    return format_table(tunnels, columns=columns, paint=paint)
+    return format_table(tunnels, columns=columns, paint=paint, is_wide=is_wide)
 
 
 def _tunnel_command(command: TunnelCommand) -> click.Command:
@@ -381,7 +397,7 @@ def down(*, wait: bool, now: bool, socket: Path | None, file: Path) -> int:
     with exit_on_api_error():
         client = make_client(socket, file)
         active = client.shutdown(drain=not now)["active"]
-        visitors = "1 visitor" if active == 1 else f"{active} visitors"
+        visitors = plural(active, "visitor")
         print_message(
             f"the daemon is shutting down{' and disconnects' if now else ';'} {visitors}{'' if now else ' may finish'}"
         )

@@ -8,12 +8,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from orchestrator.json_text import json_text
 from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
-from tunnel.model.times import format_timestamp
+from tunnel.model.wording import plural
 from tunnel.runtime import sockets
 
 Format = Callable[[Event], str]
@@ -23,13 +24,26 @@ CLOSE_TIMEOUT_S: Final = 1.0
 
 
 def as_text(event: Event) -> str:
-    """``TIME LEVEL NAME  text``, always one line."""
-    return _line(format_timestamp(event.ts), event.level.name, event.tunnel, event.text)
+    """``TIME LEVEL NAME  text``, always one line; the time is local, with its offset from UTC."""
+    return _line(_local_time(event.ts), event.level.name, event.tunnel, event.text)
 
 
 def format_json_event(event: Mapping[str, Any]) -> str:
     """The same line, for an event in JSON."""
-    return _line(event["ts"], event["level"].upper(), event["tunnel"], event["text"])
+    return _line(format_local_time(event["ts"]), event["level"].upper(), event["tunnel"], event["text"])
+
+
+def format_local_time(timestamp: str | None) -> str:
+    """Return a timestamp of the API in local time; one that is none, as it is."""
+    try:
+        return _local_time(datetime.fromisoformat(str(timestamp)).timestamp())
+    except (ValueError, OverflowError, OSError):
+        return str(timestamp)
+
+
+def _local_time(moment: float) -> str:
+    """Return seconds since the epoch as RFC 3339 writes them, to the millisecond, with the local offset from UTC."""
+    return datetime.fromtimestamp(moment, UTC).astimezone().isoformat(timespec="milliseconds")
 
 
 def _line(moment: str, level: str, tunnel: str, text: str) -> str:
@@ -135,5 +149,5 @@ class LogWriter:
 
 
 def _lost(count: int, why: str) -> Event:
-    text = f"{count} {'line' if count == 1 else 'lines'} of this log lost: {why}"
+    text = f"{plural(count, 'line')} of this log lost: {why}"
     return Event(ts=time.time(), tunnel="", level=LogLevel.WARN, kind=EventKind.LOG, text=text)

@@ -10,6 +10,8 @@ import select
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from orchestrator.process.arguments import mask_url
-from orchestrator.process.logformat import LogWriter, as_json, as_text, printable
+from orchestrator.process.logformat import LogWriter, as_json, as_text, format_json_event, format_local_time, printable
 from orchestrator.supervisor.crash_reports import install_exception_handlers
 from tests.support.scale import GUARD_S
 from tests.support.strategies import recognisable_keys
@@ -30,9 +32,22 @@ def event(text: str, tunnel: str = "web", level: LogLevel = LogLevel.WARN) -> Ev
     return Event(ts=1767225600.0, tunnel=tunnel, level=level, kind=EventKind.STATE, text=text, data={"attempt": 3})
 
 
-def test_an_event_is_formatted_as_text() -> None:
-    assert as_text(event("target refused")) == "2026-01-01T00:00:00.000Z WARN  web  target refused"
-    assert as_text(event("x", tunnel="")) == "2026-01-01T00:00:00.000Z WARN  nodepass-orch  x"
+@pytest.fixture
+def _five_hours_west(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "XXX5")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("_five_hours_west")
+def test_an_event_is_formatted_as_text_in_local_time() -> None:
+    assert as_text(event("target refused")) == "2025-12-31T19:00:00.000-05:00 WARN  web  target refused"
+    assert as_text(event("x", tunnel="")) == "2025-12-31T19:00:00.000-05:00 WARN  nodepass-orch  x"
+    assert format_json_event(event("x").as_json()) == as_text(event("x"))
+    assert format_local_time("2026-01-01T00:00:00.000Z") == "2025-12-31T19:00:00.000-05:00"
+    assert format_local_time(None) == "None"
 
 
 def test_an_event_is_formatted_as_json() -> None:

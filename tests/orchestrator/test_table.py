@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.status.contract import encode_snapshot
 from orchestrator.status.json_types import TunnelJson
 from orchestrator.supervisor.runner import stopped_snapshot
-from orchestrator.table import align_columns, display_width, format_bytes, format_table, truncate
+from orchestrator.table import Paint, align_columns, display_width, format_bytes, format_table, truncate
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import CooldownView
 from tunnel.model.state import State
@@ -47,6 +48,54 @@ def test_columns_are_aligned() -> None:
 def test_no_line_is_longer_than_the_terminal(columns: int) -> None:
     for line in format_table(TUNNELS, columns=columns, paint=lambda text, _: text).split("\n"):
         assert display_width(line) <= columns
+
+
+PLAIN: Final[Paint] = lambda text, _: text  # noqa: E731  as short as it is used
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_narrow_terminal_shows_every_reason_in_full_below_its_tunnel(columns: int) -> None:
+    reason = "the target 127.0.0.1:5432 cannot be reached: " + "it refused the connection again and again " * 4
+    rows = [tunnel("web", State.UP), tunnel("a-name-of-thirty-two-characters-", State.COOLDOWN, reason.strip())]
+    lines = format_table(rows, columns=columns, paint=PLAIN).split("\n")
+    assert all(display_width(line) <= columns for line in lines)
+    assert "REASON" not in lines[0]
+    assert lines[1].startswith("web ")
+    assert lines[2].startswith("a-name-of-thirty-two-characters-  ")
+    assert " ".join(line.strip() for line in lines[3:]) == reason.strip()
+
+
+def test_a_wide_terminal_shows_the_reason_in_its_column() -> None:
+    row = tunnel("web", State.COOLDOWN, "it refused")
+    lines = format_table([row], columns=200, paint=PLAIN).split("\n")
+    assert lines[0].endswith("REASON")
+    assert lines[1].endswith("it refused")
+
+
+@pytest.mark.parametrize(("columns", "is_wide"), [(None, False), (40, True)])
+def test_without_a_terminal_or_if_wide_each_tunnel_is_one_line_in_full(
+    columns: int | None,
+    is_wide: bool,  # noqa: FBT001  a parameter of the test
+) -> None:
+    heading, *lines = format_table(TUNNELS, columns=columns, paint=PLAIN, is_wide=is_wide).split("\n")
+    assert heading.split()[-2:] == ["AUTH", "REASON"]
+    assert len(lines) == len(TUNNELS)
+    assert "x" * 200 in lines[2]
+    assert lines[3].endswith("the certificate is invalid")
+
+
+def test_a_narrow_table_still_marks_open_tunnels() -> None:
+    rows: list[TunnelJson] = [{**tunnel("web", State.UP), "auth": "key"}, tunnel("open-one", State.UP)]
+    assert rows[1]["auth"] == "open"
+    assert "AUTH" in format_table(rows, columns=70, paint=PLAIN).split("\n")[0]
+    assert "AUTH" not in format_table(rows[:1], columns=70, paint=PLAIN).split("\n")[0]
+
+
+def test_a_cooldown_that_ends_now_shows_no_seconds() -> None:
+    row = tunnel("web", State.COOLDOWN, "it refused")
+    assert "cooldown 2.1s" in format_table([row], columns=None, paint=PLAIN)
+    row["cooldown"]["remaining_s"] = 0.04
+    assert "0.0s" not in format_table([row], columns=None, paint=PLAIN)
 
 
 def test_the_column_of_workers_is_shown_if_a_tunnel_has_one() -> None:
