@@ -20,6 +20,7 @@ from orchestrator.supervisor.crash_reports import suppress_tracebacks
 from orchestrator.table import align_columns, format_bytes
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
+from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -64,6 +65,8 @@ class VisitorCounts:
 
     answered: int = 0
     failed: int = 0
+    refused: int = 0
+    """visitors of the tunnel whose target refuses connections"""
 
 
 def run(duration_s: float | None, log: EventSink) -> str:
@@ -90,7 +93,7 @@ async def _run(folder: Path, duration_s: float | None, log: EventSink) -> str:
                 visitors = [
                     *(simulate_visitor(ports["ingress_1"], counts) for _ in range(_VISITORS_PER_INGRESS)),
                     *(simulate_visitor(ports["ingress_2"], counts) for _ in range(_VISITORS_PER_INGRESS)),
-                    simulate_refused_visitor(ports["ingress_3"]),
+                    simulate_refused_visitor(ports["ingress_3"], counts),
                 ]
                 tasks = [asyncio.create_task(visitor) for visitor in visitors]
                 last = await _run_supervisor(supervisor, tasks, duration_s)
@@ -145,7 +148,12 @@ def format_summary(tunnels: Sequence[Snapshot], counts: VisitorCounts) -> str:
         )
         for tunnel in tunnels
     ]
-    return f"{align_columns(rows)}\n{counts.answered} requests of visitors were answered, {counts.failed} failed."
+    served = f"{plural(counts.answered, 'request')} {'was' if counts.answered == 1 else 'were'} answered, "
+    refused = f"{plural(counts.refused, 'visitor')} of {REFUSED_CLIENT} {'was' if counts.refused == 1 else 'were'}"
+    return (
+        f"{align_columns(rows)}\n{served}{counts.failed} failed; "
+        f"{refused} not served, as intended: its target refuses connections."
+    )
 
 
 def free_ports(count: int) -> list[int]:
@@ -174,14 +182,15 @@ async def _serve_pages(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     writer.close()
 
 
-async def simulate_refused_visitor(port: int) -> None:
+async def simulate_refused_visitor(port: int, counts: VisitorCounts) -> None:
     """Connect once a second and read until the tunnel closes the connection; until cancelled."""
     while True:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(_ANSWER_TIMEOUT_S):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                await reader.read()
-                writer.close()
+                with contextlib.closing(writer), contextlib.suppress(ConnectionResetError):
+                    await reader.read()
+                counts.refused += 1
         await asyncio.sleep(1.0)
 
 

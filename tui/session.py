@@ -56,6 +56,17 @@ class DashboardSession:
         return self._is_read_only or self.view.is_read_only
 
     @property
+    def read_only_reason(self) -> str:
+        """Why commands are blocked, and what enables them; empty if they are not."""
+        if self.view.is_read_only:
+            return "the daemon accepts no commands; it was started with up --read-only"
+        return (
+            "this dashboard was opened with --read-only; open it without, to send commands"
+            if self._is_read_only
+            else ""
+        )
+
+    @property
     def is_fleet(self) -> bool:
         """Whether the source has several hosts."""
         return self.view.hosts is not None

@@ -18,6 +18,7 @@ from orchestrator.supervisor.reload import RELOAD_EVENT
 from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.times import format_timestamp
+from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -93,7 +94,8 @@ class EventSubscription:
         events = list(self._events)
         self._events.clear()
         if self._dropped:
-            text = f"{self._dropped} events were dropped: the client reads too slowly"
+            were = "was" if self._dropped == 1 else "were"
+            text = f"{plural(self._dropped, 'event')} {were} dropped: the client reads too slowly"
             events.append(Event(ts=time.time(), tunnel="", level=LogLevel.WARN, kind=EventKind.LOG, text=text))
             self._dropped = 0
         return events

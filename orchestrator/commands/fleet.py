@@ -31,6 +31,7 @@ from orchestrator.process.logformat import printable
 from orchestrator.process.setup import print_message, run_event_loop
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.errors import did_you_mean
+from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.broker import Broker
@@ -217,17 +218,13 @@ def _mark_unknown_state(tunnel: TunnelJson, host: HostJson) -> TunnelJson:
 
 def _headline(host: HostJson) -> str:
     machine = f" ({host['name']})" if host["name"] not in {None, host["host"]} else ""
-    parts = [f"{host['host']}{machine}", host["presence"], _count_tunnels(len(host["tunnels"]))]
+    parts = [f"{host['host']}{machine}", host["presence"], plural(len(host["tunnels"]), "tunnel")]
     if host["presence"] != "online":
         parts.append("last message " + ("at an unknown time" if host["age_s"] is None else _format_age(host["age_s"])))
     offset_s = host["clock_offset_s"] or 0.0
     if abs(offset_s) >= _CLOCKS_DIFFER_S:
         parts.append(f"its clock is {abs(offset_s):.0f} s {'ahead' if offset_s > 0 else 'behind'}")
     return ", ".join(parts)
-
-
-def _count_tunnels(count: int) -> str:
-    return "1 tunnel" if count == 1 else f"{count} tunnels"
 
 
 def _format_age(seconds: float) -> str:
@@ -286,11 +283,11 @@ class _CommandResult:
         omitted = result.get("omitted") or 0  # tunnels for which the answer had no room
         if verb == _RELOAD:
             count = len(result.get("results") or ()) + omitted
-            return f"generation {result.get('generation')}, {_count_tunnels(count)}"
+            return f"generation {result.get('generation')}, {plural(count, 'tunnel')}"
         tunnels = result.get("tunnels")
         if tunnels is None:
             return str(result.get("text"))
-        return f"{verb} accepted for {_count_tunnels(len(tunnels) + omitted)}"
+        return f"{verb} accepted for {plural(len(tunnels) + omitted, 'tunnel')}"
 
 
 def _add_verb(verb: str, help_text: str, *, drains: bool) -> None:

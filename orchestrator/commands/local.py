@@ -29,6 +29,7 @@ from orchestrator.commands.common import (
     print_json,
     socket_option,
 )
+from orchestrator.config.example import SMALLEST_FILE
 from orchestrator.process import socket_paths
 from orchestrator.process.arguments import mask_url
 from orchestrator.process.logformat import printable
@@ -37,6 +38,7 @@ from orchestrator.process.terminal_text import printable_lines
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.url import looks_like_url
+from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     from orchestrator.config.faults import Fault
@@ -55,7 +57,7 @@ def _load_manifest(file: str, log: str | None = None, *, is_check: bool = False)
     if looks_like_url(file):
         exit_with_error(EXIT_USAGE, f"expected a file; to run a single tunnel: nodepass-orch '{mask_url(file)}'")
     if file == DEFAULT_FILE and not Path(file).exists():
-        hint = "create one (configs/quickstart.yaml is an example) or name another file"
+        hint = f"name another file, or create this one: {SMALLEST_FILE}"
         exit_with_error(EXIT_USAGE, f"there is no {file} in this directory; {hint}")
     try:
         return load(Path(file), os.environ, log)
@@ -67,9 +69,14 @@ def _load_manifest(file: str, log: str | None = None, *, is_check: bool = False)
 
 
 @click.command()
-@click.argument("file", default=DEFAULT_FILE)
+@click.argument("file", default=DEFAULT_FILE, type=click.Path())
 @click.option("--no-tui", is_flag=True, help="Log to stderr instead of opening the dashboard.")
-@click.option("-d", "--detach", is_flag=True, help="Run in the background; return when every tunnel is started.")
+@click.option(
+    "-d",
+    "--detach",
+    is_flag=True,
+    help="Run in the background; return when all enabled tunnels are started.",
+)
 @click.option(
     "--log-level", type=click.Choice(LEVELS, case_sensitive=False), help="For tunnels that do not set a level."
 )
@@ -176,7 +183,7 @@ def _log_error_reporter(bus: EventBus) -> Callable[[str], None]:
 
 
 @click.command()
-@click.argument("file", default=DEFAULT_FILE)
+@click.argument("file", default=DEFAULT_FILE, type=click.Path())
 @json_option
 @click.option("--strict", is_flag=True, help="Treat warnings as faults.")
 def check(*, file: str, as_json: bool, strict: bool) -> int:
@@ -203,7 +210,7 @@ def check(*, file: str, as_json: bool, strict: bool) -> int:
         for warning in warnings:
             click.echo(printable(f"{warning.place}: warning: {warning.message}"))
         if not faults:
-            print_message(f"{file} is valid: {count} {'tunnel' if count == 1 else 'tunnels'}")
+            print_message(f"{file} is valid: {plural(count or 0, 'tunnel')}")
     return EXIT_USAGE if faults else 0
 
 

@@ -36,6 +36,7 @@ from orchestrator.config.entries import (
     read_scalar,
     read_scalars,
 )
+from orchestrator.config.example import SMALLEST_FILE
 from orchestrator.config.faults import MAX_FAULTS, TOO_MANY_FAULTS, ConfigError, Fault, Place
 from orchestrator.config.file_set import (
     MISSING,
@@ -69,7 +70,7 @@ _SECTION_MODELS: Final[dict[tuple[str, ...], type[BaseModel]]] = {
     ("api",): ApiSettings,
     ("mqtt",): MqttSettings,
 }
-_EXAMPLE: Final = "write version: 1 and tunnels: as in configs/quickstart.yaml"
+_EXAMPLE: Final = f"write at least {SMALLEST_FILE}"
 
 PlainValue: TypeAlias = "str | list[None] | dict[str, PlainValue] | None"
 """A value of the ``supervisor:`` section as its models take it."""

@@ -21,6 +21,7 @@ from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.errors import did_you_mean
 from tunnel.model.events import EventKind, EventLog
 from tunnel.model.times import format_timestamp
+from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -275,7 +276,7 @@ class CommandHandler:
         result = {"tunnels": results}
         if failed_count:
             return ResponsePayload.failed(
-                command.id, f"{command.op} was refused for {failed_count} of {len(results)} tunnels", result
+                command.id, f"{command.op} was refused for {failed_count} of {plural(len(results), 'tunnel')}", result
             )
         return ResponsePayload(command.id, result)
 

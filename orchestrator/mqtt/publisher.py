@@ -37,6 +37,7 @@ from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.event_bus import HISTORY_KINDS, is_noteworthy
 from tunnel.model.events import EventLog
 from tunnel.model.spec import LogLevel
+from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     import aiomqtt
@@ -255,7 +256,8 @@ class Publisher:
         while True:
             await queue.wait_filled()
             if dropped := queue.take_dropped_count():
-                text = f"{dropped} events were not published: the broker accepted none of them for too long"
+                were = "was" if dropped == 1 else "were"
+                text = f"{plural(dropped, 'event')} {were} not published: the broker accepted none of them for too long"
                 self._reporter.emit(LogLevel.WARN, text)
             batch = queue.take_next(_MAX_UNCONFIRMED)
             try:

@@ -20,6 +20,7 @@ from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import STATES, State
 from tunnel.model.times import format_timestamp
+from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,13 +194,13 @@ def _describe_restart(before: Snapshot) -> str:
 
 def _describe_retry(before: Snapshot) -> str:
     if before.state is not State.COOLDOWN:
-        raise CommandConflictError(f"{before.name[:200]!r} has no cooldown to end: it is {before.state}")
+        raise CommandConflictError(f"there is no cooldown to end: the tunnel is {before.state}")
     return "retrying now"
 
 
 def _may_finish(before: Snapshot) -> str:
     active = before.connections.active
-    return f"; {active} {'visitor' if active == 1 else 'visitors'} may finish" if active else ""
+    return f"; {plural(active, 'visitor')} may finish" if active else ""
 
 
 _HANDLERS: Final = {

@@ -10,6 +10,7 @@ from orchestrator.supervisor.handover import CHANGED, RELEASE_TIMEOUT_S, REMOVED
 from orchestrator.supervisor.registry import DISABLED
 from tunnel.model.spec import Role
 from tunnel.model.state import State
+from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -131,4 +132,4 @@ def _result_of_added(entry: Entry, seen: Snapshot) -> EntryResult:
 
 def _describe_drain(runner: TunnelRunner) -> str | None:
     active = runner.snapshot().connections.active
-    return f"{active} {'visitor' if active == 1 else 'visitors'} may finish" if active else None
+    return f"{plural(active, 'visitor')} may finish" if active else None

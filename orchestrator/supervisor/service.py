@@ -13,6 +13,7 @@ from orchestrator.supervisor.totals import count_visitors
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
+from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     from orchestrator.supervisor.supervisor import Supervisor
@@ -85,6 +86,4 @@ class _ServiceReporter:
         active = count_visitors(snapshots)
         is_ok = self._supervisor.config_status().ok
         fault = "" if is_ok else "; the file has a fault, the last good one is in force"
-        self._notifier.send_status(
-            f"{up} of {len(snapshots)} tunnels up, {active} {'visitor' if active == 1 else 'visitors'}{fault}"
-        )
+        self._notifier.send_status(f"{up} of {plural(len(snapshots), 'tunnel')} up, {plural(active, 'visitor')}{fault}")

@@ -16,6 +16,7 @@ from orchestrator.supervisor.tunnel_details import describe_tunnel
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
+from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -63,7 +64,10 @@ class Supervisor:
             self._started.set()
             count = sum(entry.enabled for entry in entries)
             self.bus.emit(
-                LogLevel.INFO, EventKind.SUPERVISOR, f"{count} of {len(entries)} tunnels started", pid=os.getpid()
+                LogLevel.INFO,
+                EventKind.SUPERVISOR,
+                f"{count} of {plural(len(entries), 'tunnel')} started",
+                pid=os.getpid(),
             )
             try:
                 await self._stopping.wait()
@@ -88,11 +92,7 @@ class Supervisor:
         """Drain every tunnel, each up to its SHUTDOWN_TIMEOUT or the file's ``drain_timeout``, and end."""
         if not self._stopping.is_set():
             active = self.count_visitors()
-            self.bus.emit(
-                LogLevel.INFO,
-                EventKind.SUPERVISOR,
-                f"shutting down: {active} {'visitor' if active == 1 else 'visitors'} may finish",
-            )
+            self.bus.emit(LogLevel.INFO, EventKind.SUPERVISOR, f"shutting down: {plural(active, 'visitor')} may finish")
         self._stopping.set()
         self._registry.drain(self._drain_timeout, "shutting down")
 

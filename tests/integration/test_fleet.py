@@ -713,7 +713,7 @@ def test_fleet_ps_equals_the_ps_of_every_host(harness: ProcessHarness, broker: M
     code, out, _ = fleet(harness, broker, "ps")
     assert code == 3
     assert re.search(r"^edge-2.*, gone, 1 tunnel, last message \d+ s ago$", out, re.MULTILINE)
-    assert re.search(r"^web +client +reverse +\? was up ", out, re.MULTILINE)
+    assert re.search(r"^web +client +reverse +◇ was up ", out, re.MULTILINE)
 
 
 def test_fleet_commands_take_effect_within_a_second_or_say_why_not(

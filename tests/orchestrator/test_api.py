@@ -96,7 +96,7 @@ async def test_a_command_answers_with_its_effect(harness: ApiHarness) -> None:
         ("POST", "/v1/tunnels/nope/stop", None, 404, "no tunnel is named 'nope'"),
         ("GET", "/v1/tunnels/nope", None, 404, "no tunnel is named 'nope'"),
         ("GET", "/v1/logs?tunnel=nope", None, 404, "no tunnel is named 'nope'"),
-        ("POST", "/v1/tunnels/web/retry", None, 409, "'web' has no cooldown to end: it is up"),
+        ("POST", "/v1/tunnels/web/retry", None, 409, "there is no cooldown to end: the tunnel is up"),
         ("POST", "/v1/tunnels/web/stpo", None, 404, ""),
         ("GET", "/v1/tunnels/web/stop", None, 405, ""),
         ("HEAD", "/v1/watch", None, 405, ""),

@@ -132,7 +132,7 @@ def test_commands_act_on_names_patterns_and_all_tunnels(daemon: DaemonShell) -> 
 
     wait_until(retried)  # a tunnel that is connecting has no cooldown to end
     assert said[-1].returncode == 1
-    assert "core [x]: 'core [x]' has no cooldown to end: it is stopped" in said[-1].stderr
+    assert "core [x]: there is no cooldown to end: the tunnel is stopped\n" in said[-1].stderr
     done = daemon.run("restart", "edge-1", "egde-2")
     assert (done.returncode, done.stdout) == (1, "")
     assert "no tunnel is named 'egde-2'; did you mean 'edge-2'?" in done.stderr

@@ -75,7 +75,7 @@ async def run_fleet(mosquitto: str) -> AsyncIterator[str]:
                         simulate_visitor(ports[name], VisitorCounts())
                         for name in ("ingress_1", "ingress_1", "ingress_2")
                     ),
-                    simulate_refused_visitor(ports["ingress_3"]),
+                    simulate_refused_visitor(ports["ingress_3"], VisitorCounts()),
                 ]
                 tasks = [asyncio.create_task(visitor) for visitor in visitors]
                 try:

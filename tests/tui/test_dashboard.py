@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,6 +36,16 @@ def rows(text: str) -> list[str]:
             break
         found.append(words[3] if words[1] == "cooldown" else words[2])
     return found
+
+
+def notices(app: Dashboard) -> list[str]:
+    """The texts of the notifications."""
+    return [notification.message for notification in app._notifications]
+
+
+def has_notice(app: Dashboard, text: str, count: int = 1) -> bool:
+    """Whether this many notifications contain a text."""
+    return sum(text in notice for notice in notices(app)) == count
 
 
 async def test_the_first_screen_shows_what_is_wrong_and_why(daemon: FakeDaemon, opened: OpenDashboard) -> None:
@@ -75,11 +86,24 @@ async def test_a_cooldown_counts_down_without_messages(daemon: FakeDaemon, opene
         await wait_until_shown(pilot, lambda: (remaining(screen_text(app)) or 0.0) < first)
 
 
+async def test_row_and_details_show_the_same_seconds(daemon: FakeDaemon, opened: OpenDashboard) -> None:
+    daemon.tunnels = {"db": cooldown("db", 9.0)}
+    async with opened() as (app, pilot):
+        await wait_until_shown(pilot, lambda: screen_text(app).count("◷ cooldown ") == 3)
+        seen = set()
+        for _ in range(40):
+            await pilot.pause(0.02)
+            row, pane = re.findall(r"◷ cooldown (\d+\.\ds)", screen_text(app))
+            seen.add(row)
+            assert row == pane
+        assert len(seen) > 1
+
+
 async def test_state_filters_work_by_key_and_by_mouse(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     async with opened() as (app, pilot):
-        await pilot.press("4")
+        await pilot.press("5")
         await wait_until_shown(pilot, lambda: rows(screen_text(app)) == ["broken"])
-        await pilot.press("4")
+        await pilot.press("5")
         await wait_until_shown(pilot, lambda: len(rows(screen_text(app))) == 7)
         await pilot.press("right_square_bracket")
         await wait_until_shown(pilot, lambda: rows(screen_text(app)) == ["[red]bold[/]", "db-east"])
@@ -104,16 +128,55 @@ async def test_the_filter_accepts_alternatives_and_escape_removes_it(daemon: Fak
         await wait_until_shown(pilot, lambda: len(rows(screen_text(app))) == 7)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("db-*", ["db-west", "db-east"]),
+        ("*-?", ["edge-7"]),
+        ("edge-[0-9]|rest*", ["edge-7", "resting"]),
+        ("!db-* !edge !BRO*", ["[red]bold[/]", "resting"]),
+        ("!state:up !state:w !state:f", ["db-west", "edge-7", "resting"]),
+        ("name:db-* !db-e*", ["db-west"]),
+        ("[red]", ["[red]bold[/]"]),
+    ],
+)
+async def test_the_filter_accepts_patterns_and_negation(
+    daemon: FakeDaemon, opened: OpenDashboard, text: str, expected: list[str]
+) -> None:
+    del daemon.tunnels["世界" * 100]
+    async with opened() as (app, pilot):
+        await pilot.press("slash", *text, "enter")
+        await wait_until_shown(pilot, lambda: rows(screen_text(app)) == expected)
+
+
+async def test_a_click_on_the_filter_edits_it_and_no_letter_runs_a_command(
+    daemon: FakeDaemon, opened: OpenDashboard
+) -> None:
+    async with opened() as (app, pilot):
+        await pilot.click("#filter", offset=(30, 0))
+        await pilot.press(*"db-e")
+        await wait_until_shown(pilot, lambda: rows(screen_text(app)) == ["db-east"])
+        await pilot.click("#table", offset=(20, 1))  # elsewhere: the filter stays, its input closes
+        await wait_until_shown(pilot, shows(app, "/ db-e", "1 of 7"))
+        assert not app._main._filter_input.display
+        column = screen_text(app).splitlines()[2].index("STATE")
+        await pilot.click("#filter", offset=(column, 0))
+        await wait_until_shown(pilot, shows(app, "sort NAME"))
+        await pilot.press("r")
+        await wait_until_shown(pilot, shows(app, "Restart db-east?"))
+        assert daemon.commands == []
+
+
 async def test_the_table_sorts_by_key_and_by_a_click_on_a_title(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     async with opened() as (app, pilot):
         await pilot.press("o")
-        await wait_until_shown(pilot, shows(app, "NAME▼", "sort NAME"))
+        await wait_until_shown(pilot, shows(app, "NAME▲", "sort NAME ▲"))
         assert rows(screen_text(app))[:2] == ["[red]bold[/]", "broken"]
         await pilot.press("O")
-        await wait_until_shown(pilot, shows(app, "NAME▲"))
-        column = next(line for line in screen_text(app).splitlines() if "NAME▲" in line).index("VISITORS")
+        await wait_until_shown(pilot, shows(app, "NAME▼", "sort NAME ▼"))
+        column = next(line for line in screen_text(app).splitlines() if "NAME▼" in line).index("VISITORS")
         await pilot.click("#table", offset=(column, 0))
-        await wait_until_shown(pilot, shows(app, "VISITOR▼"))
+        await wait_until_shown(pilot, shows(app, "VISITORS▼", "sort VISITORS ▼"))
         assert rows(screen_text(app))[0] == "db-east"
 
 
@@ -143,6 +206,28 @@ async def test_stop_asks_with_the_number_of_visitors_and_focuses_cancel(
         await wait_until_shown(pilot, lambda: daemon.commands == [("stop", "db-east")])
 
 
+async def test_questions_are_answered_by_letters(daemon: FakeDaemon, opened: OpenDashboard) -> None:
+    async with opened() as (app, pilot):
+        await pilot.press("slash", *"db-east", "enter", "s")
+        await wait_until_shown(pilot, shows(app, "Stop db-east?", "n Cancel", "y Stop, disconnect 12"))
+        await pilot.press("n")
+        await wait_until_shown(pilot, lambda: not isinstance(app.screen, ConfirmDialog))
+        assert daemon.commands == []
+        await pilot.press("s")
+        await wait_until_shown(pilot, lambda: isinstance(app.screen, ConfirmDialog))
+        await pilot.press("y")
+        await wait_until_shown(pilot, lambda: daemon.commands == [("stop", "db-east")])
+
+
+@pytest.mark.parametrize("width", [60, 80])
+async def test_the_buttons_of_a_question_fit_its_dialog(daemon: FakeDaemon, opened: OpenDashboard, width: int) -> None:
+    daemon.change("db-east", connections=connections(1024))
+    async with opened((width, 24), owns_daemon=True) as (app, pilot):
+        await pilot.press("q")
+        labels = ("n Cancel", "y Leave running", "s Stop tunnels, disconnect 1024")
+        await wait_until_shown(pilot, shows(app, *labels))
+
+
 @pytest.mark.parametrize(("key", "verb"), [("r", "restart"), ("d", "drain")])
 async def test_restart_and_drain_ask_first(daemon: FakeDaemon, opened: OpenDashboard, key: str, verb: str) -> None:
     async with opened() as (app, pilot):
@@ -154,9 +239,9 @@ async def test_restart_and_drain_ask_first(daemon: FakeDaemon, opened: OpenDashb
 
 async def test_start_and_retry_need_no_confirmation(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     async with opened() as (app, pilot):
-        await pilot.press("5", "s")
+        await pilot.press("6", "s")
         await wait_until_shown(pilot, lambda: daemon.commands == [("start", "resting")])
-        await pilot.press("3", "n")
+        await pilot.press("4", "n")
         await wait_until_shown(pilot, lambda: daemon.commands == [("start", "resting"), ("retry", "db-west")])
         await pilot.press("1", "n")
         await wait_until_shown(pilot, shows(app, "there is no cooldown to end"))
@@ -180,7 +265,7 @@ async def test_commands_apply_to_all_marked_tunnels(daemon: FakeDaemon, opened: 
 async def test_a_refusal_is_shown_as_a_sentence(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     daemon.refusal = "it is draining"
     async with opened() as (app, pilot):
-        await pilot.press("5", "s")
+        await pilot.press("6", "s")
         await wait_until_shown(pilot, shows(app, "it is draining"))
 
 
@@ -284,16 +369,16 @@ async def test_a_lost_daemon_is_visible_behind_two_screens(daemon: FakeDaemon, o
 
 async def test_a_single_daemon_has_no_filter_for_offline_hosts(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     async with opened() as (app, pilot):
-        await pilot.press("6", "]")
+        await pilot.press("7", "]")
         up = {name for name, data in daemon.tunnels.items() if data["state"] == "up"}
         await wait_until_shown(pilot, lambda: set(rows(screen_text(app))) == up)
         await pilot.press("?")
-        await wait_until_shown(pilot, shows(app, "0 to 5"))
+        await wait_until_shown(pilot, shows(app, "0 to 6"))
 
 
 async def test_keys_typed_right_after_the_slash_go_to_the_filter(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     async with opened() as (app, pilot):
-        await pilot.press("5")
+        await pilot.press("6")
         await wait_until_shown(pilot, lambda: rows(screen_text(app)) == ["resting"])
         for key, character in (("slash", "/"), ("s", "s"), ("R", "R"), ("s", "s")):
             app.post_message(Key(key, character))
@@ -464,9 +549,9 @@ async def test_the_palette_runs_the_actions_of_keys(daemon: FakeDaemon, opened: 
 async def test_a_narrow_screen_shows_the_reason_under_the_table(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     async with opened((80, 24)) as (app, pilot):
         await wait_until_shown(pilot, shows(app, "broken  for", "address 127.0.0.1:10101 is in use"))
-        await pilot.press("3")
+        await pilot.press("4")
         await wait_until_shown(pilot, shows(app, "the target 127.0.0.1:5432 refuses connections; attempt 10 in"))
-        await pilot.press("3", *"/red", "enter")
+        await pilot.press("4", *"/red", "enter")
         await wait_until_shown(
             pilot,
             shows(
@@ -502,10 +587,12 @@ async def test_help_lists_the_keys_in_use(daemon: FakeDaemon, opened: OpenDashbo
 async def test_read_only_mode_sends_no_command(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     async with opened(is_read_only=True) as (app, pilot):
         await wait_until_shown(pilot, shows(app, "READ-ONLY"))
-        await pilot.press("s", "r", "d", "n", "R")
-        await pilot.pause()
-        assert not isinstance(app.screen, ConfirmDialog)
         assert "start/stop" not in screen_text(app)
+        for key, verb in (("s", "start"), ("r", "restart"), ("d", "drain"), ("n", "retry"), ("R", "reload")):
+            await pilot.press(key)
+            await wait_until_shown(pilot, partial(has_notice, app, f"{verb} was not sent"))
+        assert "opened with --read-only" in notices(app)[0]
+        assert not isinstance(app.screen, ConfirmDialog)
         assert daemon.commands == []
 
 
@@ -514,8 +601,16 @@ async def test_a_read_only_daemon_gets_no_command(daemon: FakeDaemon, opened: Op
     async with opened() as (app, pilot):
         await wait_until_shown(pilot, shows(app, "READ-ONLY"))
         await pilot.press("s")
-        await pilot.pause()
+        await wait_until_shown(pilot, lambda: "started with up --read-only" in "".join(notices(app)))
         assert not isinstance(app.screen, ConfirmDialog)
+
+
+async def test_a_key_that_has_no_tunnel_says_so(daemon: FakeDaemon, opened: OpenDashboard) -> None:
+    async with opened((80, 24)) as (app, pilot):
+        await pilot.press("slash", *"nothing", "enter")
+        for count, key in enumerate(("s", "r", "p", "y", "space", "enter"), 1):
+            await pilot.press(key)
+            await wait_until_shown(pilot, partial(has_notice, app, "No tunnel is selected.", count))
 
 
 async def test_quitting_top_leaves_the_daemon_running(daemon: FakeDaemon, opened: OpenDashboard) -> None:
@@ -565,7 +660,7 @@ async def test_quitting_up_asks_whether_to_stop_the_tunnels(
 async def test_without_tunnels_two_lines_for_the_file_are_shown(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     daemon.tunnels = {}
     async with opened((60, 15)) as (app, pilot):
-        await wait_until_shown(pilot, shows(app, "tunnels:", "web: server://0.0.0.0:10101/127.0.0.1:8080"))
+        await wait_until_shown(pilot, shows(app, "tunnels:", "web: server://KEY@0.0.0.0:10101/127.0.0.1:8080"))
         daemon.change("first", state="up")
         await wait_until_shown(pilot, lambda: rows(screen_text(app)) == ["first"])
 
@@ -587,11 +682,21 @@ async def test_every_size_shows_state_name_and_pool(
         assert ("shared key" in screen_text(app)) is (size[0] >= 100)
 
 
+@pytest.mark.parametrize(("size", "count"), [((120, 24), 300), ((80, 24), 300), ((120, 24), 3)])
+async def test_traffic_in_both_directions_is_shown_beside_a_scrollbar(
+    daemon: FakeDaemon, opened: OpenDashboard, size: tuple[int, int], count: int
+) -> None:
+    names = [f"a-longer-name-{number}" for number in range(count)]
+    daemon.tunnels = {t["name"]: t for t in named(*names)}
+    async with opened(size) as (app, pilot):
+        await wait_until_shown(pilot, shows(app, "↓/s", "↑/s", "VISITORS", "a-longer-name"))
+
+
 async def test_ascii_mode_shows_only_ascii(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     async with opened(is_ascii=True) as (app, pilot):
         await wait_until_shown(pilot, shows(app, "x failed", "z cooldown", "????"))
         await pilot.press("question_mark")
-        await wait_until_shown(pilot, shows(app, "Help"))
+        await wait_until_shown(pilot, shows(app, "Help", "w waiting"))
         assert screen_text(app).isascii()
 
 

@@ -73,11 +73,11 @@ async def test_an_offline_host_never_looks_alive_and_can_come_back() -> None:
         assert "gone" in row(app, "home", "web")
         assert "up" not in row(app, "home", "web")
         assert "up" in row(app, "edge-1", "web")
-        await pilot.press("6")
+        await pilot.press("7")
         await wait_until_shown(pilot, shows(app, "was up"))
         reader.start_host("home", "boot-2")
         reader.publish_state("home", "web", "connecting", role="client")
-        await pilot.press("6")
+        await pilot.press("7")
         await wait_until_shown(pilot, lambda: "connecting" in row(app, "home", "web"))
         await wait_until_shown(pilot, lambda: not row(app, "home", "lone"))  # which only its earlier life had
         assert "gone" not in row(app, "home", "web")

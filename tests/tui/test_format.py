@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from orchestrator.state_display import STATE_SIGNS
 from tests.tui.fake import SETTINGS, Json, connections, cooldown, mixed, tunnel
-from tui.format.chrome import banner_lines, footer_bar, header_line, state_filter_bar
-from tui.format.columns import COLUMNS, SORT_KEYS, format_heading, format_row, lay_out, sortable_columns
+from tui.format.chrome import banner_lines, filter_bar, footer_bar, header_line, state_filter_bar
+from tui.format.columns import COLUMNS, SORT_KEYS, format_heading, format_row, lay_out, sort_arrow, sortable_columns
 from tui.format.confirmations import (
     applicable_tunnels,
     choose_toggle,
@@ -103,9 +103,26 @@ def test_every_state_has_one_filter_a_rank_and_a_meaning() -> None:
     assert set(STATE_RANKS) == set(STATE_MEANINGS) == {*State, *of_hosts}
 
 
+def filter_texts(*tunnels: Json) -> list[str]:
+    known = view(*tunnels)
+    line, found = state_filter_bar(known, select(known).state_counts, "all", 200)
+    return [text(line)[target.start : target.end].strip() for target in found]
+
+
 def test_each_state_filter_counts_its_tunnels() -> None:
-    counts = select(view()).counts
-    assert counts == {"all": 7, "up": 2, "connecting": 2, "cooldown": 1, "failed": 1, "stopped": 1, "gone": 0}
+    assert filter_texts() == [
+        "All 7", "● up 2", "◌ waiting 1", "◐ connecting 1", "◷ cooldown 1", "✖ failed 1", "○ stopped 1",
+    ]  # fmt: skip
+
+
+def test_a_state_filter_is_named_after_the_states_that_it_holds() -> None:
+    shown = filter_texts(tunnel("a", "waiting"), tunnel("b", "starting"), tunnel("c", "draining"))
+    assert [name for name in shown if not name.endswith(" 0")] == [
+        "All 3", "◌ waiting 1", "◔ starting 1", "◑ draining 1",
+    ]  # fmt: skip
+    shown = filter_texts(*(tunnel(state, state) for state in ("starting", "connecting", "draining", "stopped")))
+    assert "◐ connecting/starting 2" in shown
+    assert "◑ draining/stopped 2" in shown
 
 
 @given(
@@ -149,7 +166,7 @@ def test_updated_visible_tunnels_equal_freshly_selected_ones(steps: list[tuple[s
         fresh = VisibleTunnels(SORT_KEYS)
         fresh.update(tunnels, selection)
         assert kept.tunnels == fresh.tunnels
-        assert kept.counts == fresh.counts
+        assert kept.state_counts == fresh.state_counts
         assert kept.places == {t.name: place for place, t in enumerate(kept.tunnels)}
         assert kept.places is not places or [t.name for t in kept.tunnels] == order
 
@@ -194,7 +211,7 @@ def test_header_filters_banners_and_footer_fit_their_width(width: int) -> None:
         "unix:/run/" + "x" * 90, is_read_only=True, error="nothing listens there", silent_for=12, is_frozen=True
     )
     assert length(header_line(known, connection, width)) <= width
-    line, found = state_filter_bar(known, select(known).counts, "failed", width)
+    line, found = state_filter_bar(known, select(known).state_counts, "failed", width)
     assert length(line) <= width
     assert [target.name for target in found] == state_filters(is_fleet=False)
     footer, keys = footer_bar(all_keys({}), width, is_read_only=False)
@@ -205,7 +222,7 @@ def test_header_filters_banners_and_footer_fit_their_width(width: int) -> None:
 
 def test_click_targets_match_the_words_of_the_state_filters() -> None:
     known = view()
-    line, found = state_filter_bar(known, select(known).counts, "all", 120)
+    line, found = state_filter_bar(known, select(known).state_counts, "all", 120)
     for target in found:
         assert target.name in text(line)[target.start : target.end].casefold()
 
@@ -319,12 +336,30 @@ def test_the_summary_shows_the_reason_before_anything_else(width: int) -> None:
 @pytest.mark.parametrize("width", range(60, 130))
 def test_no_word_of_a_state_filter_is_cut(width: int) -> None:
     known = view()
-    line, found = state_filter_bar(known, select(known).counts, "all", width)
+    line, found = state_filter_bar(known, select(known).state_counts, "all", width)
     assert length(line) <= width
     words = {name for name, _ in STATE_FILTERS}
     for target in found:
         sign, *word = text(line)[target.start : target.end].casefold().split()
         assert {sign, *word[:-1]} & words or len(word) == 1
+
+
+@pytest.mark.parametrize("longest_host", [0, 8, 20])
+def test_a_table_of_80_columns_shows_traffic_in_both_directions(longest_host: int) -> None:
+    keys = [column.key for column in lay_out(79, 14, longest_host).columns]  # 1 for the scrollbar
+    assert {"state", "name", "pool", "visitors", "out", "in"} <= set(keys)
+
+
+def test_the_arrow_points_up_if_values_increase() -> None:
+    for sort, arrow in (("name", "▲"), ("visitors", "▼"), ("pool", "▲"), ("state", "▼"), ("signals", "▼")):
+        for is_reversed in (False, True):
+            selection = Selection(sort=sort, is_reversed=is_reversed)
+            expected = arrow if not is_reversed else {"▲": "▼", "▼": "▲"}[arrow]
+            assert sort_arrow(selection) == expected
+            heading = text(format_heading(lay_out(79, 14), selection))
+            line, targets = filter_bar(selection, lay_out(79, 14), 7, 7, 0, 80)
+            label = text(line)[targets[-1].start :].removeprefix("sort ").split()[0]
+            assert f"{label}{expected}" in heading
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -333,4 +368,4 @@ def test_the_help_page_lists_every_key_and_fits_its_width(width: int) -> None:
     assert all(length(line) <= width for line in lines)
     shown = " ".join(texts(lines).split())
     assert all(action.help in shown for action in ACTIONS)
-    assert "0 to 6" in shown
+    assert "0 to 7" in shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from tui.format.text import (
     to_ascii,
     wrap,
 )
+from tunnel.model.state import STATES
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
@@ -54,6 +57,24 @@ def test_ascii_text_is_as_wide_as_the_original(text: str) -> None:
     assert plain.isascii()
     if text.isprintable():
         assert cell_len(plain) == cell_len(text)
+
+
+PACKAGES = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("folder", ["tui", "orchestrator", "tunnel"])
+def test_every_sign_of_the_screen_has_an_ascii_form(folder: str) -> None:
+    sources = [file.read_text(encoding="utf-8") for file in (PACKAGES / folder).rglob("*.py")]
+    signs = {sign for source in sources for sign in source if not sign.isascii()}
+    assert {sign for sign in signs if "?" in to_ascii(sign)} == set()
+
+
+def test_ascii_signs_of_states_and_links_differ() -> None:
+    signs = [to_ascii(info.sign) for info in STATES.values()]
+    assert len(set(signs)) == len(signs)
+    assert "?" not in signs
+    assert to_ascii("══▶ ║ ╌╌▷ ╎") == "==> | ..> :"
+    assert to_ascii("Zürich 世") == "Zurich ??"
 
 
 @given(st.lists(st.tuples(TEXTS.filter(str.isprintable), st.just("dim")), max_size=5), st.integers(1, 60))

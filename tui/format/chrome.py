@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.mqtt.fleet import ONLINE
 from orchestrator.state_display import OFFLINE_SIGN, STATE_SIGNS
-from tui.format.columns import sort_title
+from tui.format.columns import TableLayout, sort_arrow
 from tui.format.event_format import error_text
 from tui.format.text import (
     Line,
@@ -25,7 +26,7 @@ from tui.format.text import (
 )
 from tui.model.keys import FOOTER_ACTIONS, display_keys
 from tui.model.selection import Selection
-from tui.model.states import ALL, STATE_STYLES, state_filters
+from tui.model.states import ALL, STATE_RANKS, STATE_STYLES, state_filters, states_of_filter
 from tui.model.tunnels import StatusView, parse_timestamp
 
 if TYPE_CHECKING:
@@ -104,37 +105,59 @@ class ClickTarget:
 def state_filter_bar(
     view: StatusView, counts: Mapping[str, int], chosen: str, width: int
 ) -> tuple[Line, tuple[ClickTarget, ...]]:
-    """Return the filters by state with their counts and the total traffic at the end; and the targets for clicks."""
+    """Return the filters by state and the total traffic at the end; and the targets for clicks.
+
+    ``counts`` are the tunnels in each state.
+    """
     down, up = (f"{sign}{format_bytes(rate)}" for sign, rate in zip("↓↑", view.rates, strict=True))
     both, one = f"{down:>6} {up:>6} ", f"{down:>6} "  # of a fixed width, so that nothing moves
     names = state_filters(is_fleet=view.hosts is not None)
-    non_empty = frozenset(name for name in names if counts.get(name, 0)) | {ALL, chosen}
     border = "│" if width >= _MIN_BORDER_WIDTH else ""
-    spans, targets = _state_filter_spans(counts, chosen, names, names, border)
-    rates = both
-    for spelled_out, shorter in ((names, one), (non_empty, both), (non_empty, one), ({ALL, chosen}, one)):
-        if length(spans) + len(rates) < width:
-            break
-        spans, targets = _state_filter_spans(counts, chosen, names, spelled_out, border)
-        rates = shorter
+    make_spans = partial(_state_filter_spans, counts, chosen, names, border=border)
+    spelled_out = set(names)
+    if length(make_spans(spelled_out)[0]) + len(one) >= width:  # only the words for which there is room
+        spelled_out = set()
+        for name in sorted(names, key=partial(_word_rank, counts, chosen)):
+            if length(make_spans({*spelled_out, name})[0]) + len(one) < width:
+                spelled_out.add(name)
+    spans, targets = make_spans(spelled_out)
+    rates = both if length(spans) + len(both) < width else one
     return justify(spans, ((rates, "spark"),), width), targets
 
 
+def _word_rank(counts: Mapping[str, int], chosen: str, name: str) -> tuple[bool, bool, int]:
+    """Return the order in which filters get their words: the chosen one, those with tunnels, the most urgent first."""
+    present = _present_states(name, counts)[0]
+    return name not in {ALL, chosen}, not counts.get(present), STATE_RANKS.get(present, 0)
+
+
 def _state_filter_spans(
-    counts: Mapping[str, int], chosen: str, names: Sequence[str], spelled_out: Collection[str], border: str
+    counts: Mapping[str, int], chosen: str, names: Sequence[str], spelled_out: Collection[str], *, border: str
 ) -> tuple[Line, tuple[ClickTarget, ...]]:
     spans: list[Span] = [(" ", "")]
     targets: list[ClickTarget] = []
     for name in names:
-        count = counts.get(name, 0)
-        sign = "" if name == ALL else f"{STATE_SIGNS.get(name, OFFLINE_SIGN)} "
-        word = f"{name.capitalize() if name == ALL else name} " if name in spelled_out else ""
+        present = _present_states(name, counts)
+        count = sum(counts.values()) if name == ALL else sum(counts.get(state, 0) for state in present)
+        sign = "" if name == ALL else f"{STATE_SIGNS.get(present[0], OFFLINE_SIGN)} "
+        word = f"{'/'.join(present)} " if name in spelled_out else ""
         start = length(spans)
-        style = "title" if name == ALL else STATE_STYLES[name] if count else "dim"
+        style = "title" if name == ALL else STATE_STYLES[present[0]] if count else "dim"
         spans.append((f" {sign}{word}{count} ", "pick" if name == chosen else style))
         targets.append(ClickTarget(name, start, length(spans)))
         spans.append((border, "dim"))
     return tuple(spans[:-1]), tuple(targets)
+
+
+def _present_states(name: str, counts: Mapping[str, int]) -> list[str]:
+    """Return the states of a filter in which there are tunnels, the most urgent one first; without any, its name.
+
+    So a filter says what it holds: ``draining 1``, not ``stopped 1``.
+    """
+    if name == ALL:
+        return [name.capitalize()]
+    present = sorted((state for state in states_of_filter(name) if counts.get(state)), key=STATE_RANKS.__getitem__)
+    return present or [name]
 
 
 def footer_bar(keys: Mapping[str, str], width: int, *, is_read_only: bool) -> tuple[Line, tuple[ClickTarget, ...]]:
@@ -154,8 +177,13 @@ def footer_bar(keys: Mapping[str, str], width: int, *, is_read_only: bool) -> tu
     return clip(tuple(spans), width), tuple(targets)
 
 
-def filter_line(selection: Selection, shown: int, total: int, marked: int, width: int) -> Line:
-    """Return the text filter, how many tunnels are shown, and the sort order."""
+def filter_bar(
+    selection: Selection, layout: TableLayout, shown: int, total: int, marked: int, width: int
+) -> tuple[Line, tuple[ClickTarget, ...]]:
+    """Return the text filter, how many tunnels are shown, and the sort order; and the targets for clicks.
+
+    The sort order has the title that the column has in the table's present ``layout``.
+    """
     left: tuple[Span, ...] = (
         ((" / ", "key"), (selection.text, "title")) if selection.text else ((" / ", "key"), ("filter", "dim"))
     )
@@ -163,9 +191,12 @@ def filter_line(selection: Selection, shown: int, total: int, marked: int, width
     if marked:
         right.append([(f"{marked} marked", "mark")])
     right.append([(f"{shown} of {total}" if shown != total else f"{total}", "dim")])
-    arrow = "▲" if selection.is_reversed else "▼"
-    right.append([("sort " if width >= 60 else "", "dim"), (f"{sort_title(selection.sort)} {arrow}", "dim")])
-    return justify(left, (*join_spans(right), (" ", "")), width)
+    order = f"{layout.sort_title(selection.sort)} {sort_arrow(selection)}"
+    order = f"sort {order}" if width >= 60 else order
+    right.append([(order, "dim")])
+    line = justify(left, (*join_spans(right), (" ", "")), width)
+    sort_start = width - length([(order, "")]) - 1
+    return line, (ClickTarget("filter", 0, sort_start - 1), ClickTarget("sort", sort_start, width))
 
 
 # --- banners ----------------------------------------------------------------------------------------------------------
@@ -233,9 +264,10 @@ def no_tunnels_lines(view: StatusView, connection: ConnectionStatus, width: int)
         *_hint(f"There are no tunnels in {path} yet. Add two lines and save; the tunnel starts at once:", width),
         (),
         (("   tunnels:", "title"),),
-        (("     web: server://0.0.0.0:10101/127.0.0.1:8080", "title"),),
+        (("     web: server://KEY@0.0.0.0:10101/127.0.0.1:8080", "title"),),
         (),
-        *_hint("and at the other end: client://THIS_HOST:10101/127.0.0.1:3000", width),
+        *_hint("and at the other end: client://KEY@THIS_HOST:10101/127.0.0.1:3000", width),
+        *_hint("KEY is what nodepass-orch keygen prints.", width),
     ]
 
 

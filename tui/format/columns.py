@@ -52,6 +52,8 @@ class TableColumn:
     """on a narrow screen the column with the highest number goes first; 0: never"""
     sort_key: SortKey | None = None
     """what the table is sorted by; None if it cannot be sorted by this column"""
+    is_highest_first: bool = False
+    """whether the sort key puts the highest value first"""
     sort_as: str = ""
     """the column whose sort key it shares"""
     wide_form: str = ""
@@ -133,30 +135,32 @@ def _reason(tunnel: Tunnel, _: float) -> Span:
 
 _NAME_WIDTH: Final = 12
 COLUMNS: Final = (
-    TableColumn("state", "STATE", 15, state_cell, 0, lambda t: STATE_RANKS.get(t.state, -1),
+    TableColumn("state", "STATE", 15, state_cell, 0, lambda t: STATE_RANKS.get(t.state, -1), is_highest_first=True,
                 is_right=False, is_valid_offline=True),
     TableColumn("host", "HOST", 8, _host, 0, lambda t: t.host.casefold(), is_right=False, is_valid_offline=True),
     TableColumn("name", "NAME", _NAME_WIDTH, _name, 0, lambda t: (t.label.casefold(), t.host.casefold()),
                 is_right=False, is_valid_offline=True),
-    TableColumn("role", "ROLE", 10, _role, 3, lambda t: (t.text("role"), t.text("direction")),
+    TableColumn("role", "ROLE", 10, _role, 4, lambda t: (t.text("role"), t.text("direction")),
                 wide_form="direction", is_right=False),
     TableColumn("direction", "ROLE", 14, _role_in_full, 8, sort_as="role", is_right=False),
     TableColumn("address", "TUNNEL", 21, _address, 7, lambda t: t.text("tunnel_addr"), is_right=False),
     TableColumn("target", "TARGET", 21, _target, 9, lambda t: t.text("target_addr"), is_right=False),
     TableColumn("pool", "POOL", 8, _pool, 0, lambda t: t.pool["idle"]),
-    TableColumn("signals", "SIGNALS", 9, _signals, 6, lambda t: -t.signals["queued"]),
+    TableColumn("signals", "SIGNALS", 9, _signals, 6, lambda t: -t.signals["queued"], is_highest_first=True),
     TableColumn("queued", "SIG", 4, _queued, 1, sort_as="signals", wide_form="signals"),
-    TableColumn("visitors", "VISITORS", 8, _visitors, 1, lambda t: -t.visitors),
-    TableColumn("out", "↓/s", 5, lambda t, _: format_rate(t.rate_out), 2, lambda t: -t.rate_out),
-    TableColumn("in", "↑/s", 5, lambda t, _: format_rate(t.rate_in), 4, lambda t: -t.rate_in),
-    TableColumn("rtt", "RTT", 6, _rtt, 5, lambda t: -(t.rtt_ms or 0.0)),
-    TableColumn("auth", "AUTH", 4, _auth, 10, lambda t: t.text("auth"), is_right=False),
+    TableColumn("visitors", "VISITORS", 9, _visitors, 1, lambda t: -t.visitors, is_highest_first=True),
+    TableColumn("out", "↓/s", 5, lambda t, _: format_rate(t.rate_out), 2, lambda t: -t.rate_out, is_highest_first=True),
+    TableColumn("in", "↑/s", 5, lambda t, _: format_rate(t.rate_in), 3, lambda t: -t.rate_in, is_highest_first=True),
+    TableColumn("rtt", "RTT", 6, _rtt, 5, lambda t: -(t.rtt_ms or 0.0), is_highest_first=True),
+    TableColumn("auth", "AUTH", 5, _auth, 10, lambda t: t.text("auth"), is_right=False),
     TableColumn("reason", "REASON", 24, _reason, 11, lambda t: (not t.reason, t.reason or ""), is_right=False),
 )  # fmt: skip
-"""One row for each column. Numbers sort with the highest first, except the pool, where few idle ones are a problem."""
+"""One row for each column. Numbers sort with the highest first, except the pool, where few idle ones are a problem.
+States sort by urgency, the most urgent one first.
+"""
 
 SORT_KEYS: Final[SortKeys] = {column.key: column.sort_key for column in COLUMNS if column.sort_key is not None}
-_TITLES: Final = {column.key: column.title for column in COLUMNS}
+_BY_KEY: Final = {column.key: column for column in COLUMNS}
 
 _MIN_NAME_WIDTH: Final = 14
 """Columns of the terminal that a name gets, if it needs them, before any column is added."""
@@ -169,9 +173,9 @@ def sortable_columns(*, is_fleet: bool) -> list[str]:
     return [key for key in SORT_KEYS if is_fleet or key != "host"]
 
 
-def sort_title(sort: str) -> str:
-    """Return the title of the column that sorts the table."""
-    return _TITLES[sort]
+def sort_arrow(selection: Selection) -> str:
+    """Return ▲ if values increase from the first row to the last, ▼ if they decrease."""
+    return "▼" if _BY_KEY[selection.sort].is_highest_first != selection.is_reversed else "▲"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,11 @@ class TableLayout:
                 return column
             position += width + len(_GAP)
         return None
+
+    def sort_title(self, sort: str) -> str:
+        """Return the title under which the table shows the column that sorts it, else that column's own title."""
+        shown = (column.title for column in self.columns if (column.sort_as or column.key) == sort)
+        return next(shown, _BY_KEY[sort].title)
 
 
 def lay_out(width: int, longest_name: int, longest_host: int = 0) -> TableLayout:
@@ -262,6 +271,6 @@ def format_heading(layout: TableLayout, selection: Selection) -> Line:
     for column, width in zip(layout.columns, layout.widths, strict=True):
         title, style = column.title, "dim"
         if selection.sort == (column.sort_as or column.key):
-            title, style = f"{title[: width - 1]}{'▲' if selection.is_reversed else '▼'}", "key"
+            title, style = f"{title[: width - 1]}{sort_arrow(selection)}", "key"
         spans.append((fit(title, width, right=column.is_right) + _GAP, style))
     return tuple(spans)

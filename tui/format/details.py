@@ -152,7 +152,7 @@ def _visitors(tunnel: Tunnel, _: float) -> str:
 
 def _bytes(tunnel: Tunnel, _: float) -> str:
     to_visitors, from_visitors = tunnel.bytes["out"], tunnel.bytes["in"]
-    return f"{format_bytes(to_visitors)} to visitors, {format_bytes(from_visitors)} from visitors"
+    return f"{format_bytes(to_visitors)} to, {format_bytes(from_visitors)} from visitors"
 
 
 def _refused(tunnel: Tunnel, _: float) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from rich.cells import cell_len
 
 from tui.format.text import Line, format_time, paragraph, plural, wrap
+from tui.model.selection import NOT, matches_pattern
 from tui.model.tunnels import parse_timestamp
 from tunnel.model.events import EVENT_KINDS
 from tunnel.model.spec import LogLevel
@@ -35,7 +36,7 @@ def severity(event: EventData) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LogFilter:
-    """The events of a log that are shown: those of a level and above that contain a text."""
+    """The events of a log that are shown: those of a level and above that contain a text, or ``!text``: do not."""
 
     level: str = "info"
     text: str = ""
@@ -48,10 +49,14 @@ class LogFilter:
         """Return whether an event is shown."""
         if severity(event) < LEVELS.index(self.level):
             return False
-        if not self.text:
+        text = self.text.casefold()
+        pattern = text.removeprefix(NOT)
+        if not pattern:
             return True
-        searched = f"{event.get('tunnel', '')} {event.get('kind', '')} {event.get('text', '')}".casefold()
-        return self.text.casefold() in searched
+        name = (event.get("tunnel") or "").casefold()
+        searched = f"{name} {event.get('kind', '')} {event.get('text', '')}".casefold()
+        is_match = pattern in searched or matches_pattern(name, pattern) or matches_pattern(searched, f"*{pattern}*")
+        return is_match != (pattern != text)
 
 
 def event_lines(event: EventData, width: int, *, has_name: bool) -> list[Line]:

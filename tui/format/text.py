@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 from orchestrator.process.logformat import printable
 from orchestrator.state_display import ASCII_SIGNS
 from tunnel.model.state import StateColor
+from tunnel.model.wording import plural as count_with_noun
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,10 +38,14 @@ _ASCII: Final = {
     **dict(zip(_BARS[1:], "_.,-=+*#", strict=True)),
     **dict.fromkeys("─━═▔▁⎯", "-"),
     **dict.fromkeys("│┃║▏▎▍▌▋▊▉▐▕", "|"),
+    **dict.fromkeys("╌╍┄┈", "."), **dict.fromkeys("╎╏┆┊", ":"), **dict.fromkeys("═", "="),
     **dict.fromkeys("┌┐└┘├┤┬┴┼╭╮╯╰┏┓┗┛╔╗╚╝╸╺", "+"),
-    "—": "-", "…": "~", "↓": "v", "↑": "^", "▼": "v", "▲": "^", "▶": ">", "◀": "<", "→": ">", "←": "<",
+    "—": "-", "…": "~", "↓": "v", "↑": "^", "▼": "v", "▲": "^", "▶": ">", "▷": ">", "◀": "<", "↻": "@",
+    "→": ">", "←": "<",
     "⏎": "E", "✓": "+", "✔": "+", "▮": "|", "≥": ">", "·": ".", "▪": "#", "■": "#", "□": ".", "█": "#",
-    "⭘": "o", "◉": "*", "▄": "=", "▀": "=", "🔎": "> ", "⚠": "!", "µ": "u", "\N{NO-BREAK SPACE}": " ",
+    "⭘": "o", "◉": "*", "▄": "=", "▀": "=", "🔎": "> ", "⚠": "!", "µ": "u",
+    "μ": "u", "§": "S", "≤": "<", "•": "*", "“": '"', "”": '"', "\N{EN DASH}": "-", "\N{MINUS SIGN}": "-",
+    "\N{MULTIPLICATION SIGN}": "x", "\N{RIGHT SINGLE QUOTATION MARK}": "'", "\N{NO-BREAK SPACE}": " ",
 }  # fmt: skip
 
 
@@ -50,7 +56,11 @@ def to_ascii(text: str) -> str:
 
 @lru_cache(4096)
 def _ascii_character(character: str) -> str:
-    return character if character.isascii() else _ASCII.get(character, "?" * cell_len(character))
+    if character.isascii() or character in _ASCII:
+        return _ASCII.get(character, character)
+    base = unicodedata.normalize("NFKD", character)[0]  # the letter without its accent
+    width = cell_len(character)
+    return base if base.isascii() and base.isprintable() and width == 1 else "?" * width
 
 
 @lru_cache(8192)
@@ -163,7 +173,7 @@ def format_count(count: int) -> str:
 
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun: ``no visitors``, ``1 visitor``, ``2 visitors``."""
-    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
+    return count_with_noun(count, noun) if count else f"no {noun}s"
 
 
 def format_seconds(span: float) -> str:

@@ -10,10 +10,8 @@ from itertools import compress
 from operator import is_not
 from typing import Any, Final
 
-from tui.model.states import ALL, STATE_FILTERS, state_filters
+from tui.model.states import ALL, state_filters, states_of_filter
 from tui.model.tunnels import Tunnel
-
-_STATES_OF_FILTER: Final = dict(STATE_FILTERS)
 
 SortKey = Callable[[Tunnel], Any]
 SortKeys = Mapping[str, SortKey]
@@ -21,12 +19,27 @@ SortKeys = Mapping[str, SortKey]
 
 _FIELDS: Final[Mapping[str, Callable[[Tunnel], Iterable[str]]]] = {
     "host": lambda t: (t.host,),
+    "name": lambda t: (t.label, t.name),
     "tag": lambda t: t.tags,
     "state": lambda t: (t.state,),
+    "role": lambda t: (t.text("role"), t.text("direction")),
 }
 """The fields that a term of the filter can name, as in ``host:edge-1``."""
 
-_Term = tuple[str, str]  # field, pattern; without a field the pattern is a part of any text
+_WILDCARDS: Final = frozenset("*?[")
+NOT: Final = "!"
+"""In front of a word of a filter: what does not match it is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """A word of the filter: a part of any text or a pattern of a whole one, of one field if it names one."""
+
+    pattern: str
+    field: str = ""
+    is_negated: bool = False
+
+
 _Rule = tuple[tuple[_Term, ...], ...]  # alternatives, each with terms that must all match
 
 
@@ -60,7 +73,7 @@ _Entry = tuple[Tunnel, str, tuple[Any, Any] | None]
 
 
 class VisibleTunnels:
-    """The tunnels to show, in order, and how many each state filter includes. Equal ones are ordered by name.
+    """The tunnels to show, in order, and how many of all tunnels are in each state. Equal ones are ordered by name.
 
     The order is computed again only if a tunnel's place can have changed: of ten thousand tunnels a few hundred change
     in a second, and hardly one of them its place.
@@ -78,10 +91,9 @@ class VisibleTunnels:
         self._selection: Selection | None = None
 
     @property
-    def counts(self) -> dict[str, int]:
-        """How many tunnels each state filter includes."""
-        counts = {name: sum(self._by_state[state] for state in states) for name, states in STATE_FILTERS}
-        return {**counts, ALL: self._by_state.total()}
+    def state_counts(self) -> Mapping[str, int]:
+        """How many tunnels are in each state."""
+        return self._by_state
 
     def update(self, tunnels: Mapping[str, Tunnel], selection: Selection) -> None:
         """Select and order these tunnels. Costs nothing if neither argument has changed."""
@@ -105,7 +117,7 @@ class VisibleTunnels:
     def _update_entries(self, candidates: Iterable[tuple[str, Tunnel]], selection: Selection, rule: _Rule) -> bool:
         """Update the entries of tunnels that may have changed; return whether the order may have changed."""
         entries, is_order_stale = self._entries, False
-        states = _STATES_OF_FILTER[selection.state_filter]
+        states = states_of_filter(selection.state_filter)
         key, name_key = self._sort_keys[selection.sort], self._sort_keys["name"]
         for name, tunnel in candidates:
             old = entries.get(name)
@@ -151,25 +163,32 @@ def _changed_tunnels(
 
 
 def _parse_rule(text: str, tunnels: Iterable[Tunnel]) -> _Rule:
-    """Parse the filter: ``a b|c`` matches both a and b, or c."""
-    alternatives = [[_parse_term(word) for word in part.split()] for part in text.casefold().split("|")]
+    """Parse the filter: ``a b|!c`` matches both a and b, or not c."""
+    alternatives = [
+        [term for word in part.split() if (term := _parse_term(word)).pattern or term.field]
+        for part in text.casefold().split("|")
+    ]
     return tuple(tuple(_complete_term(term, tunnels) for term in terms) for terms in alternatives if terms)
 
 
 def _parse_term(word: str) -> _Term:
+    """Return a term; one that is negated and still without a pattern, as while it is typed, matches everything."""
+    is_negated = word.startswith(NOT)
+    word = word.removeprefix(NOT)
     field, colon, pattern = word.partition(":")
-    return (field, pattern) if colon and field in _FIELDS else ("", word)
+    if not colon or field not in _FIELDS:
+        return _Term(word, is_negated=is_negated)
+    return _Term(pattern, field, is_negated and bool(pattern))
 
 
 def _complete_term(term: _Term, tunnels: Iterable[Tunnel]) -> _Term:
     """``host:edge-1`` matches that host and not edge-10; while there is no such host, it matches as a prefix."""
-    field, pattern = term
-    if not field or any(sign in pattern for sign in "*?["):
+    if not term.field or not _WILDCARDS.isdisjoint(term.pattern):
         return term
-    values = _FIELDS[field]
-    if any(pattern == value.casefold() for tunnel in tunnels for value in values(tunnel)):
+    values = _FIELDS[term.field]
+    if any(term.pattern == value.casefold() for tunnel in tunnels for value in values(tunnel)):
         return term
-    return field, f"{pattern}*"
+    return replace(term, pattern=f"{term.pattern}*")
 
 
 def _rule_matches(rule: _Rule, tunnel: Tunnel) -> bool:
@@ -177,7 +196,20 @@ def _rule_matches(rule: _Rule, tunnel: Tunnel) -> bool:
 
 
 def _term_matches(term: _Term, tunnel: Tunnel) -> bool:
-    field, pattern = term
-    if not field:
-        return pattern in tunnel.search_text()
-    return any(fnmatchcase(value.casefold(), pattern) for value in _FIELDS[field](tunnel))
+    pattern = term.pattern
+    if term.field:
+        is_match = any(matches_pattern(value, pattern) for value in _FIELDS[term.field](tunnel))
+    else:
+        is_match = pattern in tunnel.search_text() or any(matches_pattern(v, pattern) for v in tunnel.search_values())
+    return is_match != term.is_negated
+
+
+def matches_pattern(value: str, pattern: str) -> bool:
+    """Return whether a text equals a pattern, in which ``*``, ``?`` and ``[0-9]`` stand for others as in a shell.
+
+    The bracket of an IPv6 address, as in ``[::1]:*``, is literal too.
+    """
+    value = value.casefold()
+    if _WILDCARDS.isdisjoint(pattern):
+        return value == pattern
+    return fnmatchcase(value, pattern) or ("[" in pattern and fnmatchcase(value, pattern.replace("[", "[[]")))

@@ -35,21 +35,32 @@ _RUNNING: Final = frozenset(str(state) for state, info in STATES.items() if info
 ALL: Final = "all"
 _FILTER_COLORS: Final[dict[str, frozenset[StateColor]]] = {
     "up": frozenset({StateColor.GOOD}),
+    "waiting": frozenset(),
     "connecting": frozenset({StateColor.PROGRESS}),
     "cooldown": frozenset({StateColor.WARNING}),
     "failed": frozenset({StateColor.ERROR}),
     "stopped": frozenset({StateColor.QUIET, StateColor.LEAVING}),
 }
 
+
+def _filter_of(state: State) -> str:
+    """Return the filter that includes a state: one of its own name, else the one of its colour."""
+    names = (name for name, colors in _FILTER_COLORS.items() if STATES[state].color in colors)
+    return str(state) if state in _FILTER_COLORS else next(names)
+
+
 STATE_FILTERS: Final[tuple[tuple[str, frozenset[str]], ...]] = (
     (ALL, frozenset()),
-    *(
-        (name, frozenset(str(state) for state, info in STATES.items() if info.color in colors))
-        for name, colors in _FILTER_COLORS.items()
-    ),
+    *((name, frozenset(str(state) for state in STATES if _filter_of(state) == name)) for name in _FILTER_COLORS),
     (GONE, frozenset({GONE, SILENT})),
 )
 """The filters by state, each with the states that it includes. Every state belongs to exactly one of them."""
+_STATES_OF_FILTER: Final = dict(STATE_FILTERS)
+
+
+def states_of_filter(name: str) -> frozenset[str]:
+    """Return the states that a filter includes; none means all."""
+    return _STATES_OF_FILTER[name]
 
 
 def state_filters(*, is_fleet: bool) -> list[str]:

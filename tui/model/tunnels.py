@@ -34,6 +34,8 @@ MAX_SAMPLES: Final = 180
 SAMPLE_INTERVAL_S: Final = 1.0
 """Between two samples: rates are means over this time."""
 
+_MIN_COUNTDOWN_S: Final = 0.05
+"""Less would be shown as 0.0 seconds."""
 _MAX_LAG: Final = 8
 """Samples by which the history of an idle tunnel may lag behind."""
 _MAX_CLOCK_STEP_S: Final = 60.0
@@ -198,20 +200,25 @@ class Tunnel:
         return None if direction is None else (direction == "reverse") == (self.data.get("role") == "server")
 
     def cooldown_left(self, now: float) -> float:
-        """Return the seconds of cooldown that are left at ``now`` on the monotonic clock."""
+        """Return the seconds of cooldown left at ``now`` on the monotonic clock; 0 if it is over, or ends now."""
         if self.state != State.COOLDOWN:
             return 0.0
         cooldown = self.data.get("cooldown") or _NO_COOLDOWN
-        return max(0.0, cooldown["remaining_s"] - (now - self.received_at))
+        left = cooldown["remaining_s"] - (now - self.received_at)
+        return left if left >= _MIN_COUNTDOWN_S else 0.0
 
     def host_silence(self, now: float) -> float | None:
         """Return the seconds since the last message of its offline host; None if it is online or the time unknown."""
         at = self.data.get("last_message_at")
         return None if at is None or not self.is_host_offline else max(0.0, now - at)
 
+    def search_values(self) -> list[str]:
+        """Return the texts that the filter searches."""
+        return [self.name, *(self.text(key) for key in _SEARCHED), *self.tags]
+
     def search_text(self) -> str:
         """Return all texts that the filter searches, case-folded."""
-        return " ".join([*(self.text(key) for key in _SEARCHED), *self.tags]).casefold()
+        return " ".join(self.search_values()).casefold()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from tui.format.confirmations import (
     confirm_reload,
 )
 from tui.format.event_format import error_text, plan_lines, refusal_texts
-from tui.screens.dialogs import ConfirmDialog
+from tui.screens.dialogs import Answer, ConfirmDialog
 from tui.screens.texts import LinesModal
 from tui.sources.base import SourceError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tui.session import DashboardSession
 
 _MAX_PARALLEL_COMMANDS: Final = 8
+NO_TUNNEL: Final = "No tunnel is selected."
 _RESULT_S: Final = 3
 """How long the result of a command is shown."""
 
@@ -45,14 +46,16 @@ class ActionRunner:
 
     def send_command(self, verb: str, tunnels: Sequence[Tunnel]) -> None:
         """Send a command for the tunnels to which it applies, after a confirmation if it disconnects visitors."""
-        if tunnels and not self._session.is_read_only:
+        if self._can_send(verb, tunnels):
             self._run(partial(self._send_command, verb, tunnels), "commands")
 
     def reload(self, tunnels: Sequence[Tunnel]) -> None:
         """Reload the file, after a confirmation if it interrupts tunnels; in a fleet, the files of their hosts."""
         if not self._session.is_fleet:
-            self._run(self._reload, "reload")
-        elif hosts := sorted({tunnel.host for tunnel in tunnels}):
+            if self._can_send("reload", None):
+                self._run(self._reload, "reload")
+        elif self._can_send("reload", tunnels):
+            hosts = sorted({tunnel.host for tunnel in tunnels})
             self._run(partial(self._reload_hosts, hosts), "reload")
 
     def show_plan(self) -> None:
@@ -66,6 +69,16 @@ class ActionRunner:
     def show_error(self, text: str) -> None:
         """Show why something failed."""
         self._app.notify(printable_lines(text), severity="warning", markup=False)
+
+    def _can_send(self, verb: str, tunnels: Sequence[Tunnel] | None) -> bool:
+        """Return whether there is something to send, or say why not. ``tunnels`` is None if the command needs none."""
+        if reason := self._session.read_only_reason:
+            self.show_error(f"Read-only, {verb} was not sent: {reason}.")
+            return False
+        if tunnels is not None and not tunnels:
+            self.show_error(NO_TUNNEL)
+            return False
+        return True
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, None]], group: str, *, exclusive: bool = False) -> None:
         # a function and not a coroutine: one that is cancelled before its start would never be awaited
@@ -104,7 +117,7 @@ class ActionRunner:
             return False
         self._is_confirming = True
         try:
-            dialog = ConfirmDialog(confirmation.title, confirmation.lines, [("yes", confirmation.answer)])
+            dialog = ConfirmDialog(confirmation.title, confirmation.lines, [Answer("yes", confirmation.answer)])
             return await self._app.push_screen_wait(dialog) == "yes"
         finally:
             self._is_confirming = False

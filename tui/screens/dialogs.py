@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
@@ -16,26 +17,44 @@ if TYPE_CHECKING:
 
     from textual.app import ComposeResult
     from textual.binding import BindingType
+    from textual.events import Key
 
     from tui.format.text import Line
 
 
+# as in the style sheet
+_DIALOG_WIDTH: Final = 74
+_DIALOG_FRAME: Final = 6  # border and padding
+_BUTTON_EXTRA: Final = 6  # key and gap, padding, margin
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A button of a question."""
+
+    name: str
+    """the result of the dialog"""
+    label: str
+    key: str = "y"
+    """the letter that chooses it"""
+
+
 class ConfirmDialog(ModalScreen[str | None]):
-    """A question, some lines, some buttons. Cancel has the focus, and Escape means Cancel.
+    """A question, some lines, some buttons. Cancel has the focus, and Escape or n means Cancel.
 
     The result is the name of the button, None for Cancel.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        ("escape,q", "dismiss(None)"),
+        ("escape,q,n,N", "dismiss(None)"),
         ("left,up", "app.focus_previous"),
         ("right,down", "app.focus_next"),
         ("pageup", "page(-1)"),
         ("pagedown", "page(1)"),
     ]
 
-    def __init__(self, title: str, lines: Sequence[Line], answers: Sequence[tuple[str, str]]) -> None:
-        """``answers`` are the names and labels of the buttons other than Cancel."""
+    def __init__(self, title: str, lines: Sequence[Line], answers: Sequence[Answer]) -> None:
+        """``answers`` are the buttons other than Cancel."""
         super().__init__()
         self._title = title
         self._lines = lines
@@ -47,14 +66,29 @@ class ConfirmDialog(ModalScreen[str | None]):
             yield Static(printable(self._title), id="dialog-title", markup=False)
             yield Pane(id="dialog-lines")
             with Horizontal(id="dialog-buttons"):
-                yield Button("Cancel", id="cancel", compact=True)
-                for name, label in self._answers:
-                    yield Button(label.replace("[", "\\["), id=name, variant="warning", compact=True)
+                yield Button("n Cancel", id="cancel", compact=True)
+                for answer in self._answers:
+                    label = f"{answer.key} {answer.label}".replace("[", "\\[")
+                    yield Button(label, id=answer.name, variant="warning", compact=True)
 
     def on_mount(self) -> None:
         """Focus Cancel: pressing Enter once too often must do no harm."""
         self.query_one("#dialog-lines", Pane).show_lines(self._lines)
         self.query_one("#cancel", Button).focus()
+
+    def on_resize(self) -> None:
+        """Put the buttons below each other if they do not fit beside each other."""
+        buttons = self.query_one("#dialog-buttons", Horizontal)
+        needed = sum(len(answer.label) + _BUTTON_EXTRA for answer in (Answer("cancel", "Cancel"), *self._answers))
+        buttons.set_class(needed > min(_DIALOG_WIDTH, self.size.width) - _DIALOG_FRAME, "-narrow")
+
+    def on_key(self, event: Key) -> None:
+        """Choose the answer that has this key."""
+        for answer in self._answers:
+            if event.character and event.character.casefold() == answer.key:
+                event.stop()
+                self.dismiss(answer.name)
+                return
 
     def action_page(self, step: int) -> None:
         """Scroll the lines by pages."""

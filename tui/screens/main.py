@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import work
 from textual.binding import Binding, BindingType
@@ -15,6 +15,7 @@ from tui.format.help import help_lines
 from tui.model.keys import ACTIONS, STATE_FILTER_KEYS
 from tui.model.selection import Selection
 from tui.model.states import ALL, STATE_FILTERS, state_filters
+from tui.screens.actions import NO_TUNNEL
 from tui.screens.detail_loader import MAX_EVENTS
 from tui.screens.main_view import MainView
 from tui.screens.palette import CommandProvider
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from tui.session import DashboardSession
     from tui.widgets.bars import ChoiceBar
     from tui.widgets.table import TunnelTable
-
-_COMMANDS: Final = frozenset(action.name for action in ACTIONS if action.is_command)
 
 
 class MainScreen(MainView):
@@ -95,6 +94,8 @@ class MainScreen(MainView):
         """Set the state filter, or run the action of the footer, that was clicked."""
         if message.bar == "state-filters":
             self.action_state_filter(message.name)
+        elif message.name == "filter":
+            self.action_filter()  # at once: the next key belongs to the filter
         else:
             self.run_key_action(message.name)
 
@@ -104,8 +105,10 @@ class MainScreen(MainView):
 
     def action_state_filter(self, name: str) -> None:
         """Filter by state; choosing the present filter again shows all tunnels."""
-        if name in state_filters(is_fleet=self._session.is_fleet):
-            self._select(replace(self._selection, state_filter=ALL if name == self._selection.state_filter else name))
+        if name not in state_filters(is_fleet=self._session.is_fleet):
+            self._actions.show_error(f"No tunnel can be {name}: only a host of a fleet can.")
+            return
+        self._select(replace(self._selection, state_filter=ALL if name == self._selection.state_filter else name))
 
     def action_next_state_filter(self) -> None:
         """Choose the next filter by state."""
@@ -143,13 +146,13 @@ class MainScreen(MainView):
 
     def action_filter(self) -> None:
         """Edit the text filter of the table."""
-        hint = "filter: words of name, address, tag; a|b matches either"
+        hint = "words or patterns (edge-*) of name, address, tag; a|b either, !a not, host:a tag:a state:a"
         self._edit_filter(self._selection.text, hint, is_for_log=False)
 
     def action_log_filter(self) -> None:
         """Edit the text filter of the log."""
         self._set_log_shown(is_shown=True)
-        self._edit_filter(self._log.log_filter.text, "filter the log", is_for_log=True)
+        self._edit_filter(self._log.log_filter.text, "filter the log: a text or a pattern; !a not", is_for_log=True)
 
     def _edit_filter(self, text: str, hint: str, *, is_for_log: bool) -> None:
         self._filter.display = False
@@ -166,9 +169,11 @@ class MainScreen(MainView):
         return is_late
 
     def _close_filter_input(self) -> None:
+        has_focus = self.focused is self._filter_input
         self._filter_input.display = False
         self._filter.display = True
-        self._table.focus()
+        if has_focus:
+            self._table.focus()
         self.draw()
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -181,6 +186,11 @@ class MainScreen(MainView):
             self._log.set_filter(replace(self._log.log_filter, text=text))
         else:
             self._select(replace(self._selection, text=text))
+
+    def on_filter_input_left(self) -> None:
+        """Keep the filter and close its input: a click or Tab moved the focus away."""
+        if self.focused is not self._filter_input:
+            self._close_filter_input()
 
     def on_input_submitted(self) -> None:
         """Keep the filter and close its input."""
@@ -197,8 +207,7 @@ class MainScreen(MainView):
         if self._has_room_for_details:
             self._wants_details = not self._wants_details
             self.draw()
-        elif self._table.cursor is not None:
-            name = self._table.cursor
+        elif (name := self._cursor_or_notice()) is not None:
             self.app.push_screen(LinesModal(name, partial(self._detail_lines, name), is_live=True))
 
     def action_log(self) -> None:
@@ -241,8 +250,8 @@ class MainScreen(MainView):
 
     def action_route(self) -> None:
         """Show the route of the tunnel under the cursor."""
-        if self._table.cursor is not None:
-            self.app.push_screen(RouteModal(self._session, self._table.cursor))
+        if (name := self._cursor_or_notice()) is not None:
+            self.app.push_screen(RouteModal(self._session, name))
 
     def action_routes(self) -> None:
         """Show the list of all routes."""
@@ -282,8 +291,8 @@ class MainScreen(MainView):
 
     def action_mark(self) -> None:
         """Toggle the mark of the tunnel under the cursor and move to the next one."""
-        if self._table.cursor is not None:
-            self._toggle_marks({self._table.cursor})
+        if (name := self._cursor_or_notice()) is not None:
+            self._toggle_marks({name})
             self._table.action_move(1)
 
     def action_mark_all(self) -> None:
@@ -292,6 +301,12 @@ class MainScreen(MainView):
         self._marked = self._marked - names if names <= self._marked else self._marked | names
         self.draw()
 
+    def _cursor_or_notice(self) -> str | None:
+        """Return the tunnel under the cursor, or say that there is none."""
+        if self._table.cursor is None:
+            self._actions.show_error(NO_TUNNEL)
+        return self._table.cursor
+
     def _targets(self) -> list[Tunnel]:
         """Return the marked tunnels, or the one under the cursor, as they are now."""
         tunnels = self._session.view.tunnels
@@ -299,10 +314,6 @@ class MainScreen(MainView):
         return [tunnels[name] for name in names if name in tunnels]
 
     # -- commands ----------------------------------------------------------------------------------------------------
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Block commands in read-only mode."""
-        return None if action in _COMMANDS and self.is_read_only else super().check_action(action, parameters)
 
     def action_start_stop(self) -> None:
         """Stop the running tunnels, or start them if none runs."""
@@ -330,5 +341,5 @@ class MainScreen(MainView):
 
     def action_copy(self) -> None:
         """Copy the URL of the tunnel under the cursor."""
-        if self._table.cursor is not None:
-            self._actions.copy_url(self._table.cursor)
+        if (name := self._cursor_or_notice()) is not None:
+            self._actions.copy_url(name)

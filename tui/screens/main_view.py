@@ -9,14 +9,14 @@ from textual.screen import Screen
 
 from tui.format.chrome import (
     banner_lines,
-    filter_line,
+    filter_bar,
     footer_bar,
     header_line,
     no_match_lines,
     no_tunnels_lines,
     state_filter_bar,
 )
-from tui.format.columns import SORT_KEYS
+from tui.format.columns import SORT_KEYS, changes_with_time
 from tui.format.details import detail_lines
 from tui.format.text import paragraph
 from tui.model.selection import Selection, VisibleTunnels
@@ -59,13 +59,19 @@ class MainView(Screen[None], RenderCached):
         self._selection = Selection()
         self._marked: frozenset[str] = frozenset()
         self._frozen: tuple[StatusView, float] | None = None
+        self._drawn: tuple[StatusView, float] | None = None
+        """the view and the clock from which the table was drawn last"""
         self._visible_tunnels = VisibleTunnels(SORT_KEYS)
         self._footer_drawn_for = (0, False)
         self._wants_details = True
         self._wants_log: bool | None = None
         """the user's choice; None: it depends on the height of the screen"""
         self._is_log_of_all = False
-        self._header, self._filters, self._filter = Pane(id="header"), ChoiceBar(id="state-filters"), Pane(id="filter")
+        self._header, self._filters, self._filter = (
+            Pane(id="header"),
+            ChoiceBar(id="state-filters"),
+            ChoiceBar(id="filter"),
+        )
         self._filter_input = FilterInput(id="filter-input")
         self._banner, self._footer = Pane(id="banner"), ChoiceBar(id="footer")
         self._table, self._empty, self._log = TunnelTable(id="table"), Pane(id="empty"), LogPane(id="log")
@@ -115,10 +121,13 @@ class MainView(Screen[None], RenderCached):
         """Show the table, and the live text over it."""
         if not self._can_draw:
             return
-        view, now = self._shown_view()
+        view, now = self._drawn = self._shown_view()
         self._visible_tunnels.update(view.tunnels, self._selection)
         self._marked &= view.tunnels.keys()
         self._draw_rows(view, now)
+        tunnel = view.tunnels.get(self._table.cursor or "")
+        if tunnel is not None and changes_with_time(tunnel):
+            self._draw_detail(view, now)  # at once: row and details must show the same seconds
         top_screen = self.app.screen
         detailed = set() if self._table.cursor is None else {self._table.cursor}
         if isinstance(top_screen, TextModal):
@@ -148,9 +157,10 @@ class MainView(Screen[None], RenderCached):
         (view, _), width = self._shown_view(), self.size.width
         connection = replace(self._session.connection(), is_frozen=self._frozen is not None)
         self._header.show_lines([header_line(view, connection, width)])
-        counts, shown = self._visible_tunnels.counts, len(self._visible_tunnels.tunnels)
-        self._filters.show_choices(*state_filter_bar(view, counts, self._selection.state_filter, width))
-        self._filter.show_lines([filter_line(self._selection, shown, len(view.tunnels), len(self._marked), width)])
+        visible, selection = self._visible_tunnels, self._selection
+        self._filters.show_choices(*state_filter_bar(view, visible.state_counts, selection.state_filter, width))
+        numbers = (len(visible.tunnels), len(view.tunnels), len(self._marked))
+        self._filter.show_choices(*filter_bar(selection, self._table.table_layout, *numbers, width))
         self._draw_banner(banner_lines(view, connection, self._session.notice, width))
         if self._footer_drawn_for != (width, self.is_read_only):
             self._footer_drawn_for = (width, self.is_read_only)
@@ -173,7 +183,10 @@ class MainView(Screen[None], RenderCached):
         """Show the details of the tunnel under the cursor, and the log."""
         if not self._can_draw:
             return
-        view, now = self._shown_view()
+        self._draw_detail(*(self._drawn or self._shown_view()))
+        self._log.flush()
+
+    def _draw_detail(self, view: StatusView, now: float) -> None:
         detail = self._detail
         is_wanted = self._wants_details and self._has_room_for_details and bool(view.tunnels)
         if detail.display != is_wanted:
@@ -183,12 +196,11 @@ class MainView(Screen[None], RenderCached):
         needs_summary = bool(self._visible_tunnels.tunnels) and not is_wanted
         summary = view.tunnels.get(self._table.cursor or "") if needs_summary else None
         self._summary.show_tunnel(summary, self.size, now, self._session.wall())
-        self._log.flush()
 
     def _detail_lines(self, name: str | None, width: int) -> list[Line]:
         if name is None:
             return [(("No tunnel is selected.", "dim"),)]
-        view, now = self._shown_view()
+        view, now = self._drawn or self._shown_view()
         tunnel = view.tunnels.get(name)
         if tunnel is None:
             return paragraph(f"{name} was removed.", width, "warn")

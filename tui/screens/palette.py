@@ -11,6 +11,7 @@ from textual.content import Content
 from orchestrator.process.logformat import printable
 from tui.format.confirmations import VERBS
 from tui.model.keys import ACTIONS, display_keys
+from tui.model.selection import matches_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ _ACTION_SCORE: Final = 0.25
 def find_commands(query: str, names: Iterable[str], *, is_read_only: bool) -> list[tuple[str, str]]:
     """Return the (verb, tunnel) that match a query, the best first.
 
-    ``restart db`` is a verb and a part of a name; ``db`` alone shows the tunnel.
+    ``restart db`` is a verb and a part of a name, or a pattern of one; ``db`` alone shows the tunnel.
     """
     verbs = _READ_ONLY_VERBS if is_read_only else (*VERBS, *_READ_ONLY_VERBS)
     word, _, rest = query.strip().casefold().partition(" ")
@@ -37,7 +38,7 @@ def find_commands(query: str, names: Iterable[str], *, is_read_only: bool) -> li
         (not name.casefold().startswith(part), verb, name)
         for verb, part in matching
         for name in names
-        if part in name.casefold()
+        if part in name.casefold() or matches_pattern(name, part)
     ]
     found.sort(key=lambda entry: entry[0])
     return [(verb, name) for _, verb, name in found[:_MAX_HITS]]

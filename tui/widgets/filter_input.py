@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from textual.message import Message
 from textual.widgets import Input
 
 if TYPE_CHECKING:
@@ -12,6 +14,10 @@ if TYPE_CHECKING:
 
 class FilterInput(Input):
     """Hidden until a filter is edited. The screen handles Textual's ``Input.Changed`` and ``Input.Submitted``."""
+
+    @dataclass
+    class Left(Message):
+        """The focus moved to another widget of the screen."""
 
     def __init__(self, *, id: str) -> None:  # noqa: A002  Textual's name
         super().__init__(id=id, compact=True, select_on_focus=False)
@@ -25,6 +31,11 @@ class FilterInput(Input):
         self.value = text
         self.display = True
         self.screen.set_focus(self)
+
+    def on_blur(self) -> None:
+        """Report that keys go elsewhere now: an input that is still shown would suggest that they are typed into it."""
+        if self.display and self.app.app_focus:  # the terminal itself may lose the focus: then it comes back here
+            self.post_message(self.Left())
 
     def insert_late_key(self, key: Key) -> None:
         """Insert a key that was sent to the table before the focus moved here."""

@@ -70,7 +70,8 @@ class TunnelTable(HeadedPane, inherit_bindings=False):
         self._selection = Selection()
         self._marked: frozenset[str] = frozenset()
         self._now = 0.0
-        self._table_layout = TableLayout((), ())
+        self.table_layout = TableLayout((), ())
+        """the columns on the screen"""
         self._longest = (0, 0)
         """columns of the longest name and of the longest host"""
         self._laid_out_width = 0
@@ -126,7 +127,7 @@ class TunnelTable(HeadedPane, inherit_bindings=False):
         """Format the visible rows and draw those that differ from the drawn ones."""
         if self._laid_out_width != self.line_width:
             self._laid_out_width = self.line_width
-            self._table_layout = lay_out(self.line_width, *self._longest)
+            self.table_layout = lay_out(self.line_width, *self._longest)
         rows = self._format_rows(self._visible_tunnels())
         visible = {-1: self.heading_line(), **dict(enumerate(rows, self.scroll_offset.y))}
         for index in visible.keys() | self._drawn.keys():
@@ -136,13 +137,13 @@ class TunnelTable(HeadedPane, inherit_bindings=False):
 
     def _format_rows(self, tunnels: Iterable[Tunnel]) -> Iterable[Line]:
         """Yield the rows of tunnels; that of an unchanged tunnel is not formatted again."""
-        formatted_for = (self._table_layout, self._marked)
+        formatted_for = (self.table_layout, self._marked)
         before = self._formatted if formatted_for == self._formatted_for else {}
         self._formatted, self._formatted_for = {}, formatted_for
         for tunnel in tunnels:
             old, line = before.get(tunnel.name, (None, ()))
             if tunnel is not old or changes_with_time(tunnel):
-                line = format_row(tunnel, self._table_layout, self._now, self._marked)
+                line = format_row(tunnel, self.table_layout, self._now, self._marked)
             self._formatted[tunnel.name] = (tunnel, line)
             yield line
 
@@ -154,7 +155,7 @@ class TunnelTable(HeadedPane, inherit_bindings=False):
 
     def heading_line(self) -> Line:
         """Return the row of titles."""
-        return format_heading(self._table_layout, self._selection)
+        return format_heading(self.table_layout, self._selection)
 
     def line_at(self, y: int) -> Line:
         """Return the row of a tunnel; ``y`` counts the heading as 0."""
@@ -164,7 +165,7 @@ class TunnelTable(HeadedPane, inherit_bindings=False):
         line = self._drawn.get(index)
         if line is None:
             tunnel = self._tunnels[index]
-            line = self._drawn[index] = format_row(tunnel, self._table_layout, self._now, self._marked)
+            line = self._drawn[index] = format_row(tunnel, self.table_layout, self._now, self._marked)
         return line
 
     def row_style(self, y: int) -> Style:
@@ -249,7 +250,7 @@ class TunnelTable(HeadedPane, inherit_bindings=False):
     def on_click(self, event: events.Click) -> None:
         """Sort by a title, mark in the first column of a row, open with a double click."""
         if event.y == 0:
-            column = self._table_layout.column_at(event.x)
+            column = self.table_layout.column_at(event.x)
             if column is not None:
                 self.post_message(self.SortRequested(column.sort_as or column.key))
             return

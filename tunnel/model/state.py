@@ -85,7 +85,7 @@ STATES: Final[Mapping[State, StateInfo]] = MappingProxyType(
         State.WAITING: StateInfo(
             rank=60,
             sign="◌",
-            ascii_sign="?",
+            ascii_sign="w",
             color=StateColor.PROGRESS,
             meaning="the server listens; no client is connected",
             next_states={
