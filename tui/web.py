@@ -24,6 +24,13 @@ _SECURITY_HEADERS: Final = {
 }
 
 
+_PAGE_STYLE: Final = """<style>
+/* the page never scrolls, and neither does the terminal: a scrollbar would cover its last columns */
+html, body, .xterm-viewport { overflow: hidden !important; }
+</style>
+"""
+
+
 class _TokenServer(Server):
     """Textual's server with a check of the token."""
 
@@ -78,6 +85,8 @@ def require_token(token: str) -> Callable[..., Awaitable[web.StreamResponse]]:
         response = await handler(request)
         if not response.prepared:
             response.headers.update(_SECURITY_HEADERS)
+            if isinstance(response, web.Response) and response.content_type == "text/html" and response.text:
+                response.text = response.text.replace("</head>", f"{_PAGE_STYLE}</head>", 1)
         return response
 
     return check

@@ -177,6 +177,21 @@ def test_the_text_filter_searches_addresses_and_tags() -> None:
     assert [t.name for t in select(known, Selection(text="5432 | PROD")).tunnels] == ["a", "b"]
 
 
+def test_long_settings_and_places_are_shown_in_full() -> None:
+    known = view(tunnel("a")).tunnels["a"]
+    place = "tunnels.d/customers/a-rather-long-name.yaml:41:3"
+    settings: Json = {
+        "tls_ca": {"value": "/etc/nodepass-orch/certificates/ca.pem", "source": "entry", "where": place},
+        "log": {"value": "info", "source": "built in", "where": None},
+    }
+    for width in range(24, 60):
+        lines = detail_lines(known, {"name": "a", "settings": settings}, width, 0.0, 0.0)
+        shown = "".join("".join(text(line).split()) for line in lines)
+        assert place in shown
+        assert "/etc/nodepass-orch/certificates/ca.pem" in shown
+        assert all(length(line) <= width for line in lines)
+
+
 def test_details_show_the_reason_the_next_attempt_and_the_source_of_settings() -> None:
     known = view(cooldown("db-west", 4.2)).tunnels["db-west"]
     shown = texts(

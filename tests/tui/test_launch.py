@@ -319,8 +319,11 @@ async def test_the_browser_needs_the_token_once_and_a_cookie_afterwards() -> Non
     async def page(_: web.Request) -> web.Response:
         return web.Response(text="the dashboard")
 
+    async def index(_: web.Request) -> web.Response:
+        return web.Response(text="<html><head></head></html>", content_type="text/html")
+
     app = web.Application(middlewares=[require_token("secret")])
-    app.add_routes([web.get("/", page), web.get("/ws", page)])
+    app.add_routes([web.get("/", index), web.get("/ws", page)])
     runner = web.AppRunner(app)
     await runner.setup()
     try:
@@ -333,6 +336,7 @@ async def test_the_browser_needs_the_token_once_and_a_cookie_afterwards() -> Non
                     assert answer.status == 403
             async with browser.get("/?token=secret") as answer:
                 assert (answer.status, answer.url.query_string) == (200, "")
+                assert "overflow: hidden" in await answer.text(), "no scrollbar may cover the last columns"
             for path in ("//localhost:1/?token=secret", "///x?token=secret", "/%5Clocalhost:1/?token=secret"):
                 async with browser.get(URL(f"{base}{path}", encoded=True), allow_redirects=False) as answer:
                     assert answer.headers.get("Location", "/") == "/", "never another host"

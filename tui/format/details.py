@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from rich.cells import cell_len
+
 from tui.format.columns import state_cell
 from tui.format.text import (
     NOTHING,
@@ -216,10 +218,15 @@ def _file_lines(more: TunnelDetails, width: int) -> list[Line]:
         is_default = setting["source"] == "built in"
         place = setting["where"] or setting["source"]
         value = "" if setting["value"] is None else str(setting["value"])
-        line: Line = ((fit(name, name_width), "dim"), (value, "dim" if is_default else ""))
-        gap = width - length(line) - len(place)
-        line = (*line, (" " * max(1, gap) + place, "dim" if is_default else "spark"))
-        lines.append(clip(line, width))
+        first, *rest = wrap(value, width - name_width)
+        lines.append(((fit(name, name_width), "dim"), (first, "dim" if is_default else "")))
+        lines += [((" " * name_width + part, ""),) for part in rest]
+        style = "dim" if is_default else "spark"
+        gap = width - length(lines[-1]) - cell_len(place)
+        if gap > 0:
+            lines[-1] = (*lines[-1], (" " * gap + place, style))
+        else:  # in full on lines of its own
+            lines += [((fit(part, width, right=True), style),) for part in wrap(place, width)]
     return lines
 
 

@@ -192,7 +192,7 @@ class MainView(Screen[None], RenderCached):
         if detail.display != is_wanted:
             detail.display = is_wanted
         if is_wanted:
-            detail.show_lines(self._detail_lines(self._table.cursor, max(20, detail.line_width)))
+            detail.show_lines(self._detail_lines(self._table.cursor, max(20, detail.text_width)))
         needs_summary = bool(self._visible_tunnels.tunnels) and not is_wanted
         summary = view.tunnels.get(self._table.cursor or "") if needs_summary else None
         self._summary.show_tunnel(summary, self.size, now, self._session.wall())
