@@ -11,6 +11,8 @@ from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
 from tunnel.engine.ingress import Ingress
 from tunnel.engine.stats import Stats
+from tunnel.engine.tunnel_end import EndParts
+from tunnel.forwarding.tcp import TcpForwarder
 from tunnel.model.address import Address
 from tunnel.model.limits import Limits
 from tunnel.model.settings import Settings
@@ -52,9 +54,9 @@ class StarvedLink:
 async def test_the_other_end_learns_that_waiting_visitors_were_disconnected() -> None:
     async with shared_parts() as shared:
         stats = Stats()
-        ingress = Ingress(
-            shared.reactor, shared.pipes, stats, Events().event_log(), Settings(), 0.05, on_crash=lambda _: None
-        )
+        forwarder = TcpForwarder(shared.reactor, shared.pipes, stats.from_visitors, stats.to_visitors)
+        parts = EndParts(shared.reactor, forwarder, stats, Events().event_log(), lambda: None, lambda _: None)
+        ingress = Ingress(parts, Settings(), 0.05)
         link = StarvedLink()
         ingress.attach(cast("Link", link))
         listener = socket.create_server(("127.0.0.1", 0))

@@ -11,7 +11,7 @@ import contextlib
 import random
 from typing import TYPE_CHECKING, Final
 
-from tunnel.engine.tunnel_end import TunnelEnd
+from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.protocol.messages import Launch, StreamsEnded
@@ -21,18 +21,14 @@ from tunnel.runtime.resolver import DialTarget
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from tunnel.engine.link import EventTable, Link
     from tunnel.engine.pool import DataConnection
-    from tunnel.engine.stats import Stats
     from tunnel.model.address import Address
-    from tunnel.model.events import EventLog
     from tunnel.model.spec import TunnelSpec
     from tunnel.runtime.connect_race import Failure
-    from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
-    from tunnel.runtime.splice import PipePool
 
 
 DIAL_TIMEOUT_S: Final = 10.0
@@ -70,22 +66,9 @@ class TargetDial(ConnectRace):
 class Egress(TunnelEnd):
     """The end that dials the target. Owns the dials in progress and the relays."""
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        pipes: PipePool,
-        stats: Stats,
-        event_log: EventLog,
-        target: Address,
-        on_target_changed: Callable[[], None],
-        *,
-        on_crash: Callable[[Exception], None],
-    ) -> None:
-        super().__init__(
-            reactor, pipes, stats, event_log, on_crash, from_near=stats.to_visitors, to_near=stats.from_visitors
-        )
+    def __init__(self, parts: EndParts, target: Address) -> None:
+        super().__init__(parts)
         self._target = DialTarget(target)
-        self._on_target_changed = on_target_changed
         self._dials: dict[TargetDial, None] = {}  # ordered by deadline
         self._by_data_id: dict[int, TargetDial] = {}  # dials for visitors, by the id of their data connection
         self._resolving: dict[asyncio.Task[None], TargetDial] = {}
@@ -279,7 +262,7 @@ class Egress(TunnelEnd):
         self._published_error = self._target_error
         for link in self._links:
             link.session.send_target_status(self._target_error)
-        self._on_target_changed()
+        self._on_state_input_changed()
 
     def _publish_change(self) -> None:
         self._publish_timer = None

@@ -15,6 +15,8 @@ from tunnel.engine.egress import Egress
 from tunnel.engine.ingress import Ingress
 from tunnel.engine.link import DialStatusChanged, LinkClosed, PoolAvailable
 from tunnel.engine.stats import Stats
+from tunnel.engine.tunnel_end import EndParts
+from tunnel.forwarding import create_forwarder
 from tunnel.model.events import EventKind, EventLog
 from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.snapshot import SnapshotBuilder, SnapshotInput
@@ -213,18 +215,32 @@ class Engine(ABC):
         addresses = listeners.listening_addresses(self.spec, direction)
         missing = {purpose: address for purpose, address in addresses.items() if purpose not in self._bound}
         self._bound |= await listeners.bind(self.spec, missing)
-        spec, context, crash = self.spec, self._context, self.on_handler_error
-        parts = (context.reactor, context.pipes, self._stats, self._event_log)
-        if listeners.VISITORS in addresses:
-            ingress = Ingress(*parts, spec.settings, context.timing.queue_timeout_s, on_crash=crash)
+        spec, is_ingress = self.spec, listeners.VISITORS in addresses
+        parts = self._end_parts(is_ingress=is_ingress)
+        if is_ingress:
+            ingress = Ingress(parts, spec.settings, self._context.timing.queue_timeout_s)
             ingress.open(self._bound.pop(listeners.VISITORS), spec.target)
             self._event_log.log_info(EventKind.LISTEN, f"visitors are accepted on {ingress.address}")
             self._end = ingress
         else:
-            egress = Egress(*parts, spec.target, self._update_state, on_crash=crash)
+            egress = Egress(parts, spec.target)
             self._retry_target = egress.retry_target
             self._end = egress
         self._end.apply_settings(spec, self._max_visitors)
+
+    def _end_parts(self, *, is_ingress: bool) -> EndParts:
+        context, stats = self._context, self._stats
+        from_near, to_near = stats.from_visitors, stats.to_visitors
+        if not is_ingress:  # what is near to an egress is the target
+            from_near, to_near = to_near, from_near
+        return EndParts(
+            context.reactor,
+            create_forwarder(self.spec, context.reactor, context.pipes, from_near=from_near, to_near=to_near),
+            stats,
+            self._event_log,
+            self._update_state,
+            self.on_handler_error,
+        )
 
     async def _cool_down(self, reason: str, level: LogLevel = LogLevel.WARN) -> None:
         delay_s = self._cooldown.start(self.spec.cooldown)

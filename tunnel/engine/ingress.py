@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from tunnel.engine.tunnel_end import TunnelEnd
+from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.model.events import EventKind
 from tunnel.protocol.messages import StreamsEnded, VisitorFailed
 from tunnel.runtime.acceptor import Acceptor
@@ -16,35 +16,19 @@ from tunnel.runtime.acceptor import Acceptor
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Callable
 
     from tunnel.engine.link import EventTable, Link
     from tunnel.engine.pool import DataConnection
-    from tunnel.engine.stats import Stats
     from tunnel.model.address import Address
-    from tunnel.model.events import EventLog
     from tunnel.model.settings import Settings
     from tunnel.model.spec import TunnelSpec
-    from tunnel.runtime.reactor import Reactor
-    from tunnel.runtime.splice import PipePool
 
 
 class Ingress(TunnelEnd):
     """The end that accepts visitors. Owns the listener, the queue and the relays."""
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        pipes: PipePool,
-        stats: Stats,
-        event_log: EventLog,
-        settings: Settings,
-        queue_timeout_s: float,
-        on_crash: Callable[[Exception], None],
-    ) -> None:
-        super().__init__(
-            reactor, pipes, stats, event_log, on_crash, from_near=stats.from_visitors, to_near=stats.to_visitors
-        )
+    def __init__(self, parts: EndParts, settings: Settings, queue_timeout_s: float) -> None:
+        super().__init__(parts)
         self._queue_timeout_s = queue_timeout_s
         self.acceptor: Acceptor | None = None
         self._linkless_since = self._loop.time()

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tunnel.engine.relays import RelaySet
-from tunnel.forwarding.tcp import TcpForwarder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnel.engine.link import EventTable, Link
     from tunnel.engine.stats import Stats
-    from tunnel.forwarding.flow import ByteCounter
+    from tunnel.forwarding import Forwarder
     from tunnel.model.events import EventLog
     from tunnel.model.spec import TunnelSpec
     from tunnel.runtime.acceptor import Acceptor
     from tunnel.runtime.reactor import Reactor
-    from tunnel.runtime.splice import PipePool
+
+
+@dataclass(frozen=True, slots=True)
+class EndParts:
+    """What an end receives from its engine."""
+
+    reactor: Reactor
+    forwarder: Forwarder
+    stats: Stats
+    event_log: EventLog
+    on_state_input_changed: Callable[[], None]
+    """called when the tunnel may have another state because of this end"""
+    on_crash: Callable[[Exception], None]
 
 
 class TunnelEnd(ABC):
@@ -28,30 +40,22 @@ class TunnelEnd(ABC):
     It works over a set of links, of which there is one today. Relays continue when their link is lost.
     """
 
-    def __init__(
-        self,
-        reactor: Reactor,
-        pipes: PipePool,
-        stats: Stats,
-        event_log: EventLog,
-        on_crash: Callable[[Exception], None],
-        *,
-        from_near: ByteCounter,
-        to_near: ByteCounter,
-    ) -> None:
+    def __init__(self, parts: EndParts) -> None:
+        reactor, stats = parts.reactor, parts.stats
         self.stats = stats
         """counters of this tunnel's visitors; only its one end changes them"""
         self.relays = RelaySet(
             reactor,
-            TcpForwarder(reactor, pipes, from_near, to_near),
-            event_log,
+            parts.forwarder,
+            parts.event_log,
             on_first_relay=stats.notify_activity,
             on_relay_closed=self._on_room_freed,
             on_vanished=stats.count_vanished,
         )
         self.reactor = reactor
-        self._event_log = event_log
-        self._on_crash = on_crash
+        self._event_log = parts.event_log
+        self._on_crash = parts.on_crash
+        self._on_state_input_changed = parts.on_state_input_changed
         self._loop = asyncio.get_running_loop()
         self._links: dict[Link, None] = {}  # ordered by their start
         self._link: Link | None = None  # the link that the next visitor gets
