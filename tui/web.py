@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
+import signal
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 from textual_serve.server import Server
 
-from orchestrator.process.setup import print_message
+from orchestrator.commands.common import EXIT_FAILED
+from orchestrator.process.http_connections import ConnectionGuard, GuardedRunner, count_answers
+from orchestrator.process.setup import print_message, run_event_loop
 from tunnel.model.address import Address
+from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,6 +28,8 @@ _SECURITY_HEADERS: Final = {
     "Content-Security-Policy": "default-src 'self' data: blob: ws: wss: 'unsafe-inline'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
 }
+
+_GRACE_S: Final = 1.0  # for open pages at the end
 
 
 _PAGE_STYLE: Final = """<style>
@@ -56,8 +64,23 @@ class _TokenServer(Server):
 
     async def _make_app(self) -> web.Application:
         app = await super()._make_app()
-        app.middlewares.append(require_token(self._token))
+        app.middlewares.extend((require_token(self._token), count_answers))
         return app
+
+    async def serve_until_stopped(self) -> None:
+        """Serve with the bounds of the local API until SIGINT or SIGTERM. Raises NetError."""
+        stopped = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        with contextlib.closing(ConnectionGuard()) as guard:
+            runner = GuardedRunner(await self._make_app(), guard, logging.getLogger("aiohttp.server"), _GRACE_S)
+            await runner.setup()
+            try:
+                await runner.listen(Address(self.host, self.port), "the page")
+                await stopped.wait()
+            finally:
+                await runner.close_listeners()
+                await runner.cleanup()
 
 
 def require_token(token: str) -> Callable[..., Awaitable[web.StreamResponse]]:
@@ -106,5 +129,11 @@ def serve(command: str, host: str, port: int, token: str) -> int:
             f"warning: the page and its token are sent unencrypted to any host that can reach {Address(host, port)}; "
             "listen on 127.0.0.1 behind a proxy with TLS, or use ssh -L"
         )
-    _TokenServer(command, host, port, token).serve()
+    server = _TokenServer(command, host, port, token)
+    server.initialize_logging()
+    try:
+        run_event_loop(server.serve_until_stopped())
+    except NetError as error:
+        print_message(str(error))
+        return EXIT_FAILED
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
@@ -14,6 +15,7 @@ from orchestrator.api import openapi
 from orchestrator.api.handlers import ApiContext, ApiRequest, problem_response
 from orchestrator.api.parameters import ParameterError, check_names, parse_body
 from orchestrator.api.routes import ROUTES, Route
+from orchestrator.process.http_connections import TooManyRequestsError, connection_of, count_answers
 from orchestrator.supervisor.control import CommandConflictError, ReadOnlyError
 from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.registry import UnknownTunnelError
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.supervisor.control import ControlService
 
 _CONTEXT: Final = web.AppKey("context", ApiContext)
+_BODY_TIMEOUT_S: Final = 10.0
 _ANY_NAME: Final = "{name:[^/]+}"  # a slash in a name arrives encoded; aiohttp's own ``{name}`` excludes braces too
 
 ERROR_STATUSES: Final[Mapping[type[Exception], HTTPStatus]] = {
@@ -32,6 +35,7 @@ ERROR_STATUSES: Final[Mapping[type[Exception], HTTPStatus]] = {
     ReadOnlyError: HTTPStatus.FORBIDDEN,
     UnknownTunnelError: HTTPStatus.NOT_FOUND,
     CommandConflictError: HTTPStatus.CONFLICT,
+    TooManyRequestsError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """The HTTP status of each exception that a handler may raise."""
 
@@ -40,13 +44,15 @@ def api_application(
     control: ControlService, token: str | None = None, limits: StreamLimits | None = None
 ) -> web.Application:
     """Return the whole API; with a token, every request must carry it."""
-    middlewares: list[Middleware] = [_catch_errors, *([] if token is None else [_require_token(token)])]
+    middlewares: list[Middleware] = [_catch_errors, *([] if token is None else [_require_token(token)]), count_answers]
     return _application(control, ROUTES, middlewares, limits)
 
 
 def monitoring_application(control: ControlService) -> web.Application:
     """Return the part of the API that monitoring may read without a token."""
-    return _application(control, (route for route in ROUTES if route.is_monitoring), [_catch_errors], None)
+    return _application(
+        control, (route for route in ROUTES if route.is_monitoring), [_catch_errors, count_answers], None
+    )
 
 
 def _application(
@@ -82,10 +88,18 @@ def _checked(route: Route) -> Handler:
             check_names(request.query, names, "parameter")
         body: Mapping[str, object] = {}
         if route.method == "POST":
-            body = parse_body(await request.clone(client_max_size=route.max_body_bytes).read(), fields)
+            body = parse_body(await _read_body(request.clone(client_max_size=route.max_body_bytes)), fields)
         return await route.handler(ApiRequest(request, request.app[_CONTEXT], body))
 
     return handle
+
+
+async def _read_body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(reason=f"the body is not complete after {_BODY_TIMEOUT_S:g} s") from None
 
 
 def _require_token(token: str) -> Middleware:
@@ -95,8 +109,15 @@ def _require_token(token: str) -> Middleware:
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
         given = f"{scheme.capitalize()} {credentials.strip()}".encode(errors="surrogateescape")
+        connection = connection_of(request)
+        if connection is not None:
+            await connection.guard.door.wait_to_verify(connection.origin)
         if hmac.compare_digest(given, expected):
+            if connection is not None:
+                connection.guard.door.note_authenticated(connection.origin)
             return await handler(request)
+        if connection is not None:
+            connection.guard.door.note_wrong_proof(connection.origin)
         detail = "the token is missing or wrong; send Authorization: Bearer TOKEN"
         answer = problem_response(HTTPStatus.UNAUTHORIZED, detail)
         answer.headers["WWW-Authenticate"] = "Bearer"

@@ -37,6 +37,7 @@ class ApiContext:
     """returns the OpenAPI document"""
     limits: stream.StreamLimits = field(default_factory=stream.StreamLimits)
     subscriptions: stream.Subscriptions = field(default_factory=stream.Subscriptions)
+    metrics_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     process_metrics: Collector = field(default_factory=metrics.process_collector)
 
 
@@ -199,7 +200,8 @@ async def get_metrics(request: ApiRequest) -> web.StreamResponse:
     tasks = len(asyncio.all_tasks())
     await control.refresh(everything=True)
     reading = metrics.DaemonReading(control.info(), tasks)
-    page, content_type = await asyncio.to_thread(
-        metrics.render, reading, control.store.snapshots(), accept, request.context.process_metrics
-    )
+    async with request.context.metrics_turn:  # each page in work needs several times its size
+        page, content_type = await asyncio.to_thread(
+            metrics.render, reading, control.store.snapshots(), accept, request.context.process_metrics
+        )
     return web.Response(body=page, headers={"Content-Type": content_type})

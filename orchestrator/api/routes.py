@@ -73,9 +73,10 @@ class Route:
 
     @property
     def common_errors(self) -> tuple[HTTPStatus, ...]:
-        """Statuses that do not depend on the handler: malformed request, missing token, body too large."""
-        common = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED)
-        return common if self.method == "GET" else (*common, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        """Statuses that do not depend on the handler: malformed, without token, overload, late or large body."""
+        common = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE)
+        of_body = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        return common if self.method == "GET" else (*common, *of_body)
 
 
 def _tunnel_command_route(command: TunnelCommand) -> Route:

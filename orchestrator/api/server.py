@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
@@ -13,10 +12,12 @@ from aiohttp import web
 
 from orchestrator.api.application import api_application, monitoring_application
 from orchestrator.api.local_socket import Relocate, serve_local_socket
+from orchestrator.process.http_connections import LOCAL_LIMITS, TCP_LIMITS, ConnectionGuard, GuardedRunner
 from orchestrator.process.socket_paths import SocketPathError
 from tunnel.model.events import EventKind
 from tunnel.model.files import FileError, read_secret
 from tunnel.model.spec import LogLevel
+from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 _SHUTDOWN_GRACE_S: Final = 1.0  # for requests in progress
 _ACCEPT_TURNS: Final = 3  # of the event loop, until a connection just accepted is known to the runner, which closes it
-_LISTEN_BACKLOG: Final = 128
 _MIN_TOKEN_LENGTH: Final = 16
 _MAX_TOKEN_LENGTH: Final = 4096
 
@@ -46,30 +46,33 @@ async def serve_api(
     ``limits`` replaces the usual times of streams. ``relocate`` returns the path for the socket after it disappeared.
     """
     async with contextlib.AsyncExitStack() as stack:
-        runner = await stack.enter_async_context(_running(api_application(control, limits=limits)))
+        local = stack.enter_context(contextlib.closing(ConnectionGuard(LOCAL_LIMITS)))
+        remote = stack.enter_context(contextlib.closing(ConnectionGuard(TCP_LIMITS)))
+        runner = await stack.enter_async_context(_running(api_application(control, limits=limits), local))
         await stack.enter_async_context(serve_local_socket(runner, path, control.bus, relocate or (lambda: path)))
         if settings.api.listen is not None:
             app = api_application(control, token=_read_token(settings.api.token_file), limits=limits)
-            runner = await stack.enter_async_context(_running(app))
+            runner = await stack.enter_async_context(_running(app, remote))
             await _listen(runner, settings.api.listen, control, "the API")
             if not settings.api.listen.is_loopback:
                 text = f"the API on {settings.api.listen} sends its token unencrypted; put a TLS proxy in front of it"
                 control.bus.emit(LogLevel.WARN, EventKind.API, text)
         if settings.metrics is not None:
-            runner = await stack.enter_async_context(_running(monitoring_application(control)))
+            runner = await stack.enter_async_context(_running(monitoring_application(control), remote))
             await _listen(runner, settings.metrics, control, "metrics")
         yield
 
 
 @contextlib.asynccontextmanager
-async def _running(app: web.Application) -> AsyncIterator[web.AppRunner]:
-    runner = web.AppRunner(app, access_log=None, logger=_silent_logger(), shutdown_timeout=_SHUTDOWN_GRACE_S)
+async def _running(app: web.Application, guard: ConnectionGuard) -> AsyncIterator[GuardedRunner]:
+    runner = GuardedRunner(app, guard, _silent_logger(), _SHUTDOWN_GRACE_S)
     await runner.setup()
     try:
         yield runner
     finally:
         for site in tuple(runner.sites):
             await site.stop()
+        await runner.close_listeners()
         for _ in range(_ACCEPT_TURNS):
             await asyncio.sleep(0)
         await runner.cleanup()
@@ -82,13 +85,11 @@ def _silent_logger() -> logging.Logger:
     return logger
 
 
-async def _listen(runner: web.AppRunner, address: Address, control: ControlService, service: str) -> None:
+async def _listen(runner: GuardedRunner, address: Address, control: ControlService, service: str) -> None:
     try:
-        await web.TCPSite(runner, address.host or None, address.port, backlog=_LISTEN_BACKLOG).start()
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        raise SocketPathError(f"cannot listen on {address} for {service}: {reason}") from None
-    port = runner.addresses[0][1]
+        port = await runner.listen(address, service)
+    except NetError as error:
+        raise SocketPathError(str(error)) from None
     control.bus.emit(LogLevel.INFO, EventKind.API, f"listening for {service} on {type(address)(address.host, port)}")
 
 

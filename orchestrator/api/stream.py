@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 from aiohttp import web
 
 from orchestrator.json_text import json_text
+from orchestrator.process.http_connections import GuardedConnection, connection_of
 from orchestrator.status.store import encode_delta
 from orchestrator.supervisor.event_bus import is_noteworthy
 from orchestrator.supervisor.reload import RELOAD_EVENT
@@ -113,8 +114,11 @@ class Subscriptions(set[EventSubscription]):
 class SseResponse:
     """One answer of type ``text/event-stream``."""
 
-    def __init__(self, response: web.StreamResponse, limits: StreamLimits) -> None:
+    def __init__(
+        self, response: web.StreamResponse, connection: GuardedConnection | None, limits: StreamLimits
+    ) -> None:
         self.response = response
+        self._connection = connection
         self._limits = limits
         self._last_sent_at = time.monotonic()
 
@@ -124,21 +128,31 @@ class SseResponse:
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        return cls(response, limits)
+        return cls(response, connection_of(request), limits)
 
     async def send(self, frames: Iterable[tuple[str, object]]) -> None:
         """Send frames (kind, data), or a heartbeat if there are none and it is due. Raises ConnectionError."""
         text = "".join(f"event: {kind}\ndata: {json_text(data)}\n\n" for kind, data in frames)
         if not text and time.monotonic() - self._last_sent_at < self._limits.heartbeat_interval_s - 0.01:
             return
-        async with asyncio.timeout(self._limits.write_timeout_s):
-            await self.response.write((text or ": heartbeat\n\n").encode(errors="replace"))
+        await self._write((text or ": heartbeat\n\n").encode(errors="replace"))
         self._last_sent_at = time.monotonic()
 
     async def finish(self) -> None:
         """Send the comment that marks an intended end. Raises ConnectionError."""
-        async with asyncio.timeout(self._limits.write_timeout_s):
-            await self.response.write(b": end\n\n")
+        await self._write(b": end\n\n")
+
+    async def _write(self, data: bytes) -> None:
+        """Return when the client has read everything: what it missed meanwhile is sent as one change. As ``send``."""
+        try:
+            async with asyncio.timeout(self._limits.write_timeout_s):
+                await self.response.write(data)
+                if self._connection is not None:
+                    await self._connection.wait_flushed()
+        except TimeoutError:
+            if self._connection is not None:
+                self._connection.evict("it does not read the stream")
+            raise
 
 
 def _event_frames(events: Iterable[Event]) -> list[tuple[str, object]]:

@@ -138,6 +138,43 @@ def test_idle_unauthenticated_connections_do_not_keep_the_client_out(
     )
 
 
+@pytest.mark.case("silent connections to the metrics address", deadline=60)
+def test_silent_connections_to_the_metrics_address_delay_nothing_else(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Connections that send no request: visitors, ``ps`` and other scrapes are served meanwhile.
+
+    Seen to fail: with the listener of aiohttp, whose connections have neither limit nor deadline, all descriptors are
+    taken. No visitor is served and ``ps`` gets no answer as long as the connections stay.
+    """
+    count, limit = IDLE_CONNECTIONS // 2, 256
+    raise_descriptor_limit(count + 500)
+    target = harness.start_target()
+    port, visitor_port, metrics = free_port(), free_port(), ("127.0.0.1", free_port())
+    server = harness.start_daemon(
+        {"t": f"server://abcdefgh@127.0.0.1:{port}/127.0.0.1:{visitor_port}?mode=reverse"},
+        name="server",
+        prefix=("prlimit", f"--nofile={limit}:{limit}"),
+        supervisor={"metrics": f"127.0.0.1:{metrics[1]}"},
+    )
+    harness.start_daemon({"t": f"client://abcdefgh@127.0.0.1:{port}/127.0.0.1:{target.port}"}, name="client")
+    server.wait_state("up", within=15)
+    with contextlib.ExitStack() as closing:
+        for number in range(count):
+            silent = closing.enter_context(socket.socket())
+            silent.setblocking(False)
+            silent.connect_ex(metrics)
+            if number % 100 == 0:
+                assert time_to_first_byte(("127.0.0.1", visitor_port), within=2) < 2
+        with socket.create_connection(metrics, timeout=5) as scrape:
+            scrape.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert b" 200 " in scrape.recv(20)
+        assert server.tunnel()["state"] == "up", "ps is answered"
+        held = count_descriptors(server.pid)
+    assert held < limit - 32, "the reserved descriptors are free"
+    record_figure(f"{count}: every visitor served, {held} of {limit} descriptors used")
+
+
 @pytest.mark.case("memory of many relays", deadline=120)
 @pytest.mark.parametrize("direction", ["reverse", *(["forward"] if IS_FULL_SCALE else [])])
 def test_memory_per_relay_is_small_and_constant(
