@@ -27,6 +27,7 @@ def prepare_serving_process() -> None:
     As many descriptors as the system lets it have: a visitor costs two at each end. And the collector of cycles comes
     seldom: relays leave no cycles, and to look for some at every few visitors costs a twentieth of their rate.
     """
+    gc.enable()  # a caller that imports much disables it
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD, 20, 20)
     with contextlib.suppress(OSError, ValueError):
