@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,16 +16,21 @@ settings.register_profile("quick", max_examples=60, deadline=None, suppress_heal
 settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
+# aiohttp reads the certificates of the system when it is imported: a tenth of the time until a daemon serves. No test
+# trusts them, and a test that trusts its own authority names the file.
+os.environ["SSL_CERT_FILE"] = os.environ["SSL_CERT_DIR"] = os.devnull
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background processes this way
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs under test inherit the disposition
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the user's own variables and state directory from the program under test."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
-    for name in [*OPTION_VARIABLES, "NODEPASS_ORCH_SOCKET", "NO_COLOR"]:
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture(autouse=True, scope="session")
+def plain_environment() -> Iterator[None]:
+    """Keep the user's own variables from the program under test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [*OPTION_VARIABLES, "NODEPASS_ORCH_SOCKET", "NO_COLOR"]:
+            patch.delenv(name, raising=False)
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -58,9 +58,9 @@ class DaemonShell(CommandShell):
             process.communicate()
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[DaemonShell]:
-    daemon = DaemonShell(tmp_path)
+@contextlib.contextmanager
+def daemon_in_background(path: Path) -> Iterator[DaemonShell]:
+    daemon = DaemonShell(path)
     done = daemon.run("up", "-d")
     assert (done.returncode, done.stdout) == (0, "")
     yield daemon
@@ -70,6 +70,19 @@ def daemon(tmp_path: Path) -> Iterator[DaemonShell]:
     log = daemon.background_log()
     assert "Traceback" not in log, log
     assert "internal fault" not in log, log
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonShell]:
+    with daemon_in_background(tmp_path) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonShell]:
+    """One daemon for the tests that only read from it."""
+    with daemon_in_background(tmp_path_factory.mktemp("shared")) as daemon:
+        yield daemon
 
 
 def test_up_detach_returns_when_the_daemon_runs_in_the_background(daemon: DaemonShell) -> None:
@@ -222,9 +235,9 @@ def test_a_command_that_follows_ends_with_the_daemon(daemon: DaemonShell) -> Non
             assert (process.returncode, "draining" in out, "the daemon has ended" in talk) == (0, True, True)
 
 
-def test_ctrl_c_ends_a_command_that_follows_silently(daemon: DaemonShell) -> None:
+def test_ctrl_c_ends_a_command_that_follows_silently(shared_daemon: DaemonShell) -> None:
     for arguments in (["logs", "-f"], ["ps", "--watch"], ["events", "-f"]):
-        with daemon.following(*arguments) as process:
+        with shared_daemon.following(*arguments) as process:
             assert process.stdout is not None
             process.stdout.readline()
             process.send_signal(signal.SIGINT)
@@ -242,8 +255,8 @@ def test_ps_watch_prints_one_json_line_a_second_to_a_pipe(daemon: DaemonShell) -
         assert process.wait(COMMAND_TIMEOUT_S) == 4
 
 
-def test_a_closed_pipe_ends_the_command_silently(daemon: DaemonShell) -> None:
-    with daemon.following("ps", "--watch") as process:
+def test_a_closed_pipe_ends_the_command_silently(shared_daemon: DaemonShell) -> None:
+    with shared_daemon.following("ps", "--watch") as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.close()
@@ -279,10 +292,10 @@ def test_a_read_only_daemon_rejects_commands(tmp_path: Path) -> None:
     ],
 )
 def test_completion_offers_the_names_of_tunnels(
-    daemon: DaemonShell, shell: str, variables: dict[str, str], expected: list[str]
+    shared_daemon: DaemonShell, shell: str, variables: dict[str, str], expected: list[str]
 ) -> None:
     def completed() -> list[str]:
-        done = daemon.run(_NODEPASS_ORCH_COMPLETE=f"{shell}_complete", **variables)
+        done = shared_daemon.run(_NODEPASS_ORCH_COMPLETE=f"{shell}_complete", **variables)
         return [line.replace("\\", "") for line in done.stdout.splitlines()]
 
     wait_until(lambda: completed() == expected)  # a tunnel may be connecting for a moment

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from textual.events import Paste
 
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
@@ -66,6 +67,12 @@ async def wait_until_shown(pilot: Pilot[str], condition: Callable[[], bool], sec
         within=seconds,
         pause=lambda: pilot.pause(0.02),
     )
+
+
+async def paste(pilot: Pilot[str], text: str) -> None:
+    """Paste a text, which draws the screen once and not for each letter."""
+    pilot.app.post_message(Paste(text))
+    await pilot.pause()
 
 
 def screen_text(app: Any) -> str:  # noqa: ANN401  any application

@@ -11,7 +11,7 @@ from textual.events import Key
 from textual.widgets import Button
 
 from tests.support.scale import GUARD_S
-from tests.tui.conftest import OpenDashboard, named, screen_text, shows, wait_until_shown
+from tests.tui.conftest import OpenDashboard, named, paste, screen_text, shows, wait_until_shown
 from tests.tui.fake import FakeDaemon, connections, cooldown, tunnel
 from tui.app import END, LEAVE, Dashboard
 from tui.screens.dialogs import ConfirmDialog
@@ -122,7 +122,9 @@ async def test_the_filter_accepts_alternatives_and_escape_removes_it(daemon: Fak
         await pilot.press("j", "enter")  # the table has the keys again
         await pilot.press("slash", "escape")
         await wait_until_shown(pilot, lambda: len(rows(screen_text(app))) == 7)
-        await pilot.press("slash", *"nothing", "enter")
+        await pilot.press("slash")
+        await paste(pilot, "nothing")
+        await pilot.press("enter")
         await wait_until_shown(pilot, shows(app, "No tunnel matches 'nothing'"))
         await pilot.press("escape")
         await wait_until_shown(pilot, lambda: len(rows(screen_text(app))) == 7)
@@ -192,7 +194,9 @@ async def test_stop_asks_with_the_number_of_visitors_and_focuses_cancel(
     daemon: FakeDaemon, opened: OpenDashboard
 ) -> None:
     async with opened() as (app, pilot):
-        await pilot.press("slash", *"db-east", "enter", "s")
+        await pilot.press("slash")
+        await paste(pilot, "db-east")
+        await pilot.press("enter", "s")
         await wait_until_shown(pilot, lambda: isinstance(app.screen, ConfirmDialog))
         await wait_until_shown(pilot, shows(app, "Stop db-east?", "12 visitors", "disconnect 12"))
         assert isinstance(app.focused, Button)
@@ -231,7 +235,9 @@ async def test_the_buttons_of_a_question_fit_its_dialog(daemon: FakeDaemon, open
 @pytest.mark.parametrize(("key", "verb"), [("r", "restart"), ("d", "drain")])
 async def test_restart_and_drain_ask_first(daemon: FakeDaemon, opened: OpenDashboard, key: str, verb: str) -> None:
     async with opened() as (app, pilot):
-        await pilot.press("slash", *"db-east", "enter", key)
+        await pilot.press("slash")
+        await paste(pilot, "db-east")
+        await pilot.press("enter", key)
         await wait_until_shown(pilot, shows(app, f"{verb.capitalize()} db-east?", "disconnect 12"))
         await pilot.click("#yes")
         await wait_until_shown(pilot, lambda: daemon.commands == [(verb, "db-east")])
@@ -501,7 +507,8 @@ async def test_the_palette_accepts_names_of_tunnels(daemon: FakeDaemon, opened: 
         await wait_until_shown(pilot, shows(app, "restart db-east"))
         await pilot.press("enter")
         await wait_until_shown(pilot, shows(app, "Restart db-east?"))
-        await pilot.press("escape", "colon", *"show edge")
+        await pilot.press("escape", "colon")
+        await paste(pilot, "show edge")
         await wait_until_shown(pilot, shows(app, "show edge-7"))
         await pilot.press("enter")
         await wait_until_shown(pilot, lambda: app._main._table.cursor == "edge-7")
@@ -525,7 +532,8 @@ async def test_the_palette_has_every_command(
     is_asked: bool,  # noqa: FBT001  as above
 ) -> None:
     async with opened() as (app, pilot):
-        await pilot.press("ctrl+p", *f"{verb} {name}")
+        await pilot.press("ctrl+p")
+        await paste(pilot, f"{verb} {name}")
         await wait_until_shown(pilot, shows(app, f"{verb} {name}"))
         await pilot.press("enter")
         if is_asked:
@@ -536,11 +544,13 @@ async def test_the_palette_has_every_command(
 
 async def test_the_palette_runs_the_actions_of_keys(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     async with opened() as (app, pilot):
-        await pilot.press("ctrl+p", *"reload file")
+        await pilot.press("ctrl+p")
+        await paste(pilot, "reload file")
         await wait_until_shown(pilot, shows(app, "visitors may be disconnected  R"))
         await pilot.press("enter")
         await wait_until_shown(pilot, lambda: daemon.commands == [("reload", "")])
-        await pilot.press("ctrl+p", *"copy edge-7")
+        await pilot.press("ctrl+p")
+        await paste(pilot, "copy edge-7")
         await wait_until_shown(pilot, shows(app, "copy edge-7"))
         await pilot.press("enter")
         await wait_until_shown(pilot, lambda: app.clipboard.startswith("server://***@"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.tui.conftest import DashboardPilot, screen_text, shows, wait_until_shown
+from tests.tui.conftest import DashboardPilot, paste, screen_text, shows, wait_until_shown
 from tests.tui.fake import connections
 from tests.tui.fake_fleet import FakeReader, fill_two_hosts, make_fleet
 from tui.app import Dashboard
@@ -61,7 +61,8 @@ async def test_the_filter_has_terms_for_host_tag_and_state(words: str, rows: lis
     async with opened() as (_, (app, pilot)):
         await pilot.press("slash")
         await wait_until_shown(pilot, lambda: app.focused is not None and app.focused.id == "filter-input")
-        await pilot.press(*words, "enter")
+        await paste(pilot, words)
+        await pilot.press("enter")
         await wait_until_shown(pilot, shows(app, f"{len(rows)} of 4"))
         assert all(row(app, *expected) for expected in rows)
 
