@@ -8,10 +8,11 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
+from orchestrator.config.include_search import IncludeSearch, TooManyDirectoriesError
 from tunnel.model import files
 from tunnel.runtime.blocking_calls import BlockingCalls
 
@@ -45,13 +46,17 @@ class FileSet:
     """files of keys and certificates"""
     files: Mapping[Path, str] = field(default_factory=dict)
     """every file, with the SHA-256 of its content, or MISSING"""
+    search: IncludeSearch = field(default_factory=IncludeSearch, compare=False, repr=False)
+    """what looks for the files of the patterns, and remembers the directories"""
 
     def refresh(self) -> FileSet:
         """Return the file set with the current content; a pattern may match other files now. Blocks on the disk."""
-        paths = dict.fromkeys([self.path, *match_includes(self.path, self.patterns), *sorted(self.named)])
-        return FileSet(
-            path=self.path, patterns=self.patterns, named=self.named, files={path: hash_file(path) for path in paths}
-        )
+        try:
+            included = match_includes(self.path, self.patterns, self.search)
+        except TooManyDirectoriesError:  # since the last load: the next one reports it
+            included = []
+        paths = dict.fromkeys([self.path, *included, *sorted(self.named)])
+        return replace(self, files={path: hash_file(path) for path in paths})
 
     def directories(self) -> frozenset[Path]:
         """Return the existing directories that show a change of these files, those of each symbolic link included."""
@@ -66,15 +71,15 @@ def resolve_pattern(path: Path, pattern: str) -> str:
     return os.path.join(glob.escape(str(path.parent)), os.path.expanduser(pattern))  # noqa: PTH111, PTH118  glob takes texts
 
 
-def match_includes(path: Path, patterns: tuple[str, ...]) -> list[Path]:
+def match_includes(path: Path, patterns: tuple[str, ...], search: IncludeSearch) -> list[Path]:
     """Return the files that ``include:`` names, each once, in the order of the patterns, then of the names.
 
-    The file ``path`` is never among them.
+    The file ``path`` is never among them. Raises TooManyDirectoriesError.
     """
     own = os.path.realpath(path)  # unlike Path.resolve it accepts circular links
     found: dict[Path, None] = {}
     for pattern in patterns:
-        for match in sorted(glob.glob(resolve_pattern(path, pattern), recursive=True)):  # noqa: PTH207  Path.glob refuses absolute patterns
+        for match in search.find(resolve_pattern(path, pattern)):
             if os.path.realpath(match) != own:
                 found.setdefault(Path(match))
     return list(found)

@@ -47,6 +47,7 @@ from orchestrator.config.file_set import (
     read_file,
     resolve_pattern,
 )
+from orchestrator.config.include_search import MAX_DIRECTORIES, IncludeSearch, TooManyDirectoriesError
 from orchestrator.config.manifest import Entry, Manifest, addresses_conflict, listen_addresses
 from orchestrator.config.schema_parts import VERSION
 from orchestrator.config.supervisor_settings import ApiSettings, MqttSettings, SupervisorSettings
@@ -98,6 +99,7 @@ class _Loader:
     faults: list[Fault] = field(default_factory=list)
     files: dict[Path, str] = field(default_factory=dict)
     patterns: tuple[str, ...] = ()
+    search: IncludeSearch = field(default_factory=IncludeSearch)
     named_files: set[Path] = field(default_factory=set)
     limits: DocumentLimits = field(default_factory=DocumentLimits)
     secrets: SecretPlaces = field(default_factory=SecretPlaces)
@@ -133,7 +135,13 @@ class _Loader:
         """Return the files that were read so far."""
         for path in self.named_files:
             self.files.setdefault(path, hash_file(path))
-        return FileSet(path=self.path, patterns=self.patterns, named=frozenset(self.named_files), files=self.files)
+        return FileSet(
+            path=self.path,
+            patterns=self.patterns,
+            named=frozenset(self.named_files),
+            files=self.files,
+            search=self.search,
+        )
 
     def _valid_environment(self) -> dict[str, str]:
         """Return the environment without invalid variables: each is reported once, not for each entry."""
@@ -297,7 +305,13 @@ class _Loader:
             self.patterns = (*self.patterns, pattern.text)
             if not glob.has_magic(pattern.text) and not os.path.exists(resolve_pattern(self.path, pattern.text)):  # noqa: PTH110  it never raises
                 self._report(pattern.place, f"there is no file {quote(pattern)} to include")
-        found = match_includes(self.path, self.patterns)
+        try:
+            found = match_includes(self.path, self.patterns, self.search)
+        except TooManyDirectoriesError:
+            text = f"this searches more than {MAX_DIRECTORIES} directories; name them more narrowly"
+            self._report(root.items["include"][0].place, text)
+            self.patterns = ()
+            return []
         if len(found) > _MAX_INCLUDED_FILES:
             place = root.items["include"][0].place
             self._report(place, f"this includes {len(found)} files; {_MAX_INCLUDED_FILES} at most")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +32,10 @@ MAX_HINT_SERIES_MS: Final = 400
 HINT_TIMEOUT_MS: Final = 500
 """Without a hint, control returns to this module after this time."""
 
-_TIMEOUTS_PER_SCAN: Final = 4  # two seconds; the first scan sees what changed before the kernel watched
+_SCAN_INTERVAL_S: Final = 1.9  # so that a change without a hint is noticed within two seconds
+_MAX_SCAN_INTERVAL_S: Final = 60.0
+_SCAN_SHARE: Final = 0.01  # of the time, at most, for scans without a hint: they read every file
+_HINTED_SCAN_SHARE: Final = 0.1  # for scans after hints: a log in a watched directory changes all the time
 _POLL_INTERVAL_S: Final = 0.5  # between two scans where the kernel gives no hints
 _POLL_DURATION_S: Final = 30.0  # until hints are tried again
 _STABLE_AFTER_S: Final = 0.15  # content that does not change for so long is complete
@@ -62,6 +66,8 @@ class _Watcher:
         self._bus = bus
         self._last_tried: FileSet | None = None
         self._is_polling = False
+        self._scanned_at = -_MAX_SCAN_INTERVAL_S  # on the clock time.monotonic
+        self._scan_cost_s = 0.0
 
     async def run(self) -> None:
         while not self.stop.is_set():
@@ -77,6 +83,7 @@ class _Watcher:
     async def _watch(self, directories: frozenset[tuple[Path, int, int]]) -> None:
         """Scan after every hint, until the directories to watch are others."""
         await self._scan()
+        self._scanned_at = -_MAX_SCAN_INTERVAL_S  # scan again at once: the kernel does not watch yet
         hints: AsyncGenerator[object] = awatch(
             *{path for path, *_ in directories},
             watch_filter=None,
@@ -87,13 +94,13 @@ class _Watcher:
             yield_on_timeout=True,
             recursive=False,
         )
-        timeouts = 0
+        has_hint = False
         async with contextlib.aclosing(hints):
             async for changes in hints:
                 self._is_polling = False
-                is_due = bool(changes) or timeouts % _TIMEOUTS_PER_SCAN == 0
-                timeouts = 0 if changes else timeouts + 1
-                if is_due:
+                has_hint = has_hint or bool(changes)
+                if self._is_scan_due(has_hint=has_hint):
+                    has_hint = False
                     await self._scan()
                     if await run_in_file_thread(partial(_identify_directories, self._sources())) != directories:
                         return
@@ -107,9 +114,17 @@ class _Watcher:
                     await self.stop.wait()
             await self._scan()
 
+    def _is_scan_due(self, *, has_hint: bool) -> bool:
+        """Whether the files are to be read: at once after a hint, else at an interval, both bounded by the cost."""
+        elapsed_s = time.monotonic() - self._scanned_at
+        if has_hint:
+            return elapsed_s >= self._scan_cost_s / _HINTED_SCAN_SHARE
+        return elapsed_s >= min(_MAX_SCAN_INTERVAL_S, max(_SCAN_INTERVAL_S, self._scan_cost_s / _SCAN_SHARE))
+
     async def _scan(self) -> None:
         """Read the files; reload if they are new and complete."""
-        found = await run_in_file_thread(self._sources().refresh)
+        found, self._scan_cost_s = await run_in_file_thread(partial(_refresh_timed, self._sources()))
+        self._scanned_at = time.monotonic()
         if found in (self._sources(), self._last_tried):
             return
         found = await self._wait_stable(found)
@@ -138,6 +153,12 @@ class _Watcher:
             )
             self._bus.emit(LogLevel.WARN, EventKind.CONFIG, text)
         self._is_polling = True
+
+
+def _refresh_timed(sources: FileSet) -> tuple[FileSet, float]:
+    """The files with their current content, and the seconds of processor time that reading them took."""
+    began_s = time.thread_time()
+    return sources.refresh(), time.thread_time() - began_s
 
 
 def _identify_directories(sources: FileSet) -> frozenset[tuple[Path, int, int]]:
