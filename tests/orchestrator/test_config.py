@@ -516,6 +516,7 @@ def test_the_schema_in_configs_equals_the_output_of_the_command() -> None:
     [
         ("server://:1/h:2?tls_ca=ca.pem", "tls_ca verifies nothing without tls=2"),
         ("server://:8080/:8080", "the tunnel and the target have the same address, :8080"),
+        ("server://localhost:8080/127.0.0.1:8080", "the tunnel and the target have the same address, 127.0.0.1:8080"),
         ("client://0.0.0.0:8080/127.0.0.1:8080", "the tunnel and the target have the same address, 127.0.0.1:8080"),
     ],
 )

@@ -262,6 +262,22 @@ async def test_a_pair_works_over_ipv6(shared: EngineContext) -> None:
         await round_trip(visitors_address(server, client))
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", ""])
+async def test_a_wildcard_target_that_is_dialled_is_named_in_the_log_and_the_state(
+    shared: EngineContext, host: str
+) -> None:
+    async with echo() as target:
+        port = target.rpartition(":")[2]
+        async with pair(shared, f"{host}:{port}") as (server, client):
+            await server.wait_state(State.UP)
+            await client.wait_state(State.UP)
+            here = f"write 127.0.0.1:{port}, or change mode= at both ends"
+            remark = f"the target {host}:{port} is dialled, so it means this host: {here}"
+            assert client.reason == remark
+            assert any(event.text == remark for event in client.events)
+            assert not any("is dialled" in event.text for event in server.events)
+
+
 async def test_an_open_pair_works_and_is_shown_as_open(shared: EngineContext) -> None:
     async with echo() as target, pair(shared, target, key=None) as (server, client):
         await round_trip(visitors_address(server, client))

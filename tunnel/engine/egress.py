@@ -69,6 +69,8 @@ class Egress(TunnelEnd):
     def __init__(self, parts: EndParts, target: Address) -> None:
         super().__init__(parts)
         self._target = DialTarget(target)
+        here = f"is dialled, so it means this host: write {self._target.address}, or change mode= at both ends"
+        self._remark = f"the target {target} {here}" if target.is_wildcard else None
         self._dials: dict[TargetDial, None] = {}  # ordered by deadline
         self._by_data_id: dict[int, TargetDial] = {}  # dials for visitors, by the id of their data connection
         self._resolving: dict[asyncio.Task[None], TargetDial] = {}
@@ -99,6 +101,11 @@ class Egress(TunnelEnd):
     def is_busy(self) -> bool:
         """Whether a drain has visitors to wait for."""
         return bool(self.relays.active) or any(dial.data is not None for dial in self._dials)
+
+    @property
+    def remark(self) -> str | None:
+        """That the target is a wildcard address: a visitor cannot be forwarded to every interface."""
+        return self._remark
 
     @property
     def target_error(self) -> str | None:

@@ -226,6 +226,8 @@ class Engine(ABC):
             egress = Egress(parts, spec.target)
             self._retry_target = egress.retry_target
             self._end = egress
+            if egress.remark is not None:
+                self._event_log.log_warn(EventKind.LISTEN, egress.remark)
         self._end.apply_settings(spec, self._max_visitors)
 
     def _end_parts(self, *, is_ingress: bool) -> EndParts:
@@ -310,7 +312,7 @@ class Engine(ABC):
             self._set_state(State.COOLDOWN, target_error)
         elif len(link.pool) or (self._has_been_up and dial_error is None):
             self._has_been_up = True
-            self._set_state(State.UP)
+            self._set_state(State.UP, end.remark if end is not None else None)
         else:
             self._set_state(State.CONNECTING, dial_error)
 

@@ -79,6 +79,11 @@ class TunnelEnd(ABC):
         """Why the target cannot be reached, as far as this end knows; None while it can."""
 
     @property
+    def remark(self) -> str | None:
+        """What the user probably did not mean although it works, as a sentence."""
+        return None
+
+    @property
     def next_target_attempt(self) -> tuple[float, int] | None:
         """When this end tries an unreachable target next (loop clock), and the number of failed attempts."""
         return None

@@ -43,7 +43,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether only processes of this host can reach the address."""
-        return self.host == "localhost" or ((ip := self.ip) is not None and ip.is_loopback)
+        return self.host.lower() == "localhost" or ((ip := self.ip) is not None and ip.is_loopback)
 
 
 def parse_address(text: str, offset: int = 0, label: str = "") -> Address:

@@ -325,7 +325,9 @@ def _check_combinations(spec: TunnelSpec) -> None:
 def _is_same_host(one: Address, other: Address) -> bool:
     """Whether two addresses mean the same interface of a host, as far as they show it."""
     wildcards = one.is_wildcard + other.is_wildcard
-    return one.host == other.host or wildcards == 2 or (wildcards == 1 and (one.is_loopback or other.is_loopback))
+    has_loopback = one.is_loopback or other.is_loopback
+    is_localhost = one.is_loopback and other.is_loopback and "localhost" in {one.host.lower(), other.host.lower()}
+    return one.host == other.host or wildcards == 2 or (wildcards == 1 and has_loopback) or is_localhost
 
 
 def _listens_on_target(spec: TunnelSpec) -> bool:
