@@ -13,7 +13,8 @@ from tests.support.interception import interception_contexts
 from tests.support.peers import SOCKET_TIMEOUT_S, Address, connect
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import Direction, Key, Mode
-from tunnel.protocol.frames import FrameDecoder, Kind
+from tunnel.protocol.frame_codec import FrameDecoder
+from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
 from tunnel.protocol.handshake_messages import Welcome
 

@@ -22,7 +22,8 @@ from tests.support.processes import Daemon, Pair, ProcessHarness
 from tests.support.scale import IS_FULL_SCALE
 from tests.support.sockets import close_with_reset
 from tests.support.waiting import wait_until
-from tunnel.protocol.frames import FRAMES, Kind, encode_numbers
+from tunnel.protocol.frame_codec import encode_numbers
+from tunnel.protocol.frames import FRAMES, Kind
 from tunnel.protocol.preface import PREFACE_SIZE, encode_preface
 
 FIRST_BYTE_S = 2.0

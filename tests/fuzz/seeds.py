@@ -27,12 +27,12 @@ from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.options import make_spec
 from tunnel.model.times import format_timestamp
 from tunnel.model.url import parse_url
-from tunnel.protocol.frames import FRAMES, Kind, encode_frame, encode_message
-from tunnel.protocol.handshake_messages import Challenge, Refusal
-from tunnel.protocol.messages import (
+from tunnel.protocol.frame_codec import encode_frame, encode_message
+from tunnel.protocol.frames import (
+    FRAMES,
     CapacityChanged,
-    FrameMessage,
     Goodbye,
+    Kind,
     Launch,
     LimitsAnnounced,
     Ping,
@@ -41,6 +41,8 @@ from tunnel.protocol.messages import (
     TargetStatus,
     VisitorFailed,
 )
+from tunnel.protocol.handshake_messages import Challenge, Refusal
+from tunnel.protocol.payloads import FrameMessage
 from tunnel.protocol.preface import encode_preface
 
 CORPUS: Final = Path(__file__).parent / "corpus"

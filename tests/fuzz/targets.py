@@ -32,11 +32,11 @@ from tunnel.model.options import OptionLayer, format_options, make_spec
 from tunnel.model.spec import Key, Mode
 from tunnel.model.url import parse_url
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
-from tunnel.protocol.frames import FRAMES, Frame, FrameDecoder, Kind, encode_frame, encode_message
+from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message
+from tunnel.protocol.frames import FRAMES, Goodbye, Kind, TargetStatus, VisitorFailed
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
 from tunnel.protocol.handshake_messages import Challenge, Hello, Refusal, Welcome
 from tunnel.protocol.heartbeat import Heartbeat
-from tunnel.protocol.messages import Goodbye, TargetStatus, VisitorFailed
 from tunnel.protocol.preface import PREFACE_SIZE, decode_preface, encode_preface
 from tunnel.protocol.replay import ReplayWindow
 from tunnel.protocol.session import Negotiation, Session, SessionRole

@@ -18,8 +18,8 @@ from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine.context import EngineContext
 from tunnel.engine.control_channel import MAX_UNSENT_BYTES, ChannelLostError, ControlChannel
 from tunnel.protocol.errors import ProtocolError
-from tunnel.protocol.frames import Frame, Kind, encode_frame, encode_message
-from tunnel.protocol.messages import Goodbye
+from tunnel.protocol.frame_codec import Frame, encode_frame, encode_message
+from tunnel.protocol.frames import Goodbye, Kind
 from tunnel.runtime.tls import MAX_HANDSHAKE_BYTES, TlsSession, pinned_context
 
 

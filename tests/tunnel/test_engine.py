@@ -35,9 +35,9 @@ from tunnel.model.address import Address, parse_address
 from tunnel.model.settings import Settings
 from tunnel.model.spec import DataTls, Direction, Key, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.state import State
+from tunnel.protocol.frames import TargetStatus
 from tunnel.protocol.handshake import ServerHandshake
 from tunnel.protocol.handshake_messages import Welcome
-from tunnel.protocol.messages import TargetStatus
 
 KEY = Key("a shared key of some length")
 UP = State.UP

@@ -14,24 +14,14 @@ from hypothesis import strategies as st
 import tunnel.protocol
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.protocol.errors import ProtocolError
+from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message, encode_numbers
 from tunnel.protocol.frames import (
     FRAMES,
-    Frame,
-    FrameDecoder,
-    Kind,
-    encode_frame,
-    encode_message,
-    encode_numbers,
-    frame_table,
-)
-from tunnel.protocol.handshake_messages import Refusal
-from tunnel.protocol.messages import (
-    MAX_NUMBERS,
     CapacityChanged,
     ConnectionsPooled,
     ConnectionsRetired,
-    FrameMessage,
     Goodbye,
+    Kind,
     Launch,
     LimitsAnnounced,
     Ping,
@@ -40,8 +30,10 @@ from tunnel.protocol.messages import (
     StreamsEnded,
     TargetStatus,
     VisitorFailed,
-    decode_text,
+    frame_table,
 )
+from tunnel.protocol.handshake_messages import Refusal
+from tunnel.protocol.payloads import MAX_NUMBERS, FrameMessage, decode_text
 
 idents = st.integers(0, (1 << 64) - 1)
 texts = st.text(max_size=900)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import Direction, Key, Mode
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
-from tunnel.protocol.frames import Frame, FrameDecoder, Kind
+from tunnel.protocol.frame_codec import Frame, FrameDecoder
+from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
 from tunnel.protocol.handshake_messages import Hello, Proof, Welcome
 

@@ -24,7 +24,8 @@ from tunnel.engine.stats import Stats
 from tunnel.model.address import Address
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import Direction, Key, Mode, Role, TunnelSpec
-from tunnel.protocol.frames import Frame, FrameDecoder, Kind, encode_frame
+from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame
+from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import ClientHandshake
 from tunnel.protocol.handshake_messages import Refusal
 from tunnel.protocol.preface import TLS_HANDSHAKE_BYTE, encode_preface

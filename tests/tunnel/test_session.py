@@ -11,21 +11,25 @@ from hypothesis import strategies as st
 
 from tunnel.model.limits import ConfiguredLimits, Limits
 from tunnel.protocol.errors import ProtocolError
-from tunnel.protocol.frames import FRAMES, FrameDecoder, Kind, Phase, Sender, encode_frame
-from tunnel.protocol.heartbeat import Heartbeat
-from tunnel.protocol.messages import (
-    MAX_NUMBERS,
+from tunnel.protocol.frame_codec import FrameDecoder, encode_frame
+from tunnel.protocol.frames import (
+    FRAMES,
     CapacityChanged,
     ConnectionsPooled,
     ConnectionsRetired,
     Goodbye,
+    Kind,
     Launch,
+    Phase,
     Pong,
     QueueLength,
+    Sender,
     StreamsEnded,
     TargetStatus,
     VisitorFailed,
 )
+from tunnel.protocol.heartbeat import Heartbeat
+from tunnel.protocol.payloads import MAX_NUMBERS
 from tunnel.protocol.session import LimitsChanged, Negotiation, Session, SessionEvent, SessionRole
 
 DEFAULTS = Limits(8, 1024, 1024)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel.model.errors import TunnelError
 from tunnel.protocol.errors import ProtocolError
-from tunnel.protocol.frames import MIN_FRAME_BYTES, Frame, FrameDecoder
+from tunnel.protocol.frame_codec import MIN_FRAME_BYTES, Frame, FrameDecoder
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import HANGUP, READABLE, WRITABLE
 from tunnel.runtime.tls import MAX_HANDSHAKE_BYTES, TlsError, TlsSession

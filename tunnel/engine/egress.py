@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
-from tunnel.protocol.messages import Launch, StreamsEnded
+from tunnel.protocol.frames import Launch, StreamsEnded
 from tunnel.runtime import backoff, sockets
 from tunnel.runtime.connect_race import ConnectRace, describe_failures
 from tunnel.runtime.resolver import DialTarget

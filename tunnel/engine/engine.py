@@ -22,8 +22,8 @@ from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.snapshot import SnapshotBuilder, SnapshotInput
 from tunnel.model.spec import LogLevel, Role
 from tunnel.model.state import STATES, State, StateRecord
-from tunnel.model.wording import plural
-from tunnel.protocol.messages import Goodbye, TargetStatus
+from tunnel.model.wording import format_delay, plural
+from tunnel.protocol.frames import Goodbye, TargetStatus
 from tunnel.protocol.session import LimitsChanged
 from tunnel.runtime import listeners
 
@@ -39,11 +39,6 @@ if TYPE_CHECKING:
     from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import Direction, TunnelSpec
     from tunnel.runtime.acceptor import Acceptor
-
-
-def _format_delay(delay_s: float) -> str:
-    """Return when something happens that is due after a delay."""
-    return "at once" if delay_s < 0.05 else f"in {delay_s:.1f} s"
 
 
 class Cooldown:
@@ -246,7 +241,7 @@ class Engine(ABC):
 
     async def _cool_down(self, reason: str, level: LogLevel = LogLevel.WARN) -> None:
         delay_s = self._cooldown.start(self.spec.cooldown)
-        text = f"{reason}; next attempt {_format_delay(delay_s)}"
+        text = f"{reason}; next attempt {format_delay(delay_s)}"
         self._event_log.log_throttled(level, EventKind.STATE, reason, text, attempt=self._cooldown.attempt)
         self._set_state(State.COOLDOWN, reason)
         await self._cooldown.wait()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.model.events import EventKind
-from tunnel.protocol.messages import StreamsEnded, VisitorFailed
+from tunnel.protocol.frames import StreamsEnded, VisitorFailed
 from tunnel.runtime.acceptor import Acceptor
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tunnel.engine.capacity import surplus
 from tunnel.engine.pool import Pool
+from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, TargetStatus
 from tunnel.protocol.heartbeat import Heartbeat
-from tunnel.protocol.messages import ConnectionsRetired, Goodbye, Pong, TargetStatus
 from tunnel.protocol.session import LimitsChanged, Negotiation, Session, SessionEvent, SessionRole
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tunnel.engine.pool_filler import PoolFiller
     from tunnel.model.limits import ConfiguredLimits, Limits
     from tunnel.model.spec import Direction
-    from tunnel.protocol.frames import Frame
+    from tunnel.protocol.frame_codec import Frame
     from tunnel.runtime.reactor import Reactor
 
 

@@ -22,7 +22,8 @@ from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.spec import DataTls, Direction, Mode, TunnelSpec
 from tunnel.protocol import preface
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
-from tunnel.protocol.frames import Kind, encode_message
+from tunnel.protocol.frame_codec import encode_message
+from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import REFUSAL, ServerHandshake
 from tunnel.protocol.handshake_messages import Hello, Refusal, Welcome
 from tunnel.protocol.replay import ReplayWindow

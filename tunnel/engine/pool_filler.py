@@ -12,7 +12,7 @@ from tunnel.carriers.base import DataDial
 from tunnel.engine.capacity import Demand, dials_to_start, wanted_idle
 from tunnel.engine.pool import DataConnection
 from tunnel.model.events import EventKind
-from tunnel.protocol.messages import ConnectionsPooled, ConnectionsRetired, Launch, QueueLength
+from tunnel.protocol.frames import ConnectionsPooled, ConnectionsRetired, Launch, QueueLength
 from tunnel.protocol.session import LimitsChanged
 from tunnel.runtime import backoff, sockets
 from tunnel.runtime.reactor import HANGUP

@@ -1,50 +1,200 @@
-"""Frames of the control channel: the table of all kinds, encoder and decoder. No I/O; see PROTOCOL.md.
+"""Frames of the control channel: payloads of an open link, and the table of all kinds; see PROTOCOL.md.
 
-Lengths, permissions, payload types and the table in PROTOCOL.md derive from ``FRAMES``. A new frame needs a row here,
-its payload class in ``messages.py``, and a line in ``register_handlers`` of the owner that handles it.
+Lengths, permissions, payload types and the table in PROTOCOL.md derive from ``FRAMES``. A new frame needs its class,
+its ``Kind`` and its row here, and a line in ``register_handlers`` of the part that handles it. No I/O.
 """
 
 from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import ClassVar, Final, Self
 
+from tunnel.model.limits import ConfiguredLimits
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.handshake_messages import Challenge, Hello, Proof, Refusal, Welcome
-from tunnel.protocol.messages import (
+from tunnel.protocol.payloads import (
     MAX_NUMBERS,
     MAX_TEXT_BYTES,
     U32,
     U32_PAIR,
     U32_TRIPLE,
     U64,
-    CapacityChanged,
-    ConnectionsPooled,
-    ConnectionsRetired,
+    UNSET,
     FrameMessage,
-    Goodbye,
-    Launch,
-    LimitsAnnounced,
-    Ping,
-    Pong,
-    QueueLength,
-    StreamsEnded,
-    TargetStatus,
-    VisitorFailed,
+    IdentList,
+    Sentence,
+    Stamp,
+    clip_text,
+    decode_numbers,
+    decode_text,
 )
 
 VERSION: Final = 1
-
-_HEADER: Final = struct.Struct("!BH")
-MIN_FRAME_BYTES: Final = _HEADER.size
-"""Bytes of a frame without a payload."""
 _MAX_GREETING_BYTES: Final = 1024
 _MAX_LIST_BYTES: Final = MAX_NUMBERS * U64.size
 _MAC_BYTES: Final = 32
+
+
+# --- payloads of an open link ----------------------------------------------------------------------------------------
+
+
+class Ping(Stamp):
+    """Asks for a Pong with the same stamp."""
+
+    __slots__ = ()
+
+
+class Pong(Stamp):
+    """Answers a Ping with the same stamp."""
+
+    __slots__ = ()
+
+
+class Launch(IdentList):
+    """Visitors have arrived, and these data connections carry them: dial the target for each."""
+
+    __slots__ = ()
+
+
+class ConnectionsPooled(IdentList):
+    """The server has authenticated these data connections and keeps them in its pool."""
+
+    __slots__ = ()
+
+
+class ConnectionsRetired(IdentList):
+    """The ingress has closed these idle data connections."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamsEnded:
+    """Streams from the client that are complete: the id of each data connection and its number of bytes."""
+
+    ends: tuple[tuple[int, int], ...]
+
+    def encode(self) -> bytes:
+        """The payload as bytes, for at most ``MAX_NUMBERS / 2`` pairs."""
+        numbers = [number for pair in self.ends for number in pair]
+        return struct.pack(f"!{len(numbers)}Q", *numbers)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """The message in a payload. Raises ProtocolError."""
+        numbers = decode_numbers(payload)
+        if len(numbers) % 2:
+            raise ProtocolError("a list of stream ends that is cut off")
+        return cls(tuple(zip(numbers[::2], numbers[1::2], strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class VisitorFailed:
+    """The egress cannot serve the visitor of this data connection."""
+
+    ident: int
+    reason: str
+
+    def encode(self) -> bytes:
+        """The payload as bytes; a long reason is cut."""
+        return U64.pack(self.ident) + clip_text(self.reason)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """The message in a payload."""
+        return cls(U64.unpack_from(payload)[0], decode_text(payload[U64.size :]))
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLength:
+    """How many visitors wait for a data connection at the server."""
+
+    count: int
+
+    def encode(self) -> bytes:
+        """The payload as bytes."""
+        return U32.pack(min(self.count, UNSET))
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """The message in a payload."""
+        return cls(*U32.unpack(payload))
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsAnnounced:
+    """The values that are configured at the sender."""
+
+    limits: ConfiguredLimits
+
+    def encode(self) -> bytes:
+        """The payload as bytes."""
+        limits = self.limits
+        values = (limits.pool_min, limits.pool_max, limits.visitors)
+        return U32_TRIPLE.pack(*(UNSET if value is None else value for value in values))
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """The message in a payload. Raises ProtocolError."""
+        values = U32_TRIPLE.unpack(payload)
+        if 0 in values:  # it would stop the ingress from accepting, without any message
+            raise ProtocolError("a bound of zero")
+        return cls(ConfiguredLimits(*(None if value == UNSET else value for value in values)))
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatus:
+    """Whether the target can be reached."""
+
+    error: str | None
+    """why it cannot be reached; None when it answers"""
+
+    def encode(self) -> bytes:
+        """The payload as bytes; a long reason is cut."""
+        return b"\x01" if self.error is None else b"\x00" + clip_text(self.error)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """The message in a payload."""
+        return cls(None if payload[0] else decode_text(payload[1:]) or "no reason given")
+
+
+class Goodbye(Sentence):
+    """The sender asks the peer to close the link, because it shuts down or cannot use the link."""
+
+    __slots__ = ()
+
+    SHUTDOWN: ClassVar[str] = "it is shutting down"
+    """the reason of an end that was told to stop; the peer has nothing to warn of"""
+
+    @property
+    def is_shutdown(self) -> bool:
+        """Whether the sender was told to stop."""
+        return self.reason == self.SHUTDOWN
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityChanged:
+    """How many idle data connections the client wants, and how many it dials now."""
+
+    wanted: int
+    dialing: int
+
+    def encode(self) -> bytes:
+        """The payload as bytes."""
+        return U32_PAIR.pack(self.wanted, self.dialing)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """The message in a payload."""
+        return cls(*U32_PAIR.unpack(payload))
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
 
 
 class Kind(enum.IntEnum):
@@ -142,68 +292,6 @@ def _rows() -> tuple[FrameSpec, ...]:
 
 FRAMES: Final[Mapping[int, FrameSpec]] = MappingProxyType({row.kind: row for row in _rows()})
 """All frames by their number."""
-
-_KINDS: Final = {row.message: row.kind for row in FRAMES.values()}
-
-Frame = tuple[Kind, bytes]
-"""A kind and its payload, whose length fits the table."""
-
-
-def encode_frame(kind: Kind, payload: bytes = b"") -> bytes:
-    """A frame as bytes. Raises ValueError for a payload of an impossible length."""
-    row = FRAMES[kind]
-    if not row.min_bytes <= len(payload) <= row.max_bytes:
-        raise ValueError(f"a {kind.name} frame of {len(payload)} bytes; {_allowed(row)}")
-    return _HEADER.pack(kind, len(payload)) + payload
-
-
-def encode_message(message: FrameMessage) -> bytes:
-    """A message as a frame in bytes."""
-    return encode_frame(_KINDS[type(message)], message.encode())
-
-
-def encode_numbers(kind: Kind, numbers: Sequence[int]) -> bytes:
-    """As many frames of a kind with u64 numbers (ids, or pairs in a flat list) as the numbers need."""
-    frames = []
-    for start in range(0, len(numbers), MAX_NUMBERS):
-        part = numbers[start : start + MAX_NUMBERS]
-        frames.append(encode_frame(kind, struct.pack(f"!{len(part)}Q", *part)))
-    return b"".join(frames)
-
-
-class FrameDecoder:
-    """Turns bytes into frames. Holds at most one incomplete frame."""
-
-    __slots__ = ("_rest",)
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> list[Frame]:
-        """The frames that are complete after ``data``. Raises ProtocolError; the decoder is unusable afterwards."""
-        data = self._rest + data
-        frames: list[Frame] = []
-        start, end = 0, len(data)
-        while end - start >= _HEADER.size:
-            number, length = _HEADER.unpack_from(data, start)
-            row = FRAMES.get(number)
-            if row is None:
-                raise ProtocolError(f"unknown frame 0x{number:02x}")
-            if not row.min_bytes <= length <= row.max_bytes:
-                raise ProtocolError(f"a {row.kind.name} frame of {length} bytes; {_allowed(row)}")
-            stop = start + _HEADER.size + length
-            if stop > end:
-                break
-            frames.append((row.kind, data[start + _HEADER.size : stop]))
-            start = stop
-        self._rest = data[start:]
-        return frames
-
-
-def _allowed(row: FrameSpec) -> str:
-    if row.min_bytes == row.max_bytes:
-        return f"it has exactly {row.max_bytes}"
-    return f"allowed are {row.min_bytes} to {row.max_bytes}"
 
 
 def frame_table() -> str:

@@ -14,7 +14,8 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
-from tunnel.protocol.frames import VERSION, Kind, encode_frame, encode_message
+from tunnel.protocol.frame_codec import encode_frame, encode_message
+from tunnel.protocol.frames import VERSION, Kind
 from tunnel.protocol.handshake_messages import NONCE_BYTES, Challenge, Hello, Proof, Welcome
 
 if TYPE_CHECKING:

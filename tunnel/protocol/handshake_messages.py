@@ -10,7 +10,7 @@ from typing import Final, Self, TypeVar
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import Direction, Mode
 from tunnel.protocol.errors import ProtocolError
-from tunnel.protocol.messages import Sentence
+from tunnel.protocol.payloads import Sentence
 
 NONCE_BYTES: Final = 32
 _MAX_FIELD_CHARS: Final = 80

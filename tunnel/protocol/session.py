@@ -14,18 +14,22 @@ from typing import TYPE_CHECKING, Final
 from tunnel.model.limits import negotiate_limits
 from tunnel.model.token_bucket import TokenBucket
 from tunnel.protocol.errors import ProtocolError
-from tunnel.protocol.frames import FRAMES, Kind, Phase, Sender, encode_message, encode_numbers
-from tunnel.protocol.messages import (
+from tunnel.protocol.frame_codec import encode_message, encode_numbers
+from tunnel.protocol.frames import (
+    FRAMES,
     CapacityChanged,
-    FrameMessage,
     Goodbye,
+    Kind,
     LimitsAnnounced,
+    Phase,
     Ping,
     Pong,
     QueueLength,
+    Sender,
     TargetStatus,
     VisitorFailed,
 )
+from tunnel.protocol.payloads import FrameMessage
 
 if TYPE_CHECKING:
     from tunnel.model.limits import ConfiguredLimits, Limits
