@@ -75,7 +75,7 @@ class ConnectionReporter:
             if one is None and not self._refused:
                 continue  # as nearly always
             parsed = parse(topic)
-            kind = topic if parsed is None else parsed.kind
+            kind = topic.partition("/")[0] if parsed is None else parsed.kind  # else it is one of Home Assistant's
             known = self._refused.get(kind, {})
             if (None if one is None else one.code) != known.get(topic):
                 is_changed = True

@@ -265,7 +265,8 @@ class Fleet:
             self._note_retained(host, parse_timestamp(payload.get("ts")), now, wall)
         else:
             host.last_message_at = now
-            if topic.kind == "info":  # each host sends it twice a minute; of all messages it would cost too much
+            # Each host sends its info twice a minute; to look at the time of every message would cost too much.
+            if topic.kind == "info" or host.clock_offset_s is None:
                 host.note_live_stamp(parse_timestamp(payload.get("ts")), wall)
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import time
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import FigureRecorder
-from tests.integration.test_fleet import BrokerRecorder, Hosts, Mosquitto, connected, mqtt_of, publish
+from tests.integration.test_fleet import BrokerRecorder, Hosts, Mosquitto, connected, fleet, mqtt_of, publish
 from tests.integration.test_programs import needs
 from tests.support.peers import connect, exchange, round_trip
 from tests.support.ports import free_port
@@ -140,6 +141,33 @@ class ClockRig:
         took = time.monotonic() - began
         assert took > DRAIN_S / 2, f"the visitor did not have {DRAIN_S:g} seconds to finish"
         return took
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed (Debian: faketime)")
+@pytest.mark.case("wall clock of a host differs", deadline=40)
+@pytest.mark.parametrize("offset", [pytest.param("-90", id="90 s behind"), pytest.param("+90", id="90 s ahead")])
+def test_a_host_whose_clock_differs_is_read_and_controlled(
+    harness: ProcessHarness, record_figure: FigureRecorder, offset: str
+) -> None:
+    """`fleet ps` shows the host as online and says how the clocks differ; its commands are accepted.
+
+    Without ``FleetReader.ask_silent_hosts`` a host that is behind is silent. Without ``Host.clock_lead_s`` a host that
+    is ahead refuses the command as expired.
+    """
+    broker = harness.close_at_end(Mosquitto(harness.directory / "broker"))
+    env = {"LD_PRELOAD": str(LIBRARY), "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
+    env["XDG_STATE_HOME"] = str(harness.directory / "state")
+    section = {"mqtt": {"url": broker.url, "host": "edge-1", "commands": True}}
+    host = harness.start_daemon(Hosts(harness).server, name="edge-1", env=env, supervisor=section)
+    connected(host)
+    BrokerRecorder(harness, broker).wait_payload("edge-1/t/web/state")
+    _, out, _ = fleet(harness, broker, "ps")
+    shown, difference = out.splitlines()[0], "ahead" if offset.startswith("+") else "behind"
+    assert re.fullmatch(rf"edge-1 \(.*\), online, 1 tunnel, its clock is (89|90|91) s {difference}", shown)
+    began = time.monotonic()
+    code, out, messages = fleet(harness, broker, "restart", "edge-1/web")
+    assert (code, messages) == (0, "")
+    record_figure(f"{shown.rpartition(', ')[2]}; restarted in {time.monotonic() - began:.1f} s")
 
 
 def check_expiry(broker: Mosquitto, recorder: BrokerRecorder, hours: int) -> None:

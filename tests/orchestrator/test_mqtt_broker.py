@@ -254,6 +254,12 @@ def test_topics_that_the_broker_refuses_are_reported_until_it_accepts_them() -> 
     assert reporter.info().state == "refused"
     reporter.report_publications(topics, [None, None])
     assert (reporter.info().state, reporter.info().reason) == ("online", None)
+    discovery = [f"homeassistant/sensor/tunnel-{number}/config" for number in range(50)]
+    reporter.report_publications(discovery, [RefusedPublication(topic, 151) for topic in discovery])
+    assert "homeassistant/sensor/tunnel-0/config and 49 other topics: a quota is exceeded" in str(
+        reporter.info().reason
+    )
+    assert len(told) == 3, "one line for all topics of the discovery"
 
 
 async def test_a_loss_right_after_connack_is_noticed_at_once() -> None:
