@@ -207,7 +207,8 @@ class _Shape:
 
     def _values_match(self, data: Any) -> bool:  # noqa: ANN401  of the types of a signature
         for name in self.integers:
-            if not -_MAX_NUMBER < data[name] < _MAX_NUMBER:
+            value = data[name]
+            if value is not None and not -_MAX_NUMBER < value < _MAX_NUMBER:
                 return False
         for name, allowed in self.texts:
             if data[name] not in allowed:
@@ -235,22 +236,21 @@ def _shape_of(kind: type[Any]) -> _Shape:
         signatures=frozenset(itertools.product(*map(_json_types, named.values()))),
         is_numeric=set(named.values()) <= {int, float},
         plain={name: _json_types(hint) for name, hint in named.items() if hint in _PLAIN_HINTS},
-        integers=tuple(name for name, hint in named.items() if hint is int),
+        integers=tuple(name for name, hint in named.items() if hint in _INTEGER_HINTS),
         texts=tuple((name, frozenset(str(one.value) for one in hint)) for name, hint in enums.items()),
         lists=tuple(name for name, hint in named.items() if hint == tuple[str, ...]),
         groups={name: _shape_of(cast("type[Any]", hint)) for name, hint in named.items() if is_dataclass(hint)},
     )
 
 
+_INTEGER_HINTS: Final[tuple[object, ...]] = (int, int | None)
 _PLAIN_HINTS: Final[tuple[object, ...]] = (str, float, bool, str | None, float | None, bool | None)
 
 
 def _json_types(hint: Any) -> tuple[type, ...]:  # noqa: ANN401  types have no type of their own
     """The types that json.loads gives to values of a hinted type. None for one that ``_Shape`` cannot check."""
-    if hint in _PLAIN_HINTS:
+    if hint in _PLAIN_HINTS or hint in _INTEGER_HINTS:
         return typing.get_args(hint) or (hint,)
-    if hint is int:
-        return (int,)
     if is_dataclass(hint):
         return (dict,)
     if hint == tuple[str, ...]:
