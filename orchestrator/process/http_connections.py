@@ -73,7 +73,7 @@ class ConnectionGuard:
         self._writing: dict[GuardedConnection, None] = {}  # the one that has been writing longest is the first
 
     def close(self) -> None:
-        """Stop the timers."""
+        """Stop the timers of the front door; the connections are closed already."""
         self.door.close()
         self._probe.close()
 
@@ -150,7 +150,7 @@ class GuardedConnection(asyncio.Protocol):
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def evict(self, _reason: str) -> None:
-        """Abort the connection."""
+        """Abort the connection; unsent bytes are dropped."""
         self._is_evicted = True
         if self._transport is not None:
             self._transport.abort()
@@ -164,7 +164,7 @@ class GuardedConnection(asyncio.Protocol):
     # --- what the transport calls ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Pass on, with a place at the front door."""
+        """Take a place at the front door, and pass on."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=0)  # each unsent byte counts as one that the client did not read
         if self._is_evicted:
@@ -174,27 +174,27 @@ class GuardedConnection(asyncio.Protocol):
         self._handler.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Pass on."""
+        """Pass received bytes to aiohttp; they do not extend the deadline."""
         self._handler.data_received(data)
 
     def eof_received(self) -> bool | None:
-        """Pass on."""
+        """Pass the end of the client's data to aiohttp."""
         return self._handler.eof_received()
 
     def pause_writing(self) -> None:
-        """Pass on, with a deadline for the client."""
+        """Set a deadline for the client, and pass on."""
         timeout_s = self.guard.start_writing(self)
         self._write_timer = asyncio.get_running_loop().call_later(timeout_s, self.evict, "it does not read its answer")
         self._handler.pause_writing()
 
     def resume_writing(self) -> None:
-        """Pass on."""
+        """End the deadline of the answer, and pass on."""
         self._end_writing()
         self.guard.stop_writing(self)
         self._handler.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Pass on."""
+        """Free the place of the connection, and pass on."""
         self._is_evicted = True
         self._end_writing()
         self.guard.forget(self)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from http import HTTPStatus
@@ -16,6 +17,7 @@ import aiohttp
 import pytest
 from openapi_spec_validator import validate
 
+from orchestrator.api import application
 from orchestrator.api.application import api_application
 from orchestrator.api.routes import ROUTES
 from orchestrator.process.socket_paths import SocketPathError
@@ -136,6 +138,23 @@ async def test_a_malformed_request_logs_no_traceback(harness: ApiHarness, caplog
         assert b" 400 " in (await asyncio.wait_for(reader.read(), GUARD_S))[:20]
         writer.close()
     assert not caplog.records
+
+
+async def test_a_body_has_to_be_complete_in_time_and_is_not_decompressed(
+    harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application, "_BODY_TIMEOUT_S", 0.05)
+    bomb = zlib.compress(bytes(1 << 20))
+    encoded = f"Content-Encoding: deflate\r\nContent-Length: {len(bomb)}\r\nConnection: close"
+    for headers, body, expected in (
+        ("Content-Length: 9", b"{", b"408"),
+        ("Transfer-Encoding: chunked", b"1\r\n{\r\n", b"408"),
+        (encoded, bomb, b"the body is not JSON"),
+    ):
+        reader, writer = await asyncio.open_unix_connection(harness.file.parent / "np.sock")
+        writer.write(f"POST /v1/reload HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n".encode() + body)
+        assert expected in await asyncio.wait_for(reader.read(4096), GUARD_S)
+        writer.close()
 
 
 async def test_a_read_only_daemon_rejects_every_command(tmp_path: Path) -> None:
