@@ -39,7 +39,7 @@ def test_a_server_with_a_local_target_address_accepts_visitors(harness: ProcessH
 def test_every_spelling_of_this_host_selects_reverse(harness: ProcessHarness, host: str) -> None:
     target = harness.start_target()
     port, visitor_port = free_port(), free_port()
-    harness.start_daemon({"t": f"server://127.0.0.1:{port}/{host}:{visitor_port}"})
+    harness.start_daemon({"t": f"server://127.0.0.1:{port}/{host}:{visitor_port}?auth=open"})
     harness.start_daemon({"t": f"client://127.0.0.1:{port}/127.0.0.1:{target.port}"})
     time_to_first_byte(("127.0.0.1", visitor_port), within=5)
 

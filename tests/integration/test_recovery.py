@@ -141,7 +141,7 @@ def test_a_client_without_a_server_shows_cooldown_with_the_reason(harness: Proce
 
 
 def test_a_name_that_does_not_resolve_shows_cooldown_with_the_name(harness: ProcessHarness) -> None:
-    daemon = harness.start_daemon({"t": "client://no-such-host.invalid:10101/127.0.0.1:1"})
+    daemon = harness.start_daemon({"t": "client://no-such-host.invalid:10101/127.0.0.1:1?auth=open"})
     shown = daemon.wait_state("cooldown", within=60)
     assert "no-such-host.invalid" in shown["reason"]
 

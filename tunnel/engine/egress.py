@@ -71,6 +71,8 @@ class Egress(TunnelEnd):
         self._target = DialTarget(target)
         here = f"is dialled, so it means this host: write {self._target.address}, or change mode= at both ends"
         self._remark = f"the target {target} {here}" if target.is_wildcard else None
+        if self._remark is not None:
+            parts.event_log.log_warn(EventKind.TARGET, self._remark)
         self._dials: dict[TargetDial, None] = {}  # ordered by deadline
         self._by_data_id: dict[int, TargetDial] = {}  # dials for visitors, by the id of their data connection
         self._resolving: dict[asyncio.Task[None], TargetDial] = {}

@@ -221,8 +221,6 @@ class Engine(ABC):
             egress = Egress(parts, spec.target)
             self._retry_target = egress.retry_target
             self._end = egress
-            if egress.remark is not None:
-                self._event_log.log_warn(EventKind.LISTEN, egress.remark)
         self._end.apply_settings(spec, self._max_visitors)
 
     def _end_parts(self, *, is_ingress: bool) -> EndParts:
