@@ -218,7 +218,7 @@ async def test_a_path_says_that_its_other_end_is_unknown() -> None:
         await wait_until_shown(pilot, shows(app, "Route of edge-1/db", "no other end is known: there"))
 
 
-async def test_the_list_of_paths_opens_each_path() -> None:
+async def test_the_list_of_routes_opens_each_route() -> None:
     async with opened() as (reader, (app, pilot)):
         await pilot.press("v")
         await wait_until_shown(pilot, lambda: isinstance(app.screen, RouteListModal) and "3 routes" in screen_text(app))

@@ -384,3 +384,31 @@ def test_the_help_page_lists_every_key_and_fits_its_width(width: int) -> None:
     shown = " ".join(texts(lines).split())
     assert all(action.help in shown for action in ACTIONS)
     assert "0 to 7" in shown
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_shown"),
+    [
+        ("edge-0*", True),
+        ("!edge-0*", False),
+        ("edge-1*", False),
+        ("!edge-1*", True),
+        ("target*refuses", True),
+        ("!refuses", False),
+        ("!", True),
+    ],
+)
+def test_the_filter_of_the_log_accepts_patterns_and_negation(
+    pattern: str,
+    is_shown: bool,  # noqa: FBT001  a parameter of the test
+) -> None:
+    event: Json = {"tunnel": "edge-07", "level": "warn", "kind": "target", "text": "the target a:1 refuses connections"}
+    assert LogFilter(text=pattern).matches(event) is is_shown
+
+
+def test_the_palette_accepts_patterns_of_names() -> None:
+    names = ["edge-01", "edge-02", "hedge-03"]
+    assert find_commands("restart edge-0?", names, is_read_only=False) == [
+        ("restart", "edge-01"),
+        ("restart", "edge-02"),
+    ]
