@@ -12,26 +12,23 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from watchfiles import awatch
-
 from orchestrator.config.file_set import is_open_for_writing, run_in_file_thread
 from orchestrator.supervisor.crash_reports import describe_crash
+from orchestrator.supervisor.directory_hints import DirectoryHints
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
+from tunnel.runtime.blocking_calls import ThreadShortageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from orchestrator.config.file_set import FileSet
     from orchestrator.supervisor.event_bus import EventBus
 
-HINT_GAP_MS: Final = 200
+HINT_GAP_S: Final = 0.2
 """A series of hints ends after this time without another one."""
-MAX_HINT_SERIES_MS: Final = 400
-HINT_TIMEOUT_MS: Final = 500
-"""Without a hint, control returns to this module after this time."""
-
+MAX_HINT_SERIES_S: Final = 0.4
 _SCAN_INTERVAL_S: Final = 1.9  # so that a change without a hint is noticed within two seconds
 _MAX_SCAN_INTERVAL_S: Final = 60.0
 _SCAN_SHARE: Final = 0.01  # of the time, at most, for scans without a hint: they read every file
@@ -53,57 +50,64 @@ async def watch_files(
     try:
         yield
     finally:
-        watcher.stop.set()
-        await asyncio.wait({task}, timeout=1.0)  # not cancelled first: a thread waits in the kernel until it sees this
+        watcher.request_stop()
+        await asyncio.wait({task}, timeout=1.0)  # a reload that has begun may end
         task.cancel()
 
 
 class _Watcher:
     def __init__(self, sources: Callable[[], FileSet], reload: Callable[[], Awaitable[object]], bus: EventBus) -> None:
         self.stop = asyncio.Event()
+        self._changed = asyncio.Event()
         self._sources = sources
         self._reload = reload
         self._bus = bus
         self._last_tried: FileSet | None = None
-        self._is_polling = False
+        self._problem = ""
         self._scanned_at = -_MAX_SCAN_INTERVAL_S  # on the clock time.monotonic
         self._scan_cost_s = 0.0
+
+    def request_stop(self) -> None:
+        """End ``run`` after the present scan."""
+        self.stop.set()
+        self._changed.set()
 
     async def run(self) -> None:
         while not self.stop.is_set():
             try:
-                await self._watch(await run_in_file_thread(partial(_identify_directories, self._sources())))
-            except (OSError, RuntimeError, UnicodeError) as error:  # of watchfiles: no watches left, odd directory
-                self._warn_polling(error)
-                await self._poll()
+                await self._watch()
+            except ThreadShortageError as error:
+                self._warn(f"the file is not read at present: {error}")
+            except OSError as error:
+                text = f"the system does not report changes of the file, so it is read every {_POLL_INTERVAL_S:g} s"
+                self._warn(f"{text}: {error.strerror or error}")
             except Exception as error:  # noqa: BLE001  a crash of a reload must not end the watch over the file
                 self._bus.emit(LogLevel.ERROR, EventKind.RELOAD, describe_crash(error))
-                await self._poll()
+            await self._poll()
 
-    async def _watch(self, directories: frozenset[tuple[Path, int, int]]) -> None:
-        """Scan after every hint, until the directories to watch are others."""
-        await self._scan()
-        self._scanned_at = -_MAX_SCAN_INTERVAL_S  # scan again at once: the kernel does not watch yet
-        hints: AsyncGenerator[object] = awatch(
-            *{path for path, *_ in directories},
-            watch_filter=None,
-            debounce=MAX_HINT_SERIES_MS,
-            step=HINT_GAP_MS,
-            stop_event=self.stop,
-            rust_timeout=HINT_TIMEOUT_MS,
-            yield_on_timeout=True,
-            recursive=False,
-        )
-        has_hint = False
-        async with contextlib.aclosing(hints):
-            async for changes in hints:
-                self._is_polling = False
-                has_hint = has_hint or bool(changes)
-                if self._is_scan_due(has_hint=has_hint):
-                    has_hint = False
-                    await self._scan()
-                    if await run_in_file_thread(partial(_identify_directories, self._sources())) != directories:
+    async def _watch(self) -> None:
+        """Scan after every hint, until the context ends; watch other directories when the files are in others."""
+        while not self.stop.is_set():
+            directories = await run_in_file_thread(partial(_identify_directories, self._sources()))
+            with DirectoryHints((path for path, *_ in directories), self._changed) as hints:
+                await self._scan()  # sees what changed before the kernel watched
+                while await run_in_file_thread(partial(_identify_directories, self._sources())) == directories:
+                    self._problem = ""
+                    await self._wait_for_hint(hints)
+                    if self.stop.is_set():
                         return
+                    await self._scan()
+
+    async def _wait_for_hint(self, hints: DirectoryHints) -> None:
+        """Wait until a series of hints has ended, for the next regular scan, or for the end."""
+        has_hint = is_series = await hints.wait(self._remaining_pause_s(has_hint=False))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + MAX_HINT_SERIES_S
+        while is_series and loop.time() < deadline and not self.stop.is_set():
+            is_series = await hints.wait(HINT_GAP_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._remaining_pause_s(has_hint=True) if has_hint else 0.0):
+                await self.stop.wait()
 
     async def _poll(self) -> None:
         loop = asyncio.get_running_loop()
@@ -112,14 +116,18 @@ class _Watcher:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_INTERVAL_S):
                     await self.stop.wait()
-            await self._scan()
+            try:
+                await self._scan()
+            except OSError as error:
+                self._warn(f"the file is not read at present: {error.strerror or error}")
 
-    def _is_scan_due(self, *, has_hint: bool) -> bool:
-        """Whether the files are to be read: at once after a hint, else at an interval, both bounded by the cost."""
+    def _remaining_pause_s(self, *, has_hint: bool) -> float:
+        """Return how long no scan is due: none after a hint, else an interval, both bounded by the cost of a scan."""
         elapsed_s = time.monotonic() - self._scanned_at
-        if has_hint:
-            return elapsed_s >= self._scan_cost_s / _HINTED_SCAN_SHARE
-        return elapsed_s >= min(_MAX_SCAN_INTERVAL_S, max(_SCAN_INTERVAL_S, self._scan_cost_s / _SCAN_SHARE))
+        pause_s = self._scan_cost_s / _HINTED_SCAN_SHARE
+        if not has_hint:
+            pause_s = min(_MAX_SCAN_INTERVAL_S, max(_SCAN_INTERVAL_S, self._scan_cost_s / _SCAN_SHARE))
+        return max(pause_s - elapsed_s, 0.0)
 
     async def _scan(self) -> None:
         """Read the files; reload if they are new and complete."""
@@ -145,14 +153,10 @@ class _Watcher:
                 break
         return found
 
-    def _warn_polling(self, error: Exception) -> None:
-        if not self._is_polling:
-            reason = "the name of its directory is not UTF-8" if isinstance(error, UnicodeError) else str(error)
-            text = (
-                f"the system does not report changes of the file, so it is read every {_POLL_INTERVAL_S:g} s: {reason}"
-            )
-            self._bus.emit(LogLevel.WARN, EventKind.CONFIG, text)
-        self._is_polling = True
+    def _warn(self, problem: str) -> None:
+        if problem != self._problem:
+            self._bus.emit(LogLevel.WARN, EventKind.CONFIG, problem)
+        self._problem = problem
 
 
 def _refresh_timed(sources: FileSet) -> tuple[FileSet, float]:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import errno
 import os
 import shutil
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from orchestrator.config import file_set
 from orchestrator.config.faults import ConfigError
 from orchestrator.config.file_set import MISSING, FileSet, is_open_for_writing
 from orchestrator.config.load import load
-from orchestrator.supervisor import watcher
+from orchestrator.supervisor import directory_hints, watcher
 from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.watcher import watch_files
 from tests.support.scale import time_allowed
 from tests.support.waiting import wait_until_async
+from tunnel.runtime.blocking_calls import ThreadShortageError
 
 PROMPT = time_allowed(1.0)
 """Seconds from the save to the reload."""
@@ -218,10 +223,10 @@ async def test_swapped_symbolic_links_cause_a_reload(tmp_path: Path) -> None:
 
 
 async def test_without_hints_of_the_kernel_the_content_is_polled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("OS file watch limit reached")
+    def refuse(*_: object) -> None:
+        raise OSError("no inotify watch is left")
 
-    monkeypatch.setattr(watcher, "awatch", refuse)
+    monkeypatch.setattr(watcher, "DirectoryHints", refuse)
     reader = Reader(folder / "tunnels.yaml")
     async with watch_files(reader.sources, reader.reload, reader.bus):
         for number in (2, 3):
@@ -229,7 +234,46 @@ async def test_without_hints_of_the_kernel_the_content_is_polled(folder: Path, m
             await wait_until_async(lambda number=number: reader.texts[-1:] == [text(number)], within=PROMPT)  # type: ignore[misc]  # of a default
     warned = [event.text for event in reader.bus.events_of("")]
     assert len(warned) == 1
-    assert "limit reached" in warned[0]
+    assert "no inotify watch is left" in warned[0]
+
+
+async def test_without_a_thread_the_file_is_read_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = file_set.run_in_file_thread
+    is_short = True
+
+    async def run_in_file_thread(work: Callable[[], object]) -> object:
+        if is_short:
+            raise ThreadShortageError("reading files")
+        return await real(work)
+
+    monkeypatch.setattr(watcher, "run_in_file_thread", run_in_file_thread)
+    reader = Reader(folder / "tunnels.yaml")
+    async with watch_files(reader.sources, reader.reload, reader.bus):
+        reader.file.write_text(text(2))
+        await wait_until_async(lambda: reader.bus.events_of(""), within=PROMPT)
+        is_short = False
+        await wait_until_async(lambda: reader.texts == [text(2)], within=2 * PROMPT)
+    (warning,) = reader.bus.events_of("")
+    assert warning.text.startswith("the file is not read at present: this process may start no further thread for")
+
+
+async def test_the_watch_needs_no_thread_of_its_own(folder: Path) -> None:
+    def count_unknown_threads() -> int:
+        return len(os.listdir("/proc/self/task")) - threading.active_count()  # noqa: PTH208  text
+
+    reader, before = Reader(folder / "tunnels.yaml"), count_unknown_threads()
+    async with watch_files(reader.sources, reader.reload, reader.bus):
+        await asyncio.sleep(0.1)
+        assert count_unknown_threads() == before, "no library has started a thread that Python does not know"
+
+
+async def test_a_limit_of_the_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "get_errno", lambda: errno.EMFILE)
+    with pytest.raises(OSError, match="raise the limits in /proc/sys/fs/inotify"):
+        directory_hints._check(-1)
+    monkeypatch.setattr(ctypes, "get_errno", lambda: errno.EACCES)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        directory_hints._check(-1)
 
 
 async def test_a_crash_of_a_reload_does_not_end_the_watch(folder: Path) -> None:
