@@ -25,6 +25,7 @@ from tunnel.model.options import make_spec
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
 from tunnel.model.url import parse_url
+from tunnel.runtime.blocking_calls import ThreadShortageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,7 +56,11 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     prepare_serving_process()
     suppress_tracebacks()
-    log = LogWriter()
+    try:
+        log = LogWriter()
+    except ThreadShortageError as error:
+        print_message(str(error))
+        return 1
     try:
         return run_event_loop(
             _run(spec, log, [] if is_hidden else ["the key shows in the process list; use key_file="])

@@ -44,7 +44,11 @@ def _parse_address(value: object) -> Address:
 
 def _parse_file(value: object, info: ValidationInfo) -> Path:
     base: Path = (info.context or {}).get("base", Path())
-    return base / Path(_parse_text(value)).expanduser()
+    text = _parse_text(value)
+    try:
+        return base / Path(text).expanduser()
+    except RuntimeError:  # the user has no entry, and HOME is not set
+        raise ValueError(f"there is no home directory {text.split('/')[0][:40]!r}") from None
 
 
 def _parse_broker_url(value: object) -> str:

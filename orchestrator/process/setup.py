@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from orchestrator.process.terminal_text import printable_lines
 from tunnel.runtime.blocking_calls import UnjoinedExecutor
+from tunnel.runtime.fd_budget import file_descriptor_limit
 
 _GC_THRESHOLD = 20_000  # new objects before the garbage collector runs
 _MAX_BLOCKING_CALLS: Final = 16  # at once, in threads
@@ -30,9 +31,22 @@ def prepare_serving_process() -> None:
     gc.enable()  # a caller that imports much disables it
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD, 20, 20)
-    with contextlib.suppress(OSError, ValueError):
+    raise_descriptor_limit()
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the limit of file descriptors as far as the system permits; report where it permits nothing."""
+    try:
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:
+        text = f"cannot raise the limit of file descriptors ({error}); {file_descriptor_limit()} are used"
+        print_message(text)
+
+
+class _UnjoinedLoop(asyncio.SelectorEventLoop):
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  asyncio's name
+        """Do nothing: asyncio would start a thread here to join others, and ours are never joined."""
 
 
 def run_event_loop(main: Coroutine[Any, Any, _Result]) -> _Result:
@@ -40,7 +54,7 @@ def run_event_loop(main: Coroutine[Any, Any, _Result]) -> _Result:
 
     A library may wait there for a dead name server, and such a call cannot be cancelled.
     """
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=_UnjoinedLoop) as runner:
         runner.get_loop().set_default_executor(UnjoinedExecutor(_MAX_BLOCKING_CALLS))
         return runner.run(main)
 

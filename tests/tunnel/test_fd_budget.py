@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -94,3 +96,14 @@ def test_a_pipe_never_uses_a_reserved_descriptor() -> None:
     pipe = pipes.acquire()
     assert pipe is not None
     pipe.close()
+
+
+def test_a_limit_that_cannot_be_read_has_a_default() -> None:
+    def deny(_what: int) -> tuple[int, int]:
+        raise PermissionError(1, "Operation not permitted")
+
+    with pytest.MonkeyPatch.context() as patch, Path(os.devnull).open() as probe:
+        patch.setattr(resource, "getrlimit", deny)
+        assert FdBudget(probe.fileno()).limit == 1024
+        patch.setattr(resource, "getrlimit", lambda _what: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert FdBudget(probe.fileno()).limit == 1 << 20

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import errno
 import os
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from tests.support.engine_parts import no_descriptor_leak, other_pem, pem, serve
 from tunnel.model.address import Address
 from tunnel.model.spec import DataTls, Role, TunnelSpec
 from tunnel.runtime import tls
+from tunnel.runtime.blocking_calls import ThreadShortageError
+from tunnel.runtime.sockets import NetError
 from tunnel.runtime.tls import SelfSignedCertificate, TlsError, TlsSession
 
 
@@ -233,3 +237,29 @@ def test_a_name_counts_only_as_alternative_name(tmp_path: Path, alternatives: tu
 def test_a_host_name_that_no_certificate_can_have_is_named(host: str) -> None:
     with pytest.raises(TlsError, match=f"no certificate can be for the host name '{host}'"):
         TlsSession(tls.verifying_context(None), server_side=False, host=host)
+
+
+@pytest.mark.parametrize("options", [{}, {"tls_cert": Path("c"), "tls_key": Path("k")}])
+async def test_a_missing_thread_is_an_ordinary_error_of_a_server(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Path]
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise ThreadShortageError("blocking calls")
+
+    monkeypatch.setattr(asyncio, "to_thread", refuse)
+    with pytest.raises(NetError, match="may start no further thread"):
+        await tls.server_context(spec(**options), SelfSignedCertificate())
+
+
+async def test_a_missing_process_is_an_ordinary_error_and_another_attempt_may_succeed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    certificate = SelfSignedCertificate()
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", refuse)
+        with pytest.raises(NetError, match=r"cannot be started: .*; raise the pids limit"):
+            await certificate.context()
+    assert await certificate.context() is await certificate.context()

@@ -61,6 +61,8 @@ class LinkConnector:
             context = await tls.client_context(spec)
         except tls.TlsError as error:
             raise LinkFailedError(str(error), is_final=True) from None
+        except sockets.NetError as error:  # no thread for reading the certificates: a later attempt may have one
+            raise LinkFailedError(str(error)) from None
         channel: ControlChannel | None = None
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -10,8 +10,21 @@ import os
 import resource
 from typing import Final, Protocol
 
+DEFAULT_LIMIT: Final = 1024
+"""Assumed where the system does not say how many descriptors a process may have: the usual limit."""
+
+_UNLIMITED: Final = 1 << 20  # /proc/sys/fs/nr_open bounds it on Linux; some sandboxes report no limit
 _MIN_RESERVE: Final = 32
 _MAX_RESERVE: Final = 512
+
+
+def file_descriptor_limit() -> int:
+    """Return how many descriptors this process may have."""
+    try:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except (OSError, ValueError):  # a filter of system calls denies prlimit64(2)
+        return DEFAULT_LIMIT
+    return _UNLIMITED if limit == resource.RLIM_INFINITY else limit
 
 
 class FdReservation(Protocol):
@@ -27,7 +40,7 @@ class FdBudget:
 
     def __init__(self, probe: int) -> None:
         """``probe`` is any open descriptor; it is duplicated to find out the lowest free number."""
-        self.limit: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.limit: Final = file_descriptor_limit()
         self.visitor_ceiling: Final = self.limit - _reserve_size(self.limit)
         """the first descriptor number that is not for visitors"""
         self.reservations: set[FdReservation] = set()

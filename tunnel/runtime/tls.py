@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import ssl
 import subprocess
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from tunnel.model.errors import TunnelError
 from tunnel.model.files import MAX_CERTIFICATE_BYTES, read_file
 from tunnel.model.spec import DataTls, TunnelSpec
+from tunnel.runtime.blocking_calls import ThreadShortageError
 from tunnel.runtime.python_programs import file_command, python_environment
+from tunnel.runtime.sockets import NetError
 
 MAX_RECORD_SIZE: Final = 16384
 """Bytes of plaintext in one TLS record at most (RFC 8446 §5.1)."""
@@ -29,6 +34,7 @@ MAX_HANDSHAKE_BYTES: Final = 1 << 17
 """Bytes that a peer may send before its handshake is complete. OpenSSL itself sets no limit to some of them (empty
 records, HelloRequest); a chain of certificates may have 100 KB there."""
 
+_Result = TypeVar("_Result")
 _CERTIFICATE_PROGRAM: Final = str(Path(__file__).resolve().with_name("certificate.py"))
 
 
@@ -43,7 +49,10 @@ class SelfSignedCertificate:
         self._making: asyncio.Task[ssl.SSLContext] | None = None
 
     async def context(self) -> ssl.SSLContext:
-        """Return a server context with that certificate. Raises TlsError. Safe to cancel: others may wait for it."""
+        """Return a server context with that certificate. Safe to cancel: others may wait for it.
+
+        Raises TlsError, and NetError while no thread or process can be started.
+        """
         if self._making is None or (self._making.done() and not _succeeded(self._making)):
             self._making = asyncio.create_task(_self_signed_context())
         return await asyncio.shield(self._making)
@@ -53,7 +62,23 @@ def _succeeded(task: asyncio.Task[ssl.SSLContext]) -> bool:
     return not task.cancelled() and task.exception() is None
 
 
+async def _run_in_thread(function: Callable[[], _Result]) -> _Result:
+    """Return the result of a blocking function. Raises what it raises, and NetError while no thread can be started."""
+    try:
+        return await asyncio.to_thread(function)
+    except ThreadShortageError as error:
+        raise NetError(str(error), error.errno) from None
+
+
 def _run_certificate_program() -> subprocess.CompletedProcess[bytes]:
+    try:
+        return _start_certificate_program()
+    except OSError as error:
+        text = f"the program that makes a certificate cannot be started: {error.strerror}"
+        raise NetError(f"{text}; raise the pids limit" if error.errno == errno.EAGAIN else text) from None
+
+
+def _start_certificate_program() -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(  # noqa: S603  our own file
         file_command(_CERTIFICATE_PROGRAM), check=False, stdin=subprocess.DEVNULL, capture_output=True,
         env=python_environment(os.environ),
@@ -62,7 +87,7 @@ def _run_certificate_program() -> subprocess.CompletedProcess[bytes]:
 
 async def _self_signed_context() -> ssl.SSLContext:
     # In a thread: an asyncio subprocess that is interrupted with its loop is neither reaped nor closed.
-    program = await asyncio.to_thread(_run_certificate_program)
+    program = await _run_in_thread(_run_certificate_program)
     if program.returncode != 0:
         last_line = program.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise TlsError(f"cannot make a certificate: {last_line or 'its program failed'}")
@@ -123,10 +148,13 @@ def _make_context(protocol: int) -> ssl.SSLContext:
 
 
 async def server_context(spec: TunnelSpec, certificate: SelfSignedCertificate) -> ssl.SSLContext:
-    """Return a server's context: its certificate files, else the self-signed certificate. Raises TlsError."""
+    """Return a server's context: its certificate files, else the self-signed certificate.
+
+    Raises TlsError, and NetError while no thread or process can be started.
+    """
     if spec.tls_cert is None or spec.tls_key is None:
         return await certificate.context()
-    return await asyncio.to_thread(certificate_files_context, spec.tls_cert, spec.tls_key)
+    return await _run_in_thread(partial(certificate_files_context, spec.tls_cert, spec.tls_key))
 
 
 def certificate_files_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -146,11 +174,11 @@ def certificate_files_context(certificate: Path, key: Path) -> ssl.SSLContext:
 async def client_context(spec: TunnelSpec) -> ssl.SSLContext:
     """Return the context of a client's control channel: verified for tls=2, else only bound by the proof.
 
-    Raises TlsError.
+    Raises TlsError, and NetError while no thread can be started.
     """
     if spec.data_tls is not DataTls.VERIFIED:
         return _without_verification(_make_context(ssl.PROTOCOL_TLS_CLIENT))
-    return await asyncio.to_thread(verifying_context, spec.tls_ca)
+    return await _run_in_thread(partial(verifying_context, spec.tls_ca))
 
 
 def verifying_context(ca: Path | None) -> ssl.SSLContext:
