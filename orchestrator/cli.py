@@ -5,10 +5,10 @@ Nothing heavy is imported here: a process that runs one URL stays small.
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from orchestrator.process import early_signals
 from orchestrator.process.arguments import hide_keys_in_arguments
 
 
@@ -18,9 +18,8 @@ def main(run_command: Callable[[Sequence[str]], int] | None = None) -> int:
     ``run_command`` runs a command; without it the commands of this package are available.
     """
     arguments = sys.argv[1:]
+    early_signals.install(arguments)  # whatever runs longer installs its own handlers
     hide_keys_in_arguments(arguments)
-    # Ctrl-C during imports ends the process without a traceback; whatever runs longer installs its own handlers.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a text stream of the interpreter

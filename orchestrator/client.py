@@ -233,6 +233,8 @@ class ApiClient:
         daemon = self._locate()
         if daemon is None:
             raise NoDaemonError(f"no daemon answers at {self.path}; {self._advise()}") from None
+        if daemon.is_foreign:
+            raise NoDaemonError(f"{daemon} belongs to another user") from None
         if waited_s > _SOCKET_TIMEOUT_S:
             end = f"; end it with: kill {daemon.pid}" if daemon.pid else ""
             text = f"{daemon} runs, but nothing listens at its socket {self.path}; it tries to create it again{end}"

@@ -16,7 +16,7 @@ from orchestrator.commands.common import (
     EXIT_USAGE,
     exit_on_api_error,
     exit_with_error,
-    file_option,
+    file_argument,
     is_terminal,
     make_client,
     socket_option,
@@ -46,7 +46,7 @@ class Launcher:
 
 @click.command()
 @socket_option
-@file_option
+@file_argument(Path)
 @click.option("--api", metavar="URL", help="The API of a daemon on another host, as http://127.0.0.1:7070.")
 @click.option("--token-file", type=click.Path(path_type=Path), help="File with the token of that API.")
 @click.option("--mqtt", "url", metavar="URL", help="All hosts of a broker: mqtt[s]://[USER[:PASSWORD]@]HOST[:PORT].")
@@ -61,7 +61,7 @@ class Launcher:
 def top(  # noqa: PLR0913  one for each option
     *,
     socket: Path | None,
-    file: Path,
+    file: Path | None,
     api: str | None,
     token_file: Path | None,
     url: str | None,
@@ -100,7 +100,7 @@ def _shell_command(command: list[str]) -> str:
     return shlex.join([*prefix, *command])
 
 
-def _daemon_place(api: str | None, socket: Path | None, file: Path) -> Path | str:
+def _daemon_place(api: str | None, socket: Path | None, file: Path | None) -> Path | str:
     """Return the socket of a daemon that answers, or the base URL of an API."""
     if api is None:
         with exit_on_api_error():

@@ -16,7 +16,8 @@ from typing import Final
 
 from orchestrator.client import ApiClient
 from orchestrator.errors import OrchestratorError
-from orchestrator.process import daemon_lock, socket_paths
+from orchestrator.process import daemon_lock, early_signals, socket_paths
+from orchestrator.process.log_file import MAX_LOG_BYTES
 from tunnel.model.state import State
 from tunnel.runtime.python_programs import module_command, python_environment
 
@@ -26,7 +27,6 @@ _READY_TIMEOUT_S: Final = 5.0  # for one answer of a daemon that is starting
 _POLL_INTERVAL_S: Final = 0.05
 _DEMO_START_TIMEOUT_S: Final = 20.0
 _DEMO_STOP_TIMEOUT_S: Final = 30.0
-_MAX_LOG_BYTES: Final = 16 << 20  # a larger log is renamed before the next daemon starts
 _LOG_TAIL_BYTES: Final = 4096  # the part of the log that explains a failed start
 
 
@@ -48,7 +48,11 @@ class BackgroundDaemon:
 
 
 def start_daemon(
-    file: Path, options: Sequence[str], named_socket: Path | None, environ: Mapping[str, str]
+    file: Path,
+    options: Sequence[str],
+    named_socket: Path | None,
+    environ: Mapping[str, str],
+    log: Path | None = None,
 ) -> BackgroundDaemon:
     """Run ``up FILE --no-tui OPTIONS`` in its own session. Returns when every enabled tunnel is started.
 
@@ -58,9 +62,10 @@ def start_daemon(
     if (other := locate()) is not None:
         raise BackgroundStartError(daemon_lock.describe_conflict(file, other))
     expected_socket = named_socket or socket_paths.choose_socket(file, environ, os.getuid())
-    log = socket_paths.log_path(file, environ, os.getuid())
+    log = log or socket_paths.log_path(file, environ, os.getuid())
+    early_signals.raise_on_stop_signals()
     start_offset = _prepare_log(log)
-    command = module_command("orchestrator.cli", "up", str(file), "--no-tui", *options)
+    command = module_command("orchestrator.cli", "up", str(file), "--no-tui", "--log-file", str(log), *options)
     with log.open("ab") as out:
         process = subprocess.Popen(  # noqa: S603  our own program, with arguments that click has parsed
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
@@ -81,7 +86,7 @@ def _prepare_log(log: Path) -> int:
     try:
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
-        if (size := log.stat().st_size) <= _MAX_LOG_BYTES:
+        if (size := log.stat().st_size) <= MAX_LOG_BYTES:
             return size
         log.replace(log.with_name(f"{log.name}.1"))
         os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))

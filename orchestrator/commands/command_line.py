@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import click
 
-from orchestrator.commands import control, fleet, local
+from orchestrator.commands import control, daemons, fleet, local
 from orchestrator.commands.common import EXIT_FAILED, EXIT_USAGE, CommandGroup, DashboardLauncher
 from orchestrator.process.setup import print_message, program_version
 
-COMMANDS: Final = (*local.COMMANDS, *control.COMMANDS, fleet.fleet)
+COMMANDS: Final = (*local.COMMANDS, *control.COMMANDS, *daemons.COMMANDS, fleet.fleet)
 """The commands of this package; ``tui.cli`` adds its own."""
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
@@ -33,7 +33,7 @@ DEFAULT_FILE: Final = "tunnels.yaml"
 LEVELS: Final = tuple(level.name.lower() for level in LogLevel)
 
 _SYNONYMS: Final = {
-    **dict.fromkeys(("status", "ls", "list", "show", "tunnels", "state"), "ps"),
+    **dict.fromkeys(("status", "list", "show", "tunnels", "state"), "ps"),
     **dict.fromkeys(("run", "serve", "daemon"), "up"),
     **dict.fromkeys(("exit", "quit", "shutdown", "kill"), "down"),
     **dict.fromkeys(("validate", "lint", "test-config"), "check"),
@@ -44,6 +44,7 @@ _SYNONYMS: Final = {
 """What other programs call a command of this one."""
 _URL_HINT: Final = "; a URL looks like server://0.0.0.0:10101/127.0.0.1:8080"
 _COMPLETION_TIMEOUT_S: Final = 1.0  # the user has pressed Tab and waits
+_MAX_NAMED_DAEMONS: Final = 5
 _PATTERN_CHARACTERS: Final = set("*?[")
 
 
@@ -102,8 +103,36 @@ def parse_duration_option(_: click.Context, __: click.Parameter, text: str | Non
 
 socket_option = click.option("--socket", type=click.Path(path_type=Path), help="Unix socket of the daemon.")
 file_option = click.option(
-    "-f", "--file", type=click.Path(path_type=Path), default=DEFAULT_FILE, show_default=True, help="The daemon's file."
+    "-f",
+    "--file",
+    type=click.Path(path_type=Path),
+    help=f"The daemon's file; default {DEFAULT_FILE}, or the file of the only daemon.",
 )
+_own_file_option = click.option(
+    "-f", "--file", type=click.Path(path_type=Path), help=f"The file; default {DEFAULT_FILE}."
+)
+
+
+def file_argument(kind: type[Path | str]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Let a command that takes no other names accept its file as FILE as well as with ``-f FILE``.
+
+    ``kind`` is Path for commands that talk to a daemon, and str for those that read the file themselves.
+    """
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        @wraps(command)
+        def run(*arguments: object, file: Path | None, positional_file: str | None, **options: object) -> int:
+            if file is not None and positional_file is not None:
+                raise click.UsageError(f"two files are named, {positional_file} and {file}; name one")
+            given = file if positional_file is None else positional_file
+            return command(*arguments, file=None if given is None else kind(given), **options)
+
+        argument = click.argument("positional_file", metavar="[FILE]", required=False, type=click.Path())
+        return argument((file_option if kind is Path else _own_file_option)(run))
+
+    return decorate
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 drain_timeout_option = click.option(
     "--timeout",
@@ -113,17 +142,38 @@ drain_timeout_option = click.option(
 )
 
 
-def make_client(socket: Path | None, file: Path, timeout_s: float = ANSWER_TIMEOUT_S) -> ApiClient:
-    """Return a client for the daemon that the options select. Raises SocketPathError."""
+def make_client(socket: Path | None, file: Path | None, timeout_s: float = ANSWER_TIMEOUT_S) -> ApiClient:
+    """Return a client for the daemon that the options select. Raises SocketPathError and NoDaemonError.
+
+    Without a file it is ``tunnels.yaml`` of this directory; where that is missing, the file of the only daemon.
+    """
     environ, uid = os.environ, os.getuid()
     named = socket_paths.explicit_socket(socket, environ)
     if named is not None:
         locate = partial(daemon_lock.find_daemon_at, named, environ, uid)
-        return ApiClient(named, timeout_s, locate=locate, advise=partial(_advise_other_socket, file))
+        advise = partial(_advise_other_socket, file or Path(DEFAULT_FILE))
+        return ApiClient(named, timeout_s, locate=locate, advise=advise)
+    file = file or _choose_file(environ, uid)
     locate = partial(daemon_lock.find_daemon, file, environ, uid)
     daemon = locate()
     path = daemon.socket if daemon is not None else None
     return ApiClient(path or socket_paths.find_socket(file, environ, uid), timeout_s, locate=locate)
+
+
+def _choose_file(environ: Mapping[str, str], uid: int) -> Path:
+    """Return the file of the only daemon where this directory has none. Raises NoDaemonError where several run.
+
+    A directory with a file of its own means that file: ``down`` there must not end the daemon of another project.
+    """
+    file = Path(DEFAULT_FILE)
+    if file.exists() or daemon_lock.find_daemon(file, environ, uid) is not None:
+        return file
+    daemons = daemon_lock.list_daemons(environ, uid)
+    if len(daemons) > 1:
+        names = ", ".join(f"-f {daemon.file}" for daemon in daemons[:_MAX_NAMED_DAEMONS])
+        text = f"there is no {file} in this directory and {len(daemons)} daemons run; name the file of one: {names}"
+        raise NoDaemonError(text)
+    return daemons[0].file or file if daemons else file
 
 
 def _advise_other_socket(file: Path) -> str:
@@ -195,8 +245,7 @@ def _complete_from(ctx: click.Context) -> Sequence[TunnelJson]:
     """Return the daemon's tunnels, for the completion of their names or tags; none if no daemon answers in time."""
     given = ctx.params
     try:
-        file = given.get("file") or Path(DEFAULT_FILE)
-        return make_client(given.get("socket"), Path(file), _COMPLETION_TIMEOUT_S).status()["tunnels"]
+        return make_client(given.get("socket"), given.get("file"), _COMPLETION_TIMEOUT_S).status()["tunnels"]
     except (NoDaemonError, RequestRefusedError, socket_paths.SocketPathError):
         return []
 

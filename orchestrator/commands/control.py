@@ -16,7 +16,6 @@ import click
 
 from orchestrator.client import ApiClient, NoDaemonError, RequestRefusedError
 from orchestrator.commands.common import (
-    DEFAULT_FILE,
     EXIT_FAILED,
     EXIT_NOT_UP,
     EXIT_USAGE,
@@ -25,6 +24,7 @@ from orchestrator.commands.common import (
     drain_timeout_option,
     exit_on_api_error,
     exit_with_error,
+    file_argument,
     file_option,
     is_as_wanted,
     is_color_enabled,
@@ -81,7 +81,7 @@ _CURSOR_HOME, _CLEAR_TO_LINE_END, _CLEAR_TO_SCREEN_END = "\x1b[H", "\x1b[K", "\x
 @file_option
 def ps(
     *, names: tuple[str, ...], tags: tuple[str, ...], as_json: bool, output: str | None, watch: bool,
-    socket: Path | None, file: Path,
+    socket: Path | None, file: Path | None,
 ) -> int:  # fmt: skip
     """List the tunnels; NAME may be a pattern like edge-*. Exit code 3 if an enabled one is not up.
 
@@ -139,7 +139,7 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
     """Return the command line's command that gives selected tunnels one command."""
 
     def send_to_tunnels(
-        *, names: tuple[str, ...], everything: bool, as_json: bool, socket: Path | None, file: Path,
+        *, names: tuple[str, ...], everything: bool, as_json: bool, socket: Path | None, file: Path | None,
         timeout: float | None = None,
     ) -> int:  # fmt: skip
         if bool(names) == everything:
@@ -197,8 +197,8 @@ def _send_command(client: ApiClient, verb: str, name: str, timeout_s: float | No
 @click.option("--wait", is_flag=True, help="Print the result of each entry.")
 @json_option
 @socket_option
-@file_option
-def reload(*, wait: bool, as_json: bool, socket: Path | None, file: Path) -> int:
+@file_argument(Path)
+def reload(*, wait: bool, as_json: bool, socket: Path | None, file: Path | None) -> int:
     """Read the file again. Exit code 2 if the file is invalid, 1 if an entry cannot run."""
     with exit_on_api_error():
         answer = make_client(socket, file).reload()
@@ -246,7 +246,7 @@ def _count_actions(actions: Iterable[str]) -> str:
 @json_option
 @socket_option
 @file_option
-def plan(*, candidate: Path | None, as_json: bool, socket: Path | None, file: Path) -> int:
+def plan(*, candidate: Path | None, as_json: bool, socket: Path | None, file: Path | None) -> int:
     """Show which entries a reload would add, remove, restart and change live.
 
     With CANDIDATE, what that file would change in place of the daemon's. Exit code 2 if the file is invalid.
@@ -276,7 +276,7 @@ def plan(*, candidate: Path | None, as_json: bool, socket: Path | None, file: Pa
 @json_option
 @socket_option
 @file_option
-def apply(*, candidate: Path, wait: bool, as_json: bool, socket: Path | None, file: Path) -> int:
+def apply(*, candidate: Path, wait: bool, as_json: bool, socket: Path | None, file: Path | None) -> int:
     """Put CANDIDATE in place of the daemon's file and apply it; an invalid one changes nothing.
 
     The daemon writes the file. Exit code 2 if the candidate is invalid, 1 if an entry cannot run.
@@ -295,13 +295,13 @@ def _read_candidate(path: Path) -> str:
 
 
 def _call_with_candidate(
-    socket: Path | None, file: Path, candidate: Path, call: Callable[[ApiClient], _Answer]
+    socket: Path | None, file: Path | None, candidate: Path, call: Callable[[ApiClient], _Answer]
 ) -> _Answer:
     """Call the daemon that the options select; if none runs and no file is named, the one that runs the candidate."""
     try:
         return call(make_client(socket, file))
     except NoDaemonError:
-        if socket is not None or file != Path(DEFAULT_FILE):
+        if socket is not None or file is not None:
             raise
         with contextlib.suppress(NoDaemonError):
             return call(make_client(None, candidate))
@@ -320,18 +320,12 @@ def _plan_lines(plan: PlanJson) -> Iterator[str]:
 
 def _follow_option(command: Callable[..., Any]) -> Callable[..., Any]:
     text = "Print further events as they happen, until Ctrl-C or until the daemon ends."
-    return click.option("-f", "--follow", is_flag=True, help=text)(command)
+    return click.option("-F", "--follow", is_flag=True, help=text)(command)
 
 
 def _count_option(default: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     kind = click.IntRange(0, _MAX_LINES)
     return click.option("-n", "count", type=kind, default=default, show_default=True, help="Maximum number of lines.")
-
-
-# ``-f`` is --follow here, so the file has the long option only.
-_long_file_option = click.option(
-    "--file", type=click.Path(path_type=Path), default=DEFAULT_FILE, show_default=True, help="The daemon's file."
-)
 
 
 @click.command()
@@ -344,9 +338,16 @@ _long_file_option = click.option(
 )  # fmt: skip
 @json_option
 @socket_option
-@_long_file_option
+@file_option
 def logs(
-    *, names: tuple[str, ...], follow: bool, count: int, level: str, as_json: bool, socket: Path | None, file: Path
+    *,
+    names: tuple[str, ...],
+    follow: bool,
+    count: int,
+    level: str,
+    as_json: bool,
+    socket: Path | None,
+    file: Path | None,
 ) -> int:
     """Print the last lines of the log, of all tunnels or of some; NAME may be a pattern like edge-*."""
     with exit_on_api_error():
@@ -368,8 +369,8 @@ def logs(
 @_count_option(100)
 @json_option
 @socket_option
-@_long_file_option
-def events(*, follow: bool, count: int, as_json: bool, socket: Path | None, file: Path) -> int:
+@file_argument(Path)
+def events(*, follow: bool, count: int, as_json: bool, socket: Path | None, file: Path | None) -> int:
     """Print the last state changes, reloads and commands."""
     with exit_on_api_error():
         _print_events(make_client(socket, file).events(count, follow=follow), as_json=as_json)
@@ -391,8 +392,8 @@ def _print_events(events: Iterable[EventJson], *, as_json: bool) -> None:
 @click.option("--wait", is_flag=True, help="Return when the daemon has ended.")
 @click.option("--now", is_flag=True, help="Disconnect visitors at once.")
 @socket_option
-@file_option
-def down(*, wait: bool, now: bool, socket: Path | None, file: Path) -> int:
+@file_argument(Path)
+def down(*, wait: bool, now: bool, socket: Path | None, file: Path | None) -> int:
     """Drain all tunnels and end the daemon."""
     with exit_on_api_error():
         client = make_client(socket, file)

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,9 +25,12 @@ from orchestrator.commands.common import (
     DashboardLauncher,
     exit_on_api_error,
     exit_with_error,
+    file_argument,
+    is_as_wanted,
     is_terminal,
     json_option,
     make_client,
+    parse_duration_option,
     print_json,
     socket_option,
 )
@@ -35,6 +39,7 @@ from orchestrator.process import socket_paths
 from orchestrator.process.arguments import mask_url
 from orchestrator.process.logformat import printable
 from orchestrator.process.setup import prepare_serving_process, print_message, run_event_loop
+from orchestrator.process.state_directory import logical_directory
 from orchestrator.process.terminal_text import printable_lines
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
     from orchestrator.process.logformat import LogWriter
     from orchestrator.supervisor.event_bus import EventBus
 
+_POLL_INTERVAL_S: Final = 0.1
 _GONE_TIMEOUT_S: Final = 0.1  # a connection to a socket without a listener is refused at once
 
 
@@ -70,43 +76,57 @@ def _load_manifest(file: str, log: str | None = None, *, is_check: bool = False)
 
 
 @click.command()
-@click.argument("file", default=DEFAULT_FILE, type=click.Path())
 @click.option("--no-tui", is_flag=True, help="Log to stderr instead of opening the dashboard.")
+@click.option("-d", "--detach", is_flag=True, help="Run in the background; return when the tunnels are started.")
+@click.option("--wait", is_flag=True, help="As --detach; return when every enabled tunnel is up.")
 @click.option(
-    "-d",
-    "--detach",
-    is_flag=True,
-    help="Run in the background; return when all enabled tunnels are started.",
+    "--timeout",
+    metavar="DURATION",
+    default="60s",
+    show_default=True,
+    callback=parse_duration_option,
+    help="The limit of --wait.",
 )
 @click.option(
     "--log-level", type=click.Choice(LEVELS, case_sensitive=False), help="For tunnels that do not set a level."
 )
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--log-file",
+    type=click.Path(path_type=Path),
+    help="Write the log to this file; SIGHUP reopens it, 16 MiB rotate it.",
+)
 @click.option("--read-only", is_flag=True, help="Reject commands; changes of the file still apply.")
 @socket_option
+@file_argument(str)
 @click.pass_obj
-def up(
+def up(  # noqa: PLR0913  one for each option
     launcher: DashboardLauncher | None,
     *,
-    file: str,
+    file: str | None,
     no_tui: bool,
     detach: bool,
+    wait: bool,
+    timeout: float,
     log_level: str | None,
     log_format: str,
+    log_file: Path | None,
     read_only: bool,
     socket: Path | None,
 ) -> int:
     """Run the tunnels of FILE until SIGINT or SIGTERM; SIGHUP reloads the file."""
-    manifest = _load_manifest(file, log_level)
+    manifest = _load_manifest(file := _name_file(file), log_level)
     has_dashboard = launcher is not None and not no_tui and is_terminal()
-    if detach or has_dashboard:
+    if detach or wait or has_dashboard:
         options = [*(["--log-level", log_level] if log_level else []), "--log-format", log_format]
         options += ["--read-only"] * read_only + (["--socket", str(socket)] if socket else [])
-        _start_in_background(manifest, socket, options)
+        _start_in_background(manifest, socket, options, log_file)
+        if wait:
+            return _wait_until_up(socket, Path(file), timeout)
         if launcher is not None and not detach:
             _show_daemon(launcher, socket, Path(file), read_only=read_only)
         return 0
-    log = _log_writer(log_format)
+    log = _log_writer(log_format, log_file)
     level = LogLevel[(log_level or "info").upper()]
     try:
         return run_event_loop(_serve(manifest, socket, log, level, read_only=read_only))
@@ -116,14 +136,41 @@ def up(
         log.close()
 
 
-def _start_in_background(manifest: Manifest, socket: Path | None, options: list[str]) -> None:
+def _name_file(file: str | None) -> str:
+    """Return the name under which a daemon reads its file: absolute if a link leads to the working directory.
+
+    The kernel keeps the directory that the link had as its target when the shell went there; the daemon has to see
+    another target.
+    """
+    name, directory = file or DEFAULT_FILE, logical_directory()
+    return name if directory.resolve() == directory or looks_like_url(name) else str(directory / name)
+
+
+def _wait_until_up(socket: Path | None, file: Path, timeout_s: float) -> int:
+    """Wait until every enabled tunnel is up. Returns the exit code: EXIT_FAILED after ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    with exit_on_api_error():
+        client = make_client(socket, file)
+        while missing := [tunnel for tunnel in client.status()["tunnels"] if not is_as_wanted(tunnel)]:
+            if time.monotonic() > deadline:
+                first = f"{missing[0]['name']} ({missing[0]['state']}: {missing[0]['reason']})"
+                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                print_message(
+                    printable(f"the daemon runs, but after {timeout_s:g} s it has not brought up {first}{more}")
+                )
+                return EXIT_FAILED
+            time.sleep(_POLL_INTERVAL_S)
+    return 0
+
+
+def _start_in_background(manifest: Manifest, socket: Path | None, options: list[str], log_file: Path | None) -> None:
     from orchestrator.commands import background  # noqa: PLC0415  imported where a process is started
 
     try:
         named = socket_paths.explicit_socket(socket, os.environ) or socket_paths.explicit_socket(
             manifest.supervisor.api.socket, {}
         )
-        daemon = background.start_daemon(manifest.path, options, named, os.environ)
+        daemon = background.start_daemon(manifest.path, options, named, os.environ, log_file)
     except socket_paths.SocketPathError as error:
         exit_with_error(EXIT_FAILED, str(error))
     except background.BackgroundStartError as error:
@@ -149,10 +196,17 @@ def _show_daemon(launcher: DashboardLauncher, socket: Path | None, file: Path, *
         print_message(f"the tunnels keep running; show them with: nodepass-orch top; end them with: {stop_command}")
 
 
-def _log_writer(log_format: str) -> LogWriter:
-    from orchestrator.process.logformat import LogWriter, as_json, as_text  # noqa: PLC0415  only to run tunnels
+def _log_writer(log_format: str, path: Path | None = None) -> LogWriter:
+    from orchestrator.process.log_file import LogFile  # noqa: PLC0415  only to run tunnels
+    from orchestrator.process.logformat import LogWriter, as_json, as_text  # noqa: PLC0415  as above
 
-    return LogWriter(form=as_json if log_format == "json" else as_text)
+    file = None if path is None else LogFile(path)
+    try:
+        if file is not None:
+            file.open()
+        return LogWriter(form=as_json if log_format == "json" else as_text, file=file)
+    except OSError as error:
+        exit_with_error(EXIT_FAILED, f"cannot write the log{f' {path}' if path else ''}: {error.strerror}")
 
 
 async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level: LogLevel, *, read_only: bool) -> int:
@@ -168,7 +222,7 @@ async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level:
             log.on_write_error(_log_error_reporter(supervisor.bus))
             for warning in map(str, manifest.warnings):
                 supervisor.bus.emit(LogLevel.WARN, EventKind.CONFIG, warning)
-            await service.run_service(supervisor)
+            await service.run_service(supervisor, log.reopen)
     return 0
 
 
@@ -185,13 +239,14 @@ def _log_error_reporter(bus: EventBus) -> Callable[[str], None]:
 
 
 @click.command()
-@click.argument("file", default=DEFAULT_FILE, type=click.Path())
 @json_option
 @click.option("--strict", is_flag=True, help="Treat warnings as faults.")
-def check(*, file: str, as_json: bool, strict: bool) -> int:
+@file_argument(str)
+def check(*, file: str | None, as_json: bool, strict: bool) -> int:
     """Validate FILE: every fault as FILE:LINE:COLUMN: message."""
     from orchestrator.config.faults import ConfigError  # noqa: PLC0415  as in _load_manifest
 
+    file = file or DEFAULT_FILE
     faults: tuple[Fault, ...] = ()
     warnings: tuple[Fault, ...] = ()
     count = None

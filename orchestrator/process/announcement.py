@@ -2,8 +2,9 @@
 
 The lock of a file is in the state directory, and that differs between users, and between shells with another HOME or
 XDG_STATE_HOME. The name of the announcement is made from the file's path and from the file system that the process
-sees, so daemons in two containers that share a network do not collide. An answer counts only if it comes from root,
-from this user, or from the owner of the file: any process of the host may use any abstract name.
+sees, so daemons in two containers that share a network do not collide. Any process of the host may use any abstract
+name, so what an answer says is used only if it comes from root, from this user, or from the owner of the file. Another
+process with the name prevents a start nevertheless, as it could with the address of a tunnel, and is named.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Announcement:
 
 
 def query_announcement(file: Path) -> RunningDaemon | None:
-    """Return the daemon that announces a file, given with its absolute path; None if there is none that counts."""
+    """Return the daemon that announces a file, given with its absolute path, or None."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
         connection.settimeout(_QUERY_TIMEOUT_S)
         try:
@@ -89,7 +90,7 @@ def query_announcement(file: Path) -> RunningDaemon | None:
         except OSError:
             return None
         if uid not in _trusted_users(file):
-            return None
+            return RunningDaemon(pid or None, file, is_foreign=True)
         data = b""
         with contextlib.suppress(OSError):
             while len(data) < _MAX_ANSWER_BYTES and (part := connection.recv(_MAX_ANSWER_BYTES)):

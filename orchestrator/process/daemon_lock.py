@@ -42,7 +42,7 @@ class DaemonRunningError(SocketPathError):
 class DaemonLock:
     """The lock that this process holds for a file, with the record that others read."""
 
-    def __init__(self, descriptor: int, announcement: Announcement, file: Path) -> None:
+    def __init__(self, descriptor: int | None, announcement: Announcement, file: Path) -> None:
         self._descriptor = descriptor
         self.announcement = announcement
         self._record(RunningDaemon(os.getpid(), file))
@@ -55,14 +55,19 @@ class DaemonLock:
     def _record(self, daemon: RunningDaemon) -> None:
         data = daemon.as_bytes()
         self.announcement.answer = data
-        with contextlib.suppress(OSError):  # the disk is full: the lock holds all the same
-            os.pwrite(self._descriptor, data, 0)
-            os.ftruncate(self._descriptor, len(data))
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):  # the disk is full: the lock holds all the same
+                os.pwrite(self._descriptor, data, 0)
+                os.ftruncate(self._descriptor, len(data))
 
 
 @contextlib.contextmanager
 def hold_daemon_lock(file: Path, environ: Mapping[str, str], uid: int) -> Iterator[DaemonLock]:
-    """Hold the lock of a file. Raises DaemonRunningError, and SocketPathError where no lock can be made."""
+    """Hold the lock of a file. Raises DaemonRunningError.
+
+    Where no state directory can be written (a container with a read-only file system), the announcement alone has to
+    prevent a second daemon.
+    """
     path = absolute_path(file)
 
     def describe() -> str:
@@ -91,6 +96,8 @@ def hold_socket_lock(socket: Path, environ: Mapping[str, str], uid: int) -> Iter
 
 def describe_conflict(file: Path, other: RunningDaemon) -> str:
     """Return why no second daemon runs a file, and the way out."""
+    if other.is_foreign:
+        return f"another user is already running {file}; end it with: kill {other.pid}"
     pid = f" (process {other.pid})" if other.pid else ""
     alias = f" as {other.file}" if other.file and other.file != absolute_path(file) else ""
     socket = f" at {other.socket}" if other.socket else ""
@@ -171,15 +178,15 @@ def _all_directories(environ: Mapping[str, str], uid: int) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _hold_lock(name: str, environ: Mapping[str, str], uid: int, describe_holder: Callable[[], str]) -> Iterator[int]:
-    """Hold a lock in the first usable state directory; yields its descriptor."""
-    errors: list[str] = []
+def _hold_lock(
+    name: str, environ: Mapping[str, str], uid: int, describe_holder: Callable[[], str]
+) -> Iterator[int | None]:
+    """Hold a lock in the first usable state directory; yields its descriptor, or None where there is no directory."""
     for directory in usable_directories(state_directories(environ, uid), uid):
         lock_file = directory / name
         try:
             descriptor = _lock(lock_file, describe_holder)
-        except OSError as error:
-            errors.append(f"{lock_file}: {error.strerror}")
+        except OSError:  # no space, or no such file allowed there: use the next directory
             continue
         try:
             yield descriptor
@@ -189,8 +196,7 @@ def _hold_lock(name: str, environ: Mapping[str, str], uid: int, describe_holder:
                     lock_file.unlink()  # before the lock is released: a waiting process sees that it is another file
             os.close(descriptor)
         return
-    why = "; ".join(errors) or "no directory for it can be written"
-    raise SocketPathError(f"cannot make the lock of this daemon ({why}); set XDG_STATE_HOME to a directory of yours")
+    yield None
 
 
 def _lock(lock_file: Path, describe_holder: Callable[[], str]) -> int:

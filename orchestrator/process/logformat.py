@@ -9,13 +9,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.json_text import json_text
 from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.wording import plural
 from tunnel.runtime import sockets
+from tunnel.runtime.blocking_calls import ThreadShortageError
+
+if TYPE_CHECKING:
+    from orchestrator.process.log_file import LogFile
 
 Format = Callable[[Event], str]
 
@@ -68,8 +72,11 @@ class LogWriter:
     Lines beyond a bound are dropped and counted, and so are those that a full disk does not take.
     """
 
-    def __init__(self, fd: int = 2, form: Format = as_text) -> None:
+    def __init__(self, fd: int = 2, form: Format = as_text, file: LogFile | None = None) -> None:
+        """``file`` is the file behind ``fd``, if it is to be reopened and rotated. Raises ThreadShortageError."""
         self._fd = fd
+        self._file = file
+        self._is_reopening = False
         self._form = form
         self._lines: deque[str] = deque()
         self._dropped = 0
@@ -79,7 +86,10 @@ class LogWriter:
         self._closing = False
         self._turn = threading.Condition()
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # "can't start new thread": Python has no narrower class for it
+            raise ThreadShortageError("the log") from None
 
     def __call__(self, event: Event) -> None:
         """Put the event's line in the queue; never blocks, never raises."""
@@ -98,6 +108,12 @@ class LogWriter:
         if error:
             report(error)
 
+    def reopen(self) -> None:
+        """Open the file again, if there is one, before the next line: another program may have renamed it."""
+        with self._turn:
+            self._is_reopening = self._file is not None
+            self._turn.notify()
+
     def close(self) -> None:
         """Write the queued lines, as far as the reader takes them within CLOSE_TIMEOUT_S."""
         with self._turn:
@@ -108,13 +124,18 @@ class LogWriter:
     def _write_all(self) -> None:
         while True:
             with self._turn:
-                while not self._lines and not self._closing:
+                while not self._lines and not self._closing and not self._is_reopening:
                     self._turn.wait()
+                is_reopening, self._is_reopening = self._is_reopening, False
                 lines, dropped = list(self._lines), self._dropped
                 self._lines.clear()
                 self._dropped = 0
                 is_last = self._closing
+            if self._file is not None and is_reopening:
+                self._file.reopen()
             self._dispatch(lines, dropped)
+            if self._file is not None:
+                self._file.rotate_if_large()
             if is_last:
                 return
 

@@ -16,17 +16,23 @@ class RunningDaemon:
     file: Path | None = None
     """its path as given, absolute"""
     socket: Path | None = None
+    is_foreign: bool = False
+    """whether it belongs to a user whose word about the socket is not trusted"""
 
     def __str__(self) -> str:
         """The daemon in a sentence."""
         pid = "" if self.pid is None else f" (process {self.pid})"
         return f"the daemon{pid} of {self.file}" if self.file else f"the daemon{pid}"
 
-    def as_bytes(self) -> bytes:
-        """The record, one line of JSON."""
+    def as_json(self) -> dict[str, int | str | None]:
+        """The record as a JSON object."""
         paths = {"file": self.file, "socket": self.socket}
         texts = {name: None if path is None else os.fspath(path) for name, path in paths.items()}
-        return json.dumps({"pid": self.pid, **texts}).encode() + b"\n"
+        return {"pid": self.pid, **texts}
+
+    def as_bytes(self) -> bytes:
+        """The record, one line of JSON."""
+        return json.dumps(self.as_json()).encode() + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes) -> RunningDaemon:

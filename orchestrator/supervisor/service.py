@@ -16,16 +16,23 @@ from tunnel.model.state import State
 from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from orchestrator.supervisor.supervisor import Supervisor
 
 STATUS_INTERVAL_S: Final = 2.0
 """Seconds between two reports of the status, unless the watchdog wants them more often."""
 
 
-async def run_service(supervisor: Supervisor) -> None:
+async def run_service(supervisor: Supervisor, reopen_log: Callable[[], None]) -> None:
     """Run the supervisor until a process signal or a command ends it."""
     reporter = _ServiceReporter(supervisor, Notifier(os.environ))
-    with handle_stop_signals(supervisor.shutdown, supervisor.close, reporter.start_reload):
+
+    def hang_up() -> None:
+        reopen_log()
+        reporter.start_reload()
+
+    with handle_stop_signals(supervisor.shutdown, supervisor.close, hang_up):
         reporting = asyncio.create_task(reporter.run())
         try:
             await supervisor.run()

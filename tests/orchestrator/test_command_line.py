@@ -47,7 +47,7 @@ def file(shell: CommandShell) -> Path:
         (["ps"], 4, "no daemon answers at"),
         *((arguments, 4, "no daemon answers at") for arguments in (
             ["ps", "--watch"], ["down", "--wait"], ["start", "web"], ["stop", "--all"], ["restart", "edge-*"],
-            ["drain", "--all", "--json"], ["retry", "x"], ["reload", "--wait"], ["plan"], ["logs", "-f"], ["events"])),
+            ["drain", "--all", "--json"], ["retry", "x"], ["reload", "--wait"], ["plan"], ["logs", "-F"], ["events"])),
         (["stop"], 2, "name the tunnels or use --all: nodepass-orch stop NAME…"),
         (["stop", "web", "--all"], 2, "name the tunnels or use --all"),
         (["stop", "web", "--timeout", "5"], 2, "'5' is not a duration with its unit; did you mean 5s?"),
@@ -170,6 +170,22 @@ def test_up_runs_tunnels_that_ps_lists_until_down(shell: CommandShell, file: Pat
         assert daemon.wait(COMMAND_TIMEOUT_S) == 0
     assert list((shell.path / "run").iterdir()) == []
     assert shell.run("ps").returncode == 4
+
+
+def test_up_wait_returns_when_every_enabled_tunnel_is_up(shell: CommandShell, file: Path) -> None:
+    done = shell.run("up", "--wait", "-f", str(file))
+    try:
+        assert (done.returncode, shell.run("ps").returncode) == (0, 0), done.stderr
+    finally:
+        assert shell.run("down", "--now", "--wait").returncode == 0
+    file.write_text("version: 1\ntunnels: {lonely: 'client://127.0.0.1:9/127.0.0.1:1'}\n")
+    done = shell.run("up", "--wait", "--timeout", "100ms")
+    try:
+        assert done.returncode == 1
+        assert "after 0.1 s it has not brought up lonely (" in done.stderr
+        assert shell.run("ps").returncode == 3, "the daemon runs all the same"
+    finally:
+        assert shell.run("down", "--now", "--wait").returncode == 0
 
 
 def test_ps_has_exit_code_3_if_a_tunnel_is_not_up(shell: CommandShell, file: Path) -> None:

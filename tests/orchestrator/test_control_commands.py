@@ -101,7 +101,7 @@ def test_up_detach_returns_when_the_daemon_runs_in_the_background(daemon: Daemon
 
 def test_a_daemon_starts_despite_the_stale_socket_of_a_killed_one(daemon: DaemonShell) -> None:
     pid = daemon.pid()
-    with daemon.following("logs", "-f") as process:
+    with daemon.following("logs", "-F") as process:
         assert process.stdout is not None
         process.stdout.readline()
         os.kill(pid, signal.SIGKILL)
@@ -222,8 +222,8 @@ def test_logs_and_events_print_the_past(daemon: DaemonShell) -> None:
 
 def test_a_command_that_follows_ends_with_the_daemon(daemon: DaemonShell) -> None:
     with (
-        daemon.following("logs", "-f", "-n", "1", "edge-*", "--json") as logs,
-        daemon.following("events", "-f") as events,
+        daemon.following("logs", "-F", "-n", "1", "edge-*", "--json") as logs,
+        daemon.following("events", "-F") as events,
     ):
         assert logs.stdout is not None
         assert events.stdout is not None
@@ -236,7 +236,7 @@ def test_a_command_that_follows_ends_with_the_daemon(daemon: DaemonShell) -> Non
 
 
 def test_ctrl_c_ends_a_command_that_follows_silently(shared_daemon: DaemonShell) -> None:
-    for arguments in (["logs", "-f"], ["ps", "--watch"], ["events", "-f"]):
+    for arguments in (["logs", "-F"], ["ps", "--watch"], ["events", "-F"]):
         with shared_daemon.following(*arguments) as process:
             assert process.stdout is not None
             process.stdout.readline()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ TUNNEL = "version: 1\ntunnels:\n  {name}: {{url: client://127.0.0.1:9/127.0.0.1:
 class LinkedFile(CommandShell):
     """A directory ``current`` that is a link to a release, as a deployment or a Kubernetes ConfigMap has it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, runtime: Path) -> None:
         super().__init__(path)
-        self.environ["XDG_STATE_HOME"] = str(path / "state")
+        self.environ |= {"XDG_STATE_HOME": str(path / "state"), "XDG_RUNTIME_DIR": str(runtime)}
         self.file = path / "current" / "tunnels.yaml"
         for release in ("first", "second"):
             (path / release).mkdir()
@@ -43,14 +44,14 @@ class LinkedFile(CommandShell):
 
 
 @pytest.fixture
-def linked(tmp_path: Path) -> LinkedFile:
-    return LinkedFile(tmp_path)
+def linked(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> LinkedFile:
+    return LinkedFile(tmp_path, tmp_path_factory.mktemp("r"))  # short: a socket's path has at most 107 bytes
 
 
 @pytest.fixture
 def pid(linked: LinkedFile) -> Iterator[int]:
     with linked.running("up", "--no-tui", str(linked.file)) as process:
-        wait_until(lambda: "tunnel started" in linked.log() or "tunnels started" in linked.log())
+        wait_until(lambda: "1 of 1 tunnel" in linked.log())
         yield process.pid
 
 
@@ -98,3 +99,28 @@ def test_a_file_named_like_a_lock_is_left_alone(linked: LinkedFile) -> None:
         process.wait(20)
     assert mine.read_text() == "mine"
     assert not (linked.path / "my.sock").exists()
+
+
+def test_commands_without_a_file_use_the_only_daemon(tmp_path: Path) -> None:
+    for name in ("one", "two", "empty"):
+        (tmp_path / name).mkdir()
+    one, two, empty = shells = [CommandShell(tmp_path / name) for name in ("one", "two", "empty")]
+    for shell in shells:
+        shell.environ |= {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_RUNTIME_DIR": str(tmp_path / "one" / "run")}
+    for shell in (one, two):
+        (shell.path / "tunnels.yaml").write_text(TUNNEL.format(name=shell.path.name))
+    assert (empty.run("ls").stdout, empty.run("ps").returncode) == ("", 4)
+    with one.running("up", "--no-tui") as first:
+        wait_until(lambda: "1 of 1 tunnel" in one.log())
+        assert "one " in empty.run("ps").stdout
+        assert two.run("ps").returncode == 4, "a directory with a file means that file"
+        listed = json.loads(empty.run("ls", "--json").stdout)
+        assert [(row["pid"], row["file"]) for row in listed] == [(first.pid, str(one.path / "tunnels.yaml"))]
+        assert sum(listed[0]["tunnels"].values()) == 1
+        with two.running("up", "--no-tui"):
+            wait_until(lambda: "1 of 1 tunnel" in two.log())
+            assert len(empty.run("ls").stdout.splitlines()) == 3
+            many = empty.run("ps")
+            assert (many.returncode, "2 daemons run; name the file of one: -f " in many.stderr) == (4, True)
+            assert empty.run("down", "--wait", str(two.path / "tunnels.yaml")).returncode == 0
+        assert "two files are named" in empty.run("down", "a.yaml", "-f", "b.yaml").stderr

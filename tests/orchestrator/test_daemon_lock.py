@@ -24,7 +24,6 @@ from orchestrator.process.daemon_lock import (
     list_daemons,
 )
 from orchestrator.process.running_daemon import RunningDaemon
-from orchestrator.process.socket_paths import SocketPathError
 from tests.support.shell import ROOT
 
 ME = os.getuid()
@@ -137,10 +136,16 @@ def test_daemons_of_different_files_run_together_but_share_no_socket(
         pass  # pragma: no cover
 
 
-def test_a_lock_needs_a_directory(monkeypatch: pytest.MonkeyPatch, file: Path, tmp_path: Path) -> None:
+def test_without_a_directory_the_announcement_prevents_a_second_daemon(
+    monkeypatch: pytest.MonkeyPatch, file: Path, tmp_path: Path
+) -> None:
     (tmp_path / "blocked").write_text("")
     monkeypatch.setattr(daemon_lock, "state_directories", lambda _environ, _uid: [tmp_path / "blocked" / "x"])
-    with pytest.raises(SocketPathError, match="set XDG_STATE_HOME"), hold_daemon_lock(file, {}, ME):
+    with (
+        hold_daemon_lock(file, {}, ME),
+        pytest.raises(DaemonRunningError, match=f"already running .* \\(process {os.getpid()}\\)"),
+        hold_daemon_lock(file, {}, ME),
+    ):
         pass  # pragma: no cover
 
 
@@ -161,8 +166,15 @@ async def test_an_announcement_answers_with_the_record(file: Path) -> None:
     assert query_announcement(file) is None
 
 
-def test_an_announcement_of_another_user_does_not_count(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Announcement(file):
-        assert query_announcement(file) == RunningDaemon(os.getpid())
+def test_what_another_user_announces_is_not_used_but_prevents_a_second_daemon(
+    file: Path, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held_elsewhere(file, environ) as process:
         monkeypatch.setattr(announcement, "_trusted_users", lambda _file: {ME + 1})
-        assert query_announcement(file) is None
+        other = environ | {"XDG_STATE_HOME": str(tmp_path / "other")}
+        assert find_daemon(file, other, ME) == RunningDaemon(process.pid, file, is_foreign=True)
+        with (
+            pytest.raises(DaemonRunningError, match=f"another user .*: kill {process.pid}"),
+            hold_daemon_lock(file, other, ME),
+        ):
+            pass  # pragma: no cover

@@ -6,10 +6,13 @@ import asyncio
 import errno
 import json
 import os
+import resource
 import select
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +21,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from orchestrator.process import setup
 from orchestrator.process.arguments import mask_url
+from orchestrator.process.log_file import LogFile
 from orchestrator.process.logformat import LogWriter, as_json, as_text, format_json_event, format_local_time, printable
 from orchestrator.supervisor.crash_reports import install_exception_handlers
 from tests.support.scale import GUARD_S
@@ -26,6 +31,7 @@ from tests.support.strategies import recognisable_keys
 from tests.support.waiting import wait_until
 from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
+from tunnel.runtime.blocking_calls import ThreadShortageError
 
 
 def event(text: str, tunnel: str = "web", level: LogLevel = LogLevel.WARN) -> Event:
@@ -220,3 +226,136 @@ assert run_event_loop(main()) == "the result"
 """
     done = subprocess.run([sys.executable, "-c", program], timeout=20, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+LOG_PROGRAM = """
+    import sys, time
+    from pathlib import Path
+    from orchestrator.process.log_file import LogFile
+    from orchestrator.process.logformat import LogWriter
+    from tunnel.model.events import Event, EventKind
+    from tunnel.model.spec import LogLevel
+    file = LogFile(Path(sys.argv[1]), max_bytes=1000)
+    file.open()
+    log = LogWriter(file=file)
+    for line in sys.stdin:
+        if line.strip() == "reopen":
+            log.reopen()
+        log(Event(ts=0.0, tunnel="t", level=LogLevel.INFO, kind=EventKind.LOG, text=line.strip()))
+    log.close()
+    print("the end", flush=True)
+"""
+
+
+def run_log_program(path: Path) -> subprocess.Popen[str]:
+    program = [sys.executable, "-c", textwrap.dedent(LOG_PROGRAM), str(path)]
+    return subprocess.Popen(program, stdin=subprocess.PIPE, text=True)
+
+
+def test_a_log_that_was_renamed_is_reopened_on_request(tmp_path: Path) -> None:
+    log, renamed = tmp_path / "log", tmp_path / "log.old"
+    with run_log_program(log) as program:
+        assert program.stdin is not None
+        program.stdin.write("first\n")
+        program.stdin.flush()
+        wait_until(lambda: log.exists() and "first" in log.read_text())
+        log.rename(renamed)
+        program.stdin.write("still\nreopen\nnew\n")
+        program.stdin.close()
+        assert program.wait(GUARD_S) == 0
+    assert "first" in renamed.read_text()
+    assert "new" in log.read_text()
+    assert "the end" in log.read_text(), "standard output follows"
+    assert log.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_has_a_bounded_size(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with run_log_program(log) as program:
+        assert program.stdin is not None
+        for number in range(20):
+            program.stdin.write(f"{number} " + "x" * 200 + "\n")
+            program.stdin.flush()
+            wait_until(lambda number=number: any(f"  {number} x" in f.read_text() for f in tmp_path.iterdir()))  # type: ignore[misc]  # of a default
+        program.stdin.close()
+        assert program.wait(GUARD_S) == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"log", "log.1"}
+    assert all(file.stat().st_size < 2000 for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["missing/log", "."])
+def test_a_log_file_that_cannot_be_opened_is_an_error(tmp_path: Path, path: str) -> None:
+    with pytest.raises(OSError):  # noqa: PT011  the system's own text
+        LogFile(tmp_path / path).open()
+
+
+def test_a_log_without_a_thread_is_an_error_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ThreadShortageError, match="may start no further thread for the log; raise its pids limit"):
+        LogWriter()
+
+
+def test_a_denied_limit_of_descriptors_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def deny(*_: int) -> tuple[int, int]:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(resource, "getrlimit", deny)
+    setup.raise_descriptor_limit()
+    assert "cannot raise the limit of file descriptors" in capsys.readouterr().err
+
+
+EARLY = """
+    import sys
+    from orchestrator.process import early_signals
+    early_signals.install(sys.argv[1:])
+    print("installed", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "number", "code"),
+    [
+        (["up", "--no-tui"], signal.SIGTERM, 0),
+        (["up", "--no-tui"], signal.SIGINT, 0),
+        (["demo"], signal.SIGTERM, 0),
+        (["client://a:1/b:2"], signal.SIGTERM, 0),
+        (["client://a:1/b:2"], signal.SIGHUP, -signal.SIGHUP),
+        (["up", "-d"], signal.SIGTERM, -signal.SIGTERM),
+        (["ps", "--watch"], signal.SIGINT, -signal.SIGINT),
+        (["ps", "--watch"], signal.SIGHUP, -signal.SIGHUP),
+    ],
+)
+@pytest.mark.parametrize("is_process_1", [False, True])
+def test_a_signal_during_imports_ends_a_daemon_with_exit_code_0(
+    arguments: list[str], number: int, code: int, *, is_process_1: bool
+) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(EARLY), *arguments]
+    if is_process_1:
+        if os.getuid() or number == signal.SIGHUP:
+            pytest.skip("a process namespace needs root; the kernel discards SIGHUP there")
+        command = ["unshare", "--pid", "--fork", "--kill-child", *command]
+        code = code if code >= 0 else 128 + number
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"installed\n"
+        pid = process.pid
+        if is_process_1:
+            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+        os.kill(pid, number)
+        assert process.wait(GUARD_S) == code
+
+
+def test_sighup_during_imports_does_not_end_a_daemon() -> None:
+    command = [sys.executable, "-c", textwrap.dedent(EARLY), "up", "--no-tui"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        process.communicate()
+        assert process.returncode == 0
