@@ -108,6 +108,13 @@ class NamespaceHosts(Network):
                 rule = ("-A", chain, side, CLIENT, "-p", "tcp", "-m", "multiport", which, group, "-j", "DROP")
                 self.server.run("iptables", *rule)
 
+    def limit_new_connections(self, count: int, period_s: int) -> None:
+        """Refuse new connections from the client's host once there were ``count`` in a period; each attempt counts."""
+        match = "-p tcp --syn -i client0 -m recent --name attempts --rsource"
+        refuse = f"--update --seconds {period_s} --hitcount {count} -j REJECT --reject-with tcp-reset"
+        for rule in (f"-A INPUT {match} {refuse}", f"-A INPUT {match} --set -j ACCEPT"):
+            self.server.run("iptables", *rule.split())
+
     @contextlib.contextmanager
     def translated(self, forgets: int) -> Generator[None]:
         """Make the server's host a NAT router between the client's host and the host behind the server.

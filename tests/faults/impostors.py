@@ -45,14 +45,21 @@ class HostileClient:
     def __init__(self, server: Address, key: str, certificates: tuple[Path, Path], *, data_tls: bool = False) -> None:
         as_client = interception_contexts(*certificates)[1]
         self.sock = as_client.wrap_socket(connect(server), server_hostname="localhost")
+        try:
+            self.welcome, self.secret = self._authenticate(Key(key), data_tls=data_tls)
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def _authenticate(self, key: Key, *, data_tls: bool) -> tuple[Welcome, bytes]:
         reader = _FrameReader(self.sock)
-        handshake = ClientHandshake(Key(key), self.sock.getpeercert(binary_form=True) or b"")
+        handshake = ClientHandshake(key, self.sock.getpeercert(binary_form=True) or b"")
         handshake.receive_challenge(reader.receive(Kind.CHALLENGE))
         self.sock.sendall(
             handshake.hello(instance=secrets.token_hex(8), mode=Mode.AUTO, data_tls=data_tls, bounds=ConfiguredLimits())
         )
         handshake.receive_welcome(reader.receive(Kind.WELCOME))
-        self.welcome, self.secret = handshake.receive_proof(reader.receive(Kind.PROOF))
+        return handshake.receive_proof(reader.receive(Kind.PROOF))
 
     def close(self) -> None:
         """Close the control channel."""

@@ -1,4 +1,4 @@
-"""NAT routers between the ends that forget connections silently."""
+"""NAT routers between the ends that forget connections silently, and a firewall that limits new ones."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ KEEPALIVE_S = 30 + 3 * 10
 INTERVAL_S = 1.0
 """REPORT_INTERVAL of these tunnels in seconds: after one interval keepalive is set on a pooled connection."""
 POOL_SIZE = 8
+FIREWALL_COUNT, FIREWALL_PERIOD_S = 6, 5
 
 
 def data_ports(hosts: NamespaceHosts, pair: NamespacePair) -> list[int]:
@@ -139,3 +140,25 @@ def test_keepalive_prevents_that_a_router_forgets_the_pool(
         worst = longest_wait(pair, 3 * POOL_SIZE)
         assert client.tunnel()["link"] == link
     record_figure(f"{3 * POOL_SIZE} visitors after {SILENCE_S} s of silence wait {worst * 1000:.0f} ms at most")
+
+
+@pytest.mark.slow
+@pytest.mark.case(f"a firewall that allows {FIREWALL_COUNT} new connections in {FIREWALL_PERIOD_S} s", deadline=120)
+def test_a_firewall_with_a_limit_on_new_connections_lets_the_pool_fill(
+    harness: ProcessHarness, hosts: NamespaceHosts, record_figure: FigureRecorder
+) -> None:
+    """It counts refused attempts too, so only a pause ends the block.
+
+    Seen to fail: with pauses of 1.5 seconds at most, each attempt renews the block.
+    """
+    hosts.limit_new_connections(FIREWALL_COUNT, FIREWALL_PERIOD_S)
+    try:
+        began = time.monotonic()
+        pair = hosts.pair(harness).wait_up()
+        wait_until(lambda: "refused" in pair.client.log_text(), within=10, what="the firewall refuses")
+        wait_until(lambda: len(data_ports(hosts, pair)) >= POOL_SIZE, within=60, what="the pool is full")
+        took = time.monotonic() - began
+        assert pair.client.log_text().count("data connections to") <= 12
+    finally:
+        hosts.restore()
+    record_figure(f"the pool is full after {took:.0f} s")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -349,3 +351,31 @@ async def test_a_client_that_closes_right_after_its_greeting_is_refused_at_once(
     await wait_until_async(lambda: harness.stats.refused_handshakes == 1, "it is refused")
     await wait_until_async(lambda: harness.is_idle, "its socket is closed")
     sock.close()
+
+
+@pytest.mark.parametrize("harness", [{"front_door": FrontDoorLimits(per_prefix=2)}], indirect=True)
+async def test_an_evicted_handshake_is_freed_at_once(harness: AcceptorHarness) -> None:
+    """Without the help of the garbage collector, which a flood would outrun."""
+    made: list[weakref.ref[ControlChannel]] = []
+    connections: list[socket.socket] = []
+    start = ControlChannel.secure
+
+    async def secure(self: ControlChannel) -> bytes:
+        made.append(weakref.ref(self))
+        return await start(self)
+
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ControlChannel, "secure", secure)
+            for number in range(10):
+                sock = harness.connect(harness.tunnel, client_hello())
+                await wait_until_async(lambda: len(made) > number, "its handshake has started")  # noqa: B023
+                connections.append(sock)
+        await wait_until_async(lambda: harness.stats.silent == 8, "the oldest were evicted")
+        await wait_until_async(lambda: sum(channel() is not None for channel in made) <= 2, "they are freed")
+    finally:
+        gc.enable()
+        for sock in connections:
+            sock.close()
+    await wait_until_async(lambda: harness.is_idle, "all are closed")

@@ -1,0 +1,247 @@
+"""Peers without the key that flood a server, or send without end: visitors and the legitimate client are served."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import FigureRecorder
+from tests.faults.floods import Flood, client_hello
+from tests.faults.hosts import KEY
+from tests.faults.impostors import HostileClient
+from tests.faults.loads import count_descriptors
+from tests.support.interception import CertificateAuthority
+from tests.support.peers import Address, connect, round_trip, time_to_first_byte
+from tests.support.ports import free_port
+from tests.support.processes import Daemon, ProcessHarness
+from tests.support.scale import IS_FULL_SCALE, time_allowed
+from tests.support.waiting import wait_until
+from tunnel.protocol.frames import encode_message
+from tunnel.protocol.messages import TargetStatus
+
+FLOOD_S = 75 if IS_FULL_SCALE else 2
+FLOOD_RATE = 7_000 if IS_FULL_SCALE else 1_500
+GUESSERS = 6
+SILENT = 1_024
+ENDLESS = {
+    "ignored records": b"\x14\x03\x03\x00\x01\x01" * 2_000,
+    "hello requests": b"\x16\x03\x03\x00\x04\x00\x00\x00\x00" * 2_000,
+}
+MANY_SOURCES = [f"127.0.{high}.{low}" for high in range(1, 5) for low in range(1, 251)]
+
+
+def visit_times(address: Address, seconds: float) -> list[float]:
+    """Visitors one after the other for some seconds; how long each took for a byte and back, sorted."""
+    took, end = [], time.monotonic() + seconds
+    while time.monotonic() < end:
+        began = time.monotonic()
+        with connect(address) as sock:
+            assert round_trip(sock, b"x") == b"x"
+        took.append(time.monotonic() - began)
+        time.sleep(0.005)  # a steady load, not a busy one
+    return sorted(took)
+
+
+def quantile(sorted_times: list[float], share: float) -> float:
+    """The time that this share of all stays below, in milliseconds."""
+    return sorted_times[min(len(sorted_times) - 1, math.floor(share * len(sorted_times)))] * 1e3
+
+
+def assert_few_warnings(server: Daemon) -> None:
+    """Assert that the flood is in the log, in few lines."""
+    assert 1 <= server.log_text().count("WARN") <= 20 + FLOOD_S
+
+
+@pytest.mark.case("a flood of TLS greetings from one address", deadline=FLOOD_S + 90)
+def test_a_flood_of_greetings_delays_no_visitor_and_leaves_no_memory(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Seen to fail: without the budget of handshakes the visitors' median is a second."""
+    pair = harness.start_pair(key=KEY).wait_up()
+    before, rss = visit_times(pair.visitors, 1), pair.server.rss()
+    with Flood(("127.0.0.1", pair.tunnel_port), client_hello(), FLOOD_RATE) as flood:
+        during = visit_times(pair.visitors, FLOOD_S)
+    wait_until(lambda: pair.server.tunnel()["refused"]["silent"], within=5, what="the flood was refused")
+    after = pair.server.rss()
+    assert quantile(during, 0.5) < (2 if IS_FULL_SCALE else 200)
+    assert after < 1.1 * rss + (0 if IS_FULL_SCALE else 4 << 20)
+    assert_few_warnings(pair.server)
+    assert pair.server.tunnel()["state"] == "up"
+    record_figure(
+        f"{flood.sent} greetings: p50 {quantile(before, 0.5):.1f} → {quantile(during, 0.5):.1f} ms, "
+        f"{rss >> 20} → {after >> 20} MB"
+    )
+
+
+@pytest.mark.case("silent connections on six tunnels of one process", deadline=90)
+def test_silent_connections_on_many_ports_leave_descriptors_for_visitors(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Seen to fail: with limits for each server, all descriptors are taken and no visitor is served."""
+    target = harness.start_target()
+    ports, visitors = [free_port() for _ in range(6)], [free_port() for _ in range(6)]
+    pairs = list(zip(ports, visitors, strict=True))
+    urls = {f"s{n}": f"server://{KEY}@127.0.0.1:{p}/127.0.0.1:{v}?mode=reverse" for n, (p, v) in enumerate(pairs)}
+    limit = ("prlimit", "--nofile=1024:1024")
+    server = harness.start_daemon(urls, name="server", prefix=limit)
+    clients = {f"c{n}": f"client://{KEY}@127.0.0.1:{p}/127.0.0.1:{target.port}" for n, p in enumerate(ports)}
+    harness.start_daemon(clients, name="client")
+    for name in urls:
+        server.wait_state("up", within=15, name=name)
+    with contextlib.ExitStack() as stack:
+        for number in range(SILENT):
+            silent = stack.enter_context(socket.socket())
+            silent.bind((MANY_SOURCES[number % len(MANY_SOURCES)], 0))
+            silent.setblocking(False)
+            silent.connect_ex(("127.0.0.1", ports[number % 6]))
+        times = [time_to_first_byte(("127.0.0.1", port), within=2) for port in visitors]
+        held = count_descriptors(server.pid)
+    assert held < 600
+    record_figure(f"{SILENT} silent: all six serve, the slowest after {max(times):.2f} s; {held} descriptors")
+
+
+@pytest.mark.case("a flood from a thousand addresses while the client returns", deadline=90)
+def test_a_client_that_has_been_here_returns_during_a_flood(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Seen to fail: without places for known addresses, a faster flood evicts the client's connection."""
+    pair = harness.start_pair(key=KEY).wait_up()
+    with Flood(("127.0.0.1", pair.tunnel_port), client_hello(), FLOOD_RATE, MANY_SOURCES):
+        wait_until(lambda: pair.server.tunnel()["refused"]["silent"] > 10, within=20, what="places have run out")
+        pair.client.kill()
+        pair.client.start()
+        wait_until(lambda: pair.client.log_text().count("tunnels started") == 2, within=20, what="it has started")
+        began = time.monotonic()
+        pair.client.wait_state("up", within=10)
+        took = time.monotonic() - began
+        pair.time_to_first_byte(within=5)
+    record_figure(f"up {took:.1f} s after its start")
+
+
+@contextlib.contextmanager
+def endless_senders(port: int, payload: bytes, count: int) -> Iterator[list[int]]:
+    """Connections that send a payload again and again, and are made again when they are closed; their number."""
+    over, made = threading.Event(), [0]
+
+    def send() -> None:
+        while not over.is_set():
+            with contextlib.suppress(OSError), connect(("127.0.0.1", port), timeout=1) as sock:
+                made[0] += 1
+                while not over.is_set():
+                    sock.sendall(payload)
+            over.wait(0.01)
+
+    threads = [threading.Thread(target=send) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield made
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.case("bytes without end before the handshake", deadline=60)
+@pytest.mark.parametrize("payload", ENDLESS.values(), ids=ENDLESS.keys())
+def test_bytes_without_end_before_the_handshake_disturb_no_other_tunnel(
+    harness: ProcessHarness, record_figure: FigureRecorder, payload: bytes
+) -> None:
+    """Seen to fail: without a bound, the loop stands still for seconds and memory grows by a gigabyte."""
+    target = harness.start_target()
+    ports = {"quiet": free_port(), "attacked": free_port()}
+    visitors = ("127.0.0.1", free_port())
+    server = harness.start_daemon(
+        {
+            "quiet": f"server://{KEY}@127.0.0.1:{ports['quiet']}/127.0.0.1:{visitors[1]}?mode=reverse",
+            "attacked": f"server://{KEY}@127.0.0.1:{ports['attacked']}/127.0.0.1:{free_port()}?mode=reverse",
+        },
+        name="server",
+    )
+    harness.start_daemon(
+        {"c": f"client://{KEY}@127.0.0.1:{ports['quiet']}/127.0.0.1:{target.port}"}, name="client"
+    ).wait_state("up", within=15, name="c")
+    before, rss = visit_times(visitors, FLOOD_S / 2), server.rss()
+    with endless_senders(ports["attacked"], payload, 4) as made:
+        during = visit_times(visitors, FLOOD_S / 2)
+    growth = server.rss() - rss
+    assert made[0] > 4, "they are closed, and come again"
+    assert growth < 8 << 20
+    ratio = quantile(during, 0.99) / quantile(before, 0.99)
+    assert ratio < 1.5 if IS_FULL_SCALE else quantile(during, 0.99) < quantile(before, 0.99) + time_allowed(0.5) * 1e3
+    record_figure(f"p99 {quantile(before, 0.99):.0f} → {quantile(during, 0.99):.0f} ms, {growth >> 10} KB more")
+
+
+def guess(server: Address, certificates: tuple[Path, Path], over: threading.Event) -> None:
+    """Try wrong keys until ``over``."""
+    number = 0
+    while not over.is_set():
+        number += 1
+        with contextlib.suppress(OSError, AssertionError):
+            HostileClient(server, f"guess {number} of somebody's key", certificates).close()
+
+
+@pytest.mark.case("keys guessed online, and a client whose key is corrected", deadline=60)
+def test_guesses_are_slow_and_a_corrected_key_works_soon(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """All from one address. Seen to fail: without the budget, 500 keys a second are tried."""
+    port, visitor_port, target = free_port(), free_port(), harness.start_target()
+    server = harness.start_daemon(
+        {"t": f"server://{KEY}@127.0.0.1:{port}/127.0.0.1:{visitor_port}?mode=reverse"}, name="server"
+    )
+    server.wait_state("waiting", within=15)
+    certificates = CertificateAuthority(harness.directory).issue("impostor")
+    over, began = threading.Event(), time.monotonic()
+    guessers = [threading.Thread(target=guess, args=(("127.0.0.1", port), certificates, over)) for _ in range(GUESSERS)]
+    for thread in guessers:
+        thread.start()
+    time.sleep(3)  # the measured period
+    judged, seconds = server.tunnel()["refused"]["handshakes"], time.monotonic() - began
+    over.set()
+    for thread in guessers:
+        thread.join()
+    assert judged <= 30 + 2 * seconds + 2
+    wrong = harness.start_daemon(
+        {"t": f"client://wrong-key-of-some-length@127.0.0.1:{port}/127.0.0.1:{target.port}"}, name="client"
+    )
+    wrong.wait_state("cooldown", within=15)
+    wait_until(lambda: "keys differ" in (wrong.tunnel()["reason"] or ""), within=15, what="the client says so")
+    assert "refused a client from 127.0.0.1:" in server.tunnel()["reason"]
+    wrong.write({"t": f"client://{KEY}@127.0.0.1:{port}/127.0.0.1:{target.port}"})
+    began = time.monotonic()
+    wrong.wait_state("up", within=10)
+    record_figure(f"{judged} keys in {seconds:.1f} s; up {time.monotonic() - began:.1f} s after the correction")
+
+
+@pytest.mark.case("a client with the key whose target flaps", deadline=60)
+def test_a_flapping_target_status_costs_the_peer_its_link_and_few_log_lines(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Seen to fail: without the limit, the server logs two lines for each frame."""
+    port = free_port()
+    server = harness.start_daemon(
+        {"t": f"server://{KEY}@127.0.0.1:{port}/127.0.0.1:{free_port()}?mode=reverse"}, name="server"
+    )
+    server.wait_state("waiting", within=15)
+    certificates = CertificateAuthority(harness.directory).issue("impostor")
+    frames = b"".join(encode_message(TargetStatus(None if n % 2 else f"reason {n}")) for n in range(2_000))
+    links = 0
+    for _ in range(20):
+        with contextlib.suppress(OSError, AssertionError):
+            client = HostileClient(("127.0.0.1", port), KEY, certificates)
+            links += 1
+            with client.sock:
+                client.sock.sendall(frames)
+                client.sock.recv(1 << 16)
+    server.wait_for_log("changes the status of its target too often")
+    lines = len(server.log_text().splitlines())
+    assert lines < 400
+    record_figure(f"{links} links with 2,000 changes each: {lines} lines")
