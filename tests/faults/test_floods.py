@@ -27,6 +27,7 @@ from tunnel.protocol.frames import encode_message
 from tunnel.protocol.messages import TargetStatus
 
 FLOOD_S = 75 if IS_FULL_SCALE else 2
+MEASURED_S = 10 if IS_FULL_SCALE else 1
 FLOOD_RATE = 7_000 if IS_FULL_SCALE else 1_500
 GUESSERS = 6
 SILENT = 1_024
@@ -64,13 +65,13 @@ def test_a_flood_of_greetings_delays_no_visitor_and_leaves_no_memory(
     harness: ProcessHarness, record_figure: FigureRecorder
 ) -> None:
     """Seen to fail: without the budget of handshakes the visitors' median is a second."""
-    pair = harness.start_pair(key=KEY).wait_up()
+    pair = harness.start_pair(key=KEY).wait_up(within=30)
     before, rss = visit_times(pair.visitors, 1), pair.server.rss()
     with Flood(("127.0.0.1", pair.tunnel_port), client_hello(), FLOOD_RATE) as flood:
         during = visit_times(pair.visitors, FLOOD_S)
     wait_until(lambda: pair.server.tunnel()["refused"]["silent"], within=5, what="the flood was refused")
     after = pair.server.rss()
-    assert quantile(during, 0.5) < (2 if IS_FULL_SCALE else 200)
+    assert quantile(during, 0.5) < (max(2, 3 * quantile(before, 0.5)) if IS_FULL_SCALE else 200)
     assert after < 1.1 * rss + (0 if IS_FULL_SCALE else 4 << 20)
     assert_few_warnings(pair.server)
     assert pair.server.tunnel()["state"] == "up"
@@ -80,7 +81,7 @@ def test_a_flood_of_greetings_delays_no_visitor_and_leaves_no_memory(
     )
 
 
-@pytest.mark.case("silent connections on six tunnels of one process", deadline=90)
+@pytest.mark.case("silent connections on six tunnels of one process", deadline=120)
 def test_silent_connections_on_many_ports_leave_descriptors_for_visitors(
     harness: ProcessHarness, record_figure: FigureRecorder
 ) -> None:
@@ -94,7 +95,7 @@ def test_silent_connections_on_many_ports_leave_descriptors_for_visitors(
     clients = {f"c{n}": f"client://{KEY}@127.0.0.1:{p}/127.0.0.1:{target.port}" for n, p in enumerate(ports)}
     harness.start_daemon(clients, name="client")
     for name in urls:
-        server.wait_state("up", within=15, name=name)
+        server.wait_state("up", within=30, name=name)
     with contextlib.ExitStack() as stack:
         for number in range(SILENT):
             silent = stack.enter_context(socket.socket())
@@ -107,12 +108,12 @@ def test_silent_connections_on_many_ports_leave_descriptors_for_visitors(
     record_figure(f"{SILENT} silent: all six serve, the slowest after {max(times):.2f} s; {held} descriptors")
 
 
-@pytest.mark.case("a flood from a thousand addresses while the client returns", deadline=90)
+@pytest.mark.case("a flood from a thousand addresses while the client returns", deadline=120)
 def test_a_client_that_has_been_here_returns_during_a_flood(
     harness: ProcessHarness, record_figure: FigureRecorder
 ) -> None:
     """Seen to fail: without places for known addresses, a faster flood evicts the client's connection."""
-    pair = harness.start_pair(key=KEY).wait_up()
+    pair = harness.start_pair(key=KEY).wait_up(within=30)
     with Flood(("127.0.0.1", pair.tunnel_port), client_hello(), FLOOD_RATE, MANY_SOURCES):
         wait_until(lambda: pair.server.tunnel()["refused"]["silent"] > 10, within=20, what="places have run out")
         pair.client.kill()
@@ -149,7 +150,7 @@ def endless_senders(port: int, payload: bytes, count: int) -> Iterator[list[int]
             thread.join()
 
 
-@pytest.mark.case("bytes without end before the handshake", deadline=60)
+@pytest.mark.case("bytes without end before the handshake", deadline=90)
 @pytest.mark.parametrize("payload", ENDLESS.values(), ids=ENDLESS.keys())
 def test_bytes_without_end_before_the_handshake_disturb_no_other_tunnel(
     harness: ProcessHarness, record_figure: FigureRecorder, payload: bytes
@@ -167,10 +168,10 @@ def test_bytes_without_end_before_the_handshake_disturb_no_other_tunnel(
     )
     harness.start_daemon(
         {"c": f"client://{KEY}@127.0.0.1:{ports['quiet']}/127.0.0.1:{target.port}"}, name="client"
-    ).wait_state("up", within=15, name="c")
-    before, rss = visit_times(visitors, FLOOD_S / 2), server.rss()
+    ).wait_state("up", within=30, name="c")
+    before, rss = visit_times(visitors, MEASURED_S), server.rss()
     with endless_senders(ports["attacked"], payload, 4) as made:
-        during = visit_times(visitors, FLOOD_S / 2)
+        during = visit_times(visitors, MEASURED_S)
     growth = server.rss() - rss
     assert made[0] > 4, "they are closed, and come again"
     assert growth < 8 << 20
@@ -197,7 +198,7 @@ def test_guesses_are_slow_and_a_corrected_key_works_soon(
     server = harness.start_daemon(
         {"t": f"server://{KEY}@127.0.0.1:{port}/127.0.0.1:{visitor_port}?mode=reverse"}, name="server"
     )
-    server.wait_state("waiting", within=15)
+    server.wait_state("waiting", within=30)
     certificates = CertificateAuthority(harness.directory).issue("impostor")
     over, began = threading.Event(), time.monotonic()
     guessers = [threading.Thread(target=guess, args=(("127.0.0.1", port), certificates, over)) for _ in range(GUESSERS)]
@@ -230,7 +231,7 @@ def test_a_flapping_target_status_costs_the_peer_its_link_and_few_log_lines(
     server = harness.start_daemon(
         {"t": f"server://{KEY}@127.0.0.1:{port}/127.0.0.1:{free_port()}?mode=reverse"}, name="server"
     )
-    server.wait_state("waiting", within=15)
+    server.wait_state("waiting", within=30)
     certificates = CertificateAuthority(harness.directory).issue("impostor")
     frames = b"".join(encode_message(TargetStatus(None if n % 2 else f"reason {n}")) for n in range(2_000))
     links = 0

@@ -32,7 +32,7 @@ from tunnel.protocol.handshake import ClientHandshake
 from tunnel.protocol.handshake_messages import Refusal
 from tunnel.protocol.preface import TLS_HANDSHAKE_BYTE, encode_preface
 from tunnel.runtime import listeners, tls
-from tunnel.runtime.front_door import DEFAULT_FRONT_DOOR, FrontDoorLimits
+from tunnel.runtime.front_door import DEFAULT_FRONT_DOOR, FrontDoorLimits, origin_of
 
 KEY = Key("a shared key of some length")
 
@@ -96,11 +96,11 @@ class AcceptorHarness:
 
 @asynccontextmanager
 async def accepting(
-    timing: Timing = DEFAULT_TIMING, front_door: FrontDoorLimits = DEFAULT_FRONT_DOOR
+    timing: Timing = DEFAULT_TIMING, front_door: FrontDoorLimits = DEFAULT_FRONT_DOOR, key: Key | None = KEY
 ) -> AsyncIterator[AcceptorHarness]:
     with no_descriptor_leak():
         async with shared_parts(timing, front_door) as context:
-            spec = TunnelSpec(role=Role.SERVER, tunnel=Address("127.0.0.1", 0), target=Address("", 1), key=KEY)
+            spec = TunnelSpec(role=Role.SERVER, tunnel=Address("127.0.0.1", 0), target=Address("", 1), key=key)
             harness = AcceptorHarness(context, spec)
             await harness.open()
             yield harness
@@ -351,6 +351,32 @@ async def test_a_client_that_closes_right_after_its_greeting_is_refused_at_once(
     await wait_until_async(lambda: harness.stats.refused_handshakes == 1, "it is refused")
     await wait_until_async(lambda: harness.is_idle, "its socket is closed")
     sock.close()
+
+
+async def test_few_clients_wait_for_the_decision_about_a_tunnel(harness: AcceptorHarness) -> None:
+    async with harness.acceptor._link_decision:
+        waiting = [asyncio.create_task(establish_link(harness)) for _ in range(20)]
+        await wait_until_async(lambda: sum(task.done() for task in waiting) == 4, "those that are too many are refused")
+    done, _ = await asyncio.wait(waiting)
+    errors = [error for task in done if (error := task.exception()) is not None]
+    assert len(errors) == 4
+    assert all("too many other clients" in str(error) for error in errors)
+    for task in done:
+        if task.exception() is None:
+            task.result()[0].close("done")
+
+
+async def test_a_client_of_an_open_tunnel_is_not_known_at_the_front_door() -> None:
+    async with accepting(key=None) as harness:
+        channel, _ = await establish_link(harness, key=None)
+        assert not harness.context.front_door.is_known(origin_of(("127.0.0.1", 1)))
+        channel.close("done")
+
+
+async def test_a_client_with_the_key_is_known_at_the_front_door(harness: AcceptorHarness) -> None:
+    channel, _ = await establish_link(harness)
+    assert harness.context.front_door.is_known(origin_of(("127.0.0.1", 1)))
+    channel.close("done")
 
 
 @pytest.mark.parametrize("harness", [{"front_door": FrontDoorLimits(per_prefix=2)}], indirect=True)

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 _MAX_CLIENT_BYTES: Final = 1 << 15  # a client without a certificate sends less than 4 KB until it has authenticated
 
 
+_MAX_UNDECIDED: Final = 16  # a decision may take two seconds, and the front door does not count those that wait for it
+
+
 def _always_has_room() -> bool:
     """The front door makes room for each new connection."""
     return True
@@ -97,7 +100,9 @@ class LinkAcceptor:
         self.acceptors: dict[str, Acceptor] = {}
         """by purpose, as in ``listeners``"""
         self._handshakes: dict[PendingConnection, asyncio.Task[None]] = {}  # of control channels
+        self._has_key = spec.key is not None  # otherwise any peer authenticates
         self._link_decision = asyncio.Lock()
+        self._undecided = 0  # clients that have authenticated and wait for the decision
         self._context: ssl.SSLContext
         self._certificate = b""
         self._link: Link | None = None
@@ -228,7 +233,7 @@ class LinkAcceptor:
         if connection.peer_closed:  # the client has closed it, and the reactor reports that only once
             self.discard(connection)
             return
-        is_registered = self._front_door.release(connection, authenticated=True)
+        is_registered = self._front_door.release(connection, authenticated=self._has_key)
         pool = link.pool
         before = len(pool)
         pool.add(DataConnection(ident, connection.sock, stream, pool), is_registered=is_registered)
@@ -313,18 +318,32 @@ class LinkAcceptor:
         except HandshakeRefusedError:
             self._front_door.note_wrong_proof(connection.origin)
             raise
-        self._front_door.release(connection)  # authenticated, and no longer evicted
-        self._front_door.note_authenticated(connection.origin)
         channel.note_authenticated()
-        async with self._link_decision:
-            objection = self._check_mode(hello) or await self._check_present_client(hello)
-            if objection is not None:  # the client has authenticated, so it may learn the reason
-                self._refuse_client(connection, channel, _Refusals.OBJECTION, objection, answer=objection)
-                return False
-            if channel.closed_reason is not None:
-                raise ChannelLostError(channel.closed_reason)
-            self._make_link(channel, handshake, hello)
-        return True
+        self._front_door.release(connection, authenticated=self._has_key)  # it is no longer evicted
+        if self._has_key:
+            self._front_door.note_authenticated(connection.origin)
+        return await self._decide(connection, channel, handshake, hello)
+
+    async def _decide(
+        self, connection: PendingConnection, channel: ControlChannel, handshake: ServerHandshake, hello: Hello
+    ) -> bool:
+        """Make the link of a client that has authenticated, or refuse the client; return whether there is a link."""
+        if self._undecided >= _MAX_UNDECIDED:
+            objection: str | None = "too many other clients want this tunnel at this moment"
+        else:
+            self._undecided += 1
+            try:
+                async with self._link_decision:
+                    objection = self._check_mode(hello) or await self._check_present_client(hello)
+                    if objection is None:
+                        if channel.closed_reason is not None:
+                            raise ChannelLostError(channel.closed_reason)
+                        self._make_link(channel, handshake, hello)
+            finally:
+                self._undecided -= 1
+        if objection is not None:  # the client has authenticated, so it may learn the reason
+            self._refuse_client(connection, channel, _Refusals.OBJECTION, objection, answer=objection)
+        return objection is None
 
     def _check_mode(self, hello: Hello) -> str | None:
         if hello.mode is Mode.AUTO or hello.mode.value == self._direction.value:
