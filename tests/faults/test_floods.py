@@ -23,8 +23,8 @@ from tests.support.ports import free_port
 from tests.support.processes import Daemon, ProcessHarness
 from tests.support.scale import IS_FULL_SCALE, time_allowed
 from tests.support.waiting import wait_until
-from tunnel.protocol.frames import encode_message
-from tunnel.protocol.messages import TargetStatus
+from tunnel.protocol.frame_codec import encode_message
+from tunnel.protocol.frames import TargetStatus
 
 FLOOD_S = 75 if IS_FULL_SCALE else 2
 MEASURED_S = 10 if IS_FULL_SCALE else 1
