@@ -69,6 +69,7 @@ class TunnelJson(TypedDict, total=False):
     link: str | None
     auth: str
     data_tls: int
+    carrier: str | None
     tags: list[str]
     enabled: bool
     worker: int

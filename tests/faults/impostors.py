@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.support.interception import interception_contexts
 from tests.support.peers import SOCKET_TIMEOUT_S, Address, connect
 from tunnel.model.limits import ConfiguredLimits
-from tunnel.model.spec import Direction, Key, Mode
+from tunnel.model.spec import Carrier, Direction, Key, Mode
 from tunnel.protocol.frame_codec import FrameDecoder
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
@@ -56,7 +56,12 @@ class HostileClient:
         handshake = ClientHandshake(key, self.sock.getpeercert(binary_form=True) or b"")
         handshake.receive_challenge(reader.receive(Kind.CHALLENGE))
         self.sock.sendall(
-            handshake.hello(instance=secrets.token_hex(8), mode=Mode.AUTO, data_tls=data_tls, bounds=ConfiguredLimits())
+            handshake.hello(
+                instance=secrets.token_hex(8),
+                mode=Mode.AUTO,
+                carrier=Carrier.TLS if data_tls else Carrier.TCP,
+                bounds=ConfiguredLimits(),
+            )
         )
         handshake.receive_welcome(reader.receive(Kind.WELCOME))
         return handshake.receive_proof(reader.receive(Kind.PROOF))
@@ -109,7 +114,7 @@ class HostileServer:
             handshake.receive_hello(reader.receive(Kind.HELLO))
             handshake.receive_proof(reader.receive(Kind.PROOF))
             frames, _ = handshake.welcome(
-                Welcome(secrets.token_hex(8), Direction.REVERSE, None, False, ConfiguredLimits())
+                Welcome(secrets.token_hex(8), Direction.REVERSE, None, Carrier.TCP, ConfiguredLimits())
             )
             sock.sendall(frames)
             self.links += 1

@@ -83,11 +83,11 @@ def _frames() -> Seeds:
 
 def _handshake() -> Seeds:
     hello = {
-        "nonce": _NONCE, "instance": "me", "auth": "key", "mode": "auto", "tls": False,
+        "nonce": _NONCE, "instance": "me", "auth": "key", "mode": "auto", "carrier": "tcp",
         "pool_min": 1, "pool_max": None, "visitors": 9,
     }  # fmt: skip
     welcome = {
-        "link": "6f1c", "direction": "reverse", "data_port": 40_000, "tls": True,
+        "link": "6f1c", "direction": "reverse", "data_port": 40_000, "carrier": "tls",
         "pool_min": None, "pool_max": 64, "visitors": None,
     }  # fmt: skip
     challenge = {"v": 1, "nonce": _NONCE}

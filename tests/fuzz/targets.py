@@ -29,7 +29,7 @@ from orchestrator.table import format_table
 from tunnel.model.errors import OptionError, UrlError
 from tunnel.model.limits import ConfiguredLimits, Limits
 from tunnel.model.options import OptionLayer, format_options, make_spec
-from tunnel.model.spec import Key, Mode
+from tunnel.model.spec import Carrier, Key, Mode
 from tunnel.model.url import parse_url
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message
@@ -144,7 +144,7 @@ def handshake(data: bytes) -> None:
             client.receive_challenge(greeting)
             return
         client.receive_challenge(b'{"nonce":"' + b"0" * 64 + b'","v":1}')
-        client.hello(instance="me", mode=Mode.AUTO, data_tls=False, bounds=ConfiguredLimits())
+        client.hello(instance="me", mode=Mode.AUTO, carrier=Carrier.TCP, bounds=ConfiguredLimits())
         client.receive_welcome(greeting)
         welcome = client._welcome
         assert welcome is not None

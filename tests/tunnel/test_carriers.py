@@ -13,6 +13,7 @@ from tests.support.engine_parts import no_descriptor_leak, other_pem, server_con
 from tests.support.sockets import tcp_pair
 from tunnel.carriers import create_accept_carrier, create_dial_carrier
 from tunnel.carriers.base import AcceptCarrier, DataHandshake, DialCarrier
+from tunnel.model.spec import Carrier
 from tunnel.protocol.preface import PREFACE_SIZE, decode_preface
 from tunnel.runtime.tls import TlsError, presented_certificate
 
@@ -32,12 +33,10 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 def create_carriers(
     *, is_encrypted: bool, certificate: bytes | None = None, server_secret: bytes = SECRET
 ) -> tuple[DialCarrier, AcceptCarrier]:
-    context = server_context()
+    context, kind = server_context(), Carrier.TLS if is_encrypted else Carrier.TCP
     return (
-        create_dial_carrier(
-            is_encrypted=is_encrypted, secret=SECRET, certificate=certificate or presented_certificate(context)
-        ),
-        create_accept_carrier(is_encrypted=is_encrypted, secret=server_secret, context=context),
+        create_dial_carrier(kind, SECRET, certificate or presented_certificate(context)),
+        create_accept_carrier(kind, server_secret, context),
     )
 
 

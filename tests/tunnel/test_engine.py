@@ -33,7 +33,7 @@ from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.pool import Pool
 from tunnel.model.address import Address, parse_address
 from tunnel.model.settings import Settings
-from tunnel.model.spec import DataTls, Direction, Key, LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.spec import Carrier, DataTls, Direction, Key, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.state import State
 from tunnel.protocol.frames import TargetStatus
 from tunnel.protocol.handshake import ServerHandshake
@@ -657,7 +657,7 @@ async def test_a_server_cannot_take_the_encryption_of_data_connections_back(
     genuine = ServerHandshake.welcome
 
     def without_tls(self: ServerHandshake, welcome: Welcome) -> tuple[bytes, bytes]:
-        return genuine(self, dataclasses.replace(welcome, data_tls=False))
+        return genuine(self, dataclasses.replace(welcome, carrier=Carrier.TCP))
 
     monkeypatch.setattr(ServerHandshake, "welcome", without_tls)
     async with running_engine(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel.model.limits import ConfiguredLimits
-from tunnel.model.spec import Direction, Key, Mode
+from tunnel.model.spec import Carrier, Direction, Key, Mode
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import Frame, FrameDecoder
 from tunnel.protocol.frames import Kind
@@ -20,7 +20,7 @@ from tunnel.protocol.handshake_messages import Hello, Proof, Welcome
 KEY, OTHER = Key("the shared key"), Key("another key")
 CERTIFICATE = b"the server's certificate as DER"
 
-WELCOME = Welcome("6f1c", Direction.REVERSE, 40_000, data_tls=True, bounds=ConfiguredLimits(1, 2, 3))
+WELCOME = Welcome("6f1c", Direction.REVERSE, 40_000, carrier=Carrier.TLS, bounds=ConfiguredLimits(1, 2, 3))
 
 bounds = st.builds(ConfiguredLimits, *[st.none() | st.integers(1, (1 << 32) - 1)] * 3)
 
@@ -54,7 +54,9 @@ class Exchange:
     def hello(self, mode: Mode = Mode.AUTO, configured: ConfiguredLimits | None = None) -> Hello:
         [challenge] = self.transfer(self.server.challenge())
         self.client.receive_challenge(challenge)
-        answer = self.client.hello(instance="me", mode=mode, data_tls=False, bounds=configured or ConfiguredLimits())
+        answer = self.client.hello(
+            instance="me", mode=mode, carrier=Carrier.TCP, bounds=configured or ConfiguredLimits()
+        )
         hello, proof = self.transfer(answer)
         self.server.receive_hello(hello)
         return self.server.receive_proof(proof)
@@ -79,7 +81,7 @@ class Exchange:
     configured=bounds,
     decided=bounds,
     port=st.none() | st.integers(1, 65_535),
-    data_tls=st.booleans(),
+    carrier=st.sampled_from(Carrier),
 )
 def test_both_ends_agree_on_terms_and_secret(
     key: Key | None,
@@ -88,12 +90,12 @@ def test_both_ends_agree_on_terms_and_secret(
     decided: ConfiguredLimits,
     port: int | None,
     *,
-    data_tls: bool,
+    carrier: Carrier,
 ) -> None:
     exchange = Exchange(key, key)
     hello = exchange.hello(mode, configured)
-    assert hello == Hello(hello.nonce, "me", "key" if key else "open", mode, data_tls=False, bounds=configured)
-    welcome = Welcome("6f1c", Direction.FORWARD, port, data_tls=data_tls, bounds=decided)
+    assert hello == Hello(hello.nonce, "me", "key" if key else "open", mode, carrier=Carrier.TCP, bounds=configured)
+    welcome = Welcome("6f1c", Direction.FORWARD, port, carrier=carrier, bounds=decided)
     received, client_secret, server_secret = exchange.finish(welcome)
     assert received == welcome
     assert client_secret == server_secret
@@ -155,7 +157,7 @@ def test_recorded_frames_cannot_be_replayed() -> None:
 
     victim = ClientHandshake(KEY, CERTIFICATE)
     victim.receive_challenge(recorded[Kind.CHALLENGE])
-    victim.hello(instance="me", mode=Mode.AUTO, data_tls=False, bounds=ConfiguredLimits())
+    victim.hello(instance="me", mode=Mode.AUTO, carrier=Carrier.TCP, bounds=ConfiguredLimits())
     victim.receive_welcome(recorded[Kind.WELCOME])
     with pytest.raises(HandshakeRefusedError):
         victim.receive_proof(recorded[Kind.PROOF])
@@ -196,7 +198,7 @@ json_values = st.recursive(
 )
 greetings = st.dictionaries(
     st.sampled_from(
-        ["v", "nonce", "instance", "auth", "mode", "tls", "link", "direction", "data_port", "pool_min", "visitors"]
+        ["v", "nonce", "instance", "auth", "mode", "carrier", "link", "direction", "data_port", "pool_min", "visitors"]
     ),
     json_values,
 )
@@ -206,7 +208,7 @@ GOOD = {
     "instance": "me",
     "auth": "key",
     "mode": "auto",
-    "tls": False,
+    "carrier": "tcp",
     "link": "1",
     "direction": "reverse",
     "data_port": 1,
@@ -244,7 +246,8 @@ def test_a_malformed_challenge_is_rejected_with_the_reason(change: dict[str, obj
     ("change", "reason"),
     [
         ({"mode": "sideways"}, "unknown mode"),
-        ({"tls": 1}, "without a valid tls"),
+        ({"carrier": 1}, "without a valid carrier"),
+        ({"carrier": "pigeon"}, "unknown carrier"),
         ({"pool_min": True}, "invalid bounds"),
         ({"visitors": 1 << 32}, "invalid bounds"),
         ({"pool_max": 0}, "invalid bounds"),

@@ -25,7 +25,7 @@ from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.stats import Stats
 from tunnel.model.address import Address
 from tunnel.model.limits import ConfiguredLimits
-from tunnel.model.spec import Direction, Key, Mode, Role, TunnelSpec
+from tunnel.model.spec import Carrier, Direction, Key, Mode, Role, TunnelSpec
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import ClientHandshake
@@ -133,7 +133,7 @@ async def establish_link(
     kind, payload = await channel.receive()
     assert kind is Kind.CHALLENGE
     handshake.receive_challenge(payload)
-    channel.send(handshake.hello(instance=instance, mode=Mode.AUTO, data_tls=False, bounds=ConfiguredLimits()))
+    channel.send(handshake.hello(instance=instance, mode=Mode.AUTO, carrier=Carrier.TCP, bounds=ConfiguredLimits()))
     kind, payload = await channel.receive()
     if kind is not Kind.WELCOME:
         channel.close("refused")

@@ -4,7 +4,7 @@ A client has a ``DialCarrier`` for each link, a server an ``AcceptCarrier``; ``t
 handshake of the link is complete. A data connection starts with a preface that names it, in the clear. What follows the
 preface is the carrier's.
 
-To add a carrier: one module like ``tunnel.carriers.encrypted``, and a branch in each function of ``tunnel.carriers``.
+To add a carrier: one module like ``tunnel.carriers.encrypted``, and a row in ``tunnel.carriers.CARRIERS``.
 """
 
 from __future__ import annotations

@@ -406,7 +406,7 @@ class Engine(ABC):
             data_addr=self._data_address,
             peer=link.channel.peer if link is not None else None,
             link=link.ident if link is not None else None,
-            data_tls=link.data_tls if link is not None else False,
+            carrier=link.carrier if link is not None else None,
             limits=session.limits if session is not None else default_limits(spec.settings),
             idle=len(link.pool) if link is not None else 0,
             capacity=session.wanted_idle if session is not None else 0,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tunnel.engine.control_channel import ControlChannel
     from tunnel.engine.pool_filler import PoolFiller
     from tunnel.model.limits import ConfiguredLimits, Limits
-    from tunnel.model.spec import Direction
+    from tunnel.model.spec import Carrier, Direction
     from tunnel.protocol.frame_codec import Frame
     from tunnel.runtime.reactor import Reactor
 
@@ -36,7 +36,7 @@ class LinkTerms:
     """public random id"""
     secret: bytes
     direction: Direction
-    data_tls: bool
+    carrier: Carrier
     role: SessionRole
     negotiation: Negotiation
     report_interval_s: float
@@ -110,7 +110,7 @@ class Link:
         self.ident = terms.ident
         self.secret = terms.secret
         self.direction = terms.direction
-        self.data_tls = terms.data_tls
+        self.carrier = terms.carrier
         self.is_client = terms.role.is_client
         self.is_ingress = terms.role.is_ingress
         self.channel = channel

@@ -19,7 +19,7 @@ from tunnel.engine.pending import PendingConnection
 from tunnel.engine.pool import DataConnection
 from tunnel.model.events import EventKind
 from tunnel.model.limits import configured_limits, default_limits
-from tunnel.model.spec import DataTls, Direction, Mode, TunnelSpec
+from tunnel.model.spec import Direction, Mode, TunnelSpec
 from tunnel.protocol import preface
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import encode_message
@@ -378,7 +378,7 @@ class LinkAcceptor:
             link=secrets.token_hex(8),
             direction=self._direction,
             data_port=self._data_port,
-            data_tls=hello.data_tls or spec.data_tls is not DataTls.OFF,
+            carrier=hello.carrier.or_stricter(spec.carrier),
             bounds=ours,
         )
         answer, secret = handshake.welcome(welcome)
@@ -386,14 +386,14 @@ class LinkAcceptor:
             ident=welcome.link,
             secret=secret,
             direction=self._direction,
-            data_tls=welcome.data_tls,
+            carrier=welcome.carrier,
             role=SessionRole(is_client=False, is_ingress=self._direction is Direction.REVERSE),
             negotiation=Negotiation(ours, hello.bounds, default_limits(spec.settings)),
             report_interval_s=spec.settings.report_interval,
         )
         link = Link(terms, channel, self._reactor)
         self._link, self._link_instance, self._replay_window = link, hello.instance, ReplayWindow()
-        self._carrier = create_accept_carrier(is_encrypted=welcome.data_tls, secret=secret, context=self._context)
+        self._carrier = create_accept_carrier(welcome.carrier, secret, self._context)
         channel.send(answer)
         self._owner.start_link(link)
 

@@ -105,17 +105,13 @@ class LinkConnector:
         handshake = ClientHandshake(spec.key, certificate)
         handshake.receive_challenge(await _receive(channel, Kind.CHALLENGE))
         ours = configured_limits(spec.settings)
-        channel.send(
-            handshake.hello(
-                instance=self._instance, mode=spec.mode, data_tls=spec.data_tls is not DataTls.OFF, bounds=ours
-            )
-        )
+        channel.send(handshake.hello(instance=self._instance, mode=spec.mode, carrier=spec.carrier, bounds=ours))
         handshake.receive_welcome(await _receive(channel, Kind.WELCOME))
         welcome, secret = handshake.receive_proof(await _receive(channel, Kind.PROOF))
         channel.note_authenticated()
         if spec.mode is not Mode.AUTO and spec.mode.value != welcome.direction.value:
             raise ProtocolError(f"this client has mode={spec.mode} and the server decided {welcome.direction}")
-        if spec.data_tls is not DataTls.OFF and not welcome.data_tls:
+        if welcome.carrier is not spec.carrier.or_stricter(welcome.carrier):
             raise ProtocolError(
                 f"this client has tls={spec.data_tls.value} and the server does not encrypt data connections"
             )
@@ -123,7 +119,7 @@ class LinkConnector:
             ident=welcome.link,
             secret=secret,
             direction=welcome.direction,
-            data_tls=welcome.data_tls,
+            carrier=welcome.carrier,
             role=SessionRole(is_client=True, is_ingress=welcome.direction is Direction.FORWARD),
             negotiation=Negotiation(ours, welcome.bounds, default_limits(spec.settings)),
             report_interval_s=spec.settings.report_interval,

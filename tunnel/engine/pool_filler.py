@@ -51,9 +51,7 @@ class PoolFiller:
 
     def __init__(self, link: Link, reactor: Reactor, event_log: EventLog, server: ServerEndpoint) -> None:
         self.link = link
-        self._carrier = create_dial_carrier(
-            is_encrypted=link.data_tls, secret=link.secret, certificate=server.certificate
-        )
+        self._carrier = create_dial_carrier(link.carrier, link.secret, server.certificate)
         self.dial_error: str | None = None
         """why the latest dials failed; None since a dial succeeded"""
         self._reactor = reactor

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from tunnel.model.spec import Carrier
 from tunnel.model.state import State
 from tunnel.model.times import format_timestamp
 
@@ -131,6 +132,8 @@ class Snapshot:
     """public random id of the link, the same at both ends"""
     auth: str
     data_tls: int
+    carrier: str | None = None
+    """how data connections travel; None without a link"""
     tags: tuple[str, ...] = ()
     enabled: bool = True
     """False: the file says ``enabled: false``, so the tunnel runs on command only"""
@@ -189,7 +192,7 @@ class SnapshotInput(NamedTuple):
     data_addr: str | None
     peer: str | None
     link: str | None
-    data_tls: bool
+    carrier: Carrier | None
     limits: Limits
     idle: int
     capacity: int
@@ -227,7 +230,8 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         peer=values.peer,
         link=values.link,
         auth=spec.auth,
-        data_tls=int(spec.data_tls) or int(values.data_tls),
+        data_tls=int(spec.data_tls) or int(values.carrier is Carrier.TLS),
+        carrier=values.carrier.value if values.carrier else None,
         pool=PoolView(
             idle=values.idle,
             capacity=max(values.capacity, limits.pool_min),

@@ -61,6 +61,18 @@ class DataTls(enum.IntEnum):
     """certificate files, verified against a CA, on the control channel too"""
 
 
+class Carrier(enum.StrEnum):
+    """How the data connections of a link travel, from the weakest protection to the strongest."""
+
+    TCP = "tcp"
+    TLS = "tls"
+    """TLS inside each connection"""
+
+    def or_stricter(self, other: Carrier) -> Carrier:
+        """Return the one of two that protects more: what both ends use if each wants one of them."""
+        return max(self, other, key=list(Carrier).index)
+
+
 class AuthPolicy(enum.StrEnum):
     """Whether a tunnel may work without a key; a single URL may in any case, with a warning."""
 
@@ -132,6 +144,11 @@ class TunnelSpec:
     def auth(self) -> str:
         """How a peer authenticates: ``key``, or ``open`` for not at all."""
         return "key" if self.key else "open"
+
+    @property
+    def carrier(self) -> Carrier:
+        """The least that this end accepts for data connections."""
+        return Carrier.TCP if self.data_tls is DataTls.OFF else Carrier.TLS
 
     @property
     def is_exposed(self) -> bool:

@@ -257,10 +257,12 @@ def _rows() -> tuple[FrameSpec, ...]:
     row = FrameSpec
     greeting, numbers, text, u64 = _MAX_GREETING_BYTES, _MAX_LIST_BYTES, MAX_TEXT_BYTES, U64.size
     limits = "pool_min, pool_max, visitors"
+    hello = f"JSON `{{nonce, instance, auth, mode, carrier, {limits}}}`"
+    welcome = f"JSON `{{link, direction, data_port, carrier, {limits}}}`"
     return (
         row(Kind.CHALLENGE, Challenge, 0, greeting, server, start, "JSON `{v, nonce}`"),
-        row(Kind.HELLO, Hello, 0, greeting, client, start, f"JSON `{{nonce, instance, auth, mode, tls, {limits}}}`"),
-        row(Kind.WELCOME, Welcome, 0, greeting, server, start, f"JSON `{{link, direction, data_port, tls, {limits}}}`"),
+        row(Kind.HELLO, Hello, 0, greeting, client, start, hello),
+        row(Kind.WELCOME, Welcome, 0, greeting, server, start, welcome),
         row(Kind.REFUSED, Refusal, 0, text, server, start, "a sentence"),
         row(Kind.PROOF, Proof, _MAC_BYTES, _MAC_BYTES, both, start, "HMAC-SHA256"),
         row(Kind.PING, Ping, u64, u64, both, open_, "u64 stamp"),

@@ -20,7 +20,7 @@ from tunnel.protocol.handshake_messages import NONCE_BYTES, Challenge, Hello, Pr
 
 if TYPE_CHECKING:
     from tunnel.model.limits import ConfiguredLimits
-    from tunnel.model.spec import Key, Mode
+    from tunnel.model.spec import Carrier, Key, Mode
 
 _LABEL: Final = b"nodepass-orch 1 "
 REFUSAL: Final = "refused: most likely the keys differ, see the server's log"
@@ -109,10 +109,10 @@ class ClientHandshake:
             raise ProtocolError(f"the server uses protocol {str(challenge.version)[:20]}, this client {VERSION}")
         self._transcript.add(encode_frame(Kind.CHALLENGE, payload))
 
-    def hello(self, *, instance: str, mode: Mode, data_tls: bool, bounds: ConfiguredLimits) -> bytes:
+    def hello(self, *, instance: str, mode: Mode, carrier: Carrier, bounds: ConfiguredLimits) -> bytes:
         """The frames that answer the challenge."""
         nonce = secrets.token_hex(NONCE_BYTES)
-        frame = encode_message(Hello(nonce, instance, self._auth, mode, data_tls, bounds))
+        frame = encode_message(Hello(nonce, instance, self._auth, mode, carrier, bounds))
         self._transcript.add(frame)
         proof = encode_message(Proof(self._transcript.proof(b"client")))
         self._transcript.add(proof)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Self, TypeVar
 
 from tunnel.model.limits import ConfiguredLimits
-from tunnel.model.spec import Direction, Mode
+from tunnel.model.spec import Carrier, Direction, Mode
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.payloads import Sentence
 
@@ -16,7 +16,7 @@ NONCE_BYTES: Final = 32
 _MAX_FIELD_CHARS: Final = 80
 
 _Fields = Mapping[str, object]
-_Choice = TypeVar("_Choice", Mode, Direction)
+_Choice = TypeVar("_Choice", Mode, Direction, Carrier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Hello:
     auth: str
     """``key`` or ``open``"""
     mode: Mode
-    data_tls: bool
+    carrier: Carrier
     bounds: ConfiguredLimits
 
     def encode(self) -> bytes:
@@ -61,7 +61,7 @@ class Hello:
                 "instance": self.instance,
                 "auth": self.auth,
                 "mode": self.mode.value,
-                "tls": self.data_tls,
+                "carrier": self.carrier.value,
                 **_bounds_fields(self.bounds),
             }
         )
@@ -75,7 +75,7 @@ class Hello:
             instance=_text(fields, "instance"),
             auth=_text(fields, "auth"),
             mode=_choice(Mode, _text(fields, "mode")),
-            data_tls=_flag(fields, "tls"),
+            carrier=_choice(Carrier, _text(fields, "carrier")),
             bounds=_bounds(fields),
         )
 
@@ -89,7 +89,7 @@ class Welcome:
     direction: Direction
     data_port: int | None
     """port of data connections; None: the tunnel port"""
-    data_tls: bool
+    carrier: Carrier
     bounds: ConfiguredLimits
 
     def encode(self) -> bytes:
@@ -99,7 +99,7 @@ class Welcome:
                 "link": self.link,
                 "direction": self.direction.value,
                 "data_port": self.data_port,
-                "tls": self.data_tls,
+                "carrier": self.carrier.value,
                 **_bounds_fields(self.bounds),
             }
         )
@@ -115,7 +115,7 @@ class Welcome:
             link=_text(fields, "link"),
             direction=_choice(Direction, _text(fields, "direction")),
             data_port=port,
-            data_tls=_flag(fields, "tls"),
+            carrier=_choice(Carrier, _text(fields, "carrier")),
             bounds=_bounds(fields),
         )
 
@@ -169,13 +169,6 @@ def _nonce(fields: _Fields) -> str:
 def _text(fields: _Fields, name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or len(value) > _MAX_FIELD_CHARS or not value.isprintable():
-        raise ProtocolError(f"a greeting without a valid {name}")
-    return value
-
-
-def _flag(fields: _Fields, name: str) -> bool:
-    value = fields.get(name)
-    if not isinstance(value, bool):
         raise ProtocolError(f"a greeting without a valid {name}")
     return value
 
