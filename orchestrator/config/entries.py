@@ -51,6 +51,7 @@ _NO_KEY: Final = (
     "or write auth: open"
 )
 _TLS_FILES: Final = tuple(name for name, option in OPTIONS.items() if option.is_file and not option.is_secret)
+_OF_AUTH: Final = {"key", "key_file", "auth"}
 _DEFAULTS_LABEL: Final = "defaults"  # all other sources are defaults of some file
 
 
@@ -64,6 +65,8 @@ class LocatedLayer:
     """the quoted text of each value that has variables: a message must not show the value itself"""
     files: frozenset[Path] = frozenset()
     """the files that the options name, readable or not"""
+    faulty: frozenset[str] = frozenset()
+    """the options whose values are left out, because a fault of them is reported"""
 
     def describe(self, name: str, error: InvalidValueError) -> str:
         """Return what is wrong with the value of an option, in the words of the file."""
@@ -128,7 +131,9 @@ def read_layer(mapping: MappingNode, source: str, base: Path, faults: list[Fault
     values = {name: scalar.text for name, scalar in scalars.items()}
     places = {name: scalar.place for name, scalar in scalars.items()}
     written = {name: quote(scalar) for name, scalar in scalars.items() if scalar.is_substituted}
-    return _valid_options(LocatedLayer(OptionLayer(source, values, base), places, written), faults)
+    located = _valid_options(LocatedLayer(OptionLayer(source, values, base), places, written), faults)
+    named = {key.text for key, _ in mapping if key.text in DEFAULT_KEYS}
+    return replace(located, faulty=frozenset(named.difference(located.layer.values)))
 
 
 def _valid_options(located: LocatedLayer, faults: list[Fault]) -> LocatedLayer:
@@ -193,7 +198,7 @@ class _EntryParser:
         spec = None if self.faults else self._build_spec(scalar, url, layers)
         if spec is None:
             return None
-        if spec.is_exposed:
+        if spec.is_exposed and not any(layer.faulty & _OF_AUTH for layer in layers):
             self.faults.append(Fault(scalar.place, _NO_KEY))
         return Entry(
             name=self.name.text,

@@ -469,6 +469,20 @@ def test_a_key_and_auth_open_in_one_place_are_a_fault(folder: Folder, text: str)
     assert fault.endswith(("exclude each other; keep one", "a key and auth: open; keep one"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tunnels: {a: {url: 'server://:1/h:2', key: '${K}'}}",
+        "tunnels: {a: {url: 'server://:1/h:2', key_file: nothere}}",
+        "tunnels: {a: {url: 'server://:1/h:2', auth: opne}}",
+        "defaults: {key: '${K}'}\ntunnels: {a: 'server://:1/h:2', b: 'server://:3/h:2'}",
+    ],
+)
+def test_a_faulty_key_is_one_fault(folder: Folder, text: str) -> None:
+    [fault] = folder.faults(f"version: 1\n{text}", **{KEY_VARIABLE: ""})
+    assert "has no key" not in fault
+
+
 @pytest.mark.parametrize("key", ["${K}", "${K:-}", "${K:-${L}}", "${L:-${K:-}}", "", "~"])
 @pytest.mark.parametrize("value", [None, ""])
 @pytest.mark.parametrize(
