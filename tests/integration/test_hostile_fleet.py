@@ -50,7 +50,7 @@ def raw_controls(text: str) -> list[str]:
     [
         (("ps",), "evil\\x1b]0;owned"),
         (("ps", "--json"), "evil"),
-        (("ps", "--paths"), "evil\\x1b]0;owned"),
+        (("ps", "--routes"), "evil\\x1b]0;owned"),
         (("ps", f"edge/none{ESCAPES}"), "no tunnel of edge is named"),
         (("stop", "edge"), "refused\\x1b"),
         (("stop", "edge", "--json"), "refused"),

@@ -91,7 +91,7 @@ def test_the_section_of_the_file_gives_the_broker(tmp_path: Path) -> None:
     [
         ("url: mqtts://b, cert_key: k.pem", "cert_key: needs cert:"),
         ("url: mqtt://b, password_file: p", "password_file: needs username:"),
-        ("url: mqtt://b, cert: c.pem", "cert: needs TLS, and mqtt://b has none; write mqtts://"),
+        ("url: mqtt://b, cert: c.pem", "cert: needs TLS, and the url has none; write mqtts://"),
         ("url: mqtt://b, discovery_prefix: nodepass-orch/x", "a discovery prefix is a topic such as homeassistant"),
         ("url: mqtt://b, discovery_prefix: a/#", "no wildcards"),
         ("url: mqtt://b, discovery: perhaps", "write true or false"),
