@@ -58,7 +58,7 @@ def test_the_service_manager_is_notified_from_start_to_end(manager: Manager, tmp
         manager.until("READY=1")
         assert shell.run("ps").returncode == 3, "it was ready when it said so"
         manager.until("WATCHDOG=1", 3)
-        manager.until("STATUS=0 of 1 tunnels up, 0 visitors")
+        manager.until("STATUS=0 of 1 tunnel up, 0 visitors")
         (tmp_path / "tunnels.yaml").write_text(FILE + "  other: client://127.0.0.1:9/127.0.0.1:1\n")
         daemon.send_signal(signal.SIGHUP)
         manager.until("RELOADING=1")
