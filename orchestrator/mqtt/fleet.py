@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ONLINE: Final = "online"
 SILENT: Final = "silent"
-"""The host is said to be online, but has published nothing for too long: host and broker may have died together."""
+"""Said to be online, but nothing was published for too long: host and broker may have died together."""
 GONE: Final = "gone"
 
 _MAX_LATENCY_S: Final = 5.0
@@ -115,14 +115,10 @@ class Host:
             return max(0.0, self.clock_offset_s)
         return 0.0 if self.newest_stamp is None else max(0.0, self.newest_stamp - wall)
 
-    def note_answer(self, now: float, wall: float, ts: object) -> None:
-        """The host has just answered; ``ts`` is the time by its clock, if it said so."""
+    def note_live_message(self, now: float, wall: float, ts: object) -> None:
+        """The host has just sent something; ``ts``, the time by its clock, shows how the clocks differ."""
         self.last_message_at = now
-        self.note_live_stamp(parse_timestamp(ts), wall)
-
-    def note_live_stamp(self, stamp: float | None, wall: float) -> None:
-        """A message arrived when it was sent, so its time shows how the clocks differ."""
-        if stamp is not None:
+        if (stamp := parse_timestamp(ts)) is not None:
             self.clock_offset_s = stamp - wall
 
     def tunnels(self) -> list[TunnelJson]:
@@ -190,19 +186,16 @@ class Host:
         if known is not None and known.json == tunnel:  # nearly always: idle tunnels repeat their state
             self._set_tunnel(name, known.json, payload)
             return True
-        if is_complete_snapshot(tunnel):
-            if tunnel["name"] != name:
+        if tunnel.get("name") != name:
+            return False
+        if not is_complete_snapshot(tunnel):
+            try:
+                snapshot = decode_snapshot(tunnel)
+            except StatusFormatError:
                 return False
-            self._set_tunnel(name, cast("TunnelJson", tunnel), payload)
-            return True
-        try:
-            snapshot = decode_snapshot(tunnel)
-        except StatusFormatError:
-            return False
-        if snapshot.name != name:
-            return False
-        is_complete = tunnel.keys() >= _TUNNEL_KEYS  # else the host has another version, and defaults are filled in
-        self._set_tunnel(name, cast("TunnelJson", tunnel) if is_complete else encode_snapshot(snapshot), payload)
+            if not tunnel.keys() >= _TUNNEL_KEYS:  # the host has another version: fill in defaults
+                tunnel = cast("dict[str, object]", encode_snapshot(snapshot))
+        self._set_tunnel(name, cast("TunnelJson", tunnel), payload)
         return True
 
     def _apply_stats(self, name: str, payload: JsonObject) -> bool:
@@ -267,7 +260,7 @@ class Fleet:
             host.last_message_at = now
             # Each host sends its info twice a minute; to look at the time of every message would cost too much.
             if topic.kind == "info" or host.clock_offset_s is None:
-                host.note_live_stamp(parse_timestamp(payload.get("ts")), wall)
+                host.note_live_message(now, wall, payload.get("ts"))
         return True
 
     @staticmethod
@@ -275,7 +268,7 @@ class Fleet:
         """A message is as old as its time says, but one from the future may have any age."""
         if stamp is None:
             return
-        host.newest_stamp = stamp if host.newest_stamp is None else max(host.newest_stamp, stamp)
+        host.newest_stamp = max(host.newest_stamp or stamp, stamp)
         if stamp <= wall + _MAX_LATENCY_S:
             sent_at = now - max(0.0, wall - stamp)
             host.last_message_at = sent_at if host.last_message_at is None else max(host.last_message_at, sent_at)

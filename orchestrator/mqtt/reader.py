@@ -269,7 +269,7 @@ class FleetReader:
         elif pending is not None and pending.host == host and not pending.response.done():
             known = self.fleet.hosts.get(host)
             if known is not None:
-                known.note_answer(time.monotonic(), time.time(), (response.result or {}).get("ts"))
+                known.note_live_message(time.monotonic(), time.time(), (response.result or {}).get("ts"))
             pending.response.set_result(response)
 
     def _fail_unreadable(self, host: str) -> None:

@@ -134,7 +134,7 @@ def test_a_retained_message_from_the_future_may_have_any_age(fleet: Fleet) -> No
     host = fleet.hosts["edge-1"]
     assert (host.presence(NOW), host.age(NOW)) == (SILENT, None)
     assert host.clock_lead_s(NOW) == 3600.0, "commands have to expire by its clock"
-    host.note_answer(NOW, NOW, format_timestamp(NOW + 3610))
+    host.note_live_message(NOW, NOW, format_timestamp(NOW + 3610))
     assert (host.presence(NOW), host.age(NOW)) == (ONLINE, 0.0)
     assert host.as_json(NOW, NOW)["clock_offset_s"] == 3610.0
 
