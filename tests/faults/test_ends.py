@@ -43,7 +43,7 @@ def time_to_notice(end: Daemon, link: str, began: float) -> float:
 
 def wait_started(end: Daemon, life: int) -> None:
     """Wait until the process has started its tunnels ``life`` times, so that interpreter start is not measured."""
-    wait_until(lambda: end.log_text().count("tunnels started") >= life, within=30, what=f"{end.name} has started")
+    wait_until(lambda: end.log_text().count(" started") >= life, within=30, what=f"{end.name} has started")
 
 
 @pytest.mark.slow
