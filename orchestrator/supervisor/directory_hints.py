@@ -1,77 +1,101 @@
-"""Hints that something has changed in a directory, from the kernel: inotify(7), without a thread.
+"""Hints that something has changed in a directory: watchfiles, which asks the kernel (inotify(7)).
 
-The functions of the C library are called through ctypes. Libraries for this purpose run a thread of native code, which
-ends the whole process where no thread can be started.
+The library runs native threads and ends the whole process where the system does not grant one. So threads are reserved
+before it starts; without them there are no hints, and the caller polls.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import errno
-import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-_IN_NONBLOCK, _IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
-_IN_ONLYDIR: Final = 0x0100_0000
-_CHANGES: Final = 0x0000_0FCE
-"""IN_MODIFY, ATTRIB, CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF"""
-_READ_BYTES: Final = 64 << 10
+from watchfiles import awatch
+
+_DEBOUNCE_MS: Final = 400
+_STEP_MS: Final = 200  # the library's default of 50 wakes a process at rest 20 times a second
+_TIMEOUT_MS: Final = 5000
+_NEEDED_THREADS: Final = 3
+"""Two native ones of the library, and one of Python that waits for it."""
 
 
 class DirectoryHints:
-    """Watches directories, not what is below them, until the context ends. Inside a running event loop."""
+    """Watches directories, not what is below them, while its context is entered."""
 
     def __init__(self, directories: Iterable[Path], changed: asyncio.Event) -> None:
-        """``changed`` is set at each change; its owner may set it too, to end a ``wait``.
-
-        Raises OSError where the kernel grants no watch: its limits are in /proc/sys/fs/inotify.
-        """
-        library = ctypes.CDLL(None, use_errno=True)
+        """``changed`` is set at each change; its owner may set it too, to end a ``wait``."""
+        self._directories = tuple(directories)
         self._changed = changed
-        self._descriptor: Final = _check(library.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC))
-        try:
-            for directory in directories:
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it was removed at this moment
-                    _check(library.inotify_add_watch(self._descriptor, os.fsencode(directory), _CHANGES | _IN_ONLYDIR))
-            asyncio.get_running_loop().add_reader(self._descriptor, self._read)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
-    def __enter__(self) -> Self:
-        """Return these hints; the watches exist already."""
+    async def __aenter__(self) -> Self:
+        """Start to watch. Raises OSError where the system grants too few threads."""
+        check_threads(_NEEDED_THREADS)
+        self._task = asyncio.create_task(self._follow())
+        self._task.add_done_callback(lambda _: self._changed.set())
+        await asyncio.sleep(0)  # the task has started the watch now, with the threads that were free
         return self
 
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        """End all watches."""
-        asyncio.get_running_loop().remove_reader(self._descriptor)
-        os.close(self._descriptor)
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        """Stop to watch; a thread of the library sees this within a fraction of a second."""
+        self._stop.set()
+        if self._task is not None:
+            await asyncio.wait({self._task})
+            if not self._task.cancelled():
+                self._task.exception()
 
     async def wait(self, timeout_s: float) -> bool:
-        """Wait for a change since the last call. Returns False after ``timeout_s`` seconds without one."""
+        """Wait for a change since the last call. Returns False after ``timeout_s`` seconds without one.
+
+        Raises OSError once there are no hints any more: the limits of the kernel are in /proc/sys/fs/inotify.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._changed.wait()
         is_changed = self._changed.is_set()
         self._changed.clear()
+        if self._task is not None and self._task.done():
+            self._task.result()
         return is_changed
 
-    def _read(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._descriptor, _READ_BYTES):
+    async def _follow(self) -> None:
+        try:
+            async for _ in awatch(
+                *self._directories,
+                watch_filter=None,
+                debounce=_DEBOUNCE_MS,
+                step=_STEP_MS,
+                stop_event=self._stop,
+                rust_timeout=_TIMEOUT_MS,
+                recursive=False,
+            ):
                 self._changed.set()
+        except UnicodeError:
+            raise OSError("the name of its directory is not UTF-8") from None
+        except RuntimeError as error:  # of the library, or of Python, which cannot start a thread
+            raise OSError(str(error)) from error
 
 
-def _check(result: int) -> int:
-    """Return the result of a function of the C library. Raises OSError."""
-    if result >= 0:
-        return result
-    code = ctypes.get_errno()
-    if code in {errno.EMFILE, errno.ENOSPC}:
-        raise OSError(code, "no inotify watch is left; raise the limits in /proc/sys/fs/inotify")
-    raise OSError(code, os.strerror(code))
+def check_threads(count: int) -> None:
+    """Raise OSError unless the system grants this process ``count`` more threads at this moment."""
+    release = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=release.wait, name="thread check", daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        raise OSError(errno.EAGAIN, "this process may start too few threads for that; raise its pids limit") from None
+    finally:
+        release.set()
+        for thread in started:
+            thread.join()

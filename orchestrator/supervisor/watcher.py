@@ -89,7 +89,7 @@ class _Watcher:
         """Scan after every hint, until the context ends; watch other directories when the files are in others."""
         while not self.stop.is_set():
             directories = await run_in_file_thread(partial(_identify_directories, self._sources()))
-            with DirectoryHints((path for path, *_ in directories), self._changed) as hints:
+            async with DirectoryHints((path for path, *_ in directories), self._changed) as hints:
                 await self._scan()  # sees what changed before the kernel watched
                 while await run_in_file_thread(partial(_identify_directories, self._sources())) == directories:
                     self._problem = ""

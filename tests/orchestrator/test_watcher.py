@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import errno
 import os
 import shutil
 import threading
@@ -257,23 +255,41 @@ async def test_without_a_thread_the_file_is_read_later(folder: Path, monkeypatch
     assert warning.text.startswith("the file is not read at present: this process may start no further thread for")
 
 
-async def test_the_watch_needs_no_thread_of_its_own(folder: Path) -> None:
-    def count_unknown_threads() -> int:
-        return len(os.listdir("/proc/self/task")) - threading.active_count()  # noqa: PTH208  text
+async def test_without_threads_for_the_library_it_is_not_started_and_the_file_is_polled(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(self: threading.Thread) -> None:
+        if self.name == "thread check":
+            raise RuntimeError("can't start new thread")
+        real(self)
 
-    reader, before = Reader(folder / "tunnels.yaml"), count_unknown_threads()
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the library was started")
+
+    real = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(directory_hints, "awatch", fail)
+    reader = Reader(folder / "tunnels.yaml")
     async with watch_files(reader.sources, reader.reload, reader.bus):
-        await asyncio.sleep(0.1)
-        assert count_unknown_threads() == before, "no library has started a thread that Python does not know"
+        reader.file.write_text(text(2))
+        await wait_until_async(lambda: reader.texts == [text(2)], within=PROMPT)
+    (warning,) = reader.bus.events_of("")
+    assert "may start too few threads for that; raise its pids limit" in warning.text
 
 
-async def test_a_limit_of_the_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "get_errno", lambda: errno.EMFILE)
-    with pytest.raises(OSError, match="raise the limits in /proc/sys/fs/inotify"):
-        directory_hints._check(-1)
-    monkeypatch.setattr(ctypes, "get_errno", lambda: errno.EACCES)
-    with pytest.raises(PermissionError, match="Permission denied"):
-        directory_hints._check(-1)
+async def test_an_error_of_the_library_leads_to_polling(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object, **__: object) -> AsyncIterator[None]:
+        for change in list[None]():
+            yield change
+        raise OSError("OS file watch limit reached")
+
+    monkeypatch.setattr(directory_hints, "awatch", refuse)
+    reader = Reader(folder / "tunnels.yaml")
+    async with watch_files(reader.sources, reader.reload, reader.bus):
+        reader.file.write_text(text(2))
+        await wait_until_async(lambda: reader.texts == [text(2)], within=PROMPT)
+    (warning,) = reader.bus.events_of("")
+    assert "limit reached" in warning.text
 
 
 async def test_a_crash_of_a_reload_does_not_end_the_watch(folder: Path) -> None:
