@@ -23,7 +23,7 @@ from tui.format.text import to_ascii
 from tui.model.keys import all_keys, load_keys
 from tui.process_signals import call_on_suspend, call_on_termination, stop_until_foreground
 from tui.screens.actions import ActionRunner
-from tui.screens.dialogs import Answer, ConfirmDialog
+from tui.screens.dialogs import ConfirmDialog, DialogAnswer
 from tui.screens.main import MainScreen
 from tui.session import DashboardSession
 from tui.sources.base import StatusReceived
@@ -151,7 +151,7 @@ class Dashboard(App[str]):
     async def _confirm_quit(self) -> None:
         stop_command = f"kill {self.view.status.get('pid')}" if self.view.is_read_only else "nodepass-orch down"
         confirmation = confirm_quit(list(self.view.tunnels.values()), stop_command, self.size.width)
-        answers = [Answer(LEAVE, "Leave running", "y"), Answer(END, confirmation.answer, "s")]
+        answers = [DialogAnswer(LEAVE, "Leave running", "y"), DialogAnswer(END, confirmation.answer, "s")]
         answer = await self.push_screen_wait(ConfirmDialog(confirmation.title, confirmation.lines, answers))
         if answer is not None:
             self.exit(answer)

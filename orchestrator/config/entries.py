@@ -343,7 +343,7 @@ class _EntryParser:
 
 
 def _written_option(scalar: ScalarNode, name: str) -> str:
-    """Return the value of an option as the file's URL contains it, or dots if a variable brought the option itself."""
+    """Return the value of an option as the file's URL contains it, or dots if the option came from a variable."""
     found = re.search(rf"[?&]{re.escape(name)}=([^&@]*)(?:&|$)", scalar.written)
     return quote(found[1]) if found else "…"
 

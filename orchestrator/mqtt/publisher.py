@@ -207,7 +207,7 @@ class Publisher:
         return spent_s + time.monotonic() - began
 
     async def _publish_effects(self, names: Collection[str]) -> None:
-        """Publish what a command has changed of these tunnels, before its answer: who has the answer reads the effect.
+        """Publish what a command has changed of these tunnels before its answer: readers of the answer see the effect.
 
         More tunnels than the broker confirms in time are published after the answer.
         """

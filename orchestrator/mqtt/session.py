@@ -252,7 +252,7 @@ class BrokerClient:
                 yield session
                 return
         except BrokerError:
-            # The broker may speak only the other version: whoever asks once, as a command does, needs the answer now.
+            # The broker may speak only the other version: a command, which tries once, needs the answer now.
             if has_begun or self._is_v5 == is_v5 or not (self._is_reader or self._refuses_v5):
                 raise
         async with self._logged_in(will, client_id, keep_newest_only=keep_newest_only) as session:

@@ -61,9 +61,9 @@ def find_state_directory(environ: Mapping[str, str], uid: int) -> Path:
 
 
 def state_directories(environ: Mapping[str, str], uid: int) -> list[Path]:
-    """Return the state directory of this user, and then the directories that replace it where it cannot be written.
+    """Return the state directory of this user, then the directories that replace it where it cannot be written.
 
-    A directory that the environment names is the only one besides the last resort. Without one, that of the system
+    A directory that the environment names is the only one, except for the last resort. Without one, that of the system
     service and those below the home directory count: a command has to find a daemon that was started from cron or with
     another HOME.
     """

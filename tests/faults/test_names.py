@@ -226,7 +226,7 @@ def test_a_lookup_in_progress_does_not_delay_the_end_of_the_process(
 def test_a_target_that_is_down_is_never_replaced_by_the_dialling_socket(
     harness: ProcessHarness, hosts: NamespaceHosts, record_figure: FigureRecorder
 ) -> None:
-    """Only a few source ports exist, so that a dial connects to itself soon (simultaneous open).
+    """Only a few source ports exist, so that a dial soon meets its own socket (simultaneous open).
 
     Seen to fail: without the comparison of both addresses a visitor receives its own bytes, and the service cannot
     bind its port.

@@ -14,7 +14,7 @@ from tui.format.confirmations import (
     confirm_reload,
 )
 from tui.format.event_format import error_text, plan_lines, refusal_texts
-from tui.screens.dialogs import Answer, ConfirmDialog
+from tui.screens.dialogs import ConfirmDialog, DialogAnswer
 from tui.screens.texts import LinesModal
 from tui.sources.base import SourceError
 
@@ -117,7 +117,7 @@ class ActionRunner:
             return False
         self._is_confirming = True
         try:
-            dialog = ConfirmDialog(confirmation.title, confirmation.lines, [Answer("yes", confirmation.answer)])
+            dialog = ConfirmDialog(confirmation.title, confirmation.lines, [DialogAnswer("yes", confirmation.answer)])
             return await self._app.push_screen_wait(dialog) == "yes"
         finally:
             self._is_confirming = False

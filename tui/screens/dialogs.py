@@ -29,7 +29,7 @@ _BUTTON_EXTRA: Final = 6  # key and gap, padding, margin
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DialogAnswer:
     """A button of a question."""
 
     name: str
@@ -53,7 +53,7 @@ class ConfirmDialog(ModalScreen[str | None]):
         ("pagedown", "page(1)"),
     ]
 
-    def __init__(self, title: str, lines: Sequence[Line], answers: Sequence[Answer]) -> None:
+    def __init__(self, title: str, lines: Sequence[Line], answers: Sequence[DialogAnswer]) -> None:
         """``answers`` are the buttons other than Cancel."""
         super().__init__()
         self._title = title
@@ -77,9 +77,9 @@ class ConfirmDialog(ModalScreen[str | None]):
         self.query_one("#cancel", Button).focus()
 
     def on_resize(self) -> None:
-        """Put the buttons below each other if they do not fit beside each other."""
+        """Put the buttons below each other if they do not fit in one row."""
         buttons = self.query_one("#dialog-buttons", Horizontal)
-        needed = sum(len(answer.label) + _BUTTON_EXTRA for answer in (Answer("cancel", "Cancel"), *self._answers))
+        needed = sum(len(answer.label) + _BUTTON_EXTRA for answer in (DialogAnswer("cancel", "Cancel"), *self._answers))
         buttons.set_class(needed > min(_DIALOG_WIDTH, self.size.width) - _DIALOG_FRAME, "-narrow")
 
     def on_key(self, event: Key) -> None:

@@ -34,7 +34,7 @@ class FilterInput(Input):
 
     def on_blur(self) -> None:
         """Report that keys go elsewhere now: an input that is still shown would suggest that they are typed into it."""
-        if self.display and self.app.app_focus:  # the terminal itself may lose the focus: then it comes back here
+        if self.display and self.app.app_focus:  # the terminal may lose the focus: then it comes back here
             self.post_message(self.Left())
 
     def insert_late_key(self, key: Key) -> None:
