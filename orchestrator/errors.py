@@ -10,6 +10,7 @@
     ├── CommandConflictError    a command does not fit the state of the tunnel (supervisor.control)
     ├── NoDaemonError           no daemon answers at the socket (client)
     ├── RequestRefusedError     the daemon refused a request (client)
+    ├── TooManyRequestsError    more requests are in progress than the API answers at once (process.http_connections)
     ├── ParameterError          a parameter of a request is invalid (also a ValueError; api.parameters)
     ├── BrokerError             the MQTT broker cannot be used (mqtt.broker)
     ├── DuplicateHostError      another daemon uses the same host name (mqtt.ownership)

@@ -6,15 +6,21 @@ SIGTERM and SIGINT for process 1 of a container, which has no default action (pi
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # the C half: signal and typing take milliseconds to import
 import os
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Final
 
 _SERVING_COMMANDS: Final = ("up", "demo")
 _DETACHING_OPTIONS: Final = frozenset({"-d", "--detach", "--wait"})
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler would print a traceback during the imports
 
 
 def install(arguments: Sequence[str]) -> None:

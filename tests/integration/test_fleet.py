@@ -913,7 +913,11 @@ def test_wrong_passwords_and_missing_rights_are_reported(
         assert shown["state"] == "refused"
         ps = harness.start_command("ps", "--socket", str(daemon.socket))
         assert ps.wait_exit() == 0, "tunnels are not affected"
-        assert ps.log_text().startswith(f"nodepass-orch: MQTT refused since {shown['since']}: {shown['reason']}\n")
+        since, _, reason = ps.log_text().removeprefix("nodepass-orch: MQTT refused since ").partition(": ")
+        assert dt.datetime.fromisoformat(since) == dt.datetime.fromisoformat(shown["since"]), (
+            "local time on the terminal, UTC in JSON"
+        )
+        assert reason.startswith(f"{shown['reason']}\n")
 
 
 class Authority:

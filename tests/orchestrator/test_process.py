@@ -310,8 +310,9 @@ def test_a_denied_limit_of_descriptors_is_reported(
 
 
 EARLY = """
-    import sys
+    import signal, sys
     from orchestrator.process import early_signals
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a test run under nohup passes on that it is ignored
     early_signals.install(sys.argv[1:])
     print("installed", flush=True)
     sys.stdin.read()

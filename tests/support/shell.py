@@ -32,6 +32,7 @@ class CommandShell:
         self.environ = os.environ | {
             "PYTHONPATH": str(ROOT),
             "XDG_RUNTIME_DIR": str(runtime),
+            "XDG_STATE_HOME": str(path / "state"),  # commands without a file look there for the only daemon
             "PYTHONWARNINGS": "error",
         }
 

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 
 import tunnel
-from tunnel.model.errors import TunnelError
+from tunnel.model.errors import InvalidValueError, TunnelError
 
 
 def exception_classes() -> list[type[BaseException]]:
@@ -20,3 +20,10 @@ def test_every_exception_is_a_tunnel_error_or_reports_a_defect() -> None:
     found = exception_classes()
     assert len(found) > 8
     assert [one for one in found if not issubclass(one, (TunnelError, AssertionError))] == []
+
+
+def test_a_message_can_quote_another_text_in_place_of_the_value() -> None:
+    error = InvalidValueError("{} is not one of {}", "s3cret", "a, b")
+    assert str(error) == "s3cret is not one of a, b"
+    assert error.quoting("${A}") == "${A} is not one of ${A}"
+    assert InvalidValueError("a file name is missing").quoting("${A}") == "a file name is missing"

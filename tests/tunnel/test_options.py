@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support.strategies import recognisable_keys
 from tests.tunnel.test_url import SEED_URLS
 from tunnel.model.errors import OptionError, UrlError, did_you_mean
-from tunnel.model.option_types import ChoiceType, DataPortType, DurationType, IntegerType
+from tunnel.model.option_types import ChoiceType, DataPortType, DurationType, IntegerType, parse_natural
 from tunnel.model.options import (
     ENVIRONMENT_SOURCE,
     KEY_VARIABLE,
@@ -32,7 +32,7 @@ from tunnel.model.options import (
     render_option_table,
 )
 from tunnel.model.settings import Settings
-from tunnel.model.spec import DataTls, Key, LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.spec import AuthPolicy, DataTls, Key, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.url import parse_url
 
 BASE = "server://127.0.0.1:1/127.0.0.1:2"
@@ -477,3 +477,33 @@ def test_options_that_cannot_work_together_are_refused(text: str, fault: str) ->
 )
 def test_different_addresses_are_accepted(text: str) -> None:
     assert make_spec(parse_url(text)).role.value == text.partition("://")[0]
+
+
+def test_a_key_in_the_url_excludes_what_would_replace_it(tmp_path: Path) -> None:
+    with pytest.raises(UrlError, match="the URL has a key and a key_file; keep one"):
+        make_spec(parse_url(f"client://secret@127.0.0.1:1/127.0.0.1:2?key_file={tmp_path}/key"))
+    with pytest.raises(UrlError, match="the URL has a key and auth=open; keep one"):
+        make_spec(parse_url("client://secret@127.0.0.1:1/127.0.0.1:2?auth=open"))
+    with pytest.raises(OptionError, match="auth=open and a key exclude each other"):
+        spec_of("", entry(key=Key("secret"), auth=AuthPolicy.OPEN))
+
+
+def test_a_file_name_of_any_length_is_reported_in_a_sentence() -> None:
+    with pytest.raises(UrlError, match="a file name has at most 4096 characters"):
+        spec_of(f"tls_cert={'x' * 5000}&tls_key=y&tls=2")
+
+
+def test_a_missing_key_file_is_reported_with_the_command_that_writes_one(tmp_path: Path) -> None:
+    with pytest.raises(UrlError, match="write a key with: nodepass-orch keygen > "):
+        spec_of(f"key_file={tmp_path}/missing")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("0", 0), ("0000000012", 12), ("12a", None), ("", None), ("1" * 99, None)]
+)
+def test_a_number_is_read_as_a_whole(text: str, number: int | None) -> None:
+    assert parse_natural(text) == number
+
+
+def test_short_and_uniform_keys_are_weak() -> None:
+    assert [Key(text).is_weak for text in ("a", "KEY", "a" * 40, "Zq7Wm2Rk9xTv4Lp8")] == [True, True, True, False]

@@ -133,3 +133,7 @@ def test_the_builder_returns_the_same_snapshot_while_nothing_changes() -> None:
     assert (first.tunnel_addr, first.target_addr, first.last_error) == ("127.0.0.1:1", "127.0.0.1:2", None)
     event = Event(ts=0.0, tunnel="web", level=LogLevel.WARN, kind=EventKind.STATE, text="refused")
     assert builder.build(values._replace(error=event)).last_error_at == format_timestamp(0.0)
+
+
+def test_counters_add_up_field_by_field() -> None:
+    assert CountersView(links=1, vanished=2).plus(CountersView(links=10)) == CountersView(links=11, vanished=2)
