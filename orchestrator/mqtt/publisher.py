@@ -56,6 +56,7 @@ _SCAN_PAUSE_S: Final = 0.002  # for visitors, between two steps of one scan
 _MIN_SCAN_INTERVAL_S: Final = 0.1  # between two scans, at least; and so many times the duration of a scan:
 _MIN_INTERVAL_PER_SCAN: Final = 20
 _MAX_UNCONFIRMED: Final = 20  # messages that wait for confirmation; brokers commonly accept no more (Receive Maximum)
+_EFFECT_DELAY_S: Final = 0.05  # an engine acts on a command in the next turns of its loop, which may be a worker's
 _EFFECTS_TIMEOUT_S: Final = 1.0  # for the states that a command has changed, before its answer
 _ECHO_TIMEOUT_S: Final = 5.0  # for our own birth to come back
 _OFFLINE_TIMEOUT_S: Final = 2.0  # for the last messages of a connection
@@ -211,7 +212,8 @@ class Publisher:
 
         More tunnels than the broker confirms in time are published after the answer.
         """
-        self._publications.allow_states(names)
+        await asyncio.sleep(_EFFECT_DELAY_S)
+        self._publications.allow_states(names)  # after the delay: a scan may have published a state on the way
         await self._queue_due()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_EFFECTS_TIMEOUT_S):

@@ -496,6 +496,11 @@ def test_a_file_name_of_any_length_is_reported_in_a_sentence() -> None:
 def test_a_missing_key_file_is_reported_with_the_command_that_writes_one(tmp_path: Path) -> None:
     with pytest.raises(UrlError, match="write a key with: nodepass-orch keygen > "):
         spec_of(f"key_file={tmp_path}/missing")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(UrlError, match="cannot read") as caught:
+        spec_of(f"key_file={loop}")
+    assert "keygen" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

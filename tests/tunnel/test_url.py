@@ -210,3 +210,9 @@ def test_a_text_with_a_scheme_looks_like_a_url() -> None:
 def test_zones_and_mapped_addresses_have_one_form(text: str, host: str) -> None:
     assert parse_address(text) == Address(host, 80)
     assert parse_address(str(parse_address(text))) == Address(host, 80)
+
+
+@pytest.mark.parametrize("host", ["224.0.0.1", "255.255.255.255", "[ff02::1]", "[::ffff:224.0.0.1]"])
+def test_an_address_that_tcp_cannot_use_is_a_fault(host: str) -> None:
+    with pytest.raises(UrlError, match="is a multicast or broadcast address"):
+        parse_address(f"{host}:80")
