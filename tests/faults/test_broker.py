@@ -428,6 +428,7 @@ def test_a_huge_command_costs_no_memory(
     if is_old:
         wait_until(lambda: "sent a packet of 209" in daemon.log_text(), within=10, what="it is logged")
     recorder = BrokerRecorder(harness, broker)
+    recorder.wait_payload("edge-1/status")  # which is retained: from now on the answer is recorded
     connected(daemon)
     publish(broker, "edge-1/cmd", {"v": 1, "id": "after", "op": "ping"})
     assert recorder.wait_payload("edge-1/rsp/after")["ok"]

@@ -117,7 +117,10 @@ class Mosquitto:
 
 
 class BrokerRecorder:
-    """Records all messages on a broker, in their order."""
+    """Records all messages on a broker, in their order, from a moment after its creation.
+
+    Wait for a retained message before you cause one that is not retained.
+    """
 
     def __init__(self, harness: ProcessHarness, broker: Mosquitto, *options: str, topic: str = f"{TREE}/#") -> None:
         arguments = [
