@@ -223,24 +223,21 @@ class ControlChannel:
             self._continue_handshake()
             if not self._is_secure:
                 return
-        while (view := self._view()) and (got := self._session.read_into(view)):
-            frames = self._decoder.feed(bytes(view[:got]))
-            if self._receiver is not None:
-                self._receiver.on_frames(frames)
-            else:
-                self._frames.extend(frames)
-                self._wake_waiter()
+        session, scratch = self._session, self._reactor.scratch
+        while self._receiver is not None and session.has_input and (got := session.read_into(scratch)):
+            self._receiver.on_frames(self._decoder.feed(bytes(scratch[:got])))
             if self.closed_reason is not None:
                 return
-        if self._session.bytes_to_send:
-            self._write(self._session.data_to_send())
-        if self._session.peer_closed:
+        while self._receiver is None and (view := self._unread_room()) and (got := session.read_into(view)):
+            self._frames.extend(self._decoder.feed(bytes(view[:got])))
+            self._wake_waiter()
+        if session.bytes_to_send:
+            self._write(session.data_to_send())
+        if session.peer_closed:
             self.close("the other end closed the connection")
 
-    def _view(self) -> memoryview:
-        """Where to read plaintext: without a receiver no more than fits the frames that may stay unread."""
-        if self._receiver is not None:
-            return self._reactor.scratch
+    def _unread_room(self) -> memoryview:
+        """Where to read plaintext without a receiver: no more than fits the frames that may stay unread."""
         room = _MAX_UNREAD_FRAMES - len(self._frames)
         self._is_paused = room <= 0
         return self._reactor.scratch[: max(0, room) * MIN_FRAME_BYTES]

@@ -99,11 +99,16 @@ class PoolFiller:
 
     def register_handlers(self, table: EventTable) -> None:
         """Enter the handlers of the events that change the demand for connections or their number."""
-        table.add(Launch, lambda _link, launch: self.note_used(len(launch.idents)))
-        table.add(ConnectionsPooled, lambda _link, pooled: self._add_to_pool(pooled.idents))
+        table.add(Launch, self._on_launch)
+        table.add(ConnectionsPooled, self._add_to_pool)
         table.add(QueueLength, lambda _link, queue: self.set_queue_length(queue.count))
         table.add(ConnectionsRetired, lambda _link, _retired: self.refill_later())
         table.add(LimitsChanged, lambda _link, _limits: self.refill_later())
+
+    def _on_launch(self, _link: Link, launch: Launch) -> None:
+        self._used += len(launch.idents)
+        if not self._refill_due:
+            self.refill_later()
 
     def note_used(self, count: int) -> None:
         """Visitors have used ``count`` idle connections."""
@@ -122,9 +127,9 @@ class PoolFiller:
         self._queue_length = count
         self.refill_later()
 
-    def _add_to_pool(self, idents: tuple[int, ...]) -> None:
+    def _add_to_pool(self, link: Link, pooled: ConnectionsPooled) -> None:
         """Move dials that the server has confirmed into the pool."""
-        pool = self.link.pool
+        pool, idents = link.pool, pooled.idents
         before = len(pool)
         latest: DataDial | None = None
         for ident in idents:
