@@ -6,10 +6,11 @@ When ``on_output`` is called, it takes ``data_to_send`` at the end of the turn: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from tunnel.model.limits import negotiate_limits
 from tunnel.model.token_bucket import TokenBucket
@@ -46,9 +47,6 @@ class LimitsChanged:
 
 SessionEvent = FrameMessage | LimitsChanged
 """What ``receive_frame`` returns. One event for each frame: a batch of ids is one event."""
-
-_STATE_MESSAGES: Final = frozenset({Ping, Pong, CapacityChanged, TargetStatus, LimitsAnnounced})
-"""Frames that change the state of the session; ``receive_frame`` has a case for each."""
 
 _Decoder = Callable[[bytes], FrameMessage]
 
@@ -131,24 +129,40 @@ class Session:
         if decode is None:
             raise ProtocolError(f"the other end may not send a {kind.name} frame now")
         message = decode(payload)
-        if type(message) not in _STATE_MESSAGES:  # nearly all frames: one look-up instead of a row of comparisons
-            return message
-        match message:
-            case Ping(stamp):
-                self.send(Pong(stamp))
-                return None
-            case Pong(stamp):
-                self.heartbeat.note_pong(stamp, now)
-            case CapacityChanged(wanted, dialing):
-                self.wanted_idle, self.dialing = wanted, dialing
-            case TargetStatus(error):
-                self._check_rate(self._target_changes, "the status of its target", now)
-                self.target_error = error
-            case LimitsAnnounced(limits):
-                self._check_rate(self._limit_changes, "its configured limits", now)
-                self._negotiate(Negotiation(self._negotiation.ours, limits, self._negotiation.defaults))
-                return LimitsChanged()
-        return message
+        change = self._STATE_CHANGES.get(type(message))  # nearly all frames have none
+        return message if change is None else change(self, message, now)
+
+    def _answer_ping(self, ping: Ping, _now: float) -> None:
+        self.send(Pong(ping.stamp))
+
+    def _note_pong(self, pong: Pong, now: float) -> Pong:
+        self.heartbeat.note_pong(pong.stamp, now)
+        return pong
+
+    def _note_capacity(self, capacity: CapacityChanged, _now: float) -> CapacityChanged:
+        self.wanted_idle, self.dialing = capacity.wanted, capacity.dialing
+        return capacity
+
+    def _note_target(self, status: TargetStatus, now: float) -> TargetStatus:
+        self._check_rate(self._target_changes, "the status of its target", now)
+        self.target_error = status.error
+        return status
+
+    def _note_limits(self, announced: LimitsAnnounced, now: float) -> LimitsChanged:
+        self._check_rate(self._limit_changes, "its configured limits", now)
+        self._negotiate(Negotiation(self._negotiation.ours, announced.limits, self._negotiation.defaults))
+        return LimitsChanged()
+
+    _STATE_CHANGES: ClassVar[Mapping[type, Callable[[Session, Any, float], SessionEvent | None]]] = MappingProxyType(
+        {
+            Ping: _answer_ping,
+            Pong: _note_pong,
+            CapacityChanged: _note_capacity,
+            TargetStatus: _note_target,
+            LimitsAnnounced: _note_limits,
+        }
+    )
+    """How frames change the state of the session, and the event that follows. Any: the class that is the key."""
 
     @staticmethod
     def _check_rate(bucket: TokenBucket, subject: str, now: float) -> None:
