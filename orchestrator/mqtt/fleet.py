@@ -18,13 +18,10 @@ from orchestrator.mqtt.payloads import (
 from orchestrator.status.contract import (
     StatusFormatError,
     are_valid_changes,
-    check_changes,
-    decode_snapshot,
-    encode_snapshot,
-    field_names,
+    complete_changes,
+    complete_snapshot,
     is_complete_snapshot,
 )
-from tunnel.model.snapshot import Snapshot
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
@@ -40,7 +37,6 @@ GONE: Final = "gone"
 
 _MAX_LATENCY_S: Final = 5.0
 """A stamp that is so much ahead of our clock was made by a clock that is ahead: it says nothing about its age."""
-_TUNNEL_KEYS: Final = frozenset(field_names(Snapshot))
 _UNKNOWN_STATUS: Final = StatusPayload()
 _UNKNOWN_INFO: Final = InfoPayload()
 
@@ -189,12 +185,10 @@ class Host:
         if tunnel.get("name") != name:
             return False
         if not is_complete_snapshot(tunnel):
-            try:
-                snapshot = decode_snapshot(tunnel)
+            try:  # the host has another version, or the message is wrong
+                tunnel = cast("dict[str, object]", complete_snapshot(tunnel))
             except StatusFormatError:
                 return False
-            if not tunnel.keys() >= _TUNNEL_KEYS:  # the host has another version: fill in defaults
-                tunnel = cast("dict[str, object]", encode_snapshot(snapshot))
         self._set_tunnel(name, cast("TunnelJson", tunnel), payload)
         return True
 
@@ -205,7 +199,7 @@ class Host:
         numbers = {key: payload[key] for key in STATS_KEYS if key in payload}
         if not are_valid_changes(numbers):
             try:
-                check_changes(numbers)
+                numbers = cast("dict[str, object]", complete_changes(numbers))
             except StatusFormatError:
                 return False
         self._set_tunnel(name, cast("TunnelJson", {**known.json, **numbers}), payload)

@@ -1,7 +1,7 @@
 """What ``ps --json``, the local API, the broker and the dashboard exchange about a daemon and its tunnels.
 
 The object of one tunnel is ``Snapshot``. Everything here is derived from these dataclasses: ``encode`` writes them,
-``decode_status`` and ``decode_snapshot`` read them. A reader ignores fields that it does not know, and a field that is
+``decode_snapshot`` reads them. A reader ignores fields that it does not know, and a field that is
 missing has the default of its dataclass, so that versions of the program can be mixed. Readers that keep the JSON
 objects as they arrive find their types in ``json_types``.
 """
@@ -14,13 +14,13 @@ import types
 import typing
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache, partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from orchestrator.errors import OrchestratorError
-from tunnel.model.snapshot import Snapshot
+from tunnel.model.snapshot import Snapshot, encode_value
 
 if TYPE_CHECKING:
     from orchestrator.status.json_types import DaemonJson, StatusJson, TunnelJson
@@ -116,37 +116,25 @@ def _plain(value: object) -> object:
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def decode_status(data: object) -> DaemonStatus:
-    """The status that ``encode_status`` made. Raises StatusFormatError."""
-    with _inside("status"):
-        tunnels = _listed(_mapping(data).get("tunnels", []))
-        info = _decode(DaemonInfo, data)
-    with _inside("status.tunnels"):
-        return DaemonStatus(info, tuple(_decode(Snapshot, one) for one in tunnels))
-
-
 def decode_snapshot(data: object) -> Snapshot:
     """The tunnel that ``encode_snapshot`` made. Raises StatusFormatError."""
     with _inside("tunnel"):
         return _decode(Snapshot, data)
 
 
-def decode_changes(before: Snapshot, data: object) -> Snapshot:
-    """The tunnel after the changes that some fields of ``encode_snapshot`` make. Raises StatusFormatError."""
+def complete_snapshot(data: Mapping[str, object]) -> TunnelJson:
+    """An object of ``encode_snapshot`` in which every field of this version is present, at any depth.
+
+    Missing fields have their defaults; fields of a later version stay. Raises StatusFormatError.
+    """
+    return cast("TunnelJson", {**data, **decode_snapshot(data).as_json()})
+
+
+def complete_changes(data: Mapping[str, object]) -> TunnelJson:
+    """The same for some fields of ``encode_snapshot``: each that is given is complete. Raises StatusFormatError."""
     with _inside("tunnel"):
-        return replace(before, **_given(Snapshot, data))
-
-
-def check_changes(data: object) -> None:
-    """Check some fields of ``encode_snapshot`` without decoding a tunnel. Raises StatusFormatError."""
-    with _inside("tunnel"):
-        _given(Snapshot, data)
-
-
-def decode_info_changes(before: DaemonInfo, data: object) -> DaemonInfo:
-    """The daemon after the changes that some fields of ``encode_info`` make. Raises StatusFormatError."""
-    with _inside("status"):
-        return replace(before, **_given(DaemonInfo, data))
+        given = _given(Snapshot, data)
+    return cast("TunnelJson", {name: encode_value(value) for name, value in given.items()})
 
 
 # --- quick checks -----------------------------------------------------------------------------------------------------
@@ -162,7 +150,7 @@ def is_complete_snapshot(data: Mapping[str, object]) -> bool:
 
 
 def are_valid_changes(data: Mapping[str, object]) -> bool:
-    """The same for some fields of ``encode_snapshot``; False also where ``check_changes`` has to look closer."""
+    """The same for some fields of ``encode_snapshot``; False also where ``complete_changes`` has to look closer."""
     shape = _snapshot_shape()
     for name, value in data.items():
         group = shape.groups.get(name)

@@ -19,11 +19,9 @@ from orchestrator.status.contract import (
     DaemonStatus,
     StatusFormatError,
     are_valid_changes,
-    check_changes,
-    decode_changes,
-    decode_info_changes,
+    complete_changes,
+    complete_snapshot,
     decode_snapshot,
-    decode_status,
     encode_info,
     encode_snapshot,
     encode_status,
@@ -46,8 +44,9 @@ TYPES: dict[type, Any] = {
 def test_what_is_encoded_is_decoded_as_it_was(tunnels: tuple[Snapshot, ...], state: str, error: str | None) -> None:
     config = replace(INFO.config, ok=error is None, error=error, warnings=("one",))
     info = replace(INFO, mqtt=BrokerInfo(state=state), config=config)
-    status = DaemonStatus(info, tunnels)
-    assert decode_status(json.loads(json.dumps(encode_status(status)))) == status
+    shown = json.loads(json.dumps(encode_status(DaemonStatus(info, tunnels))))
+    assert tuple(map(decode_snapshot, shown.pop("tunnels"))) == tunnels
+    assert shown == json.loads(json.dumps(encode_info(info)))
 
 
 def test_bytes_are_named_from_the_point_of_view_of_visitors() -> None:
@@ -68,9 +67,15 @@ def test_a_daemon_without_a_broker_says_so_and_nothing_more() -> None:
 
 def test_changes_replace_whole_fields() -> None:
     now = replace(PLAIN, state=State.UP, pool=replace(PLAIN.pool, idle=3))
-    assert decode_changes(PLAIN, encode_snapshot(now, ["state", "pool"])) == now
-    info = replace(INFO, generation=2)
-    assert decode_info_changes(INFO, encode_info(info, ["generation"])) == info
+    assert complete_changes({"state": "up", "pool": now.pool.as_json()}) == encode_snapshot(now, ["state", "pool"])
+
+
+def test_what_is_missing_inside_a_group_is_completed() -> None:
+    data = PLAIN.as_json()
+    del data["pool"]["idle"], data["cooldown"]["attempt"], data["refused"]["silent"], data["worker"]
+    completed = complete_snapshot({**data, "of_a_later_version": [1]})
+    assert completed == {**PLAIN.as_json(), "of_a_later_version": [1]}
+    assert complete_changes({"pool": data["pool"]}) == {"pool": PLAIN.pool.as_json()}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +109,7 @@ def test_a_quick_check_accepts_nothing_that_the_thorough_one_refuses(data: st.Da
     if is_complete_snapshot(tunnel):
         assert json.loads(json.dumps(decode_snapshot(tunnel).as_json())) == tunnel
     if are_valid_changes(tunnel):
-        check_changes(tunnel)
+        assert complete_changes(tunnel).items() <= complete_snapshot(tunnel).items()
 
 
 def test_a_state_of_a_later_version_is_refused_with_the_known_ones() -> None:
@@ -112,10 +117,10 @@ def test_a_state_of_a_later_version_is_refused_with_the_known_ones() -> None:
         decode_snapshot({**PLAIN.as_json(), "state": "flying"})
 
 
-@pytest.mark.parametrize("data", [None, [], "status", {"tunnels": {}}, {}])
-def test_what_is_no_status_is_refused(data: object) -> None:
-    with pytest.raises(StatusFormatError, match="status"):
-        decode_status(data)
+@pytest.mark.parametrize("data", [None, [], "tunnel", {}])
+def test_what_is_no_tunnel_is_refused(data: object) -> None:
+    with pytest.raises(StatusFormatError, match="tunnel"):
+        decode_snapshot(data)
 
 
 @pytest.mark.parametrize("kind", TYPES)

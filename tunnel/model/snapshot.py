@@ -153,12 +153,13 @@ class Snapshot:
     def as_json(self, names: Iterable[str] | None = None) -> dict[str, Any]:
         """Return the object that ``ps --json`` shows for this tunnel, or only the named fields of it."""
         if names is not None:
-            return {name: _encode_value(_FIELD_READERS[name](self)) for name in names}
+            return {name: encode_value(_FIELD_READERS[name](self)) for name in names}
         every_name, read = _READERS[Snapshot]
-        return dict(zip(every_name, map(_encode_value, read(self)), strict=True))
+        return dict(zip(every_name, map(encode_value, read(self)), strict=True))
 
 
-def _encode_value(value: object) -> object:
+def encode_value(value: object) -> object:
+    """Return the JSON value of a field."""
     if isinstance(value, _View):
         return value.as_json()
     if isinstance(value, State):
