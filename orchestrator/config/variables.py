@@ -32,7 +32,7 @@ class VariableBudget:
 
     characters: int = MAX_VARIABLE_CHARACTERS
 
-    def take(self, value: str) -> str:
+    def spend_on(self, value: str) -> str:
         """Return the value. Raises VariableError if the texts of the file get too long."""
         self.characters -= len(value)
         if self.characters < 0:
@@ -64,7 +64,7 @@ def substitute(text: str, environ: Mapping[str, str], budget: VariableBudget) ->
     """Replace the variables of a text. Raises VariableError for a syntax fault or a variable that is not set."""
     if "$" not in text:
         return SubstitutedText(text)
-    return _Substitution(budget.take(text), environ, budget).run()
+    return _Substitution(budget.spend_on(text), environ, budget).run()
 
 
 @dataclass(slots=True)
@@ -108,7 +108,7 @@ class _Substitution:
             case "${", _:
                 raise VariableError(_NOT_A_VARIABLE)
             case _, "}":
-                self.parts.append(self.budget.take(self._value(token[1])))
+                self.parts.append(self.budget.spend_on(self._value(token[1])))
             case _, ":-":
                 self._open_default(token[1])
             case brace, _:
@@ -141,4 +141,4 @@ class _Substitution:
 
     def _close_default(self) -> None:
         closed = self.defaults.pop()
-        self.parts.append(self.budget.take(closed.value) if closed.value else "".join(closed.parts))
+        self.parts.append(self.budget.spend_on(closed.value) if closed.value else "".join(closed.parts))

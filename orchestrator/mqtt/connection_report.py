@@ -119,10 +119,10 @@ class RetryPolicy:
     """how often in a row the broker's DISCONNECT had the same reason"""
 
     def delay_after_error(self, error: BrokerError, lasted_s: float, *, was_online: bool) -> float:
-        """Seconds until the next attempt, after a connection that lasted so long.
+        """Return the seconds until the next attempt, after a connection that lasted ``lasted_s`` seconds.
 
-        A broker that ends one connection after the other with the same reason, for it does not accept some message of
-        ours, is asked ever more seldom: each attempt makes every reader see the host come and go.
+        The pause grows while the broker ends connections for the same reason: it rejects one of our messages, and at
+        each attempt every reader sees the host come and go.
         """
         is_same = was_online and error.code is not None and error.code == self._last_code
         self._repeated = self._repeated + 1 if is_same and lasted_s < _UNRELATED_AFTER_S else 0

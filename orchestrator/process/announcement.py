@@ -49,11 +49,11 @@ class Announcement:
         return self._socket is not None
 
     def __enter__(self) -> Self:
-        """Return this announcement."""
+        """Return this announcement, which its constructor has already made."""
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        """Close the socket."""
+        """Withdraw the announcement: the kernel frees the name with the socket."""
         if self._socket is not None:
             self._socket.close()
 

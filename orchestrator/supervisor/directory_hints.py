@@ -37,7 +37,7 @@ class DirectoryHints:
     async def __aenter__(self) -> Self:
         """Start to watch. Raises OSError where the system grants too few threads."""
         check_threads(_NEEDED_THREADS)
-        self._task = asyncio.create_task(self._follow())
+        self._task = asyncio.create_task(self._set_changed_on_hints())
         self._task.add_done_callback(lambda _: self._changed.set())
         await asyncio.sleep(0)  # the task has started the watch now, with the threads that were free
         return self
@@ -66,7 +66,7 @@ class DirectoryHints:
             self._task.result()
         return is_changed
 
-    async def _follow(self) -> None:
+    async def _set_changed_on_hints(self) -> None:
         try:
             async for _ in awatch(
                 *self._directories,

@@ -27,7 +27,7 @@ class Totals(NamedTuple):
     counters: CountersView = CountersView()
 
     def plus(self, other: Totals) -> Totals:
-        """Return the sums."""
+        """Return the totals of both, field by field."""
         sums = map(sum, zip(self[:-1], other[:-1], strict=True))
         return Totals._make([*sums, self.counters.plus(other.counters)])
 

@@ -68,7 +68,7 @@ def test_the_second_address_of_a_target_serves_at_once_and_is_remembered(
     Seen to fail: with one deadline for addresses that are tried in turn, each visitor is reset after ten seconds.
     """
     target = hosts.target(harness, hosts.server)
-    pair = pair_by_names(harness, hosts, target_name="replicas", target=target)
+    pair = start_pair(harness, hosts, target, target_host="replicas")
     pair.wait_up()
     first = pair.time_to_first_byte(within=RACE_S)
     later = sorted(first_byte_s(pair.connect) for _ in range(10))
@@ -88,32 +88,39 @@ def test_a_client_reaches_a_server_by_its_second_address(
     """
     target = hosts.target(harness, hosts.client)
     began = time.monotonic()
-    pair = pair_by_names(harness, hosts, server_name="replicas", target=target)
+    pair = start_pair(harness, hosts, target, server_host="replicas")
     pair.wait_up(within=10)
     took = time.monotonic() - began
     assert first_byte_s(pair.connect) < RACE_S
     record_figure(f"up {took:.1f} s after both were started")
 
 
-def pair_by_names(
+def start_pair(
     harness: ProcessHarness,
     hosts: NamespaceHosts,
-    *,
     target: Target,
-    target_name: str = "127.0.0.1",
-    server_name: str = SERVER,
+    *,
+    target_host: str = "127.0.0.1",
+    server_host: str = SERVER,
+    listens_on: str = "0.0.0.0",
+    visitors_on: str = "127.0.0.1",
+    visitor_host: Host | None = None,
+    visits: str = "127.0.0.1",
 ) -> NamespacePair:
-    """Start a reverse tunnel whose client knows the server and the target by names."""
+    """Start a reverse tunnel between the two hosts; the arguments are the hosts that its URLs name.
+
+    Visitors connect on ``visitor_host``, by default the server's, to the address ``visits``.
+    """
     tunnel, visitors = free_port(), free_port()
-    server = f"server://{KEY}@0.0.0.0:{tunnel}/127.0.0.1:{visitors}?mode=reverse"
-    client = f"client://{KEY}@{server_name}:{tunnel}/{target_name}:{target.port}?mode=reverse"
+    server = f"server://{KEY}@{listens_on}:{tunnel}/{visitors_on}:{visitors}?mode=reverse"
+    client = f"client://{KEY}@{server_host}:{tunnel}/{target_host}:{target.port}?mode=reverse"
     return NamespacePair(
         harness.start_daemon({"t": server}, name="server", prefix=hosts.server.prefix),
         harness.start_daemon({"t": client}, name="client", prefix=hosts.client.prefix),
-        ("127.0.0.1", visitors),
+        (visits, visitors),
         tunnel,
         target,
-        hosts.server,
+        visitor_host or hosts.server,
         hosts.client,
     )
 
@@ -265,17 +272,8 @@ def test_link_local_addresses_work_for_both_ends(
     for host, device, address in ((hosts.server, "client0", "fe80::11"), (hosts.client, "server0", "fe80::12")):
         host.run("ip", "address", "add", f"{address}/64", "dev", device, "nodad")
     target = hosts.target(harness, hosts.client)
-    tunnel, visitors = free_port(), free_port()
-    server = f"server://{KEY}@[fe80::11%client0]:{tunnel}/127.0.0.1:{visitors}?mode=reverse"
-    client = f"client://{KEY}@[fe80::11%25server0]:{tunnel}/127.0.0.1:{target.port}?mode=reverse"
-    pair = NamespacePair(
-        harness.start_daemon({"t": server}, name="server", prefix=hosts.server.prefix),
-        harness.start_daemon({"t": client}, name="client", prefix=hosts.client.prefix),
-        ("127.0.0.1", visitors),
-        tunnel,
-        target,
-        hosts.server,
-        hosts.client,
+    pair = start_pair(
+        harness, hosts, target, listens_on="[fe80::11%client0]", server_host="[fe80::11%25server0]"
     ).wait_up()
     record_figure(f"first byte after {pair.time_to_first_byte(within=5) * 1000:.0f} ms")
 
@@ -294,19 +292,19 @@ def test_every_address_is_listened_on_where_loopback_has_no_ipv6(
         for host, device, address in ((hosts.server, "client0", "fd00::11"), (hosts.client, "server0", "fd00::12")):
             host.run("ip", "address", "add", f"{address}/64", "dev", device, "nodad")
         target = hosts.target(harness, hosts.client)
-        tunnel, visitors = free_port(), free_port()
-        server = harness.start_daemon(
-            {"t": f"server://{KEY}@:{tunnel}/:{visitors}?mode=reverse"}, name="server", prefix=hosts.server.prefix
-        )
-        client = harness.start_daemon(
-            {"t": f"client://{KEY}@[fd00::11]:{tunnel}/127.0.0.1:{target.port}"},
-            name="client",
-            prefix=hosts.client.prefix,
-        )
-        pair = NamespacePair(server, client, (SERVER, visitors), tunnel, target, hosts.client, hosts.client).wait_up()
+        pair = start_pair(
+            harness,
+            hosts,
+            target,
+            listens_on="",
+            visitors_on="",
+            server_host="[fd00::11]",
+            visitor_host=hosts.client,
+            visits=SERVER,
+        ).wait_up()
         waits = [pair.time_to_first_byte(within=5)]
         with hosts.client.entered():
-            waits.append(first_byte_s(partial(socket.create_connection, ("fd00::11", visitors), 5)))
+            waits.append(first_byte_s(partial(socket.create_connection, ("fd00::11", pair.visitors[1]), 5)))
     finally:
         hosts.server.set("net/ipv6/conf/lo/disable_ipv6", "0")
     record_figure(f"IPv4 and IPv6 served after {', '.join(f'{wait * 1000:.0f} ms' for wait in waits)}")

@@ -119,21 +119,21 @@ def test_bulk_both_ways_at_once_arrives_unchanged(pair: Pair) -> None:
 
 def test_no_byte_is_lost_when_the_visitor_closes_after_its_last_byte(pair: Pair) -> None:
     arrived: dict[bytes, bytes] = {}
-    # A visitor that waits longer than 5 s for a data connection is disconnected by design. As this visitor itself waits
-    # for nothing, a thousand of them would queue for as many dials at once.
-    may_come = threading.Semaphore(32)
+    # A visitor that waits longer than 5 s for a data connection is disconnected by design. These visitors close at
+    # once, so without a limit a thousand of them would queue for as many dials.
+    in_flight = threading.Semaphore(32)
 
     def collect(sock: socket.socket) -> None:
         everything = receive_all(sock)
         arrived[everything[:8]] = hashlib.sha256(everything).digest()
-        may_come.release()
+        in_flight.release()
 
     pair.target.serve = collect
     sizes = random.Random(3)
     payloads = [n.to_bytes(8, "big") + BLOCK[: sizes.choice([0, 1, 500, 20_000])] for n in range(SHORT_VISITORS)]
 
     for payload in payloads:
-        assert may_come.acquire(timeout=GUARD_S), "an earlier visitor did not arrive"
+        assert in_flight.acquire(timeout=GUARD_S), "an earlier visitor did not arrive"
         with pair.connect() as sock:
             sock.sendall(payload)
     wait_until(lambda: len(arrived) >= SHORT_VISITORS, within=20, what=f"all {SHORT_VISITORS} arrive")

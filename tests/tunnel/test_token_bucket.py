@@ -14,22 +14,22 @@ def test_no_more_tokens_are_given_than_burst_and_rate_allow(gaps: list[float], p
     bucket, now, taken = TokenBucket(per_s, 5, 100.0), 100.0, 0
     for gap in gaps:
         now += gap
-        taken += bucket.take(now)
+        taken += bucket.take_token(now)
         assert taken <= 5 + (now - 100.0) * per_s + 1e-6
 
 
 def test_a_token_is_there_after_the_delay() -> None:
     bucket = TokenBucket(2.0, 1, 0.0)
-    assert bucket.take(0.0)
-    assert not bucket.take(0.1)
+    assert bucket.take_token(0.0)
+    assert not bucket.take_token(0.1)
     assert bucket.delay_s(0.1) == pytest.approx(0.4)
-    assert bucket.take(0.51)
-    assert not bucket.take(0.2), "time that runs backwards gives nothing"
+    assert bucket.take_token(0.51)
+    assert not bucket.take_token(0.2), "time that runs backwards gives nothing"
 
 
 def test_a_bucket_is_full_again_after_its_time() -> None:
     bucket = TokenBucket(2.0, 2, 0.0)
     assert bucket.is_full(0.0)
-    assert bucket.take(0.0)
+    assert bucket.take_token(0.0)
     assert not bucket.is_full(0.4)
     assert bucket.is_full(0.5)

@@ -151,7 +151,7 @@ class EventLog:
         """
         now = time.monotonic()
         bucket, suppressed = self._pacing.get(topic) or (TokenBucket(_PACE_PER_S, _PACE_BURST, now), 0)
-        is_due = bucket.take(now)
+        is_due = bucket.take_token(now)
         self._pacing[topic] = (bucket, 0 if is_due else suppressed + 1)
         if is_due:
             self.log(level, kind, _with_suppressed(text, suppressed), **data)

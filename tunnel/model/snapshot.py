@@ -101,7 +101,7 @@ class CountersView(_View):
     vanished: int = _counter("Visitors disconnected because a peer no longer acknowledged data.")
 
     def plus(self, other: CountersView) -> CountersView:
-        """Return the sums."""
+        """Return the counts of both, field by field."""
         names, read = _READERS[CountersView]
         return CountersView(**dict(zip(names, map(sum, zip(read(self), read(other), strict=True)), strict=True)))
 

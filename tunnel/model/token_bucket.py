@@ -14,7 +14,7 @@ class TokenBucket:
         self._tokens = burst
         self._updated_at = now
 
-    def take(self, now: float) -> bool:
+    def take_token(self, now: float) -> bool:
         """Take a token; return whether there was one."""
         if self.delay_s(now) > 0:
             return False

@@ -167,7 +167,7 @@ class Session:
     @staticmethod
     def _check_rate(bucket: TokenBucket, subject: str, now: float) -> None:
         """End a link whose peer makes this end change its state, and log that, all the time."""
-        if not bucket.take(now):
+        if not bucket.take_token(now):
             raise ProtocolError(f"the other end changes {subject} too often")
 
     # --- sending --------------------------------------------------------------------------------------------------

@@ -118,13 +118,13 @@ class _HandshakeQueue:
         self._total = TokenBucket(limits.handshakes_per_s, limits.handshakes_per_s, 0.0)
         self._buckets: dict[bytes, TokenBucket] = {}
 
-    def take(self, starts: list[_Start], now: float) -> None:
+    def collect_starts(self, starts: list[_Start], now: float) -> None:
         """Fill ``starts`` up to the number of one turn: the keys take turns, as far as the budgets allow."""
         keys = deque(self.waiting)
         while keys and len(starts) < self._limits.handshakes_per_turn and not self._total.delay_s(now):
             key = keys.popleft()
-            if self._bucket(key, now).take(now):
-                self._total.take(now)
+            if self._bucket(key, now).take_token(now):
+                self._total.take_token(now)
                 starts.append(self._pop(key))
                 if key in self.waiting:
                     keys.append(key)
@@ -281,7 +281,7 @@ class FrontDoor:
         now = asyncio.get_running_loop().time()
         starts: list[_Start] = []
         for queue in (self._known_queue, self._ordinary_queue):
-            queue.take(starts, now)
+            queue.collect_starts(starts, now)
         delays = [queue.delay_s(now) for queue in (self._known_queue, self._ordinary_queue) if queue.waiting]
         if delays:
             self._schedule_handshakes(min(delays))
@@ -314,7 +314,7 @@ class FrontDoor:
             if len(self._proof_buckets) >= _MAX_BUCKETS:
                 del self._proof_buckets[next(iter(self._proof_buckets))]
         self._proof_buckets[key] = bucket  # the latest one last
-        bucket.take(now)
+        bucket.take_token(now)
 
     def _proof_key(self, origin: PeerOrigin) -> bytes:
         return origin.address if self.is_known(origin) else origin.prefix
