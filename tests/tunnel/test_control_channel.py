@@ -276,7 +276,7 @@ async def test_a_peer_that_is_authenticated_only_in_tls_is_bounded_too(context: 
     while not closed.done():
         client.send(encode_frame(Kind.BYE, b"x" * 500))
         await server.receive() if server._frames else await run_loop_turns(1)
-    assert server.closed_reason == "it sent too many bytes before it had authenticated"
+    assert server.closed_reason == "the other end sent too many bytes before it had authenticated"
     client.close("done")
 
 

@@ -371,7 +371,7 @@ async def test_a_closed_engine_does_not_connect_to_its_target_any_more(
             await asyncio.sleep(0.3)  # six times the delay between two probes
             with pytest.raises(BlockingIOError):
                 listener.accept()
-        assert not client.events.said("cut off")
+        assert not client.events.said("disconnected")
 
 
 async def test_visitors_beyond_the_limit_wait_in_the_backlog(shared: EngineContext) -> None:
@@ -485,7 +485,7 @@ async def test_a_drain_ends_at_its_time_limit_or_when_the_engine_is_closed(share
                     with contextlib.suppress(ConnectionError):
                         assert await reader.read(-1) == b""
                 await server.wait_end()
-            assert server.events.said("1 visitor was cut off")
+            assert server.events.said("1 visitor was disconnected")
             await wait_until_async(lambda: client.state is not UP, "the client knows")
 
 

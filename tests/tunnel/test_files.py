@@ -1,3 +1,5 @@
+"""Files that a user names: only regular files of a bounded size are read, and the reason is a sentence."""
+
 from __future__ import annotations
 
 import os
@@ -79,14 +81,6 @@ def test_a_secret_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(b"\xff\xfe")
     with pytest.raises(FileError, match="it is not UTF-8 text"):
         read_secret(tmp_path / "key")
-
-
-@pytest.mark.parametrize(("mode", "expected"), [(0o600, False), (0o640, True), (0o604, True), (0o400, False)])
-def test_permissions_that_let_others_read_are_reported(tmp_path: Path, mode: int, expected: bool) -> None:  # noqa: FBT001  a row of the table
-    file = tmp_path / "key"
-    file.write_text("secret")
-    file.chmod(mode)
-    assert read_file(file, 100).is_readable_by_others is expected
 
 
 @pytest.mark.parametrize(("limit", "text"), [(1000, "1000 bytes"), (64 << 10, "64 KiB"), (4 << 20, "4 MiB")])

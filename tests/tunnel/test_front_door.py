@@ -91,7 +91,7 @@ async def test_the_number_of_pending_connections_is_bounded_and_the_newest_stays
             assert not newest.reasons
         elif everyone:
             door.release(everyone[index % len(everyone)])
-        pending = [*door._ordinary, *door._known]
+        pending = [*door._unknown, *door._known]
         by_host = Counter(peer.origin.prefix for peer in pending)
         assert len(door) == by_host.total() <= 9
         assert all(count <= 4 for count in by_host.values())

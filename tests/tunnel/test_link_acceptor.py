@@ -120,10 +120,10 @@ async def harness(request: pytest.FixtureRequest) -> AsyncIterator[AcceptorHarne
         yield made
 
 
-async def establish_link(
+async def send_hello(
     harness: AcceptorHarness, instance: str = "me", key: Key | None = KEY
-) -> tuple[ControlChannel, bytes]:
-    """Establish a link as a client does; its channel and secret."""
+) -> tuple[ControlChannel, ClientHandshake]:
+    """Connect as a client and authenticate; its channel and handshake."""
     sock = harness.connect(harness.tunnel)
     harness.context.reactor.register(sock, lambda _events: None)
     channel = ControlChannel(
@@ -134,6 +134,14 @@ async def establish_link(
     assert kind is Kind.CHALLENGE
     handshake.receive_challenge(payload)
     channel.send(handshake.hello(instance=instance, mode=Mode.AUTO, carrier=Carrier.TCP, bounds=ConfiguredLimits()))
+    return channel, handshake
+
+
+async def establish_link(
+    harness: AcceptorHarness, instance: str = "me", key: Key | None = KEY
+) -> tuple[ControlChannel, bytes]:
+    """Establish a link as a client does; its channel and secret."""
+    channel, handshake = await send_hello(harness, instance, key)
     kind, payload = await channel.receive()
     if kind is not Kind.WELCOME:
         channel.close("refused")
@@ -288,6 +296,23 @@ async def test_a_data_connection_that_ends_with_its_preface_is_not_pooled(harnes
     harness.context.reactor.close(data.sock)
     living.close()
     channel.close("done")
+
+
+async def test_a_client_that_is_gone_before_its_decision_does_not_replace_the_present_link(
+    harness: AcceptorHarness,
+) -> None:
+    present, _ = await establish_link(harness)
+    acceptor = harness.acceptor
+    async with acceptor._link_decision:
+        gone, _ = await send_hello(harness)
+        await wait_until_async(lambda: acceptor._undecided == 1, "the client waits for its decision")
+        watched = len(harness.context.reactor)
+        gone.close("it went away")
+        await wait_until_async(lambda: len(harness.context.reactor) == watched - 2, "both ends have closed it")
+    await wait_until_async(lambda: acceptor._undecided == 0, "the decision is made")
+    assert harness.owner.links[0].channel.closed_reason is None
+    assert len(harness.owner.links) == 1
+    present.close("done")
 
 
 @pytest.mark.parametrize("harness", [{"timing": Timing(liveness_timeout_s=GUARD_S)}], indirect=True)

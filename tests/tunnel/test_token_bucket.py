@@ -25,11 +25,3 @@ def test_a_token_is_there_after_the_delay() -> None:
     assert bucket.delay_s(0.1) == pytest.approx(0.4)
     assert bucket.take_token(0.51)
     assert not bucket.take_token(0.2), "time that runs backwards gives nothing"
-
-
-def test_a_bucket_is_full_again_after_its_time() -> None:
-    bucket = TokenBucket(2.0, 2, 0.0)
-    assert bucket.is_full(0.0)
-    assert bucket.take_token(0.0)
-    assert not bucket.is_full(0.4)
-    assert bucket.is_full(0.5)

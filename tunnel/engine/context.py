@@ -53,7 +53,7 @@ class EngineContext:
         self._activity_subscribers.append(callback)
 
     def notify_activity(self, name: str) -> None:
-        """Tell the subscribers that tunnel ``name`` gets its first visitor: its numbers change from now on."""
+        """Notify the subscribers that tunnel ``name`` gets its first visitor: its numbers change from now on."""
         for callback in self._activity_subscribers:
             callback(name)
 

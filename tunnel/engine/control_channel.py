@@ -70,7 +70,6 @@ class ControlChannel:
         self._frames: deque[Frame] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._receiver: FrameReceiver | None = None
-        self._is_secure = False
         self._unsent: bytes | memoryview = b""
         self._peer_closed = False
         self.closed_reason: str | None = None
@@ -88,7 +87,7 @@ class ControlChannel:
         if self.closed_reason is None:
             self._peer_closed = True  # the previous owner of the socket may have received the hang-up event
             self._read()
-        while not self._is_secure:
+        while not self._session.is_established:
             await self._wait_for_change()
         return self._session.peer_certificate()
 
@@ -146,9 +145,13 @@ class ControlChannel:
         if receiver is not None:
             receiver.on_handler_error(error)
 
-    async def _wait_for_change(self) -> None:
+    def check_open(self) -> None:
+        """Raise ChannelLostError if the channel is closed."""
         if self.closed_reason is not None:
             raise ChannelLostError(self.closed_reason)
+
+    async def _wait_for_change(self) -> None:
+        self.check_open()
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
@@ -206,7 +209,7 @@ class ControlChannel:
         if self._pending_bytes_left is not None:
             self._pending_bytes_left -= len(data)
             if self._pending_bytes_left < 0:
-                self.close("it sent too many bytes before it had authenticated")
+                self.close("the other end sent too many bytes before it had authenticated")
                 return
         self._session.receive_data(data)
         self._process_input_or_close()
@@ -219,9 +222,9 @@ class ControlChannel:
             self.close(str(error))
 
     def _process_input(self) -> None:
-        if not self._is_secure:
+        if not self._session.is_established:
             self._continue_handshake()
-            if not self._is_secure:
+            if not self._session.is_established:
                 return
         session, scratch = self._session, self._reactor.scratch
         while self._receiver is not None and session.has_input and (got := session.read_into(scratch)):
@@ -255,7 +258,6 @@ class ControlChannel:
             self._read()
 
     def _continue_handshake(self) -> None:
-        is_complete = False
         try:
             is_complete = self._session.do_handshake()
         except TlsError as error:
@@ -263,8 +265,7 @@ class ControlChannel:
             self.close(str(error))
             return
         self._write(self._session.data_to_send())
-        if is_complete and not self._is_secure:
-            self._is_secure = True
+        if is_complete:
             self._wake_waiter()
 
     def _write(self, data: bytes | memoryview) -> None:

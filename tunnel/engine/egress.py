@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
@@ -250,7 +249,7 @@ class Egress(TunnelEnd):
         if probe or first:
             self._cancel_probe()
             self._attempt += 1
-            delay = backoff.retry_delay(self._attempt, self._max_retry_delay_s, random.uniform)
+            delay = backoff.random_retry_delay(self._attempt, self._max_retry_delay_s)
             self._next_attempt_at = self._loop.time() + delay
             self._probe_timer = self.reactor.call_later(delay, self.retry_target)
             self._publish_target_state()

@@ -230,7 +230,7 @@ class Engine(ABC):
             from_near, to_near = to_near, from_near
         return EndParts(
             context.reactor,
-            create_forwarder(self.spec, context.reactor, context.pipes, from_near=from_near, to_near=to_near),
+            create_forwarder(context.reactor, context.pipes, from_near=from_near, to_near=to_near),
             stats,
             self._event_log,
             self._update_state,
@@ -379,7 +379,7 @@ class Engine(ABC):
         cut = end.close() if end is not None else 0
         if cut:
             self._event_log.log_warn(
-                EventKind.VISITOR, f"{plural(cut, 'visitor')} {'was' if cut == 1 else 'were'} cut off"
+                EventKind.VISITOR, f"{plural(cut, 'visitor')} {'was' if cut == 1 else 'were'} disconnected"
             )
 
     # --- what observers see ---------------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ class Engine(ABC):
         return self._snapshots.build(self._snapshot_input())
 
     def _snapshot_input(self) -> SnapshotInput:
-        """The values of a snapshot: cheap to gather and to compare, for observers that look often."""
+        """The values of a snapshot: cheap to gather and to compare, because observers read it often."""
         spec, stats, link, end = self.spec, self._stats, self._link, self._end
         session = link.session if link is not None else None
         remaining_s, attempt = self._next_attempt()

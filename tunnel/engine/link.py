@@ -59,7 +59,7 @@ class LinkClosed:
 
     reason: str
     is_orderly: bool = False
-    """whether the other end closed it because it was told to stop"""
+    """whether the other end closed it because it shuts down in order"""
 
 
 LinkEvent = LimitsChanged | TargetStatus | PoolAvailable | DialStatusChanged | LinkClosed
@@ -290,7 +290,7 @@ class Link:
         self._flush()
 
     def close(self, reason: str, *, goodbye: str | None = None) -> None:
-        """Close the link; ``goodbye`` tells the other end why."""
+        """Close the link; ``goodbye`` is the reason that the other end receives."""
         try:
             if goodbye is not None:
                 self.session.send_goodbye(goodbye)

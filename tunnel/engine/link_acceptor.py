@@ -319,7 +319,7 @@ class LinkAcceptor:
             self._front_door.note_wrong_proof(connection.origin)
             raise
         channel.note_authenticated()
-        self._front_door.release(connection, authenticated=self._has_key)  # it is no longer evicted
+        self._front_door.release(connection)  # it is no longer evicted
         if self._has_key:
             self._front_door.note_authenticated(connection.origin)
         return await self._decide(connection, channel, handshake, hello)
@@ -334,10 +334,10 @@ class LinkAcceptor:
             self._undecided += 1
             try:
                 async with self._link_decision:
+                    channel.check_open()  # the wait may have been long: a closed channel must not replace a link
                     objection = self._check_mode(hello) or await self._check_present_client(hello)
                     if objection is None:
-                        if channel.closed_reason is not None:
-                            raise ChannelLostError(channel.closed_reason)
+                        channel.check_open()
                         self._make_link(channel, handshake, hello)
             finally:
                 self._undecided -= 1

@@ -28,7 +28,6 @@ class PendingConnection:
         "_peer",
         "_preface",
         "is_waiting",
-        "origin",
         "owner",
         "peer_closed",
         "sock",
@@ -37,8 +36,6 @@ class PendingConnection:
     def __init__(self, acceptor: LinkAcceptor, sock: socket.SocketType, peer: object, *, data_only: bool) -> None:
         """``data_only``: it arrived on the data port, where a control channel is not accepted."""
         self.sock = sock
-        self.origin: PeerOrigin = origin_of(peer)
-        """where it comes from, for the front door"""
         self.owner = acceptor
         self.is_waiting = False
         """whether more bytes have to arrive, as of the last ``read``"""
@@ -49,6 +46,11 @@ class PendingConnection:
         self._awaits_handshake = False
         self._is_data_only = data_only
         self._preface = b""
+
+    @property
+    def origin(self) -> PeerOrigin:
+        """Where it comes from, for the front door; a data connection that is pooled at once does not need it."""
+        return origin_of(self._peer)
 
     @property
     def peer(self) -> str:

@@ -69,7 +69,7 @@ class PoolFiller:
         self._used = 0
         self._next_ident = 1
         self._dialing: dict[int, DataDial] = {}
-        self._failures = 0  # they keep counting until none has occurred for STEADY_AFTER_S
+        self._failures = 0  # they keep counting until none has occurred for STABLE_AFTER_S
         self._failed_at = 0.0
         self._latest_pause_s = 0.0
         self._port_failures = 0  # in a row
@@ -237,7 +237,7 @@ class PoolFiller:
         self._dial_window = 1
         reason = sockets.describe_connect_error(error)
         if self._retry_timer is None:  # dials that fail together are one failure
-            pause = self._pause_s(blocked_s)
+            pause = self._count_failure(blocked_s)
             if pause >= _LONG_PAUSE_S:
                 reason += f"; next attempt in {pause:.0f} s"
             self._retry_timer = self._reactor.call_later(pause, self._retry)
@@ -245,13 +245,14 @@ class PoolFiller:
         self._event_log.warn_throttled(EventKind.POOL, "dial", self.dial_error or reason)
         self.link.note_dial_status()
 
-    def _pause_s(self, blocked_s: float | None) -> float:
+    def _count_failure(self, blocked_s: float | None) -> float:
+        """Count a failed dial; return the seconds until the next one."""
         now = self._loop.time()
-        if now - self._failed_at >= backoff.STEADY_AFTER_S + self._latest_pause_s:
+        if now - self._failed_at >= backoff.STABLE_AFTER_S + self._latest_pause_s:
             self._failures = 0
         self._failures, self._failed_at, self._port_failures = self._failures + 1, now, self._port_failures + 1
         if blocked_s is None:
-            self._latest_pause_s = backoff.retry_delay(self._failures, _MAX_RETRY_DELAY_S, random.uniform)
+            self._latest_pause_s = backoff.random_retry_delay(self._failures, _MAX_RETRY_DELAY_S)
         else:
             self._latest_pause_s = backoff.blocked_delay(self._failures, blocked_s, random.uniform)
         return self._latest_pause_s

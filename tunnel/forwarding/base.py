@@ -42,7 +42,7 @@ class RelayLink(Protocol):
         """Whether this is the client's end."""
 
     def send_stream_ended(self, ident: int, total: int) -> bool:
-        """Tell the other end that a data connection carries ``total`` bytes in all; return whether that was done.
+        """Announce that a data connection carries ``total`` bytes in all; return whether that was done.
 
         The end that closes a TCP connection first keeps its port for a minute (TIME_WAIT, RFC 9293 §3.6.1). A client
         that did so with 28,000 ephemeral ports could serve some 470 visitors a second. So the client announces the end,

@@ -6,6 +6,7 @@ is non-blocking, only regular files are read, and the size is bounded, so that n
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -43,10 +44,9 @@ class FileError(TunnelError, OSError):
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """What was read, and whether others than the owner may read the file as well."""
+    """The bytes of a file."""
 
     data: bytes
-    is_readable_by_others: bool
 
     def text(self) -> str:
         """The content as text, without a byte order mark. Raises FileError where it is not UTF-8."""
@@ -82,14 +82,14 @@ def read_file(path: Path, max_bytes: int) -> FileContent:
         os.close(descriptor)
     if len(data) > max_bytes:
         raise FileError(f"it is larger than {_format_size(max_bytes)}")
-    return FileContent(data, bool(status.st_mode & (stat.S_IRGRP | stat.S_IROTH)))
+    return FileContent(data)
 
 
 def read_secret(path: Path) -> str:
     """The text of a key, token or password file without surrounding white space. Raises FileError, also where empty."""
     secret = read_file(path, MAX_SECRET_BYTES).text().strip()
     if not secret:
-        raise FileError("it is empty")
+        raise FileError("it is empty", errno.ENODATA)
     return secret
 
 

@@ -230,7 +230,7 @@ class KeyFileType(KeyType):
             return Key(read_secret(path))
         except FileError as error:
             shown = repr(str(path))
-            if error.errno in {None, errno.ENOENT}:
+            if error.errno in {errno.ENOENT, errno.ENODATA}:
                 message = f"cannot read {{}}: {error}; write a key with: nodepass-orch keygen > {{}}"
                 raise InvalidValueError(message, shown, path) from None
             raise InvalidValueError(f"cannot read {{}}: {error}", shown) from None

@@ -327,7 +327,8 @@ def _is_same_host(one: Address, other: Address) -> bool:
     wildcards = one.is_wildcard + other.is_wildcard
     has_loopback = one.is_loopback or other.is_loopback
     is_localhost = one.is_loopback and other.is_loopback and "localhost" in {one.host.lower(), other.host.lower()}
-    return one.host == other.host or wildcards == 2 or (wildcards == 1 and has_loopback) or is_localhost
+    is_equal = (one.ip or one.host.lower()) == (other.ip or other.host.lower())
+    return is_equal or wildcards == 2 or (wildcards == 1 and has_loopback) or is_localhost
 
 
 def _listens_on_target(spec: TunnelSpec) -> bool:

@@ -26,8 +26,3 @@ class TokenBucket:
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._updated_at) * self._per_s)
         self._updated_at = now
         return max(0.0, (1.0 - self._tokens) / self._per_s)
-
-    def is_full(self, now: float) -> bool:
-        """Whether the bucket is as it was at first, so that it may be forgotten."""
-        self.delay_s(now)
-        return self._tokens >= self._burst

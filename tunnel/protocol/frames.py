@@ -169,11 +169,11 @@ class Goodbye(Sentence):
     __slots__ = ()
 
     SHUTDOWN: ClassVar[str] = "it is shutting down"
-    """the reason of an end that was told to stop; the peer has nothing to warn of"""
+    """the reason of an end that shuts down in order; the peer logs no warning"""
 
     @property
     def is_shutdown(self) -> bool:
-        """Whether the sender was told to stop."""
+        """Whether the sender shuts down in order."""
         return self.reason == self.SHUTDOWN
 
 

@@ -220,36 +220,36 @@ class Session:
             self._announce_output()
 
     def send_retired(self, idents: list[int]) -> None:
-        """Tell the egress that these idle data connections are closed."""
+        """Report to the egress that these idle data connections are closed."""
         if idents:
             self._retired += idents
             if not self._is_output_due:
                 self._announce_output()
 
     def send_queue_length(self, count: int) -> None:
-        """Tell the client how many visitors wait at the server."""
+        """Report to the client how many visitors wait at the server."""
         self._queue_length = count
         if not self._is_output_due:
             self._announce_output()
 
     def send_capacity(self, wanted: int, dialing: int) -> None:
-        """Tell the server how many idle connections are wanted. A change of ``dialing`` alone is not sent."""
+        """Report to the server how many idle connections are wanted. A change of ``dialing`` alone is not sent."""
         is_changed = wanted != self.wanted_idle
         self.wanted_idle, self.dialing = wanted, dialing
         if is_changed:
             self.send(CapacityChanged(wanted, dialing))
 
     def send_visitor_failed(self, ident: int, reason: str) -> None:
-        """Tell the ingress that the visitor of this data connection cannot be served."""
+        """Report to the ingress that the visitor of this data connection cannot be served."""
         self.send(VisitorFailed(ident, reason))
 
     def send_target_status(self, error: str | None) -> None:
-        """Tell the ingress whether the target can be reached."""
+        """Report to the ingress whether the target can be reached."""
         self.target_error = error
         self.send(TargetStatus(error))
 
     def send_limits(self, ours: ConfiguredLimits, defaults: Limits) -> None:
-        """Use other configured values at this end, negotiate again, and tell the peer."""
+        """Use other configured values at this end, negotiate again, and send them to the peer."""
         self._negotiate(Negotiation(ours, self._negotiation.theirs, defaults))
         self.send(LimitsAnnounced(ours))
 

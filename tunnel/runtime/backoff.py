@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FIRST_DELAY_S: Final = 0.1
-"""Upper bound of the first delay: most interruptions end within a fraction of a second, before anyone notices."""
+"""Upper bound of the first delay: most interruptions end within a fraction of a second, before a user notices."""
 MIN_DELAY_S: Final = 0.02
 """Lower bound of every delay, so that jitter never causes a busy loop."""
 YOUNG_MAX_DELAY_S: Final = 1.5
@@ -39,7 +39,7 @@ def random_retry_delay(attempt: int, cap: float) -> float:
 BLOCKED_MAX_DELAY_S: Final = 60.0
 """Upper bound of the pause after refused or unanswered data connections. Firewalls that limit new connections (iptables
 "recent", fail2ban) often count each attempt again, so they open only after a pause longer than their period."""
-STEADY_AFTER_S: Final = 60.0
+STABLE_AFTER_S: Final = 60.0
 """Time without a failure after which the pauses start small again."""
 
 

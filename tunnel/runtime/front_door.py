@@ -17,9 +17,9 @@ There is one for each process (``EngineContext.front_door``), because the ports 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import socket
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
@@ -33,7 +33,7 @@ _IPV4_MAPPED: Final = bytes(10) + b"\xff\xff"
 _IPV6_PREFIX_BYTES: Final = 8
 _MAX_KNOWN: Final = 1024
 _MAX_BUCKETS: Final = 4096
-_ORDINARY_SHARE: Final = 0.75
+_UNKNOWN_SHARE: Final = 0.75
 """Share of all places that unknown addresses use at most; known ones leave them the rest."""
 
 
@@ -120,18 +120,21 @@ class _HandshakeQueue:
 
     def collect_starts(self, starts: list[_Start], now: float) -> None:
         """Fill ``starts`` up to the number of one turn: the keys take turns, as far as the budgets allow."""
-        keys = deque(self.waiting)
-        while keys and len(starts) < self._limits.handshakes_per_turn and not self._total.delay_s(now):
-            key = keys.popleft()
-            if self._bucket(key, now).take_token(now):
-                self._total.take_token(now)
-                starts.append(self._pop(key))
-                if key in self.waiting:
-                    keys.append(key)
+        while len(starts) < self._limits.handshakes_per_turn and not self._total.delay_s(now):
+            key = next((key for key in self.waiting if self._bucket(key, now).take_token(now)), None)
+            if key is None:
+                return
+            self._total.take_token(now)
+            starts.append(self._pop(key))
 
     def delay_s(self, now: float) -> float:
         """Return the seconds until one of those that wait may start."""
-        return max(self._total.delay_s(now), min(self._bucket(key, now).delay_s(now) for key in self.waiting))
+        shortest = math.inf
+        for key in self.waiting:  # mostly the first one: few keys of a flood are without tokens
+            shortest = min(shortest, self._bucket(key, now).delay_s(now))
+            if not shortest:
+                break
+        return max(self._total.delay_s(now), shortest)
 
     def _pop(self, key: bytes) -> _Start:
         starts = self.waiting.pop(key)
@@ -157,19 +160,19 @@ class FrontDoor:
         self.limits = limits
         self._fd_budget = fd_budget
         self._max_total = limits.total if fd_budget is None else max(2, min(limits.total, fd_budget.limit // 4))
-        self._ordinary: _Entries = {}  # in the order of arrival, hence of the deadlines; so is the next one
+        self._unknown: _Entries = {}  # in the order of arrival, hence of the deadlines; so is the next one
         self._known: _Entries = {}  # from known addresses
         self._by_key: dict[bytes, _Entries] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._known_addresses: dict[bytes, None] = {}  # the latest one last
         self._known_queue = _HandshakeQueue(limits)
-        self._ordinary_queue = _HandshakeQueue(limits)
+        self._unknown_queue = _HandshakeQueue(limits)
         self._handshakes_due = False
         self._handshake_timer: asyncio.TimerHandle | None = None
         self._proof_buckets: dict[bytes, TokenBucket] = {}
 
     def __len__(self) -> int:
-        return len(self._ordinary) + len(self._known)
+        return len(self._unknown) + len(self._known)
 
     # --- places ---------------------------------------------------------------------------------------------------
 
@@ -181,14 +184,14 @@ class FrontDoor:
         self._make_room(key, fd, is_known=is_known)
         loop = asyncio.get_running_loop()
         entry = _Entry(key, loop.time() + self.limits.timeout_s, is_known)
-        (self._known if is_known else self._ordinary)[connection] = entry
+        (self._known if is_known else self._unknown)[connection] = entry
         self._by_key.setdefault(key, {})[connection] = entry
         if self._timer is None:
             self._timer = loop.call_later(self.limits.timeout_s, self._evict_expired)
 
     def release(self, connection: PendingPeer, *, authenticated: bool = False) -> bool:
         """Remove a connection that has authenticated or is closed; return whether it was pending."""
-        entry = self._known.pop(connection, None) or self._ordinary.pop(connection, None)
+        entry = self._known.pop(connection, None) or self._unknown.pop(connection, None)
         if entry is None:
             return False
         _remove(self._by_key, entry.key, connection)
@@ -199,7 +202,7 @@ class FrontDoor:
 
     def evict_all(self, owner: object, reason: str) -> None:
         """Close all pending connections of an owner, which closes its port."""
-        for connection in [c for pool in (self._ordinary, self._known) for c in pool if c.owner is owner]:
+        for connection in [c for pool in (self._unknown, self._known) for c in pool if c.owner is owner]:
             self._evict(connection, reason)
 
     def close(self) -> None:
@@ -223,16 +226,16 @@ class FrontDoor:
         return origin.address in self._known_addresses
 
     def _make_room(self, key: bytes, fd: int, *, is_known: bool) -> None:
-        same, share = self._by_key.get(key), _ORDINARY_SHARE * self._max_total
+        same, share = self._by_key.get(key), _UNKNOWN_SHARE * self._max_total
         if same is not None and len(same) >= self.limits.per_prefix:
             self._evict(next(iter(same)), "too many pending connections from its address or network")
-        elif not is_known and len(self._ordinary) >= share:
-            self._evict(next(iter(self._ordinary)), "too many pending connections")
+        elif not is_known and len(self._unknown) >= share:
+            self._evict(next(iter(self._unknown)), "too many pending connections")
         elif len(self) >= self._max_total:
-            pool = self._known if len(self._known) > share or not self._ordinary else self._ordinary
+            pool = self._known if len(self._known) > share or not self._unknown else self._unknown
             self._evict(next(iter(pool)), "too many pending connections")
-        elif self._ordinary and self._fd_budget is not None and self._fd_budget.is_short(fd):
-            self._evict(next(iter(self._ordinary)), str(self._fd_budget))
+        elif self._unknown and self._fd_budget is not None and self._fd_budget.is_short(fd):
+            self._evict(next(iter(self._unknown)), str(self._fd_budget))
 
     def _evict(self, connection: PendingPeer, reason: str) -> None:
         self.release(connection)
@@ -243,7 +246,7 @@ class FrontDoor:
         loop = asyncio.get_running_loop()
         now = loop.time()
         deadlines = []
-        for pool in (self._ordinary, self._known):
+        for pool in (self._unknown, self._known):
             while pool:
                 connection, entry = next(iter(pool.items()))
                 if entry.deadline > now:
@@ -257,7 +260,7 @@ class FrontDoor:
 
     def request_handshake(self, connection: PendingPeer, start: _Start) -> None:
         """Call ``start`` when the expensive handshake of a pending connection may start, unless it is released."""
-        entry = self._known.get(connection) or self._ordinary.get(connection)
+        entry = self._known.get(connection) or self._unknown.get(connection)
         if entry is None:
             return
         self._queue_of(entry).waiting.setdefault(entry.key, {})[connection] = start
@@ -265,7 +268,7 @@ class FrontDoor:
             self._schedule_handshakes(0.0)
 
     def _queue_of(self, entry: _Entry) -> _HandshakeQueue:
-        return self._known_queue if entry.is_known else self._ordinary_queue
+        return self._known_queue if entry.is_known else self._unknown_queue
 
     def _schedule_handshakes(self, delay_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -280,9 +283,9 @@ class FrontDoor:
         self._handshakes_due, self._handshake_timer = False, None
         now = asyncio.get_running_loop().time()
         starts: list[_Start] = []
-        for queue in (self._known_queue, self._ordinary_queue):
+        for queue in (self._known_queue, self._unknown_queue):
             queue.collect_starts(starts, now)
-        delays = [queue.delay_s(now) for queue in (self._known_queue, self._ordinary_queue) if queue.waiting]
+        delays = [queue.delay_s(now) for queue in (self._known_queue, self._unknown_queue) if queue.waiting]
         if delays:
             self._schedule_handshakes(min(delays))
         for start in starts:
