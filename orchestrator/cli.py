@@ -1,4 +1,4 @@
-"""The entry point of the command line: one URL takes the light path, everything else the commands.
+"""The entry point of the command line: a URL is run by single.py, everything else is a command.
 
 Nothing heavy is imported here: a process that runs one URL stays small.
 """
@@ -25,7 +25,7 @@ def main(run_command: Callable[[Sequence[str]], int] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a text stream of the interpreter
     try:
         if arguments and "://" in arguments[0]:
-            from orchestrator import single  # noqa: PLC0415  each path imports only what it needs
+            from orchestrator import single  # noqa: PLC0415  import only what this branch needs
 
             return single.main(arguments)
         if run_command is not None:

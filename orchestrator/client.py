@@ -136,7 +136,7 @@ class ApiClient:
         return self._request(ShutdownJson, "POST", "/v1/shutdown", {"drain": drain})
 
     def is_ready(self) -> bool:
-        """Whether a daemon answers that every enabled tunnel is started."""
+        """Whether a daemon answers that no enabled tunnel is starting."""
         try:
             with self._open_response("GET", "/readyz", None, self._timeout_s) as response:
                 return response.status == 200
@@ -188,7 +188,8 @@ class ApiClient:
     ) -> Iterator[http.client.HTTPResponse]:
         connection = self._connect(timeout_s)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body), _HEADERS if body else {})
+            data = None if body is None else json.dumps(body, ensure_ascii=False).encode(errors="surrogatepass")
+            connection.request(method, path, data, _HEADERS if body else {})
             yield connection.getresponse()
         except TimeoutError:
             raise NoDaemonError(f"the daemon at {self.path} does not answer in time") from None

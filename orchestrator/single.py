@@ -22,7 +22,7 @@ from tunnel.engine.factory import create_engine
 from tunnel.model.errors import OptionError, UrlError
 from tunnel.model.events import Event, EventKind, EventLog
 from tunnel.model.options import make_spec
-from tunnel.model.spec import LogLevel
+from tunnel.model.spec import WEAK_KEY_WARNING, LogLevel
 from tunnel.model.state import State
 from tunnel.model.url import parse_url
 from tunnel.runtime.blocking_calls import ThreadShortageError
@@ -90,7 +90,7 @@ async def _run(spec: TunnelSpec, log: EventSink, warnings: list[str]) -> int:
             "the tunnel is open: anyone who finds its port may use it; write a key before the address, KEY@"
         )
     if spec.key is not None and spec.key.is_weak:
-        warnings.append("the key is weak: it can be found by trial; make one with nodepass-orch keygen")
+        warnings.append(WEAK_KEY_WARNING)
     for text in warnings:
         sink(Event(ts=time.time(), tunnel=name, level=LogLevel.WARN, kind=EventKind.START, text=text))
     runner = TunnelRunner(

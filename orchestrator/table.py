@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.process.logformat import printable
 from orchestrator.state_display import format_state
+from tunnel.model.state import STATES, State
 
 if TYPE_CHECKING:
     from orchestrator.status.json_types import TunnelJson
@@ -25,6 +26,14 @@ class _Column:
     cell: Callable[[TunnelJson], str]
     drop_order: int = 0
     """the highest one goes first; 0: never"""
+
+
+_MEANINGS: Final = {state.value: info.meaning for state, info in STATES.items() if state is not State.UP}
+
+
+def _describe_reason(tunnel: TunnelJson) -> str:
+    """Return why a tunnel is not up: its reason, else what its state means."""
+    return tunnel["reason"] or _MEANINGS.get(tunnel["state"], "")
 
 
 def _format_state(tunnel: TunnelJson) -> str:
@@ -50,7 +59,7 @@ _COLUMNS: Final = (
     _Column(_AUTH, lambda t: t["auth"], 10),
     _Column(_WORKER, lambda t: str(t["worker"] or "-"), 11),
 )
-_REASON: Final = _Column("REASON", lambda t: t["reason"] or "")
+_REASON: Final = _Column("REASON", _describe_reason)
 _OPEN: Final = "open"
 _OPEN_DROP_ORDER: Final = 3
 """of the column AUTH if a tunnel has no key"""
@@ -167,7 +176,7 @@ def _drop_columns(columns: Sequence[_Column], tunnels: Sequence[TunnelJson], lim
 def _reason_lines(tunnel: TunnelJson, columns: int) -> list[str]:
     """Return the reason, wrapped and indented; nothing if there is none."""
     indent = _INDENT if columns > 4 * len(_INDENT) else ""
-    reason = printable(tunnel["reason"] or "")
+    reason = printable(_describe_reason(tunnel))
     return [f"{indent}{part}" for part in _wrap(reason, columns - len(indent))] if reason else []
 
 

@@ -18,7 +18,7 @@ from orchestrator.commands.common import EXIT_FAILED
 from orchestrator.process.http_connections import ConnectionGuard, GuardedRunner, count_answers
 from orchestrator.process.setup import print_message, run_event_loop
 from tunnel.model.address import Address
-from tunnel.runtime.sockets import NetError
+from tunnel.runtime.sockets import NetError, describe_bind_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -122,8 +122,13 @@ def _is_equal(given: str | None, token: str) -> bool:
 def serve(command: str, host: str, port: int, token: str) -> int:
     """Serve the output of ``command`` until Ctrl-C. Port 0 selects a free port."""
     if not port:
-        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            port = probe.getsockname()[1]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            with socket.create_server((host, 0), family=family) as probe:
+                port = probe.getsockname()[1]
+        except OSError as error:
+            print_message(f"cannot listen on {Address(host, 0)} for the page: {describe_bind_error(error)}")
+            return EXIT_FAILED
     if not Address(host, port).is_loopback:
         print_message(
             f"warning: the page and its token are sent unencrypted to any host that can reach {Address(host, port)}; "

@@ -37,7 +37,7 @@ _FORBIDDEN, _NOT_FOUND, _CONFLICT = HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, 
 
 
 _MAX_BODY_BYTES: Final = 64 << 10
-_MAX_CANDIDATE_BYTES: Final = 8 << 20  # of JSON: a file of 4 MiB
+_MAX_CANDIDATE_BYTES: Final = 8 << 20  # of JSON: a file of 4 MiB, each character of which may need an escape of two
 
 
 @dataclass(frozen=True, slots=True)

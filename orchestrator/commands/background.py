@@ -18,11 +18,9 @@ from orchestrator.client import ApiClient
 from orchestrator.errors import OrchestratorError
 from orchestrator.process import daemon_lock, early_signals, socket_paths
 from orchestrator.process.log_file import MAX_LOG_BYTES
-from tunnel.model.state import State
 from tunnel.runtime.python_programs import module_command, python_environment
 
 _DAEMON_START_TIMEOUT_S: Final = 60.0
-_STARTING_TIMEOUT_S: Final = 50.0  # before the end of the start: a tunnel that starts for longer waits for something
 _READY_TIMEOUT_S: Final = 5.0  # for one answer of a daemon that is starting
 _POLL_INTERVAL_S: Final = 0.05
 _DEMO_START_TIMEOUT_S: Final = 20.0
@@ -96,9 +94,9 @@ def _prepare_log(log: Path) -> int:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], client: ApiClient, log: Path, start_offset: int) -> None:
-    """Wait until this process answers that all is started, and a while for tunnels in the state ``starting``."""
+    """Wait until this process answers that no tunnel is starting. Raises BackgroundStartError."""
     deadline = time.monotonic() + _DAEMON_START_TIMEOUT_S
-    while not (client.is_ready() and _is_started(client, process.pid, deadline - _STARTING_TIMEOUT_S)):
+    while not _is_ready(client, process.pid):
         code = process.poll()
         if code is not None:
             output = _read_log_tail(log, start_offset)
@@ -110,11 +108,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], client: ApiClient, log: 
         time.sleep(_POLL_INTERVAL_S)
 
 
-def _is_started(client: ApiClient, pid: int, deadline: float) -> bool:
+def _is_ready(client: ApiClient, pid: int) -> bool:
     with contextlib.suppress(OrchestratorError):
-        status = client.status()
-        has_left = all(tunnel["state"] != State.STARTING for tunnel in status["tunnels"])
-        return status["pid"] == pid and (has_left or time.monotonic() > deadline)
+        return client.is_ready() and client.status()["pid"] == pid
     return False
 
 

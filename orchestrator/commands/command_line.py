@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -15,6 +16,8 @@ from orchestrator.process.setup import print_message, program_version
 COMMANDS: Final = (*local.COMMANDS, *control.COMMANDS, *daemons.COMMANDS, fleet.fleet)
 """The commands of this package; ``tui.cli`` adds its own."""
 
+_OUTPUT_ERRORS: Final = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EBADF}
+"""Errors of writing to stdout; any other one belongs to the command."""
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 
 _HELP: Final = """Many TCP tunnels from one file.
@@ -56,8 +59,10 @@ def run(
     except click.Abort:
         return _INTERRUPTED
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes stdout at exit and would fail again
-        print_message(f"cannot write the output: {error.strerror}")
+        is_output = error.errno in _OUTPUT_ERRORS
+        if is_output:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes stdout at exit and would fail again
+        print_message(f"{'cannot write the output' if is_output else 'the command failed'}: {error.strerror or error}")
         return EXIT_FAILED
     return code if isinstance(code, int) else 0
 

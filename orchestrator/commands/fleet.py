@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -142,23 +141,14 @@ def _select_hosts(found: Fleet, names: Sequence[str], now: float) -> list[HostJs
     hosts = [host.as_json(now, time.time()) for host in found]
     if not names:
         return hosts
-    for name in names:
-        _resolve_targets(found, name)
+    targets = {target for name in names for target in _resolve_targets(found, name)}
     selected: list[HostJson] = []
     for host in hosts:
-        tunnels = [t for t in host["tunnels"] if any(_matches_name(host["host"], t["name"], name) for name in names)]
-        if tunnels or any(fnmatchcase(host["host"], name) for name in names):
+        is_whole = _Target(host["host"]) in targets
+        tunnels = [t for t in host["tunnels"] if is_whole or _Target(host["host"], t["name"]) in targets]
+        if tunnels or is_whole:
             selected.append({**host, "tunnels": tunnels})
     return selected
-
-
-def _matches_name(host: str, tunnel: str, name: str) -> bool:
-    host_pattern, slash, tunnel_pattern = name.partition("/")
-    return _matches_pattern(host, host_pattern) and (not slash or _matches_pattern(tunnel, tunnel_pattern))
-
-
-def _matches_pattern(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatchcase(name, pattern)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +165,8 @@ class _Target:
 def _resolve_targets(found: Fleet, name: str) -> list[_Target]:
     """The targets that HOST[/TUNNEL], or a pattern of it, matches; none ends the command."""
     host_pattern, slash, tunnel_pattern = name.partition("/")
-    hosts = [host for host in found if _matches_pattern(host.name, host_pattern)]
+    matching = set(matching_names([host.name for host in found], host_pattern))
+    hosts = [host for host in found if host.name in matching]
     if not hosts:
         hint = did_you_mean(host_pattern, sorted(found.hosts)) or _known_hosts(found)
         exit_with_error(EXIT_FAILED, f"no host {host_pattern!r} has published to this broker{hint}")

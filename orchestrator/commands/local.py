@@ -122,7 +122,11 @@ def up(  # noqa: PLR0913  one for each option
         options += ["--read-only"] * read_only + (["--socket", str(socket)] if socket else [])
         _start_in_background(manifest, socket, options, log_file)
         if wait:
-            return _wait_until_up(socket, Path(file), timeout)
+            try:
+                return _wait_until_up(socket, Path(file), timeout)
+            except KeyboardInterrupt:
+                print_message(f"interrupted; the daemon keeps running, end it with: nodepass-orch down -f {file}")
+                raise
         if launcher is not None and not detach:
             _show_daemon(launcher, socket, Path(file), read_only=read_only)
         return 0
@@ -153,7 +157,8 @@ def _wait_until_up(socket: Path | None, file: Path, timeout_s: float) -> int:
         client = make_client(socket, file)
         while missing := [tunnel for tunnel in client.status()["tunnels"] if not is_as_wanted(tunnel)]:
             if time.monotonic() > deadline:
-                first = f"{missing[0]['name']} ({missing[0]['state']}: {missing[0]['reason']})"
+                reason = f": {missing[0]['reason']}" if missing[0]["reason"] else ""
+                first = f"{missing[0]['name']} ({missing[0]['state']}{reason})"
                 more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
                 print_message(
                     printable(f"the daemon runs, but after {timeout_s:g} s it has not brought up {first}{more}")
@@ -187,8 +192,8 @@ def _show_daemon(launcher: DashboardLauncher, socket: Path | None, file: Path, *
     if client.wait_until_ended(_GONE_TIMEOUT_S):  # another client stopped it, or it crashed
         print_message("the daemon has ended, and so have its tunnels")
     elif stop_requested:
-        with exit_on_api_error():  # by process signal: a daemon that rejects commands obeys it as well
-            os.kill(client.status()["pid"], signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # by process signal: a daemon that rejects commands obeys it too
+            os.kill(pid, signal.SIGTERM)
         client.wait_until_ended()
         print_message("the tunnels have ended")
     else:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.config.document import quote
 from orchestrator.config.faults import Fault, Place
 from tunnel.model.options import KEY_VARIABLE, OPTIONS
-from tunnel.model.spec import Direction, Mode, Role
+from tunnel.model.spec import WEAK_KEY_WARNING, Direction, Mode, Role
 from tunnel.runtime.listeners import decide_direction
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tunnel.model.spec import Key, TunnelSpec
 
 _MAX_LISTED: Final = 5  # names in one warning
-_WEAK: Final = "the key is weak: it can be found by trial; make one with nodepass-orch keygen"
 
 
 @dataclass(slots=True)
@@ -67,9 +66,9 @@ def _weak_keys(path: Path, entries: tuple[Entry, ...]) -> Iterator[Fault]:
         if entry.spec.key is not None and entry.spec.key.is_weak:
             origin = entry.key_origin
             if origin is not None and origin.source == "environment":
-                yield Fault(Place(path), f"the environment variable {KEY_VARIABLE}: {_WEAK}")
+                yield Fault(Place(path), f"the environment variable {KEY_VARIABLE}: {WEAK_KEY_WARNING}")
             else:
-                yield Fault(origin.place if origin and origin.place else entry.origin, _WEAK)
+                yield Fault(origin.place if origin and origin.place else entry.origin, WEAK_KEY_WARNING)
 
 
 def _shared_keys(entries: tuple[Entry, ...]) -> Iterator[Fault]:
@@ -105,6 +104,11 @@ def _mode(path: Path) -> int:
         return 0
 
 
+def is_secret_file(name: str) -> bool:
+    """Return whether an option names a file that must not be readable by others."""
+    return OPTIONS[name].is_file and (OPTIONS[name].is_secret or name == "tls_key")
+
+
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
@@ -126,8 +130,3 @@ def _dialled_wildcards(spec: TunnelSpec) -> Iterator[tuple[str, Address]]:
             yield "target", spec.target
     elif decide_direction(spec) is Direction.FORWARD and spec.target.is_wildcard:
         yield "target", spec.target
-
-
-def is_secret_file(name: str) -> bool:
-    """Return whether an option names a file that must not be readable by others."""
-    return OPTIONS[name].is_file and (OPTIONS[name].is_secret or name == "tls_key")

@@ -51,7 +51,7 @@ _NO_KEY: Final = (
     "or write auth: open"
 )
 _TLS_FILES: Final = tuple(name for name, option in OPTIONS.items() if option.is_file and not option.is_secret)
-_OF_AUTH: Final = {"key", "key_file", "auth"}
+_AUTH_OPTIONS: Final = {"key", "key_file", "auth"}
 _DEFAULTS_LABEL: Final = "defaults"  # all other sources are defaults of some file
 
 
@@ -198,7 +198,7 @@ class _EntryParser:
         spec = None if self.faults else self._build_spec(scalar, url, layers)
         if spec is None:
             return None
-        if spec.is_exposed and not any(layer.faulty & _OF_AUTH for layer in layers):
+        if spec.is_exposed and not any(layer.faulty & _AUTH_OPTIONS for layer in layers):
             self.faults.append(Fault(scalar.place, _NO_KEY))
         return Entry(
             name=self.name.text,
@@ -208,7 +208,7 @@ class _EntryParser:
             files=self._hash_files(spec, scalar, layers),
             url=url.masked(),
             origin=self.name.place,
-            origins=_origins(layers, self.context.environ),
+            origins=_origins(url, layers, self.context.environ),
         )
 
     def _check_name(self) -> None:
@@ -357,8 +357,8 @@ def _hide_names(message: str, spec: TunnelSpec, layers: Iterable[LocatedLayer]) 
     return message
 
 
-def _origins(layers: tuple[LocatedLayer, ...], environ: Mapping[str, str]) -> dict[str, OptionOrigin]:
-    found: dict[str, OptionOrigin] = {}
+def _origins(url: TunnelUrl, layers: tuple[LocatedLayer, ...], environ: Mapping[str, str]) -> dict[str, OptionOrigin]:
+    found = {"key": OptionOrigin(_ORIGIN_LABELS[LOCATED_URL_SOURCE])} if url.key else {}
     for located in (*layers, LocatedLayer(environment_layer(environ))):  # the strongest first
         source = _ORIGIN_LABELS.get(located.layer.source, _DEFAULTS_LABEL)
         for name in located.layer.values:

@@ -98,6 +98,13 @@ def read_file(path: Path) -> bytes:
     return files.read_file(path, MAX_FILE_BYTES).data
 
 
+def check_size(data: bytes) -> bytes:
+    """Return a content that was not read from a file. Raises FileError if it is larger than a file may be."""
+    if len(data) > MAX_FILE_BYTES:
+        raise files.FileError(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
+    return data
+
+
 def is_open_for_writing(path: Path) -> bool:
     """Return whether a process has the file open for writing, so that its content may be incomplete.
 

@@ -41,6 +41,7 @@ from orchestrator.config.faults import MAX_FAULTS, TOO_MANY_FAULTS, ConfigError,
 from orchestrator.config.file_set import (
     MISSING,
     FileSet,
+    check_size,
     hash_bytes,
     hash_file,
     match_includes,
@@ -182,7 +183,8 @@ class _Loader:
     def _read_bytes(self, path: Path) -> bytes | None:
         self.files[path] = MISSING
         try:
-            data = read_file(path) if path != self.path or self.content is None else self.content
+            given = self.content if path == self.path else None
+            data = read_file(path) if given is None else check_size(given)
         except FileError as error:
             hint = f"there is no such file; {_EXAMPLE}, or name another file"
             self._report(Place(path), hint if error.errno == errno.ENOENT else f"cannot read the file: {error}")

@@ -29,10 +29,6 @@ class OptionOrigin:
     place: Place | None = None
 
 
-_STRONGEST: Final = ("URL", "entry", "command line", "defaults", "environment")
-"""The sources of options, the strongest first."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One tunnel of the file. Equal entries need the same engine, at whatever place of the file they are written."""
@@ -48,13 +44,12 @@ class Entry:
     origin: Place = field(compare=False)
     """the place of its name"""
     origins: Mapping[str, OptionOrigin] = field(default_factory=dict, compare=False)
-    """where the value of each option comes from, unless it is a built-in default"""
+    """where the value of each option comes from, the strongest source first; built-in defaults are left out"""
 
     @property
     def key_origin(self) -> OptionOrigin | None:
-        """Where the key comes from; None for a tunnel without one, and for a key in the URL."""
-        found = [self.origins[name] for name in ("key", "key_file") if name in self.origins]
-        return min(found, key=lambda origin: _STRONGEST.index(origin.source), default=None)
+        """Where the key comes from; None for a tunnel without one. ``origins`` has the strongest source first."""
+        return next((origin for name, origin in self.origins.items() if name in {"key", "key_file"}), None)
 
 
 class ManifestReader(Protocol):

@@ -280,8 +280,8 @@ def publication_refused(broker: Broker, topic: str, code: int, others: int = 0) 
 
 _CODE_TEXTS: Final = {
     0: "it gave no reason",
-    129: "it takes a packet for malformed",
-    130: "it takes a packet for a protocol error",
+    129: "it received a malformed packet",
+    130: "it received a packet that violates the protocol",
     131: "it does not accept a message, for a reason of its own",
     135: "not authorized; check its access rules",
     137: "it is busy",

@@ -248,14 +248,15 @@ class BrokerSocket:
 
 async def _dial_tcp(broker: Broker) -> socket.socket:
     """A connected socket; the addresses of the name race as in RFC 8305. Raises BrokerError."""
-    reactor = Reactor(_RACE_BUFFER_BYTES)
     try:
-        candidates = await resolver.resolve(Address(broker.host, broker.port))
-        async with asyncio.timeout(_DIAL_TIMEOUT_S + ATTEMPT_DELAY_S * len(candidates)):
-            sock, _ = await connect_to_first(reactor, candidates)
-        reactor.unregister(sock)
+        reactor = Reactor(_RACE_BUFFER_BYTES)
+        try:
+            candidates = await resolver.resolve(Address(broker.host, broker.port))
+            async with asyncio.timeout(_DIAL_TIMEOUT_S + ATTEMPT_DELAY_S * len(candidates)):
+                sock, _ = await connect_to_first(reactor, candidates)
+            reactor.unregister(sock)
+        finally:
+            reactor.stop()
     except OSError as error:  # TimeoutError is one
         raise BrokerError(f"the broker {broker} does not answer: {sockets.describe_connect_error(error)}") from None
-    finally:
-        reactor.stop()
     return socket.socket(fileno=sock.detach())

@@ -38,8 +38,7 @@ OPS: Final = (*TUNNEL_COMMANDS, RELOAD_OP)
 """The commands. Each names the wanted state; none toggles."""
 
 PING_OP: Final = "ping"
-"""A question and not a command: is this host there, and what time is it there? It is answered even by a host that
-accepts no commands."""
+"""Requests the host's time, as a test of presence. A host that accepts no commands answers it too."""
 
 ALL_TUNNELS: Final = "*"
 """The target that means every tunnel of the host."""
@@ -235,8 +234,8 @@ class CommandHandler:
                 reply, response = entry.reply, self._refuse_late(entry, late_s)
             else:
                 reply, response = entry.reply, await self._execute(entry)
-                if publish_effects is not None and entry.op != PING_OP:
-                    await publish_effects(_changed_tunnels(entry, response))
+                if publish_effects is not None and (changed := _changed_tunnels(entry, response)):
+                    await publish_effects(changed)
             refused = await session.publish(self._topics.message(RESPONSE, response.bounded(), reply))
             if refused is not None:
                 text = f"the broker does not accept the answer on {refused.topic}: {describe_code(refused.code)}"
@@ -288,7 +287,7 @@ def _changed_tunnels(command: Command, response: ResponsePayload) -> list[str]:
         return [name for name, entry in entries.items() if entry.get("action") != "unchanged"]
     if command.target == ALL_TUNNELS:
         return list(cast("Mapping[str, object]", (response.result or {}).get("tunnels", {})))
-    return [command.target or ""]
+    return [command.target] if response.ok and command.target else []
 
 
 def _reload_response(command: Command, result: ReloadResult) -> ResponsePayload:

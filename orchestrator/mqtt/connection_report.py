@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.supervisor.event_bus import EventBus
 
 CAUTIOUS_DELAY_S: Final = 10.0
-"""At least, where another attempt at once would only disturb."""
+"""Minimum pause where an immediate attempt would disturb another client or the broker."""
 
 _MAX_DELAY_S: Final = 2.0  # between two attempts: a broker that is back has received everything within five
 _MAX_DELAY_AFTER_ONLINE_S: Final = 10.0  # where it ends connections early: each one costs it the whole state

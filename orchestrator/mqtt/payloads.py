@@ -94,8 +94,7 @@ _DECODER: Final = json.JSONDecoder(parse_constant=_finite_number, parse_float=_f
 
 
 def _decode_json(text: str) -> object:
-    value, end = _DECODER.raw_decode(text)
-    return value if end == len(text) else _DECODER.decode(text)  # which allows blanks, and nothing else
+    return _DECODER.decode(text)
 
 
 def decode(data: object) -> JsonObject | None:

@@ -93,6 +93,7 @@ class Publisher:
         self._ownership = HostOwnership(run, host)
         self._reporter = ConnectionReporter(control.bus, client.broker, host)
         self._scan_requested = asyncio.Event()
+        self._queueing = asyncio.Lock()  # one scan at a time: a paused one holds states that are not queued yet
         self._is_echoed = asyncio.Event()
         self._is_closing = asyncio.Event()
 
@@ -199,13 +200,14 @@ class Publisher:
 
     async def _queue_due(self) -> float:
         """Queue what is due, in several turns of the loop; return the seconds of processing that this took."""
-        await self._control.refresh(_REFRESH_WITHIN_S)
-        spent_s, began = 0.0, time.monotonic()
-        for _ in self._publications.queue_due():
-            spent_s += time.monotonic() - began
-            await asyncio.sleep(_SCAN_PAUSE_S)
-            began = time.monotonic()
-        return spent_s + time.monotonic() - began
+        async with self._queueing:
+            await self._control.refresh(_REFRESH_WITHIN_S)
+            spent_s, began = 0.0, time.monotonic()
+            for _ in self._publications.queue_due():
+                spent_s += time.monotonic() - began
+                await asyncio.sleep(_SCAN_PAUSE_S)
+                began = time.monotonic()
+            return spent_s + time.monotonic() - began
 
     async def _publish_effects(self, names: Collection[str]) -> None:
         """Publish what a command has changed of these tunnels before its answer: readers of the answer see the effect.

@@ -97,7 +97,8 @@ def hold_socket_lock(socket: Path, environ: Mapping[str, str], uid: int) -> Iter
 def describe_conflict(file: Path, other: RunningDaemon) -> str:
     """Return why no second daemon runs a file, and the way out."""
     if other.is_foreign:
-        return f"another user is already running {file}; end it with: kill {other.pid}"
+        way_out = f"end it with: kill {other.pid}" if other.pid else "it is in another container"
+        return f"another user is already running {file}; {way_out}"
     pid = f" (process {other.pid})" if other.pid else ""
     alias = f" as {other.file}" if other.file and other.file != absolute_path(file) else ""
     socket = f" at {other.socket}" if other.socket else ""

@@ -90,11 +90,11 @@ class ConnectionGuard:
             self._answering.discard(connection)
             self.wait_for_request(connection)
 
-    def wait_for_request(self, connection: GuardedConnection, fd: int = -1) -> None:
+    def wait_for_request(self, connection: GuardedConnection) -> None:
         """Give a connection the time of one request, unless it is answering, writing or closed."""
         if not (connection.is_closed or connection in self._answering or connection in self._writing):
             self.door.release(connection)
-            self.door.admit(connection, fd)
+            self.door.admit(connection)
 
     def start_writing(self, connection: GuardedConnection) -> float:
         """Count a client that has not read everything; return the seconds that it has for it."""

@@ -17,7 +17,7 @@ class RunningDaemon:
     """its path as given, absolute"""
     socket: Path | None = None
     is_foreign: bool = False
-    """whether it belongs to a user whose word about the socket is not trusted"""
+    """whether it belongs to a user whose answers are not trusted"""
 
     def __str__(self) -> str:
         """The daemon in a sentence."""

@@ -23,10 +23,10 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def prepare_serving_process() -> None:
-    """What a process that runs tunnels settles first.
+    """Set up a process that runs tunnels.
 
-    As many descriptors as the system lets it have: a visitor costs two at each end. And the collector of cycles comes
-    seldom: relays leave no cycles, and to look for some at every few visitors costs a twentieth of their rate.
+    The limit of descriptors is raised, because a visitor needs two at each end. The garbage collector runs seldom:
+    relays leave no reference cycles, and a search after every few visitors costs a twentieth of their rate.
     """
     gc.enable()  # a caller that imports much disables it
     gc.freeze()

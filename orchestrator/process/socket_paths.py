@@ -22,7 +22,6 @@ from orchestrator.process.state_directory import (
 SOCKET_VARIABLE: Final = "NODEPASS_ORCH_SOCKET"
 
 _MAX_PATH_BYTES: Final = 107  # of a Unix socket, unix(7)
-_PROBE_TIMEOUT_S: Final = 1.0
 
 
 class SocketPathError(OrchestratorError):
@@ -103,7 +102,7 @@ def remove_stale_socket(path: Path) -> None:
 def is_listening(path: Path) -> bool:
     """Whether a process listens on a Unix socket; one with a full backlog does."""
     with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC) as probe:
-        probe.settimeout(_PROBE_TIMEOUT_S)
+        probe.setblocking(False)  # connect(2) on a Unix socket never waits then; a full backlog is EAGAIN
         try:
             probe.connect(os.fspath(path))
         except (FileNotFoundError, ConnectionRefusedError):

@@ -118,12 +118,12 @@ class Supervisor:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every tunnel has been ``starting`` and is so no more; later reloads and restarts change nothing."""
+        """Whether every tunnel has left ``starting`` once. Later reloads and restarts do not change the result."""
         return self.is_started and self._is_past_starting()
 
     def _is_past_starting(self) -> bool:
         if not self._has_left_starting:
-            is_starting = any(seen.state is State.STARTING for seen in self.snapshots())
+            is_starting = any(self.snapshot(name).state is State.STARTING for name in self.names())
             self._has_left_starting = self._stopping.is_set() or not is_starting
         return self._has_left_starting
 

@@ -86,7 +86,7 @@ class _Watcher:
             await self._poll()
 
     async def _watch(self) -> None:
-        """Scan after every hint, until the context ends; watch other directories when the files are in others."""
+        """Scan after each hint until a stop is requested; watch other directories when the files move."""
         while not self.stop.is_set():
             directories = await run_in_file_thread(partial(_identify_directories, self._sources()))
             async with DirectoryHints((path for path, *_ in directories), self._changed) as hints:
@@ -105,9 +105,10 @@ class _Watcher:
         deadline = loop.time() + MAX_HINT_SERIES_S
         while is_series and loop.time() < deadline and not self.stop.is_set():
             is_series = await hints.wait(HINT_GAP_S)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._remaining_pause_s(has_hint=True) if has_hint else 0.0):
-                await self.stop.wait()
+        if has_hint:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._remaining_pause_s(has_hint=True)):
+                    await self.stop.wait()
 
     async def _poll(self) -> None:
         loop = asyncio.get_running_loop()

@@ -324,6 +324,6 @@ def test_commands_reach_tunnels_in_workers(harness: ProcessHarness) -> None:
 def test_a_shutdown_before_the_workers_have_started_prints_no_error(harness: ProcessHarness) -> None:
     url = f"client://127.0.0.1:{free_port()}/127.0.0.1:1"
     daemon = harness.start_daemon({"t": url}, supervisor={"workers": 2})
-    daemon.wait_for_log("1 of 1 tunnels? started", within=10)
+    daemon.wait_for_log("1 of 1 tunnel started", within=10)
     daemon.signal(signal.SIGTERM)
     assert daemon.wait_exit(within=5) == 0

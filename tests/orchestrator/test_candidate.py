@@ -44,7 +44,9 @@ async def test_a_candidate_takes_the_place_of_the_file(harness: ReloadHarness) -
 
 
 @pytest.mark.parametrize(
-    "text", ["", "version: 1\ntunnels: {a: nonsense}", f"version: 1\ntunnels: {{a: '{OUT}'", "\x07"]
+    "text",
+    ["", "version: 1\ntunnels: {a: nonsense}", f"version: 1\ntunnels: {{a: '{OUT}'", "\x07", TEXT + "#" * (5 << 20)],
+    ids=["empty", "invalid", "cut off", "control character", "larger than a file may be"],
 )
 async def test_an_invalid_candidate_changes_nothing(harness: ReloadHarness, text: str) -> None:
     before = harness.file.read_text()

@@ -127,6 +127,19 @@ def test_a_weak_key_is_a_warning_where_it_is_written(folder: Folder, key: str) -
         assert words in found
 
 
+def test_a_weak_key_that_another_one_replaces_is_no_warning_at_the_strong_one(folder: Folder) -> None:
+    weak = WEB.replace("server://", "server://weak@")
+    text = f"version: 1\ndefaults: {{key: '${{K}}'}}\ntunnels: {{a: '{weak}'}}"
+    found = [warning for warning in warnings(folder, text, K=KEY) if "the key is weak" in warning]
+    assert [warning.partition(":")[0] for warning in found] == ["3"], "not at the strong key in line 2"
+    folder.write("weak", "k")
+    (folder.path / "k").chmod(0o600)
+    (folder.path / "more.yaml").write_text(f"defaults: {{key_file: k}}\ntunnels: {{a: '{WEB}'}}")
+    shown = "".join(warnings(folder, "version: 1\ndefaults: {key: '${K}'}\ninclude: [more.yaml]", K=KEY))
+    assert "the key is weak" in shown
+    assert "2:17:" not in shown
+
+
 def test_a_key_of_keygen_is_not_weak(folder: Folder) -> None:
     assert warnings(folder, f"version: 1\ntunnels: {{a: '{WEB}'}}") == []
 

@@ -108,6 +108,9 @@ async def test_clients_that_do_not_read_are_disconnected_and_their_answers_freed
         await wait_until_async(lambda: not writing)
         for reader, _ in readers:
             reader._transport.resume_reading()  # type: ignore[attr-defined]
+        for reader, _ in readers:
+            with suppress(ConnectionError):
+                assert len(await asyncio.wait_for(reader.read(), GUARD_S)) < len(BODY), "disconnected before the end"
         assert b"200" in await served.get("/small")
 
 

@@ -106,3 +106,8 @@ def test_a_command_has_only_the_optional_keys_that_were_given() -> None:
     message = HostTopics("edge-1").message(COMMAND, CommandPayload(id="c1", op="stop", target="web", timeout=0.0))
     assert (message.topic, message.qos, message.retain) == ("nodepass-orch/v1/edge-1/cmd", 1, False)
     assert json.loads(message.payload) == {"v": 1, "id": "c1", "op": "stop", "target": "web", "timeout": 0.0}
+
+
+@pytest.mark.parametrize("text", [b' {"a":1}', b'\n{"a":1}\n', b'{"a":1}\t'])
+def test_blanks_around_a_message_are_allowed(text: bytes) -> None:
+    assert payloads.parse_json(text) == {"a": 1}

@@ -333,7 +333,7 @@ EARLY = """
     ],
 )
 @pytest.mark.parametrize("is_process_1", [False, True])
-def test_a_signal_during_imports_ends_a_daemon_with_exit_code_0(
+def test_a_process_signal_during_imports_ends_the_process_with_the_code_of_its_command(
     arguments: list[str], number: int, code: int, *, is_process_1: bool
 ) -> None:
     command = [sys.executable, "-c", textwrap.dedent(EARLY), *arguments]

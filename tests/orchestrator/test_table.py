@@ -15,7 +15,7 @@ from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.table import Paint, align_columns, display_width, format_bytes, format_table, truncate
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import CooldownView
-from tunnel.model.state import State
+from tunnel.model.state import STATES, State
 from tunnel.model.url import parse_url
 
 SPEC = make_spec(parse_url("client://server-host:10101/127.0.0.1:5432"))
@@ -142,3 +142,9 @@ def test_bytes_take_at_most_five_characters(count: int, text: str) -> None:
 
 def test_aligned_columns_are_as_wide_as_their_longest_cell() -> None:
     assert align_columns([("A", "B"), ("long", "x")]) == "A     B\nlong  x"
+
+
+def test_a_tunnel_that_is_not_up_always_has_a_reason() -> None:
+    for state in set(State) - {State.UP}:
+        (_, line) = format_table([tunnel("web", state)], columns=None, paint=lambda text, _: text).split("\n")
+        assert line.endswith(STATES[state].meaning)

@@ -192,7 +192,7 @@ async def test_the_page_of_hosts_shows_presence_and_file() -> None:
 
 
 @pytest.mark.parametrize("size", [(120, 40), (80, 24), (60, 15)])
-async def test_both_ends_are_shown_as_one_path(size: tuple[int, int]) -> None:
+async def test_both_ends_are_shown_as_one_route(size: tuple[int, int]) -> None:
     async with opened(size=size) as (reader, (app, pilot)):
         app._main._table.move_to("home/web")
         await pilot.press("p")
@@ -207,7 +207,7 @@ async def test_both_ends_are_shown_as_one_path(size: tuple[int, int]) -> None:
         await wait_until_shown(pilot, shows(app, "Visitors do not reach"))
 
 
-async def test_a_path_says_that_its_other_end_is_unknown() -> None:
+async def test_a_route_says_that_its_other_end_is_unknown() -> None:
     async with opened() as (_, (app, pilot)):
         app._main._table.move_to("home/lone")
         await pilot.press("p")

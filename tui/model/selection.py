@@ -200,7 +200,9 @@ def _term_matches(term: _Term, tunnel: Tunnel) -> bool:
     if term.field:
         is_match = any(matches_pattern(value, pattern) for value in _FIELDS[term.field](tunnel))
     else:
-        is_match = pattern in tunnel.search_text() or any(matches_pattern(v, pattern) for v in tunnel.search_values())
+        is_match = pattern in tunnel.search_text() or (
+            not _WILDCARDS.isdisjoint(pattern) and any(matches_pattern(v, pattern) for v in tunnel.search_values())
+        )
     return is_match != term.is_negated
 
 

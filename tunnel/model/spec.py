@@ -82,6 +82,9 @@ class AuthPolicy(enum.StrEnum):
     """the tunnel has no key: every peer that finds it is accepted"""
 
 
+WEAK_KEY_WARNING: Final = "the key is weak: it can be found by trial; make one with nodepass-orch keygen"
+
+
 class Key:
     """A shared key. Every way of printing it shows a mask, so that it cannot reach a log by accident."""
 
