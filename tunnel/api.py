@@ -14,12 +14,14 @@ from tunnel.model.snapshot import Snapshot
 from tunnel.model.spec import TunnelSpec
 from tunnel.model.state import State
 from tunnel.model.url import parse_url
+from tunnel.runtime.event_loop import SharedEpollLoop
 
 __all__ = [
     "EngineContext",
     "Event",
     "EventSink",
     "OptionError",
+    "SharedEpollLoop",
     "Snapshot",
     "State",
     "TunnelError",

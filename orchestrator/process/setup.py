@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from orchestrator.process.terminal_text import printable_lines
 from tunnel.runtime.blocking_calls import UnjoinedExecutor
+from tunnel.runtime.event_loop import SharedEpollLoop
 from tunnel.runtime.fd_budget import file_descriptor_limit
 
 _GC_THRESHOLD = 20_000  # new objects before the garbage collector runs
@@ -44,7 +45,7 @@ def raise_descriptor_limit() -> None:
         print_message(text)
 
 
-class _UnjoinedLoop(asyncio.SelectorEventLoop):
+class _UnjoinedLoop(SharedEpollLoop):
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  asyncio's name
         """Do nothing: asyncio would start a thread here to join others, and ours are never joined."""
 

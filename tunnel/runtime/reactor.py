@@ -1,4 +1,4 @@
-"""Edge-triggered readiness inside asyncio's loop: an epoll instance of our own, whose descriptor asyncio watches.
+"""Edge-triggered readiness inside asyncio's loop: in the loop's own epoll instance, or in one that asyncio watches.
 
 A socket is registered once in its life, for input, output and hang-up together; its handler receives the event mask.
 Edge-triggered means that an event comes once for each change: a handler reads to the end, or remembers that it did not.
@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from tunnel.runtime.event_loop import EpollEvents, SharedEpollLoop, SharedSelector
 from tunnel.runtime.fd_budget import FdBudget
 
 READABLE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -35,6 +36,7 @@ READ_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
 
 _EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 _BATCH_SIZE: Final = 256  # events fetched at once
+_WORTH_POLLING: Final = 2  # events in a batch: under load, more have arrived meanwhile
 _BATCHES_PER_TURN: Final = 4  # batches in a row before asyncio runs other callbacks
 
 BUFFER_SIZE: Final = 1 << 17
@@ -56,7 +58,8 @@ class Reactor:
 
     def __init__(self, buffer_size: int = BUFFER_SIZE) -> None:
         self._loop = asyncio.get_running_loop()
-        self._epoll = select.epoll()
+        self._shared = _free_selector(self._loop)
+        self._epoll = select.epoll() if self._shared is None else self._shared.epoll
         self.fd_budget: Final = FdBudget(self._epoll.fileno())
         self._handlers: dict[int, Handler] = {}
         self._call_again: list[Handler] = []
@@ -67,7 +70,11 @@ class Reactor:
         self.buffer_size: Final = buffer_size
         self.scratch: Final = memoryview(bytearray(buffer_size))
         """The shared buffer; its content is valid only inside the handler that filled it."""
-        self._loop.add_reader(self._epoll.fileno(), self._run_turn)
+        self._is_stopped = False
+        if self._shared is None:
+            self._loop.add_reader(self._epoll.fileno(), self._run_turn)
+        else:
+            self._shared.on_events = self._run_batches
 
     def __len__(self) -> int:
         return len(self._handlers)
@@ -126,13 +133,15 @@ class Reactor:
 
     def _run_turn(self) -> None:
         self._is_scheduled = False
-        if self._epoll.closed:  # a turn that was scheduled before the reactor stopped
-            return
+        if not self._is_stopped:  # a turn that was scheduled before the reactor stopped
+            self._run_batches(self._epoll.poll(0, _BATCH_SIZE))
+
+    def _run_batches(self, batch: EpollEvents) -> None:
+        """Handle events, and those that come meanwhile. Events of asyncio's own descriptors stay for its selector."""
         self._is_in_turn = True
-        poll, handlers = self._epoll.poll, self._handlers
+        handlers = self._handlers
         for _ in range(_BATCHES_PER_TURN):
             call_again, self._call_again = self._call_again, []
-            batch = poll(0, _BATCH_SIZE)
             for fd, events in batch:
                 handler = handlers.get(fd)
                 if handler is not None:
@@ -146,8 +155,9 @@ class Reactor:
                 except Exception as error:  # noqa: BLE001  as above
                     self._report_error(handler, error)
             self._finish_batch()
-            if not batch and not self._call_again:
+            if not self._call_again and len(batch) < _WORTH_POLLING:
                 break
+            batch = self._epoll.poll(0, _BATCH_SIZE)
         self._is_in_turn = False
         if self._call_again:
             self._schedule_turn()
@@ -177,6 +187,17 @@ class Reactor:
 
     def stop(self) -> None:
         """Stop watching. Sockets that are still registered belong to their owners, which close them."""
-        self._loop.remove_reader(self._epoll.fileno())
-        self._epoll.close()
+        self._is_stopped = True
         self._handlers.clear()
+        if self._shared is not None:
+            self._shared.on_events = None
+        else:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+
+
+def _free_selector(loop: asyncio.AbstractEventLoop) -> SharedSelector | None:
+    """Return the selector whose epoll instance a new reactor may share, unless there is none or another has it."""
+    if not isinstance(loop, SharedEpollLoop) or loop.shared_selector.on_events is not None:
+        return None
+    return loop.shared_selector
