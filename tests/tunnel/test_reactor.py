@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -241,6 +242,28 @@ async def test_deferred_callbacks_run_after_the_whole_batch(reactor: Reactor) ->
         peer.send(b"x")
     await wait_until_async(lambda: "nested" in order, "the deferred was called")
     assert order == ["event"] * 5 + ["deferred", "nested"]
+    close_all(*handlers, *peers)
+
+
+async def test_no_event_is_lost_when_handlers_cause_events_on_and_on(reactor: Reactor) -> None:
+    """Four tokens go round a ring of sockets: each batch of events causes the next one in the same turn."""
+    handlers, peers = make_handlers(reactor, 8)
+    await wait_until_async(lambda: all(handler.events for handler in handlers), "the first events")
+    passed = 0
+
+    def pass_on(index: int, _events: int) -> None:
+        nonlocal passed
+        with suppress(BlockingIOError):
+            handlers[index].sock.recv(1)
+            passed += 1
+            if passed <= 1000:
+                peers[(index + 1) % 8].send(b"x")
+
+    for index, handler in enumerate(handlers):
+        handler.on_event = partial(pass_on, index)
+    for peer in peers[::2]:
+        peer.send(b"x")
+    await wait_until_async(lambda: passed == 1004, "every token was passed on until the end")
     close_all(*handlers, *peers)
 
 

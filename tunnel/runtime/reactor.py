@@ -140,7 +140,7 @@ class Reactor:
         """Handle events, and those that come meanwhile. Events of asyncio's own descriptors stay for its selector."""
         self._is_in_turn = True
         handlers = self._handlers
-        for _ in range(_BATCHES_PER_TURN):
+        for batches_left in reversed(range(_BATCHES_PER_TURN)):
             call_again, self._call_again = self._call_again, []
             for fd, events in batch:
                 handler = handlers.get(fd)
@@ -155,8 +155,8 @@ class Reactor:
                 except Exception as error:  # noqa: BLE001  as above
                     self._report_error(handler, error)
             self._finish_batch()
-            if not self._call_again and len(batch) < _WORTH_POLLING:
-                break
+            if not batches_left or (not self._call_again and len(batch) < _WORTH_POLLING):
+                break  # and no batch is fetched that would not be handled: edges come once
             batch = self._epoll.poll(0, _BATCH_SIZE)
         self._is_in_turn = False
         if self._call_again:
