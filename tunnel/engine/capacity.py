@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from tunnel.model.limits import Limits
@@ -16,9 +15,8 @@ _FASTER_DIAL_WEIGHT: Final = 0.25  # of a dial that was faster than the estimate
 _SLOWER_DIAL_WEIGHT: Final = 0.01  # of a slower one: it may have waited for the other dials of its burst
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """Measured demand for data connections. Every method returns a new object."""
+class Demand(NamedTuple):
+    """Measured demand for data connections. Every method returns a new object: a tuple, as two are made per visitor."""
 
     rate: float = 0.0
     """visitors per second, smoothed: follows a rise at once, a fall slowly"""

@@ -239,11 +239,13 @@ def start_connect(family: socket.AddressFamily, sockaddr: SockAddr, *, speaks_fi
     """
     sock = socket.SocketType(family, _STREAM)
     try:
-        set_stream_options(sock)
+        if speaks_first:  # a data connection, whose other end sends no urgent data
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)  # tcp(7): not permanent, which suits us
+        else:
+            set_stream_options(sock)
         if should_disable_pacing(sockaddr[0]):
             disable_pacing(sock)
-        if speaks_first:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)  # tcp(7): not permanent, which suits us
         code = sock.connect_ex(sockaddr)
         if code not in {0, errno.EINPROGRESS}:
             raise OSError(code, os.strerror(code))
