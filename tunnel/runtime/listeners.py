@@ -12,13 +12,16 @@ from tunnel.runtime import resolver, sockets
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tunnel.runtime.acceptor import Acceptor
+    from tunnel.runtime.resolver import Candidate
 
 TUNNEL: Final = "the tunnel"
 DATA: Final = "data connections"
 VISITORS: Final = "visitors"
+
+_NOT_OWN_ADDRESS: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 
 def decide_direction(spec: TunnelSpec) -> Direction:
@@ -80,14 +83,14 @@ async def bind(
 async def listen(address: Address, purpose: str, *, client_speaks_first: bool = False) -> socket.SocketType:
     """Open a non-blocking listener on an address; an empty host or ``::`` accepts IPv4 as well, as in Go.
 
-    ``purpose`` is named in the error. Raises NetError, with ``errno``.
+    Of a name's addresses, the first that this host has is used, IPv4 before IPv6. ``purpose`` is named in the error.
+    Raises NetError, with ``errno``.
     """
     try:
         if not address.host:
             return _listen_on_every_interface(address.port, client_speaks_first=client_speaks_first)
-        candidates = await resolver.resolve(address)
-        family, sockaddr = next((c for c in candidates if c[0] == socket.AF_INET), candidates[0])
-        return sockets.open_listener(family, sockaddr, client_speaks_first=client_speaks_first)
+        candidates = sorted(await resolver.resolve(address), key=lambda candidate: candidate[0] != socket.AF_INET)
+        return _listen_on_first(candidates, client_speaks_first=client_speaks_first)
     except OSError as error:
         reason = sockets.describe_bind_error(error)
         raise NetError(f"cannot listen on {address} for {purpose}: {reason}", error.errno) from None
@@ -95,12 +98,23 @@ async def listen(address: Address, purpose: str, *, client_speaks_first: bool = 
 
 def _listen_on_every_interface(port: int, *, client_speaks_first: bool) -> socket.SocketType:
     """Listen on IPv6 and IPv4, or on IPv4 alone where this host has no IPv6. Raises OSError."""
-    try:
-        return sockets.open_listener(socket.AF_INET6, ("::", port, 0, 0), client_speaks_first=client_speaks_first)
-    except OSError as error:
-        if error.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
-            raise
-    return sockets.open_listener(socket.AF_INET, ("0.0.0.0", port), client_speaks_first=client_speaks_first)
+    candidates: list[Candidate] = [(socket.AF_INET6, ("::", port, 0, 0)), (socket.AF_INET, ("0.0.0.0", port))]
+    return _listen_on_first(candidates, client_speaks_first=client_speaks_first)
+
+
+def _listen_on_first(candidates: Sequence[Candidate], *, client_speaks_first: bool) -> socket.SocketType:
+    """Listen on the first of several addresses that this host has. Raises OSError.
+
+    A name may have addresses of other hosts too: of a replica, of the router in front of an IPv6-only host.
+    """
+    for family, sockaddr in candidates[:-1]:
+        try:
+            return sockets.open_listener(family, sockaddr, client_speaks_first=client_speaks_first)
+        except OSError as error:
+            if error.errno not in _NOT_OWN_ADDRESS:
+                raise
+    family, sockaddr = candidates[-1]
+    return sockets.open_listener(family, sockaddr, client_speaks_first=client_speaks_first)
 
 
 def close(listeners: dict[str, socket.SocketType]) -> None:
