@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import select
 import socket
 
@@ -13,7 +14,9 @@ from tests.support.engine_parts import no_descriptor_leak
 from tests.support.waiting import wait_until_async
 from tunnel.model.address import Address, parse_address
 from tunnel.model.spec import Direction, Mode, Role, TunnelSpec
-from tunnel.runtime import listeners, sockets
+from tunnel.runtime import listeners, resolver, sockets
+from tunnel.runtime.own_addresses import is_own_ip
+from tunnel.runtime.resolver import Candidate
 from tunnel.runtime.sockets import NetError
 
 HOST = socket.gethostname()
@@ -120,6 +123,27 @@ async def test_a_failed_bind_names_address_purpose_and_reason(host: str, code: i
     ):
         await listeners.listen(Address(host, 0), "visitors")
     assert code is None or caught.value.errno == code
+
+
+@pytest.mark.parametrize("addresses", [("::1", "192.0.2.1"), ("192.0.2.1", "127.0.0.1"), ("127.0.0.1", "192.0.2.1")])
+async def test_of_a_names_addresses_one_of_this_host_is_listened_on(
+    monkeypatch: pytest.MonkeyPatch, addresses: tuple[str, ...]
+) -> None:
+    async def resolve(address: Address) -> list[Candidate]:
+        return [(await resolve_literal(Address(ip, address.port)))[0] for ip in addresses]
+
+    resolve_literal = resolver.resolve
+    monkeypatch.setattr(resolver, "resolve", resolve)
+    with contextlib.closing(await listeners.listen(Address("gateway.test", 0), "the tunnel")) as listener:
+        assert listener.getsockname()[0] in {"::1", "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("ip", "is_own"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("192.0.2.77", False), ("2001:db8::1", False)],
+)
+def test_the_kernel_knows_the_addresses_of_this_host(ip: str, is_own: bool) -> None:  # noqa: FBT001  a table's column
+    assert is_own_ip(ipaddress.ip_address(ip)) is is_own
 
 
 async def test_an_address_in_use_is_reported_with_its_errno() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from typing import TYPE_CHECKING
 
 from tunnel.engine.engine import Engine
 from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.model.events import EventKind
-from tunnel.model.spec import LogLevel
+from tunnel.model.spec import Direction, LogLevel
 from tunnel.model.state import State
 from tunnel.runtime import listeners
 from tunnel.runtime.sockets import NetError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from tunnel.engine.context import EngineContext
     from tunnel.engine.link import Link
     from tunnel.model.events import EventSink
-    from tunnel.model.spec import Direction, TunnelSpec
+    from tunnel.model.spec import TunnelSpec
     from tunnel.runtime.acceptor import Acceptor
 
 
@@ -29,6 +30,7 @@ class ServerEngine(Engine):
         super().__init__(name, spec, context=context, sink=sink)
         self._direction: Direction = listeners.decide_direction(spec)
         self._acceptor: LinkAcceptor | None = None
+        self._direction_changed = asyncio.Event()
 
     def apply_live_settings(self, spec: TunnelSpec) -> None:
         """Use settings and log level of a changed spec; no connection is closed."""
@@ -57,7 +59,26 @@ class ServerEngine(Engine):
                 EventKind.LISTEN, f"listening on {acceptor.address} as {self._direction} server{data}"
             )
             self._set_state(State.WAITING)
-            await self._loop.create_future()  # until it is cancelled: links come and go without this task
+            await self._direction_changed.wait()  # links come and go without this task
+            self._direction_changed.clear()
+            self._direction = Direction.REVERSE
+            self._close_end()
+            self._close_listeners()
+
+    def start_link(self, link: Link) -> None:
+        """Use a link whose handshake is complete, unless the target has become an address of this host.
+
+        That address may come after the start of the engine: with DHCP, VRRP or a VPN. Visitors are to be accepted on
+        it then. The opposite is no change: a listener still works when its address comes back.
+        """
+        is_outdated = self._direction is Direction.FORWARD and self._end is not None
+        if is_outdated and listeners.decide_direction(self.spec) is Direction.REVERSE:
+            reason = f"the target {self.spec.target} has become an address of this server, which accepts visitors there"
+            self._event_log.log_info(EventKind.LISTEN, reason)
+            link.close(reason, goodbye=reason)
+            self._direction_changed.set()
+        else:
+            super().start_link(link)
 
     def _on_link_closed(self, link: Link, reason: str, level: LogLevel) -> None:
         if not self._stop_requested.is_set():

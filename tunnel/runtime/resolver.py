@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.model.address import Address
 from tunnel.runtime.name_lookup import SYSTEM_NAMES, HostAddress, NameLookup
+from tunnel.runtime.own_addresses import is_own_ip
 from tunnel.runtime.sockets import NetError, SockAddr
 
 if TYPE_CHECKING:
@@ -42,12 +43,15 @@ async def resolve(address: Address, names: NameLookup = SYSTEM_NAMES) -> list[Ca
 def _literal_candidate(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> Candidate:
     if ip.version == 4:
         return (socket.AF_INET, (str(ip), port))
-    scope_id = _interface_index(ip.scope_id) if ip.scope_id else 0
+    scope_id = interface_index(ip.scope_id) if ip.scope_id else 0
     return (socket.AF_INET6, (str(ip).partition("%")[0], port, 0, scope_id))
 
 
-def _interface_index(zone: str) -> int:
-    """The number of the interface that a link-local address names after "%" (RFC 4007 §11)."""
+def interface_index(zone: str) -> int:
+    """Return the number of the interface that a link-local address names after "%" (RFC 4007 §11). Raises NetError.
+
+    An interface that is removed and created again (VPN, modem, container) has another number afterwards.
+    """
     if zone.isdigit():
         return int(zone)
     try:
@@ -169,8 +173,6 @@ def _is_own_ip(address: Address) -> bool:
     ip = address.ip
     if ip is None:
         return False
-    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((str(ip), 9))  # sends nothing; the kernel picks the address it would send from
-        return str(probe.getsockname()[0]) == str(ip)
+    with contextlib.suppress(OSError):
+        return is_own_ip(ip, interface_index(ip.scope_id) if ip.version == 6 and ip.scope_id else 0)
     return False
