@@ -75,6 +75,19 @@ async def test_the_address_that_answered_stays_first_when_the_name_is_resolved_a
     assert hosts(target) == ["127.0.0.3", "127.0.0.1", "127.0.0.2"]
 
 
+async def test_addresses_that_did_not_do_what_they_are_for_are_tried_last_in_turn(server: NameServer) -> None:
+    target = make_target(server, Clock())
+    await target.resolve()
+    target.prefer(("127.0.0.1", 5432))
+    target.defer(("127.0.0.1", 5432))
+    assert hosts(target) == ["127.0.0.2", "127.0.0.3", "127.0.0.1"]
+    target.defer(("127.0.0.2", 5432))
+    await target.resolve()
+    assert hosts(target) == ["127.0.0.3", "127.0.0.1", "127.0.0.2"]
+    target.prefer(("127.0.0.2", 5432))
+    assert hosts(target) == ["127.0.0.2", "127.0.0.3", "127.0.0.1"]
+
+
 async def test_old_addresses_are_used_while_they_are_refreshed_once(server: NameServer) -> None:
     clock = Clock()
     target = make_target(server, clock)
@@ -124,6 +137,19 @@ async def test_a_link_local_address_gets_the_number_of_its_interface() -> None:
     for zone in ("lo", str(index)):
         [(family, sockaddr)] = await resolver.resolve(Address(f"fe80::1%{zone}", 80))
         assert (family, sockaddr) == (socket.AF_INET6, ("fe80::1", 80, 0, index))
+
+
+async def test_an_interface_that_is_created_again_is_found_under_its_new_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = iter([7, 9])
+    monkeypatch.setattr(socket, "if_nametoindex", lambda _name: next(numbers))
+    target = DialTarget(Address("fe80::1%wg0", 80))
+    assert await target.resolve() == [(socket.AF_INET6, ("fe80::1", 80, 0, 7))]
+    assert target.cached() is not None
+    target.invalidate()
+    assert target.cached() is None
+    assert await target.resolve() == [(socket.AF_INET6, ("fe80::1", 80, 0, 9))]
 
 
 async def test_an_unknown_interface_is_named() -> None:

@@ -1,15 +1,18 @@
-"""The accept loop of a listener: bounded batches, paused while there is no room or file descriptors are short."""
+"""The accept loop of a listener: bounded batches, paused while there is no room or file descriptors are short.
+
+A listener on a link-local address is bound to a network interface. It is opened again when that interface is.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, Final
 
 from tunnel.model.events import EventKind
-from tunnel.runtime import sockets
+from tunnel.runtime import resolver, sockets
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from tunnel.model.address import Address
@@ -20,6 +23,8 @@ ACCEPTS_PER_TURN: Final = 64
 PENDING_ACCEPTS_PER_TURN: Final = 8
 """Where any peer can connect: a flood of connections must not delay visitors by more than half a millisecond."""
 _FD_PAUSE_S: Final = 0.1  # pause without accepting when descriptors have run out
+INTERFACE_CHECK_S: Final = 2.0
+"""Seconds between two checks of the network interface of a link-local listener."""
 
 
 class Acceptor:
@@ -29,6 +34,7 @@ class Acceptor:
         "_accepts_per_turn",
         "_event_log",
         "_has_room",
+        "_interface_timer",
         "_is_waiting_for_room",
         "_keeps_fd_reserve",
         "_listener",
@@ -71,7 +77,10 @@ class Acceptor:
         self._accepts_per_turn = accepts_per_turn
         self._is_waiting_for_room = False
         self._pause_timer: asyncio.TimerHandle | None = None
+        self._interface_timer: asyncio.TimerHandle | None = None
         reactor.register(listener, self._on_events)
+        if "%" in requested_address.host and name[3]:  # the kernel has an interface only for link-local addresses
+            self._check_interface_later()
 
     def resume(self) -> None:
         """Accept again if there is room now; called when room may have become free."""
@@ -95,8 +104,9 @@ class Acceptor:
 
     def close(self) -> None:
         """Close the listener and stop accepting."""
-        if self._pause_timer is not None:
-            self._pause_timer.cancel()
+        for timer in (self._pause_timer, self._interface_timer):
+            if timer is not None:
+                timer.cancel()
         if self._listener is not None:
             self._reactor.close(self._listener)
             self._listener = None
@@ -155,3 +165,29 @@ class Acceptor:
         else:
             self._pause_timer = None
             self._reactor.call_again(self._on_events)
+
+    # --- the network interface of a link-local address ------------------------------------------------------------
+
+    def _check_interface_later(self) -> None:
+        self._interface_timer = self._reactor.call_later(INTERFACE_CHECK_S, self._check_interface)
+
+    def _check_interface(self) -> None:
+        """Listen again if the interface was created again: the kernel knows it under another number now."""
+        listener, zone = self._listener, self.requested_address.host.partition("%")[2]
+        if listener is None:
+            return
+        self._check_interface_later()
+        try:
+            host, port, flow, index = listener.getsockname()
+            present = resolver.interface_index(zone)
+            if present == index:
+                return
+            defers = bool(listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT))
+            reopened = sockets.open_listener(socket.AF_INET6, (host, port, flow, present), client_speaks_first=defers)
+        except OSError:  # the interface, or its address, is not there yet
+            return
+        self._reactor.close(listener)
+        self._listener = reopened
+        self._reactor.register(reopened, self._on_events)
+        text = f"listening again on {self.address}: the network interface {zone} was created again"
+        self._event_log.log_info(EventKind.LISTEN, text)

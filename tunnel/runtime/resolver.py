@@ -23,6 +23,7 @@ Candidate = tuple[socket.AddressFamily, SockAddr]
 _NAME_TTL_S: Final = 5.0  # how long a resolved name is trusted: a burst asks once, and a change is seen soon
 _FALLBACK_DELAY_S: Final = 1.0  # a lookup that takes longer is overtaken by the last known addresses
 _RESOLVE_TIMEOUT_S: Final = 8.0  # leaves time to connect within the ten seconds that a visitor or a link waits
+_MAX_DEFERRED: Final = 64  # addresses of one name that are tried last
 
 
 async def resolve(address: Address, names: NameLookup = SYSTEM_NAMES) -> list[Candidate]:
@@ -70,7 +71,8 @@ def _candidates(addresses: Iterable[HostAddress], port: int) -> list[Candidate]:
 class DialTarget:
     """A destination that is dialled repeatedly: its socket addresses, the one that answered last first.
 
-    A literal address is available at once. A name is resolved again when its last answer is some seconds old; its last
+    A literal address is available at once. One with the name of an interface changes when the interface is created
+    again, and is treated like a host name. A name is resolved again when its last answer is some seconds old; its last
     known addresses are used meanwhile, and also where no name server answers. That none of them worked, or that the
     name no longer exists, ends that.
     """
@@ -89,11 +91,18 @@ class DialTarget:
         self._names = names
         self._monotonic = monotonic
         self._fallback_delay_s = fallback_delay_s
+        self._is_fixed = address.ip is not None and "%" not in address.host
         self._candidates: list[Candidate] = []
         self._preferred: SockAddr | None = None
+        self._deferred: dict[SockAddr, None] = {}  # the one that was deferred last is the last
         self._fresh_until = 0.0
         self._is_invalid = True
         self._refresh: asyncio.Task[None] | None = None
+
+    @property
+    def has_alternatives(self) -> bool:
+        """Whether there are several known addresses."""
+        return len(self._candidates) > 1
 
     def cached(self) -> list[Candidate] | None:
         """Return the known addresses, or None: then ``resolve`` has to be awaited. Old ones are refreshed meanwhile."""
@@ -106,7 +115,7 @@ class DialTarget:
 
     async def resolve(self) -> list[Candidate]:
         """Resolve now; the last known addresses where that takes long or no name server answers. Raises OSError."""
-        if not self._candidates:
+        if not self._candidates or self.address.ip is not None:
             self._set_candidates(await resolve(self.address, self._names))
             return self._candidates
         try:
@@ -124,11 +133,22 @@ class DialTarget:
         """Try this address first from now on, also after the name was resolved again: it answered."""
         if self._preferred != sockaddr:
             self._preferred = sockaddr
+            self._deferred.pop(sockaddr, None)
             self._sort_candidates()
+
+    def defer(self, sockaddr: SockAddr) -> None:
+        """Try this address last from now on: it accepted a connection and did not do what it is for."""
+        if self._preferred == sockaddr:
+            self._preferred = None
+        self._deferred.pop(sockaddr, None)
+        self._deferred[sockaddr] = None
+        if len(self._deferred) > _MAX_DEFERRED:
+            del self._deferred[next(iter(self._deferred))]
+        self._sort_candidates()
 
     def invalidate(self) -> None:
         """Resolve the name again before the next attempt: none of its addresses worked."""
-        if self.address.ip is None:
+        if not self._is_fixed:
             self._is_invalid = True
 
     async def _refresh_candidates(self) -> None:
@@ -143,12 +163,13 @@ class DialTarget:
         self._candidates = candidates
         self._sort_candidates()
         self._is_invalid = False
-        is_literal = self.address.ip is not None
-        self._fresh_until = float("inf") if is_literal else self._monotonic() + _NAME_TTL_S
+        self._fresh_until = float("inf") if self._is_fixed else self._monotonic() + _NAME_TTL_S
 
     def _sort_candidates(self) -> None:
-        if self._candidates and self._candidates[0][1] != self._preferred:
-            self._candidates = sorted(self._candidates, key=lambda candidate: candidate[1] != self._preferred)
+        places = {sockaddr: place for place, sockaddr in enumerate(self._deferred, start=1)}
+        if self._preferred is not None:
+            places[self._preferred] = -1
+        self._candidates = sorted(self._candidates, key=lambda candidate: places.get(candidate[1], 0))
 
 
 def _is_unknown_name(error: OSError) -> bool:
