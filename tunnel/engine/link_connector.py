@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tunnel.model.events import EventLog
     from tunnel.runtime.sockets import SockAddr
 
+_HANDSHAKE_ROUND_TRIPS: Final = 4  # after that of TCP: TLS, challenge, proof, and one for a busy path
 _SILENT_INTERVALS: Final = 3  # of REPORT_INTERVAL without acknowledgement: the kernel closes the connection
 
 
@@ -64,19 +65,29 @@ class LinkConnector:
         except sockets.NetError as error:  # no thread for reading the certificates: a later attempt may have one
             raise LinkFailedError(str(error)) from None
         channel: ControlChannel | None = None
+        sockaddr: SockAddr | None = None
+        started_at = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) as limit:
                 session = tls.TlsSession(context, server_side=False, host=_verified_name(spec))
                 sock, sockaddr, round_trip_s = await self._dial()
+                slow_end = asyncio.get_running_loop().time() + _HANDSHAKE_ROUND_TRIPS * round_trip_s
+                limit.reschedule(max(limit.when() or 0.0, slow_end))
                 channel = ControlChannel(self._reactor, sock, session, spec.settings.signal_buffer)
-                return await self._authenticate(channel, sockaddr, round_trip_s)
+                link = await self._authenticate(channel, sockaddr, round_trip_s)
+                self._server.prefer(sockaddr)  # not before: a frozen or another server accepts connections too
+                return link
         except BaseException as error:
             if channel is not None:
                 channel.close("the handshake was aborted")
+            if sockaddr is not None:
+                self._server.defer(sockaddr)
             if isinstance(error, TimeoutError):
-                raise LinkFailedError(f"the server {spec.tunnel} did not answer within {self._timeout_s:g} s") from None
+                waited_s = asyncio.get_running_loop().time() - started_at
+                raise LinkFailedError(f"the server {spec.tunnel} did not answer within {waited_s:.2g} s") from None
             if isinstance(error, tls.TlsError):
-                raise LinkFailedError(f"no link with {spec.tunnel}: {error}", is_final=True) from None
+                is_final = not self._server.has_alternatives
+                raise LinkFailedError(f"no link with {spec.tunnel}: {error}", is_final=is_final) from None
             if isinstance(error, ChannelLostError):
                 raise LinkFailedError(f"the server {spec.tunnel} ended the handshake: {error}") from None
             if isinstance(error, (HandshakeRefusedError, ProtocolError)):
@@ -93,7 +104,6 @@ class LinkConnector:
         except OSError as error:
             reason = sockets.describe_connect_error(error)
             raise LinkFailedError(f"cannot connect to the server {spec.tunnel}: {reason}") from None
-        self._server.prefer(sockaddr)
         sockets.set_user_timeout(sock, _SILENT_INTERVALS * spec.settings.report_interval)
         return sock, sockaddr, time.monotonic() - started_at
 
