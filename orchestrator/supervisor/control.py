@@ -193,7 +193,8 @@ def _describe_restart(before: Snapshot) -> str:
 
 
 def _describe_retry(before: Snapshot) -> str:
-    if before.state is not State.COOLDOWN:
+    is_dialing_paused = before.state is State.CONNECTING and before.reason is not None  # data connections fail
+    if before.state is not State.COOLDOWN and not is_dialing_paused:
         raise CommandConflictError(f"there is no cooldown to end: the tunnel is {before.state}")
     return "retrying now"
 

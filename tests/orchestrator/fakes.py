@@ -132,6 +132,10 @@ class FakeEngine:
         self._enter(State.FAILED, reason)
         self._ending.set()
 
+    def fail_dials(self, reason: str) -> None:
+        """Show that the link has no data connections, as a client whose dials fail."""
+        self._enter(State.CONNECTING, reason)
+
     def snapshot(self) -> Snapshot:
         if self.fails_snapshot:
             raise RuntimeError("cannot be read")

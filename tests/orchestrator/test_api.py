@@ -92,6 +92,12 @@ async def test_a_command_answers_with_its_effect(harness: ApiHarness) -> None:
     assert len(told) == 5
 
 
+async def test_retry_ends_the_pause_after_failed_data_connections(harness: ApiHarness) -> None:
+    harness.engines.last("web").fail_dials("data connections to server-host:10101 fail: it did not answer in time")
+    answer = await harness.request("POST", "/v1/tunnels/web/retry")
+    assert (answer.status, answer.json["text"]) == (200, "retrying now")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "detail"),
     [

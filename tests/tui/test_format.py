@@ -13,6 +13,7 @@ from tests.tui.fake import SETTINGS, Json, connections, cooldown, mixed, tunnel
 from tui.format.chrome import banner_lines, filter_bar, footer_bar, header_line, state_filter_bar
 from tui.format.columns import COLUMNS, SORT_KEYS, format_heading, format_row, lay_out, sort_arrow, sortable_columns
 from tui.format.confirmations import (
+    VERBS,
     applicable_tunnels,
     choose_toggle,
     confirm_command,
@@ -255,6 +256,12 @@ def test_a_confirmation_counts_the_visitors() -> None:
     assert "1 visitor is being served" in texts(list(one.lines))
     assert confirm_command("start", tunnels, 100) is None
     assert confirm_command("retry", tunnels, 100) is None
+
+
+@pytest.mark.parametrize(("reason", "may_retry"), [(None, False), ("data connections to server-host:1 fail", True)])
+def test_failed_data_connections_may_be_retried(reason: str | None, may_retry: bool) -> None:  # noqa: FBT001  a table's column
+    [connecting] = view(tunnel("a", "connecting", reason=reason)).tunnels.values()
+    assert VERBS["retry"].applies_to(connecting) is may_retry
 
 
 def test_start_stop_stops_running_tunnels_or_starts_stopped_ones() -> None:

@@ -34,6 +34,12 @@ class Verb:
     """what limits the time that visitors have to finish; empty if no visitor is disconnected"""
 
 
+def _waits_for_next_attempt(tunnel: Tunnel) -> bool:
+    """Whether an attempt has failed: a link, the target, or (``connecting`` with a reason) data connections."""
+    has_failed_dials = tunnel.state == State.CONNECTING and tunnel.reason is not None
+    return has_failed_dials or tunnel.state in {State.COOLDOWN, State.FAILED}
+
+
 VERBS: Final[Mapping[str, Verb]] = {
     verb.name: verb
     for verb in (
@@ -41,7 +47,7 @@ VERBS: Final[Mapping[str, Verb]] = {
         Verb("stop", lambda tunnel: tunnel.is_running, "not running", "SHUTDOWN_TIMEOUT"),
         Verb("restart", lambda _: True, "", "SHUTDOWN_TIMEOUT"),
         Verb("drain", lambda tunnel: tunnel.is_running, "not running", "the file's drain_timeout"),
-        Verb("retry", lambda tunnel: tunnel.state in {State.COOLDOWN, State.FAILED}, "there is no cooldown to end"),
+        Verb("retry", _waits_for_next_attempt, "there is no cooldown to end"),
     )
 }
 """One row for each command that a tunnel accepts."""

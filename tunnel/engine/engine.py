@@ -150,8 +150,10 @@ class Engine(ABC):
         self._stop_requested.set()
 
     def retry(self) -> None:
-        """End a cooldown: make the next attempt now."""
+        """End a cooldown, or the pause after failed data connections: make the next attempt now."""
         self._cooldown.skip()
+        if self._filler is not None:
+            self._filler.retry()
         if self._retry_target is not None:
             self._retry_target()
 

@@ -30,6 +30,7 @@ _SWEEP_INTERVAL_S: Final = 0.1
 _MAX_RETRY_DELAY_S: Final = 5.0  # while either end lacks descriptors or ports
 _LONG_PAUSE_S: Final = 2.0  # which the reason names
 _FAILURES_BEFORE_SWITCH: Final = 3  # on a port that has worked for this link
+_SLOW_DIAL_S: Final = 3.5  # on a port that has worked: SYN was repeated twice; or four round trips if they take longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class PoolFiller:
         self._ports = [tunnel_port] if data_port in {None, tunnel_port} else [data_port or tunnel_port, tunnel_port]
         self._port_confirmed = len(self._ports) == 1
         self._port_timeout_s = max(_PORT_TIMEOUT_S, 4 * server.round_trip_s)
+        self._slow_dial_s = max(_SLOW_DIAL_S, 4 * server.round_trip_s)
         self._port_deadline = 0.0
         self._demand = Demand(since=self._loop.time())
         self._queue_length = 0
@@ -84,6 +86,12 @@ class PoolFiller:
         """Start the first dials."""
         self._port_deadline = self._loop.time() + self._port_timeout_s
         self._refill()
+
+    def retry(self) -> None:
+        """End the pause after failed dials: dial now."""
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+            self._retry()
 
     def close(self) -> None:
         """Close the dials in progress: the link is closed."""
@@ -266,7 +274,7 @@ class PoolFiller:
     def _sweep(self) -> None:
         self._sweep_timer = None
         now = self._loop.time()
-        if not self._port_confirmed and self._dialing and now >= self._port_deadline:
+        if self._dialing and self._is_port_silent(now):
             self._fall_back("it does not answer")
         for dial in [d for d in self._dialing.values() if d.expires_at <= now]:
             self.on_dial_failed(dial, TimeoutError())
@@ -276,11 +284,20 @@ class PoolFiller:
 
     # --- which port -----------------------------------------------------------------------------------------------
 
+    def _is_port_silent(self, now: float) -> bool:
+        """Whether the other port is to be tried now: the present one does not answer, and nothing else has failed."""
+        if not self._port_confirmed:
+            return now >= self._port_deadline
+        oldest = next(iter(self._dialing.values()))
+        is_slow = oldest.handshake is None and now - oldest.started_at >= self._slow_dial_s
+        return is_slow and len(self._ports) > 1 and not self._port_failures
+
     def _fall_back(self, reason: str) -> None:
-        """Use the tunnel port from now on: the announced data port does not answer."""
-        self._event_log.log_info(
-            EventKind.POOL, f"data port {self._ports[0]}: {reason}; using the tunnel port {self._ports[1]}"
-        )
+        """Use the other port from now on: the present one does not answer, or no longer (a firewall was changed)."""
+        port, other = (("tunnel" if port == self._server[1] else "data") + f" port {port}" for port in self._ports)
+        self._event_log.log_info(EventKind.POOL, f"{port}: {reason}; using the {other}")
+        if self._port_confirmed:
+            self._port_failures, self._dial_window = _FAILURES_BEFORE_SWITCH, 1
         self._port_confirmed = True
         self._switch_port()
         for dial in self._dialing.values():
