@@ -154,6 +154,7 @@ class WorkerProcess:
         process, connection = await _start(self._command)
         self._pid = process.pid
         monitoring = asyncio.create_task(self._monitor(process))
+        reporting = asyncio.create_task(self._report_messages(process.stderr))
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=connection)
             self._channel = channel
@@ -166,6 +167,8 @@ class WorkerProcess:
             channel.close()
             await _end(process, self._timing.exit_timeout_s)
             channel.abort()
+            await asyncio.wait({reporting}, timeout=self._timing.exit_timeout_s)
+            reporting.cancel()
         return self._describe_end(process, fault)
 
     async def _monitor(self, process: asyncio.subprocess.Process) -> None:
@@ -180,6 +183,12 @@ class WorkerProcess:
             if self._silent_intervals == timing.report_after + 1:
                 self._emit(LogLevel.WARN, "worker", self._problem or "", worker=self._number, pid=self._pid)
         _kill(process)
+
+    async def _report_messages(self, messages: asyncio.StreamReader | None) -> None:
+        """Emit what a process writes to standard error. If it inherited the log, a rotated file would stay open."""
+        while messages is not None and (line := await _read_line(messages)):
+            text = line.decode(errors="replace").strip().removeprefix("nodepass-orch: ")
+            self._emit(LogLevel.WARN, "worker", f"worker {self._number}: {text}", worker=self._number)
 
     def _on_notification(self, notification: Notification) -> None:
         if self._problem:
@@ -223,12 +232,20 @@ async def _start(command: Command) -> tuple[asyncio.subprocess.Process, socket.s
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
                 process_group=0,  # the supervisor forwards what a terminal sends to all
             )
         except BaseException:
             ours.close()
             raise
     return process, ours
+
+
+async def _read_line(stream: asyncio.StreamReader) -> bytes:
+    """Return the next line, without a part that is too long for the buffer; nothing at the end of the stream."""
+    while True:
+        with contextlib.suppress(ValueError):  # the buffer was full
+            return await stream.readline()
 
 
 async def _end(process: asyncio.subprocess.Process, timeout_s: float) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ctypes
 import itertools
+import os
 import signal
 import socket
 import sys
@@ -269,6 +270,8 @@ def main() -> int:
         print_message("workers are started by the supervisor; write workers: N into the file's supervisor: section")
         return 2
     _end_with_supervisor()
+    with contextlib.suppress(OSError):
+        os.set_blocking(2, False)  # a pipe to the supervisor: if that hangs, messages are dropped
     prepare_serving_process()
     suppress_tracebacks()
     run_event_loop(_serve(connection))

@@ -201,6 +201,15 @@ async def test_a_worker_that_cannot_run_is_started_again_with_a_reason(arguments
         life.exception()
 
 
+async def test_what_a_worker_writes_to_standard_error_becomes_events() -> None:
+    emitted = EmittedEvents()
+    script = "echo nodepass-orch: the first >&2; head -c 100000 /dev/zero >&2; echo >&2; echo the last >&2; exit 3"
+    async with running_worker(emitted, lambda _: (["sh", "-c", script], dict(os.environ))):
+        await wait_until_async(lambda: emitted.contain("worker 1 ended by itself with exit code 3"), within=TIMEOUT_S)
+    assert (LogLevel.WARN, "worker 1: the first") in emitted.lines
+    assert (LogLevel.WARN, "worker 1: the last") in emitted.lines
+
+
 async def test_an_internal_error_in_one_worker_leads_to_the_next() -> None:
     def broken(_: int) -> tuple[list[str], dict[str, str]]:
         raise KeyError("inside")
