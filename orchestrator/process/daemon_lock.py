@@ -110,10 +110,11 @@ def describe_conflict(file: Path, other: RunningDaemon) -> str:
 
 def find_daemon(file: Path, environ: Mapping[str, str], uid: int) -> RunningDaemon | None:
     """Return the daemon that runs a file, under this name or another one, or None."""
+    path = absolute_path(file)
     for directory in _all_directories(environ, uid):
         if (daemon := _read_lock(directory / _daemon_lock_name(file))) is not None:
-            return daemon
-    path = absolute_path(file)
+            # The record is empty if the disk was full when it was written; the announcement needs no disk.
+            return daemon if daemon.socket else query_announcement(path) or daemon
     return query_announcement(path) or _find_alias(path, environ, uid)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -178,3 +179,17 @@ def test_what_another_user_announces_is_not_used_but_prevents_a_second_daemon(
             hold_daemon_lock(file, other, ME),
         ):
             pass  # pragma: no cover
+
+
+async def test_a_daemon_whose_record_did_not_fit_the_disk_is_found_with_its_socket(
+    file: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    monkeypatch.setattr(announcement, "_QUERY_TIMEOUT_S", 5.0)
+    with hold_daemon_lock(file, environ, ME) as lock, lock.announcement.answering():
+        lock.record_socket(Path("/its.sock"))
+        found = await asyncio.to_thread(find_daemon, file, environ, ME)
+    assert found == RunningDaemon(os.getpid(), file, Path("/its.sock"))
