@@ -4,6 +4,7 @@
 
     OrchestratorError
     ├── ConfigError             the configuration file has faults (config.faults)
+    ├── StuckFileError          a file system does not answer (also an OSError; config.file_set)
     ├── StatusFormatError       a JSON object is not what the status contract describes (status.contract)
     ├── UnknownTunnelError      no tunnel has this name (also a LookupError; supervisor.registry)
     ├── ReadOnlyError           the daemon accepts no commands (supervisor.control)

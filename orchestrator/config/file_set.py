@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import fcntl
 import glob
 import hashlib
@@ -13,11 +15,15 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from orchestrator.config.include_search import IncludeSearch, TooManyDirectoriesError
+from orchestrator.errors import OrchestratorError
 from tunnel.model import files
 from tunnel.runtime.blocking_calls import BlockingCalls
 
 MAX_FILE_BYTES: Final = 4 << 20
 """The largest permitted size of a file."""
+
+ACCESS_TIMEOUT_S: Final = 10.0
+"""How long one access to a file or directory may block."""
 
 MISSING: Final = ""
 """The digest of a file that cannot be read."""
@@ -27,12 +33,31 @@ _FILE_CALLS: Final = BlockingCalls("reading files", 2)
 _T = TypeVar("_T")
 
 
+class StuckFileError(OrchestratorError, OSError):
+    """A file system does not answer; the message is the end of a sentence and names the file."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(errno.ETIMEDOUT, f"its file system has not answered for {ACCESS_TIMEOUT_S:g} s: {path}")
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 async def run_in_file_thread(work: Callable[[], _T]) -> _T:
     """Run blocking file access in a thread of its own: neither the event loop nor the end of the process waits for it.
 
-    Raises what ``work`` raises, and ThreadShortageError.
+    Raises what ``work`` raises, ThreadShortageError, and StuckFileError once one access lasts ACCESS_TIMEOUT_S. The
+    thread cannot be interrupted and stays behind. There is no limit for the work as a whole, which may be large.
     """
-    return await _FILE_CALLS.run(work)
+    call = asyncio.ensure_future(_FILE_CALLS.run(work))
+    try:
+        while not call.done():
+            await asyncio.wait({call}, timeout=ACCESS_TIMEOUT_S / 4)
+            if not call.done() and (path := files.find_stuck_access(ACCESS_TIMEOUT_S)) is not None:
+                raise StuckFileError(path)
+    finally:
+        call.cancel()
+    return call.result()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +71,8 @@ class FileSet:
     """files of keys and certificates"""
     files: Mapping[Path, str] = field(default_factory=dict)
     """every file, with the SHA-256 of its content, or MISSING"""
+    is_unread: bool = False
+    """whether the last load failed before it had read all files, so that equal content has to be loaded again"""
     search: IncludeSearch = field(default_factory=IncludeSearch, compare=False, repr=False)
     """what looks for the files of the patterns, and remembers the directories"""
 
@@ -56,14 +83,14 @@ class FileSet:
         except TooManyDirectoriesError:  # since the last load: the next one reports it
             included = []
         paths = dict.fromkeys([self.path, *included, *sorted(self.named)])
-        return replace(self, files={path: hash_file(path) for path in paths})
+        return replace(self, files={path: hash_file(path) for path in paths}, is_unread=False)
 
     def directories(self) -> frozenset[Path]:
         """Return the existing directories that show a change of these files, those of each symbolic link included."""
         found = {place for path in self.files for place in _linked_directories(path)}
         parents = (os.path.expanduser(Path(pattern).parent) for pattern in self.patterns)  # noqa: PTH111  unlike Path.expanduser it never raises
         found |= {self.path.parent / parent for parent in parents if not glob.has_magic(parent)}
-        return frozenset(place for place in found if place.is_dir())
+        return frozenset(place for place in found if _is_directory(place))
 
 
 def resolve_pattern(path: Path, pattern: str) -> str:
@@ -113,7 +140,8 @@ def is_open_for_writing(path: Path) -> bool:
     to SIGURG, which is ignored, because the default SIGIO would terminate the process.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with files.noted_access(path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError):
         return False
     try:
@@ -131,13 +159,19 @@ def hash_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _is_directory(path: Path) -> bool:
+    with files.noted_access(path):
+        return os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises an error for a directory that may not be searched
+
+
 def _linked_directories(path: Path) -> Iterator[Path]:
     """Yield the directory of a path, then that of the target of each symbolic link."""
     for _ in range(_MAX_SYMLINKS):
         yield path.parent
         try:
-            target = path.readlink()
-        except OSError:
+            with files.noted_access(path):
+                target = path.readlink()
+        except (OSError, ValueError):
             break
         path = path.parent / target
     yield Path(os.path.realpath(path)).parent

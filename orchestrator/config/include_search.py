@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from tunnel.model.files import noted_access
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -31,8 +33,8 @@ class TooManyDirectoriesError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Listing:
-    identity: tuple[int, int, int]
-    """device, inode and modification time of the directory"""
+    identity: tuple[int, int, int, int]
+    """device, inode, modification time and change time of the directory; tar and rsync can set all but the last one"""
     is_settled: bool
     """whether a later change is certain to have another modification time"""
     names: tuple[str, ...]
@@ -111,12 +113,14 @@ class IncludeSearch:
         visits.count(directory)
         now_ns = time.time_ns()
         try:
-            status = os.stat(directory or ".")  # noqa: PTH116  as above
-            identity = status.st_dev, status.st_ino, status.st_mtime_ns
+            with noted_access(directory):
+                status = os.stat(directory or ".")  # noqa: PTH116  as above
+            identity = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
             known = self._listings.get(directory)
             if known is not None and known.identity == identity and known.is_settled:
                 return known
-            listing = _read(directory, identity, is_settled=now_ns - status.st_mtime_ns > _RECENT_NS)
+            changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
+            listing = _read(directory, identity, is_settled=now_ns - changed_ns > _RECENT_NS)
         except (OSError, ValueError):
             self._listings.pop(directory, None)
             return None
@@ -137,7 +141,7 @@ class _Visits:
             raise TooManyDirectoriesError
 
 
-def _read(directory: str, identity: tuple[int, int, int], *, is_settled: bool) -> _Listing:
+def _read(directory: str, identity: tuple[int, int, int, int], *, is_settled: bool) -> _Listing:
     names, directories, links = [], [], []
     with os.scandir(directory or ".") as entries:
         for entry in entries:

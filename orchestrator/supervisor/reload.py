@@ -189,6 +189,9 @@ class Reloader:
             return await run_in_file_thread(partial(self.manifest.reload, content=content))
         except ConfigError as error:
             return candidate.relocate(error, self.manifest.path) if candidate else error
+        except OSError as error:  # StuckFileError, ThreadShortageError
+            fault = Fault(Place(self.manifest.path), f"cannot read the configuration: {error.strerror or error}")
+            return ConfigError([fault], replace(self.sources, is_unread=True))
         except Exception as error:  # noqa: BLE001  a crash of the reader must not change or end what runs
             return ConfigError([Fault(Place(self.manifest.path), describe_crash(error))])
 

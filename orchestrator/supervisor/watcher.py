@@ -12,10 +12,11 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.config.file_set import is_open_for_writing, run_in_file_thread
+from orchestrator.config.file_set import StuckFileError, is_open_for_writing, run_in_file_thread
 from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.directory_hints import DirectoryHints
 from tunnel.model.events import EventKind
+from tunnel.model.files import noted_access
 from tunnel.model.spec import LogLevel
 from tunnel.runtime.blocking_calls import ThreadShortageError
 
@@ -76,7 +77,7 @@ class _Watcher:
         while not self.stop.is_set():
             try:
                 await self._watch()
-            except ThreadShortageError as error:
+            except (ThreadShortageError, StuckFileError) as error:
                 self._warn(f"the file is not read at present: {error}")
             except OSError as error:
                 text = f"the system does not report changes of the file, so it is read every {_POLL_INTERVAL_S:g} s"
@@ -134,7 +135,8 @@ class _Watcher:
         """Read the files; reload if they are new and complete."""
         found, self._scan_cost_s = await run_in_file_thread(partial(_refresh_timed, self._sources()))
         self._scanned_at = time.monotonic()
-        if found in (self._sources(), self._last_tried):
+        sources = self._sources()
+        if found == sources or (found == self._last_tried and not sources.is_unread):
             return
         found = await self._wait_stable(found)
         if found != self._sources() and not self.stop.is_set():
@@ -170,7 +172,7 @@ def _identify_directories(sources: FileSet) -> frozenset[tuple[Path, int, int]]:
     """The directories with device and inode: one that was replaced has to be watched again."""
     found = set()
     for path in sources.directories():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), noted_access(path):
             status = path.stat()
             found.add((path, status.st_dev, status.st_ino))
     return frozenset(found)

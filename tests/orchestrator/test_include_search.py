@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -66,14 +67,18 @@ def _refuse(_: IncludeSearch, __: str) -> list[str]:
     raise TooManyDirectoriesError
 
 
+def settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the clock go on until the last change of every directory is long ago."""
+    now_ns = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns + 60_000_000_000)
+
+
 def test_a_repeated_search_lists_only_directories_that_changed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = 1_000_000_000
-    for directory in (tree, *(path for path in tree.rglob("*") if path.is_dir())):
-        os.utime(directory, (old, old))
+    settle(monkeypatch)
     listed: list[str] = []
     read = include_search._read
 
-    def count(directory: str, identity: tuple[int, int, int], *, is_settled: bool) -> include_search._Listing:
+    def count(directory: str, identity: tuple[int, int, int, int], *, is_settled: bool) -> include_search._Listing:
         listed.append(Path(directory).name)
         return read(directory, identity, is_settled=is_settled)
 
@@ -91,6 +96,18 @@ def test_a_repeated_search_lists_only_directories_that_changed(tree: Path, monke
     (tree / "d/e/new.yaml").unlink()
     assert search.find(pattern) == first
     assert listed == ["e", "e"]
+
+
+def test_a_directory_whose_modification_time_is_set_back_is_listed_again(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(monkeypatch)
+    search, pattern = IncludeSearch(), f"{tree}/d/*.yaml"
+    os.utime(tree / "d", (0, 0))  # as tar and rsync restore it
+    assert search.find(pattern) == [f"{tree}/d/a.yaml"]
+    write(tree, "d/b.yaml")
+    os.utime(tree / "d", (0, 0))
+    assert search.find(pattern) == [f"{tree}/d/a.yaml", f"{tree}/d/b.yaml"]
 
 
 def test_a_directory_that_was_listed_just_after_a_change_is_listed_again(tree: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.config.file_set import StuckFileError
 from orchestrator.config.load import load
 from orchestrator.config.plan import EntryResult
+from orchestrator.supervisor import reload
 from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.reload import ReloadResult
 from orchestrator.supervisor.supervisor import Supervisor
@@ -362,3 +364,19 @@ async def test_the_details_of_a_tunnel_have_the_origin_of_each_option(harness: R
     assert settings["report_interval"] == {"value": "2s", "source": "defaults", "where": "tunnels.yaml:3:29"}
     assert settings["max_pool_capacity"] == {"value": "1024", "source": "built in", "where": None}
     assert {"log", "mode", "tls", *SETTING_NAMES} <= set(settings)
+
+
+async def test_a_file_system_that_does_not_answer_is_a_fault_until_the_file_is_read(
+    harness: ReloadHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_: object) -> None:
+        raise StuckFileError("/mnt/web.key")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reload, "run_in_file_thread", hang)
+        result = await harness.supervisor.reload()
+    assert "cannot read the configuration: its file system has not answered for 10 s: /mnt/web.key" in str(result.fault)
+    assert harness.supervisor.sources().is_unread
+    await harness.supervisor.reload()
+    assert not harness.supervisor.sources().is_unread
+    assert harness.supervisor.config_status().ok

@@ -8,19 +8,21 @@ import shutil
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
 import pytest
 
 from orchestrator.config import file_set
 from orchestrator.config.faults import ConfigError
-from orchestrator.config.file_set import MISSING, FileSet, is_open_for_writing
+from orchestrator.config.file_set import MISSING, FileSet, StuckFileError, is_open_for_writing, run_in_file_thread
 from orchestrator.config.load import load
 from orchestrator.supervisor import directory_hints, watcher
 from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.watcher import watch_files
 from tests.support.scale import time_allowed
 from tests.support.waiting import wait_until_async
+from tunnel.model.files import noted_access
 from tunnel.runtime.blocking_calls import ThreadShortageError
 
 PROMPT = time_allowed(1.0)
@@ -330,3 +332,32 @@ def test_circular_links_count_as_a_missing_file(tmp_path: Path) -> None:
     assert sources is not None
     assert sources.refresh() == sources
     assert sources.directories() == {tmp_path}
+
+
+async def test_equal_content_is_loaded_again_after_a_load_that_did_not_end(reader: Reader) -> None:
+    reader.file.write_text(text(2))
+    await wait_until_async(lambda: reader.texts == [text(2)], within=PROMPT)
+    reader.seen = replace_fields(reader.seen, is_unread=True)
+    reader.file.touch()
+    await wait_until_async(lambda: reader.texts == [text(2)] * 2, within=PROMPT)
+
+
+async def test_a_file_system_that_does_not_answer_is_an_error_with_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_set, "ACCESS_TIMEOUT_S", 0.05)
+    answer = threading.Event()
+
+    def read() -> None:
+        with noted_access("/mnt/key"):
+            answer.wait()
+
+    try:
+        with pytest.raises(StuckFileError, match=r"its file system has not answered for 0\.05 s: /mnt/key"):
+            await run_in_file_thread(read)
+    finally:
+        answer.set()
+
+
+def test_a_directory_that_cannot_be_examined_is_not_watched(tmp_path: Path) -> None:
+    (tmp_path / "tunnels.yaml").write_text("")
+    files = FileSet(path=tmp_path / "tunnels.yaml", patterns=(f"{'x' * 300}/*.yaml",), files={tmp_path / "t": MISSING})
+    assert files.directories() == {tmp_path}

@@ -71,6 +71,19 @@ async def test_an_idle_thread_ends_and_a_later_call_gets_another() -> None:
     assert second is not first
 
 
+async def test_a_call_that_is_cancelled_while_it_waits_is_never_made() -> None:
+    calls, release, made = BlockingCalls("tests", 1), threading.Event(), list[int]()
+    first = asyncio.ensure_future(calls.run(release.wait))
+    second = asyncio.ensure_future(calls.run(lambda: made.append(2)))
+    await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.wait({second})
+    release.set()
+    await first
+    await calls.run(lambda: made.append(3))
+    assert made == [3]
+
+
 async def test_a_refused_thread_is_an_error_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

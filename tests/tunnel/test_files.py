@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tunnel.model.files import FileError, read_file, read_secret
+from tunnel.model import files
+from tunnel.model.files import FileError, find_stuck_access, noted_access, read_file, read_secret
 
 
 def test_a_regular_file_is_read_whole(tmp_path: Path) -> None:
@@ -93,3 +97,48 @@ def test_a_limit_is_named_in_a_unit_that_fits(tmp_path: Path, limit: int, text: 
 def test_a_file_whose_reading_fails_gives_the_reason() -> None:
     with pytest.raises(FileError, match="Input/output error"):
         read_file(Path("/proc/self/mem"), 100)  # regular, and nothing is mapped at its start
+
+
+class LeasedFile:
+    """A file under a write lease, as a file server holds it for a client; the kernel asks for it with SIGIO."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.write_text("secret")
+        self._descriptor = os.open(path, os.O_RDWR)
+        self._handler_before = signal.signal(signal.SIGIO, self._on_break)
+        self.is_returned_on_request = True
+        fcntl.fcntl(self._descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+
+    def _on_break(self, _: int, __: object) -> None:
+        if self.is_returned_on_request:
+            fcntl.fcntl(self._descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+        signal.signal(signal.SIGIO, self._handler_before)
+
+
+@pytest.fixture
+def leased(tmp_path: Path) -> Iterator[LeasedFile]:
+    leased = LeasedFile(tmp_path / "key")
+    yield leased
+    leased.close()
+
+
+def test_a_file_under_a_lease_is_read_once_its_holder_returns_it(leased: LeasedFile) -> None:
+    assert read_secret(leased.path) == "secret"
+
+
+def test_a_lease_that_is_not_returned_is_named(leased: LeasedFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LEASE_TIMEOUT_S", 0.05)
+    leased.is_returned_on_request = False
+    with pytest.raises(FileError, match="another process holds a lease on it and does not return it"):
+        read_secret(leased.path)
+
+
+def test_an_access_that_does_not_end_is_found_with_its_path() -> None:
+    with noted_access("/mnt/key"):
+        assert find_stuck_access(60.0) is None
+        assert find_stuck_access(-1.0) == "/mnt/key"
+    assert find_stuck_access(-1.0) is None

@@ -63,6 +63,8 @@ class BlockingCalls:
         result: asyncio.Future[_Result] = loop.create_future()
 
         def call() -> None:
+            if result.cancelled():
+                return
             deliver: Callable[[], None]
             try:
                 deliver = partial(_set_result, result, function())
