@@ -5,11 +5,17 @@ Nothing heavy is imported here: a process that runs one URL stays small.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from orchestrator.process import early_signals
 from orchestrator.process.arguments import hide_keys_in_arguments
+from orchestrator.process.standard_streams import prepare_standard_streams
+
+_NO_MEMORY = (
+    b"nodepass-orch: the process may not use enough memory (ulimit -v, MemoryMax= of its service); raise the limit\n"
+)
 
 
 def main(run_command: Callable[[Sequence[str]], int] | None = None) -> int:
@@ -20,9 +26,7 @@ def main(run_command: Callable[[Sequence[str]], int] | None = None) -> int:
     arguments = sys.argv[1:]
     early_signals.install(arguments)  # whatever runs longer installs its own handlers
     hide_keys_in_arguments(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a text stream of the interpreter
+    prepare_standard_streams()
     try:
         if arguments and "://" in arguments[0]:
             from orchestrator import single  # noqa: PLC0415  import only what this branch needs
@@ -35,6 +39,9 @@ def main(run_command: Callable[[Sequence[str]], int] | None = None) -> int:
         return command_line.run(arguments)
     except KeyboardInterrupt:
         return 130
+    except MemoryError:  # a sentence that needs none
+        os.write(2, _NO_MEMORY)
+        return 1
     except Exception as error:  # noqa: BLE001  a defect of this program: its place helps us, a traceback does not help users
         from orchestrator.process.setup import print_message  # noqa: PLC0415
         from orchestrator.supervisor.crash_reports import describe_crash  # noqa: PLC0415  as above

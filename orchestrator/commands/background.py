@@ -84,13 +84,15 @@ def _prepare_log(log: Path) -> int:
     try:
         log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
-        if (size := log.stat().st_size) <= MAX_LOG_BYTES:
-            return size
-        log.replace(log.with_name(f"{log.name}.1"))
-        os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        size = log.stat().st_size
+        if size > MAX_LOG_BYTES:
+            with contextlib.suppress(OSError):  # in a directory of another user: the daemon reports that
+                log.replace(log.with_name(f"{log.name}.1"))
+                size = 0
+            os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise BackgroundStartError(f"cannot write the log {log}: {error.strerror}") from None
-    return 0
+    return size
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], client: ApiClient, log: Path, start_offset: int) -> None:

@@ -39,12 +39,13 @@ from orchestrator.process import socket_paths
 from orchestrator.process.arguments import mask_url
 from orchestrator.process.logformat import printable
 from orchestrator.process.setup import prepare_serving_process, print_message, run_event_loop
-from orchestrator.process.state_directory import logical_directory
+from orchestrator.process.state_directory import absolute_path, logical_directory
 from orchestrator.process.terminal_text import printable_lines
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.url import looks_like_url
 from tunnel.model.wording import plural
+from tunnel.runtime.blocking_calls import ThreadShortageError
 
 if TYPE_CHECKING:
     from orchestrator.config.faults import Fault
@@ -56,23 +57,42 @@ _POLL_INTERVAL_S: Final = 0.1
 _GONE_TIMEOUT_S: Final = 0.1  # a connection to a socket without a listener is refused at once
 
 
-def _load_manifest(file: str, log: str | None = None, *, is_check: bool = False) -> Manifest:
-    """Load a file. An invalid one ends the command; with ``is_check`` it raises ConfigError."""
+def _load_manifest(
+    file: str, log: str | None = None, *, is_check: bool = False, shown_from: Path | None = None
+) -> Manifest:
+    """Load a file. An invalid one ends the command; with ``is_check`` it raises ConfigError.
+
+    Places in files below the directory ``shown_from`` are printed relative to it.
+    """
     from orchestrator.config.faults import ConfigError  # noqa: PLC0415
+    from orchestrator.config.file_set import StuckFileError  # noqa: PLC0415
     from orchestrator.config.load import load  # noqa: PLC0415  pydantic takes 100 ms: import it where a file is read
 
     if looks_like_url(file):
         exit_with_error(EXIT_USAGE, f"expected a file; to run a single tunnel: nodepass-orch '{mask_url(file)}'")
-    if file == DEFAULT_FILE and not Path(file).exists():
+    if absolute_path(Path(file)) == absolute_path(Path(DEFAULT_FILE)) and not Path(file).exists():
         hint = f"name another file, or create this one: {SMALLEST_FILE}"
-        exit_with_error(EXIT_USAGE, f"there is no {file} in this directory; {hint}")
+        exit_with_error(EXIT_USAGE, f"there is no {DEFAULT_FILE} in this directory; {hint}")
     try:
-        return load(Path(file), os.environ, log)
+        return _load_in_thread(partial(load, Path(file), os.environ, log))
+    except StuckFileError as error:
+        exit_with_error(EXIT_FAILED, f"cannot read {printable(file)}: {error}")
     except ConfigError as error:
         if is_check:
             raise
-        click.echo(printable_lines(str(error)), err=True)
+        text = str(error).replace(f"{shown_from}/", "") if shown_from else str(error)
+        click.echo(printable_lines(text), err=True)
         raise click.exceptions.Exit(EXIT_USAGE) from None
+
+
+def _load_in_thread(load: Callable[[], Manifest]) -> Manifest:
+    """Load in another thread, so that process signals are obeyed while a network file system does not answer."""
+    from orchestrator.config.file_set import run_in_file_thread  # noqa: PLC0415  as above
+
+    try:
+        return asyncio.run(run_in_file_thread(load))
+    except ThreadShortageError:
+        return load()
 
 
 @click.command()
@@ -115,7 +135,8 @@ def up(  # noqa: PLR0913  one for each option
     socket: Path | None,
 ) -> int:
     """Run the tunnels of FILE until SIGINT or SIGTERM; SIGHUP reloads the file."""
-    manifest = _load_manifest(file := _name_file(file), log_level)
+    shown_from = None if file and file.startswith("/") else logical_directory()
+    manifest = _load_manifest(file := _name_file(file), log_level, shown_from=shown_from)
     has_dashboard = launcher is not None and not no_tui and is_terminal()
     if detach or wait or has_dashboard:
         options = [*(["--log-level", log_level] if log_level else []), "--log-format", log_format]
@@ -141,13 +162,13 @@ def up(  # noqa: PLR0913  one for each option
 
 
 def _name_file(file: str | None) -> str:
-    """Return the name under which a daemon reads its file: absolute if a link leads to the working directory.
+    """Return the absolute name under which a daemon reads its file.
 
-    The kernel keeps the directory that the link had as its target when the shell went there; the daemon has to see
-    another target.
+    The kernel keeps the working directory that the daemon was started in, also if it is renamed or removed, or if the
+    link to it is pointed elsewhere. The daemon has to see what is at the path now.
     """
-    name, directory = file or DEFAULT_FILE, logical_directory()
-    return name if directory.resolve() == directory or looks_like_url(name) else str(directory / name)
+    name = file or DEFAULT_FILE
+    return name if looks_like_url(name) else str(logical_directory() / name)
 
 
 def _wait_until_up(socket: Path | None, file: Path, timeout_s: float) -> int:
@@ -205,7 +226,7 @@ def _log_writer(log_format: str, path: Path | None = None) -> LogWriter:
     from orchestrator.process.log_file import LogFile  # noqa: PLC0415  only to run tunnels
     from orchestrator.process.logformat import LogWriter, as_json, as_text  # noqa: PLC0415  as above
 
-    file = None if path is None else LogFile(path)
+    file = None if path is None else LogFile(absolute_path(path))
     try:
         if file is not None:
             file.open()
@@ -224,19 +245,19 @@ async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level:
     named = socket_paths.explicit_socket(socket, os.environ)
     with daemon.claimed_daemon(manifest, named, os.environ) as claim:
         async with daemon.running_daemon(manifest, claim, log, level, read_only=read_only) as supervisor:
-            log.on_write_error(_log_error_reporter(supervisor.bus))
+            log.on_problem(_log_problem_reporter(supervisor.bus))
             for warning in map(str, manifest.warnings):
                 supervisor.bus.emit(LogLevel.WARN, EventKind.CONFIG, warning)
             await service.run_service(supervisor, log.reopen)
     return 0
 
 
-def _log_error_reporter(bus: EventBus) -> Callable[[str], None]:
-    """Return a function for the log's thread that reports the log's errors as events."""
+def _log_problem_reporter(bus: EventBus) -> Callable[[str], None]:
+    """Return a function for the log's thread that reports problems of the log as events."""
     loop = asyncio.get_running_loop()
 
-    def report(why: str) -> None:
-        text = f"cannot write the log: {why}; the tunnels are not affected, see nodepass-orch logs"
+    def report(problem: str) -> None:
+        text = f"{problem}; the tunnels are not affected, see nodepass-orch logs"
         with contextlib.suppress(RuntimeError):  # the loop is closed: the daemon has ended
             loop.call_soon_threadsafe(partial(bus.emit, LogLevel.WARN, EventKind.LOG, text))
 

@@ -39,6 +39,7 @@ def install(arguments: Sequence[str]) -> None:
             signal.signal(number, signal.SIG_DFL)  # Python's own handler would print a traceback
     if is_serving and not is_url:
         signal.signal(signal.SIGHUP, _ignore)  # SIG_IGN would be inherited by child processes
+    _reset_inherited_state()
 
 
 def _serves(arguments: Sequence[str]) -> bool:
@@ -47,6 +48,13 @@ def _serves(arguments: Sequence[str]) -> bool:
     return "--no-tui" in arguments or not all(
         stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)
     )
+
+
+def _reset_inherited_state() -> None:
+    """Undo what execve(2) keeps of the parent: blocked signals, and SIGCHLD ignored, which hides how a child ended."""
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # what is pending arrives now
 
 
 def raise_on_stop_signals() -> None:

@@ -39,12 +39,15 @@ class LogFile:
             self.open()
 
     def rotate_if_large(self) -> None:
-        """Rename a file that has grown too large to FILE.1 and start a new one; keep the present one on an error."""
-        with contextlib.suppress(OSError):
-            present = os.fstat(_STANDARD_STREAMS[-1])
-            if present.st_size <= self._max_bytes:
-                return
+        """Rename a file that has grown too large to FILE.1 and start a new one.
+
+        Raises OSError and keeps the present file, for example if the directory belongs to another user.
+        """
+        present = os.fstat(_STANDARD_STREAMS[-1])
+        if present.st_size <= self._max_bytes:
+            return
+        with contextlib.suppress(FileNotFoundError):  # another program has renamed it
             at_path = self._path.stat()
             if (at_path.st_dev, at_path.st_ino) == (present.st_dev, present.st_ino):
                 self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-            self.open()
+        self.open()

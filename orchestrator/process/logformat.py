@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections import deque
@@ -12,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.json_text import json_text
+from orchestrator.process.standard_streams import write_waiting
 from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.wording import plural
@@ -82,7 +82,8 @@ class LogWriter:
         self._dropped = 0
         self._error = ""
         self._is_line_cut = False
-        self._report_error: Callable[[str], None] | None = None
+        self._problems: dict[str, str] = {}
+        self._report_problem: Callable[[str], None] | None = None
         self._closing = False
         self._turn = threading.Condition()
         self._thread = threading.Thread(target=self._write_all, name="log", daemon=True)
@@ -101,12 +102,12 @@ class LogWriter:
             self._lines.append(line)
             self._turn.notify()
 
-    def on_write_error(self, report: Callable[[str], None]) -> None:
-        """Call ``report``, in the writing thread or this one, with the reason why lines are lost: once per failure."""
+    def on_problem(self, report: Callable[[str], None]) -> None:
+        """Call ``report``, in the writing thread or this one, with a sentence about what fails: once per failure."""
         with self._turn:
-            self._report_error, error = report, self._error
-        if error:
-            report(error)
+            self._report_problem, problems = report, tuple(filter(None, self._problems.values()))
+        for problem in problems:
+            report(problem)
 
     def reopen(self) -> None:
         """Open the file again, if there is one, before the next line: another program may have renamed it."""
@@ -134,8 +135,7 @@ class LogWriter:
             if self._file is not None and is_reopening:
                 self._file.reopen()
             self._dispatch(lines, dropped)
-            if self._file is not None:
-                self._file.rotate_if_large()
+            self._rotate()
             if is_last:
                 return
 
@@ -155,18 +155,36 @@ class LogWriter:
         data = b"\n" * self._is_line_cut + "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
         try:
             while data:
-                written = os.write(self._fd, data)
+                written = write_waiting(self._fd, data)
                 self._is_line_cut = data[written - 1 : written] != b"\n"
                 data = data[written:]
         except OSError as error:  # no reader, or the disk is full: the tunnels keep running without a log
-            with self._turn:
-                before, self._error = self._error, sockets.describe_error(error)
-                report = self._report_error
-            if before != self._error and report is not None:
-                report(self._error)
+            self._error = sockets.describe_error(error)
+            self._set_problem("write", f"cannot write the log: {self._error}")
             return data.count(b"\n")
         self._error = ""
+        self._set_problem("write", "")
         return 0
+
+    def _rotate(self) -> None:
+        if self._file is None:
+            return
+        problem = ""
+        try:
+            self._file.rotate_if_large()
+        except OSError as error:
+            problem = f"the log is too large and cannot be renamed: {sockets.describe_error(error)}"
+        self._set_problem("rotate", problem)
+
+    def _set_problem(self, action: str, problem: str) -> None:
+        """Report what fails with an action, unless it was reported before; an empty text is the end of a problem."""
+        if problem == self._problems.get(action, ""):
+            return
+        with self._turn:
+            self._problems[action] = problem
+            report = self._report_problem
+        if report is not None and problem:
+            report(problem)
 
 
 def _lost(count: int, why: str) -> Event:

@@ -163,7 +163,7 @@ def test_up_runs_tunnels_that_ps_lists_until_down(shell: CommandShell, file: Pat
 
         second = shell.run("up", "--no-tui")
         assert second.returncode == 1
-        assert "a daemon is already running tunnels.yaml (process " in second.stderr
+        assert f"a daemon is already running {file} (process " in second.stderr
 
         done = shell.run("down", "--wait")
         assert (done.returncode, done.stdout) == (0, "")

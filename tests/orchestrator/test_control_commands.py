@@ -90,7 +90,7 @@ def test_up_detach_returns_when_the_daemon_runs_in_the_background(daemon: Daemon
     pid = daemon.pid()
     assert os.getsid(pid) == pid, "it survives the terminal"
     again = daemon.run("up", "-d")
-    assert (again.returncode, "a daemon is already running tunnels.yaml (process " in again.stderr) == (1, True)
+    assert (again.returncode, f"a daemon is already running {daemon.file} (process " in again.stderr) == (1, True)
     assert "3 of 3 tunnels started" in daemon.background_log()
     log = next((daemon.path / "state" / "nodepass-orch").iterdir())
     assert log.stat().st_mode & 0o777 == 0o600
@@ -118,7 +118,7 @@ def test_a_failed_start_in_the_background_prints_the_reason(tmp_path: Path) -> N
     daemon.file.write_text("version: 1\nsupervisor: {api: {listen: '127.0.0.1:0', token_file: nowhere}}\n")
     done = daemon.run("up", "-d")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "cannot read token_file nowhere: No such file or directory" in done.stderr
+    assert f"cannot read token_file {tmp_path}/nowhere: No such file or directory" in done.stderr
     daemon.file.write_text("version: 2\n")
     done = daemon.run("up", "-d")
     assert done.returncode == 2
@@ -179,7 +179,7 @@ def test_plan_and_reload_report_faults_and_changes(daemon: DaemonShell) -> None:
         assert (done.returncode, done.stdout) == (2, "")
         assert "tunnels.yaml:2:19: " in done.stderr
     assert daemon.run("ps").stderr.startswith(
-        "nodepass-orch: the last valid configuration stays in force: tunnels.yaml:2:19"
+        f"nodepass-orch: the last valid configuration stays in force: {daemon.file}:2:19"
     )
     assert len(daemon.states()) == 3
     daemon.file.write_text(

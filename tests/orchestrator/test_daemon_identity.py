@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.shell import CommandShell
+from tests.support.shell import COMMAND, CommandShell
 from tests.support.waiting import wait_until
 
 TUNNEL = "version: 1\ntunnels:\n  {name}: {{url: client://127.0.0.1:9/127.0.0.1:1, client_cooldown: 1h}}\n"
@@ -124,3 +124,20 @@ def test_commands_without_a_file_use_the_only_daemon(tmp_path: Path) -> None:
             assert (many.returncode, "2 daemons run; name the file of one: -f " in many.stderr) == (4, True)
             assert empty.run("down", "--wait", str(two.path / "tunnels.yaml")).returncode == 0
         assert "two files are named" in empty.run("down", "a.yaml", "-f", "b.yaml").stderr
+
+
+def test_a_daemon_follows_its_path_when_its_working_directory_is_replaced(tmp_path: Path) -> None:
+    shell = CommandShell(tmp_path)
+    app = tmp_path / "app"
+    for name in ("app", "next"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tunnels.yaml").write_text(TUNNEL.format(name=name))
+
+    def ps() -> str:
+        return shell.run("ps", "-f", str(app / "tunnels.yaml")).stdout
+
+    with shell.running("up", "--no-tui", "tunnels.yaml", command=["env", "-C", str(app), *COMMAND]):
+        wait_until(lambda: "app" in ps())
+        shutil.rmtree(app)
+        (tmp_path / "next").rename(app)
+        wait_until(lambda: "next" in ps())

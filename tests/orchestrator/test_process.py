@@ -21,6 +21,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from orchestrator.commands import background
 from orchestrator.process import setup
 from orchestrator.process.arguments import mask_url
 from orchestrator.process.log_file import LogFile
@@ -120,7 +121,7 @@ class Disk:
 def test_lines_lost_to_a_full_disk_are_counted_and_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     disk, reported = Disk(monkeypatch), list[str]()
     log = LogWriter(-1, form=lambda happened: happened.text)
-    log.on_write_error(reported.append)
+    log.on_problem(reported.append)
 
     def write_line(text: str) -> None:
         lost = log._dropped
@@ -130,7 +131,7 @@ def test_lines_lost_to_a_full_disk_are_counted_and_reported_once(monkeypatch: py
     disk.room = 10
     for text in ("first", "second", "third", "fourth"):
         write_line(text)
-    assert reported == ["no space left on device"]
+    assert reported == ["cannot write the log: no space left on device"]
     disk.room = 1000
     write_line("fifth")
     write_line("sixth")
@@ -238,6 +239,7 @@ LOG_PROGRAM = """
     file = LogFile(Path(sys.argv[1]), max_bytes=1000)
     file.open()
     log = LogWriter(file=file)
+    log.on_problem(lambda problem: print(problem, flush=True))
     for line in sys.stdin:
         if line.strip() == "reopen":
             log.reopen()
@@ -281,6 +283,33 @@ def test_a_log_has_a_bounded_size(tmp_path: Path) -> None:
         assert program.wait(GUARD_S) == 0
     assert {file.name for file in tmp_path.iterdir()} == {"log", "log.1"}
     assert all(file.stat().st_size < 2000 for file in tmp_path.iterdir())
+
+
+def test_a_log_that_cannot_be_renamed_is_reported_once_and_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    (tmp_path / "log.1").mkdir()
+    with run_log_program(log) as program:
+        assert program.stdin is not None
+        for number in range(10):
+            program.stdin.write(f"{number} " + "x" * 200 + "\n")
+            program.stdin.flush()
+            wait_until(lambda number=number: f"  {number} x" in log.read_text() if log.exists() else False)  # type: ignore[misc]  # of a default
+        program.stdin.close()
+        assert program.wait(GUARD_S) == 0
+    assert log.read_text().count("the log is too large and cannot be renamed: ") == 1
+
+
+def test_a_daemon_starts_although_its_large_log_cannot_be_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background, "MAX_LOG_BYTES", 10)
+    log = tmp_path / "log"
+    log.write_text("x" * 11)
+    (tmp_path / "log.1").mkdir()
+    assert background._prepare_log(log) == 11
+    (tmp_path / "log.1").rmdir()
+    assert background._prepare_log(log) == 0
+    assert (log.read_text(), (tmp_path / "log.1").read_text()) == ("", "x" * 11)
 
 
 @pytest.mark.parametrize("path", ["missing/log", "."])
@@ -360,3 +389,21 @@ def test_sighup_during_imports_does_not_end_a_daemon() -> None:
         process.send_signal(signal.SIGHUP)
         process.communicate()
         assert process.returncode == 0
+
+
+LEAVES_SIGNALS = """
+    import os, signal, sys
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    os.execv(sys.executable, [sys.executable, "-c", *sys.argv[1:]])
+"""
+
+
+def test_blocked_signals_and_an_ignored_sigchld_of_the_parent_are_reset() -> None:
+    program = textwrap.dedent(EARLY).replace('"installed"', "signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL")
+    command = [sys.executable, "-c", textwrap.dedent(LEAVES_SIGNALS), program, "up", "--no-tui"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"True\n"
+        process.terminate()
+        assert process.wait(GUARD_S) == 0

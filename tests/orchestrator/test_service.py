@@ -100,7 +100,7 @@ def test_sighup_with_an_invalid_file_or_during_shutdown_does_no_harm(tmp_path: P
         daemon.send_signal(signal.SIGHUP)
         while '"ok": false' not in shell.run("ps", "--json").stdout:
             assert time.monotonic() < deadline
-        assert "the last valid configuration stays in force: tunnels.yaml:2:1: " in shell.run("ps").stderr
+        assert f"the last valid configuration stays in force: {tmp_path}/tunnels.yaml:2:1: " in shell.run("ps").stderr
         daemon.terminate()
         daemon.send_signal(signal.SIGHUP)
         assert daemon.wait(COMMAND_TIMEOUT_S) == 0
