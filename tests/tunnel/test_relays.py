@@ -32,6 +32,7 @@ class FakeVisitor:
         self.is_open = True
         self.keepalive_enabled = False
         self.unanswered: float | None = None
+        self.is_data_unanswered = False
         self.checks = 0
         self._owner = owner
 
@@ -95,10 +96,12 @@ class Relays:
             vanished_after_s=VANISHED_AFTER_S,
         )
 
-    def start(self, ident: int) -> FakeVisitor:
+    def start(self, ident: int, link: RelayLink | None = None) -> FakeVisitor:
         pool = Pool(self._reactor, is_ingress=False, on_connection_lost=lambda _ident: None, on_crash=_fail)
         near, far = tcp_pair()
-        visitor = self.set.start(near, DataConnection(ident, far, PlainStream(), pool), FakeLink(), near_events=None)
+        visitor = self.set.start(
+            near, DataConnection(ident, far, PlainStream(), pool), link or FakeLink(), near_events=None
+        )
         assert isinstance(visitor, FakeVisitor)
         return visitor
 
@@ -128,6 +131,20 @@ async def test_a_relay_is_aborted_when_its_peer_stays_silent(relays: Relays) -> 
     assert [event.text for event in relays.events] == [
         "the peer of a relay vanished: no acknowledgement for 0 s; disconnected"
     ]
+
+
+@pytest.mark.parametrize("is_link_alive", [True, False])
+async def test_a_silent_data_connection_beside_a_link_that_answers_is_a_fault_of_the_path(
+    relays: Relays, *, is_link_alive: bool
+) -> None:
+    link = FakeLink()
+    relays.set.add_link(link)
+    relay = relays.start(1, link)
+    if not is_link_alive:
+        relays.set.remove_link(link)
+    relay.unanswered, relay.is_data_unanswered = 2 * VANISHED_AFTER_S, True
+    await wait_until_async(lambda: not relay.is_open, "the relay is aborted")
+    assert relays.events.said("the path probably loses large packets") is is_link_alive
 
 
 async def test_a_relay_survives_when_its_peer_answers_in_between(relays: Relays) -> None:

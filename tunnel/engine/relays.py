@@ -23,6 +23,12 @@ _CHECK_SHARES: Final = 3  # of the relays, one share is checked for vanished pee
 VANISHED_AFTER_S: Final = 60.0
 """How long a peer may leave data unacknowledged before its relay is aborted."""
 
+_FAULTY_PATH: Final = (
+    "a data connection is not answered although the link is: the path probably loses large packets; "
+    "lower the MTU of this host's interface, or set net.ipv4.tcp_mtu_probing=1"
+)
+"""Routers that drop packets with DF and whose ICMP is filtered (RFC 2923 §2.1); small packets, as of pings, pass."""
+
 
 class RelaySet:
     """Owns its relays, the visitors that are being forwarded. They outlive links; only a drain's limit ends them."""
@@ -129,11 +135,14 @@ class RelaySet:
                 relay.enable_keepalive()
             if relay.ident % _CHECK_SHARES == share and self._has_vanished_peer(relay):
                 vanished.append(relay)
+        is_path_faulty = any(relay.link in self._by_link and relay.is_data_unanswered for relay in vanished)
         for relay in vanished:
             relay.abort()
         if vanished:
             self._on_vanished(len(vanished))
             self._log_vanished(len(vanished))
+        if is_path_faulty:
+            self._event_log.warn_throttled(EventKind.VISITOR, "path", _FAULTY_PATH)
         self._schedule_maintenance()
 
     def _schedule_maintenance(self) -> None:

@@ -75,6 +75,10 @@ class ForwardedVisitor(Protocol):
     def unanswered_s(self) -> float | None:
         """Return the seconds since the last sign of a peer that leaves data unacknowledged; None if both answer."""
 
+    @property
+    def is_data_unanswered(self) -> bool:
+        """Whether it is the other end of the tunnel that leaves data unacknowledged, on the data connection."""
+
     def close(self) -> None:
         """Disconnect the visitor. Calling it twice is allowed."""
 

@@ -243,6 +243,11 @@ class Relay:
         waits = [wait for sock in (self._near, self._far) if (wait := sockets.unanswered_s(sock)) is not None]
         return max(waits, default=None)
 
+    @property
+    def is_data_unanswered(self) -> bool:
+        """Whether it is the other end of the tunnel that leaves data unacknowledged, on the data connection."""
+        return sockets.unanswered_s(self._far) is not None
+
     def abort(self) -> None:
         """Close both sockets so that both peers see a reset."""
         if self.is_open:
