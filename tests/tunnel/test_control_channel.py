@@ -217,6 +217,36 @@ async def test_a_slow_reader_receives_everything(context: EngineContext) -> None
     pair.client.close("done")
 
 
+async def test_one_turn_reads_little_of_any_peer(context: EngineContext) -> None:
+    """The reactor serves the other tunnels between two turns."""
+    pair = await open_pair(context)
+    context.reactor.set_handler(pair.client._sock, lambda _events: None)  # has no turn of its own
+    frame = encode_message(Goodbye(""))
+    pair.server.send(frame * 15_000)
+    pair.client._read()
+    assert len(pair.at_client.frames) * len(frame) <= 1 << 15, "a TLS record has 16 KiB, and the last one is whole"
+    pair.server.close("done")
+    pair.client.close("done")
+
+
+async def test_what_a_slow_reader_leaves_unsent_is_not_copied_for_each_frame(context: EngineContext) -> None:
+    pair = await open_pair(context)
+    context.reactor.set_handler(pair.client._sock, lambda _events: None)
+    frame = encode_frame(Kind.LAUNCH, b"\0" * 16_000)
+
+    def is_stuck() -> bool:
+        pair.server.send(frame)
+        return bool(pair.server._unsent)
+
+    await wait_until_async(is_stuck, "the kernel accepts no more")
+    unsent, size = pair.server._unsent, len(pair.server._unsent)
+    pair.server.send(frame)
+    assert pair.server._unsent is unsent
+    assert len(unsent) > size
+    pair.server.close("done")
+    pair.client.close("done")
+
+
 def raw_peer(context: EngineContext, *, server_side: bool) -> tuple[ControlChannel, socket.socket]:
     """A channel, and a socket to which a hostile peer writes what it likes."""
     ours, theirs = tcp_pair()

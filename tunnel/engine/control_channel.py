@@ -17,7 +17,8 @@ from tunnel.runtime.tls import MAX_HANDSHAKE_BYTES, TlsError, TlsSession
 if TYPE_CHECKING:
     from tunnel.runtime.reactor import Reactor
 
-_BYTES_PER_TURN: Final = 1 << 16  # a peer that sends much must not starve the other tunnels
+_BYTES_PER_TURN: Final = 1 << 13
+"""Read in one turn. A peer that sends much must not delay the other tunnels: 1,000 small frames take milliseconds."""
 _PENDING_READ_BYTES: Final = 4096  # in one turn, before the peer has authenticated: hundreds may send at once
 _MAX_UNREAD_FRAMES: Final = 16  # kept until they are wanted; the rest stays in the kernel and stops the peer
 MAX_UNSENT_BYTES: Final = 1 << 22
@@ -70,7 +71,7 @@ class ControlChannel:
         self._frames: deque[Frame] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._receiver: FrameReceiver | None = None
-        self._unsent: bytes | memoryview = b""
+        self._unsent = bytearray()  # each turn may append to megabytes: never copied as a whole
         self._peer_closed = False
         self.closed_reason: str | None = None
         """why the channel is closed; None while it is open"""
@@ -178,7 +179,7 @@ class ControlChannel:
         if events & HANGUP:
             self._peer_closed = True
         if events & WRITABLE and self._unsent:
-            self._write(self._unsent)
+            self._write_unsent()
         if self.closed_reason is None and (events & READABLE or not events):
             self._read()
 
@@ -268,19 +269,27 @@ class ControlChannel:
         if is_complete:
             self._wake_waiter()
 
-    def _write(self, data: bytes | memoryview) -> None:
-        if self._unsent and data is not self._unsent:
-            data = bytes(self._unsent) + bytes(data)
+    def _write(self, data: bytes) -> None:
         if not data or self.closed_reason is not None:
             return
-        try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._unsent = b""
-            self.close(sockets.describe_error(error))
-            return
-        self._unsent = memoryview(data)[sent:] if sent < len(data) else b""
+        if self._unsent:
+            self._unsent += data  # the reactor reports when the socket is writable again
+        else:
+            self._unsent += data[self._send(data) :]
         if len(self._unsent) > self._max_unsent_bytes:
             self.close("the other end reads no control frames")
+
+    def _write_unsent(self) -> None:
+        with memoryview(self._unsent) as unsent:
+            sent = self._send(unsent)
+        del self._unsent[:sent]
+
+    def _send(self, data: bytes | memoryview) -> int:
+        """Send what the kernel accepts now; return how many bytes need no other attempt."""
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self.close(sockets.describe_error(error))
+            return len(data)
