@@ -57,6 +57,20 @@ def test_reserved_descriptors_count_as_used(used: int, reserved: int) -> None:
     assert descriptors.is_short(used) is (used + reserved >= descriptors.visitor_ceiling)
 
 
+@given(used=st.integers(0, 1100), reserved=st.integers(0, 1100), idle=st.integers(0, 100), wanted=st.integers(1, 100))
+def test_a_quarter_is_kept_from_large_pools_that_this_end_did_not_want(
+    used: int, reserved: int, idle: int, wanted: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resource, "getrlimit", lambda _what: (1024, 1024))
+        descriptors = FdBudget(0)
+    reserved = min(reserved, used)
+    descriptors.reservations.add(FixedReservation(reserved))
+    has_room = used + reserved < descriptors.visitor_ceiling * 3 // 4
+    allowed = has_room or idle < max(28, wanted)
+    assert descriptors.allows_idle(used, idle=idle, wanted=wanted) is allowed
+
+
 async def test_visitors_wait_in_the_backlog_until_descriptors_are_free_again() -> None:
     with descriptor_limit(200):
         reactor, events, accepted = Reactor(), Events(), list[socket.SocketType]()

@@ -147,3 +147,29 @@ async def test_surplus_and_expired_connections_are_closed(harness: PoolHarness) 
     harness.pool.discard([5])
     assert not len(harness.pool)
     assert len(harness.shared.reactor) == 0
+
+
+@at_egress
+async def test_few_ended_connections_wait_for_their_signals(
+    harness: PoolHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_MAX_ENDED", 2)
+    harness.add(1, 2, 3)
+    for ident in (1, 2, 3):
+        harness.peers[ident].close()
+        await wait_until_async(lambda: ident in harness.lost, "it has ended")  # noqa: B023  awaited in this turn
+    assert (harness.pool.open_connections, harness.pool.unused) == (2, 1)
+    assert harness.pool.claim(1) is None
+
+
+async def test_connections_that_end_before_a_visitor_uses_them_are_counted(harness: PoolHarness) -> None:
+    harness.add(1, 2, 3)
+    harness.pool.discard([1, 9])
+    assert harness.pool.unused == 1
+    harness.peers[2].close()
+    await wait_until_async(lambda: harness.lost == [2], "it has ended")
+    harness.age(pool_module.SIGNAL_GRACE_S + 1)
+    harness.pool.run_maintenance()
+    assert harness.pool.unused == 2
+    harness.pool.close_surplus(1)
+    assert harness.pool.unused == 2, "closed by this end"

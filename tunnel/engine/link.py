@@ -114,6 +114,8 @@ class Link:
         self.is_client = terms.role.is_client
         self.is_ingress = terms.role.is_ingress
         self.channel = channel
+        self.own_pool_min = terms.negotiation.defaults.pool_min
+        """idle data connections that this end wants; the peer may want more"""
         self._reactor = reactor
         self._loop = asyncio.get_running_loop()
         heartbeat = Heartbeat(terms.report_interval_s, self._loop.time())
@@ -148,6 +150,7 @@ class Link:
 
     def update_limits(self, ours: ConfiguredLimits, defaults: Limits) -> None:
         """Use other configured limits at this end; no connection is closed."""
+        self.own_pool_min = defaults.pool_min
         self.session.send_limits(ours, defaults)
         self._refill()
 

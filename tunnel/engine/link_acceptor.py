@@ -211,6 +211,11 @@ class LinkAcceptor:
             self.refuse_data_connection(connection, "its id was used before")
         elif len(link.pool) >= link.session.limits.pool_max + self._spec.settings.signal_queue_limit:
             self.refuse_data_connection(connection, "the pool is full")
+        elif not descriptors.allows_idle(
+            connection.sock.fileno(), idle=link.pool.open_connections, wanted=link.own_pool_min
+        ):
+            reason = f"enough are idle, as this process may have {descriptors.limit} file descriptors"
+            self.refuse_data_connection(connection, reason)
         elif self._direction is Direction.FORWARD and descriptors.is_short(connection.sock.fileno()):
             self.refuse_data_connection(connection, str(descriptors))  # pooled connections need theirs for targets
         else:

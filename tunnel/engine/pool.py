@@ -20,6 +20,8 @@ MAX_AGE_S: Final = 240.0
 """Age at which an idle connection is replaced: a NAT or firewall may forget a silent connection after 300 seconds."""
 SIGNAL_GRACE_S: Final = 10.0
 """How long a connection that has ended waits for the signal that may still be under way."""
+_MAX_ENDED: Final = 2048
+"""Ended connections that wait for their signals: more than a pool of usual size, and few enough for the process."""
 _RECHECK_AFTER_S: Final = 1.0  # an idle connection older than this is checked once more before a visitor gets it
 
 
@@ -70,6 +72,8 @@ class Pool:
     ) -> None:
         self.on_crash = on_crash
         """called with a defect in the handler of an idle connection"""
+        self.unused = 0
+        """connections that the other end, or the network between, has closed before a visitor used them"""
         self._reactor = reactor
         self._is_ingress = is_ingress
         self._on_connection_lost = on_connection_lost
@@ -78,6 +82,11 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self._idle)
+
+    @property
+    def open_connections(self) -> int:
+        """Number of idle connections, and of ended ones that wait for their signals."""
+        return len(self._idle) + len(self._ended)
 
     def __repr__(self) -> str:
         return f"<Pool idle={len(self._idle)} ended={len(self._ended)}>"
@@ -93,11 +102,10 @@ class Pool:
     def acquire(self) -> DataConnection | None:
         """Return the youngest live connection, for a visitor: it is the least likely to have died unnoticed."""
         while self._idle:
-            ident, connection = self._idle.popitem()
+            _, connection = self._idle.popitem()
             if time.monotonic() - connection.created_at < _RECHECK_AFTER_S or self._is_alive(connection):
                 return connection
-            self._reactor.close(connection.sock)
-            self._on_connection_lost(ident)
+            self._close_lost(connection)
         return None
 
     def claim(self, ident: int) -> DataConnection | None:
@@ -109,18 +117,29 @@ class Pool:
         for ident in idents:
             connection = self.claim(ident)
             if connection is not None:
+                self.unused += 1
                 self._reactor.close(connection.sock)
 
     def on_idle_event(self, connection: DataConnection) -> None:
         """Handle bytes, or the end, on an idle connection."""
         if self._is_ingress:
             if self._idle.pop(connection.ident, None) is not None:
-                self._reactor.close(connection.sock)
-                self._on_connection_lost(connection.ident)
+                self._close_lost(connection)
         elif connection.events & HANGUP and self._idle.pop(connection.ident, None) is not None:
             connection.expires_at = time.monotonic() + SIGNAL_GRACE_S
             self._ended[connection.ident] = connection
+            if len(self._ended) > _MAX_ENDED:
+                self._close_unclaimed(next(iter(self._ended)))
             self._on_connection_lost(connection.ident)
+
+    def _close_lost(self, connection: DataConnection) -> None:
+        self.unused += 1
+        self._reactor.close(connection.sock)
+        self._on_connection_lost(connection.ident)
+
+    def _close_unclaimed(self, ident: int) -> None:
+        self.unused += 1
+        self._reactor.close(self._ended.pop(ident).sock)
 
     def close_surplus(self, surplus: int) -> list[int]:
         """Close the ``surplus`` oldest connections and all that are too old; return their ids, for the other end."""
@@ -140,7 +159,7 @@ class Pool:
                 connection.keepalive_enabled = True
                 sockets.enable_keepalive(connection.sock)
         for connection in [c for c in self._ended.values() if c.expires_at < now]:
-            self._reactor.close(self._ended.pop(connection.ident).sock)
+            self._close_unclaimed(connection.ident)
 
     def close(self) -> None:
         """Close every idle connection: the link is lost."""

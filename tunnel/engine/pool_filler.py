@@ -12,6 +12,7 @@ from tunnel.carriers.base import DataDial
 from tunnel.engine.capacity import Demand, dials_to_start, wanted_idle
 from tunnel.engine.pool import DataConnection
 from tunnel.model.events import EventKind
+from tunnel.model.token_bucket import TokenBucket
 from tunnel.protocol.frames import ConnectionsPooled, ConnectionsRetired, Launch, QueueLength
 from tunnel.protocol.session import LimitsChanged
 from tunnel.runtime import backoff, sockets
@@ -29,6 +30,9 @@ _PORT_TIMEOUT_S: Final = 0.25  # for the announced port to answer, or four round
 _SWEEP_INTERVAL_S: Final = 0.1
 _MAX_RETRY_DELAY_S: Final = 5.0  # while either end lacks descriptors or ports
 _LONG_PAUSE_S: Final = 2.0  # which the reason names
+_UNUSED_PER_S: Final = 50.0
+_UNUSED_AT_ONCE: Final = 2048
+"""Idle connections that may be closed unused without a pause: a router that forgets everything closes a whole pool."""
 _FAILURES_BEFORE_SWITCH: Final = 3  # on a port that has worked for this link
 _SLOW_DIAL_S: Final = 3.5  # on a port that has worked: SYN was repeated twice; or four round trips if they take longer
 
@@ -69,6 +73,8 @@ class PoolFiller:
         self._demand = Demand(since=self._loop.time())
         self._queue_length = 0
         self._used = 0
+        self._unused = 0  # connections of the pool that were closed unused, as of the last check
+        self._unused_bucket = TokenBucket(_UNUSED_PER_S, _UNUSED_AT_ONCE, self._loop.time())
         self._next_ident = 1
         self._dialing: dict[int, DataDial] = {}
         self._failures = 0  # they keep counting until none has occurred for STABLE_AFTER_S
@@ -177,6 +183,8 @@ class PoolFiller:
         now = self._loop.time()
         self._demand = self._demand.visitors(self._used, now)
         self._used = 0
+        if self.link.pool.unused != self._unused:
+            self._limit_unused(now)
         wanted = wanted_idle(self._demand, self.link.session.limits)
         if self._retry_timer is None:
             count = dials_to_start(
@@ -190,12 +198,19 @@ class PoolFiller:
             for _ in range(min(count, _MAX_DIALS_PER_TURN)):
                 if not self._start_dial(now):
                     break
-            if count > _MAX_DIALS_PER_TURN:
-                self._reactor.call_again(self._continue_refill)
+            else:
+                if count > _MAX_DIALS_PER_TURN:
+                    self._reactor.call_again(self._continue_refill)
         self.link.session.send_capacity(wanted, len(self._dialing))
 
     def _continue_refill(self, _events: int) -> None:
         self.refill_later()
+
+    def _limit_unused(self, now: float) -> None:
+        """Pause when idle connections are closed again and again before visitors use them: new ones would be, too."""
+        count, self._unused = self.link.pool.unused - self._unused, self.link.pool.unused
+        if not all(self._unused_bucket.take_token(now) for _ in range(count)):
+            self._back_off(sockets.NetError("they are closed before a visitor uses them"))
 
     def _start_dial(self, now: float) -> bool:
         ident = self._next_ident
@@ -204,6 +219,9 @@ class PoolFiller:
             sock = sockets.start_connect(self._family, self._sockaddr, speaks_first=True)
         except OSError as error:
             self._back_off(error)
+            return False
+        if self._is_ample(sock.fileno()):
+            sock.close()
             return False
         if self._must_yield_descriptor(sock.fileno()):
             sock.close()
@@ -215,6 +233,14 @@ class PoolFiller:
         if self._sweep_timer is None:
             self._sweep_timer = self._reactor.call_later(_SWEEP_INTERVAL_S, self._sweep)
         return True
+
+    def _is_ample(self, fd: int) -> bool:
+        """Whether there are enough idle connections, given the descriptors that other tunnels need.
+
+        Even if the other end reports visitors that wait: they would have used the idle connections.
+        """
+        link = self.link
+        return not self._reactor.fd_budget.allows_idle(fd, idle=link.pool.open_connections, wanted=link.own_pool_min)
 
     def _must_yield_descriptor(self, fd: int) -> bool:
         """Whether other sockets need this descriptor more than another data connection does.

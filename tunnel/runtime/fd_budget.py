@@ -16,6 +16,7 @@ DEFAULT_LIMIT: Final = 1024
 _UNLIMITED: Final = 1 << 20  # /proc/sys/fs/nr_open bounds it on Linux; some sandboxes report no limit
 _MIN_RESERVE: Final = 32
 _MAX_RESERVE: Final = 512
+_SMALL_POOL_SHARE: Final = 32
 
 
 def file_descriptor_limit() -> int:
@@ -51,6 +52,17 @@ class FdBudget:
         if 2 * fd < self.visitor_ceiling:  # a reservation never exceeds the descriptors that its owner has already
             return False
         return fd + sum(reservation.reserved for reservation in self.reservations) >= self.visitor_ceiling
+
+    def allows_idle(self, fd: int, *, idle: int, wanted: int) -> bool:
+        """Whether a tunnel with so many ``idle`` data connections may keep one more; ``fd`` as in ``is_short``.
+
+        A quarter is for other tunnels: a peer that asks for a large pool must not take their descriptors. A tunnel
+        may always have as many as its own configuration has ``wanted``, and a small number.
+        """
+        ceiling = self.visitor_ceiling * 3 // 4
+        if 2 * fd < ceiling or idle < max(wanted, self.visitor_ceiling // _SMALL_POOL_SHARE):
+            return True
+        return fd + sum(reservation.reserved for reservation in self.reservations) < ceiling
 
     def is_short_now(self) -> bool:
         """Whether no other visitor should be accepted at this moment."""
