@@ -72,29 +72,32 @@ class HostileClient:
 
 
 class HostileServer:
-    """A port on which every client that knows the key gets a link, and then what ``attack`` sends to it."""
+    """A port on which every client that knows the key gets a link, and then what ``attack`` sends to it.
+
+    While it runs, ``attack`` may accept data connections from ``listener``.
+    """
 
     def __init__(self, key: str, certificates: tuple[Path, Path], attack: Callable[[socket.socket], None]) -> None:
         self._key = Key(key)
         self._context = interception_contexts(*certificates)[0]
         self._certificate = ssl.PEM_cert_to_DER_cert(certificates[0].read_text())
         self._attack = attack
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
         self.links = 0
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop listening, and wait for the thread."""
-        self._listener.shutdown(socket.SHUT_RDWR)
+        self.listener.shutdown(socket.SHUT_RDWR)
         self._thread.join(SOCKET_TIMEOUT_S)
-        self._listener.close()
+        self.listener.close()
 
     def _accept(self) -> None:
         while True:
             try:
-                plain, _ = self._listener.accept()
+                plain, _ = self.listener.accept()
             except OSError:
                 return
             plain.settimeout(SOCKET_TIMEOUT_S)

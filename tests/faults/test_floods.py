@@ -1,4 +1,4 @@
-"""Peers without the key that flood a server, or send without end: visitors and the legitimate client are served."""
+"""Peers that flood an end, or send without end, with the key and without it: the others are served."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,22 +15,25 @@ import pytest
 from tests.faults.conftest import FigureRecorder
 from tests.faults.floods import Flood, client_hello
 from tests.faults.hosts import KEY
-from tests.faults.impostors import HostileClient
-from tests.faults.loads import count_descriptors
+from tests.faults.impostors import HostileClient, HostileServer
+from tests.faults.loads import count_descriptors, cpu_seconds
 from tests.support.interception import CertificateAuthority
 from tests.support.peers import Address, connect, round_trip, time_to_first_byte
 from tests.support.ports import free_port
 from tests.support.processes import Daemon, ProcessHarness
 from tests.support.scale import IS_FULL_SCALE, time_allowed
 from tests.support.waiting import wait_until
-from tunnel.protocol.frame_codec import encode_message
-from tunnel.protocol.frames import TargetStatus
+from tunnel.model.limits import ConfiguredLimits
+from tunnel.protocol.frame_codec import encode_message, encode_numbers
+from tunnel.protocol.frames import Kind, LimitsAnnounced, QueueLength, TargetStatus
+from tunnel.protocol.preface import PREFACE_SIZE, encode_preface
 
 FLOOD_S = 75 if IS_FULL_SCALE else 2
 MEASURED_S = 10 if IS_FULL_SCALE else 1
 FLOOD_RATE = 7_000 if IS_FULL_SCALE else 1_500
 GUESSERS = 6
 SILENT = 1_024
+FEW_DESCRIPTORS = ("prlimit", "--nofile=1024:1024")
 ENDLESS = {
     "ignored records": b"\x14\x03\x03\x00\x01\x01" * 2_000,
     "hello requests": b"\x16\x03\x03\x00\x04\x00\x00\x00\x00" * 2_000,
@@ -90,8 +93,7 @@ def test_silent_connections_on_many_ports_leave_descriptors_for_visitors(
     ports, visitors = [free_port() for _ in range(6)], [free_port() for _ in range(6)]
     pairs = list(zip(ports, visitors, strict=True))
     urls = {f"s{n}": f"server://{KEY}@127.0.0.1:{p}/127.0.0.1:{v}?mode=reverse" for n, (p, v) in enumerate(pairs)}
-    limit = ("prlimit", "--nofile=1024:1024")
-    server = harness.start_daemon(urls, name="server", prefix=limit)
+    server = harness.start_daemon(urls, name="server", prefix=FEW_DESCRIPTORS)
     clients = {f"c{n}": f"client://{KEY}@127.0.0.1:{p}/127.0.0.1:{target.port}" for n, p in enumerate(ports)}
     harness.start_daemon(clients, name="client")
     for name in urls:
@@ -246,3 +248,117 @@ def test_a_flapping_target_status_costs_the_peer_its_link_and_few_log_lines(
     lines = len(server.log_text().splitlines())
     assert lines < 400
     record_figure(f"{links} links with 2,000 changes each: {lines} lines")
+
+
+@pytest.mark.case("a client with the key that launches what was never pooled", deadline=60)
+def test_launches_of_connections_that_do_not_exist_cost_the_peer_its_link(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Seen to fail: without the limit, a visitor of another tunnel of the same process takes 0.6 s."""
+    port, target = free_port(), harness.start_target()
+    server = harness.start_daemon(
+        {"t": f"server://{KEY}@127.0.0.1:{port}/127.0.0.1:{target.port}?mode=forward"}, name="server"
+    )
+    server.wait_state("waiting", within=30)
+    client = HostileClient(("127.0.0.1", port), KEY, CertificateAuthority(harness.directory).issue("impostor"))
+    frame = encode_numbers(Kind.LAUNCH, list(range(1 << 40, (1 << 40) + 2_000)))
+    with client.sock, contextlib.suppress(OSError):
+        while True:
+            client.sock.sendall(frame)
+    server.wait_for_log("names too many data connections that do not exist")
+    visitors = server.tunnel()["connections"]
+    assert visitors["failed"] < 10_000
+    record_figure(f"closed after {visitors['failed']} ids")
+
+
+@contextlib.contextmanager
+def tunnel_beside(harness: ProcessHarness, entry: str, *, at_client: bool) -> Iterator[tuple[Daemon, Address]]:
+    """A daemon with few descriptors that has ``entry`` and one end of a legitimate tunnel; the visitors' address."""
+    port, visitors, target = free_port(), ("127.0.0.1", free_port()), harness.start_target()
+    server = {"other": f"server://{KEY}@127.0.0.1:{port}/127.0.0.1:{visitors[1]}?mode=reverse"}
+    client = {"other": f"client://{KEY}@127.0.0.1:{port}/127.0.0.1:{target.port}"}
+    ours, theirs = (client, server) if at_client else (server, client)
+    daemon = harness.start_daemon({**ours, "t": entry}, name="attacked", prefix=FEW_DESCRIPTORS)
+    harness.start_daemon(theirs, name="legitimate").wait_state("up", within=30, name="other")
+    yield daemon, visitors
+
+
+@pytest.mark.case("a client with the key whose data connections are never used", deadline=60)
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_unused_data_connections_of_a_client_leave_descriptors_for_other_tunnels(
+    harness: ProcessHarness, record_figure: FigureRecorder, direction: str
+) -> None:
+    """Seen to fail: the process has no descriptor left, and cannot even read its file."""
+    port, inner = free_port(), free_port()
+    entry = f"server://{KEY}@127.0.0.1:{port}/127.0.0.1:{inner}?mode={direction}&data_port=tunnel"
+    certificates = CertificateAuthority(harness.directory).issue("impostor")
+    with contextlib.ExitStack() as stack:
+        server, visitors = stack.enter_context(tunnel_beside(harness, entry, at_client=False))
+        client = HostileClient(("127.0.0.1", port), KEY, certificates)
+        stack.enter_context(client.sock)
+        for ident in range(1, 1_025):
+            data = stack.enter_context(connect(("127.0.0.1", port)))
+            data.sendall(encode_preface(client.secret, ident))
+        wait_until(lambda: server.tunnel()["refused"]["prefaces"], within=10, what="the latest ones are refused")
+        times = [time_to_first_byte(visitors, within=2) for _ in range(20)]
+        held = count_descriptors(server.pid)
+    assert held < 800
+    record_figure(f"1,024 unused: {held} descriptors, the slowest visitor of another tunnel after {max(times):.2f} s")
+
+
+def serve_data_connections(server: HostileServer, control: socket.socket, kinds: tuple[Kind, ...]) -> None:
+    """Accept data connections, and send a frame of each kind with the id of each."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            data = stack.enter_context(server.listener.accept()[0])
+            ident = int.from_bytes(data.recv(PREFACE_SIZE, socket.MSG_WAITALL)[4:12], "big")
+            control.sendall(b"".join(encode_numbers(kind, [ident]) for kind in kinds))
+
+
+@contextlib.contextmanager
+def hostile_server(harness: ProcessHarness, attack: Callable[[HostileServer, socket.socket], None]) -> Iterator[str]:
+    """A server that attacks its clients; the URL of a client."""
+    certificates = CertificateAuthority(harness.directory).issue("impostor")
+    with contextlib.closing(HostileServer(KEY, certificates, lambda control: attack(server, control))) as server:
+        yield f"client://{KEY}@127.0.0.1:{server.port}/127.0.0.1:{free_port()}"
+
+
+@pytest.mark.case("a server with the key that wants every data connection", deadline=60)
+def test_a_server_cannot_take_the_descriptors_of_a_clients_other_tunnels(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Seen to fail: the other tunnel has no data connection for its visitors for up to a second."""
+
+    def attack(server: HostileServer, control: socket.socket) -> None:
+        limits = ConfiguredLimits(pool_min=1 << 20, pool_max=1 << 20)
+        control.sendall(encode_message(LimitsAnnounced(limits)) + encode_message(QueueLength(1 << 20)))
+        serve_data_connections(server, control, (Kind.POOLED,))
+
+    with (
+        hostile_server(harness, attack) as entry,
+        tunnel_beside(harness, entry, at_client=True) as (client, visitors),
+    ):
+        wait_until(lambda: client.tunnel()["pool"]["idle"] > 200, within=10, what="the pool is large")
+        times = [time_to_first_byte(visitors, within=2) for _ in range(50)]
+        idle = client.tunnel()["pool"]["idle"]
+        used, began = cpu_seconds(client.pid), time.monotonic()
+        wait_until(lambda: time.monotonic() - began > 1, within=5, what="a second has passed")
+        assert cpu_seconds(client.pid) - used < 0.3, "the client waits"
+        assert "file descriptors" not in client.log_text()
+    assert idle < 400
+    record_figure(f"{idle} idle; the slowest visitor of the other tunnel after {max(times):.2f} s")
+
+
+@pytest.mark.case("a server with the key that retires every data connection", deadline=60)
+def test_a_client_pauses_when_its_data_connections_are_closed_unused(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Seen to fail: the client dials 2,600 connections a second for as long as it runs, and reports nothing."""
+
+    def attack(server: HostileServer, control: socket.socket) -> None:
+        serve_data_connections(server, control, (Kind.POOLED, Kind.RETIRED))
+
+    with hostile_server(harness, attack) as entry:
+        client = harness.start_daemon({"t": entry}, name="client")
+        line = client.wait_for_log("they are closed before a visitor uses them", within=20)
+    record_figure(line.rpartition(": ")[2])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tunnel.model.limits import ConfiguredLimits, Limits
 from tunnel.protocol.errors import ProtocolError
-from tunnel.protocol.frame_codec import FrameDecoder, encode_frame
+from tunnel.protocol.frame_codec import FrameDecoder, encode_frame, encode_message
 from tunnel.protocol.frames import (
     FRAMES,
     CapacityChanged,
@@ -21,6 +21,7 @@ from tunnel.protocol.frames import (
     Kind,
     Launch,
     Phase,
+    Ping,
     Pong,
     QueueLength,
     Sender,
@@ -195,6 +196,15 @@ def test_a_ping_is_answered_and_measures_the_round_trip() -> None:
     assert isinstance(event, Pong)
     assert client.session.heartbeat.round_trip_s == pytest.approx(0.25, abs=1e-6)
     assert server.session.heartbeat.round_trip_s is None
+
+
+def test_a_peer_that_pings_without_end_is_not_answered() -> None:
+    _, server = pair()
+    ping = encode_message(Ping(1))
+    server.receive(ping * 4000)
+    with pytest.raises(ProtocolError, match="sends pings too often"):
+        server.receive(ping)
+    server.receive(ping * 1000, now=START + 1)  # as often as with the shortest interval
 
 
 bounds = st.builds(ConfiguredLimits, *[st.none() | st.integers(1, 1 << 20)] * 3)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
+from tunnel.model.token_bucket import TokenBucket
+from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.frames import Launch, StreamsEnded
 from tunnel.runtime import backoff, sockets
 from tunnel.runtime.connect_race import ConnectRace, describe_failures
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 DIAL_TIMEOUT_S: Final = 10.0
 """Time after which a target that does not answer counts as unreachable."""
+_MISSING_PER_S: Final = 50.0
+_MISSING_AT_ONCE: Final = 8192
+"""Signals for connections that are gone: all that a router forgets at once. More cost this end time for nothing."""
 _PUBLISH_INTERVAL_S: Final = 0.5  # between two changes of the target's status: it may fail every other visitor
 
 
@@ -81,6 +86,7 @@ class Egress(TunnelEnd):
         self._target_error: str | None = None
         self._published_error: str | None = None
         self._publish_timer: asyncio.TimerHandle | None = None
+        self._missing = TokenBucket(_MISSING_PER_S, _MISSING_AT_ONCE, self._loop.time())
         self._attempt = 0  # failed attempts in a row
         self._next_attempt_at = 0.0  # when the target is probed next, on the loop's clock
 
@@ -159,6 +165,8 @@ class Egress(TunnelEnd):
         for ident in idents:
             data = link.pool.claim(ident)
             if data is None:
+                if not self._missing.take_token(self._loop.time()):
+                    raise ProtocolError("the other end names too many data connections that do not exist")
                 self.stats.failed += 1
                 link.session.send_visitor_failed(ident, "its data connection was lost")
             else:

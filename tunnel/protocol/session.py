@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _CHANGES_PER_S: Final = 4.0  # from the peer; an egress sends two a second at most
 _CHANGES_AT_ONCE: Final = 20
+_PINGS_PER_S: Final = 2000.0  # from the peer: more than the shortest interval needs
+_PINGS_AT_ONCE: Final = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class Session:
         self._queue_length: int | None = None
         self._decoders = _decoders(role)
         self._target_changes = TokenBucket(_CHANGES_PER_S, _CHANGES_AT_ONCE, 0.0)
+        self._pings = TokenBucket(_PINGS_PER_S, _PINGS_AT_ONCE, 0.0)
         self._limit_changes = TokenBucket(_CHANGES_PER_S, _CHANGES_AT_ONCE, 0.0)
 
     # --- receiving ------------------------------------------------------------------------------------------------
@@ -132,7 +135,9 @@ class Session:
         change = self._STATE_CHANGES.get(type(message))  # nearly all frames have none
         return message if change is None else change(self, message, now)
 
-    def _answer_ping(self, ping: Ping, _now: float) -> None:
+    def _answer_ping(self, ping: Ping, now: float) -> None:
+        if not self._pings.take_token(now):
+            raise ProtocolError("the other end sends pings too often")
         self.send(Pong(ping.stamp))
 
     def _note_pong(self, pong: Pong, now: float) -> Pong:
