@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import random
-import secrets
 import socket as sockets
 import tempfile
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from orchestrator.config.load import load
 from orchestrator.process.setup import handle_stop_signals, prepare_serving_process, print_message, run_event_loop
 from orchestrator.supervisor.crash_reports import suppress_tracebacks
 from orchestrator.table import align_columns, format_bytes
+from tunnel.model.keys import generate_key
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
 from tunnel.model.wording import plural
@@ -84,7 +84,7 @@ async def _run(folder: Path, duration_s: float | None, log: EventSink) -> str:
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         file = folder / "tunnels.yaml"
         (folder / "demo.key").touch(mode=0o600)
-        (folder / "demo.key").write_text(secrets.token_urlsafe(32), encoding="ascii")
+        (folder / "demo.key").write_text(generate_key(), encoding="ascii")
         file.write_text(_FILE.format(folder=folder, target=target, **ports), encoding="utf-8")
         manifest = load(file, {})
         print_message(f"the demonstration runs the file {file}; end it with Ctrl-C")

@@ -21,8 +21,9 @@ from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
 from tunnel.model.errors import OptionError, UrlError
 from tunnel.model.events import Event, EventKind, EventLog
+from tunnel.model.keys import WEAK_KEY_WARNING
 from tunnel.model.options import make_spec
-from tunnel.model.spec import WEAK_KEY_WARNING, LogLevel
+from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
 from tunnel.model.url import parse_url
 from tunnel.runtime.blocking_calls import ThreadShortageError

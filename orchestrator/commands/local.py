@@ -7,7 +7,6 @@ import contextlib
 import gc
 import json
 import os
-import secrets
 import signal
 import time
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from orchestrator.process.setup import prepare_serving_process, print_message, r
 from orchestrator.process.state_directory import absolute_path, logical_directory
 from orchestrator.process.terminal_text import printable_lines
 from tunnel.model.events import EventKind
+from tunnel.model.keys import generate_key
 from tunnel.model.spec import LogLevel
 from tunnel.model.url import looks_like_url
 from tunnel.model.wording import plural
@@ -332,8 +332,8 @@ def _show_demo(launcher: DashboardLauncher, duration_s: float | None) -> int:
 
 @click.command()
 def keygen() -> None:
-    """Print a new key: 256 random bits, without characters that a URL must escape."""
-    click.echo(secrets.token_urlsafe(32))
+    """Print a new key: 256 random bits and a check sum, without characters that a URL must escape."""
+    click.echo(generate_key())
 
 
 @click.command()

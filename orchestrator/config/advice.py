@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.config.document import quote
 from orchestrator.config.faults import Fault, Place
+from tunnel.model.keys import WEAK_KEY_WARNING
 from tunnel.model.options import KEY_VARIABLE, OPTIONS
-from tunnel.model.spec import WEAK_KEY_WARNING, Direction, Mode, Role
+from tunnel.model.spec import Direction, Mode, Role
 from tunnel.runtime.listeners import decide_direction
 
 if TYPE_CHECKING:
     from orchestrator.config.manifest import Entry
     from tunnel.model.address import Address
-    from tunnel.model.spec import Key, TunnelSpec
+    from tunnel.model.keys import Key
+    from tunnel.model.spec import TunnelSpec
 
 _MAX_LISTED: Final = 5  # names in one warning
 

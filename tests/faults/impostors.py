@@ -12,7 +12,8 @@ from pathlib import Path
 from tests.support.interception import interception_contexts
 from tests.support.peers import SOCKET_TIMEOUT_S, Address, connect
 from tunnel.model.limits import ConfiguredLimits
-from tunnel.model.spec import Carrier, Direction, Key, Mode
+from tunnel.model.keys import Key
+from tunnel.model.spec import Carrier, Direction, Mode
 from tunnel.protocol.frame_codec import FrameDecoder
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake

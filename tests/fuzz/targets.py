@@ -29,7 +29,8 @@ from orchestrator.table import format_table
 from tunnel.model.errors import OptionError, UrlError
 from tunnel.model.limits import ConfiguredLimits, Limits
 from tunnel.model.options import OptionLayer, format_options, make_spec
-from tunnel.model.spec import Carrier, Key, Mode
+from tunnel.model.keys import Key
+from tunnel.model.spec import Carrier, Mode
 from tunnel.model.url import parse_url
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message

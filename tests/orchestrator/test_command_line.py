@@ -93,7 +93,7 @@ def test_help_and_version_are_printed_to_stdout(shell: CommandShell) -> None:
 def test_keygen_prints_a_new_key_without_characters_to_escape(shell: CommandShell) -> None:
     one, other = (shell.run("keygen").stdout.strip() for _ in range(2))
     assert one != other
-    assert len(one) == 43
+    assert len(one) == 52
     assert one.replace("-", "").replace("_", "").isalnum()
 
 

@@ -18,8 +18,9 @@ from orchestrator.config.manifest import Manifest, addresses_conflict
 from orchestrator.config.schema import json_schema
 from tests.support.strategies import recognisable_keys
 from tunnel.model.address import Address
+from tunnel.model.keys import Key
 from tunnel.model.options import KEY_VARIABLE
-from tunnel.model.spec import DataTls, Key, LogLevel, Mode, Role
+from tunnel.model.spec import DataTls, LogLevel, Mode, Role
 
 ROOT = Path(__file__).parent.parent.parent
 KEY = "0bQWtbo5m2kY8wSfXc3HrLZ1vN7pTdEa"

@@ -8,8 +8,9 @@ import string
 from hypothesis import strategies as st
 
 from tunnel.model.address import Address
+from tunnel.model.keys import Key
 from tunnel.model.options import OPTION_NAMES
-from tunnel.model.spec import Key, Role
+from tunnel.model.spec import Role
 from tunnel.model.url import TunnelUrl, UrlOption
 
 _ALNUM = string.ascii_letters + string.digits

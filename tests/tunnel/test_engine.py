@@ -33,7 +33,8 @@ from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.pool import Pool
 from tunnel.model.address import Address, parse_address
 from tunnel.model.settings import Settings
-from tunnel.model.spec import Carrier, DataTls, Direction, Key, LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.keys import Key
+from tunnel.model.spec import Carrier, DataTls, Direction, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.state import State
 from tunnel.protocol.frames import TargetStatus
 from tunnel.protocol.handshake import ServerHandshake

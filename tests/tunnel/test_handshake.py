@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel.model.limits import ConfiguredLimits
-from tunnel.model.spec import Carrier, Direction, Key, Mode
+from tunnel.model.keys import Key
+from tunnel.model.spec import Carrier, Direction, Mode
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import Frame, FrameDecoder
 from tunnel.protocol.frames import Kind

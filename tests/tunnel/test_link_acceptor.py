@@ -25,7 +25,8 @@ from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.stats import Stats
 from tunnel.model.address import Address
 from tunnel.model.limits import ConfiguredLimits
-from tunnel.model.spec import Carrier, Direction, Key, Mode, Role, TunnelSpec
+from tunnel.model.keys import Key
+from tunnel.model.spec import Carrier, Direction, Mode, Role, TunnelSpec
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import ClientHandshake

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.support.strategies import recognisable_keys
 from tests.tunnel.test_url import SEED_URLS
 from tunnel.model.errors import OptionError, UrlError, did_you_mean
+from tunnel.model.keys import Key
 from tunnel.model.option_types import ChoiceType, DataPortType, DurationType, IntegerType, parse_natural
 from tunnel.model.options import (
     ENVIRONMENT_SOURCE,
@@ -32,7 +33,7 @@ from tunnel.model.options import (
     render_option_table,
 )
 from tunnel.model.settings import Settings
-from tunnel.model.spec import AuthPolicy, DataTls, Key, LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.spec import AuthPolicy, DataTls, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.url import parse_url
 
 BASE = "server://127.0.0.1:1/127.0.0.1:2"

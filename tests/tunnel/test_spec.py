@@ -8,8 +8,8 @@ from hypothesis import given
 
 from tests.support.strategies import loopback, recognisable_keys
 from tunnel.model.address import Address
+from tunnel.model.keys import Key
 from tunnel.model.options import make_spec
-from tunnel.model.spec import Key
 from tunnel.model.url import parse_url
 
 

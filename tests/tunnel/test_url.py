@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.support.strategies import addresses, recognisable_keys, urls
 from tunnel.model.address import Address, parse_address
 from tunnel.model.errors import UrlError
-from tunnel.model.spec import Key, Role
+from tunnel.model.keys import Key
+from tunnel.model.spec import Role
 from tunnel.model.url import TunnelUrl, looks_like_url, parse_url
 
 SEED_URLS = [

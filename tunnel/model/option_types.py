@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from tunnel.model.errors import InvalidValueError, did_you_mean
 from tunnel.model.files import FileError, read_secret
-from tunnel.model.spec import Key
+from tunnel.model.keys import Key
 from tunnel.model.times import format_duration, parse_duration
 
 JsonSchema = dict[str, object]
@@ -226,10 +226,12 @@ class KeyFileType(KeyType):
     def parse(self, value: object, base: Path) -> Key:
         """Read the key from the file. Raises InvalidValueError."""
         path = FileType().parse(value, base)
+        shown = repr(str(path))
         try:
             return Key(read_secret(path))
+        except InvalidValueError as error:
+            raise InvalidValueError(f"in {{}}: {error}", shown) from None
         except FileError as error:
-            shown = repr(str(path))
             if error.errno in {errno.ENOENT, errno.ENODATA}:
                 message = f"cannot read {{}}: {error}; write a key with: nodepass-orch keygen > {{}}"
                 raise InvalidValueError(message, shown, path) from None

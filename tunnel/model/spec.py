@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tunnel.model.address import Address
+    from tunnel.model.keys import Key
 
-
-_MIN_KEY_LENGTH: Final = 16
-_MIN_KEY_CHARACTERS: Final = 6  # different ones; a key of keygen has about 30
+MAX_SERVICE_CHARS: Final = 64
+"""Characters of the name of a service."""
 
 
 class Role(enum.StrEnum):
@@ -60,6 +60,11 @@ class DataTls(enum.IntEnum):
     VERIFIED = 2
     """certificate files, verified against a CA, on the control channel too"""
 
+    @property
+    def carrier(self) -> Carrier:
+        """The least protection of data connections that an end with this value accepts."""
+        return Carrier.TCP if self is DataTls.OFF else Carrier.TLS
+
 
 class Carrier(enum.StrEnum):
     """How the data connections of a link travel, from the weakest protection to the strongest."""
@@ -72,6 +77,10 @@ class Carrier(enum.StrEnum):
         """Return the one of two that protects more: what both ends use if each wants one of them."""
         return max(self, other, key=list(Carrier).index)
 
+    def is_weaker_than(self, other: Carrier) -> bool:
+        """Return whether this one protects less."""
+        return self.or_stricter(other) is not self
+
 
 class AuthPolicy(enum.StrEnum):
     """Whether a tunnel may work without a key; a single URL may in any case, with a warning."""
@@ -80,45 +89,6 @@ class AuthPolicy(enum.StrEnum):
     """in a file, an entry without a key that other hosts can reach is a fault"""
     OPEN = "open"
     """the tunnel has no key: every peer that finds it is accepted"""
-
-
-WEAK_KEY_WARNING: Final = "the key is weak: it can be found by trial; make one with nodepass-orch keygen"
-
-
-class Key:
-    """A shared key. Every way of printing it shows a mask, so that it cannot reach a log by accident."""
-
-    __slots__ = ("_secret",)
-
-    def __init__(self, secret: str) -> None:
-        if not secret:
-            raise ValueError("a key cannot be empty")
-        self._secret = secret
-
-    def reveal(self) -> str:
-        """Return the secret, for the proof of the handshake and for a URL that has to work."""
-        return self._secret
-
-    @property
-    def is_weak(self) -> bool:
-        """Whether trying short and well-known texts finds the key; an impostor can do so offline."""
-        text = self._secret.strip().lower()
-        return len(text) < _MIN_KEY_LENGTH or len(set(text)) < _MIN_KEY_CHARACTERS
-
-    def __repr__(self) -> str:
-        return "Key(***)"
-
-    def __str__(self) -> str:
-        return "***"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Key) and other._secret == self._secret
-
-    def __hash__(self) -> int:
-        return hash((Key, self._secret))
-
-    def __reduce__(self) -> tuple[type[Key], tuple[str]]:  # a spec is pickled to a worker process with its key
-        return Key, (self._secret,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +103,8 @@ class TunnelSpec:
     key: Key | None = None
     """shared by both ends; None leaves the tunnel open to every peer that finds the port"""
     auth_policy: AuthPolicy = AuthPolicy.KEY
+    service: str = ""
+    """the name that both ends have agreed on; tells tunnels apart that share a key"""
     mode: Mode = Mode.AUTO
     data_port: int | None = 0
     """port of the data listener; 0: a random one; None: data connections use the tunnel port"""
@@ -151,7 +123,7 @@ class TunnelSpec:
     @property
     def carrier(self) -> Carrier:
         """The least that this end accepts for data connections."""
-        return Carrier.TCP if self.data_tls is DataTls.OFF else Carrier.TLS
+        return self.data_tls.carrier
 
     @property
     def is_exposed(self) -> bool:

@@ -8,8 +8,9 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 from tunnel.model.address import Address, parse_address
-from tunnel.model.errors import UrlError
-from tunnel.model.spec import Key, Role
+from tunnel.model.errors import InvalidValueError, UrlError
+from tunnel.model.keys import Key
+from tunnel.model.spec import Role
 
 _MAX_URL_LENGTH: Final = 8192
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -110,6 +111,8 @@ def _parse_key(user: str, offset: int) -> Key:
         return Key(unquote(user, errors="strict"))
     except UnicodeDecodeError:
         raise UrlError("the key's percent-encoding is not UTF-8", offset) from None
+    except InvalidValueError as error:
+        raise UrlError(error.message, offset) from None
 
 
 def _parse_query(query: str, offset: int) -> tuple[UrlOption, ...]:

@@ -20,7 +20,8 @@ from tunnel.protocol.handshake_messages import NONCE_BYTES, Challenge, Hello, Pr
 
 if TYPE_CHECKING:
     from tunnel.model.limits import ConfiguredLimits
-    from tunnel.model.spec import Carrier, Key, Mode
+    from tunnel.model.keys import Key
+    from tunnel.model.spec import Carrier, Mode
 
 _LABEL: Final = b"nodepass-orch 1 "
 REFUSAL: Final = "refused: most likely the keys differ, see the server's log"
