@@ -71,7 +71,7 @@ def _option_properties(place: OptionPlace) -> JsonSchema:
 
 
 def _option_schema(option: Option) -> JsonSchema:
-    default = "" if option.is_secret or option.is_file else f" (default {option.default})"
+    default = "" if option.is_secret or option.is_file or not option.default else f" (default {option.default})"
     return {**with_variable(option.type.json_schemas()), "description": f"{option.doc}{default}"}
 
 

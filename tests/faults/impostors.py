@@ -11,13 +11,14 @@ from pathlib import Path
 
 from tests.support.interception import interception_contexts
 from tests.support.peers import SOCKET_TIMEOUT_S, Address, connect
-from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.keys import Key
-from tunnel.model.spec import Carrier, Direction, Mode
+from tunnel.model.limits import ConfiguredLimits
+from tunnel.model.spec import Carrier, DataTls, Direction, Mode
 from tunnel.protocol.frame_codec import FrameDecoder
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
 from tunnel.protocol.handshake_messages import Welcome
+from tunnel.protocol.keys import BaseKey, compute_base_key
 
 
 class _FrameReader:
@@ -54,13 +55,14 @@ class HostileClient:
 
     def _authenticate(self, key: Key, *, data_tls: bool) -> tuple[Welcome, bytes]:
         reader = _FrameReader(self.sock)
-        handshake = ClientHandshake(key, self.sock.getpeercert(binary_form=True) or b"")
+        base = BaseKey(compute_base_key(key))
+        handshake = ClientHandshake(base, "", self.sock.getpeercert(binary_form=True) or b"")
         handshake.receive_challenge(reader.receive(Kind.CHALLENGE))
         self.sock.sendall(
             handshake.hello(
                 instance=secrets.token_hex(8),
                 mode=Mode.AUTO,
-                carrier=Carrier.TLS if data_tls else Carrier.TCP,
+                tls=DataTls.PINNED if data_tls else DataTls.OFF,
                 bounds=ConfiguredLimits(),
             )
         )
@@ -79,7 +81,7 @@ class HostileServer:
     """
 
     def __init__(self, key: str, certificates: tuple[Path, Path], attack: Callable[[socket.socket], None]) -> None:
-        self._key = Key(key)
+        self._key = BaseKey(compute_base_key(Key(key)))
         self._context = interception_contexts(*certificates)[0]
         self._certificate = ssl.PEM_cert_to_DER_cert(certificates[0].read_text())
         self._attack = attack
@@ -113,12 +115,18 @@ class HostileServer:
             return  # a data connection: not served
         with self._context.wrap_socket(plain, server_side=True) as sock:
             reader = _FrameReader(sock)
-            handshake = ServerHandshake(self._key, self._certificate)
+            handshake = ServerHandshake("", self._certificate)
             sock.sendall(handshake.challenge())
             handshake.receive_hello(reader.receive(Kind.HELLO))
-            handshake.receive_proof(reader.receive(Kind.PROOF))
+            handshake.receive_proof(reader.receive(Kind.PROOF), [self._key])
             frames, _ = handshake.welcome(
-                Welcome(secrets.token_hex(8), Direction.REVERSE, None, Carrier.TCP, ConfiguredLimits())
+                Welcome(
+                    link=secrets.token_hex(8),
+                    direction=Direction.REVERSE,
+                    data_port=None,
+                    carrier=Carrier.TCP,
+                    bounds=ConfiguredLimits(),
+                )
             )
             sock.sendall(frames)
             self.links += 1

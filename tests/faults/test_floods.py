@@ -216,7 +216,7 @@ def test_guesses_are_slow_and_a_corrected_key_works_soon(
         {"t": f"client://wrong-key-of-some-length@127.0.0.1:{port}/127.0.0.1:{target.port}"}, name="client"
     )
     wrong.wait_state("cooldown", within=15)
-    wait_until(lambda: "keys differ" in (wrong.tunnel()["reason"] or ""), within=15, what="the client says so")
+    wait_until(lambda: "service names differ" in (wrong.tunnel()["reason"] or ""), within=15, what="the client says so")
     assert "refused a client from 127.0.0.1:" in server.tunnel()["reason"]
     wrong.write({"t": f"client://{KEY}@127.0.0.1:{port}/127.0.0.1:{target.port}"})
     began = time.monotonic()

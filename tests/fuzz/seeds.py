@@ -55,7 +55,7 @@ Seeds = Iterator[tuple[str, bytes]]
 
 def _frames() -> Seeds:
     messages: dict[str, FrameMessage] = {
-        "challenge": Challenge(1, _NONCE),
+        "challenge": Challenge((2,), ("reuse",), _NONCE),
         "ids": Launch((1, 2, 1 << 63)),
         "ended": StreamsEnded(((7, 1 << 40), (8, 0))),
         "ping": Ping(42),
@@ -83,23 +83,30 @@ def _frames() -> Seeds:
 
 def _handshake() -> Seeds:
     hello = {
-        "nonce": _NONCE, "instance": "me", "auth": "key", "mode": "auto", "carrier": "tcp",
+        "version": 2, "features": ["reuse", "later"], "nonce": _NONCE, "service": "web", "instance": "me",
+        "auth": "key", "mode": "auto", "tls": 1,
         "pool_min": 1, "pool_max": None, "visitors": 9,
     }  # fmt: skip
     welcome = {
-        "link": "6f1c", "direction": "reverse", "data_port": 40_000, "carrier": "tls",
+        "features": ["reuse"], "link": "6f1c" * 4, "direction": "reverse", "data_port": 40_000, "carrier": "tls",
         "pool_min": None, "pool_max": 64, "visitors": None,
     }  # fmt: skip
-    challenge = {"v": 1, "nonce": _NONCE}
+    challenge = {"versions": [2, 3], "features": ["reuse"], "nonce": _NONCE}
     for name, role, fields in (
         ("hello", 0, hello),
         ("hello-forward", 0, {**hello, "mode": "forward", "auth": "open"}),
         ("hello-odd-bounds", 0, {**hello, "pool_min": True, "visitors": 1 << 32}),
         ("hello-control-character", 0, {**hello, "instance": "\x1b[2J"}),
+        ("hello-version", 0, {**hello, "version": 3}),
+        ("hello-tls-true", 0, {**hello, "tls": True}),
+        ("hello-long-service", 0, {**hello, "service": "s" * 65}),
+        ("hello-many-features", 0, {**hello, "features": ["f"] * 17}),
         ("challenge", 1, challenge),
-        ("challenge-version", 1, {**challenge, "v": 2}),
+        ("challenge-version", 1, {**challenge, "versions": [1, 3]}),
+        ("challenge-no-version", 1, {**challenge, "versions": []}),
         ("challenge-nonce", 1, {**challenge, "nonce": "0"}),
         ("welcome", 2, welcome),
+        ("welcome-other-feature", 2, {**welcome, "features": ["later"]}),
         ("welcome-no-port", 2, {**welcome, "data_port": None}),
         ("welcome-port-true", 2, {**welcome, "data_port": True}),
         ("welcome-port-65536", 2, {**welcome, "data_port": 65_536}),

@@ -29,8 +29,7 @@ from orchestrator.table import format_table
 from tunnel.model.errors import OptionError, UrlError
 from tunnel.model.limits import ConfiguredLimits, Limits
 from tunnel.model.options import OptionLayer, format_options, make_spec
-from tunnel.model.keys import Key
-from tunnel.model.spec import Carrier, Mode
+from tunnel.model.spec import DataTls, Mode
 from tunnel.model.url import parse_url
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message
@@ -38,6 +37,7 @@ from tunnel.protocol.frames import FRAMES, Goodbye, Kind, TargetStatus, VisitorF
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
 from tunnel.protocol.handshake_messages import Challenge, Hello, Refusal, Welcome
 from tunnel.protocol.heartbeat import Heartbeat
+from tunnel.protocol.keys import BaseKey
 from tunnel.protocol.preface import PREFACE_SIZE, decode_preface, encode_preface
 from tunnel.protocol.replay import ReplayWindow
 from tunnel.protocol.session import Negotiation, Session, SessionRole
@@ -46,11 +46,11 @@ Target = Callable[[bytes], None]
 
 NOW: Final = 1_800_000_000.0
 SECRET: Final = bytes(range(32))
-KEY: Final = Key("what both ends know")
+KEY: Final = BaseKey(bytes(range(32)))
 CERTIFICATE: Final = b"the server's certificate as DER"
 MAX_INPUT_BYTES: Final = {
     "frames": 4096,
-    "handshake": 1100,
+    "handshake": 2100,
     "preface": 200,
     "url": 2048,
     "yaml": 4096,
@@ -135,23 +135,23 @@ def handshake(data: bytes) -> None:
         return
     with contextlib.suppress(ProtocolError):
         if data[0] % 3 == 0:
-            server = ServerHandshake(KEY, CERTIFICATE)
+            server = ServerHandshake("web", CERTIFICATE, features=("reuse",))
             server.challenge()
             server.receive_hello(greeting)
-            _check_refused(lambda: server.receive_proof(proof))
+            _check_refused(lambda: server.receive_proof(proof, [KEY, BaseKey(bytes(32), is_open=True)]))
             return
-        client = ClientHandshake(KEY, CERTIFICATE)
+        client = ClientHandshake(KEY, "web", CERTIFICATE, features=("reuse",))
         if data[0] % 3 == 1:
             client.receive_challenge(greeting)
             return
-        client.receive_challenge(b'{"nonce":"' + b"0" * 64 + b'","v":1}')
-        client.hello(instance="me", mode=Mode.AUTO, carrier=Carrier.TCP, bounds=ConfiguredLimits())
+        client.receive_challenge(b'{"features":["reuse"],"nonce":"' + b"0" * 64 + b'","versions":[2]}')
+        client.hello(instance="me", mode=Mode.AUTO, tls=DataTls.OFF, bounds=ConfiguredLimits())
         client.receive_welcome(greeting)
         welcome = client._welcome
         assert welcome is not None
         assert welcome.data_port is None or (type(welcome.data_port) is int and 0 < welcome.data_port < 65_536)
-        assert len(welcome.link) <= 80
-        assert welcome.link.isprintable()
+        assert len(bytes.fromhex(welcome.link)) == 8
+        assert all(name.isprintable() for name in welcome.features)
         _check_refused(lambda: client.receive_proof(proof))
 
 

@@ -113,10 +113,11 @@ def test_a_limit_set_at_one_end_holds_for_both_and_the_default_holds_otherwise()
     assert negotiate_limits(ConfiguredLimits(), configured, defaults) == Limits(4, 4, 1024)
 
 
-def test_one_end_alone_cannot_raise_the_pool_above_the_built_in_maximum() -> None:
-    defaults, greedy = default_limits(Settings()), ConfiguredLimits(1 << 31, (1 << 32) - 2, None)
+def test_one_end_alone_cannot_raise_a_maximum_above_the_built_in_one() -> None:
+    defaults, greedy = default_limits(Settings()), ConfiguredLimits(1 << 31, (1 << 32) - 2, (1 << 32) - 2)
     assert negotiate_limits(ConfiguredLimits(), greedy, defaults) == Limits(1024, 1024, 1024)
-    assert negotiate_limits(ConfiguredLimits(pool_max=2000), greedy, defaults).pool_max == 2000
+    both = negotiate_limits(ConfiguredLimits(pool_max=2000, visitors=3000), greedy, defaults)
+    assert (both.pool_max, both.visitors) == (2000, 3000)
 
 
 def test_as_many_connections_are_kept_as_visitors_arrived_at_one_moment() -> None:

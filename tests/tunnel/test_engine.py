@@ -32,8 +32,8 @@ from tunnel.engine.link import EventTable, Link
 from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.pool import Pool
 from tunnel.model.address import Address, parse_address
-from tunnel.model.settings import Settings
 from tunnel.model.keys import Key
+from tunnel.model.settings import Settings
 from tunnel.model.spec import Carrier, DataTls, Direction, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.state import State
 from tunnel.protocol.frames import TargetStatus
@@ -291,7 +291,7 @@ async def test_a_client_without_the_key_is_refused_and_cools_down(shared: Engine
         await server.wait_state(State.WAITING)
         async with running_engine(shared, client_spec(server, "127.0.0.1:1", key=key)) as client:
             await wait_until_async(lambda: client.state is State.COOLDOWN, "the client cools down")
-            assert "most likely the keys differ" in client.reason
+            assert "most likely the keys or the service names differ" in client.reason
             assert server.engine.snapshot().refused.handshakes >= 1
             assert server.state is State.WAITING
             assert server.reason.startswith("refused a client from 127.0.0.1:")

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 import pytest
 
@@ -24,18 +25,20 @@ from tunnel.engine.link import EventTable, Link, LinkClosed, LinkEvent
 from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.stats import Stats
 from tunnel.model.address import Address
-from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.keys import Key
-from tunnel.model.spec import Carrier, Direction, Mode, Role, TunnelSpec
+from tunnel.model.limits import ConfiguredLimits
+from tunnel.model.spec import DataTls, Direction, Mode, Role, TunnelSpec
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import ClientHandshake
 from tunnel.protocol.handshake_messages import Refusal
+from tunnel.protocol.keys import BaseKey, compute_base_key
 from tunnel.protocol.preface import TLS_HANDSHAKE_BYTE, encode_preface
 from tunnel.runtime import listeners, tls
 from tunnel.runtime.front_door import DEFAULT_FRONT_DOOR, FrontDoorLimits, origin_of
 
 KEY = Key("a shared key of some length")
+base_key = cache(compute_base_key)
 
 
 @dataclass
@@ -122,7 +125,7 @@ async def harness(request: pytest.FixtureRequest) -> AsyncIterator[AcceptorHarne
 
 
 async def send_hello(
-    harness: AcceptorHarness, instance: str = "me", key: Key | None = KEY
+    harness: AcceptorHarness, instance: str = "me", key: Key | None = KEY, service: str = ""
 ) -> tuple[ControlChannel, ClientHandshake]:
     """Connect as a client and authenticate; its channel and handshake."""
     sock = harness.connect(harness.tunnel)
@@ -130,19 +133,20 @@ async def send_hello(
     channel = ControlChannel(
         harness.context.reactor, sock, tls.TlsSession(tls.pinned_context(), server_side=False), 4096
     )
-    handshake = ClientHandshake(key, await channel.secure())
+    base = BaseKey(base_key(key), is_open=key is None)
+    handshake = ClientHandshake(base, service, await channel.secure())
     kind, payload = await channel.receive()
     assert kind is Kind.CHALLENGE
     handshake.receive_challenge(payload)
-    channel.send(handshake.hello(instance=instance, mode=Mode.AUTO, carrier=Carrier.TCP, bounds=ConfiguredLimits()))
+    channel.send(handshake.hello(instance=instance, mode=Mode.AUTO, tls=DataTls.OFF, bounds=ConfiguredLimits()))
     return channel, handshake
 
 
 async def establish_link(
-    harness: AcceptorHarness, instance: str = "me", key: Key | None = KEY
+    harness: AcceptorHarness, instance: str = "me", key: Key | None = KEY, service: str = ""
 ) -> tuple[ControlChannel, bytes]:
     """Establish a link as a client does; its channel and secret."""
-    channel, handshake = await send_hello(harness, instance, key)
+    channel, handshake = await send_hello(harness, instance, key, service)
     kind, payload = await channel.receive()
     if kind is not Kind.WELCOME:
         channel.close("refused")
@@ -253,7 +257,7 @@ async def test_garbage_is_refused_counted_and_logged(harness: AcceptorHarness, w
 async def test_a_client_without_the_key_receives_one_generic_sentence(
     harness: AcceptorHarness, key: Key | None
 ) -> None:
-    with pytest.raises(AssertionError, match="most likely the keys differ"):
+    with pytest.raises(AssertionError, match="most likely the keys or the service names differ"):
         await establish_link(harness, key=key)
     assert harness.stats.refused_handshakes == 1
     assert not harness.owner.links

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import string
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.support.strategies import recognisable_keys
 from tests.tunnel.test_url import SEED_URLS
 from tunnel.model.errors import OptionError, UrlError, did_you_mean
 from tunnel.model.keys import Key
-from tunnel.model.option_types import ChoiceType, DataPortType, DurationType, IntegerType, parse_natural
+from tunnel.model.option_types import ChoiceType, DataPortType, DurationType, IntegerType, ServiceType, parse_natural
 from tunnel.model.options import (
     ENVIRONMENT_SOURCE,
     KEY_VARIABLE,
@@ -61,6 +62,8 @@ def values_of(option: Option) -> st.SearchStrategy[object]:
             return st.integers(max(1, round(minimum_s * 1000)), 3_600_000).map(lambda ms: ms / 1000)
         case ChoiceType(choices):
             return st.sampled_from(list(choices.values()))
+        case ServiceType():
+            return st.text("abc-_./ü" + string.digits, max_size=64)
         case DataPortType():
             return st.none() | st.integers(0, 65535)
         case _:

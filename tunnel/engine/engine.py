@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tunnel.engine.egress import Egress
 from tunnel.engine.ingress import Ingress
+from tunnel.engine.key_ring import KeyRing
 from tunnel.engine.link import DialStatusChanged, LinkClosed, PoolAvailable
 from tunnel.engine.stats import Stats
 from tunnel.engine.tunnel_end import EndParts
@@ -131,6 +132,7 @@ class Engine(ABC):
         Listeners on the same addresses are taken over. Raises NetError, and then the predecessor is as it was.
         Otherwise it no longer accepts on them, and has to be drained.
         """
+        await KeyRing(self.spec).load()  # now, because the listeners accept nothing between here and ``run``
         direction = self._direction or predecessor._direction
         addresses = listeners.listening_addresses(self.spec, direction)
         self._bound = await listeners.bind(self.spec, addresses, predecessor._acceptors())

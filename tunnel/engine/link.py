@@ -41,6 +41,8 @@ class LinkTerms:
     negotiation: Negotiation
     report_interval_s: float
     """seconds between pings"""
+    features: tuple[str, ...] = ()
+    """optional parts of the protocol that both ends use"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel.carriers import AcceptCarrier, create_accept_carrier
 from tunnel.engine.control_channel import ChannelLostError, ControlChannel
+from tunnel.engine.key_ring import KeyRing
 from tunnel.engine.link import Link, LinkTerms
 from tunnel.engine.pending import PendingConnection
 from tunnel.engine.pool import DataConnection
@@ -25,7 +26,7 @@ from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import encode_message
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import REFUSAL, ServerHandshake
-from tunnel.protocol.handshake_messages import Hello, Refusal, Welcome
+from tunnel.protocol.handshake_messages import LINK_ID_BYTES, Hello, Refusal, Welcome
 from tunnel.protocol.replay import ReplayWindow
 from tunnel.protocol.session import Negotiation, SessionRole
 from tunnel.runtime import listeners, tls
@@ -100,7 +101,8 @@ class LinkAcceptor:
         self.acceptors: dict[str, Acceptor] = {}
         """by purpose, as in ``listeners``"""
         self._handshakes: dict[PendingConnection, asyncio.Task[None]] = {}  # of control channels
-        self._has_key = spec.key is not None  # otherwise any peer authenticates
+        self._key_ring = KeyRing(spec)
+        self._has_key = spec.auth == "key"  # otherwise any peer authenticates
         self._link_decision = asyncio.Lock()
         self._undecided = 0  # clients that have authenticated and wait for the decision
         self._context: ssl.SSLContext
@@ -120,7 +122,11 @@ class LinkAcceptor:
         self._spec = spec
 
     async def open(self, bound: dict[str, socket.SocketType]) -> None:
-        """Start to accept on the listeners in ``bound``, which are removed from it and owned here. Raises TlsError."""
+        """Start to accept on the listeners in ``bound``, which are removed from it and owned here.
+
+        Raises TlsError, and NetError while there is no thread for certificate or key.
+        """
+        await self._key_ring.load()
         self._context = await tls.server_context(self._spec, self._identity)
         self._certificate = tls.presented_certificate(self._context)
         addresses = listeners.listening_addresses(self._spec, None)
@@ -313,13 +319,13 @@ class LinkAcceptor:
 
     async def _authenticate(self, connection: PendingConnection, channel: ControlChannel) -> bool:
         await channel.secure()
-        handshake = ServerHandshake(self._spec.key, self._certificate)
+        handshake = ServerHandshake(self._spec.service, self._certificate)
         channel.send(handshake.challenge())
         handshake.receive_hello(await _expect(channel, Kind.HELLO))
         proof = await _expect(channel, Kind.PROOF)
         await self._front_door.wait_to_verify(connection.origin)
         try:
-            hello = handshake.receive_proof(proof)
+            client = handshake.receive_proof(proof, self._key_ring.keys)
         except HandshakeRefusedError:
             self._front_door.note_wrong_proof(connection.origin)
             raise
@@ -327,7 +333,7 @@ class LinkAcceptor:
         self._front_door.release(connection)  # it is no longer evicted
         if self._has_key:
             self._front_door.note_authenticated(connection.origin)
-        return await self._decide(connection, channel, handshake, hello)
+        return await self._decide(connection, channel, handshake, client.hello)
 
     async def _decide(
         self, connection: PendingConnection, channel: ControlChannel, handshake: ServerHandshake, hello: Hello
@@ -380,10 +386,11 @@ class LinkAcceptor:
         spec = self._spec
         ours = configured_limits(spec.settings)
         welcome = Welcome(
-            link=secrets.token_hex(8),
+            features=handshake.negotiate_features(),
+            link=secrets.token_hex(LINK_ID_BYTES),
             direction=self._direction,
             data_port=self._data_port,
-            carrier=hello.carrier.or_stricter(spec.carrier),
+            carrier=hello.tls.carrier.or_stricter(spec.carrier),
             bounds=ours,
         )
         answer, secret = handshake.welcome(welcome)
@@ -392,6 +399,7 @@ class LinkAcceptor:
             secret=secret,
             direction=self._direction,
             carrier=welcome.carrier,
+            features=welcome.features,
             role=SessionRole(is_client=False, is_ingress=self._direction is Direction.REVERSE),
             negotiation=Negotiation(ours, hello.bounds, default_limits(spec.settings)),
             report_interval_s=spec.settings.report_interval,

@@ -8,11 +8,12 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.control_channel import ChannelLostError, ControlChannel
+from tunnel.engine.key_ring import KeyRing
 from tunnel.engine.link import Link, LinkTerms
 from tunnel.engine.pool_filler import PoolFiller, ServerEndpoint
 from tunnel.model.errors import TunnelError
 from tunnel.model.limits import configured_limits, default_limits
-from tunnel.model.spec import DataTls, Direction, Mode, TunnelSpec
+from tunnel.model.spec import DataTls, Direction, TunnelSpec
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import ClientHandshake
@@ -50,6 +51,7 @@ class LinkConnector:
         self._event_log = event_log
         self._instance = secrets.token_hex(8)
         self._server = resolver.DialTarget(spec.tunnel)
+        self._key_ring = KeyRing(spec)
 
     def update_spec(self, spec: TunnelSpec) -> None:
         """Use the settings of a changed spec from now on."""
@@ -60,9 +62,10 @@ class LinkConnector:
         spec = self._spec
         try:
             context = await tls.client_context(spec)
+            await self._key_ring.load()
         except tls.TlsError as error:
             raise LinkFailedError(str(error), is_final=True) from None
-        except sockets.NetError as error:  # no thread for reading the certificates: a later attempt may have one
+        except sockets.NetError as error:  # no thread for certificates or key: a later attempt may have one
             raise LinkFailedError(str(error)) from None
         channel: ControlChannel | None = None
         sockaddr: SockAddr | None = None
@@ -112,24 +115,20 @@ class LinkConnector:
     ) -> tuple[Link, PoolFiller]:
         spec = self._spec
         certificate = await channel.secure()
-        handshake = ClientHandshake(spec.key, certificate)
+        [key] = self._key_ring.keys
+        handshake = ClientHandshake(key, spec.service, certificate)
         handshake.receive_challenge(await _receive(channel, Kind.CHALLENGE))
         ours = configured_limits(spec.settings)
-        channel.send(handshake.hello(instance=self._instance, mode=spec.mode, carrier=spec.carrier, bounds=ours))
+        channel.send(handshake.hello(instance=self._instance, mode=spec.mode, tls=spec.data_tls, bounds=ours))
         handshake.receive_welcome(await _receive(channel, Kind.WELCOME))
         welcome, secret = handshake.receive_proof(await _receive(channel, Kind.PROOF))
         channel.note_authenticated()
-        if spec.mode is not Mode.AUTO and spec.mode.value != welcome.direction.value:
-            raise ProtocolError(f"this client has mode={spec.mode} and the server decided {welcome.direction}")
-        if welcome.carrier is not spec.carrier.or_stricter(welcome.carrier):
-            raise ProtocolError(
-                f"this client has tls={spec.data_tls.value} and the server does not encrypt data connections"
-            )
         terms = LinkTerms(
             ident=welcome.link,
             secret=secret,
             direction=welcome.direction,
             carrier=welcome.carrier,
+            features=welcome.features,
             role=SessionRole(is_client=True, is_ingress=welcome.direction is Direction.FORWARD),
             negotiation=Negotiation(ours, welcome.bounds, default_limits(spec.settings)),
             report_interval_s=spec.settings.report_interval,

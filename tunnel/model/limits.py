@@ -7,7 +7,7 @@ from typing import Final
 
 from tunnel.model.settings import Settings
 
-_BUILT_IN_POOL_MAX: Final = Settings().max_pool_capacity
+_BUILT_IN: Final = Settings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +47,16 @@ def negotiate_limits(ours: ConfiguredLimits, theirs: ConfiguredLimits, defaults:
     """Compute the limits of a link from the configuration of its two ends.
 
     A limit that only one end has configured applies to both. If both have: the larger minimum, the smaller maximum
-    and the smaller number of visitors, because an end configures a limit to be protected by it. A larger pool than the
-    built-in maximum has to be configured at both ends: a peer alone must not make this end hold more connections.
+    and the smaller number of visitors, because an end configures a limit to be protected by it. A maximum above the
+    built-in one has to be configured at both ends: a peer alone must not make this end hold more connections.
     """
+    pool_max = _lower_maximum(ours.pool_max, theirs.pool_max, _BUILT_IN.max_pool_capacity, defaults.pool_max)
+    visitors = _lower_maximum(ours.visitors, theirs.visitors, _BUILT_IN.semaphore_limit, defaults.visitors)
+    minima = [value for value in (ours.pool_min, theirs.pool_min) if value is not None]
+    return Limits(min(max(minima, default=defaults.pool_min), pool_max), pool_max, visitors)
 
-    def configured(first: int | None, second: int | None) -> list[int]:
-        return [value for value in (first, second) if value is not None]
 
-    maxima = [_BUILT_IN_POOL_MAX if value is None else value for value in (ours.pool_max, theirs.pool_max)]
-    pool_max = min(maxima) if configured(ours.pool_max, theirs.pool_max) else defaults.pool_max
-    pool_min = max(configured(ours.pool_min, theirs.pool_min), default=defaults.pool_min)
-    visitors = min(configured(ours.visitors, theirs.visitors), default=defaults.visitors)
-    return Limits(min(pool_min, pool_max), pool_max, visitors)
+def _lower_maximum(ours: int | None, theirs: int | None, built_in: int, default: int) -> int:
+    if ours is None and theirs is None:
+        return default
+    return min(built_in if value is None else value for value in (ours, theirs))

@@ -16,6 +16,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from tunnel.model.errors import InvalidValueError, did_you_mean
 from tunnel.model.files import FileError, read_secret
 from tunnel.model.keys import Key
+from tunnel.model.spec import MAX_SERVICE_CHARS
 from tunnel.model.times import format_duration, parse_duration
 
 JsonSchema = dict[str, object]
@@ -236,6 +237,28 @@ class KeyFileType(KeyType):
                 message = f"cannot read {{}}: {error}; write a key with: nodepass-orch keygen > {{}}"
                 raise InvalidValueError(message, shown, path) from None
             raise InvalidValueError(f"cannot read {{}}: {error}", shown) from None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceType:
+    """The name of a service."""
+
+    values: str = f"up to {MAX_SERVICE_CHARS} printable characters without spaces"
+
+    def parse(self, value: object, _: Path) -> str:
+        """Parse the name of a service. Raises InvalidValueError."""
+        text = value if isinstance(value, str) else _scalar_text(value)
+        if len(text) > MAX_SERVICE_CHARS or not text.isprintable() or " " in text:
+            raise InvalidValueError(f"{{}} is not the name of a service: {self.values}", repr(text[:40]))
+        return text
+
+    def format(self, value: str) -> str:
+        """Return the name."""
+        return value
+
+    def json_schemas(self) -> tuple[JsonSchema, ...]:
+        """Return alternatives that describe the value in a YAML file."""
+        return ({**ANY_SCALAR, "maxLength": MAX_SERVICE_CHARS, "pattern": r"^\S*$"},)
 
 
 def parse_natural(text: str) -> int | None:

@@ -26,6 +26,7 @@ from tunnel.model.option_types import (
     KeyFileType,
     KeyType,
     OptionType,
+    ServiceType,
 )
 from tunnel.model.settings import Settings
 from tunnel.model.spec import AuthPolicy, DataTls, Direction, LogLevel, Mode, Role, TunnelSpec
@@ -168,6 +169,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
             type=_AUTH,
             attribute="auth_policy",
             doc="`open`: no key is wanted, every peer is accepted; `key`: in a file, tunnels beyond loopback need one",
+        ),
+        Option(
+            name="service",
+            type=ServiceType(),
+            attribute="service",
+            doc="the name of the tunnel that both ends have to agree on; tells tunnels apart that share a key",
         ),
         _setting("semaphore_limit", _LIMIT, "visitors served at once; more wait in the kernel's backlog"),
         _setting("signal_queue_limit", _LIMIT, "visitors that wait for a data connection; then no more are accepted"),
@@ -352,7 +359,7 @@ def render_option_table() -> str:
         (
             f"`{option.name}`",
             option.type.values,
-            "" if option.is_secret or option.is_file else f"`{option.default}`",
+            "" if option.is_secret or option.is_file or not option.default else f"`{option.default}`",
             "yes" if option.is_live else "no",
             f"`{option.variable}`" if option.variable else "",
             option.doc,

@@ -33,8 +33,7 @@ from tunnel.protocol.payloads import (
     decode_text,
 )
 
-VERSION: Final = 1
-_MAX_GREETING_BYTES: Final = 1024
+_MAX_GREETING_BYTES: Final = 2048
 _MAX_LIST_BYTES: Final = MAX_NUMBERS * U64.size
 _MAC_BYTES: Final = 32
 
@@ -198,7 +197,7 @@ class CapacityChanged:
 
 
 class Kind(enum.IntEnum):
-    """The frames of protocol version 1."""
+    """The frames of protocol version 2."""
 
     CHALLENGE = 0x01
     HELLO = 0x02
@@ -257,10 +256,11 @@ def _rows() -> tuple[FrameSpec, ...]:
     row = FrameSpec
     greeting, numbers, text, u64 = _MAX_GREETING_BYTES, _MAX_LIST_BYTES, MAX_TEXT_BYTES, U64.size
     limits = "pool_min, pool_max, visitors"
-    hello = f"JSON `{{nonce, instance, auth, mode, carrier, {limits}}}`"
-    welcome = f"JSON `{{link, direction, data_port, carrier, {limits}}}`"
+    challenge = "JSON `{versions, features, nonce}`"
+    hello = f"JSON `{{version, features, nonce, service, instance, auth, mode, tls, {limits}}}`"
+    welcome = f"JSON `{{features, link, direction, data_port, carrier, {limits}}}`"
     return (
-        row(Kind.CHALLENGE, Challenge, 0, greeting, server, start, "JSON `{v, nonce}`"),
+        row(Kind.CHALLENGE, Challenge, 0, greeting, server, start, challenge),
         row(Kind.HELLO, Hello, 0, greeting, client, start, hello),
         row(Kind.WELCOME, Welcome, 0, greeting, server, start, welcome),
         row(Kind.REFUSED, Refusal, 0, text, server, start, "a sentence"),

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Self, TypeVar
+from typing import Final, Self, TypeVar, cast
 
 from tunnel.model.limits import ConfiguredLimits
-from tunnel.model.spec import Carrier, Direction, Mode
+from tunnel.model.spec import MAX_SERVICE_CHARS, Carrier, DataTls, Direction, Mode
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.payloads import Sentence
 
 NONCE_BYTES: Final = 32
+LINK_ID_BYTES: Final = 8
+MAX_VERSIONS: Final = 16
+MAX_FEATURES: Final = 16
+_MAX_FEATURE_CHARS: Final = 32
 _MAX_FIELD_CHARS: Final = 80
+_NONCE: Final = re.compile(rf"[0-9a-f]{{{2 * NONCE_BYTES}}}")
+_LINK_ID: Final = re.compile(rf"[0-9a-f]{{{2 * LINK_ID_BYTES}}}")
 
 _Fields = Mapping[str, object]
 _Choice = TypeVar("_Choice", Mode, Direction, Carrier)
@@ -23,45 +30,57 @@ _Choice = TypeVar("_Choice", Mode, Direction, Carrier)
 class Challenge:
     """The server's first frame."""
 
-    version: int
+    versions: tuple[int, ...]
+    """the versions of the protocol that the server speaks"""
+    features: tuple[str, ...]
+    """the optional parts of the protocol that the server has; a client ignores those that it does not know"""
     nonce: str
 
     def encode(self) -> bytes:
         """The payload as bytes."""
-        return _encode_json({"v": self.version, "nonce": self.nonce})
+        return _encode_json({"versions": self.versions, "features": self.features, "nonce": self.nonce})
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:
         """The message in a payload. Raises ProtocolError."""
         fields = _decode_json(payload)
-        version = fields.get("v")
-        if type(version) is not int:
-            raise ProtocolError("a greeting without a valid v")
-        return cls(version, _nonce(fields))
+        versions = _list(fields, "versions", MAX_VERSIONS)
+        if not versions or not all(type(version) is int and version > 0 for version in versions):
+            raise ProtocolError("a greeting without valid versions")
+        return cls(cast("tuple[int, ...]", versions), _features(fields), _nonce(fields))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
     """The client's answer to the challenge."""
 
+    version: int
+    """the version of the protocol that the client has chosen"""
+    features: tuple[str, ...] = ()
+    """the optional parts of the protocol that the client wants"""
     nonce: str
+    service: str
+    """the name of the service that the client wants"""
     instance: str
     """random id of this tunnel in the client's process: the same id again means that the client returns"""
     auth: str
     """``key`` or ``open``"""
     mode: Mode
-    carrier: Carrier
+    tls: DataTls
     bounds: ConfiguredLimits
 
     def encode(self) -> bytes:
         """The payload as bytes."""
         return _encode_json(
             {
+                "version": self.version,
+                "features": self.features,
                 "nonce": self.nonce,
+                "service": self.service,
                 "instance": self.instance,
                 "auth": self.auth,
                 "mode": self.mode.value,
-                "carrier": self.carrier.value,
+                "tls": self.tls.value,
                 **_bounds_fields(self.bounds),
             }
         )
@@ -70,20 +89,28 @@ class Hello:
     def decode(cls, payload: bytes) -> Self:
         """The message in a payload. Raises ProtocolError."""
         fields = _decode_json(payload)
+        version = fields.get("version")
+        if type(version) is not int:
+            raise ProtocolError("a greeting without a valid version")
         return cls(
+            version=version,
+            features=_features(fields),
             nonce=_nonce(fields),
+            service=_text(fields, "service", MAX_SERVICE_CHARS),
             instance=_text(fields, "instance"),
             auth=_text(fields, "auth"),
             mode=_choice(Mode, _text(fields, "mode")),
-            carrier=_choice(Carrier, _text(fields, "carrier")),
+            tls=_data_tls(fields),
             bounds=_bounds(fields),
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Welcome:
     """The server's decisions for the link."""
 
+    features: tuple[str, ...] = ()
+    """the optional parts of the protocol that both ends use on this link"""
     link: str
     """public random id of the link"""
     direction: Direction
@@ -96,6 +123,7 @@ class Welcome:
         """The payload as bytes."""
         return _encode_json(
             {
+                "features": self.features,
                 "link": self.link,
                 "direction": self.direction.value,
                 "data_port": self.data_port,
@@ -111,8 +139,12 @@ class Welcome:
         port = fields.get("data_port")
         if port is not None and not (type(port) is int and 0 < port < 65536):
             raise ProtocolError("an invalid data port")
+        link = _text(fields, "link")
+        if not _LINK_ID.fullmatch(link):
+            raise ProtocolError("a greeting without a valid link")
         return cls(
-            link=_text(fields, "link"),
+            features=_features(fields),
+            link=link,
             direction=_choice(Direction, _text(fields, "direction")),
             data_port=port,
             carrier=_choice(Carrier, _text(fields, "carrier")),
@@ -146,7 +178,7 @@ class Refusal(Sentence):
 
 
 def _encode_json(fields: _Fields) -> bytes:
-    return json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
+    return json.dumps(fields, separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode()
 
 
 def _decode_json(payload: bytes) -> _Fields:
@@ -161,16 +193,38 @@ def _decode_json(payload: bytes) -> _Fields:
 
 def _nonce(fields: _Fields) -> str:
     nonce = _text(fields, "nonce")
-    if len(nonce) != 2 * NONCE_BYTES:
-        raise ProtocolError("a nonce of the wrong length")
+    if not _NONCE.fullmatch(nonce):
+        raise ProtocolError("a greeting without a valid nonce")
     return nonce
 
 
-def _text(fields: _Fields, name: str) -> str:
+def _text(fields: _Fields, name: str, max_chars: int = _MAX_FIELD_CHARS) -> str:
     value = fields.get(name)
-    if not isinstance(value, str) or len(value) > _MAX_FIELD_CHARS or not value.isprintable():
+    if not isinstance(value, str) or len(value) > max_chars or not value.isprintable():
         raise ProtocolError(f"a greeting without a valid {name}")
     return value
+
+
+def _list(fields: _Fields, name: str, max_items: int) -> tuple[object, ...]:
+    value = fields.get(name)
+    if not isinstance(value, list) or len(value) > max_items:
+        raise ProtocolError(f"a greeting without valid {name}")
+    return tuple(value)
+
+
+def _features(fields: _Fields) -> tuple[str, ...]:
+    names = _list(fields, "features", MAX_FEATURES)
+    for name in names:
+        if not isinstance(name, str) or not 0 < len(name) <= _MAX_FEATURE_CHARS or not name.isprintable():
+            raise ProtocolError("a greeting without valid features")
+    return cast("tuple[str, ...]", names)
+
+
+def _data_tls(fields: _Fields) -> DataTls:
+    value = fields.get("tls")
+    if type(value) is not int or value not in set(DataTls):
+        raise ProtocolError("a greeting without a valid tls")
+    return DataTls(value)
 
 
 def _choice(enumeration: type[_Choice], text: str) -> _Choice:
