@@ -27,7 +27,8 @@ from tests.tunnel.test_engine import (
 from tunnel.engine import pool_filler
 from tunnel.engine.context import EngineContext, Timing
 from tunnel.engine.server_engine import ServerEngine
-from tunnel.model.spec import Direction, Key, Mode, Role
+from tunnel.model.keys import Key
+from tunnel.model.spec import Direction, Mode, Role
 from tunnel.model.state import State
 from tunnel.runtime import backoff, listeners
 from tunnel.runtime.name_lookup import SYSTEM_NAMES
