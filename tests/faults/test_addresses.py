@@ -163,6 +163,30 @@ def test_the_tunnel_port_replaces_a_data_port_that_is_closed_later(
 
 
 @pytest.mark.slow
+@pytest.mark.case("the client's host gets another address", deadline=60)
+def test_a_client_whose_address_is_gone_connects_again_soon(
+    harness: ProcessHarness, hosts: NamespaceHosts, record_figure: FigureRecorder
+) -> None:
+    """As a laptop that changes its network.
+
+    Seen to fail: the client waits for three intervals of silence, 15.6 s, before it uses the new address.
+    """
+    pair = hosts.pair(harness).wait_up()
+    link = pair.client.tunnel()["link"]
+    hosts.client.run("ip", "address", "add", "10.1.0.20/25", "dev", "server0")
+    try:
+        hosts.client.run("ip", "address", "del", "10.1.0.2/24", "dev", "server0")
+        began = time.monotonic()
+        wait_until(lambda: pair.client.tunnel()["link"] not in {link, None}, within=12, what="there is a new link")
+        took = time.monotonic() - began
+        pair.time_to_first_byte(within=2)
+    finally:
+        hosts.client.run("ip", "address", "flush", "dev", "server0", "scope", "global")
+        hosts.client.run("ip", "address", "add", "10.1.0.2/24", "dev", "server0")
+    record_figure(f"a new link after {took:.1f} s")
+
+
+@pytest.mark.slow
 @pytest.mark.case("a round trip of more than three seconds", deadline=120)
 def test_a_link_is_made_over_a_very_long_path(
     harness: ProcessHarness, impaired_hosts: ImpairedHosts, record_figure: FigureRecorder

@@ -26,6 +26,8 @@ from tests.tunnel.test_engine import (
 )
 from tunnel.engine import pool_filler
 from tunnel.engine.context import EngineContext, Timing
+from tunnel.engine.control_channel import ControlChannel
+from tunnel.engine.link import Link
 from tunnel.engine.server_engine import ServerEngine
 from tunnel.model.keys import Key
 from tunnel.model.spec import Direction, Mode, Role
@@ -143,3 +145,16 @@ async def test_a_server_accepts_visitors_on_an_address_that_its_host_received_la
             await server.wait_state(UP)
             assert server.engine.snapshot().direction == Direction.REVERSE
             await round_trip(visitors_address(server))
+
+
+async def test_a_link_ends_soon_when_its_local_address_is_gone(
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with echo() as target, pair(shared, target, report_interval=0.2) as (server, client):
+        with monkeypatch.context() as patch:
+            patch.setattr(ControlChannel, "has_local_address", lambda _self: False)
+            patch.setattr(Link, "on_frames", lambda *_: None)
+            await wait_until_async(lambda: client.events.said("no longer has the address 127.0.0.1:"), "it is noticed")
+        assert not client.events.said("has been silent for ")
+        await client.wait_state(UP)
+        await server.wait_state(UP)

@@ -172,3 +172,17 @@ async def test_a_literal_is_resolved_once_and_a_wildcard_means_this_host(host: s
     assert sockaddr[:2] == (dialled, 80)
     target.invalidate()
     assert target.cached() is not None
+
+
+@pytest.mark.parametrize(
+    ("sockaddr", "is_own"),
+    [
+        (("127.0.0.1", 1), True),
+        (("192.0.2.77", 1), False),
+        (("::1", 1, 0, 0), True),
+        (("::ffff:127.0.0.1", 1, 0, 0), True),
+        (("::ffff:192.0.2.77", 1, 0, 0), False),
+    ],
+)
+def test_a_local_address_that_the_host_has_lost_is_recognised(sockaddr: sockets.SockAddr, is_own: bool) -> None:  # noqa: FBT001  a table's column
+    assert resolver.has_local_address(sockaddr) is is_own

@@ -12,6 +12,7 @@ from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.frame_codec import MIN_FRAME_BYTES, Frame, FrameDecoder
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import HANGUP, READABLE, WRITABLE
+from tunnel.runtime.resolver import has_local_address
 from tunnel.runtime.tls import MAX_HANDSHAKE_BYTES, TlsError, TlsSession
 
 if TYPE_CHECKING:
@@ -134,6 +135,13 @@ class ControlChannel:
             self.close(str(error))
             return
         self._write(self._session.data_to_send())
+
+    def has_local_address(self) -> bool:
+        """Whether this host still has the address from which the channel was made."""
+        try:
+            return has_local_address(self._sock.getsockname())
+        except OSError:  # closed
+            return True
 
     def set_read_size(self, size: int) -> None:
         """Read ``size`` bytes at once from now on."""

@@ -251,6 +251,10 @@ class Link:
         if heartbeat.is_peer_lost(now):
             self.channel.close(f"the other end has been silent for {heartbeat.silence_s(now):.1f} s")
             return
+        if heartbeat.silence_s(now) > heartbeat.interval_s and not self.channel.has_local_address():
+            # It has moved to another network, or the address to another host (VRRP): no answer can come any more.
+            self.channel.close(f"this host no longer has the address {self.channel.local}")
+            return
         self.session.send_ping(now)
         self._ping_timer = self._reactor.call_later(heartbeat.seconds_until_ping(now, share), self._on_ping_timer)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import time
 from typing import TYPE_CHECKING, Final
@@ -14,7 +15,6 @@ from tunnel.runtime.own_addresses import is_own_ip
 from tunnel.runtime.sockets import NetError, SockAddr
 
 if TYPE_CHECKING:
-    import ipaddress
     from collections.abc import Callable, Iterable
 
 Candidate = tuple[socket.AddressFamily, SockAddr]
@@ -175,6 +175,17 @@ class DialTarget:
 def _is_unknown_name(error: OSError) -> bool:
     """Whether a name server answered that the name does not exist, rather than not at all."""
     return isinstance(error, socket.gaierror) and error.errno in {socket.EAI_NONAME, socket.EAI_NODATA}
+
+
+def has_local_address(sockaddr: SockAddr) -> bool:
+    """Whether this host (still) has the local address of a socket; True where the kernel does not say."""
+    ip = ipaddress.ip_address(sockaddr[0].partition("%")[0])
+    if ip.version == 6 and ip.ipv4_mapped is not None:  # a connection of IPv4 on a listener of both families
+        ip = ip.ipv4_mapped
+    try:
+        return is_own_ip(ip, sockaddr[3] if len(sockaddr) > 2 else 0)
+    except OSError:
+        return True
 
 
 def is_this_host(address: Address) -> bool:
