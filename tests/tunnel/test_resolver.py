@@ -186,3 +186,23 @@ async def test_a_literal_is_resolved_once_and_a_wildcard_means_this_host(host: s
 )
 def test_a_local_address_that_the_host_has_lost_is_recognised(sockaddr: sockets.SockAddr, is_own: bool) -> None:  # noqa: FBT001  a table's column
     assert resolver.has_local_address(sockaddr) is is_own
+
+
+def test_the_own_addresses_are_known_where_netlink_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbid(*_: object) -> bool:
+        raise PermissionError
+
+    monkeypatch.setattr(resolver, "is_own_ip", forbid)
+    assert resolver.is_this_host(Address(_own_ip(), 80))
+    assert not resolver.is_this_host(Address("192.0.2.77", 80))
+    assert resolver.has_local_address(("192.0.2.77", 1)), "a link must not end because the kernel does not say"
+
+
+def _own_ip() -> str:
+    """The first address of this host that is not on loopback, or one on loopback where there is no network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.77", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])

@@ -205,6 +205,16 @@ def _is_own_ip(address: Address) -> bool:
     ip = address.ip
     if ip is None:
         return False
-    with contextlib.suppress(OSError):
+    try:
         return is_own_ip(ip, interface_index(ip.scope_id) if ip.version == 6 and ip.scope_id else 0)
+    except OSError:  # a sandbox may forbid netlink sockets
+        return _is_own_source(ip)
+
+
+def _is_own_source(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether this host would connect to an address from the same one; false for second addresses of an interface."""
+    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((str(ip), 9))  # sends nothing; the kernel picks the address it would send from
+        return str(probe.getsockname()[0]) == str(ip)
     return False
