@@ -1,4 +1,4 @@
-"""Addresses that come, go or change while the daemons run, hosts that only accept connections, and very long paths."""
+"""Addresses that come, go or change while the daemons run, and hosts of a name that only accept connections."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from collections.abc import Generator
 import pytest
 
 from tests.faults.conftest import FigureRecorder
-from tests.faults.hosts import KEY, SERVER, ImpairedHosts, NamespaceHosts, patient_echo
+from tests.faults.hosts import KEY, SERVER, NamespaceHosts, patient_echo
 from tests.faults.test_names import first_byte_s, start_pair
-from tests.faults.wire import Impairment
 from tests.support.namespaces import Host
 from tests.support.peers import Target, time_to_first_byte
 from tests.support.ports import free_port
@@ -184,23 +183,3 @@ def test_a_client_whose_address_is_gone_connects_again_soon(
         hosts.client.run("ip", "address", "flush", "dev", "server0", "scope", "global")
         hosts.client.run("ip", "address", "add", "10.1.0.2/24", "dev", "server0")
     record_figure(f"a new link after {took:.1f} s")
-
-
-@pytest.mark.slow
-@pytest.mark.case("a round trip of more than three seconds", deadline=120)
-def test_a_link_is_made_over_a_very_long_path(
-    harness: ProcessHarness, impaired_hosts: ImpairedHosts, record_figure: FigureRecorder
-) -> None:
-    """As over a satellite and a full queue: four round trips take longer than the ten seconds of a silent server.
-
-    Seen to fail: with ten seconds for all of the handshake, the client never comes up.
-    """
-    impaired_hosts.wire.set_impairment(Impairment(delay=1.6))
-    try:
-        began = time.monotonic()
-        pair = impaired_hosts.pair(harness).wait_up(within=40)
-        took = time.monotonic() - began
-        waits = [first_byte_s(pair.connect) for _ in range(2)]
-    finally:
-        impaired_hosts.wire.set_impairment(Impairment())
-    record_figure(f"up after {took:.0f} s, a visitor waits {max(waits):.1f} s")

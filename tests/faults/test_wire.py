@@ -1,4 +1,4 @@
-"""A wire that loses, delays and reorders packets: streams arrive unchanged and the link stays."""
+"""A wire that loses, delays and reorders packets: streams arrive unchanged, the link is made and stays."""
 
 from __future__ import annotations
 
@@ -101,3 +101,26 @@ def test_an_impaired_wire_harms_no_visitor_and_no_link(
         f"{VISITORS} visitors in {median:.2f} s each, {slowest:.1f} s at most; "
         f"{STREAM_BYTES >> 10:,} KiB each way in {took:.1f} s"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.case("a round trip of more than three seconds", deadline=120)
+def test_a_link_is_made_over_a_very_long_path(
+    harness: ProcessHarness, impaired_hosts: ImpairedHosts, record_figure: FigureRecorder
+) -> None:
+    """As over a satellite and a full queue: four round trips take longer than the ten seconds of a silent server.
+
+    Seen to fail: with ten seconds for all of the handshake, the client never comes up.
+    """
+    impaired_hosts.wire.set_impairment(Impairment(delay=1.6))
+    try:
+        began = time.monotonic()
+        pair = impaired_hosts.pair(harness).wait_up(within=40)
+        took = time.monotonic() - began
+        began = time.monotonic()
+        with pair.connect() as visitor:
+            assert round_trip(visitor, b"here") == b"here"
+        wait_s = time.monotonic() - began
+    finally:
+        impaired_hosts.wire.set_impairment(Impairment())
+    record_figure(f"up after {took:.0f} s, a visitor waits {wait_s:.1f} s")
