@@ -84,7 +84,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _installed_contenders(options: argparse.Namespace) -> list[contender_list.Contender]:
-    contenders = [contender_list.direct(), contender_list.haproxy(), contender_list.ours(options.ours_command)]
+    plain = contender_list.ours(options.ours_command, name=f"{contender_list.OURS}, tls=0", options="&tls=0")
+    contenders = [contender_list.direct(), contender_list.haproxy(), contender_list.ours(options.ours_command), plain]
     if options.contenders:
         contenders += contender_list.load(options.contenders)
     names = [contender.name for contender in contenders]

@@ -44,12 +44,12 @@ _PLOTTED: Final = (
     "idle.both",
 )  # fmt: skip
 
-PLAIN: Final = "plain"
-ENCRYPTED: Final = "tls=1"
+PLAIN: Final = "tls=0"
+ENCRYPTED: Final = "encrypted"
 
 _TLS_GOALS: Final = {
-    "keepalive.rate": Goal(0.5, at_least=True),
-    "newconn.rate": Goal(0.5, at_least=True),
+    "keepalive.rate": Goal(0.8, at_least=True),
+    "newconn.rate": Goal(0.85, at_least=True),
     "bulk1.rate": Goal(0.5, at_least=True),
     "bulk8.rate": Goal(0.5, at_least=True),
 }
@@ -70,8 +70,9 @@ def contenders(contenders: Sequence[Contender], kinds: Sequence[str]) -> Section
 
 
 def tls(command: str | None) -> Section:
-    """Return the section that compares plain and encrypted data connections."""
-    pairs = (contender_list.ours(command, name=PLAIN), contender_list.ours(command, name=ENCRYPTED, options="&tls=1"))
+    """Return the section that compares encrypted data connections with those in the clear."""
+    plain = contender_list.ours(command, name=PLAIN, options="&tls=0")
+    pairs = (plain, contender_list.ours(command, name=ENCRYPTED))
     metrics = tuple(
         Metric(metric.key, metric.label, metric.digits, _TLS_GOALS.get(metric.key), metric.chart_title)
         for metric in METRICS

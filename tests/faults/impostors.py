@@ -62,12 +62,17 @@ class HostileClient:
             handshake.hello(
                 instance=secrets.token_hex(8),
                 mode=Mode.AUTO,
-                tls=DataTls.PINNED if data_tls else DataTls.OFF,
+                tls=DataTls.ENCRYPTED if data_tls else DataTls.OFF,
                 bounds=ConfiguredLimits(),
             )
         )
         handshake.receive_welcome(reader.receive(Kind.WELCOME))
         return handshake.receive_proof(reader.receive(Kind.PROOF))
+
+    @property
+    def link(self) -> bytes:
+        """The id of the link, as its prefaces have it."""
+        return bytes.fromhex(self.welcome.link)
 
     def close(self) -> None:
         """Close the control channel."""

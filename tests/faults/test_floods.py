@@ -298,7 +298,7 @@ def test_unused_data_connections_of_a_client_leave_descriptors_for_other_tunnels
         stack.enter_context(client.sock)
         for ident in range(1, 1_025):
             data = stack.enter_context(connect(("127.0.0.1", port)))
-            data.sendall(encode_preface(client.secret, ident))
+            data.sendall(encode_preface(client.link, client.secret, ident))
         wait_until(lambda: server.tunnel()["refused"]["prefaces"], within=10, what="the latest ones are refused")
         times = [time_to_first_byte(visitors, within=2) for _ in range(20)]
         held = count_descriptors(server.pid)

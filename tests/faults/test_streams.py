@@ -31,10 +31,10 @@ BURST_VISITORS = 2000 if IS_FULL_SCALE else 400
 SLICED_BYTES = 20_000 if IS_FULL_SCALE else 2_000
 
 WAYS = {
-    "reverse": ("reverse", ""),
-    "forward": ("forward", ""),
-    "reverse, encrypted": ("reverse", "tls=1"),
-    "forward, encrypted": ("forward", "tls=1"),
+    "reverse": ("reverse", "tls=0"),
+    "forward": ("forward", "tls=0"),
+    "reverse, encrypted": ("reverse", ""),
+    "forward, encrypted": ("forward", ""),
 }
 QUICK = ("reverse", "forward, encrypted")
 

@@ -22,7 +22,7 @@ from orchestrator.mqtt.payloads import (
 from orchestrator.mqtt.topics import COMMAND, INFO, RESPONSE, STATE, STATS, STATUS, HostTopics
 from orchestrator.status.contract import ConfigStatus, DaemonInfo
 from orchestrator.supervisor.runner import stopped_snapshot
-from tests.fuzz.targets import NOW, SECRET
+from tests.fuzz.targets import NOW, RECORD_CONTENTS, SECRET
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.options import make_spec
 from tunnel.model.times import format_timestamp
@@ -44,6 +44,7 @@ from tunnel.protocol.frames import (
 from tunnel.protocol.handshake_messages import Challenge, Refusal
 from tunnel.protocol.payloads import FrameMessage
 from tunnel.protocol.preface import encode_preface
+from tunnel.protocol.records import HEADER_BYTES, TAG_BYTES, RecordDirection, RecordWriter
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 
@@ -88,7 +89,7 @@ def _handshake() -> Seeds:
         "pool_min": 1, "pool_max": None, "visitors": 9,
     }  # fmt: skip
     welcome = {
-        "features": ["reuse"], "link": "6f1c" * 4, "direction": "reverse", "data_port": 40_000, "carrier": "tls",
+        "features": ["reuse"], "link": "6f1c" * 4, "direction": "reverse", "data_port": 40_000, "carrier": "encrypted",
         "pool_min": None, "pool_max": 64, "visitors": None,
     }  # fmt: skip
     challenge = {"versions": [2, 3], "features": ["reuse"], "nonce": _NONCE}
@@ -118,12 +119,29 @@ def _handshake() -> Seeds:
 
 
 def _preface() -> Seeds:
-    genuine = encode_preface(SECRET, 7)
+    genuine = encode_preface(bytes(8), SECRET, 7)
     yield "genuine", genuine
     yield "forged", genuine[:-1] + bytes([genuine[-1] ^ 1])
     yield "other-magic", b"GET " + genuine[4:]
     yield "ids-in-order", genuine + b"".join(n.to_bytes(8) for n in range(8))
     yield "ids-again", genuine + b"".join(n.to_bytes(8) for n in (5, 5, 3, 100, 5, 36, 37, (1 << 64) - 1, 1))
+
+
+def _records() -> Seeds:
+    writer = RecordWriter(SECRET, 7, 0, RecordDirection.TO_SERVER)
+    sealed = []
+    for content in RECORD_CONTENTS:
+        record = bytearray(HEADER_BYTES) + content + bytes(1 + TAG_BYTES)
+        writer.seal(memoryview(record), 0, len(content))
+        sealed.append(bytes(record))
+    end = writer.seal_end()
+    yield "whole", b"\0" + b"".join(sealed) + end
+    yield "byte-by-byte", b"\1" + b"".join(sealed) + end
+    yield "dropped", b"\0" + sealed[0] + sealed[2] + end
+    yield "repeated", b"\0" + sealed[0] + sealed[0]
+    yield "cut-off", b"\x20" + b"".join(sealed)[:-1]
+    yield "no-record", b"\0GET / HTTP/1.1\r\n\r\n"
+    yield "after-the-end", b"\0" + b"".join(sealed) + end + end
 
 
 def _mqtt() -> Seeds:
@@ -174,6 +192,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         ("frames", _frames()),
         ("handshake", _handshake()),
         ("preface", _preface()),
+        ("records", _records()),
         ("mqtt", _mqtt()),
     ):
         for name, data in made:

@@ -38,7 +38,8 @@ from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
 from tunnel.protocol.handshake_messages import Challenge, Hello, Refusal, Welcome
 from tunnel.protocol.heartbeat import Heartbeat
 from tunnel.protocol.keys import BaseKey
-from tunnel.protocol.preface import PREFACE_SIZE, decode_preface, encode_preface
+from tunnel.protocol.preface import PREFACE_SIZE, check_preface, decode_preface, encode_preface
+from tunnel.protocol.records import MAX_RECORD_BYTES, RecordDirection, RecordError, RecordReader
 from tunnel.protocol.replay import ReplayWindow
 from tunnel.protocol.session import Negotiation, Session, SessionRole
 
@@ -48,10 +49,13 @@ NOW: Final = 1_800_000_000.0
 SECRET: Final = bytes(range(32))
 KEY: Final = BaseKey(bytes(range(32)))
 CERTIFICATE: Final = b"the server's certificate as DER"
+RECORD_CONTENTS: Final = (b"first", b"x" * 200, b"last")
+"""What the seeds of ``data_records`` contain, before the end of the stream."""
 MAX_INPUT_BYTES: Final = {
     "frames": 4096,
     "handshake": 2100,
     "preface": 200,
+    "records": 600,
     "url": 2048,
     "yaml": 4096,
     "variables": 1024,
@@ -169,13 +173,14 @@ def preface(data: bytes) -> None:
         return
     start, ids = data[:PREFACE_SIZE], data[PREFACE_SIZE:]
     try:
-        ident = decode_preface(SECRET, start)
+        link, ident, mac = decode_preface(start)
+        check_preface(SECRET, ident, mac)
     except ProtocolError:
-        ident = int.from_bytes(start[4:12])
-        assert encode_preface(SECRET, ident) != start, "a genuine preface is refused"
+        link, ident = start[4:12], int.from_bytes(start[12:20])
+        assert encode_preface(link, SECRET, ident) != start, "a genuine preface is refused"
     else:
-        assert encode_preface(SECRET, ident) == start, "a forged preface is accepted"
-    assert decode_preface(SECRET, encode_preface(SECRET, ident)) == ident
+        assert encode_preface(link, SECRET, ident) == start, "a forged preface is accepted"
+    assert decode_preface(encode_preface(link, SECRET, ident))[:2] == (link, ident)
     window, accepted = ReplayWindow(64), set[int]()
     for at in range(0, len(ids) - 7, 8):
         number = int.from_bytes(ids[at : at + 8])
@@ -186,6 +191,21 @@ def preface(data: bytes) -> None:
 
 
 # --- URL ----------------------------------------------------------------------------------------------------------
+
+
+def data_records(data: bytes) -> None:
+    """The stream of an encrypted data connection, which arrives in parts of a size."""
+    if not data:
+        return
+    size, stream = data[0] or 256, data[1:]
+    reader, opened, genuine = RecordReader(SECRET, 7, 0, RecordDirection.TO_SERVER), b"", b"".join(RECORD_CONTENTS)
+    with contextlib.suppress(RecordError):
+        for at in range(0, len(stream), size):
+            received = memoryview(bytearray(reader.rest + stream[at : at + size]))
+            opened += b"".join(reader.open_all(received))
+            assert genuine.startswith(opened), "bytes that nobody has sealed"
+            assert len(reader.rest) < MAX_RECORD_BYTES, "an incomplete record grows"
+        assert not reader.has_ended or opened == genuine, "a stream that is not whole was taken for complete"
 
 
 def url(data: bytes) -> None:
@@ -361,6 +381,7 @@ TARGETS: Final[dict[str, Target]] = {
     "frames": control_frames,
     "handshake": handshake,
     "preface": preface,
+    "records": data_records,
     "url": url,
     "yaml": yaml,
     "variables": variables,

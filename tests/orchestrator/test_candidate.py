@@ -17,7 +17,7 @@ from tunnel.model.state import State
 
 __all__ = ["harness"]
 
-TEXT = f"version: 1\ntunnels:\n  web: {WEB}?tls=1\n  db: {DB}\n  new: server://127.0.0.1:1009/127.0.0.1:8009\n"
+TEXT = f"version: 1\ntunnels:\n  web: {WEB}?tls=0\n  db: {DB}\n  new: server://127.0.0.1:1009/127.0.0.1:8009\n"
 
 
 async def test_a_plan_of_a_candidate_compares_it_with_what_runs(harness: ReloadHarness) -> None:

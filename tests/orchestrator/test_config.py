@@ -149,7 +149,7 @@ def test_a_scalar_is_the_text_of_the_file(folder: Folder) -> None:
         "    key: 0123\n    mode: 2\n    tls: 1\n    tags: [yes, 1.0]"
     ).entries[0]
     assert (entry.name, entry.spec.key, entry.tags) == ("0123", Key("0123"), ("yes", "1.0"))
-    assert (entry.spec.mode, entry.spec.data_tls) == (Mode.FORWARD, DataTls.PINNED)
+    assert (entry.spec.mode, entry.spec.data_tls) == (Mode.FORWARD, DataTls.ENCRYPTED)
 
 
 def test_variables_are_replaced_by_their_values_or_defaults(folder: Folder) -> None:

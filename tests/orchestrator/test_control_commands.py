@@ -196,11 +196,11 @@ def test_plan_and_reload_report_faults_and_changes(daemon: DaemonShell) -> None:
 def test_a_plan_has_one_line_for_each_step() -> None:
     plan: PlanJson = {
         "ok": True, "error": None, "add": ["a"], "remove": ["b"],
-        "restart": [{"name": "c", "changes": ["key: changed", "tls: 0 → 1"]}],
+        "restart": [{"name": "c", "changes": ["key: changed", "tls: 1 → 0"]}],
         "change": [{"name": "d\n", "changes": []}], "unchanged": 0, "warnings": [],
     }  # fmt: skip
     assert list(control._plan_lines(plan)) == [
-        "add a", "remove b", "restart c: key: changed; tls: 0 → 1", "change live d\\n",
+        "add a", "remove b", "restart c: key: changed; tls: 1 → 0", "change live d\\n",
     ]  # fmt: skip
 
 

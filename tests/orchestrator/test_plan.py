@@ -23,7 +23,7 @@ EXAMPLES = {
     "log": ("debug", "warn"),
     "mode": ("reverse", "forward"),
     "data_port": ("tunnel", "4000"),
-    "tls": ("1",),
+    "tls": ("0",),
     "key": ("hunter2", "correct horse"),
     "max_pool_capacity": ("64", "1024"),
     "report_interval": ("2s", "5s"),

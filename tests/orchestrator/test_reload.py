@@ -77,10 +77,10 @@ async def harness(tmp_path: Path) -> AsyncIterator[ReloadHarness]:
 
 async def test_only_changed_entries_get_another_engine(harness: ReloadHarness) -> None:
     others = {name: harness.engine(name) for name in ("db", "out")}
-    answer = await harness.reload({**START, "web": WEB + "?tls=1"})
+    answer = await harness.reload({**START, "web": WEB + "?tls=0"})
     assert (answer.generation, answer.is_ok, answer.fault) == (2, True, None)
     assert actions(answer) == {"web": "restarted", "db": "unchanged", "out": "unchanged"}
-    assert answer.results["web"].changes == ("tls: 0 → 1",)
+    assert answer.results["web"].changes == ("tls: 1 → 0",)
     await wait_until_async(lambda: harness.state("web") is State.UP)
     assert harness.count_engines() == {"web": 2, "db": 1, "out": 1}
     assert all(harness.engine(name) is engine and not engine.drained_with for name, engine in others.items())
@@ -89,7 +89,7 @@ async def test_only_changed_entries_get_another_engine(harness: ReloadHarness) -
 async def test_the_old_engine_drains_beside_the_new_one_and_its_visitors_still_count(harness: ReloadHarness) -> None:
     old = harness.engine("web")
     old.visitor_left.clear()
-    await harness.reload({**START, "web": WEB + "?tls=1"}, "supervisor: {drain_timeout: 7s}")
+    await harness.reload({**START, "web": WEB + "?tls=0"}, "supervisor: {drain_timeout: 7s}")
     await wait_until_async(lambda: harness.state("web") is State.UP)
     assert old.drained_with == [7.0]
     assert harness.supervisor.snapshot("web").connections.active == 1
@@ -165,13 +165,13 @@ async def test_a_disabled_tunnel_that_was_started_by_command_is_restarted(harnes
 async def test_a_failed_tunnel_is_started_again_when_its_entry_changes(harness: ReloadHarness) -> None:
     harness.engine("web").fail("the certificate is not one")
     await wait_until_async(lambda: harness.state("web") is State.FAILED)
-    await harness.reload({**START, "web": WEB + "?tls=1"})
+    await harness.reload({**START, "web": WEB + "?tls=0"})
     await wait_until_async(lambda: harness.state("web") is State.UP)
 
 
 async def test_a_port_that_is_taken_rejects_that_entry_alone(harness: ReloadHarness) -> None:
     harness.engines.ports[Address("127.0.0.1", 7777)] = "another process"
-    changed = {**START, "web": WEB.replace("1001", "7777"), "db": DB + "?tls=1"}
+    changed = {**START, "web": WEB.replace("1001", "7777"), "db": DB + "?tls=0"}
     answer = await harness.reload(changed)
     assert actions(answer) == {"web": "rejected", "db": "restarted", "out": "unchanged"}
     assert answer.is_ok is False
@@ -229,7 +229,7 @@ async def test_an_entry_that_waits_for_a_rejected_one_is_rejected_too(harness: R
 async def test_a_port_of_a_removed_entry_is_free_for_a_new_one(harness: ReloadHarness) -> None:
     old = harness.engine("web")
     old.visitor_left.clear()
-    answer = await harness.reload({"www": WEB + "?tls=1", "db": DB, "out": OUT})
+    answer = await harness.reload({"www": WEB + "?tls=0", "db": DB, "out": OUT})
     assert actions(answer) == {"www": "added", "db": "unchanged", "out": "unchanged", "web": "removed"}
     await wait_until_async(lambda: harness.state("www") is State.UP)
     assert harness.state("web") is State.DRAINING
@@ -286,7 +286,7 @@ async def test_reloads_run_one_after_the_other_and_the_latest_file_wins(harness:
 
 
 async def test_a_command_after_the_watcher_is_answered_once_with_its_result(harness: ReloadHarness) -> None:
-    harness.write({**START, "web": WEB + "?tls=1"})
+    harness.write({**START, "web": WEB + "?tls=0"})
     await harness.supervisor.reload_after_change()
     asked = await harness.supervisor.reload()
     assert (asked.generation, actions(asked)["web"]) == (2, "restarted")
@@ -296,11 +296,11 @@ async def test_a_command_after_the_watcher_is_answered_once_with_its_result(harn
 
 
 async def test_a_plan_changes_nothing(harness: ReloadHarness) -> None:
-    harness.write({"web": WEB + "?tls=1", "db": DB + "?log=debug", "new": OUT})
+    harness.write({"web": WEB + "?tls=0", "db": DB + "?log=debug", "new": OUT})
     plan = (await harness.supervisor.plan()).as_json()
     assert (plan["ok"], plan["error"]) == (True, None)
     assert (plan["add"], plan["remove"]) == (["new"], ["out"])
-    assert plan["restart"] == [{"name": "web", "changes": ["tls: 0 → 1"]}]
+    assert plan["restart"] == [{"name": "web", "changes": ["tls: 1 → 0"]}]
     assert plan["change"] == [{"name": "db", "changes": ["log: info → debug"]}]
     assert harness.supervisor.generation == 1
     harness.file.write_text("")
@@ -311,11 +311,11 @@ async def test_a_plan_changes_nothing(harness: ReloadHarness) -> None:
 
 
 async def test_the_event_of_a_reload_has_the_result_of_each_changed_entry(harness: ReloadHarness) -> None:
-    await harness.reload({**START, "web": WEB + "?tls=1"})
+    await harness.reload({**START, "web": WEB + "?tls=0"})
     event = harness.bus.events_of("")[-1]
     assert (event.kind, event.text) == ("reload", "generation 2: 1 restarted, 2 unchanged")
     assert event.data["generation"] == 2
-    assert event.data["results"] == {"web": {"action": "restarted", "detail": None, "changes": ["tls: 0 → 1"]}}
+    assert event.data["results"] == {"web": {"action": "restarted", "detail": None, "changes": ["tls: 1 → 0"]}}
 
 
 async def test_a_reload_is_refused_during_shutdown(harness: ReloadHarness) -> None:
@@ -327,7 +327,7 @@ async def test_a_reload_is_refused_during_shutdown(harness: ReloadHarness) -> No
 
 
 async def test_a_shutdown_during_a_reload_stops_every_tunnel(harness: ReloadHarness) -> None:
-    reload = asyncio.create_task(harness.reload({**START, "web": WEB + "?tls=1", "new": OUT.replace("1003", "1009")}))
+    reload = asyncio.create_task(harness.reload({**START, "web": WEB + "?tls=0", "new": OUT.replace("1003", "1009")}))
     await wait_until_async(lambda: len(harness.engines.made["web"]) == 2)
     harness.supervisor.shutdown()
     await reload

@@ -555,9 +555,10 @@ async def test_a_defect_ends_the_engine_alone_and_is_raised(
             async with running_engine(shared, client_spec(both[0], target)):
                 await wait_until_async(both[0].task.done, "the engine has ended")
         else:
-            async with visit(address) as (_, writer):
-                writer.write(b"x")
-                await wait_until_async(lambda: any(running.task.done() for running in both), "an engine has ended")
+            with contextlib.suppress(ConnectionError):  # frames arrive all the time: it may have ended by now
+                async with visit(address) as (_, writer):
+                    writer.write(b"x")
+            await wait_until_async(lambda: any(running.task.done() for running in both), "an engine has ended")
         for running in both:
             running.engine.close()
         await asyncio.wait({running.task for running in both})
@@ -663,7 +664,7 @@ async def test_a_server_cannot_take_the_encryption_of_data_connections_back(
     monkeypatch.setattr(ServerHandshake, "welcome", without_tls)
     async with running_engine(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.wait_state(State.WAITING)
-        encrypted = client_spec(server, "127.0.0.1:1", data_tls=DataTls.PINNED)
+        encrypted = client_spec(server, "127.0.0.1:1", data_tls=DataTls.ENCRYPTED)
         async with running_engine(shared, encrypted) as client:
             await client.wait_state(State.COOLDOWN)
             assert "this client has tls=1 and the server does not encrypt data connections" in client.reason

@@ -24,7 +24,11 @@ CERTIFICATE = b"the server's certificate as DER"
 LINK = "6f1c" * 4
 
 WELCOME = Welcome(
-    link=LINK, direction=Direction.REVERSE, data_port=40_000, carrier=Carrier.TLS, bounds=ConfiguredLimits(1, 2, 3)
+    link=LINK,
+    direction=Direction.REVERSE,
+    data_port=40_000,
+    carrier=Carrier.ENCRYPTED,
+    bounds=ConfiguredLimits(1, 2, 3),
 )
 
 bounds = st.builds(ConfiguredLimits, *[st.none() | st.integers(1, (1 << 32) - 1)] * 3)
@@ -283,7 +287,7 @@ def test_a_client_refuses_a_direction_that_contradicts_its_mode(mode: Mode) -> N
                 exchange.finish(decided)
 
 
-@pytest.mark.parametrize("tls", [DataTls.PINNED, DataTls.VERIFIED])
+@pytest.mark.parametrize("tls", [DataTls.ENCRYPTED, DataTls.VERIFIED])
 def test_a_client_that_asks_for_encryption_refuses_a_carrier_without_it(tls: DataTls) -> None:
     exchange = Exchange()
     exchange.authenticate(tls=tls)

@@ -266,18 +266,19 @@ async def test_a_client_without_the_key_receives_one_generic_sentence(
 
 async def test_a_data_connection_is_pooled_once_and_only_with_the_secret_of_the_link(harness: AcceptorHarness) -> None:
     channel, secret = await establish_link(harness)
-    genuine = encode_preface(secret, 1)
     link = harness.owner.links[0]
+    genuine = encode_preface(link.wire_id, secret, 1)
     first = harness.connect(harness.data, genuine)
     await wait_until_async(lambda: len(link.pool) == 1, "it is pooled")
     copies = [
         harness.connect(harness.data, genuine),
-        harness.connect(harness.data, encode_preface(b"x" * 32, 2)),
+        harness.connect(harness.data, encode_preface(link.wire_id, b"x" * 32, 2)),
+        harness.connect(harness.data, encode_preface(b"another!", secret, 3)),
         harness.connect(harness.tunnel, genuine[:-1] + bytes([genuine[-1] ^ 1])),
     ]
-    await wait_until_async(lambda: harness.stats.refused_prefaces == 3, "replayed and forged ones are refused")
+    await wait_until_async(lambda: harness.stats.refused_prefaces == 4, "replayed and forged ones are refused")
     assert len(link.pool) == 1
-    second = harness.connect(harness.tunnel, encode_preface(secret, 2))
+    second = harness.connect(harness.tunnel, encode_preface(link.wire_id, secret, 2))
     await wait_until_async(lambda: len(link.pool) == 2, "the tunnel port takes data connections too")
     for sock in (first, second, *copies):
         sock.close()
@@ -288,10 +289,10 @@ async def test_a_data_connection_that_ends_with_its_preface_is_not_pooled(harnes
     channel, secret = await establish_link(harness)
     link = harness.owner.links[0]
     watched = len(harness.context.reactor)
-    abandoned = [harness.connect(harness.data, encode_preface(secret, n)) for n in range(3)]
+    abandoned = [harness.connect(harness.data, encode_preface(link.wire_id, secret, n)) for n in range(3)]
     for sock in abandoned:
         sock.close()
-    living = harness.connect(harness.data, encode_preface(secret, 9))
+    living = harness.connect(harness.data, encode_preface(link.wire_id, secret, 9))
     await wait_until_async(lambda: 9 in link.pool._idle, "the living one is pooled")
     await wait_until_async(lambda: len(harness.context.reactor) == watched + 1, "the others are closed")
     data = link.pool.acquire()

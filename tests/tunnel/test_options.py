@@ -143,7 +143,7 @@ def test_the_examples_of_the_original_are_complete_specs(text: str) -> None:
     assert spec.auth == "open"
     assert spec.mode is Mode.AUTO
     assert spec.data_port == 0
-    assert spec.data_tls is DataTls.OFF
+    assert spec.data_tls is DataTls.ENCRYPTED
     assert spec.settings == Settings()
     assert spec.log.name.lower() == (parse_url(text).values().get("log", "info"))
 
@@ -163,7 +163,7 @@ def test_the_examples_of_the_original_are_complete_specs(text: str) -> None:
         ("data_port=tunnel", "data_port", None),
         ("data_port=10102", "data_port", 10102),
         ("tls=0", "data_tls", DataTls.OFF),
-        ("tls=1", "data_tls", DataTls.PINNED),
+        ("tls=1", "data_tls", DataTls.ENCRYPTED),
         ("tls_cert=/etc/a.pem&tls_key=/etc/b.pem", "tls_key", Path("/etc/b.pem")),
     ],
 )

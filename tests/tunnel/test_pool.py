@@ -10,7 +10,7 @@ from tests.support.engine_parts import shared_parts
 from tests.support.scale import GUARD_S
 from tests.support.sockets import tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
-from tunnel.carriers.tcp import PlainStream
+from tunnel.carriers.tcp import PlainCarrier
 from tunnel.engine import pool as pool_module
 from tunnel.engine.context import EngineContext
 from tunnel.engine.pool import DataConnection, Pool
@@ -32,7 +32,7 @@ class PoolHarness:
     def add(self, *idents: int) -> None:
         for ident in idents:
             ours, self.peers[ident] = tcp_pair()
-            self.pool.add(DataConnection(ident, ours, PlainStream(), self.pool), is_registered=False)
+            self.pool.add(DataConnection(ident, ours, PlainCarrier(), self.pool), is_registered=False)
 
     def age(self, seconds: float) -> None:
         for connection in (*self.pool._idle.values(), *self.pool._ended.values()):

@@ -7,42 +7,50 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel.protocol.errors import ProtocolError
+from tunnel.protocol.handshake_messages import LINK_ID_BYTES
 from tunnel.protocol.preface import (
-    DATA_TLS_PROOF_SIZE,
     PREFACE_SIZE,
     TLS_HANDSHAKE_BYTE,
-    data_tls_proof,
+    check_preface,
     decode_preface,
     encode_preface,
 )
 from tunnel.protocol.replay import ReplayWindow
 
 idents = st.integers(0, (1 << 64) - 1)
+links = st.binary(min_size=LINK_ID_BYTES, max_size=LINK_ID_BYTES)
 secrets = st.binary(min_size=32, max_size=32)
 
 
-@given(secrets, secrets, idents, st.integers(0, PREFACE_SIZE - 1), st.integers(1, 255))
+@given(links, secrets, secrets, idents, st.integers(0, PREFACE_SIZE - 1), st.integers(1, 255))
 def test_a_preface_is_accepted_only_unchanged_and_with_the_secret_of_its_link(
-    secret: bytes, other: bytes, ident: int, at: int, mask: int
+    link: bytes, secret: bytes, other: bytes, ident: int, at: int, mask: int
 ) -> None:
-    genuine = encode_preface(secret, ident)
+    genuine = encode_preface(link, secret, ident)
     assert len(genuine) == PREFACE_SIZE
     assert genuine[0] != TLS_HANDSHAKE_BYTE
-    assert decode_preface(secret, genuine) == ident
+    assert check(link, secret, genuine) == ident
     forged = bytearray(genuine)
     forged[at] ^= mask
     with pytest.raises(ProtocolError):
-        decode_preface(secret, bytes(forged))
+        check(link, secret, bytes(forged))
     if other != secret:
         with pytest.raises(ProtocolError, match="wrong MAC"):
-            decode_preface(other, genuine)
-    assert len(data_tls_proof(secret, ident)) == DATA_TLS_PROOF_SIZE
-    assert data_tls_proof(secret, ident) not in genuine
+            check(link, other, genuine)
+
+
+def check(link: bytes, secret: bytes, data: bytes) -> int:
+    """Check a preface as a server with one link does; return the id of the data connection."""
+    named, ident, mac = decode_preface(data)
+    if named != link:
+        raise ProtocolError("another link")
+    check_preface(secret, ident, mac)
+    return ident
 
 
 def test_other_protocols_are_rejected_by_the_magic() -> None:
     with pytest.raises(ProtocolError, match="not a data connection"):
-        decode_preface(bytes(32), b"GET / HTTP/1.1\r\nHost: example.co")
+        decode_preface(b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n".ljust(PREFACE_SIZE)[:PREFACE_SIZE])
 
 
 @given(st.lists(st.integers(0, 60), max_size=80), st.integers(1, 20))

@@ -19,19 +19,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.engine_parts import Events, no_descriptor_leak, tls_pair
+from tests.support.engine_parts import Events, no_descriptor_leak
 from tests.support.sockets import close_with_reset, tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
-from tunnel.carriers.encrypted import TlsStream
-from tunnel.carriers.tcp import PlainStream
+from tunnel.carriers import create_carrier
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.engine.relays import RelaySet
 from tunnel.engine.stats import Stats
 from tunnel.forwarding.flow import Flow
 from tunnel.forwarding.tcp import CLOSED_FLOW, DEFAULT_LIMITS, PlainFlow, Relay, RelayLimits, TcpForwarder
+from tunnel.model.spec import Carrier
+from tunnel.protocol.records import RecordReader, RecordWriter
 from tunnel.runtime.reactor import BUFFER_SIZE, Reactor
 from tunnel.runtime.splice import PipePool
-from tunnel.runtime.tls import TlsSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tunnel.forwarding.base import ForwardedVisitor
 
 LARGEST = 300_000
+SECRET = bytes(32)
 PATTERN = bytes((n * n + n // 251) % 256 for n in range(65_537)) * 60
 
 KINDS = ("plain", "encrypted", "spliced")
@@ -172,7 +173,7 @@ class RelayChain:
         self.activity: list[str] = []
         self.closed: list[str] = []
         links = tuple(FakeLink(is_client=is_client, delays=has_small_buffers) for is_client in (False, True))
-        sessions = tls_pair() if is_encrypted else (None, None)
+        self.carrier = Carrier.ENCRYPTED if is_encrypted else Carrier.TCP
         visitor, near = tcp_pair(small=has_small_buffers)
         target, out = tcp_pair(small=has_small_buffers)
         far, other_far = tcp_pair(small=has_small_buffers)
@@ -196,21 +197,20 @@ class RelayChain:
         for relays, link in zip(self.sets, links, strict=True):
             relays.add_link(link)
         links[1].set_other_end_offset = partial(_set_end_offset, self.sets[0], links[0])
-        self.ingress_relay = self.start_relay(0, near, far, sessions[0], links[0])
-        self.egress_relay = self.start_relay(1, out, other_far, sessions[1], links[1])
+        self.ingress_relay = self.start_relay(0, near, far, links[0])
+        self.egress_relay = self.start_relay(1, out, other_far, links[1])
 
     def start_relay(
         self,
         end: int,
         near: socket.socket,
         far: socket.socket,
-        session: TlsSession | None,
         link: FakeLink,
     ) -> ForwardedVisitor:
         reactor = self.parts.reactor
         pool = Pool(reactor, is_ingress=False, on_connection_lost=lambda _ident: None, on_crash=_fail)
-        stream = PlainStream() if session is None else TlsStream(session)
-        data = DataConnection(7, far, stream, pool)
+        carrier = create_carrier(self.carrier, SECRET, reactor.scratch, is_client=link.is_client)
+        data = DataConnection(7, far, carrier, pool)
         reactor.register(far, data.ready)
         return self.sets[end].start(near, data, link, near_events=None)
 
@@ -366,17 +366,18 @@ async def test_a_bulk_stream_is_spliced_and_its_pipe_is_returned(monkeypatch: py
     assert spliced > len(PATTERN) // 4
 
 
-async def test_a_small_encrypted_message_costs_one_decrypting_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_small_encrypted_message_costs_one_record_and_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
     results: list[int] = []
-    read_into = TlsSession.read_into
+    open_all = RecordReader.open_all
 
-    def record_result(session: TlsSession, buffer: memoryview) -> int:
-        results.append(read_into(session, buffer))
-        return results[-1]
+    def record_result(reader: RecordReader, received: memoryview) -> list[memoryview]:
+        contents = open_all(reader, received)
+        results.append(sum(map(len, contents)))
+        return contents
 
     async with relay_parts() as parts:
         chain = RelayChain(parts, is_encrypted=True)
-        monkeypatch.setattr(TlsSession, "read_into", record_result)
+        monkeypatch.setattr(RecordReader, "open_all", record_result)
         sender, receiver = chain.programs["A"], chain.programs["B"]
         for _ in range(4):
             sender.offered += 100
@@ -532,13 +533,13 @@ def _start_other_relay(chain: RelayChain) -> tuple[socket.socket, socket.socket]
     """Start another relay in the ingress's set; return the two sockets at its ends."""
     visitor, near = tcp_pair()
     far, target = tcp_pair()
-    chain.start_relay(0, near, far, None, FakeLink(is_client=False, delays=False))
+    chain.start_relay(0, near, far, FakeLink(is_client=False, delays=False))
     return visitor, target
 
 
 @pytest.mark.parametrize("is_encrypted", [False, True])
 async def test_a_closed_relay_leaves_nothing_to_the_garbage_collector(*, is_encrypted: bool) -> None:
-    """An encrypted one has a hundred KiB outside Python's heap, which the garbage collector does not see."""
+    """An encrypted one has memory outside Python's heap, which the garbage collector does not see."""
     gc.collect()
     gc.disable()
     try:
@@ -549,7 +550,9 @@ async def test_a_closed_relay_leaves_nothing_to_the_garbage_collector(*, is_encr
             await chain.end()
             del chain, program
             await run_loop_turns(2)
-            alive = [thing for thing in gc.get_objects() if isinstance(thing, (Flow, Relay, TlsSession))]
+            alive = [
+                thing for thing in gc.get_objects() if isinstance(thing, (Flow, Relay, RecordReader, RecordWriter))
+            ]
             assert [thing for thing in alive if thing is not CLOSED_FLOW] == []
     finally:
         gc.enable()

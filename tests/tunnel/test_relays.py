@@ -11,7 +11,7 @@ import pytest
 from tests.support.engine_parts import Events
 from tests.support.sockets import tcp_pair
 from tests.support.waiting import wait_until_async
-from tunnel.carriers.tcp import PlainStream
+from tunnel.carriers.tcp import PlainCarrier
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.engine.relays import RelaySet
 from tunnel.runtime import sockets
@@ -34,6 +34,7 @@ class FakeVisitor:
         self.unanswered: float | None = None
         self.is_data_unanswered = False
         self.checks = 0
+        self.memory_drops = 0
         self._owner = owner
 
     def start(self, near_events: int | None, far_events: int) -> None: ...
@@ -44,6 +45,9 @@ class FakeVisitor:
 
     def enable_keepalive(self) -> None:
         self.keepalive_enabled = True
+
+    def drop_idle_memory(self) -> None:
+        self.memory_drops += 1
 
     def unanswered_s(self) -> float | None:
         self.checks += 1
@@ -65,6 +69,7 @@ class FakeForwarder:
         far: socket.SocketType,
         source: FlowSource,
         owner: ForwardingOwner,
+        use: int = 0,
     ) -> FakeVisitor:
         near.close()
         far.close()
@@ -100,7 +105,7 @@ class Relays:
         pool = Pool(self._reactor, is_ingress=False, on_connection_lost=lambda _ident: None, on_crash=_fail)
         near, far = tcp_pair()
         visitor = self.set.start(
-            near, DataConnection(ident, far, PlainStream(), pool), link or FakeLink(), near_events=None
+            near, DataConnection(ident, far, PlainCarrier(), pool), link or FakeLink(), near_events=None
         )
         assert isinstance(visitor, FakeVisitor)
         return visitor
@@ -145,6 +150,11 @@ async def test_a_silent_data_connection_beside_a_link_that_answers_is_a_fault_of
     relay.unanswered, relay.is_data_unanswered = 2 * VANISHED_AFTER_S, True
     await wait_until_async(lambda: not relay.is_open, "the relay is aborted")
     assert relays.events.said("the path probably loses large packets") is is_link_alive
+
+
+async def test_every_relay_frees_its_idle_memory_again_and_again(relays: Relays) -> None:
+    first, second = relays.start(1), relays.start(2)
+    await wait_until_async(lambda: min(first.memory_drops, second.memory_drops) > 2, "both dropped it repeatedly")
 
 
 async def test_a_relay_survives_when_its_peer_answers_in_between(relays: Relays) -> None:

@@ -105,7 +105,7 @@ async def test_a_changed_client_keeps_accepting_on_its_port(shared: EngineContex
         running_engine(shared, spec(Role.CLIENT, tunnel, visitors, key=KEY)) as client,
     ):
         await client.wait_state(UP)
-        changed = dataclasses.replace(client.engine.spec, data_tls=DataTls.PINNED)
+        changed = dataclasses.replace(client.engine.spec, data_tls=DataTls.ENCRYPTED)
         async with replacing(shared, client, changed) as replacement:
             async with visit(visitors) as (reader, _), asyncio.timeout(GUARD_S):
                 assert await reader.readexactly(4) == b"word"
@@ -135,7 +135,7 @@ async def test_the_server_is_the_first_to_close_data_connections(
     encrypted: bool,
     visitor_first: bool,
 ) -> None:
-    tls = DataTls.PINNED if encrypted else DataTls.OFF
+    tls = DataTls.ENCRYPTED if encrypted else DataTls.OFF
     async with (
         echo() if visitor_first else early_closing_target() as target,
         pair(shared, target, direction, data_tls=tls) as (server, client),

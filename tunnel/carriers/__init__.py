@@ -1,44 +1,42 @@
-"""How data connections travel between the two ends: the table of carriers."""
+"""How data connections travel between the two ends: the table of carriers.
+
+A data connection starts with a preface that names it, in the clear. What follows is the carrier's, which makes the
+flows of relays over it. Each link has one carrier, made when its handshake is complete.
+
+To add a carrier: one module like ``tunnel.carriers.encrypted``, and a row in ``CARRIERS``.
+"""
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from tunnel.carriers.base import AcceptCarrier, DialCarrier
-from tunnel.carriers.encrypted import TlsAcceptCarrier, TlsDialCarrier
-from tunnel.carriers.tcp import PlainAcceptCarrier, PlainDialCarrier
+from tunnel.carriers.tcp import PlainCarrier
 from tunnel.model.spec import Carrier
 
-__all__ = ["AcceptCarrier", "DialCarrier", "create_accept_carrier", "create_dial_carrier"]
+if TYPE_CHECKING:
+    from tunnel.forwarding.base import FlowSource
+
+__all__ = ["CARRIERS", "create_carrier"]
 
 
-class _CarrierRow(NamedTuple):
-    dial: Callable[[bytes, bytes], DialCarrier]
-    accept: Callable[[bytes, ssl.SSLContext], AcceptCarrier]
+def _create_encrypted(secret: bytes, scratch: memoryview, *, is_client: bool) -> FlowSource:
+    from tunnel.carriers.encrypted import EncryptedCarrier  # noqa: PLC0415  7 MB of memory, only where they are needed
+
+    return EncryptedCarrier(secret, scratch, is_client=is_client)
 
 
-CARRIERS: Final[Mapping[Carrier, _CarrierRow]] = MappingProxyType(
-    {
-        Carrier.TCP: _CarrierRow(
-            lambda secret, _certificate: PlainDialCarrier(secret), lambda _secret, _context: PlainAcceptCarrier()
-        ),
-        Carrier.TLS: _CarrierRow(TlsDialCarrier, TlsAcceptCarrier),
-    }
+def _create_plain(_secret: bytes, _scratch: memoryview, *, is_client: bool) -> FlowSource:
+    return PlainCarrier()
+
+
+CARRIERS: Final[Mapping[Carrier, Callable[..., FlowSource]]] = MappingProxyType(
+    {Carrier.TCP: _create_plain, Carrier.ENCRYPTED: _create_encrypted}
 )
-"""Both sides of each carrier."""
+"""What makes the carrier of a link, from the link's secret and the reactor's shared buffer."""
 
 
-def create_dial_carrier(carrier: Carrier, secret: bytes, certificate: bytes) -> DialCarrier:
-    """Create a client's carrier for one link, from what its handshake agreed on.
-
-    ``certificate`` is the one that the control channel presented, as DER.
-    """
-    return CARRIERS[carrier].dial(secret, certificate)
-
-
-def create_accept_carrier(carrier: Carrier, secret: bytes, context: ssl.SSLContext) -> AcceptCarrier:
-    """Create a server's carrier for one link; ``context`` is the one of the control channel."""
-    return CARRIERS[carrier].accept(secret, context)
+def create_carrier(carrier: Carrier, secret: bytes, scratch: memoryview, *, is_client: bool) -> FlowSource:
+    """Create the carrier of one link, from what its handshake agreed on."""
+    return CARRIERS[carrier](secret, scratch, is_client=is_client)

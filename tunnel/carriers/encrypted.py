@@ -1,37 +1,39 @@
-"""Data connections with TLS inside: after the preface a TLS 1.3 handshake, and a proof that binds it to the link."""
+"""Encrypted data connections: after the preface, every byte is in a record of ``tunnel.protocol.records``."""
 
 from __future__ import annotations
 
-import secrets
-import socket
-import ssl
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Final
 
-from tunnel.carriers.base import DataHandshake
-from tunnel.forwarding.flow import (
-    CRYPTED,
-    DRAINED,
-    LIVE,
-    OPEN,
-    STOPPED,
-    ByteCounter,
-    Flow,
-    FlowState,
-    SourceState,
+from tunnel.forwarding.flow import CRYPTED, DRAINED, LIVE, STOPPED, ByteCounter, Flow, FlowState, SourceState
+from tunnel.protocol.records import (
+    HEADER_BYTES,
+    MAX_CONTENT_BYTES,
+    MAX_RECORD_BYTES,
+    RecordDirection,
+    RecordError,
+    RecordReader,
+    RecordWriter,
 )
-from tunnel.protocol.preface import DATA_TLS_PROOF_SIZE, data_tls_proof, encode_preface
-from tunnel.runtime.tls import TlsError, TlsSession, pinned_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import socket
 
     from tunnel.forwarding.tcp import Relay
 
+_MAX_RECORDS: Final = 4  # of a read: more save few system calls, and delay other connections
+_READ_BYTES: Final = _MAX_RECORDS * MAX_RECORD_BYTES
+
+
+def content_places(scratch: memoryview) -> list[memoryview]:
+    """The places in the shared buffer where content is received, each behind the place of its record's header."""
+    starts = range(HEADER_BYTES, len(scratch) - MAX_RECORD_BYTES, MAX_RECORD_BYTES)
+    return [scratch[at : at + MAX_CONTENT_BYTES] for at in starts[:_MAX_RECORDS]]
+
 
 class EncryptingFlow(Flow):
-    """From a plain source into an encrypted sink. The counter counts plaintext."""
+    """From a plain source into an encrypted sink. The counter counts content."""
 
-    __slots__ = ("_session",)
+    __slots__ = ("_places", "_writer")
 
     def __init__(
         self,
@@ -39,15 +41,21 @@ class EncryptingFlow(Flow):
         source: socket.SocketType,
         sink: socket.SocketType,
         counter: ByteCounter,
-        session: TlsSession,
+        writer: RecordWriter,
+        places: list[memoryview],
     ) -> None:
+        """``places`` are those of contents in the shared buffer."""
         super().__init__(relay, source, sink, counter)
-        self._session = session
+        self._writer = writer
+        self._places = places
 
     def _transfer(self) -> int:
-        scratch = self._scratch
+        places = self._places
         try:
-            got = self._source.recv_into(scratch)
+            if self._is_bulk:
+                got, room = self._source.recvmsg_into(places)[0], len(places) * MAX_CONTENT_BYTES
+            else:
+                got, room = self._source.recv_into(places[0]), MAX_CONTENT_BYTES
         except BlockingIOError:
             return DRAINED
         except OSError:
@@ -56,55 +64,49 @@ class EncryptingFlow(Flow):
         if not got:
             self._on_source_ended()
             return STOPPED
-        try:
-            self._session.write(scratch[:got])
-        except TlsError:
-            self._on_sink_failed()
-            return STOPPED
         self._counter.total += got
-        if not self.push(self._session.data_to_send()):
-            return STOPPED
-        return DRAINED if got < self._buffer_size and self._source_state is LIVE else CRYPTED
-
-    def push(self, ciphertext: bytes) -> bool:
-        """Send ciphertext, which the other flow may have produced; return whether the sink took all of it."""
-        if self._pending:
-            self._pending = bytes(self._pending) + ciphertext
-            return False
+        scratch, seal, end, left = self._scratch, self._writer.seal, 0, got
+        while left > MAX_CONTENT_BYTES:
+            end = seal(scratch, end, MAX_CONTENT_BYTES)
+            left -= MAX_CONTENT_BYTES
+        end = seal(scratch, end, left)
         try:
-            sent = self._sink.send(ciphertext)
+            sent = self._sink.send(scratch[:end])
         except BlockingIOError:
             sent = 0
         except OSError:
             self._on_sink_failed()
-            return False
-        if sent == len(ciphertext):
-            return True
-        self._pending = memoryview(ciphertext)[sent:]
-        if self.state is OPEN:
+            return STOPPED
+        if sent != end:
+            self._pending = bytes(scratch[sent:end])
             self.state = FlowState.BLOCKED
-        return False
+            return STOPPED
+        self._is_bulk = got == room
+        return CRYPTED if self._is_bulk or self._source_state is not LIVE else DRAINED
 
     def _count(self, sent: int) -> None:
-        """Count nothing: what waits is ciphertext, whose plaintext was counted when it was read."""
+        """Count nothing: what waits are records, whose content was counted when it was read."""
 
     def _announce_end(self) -> bool:
-        return self.relay.link.is_client  # close_notify has announced it; a server also shows it on the socket
+        return self.relay.link.is_client  # the last record has announced it; a server also shows it on the socket
 
     def _on_source_ended(self) -> None:
         if self._source_state is SourceState.RESET:
             self._on_source_failed()
             return
+        self._pending = self._writer.seal_end()
         self.state = FlowState.CLOSING
-        self._session.close_notify()
-        if self.push(self._session.data_to_send()):
-            self._pass_end()
+        self.resume()
+
+    def drop_idle_memory(self) -> None:
+        """Free the memory of the cipher."""
+        self._writer.drop_cipher()
 
 
 class DecryptingFlow(Flow):
-    """From an encrypted source into a plain sink. The counter counts plaintext."""
+    """From an encrypted source into a plain sink. The counter counts content."""
 
-    __slots__ = ("_has_undecrypted_input", "_may_receive_more", "_reply", "_session")
+    __slots__ = ("_reader", "_room")
 
     def __init__(
         self,
@@ -112,96 +114,82 @@ class DecryptingFlow(Flow):
         source: socket.SocketType,
         sink: socket.SocketType,
         counter: ByteCounter,
-        session: TlsSession,
-        reply: Callable[[bytes], bool],
+        reader: RecordReader,
+        room: memoryview,
     ) -> None:
-        """``reply`` sends the answers of the TLS layer, such as the answer to a key update."""
+        """``room`` is the part of the shared buffer into which records are received."""
         super().__init__(relay, source, sink, counter)
-        self._session = session
-        self._has_undecrypted_input = True  # the session may hold input that was not decrypted yet
-        self._may_receive_more = True  # the last read has not emptied the source
-        self._reply = reply
+        self._reader = reader
+        self._room = room
 
     def _transfer(self) -> int:
-        session = self._session
-        if not (self._has_undecrypted_input and session.has_input):
-            cost = self._receive()
-            if cost <= 0:
-                return cost
-        try:
-            decrypted = self._decrypt()
-        except TlsError:
-            self._on_source_failed()
-            return STOPPED
-        self._has_undecrypted_input = decrypted == len(self._scratch)
-        is_delivered = not decrypted or self._deliver(decrypted)
-        if session.bytes_to_send and self.relay.is_open:
-            self._reply(session.data_to_send())  # not earlier: it may call this flow again, which uses the buffer
-        if not is_delivered or not self.relay.is_open:
-            return STOPPED
-        if self._has_undecrypted_input:
-            return CRYPTED
-        if session.peer_closed:
+        if self._reader.has_ended:  # and what came before it has waited for the sink
             self._on_source_ended()
             return STOPPED
-        return CRYPTED if self._may_receive_more else DRAINED
-
-    def _yield_turn(self) -> None:
-        super()._yield_turn()
-        self._may_receive_more = True  # bytes that arrive before the next turn cause no other event
-
-    def _receive(self) -> int:
-        """Read ciphertext, or the end of the stream, into the session; return the cost, DRAINED or STOPPED."""
+        reader, room = self._reader, self._room
+        start = len(reader.rest)
+        if start:
+            room[:start] = reader.rest
+            room = room[start:]
         try:
-            got = self._source.recv_into(self._scratch)
+            got = self._source.recv_into(room)
         except BlockingIOError:
             return DRAINED
         except OSError:
             self._on_source_failed()
             return STOPPED
-        if got:
-            self._session.receive_data(self._scratch[:got])
-        else:
-            self._session.receive_eof()
-        self._may_receive_more = got == self._buffer_size or self._source_state is not LIVE
-        return CRYPTED
-
-    def _decrypt(self) -> int:
-        """Decrypt as many whole records as there are, into the buffer; return the bytes of plaintext."""
-        scratch, session, filled = self._scratch, self._session, 0
-        while filled < len(scratch) and session.has_input:  # a fruitless read costs more than a small record
-            got = session.read_into(scratch[filled:] if filled else scratch)
-            if not got:
-                break
-            filled += got
-        return filled
-
-    def _deliver(self, decrypted: int) -> bool:
-        """Send plaintext from the buffer; return whether the sink took all of it."""
+        if not got:  # the end of the socket without the record that announces it: the stream was cut off
+            self._on_source_failed()
+            return STOPPED
         try:
-            sent = self._sink.send(self._scratch[:decrypted])
+            contents = reader.open_all(self._room[: start + got])
+        except RecordError as error:
+            self.relay.on_stream_error(error)
+            self._on_source_failed()
+            return STOPPED
+        if contents and not self._deliver(contents):
+            return STOPPED
+        if reader.has_ended:
+            self._on_source_ended()
+            return STOPPED
+        return CRYPTED if got == len(room) or self._source_state is not LIVE else DRAINED
+
+    def _deliver(self, contents: list[memoryview]) -> bool:
+        """Send contents of records from the buffer; return whether the sink took all of them."""
+        is_single = len(contents) == 1
+        size = len(contents[0]) if is_single else sum(map(len, contents))
+        try:
+            sent = self._sink.send(contents[0]) if is_single else self._sink.sendmsg(contents)
         except BlockingIOError:
             sent = 0
         except OSError:
             self._on_sink_failed()
             return False
         self._counter.total += sent
-        if sent < decrypted:
-            self._pending = bytes(self._scratch[sent:decrypted])
-            self.state = FlowState.BLOCKED
-            # Meanwhile bytes may arrive, and the other flow's close_notify may read into the session.
-            self._has_undecrypted_input = self._may_receive_more = True
-            return False
-        return True
+        if sent == size:
+            return True
+        self._pending = b"".join(contents)[sent:]
+        self.state = FlowState.BLOCKED
+        return False
+
+    def set_end_offset(self, total: int) -> None:
+        """Do nothing: a record announces the end."""
+
+    def drop_idle_memory(self) -> None:
+        """Free the memory of the cipher."""
+        self._reader.drop_cipher()
 
 
-class TlsStream:
-    """Bytes inside a TLS session."""
+class EncryptedCarrier:
+    """The encrypted data connections of one link, at either end of it."""
 
-    has_buffered_input: ClassVar[bool] = True
-
-    def __init__(self, session: TlsSession) -> None:
-        self._session = session
+    def __init__(self, secret: bytes, scratch: memoryview, *, is_client: bool) -> None:
+        """``secret`` is the link's; ``scratch`` is the reactor's shared buffer."""
+        self._secret = secret
+        self._places = content_places(scratch)
+        self._room = scratch[:_READ_BYTES]
+        sent, received = RecordDirection.TO_SERVER, RecordDirection.TO_CLIENT
+        self._sent, self._received = (sent, received) if is_client else (received, sent)
 
     def create_flows(
         self,
@@ -212,92 +200,9 @@ class TlsStream:
         to_near: ByteCounter,
     ) -> tuple[Flow, Flow]:
         """Create one flow that encrypts and one that decrypts."""
-        encrypting = EncryptingFlow(relay, near, far, from_near, self._session)
-        return encrypting, DecryptingFlow(relay, far, near, to_near, self._session, encrypting.push)
-
-
-class TlsDialHandshake:
-    """The client's side: TLS, whose certificate has to be the control channel's, then the proof inside it."""
-
-    __slots__ = ("_certificate", "_proof", "_session", "stream")
-
-    def __init__(self, context: ssl.SSLContext, certificate: bytes, proof: bytes) -> None:
-        self._session = TlsSession(context, server_side=False)
-        self.stream = TlsStream(self._session)
-        self._certificate = certificate
-        self._proof = proof
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the proof was sent."""
-        return self._session.is_established
-
-    def advance(self, sock: socket.SocketType) -> bool:
-        """Continue the TLS handshake, and send the proof once it is complete. Raises TlsError and OSError."""
-        session = self._session
-        session.receive_from(sock)
-        if session.do_handshake():
-            if session.peer_certificate() != self._certificate:
-                raise TlsError("the data connection shows another certificate than the control channel")
-            session.write(self._proof)
-        sock.send(session.data_to_send())
-        return session.is_established
-
-
-class TlsAcceptHandshake:
-    """The server's side: TLS, then the client's proof inside it."""
-
-    __slots__ = ("_expected_proof", "_received", "_session", "is_complete", "stream")
-
-    def __init__(self, context: ssl.SSLContext, proof: bytes) -> None:
-        self._session = TlsSession(context, server_side=True)
-        self.stream = TlsStream(self._session)
-        self.is_complete = False
-        self._expected_proof = proof
-        self._received = b""
-
-    def advance(self, sock: socket.SocketType) -> bool:
-        """Continue the TLS handshake, then read the proof. Raises TlsError and OSError."""
-        session = self._session
-        session.receive_from(sock)
-        if not session.is_established:
-            session.do_handshake()
-            sock.send(session.data_to_send())
-        if session.is_established:
-            buffer = memoryview(bytearray(DATA_TLS_PROOF_SIZE - len(self._received)))
-            self._received += bytes(buffer[: session.read_into(buffer)])
-            if len(self._received) == DATA_TLS_PROOF_SIZE:
-                if not secrets.compare_digest(self._received, self._expected_proof):
-                    raise TlsError("a wrong proof inside TLS")
-                self.is_complete = True
-        return self.is_complete
-
-
-class TlsDialCarrier:
-    """TLS for each data connection, at the client."""
-
-    def __init__(self, secret: bytes, certificate: bytes) -> None:
-        """``certificate`` is the control channel's, as DER: data connections have to show the same."""
-        self._secret = secret
-        self._certificate = certificate
-        self._context = pinned_context()
-
-    def start_dial(self, sock: socket.SocketType, ident: int) -> DataHandshake:
-        """Send the preface, and the first message of TLS."""
-        sock.send(encode_preface(self._secret, ident))
-        handshake = TlsDialHandshake(self._context, self._certificate, data_tls_proof(self._secret, ident))
-        handshake.advance(sock)
-        return handshake
-
-
-class TlsAcceptCarrier:
-    """TLS for each data connection, at the server."""
-
-    def __init__(self, secret: bytes, context: ssl.SSLContext) -> None:
-        """``context`` is the one of the control channel."""
-        self._secret = secret
-        self._context = context
-
-    def start_accept(self, ident: int) -> DataHandshake:
-        """Expect TLS, and inside it the proof for this data connection."""
-        return TlsAcceptHandshake(self._context, data_tls_proof(self._secret, ident))
+        writer = RecordWriter(self._secret, relay.ident, relay.use, self._sent)
+        reader = RecordReader(self._secret, relay.ident, relay.use, self._received)
+        return (
+            EncryptingFlow(relay, near, far, from_near, writer, self._places),
+            DecryptingFlow(relay, far, near, to_near, reader, self._room),
+        )

@@ -110,6 +110,8 @@ class Link:
 
     def __init__(self, terms: LinkTerms, channel: ControlChannel, reactor: Reactor) -> None:
         self.ident = terms.ident
+        self.wire_id = bytes.fromhex(terms.ident)
+        """the id in the prefaces of its data connections"""
         self.secret = terms.secret
         self.direction = terms.direction
         self.carrier = terms.carrier

@@ -12,7 +12,7 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tunnel.carriers import AcceptCarrier, create_accept_carrier
+from tunnel.carriers import create_carrier
 from tunnel.engine.control_channel import ChannelLostError, ControlChannel
 from tunnel.engine.key_ring import KeyRing
 from tunnel.engine.link import Link, LinkTerms
@@ -109,7 +109,7 @@ class LinkAcceptor:
         self._certificate = b""
         self._link: Link | None = None
         self._link_instance = ""
-        self._carrier: AcceptCarrier
+        self._carrier: FlowSource
         self._replay_window = ReplayWindow()
         self.address: str | None = None
         """where control channels are accepted, once they are"""
@@ -203,13 +203,16 @@ class LinkAcceptor:
     # --- data connections ---------------------------------------------------------------------------------------------
 
     def check_preface(self, connection: PendingConnection, received: bytes) -> None:
-        """Check a complete preface; then pool the connection, or start the handshake that its carrier needs."""
+        """Check a complete preface, and pool its connection."""
         link, descriptors = self._link, self._reactor.fd_budget
         if link is None or link.channel.closed_reason is not None:
             self.refuse_data_connection(connection, "there is no link")
             return
         try:
-            ident = preface.decode_preface(link.secret, received)
+            wire_id, ident, mac = preface.decode_preface(received)
+            if wire_id != link.wire_id:
+                raise ProtocolError("a preface of another link")
+            preface.check_preface(link.secret, ident, mac)
         except ProtocolError as error:
             self.refuse_data_connection(connection, str(error))
             return
@@ -225,29 +228,16 @@ class LinkAcceptor:
         elif self._direction is Direction.FORWARD and descriptors.is_short(connection.sock.fileno()):
             self.refuse_data_connection(connection, str(descriptors))  # pooled connections need theirs for targets
         else:
-            handshake = self._carrier.start_accept(ident)
-            if handshake.is_complete:
-                self._add_to_pool(connection, link, ident, handshake.stream)
-            else:
-                connection.start_data_handshake(link, ident, handshake)
+            self._add_to_pool(connection, link, ident)
 
-    def on_data_handshake_complete(
-        self, connection: PendingConnection, link: Link, ident: int, stream: FlowSource
-    ) -> None:
-        """Pool a data connection whose handshake is complete, unless its link was lost meanwhile."""
-        if link is not self._link or link.channel.closed_reason is not None:
-            self.refuse_data_connection(connection, "there is no link")
-        else:
-            self._add_to_pool(connection, link, ident, stream)
-
-    def _add_to_pool(self, connection: PendingConnection, link: Link, ident: int, stream: FlowSource) -> None:
+    def _add_to_pool(self, connection: PendingConnection, link: Link, ident: int) -> None:
         if connection.peer_closed:  # the client has closed it, and the reactor reports that only once
             self.discard(connection)
             return
         is_registered = self._front_door.release(connection, authenticated=self._has_key)
         pool = link.pool
         before = len(pool)
-        pool.add(DataConnection(ident, connection.sock, stream, pool), is_registered=is_registered)
+        pool.add(DataConnection(ident, connection.sock, self._carrier, pool), is_registered=is_registered)
         link.session.send_pooled(ident)
         link.note_pool_grown(before)
 
@@ -406,7 +396,7 @@ class LinkAcceptor:
         )
         link = Link(terms, channel, self._reactor)
         self._link, self._link_instance, self._replay_window = link, hello.instance, ReplayWindow()
-        self._carrier = create_accept_carrier(welcome.carrier, secret, self._context)
+        self._carrier = create_carrier(welcome.carrier, secret, self._reactor.scratch, is_client=False)
         channel.send(answer)
         self._owner.start_link(link)
 

@@ -134,7 +134,7 @@ class LinkConnector:
             report_interval_s=spec.settings.report_interval,
         )
         link = Link(terms, channel, self._reactor)
-        endpoint = ServerEndpoint(sockaddr, welcome.data_port, certificate, round_trip_s)
+        endpoint = ServerEndpoint(sockaddr, welcome.data_port, round_trip_s)
         return link, PoolFiller(link, self._reactor, self._event_log, endpoint)
 
 

@@ -1,10 +1,9 @@
-"""A connection at a server that has not authenticated yet: its first bytes, and the handshake of a data connection."""
+"""A connection at a server that has not authenticated yet: its first bytes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tunnel.model.errors import TunnelError
 from tunnel.protocol.preface import PREFACE_SIZE, TLS_HANDSHAKE_BYTE
 from tunnel.runtime import sockets
 from tunnel.runtime.front_door import PeerOrigin, origin_of
@@ -13,8 +12,6 @@ from tunnel.runtime.reactor import HANGUP, READABLE
 if TYPE_CHECKING:
     import socket
 
-    from tunnel.carriers.base import DataHandshake
-    from tunnel.engine.link import Link
     from tunnel.engine.link_acceptor import LinkAcceptor
 
 
@@ -23,7 +20,6 @@ class PendingConnection:
 
     __slots__ = (
         "_awaits_handshake",
-        "_data_handshake",
         "_is_data_only",
         "_peer",
         "_preface",
@@ -41,7 +37,6 @@ class PendingConnection:
         """whether more bytes have to arrive, as of the last ``read``"""
         self.peer_closed = False
         """whether the peer has finished sending: the reactor reports that only once"""
-        self._data_handshake: tuple[Link, int, DataHandshake] | None = None  # with the id of the data connection
         self._peer = peer
         self._awaits_handshake = False
         self._is_data_only = data_only
@@ -58,7 +53,7 @@ class PendingConnection:
         return sockets.format_address(self._peer)
 
     def ready(self, events: int) -> None:
-        """Handle reactor events until the connection is identified; for data connections until it is proven."""
+        """Handle reactor events until the connection is identified."""
         if events & HANGUP:
             self.peer_closed = True
             if self._awaits_handshake:
@@ -71,13 +66,6 @@ class PendingConnection:
         """Read what has arrived, and continue the authentication."""
         self.is_waiting = False
         try:
-            if self._data_handshake is not None:
-                link, ident, handshake = self._data_handshake
-                if handshake.advance(self.sock):
-                    self.owner.on_data_handshake_complete(self, link, ident, handshake.stream)
-                else:
-                    self.is_waiting = True
-                return
             while len(self._preface) < PREFACE_SIZE:
                 data = self.sock.recv(PREFACE_SIZE - len(self._preface))
                 if not data:
@@ -94,7 +82,7 @@ class PendingConnection:
         except BlockingIOError:
             self.is_waiting = True
             return
-        except (OSError, TunnelError) as error:
+        except OSError as error:
             self.owner.refuse_data_connection(self, sockets.describe_error(error))
             return
         self.owner.check_preface(self, self._preface)
@@ -103,11 +91,6 @@ class PendingConnection:
     def first_bytes(self) -> bytes:
         """What was read from the socket so far."""
         return self._preface
-
-    def start_data_handshake(self, link: Link, ident: int, handshake: DataHandshake) -> None:
-        """Start what follows a valid preface: it completes the authentication of the data connection."""
-        self._data_handshake = (link, ident, handshake)
-        self.read()
 
     def evict(self, reason: str) -> None:
         """Close the connection: it did not authenticate in time, or a newer connection needs the place."""

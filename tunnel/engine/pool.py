@@ -28,12 +28,12 @@ _RECHECK_AFTER_S: Final = 1.0  # an idle connection older than this is checked o
 class DataConnection:
     """One pooled connection. The caller that takes it out of the pool owns its socket from then on."""
 
-    __slots__ = ("created_at", "events", "expires_at", "ident", "keepalive_enabled", "pool", "sock", "stream")
+    __slots__ = ("carrier", "created_at", "events", "expires_at", "ident", "keepalive_enabled", "pool", "sock")
 
-    def __init__(self, ident: int, sock: socket.SocketType, stream: FlowSource, pool: Pool, events: int = 0) -> None:
+    def __init__(self, ident: int, sock: socket.SocketType, carrier: FlowSource, pool: Pool, events: int = 0) -> None:
         self.ident = ident
         self.sock = sock
-        self.stream = stream
+        self.carrier = carrier
         """what makes the flows of a relay over it"""
         self.pool = pool
         self.events = events

@@ -7,13 +7,14 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tunnel.carriers import create_dial_carrier
-from tunnel.carriers.base import DataDial
+from tunnel.carriers import create_carrier
 from tunnel.engine.capacity import Demand, dials_to_start, wanted_idle
+from tunnel.engine.data_dial import DataDial
 from tunnel.engine.pool import DataConnection
 from tunnel.model.events import EventKind
 from tunnel.model.token_bucket import TokenBucket
 from tunnel.protocol.frames import ConnectionsPooled, ConnectionsRetired, Launch, QueueLength
+from tunnel.protocol.preface import encode_preface
 from tunnel.protocol.session import LimitsChanged
 from tunnel.runtime import backoff, sockets
 from tunnel.runtime.reactor import HANGUP
@@ -45,8 +46,6 @@ class ServerEndpoint:
     """address of the control channel, with the tunnel port"""
     data_port: int | None
     """announced port for data connections"""
-    certificate: bytes
-    """certificate of the control channel, DER"""
     round_trip_s: float
     """duration of the TCP handshake: the only estimate before the first ping"""
 
@@ -56,7 +55,7 @@ class PoolFiller:
 
     def __init__(self, link: Link, reactor: Reactor, event_log: EventLog, server: ServerEndpoint) -> None:
         self.link = link
-        self._carrier = create_dial_carrier(link.carrier, link.secret, server.certificate)
+        self._carrier = create_carrier(link.carrier, link.secret, reactor.scratch, is_client=True)
         self.dial_error: str | None = None
         """why the latest dials failed; None since a dial succeeded"""
         self._reactor = reactor
@@ -150,10 +149,10 @@ class PoolFiller:
             dial = self._dialing.pop(ident, None)
             if dial is None:
                 continue  # closed in the meantime: the server will see its end
-            if dial.handshake is None or not dial.handshake.is_complete:  # no confirmation of ours
+            if not dial.is_introduced:  # no confirmation of ours
                 self._reactor.close(dial.sock)
                 continue
-            connection = DataConnection(ident, dial.sock, dial.handshake.stream, pool, dial.events)
+            connection = DataConnection(ident, dial.sock, self._carrier, pool, dial.events)
             pool.add(connection, is_registered=True)
             if dial.events & HANGUP:
                 pool.on_idle_event(connection)
@@ -227,7 +226,7 @@ class PoolFiller:
             sock.close()
             self._back_off(sockets.NetError(str(self._reactor.fd_budget)))
             return False
-        dial = DataDial(self, self._carrier, ident, sock, self._ports[0], now)
+        dial = DataDial(self, ident, sock, self._ports[0], now)
         self._dialing[ident] = dial
         self._reactor.register(sock, dial.on_events)
         if self._sweep_timer is None:
@@ -255,6 +254,10 @@ class PoolFiller:
             return False
         return descriptors.is_short(fd + len(self.link.pool) + len(self._dialing) if is_ingress else fd)
 
+    def encode_preface(self, ident: int) -> bytes:
+        """The first bytes of a data connection of this link."""
+        return encode_preface(self.link.wire_id, self.link.secret, ident)
+
     def on_dial_failed(self, dial: DataDial, error: Exception) -> None:
         """Close a failed dial, then try the other port or wait before the next dial."""
         if self._dialing.pop(dial.ident, None) is None:
@@ -263,7 +266,7 @@ class PoolFiller:
         if not self._port_confirmed and dial.port == self._ports[0]:
             self._fall_back(sockets.describe_connect_error(error))
         else:
-            blocked_s = self._loop.time() - dial.started_at if dial.handshake is None else None
+            blocked_s = self._loop.time() - dial.started_at if not dial.is_introduced else None
             self._back_off(error, blocked_s=blocked_s)
 
     def _back_off(self, error: Exception, *, blocked_s: float | None = None) -> None:
@@ -315,7 +318,7 @@ class PoolFiller:
         if not self._port_confirmed:
             return now >= self._port_deadline
         oldest = next(iter(self._dialing.values()))
-        is_slow = oldest.handshake is None and now - oldest.started_at >= self._slow_dial_s
+        is_slow = not oldest.is_introduced and now - oldest.started_at >= self._slow_dial_s
         return is_slow and len(self._ports) > 1 and not self._port_failures
 
     def _fall_back(self, reason: str) -> None:

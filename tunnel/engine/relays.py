@@ -6,7 +6,6 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tunnel.model.events import EventKind
-from tunnel.runtime.reactor import HANGUP, READABLE
 
 if TYPE_CHECKING:
     import asyncio
@@ -93,8 +92,8 @@ class RelaySet:
         """
         if not self.active:
             self._on_first_relay()
-        ident, stream = data.ident, data.stream
-        relay = self._forwarder.create(ident, link, near, data.sock, stream, self)
+        ident = data.ident
+        relay = self._forwarder.create(ident, link, near, data.sock, data.carrier, self)
         self.active += 1
         self._running.add(relay)
         relays = self._by_link.get(link)
@@ -102,10 +101,7 @@ class RelaySet:
             relays[ident] = relay
         if self._timer is None:
             self._schedule_maintenance()
-        events = data.events
-        if stream.has_buffered_input:  # read it, as if bytes had arrived
-            events = events | READABLE & ~HANGUP
-        relay.start(near_events, events)
+        relay.start(near_events, data.events)
         return relay
 
     def on_relay_closed(self, relay: ForwardedVisitor) -> None:
@@ -125,14 +121,20 @@ class RelaySet:
             EventKind.VISITOR, f"an internal error ended relay {relay.ident}: {type(error).__name__}: {error}"
         )
 
+    def on_stream_error(self, relay: ForwardedVisitor, error: Exception) -> None:
+        """Log that somebody interferes with data connections."""
+        text = f"visitor {relay.ident} was disconnected: its data connection carried {error}"
+        self._event_log.warn_throttled(EventKind.VISITOR, "record", text)
+
     def _maintain(self) -> None:
-        """Enable keepalive on relays that have lived for a while, and abort those with a vanished peer."""
+        """Enable keepalive on relays that have lived for a while, free memory, and abort those with a vanished peer."""
         self._maintenances += 1
         share = self._maintenances % _CHECK_SHARES
         vanished: list[ForwardedVisitor] = []
         for relay in self._running:
             if not relay.keepalive_enabled:
                 relay.enable_keepalive()
+            relay.drop_idle_memory()
             if relay.ident % _CHECK_SHARES == share and self._has_vanished_peer(relay):
                 vanished.append(relay)
         is_path_faulty = any(relay.link in self._by_link and relay.is_data_unanswered for relay in vanished)

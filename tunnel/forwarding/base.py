@@ -8,7 +8,7 @@ To add a forwarder: one module like that one, and its choice where ``tunnel.engi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import socket
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
 
 class FlowSource(Protocol):
-    """The bytes of one data connection, as a forwarder sees them: it makes flows that suit the carrier."""
-
-    has_buffered_input: ClassVar[bool]
-    """whether it may hold input that no event of the socket will report"""
+    """The carrier of a link, as a forwarder sees it: it makes the flows of a relay over one of its data connections."""
 
     def create_flows(
         self,
@@ -72,6 +69,9 @@ class ForwardedVisitor(Protocol):
     def enable_keepalive(self) -> None:
         """Enable keepalive on both connections, once the visitor has been here for a while."""
 
+    def drop_idle_memory(self) -> None:
+        """Free what a visitor at rest does not need; it is made again when bytes come."""
+
     def unanswered_s(self) -> float | None:
         """Return the seconds since the last sign of a peer that leaves data unacknowledged; None if both answer."""
 
@@ -95,6 +95,9 @@ class ForwardingOwner(Protocol):
     def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """The visitor was disconnected because of a defect; called after ``on_relay_closed``."""
 
+    def on_stream_error(self, relay: ForwardedVisitor, error: Exception) -> None:
+        """What arrived on the data connection was changed on the way; the visitor is disconnected next."""
+
 
 class Forwarder(Protocol):
     """Forwards the visitors of one tunnel."""
@@ -107,5 +110,6 @@ class Forwarder(Protocol):
         far: socket.SocketType,
         source: FlowSource,
         owner: ForwardingOwner,
+        use: int = 0,
     ) -> ForwardedVisitor:
-        """Take over both sockets; ``start`` begins to forward."""
+        """Take over both sockets; ``start`` begins to forward. ``use``: which visitor of its data connection it is."""

@@ -72,7 +72,6 @@ class Flow(ABC):
     """One direction of a relay, which owns both sockets."""
 
     __slots__ = (
-        "_buffer_size",
         "_counter",
         "_end_offset",
         "_is_bulk",
@@ -95,8 +94,7 @@ class Flow(ABC):
         self.state = OPEN
         self._source = source
         self._sink = sink
-        self._scratch = relay.reactor.scratch
-        self._buffer_size = relay.reactor.buffer_size
+        self._scratch = relay.forwarder.reactor.scratch
         self._counter = counter
         self._pending: bytes | memoryview = b""  # bytes that the sink has not taken yet
         self._source_state = LIVE
@@ -120,7 +118,7 @@ class Flow(ABC):
         spent = 0
         while (cost := self._transfer()) > 0:
             spent += cost
-            if spent >= self.relay.limits.turn_budget:
+            if spent >= self.relay.forwarder.limits.turn_budget:
                 self._yield_turn()
                 return
         if cost == DRAINED and self._passed == self._end_offset:
@@ -132,7 +130,7 @@ class Flow(ABC):
 
     def _yield_turn(self) -> None:
         """Let other connections have their turn, although the source has more."""
-        self.relay.reactor.call_again(self.pump)
+        self.relay.forwarder.reactor.call_again(self.pump)
 
     def _handle_rare_events(self, events: int) -> bool:
         """Handle any mask but the usual one; return whether the source may be read now.
@@ -160,7 +158,7 @@ class Flow(ABC):
             return
         self.pump(READ_WRITE)
         if relay.is_open:
-            relay.reactor.call_later(relay.limits.reset_flush_timeout_s, self._on_flush_timeout)
+            relay.forwarder.reactor.call_later(relay.forwarder.limits.reset_flush_timeout_s, self._on_flush_timeout)
 
     def _on_flush_timeout(self) -> None:
         """Stop waiting for a sink that does not take the last bytes of a source that was reset."""
@@ -250,6 +248,9 @@ class Flow(ABC):
         """Deliver what the source has left, then reset the sink."""
         self._source_state = SourceState.RESET
         self.pump(0)
+
+    def drop_idle_memory(self) -> None:  # noqa: B027  most flows have nothing of the kind
+        """Free what this flow does not need while no bytes come."""
 
     def on_handler_error(self, error: Exception) -> None:
         """Report a defect in a handler of this flow to its relay."""

@@ -75,11 +75,11 @@ class PlainFlow(Flow):
             self._pending = bytes(scratch[sent:got])
             self.state = FlowState.BLOCKED
             return STOPPED
-        return DRAINED if got < self._buffer_size and self._source_state is LIVE else COPIED
+        return DRAINED if got < len(scratch) and self._source_state is LIVE else COPIED
 
     def _yield_turn(self) -> None:
         super()._yield_turn()
-        if not self._is_bulk and self.relay.pipes.can_splice:
+        if not self._is_bulk and self.relay.forwarder.pipes.can_splice:
             self._is_bulk = True
             self._pipe = None
 
@@ -96,7 +96,7 @@ class PlainFlow(Flow):
                 if self._source_state is not LIVE:  # or it is at the mark of urgent data, which only a read passes
                     self._end_bulk()
                     return COPIED
-                if self._passed - self._burst_start < self.relay.limits.min_spliced_bytes:
+                if self._passed - self._burst_start < self.relay.forwarder.limits.min_spliced_bytes:
                     self._end_bulk()
                 else:
                     self._release_pipe()
@@ -120,7 +120,7 @@ class PlainFlow(Flow):
 
     def _on_splice_failed(self, error: OSError) -> int:
         """Copy from now on if the error is about splicing; else the source has failed."""
-        if not self.relay.pipes.is_splice_error(error):
+        if not self.relay.forwarder.pipes.is_splice_error(error):
             self._on_source_failed()
             return STOPPED
         self._end_bulk()
@@ -128,7 +128,7 @@ class PlainFlow(Flow):
 
     def _on_sink_splice_failed(self, pipe: Pipe, error: OSError) -> int:
         """Copy what is in the pipe, and all that follows, if the error is about splicing; else the sink has failed."""
-        if not self.relay.pipes.is_splice_error(error):
+        if not self.relay.forwarder.pipes.is_splice_error(error):
             self._on_sink_failed()
             return STOPPED
         self._pending = pipe.read_buffered()
@@ -138,13 +138,13 @@ class PlainFlow(Flow):
         return STOPPED
 
     def _acquire_pipe(self) -> Pipe | None:
-        self._pipe = self.relay.pipes.acquire()
+        self._pipe = self.relay.forwarder.pipes.acquire()
         self._burst_start = self._passed
         return self._pipe
 
     def _release_pipe(self) -> None:
         if self._pipe is not None:
-            self.relay.pipes.release(self._pipe)
+            self.relay.forwarder.pipes.release(self._pipe)
             self._pipe = None
 
     def _end_bulk(self) -> None:
@@ -167,13 +167,12 @@ class Relay:
         "_near",
         "_owner",
         "_to_near",
+        "forwarder",
         "ident",
         "is_open",
         "keepalive_enabled",
-        "limits",
         "link",
-        "pipes",
-        "reactor",
+        "use",
     )
 
     def __init__(
@@ -185,14 +184,15 @@ class Relay:
         far: socket.SocketType,
         source: FlowSource,
         owner: ForwardingOwner,
+        use: int,
     ) -> None:
         self.ident = ident
+        self.use = use
+        """which visitor of its data connection this is, from 0"""
         self.link = link
         self.is_open = True
         self.keepalive_enabled = False
-        self.limits = forwarder.limits
-        self.pipes = forwarder.pipes
-        self.reactor = forwarder.reactor
+        self.forwarder = forwarder
         self._near = near
         self._far = far
         self._owner = owner
@@ -204,11 +204,12 @@ class Relay:
     def start(self, near_events: int | None, far_events: int) -> None:
         """Start to relay. The events are those of the two sockets so far; None: ``near`` is not registered yet."""
         from_near, to_near = self._from_near, self._to_near
-        self.reactor.set_handler(self._far, to_near.pump)
+        reactor = self.forwarder.reactor
+        reactor.set_handler(self._far, to_near.pump)
         if near_events is None:
-            self.reactor.register(self._near, from_near.pump)
+            reactor.register(self._near, from_near.pump)
         else:
-            self.reactor.set_handler(self._near, from_near.pump)
+            reactor.set_handler(self._near, from_near.pump)
             if near_events & READABLE:
                 from_near.pump(near_events)
         if far_events & READABLE and self.is_open:
@@ -237,6 +238,11 @@ class Relay:
         self.keepalive_enabled = True
         for sock in (self._near, self._far):
             sockets.enable_keepalive(sock)
+
+    def drop_idle_memory(self) -> None:
+        """Free what both flows do not need while no bytes come."""
+        self._from_near.drop_idle_memory()
+        self._to_near.drop_idle_memory()
 
     def unanswered_s(self) -> float | None:
         """Return the seconds since the last sign of a peer that leaves data unacknowledged; None if both answer."""
@@ -269,9 +275,13 @@ class Relay:
         for flow in (self._from_near, self._to_near):
             flow.release(CLOSED_FLOW)
         del self._from_near, self._to_near  # they refer to this relay: a cycle would wait for the garbage collector
-        self.reactor.close(self._near)
-        self.reactor.close(self._far)
+        self.forwarder.reactor.close(self._near)
+        self.forwarder.reactor.close(self._far)
         self._owner.on_relay_closed(self)
+
+    def on_stream_error(self, error: Exception) -> None:
+        """Report that what arrived on the data connection was changed on the way."""
+        self._owner.on_stream_error(self, error)
 
     def on_handler_error(self, error: Exception) -> None:
         """End this relay alone after a defect in a handler; other relays are not affected."""
@@ -306,6 +316,7 @@ class TcpForwarder:
         far: socket.SocketType,
         source: FlowSource,
         owner: ForwardingOwner,
+        use: int = 0,
     ) -> Relay:
         """Join two connected sockets, which the relay owns from now on."""
-        return Relay(self, ident, link, near, far, source, owner)
+        return Relay(self, ident, link, near, far, source, owner, use)

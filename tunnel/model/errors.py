@@ -12,6 +12,7 @@
     ├── ThreadShortageError    the system grants no further thread (also an OSError; runtime.blocking_calls)
     ├── TlsError               certificate or key files cannot be used (runtime.tls)
     ├── ProtocolError          the peer sent bytes that the protocol does not allow (protocol.errors)
+    │   └── RecordError        a record of an encrypted data connection was changed or moved (protocol.records)
     ├── HandshakeRefusedError  one end refused the other in the handshake (protocol.errors)
     ├── ChannelLostError       the control channel ended (engine.control_channel)
     └── LinkFailedError        an attempt to establish a link failed (engine.link_connector)

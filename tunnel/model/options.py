@@ -151,7 +151,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
             name="tls",
             type=_DATA_TLS,
             attribute="data_tls",
-            doc="data connections: `0` plain, `1` encrypted, `2` encrypted and certificates verified",
+            doc="data connections: `0` plain if both ends say so, `1` encrypted, `2` and certificates verified",
         ),
         _file("tls_cert", "the certificate (PEM) that this end presents"),
         _file("tls_key", "the private key (PEM) of the certificate"),

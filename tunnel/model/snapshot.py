@@ -231,7 +231,7 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         peer=values.peer,
         link=values.link,
         auth=spec.auth,
-        data_tls=int(spec.data_tls) or int(values.carrier is Carrier.TLS),
+        data_tls=int(spec.data_tls) or int(values.carrier is Carrier.ENCRYPTED),
         carrier=values.carrier.value if values.carrier else None,
         pool=PoolView(
             idle=values.idle,

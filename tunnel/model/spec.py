@@ -55,23 +55,23 @@ class DataTls(enum.IntEnum):
 
     OFF = 0
     """only the control channel is encrypted"""
-    PINNED = 1
-    """data connections accept only the certificate that was seen on the control channel"""
+    ENCRYPTED = 1
+    """everything is encrypted; a shared key proves that nobody is between the two ends"""
     VERIFIED = 2
-    """certificate files, verified against a CA, on the control channel too"""
+    """everything is encrypted, and certificate files are verified against a CA on the control channel"""
 
     @property
     def carrier(self) -> Carrier:
         """The least protection of data connections that an end with this value accepts."""
-        return Carrier.TCP if self is DataTls.OFF else Carrier.TLS
+        return Carrier.TCP if self is DataTls.OFF else Carrier.ENCRYPTED
 
 
 class Carrier(enum.StrEnum):
     """How the data connections of a link travel, from the weakest protection to the strongest."""
 
     TCP = "tcp"
-    TLS = "tls"
-    """TLS inside each connection"""
+    ENCRYPTED = "encrypted"
+    """every byte after the preface in an authenticated record"""
 
     def or_stricter(self, other: Carrier) -> Carrier:
         """Return the one of two that protects more: what both ends use if each wants one of them."""
@@ -108,7 +108,7 @@ class TunnelSpec:
     mode: Mode = Mode.AUTO
     data_port: int | None = 0
     """port of the data listener; 0: a random one; None: data connections use the tunnel port"""
-    data_tls: DataTls = DataTls.OFF
+    data_tls: DataTls = DataTls.ENCRYPTED
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None

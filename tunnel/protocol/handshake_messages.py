@@ -112,7 +112,7 @@ class Welcome:
     features: tuple[str, ...] = ()
     """the optional parts of the protocol that both ends use on this link"""
     link: str
-    """public random id of the link"""
+    """public random id of the link: 8 bytes in hexadecimal, which the prefaces of its data connections carry"""
     direction: Direction
     data_port: int | None
     """port of data connections; None: the tunnel port"""

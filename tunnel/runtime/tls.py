@@ -1,8 +1,7 @@
 """TLS without sockets: contexts, the self-signed certificate, and a session that turns bytes into bytes.
 
-A session works on memory BIOs rather than on a socket. One read from the socket then feeds many records, one write
-carries many, and a half-close (close_notify, after which the other direction continues: RFC 8446 §6.1) cannot lose
-data, which ``SSLSocket.unwrap`` would.
+A session works on memory BIOs rather than on a socket: one read from the socket then feeds many records, and one write
+carries many.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -26,9 +24,6 @@ from tunnel.model.spec import DataTls, TunnelSpec
 from tunnel.runtime.blocking_calls import ThreadShortageError
 from tunnel.runtime.python_programs import file_command, python_environment
 from tunnel.runtime.sockets import NetError
-
-MAX_RECORD_SIZE: Final = 16384
-"""Bytes of plaintext in one TLS record at most (RFC 8446 §5.1)."""
 
 MAX_HANDSHAKE_BYTES: Final = 1 << 17
 """Bytes that a peer may send before its handshake is complete. OpenSSL itself sets no limit to some of them (empty
@@ -201,7 +196,7 @@ def verifying_context(ca: Path | None) -> ssl.SSLContext:
 
 
 def pinned_context() -> ssl.SSLContext:
-    """Return the context of a client's data connections; their certificate is compared with the control channel's."""
+    """Return a client's context that accepts any certificate: the proof of the handshake covers which one it was."""
     return _without_verification(_make_context(ssl.PROTOCOL_TLS_CLIENT))
 
 
@@ -214,7 +209,7 @@ def _without_verification(context: ssl.SSLContext) -> ssl.SSLContext:
 class TlsSession:
     """One end of one TLS connection: ciphertext in and out on one side, plaintext on the other."""
 
-    __slots__ = ("_handshake_bytes", "_incoming", "_outgoing", "_read_ahead", "_tls", "is_established", "peer_closed")
+    __slots__ = ("_incoming", "_outgoing", "_tls", "is_established", "peer_closed")
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, host: str | None = None) -> None:
         """``host``: the name or address that the server's certificate has to be for. Raises TlsError if none can be."""
@@ -224,8 +219,6 @@ class TlsSession:
             self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=host)
         except ValueError:  # also UnicodeError
             raise TlsError(f"no certificate can be for the host name {host!r}") from None
-        self._handshake_bytes = 0  # received by ``receive_from``
-        self._read_ahead = b""  # plaintext that ``close_notify`` had to read
         self.is_established = False
         """whether the handshake is complete"""
         self.peer_closed = False
@@ -235,27 +228,10 @@ class TlsSession:
         """Add ciphertext that was received."""
         self._incoming.write(data)
 
-    def receive_from(self, sock: socket.SocketType) -> None:
-        """Add the ciphertext of a handshake that a socket has now. Raises TlsError at its end and for too much of it,
-        OSError where the socket is broken.
-        """
-        with contextlib.suppress(BlockingIOError):
-            while data := sock.recv(MAX_RECORD_SIZE):
-                self._handshake_bytes += len(data)
-                if self._handshake_bytes > MAX_HANDSHAKE_BYTES:
-                    raise TlsError("the other end sent too many bytes before its handshake was complete")
-                self.receive_data(data)
-            raise TlsError("the other end closed the connection")
-
-    def receive_eof(self) -> None:
-        """Note the end of the connection; without a close_notify before it, reading will raise TlsError."""
-        self._incoming.write_eof()
-
     @property
     def has_input(self) -> bool:
-        """Whether ``read_into`` may find something: plaintext, unread ciphertext, or the end."""
-        incoming = self._incoming
-        return bool(incoming.pending or self._read_ahead or self._tls.pending() or incoming.eof or self.peer_closed)
+        """Whether ``read_into`` may find something: plaintext, or unread ciphertext."""
+        return bool(self._incoming.pending or self._tls.pending())
 
     def data_to_send(self) -> bytes:
         """Return ciphertext to send now, and forget it here."""
@@ -284,11 +260,6 @@ class TlsSession:
 
         Raises TlsError.
         """
-        if self._read_ahead:
-            got = min(len(buffer), len(self._read_ahead))
-            buffer[:got] = self._read_ahead[:got]
-            self._read_ahead = self._read_ahead[got:]
-            return got
         try:
             got = int(self._tls.read(len(buffer), buffer))
         except ssl.SSLWantReadError:
@@ -297,7 +268,7 @@ class TlsSession:
             got = 0
         except ssl.SSLError as error:
             raise TlsError(f"TLS failed ({_detail(error)})") from None
-        self.peer_closed = not got  # close_notify is reported as 0, or as an exception if this end has sent it before
+        self.peer_closed = not got
         return got
 
     def write(self, data: bytes | memoryview) -> None:
@@ -306,23 +277,6 @@ class TlsSession:
             self._tls.write(data)
         except ssl.SSLError as error:
             raise TlsError(f"TLS failed ({_detail(error)})") from None
-
-    def close_notify(self) -> None:
-        """Announce that no more plaintext follows from this end; reading continues.
-
-        Python's ``unwrap`` also waits for the peer's close_notify and treats data in its place as a fatal error, so all
-        data that is already here is read first.
-        """
-        record = memoryview(bytearray(MAX_RECORD_SIZE))
-        read_ahead = []
-        with contextlib.suppress(TlsError):
-            while not self.peer_closed and (got := self.read_into(record)):
-                read_ahead.append(bytes(record[:got]))
-        self._read_ahead = b"".join(read_ahead)
-        try:
-            self._tls.unwrap()
-        except ssl.SSLError:
-            return  # close_notify is written; the peer's own is found by reading
 
     def peer_certificate(self) -> bytes:
         """Return the peer's certificate as DER, or nothing if it presented none."""

@@ -1,0 +1,192 @@
+"""Records: what is opened is what was sealed, in its order and up to a place; everything else is an error."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunnel.protocol import records
+from tunnel.protocol.records import (
+    HEADER_BYTES,
+    MAX_CONTENT_BYTES,
+    MAX_RECORD_BYTES,
+    OVERHEAD_BYTES,
+    RECORDS_PER_GENERATION,
+    RecordDirection,
+    RecordError,
+    RecordReader,
+    RecordWriter,
+    derive_record_key,
+)
+
+SECRET = bytes(range(32))
+TO_SERVER, TO_CLIENT = RecordDirection
+
+contents = st.lists(st.binary(min_size=1, max_size=300), max_size=8)
+
+
+def make_writer(ident: int = 7, use: int = 0, direction: RecordDirection = TO_SERVER, limit: int = 5) -> RecordWriter:
+    return RecordWriter(SECRET, ident, use, direction, limit)
+
+
+def make_reader(ident: int = 7, use: int = 0, direction: RecordDirection = TO_SERVER, limit: int = 5) -> RecordReader:
+    return RecordReader(SECRET, ident, use, direction, limit)
+
+
+def seal(writer: RecordWriter, content: bytes) -> bytes:
+    record = memoryview(bytearray(MAX_RECORD_BYTES))
+    record[HEADER_BYTES : HEADER_BYTES + len(content)] = content
+    return bytes(record[: writer.seal(record, 0, len(content))])
+
+
+def seal_all(writer: RecordWriter, parts: list[bytes]) -> list[bytes]:
+    return [*(seal(writer, part) for part in parts), writer.seal_end()]
+
+
+def open_in_parts(reader: RecordReader, stream: bytes, sizes: list[int]) -> bytes:
+    """Open a stream that arrives in parts of these sizes; return all content."""
+    opened = b""
+    at = 0
+    for size in (*sizes, len(stream)):
+        received = memoryview(bytearray(reader.rest + stream[at : at + size]))
+        at += size
+        opened += b"".join(reader.open_all(received))
+    return opened
+
+
+@given(contents, st.lists(st.integers(0, 400), max_size=20))
+def test_a_stream_is_opened_as_it_was_sealed_however_it_arrives(parts: list[bytes], sizes: list[int]) -> None:
+    reader = make_reader()
+    stream = b"".join(seal_all(make_writer(), parts))
+    assert len(stream) == sum(map(len, parts)) + OVERHEAD_BYTES * (len(parts) + 1) + 2
+    assert open_in_parts(reader, stream, sizes) == b"".join(parts)
+    assert reader.has_ended
+    assert reader.rest == b""
+
+
+@given(contents, st.data())
+def test_an_interfered_stream_gives_a_genuine_start_of_it_and_then_an_error(
+    parts: list[bytes], data: st.DataObject
+) -> None:
+    """Records are flipped, dropped, repeated, exchanged, cut or come from somewhere else."""
+    sealed = seal_all(make_writer(), parts)
+    place = data.draw(st.integers(0, len(sealed) - 1))
+    tampered = list(sealed)
+    match data.draw(st.sampled_from(["flip", "drop", "repeat", "exchange", "cut", "foreign"])):
+        case "flip":
+            flipped = bytearray(sealed[place])
+            flipped[data.draw(st.integers(0, len(flipped) - 1))] ^= data.draw(st.integers(1, 255))
+            tampered[place] = bytes(flipped)
+        case "drop":
+            del tampered[place]
+        case "repeat":
+            tampered.insert(place, sealed[place])
+        case "exchange":
+            other = data.draw(st.integers(0, len(sealed) - 1))
+            tampered[place], tampered[other] = sealed[other], sealed[place]
+        case "cut":
+            tampered[place:] = [sealed[place][: data.draw(st.integers(0, len(sealed[place]) - 1))]]
+        case "foreign":
+            ident, use, direction = data.draw(
+                st.sampled_from([(8, 0, TO_SERVER), (7, 1, TO_SERVER), (7, 0, TO_CLIENT)])
+            )
+            tampered.insert(place, seal(make_writer(ident, use, direction), b"forged"))
+    reader, opened = make_reader(), b""
+    try:
+        for record in tampered:
+            opened += open_in_parts(reader, record, [])
+    except RecordError:
+        assert b"".join(parts).startswith(opened)
+    else:
+        assert b"".join(parts).startswith(opened)
+        assert not reader.has_ended or tampered == sealed, "a stream that is not whole was taken for complete"
+
+
+@pytest.mark.parametrize("kind", [0, 20, 22, 24, 255])
+def test_a_record_of_another_kind_is_refused(kind: int) -> None:
+    with pytest.raises(RecordError, match="unknown kind"):
+        open_in_parts(make_reader(), seal_raw(b"x" + bytes([kind])), [])
+
+
+@pytest.mark.parametrize("inner", [b"\x17", b"\x15", b"\x01\x15", b"\x02\x00\x15", b"\x01\x00\x00\x15"])
+def test_an_empty_record_or_another_alert_is_refused(inner: bytes) -> None:
+    with pytest.raises(RecordError):
+        open_in_parts(make_reader(), seal_raw(inner), [])
+
+
+def seal_raw(inner: bytes) -> bytes:
+    """Seal a record as somebody with the secret can, whatever it contains."""
+    key, iv = derive_record_key(SECRET, 7, 0, TO_SERVER, 0)
+    header = b"\x17\x03\x03" + (len(inner) + 16).to_bytes(2)
+    return header + AESGCM(key).encrypt(iv, inner, header)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"\x16\x03\x03\x00\x20", b"\x17\x03\x01\x00\x20", b"\x17\x03\x03\x00\x11", b"\x17\x03\x03\x40\x12", b"GET /"],
+)
+def test_bytes_that_are_no_record_are_refused_by_their_header(start: bytes) -> None:
+    with pytest.raises(RecordError, match="no record"):
+        make_reader().open_all(memoryview(bytearray(start)))
+
+
+def test_a_record_after_the_end_is_refused() -> None:
+    writer, reader = make_writer(), make_reader()
+    stream = writer.seal_end() + seal(writer, b"more")
+    with pytest.raises(RecordError, match="after the end"):
+        open_in_parts(reader, stream, [])
+
+
+@given(st.integers(1, MAX_CONTENT_BYTES))
+def test_a_record_has_the_size_of_its_content_and_the_overhead(size: int) -> None:
+    content = b"x" * size
+    record = seal(make_writer(), content)
+    assert len(record) == size + OVERHEAD_BYTES <= MAX_RECORD_BYTES
+    assert open_in_parts(make_reader(), record, []) == content
+
+
+def test_every_generation_connection_use_and_direction_has_keys_of_its_own() -> None:
+    places = itertools.product((7, 8), (0, 1), RecordDirection, (0, 1, 256))
+    keys = [derive_record_key(SECRET, *place) for place in places]
+    assert len({key for key, _ in keys}) == len({iv for _, iv in keys}) == len(keys) == 24
+    assert derive_record_key(bytes(32), 7, 0, TO_SERVER, 0) not in keys
+
+
+def test_the_key_changes_after_its_records_and_no_nonce_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[bytes, bytes]] = []
+
+    class RecordingCipher:
+        def __init__(self, key: bytes) -> None:
+            self._key, self._cipher = key, AESGCM(key)
+
+        def encrypt_into(self, nonce: bytes, data: memoryview, header: bytes, into: memoryview) -> int:
+            used.append((self._key, nonce))
+            return self._cipher.encrypt_into(nonce, data, header, into)
+
+    reader, parts = make_reader(limit=3), [bytes([number]) for number in range(20)]
+    monkeypatch.setattr(records, "AESGCM", RecordingCipher)
+    writer = make_writer(limit=3)
+    sealed = b"".join(seal_all(writer, parts))
+    monkeypatch.undo()
+    assert len(set(used)) == len(used) == 21
+    assert [len(list(group)) for _, group in itertools.groupby(used, key=lambda pair: pair[0])] == [3] * 7
+    assert open_in_parts(reader, sealed, []) == b"".join(parts)
+    assert writer.generation == reader.generation == 6
+
+
+def test_dropping_the_cipher_changes_nothing() -> None:
+    writer, reader = make_writer(), make_reader()
+    opened = b""
+    for number in range(12):
+        opened += open_in_parts(reader, seal(writer, bytes([number])), [])
+        writer.drop_cipher()
+        reader.drop_cipher()
+    assert opened == bytes(range(12))
+
+
+def test_a_generation_stays_far_below_the_limit_of_the_cipher() -> None:
+    assert RECORDS_PER_GENERATION < 2**24.5 / 2  # RFC 8446 §5.5, full records
