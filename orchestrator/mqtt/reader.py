@@ -247,10 +247,6 @@ class FleetReader:
         topic = parse(str(message.topic))
         if topic is None:
             return
-        if topic.host not in self._known_hosts:
-            self._known_hosts.add(topic.host)
-            self._unread_hosts[topic.host] = None
-            self._is_host_added.set()
         if topic.kind == RESPONSE.kind:
             self._receive_response(topic.host, message.payload)
         elif topic.kind == EVENT.kind:
@@ -258,7 +254,15 @@ class FleetReader:
             if event is not None and self._on_event is not None:
                 self._on_event(topic.host, event)
         elif self._loading.apply_message(topic, message.payload, now, wall, is_retained=bool(message.retain)):
+            self._note_host(topic.host)
             self._on_message(topic)
+
+    def _note_host(self, host: str) -> None:
+        """Subscribe to the tunnels of a new host. Only a valid message makes a host: topics may have any name."""
+        if host not in self._known_hosts and host in self._loading.hosts:
+            self._known_hosts.add(host)
+            self._unread_hosts[host] = None
+            self._is_host_added.set()
 
     def _receive_response(self, host: str, payload: object) -> None:
         data = payloads.parse_json(payload)

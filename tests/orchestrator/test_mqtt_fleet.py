@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import aiomqtt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.mqtt import payloads
+from orchestrator.mqtt.broker import Broker
 from orchestrator.mqtt.fleet import GONE, ONLINE, SILENT, Fleet, link_routes
 from orchestrator.mqtt.ownership import SILENT_AFTER_S
 from orchestrator.mqtt.payloads import DaemonRun, StatePayload, StatsPayload, StatusPayload
-from orchestrator.mqtt.topics import ParsedTopic
+from orchestrator.mqtt.reader import FleetReader
+from orchestrator.mqtt.topics import STATUS, HostTopics, ParsedTopic
 from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.table import format_table
 from tunnel.model.options import make_spec
@@ -302,3 +305,14 @@ def test_every_tunnel_is_in_exactly_one_route(told: list[tuple[str, str, str, st
     ]
     assert sorted(found) == sorted({(host, name) for host, name, *_ in told})
     assert all(str(route) and route.as_json() for route in link_routes(fleet, NOW))
+
+
+async def test_only_valid_messages_make_a_host_whose_tunnels_are_subscribed_to() -> None:
+    """Any user of the broker may publish below names that it invents."""
+    reader = FleetReader(Broker.from_url("mqtt://127.0.0.1"))
+    status = StatusPayload.of_run(DaemonRun("instance", "boot-1"), format_timestamp(NOW), online=True)
+    valid = payloads.encode(status.as_json())
+    for host, payload in (("invented", b"{}"), ("empty", b""), ("edge", valid)):
+        topic = HostTopics(host).of(STATUS)
+        reader._receive_message(aiomqtt.Message(topic, payload, 0, True, 1, None), NOW, NOW)
+    assert reader._next_hosts() == ["edge"]
