@@ -223,8 +223,7 @@ class LinkAcceptor:
         elif not descriptors.allows_idle(
             connection.sock.fileno(), idle=link.pool.open_connections, wanted=link.own_pool_min
         ):
-            reason = f"enough are idle, as this process may have {descriptors.limit} file descriptors"
-            self.refuse_data_connection(connection, reason)
+            self.refuse_data_connection(connection, f"enough are idle, and {descriptors}")
         elif self._direction is Direction.FORWARD and descriptors.is_short(connection.sock.fileno()):
             self.refuse_data_connection(connection, str(descriptors))  # pooled connections need theirs for targets
         else:
