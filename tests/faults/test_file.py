@@ -5,9 +5,12 @@ The quick versions of the slow cases are in ``tests/integration/test_reload.py``
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +19,7 @@ import pytest
 from tests.faults.conftest import FigureRecorder
 from tests.integration.test_reload import LiveReloadHarness, Pair, document, visitors
 from tests.support.peers import Target, exchange
+from tests.support.ports import free_port
 from tests.support.processes import ProcessHarness
 from tests.support.scale import IS_FULL_SCALE
 from tests.support.waiting import wait_until
@@ -176,3 +180,56 @@ def test_an_entry_whose_new_port_is_in_use_keeps_serving(
         lambda: exchange(("127.0.0.1", taken.port), b"x") == b"x", within=10, what="visitors are served on the new port"
     )
     record_figure(f"{result['detail'].partition(';')[0]}; {served} visits served, none failed")
+
+
+@contextlib.contextmanager
+def hanging_mount(place: Path) -> Generator[None]:
+    """Mount a file system that never answers, as a dead file server: FUSE without a program that serves it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        pytest.skip(f"there is no FUSE here: {error.strerror}")
+    try:
+        options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
+        if libc.mount(b"hangs", os.fsencode(place), b"fuse", 0, options):
+            pytest.skip(f"cannot mount a file system here: {os.strerror(ctypes.get_errno())}")
+        yield
+    finally:
+        libc.umount2(os.fsencode(place), 2)  # MNT_DETACH
+        os.close(device)  # all that waits gets an error
+
+
+@pytest.mark.slow
+@pytest.mark.case("network file system that does not answer", deadline=90)
+def test_a_file_system_that_does_not_answer_is_named_and_blocks_nothing(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """A key's directory hangs: ``reload`` names the file, ``ps`` answers, SIGTERM ends a daemon also during its start.
+
+    Seen to fail: without the limit for one access ``reload`` gets no answer, the log says nothing, and a daemon that is
+    being started has to be killed.
+    """
+    secrets = harness.directory / "secrets"
+    secrets.mkdir()
+    (secrets / "key").write_text("a-key-of-some-length-0123456789\n")
+    url = f"server://127.0.0.1:{free_port()}/127.0.0.1:{free_port()}?key_file=secrets/key"
+    daemon = harness.start_daemon({"t": url})
+    daemon.wait_state("waiting", within=15)
+    with hanging_mount(secrets):
+        began = time.monotonic()
+        reload = harness.start_command("reload", "--socket", str(daemon.socket))
+        assert reload.wait_exit(within=25) == 2
+        reported_s = time.monotonic() - began
+        assert f"its file system has not answered for 10 s: {secrets}/key" in reload.log_text()
+        assert daemon.tunnel()["state"] == "waiting"
+    wait_until(lambda: daemon.status()["config"]["ok"], within=15, what="the file is read again")
+    with hanging_mount(secrets):
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait_exit(within=5) == 0
+    with hanging_mount(secrets):
+        starting = harness.start_command("up", str(daemon.file), "--no-tui")
+        wait_until(lambda: len(list(Path(f"/proc/{starting.pid}/task").iterdir())) > 1, within=10)
+        starting.signal(signal.SIGTERM)
+        assert starting.wait_exit(within=5) == 0
+    record_figure(f"named after {reported_s:.1f} s; SIGTERM obeyed at once, also during the start")
