@@ -42,6 +42,8 @@ def _format_state(tunnel: TunnelJson) -> str:
 
 
 _AUTH: Final = "AUTH"
+_SERVICE: Final = "SERVICE"
+_KEY: Final = "KEY"
 _WORKER: Final = "WORKER"
 _STATE: Final = "STATE"
 _NAME: Final = "NAME"
@@ -57,8 +59,16 @@ _COLUMNS: Final = (
     _Column("FROM VISITORS", lambda t: format_bytes(t["bytes"]["in"]), 7),
     _Column("TO VISITORS", lambda t: format_bytes(t["bytes"]["out"]), 6),
     _Column(_AUTH, lambda t: t["auth"], 10),
-    _Column(_WORKER, lambda t: str(t["worker"] or "-"), 11),
+    _Column(_SERVICE, lambda t: t["service"] or "-", 11),
+    _Column(_KEY, lambda t: t["key_name"] or "-", 12),
+    _Column(_WORKER, lambda t: str(t["worker"] or "-"), 13),
 )
+_ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
+    _SERVICE: lambda t: t["service"],
+    _KEY: lambda t: t["key_name"],
+    _WORKER: lambda t: t["worker"],
+}
+"""Columns that are shown if one of the tunnels has a value there."""
 _REASON: Final = _Column("REASON", _describe_reason)
 _OPEN: Final = "open"
 _OPEN_DROP_ORDER: Final = 3
@@ -111,10 +121,11 @@ def format_table(tunnels: Iterable[TunnelJson], *, columns: int | None, paint: P
 
     Without a terminal, or with ``is_wide``, each tunnel is one line with all columns, and nothing is shortened. On a
     terminal that is too narrow for that, columns are dropped, and the reason of a tunnel is in full on lines below it.
-    The column of workers is shown if a tunnel runs in a worker.
+    The columns of services, names of keys and workers are shown if a tunnel has such a value.
     """
     tunnels = list(tunnels)
-    chosen = [column for column in _COLUMNS if column.title != _WORKER or any(tunnel["worker"] for tunnel in tunnels)]
+    unused = {title for title, value in _ONLY_IF_USED.items() if not any(map(value, tunnels))}
+    chosen = [column for column in _COLUMNS if column.title not in unused]
     lines = _format_lines([*chosen, _REASON], tunnels, paint)
     if (
         columns is None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,20 +72,30 @@ def _weak_keys(path: Path, entries: tuple[Entry, ...]) -> Iterator[Fault]:
                 yield Fault(Place(path), f"the environment variable {KEY_VARIABLE}: {WEAK_KEY_WARNING}")
             else:
                 yield Fault(origin.place if origin and origin.place else entry.origin, WEAK_KEY_WARNING)
+        for named in entry.spec.named_keys:
+            if named.key.is_weak:
+                yield Fault(entry.key_places[named.name], f"the key {quote(named.name)}: {WEAK_KEY_WARNING}")
 
 
 def _shared_keys(entries: tuple[Entry, ...]) -> Iterator[Fault]:
-    """Yield one warning for each key that several servers, or several clients, have."""
+    """Yield one warning for each key that several servers, or several clients, have for one service."""
     holders: dict[tuple[Role, Key], list[Entry]] = {}
     for entry in entries:
-        if entry.spec.key is not None:
-            holders.setdefault((entry.spec.role, entry.spec.key), []).append(entry)
-    for (role, _), sharing in holders.items():
-        if len(sharing) > 1:
+        for key in _keys_of(entry.spec):
+            holders.setdefault((entry.spec.role, key), []).append(entry)
+    for (role, _), having in holders.items():
+        services = Counter(entry.spec.service for entry in having)
+        sharing = [entry for entry in having if services[entry.spec.service] > 1]
+        if sharing:
             names = ", ".join(quote(entry.name) for entry in sharing[:_MAX_LISTED])
             more = f" and {len(sharing) - _MAX_LISTED} more" if len(sharing) > _MAX_LISTED else ""
             text = f"the {role}s {names}{more} share one key, so a peer of one can pass for a peer of another"
-            yield Fault(sharing[1].origin, f"{text}; give each pair of ends a key of its own")
+            hint = "give each a service of its own (service=, the same at both ends) or a key of its own"
+            yield Fault(sharing[1].origin, f"{text}; {hint}")
+
+
+def _keys_of(spec: TunnelSpec) -> tuple[Key, ...]:
+    return tuple(named.key for named in spec.named_keys) or ((spec.key,) if spec.key is not None else ())
 
 
 def _exposed_files(secrets: SecretPlaces) -> Iterator[Fault]:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.config.advice import SecretPlaces, is_secret_file
-from orchestrator.config.document import MappingNode, Node, ScalarNode, SequenceNode, is_empty, quote
-from orchestrator.config.faults import MAX_FAULTS, Fault, Place
+from orchestrator.config.document import MappingNode, Node, ScalarNode, SequenceNode, quote
+from orchestrator.config.faults import Fault, Place
 from orchestrator.config.file_set import hash_bytes, read_file
 from orchestrator.config.manifest import Entry, OptionOrigin
-from orchestrator.config.schema_parts import MAX_NAME_LENGTH, parse_bool
+from orchestrator.config.named_keys import LocatedKeys, read_named_keys
+from orchestrator.config.scalars import check_keys, describe_name_fault, read_scalar, read_scalars
+from orchestrator.config.schema_parts import parse_bool
 from tunnel.model.errors import InvalidValueError, OptionError, UrlError, did_you_mean
 from tunnel.model.option_types import FileType
 from tunnel.model.options import (
@@ -28,6 +30,7 @@ from tunnel.model.options import (
     make_spec,
     names_for,
 )
+from tunnel.model.spec import AuthPolicy, Role
 from tunnel.model.url import TunnelUrl, looks_like_url, parse_url
 from tunnel.runtime.tls import TlsError, certificate_files_context, verifying_context
 
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from tunnel.model.spec import TunnelSpec
 
 DEFAULT_KEYS: Final = names_for(OptionPlace.DEFAULTS)
-ENTRY_KEYS: Final = ("url", "enabled", "tags", *names_for(OptionPlace.ENTRY))
+ENTRY_KEYS: Final = ("url", "enabled", "tags", "keys", *names_for(OptionPlace.ENTRY))
 ENTRY_SOURCE: Final = "the entry"
 LOCATED_URL_SOURCE: Final = "url"  # unlike URL_SOURCE, its faults have places in the file
 LOG_LEVEL_SOURCE: Final = "--log-level"
@@ -85,40 +88,6 @@ class EntryContext:
     named_files: set[Path]
     """collects every file that an entry names"""
     secrets: SecretPlaces
-
-
-def check_keys(mapping: MappingNode, known: tuple[str, ...], where: str, faults: list[Fault]) -> None:
-    """Report every unknown key."""
-    for key, _ in mapping:
-        if key.text not in known:
-            if len(faults) > MAX_FAULTS:
-                break
-            hint = did_you_mean(key.text, known) or f"; known are {', '.join(known)}"
-            faults.append(Fault(key.place, f"unknown key {quote(key)} in {where}{hint}"))
-
-
-def read_scalar(node: Node, what: str, faults: list[Fault]) -> ScalarNode | None:
-    """Return a scalar that has a value; otherwise report the fault and return None."""
-    if isinstance(node, ScalarNode) and node.is_faulty:
-        return None
-    if not isinstance(node, ScalarNode):
-        faults.append(Fault(node.place, f"{what} takes one text, not a list or a mapping"))
-        return None
-    if not node.value:
-        faults.append(Fault(node.place, f"{what} is empty; give it a value or remove the line"))
-        return None
-    return node
-
-
-def read_scalars(node: Node | None, what: str, faults: list[Fault]) -> tuple[ScalarNode, ...]:
-    """Return the scalars of a list; a single scalar counts as a list of one."""
-    if node is None or is_empty(node):
-        return ()
-    if isinstance(node, MappingNode):
-        faults.append(Fault(node.place, f"{what} takes a list of texts"))
-        return ()
-    items = node.items if isinstance(node, SequenceNode) else (node,)
-    return tuple(scalar for item in items if (scalar := read_scalar(item, f"each of {what}", faults)))
 
 
 def read_layer(mapping: MappingNode, source: str, base: Path, faults: list[Fault]) -> LocatedLayer:
@@ -185,6 +154,8 @@ class _EntryParser:
             return None
         check_keys(mapping, ENTRY_KEYS, "an entry", self.faults)
         own = read_layer(mapping, ENTRY_SOURCE, self.context.base, self.faults)
+        keys_node = mapping.get("keys")
+        named = None if keys_node is None else read_named_keys(keys_node, self.context.secrets, self.faults)
         enabled = self._read_enabled(mapping)
         tags = tuple(tag.text for tag in read_scalars(mapping.get("tags"), "tags", self.faults))
         located = self._read_url(mapping)
@@ -194,8 +165,10 @@ class _EntryParser:
         layers = (self._url_layer(scalar, url), own, *self.context.defaults)
         self.context.named_files.update(*(layer.files for layer in layers[:2]))
         self._check_auth(url, layers[0], own)
+        if keys_node is not None:
+            self._check_named_keys(keys_node.place, url, layers[0], own)
         self._note_secrets(scalar, url, layers[0], own)
-        spec = None if self.faults else self._build_spec(scalar, url, layers)
+        spec = None if self.faults else self._build_spec(scalar, url, layers, named)
         if spec is None:
             return None
         if spec.is_exposed and not any(layer.faulty & _AUTH_OPTIONS for layer in layers):
@@ -209,19 +182,17 @@ class _EntryParser:
             url=url.masked(),
             origin=self.name.place,
             origins=_origins(url, layers, self.context.environ),
+            key_places={} if named is None else named.places,
         )
 
     def _check_name(self) -> None:
         text = self.name.text
-        fault = None
         if looks_like_url(text):
-            fault = "a name is missing before this URL; write NAME: URL"
-        elif not text or text != text.strip() or not text.isprintable():
-            fault = "a name is a printable text without blanks at its ends"
-        elif len(text) > MAX_NAME_LENGTH:
-            fault = f"a name has at most {MAX_NAME_LENGTH} characters; this one has {len(text)}"
+            fault: str | None = "a name is missing before this URL; write NAME: URL"
         elif text in {".", ".."}:
             fault = f"{text!r} cannot be a name, because it means a directory in the routes of the local API"
+        else:
+            fault = describe_name_fault(text)
         if fault and not self.name.is_faulty:
             self.faults.append(Fault(self.name.place, fault))
 
@@ -284,6 +255,14 @@ class _EntryParser:
             if says_open.layer.is_open and has_key:
                 self.faults.append(Fault(says_open.places["auth"], "the entry has a key and auth: open; keep one"))
 
+    def _check_named_keys(self, place: Place, url: TunnelUrl, of_url: LocatedLayer, own: LocatedLayer) -> None:
+        if url.role is Role.CLIENT:
+            self.faults.append(Fault(place, "keys: is for a server; a client has one key, write key: or key_file:"))
+        elif url.key or of_url.layer.has_key or own.layer.has_key:
+            self.faults.append(Fault(place, "keys: and a single key exclude each other; give that key a name here"))
+        elif of_url.layer.is_open or own.layer.is_open:
+            self.faults.append(Fault(place, "keys: and auth: open exclude each other; keep one"))
+
     def _note_secrets(self, scalar: ScalarNode, url: TunnelUrl, of_url: LocatedLayer, own: LocatedLayer) -> None:
         note_secrets(of_url, self.context.secrets)
         note_secrets(own, self.context.secrets)
@@ -293,15 +272,20 @@ class _EntryParser:
             name = "key" if "key" in own.layer.values else "key_file"
             self.context.secrets.unused_keys.append(own.places[name])
 
-    def _build_spec(self, scalar: ScalarNode, url: TunnelUrl, layers: tuple[LocatedLayer, ...]) -> TunnelSpec | None:
+    def _build_spec(
+        self, scalar: ScalarNode, url: TunnelUrl, layers: tuple[LocatedLayer, ...], named: LocatedKeys | None
+    ) -> TunnelSpec | None:
         try:
-            return make_spec(replace(url, options=()), [layer.layer for layer in layers], self.context.environ)
+            spec = make_spec(replace(url, options=()), [layer.layer for layer in layers], self.context.environ)
+            if named is not None:  # a key, or auth: open, of a weaker layer is not wanted
+                spec = replace(spec, key=None, named_keys=named.keys, auth_policy=AuthPolicy.KEY)
+            return spec
         except UrlError as error:
             self._report_url(scalar, UrlError(error.message, 0, *error.quoted))  # offsets of the URL are gone
         except OptionError as error:
-            named = [layer for layer in layers if layer.layer.source == error.source]
-            message = next((layer.describe(error.name, error) for layer in named), str(error))
-            self._report(error.name, message, scalar, named, f" (from {error.source})")
+            sources = [layer for layer in layers if layer.layer.source == error.source]
+            message = next((layer.describe(error.name, error) for layer in sources), str(error))
+            self._report(error.name, message, scalar, sources, f" (from {error.source})")
         return None
 
     def _hash_files(self, spec: TunnelSpec, scalar: ScalarNode, layers: tuple[LocatedLayer, ...]) -> dict[str, str]:

@@ -29,12 +29,9 @@ from orchestrator.config.entries import (
     LOG_LEVEL_SOURCE,
     EntryContext,
     LocatedLayer,
-    check_keys,
     note_secrets,
     read_entry,
     read_layer,
-    read_scalar,
-    read_scalars,
 )
 from orchestrator.config.example import SMALLEST_FILE
 from orchestrator.config.faults import MAX_FAULTS, TOO_MANY_FAULTS, ConfigError, Fault, Place
@@ -50,6 +47,7 @@ from orchestrator.config.file_set import (
 )
 from orchestrator.config.include_search import MAX_DIRECTORIES, IncludeSearch, TooManyDirectoriesError
 from orchestrator.config.manifest import Entry, Manifest, addresses_conflict, listen_addresses
+from orchestrator.config.scalars import check_keys, read_scalar, read_scalars
 from orchestrator.config.schema_parts import VERSION
 from orchestrator.config.supervisor_settings import ApiSettings, MqttSettings, SupervisorSettings
 from tunnel.model.errors import InvalidValueError, OptionError, did_you_mean

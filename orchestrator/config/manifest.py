@@ -45,6 +45,8 @@ class Entry:
     """the place of its name"""
     origins: Mapping[str, OptionOrigin] = field(default_factory=dict, compare=False)
     """where the value of each option comes from, the strongest source first; built-in defaults are left out"""
+    key_places: Mapping[str, Place] = field(default_factory=dict, compare=False)
+    """where each of the named keys is written"""
 
     @property
     def key_origin(self) -> OptionOrigin | None:

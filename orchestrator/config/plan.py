@@ -105,6 +105,8 @@ def needs_engine(old: Entry, new: Entry) -> bool:
     one, other = old.spec, new.spec
     if old.files != new.files or (one.role, one.tunnel, one.target) != (other.role, other.tunnel, other.target):
         return True
+    if bool(one.named_keys) is not bool(other.named_keys):  # between two sets of named keys it is a live change
+        return True
     return any(option.read(one) != option.read(other) for option in OPTIONS.values() if not option.is_live)
 
 
@@ -126,6 +128,7 @@ def _describe_changes(old: Entry, new: Entry) -> Iterator[str]:
             yield f"{name}: {before} → {after}"
     if one.key != other.key:
         yield "key: " + ("removed" if other.key is None else "added" if one.key is None else "changed")
+    yield from _describe_named_keys(one, other)
     for option in OPTIONS.values():
         if not option.is_secret:
             yield from _describe_option(option, one, other)
@@ -135,6 +138,14 @@ def _describe_changes(old: Entry, new: Entry) -> Iterator[str]:
         is_other_file = OPTIONS[name].read(one) != OPTIONS[name].read(other)
         if old.files.get(name) != new.files.get(name) and not is_other_file:
             yield f"{name}: the content of the file changed"
+
+
+def _describe_named_keys(old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:
+    before, after = ({named.name: named.key for named in spec.named_keys} for spec in (old, new))
+    for name in sorted({*before, *after}):
+        if before.get(name) != after.get(name):
+            what = "removed" if name not in after else "added" if name not in before else "changed"
+            yield f"key {name}: {what}"
 
 
 def _describe_option(option: Option, old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:

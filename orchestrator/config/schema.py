@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from orchestrator.config.named_keys import MAX_NAMED_KEYS
 from orchestrator.config.schema_parts import BOOLEAN, MAX_NAME_LENGTH, VERSION, with_variable
 from orchestrator.config.supervisor_settings import SupervisorSettings
 from tunnel.model.option_types import ANY_SCALAR, JsonSchema
@@ -51,6 +52,14 @@ def _tunnel_definitions() -> JsonSchema:
         "url": _reference("url"),
         "enabled": BOOLEAN,
         "tags": {"type": ["array", "null"], "items": ANY_SCALAR},
+        "keys": {
+            "type": "object",
+            "description": "the keys that a server accepts, each with the name of a client; instead of key",
+            "propertyNames": {"minLength": 1, "maxLength": MAX_NAME_LENGTH},
+            "additionalProperties": ANY_SCALAR,
+            "minProperties": 1,
+            "maxProperties": MAX_NAMED_KEYS,
+        },
     }
     mapping = {
         "type": "object",

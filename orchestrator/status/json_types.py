@@ -68,6 +68,8 @@ class TunnelJson(TypedDict, total=False):
     peer: str | None
     link: str | None
     auth: str
+    service: str
+    key_name: str | None
     data_tls: int
     carrier: str | None
     tags: list[str]

@@ -121,6 +121,7 @@ def stopped_snapshot(name: str, spec: TunnelSpec, reason: str | None = None) -> 
         tunnel_addr=str(spec.tunnel),
         target_addr=str(spec.target),
         auth=spec.auth,
+        service=spec.service,
         data_tls=int(spec.data_tls),
         pool=PoolView(min=limits.min_pool_capacity, max=limits.max_pool_capacity),
         signals=SignalsView(limit=limits.signal_queue_limit),

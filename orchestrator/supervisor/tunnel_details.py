@@ -30,7 +30,7 @@ def describe_tunnel(seen: Snapshot, entry: Entry | None, base: Path) -> TunnelDe
 
 
 def _describe_settings(entry: Entry, base: Path) -> dict[str, SettingJson]:
-    return {
+    settings: dict[str, SettingJson] = {
         name: {
             "value": value,
             "source": origin.source if (origin := entry.origins.get(name)) else "built in",
@@ -38,6 +38,10 @@ def _describe_settings(entry: Entry, base: Path) -> dict[str, SettingJson]:
         }
         for name, value in format_options(entry.spec).items()
     }
+    if entry.spec.named_keys:
+        names = ", ".join(named.name for named in entry.spec.named_keys)
+        settings["keys"] = {"value": names, "source": "entry", "where": None}
+    return settings
 
 
 def _format_place(place: Place, base: Path) -> str:

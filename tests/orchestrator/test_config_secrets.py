@@ -206,6 +206,14 @@ def test_two_servers_or_two_clients_with_one_key_are_a_warning(folder: Folder) -
     assert "'c14' and 5 more share one key" in found
 
 
+def test_one_key_for_several_services_is_no_warning(folder: Folder) -> None:
+    lines = "".join(f"  s{n}: server://127.0.0.1:{n}/127.0.0.1:9{n}{{}}\n" for n in (1, 2, 3))
+    assert warnings(folder, "version: 1\ntunnels:\n" + lines.format(*(f"?service={n}" for n in "abc"))) == []
+    [found] = warnings(folder, "version: 1\ntunnels:\n" + lines.format("?service=a", "?service=b", "?service=b"))
+    assert found.startswith("5:3: the servers 's2', 's3' share one key")
+    assert "give each a service of its own (service=, the same at both ends) or a key of its own" in found
+
+
 # --- addresses that cannot be what was meant --------------------------------------------------------------------------
 
 

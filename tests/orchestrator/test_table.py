@@ -148,3 +148,13 @@ def test_a_tunnel_that_is_not_up_always_has_a_reason() -> None:
     for state in set(State) - {State.UP}:
         (_, line) = format_table([tunnel("web", state)], columns=None, paint=lambda text, _: text).split("\n")
         assert line.endswith(STATES[state].meaning)
+
+
+def test_services_and_names_of_keys_have_columns_where_a_tunnel_has_them() -> None:
+    plain = format_table(TUNNELS, columns=None, paint=PLAIN).split("\n")[0]
+    assert not {"SERVICE", "KEY"} & set(plain.split())
+    shop = tunnel("shop", State.UP)
+    shop["service"], shop["key_name"] = "web", "office"
+    heading, *_, last = format_table([*TUNNELS, shop], columns=20, paint=PLAIN, is_wide=True).split("\n")
+    assert {"SERVICE", "KEY"} <= set(heading.split())
+    assert last.split()[-2:] == ["web", "office"]

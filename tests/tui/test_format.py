@@ -208,6 +208,16 @@ def test_details_show_the_reason_the_next_attempt_and_the_source_of_settings() -
         assert wanted in shown
 
 
+def test_details_show_the_service_and_the_name_of_the_key() -> None:
+    known = view(tunnel("a", service="shop", key_name="office")).tunnels["a"]
+    shown = texts(detail_lines(known, None, 60, 0.0, 0.0))
+    assert "service  shop" in shown
+    assert "key      office" in shown
+    unnamed = texts(detail_lines(view(tunnel("a")).tunnels["a"], None, 60, 0.0, 0.0))
+    assert "service" not in unnamed
+    assert "key      shared key" in unnamed
+
+
 @pytest.mark.parametrize("width", [30, 44, 80])
 def test_details_fit_their_width(width: int) -> None:
     more: Json = {"where": "a/rather/long/path/tunnels.yaml:41:3", "url": "server://" + "x" * 90, "settings": SETTINGS}

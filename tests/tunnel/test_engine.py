@@ -24,6 +24,7 @@ from tests.support.engine_parts import Events, no_descriptor_leak, shared_parts
 from tests.support.ports import free_port
 from tests.support.scale import GUARD_S
 from tests.support.waiting import run_loop_turns, wait_until_async
+from tunnel.engine import key_ring, server_engine
 from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
 from tunnel.engine.egress import Egress
 from tunnel.engine.engine import Engine
@@ -31,14 +32,17 @@ from tunnel.engine.factory import create_engine
 from tunnel.engine.link import EventTable, Link
 from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.pool import Pool
+from tunnel.engine.server_engine import ServerEngine
 from tunnel.model.address import Address, parse_address
-from tunnel.model.keys import Key
+from tunnel.model.keys import Key, NamedKey
 from tunnel.model.settings import Settings
 from tunnel.model.spec import Carrier, DataTls, Direction, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.state import State
 from tunnel.protocol.frames import TargetStatus
 from tunnel.protocol.handshake import ServerHandshake
 from tunnel.protocol.handshake_messages import Welcome
+from tunnel.runtime.key_stretching import derive_base_key
+from tunnel.runtime.sockets import NetError
 
 KEY = Key("a shared key of some length")
 UP = State.UP
@@ -296,6 +300,147 @@ async def test_a_client_without_the_key_is_refused_and_cools_down(shared: Engine
             assert server.state is State.WAITING
             assert server.reason.startswith("refused a client from 127.0.0.1:")
             assert KEY.reveal() not in repr([*server.events, *client.events])
+
+
+@pytest.mark.parametrize("shared", [Timing(retry_delay=lambda *_: 600.0)], indirect=True)
+async def test_a_client_of_another_service_with_the_same_key_gets_no_link(shared: EngineContext) -> None:
+    async with running_engine(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE, service="website")) as server:
+        await server.wait_state(State.WAITING)
+        async with running_engine(shared, client_spec(server, "127.0.0.1:1", service="admin")) as client:
+            await client.wait_state(State.COOLDOWN)
+            assert "most likely the keys or the service names differ" in client.reason
+            assert server.reason.endswith("the client wants the service 'admin', this is the service 'website'")
+        async with running_engine(shared, client_spec(server, "127.0.0.1:1", service="website")) as client:
+            await wait_until_async(lambda: client.engine.snapshot().link is not None, "there is a link")
+            assert client.engine.snapshot().service == "website"
+
+
+HOME, OFFICE = NamedKey("home", Key("the key at home, of some length")), NamedKey("office", KEY)
+
+
+def with_keys(running: RunningEngine, *keys: NamedKey) -> None:
+    """Apply a change of the named keys, as a reload does."""
+    running.engine.apply_live_settings(dataclasses.replace(running.engine.spec, named_keys=keys))
+
+
+@asynccontextmanager
+async def office_pair(
+    shared: EngineContext, target: str, direction: Direction
+) -> AsyncIterator[tuple[RunningEngine, RunningEngine]]:
+    """A server with two named keys, and a client with that of the office, both up."""
+    reverse = direction is Direction.REVERSE
+    visitors = "127.0.0.1:0"
+    configured = server_spec(
+        visitors if reverse else target, key=None, named_keys=(HOME, OFFICE), mode=Mode(direction.value)
+    )
+    async with running_engine(shared, configured) as server:
+        await server.wait_state(State.WAITING)
+        async with running_engine(shared, client_spec(server, target if reverse else visitors)) as client:
+            await server.wait_state(UP)
+            await client.wait_state(UP)
+            yield server, client
+
+
+async def test_the_name_of_the_key_in_use_is_shown_at_the_server_alone(shared: EngineContext) -> None:
+    async with echo() as target, office_pair(shared, target, Direction.REVERSE) as (server, client):
+        shown = server.engine.snapshot()
+        assert (shown.auth, shown.key_name) == ("key", "office")
+        assert client.engine.snapshot().key_name is None
+        assert any(f"with {shown.peer} with key office, reverse" in event.text for event in server.events)
+        assert KEY.reveal() not in repr([shown, *server.events])
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+async def test_adding_and_removing_other_keys_disturbs_no_link_and_no_visitor(
+    shared: EngineContext, direction: Direction
+) -> None:
+    async with (
+        echo() as target,
+        office_pair(shared, target, direction) as (server, client),
+        visit(visitors_address(server, client)) as (reader, writer),
+        asyncio.timeout(GUARD_S),
+    ):
+        link = server.engine.snapshot().link
+        added = NamedKey("new", Key("the key of a new client"))
+        with_keys(server, HOME, added, OFFICE)
+        with_keys(server, added, OFFICE)
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        assert server.engine.snapshot().link == link
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.parametrize("replacement", [(), (NamedKey("office", Key("another key of the office")),)])
+async def test_a_revoked_key_loses_its_link_and_its_visitors_at_once(
+    shared: EngineContext, direction: Direction, replacement: tuple[NamedKey, ...]
+) -> None:
+    async with echo() as target, office_pair(shared, target, direction) as (server, client):
+        async with visit(visitors_address(server, client)) as (reader, writer), asyncio.timeout(GUARD_S):
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+            with_keys(server, HOME, *replacement)
+            assert server.engine.snapshot().connections.active == 0
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read(-1) == b""
+        await client.wait_state(State.COOLDOWN)
+        assert "its key office was revoked" in server.reason
+        assert client.events.said("the key of this client was revoked")
+        client.engine.retry()
+        await wait_until_async(lambda: "names differ" in client.reason, "it is refused from now on")
+        assert server.engine.snapshot().link is None
+
+
+async def test_visitors_of_a_former_link_of_a_revoked_key_are_disconnected(shared: EngineContext) -> None:
+    async with (
+        echo() as target,
+        office_pair(shared, target, Direction.REVERSE) as (server, _),
+        visit(visitors_address(server)) as (reader, writer),
+        asyncio.timeout(GUARD_S),
+    ):
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        link = server.engine._link
+        assert link is not None
+        link.close("the network was interrupted")
+        await wait_until_async(lambda: server.engine.snapshot().link not in {None, link.ident}, "it returns")
+        assert server.engine.snapshot().connections.active == 1
+        with_keys(server, HOME)
+        assert server.engine.snapshot().connections.active == 0
+
+
+@pytest.mark.parametrize("shared", [Timing(retry_delay=lambda *_: 0.05)], indirect=True)
+async def test_a_key_that_is_added_live_is_accepted(shared: EngineContext) -> None:
+    configured = server_spec("127.0.0.1:0", key=None, named_keys=(HOME,), mode=Mode.REVERSE)
+    async with echo() as target, running_engine(shared, configured) as server:
+        await server.wait_state(State.WAITING)
+        async with running_engine(shared, client_spec(server, target)) as client:
+            await wait_until_async(lambda: "names differ" in client.reason, "it is refused")
+            with_keys(server, HOME, OFFICE)
+            await server.wait_state(UP)
+            assert server.engine.snapshot().key_name == "office"
+
+
+@pytest.mark.parametrize("shared", [Timing(retry_delay=lambda *_: 0.05)], indirect=True)
+async def test_a_new_key_that_cannot_be_computed_yet_is_reported_and_computed_later(
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_engine, "_KEY_RETRY_DELAY_S", 0.05)
+    failures = iter([True, True])
+
+    async def derive_late(key: Key | None) -> bytes:
+        if key == KEY and next(failures, False):
+            raise NetError("there is no memory")
+        return await derive_base_key(key)
+
+    configured = server_spec("127.0.0.1:0", key=None, named_keys=(HOME,), mode=Mode.REVERSE)
+    async with running_engine(shared, configured) as server:
+        engine = server.engine
+        assert isinstance(engine, ServerEngine)
+        await server.wait_state(State.WAITING)
+        monkeypatch.setattr(key_ring, "derive_base_key", derive_late)
+        with_keys(server, HOME, OFFICE)
+        await wait_until_async(lambda: len(engine._key_ring.keys) == 2, "it was tried again")
+        assert server.events.said("a new key is not accepted yet: there is no memory")
 
 
 @pytest.mark.parametrize("shared", [Timing(liveness_timeout_s=GUARD_S)], indirect=True)

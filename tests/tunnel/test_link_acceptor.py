@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import socket
 import threading
@@ -21,11 +22,12 @@ from tests.support.sockets import close_with_reset
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
 from tunnel.engine.control_channel import ControlChannel
+from tunnel.engine.key_ring import KeyRing
 from tunnel.engine.link import EventTable, Link, LinkClosed, LinkEvent
 from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.stats import Stats
 from tunnel.model.address import Address
-from tunnel.model.keys import Key
+from tunnel.model.keys import Key, NamedKey
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import DataTls, Direction, Mode, Role, TunnelSpec
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame
@@ -77,7 +79,8 @@ class AcceptorHarness:
         self.owner = FakeOwner()
         self.events = Events()
         self.stats = Stats()
-        self.acceptor = LinkAcceptor(spec, context, self.events.event_log(), self.stats, self.owner)
+        self.key_ring = KeyRing(spec)
+        self.acceptor = LinkAcceptor(spec, context, self.events.event_log(), self.stats, self.key_ring, self.owner)
 
     async def open(self) -> None:
         await self.acceptor.open(await listeners.bind(self.spec, listeners.listening_addresses(self.spec, None)))
@@ -100,11 +103,20 @@ class AcceptorHarness:
 
 @asynccontextmanager
 async def accepting(
-    timing: Timing = DEFAULT_TIMING, front_door: FrontDoorLimits = DEFAULT_FRONT_DOOR, key: Key | None = KEY
+    timing: Timing = DEFAULT_TIMING,
+    front_door: FrontDoorLimits = DEFAULT_FRONT_DOOR,
+    key: Key | None = KEY,
+    named_keys: tuple[NamedKey, ...] = (),
 ) -> AsyncIterator[AcceptorHarness]:
     with no_descriptor_leak():
         async with shared_parts(timing, front_door) as context:
-            spec = TunnelSpec(role=Role.SERVER, tunnel=Address("127.0.0.1", 0), target=Address("", 1), key=key)
+            spec = TunnelSpec(
+                role=Role.SERVER,
+                tunnel=Address("127.0.0.1", 0),
+                target=Address("", 1),
+                key=key,
+                named_keys=named_keys,
+            )
             harness = AcceptorHarness(context, spec)
             await harness.open()
             yield harness
@@ -262,6 +274,35 @@ async def test_a_client_without_the_key_receives_one_generic_sentence(
     assert harness.stats.refused_handshakes == 1
     assert not harness.owner.links
     assert KEY.reveal() not in repr(list(harness.events))
+
+
+@pytest.mark.parametrize(
+    ("key", "service", "logged"),
+    [
+        (KEY, "admin", "the client wants the service 'admin', this is the service without a name"),
+        (Key("another key of some length"), "admin", "the client has another key and wants another service, or"),
+    ],
+)
+async def test_a_client_of_another_service_receives_the_sentence_of_a_wrong_key(
+    harness: AcceptorHarness, key: Key, service: str, logged: str
+) -> None:
+    with pytest.raises(AssertionError, match="most likely the keys or the service names differ"):
+        await establish_link(harness, key=key, service=service)
+    await wait_until_async(lambda: harness.events.said(logged), "the local log knows more")
+    assert not harness.owner.links
+
+
+async def test_a_client_whose_key_is_revoked_during_its_handshake_is_refused() -> None:
+    keys = (NamedKey("home", KEY), NamedKey("office", Key("the key of the office")))
+    async with accepting(key=None, named_keys=keys) as harness:
+        async with harness.acceptor._link_decision:  # as if another client was being judged
+            channel, _ = await send_hello(harness)
+            await wait_until_async(lambda: harness.acceptor._undecided == 1, "its proof was right")
+            assert harness.key_ring.update(dataclasses.replace(harness.spec, named_keys=keys[1:])) == {"home"}
+        kind, payload = await channel.receive()
+        assert (kind, Refusal.decode(payload).reason) == (Kind.REFUSED, "its key was revoked at this moment")
+        assert not harness.owner.links
+        channel.close("the test is over")
 
 
 async def test_a_data_connection_is_pooled_once_and_only_with_the_secret_of_the_link(harness: AcceptorHarness) -> None:

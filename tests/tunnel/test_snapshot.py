@@ -41,6 +41,8 @@ CONTRACT = {
     "peer": "127.0.0.1:5123",
     "link": "6f1c",
     "auth": "key",
+    "service": "shop",
+    "key_name": "office",
     "data_tls": 0,
     "carrier": None,
     "tags": ["prod"],
@@ -74,6 +76,8 @@ def snapshot() -> Snapshot:
         peer="127.0.0.1:5123",
         link="6f1c",
         auth="key",
+        service="shop",
+        key_name="office",
         data_tls=0,
         tags=("prod",),
         pool=PoolView(idle=8, capacity=8, min=8, max=1024),
@@ -121,7 +125,8 @@ def test_the_builder_returns_the_same_snapshot_while_nothing_changes() -> None:
     spec = make_spec(parse_url("client://127.0.0.1:1/127.0.0.1:2?report_interval=1s"))
     values = SnapshotInput(
         spec=spec, record=StateRecord(State.COOLDOWN, 0.0, "refused"), direction=None, tunnel_addr=None,
-        target_addr=None, data_addr=None, peer=None, link=None, carrier=None, limits=default_limits(spec.settings),
+        target_addr=None, data_addr=None, peer=None, link=None, key_name=None, carrier=None,
+        limits=default_limits(spec.settings),
         idle=0, capacity=0, dialing=0, queued=0, rtt=0.25, signals=0, active=0, total=0, failed=0, from_visitors=3,
         to_visitors=4, refused_handshakes=0, refused_prefaces=0, silent=0,
         counters=CountersView(links=2), attempt=1, remaining=1.5, error=None,

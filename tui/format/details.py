@@ -136,7 +136,9 @@ def _fact_lines(tunnel: Tunnel, width: int, wall: float) -> list[Line]:
 
 
 def _key(tunnel: Tunnel, _: float) -> str:
-    return "none: open to anyone who finds the port" if tunnel.text("auth") == "open" else "shared key"
+    if tunnel.text("auth") == "open":
+        return "none: open to anyone who finds the port"
+    return tunnel.text("key_name") or "shared key"
 
 
 def _pool(tunnel: Tunnel, _: float) -> str:
@@ -179,6 +181,7 @@ _FACTS: Final[tuple[tuple[str, Callable[[Tunnel, float], str]], ...]] = (
     ("data", lambda t, _: t.text("data_addr")),
     ("peer", lambda t, _: t.text("peer")),
     ("link", lambda t, _: t.text("link")),
+    ("service", lambda t, _: t.text("service")),
     ("key", _key),
     ("TLS", lambda t, _: _TLS_TEXTS.get(t.data.get("data_tls", 0), "")),
     ("pool", _pool),

@@ -22,7 +22,7 @@ from tunnel.runtime.resolver import DialTarget
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from tunnel.engine.link import EventTable, Link
     from tunnel.engine.pool import DataConnection
@@ -238,6 +238,16 @@ class Egress(TunnelEnd):
                 dial.link.session.send_visitor_failed(dial.data.ident, reason)
         self._on_target_failed(reason, probe=dial.data is None)
         self._notify_observers()
+
+    def disconnect(self, links: Collection[Link]) -> int:
+        """Disconnect the visitors of these links, whose target is dialled or connected; return how many there were."""
+        dials = [dial for dial in self._dials if dial.link in links]
+        for dial in dials:
+            self._forget_dial(dial)
+            dial.cancel()
+            if dial.data is not None:
+                self.reactor.close(dial.data.sock)
+        return len(dials) + super().disconnect(links)
 
     def _on_deadline(self) -> None:
         self._deadline_timer = None

@@ -263,8 +263,7 @@ class Engine(ABC):
         if link.channel.closed_reason is None:  # it may have been closed before it was started
             end.attach(link)
             self._stats.count_link()
-            text = f"link {link.ident} with {link.channel.peer}, {link.direction}"
-            self._event_log.log_paced(LogLevel.INFO, EventKind.LINK, "link", text, link=link.ident)
+            self._event_log.log_paced(LogLevel.INFO, EventKind.LINK, "link", link.description, link=link.ident)
 
     def register_handlers(self, table: EventTable) -> None:
         """Enter the handlers of the events that concern the tunnel as a whole."""
@@ -382,9 +381,8 @@ class Engine(ABC):
         end, self._end, self._retry_target = self._end, None, None
         cut = end.close() if end is not None else 0
         if cut:
-            self._event_log.log_warn(
-                EventKind.VISITOR, f"{plural(cut, 'visitor')} {'was' if cut == 1 else 'were'} disconnected"
-            )
+            verb = "was" if cut == 1 else "were"
+            self._event_log.log_warn(EventKind.VISITOR, f"{plural(cut, 'visitor')} {verb} disconnected")
 
     # --- what observers see ---------------------------------------------------------------------------------------
 
@@ -410,6 +408,7 @@ class Engine(ABC):
             data_addr=self._data_address,
             peer=link.channel.peer if link is not None else None,
             link=link.ident if link is not None else None,
+            key_name=link.key_name if link is not None else None,
             carrier=link.carrier if link is not None else None,
             limits=session.limits if session is not None else default_limits(spec.settings),
             idle=len(link.pool) if link is not None else 0,

@@ -43,6 +43,8 @@ class LinkTerms:
     """seconds between pings"""
     features: tuple[str, ...] = ()
     """optional parts of the protocol that both ends use"""
+    key_name: str | None = None
+    """at a server: which of its named keys the client has"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class Link:
         self.secret = terms.secret
         self.direction = terms.direction
         self.carrier = terms.carrier
+        self.key_name = terms.key_name
         self.is_client = terms.role.is_client
         self.is_ingress = terms.role.is_ingress
         self.channel = channel
@@ -147,6 +150,12 @@ class Link:
         self.session.heartbeat.note_received(self._loop.time())
         self._ping(random.random())  # noqa: S311  links that started together must not all ping together
         self.channel.set_receiver(self)
+
+    @property
+    def description(self) -> str:
+        """The link in words, for events."""
+        with_key = f" with key {self.key_name}" if self.key_name is not None else ""
+        return f"link {self.ident} with {self.channel.peer}{with_key}, {self.direction}"
 
     def subscribe_pool_growth(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` whenever idle connections were added."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel.carriers import create_carrier
 from tunnel.engine.control_channel import ChannelLostError, ControlChannel
-from tunnel.engine.key_ring import KeyRing
 from tunnel.engine.link import Link, LinkTerms
 from tunnel.engine.pending import PendingConnection
 from tunnel.engine.pool import DataConnection
@@ -25,7 +24,7 @@ from tunnel.protocol import preface
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import encode_message
 from tunnel.protocol.frames import Kind
-from tunnel.protocol.handshake import REFUSAL, ServerHandshake
+from tunnel.protocol.handshake import REFUSAL, AuthenticatedClient, ServerHandshake
 from tunnel.protocol.handshake_messages import LINK_ID_BYTES, Hello, Refusal, Welcome
 from tunnel.protocol.replay import ReplayWindow
 from tunnel.protocol.session import Negotiation, SessionRole
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnel.engine.context import EngineContext
+    from tunnel.engine.key_ring import KeyRing
     from tunnel.engine.stats import Stats
     from tunnel.forwarding.base import FlowSource
     from tunnel.model.address import Address
@@ -87,6 +87,7 @@ class LinkAcceptor:
         context: EngineContext,
         event_log: EventLog,
         stats: Stats,
+        key_ring: KeyRing,
         owner: LinkAcceptorOwner,
     ) -> None:
         self._spec = spec
@@ -101,7 +102,7 @@ class LinkAcceptor:
         self.acceptors: dict[str, Acceptor] = {}
         """by purpose, as in ``listeners``"""
         self._handshakes: dict[PendingConnection, asyncio.Task[None]] = {}  # of control channels
-        self._key_ring = KeyRing(spec)
+        self._key_ring = key_ring
         self._has_key = spec.auth == "key"  # otherwise any peer authenticates
         self._link_decision = asyncio.Lock()
         self._undecided = 0  # clients that have authenticated and wait for the decision
@@ -322,10 +323,14 @@ class LinkAcceptor:
         self._front_door.release(connection)  # it is no longer evicted
         if self._has_key:
             self._front_door.note_authenticated(connection.origin)
-        return await self._decide(connection, channel, handshake, client.hello)
+        return await self._decide(connection, channel, handshake, client)
 
     async def _decide(
-        self, connection: PendingConnection, channel: ControlChannel, handshake: ServerHandshake, hello: Hello
+        self,
+        connection: PendingConnection,
+        channel: ControlChannel,
+        handshake: ServerHandshake,
+        client: AuthenticatedClient,
     ) -> bool:
         """Make the link of a client that has authenticated, or refuse the client; return whether there is a link."""
         if self._undecided >= _MAX_UNDECIDED:
@@ -335,15 +340,20 @@ class LinkAcceptor:
             try:
                 async with self._link_decision:
                     channel.check_open()  # the wait may have been long: a closed channel must not replace a link
-                    objection = self._check_mode(hello) or await self._check_present_client(hello)
+                    hello = client.hello
+                    objection = self._check_key(client) or self._check_mode(hello)
+                    objection = objection or await self._check_present_client(hello) or self._check_key(client)
                     if objection is None:
                         channel.check_open()
-                        self._make_link(channel, handshake, hello)
+                        self._make_link(channel, handshake, client)
             finally:
                 self._undecided -= 1
         if objection is not None:  # the client has authenticated, so it may learn the reason
             self._refuse_client(connection, channel, _Refusals.OBJECTION, objection, answer=objection)
         return objection is None
+
+    def _check_key(self, client: AuthenticatedClient) -> str | None:
+        return None if self._key_ring.accepts(client.key) else "its key was revoked at this moment"
 
     def _check_mode(self, hello: Hello) -> str | None:
         if hello.mode is Mode.AUTO or hello.mode.value == self._direction.value:
@@ -371,8 +381,8 @@ class LinkAcceptor:
         link.close(f"it did not answer within {timeout_s:.1f} s and another client wants the tunnel")
         return None
 
-    def _make_link(self, channel: ControlChannel, handshake: ServerHandshake, hello: Hello) -> None:
-        spec = self._spec
+    def _make_link(self, channel: ControlChannel, handshake: ServerHandshake, client: AuthenticatedClient) -> None:
+        spec, hello = self._spec, client.hello
         ours = configured_limits(spec.settings)
         welcome = Welcome(
             features=handshake.negotiate_features(),
@@ -389,6 +399,7 @@ class LinkAcceptor:
             direction=self._direction,
             carrier=welcome.carrier,
             features=welcome.features,
+            key_name=client.key.name,
             role=SessionRole(is_client=False, is_ingress=self._direction is Direction.REVERSE),
             negotiation=Negotiation(ours, hello.bounds, default_limits(spec.settings)),
             report_interval_s=spec.settings.report_interval,

@@ -10,7 +10,7 @@ from tunnel.model.events import EventKind
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from tunnel.engine.pool import DataConnection
     from tunnel.forwarding.base import ForwardedVisitor, Forwarder, RelayLink
@@ -168,6 +168,13 @@ class RelaySet:
             EventKind.VISITOR,
             f"{peers} vanished: no acknowledgement for {self._vanished_after_s:.0f} s; disconnected",
         )
+
+    def close_of(self, links: Collection[RelayLink]) -> int:
+        """Close the relays that were started on these links, also on lost ones; return how many there were."""
+        relays = [relay for relay in self._running if relay.link in links]
+        for relay in relays:
+            relay.close()
+        return len(relays)
 
     def close_all(self) -> int:
         """Close all relays now; return how many there were."""

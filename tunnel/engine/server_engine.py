@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
 
 from tunnel.engine.engine import Engine
+from tunnel.engine.key_ring import KeyRing
 from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.model.events import EventKind
 from tunnel.model.spec import Direction, LogLevel
 from tunnel.model.state import State
+from tunnel.model.wording import plural
 from tunnel.runtime import listeners
 from tunnel.runtime.sockets import NetError
 from tunnel.runtime.tls import TlsError
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from tunnel.model.spec import TunnelSpec
     from tunnel.runtime.acceptor import Acceptor
 
+_KEY_RETRY_DELAY_S: Final = 5.0  # after a new key could not be computed for want of a thread or memory
+
 
 class ServerEngine(Engine):
     """Owns a link acceptor. Decides the direction of the tunnel."""
@@ -30,17 +36,33 @@ class ServerEngine(Engine):
         super().__init__(name, spec, context=context, sink=sink)
         self._direction: Direction = listeners.decide_direction(spec)
         self._acceptor: LinkAcceptor | None = None
-        self._direction_changed = asyncio.Event()
+        self._is_direction_outdated = False
+        self._key_ring = KeyRing(spec)
+        self._wake_up = asyncio.Event()  # for the task of ``_serve``: another direction, or other keys
+        self._named_links: WeakSet[Link] = WeakSet()  # of clients with a named key; a link with relays is alive
 
     def apply_live_settings(self, spec: TunnelSpec) -> None:
-        """Use settings and log level of a changed spec; no connection is closed."""
+        """Use settings, log level and named keys of a changed spec; only clients of a revoked key are disconnected."""
         super().apply_live_settings(spec)
         if self._acceptor is not None:
             self._acceptor.update_spec(spec)
+        self._disconnect_clients(self._key_ring.update(spec))
+        self._wake_up.set()
+
+    def _disconnect_clients(self, revoked: frozenset[str | None]) -> None:
+        """Close the links of revoked keys, and disconnect the visitors of present and former links of theirs."""
+        links = {link for link in self._named_links if link.key_name in revoked}
+        for link in links:
+            if link.channel.closed_reason is None:
+                link.close(f"its key {link.key_name} was revoked", goodbye="the key of this client was revoked")
+        count = self._end.disconnect(links) if self._end is not None and links else 0
+        if count:
+            text = f"{plural(count, 'visitor')} of a revoked key {'was' if count == 1 else 'were'} disconnected"
+            self._event_log.log_warn(EventKind.VISITOR, text)
 
     async def _serve(self) -> None:
         while True:
-            acceptor = LinkAcceptor(self.spec, self._context, self._event_log, self._stats, self)
+            acceptor = LinkAcceptor(self.spec, self._context, self._event_log, self._stats, self._key_ring, self)
             try:
                 await self._open_end(self._direction)
                 await acceptor.open(self._bound)
@@ -59,11 +81,25 @@ class ServerEngine(Engine):
                 EventKind.LISTEN, f"listening on {acceptor.address} as {self._direction} server{data}"
             )
             self._set_state(State.WAITING)
-            await self._direction_changed.wait()  # links come and go without this task
-            self._direction_changed.clear()
+            await self._load_new_keys()  # links come and go without this task
+            self._is_direction_outdated = False
             self._direction = Direction.REVERSE
             self._close_end()
             self._close_listeners()
+
+    async def _load_new_keys(self) -> None:
+        """Compute the keys that a change adds, until the direction is outdated."""
+        while not self._is_direction_outdated:
+            self._wake_up.clear()
+            retry_delay_s: float | None = None
+            try:
+                await self._key_ring.load()
+            except NetError as error:
+                self._event_log.warn_throttled(EventKind.STATE, "keys", f"a new key is not accepted yet: {error}")
+                retry_delay_s = _KEY_RETRY_DELAY_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(retry_delay_s):
+                    await self._wake_up.wait()
 
     def start_link(self, link: Link) -> None:
         """Use a link whose handshake is complete, unless the target has become an address of this host.
@@ -76,8 +112,11 @@ class ServerEngine(Engine):
             reason = f"the target {self.spec.target} has become an address of this server, which accepts visitors there"
             self._event_log.log_info(EventKind.LISTEN, reason)
             link.close(reason, goodbye=reason)
-            self._direction_changed.set()
+            self._is_direction_outdated = True
+            self._wake_up.set()
         else:
+            if link.key_name is not None:
+                self._named_links.add(link)
             super().start_link(link)
 
     def _on_link_closed(self, link: Link, reason: str, level: LogLevel) -> None:

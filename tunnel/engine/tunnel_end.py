@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tunnel.engine.relays import RelaySet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from tunnel.engine.link import EventTable, Link
     from tunnel.engine.stats import Stats
@@ -135,6 +135,10 @@ class TunnelEnd(ABC):
         self.relays.remove_link(link)
         self._link = self._choose_link()
         self._notify_observers()
+
+    def disconnect(self, links: Collection[Link]) -> int:
+        """Disconnect the visitors of these links, also of lost ones; return how many there were."""
+        return self.relays.close_of(links)
 
     def _choose_link(self) -> Link | None:
         """Return the link for the next visitors: the newest."""

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 import secrets
+from dataclasses import dataclass
 from typing import Final
 
 from tunnel.model.errors import InvalidValueError
@@ -71,6 +72,14 @@ class Key:
 
     def __reduce__(self) -> tuple[type[Key], tuple[str]]:  # a spec is pickled to a worker process with its key
         return Key, (self._secret,)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedKey:
+    """One of several keys of a server: each belongs to one client, and can be revoked alone."""
+
+    name: str
+    key: Key
 
 
 def generate_key() -> str:

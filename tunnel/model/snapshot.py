@@ -131,6 +131,9 @@ class Snapshot:
     link: str | None = None
     """public random id of the link, the same at both ends"""
     auth: str
+    service: str = ""
+    key_name: str | None = None
+    """which of a server's named keys the present client has; None without a link, or without names"""
     data_tls: int
     carrier: str | None = None
     """how data connections travel; None without a link"""
@@ -193,6 +196,7 @@ class SnapshotInput(NamedTuple):
     data_addr: str | None
     peer: str | None
     link: str | None
+    key_name: str | None
     carrier: Carrier | None
     limits: Limits
     idle: int
@@ -231,6 +235,8 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         peer=values.peer,
         link=values.link,
         auth=spec.auth,
+        service=spec.service,
+        key_name=values.key_name,
         data_tls=int(spec.data_tls) or int(values.carrier is Carrier.ENCRYPTED),
         carrier=values.carrier.value if values.carrier else None,
         pool=PoolView(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tunnel.model.address import Address
-    from tunnel.model.keys import Key
+    from tunnel.model.keys import Key, NamedKey
 
 MAX_SERVICE_CHARS: Final = 64
 """Characters of the name of a service."""
@@ -102,6 +102,8 @@ class TunnelSpec:
     """egress: dialled for every visitor; ingress: where visitors are accepted"""
     key: Key | None = None
     """shared by both ends; None leaves the tunnel open to every peer that finds the port"""
+    named_keys: tuple[NamedKey, ...] = ()
+    """of a server, in place of ``key``: the keys that it accepts, sorted by their names"""
     auth_policy: AuthPolicy = AuthPolicy.KEY
     service: str = ""
     """the name that both ends have agreed on; tells tunnels apart that share a key"""
@@ -118,7 +120,7 @@ class TunnelSpec:
     @property
     def auth(self) -> str:
         """How a peer authenticates: ``key``, or ``open`` for not at all."""
-        return "key" if self.key else "open"
+        return "key" if self.key or self.named_keys else "open"
 
     @property
     def carrier(self) -> Carrier:
@@ -129,7 +131,7 @@ class TunnelSpec:
     def is_exposed(self) -> bool:
         """Whether the tunnel has no key, reaches beyond this host, and nothing says that this is intended."""
         is_local = self.tunnel.is_loopback and self.target.is_loopback
-        return self.key is None and self.auth_policy is AuthPolicy.KEY and not is_local
+        return self.auth == "open" and self.auth_policy is AuthPolicy.KEY and not is_local
 
     @property
     def cooldown(self) -> float:
