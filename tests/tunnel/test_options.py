@@ -239,7 +239,7 @@ def test_the_strongest_layer_that_names_an_option_wins(
         for source, text in zip(LAYERS, chosen[1:3], strict=False)
     ]
     environ = {} if chosen[3] is None else {option.variable or "": chosen[3]}
-    spec = spec_of(f"{option.name}={chosen[0]}" if chosen[0] else "", *layers, environ=environ)
+    spec = spec_of(f"{option.name}={chosen[0]}" if chosen[0] is not None else "", *layers, environ=environ)
     written = [text for text in chosen if text is not None]
     assert option.format(spec) == (written[0] if written else option.default)
     if option.is_setting:
