@@ -57,7 +57,7 @@ Seeds = Iterator[tuple[str, bytes]]
 def _frames() -> Seeds:
     messages: dict[str, FrameMessage] = {
         "challenge": Challenge((2,), ("reuse",), _NONCE),
-        "ids": Launch((1, 2, 1 << 63)),
+        "ids": Launch(((1, b""), (2, bytes(6)), (1 << 63, bytes(18)))),
         "ended": StreamsEnded(((7, 1 << 40), (8, 0))),
         "ping": Ping(42),
         "queued": QueueLength(3),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tunnel.protocol
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.protocol.errors import ProtocolError
-from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message, encode_numbers
+from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message, encode_numbers, encode_parts
 from tunnel.protocol.frames import (
     FRAMES,
     CapacityChanged,
@@ -30,6 +30,7 @@ from tunnel.protocol.frames import (
     StreamsEnded,
     TargetStatus,
     VisitorFailed,
+    encode_launch,
     frame_table,
 )
 from tunnel.protocol.handshake_messages import Refusal
@@ -42,7 +43,7 @@ bounds = st.builds(ConfiguredLimits, *[st.none() | st.integers(1, (1 << 32) - 2)
 id_lists = st.lists(idents, max_size=40).map(tuple)
 
 exact_messages: st.SearchStrategy[FrameMessage] = st.one_of(
-    st.builds(Launch, id_lists),
+    st.builds(Launch, st.lists(st.tuples(idents, st.binary(max_size=255)), max_size=9).map(tuple)),
     st.builds(ConnectionsPooled, id_lists),
     st.builds(ConnectionsRetired, id_lists),
     st.builds(StreamsEnded, st.lists(st.tuples(idents, idents), max_size=9).map(tuple)),
@@ -131,9 +132,9 @@ def test_messages_of_numbers_round_trip(message: FrameMessage) -> None:
 
 @given(st.lists(idents, max_size=40) | st.just(list(range(3 * MAX_NUMBERS + 2))))
 def test_a_list_of_ids_takes_as_many_frames_as_it_needs(ids: list[int]) -> None:
-    received = FrameDecoder().feed(encode_numbers(Kind.LAUNCH, ids))
+    received = FrameDecoder().feed(encode_numbers(Kind.POOLED, ids))
     assert len(received) == -(-len(ids) // MAX_NUMBERS)
-    assert [ident for _, payload in received for ident in Launch.decode(payload).idents] == ids
+    assert [ident for _, payload in received for ident in ConnectionsPooled.decode(payload).idents] == ids
 
 
 def test_no_pair_is_split_between_two_frames() -> None:
@@ -142,7 +143,19 @@ def test_no_pair_is_split_between_two_frames() -> None:
     assert [pair for _, payload in received for pair in StreamsEnded.decode(payload).ends] == pairs
 
 
-@pytest.mark.parametrize(("message", "payload"), [(Launch, b"123456789"), (StreamsEnded, bytes(8))])
+@given(st.lists(st.binary(max_size=18), max_size=40), st.integers(0, 2000))
+def test_launches_take_as_few_frames_as_hold_them(addresses: list[bytes], more: int) -> None:
+    launches = [(ident, address) for ident, address in enumerate([*addresses, *[bytes(18)] * more])]
+    parts = [encode_launch(ident, address) for ident, address in launches]
+    received = FrameDecoder().feed(b"".join(encode_parts(Kind.LAUNCH, parts)))
+    assert [launch for _, payload in received for launch in Launch.decode(payload).launches] == launches
+    assert len(received) <= 1 + sum(map(len, parts)) // (FRAMES[Kind.LAUNCH].max_bytes - 27)
+
+
+@pytest.mark.parametrize(
+    ("message", "payload"),
+    [(ConnectionsPooled, b"123456789"), (StreamsEnded, bytes(8)), (Launch, bytes(8)), (Launch, bytes(8) + b"\1")],
+)
 def test_a_list_that_is_cut_off_is_a_protocol_error(message: type[FrameMessage], payload: bytes) -> None:
     with pytest.raises(ProtocolError, match="cut off"):
         message.decode(payload)

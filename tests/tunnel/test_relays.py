@@ -18,7 +18,7 @@ from tunnel.runtime import sockets
 from tunnel.runtime.reactor import Reactor
 
 if TYPE_CHECKING:
-    from tunnel.forwarding.base import FlowSource, ForwardingOwner, RelayLink
+    from tunnel.forwarding.base import ForwardingOwner, RelayLink, UsedConnection
 
 VANISHED_AFTER_S = 0.05
 
@@ -35,6 +35,7 @@ class FakeVisitor:
         self.is_data_unanswered = False
         self.checks = 0
         self.memory_drops = 0
+        self.visitor = b""
         self._owner = owner
 
     def start(self, near_events: int | None, far_events: int) -> None: ...
@@ -49,6 +50,9 @@ class FakeVisitor:
     def drop_idle_memory(self) -> None:
         self.memory_drops += 1
 
+    def describe_visitor(self) -> str:
+        return "somewhere"
+
     def unanswered_s(self) -> float | None:
         self.checks += 1
         return self.unanswered
@@ -62,18 +66,11 @@ class FakeVisitor:
 
 class FakeForwarder:
     def create(
-        self,
-        ident: int,
-        link: RelayLink,
-        near: socket.SocketType,
-        far: socket.SocketType,
-        source: FlowSource,
-        owner: ForwardingOwner,
-        use: int = 0,
+        self, data: UsedConnection, link: RelayLink, near: socket.SocketType, owner: ForwardingOwner
     ) -> FakeVisitor:
         near.close()
-        far.close()
-        return FakeVisitor(ident, link, owner)
+        data.sock.close()
+        return FakeVisitor(data.ident, link, owner)
 
 
 class FakeLink:

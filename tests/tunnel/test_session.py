@@ -71,7 +71,7 @@ Send = Callable[[Session], None]
 @pytest.mark.parametrize(
     ("is_client", "is_ingress", "send", "event"),
     [
-        (None, True, lambda session: session.send_launch(7), Launch((7,))),
+        (None, True, lambda session: session.send_launch(7, b"at"), Launch(((7, b"at"),))),
         (None, True, lambda session: session.send_retired([7, 8]), ConnectionsRetired((7, 8))),
         (None, False, lambda session: session.send_visitor_failed(7, "gone"), VisitorFailed(7, "gone")),
         (None, False, lambda session: session.send_target_status("gone"), TargetStatus("gone")),
@@ -121,7 +121,7 @@ def test_batches_lose_and_reorder_nothing(steps: list[tuple[str, int]]) -> None:
     client, server = pair()  # reverse: the server is the ingress
     sent, received = list[tuple[str, int]](), list[tuple[str, int]]()
     calls: dict[str, Callable[[int], None]] = {
-        "launch": server.session.send_launch,
+        "launch": lambda ident: server.session.send_launch(ident, b"address"),
         "retire": lambda ident: server.session.send_retired([ident]),
         "pool": server.session.send_pooled,
         "end": lambda ident: client.session.send_stream_ended(ident, ident // 2),
@@ -139,8 +139,8 @@ def test_batches_lose_and_reorder_nothing(steps: list[tuple[str, int]]) -> None:
 
 def facts(event: SessionEvent) -> list[tuple[str, int]]:
     match event:
-        case Launch(ids):
-            return [("launch", ident) for ident in ids]
+        case Launch(launches):
+            return [("launch", ident) for ident, address in launches if address == b"address"]
         case ConnectionsRetired(ids):
             return [("retire", ident) for ident in ids]
         case ConnectionsPooled(ids):
@@ -161,30 +161,34 @@ def test_everything_of_a_turn_is_announced_once_and_leaves_in_one_piece() -> Non
     _, server = pair()
     for ident in range(500):
         server.session.send_pooled(ident)
-        server.session.send_launch(ident)
+        server.session.send_launch(ident, b"")
     server.session.send_retired([])
     server.session.send_ping(START)
     assert server.outputs == 1
     kinds = [kind for kind, _ in FrameDecoder().feed(server.session.data_to_send())]
     assert kinds == [Kind.PING, Kind.POOLED, Kind.LAUNCH], "confirmations go before the launches that name them"
-    server.session.send_launch(1)
+    server.session.send_launch(1, b"")
     assert server.outputs == 2
 
 
 def test_a_batch_larger_than_a_frame_is_several_events() -> None:
     client, server = pair()
     for ident in range(MAX_NUMBERS + 1):
-        server.session.send_launch(ident)
+        server.session.send_pooled(ident)
     events = client.receive(server.session.data_to_send())
-    assert [len(event.idents) for event in events if isinstance(event, Launch)] == [MAX_NUMBERS, 1]
+    assert [len(event.idents) for event in events if isinstance(event, ConnectionsPooled)] == [MAX_NUMBERS, 1]
 
 
 def test_goodbye_comes_after_launches_and_before_later_frames() -> None:
     client, server = pair()
-    server.session.send_launch(7)
+    server.session.send_launch(7, b"")
     server.session.send_goodbye("it shuts down")
-    server.session.send_launch(8)
-    assert client.receive(server.session.data_to_send()) == [Launch((7,)), Goodbye("it shuts down"), Launch((8,))]
+    server.session.send_launch(8, b"")
+    assert client.receive(server.session.data_to_send()) == [
+        Launch(((7, b""),)),
+        Goodbye("it shuts down"),
+        Launch(((8, b""),)),
+    ]
 
 
 def test_a_ping_is_answered_and_measures_the_round_trip() -> None:

@@ -158,11 +158,11 @@ class Egress(TunnelEnd):
             self._end_stream(link, ident, total)
 
     def _launch(self, link: Link, launch: Launch) -> None:
-        idents = launch.idents
-        self.stats.signals += len(idents)
-        self.stats.total += len(idents)
+        launches = launch.launches
+        self.stats.signals += len(launches)
+        self.stats.total += len(launches)
         deadline = self._loop.time() + DIAL_TIMEOUT_S
-        for ident in idents:
+        for ident, address in launches:
             data = link.pool.claim(ident)
             if data is None:
                 if not self._missing.take_token(self._loop.time()):
@@ -170,6 +170,7 @@ class Egress(TunnelEnd):
                 self.stats.failed += 1
                 link.session.send_visitor_failed(ident, "its data connection was lost")
             else:
+                data.visitor = address
                 self._start_dial(TargetDial(self, link, data, deadline))
 
     def _start_dial(self, dial: TargetDial) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.model.events import EventKind
 from tunnel.protocol.frames import StreamsEnded, VisitorFailed
+from tunnel.protocol.visitor_address import pack_address
 from tunnel.runtime.acceptor import Acceptor
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Ingress(TunnelEnd):
         self._queue_timeout_s = queue_timeout_s
         self.acceptor: Acceptor | None = None
         self._linkless_since = self._loop.time()
-        self._queue: deque[tuple[socket.SocketType, float]] = deque()
+        self._queue: deque[tuple[socket.SocketType, object, float]] = deque()
         self._queue_timer: asyncio.TimerHandle | None = None
         self._max_queued = settings.signal_queue_limit
         self._max_visitors = settings.semaphore_limit
@@ -122,12 +123,12 @@ class Ingress(TunnelEnd):
         waiting = len(self._queue)
         return waiting < self._max_queued and self.relays.active + waiting < self._max_visitors
 
-    def _on_visitor(self, visitor: socket.SocketType, _peer: object) -> None:
+    def _on_visitor(self, visitor: socket.SocketType, peer: object) -> None:
         link = self._link
         if link is not None and not self._queue:
             data = link.pool.acquire()
             if data is not None:
-                self._launch(link, visitor, data)
+                self._launch(link, visitor, peer, data)
                 return
         deadline = self._loop.time() + self._queue_timeout_s
         if link is None:
@@ -135,15 +136,15 @@ class Ingress(TunnelEnd):
             if deadline <= self._loop.time():
                 self._reject(visitor, "there is no link")
                 return
-        self._queue.append((visitor, deadline))
+        self._queue.append((visitor, peer, deadline))
         if self._queue_timer is None:
             self.stats.notify_activity()
             self._queue_timer = self.reactor.call_later(deadline - self._loop.time(), self._on_queue_timeout)
         if link is not None:
             link.send_queue_length(len(self._queue))
 
-    def _launch(self, link: Link, visitor: socket.SocketType, data: DataConnection) -> None:
-        link.send_launch(data.ident)
+    def _launch(self, link: Link, visitor: socket.SocketType, peer: object, data: DataConnection) -> None:
+        link.send_launch(data.ident, pack_address(peer))
         stats = self.stats
         stats.signals += 1
         stats.total += 1
@@ -167,8 +168,8 @@ class Ingress(TunnelEnd):
             data = link.pool.acquire()
             if data is None:
                 break
-            visitor, _ = self._queue.popleft()
-            self._launch(link, visitor, data)
+            visitor, peer, _ = self._queue.popleft()
+            self._launch(link, visitor, peer, data)
         link.send_queue_length(len(self._queue))
         self._on_room_freed()
 
@@ -202,11 +203,11 @@ class Ingress(TunnelEnd):
         self._queue_timer = None
         now = self._loop.time()
         missing = "no link" if self._link is None else "no data connection"
-        while self._queue and self._queue[0][1] <= now:
-            visitor, _ = self._queue.popleft()
+        while self._queue and self._queue[0][2] <= now:
+            visitor, *_ = self._queue.popleft()
             self._reject(visitor, f"there was {missing} for it in {self._queue_timeout_s:g} s")
         if self._queue:
-            self._queue_timer = self.reactor.call_later(self._queue[0][1] - now, self._on_queue_timeout)
+            self._queue_timer = self.reactor.call_later(self._queue[0][2] - now, self._on_queue_timeout)
         if self._link is not None:
             self._link.send_queue_length(len(self._queue))  # or connections are kept for visitors that are gone
         self._on_room_freed()
@@ -218,6 +219,6 @@ class Ingress(TunnelEnd):
             self._queue_timer.cancel()
         queued = len(self._queue)
         while self._queue:
-            visitor, _ = self._queue.popleft()
+            visitor, *_ = self._queue.popleft()
             self.reactor.close(visitor)
         return queued + self._close_relays()

@@ -175,9 +175,9 @@ class Link:
 
     # --- to the other end -----------------------------------------------------------------------------------------
 
-    def send_launch(self, ident: int) -> None:
-        """Ask the egress to serve the visitor on this data connection."""
-        self.session.send_launch(ident)
+    def send_launch(self, ident: int, address: bytes) -> None:
+        """Ask the egress to serve the visitor on this data connection; ``address`` is the visitor's, packed."""
+        self.session.send_launch(ident, address)
         if self._filler is not None:
             self._filler.note_used(1)
 

@@ -7,6 +7,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
+from tunnel.protocol.visitor_address import UNKNOWN
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import HANGUP, READABLE
 
@@ -28,7 +29,18 @@ _RECHECK_AFTER_S: Final = 1.0  # an idle connection older than this is checked o
 class DataConnection:
     """One pooled connection. The caller that takes it out of the pool owns its socket from then on."""
 
-    __slots__ = ("carrier", "created_at", "events", "expires_at", "ident", "keepalive_enabled", "pool", "sock")
+    __slots__ = (
+        "carrier",
+        "created_at",
+        "events",
+        "expires_at",
+        "ident",
+        "keepalive_enabled",
+        "pool",
+        "sock",
+        "use",
+        "visitor",
+    )
 
     def __init__(self, ident: int, sock: socket.SocketType, carrier: FlowSource, pool: Pool, events: int = 0) -> None:
         self.ident = ident
@@ -36,6 +48,10 @@ class DataConnection:
         self.carrier = carrier
         """what makes the flows of a relay over it"""
         self.pool = pool
+        self.use = 0
+        """which visitor uses it next, from 0"""
+        self.visitor = UNKNOWN
+        """at the egress: the address of the visitor who uses it, as LAUNCH brought it"""
         self.events = events
         """all event bits that the reactor has reported and no relay has handled yet"""
         self.keepalive_enabled = False

@@ -119,7 +119,7 @@ class PoolFiller:
         table.add(LimitsChanged, lambda _link, _limits: self.refill_later())
 
     def _on_launch(self, _link: Link, launch: Launch) -> None:
-        self._used += len(launch.idents)
+        self._used += len(launch.launches)
         if not self._refill_due:
             self.refill_later()
 

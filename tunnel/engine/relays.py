@@ -92,13 +92,12 @@ class RelaySet:
         """
         if not self.active:
             self._on_first_relay()
-        ident = data.ident
-        relay = self._forwarder.create(ident, link, near, data.sock, data.carrier, self)
+        relay = self._forwarder.create(data, link, near, self)
         self.active += 1
         self._running.add(relay)
         relays = self._by_link.get(link)
         if relays is not None:  # the link may be lost already
-            relays[ident] = relay
+            relays[data.ident] = relay
         if self._timer is None:
             self._schedule_maintenance()
         relay.start(near_events, data.events)
@@ -122,8 +121,8 @@ class RelaySet:
         )
 
     def on_stream_error(self, relay: ForwardedVisitor, error: Exception) -> None:
-        """Log that somebody interferes with data connections."""
-        text = f"visitor {relay.ident} was disconnected: its data connection carried {error}"
+        """Log that data connections are interfered with."""
+        text = f"visitor {relay.describe_visitor()} was disconnected: its data connection carried {error}"
         self._event_log.warn_throttled(EventKind.VISITOR, "record", text)
 
     def _maintain(self) -> None:

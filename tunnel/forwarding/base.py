@@ -31,6 +31,18 @@ class FlowSource(Protocol):
         """Create the flows of a relay between ``near`` and this data connection on ``far``: from near, and to near."""
 
 
+class UsedConnection(Protocol):
+    """A data connection that a visitor uses, as a forwarder sees it."""
+
+    ident: int
+    sock: socket.SocketType
+    carrier: FlowSource
+    visitor: bytes
+    """the visitor's address as LAUNCH brought it; empty at an ingress"""
+    use: int
+    """which visitor of this data connection it is, from 0"""
+
+
 class RelayLink(Protocol):
     """The link, as its forwarded visitors see it."""
 
@@ -54,6 +66,8 @@ class ForwardedVisitor(Protocol):
     """the id of its data connection"""
     link: RelayLink
     """the link that it was started on; it may be lost by now"""
+    visitor: bytes
+    """the visitor's address as LAUNCH brought it; empty at an ingress"""
     is_open: bool
     keepalive_enabled: bool
 
@@ -71,6 +85,9 @@ class ForwardedVisitor(Protocol):
 
     def drop_idle_memory(self) -> None:
         """Free what a visitor at rest does not need; it is made again when bytes come."""
+
+    def describe_visitor(self) -> str:
+        """Return the visitor's address as text."""
 
     def unanswered_s(self) -> float | None:
         """Return the seconds since the last sign of a peer that leaves data unacknowledged; None if both answer."""
@@ -103,13 +120,6 @@ class Forwarder(Protocol):
     """Forwards the visitors of one tunnel."""
 
     def create(
-        self,
-        ident: int,
-        link: RelayLink,
-        near: socket.SocketType,
-        far: socket.SocketType,
-        source: FlowSource,
-        owner: ForwardingOwner,
-        use: int = 0,
+        self, data: UsedConnection, link: RelayLink, near: socket.SocketType, owner: ForwardingOwner
     ) -> ForwardedVisitor:
-        """Take over both sockets; ``start`` begins to forward. ``use``: which visitor of its data connection it is."""
+        """Take over ``near`` and the data connection's socket; ``start`` begins to forward."""

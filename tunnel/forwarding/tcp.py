@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tunnel.forwarding.flow import COPIED, DRAINED, ENDED, LIVE, SPLICED, STOPPED, ByteCounter, Flow, FlowState
+from tunnel.protocol.visitor_address import unpack_address
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import READABLE
 from tunnel.runtime.splice import FLAGS
 
 if TYPE_CHECKING:
-    from tunnel.forwarding.base import FlowSource, ForwardingOwner, RelayLink
+    from tunnel.forwarding.base import ForwardingOwner, RelayLink, UsedConnection
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import Pipe, PipePool
 
@@ -173,31 +174,29 @@ class Relay:
         "keepalive_enabled",
         "link",
         "use",
+        "visitor",
     )
 
     def __init__(
         self,
         forwarder: TcpForwarder,
-        ident: int,
+        data: UsedConnection,
         link: RelayLink,
         near: socket.SocketType,
-        far: socket.SocketType,
-        source: FlowSource,
         owner: ForwardingOwner,
-        use: int,
     ) -> None:
-        self.ident = ident
-        self.use = use
-        """which visitor of its data connection this is, from 0"""
+        self.ident = data.ident
+        self.visitor = data.visitor
+        self.use = data.use
         self.link = link
         self.is_open = True
         self.keepalive_enabled = False
         self.forwarder = forwarder
         self._near = near
-        self._far = far
+        far = self._far = data.sock
         self._owner = owner
         self._end_is_announced = False  # the end of what comes from ``near`` was sent over the link, not on ``far``
-        first, second = source.create_flows(self, near, far, forwarder.from_near, forwarder.to_near)
+        first, second = data.carrier.create_flows(self, near, far, forwarder.from_near, forwarder.to_near)
         first.peer, second.peer = second, first
         self._from_near, self._to_near = first, second
 
@@ -243,6 +242,11 @@ class Relay:
         """Free what both flows do not need while no bytes come."""
         self._from_near.drop_idle_memory()
         self._to_near.drop_idle_memory()
+
+    def describe_visitor(self) -> str:
+        """Return the visitor's address as text: from LAUNCH, or from the socket at an ingress."""
+        address = unpack_address(self.visitor)
+        return sockets.format_peer(self._near) if address is None else sockets.format_address(address)
 
     def unanswered_s(self) -> float | None:
         """Return the seconds since the last sign of a peer that leaves data unacknowledged; None if both answer."""
@@ -308,15 +312,6 @@ class TcpForwarder:
         self.to_near = to_near
         self.limits = limits
 
-    def create(
-        self,
-        ident: int,
-        link: RelayLink,
-        near: socket.SocketType,
-        far: socket.SocketType,
-        source: FlowSource,
-        owner: ForwardingOwner,
-        use: int = 0,
-    ) -> Relay:
+    def create(self, data: UsedConnection, link: RelayLink, near: socket.SocketType, owner: ForwardingOwner) -> Relay:
         """Join two connected sockets, which the relay owns from now on."""
-        return Relay(self, ident, link, near, far, source, owner, use)
+        return Relay(self, data, link, near, owner)

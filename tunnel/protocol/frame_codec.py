@@ -40,6 +40,18 @@ def encode_numbers(kind: Kind, numbers: Sequence[int]) -> bytes:
     return b"".join(frames)
 
 
+def encode_parts(kind: Kind, parts: Sequence[bytes]) -> list[bytes]:
+    """As many frames of a kind as it takes to hold these parts of payloads, none of which is split."""
+    row, frames, start, size = FRAMES[kind], list[bytes](), 0, 0
+    for end, part in enumerate(parts):
+        if size + len(part) > row.max_bytes:
+            frames.append(encode_frame(kind, b"".join(parts[start:end])))
+            start, size = end, 0
+        size += len(part)
+    frames.append(encode_frame(kind, b"".join(parts[start:])))
+    return frames
+
+
 class FrameDecoder:
     """Turns bytes into frames. Holds at most one incomplete frame."""
 

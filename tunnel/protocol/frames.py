@@ -36,6 +36,7 @@ from tunnel.protocol.payloads import (
 _MAX_GREETING_BYTES: Final = 2048
 _MAX_LIST_BYTES: Final = MAX_NUMBERS * U64.size
 _MAC_BYTES: Final = 32
+_LAUNCH: Final = struct.Struct("!QB")
 
 
 # --- payloads of an open link ----------------------------------------------------------------------------------------
@@ -53,10 +54,36 @@ class Pong(Stamp):
     __slots__ = ()
 
 
-class Launch(IdentList):
+@dataclass(frozen=True, slots=True)
+class Launch:
     """Visitors have arrived, and these data connections carry them: dial the target for each."""
 
-    __slots__ = ()
+    launches: tuple[tuple[int, bytes], ...]
+    """the id of each data connection, and the address of its visitor as in ``visitor_address``"""
+
+    def encode(self) -> bytes:
+        """The payload as bytes, for as many launches as ``max_bytes`` allows."""
+        return b"".join(encode_launch(ident, address) for ident, address in self.launches)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """The message in a payload. Raises ProtocolError."""
+        launches, start, size = [], 0, len(payload)
+        while start < size:
+            address = start + _LAUNCH.size
+            if address > size:
+                raise ProtocolError("a list of launches that is cut off")
+            ident, length = _LAUNCH.unpack_from(payload, start)
+            start = address + length
+            launches.append((ident, payload[address:start]))
+        if start != size:
+            raise ProtocolError("a list of launches that is cut off")
+        return cls(tuple(launches))
+
+
+def encode_launch(ident: int, address: bytes) -> bytes:
+    """One launch as LAUNCH has it; ``address`` is packed and has at most 255 bytes."""
+    return _LAUNCH.pack(ident, len(address)) + address
 
 
 class ConnectionsPooled(IdentList):
@@ -267,7 +294,10 @@ def _rows() -> tuple[FrameSpec, ...]:
         row(Kind.PROOF, Proof, _MAC_BYTES, _MAC_BYTES, both, start, "HMAC-SHA256"),
         row(Kind.PING, Ping, u64, u64, both, open_, "u64 stamp"),
         row(Kind.PONG, Pong, u64, u64, both, open_, "the stamp of the PING"),
-        row(Kind.LAUNCH, Launch, 0, numbers, ingress, open_, "u64 ids: visitors use these data connections"),
+        row(
+            Kind.LAUNCH, Launch, 0, numbers, ingress, open_,
+            "(u64 id, address of the visitor), …: visitors use these data connections",
+        ),
         row(
             Kind.FAILED, VisitorFailed, u64, u64 + text, egress, open_,
             "u64 id, a sentence: this visitor cannot be served, and why",

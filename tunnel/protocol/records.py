@@ -41,7 +41,7 @@ _KEY_CONTEXT: Final = struct.Struct("!QIBI")
 
 
 class RecordError(ProtocolError):
-    """A record that was changed, moved, repeated or made by somebody else, or one before it was dropped."""
+    """A record that was changed, moved, repeated or forged, or one before it was dropped."""
 
 
 class RecordDirection(enum.IntEnum):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from tunnel.model.limits import negotiate_limits
 from tunnel.model.token_bucket import TokenBucket
 from tunnel.protocol.errors import ProtocolError
-from tunnel.protocol.frame_codec import encode_message, encode_numbers
+from tunnel.protocol.frame_codec import encode_message, encode_numbers, encode_parts
 from tunnel.protocol.frames import (
     FRAMES,
     CapacityChanged,
@@ -29,6 +29,7 @@ from tunnel.protocol.frames import (
     Sender,
     TargetStatus,
     VisitorFailed,
+    encode_launch,
 )
 from tunnel.protocol.payloads import FrameMessage
 
@@ -115,7 +116,7 @@ class Session:
         self._is_output_due = False
         self._out: list[bytes] = []
         self._pooled: list[int] = []
-        self._launches: list[int] = []
+        self._launches: list[bytes] = []
         self._stream_ends: list[int] = []  # id and bytes in turn
         self._retired: list[int] = []
         self._queue_length: int | None = None
@@ -185,7 +186,7 @@ class Session:
             out.append(encode_numbers(Kind.POOLED, self._pooled))
             self._pooled.clear()
         if self._launches:
-            out.append(encode_numbers(Kind.LAUNCH, self._launches))
+            out += encode_parts(Kind.LAUNCH, self._launches)
             self._launches.clear()
         if self._stream_ends:
             out.append(encode_numbers(Kind.ENDED, self._stream_ends))
@@ -206,9 +207,9 @@ class Session:
         if not self._is_output_due:
             self._announce_output()
 
-    def send_launch(self, ident: int) -> None:
-        """Ask the egress to dial the target for the visitor on this data connection."""
-        self._launches.append(ident)
+    def send_launch(self, ident: int, address: bytes) -> None:
+        """Ask the egress to dial the target for the visitor on this data connection; ``address`` is packed."""
+        self._launches.append(encode_launch(ident, address))
         if not self._is_output_due:
             self._announce_output()
 
