@@ -26,7 +26,7 @@ from tests.support.waiting import wait_until
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.protocol.frame_codec import encode_message, encode_numbers
 from tunnel.protocol.frames import Kind, LimitsAnnounced, QueueLength, TargetStatus
-from tunnel.protocol.preface import PREFACE_SIZE, encode_preface
+from tunnel.protocol.preface import PREFACE_SIZE, decode_preface, encode_preface
 
 FLOOD_S = 75 if IS_FULL_SCALE else 2
 MEASURED_S = 10 if IS_FULL_SCALE else 1
@@ -311,7 +311,10 @@ def serve_data_connections(server: HostileServer, control: socket.socket, kinds:
     with contextlib.ExitStack() as stack:
         while True:
             data = stack.enter_context(server.listener.accept()[0])
-            ident = int.from_bytes(data.recv(PREFACE_SIZE, socket.MSG_WAITALL)[4:12], "big")
+            preface = data.recv(PREFACE_SIZE, socket.MSG_WAITALL)
+            if len(preface) < PREFACE_SIZE:  # the client has closed this dial
+                continue
+            _, ident, _ = decode_preface(preface)
             control.sendall(b"".join(encode_numbers(kind, [ident]) for kind in kinds))
 
 
@@ -320,7 +323,7 @@ def hostile_server(harness: ProcessHarness, attack: Callable[[HostileServer, soc
     """A server that attacks its clients; the URL of a client."""
     certificates = CertificateAuthority(harness.directory).issue("impostor")
     with contextlib.closing(HostileServer(KEY, certificates, lambda control: attack(server, control))) as server:
-        yield f"client://{KEY}@127.0.0.1:{server.port}/127.0.0.1:{free_port()}"
+        yield f"client://{KEY}@127.0.0.1:{server.port}/127.0.0.1:{free_port()}?tls=0"
 
 
 @pytest.mark.case("a server with the key that wants every data connection", deadline=60)
