@@ -207,7 +207,8 @@ def test_memory_per_relay_is_small_and_constant(
                 assert round_trip(visitors_held[-1], number.to_bytes(4, "big")) == number.to_bytes(4, "big")
             seen.append((count, server.rss() + client.rss()))
     costs = [(after - before) / (more - fewer) / 1024 for (fewer, before), (more, after) in itertools.pairwise(seen)]
-    assert all(cost < 10 for cost in costs), costs
+    assert all(cost < 4 for cost in costs[1:]), costs  # the first relays also fill the store of ciphers
+    assert costs[0] < 40, costs
     noise = 1.0 if IS_FULL_SCALE else 4.0  # KB per relay: the allocator's granularity distorts the figure of few relays
     assert costs[-1] < 2 * max(costs[0], noise), f"the cost per relay grows with their number: {costs}"
     wait_until(lambda: server.tunnel()["connections"]["active"] == 0, within=20, what="no visitor is left")

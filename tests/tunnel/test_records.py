@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tunnel.protocol import records
 from tunnel.protocol.records import (
     HEADER_BYTES,
+    MAX_CIPHERS,
     MAX_CONTENT_BYTES,
     MAX_RECORD_BYTES,
     OVERHEAD_BYTES,
@@ -186,6 +187,15 @@ def test_dropping_the_cipher_changes_nothing() -> None:
         writer.drop_cipher()
         reader.drop_cipher()
     assert opened == bytes(range(12))
+
+
+def test_a_process_keeps_only_the_latest_ciphers() -> None:
+    writers = [make_writer(ident) for ident in range(2 * MAX_CIPHERS)]
+    for writer in writers:
+        seal(writer, b"first")
+    assert [writer._cipher is not None for writer in writers] == [False] * MAX_CIPHERS + [True] * MAX_CIPHERS
+    reader = make_reader(0)
+    assert open_in_parts(reader, seal(make_writer(0), b"first") + seal(writers[0], b"second"), []) == b"firstsecond"
 
 
 def test_a_generation_stays_far_below_the_limit_of_the_cipher() -> None:

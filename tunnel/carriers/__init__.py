@@ -8,6 +8,7 @@ To add a carrier: one module like ``tunnel.carriers.encrypted``, and a row in ``
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -18,7 +19,7 @@ from tunnel.model.spec import Carrier
 if TYPE_CHECKING:
     from tunnel.forwarding.base import FlowSource
 
-__all__ = ["CARRIERS", "create_carrier"]
+__all__ = ["CARRIERS", "create_carrier", "prepare_carrier"]
 
 
 def _create_encrypted(secret: bytes, scratch: memoryview, *, is_client: bool) -> FlowSource:
@@ -35,6 +36,12 @@ CARRIERS: Final[Mapping[Carrier, Callable[..., FlowSource]]] = MappingProxyType(
     {Carrier.TCP: _create_plain, Carrier.ENCRYPTED: _create_encrypted}
 )
 """What makes the carrier of a link, from the link's secret and the reactor's shared buffer."""
+
+
+def prepare_carrier(carrier: Carrier) -> None:
+    """Import what a carrier needs, before the first link would have to wait for it."""
+    if carrier is Carrier.ENCRYPTED:
+        importlib.import_module("tunnel.carriers.encrypted")
 
 
 def create_carrier(carrier: Carrier, secret: bytes, scratch: memoryview, *, is_client: bool) -> FlowSource:

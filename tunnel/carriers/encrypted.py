@@ -98,8 +98,9 @@ class EncryptingFlow(Flow):
         self.state = FlowState.CLOSING
         self.resume()
 
-    def drop_idle_memory(self) -> None:
-        """Free the memory of the cipher."""
+    def release(self, closed_flow: Flow) -> None:
+        """Drop all references and the cipher."""
+        super().release(closed_flow)
         self._writer.drop_cipher()
 
 
@@ -175,8 +176,9 @@ class DecryptingFlow(Flow):
     def set_end_offset(self, total: int) -> None:
         """Do nothing: a record announces the end."""
 
-    def drop_idle_memory(self) -> None:
-        """Free the memory of the cipher."""
+    def release(self, closed_flow: Flow) -> None:
+        """Drop all references and the cipher."""
+        super().release(closed_flow)
         self._reader.drop_cipher()
 
 

@@ -126,14 +126,13 @@ class RelaySet:
         self._event_log.warn_throttled(EventKind.VISITOR, "record", text)
 
     def _maintain(self) -> None:
-        """Enable keepalive on relays that have lived for a while, free memory, and abort those with a vanished peer."""
+        """Enable keepalive on relays that have lived for a while, and abort those with a vanished peer."""
         self._maintenances += 1
         share = self._maintenances % _CHECK_SHARES
         vanished: list[ForwardedVisitor] = []
         for relay in self._running:
             if not relay.keepalive_enabled:
                 relay.enable_keepalive()
-            relay.drop_idle_memory()
             if relay.ident % _CHECK_SHARES == share and self._has_vanished_peer(relay):
                 vanished.append(relay)
         is_path_faulty = any(relay.link in self._by_link and relay.is_data_unanswered for relay in vanished)

@@ -83,9 +83,6 @@ class ForwardedVisitor(Protocol):
     def enable_keepalive(self) -> None:
         """Enable keepalive on both connections, once the visitor has been here for a while."""
 
-    def drop_idle_memory(self) -> None:
-        """Free what a visitor at rest does not need; it is made again when bytes come."""
-
     def describe_visitor(self) -> str:
         """Return the visitor's address as text."""
 

@@ -249,9 +249,6 @@ class Flow(ABC):
         self._source_state = SourceState.RESET
         self.pump(0)
 
-    def drop_idle_memory(self) -> None:  # noqa: B027  most flows have nothing of the kind
-        """Free what this flow does not need while no bytes come."""
-
     def on_handler_error(self, error: Exception) -> None:
         """Report a defect in a handler of this flow to its relay."""
         self.relay.on_handler_error(error)

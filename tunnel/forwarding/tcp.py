@@ -238,11 +238,6 @@ class Relay:
         for sock in (self._near, self._far):
             sockets.enable_keepalive(sock)
 
-    def drop_idle_memory(self) -> None:
-        """Free what both flows do not need while no bytes come."""
-        self._from_near.drop_idle_memory()
-        self._to_near.drop_idle_memory()
-
     def describe_visitor(self) -> str:
         """Return the visitor's address as text: from LAUNCH, or from the socket at an ingress."""
         address = unpack_address(self.visitor)

@@ -1,9 +1,9 @@
 """Encryption of a data connection: records in the format of TLS 1.3, with keys of their own. No I/O; see PROTOCOL.md.
 
 Every data connection, use and direction has its own keys, which both ends derive from the secret of the link. Records
-are sealed and opened in place, in the buffer in which they are received or from which they are sent. The objects of the
-cipher take several kilobytes: a stream that rests drops them, and derives them again. The library takes seven
-megabytes, so this module is imported only where data connections are encrypted.
+are sealed and opened in place, in the buffer in which they are received or from which they are sent. A cipher takes
+three kilobytes, so a process keeps only the latest ones: a stream that rests loses its own, and derives it again for
+its next record. The library takes seven megabytes: this module is imported only where data connections are encrypted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import struct
+from collections import deque
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -38,6 +39,12 @@ _MAX_LENGTH: Final = MAX_CONTENT_BYTES + 1 + TAG_BYTES
 _KEY_BYTES: Final = 16
 _IV_BYTES: Final = 12
 _KEY_CONTEXT: Final = struct.Struct("!QIBI")
+
+
+MAX_CIPHERS: Final = 256
+"""Ciphers that a process keeps."""
+
+_with_cipher: Final = deque["_RecordKeys"]()  # streams with a cipher, the oldest first; also some that have ended
 
 
 class RecordError(ProtocolError):
@@ -84,13 +91,16 @@ class _RecordKeys:
         self._cipher = None
 
     def _make_cipher(self) -> AESGCM:
-        """Derive the key of the next record: the cipher was dropped, or its generation is used up."""
+        """Make the cipher of the next record: there is none, or its generation is used up."""
         if self._number == self._limit:
             self.generation += 1
             self._number = 0
         key, iv = derive_record_key(self._secret, self._ident, self._use, self._direction, self.generation)
         self._iv = int.from_bytes(iv)
         cipher = self._cipher = AESGCM(key)
+        if len(_with_cipher) == MAX_CIPHERS:
+            _with_cipher.popleft().drop_cipher()
+        _with_cipher.append(self)
         return cipher
 
 
