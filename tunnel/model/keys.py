@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from tunnel.model.errors import InvalidValueError
+from tunnel.model.key_strength import MIN_KEY_BITS, estimate_bits
 
 WEAK_KEY_WARNING: Final = "the key is weak: it can be found by trial; make one with nodepass-orch keygen"
-
-_MIN_KEY_LENGTH: Final = 16
-_MIN_KEY_CHARACTERS: Final = 6  # different ones; a key of keygen has about 30
 
 _PREFIX: Final = "npk_"
 _SECRET_BYTES: Final = 32
@@ -54,9 +52,8 @@ class Key:
 
     @property
     def is_weak(self) -> bool:
-        """Whether trying short and well-known texts finds the key; an impostor can do so offline."""
-        text = self._secret.strip().lower()
-        return len(text) < _MIN_KEY_LENGTH or len(set(text)) < _MIN_KEY_CHARACTERS
+        """Whether trying short and common texts finds the key; an impostor can do so offline."""
+        return self._random_bytes is None and estimate_bits(self._secret) < MIN_KEY_BITS
 
     def __repr__(self) -> str:
         return "Key(***)"
