@@ -85,7 +85,15 @@ class HostileServer:
     While it runs, ``attack`` may accept data connections from ``listener``.
     """
 
-    def __init__(self, key: str, certificates: tuple[Path, Path], attack: Callable[[socket.socket], None]) -> None:
+    def __init__(
+        self,
+        key: str,
+        certificates: tuple[Path, Path],
+        attack: Callable[[socket.socket], None],
+        welcome: Welcome | None = None,
+    ) -> None:
+        """``welcome``: what it decides for each link, whatever the client wants."""
+        self._welcome = welcome
         self._key = BaseKey(compute_base_key(Key(key)))
         self._context = interception_contexts(*certificates)[0]
         self._certificate = ssl.PEM_cert_to_DER_cert(certificates[0].read_text())
@@ -125,7 +133,8 @@ class HostileServer:
             handshake.receive_hello(reader.receive(Kind.HELLO))
             handshake.receive_proof(reader.receive(Kind.PROOF), [self._key])
             frames, _ = handshake.welcome(
-                Welcome(
+                self._welcome
+                or Welcome(
                     link=secrets.token_hex(8),
                     direction=Direction.REVERSE,
                     data_port=None,

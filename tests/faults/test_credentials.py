@@ -7,6 +7,7 @@ import random
 import socket
 import struct
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,17 @@ from tests.faults.impostors import HostileClient, HostileServer
 from tests.integration import test_strangers as unauthenticated
 from tests.integration.test_strangers import KEY, refused_count
 from tests.support.interception import CertificateAuthority, InterceptedConnection, InterceptingProxy
-from tests.support.peers import Address, Target, connect, time_to_first_byte
+from tests.support.peers import Address, Target, connect, read_stream_end, round_trip, time_to_first_byte
 from tests.support.ports import free_port
 from tests.support.processes import Daemon, Pair, ProcessHarness
 from tests.support.scale import IS_FULL_SCALE
 from tests.support.sockets import close_with_reset
 from tests.support.waiting import wait_until
+from tunnel.model.limits import ConfiguredLimits
+from tunnel.model.spec import Carrier, Direction
 from tunnel.protocol.frame_codec import encode_numbers
 from tunnel.protocol.frames import FRAMES, Kind
+from tunnel.protocol.handshake_messages import Welcome
 from tunnel.protocol.preface import PREFACE_SIZE, encode_preface
 
 FIRST_BYTE_S = 2.0
@@ -195,6 +199,86 @@ def test_a_server_survives_random_frames_from_a_client_with_the_key(
     wait_until(lambda: attacked.server.tunnel()["link"] is None, within=5, what="the previous impostor is gone")
     took = attacked.time_to_serve()
     record_figure(f"{ROUNDS} links ended, then served after {took:.2f} s")
+
+
+@pytest.mark.case("decisions of a server with the key that the client must not accept", deadline=60)
+def test_a_client_accepts_no_weaker_carrier_other_direction_or_unknown_feature(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Seen to fail: without the check of each decision, the client has a link."""
+    fair = Welcome(
+        link="00" * 8, direction=Direction.REVERSE, data_port=None, carrier=Carrier.ENCRYPTED, bounds=ConfiguredLimits()
+    )
+    certificates = CertificateAuthority(harness.directory).issue("impostor")
+    for option, welcome, reason in (
+        ("tls=1", replace(fair, carrier=Carrier.TCP), "this client has tls=1 and the server does not encrypt"),
+        ("mode=forward", fair, "this client has mode=forward and the server decided reverse"),
+        ("log=info", replace(fair, features=("unknown",)), "the server uses a feature that was not agreed on"),
+    ):
+        hostile = harness.close_at_end(HostileServer(KEY, certificates, lambda _: None, welcome))
+        client = harness.start_daemon(
+            {"t": f"client://{KEY}@127.0.0.1:{hostile.port}/127.0.0.1:0?client_cooldown=50ms&{option}"}
+        )
+        wait_until(lambda: reason in (client.tunnel().get("reason") or ""), within=5, what="the client refuses")  # noqa: B023  used at once
+        assert hostile.links
+        assert client.tunnel()["counters"]["links"] == 0
+    record_figure("3 decisions refused")
+
+
+@pytest.mark.case("a client that is redirected to another service with the same key", deadline=60)
+def test_a_redirected_client_reaches_no_other_service(harness: ProcessHarness, record_figure: FigureRecorder) -> None:
+    """As an attacker on the path, or a changed DNS record, may do it.
+
+    Seen to fail: without the service in the key of the proofs, the visitors of the client reach the other server.
+    """
+    website = harness.start_target()
+    port = free_port()
+    server = harness.start_daemon(
+        {"t": f"server://{KEY}@127.0.0.1:{port}/127.0.0.1:{website.port}?mode=forward&service=website"}, name="server"
+    )
+    server.wait_state("waiting")
+    inner = free_port()
+    client = harness.start_daemon(
+        {"t": f"client://{KEY}@127.0.0.1:{port}/127.0.0.1:{inner}?service=admin&client_cooldown=50ms"}, name="client"
+    )
+    wait_until(lambda: "service names differ" in (client.tunnel().get("reason") or ""), within=5, what="it is refused")
+    logged = "the client wants the service 'admin', this is the service 'website'"
+    wait_until(lambda: logged in (server.tunnel()["reason"] or ""), within=5, what="the server knows why")
+    assert refused_count(server, "handshakes") >= 1
+    assert (server.tunnel()["counters"]["links"], website.accepted) == (0, 0)
+    client.write({"t": f"client://{KEY}@127.0.0.1:{port}/127.0.0.1:{inner}?service=website"})
+    client.wait_state("up")
+    took = time_to_first_byte(("127.0.0.1", inner), within=FIRST_BYTE_S)
+    record_figure(f"refused; with the right service served after {took:.2f} s")
+
+
+@pytest.mark.case("a key revoked while its client has visitors", deadline=60)
+def test_a_revoked_key_disconnects_its_client_and_visitors(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Seen to fail: if relays outlive the link of a revoked key, the visitor stays connected."""
+    target = harness.start_target()
+    port, visitors = free_port(), free_port()
+    keys = {"home": "hYd8k2Lw9qTz4Rv7Kd", "office": KEY}
+    entry = {"url": f"server://127.0.0.1:{port}/127.0.0.1:{visitors}?mode=reverse", "keys": keys}
+    server = harness.start_daemon({"t": entry}, name="server")
+    server.wait_state("waiting")
+    client = harness.start_daemon(
+        {"t": f"client://{KEY}@127.0.0.1:{port}/127.0.0.1:{target.port}?client_cooldown=50ms"}, name="client"
+    )
+    server.wait_state("up")
+    assert server.tunnel()["key_name"] == "office"
+    with connect(("127.0.0.1", visitors), timeout=5) as visitor:
+        round_trip(visitor, b"before")
+        server.write({"t": {**entry, "keys": {**keys, "new": "vR3nB8xM2sW6tY9pQa"}}})
+        wait_until(lambda: server.status()["generation"] == 2, within=5, what="a key is added")
+        round_trip(visitor, b"undisturbed")
+        server.write({"t": {**entry, "keys": {"home": keys["home"]}}})
+        assert read_stream_end(visitor) in {"end", "reset"}
+    wait_until(lambda: "service names differ" in (client.tunnel().get("reason") or ""), within=5, what="it is refused")
+    assert server.tunnel()["restarts"] == 0
+    assert KEY not in server.log.read_text()
+    record_figure("visitor and client disconnected, engine not restarted")
 
 
 @pytest.mark.case("control bytes fuzzed by a server with the key", deadline=300)

@@ -125,7 +125,7 @@ class Daemon(Command):
         prefix: Sequence[str],
         directory: Path,
         env: Mapping[str, str],
-        tunnels: Mapping[str, str],
+        tunnels: Mapping[str, object],
         supervisor: Mapping[str, object],
         options: Sequence[str] = (),
     ) -> None:
@@ -136,8 +136,8 @@ class Daemon(Command):
         arguments = [*prefix, *COMMAND, "up", str(self.file), "--no-tui", "--socket", str(self.socket)]
         super().__init__(name, [*arguments, *options], directory, env)
 
-    def write(self, tunnels: Mapping[str, str]) -> None:
-        """Write the whole file with these tunnels."""
+    def write(self, tunnels: Mapping[str, object]) -> None:
+        """Write the whole file with these tunnels, each a URL or an entry."""
         content = {"version": 1, "supervisor": self._supervisor, "tunnels": dict(tunnels)}
         self.file.write_text(json.dumps(content))  # JSON is YAML
 
@@ -230,7 +230,7 @@ class ProcessHarness:
 
     def start_daemon(
         self,
-        tunnels: Mapping[str, str],
+        tunnels: Mapping[str, object],
         *,
         name: str = "daemon",
         prefix: Sequence[str] = (),

@@ -10,6 +10,7 @@ import math
 import re
 import string
 from functools import cache
+from itertools import pairwise
 from typing import Final
 
 MIN_KEY_BITS: Final = 64.0
@@ -22,7 +23,7 @@ _SEPARATOR_BITS: Final = 2.0
 _CHAIN_BITS: Final = 3.0  # of all the characters that continue a run or a repetition: its length
 _MIN_REPEATED: Final = 3  # characters that have to occur again
 
-_WORDS: Final = (
+_WORDS: Final = (  # noqa: SIM905  a page of lines otherwise
     # what documentation and examples of such programs contain
     "access admin administrator changeit changeme changethis client cloud config connect container credential daemon "
     "default demo docker example foobar forward gateway geheim generate gitlab guest hidden home host insert internal "
@@ -38,18 +39,15 @@ _WORDS: Final = (
     "november october orange paris passion pepper phoenix pokemon princess purple qwertz rainbow saturday september "
     "shadow silver snow soccer spring starwars summer sunday sunshine superman thomas thursday tiger trustno tuesday "
     "wednesday welcome winter wizard yellow"
-).split()  # noqa: SIM905  a page of lines otherwise
-_SHORT_WORDS: Final = (
-    "and api app bar baz box dev foo for god key keys lab mqtt my new old one our pass psk pwd run sex ssh ssl sun that "
-    "the this tls two uat vpn web xxx yes"
-).split()  # noqa: SIM905  as above
+).split()
+_SHORT_WORDS: Final = (  # noqa: SIM905  as above
+    "and api app bar baz box dev foo for god key keys lab mqtt my new old one our pass psk pwd run sex ssh ssl sun "
+    "that the this tls two uat vpn web xxx yes"
+).split()
 _LOOKALIKES: Final = str.maketrans("013457@$!", "oleastasi")  # in a word, each counts as the letter
 _ROWS: Final = ("1234567890", "qwertyuiop", "qwertzuiop", "asdfghjkl", "zxcvbnm", "yxcvbnm")
 _ROW_STEPS: Final = {
-    pair: (row, direction)
-    for row in _ROWS
-    for a, b in zip(row, row[1:], strict=False)
-    for pair, direction in ((a + b, 1), (b + a, -1))
+    pair: (row, direction) for row in _ROWS for a, b in pairwise(row) for pair, direction in ((a + b, 1), (b + a, -1))
 }
 """From one key of a keyboard to the next one: the row, and the direction."""
 _SEPARATORS: Final = frozenset(" \t-_.,:;/|+=")

@@ -1,0 +1,80 @@
+"""The test vectors of PROTOCOL.md: this program and a computation from the page agree with each of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from tests.tunnel.protocol_vectors import FILE, SECTIONS, compute_sections
+from tunnel.model.errors import InvalidValueError
+from tunnel.model.keys import Key, encode_key
+from tunnel.model.limits import ConfiguredLimits
+from tunnel.model.spec import DataTls, Mode
+from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
+from tunnel.protocol.handshake_messages import Challenge, Hello, Welcome
+from tunnel.protocol.keys import BaseKey, compute_base_key, service_key
+
+Vector = dict[str, Any]  # JSON
+
+VECTORS: dict[str, Any] = json.loads(FILE.read_text())
+_HEADER = 3  # bytes of type and length
+
+
+def key_of(text: str | None) -> BaseKey:
+    return BaseKey(compute_base_key(None if text is None else Key(text)), is_open=text is None)
+
+
+def test_the_file_has_what_the_page_says() -> None:
+    assert {name: VECTORS[name] for name in SECTIONS} == json.loads(json.dumps(compute_sections()))
+
+
+@pytest.mark.parametrize("vector", VECTORS["keys"], ids=lambda vector: repr(vector["key"]))
+def test_keys(vector: Vector) -> None:
+    assert key_of(vector["key"]).secret.hex() == vector["base_key"]
+    if (vector["key"] or "").startswith("npk_"):
+        assert encode_key(bytes.fromhex(vector["base_key"])) == vector["key"]
+
+
+@pytest.mark.parametrize("text", VECTORS["damaged_keys"])
+def test_damaged_keys(text: str) -> None:
+    with pytest.raises(InvalidValueError, match="damaged"):
+        Key(text)
+
+
+@pytest.mark.parametrize("vector", VECTORS["services"], ids=lambda vector: repr(vector["service"]))
+def test_services(vector: Vector) -> None:
+    assert service_key(bytes.fromhex(vector["base_key"]), vector["service"]).hex() == vector["service_key"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["handshakes"], ids=lambda vector: repr(vector["service"]))
+def test_a_server_completes_the_recorded_handshake(vector: Vector) -> None:
+    frames = {name: bytes.fromhex(frame) for name, frame in vector["frames"].items()}
+    server = ServerHandshake(vector["service"], bytes.fromhex(vector["certificate"]), features=("reuse", "later"))
+    server._transcript.add(frames["challenge"])
+    server.receive_hello(frames["hello"][_HEADER:])
+    server.receive_proof(frames["client_proof"][_HEADER:], [key_of(vector["key"])])
+    assert server.negotiate_features() == ("reuse",)
+    with mock.patch.object(Welcome, "encode", return_value=frames["welcome"][_HEADER:]):
+        answer, secret = server.welcome(Welcome.decode(frames["welcome"][_HEADER:]))
+    assert answer == frames["welcome"] + frames["server_proof"]
+    assert secret.hex() == vector["link_secret"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["handshakes"], ids=lambda vector: repr(vector["service"]))
+def test_a_client_completes_the_recorded_handshake(vector: Vector) -> None:
+    frames = {name: bytes.fromhex(frame) for name, frame in vector["frames"].items()}
+    client = ClientHandshake(
+        key_of(vector["key"]), vector["service"], bytes.fromhex(vector["certificate"]), features=("reuse",)
+    )
+    client.receive_challenge(frames["challenge"][_HEADER:])
+    assert Challenge.decode(frames["challenge"][_HEADER:]).versions == (2, 3)
+    with mock.patch.object(Hello, "encode", return_value=frames["hello"][_HEADER:]):
+        sent = client.hello(instance="any", mode=Mode.AUTO, tls=DataTls.ENCRYPTED, bounds=ConfiguredLimits())
+    assert sent == frames["hello"] + frames["client_proof"]
+    client.receive_welcome(frames["welcome"][_HEADER:])
+    welcome, secret = client.receive_proof(frames["server_proof"][_HEADER:])
+    assert welcome.link == "00112233aabbccdd"
+    assert secret.hex() == vector["link_secret"]
