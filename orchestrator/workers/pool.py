@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Concatenate, Final
 
 from orchestrator.supervisor.crash_reports import describe_crash, restart_delay
 from orchestrator.workers.messages import (
@@ -24,6 +24,7 @@ from orchestrator.workers.messages import (
     WorkerAlive,
 )
 from orchestrator.workers.remote import RemoteEngine
+from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.runtime import sockets
 from tunnel.runtime.python_programs import module_command, python_environment
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from tunnel.model.events import EventSink
     from tunnel.model.spec import TunnelSpec
 
-Emit = Callable[..., None]
+Emit = Callable[Concatenate[LogLevel, EventKind, str, ...], None]
 """EventBus.emit."""
 
 Command = Callable[[int], tuple[list[str], dict[str, str]]]
@@ -137,7 +138,7 @@ class WorkerProcess:
             pause_s = restart_delay(deaths, random.uniform)
             self._problem = reason
             text = f"{reason}; the next one starts in {pause_s:.1f} s"
-            self._emit(LogLevel.ERROR, "worker", text, worker=self._number, tunnels=len(self._engines))
+            self._emit(LogLevel.ERROR, EventKind.WORKER, text, worker=self._number, tunnels=len(self._engines))
             for engine in tuple(self._engines.values()):
                 engine.on_disconnected(reason)
             await asyncio.sleep(pause_s)
@@ -181,19 +182,19 @@ class WorkerProcess:
                 silent_s = self._silent_intervals * timing.interval_s
                 self._problem = f"worker {self._number} has not answered for {silent_s:g} s"
             if self._silent_intervals == timing.report_after + 1:
-                self._emit(LogLevel.WARN, "worker", self._problem or "", worker=self._number, pid=self._pid)
+                self._emit(LogLevel.WARN, EventKind.WORKER, self._problem or "", worker=self._number, pid=self._pid)
         _kill(process)
 
     async def _report_messages(self, messages: asyncio.StreamReader | None) -> None:
         """Emit what a process writes to standard error. If it inherited the log, a rotated file would stay open."""
         while messages is not None and (line := await _read_line(messages)):
             text = line.decode(errors="replace").strip().removeprefix("nodepass-orch: ")
-            self._emit(LogLevel.WARN, "worker", f"worker {self._number}: {text}", worker=self._number)
+            self._emit(LogLevel.WARN, EventKind.WORKER, f"worker {self._number}: {text}", worker=self._number)
 
     def _on_notification(self, notification: Notification) -> None:
         if self._problem:
             text = f"worker {self._number} runs as process {self._pid}"
-            self._emit(LogLevel.INFO, "worker", text, worker=self._number, pid=self._pid)
+            self._emit(LogLevel.INFO, EventKind.WORKER, text, worker=self._number, pid=self._pid)
         self._silent_intervals, self._problem = 0, None
         if isinstance(notification, SnapshotBatch):
             for number, seen in notification.snapshots:
@@ -207,7 +208,7 @@ class WorkerProcess:
             try:
                 engine.on_notification(notification)
             except Exception as error:  # noqa: BLE001  a crash in the sink of one engine must not affect the others
-                self._emit(LogLevel.ERROR, "worker", describe_crash(error), worker=self._number)
+                self._emit(LogLevel.ERROR, EventKind.WORKER, describe_crash(error), worker=self._number)
 
     def _describe_end(self, process: asyncio.subprocess.Process, fault: str | None) -> str:
         name, code = f"worker {self._number}", process.returncode or 0

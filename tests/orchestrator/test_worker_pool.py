@@ -20,7 +20,7 @@ from orchestrator.workers.pool import Command, WorkerPool, WorkerProcess, Worker
 from orchestrator.workers.remote import RemoteEngine
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
-from tunnel.model.events import Event
+from tunnel.model.events import Event, EventKind
 from tunnel.model.options import make_spec
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
@@ -62,11 +62,14 @@ class EmittedEvents:
         self.pids: dict[int, int] = {}
         self.active: list[str] = []
 
-    def __call__(self, level: LogLevel, kind: str, text: str, **data: int) -> None:
-        assert kind == "worker"
+    def __call__(self, level: LogLevel, kind: EventKind, text: str, **data: object) -> None:
+        assert kind is EventKind.WORKER
         self.lines.append((level, text))
         if "pid" in data:
-            self.pids[data["worker"]] = data["pid"]
+            worker, pid = data["worker"], data["pid"]
+            assert isinstance(worker, int)
+            assert isinstance(pid, int)
+            self.pids[worker] = pid
 
     def contain(self, part: str) -> bool:
         return any(part in text for _, text in self.lines)
