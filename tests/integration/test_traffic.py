@@ -34,6 +34,8 @@ WAYS = {
     "forward": ("forward", "tls=0"),
     "reverse, encrypted": ("reverse", ""),
     "forward, encrypted": ("forward", ""),
+    "reverse, reused": ("reverse", "tls=0&reuse=1"),
+    "forward, encrypted, reused": ("forward", "reuse=1"),
 }
 
 

@@ -11,6 +11,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,44 @@ async def test_a_pair_carries_visitors(
             assert shown["peer"]
             assert KEY.reveal() not in json.dumps(shown)
         assert server.engine.snapshot().link == client.engine.snapshot().link
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
+@pytest.mark.parametrize("wanted_by", ["both", "server", "client"])
+async def test_data_connections_are_used_again_if_both_ends_want_that(
+    shared: EngineContext, direction: Direction, data_tls: DataTls, wanted_by: str
+) -> None:
+    rest: dict[str, Any] = {"data_tls": data_tls, "min_pool_capacity": 2}
+    wants = {"server": wanted_by != "client", "client": wanted_by != "server"}
+    reverse = direction is Direction.REVERSE
+    dialled: set[int] = set()
+    async with echo() as target:
+        ends = ("127.0.0.1:0", target) if reverse else (target, "127.0.0.1:0")
+        serving = server_spec(ends[0], mode=Mode(direction.value), reuse=wants["server"], **rest)
+        async with running_engine(shared, serving) as server:
+            await server.wait_state(State.WAITING)
+            dialling = client_spec(server, ends[1], reuse=wants["client"], **rest)
+            async with running_engine(shared, dialling) as client:
+                await client.wait_state(UP)
+                await server.wait_state(UP)
+                for visits in range(1, 13):
+                    await round_trip(visitors_address(server, client))
+                    await wait_until_async(partial(_is_at_rest, server, client, visits), "both relays have ended")
+                    dialled |= {*_pool(server)._idle}
+    assert max(dialled) <= 8 if wanted_by == "both" else max(dialled) > 12
+
+
+def _pool(running: RunningEngine) -> Pool:
+    end = running.engine._end
+    assert end is not None
+    (link,) = end._links
+    return link.pool
+
+
+def _is_at_rest(server: RunningEngine, client: RunningEngine, visits: int) -> bool:
+    counts = [running.engine.snapshot().connections for running in (server, client)]
+    return all((count.active, count.total) == (0, visits) for count in counts) and len(_pool(server)) >= 2
 
 
 @pytest.mark.parametrize("direction", list(Direction))

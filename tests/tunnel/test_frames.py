@@ -18,6 +18,7 @@ from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encod
 from tunnel.protocol.frames import (
     FRAMES,
     CapacityChanged,
+    ConnectionsFreed,
     ConnectionsPooled,
     ConnectionsRetired,
     Goodbye,
@@ -46,6 +47,7 @@ exact_messages: st.SearchStrategy[FrameMessage] = st.one_of(
     st.builds(Launch, st.lists(st.tuples(idents, st.binary(max_size=255)), max_size=9).map(tuple)),
     st.builds(ConnectionsPooled, id_lists),
     st.builds(ConnectionsRetired, id_lists),
+    st.builds(ConnectionsFreed, id_lists),
     st.builds(StreamsEnded, st.lists(st.tuples(idents, idents), max_size=9).map(tuple)),
     st.builds(Ping, idents),
     st.builds(Pong, idents),

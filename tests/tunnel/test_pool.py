@@ -67,6 +67,33 @@ def acquire_ident(harness: PoolHarness) -> int | None:
 
 
 @at_ingress
+async def test_a_used_connection_is_acquired_again_only_after_it_was_freed(harness: PoolHarness) -> None:
+    harness.add(1)
+    connection = harness.pool.acquire()
+    assert connection is not None
+    harness.pool.hold(connection)
+    assert harness.pool.acquire() is None
+    assert harness.pool.open_connections == 1
+    assert not harness.pool.free(2)
+    assert harness.pool.free(1)
+    assert not harness.pool.free(1)
+    assert acquire_ident(harness) == 1
+
+
+@at_ingress
+async def test_a_held_connection_that_ends_is_closed_and_never_acquired(harness: PoolHarness) -> None:
+    harness.add(1, 2)
+    connection = harness.pool.acquire()
+    assert connection is not None
+    assert connection.ident == 2
+    harness.pool.hold(connection)
+    harness.peers[2].close()
+    await wait_until_async(lambda: harness.pool.open_connections == 1, "it is closed")
+    assert not harness.pool.free(2)
+    assert not harness.lost, "its visitor had used it"
+
+
+@at_ingress
 async def test_the_youngest_connection_is_acquired_first(harness: PoolHarness) -> None:
     harness.add(1, 2, 3)
     assert repr(harness.pool) == "<Pool idle=3 ended=0>"

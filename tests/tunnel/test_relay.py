@@ -148,13 +148,19 @@ class Program:
 class FakeLink:
     """A link as its relays see it: the client's end announces ends to the server's, at once or in the next turn."""
 
-    def __init__(self, *, is_client: bool, delays: bool) -> None:
+    def __init__(self, *, is_client: bool, delays: bool, reuses: bool = False) -> None:
         self.is_client = is_client
+        self.reuses = reuses
+        self.returned: list[socket.SocketType] = []
         self.set_other_end_offset: Callable[[int, int], None] = lambda _ident, _total: None
         self._delays = delays
 
+    def take_back(self, visitor: ForwardedVisitor, sock: socket.SocketType) -> None:
+        assert visitor.use == 0
+        self.returned.append(sock)
+
     def send_stream_ended(self, ident: int, total: int) -> bool:
-        if not self.is_client:
+        if not (self.is_client or self.reuses):
             return False
         if self._delays:
             asyncio.get_running_loop().call_soon(self.set_other_end_offset, ident, total)
@@ -166,17 +172,29 @@ class FakeLink:
 class RelayChain:
     """Visitor, relay of the ingress, data connection, relay of the egress, target."""
 
-    def __init__(self, parts: RelayParts, *, is_encrypted: bool = False, has_small_buffers: bool = False) -> None:
+    def __init__(
+        self,
+        parts: RelayParts,
+        *,
+        is_encrypted: bool = False,
+        has_small_buffers: bool = False,
+        reuses: bool = False,
+        data_connection: tuple[socket.SocketType, socket.SocketType] | None = None,
+    ) -> None:
+        """``data_connection``: both ends of one that was used before, already registered with the reactor."""
         self.parts = parts
         self.events = Events()
         self.stats = Stats(), Stats()
         self.activity: list[str] = []
         self.closed: list[str] = []
-        links = tuple(FakeLink(is_client=is_client, delays=has_small_buffers) for is_client in (False, True))
+        links = self.links = tuple(
+            FakeLink(is_client=is_client, delays=has_small_buffers, reuses=reuses) for is_client in (False, True)
+        )
+        self.use = int(data_connection is not None)
         self.carrier = Carrier.ENCRYPTED if is_encrypted else Carrier.TCP
         visitor, near = tcp_pair(small=has_small_buffers)
         target, out = tcp_pair(small=has_small_buffers)
-        far, other_far = tcp_pair(small=has_small_buffers)
+        far, other_far = data_connection or tcp_pair(small=has_small_buffers)
         self.programs = {"A": Program(visitor), "B": Program(target)}
         first, second = self.stats
         counters = (
@@ -197,6 +215,7 @@ class RelayChain:
         for relays, link in zip(self.sets, links, strict=True):
             relays.add_link(link)
         links[1].set_other_end_offset = partial(_set_end_offset, self.sets[0], links[0])
+        links[0].set_other_end_offset = partial(_set_end_offset, self.sets[1], links[1])
         self.ingress_relay = self.start_relay(0, near, far, links[0])
         self.egress_relay = self.start_relay(1, out, other_far, links[1])
 
@@ -204,14 +223,18 @@ class RelayChain:
         self,
         end: int,
         near: socket.socket,
-        far: socket.socket,
+        far: socket.SocketType,
         link: FakeLink,
     ) -> ForwardedVisitor:
         reactor = self.parts.reactor
         pool = Pool(reactor, is_ingress=False, on_connection_lost=lambda _ident: None, on_crash=_fail)
         carrier = create_carrier(self.carrier, SECRET, reactor.scratch, is_client=link.is_client)
         data = DataConnection(7, far, carrier, pool)
-        reactor.register(far, data.ready)
+        data.use = self.use
+        if self.use:
+            reactor.set_handler(far, data.ready)
+        else:
+            reactor.register(far, data.ready)
         return self.sets[end].start(near, data, link, near_events=None)
 
     def step(self) -> None:
@@ -264,30 +287,35 @@ async def play(script: list[tuple[str, str, int]], kind: str, *, has_small_buffe
         4096 if splices_early else BUFFER_SIZE, SPLICE_EARLY if splices_early else DEFAULT_LIMITS
     ) as p:
         chain = RelayChain(p, is_encrypted=kind == "encrypted", has_small_buffers=has_small_buffers)
-        for move, name, number in script:
-            program = chain.programs[name]
-            match move:
-                case "write" if not (program.wants_to_end or program.has_reset):
-                    program.offered += number
-                case "urgent" if not (program.wants_to_end or program.has_reset):
-                    program.urgent.append(program.offered + number)
-                    program.offered += number + 3
-                case "end":
-                    program.wants_to_end = True
-                case "stall" | "go":
-                    program.is_stalled = move == "stall"
-                case "reset" if not program.has_reset:
-                    program.end_with_reset()
-                case "turns":
-                    for _ in range(number):
-                        chain.step()
-                        await run_loop_turns(1)
-            chain.step()
-            await run_loop_turns(1)
-        for program in chain.programs.values():
-            program.is_stalled = False
-        await chain.end()
+        await play_script(chain, script)
         check_outcome(chain)
+
+
+async def play_script(chain: RelayChain, script: list[tuple[str, str, int]]) -> None:
+    """Let both programs do what a script says, and then end their streams."""
+    for move, name, number in script:
+        program = chain.programs[name]
+        match move:
+            case "write" if not (program.wants_to_end or program.has_reset):
+                program.offered += number
+            case "urgent" if not (program.wants_to_end or program.has_reset):
+                program.urgent.append(program.offered + number)
+                program.offered += number + 3
+            case "end":
+                program.wants_to_end = True
+            case "stall" | "go":
+                program.is_stalled = move == "stall"
+            case "reset" if not program.has_reset:
+                program.end_with_reset()
+            case "turns":
+                for _ in range(number):
+                    chain.step()
+                    await run_loop_turns(1)
+        chain.step()
+        await run_loop_turns(1)
+    for program in chain.programs.values():
+        program.is_stalled = False
+    await chain.end()
 
 
 def check_outcome(chain: RelayChain) -> None:
@@ -343,6 +371,43 @@ def test_bytes_in_are_bytes_out_whatever_two_programs_do(
 ) -> None:
     with no_descriptor_leak():
         asyncio.run(play(script, kind, has_small_buffers=has_small_buffers))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(script=scripts)
+@example(script=[("write", "A", LARGEST), ("end", "A", 0), ("write", "B", LARGEST), ("end", "B", 0)])
+@example(script=[("end", "B", 0), ("turns", "A", 6), ("write", "A", LARGEST), ("end", "A", 0)])
+@example(script=[("end", "A", 0), ("turns", "A", 6), ("end", "B", 0)])
+@example(script=[("end", "A", 0), ("turns", "A", 6), ("reset", "B", 0)])
+def test_a_data_connection_serves_another_visitor_after_an_orderly_one(
+    script: list[tuple[str, str, int]], kind: str
+) -> None:
+    with no_descriptor_leak():
+        asyncio.run(play_twice(script, kind))
+
+
+async def play_twice(script: list[tuple[str, str, int]], kind: str) -> None:
+    """Play a script, then let another visitor use the same data connection if both ends have given it back."""
+    splices_early = kind == "spliced"
+    limits = SPLICE_EARLY if splices_early else DEFAULT_LIMITS
+    async with relay_parts(4096 if splices_early else BUFFER_SIZE, limits) as parts:
+        chain = RelayChain(parts, is_encrypted=kind == "encrypted", reuses=True)
+        await play_script(chain, script)
+        check_outcome(chain)
+        returned = [sock for link in chain.links for sock in link.returned]
+        has_reset = any(program.has_reset for program in chain.programs.values())
+        has_urgent = any(program.urgent for program in chain.programs.values())
+        assert len(returned) == 2 or has_reset or has_urgent, "an orderly visitor's data connection was not given back"
+        if len(returned) < 2:
+            for sock in returned:
+                parts.reactor.close(sock)
+            return
+        again = RelayChain(parts, is_encrypted=kind == "encrypted", data_connection=(returned[0], returned[1]))
+        for program in again.programs.values():
+            program.offered = 70_000
+        await again.end()
+        check_outcome(again)
+        assert all(len(program.received) == 70_000 for program in again.programs.values())
 
 
 async def test_a_bulk_stream_is_spliced_and_its_pipe_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:

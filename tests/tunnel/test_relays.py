@@ -18,7 +18,7 @@ from tunnel.runtime import sockets
 from tunnel.runtime.reactor import Reactor
 
 if TYPE_CHECKING:
-    from tunnel.forwarding.base import ForwardingOwner, RelayLink, UsedConnection
+    from tunnel.forwarding.base import ForwardedVisitor, ForwardingOwner, RelayLink, UsedConnection
 
 VANISHED_AFTER_S = 0.05
 
@@ -35,6 +35,8 @@ class FakeVisitor:
         self.is_data_unanswered = False
         self.checks = 0
         self.visitor = b""
+        self.use = 0
+        self.is_freed = False
         self._owner = owner
 
     def start(self, near_events: int | None, far_events: int) -> None: ...
@@ -71,6 +73,10 @@ class FakeForwarder:
 
 class FakeLink:
     is_client = False
+    reuses = False
+
+    def take_back(self, visitor: ForwardedVisitor, sock: socket.SocketType) -> None:
+        raise AssertionError("no data connection is used twice")
 
     def send_stream_ended(self, ident: int, total: int) -> bool:
         return False

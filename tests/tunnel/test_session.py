@@ -15,6 +15,7 @@ from tunnel.protocol.frame_codec import FrameDecoder, encode_frame, encode_messa
 from tunnel.protocol.frames import (
     FRAMES,
     CapacityChanged,
+    ConnectionsFreed,
     ConnectionsPooled,
     ConnectionsRetired,
     Goodbye,
@@ -116,7 +117,7 @@ def test_frames_that_the_peer_may_not_send_are_protocol_errors(role: SessionRole
                 End(role).receive(encode_frame(row.kind, payload))
 
 
-@given(st.lists(st.tuples(st.sampled_from(["launch", "retire", "pool", "end", "flush"]), idents), max_size=60))
+@given(st.lists(st.tuples(st.sampled_from(["launch", "retire", "pool", "end", "free", "flush"]), idents), max_size=60))
 def test_batches_lose_and_reorder_nothing(steps: list[tuple[str, int]]) -> None:
     client, server = pair()  # reverse: the server is the ingress
     sent, received = list[tuple[str, int]](), list[tuple[str, int]]()
@@ -124,6 +125,7 @@ def test_batches_lose_and_reorder_nothing(steps: list[tuple[str, int]]) -> None:
         "launch": lambda ident: server.session.send_launch(ident, b"address"),
         "retire": lambda ident: server.session.send_retired([ident]),
         "pool": server.session.send_pooled,
+        "free": client.session.send_freed,
         "end": lambda ident: client.session.send_stream_ended(ident, ident // 2),
     }
     for step, ident in [*steps, ("flush", 0)]:
@@ -143,6 +145,8 @@ def facts(event: SessionEvent) -> list[tuple[str, int]]:
             return [("launch", ident) for ident, address in launches if address == b"address"]
         case ConnectionsRetired(ids):
             return [("retire", ident) for ident in ids]
+        case ConnectionsFreed(ids):
+            return [("free", ident) for ident in ids]
         case ConnectionsPooled(ids):
             return [("pool", ident) for ident in ids]
         case StreamsEnded(ends):

@@ -88,7 +88,8 @@ class EncryptingFlow(Flow):
         """Count nothing: what waits are records, whose content was counted when it was read."""
 
     def _announce_end(self) -> bool:
-        return self.relay.link.is_client  # the last record has announced it; a server also shows it on the socket
+        link = self.relay.link  # the last record has announced it; a server also shows it on the socket
+        return link.is_client or link.reuses
 
     def _on_source_ended(self) -> None:
         if self._source_state is SourceState.RESET:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.model.events import EventKind
-from tunnel.protocol.frames import StreamsEnded, VisitorFailed
+from tunnel.protocol.frames import ConnectionsFreed, StreamsEnded, VisitorFailed
 from tunnel.protocol.visitor_address import pack_address
 from tunnel.runtime.acceptor import Acceptor
 
@@ -154,6 +154,15 @@ class Ingress(TunnelEnd):
         """Enter the handlers of visitors that failed at the egress, and of streams that are complete."""
         table.add(VisitorFailed, self._close_failed)
         table.add(StreamsEnded, self._end_streams)
+        table.add(ConnectionsFreed, self._on_freed)
+
+    def _on_freed(self, link: Link, freed: ConnectionsFreed) -> None:
+        for ident in freed.idents:
+            relay = self.relays.find(link, ident)
+            if relay is not None:
+                relay.is_freed = True
+            else:
+                link.free(ident)
 
     def _end_streams(self, link: Link, ended: StreamsEnded) -> None:
         for ident, total in ended.ends:

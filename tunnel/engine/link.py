@@ -11,17 +11,21 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from tunnel.carriers import create_carrier
 from tunnel.engine.capacity import surplus
-from tunnel.engine.pool import Pool
+from tunnel.engine.pool import DataConnection, Pool
+from tunnel.model.spec import REUSE
 from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, TargetStatus
 from tunnel.protocol.heartbeat import Heartbeat
 from tunnel.protocol.session import LimitsChanged, Negotiation, Session, SessionEvent, SessionRole
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from tunnel.engine.control_channel import ControlChannel
     from tunnel.engine.pool_filler import PoolFiller
+    from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.limits import ConfiguredLimits, Limits
     from tunnel.model.spec import Carrier, Direction
     from tunnel.protocol.frame_codec import Frame
@@ -118,6 +122,9 @@ class Link:
         self.direction = terms.direction
         self.carrier = terms.carrier
         self.key_name = terms.key_name
+        self.flow_source = create_carrier(terms.carrier, terms.secret, reactor.scratch, is_client=terms.role.is_client)
+        """what makes the flows of relays over its data connections"""
+        self._has_reuse = REUSE in terms.features
         self.is_client = terms.role.is_client
         self.is_ingress = terms.role.is_ingress
         self.channel = channel
@@ -188,12 +195,37 @@ class Link:
         else:
             self.session.send_queue_length(count)
 
-    def send_stream_ended(self, ident: int, total: int) -> bool:
-        """Announce to the server that a stream has ``total`` bytes; whether it was announced.
+    @property
+    def reuses(self) -> bool:
+        """Whether a data connection serves another visitor after one that has left in order."""
+        return self._has_reuse and self.channel.closed_reason is None
 
-        A server does not announce it but shows the end on the connection. So does a client whose link is closed.
+    def take_back(self, visitor: ForwardedVisitor, sock: socket.SocketType) -> None:
+        """Use the data connection of a visitor that has left in order again, as soon as both ends may."""
+        connection = DataConnection(visitor.ident, sock, self.flow_source, self.pool)
+        connection.use = visitor.use + 1
+        if self.is_ingress and not visitor.is_freed:
+            self.pool.hold(connection)
+            return
+        before = len(self.pool)
+        self.pool.add(connection, is_registered=True)
+        if not self.is_ingress:
+            self.session.send_freed(visitor.ident)
+        self.note_pool_grown(before)
+
+    def free(self, ident: int) -> None:
+        """Let a data connection whose visitor has left be used again: the egress has freed it."""
+        before = len(self.pool)
+        if self.pool.free(ident):
+            self.note_pool_grown(before)
+
+    def send_stream_ended(self, ident: int, total: int) -> bool:
+        """Announce to the other end that a stream has ``total`` bytes; whether it was announced.
+
+        A server announces it only where data connections are used again, and else shows the end on the connection. So
+        does an end whose link is closed.
         """
-        if not self.is_client or self.channel.closed_reason is not None:
+        if not (self.is_client or self._has_reuse) or self.channel.closed_reason is not None:
             return False
         self.session.send_stream_ended(ident, total)
         return True

@@ -12,7 +12,6 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tunnel.carriers import create_carrier
 from tunnel.engine.control_channel import ChannelLostError, ControlChannel
 from tunnel.engine.link import Link, LinkTerms
 from tunnel.engine.pending import PendingConnection
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from tunnel.engine.context import EngineContext
     from tunnel.engine.key_ring import KeyRing
     from tunnel.engine.stats import Stats
-    from tunnel.forwarding.base import FlowSource
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
 
@@ -110,7 +108,6 @@ class LinkAcceptor:
         self._certificate = b""
         self._link: Link | None = None
         self._link_instance = ""
-        self._carrier: FlowSource
         self._replay_window = ReplayWindow()
         self.address: str | None = None
         """where control channels are accepted, once they are"""
@@ -237,7 +234,7 @@ class LinkAcceptor:
         is_registered = self._front_door.release(connection, authenticated=self._has_key)
         pool = link.pool
         before = len(pool)
-        pool.add(DataConnection(ident, connection.sock, self._carrier, pool), is_registered=is_registered)
+        pool.add(DataConnection(ident, connection.sock, link.flow_source, pool), is_registered=is_registered)
         link.session.send_pooled(ident)
         link.note_pool_grown(before)
 
@@ -309,7 +306,7 @@ class LinkAcceptor:
 
     async def _authenticate(self, connection: PendingConnection, channel: ControlChannel) -> bool:
         await channel.secure()
-        handshake = ServerHandshake(self._spec.service, self._certificate)
+        handshake = ServerHandshake(self._spec.service, self._certificate, features=self._spec.features)
         channel.send(handshake.challenge())
         handshake.receive_hello(await _expect(channel, Kind.HELLO))
         proof = await _expect(channel, Kind.PROOF)
@@ -406,7 +403,6 @@ class LinkAcceptor:
         )
         link = Link(terms, channel, self._reactor)
         self._link, self._link_instance, self._replay_window = link, hello.instance, ReplayWindow()
-        self._carrier = create_carrier(welcome.carrier, secret, self._reactor.scratch, is_client=False)
         channel.send(answer)
         self._owner.start_link(link)
 

@@ -116,7 +116,7 @@ class LinkConnector:
         spec = self._spec
         certificate = await channel.secure()
         [key] = self._key_ring.keys
-        handshake = ClientHandshake(key, spec.service, certificate)
+        handshake = ClientHandshake(key, spec.service, certificate, features=spec.features)
         handshake.receive_challenge(await _receive(channel, Kind.CHALLENGE))
         ours = configured_limits(spec.settings)
         channel.send(handshake.hello(instance=self._instance, mode=spec.mode, tls=spec.data_tls, bounds=ours))

@@ -95,14 +95,15 @@ class Pool:
         self._on_connection_lost = on_connection_lost
         self._idle: dict[int, DataConnection] = {}
         self._ended: dict[int, DataConnection] = {}
+        self._held: dict[int, DataConnection] = {}  # at an ingress: used, and not freed by the egress yet
 
     def __len__(self) -> int:
         return len(self._idle)
 
     @property
     def open_connections(self) -> int:
-        """Number of idle connections, and of ended ones that wait for their signals."""
-        return len(self._idle) + len(self._ended)
+        """Number of idle connections, of ended ones that wait for their signals, and of those that are not free yet."""
+        return len(self._idle) + len(self._ended) + len(self._held)
 
     def __repr__(self) -> str:
         return f"<Pool idle={len(self._idle)} ended={len(self._ended)}>"
@@ -114,6 +115,19 @@ class Pool:
             self._reactor.set_handler(connection.sock, connection.ready)
         else:
             self._reactor.register(connection.sock, connection.ready)
+
+    def hold(self, connection: DataConnection) -> None:
+        """Keep a connection that was used until the egress frees it; the reactor watches it already."""
+        self._held[connection.ident] = connection
+        self._reactor.set_handler(connection.sock, connection.ready)
+
+    def free(self, ident: int) -> bool:
+        """Let a connection that is held be used again; return whether there was one."""
+        connection = self._held.pop(ident, None)
+        if connection is None:
+            return False
+        self._idle[ident] = connection
+        return True
 
     def acquire(self) -> DataConnection | None:
         """Return the youngest live connection, for a visitor: it is the least likely to have died unnoticed."""
@@ -141,6 +155,8 @@ class Pool:
         if self._is_ingress:
             if self._idle.pop(connection.ident, None) is not None:
                 self._close_lost(connection)
+            elif self._held.pop(connection.ident, None) is not None:
+                self._reactor.close(connection.sock)
         elif connection.events & HANGUP and self._idle.pop(connection.ident, None) is not None:
             connection.expires_at = time.monotonic() + SIGNAL_GRACE_S
             self._ended[connection.ident] = connection
@@ -170,7 +186,7 @@ class Pool:
     def run_maintenance(self) -> None:
         """Enable keepalive on connections that stay, close ended ones for which no signal came in time."""
         now = time.monotonic()
-        for connection in self._idle.values():
+        for connection in (*self._idle.values(), *self._held.values()):
             if not connection.keepalive_enabled:
                 connection.keepalive_enabled = True
                 sockets.enable_keepalive(connection.sock)
@@ -179,10 +195,10 @@ class Pool:
 
     def close(self) -> None:
         """Close every idle connection: the link is lost."""
-        for connection in (*self._idle.values(), *self._ended.values()):
-            self._reactor.close(connection.sock)
-        self._idle.clear()
-        self._ended.clear()
+        for connections in (self._idle, self._ended, self._held):
+            for connection in connections.values():
+                self._reactor.close(connection.sock)
+            connections.clear()
 
     @staticmethod
     def _is_alive(connection: DataConnection) -> bool:

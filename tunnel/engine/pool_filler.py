@@ -7,7 +7,6 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tunnel.carriers import create_carrier
 from tunnel.engine.capacity import Demand, dials_to_start, wanted_idle
 from tunnel.engine.data_dial import DataDial
 from tunnel.engine.pool import DataConnection
@@ -55,7 +54,6 @@ class PoolFiller:
 
     def __init__(self, link: Link, reactor: Reactor, event_log: EventLog, server: ServerEndpoint) -> None:
         self.link = link
-        self._carrier = create_carrier(link.carrier, link.secret, reactor.scratch, is_client=True)
         self.dial_error: str | None = None
         """why the latest dials failed; None since a dial succeeded"""
         self._reactor = reactor
@@ -152,7 +150,7 @@ class PoolFiller:
             if not dial.is_introduced:  # no confirmation of ours
                 self._reactor.close(dial.sock)
                 continue
-            connection = DataConnection(ident, dial.sock, self._carrier, pool, dial.events)
+            connection = DataConnection(ident, dial.sock, link.flow_source, pool, dial.events)
             pool.add(connection, is_registered=True)
             if dial.events & HANGUP:
                 pool.on_idle_event(connection)

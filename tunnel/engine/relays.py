@@ -103,6 +103,11 @@ class RelaySet:
         relay.start(near_events, data.events)
         return relay
 
+    def on_relay_finished(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
+        """Forget a relay that has ended in order, and give its data connection back to the link."""
+        self.on_relay_closed(relay)
+        relay.link.take_back(relay, sock)
+
     def on_relay_closed(self, relay: ForwardedVisitor) -> None:
         """Forget a relay that has closed its sockets."""
         self._running.discard(relay)

@@ -58,6 +58,13 @@ class RelayLink(Protocol):
         and the server, which uses a single port anyway, closes first.
         """
 
+    @property
+    def reuses(self) -> bool:
+        """Whether a data connection serves another visitor after one that has left in order."""
+
+    def take_back(self, visitor: ForwardedVisitor, sock: socket.SocketType) -> None:
+        """Take over the socket of the data connection of a visitor that has left in order."""
+
 
 class ForwardedVisitor(Protocol):
     """One visitor that is being forwarded. Owns the near side and the data connection until it is closed."""
@@ -68,7 +75,10 @@ class ForwardedVisitor(Protocol):
     """the link that it was started on; it may be lost by now"""
     visitor: bytes
     """the visitor's address as LAUNCH brought it; empty at an ingress"""
+    use: int
     is_open: bool
+    is_freed: bool
+    """whether the egress has reported that it may use the data connection again"""
     keepalive_enabled: bool
 
     def start(self, near_events: int | None, far_events: int) -> None:
@@ -105,6 +115,9 @@ class ForwardingOwner(Protocol):
 
     def on_relay_closed(self, relay: ForwardedVisitor) -> None:
         """Both sockets are closed, or will be at the end of the batch."""
+
+    def on_relay_finished(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
+        """The visitor has left in order; ``sock``, its data connection, belongs to the owner now."""
 
     def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """The visitor was disconnected because of a defect; called after ``on_relay_closed``."""

@@ -210,16 +210,25 @@ class Flow(ABC):
             self._pass_end()
 
     def _pass_end(self) -> None:
-        """Show the sink's peer the end, now that everything is delivered; close the relay after both ends."""
+        """Show the sink's peer the end, now that everything is delivered; end the relay after both ends."""
         self.state = ENDED
-        if self.peer.state is ENDED:
-            self.relay.close()
-        elif not self._announce_end():
+        relay, is_last = self.relay, self.peer.state is ENDED
+        if is_last and not relay.link.reuses:
+            relay.close()
+            return
+        if not self._announce_end() and not is_last:
             self.half_close_sink()
+        if is_last:
+            relay.finish()
 
     def _announce_end(self) -> bool:
         """Announce the end by other means than the sink's socket; return whether that was done."""
         return self.relay.announce_end(self, self._passed)
+
+    @property
+    def is_source_live(self) -> bool:
+        """Whether the source has shown neither an end nor a failure, nor urgent data."""
+        return self._source_state is LIVE
 
     def half_close_sink(self) -> None:
         """Show the end on the sink's socket."""

@@ -170,6 +170,7 @@ class Relay:
         "_to_near",
         "forwarder",
         "ident",
+        "is_freed",
         "is_open",
         "keepalive_enabled",
         "link",
@@ -190,6 +191,7 @@ class Relay:
         self.use = data.use
         self.link = link
         self.is_open = True
+        self.is_freed = False
         self.keepalive_enabled = False
         self.forwarder = forwarder
         self._near = near
@@ -271,12 +273,25 @@ class Relay:
         if not self.is_open:
             return
         self.is_open = False
-        for flow in (self._from_near, self._to_near):
-            flow.release(CLOSED_FLOW)
-        del self._from_near, self._to_near  # they refer to this relay: a cycle would wait for the garbage collector
+        self._release_flows()
         self.forwarder.reactor.close(self._near)
         self.forwarder.reactor.close(self._far)
         self._owner.on_relay_closed(self)
+
+    def finish(self) -> None:
+        """End after both streams are complete: close both sockets, or give the data connection back to its link."""
+        if not (self.is_open and self.link.reuses and self._to_near.is_source_live):
+            self.close()
+            return
+        self.is_open = False
+        self._release_flows()
+        self.forwarder.reactor.close(self._near)
+        self._owner.on_relay_finished(self, self._far)
+
+    def _release_flows(self) -> None:
+        for flow in (self._from_near, self._to_near):
+            flow.release(CLOSED_FLOW)
+        del self._from_near, self._to_near  # they refer to this relay: a cycle would wait for the garbage collector
 
     def on_stream_error(self, error: Exception) -> None:
         """Report that what arrived on the data connection was changed on the way."""

@@ -113,6 +113,7 @@ _MODES: Final = ChoiceType(
 )
 _AUTH: Final = ChoiceType({policy.value: policy for policy in AuthPolicy})
 _DATA_TLS: Final = ChoiceType({str(int(level)): level for level in DataTls})
+_SWITCH: Final = ChoiceType({"0": False, "1": True})
 _LIMIT: Final = IntegerType(1, 1_000_000)
 _POOL_SIZE: Final = IntegerType(1, 65_536)
 
@@ -169,6 +170,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
             type=_AUTH,
             attribute="auth_policy",
             doc="`open`: no key is wanted, every peer is accepted; `key`: in a file, tunnels beyond loopback need one",
+        ),
+        Option(
+            name="reuse",
+            type=_SWITCH,
+            attribute="reuse",
+            doc="`1`: a data connection serves one visitor after the other, if both ends say so; `0`: one visitor",
         ),
         Option(
             name="service",

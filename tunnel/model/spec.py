@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tunnel.model.address import Address
     from tunnel.model.keys import Key, NamedKey
 
+REUSE: Final = "reuse"
+"""The feature of a link whose data connections serve one visitor after the other."""
 MAX_SERVICE_CHARS: Final = 64
 """Characters of the name of a service."""
 
@@ -105,6 +107,8 @@ class TunnelSpec:
     named_keys: tuple[NamedKey, ...] = ()
     """of a server, in place of ``key``: the keys that it accepts, sorted by their names"""
     auth_policy: AuthPolicy = AuthPolicy.KEY
+    reuse: bool = False
+    """whether a data connection serves one visitor after the other, if both ends want it"""
     service: str = ""
     """the name that both ends have agreed on; tells tunnels apart that share a key"""
     mode: Mode = Mode.AUTO
@@ -121,6 +125,11 @@ class TunnelSpec:
     def auth(self) -> str:
         """How a peer authenticates: ``key``, or ``open`` for not at all."""
         return "key" if self.key or self.named_keys else "open"
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The optional parts of the protocol that this end wants to use."""
+        return (REUSE,) if self.reuse else ()
 
     @property
     def carrier(self) -> Carrier:

@@ -92,6 +92,12 @@ class ConnectionsPooled(IdentList):
     __slots__ = ()
 
 
+class ConnectionsFreed(IdentList):
+    """The egress has put these data connections into its pool again: their visitors have left in order."""
+
+    __slots__ = ()
+
+
 class ConnectionsRetired(IdentList):
     """The ingress has closed these idle data connections."""
 
@@ -100,7 +106,7 @@ class ConnectionsRetired(IdentList):
 
 @dataclass(frozen=True, slots=True)
 class StreamsEnded:
-    """Streams from the client that are complete: the id of each data connection and its number of bytes."""
+    """Streams that are complete: the id of each data connection and its number of bytes."""
 
     ends: tuple[tuple[int, int], ...]
 
@@ -243,6 +249,7 @@ class Kind(enum.IntEnum):
     BYE = 0x27
     CAPACITY = 0x28
     ENDED = 0x29
+    FREED = 0x2A
 
 
 class Sender(enum.StrEnum):
@@ -318,7 +325,8 @@ def _rows() -> tuple[FrameSpec, ...]:
             Kind.CAPACITY, CapacityChanged, U32_PAIR.size, U32_PAIR.size, client, open_,
             "u32 idle connections wanted, u32 dials in progress",
         ),
-        row(Kind.ENDED, StreamsEnded, 0, numbers, client, open_, "u64 id, u64 bytes, …: this stream has so many bytes"),
+        row(Kind.ENDED, StreamsEnded, 0, numbers, both, open_, "u64 id, u64 bytes, …: this stream has so many bytes"),
+        row(Kind.FREED, ConnectionsFreed, 0, numbers, egress, open_, "u64 ids: another visitor may use them"),
     )  # fmt: skip
 
 

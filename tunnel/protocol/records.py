@@ -182,6 +182,8 @@ class RecordReader(_RecordKeys):
                 self._note_end(opened.tobytes())
             start = end
         self.rest = received[start:].tobytes() if start < size else b""
+        if self.rest and self.has_ended:
+            raise RecordError("bytes after the end of the stream")
         return contents
 
     def _note_end(self, opened: bytes) -> None:

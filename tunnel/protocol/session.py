@@ -118,6 +118,7 @@ class Session:
         self._pooled: list[int] = []
         self._launches: list[bytes] = []
         self._stream_ends: list[int] = []  # id and bytes in turn
+        self._freed: list[int] = []
         self._retired: list[int] = []
         self._queue_length: int | None = None
         self._decoders = _decoders(role)
@@ -191,6 +192,9 @@ class Session:
         if self._stream_ends:
             out.append(encode_numbers(Kind.ENDED, self._stream_ends))
             self._stream_ends.clear()
+        if self._freed:
+            out.append(encode_numbers(Kind.FREED, self._freed))
+            self._freed.clear()
         if self._retired:
             out.append(encode_numbers(Kind.RETIRED, self._retired))
             self._retired.clear()
@@ -219,8 +223,14 @@ class Session:
         if not self._is_output_due:
             self._announce_output()
 
+    def send_freed(self, ident: int) -> None:
+        """Report to the ingress that this data connection may serve another visitor."""
+        self._freed.append(ident)
+        if not self._is_output_due:
+            self._announce_output()
+
     def send_stream_ended(self, ident: int, total: int) -> None:
-        """Announce to the server that the stream of a data connection has ``total`` bytes."""
+        """Announce to the other end that the stream of a data connection has ``total`` bytes."""
         self._stream_ends += (ident, total)
         if not self._is_output_due:
             self._announce_output()
