@@ -16,7 +16,7 @@ from tests.support.ports import free_port
 from tests.support.processes import Pair, ProcessHarness
 from tests.support.waiting import wait_until
 
-KEY = "Zq7Wm2Rk9xTv4Lp8"
+KEY = "npk_ZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXp7fH1-f4CBgoNtm-wx"  # made by keygen: a daemon computes nothing for it
 SERVER, CLIENT = "10.1.0.1", "10.1.0.2"
 ESTABLISHED = "01"
 TARGET_TIMEOUT_S = 300.0
