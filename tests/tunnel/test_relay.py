@@ -196,12 +196,23 @@ class RelayChain:
         target, out = tcp_pair(small=has_small_buffers)
         far, other_far = data_connection or tcp_pair(small=has_small_buffers)
         self.programs = {"A": Program(visitor), "B": Program(target)}
+        self.sets = self._make_sets()
+        for relays, link in zip(self.sets, links, strict=True):
+            relays.add_link(link)
+        links[1].set_other_end_offset = partial(_set_end_offset, self.sets[0], links[0])
+        links[0].set_other_end_offset = partial(_set_end_offset, self.sets[1], links[1])
+        self.ingress_relay = self.start_relay(0, near, far, links[0])
+        self.egress_relay = self.start_relay(1, out, other_far, links[1])
+
+    def _make_sets(self) -> tuple[RelaySet, ...]:
+        """Create the relay sets of the ingress and the egress."""
+        parts = self.parts
         first, second = self.stats
         counters = (
             ("ingress", first.from_visitors, first.to_visitors),
             ("egress", second.to_visitors, second.from_visitors),
         )
-        self.sets = tuple(
+        return tuple(
             RelaySet(
                 parts.reactor,
                 TcpForwarder(parts.reactor, parts.pipes, from_near, to_near, parts.limits),
@@ -212,12 +223,6 @@ class RelayChain:
             )
             for name, from_near, to_near in counters
         )
-        for relays, link in zip(self.sets, links, strict=True):
-            relays.add_link(link)
-        links[1].set_other_end_offset = partial(_set_end_offset, self.sets[0], links[0])
-        links[0].set_other_end_offset = partial(_set_end_offset, self.sets[1], links[1])
-        self.ingress_relay = self.start_relay(0, near, far, links[0])
-        self.egress_relay = self.start_relay(1, out, other_far, links[1])
 
     def start_relay(
         self,
