@@ -1,7 +1,7 @@
-"""Write the test vectors of keys and handshake: ``python -m tests.tunnel.protocol_vectors``.
+"""Write the test vectors of the protocol: ``python -m tests.tunnel.protocol_vectors``.
 
-Frames, nonces and the certificate of a vector are fixed; everything else is computed from PROTOCOL.md with the
-standard library alone, so that a mistake of ``tunnel.protocol`` cannot agree with itself.
+Frames, nonces and the certificate of a vector are fixed; everything else is computed from PROTOCOL.md without code of
+``tunnel.protocol``, so that a mistake there does not appear here.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import tunnel.protocol
+from tests.support import second_codec as codec
 
 FILE: Final = Path(tunnel.protocol.__file__).with_name("vectors.json")
-SECTIONS: Final = ("keys", "damaged_keys", "services", "handshakes")
+SECTIONS: Final = ("keys", "damaged_keys", "services", "handshakes", "preface", "records", "launch")
 """The sections that this module writes; others stay as they are."""
 
 _RANDOM: Final = bytes(range(32))
@@ -26,10 +27,15 @@ _HELLO: Final = {
     "auth": "key", "features": ["reuse"], "instance": "0123456789abcdef", "mode": "auto", "nonce": "5e" * 32,
     "pool_max": None, "pool_min": 4, "service": "", "tls": 1, "version": 2, "visitors": None,
 }  # fmt: skip
+_LINK: Final = bytes.fromhex("00112233aabbccdd")
 _WELCOME: Final = {
     "carrier": "encrypted", "data_port": 40000, "direction": "reverse", "features": ["reuse"],
-    "link": "00112233aabbccdd", "pool_max": 64, "pool_min": None, "visitors": None,
+    "link": _LINK.hex(), "pool_max": 64, "pool_min": None, "visitors": None,
 }  # fmt: skip
+_NUMBERS: Final = (1, 258, (1 << 40) + 5)
+_DIRECTIONS: Final = (codec.TO_SERVER, codec.TO_CLIENT)
+_CONTENTS: Final = (b"hello", b"\0")
+_VISITORS: Final = (("192.0.2.1", 40000), ("2001:db8::1", 443), None, ("::ffff:192.0.2.1", 1), ("fe80::1%eth0", 65535))
 _TYPES: Final = {"CHALLENGE": 1, "HELLO": 2, "WELCOME": 3, "PROOF": 5}
 
 
@@ -91,6 +97,40 @@ def handshake(text: str | None, service: str) -> dict[str, object]:
     }
 
 
+def _prefaces() -> list[dict[str, object]]:
+    return [
+        {"link": _LINK.hex(), "link_secret": _RANDOM.hex(), "id": number, "preface": preface.hex()}
+        for number in _NUMBERS
+        for preface in [codec.encode_preface(_LINK, number, _RANDOM)]
+    ]
+
+
+def _record_key(number: int, direction: int, generation: int) -> dict[str, object]:
+    key, iv = codec.record_key(_RANDOM, number, direction, generation)
+    return {
+        "link_secret": _RANDOM.hex(), "id": number, "use": 0, "direction": direction, "generation": generation,
+        "key": key.hex(), "iv": iv.hex(),
+    }  # fmt: skip
+
+
+def _stream(number: int, direction: int) -> dict[str, object]:
+    """Return two data records and the end record, which are numbered 0, 1 and 2."""
+    cipher = codec.RecordCipher(_RANDOM, number, direction)
+    return {
+        "link_secret": _RANDOM.hex(), "id": number, "use": 0, "direction": direction,
+        "contents": [content.hex() for content in _CONTENTS],
+        "records": [cipher.seal(content).hex() for content in _CONTENTS],
+        "end": cipher.seal_end().hex(),
+    }  # fmt: skip
+
+
+def _launches() -> list[dict[str, object]]:
+    return [
+        {"id": number, "visitor": visitor, "entry": codec.encode_launch(number, visitor).hex()}
+        for number, visitor in zip(_NUMBERS * 2, _VISITORS, strict=False)
+    ]
+
+
 def compute_sections() -> dict[str, object]:
     """Return the sections of the file that this module writes."""
     generated = generated_key(_RANDOM)
@@ -103,6 +143,12 @@ def compute_sections() -> dict[str, object]:
             for name in ("", "web", "WEB", "büro")
         ],
         "handshakes": [handshake(None, ""), handshake(generated, "web"), handshake("key", "büro")],
+        "preface": _prefaces(),
+        "records": {
+            "keys": [_record_key(_NUMBERS[2], way, turn) for way in _DIRECTIONS for turn in (0, 1)],
+            "streams": [_stream(_NUMBERS[2], way) for way in _DIRECTIONS],
+        },
+        "launch": _launches(),
     }
 
 

@@ -13,9 +13,20 @@ from tunnel.model.errors import InvalidValueError
 from tunnel.model.keys import Key, encode_key
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import DataTls, Mode
+from tunnel.protocol.frames import Launch, encode_launch
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
 from tunnel.protocol.handshake_messages import Challenge, Hello, Welcome
 from tunnel.protocol.keys import BaseKey, compute_base_key, service_key
+from tunnel.protocol.preface import check_preface, decode_preface, encode_preface
+from tunnel.protocol.records import (
+    HEADER_BYTES,
+    OVERHEAD_BYTES,
+    RecordDirection,
+    RecordReader,
+    RecordWriter,
+    derive_record_key,
+)
+from tunnel.protocol.visitor_address import pack_address, unpack_address
 
 Vector = dict[str, Any]  # JSON
 
@@ -78,3 +89,51 @@ def test_a_client_completes_the_recorded_handshake(vector: Vector) -> None:
     welcome, secret = client.receive_proof(frames["server_proof"][_HEADER:])
     assert welcome.link == "00112233aabbccdd"
     assert secret.hex() == vector["link_secret"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["preface"], ids=lambda vector: str(vector["id"]))
+def test_prefaces(vector: Vector) -> None:
+    link, secret, preface = (bytes.fromhex(vector[name]) for name in ("link", "link_secret", "preface"))
+    assert encode_preface(link, secret, vector["id"]) == preface
+    sent_link, ident, mac = decode_preface(preface)
+    assert (sent_link, ident) == (link, vector["id"])
+    check_preface(secret, ident, mac)
+
+
+def _record_id(vector: Vector) -> str:
+    return f"direction {vector['direction']}, generation {vector.get('generation', 0)}"
+
+
+@pytest.mark.parametrize("vector", VECTORS["records"]["keys"], ids=_record_id)
+def test_record_keys(vector: Vector) -> None:
+    direction = RecordDirection(vector["direction"])
+    secret = bytes.fromhex(vector["link_secret"])
+    key, iv = derive_record_key(secret, vector["id"], vector["use"], direction, vector["generation"])
+    assert (key.hex(), iv.hex()) == (vector["key"], vector["iv"])
+
+
+@pytest.mark.parametrize("vector", VECTORS["records"]["streams"], ids=_record_id)
+def test_records(vector: Vector) -> None:
+    direction = RecordDirection(vector["direction"])
+    parts = bytes.fromhex(vector["link_secret"]), vector["id"], vector["use"], direction
+    writer, reader = RecordWriter(*parts), RecordReader(*parts)
+    for content, record in zip(vector["contents"], vector["records"], strict=True):
+        plain = bytes.fromhex(content)
+        buffer = bytearray(len(plain) + OVERHEAD_BYTES)
+        buffer[HEADER_BYTES : HEADER_BYTES + len(plain)] = plain
+        assert writer.seal(memoryview(buffer), 0, len(plain)) == len(buffer)
+        assert buffer.hex() == record
+    assert writer.seal_end().hex() == vector["end"]
+    stream = bytearray.fromhex("".join([*vector["records"], vector["end"]]))
+    assert [content.hex() for content in reader.open_all(memoryview(stream))] == vector["contents"]
+    assert reader.has_ended
+
+
+@pytest.mark.parametrize("vector", VECTORS["launch"], ids=lambda vector: str(vector["visitor"]))
+def test_launches(vector: Vector) -> None:
+    visitor, entry = vector["visitor"], bytes.fromhex(vector["entry"])
+    address = pack_address(None if visitor is None else tuple(visitor))
+    assert encode_launch(vector["id"], address) == entry
+    assert Launch.decode(entry).launches == ((vector["id"], address),)
+    if visitor is not None:
+        assert unpack_address(address) == (visitor[0].removeprefix("::ffff:").partition("%")[0], visitor[1])
