@@ -127,8 +127,13 @@ def trend_sparkline(trend: Trend, tunnel: Tunnel, width: int) -> str:
 
 # --- facts ------------------------------------------------------------------------------------------------------------
 
-_TLS_TEXTS: Final = {0: "control channel only", 1: "data too (pinned)", 2: "data too (verified)"}
+_TLS_TEXTS: Final = {0: "in the clear if both ends agree", 1: "encrypted", 2: "encrypted, certificates verified"}
 _END_TEXTS: Final = {None: "", True: "ingress: accepts visitors", False: "egress: dials targets"}
+
+
+def _carrier(tunnel: Tunnel) -> str:
+    """Whether data connections are encrypted: what the link has agreed on, else what this end asks for."""
+    return "in the clear" if tunnel.data.get("carrier") == "tcp" else _TLS_TEXTS.get(tunnel.data.get("data_tls", 0), "")
 
 
 def _fact_lines(tunnel: Tunnel, width: int, wall: float) -> list[Line]:
@@ -183,7 +188,7 @@ _FACTS: Final[tuple[tuple[str, Callable[[Tunnel, float], str]], ...]] = (
     ("link", lambda t, _: t.text("link")),
     ("service", lambda t, _: t.text("service")),
     ("key", _key),
-    ("TLS", lambda t, _: _TLS_TEXTS.get(t.data.get("data_tls", 0), "")),
+    ("carrier", lambda t, _: _carrier(t)),
     ("pool", _pool),
     ("visitors", _visitors),
     ("failed", lambda t, _: str(t.connections.get("failed") or "")),
