@@ -42,6 +42,7 @@ class Tunnel:
     server_daemon: str
     """name of the daemon that has the server"""
     encrypted: bool
+    reuses: bool
     port: int
     visitor_address: Address
     target_port: int
@@ -49,13 +50,14 @@ class Tunnel:
     def url(self, daemon: str, *, variant: int = 0) -> str:
         """Return the URL for one daemon's file. Variants are equivalent, but a change of variant needs a new engine."""
         is_server = daemon == self.server_daemon
+        options = f"{_OPTIONS}&tls={int(self.encrypted)}&reuse={int(self.reuses)}"
         is_ingress = is_server == (self.direction == "reverse")
         where = f"127.0.0.1:{self.visitor_address[1] if is_ingress else self.target_port}"
         if is_server:
             own = f"&mode={self.direction}&data_port={('random', 'tunnel')[variant % 2]}"
-            return f"server://{_KEY}@127.0.0.1:{self.port}/{where}?{_OPTIONS}&tls={int(self.encrypted)}{own}"
+            return f"server://{_KEY}@127.0.0.1:{self.port}/{where}?{options}{own}"
         host = ("127.0.0.1", "localhost")[variant % 2]
-        return f"client://{_KEY}@{host}:{self.port}/{where}?{_OPTIONS}&tls={int(self.encrypted)}"
+        return f"client://{_KEY}@{host}:{self.port}/{where}?{options}"
 
 
 class RestartableTarget:
@@ -170,7 +172,8 @@ class SoakDaemon:
 
 
 class SoakHarness:
-    """Eight tunnels: each direction, either daemon as the server, plain and encrypted.
+    """Eight tunnels: each direction, either daemon as the server, plain and encrypted; half of them
+    use data connections again.
 
     The ``stable`` daemon runs for the whole soak with all engines in its own process, so that every leak is visible
     at the end. The ``unstable`` daemon has workers and is killed and restarted repeatedly.
@@ -180,11 +183,14 @@ class SoakHarness:
         self.incidents = incidents
         self.target_reports = TargetReports()
         self.tunnels = {
-            name: Tunnel(name, direction, server, encrypted, free_port(), ("127.0.0.1", free_port()), free_port())
+            name: Tunnel(
+                name, direction, server, encrypted, reuses, free_port(), ("127.0.0.1", free_port()), free_port()
+            )
             for direction in ("reverse", "forward")
             for server in ("stable", "unstable")
             for encrypted in (False, True)
             for name in [f"{direction}-{server}-{'encrypted' if encrypted else 'plain'}"]
+            for reuses in [(direction == "reverse") == (server == "stable")]
         }
         self.services = {
             name: RestartableTarget(tunnel.target_port, self.target_reports) for name, tunnel in self.tunnels.items()
