@@ -387,7 +387,7 @@ def test_topics_that_may_not_be_written_are_named(harness: ProcessHarness, recor
     record_figure(f"reason code shown {took:.1f} s after the start")
 
 
-@pytest.mark.case("broker ends connections for one reason", deadline=40)
+@pytest.mark.case("broker ends connections for one reason", deadline=OBSERVED_S + 30)
 def test_a_message_that_ends_each_connection_is_sent_ever_more_seldom(
     harness: ProcessHarness, record_figure: FigureRecorder
 ) -> None:

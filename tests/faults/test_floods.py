@@ -25,7 +25,7 @@ from tests.support.scale import IS_FULL_SCALE, time_allowed
 from tests.support.waiting import wait_until
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.protocol.frame_codec import encode_message, encode_numbers
-from tunnel.protocol.frames import Kind, LimitsAnnounced, QueueLength, TargetStatus
+from tunnel.protocol.frames import Kind, Launch, LimitsAnnounced, QueueLength, TargetStatus
 from tunnel.protocol.preface import PREFACE_SIZE, decode_preface, encode_preface
 
 FLOOD_S = 75 if IS_FULL_SCALE else 2
@@ -261,7 +261,7 @@ def test_launches_of_connections_that_do_not_exist_cost_the_peer_its_link(
     )
     server.wait_state("waiting", within=30)
     client = HostileClient(("127.0.0.1", port), KEY, CertificateAuthority(harness.directory).issue("impostor"))
-    frame = encode_numbers(Kind.LAUNCH, list(range(1 << 40, (1 << 40) + 2_000)))
+    frame = encode_message(Launch(tuple((ident, b"") for ident in range(1 << 40, (1 << 40) + 1_800))))
     with client.sock, contextlib.suppress(OSError):
         while True:
             client.sock.sendall(frame)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.engine_parts import no_descriptor_leak
-from tunnel.runtime import sockets
+from tunnel.runtime import connect_race, sockets
 from tunnel.runtime.connect_race import ATTEMPT_DELAY_S, connect_to_first, describe_failures
 from tunnel.runtime.reactor import Reactor
 from tunnel.runtime.resolver import Candidate
@@ -84,6 +84,20 @@ async def test_a_silent_address_is_overtaken_by_the_next(
             sock, sockaddr = await connect_to_first(reactor, [candidate(blackhole.listener), candidate(listener)])
         assert sockaddr == listener.getsockname()
         reactor.close(sock)
+
+
+async def test_a_silent_address_is_not_waited_for_long_when_the_others_have_refused(
+    reactor: Reactor, blackhole: Blackhole, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "is_loopback", lambda _: False)
+    monkeypatch.setattr(connect_race, "SILENT_LIMIT_S", 0.05)
+    silent = candidate(blackhole.listener)
+    connecting = connect_to_first(reactor, [silent, closed_port(), silent, closed_port()])
+    with no_descriptor_leak(), pytest.raises(OSError) as caught:  # noqa: PT011  its text is compared below
+        await asyncio.wait_for(connecting, GUARD_S)
+    assert str(caught.value).count("it refused the connection") == 2
+    assert str(caught.value).count("it did not answer in time") == 2
+    assert len(reactor) == 0
 
 
 async def test_a_cancelled_race_leaves_no_socket(

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 ATTEMPT_DELAY_S: Final = 0.25
 """Time after which the next address is tried beside those that have not answered yet (RFC 8305 §8)."""
 
+SILENT_LIMIT_S: Final = 4.0
+"""How long silent addresses may still answer after all others have failed: the next attempt may find those again."""
+
 Failure = tuple["SockAddr", OSError]
 """An address and how the attempt to connect to it failed."""
 
@@ -133,6 +136,19 @@ class ConnectRace:
             return
         if self._sock is None and not self._later:
             self.on_all_failed(self._failures or ())
+        elif self._failures:
+            self._timer = self._reactor.call_later(SILENT_LIMIT_S, self._give_up)
+
+    def _give_up(self) -> None:
+        """Stop waiting for addresses that stay silent, after all others have failed."""
+        for sock, sockaddr in [
+            (self._sock, self._sockaddr),
+            *((each.sock, each.sockaddr) for each in self._later or ()),
+        ]:
+            if sock is not None and sockaddr is not None:
+                self._note_failure(sockaddr, TimeoutError())
+        self.cancel()
+        self.on_all_failed(self._failures or ())
 
     def _watch(self, sock: socket.SocketType, sockaddr: SockAddr) -> None:
         if self._sock is None:
@@ -149,17 +165,17 @@ class ConnectRace:
 class _LaterAttempt:
     """An attempt that runs in parallel with the first one. Its race owns the socket."""
 
-    __slots__ = ("_race", "_sockaddr", "sock")
+    __slots__ = ("_race", "sock", "sockaddr")
 
     def __init__(self, race: ConnectRace, sock: socket.SocketType, sockaddr: SockAddr) -> None:
         self.sock = sock
         self._race = race
-        self._sockaddr = sockaddr
+        self.sockaddr = sockaddr
 
     def ready(self, events: int) -> None:
         """Handle the end of this attempt."""
         self._race.remove_later(self)
-        self._race.finish_attempt(self.sock, self._sockaddr, events)
+        self._race.finish_attempt(self.sock, self.sockaddr, events)
 
     def on_handler_error(self, error: Exception) -> None:
         """Handle a defect in the handler."""
