@@ -61,6 +61,15 @@ def test_a_socket_that_was_closed_can_still_be_unregistered(selector: SharedSele
         assert not selector.get_map()
 
 
+def test_a_watched_socket_is_found_in_the_map_by_itself_and_by_its_number(selector: SharedSelector, pair: Pair) -> None:
+    key = selector.register(pair[0], selectors.EVENT_READ)
+    watched = selector.get_map()
+    assert watched.get(pair[0]) is watched[pair[0].fileno()] is key
+    assert watched.get(pair[1]) is None
+    assert list(watched) == [pair[0].fileno()]
+    assert len(watched) == 1
+
+
 def test_registering_twice_and_using_an_unknown_socket_are_refused(selector: SharedSelector, pair: Pair) -> None:
     selector.register(pair[0].fileno(), selectors.EVENT_READ)
     with pytest.raises(KeyError, match="already registered"):

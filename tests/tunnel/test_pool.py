@@ -81,6 +81,21 @@ async def test_a_used_connection_is_acquired_again_only_after_it_was_freed(harne
 
 
 @at_ingress
+async def test_an_event_without_bytes_or_an_end_costs_no_connection(harness: PoolHarness) -> None:
+    """One that was fetched together with the last event of the visitor before."""
+    harness.add(1, 2)
+    held = harness.pool.acquire()
+    assert held is not None
+    harness.pool.hold(held)
+    for connection in (held, harness.pool._idle[1]):
+        connection.ready(READABLE)
+    assert harness.pool.open_connections == 2
+    assert harness.pool.free(2)
+    assert [acquire_ident(harness) for _ in range(3)] == [2, 1, None]
+    assert not harness.lost
+
+
+@at_ingress
 async def test_a_held_connection_that_ends_is_closed_and_never_acquired(harness: PoolHarness) -> None:
     harness.add(1, 2)
     connection = harness.pool.acquire()
@@ -96,7 +111,7 @@ async def test_a_held_connection_that_ends_is_closed_and_never_acquired(harness:
 @at_ingress
 async def test_the_youngest_connection_is_acquired_first(harness: PoolHarness) -> None:
     harness.add(1, 2, 3)
-    assert repr(harness.pool) == "<Pool idle=3 ended=0>"
+    assert repr(harness.pool) == "<Pool idle=3 ended=0 held=0>"
     assert [acquire_ident(harness) for _ in range(4)] == [3, 2, 1, None]
     assert not harness.lost
 

@@ -155,8 +155,8 @@ class FakeLink:
         self.set_other_end_offset: Callable[[int, int], None] = lambda _ident, _total: None
         self._delays = delays
 
-    def take_back(self, visitor: ForwardedVisitor, sock: socket.SocketType) -> None:
-        assert visitor.use == 0
+    def take_back(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
+        assert relay.use == 0
         self.returned.append(sock)
 
     def send_stream_ended(self, ident: int, total: int) -> bool:

@@ -34,7 +34,7 @@ class FakeVisitor:
         self.unanswered: float | None = None
         self.is_data_unanswered = False
         self.checks = 0
-        self.visitor = b""
+        self.visitor_address = b""
         self.use = 0
         self.is_freed = False
         self._owner = owner
@@ -42,6 +42,8 @@ class FakeVisitor:
     def start(self, near_events: int | None, far_events: int) -> None: ...
 
     def set_end_offset(self, total: int) -> None: ...
+
+    def note_freed(self) -> None: ...
 
     def on_link_lost(self) -> None: ...
 
@@ -75,7 +77,7 @@ class FakeLink:
     is_client = False
     reuses = False
 
-    def take_back(self, visitor: ForwardedVisitor, sock: socket.SocketType) -> None:
+    def take_back(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
         raise AssertionError("no data connection is used twice")
 
     def send_stream_ended(self, ident: int, total: int) -> bool:

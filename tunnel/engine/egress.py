@@ -170,7 +170,7 @@ class Egress(TunnelEnd):
                 self.stats.failed += 1
                 link.session.send_visitor_failed(ident, "its data connection was lost")
             else:
-                data.visitor = address
+                data.visitor_address = address
                 self._start_dial(TargetDial(self, link, data, deadline))
 
     def _start_dial(self, dial: TargetDial) -> None:

@@ -160,7 +160,7 @@ class Ingress(TunnelEnd):
         for ident in freed.idents:
             relay = self.relays.find(link, ident)
             if relay is not None:
-                relay.is_freed = True
+                relay.note_freed()
             else:
                 link.free(ident)
 

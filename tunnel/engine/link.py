@@ -200,17 +200,17 @@ class Link:
         """Whether a data connection serves another visitor after one that has left in order."""
         return self._has_reuse and self.channel.closed_reason is None
 
-    def take_back(self, visitor: ForwardedVisitor, sock: socket.SocketType) -> None:
+    def take_back(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
         """Use the data connection of a visitor that has left in order again, as soon as both ends may."""
-        connection = DataConnection(visitor.ident, sock, self.flow_source, self.pool)
-        connection.use = visitor.use + 1
-        if self.is_ingress and not visitor.is_freed:
+        connection = DataConnection(relay.ident, sock, self.flow_source, self.pool)
+        connection.use = relay.use + 1
+        if self.is_ingress and not relay.is_freed:
             self.pool.hold(connection)
             return
         before = len(self.pool)
         self.pool.add(connection, is_registered=True)
         if not self.is_ingress:
-            self.session.send_freed(visitor.ident)
+            self.session.send_freed(relay.ident)
         self.note_pool_grown(before)
 
     def free(self, ident: int) -> None:

@@ -41,10 +41,7 @@ if TYPE_CHECKING:
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
 
-
 _MAX_CLIENT_BYTES: Final = 1 << 15  # a client without a certificate sends less than 4 KB until it has authenticated
-
-
 _MAX_UNDECIDED: Final = 16  # a decision may take two seconds, and the front door does not count those that wait for it
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tunnel.runtime.reactor import Reactor
 
 MAX_AGE_S: Final = 240.0
-"""Age at which an idle connection is replaced: a NAT or firewall may forget a silent connection after 300 seconds."""
+"""Idle time after which a connection is replaced: a NAT or firewall may forget a silent one after 300 seconds."""
 SIGNAL_GRACE_S: Final = 10.0
 """How long a connection that has ended waits for the signal that may still be under way."""
 _MAX_ENDED: Final = 2048
@@ -39,7 +39,7 @@ class DataConnection:
         "pool",
         "sock",
         "use",
-        "visitor",
+        "visitor_address",
     )
 
     def __init__(self, ident: int, sock: socket.SocketType, carrier: FlowSource, pool: Pool, events: int = 0) -> None:
@@ -50,7 +50,7 @@ class DataConnection:
         self.pool = pool
         self.use = 0
         """which visitor uses it next, from 0"""
-        self.visitor = UNKNOWN
+        self.visitor_address = UNKNOWN
         """at the egress: the address of the visitor who uses it, as LAUNCH brought it"""
         self.events = events
         """all event bits that the reactor has reported and no relay has handled yet"""
@@ -73,9 +73,10 @@ class DataConnection:
 class Pool:
     """Idle connections. The ingress acquires them for visitors; the egress claims them by the id in a signal.
 
-    At the ingress nothing may arrive on an idle connection, so any event means that it died: it is closed and
+    At the ingress nothing may arrive on an idle connection, so bytes or an end mean that it died: it is closed and
     ``on_connection_lost`` gets its id. At the egress the first bytes, and even the end, of a quick visitor may come
-    before the signal: a connection that has ended waits for its signal.
+    before the signal: a connection that has ended waits for its signal. With reuse, an ingress holds a used connection
+    until the egress frees it.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Pool:
         return len(self._idle) + len(self._ended) + len(self._held)
 
     def __repr__(self) -> str:
-        return f"<Pool idle={len(self._idle)} ended={len(self._ended)}>"
+        return f"<Pool idle={len(self._idle)} ended={len(self._ended)} held={len(self._held)}>"
 
     def add(self, connection: DataConnection, *, is_registered: bool) -> None:
         """Add an authenticated connection, owned from now on; ``is_registered``: the reactor watches it already."""
@@ -153,6 +154,8 @@ class Pool:
     def on_idle_event(self, connection: DataConnection) -> None:
         """Handle bytes, or the end, on an idle connection."""
         if self._is_ingress:
+            if self._is_alive(connection):
+                return  # the event is older than this connection's place here: the relay before has handled it
             if self._idle.pop(connection.ident, None) is not None:
                 self._close_lost(connection)
             elif self._held.pop(connection.ident, None) is not None:

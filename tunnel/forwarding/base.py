@@ -3,7 +3,7 @@
 A forwarder connects the near side (a visitor's socket at the ingress, a target's at the egress) with a data connection.
 Today there is one, for TCP (``tunnel.forwarding.tcp``).
 
-To add a forwarder: one module like that one, and its choice where ``tunnel.engine.tunnel_end`` creates the relay set.
+To add a forwarder: one module like that one, and its choice in ``tunnel.forwarding.create_forwarder``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class UsedConnection(Protocol):
     ident: int
     sock: socket.SocketType
     carrier: FlowSource
-    visitor: bytes
+    visitor_address: bytes
     """the visitor's address as LAUNCH brought it; empty at an ingress"""
     use: int
     """which visitor of this data connection it is, from 0"""
@@ -62,7 +62,7 @@ class RelayLink(Protocol):
     def reuses(self) -> bool:
         """Whether a data connection serves another visitor after one that has left in order."""
 
-    def take_back(self, visitor: ForwardedVisitor, sock: socket.SocketType) -> None:
+    def take_back(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
         """Take over the socket of the data connection of a visitor that has left in order."""
 
 
@@ -73,7 +73,7 @@ class ForwardedVisitor(Protocol):
     """the id of its data connection"""
     link: RelayLink
     """the link that it was started on; it may be lost by now"""
-    visitor: bytes
+    visitor_address: bytes
     """the visitor's address as LAUNCH brought it; empty at an ingress"""
     use: int
     is_open: bool
@@ -86,6 +86,9 @@ class ForwardedVisitor(Protocol):
 
     def set_end_offset(self, total: int) -> None:
         """Note that the data connection carries ``total`` bytes in all, as the other end of the link has announced."""
+
+    def note_freed(self) -> None:
+        """Note that the egress may use the data connection again."""
 
     def on_link_lost(self) -> None:
         """Continue without the link."""

@@ -175,7 +175,7 @@ class Relay:
         "keepalive_enabled",
         "link",
         "use",
-        "visitor",
+        "visitor_address",
     )
 
     def __init__(
@@ -187,7 +187,7 @@ class Relay:
         owner: ForwardingOwner,
     ) -> None:
         self.ident = data.ident
-        self.visitor = data.visitor
+        self.visitor_address = data.visitor_address
         self.use = data.use
         self.link = link
         self.is_open = True
@@ -228,6 +228,10 @@ class Relay:
         if self.is_open:
             self._to_near.set_end_offset(total)
 
+    def note_freed(self) -> None:
+        """Note that the egress may use the data connection again."""
+        self.is_freed = True
+
     def on_link_lost(self) -> None:
         """Show an announced end on the socket after all: the announcement may have been lost with the link."""
         if self._end_is_announced and self.is_open:
@@ -242,7 +246,7 @@ class Relay:
 
     def describe_visitor(self) -> str:
         """Return the visitor's address as text: from LAUNCH, or from the socket at an ingress."""
-        address = unpack_address(self.visitor)
+        address = unpack_address(self.visitor_address)
         return sockets.format_peer(self._near) if address is None else sockets.format_address(address)
 
     def unanswered_s(self) -> float | None:

@@ -2,6 +2,7 @@
 
 A host name may have an address that drops packets silently: a broken IPv6 route, a dead replica. The next address is
 tried as soon as one fails, or after ``ATTEMPT_DELAY_S`` while the earlier attempts go on; the first connection wins.
+Once all others have failed, silent addresses have ``SILENT_LIMIT_S``.
 """
 
 from __future__ import annotations
@@ -137,10 +138,10 @@ class ConnectRace:
         if self._sock is None and not self._later:
             self.on_all_failed(self._failures or ())
         elif self._failures:
-            self._timer = self._reactor.call_later(SILENT_LIMIT_S, self._give_up)
+            self._timer = self._reactor.call_later(SILENT_LIMIT_S, self._fail_silent_attempts)
 
-    def _give_up(self) -> None:
-        """Stop waiting for addresses that stay silent, after all others have failed."""
+    def _fail_silent_attempts(self) -> None:
+        """Fail the attempts that are still silent, after all others have failed."""
         for sock, sockaddr in [
             (self._sock, self._sockaddr),
             *((each.sock, each.sockaddr) for each in self._later or ()),

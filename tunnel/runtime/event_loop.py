@@ -11,7 +11,7 @@ import contextlib
 import math
 import select
 import selectors
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 _EVENTS_AT_ONCE: Final = 256
@@ -20,6 +20,22 @@ _WRITE: Final = select.EPOLLOUT
 
 EpollEvents = list[tuple[int, int]]
 """File descriptors and their event bits, as epoll reports them."""
+
+
+class _WatchedDescriptors(Mapping[Any, selectors.SelectorKey]):
+    """The keys of a selector, found by number or by object, as asyncio does from Python 3.13 on."""
+
+    def __init__(self, keys: dict[int, selectors.SelectorKey]) -> None:
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._keys)
+
+    def __getitem__(self, fileobj: Any) -> selectors.SelectorKey:  # noqa: ANN401  as selectors allow
+        return self._keys[_descriptor(fileobj)]
 
 
 class SharedSelector(selectors.BaseSelector):
@@ -31,6 +47,7 @@ class SharedSelector(selectors.BaseSelector):
         self.on_events: Callable[[EpollEvents], None] | None = None
         """the reactor that shares the epoll instance, if there is one"""
         self._keys: dict[int, selectors.SelectorKey] = {}
+        self._map: Final = _WatchedDescriptors(self._keys)
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:  # noqa: ANN401  as the base
         """Watch a descriptor for asyncio. Raises KeyError if it is watched already."""
@@ -43,8 +60,10 @@ class SharedSelector(selectors.BaseSelector):
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:  # noqa: ANN401  as the base
         """Stop watching a descriptor, which may be closed by now. Raises KeyError if it is not watched."""
-        key = self._keys.pop(_descriptor(fileobj), None) or self._forget_closed(fileobj)
-        with contextlib.suppress(OSError):  # closed: the kernel has removed it
+        key = self._keys.pop(_descriptor(fileobj), None)
+        if key is None:  # closed: the kernel has removed it, and a socket of the reactor may have its number by now
+            return self._forget_closed(fileobj)
+        with contextlib.suppress(OSError):  # a number whose descriptor is closed
             self.epoll.unregister(key.fd)
         return key
 
@@ -73,24 +92,21 @@ class SharedSelector(selectors.BaseSelector):
         events = self.epoll.poll(timeout, _EVENTS_AT_ONCE)
         if not events:
             return []
-        keys, ready, others = self._keys, [], []
-        for event in events:
-            key = keys.get(event[0])
-            if key is None:
-                others.append(event)
-            else:
-                ready.append((key, _selector_mask(event[1]) & key.events))
+        keys = self._keys
+        others = [event for event in events if event[0] not in keys]
+        own = [event for event in events if event[0] in keys] if len(others) < len(events) else []
         if others and self.on_events is not None:
             self.on_events(others)
-        return ready
+        # Only now: a handler of the reactor may have removed a reader of asyncio's.
+        return [(key, _selector_mask(mask) & key.events) for fd, mask in own if (key := keys.get(fd)) is not None]
 
     def get_key(self, fileobj: Any) -> selectors.SelectorKey:  # noqa: ANN401  as the base
         """Return the key of a watched descriptor. Raises KeyError if it is not watched."""
         return self._keys[_descriptor(fileobj)]
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
-        """The watched descriptors, by number."""
-        return self._keys
+        """The watched descriptors, by number or by object."""
+        return self._map
 
     def close(self) -> None:
         """Close the epoll instance."""
