@@ -164,17 +164,17 @@ async def test_an_ended_connection_waits_for_its_signal(harness: PoolHarness) ->
         harness.peers[ident].send(b"all")
         harness.peers[ident].close()
     await wait_until_async(lambda: sorted(harness.lost) == [1, 2], "both have ended")
-    assert repr(harness.pool) == "<Pool idle=0 ended=2>"
+    assert repr(harness.pool) == "<Pool idle=0 ended=2 held=0>"
     connection = harness.pool.claim(1)
     assert connection is not None
     assert connection.sock.recv(10) == b"all"
     assert connection.events & HANGUP
     harness.shared.reactor.close(connection.sock)
     harness.pool.run_maintenance()
-    assert repr(harness.pool) == "<Pool idle=0 ended=1>"
+    assert repr(harness.pool) == "<Pool idle=0 ended=1 held=0>"
     harness.age(pool_module.SIGNAL_GRACE_S + 1)
     harness.pool.run_maintenance()
-    assert repr(harness.pool) == "<Pool idle=0 ended=0>"
+    assert repr(harness.pool) == "<Pool idle=0 ended=0 held=0>"
 
 
 async def test_surplus_and_expired_connections_are_closed(harness: PoolHarness) -> None:
