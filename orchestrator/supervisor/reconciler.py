@@ -46,6 +46,7 @@ class _Reconciliation:
         self._results: Results = {}
 
     async def run(self, names: list[str]) -> Results:
+        self._revoke_keys()
         for change in self._plan.change:
             self._results[change.new.name] = self._apply_change(change)
         replacements = self._restarts()
@@ -63,6 +64,21 @@ class _Reconciliation:
             self._results[entry.name] = EntryResult("unchanged")
         self._registry.reorder(names)
         return {name: self._results[name] for name in (*names, *(entry.name for entry in self._plan.remove))}
+
+    def _revoke_keys(self) -> None:
+        """Update the named keys of all engines first, those of replaced and former ones too.
+
+        An entry that is rejected afterwards keeps its engine, with the new keys. Unchanged entries are included: after
+        a rejected change, the file may have the former keys again.
+        """
+        plan = self._plan
+        entries = (*(change.new for change in (*plan.change, *plan.restart)), *plan.add, *plan.leave)
+        keys = {entry.name: entry.spec.named_keys for entry in entries}
+        for runner in self._registry.runners():
+            try:
+                runner.update_named_keys(keys.get(runner.name, ()))
+            except Exception as error:  # noqa: BLE001  a crash of one engine: the reload of the others continues
+                runner.set_last_error(describe_crash(error))
 
     def _apply_change(self, change: EntryChange) -> EntryResult:
         """A change that the running engine can apply, or that starts or stops the tunnel."""

@@ -72,20 +72,21 @@ class TunnelRegistry:
     def close(self) -> None:
         """Shut down now: close every tunnel."""
         self._is_closing = True
-        for runner in self._runners():
+        for runner in self.runners():
             runner.close()
 
     def cancel(self) -> None:
         """Cancel the tasks of all tunnels."""
-        for runner in self._runners():
+        for runner in self.runners():
             runner.cancel()
 
     async def wait_stopped(self) -> None:
         """Wait until all tunnels are stopped."""
-        for runner in self._runners():
+        for runner in self.runners():
             await runner.wait()
 
-    def _runners(self) -> Iterator[TunnelRunner]:
+    def runners(self) -> Iterator[TunnelRunner]:
+        """Every runner: those of the entries, and former ones that still drain."""
         yield from [*(runner for _, runner in self._slots.values()), *self._draining]
 
     # --- reading --------------------------------------------------------------------------------------------------

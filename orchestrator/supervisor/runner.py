@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tunnel.model.events import EventSink
+    from tunnel.model.keys import NamedKey
 
 STABLE_AFTER_S: Final = 60.0
 """An engine that ran this long before it crashed starts a new series of crashes."""
@@ -249,6 +250,17 @@ class TunnelRunner:
         self.update_spec(spec, tags)
         if self._engine:
             self._engine.apply_live_settings(spec)
+
+    def update_named_keys(self, keys: tuple[NamedKey, ...]) -> None:
+        """Revoke keys in the present engine, also in one that drains or is about to be replaced.
+
+        Without named keys before or afterwards nothing changes: another engine is needed, and no keys at all would
+        open the tunnel. Raises what a broken engine raises.
+        """
+        if self.spec.named_keys and keys and self.spec.named_keys != keys:
+            self.spec = replace(self.spec, named_keys=keys)
+            if self._engine:
+                self._engine.apply_live_settings(self.spec)
 
     def set_last_error(self, text: str) -> None:
         """Show this as the tunnel's last error."""
