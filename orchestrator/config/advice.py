@@ -35,14 +35,18 @@ class SecretPlaces:
 
     literal_keys: dict[Path, Place] = field(default_factory=dict)
     """the first key that is written in a file of the configuration"""
+    named_keys: set[Place] = field(default_factory=set)
+    """the places of ``literal_keys`` that are below ``keys:``"""
     secret_files: dict[Path, Place] = field(default_factory=dict)
     """files of keys, tokens and passwords, and where they are named"""
     unused_keys: list[Place] = field(default_factory=list)
     """keys of entries whose URL has one as well"""
 
-    def add_literal_key(self, place: Place) -> None:
-        """Note a key that is written at a place, not brought by a variable."""
+    def add_literal_key(self, place: Place, *, is_named: bool = False) -> None:
+        """Note a key that is written at a place, not brought by a variable; ``is_named``: below ``keys:``."""
         self.literal_keys.setdefault(place.path, place)
+        if is_named:
+            self.named_keys.add(place)
 
     def add_file(self, path: Path, place: Place) -> None:
         """Note a file of a secret."""
@@ -102,7 +106,8 @@ def _exposed_files(secrets: SecretPlaces) -> Iterator[Fault]:
     for path, place in secrets.literal_keys.items():
         if _mode(path) & stat.S_IROTH:
             text = "the file contains a key, and every user of this host can read it"
-            yield Fault(place, f"{text}; chmod o-r {path}, or write key: ${{NAME}} or key_file:")
+            instead = "NAME: ${VARIABLE}" if place in secrets.named_keys else "key: ${NAME} or key_file:"
+            yield Fault(place, f"{text}; chmod o-r {path}, or write {instead}")
     for path, place in secrets.secret_files.items():
         mode = _mode(path)
         if mode & (stat.S_IRGRP | stat.S_IROTH):

@@ -77,6 +77,8 @@ class MappingNode:
 
     place: Place
     items: Mapping[str, tuple[ScalarNode, Node]]
+    is_faulty: bool = False
+    """whether a fault inside it has been reported, so that pairs may be missing"""
 
     def get(self, name: str) -> Node | None:
         """Return the value of a key."""
@@ -278,6 +280,7 @@ class _Composer:
         self._check_tag(event, event.tag, _COLLECTION_TAGS)
         items: dict[str, tuple[ScalarNode, Node]] = {}
         merges: list[tuple[ScalarNode, Node]] = []
+        faults_before = len(self.faults)
         while not isinstance(inner := next(self.events), yaml.MappingEndEvent):
             is_plain = isinstance(inner, yaml.ScalarEvent) and not inner.style
             key = self._compose_node(inner, depth + 1)
@@ -296,7 +299,7 @@ class _Composer:
                 items[key.value] = key, value
         for key, value in merges:
             self._merge(key, value, items)
-        return MappingNode(self._place(event), items)
+        return MappingNode(self._place(event), items, is_faulty=len(self.faults) > faults_before)
 
     def _merge(self, key: ScalarNode, value: Node, items: dict[str, tuple[ScalarNode, Node]]) -> None:
         for mapping in value.items if isinstance(value, SequenceNode) else (value,):

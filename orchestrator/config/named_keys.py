@@ -9,7 +9,7 @@ from orchestrator.config.document import MappingNode, quote
 from orchestrator.config.faults import Fault, Place
 from orchestrator.config.scalars import describe_name_fault, read_scalar
 from tunnel.model.errors import InvalidValueError
-from tunnel.model.keys import Key, NamedKey
+from tunnel.model.keys import Key, NamedKey, looks_generated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +31,8 @@ class LocatedKeys:
 
 def read_named_keys(node: Node, secrets: SecretPlaces, faults: list[Fault]) -> LocatedKeys:
     """Return the keys without a fault, and report the others. No fault contains a key."""
+    if isinstance(node, MappingNode) and not node.items and node.is_faulty:
+        return LocatedKeys()
     if not isinstance(node, MappingNode) or not node.items:
         faults.append(Fault(node.place, "keys: takes a mapping of names to keys, as in {office: ${OFFICE_KEY}}"))
         return LocatedKeys()
@@ -41,6 +43,9 @@ def read_named_keys(node: Node, secrets: SecretPlaces, faults: list[Fault]) -> L
     places: dict[str, Place] = {}
     names: dict[Key, str] = {}
     for name, value in node:
+        if looks_generated(name.text):
+            faults.append(Fault(name.place, "the name of a key starts with npk_, as keys do; write NAME: KEY"))
+            continue
         if fault := describe_name_fault(name.text):
             faults.append(Fault(name.place, fault))
             continue
@@ -58,5 +63,5 @@ def read_named_keys(node: Node, secrets: SecretPlaces, faults: list[Fault]) -> L
         names[key] = quote(name)
         found[name.text], places[name.text] = key, scalar.place
         if not scalar.is_substituted:
-            secrets.add_literal_key(scalar.place)
+            secrets.add_literal_key(scalar.place, is_named=True)
     return LocatedKeys(tuple(NamedKey(name, found[name]) for name in sorted(found)), places)

@@ -40,7 +40,8 @@ def _describe_settings(entry: Entry, base: Path) -> dict[str, SettingJson]:
     }
     if entry.spec.named_keys:
         names = ", ".join(named.name for named in entry.spec.named_keys)
-        settings["keys"] = {"value": names, "source": "entry", "where": None}
+        where = next((_format_place(place, base) for place in entry.key_places.values()), None)
+        settings["keys"] = {"value": names, "source": "entry", "where": where}
     return settings
 
 

@@ -42,6 +42,7 @@ PLACES = (
     "version: 1\ntunnels: {a: {url: 'server://h:1/h:2', keys: {k: 'npk_${S}'}}}",
     "version: 1\ntunnels: {a: {url: 'server://h:1/h:2', keys: {'${S}': ''}}}",
     "version: 1\ntunnels: {a: {url: 'server://h:1/h:2', keys: {' ${S}': x}}}",
+    "version: 1\ntunnels: {a: {url: 'server://h:1/h:2', keys: {'npk_${S}': x}}}",
     "version: 1\ntunnels: {a: {url: 'server://h:1/h:2', keys: '${S}'}}",
     "version: 1\ntunnels: {a: {url: 'server://h:1/h:2', key: 'npk_${S}'}}",
     "version: 1\ntunnels: {a: {url: 'server://h:1/h:2', service: 'x ${S}'}}",

@@ -50,6 +50,8 @@ def test_named_keys_are_sorted_and_replace_keys_of_weaker_places(folder: Folder)
         ("{a: [x]}", URL, "", "the key 'a' takes one text"),
         ("{' a': x}", URL, "", "a name is a printable text without blanks at its ends"),
         ("{a: npk_abc}", URL, "", "the key 'a': the key starts with npk_ but is damaged"),
+        ("{npk_abc: x}", URL, "", "the name of a key starts with npk_, as keys do; write NAME: KEY"),
+        ("{'${NOPE}': x}", URL, "", "the environment variable NOPE is not set"),
         ("{a: '${NOT_SET}'}", URL, "", "the environment variable NOT_SET is not set"),
         (f"{{a: {HOME}, b: {HOME}}}", URL, "", "the keys 'a' and 'b' are the same; remove one"),
     ],
@@ -99,7 +101,7 @@ def test_the_step_from_no_names_to_named_keys_needs_another_engine(tmp_path: Pat
 def test_the_settings_of_a_tunnel_name_its_keys_without_showing_them(tmp_path: Path) -> None:
     [entry] = manifest(tmp_path, f"{{office: {OFFICE}, home: {HOME}}}").entries
     shown = describe_tunnel(stopped_snapshot("a", entry.spec), entry, tmp_path)
-    assert shown["settings"]["keys"] == {"value": "home, office", "source": "entry", "where": None}
+    assert shown["settings"]["keys"] == {"value": "home, office", "source": "entry", "where": "tunnels.yaml:3:67"}
     assert HOME not in str(shown)
 
 
@@ -114,3 +116,10 @@ def test_two_servers_that_share_a_named_key_are_a_warning(folder: Folder) -> Non
     found = [str(w) for w in folder.load(text(f"{{home: {HOME}, office: {OFFICE}}}") + second).warnings]
     assert any("the servers 'a', 'b' share one key" in line for line in found)
     assert not any(HOME in line for line in found)
+
+
+def test_the_advice_for_a_named_key_in_a_readable_file_can_be_followed(folder: Folder) -> None:
+    found = [str(warning) for warning in folder.load(text(f"{{office: {OFFICE}}}")).warnings]
+    [readable] = [line for line in found if "every user of this host can read it" in line]
+    assert readable.endswith("or write NAME: ${VARIABLE}")
+    assert "key_file:" not in readable

@@ -89,9 +89,14 @@ def encode_key(random_bytes: bytes) -> str:
     return _PREFIX + base64.urlsafe_b64encode(random_bytes + _checksum(random_bytes)).decode("ascii")
 
 
+def looks_generated(text: str) -> bool:
+    """Return whether a text starts as the keys of ``keygen`` do, also if it is damaged."""
+    return text.startswith(_PREFIX)
+
+
 def _decode_generated(text: str) -> bytes | None:
     """Return the random bytes in a key of ``keygen``, None for another text. Raises InvalidValueError if damaged."""
-    if not text.startswith(_PREFIX):
+    if not looks_generated(text):
         return None
     encoded = text.removeprefix(_PREFIX)
     if not _ENCODED.fullmatch(encoded):
