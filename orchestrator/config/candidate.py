@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.config.faults import ConfigError, Fault
+from tunnel.model.files import noted_access
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,11 @@ def replace_file(path: Path, content: bytes) -> None:
 
     Mode and owner stay; of a symbolic link, the file that it leads to is replaced.
     """
+    with noted_access(path):
+        _replace_file(path, content)
+
+
+def _replace_file(path: Path, content: bytes) -> None:
     target = Path(os.path.realpath(path))
     status = target.stat()
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)

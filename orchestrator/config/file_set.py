@@ -53,11 +53,20 @@ async def run_in_file_thread(work: Callable[[], _T]) -> _T:
     try:
         while not call.done():
             await asyncio.wait({call}, timeout=ACCESS_TIMEOUT_S / 4)
-            if not call.done() and (path := files.find_stuck_access(ACCESS_TIMEOUT_S)) is not None:
-                raise StuckFileError(path)
+            if not call.done():
+                check_none_stuck()
     finally:
         call.cancel()
     return call.result()
+
+
+def check_none_stuck() -> None:
+    """Raise StuckFileError while an access to a file lasts longer than ACCESS_TIMEOUT_S, in any thread.
+
+    For work that may wait: with one thread stuck, the last one stays free for commands.
+    """
+    if (path := files.find_stuck_access(ACCESS_TIMEOUT_S)) is not None:
+        raise StuckFileError(path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +112,11 @@ def match_includes(path: Path, patterns: tuple[str, ...], search: IncludeSearch)
 
     The file ``path`` is never among them. Raises TooManyDirectoriesError.
     """
-    own = os.path.realpath(path)  # unlike Path.resolve it accepts circular links
+    own = _real_path(path)
     found: dict[Path, None] = {}
     for pattern in patterns:
         for match in search.find(resolve_pattern(path, pattern)):
-            if os.path.realpath(match) != own:
+            if _real_path(match) != own:
                 found.setdefault(Path(match))
     return list(found)
 
@@ -159,6 +168,11 @@ def hash_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _real_path(path: Path | str) -> str:
+    with files.noted_access(path):
+        return os.path.realpath(path)  # unlike Path.resolve it accepts circular links
+
+
 def _is_directory(path: Path) -> bool:
     with files.noted_access(path):
         return os.path.isdir(path)  # noqa: PTH112  Path.is_dir raises an error for a directory that may not be searched
@@ -174,4 +188,4 @@ def _linked_directories(path: Path) -> Iterator[Path]:
         except (OSError, ValueError):
             break
         path = path.parent / target
-    yield Path(os.path.realpath(path)).parent
+    yield Path(_real_path(path)).parent

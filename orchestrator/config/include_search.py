@@ -70,7 +70,7 @@ class IncludeSearch:
     def find(self, pattern: str) -> list[str]:
         """Return the sorted paths that match a pattern. Raises TooManyDirectoriesError."""
         if not glob.has_magic(pattern):
-            return [pattern] if os.path.lexists(pattern) else []
+            return [pattern] if _exists(pattern) else []
         root, components = _split(pattern)
         return sorted(dict.fromkeys(self._search(root, components, _Visits(self.max_directories))))
 
@@ -91,7 +91,7 @@ class IncludeSearch:
             path = os.path.join(directory, name)  # noqa: PTH118  hot: a Path costs ten times as much
             if rest:
                 yield from self._search(path, rest, visits)
-            elif component != name or os.path.lexists(path):
+            elif component != name or _exists(path):
                 yield path
 
     def _search_recursively(self, top: str, rest: list[str], visits: _Visits) -> Iterator[str]:
@@ -105,7 +105,7 @@ class IncludeSearch:
                 continue
             seen.add(listing.identity[:2])
             yield from self._search(directory, rest, visits, listing)
-            links = [name for name in listing.links if os.path.isdir(f"{directory or '.'}/{name}")]  # noqa: PTH112  as above
+            links = [name for name in listing.links if _is_directory(f"{directory or '.'}/{name}")]
             waiting += [os.path.join(directory, name) for name in (*links, *listing.directories)]  # noqa: PTH118  as above
 
     def _list(self, directory: str, visits: _Visits) -> _Listing | None:
@@ -115,12 +115,12 @@ class IncludeSearch:
         try:
             with noted_access(directory):
                 status = os.stat(directory or ".")  # noqa: PTH116  as above
-            identity = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-            known = self._listings.get(directory)
-            if known is not None and known.identity == identity and known.is_settled:
-                return known
-            changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
-            listing = _read(directory, identity, is_settled=now_ns - changed_ns > _RECENT_NS)
+                identity = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+                known = self._listings.get(directory)
+                if known is not None and known.identity == identity and known.is_settled:
+                    return known
+                changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
+                listing = _read(directory, identity, is_settled=now_ns - changed_ns > _RECENT_NS)
         except (OSError, ValueError):
             self._listings.pop(directory, None)
             return None
@@ -139,6 +139,16 @@ class _Visits:
         self.directories.add(directory)
         if len(self.directories) > self.limit:
             raise TooManyDirectoriesError
+
+
+def _exists(path: str) -> bool:
+    with noted_access(path):
+        return os.path.lexists(path)
+
+
+def _is_directory(path: str) -> bool:
+    with noted_access(path):
+        return os.path.isdir(path)  # noqa: PTH112  hot: a Path costs ten times as much
 
 
 def _read(directory: str, identity: tuple[int, int, int, int], *, is_settled: bool) -> _Listing:

@@ -12,7 +12,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.config.file_set import StuckFileError, is_open_for_writing, run_in_file_thread
+from orchestrator.config.file_set import StuckFileError, check_none_stuck, is_open_for_writing, run_in_file_thread
 from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.directory_hints import DirectoryHints
 from tunnel.model.events import EventKind
@@ -89,6 +89,7 @@ class _Watcher:
     async def _watch(self) -> None:
         """Scan after each hint until a stop is requested; watch other directories when the files move."""
         while not self.stop.is_set():
+            check_none_stuck()
             directories = await run_in_file_thread(partial(_identify_directories, self._sources()))
             async with DirectoryHints((path for path, *_ in directories), self._changed) as hints:
                 await self._scan()  # sees what changed before the kernel watched
@@ -132,7 +133,8 @@ class _Watcher:
         return max(pause_s - elapsed_s, 0.0)
 
     async def _scan(self) -> None:
-        """Read the files; reload if they are new and complete."""
+        """Read the files; reload if they are new and complete. Raises StuckFileError while a file system hangs."""
+        check_none_stuck()
         found, self._scan_cost_s = await run_in_file_thread(partial(_refresh_timed, self._sources()))
         self._scanned_at = time.monotonic()
         sources = self._sources()

@@ -13,6 +13,7 @@ from orchestrator.config.candidate import Candidate, replace_file
 from tests.orchestrator.api_harness import FILE, run_api
 from tests.orchestrator.test_reload import DB, OUT, WEB, ReloadHarness, actions, harness
 from tests.support.waiting import wait_until_async
+from tunnel.model.files import find_stuck_access
 from tunnel.model.state import State
 
 __all__ = ["harness"]
@@ -91,6 +92,14 @@ def test_a_replaced_symbolic_link_stays_a_link_and_a_failure_leaves_no_file(
         replace_file(link, b"newer")
     assert target.read_text() == "new"
     assert [path.name for path in target.parent.iterdir()] == ["real.yaml"]
+
+
+def test_the_write_of_a_file_is_noted_as_an_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, found = tmp_path / "tunnels.yaml", list[str | None]()
+    file.write_text("old")
+    monkeypatch.setattr("orchestrator.config.candidate.os.fsync", lambda _: found.append(find_stuck_access(-1.0)))
+    replace_file(file, b"new")
+    assert found == [str(file)]
 
 
 async def test_the_api_plans_and_applies_a_candidate(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import include_search
+from orchestrator.config.file_set import match_includes
 from orchestrator.config.include_search import IncludeSearch, TooManyDirectoriesError
 from tests.orchestrator.test_config import Folder, folder
+from tunnel.model.files import find_stuck_access
 
 __all__ = ["folder"]
 
@@ -52,6 +54,26 @@ def test_links_in_a_circle_end_the_search(tree: Path) -> None:
     found = IncludeSearch().find(f"{glob.escape(str(tree))}/**/a.yaml")
     assert found == sorted(f"{tree}/{name}" for name in ("a.yaml", "d/a.yaml", "d/e/a.yaml", "[x]/a.yaml"))
     assert IncludeSearch().find(f"{tree}/**/b") == [f"{tree}/f/b"]  # not g/b: g is a link to f
+
+
+def test_every_access_of_a_search_is_noted(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = list[tuple[str, str | None]]()
+
+    def observe(module: object, name: str) -> None:
+        call = getattr(module, name)
+
+        def observed(path: str) -> object:
+            noted.append((name, find_stuck_access(-1.0)))
+            return call(path)
+
+        monkeypatch.setattr(module, name, observed)
+
+    for module, name in ((os, "scandir"), (os.path, "isdir"), (os.path, "lexists"), (os.path, "realpath")):
+        observe(module, name)
+    path = tree / "tunnels.yaml"
+    assert match_includes(path, ("**/a.yaml", "a.yaml"), IncludeSearch())
+    assert {name for name, _ in noted} == {"scandir", "isdir", "lexists", "realpath"}
+    assert all(access is not None for _, access in noted), noted
 
 
 def test_a_search_of_too_many_directories_is_refused(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

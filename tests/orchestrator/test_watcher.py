@@ -15,7 +15,14 @@ import pytest
 
 from orchestrator.config import file_set
 from orchestrator.config.faults import ConfigError
-from orchestrator.config.file_set import MISSING, FileSet, StuckFileError, is_open_for_writing, run_in_file_thread
+from orchestrator.config.file_set import (
+    MISSING,
+    FileSet,
+    StuckFileError,
+    check_none_stuck,
+    is_open_for_writing,
+    run_in_file_thread,
+)
 from orchestrator.config.load import load
 from orchestrator.supervisor import directory_hints, watcher
 from orchestrator.supervisor.event_bus import EventBus
@@ -355,6 +362,22 @@ async def test_a_file_system_that_does_not_answer_is_an_error_with_the_path(monk
             await run_in_file_thread(read)
     finally:
         answer.set()
+
+
+async def test_the_watcher_reads_nothing_while_a_file_system_hangs(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("tunnel.model.files.find_stuck_access", lambda _: "/mnt/key")
+        with pytest.raises(StuckFileError):
+            check_none_stuck()
+        reader.file.write_text(text(2))
+        await wait_until_async(lambda: any("/mnt/key" in event.text for event in reader.bus.events_of("")))
+        patch.setattr(watcher, "run_in_file_thread", None)  # a read would raise another error
+        await asyncio.sleep(2 * watcher._POLL_INTERVAL_S)
+        assert reader.texts == []
+        assert len(reader.bus.events_of("")) == 1
+    await wait_until_async(lambda: reader.texts == [text(2)], within=time_allowed(2.0))
 
 
 def test_a_directory_that_cannot_be_examined_is_not_watched(tmp_path: Path) -> None:
