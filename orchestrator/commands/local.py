@@ -80,8 +80,9 @@ def _load_manifest(
     except ConfigError as error:
         if is_check:
             raise
-        text = str(error).replace(f"{shown_from}/", "") if shown_from else str(error)
-        click.echo(printable_lines(text), err=True)
+        prefix = f"{shown_from}/" if shown_from else ""
+        lines = [line.removeprefix(prefix) for line in str(error).split("\n")]
+        click.echo(printable_lines("\n".join(lines)), err=True)
         raise click.exceptions.Exit(EXIT_USAGE) from None
 
 
@@ -145,7 +146,7 @@ def up(  # noqa: PLR0913  one for each option
         if wait:
             try:
                 return _wait_until_up(socket, Path(file), timeout)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):  # SystemExit: see early_signals.raise_on_stop_signals
                 print_message(f"interrupted; the daemon keeps running, end it with: nodepass-orch down -f {file}")
                 raise
         if launcher is not None and not detach:

@@ -15,6 +15,7 @@ import pytest
 from orchestrator.config.example import SMALLEST_FILE
 from tests.support.ports import free_port
 from tests.support.shell import COMMAND, COMMAND_TIMEOUT_S, CommandShell
+from tests.support.waiting import wait_until
 from tunnel.model.options import OPTION_NAMES
 
 FILE = "version: 1\ntunnels:\n  here: server://127.0.0.1:{a}/127.0.0.1:{b}\n  there: client://127.0.0.1:{a}/127.0.0.1:{c}\n"
@@ -186,6 +187,26 @@ def test_up_wait_returns_when_every_enabled_tunnel_is_up(shell: CommandShell, fi
         assert shell.run("ps").returncode == 3, "the daemon runs all the same"
     finally:
         assert shell.run("down", "--now", "--wait").returncode == 0
+
+
+def test_an_interrupted_up_wait_says_that_the_daemon_keeps_running(shell: CommandShell, file: Path) -> None:
+    file.write_text("version: 1\ntunnels: {lonely: 'client://127.0.0.1:9/127.0.0.1:1'}\n")
+    try:
+        with shell.running("up", "--wait") as command:
+            wait_until(lambda: "the daemon runs in the background" in shell.log(), within=COMMAND_TIMEOUT_S)
+            command.send_signal(signal.SIGINT)
+            assert command.wait(COMMAND_TIMEOUT_S) == 130
+        assert "interrupted; the daemon keeps running, end it with: nodepass-orch down -f " in shell.log()
+        assert shell.run("ps").returncode == 3
+    finally:
+        assert shell.run("down", "--now", "--wait").returncode == 0
+
+
+def test_a_place_is_relative_and_other_paths_in_its_fault_stay(shell: CommandShell, file: Path) -> None:
+    file.write_text(f"version: 1\ntunnels: {{a: 'server://127.0.0.1:1/h:2?key_file={shell.path}/x'}}\n")
+    done = shell.run("up", "--no-tui")
+    assert done.stderr.startswith("tunnels.yaml:2:")
+    assert f"{shell.path}/x" in done.stderr
 
 
 def test_ps_has_exit_code_3_if_a_tunnel_is_not_up(shell: CommandShell, file: Path) -> None:
