@@ -59,12 +59,15 @@ class _WaitingFile(io.FileIO):
         return write_waiting(self.fileno(), data)
 
 
-def _usable_stream(stream: TextIO | None, fd: int) -> TextIO:
+def _usable_stream(stream: TextIO | None, fd: int) -> TextIO | None:
     with contextlib.suppress(OSError):  # there is no /dev
         if isinstance(stream, io.TextIOWrapper) and os.get_blocking(fd):
             stream.reconfigure(errors="backslashreplace")
             return stream
-    raw = _WaitingFile(fd, "wb", closefd=False)
+    try:
+        raw = _WaitingFile(fd, "wb", closefd=False)
+    except OSError:  # closed, and there is no /dev
+        return stream
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         stream.encoding if stream is not None else None,

@@ -17,6 +17,7 @@ import pytest
 from orchestrator import cli
 from orchestrator.process import early_signals
 from orchestrator.process.logformat import LogWriter
+from orchestrator.process.standard_streams import _usable_stream
 from tests.support.scale import GUARD_S
 from tests.support.shell import COMMAND, ROOT
 from tests.support.waiting import wait_until
@@ -65,6 +66,12 @@ def test_no_socket_gets_the_number_of_a_closed_standard_stream(tmp_path: Path) -
     ]
     done = subprocess.run(command, cwd=ROOT, check=False, timeout=GUARD_S)
     assert (done.returncode, (tmp_path / "shown").read_text()) == (0, "/dev/null /dev/null /dev/null True")
+
+
+def test_a_closed_stream_that_cannot_be_opened_stays_closed() -> None:
+    closed = os.open("/", os.O_RDONLY)
+    os.close(closed)
+    assert _usable_stream(None, closed) is None
 
 
 def test_a_command_without_standard_output_fails_with_a_sentence() -> None:
