@@ -274,6 +274,12 @@ def test_failed_data_connections_may_be_retried(reason: str | None, may_retry: b
     assert VERBS["retry"].applies_to(connecting) is may_retry
 
 
+@pytest.mark.parametrize(("state", "may_retry"), [("cooldown", True), ("failed", False), ("up", False)])
+def test_only_a_cooldown_may_be_retried(state: str, may_retry: bool) -> None:  # noqa: FBT001  a table's column
+    [seen] = view(tunnel("a", state, reason="x")).tunnels.values()
+    assert VERBS["retry"].applies_to(seen) is may_retry
+
+
 def test_start_stop_stops_running_tunnels_or_starts_stopped_ones() -> None:
     up, rest = view(tunnel("a"), tunnel("b", "stopped")).tunnels.values()
     assert choose_toggle([up, rest]) == ("stop", [up])

@@ -35,9 +35,9 @@ class Verb:
 
 
 def _waits_for_next_attempt(tunnel: Tunnel) -> bool:
-    """Whether an attempt has failed: a link, the target, or (``connecting`` with a reason) data connections."""
+    """Whether the daemon accepts ``retry``: in a cooldown, or while data connections fail (a reason to connect)."""
     has_failed_dials = tunnel.state == State.CONNECTING and tunnel.reason is not None
-    return has_failed_dials or tunnel.state in {State.COOLDOWN, State.FAILED}
+    return has_failed_dials or tunnel.state == State.COOLDOWN
 
 
 VERBS: Final[Mapping[str, Verb]] = {
