@@ -196,8 +196,11 @@ class Reloader:
             return ConfigError([Fault(Place(self.manifest.path), describe_crash(error))])
 
     def _refuse(self, error: ConfigError) -> ReloadResult:
+        was_unread, former_fault = self.sources.is_unread, self._fault
         self.sources = error.sources or self.sources
         fault = self._fault = error.faults[0]
+        if was_unread and self.sources.is_unread and fault == former_fault:  # the watcher tries again with every scan
+            return ReloadResult(self.generation, fault=fault)
         more = f" (and {len(error.faults) - 1} more)" if len(error.faults) > 1 else ""
         text = f"the file is not applied, generation {self.generation} stays in force: {fault}{more}"
         error_data = _encode_fault(fault)

@@ -375,6 +375,9 @@ async def test_a_file_system_that_does_not_answer_is_a_fault_until_the_file_is_r
     with monkeypatch.context() as patch:
         patch.setattr(reload, "run_in_file_thread", hang)
         result = await harness.supervisor.reload()
+        events = harness.bus.events_of("")
+        assert (await harness.supervisor.reload()).fault == result.fault
+        assert harness.bus.events_of("") == events, "a scan that fails again causes no further event"
     assert "cannot read the configuration: its file system has not answered for 10 s: /mnt/web.key" in str(result.fault)
     assert harness.supervisor.sources().is_unread
     await harness.supervisor.reload()
