@@ -333,7 +333,7 @@ def _show_demo(launcher: DashboardLauncher, duration_s: float | None) -> int:
 
 @click.command()
 def keygen() -> None:
-    """Print a new key: 256 random bits and a check sum, without characters that a URL must escape."""
+    """Print a new key: 256 random bits and a checksum, without characters that a URL must escape."""
     click.echo(generate_key())
 
 

@@ -26,7 +26,7 @@ from tunnel.runtime.sockets import NetError
 _BASE64URL = string.ascii_letters + string.digits + "-_"
 
 
-def test_a_generated_key_is_its_random_bytes_and_a_check_sum() -> None:
+def test_a_generated_key_is_its_random_bytes_and_a_checksum() -> None:
     text = generate_key()
     assert text.startswith("npk_")
     assert len(text) == 52

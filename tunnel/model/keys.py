@@ -18,7 +18,7 @@ _PREFIX: Final = "npk_"
 _SECRET_BYTES: Final = 32
 _CHECKSUM_BYTES: Final = 4
 _CHECKSUM_LABEL: Final = b"nodepass-orch key\0"
-_ENCODED: Final = re.compile(r"[A-Za-z0-9_-]{48}")  # base64url (RFC 4648 §5) of secret and check sum, without padding
+_ENCODED: Final = re.compile(r"[A-Za-z0-9_-]{48}")  # base64url (RFC 4648 §5) of secret and checksum, without padding
 _DAMAGED: Final = (
     "the key starts with npk_ but is damaged: a character is missing, added or changed; copy it again, "
     "or make one with nodepass-orch keygen"
@@ -80,7 +80,7 @@ class NamedKey:
 
 
 def generate_key() -> str:
-    """Return a new key: 256 random bits with a check sum, without characters that a URL has to escape."""
+    """Return a new key: 256 random bits with a checksum, without characters that a URL has to escape."""
     return encode_key(secrets.token_bytes(_SECRET_BYTES))
 
 
