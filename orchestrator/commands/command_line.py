@@ -17,7 +17,7 @@ COMMANDS: Final = (*local.COMMANDS, *control.COMMANDS, *daemons.COMMANDS, fleet.
 """The commands of this package; ``tui.cli`` adds its own."""
 
 _OUTPUT_ERRORS: Final = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EBADF}
-"""Errors of writing to stdout; any other one belongs to the command."""
+"""Errors that writing to stdout gives. A file of the command may give them too; commands report those themselves."""
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 
 _HELP: Final = """Many TCP tunnels from one file.
