@@ -371,8 +371,9 @@ async def test_the_watcher_reads_nothing_while_a_file_system_hangs(
         patch.setattr("tunnel.model.files.find_stuck_access", lambda _: "/mnt/key")
         with pytest.raises(StuckFileError):
             check_none_stuck()
-        reader.file.write_text(text(2))
+        reader.file.write_text(text(1))  # a hint
         await wait_until_async(lambda: any("/mnt/key" in event.text for event in reader.bus.events_of("")))
+        reader.file.write_text(text(2))  # not before: a scan that began earlier would read it
         patch.setattr(watcher, "run_in_file_thread", None)  # a read would raise another error
         await asyncio.sleep(2 * watcher._POLL_INTERVAL_S)
         assert reader.texts == []
