@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import string
 from pathlib import Path
 
@@ -501,6 +502,20 @@ def test_a_key_in_the_url_excludes_what_would_replace_it(tmp_path: Path) -> None
 def test_a_file_name_of_any_length_is_reported_in_a_sentence() -> None:
     with pytest.raises(UrlError, match="a file name has at most 4096 characters"):
         spec_of(f"tls_cert={'x' * 5000}&tls_key=y&tls=2")
+
+
+def test_a_damaged_key_in_a_file_is_reported_with_the_name_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "damaged"
+    file.write_text("npk_" + "A" * 48)
+    with pytest.raises(UrlError, match=re.escape(str(file))) as caught:
+        spec_of(f"key_file={file}")
+    assert "AAAA" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a b", "x" * 65, "tab\there"])
+def test_the_name_of_a_service_is_short_and_printable(name: str) -> None:
+    with pytest.raises(OptionError, match="service"):
+        spec_of("", entry(service=name))
 
 
 def test_a_missing_key_file_is_reported_with_the_command_that_writes_one(tmp_path: Path) -> None:

@@ -142,6 +142,11 @@ def test_a_record_after_the_end_is_refused() -> None:
         open_in_parts(reader, stream, [])
 
 
+def test_the_start_of_a_record_after_the_end_is_refused_at_once() -> None:
+    with pytest.raises(RecordError, match="bytes after the end"):
+        open_in_parts(make_reader(), make_writer().seal_end() + b"\x17\x03", [])
+
+
 @given(st.integers(1, MAX_CONTENT_BYTES))
 def test_a_record_has_the_size_of_its_content_and_the_overhead(size: int) -> None:
     content = b"x" * size

@@ -50,6 +50,7 @@ _ROW_STEPS: Final = {
     pair: (row, direction) for row in _ROWS for a, b in pairwise(row) for pair, direction in ((a + b, 1), (b + a, -1))
 }
 """From one key of a keyboard to the next one: the row, and the direction."""
+_MAX_ESTIMATED: Final = 1000  # characters; a file may have many more, and these decide
 _SEPARATORS: Final = frozenset(" \t-_.,:;/|+=")
 _CLASSES: Final = (string.ascii_lowercase, string.ascii_uppercase, string.digits, string.punctuation)
 _OTHER_CHARACTERS: Final = 100  # of scripts beyond ASCII
@@ -57,8 +58,8 @@ _YEAR: Final = re.compile(r"(?<![0-9])(?:19|20)[0-9]{2}(?![0-9])")
 
 
 def estimate_bits(text: str) -> float:
-    """Return about how many bits of a key have to be guessed."""
-    text = text.strip()
+    """Return about how many bits of a key have to be guessed. Of a long text only the start is looked at."""
+    text = text.strip()[:_MAX_ESTIMATED]
     lowered = "".join(character.lower()[0] for character in text)  # of the same length, also with letters as İ
     known = _known_parts(text, lowered)
     per_character = math.log2(_alphabet_size(text))
