@@ -83,6 +83,8 @@ class _LocalSocket:
                 await self.listen()
             except SocketPathError as error:
                 self._report(str(error))
+            except OSError as error:  # no descriptor, for example: a later check may have one
+                self._report(f"{self._path}: {(error.strerror or str(error)).lower()}")
             else:
                 self._problem = ""
                 text = f"the socket was removed; a new one listens at {self._path}"
