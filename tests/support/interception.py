@@ -99,12 +99,17 @@ class InterceptingProxy:
             closing.enter_context(near)
             assert self._upstream is not None, "the proxy has no upstream yet"
             first = near.recv(1, socket.MSG_PEEK)
-            far = closing.enter_context(connect(self._upstream))
+            far: socket.socket
             encrypted = first[:1] == bytes([TLS_FIRST_BYTE])
             if encrypted and self._contexts:
                 as_server, as_client = self._contexts
                 near = closing.enter_context(as_server.wrap_socket(near, server_side=True))
-                far = closing.enter_context(as_client.wrap_socket(far, server_hostname="localhost"))
+                # Before Python 3.12, wrapping a connection that was reset loses the socket: it is wrapped before that.
+                far = closing.enter_context(as_client.wrap_socket(socket.socket(), server_hostname="localhost"))
+                far.settimeout(SOCKET_TIMEOUT_S)
+                far.connect(self._upstream)
+            else:
+                far = closing.enter_context(connect(self._upstream))
             for sock in (near, far):
                 sock.settimeout(None)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
