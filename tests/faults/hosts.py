@@ -135,6 +135,15 @@ class NamespaceHosts(Network):
             for rule in rules:
                 self.server.run("iptables", *rule.replace("-A", "-D").split())
 
+    @contextlib.contextmanager
+    def server_address(self, address: str) -> Generator[None]:
+        """Give the server's host another address on the wire to the client's host."""
+        self.server.run("ip", "address", "add", f"{address}/24", "dev", "client0")
+        try:
+            yield
+        finally:
+            self.server.run("ip", "address", "del", f"{address}/24", "dev", "client0")
+
     def restore(self) -> None:
         """Remove all drop rules on all hosts."""
         for host in (self.client, self.server, self.backend):

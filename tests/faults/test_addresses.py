@@ -24,7 +24,7 @@ OTHER = "10.1.0.3"
 LATE = "10.1.0.77"
 """An address that the server's host receives after its daemon has started."""
 SILENCE_S = 15.0
-"""After which an end with the default REPORT_INTERVAL gives its link up."""
+"""After which an end with the default REPORT_INTERVAL closes its link."""
 
 
 def add_interface(hosts: NamespaceHosts) -> None:
@@ -95,19 +95,18 @@ def test_a_client_reaches_a_server_behind_an_address_that_only_accepts_connectio
 
     Seen to fail: the address that accepts counts as the one that answers, and is tried first for ever.
     """
-    hosts.server.run("ip", "address", "add", f"{OTHER}/24", "dev", "client0")
     hosts.client.set_names([("replicas", OTHER), ("replicas", SERVER)])
     try:
-        target = hosts.target(harness, hosts.client)
-        pair = start_pair(harness, hosts, target, server_host="replicas", listens_on=SERVER)
-        with hosts.server.listener((OTHER, pair.tunnel_port)):
-            began = time.monotonic()
-            pair.wait_up(within=20)
-        took = time.monotonic() - began
-        assert first_byte_s(pair.connect) < time_allowed(1.0)
+        with hosts.server_address(OTHER):
+            target = hosts.target(harness, hosts.client)
+            pair = start_pair(harness, hosts, target, server_host="replicas", listens_on=SERVER)
+            with hosts.server.listener((OTHER, pair.tunnel_port)):
+                began = time.monotonic()
+                pair.wait_up(within=20)
+            took = time.monotonic() - began
+            assert first_byte_s(pair.connect) < time_allowed(1.0)
     finally:
         hosts.client.set_names([])
-        hosts.server.run("ip", "address", "del", f"{OTHER}/24", "dev", "client0")
     record_figure(f"up after {took:.1f} s")
 
 
@@ -118,7 +117,7 @@ def test_visitors_are_accepted_on_an_address_that_came_after_the_start(
 ) -> None:
     """With ``mode=auto``, on a second address of the interface, as VRRP adds it.
 
-    Seen to fail: the direction was decided before there was the address, and a second address is not recognised: the
+    Seen to fail: the direction is decided before there is the address, and a second address is not recognised. The
     server is ``forward`` for ever, and the client tries to listen on the address of its service.
     """
     target = hosts.target(harness, hosts.client)
@@ -127,15 +126,12 @@ def test_visitors_are_accepted_on_an_address_that_came_after_the_start(
     server = harness.start_daemon({"t": url}, name="server", prefix=hosts.server.prefix)
     server.wait_state("waiting", within=20)
     assert server.tunnel()["direction"] == "forward"
-    hosts.server.run("ip", "address", "add", f"{LATE}/24", "dev", "client0")
-    try:
+    with hosts.server_address(LATE):
         url = f"client://{KEY}@{SERVER}:{port}/127.0.0.1:{target.port}"
         client = harness.start_daemon({"t": url}, name="client", prefix=hosts.client.prefix)
         client.wait_state("up", within=20)
         first = time_to_first_byte(lambda timeout: hosts.client.connect((LATE, visitors), timeout=timeout), within=10)
         assert server.tunnel()["direction"] == "reverse"
-    finally:
-        hosts.server.run("ip", "address", "del", f"{LATE}/24", "dev", "client0")
     record_figure(f"first byte after {first * 1000:.0f} ms")
 
 

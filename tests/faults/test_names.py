@@ -36,18 +36,15 @@ METRICS_S = 0.05 if IS_FULL_SCALE else 1.0
 @pytest.fixture
 def silent_addresses(hosts: NamespaceHosts) -> Generator[None]:
     """Let the server's host have addresses that drop everything, and the client's host use them."""
-    silent = (DEAD, NAME_SERVER)
-    for address in silent:
-        hosts.server.run("ip", "address", "add", f"{address}/24", "dev", "client0")
-        hosts.server.run("iptables", "-A", "INPUT", "-d", address, "-j", "DROP")
-    hosts.client.set_names([("replicas", DEAD), ("replicas", SERVER)], NAME_SERVER)
-    try:
-        yield
-    finally:
-        hosts.client.set_names([])
-        hosts.restore()
-        for address in silent:
-            hosts.server.run("ip", "address", "del", f"{address}/24", "dev", "client0")
+    with hosts.server_address(DEAD), hosts.server_address(NAME_SERVER):
+        for address in (DEAD, NAME_SERVER):
+            hosts.server.run("iptables", "-A", "INPUT", "-d", address, "-j", "DROP")
+        hosts.client.set_names([("replicas", DEAD), ("replicas", SERVER)], NAME_SERVER)
+        try:
+            yield
+        finally:
+            hosts.client.set_names([])
+            hosts.restore()
 
 
 def first_byte_s(connect: Callable[[], socket.socket]) -> float:

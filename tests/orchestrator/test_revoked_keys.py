@@ -26,7 +26,7 @@ def names(engine: FakeEngine) -> list[list[str]]:
 
 
 async def start(harness: ReloadHarness) -> FakeEngine:
-    """The engine of a tunnel with two keys; it serves a visitor, who stays."""
+    """Start a tunnel with two keys; return its engine, which has a visitor that stays."""
     await harness.reload(file(BOTH))
     await wait_until_async(lambda: harness.state("web") is State.UP)
     engine = harness.engine("web")

@@ -120,7 +120,7 @@ def test_an_empty_record_or_another_alert_is_refused(inner: bytes) -> None:
 
 
 def seal_raw(inner: bytes) -> bytes:
-    """Seal a record as whoever has the secret can, whatever it contains."""
+    """Seal a record as a peer with the secret can, whatever it contains."""
     key, iv = derive_record_key(SECRET, 7, 0, TO_SERVER, 0)
     header = b"\x17\x03\x03" + (len(inner) + 16).to_bytes(2)
     return header + AESGCM(key).encrypt(iv, inner, header)

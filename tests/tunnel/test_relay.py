@@ -23,10 +23,11 @@ from tests.support.engine_parts import Events, no_descriptor_leak
 from tests.support.sockets import close_with_reset, tcp_pair
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.carriers import create_carrier
+from tunnel.carriers.encrypted import EncryptingFlow
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.engine.relays import RelaySet
 from tunnel.engine.stats import Stats
-from tunnel.forwarding.flow import Flow
+from tunnel.forwarding.flow import Flow, FlowState
 from tunnel.forwarding.tcp import CLOSED_FLOW, DEFAULT_LIMITS, PlainFlow, Relay, RelayLimits, TcpForwarder
 from tunnel.model.spec import Carrier
 from tunnel.protocol.records import RecordReader
@@ -535,6 +536,25 @@ async def test_a_defect_ends_one_relay_and_is_logged(monkeypatch: pytest.MonkeyP
             for chain in (first, second):
                 await chain.end()
             assert len(second.programs["B"].received) == 10
+
+
+@pytest.mark.parametrize("reuses", [False, True])
+async def test_a_visitor_that_fails_while_its_end_waits_takes_its_data_connection_with_it(*, reuses: bool) -> None:
+    """The record of the visitor's end waits for the data connection, and what comes from the target cannot be sent."""
+    with no_descriptor_leak():
+        async with relay_parts() as parts:
+            chain = RelayChain(parts, is_encrypted=True, reuses=reuses)
+            relay = chain.ingress_relay
+            assert isinstance(relay, Relay)
+            from_visitor, to_visitor = relay._from_near, relay._to_near
+            assert isinstance(from_visitor, EncryptingFlow)
+            from_visitor.state, from_visitor._pending = FlowState.CLOSING, from_visitor._writer.seal_end()
+            to_visitor._on_sink_failed()
+            from_visitor.resume()
+            assert not relay.is_open
+            assert not chain.links[0].returned
+            await chain.finish()
+            assert chain.programs["A"].saw_end
 
 
 @pytest.mark.parametrize("kind", KINDS)

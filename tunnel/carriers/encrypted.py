@@ -26,8 +26,8 @@ _READ_BYTES: Final = _MAX_RECORDS * MAX_RECORD_BYTES
 
 def content_places(scratch: memoryview) -> list[memoryview]:
     """The places in the shared buffer where content is received, each behind the place of its record's header."""
-    starts = range(HEADER_BYTES, len(scratch) - MAX_RECORD_BYTES, MAX_RECORD_BYTES)
-    return [scratch[at : at + MAX_CONTENT_BYTES] for at in starts[:_MAX_RECORDS]]
+    starts = range(HEADER_BYTES, _READ_BYTES, MAX_RECORD_BYTES)
+    return [scratch[at : at + MAX_CONTENT_BYTES] for at in starts]
 
 
 class EncryptingFlow(Flow):
@@ -187,7 +187,7 @@ class EncryptedCarrier:
     """The encrypted data connections of one link, at either end of it."""
 
     def __init__(self, secret: bytes, scratch: memoryview, *, is_client: bool) -> None:
-        """``secret`` is the link's; ``scratch`` is the reactor's shared buffer."""
+        """``secret`` is the link's; ``scratch`` is the reactor's shared buffer, with room for four records."""
         self._secret = secret
         self._places = content_places(scratch)
         self._room = scratch[:_READ_BYTES]

@@ -30,10 +30,10 @@ class DataConnection:
     """One pooled connection. The caller that takes it out of the pool owns its socket from then on."""
 
     __slots__ = (
-        "carrier",
         "created_at",
         "events",
         "expires_at",
+        "flow_source",
         "ident",
         "keepalive_enabled",
         "pool",
@@ -42,10 +42,12 @@ class DataConnection:
         "visitor_address",
     )
 
-    def __init__(self, ident: int, sock: socket.SocketType, carrier: FlowSource, pool: Pool, events: int = 0) -> None:
+    def __init__(
+        self, ident: int, sock: socket.SocketType, flow_source: FlowSource, pool: Pool, events: int = 0
+    ) -> None:
         self.ident = ident
         self.sock = sock
-        self.carrier = carrier
+        self.flow_source = flow_source
         """what makes the flows of a relay over it"""
         self.pool = pool
         self.use = 0

@@ -36,7 +36,7 @@ class UsedConnection(Protocol):
 
     ident: int
     sock: socket.SocketType
-    carrier: FlowSource
+    flow_source: FlowSource
     visitor_address: bytes
     """the visitor's address as LAUNCH brought it; empty at an ingress"""
     use: int

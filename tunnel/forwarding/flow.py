@@ -171,7 +171,10 @@ class Flow(ABC):
         if self._pending and not self._flush_pending():
             return
         if self.state is FlowState.CLOSING:
-            self._pass_end()
+            if self._source_state is SourceState.RESET:  # it failed while its end waited: see ``finish_with_reset``
+                self._on_source_failed()
+            else:
+                self._pass_end()
             return
         self.state = OPEN
         self.pump(0)

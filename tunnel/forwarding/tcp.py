@@ -198,7 +198,7 @@ class Relay:
         far = self._far = data.sock
         self._owner = owner
         self._end_is_announced = False  # the end of what comes from ``near`` was sent over the link, not on ``far``
-        first, second = data.carrier.create_flows(self, near, far, forwarder.from_near, forwarder.to_near)
+        first, second = data.flow_source.create_flows(self, near, far, forwarder.from_near, forwarder.to_near)
         first.peer, second.peer = second, first
         self._from_near, self._to_near = first, second
 

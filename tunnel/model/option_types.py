@@ -253,7 +253,7 @@ class ServiceType:
         return text
 
     def format(self, value: str) -> str:
-        """Return the name."""
+        """Return the name as a URL or a file has it."""
         return value
 
     def json_schemas(self) -> tuple[JsonSchema, ...]:

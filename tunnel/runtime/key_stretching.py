@@ -18,7 +18,7 @@ MAX_REMEMBERED_KEYS: Final = 1024
 """Base keys that the process remembers; the oldest is forgotten first."""
 
 _SCRYPT_CALLS: Final = BlockingCalls("stretching keys", 1)  # one: each needs 32 MiB and a core
-_remembered: Final[dict[bytes, bytes]] = {}  # base keys by a keyed hash of the text, which is not kept itself
+_remembered: Final[dict[bytes, bytes]] = {}  # base keys by a keyed hash of the text; the text is not kept
 _HASH_KEY: Final = secrets.token_bytes(32)
 
 
