@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.mqtt.broker import BrokerState
+from orchestrator.mqtt.broker_socket import STEP_TIMEOUT_S
+from orchestrator.mqtt.connection_report import CAUTIOUS_DELAY_S
 from orchestrator.mqtt.payloads import StatusPayload, parse_timestamp
 from orchestrator.process.state_directory import file_key
+from tunnel.runtime.backoff import YOUNG_MAX_DELAY_S
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
 SILENT_AFTER_S: Final = 75.0
 """After so long without a message a host that is said to be online is not: hosts publish every 30 seconds."""
 
-COPY_RETURNS_WITHIN_S: Final = 10.0
-"""A copy of this host, whose connection ours replaced, has connected again by then."""
+COPY_RETURNS_WITHIN_S: Final = CAUTIOUS_DELAY_S + YOUNG_MAX_DELAY_S + STEP_TIMEOUT_S
+"""A copy of this host, whose connection ours replaced, has connected again by then: its pause, a delay, its log-in."""
 
 _COPIED: Final = (
     "another machine is on this broker as {host!r} with the id of this one, and came later: nothing is published; one "

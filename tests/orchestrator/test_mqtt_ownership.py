@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.mqtt.broker import TAKEN_OVER_CODE, BrokerError
+from orchestrator.mqtt.broker_socket import STEP_TIMEOUT_S
+from orchestrator.mqtt.connection_report import RetryPolicy
 from orchestrator.mqtt.ownership import (
     COPY_RETURNS_WITHIN_S,
     SILENT_AFTER_S,
@@ -16,6 +19,7 @@ from orchestrator.mqtt.ownership import (
     load_identity,
 )
 from orchestrator.mqtt.payloads import DaemonRun, StatusPayload
+from tunnel.runtime.backoff import YOUNG_ATTEMPTS
 
 NOW = 1_800_000_000.0
 OURS = DaemonRun("b-instance", "boot-1")
@@ -64,6 +68,13 @@ def test_a_retained_status_without_a_host_expires() -> None:
     ownership.begin_publishing()
     receive(ownership, status(other), old=True)
     ownership.check_free()
+
+
+def test_a_copy_whose_connection_was_taken_over_returns_before_it_counts_as_gone() -> None:
+    policy = RetryPolicy(lambda _low, high: high)
+    taken_over = BrokerError("another program uses our client id", TAKEN_OVER_CODE)
+    pauses = [policy.delay_after_error(taken_over, 0.1, was_online=False) for _ in range(YOUNG_ATTEMPTS)]
+    assert max(pauses) <= COPY_RETURNS_WITHIN_S - STEP_TIMEOUT_S
 
 
 def test_a_copied_machine_is_watched_like_any_other_owner() -> None:
