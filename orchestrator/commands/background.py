@@ -18,6 +18,7 @@ from orchestrator.client import ApiClient
 from orchestrator.errors import OrchestratorError
 from orchestrator.process import daemon_lock, early_signals, socket_paths
 from orchestrator.process.log_file import MAX_LOG_BYTES
+from orchestrator.process.setup import print_message
 from tunnel.runtime.python_programs import module_command, python_environment
 
 _DAEMON_START_TIMEOUT_S: Final = 60.0
@@ -72,6 +73,10 @@ def start_daemon(
     client = ApiClient(expected_socket, _READY_TIMEOUT_S, locate=locate)
     try:
         _wait_until_ready(process, client, log, start_offset)
+    except (KeyboardInterrupt, SystemExit):
+        process.terminate()
+        print_message("interrupted; no daemon runs")
+        raise
     except BaseException:
         process.terminate()
         raise

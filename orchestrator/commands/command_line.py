@@ -50,7 +50,7 @@ def run(
         error.show()
         return EXIT_USAGE
     except click.UsageError as error:
-        text = error.format_message().rstrip(".")
+        text = " ".join(error.format_message().split()).rstrip(".")  # a list of choices has lines
         print_message(text if text.endswith("?") else f"{text}; see nodepass-orch {_command_name(error)}--help")
         return EXIT_USAGE
     except click.ClickException as error:

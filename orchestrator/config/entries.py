@@ -171,7 +171,7 @@ class _EntryParser:
         spec = None if self.faults else self._build_spec(scalar, url, layers, named)
         if spec is None:
             return None
-        if spec.is_exposed and not any(layer.faulty & _AUTH_OPTIONS for layer in layers):
+        if spec.is_exposed and keys_node is None and not any(layer.faulty & _AUTH_OPTIONS for layer in layers):
             self.faults.append(Fault(scalar.place, _NO_KEY))
         return Entry(
             name=self.name.text,

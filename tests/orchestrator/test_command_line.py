@@ -114,6 +114,23 @@ def test_each_shell_gets_a_completion_script(shell: CommandShell, name: str) -> 
     assert "check" in shell.run(_NODEPASS_ORCH_COMPLETE="bash_complete", **words).stdout
 
 
+def test_a_missing_choice_is_reported_in_one_line(shell: CommandShell) -> None:
+    done = shell.run("completion")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "bash, zsh, fish" in done.stderr
+    assert "\\t" not in done.stderr
+
+
+def test_named_keys_without_their_variable_are_reported_once(shell: CommandShell, file: Path) -> None:
+    entry = 'e: {url: "server://0.0.0.0:1009/127.0.0.1:1", keys: {a: "${NOPE}"}}'
+    file.write_text(f"version: 1\ntunnels:\n  {entry}\n")
+    done = shell.run("check")
+    assert done.returncode == 2
+    assert done.stdout.count("\n") == 1
+    assert "NOPE is not set" in done.stdout
+
+
 @pytest.mark.parametrize("command", ["check", "up", "plan"])
 def test_completion_offers_files(shell: CommandShell, command: str) -> None:
     words = {"COMP_WORDS": f"nodepass-orch {command} t", "COMP_CWORD": "2"}

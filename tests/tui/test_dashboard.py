@@ -677,7 +677,7 @@ async def test_without_tunnels_two_lines_for_the_file_are_shown(daemon: FakeDaem
 
 async def test_the_dashboard_waits_for_a_daemon_that_is_not_running_yet(socket: Path, opened: OpenDashboard) -> None:
     async with opened(must_have_status=False) as (app, pilot):
-        await wait_until_shown(pilot, shows(app, "Waiting for a daemon", "nothing listens there"))
+        await wait_until_shown(pilot, shows(app, "Waiting for a daemon", "no daemon listens there"))
         async with FakeDaemon(socket):
             await wait_until_shown(pilot, shows(app, "db-east"))
 

@@ -64,7 +64,7 @@ async def test_watching_yields_status_changes_events_and_reconnects_after_a_loss
         assert isinstance(await next_change(messages), EventReceived)
         await daemon.stop()
         assert isinstance(await next_change(messages), Disconnected)
-        assert await next_change(messages) == Disconnected("nothing listens there")
+        assert await next_change(messages) == Disconnected("no daemon listens there")
         await daemon.start()
         while isinstance(again := await next_change(messages), Disconnected):
             pass
@@ -87,7 +87,7 @@ async def test_failed_and_refused_requests_raise_a_sentence(socket: Path, daemon
         with pytest.raises(SourceError, match="it is draining"):
             await source.send_command("start", "db-east")
         await daemon.stop()
-        with pytest.raises(SourceError, match="nothing listens there"):
+        with pytest.raises(SourceError, match="no daemon listens there"):
             await source.fetch_plan()
 
 

@@ -519,7 +519,7 @@ def test_the_name_of_a_service_is_short_and_printable(name: str) -> None:
 
 
 def test_a_missing_key_file_is_reported_with_the_command_that_writes_one(tmp_path: Path) -> None:
-    with pytest.raises(UrlError, match="write a key with: nodepass-orch keygen > "):
+    with pytest.raises(UrlError, match=r"or make one: \(umask 077; nodepass-orch keygen > "):
         spec_of(f"key_file={tmp_path}/missing")
     with pytest.raises(UrlError, match="cannot read") as caught:
         spec_of(f"key_file={tmp_path}")

@@ -49,7 +49,7 @@ def check(link: bytes, secret: bytes, data: bytes) -> int:
 
 
 def test_other_protocols_are_rejected_by_the_magic() -> None:
-    with pytest.raises(ProtocolError, match="not a data connection"):
+    with pytest.raises(ProtocolError, match="neither a client nor a data connection"):
         decode_preface(b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n".ljust(PREFACE_SIZE)[:PREFACE_SIZE])
 
 

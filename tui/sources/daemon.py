@@ -177,7 +177,7 @@ def _refusal_text(status: int, body: bytes) -> str:
 def _failure_text(error: Exception) -> str:
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, (FileNotFoundError, ConnectionRefusedError)):
-        return "nothing listens there"
+        return "no daemon listens there"
     if isinstance(cause, PermissionError):
         return "it belongs to another user"
     if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, ConnectionResetError)):

@@ -191,7 +191,7 @@ class LinkAcceptor:
         """Close, count and log a data connection, or what arrived in its place."""
         self._stats.refused_prefaces += 1
         if not self._event_log.suppresses(_Refusals.PREFACE):
-            text = f"refused a data connection from {connection.peer}: {reason}"
+            text = f"refused a connection from {connection.peer}: {reason}"
             self._event_log.warn_throttled(EventKind.REFUSED, _Refusals.PREFACE, text)
         self.discard(connection)
 
@@ -200,11 +200,10 @@ class LinkAcceptor:
     def check_preface(self, connection: PendingConnection, received: bytes) -> None:
         """Check a complete preface, and pool its connection."""
         link, descriptors = self._link, self._reactor.fd_budget
-        if link is None or link.channel.closed_reason is not None:
-            self.refuse_data_connection(connection, "there is no link")
-            return
         try:
             wire_id, ident, mac = preface.decode_preface(received)
+            if link is None or link.channel.closed_reason is not None:
+                raise ProtocolError("there is no link")
             if wire_id != link.wire_id:
                 raise ProtocolError("a preface of another link")
             preface.check_preface(link.secret, ident, mac)

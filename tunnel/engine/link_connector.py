@@ -92,9 +92,10 @@ class LinkConnector:
                 is_final = not self._server.has_alternatives
                 raise LinkFailedError(f"no link with {spec.tunnel}: {error}", is_final=is_final) from None
             if isinstance(error, ChannelLostError):
-                raise LinkFailedError(f"the server {spec.tunnel} ended the handshake: {error}") from None
-            if isinstance(error, (HandshakeRefusedError, ProtocolError)):
                 raise LinkFailedError(f"no link with {spec.tunnel}: {error}") from None
+            if isinstance(error, (HandshakeRefusedError, ProtocolError)):
+                hint = "; this client has no key" if isinstance(error, HandshakeRefusedError) and not spec.key else ""
+                raise LinkFailedError(f"no link with {spec.tunnel}: {error}{hint}") from None
             raise
 
     async def _dial(self) -> tuple[socket.SocketType, SockAddr, float]:

@@ -234,7 +234,8 @@ class KeyFileType(KeyType):
             raise InvalidValueError(f"in {{}}: {error}", shown) from None
         except FileError as error:
             if error.errno in {errno.ENOENT, errno.ENODATA}:
-                message = f"cannot read {{}}: {error}; write a key with: nodepass-orch keygen > {{}}"
+                way_out = "copy the other end's key, or make one: (umask 077; nodepass-orch keygen > {})"
+                message = f"cannot read {{}}: {error}; {way_out}"
                 raise InvalidValueError(message, shown, path) from None
             raise InvalidValueError(f"cannot read {{}}: {error}", shown) from None
 

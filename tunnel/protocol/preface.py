@@ -38,7 +38,7 @@ def decode_preface(data: bytes) -> tuple[bytes, int, bytes]:
     mac: bytes
     magic, link, ident, mac = _PREFACE.unpack(data)
     if magic != _MAGIC:
-        raise ProtocolError("not a data connection")
+        raise ProtocolError("it is neither a client nor a data connection of this program")
     return link, ident, mac
 
 

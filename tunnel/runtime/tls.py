@@ -29,6 +29,15 @@ MAX_HANDSHAKE_BYTES: Final = 1 << 17
 """Bytes that a peer may send before its handshake is complete. OpenSSL itself sets no limit to some of them (empty
 records, HelloRequest); a chain of certificates may have 100 KB there."""
 
+_TLS_REASONS: Final = {
+    "HTTP_REQUEST": "the other end speaks HTTP",
+    "WRONG_VERSION_NUMBER": "the other end does not speak TLS",
+    "TLSV1_ALERT_UNKNOWN_CA": "the other end does not accept this certificate",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "the other end does not accept this certificate",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "the other end does not speak TLS 1.3",
+}
+"""What OpenSSL's reasons mean, where its words do not say it."""
+
 _Result = TypeVar("_Result")
 _CERTIFICATE_PROGRAM: Final = str(Path(__file__).resolve().with_name("certificate.py"))
 
@@ -249,7 +258,9 @@ class TlsSession:
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLCertVerificationError as error:
-            raise TlsError(f"the server's certificate is not accepted: {error.verify_message}") from None
+            raise TlsError(
+                f"the server's certificate is not accepted: {error.verify_message}; tls_ca has to name its authority"
+            ) from None
         except (ssl.SSLError, ValueError) as error:
             raise TlsError(f"the TLS handshake failed ({_detail(error)})") from None
         self.is_established = True
@@ -295,5 +306,5 @@ def presented_certificate(context: ssl.SSLContext) -> bytes:
 
 
 def _detail(error: Exception) -> str:
-    reason = getattr(error, "reason", None)
-    return str(reason).lower().replace("_", " ") if reason else type(error).__name__
+    reason = str(getattr(error, "reason", None) or type(error).__name__)
+    return _TLS_REASONS.get(reason) or reason.lower().replace("_", " ")
