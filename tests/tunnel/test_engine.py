@@ -34,6 +34,7 @@ from tunnel.engine.link import EventTable, Link
 from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.pool import Pool
 from tunnel.engine.server_engine import ServerEngine
+from tunnel.engine.single_target import SingleTarget
 from tunnel.model.address import Address, parse_address
 from tunnel.model.keys import Key, NamedKey
 from tunnel.model.settings import Settings
@@ -868,9 +869,10 @@ async def test_a_target_that_fails_every_other_time_does_not_flood_link_and_log(
     async with echo() as target, pair(shared, target) as (server, client):
         end = client.engine._end
         assert isinstance(end, Egress)
+        assert isinstance(end._dialler, SingleTarget)
         for _ in range(500):
-            end._on_target_failed("it refused the connection", probe=False)
-            end._on_target_recovered()
+            end._dialler._on_failed("it refused the connection", probe=False)
+            end._dialler._on_recovered()
             await run_loop_turns(1)
         await server.wait_state(UP)
         assert not server.events.said("was lost")

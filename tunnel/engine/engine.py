@@ -222,7 +222,7 @@ class Engine(ABC):
             self._event_log.log_info(EventKind.LISTEN, f"visitors are accepted on {ingress.address}")
             self._end = ingress
         else:
-            egress = Egress(parts, spec.target)
+            egress = Egress(parts, spec)
             self._retry_target = egress.retry_target
             self._end = egress
         self._end.apply_settings(spec, self._max_visitors)

@@ -102,6 +102,10 @@ def _setting(name: str, type_: OptionType, doc: str) -> Option:
     )
 
 
+def _live(name: str, type_: OptionType, doc: str) -> Option:
+    return Option(name=name, type=type_, attribute=name, doc=doc, is_live=True)
+
+
 def _file(name: str, doc: str) -> Option:
     return Option(name=name, type=FileType(), attribute=name, doc=doc, is_file=True)
 
@@ -183,6 +187,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
             attribute="service",
             doc="the name of the tunnel that both ends have to agree on; tells tunnels apart that share a key",
         ),
+        _live("dial_timeout", DurationType(), "time in which a target has to accept a visitor's connection"),
         _setting("semaphore_limit", _LIMIT, "visitors served at once; more wait in the kernel's backlog"),
         _setting("signal_queue_limit", _LIMIT, "visitors that wait for a data connection; then no more are accepted"),
         _setting("signal_buffer", IntegerType(1, 1 << 24), "bytes read from the control channel at once"),

@@ -118,6 +118,8 @@ class TunnelSpec:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
+    dial_timeout: float = 10.0
+    """at the egress: seconds in which a target accepts a visitor's connection, or counts as unreachable"""
     log: LogLevel = LogLevel.INFO
     settings: Settings = field(default_factory=Settings)
 
