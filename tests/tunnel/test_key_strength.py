@@ -6,7 +6,7 @@ import secrets
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunnel.model.key_strength import estimate_bits
@@ -69,6 +69,7 @@ def test_a_key_of_keygen_is_not_weak_whatever_its_characters_are() -> None:
 
 
 @given(st.text(max_size=60))
+@example("010C@1")  # a word in it, and the rest between two of them
 def test_any_text_has_an_estimate_that_grows_with_nothing_repeated(text: str) -> None:
     bits = estimate_bits(text)
     assert 0.0 <= bits <= 12 * len(text)

@@ -70,7 +70,7 @@ def estimate_bits(text: str) -> float:
         if found is not None:
             end, cost = found
             bits += cost
-            position, is_chain = end, False
+            position, is_chain = end, is_chain and not cost  # a repeated word between repeated characters
             continue
         tail = lowered[max(0, position + 1 - _MIN_REPEATED) : position + 1]
         if _continues_run(tail) or tail in seen:
