@@ -187,7 +187,7 @@ def preface(data: bytes) -> None:
         if window.accept(number):
             assert number not in accepted, "an id is accepted twice"
             accepted.add(number)
-        assert window._seen.bit_length() <= 64, "the window grows"
+        assert len(window) <= 128, "the window grows"
 
 
 # --- URL ----------------------------------------------------------------------------------------------------------

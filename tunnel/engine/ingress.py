@@ -198,8 +198,9 @@ class Ingress(TunnelEnd):
 
     def _on_room_freed(self) -> None:
         """Accept again: a visitor has left, or the queue is shorter."""
-        if self.acceptor is not None:
-            self.acceptor.resume()
+        acceptor = self.acceptor
+        if acceptor is not None and acceptor.is_waiting_for_room:
+            acceptor.resume()
         if self._observers:
             self._notify_observers()
 

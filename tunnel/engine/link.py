@@ -124,9 +124,11 @@ class Link:
         self.key_name = terms.key_name
         self.flow_source = create_carrier(terms.carrier, terms.secret, reactor.scratch, is_client=terms.role.is_client)
         """what makes the flows of relays over its data connections"""
-        self._has_reuse = REUSE in terms.features
+        self.reuses = REUSE in terms.features
+        """whether a data connection serves another visitor after one that has left in order; not after the link"""
         self.is_client = terms.role.is_client
         self.is_ingress = terms.role.is_ingress
+        self._announces_ends = self.is_client or self.reuses
         self.channel = channel
         self.own_pool_min = terms.negotiation.defaults.pool_min
         """idle data connections that this end wants; the peer may want more"""
@@ -195,11 +197,6 @@ class Link:
         else:
             self.session.send_queue_length(count)
 
-    @property
-    def reuses(self) -> bool:
-        """Whether a data connection serves another visitor after one that has left in order."""
-        return self._has_reuse and self.channel.closed_reason is None
-
     def take_back(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
         """Use the data connection of a visitor that has left in order again, as soon as both ends may."""
         connection = DataConnection(relay.ident, sock, self.flow_source, self.pool)
@@ -225,7 +222,7 @@ class Link:
         A server announces it only where data connections are used again, and else shows the end on the connection. So
         does an end whose link is closed.
         """
-        if not (self.is_client or self._has_reuse) or self.channel.closed_reason is not None:
+        if not self._announces_ends:
             return False
         self.session.send_stream_ended(ident, total)
         return True
@@ -352,6 +349,7 @@ class Link:
 
     def on_closed(self, reason: str) -> None:
         """Close the pool and report the end of the channel."""
+        self.reuses = self._announces_ends = False
         if self._ping_timer is not None:
             self._ping_timer.cancel()
         self._settle_pong()  # ``answers`` must not wait any longer

@@ -199,7 +199,7 @@ class LinkAcceptor:
 
     def check_preface(self, connection: PendingConnection, received: bytes) -> None:
         """Check a complete preface, and pool its connection."""
-        link, descriptors = self._link, self._reactor.fd_budget
+        link = self._link
         try:
             wire_id, ident, mac = preface.decode_preface(received)
             if link is None or link.channel.closed_reason is not None:
@@ -214,14 +214,21 @@ class LinkAcceptor:
             self.refuse_data_connection(connection, "its id was used before")
         elif len(link.pool) >= link.session.limits.pool_max + self._spec.settings.signal_queue_limit:
             self.refuse_data_connection(connection, "the pool is full")
-        elif not descriptors.allows_idle(
-            connection.sock.fileno(), idle=link.pool.open_connections, wanted=link.own_pool_min
-        ):
-            self.refuse_data_connection(connection, f"enough are idle, and {descriptors}")
-        elif self._direction is Direction.FORWARD and descriptors.is_short(connection.sock.fileno()):
-            self.refuse_data_connection(connection, str(descriptors))  # pooled connections need theirs for targets
+        elif (shortage := self._fd_shortage(connection.sock.fileno(), link)) is not None:
+            self.refuse_data_connection(connection, shortage)
         else:
             self._add_to_pool(connection, link, ident)
+
+    def _fd_shortage(self, fd: int, link: Link) -> str | None:
+        """Why a link may not have another data connection, if descriptors are short; ``fd`` is the one opened last."""
+        descriptors = self._reactor.fd_budget
+        if fd < descriptors.ample_below:
+            return None
+        if not descriptors.allows_idle(fd, idle=link.pool.open_connections, wanted=link.own_pool_min):
+            return f"enough are idle, and {descriptors}"
+        if self._direction is Direction.FORWARD and descriptors.is_short(fd):
+            return str(descriptors)  # pooled connections need theirs for targets
+        return None
 
     def _add_to_pool(self, connection: PendingConnection, link: Link, ident: int) -> None:
         if connection.peer_closed:  # the client has closed it, and the reactor reports that only once

@@ -19,6 +19,8 @@ from tunnel.runtime import backoff, sockets
 from tunnel.runtime.reactor import HANGUP
 
 if TYPE_CHECKING:
+    import socket
+
     from tunnel.engine.link import EventTable, Link
     from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
@@ -217,6 +219,17 @@ class PoolFiller:
         except OSError as error:
             self._back_off(error)
             return False
+        if sock.fileno() >= self._reactor.fd_budget.ample_below and not self._may_keep(sock):
+            return False
+        dial = DataDial(self, ident, sock, self._ports[0], now)
+        self._dialing[ident] = dial
+        self._reactor.register(sock, dial.on_events)
+        if self._sweep_timer is None:
+            self._sweep_timer = self._reactor.call_later(_SWEEP_INTERVAL_S, self._sweep)
+        return True
+
+    def _may_keep(self, sock: socket.SocketType) -> bool:
+        """Whether another data connection may have this descriptor; else its socket is closed."""
         if self._is_ample(sock.fileno()):
             sock.close()
             return False
@@ -224,11 +237,6 @@ class PoolFiller:
             sock.close()
             self._back_off(sockets.NetError(str(self._reactor.fd_budget)))
             return False
-        dial = DataDial(self, ident, sock, self._ports[0], now)
-        self._dialing[ident] = dial
-        self._reactor.register(sock, dial.on_events)
-        if self._sweep_timer is None:
-            self._sweep_timer = self._reactor.call_later(_SWEEP_INTERVAL_S, self._sweep)
         return True
 
     def _is_ample(self, fd: int) -> bool:

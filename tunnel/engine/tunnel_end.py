@@ -163,12 +163,12 @@ class TunnelEnd(ABC):
 
     def _on_room_freed(self) -> None:
         """React to the end of a relay: there is room for another visitor."""
-        self._notify_observers()
+        if self._observers:
+            self._notify_observers()
 
     def _notify_observers(self) -> None:
-        if self._observers:
-            self._changed.set()
-            self._changed.clear()
+        self._changed.set()  # an event without waiters keeps nothing
+        self._changed.clear()
 
     def on_handler_error(self, error: Exception) -> None:
         """Report a defect outside any relay to the engine."""

@@ -171,10 +171,7 @@ class Flow(ABC):
         if self._pending and not self._flush_pending():
             return
         if self.state is FlowState.CLOSING:
-            if self._source_state is SourceState.RESET:  # it failed while its end waited: see ``finish_with_reset``
-                self._on_source_failed()
-            else:
-                self._pass_end()
+            self._pass_end()
             return
         self.state = OPEN
         self.pump(0)
@@ -207,13 +204,10 @@ class Flow(ABC):
             self._on_source_ended()
 
     def _on_source_ended(self) -> None:
-        if self._source_state is SourceState.RESET:
-            self._on_source_failed()
-        else:
-            self._pass_end()
-
-    def _pass_end(self) -> None:
         """Show the sink's peer the end, now that everything is delivered; end the relay after both ends."""
+        if self._source_state is SourceState.RESET:  # as a failed write has shown: see ``finish_with_reset``
+            self._on_source_failed()
+            return
         self.state = ENDED
         relay, is_last = self.relay, self.peer.state is ENDED
         if is_last and not relay.link.reuses:
@@ -223,6 +217,9 @@ class Flow(ABC):
             self.half_close_sink()
         if is_last:
             relay.finish()
+
+    _pass_end = _on_source_ended
+    """the same for a flow that overrides ``_on_source_ended``, because it sends more before that"""
 
     def _announce_end(self) -> bool:
         """Announce the end by other means than the sink's socket; return whether that was done."""

@@ -276,10 +276,10 @@ class Relay:
         """Close both sockets. Calling it twice is allowed."""
         if not self.is_open:
             return
-        self.is_open = False
         self._release_flows()
-        self.forwarder.reactor.close(self._near)
-        self.forwarder.reactor.close(self._far)
+        reactor = self.forwarder.reactor
+        reactor.close(self._near)
+        reactor.close(self._far)
         self._owner.on_relay_closed(self)
 
     def finish(self) -> None:
@@ -287,14 +287,14 @@ class Relay:
         if not (self.is_open and self.link.reuses and self._to_near.is_source_live):
             self.close()
             return
-        self.is_open = False
         self._release_flows()
         self.forwarder.reactor.close(self._near)
         self._owner.on_relay_finished(self, self._far)
 
     def _release_flows(self) -> None:
-        for flow in (self._from_near, self._to_near):
-            flow.release(CLOSED_FLOW)
+        self.is_open = False
+        self._from_near.release(CLOSED_FLOW)
+        self._to_near.release(CLOSED_FLOW)
         del self._from_near, self._to_near  # they refer to this relay: a cycle would wait for the garbage collector
 
     def on_stream_error(self, error: Exception) -> None:

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 
-
-@dataclass(slots=True)
 class ReplayWindow:
-    """Accepts each id once, within a window below the highest id that was accepted; older ids never."""
+    """Accepts each id once, within a window below the highest id that was accepted; older ids never.
 
-    size: int = 8192
-    _highest: int = -1
-    _seen: int = 0  # bit n: the id n below the highest was accepted
-    _mask: int = field(init=False)
+    Ids come nearly in order, so it remembers those that were passed over: with a bit for each id of the window, as in
+    the RFC, every id would cost a copy of all bits.
+    """
 
-    def __post_init__(self) -> None:
-        self._mask = (1 << self.size) - 1
+    __slots__ = ("_highest", "_missing", "_size")
+
+    def __init__(self, size: int = 8192) -> None:
+        self._size = size
+        self._highest = -1
+        self._missing: set[int] = set()  # ids below the highest that did not come yet
+
+    def __len__(self) -> int:
+        """Number of ids that it remembers: at most twice the size of the window."""
+        return len(self._missing)
 
     def accept(self, ident: int) -> bool:
         """Whether this id is new; from now on it is not."""
         ahead = ident - self._highest
-        if ahead > 0:
-            kept = 0 if ahead >= self.size else self._seen << ahead
-            self._seen = (kept | 1) & self._mask
+        if ahead == 1:
             self._highest = ident
             return True
-        if -ahead >= self.size:
+        if ahead > 0:
+            self._missing.update(range(max(self._highest + 1, ident - self._size + 1), ident))
+            self._highest = ident
+            if len(self._missing) > 2 * self._size:
+                oldest = ident - self._size
+                self._missing = {missing for missing in self._missing if missing > oldest}
+            return True
+        if -ahead >= self._size or ident not in self._missing:
             return False
-        bit = 1 << -ahead
-        if self._seen & bit:
-            return False
-        self._seen |= bit
+        self._missing.remove(ident)
         return True

@@ -35,13 +35,13 @@ class Acceptor:
         "_event_log",
         "_has_room",
         "_interface_timer",
-        "_is_waiting_for_room",
         "_keeps_fd_reserve",
         "_listener",
         "_on_accept",
         "_pause_timer",
         "_reactor",
         "address",
+        "is_waiting_for_room",
         "port",
         "requested_address",
     )
@@ -75,7 +75,8 @@ class Acceptor:
         self._has_room = has_room
         self._keeps_fd_reserve = keeps_fd_reserve
         self._accepts_per_turn = accepts_per_turn
-        self._is_waiting_for_room = False
+        self.is_waiting_for_room = False
+        """whether connections wait in the backlog until ``resume`` is called"""
         self._pause_timer: asyncio.TimerHandle | None = None
         self._interface_timer: asyncio.TimerHandle | None = None
         reactor.register(listener, self._on_events)
@@ -84,8 +85,8 @@ class Acceptor:
 
     def resume(self) -> None:
         """Accept again if there is room now; called when room may have become free."""
-        if self._is_waiting_for_room and self._listener is not None and self._has_room():
-            self._is_waiting_for_room = False
+        if self.is_waiting_for_room and self._listener is not None and self._has_room():
+            self.is_waiting_for_room = False
             self._reactor.call_again(self._on_events)
 
     def detach_listener(self) -> socket.SocketType | None:
@@ -129,7 +130,7 @@ class Acceptor:
             return False
         for _ in range(limit):
             if not self._has_room():
-                self._is_waiting_for_room = True
+                self.is_waiting_for_room = True
                 return False
             try:
                 sock, peer = sockets.accept(listener)

@@ -102,7 +102,8 @@ class ConnectRace:
             error = SelfConnectError()
             sockets.reset_on_close(sock)
         if error is None:
-            self.cancel()
+            if self._timer is not None or self._sock is not None or self._later:
+                self.cancel()
             self.on_connected(sock, sockaddr, events)
             return
         self._reactor.close(sock)
@@ -131,7 +132,11 @@ class ConnectRace:
             except OSError as error:
                 self._note_failure(sockaddr, error)
                 continue
-            self._watch(sock, sockaddr)
+            if self._sock is None:
+                self._sock, self._sockaddr = sock, sockaddr
+                self._reactor.register(sock, self.ready)
+            else:
+                self._add_later(_LaterAttempt(self, sock, sockaddr))
             if self._next < len(self._candidates) and not sockets.is_loopback(sockaddr):
                 self._timer = self._reactor.call_later(ATTEMPT_DELAY_S, self._start_next)  # loopback answers at once
             return
@@ -151,16 +156,11 @@ class ConnectRace:
         self.cancel()
         self.on_all_failed(self._failures or ())
 
-    def _watch(self, sock: socket.SocketType, sockaddr: SockAddr) -> None:
-        if self._sock is None:
-            self._sock, self._sockaddr = sock, sockaddr
-            self._reactor.register(sock, self.ready)
-            return
-        attempt = _LaterAttempt(self, sock, sockaddr)
+    def _add_later(self, attempt: _LaterAttempt) -> None:
         if self._later is None:
             self._later = []
         self._later.append(attempt)
-        self._reactor.register(sock, attempt.ready)
+        self._reactor.register(attempt.sock, attempt.ready)
 
 
 class _LaterAttempt:

@@ -44,6 +44,11 @@ class FdBudget:
         self.limit: Final = file_descriptor_limit()
         self.visitor_ceiling: Final = self.limit - _reserve_size(self.limit)
         """the first descriptor number that is not for visitors"""
+        self.ample_below: Final = self.visitor_ceiling // 4
+        """descriptor numbers below which no question of this class needs to be asked: the answer is known
+
+        What is reserved, and what a pool holds, never exceeds the descriptors that are open already.
+        """
         self.reservations: set[FdReservation] = set()
         self._probe = probe
 
