@@ -20,11 +20,13 @@ from orchestrator.status.json_types import (
     CommandResultJson,
     EventJson,
     EventsJson,
+    KickJson,
     PlanJson,
     ReloadJson,
     ShutdownJson,
     StatusJson,
     TunnelDetailsJson,
+    VisitorsJson,
 )
 
 if TYPE_CHECKING:
@@ -97,6 +99,16 @@ class ApiClient:
     def tunnel(self, name: str) -> TunnelDetailsJson:
         """Return one element of its ``tunnels`` with the settings and their places in the file."""
         return self._request(TunnelDetailsJson, "GET", f"/v1/tunnels/{_quote(name)}")
+
+    def visitors(self, names: Iterable[str] = (), rates_s: float = 0.0) -> VisitorsJson:
+        """Return the visitors of some tunnels (none: all); their rates are measured for ``rates_s`` seconds."""
+        query = [*(("tunnel", name) for name in names), *([("rates", f"{rates_s:g}")] if rates_s else [])]
+        path = f"/v1/visitors?{urlencode(query, errors='surrogateescape')}" if query else "/v1/visitors"
+        return self._request(VisitorsJson, "GET", path)
+
+    def kick(self, which: str, names: Iterable[str] = ()) -> KickJson:
+        """Disconnect the visitors of some tunnels (none: all) by ID, address or network; return them."""
+        return self._request(KickJson, "POST", "/v1/kick", {"visitors": which, "tunnels": list(names)})
 
     def command(self, verb: str, name: str, timeout_s: float | None = None) -> CommandResultJson:
         """Send start, stop, restart, drain or retry; ``timeout_s`` limits the drain."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.config.manifest import Manifest
-    from orchestrator.supervisor.runner import EngineFactory
+    from orchestrator.supervisor.engine_handle import EngineFactory
     from tunnel.model.events import Event, EventSink
 
 

@@ -7,6 +7,7 @@
     ├── StuckFileError          a file system does not answer (also an OSError; config.file_set)
     ├── StatusFormatError       a JSON object is not what the status contract describes (status.contract)
     ├── UnknownTunnelError      no tunnel has this name (also a LookupError; supervisor.registry)
+    ├── UnknownVisitorError     no visitor of a tunnel has this id (also a LookupError; supervisor.control)
     ├── ReadOnlyError           the daemon accepts no commands (supervisor.control)
     ├── CommandConflictError    a command does not fit the state of the tunnel (supervisor.control)
     ├── NoDaemonError           no daemon answers at the socket (client)
@@ -20,6 +21,7 @@
     ├── SocketPathError         no path for the socket can be used (process.socket_paths)
     │   └── DaemonRunningError  another daemon runs the file, or uses the socket (process.daemon_lock)
     ├── BackgroundStartError    a daemon did not start in the background (commands.background)
+    ├── EngineSilentError       a worker process does not answer (supervisor.crash_reports)
     ├── RemoteEngineError       an engine crashed in a worker process (supervisor.crash_reports)
     └── IpcError                a message of a worker process cannot be read (workers.messages)
 

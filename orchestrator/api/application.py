@@ -16,8 +16,8 @@ from orchestrator.api.handlers import ApiContext, ApiRequest, problem_response
 from orchestrator.api.parameters import ParameterError, check_names, parse_body
 from orchestrator.api.routes import ROUTES, Route
 from orchestrator.process.http_connections import TooManyRequestsError, connection_of, count_answers
-from orchestrator.supervisor.control import CommandConflictError, ReadOnlyError
-from orchestrator.supervisor.crash_reports import describe_crash
+from orchestrator.supervisor.control import CommandConflictError, ReadOnlyError, UnknownVisitorError
+from orchestrator.supervisor.crash_reports import EngineSilentError, describe_crash
 from orchestrator.supervisor.registry import UnknownTunnelError
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
@@ -34,7 +34,9 @@ ERROR_STATUSES: Final[Mapping[type[Exception], HTTPStatus]] = {
     ParameterError: HTTPStatus.BAD_REQUEST,
     ReadOnlyError: HTTPStatus.FORBIDDEN,
     UnknownTunnelError: HTTPStatus.NOT_FOUND,
+    UnknownVisitorError: HTTPStatus.NOT_FOUND,
     CommandConflictError: HTTPStatus.CONFLICT,
+    EngineSilentError: HTTPStatus.SERVICE_UNAVAILABLE,
     TooManyRequestsError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """The HTTP status of each exception that a handler may raise."""

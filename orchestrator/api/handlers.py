@@ -13,17 +13,21 @@ from aiohttp import web
 from orchestrator.api import metrics, parameters, stream
 from orchestrator.config.candidate import Candidate
 from orchestrator.json_text import json_text
+from orchestrator.supervisor.control import UnknownVisitorError
 from orchestrator.supervisor.event_bus import HISTORY_KINDS, SUPERVISOR
 from orchestrator.supervisor.registry import UnknownTunnelError
+from tunnel.model.visitors import VisitorSelector
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
     from orchestrator.api.parameters import BodyField, Parameter
+    from orchestrator.status.json_types import VisitorJson
     from orchestrator.supervisor.control import ControlService
     from tunnel.model.events import Event
 
 _MAX_CANDIDATE_NAME: Final = 4096
+_SLICE_SIZE: Final = 50  # visitors that are encoded in one turn of the event loop
 
 Value = TypeVar("Value")
 
@@ -99,6 +103,41 @@ async def list_tunnels(request: ApiRequest) -> web.StreamResponse:
 async def get_tunnel(request: ApiRequest) -> web.StreamResponse:
     """Answer one tunnel with its settings."""
     return json_response(request.control.tunnel(request.tunnel_name))
+
+
+async def list_visitors(request: ApiRequest) -> web.StreamResponse:
+    """Answer visitors: of the tunnel in the path, of those in the query, or of all."""
+    match = request.http.match_info
+    names = (match["name"],) if "name" in match else request.get(parameters.VISITORS_OF)
+    visitors = request.control.visitors(names, request.get(parameters.RATES))
+    parts = [",".join(map(json_text, some)) async for some in visitors if some]  # first all: an error has a status
+    return await stream.send_list(request.http, "visitors", parts, request.context.limits)
+
+
+async def kick_visitors(request: ApiRequest) -> web.StreamResponse:
+    """Disconnect the visitors that the body names."""
+    request.control.check_writable()
+    selector = request.get_field(parameters.VISITORS)
+    if selector is None:
+        raise parameters.ParameterError("visitors is missing in the body: an ID, an address or a network")
+    names = request.get_field(parameters.KICK_TUNNELS)
+    kicked = await request.control.kick(selector, names)
+    return await _answer_kicked(request, kicked)
+
+
+async def kick_visitor(request: ApiRequest) -> web.StreamResponse:
+    """Disconnect the visitor of one tunnel that the path names."""
+    name, ident = request.tunnel_name, request.http.match_info["id"]
+    kicked = await request.control.kick(VisitorSelector(ident), (name,))
+    if not kicked:
+        raise UnknownVisitorError(name, ident)
+    return await _answer_kicked(request, kicked)
+
+
+async def _answer_kicked(request: ApiRequest, kicked: list[VisitorJson]) -> web.StreamResponse:
+    slices = (kicked[start : start + _SLICE_SIZE] for start in range(0, len(kicked), _SLICE_SIZE))
+    parts = (",".join(map(json_text, some)) for some in slices)
+    return await stream.send_list(request.http, "kicked", parts, request.context.limits)
 
 
 async def send_command(request: ApiRequest, *, verb: str) -> web.StreamResponse:

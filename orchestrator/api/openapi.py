@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,9 +24,11 @@ from orchestrator.status.json_types import (
     StatusJson,
     TunnelDetailsJson,
     TunnelJson,
+    VisitorJson,
 )
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State
+from tunnel.model.visitors import VISITOR_STATES
 
 if TYPE_CHECKING:
     from orchestrator.api.parameters import Parameter, Schema
@@ -55,6 +58,7 @@ _ENUMS: Final[Mapping[tuple[type, str], Sequence[str]]] = {
     (TunnelDetailsJson, "state"): _STATE,
     (CommandResultJson, "state"): _STATE,
     (BrokerJson, "state"): ("off", "connecting", "online", "unreachable", "refused", "duplicate", "failed"),
+    (VisitorJson, "state"): VISITOR_STATES,
     (EventJson, "level"): tuple(level.name.lower() for level in LogLevel),
     (EntryResultJson, "action"): ("added", "removed", "restarted", "changed", "unchanged", "rejected", "failed"),
 }
@@ -187,9 +191,9 @@ def _paths(routes: Iterable[Route]) -> Mapping[str, object]:
     paths: dict[str, dict[str, object]] = {}
     for route in routes:
         item = paths.setdefault(route.path, {})
-        if "{name}" in route.path:
+        if names := re.findall(r"{(\w+)}", route.path):
             schema = {"type": "string", "minLength": 1}
-            item["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": schema}]
+            item["parameters"] = [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
         item[route.method.lower()] = _operation(route)
     return paths
 

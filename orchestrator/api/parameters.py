@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from orchestrator.errors import OrchestratorError
-from tunnel.model.errors import did_you_mean
+from tunnel.model.errors import InvalidValueError, did_you_mean
 from tunnel.model.option_types import parse_natural
 from tunnel.model.spec import LogLevel
+from tunnel.model.visitors import VisitorSelector, parse_selector
 
 Schema = Mapping[str, object]
 """A JSON Schema, as OpenAPI 3.1 uses it."""
@@ -24,6 +25,7 @@ Value = TypeVar("Value")
 MAX_LINES: Final = 10_000
 MIN_INTERVAL_S: Final = 0.1
 MAX_INTERVAL_S: Final = 60.0
+MAX_RATES_S: Final = 10.0
 MAX_TIMEOUT_S: Final = 366 * 24 * 3600.0
 
 _FLAGS: Final = {"true": True, "false": False}
@@ -114,15 +116,22 @@ def follow_parameter(*, default: bool) -> Parameter[bool]:
     return Parameter("follow", summary, {"type": "boolean", "default": default}, default, parse)
 
 
-def _parse_interval(values: Sequence[str]) -> float:
-    text = values[0]
+def _parse_seconds(name: str, text: str, limit_s: float) -> float:
     try:
         value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         value = math.nan
-    if not 0 <= value <= MAX_INTERVAL_S:
-        raise ParameterError(f"interval: {text[:40]!r} is not a number of seconds from 0 to {MAX_INTERVAL_S:g}")
-    return max(MIN_INTERVAL_S, value)
+    if not 0 <= value <= limit_s:
+        raise ParameterError(f"{name}: {text[:40]!r} is not a number of seconds from 0 to {limit_s:g}")
+    return value
+
+
+def _parse_interval(values: Sequence[str]) -> float:
+    return max(MIN_INTERVAL_S, _parse_seconds("interval", values[0], MAX_INTERVAL_S))
+
+
+def _parse_rates(values: Sequence[str]) -> float:
+    return _parse_seconds("rates", values[0], MAX_RATES_S)
 
 
 def _parse_level(values: Sequence[str]) -> LogLevel:
@@ -152,6 +161,20 @@ TUNNELS: Final[Parameter[frozenset[str]]] = Parameter(
     frozenset(),
     frozenset,
 )
+VISITORS_OF: Final[Parameter[tuple[str, ...]]] = Parameter(
+    "tunnel",
+    "Names of tunnels; without it those of all.",
+    {"type": "array", "items": {"type": "string"}},
+    (),
+    lambda values: tuple(dict.fromkeys(values)),
+)
+RATES: Final = Parameter(
+    "rates",
+    f"Seconds in which rates are measured, up to {MAX_RATES_S:g}; 0: rates are null. The answer comes as much later.",
+    {"type": "number", "minimum": 0, "maximum": MAX_RATES_S, "default": 0},
+    0.0,
+    _parse_rates,
+)
 LOG_COUNT: Final = count_parameter(200)
 EVENT_COUNT: Final = count_parameter(100)
 FOLLOW_LOGS: Final = follow_parameter(default=False)
@@ -179,6 +202,37 @@ CONTENT: Final[BodyField[str | None]] = BodyField(
 )
 NAME: Final = BodyField(
     "name", "What faults call the candidate.", {"type": "string", "default": "candidate"}, "candidate", _parse_text
+)
+
+
+def _parse_selector(value: object) -> VisitorSelector | None:
+    if not isinstance(value, str):
+        raise ParameterError("visitors in the body is no text")
+    try:
+        return parse_selector(value)
+    except InvalidValueError as error:
+        raise ParameterError(f"visitors in the body: {error}") from None
+
+
+def _parse_names(value: object) -> tuple[str, ...]:
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return tuple(dict.fromkeys(value))
+    raise ParameterError("tunnels in the body is no list of names")
+
+
+VISITORS: Final[BodyField[VisitorSelector | None]] = BodyField(
+    "visitors",
+    "An ID, an IP address with or without its port, or a network.",
+    {"type": "string"},
+    None,
+    _parse_selector,
+)
+KICK_TUNNELS: Final[BodyField[tuple[str, ...]]] = BodyField(
+    "tunnels",
+    "Names of tunnels; without it visitors of all.",
+    {"type": "array", "items": {"type": "string"}},
+    (),
+    _parse_names,
 )
 
 

@@ -21,12 +21,14 @@ from orchestrator.status.json_types import (
     CommandResultJson,
     EventJson,
     EventsJson,
+    KickJson,
     PlanJson,
     ReloadJson,
     ShutdownJson,
     StatusJson,
     TunnelDetailsJson,
     TunnelsJson,
+    VisitorsJson,
 )
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS, TunnelCommand
 
@@ -76,7 +78,7 @@ class Route:
         """Statuses that do not depend on the handler: malformed, without token, overload, late or large body."""
         common = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.SERVICE_UNAVAILABLE)
         of_body = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        return common if self.method == "GET" else (*common, *of_body)
+        return (*common, *of_body) if self.method == "POST" else common
 
 
 def _tunnel_command_route(command: TunnelCommand) -> Route:
@@ -105,6 +107,25 @@ ROUTES: Final = (
     Route(
         "GET", "/v1/tunnels/{name}", handlers.get_tunnel, "One tunnel with its settings and their places in the file.",
         Answer("The tunnel.", TunnelDetailsJson), errors=(_NOT_FOUND,),
+    ),
+    Route(
+        "GET", "/v1/tunnels/{name}/visitors", handlers.list_visitors,
+        "The visitors of one tunnel, in no order; the answer is sent while it is made.",
+        Answer("The visitors.", VisitorsJson), parameters=(parameters.RATES,), errors=(_NOT_FOUND,),
+    ),
+    Route(
+        "GET", "/v1/visitors", handlers.list_visitors, "The visitors of all tunnels, or of some.",
+        Answer("The visitors, tunnel by tunnel.", VisitorsJson),
+        parameters=(parameters.VISITORS_OF, parameters.RATES), errors=(_NOT_FOUND,),
+    ),
+    Route(
+        "DELETE", "/v1/tunnels/{name}/visitors/{id}", handlers.kick_visitor, "Disconnect one visitor at once.",
+        Answer("The visitor as it was.", KickJson), errors=(_FORBIDDEN, _NOT_FOUND),
+    ),
+    Route(
+        "POST", "/v1/kick", handlers.kick_visitors, "Disconnect visitors at once, by ID, address or network.",
+        Answer("The visitors as they were; none if none was meant.", KickJson),
+        body=(parameters.VISITORS, parameters.KICK_TUNNELS), errors=(_FORBIDDEN, _NOT_FOUND),
     ),
     *map(_tunnel_command_route, TUNNEL_COMMANDS.values()),
     Route(

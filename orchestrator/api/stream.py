@@ -111,8 +111,8 @@ class Subscriptions(set[EventSubscription]):
             subscription.close()
 
 
-class SseResponse:
-    """One answer of type ``text/event-stream``."""
+class PartWriter:
+    """Sends an answer in parts, each when the client has read the one before."""
 
     def __init__(
         self, response: web.StreamResponse, connection: GuardedConnection | None, limits: StreamLimits
@@ -120,30 +120,9 @@ class SseResponse:
         self.response = response
         self._connection = connection
         self._limits = limits
-        self._last_sent_at = time.monotonic()
 
-    @classmethod
-    async def start(cls, request: web.Request, limits: StreamLimits) -> Self:
-        """Send the headers of the answer."""
-        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        response = web.StreamResponse(headers=headers)
-        await response.prepare(request)
-        return cls(response, connection_of(request), limits)
-
-    async def send(self, frames: Iterable[tuple[str, object]]) -> None:
-        """Send frames (kind, data), or a heartbeat if there are none and it is due. Raises ConnectionError."""
-        text = "".join(f"event: {kind}\ndata: {json_text(data)}\n\n" for kind, data in frames)
-        if not text and time.monotonic() - self._last_sent_at < self._limits.heartbeat_interval_s - 0.01:
-            return
-        await self._write((text or ": heartbeat\n\n").encode(errors="replace"))
-        self._last_sent_at = time.monotonic()
-
-    async def finish(self) -> None:
-        """Send the comment that marks an intended end. Raises ConnectionError."""
-        await self._write(b": end\n\n")
-
-    async def _write(self, data: bytes) -> None:
-        """Return when the client has read everything: what it missed meanwhile is sent as one change. As ``send``."""
+    async def write(self, data: bytes) -> None:
+        """Return when the client has read everything. Raises ConnectionError, TimeoutError."""
         try:
             async with asyncio.timeout(self._limits.write_timeout_s):
                 await self.response.write(data)
@@ -155,8 +134,52 @@ class SseResponse:
             raise
 
 
+class SseResponse:
+    """One answer of type ``text/event-stream``."""
+
+    def __init__(self, writer: PartWriter, limits: StreamLimits) -> None:
+        self.response = writer.response
+        self._writer = writer
+        self._limits = limits
+        self._last_sent_at = time.monotonic()
+
+    @classmethod
+    async def start(cls, request: web.Request, limits: StreamLimits) -> Self:
+        """Send the headers of the answer."""
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        return cls(PartWriter(response, connection_of(request), limits), limits)
+
+    async def send(self, frames: Iterable[tuple[str, object]]) -> None:
+        """Send frames (kind, data), or a heartbeat if there are none and it is due. Raises ConnectionError."""
+        text = "".join(f"event: {kind}\ndata: {json_text(data)}\n\n" for kind, data in frames)
+        if not text and time.monotonic() - self._last_sent_at < self._limits.heartbeat_interval_s - 0.01:
+            return
+        await self._writer.write((text or ": heartbeat\n\n").encode(errors="replace"))
+        self._last_sent_at = time.monotonic()
+
+    async def finish(self) -> None:
+        """Send the comment that marks an intended end. Raises ConnectionError."""
+        await self._writer.write(b": end\n\n")
+
+
 def _event_frames(events: Iterable[Event]) -> list[tuple[str, object]]:
     return [("event", event.as_json()) for event in events]
+
+
+async def send_list(request: web.Request, name: str, parts: Iterable[str], limits: StreamLimits) -> web.StreamResponse:
+    """Answer an object with one long list, part by part; each part is the JSON of some elements."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+    await response.prepare(request)
+    writer = PartWriter(response, connection_of(request), limits)
+    with contextlib.suppress(*_DISCONNECTED):
+        await writer.write(f'{{"{name}": ['.encode())
+        for number, part in enumerate(parts):
+            await writer.write((f",{part}" if number else part).encode(errors="replace"))
+        await writer.write(b"]}")
+        await response.write_eof()
+    return response
 
 
 async def follow_events(

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import click
 
-from orchestrator.commands import control, daemons, fleet, local
+from orchestrator.commands import control, daemons, fleet, local, visitors
 from orchestrator.commands.common import EXIT_FAILED, EXIT_USAGE, CommandGroup, DashboardLauncher
 from orchestrator.process.setup import print_message, program_version
 
-COMMANDS: Final = (*local.COMMANDS, *control.COMMANDS, *daemons.COMMANDS, fleet.fleet)
+COMMANDS: Final = (*local.COMMANDS, *control.COMMANDS, *visitors.COMMANDS, *daemons.COMMANDS, fleet.fleet)
 """The commands of this package; ``tui.cli`` adds its own."""
 
 _OUTPUT_ERRORS: Final = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EBADF}

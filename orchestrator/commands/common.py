@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -36,6 +37,8 @@ _SYNONYMS: Final = {
     **dict.fromkeys(("status", "list", "show", "tunnels", "state"), "ps"),
     **dict.fromkeys(("run", "serve", "daemon"), "up"),
     **dict.fromkeys(("exit", "quit", "shutdown", "kill"), "down"),
+    **dict.fromkeys(("connections", "sessions", "who", "ss"), "visitors"),
+    **dict.fromkeys(("disconnect", "ban"), "kick"),
     **dict.fromkeys(("validate", "lint", "test-config"), "check"),
     **dict.fromkeys(("log", "tail", "journal"), "logs"),
     **dict.fromkeys(("dashboard", "tui", "ui", "watch", "monitor"), "top"),
@@ -45,6 +48,7 @@ _SYNONYMS: Final = {
 _URL_HINT: Final = "; a URL looks like server://0.0.0.0:10101/127.0.0.1:8080"
 _COMPLETION_TIMEOUT_S: Final = 1.0  # the user has pressed Tab and waits
 _MAX_NAMED_DAEMONS: Final = 5
+_CURSOR_HOME, _CLEAR_TO_LINE_END, _CLEAR_TO_SCREEN_END = "\x1b[H", "\x1b[K", "\x1b[J"
 _PATTERN_CHARACTERS: Final = set("*?[")
 
 
@@ -66,6 +70,12 @@ def exit_with_error(code: int, message: str) -> NoReturn:
 def print_json(data: object) -> None:
     """Print one JSON value on one line."""
     click.echo(dump_json_line(data))
+
+
+def print_screen(lines: Sequence[str]) -> None:
+    """Show lines in place of what is on the terminal, as many as fit."""
+    rows = "".join(f"{line}{_CLEAR_TO_LINE_END}\n" for line in lines[: shutil.get_terminal_size().lines - 1])
+    click.echo(_CURSOR_HOME + rows + _CLEAR_TO_SCREEN_END, nl=False)
 
 
 def is_color_enabled() -> bool:

@@ -34,6 +34,7 @@ from orchestrator.commands.common import (
     matching_names,
     names_argument,
     print_json,
+    print_screen,
     select_tags,
     select_tunnels,
     socket_option,
@@ -68,7 +69,6 @@ _MAX_CANDIDATE_BYTES: Final = 4 << 20
 _WATCH_INTERVAL_S: Final = 1.0  # of ``ps --watch``
 _MAX_LINES: Final = 10_000
 _ALL: Final = (", except those with enabled: false", "")
-_CURSOR_HOME, _CLEAR_TO_LINE_END, _CLEAR_TO_SCREEN_END = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 @click.command()
@@ -115,9 +115,7 @@ def _print_status(status: StatusJson, *, is_screen: bool, is_wide: bool) -> None
         )
     text = format_tunnels(tunnels, is_wide=is_wide) if tunnels else "no tunnels"
     if is_screen:
-        lines = text.split("\n")[: shutil.get_terminal_size().lines - 1]
-        rows = "".join(f"{line}{_CLEAR_TO_LINE_END}\n" for line in lines)
-        click.echo(_CURSOR_HOME + rows + _CLEAR_TO_SCREEN_END, nl=False)
+        print_screen(text.split("\n"))
     elif tunnels:
         click.echo(text)
     else:

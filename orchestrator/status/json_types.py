@@ -151,6 +151,40 @@ class TunnelsJson(TypedDict):
     tunnels: list[TunnelJson]
 
 
+class VisitorRatesJson(TypedDict):
+    """Bits per second from a visitor and to it."""
+
+    in_bps: int
+    out_bps: int
+
+
+class VisitorJson(TypedDict):
+    """One visitor, as one end of its tunnel sees the visitor. What is not known is null."""
+
+    id: str | None
+    tunnel: str
+    address: str | None
+    since: str | None
+    age_s: float | None
+    bytes: BytesJson
+    rates: VisitorRatesJson | None
+    target: str | None
+    link: str | None
+    state: str
+
+
+class VisitorsJson(TypedDict):
+    """The answer of ``GET /v1/visitors``."""
+
+    visitors: list[VisitorJson]
+
+
+class KickJson(TypedDict):
+    """The answer of ``POST /v1/kick``: the visitors that were disconnected."""
+
+    kicked: list[VisitorJson]
+
+
 class DeltaJson(TypedDict):
     """What changed since the message before."""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.errors import OrchestratorError
 from orchestrator.process.setup import program_version
 from orchestrator.status.contract import BrokerInfo, DaemonInfo, DaemonStatus, encode_info, encode_status
+from orchestrator.status.visitors import RateMeter, encode_visitor
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
@@ -23,7 +24,7 @@ from tunnel.model.times import format_timestamp
 from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from orchestrator.config.candidate import Candidate
     from orchestrator.status.json_types import (
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
         ShutdownJson,
         StatusJson,
         TunnelDetailsJson,
+        VisitorJson,
     )
     from orchestrator.status.store import StatusStore
     from orchestrator.supervisor.reload import PlanResult, ReloadResult
     from orchestrator.supervisor.supervisor import Supervisor
     from tunnel.model.snapshot import Snapshot
+    from tunnel.model.visitors import VisitorSelector
 
 VERBS: Final = tuple(TUNNEL_COMMANDS)
 
@@ -46,6 +49,13 @@ class ReadOnlyError(OrchestratorError):
 
     def __init__(self) -> None:
         super().__init__("this daemon takes no commands: it was started with --read-only")
+
+
+class UnknownVisitorError(OrchestratorError, LookupError):
+    """No visitor of that tunnel has that id."""
+
+    def __init__(self, name: str, ident: str) -> None:
+        super().__init__(f"no visitor of {name[:200]!r} has the id {ident[:100]!r}; it may have left")
 
 
 class CommandConflictError(OrchestratorError):
@@ -119,6 +129,32 @@ class ControlService:
         """One tunnel with its URL, settings and place in the file. Raises UnknownTunnelError."""
         return self.supervisor.details(name)
 
+    async def visitors(self, names: Sequence[str] = (), rates_s: float = 0.0) -> AsyncIterator[list[VisitorJson]]:
+        """Yield the visitors of some tunnels (none: all) in slices; with their rates in the next ``rates_s`` seconds.
+
+        Raises UnknownTunnelError, EngineSilentError.
+        """
+        for name in names:
+            self.supervisor.snapshot(name)
+        if not rates_s:
+            async for visitors in self._list_visitors(names):
+                yield visitors
+            return
+        meter = RateMeter()
+        async for visitors in self._list_visitors(names):
+            meter.measure(visitors)
+        await asyncio.sleep(rates_s)
+        meter.start_list()
+        async for visitors in self._list_visitors(names):
+            meter.measure(visitors)
+            yield visitors
+
+    async def _list_visitors(self, names: Sequence[str]) -> AsyncIterator[list[VisitorJson]]:
+        for name in names or tuple(self.supervisor.names()):
+            async for visitors in self.supervisor.visitors(name):
+                now = time.time()
+                yield [encode_visitor(name, one, now) for one in visitors]
+
     async def plan(self, candidate: Candidate | None = None) -> PlanResult:
         """What a reload would change, or a candidate in place of the file."""
         return await self.supervisor.plan(candidate)
@@ -149,18 +185,39 @@ class ControlService:
         await asyncio.sleep(0)  # the task of a runner that was just started makes its engine in the next turn
         return CommandResult(name, self.supervisor.snapshot(name).state, text)
 
+    async def kick(self, selector: VisitorSelector, names: Sequence[str] = ()) -> list[VisitorJson]:
+        """Disconnect visitors of some tunnels (none: all) at once; return what was disconnected.
+
+        Allowed during the daemon's drain. Raises UnknownTunnelError, ReadOnlyError, EngineSilentError.
+        """
+        self.check_writable()
+        for name in names:
+            self.supervisor.snapshot(name)
+        kicked: list[VisitorJson] = []
+        for name in names or tuple(self.supervisor.names()):
+            found = await self.supervisor.kick(name, selector)
+            if found:  # no address in the text: events are published to brokers
+                text = f"kick: {plural(len(found), 'visitor')} disconnected"
+                self.bus.emit(LogLevel.INFO, EventKind.COMMAND, text, tunnel=name, command="kick")
+            now = time.time()
+            kicked += [encode_visitor(name, one, now) for one in found]
+        return kicked
+
     def shutdown(self, *, drain: bool = True) -> ShutdownJson:
         """End the daemon, after a drain or at once. Raises ReadOnlyError."""
-        if self.read_only:
-            raise ReadOnlyError
+        self.check_writable()
         active = self.supervisor.count_visitors()
         (self.supervisor.shutdown if drain else self.supervisor.close)()
         return {"ok": True, "pid": os.getpid(), "active": active}
 
-    def check_commands_allowed(self) -> None:
-        """Raise ReadOnlyError or CommandConflictError if the daemon takes no commands now."""
+    def check_writable(self) -> None:
+        """Raise ReadOnlyError if the daemon takes no commands at all."""
         if self.read_only:
             raise ReadOnlyError
+
+    def check_commands_allowed(self) -> None:
+        """Raise ReadOnlyError or CommandConflictError if the daemon takes no commands now."""
+        self.check_writable()
         if not self.supervisor.is_started:
             raise CommandConflictError("the tunnels are being started, or drained for the daemon's end")
 

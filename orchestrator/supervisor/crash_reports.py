@@ -29,6 +29,10 @@ class RemoteEngineError(OrchestratorError):
         self.frames = frames
 
 
+class EngineSilentError(OrchestratorError):
+    """A worker process does not answer a question about its engine; the message is a sentence."""
+
+
 def describe_crash(error: BaseException) -> str:
     """An internal error in one sentence, with the place in the code."""
     if isinstance(error, RemoteEngineError):

@@ -9,15 +9,17 @@ from functools import reduce
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.supervisor.runner import EngineFactory, TunnelRunner
+from orchestrator.supervisor.engine_handle import EngineFactory
+from orchestrator.supervisor.runner import TunnelRunner
 from orchestrator.supervisor.totals import NO_TOTALS, Totals, add_totals, read_totals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 
     from orchestrator.config.manifest import Entry
     from tunnel.model.events import EventSink
     from tunnel.model.snapshot import Snapshot
+    from tunnel.model.visitors import VisitorSelector, VisitorView
 
 DISABLED: Final = "disabled in the file"
 
@@ -110,6 +112,16 @@ class TunnelRegistry:
     def names(self) -> Collection[str]:
         """All tunnels in the order of the file; then those that were removed from it and drain."""
         return dict.fromkeys((*self._slots, *(runner.name for runner in self._draining)))
+
+    async def visitors(self, name: str) -> AsyncIterator[Sequence[VisitorView]]:
+        """Yield the visitors of a tunnel in slices, those of former engines first. Raises EngineSilentError."""
+        for runner in self._runners_of(name):
+            async for visitors in runner.visitors():
+                yield visitors
+
+    async def kick(self, name: str, selector: VisitorSelector) -> list[VisitorView]:
+        """Disconnect visitors of a tunnel, also of its former engines. Raises EngineSilentError."""
+        return [visitor for runner in self._runners_of(name) for visitor in await runner.kick(selector)]
 
     def facts(self, name: str) -> object:
         """What the tunnel's snapshot is made from, cheap to compare; None where there is no such tunnel."""

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from orchestrator.supervisor.crash_reports import describe_crash, restart_delay, short_traceback
+from orchestrator.supervisor.engine_handle import EngineFactory, EngineHandle
 from orchestrator.supervisor.totals import NO_TOTALS, add_totals, read_totals, replace_totals
 from tunnel.model.events import Event, EventKind
 from tunnel.model.snapshot import BytesView, ConnectionsView, CooldownView, PoolView, RefusedView, SignalsView, Snapshot
@@ -22,41 +23,14 @@ from tunnel.model.state import State
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from tunnel.model.events import EventSink
     from tunnel.model.keys import NamedKey
+    from tunnel.model.visitors import VisitorSelector, VisitorView
 
 STABLE_AFTER_S: Final = 60.0
 """An engine that ran this long before it crashed starts a new series of crashes."""
-
-
-class EngineHandle(Protocol):
-    """What the supervisor uses of an engine, in this process or in a worker."""
-
-    async def prepare(self, predecessor: Any) -> None:  # noqa: ANN401  an engine of the same kind
-        """Before ``run``: bind the listeners while the predecessor serves. Raises NetError, with nothing changed."""
-
-    async def run(self) -> None:
-        """Run until drained, closed or failed. Raises only on a crash."""
-
-    def drain(self, timeout: float | None = None) -> None:
-        """Accept no new visitors; the present ones may finish within ``timeout`` seconds."""
-
-    def close(self) -> None:
-        """Close every connection and listener now."""
-
-    def retry(self) -> None:
-        """End a cooldown: make the next attempt now."""
-
-    def apply_live_settings(self, spec: TunnelSpec) -> None:
-        """Apply another log level and other settings; no connection is affected."""
-
-    def snapshot(self) -> Snapshot:
-        """The engine as it is now."""
-
-
-EngineFactory = Callable[[str, TunnelSpec, "EventSink"], EngineHandle]
 
 
 class RunnerState(enum.Enum):
@@ -208,6 +182,16 @@ class TunnelRunner:
 
     def _pause_remaining_s(self) -> float:
         return round(max(0.0, self._paused_until - time.monotonic()), 3) if self._paused_until else 0.0
+
+    async def visitors(self) -> AsyncIterator[Sequence[VisitorView]]:
+        """Yield the present visitors in slices. Raises EngineSilentError."""
+        if self._engine is not None:
+            async for visitors in self._engine.visitors():
+                yield visitors
+
+    async def kick(self, selector: VisitorSelector) -> list[VisitorView]:
+        """Disconnect visitors at once; return what was disconnected. Raises EngineSilentError."""
+        return [] if self._engine is None else await self._engine.kick(selector)
 
     # --- configuration --------------------------------------------------------------------------------------------
 

@@ -19,17 +19,18 @@ from tunnel.model.state import State
 from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import AsyncIterator, Collection, Sequence
 
     from orchestrator.config.candidate import Candidate
     from orchestrator.config.file_set import FileSet
     from orchestrator.config.manifest import Manifest
     from orchestrator.status.contract import ConfigStatus
     from orchestrator.status.json_types import TunnelDetailsJson
+    from orchestrator.supervisor.engine_handle import EngineFactory
     from orchestrator.supervisor.reload import PlanResult, ReloadResult
-    from orchestrator.supervisor.runner import EngineFactory
     from tunnel.model.events import Event
     from tunnel.model.snapshot import Snapshot
+    from tunnel.model.visitors import VisitorSelector, VisitorView
 
 CLOSE_TIMEOUT_S: Final = 2.0
 """How long engines have to end once everything of them is closed."""
@@ -207,6 +208,14 @@ class Supervisor:
     def snapshot(self, name: str) -> Snapshot:
         """One tunnel now. Raises UnknownTunnelError."""
         return self._registry.snapshot(name)
+
+    def visitors(self, name: str) -> AsyncIterator[Sequence[VisitorView]]:
+        """Yield the visitors of one tunnel in slices. Raises EngineSilentError; an unknown tunnel has none."""
+        return self._registry.visitors(name)
+
+    async def kick(self, name: str, selector: VisitorSelector) -> list[VisitorView]:
+        """Disconnect visitors of one tunnel at once; return what was disconnected. Raises EngineSilentError."""
+        return await self._registry.kick(name, selector)
 
     def count_visitors(self) -> int:
         """The visitors that are connected now, also those of two tunnels that are both ends of one link: once."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tunnel.model.events import Event
     from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import TunnelSpec
+    from tunnel.model.visitors import VisitorSelector, VisitorView
 
 MAX_FRAME_BYTES: Final = 64 << 20
 """Bytes of a frame; one end never sends more."""
@@ -85,6 +86,23 @@ class UpdateSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ListVisitors:
+    """List an engine's visitors; answered with slices that carry the number ``request``."""
+
+    engine: int
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class KickVisitors:
+    """Disconnect visitors; answered with slices of what was disconnected, as ListVisitors."""
+
+    engine: int
+    request: int
+    selector: VisitorSelector
+
+
+@dataclass(frozen=True, slots=True)
 class DiscardEngine:
     """Close an engine and forget it, without an answer."""
 
@@ -92,7 +110,16 @@ class DiscardEngine:
 
 
 Request = (
-    CreateEngine | PrepareEngine | RunEngine | DrainEngine | CloseEngine | RetryEngine | UpdateSpec | DiscardEngine
+    CreateEngine
+    | PrepareEngine
+    | RunEngine
+    | DrainEngine
+    | CloseEngine
+    | RetryEngine
+    | UpdateSpec
+    | ListVisitors
+    | KickVisitors
+    | DiscardEngine
 )
 
 
@@ -138,7 +165,21 @@ class EngineEnded:
     frames: tuple[str, ...] = ()
 
 
-Notification = WorkerAlive | SnapshotBatch | EngineEvent | EnginePrepared | EngineEnded
+@dataclass(frozen=True, slots=True)
+class VisitorSlice:
+    """Some of the visitors that a request asked for; the last slice of a request is empty."""
+
+    engine: int
+    request: int
+    visitors: tuple[VisitorView, ...]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no further slice follows."""
+        return not self.visitors
+
+
+Notification = WorkerAlive | SnapshotBatch | EngineEvent | EnginePrepared | EngineEnded | VisitorSlice
 
 REQUEST_KINDS: Final[tuple[type, ...]] = get_args(Request)
 """What a worker receives; it refuses everything else."""

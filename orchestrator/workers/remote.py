@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from orchestrator.supervisor.crash_reports import RemoteEngineError
+from orchestrator.supervisor.crash_reports import EngineSilentError, RemoteEngineError
 from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.workers.messages import (
     CloseEngine,
@@ -17,19 +18,27 @@ from orchestrator.workers.messages import (
     EngineEnded,
     EngineEvent,
     EnginePrepared,
+    KickVisitors,
+    ListVisitors,
     PrepareEngine,
     Request,
     RetryEngine,
     RunEngine,
     UpdateSpec,
+    VisitorSlice,
 )
 from tunnel.model.state import State
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
     from tunnel.model.events import EventSink
     from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import TunnelSpec
+    from tunnel.model.visitors import VisitorSelector, VisitorView
+
+_ANSWER_TIMEOUT_S: Final = 5.0  # for the next slice of a list of visitors
 
 
 class WorkerHandle(Protocol):
@@ -71,6 +80,8 @@ class RemoteEngine:
         self._prepared: asyncio.Future[None] | None = None
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._received_at = 0.0
+        self._request_numbers = itertools.count(1)
+        self._requests: dict[int, asyncio.Queue[VisitorSlice]] = {}
         self._last = replace(stopped_snapshot(name, spec), state=State.STARTING, worker=worker.number)
 
     # --- calls of the owner ---------------------------------------------------------------------------------------
@@ -120,6 +131,40 @@ class RemoteEngine:
         if self._is_created:
             self._worker.send(UpdateSpec(self.number, spec))
 
+    async def visitors(self) -> AsyncIterator[Sequence[VisitorView]]:
+        """Yield the worker's list of visitors in slices. Raises EngineSilentError."""
+        async for visitors in self._ask(ListVisitors(self.number, next(self._request_numbers))):
+            yield visitors
+
+    async def kick(self, selector: VisitorSelector) -> list[VisitorView]:
+        """Have the worker disconnect visitors; return what was disconnected. Raises EngineSilentError."""
+        asking = self._ask(KickVisitors(self.number, next(self._request_numbers), selector))
+        return [visitor async for visitors in asking for visitor in visitors]
+
+    async def _ask(self, request: ListVisitors | KickVisitors) -> AsyncIterator[Sequence[VisitorView]]:
+        if not self._is_created:  # so there are no visitors
+            return
+        slices: asyncio.Queue[VisitorSlice] = asyncio.Queue()
+        self._requests[request.request] = slices
+        self._worker.send(request)
+        try:
+            while True:
+                async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                    received = await slices.get()
+                if received.is_last:
+                    return
+                yield received.visitors
+        except TimeoutError:
+            text = f"worker {self._worker.number} does not answer in {_ANSWER_TIMEOUT_S:g} s"
+            raise EngineSilentError(self._worker.problem or text) from None
+        finally:
+            del self._requests[request.request]
+
+    def _end_requests(self) -> None:
+        """The engine has ended, and its visitors with it."""
+        for number, slices in self._requests.items():
+            slices.put_nowait(VisitorSlice(self.number, number, ()))
+
     def snapshot(self) -> Snapshot:
         """The last snapshot of the worker, with the reason why it does not answer if that is so."""
         seen = self._last
@@ -143,15 +188,19 @@ class RemoteEngine:
         self._received_at = time.monotonic()
         self._last = replace(seen, worker=self._worker.number)
 
-    def on_notification(self, notification: EngineEvent | EnginePrepared | EngineEnded) -> None:
+    def on_notification(self, notification: EngineEvent | EnginePrepared | EngineEnded | VisitorSlice) -> None:
         """The worker sent another notification about the engine."""
         match notification:
             case EngineEvent():
                 self._sink(notification.event)
             case EnginePrepared():
                 self._on_prepared(notification)
+            case VisitorSlice():
+                if (slices := self._requests.get(notification.request)) is not None:
+                    slices.put_nowait(notification)
             case EngineEnded():
                 self._is_created = False
+                self._end_requests()
                 if notification.last is not None:
                     self.on_snapshot(notification.last)
                 crash = notification.crash
@@ -159,6 +208,7 @@ class RemoteEngine:
 
     def on_disconnected(self, reason: str) -> None:
         """The worker died, and the engine with it if it was created there."""
+        self._end_requests()
         if self._is_created:
             self._is_created = False
             if self._is_running:

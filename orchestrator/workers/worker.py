@@ -34,25 +34,30 @@ from orchestrator.workers.messages import (
     EngineEvent,
     EnginePrepared,
     IpcChannel,
+    KickVisitors,
+    ListVisitors,
     PrepareEngine,
     Request,
     RetryEngine,
     RunEngine,
     SnapshotBatch,
     UpdateSpec,
+    VisitorSlice,
     WorkerAlive,
 )
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
+from tunnel.engine.visitor_list import SLICE_SIZE
 from tunnel.model.events import EventKind
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from tunnel.engine.engine import Engine
     from tunnel.model.events import Event
     from tunnel.model.snapshot import Snapshot
+    from tunnel.model.visitors import VisitorView
 
 SCAN_INTERVAL_S: Final = 0.25
 """Seconds between two scans for changes."""
@@ -102,6 +107,8 @@ class Worker:
             DrainEngine: lambda hosted, request: hosted.engine.drain(request.timeout),
             CloseEngine: lambda hosted, _: hosted.engine.close(),
             RetryEngine: lambda hosted, _: hosted.engine.retry(),
+            ListVisitors: lambda hosted, request: self._start(self._list_visitors(hosted, request)),
+            KickVisitors: lambda hosted, request: self._start(self._kick_visitors(hosted, request)),
             UpdateSpec: lambda hosted, request: hosted.engine.apply_live_settings(request.spec),
             DiscardEngine: lambda hosted, _: self._discard(hosted),
         }
@@ -189,6 +196,30 @@ class Worker:
         """Whether the engine was not forgotten before."""
         self._store.remove(hosted.number)
         return self._engines.pop(hosted.number, None) is not None
+
+    # --- visitors -------------------------------------------------------------------------------------------------
+
+    async def _list_visitors(self, hosted: HostedEngine, request: ListVisitors) -> None:
+        try:
+            async for visitors in hosted.engine.visitors():
+                await self._send_slice(request, visitors)
+        finally:
+            self.channel.send(VisitorSlice(request.engine, request.request, ()))
+
+    async def _kick_visitors(self, hosted: HostedEngine, request: KickVisitors) -> None:
+        try:
+            kicked = await hosted.engine.kick(request.selector)
+            for start in range(0, len(kicked), SLICE_SIZE):
+                await self._send_slice(request, kicked[start : start + SLICE_SIZE])
+        finally:
+            self.channel.send(VisitorSlice(request.engine, request.request, ()))
+
+    async def _send_slice(self, request: ListVisitors | KickVisitors, visitors: Sequence[VisitorView]) -> None:
+        if visitors:  # an empty slice would be the last one
+            self.channel.send(VisitorSlice(request.engine, request.request, tuple(visitors)))
+            await asyncio.sleep(0)
+        if self.channel.is_clogged:
+            await asyncio.sleep(SCAN_INTERVAL_S)
 
     # --- notifications --------------------------------------------------------------------------------------------
 

@@ -14,13 +14,17 @@ from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State, StateRecord
 from tunnel.model.times import format_timestamp
+from tunnel.protocol.visitor_address import pack_address
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
     from tunnel.model.address import Address
     from tunnel.model.events import EventSink
     from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import TunnelSpec
+    from tunnel.model.visitors import VisitorSelector, VisitorView
 
 
 class FakeEngine:
@@ -40,8 +44,10 @@ class FakeEngine:
         self.fails_snapshot = False
         self.fails_drain = False
         self.ignores_close = False
-        self.visitors = 0
-        """served so far; each sent 100 bytes"""
+        self.served = 0
+        """visitors so far; each sent 100 bytes"""
+        self.present: list[VisitorView] = []
+        """what it lists, independent of ``served``"""
         self._ending = asyncio.Event()
         self._closed = asyncio.Event()
 
@@ -127,6 +133,19 @@ class FakeEngine:
             raise RuntimeError("cannot be changed")
         self.adopted.append(spec)
 
+    async def visitors(self) -> AsyncIterator[Sequence[VisitorView]]:
+        for start in range(0, len(self.present), 2):
+            yield self.present[start : start + 2]
+
+    async def kick(self, selector: VisitorSelector) -> list[VisitorView]:
+        def is_meant(one: VisitorView) -> bool:
+            host, _, port = (one.address or ":0").rpartition(":")
+            return selector.selects(one.id, pack_address((host.strip("[]"), int(port))))
+
+        kicked = [one for one in self.present if is_meant(one)]
+        self.present = [one for one in self.present if one not in kicked]
+        return kicked
+
     def fail(self, reason: str) -> None:
         """End as an engine that cannot work as it is configured."""
         self._enter(State.FAILED, reason)
@@ -145,8 +164,8 @@ class FakeEngine:
             state=self.state.state,
             reason=self.state.reason,
             since=format_timestamp(self.state.since),
-            connections=replace(seen.connections, active=int(not self.visitor_left.is_set()), total=self.visitors),
-            bytes=replace(seen.bytes, from_visitors=100 * self.visitors),
+            connections=replace(seen.connections, active=int(not self.visitor_left.is_set()), total=self.served),
+            bytes=replace(seen.bytes, from_visitors=100 * self.served),
         )
 
 

@@ -37,30 +37,30 @@ def served(harness: ApiHarness) -> tuple[int, int]:
 
 async def test_counters_never_go_back_whatever_replaces_the_engine(harness: ApiHarness) -> None:
     first = harness.engines.last("web")
-    first.visitors = 3
+    first.served = 3
     first.visitor_left.clear()
     harness.file.write_text(FILE.replace("8001", "8002"))
     await harness.supervisor.reload()
     second = harness.engines.last("web")
     assert second is not first
     assert served(harness) == (3, 300)
-    second.visitors, first.visitors = 1, 4
+    second.served, first.served = 1, 4
     assert served(harness) == (5, 500), "the former engine serves its visitors to the end"
-    first.visitors = 5
+    first.served = 5
     first.visitor_left.set()
     await wait_until_async(lambda: first.state.state is State.STOPPED)
     assert served(harness) == (6, 600)
 
     harness.supervisor.restart("web")
     await wait_until_async(lambda: harness.engines.last("web") is not second and harness.state("web") is State.UP)
-    harness.engines.last("web").visitors = 10
+    harness.engines.last("web").served = 10
     assert served(harness) == (16, 1600)
     harness.supervisor.stop("web")
     await wait_until_async(lambda: harness.state("web") is State.STOPPED)
     assert served(harness) == (16, 1600)
     harness.supervisor.start("web")
     await wait_until_async(lambda: harness.state("web") is State.UP)
-    harness.engines.last("web").visitors = 1
+    harness.engines.last("web").served = 1
     harness.engines.last("web").crash.set_exception(RuntimeError("broken"))
     await wait_until_async(lambda: harness.state("web") is State.COOLDOWN)
     assert served(harness) == (17, 1700)

@@ -23,7 +23,7 @@ def find_route(method: str, path: str) -> Route | None:
     """Return the route that answers a request; ``path`` may have a query. None if the API has no such route."""
     path = path.partition("?")[0]
     for route in ROUTES:
-        pattern = re.escape(route.path).replace(re.escape("{name}"), "[^/]+")
+        pattern = re.sub(r"{\w+}", "[^/]+", route.path)
         if route.method == method and re.fullmatch(pattern, path):
             return route
     return None

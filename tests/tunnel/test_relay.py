@@ -149,6 +149,8 @@ class Program:
 class FakeLink:
     """A link as its relays see it: the client's end announces ends to the server's, at once or in the next turn."""
 
+    ident = "0123456789abcdef"
+
     def __init__(self, *, is_client: bool, delays: bool, reuses: bool = False) -> None:
         self.is_client = is_client
         self.reuses = reuses

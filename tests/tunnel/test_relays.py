@@ -36,6 +36,7 @@ class FakeVisitor:
         self.checks = 0
         self.visitor_address = b""
         self.use = 0
+        self.started_at = 0.0
         self.is_freed = False
         self._owner = owner
 
@@ -52,6 +53,12 @@ class FakeVisitor:
 
     def describe_visitor(self) -> str:
         return "somewhere"
+
+    def describe_near(self) -> str | None:
+        return None
+
+    def passed(self) -> tuple[int, int]:
+        return 0, 0
 
     def unanswered_s(self) -> float | None:
         self.checks += 1
@@ -74,6 +81,7 @@ class FakeForwarder:
 
 
 class FakeLink:
+    ident = "0123456789abcdef"
     is_client = False
     reuses = False
 

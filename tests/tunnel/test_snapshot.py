@@ -53,7 +53,7 @@ CONTRACT = {
     "connections": {"active": 0, "total": 0, "failed": 0, "limit": 1024},
     "bytes": {"in": 1, "out": 2},
     "refused": {"handshakes": 0, "prefaces": 0, "silent": 0},
-    "counters": {"links": 0, "vanished": 0},
+    "counters": {"links": 0, "vanished": 0, "kicked": 0},
     "rtt_ms": 0.4,
     "cooldown": {"remaining_s": 0.0, "attempt": 0},
     "restarts": 0,

@@ -65,6 +65,7 @@ class EncryptingFlow(Flow):
             self._on_source_ended()
             return STOPPED
         self._counter.total += got
+        self._passed += got
         scratch, seal, end, left = self._scratch, self._writer.seal, 0, got
         while left > MAX_CONTENT_BYTES:
             end = seal(scratch, end, MAX_CONTENT_BYTES)
@@ -168,6 +169,7 @@ class DecryptingFlow(Flow):
             self._on_sink_failed()
             return False
         self._counter.total += sent
+        self._passed += sent
         if sent == size:
             return True
         self._pending = b"".join(contents)[sent:]

@@ -9,6 +9,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
+from tunnel.engine.visitor_list import format_packed
+from tunnel.model.visitors import DIALING, VisitorView, visitor_id
 from tunnel.runtime import sockets
 from tunnel.runtime.connect_race import ConnectRace, describe_failures
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from tunnel.engine.relays import RelaySet
     from tunnel.model.events import EventLog
     from tunnel.model.spec import TunnelSpec
+    from tunnel.model.visitors import VisitorSelector
     from tunnel.runtime.connect_race import Failure
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.resolver import DialTarget
@@ -64,6 +67,14 @@ class TargetDial(ConnectRace):
     def on_all_failed(self, failures: Sequence[Failure]) -> None:
         """Report the failure to the dialler."""
         self._dialler.on_dial_failed(self, describe_failures(failures))
+
+    def describe(self) -> VisitorView:
+        """The visitor that it is for, as users see the visitor."""
+        link, data = self.link, self.data
+        link_id = link.ident if link is not None else None
+        ident = visitor_id(link.ident, data.ident, data.use) if link is not None and data is not None else None
+        address = format_packed(data.visitor_address) if data is not None else None
+        return VisitorView(ident, address, None, 0, 0, None, link_id, DIALING)
 
     def on_handler_error(self, error: Exception) -> None:
         """Fail this attempt alone, after a defect in it."""
@@ -132,6 +143,20 @@ class Dialler(ABC):
     def has_visitors(self) -> bool:
         """Whether a visitor waits for its target."""
         return any(dial.data is not None for dial in self._dials)
+
+    def visitors(self) -> list[VisitorView]:
+        """The visitors that wait for their target."""
+        return [dial.describe() for dial in self._dials if dial.data is not None]
+
+    def kick(self, selector: VisitorSelector) -> list[VisitorView]:
+        """Reset the selected visitors that wait for their target; return what was disconnected."""
+        kicked: list[VisitorView] = []
+        for dial in list(self._dials):
+            if (data := dial.data) is not None and selector.selects((seen := dial.describe()).id, data.visitor_address):
+                kicked.append(seen)
+                sockets.reset_on_close(data.sock)
+                self._drop([dial])
+        return kicked
 
     def find(self, link: Link, ident: int) -> TargetDial | None:
         """Return the dial for the visitor of a data connection."""

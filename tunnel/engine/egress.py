@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tunnel.engine.dialler import Dialler, TargetDial
     from tunnel.engine.link import EventTable, Link
     from tunnel.model.spec import TunnelSpec
+    from tunnel.model.visitors import VisitorSelector, VisitorView
 
 _MISSING_PER_S: Final = 50.0
 _MISSING_AT_ONCE: Final = 8192
@@ -37,6 +38,11 @@ class Egress(TunnelEnd):
         self._published_error: str | None = None
         self._publish_timer: asyncio.TimerHandle | None = None
         self._missing = TokenBucket(_MISSING_PER_S, _MISSING_AT_ONCE, self._loop.time())
+
+    @property
+    def is_ingress(self) -> bool:
+        """False: targets are dialled here."""
+        return False
 
     @property
     def reserved(self) -> int:
@@ -135,6 +141,17 @@ class Egress(TunnelEnd):
         if dial.link is not None:
             dial.link.session.send_visitor_failed(dial.data.ident, reason)
         self._notify_observers()
+
+    def waiting_visitors(self) -> list[VisitorView]:
+        """The visitors whose target is being dialled."""
+        return self._dialler.visitors()
+
+    def kick_waiting(self, selector: VisitorSelector) -> list[VisitorView]:
+        """Reset visitors whose target is being dialled."""
+        kicked = self._dialler.kick(selector)
+        if kicked:
+            self._notify_observers()
+        return kicked
 
     def disconnect(self, links: Collection[Link]) -> int:
         """Disconnect the visitors of these links, whose target is dialled or connected; return how many there were."""

@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tunnel.engine.cooldown import Cooldown
 from tunnel.engine.egress import Egress
 from tunnel.engine.ingress import Ingress
 from tunnel.engine.key_ring import KeyRing
 from tunnel.engine.link import DialStatusChanged, LinkClosed, PoolAvailable
 from tunnel.engine.stats import Stats
 from tunnel.engine.tunnel_end import EndParts
+from tunnel.engine.visitor_list import kick_visitors, list_visitors
 from tunnel.forwarding import create_forwarder
 from tunnel.model.events import EventKind, EventLog
 from tunnel.model.limits import configured_limits, default_limits
@@ -30,7 +32,7 @@ from tunnel.runtime import listeners
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from tunnel.engine.context import EngineContext
     from tunnel.engine.link import EventTable, Link, LinkEvent
@@ -39,41 +41,8 @@ if TYPE_CHECKING:
     from tunnel.model.events import Event, EventSink
     from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import Direction, TunnelSpec
+    from tunnel.model.visitors import VisitorSelector, VisitorView
     from tunnel.runtime.acceptor import Acceptor
-
-
-class Cooldown:
-    """The wait before the next attempt, which grows with each failure in a row."""
-
-    def __init__(self, retry_delay: Callable[[int, float], float]) -> None:
-        self._retry_delay = retry_delay
-        self.attempt = 0
-        """failed attempts in a row"""
-        self.next_attempt_at = 0.0
-        """on the loop's clock"""
-        self._skip = asyncio.Event()
-
-    def start(self, max_delay_s: float) -> float:
-        """Count a failed attempt; the seconds until the next one."""
-        self.attempt += 1
-        delay_s = self._retry_delay(self.attempt, max_delay_s)
-        self.next_attempt_at = asyncio.get_running_loop().time() + delay_s
-        self._skip.clear()
-        return delay_s
-
-    async def wait(self) -> None:
-        """Wait until the next attempt is due, or ``skip`` was called."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self.next_attempt_at):
-                await self._skip.wait()
-
-    def skip(self) -> None:
-        """End the present wait."""
-        self._skip.set()
-
-    def reset(self) -> None:
-        """An attempt has succeeded."""
-        self.attempt = 0
 
 
 class Engine(ABC):
@@ -170,6 +139,14 @@ class Engine(ABC):
             link.channel.set_read_size(values.signal_buffer)
         if self._end is not None:
             self._end.apply_settings(spec, self._max_visitors)
+
+    def visitors(self) -> AsyncIterator[list[VisitorView]]:
+        """Yield the present visitors in slices, so that others are served meanwhile."""
+        return list_visitors(self._end)
+
+    async def kick(self, selector: VisitorSelector) -> list[VisitorView]:
+        """Disconnect the selected visitors at once; return what was disconnected."""
+        return await kick_visitors(self._end, selector)
 
     # --- what the role does ---------------------------------------------------------------------------------------
 

@@ -9,9 +9,12 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
+from tunnel.engine.visitor_list import format_packed
 from tunnel.model.events import EventKind
+from tunnel.model.visitors import QUEUED, VisitorView
 from tunnel.protocol.frames import ConnectionsFreed, StreamsEnded, VisitorFailed
 from tunnel.protocol.visitor_address import pack_address
+from tunnel.runtime import sockets
 from tunnel.runtime.acceptor import Acceptor
 
 if TYPE_CHECKING:
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
     from tunnel.model.address import Address
     from tunnel.model.settings import Settings
     from tunnel.model.spec import TunnelSpec
+    from tunnel.model.visitors import VisitorSelector
+
+
+def _describe_queued(address: bytes) -> VisitorView:
+    return VisitorView(None, format_packed(address), None, 0, 0, None, None, QUEUED)
 
 
 class Ingress(TunnelEnd):
@@ -39,6 +47,11 @@ class Ingress(TunnelEnd):
         self._max_visitors = settings.semaphore_limit
         self.address: str | None = None
         """where visitors are accepted, once they are"""
+
+    @property
+    def is_ingress(self) -> bool:
+        """True: visitors are accepted here."""
+        return True
 
     @property
     def queued(self) -> int:
@@ -144,11 +157,33 @@ class Ingress(TunnelEnd):
             link.send_queue_length(len(self._queue))
 
     def _launch(self, link: Link, visitor: socket.SocketType, peer: object, data: DataConnection) -> None:
-        link.send_launch(data.ident, pack_address(peer))
+        address = data.visitor_address = pack_address(peer)
+        link.send_launch(data.ident, address)
         stats = self.stats
         stats.signals += 1
         stats.total += 1
         self.relays.start(visitor, data, link, near_events=None)
+
+    def waiting_visitors(self) -> list[VisitorView]:
+        """The visitors in the queue."""
+        return [_describe_queued(pack_address(peer)) for _, peer, _ in self._queue]
+
+    def kick_waiting(self, selector: VisitorSelector) -> list[VisitorView]:
+        """Reset visitors in the queue."""
+        kicked, queue = [], self._queue
+        for entry in list(queue):
+            visitor, peer, _ = entry
+            address = pack_address(peer)
+            if selector.selects(None, address):
+                queue.remove(entry)
+                kicked.append(_describe_queued(address))
+                sockets.reset_on_close(visitor)
+                self.reactor.close(visitor)
+        if kicked and self._link is not None:
+            self._link.send_queue_length(len(queue))
+        if kicked:
+            self._on_room_freed()
+        return kicked
 
     def register_handlers(self, table: EventTable) -> None:
         """Enter the handlers of visitors that failed at the egress, and of streams that are complete."""

@@ -53,7 +53,7 @@ class DataConnection:
         self.use = 0
         """which visitor uses it next, from 0"""
         self.visitor_address = UNKNOWN
-        """at the egress: the address of the visitor who uses it, as LAUNCH brought it"""
+        """the address of the visitor that uses the connection, as LAUNCH carries it"""
         self.events = events
         """all event bits that the reactor has reported and no relay has handled yet"""
         self.keepalive_enabled = False

@@ -73,6 +73,10 @@ class RelaySet:
         for relay in list(self._by_link.pop(link, {}).values()):
             relay.on_link_lost()
 
+    def running(self) -> list[ForwardedVisitor]:
+        """Return the relays that run now, in no order; each of them may end at any time."""
+        return list(self._running)
+
     def find(self, link: RelayLink, ident: int) -> ForwardedVisitor | None:
         """Return the running relay over this data connection of a link, if there is one."""
         relays = self._by_link.get(link)

@@ -33,6 +33,11 @@ class Stats:
         """Count a link that was established."""
         self.counters = replace(self.counters, links=self.counters.links + 1)
 
+    def count_kicked(self, visitors: int) -> None:
+        """Count visitors that were disconnected by command."""
+        if visitors:
+            self.counters = replace(self.counters, kicked=self.counters.kicked + visitors)
+
     def count_vanished(self, visitors: int) -> None:
         """Count visitors that were disconnected because a peer had vanished."""
         self.counters = replace(self.counters, vanished=self.counters.vanished + visitors)

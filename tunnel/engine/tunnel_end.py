@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tunnel.forwarding import Forwarder
     from tunnel.model.events import EventLog
     from tunnel.model.spec import TunnelSpec
+    from tunnel.model.visitors import VisitorSelector, VisitorView
     from tunnel.runtime.acceptor import Acceptor
     from tunnel.runtime.reactor import Reactor
 
@@ -65,6 +66,11 @@ class TunnelEnd(ABC):
 
     @property
     @abstractmethod
+    def is_ingress(self) -> bool:
+        """Whether visitors are accepted here."""
+
+    @property
+    @abstractmethod
     def reserved(self) -> int:
         """Descriptors that present visitors will need yet."""
 
@@ -102,6 +108,14 @@ class TunnelEnd(ABC):
     def queued(self) -> int:
         """Number of visitors that wait for a data connection."""
         return 0
+
+    @abstractmethod
+    def waiting_visitors(self) -> list[VisitorView]:
+        """The visitors that are not forwarded yet."""
+
+    @abstractmethod
+    def kick_waiting(self, selector: VisitorSelector) -> list[VisitorView]:
+        """Reset those of them that are selected; return what was disconnected."""
 
     @abstractmethod
     def register_handlers(self, table: EventTable) -> None:

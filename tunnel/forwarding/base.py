@@ -38,13 +38,16 @@ class UsedConnection(Protocol):
     sock: socket.SocketType
     flow_source: FlowSource
     visitor_address: bytes
-    """the visitor's address as LAUNCH brought it; empty at an ingress"""
+    """the visitor's address as LAUNCH carries it; empty if unknown"""
     use: int
     """which visitor of this data connection it is, from 0"""
 
 
 class RelayLink(Protocol):
     """The link, as its forwarded visitors see it."""
+
+    ident: str
+    """public random id of the link"""
 
     @property
     def is_client(self) -> bool:
@@ -74,7 +77,9 @@ class ForwardedVisitor(Protocol):
     link: RelayLink
     """the link that it was started on; it may be lost by now"""
     visitor_address: bytes
-    """the visitor's address as LAUNCH brought it; empty at an ingress"""
+    """the visitor's address as LAUNCH carries it; empty if unknown"""
+    started_at: float
+    """on the monotonic clock"""
     use: int
     is_open: bool
     is_freed: bool
@@ -98,6 +103,12 @@ class ForwardedVisitor(Protocol):
 
     def describe_visitor(self) -> str:
         """Return the visitor's address as text."""
+
+    def describe_near(self) -> str | None:
+        """Return the address of the peer on the near side, the visitor's or the target's, as text; None: unknown."""
+
+    def passed(self) -> tuple[int, int]:
+        """Return the bytes that came from the near side, and those that went to it, while the visitor is connected."""
 
     def unanswered_s(self) -> float | None:
         """Return the seconds since the last sign of a peer that leaves data unacknowledged; None if both answer."""

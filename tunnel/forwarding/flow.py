@@ -226,6 +226,11 @@ class Flow(ABC):
         return self.relay.announce_end(self, self._passed)
 
     @property
+    def passed(self) -> int:
+        """Bytes of the visitor or the target that this flow has moved."""
+        return self._passed
+
+    @property
     def is_source_live(self) -> bool:
         """Whether the source has shown neither an end nor a failure, nor urgent data."""
         return self._source_state is LIVE

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from tunnel.forwarding.flow import COPIED, DRAINED, ENDED, LIVE, SPLICED, STOPPED, ByteCounter, Flow, FlowState
@@ -174,6 +175,7 @@ class Relay:
         "is_open",
         "keepalive_enabled",
         "link",
+        "started_at",
         "use",
         "visitor_address",
     )
@@ -193,6 +195,7 @@ class Relay:
         self.is_open = True
         self.is_freed = False
         self.keepalive_enabled = False
+        self.started_at = monotonic()
         self.forwarder = forwarder
         self._near = near
         far = self._far = data.sock
@@ -248,6 +251,17 @@ class Relay:
         """Return the visitor's address as text: from LAUNCH, or from the socket at an ingress."""
         address = unpack_address(self.visitor_address)
         return sockets.format_peer(self._near) if address is None else sockets.format_address(address)
+
+    def describe_near(self) -> str | None:
+        """Return the address of the peer on the near side as text; None if the kernel no longer knows the address."""
+        try:
+            return sockets.format_address(self._near.getpeername())
+        except OSError:
+            return None
+
+    def passed(self) -> tuple[int, int]:
+        """Return the bytes that came from the near side, and those that went to it; of an open relay only."""
+        return self._from_near.passed, self._to_near.passed
 
     def unanswered_s(self) -> float | None:
         """Return the seconds since the last sign of a peer that leaves data unacknowledged; None if both answer."""

@@ -99,6 +99,7 @@ class CountersView(_View):
 
     links: int = _counter("Links that were established.")
     vanished: int = _counter("Visitors disconnected because a peer no longer acknowledged data.")
+    kicked: int = _counter("Visitors disconnected by command.")
 
     def plus(self, other: CountersView) -> CountersView:
         """Return the counts of both, field by field."""

@@ -1,0 +1,88 @@
+"""The table of visitors that ``visitors`` and ``kick`` print, and the orders in which it can be sorted."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.process.logformat import printable
+from orchestrator.table import align_columns, format_bytes
+
+if TYPE_CHECKING:
+    from orchestrator.status.json_types import VisitorJson
+
+SortValue = tuple[object, ...]
+
+
+def total_bytes(visitor: VisitorJson) -> int:
+    """Return the bytes of both directions."""
+    return visitor["bytes"]["in"] + visitor["bytes"]["out"]
+
+
+def total_rate(visitor: VisitorJson) -> int:
+    """Return the bits per second of both directions; 0 if they are not known."""
+    rates = visitor["rates"]
+    return rates["in_bps"] + rates["out_bps"] if rates else 0
+
+
+def address_order(text: str | None) -> SortValue:
+    """Return what sorts addresses by their numbers, IPv4 first, unknown ones last."""
+    host, _, port = (text or "").rpartition(":")
+    try:
+        ip = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return (9, 0, 0)
+    return (ip.version, int(ip), int(port) if port.isdigit() else 0)
+
+
+SORT_KEYS: Final[dict[str, Callable[[VisitorJson], SortValue]]] = {
+    "rate": lambda v: (-total_rate(v),),
+    "bytes": lambda v: (-total_bytes(v),),
+    "age": lambda v: (-(v["age_s"] or 0.0),),
+    "address": lambda v: address_order(v["address"]),
+    "tunnel": lambda v: (v["tunnel"],),
+    "target": lambda v: (v["target"] is None, v["target"] or ""),
+}
+"""By name: what sorts the largest rates, bytes and ages first, and texts upwards."""
+
+
+def sort_visitors(visitors: Iterable[VisitorJson], key: str, limit: int | None = None) -> list[VisitorJson]:
+    """Return visitors in an order of SORT_KEYS, those of one tunnel and address together, at most ``limit``."""
+    order = SORT_KEYS[key]
+    ordered = sorted(visitors, key=lambda v: (*order(v), v["tunnel"], *address_order(v["address"]), v["id"] or ""))
+    return ordered[:limit]
+
+
+def format_age(seconds: float | None) -> str:
+    """Return a duration in at most six characters: ``7s``, ``4m10s``, ``3h05m``, ``12d03h``."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole // 60 % 60:02}m"
+    return f"{whole // 86400}d{whole // 3600 % 24:02}h"
+
+
+def format_rate(bits_per_s: int | None) -> str:
+    """Return a rate in bytes per second; ``-`` if it is not known."""
+    return "-" if bits_per_s is None else f"{format_bytes(bits_per_s // 8)}/s"
+
+
+def format_visitors(visitors: Sequence[VisitorJson]) -> str:
+    """Return a line of headings and one for each visitor; rates only if some are known."""
+    has_rates = any(visitor["rates"] for visitor in visitors)
+    titles = ["TUNNEL", "ADDRESS", "STATE", "AGE", "FROM VISITOR", "TO VISITOR"]
+    rows = [[*titles, *(["RATE FROM", "RATE TO"] if has_rates else []), "TARGET", "ID"]]
+    for one in visitors:
+        rates = one["rates"]
+        cells = [one["tunnel"], one["address"] or "-", one["state"], format_age(one["age_s"])]
+        cells += [format_bytes(one["bytes"]["in"]), format_bytes(one["bytes"]["out"])]
+        if has_rates:
+            cells += [format_rate(rates and rates["in_bps"]), format_rate(rates and rates["out_bps"])]
+        rows.append([printable(cell) for cell in (*cells, one["target"] or "-", one["id"] or "-")])
+    return align_columns(rows)

@@ -1,0 +1,239 @@
+"""The list of visitors and the ways to disconnect them: the selector alone, then engines over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.engine_parts import no_descriptor_leak, shared_parts
+from tests.support.scale import GUARD_S
+from tests.support.waiting import wait_until_async
+from tests.tunnel.test_engine import (
+    RunningEngine,
+    client_spec,
+    echo,
+    pair,
+    running_engine,
+    server_spec,
+    visitors_address,
+)
+from tunnel.engine.context import EngineContext
+from tunnel.engine.visitor_list import kick_visitors, list_visitors
+from tunnel.model.address import parse_address
+from tunnel.model.errors import InvalidValueError
+from tunnel.model.spec import DataTls, Direction
+from tunnel.model.state import State
+from tunnel.model.visitors import CONNECTED, QUEUED, VisitorView, parse_selector, visitor_id
+from tunnel.protocol.visitor_address import pack_address
+
+UP = State.UP
+IPS = st.ip_addresses(v=4) | st.ip_addresses(v=6, network="2000::/3")
+PORTS = st.integers(1, 65535)
+
+
+@given(IPS, IPS, PORTS, st.data())
+def test_a_network_selects_what_the_standard_library_says_is_in_it(
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    other: ipaddress.IPv4Address | ipaddress.IPv6Address,
+    port: int,
+    data: st.DataObject,
+) -> None:
+    bits = data.draw(st.integers(0, ip.max_prefixlen))
+    network = ipaddress.ip_network(f"{ip}/{bits}", strict=False)
+    selector = parse_selector(str(network))
+    assert selector.selects("any", pack_address((str(ip), port)))
+    assert selector.selects("any", pack_address((str(other), port))) is (other in network)
+
+
+@given(IPS, PORTS, PORTS)
+def test_an_address_with_a_port_selects_one_connection(
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int, other: int
+) -> None:
+    if ip.is_multicast or str(ip) == "255.255.255.255":
+        return  # TCP has no such visitors
+    selector = parse_selector(f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}")
+    assert selector.selects(None, pack_address((str(ip), port)))
+    assert selector.selects(None, pack_address((str(ip), other))) is (port == other)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_selector_or_a_sentence(text: str) -> None:
+    with contextlib.suppress(InvalidValueError):
+        parse_selector(text)
+
+
+def test_a_mapped_address_selects_visitors_of_ipv4() -> None:
+    visitor = pack_address(("192.0.2.7", 1))
+    assert parse_selector("::ffff:192.0.2.7").selects(None, visitor)
+    assert parse_selector("::ffff:192.0.2.0/120").selects(None, visitor)
+    assert not parse_selector("::/0").selects(None, visitor)
+
+
+def test_an_id_selects_one_visitor_and_no_unknown_one() -> None:
+    ident = visitor_id("0123456789abcdef", 7, 2)
+    assert ident == "0123456789abcdef-7.2"
+    selector = parse_selector(ident)
+    assert selector.selects(ident, b"")
+    assert not selector.selects(visitor_id("0123456789abcdef", 7, 0), b"")
+    assert not selector.selects(None, pack_address(("192.0.2.7", 1)))
+
+
+@pytest.mark.parametrize("text", ["192.0.2.1/24", "", "web", "192.0.2", "0123456789abcdef-", "192.0.2.1:99999", "*"])
+def test_what_is_no_selector_is_named_with_the_way_out(text: str) -> None:
+    with pytest.raises(InvalidValueError, match=r"write 192\.0\.2\.0/24|write a visitor's ID, an IP address"):
+        parse_selector(text)
+
+
+# --- engines ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def shared() -> AsyncIterator[EngineContext]:
+    with no_descriptor_leak():
+        async with shared_parts() as parts:
+            yield parts
+
+
+class Visitor:
+    """A connected visitor that has had an answer."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.address = "{}:{}".format(*writer.get_extra_info("sockname"))
+
+    async def is_reset(self) -> bool:
+        """Whether the connection ends with a reset, within a time."""
+        async with asyncio.timeout(GUARD_S):
+            try:
+                await self.reader.read()
+            except ConnectionResetError:
+                return True
+            return False
+
+
+@asynccontextmanager
+async def visitor_from(host: str, address: str, size: int = 1) -> AsyncIterator[Visitor]:
+    where = parse_address(address)
+    reader, writer = await asyncio.open_connection(where.host, where.port, local_addr=(host, 0))
+    try:
+        async with asyncio.timeout(GUARD_S):
+            writer.write(bytes(size))
+            await reader.readexactly(size)
+        yield Visitor(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+async def listed(running: RunningEngine) -> list[VisitorView]:
+    return [visitor async for visitors in running.engine.visitors() for visitor in visitors]
+
+
+def _active(running: RunningEngine) -> int:
+    return running.engine.snapshot().connections.active
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
+async def test_both_ends_list_a_visitor_with_the_same_id_address_and_bytes(
+    shared: EngineContext, direction: Direction, data_tls: DataTls
+) -> None:
+    async with echo() as target, pair(shared, target, direction, data_tls=data_tls) as ends:
+        ingress, egress = ends if direction is Direction.REVERSE else ends[::-1]
+        async with visitor_from("127.0.0.7", visitors_address(*ends), size=100_000) as visitor:
+            (near,), (far,) = await listed(ingress), await listed(egress)
+            assert near.address == far.address == visitor.address
+            assert near.id == far.id
+            assert near.link == far.link == ingress.engine.snapshot().link
+            assert (near.from_visitor, near.to_visitor) == (far.from_visitor, far.to_visitor) == (100_000, 100_000)
+            assert near.target is None
+            assert far.target == target
+            assert near.state == far.state == CONNECTED
+            assert near.since is not None
+            assert far.since is not None
+            assert abs(near.since - time.time()) < GUARD_S
+        await wait_until_async(lambda: not _active(ingress) and not _active(egress), "the visitor has left")
+        assert await listed(ingress) == []
+
+
+@pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
+@pytest.mark.parametrize("at_ingress", [True, False])
+async def test_a_kick_at_either_end_resets_the_selected_visitors_and_no_other(
+    shared: EngineContext, data_tls: DataTls, *, at_ingress: bool
+) -> None:
+    async with echo() as target, pair(shared, target, data_tls=data_tls) as (server, client):
+        address = visitors_address(server, client)
+        async with (
+            visitor_from("127.0.1.1", address) as first,
+            visitor_from("127.0.1.254", address) as second,
+            visitor_from("127.0.2.1", address) as other,
+        ):
+            end = server if at_ingress else client
+            kicked = await end.engine.kick(parse_selector("127.0.1.0/24"))
+            assert {one.address for one in kicked} == {first.address, second.address}
+            assert await first.is_reset()
+            assert await second.is_reset()
+            other.writer.write(b"still here")
+            assert await other.reader.readexactly(10) == b"still here"
+            await wait_until_async(lambda: _active(server) == _active(client) == 1, "two have left")
+            assert end.engine.snapshot().counters.kicked == 2
+
+
+async def test_a_kick_by_id_means_one_visitor(shared: EngineContext) -> None:
+    async with echo() as target, pair(shared, target) as (server, client):
+        address = visitors_address(server, client)
+        async with visitor_from("127.0.0.1", address) as one, visitor_from("127.0.0.1", address) as other:
+            ident = next(seen.id for seen in await listed(client) if seen.address == one.address)
+            assert ident is not None
+            (kicked,) = await server.engine.kick(parse_selector(ident))
+            assert kicked.id == ident
+            assert await one.is_reset()
+            assert await server.engine.kick(parse_selector(ident)) == []
+            assert [seen.address for seen in await listed(server)] == [other.address]
+
+
+async def test_a_waiting_visitor_is_listed_without_id_and_can_be_kicked(shared: EngineContext) -> None:
+    async with running_engine(shared, server_spec("127.0.0.1:0")) as server:
+        await server.wait_state(State.WAITING)
+        where = parse_address(server.engine.snapshot().target_addr)
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        visitor = Visitor(reader, writer)
+        await wait_until_async(lambda: server.engine.snapshot().signals.queued == 1, "it waits")
+        (seen,) = await listed(server)
+        assert (seen.id, seen.address, seen.state) == (None, visitor.address, QUEUED)
+        assert await server.engine.kick(parse_selector("127.0.0.2")) == []
+        assert len(await server.engine.kick(parse_selector("127.0.0.1"))) == 1
+        assert await visitor.is_reset()
+        assert server.engine.snapshot().signals.queued == 0
+        writer.transport.abort()
+
+
+async def test_a_visitor_whose_target_is_dialled_can_be_kicked_at_the_egress(shared: EngineContext) -> None:
+    dead = "192.0.2.1:9"  # TEST-NET-1 (RFC 5737): packets are dropped or refused
+    async with running_engine(shared, server_spec("127.0.0.1:0")) as server:
+        await server.wait_state(State.WAITING)
+        async with running_engine(shared, client_spec(server, dead)) as client:
+            await client.wait_state(UP)
+            where = parse_address(server.engine.snapshot().target_addr)
+            reader, writer = await asyncio.open_connection(where.host, where.port)
+            await wait_until_async(lambda: client.engine.snapshot().signals.total == 1, "its launch has arrived")
+            if not await listed(client):
+                writer.transport.abort()
+                pytest.skip("this network refuses the address at once")
+            kicked = await client.engine.kick(parse_selector("127.0.0.1"))
+            assert [one.state for one in kicked] == ["dialing"]
+            assert await Visitor(reader, writer).is_reset()
+            writer.transport.abort()
+
+
+async def test_an_engine_without_an_end_has_no_visitors() -> None:
+    assert [visitors async for visitors in list_visitors(None)] == []
+    assert await kick_visitors(None, parse_selector("0.0.0.0/0")) == []

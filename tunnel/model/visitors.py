@@ -1,0 +1,102 @@
+"""A visitor as users see it, and which visitors a user means by an id, an address or a network. Pure data."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from tunnel.model.address import parse_address
+from tunnel.model.errors import InvalidValueError, TunnelError
+
+_ID: Final = re.compile(r"[0-9a-f]{16}-[0-9]{1,20}(\.[0-9]{1,20})?")
+_HINT: Final = "write a visitor's ID, an IP address with or without its port, or a network as in 192.0.2.0/24"
+_MAX_TEXT_LENGTH: Final = 120
+
+
+class VisitorView(NamedTuple):
+    """One visitor at one moment, as one end of its tunnel sees the visitor. Can be pickled. None: unknown."""
+
+    id: str | None
+    """the same at both ends; None while the visitor waits for a data connection"""
+    address: str | None
+    since: float | None
+    """seconds since the epoch; computed from the monotonic clock, so it moves when the wall clock is set"""
+    from_visitor: int
+    """bytes"""
+    to_visitor: int
+    """bytes"""
+    target: str | None
+    """the address that was dialled; None at an ingress, which does not know it"""
+    link: str | None
+    state: str
+    """``queued`` (no data connection yet), ``dialing`` (no target yet) or ``connected``"""
+
+
+QUEUED: Final = "queued"
+DIALING: Final = "dialing"
+CONNECTED: Final = "connected"
+VISITOR_STATES: Final = (QUEUED, DIALING, CONNECTED)
+
+
+def visitor_id(link: str, ident: int, use: int) -> str:
+    """Return the id of the visitor of a data connection, the same at both ends: link, data connection, use."""
+    return f"{link}-{ident}.{use}" if use else f"{link}-{ident}"
+
+
+@dataclass(frozen=True, slots=True)
+class VisitorSelector:
+    """Which visitors a user means: one id, or all that come from a network, perhaps from one port."""
+
+    id: str | None = None
+    network: bytes = b""
+    """the first address of the network in 4 or 16 bytes; empty if ``id`` is set"""
+    prefix_length: int = 0
+    port: int | None = None
+
+    def selects(self, ident: str | None, address: bytes) -> bool:
+        """Whether this visitor is meant; ``address`` is packed as LAUNCH carries it: the port, then the IP address."""
+        if self.id is not None:
+            return ident == self.id
+        if len(address) != 2 + len(self.network):
+            return False
+        if self.port is not None and int.from_bytes(address[:2]) != self.port:
+            return False
+        shift = 8 * len(self.network) - self.prefix_length
+        return int.from_bytes(address[2:]) >> shift == int.from_bytes(self.network) >> shift
+
+
+def parse_selector(text: str) -> VisitorSelector:
+    """Parse ``ID``, ``ADDRESS``, ``ADDRESS:PORT`` or ``NETWORK/BITS``. Raises InvalidValueError with a sentence."""
+    text = text.strip()
+    shown = repr(text[:_MAX_TEXT_LENGTH])
+    if _ID.fullmatch(text):
+        return VisitorSelector(text)
+    try:
+        if "/" in text:
+            return _select_network(ipaddress.ip_network(text))
+        if (host := text.removeprefix("[").removesuffix("]")) and _is_ip(host):
+            return _select_network(ipaddress.ip_network(host.partition("%")[0]))
+        address = parse_address(text)
+        return _select_network(ipaddress.ip_network(address.host.partition("%")[0]), address.port)
+    except (ValueError, TunnelError) as error:
+        if "host bits" in str(error):
+            meant = ipaddress.ip_network(text, strict=False)
+            raise InvalidValueError(f"{{}} is an address inside of a network; write {meant}", shown) from None
+        raise InvalidValueError(f"{{}} names no visitor; {_HINT}", shown) from None
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _select_network(network: ipaddress.IPv4Network | ipaddress.IPv6Network, port: int | None = None) -> VisitorSelector:
+    address, length = network.network_address, network.prefixlen
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None and length >= 96:
+        return VisitorSelector(network=address.ipv4_mapped.packed, prefix_length=length - 96, port=port)
+    return VisitorSelector(network=address.packed, prefix_length=length, port=port)
