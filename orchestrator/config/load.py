@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 
+from orchestrator.config.address_claims import AddressClaim, ClaimTable, address_claims
 from orchestrator.config.advice import SecretPlaces, advise
 from orchestrator.config.document import (
     DocumentLimits,
@@ -46,13 +47,14 @@ from orchestrator.config.file_set import (
     resolve_pattern,
 )
 from orchestrator.config.include_search import MAX_DIRECTORIES, IncludeSearch, TooManyDirectoriesError
-from orchestrator.config.manifest import Entry, Manifest, addresses_conflict, listen_addresses
+from orchestrator.config.manifest import Entry, Manifest
 from orchestrator.config.scalars import check_keys, read_scalar, read_scalars
 from orchestrator.config.schema_parts import VERSION
 from orchestrator.config.supervisor_settings import ApiSettings, MqttSettings, SupervisorSettings
 from tunnel.model.errors import InvalidValueError, OptionError, did_you_mean
 from tunnel.model.files import FileError
 from tunnel.model.options import OPTIONS, OptionLayer, environment_layer
+from tunnel.model.spec import Role
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -70,6 +72,8 @@ _SECTION_MODELS: Final[dict[tuple[str, ...], type[BaseModel]]] = {
     ("api",): ApiSettings,
     ("mqtt",): MqttSettings,
 }
+PORT_OPTIONS: Final = ("data_port", "tls_cert", "tls_key")
+"""Options of a tunnel port: servers that share one have the same."""
 _EXAMPLE: Final = f"write at least {SMALLEST_FILE}"
 
 PlainValue: TypeAlias = "str | list[None] | dict[str, PlainValue] | None"
@@ -331,21 +335,41 @@ class _Loader:
     # --- all entries together -------------------------------------------------------------------------------------
 
     def _check_addresses(self) -> None:
-        """Report tunnels that would listen on the same address."""
-        used: dict[int, list[tuple[Address, Entry]]] = {}
+        """Report tunnels that would listen on the same address, or share a tunnel port and disagree about it."""
+        used: ClaimTable[Entry] = ClaimTable()
+        ports: dict[Address, Entry] = {}
         for entry in self.entries:
             if not entry.enabled:  # a disabled tunnel may share its port with an enabled one
                 continue
-            for address in listen_addresses(entry.spec):
-                others = used.setdefault(address.port, [])
-                clash = next(((a, e) for a, e in others if addresses_conflict(address, a)), None)
-                if clash and clash[1] is entry:
-                    message = f"the tunnel would listen on {address} twice; give it different ports"
-                    self._report(entry.origin, message)
-                elif clash:
-                    other = f"{quote(clash[1].name)} at {clash[1].origin} listens on {clash[0]}"
-                    self._report(entry.origin, f"the tunnel would listen on {address}, but {other} already")
-                others.append((address, entry))
+            for claim in address_claims(entry.spec):
+                clash = next(used.conflicts(claim), None)
+                if clash is not None:
+                    self._report(entry.origin, _describe_clash(entry, claim, *clash))
+                used.add(claim, entry)
+            if entry.spec.role is Role.SERVER and entry.spec.tunnel.port:
+                self._check_shared_port(entry, ports.setdefault(entry.spec.tunnel, entry))
+
+    def _check_shared_port(self, entry: Entry, first: Entry) -> None:
+        """Report options that belong to a tunnel port and differ between two entries on it."""
+        for option in map(OPTIONS.__getitem__, PORT_OPTIONS):
+            ours, theirs = option.format(entry.spec) or "none", option.format(first.spec) or "none"
+            if ours != theirs:
+                origin = entry.origins.get(option.name)
+                text = f"{option.name}: {ours} here and {theirs} for {quote(first.name)} at {first.origin}"
+                hint = f"servers that share the port {entry.spec.tunnel} need the same"
+                self._report((origin.place if origin else None) or entry.origin, f"{text}; {hint}")
+
+
+def _describe_clash(entry: Entry, claim: AddressClaim, other: AddressClaim, holder: Entry) -> str:
+    if holder is entry:
+        return f"the tunnel would listen on {claim.address} twice; give it different ports"
+    text = f"the tunnel would listen on {claim.address}, but {quote(holder.name)} at {holder.origin}"
+    text = f"{text} listens on {other.address} already"
+    if claim.is_shareable and claim.tunnel == other.tunnel:
+        return f"{text}; to share the port, give each a service of its own (service=, the same at its client)"
+    if claim.is_shareable and other.is_shareable and claim.service != other.service:
+        return f"{text}; to share the port, write its address in the same way"
+    return text
 
 
 def _section_fault(section: MappingNode, detail: ErrorDetails) -> Fault:

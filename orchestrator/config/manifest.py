@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
-
-from tunnel.model.address import Address
-from tunnel.model.spec import Direction, Mode, Role
-from tunnel.runtime import listeners
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +13,7 @@ if TYPE_CHECKING:
     from orchestrator.config.faults import Fault, Place
     from orchestrator.config.file_set import FileSet
     from orchestrator.config.supervisor_settings import SupervisorSettings
+    from tunnel.model.address import Address
     from tunnel.model.spec import TunnelSpec
 
 
@@ -75,21 +72,6 @@ class Manifest:
     warnings: tuple[Fault, ...] = ()
     sources: FileSet
     reload: ManifestReader = field(compare=False, repr=False)
-
-
-def listen_addresses(spec: TunnelSpec) -> Iterator[Address]:
-    """Yield the fixed addresses a tunnel will listen on, as far as its configuration determines them.
-
-    Port 0 is yielded as well; it conflicts with no other address.
-    """
-    if spec.role is Role.SERVER:
-        yield spec.tunnel
-        if spec.data_port:
-            yield Address(spec.tunnel.host, spec.data_port)
-        if listeners.decide_direction(spec) is Direction.REVERSE:
-            yield spec.target
-    elif spec.mode is Mode.FORWARD:  # in auto the server decides: the address may be one to dial
-        yield spec.target
 
 
 def addresses_conflict(one: Address, other: Address) -> bool:

@@ -7,7 +7,8 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.config.manifest import Entry, addresses_conflict, listen_addresses
+from orchestrator.config.address_claims import AddressClaim, ClaimTable, address_claims
+from orchestrator.config.manifest import Entry
 from orchestrator.config.plan import EntryResult
 from orchestrator.supervisor.crash_reports import describe_crash
 from tunnel.model.spec import Direction, Mode, Role
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from orchestrator.supervisor.registry import TunnelRegistry
     from orchestrator.supervisor.runner import TunnelRunner
-    from tunnel.model.address import Address
     from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import TunnelSpec
 
@@ -36,17 +36,16 @@ class AddressTable:
     """The addresses on which tunnels listen, or may listen."""
 
     def __init__(self, runners: Iterable[TunnelRunner]) -> None:
-        self._by_port: dict[int, list[tuple[Address, TunnelRunner]]] = {}
+        self._claims: ClaimTable[TunnelRunner] = ClaimTable()
         for runner in runners:
-            for address in _addresses(runner.spec):
-                self._by_port.setdefault(address.port, []).append((address, runner))
+            for claim in _claims(runner.spec):
+                self._claims.add(claim, runner)
 
     def conflicts(self, entry: Entry) -> Iterator[TunnelRunner]:
-        """The tunnels that use an address which the entry wants."""
-        for wanted in _addresses(entry.spec):
-            for address, runner in self._by_port.get(wanted.port, ()):
-                if addresses_conflict(wanted, address):
-                    yield runner
+        """The tunnels that use an address which the entry wants and cannot share with them."""
+        for wanted in _claims(entry.spec):
+            for _, runner in self._claims.conflicts(wanted):
+                yield runner
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,10 +173,10 @@ class Handover:
         self._registry.retire(one.runner, self._drain_timeout, CHANGED if one.is_same_tunnel else REMOVED)
 
 
-def _addresses(spec: TunnelSpec) -> Iterator[Address]:
-    yield from listen_addresses(spec)
+def _claims(spec: TunnelSpec) -> Iterator[AddressClaim]:
+    yield from address_claims(spec)
     if spec.role is Role.CLIENT and spec.mode is Mode.AUTO:  # perhaps: only the running engine knows its direction
-        yield spec.target
+        yield AddressClaim(spec.target)
 
 
 def _may_come_free(one: Replacement, error: Exception, addresses: AddressTable) -> bool:

@@ -25,11 +25,12 @@ from orchestrator.workers.messages import (
 )
 from orchestrator.workers.remote import RemoteEngine
 from tunnel.model.events import EventKind
-from tunnel.model.spec import LogLevel
+from tunnel.model.spec import LogLevel, Role
 from tunnel.runtime import sockets
 from tunnel.runtime.python_programs import module_command, python_environment
 
 if TYPE_CHECKING:
+    from tunnel.model.address import Address
     from tunnel.model.events import EventSink
     from tunnel.model.spec import TunnelSpec
 
@@ -56,7 +57,7 @@ class WorkerTiming:
 
 
 def choose_worker(home: int | None, loads: Sequence[int]) -> int:
-    """The index of the worker that gets an engine: the tunnel's former one if there is one, else the least loaded."""
+    """The index of the worker that gets an engine: its home if the tunnel or port has one, else the least loaded."""
     if home is not None and home < len(loads):
         return home
     return min(range(len(loads)), key=lambda number: loads[number])
@@ -277,13 +278,15 @@ class WorkerPool:
         """``notify_activity`` is called with the names of tunnels whose snapshots changed."""
         numbers = range(1, count + 1)
         self._workers = [WorkerProcess(number, emit, notify_activity, timing=timing) for number in numbers]
-        self._homes: dict[str, int] = {}
+        self._homes: dict[str | Address, int] = {}  # by the tunnel's name, and by the address of a server's port
         self._numbers: Final = itertools.count(1)
 
     def make_engine(self, name: str, spec: TunnelSpec, sink: EventSink) -> RemoteEngine:
-        """An EngineFactory: the engine runs in one of the workers, the same for all engines of a tunnel."""
-        home = choose_worker(self._homes.get(name), [worker.load for worker in self._workers])
-        self._homes[name] = home
+        """An EngineFactory: the engine runs in one of the workers, the same for all engines of a tunnel or a port."""
+        port = spec.tunnel if spec.role is Role.SERVER and spec.tunnel.port else name
+        former = self._homes.get(port, self._homes.get(name))
+        home = choose_worker(former, [worker.load for worker in self._workers])
+        self._homes[port] = self._homes[name] = home
         return RemoteEngine(next(self._numbers), name, spec, self._workers[home], sink)
 
     @contextlib.asynccontextmanager

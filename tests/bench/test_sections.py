@@ -5,7 +5,7 @@ import pytest
 
 from tests.bench import __main__ as command
 from tests.bench import contenders as contender_list
-from tests.bench import fleet, results, screen, side_by_side, tunnels, watched, workers
+from tests.bench import fleet, gateway, results, screen, side_by_side, tunnels, watched, workers
 from tests.bench.daemons import cpu_seconds, load_tunnels, start_pairs
 from tests.bench.processes import find_program
 from tests.bench.report import Metric, Outcome, Sheet
@@ -19,7 +19,17 @@ SECTIONS = [
         [contender_list.direct(), contender_list.haproxy(), contender_list.ours()], side_by_side.KINDS
     ),
     side_by_side.tls(None),
-    *(make(PROGRAM) for make in (workers.section, watched.section, tunnels.section, screen.section, fleet.section)),
+    *(
+        make(PROGRAM)
+        for make in (
+            workers.section,
+            watched.section,
+            tunnels.section,
+            gateway.section,
+            screen.section,
+            fleet.section,
+        )
+    ),
 ]
 every_section = pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orchestrator.config.manifest import listen_addresses
+from orchestrator.config.address_claims import address_claims
 from orchestrator.supervisor.runner import stopped_snapshot
 from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
@@ -53,7 +53,7 @@ class FakeEngine:
 
     async def prepare(self, predecessor: FakeEngine) -> None:
         await asyncio.sleep(0)
-        for address in listen_addresses(self.spec):
+        for address in self._addresses():
             if self.ports.get(address, predecessor) not in {predecessor, self}:
                 error = NetError(f"cannot listen on {address}: address in use")
                 error.errno = errno.EADDRINUSE
@@ -61,7 +61,7 @@ class FakeEngine:
         self._bind()
 
     async def run(self) -> None:
-        if any(self.ports.get(address, self) is not self for address in listen_addresses(self.spec)):
+        if any(self.ports.get(address, self) is not self for address in self._addresses()):
             self._enter(State.COOLDOWN, "address in use")
             await self._wait_ended()
             return
@@ -92,8 +92,11 @@ class FakeEngine:
         left.cancel()
         closed.cancel()
 
+    def _addresses(self) -> list[Address]:
+        return [claim.address for claim in address_claims(self.spec)]
+
     def _bind(self) -> None:
-        for address in listen_addresses(self.spec):
+        for address in self._addresses():
             self.ports[address] = self
 
     def _release(self) -> None:

@@ -16,6 +16,7 @@ from orchestrator.config.faults import ConfigError
 from orchestrator.config.load import load
 from orchestrator.config.manifest import Manifest, addresses_conflict
 from orchestrator.config.schema import json_schema
+from tests.support.engine_parts import pem
 from tests.support.strategies import recognisable_keys
 from tunnel.model.address import Address
 from tunnel.model.keys import Key
@@ -362,6 +363,60 @@ def test_two_enabled_entries_cannot_listen_on_one_address(folder: Folder, one: s
 )
 def test_entries_on_different_addresses_do_not_conflict(folder: Folder, one: str, other: str) -> None:
     assert len(folder.load(f"version: 1\ntunnels:\n  a: {one}\n  b: {other}").entries) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("server://:1/h:2?service=a", "server://:1/h:3?service=b"),
+        ("server://:1/h:2", "server://:1/h:3?service=b"),
+        ("server://:1/h:2?service=a&data_port=9&tls=0", "server://:1/h:3?service=b&data_port=9&tls=1"),
+        ("server://h.test:1/h:2?service=a&data_port=tunnel", "server://h.test:1/h:2?service=b&data_port=tunnel"),
+    ],
+)
+def test_servers_of_different_services_share_a_tunnel_port(folder: Folder, one: str, other: str) -> None:
+    assert len(folder.load(f"version: 1\ntunnels:\n  a: {one}\n  b: {other}").entries) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "place", "says"),
+    [
+        ("server://:1/h:2?service=a", "server://:1/h:3?service=a", "4:3", "give each a service of its own (service=,"),
+        ("server://:1/h:2", "server://:1/h:3", "4:3", "to share the port, give each a service of its own"),
+        ("server://:1/h:2?service=a", "server://[::]:1/h:3?service=b", "4:3", "write its address in the same way"),
+        ("server://:1/h:2?data_port=5", "server://:9/h:3?service=b&data_port=5", "4:3", "listens on :5 already"),
+        ("server://:1/127.0.0.1:2", "server://:1/127.0.0.1:2?service=b", "4:3", "listens on 127.0.0.1:2 already"),
+        ("server://:1/h:2?data_port=1", "server://:7/h:3", "3:3", "would listen on :1 twice"),
+        (
+            "server://:1/h:2?data_port=5",
+            "server://:1/h:3?service=b&data_port=6",
+            "4:32",
+            "data_port: 6 here and 5 for 'a' at",
+        ),
+        ("server://:1/h:2?data_port=5", "server://:1/h:3?service=b", "4:3", "servers that share the port :1 need the"),
+    ],
+)
+def test_servers_that_cannot_share_a_port_are_reported(
+    folder: Folder, one: str, other: str, place: str, says: str
+) -> None:
+    (fault,) = folder.faults(f"version: 1\ntunnels:\n  a: {one}\n  b: {other}")
+    assert fault.startswith(f"{place}: ")
+    assert says in fault
+
+
+def test_servers_that_share_a_port_need_one_certificate(folder: Folder) -> None:
+    folder.write(pem(), "both.pem")
+    url, more = "server://:1/h:2?service=a", "server://:1/h:3?service=b"
+    own = f"{{url: '{url}', tls_cert: both.pem, tls_key: both.pem}}"
+    faults = folder.faults(f"version: 1\ntunnels:\n  a: {own}\n  b: {more}")
+    assert [fault.split(": ")[1] for fault in faults] == ["tls_cert", "tls_key"]
+    both = own.replace(url, more)
+    assert len(folder.load(f"version: 1\ntunnels:\n  a: {own}\n  b: {both}").entries) == 2
+
+
+def test_five_hundred_services_on_one_port_are_checked_quickly(folder: Folder) -> None:
+    lines = "".join(f"  s{n}: server://127.0.0.1:1/127.0.0.1:{n + 10}?service=s{n}&data_port=9\n" for n in range(500))
+    assert len(folder.load(f"version: 1\ntunnels:\n{lines}").entries) == 500
 
 
 hosts = st.sampled_from(["", "0.0.0.0", "::", "127.0.0.1", "::1", "localhost", "example.org", "10.0.0.1"])

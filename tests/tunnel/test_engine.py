@@ -724,7 +724,7 @@ async def test_silence_ends_a_link_after_three_intervals(
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(EventTable, "handle"), (Link, "_flush"), (Pool, "acquire"), (LinkAcceptor, "check_preface")],
+    [(EventTable, "handle"), (Link, "_flush"), (Pool, "acquire"), (LinkAcceptor, "accept_data_connection")],
 )
 async def test_a_defect_ends_the_engine_alone_and_is_raised(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch, owner: type, name: str

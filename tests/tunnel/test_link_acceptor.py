@@ -36,7 +36,7 @@ from tunnel.protocol.handshake import ClientHandshake
 from tunnel.protocol.handshake_messages import Refusal
 from tunnel.protocol.keys import BaseKey, compute_base_key
 from tunnel.protocol.preface import TLS_HANDSHAKE_BYTE, encode_preface
-from tunnel.runtime import listeners, tls
+from tunnel.runtime import tls
 from tunnel.runtime.front_door import DEFAULT_FRONT_DOOR, FrontDoorLimits, origin_of
 
 KEY = Key("a shared key of some length")
@@ -83,9 +83,11 @@ class AcceptorHarness:
         self.acceptor = LinkAcceptor(spec, context, self.events.event_log(), self.stats, self.key_ring, self.owner)
 
     async def open(self) -> None:
-        await self.acceptor.open(await listeners.bind(self.spec, listeners.listening_addresses(self.spec, None)))
-        self.tunnel = ("127.0.0.1", self.acceptor.acceptors[listeners.TUNNEL].port)
-        self.data = ("127.0.0.1", self.acceptor.acceptors[listeners.DATA].port)
+        place = await self.context.tunnel_ports.join(self.spec)
+        place.claim()
+        await self.acceptor.open(place)
+        self.port = place.port
+        self.tunnel, self.data = (("127.0.0.1", acceptor.port) for acceptor in self.port.acceptors)
 
     def connect(self, address: tuple[str, int], data: bytes = b"") -> socket.socket:
         """Connect and send, before the acceptor has had a turn."""
@@ -98,7 +100,7 @@ class AcceptorHarness:
     @property
     def is_idle(self) -> bool:
         """Whether the reactor watches the listeners alone."""
-        return len(self.context.reactor) == len(self.acceptor.acceptors)
+        return len(self.context.reactor) == len(self.port.acceptors)
 
 
 @asynccontextmanager
@@ -235,7 +237,7 @@ async def test_connections_evicted_in_the_turn_of_their_arrival_leave_nothing(ha
     connections = [harness.connect(harness.tunnel, client_hello()[:50]) for _ in range(40)]
     await wait_until_async(lambda: harness.stats.silent == 30, "the oldest were evicted")
     await wait_until_async(
-        lambda: len(harness.context.reactor) == len(harness.acceptor.acceptors) + 10, "their sockets are closed"
+        lambda: len(harness.context.reactor) == len(harness.port.acceptors) + 10, "their sockets are closed"
     )
     for sock in connections:
         sock.close()

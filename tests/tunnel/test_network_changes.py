@@ -80,8 +80,12 @@ async def test_a_client_tries_the_next_address_after_one_that_only_accepts_conne
 def close_ports(server: RunningEngine, *purposes: str) -> Iterator[int]:
     """Close listeners of a server whose link stays; yield the ports."""
     assert isinstance(server.engine, ServerEngine)
-    for purpose in purposes:
-        acceptor = server.engine._acceptors()[purpose]
+    place = server.engine.place
+    assert place is not None
+    for acceptor in [
+        place.port.tunnel_acceptor if name == listeners.TUNNEL else place.data_acceptor for name in purposes
+    ]:
+        assert acceptor is not None
         acceptor.close()
         yield acceptor.port
 

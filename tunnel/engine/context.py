@@ -1,10 +1,13 @@
-"""What all engines of one process share: reactor, front door, pipes, self-signed certificate, activity subscribers."""
+"""What all engines of one process share: reactor, front door, tunnel ports, pipes, certificate, activity."""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
 
+from tunnel.engine.tunnel_port import TunnelPorts
 from tunnel.runtime.backoff import random_retry_delay
 from tunnel.runtime.front_door import DEFAULT_FRONT_DOOR, FrontDoor, FrontDoorLimits
 from tunnel.runtime.reactor import Reactor
@@ -13,6 +16,8 @@ from tunnel.runtime.tls import SelfSignedCertificate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tunnel.model.address import Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,11 @@ class Timing:
 DEFAULT_TIMING: Final = Timing()
 
 
+MAX_HANDSHAKES_AT_ONCE: Final = 64
+"""Clients of one process that make a link with the same server address at the same time. A server has places for 256
+connections from one address that have not authenticated (``FrontDoorLimits.per_prefix``), and closes the oldest."""
+
+
 class EngineContext:
     """Created inside a running event loop before the first engine, closed after the last one."""
 
@@ -44,9 +54,15 @@ class EngineContext:
         self.timing = timing
         self.reactor = Reactor()
         self.front_door = FrontDoor(self.reactor.fd_budget, front_door)
+        self.tunnel_ports = TunnelPorts(self.reactor, self.front_door)
         self.pipes = PipePool(self.reactor.fd_budget.visitor_ceiling)
         self.identity = SelfSignedCertificate()
+        self._handshake_slots: WeakValueDictionary[Address, asyncio.Semaphore] = WeakValueDictionary()
         self._activity_subscribers: list[Callable[[str], None]] = []
+
+    def handshake_slots(self, server: Address) -> asyncio.Semaphore:
+        """The places for handshakes with a server, which all its clients in this process share."""
+        return self._handshake_slots.setdefault(server, asyncio.Semaphore(MAX_HANDSHAKES_AT_ONCE))
 
     def subscribe_activity(self, callback: Callable[[str], None]) -> None:
         """Call ``callback`` with a tunnel's name when a visitor arrives at a tunnel that has none."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tunnel.engine.link import EventTable, Link, LinkEvent
     from tunnel.engine.pool_filler import PoolFiller
     from tunnel.engine.tunnel_end import TunnelEnd
+    from tunnel.model.address import Address
     from tunnel.model.events import Event, EventSink
     from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import Direction, TunnelSpec
@@ -102,9 +103,22 @@ class Engine(ABC):
         Otherwise it no longer accepts on them, and has to be drained.
         """
         await KeyRing(self.spec).load()  # now, because the listeners accept nothing between here and ``run``
-        direction = self._direction or predecessor._direction
-        addresses = listeners.listening_addresses(self.spec, direction)
-        self._bound = await listeners.bind(self.spec, addresses, predecessor._acceptors())
+        await self._bind_new_addresses(predecessor)
+        self._bound |= await listeners.bind(self.spec, *self._inherited_listeners(predecessor))
+
+    def _inherited_listeners(self, predecessor: Engine) -> tuple[dict[str, Address], dict[str, Acceptor]]:
+        """The addresses whose listeners the predecessor hands over, and those listeners."""
+        addresses = listeners.visitor_addresses(self.spec, self._direction or predecessor._direction)
+        acceptor = predecessor._end.visitor_acceptor if predecessor._end is not None else None
+        if acceptor is None or not listeners.can_take_over(acceptor, addresses.get(listeners.VISITORS)):
+            return {}, {}
+        return addresses, {listeners.VISITORS: acceptor}
+
+    async def _bind_new_addresses(self, predecessor: Engine) -> None:
+        """Bind what the predecessor does not hand over. Raises NetError, and then nothing is bound."""
+        if not self._inherited_listeners(predecessor)[0]:
+            addresses = listeners.visitor_addresses(self.spec, self._direction or predecessor._direction)
+            self._bound = await listeners.bind(self.spec, addresses)
 
     def drain(self, timeout: float | None = None) -> None:
         """Accept no new visitors and let the present ones finish within ``timeout`` seconds; then ``run`` returns.
@@ -173,13 +187,8 @@ class Engine(ABC):
     def _data_address(self) -> str | None:
         """Where data connections go."""
 
-    def _acceptors(self) -> dict[str, Acceptor]:
-        """The acceptors by purpose, for a successor."""
-        acceptor = self._end.visitor_acceptor if self._end is not None else None
-        return {listeners.VISITORS: acceptor} if acceptor is not None else {}
-
     def _close_listeners(self) -> None:
-        """Close the listeners for control channels and data connections, and those that nothing accepts on."""
+        """Close the listeners of a server's ports, and those that nothing accepts on."""
         listeners.close(self._bound)
 
     # --- attempts -------------------------------------------------------------------------------------------------
@@ -188,7 +197,7 @@ class Engine(ABC):
         """Create the ingress or egress unless it exists. Raises NetError."""
         if self._end is not None:
             return
-        addresses = listeners.listening_addresses(self.spec, direction)
+        addresses = listeners.visitor_addresses(self.spec, direction)
         missing = {purpose: address for purpose, address in addresses.items() if purpose not in self._bound}
         self._bound |= await listeners.bind(self.spec, missing)
         spec, is_ingress = self.spec, listeners.VISITORS in addresses

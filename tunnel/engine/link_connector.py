@@ -24,6 +24,7 @@ from tunnel.runtime.connect_race import connect_to_first
 
 if TYPE_CHECKING:
     import socket
+    import ssl
 
     from tunnel.engine.context import EngineContext
     from tunnel.model.events import EventLog
@@ -52,13 +53,17 @@ class LinkConnector:
         self._instance = secrets.token_hex(8)
         self._server = resolver.DialTarget(spec.tunnel)
         self._key_ring = KeyRing(spec)
+        self._slots = context.handshake_slots(spec.tunnel)
 
     def update_spec(self, spec: TunnelSpec) -> None:
         """Use the settings of a changed spec from now on."""
         self._spec = spec
 
     async def connect(self) -> tuple[Link, PoolFiller]:
-        """Make one attempt: connect, TLS, proof. Safe to cancel. Raises LinkFailedError."""
+        """Make one attempt: connect, TLS, proof; in turn with others to the same server. Safe to cancel.
+
+        Raises LinkFailedError.
+        """
         spec = self._spec
         try:
             context = await tls.client_context(spec)
@@ -67,6 +72,11 @@ class LinkConnector:
             raise LinkFailedError(str(error), is_final=True) from None
         except sockets.NetError as error:  # no thread for certificates or key: a later attempt may have one
             raise LinkFailedError(str(error)) from None
+        async with self._slots:
+            return await self._attempt(context)
+
+    async def _attempt(self, context: ssl.SSLContext) -> tuple[Link, PoolFiller]:
+        spec = self._spec
         channel: ControlChannel | None = None
         sockaddr: SockAddr | None = None
         started_at = asyncio.get_running_loop().time()

@@ -12,7 +12,7 @@ from tunnel.runtime.reactor import HANGUP, READABLE
 if TYPE_CHECKING:
     import socket
 
-    from tunnel.engine.link_acceptor import LinkAcceptor
+    from tunnel.engine.tunnel_port import TunnelPort
 
 
 class PendingConnection:
@@ -29,10 +29,10 @@ class PendingConnection:
         "sock",
     )
 
-    def __init__(self, acceptor: LinkAcceptor, sock: socket.SocketType, peer: object, *, data_only: bool) -> None:
+    def __init__(self, port: TunnelPort, sock: socket.SocketType, peer: object, *, data_only: bool) -> None:
         """``data_only``: it arrived on the data port, where a control channel is not accepted."""
         self.sock = sock
-        self.owner = acceptor
+        self.owner = port
         self.is_waiting = False
         """whether more bytes have to arrive, as of the last ``read``"""
         self.peer_closed = False

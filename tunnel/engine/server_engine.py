@@ -22,9 +22,9 @@ from tunnel.runtime.tls import TlsError
 if TYPE_CHECKING:
     from tunnel.engine.context import EngineContext
     from tunnel.engine.link import Link
+    from tunnel.engine.tunnel_port import ServicePlace
     from tunnel.model.events import EventSink
     from tunnel.model.spec import TunnelSpec
-    from tunnel.runtime.acceptor import Acceptor
 
 _KEY_RETRY_DELAY_S: Final = 5.0  # after a new key could not be computed for want of a thread or memory
 
@@ -36,6 +36,7 @@ class ServerEngine(Engine):
         super().__init__(name, spec, context=context, sink=sink)
         self._direction: Direction = listeners.decide_direction(spec)
         self._acceptor: LinkAcceptor | None = None
+        self._place: ServicePlace | None = None  # on the tunnel port, until the acceptor owns it
         self._is_direction_outdated = False
         self._key_ring = KeyRing(spec)
         self._wake_up = asyncio.Event()  # for the task of ``_serve``: another direction, or other keys
@@ -64,8 +65,9 @@ class ServerEngine(Engine):
         while True:
             acceptor = LinkAcceptor(self.spec, self._context, self._event_log, self._stats, self._key_ring, self)
             try:
+                await self._join_port()
                 await self._open_end(self._direction)
-                await acceptor.open(self._bound)
+                await self._open_acceptor(acceptor)
             except (NetError, TlsError) as error:
                 self._close_end()
                 self._close_listeners()
@@ -74,7 +76,6 @@ class ServerEngine(Engine):
                     return
                 await self._cool_down(str(error))
                 continue
-            self._acceptor = acceptor
             self._cooldown.reset()
             data = f", data connections on {acceptor.data_addr}" if acceptor.data_addr else ""
             self._event_log.log_info(
@@ -86,6 +87,37 @@ class ServerEngine(Engine):
             self._direction = Direction.REVERSE
             self._close_end()
             self._close_listeners()
+
+    async def _bind_new_addresses(self, predecessor: Engine) -> None:
+        await super()._bind_new_addresses(predecessor)
+        try:
+            await self._join_port(predecessor.place if isinstance(predecessor, ServerEngine) else None)
+        except BaseException:
+            listeners.close(self._bound)
+            raise
+
+    async def _join_port(self, former: ServicePlace | None = None) -> None:
+        """Bind the tunnel port, or share it with other servers, and claim the service. Raises NetError."""
+        if self._place is not None:
+            return
+        place = await self._context.tunnel_ports.join(self.spec, former)
+        try:
+            place.claim(former)
+        except NetError:
+            place.leave()
+            raise
+        self._place = place
+
+    async def _open_acceptor(self, acceptor: LinkAcceptor) -> None:
+        if self._place is None:
+            raise RuntimeError("the engine has no place on a tunnel port")
+        await acceptor.open(self._place)
+        self._acceptor, self._place = acceptor, None
+
+    @property
+    def place(self) -> ServicePlace | None:
+        """The engine's place on its tunnel port, until it has left."""
+        return self._place or (self._acceptor.place if self._acceptor is not None else None)
 
     async def _load_new_keys(self) -> None:
         """Compute the keys that a change adds, until the direction is outdated."""
@@ -140,11 +172,10 @@ class ServerEngine(Engine):
             return None
         return self._acceptor.data_addr or (self._acceptor.address if self._link is not None else None)
 
-    def _acceptors(self) -> dict[str, Acceptor]:
-        own = self._acceptor.acceptors if self._acceptor is not None else {}
-        return {**own, **super()._acceptors()}
-
     def _close_listeners(self) -> None:
         super()._close_listeners()
         if self._acceptor is not None:
             self._acceptor.close()
+        if self._place is not None:
+            self._place.leave()
+            self._place = None

@@ -185,7 +185,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
             name="service",
             type=ServiceType(),
             attribute="service",
-            doc="the name of the tunnel that both ends have to agree on; tells tunnels apart that share a key",
+            doc="the name that both ends of a tunnel agree on; tells tunnels apart that share a port or a key",
         ),
         _live("dial_timeout", DurationType(), "time in which a target has to accept a visitor's connection"),
         _setting("semaphore_limit", _LIMIT, "visitors served at once; more wait in the kernel's backlog"),

@@ -19,7 +19,7 @@ from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import encode_frame, encode_message
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake_messages import NONCE_BYTES, Challenge, Hello, Proof, Welcome
-from tunnel.protocol.keys import service_key
+from tunnel.protocol.keys import BASE_KEY_BYTES, service_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,15 +64,19 @@ class AuthenticatedClient:
 
 
 class ServerHandshake:
-    """The server's side: ``challenge``, then ``receive_hello``, ``receive_proof``, ``welcome``."""
+    """The server's side: ``challenge``, then ``receive_hello``, ``receive_proof``, ``welcome``.
+
+    Where several services share a port, ``select_service`` comes before ``receive_proof``.
+    """
 
     def __init__(self, service: str, certificate: bytes, *, features: tuple[str, ...] = ()) -> None:
-        """``certificate``: the server's own, as DER. ``features``: optional parts of the protocol that it has."""
+        """``certificate``: the server's own, as DER. ``features``: optional parts of the protocol that it offers."""
         self._service = service
         self._features = features
         self._transcript = _Transcript(certificate)
         self._hello: Hello | None = None
         self._key = b""
+        self._filler = secrets.token_bytes(BASE_KEY_BYTES)  # a key that no client can have
 
     def challenge(self) -> bytes:
         """The first frame of the handshake."""
@@ -87,18 +91,30 @@ class ServerHandshake:
             raise ProtocolError(f"the client chose protocol version {self._hello.version}, which was not offered")
         self._transcript.add(encode_frame(Kind.HELLO, payload))
 
-    def receive_proof(self, proof: bytes, keys: Iterable[BaseKey]) -> AuthenticatedClient:
+    @property
+    def requested_service(self) -> str:
+        """The service that the client wants, which it has not proved yet; empty before ``receive_hello``."""
+        return self._hello.service if self._hello is not None else ""
+
+    def select_service(self, service: str, features: tuple[str, ...]) -> None:
+        """Judge the client as one of this service; ``features``: those of the offered ones that the service uses."""
+        self._service = service
+        self._features = tuple(name for name in self._features if name in features)
+
+    def receive_proof(self, proof: bytes, keys: Iterable[BaseKey], *, least_keys: int = 0) -> AuthenticatedClient:
         """Check the client's proof with each of the server's keys.
 
-        The time depends on neither the service nor the key of the client. Raises HandshakeRefusedError with the reason
-        for the local log.
+        The time depends on neither the service nor the key of the client: where the services of a port have different
+        numbers of keys, ``least_keys`` is the greatest of them, and keys that no client can have fill the rest. Raises
+        HandshakeRefusedError with the reason for the local log.
         """
         hello = self._hello
         if hello is None:
             raise ProtocolError("a proof before the greeting")
         keys = tuple(keys)
         # With the key of the service that the client names: a wrong service needs the same computations as a wrong key.
-        derived = [service_key(key.secret, hello.service) for key in keys]
+        fillers = [self._filler] * (least_keys - len(keys))
+        derived = [service_key(secret, hello.service) for secret in (*(key.secret for key in keys), *fillers)]
         valid = [self._transcript.is_valid(key, b"client", proof) for key in derived]
         if True not in valid or hello.service != self._service:
             raise HandshakeRefusedError(self._reason(hello, keys, is_key_right=True in valid))
@@ -109,7 +125,7 @@ class ServerHandshake:
 
     def _reason(self, hello: Hello, keys: tuple[BaseKey, ...], *, is_key_right: bool) -> str:
         if is_key_right:
-            return f"the client wants {_describe_service(hello.service)}, this is {_describe_service(self._service)}"
+            return f"the client wants {describe_service(hello.service)}, this is {describe_service(self._service)}"
         is_open = all(key.is_open for key in keys)
         if is_open and hello.auth == "key":
             return "this server is open and the client has a key"
@@ -207,5 +223,6 @@ class ClientHandshake:
             raise ProtocolError("the server uses a feature that was not agreed on")
 
 
-def _describe_service(name: str) -> str:
+def describe_service(name: str) -> str:
+    """Return a service as the local log names it; the name may be a peer's."""
     return f"the service {name!r}" if name else "the service without a name"

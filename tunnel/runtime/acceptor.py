@@ -98,6 +98,10 @@ class Acceptor:
         self.close()
         return listener
 
+    def set_event_log(self, event_log: EventLog) -> None:
+        """Log in another tunnel's name from now on: several share the listener, and the first may end."""
+        self._event_log = event_log
+
     def accept_backlog(self) -> None:
         """Accept the connections that are in the backlog already, as far as there is room, before the close."""
         if self._pause_timer is None:

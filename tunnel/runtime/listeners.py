@@ -39,16 +39,21 @@ def is_ingress(spec: TunnelSpec, direction: Direction) -> bool:
     return (spec.role is Role.SERVER) is (direction is Direction.REVERSE)
 
 
-def listening_addresses(spec: TunnelSpec, direction: Direction | None) -> dict[str, Address]:
-    """Return what a tunnel listens on, by purpose; None: a client that does not know its direction yet."""
-    addresses = {}
-    if spec.role is Role.SERVER:
-        addresses[TUNNEL] = spec.tunnel
-        if spec.data_port is not None:
-            addresses[DATA] = Address(spec.tunnel.host, spec.data_port)
+def visitor_addresses(spec: TunnelSpec, direction: Direction | None) -> dict[str, Address]:
+    """Return where a tunnel accepts visitors, if it does; None: a client that does not know its direction yet."""
     if direction is not None and is_ingress(spec, direction):
-        addresses[VISITORS] = spec.target
-    return addresses
+        return {VISITORS: spec.target}
+    return {}
+
+
+def data_address(spec: TunnelSpec) -> Address | None:
+    """Return where a server accepts data connections, if not on the tunnel port alone."""
+    return None if spec.data_port is None else Address(spec.tunnel.host, spec.data_port)
+
+
+def can_take_over(acceptor: Acceptor, address: Address | None) -> bool:
+    """Return whether a listener may go to a successor that wants to listen on ``address``."""
+    return acceptor.requested_address == address and bool(acceptor.requested_address.port)
 
 
 async def bind(
@@ -62,7 +67,7 @@ async def bind(
     reused = {
         purpose: acceptor
         for purpose, acceptor in (inherited or {}).items()
-        if addresses.get(purpose) == acceptor.requested_address and acceptor.requested_address.port
+        if can_take_over(acceptor, addresses.get(purpose))
     }
     bound: dict[str, socket.SocketType] = {}
     for purpose, address in addresses.items():
