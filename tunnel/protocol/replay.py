@@ -6,8 +6,8 @@ from __future__ import annotations
 class ReplayWindow:
     """Accepts each id once, within a window below the highest id that was accepted; older ids never.
 
-    Ids come nearly in order, so it remembers those that were passed over: with a bit for each id of the window, as in
-    the RFC, every id would cost a copy of all bits.
+    Ids come nearly in order, so it remembers those that were passed over. A bit for each id of the window, as in the
+    RFC, would cost a copy of all bits for every id.
     """
 
     __slots__ = ("_highest", "_missing", "_size")
