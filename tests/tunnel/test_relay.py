@@ -30,7 +30,7 @@ from tunnel.engine.stats import Stats
 from tunnel.forwarding.flow import Flow, FlowState
 from tunnel.forwarding.tcp import CLOSED_FLOW, DEFAULT_LIMITS, PlainFlow, Relay, RelayLimits, TcpForwarder
 from tunnel.model.spec import Carrier
-from tunnel.protocol.records import RecordReader
+from tunnel.protocol.records import RecordDirection, RecordReader, RecordWriter
 from tunnel.runtime.reactor import BUFFER_SIZE, Reactor
 from tunnel.runtime.splice import PipePool
 
@@ -154,6 +154,8 @@ class FakeLink:
     def __init__(self, *, is_client: bool, delays: bool, reuses: bool = False) -> None:
         self.is_client = is_client
         self.reuses = reuses
+        self.announces_ends = is_client or reuses
+        self.has_announced_ends = not is_client or reuses
         self.returned: list[socket.SocketType] = []
         self.set_other_end_offset: Callable[[int, int], None] = lambda _ident, _total: None
         self._delays = delays
@@ -163,7 +165,7 @@ class FakeLink:
         self.returned.append(sock)
 
     def send_stream_ended(self, ident: int, total: int) -> bool:
-        if not (self.is_client or self.reuses):
+        if not self.announces_ends:
             return False
         if self._delays:
             asyncio.get_running_loop().call_soon(self.set_other_end_offset, ident, total)
@@ -557,6 +559,70 @@ async def test_a_visitor_that_fails_while_its_end_waits_takes_its_data_connectio
             assert not chain.links[0].returned
             await chain.finish()
             assert chain.programs["A"].saw_end
+
+
+@pytest.mark.parametrize(("reuses", "records"), [(False, ["server"]), (True, [])])
+async def test_a_client_and_both_ends_with_reuse_send_no_record_for_an_end(
+    monkeypatch: pytest.MonkeyPatch, records: list[str], *, reuses: bool
+) -> None:
+    sealed: list[str] = []
+    seal_end = RecordWriter.seal_end
+
+    def count_sealed(writer: RecordWriter) -> bytes:
+        sealed.append("server" if writer._direction is RecordDirection.TO_CLIENT else "client")
+        return seal_end(writer)
+
+    monkeypatch.setattr(RecordWriter, "seal_end", count_sealed)
+    async with relay_parts() as parts:
+        chain = RelayChain(parts, is_encrypted=True, reuses=reuses)
+        chain.programs["B"].offered = 1000
+        await chain.end()
+        assert len(chain.programs["A"].received) == 1000
+        for link in chain.links:
+            for sock in link.returned:
+                parts.reactor.close(sock)
+    assert sealed == records
+
+
+@pytest.mark.parametrize("is_announced", [False, True])
+async def test_the_end_of_a_socket_is_an_end_only_if_the_link_announces_it(*, is_announced: bool) -> None:
+    announced: list[tuple[int, int]] = []
+    limits = RelayLimits(end_timeout_s=60.0 if is_announced else 0.0)
+    async with relay_parts(limits=limits) as parts:
+        chain = RelayChain(parts, is_encrypted=True)
+        visitor, target = chain.programs["A"], chain.programs["B"]
+        announce = chain.links[1].set_other_end_offset
+        chain.links[1].set_other_end_offset = lambda ident, total: announced.append((ident, total))
+        visitor.wants_to_end = True
+        await chain.step_until(lambda: target.saw_end, "the target saw the end")
+        target.offered, target.wants_to_end = 1000, True
+        await chain.step_until(lambda: announced, "the client announced the end and closed the data connection")
+        if is_announced:
+            await chain.step_until(lambda: len(visitor.received) == 1000, "the visitor received everything")
+            assert not visitor.saw_end
+            announce(*announced[0])
+        await chain.finish()
+        assert visitor.saw_reset is not is_announced
+
+
+async def test_an_end_that_was_announced_over_a_lost_link_is_shown_in_a_record() -> None:
+    async with relay_parts() as parts:
+        chain = RelayChain(parts, is_encrypted=True)
+        visitor, target = chain.programs["A"], chain.programs["B"]
+        announced: list[int] = []
+        link = chain.links[1]
+        link.set_other_end_offset = lambda _ident, total: announced.append(total)
+        target.offered, target.wants_to_end = 1000, True
+        await chain.step_until(lambda: announced, "the client announced the end")
+        assert not visitor.saw_end
+        link.announces_ends = False
+        chain.sets[1].remove_link(link)
+        await chain.step_until(lambda: visitor.saw_end, "the visitor saw the end")
+        assert len(visitor.received) == 1000
+        visitor.offered = 500
+        await chain.step_until(lambda: len(target.received) == 500, "the target received what came later")
+        await chain.end()
+        assert not visitor.saw_reset
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -83,6 +83,7 @@ class FakeForwarder:
 class FakeLink:
     ident = "0123456789abcdef"
     is_client = False
+    announces_ends = has_announced_ends = False
     reuses = False
 
     def take_back(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:

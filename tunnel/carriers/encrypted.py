@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tunnel.forwarding.flow import CRYPTED, DRAINED, LIVE, STOPPED, ByteCounter, Flow, FlowState, SourceState
+from tunnel.forwarding.flow import CRYPTED, DRAINED, ENDED, LIVE, STOPPED, ByteCounter, Flow, FlowState, SourceState
 from tunnel.protocol.records import (
     HEADER_BYTES,
     MAX_CONTENT_BYTES,
@@ -88,14 +88,20 @@ class EncryptingFlow(Flow):
     def _count(self, sent: int) -> None:
         """Count nothing: what waits are records, whose content was counted when it was read."""
 
-    def _announce_end(self) -> bool:
-        link = self.relay.link  # the last record has announced it; a server also shows it on the socket
-        return link.is_client or link.reuses
-
     def _on_source_ended(self) -> None:
+        """Pass the end on: over the link if this end announces it there, else in a record."""
+        link = self.relay.link
         if self._source_state is SourceState.RESET:
             self._on_source_failed()
-            return
+        elif link.announces_ends:
+            if self.peer.state is ENDED and not link.reuses:  # closing the socket next does not show the end
+                self._announce_end()
+            self._pass_end()
+        else:
+            self.show_end()
+
+    def show_end(self) -> None:
+        """Send the record that announces the end, then show the end on the socket."""
         self._pending = self._writer.seal_end()
         self.state = FlowState.CLOSING
         self.resume()
@@ -141,8 +147,8 @@ class DecryptingFlow(Flow):
         except OSError:
             self._on_source_failed()
             return STOPPED
-        if not got:  # the end of the socket without the record that announces it: the stream was cut off
-            self._on_source_failed()
+        if not got:
+            self._await_end()
             return STOPPED
         try:
             contents = reader.open_all(self._room[: start + got])
@@ -176,8 +182,22 @@ class DecryptingFlow(Flow):
         self.state = FlowState.BLOCKED
         return False
 
-    def set_end_offset(self, total: int) -> None:
-        """Do nothing: a record announces the end."""
+    def _await_end(self) -> None:
+        """Handle the end of the socket before the end of the stream: the link may bring that in a moment."""
+        if self._passed == self._end_offset:  # it has brought that already
+            self._on_source_ended()
+            return
+        if self._source_state is SourceState.RESET or not self.relay.link.has_announced_ends:
+            self._on_source_failed()
+            return
+        self.state = FlowState.UNANNOUNCED
+        forwarder = self.relay.forwarder
+        forwarder.reactor.call_later(forwarder.limits.end_timeout_s, self._on_end_missing)
+
+    def _on_end_missing(self) -> None:
+        """Treat the stream as cut off: nothing has announced its end."""
+        if self.state is FlowState.UNANNOUNCED:
+            self._on_source_failed()
 
     def release(self, closed_flow: Flow) -> None:
         """Drop all references and the cipher."""

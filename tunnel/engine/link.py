@@ -128,7 +128,10 @@ class Link:
         """whether a data connection serves another visitor after one that has left in order; not after the link"""
         self.is_client = terms.role.is_client
         self.is_ingress = terms.role.is_ingress
-        self._announces_ends = self.is_client or self.reuses
+        self.announces_ends = self.is_client or self.reuses
+        """whether this end announces the ends of streams over the link; not after the link"""
+        self.has_announced_ends = self.reuses or not self.is_client
+        """whether the other end does so; not after the link"""
         self.channel = channel
         self.own_pool_min = terms.negotiation.defaults.pool_min
         """idle data connections that this end wants; the peer may want more"""
@@ -222,7 +225,7 @@ class Link:
         A server announces it only where data connections are used again, and else shows the end on the connection. So
         does an end whose link is closed.
         """
-        if not self._announces_ends:
+        if not self.announces_ends:
             return False
         self.session.send_stream_ended(ident, total)
         return True
@@ -349,7 +352,7 @@ class Link:
 
     def on_closed(self, reason: str) -> None:
         """Close the pool and report the end of the channel."""
-        self.reuses = self._announces_ends = False
+        self.reuses = self.announces_ends = self.has_announced_ends = False
         if self._ping_timer is not None:
             self._ping_timer.cancel()
         self._settle_pong()  # ``answers`` must not wait any longer

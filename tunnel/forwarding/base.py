@@ -53,6 +53,14 @@ class RelayLink(Protocol):
     def is_client(self) -> bool:
         """Whether this is the client's end."""
 
+    @property
+    def announces_ends(self) -> bool:
+        """Whether ``send_stream_ended`` sends anything: not at a server without reuse, and not after the link."""
+
+    @property
+    def has_announced_ends(self) -> bool:
+        """Whether the other end announces the ends of its streams over the link; not after the link."""
+
     def send_stream_ended(self, ident: int, total: int) -> bool:
         """Announce that a data connection carries ``total`` bytes in all; return whether that was done.
 

@@ -26,6 +26,8 @@ class FlowState(enum.Enum):
     """the sink takes no more; bytes that were read wait in this flow"""
     CLOSING = enum.auto()
     """the source has ended; the last bytes that announce its end wait for the sink"""
+    UNANNOUNCED = enum.auto()
+    """the source's socket has ended, and the announcement that the stream is complete may still come over the link"""
     ENDED = enum.auto()
     """everything was passed on, or can never be"""
 
@@ -166,7 +168,7 @@ class Flow(ABC):
 
     def resume(self) -> None:
         """Continue after the sink has become writable."""
-        if self.state is ENDED:
+        if self.state is ENDED or self.state is FlowState.UNANNOUNCED:
             return
         if self._pending and not self._flush_pending():
             return
@@ -234,6 +236,10 @@ class Flow(ABC):
     def is_source_live(self) -> bool:
         """Whether the source has shown neither an end nor a failure, nor urgent data."""
         return self._source_state is LIVE
+
+    def show_end(self) -> None:
+        """Show the end of the source on the sink itself: it was announced over a link that is lost."""
+        self.half_close_sink()
 
     def half_close_sink(self) -> None:
         """Show the end on the sink's socket."""

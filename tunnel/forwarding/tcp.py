@@ -35,6 +35,8 @@ class RelayLimits:
     """burst below which splicing costs more than it saves; a segment on loopback has nearly 64 KiB"""
     reset_flush_timeout_s: float = 5.0
     """how long bytes that were sent before a reset may wait for a stalled reader"""
+    end_timeout_s: float = 5.0
+    """how long the announcement of the end of a stream may follow the end of its socket, where the link brings it"""
 
 
 DEFAULT_LIMITS: Final = RelayLimits()
@@ -239,7 +241,7 @@ class Relay:
         """Show an announced end on the socket after all: the announcement may have been lost with the link."""
         if self._end_is_announced and self.is_open:
             self._end_is_announced = False
-            self._from_near.half_close_sink()
+            self._from_near.show_end()
 
     def enable_keepalive(self) -> None:
         """Enable keepalive on both connections, once the relay has lived for a while."""
