@@ -44,7 +44,7 @@ from tunnel.protocol.frames import (
 from tunnel.protocol.handshake_messages import Challenge, Refusal
 from tunnel.protocol.payloads import FrameMessage
 from tunnel.protocol.preface import encode_preface
-from tunnel.protocol.records import HEADER_BYTES, TAG_BYTES, RecordDirection, RecordWriter
+from tunnel.protocol.records import HEADER_BYTES, TAG_BYTES, LinkKeys, RecordDirection, RecordWriter
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 
@@ -128,7 +128,7 @@ def _preface() -> Seeds:
 
 
 def _records() -> Seeds:
-    writer = RecordWriter(SECRET, 7, 0, RecordDirection.TO_SERVER)
+    writer = RecordWriter(LinkKeys(SECRET), 7, 0, RecordDirection.TO_SERVER)
     sealed = []
     for content in RECORD_CONTENTS:
         record = bytearray(HEADER_BYTES) + content + bytes(1 + TAG_BYTES)

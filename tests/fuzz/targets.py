@@ -39,7 +39,7 @@ from tunnel.protocol.handshake_messages import Challenge, Hello, Refusal, Welcom
 from tunnel.protocol.heartbeat import Heartbeat
 from tunnel.protocol.keys import BaseKey
 from tunnel.protocol.preface import PREFACE_SIZE, check_preface, decode_preface, encode_preface
-from tunnel.protocol.records import MAX_RECORD_BYTES, RecordDirection, RecordError, RecordReader
+from tunnel.protocol.records import MAX_RECORD_BYTES, LinkKeys, RecordDirection, RecordError, RecordReader
 from tunnel.protocol.replay import ReplayWindow
 from tunnel.protocol.session import Negotiation, Session, SessionRole
 
@@ -198,7 +198,11 @@ def data_records(data: bytes) -> None:
     if not data:
         return
     size, stream = data[0] or 256, data[1:]
-    reader, opened, genuine = RecordReader(SECRET, 7, 0, RecordDirection.TO_SERVER), b"", b"".join(RECORD_CONTENTS)
+    reader, opened, genuine = (
+        RecordReader(LinkKeys(SECRET), 7, 0, RecordDirection.TO_SERVER),
+        b"",
+        b"".join(RECORD_CONTENTS),
+    )
     with contextlib.suppress(RecordError):
         for at in range(0, len(stream), size):
             received = memoryview(bytearray(reader.rest + stream[at : at + size]))

@@ -22,7 +22,6 @@ DATA, END = 23, 21
 CLOSE_NOTIFY = b"\1\0"
 TO_SERVER, TO_CLIENT = 0, 1
 MAX_CONTENT_BYTES = 16384
-RECORDS_PER_KEY = 1 << 23
 
 HostPort = tuple[str, int]
 
@@ -109,28 +108,25 @@ def encode_preface(link: bytes, number: int, secret: bytes) -> bytes:
     return b"NPD\2" + link + number.to_bytes(8, "big") + mac.digest()
 
 
-def record_key(secret: bytes, number: int, direction: int, generation: int = 0) -> tuple[bytes, bytes]:
-    """Return the key and the iv of one direction of a data connection."""
-    text = b"record\0" + struct.pack(">QIBI", number, 0, direction, generation)
+def record_key(secret: bytes, number: int, use: int, direction: int, record: int) -> tuple[bytes, bytes]:
+    """Return the key and the nonce of a record, which is numbered from 0 in its stream."""
+    text = b"record\0" + struct.pack(">QIBI", number // 1024, use // 16, direction, record // 1024)
     derived = hashlib.blake2s(text, key=secret, digest_size=32).digest()
-    return derived[:16], derived[16:28]
+    place = struct.pack(">III", number % 1024, use % 16, record % 1024)
+    return derived[:16], bytes(a ^ b for a, b in zip(derived[16:28], place, strict=True))
 
 
 class RecordCipher:
     """Seals or opens the records of one direction, in their order."""
 
-    def __init__(self, secret: bytes, number: int, direction: int) -> None:
-        self._source = secret, number, direction
+    def __init__(self, secret: bytes, number: int, direction: int, use: int = 0) -> None:
+        self._stream = secret, number, use, direction
         self._count = 0
 
     def _next(self) -> tuple[AESGCM, bytes]:
-        generation, place = divmod(self._count, RECORDS_PER_KEY)
-        if place == 0:
-            key, self._iv = record_key(*self._source, generation)
-            self._aead = AESGCM(key)
+        key, nonce = record_key(*self._stream, self._count)
         self._count += 1
-        nonce = int.from_bytes(self._iv, "big") ^ place
-        return self._aead, nonce.to_bytes(12, "big")
+        return AESGCM(key), nonce
 
     def seal(self, content: bytes, kind: int = DATA) -> bytes:
         """Return the next record."""

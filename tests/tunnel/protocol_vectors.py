@@ -105,19 +105,19 @@ def _prefaces() -> list[dict[str, object]]:
     ]
 
 
-def _record_key(number: int, direction: int, generation: int) -> dict[str, object]:
-    key, iv = codec.record_key(_RANDOM, number, direction, generation)
+def _record_key(number: int, use: int, direction: int, record: int) -> dict[str, object]:
+    key, nonce = codec.record_key(_RANDOM, number, use, direction, record)
     return {
-        "link_secret": _RANDOM.hex(), "id": number, "use": 0, "direction": direction, "generation": generation,
-        "key": key.hex(), "iv": iv.hex(),
+        "link_secret": _RANDOM.hex(), "id": number, "use": use, "direction": direction, "number": record,
+        "key": key.hex(), "nonce": nonce.hex(),
     }  # fmt: skip
 
 
-def _stream(number: int, direction: int) -> dict[str, object]:
+def _stream(number: int, use: int, direction: int) -> dict[str, object]:
     """Return two data records and the end record, which are numbered 0, 1 and 2."""
-    cipher = codec.RecordCipher(_RANDOM, number, direction)
+    cipher = codec.RecordCipher(_RANDOM, number, direction, use)
     return {
-        "link_secret": _RANDOM.hex(), "id": number, "use": 0, "direction": direction,
+        "link_secret": _RANDOM.hex(), "id": number, "use": use, "direction": direction,
         "contents": [content.hex() for content in _CONTENTS],
         "records": [cipher.seal(content).hex() for content in _CONTENTS],
         "end": cipher.seal_end().hex(),
@@ -145,8 +145,12 @@ def compute_sections() -> dict[str, object]:
         "handshakes": [handshake(None, ""), handshake(generated, "web"), handshake("key", "büro")],
         "preface": _prefaces(),
         "records": {
-            "keys": [_record_key(_NUMBERS[2], way, turn) for way in _DIRECTIONS for turn in (0, 1)],
-            "streams": [_stream(_NUMBERS[2], way) for way in _DIRECTIONS],
+            "keys": [
+                _record_key(_NUMBERS[2], use, way, record)
+                for way in _DIRECTIONS
+                for use, record in ((0, 0), (0, 1023), (0, 1024), (15, 1), (16, 1), (70_000, 5_000_000))
+            ],
+            "streams": [_stream(_NUMBERS[2], use, way) for way in _DIRECTIONS for use in (0, 17)],
         },
         "launch": _launches(),
     }

@@ -21,6 +21,7 @@ from tunnel.protocol.preface import check_preface, decode_preface, encode_prefac
 from tunnel.protocol.records import (
     HEADER_BYTES,
     OVERHEAD_BYTES,
+    LinkKeys,
     RecordDirection,
     RecordReader,
     RecordWriter,
@@ -101,21 +102,23 @@ def test_prefaces(vector: Vector) -> None:
 
 
 def _record_id(vector: Vector) -> str:
-    return f"direction {vector['direction']}, generation {vector.get('generation', 0)}"
+    return f"direction {vector['direction']}, use {vector['use']}, number {vector.get('number', 0)}"
 
 
 @pytest.mark.parametrize("vector", VECTORS["records"]["keys"], ids=_record_id)
 def test_record_keys(vector: Vector) -> None:
     direction = RecordDirection(vector["direction"])
-    secret = bytes.fromhex(vector["link_secret"])
-    key, iv = derive_record_key(secret, vector["id"], vector["use"], direction, vector["generation"])
-    assert (key.hex(), iv.hex()) == (vector["key"], vector["iv"])
+    secret, ident, use, number = bytes.fromhex(vector["link_secret"]), vector["id"], vector["use"], vector["number"]
+    key, iv = derive_record_key(secret, ident // 1024, use // 16, direction, number // 1024)
+    assert key.hex() == vector["key"]
+    place = (ident % 1024).to_bytes(4) + (use % 16).to_bytes(4) + (number % 1024).to_bytes(4)
+    assert bytes(a ^ b for a, b in zip(iv, place, strict=True)).hex() == vector["nonce"]
 
 
 @pytest.mark.parametrize("vector", VECTORS["records"]["streams"], ids=_record_id)
 def test_records(vector: Vector) -> None:
     direction = RecordDirection(vector["direction"])
-    parts = bytes.fromhex(vector["link_secret"]), vector["id"], vector["use"], direction
+    parts = LinkKeys(bytes.fromhex(vector["link_secret"])), vector["id"], vector["use"], direction
     writer, reader = RecordWriter(*parts), RecordReader(*parts)
     for content, record in zip(vector["contents"], vector["records"], strict=True):
         plain = bytes.fromhex(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import ClassVar
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -11,12 +12,15 @@ from hypothesis import strategies as st
 
 from tunnel.protocol import records
 from tunnel.protocol.records import (
+    CONNECTIONS_PER_KEY,
     HEADER_BYTES,
     MAX_CIPHERS,
     MAX_CONTENT_BYTES,
     MAX_RECORD_BYTES,
     OVERHEAD_BYTES,
-    RECORDS_PER_GENERATION,
+    RECORDS_PER_KEY,
+    USES_PER_KEY,
+    LinkKeys,
     RecordDirection,
     RecordError,
     RecordReader,
@@ -25,17 +29,19 @@ from tunnel.protocol.records import (
 )
 
 SECRET = bytes(range(32))
-TO_SERVER, TO_CLIENT = RecordDirection
+TO_SERVER, TO_CLIENT = TO_BOTH = tuple(RecordDirection)
 
 contents = st.lists(st.binary(min_size=1, max_size=300), max_size=8)
 
 
-def make_writer(ident: int = 7, use: int = 0, direction: RecordDirection = TO_SERVER, limit: int = 5) -> RecordWriter:
-    return RecordWriter(SECRET, ident, use, direction, limit)
+def make_writer(
+    ident: int = 7, use: int = 0, direction: RecordDirection = TO_SERVER, keys: LinkKeys | None = None
+) -> RecordWriter:
+    return RecordWriter(keys or LinkKeys(SECRET), ident, use, direction)
 
 
-def make_reader(ident: int = 7, use: int = 0, direction: RecordDirection = TO_SERVER, limit: int = 5) -> RecordReader:
-    return RecordReader(SECRET, ident, use, direction, limit)
+def make_reader(ident: int = 7, use: int = 0, direction: RecordDirection = TO_SERVER) -> RecordReader:
+    return RecordReader(LinkKeys(SECRET), ident, use, direction)
 
 
 def seal(writer: RecordWriter, content: bytes) -> bytes:
@@ -121,9 +127,10 @@ def test_an_empty_record_or_another_alert_is_refused(inner: bytes) -> None:
 
 def seal_raw(inner: bytes) -> bytes:
     """Seal a record as a peer with the secret can, whatever it contains."""
-    key, iv = derive_record_key(SECRET, 7, 0, TO_SERVER, 0)
+    key, iv = derive_record_key(SECRET, 0, 0, TO_SERVER, 0)
+    nonce = bytes(a ^ b for a, b in zip(iv, (7 << 64).to_bytes(12), strict=True))
     header = b"\x17\x03\x03" + (len(inner) + 16).to_bytes(2)
-    return header + AESGCM(key).encrypt(iv, inner, header)
+    return header + AESGCM(key).encrypt(nonce, inner, header)
 
 
 @pytest.mark.parametrize(
@@ -155,33 +162,83 @@ def test_a_record_has_the_size_of_its_content_and_the_overhead(size: int) -> Non
     assert open_in_parts(make_reader(), record, []) == content
 
 
-def test_every_generation_connection_use_and_direction_has_keys_of_its_own() -> None:
+def test_every_block_of_streams_direction_and_generation_has_keys_of_its_own() -> None:
     places = itertools.product((7, 8), (0, 1), RecordDirection, (0, 1, 256))
     keys = [derive_record_key(SECRET, *place) for place in places]
     assert len({key for key, _ in keys}) == len({iv for _, iv in keys}) == len(keys) == 24
     assert derive_record_key(bytes(32), 7, 0, TO_SERVER, 0) not in keys
 
 
-def test_the_key_changes_after_its_records_and_no_nonce_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[tuple[bytes, bytes]] = []
+class RecordingCipher:
+    """A cipher that notes what it was used with."""
 
-    class RecordingCipher:
-        def __init__(self, key: bytes) -> None:
-            self._key, self._cipher = key, AESGCM(key)
+    used: ClassVar[list[tuple[bytes, bytes]]] = []
 
-        def encrypt_into(self, nonce: bytes, data: memoryview, header: bytes, into: memoryview) -> int:
-            used.append((self._key, nonce))
-            return self._cipher.encrypt_into(nonce, data, header, into)
+    def __init__(self, key: bytes) -> None:
+        self._key, self._cipher = key, AESGCM(key)
 
-    reader, parts = make_reader(limit=3), [bytes([number]) for number in range(20)]
+    def encrypt_into(self, nonce: bytes, data: memoryview, header: bytes, into: memoryview) -> int:
+        self.used.append((self._key, nonce))
+        return self._cipher.encrypt_into(nonce, data, header, into)
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, bytes]]:
+    """Keys and nonces that were used to seal records."""
+    monkeypatch.setattr(RecordingCipher, "used", [])
     monkeypatch.setattr(records, "AESGCM", RecordingCipher)
-    writer = make_writer(limit=3)
-    sealed = b"".join(seal_all(writer, parts))
-    monkeypatch.undo()
-    assert len(set(used)) == len(used) == 21
-    assert [len(list(group)) for _, group in itertools.groupby(used, key=lambda pair: pair[0])] == [3] * 7
-    assert open_in_parts(reader, sealed, []) == b"".join(parts)
-    assert writer.generation == reader.generation == 6
+    return RecordingCipher.used
+
+
+def test_the_key_changes_after_its_records_and_no_nonce_repeats(used: list[tuple[bytes, bytes]]) -> None:
+    writer, count = make_writer(), 2 * RECORDS_PER_KEY + 3
+    for number in range(count):
+        seal(writer, number.to_bytes(2))
+    assert len(set(used)) == len(used) == count
+    groups = [len(list(group)) for _, group in itertools.groupby(used, key=lambda pair: pair[0])]
+    assert groups == [RECORDS_PER_KEY, RECORDS_PER_KEY, 3]
+
+
+def test_both_ends_change_the_key_at_the_same_record() -> None:
+    writer, reader, count = make_writer(), make_reader(), 2 * RECORDS_PER_KEY + 3
+    sealed = b"".join(seal(writer, number.to_bytes(2)) for number in range(count))
+    assert open_in_parts(reader, sealed, []) == b"".join(number.to_bytes(2) for number in range(count))
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**64 - 1) | st.integers(0, 3000), st.integers(0, 40), st.sampled_from(TO_BOTH)),
+        min_size=2,
+        max_size=60,
+        unique=True,
+    )
+)
+def test_no_two_streams_of_a_link_use_the_same_key_and_nonce(streams: list[tuple[int, int, RecordDirection]]) -> None:
+    keys, places = LinkKeys(SECRET), set[tuple[int, int]]()
+    for ident, use, direction in streams:
+        writer = make_writer(ident, use, direction, keys)
+        for number in (0, RECORDS_PER_KEY - 1):
+            places.add((writer._key.iv, writer._nonce ^ number))
+    assert len(places) == 2 * len(streams)
+
+
+def test_neighbouring_streams_share_a_cipher_and_others_do_not(used: list[tuple[bytes, bytes]]) -> None:
+    keys = LinkKeys(SECRET)
+    neighbours = [(0, 0), (CONNECTIONS_PER_KEY - 1, USES_PER_KEY - 1), (5, 3)]
+    others = [(CONNECTIONS_PER_KEY, 0), (0, USES_PER_KEY)]
+    for ident, use in neighbours + others:
+        seal(make_writer(ident, use, keys=keys), b"x")
+    assert len({key for key, _ in used[:3]}) == 1
+    assert len({key for key, _ in used}) == 3
+
+
+def test_a_link_keeps_a_bounded_number_of_keys_and_any_stream_works() -> None:
+    keys = LinkKeys(SECRET)
+    writers = [make_writer(ident * CONNECTIONS_PER_KEY, keys=keys) for ident in range(200)]
+    assert len(keys) < 100
+    for ident, writer in enumerate(writers):
+        reader = make_reader(ident * CONNECTIONS_PER_KEY)
+        assert open_in_parts(reader, seal(writer, b"first") + seal(writer, b"second"), []) == b"firstsecond"
 
 
 def test_dropping_the_cipher_changes_nothing() -> None:
@@ -189,19 +246,19 @@ def test_dropping_the_cipher_changes_nothing() -> None:
     opened = b""
     for number in range(12):
         opened += open_in_parts(reader, seal(writer, bytes([number])), [])
-        writer.drop_cipher()
-        reader.drop_cipher()
+        writer._key.drop_cipher()
+        reader._key.drop_cipher()
     assert opened == bytes(range(12))
 
 
 def test_a_process_keeps_only_the_latest_ciphers() -> None:
-    writers = [make_writer(ident) for ident in range(2 * MAX_CIPHERS)]
+    writers = [make_writer(ident) for ident in range(2 * MAX_CIPHERS)]  # each of another link
     for writer in writers:
         seal(writer, b"first")
-    assert [writer._cipher is not None for writer in writers] == [False] * MAX_CIPHERS + [True] * MAX_CIPHERS
+    assert [writer._key.cipher is not None for writer in writers] == [False] * MAX_CIPHERS + [True] * MAX_CIPHERS
     reader = make_reader(0)
     assert open_in_parts(reader, seal(make_writer(0), b"first") + seal(writers[0], b"second"), []) == b"firstsecond"
 
 
-def test_a_generation_stays_far_below_the_limit_of_the_cipher() -> None:
-    assert RECORDS_PER_GENERATION < 2**24.5 / 2  # RFC 8446 §5.5, full records
+def test_a_key_stays_below_the_limit_of_the_cipher() -> None:
+    assert CONNECTIONS_PER_KEY * USES_PER_KEY * RECORDS_PER_KEY < 2**24.5  # RFC 8446 §5.5, full records

@@ -9,6 +9,7 @@ from tunnel.protocol.records import (
     HEADER_BYTES,
     MAX_CONTENT_BYTES,
     MAX_RECORD_BYTES,
+    LinkKeys,
     RecordDirection,
     RecordError,
     RecordReader,
@@ -106,11 +107,6 @@ class EncryptingFlow(Flow):
         self.state = FlowState.CLOSING
         self.resume()
 
-    def release(self, closed_flow: Flow) -> None:
-        """Drop all references and the cipher."""
-        super().release(closed_flow)
-        self._writer.drop_cipher()
-
 
 class DecryptingFlow(Flow):
     """From an encrypted source into a plain sink. The counter counts content."""
@@ -199,18 +195,13 @@ class DecryptingFlow(Flow):
         if self.state is FlowState.UNANNOUNCED:
             self._on_source_failed()
 
-    def release(self, closed_flow: Flow) -> None:
-        """Drop all references and the cipher."""
-        super().release(closed_flow)
-        self._reader.drop_cipher()
-
 
 class EncryptedCarrier:
     """The encrypted data connections of one link, at either end of it."""
 
     def __init__(self, secret: bytes, scratch: memoryview, *, is_client: bool) -> None:
         """``secret`` is the link's; ``scratch`` is the reactor's shared buffer, with room for four records."""
-        self._secret = secret
+        self._keys = LinkKeys(secret)
         self._places = content_places(scratch)
         self._room = scratch[:_READ_BYTES]
         sent, received = RecordDirection.TO_SERVER, RecordDirection.TO_CLIENT
@@ -225,8 +216,8 @@ class EncryptedCarrier:
         to_near: ByteCounter,
     ) -> tuple[Flow, Flow]:
         """Create one flow that encrypts and one that decrypts."""
-        writer = RecordWriter(self._secret, relay.ident, relay.use, self._sent)
-        reader = RecordReader(self._secret, relay.ident, relay.use, self._received)
+        writer = RecordWriter(self._keys, relay.ident, relay.use, self._sent)
+        reader = RecordReader(self._keys, relay.ident, relay.use, self._received)
         return (
             EncryptingFlow(relay, near, far, from_near, writer, self._places),
             DecryptingFlow(relay, far, near, to_near, reader, self._room),

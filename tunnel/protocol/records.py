@@ -1,9 +1,10 @@
 """Encryption of a data connection: records in the format of TLS 1.3, with keys of their own. No I/O; see PROTOCOL.md.
 
-Every data connection, use and direction has its own keys, which both ends derive from the secret of the link. Records
-are sealed and opened in place, in the buffer in which they are received or from which they are sent. A cipher takes
-three kilobytes, so a process keeps only the latest ones: a stream that rests loses its own, and derives it again for
-its next record. The library takes seven megabytes: this module is imported only where data connections are encrypted.
+Both ends derive keys from the secret of the link. A stream is one direction of one use of a data connection. Streams
+with neighbouring ids share a key, because making a cipher costs as much as several small records; what differs is the
+nonce, which holds the place of the stream and of the record. Records are sealed and opened in place, in the buffer in
+which they are received or from which they are sent. A cipher takes three kilobytes, so a process keeps only the latest
+ones. The library takes seven megabytes: this module is imported only where data connections are encrypted.
 """
 
 from __future__ import annotations
@@ -27,8 +28,13 @@ MAX_CONTENT_BYTES: Final = 1 << 14
 """The most content of one record (RFC 8446 §5.1)."""
 MAX_RECORD_BYTES: Final = MAX_CONTENT_BYTES + OVERHEAD_BYTES
 
-RECORDS_PER_GENERATION: Final = 1 << 23
-"""Records under one key. RFC 8446 §5.5 allows 2^24.5 full ones for AES-GCM."""
+CONNECTIONS_PER_KEY: Final = 1 << 10
+USES_PER_KEY: Final = 1 << 4
+RECORDS_PER_KEY: Final = 1 << 10
+"""Records of one stream under one key; then it takes the next generation of its keys.
+
+Together 2^24 records at most share a key. RFC 8446 §5.5 allows 2^24.5 full ones for AES-GCM.
+"""
 
 _HEADER: Final = struct.Struct("!3sH")
 _VERSION: Final = b"\x17\x03\x03"  # application data, TLS 1.2 (RFC 8446 §5.2): every record looks like this
@@ -39,12 +45,13 @@ _MAX_LENGTH: Final = MAX_CONTENT_BYTES + 1 + TAG_BYTES
 _KEY_BYTES: Final = 16
 _IV_BYTES: Final = 12
 _KEY_CONTEXT: Final = struct.Struct("!QIBI")
-
+_PLACE_BITS: Final = 32  # of each of the three numbers in a nonce
 
 MAX_CIPHERS: Final = 256
 """Ciphers that a process keeps."""
+_MAX_LINK_KEYS: Final = 64
 
-_with_cipher: Final = deque["_RecordKeys"]()  # streams with a cipher, the oldest first; also some that have ended
+_with_cipher: Final = deque["RecordKey"]()  # keys with a cipher, the oldest first
 
 
 class RecordError(ProtocolError):
@@ -59,53 +66,91 @@ class RecordDirection(enum.IntEnum):
 
 
 def derive_record_key(
-    secret: bytes, ident: int, use: int, direction: RecordDirection, generation: int
+    secret: bytes, connections: int, uses: int, direction: RecordDirection, generation: int
 ) -> tuple[bytes, bytes]:
-    """The key and the iv of one generation of records, from the secret of the link."""
-    context = _KEY_CONTEXT.pack(ident, use, direction, generation)
+    """The key and the iv of one generation of records of a direction, from the secret of the link.
+
+    ``connections`` and ``uses`` are the numbers of the blocks of data connections and of their uses that share it.
+    """
+    context = _KEY_CONTEXT.pack(connections, uses, direction, generation)
     block = hashlib.blake2s(b"record\0" + context, key=secret).digest()
     return block[:_KEY_BYTES], block[_KEY_BYTES : _KEY_BYTES + _IV_BYTES]
 
 
-class _RecordKeys:
-    """Numbers the records of one direction, and derives the keys for them."""
+class RecordKey:
+    """A key with its iv, and its cipher if the process has kept that."""
 
-    __slots__ = ("_cipher", "_direction", "_ident", "_iv", "_limit", "_number", "_secret", "_use", "generation")
+    __slots__ = ("_key", "cipher", "iv")
 
-    def __init__(
-        self, secret: bytes, ident: int, use: int, direction: RecordDirection, limit: int = RECORDS_PER_GENERATION
-    ) -> None:
-        """``limit``: records per generation."""
-        self.generation = 0
-        self._secret = secret
-        self._ident = ident
-        self._use = use
-        self._direction = direction
-        self._limit = limit
-        self._number = 0  # of the next record, within its generation
-        self._cipher: AESGCM | None = None
-        self._iv = 0
+    def __init__(self, key: bytes, iv: bytes) -> None:
+        self._key = key
+        self.iv = int.from_bytes(iv)
+        self.cipher: AESGCM | None = None
 
-    def drop_cipher(self) -> None:
-        """Free the memory of the cipher until the next record."""
-        self._cipher = None
-
-    def _make_cipher(self) -> AESGCM:
-        """Make the cipher of the next record: there is none, or its generation is used up."""
-        if self._number == self._limit:
-            self.generation += 1
-            self._number = 0
-        key, iv = derive_record_key(self._secret, self._ident, self._use, self._direction, self.generation)
-        self._iv = int.from_bytes(iv)
-        cipher = self._cipher = AESGCM(key)
+    def make_cipher(self) -> AESGCM:
+        """Make the cipher, and free the memory of the oldest one if there are many."""
+        cipher = self.cipher = AESGCM(self._key)
         if len(_with_cipher) == MAX_CIPHERS:
             _with_cipher.popleft().drop_cipher()
         _with_cipher.append(self)
         return cipher
 
+    def drop_cipher(self) -> None:
+        """Free the memory of the cipher until the next record."""
+        self.cipher = None
 
-class RecordWriter(_RecordKeys):
-    """Seals the records of one direction of one use of a data connection."""
+
+class LinkKeys:
+    """The keys of the streams of one link. Keeps the latest ones, so that streams share their ciphers."""
+
+    __slots__ = ("_latest", "_secret")
+
+    def __init__(self, secret: bytes) -> None:
+        """``secret`` is the link's."""
+        self._secret = secret
+        self._latest: dict[tuple[int, int, RecordDirection, int], RecordKey] = {}  # by what it is derived from
+
+    def __len__(self) -> int:
+        """Number of keys that are kept."""
+        return len(self._latest)
+
+    def find(self, connections: int, uses: int, direction: RecordDirection, generation: int) -> RecordKey:
+        """Return the key for a generation of records of a block of streams, as in ``derive_record_key``."""
+        place = connections, uses, direction, generation
+        key = self._latest.get(place)
+        if key is None:
+            key = self._latest[place] = RecordKey(*derive_record_key(self._secret, *place))
+            if len(self._latest) > _MAX_LINK_KEYS:
+                del self._latest[next(iter(self._latest))]
+        return key
+
+
+class _RecordStream:
+    """Numbers the records of one stream, and finds the keys for them."""
+
+    __slots__ = ("_direction", "_generation", "_ident", "_key", "_keys", "_nonce", "_number", "_use")
+
+    def __init__(self, keys: LinkKeys, ident: int, use: int, direction: RecordDirection) -> None:
+        """``ident`` is the id of the data connection, ``use`` which visitor of it this is, from 0."""
+        self._keys = keys
+        self._ident = ident
+        self._use = use
+        self._direction = direction
+        self._start_generation(0)
+
+    def _start_generation(self, generation: int) -> RecordKey:
+        """Use the next key: the number of records under one key is reached."""
+        self._generation = generation
+        self._number = 0  # of the next record, within its generation
+        connections, connection = divmod(self._ident, CONNECTIONS_PER_KEY)
+        uses, use = divmod(self._use, USES_PER_KEY)
+        key = self._key = self._keys.find(connections, uses, self._direction, generation)
+        self._nonce = key.iv ^ (connection << 2 * _PLACE_BITS | use << _PLACE_BITS)
+        return key
+
+
+class RecordWriter(_RecordStream):
+    """Seals the records of one stream."""
 
     __slots__ = ()
 
@@ -128,24 +173,21 @@ class RecordWriter(_RecordKeys):
         inner = start + HEADER_BYTES
         end = inner + inner_bytes + TAG_BYTES
         _HEADER.pack_into(buffer, start, _VERSION, inner_bytes + TAG_BYTES)
-        cipher = self._cipher
-        if cipher is None or self._number == self._limit:
-            cipher = self._make_cipher()
-        nonce = (self._iv ^ self._number).to_bytes(_IV_BYTES)
+        key = self._key if self._number < RECORDS_PER_KEY else self._start_generation(self._generation + 1)
+        cipher = key.cipher if key.cipher is not None else key.make_cipher()
+        nonce = (self._nonce ^ self._number).to_bytes(_IV_BYTES)
         self._number += 1
         cipher.encrypt_into(nonce, buffer[inner : inner + inner_bytes], buffer[start:inner], buffer[inner:end])
         return end
 
 
-class RecordReader(_RecordKeys):
-    """Opens the records of one direction of one use of a data connection."""
+class RecordReader(_RecordStream):
+    """Opens the records of one stream."""
 
     __slots__ = ("has_ended", "rest")
 
-    def __init__(
-        self, secret: bytes, ident: int, use: int, direction: RecordDirection, limit: int = RECORDS_PER_GENERATION
-    ) -> None:
-        super().__init__(secret, ident, use, direction, limit)
+    def __init__(self, keys: LinkKeys, ident: int, use: int, direction: RecordDirection) -> None:
+        super().__init__(keys, ident, use, direction)
         self.has_ended = False
         """whether the end of the stream was announced"""
         self.rest = b""
@@ -166,10 +208,9 @@ class RecordReader(_RecordKeys):
             end = inner + length
             if end > size:
                 break
-            cipher = self._cipher
-            if cipher is None or self._number == self._limit:
-                cipher = self._make_cipher()
-            nonce = (self._iv ^ self._number).to_bytes(_IV_BYTES)
+            key = self._key if self._number < RECORDS_PER_KEY else self._start_generation(self._generation + 1)
+            cipher = key.cipher if key.cipher is not None else key.make_cipher()
+            nonce = (self._nonce ^ self._number).to_bytes(_IV_BYTES)
             self._number += 1
             opened = received[inner : end - TAG_BYTES]
             try:
