@@ -23,6 +23,11 @@ from tunnel.runtime.reactor import Reactor
 from tunnel.runtime.splice import PipePool
 
 
+class FixedHolder:
+    def __init__(self, held: int) -> None:
+        self.held = held
+
+
 class FixedReservation:
     def __init__(self, reserved: int) -> None:
         self.reserved = reserved
@@ -57,6 +62,37 @@ def test_reserved_descriptors_count_as_used(used: int, reserved: int) -> None:
     assert descriptors.is_short(used) is (used + reserved >= descriptors.visitor_ceiling)
 
 
+@given(others=st.integers(0, 1100), held=st.integers(0, 1100))
+def test_the_visitors_of_one_tunnel_leave_descriptors_to_the_others(others: int, held: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resource, "getrlimit", lambda _what: (1024, 1024))
+        descriptors = FdBudget(0)
+    used, holder = others + held, FixedHolder(held)
+    free = descriptors.visitor_ceiling - used
+    descriptors.reservations.add(FixedReservation(0))
+    assert descriptors.is_short(used, holder) is (free <= 0), "a single tunnel may use all of them"
+    descriptors.reservations.add(FixedReservation(0))
+    assert descriptors.is_short(used, holder) is (free <= 0 or held > 3 * free)
+    assert not descriptors.is_short(used, FixedHolder(0)) or free <= 0, "one without visitors gets what is left"
+
+
+@pytest.mark.parametrize(("greedy", "share"), [(1, 0.75), (2, 3 / 7), (5, 3 / 16)])
+def test_greedy_tunnels_get_equal_shares(greedy: int, share: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resource, "getrlimit", lambda _what: (4096, 4096))
+        descriptors = FdBudget(0)
+    descriptors.reservations |= {FixedReservation(0) for _ in range(greedy + 1)}
+    holders = [FixedHolder(0) for _ in range(greedy)]
+    used, is_growing = 0, True
+    while is_growing:
+        is_growing = False
+        for holder in holders:
+            if not descriptors.is_short(used, holder):
+                holder.held, used, is_growing = holder.held + 2, used + 2, True
+    for holder in holders:
+        assert holder.held == pytest.approx(share * descriptors.visitor_ceiling, rel=0.02)
+
+
 @given(used=st.integers(0, 1100), reserved=st.integers(0, 1100), idle=st.integers(0, 100), wanted=st.integers(1, 100))
 def test_a_quarter_is_kept_from_large_pools_that_this_end_did_not_want(
     used: int, reserved: int, idle: int, wanted: int
@@ -83,7 +119,7 @@ async def test_visitors_wait_in_the_backlog_until_descriptors_are_free_again() -
             lambda sock, _: accepted.append(sock),
             lambda: True,
             Address("", 0),
-            keeps_fd_reserve=True,
+            fd_holder=FixedHolder(0),
         )
         address = listener.getsockname()
         used_up = [socket.socket() for _ in range(reactor.fd_budget.visitor_ceiling - listener.fileno() - 10)]

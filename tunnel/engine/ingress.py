@@ -64,6 +64,11 @@ class Ingress(TunnelEnd):
         return len(self._queue)
 
     @property
+    def held(self) -> int:
+        """Descriptors of the present visitors and of their data connections, also of those to come."""
+        return 2 * (self.relays.active + len(self._queue))
+
+    @property
     def is_busy(self) -> bool:
         """Whether a drain has visitors to wait for."""
         return bool(self.relays.active or self._queue)
@@ -77,7 +82,7 @@ class Ingress(TunnelEnd):
             self._on_visitor,
             self._has_room,
             requested_address,
-            keeps_fd_reserve=True,
+            fd_holder=self,
         )
         self.address = self.acceptor.address
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
+    from tunnel.runtime.fd_budget import FdHolder
     from tunnel.runtime.reactor import Reactor
 
 ACCEPTS_PER_TURN: Final = 64
@@ -33,9 +34,9 @@ class Acceptor:
     __slots__ = (
         "_accepts_per_turn",
         "_event_log",
+        "_fd_holder",
         "_has_room",
         "_interface_timer",
-        "_keeps_fd_reserve",
         "_listener",
         "_on_accept",
         "_pause_timer",
@@ -55,13 +56,13 @@ class Acceptor:
         has_room: Callable[[], bool],
         requested_address: Address,
         *,
-        keeps_fd_reserve: bool = False,
+        fd_holder: FdHolder | None = None,
         accepts_per_turn: int = ACCEPTS_PER_TURN,
     ) -> None:
         """Start to accept. ``on_accept`` gets each connection, which it owns, and the peer's address.
 
-        With ``keeps_fd_reserve`` the last descriptors of the process are left to others. After ``accepts_per_turn``
-        connections other sockets have their turn.
+        With ``fd_holder``, the owner of visitors, the last descriptors of the process are left to others. After
+        ``accepts_per_turn`` connections other sockets have their turn.
         """
         name = listener.getsockname()
         self.requested_address = requested_address
@@ -73,7 +74,7 @@ class Acceptor:
         self._event_log = event_log
         self._on_accept = on_accept
         self._has_room = has_room
-        self._keeps_fd_reserve = keeps_fd_reserve
+        self._fd_holder = fd_holder
         self._accepts_per_turn = accepts_per_turn
         self.is_waiting_for_room = False
         """whether connections wait in the backlog until ``resume`` is called"""
@@ -151,9 +152,9 @@ class Acceptor:
             except Exception:
                 self._reactor.close(sock)  # a defect: the callback did not take the socket over
                 raise
-            if self._reactor.fd_budget.is_short(fd):
-                if self._keeps_fd_reserve:
-                    self._pause(str(self._reactor.fd_budget))
+            if self._reactor.fd_budget.is_short(fd, self._fd_holder):
+                if self._fd_holder is not None:
+                    self._pause(self._reactor.fd_budget.describe_shortage(self._fd_holder))
                     return False
                 break  # the descriptors of rejected connections become free at the end of the batch
         return True
@@ -165,7 +166,7 @@ class Acceptor:
         self._pause_timer = self._reactor.call_later(_FD_PAUSE_S, self._on_pause_end)
 
     def _on_pause_end(self) -> None:
-        if self._keeps_fd_reserve and self._reactor.fd_budget.is_short_now():
+        if self._fd_holder is not None and self._reactor.fd_budget.is_short_now(self._fd_holder):
             self._pause_timer = self._reactor.call_later(_FD_PAUSE_S, self._on_pause_end)
         else:
             self._pause_timer = None

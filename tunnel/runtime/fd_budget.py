@@ -17,6 +17,9 @@ _UNLIMITED: Final = 1 << 20  # /proc/sys/fs/nr_open bounds it on Linux; some san
 _MIN_RESERVE: Final = 32
 _MAX_RESERVE: Final = 512
 _SMALL_POOL_SHARE: Final = 32
+_SHARE_OF_FREE: Final = 3
+"""A dynamic threshold (Choudhury and Hahne, "Dynamic queue length thresholds", 1998): one greedy tunnel gets 3/4 of the
+descriptors of visitors, two get 3/7 each, and some are free in any case."""
 
 
 def file_descriptor_limit() -> int:
@@ -36,6 +39,14 @@ class FdReservation(Protocol):
         """One for each visitor that waits for a data connection, or data connection that waits for its target."""
 
 
+class FdHolder(Protocol):
+    """A part of a tunnel whose visitors use descriptors."""
+
+    @property
+    def held(self) -> int:
+        """The descriptors of its visitors and of their data connections."""
+
+
 class FdBudget:
     """One per reactor. Judges by the number of the descriptor opened last: the kernel assigns the lowest free one."""
 
@@ -52,11 +63,19 @@ class FdBudget:
         self.reservations: set[FdReservation] = set()
         self._probe = probe
 
-    def is_short(self, fd: int) -> bool:
-        """Whether no other visitor should be accepted, given that ``fd`` is the descriptor opened last."""
+    def is_short(self, fd: int, holder: FdHolder | None = None) -> bool:
+        """Whether no other visitor should be accepted, given that ``fd`` is the descriptor opened last.
+
+        With a ``holder`` it is a visitor of that one: beside other tunnels, its visitors may hold at most
+        ``_SHARE_OF_FREE`` times as many descriptors as are free. So the visitors of one tunnel, however many there
+        are, leave some to the others; and each of several greedy tunnels gets the same (docs/decisions/0001).
+        """
         if 2 * fd < self.visitor_ceiling:  # a reservation never exceeds the descriptors that its owner has already
             return False
-        return fd + sum(reservation.reserved for reservation in self.reservations) >= self.visitor_ceiling
+        free = self.visitor_ceiling - fd - sum(reservation.reserved for reservation in self.reservations)
+        if holder is None or free <= 0 or len(self.reservations) <= 1:
+            return free <= 0
+        return holder.held > _SHARE_OF_FREE * free
 
     def allows_idle(self, fd: int, *, idle: int, wanted: int) -> bool:
         """Whether a tunnel with so many ``idle`` data connections may keep one more; ``fd`` as in ``is_short``.
@@ -69,14 +88,24 @@ class FdBudget:
             return True
         return fd + sum(reservation.reserved for reservation in self.reservations) < ceiling
 
-    def is_short_now(self) -> bool:
-        """Whether no other visitor should be accepted at this moment."""
+    def is_short_now(self, holder: FdHolder | None = None) -> bool:
+        """Whether no other visitor should be accepted at this moment, as in ``is_short``."""
         try:
             fd = os.dup(self._probe)
         except OSError:
             return True
         os.close(fd)
-        return self.is_short(fd)
+        return self.is_short(fd, holder)
+
+    def describe_shortage(self, holder: FdHolder) -> str:
+        """Return why no visitor of a holder is accepted, as the end of a sentence."""
+        if self.is_short_now():
+            return str(self)
+        return (
+            f"its visitors hold {holder.held} of the {self.visitor_ceiling} file descriptors that visitors of this "
+            "process may use, and the rest is for its other tunnels; raise the limit (ulimit -Hn, or LimitNOFILE= of "
+            "its service)"
+        )
 
     def __str__(self) -> str:
         """The reason for a refusal, as the end of a sentence."""

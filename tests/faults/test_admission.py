@@ -1,0 +1,54 @@
+"""Visitors that are too many: other visitors do not notice."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+
+from tests.faults.conftest import FigureRecorder
+from tests.faults.hosts import KEY
+from tests.faults.loads import count_descriptors
+from tests.faults.test_floods import FEW_DESCRIPTORS
+from tests.support.peers import time_to_first_byte
+from tests.support.ports import free_port
+from tests.support.processes import ProcessHarness
+from tests.support.waiting import wait_until
+
+IDLE = 2_000
+
+
+@pytest.mark.case("idle visitors of one tunnel, and the descriptors of the others", deadline=90)
+def test_idle_visitors_of_one_tunnel_leave_descriptors_to_the_others(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Seen to fail: without a share for each tunnel the first one gets all descriptors, and no visitor of b a byte."""
+    target = harness.start_target()
+    ports, visitors = [free_port() for _ in range(3)], [free_port() for _ in range(3)]
+    urls = {
+        name: f"server://{KEY}@127.0.0.1:{port}/127.0.0.1:{visitor}?mode=reverse"
+        for name, port, visitor in zip("abc", ports, visitors, strict=True)
+    }
+    server = harness.start_daemon(urls, name="server", prefix=FEW_DESCRIPTORS)
+    clients = {
+        f"to-{name}": f"client://{KEY}@127.0.0.1:{port}/127.0.0.1:{target.port}"
+        for name, port in zip("abc", ports, strict=True)
+    }
+    harness.start_daemon(clients, name="client")
+    for name in urls:
+        server.wait_state("up", within=30, name=name)
+    with contextlib.ExitStack() as stack:
+        for number in range(IDLE):
+            idle = stack.enter_context(socket.socket())
+            idle.bind((f"127.0.{1 + number // 250}.{1 + number % 250}", 0))
+            idle.setblocking(False)
+            idle.connect_ex(("127.0.0.1", visitors[0]))
+        wait_until(lambda: "its other tunnels" in server.log_text(), within=30, what="tunnel a pauses")
+        active = server.tunnel("a")["connections"]["active"]
+        times = [time_to_first_byte(("127.0.0.1", port), within=5) for port in visitors[1:] for _ in range(10)]
+        held = count_descriptors(server.pid)
+    assert 150 < active < 400
+    record_figure(
+        f"{active} of {IDLE} idle visitors served; others wait {max(times):.2f} s at most; {held} descriptors"
+    )
