@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from orchestrator.process.logformat import printable
 from orchestrator.state_display import format_state
+from tunnel.model.snapshot import REFUSED_VISITORS
 from tunnel.model.state import STATES, State
 
 if TYPE_CHECKING:
@@ -41,10 +42,17 @@ def _format_state(tunnel: TunnelJson) -> str:
     return format_state(tunnel["state"], f"{remaining_s:.1f}s" if remaining_s >= _MIN_COUNTDOWN_S else "")
 
 
+def _count_refused(tunnel: TunnelJson) -> int:
+    """Return how many visitors were refused, as far as this end knows; a fleet is not sent these numbers."""
+    refused = cast("Mapping[str, int | None]", tunnel.get("refused", {}))
+    return sum(refused.get(reason) or 0 for reason in REFUSED_VISITORS)
+
+
 _AUTH: Final = "AUTH"
 _SERVICE: Final = "SERVICE"
 _KEY: Final = "KEY"
 _WORKER: Final = "WORKER"
+_REFUSED: Final = "REFUSED"
 _STATE: Final = "STATE"
 _NAME: Final = "NAME"
 _COLUMNS: Final = (
@@ -62,11 +70,13 @@ _COLUMNS: Final = (
     _Column(_SERVICE, lambda t: t["service"] or "-", 11),
     _Column(_KEY, lambda t: t["key_name"] or "-", 12),
     _Column(_WORKER, lambda t: str(t["worker"] or "-"), 13),
+    _Column(_REFUSED, lambda t: str(_count_refused(t) or "-"), 14),
 )
 _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _SERVICE: lambda t: t["service"],
     _KEY: lambda t: t["key_name"],
     _WORKER: lambda t: t["worker"],
+    _REFUSED: _count_refused,
 }
 """Columns that are shown if one of the tunnels has a value there."""
 _REASON: Final = _Column("REASON", _describe_reason)
@@ -121,7 +131,7 @@ def format_table(tunnels: Iterable[TunnelJson], *, columns: int | None, paint: P
 
     Without a terminal, or with ``is_wide``, each tunnel is one line with all columns, and nothing is shortened. On a
     terminal that is too narrow for that, columns are dropped, and the reason of a tunnel is in full on lines below it.
-    The columns of services, names of keys and workers are shown if a tunnel has such a value.
+    The columns of services, names of keys, workers and refused visitors are shown if a tunnel has such a value.
     """
     tunnels = list(tunnels)
     unused = {title for title, value in _ONLY_IF_USED.items() if not any(map(value, tunnels))}

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from tunnel.model.snapshot import HELP, CountersView, Snapshot
+from tunnel.model.snapshot import HELP, REFUSED_VISITORS, CountersView, Snapshot
 from tunnel.model.state import State
 
 if TYPE_CHECKING:
@@ -70,6 +70,10 @@ def _refusal(kind: str) -> LabelSet[Snapshot]:
     return LabelSet(("tunnel", "what"), lambda s: (s.name, kind))
 
 
+def _visitor_refusal(reason: str) -> LabelSet[Snapshot]:
+    return LabelSet(("tunnel", "reason"), lambda s: (s.name, reason))
+
+
 _NO_LABELS: Final[LabelSet[DaemonReading]] = LabelSet((), lambda _: ())
 _VERSION: Final[LabelSet[DaemonReading]] = LabelSet(("version",), lambda d: (d.info.version,))
 _TUNNEL: Final[LabelSet[Snapshot]] = LabelSet(
@@ -78,6 +82,7 @@ _TUNNEL: Final[LabelSet[Snapshot]] = LabelSet(
 _STATE: Final[LabelSet[Snapshot]] = LabelSet(("tunnel", "state"), lambda s: (s.name, s.state.value))
 
 _REFUSED_HELP: Final = "Connection attempts that failed to authenticate."
+_REFUSED_VISITORS_HELP: Final = "Visitors that were refused, by reason; at the end that accepts them."
 
 
 def _daemon(
@@ -135,6 +140,10 @@ TUNNEL_METRICS: Final[tuple[MetricSpec[Snapshot], ...]] = (
     _counter("refused", _REFUSED_HELP, lambda s: s.refused.handshakes, _refusal("handshake")),
     _counter("refused", _REFUSED_HELP, lambda s: s.refused.prefaces, _refusal("preface")),
     _counter("refused", _REFUSED_HELP, lambda s: s.refused.silent, _refusal("silence")),
+    *(
+        _counter("refused_visitors", _REFUSED_VISITORS_HELP, attrgetter(f"refused.{reason}"), _visitor_refusal(reason))
+        for reason in REFUSED_VISITORS
+    ),
     *(
         _counter(counter.name, counter.metadata[HELP], attrgetter(f"counters.{counter.name}"))
         for counter in fields(CountersView)

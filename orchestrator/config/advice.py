@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.config.document import quote
 from orchestrator.config.faults import Fault, Place
 from tunnel.model.keys import WEAK_KEY_WARNING
-from tunnel.model.options import KEY_VARIABLE, OPTIONS
+from tunnel.model.options import KEY_VARIABLE, OPTIONS, describe_misplaced, misplaced_options
 from tunnel.model.spec import Direction, Mode, Role
 from tunnel.runtime.listeners import decide_direction
 
@@ -63,6 +63,7 @@ def advise(path: Path, entries: Iterable[Entry], secrets: SecretPlaces) -> Itera
         yield Fault(place, "this key is not used, because the URL has one; keep one of them")
     for entry in entries:
         yield from _unreachable_addresses(entry)
+        yield from _ineffective_options(entry)
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -137,6 +138,21 @@ def _unreachable_addresses(entry: Entry) -> Iterator[Fault]:
         if what == "tunnel":
             hint = "or the host of the server"
         yield Fault(entry.origin, f"{text}{', ' if hint else ''}{hint}")
+
+
+def _ineffective_options(entry: Entry) -> Iterator[Fault]:
+    """Yield the options that act at the other end, at a server whose target address alone shows which end it is.
+
+    A fixed ``mode`` makes them faults of the entry; a client in ``auto`` learns its end from the server.
+    """
+    spec = entry.spec
+    if spec.role is Role.CLIENT or spec.mode is not Mode.AUTO:
+        return
+    for option in misplaced_options(spec, spec.end_in(decide_direction(spec))):
+        origin = entry.origins.get(option.name)
+        if origin is not None and origin.source in {"URL", "entry"}:
+            text = describe_misplaced(option, spec.role)
+            yield Fault(origin.place or entry.origin, f"{text}, or set mode: the target address decides in auto")
 
 
 def _dialled_wildcards(spec: TunnelSpec) -> Iterator[tuple[str, Address]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.config.advice import SecretPlaces, is_secret_file
 from orchestrator.config.document import MappingNode, Node, ScalarNode, SequenceNode, quote
-from orchestrator.config.faults import Fault, Place
+from orchestrator.config.faults import MAX_FAULTS, Fault, Place
 from orchestrator.config.file_set import hash_bytes, read_file
 from orchestrator.config.manifest import Entry, OptionOrigin
 from orchestrator.config.named_keys import LocatedKeys, read_named_keys
@@ -26,12 +26,15 @@ from tunnel.model.options import (
     OptionLayer,
     OptionPlace,
     check_url_options,
+    describe_misplaced,
     environment_layer,
     make_spec,
+    misplaced_options,
     names_for,
 )
 from tunnel.model.spec import AuthPolicy, Role
 from tunnel.model.url import TunnelUrl, looks_like_url, parse_url
+from tunnel.model.visitor_option_types import NetworksType
 from tunnel.runtime.tls import TlsError, certificate_files_context, verifying_context
 
 if TYPE_CHECKING:
@@ -95,7 +98,7 @@ def read_layer(mapping: MappingNode, source: str, base: Path, faults: list[Fault
     scalars = {
         key.text: scalar
         for key, node in mapping
-        if key.text in DEFAULT_KEYS and (scalar := read_scalar(node, key.text, faults))
+        if key.text in DEFAULT_KEYS and (scalar := _read_option(key.text, node, faults))
     }
     values = {name: scalar.text for name, scalar in scalars.items()}
     places = {name: scalar.place for name, scalar in scalars.items()}
@@ -103,6 +106,29 @@ def read_layer(mapping: MappingNode, source: str, base: Path, faults: list[Fault
     located = _valid_options(LocatedLayer(OptionLayer(source, values, base), places, written), faults)
     named = {key.text for key, _ in mapping if key.text in DEFAULT_KEYS}
     return replace(located, faulty=frozenset(named.difference(located.layer.values)))
+
+
+def _read_option(name: str, node: Node, faults: list[Fault]) -> ScalarNode | None:
+    """Return the value of an option as a text; or report its fault, in a list that of each element at its place."""
+    option_type = OPTIONS[name].type
+    if not (isinstance(node, SequenceNode) and isinstance(option_type, NetworksType)):
+        return read_scalar(node, name, faults)
+    before, elements = len(faults), read_scalars(node, name, faults)
+    for element in elements:
+        try:
+            option_type.parse(element.text, Path())
+        except InvalidValueError as error:
+            message = error.quoting(quote(element)) if element.is_substituted else str(error)
+            faults.append(Fault(element.place, f"{name}: {message}"))
+            if len(faults) > MAX_FAULTS:
+                break
+    if len(faults) > before:
+        return None
+    if not elements:
+        faults.append(Fault(node.place, f"{name}: the list has no network; name one, or write none"))
+        return None
+    value, written = (",".join(texts) for texts in zip(*((one.text, one.written) for one in elements), strict=True))
+    return ScalarNode(node.place, value, written)
 
 
 def _valid_options(located: LocatedLayer, faults: list[Fault]) -> LocatedLayer:
@@ -171,6 +197,7 @@ class _EntryParser:
         spec = None if self.faults else self._build_spec(scalar, url, layers, named)
         if spec is None:
             return None
+        self._check_ends(spec, layers[:2])
         if spec.is_exposed and keys_node is None and not any(layer.faulty & _AUTH_OPTIONS for layer in layers):
             self.faults.append(Fault(scalar.place, _NO_KEY))
         return Entry(
@@ -287,6 +314,13 @@ class _EntryParser:
             message = next((layer.describe(error.name, error) for layer in sources), str(error))
             self._report(error.name, message, scalar, sources, f" (from {error.source})")
         return None
+
+    def _check_ends(self, spec: TunnelSpec, layers: tuple[LocatedLayer, ...]) -> None:
+        """Report options that this entry names although they act at the other end; ``defaults`` may have any."""
+        for option in misplaced_options(spec):
+            place = next((layer.places[option.name] for layer in layers if option.name in layer.layer.values), None)
+            if place is not None:
+                self.faults.append(Fault(place, describe_misplaced(option, spec.role)))
 
     def _hash_files(self, spec: TunnelSpec, scalar: ScalarNode, layers: tuple[LocatedLayer, ...]) -> dict[str, str]:
         """Return the digest of each certificate file. A file that cannot be read is a fault now, not at run time."""

@@ -151,7 +151,7 @@ def _describe_named_keys(old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:
 def _describe_option(option: Option, old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:
     name = option.name
     if option.read(old) != option.read(new):
-        yield f"{name}: {option.format(old) or 'none'} → {option.format(new) or 'none'}"
+        yield f"{name}: {option.describe_change(old, new)}"
     elif option.is_setting and (name in old.settings.explicit) is not (name in new.settings.explicit):
         # the other end of the tunnel learns which settings are explicit
         verb = "now set explicitly" if name in new.settings.explicit else "no longer set explicitly"

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, cast
 
 from orchestrator.process.terminal_text import load_printable_json
+from tunnel.model.events import VISITOR
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
@@ -274,8 +275,10 @@ class EventPayload:
         return ("v", "boot", "ts", "tunnel", "level", "kind", "text", "…")
 
     def as_json(self) -> dict[str, object]:
-        """The JSON object that is sent."""
-        return {**self.event.as_json(), "v": VERSION, "boot": self.boot}
+        """The JSON object that is sent: without the address of a visitor."""
+        known = self.event.as_json()
+        known.pop(VISITOR, None)
+        return {**known, "v": VERSION, "boot": self.boot}
 
 
 def parse_event(data: object) -> EventJson | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.json_text import json_text
 from orchestrator.process.standard_streams import write_waiting
-from tunnel.model.events import Event, EventKind
+from tunnel.model.events import VISITOR, Event, EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.wording import plural
 from tunnel.runtime import sockets
@@ -29,12 +29,18 @@ CLOSE_TIMEOUT_S: Final = 1.0
 
 def as_text(event: Event) -> str:
     """``TIME LEVEL NAME  text``, always one line; the time is local, with its offset from UTC."""
-    return _line(_local_time(event.ts), event.level.name, event.tunnel, event.text)
+    return _line(_local_time(event.ts), event.level.name, event.tunnel, _with_visitor(event.text, event.data))
 
 
 def format_json_event(event: Mapping[str, Any]) -> str:
     """The same line, for an event in JSON."""
-    return _line(format_local_time(event["ts"]), event["level"].upper(), event["tunnel"], event["text"])
+    text = _with_visitor(event["text"], event)
+    return _line(format_local_time(event["ts"]), event["level"].upper(), event["tunnel"], text)
+
+
+def _with_visitor(text: str, data: Mapping[str, Any]) -> str:
+    """Return the text of an event with the visitor's address, which is not in it: the broker must not receive it."""
+    return f"{text} [{data[VISITOR]}]" if VISITOR in data else text
 
 
 def format_local_time(timestamp: str | None) -> str:

@@ -39,11 +39,16 @@ class ConnectionsJson(TypedDict):
 
 
 class RefusedJson(TypedDict):
-    """Connection attempts that were refused, by reason."""
+    """Connection attempts and visitors that were refused, by reason; null where this end does not know."""
 
     handshakes: int
     prefaces: int
     silent: int
+    allow: int | None
+    per_address: int | None
+    rate: int | None
+    quota: int | None
+    limit: int | None
 
 
 class CooldownJson(TypedDict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tunnel.model.snapshot import BytesView, CountersView
+from tunnel.model.snapshot import BytesView, CountersView, RefusedView
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,15 +21,13 @@ class Totals(NamedTuple):
     visitors: int = 0
     failed: int = 0
     signals: int = 0
-    handshakes: int = 0
-    prefaces: int = 0
-    silent: int = 0
+    refused: RefusedView = RefusedView()
     counters: CountersView = CountersView()
 
     def plus(self, other: Totals) -> Totals:
         """Return the totals of both, field by field."""
-        sums = map(sum, zip(self[:-1], other[:-1], strict=True))
-        return Totals._make([*sums, self.counters.plus(other.counters)])
+        sums = map(sum, zip(self[:-2], other[:-2], strict=True))
+        return Totals._make([*sums, self.refused.plus(other.refused), self.counters.plus(other.counters)])
 
 
 NO_TOTALS: Final = Totals()
@@ -43,9 +41,7 @@ def read_totals(seen: Snapshot) -> Totals:
         seen.connections.total,
         seen.connections.failed,
         seen.signals.total,
-        seen.refused.handshakes,
-        seen.refused.prefaces,
-        seen.refused.silent,
+        seen.refused,
         seen.counters,
     )
 
@@ -57,11 +53,9 @@ def replace_totals(seen: Snapshot, totals: Totals) -> Snapshot:
         bytes=BytesView(from_visitors=totals.from_visitors, to_visitors=totals.to_visitors),
         connections=replace(seen.connections, total=totals.visitors, failed=totals.failed),
         signals=replace(seen.signals, total=totals.signals),
-        refused=replace(
-            seen.refused, handshakes=totals.handshakes, prefaces=totals.prefaces, silent=totals.silent
-        ),
+        refused=totals.refused,
         counters=totals.counters,
-    )  # fmt: skip
+    )
 
 
 def add_totals(seen: Snapshot, totals: Totals) -> Snapshot:

@@ -1,4 +1,4 @@
-"""Visitors that are too many: other visitors do not notice."""
+"""Visitors that are refused or too many: the visitors that are admitted, and other tunnels, do not notice."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import socket
 import pytest
 
 from tests.faults.conftest import FigureRecorder
+from tests.faults.floods import Flood
 from tests.faults.hosts import KEY
 from tests.faults.loads import count_descriptors
-from tests.faults.test_floods import FEW_DESCRIPTORS
+from tests.faults.test_floods import FEW_DESCRIPTORS, FLOOD_RATE, FLOOD_S, quantile, visit_times
 from tests.support.peers import time_to_first_byte
 from tests.support.ports import free_port
 from tests.support.processes import ProcessHarness
+from tests.support.scale import IS_FULL_SCALE
 from tests.support.waiting import wait_until
 
 IDLE = 2_000
@@ -52,3 +54,20 @@ def test_idle_visitors_of_one_tunnel_leave_descriptors_to_the_others(
     record_figure(
         f"{active} of {IDLE} idle visitors served; others wait {max(times):.2f} s at most; {held} descriptors"
     )
+
+
+@pytest.mark.case("a flood of visitors that are not allowed", deadline=FLOOD_S + 60)
+def test_a_flood_of_refused_visitors_delays_no_admitted_one(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Seen to fail: with a warning for each refused visitor the log has thousands of lines."""
+    pair = harness.start_pair(key=KEY, server="deny=127.0.1.0/24").wait_up(within=30)
+    before = visit_times(pair.visitors, 1)
+    with Flood(pair.visitors, b"", FLOOD_RATE, ["127.0.1.1"]) as flood:
+        during = visit_times(pair.visitors, FLOOD_S)
+    refused = pair.server.tunnel()["refused"]["allow"]
+    assert refused > 0.5 * flood.sent
+    assert pair.server.tunnel()["signals"]["total"] == pair.server.tunnel()["connections"]["total"]
+    assert pair.server.log_text().count("was refused") <= 2 + FLOOD_S
+    assert quantile(during, 0.5) < (max(2, 3 * quantile(before, 0.5)) if IS_FULL_SCALE else 200)
+    record_figure(f"{refused} refused: p50 {quantile(before, 0.5):.1f} → {quantile(during, 0.5):.1f} ms")

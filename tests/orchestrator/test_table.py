@@ -72,6 +72,17 @@ def test_a_wide_terminal_shows_the_reason_in_its_column() -> None:
     assert lines[1].endswith("it refused")
 
 
+def test_refused_visitors_have_a_column_as_soon_as_there_is_one() -> None:
+    row = tunnel("web", State.UP)
+    assert "REFUSED" not in format_table([row], columns=None, paint=PLAIN)
+    row["refused"] = {**row["refused"], "allow": 3, "rate": 4}
+    lines = format_table([row], columns=None, paint=PLAIN).split("\n")
+    assert lines[0].split()[-2:] == ["REFUSED", "REASON"]
+    assert lines[1].split()[-1] == "7"
+    del row["refused"]  # as in a fleet
+    assert "REFUSED" not in format_table([row], columns=None, paint=PLAIN)
+
+
 @pytest.mark.parametrize(("columns", "is_wide"), [(None, False), (40, True)])
 def test_without_a_terminal_or_if_wide_each_tunnel_is_one_line_in_full(
     columns: int | None,

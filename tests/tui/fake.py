@@ -18,9 +18,12 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from tunnel.model.snapshot import RefusedView
 from tunnel.model.times import format_timestamp
 
 Json = Any  # objects of the API; a test may make incomplete ones
+
+REFUSED = RefusedView().as_json()
 
 _SHUTDOWN_GRACE_S = 0.1
 
@@ -36,7 +39,7 @@ def tunnel(name: str, state: str = "up", **changed: Any) -> Json:  # noqa: ANN40
         "pool": {"idle": 8, "capacity": 8, "dialing": 0, "min": 8, "max": 1024},
         "signals": {"queued": 0, "limit": 1024, "total": 0},
         "connections": {"active": 0, "total": 0, "failed": 0, "limit": 1024},
-        "bytes": {"in": 0, "out": 0}, "refused": {"handshakes": 0, "prefaces": 0, "silent": 0},
+        "bytes": {"in": 0, "out": 0}, "refused": REFUSED,
         "counters": {"links": 1, "vanished": 0},
         "rtt_ms": 0.4, "cooldown": {"remaining_s": 0.0, "attempt": 0}, "restarts": 0,
         "last_error": None, "last_error_at": None, **changed,

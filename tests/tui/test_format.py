@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.state_display import STATE_SIGNS
-from tests.tui.fake import SETTINGS, Json, connections, cooldown, mixed, tunnel
+from tests.tui.fake import REFUSED, SETTINGS, Json, connections, cooldown, mixed, tunnel
 from tui.format.chrome import banner_lines, filter_bar, footer_bar, header_line, state_filter_bar
 from tui.format.columns import COLUMNS, SORT_KEYS, format_heading, format_row, lay_out, sort_arrow, sortable_columns
 from tui.format.confirmations import (
@@ -216,6 +216,14 @@ def test_details_show_the_service_and_the_name_of_the_key() -> None:
     unnamed = texts(detail_lines(view(tunnel("a")).tunnels["a"], None, 60, 0.0, 0.0))
     assert "service" not in unnamed
     assert "key      shared key" in unnamed
+
+
+def test_details_show_the_refused_visitors_and_why() -> None:
+    refused = {**REFUSED, "handshakes": 1, "allow": 12, "per_address": 0, "rate": 1}
+    shown = texts(detail_lines(view(tunnel("a", refused=refused)).tunnels["a"], None, 120, 0.0, 0.0))
+    expected = "1 connection attempt; 12 visitors: address not allowed; 1 visitor: too many new ones of one address"
+    assert f"refused  {expected}" in shown
+    assert "refused" not in texts(detail_lines(view(tunnel("a")).tunnels["a"], None, 120, 0.0, 0.0))
 
 
 @pytest.mark.parametrize("width", [30, 44, 80])

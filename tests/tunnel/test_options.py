@@ -15,6 +15,7 @@ from tests.support.strategies import recognisable_keys
 from tests.tunnel.test_url import SEED_URLS
 from tunnel.model.errors import OptionError, UrlError, did_you_mean
 from tunnel.model.keys import Key
+from tunnel.model.networks import NetworkSet, parse_network
 from tunnel.model.option_types import ChoiceType, DataPortType, DurationType, IntegerType, ServiceType, parse_natural
 from tunnel.model.options import (
     ENVIRONMENT_SOURCE,
@@ -37,6 +38,7 @@ from tunnel.model.options import (
 from tunnel.model.settings import Settings
 from tunnel.model.spec import AuthPolicy, DataTls, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.url import parse_url
+from tunnel.model.visitor_option_types import NetworksType, VisitorRateType
 
 BASE = "server://127.0.0.1:1/127.0.0.1:2"
 ROOT = Path(__file__).parent.parent.parent
@@ -67,6 +69,12 @@ def values_of(option: Option) -> st.SearchStrategy[object]:
             return st.text("abc-_./ü" + string.digits, max_size=64)
         case DataPortType():
             return st.none() | st.integers(0, 65535)
+        case NetworksType():
+            return st.lists(
+                st.ip_addresses(network="10.0.0.0/8") | st.ip_addresses(network="fd00::/8"), max_size=4
+            ).map(lambda found: NetworkSet.of(parse_network(str(address)) for address in found))
+        case VisitorRateType():
+            return st.integers(0, 4_000_000).map(lambda quarters: quarters / 4)
         case _:
             raise NotImplementedError(option)
 

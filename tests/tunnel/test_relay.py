@@ -223,7 +223,7 @@ class RelayChain:
                 TcpForwarder(parts.reactor, parts.pipes, from_near, to_near, parts.limits),
                 self.events.event_log(),
                 on_first_relay=partial(self.activity.append, name),
-                on_relay_closed=partial(self.closed.append, name),
+                on_relay_closed=partial(_record_close, self.closed, name),
                 on_vanished=_fail_vanished,
             )
             for name, from_near, to_near in counters
@@ -685,6 +685,10 @@ async def test_close_all_closes_every_relay_at_once() -> None:
             await chain.end()
             chain.ingress_relay.close()
             assert chain.closed.count("ingress") == 3, "closing a relay twice is reported once"
+
+
+def _record_close(closed: list[str], name: str, _: ForwardedVisitor) -> None:
+    closed.append(name)
 
 
 def _start_other_relay(chain: RelayChain) -> tuple[socket.socket, socket.socket]:

@@ -105,7 +105,7 @@ class Relays:
             FakeForwarder(),
             self.events.event_log(),
             on_first_relay=lambda: None,
-            on_relay_closed=lambda: None,
+            on_relay_closed=lambda _: None,
             on_vanished=self.vanished.append,
             maintenance_interval_s=0.002,
             vanished_after_s=VANISHED_AFTER_S,

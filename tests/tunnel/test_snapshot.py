@@ -52,7 +52,16 @@ CONTRACT = {
     "signals": {"queued": 0, "limit": 1024, "total": 0},
     "connections": {"active": 0, "total": 0, "failed": 0, "limit": 1024},
     "bytes": {"in": 1, "out": 2},
-    "refused": {"handshakes": 0, "prefaces": 0, "silent": 0},
+    "refused": {
+        "handshakes": 0,
+        "prefaces": 0,
+        "silent": 0,
+        "allow": None,
+        "per_address": None,
+        "rate": None,
+        "quota": None,
+        "limit": None,
+    },
     "counters": {"links": 0, "vanished": 0, "kicked": 0},
     "rtt_ms": 0.4,
     "cooldown": {"remaining_s": 0.0, "attempt": 0},
@@ -128,7 +137,7 @@ def test_the_builder_returns_the_same_snapshot_while_nothing_changes() -> None:
         target_addr=None, data_addr=None, peer=None, link=None, key_name=None, carrier=None,
         limits=default_limits(spec.settings),
         idle=0, capacity=0, dialing=0, queued=0, rtt=0.25, signals=0, active=0, total=0, failed=0, from_visitors=3,
-        to_visitors=4, refused_handshakes=0, refused_prefaces=0, silent=0,
+        to_visitors=4, refused_handshakes=0, refused_prefaces=0, silent=0, refused_visitors=RefusedView(),
         counters=CountersView(links=2), attempt=1, remaining=1.5, error=None,
     )  # fmt: skip
     builder = SnapshotBuilder("web")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from rich.cells import cell_len
 
@@ -164,10 +164,26 @@ def _bytes(tunnel: Tunnel, _: float) -> str:
     return f"{format_bytes(to_visitors)} to, {format_bytes(from_visitors)} from visitors"
 
 
+_REFUSED_VISITORS: Final = {
+    "allow": "address not allowed",
+    "per_address": "too many of one address",
+    "rate": "too many new ones of one address",
+    "quota": "quota used up",
+    "limit": "limit of the tunnel",
+}
+"""Why visitors are refused, by the key in ``refused``."""
+
+
 def _refused(tunnel: Tunnel, _: float) -> str:
     refused = tunnel.refused
     count = refused.get("handshakes", 0) + refused.get("prefaces", 0) + refused.get("silent", 0)
-    return plural(count, "connection attempt") if count else ""
+    texts = [plural(count, "connection attempt")] if count else []
+    texts += [
+        f"{plural(number, 'visitor')}: {reason}"
+        for key, reason in _REFUSED_VISITORS.items()
+        if (number := cast("int", refused.get(key) or 0))
+    ]
+    return "; ".join(texts)
 
 
 def _last_error(tunnel: Tunnel, wall: float) -> str:

@@ -46,7 +46,10 @@ _NO_POOL: Final[PoolJson] = {"idle": 0, "capacity": 0, "dialing": 0, "min": 0, "
 _NO_SIGNALS: Final[SignalsJson] = {"queued": 0, "limit": 0, "total": 0}
 _NO_CONNECTIONS: Final[ConnectionsJson] = {"active": 0, "total": 0, "failed": 0, "limit": 0}
 _NO_BYTES: Final[BytesJson] = {"in": 0, "out": 0}
-_NO_REFUSED: Final[RefusedJson] = {"handshakes": 0, "prefaces": 0, "silent": 0}
+_NO_REFUSED: Final[RefusedJson] = {
+    "handshakes": 0, "prefaces": 0, "silent": 0,
+    "allow": None, "per_address": None, "rate": None, "quota": None, "limit": None,
+}  # fmt: skip
 _NO_COOLDOWN: Final[CooldownJson] = {"remaining_s": 0.0, "attempt": 0}
 
 TextKey = Literal[

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.single_target import SingleTarget
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
+from tunnel.model.spec import End
 from tunnel.model.token_bucket import TokenBucket
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.frames import Launch, StreamsEnded
@@ -61,7 +62,7 @@ class Egress(TunnelEnd):
     @property
     def remark(self) -> str | None:
         """What the user probably did not mean although it works, as a sentence."""
-        return self._dialler.remark
+        return self._dialler.remark or super().remark
 
     @property
     def target_error(self) -> str | None:
@@ -75,6 +76,7 @@ class Egress(TunnelEnd):
 
     def apply_settings(self, spec: TunnelSpec, max_visitors: int) -> None:
         """Use the settings of a spec that concern targets; the number of visitors concerns the ingress."""
+        self._check_options(spec, End.EGRESS)
         self._dialler.apply_settings(spec)
 
     def start_drain(self, goodbye: str) -> None:

@@ -411,6 +411,7 @@ class Engine(ABC):
             refused_handshakes=stats.refused_handshakes,
             refused_prefaces=stats.refused_prefaces,
             silent=stats.silent,
+            refused_visitors=stats.refused_visitors,
             counters=stats.counters,
             attempt=attempt,
             remaining=remaining_s,

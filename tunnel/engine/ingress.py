@@ -6,23 +6,28 @@ Independent of the role (server or client): the engine attaches a link here.
 from __future__ import annotations
 
 from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING
 
+from tunnel.engine.admission import Admission, AdmissionRules
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.engine.visitor_list import format_packed
-from tunnel.model.events import EventKind
+from tunnel.model.events import VISITOR, EventKind
+from tunnel.model.spec import End, LogLevel
 from tunnel.model.visitors import QUEUED, VisitorView
 from tunnel.protocol.frames import ConnectionsFreed, StreamsEnded, VisitorFailed
-from tunnel.protocol.visitor_address import pack_address
+from tunnel.protocol.visitor_address import host_of, pack_address, pack_host
 from tunnel.runtime import sockets
 from tunnel.runtime.acceptor import Acceptor
 
 if TYPE_CHECKING:
     import asyncio
     import socket
+    from collections.abc import Callable
 
     from tunnel.engine.link import EventTable, Link
     from tunnel.engine.pool import DataConnection
+    from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.address import Address
     from tunnel.model.settings import Settings
     from tunnel.model.spec import TunnelSpec
@@ -45,6 +50,10 @@ class Ingress(TunnelEnd):
         self._queue_timer: asyncio.TimerHandle | None = None
         self._max_queued = settings.signal_queue_limit
         self._max_visitors = settings.semaphore_limit
+        self._rules: AdmissionRules | None = None
+        self._admission: Admission | None = None  # of a tunnel with rules
+        self._on_accept: Callable[[socket.SocketType, object], None] = self._on_visitor
+        self.stats.start_counting_refused()
         self.address: str | None = None
         """where visitors are accepted, once they are"""
 
@@ -79,7 +88,7 @@ class Ingress(TunnelEnd):
             self.reactor,
             listener,
             self._event_log,
-            self._on_visitor,
+            self._on_accept,
             self._has_room,
             requested_address,
             fd_holder=self,
@@ -118,8 +127,10 @@ class Ingress(TunnelEnd):
             self.acceptor = None
 
     def apply_settings(self, spec: TunnelSpec, max_visitors: int) -> None:
-        """Serve and queue at most so many visitors from now on; no present visitor is disconnected."""
+        """Use limits and rules of admission for the visitors that come from now on; no present one is disconnected."""
         self._max_visitors, self._max_queued = max_visitors, spec.settings.signal_queue_limit
+        self._check_options(spec, End.INGRESS)
+        self._apply_rules(AdmissionRules.of(spec))
         self._on_room_freed()
 
     def attach(self, link: Link) -> None:
@@ -152,7 +163,7 @@ class Ingress(TunnelEnd):
         if link is None:
             deadline = self._linkless_since + self._queue_timeout_s
             if deadline <= self._loop.time():
-                self._reject(visitor, "there is no link")
+                self._reject(visitor, peer, "there is no link")
                 return
         self._queue.append((visitor, peer, deadline))
         if self._queue_timer is None:
@@ -181,6 +192,7 @@ class Ingress(TunnelEnd):
             address = pack_address(peer)
             if selector.selects(None, address):
                 queue.remove(entry)
+                self._count_left(address)
                 kicked.append(_describe_queued(address))
                 sockets.reset_on_close(visitor)
                 self.reactor.close(visitor)
@@ -236,7 +248,7 @@ class Ingress(TunnelEnd):
         if relay is not None:
             relay.set_end_offset(total)
 
-    def _on_room_freed(self) -> None:
+    def _on_room_freed(self, _relay: ForwardedVisitor | None = None) -> None:
         """Accept again: a visitor has left, or the queue is shorter."""
         acceptor = self.acceptor
         if acceptor is not None and acceptor.is_waiting_for_room:
@@ -244,18 +256,59 @@ class Ingress(TunnelEnd):
         if self._observers:
             self._notify_observers()
 
-    def _reject(self, visitor: socket.SocketType, reason: str) -> None:
+    def _reject(self, visitor: socket.SocketType, peer: object, reason: str) -> None:
         self.stats.failed += 1
+        self._count_left(pack_address(peer))
         self.reactor.close(visitor)
         self._event_log.warn_throttled(EventKind.VISITOR, "rejected", f"a visitor was disconnected: {reason}")
+
+    # --- admission ------------------------------------------------------------------------------------------------
+
+    def _apply_rules(self, rules: AdmissionRules) -> None:
+        """Choose what happens to new and to leaving visitors: nothing more in a tunnel without rules."""
+        if rules == self._rules:
+            return
+        self._rules = rules
+        present = [relay.visitor_address for relay in self.relays.running()]
+        present += (pack_address(peer) for _, peer, _ in self._queue)
+        self._admission = Admission(rules, monotonic(), map(host_of, present)) if rules else None
+        self._on_accept = self._on_visitor if self._admission is None else self._admit
+        is_counting = self._admission is not None and self._admission.counts_visitors
+        self.relays.set_close_callback(self._on_counted_left if is_counting else self._on_room_freed)
+        if self.acceptor is not None:
+            self.acceptor.set_callback(self._on_accept)
+
+    def _admit(self, visitor: socket.SocketType, peer: object) -> None:
+        """Serve a visitor if the rules admit it."""
+        admission = self._admission
+        host = pack_host(peer[0]) if isinstance(peer, tuple) else b""
+        refusal = admission.admit(host, monotonic()) if admission is not None else None
+        if refusal is None:
+            self._on_visitor(visitor, peer)
+            return
+        self.stats.count_refused(refusal)
+        sockets.reset_on_close(visitor)
+        self.reactor.close(visitor)
+        if admission is not None and not self._event_log.suppresses(topic := f"refused {refusal.value}"):
+            text = f"a visitor was refused: {admission.describe(refusal, host)}"
+            data = {"reason": refusal.value, VISITOR: sockets.format_address(peer)}
+            self._event_log.log_throttled(LogLevel.INFO, EventKind.REFUSED, topic, text, **data)
+
+    def _on_counted_left(self, relay: ForwardedVisitor) -> None:
+        self._count_left(relay.visitor_address)
+        self._on_room_freed()
+
+    def _count_left(self, address: bytes) -> None:
+        if self._admission is not None:
+            self._admission.leave(host_of(address))
 
     def _on_queue_timeout(self) -> None:
         self._queue_timer = None
         now = self._loop.time()
         missing = "no link" if self._link is None else "no data connection"
         while self._queue and self._queue[0][2] <= now:
-            visitor, *_ = self._queue.popleft()
-            self._reject(visitor, f"there was {missing} for it in {self._queue_timeout_s:g} s")
+            visitor, peer, _ = self._queue.popleft()
+            self._reject(visitor, peer, f"there was {missing} for it in {self._queue_timeout_s:g} s")
         if self._queue:
             self._queue_timer = self.reactor.call_later(self._queue[0][2] - now, self._on_queue_timeout)
         if self._link is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from tunnel.model.events import EventKind
+from tunnel.model.events import VISITOR, EventKind
 
 if TYPE_CHECKING:
     import asyncio
@@ -39,12 +39,12 @@ class RelaySet:
         event_log: EventLog,
         *,
         on_first_relay: Callable[[], None],
-        on_relay_closed: Callable[[], None],
+        on_relay_closed: Callable[[ForwardedVisitor], None],
         on_vanished: Callable[[int], None],
         maintenance_interval_s: float = _MAINTENANCE_INTERVAL_S,
         vanished_after_s: float = VANISHED_AFTER_S,
     ) -> None:
-        """``on_first_relay`` is called before a relay starts while none runs, ``on_relay_closed`` after each end.
+        """``on_first_relay`` is called before a relay starts while none runs, ``on_relay_closed`` with each that ended.
 
         ``on_vanished`` is called with the number of relays that were aborted because a peer had vanished.
         """
@@ -63,6 +63,10 @@ class RelaySet:
         self._vanished_after_s = vanished_after_s
         self._maintenances = 0
         self._timer: asyncio.TimerHandle | None = None
+
+    def set_close_callback(self, on_relay_closed: Callable[[ForwardedVisitor], None]) -> None:
+        """Call this with each relay that ends from now on, instead of the former callback."""
+        self._on_relay_closed = on_relay_closed
 
     def add_link(self, link: RelayLink) -> None:
         """Register the relays that are started on this link from now on, so that ``find`` returns them."""
@@ -121,7 +125,7 @@ class RelaySet:
         relays = self._by_link.get(relay.link)
         if relays is not None:
             relays.pop(relay.ident, None)
-        self._on_relay_closed()
+        self._on_relay_closed(relay)
 
     def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """Log a defect that ended one relay; the others continue."""
@@ -131,8 +135,8 @@ class RelaySet:
 
     def on_stream_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """Log that data connections are interfered with."""
-        text = f"visitor {relay.describe_visitor()} was disconnected: its data connection carried {error}"
-        self._event_log.warn_throttled(EventKind.VISITOR, "record", text)
+        text = f"a visitor was disconnected: its data connection carried {error}"
+        self._event_log.warn_throttled(EventKind.VISITOR, "record", text, **{VISITOR: relay.describe_visitor()})
 
     def _maintain(self) -> None:
         """Enable keepalive on relays that have lived for a while, and abort those with a vanished peer."""

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from tunnel.forwarding.flow import ByteCounter
-from tunnel.model.snapshot import CountersView
+from tunnel.model.refusals import Refusal
+from tunnel.model.snapshot import CountersView, RefusedView
+
+NO_VISITORS_REFUSED: Final = RefusedView(**{refusal.value: 0 for refusal in Refusal})
+"""The counts of an ingress that has refused no visitor."""
+_ONE_REFUSED: Final = {refusal: RefusedView(**{refusal.value: 1}) for refusal in Refusal}
 
 
 @dataclass(slots=True)
@@ -26,8 +32,18 @@ class Stats:
     refused_prefaces: int = 0
     silent: int = 0
     """connections that were closed because they did not authenticate in time, or to make room for newer ones"""
+    refused_visitors: RefusedView = field(default_factory=RefusedView)
+    """visitors that were refused; replaced by each count, as ``counters`` is. None until this end accepts visitors"""
     counters: CountersView = field(default_factory=CountersView)
     """counts of rare events: each is counted by ``replace``, so that snapshots can share the object"""
+
+    def start_counting_refused(self) -> None:
+        """Count the visitors that are refused from now on: this end accepts them, so it knows."""
+        self.refused_visitors = self.refused_visitors.plus(NO_VISITORS_REFUSED)
+
+    def count_refused(self, refusal: Refusal) -> None:
+        """Count a visitor that was refused."""
+        self.refused_visitors = self.refused_visitors.plus(_ONE_REFUSED[refusal])
 
     def count_link(self) -> None:
         """Count a link that was established."""

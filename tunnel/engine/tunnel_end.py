@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tunnel.engine.relays import RelaySet
+from tunnel.model.events import EventKind
+from tunnel.model.options import describe_misplaced, misplaced_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -15,8 +17,9 @@ if TYPE_CHECKING:
     from tunnel.engine.link import EventTable, Link
     from tunnel.engine.stats import Stats
     from tunnel.forwarding import Forwarder
+    from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.events import EventLog
-    from tunnel.model.spec import TunnelSpec
+    from tunnel.model.spec import End, TunnelSpec
     from tunnel.model.visitors import VisitorSelector, VisitorView
     from tunnel.runtime.acceptor import Acceptor
     from tunnel.runtime.reactor import Reactor
@@ -60,6 +63,7 @@ class TunnelEnd(ABC):
         self._loop = asyncio.get_running_loop()
         self._links: dict[Link, None] = {}  # ordered by their start
         self._link: Link | None = None  # the link that the next visitor gets
+        self._misplaced: str | None = None  # that an option is set which acts at the other end
         self._observers = 0
         self._changed = asyncio.Event()
         reactor.fd_budget.reservations.add(self)
@@ -87,7 +91,7 @@ class TunnelEnd(ABC):
     @property
     def remark(self) -> str | None:
         """What the user probably did not mean although it works, as a sentence."""
-        return None
+        return self._misplaced
 
     @property
     def next_target_attempt(self) -> tuple[float, int] | None:
@@ -137,6 +141,15 @@ class TunnelEnd(ABC):
     def close(self) -> int:
         """Close everything; return how many visitors were disconnected."""
 
+    def _check_options(self, spec: TunnelSpec, end: End) -> None:
+        """Warn about options that act at the other end: in ``auto`` the ends are known only now."""
+        texts = [describe_misplaced(option, spec.role) for option in misplaced_options(spec, end)]
+        misplaced = "; ".join(texts) or None
+        if misplaced != self._misplaced:
+            self._misplaced = misplaced
+            if misplaced is not None:
+                self._event_log.log_warn(EventKind.START, misplaced)
+
     def attach(self, link: Link) -> None:
         """Serve visitors over this link, too."""
         self._links[link] = None
@@ -175,7 +188,7 @@ class TunnelEnd(ABC):
         finally:
             self._observers -= 1
 
-    def _on_room_freed(self) -> None:
+    def _on_room_freed(self, _relay: ForwardedVisitor | None = None) -> None:
         """React to the end of a relay: there is room for another visitor."""
         if self._observers:
             self._notify_observers()

@@ -19,6 +19,11 @@ _PACE_PER_S: Final = 1.0
 _MAX_TOPICS: Final = 256  # a topic may contain a remote address, so their number is not bounded by the program
 
 
+VISITOR: Final = "visitor"
+"""Key of the data of an event: the address of the visitor that it is about. Texts of events never contain one, so that
+it can be left out where addresses must not go."""
+
+
 class EventKind(enum.StrEnum):
     """What an event is about; EVENT_KINDS has the meaning of each."""
 
@@ -59,7 +64,7 @@ EVENT_KINDS: Final[Mapping[EventKind, EventKindInfo]] = MappingProxyType(
         EventKind.LISTEN: EventKindInfo("an address accepts connections, or pauses"),
         EventKind.VISITOR: EventKindInfo("visitors were disconnected"),
         EventKind.TARGET: EventKindInfo("a target failed or answers again"),
-        EventKind.REFUSED: EventKindInfo("a connection attempt was refused"),
+        EventKind.REFUSED: EventKindInfo("a connection attempt or a visitor was refused"),
         EventKind.POOL: EventKindInfo("data connections cannot be made, or use another port"),
         EventKind.RETIRED: EventKindInfo("a former engine, which another one has replaced, changed its state"),
         EventKind.RESTART: EventKindInfo("a defect ended an engine; another one starts", is_history=True),

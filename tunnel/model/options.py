@@ -29,8 +29,9 @@ from tunnel.model.option_types import (
     ServiceType,
 )
 from tunnel.model.settings import Settings
-from tunnel.model.spec import AuthPolicy, DataTls, Direction, LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.spec import AuthPolicy, DataTls, Direction, End, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.url import TunnelUrl
+from tunnel.model.visitor_option_types import NetworksType, VisitorRateType
 
 URL_SOURCE: Final = "the URL"
 ENVIRONMENT_SOURCE: Final = "the environment"
@@ -63,6 +64,8 @@ class Option:
     places: OptionPlace = OptionPlace.URL_AND_FILE
     variable: str | None = None
     """the environment variable"""
+    end: End | None = None
+    """the end where the option acts, if it acts at one of them alone"""
     is_live: bool = False
     """whether a running engine adopts a new value without a restart"""
     is_secret: bool = False
@@ -89,6 +92,17 @@ class Option:
         """Return the value of the option in a spec as a text that ``type.parse`` accepts, a mask for a secret."""
         return self.type.format(self.read(spec))
 
+    def describe(self, spec: TunnelSpec) -> str:
+        """Return the value of the option in a spec as a text for people: shorter than ``format`` if that is long."""
+        value = self.read(spec)
+        return self.type.shorten(value) if isinstance(self.type, NetworksType) else self.type.format(value)
+
+    def describe_change(self, old: TunnelSpec, new: TunnelSpec) -> str:
+        """Return how the value differs between two specs."""
+        if isinstance(self.type, NetworksType):
+            return self.type.describe_change(self.read(old), self.read(new))
+        return f"{self.format(old) or 'none'} → {self.format(new) or 'none'}"
+
 
 def _setting(name: str, type_: OptionType, doc: str) -> Option:
     return Option(
@@ -104,6 +118,10 @@ def _setting(name: str, type_: OptionType, doc: str) -> Option:
 
 def _live(name: str, type_: OptionType, doc: str) -> Option:
     return Option(name=name, type=type_, attribute=name, doc=doc, is_live=True)
+
+
+def _visitor_rule(name: str, type_: OptionType, doc: str) -> Option:
+    return Option(name=name, type=type_, attribute=name, doc=f"ingress: {doc}", end=End.INGRESS, is_live=True)
 
 
 def _file(name: str, doc: str) -> Option:
@@ -188,6 +206,10 @@ OPTIONS: Final[Mapping[str, Option]] = {
             doc="the name that both ends of a tunnel agree on; tells tunnels apart that share a port or a key",
         ),
         _live("dial_timeout", DurationType(), "time in which a target has to accept a visitor's connection"),
+        _visitor_rule("allow", NetworksType(), "visitors from other addresses are refused"),
+        _visitor_rule("deny", NetworksType(), "visitors from these addresses are refused, also if `allow` has them"),
+        _visitor_rule("max_per_address", IntegerType(0, 1_000_000), "visitors of one address at once; `0`: no limit"),
+        _visitor_rule("rate_new", VisitorRateType(), "new visitors of one address per second; `0`: no limit"),
         _setting("semaphore_limit", _LIMIT, "visitors served at once; more wait in the kernel's backlog"),
         _setting("signal_queue_limit", _LIMIT, "visitors that wait for a data connection; then no more are accepted"),
         _setting("signal_buffer", IntegerType(1, 1 << 24), "bytes read from the control channel at once"),
@@ -286,7 +308,29 @@ def make_spec(
             raise
         raise UrlError(f"{error.name}: {error.message}", url.offset_of(error.name), *error.quoted) from None
     _check_combinations(spec)
+    for option in misplaced_options(spec):
+        if option.name in own.values:
+            raise UrlError(describe_misplaced(option, spec.role), url.offset_of(option.name))
     return spec
+
+
+def misplaced_options(spec: TunnelSpec, end: End | None = None) -> list[Option]:
+    """Return the options that are set although they act at the other end alone; none while the ends are not known.
+
+    ``end`` is the end that this is, where the spec alone does not show it.
+    """
+    end = end or spec.end
+    if end is None:
+        return []
+    set_here = (option for option in OPTIONS.values() if option.end is not None and option.end is not end)
+    return [option for option in set_here if option.read(spec) != option.read(_DEFAULT_SPEC)]
+
+
+def describe_misplaced(option: Option, role: Role) -> str:
+    """Return why an option has no effect at the end with this role, and the way out."""
+    other = Role.CLIENT if role is Role.SERVER else Role.SERVER
+    what = option.end.description if option.end is not None else ""
+    return f"{option.name} acts at the end that {what}, which is the {other} here; write it there"
 
 
 def _build_spec(url: TunnelUrl, layers: Sequence[OptionLayer]) -> TunnelSpec:
@@ -358,7 +402,7 @@ def _listens_on_target(spec: TunnelSpec) -> bool:
 def format_options(spec: TunnelSpec) -> dict[str, str]:
     """Return the options of a spec as a person would write them, without secrets and unset file names."""
     return {
-        option.name: option.format(spec)
+        option.name: option.describe(spec)
         for option in OPTIONS.values()
         if not option.is_secret and not (option.is_file and option.read(spec) is None)
     }

@@ -5,7 +5,7 @@ Snapshots are immutable and can be pickled, because they cross process boundarie
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -78,7 +78,7 @@ class BytesView(_View):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedView(_View):
-    """Connection attempts that were refused since the start."""
+    """Connection attempts and visitors that were refused since the start. Only an ingress knows the visitors."""
 
     handshakes: int = 0
     """control channels with a wrong proof or an invalid handshake"""
@@ -86,6 +86,26 @@ class RefusedView(_View):
     """data connections with a forged, replayed or late preface"""
     silent: int = 0
     """connections that sent nothing before the deadline, or were closed to make room for others"""
+    allow: int | None = None
+    """visitors whose address is in ``deny``, or not in ``allow``"""
+    per_address: int | None = None
+    """visitors whose address had ``max_per_address`` visitors already"""
+    rate: int | None = None
+    """visitors whose address had more than ``rate_new`` new visitors per second"""
+    quota: int | None = None
+    """visitors that came after the quota was used up"""
+    limit: int | None = None
+    """visitors beyond a limit of the tunnel as a whole"""
+
+    def plus(self, other: RefusedView) -> RefusedView:
+        """Return the counts of both, field by field; unknown is what neither of them knows."""
+        names, read = _READERS[RefusedView]
+        sums = (a if b is None else b if a is None else a + b for a, b in zip(read(self), read(other), strict=True))
+        return RefusedView(**dict(zip(names, sums, strict=True)))
+
+
+REFUSED_VISITORS: Final = tuple(part.name for part in fields(RefusedView) if part.default is None)
+"""The fields of RefusedView that count visitors, by reason."""
 
 
 def _counter(help_text: str) -> int:
@@ -214,6 +234,7 @@ class SnapshotInput(NamedTuple):
     refused_handshakes: int
     refused_prefaces: int
     silent: int
+    refused_visitors: RefusedView
     counters: CountersView
     attempt: int
     remaining: float
@@ -252,8 +273,11 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
             active=values.active, total=values.total, failed=values.failed, limit=limits.visitors
         ),
         bytes=BytesView(from_visitors=values.from_visitors, to_visitors=values.to_visitors),
-        refused=RefusedView(
-            handshakes=values.refused_handshakes, prefaces=values.refused_prefaces, silent=values.silent
+        refused=replace(
+            values.refused_visitors,
+            handshakes=values.refused_handshakes,
+            prefaces=values.refused_prefaces,
+            silent=values.silent,
         ),
         counters=values.counters,
         rtt_ms=None if values.rtt is None else round(values.rtt * 1000, 3),

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from tunnel.model.networks import NO_NETWORKS, NetworkSet
 from tunnel.model.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,6 +41,20 @@ class Direction(enum.StrEnum):
 
     REVERSE = "reverse"
     FORWARD = "forward"
+
+
+class End(enum.StrEnum):
+    """Where a part of a tunnel acts."""
+
+    INGRESS = "ingress"
+    """the end that accepts visitors"""
+    EGRESS = "egress"
+    """the end that dials targets"""
+
+    @property
+    def description(self) -> str:
+        """What the end does, for messages."""
+        return "accepts visitors" if self is End.INGRESS else "dials the target"
 
 
 class LogLevel(enum.IntEnum):
@@ -121,6 +136,14 @@ class TunnelSpec:
     dial_timeout: float = 10.0
     """at the egress: seconds in which a target accepts a visitor's connection, or counts as unreachable"""
     log: LogLevel = LogLevel.INFO
+    allow: NetworkSet = NO_NETWORKS
+    """ingress: the networks whose visitors are accepted; none: all"""
+    deny: NetworkSet = NO_NETWORKS
+    """ingress: the networks whose visitors are refused, also if ``allow`` has them"""
+    max_per_address: int = 0
+    """ingress: visitors of one address at once; 0: no limit"""
+    rate_new: float = 0.0
+    """ingress: new visitors of one address per second; 0: no limit"""
     settings: Settings = field(default_factory=Settings)
 
     @property
@@ -143,6 +166,15 @@ class TunnelSpec:
         """Whether the tunnel has no key, reaches beyond this host, and nothing says that this is intended."""
         is_local = self.tunnel.is_loopback and self.target.is_loopback
         return self.auth == "open" and self.auth_policy is AuthPolicy.KEY and not is_local
+
+    @property
+    def end(self) -> End | None:
+        """Which end of the tunnel this is, as far as the spec shows it: in ``auto`` the server decides."""
+        return None if self.mode is Mode.AUTO else self.end_in(Direction(self.mode.value))
+
+    def end_in(self, direction: Direction) -> End:
+        """Return which end of the tunnel this is in a direction."""
+        return End.INGRESS if (self.role is Role.SERVER) is (direction is Direction.REVERSE) else End.EGRESS
 
     @property
     def cooldown(self) -> float:

@@ -18,12 +18,13 @@ def pack_address(peer: object) -> bytes:
     """A socket address of IPv4 or IPv6 in bytes, without a zone, which means nothing elsewhere; else ``UNKNOWN``."""
     if not isinstance(peer, tuple) or len(peer) < 2:
         return UNKNOWN
-    ip = _pack_host(peer[0])
+    ip = pack_host(peer[0])
     return _PORT.pack(peer[1]) + ip if ip else UNKNOWN
 
 
 @lru_cache(maxsize=1024)
-def _pack_host(host: str) -> bytes:
+def pack_host(host: str) -> bytes:
+    """The IP address in the socket address of a peer, in 4 or 16 bytes; empty if it is none."""
     try:
         if ":" not in host:
             return socket.inet_aton(host)
@@ -31,6 +32,11 @@ def _pack_host(host: str) -> bytes:
     except OSError:
         return b""
     return packed[12:] if packed.startswith(_MAPPED) else packed
+
+
+def host_of(packed: bytes) -> bytes:
+    """The IP address in a packed address, in 4 or 16 bytes; empty if it is not known."""
+    return packed[_PORT.size :]
 
 
 def unpack_address(packed: bytes) -> tuple[str, int] | None:

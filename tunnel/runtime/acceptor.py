@@ -84,6 +84,10 @@ class Acceptor:
         if "%" in requested_address.host and name[3]:  # the kernel has an interface only for link-local addresses
             self._check_interface_later()
 
+    def set_callback(self, on_accept: Callable[[socket.SocketType, object], None]) -> None:
+        """Pass the connections that are accepted from now on to another callback."""
+        self._on_accept = on_accept
+
     def resume(self) -> None:
         """Accept again if there is room now; called when room may have become free."""
         if self.is_waiting_for_room and self._listener is not None and self._has_room():

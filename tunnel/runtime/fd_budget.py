@@ -66,7 +66,7 @@ class FdBudget:
     def is_short(self, fd: int, holder: FdHolder | None = None) -> bool:
         """Whether no other visitor should be accepted, given that ``fd`` is the descriptor opened last.
 
-        With a ``holder`` it is a visitor of that one: beside other tunnels, its visitors may hold at most
+        With a ``holder`` it is a visitor of that one: next to other tunnels, its visitors may hold at most
         ``_SHARE_OF_FREE`` times as many descriptors as are free. So the visitors of one tunnel, however many there
         are, leave some to the others; and each of several greedy tunnels gets the same (docs/decisions/0001).
         """
@@ -104,7 +104,7 @@ class FdBudget:
         return (
             f"its visitors hold {holder.held} of the {self.visitor_ceiling} file descriptors that visitors of this "
             "process may use, and the rest is for its other tunnels; raise the limit (ulimit -Hn, or LimitNOFILE= of "
-            "its service)"
+            "its service), or set max_per_address"
         )
 
     def __str__(self) -> str:
