@@ -91,6 +91,7 @@ class FakeDaemon:
                        "warnings": [], "loaded_at": "2026-01-01T12:00:00.000Z"},
         }  # fmt: skip
         self.commands: list[tuple[str, str]] = []
+        self.visitors: list[Json] = []
         self.refusal: str | None = None
         """why commands are refused"""
         self.plan: Json = {
@@ -125,6 +126,8 @@ class FakeDaemon:
                 web.get("/v1/watch", self._watch),
                 web.get("/v1/logs", self._logs),
                 web.get("/v1/events", self._events),
+                web.get("/v1/visitors", self._visitors),
+                web.post("/v1/kick", self._kick),
                 web.get("/v1/tunnels/{name}", self._tunnel),
                 web.post("/v1/tunnels/{name}/{verb}", self._command),
                 web.get("/v1/plan", self._plan),
@@ -182,6 +185,19 @@ class FakeDaemon:
             queue.put_nowait(_encode_event(kind, data))
 
     # -- the API -----------------------------------------------------------------------------------------------------
+
+    async def _visitors(self, request: web.Request) -> web.Response:
+        names = request.query.getall("tunnel", list(self.tunnels))
+        return web.json_response({"visitors": [one for one in self.visitors if one["tunnel"] in names]})
+
+    async def _kick(self, request: web.Request) -> web.Response:
+        if self.refusal is not None:
+            return _problem(409, self.refusal)
+        body = await request.json()
+        self.commands += [("kick", f"{body['visitors']} {name}") for name in body["tunnels"]]
+        kicked = [one for one in self.visitors if body["visitors"] == one["id"] or body["visitors"] in one["address"]]
+        self.visitors = [one for one in self.visitors if one not in kicked]
+        return web.json_response({"kicked": kicked})
 
     def _full_status(self) -> Json:
         return {**self.status, "tunnels": list(self.tunnels.values())}

@@ -584,7 +584,7 @@ async def test_a_narrow_screen_shows_the_reason_under_the_table(daemon: FakeDaem
 async def test_help_lists_the_keys_in_use(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     from tui.model.keys import all_keys  # noqa: PLC0415  used here alone
 
-    async with opened((100, 60), keys=all_keys({"restart": "f5"})) as (app, pilot):
+    async with opened((100, 70), keys=all_keys({"restart": "f5"})) as (app, pilot):
         await pilot.press("question_mark")
         await wait_until_shown(pilot, shows(app, "f5", "restart the tunnel", "waiting for the next"))
         await pilot.press("escape", "r")

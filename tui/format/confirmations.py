@@ -62,6 +62,14 @@ class Confirmation:
     answer: str
 
 
+def confirm_kick(question: str, names: Sequence[str], width: int) -> Confirmation:
+    """Return the question before visitors of these tunnels are disconnected."""
+    where = names[0] if len(names) == 1 else plural(len(names), "tunnel")
+    text = f"Of {where}. The connection is reset at once, at both ends; the visitor may connect again."
+    lines = paragraph(text, max(20, min(_MAX_WIDTH, width - _FRAME_WIDTH)))
+    return Confirmation(question, tuple(lines), "Disconnect")
+
+
 def name_tunnels(tunnels: Sequence[Tunnel]) -> str:
     """Return the tunnel's name, or how many there are."""
     return tunnels[0].name if len(tunnels) == 1 else plural(len(tunnels), "tunnel")

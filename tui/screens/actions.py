@@ -11,9 +11,11 @@ from tui.format.confirmations import (
     applicable_tunnels,
     confirm_command,
     confirm_fleet_reload,
+    confirm_kick,
     confirm_reload,
 )
 from tui.format.event_format import error_text, plan_lines, refusal_texts
+from tui.format.text import plural
 from tui.screens.dialogs import ConfirmDialog, DialogAnswer
 from tui.screens.texts import LinesModal
 from tui.sources.base import SourceError
@@ -57,6 +59,11 @@ class ActionRunner:
         elif self._can_send("reload", tunnels):
             hosts = sorted({tunnel.host for tunnel in tunnels})
             self._run(partial(self._reload_hosts, hosts), "reload")
+
+    def kick(self, which: str, names: Sequence[str], question: str) -> None:
+        """Disconnect visitors of some tunnels, by ID, address or network, after a question."""
+        if self._can_send("kick", None):
+            self._run(partial(self._kick, which, names, question), "commands")
 
     def show_plan(self) -> None:
         """Show what a reload would change."""
@@ -121,6 +128,17 @@ class ActionRunner:
             return await self._app.push_screen_wait(dialog) == "yes"
         finally:
             self._is_confirming = False
+
+    async def _kick(self, which: str, names: Sequence[str], question: str) -> None:
+        if not await self._is_confirmed(confirm_kick(question, names, self._app.size.width)):
+            return
+        try:
+            kicked = (await self._session.source.kick(which, names))["kicked"]
+        except SourceError as error:
+            self.show_error(f"kick: {error}")
+            return
+        text = f"{plural(len(kicked), 'visitor')} disconnected" if kicked else "The visitor has left already"
+        self._app.notify(text, markup=False, timeout=_RESULT_S)
 
     # -- the file ----------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from tui.screens.main_view import MainView
 from tui.screens.palette import CommandProvider
 from tui.screens.routes import HostsModal, RouteListModal, RouteModal
 from tui.screens.texts import EventsModal, LinesModal
+from tui.screens.visitors import VisitorListModal
 from tui.sources.base import SourceError
 from tui.themes import opposite_theme
 
@@ -256,6 +257,13 @@ class MainScreen(MainView):
     def action_routes(self) -> None:
         """Show the list of all routes."""
         self.app.push_screen(RouteListModal(self._session, self._table.cursor or ""))
+
+    def action_visitors(self) -> None:
+        """Show the visitors of the chosen tunnels."""
+        if names := [tunnel.name for tunnel in self._targets()]:
+            self.app.push_screen(VisitorListModal(self._session, self._actions, names))
+        else:
+            self._actions.show_error(NO_TUNNEL)
 
     def action_hosts(self) -> None:
         """Show the hosts of a fleet."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
 
-    from orchestrator.status.json_types import CommandResultJson, PlanJson, ReloadJson
+    from orchestrator.status.json_types import CommandResultJson, KickJson, PlanJson, ReloadJson, VisitorsJson
     from tui.model.messages import ChangeData, EventData, StatusData, TunnelDetails
 
 
@@ -91,6 +91,12 @@ class Source(Protocol):
 
     async def fetch_plan(self) -> PlanJson:
         """Return what a reload would change."""
+
+    async def fetch_visitors(self, names: Sequence[str]) -> VisitorsJson:
+        """Return the visitors of some tunnels."""
+
+    async def kick(self, which: str, names: Sequence[str]) -> KickJson:
+        """Disconnect visitors of some tunnels, by ID, address or network; return what was disconnected."""
 
     async def reload(self, host: str = "") -> ReloadJson:
         """Reload the file, in a fleet that of one host; return the result per entry."""

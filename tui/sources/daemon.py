@@ -12,6 +12,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
+from orchestrator.client import MAX_NAMED_TUNNELS
 from orchestrator.process.terminal_text import load_printable_json
 from tui.sources.base import (
     Disconnected,
@@ -28,7 +29,7 @@ from tui.sources.sse import SseError, SseParser
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from orchestrator.status.json_types import CommandResultJson, PlanJson, ReloadJson
+    from orchestrator.status.json_types import CommandResultJson, KickJson, PlanJson, ReloadJson, VisitorsJson
     from tui.model.messages import EventData, TunnelDetails
 
 _UPDATE_INTERVAL_S: Final = 0.25
@@ -131,13 +132,25 @@ class ApiSource:
         plan: PlanJson = await self._request_json("GET", "/v1/plan")
         return plan
 
+    async def fetch_visitors(self, names: Sequence[str]) -> VisitorsJson:
+        """Return the visitors of some tunnels."""
+        query = [("tunnel", name) for name in names] if len(names) <= MAX_NAMED_TUNNELS else []
+        answer: VisitorsJson = await self._request_json("GET", "/v1/visitors", params=query)
+        return answer if query else {"visitors": [one for one in answer["visitors"] if one["tunnel"] in names]}
+
+    async def kick(self, which: str, names: Sequence[str]) -> KickJson:
+        """Disconnect visitors of some tunnels and return them."""
+        body = {"visitors": which, "tunnels": list(names)}
+        kicked: KickJson = await self._request_json("POST", "/v1/kick", json=body)
+        return kicked
+
     async def reload(self, host: str = "") -> ReloadJson:
         """Reload the file; ``host`` has no meaning for a single daemon."""
         result: ReloadJson = await self._request_json("POST", "/v1/reload")
         return result
 
-    async def _request_json(self, method: str, path: str) -> Any:  # noqa: ANN401  the caller knows its type
-        async with self._request(method, path) as response:
+    async def _request_json(self, method: str, path: str, **options: Any) -> Any:  # noqa: ANN401  the caller knows its type
+        async with self._request(method, path, **options) as response:
             return load_printable_json((await response.read()).decode())
 
     async def _stream(self, path: str, query: Sequence[tuple[str, str]]) -> AsyncIterator[list[tuple[str, Any]]]:

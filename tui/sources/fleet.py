@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.mqtt.fleet import Fleet
     from orchestrator.mqtt.payloads import ResponsePayload
     from orchestrator.mqtt.topics import ParsedTopic
-    from orchestrator.status.json_types import CommandResultJson, PlanJson, ReloadJson
+    from orchestrator.status.json_types import CommandResultJson, KickJson, PlanJson, ReloadJson, VisitorsJson
     from tui.model.messages import EventData, TunnelDetails
     from tui.sources.base import SourceMessage
 
@@ -195,6 +195,14 @@ class FleetSource:
         host, _, tunnel = name.partition("/")
         note = f"URL, settings and log are not published to the broker; on {host}: nodepass-orch logs {tunnel}"
         return {"name": name, "note": note}
+
+    async def fetch_visitors(self, names: Sequence[str]) -> VisitorsJson:
+        """Raise SourceError: addresses of visitors are not published."""
+        raise SourceError("visitors are not published to the broker: run nodepass-orch visitors on the host")
+
+    async def kick(self, which: str, names: Sequence[str]) -> KickJson:
+        """Raise SourceError, as ``fetch_visitors``."""
+        raise SourceError("visitors are not published to the broker: run nodepass-orch kick on the host")
 
     async def fetch_plan(self) -> PlanJson:
         """Raise SourceError: hosts do not publish their plans."""
