@@ -25,6 +25,7 @@ from orchestrator.status.json_types import (
     ReloadJson,
     ShutdownJson,
     StatusJson,
+    TrafficJson,
     TunnelDetailsJson,
     VisitorsJson,
 )
@@ -149,6 +150,12 @@ class ApiClient:
     def events(self, count: int, *, follow: bool) -> Iterator[EventJson]:
         """Yield the last state changes, reloads and commands; with ``follow`` each new one, until the daemon ends."""
         return self._stream(f"/v1/events?{urlencode([('n', count), ('follow', _flag(value=follow))])}")
+
+    def traffic(self, names: Iterable[str], step: str, days: int | None) -> TrafficJson:
+        """Return what tunnels carried (names and patterns; none: all) by hour, day or month."""
+        query = [*(("tunnel", name) for name in names), ("by", step), *([("days", days)] if days else [])]
+        path = f"/v1/traffic?{urlencode(query, errors='surrogateescape')}"
+        return self._request(TrafficJson, "GET", path, timeout_s=_SLOW_ANSWER_TIMEOUT_S)
 
     def shutdown(self, *, drain: bool = True) -> ShutdownJson:
         """Drain and end the daemon, or end it at once. Returns before it has ended."""

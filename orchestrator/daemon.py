@@ -9,9 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.api.server import serve_api
+from orchestrator.history.recorder import TrafficRecorder
 from orchestrator.mqtt.publisher import publish_host
 from orchestrator.process import socket_paths
 from orchestrator.process.daemon_lock import DaemonLock, hold_daemon_lock, hold_socket_lock
+from orchestrator.process.state_directory import file_key, state_directories, usable_directories
+from orchestrator.process.task_scope import task_scope
 from orchestrator.supervisor.control import ControlService
 from orchestrator.supervisor.crash_reports import install_exception_handlers
 from orchestrator.supervisor.event_bus import SUPERVISOR, EventBus
@@ -34,11 +37,15 @@ if TYPE_CHECKING:
 class DaemonClaim:
     """The right of this process to run a file, and the socket of its API."""
 
-    def __init__(self, lock: DaemonLock, named: Path | None, choose_socket: Callable[[], Path]) -> None:
+    def __init__(
+        self, lock: DaemonLock, named: Path | None, choose_socket: Callable[[], Path], history_file: Path | None
+    ) -> None:
         """``named`` is the socket that the user or the file names; without one ``choose_socket`` returns a place."""
         self._lock = lock
         self._named = named
         self._choose_socket = choose_socket
+        self.history_file = history_file
+        """where the traffic of the file's tunnels is kept; None where no state directory can be written"""
 
     def choose_socket(self) -> Path:
         """Return the path for the socket and record it for clients. Raises SocketPathError."""
@@ -52,15 +59,24 @@ class DaemonClaim:
 
 
 @contextlib.contextmanager
-def claimed_daemon(manifest: Manifest, given: Path | None, environ: Mapping[str, str]) -> Iterator[DaemonClaim]:
-    """Hold the lock of the file, and that of a named socket, for this process alone. Raises SocketPathError."""
+def claimed_daemon(
+    manifest: Manifest, given: Path | None, environ: Mapping[str, str], history_file: Path | None = None
+) -> Iterator[DaemonClaim]:
+    """Hold the lock of the file, and that of a named socket, for this process alone. Raises SocketPathError.
+
+    Without ``history_file``, the traffic history is in the state directory.
+    """
     uid = os.getuid()
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(hold_daemon_lock(manifest.path, environ, uid))
         named = given or socket_paths.explicit_socket(manifest.supervisor.api.socket, {})
         if named is not None:
             stack.enter_context(hold_socket_lock(named, environ, uid))
-        yield DaemonClaim(lock, named, partial(socket_paths.choose_socket, manifest.path, environ, uid))
+        if history_file is None:
+            directory = next(usable_directories(state_directories(environ, uid), uid), None)
+            history_file = directory / f"{file_key(manifest.path)}.history.db" if directory is not None else None
+        choose_socket = partial(socket_paths.choose_socket, manifest.path, environ, uid)
+        yield DaemonClaim(lock, named, choose_socket, history_file)
 
 
 @contextlib.asynccontextmanager
@@ -80,11 +96,29 @@ async def running_daemon(
         control = ControlService(supervisor, read_only=read_only)
         with claim.answering():
             async with (
+                _recording_traffic(control, claim.history_file),
                 serve_api(control, claim.choose_socket(), manifest.supervisor, relocate=claim.choose_socket),
                 watch_files(supervisor.sources, supervisor.reload_after_change, bus),
                 publish_host(control, manifest),
             ):
                 yield supervisor
+
+
+@contextlib.asynccontextmanager
+async def _recording_traffic(control: ControlService, path: Path | None) -> AsyncIterator[None]:
+    """Record what the tunnels carry, until they have stopped."""
+    supervisor, bus = control.supervisor, control.bus
+    if path is None:
+        text = "no state directory can be written, so the traffic of tunnels is not recorded; set STATE_DIRECTORY"
+        bus.emit(LogLevel.WARN, EventKind.HISTORY, text)
+    recorder = control.history = TrafficRecorder(supervisor, path, EventLog(SUPERVISOR, bus.publish))
+    supervisor.subscribe_removals(recorder.on_removed)
+    bus.subscribe(lambda event: recorder.mark_busy(event.tunnel))
+    with bus.subscribe_activity(recorder.mark_busy):
+        async with task_scope() as start_task:
+            start_task(recorder.run())
+            yield
+        await recorder.close()
 
 
 @contextlib.asynccontextmanager

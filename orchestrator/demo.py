@@ -88,7 +88,7 @@ async def _run(folder: Path, duration_s: float | None, log: EventSink) -> str:
         file.write_text(_FILE.format(folder=folder, target=target, **ports), encoding="utf-8")
         manifest = load(file, {})
         print_message(f"the demonstration runs the file {file}; end it with Ctrl-C")
-        with daemon.claimed_daemon(manifest, folder / "demo.sock", os.environ) as claim:
+        with daemon.claimed_daemon(manifest, folder / "demo.sock", os.environ, folder / "history.db") as claim:
             async with daemon.running_daemon(manifest, claim, log, LogLevel.INFO) as supervisor:
                 visitors = [
                     *(simulate_visitor(ports["ingress_1"], counts) for _ in range(_VISITORS_PER_INGRESS)),

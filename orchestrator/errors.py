@@ -12,6 +12,8 @@
     ├── CommandConflictError    a command does not fit the state of the tunnel (supervisor.control)
     ├── NoDaemonError           no daemon answers at the socket (client)
     ├── RequestRefusedError     the daemon refused a request (client)
+    ├── HistoryError            traffic is not recorded, or its file cannot be used (history.database)
+    │   └── TooManyCellsError   a query asks for more than one answer may hold (history.recorder)
     ├── TooManyRequestsError    more requests are in progress than the API answers at once (process.http_connections)
     ├── ParameterError          a parameter of a request is invalid (also a ValueError; api.parameters)
     ├── BrokerError             the MQTT broker cannot be used (mqtt.broker)

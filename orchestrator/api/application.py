@@ -15,6 +15,8 @@ from orchestrator.api import openapi
 from orchestrator.api.handlers import ApiContext, ApiRequest, problem_response
 from orchestrator.api.parameters import ParameterError, check_names, parse_body
 from orchestrator.api.routes import ROUTES, Route
+from orchestrator.history.database import HistoryError
+from orchestrator.history.recorder import TooManyCellsError
 from orchestrator.process.http_connections import TooManyRequestsError, connection_of, count_answers
 from orchestrator.supervisor.control import CommandConflictError, ReadOnlyError, UnknownVisitorError
 from orchestrator.supervisor.crash_reports import EngineSilentError, describe_crash
@@ -37,6 +39,8 @@ ERROR_STATUSES: Final[Mapping[type[Exception], HTTPStatus]] = {
     UnknownVisitorError: HTTPStatus.NOT_FOUND,
     CommandConflictError: HTTPStatus.CONFLICT,
     EngineSilentError: HTTPStatus.SERVICE_UNAVAILABLE,
+    TooManyCellsError: HTTPStatus.BAD_REQUEST,
+    HistoryError: HTTPStatus.SERVICE_UNAVAILABLE,
     TooManyRequestsError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """The HTTP status of each exception that a handler may raise."""

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from orchestrator.api import metrics, parameters, stream
 from orchestrator.config.candidate import Candidate
+from orchestrator.history.periods import DEFAULT_DAYS
 from orchestrator.json_text import json_text
 from orchestrator.supervisor.control import UnknownVisitorError
 from orchestrator.supervisor.event_bus import HISTORY_KINDS, SUPERVISOR
@@ -209,6 +210,16 @@ async def get_events(request: ApiRequest) -> web.StreamResponse:
         return await stream.follow_events(request.http, subscription, bus.last_history(count), context.limits)
 
 
+async def get_traffic(request: ApiRequest) -> web.StreamResponse:
+    """Answer what tunnels carried; rendered in a thread."""
+    step = request.get(parameters.STEP)
+    days = request.get(parameters.DAYS) or DEFAULT_DAYS[step]
+    names = request.get(parameters.TRAFFIC_TUNNELS)
+    report = await request.control.traffic(step, days, names)
+    text = await asyncio.to_thread(lambda: json_text(report.as_json()))
+    return web.Response(text=text, content_type="application/json")
+
+
 async def shut_down(request: ApiRequest) -> web.StreamResponse:
     """Begin the end of the daemon."""
     drain = request.get_field(parameters.DRAIN)
@@ -238,7 +249,8 @@ async def get_metrics(request: ApiRequest) -> web.StreamResponse:
     accept = request.http.headers.get("Accept", "")
     tasks = len(asyncio.all_tasks())
     await control.refresh(everything=True)
-    reading = metrics.DaemonReading(control.info(), tasks)
+    history = control.history.status() if control.history is not None else None
+    reading = metrics.DaemonReading(control.info(), tasks, history)
     async with request.context.metrics_turn:  # each page in work needs several times its size
         page, content_type = await asyncio.to_thread(
             metrics.render, reading, control.store.snapshots(), accept, request.context.process_metrics

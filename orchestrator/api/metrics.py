@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -20,9 +20,11 @@ from tunnel.model.state import State
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
+    from orchestrator.history.recorder import HistoryStatus
     from orchestrator.status.contract import DaemonInfo
 
 _PREFIX: Final = "nodepass_orch"
+MetricType: TypeAlias = type[CounterMetricFamily | GaugeMetricFamily]
 COUNTER, GAUGE = CounterMetricFamily, GaugeMetricFamily
 """The types of metrics. The name of a counter gets the suffix ``_total``."""
 
@@ -36,6 +38,8 @@ class DaemonReading:
     info: DaemonInfo
     tasks: int
     """tasks in the daemon's event loop: a number that only grows is a leak"""
+    history: HistoryStatus | None = None
+    """the writer of the traffic history; None where nothing is recorded"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class MetricSpec(Generic[Source]):
     """One metric. Rows of the same name, which differ in a label, follow each other and form one family."""
 
     name: str
-    type: type[CounterMetricFamily | GaugeMetricFamily]
+    type: MetricType
     help: str
     read: Callable[[Source], float | None]
     """returns None if the value is unknown: the sample is left out then"""
@@ -91,6 +95,12 @@ def _daemon(
     return MetricSpec(name, GAUGE, text, read, labels)
 
 
+def _history(
+    name: str, text: str, read: Callable[[HistoryStatus], float | None], kind: MetricType = GAUGE
+) -> MetricSpec[DaemonReading]:
+    return MetricSpec(f"history_{name}", kind, text, lambda d: read(d.history) if d.history else None, _NO_LABELS)
+
+
 def _gauge(
     name: str, text: str, read: Callable[[Snapshot], float | None], labels: LabelSet[Snapshot] = _TUNNEL
 ) -> MetricSpec[Snapshot]:
@@ -112,6 +122,10 @@ DAEMON_METRICS: Final[tuple[MetricSpec[DaemonReading], ...]] = (
         "Time at which the configuration in force was read.",
         lambda d: _timestamp(d.info.config.loaded_at),
     ),
+    _history("pending_rows", "Rows of the traffic history that are not written yet.", lambda h: h.pending_rows),
+    _history("lost_rows", "Rows of the traffic history that could not be kept.", lambda h: h.lost_rows, COUNTER),
+    _history("failed_writes", "Attempts to write the traffic history that failed.", lambda h: h.failed_writes, COUNTER),
+    _history("last_write_timestamp_seconds", "Time of the last write of the history.", lambda h: h.last_write),
     _daemon("tasks", "Tasks in the daemon's event loop, without those of workers.", lambda d: d.tasks),
 )
 

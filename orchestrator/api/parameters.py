@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.history.periods import DEFAULT_DAYS, MAX_DAYS, Step
 from tunnel.model.errors import InvalidValueError, did_you_mean
 from tunnel.model.option_types import parse_natural
 from tunnel.model.spec import LogLevel
@@ -174,6 +175,44 @@ RATES: Final = Parameter(
     {"type": "number", "minimum": 0, "maximum": MAX_RATES_S, "default": 0},
     0.0,
     _parse_rates,
+)
+TRAFFIC_TUNNELS: Final[Parameter[frozenset[str]]] = Parameter(
+    "tunnel",
+    "Names of tunnels, or patterns such as `edge-*`; without it all, also those that are not in the file any more.",
+    {"type": "array", "items": {"type": "string"}},
+    frozenset(),
+    frozenset,
+)
+
+
+def _parse_step(values: Sequence[str]) -> Step:
+    if values[0] not in list(Step):
+        raise ParameterError(f"by: {values[0][:40]!r} is none of {', '.join(Step)}")
+    return Step(values[0])
+
+
+def _parse_days(values: Sequence[str]) -> int:
+    days = parse_natural(values[0])
+    if not days or days > MAX_DAYS:
+        raise ParameterError(f"days: {values[0][:40]!r} is not a whole number from 1 to {MAX_DAYS}")
+    return days
+
+
+STEP: Final = Parameter(
+    "by",
+    "What a row sums up; `total`: the whole time. Days and months are those of the daemon's time zone.",
+    {"type": "string", "enum": list(Step), "default": Step.DAY.value},
+    Step.DAY,
+    _parse_step,
+)
+DAYS: Final[Parameter[int]] = Parameter(
+    "days",
+    "How many days, today included; for `hour` 1 means the last 24 hours. Default: "
+    + ", ".join(f"{days} for `{step}`" for step, days in DEFAULT_DAYS.items())
+    + ".",
+    {"type": "integer", "minimum": 1, "maximum": MAX_DAYS},
+    0,
+    _parse_days,
 )
 LOG_COUNT: Final = count_parameter(200)
 EVENT_COUNT: Final = count_parameter(100)

@@ -26,6 +26,7 @@ from orchestrator.status.json_types import (
     ReloadJson,
     ShutdownJson,
     StatusJson,
+    TrafficJson,
     TunnelDetailsJson,
     TunnelsJson,
     VisitorsJson,
@@ -154,6 +155,11 @@ ROUTES: Final = (
         "GET", "/v1/events", handlers.get_events, "State changes, reloads and commands.",
         Answer("The events.", events={"event": EventJson}),
         parameters=(parameters.EVENT_COUNT, parameters.FOLLOW_EVENTS),
+    ),
+    Route(
+        "GET", "/v1/traffic", handlers.get_traffic, "What tunnels carried, by hour, day or month.",
+        Answer("The traffic of each tunnel; a period without traffic has no row.", TrafficJson),
+        parameters=(parameters.TRAFFIC_TUNNELS, parameters.STEP, parameters.DAYS), errors=(_NOT_FOUND,),
     ),
     Route(
         "POST", "/v1/shutdown", handlers.shut_down, "Drain all tunnels and end the daemon.",

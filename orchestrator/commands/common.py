@@ -16,6 +16,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from orchestrator.client import ANSWER_TIMEOUT_S, ApiClient, NoDaemonError, RequestRefusedError
+from orchestrator.name_patterns import matching_names
 from orchestrator.process import daemon_lock, socket_paths
 from orchestrator.process.arguments import mask_url
 from orchestrator.process.setup import print_message
@@ -43,13 +44,13 @@ _SYNONYMS: Final = {
     **dict.fromkeys(("log", "tail", "journal"), "logs"),
     **dict.fromkeys(("dashboard", "tui", "ui", "watch", "monitor"), "top"),
     **dict.fromkeys(("diff", "dry-run"), "plan"),
+    **dict.fromkeys(("history", "usage", "bandwidth"), "traffic"),
 }
 """What other programs call a command of this one."""
 _URL_HINT: Final = "; a URL looks like server://0.0.0.0:10101/127.0.0.1:8080"
 _COMPLETION_TIMEOUT_S: Final = 1.0  # the user has pressed Tab and waits
 _MAX_NAMED_DAEMONS: Final = 5
 _CURSOR_HOME, _CLEAR_TO_LINE_END, _CLEAR_TO_SCREEN_END = "\x1b[H", "\x1b[K", "\x1b[J"
-_PATTERN_CHARACTERS: Final = set("*?[")
 
 
 class DashboardLauncher(Protocol):
@@ -205,11 +206,6 @@ def exit_on_api_error() -> Iterator[None]:
         exit_with_error(EXIT_FAILED, str(error))
 
 
-def is_pattern(text: str) -> bool:
-    """Whether a name may match several tunnels."""
-    return not _PATTERN_CHARACTERS.isdisjoint(text)
-
-
 def select_tunnels(tunnels: Sequence[TunnelJson], names: Sequence[str]) -> list[TunnelJson]:
     """Return the tunnels that match names and patterns (none: all), in the order of the file.
 
@@ -228,14 +224,6 @@ def select_tunnels(tunnels: Sequence[TunnelJson], names: Sequence[str]) -> list[
 def is_as_wanted(tunnel: TunnelJson) -> bool:
     """Whether a tunnel is up, or is not enabled in the file (hosts of version 0.1 do not publish that)."""
     return tunnel["state"] == "up" or not tunnel.get("enabled", True)
-
-
-def matching_names(names: Sequence[str], pattern: str) -> list[str]:
-    """Return the names that a pattern matches; a name that equals the pattern is the only one.
-
-    So a tunnel named ``web[1]`` can be selected, although the pattern matches ``web1``.
-    """
-    return [pattern] if pattern in names else [name for name in names if fnmatchcase(name, pattern)]
 
 
 def select_tags(tunnels: Sequence[TunnelJson], tags: Sequence[str]) -> list[TunnelJson]:

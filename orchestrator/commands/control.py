@@ -28,10 +28,8 @@ from orchestrator.commands.common import (
     file_option,
     is_as_wanted,
     is_color_enabled,
-    is_pattern,
     json_option,
     make_client,
-    matching_names,
     names_argument,
     print_json,
     print_screen,
@@ -41,6 +39,7 @@ from orchestrator.commands.common import (
     tag_option,
     wide_option,
 )
+from orchestrator.name_patterns import is_pattern, matching_names
 from orchestrator.process.logformat import format_json_event, format_local_time, printable
 from orchestrator.process.setup import print_message
 from orchestrator.state_display import STATE_COLORS

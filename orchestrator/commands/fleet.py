@@ -21,11 +21,11 @@ from orchestrator.commands.common import (
     exit_with_error,
     is_as_wanted,
     json_option,
-    matching_names,
     parse_duration_option,
     print_json,
 )
 from orchestrator.commands.control import format_tunnels
+from orchestrator.name_patterns import matching_names
 from orchestrator.process.logformat import printable
 from orchestrator.process.setup import print_message, run_event_loop
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.config.supervisor_settings import SupervisorSettings
     from tunnel.model.spec import TunnelSpec
 
-LIVE: Final = ("drain_timeout",)
+LIVE: Final = ("drain_timeout", "history")
 """Names of the ``supervisor:`` section that take effect while the daemon runs."""
 
 _GOOD_ACTIONS: Final = frozenset({"added", "removed", "restarted", "changed", "unchanged"})
@@ -112,7 +112,8 @@ def needs_engine(old: Entry, new: Entry) -> bool:
 
 def effective_settings(old: SupervisorSettings, new: SupervisorSettings) -> SupervisorSettings:
     """Return the daemon's settings after a reload: the old ones, and the new values of those that change live."""
-    return old.model_copy(update=new.model_dump(include=set(LIVE)))
+    values = dict(new)
+    return old.model_copy(update={name: values[name] for name in LIVE})
 
 
 def _describe_changes(old: Entry, new: Entry) -> Iterator[str]:
@@ -162,7 +163,7 @@ def _format_value(value: object) -> str:
     """Return a value as a person would write it."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return f"[{', '.join(map(str, value))}]"
     if isinstance(value, BaseModel):
         return "set"

@@ -5,19 +5,23 @@ The validators receive what the document contains: texts (never numbers), sequen
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, WithJsonSchema, model_validator
 
-from orchestrator.config.schema_parts import BOOLEAN, DURATION, MAX_NAME_LENGTH, integer, parse_bool
+from orchestrator.config.schema_parts import BOOLEAN, DURATION, MAX_NAME_LENGTH, integer, parse_bool, with_variable
 from tunnel.model.address import Address, parse_address
 from tunnel.model.errors import InvalidValueError
 from tunnel.model.option_types import ANY_SCALAR, parse_natural
 from tunnel.model.times import parse_duration
 
 _MAX_WORKERS: Final = 256
+_MAX_HISTORY_DAYS: Final = 3660
+_HISTORY: Final = re.compile(r"(?P<count>[0-9]{1,6})(?P<unit>[dh])")
+_HISTORY_SCHEMA: Final = with_variable(({"const": 0}, {"type": "string", "pattern": r"^\s*(0|[0-9]{1,6}[dh])\s*$"}))
 
 
 def _parse_text(value: object) -> str:
@@ -36,6 +40,30 @@ def _parse_workers(value: object) -> int:
     if workers is None or workers > _MAX_WORKERS:
         raise InvalidValueError(f"{{}} is not a whole number from 0 to {_MAX_WORKERS}", repr(text[:20]))
     return workers
+
+
+class HistoryLimit(NamedTuple):
+    """How long traffic is kept, in hours; 0: it is not recorded."""
+
+    hours: int
+
+    def __str__(self) -> str:
+        return "0" if not self.hours else f"{self.hours}h" if self.hours % 24 else f"{self.hours // 24}d"
+
+
+DEFAULT_HISTORY: Final = HistoryLimit(400 * 24)
+
+
+def _parse_history(value: object) -> HistoryLimit:
+    text = _parse_text(value).strip()
+    match = _HISTORY.fullmatch(text)
+    hours = int(match["count"]) * (24 if match["unit"] == "d" else 1) if match else 0
+    if text != "0" and not 1 <= hours <= _MAX_HISTORY_DAYS * 24:
+        raise InvalidValueError(
+            f"{{}} is not a time to keep traffic: 0, or a number of days from 1d to {_MAX_HISTORY_DAYS}d",
+            repr(text[:20]),
+        )
+    return HistoryLimit(hours)
 
 
 def _parse_address(value: object) -> Address:
@@ -156,4 +184,6 @@ class SupervisorSettings(_Section):
     drain_timeout: Annotated[float, BeforeValidator(_parse_duration), WithJsonSchema(DURATION)] | None = None
     """the longest drain in seconds; None: each tunnel's own SHUTDOWN_TIMEOUT"""
     workers: Annotated[int, BeforeValidator(_parse_workers), WithJsonSchema(integer(0, _MAX_WORKERS))] = 0
+    history: Annotated[HistoryLimit, BeforeValidator(_parse_history), WithJsonSchema(_HISTORY_SCHEMA)] = DEFAULT_HISTORY
+    """how long the traffic of each tunnel and hour is kept; 0: it is not recorded"""
     mqtt: MqttSettings | None = None

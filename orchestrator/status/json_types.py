@@ -283,6 +283,33 @@ class ShutdownJson(TypedDict):
     active: int
 
 
+TrafficCountsJson = TypedDict(
+    "TrafficCountsJson", {"in": int, "out": int, "visitors": int, "failed": int, "refused": int}
+)
+TrafficRowJson = TypedDict(
+    "TrafficRowJson", {"start": str, "in": int, "out": int, "visitors": int, "failed": int, "refused": int}
+)
+
+
+class TunnelTrafficJson(TypedDict):
+    """What one tunnel carried; ``present`` is false for one that is not in the file any more."""
+
+    name: str
+    present: bool
+    total: TrafficCountsJson
+    rows: list[TrafficRowJson]
+
+
+class TrafficJson(TypedDict):
+    """The answer of ``GET /v1/traffic``; a period without traffic has no row."""
+
+    by: str
+    days: int
+    since: str
+    until: str
+    tunnels: list[TunnelTrafficJson]
+
+
 class HostConfigJson(TypedDict):
     """Whether the file of a host is valid."""
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.history.database import HistoryError
 from orchestrator.process.setup import program_version
 from orchestrator.status.contract import BrokerInfo, DaemonInfo, DaemonStatus, encode_info, encode_status
 from orchestrator.status.visitors import RateMeter, encode_visitor
+from orchestrator.supervisor.registry import UnknownTunnelError
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
@@ -24,9 +26,11 @@ from tunnel.model.times import format_timestamp
 from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
     from orchestrator.config.candidate import Candidate
+    from orchestrator.history.periods import Step
+    from orchestrator.history.recorder import TrafficRecorder, TrafficReport
     from orchestrator.status.json_types import (
         CommandResultJson,
         DaemonJson,
@@ -82,6 +86,8 @@ class ControlService:
         self.supervisor = supervisor
         self.bus = supervisor.bus
         self.read_only = read_only
+        self.history: TrafficRecorder | None = None
+        """what tunnels carried; None where a test runs no recorder"""
         self._broker_status: Callable[[], BrokerInfo] = BrokerInfo
         self._version = program_version()
         self._host = socket.gethostname()
@@ -158,6 +164,15 @@ class ControlService:
     async def plan(self, candidate: Candidate | None = None) -> PlanResult:
         """What a reload would change, or a candidate in place of the file."""
         return await self.supervisor.plan(candidate)
+
+    async def traffic(self, step: Step, days: int, patterns: Collection[str]) -> TrafficReport:
+        """What tunnels carried; names and patterns select them. Raises HistoryError, UnknownTunnelError."""
+        if self.history is None:
+            raise HistoryError("traffic is not recorded")
+        try:
+            return await self.history.read(step, days, patterns)
+        except LookupError as error:
+            raise UnknownTunnelError(str(error.args[0])) from None
 
     # --- commands -------------------------------------------------------------------------------------------------
 

@@ -45,6 +45,7 @@ class TunnelRegistry:
         self._state_changed = asyncio.Event()
         self._draining: dict[TunnelRunner, asyncio.Task[None]] = {}
         self._is_closing = False
+        self._removal_subscribers: list[Callable[[str, Snapshot], None]] = []
         self._slots = {entry.name: _Slot(entry, self.make_runner(entry)) for entry in entries}
         """in the order of the file"""
 
@@ -161,6 +162,10 @@ class TunnelRegistry:
                     self._state_changed.clear()
                     await self._state_changed.wait()
 
+    def subscribe_removals(self, callback: Callable[[str, Snapshot], None]) -> None:
+        """Call ``callback`` with the name and the last snapshot of each tunnel that was removed and has ended."""
+        self._removal_subscribers.append(callback)
+
     # --- changing -------------------------------------------------------------------------------------------------
 
     def make_runner(self, entry: Entry) -> TunnelRunner:
@@ -220,6 +225,11 @@ class TunnelRegistry:
         self._pass_totals_on(runner)
 
     def _pass_totals_on(self, ended: TunnelRunner) -> None:
-        slot = self._slots.get(ended.name)
-        if slot is not None and slot.runner is not ended:
-            slot.runner.absorb_totals(ended)
+        """Let another runner of the tunnel count what an ended one has counted; without one the tunnel is gone."""
+        others = [runner for runner in self._runners_of(ended.name) if runner is not ended]
+        if others:
+            others[-1].absorb_totals(ended)
+            return
+        last = ended.snapshot()
+        for notify in self._removal_subscribers:
+            notify(ended.name, last)

@@ -19,7 +19,7 @@ from tunnel.model.state import State
 from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
     from orchestrator.config.candidate import Candidate
     from orchestrator.config.file_set import FileSet
@@ -190,6 +190,15 @@ class Supervisor:
         """The log level of a tunnel; the default where it is gone from the file."""
         entry = self._registry.entry(name)
         return entry.spec.log if entry else LogLevel.INFO
+
+    @property
+    def history_hours(self) -> int:
+        """How long the traffic of each hour is kept; 0: it is not recorded."""
+        return self._reloader.manifest.supervisor.history.hours
+
+    def subscribe_removals(self, callback: Callable[[str, Snapshot], None]) -> None:
+        """Call ``callback`` with the name and the last snapshot of each tunnel that was removed and has ended."""
+        self._registry.subscribe_removals(callback)
 
     # --- reading --------------------------------------------------------------------------------------------------
 

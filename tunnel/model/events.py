@@ -45,6 +45,7 @@ class EventKind(enum.StrEnum):
     WORKER = "worker"
     API = "api"
     MQTT = "mqtt"
+    HISTORY = "history"
     LOG = "log"
 
 
@@ -77,6 +78,7 @@ EVENT_KINDS: Final[Mapping[EventKind, EventKindInfo]] = MappingProxyType(
         EventKind.WORKER: EventKindInfo("a worker process started or ended", is_history=True),
         EventKind.API: EventKindInfo("the local API listens, or has a fault"),
         EventKind.MQTT: EventKindInfo("the connection to the broker, or a command over it"),
+        EventKind.HISTORY: EventKindInfo("the traffic history cannot be written, or is written again"),
         EventKind.LOG: EventKindInfo("events were dropped"),
     }
 )
