@@ -46,6 +46,8 @@ _PLOTTED: Final = (
 
 PLAIN: Final = "tls=0"
 ENCRYPTED: Final = "encrypted"
+PLAIN_REUSED: Final = "tls=0, reuse=1"
+ENCRYPTED_REUSED: Final = "encrypted, reuse=1"
 
 _TLS_GOALS: Final = {
     "keepalive.rate": Goal(0.8, at_least=True),
@@ -71,8 +73,8 @@ def contenders(contenders: Sequence[Contender], kinds: Sequence[str]) -> Section
 
 def tls(command: str | None) -> Section:
     """Return the section that compares encrypted data connections with those in the clear."""
-    plain = contender_list.ours(command, name=PLAIN, options="&tls=0")
-    pairs = (plain, contender_list.ours(command, name=ENCRYPTED))
+    variants = {PLAIN: "&tls=0", ENCRYPTED: "", PLAIN_REUSED: "&tls=0&reuse=1", ENCRYPTED_REUSED: "&reuse=1"}
+    pairs = tuple(contender_list.ours(command, name=name, options=options) for name, options in variants.items())
     metrics = tuple(
         Metric(metric.key, metric.label, metric.digits, _TLS_GOALS.get(metric.key), metric.chart_title)
         for metric in METRICS
@@ -80,7 +82,7 @@ def tls(command: str | None) -> Section:
     )
     sheet = Sheet(
         metrics=metrics,
-        variants=(PLAIN, ENCRYPTED),
+        variants=tuple(variants),
         baseline=PLAIN,
         judged=(ENCRYPTED,),
         plotted=("keepalive.rate", "newconn.rate", "bulk1.rate", "bulk8.rate", "bulk1.cpu"),
