@@ -159,7 +159,7 @@ async def get_data_connection_port(server: RunningEngine) -> int:
     end = server.engine._end
     assert end is not None
     await wait_until_async(lambda: end.relays.active, "the visitor has a data connection")
-    (relay,) = end.relays._running
+    (relay,) = end.relays.running()
     assert isinstance(relay, Relay)
     port: int = relay._far.getpeername()[1]
     return port

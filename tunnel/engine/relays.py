@@ -56,8 +56,8 @@ class RelaySet:
         self._on_first_relay = on_first_relay
         self._on_relay_closed = on_relay_closed
         self._on_vanished = on_vanished
-        self._running: set[ForwardedVisitor] = set()
         self._by_link: dict[RelayLink, dict[int, ForwardedVisitor]] = {}  # by the id of the data connection
+        self._lost: set[RelayLink] = set()  # lost links that still have relays
         self._suspects: dict[ForwardedVisitor, float] = {}  # relays with an unanswering peer, and since when
         self._interval_s = maintenance_interval_s
         self._vanished_after_s = vanished_after_s
@@ -74,12 +74,17 @@ class RelaySet:
 
     def remove_link(self, link: RelayLink) -> None:
         """Let the relays of a lost link continue without it."""
-        for relay in list(self._by_link.pop(link, {}).values()):
+        relays = self._by_link.get(link)
+        if not relays:
+            self._by_link.pop(link, None)
+            return
+        self._lost.add(link)
+        for relay in list(relays.values()):
             relay.on_link_lost()
 
     def running(self) -> list[ForwardedVisitor]:
         """Return the relays that run now, in no order; each of them may end at any time."""
-        return list(self._running)
+        return [relay for relays in self._by_link.values() for relay in relays.values()]
 
     def find(self, link: RelayLink, ident: int) -> ForwardedVisitor | None:
         """Return the running relay over this data connection of a link, if there is one."""
@@ -102,10 +107,11 @@ class RelaySet:
             self._on_first_relay()
         relay = self._forwarder.create(data, link, near, self)
         self.active += 1
-        self._running.add(relay)
         relays = self._by_link.get(link)
-        if relays is not None:  # the link may be lost already
-            relays[data.ident] = relay
+        if relays is None:  # the link is lost already
+            relays = self._by_link[link] = {}
+            self._lost.add(link)
+        relays[data.ident] = relay
         if self._timer is None:
             self._schedule_maintenance()
         relay.start(near_events, data.events)
@@ -118,13 +124,14 @@ class RelaySet:
 
     def on_relay_closed(self, relay: ForwardedVisitor) -> None:
         """Forget a relay that has closed its sockets."""
-        self._running.discard(relay)
         if self._suspects:
             self._suspects.pop(relay, None)
         self.active -= 1
-        relays = self._by_link.get(relay.link)
-        if relays is not None:
-            relays.pop(relay.ident, None)
+        relays = self._by_link[relay.link]
+        del relays[relay.ident]
+        if self._lost and not relays and relay.link in self._lost:
+            self._lost.discard(relay.link)
+            del self._by_link[relay.link]
         self._on_relay_closed(relay)
 
     def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:
@@ -143,12 +150,12 @@ class RelaySet:
         self._maintenances += 1
         share = self._maintenances % _CHECK_SHARES
         vanished: list[ForwardedVisitor] = []
-        for relay in self._running:
+        for relay in self.running():
             if not relay.keepalive_enabled:
                 relay.enable_keepalive()
             if relay.ident % _CHECK_SHARES == share and self._has_vanished_peer(relay):
                 vanished.append(relay)
-        is_path_faulty = any(relay.link in self._by_link and relay.is_data_unanswered for relay in vanished)
+        is_path_faulty = any(relay.link not in self._lost and relay.is_data_unanswered for relay in vanished)
         for relay in vanished:
             relay.abort()
         if vanished:
@@ -159,7 +166,7 @@ class RelaySet:
         self._schedule_maintenance()
 
     def _schedule_maintenance(self) -> None:
-        self._timer = self._reactor.call_later(self._interval_s, self._maintain) if self._running else None
+        self._timer = self._reactor.call_later(self._interval_s, self._maintain) if self.active else None
 
     def _has_vanished_peer(self, relay: ForwardedVisitor) -> bool:
         """Whether a peer has been silent for too long at every check since it became suspect.
@@ -182,7 +189,7 @@ class RelaySet:
 
     def close_of(self, links: Collection[RelayLink]) -> int:
         """Close the relays that were started on these links, also on lost ones; return how many there were."""
-        relays = [relay for relay in self._running if relay.link in links]
+        relays = [relay for relay in self.running() if relay.link in links]
         for relay in relays:
             relay.close()
         return len(relays)
@@ -192,7 +199,7 @@ class RelaySet:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        running = list(self._running)
+        running = self.running()
         for relay in running:
             relay.close()
         return len(running)
