@@ -118,9 +118,12 @@ class ApiClient:
         """Disconnect the visitors of some tunnels (none: all) by ID, address or network; return them."""
         return self._request(KickJson, "POST", "/v1/kick", {"visitors": which, "tunnels": list(names)})
 
-    def command(self, verb: str, name: str, timeout_s: float | None = None) -> CommandResultJson:
-        """Send start, stop, restart, drain or retry; ``timeout_s`` limits the drain."""
-        body = {} if timeout_s is None else {"timeout": timeout_s}
+    def command(
+        self, verb: str, name: str, timeout_s: float | None = None, target: str | None = None
+    ) -> CommandResultJson:
+        """Send start, stop, restart, drain or retry; ``timeout_s`` limits the drain, ``target`` means one target."""
+        given = {"timeout": timeout_s, "target": target}
+        body: dict[str, object] = {name: value for name, value in given.items() if value is not None}
         return self._request(CommandResultJson, "POST", f"/v1/tunnels/{_quote(name)}/{verb}", body)
 
     def plan(self) -> PlanJson:

@@ -48,7 +48,14 @@ def _count_refused(tunnel: TunnelJson) -> int:
     return sum(refused.get(reason) or 0 for reason in REFUSED_VISITORS)
 
 
+def _count_up(tunnel: TunnelJson) -> str:
+    """Return how many of several targets are up, and how many there are; empty for one target, or at an ingress."""
+    targets = [target for target in tunnel.get("targets", ()) if target["checks"] is not None]
+    return f"{sum(target['state'] == 'up' for target in targets)}/{len(targets)} up" if targets else ""
+
+
 _AUTH: Final = "AUTH"
+_TARGETS: Final = "TARGETS"
 _SERVICE: Final = "SERVICE"
 _KEY: Final = "KEY"
 _WORKER: Final = "WORKER"
@@ -62,6 +69,7 @@ _COLUMNS: Final = (
     _Column(_STATE, _format_state),
     _Column("TUNNEL", lambda t: t["tunnel_addr"], 9),
     _Column("TARGET", lambda t: t["target_addr"], 5),
+    _Column(_TARGETS, lambda t: _count_up(t) or "-", 3),
     _Column("POOL", lambda t: f"{t['pool']['idle']}/{t['pool']['capacity']}", 2),
     _Column("VISITORS", lambda t: str(t["connections"]["active"]), 1),
     _Column("FROM VISITORS", lambda t: format_bytes(t["bytes"]["in"]), 7),
@@ -73,6 +81,7 @@ _COLUMNS: Final = (
     _Column(_REFUSED, lambda t: str(_count_refused(t) or "-"), 14),
 )
 _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
+    _TARGETS: _count_up,
     _SERVICE: lambda t: t["service"],
     _KEY: lambda t: t["key_name"],
     _WORKER: lambda t: t["worker"],

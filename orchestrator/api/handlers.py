@@ -17,6 +17,7 @@ from orchestrator.json_text import json_text
 from orchestrator.supervisor.control import UnknownVisitorError
 from orchestrator.supervisor.event_bus import HISTORY_KINDS, SUPERVISOR
 from orchestrator.supervisor.registry import UnknownTunnelError
+from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.visitors import VisitorSelector
 
 if TYPE_CHECKING:
@@ -142,8 +143,12 @@ async def _answer_kicked(request: ApiRequest, kicked: list[VisitorJson]) -> web.
 
 
 async def send_command(request: ApiRequest, *, verb: str) -> web.StreamResponse:
-    """Give a tunnel one command."""
-    outcome = await request.control.command(verb, request.tunnel_name, request.get_field(parameters.TIMEOUT))
+    """Give a tunnel, or one of its targets, one command."""
+    target = request.get_field(parameters.TARGET) if TUNNEL_COMMANDS[verb].takes_target else None
+    if target is None:
+        outcome = await request.control.command(verb, request.tunnel_name, request.get_field(parameters.TIMEOUT))
+    else:
+        outcome = request.control.command_target(verb, request.tunnel_name, target)
     return json_response(outcome.as_json())
 
 

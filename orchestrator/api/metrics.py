@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from tunnel.model.snapshot import HELP, REFUSED_VISITORS, CountersView, Snapshot
 from tunnel.model.state import State
+from tunnel.model.targets import TargetState
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -85,6 +86,22 @@ _TUNNEL: Final[LabelSet[Snapshot]] = LabelSet(
 )
 _STATE: Final[LabelSet[Snapshot]] = LabelSet(("tunnel", "state"), lambda s: (s.name, s.state.value))
 
+
+def _target_states(*states: TargetState) -> tuple[LabelSet[Snapshot], Callable[[Snapshot], float | None]]:
+    """Return the label and the reader of the number of targets in one of several states, of a group alone."""
+
+    def count(snapshot: Snapshot) -> float | None:
+        checked = [target for target in snapshot.targets if target.checks is not None]
+        return sum(target.state in states for target in checked) if checked else None
+
+    return LabelSet(("tunnel", "state"), lambda s: (s.name, states[0].value)), count
+
+
+_TARGET_STATES: Final = (
+    _target_states(TargetState.UP),
+    _target_states(TargetState.DOWN),
+    _target_states(TargetState.DRAINED, TargetState.DRAINING),
+)
 _REFUSED_HELP: Final = "Connection attempts that failed to authenticate."
 _REFUSED_VISITORS_HELP: Final = "Visitors that were refused, by reason; at the end that accepts them."
 
@@ -150,6 +167,7 @@ TUNNEL_METRICS: Final[tuple[MetricSpec[Snapshot], ...]] = (
     _gauge("cooldown_remaining_seconds", "Time until the next attempt.", lambda s: s.cooldown.remaining_s),
     _gauge("cooldown_attempt", "Consecutive failed attempts.", lambda s: s.cooldown.attempt),
     _counter("restarts", "Restarts of the engine after a crash.", lambda s: s.restarts),
+    *(_gauge("targets", "Targets of a group by state.", count, label) for label, count in _TARGET_STATES),
     _gauge("state", "1 for the present state of the tunnel.", lambda _: 1, _STATE),
     _counter("refused", _REFUSED_HELP, lambda s: s.refused.handshakes, _refusal("handshake")),
     _counter("refused", _REFUSED_HELP, lambda s: s.refused.prefaces, _refusal("preface")),

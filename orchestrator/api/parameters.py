@@ -229,7 +229,7 @@ def _parse_timeout(value: object) -> float | None:
 def _parse_text(value: object) -> str:
     if isinstance(value, str):
         return value
-    raise ParameterError("content and name in the body are texts")
+    raise ParameterError("content, name and target in the body are texts")
 
 
 CONTENT: Final[BodyField[str | None]] = BodyField(
@@ -287,6 +287,13 @@ TIMEOUT: Final[BodyField[float | None]] = BodyField(
     {"type": "number", "minimum": 0, "maximum": MAX_TIMEOUT_S},
     None,
     _parse_timeout,
+)
+TARGET: Final[BodyField[str | None]] = BodyField(
+    "target",
+    "The address of one of several targets, as the status shows it: only this target is meant, not the tunnel.",
+    {"type": "string"},
+    None,
+    _parse_text,
 )
 DRAIN: Final = BodyField(
     "drain",

@@ -87,7 +87,10 @@ def _tunnel_command_route(command: TunnelCommand) -> Route:
         "POST", f"/v1/tunnels/{{name}}/{command.name}", partial(handlers.send_command, verb=command.name),
         f"{command.summary} Answers before the command is completed.",
         Answer("The command is accepted; `text` describes its effect.", CommandResultJson),
-        body=(parameters.TIMEOUT,) if command.takes_timeout else (), errors=(_FORBIDDEN, _NOT_FOUND, _CONFLICT),
+        body=(
+            *((parameters.TIMEOUT,) if command.takes_timeout else ()),
+            *((parameters.TARGET,) if command.takes_target else ()),
+        ), errors=(_FORBIDDEN, _NOT_FOUND, _CONFLICT),
     )  # fmt: skip
 
 

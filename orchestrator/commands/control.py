@@ -137,16 +137,18 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
 
     def send_to_tunnels(
         *, names: tuple[str, ...], everything: bool, as_json: bool, socket: Path | None, file: Path | None,
-        timeout: float | None = None,
+        timeout: float | None = None, target: str | None = None,
     ) -> int:  # fmt: skip
         if bool(names) == everything:
             exit_with_error(EXIT_USAGE, f"name the tunnels or use --all: nodepass-orch {command.name} NAME…")
+        if target is not None and (everything or timeout is not None):
+            exit_with_error(EXIT_USAGE, "--target goes with the name of a tunnel, and not with --all or --timeout")
         with exit_on_api_error():
             client = make_client(socket, file)
             selected = select_tunnels(client.status()["tunnels"], names)
             if everything:
                 selected = [tunnel for tunnel in selected if tunnel["enabled"] or _ends_running(command, tunnel)]
-            replies = [_send_command(client, command.name, tunnel["name"], timeout) for tunnel in selected]
+            replies = [_send_command(client, command.name, tunnel["name"], timeout, target) for tunnel in selected]
         is_success = all(reply.ok for reply in replies)
         if as_json:
             print_json({"ok": is_success, "results": [asdict(reply) for reply in replies]})
@@ -162,10 +164,16 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
         socket_option,
         file_option,
         *([drain_timeout_option] if command.takes_timeout else []),
+        *([_target_option(command)] if command.takes_target else []),
     ]
     for decorate in reversed(decorators):
         send_to_tunnels = decorate(send_to_tunnels)
     return click.command(command.name, help=f"{command.summary} NAME may be a pattern like edge-*.")(send_to_tunnels)
+
+
+def _target_option(command: TunnelCommand) -> Callable[[Any], Any]:
+    effect = "gets no new visitors" if command.is_end else "gets new visitors again"
+    return click.option("--target", metavar="ADDRESS", help=f"Only this one of several targets {effect}.")
 
 
 def _ends_running(command: TunnelCommand, tunnel: TunnelJson) -> bool:
@@ -182,9 +190,9 @@ class _Reply:
     text: str
 
 
-def _send_command(client: ApiClient, verb: str, name: str, timeout_s: float | None) -> _Reply:
+def _send_command(client: ApiClient, verb: str, name: str, timeout_s: float | None, target: str | None) -> _Reply:
     try:
-        result = client.command(verb, name, timeout_s)
+        result = client.command(verb, name, timeout_s, target)
     except RequestRefusedError as error:
         return _Reply(name, ok=False, state=None, text=str(error))
     return _Reply(result["name"], result["ok"], result["state"], result["text"])

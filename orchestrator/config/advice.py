@@ -160,7 +160,10 @@ def _dialled_wildcards(spec: TunnelSpec) -> Iterator[tuple[str, Address]]:
     if spec.role is Role.CLIENT:
         if spec.tunnel.is_wildcard:
             yield "tunnel", spec.tunnel
-        if spec.mode is Mode.REVERSE and spec.target.is_wildcard:
-            yield "target", spec.target
-    elif decide_direction(spec) is Direction.FORWARD and spec.target.is_wildcard:
-        yield "target", spec.target
+        if spec.mode is not Mode.REVERSE and not spec.targets:
+            return
+    elif decide_direction(spec) is not Direction.FORWARD:
+        return
+    for each in spec.members:
+        if each.address.is_wildcard:
+            yield "target", each.address

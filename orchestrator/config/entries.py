@@ -17,6 +17,7 @@ from orchestrator.config.manifest import Entry, OptionOrigin
 from orchestrator.config.named_keys import LocatedKeys, read_named_keys
 from orchestrator.config.scalars import check_keys, describe_name_fault, read_scalar, read_scalars
 from orchestrator.config.schema_parts import parse_bool
+from orchestrator.config.target_list import read_targets
 from tunnel.model.errors import InvalidValueError, OptionError, UrlError, did_you_mean
 from tunnel.model.option_types import FileType
 from tunnel.model.options import (
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from tunnel.model.spec import TunnelSpec
 
 DEFAULT_KEYS: Final = names_for(OptionPlace.DEFAULTS)
-ENTRY_KEYS: Final = ("url", "enabled", "tags", "keys", *names_for(OptionPlace.ENTRY))
+ENTRY_KEYS: Final = ("url", "enabled", "tags", "keys", "targets", *names_for(OptionPlace.ENTRY))
 ENTRY_SOURCE: Final = "the entry"
 LOCATED_URL_SOURCE: Final = "url"  # unlike URL_SOURCE, its faults have places in the file
 LOG_LEVEL_SOURCE: Final = "--log-level"
@@ -187,7 +188,7 @@ class _EntryParser:
         located = self._read_url(mapping)
         if located is None:
             return None
-        scalar, url = located
+        scalar, url = located[0], self._with_targets(located[1], mapping)
         layers = (self._url_layer(scalar, url), own, *self.context.defaults)
         self.context.named_files.update(*(layer.files for layer in layers[:2]))
         self._check_auth(url, layers[0], own)
@@ -206,7 +207,7 @@ class _EntryParser:
             enabled=enabled,
             tags=tags,
             files=self._hash_files(spec, scalar, layers),
-            url=url.masked(),
+            url=located[1].masked(),
             origin=self.name.place,
             origins=_origins(url, layers, self.context.environ),
             key_places={} if named is None else named.places,
@@ -253,6 +254,14 @@ class _EntryParser:
         except UrlError as error:
             self._report_url(scalar, error)
             return None
+
+    def _with_targets(self, url: TunnelUrl, mapping: MappingNode) -> TunnelUrl:
+        """Return the URL with the targets of ``targets:``, if there is one, in place of its own."""
+        node = mapping.get("targets")
+        found = () if node is None else read_targets(node, self.faults)
+        if not found:
+            return url
+        return replace(url, target=found[0].address, targets=found if len(found) > 1 else ())
 
     def _url_layer(self, scalar: ScalarNode, url: TunnelUrl) -> LocatedLayer:
         """Return the options of the URL as a layer of the file: file names start at the file, faults have places."""

@@ -9,6 +9,8 @@ from pydantic import BaseModel
 
 from orchestrator.config.manifest import Entry, Manifest
 from tunnel.model.options import OPTIONS, Option
+from tunnel.model.spec import Role
+from tunnel.runtime.listeners import decide_direction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,11 +105,23 @@ def needs_engine(old: Entry, new: Entry) -> bool:
     if old.enabled is not new.enabled:  # the engine starts or stops in any case
         return False
     one, other = old.spec, new.spec
-    if old.files != new.files or (one.role, one.tunnel, one.target) != (other.role, other.tunnel, other.target):
+    if old.files != new.files or (one.role, one.tunnel) != (other.role, other.tunnel):
+        return True
+    if one.members != other.members and not _has_live_targets(one, other):
         return True
     if bool(one.named_keys) is not bool(other.named_keys):  # between two sets of named keys it is a live change
         return True
     return any(option.read(one) != option.read(other) for option in OPTIONS.values() if not option.is_live)
+
+
+def _has_live_targets(old: TunnelSpec, new: TunnelSpec) -> bool:
+    """Whether a running engine adopts other targets: with several before or afterwards, in the same direction.
+
+    One address in place of another may be where visitors are accepted, so that another engine is needed.
+    """
+    if not (old.targets or new.targets):
+        return False
+    return old.role is Role.CLIENT or decide_direction(old) is decide_direction(new)
 
 
 def effective_settings(old: SupervisorSettings, new: SupervisorSettings) -> SupervisorSettings:
@@ -123,10 +137,10 @@ def _describe_changes(old: Entry, new: Entry) -> Iterator[str]:
     for name, before, after in (
         ("role", one.role, other.role),
         ("tunnel address", one.tunnel, other.tunnel),
-        ("target address", one.target, other.target),
     ):
         if before != after:
             yield f"{name}: {before} → {after}"
+    yield from _describe_targets(one, other)
     if one.key != other.key:
         yield "key: " + ("removed" if other.key is None else "added" if one.key is None else "changed")
     yield from _describe_named_keys(one, other)
@@ -139,6 +153,24 @@ def _describe_changes(old: Entry, new: Entry) -> Iterator[str]:
         is_other_file = OPTIONS[name].read(one) != OPTIONS[name].read(other)
         if old.files.get(name) != new.files.get(name) and not is_other_file:
             yield f"{name}: the content of the file changed"
+
+
+def _describe_targets(old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:
+    if not (old.targets or new.targets):
+        if old.target != new.target:
+            yield f"target address: {old.target} → {new.target}"
+        return
+    before, after = ({each.address: each for each in spec.members} for spec in (old, new))
+    for address in {**before, **after}:
+        one, other = before.get(address), after.get(address)
+        if one is None:
+            yield f"target {other}: added"
+        elif other is None:
+            yield f"target {one}: removed"
+        elif one != other:
+            yield f"target {one} → {other}"
+    if set(before) == set(after) and [*before] != [*after]:
+        yield "targets: another order"
 
 
 def _describe_named_keys(old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:

@@ -7,15 +7,41 @@ from typing import Final
 from orchestrator.config.named_keys import MAX_NAMED_KEYS
 from orchestrator.config.schema_parts import BOOLEAN, MAX_NAME_LENGTH, VERSION, with_variable
 from orchestrator.config.supervisor_settings import SupervisorSettings
+from orchestrator.config.target_list import WEIGHT
 from tunnel.model.option_types import ANY_SCALAR, JsonSchema
 from tunnel.model.options import OPTIONS, Option, OptionPlace, names_for
+from tunnel.model.targets import MAX_TARGETS
 
 _NULL: Final[JsonSchema] = {"type": "null"}
 _NAME: Final[JsonSchema] = {**ANY_SCALAR, "minLength": 1, "maxLength": MAX_NAME_LENGTH}
 _URL: Final[JsonSchema] = {
     "type": "string",
-    "description": "server|client://[KEY@]TUNNEL_ADDR/TARGET_ADDR[?name=value&…]",
+    "description": "server|client://[KEY@]TUNNEL_ADDR/TARGET_ADDR[,…][?name=value&…]",
     "anyOf": [{"pattern": "^([sS][eE][rR][vV][eE][rR]|[cC][lL][iI][eE][nN][tT])://.+/.+"}, {"pattern": r"\$\{"}],
+}
+_TARGETS: Final[JsonSchema] = {
+    "type": "array",
+    "description": "the targets that are dialled, in place of the one of the URL",
+    "minItems": 1,
+    "maxItems": MAX_TARGETS,
+    "items": {
+        "anyOf": [
+            {"type": "string"},
+            {
+                "type": "object",
+                "properties": {
+                    "address": {"type": "string", "description": "host:port"},
+                    "weight": {
+                        **with_variable(WEIGHT.json_schemas()),
+                        "description": "its share of the visitors; 0: no new ones (default 1)",
+                    },
+                    "backup": {**BOOLEAN, "description": "used only while all others are down (default false)"},
+                },
+                "required": ["address"],
+                "additionalProperties": False,
+            },
+        ]
+    },
 }
 
 
@@ -52,6 +78,7 @@ def _tunnel_definitions() -> JsonSchema:
         "url": _reference("url"),
         "enabled": BOOLEAN,
         "tags": {"type": ["array", "null"], "items": ANY_SCALAR},
+        "targets": _TARGETS,
         "keys": {
             "type": "object",
             "description": "the keys that a server accepts, each with the name of a client; instead of key",

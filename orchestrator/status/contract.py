@@ -180,6 +180,9 @@ class _Shape:
     lists: tuple[str, ...]
     """fields with a list of texts"""
     groups: Mapping[str, _Shape]
+    """fields with an object; None matches where the signature allows it"""
+    rows: Mapping[str, _Shape]
+    """fields with a list of objects"""
 
     def matches(self, data: Mapping[str, object]) -> bool:
         """Whether an object has this shape exactly."""
@@ -204,7 +207,10 @@ class _Shape:
         for name in self.lists:
             if not {*map(type, data[name])} <= _ONLY_TEXTS:
                 return False
-        return all(group.matches(data[name]) for name, group in self.groups.items())
+        for name, row in self.rows.items():
+            if not all(type(one) is dict and row.matches(one) for one in data[name]):
+                return False
+        return all(data[name] is None or group.matches(data[name]) for name, group in self.groups.items())
 
 
 _ONLY_TEXTS: Final = frozenset({str})
@@ -227,8 +233,21 @@ def _shape_of(kind: type[Any]) -> _Shape:
         integers=tuple(name for name, hint in named.items() if hint in _INTEGER_HINTS),
         texts=tuple((name, frozenset(str(one.value) for one in hint)) for name, hint in enums.items()),
         lists=tuple(name for name, hint in named.items() if hint == tuple[str, ...]),
-        groups={name: _shape_of(cast("type[Any]", hint)) for name, hint in named.items() if is_dataclass(hint)},
+        groups={name: _shape_of(found) for name, hint in named.items() if (found := _group_type(hint)) is not None},
+        rows={name: _shape_of(found) for name, hint in named.items() if (found := _row_type(hint)) is not None},
     )
+
+
+def _group_type(hint: Any) -> type[Any] | None:  # noqa: ANN401  types have no type of their own
+    """Return the dataclass of a field that has one, or may have one."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((cast("type[Any]", kind) for kind in kinds if is_dataclass(kind)), None)
+
+
+def _row_type(hint: Any) -> type[Any] | None:  # noqa: ANN401  types have no type of their own
+    """Return the dataclass of a field that has several."""
+    arguments = typing.get_args(hint) if typing.get_origin(hint) is tuple else ()
+    return cast("type[Any]", arguments[0]) if arguments and is_dataclass(arguments[0]) else None
 
 
 _INTEGER_HINTS: Final[tuple[object, ...]] = (int, int | None)
@@ -239,9 +258,9 @@ def _json_types(hint: Any) -> tuple[type, ...]:  # noqa: ANN401  types have no t
     """The types that json.loads gives to values of a hinted type. None for one that ``_Shape`` cannot check."""
     if hint in _PLAIN_HINTS or hint in _INTEGER_HINTS:
         return typing.get_args(hint) or (hint,)
-    if is_dataclass(hint):
-        return (dict,)
-    if hint == tuple[str, ...]:
+    if _group_type(hint) is not None:
+        return (dict, types.NoneType) if isinstance(hint, types.UnionType) else (dict,)
+    if typing.get_origin(hint) is tuple:
         return (list,)
     return (str,) if isinstance(hint, type) and issubclass(hint, enum.Enum) else ()
 

@@ -58,6 +58,27 @@ class CooldownJson(TypedDict):
     attempt: int
 
 
+class TargetChecksJson(TypedDict):
+    """The checks of a target of a group."""
+
+    kind: str
+    failed: int
+    in_a_row: int
+    changes: int
+
+
+class TargetJson(TypedDict):
+    """A target, as the end that dials it sees it."""
+
+    address: str
+    state: str
+    reason: str | None
+    weight: int
+    backup: bool
+    visitors: int
+    checks: TargetChecksJson | None
+
+
 class TunnelJson(TypedDict, total=False):
     """One tunnel; in a change, only the fields that changed, each whole."""
 
@@ -69,6 +90,7 @@ class TunnelJson(TypedDict, total=False):
     since: str
     tunnel_addr: str
     target_addr: str
+    targets: list[TargetJson]
     data_addr: str | None
     peer: str | None
     link: str | None

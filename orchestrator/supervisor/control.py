@@ -22,6 +22,7 @@ from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import STATES, State
+from tunnel.model.targets import TargetState
 from tunnel.model.times import format_timestamp
 from tunnel.model.wording import plural
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from orchestrator.status.store import StatusStore
     from orchestrator.supervisor.reload import PlanResult, ReloadResult
     from orchestrator.supervisor.supervisor import Supervisor
-    from tunnel.model.snapshot import Snapshot
+    from tunnel.model.snapshot import Snapshot, TargetView
     from tunnel.model.visitors import VisitorSelector
 
 VERBS: Final = tuple(TUNNEL_COMMANDS)
@@ -200,6 +201,25 @@ class ControlService:
         await asyncio.sleep(0)  # the task of a runner that was just started makes its engine in the next turn
         return CommandResult(name, self.supervisor.snapshot(name).state, text)
 
+    def command_target(self, verb: str, name: str, address: str) -> CommandResult:
+        """Give one target of a tunnel no new visitors (``drain``), or new visitors again (``start``).
+
+        Raises UnknownTunnelError, ReadOnlyError, CommandConflictError.
+        """
+        self.check_commands_allowed()
+        before = self.supervisor.snapshot(name)
+        target = next((each for each in before.targets if each.address == address), None)
+        if target is None:
+            known = ", ".join(each.address for each in before.targets) or "none at this end"
+            raise CommandConflictError(f"the tunnel has no target {address}; its targets are: {known}")
+        if target.checks is None:
+            raise CommandConflictError(f"{address} is the only target; {verb} the tunnel instead")
+        is_drained = verb == "drain"
+        text = _describe_target(target, is_drained=is_drained)
+        self.supervisor.set_target_drained(name, address, is_drained=is_drained)
+        self.bus.emit(LogLevel.INFO, EventKind.COMMAND, f"{verb}: {text}", tunnel=name, command=verb, target=address)
+        return CommandResult(name, before.state, text)
+
     async def kick(self, selector: VisitorSelector, names: Sequence[str] = ()) -> list[VisitorJson]:
         """Disconnect visitors of some tunnels (none: all) at once; return what was disconnected.
 
@@ -269,6 +289,16 @@ def _describe_retry(before: Snapshot) -> str:
     if before.state is not State.COOLDOWN and not is_dialing_paused:
         raise CommandConflictError(f"there is no cooldown to end: the tunnel is {before.state}")
     return "retrying now"
+
+
+def _describe_target(before: TargetView, *, is_drained: bool) -> str:
+    was_drained = before.state in {TargetState.DRAINING, TargetState.DRAINED}
+    if was_drained is is_drained:
+        return f"the target {before.address} is already {before.state}"
+    if not is_drained:
+        return f"the target {before.address} gets new visitors again"
+    stay = f"; {plural(before.visitors, 'visitor')} may finish" if before.visitors else ""
+    return f"the target {before.address} gets no new visitors{stay}"
 
 
 def _may_finish(before: Snapshot) -> str:

@@ -175,7 +175,8 @@ class Handover:
 
 def _claims(spec: TunnelSpec) -> Iterator[AddressClaim]:
     yield from address_claims(spec)
-    if spec.role is Role.CLIENT and spec.mode is Mode.AUTO:  # perhaps: only the running engine knows its direction
+    is_undecided = spec.role is Role.CLIENT and spec.mode is Mode.AUTO  # only the running engine knows its direction
+    if is_undecided and not spec.targets:
         yield AddressClaim(spec.target)
 
 

@@ -94,7 +94,7 @@ def stopped_snapshot(name: str, spec: TunnelSpec, reason: str | None = None) -> 
         reason=reason,
         since=format_timestamp(time.time()),
         tunnel_addr=str(spec.tunnel),
-        target_addr=str(spec.target),
+        target_addr=spec.target_text,
         auth=spec.auth,
         service=spec.service,
         data_tls=int(spec.data_tls),
@@ -280,6 +280,11 @@ class TunnelRunner:
         self._pause_ended.set()
         if self._engine:
             self._command_engine(self._engine.retry)
+
+    def set_target_drained(self, address: str, *, is_drained: bool) -> None:
+        """Give a target of the present engine no new visitors, or new ones again; another engine starts with all."""
+        if self._engine:
+            self._command_engine(partial(self._engine.set_target_drained, address, is_drained=is_drained))
 
     def close(self) -> None:
         """Stop now and disconnect the visitors."""

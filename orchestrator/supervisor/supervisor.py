@@ -147,6 +147,10 @@ class Supervisor:
         """Start a tunnel again after a drain of up to ``timeout`` seconds (None: its own SHUTDOWN_TIMEOUT)."""
         self._registry.runner(name).restart(timeout)
 
+    def set_target_drained(self, name: str, address: str, *, is_drained: bool) -> None:
+        """Give one of a tunnel's targets no new visitors, or new ones again."""
+        self._registry.runner(name).set_target_drained(address, is_drained=is_drained)
+
     def retry(self, name: str) -> None:
         """End a tunnel's cooldown."""
         self._registry.runner(name).retry()

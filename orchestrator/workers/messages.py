@@ -78,6 +78,15 @@ class RetryEngine:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainTarget:
+    """Give one of an engine's targets no new visitors, or new ones again."""
+
+    engine: int
+    address: str
+    is_drained: bool
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateSpec:
     """Apply log level and settings of a changed spec to an engine."""
 
@@ -116,6 +125,7 @@ Request = (
     | DrainEngine
     | CloseEngine
     | RetryEngine
+    | DrainTarget
     | UpdateSpec
     | ListVisitors
     | KickVisitors

@@ -15,6 +15,7 @@ from orchestrator.workers.messages import (
     CreateEngine,
     DiscardEngine,
     DrainEngine,
+    DrainTarget,
     EngineEnded,
     EngineEvent,
     EnginePrepared,
@@ -124,6 +125,11 @@ class RemoteEngine:
         """Request the end of a cooldown."""
         if self._is_created:
             self._worker.send(RetryEngine(self.number))
+
+    def set_target_drained(self, address: str, *, is_drained: bool) -> None:
+        """Request that a target gets no new visitors, or new ones again."""
+        if self._is_created:
+            self._worker.send(DrainTarget(self.number, address, is_drained))
 
     def apply_live_settings(self, spec: TunnelSpec) -> None:
         """Request that another log level and other settings are applied."""

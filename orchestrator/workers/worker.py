@@ -30,6 +30,7 @@ from orchestrator.workers.messages import (
     CreateEngine,
     DiscardEngine,
     DrainEngine,
+    DrainTarget,
     EngineEnded,
     EngineEvent,
     EnginePrepared,
@@ -107,6 +108,9 @@ class Worker:
             DrainEngine: lambda hosted, request: hosted.engine.drain(request.timeout),
             CloseEngine: lambda hosted, _: hosted.engine.close(),
             RetryEngine: lambda hosted, _: hosted.engine.retry(),
+            DrainTarget: lambda hosted, request: hosted.engine.set_target_drained(
+                request.address, is_drained=request.is_drained
+            ),
             ListVisitors: lambda hosted, request: self._start(self._list_visitors(hosted, request)),
             KickVisitors: lambda hosted, request: self._start(self._kick_visitors(hosted, request)),
             UpdateSpec: lambda hosted, request: hosted.engine.apply_live_settings(request.spec),

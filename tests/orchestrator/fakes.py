@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tunnel.model.address import Address
     from tunnel.model.events import EventSink
-    from tunnel.model.snapshot import Snapshot
+    from tunnel.model.snapshot import Snapshot, TargetView
     from tunnel.model.spec import TunnelSpec
     from tunnel.model.visitors import VisitorSelector, VisitorView
 
@@ -48,6 +48,9 @@ class FakeEngine:
         """visitors so far; each sent 100 bytes"""
         self.present: list[VisitorView] = []
         """what it lists, independent of ``served``"""
+        self.targets: tuple[TargetView, ...] = ()
+        """what its snapshot has"""
+        self.drained_targets: dict[str, bool] = {}
         self._ending = asyncio.Event()
         self._closed = asyncio.Event()
 
@@ -131,6 +134,9 @@ class FakeEngine:
     def retry(self) -> None:
         """There is no cooldown to end."""
 
+    def set_target_drained(self, address: str, *, is_drained: bool) -> None:
+        self.drained_targets[address] = is_drained
+
     def apply_live_settings(self, spec: TunnelSpec) -> None:
         if self.ignores_close:
             raise RuntimeError("cannot be changed")
@@ -166,6 +172,7 @@ class FakeEngine:
             seen,
             state=self.state.state,
             reason=self.state.reason,
+            targets=self.targets,
             since=format_timestamp(self.state.since),
             connections=replace(seen.connections, active=int(not self.visitor_left.is_set()), total=self.served),
             bytes=replace(seen.bytes, from_visitors=100 * self.served),

@@ -26,7 +26,9 @@ from tests.orchestrator.api_harness import FILE, ODD, TOKEN, ApiHarness, run_api
 from tests.support.openapi import api_document
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
+from tunnel.model.snapshot import TargetChecksView, TargetView
 from tunnel.model.state import State
+from tunnel.model.targets import TargetState
 
 
 @pytest.fixture
@@ -90,6 +92,29 @@ async def test_a_command_answers_with_its_effect(harness: ApiHarness) -> None:
     told = [event.text for event in harness.supervisor.bus.last_history(100) if event.kind == "command"]
     assert told[0] == "drain: draining; 1 visitor may finish"
     assert len(told) == 5
+
+
+async def test_one_of_several_targets_is_drained_and_started_again(harness: ApiHarness) -> None:
+    engine = harness.engines.last("web")
+    checks = TargetChecksView(kind="tcp")
+    up = TargetView(address="db-1:5432", state=TargetState.UP, visitors=2, checks=checks)
+    engine.targets = (up, TargetView(address="db-2:5432", state=TargetState.DRAINED, checks=checks))
+
+    async def command(verb: str, target: str) -> tuple[int, str]:
+        answer = await harness.request("POST", f"/v1/tunnels/web/{verb}", json.dumps({"target": target}))
+        return answer.status, answer.json.get("text") or answer.json["detail"]
+
+    expected = (200, "the target db-1:5432 gets no new visitors; 2 visitors may finish")
+    assert await command("drain", "db-1:5432") == expected
+    assert await command("start", "db-2:5432") == (200, "the target db-2:5432 gets new visitors again")
+    assert engine.drained_targets == {"db-1:5432": True, "db-2:5432": False}
+    assert await command("drain", "db-2:5432") == (200, "the target db-2:5432 is already drained")
+    assert await command("start", "db-1:5432") == (200, "the target db-1:5432 is already up")
+    unknown = "the tunnel has no target db-3:5432; its targets are: db-1:5432, db-2:5432"
+    assert await command("drain", "db-3:5432") == (409, unknown)
+    engine.targets = (TargetView(address="db-1:5432", state=TargetState.UP),)
+    assert await command("drain", "db-1:5432") == (409, "db-1:5432 is the only target; drain the tunnel instead")
+    assert harness.state("web") is State.UP
 
 
 async def test_retry_ends_the_pause_after_failed_data_connections(harness: ApiHarness) -> None:

@@ -13,8 +13,18 @@ from orchestrator.api import metrics
 from orchestrator.status.contract import ConfigStatus, DaemonInfo
 from orchestrator.supervisor.runner import stopped_snapshot
 from tunnel.model.options import make_spec
-from tunnel.model.snapshot import BytesView, ConnectionsView, CountersView, RefusedView, SignalsView, Snapshot
+from tunnel.model.snapshot import (
+    BytesView,
+    ConnectionsView,
+    CountersView,
+    RefusedView,
+    SignalsView,
+    Snapshot,
+    TargetChecksView,
+    TargetView,
+)
 from tunnel.model.state import State
+from tunnel.model.targets import TargetState
 from tunnel.model.url import parse_url
 
 INFO = DaemonInfo(
@@ -104,6 +114,15 @@ def test_the_daemon_has_metrics_of_its_own() -> None:
 
 def test_an_unknown_value_has_no_sample() -> None:
     assert not [name for name, _ in samples(snapshot(rtt_ms=None)) if "rtt" in name]
+
+
+def test_targets_of_a_group_are_counted_by_state() -> None:
+    checks = TargetChecksView(kind="tcp")
+    states = [TargetState.UP, TargetState.UP, TargetState.DRAINING, TargetState.DRAINED]
+    targets = tuple(TargetView(address=f"a:{n}", state=state, checks=checks) for n, state in enumerate(states))
+    found = samples(snapshot(targets=targets), snapshot("one", targets=(TargetView(address="a:1", state=states[0]),)))
+    counted = {labels: value for (name, labels), value in found.items() if name == "tunnel_targets"}
+    assert counted == {("up", "web"): 2, ("down", "web"): 0, ("drained", "web"): 2}
 
 
 def test_labels_hold_names_with_any_characters() -> None:

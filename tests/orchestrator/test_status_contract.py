@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import typing
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -28,10 +30,22 @@ from orchestrator.status.contract import (
     is_complete_snapshot,
 )
 from tests.orchestrator.test_status_store import INFO, PLAIN, snapshots
-from tunnel.model.snapshot import BytesView, CountersView, Snapshot
+from tunnel.model.snapshot import BytesView, CountersView, Snapshot, TargetChecksView, TargetView
 from tunnel.model.state import State
+from tunnel.model.targets import TargetState
 
-FULL = replace(PLAIN, tags=("prod", "eu"), rtt_ms=1.5, link="00ff", reason="it waits", peer="10.0.0.1:1")
+FULL = replace(
+    PLAIN,
+    tags=("prod", "eu"),
+    rtt_ms=1.5,
+    link="00ff",
+    reason="it waits",
+    peer="10.0.0.1:1",
+    targets=(
+        TargetView(address="a:1", state=TargetState.UP),
+        TargetView(address="b:1", state=TargetState.DOWN, checks=TargetChecksView(kind="tcp")),
+    ),
+)
 TYPES: dict[type, Any] = {
     Snapshot: json_types.TunnelJson,
     DaemonInfo: json_types.DaemonJson,
@@ -87,6 +101,8 @@ def test_what_is_missing_inside_a_group_is_completed() -> None:
         ({"pool": None}, "tunnel.pool is no JSON object: None"),
         ({"tags": "prod"}, "tunnel.tags is no JSON array: 'prod'"),
         ({"tags": [1]}, "tunnel.tags is not of type str: 1"),
+        ({"targets": [1]}, "tunnel.targets is no JSON object: 1"),
+        ({"targets": [{"address": "a:1"}]}, "tunnel.targets.state is missing"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(changes: dict[str, Any], message: str) -> None:
@@ -100,7 +116,8 @@ def test_a_quick_check_accepts_nothing_that_the_thorough_one_refuses(data: st.Da
     tunnel: dict[str, Any] = json.loads(json.dumps(data.draw(st.sampled_from([PLAIN, FULL])).as_json()))
     assert is_complete_snapshot(tunnel)
     assert are_valid_changes({key: tunnel[key] for key in ("pool", "bytes", "cooldown", "rtt_ms")})
-    place = data.draw(st.sampled_from([tunnel, *(value for value in tunnel.values() if isinstance(value, dict))]))
+    groups = [value for value in (*tunnel.values(), *tunnel["targets"]) if isinstance(value, dict)]
+    place = data.draw(st.sampled_from([tunnel, *groups]))
     key = data.draw(st.sampled_from(sorted(place)))
     odd = (
         st.none() | st.booleans() | st.integers(-(1 << 65), 1 << 65) | st.floats(allow_nan=False) | st.text(max_size=3)
@@ -128,6 +145,11 @@ def test_the_types_of_the_json_objects_follow_the_dataclasses(kind: type) -> Non
     assert_same_shape(kind, TYPES[kind])
 
 
+def group_in(hint: Any, is_group: Callable[[Any], bool] = is_dataclass) -> Any:  # noqa: ANN401  types have no type
+    """Return the class of an object in a hint, alone, optional or in a list; None for a hint of plain values."""
+    return next((kind for kind in (hint, *typing.get_args(hint)) if is_group(kind)), None)
+
+
 def assert_same_shape(kind: type, described: type) -> None:
     ours, theirs = typing.get_type_hints(kind), typing.get_type_hints(described)
     names = {field.name: field.metadata.get("json", field.name) for field in fields(kind)}
@@ -135,8 +157,8 @@ def assert_same_shape(kind: type, described: type) -> None:
     for name, json_name in names.items():
         if ours[name] is CountersView:  # readers show all counters that they receive
             assert theirs[json_name] == dict[str, int]
-        elif is_dataclass(ours[name]):
-            assert_same_shape(ours[name], theirs[json_name])
+        elif (group := group_in(ours[name])) is not None:
+            assert_same_shape(group, group_in(theirs[json_name], typing.is_typeddict))
         else:
             assert theirs[json_name] == in_json(ours[name]), f"{kind.__name__}.{name}"
 
@@ -144,4 +166,4 @@ def assert_same_shape(kind: type, described: type) -> None:
 def in_json(hint: object) -> object:
     if typing.get_origin(hint) is tuple:
         return list[str]
-    return str if hint is State else hint
+    return str if isinstance(hint, type) and issubclass(hint, enum.Enum) else hint

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.status.contract import encode_snapshot
-from orchestrator.status.json_types import TunnelJson
+from orchestrator.status.json_types import TargetChecksJson, TargetJson, TunnelJson
 from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.table import Paint, align_columns, display_width, format_bytes, format_table, truncate
 from tunnel.model.options import make_spec
@@ -169,3 +169,16 @@ def test_services_and_names_of_keys_have_columns_where_a_tunnel_has_them() -> No
     heading, *_, last = format_table([*TUNNELS, shop], columns=20, paint=PLAIN, is_wide=True).split("\n")
     assert {"SERVICE", "KEY"} <= set(heading.split())
     assert last.split()[-2:] == ["web", "office"]
+
+
+def test_a_tunnel_with_several_targets_shows_how_many_are_up() -> None:
+    assert "TARGETS" not in format_table(TUNNELS, columns=None, paint=PLAIN)
+    checks: TargetChecksJson = {"kind": "tcp", "failed": 0, "in_a_row": 0, "changes": 0}
+    shown = tunnel("db", State.UP)
+    one: TargetJson = {
+        "address": "db:1", "state": "up", "reason": None, "weight": 1, "backup": False, "visitors": 0, "checks": checks,
+    }  # fmt: skip
+    shown["targets"] = [one, {**one, "state": "down"}, {**one, "state": "drained"}]
+    heading, *_, last = format_table([*TUNNELS, shown], columns=None, paint=PLAIN).split("\n")
+    assert "TARGETS" in heading.split()
+    assert "1/3 up" in last

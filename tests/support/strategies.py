@@ -11,6 +11,7 @@ from tunnel.model.address import Address
 from tunnel.model.keys import Key
 from tunnel.model.options import OPTION_NAMES
 from tunnel.model.spec import Role
+from tunnel.model.targets import TargetSpec
 from tunnel.model.url import TunnelUrl, UrlOption
 
 _ALNUM = string.ascii_letters + string.digits
@@ -43,12 +44,14 @@ def urls(draw: st.DrawFn) -> TunnelUrl:
     """A URL's parts, with options that need no meaning."""
     option_names = draw(st.lists(st.sampled_from(OPTION_NAMES), unique=True, max_size=4))
     value = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+    targets = draw(st.lists(addresses, min_size=1, max_size=3))
     return TunnelUrl(
         role=draw(st.sampled_from(Role)),
         tunnel=draw(addresses),
-        target=draw(addresses),
+        target=targets[0],
         key=draw(st.none() | keys),
         options=tuple(UrlOption(name, draw(value), 0) for name in option_names),
+        targets=tuple(map(TargetSpec, targets)) if len(targets) > 1 else (),
     )
 
 

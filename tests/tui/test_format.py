@@ -218,6 +218,20 @@ def test_details_show_the_service_and_the_name_of_the_key() -> None:
     assert "key      shared key" in unnamed
 
 
+def test_details_show_the_targets_of_a_group() -> None:
+    checks = {"kind": "tcp", "failed": 0, "in_a_row": 0, "changes": 0}
+    plain = {"state": "up", "reason": None, "weight": 1, "backup": False, "visitors": 0, "checks": checks}
+    targets = [
+        {**plain, "address": "db-1:1", "weight": 2, "visitors": 1},
+        {**plain, "address": "db-2:1", "state": "down", "reason": "it refused the connection", "backup": True},
+    ]
+    shown = texts(detail_lines(view(tunnel("a", targets=targets)).tunnels["a"], None, 200, 0.0, 0.0))
+    expected = "db-1:1 up, 1 visitor, weight 2; db-2:1 down, 0 visitors, backup, it refused the connection"
+    assert f"targets  {expected}" in shown
+    single = [{**plain, "address": "db-1:1", "checks": None}]
+    assert "targets" not in texts(detail_lines(view(tunnel("a", targets=single)).tunnels["a"], None, 120, 0.0, 0.0))
+
+
 def test_details_show_the_refused_visitors_and_why() -> None:
     refused = {**REFUSED, "handshakes": 1, "allow": 12, "per_address": 0, "rate": 1}
     shown = texts(detail_lines(view(tunnel("a", refused=refused)).tunnels["a"], None, 120, 0.0, 0.0))

@@ -11,9 +11,11 @@ import pytest
 from tests.support.peers import BlackHole
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
-from tests.tunnel.test_engine import pair, shared, visit, visitors_address  # noqa: F401  a fixture
+from tests.tunnel.test_engine import pair, shared, visit, visitors_address
 from tunnel.engine.context import EngineContext
 from tunnel.model.state import State
+
+__all__ = ["shared"]
 
 
 async def wait_disconnected(reader: asyncio.StreamReader) -> None:
@@ -23,7 +25,7 @@ async def wait_disconnected(reader: asyncio.StreamReader) -> None:
             assert await reader.read(-1) == b""
 
 
-async def test_a_target_that_does_not_accept_in_time_fails_the_visitor(shared: EngineContext) -> None:  # noqa: F811
+async def test_a_target_that_does_not_accept_in_time_fails_the_visitor(shared: EngineContext) -> None:
     with contextlib.closing(BlackHole()) as hole:
         async with pair(shared, f"127.0.0.1:{hole.port}", dial_timeout=0.05) as (server, client):
             async with visit(visitors_address(server)) as (reader, _):
@@ -33,7 +35,7 @@ async def test_a_target_that_does_not_accept_in_time_fails_the_visitor(shared: E
 
 
 @pytest.mark.parametrize("timeout_s", [0.05, 3600.0])
-async def test_the_time_limit_of_a_dial_changes_live(shared: EngineContext, timeout_s: float) -> None:  # noqa: F811
+async def test_the_time_limit_of_a_dial_changes_live(shared: EngineContext, timeout_s: float) -> None:
     """A shorter limit also holds for dials in progress; a longer one for later dials."""
     with contextlib.closing(BlackHole()) as hole:
         async with pair(shared, f"127.0.0.1:{hole.port}", dial_timeout=600.0) as (server, client):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import string
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,19 @@ from hypothesis import strategies as st
 
 from tests.support.strategies import recognisable_keys
 from tests.tunnel.test_url import SEED_URLS
+from tunnel.model.address import Address
 from tunnel.model.errors import OptionError, UrlError, did_you_mean
 from tunnel.model.keys import Key
 from tunnel.model.networks import NetworkSet, parse_network
-from tunnel.model.option_types import ChoiceType, DataPortType, DurationType, IntegerType, ServiceType, parse_natural
+from tunnel.model.option_types import (
+    CheckType,
+    ChoiceType,
+    DataPortType,
+    DurationType,
+    IntegerType,
+    ServiceType,
+    parse_natural,
+)
 from tunnel.model.options import (
     ENVIRONMENT_SOURCE,
     KEY_VARIABLE,
@@ -37,6 +47,7 @@ from tunnel.model.options import (
 )
 from tunnel.model.settings import Settings
 from tunnel.model.spec import AuthPolicy, DataTls, LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.targets import CHECK_OFF, CHECK_TCP, CheckKind, TargetCheck, TargetSpec
 from tunnel.model.url import parse_url
 from tunnel.model.visitor_option_types import NetworksType, VisitorRateType
 
@@ -65,6 +76,10 @@ def values_of(option: Option) -> st.SearchStrategy[object]:
             return st.integers(max(1, round(minimum_s * 1000)), 3_600_000).map(lambda ms: ms / 1000)
         case ChoiceType(choices):
             return st.sampled_from(list(choices.values()))
+        case CheckType():
+            paths = st.text("abc-_./?=~!" + string.digits, max_size=40).map("/".__add__)
+            http = paths.map(partial(TargetCheck, CheckKind.HTTP))
+            return st.sampled_from([None, CHECK_TCP, CHECK_OFF]) | http
         case ServiceType():
             return st.text("abc-_./ü" + string.digits, max_size=64)
         case DataPortType():
@@ -122,10 +137,60 @@ def test_a_row_is_complete(name: str) -> None:
 
 
 def test_every_field_of_the_spec_is_an_option_or_a_part_of_the_url() -> None:
-    fields = {field.name for field in dataclasses.fields(TunnelSpec)} - {"role", "tunnel", "target", "settings"}
+    fields = {field.name for field in dataclasses.fields(TunnelSpec)} - {
+        "role",
+        "tunnel",
+        "target",
+        "targets",
+        "settings",
+    }
     fields.remove("named_keys")  # in the file alone, where each key has a name
     assert {option.attribute for option in OPTIONS.values() if not option.is_setting} == fields
     assert set(SETTING_NAMES) == {field.name for field in dataclasses.fields(Settings)} - {"explicit"}
+
+
+@pytest.mark.parametrize(
+    "text", ["http", "http:", "http:health", "http:/a b", "http:/ü", "icmp", "", "http:/" + "a" * 600]
+)
+def test_a_check_is_a_word_or_an_http_path(text: str) -> None:
+    with pytest.raises(OptionError, match="http:/PATH"):
+        spec_of("", entry(check=text))
+    assert spec_of("", entry(check=False)).check == CHECK_OFF  # YAML 1.1 for off
+    assert spec_of("", entry(check="TCP")).check == CHECK_TCP
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("client://1.2.3.4:1/a:1,a:1", "the target a:1 is given twice"),
+        ("client://1.2.3.4:1/a:1,a:0", "the target a:0 is dialled, so its port cannot be 0"),
+        ("client://1.2.3.4:1/a:1,b:1?mode=forward", "several targets are dialled; with mode=forward this end accepts"),
+        ("server://1.2.3.4:1/a:1,b:1?mode=reverse", "several targets are dialled; with mode=reverse this end accepts"),
+        ("server://1.2.3.4:1/a:1,1.2.3.4:1", "the tunnel and the target have the same address, 1.2.3.4:1"),
+        ("client://1.2.3.4:1/" + ",".join(f"a:{port}" for port in range(1, 66)), "there are 65 targets; 64 at most"),
+    ],
+)
+def test_several_targets_that_cannot_work_are_a_fault(url: str, fault: str) -> None:
+    with pytest.raises(UrlError, match=re.escape(fault)):
+        make_spec(parse_url(url))
+
+
+def test_targets_without_any_weight_are_a_fault() -> None:
+    none = tuple(TargetSpec(Address("a", port), 0) for port in (1, 2))
+    url = parse_url("client://1.2.3.4:1/a:1,a:2")
+    with pytest.raises(UrlError, match="every target has the weight 0"):
+        make_spec(dataclasses.replace(url, targets=none))
+    assert make_spec(dataclasses.replace(url, targets=(*none[:1], TargetSpec(Address("a", 2))))).is_target_group
+
+
+def test_several_targets_are_checked_over_tcp_and_a_single_one_is_not() -> None:
+    one, several = (make_spec(parse_url(f"client://1.2.3.4:1/{text}")) for text in ("a:1", "a:1,b:2"))
+    assert (one.effective_check, several.effective_check) == (CHECK_OFF, CHECK_TCP)
+    assert (one.is_target_group, several.is_target_group) == (False, True)
+    assert (one.target_text, several.target_text) == ("a:1", "a:1,b:2")
+    assert [str(each) for each in several.members] == ["a:1", "b:2"]
+    assert str(TargetSpec(Address("a", 1), 3, is_backup=True)) == "a:1 weight 3 backup"
+    assert spec_of("check=http:/up").is_target_group
 
 
 def test_the_nine_variables_of_the_original_are_read_from_the_environment() -> None:

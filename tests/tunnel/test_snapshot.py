@@ -22,9 +22,12 @@ from tunnel.model.snapshot import (
     Snapshot,
     SnapshotBuilder,
     SnapshotInput,
+    TargetChecksView,
+    TargetView,
 )
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State, StateRecord
+from tunnel.model.targets import TargetState
 from tunnel.model.times import format_timestamp
 from tunnel.model.url import parse_url
 
@@ -37,6 +40,17 @@ CONTRACT = {
     "since": "2026-01-01T00:00:00.000Z",
     "tunnel_addr": "127.0.0.1:10101",
     "target_addr": "127.0.0.1:8080",
+    "targets": [
+        {
+            "address": "127.0.0.1:8080",
+            "state": "down",
+            "reason": "it refused the connection",
+            "weight": 2,
+            "backup": True,
+            "visitors": 3,
+            "checks": {"kind": "tcp", "failed": 5, "in_a_row": 1, "changes": 4},
+        }
+    ],
     "data_addr": "127.0.0.1:43211",
     "peer": "127.0.0.1:5123",
     "link": "6f1c",
@@ -81,6 +95,17 @@ def snapshot() -> Snapshot:
         since=format_timestamp(1767225600.0),
         tunnel_addr="127.0.0.1:10101",
         target_addr="127.0.0.1:8080",
+        targets=(
+            TargetView(
+                address="127.0.0.1:8080",
+                state=TargetState.DOWN,
+                reason="it refused the connection",
+                weight=2,
+                backup=True,
+                visitors=3,
+                checks=TargetChecksView(kind="tcp", failed=5, in_a_row=1, changes=4),
+            ),
+        ),
         data_addr="127.0.0.1:43211",
         peer="127.0.0.1:5123",
         link="6f1c",
@@ -134,7 +159,7 @@ def test_the_builder_returns_the_same_snapshot_while_nothing_changes() -> None:
     spec = make_spec(parse_url("client://127.0.0.1:1/127.0.0.1:2?report_interval=1s"))
     values = SnapshotInput(
         spec=spec, record=StateRecord(State.COOLDOWN, 0.0, "refused"), direction=None, tunnel_addr=None,
-        target_addr=None, data_addr=None, peer=None, link=None, key_name=None, carrier=None,
+        target_addr=None, targets=(), data_addr=None, peer=None, link=None, key_name=None, carrier=None,
         limits=default_limits(spec.settings),
         idle=0, capacity=0, dialing=0, queued=0, rtt=0.25, signals=0, active=0, total=0, failed=0, from_visitors=3,
         to_visitors=4, refused_handshakes=0, refused_prefaces=0, silent=0, refused_visitors=RefusedView(),

@@ -31,6 +31,7 @@ from tui.model.tunnels import HistorySample, Tunnel, parse_timestamp
 from tunnel.model.state import State
 
 if TYPE_CHECKING:
+    from orchestrator.status.json_types import TargetJson
     from tui.model.messages import TunnelDetails
 
 _LABEL_WIDTH: Final = 9
@@ -186,6 +187,23 @@ def _refused(tunnel: Tunnel, _: float) -> str:
     return "; ".join(texts)
 
 
+def _targets(tunnel: Tunnel, _: float) -> str:
+    """Return the targets of a group; of a single target the state of the tunnel says everything."""
+    found = [each for each in tunnel.data.get("targets", ()) if each["checks"] is not None]
+    return "; ".join(map(_target, found))
+
+
+def _target(target: TargetJson) -> str:
+    facts = [
+        target["state"],
+        plural(target["visitors"], "visitor"),
+        f"weight {target['weight']}" if target["weight"] != 1 else "",
+        "backup" if target["backup"] else "",
+        target["reason"] or "",
+    ]
+    return f"{target['address']} {', '.join(filter(None, facts))}"
+
+
 def _last_error(tunnel: Tunnel, wall: float) -> str:
     text, at = tunnel.text("last_error"), parse_timestamp(tunnel.data.get("last_error_at"))
     if not text or (tunnel.reason and text.startswith(tunnel.reason)):  # the error may also count its repetitions
@@ -199,6 +217,7 @@ _FACTS: Final[tuple[tuple[str, Callable[[Tunnel, float], str]], ...]] = (
     ("end", lambda t, _: _END_TEXTS[t.is_ingress]),
     ("tunnel", lambda t, _: t.text("tunnel_addr")),
     ("target", lambda t, _: t.text("target_addr")),
+    ("targets", _targets),
     ("data", lambda t, _: t.text("data_addr")),
     ("peer", lambda t, _: t.text("peer")),
     ("link", lambda t, _: t.text("link")),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tunnel.engine.engine import Engine
 from tunnel.engine.link_connector import LinkConnector, LinkFailedError
-from tunnel.model.spec import LogLevel
+from tunnel.model.spec import Direction, LogLevel
 from tunnel.model.state import State
 from tunnel.runtime import listeners
 from tunnel.runtime.sockets import NetError
@@ -33,6 +33,17 @@ class ClientEngine(Engine):
         """Use settings and log level of a changed spec; no connection is closed."""
         super().apply_live_settings(spec)
         self._connector.update_spec(spec)
+        if self._link is not None:
+            try:
+                self._check_targets()
+            except NetError as error:
+                self._link.close(str(error), goodbye=str(error))
+
+    def _check_targets(self) -> None:
+        """Raise NetError if there are several targets, and the server wants this end to accept visitors."""
+        if self.spec.targets and self._direction is Direction.FORWARD:
+            self._close_end()
+            raise NetError("this end has several targets to dial, but the server dials; set mode=reverse at the server")
 
     async def _serve(self) -> None:
         while True:
@@ -54,6 +65,7 @@ class ClientEngine(Engine):
             self._close_end()  # the server has another mode now
             self._direction = link.direction
         try:
+            self._check_targets()
             await self._open_end(link.direction)
         except NetError as error:
             link.close(str(error), goodbye=str(error))

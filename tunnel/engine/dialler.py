@@ -1,13 +1,13 @@
 """Dials of targets in progress: for visitors, and probes. What is dialled, and what follows, is decided by a subclass.
 
-An egress has one dialler: ``single_target.py`` for one target.
+An egress has one dialler: ``single_target.py`` for one target, ``target_group.py`` for several.
 """
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from tunnel.engine.visitor_list import format_packed
 from tunnel.model.visitors import DIALING, VisitorView, visitor_id
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tunnel.engine.pool import DataConnection
     from tunnel.engine.relays import RelaySet
     from tunnel.model.events import EventLog
+    from tunnel.model.snapshot import TargetView
     from tunnel.model.spec import TunnelSpec
     from tunnel.model.visitors import VisitorSelector
     from tunnel.runtime.connect_race import Failure
@@ -36,11 +37,14 @@ class DialOwner(Protocol):
     reactor: Reactor
     relays: RelaySet
 
-    def on_visitor_unserved(self, dial: TargetDial, reason: str) -> None:
-        """Disconnect the visitor of a dial that has failed; ``reason`` is a sentence."""
+    def on_visitor_unserved(self, link: Link, data: DataConnection, reason: str) -> None:
+        """Disconnect a visitor that no target serves; ``reason`` is a sentence."""
 
     def on_target_error_changed(self) -> None:
         """Publish that the tunnel's visitors can, or cannot, be served; also for another reason than before."""
+
+    def on_targets_changed(self) -> None:
+        """Show that a target of several has changed; publish it if that concerns the tunnel's visitors."""
 
     def on_handler_error(self, error: Exception) -> None:
         """Handle a defect outside any dial."""
@@ -51,7 +55,7 @@ class TargetDial(ConnectRace):
 
     __slots__ = ("_dialler", "data", "deadline", "end_offset", "link")
 
-    def __init__(self, dialler: Dialler, link: Link | None, data: DataConnection | None, deadline: float) -> None:
+    def __init__(self, dialler: Dialler[Any], link: Link | None, data: DataConnection | None, deadline: float) -> None:
         super().__init__(dialler.reactor)
         self.link = link
         self.data = data
@@ -81,7 +85,10 @@ class TargetDial(ConnectRace):
         self._dialler.on_dial_failed(self, f"internal error ({type(error).__name__}: {error})")
 
 
-class Dialler(ABC):
+DialT = TypeVar("DialT", bound=TargetDial)
+
+
+class Dialler(ABC, Generic[DialT]):
     """Owns the dials in progress, and the data connections of their visitors until these are served or fail."""
 
     def __init__(self, owner: DialOwner, event_log: EventLog) -> None:
@@ -90,9 +97,9 @@ class Dialler(ABC):
         self._relays = owner.relays
         self._event_log = event_log
         self._loop = asyncio.get_running_loop()
-        self._dials: dict[TargetDial, None] = {}  # ordered by deadline
-        self._by_data_id: dict[int, TargetDial] = {}  # dials for visitors, by the id of their data connection
-        self._resolving: dict[asyncio.Task[None], TargetDial] = {}
+        self._dials: dict[DialT, None] = {}  # ordered by deadline
+        self._by_data_id: dict[int, DialT] = {}  # dials for visitors, by the id of their data connection
+        self._resolving: dict[asyncio.Task[None], DialT] = {}
         self._deadline_timer: asyncio.TimerHandle | None = None
 
     # --- what a subclass decides ----------------------------------------------------------------------------------
@@ -112,6 +119,11 @@ class Dialler(ABC):
     def remark(self) -> str | None:
         """What the user probably did not mean although it works, as a sentence."""
 
+    @property
+    @abstractmethod
+    def targets(self) -> tuple[TargetView, ...]:
+        """The targets as observers see them; the same object while nothing changes."""
+
     @abstractmethod
     def dial(self, link: Link, data: DataConnection, now: float) -> None:
         """Serve the visitor of a data connection, which the dialler owns now; ``now`` is on the loop's clock."""
@@ -125,11 +137,11 @@ class Dialler(ABC):
         """Use the settings of a spec; dials in progress continue."""
 
     @abstractmethod
-    def on_dial_succeeded(self, dial: TargetDial, sock: socket.SocketType, sockaddr: SockAddr, events: int) -> None:
+    def on_dial_succeeded(self, dial: DialT, sock: socket.SocketType, sockaddr: SockAddr, events: int) -> None:
         """Use, or close, the connected socket; ``events`` are those seen so far."""
 
     @abstractmethod
-    def on_dial_failed(self, dial: TargetDial, cause: str) -> None:
+    def on_dial_failed(self, dial: DialT, cause: str) -> None:
         """Handle a failed dial; ``cause`` is the end of a sentence. Does nothing for a dial that has ended already."""
 
     # --- dials in progress ----------------------------------------------------------------------------------------
@@ -158,16 +170,16 @@ class Dialler(ABC):
                 self._drop([dial])
         return kicked
 
-    def find(self, link: Link, ident: int) -> TargetDial | None:
+    def find(self, link: Link, ident: int) -> DialT | None:
         """Return the dial for the visitor of a data connection."""
         dial = self._by_data_id.get(ident)
         return dial if dial is not None and dial.link is link else None
 
-    def _start(self, dial: TargetDial, target: DialTarget) -> None:
+    def _start(self, dial: DialT, target: DialTarget) -> None:
         """Start a dial, whose deadline is not before those of the dials in progress."""
         self._dials[dial] = None
         if self._deadline_timer is None:
-            self._deadline_timer = self.reactor.call_later(dial.deadline - self._loop.time(), self._on_deadline)
+            self._deadline_timer = self._schedule_deadline(dial.deadline)
         candidates = target.cached()
         if candidates is not None:
             dial.start(candidates)
@@ -176,7 +188,11 @@ class Dialler(ABC):
         self._resolving[task] = dial
         task.add_done_callback(lambda done: self._resolving.pop(done, None))
 
-    async def _resolve(self, dial: TargetDial, target: DialTarget) -> None:
+    def _schedule_deadline(self, due: float) -> asyncio.TimerHandle:
+        """Call ``_on_deadline`` when the first dial in progress is due."""
+        return self.reactor.call_later(due - self._loop.time(), self._on_deadline)
+
+    async def _resolve(self, dial: DialT, target: DialTarget) -> None:
         try:
             candidates = await target.resolve()
         except OSError as error:
@@ -185,7 +201,7 @@ class Dialler(ABC):
             if dial in self._dials:
                 dial.start(candidates)
 
-    def _forget(self, dial: TargetDial) -> None:
+    def _forget(self, dial: DialT) -> None:
         self._dials.pop(dial, None)
         if dial.data is not None and self._by_data_id.get(dial.data.ident) is dial:
             del self._by_data_id[dial.data.ident]
@@ -195,7 +211,7 @@ class Dialler(ABC):
         now = self._loop.time()
         for dial in list(self._dials):
             if dial.deadline > now:
-                self._deadline_timer = self.reactor.call_later(dial.deadline - self._loop.time(), self._on_deadline)
+                self._deadline_timer = self._schedule_deadline(dial.deadline)
                 return
             self.on_dial_failed(dial, sockets.describe_connect_error(TimeoutError()))
 
@@ -212,6 +228,14 @@ class Dialler(ABC):
         """Disconnect the visitors of these links, whose targets are dialled; return how many there were."""
         return self._drop([dial for dial in self._dials if dial.link in links])
 
+    def release_visitors(self) -> list[DialT]:
+        """Stop all dials; return those for visitors, whose data connections the caller owns from now on."""
+        dials = list(self._dials)
+        for dial in dials:
+            self._forget(dial)
+            dial.cancel()
+        return [dial for dial in dials if dial.data is not None]
+
     def close(self) -> int:
         """Stop everything; return how many visitors were disconnected."""
         if self._deadline_timer is not None:
@@ -220,7 +244,7 @@ class Dialler(ABC):
             task.cancel()
         return self._drop(list(self._dials))
 
-    def _drop(self, dials: Collection[TargetDial]) -> int:
+    def _drop(self, dials: Collection[DialT]) -> int:
         visitors = 0
         for dial in dials:
             self._forget(dial)

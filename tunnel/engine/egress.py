@@ -10,6 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.single_target import SingleTarget
+from tunnel.engine.target_group import TargetGroup
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.model.spec import End
 from tunnel.model.token_bucket import TokenBucket
@@ -19,8 +20,10 @@ from tunnel.protocol.frames import Launch, StreamsEnded
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from tunnel.engine.dialler import Dialler, TargetDial
     from tunnel.engine.link import EventTable, Link
+    from tunnel.engine.pool import DataConnection
+    from tunnel.model.events import EventLog
+    from tunnel.model.snapshot import TargetView
     from tunnel.model.spec import TunnelSpec
     from tunnel.model.visitors import VisitorSelector, VisitorView
 
@@ -35,9 +38,9 @@ class Egress(TunnelEnd):
 
     def __init__(self, parts: EndParts, spec: TunnelSpec) -> None:
         super().__init__(parts)
-        self._dialler: Dialler = SingleTarget(self, parts.event_log, spec)
         self._published_error: str | None = None
         self._publish_timer: asyncio.TimerHandle | None = None
+        self._dialler = _create_dialler(self, parts.event_log, spec)
         self._missing = TokenBucket(_MISSING_PER_S, _MISSING_AT_ONCE, self._loop.time())
 
     @property
@@ -70,14 +73,30 @@ class Egress(TunnelEnd):
         return self._dialler.error
 
     @property
+    def targets(self) -> tuple[TargetView, ...]:
+        """The targets as observers see them; the same object while nothing changes."""
+        return self._dialler.targets
+
+    @property
     def next_target_attempt(self) -> tuple[float, int] | None:
         """When the target is probed next, and the number of failed attempts, while it cannot be reached."""
         return self._dialler.next_attempt
 
     def apply_settings(self, spec: TunnelSpec, max_visitors: int) -> None:
-        """Use the settings of a spec that concern targets; the number of visitors concerns the ingress."""
+        """Use targets and settings of a spec; the number of visitors concerns the ingress."""
         self._check_options(spec, End.EGRESS)
-        self._dialler.apply_settings(spec)
+        if spec.is_target_group is isinstance(self._dialler, TargetGroup):
+            self._dialler.apply_settings(spec)
+            return
+        before, self._dialler = self._dialler, _create_dialler(self, self._event_log, spec)
+        now = self._loop.time()
+        for dial in before.release_visitors():  # nothing of these visitors was forwarded yet
+            if dial.link is not None and dial.data is not None:
+                self._dialler.dial(dial.link, dial.data, now)
+                if dial.end_offset is not None:
+                    self._end_stream(dial.link, dial.data.ident, dial.end_offset)
+        before.close()
+        self.on_targets_changed()
 
     def start_drain(self, goodbye: str) -> None:
         """Ask the other ends to stop sending visitors; launches on their way are still served."""
@@ -134,14 +153,11 @@ class Egress(TunnelEnd):
         if dial is not None:
             dial.end_offset = total
 
-    def on_visitor_unserved(self, dial: TargetDial, reason: str) -> None:
+    def on_visitor_unserved(self, link: Link, data: DataConnection, reason: str) -> None:
         """Disconnect the visitor, here and through FAILED at the ingress."""
-        if dial.data is None:
-            return
         self.stats.failed += 1
-        self.reactor.close(dial.data.sock)
-        if dial.link is not None:
-            dial.link.session.send_visitor_failed(dial.data.ident, reason)
+        self.reactor.close(data.sock)
+        link.session.send_visitor_failed(data.ident, reason)
         self._notify_observers()
 
     def waiting_visitors(self) -> list[VisitorView]:
@@ -171,10 +187,20 @@ class Egress(TunnelEnd):
             link.session.send_target_status(self._published_error)
         self._on_state_input_changed()
 
+    def on_targets_changed(self) -> None:
+        """Show a target of several that has changed, and the tunnel's state if that has changed, too."""
+        if self._dialler.error != self._published_error:
+            self.on_target_error_changed()
+        self._on_state_input_changed()
+
     def _publish_change(self) -> None:
         self._publish_timer = None
         if self._dialler.error != self._published_error:
             self.on_target_error_changed()
+
+    def set_target_drained(self, address: str, *, is_drained: bool) -> bool:
+        """Give one of several targets no new visitors, or new ones again; return whether this end dials it."""
+        return isinstance(self._dialler, TargetGroup) and self._dialler.set_drained(address, is_drained=is_drained)
 
     def retry_target(self) -> None:
         """Probe an unreachable target now, without waiting for its delay."""
@@ -187,3 +213,10 @@ class Egress(TunnelEnd):
         if self._publish_timer is not None:
             self._publish_timer.cancel()
         return self._dialler.close() + self._close_relays()
+
+
+def _create_dialler(owner: Egress, event_log: EventLog, spec: TunnelSpec) -> SingleTarget | TargetGroup:
+    """Return what dials the targets of a spec: one target costs no choice for each visitor, and has no checks."""
+    if spec.is_target_group:
+        return TargetGroup(owner, event_log, spec)
+    return SingleTarget(owner, event_log, spec)

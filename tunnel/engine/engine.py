@@ -142,6 +142,11 @@ class Engine(ABC):
         if self._retry_target is not None:
             self._retry_target()
 
+    def set_target_drained(self, address: str, *, is_drained: bool) -> None:
+        """Give one of several targets no new visitors, or new ones again; nothing happens if it is gone."""
+        if self._end is not None:
+            self._end.set_target_drained(address, is_drained=is_drained)
+
     def apply_live_settings(self, spec: TunnelSpec) -> None:
         """Use settings and log level of a changed spec; no connection is closed."""
         self.spec = spec
@@ -391,6 +396,7 @@ class Engine(ABC):
             direction=self._direction,
             tunnel_addr=self._tunnel_address,
             target_addr=end.listening_address if end is not None else None,
+            targets=end.targets if end is not None else (),
             data_addr=self._data_address,
             peer=link.channel.peer if link is not None else None,
             link=link.ident if link is not None else None,

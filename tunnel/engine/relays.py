@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from tunnel.engine.pool import DataConnection
-    from tunnel.forwarding.base import ForwardedVisitor, Forwarder, RelayLink
+    from tunnel.forwarding.base import ForwardedVisitor, Forwarder, ForwardingOwner, RelayLink
     from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
 
@@ -98,14 +98,16 @@ class RelaySet:
         link: RelayLink,
         *,
         near_events: int | None,
+        owner: ForwardingOwner | None = None,
     ) -> ForwardedVisitor:
         """Forward between a visitor's or target's socket and a data connection; the relay owns both from now on.
 
-        ``near_events`` are the events that ``near`` had so far; None: the reactor does not watch it yet.
+        ``near_events`` are the events that ``near`` had so far; None: the reactor does not watch it yet. An ``owner``
+        is notified in place of this set, and passes everything on to it.
         """
         if not self.active:
             self._on_first_relay()
-        relay = self._forwarder.create(data, link, near, self)
+        relay = self._forwarder.create(data, link, near, owner or self)
         self.active += 1
         relays = self._by_link.get(link)
         if relays is None:  # the link is lost already

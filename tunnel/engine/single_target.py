@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from tunnel.engine.dialler import Dialler, TargetDial
 from tunnel.model.events import EventKind
+from tunnel.model.snapshot import TargetView
 from tunnel.model.spec import LogLevel
+from tunnel.model.targets import TargetState
 from tunnel.runtime import backoff
 from tunnel.runtime.resolver import DialTarget
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from tunnel.runtime.sockets import SockAddr
 
 
-class SingleTarget(Dialler):
+class SingleTarget(Dialler[TargetDial]):
     """Dials one target."""
 
     def __init__(self, owner: DialOwner, event_log: EventLog, spec: TunnelSpec) -> None:
@@ -42,6 +44,7 @@ class SingleTarget(Dialler):
         self._error: str | None = None
         self._attempt = 0  # failed attempts in a row
         self._next_attempt_at = 0.0  # when the target is probed next, on the loop's clock
+        self._views: tuple[TargetView, ...] = ()
 
     @property
     def error(self) -> str | None:
@@ -52,6 +55,16 @@ class SingleTarget(Dialler):
     def next_attempt(self) -> tuple[float, int] | None:
         """When the target is probed next, and the number of failed attempts, while it cannot be reached."""
         return (self._next_attempt_at, self._attempt) if self._error is not None else None
+
+    @property
+    def targets(self) -> tuple[TargetView, ...]:
+        """The target as observers see it; the same object while nothing changes."""
+        visitors, error = self._relays.active, self._error
+        if not self._views or self._views[0].visitors != visitors or self._views[0].reason != error:
+            state = TargetState.UP if error is None else TargetState.DOWN
+            address = str(self._target.address)
+            self._views = (TargetView(address=address, state=state, reason=error, visitors=visitors),)
+        return self._views
 
     @property
     def remark(self) -> str | None:
@@ -92,8 +105,8 @@ class SingleTarget(Dialler):
         dial.cancel()
         self._target.invalidate()
         reason = f"the target {self._target.address} cannot be reached: {cause}"
-        if dial.data is not None:
-            self._owner.on_visitor_unserved(dial, reason)
+        if dial.link is not None and dial.data is not None:
+            self._owner.on_visitor_unserved(dial.link, dial.data, reason)
         self._on_failed(reason, probe=dial.data is None)
 
     # --- the target's health --------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tunnel.forwarding import Forwarder
     from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.events import EventLog
+    from tunnel.model.snapshot import TargetView
     from tunnel.model.spec import End, TunnelSpec
     from tunnel.model.visitors import VisitorSelector, VisitorView
     from tunnel.runtime.acceptor import Acceptor
@@ -92,6 +93,16 @@ class TunnelEnd(ABC):
     def remark(self) -> str | None:
         """What the user probably did not mean although it works, as a sentence."""
         return self._misplaced
+
+    @property
+    def targets(self) -> tuple[TargetView, ...]:
+        """The targets that this end dials, as observers see them; the same object while nothing changes."""
+        return ()
+
+    def set_target_drained(self, address: str, *, is_drained: bool) -> bool:
+        """Give one of several targets no new visitors, or new ones again; return whether this end dials it."""
+        del address, is_drained
+        return False
 
     @property
     def next_target_attempt(self) -> tuple[float, int] | None:

@@ -17,6 +17,7 @@ from tunnel.model.errors import InvalidValueError, did_you_mean
 from tunnel.model.files import FileError, read_secret
 from tunnel.model.keys import Key
 from tunnel.model.spec import MAX_SERVICE_CHARS
+from tunnel.model.targets import CHECK_OFF, CHECK_TCP, CheckKind, TargetCheck
 from tunnel.model.times import format_duration, parse_duration
 
 JsonSchema = dict[str, object]
@@ -30,6 +31,9 @@ DURATION_SCHEMAS: Final[tuple[JsonSchema, ...]] = ({"const": 0}, {"type": "strin
 _MAX_FILE_NAME_LENGTH: Final = 4096  # PATH_MAX of Linux
 _NATURAL: Final = re.compile(r"[0-9]{1,12}")
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,12}")
+_HTTP_PATH: Final = re.compile(r"/[!-~]*")
+_MAX_CHECK_PATH_LENGTH: Final = 512
+_CHECKS: Final[Mapping[str, TargetCheck | None]] = {"auto": None, "tcp": CHECK_TCP, "off": CHECK_OFF}
 
 T = TypeVar("T")
 
@@ -260,6 +264,37 @@ class ServiceType:
     def json_schemas(self) -> tuple[JsonSchema, ...]:
         """Return alternatives that describe the value in a YAML file."""
         return ({**ANY_SCALAR, "maxLength": MAX_SERVICE_CHARS, "pattern": r"^\S*$"},)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckType:
+    """How the health of targets is checked, or None: as their number suggests."""
+
+    values: str = "`auto`, `tcp`, `http:/PATH` or `off`"
+
+    def parse(self, value: object, _: Path) -> TargetCheck | None:
+        """Parse a word or an HTTP path. Raises InvalidValueError."""
+        # YAML 1.1 reads ``off`` as a boolean
+        text = "off" if value is False else _scalar_text(value)
+        kind, colon, path = text.partition(":")
+        if kind.lower() == CheckKind.HTTP and colon:
+            if not _HTTP_PATH.fullmatch(path) or len(path) > _MAX_CHECK_PATH_LENGTH:
+                hint = f"a path has up to {_MAX_CHECK_PATH_LENGTH} characters of ASCII and starts with a slash"
+                raise InvalidValueError(f"{{}} is not http:/PATH; {hint}", repr(text[:40]))
+            return TargetCheck(CheckKind.HTTP, path)
+        if text.lower() not in _CHECKS:
+            hint = did_you_mean(text[:40], _CHECKS)
+            raise InvalidValueError(f"{{}} is not one of auto, tcp, http:/PATH, off{hint}", repr(text[:40]))
+        return _CHECKS[text.lower()]
+
+    def format(self, value: TargetCheck | None) -> str:
+        """Return the check as a URL or a file has it."""
+        return "auto" if value is None else str(value)
+
+    def json_schemas(self) -> tuple[JsonSchema, ...]:
+        """Return alternatives that describe the value in a YAML file."""
+        path: JsonSchema = {"type": "string", "pattern": "^[hH][tT][tT][pP]:/[!-~]*$"}
+        return (*word_schemas(tuple(_CHECKS)), {"const": False}, path)
 
 
 def parse_natural(text: str) -> int | None:

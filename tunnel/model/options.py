@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunnel.model.address import Address
+from tunnel.model.balancer import Balance
+from tunnel.model.combinations import check_combinations
 from tunnel.model.errors import InvalidValueError, OptionError, UrlError, did_you_mean
 from tunnel.model.option_types import (
+    CheckType,
     ChoiceType,
     DataPortType,
     DurationType,
@@ -29,7 +32,7 @@ from tunnel.model.option_types import (
     ServiceType,
 )
 from tunnel.model.settings import Settings
-from tunnel.model.spec import AuthPolicy, DataTls, Direction, End, LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.spec import AuthPolicy, DataTls, End, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.url import TunnelUrl
 from tunnel.model.visitor_option_types import NetworksType, VisitorRateType
 
@@ -124,6 +127,10 @@ def _visitor_rule(name: str, type_: OptionType, doc: str) -> Option:
     return Option(name=name, type=type_, attribute=name, doc=f"ingress: {doc}", end=End.INGRESS, is_live=True)
 
 
+def _target_rule(name: str, type_: OptionType, doc: str) -> Option:
+    return Option(name=name, type=type_, attribute=name, doc=f"egress: {doc}", end=End.EGRESS, is_live=True)
+
+
 def _file(name: str, doc: str) -> Option:
     return Option(name=name, type=FileType(), attribute=name, doc=doc, is_file=True)
 
@@ -136,6 +143,8 @@ _MODES: Final = ChoiceType(
 _AUTH: Final = ChoiceType({policy.value: policy for policy in AuthPolicy})
 _DATA_TLS: Final = ChoiceType({str(int(level)): level for level in DataTls})
 _SWITCH: Final = ChoiceType({"0": False, "1": True})
+_BALANCE: Final = ChoiceType({balance.value: balance for balance in Balance})
+_COUNT: Final = IntegerType(1, 100)
 _LIMIT: Final = IntegerType(1, 1_000_000)
 _POOL_SIZE: Final = IntegerType(1, 65_536)
 
@@ -205,7 +214,16 @@ OPTIONS: Final[Mapping[str, Option]] = {
             attribute="service",
             doc="the name that both ends of a tunnel agree on; tells tunnels apart that share a port or a key",
         ),
-        _live("dial_timeout", DurationType(), "time in which a target has to accept a visitor's connection"),
+        _live("balance", _BALANCE, "how visitors are distributed over several targets"),
+        _target_rule("slowstart", DurationType(0.0), "time in which the weight of a target grows when it returns"),
+        _target_rule("check", CheckType(), "how targets are checked; `auto`: `tcp` for several, `off` for one"),
+        _target_rule("inter", DurationType(0.1), "time between two checks of a target"),
+        _target_rule("fall", _COUNT, "failed checks or dials in a row after which a target is down"),
+        _target_rule("rise", _COUNT, "checks that a target has to pass in a row to return"),
+        _target_rule(
+            "check_timeout", DurationType(0.01), "time for a check, and for a visitor while others may serve it"
+        ),
+        _target_rule("dial_timeout", DurationType(), "time in which a target has to accept a visitor's connection"),
         _visitor_rule("allow", NetworksType(), "visitors from other addresses are refused"),
         _visitor_rule("deny", NetworksType(), "visitors from these addresses are refused, also if `allow` has them"),
         _visitor_rule("max_per_address", IntegerType(0, 1_000_000), "visitors of one address at once; `0`: no limit"),
@@ -307,7 +325,7 @@ def make_spec(
         if error.source != own.source:
             raise
         raise UrlError(f"{error.name}: {error.message}", url.offset_of(error.name), *error.quoted) from None
-    _check_combinations(spec)
+    check_combinations(spec)
     for option in misplaced_options(spec):
         if option.name in own.values:
             raise UrlError(describe_misplaced(option, spec.role), url.offset_of(option.name))
@@ -356,7 +374,12 @@ def _build_spec(url: TunnelUrl, layers: Sequence[OptionLayer]) -> TunnelSpec:
     if url.key:
         fields["key"] = url.key
     return TunnelSpec(
-        role=url.role, tunnel=url.tunnel, target=url.target, settings=_build_settings(settings, sources), **fields
+        role=url.role,
+        tunnel=url.tunnel,
+        target=url.target,
+        targets=url.targets,
+        settings=_build_settings(settings, sources),
+        **fields,
     )
 
 
@@ -368,35 +391,6 @@ def _build_settings(values: dict[str, Any], sources: Mapping[str, str]) -> Setti
         return Settings(**values, min_pool_capacity=settings.max_pool_capacity, explicit=settings.explicit)
     bounds = settings.min_pool_capacity, settings.max_pool_capacity
     raise OptionError("min_pool_capacity", "{} is above max_pool_capacity {}", sources["min_pool_capacity"], *bounds)
-
-
-def _check_combinations(spec: TunnelSpec) -> None:
-    """Raise UrlError for options that are valid alone and not together."""
-    if (spec.tls_cert is None) != (spec.tls_key is None):
-        raise UrlError("tls_cert and tls_key go together: a certificate needs its private key", 0)
-    if spec.role is Role.SERVER and spec.data_tls is DataTls.VERIFIED and spec.tls_cert is None:
-        raise UrlError("tls=2 on a server needs tls_cert and tls_key, because the client verifies them", 0)
-    if spec.tls_ca is not None and spec.data_tls is not DataTls.VERIFIED:
-        raise UrlError("tls_ca verifies nothing without tls=2; write tls=2, or remove tls_ca", 0)
-    if spec.tunnel.port and spec.tunnel.port == spec.target.port and _is_same_host(spec.tunnel, spec.target):
-        message = "the tunnel and the target have the same address, {}; they need different ports"
-        raise UrlError(message, 0, spec.target)
-    if spec.mode != Mode.AUTO and not _listens_on_target(spec) and spec.target.port == 0:
-        raise UrlError("the target address is dialled in this mode, so its port cannot be 0", 0)
-
-
-def _is_same_host(one: Address, other: Address) -> bool:
-    """Whether two addresses mean the same interface of a host, as far as they show it."""
-    wildcards = one.is_wildcard + other.is_wildcard
-    has_loopback = one.is_loopback or other.is_loopback
-    is_localhost = one.is_loopback and other.is_loopback and "localhost" in {one.host.lower(), other.host.lower()}
-    is_equal = (one.ip or one.host.lower()) == (other.ip or other.host.lower())
-    return is_equal or wildcards == 2 or (wildcards == 1 and has_loopback) or is_localhost
-
-
-def _listens_on_target(spec: TunnelSpec) -> bool:
-    ingress = Role.SERVER if spec.mode.value == Direction.REVERSE.value else Role.CLIENT
-    return spec.role is ingress
 
 
 def format_options(spec: TunnelSpec) -> dict[str, str]:

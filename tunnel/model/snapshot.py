@@ -5,12 +5,14 @@ Snapshots are immutable and can be pickled, because they cross process boundarie
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tunnel.model.spec import Carrier
 from tunnel.model.state import State
+from tunnel.model.targets import TargetState
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class _View:
     def as_json(self) -> dict[str, Any]:
         """Return this part of the object that ``ps --json`` shows."""
         names, read = _READERS[type(self)]
-        return dict(zip(names, read(self), strict=True))
+        return dict(zip(names, map(encode_value, read(self)), strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +138,36 @@ class CooldownView(_View):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TargetChecksView(_View):
+    """The checks of a target of a group."""
+
+    kind: str
+    """as the option ``check`` has it"""
+    failed: int = 0
+    """failed checks so far"""
+    in_a_row: int = 0
+    """outcomes towards the next change: failures while the target is up, passed checks while it is down"""
+    changes: int = 0
+    """of the state so far"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetView(_View):
+    """A target, as the end that dials it sees it."""
+
+    address: str
+    state: TargetState
+    reason: str | None = None
+    """why it is not up"""
+    weight: int = 1
+    backup: bool = False
+    visitors: int = 0
+    """present ones"""
+    checks: TargetChecksView | None = None
+    """None: the only target of a tunnel is not checked"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A tunnel at one moment. An unknown value is None, never an estimate. Timestamps are RFC 3339."""
 
@@ -147,6 +179,9 @@ class Snapshot:
     since: str
     tunnel_addr: str
     target_addr: str
+    """where visitors are accepted, or what is dialled for them: several targets with commas between them"""
+    targets: tuple[TargetView, ...] = ()
+    """at the end that dials"""
     data_addr: str | None = None
     peer: str | None = None
     link: str | None = None
@@ -186,12 +221,23 @@ def encode_value(value: object) -> object:
     """Return the JSON value of a field."""
     if isinstance(value, _View):
         return value.as_json()
-    if isinstance(value, State):
+    if isinstance(value, enum.Enum):
         return value.value
-    return list(value) if isinstance(value, tuple) else value
+    return [encode_value(each) for each in value] if isinstance(value, tuple) else value
 
 
-_VIEWS: Final = (PoolView, SignalsView, ConnectionsView, BytesView, RefusedView, CountersView, CooldownView, Snapshot)
+_VIEWS: Final = (
+    PoolView,
+    SignalsView,
+    ConnectionsView,
+    BytesView,
+    RefusedView,
+    CountersView,
+    CooldownView,
+    TargetChecksView,
+    TargetView,
+    Snapshot,
+)
 _READERS: Final[dict[type, tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]]] = {
     view: (
         tuple(part.metadata.get("json", part.name) for part in fields(view)),
@@ -214,6 +260,7 @@ class SnapshotInput(NamedTuple):
     direction: Direction | None
     tunnel_addr: str | None
     target_addr: str | None
+    targets: tuple[TargetView, ...]
     data_addr: str | None
     peer: str | None
     link: str | None
@@ -252,7 +299,8 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         reason=record.reason,
         since=format_timestamp(record.since),
         tunnel_addr=values.tunnel_addr or str(spec.tunnel),
-        target_addr=values.target_addr or str(spec.target),
+        target_addr=values.target_addr or spec.target_text,
+        targets=values.targets,
         data_addr=values.data_addr,
         peer=values.peer,
         link=values.link,

@@ -6,14 +6,17 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from tunnel.model.balancer import Balance
 from tunnel.model.networks import NO_NETWORKS, NetworkSet
 from tunnel.model.settings import Settings
+from tunnel.model.targets import CHECK_OFF, CHECK_TCP, CheckKind, TargetSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tunnel.model.address import Address
     from tunnel.model.keys import Key, NamedKey
+    from tunnel.model.targets import TargetCheck
 
 REUSE: Final = "reuse"
 """The feature of a link whose data connections serve one visitor after the other."""
@@ -116,7 +119,9 @@ class TunnelSpec:
     tunnel: Address
     """server: where it listens; client: where the server is"""
     target: Address
-    """egress: dialled for every visitor; ingress: where visitors are accepted"""
+    """egress: dialled for every visitor, the first of several; ingress: where visitors are accepted"""
+    targets: tuple[TargetSpec, ...] = ()
+    """the targets of an egress that has several, in the order of the configuration; empty for one"""
     key: Key | None = None
     """shared by both ends; None leaves the tunnel open to every peer that finds the port"""
     named_keys: tuple[NamedKey, ...] = ()
@@ -133,6 +138,16 @@ class TunnelSpec:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
+    balance: Balance = Balance.ROUNDROBIN
+    slowstart: float = 0.0
+    """seconds in which the weight of a target that returns grows to its value"""
+    check: TargetCheck | None = None
+    """how the health of targets is checked; None: over TCP if there are several, else not at all"""
+    inter: float = 2.0
+    """seconds between two checks of a target"""
+    fall: int = 3
+    rise: int = 2
+    check_timeout: float = 1.0
     dial_timeout: float = 10.0
     """at the egress: seconds in which a target accepts a visitor's connection, or counts as unreachable"""
     log: LogLevel = LogLevel.INFO
@@ -162,9 +177,29 @@ class TunnelSpec:
         return self.data_tls.carrier
 
     @property
+    def members(self) -> tuple[TargetSpec, ...]:
+        """All targets, also if there is only one."""
+        return self.targets or (TargetSpec(self.target),)
+
+    @property
+    def target_text(self) -> str:
+        """The target, or all of several, as the URL has them."""
+        return ",".join(str(each.address) for each in self.members)
+
+    @property
+    def effective_check(self) -> TargetCheck:
+        """How the health of targets is checked."""
+        return self.check or (CHECK_TCP if self.targets else CHECK_OFF)
+
+    @property
+    def is_target_group(self) -> bool:
+        """Whether an egress chooses and checks its targets, instead of dialling the only one."""
+        return bool(self.targets) or self.effective_check.kind is not CheckKind.OFF
+
+    @property
     def is_exposed(self) -> bool:
         """Whether the tunnel has no key, reaches beyond this host, and nothing says that this is intended."""
-        is_local = self.tunnel.is_loopback and self.target.is_loopback
+        is_local = self.tunnel.is_loopback and all(each.address.is_loopback for each in self.members)
         return self.auth == "open" and self.auth_policy is AuthPolicy.KEY and not is_local
 
     @property

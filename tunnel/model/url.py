@@ -1,4 +1,4 @@
-"""Parse ``server://[KEY@]TUNNEL_ADDR/TARGET_ADDR[?name=value&…]`` into its parts; ``options`` interprets them."""
+"""Parse ``server://[KEY@]TUNNEL_ADDR/TARGET_ADDR[,…][?name=value&…]`` into its parts; ``options`` interprets them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tunnel.model.address import Address, parse_address
 from tunnel.model.errors import InvalidValueError, UrlError
 from tunnel.model.keys import Key
 from tunnel.model.spec import Role
+from tunnel.model.targets import TargetSpec
 
 _MAX_URL_LENGTH: Final = 8192
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -35,6 +36,8 @@ class TunnelUrl:
     target: Address
     key: Key | None = None
     options: tuple[UrlOption, ...] = field(default=(), compare=False)
+    targets: tuple[TargetSpec, ...] = ()
+    """all targets, if there are several"""
 
     def values(self) -> dict[str, str]:
         """Return the options as a mapping."""
@@ -54,7 +57,8 @@ class TunnelUrl:
 
     def _text(self, user: str) -> str:
         query = "&".join(f"{o.name}={quote(o.value, safe='/:,')}" for o in self.options)
-        return f"{self.role}://{user}{self.tunnel}/{self.target}{'?' + query if query else ''}"
+        targets = ",".join(str(each.address) for each in self.targets) or str(self.target)
+        return f"{self.role}://{user}{self.tunnel}/{targets}{'?' + query if query else ''}"
 
 
 def looks_like_url(text: str) -> bool:
@@ -82,11 +86,23 @@ def parse_url(text: str) -> TunnelUrl:
     tunnel_offset = start + len(user) + len(at)
     key = _parse_key(user, start) if at else None
     tunnel = parse_address(tunnel_text, tunnel_offset, "tunnel")
-    target = parse_address(body[authority_end + 1 :].removesuffix("/"), start + authority_end + 1, "target")
+    targets = _parse_targets(body[authority_end + 1 :].removesuffix("/"), start + authority_end + 1)
     if role is Role.CLIENT and tunnel.port == 0:
         raise UrlError("a client cannot connect to port 0; write the server's port", tunnel_offset)
     options = _parse_query(query, start + len(body) + 1) if question else ()
-    return TunnelUrl(role, tunnel, target, key, options)
+    several = tuple(map(TargetSpec, targets)) if len(targets) > 1 else ()
+    return TunnelUrl(role, tunnel, targets[0], key, options, several)
+
+
+def _parse_targets(text: str, offset: int) -> list[Address]:
+    """Parse one or several target addresses, separated by commas; ``offset`` is where they start in the URL."""
+    found: list[Address] = []
+    for part in text.split(","):
+        if not part and found:
+            raise UrlError("there is a comma without a target address after it", offset)
+        found.append(parse_address(part, offset, "target"))
+        offset += len(part) + 1
+    return found
 
 
 def _parse_scheme(text: str) -> tuple[Role, int]:

@@ -27,10 +27,13 @@ _NOT_OWN_ADDRESS: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 def decide_direction(spec: TunnelSpec) -> Direction:
     """Return a server's direction, from its URL alone and never from timing.
 
-    In ``auto``, a target on this host is where visitors are accepted (reverse). Any other target is dialled (forward).
+    In ``auto``, a target on this host is where visitors are accepted (reverse). Any other target, and each of several,
+    is dialled (forward).
     """
     if spec.mode is not Mode.AUTO:
         return Direction(spec.mode.value)
+    if spec.targets:
+        return Direction.FORWARD
     return Direction.REVERSE if resolver.is_this_host(spec.target) else Direction.FORWARD
 
 
@@ -41,7 +44,7 @@ def is_ingress(spec: TunnelSpec, direction: Direction) -> bool:
 
 def visitor_addresses(spec: TunnelSpec, direction: Direction | None) -> dict[str, Address]:
     """Return where a tunnel accepts visitors, if it does; None: a client that does not know its direction yet."""
-    if direction is not None and is_ingress(spec, direction):
+    if direction is not None and is_ingress(spec, direction) and not spec.targets:
         return {VISITORS: spec.target}
     return {}
 

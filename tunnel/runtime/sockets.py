@@ -16,7 +16,7 @@ from tunnel.model.address import Address
 from tunnel.model.errors import TunnelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 BACKLOG: Final = 4096
 """Connections that the kernel keeps for a listener (it takes net.core.somaxconn if that is less)."""
@@ -52,6 +52,9 @@ _CONNECT_REASONS: Final = _REASONS | {
     errno.EINVAL: "a route of this host discards what is sent to it (blackhole)",
 }
 
+_LOCAL_FAULTS: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.ENOBUFS, errno.ENOMEM}
+)
 _EPHEMERAL_PORTS_FILE: Final = "/proc/sys/net/ipv4/ip_local_port_range"
 _DEFAULT_EPHEMERAL_PORTS: Final = (32768, 60999)  # where the file cannot be read
 
@@ -108,6 +111,12 @@ def format_peer(sock: socket.SocketType) -> str:
         return format_address(sock.getpeername())
     except OSError:
         return format_address(None)
+
+
+def are_local_faults(failures: Iterable[tuple[object, OSError]]) -> bool:
+    """Whether connecting failed for want of something on this host alone, which proves nothing about the other one."""
+    codes = [error.errno for _, error in failures]
+    return bool(codes) and all(code in _LOCAL_FAULTS for code in codes)
 
 
 def set_stream_options(sock: socket.SocketType) -> None:

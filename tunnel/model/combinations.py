@@ -1,0 +1,65 @@
+"""Which options, addresses and targets of a tunnel do not go together, although each is valid alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tunnel.model.errors import UrlError
+from tunnel.model.spec import DataTls, Direction, Mode, Role
+from tunnel.model.targets import MAX_TARGETS
+
+if TYPE_CHECKING:
+    from tunnel.model.address import Address
+    from tunnel.model.spec import TunnelSpec
+
+
+def check_combinations(spec: TunnelSpec) -> None:
+    """Raise UrlError for options that are valid alone and not together."""
+    if (spec.tls_cert is None) != (spec.tls_key is None):
+        raise UrlError("tls_cert and tls_key go together: a certificate needs its private key", 0)
+    if spec.role is Role.SERVER and spec.data_tls is DataTls.VERIFIED and spec.tls_cert is None:
+        raise UrlError("tls=2 on a server needs tls_cert and tls_key, because the client verifies them", 0)
+    if spec.tls_ca is not None and spec.data_tls is not DataTls.VERIFIED:
+        raise UrlError("tls_ca verifies nothing without tls=2; write tls=2, or remove tls_ca", 0)
+    for target in (each.address for each in spec.members):
+        if spec.tunnel.port and spec.tunnel.port == target.port and _is_same_host(spec.tunnel, target):
+            message = "the tunnel and the target have the same address, {}; they need different ports"
+            raise UrlError(message, 0, target)
+    if spec.mode != Mode.AUTO and not _listens_on_target(spec) and spec.target.port == 0:
+        raise UrlError("the target address is dialled in this mode, so its port cannot be 0", 0)
+    _check_targets(spec)
+
+
+def _check_targets(spec: TunnelSpec) -> None:
+    """Raise UrlError for several targets that cannot work."""
+    if not spec.targets:
+        return
+    if spec.mode is not Mode.AUTO and _listens_on_target(spec):
+        raise UrlError(
+            "several targets are dialled; with mode={} this end accepts visitors instead", 0, spec.mode.value
+        )
+    seen: set[Address] = set()
+    for each in spec.targets:
+        if each.address in seen:
+            raise UrlError("the target {} is given twice", 0, each.address)
+        if each.address.port == 0:
+            raise UrlError("the target {} is dialled, so its port cannot be 0", 0, each.address)
+        seen.add(each.address)
+    if len(seen) > MAX_TARGETS:
+        raise UrlError(f"there are {{}} targets; {MAX_TARGETS} at most", 0, len(seen))
+    if not any(each.weight for each in spec.targets):
+        raise UrlError("every target has the weight 0, so no visitor can be served", 0)
+
+
+def _is_same_host(one: Address, other: Address) -> bool:
+    """Whether two addresses mean the same interface of a host, as far as they show it."""
+    wildcards = one.is_wildcard + other.is_wildcard
+    has_loopback = one.is_loopback or other.is_loopback
+    is_localhost = one.is_loopback and other.is_loopback and "localhost" in {one.host.lower(), other.host.lower()}
+    is_equal = (one.ip or one.host.lower()) == (other.ip or other.host.lower())
+    return is_equal or wildcards == 2 or (wildcards == 1 and has_loopback) or is_localhost
+
+
+def _listens_on_target(spec: TunnelSpec) -> bool:
+    ingress = Role.SERVER if spec.mode.value == Direction.REVERSE.value else Role.CLIENT
+    return spec.role is ingress
