@@ -226,7 +226,7 @@ def test_details_show_the_targets_of_a_group() -> None:
         {**plain, "address": "db-2:1", "state": "down", "reason": "it refused the connection", "backup": True},
     ]
     shown = texts(detail_lines(view(tunnel("a", targets=targets)).tunnels["a"], None, 200, 0.0, 0.0))
-    expected = "db-1:1 up, 1 visitor, weight 2; db-2:1 down, 0 visitors, backup, it refused the connection"
+    expected = "db-1:1 up, 1 visitor, weight 2; db-2:1 down, no visitors, backup, it refused the connection"
     assert f"targets  {expected}" in shown
     single = [{**plain, "address": "db-1:1", "checks": None}]
     assert "targets" not in texts(detail_lines(view(tunnel("a", targets=single)).tunnels["a"], None, 120, 0.0, 0.0))

@@ -1,4 +1,4 @@
-"""Several targets of one tunnel, over real sockets: who gets a visitor, and what happens if a target fails."""
+"""Several targets of one tunnel, over real sockets: which of them gets a visitor, and what a failure means."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ class GroupTarget:
         self._relays.on_relay_closed(relay)
 
     def on_relay_finished(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
-        """Count one visitor less, who has left in order."""
+        """Count one visitor less, which has left in order."""
         self.active_visitors -= 1
         self._relays.on_relay_finished(relay, sock)
 

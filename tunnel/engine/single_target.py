@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class SingleTarget(Dialler[TargetDial]):
-    """Dials one target."""
+    """Dials the one target of a tunnel for every visitor."""
 
     def __init__(self, owner: DialOwner, event_log: EventLog, spec: TunnelSpec) -> None:
         super().__init__(owner, event_log)

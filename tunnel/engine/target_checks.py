@@ -96,9 +96,9 @@ class TargetChecks:
         if self._timer is not None:
             self._timer.cancel()
         self.next_at = self._loop.time() + delay_s
-        self._timer = self._reactor.call_later(delay_s, self._begin)
+        self._timer = self._reactor.call_later(delay_s, self._start_check)
 
-    def _begin(self) -> None:
+    def _start_check(self) -> None:
         self._timer = None
         self._deadline = self._reactor.call_later(self._timeout_s, self._on_timeout)
         candidates = self._owner.target.cached()
@@ -111,7 +111,7 @@ class TargetChecks:
         try:
             candidates = await self._owner.target.resolve()
         except OSError as error:
-            self._resolving = None  # it is this task, which must not be cancelled by itself
+            self._resolving = None  # this task, which is not to be cancelled here
             self.on_failed(sockets.describe_connect_error(error))
         else:
             self._resolving = None

@@ -1,8 +1,9 @@
 """Several targets of one tunnel: each visitor gets one by weight, load, order or source, among those that are up.
 
 A target is down after failed checks or dials in a row (``tunnel.model.health``). A visitor whose target cannot be
-reached is tried on the next one, as long as no byte of the visitor has been forwarded: also when a target accepts the
-connection and resets it at once. If no target is up, visitors are tried on all of them, so the last is never removed.
+reached is tried on the next one while no byte of the visitor was forwarded. That holds also for a target that accepts
+the connection and resets it at once. If no target is up, visitors are tried on all of them: the last one is never
+removed.
 """
 
 from __future__ import annotations
