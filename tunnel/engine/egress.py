@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from tunnel.engine.single_target import SingleTarget
 from tunnel.engine.target_group import TargetGroup
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
+from tunnel.forwarding.proxy_out import with_proxy_header
 from tunnel.model.spec import End
 from tunnel.model.token_bucket import TokenBucket
 from tunnel.protocol.errors import ProtocolError
@@ -38,6 +39,7 @@ class Egress(TunnelEnd):
 
     def __init__(self, parts: EndParts, spec: TunnelSpec) -> None:
         super().__init__(parts)
+        self._forwarder = parts.forwarder
         self._published_error: str | None = None
         self._publish_timer: asyncio.TimerHandle | None = None
         self._dialler = _create_dialler(self, parts.event_log, spec)
@@ -85,6 +87,7 @@ class Egress(TunnelEnd):
     def apply_settings(self, spec: TunnelSpec, max_visitors: int) -> None:
         """Use targets and settings of a spec; the number of visitors concerns the ingress."""
         self._check_options(spec, End.EGRESS)
+        self.relays.set_forwarder(with_proxy_header(self._forwarder, spec.proxy))
         if spec.is_target_group is isinstance(self._dialler, TargetGroup):
             self._dialler.apply_settings(spec)
             return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tunnel.engine.admission import Admission, AdmissionRules
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
-from tunnel.engine.visitor_list import format_packed
+from tunnel.engine.visitor_list import format_packed, id_of
 from tunnel.model.events import VISITOR, EventKind
 from tunnel.model.spec import End, LogLevel
 from tunnel.model.visitors import QUEUED, VisitorView
@@ -237,7 +237,9 @@ class Ingress(TunnelEnd):
     def _close_failed(self, link: Link, failed: VisitorFailed) -> None:
         """Disconnect a visitor at once: the egress could not reach the target for it."""
         relay = self.relays.find(link, failed.ident)
-        self._event_log.warn_throttled(EventKind.TARGET, "failed", f"a visitor could not be served: {failed.reason}")
+        ident = {} if relay is None else {"id": id_of(relay)}
+        text = f"a visitor could not be served: {failed.reason}"
+        self._event_log.warn_throttled(EventKind.TARGET, "failed", text, **ident)
         if relay is not None:
             self.stats.failed += 1
             relay.close()

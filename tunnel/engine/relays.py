@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tunnel.model.events import VISITOR, EventKind
+from tunnel.model.visitors import visitor_id
 
 if TYPE_CHECKING:
     import asyncio
@@ -63,6 +64,10 @@ class RelaySet:
         self._vanished_after_s = vanished_after_s
         self._maintenances = 0
         self._timer: asyncio.TimerHandle | None = None
+
+    def set_forwarder(self, forwarder: Forwarder) -> None:
+        """Forward the visitors that come from now on with another forwarder."""
+        self._forwarder = forwarder
 
     def set_close_callback(self, on_relay_closed: Callable[[ForwardedVisitor], None]) -> None:
         """Call this with each relay that ends from now on, instead of the former callback."""
@@ -145,7 +150,12 @@ class RelaySet:
     def on_stream_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """Log that data connections are interfered with."""
         text = f"a visitor was disconnected: its data connection carried {error}"
-        self._event_log.warn_throttled(EventKind.VISITOR, "record", text, **{VISITOR: relay.describe_visitor()})
+        self._event_log.warn_throttled(
+            EventKind.VISITOR,
+            "record",
+            text,
+            **{VISITOR: relay.describe_visitor(), "id": visitor_id(relay.link.ident, relay.ident, relay.use)},
+        )
 
     def _maintain(self) -> None:
         """Enable keepalive on relays that have lived for a while, and abort those with a vanished peer."""

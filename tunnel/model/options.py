@@ -32,7 +32,7 @@ from tunnel.model.option_types import (
     ServiceType,
 )
 from tunnel.model.settings import Settings
-from tunnel.model.spec import AuthPolicy, DataTls, End, LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.spec import AuthPolicy, DataTls, End, LogLevel, Mode, ProxyVersion, Role, TunnelSpec
 from tunnel.model.url import TunnelUrl
 from tunnel.model.visitor_option_types import NetworksType, VisitorRateType
 
@@ -142,6 +142,7 @@ _MODES: Final = ChoiceType(
 )
 _AUTH: Final = ChoiceType({policy.value: policy for policy in AuthPolicy})
 _DATA_TLS: Final = ChoiceType({str(int(level)): level for level in DataTls})
+_PROXY_VERSIONS: Final = ChoiceType({version.value: version for version in ProxyVersion})
 _SWITCH: Final = ChoiceType({"0": False, "1": True})
 _BALANCE: Final = ChoiceType({balance.value: balance for balance in Balance})
 _COUNT: Final = IntegerType(1, 100)
@@ -228,6 +229,14 @@ OPTIONS: Final[Mapping[str, Option]] = {
         _visitor_rule("deny", NetworksType(), "visitors from these addresses are refused, also if `allow` has them"),
         _visitor_rule("max_per_address", IntegerType(0, 1_000_000), "visitors of one address at once; `0`: no limit"),
         _visitor_rule("rate_new", VisitorRateType(), "new visitors of one address per second; `0`: no limit"),
+        Option(
+            name="proxy",
+            type=_PROXY_VERSIONS,
+            attribute="proxy",
+            doc="egress: the target is sent the visitor's address in a header of the PROXY protocol",
+            end=End.EGRESS,
+            is_live=True,
+        ),
         _setting("semaphore_limit", _LIMIT, "visitors served at once; more wait in the kernel's backlog"),
         _setting("signal_queue_limit", _LIMIT, "visitors that wait for a data connection; then no more are accepted"),
         _setting("signal_buffer", IntegerType(1, 1 << 24), "bytes read from the control channel at once"),

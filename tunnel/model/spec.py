@@ -60,6 +60,14 @@ class End(enum.StrEnum):
         return "accepts visitors" if self is End.INGRESS else "dials the target"
 
 
+class ProxyVersion(enum.StrEnum):
+    """Which header of the PROXY protocol an egress sends to its target."""
+
+    OFF = "off"
+    V1 = "v1"
+    V2 = "v2"
+
+
 class LogLevel(enum.IntEnum):
     """The severity of an event, and the threshold of a tunnel's log."""
 
@@ -159,6 +167,8 @@ class TunnelSpec:
     """ingress: visitors of one address at once; 0: no limit"""
     rate_new: float = 0.0
     """ingress: new visitors of one address per second; 0: no limit"""
+    proxy: ProxyVersion = ProxyVersion.OFF
+    """egress: the PROXY header with the visitor's address that the target is sent"""
     settings: Settings = field(default_factory=Settings)
 
     @property
