@@ -54,6 +54,12 @@ def test_a_visitor_gets_a_member_that_is_ready_and_has_a_weight(
         assert chosen.balance_weight > 0
 
 
+@given(balance=st.sampled_from(Balance), members=member_sets, source=st.binary())
+def test_without_a_condition_every_member_is_ready(balance: Balance, members: list[Member], source: bytes) -> None:
+    one, other = balancer_of(balance, members), balancer_of(balance, members)
+    assert [one.choose(source) for _ in range(5)] == [other.choose(source, always) for _ in range(5)]
+
+
 @given(balance=st.sampled_from(Balance), members=member_sets)
 def test_backup_members_get_visitors_only_without_any_other_member(balance: Balance, members: list[Member]) -> None:
     balancer = balancer_of(balance, members)

@@ -100,6 +100,8 @@ class TargetGroup(Dialler[GroupDial]):
         self._members = [GroupTarget(self, self._relays, each, spec) for each in spec.members]
         self._balancer: Balancer[GroupTarget] = create_balancer(spec.balance)
         self._last_resort: Balancer[GroupTarget] = create_balancer(spec.balance)
+        self._count_up = 0
+        self._short_limit_s = min(spec.check_timeout, spec.dial_timeout)
         self._ramp_timer: asyncio.TimerHandle | None = None
         self._error: str | None = None
         self._remark: str | None = None
@@ -141,6 +143,7 @@ class TargetGroup(Dialler[GroupDial]):
     def apply_settings(self, spec: TunnelSpec) -> None:
         """Use targets, weights, checks and time limits of a spec; visitors of removed targets stay."""
         before, self._spec = self._spec, spec
+        self._short_limit_s = min(spec.check_timeout, spec.dial_timeout)
         present = {member.address: member for member in self._members}
         now = self._loop.time()
         self._members = []
@@ -178,6 +181,9 @@ class TargetGroup(Dialler[GroupDial]):
     def _try_next(self, link: Link, data: DataConnection, tried: tuple[GroupTarget, ...], now: float) -> bool:
         """Dial the next target for a visitor; return False if it was tried on all of them."""
         source = data.visitor_address[_PORT_BYTES:]
+        if not tried and (member := self._balancer.choose(source)) is not None:  # nearly always
+            self._start_attempt(link, data, member, tried, now)
+            return True
 
         def is_untried(member: GroupTarget) -> bool:
             return member not in tried
@@ -187,19 +193,26 @@ class TargetGroup(Dialler[GroupDial]):
             member = self._last_resort.choose(source, is_untried, use_backup=True)
             if member is None:
                 return False
+        self._start_attempt(link, data, member, tried, now)
+        return True
+
+    def _start_attempt(
+        self, link: Link, data: DataConnection, member: GroupTarget, tried: tuple[GroupTarget, ...], now: float
+    ) -> None:
         member.active_visitors += 1
         dial = GroupDial(self, link, data, member, (*tried, member))
         dial.deadline = now + self._time_limit(dial)
         self._by_data_id[data.ident] = dial
         self._start(dial, member.target)
-        return True
 
     def _time_limit(self, dial: GroupDial) -> float:
         """Seconds for a target to accept: as long as a check may take, or ``dial_timeout`` where no other is left."""
+        if len(dial.tried) < self._count_up:
+            return self._short_limit_s
         is_up = dial.member.health.is_up
         others = (each for each in self._members if each.takes_visitors and each not in dial.tried)
         if any(each.health.is_up or not is_up for each in others):
-            return min(self._spec.check_timeout, self._spec.dial_timeout)
+            return self._short_limit_s
         return self._spec.dial_timeout
 
     def on_dial_succeeded(self, dial: GroupDial, sock: socket.SocketType, sockaddr: SockAddr, events: int) -> None:
@@ -335,6 +348,7 @@ class TargetGroup(Dialler[GroupDial]):
         self._update_weights()
         available = [member for member in self._members if member.takes_visitors]
         up = [member for member in available if member.health.is_up]
+        self._count_up = len(up)
         self._balancer.set_members(up)
         self._last_resort.set_members(available)
         self._error = None if up else self._describe_error(available)

@@ -19,7 +19,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 MAX_WEIGHT: Final = 256
 """The greatest weight, as in HAProxy."""
@@ -89,12 +89,17 @@ class Balancer(ABC, Generic[MemberT]):
         self._primary, self._spare = (primary, backup) if primary else (backup, ())
         self._on_members_changed()
 
-    def choose(self, source: bytes, is_ready: Callable[[MemberT], bool], *, use_backup: bool = False) -> MemberT | None:
+    def choose(
+        self, source: bytes, is_ready: Callable[[MemberT], bool] | None = None, *, use_backup: bool = False
+    ) -> MemberT | None:
         """Return the member for a visitor from the address ``source``; None if none of ``members`` is ready.
 
         ``is_ready`` says whether a member can take this visitor: it has an idle data connection, or has not failed
-        for this visitor before. With ``use_backup`` the backup members follow when no other is ready.
+        for this visitor before. Without it every member can, which costs less. With ``use_backup`` the backup members
+        follow when no other is ready.
         """
+        if is_ready is None:
+            return self._choose(self._primary, source) if self._primary else None
         ready = [member for member in self._primary if is_ready(member)]
         if not ready and use_backup:
             ready = [member for member in self._spare if is_ready(member)]
@@ -104,7 +109,7 @@ class Balancer(ABC, Generic[MemberT]):
         """Forget members that are gone."""
 
     @abstractmethod
-    def _choose(self, ready: list[MemberT], source: bytes) -> MemberT:
+    def _choose(self, ready: Sequence[MemberT], source: bytes) -> MemberT:
         """Return one of ``ready``, which has at least one member."""
 
 
@@ -118,7 +123,7 @@ class _Turns(Balancer[MemberT]):
     def _on_members_changed(self) -> None:
         self._credits = {member: self._credits.get(member, 0.0) for member in (*self._primary, *self._spare)}
 
-    def _choose(self, ready: list[MemberT], source: bytes) -> MemberT:
+    def _choose(self, ready: Sequence[MemberT], source: bytes) -> MemberT:
         del source
         present, total = self._credits, 0.0
         for member in ready:
@@ -133,20 +138,20 @@ class _Turns(Balancer[MemberT]):
 class _FewestVisitors(_Turns[MemberT]):
     """The members with the fewest visitors for their weights take turns."""
 
-    def _choose(self, ready: list[MemberT], source: bytes) -> MemberT:
+    def _choose(self, ready: Sequence[MemberT], source: bytes) -> MemberT:
         loads = [(member.active_visitors + 1) / max(member.balance_weight, 1e-9) for member in ready]
         least = min(loads)
         return super()._choose([member for member, load in zip(ready, loads, strict=True) if load == least], source)
 
 
 class _First(Balancer[MemberT]):
-    def _choose(self, ready: list[MemberT], source: bytes) -> MemberT:
+    def _choose(self, ready: Sequence[MemberT], source: bytes) -> MemberT:
         del source
         return ready[0]
 
 
 class _BySource(Balancer[MemberT]):
-    def _choose(self, ready: list[MemberT], source: bytes) -> MemberT:
+    def _choose(self, ready: Sequence[MemberT], source: bytes) -> MemberT:
         return max(ready, key=lambda member: _score(source, member))
 
 
