@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from . import contenders as contender_list
-from . import fleet, gateway, report, results, screen, side_by_side, tunnels, watched, workers
+from . import fleet, gateway, groups, report, results, screen, side_by_side, tunnels, watched, workers
 from .processes import BenchError, find_program
 from .section import Sample
 
@@ -32,6 +32,7 @@ _SECTIONS: Final[dict[str, Callable[[Sequence[str]], Section]]] = {
     "watched": watched.section,
     "tunnels": tunnels.section,
     "gateway": gateway.section,
+    "groups": groups.section,
     "screen": screen.section,
     "fleet": fleet.section,
 }

@@ -5,7 +5,7 @@ import pytest
 
 from tests.bench import __main__ as command
 from tests.bench import contenders as contender_list
-from tests.bench import fleet, gateway, results, screen, side_by_side, tunnels, watched, workers
+from tests.bench import fleet, gateway, groups, results, screen, side_by_side, tunnels, watched, workers
 from tests.bench.daemons import cpu_seconds, load_tunnels, start_pairs
 from tests.bench.processes import find_program
 from tests.bench.report import Metric, Outcome, Sheet
@@ -26,6 +26,7 @@ SECTIONS = [
             watched.section,
             tunnels.section,
             gateway.section,
+            groups.section,
             screen.section,
             fleet.section,
         )

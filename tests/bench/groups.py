@@ -1,0 +1,72 @@
+"""Target groups: what a visitor through one of three targets costs, compared with the only target of a tunnel."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final
+
+from tests.support.ports import free_ports
+
+from . import loads
+from .daemons import start_daemon, wait_all_up
+from .report import Goal, Metric, Sheet
+from .section import Sample, Section, Trial
+from .targets import nginx
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COUNTS: Final = (1, 3)
+KEY: Final = "npk_ZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXp7fH1-f4CBgoNtm-wx"  # made by keygen: a daemon computes nothing for it
+
+_CONNECTIONS: Final = 32
+_START_LIMIT_S: Final = 30.0
+
+_METRICS: Final = (
+    Metric("groups.new", "new connections/s", 0, Goal(0.97, at_least=True)),
+    Metric("groups.new_p99", "  p99 ms", 2),
+    Metric("groups.kept", "requests/s on kept connections", 0, Goal(0.97, at_least=True)),
+)
+
+
+def section(program: Sequence[str]) -> Section:
+    """Return the section: one target, and three."""
+    names = tuple("1 target" if count == 1 else f"{count} targets" for count in COUNTS)
+    sheet = Sheet(
+        metrics=_METRICS,
+        variants=names,
+        judged=names[-1:],
+        baseline=names[0],
+        plotted=("groups.new", "groups.kept"),
+    )
+    trials = tuple(
+        Trial("groups", name, partial(_measure, tuple(program), count), ("nginx", "wrk"))
+        for name, count in zip(names, COUNTS, strict=True)
+    )
+    return Section(name="groups", title="One visitor through several targets", sheet=sheet, trials=trials)
+
+
+async def _measure(program: Sequence[str], count: int, seconds: int) -> Sample:
+    with TemporaryDirectory(prefix="bench-") as name:
+        directory = Path(name)
+        tunnel_port, visitor_port, *target_ports = free_ports(count + 2)
+        targets = ",".join(f"127.0.0.1:{port}" for port in target_ports)
+        server = {"t": f"server://{KEY}@127.0.0.1:{tunnel_port}/127.0.0.1:{visitor_port}?mode=reverse"}
+        client = {"t": f"client://{KEY}@127.0.0.1:{tunnel_port}/{targets}"}
+        async with AsyncExitStack() as stack:
+            for port in target_ports:
+                place = directory / str(port)
+                place.mkdir()
+                await stack.enter_async_context(nginx(port, place))
+            ends = (
+                await stack.enter_async_context(start_daemon(program, "server", directory, server)),
+                await stack.enter_async_context(start_daemon(program, "client", directory, client)),
+            )
+            await wait_all_up(ends, 1, within=_START_LIMIT_S)
+            new = await loads.requests(visitor_port, connections=_CONNECTIONS, seconds=seconds, close=True)
+            kept = await loads.requests(visitor_port, connections=_CONNECTIONS, seconds=seconds, close=False)
+            values = {"groups.new": new.rate, "groups.new_p99": new.p99_ms, "groups.kept": kept.rate}
+    return Sample(values, (*new.errors, *kept.errors))
