@@ -30,6 +30,7 @@ from tunnel.engine.stats import Stats
 from tunnel.forwarding.flow import Flow, FlowState
 from tunnel.forwarding.tcp import CLOSED_FLOW, DEFAULT_LIMITS, PlainFlow, Relay, RelayLimits, TcpForwarder
 from tunnel.model.spec import Carrier
+from tunnel.model.visitor_end import VisitorEnd
 from tunnel.protocol.records import RecordDirection, RecordReader, RecordWriter
 from tunnel.runtime.reactor import BUFFER_SIZE, Reactor
 from tunnel.runtime.splice import PipePool
@@ -224,7 +225,7 @@ class RelayChain:
                 self.events.event_log(),
                 on_first_relay=partial(self.activity.append, name),
                 on_relay_closed=partial(_record_close, self.closed, name),
-                on_vanished=_fail_vanished,
+                on_aborted=_fail_aborted,
             )
             for name, from_near, to_near in counters
         )
@@ -343,8 +344,8 @@ def _fail(error: Exception) -> None:
     raise error
 
 
-def _fail_vanished(count: int) -> None:
-    raise AssertionError(f"{count} peers were taken for vanished")
+def _fail_aborted(end: VisitorEnd, count: int) -> None:
+    raise AssertionError(f"{count} relays were aborted: {end}")
 
 
 def check_direction(sender: Program, receiver: Program) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from tests.support.waiting import wait_until_async
 from tunnel.carriers.tcp import PlainCarrier
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.engine.relays import RelaySet
+from tunnel.model.visitor_end import VisitorEnd
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import Reactor
 
@@ -36,7 +38,9 @@ class FakeVisitor:
         self.checks = 0
         self.visitor_address = b""
         self.use = 0
-        self.started_at = 0.0
+        self.started_at = time.monotonic()
+        self.moved = 0
+        self.ended: VisitorEnd | None = None
         self.is_freed = False
         self._owner = owner
 
@@ -58,13 +62,17 @@ class FakeVisitor:
         return None
 
     def passed(self) -> tuple[int, int]:
-        return 0, 0
+        return self.moved, 0
 
     def unanswered_s(self) -> float | None:
         self.checks += 1
         return self.unanswered
 
-    def close(self) -> None:
+    def fail(self, reason: str) -> None:
+        self.close()
+
+    def close(self, cause: VisitorEnd | None = None) -> None:
+        self.ended = cause
         self.is_open = False
         self._owner.on_relay_closed(self)
 
@@ -98,7 +106,7 @@ class Relays:
 
     def __init__(self, reactor: Reactor) -> None:
         self.events = Events()
-        self.vanished: list[int] = []
+        self.aborted: list[tuple[VisitorEnd, int]] = []
         self._reactor = reactor
         self.set = RelaySet(
             reactor,
@@ -106,7 +114,7 @@ class Relays:
             self.events.event_log(),
             on_first_relay=lambda: None,
             on_relay_closed=lambda _: None,
-            on_vanished=self.vanished.append,
+            on_aborted=lambda end, count: self.aborted.append((end, count)),
             maintenance_interval_s=0.002,
             vanished_after_s=VANISHED_AFTER_S,
         )
@@ -142,7 +150,8 @@ async def test_a_relay_is_aborted_when_its_peer_stays_silent(relays: Relays) -> 
     await wait_until_async(lambda: not gone.is_open, "the relay of the vanished peer is aborted")
     assert present.is_open
     assert gone.checks > 2, "aborted at the first check, which may show an idle hour before new data"
-    assert relays.vanished == [1]
+    assert relays.aborted == [(VisitorEnd.VANISHED, 1)]
+    assert gone.ended is VisitorEnd.VANISHED
     assert [event.text for event in relays.events] == [
         "the peer of a relay vanished: no acknowledgement for 0 s; disconnected"
     ]
@@ -187,3 +196,36 @@ def test_an_answering_peer_leaves_nothing_unanswered() -> None:
         ours.send(b"x")
         assert sockets.unanswered_s(ours) is None
     assert sockets.unanswered_s(ours) is None
+
+
+async def test_an_idle_visitor_is_disconnected_and_a_busy_one_stays(relays: Relays) -> None:
+    idle, busy = relays.start(1), relays.start(2)
+    relays.set.set_time_limits(0.25, 0.0)
+
+    def has_ended() -> bool:
+        busy.moved += 1
+        return not idle.is_open
+
+    await wait_until_async(has_ended, "the idle visitor is disconnected")
+    assert busy.is_open
+    assert idle.ended is VisitorEnd.IDLE_TIMEOUT
+    assert time.monotonic() - idle.started_at >= 0.25
+    await wait_until_async(lambda: relays.aborted == [(VisitorEnd.IDLE_TIMEOUT, 1)], "it is counted")
+    assert relays.events.said("1 visitor disconnected: idle_timeout")
+    relays.set.set_time_limits(0.0, 0.0)
+
+
+async def test_a_new_limit_applies_to_present_visitors_and_a_lifted_one_to_none(relays: Relays) -> None:
+    visitors = [relays.start(ident) for ident in range(250)]
+    relays.set.set_time_limits(0.0, 60.0)
+    relays.set.set_time_limits(60.0, 60.0)
+    for visitor in visitors[:200]:
+        visitor.started_at -= 61.0
+        visitor.moved = 1
+    await wait_until_async(lambda: not any(one.is_open for one in visitors[:200]), "the old ones are disconnected")
+    assert all(one.is_open for one in visitors[200:])
+    assert {one.ended for one in visitors[:200]} == {VisitorEnd.MAX_AGE}
+    relays.set.set_time_limits(0.0, 0.0)
+    visitors[200].started_at -= 61.0
+    await wait_until_async(lambda: sum(count for _, count in relays.aborted) == 200, "all are counted")
+    assert visitors[200].is_open

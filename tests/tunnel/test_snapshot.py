@@ -76,7 +76,7 @@ CONTRACT = {
         "quota": None,
         "limit": None,
     },
-    "counters": {"links": 0, "vanished": 0, "kicked": 0},
+    "counters": {"links": 0, "vanished": 0, "kicked": 0, "idle_timeouts": 0, "max_ages": 0},
     "rtt_ms": 0.4,
     "cooldown": {"remaining_s": 0.0, "attempt": 0},
     "restarts": 0,

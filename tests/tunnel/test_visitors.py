@@ -8,6 +8,7 @@ import ipaddress
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -237,3 +238,21 @@ async def test_a_visitor_whose_target_is_dialled_can_be_kicked_at_the_egress(sha
 async def test_an_engine_without_an_end_has_no_visitors() -> None:
     assert [visitors async for visitors in list_visitors(None)] == []
     assert await kick_visitors(None, parse_selector("0.0.0.0/0")) == []
+
+
+@pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
+async def test_time_limits_change_while_visitors_are_connected(shared: EngineContext, data_tls: DataTls) -> None:
+    async with echo() as target, pair(shared, target, data_tls=data_tls) as (server, client):
+        address = visitors_address(server, client)
+        async with visitor_from("127.0.0.1", address) as idle, visitor_from("127.0.0.1", address) as busy:
+            server.engine.apply_live_settings(replace(server.engine.spec, idle_timeout=0.5))
+            async with asyncio.timeout(GUARD_S):
+                while not idle.reader.at_eof() and idle.reader.exception() is None:
+                    busy.writer.write(b".")
+                    await busy.reader.readexactly(1)
+            assert await idle.is_reset()
+            assert server.engine.snapshot().counters.idle_timeouts == 1
+            client.engine.apply_live_settings(replace(client.engine.spec, max_age=0.1))
+            server.engine.apply_live_settings(replace(server.engine.spec, idle_timeout=0.0))
+            assert await busy.is_reset()
+            assert client.engine.snapshot().counters.max_ages == 1

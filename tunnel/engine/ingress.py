@@ -129,6 +129,7 @@ class Ingress(TunnelEnd):
     def apply_settings(self, spec: TunnelSpec, max_visitors: int) -> None:
         """Use limits and rules of admission for the visitors that come from now on; no present one is disconnected."""
         self._max_visitors, self._max_queued = max_visitors, spec.settings.signal_queue_limit
+        self.relays.set_time_limits(spec.idle_timeout, spec.max_age)
         self._check_options(spec, End.INGRESS)
         self._apply_rules(AdmissionRules.of(spec))
         self._on_room_freed()
@@ -242,7 +243,7 @@ class Ingress(TunnelEnd):
         self._event_log.warn_throttled(EventKind.TARGET, "failed", text, **ident)
         if relay is not None:
             self.stats.failed += 1
-            relay.close()
+            relay.fail(failed.reason)
 
     def _end_stream(self, link: Link, ident: int, total: int) -> None:
         """Note that the target of a data connection has ended after ``total`` bytes."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
+from tunnel.engine.time_limits import TimeLimits
 from tunnel.model.events import VISITOR, EventKind
+from tunnel.model.spec import LogLevel
+from tunnel.model.visitor_end import VisitorEnd
 from tunnel.model.visitors import visitor_id
+from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
     from tunnel.engine.pool import DataConnection
     from tunnel.forwarding.base import ForwardedVisitor, Forwarder, ForwardingOwner, RelayLink
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
 
 _MAINTENANCE_INTERVAL_S: Final = 5.0  # also the age at which a relay is worth the system calls that enable keepalive
 _CHECK_SHARES: Final = 3  # of the relays, one share is checked for vanished peers at each maintenance
+_SCAN_SLICE_SIZE: Final = 100  # relays of a turn: half a millisecond, mostly for the system calls of a third of them
+_TIMER_TOLERANCE_S: Final = 0.01
 VANISHED_AFTER_S: Final = 60.0
 """How long a peer may leave data unacknowledged before its relay is aborted."""
 
@@ -41,13 +48,13 @@ class RelaySet:
         *,
         on_first_relay: Callable[[], None],
         on_relay_closed: Callable[[ForwardedVisitor], None],
-        on_vanished: Callable[[int], None],
+        on_aborted: Callable[[VisitorEnd, int], None],
         maintenance_interval_s: float = _MAINTENANCE_INTERVAL_S,
         vanished_after_s: float = VANISHED_AFTER_S,
     ) -> None:
         """``on_first_relay`` is called before a relay starts while none runs, ``on_relay_closed`` with each that ended.
 
-        ``on_vanished`` is called with the number of relays that were aborted because a peer had vanished.
+        ``on_aborted`` is called with the number of relays that were aborted, and why: a vanished peer or a time limit.
         """
         self.active = 0
         """relays that run now"""
@@ -56,13 +63,19 @@ class RelaySet:
         self._event_log = event_log
         self._on_first_relay = on_first_relay
         self._on_relay_closed = on_relay_closed
-        self._on_vanished = on_vanished
+        self._on_aborted = on_aborted
         self._by_link: dict[RelayLink, dict[int, ForwardedVisitor]] = {}  # by the id of the data connection
         self._lost: set[RelayLink] = set()  # lost links that still have relays
         self._suspects: dict[ForwardedVisitor, float] = {}  # relays with an unanswering peer, and since when
         self._interval_s = maintenance_interval_s
         self._vanished_after_s = vanished_after_s
         self._maintenances = 0
+        self._peers_due_at = 0.0  # on the monotonic clock
+        self._is_checking_peers = False
+        self._unscanned: list[ForwardedVisitor] = []  # of the present scan
+        self._vanished: list[ForwardedVisitor] = []  # found by the present scan
+        self._expired: Counter[VisitorEnd] = Counter()  # of the present scan
+        self._time_limits: TimeLimits | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def set_forwarder(self, forwarder: Forwarder) -> None:
@@ -157,28 +170,72 @@ class RelaySet:
             **{VISITOR: relay.describe_visitor(), "id": visitor_id(relay.link.ident, relay.ident, relay.use)},
         )
 
+    def set_time_limits(self, idle_timeout_s: float, max_age_s: float) -> None:
+        """Disconnect visitors that are idle, or connected, for longer than this; 0: no limit. Present ones, too."""
+        has_limits = bool(idle_timeout_s or max_age_s)
+        self._time_limits = TimeLimits(idle_timeout_s, max_age_s, self._time_limits) if has_limits else None
+        if self._timer is not None and not self._unscanned:
+            self._timer.cancel()
+            self._schedule_maintenance()
+
     def _maintain(self) -> None:
-        """Enable keepalive on relays that have lived for a while, and abort those with a vanished peer."""
-        self._maintenances += 1
+        """Start a scan of the relays: enable keepalive, and find those with a vanished peer or beyond a limit."""
+        self._unscanned = self.running()
+        now = time.monotonic()
+        self._is_checking_peers = now >= self._peers_due_at
+        if self._is_checking_peers:
+            self._maintenances += 1
+            self._peers_due_at = now + self._interval_s - _TIMER_TOLERANCE_S
+        self._scan_slice()
+
+    def _scan_slice(self) -> None:
+        """Scan some relays; the others follow in the next turn of the event loop."""
+        relays, self._unscanned = self._unscanned[:_SCAN_SLICE_SIZE], self._unscanned[_SCAN_SLICE_SIZE:]
+        if self._is_checking_peers:
+            self._check_peers(relays)
+        if self._time_limits is not None:
+            for relay, end in self._time_limits.find_expired(relays, time.monotonic()):
+                relay.abort(end)
+                self._expired[end] += 1
+        if self._unscanned:
+            self._timer = self._reactor.call_later(0.0, self._scan_slice)
+        else:
+            self._end_scan()
+
+    def _check_peers(self, relays: Iterable[ForwardedVisitor]) -> None:
         share = self._maintenances % _CHECK_SHARES
-        vanished: list[ForwardedVisitor] = []
-        for relay in self.running():
+        for relay in relays:
+            if not relay.is_open:
+                continue
             if not relay.keepalive_enabled:
                 relay.enable_keepalive()
             if relay.ident % _CHECK_SHARES == share and self._has_vanished_peer(relay):
-                vanished.append(relay)
+                self._vanished.append(relay)
+
+    def _end_scan(self) -> None:
+        """Disconnect what has a vanished peer, and report what the scan has done."""
+        vanished, self._vanished = [relay for relay in self._vanished if relay.is_open], []
         is_path_faulty = any(relay.link not in self._lost and relay.is_data_unanswered for relay in vanished)
         for relay in vanished:
-            relay.abort()
+            relay.abort(VisitorEnd.VANISHED)
         if vanished:
-            self._on_vanished(len(vanished))
+            self._on_aborted(VisitorEnd.VANISHED, len(vanished))
             self._log_vanished(len(vanished))
         if is_path_faulty:
             self._event_log.warn_throttled(EventKind.VISITOR, "path", _FAULTY_PATH)
+        if self._time_limits is not None:
+            self._time_limits.end_scan()
+        for end, count in self._expired.items():
+            self._on_aborted(end, count)
+            text = f"{plural(count, 'visitor')} disconnected: {end.value}"
+            self._event_log.log_paced(LogLevel.INFO, EventKind.VISITOR, "limit", text)
+        self._expired.clear()
         self._schedule_maintenance()
 
     def _schedule_maintenance(self) -> None:
-        self._timer = self._reactor.call_later(self._interval_s, self._maintain) if self.active else None
+        limits = self._time_limits
+        interval_s = self._interval_s if limits is None else min(self._interval_s, limits.scan_interval_s)
+        self._timer = self._reactor.call_later(interval_s, self._maintain) if self.active else None
 
     def _has_vanished_peer(self, relay: ForwardedVisitor) -> bool:
         """Whether a peer has been silent for too long at every check since it became suspect.
@@ -203,7 +260,7 @@ class RelaySet:
         """Close the relays that were started on these links, also on lost ones; return how many there were."""
         relays = [relay for relay in self.running() if relay.link in links]
         for relay in relays:
-            relay.close()
+            relay.close(VisitorEnd.KEY_REVOKED)
         return len(relays)
 
     def close_all(self) -> int:
@@ -213,5 +270,5 @@ class RelaySet:
             self._timer = None
         running = self.running()
         for relay in running:
-            relay.close()
+            relay.close(VisitorEnd.TUNNEL_CLOSED)
         return len(running)

@@ -9,6 +9,7 @@ from typing import Final
 from tunnel.forwarding.flow import ByteCounter
 from tunnel.model.refusals import Refusal
 from tunnel.model.snapshot import CountersView, RefusedView
+from tunnel.model.visitor_end import VisitorEnd
 
 NO_VISITORS_REFUSED: Final = RefusedView(**{refusal.value: 0 for refusal in Refusal})
 """The counts of an ingress that has refused no visitor."""
@@ -54,6 +55,13 @@ class Stats:
         if visitors:
             self.counters = replace(self.counters, kicked=self.counters.kicked + visitors)
 
-    def count_vanished(self, visitors: int) -> None:
-        """Count visitors that were disconnected because a peer had vanished."""
-        self.counters = replace(self.counters, vanished=self.counters.vanished + visitors)
+    def count_aborted(self, end: VisitorEnd, visitors: int) -> None:
+        """Count visitors that were disconnected because a peer had vanished, or because of a time limit."""
+        counters = self.counters
+        match end:
+            case VisitorEnd.IDLE_TIMEOUT:
+                self.counters = replace(counters, idle_timeouts=counters.idle_timeouts + visitors)
+            case VisitorEnd.MAX_AGE:
+                self.counters = replace(counters, max_ages=counters.max_ages + visitors)
+            case _:
+                self.counters = replace(counters, vanished=counters.vanished + visitors)

@@ -55,7 +55,7 @@ class TunnelEnd(ABC):
             parts.event_log,
             on_first_relay=stats.notify_activity,
             on_relay_closed=self._on_room_freed,
-            on_vanished=stats.count_vanished,
+            on_aborted=stats.count_aborted,
         )
         self.reactor = reactor
         self._event_log = parts.event_log

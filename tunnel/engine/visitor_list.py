@@ -10,6 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
+from tunnel.model.visitor_end import VisitorEnd
 from tunnel.model.visitors import CONNECTED, VisitorView, visitor_id
 from tunnel.protocol.visitor_address import unpack_address
 from tunnel.runtime import sockets
@@ -53,7 +54,7 @@ async def kick_visitors(end: TunnelEnd | None, selector: VisitorSelector) -> lis
         for relay in relays[start : start + _KICK_SLICE_SIZE]:
             if relay.is_open and selector.selects(id_of(relay), relay.visitor_address):
                 kicked.append(describe(relay, end, offset_s))
-                relay.abort()
+                relay.abort(VisitorEnd.KICKED)
         await asyncio.sleep(0)
     end.stats.count_kicked(len(kicked))
     return kicked

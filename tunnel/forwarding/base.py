@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from tunnel.forwarding.flow import ByteCounter, Flow
     from tunnel.forwarding.tcp import Relay
+    from tunnel.model.visitor_end import VisitorEnd
 
 
 class FlowSource(Protocol):
@@ -125,11 +126,14 @@ class ForwardedVisitor(Protocol):
     def is_data_unanswered(self) -> bool:
         """Whether it is the other end of the tunnel that leaves data unacknowledged, on the data connection."""
 
-    def close(self) -> None:
-        """Disconnect the visitor. Calling it twice is allowed."""
+    def close(self, cause: VisitorEnd | None = None) -> None:
+        """Disconnect the visitor; the access log names the cause. Calling it twice is allowed."""
 
-    def abort(self) -> None:
+    def abort(self, cause: VisitorEnd | None = None) -> None:
         """Disconnect the visitor so that both peers see a reset. Calling it twice is allowed."""
+
+    def fail(self, reason: str) -> None:
+        """Disconnect the visitor, because the target was not reached; ``reason`` is a sentence."""
 
 
 class ForwardingOwner(Protocol):

@@ -213,12 +213,12 @@ class Flow(ABC):
         self.state = ENDED
         relay, is_last = self.relay, self.peer.state is ENDED
         if is_last and not relay.link.reuses:
-            relay.close()
+            relay.close(None, self)
             return
         if not self._announce_end() and not is_last:
             self.half_close_sink()
         if is_last:
-            relay.finish()
+            relay.finish(self)
 
     _pass_end = _on_source_ended
     """the same for a flow that overrides ``_on_source_ended``, because it sends more before that"""

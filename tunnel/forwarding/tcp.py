@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from tunnel.forwarding.flow import COPIED, DRAINED, ENDED, LIVE, SPLICED, STOPPED, ByteCounter, Flow, FlowState
+from tunnel.model.visitor_end import VisitorEnd
 from tunnel.protocol.visitor_address import unpack_address
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import READABLE
@@ -275,12 +276,16 @@ class Relay:
         """Whether it is the other end of the tunnel that leaves data unacknowledged, on the data connection."""
         return sockets.unanswered_s(self._far) is not None
 
-    def abort(self) -> None:
+    def abort(self, cause: VisitorEnd | None = None) -> None:
         """Close both sockets so that both peers see a reset."""
         if self.is_open:
             sockets.reset_on_close(self._near)
             sockets.reset_on_close(self._far)
-            self.close()
+            self.close(cause)
+
+    def fail(self, reason: str) -> None:
+        """Close both sockets, because the target was not reached; ``reason`` is a sentence."""
+        self.close(VisitorEnd.FAILED)
 
     def reset(self, sock: socket.SocketType) -> None:
         """Close both sockets so that the peer of ``sock`` sees a reset instead of an orderly end."""
@@ -288,8 +293,11 @@ class Relay:
             sockets.reset_on_close(sock)
             self.close()
 
-    def close(self) -> None:
-        """Close both sockets. Calling it twice is allowed."""
+    def close(self, cause: VisitorEnd | None = None, last: Flow | None = None) -> None:
+        """Close both sockets. Calling it twice is allowed.
+
+        ``cause`` and ``last``, the flow that has ended last if both have ended in order, concern the access log.
+        """
         if not self.is_open:
             return
         self._release_flows()
@@ -298,10 +306,10 @@ class Relay:
         reactor.close(self._far)
         self._owner.on_relay_closed(self)
 
-    def finish(self) -> None:
+    def finish(self, last: Flow) -> None:
         """End after both streams are complete: close both sockets, or give the data connection back to its link."""
         if not (self.is_open and self.link.reuses and self._to_near.is_source_live):
-            self.close()
+            self.close(None, last)
             return
         self._release_flows()
         self.forwarder.reactor.close(self._near)
@@ -320,7 +328,7 @@ class Relay:
     def on_handler_error(self, error: Exception) -> None:
         """End this relay alone after a defect in a handler; other relays are not affected."""
         if self.is_open:
-            self.close()
+            self.close(VisitorEnd.DEFECT)
             self._owner.on_relay_error(self, error)
 
 

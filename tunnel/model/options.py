@@ -225,6 +225,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
             "check_timeout", DurationType(0.01), "time for a check, and for a visitor while others may serve it"
         ),
         _target_rule("dial_timeout", DurationType(), "time in which a target has to accept a visitor's connection"),
+        _live("idle_timeout", DurationType(0.0), "a visitor is disconnected after so long without a byte; `0`: never"),
+        _live("max_age", DurationType(0.0), "a visitor is disconnected after so long in any case; `0`: never"),
         _visitor_rule("allow", NetworksType(), "visitors from other addresses are refused"),
         _visitor_rule("deny", NetworksType(), "visitors from these addresses are refused, also if `allow` has them"),
         _visitor_rule("max_per_address", IntegerType(0, 1_000_000), "visitors of one address at once; `0`: no limit"),

@@ -122,6 +122,8 @@ class CountersView(_View):
     links: int = _counter("Links that were established.")
     vanished: int = _counter("Visitors disconnected because a peer no longer acknowledged data.")
     kicked: int = _counter("Visitors disconnected by command.")
+    idle_timeouts: int = _counter("Visitors disconnected because of idle_timeout.")
+    max_ages: int = _counter("Visitors disconnected because of max_age.")
 
     def plus(self, other: CountersView) -> CountersView:
         """Return the counts of both, field by field."""

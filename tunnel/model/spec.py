@@ -158,6 +158,10 @@ class TunnelSpec:
     check_timeout: float = 1.0
     dial_timeout: float = 10.0
     """at the egress: seconds in which a target accepts a visitor's connection, or counts as unreachable"""
+    idle_timeout: float = 0.0
+    """seconds without a byte after which a visitor is disconnected; 0: never"""
+    max_age: float = 0.0
+    """seconds after which a visitor is disconnected; 0: never"""
     log: LogLevel = LogLevel.INFO
     allow: NetworkSet = NO_NETWORKS
     """ingress: the networks whose visitors are accepted; none: all"""

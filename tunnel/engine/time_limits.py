@@ -1,0 +1,55 @@
+"""Which relays have been idle, or connected, for longer than their tunnel allows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tunnel.model.visitor_end import VisitorEnd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tunnel.forwarding.base import ForwardedVisitor
+
+_SCANS_PER_LIMIT: Final = 10
+_MIN_SCAN_INTERVAL_S: Final = 0.05
+
+
+class TimeLimits:
+    """The limits of one tunnel. Remembers for each relay when its bytes changed last, as the scans have seen it."""
+
+    def __init__(self, idle_timeout_s: float, max_age_s: float, before: TimeLimits | None = None) -> None:
+        """Limits in seconds, 0: none; ``before`` are the former limits of the same tunnel."""
+        self.idle_timeout_s = idle_timeout_s
+        self.max_age_s = max_age_s
+        self.seen: dict[ForwardedVisitor, tuple[int, float]] = {} if before is None else before.seen
+        """relays with their bytes, and when these were seen to change; of the last complete scan"""
+        self._next: dict[ForwardedVisitor, tuple[int, float]] = {}
+
+    @property
+    def scan_interval_s(self) -> float:
+        """How often the relays have to be scanned, so that a limit is exceeded by a fifth at most."""
+        shortest = min(limit for limit in (self.idle_timeout_s, self.max_age_s) if limit)
+        return max(_MIN_SCAN_INTERVAL_S, shortest / _SCANS_PER_LIMIT)
+
+    def find_expired(self, relays: Sequence[ForwardedVisitor], now: float) -> list[tuple[ForwardedVisitor, VisitorEnd]]:
+        """Return the relays beyond a limit, of a part of a scan; ``now`` is the monotonic clock."""
+        return [(relay, end) for relay in relays if relay.is_open and (end := self._check(relay, now)) is not None]
+
+    def end_scan(self) -> None:
+        """Forget the relays that the scan has not met: they have ended."""
+        self.seen, self._next = self._next, {}
+
+    def _check(self, relay: ForwardedVisitor, now: float) -> VisitorEnd | None:
+        if self.max_age_s and now - relay.started_at >= self.max_age_s:
+            return VisitorEnd.MAX_AGE
+        if not self.idle_timeout_s:
+            return None
+        passed = sum(relay.passed())
+        before = self.seen.get(relay)
+        if before is None:
+            before = passed, now if passed else relay.started_at
+        elif before[0] != passed:
+            before = passed, now
+        self._next[relay] = before
+        return VisitorEnd.IDLE_TIMEOUT if now - before[1] >= self.idle_timeout_s else None
