@@ -172,7 +172,7 @@ class FlappingTarget:
             self._ended.wait(self._period_s)
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop to flap: close the listener and end the thread."""
         self._ended.set()
         self._thread.join()
 

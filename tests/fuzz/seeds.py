@@ -127,6 +127,14 @@ def _preface() -> Seeds:
     yield "ids-again", genuine + b"".join(n.to_bytes(8) for n in (5, 5, 3, 100, 5, 36, 37, (1 << 64) - 1, 1))
 
 
+def _http_check() -> Seeds:
+    yield "ok", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    yield "hints", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 503 Service Unavailable\r\n\r\n"
+    yield "bare-lines", b"HTTP/1.0 204\nX: y\n\n"
+    yield "no-http", b"220 mail ESMTP\r\n"
+    yield "odd-status", b"HTTP/1.1 999 \r\n\r\n"
+
+
 def _records() -> Seeds:
     writer = RecordWriter(LinkKeys(SECRET), 7, 0, RecordDirection.TO_SERVER)
     sealed = []
@@ -194,6 +202,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         ("preface", _preface()),
         ("records", _records()),
         ("mqtt", _mqtt()),
+        ("http_check", _http_check()),
     ):
         for name, data in made:
             yield target, name, data

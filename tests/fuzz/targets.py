@@ -37,6 +37,7 @@ from tunnel.protocol.frames import FRAMES, Goodbye, Kind, TargetStatus, VisitorF
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
 from tunnel.protocol.handshake_messages import Challenge, Hello, Refusal, Welcome
 from tunnel.protocol.heartbeat import Heartbeat
+from tunnel.protocol.http_check import read_status
 from tunnel.protocol.keys import BaseKey
 from tunnel.protocol.preface import PREFACE_SIZE, check_preface, decode_preface, encode_preface
 from tunnel.protocol.records import MAX_RECORD_BYTES, LinkKeys, RecordDirection, RecordError, RecordReader
@@ -60,6 +61,7 @@ MAX_INPUT_BYTES: Final = {
     "yaml": 4096,
     "variables": 1024,
     "mqtt": 2048,
+    "http_check": 300,
 }
 """Maximum size of an input for each target."""
 
@@ -381,6 +383,25 @@ def _check_ownership(payload: bytes, number: int) -> None:
     ownership.is_occupied(NOW)
 
 
+# --- the answer to a health check ---------------------------------------------------------------------------------
+
+
+def http_check(data: bytes) -> None:
+    """The answer of a target, in pieces: its status depends on the bytes alone, not on how they arrive."""
+    seen: list[int] = []
+    for size in range(len(data) + 1):
+        try:
+            status = read_status(data[:size])
+        except ProtocolError:
+            assert not seen, "an answer that had a status is refused"
+            return
+        if status is not None:
+            assert 200 <= status <= 599, "a status that does not end an answer"
+            seen.append(status)
+    assert len(set(seen)) <= 1, "the status changes with what follows"
+    assert not seen or read_status(data) == seen[0], "a status is forgotten"
+
+
 TARGETS: Final[dict[str, Target]] = {
     "frames": control_frames,
     "handshake": handshake,
@@ -390,4 +411,5 @@ TARGETS: Final[dict[str, Target]] = {
     "yaml": yaml,
     "variables": variables,
     "mqtt": mqtt,
+    "http_check": http_check,
 }

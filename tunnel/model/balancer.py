@@ -164,12 +164,8 @@ def _score(source: bytes, member: BalancedMember) -> tuple[float, bytes]:
 
 def create_balancer(balance: Balance) -> Balancer[MemberT]:
     """Return a balancer without members."""
-    match balance:
-        case Balance.ROUNDROBIN:
-            return _Turns()
-        case Balance.LEASTCONN:
-            return _FewestVisitors()
-        case Balance.FIRST:
-            return _First()
-        case Balance.SOURCE:
-            return _BySource()
+    if balance is Balance.ROUNDROBIN:
+        return _Turns()
+    if balance is Balance.LEASTCONN:
+        return _FewestVisitors()
+    return _First() if balance is Balance.FIRST else _BySource()
