@@ -111,7 +111,7 @@ async def _recording_traffic(control: ControlService, path: Path | None) -> Asyn
     if path is None:
         text = "no state directory can be written, so the traffic of tunnels is not recorded; set STATE_DIRECTORY"
         bus.emit(LogLevel.WARN, EventKind.HISTORY, text)
-    recorder = control.history = TrafficRecorder(supervisor, path, EventLog(SUPERVISOR, bus.publish))
+    recorder = control.history = TrafficRecorder(supervisor, path, bus.publish)
     supervisor.subscribe_removals(recorder.on_removed)
     bus.subscribe(lambda event: recorder.mark_busy(event.tunnel))
     with bus.subscribe_activity(recorder.mark_busy):

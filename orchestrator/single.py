@@ -55,6 +55,9 @@ def main(arguments: Sequence[str]) -> int:
     except OptionError as error:
         print_message(f"{error.name} in {error.source}: {error}")
         return 2
+    if spec.quota is not None:
+        print_message("a single URL has no history to count a quota in; write the tunnel to a file, and run: up FILE")
+        return 2
     prepare_serving_process()
     suppress_tracebacks()
     try:

@@ -166,6 +166,10 @@ TUNNEL_METRICS: Final[tuple[MetricSpec[Snapshot], ...]] = (
     _gauge("rtt_seconds", "Round-trip time of the control channel.", lambda s: _to_seconds(s.rtt_ms)),
     _gauge("cooldown_remaining_seconds", "Time until the next attempt.", lambda s: s.cooldown.remaining_s),
     _gauge("cooldown_attempt", "Consecutive failed attempts.", lambda s: s.cooldown.attempt),
+    _gauge(
+        "quota_used_bytes", "Bytes of the tunnel's quota that are used.", lambda s: s.quota.used if s.quota else None
+    ),
+    _gauge("quota_limit_bytes", "Bytes of the tunnel's quota.", lambda s: s.quota.limit if s.quota else None),
     _counter("restarts", "Restarts of the engine after a crash.", lambda s: s.restarts),
     *(_gauge("targets", "Targets of a group by state.", count, label) for label, count in _TARGET_STATES),
     _gauge("state", "1 for the present state of the tunnel.", lambda _: 1, _STATE),

@@ -67,6 +67,7 @@ INCLUDED_KEYS: Final = ("version", "defaults", "tunnels")
 _SECTION_FILES: Final = {"token_file": True, "password_file": True, "cert_key": True, "ca": False, "cert": False}
 """The keys that name files in the ``supervisor:`` section, and whether the file holds a secret."""
 _MAX_INCLUDED_FILES: Final = 1000
+_DAYS_OF_MONTH: Final = 31
 _SECTION_MODELS: Final[dict[tuple[str, ...], type[BaseModel]]] = {
     (): SupervisorSettings,
     ("api",): ApiSettings,
@@ -125,6 +126,7 @@ class _Loader:
         for path in self._find_included(root):
             self._include(path, layers)
         self._check_addresses()
+        self._check_quotas(supervisor)
         return Manifest(
             path=self.path,
             supervisor=supervisor,
@@ -358,6 +360,23 @@ class _Loader:
                 text = f"{option.name}: {ours} here and {theirs} for {quote(first.name)} at {first.origin}"
                 hint = f"servers that share the port {entry.spec.tunnel} need the same"
                 self._report((origin.place if origin else None) or entry.origin, f"{text}; {hint}")
+
+    def _check_quotas(self, supervisor: SupervisorSettings) -> None:
+        """Report quotas where no history is kept, or not long enough to count them."""
+        limit = supervisor.history
+        for entry in self.entries:
+            quota = entry.spec.quota
+            if quota is None:
+                continue
+            hours = 24 * (_DAYS_OF_MONTH if quota.days is None else quota.days)
+            if limit.hours < hours:
+                origin = entry.origins.get("quota")
+                kept = f"keeps {limit}" if limit.hours else "records nothing"
+                text = (
+                    f"the quota {quota} of {quote(entry.name)} needs a longer history, and supervisor: history: {kept}"
+                )
+                place = origin.place if origin is not None and origin.place is not None else entry.origin
+                self._report(place, f"{text}; write history: {-(-hours // 24)}d or more, or remove the quota")
 
 
 def _describe_clash(entry: Entry, claim: AddressClaim, other: AddressClaim, holder: Entry) -> str:

@@ -44,6 +44,7 @@ MAX_BAD_FILES: Final = 3
 GRADUAL_HOURS: Final = 48
 """Hours of old rows that one call of ``prune`` removes: a clock that is wrong for a moment must not empty the file."""
 
+_HEADER: Final = b"SQLite format 3\0"
 _MAX_FREED_PAGES: Final = 4096  # returned to the file system at once, 16 MiB
 _BUSY_TIMEOUT_S: Final = 2.0  # another process reads the file with a tool
 _QUERY_TIMEOUT_S: Final = 5.0
@@ -121,6 +122,8 @@ class HistoryFile:
         if self._connection is not None and self._inode != _inode(self.path):
             self.close()
             self.notes.append(f"{self.path} was removed or replaced; traffic is written to the file there now")
+        elif self._connection is not None and not _has_header(self.path):  # SQLite would read it from its cache
+            raise _UnusableFileError("is damaged (its header was overwritten)")
         if self._connection is None:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite would use the umask
@@ -158,6 +161,12 @@ def _inode(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _has_header(path: Path) -> bool:
+    """Whether a file begins as a database (https://sqlite.org/fileformat.html), or is still empty."""
+    with path.open("rb") as file:
+        return file.read(len(_HEADER)) in {_HEADER, b""}
 
 
 def _migrate(connection: sqlite3.Connection) -> None:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from orchestrator.history import database
 from orchestrator.history.database import HistoryError, HistoryFile
 from orchestrator.history.periods import Period, Step, format_start, periods
+from orchestrator.history.quota import first_hour
+from orchestrator.history.quota_keeper import QuotaHolder, QuotaKeeper
 from orchestrator.history.traffic import NO_TRAFFIC, Baselines, PendingRows, RowKey, Traffic, hour_of, read_traffic
 from orchestrator.name_patterns import matching_names
 from orchestrator.status.scanner import SCAN_BATCH_SIZE, ScanSchedule
@@ -30,9 +32,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.status.json_types import TrafficJson, TunnelTrafficJson
+    from tunnel.model.events import EventSink
+    from tunnel.model.quota import Quota
     from tunnel.model.snapshot import Snapshot
 
 Value = TypeVar("Value")
+
+QUOTA_INTERVAL_S: Final = 1.0
+"""Seconds between two checks of quotas."""
 
 INTERVAL_S: Final = 10.0
 """Seconds between two batches: what a killed daemon loses at most."""
@@ -52,7 +59,7 @@ _CLOCK_STEP_S: Final = 5.0  # a smaller step of the clock is an adjustment
 _REPEAT_S: Final = 3600.0  # between two reports of one problem
 
 
-class TrafficSource(Protocol):
+class TrafficSource(QuotaHolder, Protocol):
     """What the recorder uses of the supervisor."""
 
     @property
@@ -120,11 +127,14 @@ class TrafficRecorder:
     """One per daemon. ``run`` is its life, ``close`` its end."""
 
     def __init__(
-        self, source: TrafficSource, path: Path | None, log: EventLog, *, clock: Callable[[], float] = time.time
+        self, source: TrafficSource, path: Path | None, sink: EventSink, *, clock: Callable[[], float] = time.time
     ) -> None:
         """``path`` is the file; None where there is no directory for it."""
         self._source = source
-        self._log = log
+        self._log = EventLog("", sink)
+        self._quotas = QuotaKeeper(source, sink)
+        self._has_new_quotas = False
+        self._busy: set[str] = set()  # tunnels that may have carried something since their quotas were checked
         self._clock = clock
         self._file = HistoryFile(path, clock) if path is not None else None
         self._calls = BlockingCalls("the traffic history", 1)
@@ -143,17 +153,39 @@ class TrafficRecorder:
 
     # --- its life -------------------------------------------------------------------------------------------------
 
-    async def run(self, interval_s: float = INTERVAL_S) -> None:
-        """Collect and write in each interval until cancelled."""
+    async def run(self, interval_s: float = INTERVAL_S, quota_interval_s: float = QUOTA_INTERVAL_S) -> None:
+        """Collect and write in each interval until cancelled; check the quotas more often."""
         slow = 0
+        due = time.monotonic() + interval_s
+        await self.check_quotas()
         while True:
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(min(quota_interval_s, max(0.0, due - time.monotonic())))
+            await self.check_quotas()
+            if time.monotonic() < due:
+                continue
+            due = time.monotonic() + interval_s
             await self.collect()
             if self._flushing is None or self._flushing.done():
                 slow = 0
                 self._start_flush()
             elif (slow := slow + 1) == _SLOW_INTERVALS:
                 self._report_problem("the disk does not answer")
+                self._count_unread_quotas()
+
+    async def check_quotas(self) -> None:
+        """Count what tunnels with a quota carried, and warn or refuse; read the history of new quotas."""
+        self._has_new_quotas |= self._quotas.follow_file()
+        if self._has_new_quotas and (self._flushing is None or self._flushing.done()):
+            self._has_new_quotas = False
+            self._start_flush()
+        busy = [name for name in self._busy if self._quotas.is_followed(name)]
+        self._busy.clear()
+        async with self._collecting:
+            for number, name in enumerate(busy, 1):
+                self._count(name)
+                if number % SCAN_BATCH_SIZE == 0:
+                    await asyncio.sleep(_PAUSE_S)
+        self._quotas.evaluate(busy, self._clock())
 
     async def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Write what is left, for ``timeout_s`` at most; the tunnels must have stopped."""
@@ -175,6 +207,7 @@ class TrafficRecorder:
     def mark_busy(self, name: str) -> None:
         """Read this tunnel in the next interval."""
         self._schedule.mark(name)
+        self._busy.add(name)
 
     def on_removed(self, name: str, last: Snapshot) -> None:
         """Count what a tunnel carried until it was removed; its history stays."""
@@ -223,12 +256,16 @@ class TrafficRecorder:
             return
         counted = self._baselines.advance(name, read_traffic(seen))
         if counted != NO_TRAFFIC or seen.connections.active:
-            self._schedule.mark(name)
+            self.mark_busy(name)
         self._add(name, counted)
 
     def _add(self, name: str, counted: Traffic) -> None:
-        if counted != NO_TRAFFIC and self._is_on:
-            self._pending.add((name, hour_of(self._clock())), counted)
+        if counted == NO_TRAFFIC:
+            return
+        hour = hour_of(self._clock())
+        self._quotas.add(name, hour, counted.bytes)
+        if self._is_on:
+            self._pending.add((name, hour), counted)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -240,25 +277,46 @@ class TrafficRecorder:
         """Write what is pending, if there is anything to write; keep it where that fails."""
         async with self._file_turn:
             now_hour, kept_hours = hour_of(self._clock()), self._source.history_hours
-            if not self._is_on or not (self._pending or now_hour != self._pruned_hour):
+            unread = dict(self._quotas.unread)
+            first_hours = {name: first_hour(quota, self._clock()) for name, quota in unread.items()}
+            if not self._is_on or not (self._pending or unread or now_hour != self._pruned_hour):
+                self._count_unread_quotas()
                 return
             rows = self._in_flight = self._pending.take_all()
 
-            def write(connection: sqlite3.Connection) -> None:
+            def write(connection: sqlite3.Connection) -> dict[str, dict[int, int]]:
                 database.write_rows(connection, rows)
                 if now_hour != self._pruned_hour:
                     database.prune(connection, now_hour, kept_hours)
+                return {name: database.read_hours(connection, name, first) for name, first in first_hours.items()}
 
             try:
-                await self._run_job(write)
+                found = await self._run_job(write)
             except HistoryError as error:
                 self._failed_writes += 1
                 self._pending.put_back(rows)
                 self._report_problem(str(error))
+                self._count_unread_quotas()
             else:
                 self._pruned_hour, self._last_write = now_hour, self._clock()
                 self._report_recovery()
+                self._open_accounts(unread, found)
             self._in_flight = {}
+
+    def _open_accounts(self, quotas: Mapping[str, Quota], found: Mapping[str, Mapping[int, int]]) -> None:
+        """Count the quotas of these tunnels from what the file has, and from what came while it was read."""
+        for name, quota in quotas.items():
+            hours = dict(found[name])
+            for (other, hour), counted in self._pending.rows.items():
+                if other == name:
+                    hours[hour] = hours.get(hour, 0) + counted.bytes
+            self._quotas.open_account(name, quota, hours, is_complete=True)
+        self._quotas.evaluate(quotas, self._clock())
+
+    def _count_unread_quotas(self) -> None:
+        """Count from now on where the history cannot be read."""
+        for name, quota in dict(self._quotas.unread).items():
+            self._quotas.open_account(name, quota, {}, is_complete=False)
 
     async def _run_job(self, job: Callable[[sqlite3.Connection], Value]) -> Value:
         """Run a job on the thread of the file. Raises HistoryError, whatever went wrong."""

@@ -154,7 +154,7 @@ def are_valid_changes(data: Mapping[str, object]) -> bool:
     shape = _snapshot_shape()
     for name, value in data.items():
         group = shape.groups.get(name)
-        if group is None:
+        if group is None or value is None:
             if type(value) not in shape.plain.get(name, ()):
                 return False
         elif type(value) is not dict or not group.matches(value):
@@ -173,7 +173,7 @@ class _Shape:
     is_numeric: bool
     """whether all fields are numbers"""
     plain: Mapping[str, tuple[type, ...]]
-    """the types of the fields of which every value is valid"""
+    """the types of which every value of a field is valid; None for a group that may be missing"""
     integers: tuple[str, ...]
     texts: tuple[tuple[str, frozenset[str]], ...]
     """fields with one of a few texts, and those"""
@@ -229,7 +229,11 @@ def _shape_of(kind: type[Any]) -> _Shape:
         read=cast("Any", itemgetter(*named)),
         signatures=frozenset(itertools.product(*map(_json_types, named.values()))),
         is_numeric=set(named.values()) <= {int, float},
-        plain={name: _json_types(hint) for name, hint in named.items() if hint in _PLAIN_HINTS},
+        plain={
+            name: tuple(kind for kind in _json_types(hint) if kind is not dict)
+            for name, hint in named.items()
+            if hint in _PLAIN_HINTS or _group_type(hint) is not None
+        },
         integers=tuple(name for name, hint in named.items() if hint in _INTEGER_HINTS),
         texts=tuple((name, frozenset(str(one.value) for one in hint)) for name, hint in enums.items()),
         lists=tuple(name for name, hint in named.items() if hint == tuple[str, ...]),

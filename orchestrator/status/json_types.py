@@ -79,6 +79,14 @@ class TargetJson(TypedDict):
     checks: TargetChecksJson | None
 
 
+class QuotaJson(TypedDict):
+    """How much of its quota a tunnel has used, in bytes of both directions."""
+
+    used: int | None
+    limit: int
+    until: str | None
+
+
 class TunnelJson(TypedDict, total=False):
     """One tunnel; in a change, only the fields that changed, each whole."""
 
@@ -110,6 +118,7 @@ class TunnelJson(TypedDict, total=False):
     counters: dict[str, int]
     rtt_ms: float | None
     cooldown: CooldownJson
+    quota: QuotaJson | None
     restarts: int
     last_error: str | None
     last_error_at: str | None

@@ -39,6 +39,9 @@ class EngineHandle(Protocol):
     def apply_live_settings(self, spec: TunnelSpec) -> None:
         """Apply another log level and other settings; no connection is affected."""
 
+    def set_refusal(self, reason: str | None) -> None:
+        """Refuse new visitors for this reason from now on; None: serve them."""
+
     def snapshot(self) -> Snapshot:
         """The engine as it is now."""
 

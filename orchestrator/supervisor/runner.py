@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from tunnel.model.events import EventSink
     from tunnel.model.keys import NamedKey
+    from tunnel.model.snapshot import QuotaView
     from tunnel.model.visitors import VisitorSelector, VisitorView
 
 STABLE_AFTER_S: Final = 60.0
@@ -141,6 +142,8 @@ class TunnelRunner:
         self._restarts = 0
         self._totals = NO_TOTALS  # of the engines that have ended
         self._is_former = False
+        self._quota: QuotaView | None = None
+        self._refusal: str | None = None
         self._last_error: str | None = None
         self._last_error_at: str | None = None
 
@@ -165,12 +168,13 @@ class TunnelRunner:
             seen = replace(seen, last_error=self._last_error, last_error_at=self._last_error_at)
         if seen.tags != self._tags or seen.restarts != self._restarts:
             seen = replace(seen, tags=self._tags, restarts=self._restarts)
-        return seen
+        return seen if self._quota is None else replace(seen, quota=self._quota)
 
     def facts(self) -> object:
         """What ``snapshot`` is made from. Comparing it costs less than the copies that ``snapshot`` makes."""
         error = (self._last_error, self._last_error_at)
-        return (self._read_engine(), self._totals, self._tags, self._restarts, error, self._pause_remaining_s())
+        pause_s = self._pause_remaining_s()
+        return (self._read_engine(), self._totals, self._tags, self._restarts, self._quota, error, pause_s)
 
     def _read_engine(self) -> Snapshot:
         if self._engine is None:
@@ -245,6 +249,14 @@ class TunnelRunner:
             self.spec = replace(self.spec, named_keys=keys)
             if self._engine:
                 self._engine.apply_live_settings(self.spec)
+
+    def set_quota(self, quota: QuotaView | None, refusal: str | None) -> None:
+        """Show this of the tunnel's quota; with ``refusal`` refuse new visitors for that reason."""
+        self._quota = quota
+        if refusal != self._refusal:
+            self._refusal = refusal
+            if self._engine:
+                self._command_engine(partial(self._engine.set_refusal, refusal))
 
     def set_last_error(self, text: str) -> None:
         """Show this as the tunnel's last error."""
@@ -364,7 +376,10 @@ class TunnelRunner:
             self._engine = None
 
     def _make_engine(self) -> EngineHandle:
-        return self._engine_factory(self.name, self.spec, self._publish)
+        engine = self._engine_factory(self.name, self.spec, self._publish)
+        if self._refusal is not None:
+            engine.set_refusal(self._refusal)
+        return engine
 
     def _publish(self, event: Event) -> None:
         is_state = event.kind is EventKind.STATE

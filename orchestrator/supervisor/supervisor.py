@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from orchestrator.supervisor.engine_handle import EngineFactory
     from orchestrator.supervisor.reload import PlanResult, ReloadResult
     from tunnel.model.events import Event
-    from tunnel.model.snapshot import Snapshot
+    from tunnel.model.quota import Quota
+    from tunnel.model.snapshot import QuotaView, Snapshot
     from tunnel.model.visitors import VisitorSelector, VisitorView
 
 CLOSE_TIMEOUT_S: Final = 2.0
@@ -199,6 +200,16 @@ class Supervisor:
     def history_hours(self) -> int:
         """How long the traffic of each hour is kept; 0: it is not recorded."""
         return self._reloader.manifest.supervisor.history.hours
+
+    def quotas(self) -> dict[str, Quota]:
+        """The quotas of the tunnels that have one."""
+        return {entry.name: entry.spec.quota for entry in self._registry.entries() if entry.spec.quota}
+
+    def set_quota(self, name: str, quota: QuotaView | None, refusal: str | None) -> None:
+        """Show this of a tunnel's quota; with ``refusal`` refuse new visitors. A tunnel that is gone is ignored."""
+        if self._registry.entry(name) is not None:
+            self._registry.runner(name).set_quota(quota, refusal)
+            self._scanner.schedule.mark(name)
 
     def subscribe_removals(self, callback: Callable[[str, Snapshot], None]) -> None:
         """Call ``callback`` with the name and the last snapshot of each tunnel that was removed and has ended."""

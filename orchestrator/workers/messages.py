@@ -112,6 +112,14 @@ class KickVisitors:
 
 
 @dataclass(frozen=True, slots=True)
+class SetRefusal:
+    """Refuse new visitors of an engine for a reason; None: serve them."""
+
+    engine: int
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class DiscardEngine:
     """Close an engine and forget it, without an answer."""
 
@@ -129,6 +137,7 @@ Request = (
     | UpdateSpec
     | ListVisitors
     | KickVisitors
+    | SetRefusal
     | DiscardEngine
 )
 

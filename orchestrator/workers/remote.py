@@ -25,6 +25,7 @@ from orchestrator.workers.messages import (
     Request,
     RetryEngine,
     RunEngine,
+    SetRefusal,
     UpdateSpec,
     VisitorSlice,
 )
@@ -76,6 +77,7 @@ class RemoteEngine:
         self.spec = spec
         self._worker = worker
         self._sink = sink
+        self._refusal: str | None = None
         self._is_created = False
         self._is_running = False
         self._prepared: asyncio.Future[None] | None = None
@@ -171,6 +173,12 @@ class RemoteEngine:
         for number, slices in self._requests.items():
             slices.put_nowait(VisitorSlice(self.number, number, ()))
 
+    def set_refusal(self, reason: str | None) -> None:
+        """Request that new visitors are refused for this reason; None: that they are served."""
+        self._refusal = reason
+        if self._is_created:
+            self._worker.send(SetRefusal(self.number, reason))
+
     def snapshot(self) -> Snapshot:
         """The last snapshot of the worker, with the reason why it does not answer if that is so."""
         seen = self._last
@@ -186,6 +194,8 @@ class RemoteEngine:
         if not self._is_created:
             self._is_created = True
             self._worker.send(CreateEngine(self.number, self.name, self.spec))
+            if self._refusal is not None:
+                self._worker.send(SetRefusal(self.number, self._refusal))
         if self._is_running:
             self._worker.send(RunEngine(self.number))
 

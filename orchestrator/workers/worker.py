@@ -41,6 +41,7 @@ from orchestrator.workers.messages import (
     Request,
     RetryEngine,
     RunEngine,
+    SetRefusal,
     SnapshotBatch,
     UpdateSpec,
     VisitorSlice,
@@ -114,6 +115,7 @@ class Worker:
             ListVisitors: lambda hosted, request: self._start(self._list_visitors(hosted, request)),
             KickVisitors: lambda hosted, request: self._start(self._kick_visitors(hosted, request)),
             UpdateSpec: lambda hosted, request: hosted.engine.apply_live_settings(request.spec),
+            SetRefusal: lambda hosted, request: hosted.engine.set_refusal(request.reason),
             DiscardEngine: lambda hosted, _: self._discard(hosted),
         }
         self.channel = IpcChannel(REQUEST_KINDS, self._dispatch, lambda _: self._disconnected.set())

@@ -33,6 +33,7 @@ class FakeEngine:
     def __init__(self, name: str, spec: TunnelSpec, sink: EventSink, ports: dict[Address, object]) -> None:
         self.ports = ports
         self.adopted: list[TunnelSpec] = []
+        self.refusals: list[str | None] = []
         self.name = name
         self.spec = spec
         self.sink = sink
@@ -154,6 +155,9 @@ class FakeEngine:
         kicked = [one for one in self.present if is_meant(one)]
         self.present = [one for one in self.present if one not in kicked]
         return kicked
+
+    def set_refusal(self, reason: str | None) -> None:
+        self.refusals.append(reason)
 
     def fail(self, reason: str) -> None:
         """End as an engine that cannot work as it is configured."""

@@ -245,6 +245,15 @@ def test_a_file_that_is_damaged_while_it_is_open_is_replaced(harness: FileHarnes
     assert len(harness.bad_files()) == 1
 
 
+def test_a_file_that_is_overwritten_while_it_is_open_is_replaced(harness: FileHarness) -> None:
+    harness.write({("web", HOUR): ONE})
+    with harness.file.path.open("r+b") as file:
+        file.write(b"scribbled over" * 10)
+    harness.write({("web", HOUR): ONE})
+    assert harness.read("web") == [{"web": ONE}]
+    assert "is damaged (its header was overwritten)" in harness.file.notes[0]
+
+
 def test_a_file_whose_tables_were_dropped_is_replaced(harness: FileHarness) -> None:
     harness.file.run(lambda c: c.execute("DROP TABLE traffic"))
     harness.write({("web", HOUR): ONE})

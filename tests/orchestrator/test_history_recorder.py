@@ -23,8 +23,9 @@ from tests.orchestrator.test_history import NOON
 from tests.orchestrator.test_status_store import PLAIN
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
-from tunnel.model.events import Event, EventLog
-from tunnel.model.snapshot import BytesView, Snapshot
+from tunnel.model.events import Event
+from tunnel.model.quota import Quota
+from tunnel.model.snapshot import BytesView, QuotaView, Snapshot
 
 
 class Source:
@@ -34,6 +35,8 @@ class Source:
         self.history_hours = 400 * 24
         self.counters: dict[str, Traffic] = {"web": NO_TRAFFIC, "mail": NO_TRAFFIC}
         self.reads: list[str] = []
+        self.limits: dict[str, Quota] = {}
+        self.shown: dict[str, tuple[Any, str | None]] = {}
 
     def names(self) -> list[str]:
         return list(self.counters)
@@ -48,6 +51,12 @@ class Source:
             connections=replace(PLAIN.connections, active=0, total=counted.visitors, failed=counted.failed),
         )
 
+    def quotas(self) -> dict[str, Quota]:
+        return self.limits
+
+    def set_quota(self, name: str, quota: QuotaView | None, refusal: str | None) -> None:
+        self.shown[name] = (quota, refusal)
+
     def serve(self, name: str, count: int = 1) -> None:
         self.counters[name] = self.counters[name].plus(Traffic(10 * count, 20 * count, count))
 
@@ -60,9 +69,7 @@ class RecorderHarness:
         self.source = Source()
         self.now = NOON
         self.events: list[Event] = []
-        self.recorder = TrafficRecorder(
-            self.source, self.path, EventLog("", self.events.append), clock=lambda: self.now
-        )
+        self.recorder = TrafficRecorder(self.source, self.path, self.events.append, clock=lambda: self.now)
 
     def serve(self, name: str = "web", count: int = 1) -> None:
         self.source.serve(name, count)
@@ -256,7 +263,7 @@ async def test_without_a_history_nothing_is_written_and_a_report_says_so(harness
 
 
 async def test_a_daemon_without_a_directory_records_nothing(tmp_path: Path) -> None:
-    recorder = TrafficRecorder(Source(), None, EventLog("", lambda _: None))
+    recorder = TrafficRecorder(Source(), None, lambda _: None)
     await recorder.collect()
     await recorder.close()
     with pytest.raises(HistoryError, match="no directory is usable"):

@@ -30,7 +30,7 @@ from orchestrator.status.contract import (
     is_complete_snapshot,
 )
 from tests.orchestrator.test_status_store import INFO, PLAIN, snapshots
-from tunnel.model.snapshot import BytesView, CountersView, Snapshot, TargetChecksView, TargetView
+from tunnel.model.snapshot import BytesView, CountersView, QuotaView, Snapshot, TargetChecksView, TargetView
 from tunnel.model.state import State
 from tunnel.model.targets import TargetState
 
@@ -41,6 +41,7 @@ FULL = replace(
     link="00ff",
     reason="it waits",
     peer="10.0.0.1:1",
+    quota=QuotaView(used=5, limit=10, until="2026-12-01T00:00:00+01:00"),
     targets=(
         TargetView(address="a:1", state=TargetState.UP),
         TargetView(address="b:1", state=TargetState.DOWN, checks=TargetChecksView(kind="tcp")),

@@ -16,7 +16,6 @@ from orchestrator.table import align_columns
 from tests.orchestrator.api_harness import run_api
 from tests.orchestrator.test_control_commands import DaemonShell, daemon_in_background
 from tests.support.waiting import wait_until_async
-from tunnel.model.events import EventLog
 
 
 @pytest.fixture
@@ -91,7 +90,7 @@ async def test_the_route_answers_as_documented(tmp_path: Path) -> None:
     async with run_api(tmp_path) as harness:
         assert (await harness.request("GET", "/v1/traffic")).status == 503
         supervisor = harness.supervisor
-        recorder = TrafficRecorder(supervisor, tmp_path / "history.db", EventLog("", harness.control.bus.publish))
+        recorder = TrafficRecorder(supervisor, tmp_path / "history.db", harness.control.bus.publish)
         harness.control.history = recorder
         harness.engines.last("web").served = 3
         await recorder.collect(everything=True)
@@ -111,7 +110,7 @@ async def test_the_route_answers_as_documented(tmp_path: Path) -> None:
 async def test_restarts_and_reloads_of_a_tunnel_continue_its_history(tmp_path: Path) -> None:
     async with run_api(tmp_path) as harness:
         supervisor = harness.supervisor
-        recorder = TrafficRecorder(supervisor, tmp_path / "history.db", EventLog("", harness.control.bus.publish))
+        recorder = TrafficRecorder(supervisor, tmp_path / "history.db", harness.control.bus.publish)
         supervisor.subscribe_removals(recorder.on_removed)
 
         async def visitors() -> dict[str, int]:

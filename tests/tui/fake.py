@@ -41,7 +41,7 @@ def tunnel(name: str, state: str = "up", **changed: Any) -> Json:  # noqa: ANN40
         "connections": {"active": 0, "total": 0, "failed": 0, "limit": 1024},
         "bytes": {"in": 0, "out": 0}, "refused": REFUSED,
         "counters": {"links": 1, "vanished": 0},
-        "rtt_ms": 0.4, "cooldown": {"remaining_s": 0.0, "attempt": 0}, "restarts": 0,
+        "rtt_ms": 0.4, "cooldown": {"remaining_s": 0.0, "attempt": 0}, "quota": None, "targets": [], "restarts": 0,
         "last_error": None, "last_error_at": None, **changed,
     }  # fmt: skip
 
@@ -92,6 +92,8 @@ class FakeDaemon:
         }  # fmt: skip
         self.commands: list[tuple[str, str]] = []
         self.visitors: list[Json] = []
+        self.traffic: dict[str, list[Json]] = {}
+        """the rows of every tunnel, by what they sum up"""
         self.refusal: str | None = None
         """why commands are refused"""
         self.plan: Json = {
@@ -127,6 +129,7 @@ class FakeDaemon:
                 web.get("/v1/logs", self._logs),
                 web.get("/v1/events", self._events),
                 web.get("/v1/visitors", self._visitors),
+                web.get("/v1/traffic", self._traffic),
                 web.post("/v1/kick", self._kick),
                 web.get("/v1/tunnels/{name}", self._tunnel),
                 web.post("/v1/tunnels/{name}/{verb}", self._command),
@@ -189,6 +192,15 @@ class FakeDaemon:
     async def _visitors(self, request: web.Request) -> web.Response:
         names = request.query.getall("tunnel", list(self.tunnels))
         return web.json_response({"visitors": [one for one in self.visitors if one["tunnel"] in names]})
+
+    async def _traffic(self, request: web.Request) -> web.Response:
+        name, step = request.query["tunnel"], request.query["by"]
+        if self.refusal is not None:
+            return _problem(503, self.refusal)
+        total = {"in": 0, "out": 0, "visitors": 0, "failed": 0, "refused": 0}
+        tunnels = [{"name": name, "present": True, "total": total, "rows": self.traffic.get(step, [])}]
+        until, days = "2026-11-28T14:05:00+01:00", int(request.query["days"])
+        return web.json_response({"by": step, "days": days, "since": until, "until": until, "tunnels": tunnels})
 
     async def _kick(self, request: web.Request) -> web.Response:
         if self.refusal is not None:

@@ -45,6 +45,7 @@ from tunnel.model.options import (
     names_for,
     render_option_table,
 )
+from tunnel.model.quota import MAX_BYTES, MAX_DAYS, Quota, QuotaType
 from tunnel.model.settings import Settings
 from tunnel.model.spec import AuthPolicy, DataTls, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.targets import CHECK_OFF, CHECK_TCP, CheckKind, TargetCheck, TargetSpec
@@ -90,6 +91,8 @@ def values_of(option: Option) -> st.SearchStrategy[object]:
             ).map(lambda found: NetworkSet.of(parse_network(str(address)) for address in found))
         case VisitorRateType():
             return st.integers(0, 4_000_000).map(lambda quarters: quarters / 4)
+        case QuotaType():
+            return st.none() | st.builds(Quota, st.integers(1, MAX_BYTES), st.none() | st.integers(1, MAX_DAYS))
         case _:
             raise NotImplementedError(option)
 

@@ -79,6 +79,7 @@ CONTRACT = {
     "counters": {"links": 0, "vanished": 0, "kicked": 0, "idle_timeouts": 0, "max_ages": 0},
     "rtt_ms": 0.4,
     "cooldown": {"remaining_s": 0.0, "attempt": 0},
+    "quota": None,
     "restarts": 0,
     "last_error": None,
     "last_error_at": None,

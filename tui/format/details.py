@@ -28,6 +28,7 @@ from tui.format.text import (
 )
 from tui.model.states import STATE_MEANINGS
 from tui.model.tunnels import HistorySample, Tunnel, parse_timestamp
+from tunnel.model.quota import describe_size
 from tunnel.model.state import State
 
 if TYPE_CHECKING:
@@ -175,6 +176,17 @@ _REFUSED_VISITORS: Final = {
 """Why visitors are refused, by the key in ``refused``."""
 
 
+def _quota(tunnel: Tunnel, _: float) -> str:
+    quota = tunnel.data.get("quota")
+    if not quota:
+        return ""
+    until = f", until {quota['until'][:16].replace('T', ' ')}" if quota["until"] else ""
+    if quota["used"] is None:
+        return f"{describe_size(quota['limit'])}; what is used is not known yet"
+    part = 100 * quota["used"] // quota["limit"]
+    return f"{describe_size(quota['used'])} of {describe_size(quota['limit'])} used, {part} %{until}"
+
+
 def _refused(tunnel: Tunnel, _: float) -> str:
     refused = tunnel.refused
     count = refused.get("handshakes", 0) + refused.get("prefaces", 0) + refused.get("silent", 0)
@@ -228,6 +240,7 @@ _FACTS: Final[tuple[tuple[str, Callable[[Tunnel, float], str]], ...]] = (
     ("visitors", _visitors),
     ("failed", lambda t, _: str(t.connections.get("failed") or "")),
     ("bytes", _bytes),
+    ("quota", _quota),
     ("refused", _refused),
     ("restarts", lambda t, _: str(t.data.get("restarts") or "")),
     ("worker", lambda t, _: str(t.data.get("worker") or "")),

@@ -102,6 +102,9 @@ class Egress(TunnelEnd):
         before.close()
         self.on_targets_changed()
 
+    def set_refusal(self, reason: str | None) -> None:
+        """Ignore it: only an ingress meets visitors first."""
+
     def start_drain(self, goodbye: str) -> None:
         """Ask the other ends to stop sending visitors; launches on their way are still served."""
         for link in list(self._links):

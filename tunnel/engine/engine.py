@@ -69,6 +69,7 @@ class Engine(ABC):
         self._stop_requested = asyncio.Event()
         self._cut_requested = asyncio.Event()
         self._drain_timeout_s = 0.0
+        self._refusal: str | None = None  # why new visitors are refused
         self._defect: Exception | None = None
         self._snapshots = SnapshotBuilder(name)
 
@@ -159,6 +160,12 @@ class Engine(ABC):
         if self._end is not None:
             self._end.apply_settings(spec, self._max_visitors)
 
+    def set_refusal(self, reason: str | None) -> None:
+        """Refuse new visitors for this reason from now on, a part of a sentence; None: serve them."""
+        self._refusal = reason
+        if self._end is not None:
+            self._end.set_refusal(reason)
+
     def visitors(self) -> AsyncIterator[list[VisitorView]]:
         """Yield the present visitors in slices, so that others are served meanwhile."""
         return list_visitors(self._end)
@@ -217,6 +224,7 @@ class Engine(ABC):
             self._retry_target = egress.retry_target
             self._end = egress
         self._end.apply_settings(spec, self._max_visitors)
+        self._end.set_refusal(self._refusal)
 
     def _end_parts(self, *, is_ingress: bool) -> EndParts:
         context, stats = self._context, self._stats
@@ -243,8 +251,7 @@ class Engine(ABC):
 
     def start_link(self, link: Link) -> None:
         """Use a link whose handshake is complete."""
-        end = self._end
-        if end is None:
+        if (end := self._end) is None:
             link.close("this end is closing")
             return
         self._link = link

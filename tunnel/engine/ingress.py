@@ -13,6 +13,7 @@ from tunnel.engine.admission import Admission, AdmissionRules
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.engine.visitor_list import format_packed, id_of
 from tunnel.model.events import VISITOR, EventKind
+from tunnel.model.refusals import Refusal
 from tunnel.model.spec import End, LogLevel
 from tunnel.model.visitors import QUEUED, VisitorView
 from tunnel.protocol.frames import ConnectionsFreed, StreamsEnded, VisitorFailed
@@ -54,6 +55,7 @@ class Ingress(TunnelEnd):
         self._admission: Admission | None = None  # of a tunnel with rules
         self._on_accept: Callable[[socket.SocketType, object], None] = self._on_visitor
         self.stats.start_counting_refused()
+        self._refusal: str | None = None
         self.address: str | None = None
         """where visitors are accepted, once they are"""
 
@@ -94,6 +96,18 @@ class Ingress(TunnelEnd):
             fd_holder=self,
         )
         self.address = self.acceptor.address
+
+    @property
+    def remark(self) -> str | None:
+        """Why new visitors are refused."""
+        return self._refusal or super().remark
+
+    def set_refusal(self, reason: str | None) -> None:
+        """Refuse new visitors for this reason; None: serve them. Present visitors, also queued ones, may finish."""
+        if reason != self._refusal:
+            self._refusal = reason
+            self._choose_callback()
+            self._on_state_input_changed()
 
     @property
     def visitor_acceptor(self) -> Acceptor | None:
@@ -275,9 +289,14 @@ class Ingress(TunnelEnd):
         present = [relay.visitor_address for relay in self.relays.running()]
         present += (pack_address(peer) for _, peer, _ in self._queue)
         self._admission = Admission(rules, monotonic(), map(host_of, present)) if rules else None
-        self._on_accept = self._on_visitor if self._admission is None else self._admit
+        self._choose_callback()
         is_counting = self._admission is not None and self._admission.counts_visitors
         self.relays.set_close_callback(self._on_counted_left if is_counting else self._on_room_freed)
+
+    def _choose_callback(self) -> None:
+        """Choose where new visitors go: a check that a tunnel does not need is not made."""
+        admit = self._on_visitor if self._admission is None else self._admit
+        self._on_accept = admit if self._refusal is None else self._refuse_all
         if self.acceptor is not None:
             self.acceptor.set_callback(self._on_accept)
 
@@ -285,16 +304,22 @@ class Ingress(TunnelEnd):
         """Serve a visitor if the rules admit it."""
         admission = self._admission
         host = pack_host(peer[0]) if isinstance(peer, tuple) else b""
-        refusal = admission.admit(host, monotonic()) if admission is not None else None
-        if refusal is None:
+        if admission is None or (refusal := admission.admit(host, monotonic())) is None:
             self._on_visitor(visitor, peer)
-            return
+        else:
+            self._refuse(visitor, peer, refusal, lambda: admission.describe(refusal, host))
+
+    def _refuse_all(self, visitor: socket.SocketType, peer: object) -> None:
+        """Refuse a visitor of a tunnel whose quota is used up."""
+        self._refuse(visitor, peer, Refusal.QUOTA, lambda: self._refusal or "")
+
+    def _refuse(self, visitor: socket.SocketType, peer: object, refusal: Refusal, describe: Callable[[], str]) -> None:
         self.stats.count_refused(refusal)
         sockets.reset_on_close(visitor)
         self.reactor.close(visitor)
-        if admission is not None and not self._event_log.suppresses(topic := f"refused {refusal.value}"):
-            text = f"a visitor was refused: {admission.describe(refusal, host)}"
+        if not self._event_log.suppresses(topic := f"refused {refusal.value}"):
             data = {"reason": refusal.value, VISITOR: sockets.format_address(peer)}
+            text = f"a visitor was refused: {describe()}"
             self._event_log.log_throttled(LogLevel.INFO, EventKind.REFUSED, topic, text, **data)
 
     def _on_counted_left(self, relay: ForwardedVisitor) -> None:

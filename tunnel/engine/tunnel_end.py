@@ -141,6 +141,10 @@ class TunnelEnd(ABC):
         """Use the settings of a spec, and the negotiated number of visitors; no visitor is disconnected."""
 
     @abstractmethod
+    def set_refusal(self, reason: str | None) -> None:
+        """Refuse new visitors for this reason; None: serve them. At an egress this has no effect."""
+
+    @abstractmethod
     def start_drain(self, goodbye: str) -> None:
         """Stop accepting visitors, here or (with ``goodbye`` as the reason) at the other end."""
 

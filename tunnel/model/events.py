@@ -46,6 +46,7 @@ class EventKind(enum.StrEnum):
     API = "api"
     MQTT = "mqtt"
     HISTORY = "history"
+    QUOTA = "quota"
     LOG = "log"
 
 
@@ -79,6 +80,7 @@ EVENT_KINDS: Final[Mapping[EventKind, EventKindInfo]] = MappingProxyType(
         EventKind.API: EventKindInfo("the local API listens, or has a fault"),
         EventKind.MQTT: EventKindInfo("the connection to the broker, or a command over it"),
         EventKind.HISTORY: EventKindInfo("the traffic history cannot be written, or is written again"),
+        EventKind.QUOTA: EventKindInfo("a quota is nearly used or used up, or has room again", is_history=True),
         EventKind.LOG: EventKindInfo("events were dropped"),
     }
 )

@@ -31,6 +31,7 @@ from tunnel.model.option_types import (
     OptionType,
     ServiceType,
 )
+from tunnel.model.quota import QuotaType
 from tunnel.model.settings import Settings
 from tunnel.model.spec import AuthPolicy, DataTls, End, LogLevel, Mode, ProxyVersion, Role, TunnelSpec
 from tunnel.model.url import TunnelUrl
@@ -239,6 +240,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
             end=End.EGRESS,
             is_live=True,
         ),
+        _visitor_rule("quota", QuotaType(), "bytes of both directions in a period; then new visitors are refused"),
         _setting("semaphore_limit", _LIMIT, "visitors served at once; more wait in the kernel's backlog"),
         _setting("signal_queue_limit", _LIMIT, "visitors that wait for a data connection; then no more are accepted"),
         _setting("signal_buffer", IntegerType(1, 1 << 24), "bytes read from the control channel at once"),

@@ -14,3 +14,5 @@ class Refusal(enum.Enum):
     """the address has ``max_per_address`` visitors already"""
     RATE = "rate"
     """the address had more than ``rate_new`` new visitors per second"""
+    QUOTA = "quota"
+    """the ``quota`` of the tunnel is used up"""

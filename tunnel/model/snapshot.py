@@ -170,6 +170,17 @@ class TargetView(_View):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaView(_View):
+    """How much of its quota a tunnel has used, in bytes of both directions."""
+
+    used: int | None = None
+    """None until the traffic of the period has been read"""
+    limit: int
+    until: str | None = None
+    """when the present month ends; of rolling days, when a quota that is used up has room again"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A tunnel at one moment. An unknown value is None, never an estimate. Timestamps are RFC 3339."""
 
@@ -207,6 +218,8 @@ class Snapshot:
     counters: CountersView = CountersView()
     rtt_ms: float | None = None
     cooldown: CooldownView
+    quota: QuotaView | None = None
+    """None without a quota"""
     restarts: int = 0
     last_error: str | None = None
     last_error_at: str | None = None
@@ -238,6 +251,7 @@ _VIEWS: Final = (
     CooldownView,
     TargetChecksView,
     TargetView,
+    QuotaView,
     Snapshot,
 )
 _READERS: Final[dict[type, tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]]] = {

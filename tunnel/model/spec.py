@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tunnel.model.address import Address
     from tunnel.model.keys import Key, NamedKey
+    from tunnel.model.quota import Quota
     from tunnel.model.targets import TargetCheck
 
 REUSE: Final = "reuse"
@@ -173,6 +174,8 @@ class TunnelSpec:
     """ingress: new visitors of one address per second; 0: no limit"""
     proxy: ProxyVersion = ProxyVersion.OFF
     """egress: the PROXY header with the visitor's address that the target is sent"""
+    quota: Quota | None = None
+    """ingress: bytes that the tunnel may carry in a period; then new visitors are refused"""
     settings: Settings = field(default_factory=Settings)
 
     @property
