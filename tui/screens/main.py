@@ -21,6 +21,7 @@ from tui.screens.main_view import MainView
 from tui.screens.palette import CommandProvider
 from tui.screens.routes import HostsModal, RouteListModal, RouteModal
 from tui.screens.texts import EventsModal, LinesModal
+from tui.screens.traffic import TrafficModal
 from tui.screens.visitors import VisitorListModal
 from tui.sources.base import SourceError
 from tui.themes import opposite_theme
@@ -264,6 +265,11 @@ class MainScreen(MainView):
             self.app.push_screen(VisitorListModal(self._session, self._actions, names))
         else:
             self._actions.show_error(NO_TUNNEL)
+
+    def action_traffic(self) -> None:
+        """Show the traffic of the tunnel under the cursor by hour, day and month."""
+        if (name := self._cursor_or_notice()) is not None:
+            self.app.push_screen(TrafficModal(self._session, name))
 
     def action_hosts(self) -> None:
         """Show the hosts of a fleet."""

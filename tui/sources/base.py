@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
 
-    from orchestrator.status.json_types import CommandResultJson, KickJson, PlanJson, ReloadJson, VisitorsJson
+    from orchestrator.status.json_types import (
+        CommandResultJson,
+        KickJson,
+        PlanJson,
+        ReloadJson,
+        TrafficJson,
+        VisitorsJson,
+    )
     from tui.model.messages import ChangeData, EventData, StatusData, TunnelDetails
 
 
@@ -85,6 +92,9 @@ class Source(Protocol):
 
     async def fetch_tunnel(self, name: str) -> TunnelDetails:
         """Return one tunnel with its URL, its settings and its place in the file."""
+
+    async def fetch_traffic(self, name: str, step: str, days: int) -> TrafficJson:
+        """Return what a tunnel carried in the last ``days`` days, by hour, day or month."""
 
     async def send_command(self, verb: str, name: str) -> CommandResultJson:
         """Start, stop, restart, drain or retry a tunnel."""

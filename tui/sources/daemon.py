@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import aiohttp
 from yarl import URL
@@ -29,7 +29,14 @@ from tui.sources.sse import SseError, SseParser
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from orchestrator.status.json_types import CommandResultJson, KickJson, PlanJson, ReloadJson, VisitorsJson
+    from orchestrator.status.json_types import (
+        CommandResultJson,
+        KickJson,
+        PlanJson,
+        ReloadJson,
+        TrafficJson,
+        VisitorsJson,
+    )
     from tui.model.messages import EventData, TunnelDetails
 
 _UPDATE_INTERVAL_S: Final = 0.25
@@ -121,6 +128,12 @@ class ApiSource:
         """Return one tunnel with its URL, its settings and its place in the file."""
         details: TunnelDetails = await self._request_json("GET", f"/v1/tunnels/{quote(name, safe='')}")
         return details
+
+    async def fetch_traffic(self, name: str, step: str, days: int) -> TrafficJson:
+        """Return what a tunnel carried in the last ``days`` days, by hour, day or month."""
+        query = urlencode([("tunnel", name), ("by", step), ("days", days)])
+        traffic: TrafficJson = await self._request_json("GET", f"/v1/traffic?{query}")
+        return traffic
 
     async def send_command(self, verb: str, name: str) -> CommandResultJson:
         """Send a command for one tunnel and return its result."""

@@ -28,7 +28,14 @@ if TYPE_CHECKING:
     from orchestrator.mqtt.fleet import Fleet
     from orchestrator.mqtt.payloads import ResponsePayload
     from orchestrator.mqtt.topics import ParsedTopic
-    from orchestrator.status.json_types import CommandResultJson, KickJson, PlanJson, ReloadJson, VisitorsJson
+    from orchestrator.status.json_types import (
+        CommandResultJson,
+        KickJson,
+        PlanJson,
+        ReloadJson,
+        TrafficJson,
+        VisitorsJson,
+    )
     from tui.model.messages import EventData, TunnelDetails
     from tui.sources.base import SourceMessage
 
@@ -207,6 +214,10 @@ class FleetSource:
     async def fetch_plan(self) -> PlanJson:
         """Raise SourceError: hosts do not publish their plans."""
         raise SourceError("only the host knows what a reload would change: run nodepass-orch plan there")
+
+    async def fetch_traffic(self, name: str, step: str, days: int) -> TrafficJson:
+        """Raise SourceError: hosts do not publish their histories."""
+        raise SourceError("only the host knows what its tunnels carried: run nodepass-orch traffic there")
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
