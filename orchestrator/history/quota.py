@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.history.periods import format_start, month_start
@@ -33,7 +34,16 @@ class QuotaLevel(enum.Enum):
 
 def first_hour(quota: Quota, now: float) -> int:
     """Return the hour from which on traffic counts."""
-    return hour_of(month_start(now)) if quota.days is None else hour_of(now) - 24 * quota.days + 1
+    return _month_of(hour_of(now))[0] if quota.days is None else hour_of(now) - 24 * quota.days + 1
+
+
+@lru_cache(16)
+def _month_of(hour: int) -> tuple[int, float]:
+    """Return the first hour of the month of an hour, and when that month ends; a thousand accounts share the answer."""
+    return hour_of(month_start(hour * HOUR_S)), month_start(hour * HOUR_S, 1)
+
+
+_format_until = lru_cache(256)(format_start)
 
 
 class QuotaAccount:
@@ -80,7 +90,7 @@ class QuotaAccount:
         """Return when a calendar month ends; of rolling days, when a quota that is used up has room again."""
         quota = self.quota
         if quota.days is None:
-            return month_start(now, 1)
+            return _month_of(hour_of(now))[1]
         used, first = self.used(now), first_hour(quota, now)
         if used < quota.limit:
             return None
@@ -94,7 +104,7 @@ class QuotaAccount:
         """Return what the status shows."""
         until = self.until(now)
         return QuotaView(
-            used=self.used(now), limit=self.quota.limit, until=None if until is None else format_start(until)
+            used=self.used(now), limit=self.quota.limit, until=None if until is None else _format_until(until)
         )
 
     def refusal(self, now: float) -> str | None:
@@ -102,7 +112,7 @@ class QuotaAccount:
         if self.used(now) < self.quota.limit:
             return None
         until = self.until(now)
-        return f"the quota {self.quota} is used up" + ("" if until is None else f" until {format_start(until)}")
+        return f"the quota {self.quota} is used up" + ("" if until is None else f" until {_format_until(until)}")
 
     def advance_level(self, now: float) -> tuple[QuotaLevel, QuotaLevel]:
         """Return the level before and now; the first call starts from what was recorded.

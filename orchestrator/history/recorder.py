@@ -181,11 +181,13 @@ class TrafficRecorder:
         busy = [name for name in self._busy if self._quotas.is_followed(name)]
         self._busy.clear()
         async with self._collecting:
-            for number, name in enumerate(busy, 1):
-                self._count(name)
-                if number % SCAN_BATCH_SIZE == 0:
-                    await asyncio.sleep(_PAUSE_S)
-        self._quotas.evaluate(busy, self._clock())
+            for start in range(0, len(busy), SCAN_BATCH_SIZE):
+                names = busy[start : start + SCAN_BATCH_SIZE]
+                for name in names:
+                    self._count(name)
+                self._quotas.evaluate(names, self._clock())
+                await asyncio.sleep(_PAUSE_S)
+        self._quotas.evaluate((), self._clock())
 
     async def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Write what is left, for ``timeout_s`` at most; the tunnels must have stopped."""
