@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
 from collections import Counter
@@ -36,6 +37,7 @@ from tunnel.model.snapshot import TargetView
 from tunnel.model.spec import Direction, Mode
 from tunnel.model.state import State
 from tunnel.model.targets import CHECK_OFF, CHECK_TCP, CheckKind, TargetCheck, TargetSpec
+from tunnel.runtime import sockets
 
 __all__ = ["shared"]
 
@@ -484,3 +486,42 @@ async def test_a_closed_group_disconnects_the_visitors_that_wait(shared: EngineC
             await wait_until_async(lambda: egress.engine.snapshot().connections.total == 1, "a target is dialled")
             egress.engine.close()
             assert await serving == ""
+
+
+async def test_a_visitor_is_disconnected_where_no_route_leads_to_any_target(
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel refuses each connection at once: a dial has failed before the call that starts it returns."""
+    start_connect = sockets.start_connect
+    async with targets(b"a", b"b", b"c") as found:
+        ports = {each.port for each in found}
+
+        def connect(family: socket.AddressFamily, sockaddr: sockets.SockAddr, **options: bool) -> socket.SocketType:
+            if sockaddr[1] in ports:
+                raise OSError(errno.ENETUNREACH, "Network is unreachable")
+            return start_connect(family, sockaddr, **options)
+
+        async with group_pair(shared, [each.address for each in found], **SELDOM) as (ingress, egress):
+            assert await shares(ingress, 3) == {"a": 1, "b": 1, "c": 1}  # so the addresses of all are known
+            monkeypatch.setattr(sockets, "start_connect", connect)
+            assert await who_serves(visitors_address(ingress)) == ""
+            counts = egress.engine.snapshot().connections
+            assert (counts.failed, counts.active) == (1, 0)
+            assert [each.visitors for each in egress.engine.snapshot().targets] == [0, 0, 0]
+            monkeypatch.undo()
+            assert await who_serves(visitors_address(ingress)) != ""  # the engine has survived
+
+
+async def test_a_removed_target_is_not_checked_again_when_its_visitor_fails(shared: EngineContext) -> None:
+    with contextlib.closing(BlackHole()) as hole:
+        silent = Address("127.0.0.1", hole.port)
+        async with targets(b"a", b"b") as (a, b):
+            rules: dict[str, Any] = {**SELDOM, "check": CHECK_OFF, "check_timeout": 0.3, "balance": Balance.FIRST}
+            async with group_pair(shared, [silent, a.address], **rules) as (ingress, egress):
+                serving = asyncio.create_task(who_serves(visitors_address(ingress)))
+                await wait_until_async(lambda: view(egress, silent).visitors == 1, "the target is dialled")
+                several = (TargetSpec(a.address), TargetSpec(b.address))
+                egress.engine.apply_live_settings(replace(egress.engine.spec, target=a.address, targets=several))
+                assert await serving == "a"
+                assert egress.events.said(f"the target {silent} could not be reached for a visitor")
+                assert not egress.events.said(f"the target {silent} is down")

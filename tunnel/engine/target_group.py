@@ -178,11 +178,22 @@ class TargetGroup(Dialler[GroupDial]):
         if not self._try_next(link, data, (), now):
             self._owner.on_visitor_unserved(link, data, _ALL_DRAINED)
 
-    def _try_next(self, link: Link, data: DataConnection, tried: tuple[GroupTarget, ...], now: float) -> bool:
-        """Dial the next target for a visitor; return False if it was tried on all of them."""
+    def _try_next(
+        self,
+        link: Link,
+        data: DataConnection,
+        tried: tuple[GroupTarget, ...],
+        now: float,
+        end_offset: int | None = None,
+    ) -> bool:
+        """Dial the next target for a visitor; return False if it was tried on all of them.
+
+        The dial may have failed, and another one may have been tried, before this returns: where no route leads to a
+        target, the kernel says so at once.
+        """
         source = data.visitor_address[_PORT_BYTES:]
         if not tried and (member := self._balancer.choose(source)) is not None:  # nearly always
-            self._start_attempt(link, data, member, tried, now)
+            self._start_attempt(link, data, member, tried, now, end_offset)
             return True
 
         def is_untried(member: GroupTarget) -> bool:
@@ -193,14 +204,21 @@ class TargetGroup(Dialler[GroupDial]):
             member = self._last_resort.choose(source, is_untried, use_backup=True)
             if member is None:
                 return False
-        self._start_attempt(link, data, member, tried, now)
+        self._start_attempt(link, data, member, tried, now, end_offset)
         return True
 
     def _start_attempt(
-        self, link: Link, data: DataConnection, member: GroupTarget, tried: tuple[GroupTarget, ...], now: float
+        self,
+        link: Link,
+        data: DataConnection,
+        member: GroupTarget,
+        tried: tuple[GroupTarget, ...],
+        now: float,
+        end_offset: int | None,
     ) -> None:
         member.active_visitors += 1
         dial = GroupDial(self, link, data, member, (*tried, member))
+        dial.end_offset = end_offset
         dial.deadline = now + self._time_limit(dial)
         self._by_data_id[data.ident] = dial
         self._start(dial, member.target)
@@ -276,9 +294,7 @@ class TargetGroup(Dialler[GroupDial]):
             self.note_failure(member, cause)
         if dial.link is None or dial.data is None:
             return
-        if self._try_next(dial.link, dial.data, dial.tried, self._loop.time()):
-            self._by_data_id[dial.data.ident].end_offset = dial.end_offset
-        else:
+        if not self._try_next(dial.link, dial.data, dial.tried, self._loop.time(), dial.end_offset):
             self._owner.on_visitor_unserved(dial.link, dial.data, self._describe_unserved(dial, cause))
 
     def _describe_unserved(self, dial: GroupDial, cause: str) -> str:
@@ -315,15 +331,15 @@ class TargetGroup(Dialler[GroupDial]):
     # --- health ---------------------------------------------------------------------------------------------------
 
     def note_success(self, member: GroupTarget) -> None:
-        """Count a passed check, or a visitor who reached the target."""
+        """Count a passed check, or a visitor that reached the target. A target that was removed counts no more."""
         now = self._loop.time()
-        if member.health.note_success(now):
+        if member in self._members and member.health.note_success(now):
             member.on_returned(now)
             self._on_changed(member, LogLevel.INFO, f"the target {member.address} is up again")
 
     def note_failure(self, member: GroupTarget, cause: str) -> None:
-        """Count a failed check, or a visitor who could not reach the target."""
-        if member.health.note_failure():
+        """Count a failed check, or a visitor that could not reach the target; as ``note_success``."""
+        if member in self._members and member.health.note_failure():
             member.on_fallen(cause)
             failures = plural(member.health.failures, "failure")
             self._on_changed(member, LogLevel.WARN, f"the target {member.address} is down after {failures}: {cause}")
