@@ -147,9 +147,10 @@ class ApiSource:
 
     async def fetch_visitors(self, names: Sequence[str]) -> VisitorsJson:
         """Return the visitors of some tunnels."""
-        query = [("tunnel", name) for name in names] if len(names) <= MAX_NAMED_TUNNELS else []
+        wanted = frozenset(names)
+        query = [("tunnel", name) for name in wanted] if len(wanted) <= MAX_NAMED_TUNNELS else []
         answer: VisitorsJson = await self._request_json("GET", "/v1/visitors", params=query)
-        return answer if query else {"visitors": [one for one in answer["visitors"] if one["tunnel"] in names]}
+        return answer if query else {"visitors": [one for one in answer["visitors"] if one["tunnel"] in wanted]}
 
     async def kick(self, which: str, names: Sequence[str]) -> KickJson:
         """Disconnect visitors of some tunnels and return them."""
