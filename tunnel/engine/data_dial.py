@@ -17,7 +17,7 @@ LATE_CONFIRM_TIMEOUT_S: Final = 1.0
 """How long a confirmation may follow the end of a quick visitor's connection."""
 
 
-class DialOwner(Protocol):
+class DataDialOwner(Protocol):
     """The object that dials data connections."""
 
     def encode_preface(self, ident: int) -> bytes:
@@ -35,7 +35,7 @@ class DataDial:
 
     __slots__ = ("_owner", "events", "expires_at", "ident", "is_introduced", "port", "sock", "started_at")
 
-    def __init__(self, owner: DialOwner, ident: int, sock: socket.SocketType, port: int, now: float) -> None:
+    def __init__(self, owner: DataDialOwner, ident: int, sock: socket.SocketType, port: int, now: float) -> None:
         """``port`` is the one that was dialled; ``now`` is the event loop's time."""
         self.ident = ident
         self.sock = sock
