@@ -34,7 +34,7 @@ from tunnel.engine.context import EngineContext
 from tunnel.model.address import Address, parse_address
 from tunnel.model.balancer import Balance
 from tunnel.model.snapshot import TargetView
-from tunnel.model.spec import Direction, Mode
+from tunnel.model.spec import Direction, Mode, ProxyVersion
 from tunnel.model.state import State
 from tunnel.model.targets import CHECK_OFF, CHECK_TCP, CheckKind, TargetCheck, TargetSpec
 from tunnel.runtime import sockets
@@ -299,6 +299,31 @@ async def test_an_http_check_reads_the_status(shared: EngineContext) -> None:
             await wait_until_async(lambda: view(egress, good.address).state == "up", "the good one is up")
             ill.on_accept = http_target("200 OK")
             await wait_target(egress, ill.address, "up")
+
+
+class BehindProxy(NamedTarget):
+    """An HTTP target that answers requests after a PROXY header without an address only."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            header = await reader.readline()
+            status = "200 OK" if header == b"PROXY UNKNOWN\r\n" else "400 Bad Request"
+            http_target(status)(writer)
+            await writer.drain()
+        writer.close()
+
+
+async def test_an_http_check_sends_the_header_of_the_proxy_protocol_where_visitors_have_one(
+    shared: EngineContext,
+) -> None:
+    check = TargetCheck(CheckKind.HTTP, "/health")
+    async with (
+        BehindProxy(b"a").running() as target,
+        group_pair(shared, [target.address], check=check, proxy=ProxyVersion.OFF) as (_, egress),
+    ):
+        await wait_target(egress, target.address, "down")
+        egress.engine.apply_live_settings(replace(egress.engine.spec, proxy=ProxyVersion.V1))
+        await wait_target(egress, target.address, "up")
 
 
 async def test_an_http_check_has_a_time_limit_and_needs_an_answer(shared: EngineContext) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from tunnel.model.targets import CheckKind
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.http_check import encode_request, is_good_status, read_status
+from tunnel.protocol.proxy_header import encode_check_header
 from tunnel.runtime import sockets
 from tunnel.runtime.connect_race import ConnectRace, describe_failures
 from tunnel.runtime.reactor import READABLE
@@ -51,6 +52,7 @@ class TargetChecks:
         self.check: TargetCheck = spec.effective_check
         self.next_at = 0.0
         """when the next check starts, on the loop's clock"""
+        self._proxy = spec.proxy
         self._owner = owner
         self._reactor = reactor
         self._loop = loop
@@ -68,7 +70,7 @@ class TargetChecks:
     def update_spec(self, spec: TunnelSpec) -> None:
         """Use the kind of check, interval and time limit of a spec from the next check on."""
         is_sooner = spec.inter < self._interval_s
-        self.check = spec.effective_check
+        self.check, self._proxy = spec.effective_check, spec.proxy
         self._interval_s, self._timeout_s = spec.inter, spec.check_timeout
         if is_sooner and self._timer is not None:
             self.start()
@@ -156,10 +158,9 @@ class TargetChecks:
             self._resolving.cancel()
             self._resolving = None
 
-    @property
-    def host(self) -> str:
-        """The target's address as the Host field of a request."""
-        return str(self._owner.target.address)
+    def encode_request(self) -> bytes:
+        """Return the request of an HTTP check, after the PROXY header that the target expects if visitors have one."""
+        return encode_check_header(self._proxy) + encode_request(str(self._owner.target.address), self.check.path)
 
     def prefer(self, sockaddr: SockAddr) -> None:
         """Note which of the target's addresses has answered."""
@@ -209,9 +210,8 @@ class _HttpCheck(_PresentCheck):
         self._checks.prefer(sockaddr)
         self._stream = sock
         self._reactor.set_handler(sock, self.read)
-        request = encode_request(self._checks.host, self._checks.check.path)
         try:
-            sock.send(request)  # some hundred bytes fit into the buffer of a new connection
+            sock.send(self._checks.encode_request())  # some hundred bytes fit into the buffer of a new connection
         except OSError as error:
             self._checks.on_failed(sockets.describe_error(error))
             return

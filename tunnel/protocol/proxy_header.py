@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from tunnel.model.errors import TunnelError
 from tunnel.model.spec import ProxyVersion
-from tunnel.protocol.visitor_address import unpack_address
+from tunnel.protocol.visitor_address import UNKNOWN, unpack_address
 
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 """The first bytes of version 2 (§2.2)."""
@@ -76,6 +76,11 @@ def encode_header(version: ProxyVersion, source: bytes, destination: tuple[str, 
     rest = addresses + _TLV_HEAD.pack(_UNIQUE_ID, len(unique_id)) + unique_id
     transport = 0x21 if family is socket.AF_INET6 else 0x11
     return SIGNATURE + bytes((_PROXY, transport)) + _LENGTH.pack(len(rest)) + rest
+
+
+def encode_check_header(version: ProxyVersion) -> bytes:
+    """Return the header of a connection that a health check makes, not a visitor: UNKNOWN, or LOCAL (§2.2)."""
+    return b"" if version is ProxyVersion.OFF else encode_header(version, UNKNOWN, ("", 0), b"")
 
 
 # --- in ---------------------------------------------------------------------------------------------------------------
