@@ -47,6 +47,7 @@ class RefusedJson(TypedDict):
     allow: int | None
     per_address: int | None
     rate: int | None
+    proxy: int | None
     quota: int | None
     limit: int | None
 

@@ -25,6 +25,7 @@ from orchestrator.supervisor.runner import stopped_snapshot
 from tests.fuzz.targets import NOW, RECORD_CONTENTS, SECRET
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.options import make_spec
+from tunnel.model.spec import ProxyVersion
 from tunnel.model.times import format_timestamp
 from tunnel.model.url import parse_url
 from tunnel.protocol.frame_codec import encode_frame, encode_message
@@ -44,7 +45,9 @@ from tunnel.protocol.frames import (
 from tunnel.protocol.handshake_messages import Challenge, Refusal
 from tunnel.protocol.payloads import FrameMessage
 from tunnel.protocol.preface import encode_preface
+from tunnel.protocol.proxy_header import SIGNATURE, crc32c, encode_header
 from tunnel.protocol.records import HEADER_BYTES, TAG_BYTES, LinkKeys, RecordDirection, RecordWriter
+from tunnel.protocol.visitor_address import pack_address
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 
@@ -135,6 +138,26 @@ def _http_check() -> Seeds:
     yield "odd-status", b"HTTP/1.1 999 \r\n\r\n"
 
 
+def _proxy_headers() -> Seeds:
+    target = ("10.0.0.1", 80)
+    for name, address in {"ipv4": ("192.0.2.7", 4711), "ipv6": ("2001:db8::7", 4711)}.items():
+        for version in (ProxyVersion.V1, ProxyVersion.V2):
+            yield f"{version.value}-{name}", encode_header(version, pack_address(address), target, b"id-1") + b"GET /"
+    for version in (ProxyVersion.V1, ProxyVersion.V2):
+        yield f"{version.value}-unknown", encode_header(version, b"", target, b"")
+    checked = SIGNATURE + b"\x21\x11\0\x13" + bytes(12) + b"\3\0\4" + bytes(4)
+    yield "v2-checksum", checked[:-4] + crc32c(checked).to_bytes(4)
+    yield "v2-unix", SIGNATURE + b"\x21\x31\0\xd8" + bytes(216)
+    yield "v1-longest", b"PROXY UNKNOWN " + b"f" * 91 + b"\r\n"
+
+
+def _networks() -> Seeds:
+    yield "mixed", b"10.0.0.0/8, 192.0.2.7 2001:db8::/32,::ffff:198.51.100.0/120"
+    yield "nested", b"0.0.0.0/0,10.0.0.0/8,10.1.0.0/16,::/0"
+    yield "host-bits", b"10.0.0.1/8"
+    yield "none", b"none"
+
+
 def _records() -> Seeds:
     writer = RecordWriter(LinkKeys(SECRET), 7, 0, RecordDirection.TO_SERVER)
     sealed = []
@@ -201,6 +224,8 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         ("handshake", _handshake()),
         ("preface", _preface()),
         ("records", _records()),
+        ("proxy_header", _proxy_headers()),
+        ("networks", _networks()),
         ("mqtt", _mqtt()),
         ("http_check", _http_check()),
     ):

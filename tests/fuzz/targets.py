@@ -26,11 +26,12 @@ from orchestrator.mqtt.ownership import DuplicateHostError, HostOwnership
 from orchestrator.mqtt.payloads import DaemonRun, ResponsePayload, StatusPayload
 from orchestrator.mqtt.topics import RESPONSE, STATE, HostTopics, ParsedTopic, parse
 from orchestrator.table import format_table
-from tunnel.model.errors import OptionError, UrlError
+from tunnel.model.errors import InvalidValueError, OptionError, UrlError
 from tunnel.model.limits import ConfiguredLimits, Limits
 from tunnel.model.options import OptionLayer, format_options, make_spec
-from tunnel.model.spec import DataTls, Mode
+from tunnel.model.spec import DataTls, Mode, ProxyVersion
 from tunnel.model.url import parse_url
+from tunnel.model.visitor_option_types import NetworksType
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message
 from tunnel.protocol.frames import FRAMES, Goodbye, Kind, TargetStatus, VisitorFailed
@@ -40,9 +41,11 @@ from tunnel.protocol.heartbeat import Heartbeat
 from tunnel.protocol.http_check import read_status
 from tunnel.protocol.keys import BaseKey
 from tunnel.protocol.preface import PREFACE_SIZE, check_preface, decode_preface, encode_preface
+from tunnel.protocol.proxy_header import ProxyHeaderError, encode_header, parse_header
 from tunnel.protocol.records import MAX_RECORD_BYTES, LinkKeys, RecordDirection, RecordError, RecordReader
 from tunnel.protocol.replay import ReplayWindow
 from tunnel.protocol.session import Negotiation, Session, SessionRole
+from tunnel.protocol.visitor_address import pack_address
 
 Target = Callable[[bytes], None]
 
@@ -57,6 +60,8 @@ MAX_INPUT_BYTES: Final = {
     "handshake": 2100,
     "preface": 200,
     "records": 600,
+    "proxy_header": 600,
+    "networks": 600,
     "url": 2048,
     "yaml": 4096,
     "variables": 1024,
@@ -190,6 +195,41 @@ def preface(data: bytes) -> None:
             assert number not in accepted, "an id is accepted twice"
             accepted.add(number)
         assert len(window) <= 128, "the window grows"
+
+
+# --- visitors -----------------------------------------------------------------------------------------------------
+
+
+def proxy_header(data: bytes) -> None:
+    """The start of a balancer's connection, as it grows byte by byte: a result is final, and one header is taken."""
+    for end in range(len(data) + 1):
+        try:
+            found = parse_header(data[:end])
+        except ProxyHeaderError:
+            break
+        if found is not None:
+            assert end == found.size, "a header was complete earlier, or takes bytes of the visitor"
+            assert parse_header(data) == found, "what follows a header changes it"
+            if found.source is not None:
+                packed = pack_address(found.source)
+                for version in (ProxyVersion.V1, ProxyVersion.V2):
+                    again = parse_header(encode_header(version, packed, ("10.0.0.1", 80), found.unique_id))
+                    assert again is not None
+                    assert pack_address(again.source) == packed
+            break
+
+
+def networks(data: bytes) -> None:
+    """A list of networks: printed it is the same list, and it contains its own ends."""
+    kind = NetworksType()
+    try:
+        found = kind.parse(data.decode("latin-1"), Path())
+    except InvalidValueError:
+        return
+    assert kind.parse(kind.format(found), Path()) == found
+    for first, _ in found.networks:
+        assert first in found
+    assert b"" not in found
 
 
 # --- URL ----------------------------------------------------------------------------------------------------------
@@ -407,6 +447,8 @@ TARGETS: Final[dict[str, Target]] = {
     "handshake": handshake,
     "preface": preface,
     "records": data_records,
+    "proxy_header": proxy_header,
+    "networks": networks,
     "url": url,
     "yaml": yaml,
     "variables": variables,

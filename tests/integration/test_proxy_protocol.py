@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,31 @@ def test_haproxy_logs_the_visitors_address(harness: ProcessHarness, direction: s
     receiver = start_haproxy(harness)
     pair = start_pair(harness, receiver, direction, tls, egress=f"proxy={version}")
     assert_visitor_is_seen(pair, receiver, has_id=version == "v2")
+
+
+@needs("nginx", "haproxy")
+@paths
+@pytest.mark.parametrize("sends", ["send-proxy", "send-proxy-v2 proxy-v2-options crc32c,unique-id"])
+def test_a_balancer_in_front_passes_its_visitors_addresses_through(
+    harness: ProcessHarness, direction: str, tls: str, sends: str
+) -> None:
+    receiver = start_nginx(harness)
+    pair = start_pair(harness, receiver, direction, tls, ingress="proxy_from=127.0.0.1", egress="proxy=v2")
+    balancer = start_balancer(harness, pair.visitors, sends)
+    assert_visitor_is_seen(replace(pair, visitors=balancer.address), receiver, has_id=False)
+    ingress = pair.server if direction == "reverse" else pair.client
+    wait_until(lambda: ingress.tunnel()["connections"]["total"] > 1, within=10, what="health checks are served")
+    assert ingress.tunnel()["refused"]["proxy"] == 0
+
+
+def start_balancer(harness: ProcessHarness, server: Address, sends: str) -> Program:
+    """Start HAProxy in front of a server; its health checks are announced as LOCAL by version 2."""
+    port, directory = free_port(), harness.directory / "balancer"
+    directory.mkdir()
+    config = directory / "haproxy.cfg"
+    config.write_text(
+        "defaults\n mode tcp\n timeout client 30s\n timeout connect 5s\n timeout server 30s\n"
+        f"frontend f\n bind 127.0.0.1:{port}\n unique-id-format %[uuid()]\n default_backend b\n"
+        f"backend b\n server s {server[0]}:{server[1]} {sends} check inter 500\n"
+    )
+    return harness.close_at_end(Program([str(find("haproxy")), "-f", str(config)], port, directory / "log"))

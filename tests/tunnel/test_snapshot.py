@@ -73,6 +73,7 @@ CONTRACT = {
         "allow": None,
         "per_address": None,
         "rate": None,
+        "proxy": None,
         "quota": None,
         "limit": None,
     },

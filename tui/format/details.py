@@ -170,6 +170,7 @@ _REFUSED_VISITORS: Final = {
     "allow": "address not allowed",
     "per_address": "too many of one address",
     "rate": "too many new ones of one address",
+    "proxy": "no valid PROXY header",
     "quota": "quota used up",
     "limit": "limit of the tunnel",
 }

@@ -48,7 +48,7 @@ _NO_CONNECTIONS: Final[ConnectionsJson] = {"active": 0, "total": 0, "failed": 0,
 _NO_BYTES: Final[BytesJson] = {"in": 0, "out": 0}
 _NO_REFUSED: Final[RefusedJson] = {
     "handshakes": 0, "prefaces": 0, "silent": 0,
-    "allow": None, "per_address": None, "rate": None, "quota": None, "limit": None,
+    "allow": None, "per_address": None, "rate": None, "proxy": None, "quota": None, "limit": None,
 }  # fmt: skip
 _NO_COOLDOWN: Final[CooldownJson] = {"remaining_s": 0.0, "attempt": 0}
 

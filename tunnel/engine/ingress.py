@@ -10,9 +10,11 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from tunnel.engine.admission import Admission, AdmissionRules
+from tunnel.engine.proxy_reader import ProxyHeaderReader
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.engine.visitor_list import format_packed, id_of
 from tunnel.model.events import VISITOR, EventKind
+from tunnel.model.networks import NO_NETWORKS
 from tunnel.model.refusals import Refusal
 from tunnel.model.spec import End, LogLevel
 from tunnel.model.visitors import QUEUED, VisitorView
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from tunnel.engine.pool import DataConnection
     from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.address import Address
+    from tunnel.model.networks import NetworkSet
     from tunnel.model.settings import Settings
     from tunnel.model.spec import TunnelSpec
     from tunnel.model.visitors import VisitorSelector
@@ -51,8 +54,9 @@ class Ingress(TunnelEnd):
         self._queue_timer: asyncio.TimerHandle | None = None
         self._max_queued = settings.signal_queue_limit
         self._max_visitors = settings.semaphore_limit
-        self._rules: AdmissionRules | None = None
+        self._rules: tuple[AdmissionRules, NetworkSet] | None = None
         self._admission: Admission | None = None  # of a tunnel with rules
+        self._reader: ProxyHeaderReader | None = None  # since balancers were known for the first time
         self._on_accept: Callable[[socket.SocketType, object], None] = self._on_visitor
         self.stats.start_counting_refused()
         self._refusal: str | None = None
@@ -77,12 +81,17 @@ class Ingress(TunnelEnd):
     @property
     def held(self) -> int:
         """Descriptors of the present visitors and of their data connections, also of those to come."""
-        return 2 * (self.relays.active + len(self._queue))
+        return 2 * (self.relays.active + len(self._queue) + self._awaited)
 
     @property
     def is_busy(self) -> bool:
         """Whether a drain has visitors to wait for."""
-        return bool(self.relays.active or self._queue)
+        return bool(self.relays.active or self._queue or self._awaited)
+
+    @property
+    def _awaited(self) -> int:
+        """Number of connections of balancers whose PROXY header is awaited."""
+        return 0 if self._reader is None else len(self._reader)
 
     def open(self, listener: socket.SocketType, requested_address: Address) -> None:
         """Start to accept visitors on a listener, which this ingress owns now; the address is the spec's."""
@@ -91,7 +100,7 @@ class Ingress(TunnelEnd):
             listener,
             self._event_log,
             self._on_accept,
-            self._has_room,
+            self._has_room if self._reader is None else self._has_room_beside_awaited,
             requested_address,
             fd_holder=self,
         )
@@ -106,7 +115,7 @@ class Ingress(TunnelEnd):
         """Refuse new visitors for this reason; None: serve them. Present visitors, also queued ones, may finish."""
         if reason != self._refusal:
             self._refusal = reason
-            self._choose_callback()
+            self._choose_callback(self._rules[1] if self._rules is not None else NO_NETWORKS)
             self._on_state_input_changed()
 
     @property
@@ -123,6 +132,11 @@ class Ingress(TunnelEnd):
     def target_error(self) -> str | None:
         """Why the target cannot be reached, as the egress has reported."""
         return self._link.session.target_error if self._link is not None else None
+
+    async def wait_queue_empty(self) -> None:
+        """Return as soon as no visitor waits for a data connection, or for its PROXY header. Safe to cancel."""
+        while self._queue or self._awaited:
+            await self._wait_for_change()
 
     async def wait_links_unneeded(self, grace_s: float) -> None:
         """Return when the queue is empty: only visitors in it need a link."""
@@ -145,7 +159,7 @@ class Ingress(TunnelEnd):
         self._max_visitors, self._max_queued = max_visitors, spec.settings.signal_queue_limit
         self.relays.set_time_limits(spec.idle_timeout, spec.max_age)
         self._check_options(spec, End.INGRESS)
-        self._apply_rules(AdmissionRules.of(spec))
+        self._apply_rules(AdmissionRules.of(spec), spec.proxy_from)
         self._on_room_freed()
 
     def attach(self, link: Link) -> None:
@@ -165,6 +179,10 @@ class Ingress(TunnelEnd):
 
     def _has_room(self) -> bool:
         waiting = len(self._queue)
+        return waiting < self._max_queued and self.relays.active + waiting < self._max_visitors
+
+    def _has_room_beside_awaited(self) -> bool:
+        waiting = len(self._queue) + self._awaited
         return waiting < self._max_queued and self.relays.active + waiting < self._max_visitors
 
     def _on_visitor(self, visitor: socket.SocketType, peer: object) -> None:
@@ -281,24 +299,32 @@ class Ingress(TunnelEnd):
 
     # --- admission ------------------------------------------------------------------------------------------------
 
-    def _apply_rules(self, rules: AdmissionRules) -> None:
+    def _apply_rules(self, rules: AdmissionRules, balancers: NetworkSet) -> None:
         """Choose what happens to new and to leaving visitors: nothing more in a tunnel without rules."""
-        if rules == self._rules:
+        if (rules, balancers) == self._rules:
             return
-        self._rules = rules
+        self._rules = rules, balancers
         present = [relay.visitor_address for relay in self.relays.running()]
         present += (pack_address(peer) for _, peer, _ in self._queue)
         self._admission = Admission(rules, monotonic(), map(host_of, present)) if rules else None
-        self._choose_callback()
+        self._choose_callback(balancers)
         is_counting = self._admission is not None and self._admission.counts_visitors
         self.relays.set_close_callback(self._on_counted_left if is_counting else self._on_room_freed)
 
-    def _choose_callback(self) -> None:
+    def _choose_callback(self, balancers: NetworkSet) -> None:
         """Choose where new visitors go: a check that a tunnel does not need is not made."""
-        admit = self._on_visitor if self._admission is None else self._admit
-        self._on_accept = admit if self._refusal is None else self._refuse_all
+        serve = self._on_visitor if self._admission is None else self._admit
+        if self._refusal is not None:
+            serve = self._refuse_all
+        if self._reader is not None:
+            self._reader.update(balancers, serve)
+        elif balancers:
+            self._reader = ProxyHeaderReader(self.reactor, self, balancers, serve)
+        is_read = balancers and self._refusal is None
+        self._on_accept = self._reader.accept if self._reader is not None and is_read else serve
         if self.acceptor is not None:
-            self.acceptor.set_callback(self._on_accept)
+            has_room = self._has_room if self._reader is None else self._has_room_beside_awaited
+            self.acceptor.set_callbacks(self._on_accept, has_room)
 
     def _admit(self, visitor: socket.SocketType, peer: object) -> None:
         """Serve a visitor if the rules admit it."""
@@ -312,6 +338,14 @@ class Ingress(TunnelEnd):
     def _refuse_all(self, visitor: socket.SocketType, peer: object) -> None:
         """Refuse a visitor of a tunnel whose quota is used up."""
         self._refuse(visitor, peer, Refusal.QUOTA, lambda: self._refusal or "")
+
+    def on_header_refused(self, sock: socket.SocketType, peer: object, reason: str) -> None:
+        """Close a connection of a balancer without a valid PROXY header; ``reason`` is the end of a sentence."""
+        self._refuse(sock, peer, Refusal.PROXY, lambda: reason)
+
+    def on_header_gone(self) -> None:
+        """React to fewer connections whose header is awaited."""
+        self._on_room_freed()
 
     def _refuse(self, visitor: socket.SocketType, peer: object, refusal: Refusal, describe: Callable[[], str]) -> None:
         self.stats.count_refused(refusal)
@@ -348,7 +382,7 @@ class Ingress(TunnelEnd):
         self.stop_accepting()
         if self._queue_timer is not None:
             self._queue_timer.cancel()
-        queued = len(self._queue)
+        queued = len(self._queue) + (0 if self._reader is None else self._reader.close())
         while self._queue:
             visitor, *_ = self._queue.popleft()
             self.reactor.close(visitor)

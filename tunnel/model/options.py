@@ -232,6 +232,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         _visitor_rule("deny", NetworksType(), "visitors from these addresses are refused, also if `allow` has them"),
         _visitor_rule("max_per_address", IntegerType(0, 1_000_000), "visitors of one address at once; `0`: no limit"),
         _visitor_rule("rate_new", VisitorRateType(), "new visitors of one address per second; `0`: no limit"),
+        _visitor_rule("proxy_from", NetworksType(), "balancers that send a PROXY header; it is required from them"),
         Option(
             name="proxy",
             type=_PROXY_VERSIONS,

@@ -16,3 +16,5 @@ class Refusal(enum.Enum):
     """the address had more than ``rate_new`` new visitors per second"""
     QUOTA = "quota"
     """the ``quota`` of the tunnel is used up"""
+    PROXY = "proxy"
+    """a connection of a balancer in ``proxy_from`` had no valid PROXY header"""

@@ -94,6 +94,8 @@ class RefusedView(_View):
     """visitors whose address had ``max_per_address`` visitors already"""
     rate: int | None = None
     """visitors whose address had more than ``rate_new`` new visitors per second"""
+    proxy: int | None = None
+    """connections from ``proxy_from`` without a valid PROXY header"""
     quota: int | None = None
     """visitors that came after the quota was used up"""
     limit: int | None = None

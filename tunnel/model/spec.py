@@ -172,6 +172,8 @@ class TunnelSpec:
     """ingress: visitors of one address at once; 0: no limit"""
     rate_new: float = 0.0
     """ingress: new visitors of one address per second; 0: no limit"""
+    proxy_from: NetworkSet = NO_NETWORKS
+    """ingress: the balancers whose connections start with a PROXY header of their visitor"""
     proxy: ProxyVersion = ProxyVersion.OFF
     """egress: the PROXY header with the visitor's address that the target is sent"""
     quota: Quota | None = None

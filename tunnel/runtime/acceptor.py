@@ -84,9 +84,11 @@ class Acceptor:
         if "%" in requested_address.host and name[3]:  # the kernel has an interface only for link-local addresses
             self._check_interface_later()
 
-    def set_callback(self, on_accept: Callable[[socket.SocketType, object], None]) -> None:
-        """Pass the connections that are accepted from now on to another callback."""
-        self._on_accept = on_accept
+    def set_callbacks(
+        self, on_accept: Callable[[socket.SocketType, object], None], has_room: Callable[[], bool]
+    ) -> None:
+        """Use other callbacks for the connections that are accepted from now on."""
+        self._on_accept, self._has_room = on_accept, has_room
 
     def resume(self) -> None:
         """Accept again if there is room now; called when room may have become free."""
