@@ -1,4 +1,4 @@
-# make demo | test | lint | faults | soak | fuzz | bench | pictures | clean.  Everything is installed into .venv. Nothing else on the
+# make demo | test | lint | faults | soak | fuzz | bench | references | pictures | clean.  Everything is installed into .venv. Nothing else on the
 # machine changes, except that faults installs the Debian packages that it needs and that are missing.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -14,7 +14,7 @@ COVERAGE := --cov --cov-report= --cov-report=json:build/coverage.json --hypothes
 # Tests start hundreds of processes: the first one writes the bytecode and the others read it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint faults faults-root soak fuzz bench pictures clean
+.PHONY: demo test lint faults faults-root soak fuzz bench references pictures clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -77,6 +77,10 @@ fuzz: $(VENV)/installed-dev
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]' 2>/dev/null || true
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
+# The generated pages of docs/reference, the frame table of PROTOCOL.md and the JSON schema.
+references: $(VENV)/installed-dev
+	@$(BIN)/python -m tests.references
 
 # Screenshots of the dashboard on the running demonstration; check them before you commit them.
 pictures: $(VENV)/installed
