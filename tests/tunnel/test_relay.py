@@ -44,7 +44,8 @@ LARGEST = 300_000
 SECRET = bytes(32)
 PATTERN = bytes((n * n + n // 251) % 256 for n in range(65_537)) * 60
 
-KINDS = ("plain", "encrypted", "spliced")
+KINDS = {"plain": Carrier.TCP, "encrypted": Carrier.ENCRYPTED, "spliced": Carrier.TCP}
+"""The carrier of each kind of relay; what the parametrized tests claim holds for all of them."""
 SPLICE_EARLY = RelayLimits(turn_budget=4, min_spliced_bytes=4096)
 
 steps = st.one_of(
@@ -182,7 +183,7 @@ class RelayChain:
         self,
         parts: RelayParts,
         *,
-        is_encrypted: bool = False,
+        carrier: Carrier = Carrier.TCP,
         has_small_buffers: bool = False,
         reuses: bool = False,
         data_connection: tuple[socket.SocketType, socket.SocketType] | None = None,
@@ -197,7 +198,7 @@ class RelayChain:
             FakeLink(is_client=is_client, delays=has_small_buffers, reuses=reuses) for is_client in (False, True)
         )
         self.use = int(data_connection is not None)
-        self.carrier = Carrier.ENCRYPTED if is_encrypted else Carrier.TCP
+        self.carrier = carrier
         visitor, near = tcp_pair(small=has_small_buffers)
         target, out = tcp_pair(small=has_small_buffers)
         far, other_far = data_connection or tcp_pair(small=has_small_buffers)
@@ -289,7 +290,7 @@ def _set_end_offset(relays: RelaySet, link: FakeLink, ident: int, total: int) ->
 
 
 def make_chain(parts: RelayParts, kind: str) -> RelayChain:
-    return RelayChain(parts, is_encrypted=kind == "encrypted", has_small_buffers=kind != "spliced")
+    return RelayChain(parts, carrier=KINDS[kind], has_small_buffers=kind != "spliced")
 
 
 async def play(script: list[tuple[str, str, int]], kind: str, *, has_small_buffers: bool) -> None:
@@ -297,7 +298,7 @@ async def play(script: list[tuple[str, str, int]], kind: str, *, has_small_buffe
     async with relay_parts(
         4096 if splices_early else BUFFER_SIZE, SPLICE_EARLY if splices_early else DEFAULT_LIMITS
     ) as p:
-        chain = RelayChain(p, is_encrypted=kind == "encrypted", has_small_buffers=has_small_buffers)
+        chain = RelayChain(p, carrier=KINDS[kind], has_small_buffers=has_small_buffers)
         await play_script(chain, script)
         check_outcome(chain)
 
@@ -402,7 +403,7 @@ async def play_twice(script: list[tuple[str, str, int]], kind: str) -> None:
     splices_early = kind == "spliced"
     limits = SPLICE_EARLY if splices_early else DEFAULT_LIMITS
     async with relay_parts(4096 if splices_early else BUFFER_SIZE, limits) as parts:
-        chain = RelayChain(parts, is_encrypted=kind == "encrypted", reuses=True)
+        chain = RelayChain(parts, carrier=KINDS[kind], reuses=True)
         await play_script(chain, script)
         check_outcome(chain)
         returned = [sock for link in chain.links for sock in link.returned]
@@ -413,7 +414,7 @@ async def play_twice(script: list[tuple[str, str, int]], kind: str) -> None:
             for sock in returned:
                 parts.reactor.close(sock)
             return
-        again = RelayChain(parts, is_encrypted=kind == "encrypted", data_connection=(returned[0], returned[1]))
+        again = RelayChain(parts, carrier=KINDS[kind], data_connection=(returned[0], returned[1]))
         for program in again.programs.values():
             program.offered = 70_000
         await again.end()
@@ -452,7 +453,7 @@ async def test_a_small_encrypted_message_costs_one_record_and_one_read(monkeypat
         return contents
 
     async with relay_parts() as parts:
-        chain = RelayChain(parts, is_encrypted=True)
+        chain = RelayChain(parts, carrier=Carrier.ENCRYPTED)
         monkeypatch.setattr(RecordReader, "open_all", record_result)
         sender, receiver = chain.programs["A"], chain.programs["B"]
         for _ in range(4):
@@ -509,7 +510,7 @@ async def test_bytes_behind_urgent_data_arrive_without_more_data(kind: str) -> N
     async with relay_parts(
         4096 if kind == "spliced" else BUFFER_SIZE, SPLICE_EARLY if kind == "spliced" else DEFAULT_LIMITS
     ) as parts:
-        chain = RelayChain(parts, is_encrypted=kind == "encrypted")
+        chain = RelayChain(parts, carrier=KINDS[kind])
         for name, other in (("A", "B"), ("B", "A")):
             sender, receiver = chain.programs[name], chain.programs[other]
             for size in (1, 5, 200_000, 40):
@@ -548,7 +549,7 @@ async def test_a_visitor_that_fails_while_its_end_waits_takes_its_data_connectio
     """The record of the visitor's end waits for the data connection, and what comes from the target cannot be sent."""
     with no_descriptor_leak():
         async with relay_parts() as parts:
-            chain = RelayChain(parts, is_encrypted=True, reuses=reuses)
+            chain = RelayChain(parts, carrier=Carrier.ENCRYPTED, reuses=reuses)
             relay = chain.ingress_relay
             assert isinstance(relay, Relay)
             from_visitor, to_visitor = relay._from_near, relay._to_near
@@ -575,7 +576,7 @@ async def test_a_client_and_both_ends_with_reuse_send_no_record_for_an_end(
 
     monkeypatch.setattr(RecordWriter, "seal_end", count_sealed)
     async with relay_parts() as parts:
-        chain = RelayChain(parts, is_encrypted=True, reuses=reuses)
+        chain = RelayChain(parts, carrier=Carrier.ENCRYPTED, reuses=reuses)
         chain.programs["B"].offered = 1000
         await chain.end()
         assert len(chain.programs["A"].received) == 1000
@@ -590,7 +591,7 @@ async def test_the_end_of_a_socket_is_an_end_only_if_the_link_announces_it(*, is
     announced: list[tuple[int, int]] = []
     limits = RelayLimits(end_timeout_s=60.0 if is_announced else 0.0)
     async with relay_parts(limits=limits) as parts:
-        chain = RelayChain(parts, is_encrypted=True)
+        chain = RelayChain(parts, carrier=Carrier.ENCRYPTED)
         visitor, target = chain.programs["A"], chain.programs["B"]
         announce = chain.links[1].set_other_end_offset
         chain.links[1].set_other_end_offset = lambda ident, total: announced.append((ident, total))
@@ -608,7 +609,7 @@ async def test_the_end_of_a_socket_is_an_end_only_if_the_link_announces_it(*, is
 
 async def test_an_end_that_was_announced_over_a_lost_link_is_shown_in_a_record() -> None:
     async with relay_parts() as parts:
-        chain = RelayChain(parts, is_encrypted=True)
+        chain = RelayChain(parts, carrier=Carrier.ENCRYPTED)
         visitor, target = chain.programs["A"], chain.programs["B"]
         announced: list[int] = []
         link = chain.links[1]
@@ -700,13 +701,13 @@ def _start_other_relay(chain: RelayChain) -> tuple[socket.socket, socket.socket]
     return visitor, target
 
 
-@pytest.mark.parametrize("is_encrypted", [False, True])
-async def test_a_closed_relay_leaves_nothing_to_the_garbage_collector(*, is_encrypted: bool) -> None:
+@pytest.mark.parametrize("carrier", Carrier)
+async def test_a_closed_relay_leaves_nothing_to_the_garbage_collector(carrier: Carrier) -> None:
     gc.collect()
     gc.disable()
     try:
         async with relay_parts() as parts:
-            chain = RelayChain(parts, is_encrypted=is_encrypted)
+            chain = RelayChain(parts, carrier=carrier)
             for program in chain.programs.values():
                 program.offered = 10
             await chain.end()
