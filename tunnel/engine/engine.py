@@ -233,7 +233,7 @@ class Engine(ABC):
             from_near, to_near = to_near, from_near
         return EndParts(
             context.reactor,
-            create_forwarder(context.reactor, context.pipes, from_near=from_near, to_near=to_near),
+            create_forwarder(self.spec, context.reactor, context.pipes, from_near=from_near, to_near=to_near),
             stats,
             self._event_log,
             self._update_state,

@@ -124,7 +124,9 @@ class Link:
         self.key_name = terms.key_name
         self.flow_source = create_carrier(terms.carrier, terms.secret, reactor.scratch, is_client=terms.role.is_client)
         """what makes the flows of relays over its data connections"""
-        self.reuses = REUSE in terms.features
+        self.features = terms.features
+        """optional parts of the protocol that both ends use"""
+        self.reuses = REUSE in self.features
         """whether a data connection serves another visitor after one that has left in order; not after the link"""
         self.is_client = terms.role.is_client
         self.is_ingress = terms.role.is_ingress
