@@ -37,7 +37,7 @@ contents = st.lists(st.binary(min_size=1, max_size=300), max_size=8)
 def make_writer(
     ident: int = 7, use: int = 0, direction: RecordDirection = TO_SERVER, keys: LinkKeys | None = None
 ) -> RecordWriter:
-    return RecordWriter(keys or LinkKeys(SECRET), ident, use, direction)
+    return RecordWriter(LinkKeys(SECRET) if keys is None else keys, ident, use, direction)
 
 
 def make_reader(ident: int = 7, use: int = 0, direction: RecordDirection = TO_SERVER) -> RecordReader:
