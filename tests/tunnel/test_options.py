@@ -165,6 +165,7 @@ def test_a_check_is_a_word_or_an_http_path(text: str) -> None:
 @pytest.mark.parametrize(
     ("url", "fault"),
     [
+        ("client://1.2.3.4:1/a:1,", "there is a comma without a target address after it"),
         ("client://1.2.3.4:1/a:1,a:1", "the target a:1 is given twice"),
         ("client://1.2.3.4:1/a:1,a:0", "the target a:0 is dialled, so its port cannot be 0"),
         ("client://1.2.3.4:1/a:1,b:1?mode=forward", "several targets are dialled; with mode=forward this end accepts"),
@@ -201,6 +202,25 @@ def test_the_nine_variables_of_the_original_are_read_from_the_environment() -> N
     original += " SERVER_COOLDOWN CLIENT_COOLDOWN SHUTDOWN_TIMEOUT"
     assert set(OPTION_VARIABLES) == {*original.split(), "NODEPASS_ORCH_KEY"}
     assert KEY_VARIABLE == "NODEPASS_ORCH_KEY"
+
+
+def test_a_long_value_is_described_in_short_and_its_change_by_what_differs() -> None:
+    allow, interval = OPTIONS["allow"], OPTIONS["inter"]
+    few, many = (
+        make_spec(
+            parse_url(f"server://:1/:2?allow={','.join(f'10.0.0.{number}' for number in range(count))}&inter={count}s")
+        )
+        for count in (1, 20)
+    )
+    assert (allow.describe(few), allow.describe(many)) == ("10.0.0.0", "20 networks")
+    assert allow.describe_change(few, many) == "20 networks, 19 added and 0 removed"
+    assert interval.describe(few) == "1s"
+    assert interval.describe_change(few, many) == "1s → 20s"
+
+
+def test_a_key_in_the_url_of_an_open_tunnel_is_a_fault() -> None:
+    with pytest.raises(UrlError, match="the URL has a key and auth=open; keep one"):
+        make_spec(parse_url("server://key@:1/:2?auth=open"))
 
 
 def test_the_key_is_part_of_the_url_and_not_an_option_of_it() -> None:
