@@ -55,6 +55,7 @@ class NamedTarget:
         self.served = 0
         self.on_accept: Callable[[asyncio.StreamWriter], None] | None = None
         self.port = 0
+        self._open: set[asyncio.StreamWriter] = set()
 
     @property
     def address(self) -> Address:
@@ -71,15 +72,25 @@ class NamedTarget:
                 await reader.read(-1)
         writer.close()
 
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        try:
+            await self.serve(reader, writer)
+        finally:
+            self._open.discard(writer)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[NamedTarget]:
-        listener = await asyncio.start_server(self.serve, "127.0.0.1", self.port, reuse_address=True)
+        listener = await asyncio.start_server(self._accept, "127.0.0.1", self.port, reuse_address=True)
         self.port = listener.sockets[0].getsockname()[1]
         try:
             yield self
         finally:
             listener.close()
             await run_loop_turns(3)
+            for writer in self._open:
+                writer.transport.abort()
+            await wait_until_async(lambda: not self._open, "every connection has ended")
 
 
 @asynccontextmanager
