@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tunnel.engine.admission import Admission, AdmissionRules, NewVisitorRates
 from tunnel.model.networks import NO_NETWORKS
-from tunnel.model.refusals import Refusal
+from tunnel.model.refusals import VisitorRefusal
 from tunnel.model.visitor_option_types import NetworksType
 from tunnel.protocol.visitor_address import pack_host
 
@@ -33,46 +33,46 @@ def test_deny_wins_over_allow() -> None:
     door = admission(allow="10.0.0.0/8", deny="10.1.0.0/16")
     assert door.admit(pack_host("10.2.0.1"), 0) is None
     for host, reason in (("10.1.0.1", "its address is in deny"), ("11.0.0.1", "its address is not in allow")):
-        assert door.admit(pack_host(host), 0) is Refusal.ALLOW
-        assert door.describe(Refusal.ALLOW, pack_host(host)) == reason
+        assert door.admit(pack_host(host), 0) is VisitorRefusal.ALLOW
+        assert door.describe(VisitorRefusal.ALLOW, pack_host(host)) == reason
 
 
 def test_with_deny_alone_all_others_are_admitted() -> None:
     door = admission(deny="2001:db8::/32")
-    assert door.admit(pack_host("2001:db8::1"), 0) is Refusal.ALLOW
+    assert door.admit(pack_host("2001:db8::1"), 0) is VisitorRefusal.ALLOW
     assert door.admit(pack_host("2001:db9::1"), 0) is None
     assert door.admit(b"", 0) is None
 
 
 def test_an_unknown_address_is_in_no_allow_list() -> None:
-    assert admission(allow="0.0.0.0/0, ::/0").admit(b"", 0) is Refusal.ALLOW
+    assert admission(allow="0.0.0.0/0, ::/0").admit(b"", 0) is VisitorRefusal.ALLOW
 
 
 def test_an_address_has_a_number_of_visitors_at_once() -> None:
     door = admission(max_per_address=2)
     one, other = pack_host("10.0.0.1"), pack_host("10.0.0.2")
-    assert [door.admit(one, 0) for _ in range(3)] == [None, None, Refusal.PER_ADDRESS]
+    assert [door.admit(one, 0) for _ in range(3)] == [None, None, VisitorRefusal.PER_ADDRESS]
     assert door.admit(other, 0) is None
     door.leave(one)
     assert door.admit(one, 0) is None
-    assert door.describe(Refusal.PER_ADDRESS, one) == "its address has 2 visitors already (max_per_address)"
+    assert door.describe(VisitorRefusal.PER_ADDRESS, one) == "its address has 2 visitors already (max_per_address)"
 
 
 def test_an_ipv6_subnet_counts_as_one_address_and_a_mapped_address_as_its_ipv4_one() -> None:
     door = admission(max_per_address=1)
     assert door.admit(pack_host("2001:db8:1:2::1"), 0) is None
-    assert door.admit(pack_host("2001:db8:1:2:ffff::9"), 0) is Refusal.PER_ADDRESS
+    assert door.admit(pack_host("2001:db8:1:2:ffff::9"), 0) is VisitorRefusal.PER_ADDRESS
     assert door.admit(pack_host("2001:db8:1:3::1"), 0) is None
     assert door.admit(pack_host("::ffff:10.0.0.1"), 0) is None
-    assert door.admit(pack_host("10.0.0.1"), 0) is Refusal.PER_ADDRESS
+    assert door.admit(pack_host("10.0.0.1"), 0) is VisitorRefusal.PER_ADDRESS
 
 
 def test_visitors_that_were_there_before_the_rule_are_counted() -> None:
     one = pack_host("10.0.0.1")
     door = Admission(rules(max_per_address=2), 0.0, [one, one, one])
-    assert door.admit(one, 0) is Refusal.PER_ADDRESS
+    assert door.admit(one, 0) is VisitorRefusal.PER_ADDRESS
     door.leave(one)
-    assert door.admit(one, 0) is Refusal.PER_ADDRESS
+    assert door.admit(one, 0) is VisitorRefusal.PER_ADDRESS
     door.leave(one)
     assert door.admit(one, 0) is None
 
@@ -93,16 +93,16 @@ def test_the_number_of_visitors_is_exact(steps: list[tuple[int, bool]], limit: i
 
 def test_an_address_has_a_rate_of_new_visitors() -> None:
     door, one = admission(rate_new=5), pack_host("10.0.0.1")
-    assert [door.admit(one, 100) for _ in range(6)] == [None] * 5 + [Refusal.RATE]
+    assert [door.admit(one, 100) for _ in range(6)] == [None] * 5 + [VisitorRefusal.RATE]
     assert door.admit(pack_host("10.0.0.2"), 100) is None
     assert door.admit(one, 100.21) is None
-    assert door.admit(one, 100.21) is Refusal.RATE
-    assert door.describe(Refusal.RATE, one) == "its address had more than 5 new visitors per second (rate_new)"
+    assert door.admit(one, 100.21) is VisitorRefusal.RATE
+    assert door.describe(VisitorRefusal.RATE, one) == "its address had more than 5 new visitors per second (rate_new)"
 
 
 def test_a_refused_visitor_is_not_counted_as_present() -> None:
     door, one = admission(rate_new=1, max_per_address=5), pack_host("10.0.0.1")
-    assert [door.admit(one, 100) for _ in range(3)] == [None, Refusal.RATE, Refusal.RATE]
+    assert [door.admit(one, 100) for _ in range(3)] == [None, VisitorRefusal.RATE, VisitorRefusal.RATE]
     assert door.count_of(one) == 1
 
 

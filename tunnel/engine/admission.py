@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tunnel.model.refusals import Refusal
+from tunnel.model.refusals import VisitorRefusal
 from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
@@ -97,19 +97,19 @@ class Admission:
         """Whether ``leave`` has to be called for each visitor that was admitted."""
         return self._max_per_address > 0
 
-    def admit(self, packed: bytes, now: float) -> Refusal | None:
+    def admit(self, packed: bytes, now: float) -> VisitorRefusal | None:
         """Count a new visitor; or return why it is refused. An address that is not known is ``b""``."""
         if self._deny is not None and packed in self._deny:
-            return Refusal.ALLOW
+            return VisitorRefusal.ALLOW
         if self._allow is not None and packed not in self._allow:
-            return Refusal.ALLOW
+            return VisitorRefusal.ALLOW
         if self._rates is None and not self._max_per_address:
             return None
         key = _count_key(packed)
         if self._max_per_address and self._present.get(key, 0) >= self._max_per_address:
-            return Refusal.PER_ADDRESS
+            return VisitorRefusal.PER_ADDRESS
         if self._rates is not None and not self._rates.take_token(key, now):
-            return Refusal.RATE
+            return VisitorRefusal.RATE
         if self._max_per_address:
             self._enter(key)
         return None
@@ -127,11 +127,11 @@ class Admission:
         """Return how many visitors an address has now, as far as they are counted."""
         return self._present.get(_count_key(packed), 0)
 
-    def describe(self, refusal: Refusal, packed: bytes) -> str:
+    def describe(self, refusal: VisitorRefusal, packed: bytes) -> str:
         """Return why a visitor was refused, as the end of a sentence."""
-        if refusal is Refusal.PER_ADDRESS:
+        if refusal is VisitorRefusal.PER_ADDRESS:
             return f"its address has {plural(self._max_per_address, 'visitor')} already (max_per_address)"
-        if refusal is Refusal.RATE:
+        if refusal is VisitorRefusal.RATE:
             return f"its address had more than {self.rules.rate_new:g} new visitors per second (rate_new)"
         if self._deny is not None and packed in self._deny:
             return "its address is in deny"

@@ -15,7 +15,7 @@ from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.engine.visitor_list import format_packed, id_of
 from tunnel.model.events import VISITOR, EventKind
 from tunnel.model.networks import NO_NETWORKS
-from tunnel.model.refusals import Refusal
+from tunnel.model.refusals import VisitorRefusal
 from tunnel.model.spec import End, LogLevel
 from tunnel.model.visitors import QUEUED, VisitorView
 from tunnel.protocol.frames import ConnectionsFreed, StreamsEnded, VisitorFailed
@@ -337,17 +337,19 @@ class Ingress(TunnelEnd):
 
     def _refuse_all(self, visitor: socket.SocketType, peer: object) -> None:
         """Refuse a visitor of a tunnel whose quota is used up."""
-        self._refuse(visitor, peer, Refusal.QUOTA, lambda: self._refusal or "")
+        self._refuse(visitor, peer, VisitorRefusal.QUOTA, lambda: self._refusal or "")
 
     def on_header_refused(self, sock: socket.SocketType, peer: object, reason: str) -> None:
         """Close a connection of a balancer without a valid PROXY header; ``reason`` is the end of a sentence."""
-        self._refuse(sock, peer, Refusal.PROXY, lambda: reason)
+        self._refuse(sock, peer, VisitorRefusal.PROXY, lambda: reason)
 
     def on_header_gone(self) -> None:
         """React to fewer connections whose header is awaited."""
         self._on_room_freed()
 
-    def _refuse(self, visitor: socket.SocketType, peer: object, refusal: Refusal, describe: Callable[[], str]) -> None:
+    def _refuse(
+        self, visitor: socket.SocketType, peer: object, refusal: VisitorRefusal, describe: Callable[[], str]
+    ) -> None:
         self.stats.count_refused(refusal)
         sockets.reset_on_close(visitor)
         self.reactor.close(visitor)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from tunnel.forwarding.flow import ByteCounter
-from tunnel.model.refusals import Refusal
+from tunnel.model.refusals import VisitorRefusal
 from tunnel.model.snapshot import CountersView, RefusedView
 from tunnel.model.visitor_end import VisitorEnd
 
-NO_VISITORS_REFUSED: Final = RefusedView(**{refusal.value: 0 for refusal in Refusal})
+NO_VISITORS_REFUSED: Final = RefusedView(**{refusal.value: 0 for refusal in VisitorRefusal})
 """The counts of an ingress that has refused no visitor."""
-_ONE_REFUSED: Final = {refusal: RefusedView(**{refusal.value: 1}) for refusal in Refusal}
+_ONE_REFUSED: Final = {refusal: RefusedView(**{refusal.value: 1}) for refusal in VisitorRefusal}
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Stats:
         """Count the visitors that are refused from now on: this end accepts them, so it knows."""
         self.refused_visitors = self.refused_visitors.plus(NO_VISITORS_REFUSED)
 
-    def count_refused(self, refusal: Refusal) -> None:
+    def count_refused(self, refusal: VisitorRefusal) -> None:
         """Count a visitor that was refused."""
         self.refused_visitors = self.refused_visitors.plus(_ONE_REFUSED[refusal])
 

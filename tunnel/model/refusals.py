@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 
-class Refusal(enum.Enum):
+class VisitorRefusal(enum.Enum):
     """A class of reasons; the value is its key in ``refused`` of ``ps --json``, and the label of the metric."""
 
     ALLOW = "allow"
