@@ -80,6 +80,7 @@ class HistoryFile:
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
+        self._companions: dict[Path, tuple[int, int] | None] = {}  # the files beside it that SQLite has open
 
     def run(self, job: Callable[[sqlite3.Connection], Value]) -> Value:
         """Run a job in one transaction. Raises HistoryError.
@@ -120,7 +121,7 @@ class HistoryFile:
     def _open(self) -> sqlite3.Connection:
         """Return the connection; a file that was removed or replaced while it was open is opened again."""
         if self._connection is not None and self._inode != _inode(self.path):
-            self.close()
+            self._close_replaced()
             self.notes.append(f"{self.path} was removed or replaced; traffic is written to the file there now")
         elif self._connection is not None and not _has_header(self.path):  # SQLite would read it from its cache
             raise _UnusableFileError("is damaged (its header was overwritten)")
@@ -136,7 +137,19 @@ class HistoryFile:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             _migrate(connection)
+            _check_tables(connection)
+            self._companions = {path: _inode(path) for path in _companions(self.path)}
         return self._connection
+
+    def _close_replaced(self) -> None:
+        """Close a file that is not at its path any more, and remove its log, which SQLite leaves there.
+
+        SQLite would apply that log to the file that has taken its place (https://sqlite.org/howtocorrupt.html §1.4).
+        """
+        self.close()
+        for path, inode in self._companions.items():
+            if inode is not None and _inode(path) == inode:
+                path.unlink(missing_ok=True)
 
     def _set_aside(self, reason: str) -> None:
         """Rename the file and what belongs to it. Raises HistoryError."""
@@ -153,6 +166,11 @@ class HistoryFile:
         except OSError as error:
             raise HistoryError(f"{self.path} {reason}, and cannot be renamed: {error.strerror or error}") from None
         self.notes.append(f"{self.path} {reason}; it is kept as {aside.name}, and a new file was started")
+
+
+def _companions(path: Path) -> list[Path]:
+    """Return the names of the write-ahead log of a file, and of the log's index."""
+    return [Path(f"{path}{suffix}") for suffix in ("-wal", "-shm")]
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
@@ -174,11 +192,27 @@ def _migrate(connection: sqlite3.Connection) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(MIGRATIONS):
         raise _UnusableFileError(f"was written by a later version of this program (schema {version})")
+    if version < 0:
+        raise _UnusableFileError(f"was written by another program (schema {version})")
     for number, statements in enumerate(MIGRATIONS[version:], version + 1):
         with _transaction(connection):
             for statement in filter(str.strip, statements.split(";")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {number}")
+
+
+def _check_tables(connection: sqlite3.Connection) -> None:
+    """Raise _UnusableFileError unless the tables are those that the migrations make: they may be another program's."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as model:
+        _migrate(model)
+        missing = _tables(model) - _tables(connection)
+    if missing:
+        names = ", ".join(sorted(name for name, _ in missing))
+        raise _UnusableFileError(f"was written by another program (other tables: {names})")
+
+
+def _tables(connection: sqlite3.Connection) -> set[tuple[str, str]]:
+    return {(name, sql) for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")}
 
 
 @contextlib.contextmanager

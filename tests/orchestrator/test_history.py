@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import time
@@ -296,6 +297,39 @@ def test_a_file_that_was_removed_is_created_again(harness: FileHarness) -> None:
     harness.write({("web", HOUR): ONE})
     assert harness.read("web") == [{"web": ONE}]
     assert "was removed or replaced" in harness.file.notes[0]
+
+
+def test_a_backup_that_replaces_the_open_file_is_read_as_it_is(harness: FileHarness) -> None:
+    """The log of the former file is still beside it, and SQLite would apply it to the backup."""
+    names = [f"tunnel {number}" for number in range(100)]
+    backup = HistoryFile(harness.file.path.with_name("backup.db"))
+    backup.run(lambda c: database.write_rows(c, {(name, HOUR): Traffic(7) for name in names}))
+    backup.close()
+    harness.write({(name, HOUR): ONE for name in names})
+    backup.path.replace(harness.file.path)
+    harness.write({("web", HOUR): ONE})
+    assert harness.read("web", *names) == [{"web": ONE, **dict.fromkeys(names, Traffic(7))}]
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "PRAGMA user_version = -1",
+        "DROP TABLE tunnel; CREATE TABLE tunnel (id INTEGER PRIMARY KEY, name NOT NULL UNIQUE, last_hour INTEGER)",
+        "DROP TABLE traffic; CREATE VIEW traffic AS SELECT 1 AS hour",
+    ],
+)
+def test_a_file_with_the_tables_of_another_program_is_kept_and_a_new_one_started(
+    harness: FileHarness, statements: str
+) -> None:
+    """Its columns may contain anything, such as a name that is no text."""
+    harness.write({("web", HOUR): ONE})
+    harness.file.close()
+    with contextlib.closing(sqlite3.connect(harness.file.path)) as connection:
+        connection.executescript(statements)
+    harness.write({("mail", HOUR): ONE})
+    assert harness.read("mail") == [{"mail": ONE}]
+    assert "was written by another program" in harness.file.notes[0]
 
 
 def test_a_directory_that_cannot_be_written_is_an_error_with_its_cause(tmp_path: Path) -> None:
