@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from tests.support.engine_parts import Events
 from tests.support.peers import BlackHole
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
-from tests.tunnel.test_engine import pair, shared, visit, visitors_address
+from tests.tunnel.test_engine import pair, shared, spec, visit, visitors_address
 from tunnel.engine.context import EngineContext
+from tunnel.engine.single_target import SingleTarget
+from tunnel.engine.target_group import TargetGroup
+from tunnel.model.address import Address
+from tunnel.model.spec import Role
 from tunnel.model.state import State
+from tunnel.model.targets import CHECK_OFF, TargetSpec
 
 __all__ = ["shared"]
 
@@ -32,6 +41,30 @@ async def test_a_target_that_does_not_accept_in_time_fails_the_visitor(shared: E
                 await wait_disconnected(reader)
             await client.wait_state(State.COOLDOWN)
             assert "it did not answer in time" in client.reason
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one target", "several"])
+async def test_dials_of_two_links_are_told_apart(shared: EngineContext, *, several: bool) -> None:
+    """Each link numbers its data connections itself, so both may have the number 7."""
+    with contextlib.closing(BlackHole()) as hole:
+        silent = TargetSpec(Address("127.0.0.1", hole.port))
+        other = replace(silent, address=Address("127.0.0.2", hole.port))
+        members = (silent, other) if several else ()
+        tunnel = spec(Role.CLIENT, "127.0.0.1:1", str(silent.address), targets=members, check=CHECK_OFF)
+        owner: Any = SimpleNamespace(reactor=shared.reactor, relays=None, on_targets_changed=lambda: None)
+        dialler = (TargetGroup if several else SingleTarget)(owner, Events().event_log(), tunnel)
+        links: list[Any] = [object(), object()]
+        pairs = [socket.socketpair() for _ in links]
+        for link, (near, _) in zip(links, pairs, strict=True):
+            shared.reactor.register(near, lambda _events: None)
+            data: Any = SimpleNamespace(ident=7, sock=near, use=0, visitor_address=b"", events=0)
+            dialler.dial(link, data, asyncio.get_running_loop().time())
+        found = [dialler.find(link, 7) for link in links]
+        assert [dial is not None and dial.link for dial in found] == links
+        assert dialler.close() == 2
+        assert [dialler.find(link, 7) for link in links] == [None, None]
+        for _, far in pairs:
+            far.close()
 
 
 @pytest.mark.parametrize("timeout_s", [0.05, 3600.0])

@@ -98,7 +98,7 @@ class Dialler(ABC, Generic[DialT]):
         self._event_log = event_log
         self._loop = asyncio.get_running_loop()
         self._dials: dict[DialT, None] = {}  # ordered by deadline
-        self._by_data_id: dict[int, DialT] = {}  # dials for visitors, by the id of their data connection
+        self._by_data: dict[tuple[Link, int], DialT] = {}  # dials for visitors, by link and id of the data connection
         self._resolving: dict[asyncio.Task[None], DialT] = {}
         self._deadline_timer: asyncio.TimerHandle | None = None
 
@@ -172,8 +172,7 @@ class Dialler(ABC, Generic[DialT]):
 
     def find(self, link: Link, ident: int) -> DialT | None:
         """Return the dial for the visitor of a data connection."""
-        dial = self._by_data_id.get(ident)
-        return dial if dial is not None and dial.link is link else None
+        return self._by_data.get((link, ident))
 
     def _start(self, dial: DialT, target: DialTarget) -> None:
         """Start a dial, whose deadline is not before those of the dials in progress."""
@@ -203,8 +202,8 @@ class Dialler(ABC, Generic[DialT]):
 
     def _forget(self, dial: DialT) -> None:
         self._dials.pop(dial, None)
-        if dial.data is not None and self._by_data_id.get(dial.data.ident) is dial:
-            del self._by_data_id[dial.data.ident]
+        if dial.data is not None and dial.link is not None:
+            self._by_data.pop((dial.link, dial.data.ident), None)
 
     def _on_deadline(self) -> None:
         self._deadline_timer = None

@@ -81,7 +81,7 @@ class SingleTarget(Dialler[TargetDial]):
     def dial(self, link: Link, data: DataConnection, now: float) -> None:
         """Dial the target for the visitor of a data connection."""
         dial = TargetDial(self, link, data, now + self._dial_timeout_s)
-        self._by_data_id[data.ident] = dial
+        self._by_data[link, data.ident] = dial
         self._start(dial, self._target)
 
     def on_dial_succeeded(self, dial: TargetDial, sock: socket.SocketType, sockaddr: SockAddr, events: int) -> None:

@@ -220,7 +220,7 @@ class TargetGroup(Dialler[GroupDial]):
         dial = GroupDial(self, link, data, member, (*tried, member))
         dial.end_offset = end_offset
         dial.deadline = now + self._time_limit(dial)
-        self._by_data_id[data.ident] = dial
+        self._by_data[link, data.ident] = dial
         self._start(dial, member.target)
 
     def _time_limit(self, dial: GroupDial) -> float:
