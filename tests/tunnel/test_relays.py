@@ -15,6 +15,7 @@ from tests.support.waiting import wait_until_async
 from tunnel.carriers.tcp import PlainCarrier
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.engine.relays import RelaySet
+from tunnel.engine.time_limits import TimeLimits
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import Reactor
@@ -213,6 +214,23 @@ async def test_an_idle_visitor_is_disconnected_and_a_busy_one_stays(relays: Rela
     await wait_until_async(lambda: relays.aborted == [(VisitorEnd.IDLE_TIMEOUT, 1)], "it is counted")
     assert relays.events.said("1 visitor disconnected: idle_timeout")
     relays.set.set_time_limits(0.0, 0.0)
+
+
+async def test_a_change_of_the_limits_in_the_middle_of_a_scan_keeps_idle_times() -> None:
+    reactor = Reactor()
+    try:
+        relays = Relays(reactor)
+        first, second = (FakeVisitor(ident, FakeLink(), relays.set) for ident in (1, 2))
+        limits, start = TimeLimits(10.0, 0.0), first.started_at
+        limits.find_expired([first, second], start)
+        limits.end_scan()
+        limits.find_expired([first], start + 6)
+        changed = TimeLimits(8.0, 0.0, limits)
+        changed.find_expired([second], start + 6)
+        changed.end_scan()
+        assert [relay for relay, _ in changed.find_expired([first, second], start + 9)] == [first, second]
+    finally:
+        reactor.stop()
 
 
 async def test_a_new_limit_applies_to_present_visitors_and_a_lifted_one_to_none(relays: Relays) -> None:

@@ -24,7 +24,8 @@ class TimeLimits:
         self.max_age_s = max_age_s
         self.seen: dict[ForwardedVisitor, tuple[int, float]] = {} if before is None else before.seen
         """relays with their bytes, and when these were seen to change; of the last complete scan"""
-        self._next: dict[ForwardedVisitor, tuple[int, float]] = {}
+        self.met: dict[ForwardedVisitor, tuple[int, float]] = {} if before is None else before.met
+        """the same, as far as the present scan has come"""
 
     @property
     def scan_interval_s(self) -> float:
@@ -38,7 +39,7 @@ class TimeLimits:
 
     def end_scan(self) -> None:
         """Forget the relays that the scan has not met: they have ended."""
-        self.seen, self._next = self._next, {}
+        self.seen, self.met = self.met, {}
 
     def _check(self, relay: ForwardedVisitor, now: float) -> VisitorEnd | None:
         if self.max_age_s and now - relay.started_at >= self.max_age_s:
@@ -51,5 +52,5 @@ class TimeLimits:
             before = passed, now if passed else relay.started_at
         elif before[0] != passed:
             before = passed, now
-        self._next[relay] = before
+        self.met[relay] = before
         return VisitorEnd.IDLE_TIMEOUT if now - before[1] >= self.idle_timeout_s else None
