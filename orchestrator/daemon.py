@@ -115,10 +115,12 @@ async def _recording_traffic(control: ControlService, path: Path | None) -> Asyn
     supervisor.subscribe_removals(recorder.on_removed)
     bus.subscribe(lambda event: recorder.mark_busy(event.tunnel))
     with bus.subscribe_activity(recorder.mark_busy):
-        async with task_scope() as start_task:
-            start_task(recorder.run())
-            yield
-        await recorder.close()
+        try:
+            async with task_scope() as start_task:
+                start_task(recorder.run())
+                yield
+        finally:
+            await recorder.close()
 
 
 @contextlib.asynccontextmanager

@@ -109,8 +109,8 @@ class HistoryFile:
             with _transaction(self._open()) as connection:
                 return job(connection)
         except sqlite3.DatabaseError as error:
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the rest is an extended code
-            if code in _DAMAGES:
+            code = getattr(error, "sqlite_errorcode", None)  # only what SQLite itself reports has one
+            if code is not None and code & 0xFF in _DAMAGES:  # the rest is an extended code
                 raise _UnusableFileError(f"is damaged ({error})") from None
             self.close()
             raise HistoryError(f"{self.path}: {error}") from None

@@ -255,6 +255,14 @@ def test_a_file_that_is_overwritten_while_it_is_open_is_replaced(harness: FileHa
     assert "is damaged (its header was overwritten)" in harness.file.notes[0]
 
 
+def test_a_defect_of_this_program_is_no_damage_of_the_file(harness: FileHarness) -> None:
+    harness.write({("web", HOUR): ONE})
+    with pytest.raises(HistoryError, match="number of bindings"):
+        harness.file.run(lambda c: c.execute("SELECT ?"))
+    assert not harness.bad_files()
+    assert harness.read("web") == [{"web": ONE}]
+
+
 def test_a_file_whose_tables_were_dropped_is_replaced(harness: FileHarness) -> None:
     harness.file.run(lambda c: c.execute("DROP TABLE traffic"))
     harness.write({("web", HOUR): ONE})
