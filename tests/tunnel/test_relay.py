@@ -607,6 +607,21 @@ async def test_the_end_of_a_socket_is_an_end_only_if_the_link_announces_it(*, is
         assert visitor.saw_reset is not is_announced
 
 
+async def test_a_visitor_of_a_client_that_dies_is_reset_as_soon_as_the_link_is_lost() -> None:
+    async with relay_parts(limits=RelayLimits(end_timeout_s=60.0)) as parts:
+        chain = RelayChain(parts, carrier=Carrier.ENCRYPTED)
+        visitor, target = chain.programs["A"], chain.programs["B"]
+        visitor.offered = target.offered = 100
+        await chain.step_until(lambda: len(visitor.received) == len(target.received) == 100, "both have received")
+        chain.egress_relay.close()  # as the kernel does for a process that was killed
+        flow = chain.ingress_relay._to_near  # type: ignore[attr-defined]  # of a TCP relay
+        await chain.step_until(lambda: flow.state is FlowState.UNANNOUNCED, "the ingress saw the end of the socket")
+        assert not visitor.saw_end
+        chain.sets[0].remove_link(chain.links[0])
+        await chain.finish()
+        assert visitor.saw_reset
+
+
 async def test_an_end_that_was_announced_over_a_lost_link_is_shown_in_a_record() -> None:
     async with relay_parts() as parts:
         chain = RelayChain(parts, carrier=Carrier.ENCRYPTED)

@@ -237,6 +237,9 @@ class Flow(ABC):
         """Whether the source has shown neither an end nor a failure, nor urgent data."""
         return self._source_state is LIVE
 
+    def on_link_lost(self) -> None:
+        """React to the loss of the link: it brings no announcement about the source any more."""
+
     def show_end(self) -> None:
         """Show the end of the source on the sink itself: it was announced over a link that is lost."""
         self.half_close_sink()

@@ -239,7 +239,12 @@ class Relay:
         self.is_freed = True
 
     def on_link_lost(self) -> None:
-        """Show an announced end on the socket after all: the announcement may have been lost with the link."""
+        """Show an announced end on the socket after all: the announcement may have been lost with the link.
+
+        What the other end would have announced over the link does not come any more.
+        """
+        if self.is_open:
+            self._to_near.on_link_lost()
         if self._end_is_announced and self.is_open:
             self._end_is_announced = False
             self._from_near.show_end()
