@@ -595,16 +595,30 @@ async def test_the_end_of_a_socket_is_an_end_only_if_the_link_announces_it(*, is
         visitor, target = chain.programs["A"], chain.programs["B"]
         announce = chain.links[1].set_other_end_offset
         chain.links[1].set_other_end_offset = lambda ident, total: announced.append((ident, total))
-        visitor.wants_to_end = True
-        await chain.step_until(lambda: target.saw_end, "the target saw the end")
         target.offered, target.wants_to_end = 1000, True
-        await chain.step_until(lambda: announced, "the client announced the end and closed the data connection")
+        await chain.step_until(lambda: announced, "the client announced the end")
+        visitor.wants_to_end = True
+        await chain.step_until(lambda: not chain.egress_relay.is_open, "the client closed the data connection")
         if is_announced:
             await chain.step_until(lambda: len(visitor.received) == 1000, "the visitor received everything")
             assert not visitor.saw_end
             announce(*announced[0])
         await chain.finish()
         assert visitor.saw_reset is not is_announced
+
+
+async def test_an_end_is_in_a_record_where_the_data_connection_is_closed_next() -> None:
+    """The announcement may be lost with the link, and the relay that could show the end again is gone."""
+    async with relay_parts(limits=RelayLimits(end_timeout_s=0.0)) as parts:
+        chain = RelayChain(parts, carrier=Carrier.ENCRYPTED)
+        visitor, target = chain.programs["A"], chain.programs["B"]
+        chain.links[1].set_other_end_offset = lambda _ident, _total: None  # what the link brings is lost
+        visitor.wants_to_end = True
+        await chain.step_until(lambda: target.saw_end, "the target saw the end")
+        target.offered, target.wants_to_end = 1000, True
+        await chain.finish()
+        assert len(visitor.received) == 1000
+        assert not visitor.saw_reset
 
 
 async def test_a_visitor_of_a_client_that_dies_is_reset_as_soon_as_the_link_is_lost() -> None:

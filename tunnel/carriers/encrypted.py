@@ -90,13 +90,15 @@ class EncryptingFlow(Flow):
         """Count nothing: what waits are records, whose content was counted when it was read."""
 
     def _on_source_ended(self) -> None:
-        """Pass the end on: over the link if this end announces it there, else in a record."""
+        """Pass the end on: over the link if this end announces it there, else in a record.
+
+        In a record, too, where the relay closes the socket next: the announcement may be lost with the link, and then
+        nothing could show the end any more.
+        """
         link = self.relay.link
         if self._source_state is SourceState.RESET:
             self._on_source_failed()
-        elif link.announces_ends:
-            if self.peer.state is ENDED and not link.reuses:  # closing the socket next does not show the end
-                self._announce_end()
+        elif link.announces_ends and (link.reuses or self.peer.state is not ENDED):
             self._pass_end()
         else:
             self.show_end()

@@ -339,7 +339,11 @@ class Link:
     # --- end ------------------------------------------------------------------------------------------------------
 
     def send_goodbye(self, reason: str) -> None:
-        """Ask the other end to close the link, because this end shuts down; launches on their way still count."""
+        """Ask the other end to close the link, because this end shuts down; launches on their way still count.
+
+        The other end reads nothing after that, so ends of streams are shown on the data connections from now on.
+        """
+        self.reuses = self.announces_ends = False
         self.session.send_goodbye(reason)
         self._flush()
 
