@@ -11,6 +11,7 @@
     ├── SelfConnectError       a socket is its own peer (also an OSError; runtime.connect_race)
     ├── ThreadShortageError    the system grants no further thread (also an OSError; runtime.blocking_calls)
     ├── TlsError               certificate or key files cannot be used (runtime.tls)
+    ├── ProxyHeaderError       a balancer's connection does not start with a valid PROXY header (protocol.proxy_header)
     ├── ProtocolError          the peer sent bytes that the protocol does not allow (protocol.errors)
     │   └── RecordError        a record of an encrypted data connection was changed or moved (protocol.records)
     ├── HandshakeRefusedError  one end refused the other in the handshake (protocol.errors)
