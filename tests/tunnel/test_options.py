@@ -42,6 +42,7 @@ from tunnel.model.options import (
     environment_layer,
     format_options,
     make_spec,
+    misplaced_options,
     names_for,
     render_option_table,
 )
@@ -216,6 +217,24 @@ def test_a_long_value_is_described_in_short_and_its_change_by_what_differs() -> 
     assert allow.describe_change(few, many) == "20 networks, 19 added and 0 removed"
     assert interval.describe(few) == "1s"
     assert interval.describe_change(few, many) == "1s → 20s"
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "other"),
+    [
+        ("server://1.2.3.4:1/:2?mode=reverse&proxy=v1", "proxy", "client"),
+        ("client://1.2.3.4:1/:2?mode=reverse&allow=10.0.0.0/8", "allow", "server"),
+    ],
+)
+def test_an_option_of_the_other_end_is_a_fault_at_its_place(url: str, name: str, other: str) -> None:
+    with pytest.raises(UrlError, match=f"{name} acts at the end that .*, which is the {other} here") as caught:
+        make_spec(parse_url(url))
+    assert caught.value.offset == url.index(name)
+
+
+def test_an_option_of_the_other_end_among_the_defaults_is_ignored() -> None:
+    spec = make_spec(parse_url("server://1.2.3.4:1/:2?mode=reverse"), (defaults(proxy="v1"),))
+    assert [option.name for option in misplaced_options(spec)] == ["proxy"]
 
 
 def test_a_key_in_the_url_of_an_open_tunnel_is_a_fault() -> None:
