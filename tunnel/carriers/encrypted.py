@@ -190,16 +190,7 @@ class DecryptingFlow(Flow):
             return
         self.state = FlowState.UNANNOUNCED
         forwarder = self.relay.forwarder
-        forwarder.reactor.call_later(forwarder.limits.end_timeout_s, self._on_end_missing)
-
-    def on_link_lost(self) -> None:
-        """Treat the stream as cut off if its socket has ended already."""
-        self._on_end_missing()
-
-    def _on_end_missing(self) -> None:
-        """Treat the stream as cut off: nothing has announced its end."""
-        if self.state is FlowState.UNANNOUNCED:
-            self._on_source_failed()
+        forwarder.reactor.call_later(forwarder.limits.end_timeout_s, self.on_link_lost)  # no announcement has come
 
 
 class EncryptedCarrier:

@@ -238,7 +238,9 @@ class Flow(ABC):
         return self._source_state is LIVE
 
     def on_link_lost(self) -> None:
-        """React to the loss of the link: it brings no announcement about the source any more."""
+        """Treat the stream as cut off if only an announcement over the link could still complete it."""
+        if self.state is FlowState.UNANNOUNCED:
+            self._on_source_failed()
 
     def show_end(self) -> None:
         """Show the end of the source on the sink itself: it was announced over a link that is lost."""
