@@ -192,3 +192,23 @@ async def early_closing_target() -> AsyncIterator[str]:
         yield f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     finally:
         listener.close()
+
+
+@pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
+async def test_what_a_client_announces_before_it_answers_a_goodbye_still_counts(
+    shared: EngineContext, data_tls: DataTls
+) -> None:
+    """The end of the target's stream is on its way over the link when the server starts to drain."""
+    async with echo() as target, pair(shared, target, data_tls=data_tls, reuse=True) as (server, client):
+        async with visit(visitors_address(server)) as (reader, writer), asyncio.timeout(GUARD_S):
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+            link = client.engine._link
+            assert link is not None
+            link.session._on_output = lambda: None  # what the client sends stays in the session until it is flushed
+            writer.write_eof()
+            await wait_until_async(lambda: not client.engine.snapshot().connections.active, "the client has finished")
+            assert server.engine.snapshot().connections.active == 1
+            server.engine.drain(5)
+            assert await reader.read() == b""
+        await asyncio.wait_for(server.task, GUARD_S)

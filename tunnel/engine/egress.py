@@ -6,7 +6,6 @@ What is dialled, and how the health of targets is known, is the matter of its di
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.single_target import SingleTarget
@@ -112,10 +111,7 @@ class Egress(TunnelEnd):
 
     async def wait_links_unneeded(self, grace_s: float) -> None:
         """Return when the other ends have closed the links in answer to the goodbye, or after ``grace_s``."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                while self._links:
-                    await self._wait_for_change()
+        await self.wait_links_closed(grace_s)
 
     def attach(self, link: Link) -> None:
         """Serve the signals of this link, too, and report an unreachable target on it."""

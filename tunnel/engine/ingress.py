@@ -18,7 +18,7 @@ from tunnel.model.networks import NO_NETWORKS
 from tunnel.model.refusals import VisitorRefusal
 from tunnel.model.spec import End, LogLevel
 from tunnel.model.visitors import QUEUED, VisitorView
-from tunnel.protocol.frames import ConnectionsFreed, StreamsEnded, VisitorFailed
+from tunnel.protocol.frames import ConnectionsFreed, Goodbye, StreamsEnded, VisitorFailed
 from tunnel.protocol.visitor_address import host_of, pack_address, pack_host
 from tunnel.runtime import sockets
 from tunnel.runtime.acceptor import Acceptor
@@ -139,8 +139,14 @@ class Ingress(TunnelEnd):
             await self._wait_for_change()
 
     async def wait_links_unneeded(self, grace_s: float) -> None:
-        """Return when the queue is empty: only visitors in it need a link."""
+        """Return when no visitor is in the queue, and the other ends have closed the links, or after ``grace_s``.
+
+        What they have announced meanwhile still counts, as the ends of streams.
+        """
         await self.wait_queue_empty()
+        for link in list(self._links):
+            link.send_goodbye(Goodbye.SHUTDOWN)
+        await self.wait_links_closed(grace_s)
 
     def start_drain(self, goodbye: str) -> None:
         """Accept the visitors that are already in the backlog, then close the listener."""

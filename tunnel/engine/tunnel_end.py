@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -195,6 +196,13 @@ class TunnelEnd(ABC):
         """Return as soon as no visitor is left that a drain waits for. Safe to cancel."""
         while self.is_busy:
             await self._wait_for_change()
+
+    async def wait_links_closed(self, grace_s: float) -> None:
+        """Return when the other ends have closed the links in answer to a goodbye, or after ``grace_s``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while self._links:
+                    await self._wait_for_change()
 
     async def _wait_for_change(self) -> None:
         self._observers += 1
