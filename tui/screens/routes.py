@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.style import Style
-
 from tui.format.route_diagram import route_lines
 from tui.format.route_rows import host_lines, route_heading, route_row
 from tui.format.text import Line, paragraph, plural
 from tui.model.routes import TunnelRoute, all_routes, route_of
 from tui.screens.dialogs import TextModal
-from tui.widgets.pane import HeadedPane
+from tui.screens.list_modal import ListModal
+from tui.widgets.list_table import ListTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,57 +49,22 @@ class RouteModal(TextModal):
         self.app.switch_screen(RouteListModal(self._session, self._tunnel))
 
 
-class RouteTable(HeadedPane, inherit_bindings=False):
-    """One row for each route under a heading; formats only visible rows."""
-
-    def __init__(self) -> None:
-        super().__init__(id="text", focusable=True)
-        self.routes: Sequence[TunnelRoute] = ()
-        self.cursor = 0
-
-    def show_routes(self, routes: Sequence[TunnelRoute], cursor: int) -> None:
-        """Show these routes with the cursor on one of them."""
-        has_moved = cursor != self.cursor
-        self.routes, self.cursor = routes, cursor
-        self.set_content_height(len(routes) + 1)
-        if has_moved:  # otherwise the user may have scrolled elsewhere
-            self.scroll_to_row(cursor)
-        self.refresh()
-
-    def visible_routes(self) -> Sequence[TunnelRoute]:
-        """Return the routes whose rows are on the screen."""
-        top = self.scroll_offset.y
-        return self.routes[top : top + self.size.height]
+class RouteTable(ListTable[TunnelRoute], inherit_bindings=False):
+    """One row for each route."""
 
     def heading_line(self) -> Line:
         """Return the row of titles."""
         return route_heading(self.line_width)
 
-    def line_at(self, y: int) -> Line:
-        """Return the row of a route; ``y`` counts the heading as 0."""
-        return route_row(self.routes[y - 1], self.line_width) if 0 < y <= len(self.routes) else ()
-
-    def row_style(self, y: int) -> Style:
-        """Return the style of the cursor for its row."""
-        if y - 1 != self.cursor:
-            return Style.null()
-        return self.get_component_rich_style("table--cursor", partial=True)
+    def item_line(self, item: TunnelRoute) -> Line:
+        """Return the row of a route."""
+        return route_row(item, self.line_width)
 
 
-class RouteListModal(TextModal):
+class RouteListModal(ListModal):
     """All routes, broken ones first; Enter shows one."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        ("enter,p", "open"),
-        ("down", "down"),
-        ("up", "up"),
-        ("pagedown", "page(1)"),
-        ("pageup", "page(-1)"),
-        ("home,g", "to_first"),
-        ("end,G", "to_last"),
-    ]
-
-    is_live = True
+    BINDINGS: ClassVar[list[BindingType]] = [("enter,p", "open")]
 
     def __init__(self, session: DashboardSession, chosen: str = "") -> None:
         self._table = RouteTable()
@@ -113,42 +77,20 @@ class RouteListModal(TextModal):
         """Show all routes as they are now; the cursor follows its route to another row."""
         routes = all_routes(self._session.view.tunnels.values())
         cursor = next((index for index, route in enumerate(routes) if self._contains_chosen(route)), 0)
-        self._table.show_routes(routes, cursor)
+        self._table.show_items(routes, cursor)
         if routes and not self._contains_chosen(routes[cursor]):
             self._chosen = routes[cursor].ends[0].name
         self._table.border_title = _count_routes(routes)
         self._table.border_subtitle = "⏎ shows one · Esc closes"
-        self.shown_tunnels = frozenset(end.name for route in self._table.visible_routes() for end in route.ends)
+        self.shown_tunnels = frozenset(end.name for route in self._table.visible_items() for end in route.ends)
 
     def _contains_chosen(self, route: TunnelRoute) -> bool:
         return any(end.name == self._chosen for end in route.ends)
 
-    def _move_by(self, step: int) -> None:
-        routes = self._table.routes
-        if routes:
-            cursor = min(max(0, self._table.cursor + step), len(routes) - 1)
-            self._chosen = routes[cursor].ends[0].name
-            self._table.show_routes(routes, cursor)
-
-    def action_page(self, step: int) -> None:
-        """Move the cursor by pages."""
-        self._move_by(step * max(1, self._table.size.height - 2))
-
-    def action_down(self) -> None:
-        """Move the cursor down by a row."""
-        self._move_by(1)
-
-    def action_up(self) -> None:
-        """Move the cursor up by a row."""
-        self._move_by(-1)
-
-    def action_to_first(self) -> None:
-        """Move the cursor to the first route."""
-        self._move_by(-len(self._table.routes))
-
-    def action_to_last(self) -> None:
-        """Move the cursor to the last route."""
-        self._move_by(len(self._table.routes))
+    def choose(self, index: int) -> None:
+        """Put the cursor on a route."""
+        self._chosen = self._table.items[index].ends[0].name
+        self._table.show_items(self._table.items, index)
 
     def action_open(self) -> None:
         """Show the route under the cursor."""

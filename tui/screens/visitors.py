@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from rich.style import Style
 from textual import work
 from textual.message import Message
 
@@ -20,10 +19,10 @@ from tui.format.visitor_rows import (
     visitor_key,
     visitor_row,
 )
-from tui.screens.dialogs import TextModal
+from tui.screens.list_modal import ListModal
 from tui.sources.base import SourceError
 from tui.widgets.filter_input import FilterInput
-from tui.widgets.pane import HeadedPane
+from tui.widgets.list_table import ListTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,8 +41,8 @@ _MAX_READING_SHARE: Final = 10  # a list that takes long to read is read less of
 _HINT: Final = "words or patterns (10.0.*) of address, tunnel, target, ID; !a not"
 
 
-class VisitorTable(HeadedPane, inherit_bindings=False):
-    """One row for each visitor under a heading; formats only visible rows."""
+class VisitorTable(ListTable["VisitorJson"], inherit_bindings=False):
+    """One row for each visitor; a click sorts by a title, or moves the cursor."""
 
     @dataclass
     class TitleClicked(Message):
@@ -58,34 +57,17 @@ class VisitorTable(HeadedPane, inherit_bindings=False):
         index: int
 
     def __init__(self) -> None:
-        super().__init__(id="text", focusable=True)
-        self.visitors: Sequence[VisitorJson] = ()
-        self.cursor = 0
+        super().__init__()
         self.sort = VISITOR_SORTS[0]
         self.is_reversed = False
-
-    def show_visitors(self, visitors: Sequence[VisitorJson], cursor: int) -> None:
-        """Show these visitors with the cursor on one of them."""
-        has_moved = cursor != self.cursor
-        self.visitors, self.cursor = visitors, cursor
-        self.set_content_height(len(visitors) + 1)
-        if has_moved:  # otherwise the user may have scrolled elsewhere
-            self.scroll_to_row(cursor)
-        self.refresh()
 
     def heading_line(self) -> Line:
         """Return the row of titles."""
         return visitor_heading(self.line_width, self.sort, is_reversed=self.is_reversed)
 
-    def line_at(self, y: int) -> Line:
-        """Return the row of a visitor; ``y`` counts the heading as 0."""
-        return visitor_row(self.visitors[y - 1], self.line_width) if 0 < y <= len(self.visitors) else ()
-
-    def row_style(self, y: int) -> Style:
-        """Return the style of the cursor for its row."""
-        if y - 1 != self.cursor:
-            return Style.null()
-        return self.get_component_rich_style("table--cursor", partial=True)
+    def item_line(self, item: VisitorJson) -> Line:
+        """Return the row of a visitor."""
+        return visitor_row(item, self.line_width)
 
     def on_click(self, event: events.Click) -> None:
         """Sort by a title, or move the cursor to a row. The frame takes a line and a column, the padding another."""
@@ -96,26 +78,18 @@ class VisitorTable(HeadedPane, inherit_bindings=False):
             self.post_message(self.RowClicked(self.scroll_offset.y + y - 1))
 
 
-class VisitorListModal(TextModal):
+class VisitorListModal(ListModal):
     """The visitors of some tunnels, read every second while the list is open."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         ("escape,q", "leave"),
         ("enter", "accept_filter"),
-        ("down", "down"),
-        ("up", "up"),
-        ("pagedown", "page(1)"),
-        ("pageup", "page(-1)"),
-        ("home,g", "to_first"),
-        ("end,G", "to_last"),
         ("o", "sort"),
         ("O", "reverse"),
         ("slash", "filter"),
         ("x", "kick"),
         ("X", "kick_address"),
     ]
-
-    is_live = True
 
     def __init__(self, session: DashboardSession, actions: ActionRunner, names: Sequence[str]) -> None:
         """``names`` are the tunnels whose visitors are shown."""
@@ -170,7 +144,7 @@ class VisitorListModal(TextModal):
         if cursor is None:  # that visitor has left: the next one moves up to its row
             cursor = min(table.cursor, max(0, len(shown) - 1))
             self._chosen = visitor_key(shown[cursor]) if shown and self._chosen is not None else None
-        table.show_visitors(shown, cursor)
+        table.show_items(shown, cursor)
         table.border_subtitle = self._footer(len(shown)).replace("[", "\\[")
 
     def _footer(self, shown: int) -> str:
@@ -182,21 +156,15 @@ class VisitorListModal(TextModal):
         count = plural(total, "visitor") if shown == total else f"{shown} of {plural(total, 'visitor')}"
         return f"{count} · / filter · o sort · O reverse · x kick · X kick its address · Esc closes"
 
-    def _move_by(self, step: int) -> None:
-        visitors = self._table.visitors
-        if visitors:
-            self._move_to(self._table.cursor + step)
-
-    def _move_to(self, index: int) -> None:
-        visitors = self._table.visitors
-        if visitors:
-            cursor = min(max(0, index), len(visitors) - 1)
-            self._chosen = visitor_key(visitors[cursor])
-            self._table.show_visitors(visitors, cursor)
+    def choose(self, index: int) -> None:
+        """Put the cursor on a visitor."""
+        visitors = self._table.items
+        self._chosen = visitor_key(visitors[index])
+        self._table.show_items(visitors, index)
 
     def on_visitor_table_row_clicked(self, message: VisitorTable.RowClicked) -> None:
         """Move the cursor to the clicked row."""
-        self._move_to(message.index)
+        self.move_to(message.index)
 
     def on_visitor_table_title_clicked(self, message: VisitorTable.TitleClicked) -> None:
         """Sort by the clicked column, in reverse order if it is the present one."""
@@ -204,26 +172,6 @@ class VisitorListModal(TextModal):
         table.is_reversed = not table.is_reversed if table.sort == message.sort else False
         table.sort = message.sort
         self.update_lines()
-
-    def action_page(self, step: int) -> None:
-        """Move the cursor by pages."""
-        self._move_by(step * max(1, self._table.size.height - 2))
-
-    def action_down(self) -> None:
-        """Move the cursor down by a row."""
-        self._move_by(1)
-
-    def action_up(self) -> None:
-        """Move the cursor up by a row."""
-        self._move_by(-1)
-
-    def action_to_first(self) -> None:
-        """Move the cursor to the first visitor."""
-        self._move_by(-len(self._table.visitors))
-
-    def action_to_last(self) -> None:
-        """Move the cursor to the last visitor."""
-        self._move_by(len(self._table.visitors))
 
     def action_sort(self) -> None:
         """Sort by the next column."""
@@ -240,7 +188,7 @@ class VisitorListModal(TextModal):
     # -- the filter --------------------------------------------------------------------------------------------------
 
     def action_filter(self) -> None:
-        """Edit the filter."""
+        """Open the line in which the filter is edited."""
         self._filter.edit(self._filter.value, _HINT, is_for_log=False)
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -291,7 +239,7 @@ class VisitorListModal(TextModal):
         self._actions.kick(host, self._names, f"Disconnect all visitors from {host}?")
 
     def _under_cursor(self) -> VisitorJson | None:
-        visitors, cursor = self._table.visitors, self._table.cursor
+        visitors, cursor = self._table.items, self._table.cursor
         if cursor < len(visitors):
             return visitors[cursor]
         self._actions.show_error("No visitor is selected.")
