@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
@@ -15,8 +14,8 @@ from tests.support.ports import free_ports
 
 from . import loads
 from .daemons import BenchDaemon, measure_cpu_percent, start_daemon, wait_all_up
-from .report import Goal, Metric, Sheet
-from .section import Sample, Section, Trial
+from .report import Goal, Metric
+from .section import Counts, Sample, Section
 from .targets import nginx
 
 if TYPE_CHECKING:
@@ -42,19 +41,17 @@ _METRICS: Final = (
 
 def section(program: Sequence[str]) -> Section:
     """Return the section: one service on a port, and many."""
-    names = tuple("1 service" if count == 1 else f"{count:,} services" for count in COUNTS)
-    sheet = Sheet(
+    counts = Counts(
+        section="gateway",
+        noun="service",
+        counts=COUNTS,
         metrics=_METRICS,
-        variants=names,
-        judged=names[-1:],
-        baseline=names[0],
         plotted=("gateway.start", "gateway.rest", "gateway.rate"),
+        measure=_measure,
+        is_compared=True,
+        tools=("nginx", "wrk"),
     )
-    trials = tuple(
-        Trial("gateway", name, partial(_measure, tuple(program), count), ("nginx", "wrk"))
-        for name, count in zip(names, COUNTS, strict=True)
-    )
-    return Section(name="gateway", title="Services on one tunnel port", sheet=sheet, trials=trials)
+    return counts.make_section("Services on one tunnel port", program)
 
 
 async def _measure(program: Sequence[str], count: int, seconds: int) -> Sample:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
@@ -12,8 +11,8 @@ from tests.support.ports import free_ports
 
 from . import loads
 from .daemons import start_daemon, wait_all_up
-from .report import Goal, Metric, Sheet
-from .section import Sample, Section, Trial
+from .report import Goal, Metric
+from .section import Counts, Sample, Section
 from .targets import nginx
 
 if TYPE_CHECKING:
@@ -34,19 +33,17 @@ _METRICS: Final = (
 
 def section(program: Sequence[str]) -> Section:
     """Return the section: one target, and three."""
-    names = tuple("1 target" if count == 1 else f"{count} targets" for count in COUNTS)
-    sheet = Sheet(
+    counts = Counts(
+        section="groups",
+        noun="target",
+        counts=COUNTS,
         metrics=_METRICS,
-        variants=names,
-        judged=names[-1:],
-        baseline=names[0],
         plotted=("groups.new", "groups.kept"),
+        measure=_measure,
+        is_compared=True,
+        tools=("nginx", "wrk"),
     )
-    trials = tuple(
-        Trial("groups", name, partial(_measure, tuple(program), count), ("nginx", "wrk"))
-        for name, count in zip(names, COUNTS, strict=True)
-    )
-    return Section(name="groups", title="One visitor through several targets", sheet=sheet, trials=trials)
+    return counts.make_section("One visitor through several targets", program)
 
 
 async def _measure(program: Sequence[str], count: int, seconds: int) -> Sample:

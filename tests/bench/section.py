@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+from .report import Sheet
 
-    from .report import Sheet
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from .report import Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +46,35 @@ class Section:
     trials: tuple[Trial, ...]
     max_rounds: int = 1000
     """limit for sections whose rounds take long and add little"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Counts:
+    """A series of trials that differ in the number of something, of which the last one is judged."""
+
+    section: str
+    noun: str
+    counts: tuple[int, ...]
+    metrics: tuple[Metric, ...]
+    plotted: tuple[str, ...]
+    measure: Callable[[tuple[str, ...], int, int], Awaitable[Sample]]
+    """gets the program, the count and the duration of each load in seconds"""
+    is_compared: bool = False
+    """whether figures are ratios to those of the first count"""
+    tools: tuple[str, ...] = ()
+
+    def make_section(self, title: str, program: Sequence[str], max_rounds: int = 1000) -> Section:
+        """Return the section with a variant for each count."""
+        names = tuple(f"{count:,} {self.noun}{'' if count == 1 else 's'}" for count in self.counts)
+        sheet = Sheet(
+            metrics=self.metrics,
+            variants=names,
+            judged=names[-1:],
+            baseline=names[0] if self.is_compared else None,
+            plotted=self.plotted,
+        )
+        trials = tuple(
+            Trial(self.section, name, partial(self.measure, tuple(program), count), self.tools)
+            for name, count in zip(names, self.counts, strict=True)
+        )
+        return Section(name=self.section, title=title, sheet=sheet, trials=trials, max_rounds=max_rounds)

@@ -8,7 +8,6 @@ import resource
 import socket
 import time
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
@@ -17,8 +16,8 @@ from tests.support.ports import free_ports
 
 from .daemons import BenchDaemon, cpu_seconds, make_pairs, measure_cpu_percent, start_daemon, wait_all_up
 from .processes import steady_rss
-from .report import Goal, Metric, Sheet
-from .section import Sample, Section, Trial
+from .report import Goal, Metric
+from .section import Counts, Sample, Section
 from .targets import connect, echo, exchange
 
 if TYPE_CHECKING:
@@ -47,18 +46,15 @@ _METRICS: Final = (
 
 def section(program: Sequence[str]) -> Section:
     """Return the section with all counts."""
-    names = tuple("1 tunnel" if count == 1 else f"{count:,} tunnels" for count in COUNTS)
-    sheet = Sheet(
+    counts = Counts(
+        section="tunnels",
+        noun="tunnel",
+        counts=COUNTS,
         metrics=_METRICS,
-        variants=names,
-        judged=names[-1:],
         plotted=("tunnels.start", "tunnels.rss_server", "tunnels.rss_client", "tunnels.rest", "tunnels.visitor"),
+        measure=_measure,
     )
-    trials = tuple(
-        Trial("tunnels", name, partial(_measure, tuple(program), count))
-        for name, count in zip(names, COUNTS, strict=True)
-    )
-    return Section(name="tunnels", title="Tunnels in one pair of daemons", sheet=sheet, trials=trials, max_rounds=2)
+    return counts.make_section("Tunnels in one pair of daemons", program, max_rounds=2)
 
 
 async def _measure(program: Sequence[str], count: int, seconds: int) -> Sample:
