@@ -57,7 +57,7 @@ class ClaimTable(Generic[HolderT]):
         self._groups: dict[int, dict[tuple[Address, Address | None], dict[str, list[HolderT]]]] = {}
 
     def add(self, claim: AddressClaim, holder: HolderT) -> None:
-        """Add a claim."""
+        """Enter the claim of a holder, with those that were entered before."""
         services = self._groups.setdefault(claim.address.port, {}).setdefault((claim.address, claim.tunnel), {})
         services.setdefault(claim.service, []).append(holder)
 

@@ -80,7 +80,7 @@ class HistoryFile:
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
-        self._companions: dict[Path, tuple[int, int] | None] = {}  # the files beside it that SQLite has open
+        self._companions: dict[Path, tuple[int, int] | None] = {}  # the log and index that SQLite has open with it
 
     def run(self, job: Callable[[sqlite3.Connection], Value]) -> Value:
         """Run a job in one transaction. Raises HistoryError.
@@ -109,7 +109,7 @@ class HistoryFile:
             with _transaction(self._open()) as connection:
                 return job(connection)
         except sqlite3.DatabaseError as error:
-            code = getattr(error, "sqlite_errorcode", None)  # only what SQLite itself reports has one
+            code = getattr(error, "sqlite_errorcode", None)  # an error of the Python module alone has none
             if code is not None and code & 0xFF in _DAMAGES:  # the rest is an extended code
                 raise _UnusableFileError(f"is damaged ({error})") from None
             self.close()

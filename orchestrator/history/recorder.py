@@ -67,7 +67,7 @@ class TrafficSource(QuotaHolder, Protocol):
         """How long traffic is kept; 0: it is not recorded."""
 
     def names(self) -> Collection[str]:
-        """All tunnels."""
+        """Return the names of the tunnels that the supervisor has now."""
 
     def snapshot(self, name: str) -> Snapshot:
         """One tunnel now. Raises LookupError."""

@@ -125,7 +125,7 @@ class PendingRows:
         return self._rows
 
     def add(self, key: RowKey, counted: Traffic) -> None:
-        """Count something."""
+        """Add traffic to the row of a tunnel and an hour; with too many rows the oldest is dropped."""
         before = self._rows.get(key)
         self._rows[key] = counted if before is None else before.plus(counted)
         if len(self._rows) > self._max_rows:

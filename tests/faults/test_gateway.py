@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import pytest
@@ -36,6 +37,19 @@ def links(daemon: Daemon) -> dict[str, str]:
     return {tunnel["name"]: tunnel["link"] for tunnel in daemon.status()["tunnels"]}
 
 
+def urls(port: int, visitors: Sequence[int], target: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the server entries of a shared tunnel port, one for each visitors' port, and their clients."""
+    servers = {
+        f"s{number}": f"server://{KEY}@{SERVER}:{port}/127.0.0.1:{visitor}?service=s{number}&data_port=tunnel"
+        for number, visitor in enumerate(visitors)
+    }
+    clients = {
+        f"c{number}": f"client://{KEY}@{SERVER}:{port}/127.0.0.1:{target}?service=s{number}"
+        for number in range(len(visitors))
+    }
+    return servers, clients
+
+
 @pytest.mark.case(f"{SERVICES} services behind a firewall with one open port", deadline=120)
 def test_all_services_of_a_port_work_through_a_firewall_with_one_open_port(
     harness: ProcessHarness, hosts: NamespaceHosts, record_figure: FigureRecorder
@@ -45,16 +59,8 @@ def test_all_services_of_a_port_work_through_a_firewall_with_one_open_port(
     Seen to fail: with a listener for each server, only the first one binds. Without slots for handshakes in the client,
     the front door closes connections of a daemon with 500 clients, and they are up after several attempts.
     """
-    target = hosts.target(harness, hosts.client)
     port, *visitors = free_ports(SERVICES + 1)
-    servers = {
-        f"s{number}": f"server://{KEY}@{SERVER}:{port}/127.0.0.1:{visitor}?service=s{number}&data_port=tunnel"
-        for number, visitor in enumerate(visitors)
-    }
-    clients = {
-        f"c{number}": f"client://{KEY}@{SERVER}:{port}/127.0.0.1:{target.port}?service=s{number}"
-        for number in range(SERVICES)
-    }
+    servers, clients = urls(port, visitors, hosts.target(harness, hosts.client).port)
     hosts.server.run("iptables", "-A", "INPUT", "-s", CLIENT, "-p", "tcp", "!", "--dport", str(port), "-j", "DROP")
     try:
         began = time.monotonic()

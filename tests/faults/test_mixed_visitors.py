@@ -83,7 +83,7 @@ class MixedLoad:
 def test_every_byte_of_every_visitor_arrives_in_its_place_and_nowhere_else(
     harness: ProcessHarness, impaired_hosts: ImpairedHosts, record_figure: FigureRecorder, carrier: str, direction: str
 ) -> None:
-    """Early ends, half-closes, resets and bulk beside each other, so that data connections change their visitors.
+    """Early ends, half-closes, resets and bulk at the same time, so that data connections change their visitors.
 
     Seen to fail: where an ingress uses a data connection again before FREED, a tenth of the visitors is cut off.
     """

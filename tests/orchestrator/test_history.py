@@ -308,7 +308,7 @@ def test_a_file_that_was_removed_is_created_again(harness: FileHarness) -> None:
 
 
 def test_a_backup_that_replaces_the_open_file_is_read_as_it_is(harness: FileHarness) -> None:
-    """The log of the former file is still beside it, and SQLite would apply it to the backup."""
+    """The log of the former file is still in the directory, and SQLite would apply it to the backup."""
     names = [f"tunnel {number}" for number in range(100)]
     backup = HistoryFile(harness.file.path.with_name("backup.db"))
     backup.run(lambda c: database.write_rows(c, {(name, HOUR): Traffic(7) for name in names}))

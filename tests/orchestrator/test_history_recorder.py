@@ -80,7 +80,7 @@ class RecorderHarness:
         await self.recorder._start_flush()
 
     async def totals(self, step: Step = Step.TOTAL, days: int = 2) -> dict[str, int]:
-        """Visitors by tunnel."""
+        """Return the number of visitors in a report, by the name of the tunnel."""
         report = (await self.recorder.read(step, days, ())).as_json()
         return {tunnel["name"]: tunnel["total"]["visitors"] for tunnel in report["tunnels"]}
 

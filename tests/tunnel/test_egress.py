@@ -45,7 +45,7 @@ async def test_a_target_that_does_not_accept_in_time_fails_the_visitor(shared: E
 
 @pytest.mark.parametrize("several", [False, True], ids=["one target", "several"])
 async def test_dials_of_two_links_are_told_apart(shared: EngineContext, *, several: bool) -> None:
-    """Each link numbers its data connections itself, so both may have the number 7."""
+    """The numbers of data connections are those of their link, so both links may have a number 7."""
     with contextlib.closing(BlackHole()) as hole:
         silent = TargetSpec(Address("127.0.0.1", hole.port))
         other = replace(silent, address=Address("127.0.0.2", hole.port))

@@ -255,7 +255,7 @@ class Owner:
         sock.close()
 
     def on_header_gone(self) -> None:
-        """Do nothing."""
+        """Ignore the room that is free again: this owner accepts nothing."""
 
     def on_handler_error(self, error: Exception) -> None:
         raise error

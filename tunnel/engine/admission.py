@@ -1,7 +1,7 @@
 """Admission of visitors: lists of networks, visitors per address, new visitors per second and address. No I/O.
 
 Addresses are packed, as ``tunnel.protocol.visitor_address.pack_host`` returns them. An IPv6 /64 counts as one address:
-it is the smallest network that a provider assigns to one customer (RFC 6177), who has 2^64 addresses in it.
+it is the smallest network that a provider assigns to a customer (RFC 6177), and has 2^64 addresses.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads the PROXY header of connections from balancers: option ``proxy_from`` of an ingress.
 
 A connection from one of the networks has to start with a header, within a time limit. The header is read with
-MSG_PEEK and then taken off alone, so that the socket is passed on as if the visitor had connected itself.
+MSG_PEEK and then taken off alone, so that the socket is passed on as if the visitor had connected directly.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class HeaderOwner(Protocol):
         """React to fewer connections whose header is awaited."""
 
     def on_handler_error(self, error: Exception) -> None:
-        """Handle a defect."""
+        """Handle a defect in the reading of a header."""
 
 
 class AwaitedHeader:
@@ -52,7 +52,7 @@ class AwaitedHeader:
         self.deadline = deadline
 
     def ready(self, events: int) -> None:
-        """Handle reactor events."""
+        """Read the header again after events of the connection."""
         self._reader.read_again(self, is_closed=bool(events & (HANGUP | ERROR)))
 
     def on_handler_error(self, error: Exception) -> None:

@@ -121,7 +121,7 @@ class TunnelPort:
 
     @property
     def acceptors(self) -> tuple[Acceptor, ...]:
-        """All of them."""
+        """The acceptors of the tunnel port and of its data ports."""
         return tuple(self._acceptors.values())
 
     async def join(self, spec: TunnelSpec, predecessor: ServicePlace | None) -> ServicePlace:

@@ -243,7 +243,7 @@ class Flow(ABC):
             self._on_source_failed()
 
     def show_end(self) -> None:
-        """Show the end of the source on the sink itself: it was announced over a link that is lost."""
+        """Show the end of the source on the sink's connection: it was announced over a link that is lost."""
         self.half_close_sink()
 
     def half_close_sink(self) -> None:

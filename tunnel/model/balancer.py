@@ -1,13 +1,13 @@
 """Chooses a link or a target for a visitor: the algorithms that HAProxy calls ``balance``. Pure, without a clock.
 
 The owner keeps a balancer for a set of members and calls ``set_members`` when the set, a weight or a backup changes.
-For each visitor it calls ``choose``, which says nothing about time, health or sockets: those are the owner's.
+For each visitor it calls ``choose``. Time, health and sockets are the owner's.
 
 - ``roundrobin``: the members take turns by weight, spread evenly (the smooth algorithm of nginx).
 - ``leastconn``: the member with the fewest visitors for its weight; equal ones take turns.
 - ``first``: the first member that is ready, in the order of the set. The others serve what it cannot.
-- ``source``: visitors of one address get the same member as long as it is ready (rendezvous hashing, Thaler and
-  Ravishankar 1998): another member in the set, or one less, moves only the visitors that must move.
+- ``source``: visitors of one address get the same member as long as it is ready. The algorithm is rendezvous hashing
+  (Thaler and Ravishankar 1998): another member in the set, or one less, moves only the visitors that must move.
 """
 
 from __future__ import annotations

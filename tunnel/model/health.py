@@ -1,7 +1,7 @@
 """The health of one target, from the outcomes of its checks and of visitors' dials. Pure, with the caller's clock.
 
-The words and the start are those of HAProxy: ``fall`` failures in a row take a target down, ``rise`` successes in a row
-bring it back, and a target is up at its start, but then a single failure takes it down. A success resets the count of
+The words and the start are those of HAProxy. ``fall`` failures in a row take a target down, ``rise`` successes in a row
+bring it back. A target is up at its start, but then a single failure takes it down. A success resets the count of
 failures. A target that flaps returns only ``MAX_RETURNS`` times in ``RETURN_WINDOW_S``.
 """
 

@@ -104,8 +104,8 @@ class ServerHandshake:
     def receive_proof(self, proof: bytes, keys: Iterable[BaseKey], *, least_keys: int = 0) -> AuthenticatedClient:
         """Check the client's proof with each of the server's keys.
 
-        The time depends on neither the service nor the key of the client: where the services of a port have different
-        numbers of keys, ``least_keys`` is the greatest of them, and keys that no client can have fill the rest. Raises
+        The time depends on neither the service nor the key of the client. Where the services of a port have different
+        numbers of keys, ``least_keys`` is the greatest of them. Keys that no client can have fill the rest. Raises
         HandshakeRefusedError with the reason for the local log.
         """
         hello = self._hello
