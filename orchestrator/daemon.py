@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+from orchestrator.access_log import opened_access_log
 from orchestrator.api.server import serve_api
 from orchestrator.history.recorder import TrafficRecorder
 from orchestrator.mqtt.publisher import publish_host
@@ -29,6 +30,7 @@ from tunnel.model.spec import LogLevel
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from orchestrator.access_log import AccessLog
     from orchestrator.config.manifest import Manifest
     from orchestrator.supervisor.engine_handle import EngineFactory
     from tunnel.model.events import Event, EventSink
@@ -87,13 +89,32 @@ async def running_daemon(
     bus = EventBus()
     event_log = EventLog(SUPERVISOR, bus.publish)
     install_exception_handlers(lambda topic, text: event_log.warn_throttled(EventKind.DEFECT, topic, text))
-    async with _engine_factory(manifest.supervisor.workers, bus) as engine_factory:
+    with opened_access_log(manifest.supervisor.access_log, log, event_log) as access_log:
+        async with _running(manifest, claim, log, level, bus, access_log, read_only=read_only) as supervisor:
+            yield supervisor
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    manifest: Manifest,
+    claim: DaemonClaim,
+    log: EventSink,
+    level: LogLevel,
+    bus: EventBus,
+    access_log: AccessLog | None,
+    *,
+    read_only: bool,
+) -> AsyncIterator[Supervisor]:
+    async with _engine_factory(manifest.supervisor.workers, bus, access_log) as engine_factory:
         supervisor = Supervisor(manifest, engine_factory=engine_factory, bus=bus)
         write_log = _filter_by_level(log, supervisor, level)
         for event in bus.events_of(SUPERVISOR):  # of the workers, from before there was a supervisor with log levels
             write_log(event)
         bus.subscribe(write_log)
         control = ControlService(supervisor, read_only=read_only)
+        if access_log is not None:
+            supervisor.subscribe_hang_up(access_log.reopen)
+            control.set_access_log_status(access_log.status)
         with claim.answering():
             async with (
                 _recording_traffic(control, claim.history_file),
@@ -124,13 +145,16 @@ async def _recording_traffic(control: ControlService, path: Path | None) -> Asyn
 
 
 @contextlib.asynccontextmanager
-async def _engine_factory(workers: int, bus: EventBus) -> AsyncIterator[EngineFactory]:
+async def _engine_factory(workers: int, bus: EventBus, access_log: AccessLog | None) -> AsyncIterator[EngineFactory]:
     """Makes engines in so many workers; with none, in this process."""
     if workers:
-        async with WorkerPool(workers, bus.emit, bus.notify_activity).running() as pool:
+        on_left = None if access_log is None else access_log.add_lines
+        pool = WorkerPool(workers, bus.emit, bus.notify_activity, on_visitors_left=on_left)
+        async with pool.running():
             yield pool.make_engine
         return
     context = EngineContext()
+    context.visitor_log = None if access_log is None else access_log.add
     context.subscribe_activity(bus.notify_activity)
     try:
         yield lambda name, spec, sink: create_engine(name, spec, context, sink)

@@ -255,7 +255,7 @@ async def get_metrics(request: ApiRequest) -> web.StreamResponse:
     tasks = len(asyncio.all_tasks())
     await control.refresh(everything=True)
     history = control.history.status() if control.history is not None else None
-    reading = metrics.DaemonReading(control.info(), tasks, history)
+    reading = metrics.DaemonReading(control.info(), tasks, history=history, access_log=control.access_log_status())
     async with request.context.metrics_turn:  # each page in work needs several times its size
         page, content_type = await asyncio.to_thread(
             metrics.render, reading, control.store.snapshots(), accept, request.context.process_metrics

@@ -39,6 +39,8 @@ class DaemonReading:
     info: DaemonInfo
     tasks: int
     """tasks in the daemon's event loop: a number that only grows is a leak"""
+    access_log: tuple[int, int] = (0, 0)
+    """lines of the access log: written, and lost"""
     history: HistoryStatus | None = None
     """the writer of the traffic history; None where nothing is recorded"""
 
@@ -143,6 +145,12 @@ DAEMON_METRICS: Final[tuple[MetricSpec[DaemonReading], ...]] = (
     _history("lost_rows", "Rows of the traffic history that could not be kept.", lambda h: h.lost_rows, COUNTER),
     _history("failed_writes", "Attempts to write the traffic history that failed.", lambda h: h.failed_writes, COUNTER),
     _history("last_write_timestamp_seconds", "Time of the last write of the history.", lambda h: h.last_write),
+    MetricSpec(
+        "access_log_lines", COUNTER, "Lines of the access log that were written.", lambda d: d.access_log[0], _NO_LABELS
+    ),
+    MetricSpec(
+        "access_log_lost", COUNTER, "Lines of the access log that were lost.", lambda d: d.access_log[1], _NO_LABELS
+    ),
     _daemon("tasks", "Tasks in the daemon's event loop, without those of workers.", lambda d: d.tasks),
 )
 

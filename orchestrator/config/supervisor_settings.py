@@ -19,6 +19,13 @@ from tunnel.model.option_types import ANY_SCALAR, parse_natural
 from tunnel.model.times import parse_duration
 
 _MAX_WORKERS: Final = 256
+_MAX_KEPT: Final = 1000
+_MIN_SIZE: Final = 10_000
+_MAX_SIZE: Final = 10**15
+_LOG: Final = "log"
+_SIZE_TEXT: Final = re.compile(r"([0-9]{1,15})\s*(|[kKmMgG]?[bB])")
+_SIZE_UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_SIZE: Final = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string"}]}
 _MAX_HISTORY_DAYS: Final = 3660
 _HISTORY: Final = re.compile(r"(?P<count>[0-9]{1,6})(?P<unit>[dh])")
 _HISTORY_SCHEMA: Final = with_variable(({"const": 0}, {"type": "string", "pattern": r"^\s*(0|[0-9]{1,6}[dh])\s*$"}))
@@ -64,6 +71,24 @@ def _parse_history(value: object) -> HistoryLimit:
             repr(text[:20]),
         )
     return HistoryLimit(hours)
+
+
+def _parse_keep(value: object) -> int:
+    text = _parse_text(value).strip()
+    kept = parse_natural(text)
+    if kept is None or kept > _MAX_KEPT:
+        raise InvalidValueError(f"{{}} is not a whole number from 0 to {_MAX_KEPT}", repr(text[:20]))
+    return kept
+
+
+def _parse_size(value: object) -> int:
+    text = _parse_text(value).strip()
+    found = _SIZE_TEXT.fullmatch(text)
+    if found is None or not 0 <= (size := int(found[1]) * _SIZE_UNITS[found[2].lower()]) <= _MAX_SIZE:
+        raise InvalidValueError("{} is not a size, as in 500kB, 64MB or 2GB", repr(text[:20]))
+    if 0 < size < _MIN_SIZE:
+        raise InvalidValueError("{} is too small; the least is 10kB, and 0 means no limit", repr(text[:20]))
+    return size
 
 
 def _parse_address(value: object) -> Address:
@@ -171,6 +196,26 @@ class MqttSettings(_Section):
         return self
 
 
+class AccessLogSettings(_Section):
+    """Where visitors that have left are written."""
+
+    file: _FileField | None = None
+    """None: to the daemon's log"""
+    max_size: Annotated[int, BeforeValidator(_parse_size), WithJsonSchema(_SIZE)] = 64_000_000
+    """bytes of the file, 0: no limit; a larger one is renamed"""
+    keep: Annotated[int, BeforeValidator(_parse_keep), WithJsonSchema(integer(0, _MAX_KEPT))] = 5
+    """renamed files that are kept"""
+
+
+def _expand_access_log(value: object) -> object:
+    """Turn ``access_log: FILE`` into ``access_log: {file: FILE}``; ``log`` means the daemon's log."""
+    if value == _LOG:
+        return {}
+    if isinstance(value, dict) and "file" not in value:
+        raise ValueError("access_log: needs file:, or is the word log for the daemon's own log")
+    return {"file": value} if isinstance(value, str) else value
+
+
 def _expand_socket(value: object) -> object:
     """Turn ``api: FILE`` into ``api: {socket: FILE}``."""
     return {"socket": value} if isinstance(value, str) else value
@@ -186,4 +231,6 @@ class SupervisorSettings(_Section):
     workers: Annotated[int, BeforeValidator(_parse_workers), WithJsonSchema(integer(0, _MAX_WORKERS))] = 0
     history: Annotated[HistoryLimit, BeforeValidator(_parse_history), WithJsonSchema(_HISTORY_SCHEMA)] = DEFAULT_HISTORY
     """how long the traffic of each tunnel and hour is kept; 0: it is not recorded"""
+    access_log: Annotated[AccessLogSettings, BeforeValidator(_expand_access_log)] | None = None
+    """None: no access log"""
     mqtt: MqttSettings | None = None

@@ -49,6 +49,10 @@ if TYPE_CHECKING:
 VERBS: Final = tuple(TUNNEL_COMMANDS)
 
 
+AccessLogStatus = tuple[int, int]
+"""Lines of the access log: written, and lost."""
+
+
 class ReadOnlyError(OrchestratorError):
     """This daemon takes no commands."""
 
@@ -90,6 +94,7 @@ class ControlService:
         self.history: TrafficRecorder | None = None
         """what tunnels carried; None where a test runs no recorder"""
         self._broker_status: Callable[[], BrokerInfo] = BrokerInfo
+        self.access_log_status: Callable[[], AccessLogStatus] = lambda: (0, 0)
         self._version = program_version()
         self._host = socket.gethostname()
         self._started_at = format_timestamp(time.time())
@@ -122,6 +127,10 @@ class ControlService:
     def set_broker_status(self, read: Callable[[], BrokerInfo]) -> None:
         """Have the status of the connection with the broker read by this function."""
         self._broker_status = read
+
+    def set_access_log_status(self, read: Callable[[], AccessLogStatus]) -> None:
+        """Have the numbers of lines of the access log read by this function."""
+        self.access_log_status = read
 
     def head(self) -> DaemonJson:
         """Return ``info`` as a JSON object."""

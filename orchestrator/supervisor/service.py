@@ -30,6 +30,7 @@ async def run_service(supervisor: Supervisor, reopen_log: Callable[[], None]) ->
 
     def hang_up() -> None:
         reopen_log()
+        supervisor.notify_hang_up()
         reporter.start_reload()
 
     with handle_stop_signals(supervisor.shutdown, supervisor.close, hang_up):

@@ -50,6 +50,7 @@ class Supervisor:
         self._registry = TunnelRegistry(manifest.entries, engine_factory=engine_factory, sink=self.bus.publish)
         self._reloader = Reloader(manifest, registry=self._registry, bus=self.bus)
         self._scanner = StatusScanner(self.store, self._registry)
+        self._hang_up_subscribers: list[Callable[[], None]] = []
         self._started = asyncio.Event()
         self._has_left_starting = False
         self._stopping = asyncio.Event()
@@ -103,6 +104,15 @@ class Supervisor:
         self._stopping.set()
         self._closed.set()
         self._registry.close()
+
+    def subscribe_hang_up(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when the daemon receives SIGHUP."""
+        self._hang_up_subscribers.append(callback)
+
+    def notify_hang_up(self) -> None:
+        """Notify the subscribers of SIGHUP: files that another program may have renamed are opened again."""
+        for callback in self._hang_up_subscribers:
+            callback()
 
     async def wait_ready(self) -> None:
         """Wait until every enabled tunnel has bound its addresses or failed to, for READY_TIMEOUT_S at most."""

@@ -120,6 +120,11 @@ class SetRefusal:
 
 
 @dataclass(frozen=True, slots=True)
+class StartAccessLog:
+    """Send VisitorsLeft for the visitors of all engines that are created from now on."""
+
+
+@dataclass(frozen=True, slots=True)
 class DiscardEngine:
     """Close an engine and forget it, without an answer."""
 
@@ -138,6 +143,7 @@ Request = (
     | ListVisitors
     | KickVisitors
     | SetRefusal
+    | StartAccessLog
     | DiscardEngine
 )
 
@@ -198,7 +204,16 @@ class VisitorSlice:
         return not self.visitors
 
 
-Notification = WorkerAlive | SnapshotBatch | EngineEvent | EnginePrepared | EngineEnded | VisitorSlice
+@dataclass(frozen=True, slots=True)
+class VisitorsLeft:
+    """Lines for the access log, and the number of those that were lost since the last ones."""
+
+    data: bytes
+    lines: int
+    lost: int
+
+
+Notification = WorkerAlive | SnapshotBatch | EngineEvent | EnginePrepared | EngineEnded | VisitorSlice | VisitorsLeft
 
 REQUEST_KINDS: Final[tuple[type, ...]] = get_args(Request)
 """What a worker receives; it refuses everything else."""

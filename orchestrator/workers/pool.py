@@ -21,6 +21,8 @@ from orchestrator.workers.messages import (
     Notification,
     Request,
     SnapshotBatch,
+    StartAccessLog,
+    VisitorsLeft,
     WorkerAlive,
 )
 from orchestrator.workers.remote import RemoteEngine
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 Emit = Callable[Concatenate[LogLevel, EventKind, str, ...], None]
 """EventBus.emit."""
+
+OnVisitorsLeft = Callable[[bytes, int, int], None]
+"""Receives lines of the access log, their number, and the number of lines that the worker has lost."""
 
 Command = Callable[[int], tuple[list[str], dict[str, str]]]
 """The arguments and the environment of a worker process, for the number of its socket."""
@@ -79,12 +84,14 @@ class WorkerProcess:
         *,
         timing: WorkerTiming | None = None,
         command: Command = worker_command,
+        on_visitors_left: OnVisitorsLeft | None = None,
     ) -> None:
         self._number = number
         self._emit = emit
         self._notify_activity = notify_activity
         self._timing = timing or WorkerTiming()
         self._command = command
+        self._on_visitors_left = on_visitors_left
         self._engines: dict[int, RemoteEngine] = {}
         self._problem: str | None = f"worker {number} is being started"
         self._channel: IpcChannel | None = None
@@ -160,6 +167,8 @@ class WorkerProcess:
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=connection)
             self._channel = channel
+            if self._on_visitors_left is not None:
+                channel.send(StartAccessLog())
             for engine in tuple(self._engines.values()):
                 engine.on_connected()
             fault = await lost
@@ -202,6 +211,9 @@ class WorkerProcess:
                 if (engine := self._engines.get(number)) is not None:
                     engine.on_snapshot(seen)
                     self._notify_activity(engine.name)
+        elif isinstance(notification, VisitorsLeft):
+            if self._on_visitors_left is not None:
+                self._on_visitors_left(notification.data, notification.lines, notification.lost)
         elif not isinstance(notification, WorkerAlive):
             engine = self._engines.get(notification.engine)
             if engine is None:
@@ -274,10 +286,17 @@ class WorkerPool:
         notify_activity: Callable[[str], None],
         *,
         timing: WorkerTiming | None = None,
+        on_visitors_left: OnVisitorsLeft | None = None,
     ) -> None:
-        """``notify_activity`` is called with the names of tunnels whose snapshots changed."""
+        """``notify_activity`` is called with the names of tunnels whose snapshots changed.
+
+        ``on_visitors_left`` receives the lines of the access log; without it there is none.
+        """
         numbers = range(1, count + 1)
-        self._workers = [WorkerProcess(number, emit, notify_activity, timing=timing) for number in numbers]
+        self._workers = [
+            WorkerProcess(number, emit, notify_activity, timing=timing, on_visitors_left=on_visitors_left)
+            for number in numbers
+        ]
         self._homes: dict[str | Address, int] = {}  # by the tunnel's name, and by the address of a server's port
         self._numbers: Final = itertools.count(1)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from orchestrator.process.setup import prepare_serving_process, print_message, run_event_loop
 from orchestrator.status.scanner import ScanSchedule
 from orchestrator.status.store import StatusStore, snapshot_store
+from orchestrator.status.visitor_lines import VisitorLines
 from orchestrator.supervisor.crash_reports import (
     describe_crash,
     install_exception_handlers,
@@ -43,7 +44,9 @@ from orchestrator.workers.messages import (
     RunEngine,
     SetRefusal,
     SnapshotBatch,
+    StartAccessLog,
     UpdateSpec,
+    VisitorsLeft,
     VisitorSlice,
     WorkerAlive,
 )
@@ -101,6 +104,8 @@ class Worker:
         self._sent_revision = 0
         self._schedule = ScanSchedule[str](QUIET_ROUND_S, min_quiet=0)
         context.subscribe_activity(self._schedule.mark)
+        self._lines: VisitorLines | None = None  # of the access log, if there is one
+        self._lost_lines = 0
         self._disconnected = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._handlers: Mapping[type[Request], Callable[[HostedEngine, Any], None]] = {
@@ -135,6 +140,9 @@ class Worker:
     def _dispatch(self, request: Request) -> None:
         if isinstance(request, CreateEngine):
             self._create(request)
+        elif isinstance(request, StartAccessLog):
+            self._lines = VisitorLines(self._send_lines)
+            self._context.visitor_log = self._lines.add
         elif (hosted := self._engines.get(request.engine)) is not None:  # it may have ended meanwhile
             try:
                 self._handlers[type(request)](hosted, request)
@@ -227,9 +235,18 @@ class Worker:
         if self.channel.is_clogged:
             await asyncio.sleep(SCAN_INTERVAL_S)
 
+    def _send_lines(self, data: bytes, lines: int) -> None:
+        if self.channel.is_clogged:
+            self._lost_lines += lines
+            return
+        self.channel.send(VisitorsLeft(data, lines, self._lost_lines))
+        self._lost_lines = 0
+
     # --- notifications --------------------------------------------------------------------------------------------
 
     def _send_ended(self, hosted: HostedEngine, crash: BaseException | None) -> None:
+        if self._lines is not None:
+            self._lines.flush()
         last: Snapshot | None = None
         with contextlib.suppress(Exception):  # where it crashed, its last snapshot is a courtesy
             last = hosted.engine.snapshot()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,8 +32,10 @@ from tunnel.engine.context import EngineContext
 from tunnel.engine.visitor_list import kick_visitors, list_visitors
 from tunnel.model.address import parse_address
 from tunnel.model.errors import InvalidValueError
+from tunnel.model.networks import NetworkSet, parse_network
 from tunnel.model.spec import DataTls, Direction
 from tunnel.model.state import State
+from tunnel.model.visitor_end import VisitorEnd, VisitorRecord
 from tunnel.model.visitors import CONNECTED, QUEUED, VisitorView, parse_selector, visitor_id
 from tunnel.protocol.visitor_address import pack_address
 
@@ -242,6 +246,7 @@ async def test_an_engine_without_an_end_has_no_visitors() -> None:
 
 @pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
 async def test_time_limits_change_while_visitors_are_connected(shared: EngineContext, data_tls: DataTls) -> None:
+    log = log_of(shared)
     async with echo() as target, pair(shared, target, data_tls=data_tls) as (server, client):
         address = visitors_address(server, client)
         async with visitor_from("127.0.0.1", address) as idle, visitor_from("127.0.0.1", address) as busy:
@@ -256,3 +261,133 @@ async def test_time_limits_change_while_visitors_are_connected(shared: EngineCon
             server.engine.apply_live_settings(replace(server.engine.spec, idle_timeout=0.0))
             assert await busy.is_reset()
             assert client.engine.snapshot().counters.max_ages == 1
+            await wait_until_async(lambda: len(log) == 4, "both ends have logged both visitors")
+            seen = {(name, record.address): record.end for name, record in log}
+            assert seen["server", idle.address] is VisitorEnd.IDLE_TIMEOUT
+            assert seen["client", busy.address] is VisitorEnd.MAX_AGE
+
+
+# --- the access log ---------------------------------------------------------------------------------------------------
+
+
+def log_of(shared: EngineContext) -> list[tuple[str, VisitorRecord]]:
+    """The visitors that leave the tunnels which start from now on, with the names of these tunnels."""
+    log: list[tuple[str, VisitorRecord]] = []
+    shared.visitor_log = lambda name, record: log.append((name, record))
+    return log
+
+
+class TargetAnswer:
+    """A target that does one thing after the visitor's first byte."""
+
+    def __init__(self, *, resets: bool) -> None:
+        self._resets = resets
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        if self._resets:
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.close()
+
+
+@pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
+@pytest.mark.parametrize("reuse", [False, True])
+async def test_the_log_says_who_closed_a_visitor(shared: EngineContext, data_tls: DataTls, *, reuse: bool) -> None:
+    log = log_of(shared)
+    async with echo() as target, pair(shared, target, data_tls=data_tls, reuse=reuse) as ends:
+        address = visitors_address(*ends)
+        async with visitor_from("127.0.0.5", address, size=1000) as visitor:
+            visitor.writer.write_eof()
+            await visitor.reader.read()
+        await wait_until_async(lambda: len(log) == 2, "both ends have logged the visitor")
+        assert {name for name, _ in log} == {"server", "client"}
+        (_, one), (_, other) = log
+        assert one.id == other.id
+        assert one.address == other.address == visitor.address
+        assert {record.target for _, record in log} == {None, target}
+        assert {(record.from_visitor, record.to_visitor) for _, record in log} == {(1000, 1000)}
+        assert {record.end for _, record in log} == {VisitorEnd.VISITOR_CLOSED}
+        log.clear()
+        async with visitor_from("127.0.0.5", address):
+            await ends[1].engine.kick(parse_selector("127.0.0.5"))
+            await wait_until_async(lambda: len(log) == 2, "both ends have logged the visitor")
+        assert dict(log)["client"].end is VisitorEnd.KICKED
+        assert dict(log)["server"].end is VisitorEnd.TARGET_RESET
+        log.clear()
+        async with visitor_from("127.0.0.5", address) as visitor:
+            visitor.writer.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+        await wait_until_async(lambda: len(log) == 2, "both ends have logged the visitor")
+        assert {record.end for _, record in log} == {VisitorEnd.VISITOR_RESET}
+        log.clear()
+        async with visitor_from("127.0.0.5", address):
+            ends[0].engine.close()
+            await wait_until_async(lambda: "server" in dict(log), "the server has logged the visitor")
+        assert dict(log)["server"].end is VisitorEnd.TUNNEL_CLOSED
+
+
+@pytest.mark.parametrize("data_tls", [DataTls.OFF, DataTls.ENCRYPTED])
+@pytest.mark.parametrize("resets", [False, True])
+async def test_the_log_says_that_it_was_the_target(shared: EngineContext, data_tls: DataTls, *, resets: bool) -> None:
+    log = log_of(shared)
+    listener = await asyncio.start_server(TargetAnswer(resets=resets).serve, "127.0.0.1", 0)
+    target = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    async with pair(shared, target, data_tls=data_tls) as ends:
+        where = parse_address(visitors_address(*ends))
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        writer.write(b"x")
+        with contextlib.suppress(ConnectionResetError):
+            await reader.read()
+        writer.close()
+        await wait_until_async(lambda: len(log) == 2, "both ends have logged the visitor")
+        expected = VisitorEnd.TARGET_RESET if resets else VisitorEnd.TARGET_CLOSED
+        assert {record.end for _, record in log} == {expected}
+    listener.close()
+
+
+async def test_the_log_says_why_a_visitor_was_not_served(shared: EngineContext) -> None:
+    log = log_of(shared)
+    async with pair(shared, "127.0.0.1:9") as ends:
+        where = parse_address(visitors_address(*ends))
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        async with asyncio.timeout(GUARD_S):
+            assert await reader.read() == b""
+        writer.close()
+        await wait_until_async(lambda: len(log) == 2, "both ends have logged the visitor")
+        for _, record in log:
+            assert record.end is VisitorEnd.FAILED
+            assert "127.0.0.1:9 cannot be reached" in (record.reason or "")
+        assert len({record.id for _, record in log}) == 1
+
+
+async def test_the_log_says_why_a_visitor_was_refused(shared: EngineContext) -> None:
+    log = log_of(shared)
+    async with echo() as target, pair(shared, target) as (server, client):
+        where = parse_address(visitors_address(server, client))
+        server.engine.set_refusal("the quota is used up")
+        for reason in ("the quota is used up", "its address is in deny"):
+            with contextlib.suppress(ConnectionError):
+                reader, writer = await asyncio.open_connection(where.host, where.port)
+                await Visitor(reader, writer).is_reset()
+            await wait_until_async(lambda: bool(log), "the visitor is logged")
+            ((_, record),) = log
+            assert (record.end, record.reason) == (VisitorEnd.REFUSED, reason)
+            assert (record.address or "").startswith("127.0.0.1:")
+            assert record.duration_s is None
+            log.clear()
+            denied = NetworkSet.of([parse_network("127.0.0.0/8")])
+            server.engine.apply_live_settings(replace(server.engine.spec, deny=denied))
+            server.engine.set_refusal(None)
+
+
+async def test_the_log_names_visitors_that_waited_when_their_tunnel_was_closed(shared: EngineContext) -> None:
+    log = log_of(shared)
+    async with running_engine(shared, server_spec("127.0.0.1:0")) as server:
+        await server.wait_state(State.WAITING)
+        where = parse_address(server.engine.snapshot().target_addr)
+        _, writer = await asyncio.open_connection(where.host, where.port)
+        await wait_until_async(lambda: server.engine.snapshot().signals.queued == 1, "it waits")
+    assert [record.end for _, record in log] == [VisitorEnd.TUNNEL_CLOSED]
+    writer.transport.abort()

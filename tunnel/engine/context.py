@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnel.model.address import Address
+    from tunnel.model.visitor_end import VisitorRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ class EngineContext:
         self.pipes = PipePool(self.reactor.fd_budget.visitor_ceiling)
         self.identity = SelfSignedCertificate()
         self._handshake_slots: WeakValueDictionary[Address, asyncio.Semaphore] = WeakValueDictionary()
+        self.visitor_log: Callable[[str, VisitorRecord], None] | None = None
+        """receives the tunnel's name and each visitor that has left; set before the first engine is created"""
         self._activity_subscribers: list[Callable[[str], None]] = []
 
     def handshake_slots(self, server: Address) -> asyncio.Semaphore:

@@ -75,10 +75,9 @@ class TargetDial(ConnectRace):
     def describe(self) -> VisitorView:
         """The visitor that it is for, as users see the visitor."""
         link, data = self.link, self.data
-        link_id = link.ident if link is not None else None
-        ident = visitor_id(link.ident, data.ident, data.use) if link is not None and data is not None else None
-        address = format_packed(data.visitor_address) if data is not None else None
-        return VisitorView(ident, address, None, 0, 0, None, link_id, DIALING)
+        if link is None or data is None:
+            return VisitorView(None, None, None, 0, 0, None, None, DIALING)
+        return describe_dialing(link, data)
 
     def on_handler_error(self, error: Exception) -> None:
         """Fail this attempt alone, after a defect in it."""
@@ -86,6 +85,12 @@ class TargetDial(ConnectRace):
 
 
 DialT = TypeVar("DialT", bound=TargetDial)
+
+
+def describe_dialing(link: Link, data: DataConnection) -> VisitorView:
+    """The visitor of a data connection whose target is not connected, as users see the visitor."""
+    ident = visitor_id(link.ident, data.ident, data.use)
+    return VisitorView(ident, format_packed(data.visitor_address), None, 0, 0, None, link.ident, DIALING)
 
 
 class Dialler(ABC, Generic[DialT]):

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from tunnel.engine.dialler import describe_dialing
 from tunnel.engine.single_target import SingleTarget
 from tunnel.engine.target_group import TargetGroup
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.forwarding.proxy_out import with_proxy_header
 from tunnel.model.spec import End
 from tunnel.model.token_bucket import TokenBucket
+from tunnel.model.visitor_end import VisitorEnd
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.frames import Launch, StreamsEnded
 
@@ -160,6 +162,7 @@ class Egress(TunnelEnd):
         """Disconnect the visitor, here and through FAILED at the ingress."""
         self.stats.failed += 1
         self.reactor.close(data.sock)
+        self._log_unserved(describe_dialing(link, data), VisitorEnd.FAILED, reason)
         link.session.send_visitor_failed(data.ident, reason)
         self._notify_observers()
 
@@ -170,13 +173,23 @@ class Egress(TunnelEnd):
     def kick_waiting(self, selector: VisitorSelector) -> list[VisitorView]:
         """Reset visitors whose target is being dialled."""
         kicked = self._dialler.kick(selector)
+        for seen in kicked:
+            self._log_unserved(seen, VisitorEnd.KICKED)
         if kicked:
             self._notify_observers()
         return kicked
 
     def disconnect(self, links: Collection[Link]) -> int:
         """Disconnect the visitors of these links, whose target is dialled or connected; return how many there were."""
+        self._log_dialing(VisitorEnd.KEY_REVOKED, {link.ident for link in links})
         return self._dialler.disconnect(links) + super().disconnect(links)
+
+    def _log_dialing(self, end: VisitorEnd, links: Collection[str] | None = None) -> None:
+        """Log the visitors whose targets are dialled, of all links or of those with these ids."""
+        if self._visitor_log is not None:
+            for seen in self._dialler.visitors():
+                if links is None or seen.link in links:
+                    self._log_unserved(seen, end)
 
     # --- the status of the target ---------------------------------------------------------------------------------
 
@@ -215,6 +228,7 @@ class Egress(TunnelEnd):
         """Close everything; return how many visitors were disconnected."""
         if self._publish_timer is not None:
             self._publish_timer.cancel()
+        self._log_dialing(VisitorEnd.TUNNEL_CLOSED)
         return self._dialler.close() + self._close_relays()
 
 

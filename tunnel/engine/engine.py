@@ -228,16 +228,17 @@ class Engine(ABC):
 
     def _end_parts(self, *, is_ingress: bool) -> EndParts:
         context, stats = self._context, self._stats
-        from_near, to_near = stats.from_visitors, stats.to_visitors
-        if not is_ingress:  # what is near to an egress is the target
-            from_near, to_near = to_near, from_near
+        from_near, to_near = stats.near_counters(is_ingress=is_ingress)
+        log = None if context.visitor_log is None else partial(context.visitor_log, self.name)
+        make = partial(create_forwarder, from_near=from_near, to_near=to_near, is_ingress=is_ingress)
         return EndParts(
             context.reactor,
-            create_forwarder(self.spec, context.reactor, context.pipes, from_near=from_near, to_near=to_near),
+            make(self.spec, context.reactor, context.pipes, visitor_log=log),
             stats,
             self._event_log,
             self._update_state,
             self.on_handler_error,
+            log,
         )
 
     async def _cool_down(self, reason: str, level: LogLevel = LogLevel.WARN) -> None:

@@ -17,6 +17,7 @@ from tunnel.model.events import VISITOR, EventKind
 from tunnel.model.networks import NO_NETWORKS
 from tunnel.model.refusals import VisitorRefusal
 from tunnel.model.spec import End, LogLevel
+from tunnel.model.visitor_end import VisitorEnd
 from tunnel.model.visitors import QUEUED, VisitorView
 from tunnel.protocol.frames import ConnectionsFreed, Goodbye, StreamsEnded, VisitorFailed
 from tunnel.protocol.visitor_address import host_of, pack_address, pack_host
@@ -232,7 +233,8 @@ class Ingress(TunnelEnd):
             if selector.selects(None, address):
                 queue.remove(entry)
                 self._count_left(address)
-                kicked.append(_describe_queued(address))
+                kicked.append(seen := _describe_queued(address))
+                self._log_unserved(seen, VisitorEnd.KICKED)
                 sockets.reset_on_close(visitor)
                 self.reactor.close(visitor)
         if kicked and self._link is not None:
@@ -301,6 +303,7 @@ class Ingress(TunnelEnd):
         self.stats.failed += 1
         self._count_left(pack_address(peer))
         self.reactor.close(visitor)
+        self._log_unserved(_describe_queued(pack_address(peer)), VisitorEnd.FAILED, reason)
         self._event_log.warn_throttled(EventKind.VISITOR, "rejected", f"a visitor was disconnected: {reason}")
 
     # --- admission ------------------------------------------------------------------------------------------------
@@ -359,6 +362,8 @@ class Ingress(TunnelEnd):
         self.stats.count_refused(refusal)
         sockets.reset_on_close(visitor)
         self.reactor.close(visitor)
+        if self._visitor_log is not None:
+            self._log_unserved(_describe_queued(pack_address(peer)), VisitorEnd.REFUSED, describe())
         if not self._event_log.suppresses(topic := f"refused {refusal.value}"):
             data = {"reason": refusal.value, VISITOR: sockets.format_address(peer)}
             text = f"a visitor was refused: {describe()}"
@@ -392,6 +397,7 @@ class Ingress(TunnelEnd):
             self._queue_timer.cancel()
         queued = len(self._queue) + (0 if self._reader is None else self._reader.close())
         while self._queue:
-            visitor, *_ = self._queue.popleft()
+            visitor, peer, _ = self._queue.popleft()
             self.reactor.close(visitor)
+            self._log_unserved(_describe_queued(pack_address(peer)), VisitorEnd.TUNNEL_CLOSED)
         return queued + self._close_relays()

@@ -38,6 +38,10 @@ class Stats:
     counters: CountersView = field(default_factory=CountersView)
     """counts of rare events: each is counted by ``replace``, so that snapshots can share the object"""
 
+    def near_counters(self, *, is_ingress: bool) -> tuple[ByteCounter, ByteCounter]:
+        """Return what counts bytes from, and bytes to, the near side of an end: the target's at an egress."""
+        return (self.from_visitors, self.to_visitors) if is_ingress else (self.to_visitors, self.from_visitors)
+
     def start_counting_refused(self) -> None:
         """Count the visitors that are refused from now on: this end accepts them, so it knows."""
         self.refused_visitors = self.refused_visitors.plus(NO_VISITORS_REFUSED)

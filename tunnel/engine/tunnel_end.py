@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING
 from tunnel.engine.relays import RelaySet
 from tunnel.model.events import EventKind
 from tunnel.model.options import describe_misplaced, misplaced_options
+from tunnel.model.visitor_end import VisitorEnd, VisitorRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from tunnel.engine.link import EventTable, Link
     from tunnel.engine.stats import Stats
-    from tunnel.forwarding import Forwarder
+    from tunnel.forwarding import Forwarder, VisitorLog
     from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.events import EventLog
     from tunnel.model.snapshot import TargetView
@@ -38,6 +40,8 @@ class EndParts:
     on_state_input_changed: Callable[[], None]
     """called when the tunnel may have another state because of this end"""
     on_crash: Callable[[Exception], None]
+    visitor_log: VisitorLog | None = None
+    """receives each visitor that has left"""
 
 
 class TunnelEnd(ABC):
@@ -61,6 +65,7 @@ class TunnelEnd(ABC):
         self.reactor = reactor
         self._event_log = parts.event_log
         self._on_crash = parts.on_crash
+        self._visitor_log = parts.visitor_log
         self._on_state_input_changed = parts.on_state_input_changed
         self._loop = asyncio.get_running_loop()
         self._links: dict[Link, None] = {}  # ordered by their start
@@ -210,6 +215,12 @@ class TunnelEnd(ABC):
             await self._changed.wait()
         finally:
             self._observers -= 1
+
+    def _log_unserved(self, seen: VisitorView, end: VisitorEnd, reason: str | None = None) -> None:
+        """Log a visitor that was not forwarded."""
+        if self._visitor_log is not None:
+            record = VisitorRecord(seen.id, seen.address, None, seen.link, 0, 0, None, end, reason, time.time())
+            self._visitor_log(record)
 
     def _on_room_freed(self, _relay: ForwardedVisitor | None = None) -> None:
         """React to the end of a relay: there is room for another visitor."""

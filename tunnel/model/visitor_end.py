@@ -17,6 +17,8 @@ class VisitorEnd(enum.StrEnum):
     TARGET_RESET = "target_reset"
     FAILED = "failed"
     """the visitor never reached the target"""
+    REFUSED = "refused"
+    """the ingress did not admit the visitor"""
     KICKED = "kicked"
     IDLE_TIMEOUT = "idle_timeout"
     MAX_AGE = "max_age"
@@ -43,7 +45,8 @@ class VisitorRecord(NamedTuple):
     """bytes"""
     to_visitor: int
     """bytes"""
-    duration_s: float
+    duration_s: float | None
+    """None: the visitor was not forwarded"""
     end: VisitorEnd
     reason: str | None
     """the sentence of a failure"""
