@@ -54,12 +54,19 @@ def _count_up(tunnel: TunnelJson) -> str:
     return f"{sum(target['state'] == 'up' for target in targets)}/{len(targets)} up" if targets else ""
 
 
+def _format_links(tunnel: TunnelJson) -> str:
+    """Return how many links can serve visitors, and how many there are; a fleet is not sent them."""
+    links = tunnel.get("links", [])
+    return f"{sum(link['state'] == 'up' for link in links)}/{len(links)}" if links else "-"
+
+
 _AUTH: Final = "AUTH"
 _TARGETS: Final = "TARGETS"
 _SERVICE: Final = "SERVICE"
 _KEY: Final = "KEY"
 _WORKER: Final = "WORKER"
 _REFUSED: Final = "REFUSED"
+_LINKS: Final = "LINKS"
 _STATE: Final = "STATE"
 _NAME: Final = "NAME"
 _COLUMNS: Final = (
@@ -79,6 +86,7 @@ _COLUMNS: Final = (
     _Column(_KEY, lambda t: t["key_name"] or "-", 12),
     _Column(_WORKER, lambda t: str(t["worker"] or "-"), 13),
     _Column(_REFUSED, lambda t: str(_count_refused(t) or "-"), 14),
+    _Column(_LINKS, _format_links, 16),
 )
 _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _TARGETS: _count_up,
@@ -86,6 +94,7 @@ _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _KEY: lambda t: t["key_name"],
     _WORKER: lambda t: t["worker"],
     _REFUSED: _count_refused,
+    _LINKS: lambda t: len(t.get("links", ())) > 1,
 }
 """Columns that are shown if one of the tunnels has a value there."""
 _REASON: Final = _Column("REASON", _describe_reason)

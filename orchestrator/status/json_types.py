@@ -88,6 +88,22 @@ class QuotaJson(TypedDict):
     until: str | None
 
 
+class LinkJson(TypedDict):
+    """One link of a tunnel; a server has as many as it has clients."""
+
+    id: str
+    client: str | None
+    peer: str
+    state: str
+    reason: str | None
+    weight: int
+    backup: bool
+    pool: int
+    rtt_ms: float | None
+    visitors: int
+    since: str
+
+
 class TunnelJson(TypedDict, total=False):
     """One tunnel; in a change, only the fields that changed, each whole."""
 
@@ -111,6 +127,7 @@ class TunnelJson(TypedDict, total=False):
     tags: list[str]
     enabled: bool
     worker: int
+    links: list[LinkJson]
     pool: PoolJson
     signals: SignalsJson
     connections: ConnectionsJson

@@ -91,6 +91,7 @@ def test_each_metric_has_the_value_of_the_snapshot() -> None:
         "tunnel_connections_failed_total": 2,
         "tunnel_in_bytes_total": 7,
         "tunnel_out_bytes_total": (1 << 53) + 2,
+        "tunnel_links_present": 0,
         "tunnel_rtt_seconds": 0.0125,
         "tunnel_cooldown_remaining_seconds": 0,
         "tunnel_cooldown_attempt": 0,

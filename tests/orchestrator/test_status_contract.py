@@ -30,7 +30,7 @@ from orchestrator.status.contract import (
     is_complete_snapshot,
 )
 from tests.orchestrator.test_status_store import INFO, PLAIN, snapshots
-from tunnel.model.snapshot import BytesView, CountersView, QuotaView, Snapshot, TargetChecksView, TargetView
+from tunnel.model.snapshot import BytesView, CountersView, LinkView, QuotaView, Snapshot, TargetChecksView, TargetView
 from tunnel.model.state import State
 from tunnel.model.targets import TargetState
 
@@ -46,6 +46,7 @@ FULL = replace(
         TargetView(address="a:1", state=TargetState.UP),
         TargetView(address="b:1", state=TargetState.DOWN, checks=TargetChecksView(kind="tcp")),
     ),
+    links=(LinkView(id="00ff", peer="10.0.0.1:1", state="up", since=PLAIN.since),),
 )
 TYPES: dict[type, Any] = {
     Snapshot: json_types.TunnelJson,
@@ -117,7 +118,7 @@ def test_a_quick_check_accepts_nothing_that_the_thorough_one_refuses(data: st.Da
     tunnel: dict[str, Any] = json.loads(json.dumps(data.draw(st.sampled_from([PLAIN, FULL])).as_json()))
     assert is_complete_snapshot(tunnel)
     assert are_valid_changes({key: tunnel[key] for key in ("pool", "bytes", "cooldown", "rtt_ms")})
-    groups = [value for value in (*tunnel.values(), *tunnel["targets"]) if isinstance(value, dict)]
+    groups = [value for value in (*tunnel.values(), *tunnel["targets"], *tunnel["links"]) if isinstance(value, dict)]
     place = data.draw(st.sampled_from([tunnel, *groups]))
     key = data.draw(st.sampled_from(sorted(place)))
     odd = (

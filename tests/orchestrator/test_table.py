@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.status.contract import encode_snapshot
-from orchestrator.status.json_types import TargetChecksJson, TargetJson, TunnelJson
+from orchestrator.status.json_types import LinkJson, TargetChecksJson, TargetJson, TunnelJson
 from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.table import Paint, align_columns, display_width, format_bytes, format_table, truncate
 from tunnel.model.options import make_spec
@@ -169,6 +169,19 @@ def test_services_and_names_of_keys_have_columns_where_a_tunnel_has_them() -> No
     heading, *_, last = format_table([*TUNNELS, shop], columns=20, paint=PLAIN, is_wide=True).split("\n")
     assert {"SERVICE", "KEY"} <= set(heading.split())
     assert last.split()[-2:] == ["web", "office"]
+
+
+def test_a_server_with_several_clients_shows_how_many_can_serve() -> None:
+    assert "LINKS" not in format_table(TUNNELS, columns=None, paint=PLAIN)
+    shown = tunnel("web", State.UP)
+    one: LinkJson = {
+        "id": "1", "client": None, "peer": "h:1", "state": "up", "reason": None, "weight": 1, "backup": False,
+        "pool": 8, "rtt_ms": None, "visitors": 0, "since": shown["since"],
+    }  # fmt: skip
+    shown["links"] = [one, {**one, "state": "cooldown"}]
+    heading, *_, last = format_table([*TUNNELS, shown], columns=None, paint=PLAIN).split("\n")
+    assert "LINKS" in heading.split()
+    assert "1/2" in last
 
 
 def test_a_tunnel_with_several_targets_shows_how_many_are_up() -> None:

@@ -232,6 +232,20 @@ def test_details_show_the_targets_of_a_group() -> None:
     assert "targets" not in texts(detail_lines(view(tunnel("a", targets=single)).tunnels["a"], None, 120, 0.0, 0.0))
 
 
+def test_details_show_the_links_of_a_server_with_several_clients() -> None:
+    plain = {"state": "up", "reason": None, "weight": 1, "backup": False, "visitors": 0, "pool": 8, "rtt_ms": None}
+    links = [
+        {**plain, "id": "1", "client": "site-a", "peer": "10.0.0.1:5", "weight": 2, "visitors": 1, "rtt_ms": 0.42},
+        {**plain, "id": "2", "client": None, "peer": "10.0.0.2:6", "state": "cooldown", "backup": True},
+    ]
+    shown = texts(detail_lines(view(tunnel("a", links=links)).tunnels["a"], None, 200, 0.0, 0.0))
+    expected = (
+        "site-a 10.0.0.1:5 up, weight 2, 1 visitor, 8 idle, 0.4 ms; 10.0.0.2:6 cooldown, backup, no visitors, 8 idle"
+    )
+    assert f"links    {expected}" in shown
+    assert "links" not in texts(detail_lines(view(tunnel("a", links=links[:1])).tunnels["a"], None, 120, 0.0, 0.0))
+
+
 def test_details_show_the_refused_visitors_and_why() -> None:
     refused = {**REFUSED, "handshakes": 1, "allow": 12, "per_address": 0, "rate": 1}
     shown = texts(detail_lines(view(tunnel("a", refused=refused)).tunnels["a"], None, 120, 0.0, 0.0))

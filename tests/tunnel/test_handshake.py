@@ -506,3 +506,13 @@ def test_a_greeting_that_is_no_json_object_is_a_protocol_error(payload: bytes) -
 
 def test_the_proof_is_sent_as_it_is() -> None:
     assert Proof.decode(bytes(range(32))).digest == Proof(bytes(range(32))).encode() == bytes(range(32))
+
+
+@pytest.mark.parametrize("weight", [-1, 257, True, "1", None])
+def test_a_greeting_with_an_invalid_weight_is_refused(weight: object) -> None:
+    exchange = Exchange()
+    exchange.authenticate()
+    fields = json.loads(next(payload for kind, payload in exchange.frames if kind is Kind.HELLO))
+    assert Hello.decode(json.dumps({**fields, "weight": 256, "backup": True}).encode()).weight == 256
+    with pytest.raises(ProtocolError, match="an invalid weight"):
+        Hello.decode(json.dumps({**fields, "weight": weight}).encode())

@@ -57,8 +57,10 @@ BASE = "server://127.0.0.1:1/127.0.0.1:2"
 ROOT = Path(__file__).parent.parent.parent
 
 
-def spec_of(options: str = "", *layers: OptionLayer, environ: dict[str, str] | None = None) -> TunnelSpec:
-    return make_spec(parse_url(f"{BASE}?{options}" if options else BASE), layers, environ)
+def spec_of(
+    options: str = "", *layers: OptionLayer, environ: dict[str, str] | None = None, base: str = BASE
+) -> TunnelSpec:
+    return make_spec(parse_url(f"{base}?{options}" if options else base), layers, environ)
 
 
 def entry(**values: object) -> OptionLayer:
@@ -111,10 +113,11 @@ def test_a_formatted_value_gives_the_same_value_in_every_place(option: Option, d
     assert option.type.parse(text, Path()) == value
     raised = {"max_pool_capacity": "65536"} if option.name == "min_pool_capacity" else {}
     assume(not (option.name == "tls" and value == DataTls.VERIFIED))  # needs certificate files as well
+    base = BASE.replace("server", "client") if option.doc.startswith("client:") else BASE
     specs = {
-        OptionPlace.URL: spec_of(f"{option.name}={text}", entry(**raised)),
-        OptionPlace.ENTRY: spec_of("", entry(**{option.name: text, **raised})),
-        OptionPlace.DEFAULTS: spec_of("", defaults(**{option.name: text, **raised})),
+        OptionPlace.URL: spec_of(f"{option.name}={text}", entry(**raised), base=base),
+        OptionPlace.ENTRY: spec_of("", entry(**{option.name: text, **raised}), base=base),
+        OptionPlace.DEFAULTS: spec_of("", defaults(**{option.name: text, **raised}), base=base),
         OptionPlace.ENVIRONMENT: spec_of("", entry(**raised), environ={option.variable or "": text}),
     }
     for place, spec in specs.items():
@@ -355,7 +358,8 @@ def test_the_strongest_layer_that_names_an_option_wins(
         for source, text in zip(LAYERS, chosen[1:3], strict=False)
     ]
     environ = {} if chosen[3] is None else {option.variable or "": chosen[3]}
-    spec = spec_of(f"{option.name}={chosen[0]}" if chosen[0] is not None else "", *layers, environ=environ)
+    base = BASE.replace("server", "client") if option.doc.startswith("client:") else BASE
+    spec = spec_of(f"{option.name}={chosen[0]}" if chosen[0] is not None else "", *layers, environ=environ, base=base)
     written = [text for text in chosen if text is not None]
     assert option.format(spec) == (written[0] if written else option.default)
     if option.is_setting:
@@ -650,3 +654,16 @@ def test_a_number_is_read_as_a_whole(text: str, number: int | None) -> None:
 
 def test_short_and_uniform_keys_are_weak() -> None:
     assert [Key(text).is_weak for text in ("a", "KEY", "a" * 40, "Zq7Wm2Rk9xTv4Lp8")] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("client://h:1/h:2?clients=2", "clients is an option of the server"),
+        ("server://h:1/h:2?weight=2", "weight and backup are options of a client"),
+        ("server://h:1/h:2?backup=1", "weight and backup are options of a client"),
+    ],
+)
+def test_options_of_several_clients_belong_to_one_role(url: str, says: str) -> None:
+    with pytest.raises(UrlError, match=says):
+        make_spec(parse_url(url), ())

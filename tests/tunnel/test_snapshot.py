@@ -16,6 +16,8 @@ from tunnel.model.snapshot import (
     ConnectionsView,
     CooldownView,
     CountersView,
+    LinkFacts,
+    LinkView,
     PoolView,
     RefusedView,
     SignalsView,
@@ -62,6 +64,21 @@ CONTRACT = {
     "tags": ["prod"],
     "enabled": True,
     "worker": 0,
+    "links": [
+        {
+            "id": "6f1c",
+            "client": "office",
+            "peer": "127.0.0.1:5123",
+            "state": "up",
+            "reason": None,
+            "weight": 2,
+            "backup": False,
+            "pool": 8,
+            "rtt_ms": 0.4,
+            "visitors": 3,
+            "since": "2026-01-01T00:00:00.000Z",
+        }
+    ],
     "pool": {"idle": 8, "capacity": 8, "dialing": 0, "min": 8, "max": 1024},
     "signals": {"queued": 0, "limit": 1024, "total": 0},
     "connections": {"active": 0, "total": 0, "failed": 0, "limit": 1024},
@@ -116,6 +133,19 @@ def snapshot() -> Snapshot:
         key_name="office",
         data_tls=0,
         tags=("prod",),
+        links=(
+            LinkView(
+                id="6f1c",
+                client="office",
+                peer="127.0.0.1:5123",
+                state="up",
+                weight=2,
+                pool=8,
+                rtt_ms=0.4,
+                visitors=3,
+                since=format_timestamp(1767225600.0),
+            ),
+        ),
         pool=PoolView(idle=8, capacity=8, min=8, max=1024),
         signals=SignalsView(limit=1024),
         connections=ConnectionsView(limit=1024),
@@ -157,23 +187,42 @@ def test_selected_fields_are_those_of_the_whole_object() -> None:
     assert snapshot().as_json(["pool", "state"]) == {"pool": CONTRACT["pool"], "state": "up"}
 
 
-def test_the_builder_returns_the_same_snapshot_while_nothing_changes() -> None:
+def _values() -> SnapshotInput:
     spec = make_spec(parse_url("client://127.0.0.1:1/127.0.0.1:2?report_interval=1s"))
-    values = SnapshotInput(
+    return SnapshotInput(
         spec=spec, record=StateRecord(State.COOLDOWN, 0.0, "refused"), direction=None, tunnel_addr=None,
         target_addr=None, targets=(), data_addr=None, peer=None, link=None, key_name=None, carrier=None,
         limits=default_limits(spec.settings),
-        idle=0, capacity=0, dialing=0, queued=0, rtt=0.25, signals=0, active=0, total=0, failed=0, from_visitors=3,
-        to_visitors=4, refused_handshakes=0, refused_prefaces=0, silent=0, refused_visitors=RefusedView(),
+        idle=0, capacity=0, links=(), dialing=0, queued=0, rtt=0.25, signals=0, active=0, total=0, failed=0,
+        from_visitors=3, to_visitors=4, refused_handshakes=0, refused_prefaces=0, silent=0,
+        refused_visitors=RefusedView(),
         counters=CountersView(links=2), attempt=1, remaining=1.5, error=None,
     )  # fmt: skip
-    builder = SnapshotBuilder("web")
+
+
+def test_the_builder_returns_the_same_snapshot_while_nothing_changes() -> None:
+    values, builder = _values(), SnapshotBuilder("web")
     first = builder.build(values)
     assert builder.build(values._replace()) is first
     assert (first.reason, first.rtt_ms, first.bytes.as_json()) == ("refused", 250.0, {"in": 3, "out": 4})
     assert (first.tunnel_addr, first.target_addr, first.last_error) == ("127.0.0.1:1", "127.0.0.1:2", None)
     event = Event(ts=0.0, tunnel="web", level=LogLevel.WARN, kind=EventKind.STATE, text="refused")
     assert builder.build(values._replace(error=event)).last_error_at == format_timestamp(0.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_usable", "state"),
+    [("the target refuses", True, "cooldown"), (None, True, "up"), (None, False, "connecting")],
+)
+def test_each_link_has_a_state_of_its_own(error: str | None, state: str, *, is_usable: bool) -> None:
+    link = LinkFacts(
+        id="6f1c", client=None, peer="h:1", target_error=error, is_usable=is_usable, weight=1, backup=True,
+        pool=1, rtt=None, visitors=0, since=0.0,
+    )  # fmt: skip
+    shown = SnapshotBuilder("web").build(_values()._replace(links=(link,))).as_json()["links"]
+    assert [(one["state"], one["reason"], one["backup"], one["rtt_ms"]) for one in shown] == [
+        (state, error, True, None)
+    ]
 
 
 def test_counters_add_up_field_by_field() -> None:

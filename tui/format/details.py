@@ -32,7 +32,7 @@ from tunnel.model.quota import describe_size
 from tunnel.model.state import State
 
 if TYPE_CHECKING:
-    from orchestrator.status.json_types import TargetJson
+    from orchestrator.status.json_types import LinkJson, TargetJson
     from tui.model.messages import TunnelDetails
 
 _LABEL_WIDTH: Final = 9
@@ -217,6 +217,19 @@ def _target(target: TargetJson) -> str:
     return f"{target['address']} {', '.join(filter(None, facts))}"
 
 
+def _links(tunnel: Tunnel, _: float) -> str:
+    """Return each link in words, if a server has several clients."""
+    links = cast("list[LinkJson]", tunnel.data.get("links") or [])
+    return "; ".join(map(_describe_link, links)) if len(links) > 1 else ""
+
+
+def _describe_link(link: LinkJson) -> str:
+    name = " ".join(filter(None, (link["client"], link["peer"])))
+    share = "backup" if link["backup"] else f"weight {link['weight']}"
+    rtt = "" if link["rtt_ms"] is None else f", {link['rtt_ms']:.1f} ms"
+    return f"{name} {link['state']}, {share}, {plural(link['visitors'], 'visitor')}, {link['pool']} idle{rtt}"
+
+
 def _last_error(tunnel: Tunnel, wall: float) -> str:
     text, at = tunnel.text("last_error"), parse_timestamp(tunnel.data.get("last_error_at"))
     if not text or (tunnel.reason and text.startswith(tunnel.reason)):  # the error may also count its repetitions
@@ -234,6 +247,7 @@ _FACTS: Final[tuple[tuple[str, Callable[[Tunnel, float], str]], ...]] = (
     ("data", lambda t, _: t.text("data_addr")),
     ("peer", lambda t, _: t.text("peer")),
     ("link", lambda t, _: t.text("link")),
+    ("links", _links),
     ("service", lambda t, _: t.text("service")),
     ("key", _key),
     ("carrier", lambda t, _: _carrier(t)),

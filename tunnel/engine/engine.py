@@ -64,8 +64,7 @@ class Engine(ABC):
         self._bound: dict[str, socket.SocketType] = {}  # listeners that nothing accepts on yet, by purpose
         self._end: TunnelEnd | None = None
         self._retry_target: Callable[[], None] | None = None  # if this end dials the target
-        self._link: Link | None = None
-        self._has_been_up = False  # the present link
+        self._links: dict[Link, None] = {}  # ordered by their start; several only at a server
         self._stop_requested = asyncio.Event()
         self._cut_requested = asyncio.Event()
         self._drain_timeout_s = 0.0
@@ -153,7 +152,7 @@ class Engine(ABC):
         self.spec = spec
         values = spec.settings
         self._event_log.level = spec.log
-        if (link := self._link) is not None:
+        for link in self._links:
             link.update_limits(configured_limits(values), default_limits(values))
             link.set_report_interval(values.report_interval)
             link.channel.set_read_size(values.signal_buffer)
@@ -255,8 +254,7 @@ class Engine(ABC):
         if (end := self._end) is None:
             link.close("this end is closing")
             return
-        self._link = link
-        self._has_been_up = False
+        self._links[link] = None
         self._update_state()
         link.start(self, end, self._filler)
         if link.channel.closed_reason is None:  # it may have been closed before it was started
@@ -270,12 +268,12 @@ class Engine(ABC):
         table.add(TargetStatus, self.on_link_event)
 
     def on_link_event(self, link: Link, event: LinkEvent) -> None:
-        """Adapt limits and state to an event of the present link."""
-        if link is not self._link:
+        """Adapt limits and state to an event of a present link."""
+        if link not in self._links:
             return
         match event:
             case LinkClosed(reason, is_orderly):
-                self._link = None
+                del self._links[link]
                 if self._end is not None:
                     self._end.detach(link)
                 text = f"the link with {link.channel.peer} was {'closed' if is_orderly else 'lost'}: {reason}"
@@ -298,15 +296,14 @@ class Engine(ABC):
 
     def _update_state(self) -> None:
         """Derive the state from link, pool and target. Does nothing without a link, or while stopping."""
-        link, end = self._link, self._end
-        if self._stop_requested.is_set() or link is None:
+        links, end = self._links, self._end
+        if self._stop_requested.is_set() or not links:
             return
         target_error = end.target_error if end is not None else None
         dial_error = self._filler.dial_error if self._filler is not None else None
         if target_error is not None:
             self._set_state(State.COOLDOWN, target_error)
-        elif len(link.pool) or (self._has_been_up and dial_error is None):
-            self._has_been_up = True
+        elif [link for link in links if link.note_usable(dial_error)]:
             self._set_state(State.UP, end.remark if end is not None else None)
         else:
             self._set_state(State.CONNECTING, dial_error)
@@ -363,8 +360,8 @@ class Engine(ABC):
         self._close_listeners()
         if end is not None:
             await end.wait_links_unneeded(grace_s)
-        if self._link is not None:
-            self._link.close("this end is shutting down", goodbye=Goodbye.SHUTDOWN)
+        for link in list(self._links):
+            link.close("this end is shutting down", goodbye=Goodbye.SHUTDOWN)
         if end is not None:
             await end.wait_idle()
 
@@ -373,8 +370,8 @@ class Engine(ABC):
         with contextlib.ExitStack() as closing:  # last in, first out; a defect in one leaves no other open
             closing.callback(self._close_end)
             closing.callback(self._close_listeners)
-            if self._link is not None:
-                closing.callback(self._link.close, "this end stopped", goodbye=Goodbye.SHUTDOWN)
+            for link in self._links:
+                closing.callback(link.close, "this end stopped", goodbye=Goodbye.SHUTDOWN)
 
     def _close_end(self) -> None:
         end, self._end, self._retry_target = self._end, None, None
@@ -387,7 +384,12 @@ class Engine(ABC):
 
     @property
     def _max_visitors(self) -> int:
-        return self._link.session.limits.visitors if self._link is not None else self.spec.settings.semaphore_limit
+        return max((link.session.limits.visitors for link in self._links), default=self.spec.settings.semaphore_limit)
+
+    @property
+    def _link(self) -> Link | None:
+        """The first of the present links."""
+        return next(iter(self._links), None)
 
     def snapshot(self) -> Snapshot:
         """The tunnel at this moment: the same object as long as nothing differs."""
@@ -411,8 +413,9 @@ class Engine(ABC):
             key_name=link.key_name if link is not None else None,
             carrier=link.carrier if link is not None else None,
             limits=session.limits if session is not None else default_limits(spec.settings),
-            idle=len(link.pool) if link is not None else 0,
-            capacity=session.wanted_idle if session is not None else 0,
+            idle=sum(len(one.pool) for one in self._links),
+            capacity=sum(one.session.wanted_idle for one in self._links),
+            links=tuple(one.facts(end) for one in self._links),
             dialing=None if spec.role is Role.SERVER else session.dialing if session is not None else 0,
             queued=end.queued if end is not None else 0,
             rtt=session.heartbeat.round_trip_s if session is not None else None,

@@ -10,16 +10,18 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from tunnel.engine.admission import Admission, AdmissionRules
+from tunnel.engine.link_group import LinkGroup
 from tunnel.engine.proxy_reader import ProxyHeaderReader
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.engine.visitor_list import format_packed, id_of
+from tunnel.model.balancer import Balance
 from tunnel.model.events import VISITOR, EventKind
 from tunnel.model.networks import NO_NETWORKS
 from tunnel.model.refusals import VisitorRefusal
 from tunnel.model.spec import End, LogLevel
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.model.visitors import QUEUED, VisitorView
-from tunnel.protocol.frames import ConnectionsFreed, Goodbye, StreamsEnded, VisitorFailed
+from tunnel.protocol.frames import ConnectionsFreed, Goodbye, StreamsEnded, TargetStatus, VisitorFailed
 from tunnel.protocol.visitor_address import host_of, pack_address, pack_host
 from tunnel.runtime import sockets
 from tunnel.runtime.acceptor import Acceptor
@@ -50,6 +52,9 @@ class Ingress(TunnelEnd):
         super().__init__(parts)
         self._queue_timeout_s = queue_timeout_s
         self.acceptor: Acceptor | None = None
+        self._link: Link | None = None  # what serves the next visitor, if there is one link
+        self._group: LinkGroup | None = None  # what chooses for each visitor, if there are several
+        self._balance, self._slowstart_s = Balance.ROUNDROBIN, 0.0
         self._linkless_since = self._loop.time()
         self._queue: deque[tuple[socket.SocketType, object, float]] = deque()
         self._queue_timer: asyncio.TimerHandle | None = None
@@ -131,8 +136,9 @@ class Ingress(TunnelEnd):
 
     @property
     def target_error(self) -> str | None:
-        """Why the target cannot be reached, as the egress has reported."""
-        return self._link.session.target_error if self._link is not None else None
+        """Why the target cannot be reached, as the egress has reported; None while one of several links can serve."""
+        errors = [link.session.target_error for link in self._links]
+        return None if None in errors else next(iter(errors), None)
 
     async def wait_queue_empty(self) -> None:
         """Return as soon as no visitor waits for a data connection, or for its PROXY header. Safe to cancel."""
@@ -167,20 +173,37 @@ class Ingress(TunnelEnd):
         self.relays.set_time_limits(spec.idle_timeout, spec.max_age)
         self._check_options(spec, End.INGRESS)
         self._apply_rules(AdmissionRules.of(spec), spec.proxy_from)
+        self._balance, self._slowstart_s = spec.balance, spec.slowstart
+        if self._group is not None:
+            self._group.configure(spec.balance, spec.slowstart)
         self._on_room_freed()
 
     def attach(self, link: Link) -> None:
         """Serve visitors over this link, too, first those in the queue."""
         super().attach(link)
         link.subscribe_pool_growth(self._serve_queue)
-        self._max_visitors = link.session.limits.visitors
+        self._max_visitors = max(one.session.limits.visitors for one in self._links)
+        self._choose_source()
         if self._queue:
-            link.send_queue_length(len(self._queue))
+            self._send_queue_length()
 
     def detach(self, link: Link) -> None:
-        """Handle the loss of a link. Relays continue; queued visitors may still be served by the next link."""
+        """Handle the loss of a link. Relays continue; queued visitors may still be served by another link."""
         super().detach(link)
-        self._linkless_since = self._loop.time()
+        if not self._links:
+            self._linkless_since = self._loop.time()
+        self._choose_source()
+
+    def _choose_source(self) -> None:
+        """Choose what gives visitors their data connections: the one link, or the group of several."""
+        if len(self._links) > 1:
+            if self._group is None:
+                self._group = LinkGroup(self.relays.count_of)
+                self._group.configure(self._balance, self._slowstart_s)
+            self._link = None
+            self._group.set_links(self._links)
+        else:
+            self._link, self._group = next(iter(self._links), None), None
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
@@ -199,8 +222,24 @@ class Ingress(TunnelEnd):
             if data is not None:
                 self._launch(link, visitor, peer, data)
                 return
+        elif self._group is not None and not self._queue:
+            found = self._group.acquire(peer)
+            if found is not None:
+                self._launch(found[0], visitor, peer, found[1])
+                return
+        self._enqueue(visitor, peer)
+
+    def _acquire(self, peer: object) -> tuple[Link, DataConnection] | None:
+        """Return an idle data connection for a visitor and its link, of one or of several; None where there is none."""
+        link, group = self._link, self._group
+        if link is not None:
+            data = link.pool.acquire()
+            return None if data is None else (link, data)
+        return None if group is None else group.acquire(peer)
+
+    def _enqueue(self, visitor: socket.SocketType, peer: object) -> None:
         deadline = self._loop.time() + self._queue_timeout_s
-        if link is None:
+        if not self._links:
             deadline = self._linkless_since + self._queue_timeout_s
             if deadline <= self._loop.time():
                 self._reject(visitor, peer, "there is no link")
@@ -209,8 +248,13 @@ class Ingress(TunnelEnd):
         if self._queue_timer is None:
             self.stats.notify_activity()
             self._queue_timer = self.reactor.call_later(deadline - self._loop.time(), self._on_queue_timeout)
-        if link is not None:
-            link.send_queue_length(len(self._queue))
+        self._send_queue_length()
+
+    def _send_queue_length(self) -> None:
+        """Report the visitors that wait to the ends that dial data connections, to each its part."""
+        part = -(-len(self._queue) // max(1, len(self._links)))
+        for link in self._links:
+            link.send_queue_length(part)
 
     def _launch(self, link: Link, visitor: socket.SocketType, peer: object, data: DataConnection) -> None:
         address = data.visitor_address = pack_address(peer)
@@ -237,9 +281,8 @@ class Ingress(TunnelEnd):
                 self._log_unserved(seen, VisitorEnd.KICKED)
                 sockets.reset_on_close(visitor)
                 self.reactor.close(visitor)
-        if kicked and self._link is not None:
-            self._link.send_queue_length(len(queue))
         if kicked:
+            self._send_queue_length()
             self._on_room_freed()
         return kicked
 
@@ -248,6 +291,14 @@ class Ingress(TunnelEnd):
         table.add(VisitorFailed, self._close_failed)
         table.add(StreamsEnded, self._end_streams)
         table.add(ConnectionsFreed, self._on_freed)
+        table.add(TargetStatus, self._on_target_status)
+
+    def _on_target_status(self, link: Link, status: TargetStatus) -> None:
+        """Give visitors to links whose target is in order, if there are several."""
+        if self._group is None or link not in self._links:
+            return
+        self._group.note_target(link, status, self._event_log)
+        self._serve_queue()
 
     def _on_freed(self, link: Link, freed: ConnectionsFreed) -> None:
         for ident in freed.idents:
@@ -263,16 +314,15 @@ class Ingress(TunnelEnd):
 
     def _serve_queue(self) -> None:
         """Give idle data connections to the visitors that wait, the longest wait first."""
-        link = self._link
-        if link is None or not self._queue:
+        if not self._links or not self._queue:
             return
         while self._queue:
-            data = link.pool.acquire()
-            if data is None:
+            found = self._acquire(self._queue[0][1])
+            if found is None:
                 break
             visitor, peer, _ = self._queue.popleft()
-            self._launch(link, visitor, peer, data)
-        link.send_queue_length(len(self._queue))
+            self._launch(found[0], visitor, peer, found[1])
+        self._send_queue_length()
         self._on_room_freed()
 
     def _close_failed(self, link: Link, failed: VisitorFailed) -> None:
@@ -380,14 +430,13 @@ class Ingress(TunnelEnd):
     def _on_queue_timeout(self) -> None:
         self._queue_timer = None
         now = self._loop.time()
-        missing = "no link" if self._link is None else "no data connection"
+        missing = "no data connection" if self._links else "no link"
         while self._queue and self._queue[0][2] <= now:
             visitor, peer, _ = self._queue.popleft()
             self._reject(visitor, peer, f"there was {missing} for it in {self._queue_timeout_s:g} s")
         if self._queue:
             self._queue_timer = self.reactor.call_later(self._queue[0][2] - now, self._on_queue_timeout)
-        if self._link is not None:
-            self._link.send_queue_length(len(self._queue))  # or connections are kept for visitors that are gone
+        self._send_queue_length()  # or connections are kept for visitors that are gone
         self._on_room_freed()
 
     def close(self) -> int:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tunnel.carriers import create_carrier
 from tunnel.engine.capacity import surplus
 from tunnel.engine.pool import DataConnection, Pool
+from tunnel.model.snapshot import LinkFacts
 from tunnel.model.spec import REUSE
 from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, TargetStatus
 from tunnel.protocol.heartbeat import Heartbeat
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from tunnel.engine.control_channel import ControlChannel
     from tunnel.engine.pool_filler import PoolFiller
+    from tunnel.engine.tunnel_end import TunnelEnd
     from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.limits import ConfiguredLimits, Limits
     from tunnel.model.spec import Carrier, Direction
@@ -49,6 +52,10 @@ class LinkTerms:
     """optional parts of the protocol that both ends use"""
     key_name: str | None = None
     """at a server: which of its named keys the client has"""
+    weight: int = 1
+    """of the client among several: its share of the visitors"""
+    is_backup: bool = False
+    """whether the client serves only while no other can"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +129,12 @@ class Link:
         self.direction = terms.direction
         self.carrier = terms.carrier
         self.key_name = terms.key_name
+        self.weight = terms.weight
+        self.is_backup = terms.is_backup
+        self.since = time.time()
+        """when its handshake was complete, as a Unix time"""
+        self.has_been_up = False
+        """whether a visitor could have been served, once: then an empty pool is a moment's lack only"""
         self.flow_source = create_carrier(terms.carrier, terms.secret, reactor.scratch, is_client=terms.role.is_client)
         """what makes the flows of relays over its data connections"""
         self.features = terms.features
@@ -170,6 +183,29 @@ class Link:
         """The link in words, for events."""
         with_key = f" with key {self.key_name}" if self.key_name is not None else ""
         return f"link {self.ident} with {self.channel.peer}{with_key}, {self.direction}"
+
+    def note_usable(self, dial_error: str | None) -> bool:
+        """Return whether visitors can be served; ``dial_error``: why data connections cannot be dialled, if so."""
+        is_usable = len(self.pool) > 0 or (self.has_been_up and dial_error is None)
+        self.has_been_up = self.has_been_up or is_usable
+        return is_usable
+
+    def facts(self, end: TunnelEnd | None) -> LinkFacts:
+        """What a snapshot shows of the link, whose visitors are at this end."""
+        own_error = end.target_error if end is not None and not end.is_ingress else None
+        return LinkFacts(
+            id=self.ident,
+            client=self.key_name,
+            peer=self.channel.peer,
+            target_error=self.session.target_error or own_error,
+            is_usable=self.has_been_up,
+            weight=self.weight,
+            backup=self.is_backup,
+            pool=len(self.pool),
+            rtt=self.session.heartbeat.round_trip_s,
+            visitors=end.relays.count_of(self) if end is not None else 0,
+            since=self.since,
+        )
 
     def subscribe_pool_growth(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` whenever idle connections were added."""

@@ -49,6 +49,18 @@ class LinkAcceptorOwner(Protocol):
         """End the engine because of a defect."""
 
 
+class _PresentLink:
+    """A link of this server, and what checks its data connections."""
+
+    __slots__ = ("instance", "link", "replay_window")
+
+    def __init__(self, link: Link, instance: str) -> None:
+        self.link = link
+        self.instance = instance
+        """the random id of the client"""
+        self.replay_window = ReplayWindow()
+
+
 class LinkAcceptor:
     """Judges the clients of one service. A link belongs to the engine once it is made."""
 
@@ -77,9 +89,7 @@ class LinkAcceptor:
         self._link_decision = asyncio.Lock()
         self._undecided = 0  # clients that have authenticated and wait for the decision
         self._judging: set[asyncio.Task[object]] = set()
-        self._link: Link | None = None
-        self._link_instance = ""
-        self._replay_window = ReplayWindow()
+        self._present: dict[bytes, _PresentLink] = {}  # by the id in the prefaces
         self.address: str | None = None
         """where control channels are accepted, once they are"""
         self.data_addr: str | None = None
@@ -165,17 +175,16 @@ class LinkAcceptor:
 
     def accept_data_connection(self, connection: PendingConnection, wire_id: bytes, ident: int, mac: bytes) -> None:
         """Pool a data connection whose preface names a link of this acceptor, if it belongs to it."""
-        link = self._link
+        present = self._present.get(wire_id)
         try:
-            if link is None or link.channel.closed_reason is not None:
+            if present is None or present.link.channel.closed_reason is not None:
                 raise ProtocolError("there is no link")
-            if wire_id != link.wire_id:
-                raise ProtocolError("a preface of another link")
+            link = present.link
             preface.check_preface(link.secret, ident, mac)
         except ProtocolError as error:
             self._refuse_data_connection(connection, str(error))
             return
-        if not self._replay_window.accept(ident):
+        if not present.replay_window.accept(ident):
             self._refuse_data_connection(connection, "its id was used before")
         elif len(link.pool) >= link.session.limits.pool_max + self._spec.settings.signal_queue_limit:
             self._refuse_data_connection(connection, "the pool is full")
@@ -283,22 +292,36 @@ class LinkAcceptor:
         )
 
     async def _check_present_client(self, hello: Hello) -> str | None:
-        """Why the client cannot have the tunnel: another client has it and answers.
+        """Why the client cannot have the tunnel: as many others as may be have it and answer.
 
         A client that returns (same instance) replaces its own old link at once.
         """
-        link = self._link
-        if link is None or link.channel.closed_reason is not None:
+        for present in [one for one in self._present.values() if one.instance == hello.instance]:
+            present.link.close("the same client came back on a new connection")
+            self.forget_link(present.link)
+        links = [one.link for one in self._present.values() if one.link.channel.closed_reason is None]
+        if len(links) < self._spec.clients:
             return None
-        if hello.instance == self._link_instance:
-            link.close("the same client came back on a new connection")
+        if any(await asyncio.gather(*map(self._close_if_silent, links))):
             return None
+        if self._spec.clients == 1:
+            return f"another client, {links[0].channel.peer}, has this tunnel and answers"
+        return f"{len(links)} other clients have this tunnel and answer, as many as clients= of the server allows"
+
+    async def _close_if_silent(self, link: Link) -> bool:
+        """Close a link whose client does not answer in time; return whether it did not."""
         timing, four_round_trips_s = self._timing, 4 * (link.session.heartbeat.round_trip_s or 0.0)
         timeout_s = max(timing.liveness_timeout_s, min(timing.max_liveness_timeout_s, four_round_trips_s))
         if await link.answers(timeout_s):
-            return f"another client, {link.channel.peer}, has this tunnel and answers"
+            return False
         link.close(f"it did not answer within {timeout_s:.1f} s and another client wants the tunnel")
-        return None
+        return True
+
+    def forget_link(self, link: Link) -> None:
+        """Refuse data connections of a link that is closed."""
+        self._present.pop(link.wire_id, None)
+        if self._place is not None:
+            self._place.port.remove_link(link)
 
     def _make_link(self, channel: ControlChannel, handshake: ServerHandshake, client: AuthenticatedClient) -> None:
         spec, hello = self._spec, client.hello
@@ -322,14 +345,16 @@ class LinkAcceptor:
             role=SessionRole(is_client=False, is_ingress=self._direction is Direction.REVERSE),
             negotiation=Negotiation(ours, hello.bounds, default_limits(spec.settings)),
             report_interval_s=spec.settings.report_interval,
+            weight=hello.weight,
+            is_backup=hello.backup,
         )
         link = Link(terms, channel, self._reactor)
         if self._place is None:
             raise RuntimeError("a link is made for an acceptor that is closed")
-        if self._link is not None:
-            self._place.port.remove_link(self._link)
+        for closed in [one.link for one in self._present.values() if one.link.channel.closed_reason is not None]:
+            self.forget_link(closed)
         self._place.port.add_link(link, self)
-        self._link, self._link_instance, self._replay_window = link, hello.instance, ReplayWindow()
+        self._present[link.wire_id] = _PresentLink(link, hello.instance)
         channel.send(answer)
         self._owner.start_link(link)
 

@@ -130,7 +130,16 @@ class LinkConnector:
         handshake = ClientHandshake(key, spec.service, certificate, features=spec.features)
         handshake.receive_challenge(await _receive(channel, Kind.CHALLENGE))
         ours = configured_limits(spec.settings)
-        channel.send(handshake.hello(instance=self._instance, mode=spec.mode, tls=spec.data_tls, bounds=ours))
+        channel.send(
+            handshake.hello(
+                instance=self._instance,
+                mode=spec.mode,
+                tls=spec.data_tls,
+                bounds=ours,
+                weight=spec.weight,
+                backup=spec.backup,
+            )
+        )
         handshake.receive_welcome(await _receive(channel, Kind.WELCOME))
         welcome, secret = handshake.receive_proof(await _receive(channel, Kind.PROOF))
         channel.note_authenticated()
@@ -143,6 +152,8 @@ class LinkConnector:
             role=SessionRole(is_client=True, is_ingress=welcome.direction is Direction.FORWARD),
             negotiation=Negotiation(ours, welcome.bounds, default_limits(spec.settings)),
             report_interval_s=spec.settings.report_interval,
+            weight=spec.weight,
+            is_backup=spec.backup,
         )
         link = Link(terms, channel, self._reactor)
         endpoint = ServerEndpoint(sockaddr, welcome.data_port, round_trip_s)

@@ -100,6 +100,10 @@ class RelaySet:
         for relay in list(relays.values()):
             relay.on_link_lost()
 
+    def count_of(self, link: RelayLink) -> int:
+        """Return the number of running relays that were started on a present link."""
+        return len(self._by_link.get(link, ()))
+
     def running(self) -> list[ForwardedVisitor]:
         """Return the relays that run now, in no order; each of them may end at any time."""
         return [relay for relays in self._by_link.values() for relay in relays.values()]

@@ -152,10 +152,14 @@ class ServerEngine(Engine):
             super().start_link(link)
 
     def _on_link_closed(self, link: Link, reason: str, level: LogLevel) -> None:
+        if self._acceptor is not None:
+            self._acceptor.forget_link(link)
         if not self._stop_requested.is_set():
             topic = "lost" if level is LogLevel.WARN else "closed"
             self._event_log.log_paced(level, EventKind.LINK, topic, reason, link=link.ident)
-            self._set_state(State.WAITING, reason)
+            if not self._links:
+                self._set_state(State.WAITING, reason)
+            self._update_state()
 
     def on_client_refused(self, reason: str) -> None:
         """Show the reason in the state until a client has the tunnel."""

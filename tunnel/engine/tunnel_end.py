@@ -47,7 +47,8 @@ class EndParts:
 class TunnelEnd(ABC):
     """One end of a tunnel, where visitors are accepted or targets dialled. Independent of the role.
 
-    It works over a set of links, of which there is one today. Relays continue when their link is lost.
+    It works over a set of links, of which there is one unless a server has several clients. Relays continue when their
+    link is lost.
     """
 
     def __init__(self, parts: EndParts) -> None:
@@ -69,7 +70,6 @@ class TunnelEnd(ABC):
         self._on_state_input_changed = parts.on_state_input_changed
         self._loop = asyncio.get_running_loop()
         self._links: dict[Link, None] = {}  # ordered by their start
-        self._link: Link | None = None  # the link that the next visitor gets
         self._misplaced: str | None = None  # that an option is set which acts at the other end
         self._observers = 0
         self._changed = asyncio.Event()
@@ -175,22 +175,16 @@ class TunnelEnd(ABC):
         """Serve visitors over this link, too."""
         self._links[link] = None
         self.relays.add_link(link)
-        self._link = self._choose_link()
 
     def detach(self, link: Link) -> None:
         """Handle the loss of a link: its relays continue without it."""
         self._links.pop(link, None)
         self.relays.remove_link(link)
-        self._link = self._choose_link()
         self._notify_observers()
 
     def disconnect(self, links: Collection[Link]) -> int:
         """Disconnect the visitors of these links, also of lost ones; return how many there were."""
         return self.relays.close_of(links)
-
-    def _choose_link(self) -> Link | None:
-        """Return the link for the next visitors: the newest."""
-        return next(reversed(self._links), None)
 
     async def wait_queue_empty(self) -> None:
         """Return as soon as no visitor waits for a data connection. Safe to cancel."""

@@ -19,6 +19,10 @@ def check_combinations(spec: TunnelSpec) -> None:
         raise UrlError("tls_cert and tls_key go together: a certificate needs its private key", 0)
     if spec.role is Role.SERVER and spec.data_tls is DataTls.VERIFIED and spec.tls_cert is None:
         raise UrlError("tls=2 on a server needs tls_cert and tls_key, because the client verifies them", 0)
+    if spec.role is Role.CLIENT and spec.clients != 1:
+        raise UrlError("clients is an option of the server; a client that is one of several says weight or backup", 0)
+    if spec.role is Role.SERVER and (spec.weight != 1 or spec.backup):
+        raise UrlError("weight and backup are options of a client; a server has clients, balance and slowstart", 0)
     if spec.tls_ca is not None and spec.data_tls is not DataTls.VERIFIED:
         raise UrlError("tls_ca verifies nothing without tls=2; write tls=2, or remove tls_ca", 0)
     for target in (each.address for each in spec.members):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tunnel.model.address import Address
-from tunnel.model.balancer import Balance
+from tunnel.model.balancer import MAX_WEIGHT, Balance
 from tunnel.model.combinations import check_combinations
 from tunnel.model.errors import InvalidValueError, OptionError, UrlError, did_you_mean
 from tunnel.model.option_types import (
@@ -33,7 +33,7 @@ from tunnel.model.option_types import (
 )
 from tunnel.model.quota import QuotaType
 from tunnel.model.settings import Settings
-from tunnel.model.spec import AuthPolicy, DataTls, End, LogLevel, Mode, ProxyVersion, Role, TunnelSpec
+from tunnel.model.spec import MAX_CLIENTS, AuthPolicy, DataTls, End, LogLevel, Mode, ProxyVersion, Role, TunnelSpec
 from tunnel.model.url import TunnelUrl
 from tunnel.model.visitor_option_types import NetworksType, VisitorRateType
 
@@ -132,6 +132,10 @@ def _target_rule(name: str, type_: OptionType, doc: str) -> Option:
     return Option(name=name, type=type_, attribute=name, doc=f"egress: {doc}", end=End.EGRESS, is_live=True)
 
 
+def _fixed(name: str, type_: OptionType, doc: str) -> Option:
+    return Option(name=name, type=type_, attribute=name, doc=doc)
+
+
 def _file(name: str, doc: str) -> Option:
     return Option(name=name, type=FileType(), attribute=name, doc=doc, is_file=True)
 
@@ -216,8 +220,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
             attribute="service",
             doc="the name that both ends of a tunnel agree on; tells tunnels apart that share a port or a key",
         ),
-        _live("balance", _BALANCE, "how visitors are distributed over several targets"),
-        _target_rule("slowstart", DurationType(0.0), "time in which the weight of a target grows when it returns"),
+        _live("balance", _BALANCE, "how visitors are distributed over several targets or clients"),
+        _live("slowstart", DurationType(0.0), "time in which the weight of a target or client grows when it returns"),
+        _live("clients", IntegerType(1, MAX_CLIENTS), "server: clients that may have the tunnel at once"),
+        _fixed(
+            "weight", IntegerType(0, MAX_WEIGHT), "client: its share of the visitors among several; `0`: no new ones"
+        ),
+        _fixed("backup", _SWITCH, "client: `1`: it gets visitors only while no other client can serve"),
         _target_rule("check", CheckType(), "how targets are checked; `auto`: `tcp` for several, `off` for one"),
         _target_rule("inter", DurationType(0.1), "time between two checks of a target"),
         _target_rule("fall", _COUNT, "failed checks or dials in a row after which a target is down"),

@@ -183,6 +183,26 @@ class QuotaView(_View):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinkView(_View):
+    """One link of a tunnel. A server has as many as it has clients."""
+
+    id: str
+    client: str | None = None
+    """the name of the client's key, where keys have names"""
+    peer: str
+    state: str
+    """``up``, ``connecting`` (no data connection yet) or ``cooldown`` (its target cannot be reached)"""
+    reason: str | None = None
+    weight: int = 1
+    backup: bool = False
+    pool: int = 0
+    """idle data connections"""
+    rtt_ms: float | None = None
+    visitors: int = 0
+    since: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A tunnel at one moment. An unknown value is None, never an estimate. Timestamps are RFC 3339."""
 
@@ -212,6 +232,8 @@ class Snapshot:
     enabled: bool = True
     """False: the file says ``enabled: false``, so the tunnel runs on command only"""
     worker: int = 0
+    links: tuple[LinkView, ...] = ()
+    """the present links, in the order of their start"""
     pool: PoolView
     signals: SignalsView
     connections: ConnectionsView
@@ -254,6 +276,7 @@ _VIEWS: Final = (
     TargetChecksView,
     TargetView,
     QuotaView,
+    LinkView,
     Snapshot,
 )
 _READERS: Final[dict[type, tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]]] = {
@@ -265,6 +288,22 @@ _READERS: Final[dict[type, tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]]]
 }
 """The JSON names of each class, and what reads all its fields at once."""
 _FIELD_READERS: Final = {part.name: attrgetter(part.name) for part in fields(Snapshot)}
+
+
+class LinkFacts(NamedTuple):
+    """One link at one moment, as the engine reads it."""
+
+    id: str
+    client: str | None
+    peer: str
+    target_error: str | None
+    is_usable: bool
+    weight: int
+    backup: bool
+    pool: int
+    rtt: float | None
+    visitors: int
+    since: float
 
 
 class SnapshotInput(NamedTuple):
@@ -287,6 +326,7 @@ class SnapshotInput(NamedTuple):
     limits: Limits
     idle: int
     capacity: int
+    links: tuple[LinkFacts, ...]
     dialing: int | None
     queued: int
     rtt: float | None
@@ -327,6 +367,7 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         key_name=values.key_name,
         data_tls=int(spec.data_tls) or int(values.carrier is Carrier.ENCRYPTED),
         carrier=values.carrier.value if values.carrier else None,
+        links=tuple(map(_build_link, values.links)),
         pool=PoolView(
             idle=values.idle,
             capacity=max(values.capacity, limits.pool_min),
@@ -350,6 +391,23 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         cooldown=CooldownView(remaining_s=round(values.remaining, 3), attempt=values.attempt),
         last_error=error.text if error else None,
         last_error_at=format_timestamp(error.ts) if error else None,
+    )
+
+
+def _build_link(link: LinkFacts) -> LinkView:
+    state = State.COOLDOWN if link.target_error else State.UP if link.is_usable else State.CONNECTING
+    return LinkView(
+        id=link.id,
+        client=link.client,
+        peer=link.peer,
+        state=state.value,
+        reason=link.target_error,
+        weight=link.weight,
+        backup=link.backup,
+        pool=link.pool,
+        rtt_ms=None if link.rtt is None else round(link.rtt * 1000, 3),
+        visitors=link.visitors,
+        since=format_timestamp(link.since),
     )
 
 

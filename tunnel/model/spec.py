@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 REUSE: Final = "reuse"
 """The feature of a link whose data connections serve one visitor after the other."""
+MAX_CLIENTS: Final = 64
+"""Clients that a server may have at once."""
 MAX_SERVICE_CHARS: Final = 64
 """Characters of the name of a service."""
 
@@ -140,6 +142,12 @@ class TunnelSpec:
     """whether a data connection serves one visitor after the other, if both ends want it"""
     service: str = ""
     """the name that both ends have agreed on; tells tunnels apart that share a key"""
+    clients: int = 1
+    """server: how many clients may have the tunnel at once"""
+    weight: int = 1
+    """client: its share of a server's visitors in relation to other clients; 0: no new ones"""
+    backup: bool = False
+    """client: whether a server uses it only while no other client can serve"""
     mode: Mode = Mode.AUTO
     data_port: int | None = 0
     """port of the data listener; 0: a random one; None: data connections use the tunnel port"""
@@ -149,7 +157,7 @@ class TunnelSpec:
     tls_ca: Path | None = None
     balance: Balance = Balance.ROUNDROBIN
     slowstart: float = 0.0
-    """seconds in which the weight of a target that returns grows to its value"""
+    """seconds in which the weight of a target or client that returns grows to its value"""
     check: TargetCheck | None = None
     """how the health of targets is checked; None: over TCP if there are several, else not at all"""
     inter: float = 2.0

@@ -174,7 +174,16 @@ class ClientHandshake:
         self._offered = challenge.features
         self._transcript.add(encode_frame(Kind.CHALLENGE, payload))
 
-    def hello(self, *, instance: str, mode: Mode, tls: DataTls, bounds: ConfiguredLimits) -> bytes:
+    def hello(
+        self,
+        *,
+        instance: str,
+        mode: Mode,
+        tls: DataTls,
+        bounds: ConfiguredLimits,
+        weight: int = 1,
+        backup: bool = False,
+    ) -> bytes:
         """The frames that answer the challenge."""
         self._hello = Hello(
             version=VERSION,
@@ -186,6 +195,8 @@ class ClientHandshake:
             mode=mode,
             tls=tls,
             bounds=bounds,
+            weight=weight,
+            backup=backup,
         )
         frame = encode_message(self._hello)
         self._transcript.add(frame)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Self, TypeVar, cast
 
+from tunnel.model.balancer import MAX_WEIGHT
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import MAX_SERVICE_CHARS, Carrier, DataTls, Direction, Mode
 from tunnel.protocol.errors import ProtocolError
@@ -68,6 +69,10 @@ class Hello:
     mode: Mode
     tls: DataTls
     bounds: ConfiguredLimits
+    weight: int = 1
+    """the client's share of the visitors among several clients of the server"""
+    backup: bool = False
+    """whether the client is to serve only while no other can"""
 
     def encode(self) -> bytes:
         """The payload as bytes."""
@@ -81,6 +86,8 @@ class Hello:
                 "auth": self.auth,
                 "mode": self.mode.value,
                 "tls": self.tls.value,
+                "weight": self.weight,
+                "backup": self.backup,
                 **_bounds_fields(self.bounds),
             }
         )
@@ -102,6 +109,8 @@ class Hello:
             mode=_choice(Mode, _text(fields, "mode")),
             tls=_data_tls(fields),
             bounds=_bounds(fields),
+            weight=_weight(fields),
+            backup=fields.get("backup", False) is True,
         )
 
 
@@ -218,6 +227,13 @@ def _features(fields: _Fields) -> tuple[str, ...]:
         if not isinstance(name, str) or not 0 < len(name) <= _MAX_FEATURE_CHARS or not name.isprintable():
             raise ProtocolError("a greeting without valid features")
     return cast("tuple[str, ...]", names)
+
+
+def _weight(fields: _Fields) -> int:
+    weight = fields.get("weight", 1)
+    if type(weight) is not int or not 0 <= weight <= MAX_WEIGHT:
+        raise ProtocolError("an invalid weight")
+    return weight
 
 
 def _data_tls(fields: _Fields) -> DataTls:

@@ -1,0 +1,122 @@
+"""The links of an ingress when there are several: which of them serves the next visitor."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tunnel.model.balancer import Balance, Balancer, create_balancer, ramped_weight
+from tunnel.model.events import EventKind
+from tunnel.model.spec import LogLevel
+from tunnel.protocol.visitor_address import host_of, pack_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tunnel.engine.link import Link
+    from tunnel.engine.pool import DataConnection
+    from tunnel.model.events import EventLog
+    from tunnel.protocol.frames import TargetStatus
+
+
+class GroupedLink:
+    """A link as the balancer sees it."""
+
+    __slots__ = ("_count_visitors", "_group", "balance_key", "in_order_since", "link")
+
+    def __init__(self, link: Link, key: bytes, group: LinkGroup, count_visitors: Callable[[Link], int]) -> None:
+        self.link = link
+        self.balance_key = key
+        self.in_order_since: float | None = None
+        """when its target came in order, on the loop's clock; None while the target cannot be reached"""
+        self._group = group
+        self._count_visitors = count_visitors
+
+    @property
+    def balance_weight(self) -> float:
+        """The weight that its client has asked for; less for a while after its target came in order."""
+        return self._group.ramp(self)
+
+    @property
+    def is_backup(self) -> bool:
+        """Whether its client is to be used only without any other."""
+        return self.link.is_backup
+
+    @property
+    def active_visitors(self) -> int:
+        """The visitors that are served over the link."""
+        return self._count_visitors(self.link)
+
+
+def _has_idle(member: GroupedLink) -> bool:
+    return bool(member.link.pool)
+
+
+class LinkGroup:
+    """Chooses among the links whose target is in order; among all, if there is none in order."""
+
+    def __init__(self, count_visitors: Callable[[Link], int]) -> None:
+        self._count_visitors = count_visitors
+        self._loop = asyncio.get_running_loop()
+        self._balance = Balance.ROUNDROBIN
+        self._slowstart_s = 0.0
+        self._balancer: Balancer[GroupedLink] = create_balancer(self._balance)
+        self._members: dict[Link, GroupedLink] = {}
+
+    def configure(self, balance: Balance, slowstart_s: float) -> None:
+        """Distribute visitors in this way from now on."""
+        self._slowstart_s = slowstart_s
+        if balance is not self._balance:
+            self._balance, self._balancer = balance, create_balancer(balance)
+            self.refresh()
+
+    def set_links(self, links: Iterable[Link]) -> None:
+        """Use these links, in the order of preference."""
+        keys: dict[bytes, int] = {}
+        members = {}
+        for link in links:
+            # The host of a client and the name of its key stay the same when it comes back; its port does not.
+            name = f"{link.key_name or ''}\0{link.channel.peer.rpartition(':')[0]}".encode()
+            keys[name] = keys.get(name, 0) + 1
+            key = b"%s\0%d" % (name, keys[name])
+            known = self._members.get(link)
+            if known is None or known.balance_key != key:
+                known = GroupedLink(link, key, self, self._count_visitors)
+            members[link] = known
+        is_first_set = not self._members
+        self._members = members
+        self.refresh(is_grown=not is_first_set)
+
+    def refresh(self, *, is_grown: bool = True) -> None:
+        """Consider again whose target is in order. A link that comes in order starts slowly if ``is_grown``."""
+        now = self._loop.time()
+        for member in self._members.values():
+            if member.link.session.target_error is not None:
+                member.in_order_since = None
+            elif member.in_order_since is None:
+                member.in_order_since = now if is_grown else float("-inf")
+        fit = [member for member in self._members.values() if member.in_order_since is not None]
+        self._balancer.set_members(fit or self._members.values())
+
+    def ramp(self, member: GroupedLink) -> float:
+        """Return the weight of a member now."""
+        weight, since = member.link.weight, member.in_order_since
+        if since is None or not self._slowstart_s:
+            return weight
+        return ramped_weight(weight, self._loop.time() - since, self._slowstart_s)
+
+    def note_target(self, link: Link, status: TargetStatus, event_log: EventLog) -> None:
+        """Stop or start to give visitors to a link, whose client has reported whether its target can be reached."""
+        self.refresh()
+        state = status.error or "its target answers again"
+        level = LogLevel.WARN if status.error else LogLevel.INFO
+        event_log.log_paced(level, EventKind.TARGET, "client", f"{link.description}: {state}")
+
+    def acquire(self, peer: object) -> tuple[Link, DataConnection] | None:
+        """Return the link for a visitor from this address, and an idle data connection of it; None if there is none."""
+        source = host_of(pack_address(peer))
+        while (member := self._balancer.choose(source, _has_idle)) is not None:
+            data = member.link.pool.acquire()
+            if data is not None:
+                return member.link, data
+        return None
