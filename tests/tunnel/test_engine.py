@@ -33,6 +33,7 @@ from tunnel.engine.factory import create_engine
 from tunnel.engine.link import EventTable, Link
 from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.engine.pool import Pool
+from tunnel.engine.pool_filler import PoolFiller
 from tunnel.engine.server_engine import ServerEngine
 from tunnel.engine.single_target import SingleTarget
 from tunnel.model.address import Address, parse_address
@@ -778,11 +779,11 @@ async def test_a_client_retries_after_a_server_that_closes_with_its_welcome(
     """The end of the connection comes together with the proof."""
     begin = Engine.start_link
 
-    def close_at_once(self: Engine, link: Link) -> None:
+    def close_at_once(self: Engine, link: Link, filler: PoolFiller | None = None) -> None:
         if self.spec.role is Role.SERVER:
             link.channel.close("gone")
         else:
-            begin(self, link)
+            begin(self, link, filler)
 
     async with echo() as target, running_engine(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.wait_state(State.WAITING)

@@ -74,7 +74,7 @@ class ClientEngine(Engine):
         self._present_filler = filler
         self._link_loss = self._loop.create_future()
         started_at = self._loop.time()
-        self.start_link(link)
+        self.start_link(link, filler)
         filler.start()
         reason, level = await self._link_loss
         if self._loop.time() - started_at >= self._context.timing.stable_after_s:
@@ -87,10 +87,6 @@ class ClientEngine(Engine):
             self._present_filler = None
         if self._link_loss is not None and not self._link_loss.done():
             self._link_loss.set_result((reason, level))
-
-    @property
-    def _filler(self) -> PoolFiller | None:
-        return self._present_filler
 
     @property
     def _data_address(self) -> str | None:

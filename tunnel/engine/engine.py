@@ -16,12 +16,12 @@ from tunnel.engine.egress import Egress
 from tunnel.engine.ingress import Ingress
 from tunnel.engine.key_ring import KeyRing
 from tunnel.engine.link import DialStatusChanged, LinkClosed, PoolAvailable
+from tunnel.engine.link_set import LinkSet
 from tunnel.engine.stats import Stats
-from tunnel.engine.tunnel_end import EndParts
+from tunnel.engine.tunnel_end import create_end_parts
 from tunnel.engine.visitor_list import kick_visitors, list_visitors
-from tunnel.forwarding import create_forwarder
 from tunnel.model.events import EventKind, EventLog
-from tunnel.model.limits import configured_limits, default_limits
+from tunnel.model.limits import default_limits
 from tunnel.model.snapshot import SnapshotBuilder, SnapshotInput
 from tunnel.model.spec import LogLevel, Role
 from tunnel.model.state import STATES, State, StateRecord
@@ -64,7 +64,7 @@ class Engine(ABC):
         self._bound: dict[str, socket.SocketType] = {}  # listeners that nothing accepts on yet, by purpose
         self._end: TunnelEnd | None = None
         self._retry_target: Callable[[], None] | None = None  # if this end dials the target
-        self._links: dict[Link, None] = {}  # ordered by their start; several only at a server
+        self._links = LinkSet()
         self._stop_requested = asyncio.Event()
         self._cut_requested = asyncio.Event()
         self._drain_timeout_s = 0.0
@@ -137,8 +137,8 @@ class Engine(ABC):
     def retry(self) -> None:
         """End a cooldown, or the pause after failed data connections: make the next attempt now."""
         self._cooldown.skip()
-        if self._filler is not None:
-            self._filler.retry()
+        for link in self._links:
+            link.retry_dials()
         if self._retry_target is not None:
             self._retry_target()
 
@@ -150,12 +150,8 @@ class Engine(ABC):
     def apply_live_settings(self, spec: TunnelSpec) -> None:
         """Use settings and log level of a changed spec; no connection is closed."""
         self.spec = spec
-        values = spec.settings
         self._event_log.level = spec.log
-        for link in self._links:
-            link.update_limits(configured_limits(values), default_limits(values))
-            link.set_report_interval(values.report_interval)
-            link.channel.set_read_size(values.signal_buffer)
+        self._links.apply_settings(spec)
         if self._end is not None:
             self._end.apply_settings(spec, self._max_visitors)
 
@@ -184,11 +180,6 @@ class Engine(ABC):
         """React to the end of the link, after the common part, with a sentence and the level of its event."""
 
     @property
-    def _filler(self) -> PoolFiller | None:
-        """The part that fills the pool: at a client with a link."""
-        return None
-
-    @property
     def _tunnel_address(self) -> str | None:
         """Where this engine accepts control channels."""
         return None
@@ -212,7 +203,16 @@ class Engine(ABC):
         missing = {purpose: address for purpose, address in addresses.items() if purpose not in self._bound}
         self._bound |= await listeners.bind(self.spec, missing)
         spec, is_ingress = self.spec, listeners.VISITORS in addresses
-        parts = self._end_parts(is_ingress=is_ingress)
+        parts = create_end_parts(
+            self.name,
+            spec,
+            self._context,
+            self._stats,
+            self._event_log,
+            self._update_state,
+            self.on_handler_error,
+            is_ingress=is_ingress,
+        )
         if is_ingress:
             ingress = Ingress(parts, spec.settings, self._context.timing.queue_timeout_s)
             ingress.open(self._bound.pop(listeners.VISITORS), spec.target)
@@ -225,21 +225,6 @@ class Engine(ABC):
         self._end.apply_settings(spec, self._max_visitors)
         self._end.set_refusal(self._refusal)
 
-    def _end_parts(self, *, is_ingress: bool) -> EndParts:
-        context, stats = self._context, self._stats
-        from_near, to_near = stats.near_counters(is_ingress=is_ingress)
-        log = None if context.visitor_log is None else partial(context.visitor_log, self.name)
-        make = partial(create_forwarder, from_near=from_near, to_near=to_near, is_ingress=is_ingress)
-        return EndParts(
-            context.reactor,
-            make(self.spec, context.reactor, context.pipes, visitor_log=log),
-            stats,
-            self._event_log,
-            self._update_state,
-            self.on_handler_error,
-            log,
-        )
-
     async def _cool_down(self, reason: str, level: LogLevel = LogLevel.WARN) -> None:
         delay_s = self._cooldown.start(self.spec.cooldown)
         text = f"{reason}; next attempt {format_delay(delay_s)}"
@@ -249,14 +234,14 @@ class Engine(ABC):
 
     # --- the link -------------------------------------------------------------------------------------------------
 
-    def start_link(self, link: Link) -> None:
-        """Use a link whose handshake is complete."""
+    def start_link(self, link: Link, filler: PoolFiller | None = None) -> None:
+        """Use a link whose handshake is complete; ``filler``: at a client, the part that fills its pool."""
         if (end := self._end) is None:
             link.close("this end is closing")
             return
-        self._links[link] = None
+        self._links.add(link)
         self._update_state()
-        link.start(self, end, self._filler)
+        link.start(self, end, filler)
         if link.channel.closed_reason is None:  # it may have been closed before it was started
             end.attach(link)
             self._stats.count_link()
@@ -273,7 +258,7 @@ class Engine(ABC):
             return
         match event:
             case LinkClosed(reason, is_orderly):
-                del self._links[link]
+                self._links.remove(link)
                 if self._end is not None:
                     self._end.detach(link)
                 text = f"the link with {link.channel.peer} was {'closed' if is_orderly else 'lost'}: {reason}"
@@ -300,13 +285,12 @@ class Engine(ABC):
         if self._stop_requested.is_set() or not links:
             return
         target_error = end.target_error if end is not None else None
-        dial_error = self._filler.dial_error if self._filler is not None else None
         if target_error is not None:
             self._set_state(State.COOLDOWN, target_error)
-        elif [link for link in links if link.note_usable(dial_error)]:
+        elif links.note_usable():
             self._set_state(State.UP, end.remark if end is not None else None)
         else:
-            self._set_state(State.CONNECTING, dial_error)
+            self._set_state(State.CONNECTING, links.dial_error)
 
     def _set_state(self, state: State, reason: str | None = None) -> None:
         before, self._record = self._record, self._record.transition_to(state, reason)
@@ -360,7 +344,7 @@ class Engine(ABC):
         self._close_listeners()
         if end is not None:
             await end.wait_links_unneeded(grace_s)
-        for link in list(self._links):
+        for link in self._links:
             link.close("this end is shutting down", goodbye=Goodbye.SHUTDOWN)
         if end is not None:
             await end.wait_idle()
@@ -384,12 +368,12 @@ class Engine(ABC):
 
     @property
     def _max_visitors(self) -> int:
-        return max((link.session.limits.visitors for link in self._links), default=self.spec.settings.semaphore_limit)
+        return self._links.max_visitors(self.spec.settings.semaphore_limit)
 
     @property
     def _link(self) -> Link | None:
         """The first of the present links."""
-        return next(iter(self._links), None)
+        return self._links.first
 
     def snapshot(self) -> Snapshot:
         """The tunnel at this moment: the same object as long as nothing differs."""
@@ -413,9 +397,9 @@ class Engine(ABC):
             key_name=link.key_name if link is not None else None,
             carrier=link.carrier if link is not None else None,
             limits=session.limits if session is not None else default_limits(spec.settings),
-            idle=sum(len(one.pool) for one in self._links),
-            capacity=sum(one.session.wanted_idle for one in self._links),
-            links=tuple(one.facts(end) for one in self._links),
+            idle=self._links.idle,
+            capacity=self._links.capacity,
+            links=self._links.facts(end),
             dialing=None if spec.role is Role.SERVER else session.dialing if session is not None else 0,
             queued=end.queued if end is not None else 0,
             rtt=session.heartbeat.round_trip_s if session is not None else None,

@@ -197,10 +197,8 @@ class Ingress(TunnelEnd):
     def _choose_source(self) -> None:
         """Choose what gives visitors their data connections: the one link, or the group of several."""
         if len(self._links) > 1:
-            if self._group is None:
-                self._group = LinkGroup(self.relays.count_of)
-                self._group.configure(self._balance, self._slowstart_s)
             self._link = None
+            self._group = self._group or LinkGroup(self.relays.count_of, self._balance, self._slowstart_s)
             self._group.set_links(self._links)
         else:
             self._link, self._group = next(iter(self._links), None), None
@@ -295,10 +293,9 @@ class Ingress(TunnelEnd):
 
     def _on_target_status(self, link: Link, status: TargetStatus) -> None:
         """Give visitors to links whose target is in order, if there are several."""
-        if self._group is None or link not in self._links:
-            return
-        self._group.note_target(link, status, self._event_log)
-        self._serve_queue()
+        if self._group is not None and link in self._links:
+            self._group.note_target(link, status, self._event_log)
+            self._serve_queue()
 
     def _on_freed(self, link: Link, freed: ConnectionsFreed) -> None:
         for ident in freed.idents:

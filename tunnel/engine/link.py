@@ -184,9 +184,14 @@ class Link:
         with_key = f" with key {self.key_name}" if self.key_name is not None else ""
         return f"link {self.ident} with {self.channel.peer}{with_key}, {self.direction}"
 
-    def note_usable(self, dial_error: str | None) -> bool:
-        """Return whether visitors can be served; ``dial_error``: why data connections cannot be dialled, if so."""
-        is_usable = len(self.pool) > 0 or (self.has_been_up and dial_error is None)
+    @property
+    def dial_error(self) -> str | None:
+        """Why data connections cannot be dialled, at a client; None while they can."""
+        return None if self._filler is None else self._filler.dial_error
+
+    def note_usable(self) -> bool:
+        """Return whether visitors can be served."""
+        is_usable = len(self.pool) > 0 or (self.has_been_up and self.dial_error is None)
         self.has_been_up = self.has_been_up or is_usable
         return is_usable
 
@@ -206,6 +211,11 @@ class Link:
             visitors=end.relays.count_of(self) if end is not None else 0,
             since=self.since,
         )
+
+    def retry_dials(self) -> None:
+        """At a client: end the pause after failed data connections."""
+        if self._filler is not None:
+            self._filler.retry()
 
     def subscribe_pool_growth(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` whenever idle connections were added."""

@@ -22,6 +22,7 @@ from tunnel.runtime.tls import TlsError
 if TYPE_CHECKING:
     from tunnel.engine.context import EngineContext
     from tunnel.engine.link import Link
+    from tunnel.engine.pool_filler import PoolFiller
     from tunnel.engine.tunnel_port import ServicePlace
     from tunnel.model.events import EventSink
     from tunnel.model.spec import TunnelSpec
@@ -133,7 +134,7 @@ class ServerEngine(Engine):
                 async with asyncio.timeout(retry_delay_s):
                     await self._wake_up.wait()
 
-    def start_link(self, link: Link) -> None:
+    def start_link(self, link: Link, filler: PoolFiller | None = None) -> None:
         """Use a link whose handshake is complete, unless the target has become an address of this host.
 
         That address may come after the start of the engine: with DHCP, VRRP or a VPN. Visitors are to be accepted on
@@ -149,7 +150,7 @@ class ServerEngine(Engine):
         else:
             if link.key_name is not None:
                 self._named_links.add(link)
-            super().start_link(link)
+            super().start_link(link, filler)
 
     def _on_link_closed(self, link: Link, reason: str, level: LogLevel) -> None:
         if self._acceptor is not None:

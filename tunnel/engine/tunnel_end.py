@@ -7,9 +7,11 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tunnel.engine.relays import RelaySet
+from tunnel.forwarding import create_forwarder
 from tunnel.model.events import EventKind
 from tunnel.model.options import describe_misplaced, misplaced_options
 from tunnel.model.visitor_end import VisitorEnd, VisitorRecord
@@ -17,6 +19,7 @@ from tunnel.model.visitor_end import VisitorEnd, VisitorRecord
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from tunnel.engine.context import EngineContext
     from tunnel.engine.link import EventTable, Link
     from tunnel.engine.stats import Stats
     from tunnel.forwarding import Forwarder, VisitorLog
@@ -42,6 +45,25 @@ class EndParts:
     on_crash: Callable[[Exception], None]
     visitor_log: VisitorLog | None = None
     """receives each visitor that has left"""
+
+
+def create_end_parts(
+    name: str,
+    spec: TunnelSpec,
+    context: EngineContext,
+    stats: Stats,
+    event_log: EventLog,
+    on_state_input_changed: Callable[[], None],
+    on_crash: Callable[[Exception], None],
+    *,
+    is_ingress: bool,
+) -> EndParts:
+    """Return what an end of the tunnel ``name`` receives."""
+    from_near, to_near = stats.near_counters(is_ingress=is_ingress)
+    log = None if context.visitor_log is None else partial(context.visitor_log, name)
+    make = partial(create_forwarder, from_near=from_near, to_near=to_near, is_ingress=is_ingress)
+    forwarder = make(spec, context.reactor, context.pipes, visitor_log=log)
+    return EndParts(context.reactor, forwarder, stats, event_log, on_state_input_changed, on_crash, log)
 
 
 class TunnelEnd(ABC):
