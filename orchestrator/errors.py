@@ -22,6 +22,8 @@
     ├── NoAnswerError           a host did not answer over MQTT (mqtt.reader)
     ├── SocketPathError         no path for the socket can be used (process.socket_paths)
     │   └── DaemonRunningError  another daemon runs the file, or uses the socket (process.daemon_lock)
+    ├── ImportFileError         a file of another program cannot be read (authoring.source)
+    ├── FileExistsHereError     a file that was to be written exists (authoring.starter)
     ├── BackgroundStartError    a daemon did not start in the background (commands.background)
     ├── EngineSilentError       a worker process does not answer (supervisor.crash_reports)
     ├── RemoteEngineError       an engine crashed in a worker process (supervisor.crash_reports)

@@ -14,6 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from orchestrator.authoring import frp, nodepass, rathole
+from orchestrator.authoring.draft import Draft, write_file
+from orchestrator.authoring.source import ImportFileError, Source
 from orchestrator.config import document
 from orchestrator.config.document import MappingNode, Node, SequenceNode
 from orchestrator.config.faults import ConfigError, Fault
@@ -67,6 +70,7 @@ MAX_INPUT_BYTES: Final = {
     "variables": 1024,
     "mqtt": 2048,
     "http_check": 300,
+    "imports": 1500,
 }
 """Maximum size of an input for each target."""
 
@@ -442,6 +446,24 @@ def http_check(data: bytes) -> None:
     assert not seen or read_status(data) == seen[0], "a status is forgotten"
 
 
+# --- files of other programs --------------------------------------------------------------------------------------
+
+
+def imports(data: bytes) -> None:
+    """A file of another program; the first byte chooses its language. What is translated passes ``check``."""
+    suffix = ("toml", "ini", "yaml", "json", "sh")[data[0] % 5] if data else "toml"
+    text = data[1:].decode("utf-8", "replace")
+    readers: tuple[Callable[[Source], list[Draft]], ...] = (
+        lambda source: frp.translate([source]).server,
+        lambda source: [draft for drafts in rathole.translate([source]).clients.values() for draft in drafts],
+        nodepass.translate,
+    )
+    for read in readers:
+        with contextlib.suppress(ImportFileError):
+            written = write_file(read(Source(f"old.{suffix}", text)), ["a comment"])
+            assert len({draft.name for draft in written.drafts}) == len(written.drafts)
+
+
 TARGETS: Final[dict[str, Target]] = {
     "frames": control_frames,
     "handshake": handshake,
@@ -454,4 +476,5 @@ TARGETS: Final[dict[str, Target]] = {
     "variables": variables,
     "mqtt": mqtt,
     "http_check": http_check,
+    "imports": imports,
 }

@@ -1,0 +1,408 @@
+"""``import``: files of nodepass, frp and rathole become files that ``check`` accepts; the rest is listed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.authoring import frp, nodepass, rathole
+from orchestrator.authoring.draft import MAX_DRAFTS, Draft, WrittenFile, clean_name, join_address, write_file
+from orchestrator.authoring.source import ImportFileError, Source
+from orchestrator.commands import command_line
+from orchestrator.config.load import load
+from tests.support.peers import exchange, receive_all
+from tests.support.ports import free_port
+from tests.support.processes import running_harness
+from tests.support.waiting import wait_until
+from tunnel.model.keys import encode_key
+
+SAMPLES = Path(__file__).parent / "imported"
+PROXY = '[[proxies]]\nname = "p"\nlocalPort = 1\nremotePort = 2\n'
+FRESH_KEY = encode_key(bytes(range(32)))
+IMPORTS = [
+    ("frp", ["frps.toml", "frpc.toml"]),
+    ("frp", ["frps.ini", "frpc.ini"]),
+    ("frp", ["frpc-environment.toml"]),
+    ("frp", ["frpc.yaml"]),
+    ("rathole", ["rathole-server.toml", "rathole-client.toml"]),
+    ("rathole", ["rathole-both.toml"]),
+    ("rathole", ["rathole-odd.toml"]),
+    ("nodepass", ["nodepass.sh"]),
+    ("nodepass", ["nodepass-compose.yaml"]),
+    ("nodepass", ["nodepass-instances.json"]),
+]
+
+
+def source(text: str, name: str = "frpc.toml") -> Source:
+    return Source(name, text)
+
+
+def run_import(program: str, names: list[str], directory: Path) -> int:
+    directory.mkdir()
+    files = [str(SAMPLES / name) for name in names]
+    return command_line.run(["import", program, *files, "--directory", str(directory)])
+
+
+def entries(path: Path) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = yaml.safe_load(path.read_text())["tunnels"]
+    return found
+
+
+def from_frp(text: str, name: str = "frpc.toml") -> tuple[list[Draft], list[str]]:
+    one = source(text, name)
+    (drafts,) = frp.translate([one], lambda: FRESH_KEY).clients.values()
+    return drafts, [str(note) for note in one.notes]
+
+
+# --- the samples ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("program", "names"), IMPORTS, ids=lambda value: "+".join(value) if isinstance(value, list) else value
+)
+def test_what_is_imported_passes_check_and_only_its_owner_reads_it(
+    program: str, names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_import(program, names, tmp_path / "out") == 0
+    reported = capsys.readouterr().out
+    found = sorted((tmp_path / "out").iterdir())
+    assert found
+    for path in found:
+        manifest = load(path, {"FRP_TOKEN": FRESH_KEY, "TUNNEL_KEY": FRESH_KEY})
+        assert manifest.entries
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert f"wrote {path} (" in reported
+
+
+def test_an_import_lists_what_it_leaves_out_with_the_place_and_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_import("frp", ["frps.toml", "frpc.toml"], tmp_path / "out")
+    listed = capsys.readouterr().err
+    for place, reason in (
+        ("frpc.toml:10", "transport.protocol: the carrier is TCP here"),
+        ("frpc.toml:28", "proxy 'database' transport.useCompression: data is not compressed here"),
+        ("frpc.toml:55", "proxy 'shop': is left out: visitors are not routed by host name"),
+        ("frpc.toml:61", "proxy 'docker': is left out: there are no plugins"),
+        ("frpc.toml:69", "proxy 'any': is left out: it has no remotePort"),
+        ("frpc.toml:74", "visitor 'camera': is left out: a tunnel between two clients"),
+        ("frps.toml:7", "allowPorts: is not needed"),
+    ):
+        assert f"{place}: {reason}" in listed
+    assert "lantern" not in listed, "a token is not shown"
+    assert "# Left out, or different:" in (tmp_path / "out" / "client.yaml").read_text()
+
+
+def test_a_proxy_of_frp_becomes_an_entry_at_each_end(tmp_path: Path) -> None:
+    run_import("frp", ["frps.toml", "frpc.toml"], tmp_path / "out")
+    server, client = (entries(tmp_path / "out" / name) for name in ("server.yaml", "client.yaml"))
+    assert server["office.database"] == {
+        "url": "server://0.0.0.0:7001/127.0.0.1:6432",
+        "key": "tJ4-quiet-harbour-91-lantern",
+        "service": "office.database",
+    }
+    assert client["office.database"] == {
+        "url": "client://tunnel.example.org:7001/10.20.0.5:5432",
+        "key": "tJ4-quiet-harbour-91-lantern",
+        "service": "office.database",
+        "proxy": "v2",
+        "check": "tcp",
+        "inter": "10s",
+        "check_timeout": "3s",
+        "fall": 4,
+        "min_pool_capacity": 4,
+        "log": "debug",
+    }
+    assert client["office.api-1"]["targets"] == ["10.20.0.11:8080", "10.20.0.12:8080"]
+    assert client["office.api-1"]["check"] == "http:/ready"
+    assert "office.api-2" not in client
+
+
+def test_a_range_of_an_ini_file_becomes_one_entry_for_each_port(tmp_path: Path) -> None:
+    run_import("frp", ["frps.ini", "frpc.ini"], tmp_path / "out")
+    server = entries(tmp_path / "out" / "server.yaml")
+    assert [server[name]["url"] for name in ("games_0", "games_2")] == [
+        "server://[::]:7000/[::]:37015",
+        "server://[::]:7000/[::]:37020",
+    ]
+
+
+def test_keys_from_variables_stay_variables(tmp_path: Path) -> None:
+    run_import("frp", ["frpc-environment.toml"], tmp_path / "frp")
+    run_import("nodepass", ["nodepass-compose.yaml"], tmp_path / "nodepass")
+    client = entries(tmp_path / "frp" / "client.yaml")
+    assert (client["web"]["key"], client["idle"]["enabled"]) == ("${FRP_TOKEN}", False)
+    tunnels = entries(tmp_path / "nodepass" / "tunnels.yaml")
+    assert tunnels["gate"]["key"] == "${TUNNEL_KEY}"
+    manifest = load(tmp_path / "nodepass" / "tunnels.yaml", {"TUNNEL_KEY": FRESH_KEY})
+    key = next(entry.spec.key for entry in manifest.entries if entry.name == "edge")
+    assert key is not None
+    assert key.reveal() == "pa$word-of-some-length-7"
+
+
+def test_both_ends_of_frp_without_a_token_share_a_fresh_key(tmp_path: Path) -> None:
+    run_import("frp", ["frpc.yaml"], tmp_path / "out")
+    keys = {entries(tmp_path / "out" / name)["web"]["key"] for name in ("server.yaml", "client.yaml")}
+    assert len(keys) == 1
+    assert str(keys.pop()).startswith("npk_")
+
+
+def test_nodepass_options_and_variables_are_translated(tmp_path: Path) -> None:
+    run_import("nodepass", ["nodepass.sh"], tmp_path / "shell")
+    run_import("nodepass", ["nodepass-instances.json"], tmp_path / "master")
+    shell = entries(tmp_path / "shell" / "tunnels.yaml")
+    assert set(shell) == {"server-10101", "client-10102", "client-10101"}
+    assert shell["server-10101"] | {"proto": ""} == {
+        "url": "server://0.0.0.0:10101/0.0.0.0:8080",
+        "key": "a-long-secret-42-heron",
+        "log": "info",
+        "mode": "reverse",
+        "max_pool_capacity": 512,
+        "semaphore_limit": 900,
+        "proto": "",
+    }
+    client = shell["client-10102"]
+    assert (client["auth"], client["idle_timeout"], client["proxy"]) == ("open", "10m", "v1")
+    assert (client["report_interval"], client["client_cooldown"]) == ("10s", "3s")
+    master = entries(tmp_path / "master" / "tunnels.yaml")
+    assert master["shop"]["tags"] == ["region=eu", "owner=shop"]
+    assert (master["shop-2"]["enabled"], master["shop-2"]["targets"]) == (False, ["10.0.0.1:80", "10.0.0.2:80"])
+
+
+# --- traffic ----------------------------------------------------------------------------------------------------------
+
+
+def answer_or_echo(sock: socket.socket) -> None:
+    """Answer a check over HTTP; send anything else back."""
+    data = sock.recv(1 << 16)
+    if data.startswith(b"GET "):
+        sock.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+    elif data:
+        sock.sendall(data + receive_all(sock))
+    sock.shutdown(socket.SHUT_WR)
+
+
+def is_served(port: int, payload: bytes) -> bool:
+    """Whether the target's answer arrives; it may start with a PROXY header, which the target sends back too."""
+    try:
+        return exchange(("127.0.0.1", port), payload).endswith(payload)
+    except OSError:
+        return False
+
+
+def test_imported_files_of_frp_and_rathole_carry_traffic(tmp_path: Path) -> None:
+    ends: dict[str, dict[str, dict[str, object]]] = {"server": {}, "client": {}}
+    ports: dict[str, int] = {}
+    with running_harness(tmp_path) as harness:
+        target = harness.start_target(answer_or_echo)
+        other = harness.start_target(answer_or_echo)
+        for program, names in IMPORTS[:6]:
+            run_import(program, names, tmp_path / names[0])
+            for end, found in ends.items():
+                for name, entry in entries(tmp_path / names[0] / f"{end}.yaml").items():
+                    tunnel = str(entry["url"]).rpartition("/")[0]
+                    tunnel_port = ports.setdefault(f"{names[0]} tunnel {tunnel.rpartition(':')[2]}", free_port())
+                    visitors = ports.setdefault(f"{names[0]} {name}", free_port())
+                    host = "127.0.0.1" if end == "client" else tunnel.partition("://")[2].rpartition(":")[0]
+                    where = f"127.0.0.1:{target.port}" if end == "client" else f"127.0.0.1:{visitors}"
+                    entry["url"] = f"{end}://{host}:{tunnel_port}/{where}"
+                    if "targets" in entry:
+                        entry["targets"] = [where, f"127.0.0.1:{other.port}"]
+                    if "mode" not in entry:
+                        entry["mode"] = "reverse"
+                    found[f"{names[0]} {name}"] = entry
+        for end, found in ends.items():
+            (tmp_path / f"{end}.yaml").write_text(json.dumps({"version": 1, "tunnels": found}))
+            socket_path = str(tmp_path / f"{end}.sock")
+            variables = {"FRP_TOKEN": FRESH_KEY, "XDG_STATE_HOME": str(tmp_path / "state")}
+            harness.start_command(
+                "up", str(tmp_path / f"{end}.yaml"), "--no-tui", "--socket", socket_path, env=variables
+            )
+        enabled = [name for name, entry in ends["client"].items() if entry.get("enabled", True)]
+        assert len(enabled) >= 12
+        for name in enabled:
+            served = partial(is_served, ports[name], name.encode())
+            wait_until(served, f"the entry {name!r} carries traffic", within=10)
+
+
+# --- single rules -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("translate", "text", "name", "sentence"),
+    [
+        (frp.translate, "a = 1\nb = ?\n", "frpc.toml", "frpc.toml:2: this is not TOML"),
+        (frp.translate, "{{ range }}", "frpc.toml", "expand templates ({{ … }}) first"),
+        (frp.translate, "- a\n- b\n", "frpc.yaml", "a mapping is expected"),
+        (frp.translate, "a: [", "frpc.yaml", "frpc.yaml:1: this is not YAML"),
+        (frp.translate, "{", "frpc.json", "frpc.json:1:2: this is not JSON"),
+        (frp.translate, "bindPort = 7000\n", "frps.toml", "name their files as well: import frp FRPS FRPC…"),
+        (frp.translate, "a = 1\n[common]\n", "frpc.ini", "frpc.ini:1: a [section] is missing before this line"),
+        (frp.translate, "[common]\n = 3\n", "frpc.ini", "frpc.ini:2: this is not a line of an INI file"),
+        (rathole.translate, "[clint]\n", "r.toml", "it has neither [server] nor [client]"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(
+    translate: Callable[[list[Source]], object], text: str, name: str, sentence: str
+) -> None:
+    with pytest.raises(ImportFileError, match=re.escape(sentence)):
+        translate([source(text, name)])
+
+
+def test_two_servers_of_frp_are_not_imported_at_once() -> None:
+    with pytest.raises(ImportFileError, match="import one server at a time"):
+        frp.translate([source("bindPort = 1", "a.toml"), source("bindPort = 2", "b.toml")])
+
+
+def test_clients_of_one_server_share_its_file() -> None:
+    texts = [f'serverAddr = "h"\nserverPort = {port}\n{PROXY.replace("2", str(port))}' for port in (7000, 7009)]
+    sources = [source("bindPort = 7000", "frps.toml"), source(texts[0], "a.toml"), source(texts[1], "b.toml")]
+    found = frp.translate(sources, lambda: FRESH_KEY)
+    assert [draft.url for draft in found.server] == [
+        "server://0.0.0.0:7000/0.0.0.0:7000",
+        "server://0.0.0.0:7000/0.0.0.0:7009",
+    ]
+    assert set(found.clients) == {"a.toml", "b.toml"}
+    assert "7009 differs from the bindPort of frps, 7000" in str(sources[2].notes[0])
+    assert "both have the same address" not in str(sources[1].notes)
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ('type = "udp"\nlocalPort = 1\nremotePort = 2', None),
+        ('type = "http"', "visitors are not routed by host name"),
+        ('type = "xtcp"', "a tunnel between two clients"),
+        ("localPort = 70000\nremotePort = 1", "'70000' is not a number from 1 to 65535"),
+        ('localPort = "{{ x }}"', "is not a number"),
+        ("localPort = [1]", "localPort: is not a text"),
+        ('localPort = 1\nremotePort = 2\ntransport.bandwidthLimit = "lots"', "transport.bandwidthLimit: is left out"),
+        ("localPort = 1\nremotePort = 2\nnovelty = 1", "novelty: has no counterpart"),
+        ("localPort = 1\nremotePort = 2\nmetadatas.a = 'b'", "only plugins of frps use it"),
+    ],
+)
+def test_each_setting_of_a_proxy_that_has_no_counterpart_is_noted(lines: str, sentence: str | None) -> None:
+    _, notes = from_frp(f'serverAddr = "h"\n[[proxies]]\nname = "p"\n{lines}\n')
+    assert sentence is None or any("proxy 'p'" in note and sentence in note for note in notes)
+
+
+def test_another_way_of_authentication_gives_a_fresh_key() -> None:
+    (draft,), notes = from_frp(f'auth.method = "oidc"\nauth.token = "t"\n{PROXY}')
+    assert draft.options["key"] == FRESH_KEY
+    assert "auth.method: 'oidc' has no counterpart; the key stands alone" in notes[0]
+
+
+def test_a_token_file_becomes_a_key_file() -> None:
+    text = 'auth.tokenSource.type = "file"\nauth.tokenSource.file.path = "/etc/frp/token"\n'
+    (draft,), _ = from_frp(text + PROXY)
+    assert draft.options["key_file"] == "/etc/frp/token"
+
+
+def test_the_state_of_a_master_is_asked_for_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "nodepass.gob").write_bytes(b"\x0c\xff\x00\x01")
+    assert command_line.run(["import", "nodepass", str(tmp_path / "nodepass.gob")]) == 2
+    assert "/api/v1/instances > instances.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "sentence"),
+    [
+        (b"\xff\xfe", 1, "it is not UTF-8 text"),
+        (b"nothing here\n", 2, "there is no URL of nodepass"),
+        (b"nodepass master://h:1/api\n", 1, "nothing could be translated, so no file is written"),
+    ],
+)
+def test_an_import_without_a_result_writes_nothing(
+    content: bytes, code: int, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "old").write_bytes(content)
+    assert command_line.run(["import", "nodepass", str(tmp_path / "old"), "--directory", str(tmp_path)]) == code
+    assert sentence in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def written(*drafts: Draft) -> WrittenFile:
+    return write_file(drafts, ["made by a test"])
+
+
+def test_an_entry_that_check_rejects_is_left_out_with_its_reason() -> None:
+    good = Draft("a", "client://h:1/h:2", "old:1", {"auth": "open"})
+    bad = Draft("b", "client://h:0/h:2", "old:2", {"auth": "open"})
+    file = written(good, bad)
+    assert [draft.name for draft in file.drafts] == ["a"]
+    assert [str(note) for note in file.notes] == [
+        "old:2: is left out: a client cannot connect to port 0; write the server's port"
+    ]
+
+
+def test_names_are_unique_and_many_entries_are_bounded() -> None:
+    drafts = [Draft("web", f"client://h:1/h:{port}", "old:1", {"auth": "open"}) for port in range(2, MAX_DRAFTS + 4)]
+    file = written(*drafts[:3])
+    assert [draft.name for draft in file.drafts] == ["web", "web-2", "web-3"]
+    assert {clean_name(text) for text in (" ", "..", "server://x")} == {"tunnel"}
+    assert join_address("::1", 7) == join_address("[::1]", "7") == "[::1]:7"
+
+
+def test_a_weak_token_is_noted() -> None:
+    file = written(Draft("a", "client://h:1/h:2", "old:1", {"key": "secret"}))
+    assert "the key is weak" in str(file.notes[0])
+
+
+@given(st.text(max_size=40), st.text(max_size=40), st.lists(st.text(max_size=20), max_size=2))
+@settings(max_examples=25, deadline=None)
+def test_any_text_in_a_name_a_key_or_a_tag_survives_the_file(name: str, key: str, tags: list[str]) -> None:
+    file = written(Draft(name, "client://h:1/h:2", "old:1", {"key": key}, tags=tags))
+    if file.drafts:
+        (entry,) = load(Path("x.yaml"), {}, content=file.text.encode()).entries
+        assert entry.spec.key is not None
+        assert entry.spec.key.reveal() == key
+        assert list(entry.tags) == tags
+    else:
+        assert file.notes
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 70000) | st.text(max_size=12) | st.sampled_from(["tcp", "udp", "h:1"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(
+    re.findall(
+        r"\w+",
+        "serverAddr serverPort proxies visitors auth start name type localPort remotePort healthCheck plugin services "
+        "server client bind_addr remote_addr local_addr token transport url id alias meta tags command environment",
+    )
+)
+TREES = st.recursive(
+    VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5), max_leaves=20
+)
+
+
+@given(
+    st.dictionaries(KEYS, TREES, max_size=5),
+    st.binary(max_size=200),
+    st.sampled_from(["json", "yaml", "ini", "toml", "sh"]),
+)
+@settings(max_examples=30, deadline=None)
+def test_no_input_ends_an_import_with_a_traceback(tree: dict[str, object], raw: bytes, suffix: str) -> None:
+    for text in (json.dumps(tree), raw.decode("utf-8", "replace"), "[common]\n" + raw.decode("latin-1")):
+        one = source(text, f"old.{suffix}")
+        with contextlib.suppress(ImportFileError):
+            frp.translate([one])
+        with contextlib.suppress(ImportFileError):
+            rathole.translate([one])
+        with contextlib.suppress(ImportFileError):
+            written(*nodepass.translate(one))
