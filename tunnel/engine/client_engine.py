@@ -35,11 +35,11 @@ class ClientEngine(Engine):
         self._connector.update_spec(spec)
         if self._link is not None:
             try:
-                self._check_targets()
+                self._settle_targets()
             except NetError as error:
                 self._link.close(str(error), goodbye=str(error))
 
-    def _check_targets(self) -> None:
+    def _settle_targets(self) -> None:
         """Raise NetError if there are several targets, and the server wants this end to accept visitors."""
         if self.spec.targets and self._direction is Direction.FORWARD:
             self._close_end()
@@ -65,7 +65,7 @@ class ClientEngine(Engine):
             self._close_end()  # the server has another mode now
             self._direction = link.direction
         try:
-            self._check_targets()
+            self._settle_targets()
             await self._open_end(link.direction)
         except NetError as error:
             link.close(str(error), goodbye=str(error))
