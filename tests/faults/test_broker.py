@@ -421,6 +421,7 @@ def test_a_huge_command_costs_no_memory(
     way = harness.close_at_end(OldBroker(address, b"\x20\x02\x00\x01") if is_old else BrokerProxy(address))
     daemon = hosts.up("edge-1", broker, hosts.server, url=way.url)
     connected(daemon)
+    wait_until(lambda: "listening on" in daemon.log_text(), within=10, what="the tunnel has loaded its cipher")
     before = peak_rss(daemon)
     huge = harness.directory / "huge"
     huge.write_bytes(b"x" * (20 << 20))
