@@ -14,8 +14,10 @@ from types import MappingProxyType
 from typing import Final
 
 from orchestrator.api.reference import PAGES
+from orchestrator.commands import command_line, help_topics
 from orchestrator.config.schema import json_schema
 from orchestrator.mqtt.topics import render_reference as render_topics
+from tui.launch import top
 from tunnel.model.options import render_option_table
 from tunnel.model.state import render_state_table
 from tunnel.protocol.frames import frame_table
@@ -50,6 +52,8 @@ def render_all(root: Path = ROOT) -> dict[Path, str]:
     }
     texts |= {root / "docs/reference" / name: render() for name, render in PAGES.items()}
     texts[root / "docs/reference/mqtt.md"] = render_topics()
+    commands = command_line.build_command_line((*command_line.COMMANDS, top))
+    texts[root / "docs/reference/commands.md"] = help_topics.render_reference(commands)
     texts[root / "configs/tunnels.schema.json"] = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
     return texts
 
@@ -57,7 +61,7 @@ def render_all(root: Path = ROOT) -> dict[Path, str]:
 def main() -> None:
     """Write the files whose text differs, and print their names."""
     for path, text in render_all().items():
-        if path.read_text("utf-8") != text:
+        if not path.exists() or path.read_text("utf-8") != text:
             path.write_text(text, "utf-8")
             sys.stdout.write(f"{path.relative_to(ROOT)}\n")
 

@@ -75,7 +75,7 @@ class Translation:
 
 @dataclass(slots=True)
 class _Settings:
-    """What one file of frp says about itself."""
+    """The settings that all entries of one file of frp share."""
 
     root: Section
     token: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,11 +32,21 @@ if TYPE_CHECKING:
 EXIT_FAILED, EXIT_USAGE, EXIT_NOT_UP, EXIT_NO_DAEMON = 1, 2, 3, 4
 """Exit codes besides 0: failed at run time, wrong usage or invalid file, a tunnel is not up, no daemon answers."""
 
+EXIT_CODES: Final = {
+    0: "done",
+    EXIT_FAILED: "failed at run time, or refused",
+    EXIT_USAGE: "wrong usage, or an invalid file",
+    EXIT_NOT_UP: "`ps`, `fleet ps`: an enabled tunnel is not up, or a host is gone",
+    EXIT_NO_DAEMON: "no daemon answers",
+    130: "interrupted with Ctrl-C",
+}
+"""All exit codes, for the documentation."""
+
 DEFAULT_FILE: Final = "tunnels.yaml"
 LEVELS: Final = tuple(level.name.lower() for level in LogLevel)
 
 _SYNONYMS: Final = {
-    **dict.fromkeys(("status", "list", "show", "tunnels", "state"), "ps"),
+    **dict.fromkeys(("show", "tunnels", "state"), "ps"),
     **dict.fromkeys(("run", "serve", "daemon"), "up"),
     **dict.fromkeys(("exit", "quit", "shutdown", "kill"), "down"),
     **dict.fromkeys(("connections", "sessions", "who", "ss"), "visitors"),
@@ -46,7 +57,9 @@ _SYNONYMS: Final = {
     **dict.fromkeys(("diff", "dry-run"), "plan"),
     **dict.fromkeys(("history", "usage", "bandwidth"), "traffic"),
 }
-"""What other programs call a command of this one."""
+"""What other programs call a command of this one: a hint."""
+ALIASES: Final = {"status": "ps", "list": "ps"}
+"""Words that are understood as a command, because they can mean nothing else."""
 _URL_HINT: Final = "; a URL looks like server://0.0.0.0:10101/127.0.0.1:8080"
 _COMPLETION_TIMEOUT_S: Final = 1.0  # the user has pressed Tab and waits
 _MAX_NAMED_DAEMONS: Final = 5
@@ -90,12 +103,14 @@ def is_terminal() -> bool:
 
 
 class CommandGroup(click.Group):
-    """A group that suggests the nearest command for an unknown one."""
+    """A group that understands other names of some commands, and suggests the nearest one for an unknown name."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command that the first argument names."""
+        if args and args[0] in ALIASES and ALIASES[args[0]] in self.list_commands(ctx):
+            args = [ALIASES[args[0]], *args[1:]]
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             known = self.list_commands(ctx)
             meant = _SYNONYMS.get(args[0].casefold(), "")
@@ -168,7 +183,18 @@ def make_client(socket: Path | None, file: Path | None, timeout_s: float = ANSWE
     locate = partial(daemon_lock.find_daemon, file, environ, uid)
     daemon = locate()
     path = daemon.socket if daemon is not None else None
-    return ApiClient(path or socket_paths.find_socket(file, environ, uid), timeout_s, locate=locate)
+    advise = partial(_advise_other_file, file)
+    return ApiClient(path or socket_paths.find_socket(file, environ, uid), timeout_s, locate=locate, advise=advise)
+
+
+def _advise_other_file(file: Path) -> str:
+    """Return what to do if no daemon of a file runs: start it, or name the file of one that runs."""
+    start = "start one with: nodepass-orch up" + ("" if file == Path(DEFAULT_FILE) else f" {shlex.quote(str(file))}")
+    daemons = [daemon.file for daemon in daemon_lock.list_daemons(os.environ, os.getuid()) if daemon.file is not None]
+    if not daemons:
+        return start
+    names = ", ".join(f"-f {shlex.quote(str(each))}" for each in daemons[:_MAX_NAMED_DAEMONS])
+    return f"{start}; {'another daemon runs' if len(daemons) == 1 else 'other daemons run'}: {names}"
 
 
 def _choose_file(environ: Mapping[str, str], uid: int) -> Path:

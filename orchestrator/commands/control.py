@@ -284,7 +284,8 @@ def plan(*, candidate: Path | None, as_json: bool, socket: Path | None, file: Pa
 def apply(*, candidate: Path, wait: bool, as_json: bool, socket: Path | None, file: Path | None) -> int:
     """Put CANDIDATE in place of the daemon's file and apply it; an invalid one changes nothing.
 
-    The daemon writes the file. Exit code 2 if the candidate is invalid, 1 if an entry cannot run.
+    The daemon writes the file. Relative names in CANDIDATE start at the directory of the daemon's file. Exit code 2 if
+    the candidate is invalid, 1 if an entry cannot run.
     """
     text = _read_candidate(candidate)
     with exit_on_api_error():
@@ -354,7 +355,10 @@ def logs(
     socket: Path | None,
     file: Path | None,
 ) -> int:
-    """Print the last lines of the log, of all tunnels or of some; NAME may be a pattern like edge-*."""
+    """Print the last lines of the log, of all tunnels or of some; NAME may be a pattern like edge-*.
+
+    The last 500 lines of each tunnel are kept.
+    """
     with exit_on_api_error():
         client = make_client(socket, file)
         selected = [name for name in names if not is_pattern(name)]  # the log may have lines of removed tunnels

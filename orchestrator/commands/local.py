@@ -115,7 +115,7 @@ def _load_in_thread(load: Callable[[], Manifest]) -> Manifest:
 @click.option(
     "--log-file",
     type=click.Path(path_type=Path),
-    help="Write the log to this file; SIGHUP reopens it, 16 MiB rotate it.",
+    help="Write the log to this file; SIGHUP reopens it, and at 16 MiB it becomes FILE.1.",
 )
 @click.option("--read-only", is_flag=True, help="Reject commands; changes of the file still apply.")
 @socket_option
@@ -135,7 +135,11 @@ def up(  # noqa: PLR0913  one for each option
     read_only: bool,
     socket: Path | None,
 ) -> int:
-    """Run the tunnels of FILE until SIGINT or SIGTERM; SIGHUP reloads the file."""
+    """Run the tunnels of FILE until SIGINT or SIGTERM; SIGHUP reloads the file.
+
+    On a terminal the daemon runs in the background, and the dashboard opens. With --detach the command returns when all
+    enabled tunnels are started, which may be before they are up; with --wait when they are up, or with exit code 1.
+    """
     shown_from = None if file and file.startswith("/") else logical_directory()
     manifest = _load_manifest(file := _name_file(file), log_level, shown_from=shown_from)
     has_dashboard = launcher is not None and not no_tui and is_terminal()
@@ -349,7 +353,11 @@ def schema() -> None:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> int:
-    """Print the completion script of SHELL; for bash: source <(nodepass-orch completion bash)."""
+    """Print the completion script of SHELL; for bash: source <(nodepass-orch completion bash).
+
+    For zsh: source <(nodepass-orch completion zsh); for fish: nodepass-orch completion fish | source. Names and tags of
+    tunnels, and files, are completed too.
+    """
     from click.shell_completion import get_completion_class  # noqa: PLC0415  rarely used
 
     found = get_completion_class(shell)

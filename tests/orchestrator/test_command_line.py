@@ -37,7 +37,9 @@ def file(shell: CommandShell) -> Path:
     ("arguments", "code", "sentence"),
     [
         (["chek"], 2, "unknown command 'chek'; did you mean 'check'?"),
-        (["status"], 2, "unknown command 'status'; did you mean 'ps'?"),
+        (["status"], 4, "no daemon answers at"),
+        (["list", "--jsno"], 2, "Did you mean '--json'?"),
+        (["show"], 2, "unknown command 'show'; did you mean 'ps'?"),
         (["shutdown"], 2, "unknown command 'shutdown'; did you mean 'down'?"),
         (["server:/x"], 2, "a URL looks like server://"),
         (["ps", "--jsno"], 2, "No such option"),
@@ -110,6 +112,7 @@ def test_the_schema_has_every_option(shell: CommandShell) -> None:
         "workers",
         "mqtt",
         "history",
+        "access_log",
     }
 
 

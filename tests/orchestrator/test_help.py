@@ -1,0 +1,74 @@
+"""``help``, other names of commands, and hints that name the daemons that run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.commands import command_line, common
+from orchestrator.process import daemon_lock
+from orchestrator.process.running_daemon import RunningDaemon
+from tunnel.model.options import OPTIONS
+from tunnel.model.state import STATES
+
+
+@pytest.mark.parametrize(
+    ("topic", "sentence"),
+    [
+        ([], "nodepass-orch help TOPIC explains"),
+        (["ps"], "Usage: nodepass-orch ps"),
+        (["status"], "Usage: nodepass-orch ps"),
+        (["fleet", "ps"], "Usage: nodepass-orch fleet ps"),
+        (["idle_timeout"], "changes while the tunnel runs"),
+        (["Report-Interval"], "environment: REPORT_INTERVAL"),
+        (["mode"], "a change restarts the tunnel"),
+        (["cooldown"], "the last attempt failed"),
+        (["url"], "nodepass-orch 'client://KEY@server-host:10101/127.0.0.1:3000'"),
+        (["exit-codes"], "no daemon answers"),
+    ],
+)
+def test_help_explains_a_topic(topic: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.run(["help", *topic]) == 0
+    assert sentence in capsys.readouterr().out
+
+
+def test_help_lists_every_option_and_every_state(capsys: pytest.CaptureFixture[str]) -> None:
+    for topic, words in (("options", OPTIONS), ("states", STATES)):
+        assert command_line.run(["help", topic]) == 0
+        shown = capsys.readouterr().out
+        assert all(word in shown for word in words)
+        assert "`" not in shown
+
+
+@pytest.mark.parametrize(("topic", "hint"), [("modes", "did you mean 'mode'?"), ("x y", "help lists the commands")])
+def test_help_on_something_unknown_gives_a_hint(topic: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.run(["help", *topic.split()]) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_version_is_a_command_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.run(["version"]) == command_line.run(["--version"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+
+
+def test_a_command_without_its_daemon_names_those_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NODEPASS_ORCH_SOCKET", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (tmp_path / "tunnels.yaml").touch()
+    others = [RunningDaemon(7, Path("/srv/my file.yaml"), None), RunningDaemon(8, Path("/srv/b.yaml"), None)]
+    for running, hint in (
+        ([], "start one with: nodepass-orch up"),
+        (others[:1], "up; another daemon runs: -f '/srv/my file.yaml'"),
+        (others, "up; other daemons run: -f '/srv/my file.yaml', -f /srv/b.yaml"),
+    ):
+        monkeypatch.setattr(daemon_lock, "list_daemons", lambda *_, running=running: running)
+        assert command_line.run(["ps"]) == common.EXIT_NO_DAEMON
+        assert hint in capsys.readouterr().err
+    assert command_line.run(["ps", "-f", "a b.yaml"]) == common.EXIT_NO_DAEMON
+    assert "start one with: nodepass-orch up 'a b.yaml'" in capsys.readouterr().err
