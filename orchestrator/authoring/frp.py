@@ -27,7 +27,7 @@ _WILDCARDS: Final = {"", "0.0.0.0", "::"}
 _SERVER_KEYS: Final = {"bindAddr", "bindPort", "proxyBindAddr", "allowPorts", "vhostHTTPPort", "vhostHTTPSPort"}
 _CLIENT_KEYS: Final = {"serverAddr", "serverPort", "proxies", "visitors", "start", "includes"}
 _TEMPLATE_VARIABLE: Final = re.compile(r"\{\{\s*\.Envs\.([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
-_BANDWIDTH: Final = re.compile(r"([0-9]{1,9})\s*([KM])B")
+_BANDWIDTH: Final = re.compile(r"([1-9][0-9]{0,8})\s*([KM])B")
 _LEVELS: Final = {"trace": "debug", "debug": "debug", "info": "info", "warn": "warn", "error": "error"}
 _REASONS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -278,8 +278,8 @@ def _proxy_options(proxy: Section) -> dict[str, str]:
         ):
             if value := proxy.integer(f"healthCheck.{name}", 0, 100):
                 options[key] = f"{value}{unit}"
-    if limit := proxy.text("transport.bandwidthLimit"):
-        amount = _BANDWIDTH.fullmatch(limit.strip().upper())
+    if proxy.has("transport.bandwidthLimit"):
+        amount = _BANDWIDTH.fullmatch(proxy.text("transport.bandwidthLimit").strip().upper())
         if amount is None or not is_option("rate"):
             proxy.note("transport.bandwidthLimit", "is left out: this version limits no bandwidth")
         else:

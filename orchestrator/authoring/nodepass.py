@@ -81,7 +81,11 @@ def translate(source: Source) -> list[Draft]:
         raise ImportFileError(
             f"{source.name}: there is no URL of nodepass, as in server://0.0.0.0:10101/127.0.0.1:8080"
         )
-    return [draft for each in found if (draft := _Translator(source, each).translate()) is not None]
+    drafts = [draft for each in found if (draft := _Translator(source, each).translate()) is not None]
+    if any("proto" not in draft.options for draft in drafts):
+        way_out = "write proto: both at both ends for UDP" if is_option("proto") else "this version forwards no UDP"
+        source.note(source.name, f"nodepass forwards TCP and UDP, and the entries TCP alone: {way_out}")
+    return drafts
 
 
 # --- where URLs are ---------------------------------------------------------------------------------------------------
@@ -247,8 +251,6 @@ class _Translator:
                 handlers[name](url, name, unquote(value))
             elif value not in {"", "0"}:
                 self._note(f"has {name[:20]}=, which is left out: {_REASONS.get(name, 'it has no counterpart')}")
-        if "noudp" not in values and "notcp" not in values and is_option("proto"):
-            self._options["proto"] = "both"
 
     def _set_level(self, _: TunnelUrl, __: str, value: str) -> None:
         self._options["log"] = _LEVELS.get(value, value)

@@ -162,14 +162,13 @@ def test_nodepass_options_and_variables_are_translated(tmp_path: Path) -> None:
     run_import("nodepass", ["nodepass-instances.json"], tmp_path / "master")
     shell = entries(tmp_path / "shell" / "tunnels.yaml")
     assert set(shell) == {"server-10101", "client-10102", "client-10101"}
-    assert shell["server-10101"] | {"proto": ""} == {
+    assert shell["server-10101"] == {
         "url": "server://0.0.0.0:10101/0.0.0.0:8080",
         "key": "a-long-secret-42-heron",
         "log": "info",
         "mode": "reverse",
         "max_pool_capacity": 512,
         "semaphore_limit": 900,
-        "proto": "",
     }
     client = shell["client-10102"]
     assert (client["auth"], client["idle_timeout"], client["proxy"]) == ("open", "10m", "v1")
@@ -294,6 +293,15 @@ def test_clients_of_one_server_share_its_file() -> None:
 def test_each_setting_of_a_proxy_that_has_no_counterpart_is_noted(lines: str, sentence: str | None) -> None:
     _, notes = from_frp(f'serverAddr = "h"\n[[proxies]]\nname = "p"\n{lines}\n')
     assert sentence is None or any("proxy 'p'" in note and sentence in note for note in notes)
+
+
+@pytest.mark.parametrize(("written", "rate"), [("1MB", "8388kbit"), ("512KB", "4194kbit")])
+def test_a_limit_and_udp_become_options_where_this_version_has_them(
+    written: str, rate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frp, "is_option", lambda _: True)
+    (draft,), notes = from_frp(f'auth.token = "t"\n{PROXY}type = "udp"\ntransport.bandwidthLimit = "{written}"\n')
+    assert (draft.options["proto"], draft.options["rate"], notes) == ("udp", rate, [])
 
 
 def test_another_way_of_authentication_gives_a_fresh_key() -> None:

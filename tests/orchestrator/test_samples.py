@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.orchestrator.test_metrics import page, snapshot
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 UNIT = CONFIGS / "systemd" / "nodepass-orch.service"
+DOCS = CONFIGS.parent / "docs" / "how-to"
 
 
 @pytest.mark.parametrize("name", ["alerts.yml", "grafana-dashboard.json"])
@@ -62,3 +64,38 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     done = subprocess.run(["systemd-analyze", "verify", unit], check=False, capture_output=True, text=True)
     complaints = [line for line in done.stderr.splitlines() if unit.name in line]
     assert (done.returncode, complaints) == (0, [])
+
+
+def test_the_documented_installation_is_that_of_the_unit() -> None:
+    unit, install, systemd = UNIT.read_text(), (DOCS / "install.md").read_text(), (DOCS / "systemd.md").read_text()
+    (program, file), (user,) = (
+        re.findall(r"ExecStart=(\S+) up (\S+)", unit)[0],
+        re.findall(r"^User=(\S+)", unit, re.MULTILINE),
+    )
+    assert program == "/usr/local/bin/nodepass-orch"
+    for command in ("python3 -m venv /opt/nodepass-orch", "/opt/nodepass-orch/bin/pip install .",
+                    "ln -s /opt/nodepass-orch/bin/nodepass-orch /usr/local/bin/",
+                    "PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install ."):  # fmt: skip
+        assert command in unit
+        assert command in install
+    assert f"server.yaml {file}" in systemd
+    assert f"-g {user} " in systemd
+    assert re.search(rf"^u {user} ", (UNIT.parent / "nodepass-orch.sysusers").read_text(), re.MULTILINE)
+    for line in re.findall(r"^#\s+(install -m 644 .*|systemctl .*)$", unit, re.MULTILINE):
+        assert all(part in systemd for part in line.split(" && ")), line
+
+
+def test_the_image_has_every_package_and_runs_without_privileges() -> None:
+    image = (CONFIGS / "container" / "Dockerfile").read_text()
+    project = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())
+    for package in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]:
+        assert f"COPY {package} {package}\n" in image
+    (uid, home), (run,) = (
+        re.findall(r"--uid (\d+) --home-dir (\S+)", image)[0],
+        re.findall(r"install -d .* (/run/\S+)", image),
+    )
+    assert re.search(r"^USER nodepass-orch$", image, re.MULTILINE)
+    documented = (DOCS / "containers.md").read_text()
+    assert f"--tmpfs {run}:uid={uid}," in documented
+    assert f"--tmpfs {home}:uid={uid}" in documented
+    assert f"{run}/" in re.findall(r"NODEPASS_ORCH_SOCKET=(\S+)", image)[0]
