@@ -119,10 +119,19 @@ class ApiClient:
         return self._request(KickJson, "POST", "/v1/kick", {"visitors": which, "tunnels": list(names)})
 
     def command(
-        self, verb: str, name: str, timeout_s: float | None = None, target: str | None = None
+        self,
+        verb: str,
+        name: str,
+        timeout_s: float | None = None,
+        *,
+        target: str | None = None,
+        link: str | None = None,
     ) -> CommandResultJson:
-        """Send start, stop, restart, drain or retry; ``timeout_s`` limits the drain, ``target`` means one target."""
-        given = {"timeout": timeout_s, "target": target}
+        """Send start, stop, restart, drain or retry; ``timeout_s`` limits the drain.
+
+        ``target`` and ``link`` mean one of several targets or links instead of the tunnel.
+        """
+        given = {"timeout": timeout_s, "target": target, "link": link}
         body: dict[str, object] = {name: value for name, value in given.items() if value is not None}
         return self._request(CommandResultJson, "POST", f"/v1/tunnels/{_quote(name)}/{verb}", body)
 

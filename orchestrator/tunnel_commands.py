@@ -17,6 +17,8 @@ class TunnelCommand:
     """Whether it drains the tunnel, and so takes a limit for the drain in seconds."""
     takes_target: bool = False
     """Whether it may also concern one target of a tunnel alone: whether the target gets new visitors."""
+    takes_link: bool = False
+    """Whether it may also concern one link of a server with several clients."""
     is_end: bool = False
     """Whether it stops a tunnel. The others, given to all tunnels, leave out those with ``enabled: false``."""
 
@@ -24,7 +26,7 @@ class TunnelCommand:
 TUNNEL_COMMANDS: Final = {
     command.name: command
     for command in (
-        TunnelCommand("start", "Start stopped tunnels.", takes_timeout=False, takes_target=True),
+        TunnelCommand("start", "Start stopped tunnels.", takes_timeout=False, takes_target=True, takes_link=True),
         TunnelCommand(
             "stop", "Stop tunnels; their visitors may finish within SHUTDOWN_TIMEOUT.", takes_timeout=True, is_end=True
         ),
@@ -34,6 +36,7 @@ TUNNEL_COMMANDS: Final = {
             "Stop tunnels; their visitors may finish within drain_timeout.",
             takes_timeout=True,
             takes_target=True,
+            takes_link=True,
             is_end=True,
         ),
         TunnelCommand("retry", "End the cooldown of tunnels: make the next attempt now.", takes_timeout=False),

@@ -143,12 +143,18 @@ async def _answer_kicked(request: ApiRequest, kicked: list[VisitorJson]) -> web.
 
 
 async def send_command(request: ApiRequest, *, verb: str) -> web.StreamResponse:
-    """Give a tunnel, or one of its targets, one command."""
-    target = request.get_field(parameters.TARGET) if TUNNEL_COMMANDS[verb].takes_target else None
-    if target is None:
-        outcome = await request.control.command(verb, request.tunnel_name, request.get_field(parameters.TIMEOUT))
+    """Give a tunnel, or one of its targets or links, one command."""
+    command, name = TUNNEL_COMMANDS[verb], request.tunnel_name
+    target = request.get_field(parameters.TARGET) if command.takes_target else None
+    link = request.get_field(parameters.LINK) if command.takes_link else None
+    if target is not None and link is not None:
+        raise parameters.ParameterError("the body names a target and a link; a command concerns one of them")
+    if target is not None:
+        outcome = request.control.command_target(verb, name, target)
+    elif link is not None:
+        outcome = request.control.command_link(verb, name, link)
     else:
-        outcome = request.control.command_target(verb, request.tunnel_name, target)
+        outcome = await request.control.command(verb, name, request.get_field(parameters.TIMEOUT))
     return json_response(outcome.as_json())
 
 

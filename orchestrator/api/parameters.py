@@ -295,6 +295,13 @@ TARGET: Final[BodyField[str | None]] = BodyField(
     None,
     _parse_text,
 )
+LINK: Final[BodyField[str | None]] = BodyField(
+    "link",
+    "The id of one of several links, as the status shows it: only this link is meant, not the tunnel.",
+    {"type": "string"},
+    None,
+    _parse_text,
+)
 DRAIN: Final = BodyField(
     "drain",
     "false: disconnect visitors at once.",

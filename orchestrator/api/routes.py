@@ -90,6 +90,7 @@ def _tunnel_command_route(command: TunnelCommand) -> Route:
         body=(
             *((parameters.TIMEOUT,) if command.takes_timeout else ()),
             *((parameters.TARGET,) if command.takes_target else ()),
+            *((parameters.LINK,) if command.takes_link else ()),
         ), errors=(_FORBIDDEN, _NOT_FOUND, _CONFLICT),
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -137,18 +137,22 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
 
     def send_to_tunnels(
         *, names: tuple[str, ...], everything: bool, as_json: bool, socket: Path | None, file: Path | None,
-        timeout: float | None = None, target: str | None = None,
+        timeout: float | None = None, target: str | None = None, link: str | None = None,
     ) -> int:  # fmt: skip
         if bool(names) == everything:
             exit_with_error(EXIT_USAGE, f"name the tunnels or use --all: nodepass-orch {command.name} NAME…")
-        if target is not None and (everything or timeout is not None):
-            exit_with_error(EXIT_USAGE, "--target goes with the name of a tunnel, and not with --all or --timeout")
+        member = {key: value for key, value in (("target", target), ("link", link)) if value is not None}
+        if len(member) > 1:
+            exit_with_error(EXIT_USAGE, "a command concerns one target or one link: use --target or --link")
+        if member and (everything or timeout is not None):
+            text = f"--{next(iter(member))} goes with the name of a tunnel, and not with --all or --timeout"
+            exit_with_error(EXIT_USAGE, text)
         with exit_on_api_error():
             client = make_client(socket, file)
             selected = select_tunnels(client.status()["tunnels"], names)
             if everything:
                 selected = [tunnel for tunnel in selected if tunnel["enabled"] or _ends_running(command, tunnel)]
-            replies = [_send_command(client, command.name, tunnel["name"], timeout, target) for tunnel in selected]
+            replies = [_send_command(client, command.name, tunnel["name"], timeout, member) for tunnel in selected]
         is_success = all(reply.ok for reply in replies)
         if as_json:
             print_json({"ok": is_success, "results": [asdict(reply) for reply in replies]})
@@ -165,6 +169,7 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
         file_option,
         *([drain_timeout_option] if command.takes_timeout else []),
         *([_target_option(command)] if command.takes_target else []),
+        *([_link_option(command)] if command.takes_link else []),
     ]
     for decorate in reversed(decorators):
         send_to_tunnels = decorate(send_to_tunnels)
@@ -174,6 +179,13 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
 def _target_option(command: TunnelCommand) -> Callable[[Any], Any]:
     effect = "gets no new visitors" if command.is_end else "gets new visitors again"
     return click.option("--target", metavar="ADDRESS", help=f"Only this one of several targets {effect}.")
+
+
+def _link_option(command: TunnelCommand) -> Callable[[Any], Any]:
+    effect = "gets no new visitors" if command.is_end else "gets new visitors again"
+    return click.option(
+        "--link", metavar="ID", help=f"Only this one of several links, as ps --json shows it, {effect}."
+    )
 
 
 def _ends_running(command: TunnelCommand, tunnel: TunnelJson) -> bool:
@@ -190,9 +202,11 @@ class _Reply:
     text: str
 
 
-def _send_command(client: ApiClient, verb: str, name: str, timeout_s: float | None, target: str | None) -> _Reply:
+def _send_command(
+    client: ApiClient, verb: str, name: str, timeout_s: float | None, member: Mapping[str, str]
+) -> _Reply:
     try:
-        result = client.command(verb, name, timeout_s, target)
+        result = client.command(verb, name, timeout_s, **member)
     except RequestRefusedError as error:
         return _Reply(name, ok=False, state=None, text=str(error))
     return _Reply(result["name"], result["ok"], result["state"], result["text"])

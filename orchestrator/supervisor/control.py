@@ -20,7 +20,8 @@ from orchestrator.status.visitors import RateMeter, encode_visitor
 from orchestrator.supervisor.registry import UnknownTunnelError
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.events import EventKind
-from tunnel.model.spec import LogLevel
+from tunnel.model.links import LinkState
+from tunnel.model.spec import Direction, LogLevel
 from tunnel.model.state import STATES, State
 from tunnel.model.targets import TargetState
 from tunnel.model.times import format_timestamp
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from orchestrator.status.store import StatusStore
     from orchestrator.supervisor.reload import PlanResult, ReloadResult
     from orchestrator.supervisor.supervisor import Supervisor
-    from tunnel.model.snapshot import Snapshot, TargetView
+    from tunnel.model.snapshot import LinkView, Snapshot, TargetView
     from tunnel.model.visitors import VisitorSelector
 
 VERBS: Final = tuple(TUNNEL_COMMANDS)
@@ -229,6 +230,27 @@ class ControlService:
         self.bus.emit(LogLevel.INFO, EventKind.COMMAND, f"{verb}: {text}", tunnel=name, command=verb, target=address)
         return CommandResult(name, before.state, text)
 
+    def command_link(self, verb: str, name: str, ident: str) -> CommandResult:
+        """Give one link of a tunnel no new visitors (``drain``), or new visitors again (``start``).
+
+        Raises UnknownTunnelError, ReadOnlyError, CommandConflictError.
+        """
+        self.check_commands_allowed()
+        before = self.supervisor.snapshot(name)
+        link = next((each for each in before.links if each.id == ident), None)
+        if link is None:
+            known = ", ".join(each.id for each in before.links) or "none"
+            raise CommandConflictError(f"the tunnel has no link {ident}; its links are: {known}")
+        is_drained = verb == "drain"
+        if is_drained and before.direction is Direction.FORWARD:
+            raise CommandConflictError(f"link {ident} gets its visitors at the client; {verb} the tunnel there")
+        if is_drained and len(before.links) == 1:
+            raise CommandConflictError(f"{ident} is the only link; {verb} the tunnel instead")
+        text = _describe_link(link, is_drained=is_drained)
+        self.supervisor.set_link_drained(name, ident, is_drained=is_drained)
+        self.bus.emit(LogLevel.INFO, EventKind.COMMAND, f"{verb}: {text}", tunnel=name, command=verb, link=ident)
+        return CommandResult(name, before.state, text)
+
     async def kick(self, selector: VisitorSelector, names: Sequence[str] = ()) -> list[VisitorJson]:
         """Disconnect visitors of some tunnels (none: all) at once; return what was disconnected.
 
@@ -308,6 +330,16 @@ def _describe_target(before: TargetView, *, is_drained: bool) -> str:
         return f"the target {before.address} gets new visitors again"
     stay = f"; {plural(before.visitors, 'visitor')} may finish" if before.visitors else ""
     return f"the target {before.address} gets no new visitors{stay}"
+
+
+def _describe_link(before: LinkView, *, is_drained: bool) -> str:
+    was_drained = before.state in {LinkState.DRAINING, LinkState.DRAINED}
+    if was_drained is is_drained:
+        return f"link {before.id} is already {before.state}"
+    if not is_drained:
+        return f"link {before.id} gets new visitors again"
+    stay = f"; {plural(before.visitors, 'visitor')} may finish" if before.visitors else ""
+    return f"link {before.id} gets no new visitors while there is another{stay}"
 
 
 def _may_finish(before: Snapshot) -> str:

@@ -36,6 +36,9 @@ class EngineHandle(Protocol):
     def set_target_drained(self, address: str, *, is_drained: bool) -> None:
         """Give one of several targets no new visitors, or new ones again; nothing happens if it is gone."""
 
+    def set_link_drained(self, ident: str, *, is_drained: bool) -> None:
+        """Give one of several links no new visitors, or new ones again; nothing happens if it is gone."""
+
     def apply_live_settings(self, spec: TunnelSpec) -> None:
         """Apply another log level and other settings; no connection is affected."""
 

@@ -298,6 +298,11 @@ class TunnelRunner:
         if self._engine:
             self._command_engine(partial(self._engine.set_target_drained, address, is_drained=is_drained))
 
+    def set_link_drained(self, ident: str, *, is_drained: bool) -> None:
+        """Give a link of the present engine no new visitors, or new ones again."""
+        if self._engine:
+            self._command_engine(partial(self._engine.set_link_drained, ident, is_drained=is_drained))
+
     def close(self) -> None:
         """Stop now and disconnect the visitors."""
         self.drain(0.0, "closed")

@@ -162,6 +162,10 @@ class Supervisor:
         """Give one of a tunnel's targets no new visitors, or new ones again."""
         self._registry.runner(name).set_target_drained(address, is_drained=is_drained)
 
+    def set_link_drained(self, name: str, ident: str, *, is_drained: bool) -> None:
+        """Give one of a tunnel's links no new visitors, or new ones again."""
+        self._registry.runner(name).set_link_drained(ident, is_drained=is_drained)
+
     def retry(self, name: str) -> None:
         """End a tunnel's cooldown."""
         self._registry.runner(name).retry()

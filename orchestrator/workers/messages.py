@@ -87,6 +87,15 @@ class DrainTarget:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainLink:
+    """Give one of an engine's links no new visitors, or new ones again."""
+
+    engine: int
+    ident: str
+    is_drained: bool
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateSpec:
     """Apply log level and settings of a changed spec to an engine."""
 
@@ -139,6 +148,7 @@ Request = (
     | CloseEngine
     | RetryEngine
     | DrainTarget
+    | DrainLink
     | UpdateSpec
     | ListVisitors
     | KickVisitors

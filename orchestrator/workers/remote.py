@@ -15,6 +15,7 @@ from orchestrator.workers.messages import (
     CreateEngine,
     DiscardEngine,
     DrainEngine,
+    DrainLink,
     DrainTarget,
     EngineEnded,
     EngineEvent,
@@ -132,6 +133,11 @@ class RemoteEngine:
         """Request that a target gets no new visitors, or new ones again."""
         if self._is_created:
             self._worker.send(DrainTarget(self.number, address, is_drained))
+
+    def set_link_drained(self, ident: str, *, is_drained: bool) -> None:
+        """Request that a link gets no new visitors, or new ones again."""
+        if self._is_created:
+            self._worker.send(DrainLink(self.number, ident, is_drained))
 
     def apply_live_settings(self, spec: TunnelSpec) -> None:
         """Request that another log level and other settings are applied."""

@@ -31,6 +31,7 @@ from orchestrator.workers.messages import (
     CreateEngine,
     DiscardEngine,
     DrainEngine,
+    DrainLink,
     DrainTarget,
     EngineEnded,
     EngineEvent,
@@ -116,6 +117,9 @@ class Worker:
             RetryEngine: lambda hosted, _: hosted.engine.retry(),
             DrainTarget: lambda hosted, request: hosted.engine.set_target_drained(
                 request.address, is_drained=request.is_drained
+            ),
+            DrainLink: lambda hosted, request: hosted.engine.set_link_drained(
+                request.ident, is_drained=request.is_drained
             ),
             ListVisitors: lambda hosted, request: self._start(self._list_visitors(hosted, request)),
             KickVisitors: lambda hosted, request: self._start(self._kick_visitors(hosted, request)),

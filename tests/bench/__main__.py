@@ -33,6 +33,7 @@ _SECTIONS: Final[dict[str, Callable[[Sequence[str]], Section]]] = {
     "tunnels": tunnels.section,
     "gateway": gateway.section,
     "groups": groups.section,
+    "links": groups.link_section,
     "screen": screen.section,
     "fleet": fleet.section,
 }

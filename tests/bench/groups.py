@@ -1,8 +1,9 @@
-"""Target groups: what a visitor through one of three targets costs, compared with the only target of a tunnel."""
+"""What a choice for each visitor costs: of one of three targets, and of one of two links, compared with no choice."""
 
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 COUNTS: Final = (1, 3)
+LINK_COUNTS: Final = (1, 2)
 KEY: Final = "npk_ZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXp7fH1-f4CBgoNtm-wx"  # made by keygen: a daemon computes nothing for it
 
 _CONNECTIONS: Final = 32
@@ -46,6 +48,45 @@ def section(program: Sequence[str]) -> Section:
     return counts.make_section("One visitor through several targets", program)
 
 
+def link_section(program: Sequence[str]) -> Section:
+    """Return the section: one client of a server, and two."""
+    counts = Counts(
+        section="links",
+        noun="client",
+        counts=LINK_COUNTS,
+        metrics=tuple(replace(metric, key=metric.key.replace("groups.", "links.")) for metric in _METRICS),
+        plotted=("links.new", "links.kept"),
+        measure=_measure_links,
+        is_compared=True,
+        tools=("nginx", "wrk"),
+    )
+    return counts.make_section("One visitor through several links", program)
+
+
+async def _measure_links(program: Sequence[str], count: int, seconds: int) -> Sample:
+    with TemporaryDirectory(prefix="bench-") as name:
+        directory = Path(name)
+        tunnel_port, visitor_port, target_port = free_ports(3)
+        server = f"server://{KEY}@127.0.0.1:{tunnel_port}/127.0.0.1:{visitor_port}?mode=reverse&clients={count}"
+        client = {"t": f"client://{KEY}@127.0.0.1:{tunnel_port}/127.0.0.1:{target_port}"}
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(nginx(target_port, directory))
+            ends = [await stack.enter_async_context(start_daemon(program, "server", directory, {"t": server}))]
+            for number in range(count):
+                place = directory / str(number)
+                place.mkdir()
+                ends.append(await stack.enter_async_context(start_daemon(program, "client", place, client)))
+            await wait_all_up(ends, 1, within=_START_LIMIT_S)
+            return await _measure_visitors("links", visitor_port, seconds)
+
+
+async def _measure_visitors(section: str, visitor_port: int, seconds: int) -> Sample:
+    new = await loads.requests(visitor_port, connections=_CONNECTIONS, seconds=seconds, close=True)
+    kept = await loads.requests(visitor_port, connections=_CONNECTIONS, seconds=seconds, close=False)
+    values = {f"{section}.new": new.rate, f"{section}.new_p99": new.p99_ms, f"{section}.kept": kept.rate}
+    return Sample(values, (*new.errors, *kept.errors))
+
+
 async def _measure(program: Sequence[str], count: int, seconds: int) -> Sample:
     with TemporaryDirectory(prefix="bench-") as name:
         directory = Path(name)
@@ -63,7 +104,4 @@ async def _measure(program: Sequence[str], count: int, seconds: int) -> Sample:
                 await stack.enter_async_context(start_daemon(program, "client", directory, client)),
             )
             await wait_all_up(ends, 1, within=_START_LIMIT_S)
-            new = await loads.requests(visitor_port, connections=_CONNECTIONS, seconds=seconds, close=True)
-            kept = await loads.requests(visitor_port, connections=_CONNECTIONS, seconds=seconds, close=False)
-            values = {"groups.new": new.rate, "groups.new_p99": new.p99_ms, "groups.kept": kept.rate}
-    return Sample(values, (*new.errors, *kept.errors))
+            return await _measure_visitors("groups", visitor_port, seconds)

@@ -27,6 +27,7 @@ SECTIONS = [
             tunnels.section,
             gateway.section,
             groups.section,
+            groups.link_section,
             screen.section,
             fleet.section,
         )

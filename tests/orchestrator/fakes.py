@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tunnel.model.address import Address
     from tunnel.model.events import EventSink
-    from tunnel.model.snapshot import Snapshot, TargetView
+    from tunnel.model.snapshot import LinkView, Snapshot, TargetView
     from tunnel.model.spec import TunnelSpec
     from tunnel.model.visitors import VisitorSelector, VisitorView
 
@@ -51,7 +51,10 @@ class FakeEngine:
         """what it lists, independent of ``served``"""
         self.targets: tuple[TargetView, ...] = ()
         """what its snapshot has"""
+        self.links: tuple[LinkView, ...] = ()
+        """the same"""
         self.drained_targets: dict[str, bool] = {}
+        self.drained_links: dict[str, bool] = {}
         self._ending = asyncio.Event()
         self._closed = asyncio.Event()
 
@@ -138,6 +141,9 @@ class FakeEngine:
     def set_target_drained(self, address: str, *, is_drained: bool) -> None:
         self.drained_targets[address] = is_drained
 
+    def set_link_drained(self, ident: str, *, is_drained: bool) -> None:
+        self.drained_links[ident] = is_drained
+
     def apply_live_settings(self, spec: TunnelSpec) -> None:
         if self.ignores_close:
             raise RuntimeError("cannot be changed")
@@ -177,6 +183,7 @@ class FakeEngine:
             state=self.state.state,
             reason=self.state.reason,
             targets=self.targets,
+            links=self.links,
             since=format_timestamp(self.state.since),
             connections=replace(seen.connections, active=int(not self.visitor_left.is_set()), total=self.served),
             bytes=replace(seen.bytes, from_visitors=100 * self.served),

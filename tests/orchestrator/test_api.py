@@ -26,7 +26,8 @@ from tests.orchestrator.api_harness import FILE, ODD, TOKEN, ApiHarness, run_api
 from tests.support.openapi import api_document
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
-from tunnel.model.snapshot import TargetChecksView, TargetView
+from tunnel.model.links import LinkState
+from tunnel.model.snapshot import LinkView, TargetChecksView, TargetView
 from tunnel.model.state import State
 from tunnel.model.targets import TargetState
 
@@ -115,6 +116,27 @@ async def test_one_of_several_targets_is_drained_and_started_again(harness: ApiH
     engine.targets = (TargetView(address="db-1:5432", state=TargetState.UP),)
     assert await command("drain", "db-1:5432") == (409, "db-1:5432 is the only target; drain the tunnel instead")
     assert harness.state("web") is State.UP
+
+
+async def test_one_of_several_links_is_drained_and_started_again(harness: ApiHarness) -> None:
+    engine = harness.engines.last("web")
+    up = LinkView(id="a1", peer="h:1", state=LinkState.UP, visitors=1, since="2026-01-01T00:00:00Z")
+    engine.links = (up, replace(up, id="b2", state=LinkState.DRAINED, visitors=0))
+
+    async def command(verb: str, **body: str) -> tuple[int, str]:
+        answer = await harness.request("POST", f"/v1/tunnels/web/{verb}", json.dumps(body))
+        return answer.status, answer.json.get("text") or answer.json["detail"]
+
+    expected = (200, "link a1 gets no new visitors while there is another; 1 visitor may finish")
+    assert await command("drain", link="a1") == expected
+    assert await command("start", link="b2") == (200, "link b2 gets new visitors again")
+    assert engine.drained_links == {"a1": True, "b2": False}
+    assert await command("drain", link="b2") == (200, "link b2 is already drained")
+    assert await command("drain", link="c3") == (409, "the tunnel has no link c3; its links are: a1, b2")
+    both = "the body names a target and a link; a command concerns one of them"
+    assert await command("drain", link="a1", target="b:1") == (400, both)
+    engine.links = (up,)
+    assert await command("drain", link="a1") == (409, "a1 is the only link; drain the tunnel instead")
 
 
 async def test_retry_ends_the_pause_after_failed_data_connections(harness: ApiHarness) -> None:

@@ -101,6 +101,7 @@ def test_each_metric_has_the_value_of_the_snapshot() -> None:
         "tunnel_kicked_total": 0,
         "tunnel_idle_timeouts_total": 0,
         "tunnel_max_ages_total": 0,
+        "tunnel_redispatched_total": 0,
     }
     assert [found["tunnel_refused_total", ("web", what)] for what in ("handshake", "preface", "silence")] == [4, 5, 6]
     assert found["tunnel_state", ("up", "web")] == 1

@@ -17,6 +17,7 @@ from orchestrator.workers.messages import (
     CreateEngine,
     DiscardEngine,
     DrainEngine,
+    DrainLink,
     DrainTarget,
     EngineEnded,
     EngineEvent,
@@ -128,9 +129,11 @@ async def test_commands_are_sent_to_the_worker() -> None:
     changed = replace(SPEC, log=LogLevel.DEBUG)
     harness.engine.retry()
     harness.engine.set_target_drained("a:1", is_drained=True)
+    harness.engine.set_link_drained("5c0a7f678b76a357", is_drained=True)
     harness.engine.apply_live_settings(changed)
     harness.engine.drain(1.5)
-    expected = [RetryEngine(7), DrainTarget(7, "a:1", True), UpdateSpec(7, changed), DrainEngine(7, 1.5)]
+    drained = [DrainTarget(7, "a:1", True), DrainLink(7, "5c0a7f678b76a357", True)]
+    expected = [RetryEngine(7), *drained, UpdateSpec(7, changed), DrainEngine(7, 1.5)]
     assert harness.worker.requests[2:] == expected
     harness.engine.on_notification(EngineEnded(7, None))
     await harness.end()

@@ -240,7 +240,8 @@ def test_details_show_the_links_of_a_server_with_several_clients() -> None:
     ]
     shown = texts(detail_lines(view(tunnel("a", links=links)).tunnels["a"], None, 200, 0.0, 0.0))
     expected = (
-        "site-a 10.0.0.1:5 up, weight 2, 1 visitor, 8 idle, 0.4 ms; 10.0.0.2:6 cooldown, backup, no visitors, 8 idle"
+        "1 site-a 10.0.0.1:5 up, weight 2, 1 visitor, 8 idle, 0.4 ms; "
+        "2 10.0.0.2:6 cooldown, backup, no visitors, 8 idle"
     )
     assert f"links    {expected}" in shown
     assert "links" not in texts(detail_lines(view(tunnel("a", links=links[:1])).tunnels["a"], None, 120, 0.0, 0.0))

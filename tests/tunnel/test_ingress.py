@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from tests.support.engine_parts import Events, shared_parts
@@ -34,6 +35,7 @@ class OpenSession:
     """A session that limits nothing."""
 
     limits = Limits(1, 1024, 1024)
+    target_error = None
 
 
 class StarvedLink:
@@ -43,6 +45,9 @@ class StarvedLink:
         self.pool = EmptyPool()
         self.session = OpenSession()
         self.queue_lengths: list[int] = []
+        self.key_name = None
+        self.channel = SimpleNamespace(peer="192.0.2.1:1")
+        self.weight, self.is_backup, self.is_drained = 1, False, False
 
     def subscribe_pool_growth(self, callback: Callable[[], None]) -> None:
         """Ignore the callback: the pool never grows."""

@@ -71,6 +71,9 @@ class FakeVisitor:
         self.checks += 1
         return None if self.answers_in_between and self.checks % 2 else self.unanswered
 
+    def release_near(self) -> None:
+        """Forwards something from its start."""
+
     def fail(self, reason: str) -> None:
         self.close()
 

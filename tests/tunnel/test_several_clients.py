@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -17,6 +18,7 @@ from tests.tunnel.test_engine import (
     UP,
     RunningEngine,
     client_spec,
+    echo,
     running_engine,
     server_spec,
     shared,
@@ -25,6 +27,7 @@ from tests.tunnel.test_engine import (
 )
 from tests.tunnel.test_replacement import greeting_target
 from tunnel.engine.context import EngineContext, Timing
+from tunnel.engine.visitor_queue import VisitorQueue
 from tunnel.model.balancer import Balance
 from tunnel.model.spec import Mode
 from tunnel.model.state import State
@@ -197,6 +200,86 @@ async def test_a_client_of_several_that_comes_back_replaces_its_own_link_alone(s
     await wait_until_async(lambda: len(site.links()) == 2, "the old one is gone")
     assert before[1] in {one.id for one in site.links()}
     assert second.state is UP
+
+
+async def test_a_drained_link_gets_no_new_visitors_while_there_is_another(site: Site) -> None:
+    await site.connect("a")
+    second = await site.connect("b")
+    drained = site.links()[0].id
+    site.server.engine.set_link_drained(drained, is_drained=True)
+    assert await site.count(5) == {"b": 5}
+    assert [link.state for link in site.links()] == ["drained", "up"]
+    site.server.engine.set_link_drained(drained, is_drained=False)
+    assert await site.count(4) == {"a": 2, "b": 2}
+    site.server.engine.set_link_drained(drained, is_drained=True)
+    second.engine.close()
+    await wait_until_async(lambda: len(site.links()) == 1, "only the drained one is left")
+    assert await site.count(2) == {"a": 2}
+
+
+@pytest.mark.parametrize("site", [{"balance": Balance.FIRST}], indirect=True)
+async def test_a_visitor_of_which_nothing_was_forwarded_is_served_by_another_client(site: Site) -> None:
+    async with echo() as silent:
+        await site.connect_to(silent, "a")
+        await site.connect("b")
+        visitor = asyncio.create_task(site.visit())
+        await wait_until_async(lambda: site.links()[0].visitors == 1, "the first client has the visitor")
+        link = site.server.engine._link
+        assert link is not None
+        link.channel.close("a test cuts it")
+        assert await visitor == "b"
+    snapshot = site.server.engine.snapshot()
+    assert (snapshot.counters.redispatched, snapshot.connections.total, snapshot.connections.failed) == (1, 1, 0)
+
+
+async def test_visitors_that_have_sent_nothing_yet_may_finish_when_the_server_or_their_client_stops(site: Site) -> None:
+    async with echo() as target:
+        first, second = await site.connect_to(target, "a"), await site.connect_to(target, "b")
+        async with (
+            visit(visitors_address(site.server)) as (r, w),
+            visit(visitors_address(site.server)) as (reader, writer),
+        ):
+            await wait_until_async(lambda: [link.visitors for link in site.links()] == [1, 1], "each client has one")
+            first.engine.drain(GUARD_S)
+            await wait_until_async(lambda: len(site.links()) == 1, "the first client stops")
+            site.server.engine.drain(GUARD_S)
+            await wait_until_async(lambda: not site.links(), "the server stops")
+            for letter, come, go in ((b"a", r, w), (b"b", reader, writer)):
+                go.write(letter)
+                go.write_eof()
+                async with asyncio.timeout(GUARD_S):
+                    assert await come.read() == letter
+        assert second.state is not State.FAILED
+    assert site.server.engine.snapshot().counters.redispatched == 0
+
+
+@pytest.mark.parametrize("site", [{"balance": Balance.FIRST}], indirect=True)
+async def test_a_target_that_cannot_be_reached_costs_no_visitor_that_has_sent_nothing(site: Site) -> None:
+    await site.connect_to("127.0.0.1:1", "a")
+    await site.connect("b")
+    assert await site.count(5) == {"b": 5}
+    snapshot = site.server.engine.snapshot()
+    assert (snapshot.connections.total, snapshot.connections.failed) == (5, 0)
+    assert snapshot.counters.redispatched >= 1
+
+
+async def test_a_visitor_that_no_client_can_serve_is_disconnected(site: Site) -> None:
+    for letter in "ab":
+        await site.connect_to("127.0.0.1:1", letter)
+    assert await site.visit() == ""
+    await wait_until_async(lambda: site.server.engine.snapshot().connections.failed == 1, "it has failed")
+    assert site.server.engine.snapshot().connections.total == 1
+
+
+def test_a_visitor_is_launched_again_three_times_and_another_on_its_descriptor_as_often() -> None:
+    queue = VisitorQueue()
+    with socket.socket() as sock:
+        visitor, another = ("192.0.2.1", 1), ("192.0.2.2", 1)
+        assert not queue.was_launched(sock, visitor)
+        assert [queue.count_launch(sock, visitor) for _ in range(4)] == [True, True, True, False]
+        assert queue.was_launched(sock, visitor)
+        assert not queue.was_launched(sock, another)
+        assert queue.count_launch(sock, another)
 
 
 @pytest.mark.parametrize("direction", [Mode.FORWARD])

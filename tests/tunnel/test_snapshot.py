@@ -94,7 +94,7 @@ CONTRACT = {
         "quota": None,
         "limit": None,
     },
-    "counters": {"links": 0, "vanished": 0, "kicked": 0, "idle_timeouts": 0, "max_ages": 0},
+    "counters": {"links": 0, "vanished": 0, "kicked": 0, "idle_timeouts": 0, "max_ages": 0, "redispatched": 0},
     "rtt_ms": 0.4,
     "cooldown": {"remaining_s": 0.0, "attempt": 0},
     "quota": None,
@@ -216,13 +216,23 @@ def test_the_builder_returns_the_same_snapshot_while_nothing_changes() -> None:
 )
 def test_each_link_has_a_state_of_its_own(error: str | None, state: str, *, is_usable: bool) -> None:
     link = LinkFacts(
-        id="6f1c", client=None, peer="h:1", target_error=error, is_usable=is_usable, weight=1, backup=True,
-        pool=1, rtt=None, visitors=0, since=0.0,
+        id="6f1c", client=None, peer="h:1", target_error=error, is_usable=is_usable, is_drained=False, weight=1,
+        backup=True, pool=1, rtt=None, visitors=0, since=0.0,
     )  # fmt: skip
     shown = SnapshotBuilder("web").build(_values()._replace(links=(link,))).as_json()["links"]
     assert [(one["state"], one["reason"], one["backup"], one["rtt_ms"]) for one in shown] == [
         (state, error, True, None)
     ]
+
+
+@pytest.mark.parametrize(("visitors", "state"), [(1, "draining"), (0, "drained")])
+def test_a_drained_link_says_whether_visitors_may_finish(visitors: int, state: str) -> None:
+    link = LinkFacts(
+        id="6f1c", client=None, peer="h:1", target_error=None, is_usable=True, is_drained=True, weight=1, backup=False,
+        pool=1, rtt=None, visitors=visitors, since=0.0,
+    )  # fmt: skip
+    [shown] = SnapshotBuilder("web").build(_values()._replace(links=(link,))).links
+    assert shown.state == state
 
 
 def test_counters_add_up_field_by_field() -> None:

@@ -224,7 +224,7 @@ def _links(tunnel: Tunnel, _: float) -> str:
 
 
 def _describe_link(link: LinkJson) -> str:
-    name = " ".join(filter(None, (link["client"], link["peer"])))
+    name = " ".join(filter(None, (link["id"], link["client"], link["peer"])))
     share = "backup" if link["backup"] else f"weight {link['weight']}"
     rtt = "" if link["rtt_ms"] is None else f", {link['rtt_ms']:.1f} ms"
     return f"{name} {link['state']}, {share}, {plural(link['visitors'], 'visitor')}, {link['pool']} idle{rtt}"

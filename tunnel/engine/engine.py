@@ -147,6 +147,12 @@ class Engine(ABC):
         if self._end is not None:
             self._end.set_target_drained(address, is_drained=is_drained)
 
+    def set_link_drained(self, ident: str, *, is_drained: bool) -> None:
+        """Give one of several links no new visitors, or new ones again; nothing happens if it is gone."""
+        self._links.set_drained(ident, is_drained=is_drained)
+        if self._end is not None:
+            self._end.on_links_changed()
+
     def apply_live_settings(self, spec: TunnelSpec) -> None:
         """Use settings and log level of a changed spec; no connection is closed."""
         self.spec = spec

@@ -5,7 +5,6 @@ Independent of the role (server or client): the engine attaches a link here.
 
 from __future__ import annotations
 
-from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -13,14 +12,14 @@ from tunnel.engine.admission import Admission, AdmissionRules
 from tunnel.engine.link_group import LinkGroup
 from tunnel.engine.proxy_reader import ProxyHeaderReader
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
-from tunnel.engine.visitor_list import format_packed, id_of
-from tunnel.model.balancer import Balance
+from tunnel.engine.visitor_list import id_of
+from tunnel.engine.visitor_queue import VisitorQueue, describe_queued
 from tunnel.model.events import VISITOR, EventKind
 from tunnel.model.networks import NO_NETWORKS
 from tunnel.model.refusals import VisitorRefusal
 from tunnel.model.spec import End, LogLevel
 from tunnel.model.visitor_end import VisitorEnd
-from tunnel.model.visitors import QUEUED, VisitorView
+from tunnel.model.visitors import VisitorView
 from tunnel.protocol.frames import ConnectionsFreed, Goodbye, StreamsEnded, TargetStatus, VisitorFailed
 from tunnel.protocol.visitor_address import host_of, pack_address, pack_host
 from tunnel.runtime import sockets
@@ -41,10 +40,6 @@ if TYPE_CHECKING:
     from tunnel.model.visitors import VisitorSelector
 
 
-def _describe_queued(address: bytes) -> VisitorView:
-    return VisitorView(None, format_packed(address), None, 0, 0, None, None, QUEUED)
-
-
 class Ingress(TunnelEnd):
     """The end that accepts visitors. Owns the listener, the queue and the relays."""
 
@@ -54,9 +49,9 @@ class Ingress(TunnelEnd):
         self.acceptor: Acceptor | None = None
         self._link: Link | None = None  # what serves the next visitor, if there is one link
         self._group: LinkGroup | None = None  # what chooses for each visitor, if there are several
-        self._balance, self._slowstart_s = Balance.ROUNDROBIN, 0.0
+        self._balanced = LinkGroup(self.relays.count_of)
         self._linkless_since = self._loop.time()
-        self._queue: deque[tuple[socket.SocketType, object, float]] = deque()
+        self._queue = VisitorQueue()
         self._queue_timer: asyncio.TimerHandle | None = None
         self._max_queued = settings.signal_queue_limit
         self._max_visitors = settings.semaphore_limit
@@ -173,9 +168,7 @@ class Ingress(TunnelEnd):
         self.relays.set_time_limits(spec.idle_timeout, spec.max_age)
         self._check_options(spec, End.INGRESS)
         self._apply_rules(AdmissionRules.of(spec), spec.proxy_from)
-        self._balance, self._slowstart_s = spec.balance, spec.slowstart
-        if self._group is not None:
-            self._group.configure(spec.balance, spec.slowstart)
+        self._balanced.configure(spec.balance, spec.slowstart)
         self._on_room_freed()
 
     def attach(self, link: Link) -> None:
@@ -188,20 +181,19 @@ class Ingress(TunnelEnd):
             self._send_queue_length()
 
     def detach(self, link: Link) -> None:
-        """Handle the loss of a link. Relays continue; queued visitors may still be served by another link."""
+        """Handle the loss of a link. Relays continue; visitors that are untouched or queued go to another link."""
+        untouched = [] if self._group is None or link.keeps_visitors else self.relays.take_untouched(link)
         super().detach(link)
         if not self._links:
             self._linkless_since = self._loop.time()
         self._choose_source()
+        self._launch_again(untouched)
 
     def _choose_source(self) -> None:
         """Choose what gives visitors their data connections: the one link, or the group of several."""
-        if len(self._links) > 1:
-            self._link = None
-            self._group = self._group or LinkGroup(self.relays.count_of, self._balance, self._slowstart_s)
-            self._group.set_links(self._links)
-        else:
-            self._link, self._group = next(iter(self._links), None), None
+        self._balanced.set_links(self._links)
+        is_group = len(self._links) > 1
+        self._link, self._group = (None, self._balanced) if is_group else (next(iter(self._links), None), None)
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
@@ -229,11 +221,10 @@ class Ingress(TunnelEnd):
 
     def _acquire(self, peer: object) -> tuple[Link, DataConnection] | None:
         """Return an idle data connection for a visitor and its link, of one or of several; None where there is none."""
-        link, group = self._link, self._group
-        if link is not None:
-            data = link.pool.acquire()
-            return None if data is None else (link, data)
-        return None if group is None else group.acquire(peer)
+        if (link := self._link) is None:
+            return self._balanced.acquire(peer)
+        data = link.pool.acquire()
+        return None if data is None else (link, data)
 
     def _enqueue(self, visitor: socket.SocketType, peer: object) -> None:
         deadline = self._loop.time() + self._queue_timeout_s
@@ -264,21 +255,17 @@ class Ingress(TunnelEnd):
 
     def waiting_visitors(self) -> list[VisitorView]:
         """The visitors in the queue."""
-        return [_describe_queued(pack_address(peer)) for _, peer, _ in self._queue]
+        return self._queue.views()
 
     def kick_waiting(self, selector: VisitorSelector) -> list[VisitorView]:
         """Reset visitors in the queue."""
-        kicked, queue = [], self._queue
-        for entry in list(queue):
-            visitor, peer, _ = entry
-            address = pack_address(peer)
-            if selector.selects(None, address):
-                queue.remove(entry)
-                self._count_left(address)
-                kicked.append(seen := _describe_queued(address))
-                self._log_unserved(seen, VisitorEnd.KICKED)
-                sockets.reset_on_close(visitor)
-                self.reactor.close(visitor)
+        kicked = []
+        for visitor, peer in self._queue.take_selected(selector):
+            self._count_left(pack_address(peer))
+            kicked.append(seen := describe_queued(peer))
+            self._log_unserved(seen, VisitorEnd.KICKED)
+            sockets.reset_on_close(visitor)
+            self.reactor.close(visitor)
         if kicked:
             self._send_queue_length()
             self._on_room_freed()
@@ -291,6 +278,11 @@ class Ingress(TunnelEnd):
         table.add(ConnectionsFreed, self._on_freed)
         table.add(TargetStatus, self._on_target_status)
 
+    def on_links_changed(self) -> None:
+        """Choose among the links that get visitors now, also for those in the queue."""
+        self._balanced.refresh()
+        self._serve_queue()
+
     def _on_target_status(self, link: Link, status: TargetStatus) -> None:
         """Give visitors to links whose target is in order, if there are several."""
         if self._group is not None and link in self._links:
@@ -299,15 +291,15 @@ class Ingress(TunnelEnd):
 
     def _on_freed(self, link: Link, freed: ConnectionsFreed) -> None:
         for ident in freed.idents:
-            relay = self.relays.find(link, ident)
-            if relay is not None:
+            if (relay := self.relays.find(link, ident)) is not None:
                 relay.note_freed()
             else:
                 link.free(ident)
 
     def _end_streams(self, link: Link, ended: StreamsEnded) -> None:
         for ident, total in ended.ends:
-            self._end_stream(link, ident, total)
+            if (relay := self.relays.find(link, ident)) is not None:
+                relay.set_end_offset(total)
 
     def _serve_queue(self) -> None:
         """Give idle data connections to the visitors that wait, the longest wait first."""
@@ -318,9 +310,22 @@ class Ingress(TunnelEnd):
             if found is None:
                 break
             visitor, peer, _ = self._queue.popleft()
+            if self._queue.was_launched(visitor, peer):
+                self.stats.total -= 1  # it was counted before
             self._launch(found[0], visitor, peer, found[1])
         self._send_queue_length()
         self._on_room_freed()
+
+    def _launch_again(self, visitors: list[tuple[socket.SocketType, object]]) -> None:
+        """Serve visitors of which nothing was forwarded over other links, each up to three times."""
+        for visitor, peer in visitors:
+            if self._queue.count_launch(visitor, peer):
+                self.stats.count_redispatched(1)
+                self._enqueue(visitor, peer)
+            else:
+                self._reject(visitor, peer, "no client could serve it")
+        if visitors:  # not now: the status of the target may follow in the same batch of frames
+            self.reactor.defer(self._serve_queue)
 
     def _close_failed(self, link: Link, failed: VisitorFailed) -> None:
         """Disconnect a visitor at once: the egress could not reach the target for it."""
@@ -328,15 +333,11 @@ class Ingress(TunnelEnd):
         ident = {} if relay is None else {"id": id_of(relay)}
         text = f"a visitor could not be served: {failed.reason}"
         self._event_log.warn_throttled(EventKind.TARGET, "failed", text, **ident)
-        if relay is not None:
+        if self._group is not None and (untouched := self.relays.take_untouched(link, failed.ident)):
+            self._launch_again(untouched)
+        elif relay is not None:
             self.stats.failed += 1
             relay.fail(failed.reason)
-
-    def _end_stream(self, link: Link, ident: int, total: int) -> None:
-        """Note that the target of a data connection has ended after ``total`` bytes."""
-        relay = self.relays.find(link, ident)
-        if relay is not None:
-            relay.set_end_offset(total)
 
     def _on_room_freed(self, _relay: ForwardedVisitor | None = None) -> None:
         """Accept again: a visitor has left, or the queue is shorter."""
@@ -350,7 +351,7 @@ class Ingress(TunnelEnd):
         self.stats.failed += 1
         self._count_left(pack_address(peer))
         self.reactor.close(visitor)
-        self._log_unserved(_describe_queued(pack_address(peer)), VisitorEnd.FAILED, reason)
+        self._log_unserved(describe_queued(peer), VisitorEnd.FAILED, reason)
         self._event_log.warn_throttled(EventKind.VISITOR, "rejected", f"a visitor was disconnected: {reason}")
 
     # --- admission ------------------------------------------------------------------------------------------------
@@ -410,7 +411,7 @@ class Ingress(TunnelEnd):
         sockets.reset_on_close(visitor)
         self.reactor.close(visitor)
         if self._visitor_log is not None:
-            self._log_unserved(_describe_queued(pack_address(peer)), VisitorEnd.REFUSED, describe())
+            self._log_unserved(describe_queued(peer), VisitorEnd.REFUSED, describe())
         if not self._event_log.suppresses(topic := f"refused {refusal.value}"):
             data = {"reason": refusal.value, VISITOR: sockets.format_address(peer)}
             text = f"a visitor was refused: {describe()}"
@@ -445,5 +446,5 @@ class Ingress(TunnelEnd):
         while self._queue:
             visitor, peer, _ = self._queue.popleft()
             self.reactor.close(visitor)
-            self._log_unserved(_describe_queued(pack_address(peer)), VisitorEnd.TUNNEL_CLOSED)
+            self._log_unserved(describe_queued(peer), VisitorEnd.TUNNEL_CLOSED)
         return queued + self._close_relays()

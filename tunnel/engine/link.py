@@ -131,6 +131,8 @@ class Link:
         self.key_name = terms.key_name
         self.weight = terms.weight
         self.is_backup = terms.is_backup
+        self.is_drained = False
+        """by command: it gets no new visitors while there are other links"""
         self.since = time.time()
         """when its handshake was complete, as a Unix time"""
         self.has_been_up = False
@@ -162,7 +164,7 @@ class Link:
         )
         self._ping_timer: asyncio.TimerHandle | None = None
         self._pong: asyncio.Future[None] | None = None
-        self._is_peer_stopping = False
+        self._is_peer_stopping = self._is_stopping = False
         self._filler: PoolFiller | None = None
         self._owner: LinkOwner
         self._events = EventTable()
@@ -185,6 +187,11 @@ class Link:
         return f"link {self.ident} with {self.channel.peer}{with_key}, {self.direction}"
 
     @property
+    def keeps_visitors(self) -> bool:
+        """Whether one of the ends stops in order: then the visitors of the link are served to their end without it."""
+        return self._is_peer_stopping or self._is_stopping
+
+    @property
     def dial_error(self) -> str | None:
         """Why data connections cannot be dialled, at a client; None while they can."""
         return None if self._filler is None else self._filler.dial_error
@@ -204,6 +211,7 @@ class Link:
             peer=self.channel.peer,
             target_error=self.session.target_error or own_error,
             is_usable=self.has_been_up,
+            is_drained=self.is_drained,
             weight=self.weight,
             backup=self.is_backup,
             pool=len(self.pool),
@@ -390,11 +398,13 @@ class Link:
         The other end reads nothing after that, so ends of streams are shown on the data connections from now on.
         """
         self.reuses = self.announces_ends = False
+        self._is_stopping = True
         self.session.send_goodbye(reason)
         self._flush()
 
     def close(self, reason: str, *, goodbye: str | None = None) -> None:
         """Close the link; ``goodbye`` is the reason that the other end receives."""
+        self._is_stopping = self._is_stopping or goodbye == Goodbye.SHUTDOWN
         try:
             if goodbye is not None:
                 self.session.send_goodbye(goodbye)

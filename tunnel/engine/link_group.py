@@ -35,7 +35,7 @@ class GroupedLink:
     @property
     def balance_weight(self) -> float:
         """The weight that its client has asked for; less for a while after its target came in order."""
-        return self._group.ramp(self)
+        return 0 if self.link.is_drained else self._group.ramp(self)
 
     @property
     def is_backup(self) -> bool:
@@ -55,11 +55,11 @@ def _has_idle(member: GroupedLink) -> bool:
 class LinkGroup:
     """Chooses among the links whose target is in order; among all, if there is none in order."""
 
-    def __init__(self, count_visitors: Callable[[Link], int], balance: Balance, slowstart_s: float) -> None:
+    def __init__(self, count_visitors: Callable[[Link], int]) -> None:
         self._count_visitors = count_visitors
         self._loop = asyncio.get_running_loop()
-        self._balance = balance
-        self._slowstart_s = slowstart_s
+        self._balance = Balance.ROUNDROBIN
+        self._slowstart_s = 0.0
         self._balancer: Balancer[GroupedLink] = create_balancer(self._balance)
         self._members: dict[Link, GroupedLink] = {}
 

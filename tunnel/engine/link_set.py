@@ -32,7 +32,7 @@ class LinkSet:
 
     @property
     def first(self) -> Link | None:
-        """The oldest link."""
+        """The link that has been present for the longest time."""
         return next(iter(self._links), None)
 
     def add(self, link: Link) -> None:
@@ -42,6 +42,12 @@ class LinkSet:
     def remove(self, link: Link) -> None:
         """Remove a link that is closed."""
         del self._links[link]
+
+    def set_drained(self, ident: str, *, is_drained: bool) -> None:
+        """Give a link no new visitors while there are others, or new ones again; nothing happens if it is gone."""
+        for link in self._links:
+            if link.ident == ident:
+                link.is_drained = is_drained
 
     def apply_settings(self, spec: TunnelSpec) -> None:
         """Use the settings of a changed spec; no connection is closed."""
@@ -56,7 +62,7 @@ class LinkSet:
         return max((link.session.limits.visitors for link in self._links), default=default)
 
     def note_usable(self) -> bool:
-        """Return whether a link can serve visitors; each link notes that for itself."""
+        """Return whether a link can serve visitors; each link keeps its answer."""
         return True in [link.note_usable() for link in self._links]
 
     @property

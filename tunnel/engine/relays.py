@@ -12,6 +12,7 @@ from tunnel.model.spec import LogLevel
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.model.visitors import visitor_id
 from tunnel.model.wording import plural
+from tunnel.protocol.visitor_address import unpack_address
 
 if TYPE_CHECKING:
     import asyncio
@@ -107,6 +108,23 @@ class RelaySet:
     def running(self) -> list[ForwardedVisitor]:
         """Return the relays that run now, in no order; each of them may end at any time."""
         return [relay for relays in self._by_link.values() for relay in relays.values()]
+
+    def take_untouched(self, link: RelayLink, ident: int | None = None) -> list[tuple[socket.SocketType, object]]:
+        """End the relays of a present link that have forwarded nothing, or that of one data connection alone.
+
+        Return their visitors, with their addresses: the caller owns the sockets, which the reactor no longer watches.
+        The visitors have not left, so the callback for those that have is not called.
+        """
+        relays = self._by_link.get(link, {})
+        visitors: list[tuple[socket.SocketType, object]] = []
+        for relay in list(relays.values()) if ident is None else filter(None, [relays.get(ident)]):
+            near = relay.release_near()
+            if near is not None:
+                visitors.append((near, unpack_address(relay.visitor_address)))
+                self._suspects.pop(relay, None)
+                self.active -= 1
+                del relays[relay.ident]
+        return visitors
 
     def find(self, link: RelayLink, ident: int) -> ForwardedVisitor | None:
         """Return the running relay over this data connection of a link, if there is one."""

@@ -59,6 +59,10 @@ class Stats:
         if visitors:
             self.counters = replace(self.counters, kicked=self.counters.kicked + visitors)
 
+    def count_redispatched(self, visitors: int) -> None:
+        """Count visitors that another link serves, because theirs was lost or could not reach its target."""
+        self.counters = replace(self.counters, redispatched=self.counters.redispatched + visitors)
+
     def count_aborted(self, end: VisitorEnd, visitors: int) -> None:
         """Count visitors that were disconnected because a peer had vanished, or because of a time limit."""
         counters = self.counters

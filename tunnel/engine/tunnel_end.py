@@ -132,6 +132,10 @@ class TunnelEnd(ABC):
         del address, is_drained
         return False
 
+    def on_links_changed(self) -> None:
+        """React to a link that was drained, or gets visitors again. An egress need not."""
+        return
+
     @property
     def next_target_attempt(self) -> tuple[float, int] | None:
         """When this end tries an unreachable target next (loop clock), and the number of failed attempts."""

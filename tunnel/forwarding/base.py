@@ -132,6 +132,13 @@ class ForwardedVisitor(Protocol):
     def abort(self, cause: VisitorEnd | None = None) -> None:
         """Disconnect the visitor so that both peers see a reset. Calling it twice is allowed."""
 
+    def release_near(self) -> socket.SocketType | None:
+        """End without a trace if nothing was forwarded either way; return the near side, which the caller owns then.
+
+        The reactor no longer watches it. None: something was forwarded, and nothing has changed. The owner is not
+        notified.
+        """
+
     def fail(self, reason: str) -> None:
         """Disconnect the visitor, because the target was not reached; ``reason`` is a sentence."""
 

@@ -233,6 +233,11 @@ class Flow(ABC):
         return self._passed
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether nothing has come from the source, not even an end that is known to be true."""
+        return not self._passed and not self._pending and self.state in {OPEN, FlowState.UNANNOUNCED}
+
+    @property
     def is_source_live(self) -> bool:
         """Whether the source has shown neither an end nor a failure, nor urgent data."""
         return self._source_state is LIVE

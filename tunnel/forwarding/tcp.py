@@ -288,6 +288,16 @@ class Relay:
             sockets.reset_on_close(self._far)
             self.close(cause)
 
+    def release_near(self) -> socket.SocketType | None:
+        """End without a trace if nothing was forwarded either way; return the near side, which the caller owns then."""
+        if not (self.is_open and self._from_near.is_untouched and self._to_near.is_untouched):
+            return None
+        Relay._release_flows(self)  # of this class alone: the visitor has not left, so no log has it
+        reactor = self.forwarder.reactor
+        reactor.unregister(self._near)
+        reactor.close(self._far)
+        return self._near
+
     def fail(self, reason: str) -> None:
         """Close both sockets, because the target was not reached; ``reason`` is a sentence."""
         self.close(VisitorEnd.FAILED)

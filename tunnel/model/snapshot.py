@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from tunnel.model.links import LinkState
 from tunnel.model.spec import Carrier
 from tunnel.model.state import State
 from tunnel.model.targets import TargetState
@@ -126,6 +127,7 @@ class CountersView(_View):
     kicked: int = _counter("Visitors disconnected by command.")
     idle_timeouts: int = _counter("Visitors disconnected because of idle_timeout.")
     max_ages: int = _counter("Visitors disconnected because of max_age.")
+    redispatched: int = _counter("Visitors given to another link before anything of them was forwarded.")
 
     def plus(self, other: CountersView) -> CountersView:
         """Return the counts of both, field by field."""
@@ -191,7 +193,8 @@ class LinkView(_View):
     """the name of the client's key, where keys have names"""
     peer: str
     state: str
-    """``up``, ``connecting`` (no data connection yet) or ``cooldown`` (its target cannot be reached)"""
+    """``up``, ``connecting`` (no data connection yet), ``cooldown`` (its target cannot be reached), ``draining`` or
+    ``drained`` (no new visitors, by command)"""
     reason: str | None = None
     weight: int = 1
     backup: bool = False
@@ -298,6 +301,7 @@ class LinkFacts(NamedTuple):
     peer: str
     target_error: str | None
     is_usable: bool
+    is_drained: bool
     weight: int
     backup: bool
     pool: int
@@ -395,7 +399,10 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
 
 
 def _build_link(link: LinkFacts) -> LinkView:
-    state = State.COOLDOWN if link.target_error else State.UP if link.is_usable else State.CONNECTING
+    if link.is_drained:
+        state = LinkState.DRAINING if link.visitors else LinkState.DRAINED
+    else:
+        state = LinkState.COOLDOWN if link.target_error else LinkState.UP if link.is_usable else LinkState.CONNECTING
     return LinkView(
         id=link.id,
         client=link.client,
