@@ -38,6 +38,7 @@ from tunnel.protocol.frames import (
     LimitsAnnounced,
     Ping,
     QueueLength,
+    ShareChanged,
     StreamsEnded,
     TargetStatus,
     VisitorFailed,
@@ -66,6 +67,7 @@ def _frames() -> Seeds:
         "queued": QueueLength(3),
         "capacity": CapacityChanged(16, 2),
         "bounds": LimitsAnnounced(ConfiguredLimits(8, None, 1024)),
+        "share": ShareChanged(256, is_backup=True),
         "failed": VisitorFailed(9, "it refused the connection"),
         "target-fine": TargetStatus(None),
         "target-gone": TargetStatus("no answer"),
@@ -82,6 +84,7 @@ def _frames() -> Seeds:
     yield "too-long", b"\xff" + bytes([Kind.PING]) + (FRAMES[Kind.PING].max_bytes + 1).to_bytes(2)
     yield "empty-ids", b"\xff" + encode_frame(Kind.POOLED)
     yield "half-an-id", b"\xff" + encode_frame(Kind.POOLED, b"1234")
+    yield "share-too-great", b"\xff" + encode_frame(Kind.SHARE, b"\xff\xff\2")
     yield "bound-of-zero", b"\xff" + encode_frame(Kind.BOUNDS, bytes(12))
 
 

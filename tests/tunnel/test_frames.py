@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tunnel.protocol
+from tunnel.model.balancer import MAX_WEIGHT
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message, encode_numbers, encode_parts
@@ -28,6 +29,7 @@ from tunnel.protocol.frames import (
     Ping,
     Pong,
     QueueLength,
+    ShareChanged,
     StreamsEnded,
     TargetStatus,
     VisitorFailed,
@@ -54,6 +56,7 @@ exact_messages: st.SearchStrategy[FrameMessage] = st.one_of(
     st.builds(QueueLength, numbers),
     st.builds(CapacityChanged, numbers, numbers),
     st.builds(LimitsAnnounced, bounds),
+    st.builds(ShareChanged, st.integers(0, MAX_WEIGHT), st.booleans()),
 )
 
 
@@ -168,6 +171,12 @@ def test_a_bound_of_zero_is_rejected() -> None:
     for zero in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
         with pytest.raises(ProtocolError, match="bound"):
             LimitsAnnounced.decode(b"".join(value.to_bytes(4) for value in zero))
+
+
+@pytest.mark.parametrize("payload", [b"\x01\x01\0", b"\0\1\2"])
+def test_a_share_beyond_the_greatest_weight_or_a_strange_backup_is_a_protocol_error(payload: bytes) -> None:
+    with pytest.raises(ProtocolError, match="an invalid share"):
+        ShareChanged.decode(payload)
 
 
 def test_a_queue_that_is_too_long_for_the_frame_is_clipped() -> None:

@@ -26,6 +26,7 @@ from tunnel.protocol.frames import (
     Pong,
     QueueLength,
     Sender,
+    ShareChanged,
     StreamsEnded,
     TargetStatus,
     VisitorFailed,
@@ -79,6 +80,7 @@ Send = Callable[[Session], None]
         (False, None, lambda session: session.send_pooled(7), ConnectionsPooled((7,))),
         (False, None, lambda session: session.send_queue_length(3), QueueLength(3)),
         (True, None, lambda session: session.send_capacity(9, 2), CapacityChanged(9, 2)),
+        (True, None, lambda session: session.send_share(3, is_backup=True), ShareChanged(3, is_backup=True)),
         (True, None, lambda session: session.send_stream_ended(7, 1 << 40), StreamsEnded(((7, 1 << 40),))),
         (None, None, lambda session: session.send_goodbye("it shuts down"), Goodbye("it shuts down")),
         (None, None, lambda session: session.send_limits(ConfiguredLimits(visitors=3), DEFAULTS), LimitsChanged()),
@@ -109,7 +111,7 @@ def test_frames_that_the_peer_may_not_send_are_protocol_errors(role: SessionRole
         Sender.EGRESS: role.is_ingress,
     }
     for row in FRAMES.values():
-        payload = b"\x01" * row.min_bytes
+        payload = b"\0\x01\x01" if row.kind is Kind.SHARE else b"\x01" * row.min_bytes
         if row.phase is Phase.OPEN and peer[row.sender]:
             End(role).receive(encode_frame(row.kind, payload))
         else:

@@ -29,7 +29,7 @@ from tests.tunnel.test_replacement import greeting_target
 from tunnel.engine.context import EngineContext, Timing
 from tunnel.engine.visitor_queue import VisitorQueue
 from tunnel.model.balancer import Balance
-from tunnel.model.spec import Mode
+from tunnel.model.spec import LogLevel, Mode, TunnelSpec
 from tunnel.model.state import State
 
 __all__ = ["shared"]  # a fixture, used by name
@@ -200,6 +200,34 @@ async def test_a_client_of_several_that_comes_back_replaces_its_own_link_alone(s
     await wait_until_async(lambda: len(site.links()) == 2, "the old one is gone")
     assert before[1] in {one.id for one in site.links()}
     assert second.state is UP
+
+
+async def test_the_weight_and_backup_of_a_client_change_live(site: Site) -> None:
+    first, second = await site.connect("a"), await site.connect("b")
+    before = [link.id for link in site.links()]
+
+    def change(client: RunningEngine, **rest: Any) -> None:  # noqa: ANN401  fields of a spec
+        client.engine.apply_live_settings(dataclasses.replace(client.engine.spec, **rest))
+
+    change(first, weight=3)
+    await wait_until_async(lambda: site.links()[0].weight == 3, "the server knows the weight")
+    assert await site.count(8) == {"a": 6, "b": 2}
+    change(first, backup=True)
+    change(second, log=LogLevel.DEBUG)
+    await wait_until_async(lambda: site.links()[0].backup, "the server knows that it is a backup")
+    assert await site.count(4) == {"b": 4}
+    assert [link.id for link in site.links()] == before
+
+
+async def test_an_older_server_learns_another_weight_with_a_new_link(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TunnelSpec, "features", ())
+    client = await site.connect("a")
+    before = site.links()[0].id
+    client.engine.apply_live_settings(dataclasses.replace(client.engine.spec, weight=3))
+    client.engine.retry()
+    await wait_until_async(lambda: [link.id != before and link.weight for link in site.links()] == [3], "it is new")
 
 
 async def test_a_drained_link_gets_no_new_visitors_while_there_is_another(site: Site) -> None:

@@ -26,7 +26,7 @@ from tunnel.model.snapshot import SnapshotBuilder, SnapshotInput
 from tunnel.model.spec import LogLevel, Role
 from tunnel.model.state import STATES, State, StateRecord
 from tunnel.model.wording import format_delay, plural
-from tunnel.protocol.frames import Goodbye, TargetStatus
+from tunnel.protocol.frames import Goodbye, ShareChanged, TargetStatus
 from tunnel.protocol.session import LimitsChanged
 from tunnel.runtime import listeners
 
@@ -273,6 +273,9 @@ class Engine(ABC):
                 if self._end is not None:
                     self._end.apply_settings(self.spec, self._max_visitors)
                 self._update_state()
+            case ShareChanged():
+                if self._end is not None:
+                    self._end.on_links_changed()
             case TargetStatus() | PoolAvailable() | DialStatusChanged():
                 self._update_state()
 

@@ -16,8 +16,8 @@ from tunnel.carriers import create_carrier
 from tunnel.engine.capacity import surplus
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.model.snapshot import LinkFacts
-from tunnel.model.spec import REUSE
-from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, TargetStatus
+from tunnel.model.spec import REUSE, SHARE
+from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, ShareChanged, TargetStatus
 from tunnel.protocol.heartbeat import Heartbeat
 from tunnel.protocol.session import LimitsChanged, Negotiation, Session, SessionEvent, SessionRole
 
@@ -77,7 +77,7 @@ class LinkClosed:
     """whether the other end closed it because it shuts down in order"""
 
 
-LinkEvent = LimitsChanged | TargetStatus | PoolAvailable | DialStatusChanged | LinkClosed
+LinkEvent = LimitsChanged | TargetStatus | ShareChanged | PoolAvailable | DialStatusChanged | LinkClosed
 EventT = TypeVar("EventT")
 
 
@@ -220,6 +220,20 @@ class Link:
             since=self.since,
         )
 
+    def update_share(self, weight: int, *, is_backup: bool) -> None:
+        """At a client: ask the server for another share of the visitors; an older server learns it with a new link."""
+        if (weight, is_backup) == (self.weight, self.is_backup):
+            return
+        self.weight, self.is_backup = weight, is_backup
+        if SHARE in self.features:
+            self.session.send_share(weight, is_backup=is_backup)
+        else:
+            self.close("weight or backup has changed", goodbye=Goodbye.SHUTDOWN)
+
+    def _on_share_changed(self, share: ShareChanged) -> None:
+        self.weight, self.is_backup = share.weight, share.is_backup
+        self._owner.on_link_event(self, share)
+
     def retry_dials(self) -> None:
         """At a client: end the pause after failed data connections."""
         if self._filler is not None:
@@ -311,6 +325,7 @@ class Link:
         table.add(Pong, lambda _link, _pong: self._settle_pong())
         table.add(ConnectionsRetired, lambda _link, retired: self.pool.discard(retired.idents))
         table.add(Goodbye, lambda _link, goodbye: self._on_goodbye(goodbye))
+        table.add(ShareChanged, lambda _link, share: self._on_share_changed(share))
 
     def _on_goodbye(self, goodbye: Goodbye) -> None:
         self._flush()  # launches that were not sent yet still count

@@ -56,6 +56,8 @@ class LinkSet:
             link.update_limits(configured_limits(values), default_limits(values))
             link.set_report_interval(values.report_interval)
             link.channel.set_read_size(values.signal_buffer)
+            if link.is_client:
+                link.update_share(spec.weight, is_backup=spec.backup)
 
     def max_visitors(self, default: int) -> int:
         """Return the greatest number of visitors that a link allows; ``default`` without links."""

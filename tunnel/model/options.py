@@ -132,10 +132,6 @@ def _target_rule(name: str, type_: OptionType, doc: str) -> Option:
     return Option(name=name, type=type_, attribute=name, doc=f"egress: {doc}", end=End.EGRESS, is_live=True)
 
 
-def _fixed(name: str, type_: OptionType, doc: str) -> Option:
-    return Option(name=name, type=type_, attribute=name, doc=doc)
-
-
 def _file(name: str, doc: str) -> Option:
     return Option(name=name, type=FileType(), attribute=name, doc=doc, is_file=True)
 
@@ -223,10 +219,10 @@ OPTIONS: Final[Mapping[str, Option]] = {
         _live("balance", _BALANCE, "how visitors are distributed over several targets or clients"),
         _live("slowstart", DurationType(0.0), "time in which the weight of a target or client grows when it returns"),
         _live("clients", IntegerType(1, MAX_CLIENTS), "server: clients that may have the tunnel at once"),
-        _fixed(
+        _live(
             "weight", IntegerType(0, MAX_WEIGHT), "client: its share of the visitors among several; `0`: no new ones"
         ),
-        _fixed("backup", _SWITCH, "client: `1`: it gets visitors only while no other client can serve"),
+        _live("backup", _SWITCH, "client: `1`: it gets visitors only while no other client can serve"),
         _target_rule("check", CheckType(), "how targets are checked; `auto`: `tcp` for several, `off` for one"),
         _target_rule("inter", DurationType(0.1), "time between two checks of a target"),
         _target_rule("fall", _COUNT, "failed checks or dials in a row after which a target is down"),

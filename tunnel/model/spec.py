@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 REUSE: Final = "reuse"
 """The feature of a link whose data connections serve one visitor after the other."""
+SHARE: Final = "share"
+"""The feature of a link whose client may change its weight, and whether it is a backup."""
 MAX_CLIENTS: Final = 64
 """Clients that a server may have at once."""
 MAX_SERVICE_CHARS: Final = 64
@@ -196,7 +198,7 @@ class TunnelSpec:
     @property
     def features(self) -> tuple[str, ...]:
         """The optional parts of the protocol that this end wants to use."""
-        return (REUSE,) if self.reuse else ()
+        return (SHARE, REUSE) if self.reuse else (SHARE,)
 
     @property
     def carrier(self) -> Carrier:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Final, Self
 
+from tunnel.model.balancer import MAX_WEIGHT
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.handshake_messages import Challenge, Hello, Proof, Refusal, Welcome
@@ -37,6 +38,7 @@ _MAX_GREETING_BYTES: Final = 2048
 _MAX_LIST_BYTES: Final = MAX_NUMBERS * U64.size
 _MAC_BYTES: Final = 32
 _LAUNCH: Final = struct.Struct("!QB")
+_SHARE: Final = struct.Struct("!HB")
 
 
 # --- payloads of an open link ----------------------------------------------------------------------------------------
@@ -226,6 +228,26 @@ class CapacityChanged:
         return cls(*U32_PAIR.unpack(payload))
 
 
+@dataclass(frozen=True, slots=True)
+class ShareChanged:
+    """The client's share of the visitors of a server with several clients."""
+
+    weight: int
+    is_backup: bool
+
+    def encode(self) -> bytes:
+        """The payload as bytes."""
+        return _SHARE.pack(self.weight, self.is_backup)
+
+    @classmethod
+    def decode(cls, payload: bytes) -> Self:
+        """The message in a payload. Raises ProtocolError."""
+        weight, backup = _SHARE.unpack(payload)
+        if weight > MAX_WEIGHT or backup > 1:
+            raise ProtocolError("an invalid share of the visitors")
+        return cls(weight, bool(backup))
+
+
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +272,7 @@ class Kind(enum.IntEnum):
     CAPACITY = 0x28
     ENDED = 0x29
     FREED = 0x2A
+    SHARE = 0x2B
 
 
 class Sender(enum.StrEnum):
@@ -327,6 +350,7 @@ def _rows() -> tuple[FrameSpec, ...]:
         ),
         row(Kind.ENDED, StreamsEnded, 0, numbers, both, open_, "u64 id, u64 bytes, …: this stream has so many bytes"),
         row(Kind.FREED, ConnectionsFreed, 0, numbers, egress, open_, "u64 ids: another visitor may use them"),
+        row(Kind.SHARE, ShareChanged, _SHARE.size, _SHARE.size, client, open_, "u16 weight, u8: 1 for a backup"),
     )  # fmt: skip
 
 

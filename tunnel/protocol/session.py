@@ -27,6 +27,7 @@ from tunnel.protocol.frames import (
     Pong,
     QueueLength,
     Sender,
+    ShareChanged,
     TargetStatus,
     VisitorFailed,
     encode_launch,
@@ -125,6 +126,7 @@ class Session:
         self._target_changes = TokenBucket(_CHANGES_PER_S, _CHANGES_AT_ONCE, 0.0)
         self._pings = TokenBucket(_PINGS_PER_S, _PINGS_AT_ONCE, 0.0)
         self._limit_changes = TokenBucket(_CHANGES_PER_S, _CHANGES_AT_ONCE, 0.0)
+        self._share_changes = TokenBucket(_CHANGES_PER_S, _CHANGES_AT_ONCE, 0.0)
 
     # --- receiving ------------------------------------------------------------------------------------------------
 
@@ -155,6 +157,10 @@ class Session:
         self.target_error = status.error
         return status
 
+    def _note_share(self, share: ShareChanged, now: float) -> ShareChanged:
+        self._check_rate(self._share_changes, "its share of the visitors", now)
+        return share
+
     def _note_limits(self, announced: LimitsAnnounced, now: float) -> LimitsChanged:
         self._check_rate(self._limit_changes, "its configured limits", now)
         self._negotiate(Negotiation(self._negotiation.ours, announced.limits, self._negotiation.defaults))
@@ -167,6 +173,7 @@ class Session:
             CapacityChanged: _note_capacity,
             TargetStatus: _note_target,
             LimitsAnnounced: _note_limits,
+            ShareChanged: _note_share,
         }
     )
     """How frames change the state of the session, and the event that follows. Any: the class that is the key."""
@@ -268,6 +275,10 @@ class Session:
         """Use other configured values at this end, negotiate again, and send them to the peer."""
         self._negotiate(Negotiation(ours, self._negotiation.theirs, defaults))
         self.send(LimitsAnnounced(ours))
+
+    def send_share(self, weight: int, *, is_backup: bool) -> None:
+        """Report to the server which share of the visitors this client is to get."""
+        self.send(ShareChanged(weight, is_backup))
 
     def send_ping(self, now: float) -> None:
         """Ask the peer for a Pong."""
