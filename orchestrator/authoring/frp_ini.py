@@ -6,6 +6,7 @@ Source: the files ``conf/legacy/frpc_legacy_full.ini`` and ``frps_legacy_full.in
 from __future__ import annotations
 
 import configparser
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -141,4 +142,5 @@ def _parse_ports(text: str) -> list[int]:
 
 
 def _header(section: str) -> str:
-    return rf"\[{section[:60]}".replace("(", r"\(").replace(":", ".") if section.isprintable() else r"\["
+    """Return the pattern of the line with which a section starts."""
+    return rf"\[{re.escape(section[:60])}"

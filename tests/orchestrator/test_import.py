@@ -150,6 +150,14 @@ def test_keys_from_variables_stay_variables(tmp_path: Path) -> None:
     assert key.reveal() == "pa$word-of-some-length-7"
 
 
+def test_a_section_may_have_any_name() -> None:
+    one = source("[common]\nserver_addr = h\n[range:a[(+]\nlocal_port = x\nremote_port = 1\n", "frpc.ini")
+    frp.translate([one])
+    assert [str(note) for note in one.notes] == [
+        "frpc.ini:3: proxy 'a[(+': is left out: its ports are not numbers and ranges of them"
+    ]
+
+
 def test_both_ends_of_frp_without_a_token_share_a_fresh_key(tmp_path: Path) -> None:
     run_import("frp", ["frpc.yaml"], tmp_path / "out")
     keys = {entries(tmp_path / "out" / name)["web"]["key"] for name in ("server.yaml", "client.yaml")}
