@@ -83,7 +83,7 @@ def translate(source: Source) -> list[Draft]:
         )
     drafts = [draft for each in found if (draft := _Translator(source, each).translate()) is not None]
     if any("proto" not in draft.options for draft in drafts):
-        way_out = "write proto: both at both ends for UDP" if is_option("proto") else "this version forwards no UDP"
+        way_out = "for UDP, add such entries with proto: udp" if is_option("proto") else "this version forwards no UDP"
         source.note(source.name, f"nodepass forwards TCP and UDP, and the entries TCP alone: {way_out}")
     return drafts
 

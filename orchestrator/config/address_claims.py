@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from orchestrator.config.manifest import addresses_conflict
 from tunnel.model.address import Address
-from tunnel.model.spec import Direction, Mode, Role
+from tunnel.model.spec import Direction, Mode, Proto, Role
 from tunnel.runtime import listeners
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class AddressClaim:
     tunnel: Address | None = None
     """the address of the tunnel port that it belongs to, as it is written; None: visitors are accepted there"""
     service: str = ""
+    proto: Proto = Proto.TCP
+    """a port of UDP is another one than that of TCP"""
 
     @property
     def is_shareable(self) -> bool:
@@ -45,25 +47,26 @@ def address_claims(spec: TunnelSpec) -> Iterator[AddressClaim]:
         if spec.data_port:
             yield AddressClaim(Address(spec.tunnel.host, spec.data_port), spec.tunnel, spec.service)
         if listeners.decide_direction(spec) is Direction.REVERSE:
-            yield AddressClaim(spec.target)
+            yield AddressClaim(spec.target, proto=spec.proto)
     elif spec.mode is Mode.FORWARD:  # in auto the server decides: the address may be one to dial
-        yield AddressClaim(spec.target)
+        yield AddressClaim(spec.target, proto=spec.proto)
 
 
 class ClaimTable(Generic[HolderT]):
     """Claims with their holders. A search compares different addresses only, not every service of a port."""
 
     def __init__(self) -> None:
-        self._groups: dict[int, dict[tuple[Address, Address | None], dict[str, list[HolderT]]]] = {}
+        self._groups: dict[tuple[Proto, int], dict[tuple[Address, Address | None], dict[str, list[HolderT]]]] = {}
 
     def add(self, claim: AddressClaim, holder: HolderT) -> None:
         """Enter the claim of a holder, with those that were entered before."""
-        services = self._groups.setdefault(claim.address.port, {}).setdefault((claim.address, claim.tunnel), {})
+        ports = self._groups.setdefault((claim.proto, claim.address.port), {})
+        services = ports.setdefault((claim.address, claim.tunnel), {})
         services.setdefault(claim.service, []).append(holder)
 
     def conflicts(self, wanted: AddressClaim) -> Iterator[tuple[AddressClaim, HolderT]]:
         """Yield the claims that exclude the wanted one, with their holders, the earliest of each address first."""
-        for (address, tunnel), services in self._groups.get(wanted.address.port, {}).items():
+        for (address, tunnel), services in self._groups.get((wanted.proto, wanted.address.port), {}).items():
             if not wanted.address.port:
                 return
             if wanted.is_shareable and (address, tunnel) == (wanted.address, wanted.tunnel):
@@ -72,4 +75,4 @@ class ClaimTable(Generic[HolderT]):
                 found = services if addresses_conflict(wanted.address, address) else {}
             for service, holders in found.items():
                 for holder in holders:
-                    yield AddressClaim(address, tunnel, service), holder
+                    yield AddressClaim(address, tunnel, service, wanted.proto), holder

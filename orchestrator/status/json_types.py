@@ -121,6 +121,7 @@ class TunnelJson(TypedDict, total=False):
     link: str | None
     auth: str
     service: str
+    proto: str
     key_name: str | None
     data_tls: int
     carrier: str | None

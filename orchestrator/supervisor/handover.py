@@ -177,7 +177,7 @@ def _claims(spec: TunnelSpec) -> Iterator[AddressClaim]:
     yield from address_claims(spec)
     is_undecided = spec.role is Role.CLIENT and spec.mode is Mode.AUTO  # only the running engine knows its direction
     if is_undecided and not spec.targets:
-        yield AddressClaim(spec.target)
+        yield AddressClaim(spec.target, proto=spec.proto)
 
 
 def _may_come_free(one: Replacement, error: Exception, addresses: AddressTable) -> bool:

@@ -98,6 +98,7 @@ def stopped_snapshot(name: str, spec: TunnelSpec, reason: str | None = None) -> 
         target_addr=spec.target_text,
         auth=spec.auth,
         service=spec.service,
+        proto=spec.proto.value,
         data_tls=int(spec.data_tls),
         pool=PoolView(min=limits.min_pool_capacity, max=limits.max_pool_capacity),
         signals=SignalsView(limit=limits.signal_queue_limit),

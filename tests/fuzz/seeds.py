@@ -28,6 +28,7 @@ from tunnel.model.options import make_spec
 from tunnel.model.spec import ProxyVersion
 from tunnel.model.times import format_timestamp
 from tunnel.model.url import parse_url
+from tunnel.protocol.datagram_frames import encode_datagrams
 from tunnel.protocol.frame_codec import encode_frame, encode_message
 from tunnel.protocol.frames import (
     FRAMES,
@@ -178,6 +179,14 @@ def _records() -> Seeds:
     yield "after-the-end", b"\0" + b"".join(sealed) + end + end
 
 
+def _datagrams() -> Seeds:
+    stream = encode_datagrams((b"first", b"", b"x" * 300, b"last"))
+    yield "whole", b"\0" + stream
+    yield "byte-by-byte", b"\1" + stream
+    yield "cut-off", b"\x20" + stream[:-1]
+    yield "too-long", b"\0" + stream + b"\xff\xff"
+
+
 def _mqtt() -> Seeds:
     run, topics = DaemonRun("a-instance", "boot-2", NOW), HostTopics("edge-1")
     moment = format_timestamp(NOW)
@@ -227,6 +236,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         ("handshake", _handshake()),
         ("preface", _preface()),
         ("records", _records()),
+        ("datagrams", _datagrams()),
         ("proxy_header", _proxy_headers()),
         ("networks", _networks()),
         ("mqtt", _mqtt()),

@@ -35,6 +35,7 @@ from tunnel.model.options import OptionLayer, format_options, make_spec
 from tunnel.model.spec import DataTls, Mode, ProxyVersion
 from tunnel.model.url import parse_url
 from tunnel.model.visitor_option_types import NetworksType
+from tunnel.protocol.datagram_frames import DatagramFrameError, DatagramReader, encode_datagrams
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message
 from tunnel.protocol.frames import FRAMES, Goodbye, Kind, TargetStatus, VisitorFailed
@@ -63,6 +64,7 @@ MAX_INPUT_BYTES: Final = {
     "handshake": 2100,
     "preface": 200,
     "records": 600,
+    "datagrams": 600,
     "proxy_header": 600,
     "networks": 600,
     "url": 2048,
@@ -256,6 +258,18 @@ def data_records(data: bytes) -> None:
             assert genuine.startswith(opened), "bytes that nobody has sealed"
             assert len(reader.rest) < MAX_RECORD_BYTES, "an incomplete record grows"
         assert not reader.has_ended or opened == genuine, "a stream that is not whole was taken for complete"
+
+
+def datagrams(data: bytes) -> None:
+    """The datagrams in a stream, which arrives in parts of a size: what is read is what the stream consists of."""
+    if not data:
+        return
+    size, stream = data[0] or 256, data[1:]
+    reader, found = DatagramReader(), []
+    with contextlib.suppress(DatagramFrameError):
+        for at in range(0, len(stream), size):
+            found += [datagram.tobytes() for datagram in reader.split(stream[at : at + size])]
+    assert stream.startswith(encode_datagrams(found)), "datagrams that the stream does not have"
 
 
 def url(data: bytes) -> None:
@@ -469,6 +483,7 @@ TARGETS: Final[dict[str, Target]] = {
     "handshake": handshake,
     "preface": preface,
     "records": data_records,
+    "datagrams": datagrams,
     "proxy_header": proxy_header,
     "networks": networks,
     "url": url,

@@ -333,6 +333,13 @@ def test_a_name_may_not_occur_in_two_files(folder: Folder) -> None:
     assert re.fullmatch(r"b\.yaml:1:11: duplicate tunnel name 'a' \(first defined at .*tunnels\.yaml:3:11\)", fault)
 
 
+def test_a_port_of_udp_is_another_one_than_that_of_tcp(folder: Folder) -> None:
+    text = (
+        "version: 1\ntunnels:\n  a: server://:1/127.0.0.1:2?service=a\n  b: server://:1/127.0.0.1:2?service=b&proto=udp"
+    )
+    assert len(folder.load(text).entries) == 2
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -341,6 +348,7 @@ def test_a_name_may_not_occur_in_two_files(folder: Folder) -> None:
         ("server://127.0.0.1:1/127.0.0.1:2", "server://127.0.0.1:3/127.0.0.1:2"),
         ("server://127.0.0.1:1/127.0.0.1:2", "server://127.0.0.1:2/h:3"),
         ("server://127.0.0.1:1/h:2", "client://h:7/127.0.0.1:1?mode=forward"),
+        ("server://:1/127.0.0.1:2?proto=udp", "client://h:7/127.0.0.1:2?mode=forward&proto=udp"),
         ("server://127.0.0.1:1/h:2?data_port=5", "server://localhost:5/h:2"),
     ],
 )

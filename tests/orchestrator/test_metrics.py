@@ -100,6 +100,7 @@ def test_each_metric_has_the_value_of_the_snapshot() -> None:
         "tunnel_vanished_total": 1,
         "tunnel_kicked_total": 0,
         "tunnel_idle_timeouts_total": 0,
+        "tunnel_dropped_datagrams_total": 0,
         "tunnel_max_ages_total": 0,
         "tunnel_redispatched_total": 0,
     }

@@ -247,6 +247,12 @@ def test_details_show_the_links_of_a_server_with_several_clients() -> None:
     assert "links" not in texts(detail_lines(view(tunnel("a", links=links[:1])).tunnels["a"], None, 120, 0.0, 0.0))
 
 
+def test_details_say_that_visitors_speak_udp() -> None:
+    shown = texts(detail_lines(view(tunnel("a", proto="udp")).tunnels["a"], None, 120, 0.0, 0.0))
+    assert "protocol UDP" in shown
+    assert "protocol" not in texts(detail_lines(view(tunnel("a")).tunnels["a"], None, 120, 0.0, 0.0))
+
+
 def test_details_show_the_refused_visitors_and_why() -> None:
     refused = {**REFUSED, "handshakes": 1, "allow": 12, "per_address": 0, "rate": 1}
     shown = texts(detail_lines(view(tunnel("a", refused=refused)).tunnels["a"], None, 120, 0.0, 0.0))

@@ -337,6 +337,20 @@ def test_a_client_refuses_a_feature_that_is_not_in_both_lists(decided: tuple[str
         exchange.finish(welcome)
 
 
+@pytest.mark.parametrize(
+    ("ours", "fault"), [((), None), (("udp",), "this client has proto=udp and the server has not")]
+)
+def test_a_client_that_forwards_udp_needs_a_server_that_does(ours: tuple[str, ...], fault: str | None) -> None:
+    client = ClientHandshake(KEY, "", CERTIFICATE, features=ours)
+    exchange = Exchange(client=client, server=ServerHandshake("", CERTIFICATE, features=()))
+    exchange.authenticate()
+    welcome = Welcome(
+        link=LINK, direction=Direction.REVERSE, data_port=None, carrier=Carrier.TCP, bounds=ConfiguredLimits()
+    )
+    with contextlib.nullcontext() if fault is None else pytest.raises(ProtocolError, match=fault):
+        exchange.finish(welcome)
+
+
 def test_members_that_a_reader_does_not_know_are_ignored_and_authenticated() -> None:
     server, client = server_of(), client_of()
     challenge = json.dumps({**json.loads(server.challenge()[3:]), "later": [1, {"a": None}]}).encode()

@@ -412,7 +412,7 @@ def test_an_empty_variable_counts_as_not_set() -> None:
 
 @pytest.mark.parametrize("name", OPTION_NAMES)
 def test_the_message_for_a_mistyped_option_names_the_nearest(name: str) -> None:
-    typo = name[:-1] + "x" if len(name) > 3 else name + "g"
+    typo = name[1:] if name == "proto" else name[:-1] + "x" if len(name) > 3 else name + "g"
     with pytest.raises(UrlError) as caught:
         check_url_options(parse_url(f"{BASE}?{typo}=1"))
     assert repr(typo) in str(caught.value)
@@ -587,6 +587,8 @@ def test_a_url_fault_and_a_layer_fault_are_told_apart_by_their_type() -> None:
     [
         ("client://h:1/:2?tls_ca=/etc/ca.pem", "tls_ca verifies nothing without tls=2"),
         ("server://:8080/:8080", "the tunnel and the target have the same address, :8080"),
+        ("client://h:1/h:2?proto=udp&proxy=v1", "proxy=v1 is a line before a TCP stream; for proto=udp write proxy=v2"),
+        ("server://:1/:2?proto=udp&proxy_from=10.0.0.1", "proxy_from reads the headers of TCP connections alone"),
         ("server://h:8080/h:8080", "the tunnel and the target have the same address, h:8080"),
         (
             "server://Host.example:80/host.example:80",

@@ -65,6 +65,12 @@ def test_a_header_of_version_2_has_the_unique_id() -> None:
     assert header == v2(BLOCK4 + tlv(5, b"0123456789abcdef-7.1"))
 
 
+def test_a_header_for_a_datagram_says_so_and_is_read_as_one_without_a_connection() -> None:
+    header = encode_header(ProxyVersion.V2, pack_address(IPV4), ("10.0.0.1", 80), b"", is_datagram=True)
+    assert header == v2(BLOCK4 + tlv(5, b""), transport=0x12)
+    assert parse_header(header) == ProxyHeader(len(header), None)
+
+
 def test_an_unknown_visitor_is_local_without_addresses() -> None:
     assert encode_header(ProxyVersion.V2, b"", ("10.0.0.1", 80), b"id") == v2(b"", 0x20, 0)
 

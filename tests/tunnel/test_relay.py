@@ -175,6 +175,9 @@ class FakeLink:
             self.set_other_end_offset(ident, total)
         return True
 
+    def fail_visitor(self, ident: int, reason: str) -> None:
+        raise AssertionError("no target turns out to be unreachable")
+
 
 class RelayChain:
     """Visitor, relay of the ingress, data connection, relay of the egress, target."""

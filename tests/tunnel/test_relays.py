@@ -67,6 +67,10 @@ class FakeVisitor:
     def passed(self) -> tuple[int, int]:
         return self.moved, 0
 
+    @property
+    def activity(self) -> int:
+        return self.moved
+
     def unanswered_s(self) -> float | None:
         self.checks += 1
         return None if self.answers_in_between and self.checks % 2 else self.unanswered
@@ -105,6 +109,9 @@ class FakeLink:
 
     def send_stream_ended(self, ident: int, total: int) -> bool:
         return False
+
+    def fail_visitor(self, ident: int, reason: str) -> None:
+        raise AssertionError("no target turns out to be unreachable")
 
 
 class Relays:

@@ -249,6 +249,7 @@ _FACTS: Final[tuple[tuple[str, Callable[[Tunnel, float], str]], ...]] = (
     ("link", lambda t, _: t.text("link")),
     ("links", _links),
     ("service", lambda t, _: t.text("service")),
+    ("protocol", lambda t, _: "UDP" if t.data.get("proto") == "udp" else ""),
     ("key", _key),
     ("carrier", lambda t, _: _carrier(t)),
     ("pool", _pool),

@@ -9,6 +9,7 @@ from tunnel.protocol.records import (
     HEADER_BYTES,
     MAX_CONTENT_BYTES,
     MAX_RECORD_BYTES,
+    OVERHEAD_BYTES,
     LinkKeys,
     RecordDirection,
     RecordError,
@@ -193,6 +194,37 @@ class DecryptingFlow(Flow):
         forwarder.reactor.call_later(forwarder.limits.end_timeout_s, self.on_link_lost)  # no announcement has come
 
 
+class RecordCodec:
+    """The bytes of datagrams in records, both ways."""
+
+    __slots__ = ("_reader", "_writer")
+
+    def __init__(self, writer: RecordWriter, reader: RecordReader) -> None:
+        self._writer = writer
+        self._reader = reader
+
+    def seal(self, content: bytes) -> bytearray:
+        """Return the records of some content."""
+        count = -(-len(content) // MAX_CONTENT_BYTES)
+        records = bytearray(len(content) + count * OVERHEAD_BYTES)
+        buffer, end = memoryview(records), 0
+        for start in range(0, len(content), MAX_CONTENT_BYTES):
+            piece = content[start : start + MAX_CONTENT_BYTES]
+            records[end + HEADER_BYTES : end + HEADER_BYTES + len(piece)] = piece
+            end = self._writer.seal(buffer, end, len(piece))
+        return records
+
+    def open(self, received: memoryview) -> list[memoryview]:
+        """Return the contents of the records that are complete. Raises RecordError."""
+        reader = self._reader
+        if reader.rest:
+            received = memoryview(bytearray(reader.rest) + received)
+        contents = reader.open_all(received)
+        if reader.has_ended:
+            raise RecordError("the end of a stream that has none")
+        return contents
+
+
 class EncryptedCarrier:
     """The encrypted data connections of one link, at either end of it."""
 
@@ -219,3 +251,8 @@ class EncryptedCarrier:
             EncryptingFlow(relay, near, far, from_near, writer, self._places),
             DecryptingFlow(relay, far, near, to_near, reader, self._room),
         )
+
+    def create_codec(self, ident: int, use: int) -> RecordCodec:
+        """Create what seals and opens the bytes of datagrams."""
+        writer = RecordWriter(self._keys, ident, use, self._sent)
+        return RecordCodec(writer, RecordReader(self._keys, ident, use, self._received))

@@ -13,6 +13,7 @@ from tunnel.engine.visitor_list import format_packed
 from tunnel.model.visitors import DIALING, VisitorView, visitor_id
 from tunnel.runtime import sockets
 from tunnel.runtime.connect_race import ConnectRace, describe_failures
+from tunnel.runtime.datagram_sockets import DatagramConnect
 
 if TYPE_CHECKING:
     import socket
@@ -82,6 +83,12 @@ class TargetDial(ConnectRace):
     def on_handler_error(self, error: Exception) -> None:
         """Fail this attempt alone, after a defect in it."""
         self._dialler.on_dial_failed(self, f"internal error ({type(error).__name__}: {error})")
+
+
+class DatagramDial(DatagramConnect, TargetDial):
+    """One attempt to connect a UDP socket to a target: that fails without a route alone."""
+
+    __slots__ = ()
 
 
 DialT = TypeVar("DialT", bound=TargetDial)

@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from tunnel.engine.link import EventTable, Link, LinkEvent
     from tunnel.engine.pool_filler import PoolFiller
     from tunnel.engine.tunnel_end import TunnelEnd
+    from tunnel.engine.visitor_acceptor import VisitorAcceptor
     from tunnel.model.address import Address
     from tunnel.model.events import Event, EventSink
     from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import Direction, TunnelSpec
     from tunnel.model.visitors import VisitorSelector, VisitorView
-    from tunnel.runtime.acceptor import Acceptor
 
 
 class Engine(ABC):
@@ -106,11 +106,11 @@ class Engine(ABC):
         await self._bind_new_addresses(predecessor)
         self._bound |= await listeners.bind(self.spec, *self._inherited_listeners(predecessor))
 
-    def _inherited_listeners(self, predecessor: Engine) -> tuple[dict[str, Address], dict[str, Acceptor]]:
+    def _inherited_listeners(self, predecessor: Engine) -> tuple[dict[str, Address], dict[str, VisitorAcceptor]]:
         """The addresses whose listeners the predecessor hands over, and those listeners."""
         addresses = listeners.visitor_addresses(self.spec, self._direction or predecessor._direction)
         acceptor = predecessor._end.visitor_acceptor if predecessor._end is not None else None
-        if acceptor is None or not listeners.can_take_over(acceptor, addresses.get(listeners.VISITORS)):
+        if acceptor is None or not listeners.can_take_over(acceptor, addresses.get(listeners.VISITORS), self.spec):
             return {}, {}
         return addresses, {listeners.VISITORS: acceptor}
 
@@ -422,7 +422,7 @@ class Engine(ABC):
             refused_prefaces=stats.refused_prefaces,
             silent=stats.silent,
             refused_visitors=stats.refused_visitors,
-            counters=stats.counters,
+            counters=stats.current_counters(),
             attempt=attempt,
             remaining=remaining_s,
             error=self._last_error,

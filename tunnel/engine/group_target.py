@@ -10,6 +10,7 @@ from tunnel.engine.target_checks import TargetChecks
 from tunnel.model.balancer import ramped_weight
 from tunnel.model.health import Health, HealthRules
 from tunnel.model.snapshot import TargetChecksView, TargetView
+from tunnel.model.spec import Proto
 from tunnel.model.targets import CheckKind, TargetState
 from tunnel.runtime.resolver import DialTarget
 
@@ -72,6 +73,7 @@ class GroupTarget:
         self.balance_weight = float(configured.weight)
         self._group = group
         self._relays = relays
+        self._is_datagram = spec.proto is Proto.UDP
         self._configured = configured
         self._failed_checks = 0
         self._ramped_since = ramped_since
@@ -174,8 +176,10 @@ class GroupTarget:
     # --- the relays of its visitors -------------------------------------------------------------------------------
 
     def on_relay_closed(self, relay: ForwardedVisitor) -> None:
-        """Count one visitor less."""
+        """Count one visitor less. A UDP target that has answered is in order."""
         self.active_visitors -= 1
+        if self.health.wants_success and self._is_datagram and relay.passed()[0]:
+            self._group.note_success(self)
         self._relays.on_relay_closed(relay)
 
     def on_relay_finished(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
@@ -186,6 +190,11 @@ class GroupTarget:
     def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """Log a defect that ended a relay."""
         self._relays.on_relay_error(relay, error)
+
+    def on_target_unreachable(self, relay: ForwardedVisitor, reason: str) -> None:
+        """Count it as a failed check: UDP shows only with the datagrams whether there is a target."""
+        self._relays.on_target_unreachable(relay, reason)
+        self._group.note_failure(self, reason)
 
     def on_stream_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """Log that a data connection was interfered with."""

@@ -12,6 +12,7 @@ from tunnel.engine.admission import Admission, AdmissionRules
 from tunnel.engine.link_group import LinkGroup
 from tunnel.engine.proxy_reader import ProxyHeaderReader
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
+from tunnel.engine.visitor_acceptor import create_acceptor
 from tunnel.engine.visitor_list import id_of
 from tunnel.engine.visitor_queue import VisitorQueue, describe_queued
 from tunnel.model.events import VISITOR, EventKind
@@ -23,7 +24,6 @@ from tunnel.model.visitors import VisitorView
 from tunnel.protocol.frames import ConnectionsFreed, Goodbye, StreamsEnded, TargetStatus, VisitorFailed
 from tunnel.protocol.visitor_address import host_of, pack_address, pack_host
 from tunnel.runtime import sockets
-from tunnel.runtime.acceptor import Acceptor
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from tunnel.engine.link import EventTable, Link
     from tunnel.engine.pool import DataConnection
+    from tunnel.engine.visitor_acceptor import VisitorAcceptor
     from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.address import Address
     from tunnel.model.networks import NetworkSet
@@ -46,7 +47,7 @@ class Ingress(TunnelEnd):
     def __init__(self, parts: EndParts, settings: Settings, queue_timeout_s: float) -> None:
         super().__init__(parts)
         self._queue_timeout_s = queue_timeout_s
-        self.acceptor: Acceptor | None = None
+        self.acceptor: VisitorAcceptor | None = None
         self._link: Link | None = None  # what serves the next visitor, if there is one link
         self._group: LinkGroup | None = None  # what chooses for each visitor, if there are several
         self._balanced = LinkGroup(self.relays.count_of)
@@ -96,15 +97,8 @@ class Ingress(TunnelEnd):
 
     def open(self, listener: socket.SocketType, requested_address: Address) -> None:
         """Start to accept visitors on a listener, which this ingress owns now; the address is the spec's."""
-        self.acceptor = Acceptor(
-            self.reactor,
-            listener,
-            self._event_log,
-            self._on_accept,
-            self._has_room if self._reader is None else self._has_room_beside_awaited,
-            requested_address,
-            fd_holder=self,
-        )
+        has_room = self._has_room if self._reader is None else self._has_room_beside_awaited
+        self.acceptor = create_acceptor(self, listener, self._event_log, self._on_accept, has_room, requested_address)
         self.address = self.acceptor.address
 
     @property
@@ -120,7 +114,7 @@ class Ingress(TunnelEnd):
             self._on_state_input_changed()
 
     @property
-    def visitor_acceptor(self) -> Acceptor | None:
+    def visitor_acceptor(self) -> VisitorAcceptor | None:
         """The acceptor of visitors, until it is closed."""
         return self.acceptor
 
@@ -165,7 +159,7 @@ class Ingress(TunnelEnd):
     def apply_settings(self, spec: TunnelSpec, max_visitors: int) -> None:
         """Use limits and rules of admission for the visitors that come from now on; no present one is disconnected."""
         self._max_visitors, self._max_queued = max_visitors, spec.settings.signal_queue_limit
-        self.relays.set_time_limits(spec.idle_timeout, spec.max_age)
+        self.relays.set_time_limits(spec.idle_limit(End.INGRESS), spec.max_age)
         self._check_options(spec, End.INGRESS)
         self._apply_rules(AdmissionRules.of(spec), spec.proxy_from)
         self._balanced.configure(spec.balance, spec.slowstart)

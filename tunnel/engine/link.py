@@ -263,6 +263,11 @@ class Link:
         if self._filler is not None:
             self._filler.note_used(1)
 
+    def fail_visitor(self, ident: int, reason: str) -> None:
+        """Report to the ingress that a visitor cannot be served any more; nothing is sent after the link."""
+        if self.channel.closed_reason is None:
+            self.session.send_visitor_failed(ident, reason)
+
     def send_queue_length(self, count: int) -> None:
         """Report the visitors that wait at this ingress to the end that dials data connections."""
         if self._filler is not None:

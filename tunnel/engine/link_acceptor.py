@@ -14,7 +14,7 @@ from tunnel.engine.pool import DataConnection
 from tunnel.engine.refusals import Refusals
 from tunnel.model.events import EventKind
 from tunnel.model.limits import configured_limits, default_limits
-from tunnel.model.spec import Direction, Mode, TunnelSpec
+from tunnel.model.spec import UDP, Direction, Mode, Proto, TunnelSpec
 from tunnel.protocol import preface
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import encode_message
@@ -269,7 +269,7 @@ class LinkAcceptor:
                 async with self._link_decision:
                     channel.check_open()  # the wait may have been long: a closed channel must not replace a link
                     hello = client.hello
-                    objection = self._check_key(client) or self._check_mode(hello)
+                    objection = self._check_key(client) or self._check_mode(hello) or self._check_proto(hello)
                     objection = objection or await self._check_present_client(hello) or self._check_key(client)
                     if objection is None:
                         channel.check_open()
@@ -289,6 +289,15 @@ class LinkAcceptor:
         return (
             f"the client has mode={hello.mode.value}, but the server decided {self._direction.value} "
             f"from its target {self._spec.target}; set mode= on the server"
+        )
+
+    def _check_proto(self, hello: Hello) -> str | None:
+        """Return why client and server cannot forward together: one of them forwards UDP, the other does not."""
+        if (UDP in hello.features) is (UDP in self._spec.features):
+            return None
+        client = Proto.UDP if UDP in hello.features else Proto.TCP
+        return (
+            f"the client has proto={client.value}, but the server {self._spec.proto.value}; write the same at both ends"
         )
 
     async def _check_present_client(self, hello: Hello) -> str | None:

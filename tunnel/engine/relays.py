@@ -182,6 +182,12 @@ class RelaySet:
             EventKind.VISITOR, f"an internal error ended relay {relay.ident}: {type(error).__name__}: {error}"
         )
 
+    def on_target_unreachable(self, relay: ForwardedVisitor, reason: str) -> None:
+        """Log that the target of a UDP flow cannot be reached."""
+        self._event_log.warn_throttled(
+            EventKind.TARGET, reason, reason, id=visitor_id(relay.link.ident, relay.ident, relay.use)
+        )
+
     def on_stream_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """Log that data connections are interfered with."""
         text = f"a visitor was disconnected: its data connection carried {error}"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tunnel.engine.dialler import Dialler, TargetDial
+from tunnel.engine.dialler import DatagramDial, Dialler, TargetDial
 from tunnel.model.events import EventKind
 from tunnel.model.snapshot import TargetView
-from tunnel.model.spec import LogLevel
+from tunnel.model.spec import LogLevel, Proto
 from tunnel.model.targets import TargetState
 from tunnel.runtime import backoff
 from tunnel.runtime.resolver import DialTarget
@@ -35,6 +35,7 @@ class SingleTarget(Dialler[TargetDial]):
     def __init__(self, owner: DialOwner, event_log: EventLog, spec: TunnelSpec) -> None:
         super().__init__(owner, event_log)
         self._target = DialTarget(spec.target)
+        self._dial_class = TargetDial if spec.proto is Proto.TCP else DatagramDial
         self._remark = describe_wildcard(spec.target, self._target)
         if self._remark is not None:
             event_log.log_warn(EventKind.TARGET, self._remark)
@@ -80,7 +81,7 @@ class SingleTarget(Dialler[TargetDial]):
 
     def dial(self, link: Link, data: DataConnection, now: float) -> None:
         """Dial the target for the visitor of a data connection."""
-        dial = TargetDial(self, link, data, now + self._dial_timeout_s)
+        dial = self._dial_class(self, link, data, now + self._dial_timeout_s)
         self._by_data[link, data.ident] = dial
         self._start(dial, self._target)
 
@@ -135,7 +136,7 @@ class SingleTarget(Dialler[TargetDial]):
         """Probe an unreachable target now, without waiting for its delay."""
         if self._error is not None:
             self._cancel_probe()
-            self._start(TargetDial(self, None, None, self._loop.time() + self._dial_timeout_s), self._target)
+            self._start(self._dial_class(self, None, None, self._loop.time() + self._dial_timeout_s), self._target)
 
     def _cancel_probe(self) -> None:
         if self._probe_timer is not None:

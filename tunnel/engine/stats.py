@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from tunnel.forwarding.base import NearCounters
 from tunnel.forwarding.flow import ByteCounter
 from tunnel.model.refusals import VisitorRefusal
 from tunnel.model.snapshot import CountersView, RefusedView
@@ -35,12 +36,22 @@ class Stats:
     """connections that were closed because they did not authenticate in time, or to make room for newer ones"""
     refused_visitors: RefusedView = field(default_factory=RefusedView)
     """visitors that were refused; replaced by each count, as ``counters`` is. None until this end accepts visitors"""
+    dropped: ByteCounter = field(default_factory=ByteCounter)
+    """datagrams that were dropped: there may be many, so they are not counted in ``counters`` one by one"""
     counters: CountersView = field(default_factory=CountersView)
     """counts of rare events: each is counted by ``replace``, so that snapshots can share the object"""
 
-    def near_counters(self, *, is_ingress: bool) -> tuple[ByteCounter, ByteCounter]:
-        """Return what counts bytes from, and bytes to, the near side of an end: the target's at an egress."""
-        return (self.from_visitors, self.to_visitors) if is_ingress else (self.to_visitors, self.from_visitors)
+    def near_counters(self, *, is_ingress: bool) -> NearCounters:
+        """Return what counts the bytes of the near side of an end, the target's at an egress, and lost datagrams."""
+        if is_ingress:
+            return NearCounters(self.from_visitors, self.to_visitors, self.dropped)
+        return NearCounters(self.to_visitors, self.from_visitors, self.dropped)
+
+    def current_counters(self) -> CountersView:
+        """Return the counts of rare events, and of datagrams; the same object while none has changed."""
+        if self.counters.dropped_datagrams != self.dropped.total:
+            self.counters = replace(self.counters, dropped_datagrams=self.dropped.total)
+        return self.counters
 
     def start_counting_refused(self) -> None:
         """Count the visitors that are refused from now on: this end accepts them, so it knows."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final, Protocol
 
+from tunnel.model.spec import Proto
 from tunnel.model.targets import CheckKind
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.http_check import encode_request, is_good_status, read_status
 from tunnel.protocol.proxy_header import encode_check_header
 from tunnel.runtime import sockets
 from tunnel.runtime.connect_race import ConnectRace, describe_failures
+from tunnel.runtime.datagram_sockets import DatagramConnect
 from tunnel.runtime.reactor import READABLE
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class TargetChecks:
         self.next_at = 0.0
         """when the next check starts, on the loop's clock"""
         self._proxy = spec.proxy
+        self._is_datagram = spec.proto is Proto.UDP
         self._owner = owner
         self._reactor = reactor
         self._loop = loop
@@ -121,7 +124,10 @@ class TargetChecks:
 
     def _connect(self, candidates: Sequence[tuple[socket.AddressFamily, SockAddr]]) -> None:
         kind = self.check.kind
-        self._present = (_HttpCheck if kind is CheckKind.HTTP else _PresentCheck)(self, self._reactor)
+        check_class = _HttpCheck if kind is CheckKind.HTTP else _PresentCheck
+        if kind is CheckKind.OFF and self._is_datagram:
+            check_class = _RouteCheck
+        self._present = check_class(self, self._reactor)
         self._present.start(candidates)
 
     def on_passed(self) -> None:
@@ -194,6 +200,12 @@ class _PresentCheck(ConnectRace):
 
     def on_handler_error(self, error: Exception) -> None:
         self._checks.on_handler_error(error)
+
+
+class _RouteCheck(DatagramConnect, _PresentCheck):
+    """Whether a UDP target that was down has an address and a route: more shows with visitors' datagrams alone."""
+
+    __slots__ = ()
 
 
 class _HttpCheck(_PresentCheck):

@@ -46,7 +46,7 @@ class TimeLimits:
             return VisitorEnd.MAX_AGE
         if not self.idle_timeout_s:
             return None
-        passed = sum(relay.passed())
+        passed = relay.activity
         before = self.seen.get(relay)
         if before is None:
             before = passed, now if passed else relay.started_at

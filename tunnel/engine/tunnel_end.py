@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from tunnel.engine.context import EngineContext
     from tunnel.engine.link import EventTable, Link
     from tunnel.engine.stats import Stats
+    from tunnel.engine.visitor_acceptor import VisitorAcceptor
     from tunnel.forwarding import Forwarder, VisitorLog
     from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.events import EventLog
     from tunnel.model.snapshot import TargetView
     from tunnel.model.spec import End, TunnelSpec
     from tunnel.model.visitors import VisitorSelector, VisitorView
-    from tunnel.runtime.acceptor import Acceptor
     from tunnel.runtime.reactor import Reactor
 
 
@@ -59,9 +59,8 @@ def create_end_parts(
     is_ingress: bool,
 ) -> EndParts:
     """Return what an end of the tunnel ``name`` receives."""
-    from_near, to_near = stats.near_counters(is_ingress=is_ingress)
     log = None if context.visitor_log is None else partial(context.visitor_log, name)
-    make = partial(create_forwarder, from_near=from_near, to_near=to_near, is_ingress=is_ingress)
+    make = partial(create_forwarder, counters=stats.near_counters(is_ingress=is_ingress), is_ingress=is_ingress)
     forwarder = make(spec, context.reactor, context.pipes, visitor_log=log)
     return EndParts(context.reactor, forwarder, stats, event_log, on_state_input_changed, on_crash, log)
 
@@ -142,7 +141,7 @@ class TunnelEnd(ABC):
         return None
 
     @property
-    def visitor_acceptor(self) -> Acceptor | None:
+    def visitor_acceptor(self) -> VisitorAcceptor | None:
         """The acceptor of visitors, if this end has one."""
         return None
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from tunnel.forwarding.base import Forwarder
 from tunnel.forwarding.logged import LoggedForwarder, VisitorLog
 from tunnel.forwarding.tcp import TcpForwarder
+from tunnel.forwarding.udp import UdpForwarder
+from tunnel.model.spec import Proto
 
 if TYPE_CHECKING:
-    from tunnel.forwarding.flow import ByteCounter
+    from tunnel.forwarding.base import NearCounters
     from tunnel.model.spec import TunnelSpec
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.splice import PipePool
@@ -18,20 +20,21 @@ __all__ = ["Forwarder", "VisitorLog", "create_forwarder"]
 
 
 def create_forwarder(
-    _spec: TunnelSpec,
+    spec: TunnelSpec,
     reactor: Reactor,
     pipes: PipePool,
     *,
-    from_near: ByteCounter,
-    to_near: ByteCounter,
+    counters: NearCounters,
     visitor_log: VisitorLog | None = None,
     is_ingress: bool = False,
 ) -> Forwarder:
-    """Create the forwarder of one end of a tunnel as its spec asks; today every tunnel forwards TCP.
+    """Create the forwarder of one end of a tunnel as its spec asks.
 
-    ``from_near`` counts bytes that come from visitors or targets, ``to_near`` bytes that go to them. ``visitor_log``
-    receives each visitor that has left.
+    ``visitor_log`` receives each visitor that has left.
     """
+    if spec.proto is Proto.UDP:
+        return UdpForwarder(reactor, counters, log=visitor_log, is_ingress=is_ingress)
+    from_near, to_near, _ = counters
     if visitor_log is not None:
         return LoggedForwarder(reactor, pipes, from_near, to_near, log=visitor_log, is_ingress=is_ingress)
     return TcpForwarder(reactor, pipes, from_near, to_near)

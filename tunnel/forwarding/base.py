@@ -1,21 +1,43 @@
 """What happens between a visitor and a target: the interface of forwarders, and what they may ask of their users.
 
 A forwarder connects the near side (a visitor's socket at the ingress, a target's at the egress) with a data connection.
-Today there is one, for TCP (``tunnel.forwarding.tcp``).
+There is one for TCP (``tunnel.forwarding.tcp``) and one for UDP (``tunnel.forwarding.udp``).
 
 To add a forwarder: one module like that one, and its choice in ``tunnel.forwarding.create_forwarder``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
     from tunnel.forwarding.flow import ByteCounter, Flow
     from tunnel.forwarding.tcp import Relay
     from tunnel.model.visitor_end import VisitorEnd
+
+
+class NearCounters(NamedTuple):
+    """What a forwarder counts at the near side of one end."""
+
+    from_near: ByteCounter
+    """bytes that come from visitors or targets"""
+    to_near: ByteCounter
+    """bytes that go to them"""
+    dropped: ByteCounter
+    """lost datagrams"""
+
+
+class StreamCodec(Protocol):
+    """The bytes of datagrams on a data connection, as the carrier of its link has them. Keeps what is incomplete."""
+
+    def seal(self, content: bytes) -> bytes | bytearray:
+        """Return what is sent for some content."""
+
+    def open(self, received: memoryview) -> Sequence[memoryview]:
+        """Return the content in what was received, in pieces. Raises ProtocolError."""
 
 
 class FlowSource(Protocol):
@@ -30,6 +52,9 @@ class FlowSource(Protocol):
         to_near: ByteCounter,
     ) -> tuple[Flow, Flow]:
         """Create the flows of a relay between ``near`` and this data connection on ``far``: from near, and to near."""
+
+    def create_codec(self, ident: int, use: int) -> StreamCodec:
+        """Create what carries datagrams over a data connection; ``use`` is which visitor of it this is, from 0."""
 
 
 class UsedConnection(Protocol):
@@ -74,6 +99,9 @@ class RelayLink(Protocol):
     def reuses(self) -> bool:
         """Whether a data connection serves another visitor after one that has left in order."""
 
+    def fail_visitor(self, ident: int, reason: str) -> None:
+        """Report to the ingress that a visitor cannot be served any more; ``reason`` is a sentence."""
+
     def take_back(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
         """Take over the socket of the data connection of a visitor that has left in order."""
 
@@ -94,6 +122,10 @@ class ForwardedVisitor(Protocol):
     is_freed: bool
     """whether the egress has reported that it may use the data connection again"""
     keepalive_enabled: bool
+
+    @property
+    def activity(self) -> int:
+        """A number that grows with each byte or datagram that goes either way, while the visitor is connected."""
 
     def start(self, near_events: int | None, far_events: int) -> None:
         """Start to forward. The events are those of the two sockets so far; None: near is not registered yet."""
@@ -154,6 +186,9 @@ class ForwardingOwner(Protocol):
 
     def on_relay_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """The visitor was disconnected because of a defect; called after ``on_relay_closed``."""
+
+    def on_target_unreachable(self, relay: ForwardedVisitor, reason: str) -> None:
+        """The target of a connected visitor has turned out to be unreachable; ``reason`` is a sentence."""
 
     def on_stream_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """What arrived on the data connection was changed on the way; the visitor is disconnected next."""

@@ -9,6 +9,7 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING
 
+from tunnel.forwarding.udp import UdpForwarder
 from tunnel.model.spec import ProxyVersion
 from tunnel.model.visitors import visitor_id
 from tunnel.protocol.proxy_header import encode_header
@@ -45,4 +46,8 @@ class ProxyHeaderForwarder:
 
 def with_proxy_header(forwarder: Forwarder, version: ProxyVersion) -> Forwarder:
     """Return a forwarder that sends headers of a version; the same forwarder if there are to be none."""
-    return forwarder if version is ProxyVersion.OFF else ProxyHeaderForwarder(forwarder, version)
+    if version is ProxyVersion.OFF:
+        return forwarder
+    if isinstance(forwarder, UdpForwarder):
+        return forwarder.with_headers()
+    return ProxyHeaderForwarder(forwarder, version)

@@ -271,6 +271,11 @@ class Relay:
         """Return the bytes that came from the near side, and those that went to it; of an open relay only."""
         return self._from_near.passed, self._to_near.passed
 
+    @property
+    def activity(self) -> int:
+        """Bytes that went either way; of an open relay only."""
+        return self._from_near.passed + self._to_near.passed
+
     def unanswered_s(self) -> float | None:
         """Return the seconds since the last sign of a peer that leaves data unacknowledged; None if both answer."""
         waits = [wait for sock in (self._near, self._far) if (wait := sockets.unanswered_s(sock)) is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunnel.model.errors import UrlError
-from tunnel.model.spec import DataTls, Direction, Mode, Role
+from tunnel.model.spec import DataTls, Direction, Mode, Proto, ProxyVersion, Role
 from tunnel.model.targets import MAX_TARGETS
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ def check_combinations(spec: TunnelSpec) -> None:
         raise UrlError("weight and backup are options of a client; a server has clients, balance and slowstart", 0)
     if spec.tls_ca is not None and spec.data_tls is not DataTls.VERIFIED:
         raise UrlError("tls_ca verifies nothing without tls=2; write tls=2, or remove tls_ca", 0)
+    if spec.proto is Proto.UDP and spec.proxy is ProxyVersion.V1:
+        raise UrlError("proxy=v1 is a line before a TCP stream; for proto=udp write proxy=v2", 0)
+    if spec.proto is Proto.UDP and spec.proxy_from:
+        raise UrlError("proxy_from reads the headers of TCP connections alone; remove proxy_from or proto=udp", 0)
     for target in (each.address for each in spec.members):
         if spec.tunnel.port and spec.tunnel.port == target.port and _is_same_host(spec.tunnel, target):
             message = "the tunnel and the target have the same address, {}; they need different ports"

@@ -33,7 +33,18 @@ from tunnel.model.option_types import (
 )
 from tunnel.model.quota import QuotaType
 from tunnel.model.settings import Settings
-from tunnel.model.spec import MAX_CLIENTS, AuthPolicy, DataTls, End, LogLevel, Mode, ProxyVersion, Role, TunnelSpec
+from tunnel.model.spec import (
+    MAX_CLIENTS,
+    AuthPolicy,
+    DataTls,
+    End,
+    LogLevel,
+    Mode,
+    Proto,
+    ProxyVersion,
+    Role,
+    TunnelSpec,
+)
 from tunnel.model.url import TunnelUrl
 from tunnel.model.visitor_option_types import NetworksType, VisitorRateType
 
@@ -132,6 +143,10 @@ def _target_rule(name: str, type_: OptionType, doc: str) -> Option:
     return Option(name=name, type=type_, attribute=name, doc=f"egress: {doc}", end=End.EGRESS, is_live=True)
 
 
+def _fixed(name: str, type_: OptionType, doc: str) -> Option:
+    return Option(name=name, type=type_, attribute=name, doc=doc)
+
+
 def _file(name: str, doc: str) -> Option:
     return Option(name=name, type=FileType(), attribute=name, doc=doc, is_file=True)
 
@@ -143,6 +158,7 @@ _MODES: Final = ChoiceType(
 )
 _AUTH: Final = ChoiceType({policy.value: policy for policy in AuthPolicy})
 _DATA_TLS: Final = ChoiceType({str(int(level)): level for level in DataTls})
+_PROTOS: Final = ChoiceType({proto.value: proto for proto in Proto})
 _PROXY_VERSIONS: Final = ChoiceType({version.value: version for version in ProxyVersion})
 _SWITCH: Final = ChoiceType({"0": False, "1": True})
 _BALANCE: Final = ChoiceType({balance.value: balance for balance in Balance})
@@ -169,18 +185,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
             doc="events of this level and above are logged",
             is_live=True,
         ),
-        Option(
-            name="mode",
-            type=_MODES,
-            attribute="mode",
-            doc="which end accepts visitors: `reverse` the server, `forward` the client, `auto` lets the server decide",
+        _fixed(
+            "mode",
+            _MODES,
+            "which end accepts visitors: `reverse` the server, `forward` the client, `auto` lets the server decide",
         ),
-        Option(
-            name="data_port",
-            type=DataPortType(),
-            attribute="data_port",
-            doc="the server's port for data connections; `tunnel`: the tunnel port itself",
-        ),
+        _fixed("data_port", DataPortType(), "the server's port for data connections; `tunnel`: the tunnel port itself"),
         Option(
             name="tls",
             type=_DATA_TLS,
@@ -204,17 +214,18 @@ OPTIONS: Final[Mapping[str, Option]] = {
             attribute="auth_policy",
             doc="`open`: no key is wanted, every peer is accepted; `key`: in a file, tunnels beyond loopback need one",
         ),
-        Option(
-            name="reuse",
-            type=_SWITCH,
-            attribute="reuse",
-            doc="`1`: a data connection serves one visitor after the other, if both ends say so; `0`: one visitor",
+        _fixed(
+            "reuse",
+            _SWITCH,
+            "`1`: a data connection serves one visitor after the other, if both ends say so; `0`: one visitor",
         ),
-        Option(
-            name="service",
-            type=ServiceType(),
-            attribute="service",
-            doc="the name that both ends of a tunnel agree on; tells tunnels apart that share a port or a key",
+        _fixed(
+            "service",
+            ServiceType(),
+            "the name that both ends of a tunnel agree on; tells tunnels apart that share a port or a key",
+        ),
+        _fixed(
+            "proto", _PROTOS, "what visitors and target speak, the same at both ends; `udp` has a visitor per address"
         ),
         _live("balance", _BALANCE, "how visitors are distributed over several targets or clients"),
         _live("slowstart", DurationType(0.0), "time in which the weight of a target or client grows when it returns"),
@@ -223,7 +234,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
             "weight", IntegerType(0, MAX_WEIGHT), "client: its share of the visitors among several; `0`: no new ones"
         ),
         _live("backup", _SWITCH, "client: `1`: it gets visitors only while no other client can serve"),
-        _target_rule("check", CheckType(), "how targets are checked; `auto`: `tcp` for several, `off` for one"),
+        _target_rule("check", CheckType(), "how targets are checked; `auto`: `tcp` for several of TCP, else `off`"),
         _target_rule("inter", DurationType(0.1), "time between two checks of a target"),
         _target_rule("fall", _COUNT, "failed checks or dials in a row after which a target is down"),
         _target_rule("rise", _COUNT, "checks that a target has to pass in a row to return"),
@@ -232,6 +243,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         ),
         _target_rule("dial_timeout", DurationType(), "time in which a target has to accept a visitor's connection"),
         _live("idle_timeout", DurationType(0.0), "a visitor is disconnected after so long without a byte; `0`: never"),
+        _live("udp_timeout", DurationType(), "a UDP visitor is forgotten after so long without a datagram"),
         _live("max_age", DurationType(0.0), "a visitor is disconnected after so long in any case; `0`: never"),
         _visitor_rule("allow", NetworksType(), "visitors from other addresses are refused"),
         _visitor_rule("deny", NetworksType(), "visitors from these addresses are refused, also if `allow` has them"),

@@ -125,9 +125,10 @@ class CountersView(_View):
     links: int = _counter("Links that were established.")
     vanished: int = _counter("Visitors disconnected because a peer no longer acknowledged data.")
     kicked: int = _counter("Visitors disconnected by command.")
-    idle_timeouts: int = _counter("Visitors disconnected because of idle_timeout.")
+    idle_timeouts: int = _counter("Visitors disconnected because of idle_timeout or udp_timeout.")
     max_ages: int = _counter("Visitors disconnected because of max_age.")
     redispatched: int = _counter("Visitors given to another link before anything of them was forwarded.")
+    dropped_datagrams: int = _counter("UDP datagrams dropped: they waited for too long, or nothing could take them.")
 
     def plus(self, other: CountersView) -> CountersView:
         """Return the counts of both, field by field."""
@@ -226,6 +227,8 @@ class Snapshot:
     """public random id of the link, the same at both ends"""
     auth: str
     service: str = ""
+    proto: str = "tcp"
+    """what visitors and target speak"""
     key_name: str | None = None
     """which of a server's named keys the present client has; None without a link, or without names"""
     data_tls: int
@@ -368,6 +371,7 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         link=values.link,
         auth=spec.auth,
         service=spec.service,
+        proto=spec.proto.value,
         key_name=values.key_name,
         data_tls=int(spec.data_tls) or int(values.carrier is Carrier.ENCRYPTED),
         carrier=values.carrier.value if values.carrier else None,

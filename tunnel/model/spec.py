@@ -23,8 +23,11 @@ REUSE: Final = "reuse"
 """The feature of a link whose data connections serve one visitor after the other."""
 SHARE: Final = "share"
 """The feature of a link whose client may change its weight, and whether it is a backup."""
+UDP: Final = "udp"
+"""The feature of a link whose visitors are UDP flows."""
 MAX_CLIENTS: Final = 64
 """Clients that a server may have at once."""
+_EGRESS_PATIENCE: Final = 1.5  # a limit is exceeded by a fifth at most
 MAX_SERVICE_CHARS: Final = 64
 """Characters of the name of a service."""
 
@@ -71,6 +74,14 @@ class ProxyVersion(enum.StrEnum):
     OFF = "off"
     V1 = "v1"
     V2 = "v2"
+
+
+class Proto(enum.StrEnum):
+    """What the visitors of a tunnel speak."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    """each source address and port is a visitor, as long as datagrams go either way"""
 
 
 class LogLevel(enum.IntEnum):
@@ -142,6 +153,8 @@ class TunnelSpec:
     auth_policy: AuthPolicy = AuthPolicy.KEY
     reuse: bool = False
     """whether a data connection serves one visitor after the other, if both ends want it"""
+    proto: Proto = Proto.TCP
+    """what visitors and target speak"""
     service: str = ""
     """the name that both ends have agreed on; tells tunnels apart that share a key"""
     clients: int = 1
@@ -161,7 +174,7 @@ class TunnelSpec:
     slowstart: float = 0.0
     """seconds in which the weight of a target or client that returns grows to its value"""
     check: TargetCheck | None = None
-    """how the health of targets is checked; None: over TCP if there are several, else not at all"""
+    """how the health of targets is checked; None: over TCP if there are several and they speak it, else not at all"""
     inter: float = 2.0
     """seconds between two checks of a target"""
     fall: int = 3
@@ -171,6 +184,8 @@ class TunnelSpec:
     """at the egress: seconds in which a target accepts a visitor's connection, or counts as unreachable"""
     idle_timeout: float = 0.0
     """seconds without a byte after which a visitor is disconnected; 0: never"""
+    udp_timeout: float = 60.0
+    """seconds without a datagram after which a UDP flow ends"""
     max_age: float = 0.0
     """seconds after which a visitor is disconnected; 0: never"""
     log: LogLevel = LogLevel.INFO
@@ -198,7 +213,18 @@ class TunnelSpec:
     @property
     def features(self) -> tuple[str, ...]:
         """The optional parts of the protocol that this end wants to use."""
-        return (SHARE, REUSE) if self.reuse else (SHARE,)
+        wanted = {SHARE: True, REUSE: self.reuse, UDP: self.proto is Proto.UDP}
+        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
+
+    def idle_limit(self, end: End) -> float:
+        """Seconds without a byte or datagram after which an end disconnects a visitor; 0: never.
+
+        An egress lets the ingress forget a UDP flow first: a datagram on its way to a flow that has just ended is lost.
+        """
+        if self.proto is Proto.TCP:
+            return self.idle_timeout
+        limit = min(self.udp_timeout, self.idle_timeout or self.udp_timeout)
+        return limit if end is End.INGRESS else _EGRESS_PATIENCE * limit
 
     @property
     def carrier(self) -> Carrier:
@@ -218,7 +244,12 @@ class TunnelSpec:
     @property
     def effective_check(self) -> TargetCheck:
         """How the health of targets is checked."""
-        return self.check or (CHECK_TCP if self.targets else CHECK_OFF)
+        return self.check or (CHECK_TCP if self.targets and self.proto is Proto.TCP else CHECK_OFF)
+
+    @property
+    def shows_health_when_connected(self) -> bool:
+        """Whether a target of a group is in order if a visitor's connection to it is made."""
+        return self.effective_check.kind is not CheckKind.HTTP and self.proto is Proto.TCP
 
     @property
     def is_target_group(self) -> bool:

@@ -14,7 +14,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tunnel.model.spec import Mode
+from tunnel.model.spec import UDP, Mode
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import encode_frame, encode_message
 from tunnel.protocol.frames import Kind
@@ -232,6 +232,8 @@ class ClientHandshake:
             )
         if not {*welcome.features} <= {*self._features} & {*self._offered}:
             raise ProtocolError("the server uses a feature that was not agreed on")
+        if UDP in self._features and UDP not in welcome.features:
+            raise ProtocolError("this client has proto=udp and the server has not; write the same at both ends")
 
 
 def describe_service(name: str) -> str:

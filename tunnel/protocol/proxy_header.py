@@ -55,8 +55,10 @@ class ProxyHeader(NamedTuple):
 # --- out --------------------------------------------------------------------------------------------------------------
 
 
-def encode_header(version: ProxyVersion, source: bytes, destination: tuple[str, int], unique_id: bytes) -> bytes:
-    """Return the header for a target.
+def encode_header(
+    version: ProxyVersion, source: bytes, destination: tuple[str, int], unique_id: bytes, *, is_datagram: bool = False
+) -> bytes:
+    """Return the header for a target; ``is_datagram``: for each datagram of a UDP flow, in version 2 (§2.2).
 
     ``source`` is the visitor's packed address, empty if it is not known: UNKNOWN, or LOCAL. ``destination`` is where
     the target was dialled. If that is of the other IP version, the unspecified address stands in its place.
@@ -74,7 +76,7 @@ def encode_header(version: ProxyVersion, source: bytes, destination: tuple[str, 
         return f"PROXY {name} {host} {target} {port} {destination[1]}\r\n".encode()
     addresses = source[_LENGTH.size :] + socket.inet_pton(family, target) + _PORTS.pack(port, destination[1])
     rest = addresses + _TLV_HEAD.pack(_UNIQUE_ID, len(unique_id)) + unique_id
-    transport = 0x21 if family is socket.AF_INET6 else 0x11
+    transport = (0x21 if family is socket.AF_INET6 else 0x11) + is_datagram
     return SIGNATURE + bytes((_PROXY, transport)) + _LENGTH.pack(len(rest)) + rest
 
 

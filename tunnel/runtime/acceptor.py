@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from tunnel.model.events import EventKind
+from tunnel.model.spec import Proto
 from tunnel.runtime import resolver, sockets
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Acceptor:
         "port",
         "requested_address",
     )
+
+    proto: ClassVar = Proto.TCP
 
     def __init__(
         self,

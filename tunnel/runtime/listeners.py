@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import errno
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tunnel.model.address import Address
-from tunnel.model.spec import Direction, Mode, Role, TunnelSpec
+from tunnel.model.spec import Direction, Mode, Proto, Role, TunnelSpec
 from tunnel.runtime import resolver, sockets
+from tunnel.runtime.datagram_port import open_visitor_socket
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tunnel.runtime.acceptor import Acceptor
+    from tunnel.runtime.datagram_port import DatagramAcceptor
     from tunnel.runtime.resolver import Candidate
+    from tunnel.runtime.sockets import SockAddr
+
+    OpenSocket = Callable[[socket.AddressFamily, SockAddr], socket.SocketType]
 
 TUNNEL: Final = "the tunnel"
 DATA: Final = "data connections"
@@ -54,13 +60,21 @@ def data_address(spec: TunnelSpec) -> Address | None:
     return None if spec.data_port is None else Address(spec.tunnel.host, spec.data_port)
 
 
-def can_take_over(acceptor: Acceptor, address: Address | None) -> bool:
-    """Return whether a listener may go to a successor that wants to listen on ``address``."""
-    return acceptor.requested_address == address and bool(acceptor.requested_address.port)
+def can_take_over(
+    acceptor: Acceptor | DatagramAcceptor, address: Address | None, spec: TunnelSpec | None = None
+) -> bool:
+    """Return whether a listener may go to a successor that wants to listen on ``address``.
+
+    ``spec`` is the successor's where it is about visitors; everything else is accepted over TCP.
+    """
+    proto = Proto.TCP if spec is None else spec.proto
+    return acceptor.proto is proto and acceptor.requested_address == address and bool(acceptor.requested_address.port)
 
 
 async def bind(
-    spec: TunnelSpec, addresses: Mapping[str, Address], inherited: Mapping[str, Acceptor] | None = None
+    spec: TunnelSpec,
+    addresses: Mapping[str, Address],
+    inherited: Mapping[str, Acceptor | DatagramAcceptor] | None = None,
 ) -> dict[str, socket.SocketType]:
     """Return a listener for each address. Raises NetError; then nothing has changed.
 
@@ -70,13 +84,13 @@ async def bind(
     reused = {
         purpose: acceptor
         for purpose, acceptor in (inherited or {}).items()
-        if can_take_over(acceptor, addresses.get(purpose))
+        if can_take_over(acceptor, addresses.get(purpose), spec if purpose == VISITORS else None)
     }
     bound: dict[str, socket.SocketType] = {}
     for purpose, address in addresses.items():
         if purpose not in reused:
             try:
-                bound[purpose] = await listen(address, purpose, client_speaks_first=purpose == DATA)
+                bound[purpose] = await _listen_for(purpose, address, spec)
             except BaseException as error:
                 close(bound)
                 if isinstance(error, NetError) and purpose == VISITORS:
@@ -84,8 +98,14 @@ async def bind(
                 raise
     for purpose, acceptor in reused.items():
         listener = acceptor.detach_listener()
-        bound[purpose] = listener if listener is not None else await listen(addresses[purpose], purpose)
+        bound[purpose] = listener if listener is not None else await _listen_for(purpose, addresses[purpose], spec)
     return bound
+
+
+async def _listen_for(purpose: str, address: Address, spec: TunnelSpec) -> socket.SocketType:
+    if purpose == VISITORS and spec.proto is Proto.UDP:
+        return await _open_on(address, "UDP visitors", open_visitor_socket)
+    return await listen(address, purpose, client_speaks_first=purpose == DATA)
 
 
 async def listen(address: Address, purpose: str, *, client_speaks_first: bool = False) -> socket.SocketType:
@@ -94,35 +114,39 @@ async def listen(address: Address, purpose: str, *, client_speaks_first: bool = 
     Of a name's addresses, the first that this host has is used, IPv4 before IPv6. ``purpose`` is named in the error.
     Raises NetError, with ``errno``.
     """
+    return await _open_on(address, purpose, partial(sockets.open_listener, client_speaks_first=client_speaks_first))
+
+
+async def _open_on(address: Address, purpose: str, open_socket: OpenSocket) -> socket.SocketType:
     try:
         if not address.host:
-            return _listen_on_every_interface(address.port, client_speaks_first=client_speaks_first)
+            return _open_on_every_interface(address.port, open_socket)
         candidates = sorted(await resolver.resolve(address), key=lambda candidate: candidate[0] != socket.AF_INET)
-        return _listen_on_first(candidates, client_speaks_first=client_speaks_first)
+        return _open_on_first(candidates, open_socket)
     except OSError as error:
         reason = sockets.describe_bind_error(error)
         raise NetError(f"cannot listen on {address} for {purpose}: {reason}", error.errno) from None
 
 
-def _listen_on_every_interface(port: int, *, client_speaks_first: bool) -> socket.SocketType:
+def _open_on_every_interface(port: int, open_socket: OpenSocket) -> socket.SocketType:
     """Listen on IPv6 and IPv4, or on IPv4 alone where this host has no IPv6. Raises OSError."""
     candidates: list[Candidate] = [(socket.AF_INET6, ("::", port, 0, 0)), (socket.AF_INET, ("0.0.0.0", port))]
-    return _listen_on_first(candidates, client_speaks_first=client_speaks_first)
+    return _open_on_first(candidates, open_socket)
 
 
-def _listen_on_first(candidates: Sequence[Candidate], *, client_speaks_first: bool) -> socket.SocketType:
+def _open_on_first(candidates: Sequence[Candidate], open_socket: OpenSocket) -> socket.SocketType:
     """Listen on the first of several addresses that this host has. Raises OSError.
 
     A name may have addresses of other hosts too: of a replica, of the router in front of an IPv6-only host.
     """
     for family, sockaddr in candidates[:-1]:
         try:
-            return sockets.open_listener(family, sockaddr, client_speaks_first=client_speaks_first)
+            return open_socket(family, sockaddr)
         except OSError as error:
             if error.errno not in _NOT_OWN_ADDRESS:
                 raise
     family, sockaddr = candidates[-1]
-    return sockets.open_listener(family, sockaddr, client_speaks_first=client_speaks_first)
+    return open_socket(family, sockaddr)
 
 
 def close(listeners: dict[str, socket.SocketType]) -> None:

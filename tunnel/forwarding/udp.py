@@ -1,0 +1,188 @@
+"""UDP: forwards the flows of visitors, and for each of them the datagrams of a target."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from tunnel.forwarding.base import NearCounters
+from tunnel.forwarding.datagram_relay import DatagramRelay
+from tunnel.model.spec import ProxyVersion
+from tunnel.model.visitor_end import VisitorEnd
+from tunnel.model.visitors import visitor_id
+from tunnel.protocol.proxy_header import encode_header
+from tunnel.runtime import sockets
+from tunnel.runtime.datagram_port import DATAGRAMS_PER_TURN, DatagramFlow
+from tunnel.runtime.reactor import ERROR, READABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tunnel.forwarding.base import ForwardingOwner, RelayLink, UsedConnection
+    from tunnel.forwarding.logged import VisitorLog
+    from tunnel.runtime.reactor import Reactor
+
+_UNREACHABLE: Final[Mapping[int | None, str]] = {
+    errno.ECONNREFUSED: "nothing listens on that port",
+    errno.EHOSTUNREACH: "there is no route to it",
+    errno.ENETUNREACH: "its network cannot be reached from here",
+    errno.EACCES: "a firewall on the way forbids it",
+}
+"""What ICMP errors of a target mean (udp(7), ip(7)); they come with a later datagram, or as an event."""
+
+
+class VisitorRelay(DatagramRelay):
+    """At the ingress: between a visitor's flow and a data connection."""
+
+    __slots__ = ("_flow",)
+
+    def __init__(
+        self,
+        forwarder: UdpForwarder,
+        data: UsedConnection,
+        link: RelayLink,
+        flow: DatagramFlow,
+        owner: ForwardingOwner,
+    ) -> None:
+        super().__init__(forwarder, data, link, owner)
+        self._flow = flow
+
+    def _start_near(self, near_events: int | None) -> None:
+        del near_events  # a flow has no socket of its own
+        self._flow.attach(self)
+        self.flush()
+
+    def _send_near(self, datagram: memoryview) -> None:
+        self._flow.send(datagram)
+
+    def _deliver(self, received: memoryview) -> bool:
+        self._flow.last_seen = monotonic()
+        return super()._deliver(received)
+
+    def _close_near(self) -> None:
+        self._flow.close()
+
+    def describe_near(self) -> str | None:
+        """Return the visitor's address as text."""
+        return sockets.format_address(self._flow.peer)
+
+    def _on_far_ended(self) -> None:
+        self.close(VisitorEnd.TARGET_CLOSED)
+
+
+class TargetRelay(DatagramRelay):
+    """At the egress: between a data connection and a socket that is connected to the target."""
+
+    __slots__ = ("_near",)
+
+    def __init__(
+        self,
+        forwarder: UdpForwarder,
+        data: UsedConnection,
+        link: RelayLink,
+        near: socket.SocketType,
+        owner: ForwardingOwner,
+    ) -> None:
+        super().__init__(forwarder, data, link, owner)
+        self._near = near
+        if forwarder.sends_headers:
+            ident = visitor_id(link.ident, data.ident, data.use).encode()
+            destination = near.getpeername()[:2]
+            self._header = encode_header(ProxyVersion.V2, data.visitor_address, destination, ident, is_datagram=True)
+
+    def _start_near(self, near_events: int | None) -> None:
+        reactor = self.forwarder.reactor
+        if near_events is None:
+            reactor.register(self._near, self.on_near)
+        else:
+            reactor.set_handler(self._near, self.on_near)
+            if near_events & READABLE:
+                self.on_near(near_events)
+
+    def on_near(self, events: int) -> None:
+        """Handle events of the target's socket: read what has arrived, some datagrams in each turn."""
+        if not self.is_open or (events and not events & READABLE):
+            return
+        near, scratch = self._near, self.forwarder.reactor.scratch
+        try:
+            if events & ERROR and (code := near.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+                raise OSError(code, "")
+            now = monotonic()
+            for _ in range(DATAGRAMS_PER_TURN):
+                got = near.recv_into(scratch)
+                self.receive(scratch[:got].tobytes(), now)
+            self.forwarder.reactor.call_again(self.on_near)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._on_near_error(error)
+        self.flush()
+
+    def _send_near(self, datagram: memoryview) -> None:
+        if self._header:
+            self._near.sendmsg((self._header, datagram))
+        else:
+            self._near.send(datagram)
+
+    def _on_near_error(self, error: OSError) -> None:
+        """End the flow if the target cannot be reached, with the reason; else only the datagram is lost."""
+        if error.errno not in _UNREACHABLE:
+            super()._on_near_error(error)
+            return
+        target = self.describe_near() or "?"
+        reason = f"the target {target} cannot be reached: {_UNREACHABLE[error.errno]}"
+        self.link.fail_visitor(self.ident, reason)
+        self._owner.on_target_unreachable(self, reason)
+        self.fail(reason)
+
+    def _close_near(self) -> None:
+        self.forwarder.reactor.close(self._near)
+
+    def describe_near(self) -> str | None:
+        """Return the target's address as text; None if the kernel no longer knows the address."""
+        try:
+            return sockets.format_address(self._near.getpeername())
+        except OSError:
+            return None
+
+    def _on_far_ended(self) -> None:
+        self.close(VisitorEnd.VISITOR_CLOSED)
+
+
+class UdpForwarder:
+    """Forwards UDP flows: one relay for each."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        counters: NearCounters,
+        *,
+        log: VisitorLog | None,
+        is_ingress: bool,
+        sends_headers: bool = False,
+    ) -> None:
+        """``log`` receives each flow that has ended; ``is_ingress``: what is near are visitors, not targets.
+
+        ``sends_headers``: each datagram to a target starts with a PROXY header.
+        """
+        self.reactor = reactor
+        self.from_near, self.to_near, self.dropped = counters
+        self.log = log
+        self.is_ingress = is_ingress
+        self.sends_headers = sends_headers
+
+    def with_headers(self) -> UdpForwarder:
+        """Return a forwarder that sends PROXY headers, and is the same otherwise."""
+        counters = NearCounters(self.from_near, self.to_near, self.dropped)
+        return UdpForwarder(self.reactor, counters, log=self.log, is_ingress=self.is_ingress, sends_headers=True)
+
+    def create(
+        self, data: UsedConnection, link: RelayLink, near: socket.SocketType, owner: ForwardingOwner
+    ) -> DatagramRelay:
+        """Join a visitor's flow, or a target's socket, and a data connection. The relay owns both from now on."""
+        visitor: object = near  # the ingress treats a flow as a visitor's socket
+        if isinstance(visitor, DatagramFlow):
+            return VisitorRelay(self, data, link, visitor, owner)
+        return TargetRelay(self, data, link, near, owner)

@@ -1,0 +1,394 @@
+"""Where UDP visitors arrive: one socket, and a flow for each address that has sent something.
+
+A port lives as long as its socket. Its flows outlive the engine that accepted them: where another engine takes the
+socket over, the datagrams of present flows still go to their relays, and the new engine receives the new visitors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast
+
+from tunnel.model.spec import Proto
+from tunnel.runtime import sockets
+from tunnel.runtime.datagram_sockets import (
+    PKTINFO_SPACE,
+    DatagramListener,
+    answer_from,
+    open_datagram_listener,
+)
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from tunnel.model.address import Address
+    from tunnel.runtime.datagram_sockets import Ancillary
+    from tunnel.runtime.reactor import Reactor
+    from tunnel.runtime.sockets import SockAddr
+
+DATAGRAMS_PER_TURN: Final = 64
+"""Datagrams that a socket may deliver before other sockets have their turn."""
+MAX_WAITING: Final = 64
+"""Datagrams of one flow that wait; the oldest gives way to another one."""
+MAX_WAIT_S: Final = 0.1
+"""How long a datagram may wait: a later one is worth more."""
+MAX_START_WAIT_S: Final = 1.0
+"""How long a datagram may wait for the data connection of its flow: it is the visitor's first, as a question of DNS."""
+EVICT_AFTER_S: Final = 1.0
+"""Idle time after which a flow gives way to a new one if there is no room."""
+_EVICTION_INTERVAL_S: Final = 0.1  # a search costs some 0.1 ms for 1000 flows; a flood must not cause one per datagram
+_EVICTED_SHARE: Final = 8  # of the flows, one in so many gives way at once
+
+FlowKey = tuple[object, bytes]
+"""The visitor's socket address, and the local address that it sends to where that is not fixed."""
+
+
+_Place = tuple[asyncio.AbstractEventLoop, int, str, int]
+
+_released: Final[dict[_Place, DatagramListener]] = {}
+"""Sockets that accept no new visitors and still have flows, by event loop and address."""
+
+
+def _place_of(family: int, sockaddr: SockAddr) -> _Place:
+    return asyncio.get_running_loop(), int(family), sockaddr[0], sockaddr[1]
+
+
+def open_visitor_socket(family: socket.AddressFamily, sockaddr: SockAddr) -> DatagramListener:
+    """Return a socket on which UDP visitors are accepted, with flows if an engine that drains has some there.
+
+    Without that, a tunnel could not start again while its former visitors finish. Raises OSError.
+    """
+    listener = _released.pop(_place_of(family, sockaddr), None)
+    if listener is None or listener.port is None:
+        return open_datagram_listener(family, sockaddr)
+    listener.port.hold()
+    return listener
+
+
+class DroppedCounter(Protocol):
+    """Counts the datagrams that are dropped."""
+
+    total: int
+
+
+class FlowReceiver(Protocol):
+    """The relay of a flow."""
+
+    def receive(self, datagram: bytes, now: float) -> None:
+        """Forward a datagram of the visitor."""
+
+    def flush(self) -> None:
+        """Send what was received in this turn."""
+
+    def evict(self) -> None:
+        """End the flow: it is idle, and its place is needed."""
+
+
+class DatagramFlow:
+    """A UDP visitor, in place of the socket that a TCP visitor has. Exists until it is closed.
+
+    Until a relay receives its datagrams, the latest of them wait here.
+    """
+
+    __slots__ = ("_ancillary", "_key", "_port", "_waiting", "acceptor", "last_seen", "peer", "receiver")
+
+    def __init__(
+        self,
+        port: DatagramPort,
+        acceptor: DatagramAcceptor,
+        key: FlowKey,
+        peer: Any,  # noqa: ANN401  a socket address
+        ancillary: list[Ancillary],
+    ) -> None:
+        """``ancillary`` goes with each answer."""
+        self.acceptor = acceptor
+        """what accepted it"""
+        self.peer = peer
+        """the visitor's socket address"""
+        self.last_seen = 0.0
+        """when a datagram went either way, on the monotonic clock"""
+        self.receiver: FlowReceiver | None = None
+        self._port: DatagramPort | None = port
+        self._key = key
+        self._ancillary = ancillary
+        self._waiting: deque[tuple[bytes, float]] = deque(maxlen=MAX_WAITING)
+
+    def attach(self, receiver: FlowReceiver) -> None:
+        """Pass the datagrams on from now on, first those that wait."""
+        self.receiver = receiver
+        now = monotonic()
+        for datagram, received_at in self._waiting:
+            if now - received_at <= MAX_START_WAIT_S:
+                receiver.receive(datagram, now)
+            else:
+                self.acceptor.dropped.total += 1
+        self._waiting.clear()
+
+    def receive(self, datagram: bytes, now: float) -> None:
+        """Keep a datagram until a relay receives it."""
+        if len(self._waiting) == MAX_WAITING:
+            self.acceptor.dropped.total += 1
+        self._waiting.append((datagram, now))
+
+    def send(self, datagram: memoryview | bytes) -> None:
+        """Send a datagram to the visitor. Raises OSError."""
+        port = self._port
+        if port is not None:
+            port.send(datagram, self._ancillary, self.peer)
+
+    # --- as of a socket: what the ingress does with a visitor --------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Return -1: the flow has no descriptor of its own."""
+        return -1
+
+    def setsockopt(self, *_option: object) -> None:
+        """Do nothing: a flow cannot be reset."""
+
+    def getpeername(self) -> Any:  # noqa: ANN401  as of a socket
+        """Return the visitor's socket address."""
+        return self.peer
+
+    def close(self) -> None:
+        """Forget the flow: another datagram of the visitor starts a new one. Calling it twice is allowed."""
+        port, self._port = self._port, None
+        if port is not None:
+            port.remove(self._key)
+            self.receiver = None
+            self.acceptor.dropped.total += len(self._waiting)
+            self._waiting.clear()
+
+
+class DatagramPort:
+    """Reads a socket and tells its flows apart. Owns the socket until the last flow after ``release``."""
+
+    def __init__(self, reactor: Reactor, sock: DatagramListener) -> None:
+        self._reactor = reactor
+        self._sock = sock
+        self._flows: dict[FlowKey, DatagramFlow] = {}
+        self._acceptor: DatagramAcceptor | None = None
+        self._early: deque[tuple[FlowKey, object, list[Ancillary], bytes]] = deque(maxlen=MAX_WAITING)
+        self._receives_addresses = sock.is_wildcard
+        self._is_released = False
+        self._is_open = True
+        self._place = _place_of(sock.family, sock.getsockname())
+        reactor.register(sock, self.ready)
+
+    def __len__(self) -> int:
+        """Number of present flows, of all acceptors."""
+        return len(self._flows)
+
+    def flows_of(self, acceptor: DatagramAcceptor) -> list[DatagramFlow]:
+        """Return the flows that an acceptor has accepted."""
+        return [flow for flow in self._flows.values() if flow.acceptor is acceptor]
+
+    def set_acceptor(self, acceptor: DatagramAcceptor) -> None:
+        """Let this acceptor decide about new visitors, first about those that came while there was none."""
+        self._acceptor = acceptor
+        if self._early:
+            self._reactor.call_again(self.ready)
+
+    def remove_acceptor(self, acceptor: DatagramAcceptor) -> None:
+        """Accept no new visitors for this acceptor; until there is another one, the latest datagrams wait."""
+        if self._acceptor is acceptor:
+            self._acceptor = None
+
+    def release(self) -> None:
+        """Accept no new visitors any more, and close the socket as soon as there is no flow.
+
+        Until then, ``open_visitor_socket`` may return the socket.
+        """
+        self._is_released = True
+        self._acceptor = None
+        self._early.clear()
+        if self._is_open:
+            _released[self._place] = self._sock
+        self._close_unused()
+
+    def hold(self) -> None:
+        """Keep the socket after all: another acceptor follows."""
+        self._is_released = False
+
+    def remove(self, key: FlowKey) -> None:
+        """Forget a flow, which has been closed."""
+        self._flows.pop(key, None)
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        if self._is_released and not self._flows and self._is_open:
+            self._is_open = False
+            _released.pop(self._place, None)
+            self._sock.port = None  # so that closing it really does
+            self._reactor.close(self._sock)
+
+    def send(self, datagram: memoryview | bytes, ancillary: list[Ancillary], peer: Any) -> None:  # noqa: ANN401
+        """Send to a visitor, from the address that the visitor has sent to. Raises OSError."""
+        if ancillary:
+            self._sock.sendmsg((datagram,), ancillary, 0, peer)
+        else:
+            self._sock.sendto(datagram, peer)
+
+    # --- from visitors ----------------------------------------------------------------------------------------------
+
+    def ready(self, _events: int) -> None:
+        """Handle events of the socket: distribute what has arrived, some datagrams in each turn."""
+        now = monotonic()
+        active: dict[FlowReceiver, None] = {}
+        while self._early and self._acceptor is not None:
+            self._deliver(*self._early.popleft(), now, active)
+        self._read(now, active)
+        for receiver in active:
+            receiver.flush()
+
+    def _read(self, now: float, active: dict[FlowReceiver, None]) -> None:
+        scratch, sock, has_address = self._reactor.scratch, self._sock, self._receives_addresses
+        key_address, ancillary = b"", []
+        for _ in range(DATAGRAMS_PER_TURN):
+            if not self._is_open:
+                return
+            try:
+                if has_address:
+                    got, received, _flags, peer = sock.recvmsg_into((scratch,), PKTINFO_SPACE)
+                    key_address = received[0][2] if received else b""
+                    ancillary = received
+                else:
+                    got, peer = sock.recvfrom_into(scratch)
+            except BlockingIOError:
+                break
+            except OSError:
+                continue  # an ICMP error of an earlier answer: it concerns one visitor, and does not say which
+            self._deliver((peer, key_address), peer, ancillary, scratch[:got].tobytes(), now, active)
+        else:
+            self._reactor.call_again(self.ready)
+
+    def _deliver(
+        self,
+        key: FlowKey,
+        peer: object,
+        ancillary: list[Ancillary],
+        datagram: bytes,
+        now: float,
+        active: dict[FlowReceiver, None],
+    ) -> None:
+        """Pass a datagram to its flow, or start one; ``active`` collects the relays that have to send."""
+        flow = self._flows.get(key)
+        if flow is None:
+            self._start_flow(key, peer, ancillary, datagram, now)
+            return
+        flow.last_seen = now
+        receiver = flow.receiver
+        if receiver is None:
+            flow.receive(datagram, now)
+        else:
+            receiver.receive(datagram, now)
+            active[receiver] = None
+
+    def _start_flow(self, key: FlowKey, peer: object, ancillary: list[Ancillary], datagram: bytes, now: float) -> None:
+        """Start a flow with its first datagram, if there is room and the visitor is admitted."""
+        acceptor = self._acceptor
+        if acceptor is None:
+            if not self._is_released:
+                self._early.append((key, peer, ancillary, datagram))
+            return
+        if not acceptor.find_room(now):
+            acceptor.dropped.total += 1
+            return
+        flow = self._flows[key] = DatagramFlow(self, acceptor, key, peer, answer_from(ancillary))
+        flow.last_seen = now
+        flow.receive(datagram, now)
+        acceptor.accept(flow)
+
+    def on_handler_error(self, error: Exception) -> None:
+        """Pass a defect to the end that accepts visitors."""
+        if self._acceptor is None:
+            raise error
+        self._acceptor.on_handler_error(error)
+
+
+class DatagramAcceptor:
+    """Accepts the new visitors of a port for one ingress. In place of an ``Acceptor``."""
+
+    proto: ClassVar = Proto.UDP
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        listener: DatagramListener,
+        on_accept: Callable[[socket.SocketType, object], None],
+        has_room: Callable[[], bool],
+        requested_address: Address,
+        dropped: DroppedCounter,
+    ) -> None:
+        """``on_accept`` gets each new visitor, a ``DatagramFlow`` in place of a socket, and its address."""
+        self.requested_address = requested_address
+        """the address as it is written in the tunnel's spec"""
+        name = listener.getsockname()
+        self.address = sockets.format_address(name)
+        self.port = int(name[1])
+        self.dropped = dropped
+        self.is_waiting_for_room = False
+        """never: what finds no room is dropped"""
+        self._on_accept = on_accept
+        self._has_room = has_room
+        self._evicted_at = 0.0
+        self._listener: DatagramListener | None = listener
+        self._port = listener.port or DatagramPort(reactor, listener)
+        listener.port = self._port
+        self._port.set_acceptor(self)
+
+    def set_callbacks(
+        self, on_accept: Callable[[socket.SocketType, object], None], has_room: Callable[[], bool]
+    ) -> None:
+        """Use other callbacks for the visitors that are accepted from now on."""
+        self._on_accept, self._has_room = on_accept, has_room
+
+    def accept(self, flow: DatagramFlow) -> None:
+        """Let the ingress decide about a new visitor: it closes the flow if that is refused."""
+        self._on_accept(cast("socket.SocketType", flow), flow.peer)  # the flow has what the ingress uses of a socket
+
+    def find_room(self, now: float) -> bool:
+        """Return whether there is room for another visitor, if need be in the place of an idle one."""
+        if self._has_room():
+            return True
+        if now - self._evicted_at < _EVICTION_INTERVAL_S:
+            return False
+        self._evicted_at = now
+        flows = [flow for flow in self._port.flows_of(self) if flow.receiver is not None]
+        idle = sorted(
+            (flow for flow in flows if now - flow.last_seen >= EVICT_AFTER_S), key=lambda flow: flow.last_seen
+        )
+        for flow in idle[: max(1, len(flows) // _EVICTED_SHARE)]:
+            if flow.receiver is not None:
+                flow.receiver.evict()
+        return self._has_room()
+
+    def resume(self) -> None:
+        """Do nothing: no visitor waits for room."""
+
+    def detach_listener(self) -> socket.SocketType | None:
+        """Stop accepting and return the open socket, with its present flows, for a successor; None if it is closed."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            self._port.remove_acceptor(self)
+        return cast("socket.SocketType | None", listener)
+
+    def accept_backlog(self) -> None:
+        """Accept the visitors whose datagrams have arrived."""
+        if self._listener is not None:
+            self._port.ready(0)
+
+    def close(self) -> None:
+        """Accept no more visitors; the socket is closed with the last present one."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+
+    def on_handler_error(self, error: Exception) -> None:
+        """Pass a defect in ``on_accept`` to the object that it is a method of."""
+        owner = getattr(self._on_accept, "__self__", None)
+        if owner is None:
+            raise error
+        owner.on_handler_error(error)
