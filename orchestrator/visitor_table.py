@@ -74,15 +74,26 @@ def format_rate(bits_per_s: int | None) -> str:
 
 
 def format_visitors(visitors: Sequence[VisitorJson]) -> str:
-    """Return a line of headings and one for each visitor; rates only if some are known."""
+    """Return a line of headings and one for each visitor; rates, and seconds held back, only if some are known."""
     has_rates = any(visitor["rates"] for visitor in visitors)
+    has_limits = any(visitor["paused_s"] is not None for visitor in visitors)
     titles = ["TUNNEL", "ADDRESS", "STATE", "AGE", "FROM VISITOR", "TO VISITOR"]
-    rows = [[*titles, *(["RATE FROM", "RATE TO"] if has_rates else []), "TARGET", "ID"]]
+    rows = [
+        [
+            *titles,
+            *(["RATE FROM", "RATE TO"] if has_rates else []),
+            *(["HELD BACK"] if has_limits else []),
+            "TARGET",
+            "ID",
+        ]
+    ]
     for one in visitors:
         rates = one["rates"]
         cells = [one["tunnel"], one["address"] or "-", one["state"], format_age(one["age_s"])]
         cells += [format_bytes(one["bytes"]["in"]), format_bytes(one["bytes"]["out"])]
         if has_rates:
             cells += [format_rate(rates and rates["in_bps"]), format_rate(rates and rates["out_bps"])]
+        if has_limits:
+            cells.append(format_age(one["paused_s"]))
         rows.append([printable(cell) for cell in (*cells, one["target"] or "-", one["id"] or "-")])
     return align_columns(rows)

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from tunnel.model.snapshot import HELP, REFUSED_VISITORS, CountersView, Snapshot
+from tunnel.model.snapshot import HELP, REFUSED_VISITORS, CountersView, RateLimitsView, Snapshot
 from tunnel.model.state import State
 from tunnel.model.targets import TargetState
 
@@ -154,6 +154,12 @@ DAEMON_METRICS: Final[tuple[MetricSpec[DaemonReading], ...]] = (
     _daemon("tasks", "Tasks in the daemon's event loop, without those of workers.", lambda d: d.tasks),
 )
 
+
+def _rate_limit(read: Callable[[RateLimitsView], float | None]) -> Callable[[Snapshot], float | None]:
+    """Return what reads a value of the limits of rates; None without a limit at this end."""
+    return lambda s: read(s.rate_limits) if s.rate_limits else None
+
+
 TUNNEL_METRICS: Final[tuple[MetricSpec[Snapshot], ...]] = (
     _gauge("up", "1 if the tunnel can serve visitors, else 0.", lambda s: float(s.state is State.UP)),
     _gauge("state_since_timestamp_seconds", "Time of the last state change.", lambda s: _timestamp(s.since)),
@@ -179,6 +185,22 @@ TUNNEL_METRICS: Final[tuple[MetricSpec[Snapshot], ...]] = (
         "quota_used_bytes", "Bytes of the tunnel's quota that are used.", lambda s: s.quota.used if s.quota else None
     ),
     _gauge("quota_limit_bytes", "Bytes of the tunnel's quota.", lambda s: s.quota.limit if s.quota else None),
+    _gauge("rate_limit_bits", "Bits per second of all visitors together, each way.", _rate_limit(lambda r: r.rate_bps)),
+    _gauge(
+        "visitor_rate_limit_bits",
+        "Bits per second of each visitor, each way.",
+        _rate_limit(lambda r: r.visitor_rate_bps),
+    ),
+    _counter(
+        "rate_paused_in_seconds",
+        "Time in which a limit of the rate held bytes from visitors back.",
+        _rate_limit(lambda r: r.paused_in_s),
+    ),
+    _counter(
+        "rate_paused_out_seconds",
+        "Time in which a limit of the rate held bytes to visitors back.",
+        _rate_limit(lambda r: r.paused_out_s),
+    ),
     _counter("restarts", "Restarts of the engine after a crash.", lambda s: s.restarts),
     *(_gauge("targets", "Targets of a group by state.", count, label) for label, count in _TARGET_STATES),
     _gauge("state", "1 for the present state of the tunnel.", lambda _: 1, _STATE),

@@ -64,6 +64,7 @@ def advise(path: Path, entries: Iterable[Entry], secrets: SecretPlaces) -> Itera
     for entry in entries:
         yield from _unreachable_addresses(entry)
         yield from _ineffective_options(entry)
+        yield from _ineffective_rates(entry)
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -153,6 +154,14 @@ def _ineffective_options(entry: Entry) -> Iterator[Fault]:
         if origin is not None and origin.source in {"URL", "entry"}:
             text = describe_misplaced(option, spec.role)
             yield Fault(origin.place or entry.origin, f"{text}, or set mode: the target address decides in auto")
+
+
+def _ineffective_rates(entry: Entry) -> Iterator[Fault]:
+    rate, visitor_rate = entry.spec.rate, entry.spec.visitor_rate
+    if rate is not None and visitor_rate is not None and visitor_rate.bits_per_s >= rate.bits_per_s:
+        origin = entry.origins.get("visitor_rate")
+        text = f"visitor_rate {visitor_rate} has no effect: rate {rate} limits all visitors together to that or less"
+        yield Fault((origin.place if origin else None) or entry.origin, f"{text}; lower it, or remove it")
 
 
 def _dialled_wildcards(spec: TunnelSpec) -> Iterator[tuple[str, Address]]:

@@ -104,6 +104,15 @@ class LinkJson(TypedDict):
     since: str
 
 
+class RateLimitsJson(TypedDict):
+    """The limits of the rate at this end, and how long they have held visitors back."""
+
+    rate_bps: int | None
+    visitor_rate_bps: int | None
+    paused_in_s: float
+    paused_out_s: float
+
+
 class TunnelJson(TypedDict, total=False):
     """One tunnel; in a change, only the fields that changed, each whole."""
 
@@ -137,6 +146,7 @@ class TunnelJson(TypedDict, total=False):
     counters: dict[str, int]
     rtt_ms: float | None
     cooldown: CooldownJson
+    rate_limits: RateLimitsJson | None
     quota: QuotaJson | None
     restarts: int
     last_error: str | None
@@ -226,6 +236,7 @@ class VisitorJson(TypedDict):
     target: str | None
     link: str | None
     state: str
+    paused_s: float | None
 
 
 class VisitorsJson(TypedDict):

@@ -30,6 +30,7 @@ def encode_visitor(tunnel: str, seen: VisitorView, now: float) -> VisitorJson:
         "target": seen.target,
         "link": seen.link,
         "state": seen.state,
+        "paused_s": None if seen.paused_s is None else round(seen.paused_s, 3),
     }
 
 

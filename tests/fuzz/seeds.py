@@ -162,6 +162,16 @@ def _networks() -> Seeds:
     yield "none", b"none"
 
 
+def _rates() -> Seeds:
+    yield "bits", b"100mbit"
+    yield "bits-per-second", b" 1.5 Gbit/s"
+    yield "bytes", b"10MB/s"
+    yield "binary", b"0.5GiB/s"
+    yield "ambiguous", b"10Mb"
+    yield "zero", b"0kbit"
+    yield "none", b"none"
+
+
 def _records() -> Seeds:
     writer = RecordWriter(LinkKeys(SECRET), 7, 0, RecordDirection.TO_SERVER)
     sealed = []
@@ -239,6 +249,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         ("datagrams", _datagrams()),
         ("proxy_header", _proxy_headers()),
         ("networks", _networks()),
+        ("rates", _rates()),
         ("mqtt", _mqtt()),
         ("http_check", _http_check()),
     ):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from orchestrator.table import format_table
 from tunnel.model.errors import InvalidValueError, OptionError, UrlError
 from tunnel.model.limits import ConfiguredLimits, Limits
 from tunnel.model.options import OptionLayer, format_options, make_spec
+from tunnel.model.rate import MAX_BITS_PER_S, MIN_BITS_PER_S, RateType
 from tunnel.model.spec import DataTls, Mode, ProxyVersion
 from tunnel.model.url import parse_url
 from tunnel.model.visitor_option_types import NetworksType
@@ -67,6 +69,7 @@ MAX_INPUT_BYTES: Final = {
     "datagrams": 600,
     "proxy_header": 600,
     "networks": 600,
+    "rates": 60,
     "url": 2048,
     "yaml": 4096,
     "variables": 1024,
@@ -236,6 +239,20 @@ def networks(data: bytes) -> None:
     for first, _ in found.networks:
         assert first in found
     assert b"" not in found
+
+
+def rates(data: bytes) -> None:
+    """A rate: printed it is the same rate, within its range, and the pattern of the schema accepts both texts."""
+    kind = RateType()
+    pattern = re.compile(str(kind.json_schemas()[0]["pattern"]))
+    text = data.decode("latin-1")
+    try:
+        found = kind.parse(text, Path())
+    except InvalidValueError:
+        return
+    assert kind.parse(kind.format(found), Path()) == found
+    assert pattern.search(kind.format(found))
+    assert found is None or MIN_BITS_PER_S <= found.bits_per_s <= MAX_BITS_PER_S
 
 
 # --- URL ----------------------------------------------------------------------------------------------------------
@@ -486,6 +503,7 @@ TARGETS: Final[dict[str, Target]] = {
     "datagrams": datagrams,
     "proxy_header": proxy_header,
     "networks": networks,
+    "rates": rates,
     "url": url,
     "yaml": yaml,
     "variables": variables,

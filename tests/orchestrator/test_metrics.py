@@ -17,6 +17,7 @@ from tunnel.model.snapshot import (
     BytesView,
     ConnectionsView,
     CountersView,
+    RateLimitsView,
     RefusedView,
     SignalsView,
     Snapshot,
@@ -106,6 +107,17 @@ def test_each_metric_has_the_value_of_the_snapshot() -> None:
     }
     assert [found["tunnel_refused_total", ("web", what)] for what in ("handshake", "preface", "silence")] == [4, 5, 6]
     assert found["tunnel_state", ("up", "web")] == 1
+
+
+def test_limits_of_the_rate_have_metrics_where_there_are_any() -> None:
+    limits = RateLimitsView(rate_bps=8_000_000, paused_in_s=1.5, paused_out_s=2.0)
+    found = samples(snapshot(rate_limits=limits))
+    values = {name: value for (name, _), value in found.items() if "rate_" in name}
+    assert values == {
+        "tunnel_rate_limit_bits": 8_000_000,
+        "tunnel_rate_paused_in_seconds_total": 1.5,
+        "tunnel_rate_paused_out_seconds_total": 2.0,
+    }
 
 
 def test_the_daemon_has_metrics_of_its_own() -> None:

@@ -30,7 +30,16 @@ from orchestrator.status.contract import (
     is_complete_snapshot,
 )
 from tests.orchestrator.test_status_store import INFO, PLAIN, snapshots
-from tunnel.model.snapshot import BytesView, CountersView, LinkView, QuotaView, Snapshot, TargetChecksView, TargetView
+from tunnel.model.snapshot import (
+    BytesView,
+    CountersView,
+    LinkView,
+    QuotaView,
+    RateLimitsView,
+    Snapshot,
+    TargetChecksView,
+    TargetView,
+)
 from tunnel.model.state import State
 from tunnel.model.targets import TargetState
 
@@ -42,6 +51,7 @@ FULL = replace(
     reason="it waits",
     peer="10.0.0.1:1",
     quota=QuotaView(used=5, limit=10, until="2026-12-01T00:00:00+01:00"),
+    rate_limits=RateLimitsView(rate_bps=8_000, paused_in_s=0.5),
     targets=(
         TargetView(address="a:1", state=TargetState.UP),
         TargetView(address="b:1", state=TargetState.DOWN, checks=TargetChecksView(kind="tcp")),

@@ -111,6 +111,29 @@ def test_a_server_whose_target_shows_that_it_dials_is_warned_about_its_rules(fol
     assert warning.message.endswith("; write it there, or set mode: the target address decides in auto")
 
 
+def test_a_rate_of_each_visitor_that_is_not_below_that_of_all_is_warned_about(folder: Folder) -> None:
+    [warning] = folder.load(entry("visitor_rate: 100mbit", "rate: 100mbit")).warnings
+    assert str(warning).endswith(
+        "tunnels.yaml:5:19: visitor_rate 100mbit has no effect: rate 100mbit limits all visitors together to that or "
+        "less; lower it, or remove it"
+    )
+    assert not folder.load(entry("visitor_rate: 10mbit", "rate: 100mbit")).warnings
+
+
+def test_a_rate_that_is_none_is_a_fault_at_its_place(folder: Folder) -> None:
+    assert folder.faults(entry("rate: 0mbit", "visitor_rate: 10Mbps")) == [
+        "5:11: rate: '0mbit' would stop all visitors; write none for no limit",
+        "6:19: visitor_rate: '10Mbps' could mean bits or bytes; write mbit, or MB/s",
+    ]
+
+
+def test_rates_change_live_and_a_plan_names_the_change(folder: Folder) -> None:
+    old = folder.load(entry("rate: 10MB/s"))
+    plan = diff_manifests(old, folder.load(entry("rate: 1gbit", "visitor_rate: 1mbit")))
+    assert not plan.restart
+    assert plan.change[0].texts == ("rate: 10MB/s → 1gbit", "visitor_rate: none → 1mbit")
+
+
 def test_rules_change_live_and_a_plan_names_the_change(folder: Folder) -> None:
     old = folder.load(entry("deny: 10.0.0.1"))
     many = ", ".join(f"10.0.0.{number}" for number in range(100))

@@ -83,6 +83,12 @@ def test_visitors_sort_by_numbers_not_by_texts() -> None:
     assert set(SORT_KEYS) == {"rate", "bytes", "age", "address", "tunnel", "target"}
 
 
+def test_the_table_shows_how_long_a_limit_held_visitors_back_where_there_is_one() -> None:
+    assert "HELD BACK" not in format_visitors([shown(1)])
+    heading, first, second = format_visitors([shown(1, paused_s=125.25), shown(2)]).split("\n")[:3]
+    assert heading.index("HELD BACK") == first.index("2m05s") == second.index("-", heading.index("HELD BACK"))
+
+
 def test_the_table_shows_rates_only_if_some_are_known() -> None:
     plain = format_visitors([shown()])
     assert plain.split("\n")[0].split() == [

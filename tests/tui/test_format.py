@@ -253,6 +253,16 @@ def test_details_say_that_visitors_speak_udp() -> None:
     assert "protocol" not in texts(detail_lines(view(tunnel("a")).tunnels["a"], None, 120, 0.0, 0.0))
 
 
+def test_details_show_the_limits_of_the_rate_and_how_long_they_held_visitors_back() -> None:
+    limits = {"rate_bps": 100_000_000, "visitor_rate_bps": None, "paused_in_s": 0.2, "paused_out_s": 0.0}
+    shown = texts(detail_lines(view(tunnel("a", rate_limits=limits)).tunnels["a"], None, 120, 0.0, 0.0))
+    assert "rate     100mbit" in shown
+    assert "held back" not in shown
+    limits = {**limits, "visitor_rate_bps": 8_000, "paused_in_s": 12.0, "paused_out_s": 125.0}
+    shown = texts(detail_lines(view(tunnel("a", rate_limits=limits)).tunnels["a"], None, 120, 0.0, 0.0))
+    assert "rate     100mbit, 8kbit for each visitor; held back 2m05s to, 12s from visitors" in shown
+
+
 def test_details_show_the_refused_visitors_and_why() -> None:
     refused = {**REFUSED, "handshakes": 1, "allow": 12, "per_address": 0, "rate": 1}
     shown = texts(detail_lines(view(tunnel("a", refused=refused)).tunnels["a"], None, 120, 0.0, 0.0))

@@ -47,6 +47,7 @@ from tunnel.model.options import (
     render_option_table,
 )
 from tunnel.model.quota import MAX_BYTES, MAX_DAYS, Quota, QuotaType
+from tunnel.model.rate import MAX_BITS_PER_S, MIN_BITS_PER_S, Rate, RateType
 from tunnel.model.settings import Settings
 from tunnel.model.spec import AuthPolicy, DataTls, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.targets import CHECK_OFF, CHECK_TCP, CheckKind, TargetCheck, TargetSpec
@@ -94,8 +95,10 @@ def values_of(option: Option) -> st.SearchStrategy[object]:
             ).map(lambda found: NetworkSet.of(parse_network(str(address)) for address in found))
         case VisitorRateType():
             return st.integers(0, 4_000_000).map(lambda quarters: quarters / 4)
-        case QuotaType():
-            return st.none() | st.builds(Quota, st.integers(1, MAX_BYTES), st.none() | st.integers(1, MAX_DAYS))
+        case QuotaType() | RateType() as kind:
+            quotas = st.builds(Quota, st.integers(1, MAX_BYTES), st.none() | st.integers(1, MAX_DAYS))
+            rates = st.builds(Rate, st.integers(MIN_BITS_PER_S, MAX_BITS_PER_S), st.booleans())
+            return st.none() | (rates if isinstance(kind, RateType) else quotas)
         case _:
             raise NotImplementedError(option)
 
@@ -588,6 +591,7 @@ def test_a_url_fault_and_a_layer_fault_are_told_apart_by_their_type() -> None:
         ("client://h:1/:2?tls_ca=/etc/ca.pem", "tls_ca verifies nothing without tls=2"),
         ("server://:8080/:8080", "the tunnel and the target have the same address, :8080"),
         ("client://h:1/h:2?proto=udp&proxy=v1", "proxy=v1 is a line before a TCP stream; for proto=udp write proxy=v2"),
+        ("server://:1/:2?proto=udp&rate=1mbit", "rate and visitor_rate limit TCP alone"),
         ("server://:1/:2?proto=udp&proxy_from=10.0.0.1", "proxy_from reads the headers of TCP connections alone"),
         ("server://h:8080/h:8080", "the tunnel and the target have the same address, h:8080"),
         (

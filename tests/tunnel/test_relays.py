@@ -23,6 +23,7 @@ from tunnel.runtime.reactor import Reactor
 
 if TYPE_CHECKING:
     from tunnel.forwarding.base import ForwardedVisitor, ForwardingOwner, RelayLink, UsedConnection
+    from tunnel.forwarding.flow import Flow
 
 VANISHED_AFTER_S = 0.05
 
@@ -45,6 +46,7 @@ class FakeVisitor:
         self.moved = 0
         self.ended: VisitorEnd | None = None
         self.is_freed = False
+        self.flows: tuple[Flow, ...] = ()
         self._owner = owner
 
     def start(self, near_events: int | None, far_events: int) -> None: ...

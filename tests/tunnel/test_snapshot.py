@@ -16,17 +16,15 @@ from tunnel.model.snapshot import (
     ConnectionsView,
     CooldownView,
     CountersView,
-    LinkFacts,
     LinkView,
     PoolView,
     RefusedView,
     SignalsView,
     Snapshot,
-    SnapshotBuilder,
-    SnapshotInput,
     TargetChecksView,
     TargetView,
 )
+from tunnel.model.snapshot_builder import LinkFacts, SnapshotBuilder, SnapshotInput
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State, StateRecord
 from tunnel.model.targets import TargetState
@@ -106,6 +104,7 @@ CONTRACT = {
     },
     "rtt_ms": 0.4,
     "cooldown": {"remaining_s": 0.0, "attempt": 0},
+    "rate_limits": None,
     "quota": None,
     "restarts": 0,
     "last_error": None,
@@ -205,7 +204,7 @@ def _values() -> SnapshotInput:
         idle=0, capacity=0, links=(), dialing=0, queued=0, rtt=0.25, signals=0, active=0, total=0, failed=0,
         from_visitors=3, to_visitors=4, refused_handshakes=0, refused_prefaces=0, silent=0,
         refused_visitors=RefusedView(),
-        counters=CountersView(links=2), attempt=1, remaining=1.5, error=None,
+        counters=CountersView(links=2), rate_limits=None, attempt=1, remaining=1.5, error=None,
     )  # fmt: skip
 
 

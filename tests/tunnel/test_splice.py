@@ -15,7 +15,6 @@ def test_an_empty_pipe_is_kept_and_reused() -> None:
         pipes = PipePool()
         pipe = pipes.acquire()
         assert pipe is not None
-        assert pipe.size >= 4096
         pipes.release(pipe)
         assert pipes.acquire() is pipe
         pipes.release(pipe)

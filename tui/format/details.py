@@ -29,6 +29,7 @@ from tui.format.text import (
 from tui.model.states import STATE_MEANINGS
 from tui.model.tunnels import HistorySample, Tunnel, parse_timestamp
 from tunnel.model.quota import describe_size
+from tunnel.model.rate import Rate
 from tunnel.model.state import State
 
 if TYPE_CHECKING:
@@ -188,6 +189,20 @@ def _quota(tunnel: Tunnel, _: float) -> str:
     return f"{describe_size(quota['used'])} of {describe_size(quota['limit'])} used, {part} %{until}"
 
 
+def _rate(tunnel: Tunnel, _: float) -> str:
+    limits = tunnel.data.get("rate_limits")
+    if not limits:
+        return ""
+    rates = (("", limits["rate_bps"]), (" for each visitor", limits["visitor_rate_bps"]))
+    texts = [f"{Rate(bits)}{whose}" for whose, bits in rates if bits is not None]
+    held = [
+        f"{format_seconds(seconds)} {way}"
+        for way, seconds in (("to", limits["paused_out_s"]), ("from", limits["paused_in_s"]))
+        if seconds >= 1
+    ]
+    return ", ".join(texts) + (f"; held back {', '.join(held)} visitors" if held else "")
+
+
 def _refused(tunnel: Tunnel, _: float) -> str:
     refused = tunnel.refused
     count = refused.get("handshakes", 0) + refused.get("prefaces", 0) + refused.get("silent", 0)
@@ -256,6 +271,7 @@ _FACTS: Final[tuple[tuple[str, Callable[[Tunnel, float], str]], ...]] = (
     ("visitors", _visitors),
     ("failed", lambda t, _: str(t.connections.get("failed") or "")),
     ("bytes", _bytes),
+    ("rate", _rate),
     ("quota", _quota),
     ("refused", _refused),
     ("restarts", lambda t, _: str(t.data.get("restarts") or "")),

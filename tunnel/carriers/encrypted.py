@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tunnel.forwarding.flow import CRYPTED, DRAINED, ENDED, LIVE, STOPPED, ByteCounter, Flow, FlowState, SourceState
+from tunnel.forwarding.flow import (
+    CRYPTED,
+    DRAINED,
+    ENDED,
+    LIVE,
+    OPEN,
+    STOPPED,
+    ByteCounter,
+    Flow,
+    FlowState,
+    SourceState,
+)
+from tunnel.forwarding.limited_flow import LimitedFlow
 from tunnel.protocol.records import (
     HEADER_BYTES,
     MAX_CONTENT_BYTES,
@@ -30,6 +42,12 @@ def content_places(scratch: memoryview) -> list[memoryview]:
     """The places in the shared buffer where content is received, each behind the place of its record's header."""
     starts = range(HEADER_BYTES, _READ_BYTES, MAX_RECORD_BYTES)
     return [scratch[at : at + MAX_CONTENT_BYTES] for at in starts]
+
+
+def _bound_places(places: list[memoryview], allowed: int) -> list[memoryview]:
+    """Return the first places, with room for ``allowed`` bytes together at most."""
+    full, left = divmod(allowed, MAX_CONTENT_BYTES)
+    return places[:full] + [place[:left] for place in places[full : full + 1] if left]
 
 
 class EncryptingFlow(Flow):
@@ -223,6 +241,68 @@ class RecordCodec:
         if reader.has_ended:
             raise RecordError("the end of a stream that has none")
         return contents
+
+
+class LimitedEncryptingFlow(LimitedFlow, EncryptingFlow):
+    """Encrypts at a limited rate."""
+
+    __slots__ = ()
+    unlimited = EncryptingFlow
+
+    def _transfer_within(self, allowed: int) -> int:
+        self._places = _bound_places(content_places(self._scratch), allowed)
+        bound = sum(map(len, self._places)) if self._is_bulk else len(self._places[0])
+        before = self._passed
+        cost = super(LimitedFlow, self)._transfer()
+        return CRYPTED if cost == DRAINED and self._passed - before == bound else cost
+
+    def _unbind_reads(self) -> None:
+        self._places = content_places(self._scratch)
+
+
+class LimitedDecryptingFlow(LimitedFlow, DecryptingFlow):
+    """Decrypts at a limited rate."""
+
+    __slots__ = ()
+    unlimited = DecryptingFlow
+
+    def _transfer_within(self, allowed: int) -> int:
+        if not self._pending:
+            self._room = self._scratch[: min(_READ_BYTES, len(self._reader.rest) + allowed)]
+            cost = super(LimitedFlow, self)._transfer()
+            return CRYPTED if self._pending and self.state is OPEN else cost
+        return CRYPTED if self._send_allowed() else STOPPED
+
+    def _deliver(self, contents: list[memoryview]) -> bool:
+        """Send contents as far as the limit permits; what is left of a record waits for the next transfer."""
+        if sum(map(len, contents)) <= self.limit.allowed:
+            return super()._deliver(contents)
+        self._pending = b"".join(contents)
+        self._send_allowed()
+        return False
+
+    def _send_allowed(self) -> bool:
+        """Send what the limit permits of the contents that wait; return whether the sink took it."""
+        pending = memoryview(self._pending)
+        allowed = pending[: self.limit.allowed]
+        try:
+            sent = self._sink.send(allowed)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._pending = b""
+            self._on_sink_failed()
+            return False
+        self._counter.total += sent
+        self._passed += sent
+        self._pending = pending[sent:] if sent < len(pending) else b""
+        if sent < len(allowed):
+            self.state = FlowState.BLOCKED
+            return False
+        return True
+
+    def _unbind_reads(self) -> None:
+        self._room = self._scratch[:_READ_BYTES]
 
 
 class EncryptedCarrier:

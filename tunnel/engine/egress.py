@@ -87,7 +87,7 @@ class Egress(TunnelEnd):
 
     def apply_settings(self, spec: TunnelSpec, max_visitors: int) -> None:
         """Use targets and settings of a spec; the number of visitors concerns the ingress."""
-        self.relays.set_time_limits(spec.idle_limit(End.EGRESS), spec.max_age)
+        self.relays.apply_limits(spec, End.EGRESS)
         self._check_options(spec, End.EGRESS)
         self.relays.set_forwarder(with_proxy_header(self._forwarder, spec.proxy))
         if spec.is_target_group is isinstance(self._dialler, TargetGroup):

@@ -22,7 +22,7 @@ from tunnel.engine.tunnel_end import create_end_parts
 from tunnel.engine.visitor_list import kick_visitors, list_visitors
 from tunnel.model.events import EventKind, EventLog
 from tunnel.model.limits import default_limits
-from tunnel.model.snapshot import SnapshotBuilder, SnapshotInput
+from tunnel.model.snapshot_builder import SnapshotBuilder, SnapshotInput
 from tunnel.model.spec import LogLevel, Role
 from tunnel.model.state import STATES, State, StateRecord
 from tunnel.model.wording import format_delay, plural
@@ -368,8 +368,7 @@ class Engine(ABC):
 
     def _close_end(self) -> None:
         end, self._end, self._retry_target = self._end, None, None
-        cut = end.close() if end is not None else 0
-        if cut:
+        if cut := end.close() if end is not None else 0:
             verb = "was" if cut == 1 else "were"
             self._event_log.log_warn(EventKind.VISITOR, f"{plural(cut, 'visitor')} {verb} disconnected")
 
@@ -423,6 +422,7 @@ class Engine(ABC):
             silent=stats.silent,
             refused_visitors=stats.refused_visitors,
             counters=stats.current_counters(),
+            rate_limits=end.rate_limits if end is not None else None,
             attempt=attempt,
             remaining=remaining_s,
             error=self._last_error,

@@ -159,7 +159,7 @@ class Ingress(TunnelEnd):
     def apply_settings(self, spec: TunnelSpec, max_visitors: int) -> None:
         """Use limits and rules of admission for the visitors that come from now on; no present one is disconnected."""
         self._max_visitors, self._max_queued = max_visitors, spec.settings.signal_queue_limit
-        self.relays.set_time_limits(spec.idle_limit(End.INGRESS), spec.max_age)
+        self.relays.apply_limits(spec, End.INGRESS)
         self._check_options(spec, End.INGRESS)
         self._apply_rules(AdmissionRules.of(spec), spec.proxy_from)
         self._balanced.configure(spec.balance, spec.slowstart)

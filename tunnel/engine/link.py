@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from tunnel.carriers import create_carrier
 from tunnel.engine.capacity import surplus
 from tunnel.engine.pool import DataConnection, Pool
-from tunnel.model.snapshot import LinkFacts
+from tunnel.model.snapshot_builder import LinkFacts
 from tunnel.model.spec import REUSE, SHARE
 from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, ShareChanged, TargetStatus
 from tunnel.protocol.heartbeat import Heartbeat

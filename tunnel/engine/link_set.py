@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from tunnel.engine.link import Link
     from tunnel.engine.tunnel_end import TunnelEnd
-    from tunnel.model.snapshot import LinkFacts
+    from tunnel.model.snapshot_builder import LinkFacts
     from tunnel.model.spec import TunnelSpec
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.time_limits import TimeLimits
+from tunnel.forwarding.tunnel_rates import RateLimitedForwarder, TunnelRates
 from tunnel.model.events import VISITOR, EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.visitor_end import VisitorEnd
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tunnel.engine.pool import DataConnection
     from tunnel.forwarding.base import ForwardedVisitor, Forwarder, ForwardingOwner, RelayLink
     from tunnel.model.events import EventLog
+    from tunnel.model.rate import Rate
+    from tunnel.model.spec import End, TunnelSpec
     from tunnel.runtime.reactor import Reactor
 
 _MAINTENANCE_INTERVAL_S: Final = 5.0  # also the age at which a relay is worth the system calls that enable keepalive
@@ -60,6 +63,9 @@ class RelaySet:
         self.active = 0
         """relays that run now"""
         self._reactor = reactor
+        self.rates = TunnelRates(reactor)
+        """the limits of the rates at this end"""
+        self._unlimited = forwarder
         self._forwarder = forwarder
         self._event_log = event_log
         self._on_first_relay = on_first_relay
@@ -81,7 +87,13 @@ class RelaySet:
 
     def set_forwarder(self, forwarder: Forwarder) -> None:
         """Forward the visitors that come from now on with another forwarder."""
-        self._forwarder = forwarder
+        self._unlimited = forwarder
+        self._forwarder = RateLimitedForwarder(forwarder, self.rates) if self.rates.is_limited else forwarder
+
+    def set_rates(self, rate: Rate | None, visitor_rate: Rate | None) -> None:
+        """Limit the rates of all visitors together, and of each; None: no limit. Of present ones, too."""
+        self.rates.set_rates(rate, visitor_rate, self.running())
+        self.set_forwarder(self._unlimited)
 
     def set_close_callback(self, on_relay_closed: Callable[[ForwardedVisitor], None]) -> None:
         """Call this with each relay that ends from now on, instead of the former callback."""
@@ -198,6 +210,11 @@ class RelaySet:
             **{VISITOR: relay.describe_visitor(), "id": visitor_id(relay.link.ident, relay.ident, relay.use)},
         )
 
+    def apply_limits(self, spec: TunnelSpec, end: End) -> None:
+        """Use the time limits and the rates of a spec, also for present visitors."""
+        self.set_time_limits(spec.idle_limit(end), spec.max_age)
+        self.set_rates(spec.rate, spec.visitor_rate)
+
     def set_time_limits(self, idle_timeout_s: float, max_age_s: float) -> None:
         """Disconnect visitors that are idle, or connected, for longer than this; 0: no limit. Present ones, too."""
         has_limits = bool(idle_timeout_s or max_age_s)
@@ -296,6 +313,7 @@ class RelaySet:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.rates.close()
         running = self.running()
         for relay in running:
             relay.close(VisitorEnd.TUNNEL_CLOSED)

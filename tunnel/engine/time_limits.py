@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tunnel.forwarding.limited_flow import PAUSED
 from tunnel.model.visitor_end import VisitorEnd
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class TimeLimits:
         before = self.seen.get(relay)
         if before is None:
             before = passed, now if passed else relay.started_at
-        elif before[0] != passed:
+        elif before[0] != passed or any(flow.state is PAUSED for flow in relay.flows):
             before = passed, now
         self.met[relay] = before
         return VisitorEnd.IDLE_TIMEOUT if now - before[1] >= self.idle_timeout_s else None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tunnel.forwarding import Forwarder, VisitorLog
     from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.events import EventLog
-    from tunnel.model.snapshot import TargetView
+    from tunnel.model.snapshot import RateLimitsView, TargetView
     from tunnel.model.spec import End, TunnelSpec
     from tunnel.model.visitors import VisitorSelector, VisitorView
     from tunnel.runtime.reactor import Reactor
@@ -125,6 +125,11 @@ class TunnelEnd(ABC):
     def targets(self) -> tuple[TargetView, ...]:
         """The targets that this end dials, as observers see them; the same object while nothing changes."""
         return ()
+
+    @property
+    def rate_limits(self) -> RateLimitsView | None:
+        """The limits of the rates at this end; None without one."""
+        return self.relays.rates.view(is_ingress=self.is_ingress)
 
     def set_target_drained(self, address: str, *, is_drained: bool) -> bool:
         """Give one of several targets no new visitors, or new ones again; return whether this end dials it."""

@@ -10,6 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
+from tunnel.forwarding.limited_flow import paused_s
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.model.visitors import CONNECTED, VisitorView, visitor_id
 from tunnel.protocol.visitor_address import unpack_address
@@ -78,6 +79,7 @@ def describe(relay: ForwardedVisitor, end: TunnelEnd, offset_s: float) -> Visito
         None if is_ingress else relay.describe_near(),
         relay.link.ident,
         CONNECTED,
+        paused_s(relay.flows),
     )
 
 

@@ -148,6 +148,10 @@ class ForwardedVisitor(Protocol):
     def describe_near(self) -> str | None:
         """Return the address of the peer on the near side, the visitor's or the target's, as text; None: unknown."""
 
+    @property
+    def flows(self) -> tuple[Flow, ...]:
+        """The flows from near and to near, while the visitor is connected; none if it has no streams of bytes."""
+
     def passed(self) -> tuple[int, int]:
         """Return the bytes that came from the near side, and those that went to it, while the visitor is connected."""
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import socket
 
     from tunnel.forwarding.base import ForwardingOwner, RelayLink, UsedConnection
+    from tunnel.forwarding.flow import Flow
     from tunnel.forwarding.udp import UdpForwarder
 
 _MAX_UNSENT_BYTES: Final = 1  # what the connection does not send at once is to wait here, where it can be dropped
@@ -172,6 +173,11 @@ class DatagramRelay(ABC):
     def describe_visitor(self) -> str:
         """Return the visitor's address as text."""
         return sockets.format_address(unpack_address(self.visitor_address))
+
+    @property
+    def flows(self) -> tuple[Flow, ...]:
+        """None: datagrams are no streams of bytes."""
+        return ()
 
     def passed(self) -> tuple[int, int]:
         """Return the bytes that came from the near side, and those that went to it."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from tunnel.runtime.reactor import ERROR, HANGUP, READ_WRITE, READABLE, URGENT, WRITABLE
 
 if TYPE_CHECKING:
+    from tunnel.forwarding.rate_limiter import FlowLimit
     from tunnel.forwarding.tcp import Relay
 
 
@@ -24,6 +25,8 @@ class FlowState(enum.Enum):
     OPEN = enum.auto()
     BLOCKED = enum.auto()
     """the sink takes no more; bytes that were read wait in this flow"""
+    PAUSED = enum.auto()
+    """a limit of the rate permits no more now; what the source has waits there"""
     CLOSING = enum.auto()
     """the source has ended; the last bytes that announce its end wait for the sink"""
     UNANNOUNCED = enum.auto()
@@ -83,11 +86,14 @@ class Flow(ABC):
         "_sink",
         "_source",
         "_source_state",
+        "limit",
         "peer",
         "relay",
         "state",
     )
 
+    limit: FlowLimit
+    """set only in flows whose rate is limited (``tunnel.forwarding.limited_flow``)"""
     peer: Flow
     """the other direction"""
 
@@ -115,7 +121,7 @@ class Flow(ABC):
             return
         if self.peer.state is not OPEN and events & WRITABLE:
             self.peer.resume()
-        if self.state is not OPEN:  # the one place where reading pauses: back pressure, and any limit of the rate
+        if self.state is not OPEN:  # the one place where reading pauses: back pressure, and a limit of the rate
             return
         spent = 0
         while (cost := self._transfer()) > 0:

@@ -18,7 +18,7 @@ from tunnel.model.visitor_end import VisitorEnd
 from tunnel.protocol.visitor_address import unpack_address
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import READABLE
-from tunnel.runtime.splice import FLAGS
+from tunnel.runtime.splice import FLAGS, PIPE_SIZE
 
 if TYPE_CHECKING:
     from tunnel.forwarding.base import ForwardingOwner, RelayLink, UsedConnection
@@ -46,12 +46,14 @@ DEFAULT_LIMITS: Final = RelayLimits()
 class PlainFlow(Flow):
     """Between two plain sockets: copies through the reactor's buffer, and splices bulk."""
 
-    __slots__ = ("_burst_start", "_pipe")
+    __slots__ = ("_burst_start", "_pipe", "_splice_bytes")
 
     _pipe: Pipe | None
     """pipe with bytes in it, or through which they move; set only while ``_is_bulk``"""
     _burst_start: int
     """bytes passed before the present pipe was acquired"""
+    _splice_bytes: int
+    """the most that is read at once while ``_is_bulk``"""
 
     def _transfer(self) -> int:
         if self._is_bulk:
@@ -85,8 +87,12 @@ class PlainFlow(Flow):
     def _yield_turn(self) -> None:
         super()._yield_turn()
         if not self._is_bulk and self.relay.forwarder.pipes.can_splice:
-            self._is_bulk = True
-            self._pipe = None
+            self._start_bulk(PIPE_SIZE)
+
+    def _start_bulk(self, splice_bytes: int) -> None:
+        self._is_bulk = True
+        self._pipe = None
+        self._splice_bytes = splice_bytes
 
     def _splice(self) -> int:
         """Fill a pipe from the source and empty it into the sink."""
@@ -96,7 +102,7 @@ class PlainFlow(Flow):
             return COPIED
         if not pipe.buffered:
             try:
-                pipe.buffered = os.splice(self._source.fileno(), pipe.write_fd, pipe.size, flags=FLAGS)
+                pipe.buffered = os.splice(self._source.fileno(), pipe.write_fd, self._splice_bytes, flags=FLAGS)
             except BlockingIOError:  # the pipe is empty, so it is the source that has nothing
                 if self._source_state is not LIVE:  # or it is at the mark of urgent data, which only a read passes
                     self._end_bulk()
@@ -266,6 +272,11 @@ class Relay:
             return sockets.format_address(self._near.getpeername())
         except OSError:
             return None
+
+    @property
+    def flows(self) -> tuple[Flow, Flow]:
+        """The flows from near and to near; of an open relay only."""
+        return self._from_near, self._to_near
 
     def passed(self) -> tuple[int, int]:
         """Return the bytes that came from the near side, and those that went to it; of an open relay only."""

@@ -29,6 +29,8 @@ def check_combinations(spec: TunnelSpec) -> None:
         raise UrlError("proxy=v1 is a line before a TCP stream; for proto=udp write proxy=v2", 0)
     if spec.proto is Proto.UDP and spec.proxy_from:
         raise UrlError("proxy_from reads the headers of TCP connections alone; remove proxy_from or proto=udp", 0)
+    if spec.proto is Proto.UDP and (spec.rate is not None or spec.visitor_rate is not None):
+        raise UrlError("rate and visitor_rate limit TCP alone; write none for both, or remove proto=udp", 0)
     for target in (each.address for each in spec.members):
         if spec.tunnel.port and spec.tunnel.port == target.port and _is_same_host(spec.tunnel, target):
             message = "the tunnel and the target have the same address, {}; they need different ports"

@@ -32,6 +32,7 @@ from tunnel.model.option_types import (
     ServiceType,
 )
 from tunnel.model.quota import QuotaType
+from tunnel.model.rate import RateType
 from tunnel.model.settings import Settings
 from tunnel.model.spec import (
     MAX_CLIENTS,
@@ -178,13 +179,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
             variable="NODEPASS_ORCH_KEY",
             is_secret=True,
         ),
-        Option(
-            name="log",
-            type=_LEVELS,
-            attribute="log",
-            doc="events of this level and above are logged",
-            is_live=True,
-        ),
+        _live("log", _LEVELS, "events of this level and above are logged"),
         _fixed(
             "mode",
             _MODES,
@@ -245,6 +240,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
         _live("idle_timeout", DurationType(0.0), "a visitor is disconnected after so long without a byte; `0`: never"),
         _live("udp_timeout", DurationType(), "a UDP visitor is forgotten after so long without a datagram"),
         _live("max_age", DurationType(0.0), "a visitor is disconnected after so long in any case; `0`: never"),
+        _live("rate", RateType(), "bytes of all visitors together, each direction by itself, where it is written"),
+        _live("visitor_rate", RateType(), "bytes of each visitor, each direction by itself, where it is written"),
         _visitor_rule("allow", NetworksType(), "visitors from other addresses are refused"),
         _visitor_rule("deny", NetworksType(), "visitors from these addresses are refused, also if `allow` has them"),
         _visitor_rule("max_per_address", IntegerType(0, 1_000_000), "visitors of one address at once; `0`: no limit"),

@@ -6,23 +6,15 @@ Snapshots are immutable and can be pickled, because they cross process boundarie
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from tunnel.model.links import LinkState
-from tunnel.model.spec import Carrier
 from tunnel.model.state import State
 from tunnel.model.targets import TargetState
-from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from tunnel.model.events import Event
-    from tunnel.model.limits import Limits
-    from tunnel.model.spec import Direction, TunnelSpec
-    from tunnel.model.state import StateRecord
 
 
 HELP: Final = "help"
@@ -207,6 +199,20 @@ class LinkView(_View):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimitsView(_View):
+    """The limits of the rate at this end, each for both directions, and how long they have held visitors back."""
+
+    rate_bps: int | None = None
+    """bits per second of all visitors together; None: no limit"""
+    visitor_rate_bps: int | None = None
+    """bits per second of each visitor; None: no limit"""
+    paused_in_s: float = 0.0
+    """seconds so far in which bytes from at least one visitor waited"""
+    paused_out_s: float = 0.0
+    """seconds so far in which bytes to at least one visitor waited"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A tunnel at one moment. An unknown value is None, never an estimate. Timestamps are RFC 3339."""
 
@@ -248,6 +254,8 @@ class Snapshot:
     counters: CountersView = CountersView()
     rtt_ms: float | None = None
     cooldown: CooldownView
+    rate_limits: RateLimitsView | None = None
+    """None without a limit at this end"""
     quota: QuotaView | None = None
     """None without a quota"""
     restarts: int = 0
@@ -281,6 +289,7 @@ _VIEWS: Final = (
     CooldownView,
     TargetChecksView,
     TargetView,
+    RateLimitsView,
     QuotaView,
     LinkView,
     Snapshot,
@@ -294,148 +303,3 @@ _READERS: Final[dict[type, tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]]]
 }
 """The JSON names of each class, and what reads all its fields at once."""
 _FIELD_READERS: Final = {part.name: attrgetter(part.name) for part in fields(Snapshot)}
-
-
-class LinkFacts(NamedTuple):
-    """One link at one moment, as the engine reads it."""
-
-    id: str
-    client: str | None
-    peer: str
-    target_error: str | None
-    is_usable: bool
-    is_drained: bool
-    weight: int
-    backup: bool
-    pool: int
-    rtt: float | None
-    visitors: int
-    since: float
-
-
-class SnapshotInput(NamedTuple):
-    """A tunnel at one moment, as the engine reads it: cheap to collect and to compare.
-
-    Hundreds are collected several times a second, and most equal the one before.
-    """
-
-    spec: TunnelSpec
-    record: StateRecord
-    direction: Direction | None
-    tunnel_addr: str | None
-    target_addr: str | None
-    targets: tuple[TargetView, ...]
-    data_addr: str | None
-    peer: str | None
-    link: str | None
-    key_name: str | None
-    carrier: Carrier | None
-    limits: Limits
-    idle: int
-    capacity: int
-    links: tuple[LinkFacts, ...]
-    dialing: int | None
-    queued: int
-    rtt: float | None
-    signals: int
-    active: int
-    total: int
-    failed: int
-    from_visitors: int
-    to_visitors: int
-    refused_handshakes: int
-    refused_prefaces: int
-    silent: int
-    refused_visitors: RefusedView
-    counters: CountersView
-    attempt: int
-    remaining: float
-    error: Event | None
-
-
-def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
-    """Build a snapshot. Addresses that are not known yet are those of the spec."""
-    spec, record, limits, error = values.spec, values.record, values.limits, values.error
-    return Snapshot(
-        name=name,
-        role=spec.role.value,
-        direction=values.direction.value if values.direction else None,
-        state=record.state,
-        reason=record.reason,
-        since=format_timestamp(record.since),
-        tunnel_addr=values.tunnel_addr or str(spec.tunnel),
-        target_addr=values.target_addr or spec.target_text,
-        targets=values.targets,
-        data_addr=values.data_addr,
-        peer=values.peer,
-        link=values.link,
-        auth=spec.auth,
-        service=spec.service,
-        proto=spec.proto.value,
-        key_name=values.key_name,
-        data_tls=int(spec.data_tls) or int(values.carrier is Carrier.ENCRYPTED),
-        carrier=values.carrier.value if values.carrier else None,
-        links=tuple(map(_build_link, values.links)),
-        pool=PoolView(
-            idle=values.idle,
-            capacity=max(values.capacity, limits.pool_min),
-            dialing=values.dialing,
-            min=limits.pool_min,
-            max=limits.pool_max,
-        ),
-        signals=SignalsView(queued=values.queued, limit=spec.settings.signal_queue_limit, total=values.signals),
-        connections=ConnectionsView(
-            active=values.active, total=values.total, failed=values.failed, limit=limits.visitors
-        ),
-        bytes=BytesView(from_visitors=values.from_visitors, to_visitors=values.to_visitors),
-        refused=replace(
-            values.refused_visitors,
-            handshakes=values.refused_handshakes,
-            prefaces=values.refused_prefaces,
-            silent=values.silent,
-        ),
-        counters=values.counters,
-        rtt_ms=None if values.rtt is None else round(values.rtt * 1000, 3),
-        cooldown=CooldownView(remaining_s=round(values.remaining, 3), attempt=values.attempt),
-        last_error=error.text if error else None,
-        last_error_at=format_timestamp(error.ts) if error else None,
-    )
-
-
-def _build_link(link: LinkFacts) -> LinkView:
-    if link.is_drained:
-        state = LinkState.DRAINING if link.visitors else LinkState.DRAINED
-    else:
-        state = LinkState.COOLDOWN if link.target_error else LinkState.UP if link.is_usable else LinkState.CONNECTING
-    return LinkView(
-        id=link.id,
-        client=link.client,
-        peer=link.peer,
-        state=state.value,
-        reason=link.target_error,
-        weight=link.weight,
-        backup=link.backup,
-        pool=link.pool,
-        rtt_ms=None if link.rtt is None else round(link.rtt * 1000, 3),
-        visitors=link.visitors,
-        since=format_timestamp(link.since),
-    )
-
-
-class SnapshotBuilder:
-    """Builds the snapshots of one tunnel.
-
-    It returns the same object while nothing changes, so that readers can compare snapshots with ``is``.
-    """
-
-    __slots__ = ("_last", "_name")
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._last: tuple[SnapshotInput, Snapshot] | None = None
-
-    def build(self, values: SnapshotInput) -> Snapshot:
-        """Return the snapshot of these values."""
-        if self._last is None or values != self._last[0]:
-            self._last = (values, _build_snapshot(self._name, values))
-        return self._last[1]

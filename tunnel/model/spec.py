@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tunnel.model.address import Address
     from tunnel.model.keys import Key, NamedKey
     from tunnel.model.quota import Quota
+    from tunnel.model.rate import Rate
     from tunnel.model.targets import TargetCheck
 
 REUSE: Final = "reuse"
@@ -188,6 +189,10 @@ class TunnelSpec:
     """seconds without a datagram after which a UDP flow ends"""
     max_age: float = 0.0
     """seconds after which a visitor is disconnected; 0: never"""
+    rate: Rate | None = None
+    """of all visitors together, each direction by itself; None: no limit"""
+    visitor_rate: Rate | None = None
+    """of each visitor, each direction by itself; None: no limit"""
     log: LogLevel = LogLevel.INFO
     allow: NetworkSet = NO_NETWORKS
     """ingress: the networks whose visitors are accepted; none: all"""

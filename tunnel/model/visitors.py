@@ -32,6 +32,8 @@ class VisitorView(NamedTuple):
     link: str | None
     state: str
     """``queued`` (no data connection yet), ``dialing`` (no target yet) or ``connected``"""
+    paused_s: float | None = None
+    """seconds in which a limit of the rate held the more delayed of the two directions back; None without a limit"""
 
 
 QUEUED: Final = "queued"

@@ -26,14 +26,13 @@ _MAX_PIPES_IN_USE: Final = 256
 class Pipe:
     """One pipe, and the number of bytes in it."""
 
-    __slots__ = ("buffered", "read_fd", "size", "write_fd")
+    __slots__ = ("buffered", "read_fd", "write_fd")
 
     def __init__(self) -> None:
         self.read_fd, self.write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.buffered = 0
         with contextlib.suppress(OSError):  # over the user's quota: the pipe works at its present size
             fcntl.fcntl(self.write_fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        self.size = fcntl.fcntl(self.write_fd, fcntl.F_GETPIPE_SZ)
 
     def read_buffered(self) -> bytes:
         """Take the bytes out of the pipe, so that they can be sent without splicing."""
