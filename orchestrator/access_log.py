@@ -81,14 +81,15 @@ class AccessLog:
     def _report(self, problem: str) -> None:
         _, lost = self.status()
         if problem:
-            text = f"access log: {problem}; lines are lost until then, visitors are not affected"
+            text = f"access log: {problem}; visitors are not affected"
             self._event_log.warn_throttled(EventKind.LOG, "access log", text)
         else:
-            self._event_log.log_info(EventKind.LOG, f"access log: lines are written again; {lost} were lost")
+            self._event_log.log_info(EventKind.LOG, f"access log: the problem is over; lines lost so far: {lost}")
 
 
 def _event_of(line: dict[str, object]) -> Event:
-    text = f"visitor {line['address']} has left: {line['end']}"
+    visitor = f"visitor {line['address']}" if line["address"] else "a visitor"
+    text = f"{visitor} has left: {line['end']}"
     if line["duration_s"] is not None:
         text += f", {line['duration_s']} s"
     if line["reason"]:

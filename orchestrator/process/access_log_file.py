@@ -68,7 +68,8 @@ class AccessLogFile:
                 self._queued_bytes += len(data)
                 self._turn.notify()
                 return
-        self._report("the file system does not take the lines in time" if is_full else "no thread can be started")
+        reason = "the file system does not take the lines in time" if is_full else "no thread can be started"
+        self._report(f"{reason}; lines are lost")
 
     def reopen(self) -> None:
         """Open the file at the path again before the next line: another program may have renamed it."""
@@ -107,7 +108,9 @@ class AccessLogFile:
                 self._queued_bytes -= len(data)
                 self.lines += lines - lost
                 self.lost += lost
-            self._report(problem)
+                is_behind = bool(self._queue)
+            if problem or not is_behind:  # while lines wait, the next ones may be lost again
+                self._report(problem)
         if self._fd >= 0:
             os.close(self._fd)
 
@@ -120,7 +123,7 @@ class AccessLogFile:
             while data:
                 data = data[os.write(self._fd, data) :]
         except OSError as error:  # the disk is full, the directory is gone, a limit of the size is reached, …
-            return min(lines, data.count(b"\n")), f"cannot write {self._path}: {sockets.describe_error(error)}"
+            return min(lines, data.count(b"\n")), f"cannot write {self._path}: {sockets.describe_error(error)}; lines are lost"
         return 0, problem
 
     def _open(self, *, is_reopening: bool) -> None:
@@ -149,15 +152,16 @@ class AccessLogFile:
                     self._shift()
             self._open(is_reopening=True)
         except OSError as error:
-            return f"{self._path} is too large and cannot be renamed: {sockets.describe_error(error)}"
+            return f"{self._path} cannot be renamed: {sockets.describe_error(error)}; it grows beyond max_size"
         return ""
 
     def _shift(self) -> None:
         """Rename FILE.1 to FILE.2 and so on, and FILE to FILE.1; the oldest is replaced."""
+        path = self._path.resolve()  # not a symbolic link, such as /dev/stdout
         if not self._keep:
-            self._path.unlink()
+            path.unlink()
             return
-        names = [self._path, *(self._path.with_name(f"{self._path.name}.{n}") for n in range(1, self._keep + 1))]
+        names = [path, *(path.with_name(f"{path.name}.{n}") for n in range(1, self._keep + 1))]
         for newer, older in reversed(list(itertools.pairwise(names))):
             with contextlib.suppress(FileNotFoundError):
                 newer.replace(older)

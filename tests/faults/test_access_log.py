@@ -55,8 +55,8 @@ def test_a_full_disk_costs_lines_of_the_access_log_and_nothing_else(
         wait_until(lambda: any(what in line for line in daemon_log(harness, daemon.socket)), within=5, what=what)
         ballast.unlink()
         assert exchange(visitors, b"after") == b"after"
-        lost = daemon.wait_for_log(r"access log: lines are written again; \d+ were lost", within=5)
-        count = int(lost.split("; ")[-1].split()[0])
+        lost = daemon.wait_for_log(r"access log: the problem is over; lines lost so far: \d+", within=5)
+        count = int(lost.rpartition(": ")[2].split()[0])
         assert 0 < count <= 100
         assert exchange(visitors, b"last") == b"last"
         wait_until(lambda: sum(one["bytes"]["in"] == 4 for one in lines_of_whole(log)) == 2, within=5, what="the last")

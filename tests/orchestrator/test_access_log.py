@@ -162,10 +162,57 @@ def test_a_write_that_hangs_blocks_nothing_and_the_queue_is_bounded(
     for _ in range(25):
         harness.log.write(LINE, 1)
     assert harness.log.lost == 15
-    assert harness.problems == ["the file system does not take the lines in time"]
+    assert harness.problems == ["the file system does not take the lines in time; lines are lost"]
     released.set()
     harness.log.close()
     assert (tmp_path / "v").read_bytes() == 10 * LINE
+
+
+def test_a_disk_that_is_too_slow_is_one_problem_until_no_line_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    permits = threading.Semaphore(0)
+    write = os.write
+
+    def write_slowly(fd: int, data: bytes) -> int:
+        if threading.current_thread().name == "access log":
+            permits.acquire()
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", write_slowly)
+    harness = LogHarness(tmp_path / "v", max_queued_bytes=5 * len(LINE))
+    for written in range(4):
+        for _ in range(6):
+            harness.log.write(LINE, 1)
+        permits.release()
+        wait_until(lambda: harness.log.lines == written + 1)  # noqa: B023  at once
+    assert harness.problems == ["the file system does not take the lines in time; lines are lost"]
+    permits.release(10)
+    wait_until(lambda: harness.problems[1:] == [""])
+    harness.log.close()
+
+
+def test_a_file_that_cannot_be_renamed_grows_and_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    harness = LogHarness(tmp_path / "v", max_bytes=len(LINE))
+    harness.write(LINE, LINE)
+    harness.log.close()
+    assert (tmp_path / "v").read_bytes() == 2 * LINE
+    assert harness.log.lost == 0
+    assert [problem.rpartition("; ")[2] for problem in harness.problems] == ["it grows beyond max_size"]
+
+
+def test_a_symbolic_link_stays_and_its_file_is_rotated(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "v").symlink_to(tmp_path / "disk" / "v")
+    harness = LogHarness(tmp_path / "v", max_bytes=len(LINE))
+    harness.write(LINE, LINE)
+    harness.log.close()
+    assert (tmp_path / "v").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["v", "v.1"]
 
 
 # --- settings and the daemon's log ------------------------------------------------------------------------------------
@@ -204,9 +251,10 @@ async def test_without_a_file_the_lines_go_to_the_daemons_log() -> None:
     logged, events = Events(), Events()
     access_log = AccessLog(AccessLogSettings(), logged.append, events.event_log())
     access_log.add("web", record(reason="the target cannot be reached", end=VisitorEnd.FAILED))
-    access_log.add_lines(format_line("db", record()).encode(), 1, 3)
+    access_log.add_lines(format_line("db", record(address=None)).encode(), 1, 3)
     access_log.close()
     assert [event.tunnel for event in logged] == ["db", "web"]
+    assert logged[0].text == "a visitor has left: visitor_closed, 1.5 s"
     assert "visitor 192.0.2.1:1000 has left: failed, 1.5 s: the target cannot be reached" in logged[1].text
     assert access_log.status() == (2, 3)
 
@@ -217,8 +265,8 @@ async def test_problems_are_events_and_so_is_their_end(tmp_path: Path) -> None:
     assert to_file is not None
     access_log = AccessLog(to_file, Events().append, events.event_log())
     access_log.add_lines(LINE, 1, 0)
-    await wait_until_async(lambda: events.said("lines are lost until then, visitors are not affected"))
+    await wait_until_async(lambda: events.said("; lines are lost; visitors are not affected"))
     (tmp_path / "x").mkdir()
     access_log.add_lines(LINE, 1, 0)
-    await wait_until_async(lambda: events.said("lines are written again; 1 were lost"))
+    await wait_until_async(lambda: events.said("the problem is over; lines lost so far: 1"))
     access_log.close()
