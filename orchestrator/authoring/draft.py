@@ -23,6 +23,8 @@ MAX_DRAFTS: Final = 1000
 """More entries are not written at once."""
 
 _PLACEHOLDER: Final = "a placeholder for the value of a variable, 9f83c1d07b"
+_CHECKED_FILE: Final = Path("imported.yaml")
+_CHECKED_PLACE: Final = re.compile(r"\bimported\.yaml:([0-9]+):[0-9]+")
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 PlainValue: TypeAlias = "str | int | bool | list[PlainValue] | dict[str, PlainValue]"
@@ -106,21 +108,28 @@ def write_file(
     while True:
         text, lines = _render(kept, head, defaults or {})
         try:
-            manifest = load(Path("imported.yaml"), _environment(text), content=text.encode())
+            manifest = load(_CHECKED_FILE, _environment(text), content=text.encode())
         except ConfigError as error:
             faulty = {
                 bisect.bisect_right(lines, fault.place.line) - 1: fault.message for fault in reversed(error.faults)
             }
             if min(faulty) < 0:
                 raise
-            notes += [Note(kept[index].place, f"is left out: {faulty[index]}") for index in sorted(faulty)]
+            for index in sorted(faulty):
+                reason = _name_sources(faulty[index], kept, lines)
+                notes.append(Note(kept[index].place, f"is left out: {reason}"))
             kept = [draft for index, draft in enumerate(kept) if index not in faulty]
             continue
         for warning in manifest.warnings:
             index = bisect.bisect_right(lines, warning.place.line) - 1
             place = kept[index].place if index >= 0 else "the file"
-            notes.append(Note(place, warning.message))
+            notes.append(Note(place, _name_sources(warning.message, kept, lines)))
         return WrittenFile(text, tuple(kept), tuple(notes))
+
+
+def _name_sources(message: str, drafts: Sequence[Draft], lines: Sequence[int]) -> str:
+    """Return a message with places of the source instead of those in the checked file, which is not on the disk."""
+    return _CHECKED_PLACE.sub(lambda found: drafts[bisect.bisect_right(lines, int(found[1])) - 1].place, message)
 
 
 def clean_name(text: str) -> str:
@@ -161,8 +170,19 @@ def _render(drafts: Sequence[Draft], head: str, defaults: Mapping[str, str]) -> 
     return "".join(parts), lines
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Writes YAML for people to read; a text with what is not printable is escaped."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """PyYAML would write U+0085 and U+2028 as line breaks, which it reads as blanks."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, None if text.isprintable() else '"')
+
+
+_PlainDumper.add_representer(str, _PlainDumper.represent_text)
+
+
 def _dump(value: PlainValue) -> str:
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1 << 20)
+    text: str = yaml.dump(value, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=1 << 20)
     return text
 
 

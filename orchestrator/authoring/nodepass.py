@@ -18,7 +18,7 @@ from tunnel.model.errors import UrlError
 from tunnel.model.spec import Role
 from tunnel.model.url import TunnelUrl, parse_url
 
-_URL: Final = re.compile(r"""\b(?:server|client|master)://(?:\$\{[^}]*\}|[^\s"'`<>|;])+""", re.IGNORECASE)
+_URL: Final = re.compile(r"""\b(?:server|client|master)://(?:\$\{[^}]*\}|[^\s"'`<>|;])++""", re.IGNORECASE)
 _VARIABLE_SETTING: Final = re.compile(r"""\b(?:NP_)?([A-Z][A-Z_]+)=["']?([A-Za-z0-9.]+)""")
 _REFERENCE: Final = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)(?::?[-?][^}]*)?\}|([A-Za-z_][A-Za-z0-9_]*))")
 BINARY_TEXT: Final = "\0"

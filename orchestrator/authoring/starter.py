@@ -85,4 +85,6 @@ def create_files(texts: Mapping[Path, str]) -> None:
             raise FileExistsHereError(
                 f"{name} exists already and is not overwritten; remove it or name another directory with --directory"
             ) from None
+        if isinstance(error, OSError) and error.filename is None:  # a full disk is found with the descriptor alone
+            error.filename = str(created[-1])
         raise

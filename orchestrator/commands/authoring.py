@@ -41,9 +41,12 @@ def _parse_address_option(text: str, default_host: str, option: str, default_por
         bare = text.removeprefix("[").removesuffix("]")
         text = f"[{bare}]:{default_port}" if ":" in bare else f"{bare}:{default_port}"
     try:
-        return parse_address(text)
+        address = parse_address(text)
     except UrlError as error:
         raise click.UsageError(f"{option}: {error}") from None
+    if not address.port:
+        raise click.UsageError(f"{option}: port 0 is not one that can be reached; name a port from 1 to 65535")
+    return address
 
 
 @click.command()
@@ -68,6 +71,8 @@ def init(*, server: str | None, visitors: str, target: str, forward: bool, name:
     from orchestrator.authoring.starter import Starter, own_address  # noqa: PLC0415  loads the file reader
     from orchestrator.config.faults import ConfigError  # noqa: PLC0415  as above
 
+    if not name.isprintable():
+        exit_with_error(EXIT_USAGE, f"--name: {name!r} has characters that cannot be printed")
     where = server or own_address()
     if not where:
         exit_with_error(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.authoring import frp, nodepass, rathole
@@ -364,6 +364,22 @@ def test_an_entry_that_check_rejects_is_left_out_with_its_reason() -> None:
     ]
 
 
+def test_an_entry_that_clashes_with_another_names_the_place_of_both_in_the_source() -> None:
+    drafts = [Draft(name, "server://127.0.0.1:1/127.0.0.1:2", f"a.toml:{name}", {"key": FRESH_KEY}) for name in "34"]
+    (note,) = written(*drafts).notes
+    assert note.place == "a.toml:4"
+    assert "'3' at a.toml:3 listens on" in note.text
+
+
+def test_a_url_that_is_none_is_rejected_in_no_time() -> None:
+    """A pattern that tries every way to read the variables would take longer than the universe has."""
+    text = json.dumps([{"url": "server://" + "${a}" * 200 + " "}])
+    instances = source(text, "instances.json")
+    with pytest.raises(ImportFileError, match="there is no URL of nodepass"):
+        nodepass.translate(instances)
+    assert [note.text for note in instances.notes] == ["the instance has no URL of a server or client"]
+
+
 def test_names_are_unique_and_many_entries_are_bounded() -> None:
     drafts = [Draft("web", f"client://h:1/h:{port}", "old:1", {"auth": "open"}) for port in range(2, MAX_DRAFTS + 4)]
     file = written(*drafts[:3])
@@ -378,6 +394,7 @@ def test_a_weak_token_is_noted() -> None:
 
 
 @given(st.text(max_size=40), st.text(max_size=40), st.lists(st.text(max_size=20), max_size=2))
+@example("", "\x85", ["\u2028"])
 @settings(max_examples=25, deadline=None)
 def test_any_text_in_a_name_a_key_or_a_tag_survives_the_file(name: str, key: str, tags: list[str]) -> None:
     file = written(Draft(name, "client://h:1/h:2", "old:1", {"key": key}, tags=tags))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -103,13 +105,28 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path, capsys: pyt
     assert "cannot write /proc/self/server.yaml: " in capsys.readouterr().err
 
 
+def test_a_full_disk_is_reported_with_the_file_and_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def open_full(descriptor: int, mode: str, encoding: str) -> IO[Any]:
+        os.close(descriptor)
+        return open("/dev/full", mode, encoding=encoding)  # noqa: PTH123  in place of os.fdopen
+
+    monkeypatch.setattr(os, "fdopen", open_full)
+    assert run(tmp_path, "--server", "h") == 1
+    assert f"cannot write {tmp_path}/server.yaml: No space left on device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (["--server", "h", "--visitors", "8a"], "--visitors: the address '8a' has no port"),
         (["--server", "h", "--name", "my web"], "'my web' is not the name of a service"),
         (["--server", "h:8080"], "the tunnel and the target have the same address"),
-        (["--server", "h:0"], "a client cannot connect to port 0"),
+        (["--server", "h:0"], "--server: port 0 is not one that can be reached"),
+        (["--server", "h", "--visitors", "0"], "--visitors: port 0 is not one that can be reached"),
+        (["--server", "h", "--name", "a\udcff"], r"--name: 'a\udcff' has characters that cannot be printed"),
         (["--server", "h", "--target", "0.0.0.0:1"], "dials its target address 0.0.0.0:1"),
         (["--server", "a b"], "--server: 'a b' in the address is neither a host name nor an IP address"),
     ],
