@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import socket
 import struct
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.support.engine_parts import no_descriptor_leak, shared_parts
 from tests.support.scale import GUARD_S
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import run_loop_turns, wait_until_async
 from tests.tunnel.test_engine import (
     RunningEngine,
     client_spec,
@@ -30,6 +31,7 @@ from tests.tunnel.test_engine import (
 )
 from tunnel.engine.context import EngineContext
 from tunnel.engine.visitor_list import kick_visitors, list_visitors
+from tunnel.forwarding.logged import LoggedRelay
 from tunnel.model.address import parse_address
 from tunnel.model.errors import InvalidValueError
 from tunnel.model.networks import NetworkSet, parse_network
@@ -380,6 +382,23 @@ async def test_the_log_says_why_a_visitor_was_refused(shared: EngineContext) -> 
             denied = NetworkSet.of([parse_network("127.0.0.0/8")])
             server.engine.apply_live_settings(replace(server.engine.spec, deny=denied))
             server.engine.set_refusal(None)
+
+
+async def test_a_logged_relay_leaves_nothing_to_the_garbage_collector(shared: EngineContext) -> None:
+    log = log_of(shared)
+    gc.collect()
+    gc.disable()
+    try:
+        async with echo() as target, pair(shared, target) as ends:
+            async with visitor_from("127.0.0.1", visitors_address(*ends)) as visitor:
+                visitor.writer.write_eof()
+                await visitor.reader.read()
+            await wait_until_async(lambda: len(log) == 2, "both ends have logged the visitor")
+            assert {record.end for _, record in log} == {VisitorEnd.VISITOR_CLOSED}
+            await run_loop_turns(2)
+            assert not any(isinstance(thing, LoggedRelay) for thing in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 async def test_the_log_names_visitors_that_waited_when_their_tunnel_was_closed(shared: EngineContext) -> None:

@@ -107,6 +107,7 @@ class LoggedRelay(Relay):
 
     def _release_flows(self) -> None:
         self._log_to.log(self._describe_end())
+        self._last = None  # it refers to this relay: see Relay._release_flows
         super()._release_flows()
 
     def _describe_end(self) -> VisitorRecord:
