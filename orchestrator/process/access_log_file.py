@@ -123,7 +123,9 @@ class AccessLogFile:
             while data:
                 data = data[os.write(self._fd, data) :]
         except OSError as error:  # the disk is full, the directory is gone, a limit of the size is reached, …
-            return min(lines, data.count(b"\n")), f"cannot write {self._path}: {sockets.describe_error(error)}; lines are lost"
+            return min(
+                lines, data.count(b"\n")
+            ), f"cannot write {self._path}: {sockets.describe_error(error)}; lines are lost"
         return 0, problem
 
     def _open(self, *, is_reopening: bool) -> None:

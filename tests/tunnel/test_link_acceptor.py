@@ -385,6 +385,23 @@ async def test_a_silent_client_is_replaced_by_another_one(harness: AcceptorHarne
     other.close("done")
 
 
+@pytest.mark.parametrize("harness", [{"timing": Timing(liveness_timeout_s=0.5)}], indirect=True)
+async def test_a_silent_client_makes_no_room_while_as_many_answer_as_are_allowed_since(
+    harness: AcceptorHarness,
+) -> None:
+    harness.acceptor.update_spec(dataclasses.replace(harness.spec, clients=3))
+    channels = [(await establish_link(harness, instance=name))[0] for name in ("silent", "one", "other")]
+    for channel in channels[1:]:
+        channel.set_receiver(PongSender(channel))
+    harness.acceptor.update_spec(dataclasses.replace(harness.spec, clients=2))
+    with pytest.raises(AssertionError, match="2 other clients have this tunnel and answer"):
+        await establish_link(harness, instance="new")
+    assert len(harness.owner.closed) == 1
+    assert "did not answer within" in harness.owner.closed[0]
+    for channel in channels:
+        channel.close("done")
+
+
 async def test_an_answer_that_arrived_while_the_server_was_stopped_counts(harness: AcceptorHarness) -> None:
     channel, _ = await establish_link(harness)
     link = harness.owner.links[0]

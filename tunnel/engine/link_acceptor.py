@@ -311,11 +311,14 @@ class LinkAcceptor:
         links = [one.link for one in self._present.values() if one.link.channel.closed_reason is None]
         if len(links) < self._spec.clients:
             return None
-        if any(await asyncio.gather(*map(self._close_if_silent, links))):
+        silent = sum(await asyncio.gather(*map(self._close_if_silent, links)))
+        if len(links) - silent < self._spec.clients:  # which may have been lowered
             return None
         if self._spec.clients == 1:
             return f"another client, {links[0].channel.peer}, has this tunnel and answers"
-        return f"{len(links)} other clients have this tunnel and answer, as many as clients= of the server allows"
+        return (
+            f"{len(links) - silent} other clients have this tunnel and answer, as many as clients= of the server allows"
+        )
 
     async def _close_if_silent(self, link: Link) -> bool:
         """Close a link whose client does not answer in time; return whether it did not."""

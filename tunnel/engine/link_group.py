@@ -24,9 +24,9 @@ class GroupedLink:
 
     __slots__ = ("_count_visitors", "_group", "balance_key", "in_order_since", "link")
 
-    def __init__(self, link: Link, key: bytes, group: LinkGroup, count_visitors: Callable[[Link], int]) -> None:
+    def __init__(self, link: Link, group: LinkGroup, count_visitors: Callable[[Link], int]) -> None:
         self.link = link
-        self.balance_key = key
+        self.balance_key = b""
         self.in_order_since: float | None = None
         """when its target came in order, on the loop's clock; None while the target cannot be reached"""
         self._group = group
@@ -79,10 +79,9 @@ class LinkGroup:
             name = f"{link.key_name or ''}\0{link.channel.peer.rpartition(':')[0]}".encode()
             keys[name] = keys.get(name, 0) + 1
             key = b"%s\0%d" % (name, keys[name])
-            known = self._members.get(link)
-            if known is None or known.balance_key != key:
-                known = GroupedLink(link, key, self, self._count_visitors)
-            members[link] = known
+            member = self._members.get(link) or GroupedLink(link, self, self._count_visitors)
+            member.balance_key = key  # another one after the loss of another client of the host
+            members[link] = member
         is_first_set = not self._members
         self._members = members
         self.refresh(is_grown=not is_first_set)
