@@ -39,6 +39,7 @@ NOT_RUN = {
     "docker": "needs a container engine",
     "export": "sets a variable of the shell",
     "install": "needs root",
+    "iperf3": "a load that the page measures",
     "jq": "reads the output of a command that is run",
     "ln": "needs root",
     "make": "the Makefile's targets have tests of their own",
@@ -87,6 +88,7 @@ tunnels:
   db: {{url: "server://127.0.0.1:{3}/127.0.0.1:{4}", enabled: false}}
   edge-1: server://127.0.0.1:{5}/127.0.0.1:{6}
   edge-2: server://127.0.0.1:{7}/127.0.0.1:{8}
+  files: server://127.0.0.1:{9}/127.0.0.1:{10}
 """
 
 
@@ -94,7 +96,7 @@ tunnels:
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with the files that the pages name, and a daemon of its tunnels.yaml."""
     path = tmp_path_factory.mktemp("workshop")
-    (path / "tunnels.yaml").write_text(SAMPLE.format(*free_ports(9)))
+    (path / "tunnels.yaml").write_text(SAMPLE.format(*free_ports(11)))
     (path / "next.yaml").write_text((path / "tunnels.yaml").read_text())
     (path / "faulty.yaml").write_text("version: 1\ntunnels: {a: 'server://h:1/h:2?mod=1'}\n")
     imported = ROOT / "tests" / "orchestrator" / "imported"
