@@ -280,8 +280,8 @@ def _proxy_options(proxy: Section) -> dict[str, str]:
                 options[key] = f"{value}{unit}"
     if proxy.has("transport.bandwidthLimit"):
         amount = _BANDWIDTH.fullmatch(proxy.text("transport.bandwidthLimit").strip().upper())
-        if amount is None or not is_option("rate"):
-            proxy.note("transport.bandwidthLimit", "is left out: this version limits no bandwidth")
+        if amount is None:
+            proxy.note("transport.bandwidthLimit", "is left out: it is not a number with KB or MB, as in 512KB")
         else:
             factor = 1024 if amount[2] == "K" else 1024 * 1024
             options["rate"] = f"{int(amount[1]) * factor * 8 // 1000}kbit"

@@ -293,7 +293,10 @@ def test_clients_of_one_server_share_its_file() -> None:
         ("localPort = 70000\nremotePort = 1", "'70000' is not a number from 1 to 65535"),
         ('localPort = "{{ x }}"', "is not a number"),
         ("localPort = [1]", "localPort: is not a text"),
-        ('localPort = 1\nremotePort = 2\ntransport.bandwidthLimit = "lots"', "transport.bandwidthLimit: is left out"),
+        (
+            'localPort = 1\nremotePort = 2\ntransport.bandwidthLimit = "lots"',
+            "transport.bandwidthLimit: is left out: it is not a number",
+        ),
         ("localPort = 1\nremotePort = 2\nnovelty = 1", "novelty: has no counterpart"),
         ("localPort = 1\nremotePort = 2\nmetadatas.a = 'b'", "only plugins of frps use it"),
     ],
