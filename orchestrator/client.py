@@ -27,6 +27,7 @@ from orchestrator.status.json_types import (
     StatusJson,
     TrafficJson,
     TunnelDetailsJson,
+    TunnelTestJson,
     VisitorsJson,
 )
 
@@ -40,6 +41,7 @@ Answer = TypeVar("Answer")
 ANSWER_TIMEOUT_S: Final = 10.0
 MAX_NAMED_TUNNELS: Final = 50
 """Of more tunnels the visitors are selected here: a request line has at most 8,190 bytes."""
+_TEST_TIMEOUT_S: Final = 30.0  # for a target that does not answer
 _SLOW_ANSWER_TIMEOUT_S: Final = 60.0  # for a reload of many tunnels, or for the next heartbeat of a stream
 _POLL_INTERVAL_S: Final = 0.05
 _SOCKET_TIMEOUT_S: Final = 3.0  # for the socket of a daemon that runs: it starts, or creates a removed socket again
@@ -117,6 +119,10 @@ class ApiClient:
     def kick(self, which: str, names: Iterable[str] = ()) -> KickJson:
         """Disconnect the visitors of some tunnels (none: all) by ID, address or network; return them."""
         return self._request(KickJson, "POST", "/v1/kick", {"visitors": which, "tunnels": list(names)})
+
+    def test(self, name: str) -> TunnelTestJson:
+        """Time each leg of a visitor's way through a tunnel."""
+        return self._request(TunnelTestJson, "POST", f"/v1/tunnels/{_quote(name)}/test", {}, timeout_s=_TEST_TIMEOUT_S)
 
     def command(
         self,

@@ -66,7 +66,7 @@ PARSED = {
 }  # fmt: skip
 """Commands of this program whose lines are only parsed, with the reason."""
 FOLLOWING = {"-F", "--follow", "--watch"}
-CODES = {"ps": {0, 3}, "kick": {1}, "init": {0, 1}, "import": {0, 1}}
+CODES = {"ps": {0, 3}, "kick": {1}, "test": {0, 1}, "init": {0, 1}, "import": {0, 1}}
 """Exit codes other than 0: tunnels of the sample are not up, it has no visitors, and files exist already."""
 LINES = {"nodepass-orch check faulty.yaml": {2}}
 MOMENTARY = "--link"

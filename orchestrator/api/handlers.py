@@ -142,6 +142,11 @@ async def _answer_kicked(request: ApiRequest, kicked: list[VisitorJson]) -> web.
     return await stream.send_list(request.http, "kicked", parts, request.context.limits)
 
 
+async def test_tunnel(request: ApiRequest) -> web.StreamResponse:
+    """Answer how long each leg of a visitor's way takes."""
+    return json_response(await request.control.test(request.tunnel_name))
+
+
 async def send_command(request: ApiRequest, *, verb: str) -> web.StreamResponse:
     """Give a tunnel, or one of its targets or links, one command."""
     command, name = TUNNEL_COMMANDS[verb], request.tunnel_name

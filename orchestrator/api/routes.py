@@ -29,6 +29,7 @@ from orchestrator.status.json_types import (
     TrafficJson,
     TunnelDetailsJson,
     TunnelsJson,
+    TunnelTestJson,
     VisitorsJson,
 )
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS, TunnelCommand
@@ -131,6 +132,11 @@ ROUTES: Final = (
         "POST", "/v1/kick", handlers.kick_visitors, "Disconnect visitors at once, by ID, address or network.",
         Answer("The visitors as they were; none if none was meant.", KickJson),
         body=(parameters.VISITORS, parameters.KICK_TUNNELS), errors=(_FORBIDDEN, _NOT_FOUND),
+    ),
+    Route(
+        "POST", "/v1/tunnels/{name}/test", handlers.test_tunnel,
+        "Time each leg of a visitor's way, without a visitor; this takes as long as the target needs.",
+        Answer("The legs.", TunnelTestJson), errors=(_FORBIDDEN, _NOT_FOUND, _CONFLICT),
     ),
     *map(_tunnel_command_route, TUNNEL_COMMANDS.values()),
     Route(

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import click
 
-from orchestrator.commands import authoring, control, daemons, fleet, help_topics, local, traffic, visitors
+from orchestrator.commands import authoring, control, daemons, fleet, help_topics, local, testing, traffic, visitors
 from orchestrator.commands.common import EXIT_FAILED, EXIT_USAGE, CommandGroup, DashboardLauncher
 from orchestrator.process.setup import print_message, program_version
 
-_GROUPS: Final = (local, authoring, control, visitors, traffic, daemons, help_topics)
+_GROUPS: Final = (local, authoring, control, visitors, testing, traffic, daemons, help_topics)
 COMMANDS: Final = (*(command for group in _GROUPS for command in group.COMMANDS), fleet.fleet)
 """The commands of this package; ``tui.cli`` adds its own."""
 

@@ -51,6 +51,7 @@ _SYNONYMS: Final = {
     **dict.fromkeys(("exit", "quit", "shutdown", "kill"), "down"),
     **dict.fromkeys(("connections", "sessions", "who", "ss"), "visitors"),
     **dict.fromkeys(("disconnect", "ban"), "kick"),
+    **dict.fromkeys(("ping", "probe", "diagnose"), "test"),
     **dict.fromkeys(("validate", "lint", "test-config"), "check"),
     **dict.fromkeys(("log", "tail", "journal"), "logs"),
     **dict.fromkeys(("dashboard", "tui", "ui", "watch", "monitor"), "top"),

@@ -251,6 +251,25 @@ class KickJson(TypedDict):
     kicked: list[VisitorJson]
 
 
+class TunnelTestLegJson(TypedDict):
+    """One leg of a test, timed ``here`` or at the ``other`` end. ``ms`` is null where nothing was timed."""
+
+    leg: str
+    at: str
+    link: str | None
+    target: str | None
+    ms: float | None
+    error: str | None
+
+
+class TunnelTestJson(TypedDict):
+    """The answer of ``POST /v1/tunnels/NAME/test``: ``ok`` unless a leg has an error."""
+
+    name: str
+    ok: bool
+    legs: list[TunnelTestLegJson]
+
+
 class DeltaJson(TypedDict):
     """What changed since the message before."""
 

@@ -16,6 +16,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.history.database import HistoryError
 from orchestrator.process.setup import program_version
 from orchestrator.status.contract import BrokerInfo, DaemonInfo, DaemonStatus, encode_info, encode_status
+from orchestrator.status.tunnel_test import encode_test
 from orchestrator.status.visitors import RateMeter, encode_visitor
 from orchestrator.supervisor.registry import UnknownTunnelError
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         ShutdownJson,
         StatusJson,
         TunnelDetailsJson,
+        TunnelTestJson,
         VisitorJson,
     )
     from orchestrator.status.store import StatusStore
@@ -96,6 +98,7 @@ class ControlService:
         """what tunnels carried; None where a test runs no recorder"""
         self._broker_status: Callable[[], BrokerInfo] = BrokerInfo
         self.access_log_status: Callable[[], AccessLogStatus] = lambda: (0, 0)
+        self._tested: set[str] = set()
         self._version = program_version()
         self._host = socket.gethostname()
         self._started_at = format_timestamp(time.time())
@@ -268,6 +271,27 @@ class ControlService:
             now = time.time()
             kicked += [encode_visitor(name, one, now) for one in found]
         return kicked
+
+    async def test(self, name: str) -> TunnelTestJson:
+        """Time each leg of a visitor's way through a tunnel, without a visitor. One test of a tunnel at a time.
+
+        Raises UnknownTunnelError, ReadOnlyError, CommandConflictError, EngineSilentError.
+        """
+        self.check_commands_allowed()
+        if name in self._tested:
+            raise CommandConflictError("the tunnel is being tested")
+        self._tested.add(name)
+        try:
+            legs = await self.supervisor.test(name)
+        finally:
+            self._tested.discard(name)
+        if not legs:
+            state = self.supervisor.snapshot(name).state
+            raise CommandConflictError(f"the tunnel is {state}: only one that runs can be tested")
+        found = encode_test(name, legs)
+        text = "passed" if found["ok"] else "failed"
+        self.bus.emit(LogLevel.INFO, EventKind.COMMAND, f"test: {text}", tunnel=name, command="test")
+        return found
 
     def shutdown(self, *, drain: bool = True) -> ShutdownJson:
         """End the daemon, after a drain or at once. Raises ReadOnlyError."""

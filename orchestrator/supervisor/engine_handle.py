@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from tunnel.model.events import EventSink
     from tunnel.model.snapshot import Snapshot
+    from tunnel.model.tunnel_test import LegResult
     from tunnel.model.visitors import VisitorSelector, VisitorView
 
 
@@ -53,6 +54,9 @@ class EngineHandle(Protocol):
 
     async def kick(self, selector: VisitorSelector) -> list[VisitorView]:
         """Disconnect visitors at once; return what was disconnected. Raises EngineSilentError."""
+
+    async def test(self) -> Sequence[LegResult]:
+        """Time the legs of a visitor's way that this end can time. Raises EngineSilentError."""
 
 
 EngineFactory = Callable[[str, TunnelSpec, "EventSink"], EngineHandle]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tunnel.model.events import EventSink
     from tunnel.model.keys import NamedKey
     from tunnel.model.snapshot import QuotaView
+    from tunnel.model.tunnel_test import LegResult
     from tunnel.model.visitors import VisitorSelector, VisitorView
 
 STABLE_AFTER_S: Final = 60.0
@@ -197,6 +198,10 @@ class TunnelRunner:
     async def kick(self, selector: VisitorSelector) -> list[VisitorView]:
         """Disconnect visitors at once; return what was disconnected. Raises EngineSilentError."""
         return [] if self._engine is None else await self._engine.kick(selector)
+
+    async def test(self) -> Sequence[LegResult]:
+        """Time the legs of a visitor's way; none where the tunnel does not run. Raises EngineSilentError."""
+        return [] if self._engine is None else await self._engine.test()
 
     # --- configuration --------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tunnel.model.events import Event
     from tunnel.model.quota import Quota
     from tunnel.model.snapshot import QuotaView, Snapshot
+    from tunnel.model.tunnel_test import LegResult
     from tunnel.model.visitors import VisitorSelector, VisitorView
 
 CLOSE_TIMEOUT_S: Final = 2.0
@@ -254,6 +255,10 @@ class Supervisor:
     async def kick(self, name: str, selector: VisitorSelector) -> list[VisitorView]:
         """Disconnect visitors of one tunnel at once; return what was disconnected. Raises EngineSilentError."""
         return await self._registry.kick(name, selector)
+
+    async def test(self, name: str) -> Sequence[LegResult]:
+        """Time the legs of a tunnel; none where it does not run. Raises UnknownTunnelError, EngineSilentError."""
+        return await self._registry.runner(name).test()
 
     def count_visitors(self) -> int:
         """The visitors that are connected now, also those of two tunnels that are both ends of one link: once."""

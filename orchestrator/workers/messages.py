@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tunnel.model.events import Event
     from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import TunnelSpec
+    from tunnel.model.tunnel_test import LegResult
     from tunnel.model.visitors import VisitorSelector, VisitorView
 
 MAX_FRAME_BYTES: Final = 64 << 20
@@ -121,6 +122,14 @@ class KickVisitors:
 
 
 @dataclass(frozen=True, slots=True)
+class TimeLegs:
+    """Time the legs of a visitor's way; answered by a TunnelTested with the number ``request``."""
+
+    engine: int
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
 class SetRefusal:
     """Refuse new visitors of an engine for a reason; None: serve them."""
 
@@ -152,6 +161,7 @@ Request = (
     | UpdateSpec
     | ListVisitors
     | KickVisitors
+    | TimeLegs
     | SetRefusal
     | StartAccessLog
     | DiscardEngine
@@ -215,6 +225,15 @@ class VisitorSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelTested:
+    """The legs that a TimeLegs has timed."""
+
+    engine: int
+    request: int
+    legs: tuple[LegResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class VisitorsLeft:
     """Lines for the access log, and the number of those that were lost since the last ones."""
 
@@ -223,7 +242,16 @@ class VisitorsLeft:
     lost: int
 
 
-Notification = WorkerAlive | SnapshotBatch | EngineEvent | EnginePrepared | EngineEnded | VisitorSlice | VisitorsLeft
+Notification = (
+    WorkerAlive
+    | SnapshotBatch
+    | EngineEvent
+    | EnginePrepared
+    | EngineEnded
+    | VisitorSlice
+    | TunnelTested
+    | VisitorsLeft
+)
 
 REQUEST_KINDS: Final[tuple[type, ...]] = get_args(Request)
 """What a worker receives; it refuses everything else."""

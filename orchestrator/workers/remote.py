@@ -27,6 +27,8 @@ from orchestrator.workers.messages import (
     RetryEngine,
     RunEngine,
     SetRefusal,
+    TimeLegs,
+    TunnelTested,
     UpdateSpec,
     VisitorSlice,
 )
@@ -39,9 +41,11 @@ if TYPE_CHECKING:
     from tunnel.model.events import EventSink
     from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import TunnelSpec
+    from tunnel.model.tunnel_test import LegResult
     from tunnel.model.visitors import VisitorSelector, VisitorView
 
 _ANSWER_TIMEOUT_S: Final = 5.0  # for the next slice of a list of visitors
+_TEST_TIMEOUT_S: Final = 28.0  # more than the legs of a test may take together
 
 
 class WorkerHandle(Protocol):
@@ -86,6 +90,7 @@ class RemoteEngine:
         self._received_at = 0.0
         self._request_numbers = itertools.count(1)
         self._requests: dict[int, asyncio.Queue[VisitorSlice]] = {}
+        self._tests: dict[int, asyncio.Future[tuple[LegResult, ...]]] = {}
         self._last = replace(stopped_snapshot(name, spec), state=State.STARTING, worker=worker.number)
 
     # --- calls of the owner ---------------------------------------------------------------------------------------
@@ -155,6 +160,23 @@ class RemoteEngine:
         asking = self._ask(KickVisitors(self.number, next(self._request_numbers), selector))
         return [visitor async for visitors in asking for visitor in visitors]
 
+    async def test(self) -> Sequence[LegResult]:
+        """Have the worker time the legs of a visitor's way. Raises EngineSilentError."""
+        if not self._is_created:
+            raise EngineSilentError(self._worker.problem or "the tunnel is being started")
+        number = next(self._request_numbers)
+        answer: asyncio.Future[tuple[LegResult, ...]] = asyncio.get_running_loop().create_future()
+        self._tests[number] = answer
+        self._worker.send(TimeLegs(self.number, number))
+        try:
+            async with asyncio.timeout(_TEST_TIMEOUT_S):
+                return await answer
+        except TimeoutError:
+            text = f"worker {self._worker.number} does not answer in {_TEST_TIMEOUT_S:g} s"
+            raise EngineSilentError(self._worker.problem or text) from None
+        finally:
+            del self._tests[number]
+
     async def _ask(self, request: ListVisitors | KickVisitors) -> AsyncIterator[Sequence[VisitorView]]:
         if not self._is_created:  # so there are no visitors
             return
@@ -178,6 +200,9 @@ class RemoteEngine:
         """The engine has ended, and its visitors with it."""
         for number, slices in self._requests.items():
             slices.put_nowait(VisitorSlice(self.number, number, ()))
+        for answer in self._tests.values():
+            if not answer.done():
+                answer.set_exception(EngineSilentError("the tunnel has ended"))
 
     def set_refusal(self, reason: str | None) -> None:
         """Request that new visitors are refused for this reason; None: that they are served."""
@@ -210,7 +235,9 @@ class RemoteEngine:
         self._received_at = time.monotonic()
         self._last = replace(seen, worker=self._worker.number)
 
-    def on_notification(self, notification: EngineEvent | EnginePrepared | EngineEnded | VisitorSlice) -> None:
+    def on_notification(
+        self, notification: EngineEvent | EnginePrepared | EngineEnded | VisitorSlice | TunnelTested
+    ) -> None:
         """The worker sent another notification about the engine."""
         match notification:
             case EngineEvent():
@@ -220,6 +247,9 @@ class RemoteEngine:
             case VisitorSlice():
                 if (slices := self._requests.get(notification.request)) is not None:
                     slices.put_nowait(notification)
+            case TunnelTested():
+                if (answer := self._tests.get(notification.request)) is not None and not answer.done():
+                    answer.set_result(notification.legs)
             case EngineEnded():
                 self._is_created = False
                 self._end_requests()

@@ -46,6 +46,8 @@ from orchestrator.workers.messages import (
     SetRefusal,
     SnapshotBatch,
     StartAccessLog,
+    TimeLegs,
+    TunnelTested,
     UpdateSpec,
     VisitorsLeft,
     VisitorSlice,
@@ -122,6 +124,7 @@ class Worker:
                 request.ident, is_drained=request.is_drained
             ),
             ListVisitors: lambda hosted, request: self._start(self._list_visitors(hosted, request)),
+            TimeLegs: lambda hosted, request: self._start(self._test_tunnel(hosted, request)),
             KickVisitors: lambda hosted, request: self._start(self._kick_visitors(hosted, request)),
             UpdateSpec: lambda hosted, request: hosted.engine.apply_live_settings(request.spec),
             SetRefusal: lambda hosted, request: hosted.engine.set_refusal(request.reason),
@@ -231,6 +234,10 @@ class Worker:
                 await self._send_slice(request, kicked[start : start + SLICE_SIZE])
         finally:
             self.channel.send(VisitorSlice(request.engine, request.request, ()))
+
+    async def _test_tunnel(self, hosted: HostedEngine, request: TimeLegs) -> None:
+        legs = await hosted.engine.test()
+        self.channel.send(TunnelTested(request.engine, request.request, tuple(legs)))
 
     async def _send_slice(self, request: ListVisitors | KickVisitors, visitors: Sequence[VisitorView]) -> None:
         if visitors:  # an empty slice would be the last one

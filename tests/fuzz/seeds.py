@@ -27,6 +27,7 @@ from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.options import make_spec
 from tunnel.model.spec import ProxyVersion
 from tunnel.model.times import format_timestamp
+from tunnel.model.tunnel_test import TargetTimes
 from tunnel.model.url import parse_url
 from tunnel.protocol.datagram_frames import encode_datagrams
 from tunnel.protocol.frame_codec import encode_frame, encode_message
@@ -42,6 +43,8 @@ from tunnel.protocol.frames import (
     ShareChanged,
     StreamsEnded,
     TargetStatus,
+    TargetTest,
+    TargetTested,
     VisitorFailed,
 )
 from tunnel.protocol.handshake_messages import Challenge, Refusal
@@ -72,6 +75,9 @@ def _frames() -> Seeds:
         "failed": VisitorFailed(9, "it refused the connection"),
         "target-fine": TargetStatus(None),
         "target-gone": TargetStatus("no answer"),
+        "test": TargetTest(7),
+        "tested": TargetTested(7, 1, TargetTimes("db:5432", True, 0.001, 0.002, None, None)),
+        "tested-failed": TargetTested(7, 0, TargetTimes("[::1]:9", False, None, None, None, "it refused")),
         "bye": Goodbye("ends \x1b[2J here"),
         "refused": Refusal("the handshake was refused"),
     }

@@ -40,7 +40,7 @@ from tunnel.model.visitor_option_types import NetworksType
 from tunnel.protocol.datagram_frames import DatagramFrameError, DatagramReader, encode_datagrams
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message
-from tunnel.protocol.frames import FRAMES, Goodbye, Kind, TargetStatus, VisitorFailed
+from tunnel.protocol.frames import FRAMES, Goodbye, Kind, TargetStatus, TargetTested, VisitorFailed
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
 from tunnel.protocol.handshake_messages import Challenge, Hello, Refusal, Welcome
 from tunnel.protocol.heartbeat import Heartbeat
@@ -115,6 +115,10 @@ def _check_payload(kind: Kind, payload: bytes) -> None:
             assert VisitorFailed.decode(message.encode()).ident == ident
         case TargetStatus(error):
             assert (error is None) is bool(payload[0])
+        case TargetTested(ident, left, times):
+            assert (times.target + (times.error or "")).isprintable()
+            again = TargetTested.decode(message.encode())
+            assert (again.ident, again.left, again.times[:5]) == (ident, left, times[:5])
         case Refusal(reason) | Goodbye(reason):
             _check_sentence(reason, payload)
         case Challenge() | Hello() | Welcome():

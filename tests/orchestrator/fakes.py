@@ -14,6 +14,7 @@ from tunnel.model.events import Event, EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State, StateRecord
 from tunnel.model.times import format_timestamp
+from tunnel.model.tunnel_test import Leg, LegResult
 from tunnel.protocol.visitor_address import pack_address
 from tunnel.runtime.sockets import NetError
 
@@ -49,6 +50,8 @@ class FakeEngine:
         """visitors so far; each sent 100 bytes"""
         self.present: list[VisitorView] = []
         """what it lists, independent of ``served``"""
+        self.legs = [LegResult(Leg.LINK, is_here=True, link="0123456789abcdef", target=None, duration_s=0.0125)]
+        """what its test times"""
         self.targets: tuple[TargetView, ...] = ()
         """what its snapshot has"""
         self.links: tuple[LinkView, ...] = ()
@@ -152,6 +155,9 @@ class FakeEngine:
     async def visitors(self) -> AsyncIterator[Sequence[VisitorView]]:
         for start in range(0, len(self.present), 2):
             yield self.present[start : start + 2]
+
+    async def test(self) -> list[LegResult]:
+        return self.legs
 
     async def kick(self, selector: VisitorSelector) -> list[VisitorView]:
         def is_meant(one: VisitorView) -> bool:

@@ -132,6 +132,7 @@ class FakeDaemon:
                 web.get("/v1/visitors", self._visitors),
                 web.get("/v1/traffic", self._traffic),
                 web.post("/v1/kick", self._kick),
+                web.post("/v1/tunnels/{name}/test", self._test),
                 web.get("/v1/tunnels/{name}", self._tunnel),
                 web.post("/v1/tunnels/{name}/{verb}", self._command),
                 web.get("/v1/plan", self._plan),
@@ -202,6 +203,17 @@ class FakeDaemon:
         tunnels = [{"name": name, "present": True, "total": total, "rows": self.traffic.get(step, [])}]
         until, days = "2026-11-28T14:05:00+01:00", int(request.query["days"])
         return web.json_response({"by": step, "days": days, "since": until, "until": until, "tunnels": tunnels})
+
+    async def _test(self, request: web.Request) -> web.Response:
+        if self.refusal is not None:
+            return _problem(409, self.refusal)
+        name = request.match_info["name"]
+        self.commands.append(("test", name))
+        legs = [
+            {"leg": "link", "at": "here", "link": "0123456789abcdef", "target": None, "ms": 12.3, "error": None},
+            {"leg": "dial", "at": "other", "link": None, "target": "db:1", "ms": None, "error": "it refused"},
+        ]
+        return web.json_response({"name": name, "ok": False, "legs": legs})
 
     async def _kick(self, request: web.Request) -> web.Response:
         if self.refusal is not None:

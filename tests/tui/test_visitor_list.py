@@ -94,3 +94,16 @@ async def test_a_read_only_dashboard_lists_visitors_and_kicks_none(daemon: FakeD
         await pilot.press("x")
         await wait_until_shown(pilot, lambda: has_notice(app, "Read-only, kick was not sent"))
         assert daemon.commands == []
+
+
+async def test_a_test_of_a_tunnel_is_shown_with_its_command_line(daemon: FakeDaemon, opened: OpenDashboard) -> None:
+    async with opened((140, 30)) as (app, pilot):
+        await pilot.press("slash", *"db-east", "enter", "c")
+        await wait_until_shown(pilot, shows(app, "Test of db-east: failed"))
+        await wait_until_shown(pilot, shows(app, "target db:1, timed at the other end: it refused"))
+        await wait_until_shown(pilot, shows(app, "nodepass-orch test db-east"))
+        await pilot.press("escape")
+        daemon.refusal = "the tunnel is being tested"
+        await pilot.press("c")
+        await wait_until_shown(pilot, lambda: has_notice(app, "test db-east: the tunnel is being tested"))
+        assert daemon.commands == [("test", "db-east")]

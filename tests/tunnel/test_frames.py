@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import tunnel.protocol
 from tunnel.model.balancer import MAX_WEIGHT
 from tunnel.model.limits import ConfiguredLimits
+from tunnel.model.tunnel_test import TargetTimes
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message, encode_numbers, encode_parts
 from tunnel.protocol.frames import (
@@ -32,6 +33,8 @@ from tunnel.protocol.frames import (
     ShareChanged,
     StreamsEnded,
     TargetStatus,
+    TargetTest,
+    TargetTested,
     VisitorFailed,
     encode_launch,
     frame_table,
@@ -57,6 +60,19 @@ exact_messages: st.SearchStrategy[FrameMessage] = st.one_of(
     st.builds(CapacityChanged, numbers, numbers),
     st.builds(LimitsAnnounced, bounds),
     st.builds(ShareChanged, st.integers(0, MAX_WEIGHT), st.booleans()),
+    st.builds(TargetTest, idents),
+    st.builds(
+        TargetTested,
+        idents,
+        st.integers(0, 65535),
+        st.builds(
+            TargetTimes,
+            st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=300),
+            st.booleans(),
+            *[st.none() | st.integers(0, (1 << 32) - 2).map(lambda number: number / 1_000_000)] * 3,
+            st.none() | st.just("it refused the connection"),
+        ),
+    ),
 )
 
 
@@ -164,6 +180,11 @@ def test_launches_take_as_few_frames_as_hold_them(addresses: list[bytes], more: 
 def test_a_list_that_is_cut_off_is_a_protocol_error(message: type[FrameMessage], payload: bytes) -> None:
     with pytest.raises(ProtocolError, match="cut off"):
         message.decode(payload)
+
+
+def test_a_time_that_is_too_long_for_the_frame_is_clipped() -> None:
+    whole = TargetTested(7, 0, TargetTimes("db:5432", False, None, 1e6, None, None))
+    assert TargetTested.decode(whole.encode()).times.dial_s == ((1 << 32) - 2) / 1_000_000
 
 
 def test_a_bound_of_zero_is_rejected() -> None:

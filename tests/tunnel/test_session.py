@@ -29,6 +29,7 @@ from tunnel.protocol.frames import (
     ShareChanged,
     StreamsEnded,
     TargetStatus,
+    TargetTest,
     VisitorFailed,
 )
 from tunnel.protocol.heartbeat import Heartbeat
@@ -215,6 +216,16 @@ def test_a_peer_that_pings_without_end_is_not_answered() -> None:
     with pytest.raises(ProtocolError, match="sends pings too often"):
         server.receive(ping)
     server.receive(ping * 1000, now=START + 1)  # as often as with the shortest interval
+
+
+def test_a_peer_that_requests_tests_without_end_ends_the_link() -> None:
+    client, server = pair()
+    for _ in range(20):
+        server.session.send(TargetTest(7))
+        assert client.receive(server.session.data_to_send()) == [TargetTest(7)]
+    server.session.send(TargetTest(7))
+    with pytest.raises(ProtocolError, match="requests tests too often"):
+        client.receive(server.session.data_to_send())
 
 
 bounds = st.builds(ConfiguredLimits, *[st.none() | st.integers(1, 1 << 20)] * 3)

@@ -66,6 +66,8 @@ ACTIONS: Final = (
     Action("reload", "R", "Commands", "reload the file; asks first if visitors may be disconnected", "reload", 16,
            is_command=True),
     Action("plan", "w", "Commands", "show what a reload would change"),
+    Action("test", "c", "Commands", "test the way to the target: dial it through the tunnel and time each leg",
+           is_command=True),
     Action("mark", "space", "Commands", "mark the tunnel; commands then apply to all marked ones"),
     Action("mark_all", "a", "Commands", "mark all tunnels that are shown, or none"),
     Action("copy", "y", "Commands", "copy the tunnel's URL, without its key"),

@@ -16,6 +16,7 @@ from tui.format.confirmations import (
 )
 from tui.format.event_format import error_text, plan_lines, refusal_texts
 from tui.format.text import plural
+from tui.format.tunnel_test import tunnel_test_lines
 from tui.screens.dialogs import ConfirmDialog, DialogAnswer
 from tui.screens.texts import LinesModal
 from tui.sources.base import SourceError
@@ -68,6 +69,11 @@ class ActionRunner:
     def show_plan(self) -> None:
         """Show what a reload would change."""
         self._run(self._show_plan, "plan", exclusive=True)
+
+    def test(self, name: str) -> None:
+        """Dial a tunnel's target through the tunnel, and show how long each leg took."""
+        if self._can_send("test", None):
+            self._run(partial(self._test, name), "test", exclusive=True)
 
     def copy_url(self, name: str) -> None:
         """Copy a tunnel's URL to the clipboard."""
@@ -180,6 +186,16 @@ class ActionRunner:
             self.show_error(f"plan: {error}")
             return
         await self._app.push_screen(LinesModal("What a reload would change", partial(plan_lines, plan)))
+
+    async def _test(self, name: str) -> None:
+        self._app.notify(f"testing {printable_lines(name)}", markup=False, timeout=_RESULT_S)
+        try:
+            found = await self._session.source.test(name)
+        except SourceError as error:
+            self.show_error(f"test {name}: {error}")
+            return
+        title = f"Test of {name}: {'passed' if found['ok'] else 'failed'}"
+        await self._app.push_screen(LinesModal(title, partial(tunnel_test_lines, found)))
 
     # -- others ------------------------------------------------------------------------------------------------------
 

@@ -349,6 +349,11 @@ class MainScreen(MainView):
         """Reload the file of the daemon, or of the hosts of the chosen tunnels."""
         self._actions.reload(self._targets())
 
+    def action_test(self) -> None:
+        """Test the way through the tunnel under the cursor."""
+        if (name := self._cursor_or_notice()) is not None:
+            self._actions.test(name)
+
     def action_plan(self) -> None:
         """Show what a reload would change."""
         self._actions.show_plan()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         PlanJson,
         ReloadJson,
         TrafficJson,
+        TunnelTestJson,
         VisitorsJson,
     )
     from tui.model.messages import ChangeData, EventData, StatusData, TunnelDetails
@@ -107,6 +108,9 @@ class Source(Protocol):
 
     async def kick(self, which: str, names: Sequence[str]) -> KickJson:
         """Disconnect visitors of some tunnels, by ID, address or network; return what was disconnected."""
+
+    async def test(self, name: str) -> TunnelTestJson:
+        """Dial a tunnel's target through the tunnel; return how long each leg took."""
 
     async def reload(self, host: str = "") -> ReloadJson:
         """Reload the file, in a fleet that of one host; return the result per entry."""

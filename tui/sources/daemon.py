@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         PlanJson,
         ReloadJson,
         TrafficJson,
+        TunnelTestJson,
         VisitorsJson,
     )
     from tui.model.messages import EventData, TunnelDetails
@@ -44,6 +45,7 @@ _UPDATE_INTERVAL_S: Final = 0.25
 _SILENCE_TIMEOUT_S: Final = 15.0
 """Three missed heartbeats of the stream."""
 _ANSWER_TIMEOUT_S: Final = 20.0
+_TEST_TIMEOUT_S: Final = 30.0  # for a target that does not answer
 _MIN_RETRY_DELAY_S: Final = 0.2
 _MAX_RETRY_DELAY_S: Final = 2.0
 _MESSAGES: Final[dict[str, type[StatusReceived | StatusChanged | EventReceived]]] = {
@@ -139,6 +141,13 @@ class ApiSource:
         """Send a command for one tunnel and return its result."""
         result: CommandResultJson = await self._request_json("POST", f"/v1/tunnels/{quote(name, safe='')}/{verb}")
         return result
+
+    async def test(self, name: str) -> TunnelTestJson:
+        """Have the daemon time each leg of a tunnel."""
+        timeout = aiohttp.ClientTimeout(total=_TEST_TIMEOUT_S)
+        path = f"/v1/tunnels/{quote(name, safe='')}/test"
+        found: TunnelTestJson = await self._request_json("POST", path, timeout=timeout)
+        return found
 
     async def fetch_plan(self) -> PlanJson:
         """Return what a reload would change."""

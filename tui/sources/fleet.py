@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         PlanJson,
         ReloadJson,
         TrafficJson,
+        TunnelTestJson,
         VisitorsJson,
     )
     from tui.model.messages import EventData, TunnelDetails
@@ -210,6 +211,10 @@ class FleetSource:
     async def kick(self, which: str, names: Sequence[str]) -> KickJson:
         """Raise SourceError, as ``fetch_visitors``."""
         raise SourceError("visitors are not published to the broker: run nodepass-orch kick on the host")
+
+    async def test(self, name: str) -> TunnelTestJson:
+        """Raise SourceError: a test is not a command of the broker."""
+        raise SourceError("tests are made on the host: run nodepass-orch test there")
 
     async def fetch_plan(self) -> PlanJson:
         """Raise SourceError: hosts do not publish their plans."""

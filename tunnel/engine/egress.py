@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from tunnel.engine.dialler import describe_dialing
 from tunnel.engine.single_target import SingleTarget
 from tunnel.engine.target_group import TargetGroup
+from tunnel.engine.target_test import EgressTests
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.forwarding.proxy_out import with_proxy_header
 from tunnel.model.spec import End
@@ -39,7 +40,8 @@ class Egress(TunnelEnd):
     """The end that dials the target. Owns the dialler and the relays."""
 
     def __init__(self, parts: EndParts, spec: TunnelSpec) -> None:
-        super().__init__(parts)
+        self._tests = EgressTests(parts.reactor, spec)
+        super().__init__(parts, self._tests)
         self._forwarder = parts.forwarder
         self._published_error: str | None = None
         self._publish_timer: asyncio.TimerHandle | None = None
@@ -89,6 +91,7 @@ class Egress(TunnelEnd):
         """Use targets and settings of a spec; the number of visitors concerns the ingress."""
         self.relays.apply_limits(spec, End.EGRESS)
         self._check_options(spec, End.EGRESS)
+        self._tests.update_spec(spec)
         self.relays.set_forwarder(with_proxy_header(self._forwarder, spec.proxy))
         if spec.is_target_group is isinstance(self._dialler, TargetGroup):
             self._dialler.apply_settings(spec)
@@ -127,6 +130,7 @@ class Egress(TunnelEnd):
         """Enter the handlers of new visitors and of streams that are complete."""
         table.add(Launch, self._launch)
         table.add(StreamsEnded, self._end_streams)
+        self.tests.register_handlers(table)
 
     def _end_streams(self, link: Link, ended: StreamsEnded) -> None:
         for ident, total in ended.ends:
@@ -228,6 +232,7 @@ class Egress(TunnelEnd):
         """Close everything; return how many visitors were disconnected."""
         if self._publish_timer is not None:
             self._publish_timer.cancel()
+        self._tests.close()
         self._log_dialing(VisitorEnd.TUNNEL_CLOSED)
         return self._dialler.close() + self._close_relays()
 

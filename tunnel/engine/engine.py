@@ -19,6 +19,7 @@ from tunnel.engine.link import DialStatusChanged, LinkClosed, PoolAvailable
 from tunnel.engine.link_set import LinkSet
 from tunnel.engine.stats import Stats
 from tunnel.engine.tunnel_end import create_end_parts
+from tunnel.engine.tunnel_test import NO_LINK
 from tunnel.engine.visitor_list import kick_visitors, list_visitors
 from tunnel.model.events import EventKind, EventLog
 from tunnel.model.limits import default_limits
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tunnel.model.events import Event, EventSink
     from tunnel.model.snapshot import Snapshot
     from tunnel.model.spec import Direction, TunnelSpec
+    from tunnel.model.tunnel_test import LegResult
     from tunnel.model.visitors import VisitorSelector, VisitorView
 
 
@@ -175,6 +177,10 @@ class Engine(ABC):
         """Disconnect the selected visitors at once; return what was disconnected."""
         return await kick_visitors(self._end, selector)
 
+    async def test(self) -> list[LegResult]:
+        """Time the legs of a visitor's way that this end can time. Safe to cancel."""
+        return [NO_LINK] if self._end is None else await self._end.test()
+
     # --- what the role does ---------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -210,15 +216,9 @@ class Engine(ABC):
         self._bound |= await listeners.bind(self.spec, missing)
         spec, is_ingress = self.spec, listeners.VISITORS in addresses
         parts = create_end_parts(
-            self.name,
-            spec,
-            self._context,
-            self._stats,
-            self._event_log,
-            self._update_state,
-            self.on_handler_error,
+            self.name, spec, self._context, self._stats, self._event_log, self._update_state, self.on_handler_error,
             is_ingress=is_ingress,
-        )
+        )  # fmt: skip
         if is_ingress:
             ingress = Ingress(parts, spec.settings, self._context.timing.queue_timeout_s)
             ingress.open(self._bound.pop(listeners.VISITORS), spec.target)

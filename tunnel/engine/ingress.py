@@ -12,6 +12,7 @@ from tunnel.engine.admission import Admission, AdmissionRules
 from tunnel.engine.link_group import LinkGroup
 from tunnel.engine.proxy_reader import ProxyHeaderReader
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
+from tunnel.engine.tunnel_test import IngressTests
 from tunnel.engine.visitor_acceptor import create_acceptor
 from tunnel.engine.visitor_list import id_of
 from tunnel.engine.visitor_queue import VisitorQueue, describe_queued
@@ -45,7 +46,7 @@ class Ingress(TunnelEnd):
     """The end that accepts visitors. Owns the listener, the queue and the relays."""
 
     def __init__(self, parts: EndParts, settings: Settings, queue_timeout_s: float) -> None:
-        super().__init__(parts)
+        super().__init__(parts, IngressTests(parts.reactor))
         self._queue_timeout_s = queue_timeout_s
         self.acceptor: VisitorAcceptor | None = None
         self._link: Link | None = None  # what serves the next visitor, if there is one link
@@ -206,11 +207,9 @@ class Ingress(TunnelEnd):
             if data is not None:
                 self._launch(link, visitor, peer, data)
                 return
-        elif self._group is not None and not self._queue:
-            found = self._group.acquire(peer)
-            if found is not None:
-                self._launch(found[0], visitor, peer, found[1])
-                return
+        elif self._group is not None and not self._queue and (found := self._group.acquire(peer)) is not None:
+            self._launch(found[0], visitor, peer, found[1])
+            return
         self._enqueue(visitor, peer)
 
     def _acquire(self, peer: object) -> tuple[Link, DataConnection] | None:
@@ -269,6 +268,7 @@ class Ingress(TunnelEnd):
         """Enter the handlers of visitors that failed at the egress, and of streams that are complete."""
         table.add(VisitorFailed, self._close_failed)
         table.add(StreamsEnded, self._end_streams)
+        self.tests.register_handlers(table)
         table.add(ConnectionsFreed, self._on_freed)
         table.add(TargetStatus, self._on_target_status)
 

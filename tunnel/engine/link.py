@@ -17,7 +17,7 @@ from tunnel.engine.capacity import surplus
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.model.snapshot_builder import LinkFacts
 from tunnel.model.spec import REUSE, SHARE
-from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, ShareChanged, TargetStatus
+from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, ShareChanged, TargetStatus, TargetTest
 from tunnel.protocol.heartbeat import Heartbeat
 from tunnel.protocol.session import LimitsChanged, Negotiation, Session, SessionEvent, SessionRole
 
@@ -267,6 +267,12 @@ class Link:
         """Report to the ingress that a visitor cannot be served any more; nothing is sent after the link."""
         if self.channel.closed_reason is None:
             self.session.send_visitor_failed(ident, reason)
+
+    def send_test(self, ident: int) -> None:
+        """Ask the egress to test its targets, and to close this data connection."""
+        self.session.send(TargetTest(ident))
+        if self._filler is not None:
+            self._filler.note_used(1)
 
     def send_queue_length(self, count: int) -> None:
         """Report the visitors that wait at this ingress to the end that dials data connections."""

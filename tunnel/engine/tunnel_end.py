@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tunnel.engine.relays import RelaySet
 from tunnel.forwarding import create_forwarder
@@ -17,7 +17,7 @@ from tunnel.model.options import describe_misplaced, misplaced_options
 from tunnel.model.visitor_end import VisitorEnd, VisitorRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from tunnel.engine.context import EngineContext
     from tunnel.engine.link import EventTable, Link
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tunnel.model.events import EventLog
     from tunnel.model.snapshot import RateLimitsView, TargetView
     from tunnel.model.spec import End, TunnelSpec
+    from tunnel.model.tunnel_test import LegResult
     from tunnel.model.visitors import VisitorSelector, VisitorView
     from tunnel.runtime.reactor import Reactor
 
@@ -65,6 +66,19 @@ def create_end_parts(
     return EndParts(context.reactor, forwarder, stats, event_log, on_state_input_changed, on_crash, log)
 
 
+class EndTests(Protocol):
+    """How an end tests the way of a visitor."""
+
+    async def run(self, links: Sequence[Link]) -> list[LegResult]:
+        """Time the legs that this end can time, over these links. Safe to cancel."""
+
+    def register_handlers(self, table: EventTable) -> None:
+        """Enter the handlers of what the other end sends for a test."""
+
+    def on_link_lost(self, link: Link) -> None:
+        """End what waits for an answer over a link that is lost."""
+
+
 class TunnelEnd(ABC):
     """One end of a tunnel, where visitors are accepted or targets dialled. Independent of the role.
 
@@ -72,7 +86,7 @@ class TunnelEnd(ABC):
     link is lost.
     """
 
-    def __init__(self, parts: EndParts) -> None:
+    def __init__(self, parts: EndParts, tests: EndTests) -> None:
         reactor, stats = parts.reactor, parts.stats
         self.stats = stats
         """counters of this tunnel's visitors; only its one end changes them"""
@@ -85,6 +99,8 @@ class TunnelEnd(ABC):
             on_aborted=stats.count_aborted,
         )
         self.reactor = reactor
+        self.tests = tests
+        """what a user's test of this end does"""
         self._event_log = parts.event_log
         self._on_crash = parts.on_crash
         self._visitor_log = parts.visitor_log
@@ -168,6 +184,10 @@ class TunnelEnd(ABC):
     def kick_waiting(self, selector: VisitorSelector) -> list[VisitorView]:
         """Reset those of them that are selected; return what was disconnected."""
 
+    async def test(self) -> list[LegResult]:
+        """Time the legs of a visitor's way that this end can time. Safe to cancel."""
+        return await self.tests.run(list(self._links))
+
     @abstractmethod
     def register_handlers(self, table: EventTable) -> None:
         """Enter the handlers of the events of a link that concern this end."""
@@ -210,6 +230,7 @@ class TunnelEnd(ABC):
         """Handle the loss of a link: its relays continue without it."""
         self._links.pop(link, None)
         self.relays.remove_link(link)
+        self.tests.on_link_lost(link)
         self._notify_observers()
 
     def disconnect(self, links: Collection[Link]) -> int:

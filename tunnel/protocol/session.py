@@ -29,6 +29,7 @@ from tunnel.protocol.frames import (
     Sender,
     ShareChanged,
     TargetStatus,
+    TargetTest,
     VisitorFailed,
     encode_launch,
 )
@@ -125,6 +126,7 @@ class Session:
         self._decoders = _decoders(role)
         self._target_changes = TokenBucket(_CHANGES_PER_S, _CHANGES_AT_ONCE, 0.0)
         self._pings = TokenBucket(_PINGS_PER_S, _PINGS_AT_ONCE, 0.0)
+        self._tests = TokenBucket(_CHANGES_PER_S, _CHANGES_AT_ONCE, 0.0)
         self._limit_changes = TokenBucket(_CHANGES_PER_S, _CHANGES_AT_ONCE, 0.0)
         self._share_changes = TokenBucket(_CHANGES_PER_S, _CHANGES_AT_ONCE, 0.0)
 
@@ -161,6 +163,11 @@ class Session:
         self._check_rate(self._share_changes, "its share of the visitors", now)
         return share
 
+    def _note_test(self, test: TargetTest, now: float) -> TargetTest:
+        if not self._tests.take_token(now):
+            raise ProtocolError("the other end requests tests too often")
+        return test
+
     def _note_limits(self, announced: LimitsAnnounced, now: float) -> LimitsChanged:
         self._check_rate(self._limit_changes, "its configured limits", now)
         self._negotiate(Negotiation(self._negotiation.ours, announced.limits, self._negotiation.defaults))
@@ -174,6 +181,7 @@ class Session:
             TargetStatus: _note_target,
             LimitsAnnounced: _note_limits,
             ShareChanged: _note_share,
+            TargetTest: _note_test,
         }
     )
     """How frames change the state of the session, and the event that follows. Any: the class that is the key."""
