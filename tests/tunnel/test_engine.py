@@ -30,8 +30,9 @@ from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
 from tunnel.engine.egress import Egress
 from tunnel.engine.engine import Engine
 from tunnel.engine.factory import create_engine
-from tunnel.engine.link import EventTable, Link
+from tunnel.engine.link import Link
 from tunnel.engine.link_acceptor import LinkAcceptor
+from tunnel.engine.link_events import EventTable
 from tunnel.engine.pool import Pool
 from tunnel.engine.pool_filler import PoolFiller
 from tunnel.engine.server_engine import ServerEngine

@@ -23,8 +23,9 @@ from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.engine.context import DEFAULT_TIMING, EngineContext, Timing
 from tunnel.engine.control_channel import ControlChannel
 from tunnel.engine.key_ring import KeyRing
-from tunnel.engine.link import EventTable, Link, LinkClosed, LinkEvent
+from tunnel.engine.link import Link
 from tunnel.engine.link_acceptor import LinkAcceptor
+from tunnel.engine.link_events import EventTable, LinkClosed, LinkEvent
 from tunnel.engine.stats import Stats
 from tunnel.model.address import Address
 from tunnel.model.keys import Key, NamedKey

@@ -23,7 +23,8 @@ from tunnel.protocol.frames import Launch, StreamsEnded
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from tunnel.engine.link import EventTable, Link
+    from tunnel.engine.link import Link
+    from tunnel.engine.link_events import EventTable
     from tunnel.engine.pool import DataConnection
     from tunnel.model.events import EventLog
     from tunnel.model.snapshot import TargetView

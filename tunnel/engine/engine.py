@@ -15,7 +15,7 @@ from tunnel.engine.cooldown import Cooldown
 from tunnel.engine.egress import Egress
 from tunnel.engine.ingress import Ingress
 from tunnel.engine.key_ring import KeyRing
-from tunnel.engine.link import DialStatusChanged, LinkClosed, PoolAvailable
+from tunnel.engine.link_events import DialStatusChanged, LinkClosed, PoolAvailable
 from tunnel.engine.link_set import LinkSet
 from tunnel.engine.stats import Stats
 from tunnel.engine.tunnel_end import create_end_parts
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from tunnel.engine.context import EngineContext
-    from tunnel.engine.link import EventTable, Link, LinkEvent
+    from tunnel.engine.link import Link
+    from tunnel.engine.link_events import EventTable, LinkEvent
     from tunnel.engine.pool_filler import PoolFiller
     from tunnel.engine.tunnel_end import TunnelEnd
     from tunnel.engine.visitor_acceptor import VisitorAcceptor

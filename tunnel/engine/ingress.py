@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from tunnel.engine.link import EventTable, Link
+    from tunnel.engine.link import Link
+    from tunnel.engine.link_events import EventTable
     from tunnel.engine.pool import DataConnection
     from tunnel.engine.visitor_acceptor import VisitorAcceptor
     from tunnel.forwarding.base import ForwardedVisitor

@@ -10,16 +10,17 @@ import asyncio
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 from tunnel.carriers import create_carrier
 from tunnel.engine.capacity import surplus
+from tunnel.engine.link_events import DialStatusChanged, EventTable, LinkClosed, LinkOwner, LinkPart, PoolAvailable
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.model.snapshot_builder import LinkFacts
 from tunnel.model.spec import REUSE, SHARE
-from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, ShareChanged, TargetStatus, TargetTest
+from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, ShareChanged, TargetTest
 from tunnel.protocol.heartbeat import Heartbeat
-from tunnel.protocol.session import LimitsChanged, Negotiation, Session, SessionEvent, SessionRole
+from tunnel.protocol.session import Negotiation, Session, SessionRole
 
 if TYPE_CHECKING:
     import socket
@@ -56,66 +57,6 @@ class LinkTerms:
     """of the client among several: its share of the visitors"""
     is_backup: bool = False
     """whether the client serves only while no other can"""
-
-
-@dataclass(frozen=True, slots=True)
-class PoolAvailable:
-    """The pool has its first idle connection after it was empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class DialStatusChanged:
-    """Dialling data connections fails, or succeeds again."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkClosed:
-    """The link is closed, with its idle connections. Its relays continue."""
-
-    reason: str
-    is_orderly: bool = False
-    """whether the other end closed it because it shuts down in order"""
-
-
-LinkEvent = LimitsChanged | TargetStatus | ShareChanged | PoolAvailable | DialStatusChanged | LinkClosed
-EventT = TypeVar("EventT")
-
-
-class LinkPart(Protocol):
-    """An object that handles events of a link: the ingress or egress, the pool filler, the engine."""
-
-    def register_handlers(self, table: EventTable) -> None:
-        """Enter the handlers of the events that concern this part."""
-
-
-class EventTable:
-    """The handlers of a link's events, by the class of the event."""
-
-    def __init__(self) -> None:
-        self._handlers: dict[type, tuple[Callable[[Link, Any], None], ...]] = {}  # Any: the class that is the key
-
-    def add(self, event: type[EventT], handler: Callable[[Link, EventT], None]) -> None:
-        """Call ``handler`` for each event of a class, after the handlers that were added before."""
-        self._handlers[event] = (*self._handlers.get(event, ()), handler)
-
-    def handle(self, link: Link, event: SessionEvent) -> None:
-        """Call the handlers of an event; an event without any concerns only the session."""
-        for handler in self._handlers.get(type(event), ()):
-            handler(link, event)
-
-    def clear(self) -> None:
-        """Drop the handlers, which refer to the parts of the tunnel."""
-        self._handlers.clear()
-
-
-class LinkOwner(LinkPart, Protocol):
-    """The engine, as its link sees it."""
-
-    def on_link_event(self, link: Link, event: LinkEvent) -> None:
-        """Handle an event of the link."""
-
-    def on_handler_error(self, error: Exception) -> None:
-        """End the engine because of a defect."""
 
 
 class Link:

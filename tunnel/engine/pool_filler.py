@@ -21,7 +21,8 @@ from tunnel.runtime.reactor import HANGUP
 if TYPE_CHECKING:
     import socket
 
-    from tunnel.engine.link import EventTable, Link
+    from tunnel.engine.link import Link
+    from tunnel.engine.link_events import EventTable
     from tunnel.model.events import EventLog
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr

@@ -19,7 +19,8 @@ from tunnel.runtime.resolver import DialTarget, resolve
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tunnel.engine.link import EventTable, Link
+    from tunnel.engine.link import Link
+    from tunnel.engine.link_events import EventTable
     from tunnel.model.address import Address
     from tunnel.model.spec import TunnelSpec
     from tunnel.runtime.reactor import Reactor

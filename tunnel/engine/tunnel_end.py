@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from tunnel.engine.context import EngineContext
-    from tunnel.engine.link import EventTable, Link
+    from tunnel.engine.link import Link
+    from tunnel.engine.link_events import EventTable
     from tunnel.engine.stats import Stats
     from tunnel.engine.visitor_acceptor import VisitorAcceptor
     from tunnel.forwarding import Forwarder, VisitorLog

@@ -12,7 +12,8 @@ from tunnel.runtime.reactor import READABLE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tunnel.engine.link import EventTable, Link
+    from tunnel.engine.link import Link
+    from tunnel.engine.link_events import EventTable
     from tunnel.engine.pool import DataConnection
     from tunnel.model.tunnel_test import TargetTimes
     from tunnel.runtime.reactor import Reactor
