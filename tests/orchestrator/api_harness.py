@@ -122,7 +122,9 @@ async def run_api(
     socket = path / "np.sock"
     async with (
         serve_api(control, socket, manifest.supervisor, limits),
-        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(socket))) as session,
+        aiohttp.ClientSession(
+            connector=aiohttp.UnixConnector(str(socket)), read_bufsize=1 << 20
+        ) as session,  # of 500 tunnels
     ):
         harness = ApiHarness(control, engines, session, file)
         running = asyncio.create_task(supervisor.run())
