@@ -9,18 +9,26 @@ from tunnel.engine.link_group import LinkGroup
 from tunnel.model.balancer import Balance
 
 
+class FakePool:
+    """A pool that always has an idle data connection: itself."""
+
+    def acquire(self) -> FakePool:
+        return self
+
+
 class LinkStub:
     """What a group reads of a link; it is its own channel and session."""
 
     key_name = None
     peer = "192.0.2.1:1000"
-    target_error = None
+    target_error: str | None = None
     weight = 100
     is_backup = False
     is_drained = False
 
     def __init__(self) -> None:
         self.channel = self.session = self
+        self.pool = FakePool()
 
 
 def weights(group: LinkGroup) -> list[int]:
@@ -38,3 +46,13 @@ async def test_a_new_link_starts_slowly_and_the_loss_of_another_one_of_its_host_
     group.set_links([second, third])
     assert weights(group) == [100, 5]
     assert len({member.balance_key for member in group._members.values()}) == 2
+
+
+async def test_a_link_whose_target_is_down_serves_rather_than_a_drained_one_or_one_of_weight_0() -> None:
+    group = LinkGroup(lambda _: 0)
+    down, drained, unweighted = LinkStub(), LinkStub(), LinkStub()
+    down.target_error, drained.is_drained, unweighted.weight = "it refused", True, 0
+    links = [cast("Link", each) for each in (down, drained, unweighted)]
+    group.set_links(links)
+    found = [group.acquire(("192.0.2.9", port)) for port in range(4)]
+    assert [each and each[0] for each in found] == links[:1] * 4

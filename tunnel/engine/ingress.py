@@ -180,7 +180,9 @@ class Ingress(TunnelEnd):
         """Handle the loss of a link. Relays continue; visitors that are untouched or queued go to another link."""
         untouched = [] if self._group is None or link.keeps_visitors else self.relays.take_untouched(link)
         super().detach(link)
-        if not self._links:
+        if self._links:
+            self._max_visitors = max(one.session.limits.visitors for one in self._links)
+        else:
             self._linkless_since = self._loop.time()
         self._choose_source()
         self._launch_again(untouched)

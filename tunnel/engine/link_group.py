@@ -53,7 +53,7 @@ def _has_idle(member: GroupedLink) -> bool:
 
 
 class LinkGroup:
-    """Chooses among the links whose target is in order; among all, if there is none in order."""
+    """Chooses among the links whose target is in order; among all that are wanted, if there is none in order."""
 
     def __init__(self, count_visitors: Callable[[Link], int]) -> None:
         self._count_visitors = count_visitors
@@ -94,8 +94,9 @@ class LinkGroup:
                 member.in_order_since = None
             elif member.in_order_since is None:
                 member.in_order_since = now if is_grown else float("-inf")
-        fit = [member for member in self._members.values() if member.in_order_since is not None]
-        self._balancer.set_members(fit or self._members.values())
+        willing = [member for member in self._members.values() if member.link.weight and not member.link.is_drained]
+        fit = [member for member in willing if member.in_order_since is not None]
+        self._balancer.set_members(fit or willing)
 
     def ramp(self, member: GroupedLink) -> float:
         """Return the weight of a member now."""
