@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 from orchestrator.status.tunnel_test import describe_test
+from tui.format.command_line import command_line
 from tui.format.text import paragraph
 
 if TYPE_CHECKING:
@@ -18,5 +18,4 @@ def tunnel_test_lines(found: TunnelTestJson, width: int) -> list[Line]:
     lines = []
     for text, leg in zip(describe_test(found), found["legs"], strict=True):
         lines += paragraph(text, width, "warn" if leg["error"] else "")
-    command = shlex.join(["nodepass-orch", "test", found["name"]])
-    return [*lines, (), ((command, "dim"),)]
+    return [*lines, (), ((command_line("test", [found["name"]]), "dim"),)]

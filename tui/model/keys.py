@@ -68,6 +68,7 @@ ACTIONS: Final = (
     Action("plan", "w", "Commands", "show what a reload would change"),
     Action("test", "c", "Commands", "test the way to the target: dial it through the tunnel and time each leg",
            is_command=True),
+    Action("edit", "E", "Commands", "open $VISUAL or $EDITOR at the tunnel's entry in the file", is_command=True),
     Action("mark", "space", "Commands", "mark the tunnel; commands then apply to all marked ones"),
     Action("mark_all", "a", "Commands", "mark all tunnels that are shown, or none"),
     Action("copy", "y", "Commands", "copy the tunnel's URL, without its key"),

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shlex
+import subprocess
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from textual.app import SuspendNotSupported
+
 from orchestrator.process.terminal_text import printable_lines
+from tui.format.command_line import command_line
 from tui.format.confirmations import (
     applicable_tunnels,
     confirm_command,
@@ -14,6 +21,7 @@ from tui.format.confirmations import (
     confirm_kick,
     confirm_reload,
 )
+from tui.format.editor import editor_command, parse_place
 from tui.format.event_format import error_text, plan_lines, refusal_texts
 from tui.format.text import plural
 from tui.format.tunnel_test import tunnel_test_lines
@@ -83,6 +91,16 @@ class ActionRunner:
         """Show why something failed."""
         self._app.notify(printable_lines(text), severity="warning", markup=False)
 
+    def _notify_result(self, text: str, command: str) -> None:
+        """Show what a command did, and the command line that does the same."""
+        lines = f"{printable_lines(text)}\n$ {printable_lines(command)}"
+        self._app.notify(lines, markup=False, timeout=_RESULT_S)
+
+    def edit(self, name: str) -> None:
+        """Open the user's editor at a tunnel's entry; the dashboard waits meanwhile."""
+        if self._can_send("edit", None):
+            self._run(partial(self._edit, name), "edit", exclusive=True)
+
     def _can_send(self, verb: str, tunnels: Sequence[Tunnel] | None) -> bool:
         """Return whether there is something to send, or say why not. ``tunnels`` is None if the command needs none."""
         if reason := self._session.read_only_reason:
@@ -122,7 +140,8 @@ class ActionRunner:
         results = [result for result, _ in answers if result]
         if results:
             text = results[0] if len(results) == 1 else f"{verb}: {len(results)} tunnels"
-            self._app.notify(printable_lines(text), markup=False, timeout=_RESULT_S)
+            names = [tunnel.name for tunnel in chosen]
+            self._notify_result(text, command_line(verb, names, is_fleet=self._session.is_fleet))
         self._show_errors([error for _, error in answers if error])
 
     async def _is_confirmed(self, confirmation: Confirmation) -> bool:
@@ -144,7 +163,7 @@ class ActionRunner:
             self.show_error(f"kick: {error}")
             return
         text = f"{plural(len(kicked), 'visitor')} disconnected" if kicked else "The visitor has left already"
-        self._app.notify(text, markup=False, timeout=_RESULT_S)
+        self._notify_result(text, command_line("kick", [which, *names]))
 
     # -- the file ----------------------------------------------------------------------------------------------------
 
@@ -211,6 +230,27 @@ class ActionRunner:
             return
         self._app.copy_to_clipboard(url)
         self._app.notify(url, title="Copied, without its key", markup=False)
+
+    async def _edit(self, name: str) -> None:
+        try:
+            if not self._session.source.place.startswith("unix:"):
+                raise SourceError("a file can be edited only on the host of its daemon")
+            where = (await self._session.source.fetch_tunnel(name)).get("where")
+            config = self._session.view.status.get("config")
+            if not where or config is None:
+                raise SourceError("its place in the file is not known here")
+            file, line = parse_place(where, Path(config["path"]).parent)
+            if not file.is_file():
+                raise SourceError(f"there is no file {file} on this host")
+            command = editor_command(os.environ, file, line)
+            with self._app.suspend():
+                code = subprocess.run(command, check=False).returncode  # noqa: ASYNC221, S603  the user's own editor
+        except (SourceError, ValueError, OSError, SuspendNotSupported) as error:
+            self.show_error(f"edit {name}: {error}")
+            return
+        self._app.refresh(layout=True)
+        if code:
+            self.show_error(f"edit {name}: {shlex.join(command)} ended with code {code}")
 
     def _show_errors(self, errors: Sequence[str]) -> None:
         """Show the first error, and how many more there are."""

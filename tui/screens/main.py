@@ -354,6 +354,11 @@ class MainScreen(MainView):
         if (name := self._cursor_or_notice()) is not None:
             self._actions.test(name)
 
+    def action_edit(self) -> None:
+        """Open the user's editor at the entry of the tunnel under the cursor."""
+        if (name := self._cursor_or_notice()) is not None:
+            self._actions.edit(name)
+
     def action_plan(self) -> None:
         """Show what a reload would change."""
         self._actions.show_plan()

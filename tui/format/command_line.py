@@ -1,0 +1,19 @@
+"""The command line that does what a key did, so that users can put it into a script."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROGRAM: Final = "nodepass-orch"
+_MAX_NAMES: Final = 5
+
+
+def command_line(verb: str, names: Sequence[str] = (), *, is_fleet: bool = False) -> str:
+    """Return the command line for some tunnels; of many names only the first ones are shown."""
+    shown = names[:_MAX_NAMES]
+    words = [PROGRAM, *(("fleet",) if is_fleet else ()), *verb.split(), *shown]
+    return shlex.join(words) + (" …" if len(names) > len(shown) else "")
