@@ -35,6 +35,8 @@ _CATCH_UP_S: Final = 0.25  # for so long, a busy event loop or a busy host may n
 _MIN_TURN_BYTES, _MAX_TURN_BYTES = 1 << 10, 1 << 18
 _TURN_S: Final = 0.001  # of the tunnel's rate: what a visitor may pass in its turn
 _MIN_WAIT_S: Final = 0.002  # between two rounds: each costs a wake-up of the event loop
+_WORTH_READING: Final = 4
+"""A flow waits for this part of what it reads at once: a host that is as fast as the limit would read crumbs else."""
 _ROUND_BUDGET: Final = 4096  # of the costs of a round; then other events are handled
 _TURN_COST: Final = 64  # some ten microseconds, a system call or two
 _SKIP_COST: Final = 1
@@ -52,6 +54,11 @@ class PausableFlow(Protocol):
 
     def on_handler_error(self, error: Exception) -> None:
         """End the relay of the flow because of a defect."""
+
+
+def _read_bytes(rate: FillRate) -> float:
+    """Return how many bytes a visitor with this rate of its own waits for."""
+    return min(rate.burst, _MAX_READ_BYTES) / 2
 
 
 class FlowLimit:
@@ -161,14 +168,15 @@ class RateLimiter:
             if own is None or own.rate is not rate:
                 own = limit.own = DebtBucket(rate, now)
             tokens = own.available(now)
-            if tokens <= 0:
+            if tokens <= _read_bytes(rate) / _WORTH_READING:
                 self._wait_for_own(limit, own, now)
                 return 0
             allowed = min(allowed, tokens)
         if self._shared is not None:
-            if limit is self._served and limit.credit > 0:
+            least = self._turn_bytes / _WORTH_READING
+            if limit is self._served and limit.credit >= least:
                 allowed = min(allowed, limit.credit)
-            elif self._queue or limit is self._served or (tokens := self._available(self._shared, now)) <= 0:
+            elif self._queue or limit is self._served or (tokens := self._available(self._shared, now)) < least:
                 self._queue_up(limit, now)
                 return 0
             else:
@@ -205,7 +213,7 @@ class RateLimiter:
 
     def _wait_for_own(self, limit: FlowLimit, own: DebtBucket, now: float) -> None:
         limit.paused_at = now
-        due = now + max(_MIN_WAIT_S, own.delay_s(min(own.rate.burst, _MAX_READ_BYTES) / 2))
+        due = now + max(_MIN_WAIT_S, own.delay_s(_read_bytes(own.rate)))
         heapq.heappush(self._waiting, (due, next(self._numbers), limit))
         self._note_busy(now)
         if self._waiting[0][2] is limit:
@@ -233,7 +241,7 @@ class RateLimiter:
         queue, shared, budget = self._queue, self._shared, _ROUND_BUDGET
         while queue and budget > 0 and shared is not None and shared.available(now) > 0:
             limit = queue.popleft()
-            limit.credit = min(limit.credit, 0) + self._turn_bytes
+            limit.credit = min(limit.credit, self._turn_bytes // _WORTH_READING) + self._turn_bytes
             if limit.credit <= 0 and limit.flow.is_paused:
                 queue.append(limit)
                 budget -= _SKIP_COST
