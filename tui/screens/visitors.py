@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from tui.screens.actions import ActionRunner
     from tui.session import DashboardSession
 
-_READ_INTERVAL_S: Final = 1.0
-_MAX_READING_SHARE: Final = 10  # a list that takes long to read is read less often
+_MIN_PAUSE_S: Final = 1.0
+_MAX_PAUSE_S: Final = 5.0
+_READING_SHARE: Final = 10  # a list that takes long to read is read less often
 _HINT: Final = "words or patterns (10.0.*) of address, tunnel, target, ID; !a not"
 
 
@@ -131,7 +132,8 @@ class VisitorListModal(ListModal):
                 self._meter.measure(visitors)
                 self._visitors, self._error, self._is_read = visitors, "", True
             self._update_if_attached()
-            await asyncio.sleep(max(_READ_INTERVAL_S, _MAX_READING_SHARE * (loop.time() - started_at)))
+            pause_s = _READING_SHARE * (loop.time() - started_at)
+            await asyncio.sleep(min(max(_MIN_PAUSE_S, pause_s), _MAX_PAUSE_S))
 
     # -- what is shown -----------------------------------------------------------------------------------------------
 
