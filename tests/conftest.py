@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from tests.support.scale import IS_FULL_SCALE
 from tunnel.model.options import OPTION_VARIABLES
 
-settings.register_profile("quick", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

@@ -56,6 +56,7 @@ def test_idle_visitors_of_one_tunnel_leave_descriptors_to_the_others(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.case("a flood of visitors that are not allowed", deadline=FLOOD_S + 60)
 def test_a_flood_of_refused_visitors_delays_no_admitted_one(
     harness: ProcessHarness, record_figure: FigureRecorder

@@ -263,7 +263,7 @@ def kicking(broker: Mosquitto, road: BrokerProxy) -> Generator[None]:
         pytest.param(stopped, marks=pytest.mark.slow, id="stopped"),
         pytest.param(blackholed, marks=pytest.mark.slow, id="blackholed"),
         pytest.param(killed, marks=pytest.mark.slow, id="killed and restarted"),
-        pytest.param(kicking, id="kicking"),
+        pytest.param(kicking, marks=pytest.mark.slow, id="kicking"),
     ],
 )
 def test_trouble(harness: ProcessHarness, broker: Mosquitto, record_figure: FigureRecorder, trouble: Trouble) -> None:
@@ -287,6 +287,7 @@ def test_trouble(harness: ProcessHarness, broker: Mosquitto, record_figure: Figu
     record_figure(f"{share}, {unharmed(ours, others, before)} KB more, truth after {truth:.1f} s")
 
 
+@pytest.mark.slow
 @pytest.mark.case(
     "broker in trouble, throughput and truth, slow: 300 ms and 5 % of loss each way", deadline=TROUBLE + 90
 )

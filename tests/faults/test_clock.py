@@ -39,6 +39,7 @@ def parse_timestamp(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed (Debian: faketime)")
 @pytest.mark.case("wall clock jumps an hour", deadline=90)
 @pytest.mark.parametrize("hours", [pytest.param(1, id="forward"), pytest.param(-1, marks=pytest.mark.slow, id="back")])
@@ -143,6 +144,7 @@ class ClockRig:
         return took
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed (Debian: faketime)")
 @pytest.mark.case("wall clock of a host differs", deadline=40)
 @pytest.mark.parametrize("offset", [pytest.param("-90", id="90 s behind"), pytest.param("+90", id="90 s ahead")])

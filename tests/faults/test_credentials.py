@@ -201,6 +201,7 @@ def test_a_server_survives_random_frames_from_a_client_with_the_key(
     record_figure(f"{ROUNDS} links ended, then served after {took:.2f} s")
 
 
+@pytest.mark.slow
 @pytest.mark.case("decisions of a server with the key that the client must not accept", deadline=60)
 def test_a_client_accepts_no_weaker_carrier_other_direction_or_unknown_feature(
     harness: ProcessHarness, record_figure: FigureRecorder

@@ -148,6 +148,7 @@ def test_silent_packet_loss_is_noticed_and_the_tunnel_recovers(
     record_figure(f"noticed within {noticed:.1f} s, served {back:.1f} s after {SILENCE_S:g} s of silence")
 
 
+@pytest.mark.slow
 @pytest.mark.case("half-open control channel, a replacement client connects", deadline=40)
 def test_a_replacement_client_takes_over_a_half_open_link(
     harness: ProcessHarness, hosts: NamespaceHosts, record_figure: FigureRecorder

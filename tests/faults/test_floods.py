@@ -110,6 +110,7 @@ def test_silent_connections_on_many_ports_leave_descriptors_for_visitors(
     record_figure(f"{SILENT} silent: all six serve, the slowest after {max(times):.2f} s; {held} descriptors")
 
 
+@pytest.mark.slow
 @pytest.mark.case("a flood from a thousand addresses while the client returns", deadline=120)
 def test_a_client_that_has_been_here_returns_during_a_flood(
     harness: ProcessHarness, record_figure: FigureRecorder
@@ -191,6 +192,7 @@ def guess(server: Address, certificates: tuple[Path, Path], over: threading.Even
             HostileClient(server, f"guess {number} of somebody's key", certificates).close()
 
 
+@pytest.mark.slow
 @pytest.mark.case("keys guessed online, and a client whose key is corrected", deadline=60)
 def test_guesses_are_slow_and_a_corrected_key_works_soon(
     harness: ProcessHarness, record_figure: FigureRecorder
@@ -284,7 +286,7 @@ def tunnel_beside(harness: ProcessHarness, entry: str, *, at_client: bool) -> It
 
 
 @pytest.mark.case("a client with the key whose data connections are never used", deadline=60)
-@pytest.mark.parametrize("direction", ["reverse", "forward"])
+@pytest.mark.parametrize("direction", ["reverse", pytest.param("forward", marks=pytest.mark.slow)])
 def test_unused_data_connections_of_a_client_leave_descriptors_for_other_tunnels(
     harness: ProcessHarness, record_figure: FigureRecorder, direction: str
 ) -> None:

@@ -101,7 +101,7 @@ def nginx(harness: ProcessHarness) -> Program:
 
 @needs("nginx", "wrk")
 @both_directions
-@pytest.mark.parametrize("tls", ["0", "1"])
+@pytest.mark.parametrize("tls", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_nginx_serves_wrk_without_errors(harness: ProcessHarness, nginx: Program, direction: str, tls: str) -> None:
     pair = harness.start_pair(nginx, direction=direction, both=f"tls={tls}").wait_up()
     url = f"http://127.0.0.1:{pair.visitors[1]}/index.html"
@@ -113,7 +113,7 @@ def test_nginx_serves_wrk_without_errors(harness: ProcessHarness, nginx: Program
 
 
 @needs("redis-server", "redis-benchmark")
-@both_directions
+@pytest.mark.parametrize("direction", ["reverse", pytest.param("forward", marks=pytest.mark.slow)])
 def test_redis_benchmark_runs_without_errors(harness: ProcessHarness, direction: str) -> None:
     port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(harness.directory)]

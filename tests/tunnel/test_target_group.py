@@ -87,7 +87,7 @@ class NamedTarget:
             yield self
         finally:
             listener.close()
-            await run_loop_turns(3)
+            await run_loop_turns(10)  # a connection that was accepted in the last one becomes a task after four
             for writer in self._open:
                 writer.transport.abort()
             await wait_until_async(lambda: not self._open, "every connection has ended")
