@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.supervisor.crash_reports import describe_crash, restart_delay, short_traceback
 from orchestrator.supervisor.engine_handle import EngineFactory, EngineHandle
+from orchestrator.supervisor.runner_state import (
+    AT_REST,
+    ENDING,
+    TRANSITIONS,
+    UNWANTED,
+    RunnerEvent,
+    RunnerState,
+)
 from orchestrator.supervisor.totals import NO_TOTALS, add_totals, read_totals, replace_totals
 from tunnel.model.events import Event, EventKind
 from tunnel.model.snapshot import BytesView, ConnectionsView, CooldownView, PoolView, RefusedView, SignalsView, Snapshot
@@ -23,7 +29,7 @@ from tunnel.model.state import State
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from tunnel.model.events import EventSink
     from tunnel.model.keys import NamedKey
@@ -33,57 +39,6 @@ if TYPE_CHECKING:
 
 STABLE_AFTER_S: Final = 60.0
 """An engine that ran this long before it crashed starts a new series of crashes."""
-
-
-class RunnerState(enum.Enum):
-    """What a runner does."""
-
-    STOPPED = enum.auto()
-    """no engine, by command or because it was never started"""
-    RUNNING = enum.auto()
-    """an engine runs"""
-    PAUSED = enum.auto()
-    """the engine crashed, the next one starts after a pause"""
-    DRAINING = enum.auto()
-    """the engine ends, none follows"""
-    RESTARTING = enum.auto()
-    """the engine ends, another one follows"""
-    ENDED = enum.auto()
-    """the engine ended by itself: the tunnel cannot work as it is configured"""
-
-
-class RunnerEvent(enum.Enum):
-    """What moves a runner from one state to another: three commands, and three things that happen to its engine."""
-
-    START = enum.auto()
-    DRAIN = enum.auto()
-    RESTART = enum.auto()
-    ENGINE_CRASHED = enum.auto()
-    PAUSE_OVER = enum.auto()
-    ENGINE_ENDED = enum.auto()
-
-
-def _transitions() -> Mapping[RunnerState, Mapping[RunnerEvent, RunnerState]]:
-    s, e = RunnerState, RunnerEvent
-    end = {e.DRAIN: s.DRAINING, e.RESTART: s.RESTARTING}
-    again = {e.START: s.RESTARTING, **end}
-    return MappingProxyType(
-        {
-            s.STOPPED: {e.START: s.RUNNING},
-            s.RUNNING: {e.START: s.RUNNING, **end, e.ENGINE_CRASHED: s.PAUSED, e.ENGINE_ENDED: s.ENDED},
-            s.PAUSED: {e.START: s.PAUSED, **end, e.PAUSE_OVER: s.RUNNING},
-            s.DRAINING: {**again, e.ENGINE_CRASHED: s.STOPPED, e.PAUSE_OVER: s.STOPPED, e.ENGINE_ENDED: s.STOPPED},
-            s.RESTARTING: {**again, e.ENGINE_CRASHED: s.RUNNING, e.PAUSE_OVER: s.RUNNING, e.ENGINE_ENDED: s.RUNNING},
-        }
-    )
-
-
-TRANSITIONS: Final = _transitions()
-"""The state that follows each event. Without a task a runner is at rest, and START is the only event."""
-
-_AT_REST: Final = frozenset({RunnerState.STOPPED, RunnerState.ENDED})
-_ENDING: Final = frozenset({RunnerState.DRAINING, RunnerState.RESTARTING})
-_UNWANTED: Final = frozenset({RunnerState.STOPPED, RunnerState.DRAINING})
 
 
 def stopped_snapshot(name: str, spec: TunnelSpec, reason: str | None = None) -> Snapshot:
@@ -159,7 +114,7 @@ class TunnelRunner:
     @property
     def is_wanted(self) -> bool:
         """Whether the last command was to run."""
-        return self._state not in _UNWANTED
+        return self._state not in UNWANTED
 
     def snapshot(self) -> Snapshot:
         """The tunnel as it is now."""
@@ -222,7 +177,7 @@ class TunnelRunner:
         self._prepared = engine
 
     def _replaceable_engine(self) -> EngineHandle | None:
-        return None if self._state in _ENDING else self._engine
+        return None if self._state in ENDING else self._engine
 
     def absorb_totals(self, predecessor: TunnelRunner) -> None:
         """Count what a former runner of this tunnel has counted; it must have ended."""
@@ -349,7 +304,7 @@ class TunnelRunner:
 
     async def _run(self) -> None:
         try:
-            while self._state not in _AT_REST:
+            while self._state not in AT_REST:
                 started_at = time.monotonic()
                 error = await self._run_engine()
                 if error is None:
@@ -361,14 +316,14 @@ class TunnelRunner:
                     await self._pause(error)
         finally:
             self._crashes_in_a_row = 0
-            if self._state not in _AT_REST:  # cancelled
+            if self._state not in AT_REST:  # cancelled
                 self._state = RunnerState.ENDED if self.is_wanted else RunnerState.STOPPED
 
     async def _run_engine(self) -> Exception | None:
         """Run one engine; the error if it crashed."""
         try:
             self._engine, self._prepared = self._prepared or self._make_engine(), None
-            if self._state in _ENDING:
+            if self._state in ENDING:
                 self._engine.close()
             await self._engine.run()
             last = self._engine.snapshot()
@@ -408,7 +363,7 @@ class TunnelRunner:
 
     def _show_ended(self, last: Snapshot) -> None:
         idle = self._keep_totals(last)
-        if self._state in _ENDING:
+        if self._state in ENDING:
             self._show_idle(replace(idle, reason=self._drain_reason), State.STOPPED)
         else:
             self._show_idle(idle, State.FAILED if last.state is State.FAILED else State.STOPPED)

@@ -38,7 +38,7 @@ def lines_of(log: Path) -> list[dict[str, Any]]:
 def test_a_full_disk_costs_lines_of_the_access_log_and_nothing_else(
     harness: ProcessHarness, record_figure: FigureRecorder
 ) -> None:
-    """While the disk of the access log is full, visitors are served, and lines are lost and counted.
+    """A full disk under the access log costs lines, which are counted, and no visitor.
 
     Seen to fail: without the count of what a write has lost, the event at the end says that 0 were lost; with the
     error raised, the thread ends, and nothing says that lines are lost.

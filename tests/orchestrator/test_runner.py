@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from orchestrator.supervisor.runner import TRANSITIONS, RunnerEvent, RunnerState, TunnelRunner
+from orchestrator.supervisor.runner import TunnelRunner
+from orchestrator.supervisor.runner_state import TRANSITIONS, RunnerEvent, RunnerState
 from tests.orchestrator.fakes import FakeEngineFactory
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async

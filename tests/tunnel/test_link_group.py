@@ -10,7 +10,7 @@ from tunnel.model.balancer import Balance
 
 
 class FakePool:
-    """A pool that always has an idle data connection: itself."""
+    """A pool that always has an idle data connection."""
 
     def acquire(self) -> FakePool:
         return self

@@ -1,4 +1,4 @@
-"""Several clients of one server: who gets which visitor, and what happens when one of them leaves."""
+"""Several clients of one server: which of them gets a visitor, and what happens when one of them leaves."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class VisitorQueue(deque[tuple[socket.SocketType, object, float]]):
                 yield visitor, peer
 
     def count_launch(self, visitor: socket.SocketType, peer: object) -> bool:
-        """Note that a visitor has been launched in vain; return whether it may be launched once more."""
+        """Note that a launch of a visitor has failed; return whether it may be launched once more."""
         known = self._launches.get(visitor.fileno(), (peer, 0))
         launches = known[1] + 1 if known[0] == peer else 1
         self._launches[visitor.fileno()] = peer, launches
