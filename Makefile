@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-JOBS ?= 4
+JOBS ?= 5
 BENCH_RESULTS := tests/bench/results
 PARALLEL := --numprocesses $(JOBS) --dist worksteal
 # a fixed seed: what property tests execute must not change from run to run
@@ -40,6 +40,7 @@ demo: $(VENV)/installed
 # doubles the CPU of what runs in the test process. A selection (ARGS="-k pool") measures nothing.
 test: $(VENV)/installed-dev
 ifeq ($(ARGS),)
+	@$(BIN)/python -c 'import hypothesis.strategies as st; st.text().validate()'  # its table of characters, once for all processes
 	@failed=0; \
 	$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE) tests/tunnel || failed=1; \
 	$(BIN)/python -m tests.coverage_gate build/coverage.json || failed=1; \

@@ -21,6 +21,7 @@ from tests.support.waiting import wait_until
 IDLE = 2_000
 
 
+@pytest.mark.slow
 @pytest.mark.case("idle visitors of one tunnel, and the descriptors of the others", deadline=90)
 def test_idle_visitors_of_one_tunnel_leave_descriptors_to_the_others(
     harness: ProcessHarness, record_figure: FigureRecorder

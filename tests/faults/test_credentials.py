@@ -33,6 +33,7 @@ from tunnel.protocol.preface import PREFACE_SIZE, encode_preface
 FIRST_BYTE_S = 2.0
 ROUNDS = 150 if IS_FULL_SCALE else 10
 """Number of links that receive invalid bytes."""
+PLAIN_IF_FULL = [pytest.param(False, marks=pytest.mark.slow, id="plain"), pytest.param(True, id="encrypted")]
 
 
 class AttackedServer:
@@ -91,7 +92,7 @@ def test_replayed_handshakes_are_refused(harness: ProcessHarness, record_figure:
 
 
 @pytest.mark.case("prefaces used twice, forged, and of an earlier link", deadline=60)
-@pytest.mark.parametrize("data_tls", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("data_tls", PLAIN_IF_FULL)
 def test_invalid_prefaces_are_refused_and_counted(
     harness: ProcessHarness, record_figure: FigureRecorder, *, data_tls: bool
 ) -> None:
@@ -182,7 +183,7 @@ def send_random_frames(sock: socket.socket, chance: random.Random) -> None:
 
 
 @pytest.mark.case("control bytes fuzzed by a client with the key", deadline=300)
-@pytest.mark.parametrize("direction", ["reverse", "forward"])
+@pytest.mark.parametrize("direction", ["reverse", pytest.param("forward", marks=pytest.mark.slow)])
 def test_a_server_survives_random_frames_from_a_client_with_the_key(
     harness: ProcessHarness, record_figure: FigureRecorder, direction: str
 ) -> None:
@@ -301,7 +302,7 @@ def test_a_client_survives_random_frames_from_a_server_with_the_key(
 
 
 @pytest.mark.case("data bytes fuzzed, with and without a genuine preface", deadline=120)
-@pytest.mark.parametrize("data_tls", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("data_tls", PLAIN_IF_FULL)
 def test_invalid_bytes_on_data_connections_are_harmless(
     harness: ProcessHarness, record_figure: FigureRecorder, *, data_tls: bool
 ) -> None:

@@ -63,6 +63,7 @@ def assert_few_warnings(server: Daemon) -> None:
     assert 1 <= server.log_text().count("WARN") <= 20 + FLOOD_S
 
 
+@pytest.mark.slow
 @pytest.mark.case("a flood of TLS greetings from one address", deadline=FLOOD_S + 90)
 def test_a_flood_of_greetings_delays_no_visitor_and_leaves_no_memory(
     harness: ProcessHarness, record_figure: FigureRecorder
@@ -84,6 +85,7 @@ def test_a_flood_of_greetings_delays_no_visitor_and_leaves_no_memory(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.case("silent connections on six tunnels of one process", deadline=120)
 def test_silent_connections_on_many_ports_leave_descriptors_for_visitors(
     harness: ProcessHarness, record_figure: FigureRecorder
@@ -154,7 +156,13 @@ def endless_senders(port: int, payload: bytes, count: int) -> Iterator[list[int]
 
 
 @pytest.mark.case("bytes without end before the handshake", deadline=90)
-@pytest.mark.parametrize("payload", ENDLESS.values(), ids=ENDLESS.keys())
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(ENDLESS["ignored records"], id="ignored records"),
+        pytest.param(ENDLESS["hello requests"], marks=pytest.mark.slow, id="hello requests"),
+    ],
+)
 def test_bytes_without_end_before_the_handshake_disturb_no_other_tunnel(
     harness: ProcessHarness, record_figure: FigureRecorder, payload: bytes
 ) -> None:

@@ -527,6 +527,7 @@ def test_of_two_hosts_with_one_name_the_second_waits(harness: ProcessHarness, br
     assert recorder.wait_payload("edge-1/status", lambda word: word["online"])["boot"] != boot
 
 
+@pytest.mark.slow
 def test_of_two_copied_machines_the_earlier_run_withdraws_and_reports_it(
     harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
 ) -> None:

@@ -105,6 +105,7 @@ def test_without_the_setting_no_discovery_is_published(
     assert not configured(broker)
 
 
+@pytest.mark.slow
 def test_the_sample_access_rule_permits_only_own_entities_and_its_lack_is_reported(
     harness: ProcessHarness, hosts: Hosts
 ) -> None:

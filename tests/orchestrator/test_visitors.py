@@ -242,7 +242,7 @@ async def test_a_worker_that_does_not_answer_is_named(monkeypatch: pytest.Monkey
 # --- the commands, with real visitors ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_visitors_are_listed_and_kicked_from_the_command_line(tmp_path: Path, workers: int) -> None:
     shell = DaemonShell(tmp_path)
     tunnel, where = free_port(), free_port()

@@ -149,6 +149,7 @@ def start_soak(folder: Path, minutes: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_short_soak_completes_without_a_defect(tmp_path: Path) -> None:
     process = start_soak(tmp_path, "0.15")
     stdout, stderr = process.communicate(timeout=240)

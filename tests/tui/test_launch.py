@@ -250,7 +250,9 @@ def test_top_can_be_suspended_and_continued(daemon_thread: FakeDaemon) -> None:
         assert shown.wait_exit() == 0
 
 
-@pytest.mark.parametrize(("keys", "left_running"), [("\x1b[C\r", True), ("\x1b[C\x1b[C\r", False)])
+@pytest.mark.parametrize(
+    ("keys", "left_running"), [("\x1b[C\r", True), pytest.param("\x1b[C\x1b[C\r", False, marks=pytest.mark.slow)]
+)
 def test_up_on_a_terminal_starts_a_daemon_and_shows_it(
     tmp_path: Path,
     keys: str,
