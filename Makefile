@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-JOBS ?= 5
+JOBS ?= 4
 BENCH_RESULTS := tests/bench/results
 PARALLEL := --numprocesses $(JOBS) --dist worksteal
 # a fixed seed: what property tests execute must not change from run to run

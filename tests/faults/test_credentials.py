@@ -351,6 +351,7 @@ def receive_before_cut(pair: Pair, payload: bytes) -> bytes:
     return got
 
 
+@pytest.mark.slow
 @pytest.mark.case("flipped bits on the path", deadline=240)
 def test_flipped_bits_never_reach_a_visitor(harness: ProcessHarness, record_figure: FigureRecorder) -> None:
     """In the control channel and in encrypted data connections: both end, but no visitor receives a wrong byte.

@@ -158,6 +158,7 @@ def test_a_killed_worker_is_replaced_and_the_others_are_not_affected(harness: Pr
     assert house.workers[1] != before[1]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_repeatedly_is_replaced_each_time(harness: ProcessHarness) -> None:
     house = WorkersHarness(harness, "reverse")
     (name, *_) = house.names(1)
