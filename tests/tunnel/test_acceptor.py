@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import time
@@ -42,6 +43,10 @@ async def test_the_backlog_is_accepted_before_the_listener_is_closed() -> None:
         assert time.monotonic() < deadline
     acceptor.accept_backlog()
     assert len(accepted) == 3
+    with socket.socket() as late:  # over loopback an attempt is complete before connect_ex returns
+        late.setblocking(False)
+        late.connect_ex(listener.getsockname())
+        assert select.select([], [late], [], 0) == ([], [], []), "it would be reset by the close"
     acceptor.close()
     for connection in connections:
         connection.close()

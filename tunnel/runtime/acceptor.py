@@ -113,7 +113,12 @@ class Acceptor:
         self._event_log = event_log
 
     def accept_backlog(self) -> None:
-        """Accept the connections that are in the backlog already, as far as there is room, before the close."""
+        """Accept the connections that are in the backlog already, as far as there is room, before the close.
+
+        No further ones are completed from now on.
+        """
+        if self._listener is not None:
+            sockets.drop_new_connections(self._listener)
         if self._pause_timer is None:
             self._accept_batch(sockets.BACKLOG)
 

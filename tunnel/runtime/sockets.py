@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import errno
 import functools
@@ -28,6 +29,10 @@ SockAddr = tuple[str, int] | tuple[str, int, int, int]
 
 _RENO: Final = int.from_bytes(b"reno", sys.byteorder)
 """As a number, because ``setsockopt`` takes three times as long with bytes."""
+
+_SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; socket(7)
+_DROP_ALL: Final = array.array("B", struct.pack("=HBBI", 0x06, 0, 0, 0))
+"""A packet filter of one instruction, ``ret 0``: nothing passes (struct sock_filter, linux/filter.h)."""
 
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 _REASONS: Final = {
@@ -227,6 +232,18 @@ def reset_on_close(sock: socket.SocketType) -> None:
 def family_of(sockaddr: SockAddr) -> socket.AddressFamily:
     """The family of a resolved socket address."""
     return socket.AF_INET6 if ":" in sockaddr[0] else socket.AF_INET
+
+
+def drop_new_connections(listener: socket.SocketType) -> None:
+    """Discard connection attempts that arrive at a listener from now on; those in its backlog can still be accepted.
+
+    Otherwise a connection may become complete between the last accept and the close, which resets it. A peer whose
+    attempt was discarded repeats it after a second, and is refused or reaches a successor. Where the system does not
+    allow it, nothing changes.
+    """
+    program, _ = _DROP_ALL.buffer_info()
+    with contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, program))
 
 
 def accept(listener: socket.SocketType) -> tuple[socket.SocketType, object]:
