@@ -146,6 +146,7 @@ def test_the_protocol_document_has_the_table_of_all_frames() -> None:
 
 @given(exact_messages)
 @example(StreamsEnded(((7, 1 << 40), (8, 0))))
+@example(ConnectionsFreed((1, 2)))
 def test_messages_of_numbers_round_trip(message: FrameMessage) -> None:
     [(kind, payload)] = FrameDecoder().feed(encode_message(message))
     assert FRAMES[kind].message.decode(payload) == message
@@ -165,6 +166,7 @@ def test_no_pair_is_split_between_two_frames() -> None:
 
 
 @given(st.lists(st.binary(max_size=18), max_size=40), st.integers(0, 2000))
+@example(addresses=[], more=2000)
 def test_launches_take_as_few_frames_as_hold_them(addresses: list[bytes], more: int) -> None:
     launches = [(ident, address) for ident, address in enumerate([*addresses, *[bytes(18)] * more])]
     parts = [encode_launch(ident, address) for ident, address in launches]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunnel.protocol.errors import ProtocolError
@@ -22,6 +22,7 @@ def test_the_request_names_path_and_host_and_asks_for_the_end_of_the_connection(
 @pytest.mark.parametrize("end", [b"\r\n", b"\n"])
 @pytest.mark.parametrize("reason", [b"", b" ", b" Anything At All"])
 @given(status=st.integers(200, 599), interims=st.integers(0, 3))
+@example(status=200, interims=1)
 def test_the_status_is_the_first_that_is_final(end: bytes, reason: bytes, status: int, interims: int) -> None:
     answer = INTERIM * interims + b"HTTP/1.1 %d%s%sContent-Length: 0" % (status, reason, end)
     assert read_status(answer) == status

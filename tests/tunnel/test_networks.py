@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunnel.model.errors import InvalidValueError
@@ -54,6 +54,7 @@ def unmapped(address: IpAddress) -> IpAddress:
 
 
 @given(st.lists(networks(), max_size=12))
+@example(listed=[ipaddress.ip_network("192.0.2.0/24"), ipaddress.ip_network("192.0.2.7/32")])
 def test_a_set_contains_the_addresses_that_the_standard_library_finds_in_it(listed: list[IpNetwork]) -> None:
     listed = [one for one in listed if one.version == 4 or not one.subnet_of(MAPPED)]
     found = NetworkSet.of(parse_network(str(network)) for network in listed)

@@ -624,6 +624,10 @@ def test_a_key_in_the_url_excludes_what_would_replace_it(tmp_path: Path) -> None
         spec_of("", entry(key=Key("secret"), auth=AuthPolicy.OPEN))
 
 
+def test_an_open_tunnel_takes_no_key_from_a_weaker_place() -> None:
+    assert spec_of("", entry(auth=AuthPolicy.OPEN), environ={KEY_VARIABLE: "secret"}).key is None
+
+
 def test_a_file_name_of_any_length_is_reported_in_a_sentence() -> None:
     with pytest.raises(UrlError, match="a file name has at most 4096 characters"):
         spec_of(f"tls_cert={'x' * 5000}&tls_key=y&tls=2")

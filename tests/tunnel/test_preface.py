@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunnel.protocol.errors import ProtocolError
@@ -54,6 +54,7 @@ def test_other_protocols_are_rejected_by_the_magic() -> None:
 
 
 @given(st.lists(st.integers(0, 60), max_size=80), st.integers(1, 20))
+@example(ids=[0, 1, 5, 3, 3, 0], size=4)
 def test_an_id_is_accepted_once_and_only_within_the_window(ids: list[int], size: int) -> None:
     window, accepted = ReplayWindow(size), set[int]()
     for ident in ids:
@@ -65,6 +66,7 @@ def test_an_id_is_accepted_once_and_only_within_the_window(ids: list[int], size:
 
 
 @given(st.lists(idents, max_size=30))
+@example(ids=[100, 300, 500])
 def test_the_replay_window_needs_little_memory_whatever_the_ids(ids: list[int]) -> None:
     window = ReplayWindow(64)
     for ident in ids:

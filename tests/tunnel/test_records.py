@@ -125,6 +125,13 @@ def test_an_empty_record_or_another_alert_is_refused(inner: bytes) -> None:
         open_in_parts(make_reader(), seal_raw(inner), [])
 
 
+def test_a_record_with_one_changed_bit_is_refused() -> None:
+    sealed = bytearray(seal_raw(b"x\x17"))
+    sealed[-1] ^= 1
+    with pytest.raises(RecordError, match="changed on the way"):
+        open_in_parts(make_reader(), bytes(sealed), [])
+
+
 def seal_raw(inner: bytes) -> bytes:
     """Seal a record as a peer with the secret can, whatever it contains."""
     key, iv = derive_record_key(SECRET, 0, 0, TO_SERVER, 0)

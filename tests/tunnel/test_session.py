@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunnel.model.limits import ConfiguredLimits, Limits
@@ -121,6 +121,7 @@ def test_frames_that_the_peer_may_not_send_are_protocol_errors(role: SessionRole
 
 
 @given(st.lists(st.tuples(st.sampled_from(["launch", "retire", "pool", "end", "free", "flush"]), idents), max_size=60))
+@example(steps=[(step, ident) for step in ("launch", "free", "retire", "pool", "end") for ident in (1, 2)])
 def test_batches_lose_and_reorder_nothing(steps: list[tuple[str, int]]) -> None:
     client, server = pair()  # reverse: the server is the ingress
     sent, received = list[tuple[str, int]](), list[tuple[str, int]]()

@@ -84,6 +84,13 @@ def test_a_mapped_address_selects_visitors_of_ipv4() -> None:
     assert not parse_selector("::/0").selects(None, visitor)
 
 
+def test_an_address_selects_another_port_only_if_it_names_none() -> None:
+    visitor = pack_address(("192.0.2.7", 1))
+    assert parse_selector("192.0.2.7").selects(None, visitor)
+    assert parse_selector("192.0.2.7:1").selects(None, visitor)
+    assert not parse_selector("192.0.2.7:2").selects(None, visitor)
+
+
 def test_an_id_selects_one_visitor_and_no_unknown_one() -> None:
     ident = visitor_id("0123456789abcdef", 7, 2)
     assert ident == "0123456789abcdef-7.2"
