@@ -93,11 +93,6 @@ def join_address(host: str, port: int | str) -> str:
     return str(Address(host.strip().removeprefix("[").removesuffix("]"), 0)).rpartition(":")[0] + f":{port}"
 
 
-def is_option(name: str) -> bool:
-    """Return whether this version has an option."""
-    return name in OPTIONS
-
-
 def write_file(
     drafts: Sequence[Draft], comment: Iterable[str], defaults: Mapping[str, str] | None = None
 ) -> WrittenFile:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from orchestrator.authoring.draft import Draft, Variable, clean_name, is_option, join_address
+from orchestrator.authoring.draft import Draft, Variable, clean_name, join_address
 from orchestrator.authoring.frp_ini import parse_ini
 from orchestrator.authoring.source import ImportFileError, Section, Source, parse_json, parse_toml, parse_yaml
 from orchestrator.process.logformat import printable
@@ -27,7 +27,7 @@ _WILDCARDS: Final = {"", "0.0.0.0", "::"}
 _SERVER_KEYS: Final = {"bindAddr", "bindPort", "proxyBindAddr", "allowPorts", "vhostHTTPPort", "vhostHTTPSPort"}
 _CLIENT_KEYS: Final = {"serverAddr", "serverPort", "proxies", "visitors", "start", "includes"}
 _TEMPLATE_VARIABLE: Final = re.compile(r"\{\{\s*\.Envs\.([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
-_BANDWIDTH: Final = re.compile(r"([1-9][0-9]{0,8})\s*([KM])B")
+_BANDWIDTH: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([KM])B")
 _LEVELS: Final = {"trace": "debug", "debug": "debug", "info": "info", "warn": "warn", "error": "error"}
 _REASONS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -36,7 +36,7 @@ _REASONS: Final[Mapping[str, str]] = MappingProxyType(
         "transport.tls": "is not needed: everything is encrypted, and the key proves both ends",
         "transport.useEncryption": "",  # on here
         "transport.useCompression": "data is not compressed here",
-        "transport.bandwidthLimitMode": "",
+        "transport.bandwidthLimitMode": "",  # which end limits makes no difference to visitors
         "transport.protocol": "the carrier is TCP here",
         "transport.quic": "the carrier is TCP here",
         "transport.proxyURL": "a client connects to its server without a proxy here",
@@ -80,12 +80,26 @@ class _Settings:
     root: Section
     token: str = ""
     key_file: str = ""
+    started: set[str] = field(default_factory=set)
+    """the only proxies that are enabled; empty means all"""
 
     @property
     def authentication(self) -> dict[str, str]:
         if self.key_file:
             return {"key_file": self.key_file}
         return {"key": self.token} if self.token else {}
+
+
+@dataclass(slots=True)
+class _Published:
+    """What visitors reach at one port of the server."""
+
+    name: str
+    group: tuple[str, str]
+    """its name and its key; the name is empty if there is no group"""
+    server: Draft
+    clients: dict[str, Draft]
+    """the entry of each client, by the name of its file"""
 
 
 def translate(sources: Sequence[Source], make_key: Callable[[], str] = generate_key) -> Translation:
@@ -123,6 +137,7 @@ def _read_settings(source: Source) -> _Settings:
     if method not in {"", "token"}:
         root.note("auth.method", f"{method[:20]!r} has no counterpart; the key stands alone")
         settings.token = ""
+    settings.started = _started(root.get("start"))
     if root.text("auth.tokenSource.type") == "file":
         settings.key_file = root.text("auth.tokenSource.file.path")
     return settings
@@ -152,8 +167,7 @@ class _Writer:
         self._server = server
         self._make_key = make_key
         self._fresh_key: dict[str, str] = {}
-        self._ports: dict[tuple[str, int], str] = {}
-        self._groups: dict[tuple[str, str, int], Draft] = {}
+        self._published: dict[tuple[str, int], _Published] = {}
         self._services: set[str] = set()
         root = server.root if server is not None else None
         self._bind = (root.text("bindAddr") if root else "") or "0.0.0.0"
@@ -172,7 +186,7 @@ class _Writer:
         if self._server is not None and self._server.authentication != client.authentication:
             root.note("auth.token", "differs from that of frps; each end has that of its own file")
         where = join_address("127.0.0.1" if host in _WILDCARDS else host, port)
-        common, user, started = _common_options(root), root.text("user"), _started(root.get("start"))
+        common, user = _common_options(root), root.text("user")
         drafts = self.translation.clients.setdefault(root.source.name, [])
         for values in root.sections("proxies"):
             proxy = _section(root.source, values, "proxy")
@@ -180,7 +194,6 @@ class _Writer:
             draft = self._add_proxy(proxy, f"{user}.{name}" if user else name, where, client)
             if draft is not None:
                 draft.options |= common
-                draft.enabled = not started or name in started
                 drafts.append(draft)
         for values in root.sections("visitors"):
             visitor = _section(root.source, values, "visitor")
@@ -208,26 +221,69 @@ class _Writer:
             proxy.note("", f"is left out: it has no {what}, and a port that the server chooses has no counterpart")
             return None
         target = join_address(proxy.text("localIP") or "127.0.0.1", local)
-        group = proxy.text("loadBalancer.group")
-        proxy.get("loadBalancer.groupKey")
-        options = _proxy_options(proxy)
+        draft = Draft(name, f"client://{where}/{target}", proxy.place(), _proxy_options(proxy, kind))
+        draft.enabled = _is_enabled(proxy, client.started)
+        group = proxy.text("loadBalancer.group"), proxy.text("loadBalancer.groupKey")
         proxy.note_leftovers(_REASONS)
-        if group and (first := self._groups.get((client.root.source.name, group, remote))) is not None:
-            first.targets = [*(first.targets or [first.url.rpartition("/")[2]]), target]
+        known = self._published.get((kind, remote))
+        if reason := _group_objection(known, group, draft):
+            proxy.note("", f"is left out: {reason}")
             return None
-        if (kind, remote) in self._ports:
-            proxy.note("", f"is left out: the remotePort {remote} is that of {self._ports[kind, remote]!r}")
-            return None
-        self._ports[kind, remote] = name
-        both = {"service": service_name(name, self._services), **({"proto": "udp"} if kind == "udp" else {})}
+        if known is not None:
+            return self._add_to_group(known, draft, proxy, client)
+        return self._publish(draft, kind, remote, group, client)
+
+    def _publish(self, draft: Draft, kind: str, remote: int, group: tuple[str, str], client: _Settings) -> Draft:
+        """Add the server's entry of a proxy, and return the client's."""
+        both = {
+            "service": service_name(draft.name, self._services),
+            **({"proto": "udp"} if kind == "udp" else {}),
+        }
         url = f"server://{join_address(self._bind, self._bind_port)}/{join_address(self._visitors, remote)}"
-        at_server = {**self._authentication(self._server, client), **both}
-        self.translation.server.append(Draft(name, url, proxy.place(), at_server))
-        at_client = {**self._authentication(client, self._server), **both, **options}
-        draft = Draft(name, f"client://{where}/{target}", proxy.place(), at_client)
-        if group:
-            self._groups[client.root.source.name, group, remote] = draft
+        server = Draft(draft.name, url, draft.place, {**self._authentication(self._server, client), **both})
+        self.translation.server.append(server)
+        draft.options = {**self._authentication(client, self._server), **both, **draft.options}
+        self._published[kind, remote] = _Published(draft.name, group, server, {client.root.source.name: draft})
         return draft
+
+    def _add_to_group(self, group: _Published, draft: Draft, proxy: Section, client: _Settings) -> Draft | None:
+        """Add a further proxy of a group. Returns its entry; None if it is a target of the entry of the same file."""
+        first = group.clients.get(client.root.source.name)
+        if first is not None:
+            first.targets = [*(first.targets or [_target(first)]), _target(draft)]
+            if any(first.options.get(name) != value for name, value in draft.options.items()):
+                proxy.note("", f"is a target of {group.name!r}, whose settings apply to all its targets")
+            return None
+        authentication = self._authentication(client, self._server)
+        if self._server is None and not authentication.items() <= group.server.options.items():
+            proxy.note("", f"is left out: its group is that of {group.name!r}, and its token is another one")
+            return None
+        draft.options = {**authentication, "service": group.server.options["service"], **draft.options}
+        group.clients[client.root.source.name] = draft
+        group.server.options["clients"] = str(len(group.clients))
+        return draft
+
+
+def _target(draft: Draft) -> str:
+    return draft.url.rpartition("/")[2]
+
+
+def _group_objection(known: _Published | None, group: tuple[str, str], draft: Draft) -> str:
+    """Return why a proxy can be neither the first at its port nor one more of the group there; empty if it can."""
+    if group[0] and not draft.enabled:
+        return "it is disabled, and all proxies of a group have one entry"
+    if known is None:
+        return ""
+    if not group[0] or group[0] != known.group[0]:
+        return f"its remotePort is that of {known.name!r}"
+    if group != known.group:
+        return f"its group is that of {known.name!r}, and its loadBalancer.groupKey is another one"
+    return ""
+
+
+def _is_enabled(proxy: Section, started: set[str]) -> bool:
+    is_on = proxy.get("enabled") is None or proxy.boolean("enabled")
+    return is_on and (not started or proxy.text("name") in started)
 
 
 def service_name(name: str, used: set[str]) -> str:
@@ -259,18 +315,16 @@ def _objection(proxy: Section, kind: str) -> str:
         return "is left out: visitors are not routed by host name; publish the port of a web server with type tcp"
     if kind in {"stcp", "xtcp", "sudp"}:
         return "is left out: a tunnel between two clients of frps has no counterpart; see mode=forward"
-    if kind == "udp" and not is_option("proto"):
-        return "is left out: this version forwards no UDP"
     return "" if kind in {"tcp", "udp"} else f"is left out: the type {kind[:20]!r} is unknown"
 
 
-def _proxy_options(proxy: Section) -> dict[str, str]:
+def _proxy_options(proxy: Section, kind: str) -> dict[str, str]:
     """Return the options at the client's end of a proxy."""
     options: dict[str, str] = {}
     if version := proxy.text("transport.proxyProtocolVersion"):
         options["proxy"] = version
-    if kind := proxy.text("healthCheck.type"):
-        options["check"] = f"http:{proxy.text('healthCheck.path') or '/'}" if kind == "http" else kind
+    if check := proxy.text("healthCheck.type"):
+        options["check"] = f"http:{proxy.text('healthCheck.path') or '/'}" if check == "http" else check
         for name, key, unit in (
             ("intervalSeconds", "inter", "s"),
             ("timeoutSeconds", "check_timeout", "s"),
@@ -278,13 +332,33 @@ def _proxy_options(proxy: Section) -> dict[str, str]:
         ):
             if value := proxy.integer(f"healthCheck.{name}", 0, 100):
                 options[key] = f"{value}{unit}"
-    if proxy.has("transport.bandwidthLimit"):
-        amount = _BANDWIDTH.fullmatch(proxy.text("transport.bandwidthLimit").strip().upper())
-        if amount is None:
-            proxy.note("transport.bandwidthLimit", "is left out: it is not a number with KB or MB, as in 512KB")
+    if rate := _rate(proxy):
+        options["rate"] = rate
+    return _without_those_of_tcp(options, proxy) if kind == "udp" else options
+
+
+def _rate(proxy: Section) -> str:
+    """Return the limit of the bandwidth; empty if there is none. A limit that cannot be read is noted."""
+    if not proxy.has("transport.bandwidthLimit"):
+        return ""
+    amount = _BANDWIDTH.fullmatch(proxy.text("transport.bandwidthLimit").strip().upper())
+    bits = float(amount[1]) * (1024 if amount[2] == "K" else 1024 * 1024) * 8 if amount else 0.0
+    if bits < 1000:
+        proxy.note("transport.bandwidthLimit", "is left out: it is not a number with KB or MB, as in 512KB")
+        return ""
+    return f"{int(bits) // 1000}kbit"
+
+
+def _without_those_of_tcp(options: dict[str, str], proxy: Section) -> dict[str, str]:
+    """Return the options of a proxy of UDP, without those that are for TCP alone, which is noted."""
+    if options.pop("rate", ""):
+        proxy.note("transport.bandwidthLimit", "is left out: limits of the bandwidth are for TCP here")
+    if version := options.pop("proxy", ""):
+        if version == "v1":
+            proxy.note("transport.proxyProtocolVersion", "is left out: for UDP there is v2 alone")
         else:
-            factor = 1024 if amount[2] == "K" else 1024 * 1024
-            options["rate"] = f"{int(amount[1]) * factor * 8 // 1000}kbit"
+            options["proxy"] = version
+            proxy.note("transport.proxyProtocolVersion", "the header is before each datagram, not the first alone")
     return options
 
 

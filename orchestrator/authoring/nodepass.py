@@ -6,20 +6,21 @@ Source: docs/en/usage.md, configuration.md and api.md of https://github.com/yose
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 from urllib.parse import unquote
 
-from orchestrator.authoring.draft import Draft, Variable, is_option
+from orchestrator.authoring.draft import Draft, Variable
 from orchestrator.authoring.source import ImportFileError, Source, parse_json, parse_yaml
 from tunnel.model.errors import UrlError
 from tunnel.model.spec import Role
 from tunnel.model.url import TunnelUrl, parse_url
 
 _URL: Final = re.compile(r"""\b(?:server|client|master)://(?:\$\{[^}]*\}|[^\s"'`<>|;])++""", re.IGNORECASE)
-_VARIABLE_SETTING: Final = re.compile(r"""\b(?:NP_)?([A-Z][A-Z_]+)=["']?([A-Za-z0-9.]+)""")
+_VARIABLE_SETTING: Final = re.compile(r"""\b([A-Z][A-Z_]+)=["']?(\$\{[^}\s]*\}|[A-Za-z0-9.$_]+)""")
+_PREFIX: Final = "NP_"
 _REFERENCE: Final = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)(?::?[-?][^}]*)?\}|([A-Za-z_][A-Za-z0-9_]*))")
 BINARY_TEXT: Final = "\0"
 """What stands for the content of a file that is not text."""
@@ -46,6 +47,13 @@ _VARIABLES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """The environment variables of nodepass that are options here; since version 1.4 they start with NP_."""
+_VARIABLE_REASONS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "TCP_DIAL_TIMEOUT": "see dial_timeout, at the end that dials the target",
+        "UDP_READ_TIMEOUT": "see udp_timeout",
+        "RELOAD_INTERVAL": "certificates are read again when their files change",
+    }
+)
 _LEVELS: Final = {"none": "fatal", "event": "info"}
 _REASONS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -83,8 +91,10 @@ def translate(source: Source) -> list[Draft]:
         )
     drafts = [draft for each in found if (draft := _Translator(source, each).translate()) is not None]
     if any("proto" not in draft.options for draft in drafts):
-        way_out = "for UDP, add such entries with proto: udp" if is_option("proto") else "this version forwards no UDP"
-        source.note(source.name, f"nodepass forwards TCP and UDP, and the entries TCP alone: {way_out}")
+        source.note(
+            source.name,
+            "nodepass forwards TCP and UDP, and the entries TCP alone: for UDP, add such entries with proto: udp",
+        )
     return drafts
 
 
@@ -109,12 +119,25 @@ def _of_text(source: Source) -> Iterator[_Found]:
         text = line.strip()
         if text.startswith(("#", "//", ";")):
             continue
-        variables = {name: value for name, value in _VARIABLE_SETTING.findall(_URL.sub("", text)) if name in _VARIABLES}
+        place = f"{source.name}:{number}"
+        variables = _known_variables(source, place, _VARIABLE_SETTING.findall(_URL.sub("", text)))
         matches = list(_URL.finditer(text))
         if not matches:
             exported |= variables
         for match in matches:
-            yield _Found(match[0], f"{source.name}:{number}", variables=exported | variables)
+            yield _Found(match[0], place, variables=exported | variables)
+
+
+def _known_variables(source: Source, place: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the variables that are options here, without the prefix NP_, and note other ones that have it."""
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        short = name.removeprefix(_PREFIX)
+        if short in _VARIABLES:
+            found[short] = value
+        elif name != short:
+            source.note(place, f"{name[:40]} is left out: {_VARIABLE_REASONS.get(short, 'it has no counterpart')}")
+    return found
 
 
 def _of_compose(source: Source) -> Iterator[_Found]:
@@ -123,9 +146,12 @@ def _of_compose(source: Source) -> Iterator[_Found]:
     for name, service in services.items() if isinstance(services, Mapping) else ():
         values = _merged(service)
         words = " ".join(_texts(values.get("entrypoint")) + _texts(values.get("command")))
-        variables = _compose_variables(values.get("environment"))
-        for match in _URL.finditer(words):
-            place = source.place(rf"^\s+[\"']?{re.escape(str(name)[:60])}[\"']?\s*:", re.escape(match[0][:60]))
+        matches = list(_URL.finditer(words))
+        header = rf"^\s+[\"']?{re.escape(str(name)[:60])}[\"']?\s*:"
+        pairs = _compose_variables(values.get("environment")) if matches else []
+        variables = _known_variables(source, source.place(header), pairs)
+        for match in matches:
+            place = source.place(header, re.escape(match[0][:60]))
             yield _Found(match[0].replace("$$", "$"), place, str(name), variables)
 
 
@@ -145,12 +171,12 @@ def _texts(value: object) -> list[str]:
     return [str(each) for each in value] if isinstance(value, list) else [value] if isinstance(value, str) else []
 
 
-def _compose_variables(value: object) -> dict[str, str]:
+def _compose_variables(value: object) -> list[tuple[str, str]]:
     if isinstance(value, Mapping):
         pairs = [(str(name), str(each)) for name, each in value.items()]
     else:
         pairs = [(name, each) for name, _, each in (text.partition("=") for text in _texts(value))]
-    return {short: each for name, each in pairs if (short := name.removeprefix("NP_")) in _VARIABLES and each}
+    return [(name, each) for name, each in pairs if each]
 
 
 def _of_master(source: Source) -> Iterator[_Found]:
@@ -210,6 +236,7 @@ class _Translator:
             return None
         self._set_key(url, variable)
         self._set_options(url)
+        self._remove_options_of_tcp()
         self._set_variables(url.role)
         targets = [str(each.address) for each in url.targets]
         name = self._found.name or f"{url.role}-{url.tunnel.port}"
@@ -278,12 +305,8 @@ class _Translator:
             self._options["idle_timeout"] = value
 
     def _set_rate(self, _: TunnelUrl, name: str, value: str) -> None:
-        if value == "0":
-            return
-        if is_option(name):
+        if value != "0":
             self._options[name] = f"{value}mbit"
-        else:
-            self._note("has rate=, which is left out: this version limits no bandwidth")
 
     def _set_proxy(self, url: TunnelUrl, _: str, value: str) -> None:
         if value != "1":
@@ -294,12 +317,16 @@ class _Translator:
             self._note("has proxy=1, which acts at the end that dials the target: write proxy: v1 there")
 
     def _set_protocol(self, _: TunnelUrl, name: str, value: str) -> None:
-        if value != "1":
-            return
-        if is_option("proto"):
+        if value == "1":
             self._options["proto"] = "udp" if name == "notcp" else "tcp"
-        elif name == "notcp":
-            self._note("has notcp=1: this version forwards TCP alone")
+
+    def _remove_options_of_tcp(self) -> None:
+        """Remove what an entry for UDP cannot have, and note what that changes."""
+        if self._options.get("proto") != "udp":
+            return
+        if self._options.pop("rate", ""):
+            self._note("has rate=, which is left out: limits of the bandwidth are for TCP here")
+        self._options.pop("proxy", "")  # nodepass writes the header for TCP alone
 
     def _set_variables(self, role: Role) -> None:
         for name, value in self._found.variables.items():

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from orchestrator.authoring.draft import Draft, is_option
+from orchestrator.authoring.draft import Draft
 from orchestrator.authoring.frp import Translation, service_name
 from orchestrator.authoring.source import ImportFileError, Section, Source, parse_toml
 from orchestrator.process.logformat import printable
@@ -98,8 +98,6 @@ def _translate_service(service: Section, name: str, end: str, where: str, token:
 
 
 def _type_objection(kind: str) -> str:
-    if kind == "udp" and not is_option("proto"):
-        return "this version forwards no UDP"
     return "" if kind in {"tcp", "udp"} else f"the type {kind[:20]!r} is neither tcp nor udp"
 
 

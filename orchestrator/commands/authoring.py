@@ -18,8 +18,9 @@ from tunnel.model.keys import generate_key
 from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
-    from orchestrator.authoring.draft import WrittenFile
+    from orchestrator.authoring.draft import Note, WrittenFile
     from orchestrator.authoring.source import Source
+    from orchestrator.authoring.starter import Starter
 
 _TUNNEL_PORT: Final = 10101
 _MAX_IMPORT_BYTES: Final = 4 << 20
@@ -95,18 +96,23 @@ def init(*, server: str | None, visitors: str, target: str, forward: bool, name:
             exit_with_error(EXIT_USAGE, written.notes[0].text.removeprefix("is left out: "))
     paths = directory / "server.yaml", directory / "client.yaml"
     _create({path: written.text for path, written in zip(paths, files, strict=True)})
+    _show_next_steps(starter, paths, is_guessed=server is None)
+    return 0
+
+
+def _show_next_steps(starter: Starter, paths: tuple[Path, Path], *, is_guessed: bool) -> None:
+    """Name the written files and what to run on each host; an address that was not given may be the wrong one."""
     host = starter.server.host
-    ingress, egress = ("the other host", host) if forward else (host, "the other host")
+    ingress, egress = ("the other host", host) if starter.is_forward else (host, "the other host")
     click.echo(f"wrote {paths[0]} for {host},")
     click.echo(f"and {paths[1]} for the other host: copy that file there. Then run:")
     click.echo(f"  on {host}:  nodepass-orch up -d {shlex.quote(str(paths[0]))}")
     click.echo("  on the other host:  nodepass-orch up -d client.yaml")
     click.echo(f"Visitors of port {starter.visitors.port} of {ingress} then reach {starter.target} of {egress}.")
-    if server is None:
+    if is_guessed:
         click.echo(
             f"{host} is an address of this host; if the client needs another one: nodepass-orch init --server HOST"
         )
-    return 0
 
 
 def _create(texts: Mapping[Path, str]) -> None:
@@ -136,11 +142,10 @@ def import_files(*, program: str, files: tuple[Path, ...], directory: Path) -> i
     try:
         written = _translate(program, sources)
     except ImportFileError as error:
+        _list_notes([note for source in sources for note in source.notes])
         exit_with_error(EXIT_USAGE, str(error))
     notes = [note for source in sources for note in source.notes]
-    notes += [note for each in written.values() for note in each.notes]
-    for note in dict.fromkeys(notes):
-        click.echo(str(note), err=True)
+    _list_notes(notes + [note for each in written.values() for note in each.notes])
     texts = {directory / name: each for name, each in written.items() if each.drafts}
     if not texts:
         exit_with_error(EXIT_FAILED, "nothing could be translated, so no file is written")
@@ -149,6 +154,11 @@ def import_files(*, program: str, files: tuple[Path, ...], directory: Path) -> i
         count = plural(len(each.drafts), "tunnel")
         click.echo(f"wrote {printable(str(path))} ({count}); next: nodepass-orch check {shlex.quote(str(path))}")
     return 0
+
+
+def _list_notes(notes: Sequence[Note]) -> None:
+    for note in dict.fromkeys(notes):
+        click.echo(str(note), err=True)
 
 
 def _read_source(path: Path, program: str) -> Source:

@@ -306,13 +306,107 @@ def test_each_setting_of_a_proxy_that_has_no_counterpart_is_noted(lines: str, se
     assert sentence is None or any("proxy 'p'" in note and sentence in note for note in notes)
 
 
-@pytest.mark.parametrize(("written", "rate"), [("1MB", "8388kbit"), ("512KB", "4194kbit")])
-def test_a_limit_and_udp_become_options_where_this_version_has_them(
-    written: str, rate: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("limit", "rate"), [("1MB", "8388kbit"), ("512KB", "4194kbit"), ("1.5MB", "12582kbit")])
+def test_a_limit_of_the_bandwidth_becomes_a_rate(limit: str, rate: str) -> None:
+    (draft,), notes = from_frp(f'auth.token = "t"\n{PROXY}transport.bandwidthLimit = "{limit}"\n')
+    assert (draft.options["rate"], notes) == (rate, [])
+    (draft,), notes = from_frp(
+        f"[common]\ntoken = t\n[p]\nlocal_port = 1\nremote_port = 2\nbandwidth_limit = {limit}\n", "frpc.ini"
+    )
+    assert (draft.options["rate"], notes) == (rate, [])
+
+
+@pytest.mark.parametrize(
+    ("setting", "left", "sentence"),
+    [
+        ("", {}, None),
+        ('transport.bandwidthLimit = "1MB"', {}, "limits of the bandwidth are for TCP here"),
+        ('transport.proxyProtocolVersion = "v1"', {}, "for UDP there is v2 alone"),
+        ('transport.proxyProtocolVersion = "v2"', {"proxy": "v2"}, "the header is before each datagram"),
+    ],
+)
+def test_a_udp_proxy_of_frp_is_translated_without_what_is_for_tcp_alone(
+    setting: str, left: dict[str, str], sentence: str | None
 ) -> None:
-    monkeypatch.setattr(frp, "is_option", lambda _: True)
-    (draft,), notes = from_frp(f'auth.token = "t"\n{PROXY}type = "udp"\ntransport.bandwidthLimit = "{written}"\n')
-    assert (draft.options["proto"], draft.options["rate"], notes) == ("udp", rate, [])
+    (draft,), notes = from_frp(f'auth.token = "{FRESH_KEY}"\n{PROXY}type = "udp"\n{setting}\n')
+    assert draft.options == {"key": FRESH_KEY, "service": "p", "proto": "udp", **left}
+    assert [sentence in note for note in notes if sentence] == ([True] if sentence else [])
+    assert written(draft).drafts, "check accepts the entry"
+
+
+def test_a_udp_service_of_rathole_is_translated() -> None:
+    text = f'[client]\nremote_addr = "h:1"\n[client.services.d]\ntype = "udp"\ntoken = "{FRESH_KEY}"\n'
+    one = source(text + 'local_addr = "127.0.0.1:53"\n', "client.toml")
+    ((draft,),) = rathole.translate([one]).clients.values()
+    assert (draft.options["proto"], one.notes) == ("udp", [])
+    assert written(draft).drafts, "check accepts the entry"
+
+
+def test_a_disabled_proxy_of_frp_becomes_a_disabled_entry() -> None:
+    drafts, _ = from_frp(f'auth.token = "t"\n{PROXY}enabled = false\n')
+    assert [draft.enabled for draft in drafts] == [False]
+
+
+# --- groups of frp ----------------------------------------------------------------------------------------------------
+
+
+def member(name: str, target_port: int, group: str = "g", more: str = "") -> str:
+    """Return a proxy of a group at the port 2."""
+    return (
+        f'[[proxies]]\nname = "{name}"\nlocalPort = {target_port}\nremotePort = 2\n'
+        f'loadBalancer.group = "{group}"\nloadBalancer.groupKey = "k"\n{more}'
+    )
+
+
+def translate_clients(*texts: str, token: str = FRESH_KEY) -> tuple[frp.Translation, list[str]]:
+    heads = [f'auth.token = "{token}"\n'] + [f'auth.token = "{FRESH_KEY}"\n'] * (len(texts) - 1)
+    sources = [source(head + text, f"{name}.toml") for head, text, name in zip(heads, texts, "abcd", strict=False)]
+    return frp.translate(sources), [str(note) for one in sources for note in one.notes]
+
+
+def test_a_group_of_several_files_becomes_one_server_with_several_clients() -> None:
+    found, notes = translate_clients(member("one", 3), member("two", 4) + member("three", 5), member("four", 6))
+    (server,) = found.server
+    assert (server.options["service"], server.options["clients"]) == ("one", "3")
+    clients = {name: [(draft.name, draft.url, draft.targets) for draft in each] for name, each in found.clients.items()}
+    assert clients == {
+        "a.toml": [("one", "client://127.0.0.1:7000/127.0.0.1:3", [])],
+        "b.toml": [("two", "client://127.0.0.1:7000/127.0.0.1:4", ["127.0.0.1:4", "127.0.0.1:5"])],
+        "c.toml": [("four", "client://127.0.0.1:7000/127.0.0.1:6", [])],
+    }
+    assert {draft.options["service"] for drafts in found.clients.values() for draft in drafts} == {"one"}
+    assert notes == []
+    for drafts in (found.server, *found.clients.values()):
+        assert len(written(*drafts).drafts) == len(drafts), "check accepts all entries"
+
+
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        (member("two", 4, "h"), "b.toml:3: proxy 'two': is left out: its remotePort is that of 'one'"),
+        (member("two", 4).replace('"k"', '"l"'), "its loadBalancer.groupKey is another one"),
+        (member("two", 4, more="enabled = false\n"), "it is disabled, and all proxies of a group have one entry"),
+    ],
+)
+def test_a_proxy_that_does_not_belong_to_the_group_at_its_port_is_left_out(second: str, sentence: str) -> None:
+    found, notes = translate_clients(member("one", 3), second)
+    assert (len(found.server), found.clients["b.toml"]) == (1, [])
+    assert "clients" not in found.server[0].options
+    assert any(sentence in note for note in notes)
+
+
+def test_a_client_of_a_group_needs_the_token_of_the_first() -> None:
+    found, notes = translate_clients(member("one", 3), member("two", 4), token="another-token")
+    assert found.clients["b.toml"] == []
+    assert "its token is another one" in notes[0]
+
+
+def test_targets_of_one_group_have_the_settings_of_the_first() -> None:
+    _, notes = translate_clients(member("one", 3) + member("two", 4, more='healthCheck.type = "tcp"\n'))
+    assert notes == ["a.toml:9: proxy 'two': is a target of 'one', whose settings apply to all its targets"]
+
+
+# --- authentication and states ----------------------------------------------------------------------------------------
 
 
 def test_another_way_of_authentication_gives_a_fresh_key() -> None:
@@ -325,6 +419,51 @@ def test_a_token_file_becomes_a_key_file() -> None:
     text = 'auth.tokenSource.type = "file"\nauth.tokenSource.file.path = "/etc/frp/token"\n'
     (draft,), _ = from_frp(text + PROXY)
     assert draft.options["key_file"] == "/etc/frp/token"
+
+
+def translate_nodepass(text: str, name: str = "start.sh") -> tuple[list[Draft], list[str]]:
+    one = source(text, name)
+    drafts = nodepass.translate(one)
+    return drafts, [str(note) for note in one.notes]
+
+
+def test_a_variable_of_nodepass_without_a_counterpart_is_noted() -> None:
+    text = (
+        "NP_TCP_DIAL_TIMEOUT=9s NP_POOL_GET_TIMEOUT=1s REPORT_INTERVAL=2s OTHER=1 nodepass client://k@h:1/h:2?noudp=1"
+    )
+    (draft,), notes = translate_nodepass(text)
+    assert draft.options["report_interval"] == "2s"
+    assert notes == [
+        "start.sh:1: NP_TCP_DIAL_TIMEOUT is left out: see dial_timeout, at the end that dials the target",
+        "start.sh:1: NP_POOL_GET_TIMEOUT is left out: it has no counterpart",
+    ]
+    compose = "services:\n  a:\n    environment: {NP_NEW: 1}\n    command: client://k@h:1/h:2?noudp=1\n"
+    _, notes = translate_nodepass(compose, "compose.yaml")
+    assert notes == ["compose.yaml:2: NP_NEW is left out: it has no counterpart"]
+
+
+def test_a_variable_of_nodepass_whose_value_is_a_variable_is_noted() -> None:
+    _, notes = translate_nodepass("NP_REPORT_INTERVAL=${EVERY:-5s} nodepass client://k@h:1/h:2?noudp=1")
+    assert "has REPORT_INTERVAL from a variable, which is left out: write its value as report_interval:" in notes[0]
+
+
+def test_a_url_of_nodepass_for_udp_keeps_what_udp_has() -> None:
+    (draft,), notes = translate_nodepass(f"nodepass client://{FRESH_KEY}@h:1/h:2?notcp=1&rate=50&proxy=1")
+    assert draft.options == {"key": FRESH_KEY, "proto": "udp"}
+    assert [note.partition(" has ")[2] for note in notes] == [
+        "rate=, which is left out: limits of the bandwidth are for TCP here"
+    ]
+    assert written(draft).drafts, "check accepts the entry"
+    (draft,), _ = translate_nodepass("nodepass client://k@h:1/h:2?rate=50")
+    assert draft.options["rate"] == "50mbit"
+
+
+def test_the_reasons_are_listed_when_no_instance_has_a_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "instances.json").write_text('[{"id": "a", "url": ""}, {"id": "b", "url": "server:// "}]')
+    assert command_line.run(["import", "nodepass", str(tmp_path / "instances.json")]) == 2
+    listed = capsys.readouterr().err
+    assert "instances.json: instance 1: the instance has no URL of a server or client" in listed
+    assert "there is no URL of nodepass" in listed
 
 
 def test_the_state_of_a_master_is_asked_for_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
