@@ -85,6 +85,18 @@ def test_the_documented_installation_is_that_of_the_unit() -> None:
         assert all(part in systemd for part in line.split(" && ")), line
 
 
+def test_make_starts_again_after_the_module_for_virtual_environments_was_missing(tmp_path: Path) -> None:
+    """Debian without python3-venv: `python3 -m venv` leaves a program without pip and fails."""
+    shutil.copy(CONFIGS.parent / "Makefile", tmp_path)
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\nmkdir -p .venv/bin && touch .venv/bin/python && exit 1\n")
+    fake.chmod(0o755)
+    for _ in range(2):
+        done = subprocess.run(["make", f"PYTHON={fake}", ".venv/bin/python"], cwd=tmp_path, check=False)
+        assert done.returncode
+        assert not (tmp_path / ".venv" / "bin" / "python").exists()
+
+
 def test_the_image_has_every_package_and_runs_without_privileges() -> None:
     image = (CONFIGS / "container" / "Dockerfile").read_text()
     project = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())
