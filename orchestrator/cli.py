@@ -43,7 +43,7 @@ def main(run_command: Callable[[Sequence[str]], int] | None = None) -> int:
         os.write(2, _NO_MEMORY)
         return 1
     except Exception as error:  # noqa: BLE001  a defect of this program: its place helps us, a traceback does not help users
-        from orchestrator.process.setup import print_message  # noqa: PLC0415
+        from orchestrator.process.messages import print_message  # noqa: PLC0415
         from orchestrator.supervisor.crash_reports import describe_crash  # noqa: PLC0415  as above
 
         print_message(describe_crash(error))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from orchestrator.access_log import opened_access_log
 from orchestrator.api.server import serve_api
 from orchestrator.history.recorder import TrafficRecorder
-from orchestrator.mqtt.publisher import publish_host
 from orchestrator.process import socket_paths
 from orchestrator.process.daemon_lock import DaemonLock, hold_daemon_lock, hold_socket_lock
 from orchestrator.process.state_directory import file_key, state_directories, usable_directories
@@ -120,9 +119,21 @@ async def _running(
                 _recording_traffic(control, claim.history_file),
                 serve_api(control, claim.choose_socket(), manifest.supervisor, relocate=claim.choose_socket),
                 watch_files(supervisor.sources, supervisor.reload_after_change, bus),
-                publish_host(control, manifest),
+                _publishing(control, manifest),
             ):
                 yield supervisor
+
+
+@contextlib.asynccontextmanager
+async def _publishing(control: ControlService, manifest: Manifest) -> AsyncIterator[None]:
+    """Publish the tunnels to the broker that the file names, if any."""
+    if manifest.supervisor.mqtt is None:
+        yield
+        return
+    from orchestrator.mqtt.publisher import publish_host  # noqa: PLC0415  only where a broker is named
+
+    async with publish_host(control, manifest, manifest.supervisor.mqtt):
+        yield
 
 
 @contextlib.asynccontextmanager

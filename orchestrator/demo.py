@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator import daemon
 from orchestrator.config.load import load
-from orchestrator.process.setup import handle_stop_signals, prepare_serving_process, print_message, run_event_loop
+from orchestrator.process.messages import print_message
+from orchestrator.process.setup import handle_stop_signals, prepare_serving_process, run_event_loop
 from orchestrator.supervisor.crash_reports import suppress_tracebacks
 from orchestrator.table import align_columns, format_bytes
 from tunnel.model.keys import generate_key

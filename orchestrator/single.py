@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.process.arguments import hide_keys_in_arguments, mask_url
 from orchestrator.process.logformat import LogWriter
-from orchestrator.process.setup import (
-    handle_stop_signals,
-    prepare_serving_process,
-    print_message,
-    run_event_loop,
-)
+from orchestrator.process.messages import print_message
+from orchestrator.process.setup import handle_stop_signals, prepare_serving_process, run_event_loop
 from orchestrator.supervisor.crash_reports import install_exception_handlers, suppress_tracebacks
 from orchestrator.supervisor.runner import TunnelRunner
 from tunnel.engine.context import EngineContext

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
-from orchestrator.process.logformat import printable
+from orchestrator.process.terminal_text import printable
 from orchestrator.state_display import format_state
-from tunnel.model.snapshot import REFUSED_VISITORS
 from tunnel.model.state import STATES, State
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ def _format_state(tunnel: TunnelJson) -> str:
 
 def _count_refused(tunnel: TunnelJson) -> int:
     """Return how many visitors were refused, as far as this end knows; a fleet is not sent these numbers."""
+    from tunnel.model.snapshot import REFUSED_VISITORS  # noqa: PLC0415  only for the columns of -o wide
+
     refused = cast("Mapping[str, int | None]", tunnel.get("refused", {}))
     return sum(refused.get(reason) or 0 for reason in REFUSED_VISITORS)
 

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.process.logformat import printable
+from orchestrator.process.terminal_text import printable
 from orchestrator.table import align_columns, format_bytes
 
 if TYPE_CHECKING:

@@ -22,7 +22,6 @@ from orchestrator.commands.common import (
     socket_option,
 )
 from orchestrator.commands.fleet import broker_at, credential_options
-from orchestrator.process.setup import run_event_loop
 from tunnel.model.files import FileError, read_secret
 from tunnel.runtime.python_programs import module_command, python_environment
 
@@ -119,6 +118,7 @@ def _require_terminal(alternative: str) -> None:
 
 def _show_fleet(broker: Broker, **options: Any) -> None:  # noqa: ANN401  those of the dashboard
     from orchestrator.mqtt.broker import BrokerError  # noqa: PLC0415  as in _run_dashboard
+    from orchestrator.process.setup import run_event_loop  # noqa: PLC0415
     from tui.sources.fleet import FleetSource, check_broker  # noqa: PLC0415
 
     _require_terminal("fleet ps --json")

@@ -16,7 +16,8 @@ from textual_serve.server import Server
 
 from orchestrator.commands.common import EXIT_FAILED
 from orchestrator.process.http_connections import ConnectionGuard, GuardedRunner, count_answers
-from orchestrator.process.setup import print_message, run_event_loop
+from orchestrator.process.messages import print_message
+from orchestrator.process.setup import run_event_loop
 from tunnel.model.address import Address
 from tunnel.runtime.sockets import NetError, describe_bind_error
 

@@ -14,7 +14,7 @@ import yaml
 from orchestrator.config.faults import ConfigError
 from orchestrator.config.load import load
 from orchestrator.config.schema_parts import MAX_NAME_LENGTH
-from orchestrator.process.logformat import printable
+from orchestrator.process.terminal_text import printable
 from tunnel.model.address import Address
 from tunnel.model.option_types import IntegerType, parse_natural
 from tunnel.model.options import OPTIONS

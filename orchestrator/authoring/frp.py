@@ -16,7 +16,7 @@ from typing import Final
 from orchestrator.authoring.draft import Draft, Variable, clean_name, join_address
 from orchestrator.authoring.frp_ini import parse_ini
 from orchestrator.authoring.source import ImportFileError, Section, Source, parse_json, parse_toml, parse_yaml
-from orchestrator.process.logformat import printable
+from orchestrator.process.terminal_text import printable
 from tunnel.model.keys import generate_key
 
 SERVER_DEFAULTS: Final[Mapping[str, str]] = MappingProxyType({"mode": "reverse", "data_port": "tunnel"})

@@ -13,7 +13,7 @@ from typing import Final
 from orchestrator.authoring.draft import Draft
 from orchestrator.authoring.frp import Translation, service_name
 from orchestrator.authoring.source import ImportFileError, Section, Source, parse_toml
-from orchestrator.process.logformat import printable
+from orchestrator.process.terminal_text import printable
 from tunnel.model.address import parse_address
 from tunnel.model.errors import UrlError
 

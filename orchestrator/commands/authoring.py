@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from orchestrator.commands.common import EXIT_FAILED, EXIT_USAGE, exit_with_error
-from orchestrator.process.logformat import printable
+from orchestrator.process.terminal_text import printable
 from tunnel.model.address import Address, parse_address
 from tunnel.model.errors import UrlError
 from tunnel.model.files import FileError, read_file

@@ -18,7 +18,7 @@ from orchestrator.client import ApiClient
 from orchestrator.errors import OrchestratorError
 from orchestrator.process import daemon_lock, early_signals, socket_paths
 from orchestrator.process.log_file import MAX_LOG_BYTES
-from orchestrator.process.setup import print_message
+from orchestrator.process.messages import print_message
 from tunnel.runtime.python_programs import module_command, python_environment
 
 _DAEMON_START_TIMEOUT_S: Final = 60.0

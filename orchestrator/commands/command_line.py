@@ -11,7 +11,7 @@ import click
 
 from orchestrator.commands import authoring, control, daemons, fleet, help_topics, local, testing, traffic, visitors
 from orchestrator.commands.common import EXIT_FAILED, EXIT_USAGE, CommandGroup, DashboardLauncher
-from orchestrator.process.setup import print_message, program_version
+from orchestrator.process.messages import print_message, program_version
 
 _GROUPS: Final = (local, authoring, control, visitors, testing, traffic, daemons, help_topics)
 COMMANDS: Final = (*(command for group in _GROUPS for command in group.COMMANDS), fleet.fleet)
@@ -31,8 +31,21 @@ def build_command_line(commands: Iterable[click.Command]) -> click.Group:
     """Return the root command ``nodepass-orch``."""
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
     group = CommandGroup("nodepass-orch", help=_HELP, commands=list(commands), context_settings=settings)
-    version = click.version_option(program_version(), prog_name="nodepass-orch", message="%(prog)s %(version)s")
+    version = click.option(
+        "--version",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_print_version,
+        help="Show the version and exit.",
+    )
     return version(group)
+
+
+def _print_version(context: click.Context, _: click.Parameter, is_given: bool) -> None:  # noqa: FBT001  called by click
+    if is_given and not context.resilient_parsing:
+        click.echo(f"nodepass-orch {program_version()}")
+        context.exit()
 
 
 def run(

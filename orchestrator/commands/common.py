@@ -20,7 +20,7 @@ from orchestrator.client import ANSWER_TIMEOUT_S, ApiClient, NoDaemonError, Requ
 from orchestrator.name_patterns import matching_names
 from orchestrator.process import daemon_lock, socket_paths
 from orchestrator.process.arguments import mask_url
-from orchestrator.process.setup import print_message
+from orchestrator.process.messages import print_message
 from orchestrator.process.terminal_text import dump_json_line
 from tunnel.model.errors import did_you_mean
 from tunnel.model.spec import LogLevel

@@ -40,8 +40,8 @@ from orchestrator.commands.common import (
     wide_option,
 )
 from orchestrator.name_patterns import is_pattern, matching_names
-from orchestrator.process.logformat import format_json_event, format_local_time, printable
-from orchestrator.process.setup import print_message
+from orchestrator.process.messages import print_message
+from orchestrator.process.terminal_text import printable
 from orchestrator.state_display import STATE_COLORS
 from orchestrator.table import format_table
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS, TunnelCommand
@@ -106,6 +106,8 @@ def _print_status(status: StatusJson, *, is_screen: bool, is_wide: bool) -> None
     if not status["config"]["ok"]:
         print_message(f"the last valid configuration stays in force: {status['config']['error']}")
     if status["mqtt"].get("reason"):
+        from orchestrator.process.logformat import format_local_time  # noqa: PLC0415  with its imports, half of ours
+
         print_message(
             printable(
                 f"MQTT {status['mqtt']['state']} since {format_local_time(status['mqtt']['since'])}: "
@@ -403,6 +405,8 @@ def events(*, follow: bool, count: int, as_json: bool, socket: Path | None, file
 
 
 def _print_events(events: Iterable[EventJson], *, as_json: bool) -> None:
+    from orchestrator.process.logformat import format_json_event  # noqa: PLC0415  as above
+
     for event in events:
         if as_json:
             print_json(event)

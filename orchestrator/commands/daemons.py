@@ -11,9 +11,9 @@ import click
 from orchestrator.client import ApiClient, NoDaemonError, RequestRefusedError
 from orchestrator.commands.common import json_option, print_json
 from orchestrator.process.daemon_lock import list_daemons
-from orchestrator.process.logformat import printable
+from orchestrator.process.messages import print_message
 from orchestrator.process.running_daemon import RunningDaemon
-from orchestrator.process.setup import print_message
+from orchestrator.process.terminal_text import printable
 from orchestrator.table import align_columns
 
 _ANSWER_TIMEOUT_S: Final = 2.0  # of one daemon: others are listed all the same

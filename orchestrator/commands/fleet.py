@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -26,8 +25,8 @@ from orchestrator.commands.common import (
 )
 from orchestrator.commands.control import format_tunnels
 from orchestrator.name_patterns import matching_names
-from orchestrator.process.logformat import printable
-from orchestrator.process.setup import print_message, run_event_loop
+from orchestrator.process.messages import print_message
+from orchestrator.process.terminal_text import printable
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.errors import did_you_mean
 from tunnel.model.wording import plural
@@ -94,6 +93,7 @@ def _run_with_reader(broker: Broker, work: Callable[[FleetReader], Coroutine[Any
     """Read the fleet, then do the work; the exit code."""
     from orchestrator.mqtt.broker import BrokerError  # noqa: PLC0415  as in broker_at
     from orchestrator.mqtt.reader import FleetReader  # noqa: PLC0415
+    from orchestrator.process.setup import run_event_loop  # noqa: PLC0415
 
     async def run() -> int:
         reader = FleetReader(broker)
@@ -287,6 +287,8 @@ def _add_verb(verb: str, help_text: str, *, drains: bool) -> None:
             targets = list(dict.fromkeys(target for name in names for target in _resolve_targets(reader.fleet, name)))
             if verb == _RELOAD and any(target.tunnel is not None for target in targets):
                 exit_with_error(EXIT_USAGE, "reload is for whole hosts: name HOST without /TUNNEL")
+            import asyncio  # noqa: PLC0415  as in _run_with_reader
+
             results = await asyncio.gather(*(_send_command(reader, verb, target, timeout) for target in targets))
             return _print_results(verb, results, as_json=as_json)
 

@@ -11,9 +11,8 @@ from typing import Final
 import click
 
 from orchestrator.commands.common import ALIASES, EXIT_CODES, EXIT_USAGE, exit_with_error
-from orchestrator.process.setup import program_version
+from orchestrator.process.messages import program_version
 from tunnel.model.errors import did_you_mean
-from tunnel.model.options import OPTIONS
 from tunnel.model.state import STATES, State
 
 _MAX_WIDTH: Final = 100
@@ -43,6 +42,8 @@ def help_command(context: click.Context, topic: tuple[str, ...]) -> int:
         return 0
     text = _explain_command(root, topic) or (_explain_word(topic[0].casefold()) if len(topic) == 1 else "")
     if not text:
+        from tunnel.model.options import OPTIONS  # noqa: PLC0415  only for help on options
+
         known = (*_commands_of(root), *_TOPICS, *OPTIONS, *map(str, STATES))
         hint = did_you_mean(topic[0], known) or "; nodepass-orch help lists the commands"
         exit_with_error(EXIT_USAGE, f"there is no help on {' '.join(topic)[:60]!r}{hint}")
@@ -76,6 +77,8 @@ def _explain_command(root: click.Context, words: Sequence[str]) -> str:
 def _explain_word(word: str) -> str:
     if word in _TOPICS:
         return _TOPICS[word]()
+    from tunnel.model.options import OPTIONS  # noqa: PLC0415  as above
+
     if (name := word.replace("-", "_")) in OPTIONS:
         return _explain_option(name)
     if word in STATES:
@@ -84,6 +87,8 @@ def _explain_word(word: str) -> str:
 
 
 def _explain_option(name: str) -> str:
+    from tunnel.model.options import OPTIONS  # noqa: PLC0415  as above
+
     option = OPTIONS[name]
     lines = [
         f"{name}: {option.doc}",
@@ -96,6 +101,8 @@ def _explain_option(name: str) -> str:
 
 
 def _list_options() -> str:
+    from tunnel.model.options import OPTIONS  # noqa: PLC0415  as above
+
     rows = [(name, option.doc.replace("`", "")) for name, option in OPTIONS.items()]
     return _columns(rows) + "\n\nnodepass-orch help OPTION has the values and the default."
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import json
@@ -36,16 +35,13 @@ from orchestrator.commands.common import (
 from orchestrator.config.example import SMALLEST_FILE
 from orchestrator.process import socket_paths
 from orchestrator.process.arguments import mask_url
-from orchestrator.process.logformat import printable
-from orchestrator.process.setup import prepare_serving_process, print_message, run_event_loop
+from orchestrator.process.messages import print_message
 from orchestrator.process.state_directory import absolute_path, logical_directory
-from orchestrator.process.terminal_text import printable_lines
-from tunnel.model.events import EventKind
+from orchestrator.process.terminal_text import printable, printable_lines
 from tunnel.model.keys import generate_key
 from tunnel.model.spec import LogLevel
 from tunnel.model.url import looks_like_url
 from tunnel.model.wording import plural
-from tunnel.runtime.blocking_calls import ThreadShortageError
 
 if TYPE_CHECKING:
     from orchestrator.config.faults import Fault
@@ -88,7 +84,10 @@ def _load_manifest(
 
 def _load_in_thread(load: Callable[[], Manifest]) -> Manifest:
     """Load in another thread, so that process signals are obeyed while a network file system does not answer."""
-    from orchestrator.config.file_set import run_in_file_thread  # noqa: PLC0415  as above
+    import asyncio  # noqa: PLC0415  as above
+
+    from orchestrator.config.file_set import run_in_file_thread  # noqa: PLC0415
+    from tunnel.runtime.blocking_calls import ThreadShortageError  # noqa: PLC0415
 
     try:
         return asyncio.run(run_in_file_thread(load))
@@ -156,6 +155,8 @@ def up(  # noqa: PLR0913  one for each option
         if launcher is not None and not detach:
             _show_daemon(launcher, socket, Path(file), read_only=read_only)
         return 0
+    from orchestrator.process.setup import run_event_loop  # noqa: PLC0415  asyncio: only to run tunnels
+
     log = _log_writer(log_format, log_file)
     level = LogLevel[(log_level or "info").upper()]
     try:
@@ -243,7 +244,9 @@ def _log_writer(log_format: str, path: Path | None = None) -> LogWriter:
 async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level: LogLevel, *, read_only: bool) -> int:
     gc.disable()  # imports leave no garbage, and the search for it took a tenth of the time until the daemon serves
     from orchestrator import daemon  # noqa: PLC0415  the engine and aiohttp: only to run tunnels
-    from orchestrator.supervisor import crash_reports, service  # noqa: PLC0415  as above
+    from orchestrator.process.setup import prepare_serving_process  # noqa: PLC0415  as above
+    from orchestrator.supervisor import crash_reports, service  # noqa: PLC0415
+    from tunnel.model.events import EventKind  # noqa: PLC0415
 
     prepare_serving_process()
     crash_reports.suppress_tracebacks()
@@ -259,6 +262,10 @@ async def _serve(manifest: Manifest, socket: Path | None, log: LogWriter, level:
 
 def _log_problem_reporter(bus: EventBus) -> Callable[[str], None]:
     """Return a function for the log's thread that reports problems of the log as events."""
+    import asyncio  # noqa: PLC0415  as above
+
+    from tunnel.model.events import EventKind  # noqa: PLC0415
+
     loop = asyncio.get_running_loop()
 
     def report(problem: str) -> None:

@@ -18,7 +18,7 @@ from orchestrator.commands.common import (
     select_tunnels,
     socket_option,
 )
-from orchestrator.process.setup import print_message
+from orchestrator.process.messages import print_message
 from orchestrator.status.tunnel_test import describe_test
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from orchestrator.commands.common import (
     print_json,
     socket_option,
 )
-from orchestrator.process.logformat import printable
-from orchestrator.process.setup import print_message
+from orchestrator.process.messages import print_message
+from orchestrator.process.terminal_text import printable
 from orchestrator.table import align_columns, format_bytes
 from tunnel.model.wording import plural
 

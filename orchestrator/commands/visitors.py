@@ -22,7 +22,7 @@ from orchestrator.commands.common import (
     select_tunnels,
     socket_option,
 )
-from orchestrator.process.setup import print_message
+from orchestrator.process.messages import print_message
 from orchestrator.status.visitors import RateMeter
 from orchestrator.visitor_table import SORT_KEYS, format_visitors, sort_visitors
 from tunnel.model.errors import InvalidValueError

@@ -30,7 +30,7 @@ from orchestrator.mqtt.ownership import (
 from orchestrator.mqtt.payloads import DaemonRun, InfoPayload, StatusPayload
 from orchestrator.mqtt.publications import Publications
 from orchestrator.mqtt.topics import COMMAND, INFO, STATE, STATUS, HostTopics, ParsedTopic, parse
-from orchestrator.process.setup import program_version
+from orchestrator.process.messages import program_version
 from orchestrator.process.state_directory import find_state_directory
 from orchestrator.process.task_scope import task_scope
 from orchestrator.supervisor.crash_reports import describe_crash
@@ -348,12 +348,8 @@ async def _publish_in_turn(session: BrokerSession, message: OutgoingMessage, tur
 
 
 @contextlib.asynccontextmanager
-async def publish_host(control: ControlService, manifest: Manifest) -> AsyncIterator[None]:
+async def publish_host(control: ControlService, manifest: Manifest, settings: MqttSettings) -> AsyncIterator[None]:
     """Publish the daemon's tunnels and accept commands until the block ends, whatever the broker does."""
-    settings = manifest.supervisor.mqtt
-    if settings is None:
-        yield
-        return
     publisher = _make_publisher(control, manifest, settings)
     control.set_broker_status(publisher.status)
     task = asyncio.create_task(publisher.run(), name="mqtt")

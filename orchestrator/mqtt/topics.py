@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote
 
 from orchestrator.mqtt import payloads
-from orchestrator.process.logformat import printable
+from orchestrator.process.terminal_text import printable
 
 if TYPE_CHECKING:
     from orchestrator.mqtt.payloads import Payload

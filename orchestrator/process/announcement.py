@@ -9,7 +9,6 @@ process with the name prevents a start nevertheless, as it could with the addres
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import os
@@ -60,6 +59,8 @@ class Announcement:
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
         """Answer queries from the running event loop."""
+        import asyncio  # noqa: PLC0415  only a daemon answers; every command sends queries
+
         loop = asyncio.get_running_loop()
         if self._socket is not None:
             loop.add_reader(self._socket, self._answer_all)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.json_text import json_text
 from orchestrator.process.standard_streams import write_waiting
+from orchestrator.process.terminal_text import printable
 from tunnel.model.events import VISITOR, Event, EventKind
 from tunnel.model.spec import LogLevel
 from tunnel.model.wording import plural
@@ -64,11 +65,6 @@ def as_json(event: Event) -> str:
     """The event as a JSON object, always on one line."""
     line = json_text(event.as_json())
     return line if line.isprintable() else json.dumps(json.loads(line))
-
-
-def printable(text: str) -> str:
-    """The text with escapes for what would move the cursor or break the line."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class LogWriter:

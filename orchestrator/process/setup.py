@@ -1,4 +1,4 @@
-"""What a process sets up at its start: signal handlers and limits; and its messages."""
+"""What a process that runs an event loop sets up at its start: signal handlers, limits and the loop."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import contextlib
 import gc
 import resource
 import signal
-import sys
 from collections.abc import Callable, Coroutine, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, TypeVar
 
-from orchestrator.process.terminal_text import printable_lines
+from orchestrator.process.messages import print_message
 from tunnel.runtime.blocking_calls import UnjoinedExecutor
 from tunnel.runtime.event_loop import SharedEpollLoop
 from tunnel.runtime.fd_budget import file_descriptor_limit
@@ -84,18 +82,3 @@ def handle_stop_signals(
         for number in handlers:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)  # everything is closed: a late Ctrl-C must not change the exit code
-
-
-def program_version() -> str:
-    """The installed version of this program."""
-    try:
-        return version("nodepass-orch")
-    except PackageNotFoundError:
-        return "0 (not installed)"
-
-
-def print_message(text: str) -> None:
-    """Print a message to standard error, with the program's name before it and no control characters."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(f"nodepass-orch: {printable_lines(text)}\n")
-        sys.stderr.flush()

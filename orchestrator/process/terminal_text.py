@@ -11,7 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator.json_text import json_text
-from orchestrator.process.logformat import printable
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what would move the cursor or break the line."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def printable_lines(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.history.database import HistoryError
-from orchestrator.process.setup import program_version
+from orchestrator.process.messages import program_version
 from orchestrator.status.contract import BrokerInfo, DaemonInfo, DaemonStatus, encode_info, encode_status
 from orchestrator.status.tunnel_test import encode_test
 from orchestrator.status.visitors import RateMeter, encode_visitor

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.process.setup import print_message
+from orchestrator.process.messages import print_message
 from tunnel.runtime import sockets
 from tunnel.runtime.backoff import FIRST_DELAY_S, MIN_DELAY_S
 

@@ -15,7 +15,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.process.setup import prepare_serving_process, print_message, run_event_loop
+from orchestrator.process.messages import print_message
+from orchestrator.process.setup import prepare_serving_process, run_event_loop
 from orchestrator.status.scanner import ScanSchedule
 from orchestrator.status.store import StatusStore, snapshot_store
 from orchestrator.status.visitor_lines import VisitorLines

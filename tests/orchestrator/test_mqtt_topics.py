@@ -21,7 +21,7 @@ from orchestrator.mqtt.topics import (
     parse,
     render_reference,
 )
-from orchestrator.process.logformat import printable
+from orchestrator.process.terminal_text import printable
 
 NOW = 1_800_000_000.0
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=50)

@@ -25,7 +25,8 @@ from orchestrator.commands import background
 from orchestrator.process import setup
 from orchestrator.process.arguments import mask_url
 from orchestrator.process.log_file import LogFile
-from orchestrator.process.logformat import LogWriter, as_json, as_text, format_json_event, format_local_time, printable
+from orchestrator.process.logformat import LogWriter, as_json, as_text, format_json_event, format_local_time
+from orchestrator.process.terminal_text import printable
 from orchestrator.supervisor.crash_reports import install_exception_handlers
 from tests.support.scale import GUARD_S
 from tests.support.strategies import recognisable_keys

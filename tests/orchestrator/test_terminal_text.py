@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.process.setup import print_message
+from orchestrator.process.messages import print_message
 from orchestrator.process.terminal_text import dump_json_line, load_printable_json, printable_lines
 from orchestrator.table import display_width, truncate
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.commands.background import run_demo
 from orchestrator.mqtt.broker import Broker
-from orchestrator.process.setup import print_message
+from orchestrator.process.messages import print_message
 from tests.pictures.fleet import find_mosquitto, run_fleet
 from tui.app import Dashboard
 from tui.sources.base import SourceMessage, StatusReceived

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.cells import cell_len, chop_cells, set_cell_size
 
-from orchestrator.process.logformat import printable
+from orchestrator.process.terminal_text import printable
 from orchestrator.state_display import ASCII_SIGNS
 from tunnel.model.state import StateColor
 from tunnel.model.wording import plural as count_with_noun

@@ -9,7 +9,7 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
-from orchestrator.process.logformat import printable
+from orchestrator.process.terminal_text import printable
 from tui.widgets.pane import Pane
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
 
-from orchestrator.process.logformat import printable
+from orchestrator.process.terminal_text import printable
 from tui.format.confirmations import VERBS
 from tui.model.keys import ACTIONS, display_keys
 from tui.model.selection import matches_pattern

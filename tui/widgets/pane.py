@@ -11,7 +11,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
 
-from orchestrator.process.logformat import printable
+from orchestrator.process.terminal_text import printable
 from tui.format.text import STYLES
 from tui.widgets.render_cache import RenderCached
 
