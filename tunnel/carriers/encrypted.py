@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tunnel.forwarding.flow import (
+    CLOSING,
     CRYPTED,
     DRAINED,
     ENDED,
     LIVE,
     OPEN,
+    RESET,
     STOPPED,
+    UNANNOUNCED,
     ByteCounter,
     Flow,
     FlowState,
-    SourceState,
 )
 from tunnel.forwarding.limited_flow import LimitedFlow
 from tunnel.protocol.records import (
@@ -115,7 +117,7 @@ class EncryptingFlow(Flow):
         nothing could show the end any more.
         """
         link = self.relay.link
-        if self._source_state is SourceState.RESET:
+        if self._source_state is RESET:
             self._on_source_failed()
         elif link.announces_ends and (link.reuses or self.peer.state is not ENDED):
             self._pass_end()
@@ -125,7 +127,7 @@ class EncryptingFlow(Flow):
     def show_end(self) -> None:
         """Send the record that announces the end, then show the end on the socket."""
         self._pending = self._writer.seal_end()
-        self.state = FlowState.CLOSING
+        self.state = CLOSING
         self.resume()
 
 
@@ -204,10 +206,10 @@ class DecryptingFlow(Flow):
         if self._passed == self._end_offset:  # it has brought that already
             self._on_source_ended()
             return
-        if self._source_state is SourceState.RESET or not self.relay.link.has_announced_ends:
+        if self._source_state is RESET or not self.relay.link.has_announced_ends:
             self._on_source_failed()
             return
-        self.state = FlowState.UNANNOUNCED
+        self.state = UNANNOUNCED
         forwarder = self.relay.forwarder
         forwarder.reactor.call_later(forwarder.limits.end_timeout_s, self.on_link_lost)  # no announcement has come
 

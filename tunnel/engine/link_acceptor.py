@@ -186,18 +186,19 @@ class LinkAcceptor:
             return
         if not present.replay_window.accept(ident):
             self._refuse_data_connection(connection, "its id was used before")
-        elif len(link.pool) >= link.session.limits.pool_max + self._spec.settings.signal_queue_limit:
+        elif (idle := len(link.pool)) >= link.session.limits.pool_max + self._spec.settings.signal_queue_limit:
             self._refuse_data_connection(connection, "the pool is full")
-        elif (shortage := self._fd_shortage(connection.sock.fileno(), link)) is not None:
+        elif (
+            connection.sock.fileno() >= self._reactor.fd_budget.ample_below
+            and (shortage := self._fd_shortage(connection.sock.fileno(), link)) is not None
+        ):
             self._refuse_data_connection(connection, shortage)
         else:
-            self._add_to_pool(connection, link, ident)
+            self._add_to_pool(connection, link, ident, idle)
 
     def _fd_shortage(self, fd: int, link: Link) -> str | None:
         """Why a link may not have another data connection, if descriptors are short; ``fd`` is the one opened last."""
         descriptors = self._reactor.fd_budget
-        if fd < descriptors.ample_below:
-            return None
         if not descriptors.allows_idle(fd, idle=link.pool.open_connections, wanted=link.own_pool_min):
             return f"enough are idle, and {descriptors}"
         if self._direction is Direction.FORWARD and descriptors.is_short(fd):
@@ -208,16 +209,16 @@ class LinkAcceptor:
         self.count_refused_preface(connection, reason)
         connection.owner.discard(connection)
 
-    def _add_to_pool(self, connection: PendingConnection, link: Link, ident: int) -> None:
+    def _add_to_pool(self, connection: PendingConnection, link: Link, ident: int, idle: int) -> None:
+        """``idle`` is the number of connections that the pool has so far."""
         if connection.peer_closed:  # the client has closed it, and the reactor reports that only once
             connection.owner.discard(connection)
             return
-        is_registered = self._front_door.release(connection, authenticated=self._has_key)
+        is_registered = connection.is_admitted and self._front_door.release(connection, authenticated=self._has_key)
         pool = link.pool
-        before = len(pool)
         pool.add(DataConnection(ident, connection.sock, link.flow_source, pool), is_registered=is_registered)
         link.session.send_pooled(ident)
-        link.note_pool_grown(before)
+        link.note_pool_grown(idle)
 
     # --- clients ------------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ class PendingConnection:
         "_is_data_only",
         "_peer",
         "_preface",
+        "is_admitted",
         "is_waiting",
         "owner",
         "peer_closed",
@@ -37,6 +38,8 @@ class PendingConnection:
         """whether more bytes have to arrive, as of the last ``read``"""
         self.peer_closed = False
         """whether the peer has finished sending: the reactor reports that only once"""
+        self.is_admitted = False
+        """whether the front door and the reactor have it: not if its first read shows a whole preface"""
         self._peer = peer
         self._awaits_handshake = False
         self._is_data_only = data_only

@@ -253,6 +253,7 @@ class TunnelPort:
             self._admit(connection)
 
     def _admit(self, connection: PendingConnection) -> None:
+        connection.is_admitted = True
         self._front_door.admit(connection, connection.sock.fileno())
         self._reactor.register(connection.sock, connection.ready)
 

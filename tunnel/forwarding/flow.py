@@ -50,8 +50,12 @@ class SourceState(enum.Enum):
 
 # Looked up once: an attribute of an enum class costs more than a global name, and these are compared for every read.
 OPEN: Final = FlowState.OPEN
+CLOSING: Final = FlowState.CLOSING
+UNANNOUNCED: Final = FlowState.UNANNOUNCED
 ENDED: Final = FlowState.ENDED
 LIVE: Final = SourceState.LIVE
+FINISHED: Final = SourceState.FINISHED
+RESET: Final = SourceState.RESET
 
 # What one transfer has come to. A positive number: the source may have more, and the transfer took this share of the
 # turn's budget (``RelayLimits.turn_budget``). What costs more CPU gives way to other connections earlier.
@@ -147,8 +151,8 @@ class Flow(ABC):
         """
         if events & URGENT and self._source_state is LIVE:
             self._source_state = SourceState.URGENT
-        if events & HANGUP and self._source_state is not SourceState.RESET:
-            self._source_state = SourceState.FINISHED
+        if events & HANGUP and self._source_state is not RESET:
+            self._source_state = FINISHED
         if events & ERROR:
             self._on_source_error()
             return False
@@ -174,11 +178,11 @@ class Flow(ABC):
 
     def resume(self) -> None:
         """Continue after the sink has become writable."""
-        if self.state is ENDED or self.state is FlowState.UNANNOUNCED:
+        if self.state is ENDED or self.state is UNANNOUNCED:
             return
         if self._pending and not self._flush_pending():
             return
-        if self.state is FlowState.CLOSING:
+        if self.state is CLOSING:
             self._pass_end()
             return
         self.state = OPEN
@@ -213,7 +217,7 @@ class Flow(ABC):
 
     def _on_source_ended(self) -> None:
         """Show the sink's peer the end, now that everything is delivered; end the relay after both ends."""
-        if self._source_state is SourceState.RESET:  # as a failed write has shown: see ``finish_with_reset``
+        if self._source_state is RESET:  # as a failed write has shown: see ``finish_with_reset``
             self._on_source_failed()
             return
         self.state = ENDED
@@ -241,7 +245,7 @@ class Flow(ABC):
     @property
     def is_untouched(self) -> bool:
         """Whether nothing has come from the source, not even an end that is known to be true."""
-        return not self._passed and not self._pending and self.state in {OPEN, FlowState.UNANNOUNCED}
+        return not self._passed and not self._pending and self.state in {OPEN, UNANNOUNCED}
 
     @property
     def is_source_live(self) -> bool:
@@ -250,7 +254,7 @@ class Flow(ABC):
 
     def on_link_lost(self) -> None:
         """Treat the stream as cut off if only an announcement over the link could still complete it."""
-        if self.state is FlowState.UNANNOUNCED:
+        if self.state is UNANNOUNCED:
             self._on_source_failed()
 
     def show_end(self) -> None:
@@ -282,7 +286,7 @@ class Flow(ABC):
 
     def finish_with_reset(self) -> None:
         """Deliver what the source has left, then reset the sink."""
-        self._source_state = SourceState.RESET
+        self._source_state = RESET
         self.pump(0)
 
     def on_handler_error(self, error: Exception) -> None:

@@ -42,7 +42,10 @@ def encode_numbers(kind: Kind, numbers: Sequence[int]) -> bytes:
 
 def encode_parts(kind: Kind, parts: Sequence[bytes]) -> list[bytes]:
     """As many frames of a kind as it takes to hold these parts of payloads, none of which is split."""
-    row, frames, start, size = FRAMES[kind], list[bytes](), 0, 0
+    payload, row = b"".join(parts), FRAMES[kind]
+    if len(payload) <= row.max_bytes:
+        return [encode_frame(kind, payload)]
+    frames, start, size = list[bytes](), 0, 0
     for end, part in enumerate(parts):
         if size + len(part) > row.max_bytes:
             frames.append(encode_frame(kind, b"".join(parts[start:end])))

@@ -27,6 +27,15 @@ _STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
 
+# Looked up once: they are used for every connection.
+_SOCKET: Final = socket.SOL_SOCKET
+_OOBINLINE: Final = socket.SO_OOBINLINE
+_TCP: Final = socket.IPPROTO_TCP
+_NODELAY: Final = socket.TCP_NODELAY
+_QUICKACK: Final = socket.TCP_QUICKACK
+_CONGESTION: Final = socket.TCP_CONGESTION
+_IN_PROGRESS: Final = errno.EINPROGRESS
+
 _RENO: Final = int.from_bytes(b"reno", sys.byteorder)
 """As a number, because ``setsockopt`` takes three times as long with bytes."""
 
@@ -129,8 +138,8 @@ def set_stream_options(sock: socket.SocketType) -> None:
 
     Set on a listener, both are inherited by all accepted connections.
     """
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    sock.setsockopt(_TCP, _NODELAY, 1)
+    sock.setsockopt(_SOCKET, _OOBINLINE, 1)
 
 
 def enable_keepalive(sock: socket.SocketType) -> None:
@@ -191,7 +200,7 @@ def disable_pacing(sock: socket.SocketType) -> None:
 
     It has to be set before the connection is made, because the pacing of the first algorithm stays active.
     """
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _RENO)
+    sock.setsockopt(_TCP, _CONGESTION, _RENO)
 
 
 def open_listener(family: socket.AddressFamily, sockaddr: SockAddr, *, client_speaks_first: bool) -> socket.SocketType:
@@ -266,14 +275,14 @@ def start_connect(family: socket.AddressFamily, sockaddr: SockAddr, *, speaks_fi
     sock = socket.SocketType(family, _STREAM)
     try:
         if speaks_first:  # a data connection, whose other end sends no urgent data
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)  # tcp(7): not permanent, which suits us
+            sock.setsockopt(_TCP, _NODELAY, 1)
+            sock.setsockopt(_TCP, _QUICKACK, 0)  # tcp(7): not permanent, which suits us
         else:
             set_stream_options(sock)
         if should_disable_pacing(sockaddr[0]):
             disable_pacing(sock)
         code = sock.connect_ex(sockaddr)
-        if code not in {0, errno.EINPROGRESS}:
+        if code and code != _IN_PROGRESS:
             raise OSError(code, os.strerror(code))
     except OSError:
         sock.close()
