@@ -31,7 +31,7 @@ class _Column:
 _MEANINGS: Final = {state.value: info.meaning for state, info in STATES.items() if state is not State.UP}
 
 
-def _describe_reason(tunnel: TunnelJson) -> str:
+def describe_reason(tunnel: TunnelJson) -> str:
     """Return why a tunnel is not up: its reason, else what its state means."""
     return tunnel["reason"] or _MEANINGS.get(tunnel["state"], "")
 
@@ -98,7 +98,7 @@ _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _LINKS: lambda t: len(t.get("links", ())) > 1,
 }
 """Columns that are shown if one of the tunnels has a value there."""
-_REASON: Final = _Column("REASON", _describe_reason)
+_REASON: Final = _Column("REASON", describe_reason)
 _OPEN: Final = "open"
 _OPEN_DROP_ORDER: Final = 3
 """of the column AUTH if a tunnel has no key"""
@@ -216,7 +216,7 @@ def _drop_columns(columns: Sequence[_Column], tunnels: Sequence[TunnelJson], lim
 def _reason_lines(tunnel: TunnelJson, columns: int) -> list[str]:
     """Return the reason, wrapped and indented; nothing if there is none."""
     indent = _INDENT if columns > 4 * len(_INDENT) else ""
-    reason = printable(_describe_reason(tunnel))
+    reason = printable(describe_reason(tunnel))
     return [f"{indent}{part}" for part in _wrap(reason, columns - len(indent))] if reason else []
 
 

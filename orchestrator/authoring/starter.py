@@ -13,6 +13,7 @@ from typing import Final
 from orchestrator.authoring.draft import Draft, WrittenFile, write_file
 from orchestrator.errors import OrchestratorError
 from tunnel.model.address import Address
+from tunnel.model.spec import Proto
 
 _DOCUMENTATION_NET: Final = "192.0.2.1", "2001:db8::1"  # RFC 5737, RFC 3849: a route leads there, nothing is sent
 
@@ -32,12 +33,15 @@ class Starter:
     target: Address
     is_forward: bool
     """whether the client accepts the visitors and the server dials the target"""
+    proto: Proto
     key: str
 
     def write(self) -> tuple[WrittenFile, WrittenFile]:
         """Return the server's file and the client's."""
         at_server, at_client = (self.target, self.visitors) if self.is_forward else (self.visitors, self.target)
         mode = {"mode": "forward" if self.is_forward else "reverse"}
+        if self.proto is not Proto.TCP:
+            mode["proto"] = str(self.proto)
         wildcard = Address("::" if ":" in self.server.host else "0.0.0.0", self.server.port)
         server = Draft(self.name, f"server://{wildcard}/{at_server}", "")
         client = Draft(self.name, f"client://{self.server}/{at_client}", "")

@@ -15,6 +15,7 @@ from tunnel.model.address import Address, parse_address
 from tunnel.model.errors import UrlError
 from tunnel.model.files import FileError, read_file
 from tunnel.model.keys import generate_key
+from tunnel.model.spec import Proto
 from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
@@ -65,9 +66,18 @@ def _parse_address_option(text: str, default_host: str, option: str, default_por
 @click.option(
     "--forward", is_flag=True, help="The client accepts the visitors, and the server connects them to the target."
 )
+@click.option(
+    "--proto",
+    type=click.Choice(["tcp", "udp"]),
+    default="tcp",
+    show_default=True,
+    help="What visitors and the service speak.",
+)
 @click.option("--name", metavar="NAME", default="web", show_default=True, help="The name of the tunnel.")
 @_directory_option
-def init(*, server: str | None, visitors: str, target: str, forward: bool, name: str, directory: Path) -> int:
+def init(
+    *, server: str | None, visitors: str, target: str, forward: bool, proto: str, name: str, directory: Path
+) -> int:
     """Write server.yaml and client.yaml for a first tunnel between two hosts, with a new key."""
     from orchestrator.authoring.starter import Starter, own_address  # noqa: PLC0415  loads the file reader
     from orchestrator.config.faults import ConfigError  # noqa: PLC0415  as above
@@ -85,6 +95,7 @@ def init(*, server: str | None, visitors: str, target: str, forward: bool, name:
         visitors=_parse_address_option(visitors, "127.0.0.1" if forward else "0.0.0.0", "--visitors"),
         target=_parse_address_option(target, "127.0.0.1", "--target"),
         is_forward=forward,
+        proto=Proto(proto),
         key=generate_key(),
     )
     try:
@@ -108,7 +119,8 @@ def _show_next_steps(starter: Starter, paths: tuple[Path, Path], *, is_guessed: 
     click.echo(f"and {paths[1]} for the other host: copy that file there. Then run:")
     click.echo(f"  on {host}:  nodepass-orch up -d {shlex.quote(str(paths[0]))}")
     click.echo("  on the other host:  nodepass-orch up -d client.yaml")
-    click.echo(f"Visitors of port {starter.visitors.port} of {ingress} then reach {starter.target} of {egress}.")
+    port = f"{'UDP ' if starter.proto is Proto.UDP else ''}port {starter.visitors.port}"
+    click.echo(f"Visitors of {port} of {ingress} then reach {starter.target} of {egress}.")
     if is_guessed:
         click.echo(
             f"{host} is an address of this host; if the client needs another one: nodepass-orch init --server HOST"

@@ -21,6 +21,7 @@ from orchestrator.name_patterns import matching_names
 from orchestrator.process import daemon_lock, socket_paths
 from orchestrator.process.arguments import mask_url
 from orchestrator.process.messages import print_message
+from orchestrator.process.state_directory import absolute_path
 from orchestrator.process.terminal_text import dump_json_line
 from tunnel.model.errors import did_you_mean
 from tunnel.model.spec import LogLevel
@@ -178,7 +179,7 @@ def make_client(socket: Path | None, file: Path | None, timeout_s: float = ANSWE
     named = socket_paths.explicit_socket(socket, environ)
     if named is not None:
         locate = partial(daemon_lock.find_daemon_at, named, environ, uid)
-        advise = partial(_advise_other_socket, file or Path(DEFAULT_FILE))
+        advise = partial(_advise_other_socket, file or Path(DEFAULT_FILE), named)
         return ApiClient(named, timeout_s, locate=locate, advise=advise)
     file = file or _choose_file(environ, uid)
     locate = partial(daemon_lock.find_daemon, file, environ, uid)
@@ -214,12 +215,14 @@ def _choose_file(environ: Mapping[str, str], uid: int) -> Path:
     return daemons[0].file or file if daemons else file
 
 
-def _advise_other_socket(file: Path) -> str:
+def _advise_other_socket(file: Path, named: Path) -> str:
     """Return what to do if nothing listens at a named socket: never ``up`` while a daemon runs the file."""
     daemon = daemon_lock.find_daemon(file, os.environ, os.getuid())
     if daemon is None:
         return "start one with: nodepass-orch up"
-    return f"{daemon} is at {daemon.socket}" if daemon.socket else f"{daemon} has not opened its socket yet"
+    if daemon.socket is None or daemon.socket == absolute_path(named):  # the daemon has just started
+        return f"{daemon} has not opened its socket yet"
+    return f"{daemon} is at {daemon.socket}"
 
 
 @contextlib.contextmanager

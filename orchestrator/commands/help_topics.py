@@ -40,7 +40,8 @@ def help_command(context: click.Context, topic: tuple[str, ...]) -> int:
         click.echo(root.get_help())
         click.echo("\nnodepass-orch help TOPIC explains a command, an option, a state, or: " + ", ".join(_TOPICS))
         return 0
-    text = _explain_command(root, topic) or (_explain_word(topic[0].casefold()) if len(topic) == 1 else "")
+    word = _explain_word(topic[0].casefold()) if len(topic) == 1 else ""
+    text = "\n\n".join(filter(None, (_explain_command(root, topic), word)))  # check is a command and an option
     if not text:
         from tunnel.model.options import OPTIONS  # noqa: PLC0415  only for help on options
 

@@ -179,13 +179,14 @@ def _name_file(file: str | None) -> str:
 
 def _wait_until_up(socket: Path | None, file: Path, timeout_s: float) -> int:
     """Wait until every enabled tunnel is up. Returns the exit code: EXIT_FAILED after ``timeout_s``."""
+    from orchestrator.table import describe_reason  # noqa: PLC0415  not needed by a daemon
+
     deadline = time.monotonic() + timeout_s
     with exit_on_api_error():
         client = make_client(socket, file)
         while missing := [tunnel for tunnel in client.status()["tunnels"] if not is_as_wanted(tunnel)]:
             if time.monotonic() > deadline:
-                reason = f": {missing[0]['reason']}" if missing[0]["reason"] else ""
-                first = f"{missing[0]['name']} ({missing[0]['state']}{reason})"
+                first = f"{missing[0]['name']} ({missing[0]['state']}: {describe_reason(missing[0])})"
                 more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
                 print_message(
                     printable(f"the daemon runs, but after {timeout_s:g} s it has not brought up {first}{more}")

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.client import NoDaemonError
+from orchestrator.commands import common
+from orchestrator.process import daemon_lock
+from orchestrator.process.running_daemon import RunningDaemon
 from tests.support.shell import COMMAND, CommandShell
 from tests.support.waiting import wait_until
 
@@ -85,6 +89,16 @@ def test_a_wrong_socket_is_answered_with_the_right_one(linked: LinkedFile, pid: 
     wrong = linked.run("ps", "-f", str(linked.file), "--socket", "wrong.sock")
     assert (wrong.returncode, f"the daemon (process {pid}) of {linked.file} is at " in wrong.stderr) == (4, True)
     assert "nodepass-orch up" not in wrong.stderr
+
+
+def test_a_daemon_without_its_socket_yet_is_no_reason_to_start_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    daemon = RunningDaemon(7, tmp_path / "tunnels.yaml", tmp_path / "its.sock")
+    monkeypatch.setattr(daemon_lock, "find_daemon_at", lambda *_: None)  # not yet, when the command asks first
+    monkeypatch.setattr(daemon_lock, "find_daemon", lambda *_: daemon)
+    with pytest.raises(NoDaemonError, match=r"its\.sock; the daemon \(process 7\) .* has not opened its socket yet"):
+        common.make_client(tmp_path / "its.sock", daemon.file).status()
 
 
 def test_a_file_named_like_a_lock_is_left_alone(linked: LinkedFile) -> None:

@@ -26,6 +26,8 @@ from tunnel.model.state import STATES
         (["cooldown"], "the last attempt failed"),
         (["url"], "nodepass-orch 'client://KEY@server-host:10101/127.0.0.1:3000'"),
         (["exit-codes"], "no daemon answers"),
+        (["check"], "Usage: nodepass-orch check"),
+        (["check"], "how targets are checked"),
     ],
 )
 def test_help_explains_a_topic(topic: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from orchestrator.authoring import starter
 from orchestrator.commands import command_line
 from orchestrator.config.load import load
 from orchestrator.config.manifest import Entry
-from tunnel.model.spec import End, Mode
+from tunnel.model.spec import End, Mode, Proto
 
 
 def run(directory: Path, *options: str) -> int:
@@ -46,6 +46,12 @@ def test_init_writes_a_pair_that_agrees(tmp_path: Path, capsys: pytest.CaptureFi
         "  on the other host:  nodepass-orch up -d client.yaml",
         "Visitors of port 8080 of 203.0.113.5 then reach 127.0.0.1:3000 of the other host.",
     ]
+
+
+def test_init_writes_a_pair_for_udp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--server", "203.0.113.5", "--proto", "udp", "--visitors", "51820") == 0
+    assert [entry.spec.proto for entry in pair(tmp_path)] == [Proto.UDP, Proto.UDP]
+    assert "Visitors of UDP port 51820 of 203.0.113.5 then reach" in capsys.readouterr().out
 
 
 def test_init_finds_the_address_of_this_host(
