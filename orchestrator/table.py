@@ -61,6 +61,14 @@ def _format_links(tunnel: TunnelJson) -> str:
     return f"{sum(link['state'] == 'up' for link in links)}/{len(links)}" if links else "-"
 
 
+def _rates(tunnel: TunnelJson) -> tuple[int | None, int | None]:
+    """Return the bits per second from and to visitors, as far as they are known."""
+    rates = tunnel.get("rates")
+    return (rates["in_bps"], rates["out_bps"]) if rates else (None, None)
+
+
+_RATE_FROM: Final = "RATE FROM"
+_RATE_TO: Final = "RATE TO"
 _AUTH: Final = "AUTH"
 _TARGETS: Final = "TARGETS"
 _SERVICE: Final = "SERVICE"
@@ -82,6 +90,8 @@ _COLUMNS: Final = (
     _Column("VISITORS", lambda t: str(t["connections"]["active"]), 1),
     _Column("FROM VISITORS", lambda t: format_bytes(t["bytes"]["in"]), 7),
     _Column("TO VISITORS", lambda t: format_bytes(t["bytes"]["out"]), 6),
+    _Column(_RATE_FROM, lambda t: format_rate(_rates(t)[0]), 18),
+    _Column(_RATE_TO, lambda t: format_rate(_rates(t)[1]), 17),
     _Column(_AUTH, lambda t: t["auth"], 10),
     _Column(_SERVICE, lambda t: t["service"] or "-", 11),
     _Column(_KEY, lambda t: t["key_name"] or "-", 12),
@@ -90,6 +100,8 @@ _COLUMNS: Final = (
     _Column(_LINKS, _format_links, 16),
 )
 _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
+    _RATE_FROM: lambda t: any(_rates(t)),
+    _RATE_TO: lambda t: any(_rates(t)),
     _TARGETS: _count_up,
     _SERVICE: lambda t: t["service"],
     _KEY: lambda t: t["key_name"],
@@ -139,6 +151,11 @@ def format_bytes(count: int) -> str:
     return f"{value:.0f}{unit}" if unit == "B" or value >= 99.95 else f"{value:.1f}{unit}"
 
 
+def format_rate(bits_per_s: int | None) -> str:
+    """Return a rate in bytes per second; ``-`` if it is not known."""
+    return "-" if bits_per_s is None else f"{format_bytes(bits_per_s // 8)}/s"
+
+
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of cells as lines of aligned columns; the last column is not padded."""
     widths = _widths(rows)
@@ -150,7 +167,7 @@ def format_table(tunnels: Iterable[TunnelJson], *, columns: int | None, paint: P
 
     Without a terminal, or with ``is_wide``, each tunnel is one line with all columns, and nothing is shortened. On a
     terminal that is too narrow for that, columns are dropped, and the reason of a tunnel is in full on lines below it.
-    The columns of services, names of keys, workers and refused visitors are shown if a tunnel has such a value.
+    The columns of rates, services, names of keys, workers and refused visitors are shown if a tunnel has such a value.
     """
     tunnels = list(tunnels)
     unused = {title for title, value in _ONLY_IF_USED.items() if not any(map(value, tunnels))}

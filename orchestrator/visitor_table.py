@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.process.terminal_text import printable
-from orchestrator.table import align_columns, format_bytes
+from orchestrator.table import align_columns, format_bytes, format_rate
 
 if TYPE_CHECKING:
     from orchestrator.status.json_types import VisitorJson
@@ -66,11 +66,6 @@ def format_age(seconds: float | None) -> str:
     if whole < 86400:
         return f"{whole // 3600}h{whole // 60 % 60:02}m"
     return f"{whole // 86400}d{whole // 3600 % 24:02}h"
-
-
-def format_rate(bits_per_s: int | None) -> str:
-    """Return a rate in bytes per second; ``-`` if it is not known."""
-    return "-" if bits_per_s is None else f"{format_bytes(bits_per_s // 8)}/s"
 
 
 def format_visitors(visitors: Sequence[VisitorJson]) -> str:

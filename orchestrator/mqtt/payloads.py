@@ -22,7 +22,7 @@ VERSION: Final = 1
 MAX_PAYLOAD_BYTES: Final = 256 * 1024
 """Larger payloads are ignored."""
 
-STATS_KEYS: Final = ("pool", "signals", "connections", "bytes", "rtt_ms", "cooldown", "quota", "rate_limits")
+STATS_KEYS: Final = ("pool", "signals", "connections", "bytes", "rates", "rtt_ms", "cooldown", "quota", "rate_limits")
 """Keys of a tunnel's object that are published as its statistics."""
 
 ENVELOPE_KEYS: Final = frozenset({"v", "boot", "seq", "ts"})

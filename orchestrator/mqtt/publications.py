@@ -129,7 +129,9 @@ class PublishQueue:
 
 # --- the schedule -----------------------------------------------------------------------------------------------------
 
-_STATS_FIELDS: Final = frozenset({"pool", "signals", "connections", "bytes", "cooldown", "quota", "rate_limits"})
+_STATS_FIELDS: Final = frozenset(
+    {"pool", "signals", "connections", "bytes", "rates", "cooldown", "quota", "rate_limits"}
+)
 """Fields of a snapshot whose change makes new statistics worthwhile; the noise of a round trip does not."""
 _STATE_FIELDS: Final = (
     frozenset(field_names(Snapshot)) - _STATS_FIELDS - {"rtt_ms", "refused", "counters", "targets", "links"}

@@ -11,6 +11,13 @@ from typing import TypedDict
 BytesJson = TypedDict("BytesJson", {"in": int, "out": int})
 
 
+class TrafficRatesJson(TypedDict):
+    """Bits per second from visitors and to them: of one visitor, or of all visitors of a tunnel."""
+
+    in_bps: int
+    out_bps: int
+
+
 class PoolJson(TypedDict):
     """The pool in numbers."""
 
@@ -142,6 +149,7 @@ class TunnelJson(TypedDict, total=False):
     signals: SignalsJson
     connections: ConnectionsJson
     bytes: BytesJson
+    rates: TrafficRatesJson | None
     refused: RefusedJson
     counters: dict[str, int]
     rtt_ms: float | None
@@ -216,13 +224,6 @@ class TunnelsJson(TypedDict):
     tunnels: list[TunnelJson]
 
 
-class VisitorRatesJson(TypedDict):
-    """Bits per second from a visitor and to it."""
-
-    in_bps: int
-    out_bps: int
-
-
 class VisitorJson(TypedDict):
     """One visitor, as one end of its tunnel sees the visitor. What is not known is null."""
 
@@ -232,7 +233,7 @@ class VisitorJson(TypedDict):
     since: str | None
     age_s: float | None
     bytes: BytesJson
-    rates: VisitorRatesJson | None
+    rates: TrafficRatesJson | None
     target: str | None
     link: str | None
     state: str

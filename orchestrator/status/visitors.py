@@ -10,7 +10,7 @@ from tunnel.model.times import format_timestamp
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from orchestrator.status.json_types import VisitorJson, VisitorRatesJson
+    from orchestrator.status.json_types import TrafficRatesJson, VisitorJson
     from tunnel.model.visitors import VisitorView
 
 _Key = tuple[str, str | None, str | None]
@@ -55,7 +55,7 @@ class RateMeter:
             visitor["rates"] = _rates(self._before.get(key), present)
 
 
-def _rates(before: tuple[int, int, float] | None, present: tuple[int, int, float]) -> VisitorRatesJson | None:
+def _rates(before: tuple[int, int, float] | None, present: tuple[int, int, float]) -> TrafficRatesJson | None:
     if before is None or (span_s := present[2] - before[2]) < _MIN_SPAN_S:
         return None
     received, sent = (max(0, round(8 * (new - old) / span_s)) for old, new in zip(before[:2], present[:2], strict=True))

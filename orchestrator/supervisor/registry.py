@@ -12,6 +12,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.supervisor.engine_handle import EngineFactory
 from orchestrator.supervisor.runner import TunnelRunner
 from orchestrator.supervisor.totals import NO_TOTALS, Totals, add_totals, read_totals
+from orchestrator.supervisor.traffic_rates import TrafficMeter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
@@ -42,6 +43,7 @@ class TunnelRegistry:
     def __init__(self, entries: Iterable[Entry], *, engine_factory: EngineFactory, sink: EventSink) -> None:
         self._engine_factory = engine_factory
         self._sink = sink
+        self.traffic_meter: Final = TrafficMeter()
         self._state_changed = asyncio.Event()
         self._draining: dict[TunnelRunner, asyncio.Task[None]] = {}
         self._is_closing = False
@@ -129,7 +131,7 @@ class TunnelRegistry:
         slot = self._slots.get(name)
         is_enabled = slot is None or slot.entry.enabled
         facts = [runner.facts() for runner in self._runners_of(name)]
-        return (is_enabled, *facts) if facts else None
+        return (is_enabled, self.traffic_meter.version(name), *facts) if facts else None
 
     def snapshot(self, name: str) -> Snapshot:
         """One tunnel now. Visitors and counters of former engines are the tunnel's. Raises UnknownTunnelError."""
@@ -140,12 +142,13 @@ class TunnelRegistry:
         slot = self._slots.get(name)
         if slot is not None and not slot.entry.enabled:
             seen = replace(seen, enabled=False)
-        if len(runners) == 1:
-            return seen
-        former = [runner.snapshot() for runner in runners[:-1]]
-        active = seen.connections.active + sum(one.connections.active for one in former)
-        seen = add_totals(seen, reduce(Totals.plus, map(read_totals, former), NO_TOTALS))
-        return replace(seen, connections=replace(seen.connections, active=active))
+        if len(runners) > 1:
+            former = [runner.snapshot() for runner in runners[:-1]]
+            active = seen.connections.active + sum(one.connections.active for one in former)
+            seen = add_totals(seen, reduce(Totals.plus, map(read_totals, former), NO_TOTALS))
+            seen = replace(seen, connections=replace(seen.connections, active=active))
+        rates = self.traffic_meter.measure(name, seen.bytes)
+        return seen if rates is None else replace(seen, rates=rates)
 
     def _runners_of(self, name: str) -> list[TunnelRunner]:
         """The former runners of a tunnel that still drain, and its present one last."""

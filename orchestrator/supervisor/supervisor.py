@@ -12,6 +12,7 @@ from orchestrator.supervisor.event_bus import EventBus
 from orchestrator.supervisor.registry import TunnelRegistry
 from orchestrator.supervisor.reload import Reloader
 from orchestrator.supervisor.totals import count_visitors
+from orchestrator.supervisor.traffic_rates import TrafficSampler
 from orchestrator.supervisor.tunnel_details import describe_tunnel
 from tunnel.model.events import EventKind
 from tunnel.model.spec import LogLevel
@@ -51,6 +52,7 @@ class Supervisor:
         self._registry = TunnelRegistry(manifest.entries, engine_factory=engine_factory, sink=self.bus.publish)
         self._reloader = Reloader(manifest, registry=self._registry, bus=self.bus)
         self._scanner = StatusScanner(self.store, self._registry)
+        self._traffic_sampler = TrafficSampler(self._registry, self._registry.traffic_meter)
         self._hang_up_subscribers: list[Callable[[], None]] = []
         self._started = asyncio.Event()
         self._has_left_starting = False
@@ -63,7 +65,8 @@ class Supervisor:
         """Start every enabled tunnel; return when all are stopped after ``shutdown`` or ``close``."""
         entries = self._registry.entries()
         self.bus.subscribe(self._mark_busy)
-        with self.bus.subscribe_activity(self._scanner.schedule.mark):
+        sampling = asyncio.create_task(self._traffic_sampler.run())
+        with self.bus.subscribe_activity(self._mark_active):
             self._registry.start()
             self._started.set()
             count = sum(entry.enabled for entry in entries)
@@ -77,9 +80,14 @@ class Supervisor:
                 await self._stopping.wait()
                 await self._wait_stopped()
             finally:
+                sampling.cancel()
                 self._registry.cancel()
                 self.bus.unsubscribe(self._mark_busy)
         self.bus.emit(LogLevel.INFO, EventKind.SUPERVISOR, "all tunnels are closed")
+
+    def _mark_active(self, name: str) -> None:
+        self._scanner.schedule.mark(name)
+        self._traffic_sampler.mark(name)
 
     def _mark_busy(self, event: Event) -> None:
         self._scanner.schedule.mark(event.tunnel)

@@ -39,6 +39,7 @@ from tunnel.model.snapshot import (
     Snapshot,
     TargetChecksView,
     TargetView,
+    TrafficRatesView,
 )
 from tunnel.model.state import State
 from tunnel.model.targets import TargetState
@@ -51,6 +52,7 @@ FULL = replace(
     reason="it waits",
     peer="10.0.0.1:1",
     quota=QuotaView(used=5, limit=10, until="2026-12-01T00:00:00+01:00"),
+    rates=TrafficRatesView(in_bps=8_000, out_bps=16_000),
     rate_limits=RateLimitsView(rate_bps=8_000, paused_in_s=0.5),
     targets=(
         TargetView(address="a:1", state=TargetState.UP),

@@ -83,6 +83,17 @@ def test_refused_visitors_have_a_column_as_soon_as_there_is_one() -> None:
     assert "REFUSED" not in format_table([row], columns=None, paint=PLAIN)
 
 
+def test_rates_have_columns_while_a_tunnel_carries_something() -> None:
+    row, unknown = tunnel("web", State.UP), tunnel("db", State.UP)
+    row["rates"] = {"in_bps": 0, "out_bps": 0}
+    assert "RATE" not in format_table([row, unknown], columns=None, paint=PLAIN)
+    row["rates"] = {"in_bps": 16_000, "out_bps": 800}
+    lines = [line.split() for line in format_table([row, unknown], columns=None, paint=PLAIN).split("\n")]
+    assert lines[0][-6:-2] == ["RATE", "FROM", "RATE", "TO"]
+    assert lines[1][-3:-1] == ["2.0K/s", "100B/s"]
+    assert lines[2][-3:-1] == ["-", "-"]
+
+
 @pytest.mark.parametrize(("columns", "is_wide"), [(None, False), (40, True)])
 def test_without_a_terminal_or_if_wide_each_tunnel_is_one_line_in_full(
     columns: int | None,

@@ -39,7 +39,7 @@ def tunnel(name: str, state: str = "up", **changed: Any) -> Json:  # noqa: ANN40
         "pool": {"idle": 8, "capacity": 8, "dialing": 0, "min": 8, "max": 1024},
         "signals": {"queued": 0, "limit": 1024, "total": 0},
         "connections": {"active": 0, "total": 0, "failed": 0, "limit": 1024},
-        "bytes": {"in": 0, "out": 0}, "refused": REFUSED,
+        "bytes": {"in": 0, "out": 0}, "rates": None, "refused": REFUSED,
         "counters": {"links": 1, "vanished": 0},
         "rtt_ms": 0.4, "cooldown": {"remaining_s": 0.0, "attempt": 0}, "quota": None, "rate_limits": None, "links": [],
         "targets": [], "restarts": 0,

@@ -82,6 +82,7 @@ CONTRACT = {
     "signals": {"queued": 0, "limit": 1024, "total": 0},
     "connections": {"active": 0, "total": 0, "failed": 0, "limit": 1024},
     "bytes": {"in": 1, "out": 2},
+    "rates": None,
     "refused": {
         "handshakes": 0,
         "prefaces": 0,

@@ -22,8 +22,6 @@ class TunnelData(TunnelJson, total=False):
     """when its host last sent a message, on our monotonic clock"""
     last_link: str | None
     """the id of its link, or of the last one it had"""
-    rates: tuple[float, float]
-    """bytes a second from and to visitors, computed by the source"""
 
 
 class HostConfigData(TypedDict):

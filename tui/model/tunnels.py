@@ -288,8 +288,14 @@ def apply_status(status: StatusData, at: float, now: float, before: StatusView |
 
 
 def _new_tunnel(name: str, data: TunnelData, now: float) -> Tunnel:
-    rate_in, rate_out = data.get("rates") or (0.0, 0.0)
+    rate_in, rate_out = _reported_rates(data) or (0.0, 0.0)
     return Tunnel(name, data, now, rate_in, rate_out)
+
+
+def _reported_rates(data: TunnelData) -> tuple[float, float] | None:
+    """Return the bytes a second from and to visitors that the source has measured; None if it does not know."""
+    rates = data.get("rates")
+    return None if rates is None else (rates["in_bps"] / 8, rates["out_bps"] / 8)
 
 
 def apply_change(view: StatusView, message: ChangeData, now: float) -> StatusView:
@@ -323,7 +329,7 @@ def _updated_tunnel(old: Tunnel, fields: TunnelData, now: float) -> Tunnel:
     data: TunnelData = {**old.data, **fields}
     if old.link and not data.get("link"):
         data["last_link"] = old.link  # one end may lose the link before the other
-    rate_in, rate_out = fields.get("rates") or (old.rate_in, old.rate_out)
+    rate_in, rate_out = _reported_rates(fields) or (old.rate_in, old.rate_out)
     return Tunnel(
         old.name, data, received_at, rate_in, rate_out, old.sampled_bytes, old.history, old.last_sample,
         old.sampled_data,
@@ -382,7 +388,7 @@ def _sampled(tunnel: Tunnel, elapsed: float, number: int) -> Tunnel:
     counters = tunnel.bytes
     counted = (counters["in"], counters["out"])
     rate_in = rate_out = 0.0
-    given = tunnel.data.get("rates")
+    given = _reported_rates(tunnel.data)
     if given is not None:
         rate_in, rate_out = given
     elif tunnel.sampled_bytes is not None and elapsed > 0:

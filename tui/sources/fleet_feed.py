@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from orchestrator.mqtt.fleet import Fleet, Host, RemoteTunnel
     from orchestrator.mqtt.topics import ParsedTopic
+    from orchestrator.status.json_types import TrafficRatesJson
     from orchestrator.status.store import ValueChange
     from tui.model.messages import ChangeData, HostData, StatusData, TunnelData
 
@@ -37,7 +38,7 @@ _OFFLINE_DELAY_S: Final = 1.0
 _HEARTBEAT_INTERVAL_S: Final = 1.0
 """A message is sent at least this often, even if nothing changed."""
 
-_NO_TRAFFIC: Final = (0.0, 0.0)
+_NO_TRAFFIC: Final[TrafficRatesJson] = {"in_bps": 0, "out_bps": 0}
 
 
 class FleetFeed:
@@ -199,7 +200,7 @@ class FleetFeed:
             "presence": presence,
             "last_message_at": host.last_message_at,
             "last_link": host.last_link_of(name),
-            "rates": self._rates(key, remote) if presence == ONLINE else _NO_TRAFFIC,
+            "rates": self._measure(key, remote) if presence == ONLINE else _NO_TRAFFIC,
         }
         self._store.update(key, tunnel)
 
@@ -208,10 +209,10 @@ class FleetFeed:
         self._counters.pop(key, None)
         self._traffic_at.pop(key, None)
 
-    def _rates(self, key: str, remote: RemoteTunnel) -> tuple[float, float]:
-        """Return bytes a second from and to visitors, between two messages of a host by the host's own clock."""
+    def _measure(self, key: str, remote: RemoteTunnel) -> TrafficRatesJson:
+        """Return bits a second from and to visitors, between two messages of a host by the host's own clock."""
         before = self._store.get(key)
-        present = before["rates"] if before else _NO_TRAFFIC
+        present = (before and before["rates"]) or _NO_TRAFFIC
         counted = remote.json["bytes"]
         at = remote.sent_at or self._wall()
         counters = (counted["in"], counted["out"], at)
@@ -223,8 +224,11 @@ class FleetFeed:
         if elapsed < 0:  # the host's clock was set
             return present
         # a counter that fell belongs to a restarted engine
-        rates = (max(0, counters[0] - earlier[0]) / elapsed, max(0, counters[1] - earlier[1]) / elapsed)
-        if any(rates):
+        carried = [max(0, now - then) for now, then in zip(counters[:2], earlier[:2], strict=True)]
+        rates: TrafficRatesJson = {
+            "in_bps": round(8 * carried[0] / elapsed), "out_bps": round(8 * carried[1] / elapsed),
+        }  # fmt: skip
+        if any(carried):
             self._traffic_at[key] = self._now()
         else:
             self._traffic_at.pop(key, None)

@@ -72,6 +72,14 @@ class BytesView(_View):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficRatesView(_View):
+    """Bits per second from all visitors together and to them: means over the last one to five seconds."""
+
+    in_bps: int
+    out_bps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedView(_View):
     """Connection attempts and visitors that were refused since the start. Only an ingress knows the visitors."""
 
@@ -250,6 +258,8 @@ class Snapshot:
     signals: SignalsView
     connections: ConnectionsView
     bytes: BytesView
+    rates: TrafficRatesView | None = None
+    """None until the counters have been read twice; an engine does not know its own"""
     refused: RefusedView
     counters: CountersView = CountersView()
     rtt_ms: float | None = None
@@ -284,6 +294,7 @@ _VIEWS: Final = (
     SignalsView,
     ConnectionsView,
     BytesView,
+    TrafficRatesView,
     RefusedView,
     CountersView,
     CooldownView,

@@ -1,0 +1,132 @@
+"""The rates of tunnels: the means between two readings of their counters.
+
+The meter is used where snapshots are made, so that everything that reads a tunnel also measures it. The sampler reads
+busy tunnels while nothing else does, so that a single ``ps`` has rates, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from orchestrator.status.scanner import SCAN_BATCH_SIZE
+from tunnel.model.snapshot import TrafficRatesView
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from collections.abc import Set as AbstractSet
+
+    from tunnel.model.snapshot import BytesView, Snapshot
+
+SAMPLE_INTERVAL_S: Final = 2.0
+"""Seconds between two readings of a busy tunnel by the sampler."""
+
+MIN_SPAN_S: Final = 1.0
+"""Rates are computed no more often: the counters of workers are up to a quarter of a second old."""
+
+MAX_SPAN_S: Final = 15.0
+"""A mean over a longer time says nothing about the present, unless nothing was carried."""
+
+NO_RATES: Final = TrafficRatesView(in_bps=0, out_bps=0)
+
+_PAUSE_S: Final = 0.004  # between two groups of tunnels, so that no visitor waits for the reading of all
+
+
+class _Measured(NamedTuple):
+    at: float
+    """when the counters were read, on the monotonic clock"""
+    bytes: BytesView
+    rates: TrafficRatesView | None
+    """up to ``at``"""
+
+
+class TrafficMeter:
+    """Remembers one reading of each tunnel; used where snapshots of tunnels are made."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._measured: dict[str, _Measured] = {}
+        self._watched: Collection[str] = ()
+        self._watched_since = -math.inf
+
+    def measure(self, name: str, counted: BytesView) -> TrafficRatesView | None:
+        """Return the rates of a tunnel whose counters were read now; None if they are not known yet."""
+        now, last = self._clock(), self._measured.get(name)
+        if last is None:  # only of a tunnel that has carried nothing so far the rates are known
+            rates = None if counted.from_visitors or counted.to_visitors else NO_RATES
+        else:
+            start = last.at if name in self._watched else max(last.at, self._watched_since)
+            if now - start < MIN_SPAN_S:
+                return last.rates
+            rates = _mean(last.bytes, counted, now - start)
+        self._measured[name] = _Measured(now, counted, rates)
+        return rates
+
+    def version(self, name: str) -> int:
+        """Return a number that changes when the rates may have changed though the counters have not."""
+        last = self._measured.get(name)
+        return 0 if last is not None and last.rates == NO_RATES else int(self._clock() / MIN_SPAN_S)
+
+    def watch(self, names: Collection[str], present: AbstractSet[str]) -> None:
+        """Take note of which tunnels can carry something at this moment; forget those that are not ``present``.
+
+        What another tunnel carries later came after this moment, however long ago its counters were read.
+        """
+        self._watched, self._watched_since = names, self._clock()
+        if not self._measured.keys() <= present:
+            self._measured = {name: last for name, last in self._measured.items() if name in present}
+
+
+def _mean(before: BytesView, now: BytesView, span_s: float) -> TrafficRatesView | None:
+    carried_in = now.from_visitors - before.from_visitors
+    carried_out = now.to_visitors - before.to_visitors
+    if not carried_in and not carried_out:
+        return NO_RATES
+    if carried_in < 0 or carried_out < 0 or span_s > MAX_SPAN_S:
+        return None
+    return TrafficRatesView(in_bps=round(8 * carried_in / span_s), out_bps=round(8 * carried_out / span_s))
+
+
+class SampledTunnels(Protocol):
+    """What the sampler uses of the registry."""
+
+    def names(self) -> Collection[str]:
+        """Return the names of the tunnels that there are now."""
+
+    def snapshot(self, name: str) -> Snapshot:
+        """One tunnel now, with its rates measured. Raises LookupError."""
+
+
+class TrafficSampler:
+    """Reads every tunnel that carries something, or has visitors, once in ``SAMPLE_INTERVAL_S``."""
+
+    def __init__(self, tunnels: SampledTunnels, meter: TrafficMeter) -> None:
+        self._tunnels = tunnels
+        self._meter = meter
+        self._busy: set[str] = set()
+
+    def mark(self, name: str) -> None:
+        """Read a tunnel that becomes busy."""
+        self._busy.add(name)
+
+    async def run(self, interval_s: float = SAMPLE_INTERVAL_S) -> None:
+        """Read in each interval until cancelled."""
+        while True:
+            await asyncio.sleep(interval_s)
+            await self.sample()
+
+    async def sample(self) -> None:
+        """Read the busy tunnels, some at a time; one that is quiet by now is left out from the next time on."""
+        for number, name in enumerate(list(self._busy), 1):
+            try:
+                seen = self._tunnels.snapshot(name)
+            except LookupError:  # it was removed meanwhile
+                self._busy.discard(name)
+                continue
+            if not seen.connections.active and seen.rates == NO_RATES:
+                self._busy.discard(name)
+            if number % SCAN_BATCH_SIZE == 0:
+                await asyncio.sleep(_PAUSE_S)
+        self._meter.watch(frozenset(self._busy), set(self._tunnels.names()))
