@@ -469,6 +469,28 @@ async def test_the_log_is_filtered_by_level_and_text_and_can_pause(daemon: FakeD
         await wait_until_shown(pilot, lambda: "Log of all" not in screen_text(app))
 
 
+async def test_the_log_is_searched_from_its_end_upwards(daemon: FakeDaemon, opened: OpenDashboard) -> None:
+    texts = [f"dial {number} failed" if number in (3, 20) else f"step {number}" for number in range(40)]
+    daemon.log = [daemon.event("info", "link", text, "broken") for text in texts]
+    async with opened() as (app, pilot):
+        await wait_until_shown(pilot, shows(app, "step 39"))
+        app.screen.query_one("#log").focus()
+        await pilot.press("slash", *"FAILED")
+        await wait_until_shown(pilot, shows(app, '"FAILED" 2/2', "dial 20 failed"))
+        await pilot.press("enter", "n")
+        await wait_until_shown(pilot, shows(app, '"FAILED" 1/2', "dial 3 failed"))
+        daemon.send_event(daemon.event("warn", "link", "a late step has failed", "broken"))
+        await wait_until_shown(pilot, shows(app, '"FAILED" 1/3', "dial 3 failed"))
+        await pilot.press("N", "N", "N")
+        await wait_until_shown(pilot, shows(app, '"FAILED" 1/3'))
+        await pilot.press("escape")
+        await wait_until_shown(pilot, shows(app, "a late step has failed"))
+        assert '"FAILED"' not in screen_text(app)
+        await pilot.press("slash", *"failed", "escape")
+        await wait_until_shown(pilot, lambda: '"failed"' not in screen_text(app))
+        assert not daemon.commands, "n retries nothing while there is a search"
+
+
 async def test_events_are_shown_as_they_happen(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     daemon.log = [daemon.event("info", "state", "it came up", "db-east")]
     async with opened((80, 24)) as (app, pilot):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ from tui.format.confirmations import (
 from tui.format.details import detail_lines, summary_lines
 from tui.format.event_format import LogFilter, error_text, event_lines, plan_lines, reload_notice, result_lines
 from tui.format.help import help_lines
-from tui.format.text import STYLES, Line, length
+from tui.format.text import STYLES, Line, highlight, length
 from tui.model.connection import ConnectionStatus
 from tui.model.keys import ACTIONS, all_keys
 from tui.model.selection import Selection, VisibleTunnels
@@ -488,3 +489,19 @@ def test_the_palette_accepts_patterns_of_names() -> None:
         ("restart", "edge-01"),
         ("restart", "edge-02"),
     ]
+
+
+@given(
+    st.lists(st.tuples(st.text("abA ", max_size=6), st.sampled_from(["", "dim"])), max_size=5),
+    st.text("abA", min_size=1, max_size=3),
+)
+def test_highlighting_changes_styles_and_no_text(line: list[tuple[str, str]], wanted: str) -> None:
+    text = "".join(part for part, _ in line)
+    lit = highlight(tuple(line), re.compile(re.escape(wanted), re.IGNORECASE), "pick")
+    assert "".join(part for part, _ in lit) == text
+    marked = "".join(("x" if style == "pick" else ".") * len(part) for part, style in lit)
+    expected, at = ["."] * len(text), text.lower().find(wanted.lower())
+    while at >= 0:
+        expected[at : at + len(wanted)] = ["x"] * len(wanted)
+        at = text.lower().find(wanted.lower(), at + len(wanted))
+    assert marked == "".join(expected)

@@ -6,7 +6,9 @@ and no control characters.
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 import time
 import unicodedata
 from functools import lru_cache
@@ -72,6 +74,26 @@ def fit(text: str, width: int, *, right: bool = False) -> str:
         return set_cell_size(text, width - 1) + _ELLIPSIS if width > 0 else ""
     gap = " " * (width - length)
     return gap + text if right else text + gap
+
+
+def highlight(line: Line, pattern: re.Pattern[str], style: str) -> Line:
+    """Return the line with another style where the pattern matches its text, also from one span to the next.
+
+    Returns the same line if there is no match.
+    """
+    matches = [match.span() for match in pattern.finditer("".join(text for text, _ in line)) if match.group()]
+    if not matches:
+        return line
+    cuts = sorted({position for span in matches for position in span})
+    spans: list[Span] = []
+    start = 0
+    for text, own in line:
+        ends = [cut - start for cut in cuts if start < cut < start + len(text)]
+        for first, last in itertools.pairwise([0, *ends, len(text)]):
+            is_match = any(begin <= start + first < end for begin, end in matches)
+            spans.append((text[first:last], style if is_match else own))
+        start += len(text)
+    return tuple(spans)
 
 
 def wrap(text: str, width: int, indent: int = 0) -> list[str]:

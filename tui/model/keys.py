@@ -86,6 +86,7 @@ NAVIGATION_KEYS: Final = (
     ("PgUp PgDn", "move by a page"),
     ("Home End  g G", "first, last"),
     ("Tab", "from pane to pane"),
+    ("/  n N  esc", "in the log: search, next match, previous one, end"),
 )
 STATE_FILTER_KEYS: Final = "0123456789"
 """Each chooses a filter by state, the first one all tunnels."""

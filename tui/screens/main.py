@@ -25,6 +25,7 @@ from tui.screens.traffic import TrafficModal
 from tui.screens.visitors import VisitorListModal
 from tui.sources.base import SourceError
 from tui.themes import opposite_theme
+from tui.widgets.filter_input import InputPurpose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -149,16 +150,23 @@ class MainScreen(MainView):
     def action_filter(self) -> None:
         """Edit the text filter of the table."""
         hint = "words or patterns (edge-*) of name, address, tag; a|b either, !a not, host:a tag:a state:a"
-        self._edit_filter(self._selection.text, hint, is_for_log=False)
+        self._edit_filter(self._selection.text, hint, InputPurpose.TABLE_FILTER)
 
     def action_log_filter(self) -> None:
         """Edit the text filter of the log."""
         self._set_log_shown(is_shown=True)
-        self._edit_filter(self._log.log_filter.text, "filter the log: a text or a pattern; !a not", is_for_log=True)
+        hint = "filter the log: a text or a pattern; !a not"
+        self._edit_filter(self._log.log_filter.text, hint, InputPurpose.LOG_FILTER)
 
-    def _edit_filter(self, text: str, hint: str, *, is_for_log: bool) -> None:
+    def on_log_pane_search_requested(self) -> None:
+        """Edit the text that is searched for in the log."""
+        self._edit_filter(
+            self._log.search_text, "search in the log; then n, N: next, previous", InputPurpose.LOG_SEARCH
+        )
+
+    def _edit_filter(self, text: str, hint: str, purpose: InputPurpose) -> None:
         self._filter.display = False
-        self._filter_input.edit(text, hint, is_for_log=is_for_log)
+        self._filter_input.edit(text, hint, purpose)
 
     def accept_late_key(self, key: Key) -> bool:
         """Insert a key into the filter input that was sent to the table before the input had the focus.
@@ -175,7 +183,8 @@ class MainScreen(MainView):
         self._filter_input.display = False
         self._filter.display = True
         if has_focus:
-            self._table.focus()
+            is_search = self._filter_input.purpose is InputPurpose.LOG_SEARCH
+            (self._log if is_search else self._table).focus()
         self.draw()
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -184,10 +193,13 @@ class MainScreen(MainView):
             self._apply_filter_text(event.value)
 
     def _apply_filter_text(self, text: str) -> None:
-        if self._filter_input.is_for_log:
-            self._log.set_filter(replace(self._log.log_filter, text=text))
-        else:
-            self._select(replace(self._selection, text=text))
+        match self._filter_input.purpose:
+            case InputPurpose.LOG_SEARCH:
+                self._log.search(text)
+            case InputPurpose.LOG_FILTER:
+                self._log.set_filter(replace(self._log.log_filter, text=text))
+            case InputPurpose.TABLE_FILTER:
+                self._select(replace(self._selection, text=text))
 
     def on_filter_input_left(self) -> None:
         """Keep the filter and close its input: a click or Tab moved the focus away."""

@@ -191,7 +191,7 @@ class VisitorListModal(ListModal):
 
     def action_filter(self) -> None:
         """Open the line in which the filter is edited."""
-        self._filter.edit(self._filter.value, _HINT, is_for_log=False)
+        self._filter.edit(self._filter.value, _HINT)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Apply the filter while it is edited."""

@@ -1,8 +1,9 @@
-"""The input line for the text filters of the table and of the log."""
+"""The input line for the text filters of the table and of the log, and for the search in the log."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from textual.message import Message
@@ -10,6 +11,14 @@ from textual.widgets import Input
 
 if TYPE_CHECKING:
     from textual.events import Key
+
+
+class InputPurpose(Enum):
+    """What the text of the input line is used for."""
+
+    TABLE_FILTER = auto()
+    LOG_FILTER = auto()
+    LOG_SEARCH = auto()
 
 
 class FilterInput(Input):
@@ -22,11 +31,11 @@ class FilterInput(Input):
     def __init__(self, *, id: str) -> None:  # noqa: A002  Textual's name
         super().__init__(id=id, compact=True, select_on_focus=False)
         self.display = False
-        self.is_for_log = False
+        self.purpose = InputPurpose.TABLE_FILTER
 
-    def edit(self, text: str, hint: str, *, is_for_log: bool) -> None:
-        """Edit a filter that has this text now. The focus moves at once: the next key may already be queued."""
-        self.is_for_log = is_for_log
+    def edit(self, text: str, hint: str, purpose: InputPurpose = InputPurpose.TABLE_FILTER) -> None:
+        """Edit a text that is this one now. The focus moves at once: the next key may already be queued."""
+        self.purpose = purpose
         self.placeholder = hint
         self.value = text
         self.display = True

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from textual.message import Message
+
 from tui.format.event_format import LogFilter, event_lines
-from tui.format.text import paragraph
+from tui.format.text import highlight, paragraph
 from tui.widgets.pane import Pane
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 _MAX_EVENTS: Final = 1000
 """Older ones are dropped; the daemon has them."""
+_SEARCH_ACTIONS: Final = frozenset({"next_match", "end_search"})
 
 
 class LogPane(Pane, inherit_bindings=False):
@@ -32,7 +36,14 @@ class LogPane(Pane, inherit_bindings=False):
         ("pagedown", "page_down"),
         ("home,g", "scroll_home"),
         ("end,G", "scroll_end"),
+        ("slash", "search"),
+        ("n", "next_match(-1)"),
+        ("N", "next_match(1)"),
+        ("escape", "end_search"),
     ]
+
+    class SearchRequested(Message):
+        """The user wants to search in the log."""
 
     def __init__(self, *, id: str) -> None:  # noqa: A002  Textual's name
         super().__init__(id=id, focusable=True)
@@ -45,6 +56,11 @@ class LogPane(Pane, inherit_bindings=False):
         """whether the lines on the screen belong to the previous log"""
         self.log_filter = LogFilter()
         self.is_paused = False
+        self.search_text = ""
+        """what is searched for; empty: nothing"""
+        self._pattern = re.compile("")
+        self._match: int | None = None
+        """the line of the match that was shown last"""
 
     def start_log(self, title: str, *, has_names: bool, note: str = "") -> None:
         """Discard all events: those that follow belong to another log. The note is shown above it.
@@ -82,6 +98,47 @@ class LogPane(Pane, inherit_bindings=False):
         self.log_filter = log_filter
         self._redraw()
 
+    def search(self, text: str) -> None:
+        """Highlight a text, in upper or lower case, and show its last match; an empty text ends the search."""
+        self.search_text, self._match = text, None
+        self._pattern = re.compile(re.escape(text), re.IGNORECASE)
+        if text:
+            self.action_next_match(-1)
+        self._update_title()
+        self.refresh()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:
+        """Leave the keys of a search to the screen while there is none."""
+        return bool(self.search_text) if action in _SEARCH_ACTIONS else super().check_action(action, parameters) is True
+
+    def action_search(self) -> None:
+        """Ask for the text to search for."""
+        self.post_message(self.SearchRequested())
+
+    def action_end_search(self) -> None:
+        """End the search and follow the newest event again."""
+        self.search("")
+        self.show_end()
+
+    def action_next_match(self, step: int) -> None:
+        """Show the match above the present one (-1) or below it (1); after the first one comes the last."""
+        matches = self._matching_lines()
+        if matches:
+            start = self._match if self._match is not None else (len(self._lines) if step < 0 else -1)
+            beyond = [line for line in matches if (line < start if step < 0 else line > start)]
+            self._match = (beyond or matches)[-1 if step < 0 else 0]
+            self.scroll_to(y=max(0, self._match - self.size.height // 2), animate=False, force=True)
+        self._update_title()
+
+    def _matching_lines(self) -> list[int]:
+        texts = ("".join(text for text, _ in line) for line in self._lines)
+        return [number for number, text in enumerate(texts) if self._pattern.search(text)]
+
+    def line_at(self, y: int) -> Line:
+        """Return line ``y`` with the matches of the search highlighted."""
+        line = super().line_at(y)
+        return highlight(line, self._pattern, "pick") if self.search_text else line
+
     def toggle_pause(self) -> None:
         """Hold new events back, or show them again."""
         self.is_paused = not self.is_paused
@@ -111,6 +168,10 @@ class LogPane(Pane, inherit_bindings=False):
     def _update_title(self) -> None:
         mode = f"paused, {len(self._pending)} more" if self.is_paused else "follow"
         text = [f"/{self.log_filter.text}/"] if self.log_filter.text else []
+        if self.search_text:
+            matches = self._matching_lines()
+            place = f"{matches.index(self._match) + 1}/" if self._match in matches else ""
+            text.append(f'"{self.search_text}" {place}{len(matches)}')
         title = " · ".join([self._title, f"≥{self.log_filter.level}", *text, mode]).replace("[", "\\[")
         if title != self._shown_title:
             self.border_title = self._shown_title = title
