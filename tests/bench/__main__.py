@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from . import contenders as contender_list
-from . import fleet, gateway, groups, report, results, screen, side_by_side, tunnels, watched, workers
+from . import fleet, gateway, groups, report, results, screen, side_by_side, tunnels, visitor_features, watched, workers
 from .processes import BenchError, find_program
 from .section import Sample
 
@@ -34,6 +34,8 @@ _SECTIONS: Final[dict[str, Callable[[Sequence[str]], Section]]] = {
     "gateway": gateway.section,
     "groups": groups.section,
     "links": groups.link_section,
+    "features": visitor_features.section,
+    "rates": visitor_features.rates_section,
     "screen": screen.section,
     "fleet": fleet.section,
 }

@@ -1,11 +1,23 @@
 import sys
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from tests.bench import __main__ as command
 from tests.bench import contenders as contender_list
-from tests.bench import fleet, gateway, groups, results, screen, side_by_side, tunnels, watched, workers
+from tests.bench import (
+    fleet,
+    gateway,
+    groups,
+    results,
+    screen,
+    side_by_side,
+    tunnels,
+    visitor_features,
+    watched,
+    workers,
+)
 from tests.bench.daemons import cpu_seconds, load_tunnels, start_pairs
 from tests.bench.processes import find_program
 from tests.bench.report import Metric, Outcome, Sheet
@@ -28,6 +40,8 @@ SECTIONS = [
             gateway.section,
             groups.section,
             groups.link_section,
+            visitor_features.section,
+            visitor_features.rates_section,
             screen.section,
             fleet.section,
         )
@@ -95,6 +109,12 @@ def test_an_observer_is_compared_within_each_turn() -> None:
         {"kind.rate": 90, "kind.rate_x": 0.9, "kind.p99": 3, "kind.p99_x": 1.5, "kind.cpu": 3, "kind.cpu_x": 2}
     )
     assert sample.errors == ("refused",)
+
+
+def test_the_allow_list_has_as_many_networks_as_are_wanted_and_the_visitors_are_in_one() -> None:
+    networks = [ip_network(text) for text in visitor_features.allow_list(visitor_features.NETWORKS)]
+    assert len({*networks}) == visitor_features.NETWORKS
+    assert ip_address("127.0.0.1") in networks[-1]
 
 
 # --- stored results --------------------------------------------------------------------------------------------------

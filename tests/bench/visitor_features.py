@@ -1,0 +1,196 @@
+"""What features for visitors cost: an allow list, the access log, history and the list; and the limits of rates.
+
+Two daemons run side by side, one with the features and one without, and the loads alternate between them, so that a
+machine that changes from minute to minute changes both figures of a ratio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final
+
+from orchestrator.client import ApiClient
+from tests.support.ports import free_ports
+
+from . import loads
+from .daemons import BenchDaemon, start_daemon, wait_all_up
+from .groups import KEY
+from .report import Goal, Metric, Sheet
+from .section import Sample, Section, Trial
+from .targets import nginx, target
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+NETWORKS: Final = 10_000
+TURNS: Final = 4
+RATES_MBIT: Final = (1, 100)
+VISITORS: Final = (1, 8)
+EXACT_S: Final = 10
+
+_START_LIMIT_S: Final = 30.0
+_CONNECTIONS: Final = 32
+_LIST_INTERVAL_S: Final = 1.0  # the screen of visitors lists them as often
+_FEATURES: Final = "features"
+_FILLING_S: Final = 2.0  # buffers are full then, and the initial burst of the limit is over
+_BLOCK: Final = bytes(65536)
+_COSTS: Final = (
+    Metric("features.new_x", "new connections/s, ratio to none", 2, Goal(0.95, at_least=True, ratio=False)),
+    Metric("features.new_spread", "  spread of the turns", 2),
+    Metric("features.kept_x", "requests/s on kept connections, ratio", 2, Goal(0.97, at_least=True, ratio=False)),
+    Metric("features.kept_spread", "  spread of the turns", 2),
+    Metric("features.bulk_x", "bulk Gbit/s, ratio", 2, Goal(0.97, at_least=True, ratio=False)),
+    Metric("features.bulk_spread", "  spread of the turns", 2),
+)
+
+
+def section(program: Sequence[str]) -> Section:
+    """Return the section: a tunnel with the features, compared with the same tunnel without them."""
+    variant = f"{NETWORKS:,} networks, access log, history, list"
+    sheet = Sheet(metrics=_COSTS, variants=(variant,), judged=(variant,), plotted=("features.new_x",))
+    trial = Trial(_FEATURES, variant, partial(_measure_features, tuple(program)), ("nginx", "wrk", "iperf3"))
+    return Section(
+        name=_FEATURES, title="With an allow list, access log, history and list of visitors", sheet=sheet,
+        trials=(trial,),
+    )  # fmt: skip
+
+
+def rates_section(program: Sequence[str]) -> Section:
+    """Return the section: how exact limits of the rate are, each for ``EXACT_S`` seconds."""
+    carriers = {"plain": 0, "encrypted": 1}
+    metrics = tuple(
+        Metric(f"rates.{mbit}_{count}", f"{mbit} Mbit/s, {count} visitor{'s' * (count > 1)}: ratio to the limit", 3,
+               Goal(1.02, ratio=False))
+        for mbit in RATES_MBIT
+        for count in VISITORS
+    )  # fmt: skip
+    sheet = Sheet(metrics=metrics, variants=tuple(carriers), judged=tuple(carriers), plotted=("rates.100_8",))
+    trials = tuple(Trial("rates", name, partial(_measure_rates, tuple(program), tls)) for name, tls in carriers.items())
+    return Section(name="rates", title="Limits of the rate", sheet=sheet, trials=trials, max_rounds=1)
+
+
+@asynccontextmanager
+async def _pair(
+    program: Sequence[str], directory: Path, target_port: int, *,
+    options: Mapping[str, Any], supervisor: Mapping[str, Any], tls: int = 0,
+) -> AsyncIterator[tuple[BenchDaemon, int]]:  # fmt: skip
+    """Run a server with these options and its client, each in a daemon; yield the server and its visitors' port."""
+    directory.mkdir()  # noqa: ASYNC240  before anything is measured
+    tunnel_port, visitor_port = free_ports(2)
+    server: Mapping[str, Any] = {
+        "t": {"url": f"server://{KEY}@127.0.0.1:{tunnel_port}/127.0.0.1:{visitor_port}?tls={tls}", **options}
+    }
+    client = {"t": f"client://{KEY}@127.0.0.1:{tunnel_port}/127.0.0.1:{target_port}?tls={tls}"}
+    off = {"history": "0"}
+    async with (
+        start_daemon(program, "server", directory, server, supervisor) as one,
+        start_daemon(program, "client", directory, client, off) as other,
+    ):
+        await wait_all_up([one, other], 1, within=_START_LIMIT_S)
+        yield one, visitor_port
+
+
+def allow_list(count: int) -> list[str]:
+    """Return networks that do not touch each other, the one of the visitors last."""
+    return [*(f"10.{n // 128 % 256}.{n % 128 * 2}.0/24" for n in range(count - 1)), "127.0.0.0/8"]
+
+
+async def _list_visitors(daemon: BenchDaemon) -> None:
+    client = ApiClient(daemon.socket)
+    while True:
+        await asyncio.sleep(_LIST_INTERVAL_S)
+        await asyncio.to_thread(client.visitors)
+
+
+async def _measure_features(program: Sequence[str], seconds: int) -> Sample:
+    async with AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
+        web_port, bulk_port = free_ports(2)
+        await stack.enter_async_context(nginx(web_port, directory))
+        await stack.enter_async_context(
+            target(bulk_port, directory, "iperf3", "-s", "-B", "127.0.0.1", "-p", str(bulk_port))
+        )
+        found: dict[str, list[float]] = {"new": [], "kept": [], "bulk": []}
+        errors: list[str] = []
+        for kind, ratios in found.items():
+            async with AsyncExitStack() as pairs:
+                behind = bulk_port if kind == "bulk" else web_port
+                start = partial(_pair, program, target_port=behind)
+                plain = start(directory=directory / f"{kind}-plain", options={}, supervisor={"history": "0"})
+                rich = start(
+                    directory=directory / f"{kind}-rich",
+                    options={"allow": ",".join(allow_list(NETWORKS))},
+                    supervisor={"access_log": str(directory / f"{kind}.log")},
+                )
+                _, plain_port = await pairs.enter_async_context(plain)
+                daemon, rich_port = await pairs.enter_async_context(rich)
+                for turn in range(TURNS):
+                    rates: dict[int, float] = {}
+                    for port in (plain_port, rich_port) if turn % 2 == 0 else (rich_port, plain_port):
+                        listing = asyncio.create_task(_list_visitors(daemon)) if port == rich_port else None
+                        rates[port] = await _load(kind, port, seconds, errors)
+                        if listing is not None:
+                            listing.cancel()
+                    ratios.append(rates[rich_port] / rates[plain_port])
+        values = {f"features.{kind}_x": statistics.median(ratios) for kind, ratios in found.items()}
+        spreads = {f"features.{kind}_spread": (max(some) - min(some)) / 2 for kind, some in found.items()}
+        return Sample({**values, **spreads}, tuple(errors))
+
+
+async def _load(kind: str, port: int, seconds: int, errors: list[str]) -> float:
+    if kind == "bulk":
+        return (await loads.bulk(port, streams=1, seconds=seconds)).gbit_s
+    load = await loads.requests(port, connections=_CONNECTIONS, seconds=seconds, close=kind == "new")
+    errors += load.errors
+    return load.rate
+
+
+class _Sink(asyncio.Protocol):
+    """Counts and discards what it receives."""
+
+    received = 0
+
+    def data_received(self, data: bytes) -> None:
+        _Sink.received += len(data)
+
+
+async def _flood(port: int) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        while True:
+            writer.write(_BLOCK)
+            await writer.drain()
+    finally:
+        writer.transport.abort()
+
+
+async def _measure_rates(program: Sequence[str], tls: int, _: int) -> Sample:
+    values = {}
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
+        sink = await loop.create_server(_Sink, "127.0.0.1", 0)
+        stack.callback(sink.close)
+        port = sink.sockets[0].getsockname()[1]
+        for mbit in RATES_MBIT:
+            for count in VISITORS:
+                place = directory / f"{mbit}-{count}"
+                options = {"rate": f"{mbit}mbit"}
+                async with _pair(program, place, port, options=options, supervisor={}, tls=tls) as (
+                    _daemon,
+                    visitor_port,
+                ):
+                    senders = [asyncio.create_task(_flood(visitor_port)) for _ in range(count)]
+                    await asyncio.sleep(_FILLING_S)
+                    before, began = _Sink.received, loop.time()
+                    await asyncio.sleep(EXACT_S)
+                    carried, elapsed = 8 * (_Sink.received - before), loop.time() - began
+                    for sender in senders:
+                        sender.cancel()
+                values[f"rates.{mbit}_{count}"] = carried / elapsed / (mbit * 1e6)
+    return Sample(values)
