@@ -20,6 +20,7 @@ from textual.filter import ANSIToTruecolor, LineFilter
 from orchestrator.process.setup import run_event_loop
 from tui.format.confirmations import confirm_quit
 from tui.format.text import to_ascii
+from tui.model.column_file import ColumnFile, default_column_file
 from tui.model.keys import all_keys, load_keys
 from tui.process_signals import call_on_suspend, call_on_termination, stop_until_foreground
 from tui.screens.actions import ActionRunner
@@ -77,9 +78,13 @@ class Dashboard(App[str]):
         is_ascii: bool = False,
         keys: Mapping[str, str] | None = None,
         owns_daemon: bool = False,
+        column_file: Path | None = None,
         **session_options: Any,  # noqa: ANN401  those of DashboardSession
     ) -> None:
-        """``keys`` are those in use, by the name of the action; ``owns_daemon``: quitting asks whether to stop it."""
+        """``keys`` are those in use, by the name of the action; ``owns_daemon``: quitting asks whether to stop it.
+
+        ``column_file`` keeps the choice of columns.
+        """
         # without colours, the terminal's own two are better than arbitrary greys
         super().__init__(ansi_color="NO_COLOR" in os.environ)
         self._session = DashboardSession(source, **session_options)
@@ -87,7 +92,7 @@ class Dashboard(App[str]):
         self._owns_daemon = owns_daemon
         self._own_filters: list[LineFilter] = [AsciiFilter()] if is_ascii else []
         self._message_received = asyncio.Event()
-        self._main = MainScreen(self._session, ActionRunner(self, self._session), self._keys)
+        self._main = MainScreen(self._session, ActionRunner(self, self._session), self._keys, ColumnFile(column_file))
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         self.theme = DARK.name  # before the first screen exists, which would be styled twice
@@ -205,7 +210,10 @@ def run(
 
     async def run_app() -> str:
         try:
-            app = Dashboard(source, is_read_only=read_only, is_ascii=ascii_only, keys=chosen, owns_daemon=owns_daemon)
+            app = Dashboard(
+                source, is_read_only=read_only, is_ascii=ascii_only, keys=chosen, owns_daemon=owns_daemon,
+                column_file=default_column_file(os.environ),
+            )  # fmt: skip
             loop = asyncio.get_running_loop()
             call_on_termination(partial(app.exit, LEAVE))  # restores the terminal
             if duration is not None:

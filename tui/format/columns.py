@@ -159,6 +159,11 @@ COLUMNS: Final = (
 States sort by urgency, the most urgent one first.
 """
 
+HIDEABLE: Final = tuple(
+    column for column in COLUMNS if not column.sort_as and column.key not in {"state", "host", "name"}
+)
+"""The columns that a user can hide; without state and name a row says nothing."""
+
 SORT_KEYS: Final[SortKeys] = {column.key: column.sort_key for column in COLUMNS if column.sort_key is not None}
 _BY_KEY: Final = {column.key: column for column in COLUMNS}
 
@@ -200,14 +205,14 @@ class TableLayout:
         return next(shown, _BY_KEY[sort].title)
 
 
-def lay_out(width: int, longest_name: int, longest_host: int = 0) -> TableLayout:
+def lay_out(width: int, longest_name: int, longest_host: int = 0, hidden: Collection[str] = ()) -> TableLayout:
     """Return the columns for a table of ``width``; the rest of the width goes to the reason, or to the name.
 
-    There is a column for the host if there are hosts.
+    There is a column for the host if there are hosts, and none of those whose keys are ``hidden``.
     """
     room = width - 1  # 1 for the mark
     name_extra = max(0, min(longest_name, _MIN_NAME_WIDTH) - _NAME_WIDTH)
-    chosen = _choose_columns(room - name_extra, has_hosts=longest_host > 0)
+    chosen = _choose_columns(room - name_extra, hidden, has_hosts=longest_host > 0)
     widths = {column.key: column.width for column in chosen}
     excess = _needed_width(chosen) - room
     left = max(0, -excess)
@@ -222,10 +227,11 @@ def lay_out(width: int, longest_name: int, longest_host: int = 0) -> TableLayout
     return TableLayout(tuple(chosen), tuple(widths[column.key] for column in chosen))
 
 
-def _choose_columns(room: int, *, has_hosts: bool) -> list[TableColumn]:
+def _choose_columns(room: int, hidden: Collection[str], *, has_hosts: bool) -> list[TableColumn]:
     """Return the columns that fit, in the order of the table: drop columns until they do, or use their narrow forms."""
-    narrow_forms = [column for column in COLUMNS if column.wide_form]
-    chosen = [column for column in COLUMNS if not column.wide_form and (has_hosts or column.key != "host")]
+    wanted = [column for column in COLUMNS if (column.sort_as or column.key) not in hidden]
+    narrow_forms = [column for column in wanted if column.wide_form]
+    chosen = [column for column in wanted if not column.wide_form and (has_hosts or column.key != "host")]
     while _needed_width(chosen) > room and any(column.drop_order for column in chosen):
         chosen.remove(max(chosen, key=lambda column: column.drop_order))
         keys = {column.key for column in chosen}
@@ -250,6 +256,15 @@ def format_row(tunnel: Tunnel, layout: TableLayout, now: float, marked: Collecti
             style = "dim"
         spans.append((fit(text, width, right=column.is_right) + _GAP, style))
     return tuple(spans)
+
+
+def column_choice_lines(hidden: Collection[str], cursor: int) -> list[Line]:
+    """Return a line for each column that can be hidden, with a sign if it is shown."""
+    lines: list[Line] = []
+    for number, column in enumerate(HIDEABLE):
+        sign, style = ("[ ]", "dim") if column.key in hidden else ("[x]", "")
+        lines.append(((f" {sign} {column.title} ", "pick" if number == cursor else style),))
+    return lines
 
 
 def changes_with_time(tunnel: Tunnel) -> bool:

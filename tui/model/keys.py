@@ -50,6 +50,7 @@ ACTIONS: Final = (
     Action("next_state_filter", "right_square_bracket,right", "View", "the next filter by state"),
     Action("previous_state_filter", "left_square_bracket,left", "View", "the previous filter by state"),
     Action("clear", "escape", "View", "show all tunnels, remove the marks, close the notice"),
+    Action("columns", "C", "View", "choose the columns; they are kept for the next start"),
     Action("freeze", "z", "View", "freeze the screen, or continue", "freeze", 14),
     Action("log", "l", "View", "show or hide the log", "log", 9),
     Action("log_level", "L", "View", "the log from the next level upwards"),

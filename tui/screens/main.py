@@ -16,6 +16,7 @@ from tui.model.keys import ACTIONS, STATE_FILTER_KEYS
 from tui.model.selection import Selection
 from tui.model.states import ALL, STATE_FILTERS, state_filters
 from tui.screens.actions import NO_TUNNEL
+from tui.screens.columns import ColumnsModal
 from tui.screens.detail_loader import MAX_EVENTS
 from tui.screens.main_view import MainView
 from tui.screens.palette import CommandProvider
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from textual.events import Key
     from textual.widgets import Input
 
+    from tui.model.column_file import ColumnFile
     from tui.model.tunnels import Tunnel
     from tui.screens.actions import ActionRunner
     from tui.session import DashboardSession
@@ -53,9 +55,14 @@ class MainScreen(MainView):
         ),
     ]
 
-    def __init__(self, session: DashboardSession, actions: ActionRunner, keys: Mapping[str, str]) -> None:
+    def __init__(
+        self, session: DashboardSession, actions: ActionRunner, keys: Mapping[str, str], column_file: ColumnFile
+    ) -> None:
         super().__init__(session, keys)
         self._actions = actions
+        self._column_file = column_file
+        self._hidden_columns = column_file.load()
+        self._table.hide_columns(self._hidden_columns)
 
     # -- for the command palette -------------------------------------------------------------------------------------
 
@@ -128,6 +135,17 @@ class MainScreen(MainView):
     def action_reverse(self) -> None:
         """Reverse the present order."""
         self._select(self._selection.sorted_by(self._selection.sort))
+
+    def action_columns(self) -> None:
+        """Choose the columns of the table."""
+        self.app.push_screen(ColumnsModal(self._hidden_columns, self._hide_columns))
+
+    def _hide_columns(self, hidden: frozenset[str]) -> None:
+        self._hidden_columns = hidden
+        self._table.hide_columns(hidden)
+        self.draw()
+        if problem := self._column_file.save(hidden):
+            self._actions.show_error(problem)
 
     def action_clear(self) -> None:
         """Close the filter input and remove its filter; otherwise remove all filters, the marks and the notice."""

@@ -72,6 +72,7 @@ class TunnelTable(HeadedPane, inherit_bindings=False):
         self._now = 0.0
         self.table_layout = TableLayout((), ())
         """the columns on the screen"""
+        self._hidden: frozenset[str] = frozenset()
         self._longest = (0, 0)
         """columns of the longest name and of the longest host"""
         self._laid_out_width = 0
@@ -113,6 +114,10 @@ class TunnelTable(HeadedPane, inherit_bindings=False):
         self._keep_cursor()
         self._draw_changed()
 
+    def hide_columns(self, hidden: frozenset[str]) -> None:
+        """Show no columns with these keys; the next ``show_tunnels`` draws the others."""
+        self._hidden, self._laid_out_width = hidden, 0
+
     def _measure(self, tunnels: Iterable[Tunnel]) -> None:
         hosts = {tunnel.host for tunnel in tunnels}
         longest = (
@@ -127,7 +132,7 @@ class TunnelTable(HeadedPane, inherit_bindings=False):
         """Format the visible rows and draw those that differ from the drawn ones."""
         if self._laid_out_width != self.line_width:
             self._laid_out_width = self.line_width
-            self.table_layout = lay_out(self.line_width, *self._longest)
+            self.table_layout = lay_out(self.line_width, *self._longest, self._hidden)
         rows = self._format_rows(self._visible_tunnels())
         visible = {-1: self.heading_line(), **dict(enumerate(rows, self.scroll_offset.y))}
         for index in visible.keys() | self._drawn.keys():
