@@ -75,9 +75,9 @@ class EncryptingFlow(Flow):
         places = self._places
         try:
             if self._is_bulk:
-                got, room = self._source.recvmsg_into(places)[0], len(places) * MAX_CONTENT_BYTES
+                got, room = self.source.recvmsg_into(places)[0], len(places) * MAX_CONTENT_BYTES
             else:
-                got, room = self._source.recv_into(places[0]), MAX_CONTENT_BYTES
+                got, room = self.source.recv_into(places[0]), MAX_CONTENT_BYTES
         except BlockingIOError:
             return DRAINED
         except OSError:
@@ -160,7 +160,7 @@ class DecryptingFlow(Flow):
             room[:start] = reader.rest
             room = room[start:]
         try:
-            got = self._source.recv_into(room)
+            got = self.source.recv_into(room)
         except BlockingIOError:
             return DRAINED
         except OSError:

@@ -88,11 +88,11 @@ class Flow(ABC):
         "_pending",
         "_scratch",
         "_sink",
-        "_source",
         "_source_state",
         "limit",
         "peer",
         "relay",
+        "source",
         "state",
     )
 
@@ -104,7 +104,7 @@ class Flow(ABC):
     def __init__(self, relay: Relay, source: socket.SocketType, sink: socket.SocketType, counter: ByteCounter) -> None:
         self.relay = relay
         self.state = OPEN
-        self._source = source
+        self.source = source
         self._sink = sink
         self._scratch = relay.forwarder.reactor.scratch
         self._counter = counter

@@ -102,7 +102,7 @@ class LimitedPlainFlow(LimitedFlow, PlainFlow):
 
     def _transfer_within(self, allowed: int) -> int:
         if self._is_bulk:
-            self._splice_bytes = allowed
+            self._bulk.splice_bytes = allowed
             return super(LimitedFlow, self)._transfer()
         self._scratch = self.relay.forwarder.reactor.scratch[:allowed]
         before = self._passed
@@ -114,12 +114,13 @@ class LimitedPlainFlow(LimitedFlow, PlainFlow):
 
     def _pause(self) -> None:
         super()._pause()
-        if self._is_bulk and self._pipe is not None and not self._pipe.buffered:
+        if self._is_bulk and (pipe := self._bulk.pipe) is not None and not pipe.buffered:
             self._release_pipe()
 
     def _unbind_reads(self) -> None:
         self._scratch = self.relay.forwarder.reactor.scratch
-        self._splice_bytes = PIPE_SIZE
+        if self._is_bulk:
+            self._bulk.splice_bytes = PIPE_SIZE
 
 
 def limit_flow(flow: Flow, limiter: RateLimiter) -> None:

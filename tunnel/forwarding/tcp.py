@@ -43,24 +43,34 @@ class RelayLimits:
 DEFAULT_LIMITS: Final = RelayLimits()
 
 
+class _Bulk:
+    """What a flow needs while it splices. An object of its own, because most flows never do."""
+
+    __slots__ = ("burst_start", "pipe", "splice_bytes")
+
+    def __init__(self, splice_bytes: int) -> None:
+        self.splice_bytes = splice_bytes
+        """the most that is read at once"""
+        self.pipe: Pipe | None = None
+        """pipe with bytes in it, or through which they move"""
+        self.burst_start = 0
+        """bytes passed before the present pipe was acquired"""
+
+
 class PlainFlow(Flow):
     """Between two plain sockets: copies through the reactor's buffer, and splices bulk."""
 
-    __slots__ = ("_burst_start", "_pipe", "_splice_bytes")
+    __slots__ = ("_bulk",)
 
-    _pipe: Pipe | None
-    """pipe with bytes in it, or through which they move; set only while ``_is_bulk``"""
-    _burst_start: int
-    """bytes passed before the present pipe was acquired"""
-    _splice_bytes: int
-    """the most that is read at once while ``_is_bulk``"""
+    _bulk: _Bulk
+    """set only while ``_is_bulk``"""
 
     def _transfer(self) -> int:
         if self._is_bulk:
             return self._splice()
         scratch = self._scratch
         try:
-            got = self._source.recv_into(scratch)
+            got = self.source.recv_into(scratch)
         except BlockingIOError:
             return DRAINED
         except OSError:
@@ -91,23 +101,23 @@ class PlainFlow(Flow):
 
     def _start_bulk(self, splice_bytes: int) -> None:
         self._is_bulk = True
-        self._pipe = None
-        self._splice_bytes = splice_bytes
+        self._bulk = _Bulk(splice_bytes)
 
     def _splice(self) -> int:
         """Fill a pipe from the source and empty it into the sink."""
-        pipe = self._pipe or self._acquire_pipe()
+        bulk = self._bulk
+        pipe = bulk.pipe or self._acquire_pipe()
         if pipe is None:
             self._end_bulk()
             return COPIED
         if not pipe.buffered:
             try:
-                pipe.buffered = os.splice(self._source.fileno(), pipe.write_fd, self._splice_bytes, flags=FLAGS)
+                pipe.buffered = os.splice(self.source.fileno(), pipe.write_fd, bulk.splice_bytes, flags=FLAGS)
             except BlockingIOError:  # the pipe is empty, so it is the source that has nothing
                 if self._source_state is not LIVE:  # or it is at the mark of urgent data, which only a read passes
                     self._end_bulk()
                     return COPIED
-                if self._passed - self._burst_start < self.relay.forwarder.limits.min_spliced_bytes:
+                if self._passed - bulk.burst_start < self.relay.forwarder.limits.min_spliced_bytes:
                     self._end_bulk()
                 else:
                     self._release_pipe()
@@ -149,18 +159,20 @@ class PlainFlow(Flow):
         return STOPPED
 
     def _acquire_pipe(self) -> Pipe | None:
-        self._pipe = self.relay.forwarder.pipes.acquire()
-        self._burst_start = self._passed
-        return self._pipe
+        bulk = self._bulk
+        bulk.pipe = self.relay.forwarder.pipes.acquire()
+        bulk.burst_start = self._passed
+        return bulk.pipe
 
     def _release_pipe(self) -> None:
-        if self._pipe is not None:
-            self.relay.forwarder.pipes.release(self._pipe)
-            self._pipe = None
+        pipe, self._bulk.pipe = self._bulk.pipe, None
+        if pipe is not None:
+            self.relay.forwarder.pipes.release(pipe)
 
     def _end_bulk(self) -> None:
         super()._end_bulk()
         self._release_pipe()
+        del self._bulk
 
 
 CLOSED_FLOW: Final = PlainFlow.__new__(PlainFlow)
@@ -173,7 +185,6 @@ class Relay:
 
     __slots__ = (
         "_end_is_announced",
-        "_far",
         "_from_near",
         "_near",
         "_owner",
@@ -207,18 +218,22 @@ class Relay:
         self.started_at = monotonic()
         self.forwarder = forwarder
         self._near = near
-        far = self._far = data.sock
         self._owner = owner
         self._end_is_announced = False  # the end of what comes from ``near`` was sent over the link, not on ``far``
-        first, second = data.flow_source.create_flows(self, near, far, forwarder.from_near, forwarder.to_near)
+        first, second = data.flow_source.create_flows(self, near, data.sock, forwarder.from_near, forwarder.to_near)
         first.peer, second.peer = second, first
         self._from_near, self._to_near = first, second
+
+    @property
+    def _far(self) -> socket.SocketType:
+        """The data connection; of an open relay only."""
+        return self._to_near.source
 
     def start(self, near_events: int | None, far_events: int) -> None:
         """Start to relay. The events are those of the two sockets so far; None: ``near`` is not registered yet."""
         from_near, to_near = self._from_near, self._to_near
         reactor = self.forwarder.reactor
-        reactor.set_handler(self._far, to_near.pump)
+        reactor.set_handler(to_near.source, to_near.pump)
         if near_events is None:
             reactor.register(self._near, from_near.pump)
         else:
@@ -308,10 +323,10 @@ class Relay:
         """End without a trace if nothing was forwarded either way; return the near side, which the caller owns then."""
         if not (self.is_open and self._from_near.is_untouched and self._to_near.is_untouched):
             return None
+        reactor, far = self.forwarder.reactor, self._far
         Relay._release_flows(self)  # of this class alone: the visitor has not left, so no log has it
-        reactor = self.forwarder.reactor
         reactor.unregister(self._near)
-        reactor.close(self._far)
+        reactor.close(far)
         return self._near
 
     def fail(self, reason: str) -> None:
@@ -331,10 +346,10 @@ class Relay:
         """
         if not self.is_open:
             return
+        reactor, far = self.forwarder.reactor, self._to_near.source
         self._release_flows()
-        reactor = self.forwarder.reactor
         reactor.close(self._near)
-        reactor.close(self._far)
+        reactor.close(far)
         self._owner.on_relay_closed(self)
 
     def finish(self, last: Flow) -> None:
@@ -342,9 +357,10 @@ class Relay:
         if not (self.is_open and self.link.reuses and self._to_near.is_source_live):
             self.close(None, last)
             return
+        far = self._far
         self._release_flows()
         self.forwarder.reactor.close(self._near)
-        self._owner.on_relay_finished(self, self._far)
+        self._owner.on_relay_finished(self, far)
 
     def _release_flows(self) -> None:
         self.is_open = False
