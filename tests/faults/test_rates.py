@@ -1,4 +1,4 @@
-"""A limit of the rate on a wire that loses and delays packets, with a live change, beside a tunnel without one."""
+"""A limit of the rate on a wire that loses and delays packets, with a live change, and another tunnel without one."""
 
 from __future__ import annotations
 
@@ -57,6 +57,37 @@ def median_round_trip_s(visitor: socket.socket, count: int = 20) -> float:
     return statistics.median(found)
 
 
+class TwoTunnels:
+    """Two tunnels between the hosts in the same two daemons; the first one has a limit at its server."""
+
+    def __init__(self, harness: ProcessHarness, hosts: ImpairedHosts, sink: CountingSink) -> None:
+        self._ports = free_ports(4)
+        targets = hosts.target(harness, hosts.client, sink.serve), hosts.target(harness, hosts.client, echo)
+        clients = {
+            name: f"client://{KEY}@{SERVER}:{port}/127.0.0.1:{target.port}"
+            for name, port, target in zip(("t", "free"), self._ports[:2], targets, strict=True)
+        }
+        self.limited, self.free = (("127.0.0.1", port) for port in self._ports[2:])
+        """where their visitors connect"""
+        self.server = harness.start_daemon(self._servers(2), name="server", prefix=hosts.server.prefix)
+        client = harness.start_daemon(clients, name="client", prefix=hosts.client.prefix)
+        for name in clients:
+            self.server.wait_state("up", within=20, name=name)
+            client.wait_state("up", within=20, name=name)
+
+    def _servers(self, mbit: int) -> dict[str, object]:
+        ports = self._ports
+        urls = [f"server://{KEY}@{SERVER}:{ports[n]}/127.0.0.1:{ports[n + 2]}?mode=reverse" for n in range(2)]
+        return {"t": {"url": urls[0], "rate": f"{mbit}mbit"}, "free": urls[1]}
+
+    def set_limit(self, mbit: int) -> None:
+        """Change the file and wait until the limit is in force."""
+        self.server.write(self._servers(mbit))
+        wait_until(
+            lambda: self.server.tunnel()["rate_limits"]["rate_bps"] == mbit * MBIT, within=20, what="the limit changes"
+        )
+
+
 @pytest.mark.slow
 @pytest.mark.case("a limited tunnel on a wire with loss and delay", deadline=120)
 def test_a_limit_holds_on_an_impaired_wire_changes_live_and_slows_no_other_tunnel(
@@ -64,40 +95,24 @@ def test_a_limit_holds_on_an_impaired_wire_changes_live_and_slows_no_other_tunne
 ) -> None:
     """Several visitors send all the time while the limit is doubled; another tunnel of the same daemons echoes."""
     hosts, sink = impaired_hosts, CountingSink()
-    limited, free = hosts.target(harness, hosts.client, sink.serve), hosts.target(harness, hosts.client, echo)
-    ports = free_ports(4)
-
-    def servers(mbit: int) -> dict[str, object]:
-        urls = [f"server://{KEY}@{SERVER}:{ports[n]}/127.0.0.1:{ports[n + 2]}?mode=reverse" for n in range(2)]
-        return {"t": {"url": urls[0], "rate": f"{mbit}mbit"}, "free": urls[1]}
-
-    clients = {
-        name: f"client://{KEY}@{SERVER}:{port}/127.0.0.1:{target.port}"
-        for name, port, target in zip(("t", "free"), ports[:2], (limited, free), strict=True)
-    }
-    server = harness.start_daemon(servers(2), name="server", prefix=hosts.server.prefix)
-    client = harness.start_daemon(clients, name="client", prefix=hosts.client.prefix)
-    for name in clients:
-        server.wait_state("up", within=20, name=name)
-        client.wait_state("up", within=20, name=name)
+    tunnels = TwoTunnels(harness, hosts, sink)
     hosts.wire.set_impairment(Impairment(loss=0.01, delay=0.01))
     stopped = threading.Event()
     with contextlib.ExitStack() as stack:
         stack.callback(hosts.wire.set_impairment, Impairment())
-        other = stack.enter_context(hosts.server.connect(("127.0.0.1", ports[3])))
+        other = stack.enter_context(hosts.server.connect(tunnels.free))
         alone_s = median_round_trip_s(other)
         for _ in range(VISITORS):
-            visitor = stack.enter_context(hosts.server.connect(("127.0.0.1", ports[2])))
+            visitor = stack.enter_context(hosts.server.connect(tunnels.limited))
             threading.Thread(target=send_until, args=(stopped, visitor), daemon=True).start()
         stack.callback(stopped.set)
         time.sleep(3)
         first = sink.rate_over(WINDOW_S)
         beside_s = median_round_trip_s(other)
-        server.write(servers(4))
-        wait_until(lambda: server.tunnel()["rate_limits"]["rate_bps"] == 4 * MBIT, within=20, what="the limit changes")
+        tunnels.set_limit(4)
         time.sleep(3)
         second = sink.rate_over(WINDOW_S)
-        connections = server.tunnel()["connections"]
+        connections = tunnels.server.tunnel()["connections"]
     assert 0.7 * 2 * MBIT < first < 1.1 * 2 * MBIT
     assert 0.7 * 4 * MBIT < second < 1.1 * 4 * MBIT
     assert (connections["active"], connections["total"]) == (VISITORS, VISITORS), "a visitor was disconnected"

@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import gc
 import ipaddress
+import itertools
 import socket
 import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
@@ -29,6 +32,7 @@ from tests.tunnel.test_engine import (
     server_spec,
     visitors_address,
 )
+from tunnel.engine import visitor_list
 from tunnel.engine.context import EngineContext
 from tunnel.engine.visitor_list import kick_visitors, list_visitors
 from tunnel.forwarding.logged import LoggedRelay
@@ -40,6 +44,9 @@ from tunnel.model.state import State
 from tunnel.model.visitor_end import VisitorEnd, VisitorRecord
 from tunnel.model.visitors import CONNECTED, QUEUED, VisitorView, parse_selector, visitor_id
 from tunnel.protocol.visitor_address import pack_address
+
+if TYPE_CHECKING:
+    from tunnel.engine.tunnel_end import TunnelEnd
 
 UP = State.UP
 IPS = st.ip_addresses(v=4) | st.ip_addresses(v=6, network="2000::/3")
@@ -417,3 +424,26 @@ async def test_the_log_names_visitors_that_waited_when_their_tunnel_was_closed(s
         await wait_until_async(lambda: server.engine.snapshot().signals.queued == 1, "it waits")
     assert [record.end for _, record in log] == [VisitorEnd.TUNNEL_CLOSED]
     writer.transport.abort()
+
+
+async def test_a_long_list_is_made_in_slices_with_a_turn_of_the_event_loop_after_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    relays = [SimpleNamespace(is_open=True) for _ in range(10 * visitor_list.SLICE_SIZE + 1)]
+    end = SimpleNamespace(waiting_visitors=list, relays=SimpleNamespace(running=lambda: relays))
+    monkeypatch.setattr(visitor_list, "describe", lambda relay, *_: relay)
+    turns: list[int] = []
+
+    async def count_turns() -> None:
+        while True:
+            await asyncio.sleep(0)
+            turns.append(len(turns))
+
+    counting = asyncio.create_task(count_turns())
+    sizes, seen = [], []
+    async for visitors in list_visitors(cast("TunnelEnd", end)):
+        sizes.append(len(visitors))
+        seen.append(len(turns))
+    counting.cancel()
+    assert sizes == [*[visitor_list.SLICE_SIZE] * 10, 1]
+    assert all(later > earlier for earlier, later in itertools.pairwise(seen[1:])), "two slices in one turn"
