@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.api.stream import PartWriter
 from orchestrator.status.json_types import VisitorJson
 from orchestrator.status.visitors import RateMeter, encode_visitor
 from orchestrator.supervisor.crash_reports import EngineSilentError
@@ -279,3 +280,29 @@ def test_visitors_are_listed_and_kicked_from_the_command_line(tmp_path: Path, wo
             wait_until(lambda: "no visitors" in shell.run("visitors").stderr)
         finally:
             shell.run("down", "--now", "--wait")
+
+
+async def test_the_parts_of_a_long_list_are_sent_in_turns_of_their_own(
+    harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.engines.last("web").present = [visitor(number) for number in range(20)]
+    turns: list[None] = []
+    sent_at: list[int] = []
+    write = PartWriter.write
+
+    async def count_turns() -> None:
+        while True:
+            turns.append(None)
+            await asyncio.sleep(0)
+
+    async def record(writer: PartWriter, data: bytes) -> None:
+        if b'"id"' in data:
+            sent_at.append(len(turns))
+        await write(writer, data)
+
+    monkeypatch.setattr(PartWriter, "write", record)
+    counting = asyncio.create_task(count_turns())
+    listed = (await harness.request("GET", "/v1/tunnels/web/visitors")).json["visitors"]
+    counting.cancel()
+    assert len(listed) == 20
+    assert len({*sent_at}) == len(sent_at) == 10, "two parts in one turn"
