@@ -56,9 +56,13 @@ def _count_up(tunnel: TunnelJson) -> str:
 
 
 def _format_links(tunnel: TunnelJson) -> str:
-    """Return how many links can serve visitors, and how many there are; a fleet is not sent them."""
+    """Return how many links can serve visitors, and how many there are or, at a client, should be.
+
+    A fleet is not sent them.
+    """
     links = tunnel.get("links", [])
-    return f"{sum(link['state'] == 'up' for link in links)}/{len(links)}" if links else "-"
+    wanted = len(tunnel.get("servers", ())) or len(links)
+    return f"{sum(link['state'] == 'up' for link in links)}/{wanted}" if wanted else "-"
 
 
 def _rates(tunnel: TunnelJson) -> tuple[int | None, int | None]:
@@ -107,7 +111,7 @@ _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _KEY: lambda t: t["key_name"],
     _WORKER: lambda t: t["worker"],
     _REFUSED: _count_refused,
-    _LINKS: lambda t: len(t.get("links", ())) > 1,
+    _LINKS: lambda t: len(t.get("links", ())) > 1 or t.get("servers"),
 }
 """Columns that are shown if one of the tunnels has a value there."""
 _REASON: Final = _Column("REASON", describe_reason)

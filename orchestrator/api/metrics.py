@@ -177,7 +177,11 @@ TUNNEL_METRICS: Final[tuple[MetricSpec[Snapshot], ...]] = (
     _counter("connections_failed", "Visitors that could not be served.", lambda s: s.connections.failed),
     _counter("in_bytes", "Bytes from visitors.", lambda s: s.bytes.from_visitors),
     _counter("out_bytes", "Bytes to visitors.", lambda s: s.bytes.to_visitors),
-    _gauge("links_present", "Links at present; a server has one for each client.", lambda s: len(s.links)),
+    _gauge(
+        "links_present",
+        "Links at present; one for each client of a server, or server of a client.",
+        lambda s: len(s.links),
+    ),
     _gauge("rtt_seconds", "Round-trip time of the control channel.", lambda s: _to_seconds(s.rtt_ms)),
     _gauge("cooldown_remaining_seconds", "Time until the next attempt.", lambda s: s.cooldown.remaining_s),
     _gauge("cooldown_attempt", "Consecutive failed attempts.", lambda s: s.cooldown.attempt),

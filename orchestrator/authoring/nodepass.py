@@ -230,7 +230,7 @@ class _Translator:
             reason = _WITH_DEFAULT if _REFERENCE.search(text) else str(error)
             self._note(f"is left out: {reason}")
             return None
-        self._what = f"{url.role}://{url.tunnel}/{url.target}"
+        self._what = f"{url.role}://{url.tunnel_text}/{url.target}"
         if reason := _client_objection(url):
             self._note(f"is left out: {reason}")
             return None

@@ -167,8 +167,7 @@ def _ineffective_rates(entry: Entry) -> Iterator[Fault]:
 def _dialled_wildcards(spec: TunnelSpec) -> Iterator[tuple[str, Address]]:
     """Yield the wildcard addresses that the configuration alone shows to be dialled; in ``auto`` the server decides."""
     if spec.role is Role.CLIENT:
-        if spec.tunnel.is_wildcard:
-            yield "tunnel", spec.tunnel
+        yield from (("tunnel", address) for address in spec.tunnels if address.is_wildcard)
         if spec.mode is not Mode.REVERSE and not spec.targets:
             return
     elif decide_direction(spec) is not Direction.FORWARD:

@@ -105,13 +105,20 @@ def needs_engine(old: Entry, new: Entry) -> bool:
     if old.enabled is not new.enabled:  # the engine starts or stops in any case
         return False
     one, other = old.spec, new.spec
-    if old.files != new.files or (one.role, one.tunnel) != (other.role, other.tunnel):
+    if old.files != new.files or one.role is not other.role:
+        return True
+    if one.tunnels != other.tunnels and not _has_live_servers(one, other):
         return True
     if one.members != other.members and not _has_live_targets(one, other):
         return True
     if bool(one.named_keys) is not bool(other.named_keys):  # between two sets of named keys it is a live change
         return True
     return any(option.read(one) != option.read(other) for option in OPTIONS.values() if not option.is_live)
+
+
+def _has_live_servers(old: TunnelSpec, new: TunnelSpec) -> bool:
+    """Whether a running client adopts other servers: it keeps one at least, whose link stays."""
+    return new.role is Role.CLIENT and not set(old.tunnels).isdisjoint(new.tunnels)
 
 
 def _has_live_targets(old: TunnelSpec, new: TunnelSpec) -> bool:
@@ -134,12 +141,9 @@ def _describe_changes(old: Entry, new: Entry) -> Iterator[str]:
     if old.enabled is not new.enabled:
         yield f"enabled: {_format_value(old.enabled)} → {_format_value(new.enabled)}"
     one, other = old.spec, new.spec
-    for name, before, after in (
-        ("role", one.role, other.role),
-        ("tunnel address", one.tunnel, other.tunnel),
-    ):
-        if before != after:
-            yield f"{name}: {before} → {after}"
+    if one.role is not other.role:
+        yield f"role: {one.role} → {other.role}"
+    yield from _describe_servers(one, other)
     yield from _describe_targets(one, other)
     if one.key != other.key:
         yield "key: " + ("removed" if other.key is None else "added" if one.key is None else "changed")
@@ -153,6 +157,17 @@ def _describe_changes(old: Entry, new: Entry) -> Iterator[str]:
         is_other_file = OPTIONS[name].read(one) != OPTIONS[name].read(other)
         if old.files.get(name) != new.files.get(name) and not is_other_file:
             yield f"{name}: the content of the file changed"
+
+
+def _describe_servers(old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:
+    if not (old.other_servers or new.other_servers):
+        if old.tunnel != new.tunnel:
+            yield f"tunnel address: {old.tunnel} → {new.tunnel}"
+        return
+    yield from (f"server {address}: added" for address in new.tunnels if address not in old.tunnels)
+    yield from (f"server {address}: removed" for address in old.tunnels if address not in new.tunnels)
+    if set(old.tunnels) == set(new.tunnels) and old.tunnels != new.tunnels:
+        yield "servers: another order"
 
 
 def _describe_targets(old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:

@@ -16,7 +16,7 @@ _NULL: Final[JsonSchema] = {"type": "null"}
 _NAME: Final[JsonSchema] = {**ANY_SCALAR, "minLength": 1, "maxLength": MAX_NAME_LENGTH}
 _URL: Final[JsonSchema] = {
     "type": "string",
-    "description": "server|client://[KEY@]TUNNEL_ADDR/TARGET_ADDR[,…][?name=value&…]",
+    "description": "server|client://[KEY@]TUNNEL_ADDR[,…]/TARGET_ADDR[,…][?name=value&…]",
     "anyOf": [{"pattern": "^([sS][eE][rR][vV][eE][rR]|[cC][lL][iI][eE][nN][tT])://.+/.+"}, {"pattern": r"\$\{"}],
 }
 _TARGETS: Final[JsonSchema] = {

@@ -134,7 +134,7 @@ _STATS_FIELDS: Final = frozenset(
 )
 """Fields of a snapshot whose change makes new statistics worthwhile; the noise of a round trip does not."""
 _STATE_FIELDS: Final = (
-    frozenset(field_names(Snapshot)) - _STATS_FIELDS - {"rtt_ms", "refused", "counters", "targets", "links"}
+    frozenset(field_names(Snapshot)) - _STATS_FIELDS - {"rtt_ms", "refused", "counters", "targets", "links", "servers"}
 )
 """Fields whose change makes a new state worthwhile; the health of targets changes the reason, their visitors do not."""
 

@@ -96,7 +96,7 @@ class QuotaJson(TypedDict):
 
 
 class LinkJson(TypedDict):
-    """One link of a tunnel; a server has as many as it has clients."""
+    """One link of a tunnel; a server has one with each client, a client one with each server."""
 
     id: str
     client: str | None
@@ -109,6 +109,15 @@ class LinkJson(TypedDict):
     rtt_ms: float | None
     visitors: int
     since: str
+
+
+class ServerJson(TypedDict):
+    """One of several servers of a client."""
+
+    address: str
+    state: str
+    reason: str | None
+    link: str | None
 
 
 class RateLimitsJson(TypedDict):
@@ -145,6 +154,7 @@ class TunnelJson(TypedDict, total=False):
     enabled: bool
     worker: int
     links: list[LinkJson]
+    servers: list[ServerJson]
     pool: PoolJson
     signals: SignalsJson
     connections: ConnectionsJson

@@ -22,7 +22,7 @@ from orchestrator.supervisor.registry import UnknownTunnelError
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.events import EventKind
 from tunnel.model.links import LinkState
-from tunnel.model.spec import Direction, LogLevel
+from tunnel.model.spec import Direction, LogLevel, Role
 from tunnel.model.state import STATES, State
 from tunnel.model.targets import TargetState
 from tunnel.model.times import format_timestamp
@@ -245,8 +245,9 @@ class ControlService:
             known = ", ".join(each.id for each in before.links) or "none"
             raise CommandConflictError(f"the tunnel has no link {ident}; its links are: {known}")
         is_drained = verb == "drain"
-        if is_drained and before.direction is Direction.FORWARD:
-            raise CommandConflictError(f"link {ident} gets its visitors at the client; {verb} the tunnel there")
+        ingress = Role.CLIENT if before.direction == Direction.FORWARD else Role.SERVER
+        if is_drained and before.role != ingress:
+            raise CommandConflictError(f"link {ident} gets its visitors at the {ingress}; {verb} the tunnel there")
         if is_drained and len(before.links) == 1:
             raise CommandConflictError(f"{ident} is the only link; {verb} the tunnel instead")
         text = _describe_link(link, is_drained=is_drained)

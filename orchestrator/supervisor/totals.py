@@ -67,6 +67,7 @@ def count_visitors(snapshots: Iterable[Snapshot]) -> int:
     """Return how many visitors are connected; one whose link has both ends among the tunnels is counted once."""
     seen = list(snapshots)
     ingress_links = {one.link for one in seen if one.link and _is_ingress(one)}
+    ingress_links.update(link.id for one in seen if _is_ingress(one) for link in one.links)
     return sum(one.connections.active for one in seen if _is_ingress(one) or one.link not in ingress_links)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrator.config.address_claims import address_claims
 from orchestrator.supervisor.runner import stopped_snapshot
 from tunnel.model.events import Event, EventKind
-from tunnel.model.spec import LogLevel
+from tunnel.model.spec import Direction, LogLevel
 from tunnel.model.state import State, StateRecord
 from tunnel.model.times import format_timestamp
 from tunnel.model.tunnel_test import Leg, LegResult
@@ -56,6 +56,7 @@ class FakeEngine:
         """what its snapshot has"""
         self.links: tuple[LinkView, ...] = ()
         """the same"""
+        self.direction: Direction | None = None
         self.drained_targets: dict[str, bool] = {}
         self.drained_links: dict[str, bool] = {}
         self._ending = asyncio.Event()
@@ -188,6 +189,7 @@ class FakeEngine:
             seen,
             state=self.state.state,
             reason=self.state.reason,
+            direction=self.direction,
             targets=self.targets,
             links=self.links,
             since=format_timestamp(self.state.since),

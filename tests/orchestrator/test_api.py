@@ -28,6 +28,7 @@ from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
 from tunnel.model.links import LinkState
 from tunnel.model.snapshot import LinkView, TargetChecksView, TargetView
+from tunnel.model.spec import Direction
 from tunnel.model.state import State
 from tunnel.model.targets import TargetState
 
@@ -137,6 +138,10 @@ async def test_one_of_several_links_is_drained_and_started_again(harness: ApiHar
     assert await command("drain", link="a1", target="b:1") == (400, both)
     engine.links = (up,)
     assert await command("drain", link="a1") == (409, "a1 is the only link; drain the tunnel instead")
+    engine.links = (up, replace(up, id="b2"))
+    engine.direction = Direction.FORWARD
+    elsewhere = "link a1 gets its visitors at the client; drain the tunnel there"
+    assert await command("drain", link="a1") == (409, elsewhere)
 
 
 async def test_retry_ends_the_pause_after_failed_data_connections(harness: ApiHarness) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -145,6 +146,24 @@ def test_a_plan_lists_added_and_removed_tunnels(tmp_path: Path) -> None:
     )
     nothing = {"restart": [], "change": [], "unchanged": 0, "warnings": []}
     assert plan == {"add": ["come"], "remove": ["gone"], **nothing}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "step", "changes"),
+    [
+        ("a:1,b:1", "b:1,c:1", "change", ["server c:1: added", "server a:1: removed"]),
+        ("a:1", "a:1,b:1", "change", ["server b:1: added"]),
+        ("a:1,b:1", "b:1,a:1", "change", ["servers: another order"]),
+        ("a:1,b:1", "c:1", "restart", ["server c:1: added", "server a:1: removed", "server b:1: removed"]),
+        ("a:1", "c:1", "restart", ["tunnel address: a:1 → c:1"]),
+    ],
+)
+def test_other_servers_change_live_as_long_as_one_stays(
+    tmp_path: Path, old: str, new: str, step: str, changes: list[str]
+) -> None:
+    lines = [f"  web: client://secret-of-web@{tunnel}/127.0.0.1:80\n" for tunnel in (old, new)]
+    plan = plan_between(tmp_path, *lines)
+    assert plan[step] == [{"name": "web", "changes": changes}]
 
 
 def test_a_plan_describes_what_a_restarted_tunnel_changes(tmp_path: Path) -> None:

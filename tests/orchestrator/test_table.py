@@ -195,6 +195,14 @@ def test_a_server_with_several_clients_shows_how_many_can_serve() -> None:
     assert "1/2" in last
 
 
+def test_a_client_with_several_servers_shows_how_many_of_their_links_can_serve() -> None:
+    shown = tunnel("web", State.COOLDOWN)
+    shown["servers"] = [{"address": "a:1", "state": "cooldown", "reason": "it refused", "link": None}] * 3
+    heading, *_ = format_table([*TUNNELS, shown], columns=None, paint=PLAIN).split("\n")
+    assert "LINKS" in heading.split()
+    assert "0/3" in format_table([shown], columns=None, paint=PLAIN)
+
+
 def test_a_tunnel_with_several_targets_shows_how_many_are_up() -> None:
     assert "TARGETS" not in format_table(TUNNELS, columns=None, paint=PLAIN)
     checks: TargetChecksJson = {"kind": "tcp", "failed": 0, "in_a_row": 0, "changes": 0}

@@ -16,7 +16,7 @@ from tests.orchestrator.fakes import FakeEngine
 from tests.support.waiting import wait_until_async
 from tunnel.model.events import EventKind
 from tunnel.model.options import make_spec
-from tunnel.model.snapshot import Snapshot
+from tunnel.model.snapshot import LinkView, Snapshot
 from tunnel.model.state import State
 from tunnel.model.url import parse_url
 
@@ -133,3 +133,10 @@ def test_a_visitor_of_two_tunnels_of_one_link_counts_once(
 ) -> None:
     seen = [end(f"{role}://127.0.0.1:1/127.0.0.1:2", link, active, way) for role, link, active, way in ends]
     assert count_visitors(seen) == expected
+
+
+def test_a_visitor_of_a_client_with_several_servers_counts_once() -> None:
+    servers = [end("server://127.0.0.1:1/a:2", link, 2, "forward") for link in ("a", "b")]
+    links = tuple(LinkView(id=link, peer="h:1", state="up", since="") for link in ("a", "b"))
+    client = replace(end("client://127.0.0.1:1/127.0.0.1:2", "a", 4, "forward"), links=links)
+    assert count_visitors([*servers, client]) == 4

@@ -45,13 +45,16 @@ def urls(draw: st.DrawFn) -> TunnelUrl:
     option_names = draw(st.lists(st.sampled_from(OPTION_NAMES), unique=True, max_size=4))
     value = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
     targets = draw(st.lists(addresses, min_size=1, max_size=3))
+    role = draw(st.sampled_from(Role))
+    tunnels = draw(st.lists(addresses, min_size=1, max_size=3 if role is Role.CLIENT else 1))
     return TunnelUrl(
-        role=draw(st.sampled_from(Role)),
-        tunnel=draw(addresses),
+        role=role,
+        tunnel=tunnels[0],
         target=targets[0],
         key=draw(st.none() | keys),
         options=tuple(UrlOption(name, draw(value), 0) for name in option_names),
         targets=tuple(map(TargetSpec, targets)) if len(targets) > 1 else (),
+        other_servers=tuple(tunnels[1:]),
     )
 
 

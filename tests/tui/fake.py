@@ -42,6 +42,7 @@ def tunnel(name: str, state: str = "up", **changed: Any) -> Json:  # noqa: ANN40
         "bytes": {"in": 0, "out": 0}, "rates": None, "refused": REFUSED,
         "counters": {"links": 1, "vanished": 0},
         "rtt_ms": 0.4, "cooldown": {"remaining_s": 0.0, "attempt": 0}, "quota": None, "rate_limits": None, "links": [],
+        "servers": [],
         "targets": [], "restarts": 0,
         "last_error": None, "last_error_at": None, **changed,
     }  # fmt: skip

@@ -248,6 +248,18 @@ def test_details_show_the_links_of_a_server_with_several_clients() -> None:
     assert "links" not in texts(detail_lines(view(tunnel("a", links=links[:1])).tunnels["a"], None, 120, 0.0, 0.0))
 
 
+def test_details_show_each_server_of_a_client_with_its_link() -> None:
+    link = {"id": "1", "client": None, "peer": "10.0.0.1:1", "state": "up", "visitors": 1, "pool": 8, "rtt_ms": 0.42}
+    servers = [
+        {"address": "a:1", "state": "up", "reason": None, "link": "1"},
+        {"address": "b:1", "state": "cooldown", "reason": "it refused", "link": None},
+    ]
+    shown = texts(detail_lines(view(tunnel("a", links=[link], servers=servers)).tunnels["a"], None, 200, 0.0, 0.0))
+    assert "servers  a:1 up, link 1, 1 visitor, 8 idle, 0.4 ms; b:1 cooldown, it refused" in shown
+    assert "links " not in shown
+    assert "servers" not in texts(detail_lines(view(tunnel("a")).tunnels["a"], None, 120, 0.0, 0.0))
+
+
 def test_details_say_that_visitors_speak_udp() -> None:
     shown = texts(detail_lines(view(tunnel("a", proto="udp")).tunnels["a"], None, 120, 0.0, 0.0))
     assert "protocol UDP" in shown

@@ -48,6 +48,7 @@ class StarvedLink:
         self.key_name = None
         self.channel = SimpleNamespace(peer="192.0.2.1:1")
         self.weight, self.is_backup, self.is_drained = 1, False, False
+        self.server, self.is_client, self.is_stopping, self.rank = None, False, False, 0
 
     def subscribe_pool_growth(self, callback: Callable[[], None]) -> None:
         """Ignore the callback: the pool never grows."""

@@ -24,7 +24,8 @@ class LinkStub:
     target_error: str | None = None
     weight = 100
     is_backup = False
-    is_drained = False
+    is_drained = is_client = False
+    server: object = None
 
     def __init__(self) -> None:
         self.channel = self.session = self

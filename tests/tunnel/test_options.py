@@ -152,6 +152,7 @@ def test_every_field_of_the_spec_is_an_option_or_a_part_of_the_url() -> None:
         "tunnel",
         "target",
         "targets",
+        "other_servers",
         "settings",
     }
     fields.remove("named_keys")  # in the file alone, where each key has a name
@@ -184,6 +185,32 @@ def test_a_check_is_a_word_or_an_http_path(text: str) -> None:
 def test_several_targets_that_cannot_work_are_a_fault(url: str, fault: str) -> None:
     with pytest.raises(UrlError, match=re.escape(fault)):
         make_spec(parse_url(url))
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("client://a:1,/b:2", "there is a comma without a tunnel address after it"),
+        ("client://a:1,a:1/b:2", "the server a:1 is given twice"),
+        ("client://a:1,b:0/b:2", "a client cannot connect to port 0"),
+        ("client://a:1,b:2/b:2", "the tunnel and the target have the same address, b:2"),
+        ("server://a:1,b:1/c:2", "a server listens on one tunnel address; only a client has several"),
+        ("client://" + ",".join(f"a:{port}" for port in range(1, 18)) + "/b:99", "there are 17 servers; 16 at most"),
+    ],
+)
+def test_several_servers_that_cannot_work_are_a_fault(url: str, fault: str) -> None:
+    with pytest.raises(UrlError, match=re.escape(fault)):
+        make_spec(parse_url(url))
+
+
+def test_a_client_has_a_tunnel_address_for_each_of_its_servers() -> None:
+    url = parse_url("client://key@a:1,[::1]:2/b:2")
+    spec = make_spec(url)
+    assert spec.tunnels == (Address("a", 1), Address("::1", 2))
+    assert spec.tunnel_text == "a:1,[::1]:2"
+    assert url.masked() == "client://***@a:1,[::1]:2/b:2"
+    assert make_spec(parse_url("client://127.0.0.1:1,a:1/127.0.0.1:2")).is_exposed
+    assert not make_spec(parse_url("client://127.0.0.1:1,localhost:3/127.0.0.1:2")).is_exposed
 
 
 def test_targets_without_any_weight_are_a_fault() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tunnel.model.events import Event, EventKind
 from tunnel.model.limits import default_limits
+from tunnel.model.links import LinkState
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import (
     BytesView,
@@ -24,7 +25,7 @@ from tunnel.model.snapshot import (
     TargetChecksView,
     TargetView,
 )
-from tunnel.model.snapshot_builder import LinkFacts, SnapshotBuilder, SnapshotInput
+from tunnel.model.snapshot_builder import LinkFacts, ServerFacts, SnapshotBuilder, SnapshotInput
 from tunnel.model.spec import LogLevel
 from tunnel.model.state import State, StateRecord
 from tunnel.model.targets import TargetState
@@ -78,6 +79,7 @@ CONTRACT = {
             "since": "2026-01-01T00:00:00.000Z",
         }
     ],
+    "servers": [],
     "pool": {"idle": 8, "capacity": 8, "dialing": 0, "min": 8, "max": 1024},
     "signals": {"queued": 0, "limit": 1024, "total": 0},
     "connections": {"active": 0, "total": 0, "failed": 0, "limit": 1024},
@@ -202,7 +204,7 @@ def _values() -> SnapshotInput:
         spec=spec, record=StateRecord(State.COOLDOWN, 0.0, "refused"), direction=None, tunnel_addr=None,
         target_addr=None, targets=(), data_addr=None, peer=None, link=None, key_name=None, carrier=None,
         limits=default_limits(spec.settings),
-        idle=0, capacity=0, links=(), dialing=0, queued=0, rtt=0.25, signals=0, active=0, total=0, failed=0,
+        idle=0, capacity=0, links=(), servers=(), dialing=0, queued=0, rtt=0.25, signals=0, active=0, total=0, failed=0,
         from_visitors=3, to_visitors=4, refused_handshakes=0, refused_prefaces=0, silent=0,
         refused_visitors=RefusedView(),
         counters=CountersView(links=2), rate_limits=None, attempt=1, remaining=1.5, error=None,
@@ -231,6 +233,22 @@ def test_each_link_has_a_state_of_its_own(error: str | None, state: str, *, is_u
     shown = SnapshotBuilder("web").build(_values()._replace(links=(link,))).as_json()["links"]
     assert [(one["state"], one["reason"], one["backup"], one["rtt_ms"]) for one in shown] == [
         (state, error, True, None)
+    ]
+
+
+def test_a_server_of_several_has_the_state_of_its_link_or_says_why_it_has_none() -> None:
+    link = LinkFacts(
+        id="6f1c", client=None, peer="h:1", target_error=None, is_usable=True, is_drained=False, weight=1, backup=False,
+        pool=1, rtt=None, visitors=0, since=0.0,
+    )  # fmt: skip
+    servers = (
+        ServerFacts("a:1", "6f1c", LinkState.CONNECTING, None),
+        ServerFacts("b:1", None, LinkState.COOLDOWN, "it refused"),
+    )
+    shown = SnapshotBuilder("web").build(_values()._replace(links=(link,), servers=servers)).as_json()["servers"]
+    assert shown == [
+        {"address": "a:1", "state": "up", "reason": None, "link": "6f1c"},
+        {"address": "b:1", "state": "cooldown", "reason": "it refused", "link": None},
     ]
 
 

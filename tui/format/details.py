@@ -33,7 +33,7 @@ from tunnel.model.rate import Rate
 from tunnel.model.state import State
 
 if TYPE_CHECKING:
-    from orchestrator.status.json_types import LinkJson, TargetJson
+    from orchestrator.status.json_types import LinkJson, ServerJson, TargetJson
     from tui.model.messages import TunnelDetails
 
 _LABEL_WIDTH: Final = 9
@@ -235,14 +235,30 @@ def _target(target: TargetJson) -> str:
 def _links(tunnel: Tunnel, _: float) -> str:
     """Return each link in words, if a server has several clients."""
     links = cast("list[LinkJson]", tunnel.data.get("links") or [])
-    return "; ".join(map(_describe_link, links)) if len(links) > 1 else ""
+    return "; ".join(map(_describe_link, links)) if len(links) > 1 and not tunnel.data.get("servers") else ""
 
 
 def _describe_link(link: LinkJson) -> str:
     name = " ".join(filter(None, (link["id"], link["client"], link["peer"])))
     share = "backup" if link["backup"] else f"weight {link['weight']}"
+    return f"{name} {link['state']}, {share}, {_describe_load(link)}"
+
+
+def _describe_load(link: LinkJson) -> str:
     rtt = "" if link["rtt_ms"] is None else f", {link['rtt_ms']:.1f} ms"
-    return f"{name} {link['state']}, {share}, {plural(link['visitors'], 'visitor')}, {link['pool']} idle{rtt}"
+    return f"{plural(link['visitors'], 'visitor')}, {link['pool']} idle{rtt}"
+
+
+def _servers(tunnel: Tunnel, _: float) -> str:
+    """Return each server of a client that has several, with its link."""
+    links = {link["id"]: link for link in cast("list[LinkJson]", tunnel.data.get("links") or [])}
+    servers = cast("list[ServerJson]", tunnel.data.get("servers") or [])
+    return "; ".join(_describe_server(server, links.get(server["link"] or "")) for server in servers)
+
+
+def _describe_server(server: ServerJson, link: LinkJson | None) -> str:
+    facts = [server["state"], server["reason"], f"link {link['id']}, {_describe_load(link)}" if link else ""]
+    return f"{server['address']} {', '.join(filter(None, facts))}"
 
 
 def _last_error(tunnel: Tunnel, wall: float) -> str:
@@ -263,6 +279,7 @@ _FACTS: Final[tuple[tuple[str, Callable[[Tunnel, float], str]], ...]] = (
     ("peer", lambda t, _: t.text("peer")),
     ("link", lambda t, _: t.text("link")),
     ("links", _links),
+    ("servers", _servers),
     ("service", lambda t, _: t.text("service")),
     ("protocol", lambda t, _: "UDP" if t.data.get("proto") == "udp" else ""),
     ("key", _key),

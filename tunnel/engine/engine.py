@@ -1,7 +1,4 @@
-"""A running tunnel: its life from start to drain, its link, its state, and the facts that observers see.
-
-What depends on the role is in ``server_engine.py`` and ``client_engine.py``; ``factory.create_engine`` picks the class.
-"""
+"""A running tunnel, from start to drain; ``server_engine.py`` and ``client_engine.py`` are its two roles."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING
 
-from tunnel.engine.cooldown import Cooldown
 from tunnel.engine.egress import Egress
 from tunnel.engine.ingress import Ingress
 from tunnel.engine.key_ring import KeyRing
@@ -26,7 +22,7 @@ from tunnel.model.limits import default_limits
 from tunnel.model.snapshot_builder import SnapshotBuilder, SnapshotInput
 from tunnel.model.spec import LogLevel, Role
 from tunnel.model.state import STATES, State, StateRecord
-from tunnel.model.wording import format_delay, plural
+from tunnel.model.wording import plural
 from tunnel.protocol.frames import Goodbye, ShareChanged, TargetStatus
 from tunnel.protocol.session import LimitsChanged
 from tunnel.runtime import listeners
@@ -36,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from tunnel.engine.context import EngineContext
+    from tunnel.engine.cooldown import Cooldown
     from tunnel.engine.link import Link
     from tunnel.engine.link_events import EventTable, LinkEvent
     from tunnel.engine.pool_filler import PoolFiller
@@ -44,6 +41,7 @@ if TYPE_CHECKING:
     from tunnel.model.address import Address
     from tunnel.model.events import Event, EventSink
     from tunnel.model.snapshot import Snapshot
+    from tunnel.model.snapshot_builder import ServerFacts
     from tunnel.model.spec import Direction, TunnelSpec
     from tunnel.model.tunnel_test import LegResult
     from tunnel.model.visitors import VisitorSelector, VisitorView
@@ -62,7 +60,6 @@ class Engine(ABC):
         self._stats = Stats(partial(context.notify_activity, name))
         self._record = StateRecord()
         self._loop = asyncio.get_running_loop()
-        self._cooldown = Cooldown(context.timing.retry_delay)
         self._direction: Direction | None = None
         self._bound: dict[str, socket.SocketType] = {}  # listeners that nothing accepts on yet, by purpose
         self._end: TunnelEnd | None = None
@@ -139,7 +136,6 @@ class Engine(ABC):
 
     def retry(self) -> None:
         """End a cooldown, or the pause after failed data connections: make the next attempt now."""
-        self._cooldown.skip()
         for link in self._links:
             link.retry_dials()
         if self._retry_target is not None:
@@ -199,6 +195,16 @@ class Engine(ABC):
 
     @property
     @abstractmethod
+    def _cooldown(self) -> Cooldown:
+        """The wait for the next attempt, if there is one."""
+
+    @property
+    def _server_facts(self) -> tuple[ServerFacts, ...]:
+        """The servers of a client that has several."""
+        return ()
+
+    @property
+    @abstractmethod
     def _data_address(self) -> str | None:
         """Where data connections go."""
 
@@ -231,13 +237,6 @@ class Engine(ABC):
             self._end = egress
         self._end.apply_settings(spec, self._max_visitors)
         self._end.set_refusal(self._refusal)
-
-    async def _cool_down(self, reason: str, level: LogLevel = LogLevel.WARN) -> None:
-        delay_s = self._cooldown.start(self.spec.cooldown)
-        text = f"{reason}; next attempt {format_delay(delay_s)}"
-        self._event_log.log_throttled(level, EventKind.STATE, reason, text, attempt=self._cooldown.attempt)
-        self._set_state(State.COOLDOWN, reason)
-        await self._cooldown.wait()
 
     # --- the link -------------------------------------------------------------------------------------------------
 
@@ -370,8 +369,8 @@ class Engine(ABC):
     def _close_end(self) -> None:
         end, self._end, self._retry_target = self._end, None, None
         if cut := end.close() if end is not None else 0:
-            verb = "was" if cut == 1 else "were"
-            self._event_log.log_warn(EventKind.VISITOR, f"{plural(cut, 'visitor')} {verb} disconnected")
+            text = f"{plural(cut, 'visitor')} {'was' if cut == 1 else 'were'} disconnected"
+            self._event_log.log_warn(EventKind.VISITOR, text)
 
     # --- what observers see ---------------------------------------------------------------------------------------
 
@@ -409,7 +408,8 @@ class Engine(ABC):
             idle=self._links.idle,
             capacity=self._links.capacity,
             links=self._links.facts(end),
-            dialing=None if spec.role is Role.SERVER else session.dialing if session is not None else 0,
+            servers=self._server_facts,
+            dialing=None if spec.role is Role.SERVER else self._links.dialing,
             queued=end.queued if end is not None else 0,
             rtt=session.heartbeat.round_trip_s if session is not None else None,
             signals=stats.signals,

@@ -189,9 +189,9 @@ class Ingress(TunnelEnd):
 
     def _choose_source(self) -> None:
         """Choose what gives visitors their data connections: the one link, or the group of several."""
-        self._balanced.set_links(self._links)
-        is_group = len(self._links) > 1
-        self._link, self._group = (None, self._balanced) if is_group else (next(iter(self._links), None), None)
+        links = sorted((link for link in self._links if not link.is_stopping), key=lambda link: link.rank)
+        self._balanced.set_links(links)
+        self._link, self._group = (None, self._balanced) if len(links) > 1 else (next(iter(links), None), None)
 
     # --- visitors -------------------------------------------------------------------------------------------------
 
@@ -277,7 +277,7 @@ class Ingress(TunnelEnd):
 
     def on_links_changed(self) -> None:
         """Choose among the links that get visitors now, also for those in the queue."""
-        self._balanced.refresh()
+        self._choose_source()
         self._serve_queue()
 
     def _on_target_status(self, link: Link, status: TargetStatus) -> None:
@@ -320,7 +320,7 @@ class Ingress(TunnelEnd):
                 self.stats.count_redispatched(1)
                 self._enqueue(visitor, peer)
             else:
-                self._reject(visitor, peer, "no client could serve it")
+                self._reject(visitor, peer, "no link could serve it")
         if visitors:  # not now: the status of the target may follow in the same batch of frames
             self.reactor.defer(self._serve_queue)
 

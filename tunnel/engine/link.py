@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tunnel.engine.pool_filler import PoolFiller
     from tunnel.engine.tunnel_end import TunnelEnd
     from tunnel.forwarding.base import ForwardedVisitor
+    from tunnel.model.address import Address
     from tunnel.model.limits import ConfiguredLimits, Limits
     from tunnel.model.spec import Carrier, Direction
     from tunnel.protocol.frame_codec import Frame
@@ -57,6 +58,8 @@ class LinkTerms:
     """of the client among several: its share of the visitors"""
     is_backup: bool = False
     """whether the client serves only while no other can"""
+    server: Address | None = None
+    """at a client: the configured address of the server"""
 
 
 class Link:
@@ -72,6 +75,10 @@ class Link:
         self.key_name = terms.key_name
         self.weight = terms.weight
         self.is_backup = terms.is_backup
+        self.server = terms.server
+        """at a client: the configured address of the server"""
+        self.rank = 0
+        """at a client: the place of its server among several"""
         self.is_drained = False
         """by command: it gets no new visitors while there are other links"""
         self.since = time.time()
@@ -131,6 +138,11 @@ class Link:
     def keeps_visitors(self) -> bool:
         """Whether one of the ends stops in order: then the visitors of the link are served to their end without it."""
         return self._is_peer_stopping or self._is_stopping
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether this end has said goodbye: a launch would not be served any more."""
+        return self._is_stopping
 
     @property
     def dial_error(self) -> str | None:

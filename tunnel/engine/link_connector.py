@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import ssl
 
     from tunnel.engine.context import EngineContext
+    from tunnel.model.address import Address
     from tunnel.model.events import EventLog
     from tunnel.runtime.sockets import SockAddr
 
@@ -43,17 +44,21 @@ class LinkFailedError(TunnelError):
 
 
 class LinkConnector:
-    """Establishes the links of a client. Keeps what outlives a link: the instance id by which the server knows it."""
+    """Establishes the links of a client with one of its servers.
 
-    def __init__(self, spec: TunnelSpec, context: EngineContext, event_log: EventLog) -> None:
+    Keeps what outlives a link: the instance id by which the server knows the client.
+    """
+
+    def __init__(self, spec: TunnelSpec, address: Address, context: EngineContext, event_log: EventLog) -> None:
         self._spec = spec
+        self._address = address  # of the server
         self._reactor = context.reactor
         self._timeout_s = context.timing.handshake_timeout_s
         self._event_log = event_log
         self._instance = secrets.token_hex(8)
-        self._server = resolver.DialTarget(spec.tunnel)
+        self._server = resolver.DialTarget(address)
         self._key_ring = KeyRing(spec)
-        self._slots = context.handshake_slots(spec.tunnel)
+        self._slots = context.handshake_slots(address)
 
     def update_spec(self, spec: TunnelSpec) -> None:
         """Use the settings of a changed spec from now on."""
@@ -82,7 +87,7 @@ class LinkConnector:
         started_at = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
-                session = tls.TlsSession(context, server_side=False, host=_verified_name(spec))
+                session = tls.TlsSession(context, server_side=False, host=self._verified_name())
                 sock, sockaddr, round_trip_s = await self._dial()
                 slow_end = asyncio.get_running_loop().time() + _HANDSHAKE_ROUND_TRIPS * round_trip_s
                 limit.reschedule(max(limit.when() or 0.0, slow_end))
@@ -97,16 +102,22 @@ class LinkConnector:
                 self._server.defer(sockaddr)
             if isinstance(error, TimeoutError):
                 waited_s = asyncio.get_running_loop().time() - started_at
-                raise LinkFailedError(f"the server {spec.tunnel} did not answer within {waited_s:.2g} s") from None
+                raise LinkFailedError(f"the server {self._address} did not answer within {waited_s:.2g} s") from None
             if isinstance(error, tls.TlsError):
                 is_final = not self._server.has_alternatives
-                raise LinkFailedError(f"no link with {spec.tunnel}: {error}", is_final=is_final) from None
+                raise LinkFailedError(f"no link with {self._address}: {error}", is_final=is_final) from None
             if isinstance(error, ChannelLostError):
-                raise LinkFailedError(f"no link with {spec.tunnel}: {error}") from None
+                raise LinkFailedError(f"no link with {self._address}: {error}") from None
             if isinstance(error, (HandshakeRefusedError, ProtocolError)):
                 hint = "; this client has no key" if isinstance(error, HandshakeRefusedError) and not spec.key else ""
-                raise LinkFailedError(f"no link with {spec.tunnel}: {error}{hint}") from None
+                raise LinkFailedError(f"no link with {self._address}: {error}{hint}") from None
             raise
+
+    def _verified_name(self) -> str | None:
+        """The name that the server's certificate has to be for; None where it is not verified."""
+        if self._spec.data_tls is not DataTls.VERIFIED:
+            return None
+        return self._address.host.partition("%")[0] or "localhost"  # no zone; an empty host is dialled on this host
 
     async def _dial(self) -> tuple[socket.SocketType, SockAddr, float]:
         """Connect to the server: the socket, its remote address, the duration of the TCP handshake in seconds."""
@@ -117,7 +128,7 @@ class LinkConnector:
             sock, sockaddr = await connect_to_first(self._reactor, candidates)
         except OSError as error:
             reason = sockets.describe_connect_error(error)
-            raise LinkFailedError(f"cannot connect to the server {spec.tunnel}: {reason}") from None
+            raise LinkFailedError(f"cannot connect to the server {self._address}: {reason}") from None
         sockets.set_user_timeout(sock, _SILENT_INTERVALS * spec.settings.report_interval)
         return sock, sockaddr, time.monotonic() - started_at
 
@@ -154,17 +165,11 @@ class LinkConnector:
             report_interval_s=spec.settings.report_interval,
             weight=spec.weight,
             is_backup=spec.backup,
+            server=self._address,
         )
         link = Link(terms, channel, self._reactor)
         endpoint = ServerEndpoint(sockaddr, welcome.data_port, round_trip_s)
         return link, PoolFiller(link, self._reactor, self._event_log, endpoint)
-
-
-def _verified_name(spec: TunnelSpec) -> str | None:
-    """The name that the server's certificate has to be for; None where it is not verified."""
-    if spec.data_tls is not DataTls.VERIFIED:
-        return None
-    return spec.tunnel.host.partition("%")[0] or "localhost"  # no zone; an empty host is dialled on this host
 
 
 async def _receive(channel: ControlChannel, expected: Kind) -> bytes:

@@ -34,13 +34,18 @@ class GroupedLink:
 
     @property
     def balance_weight(self) -> float:
-        """The weight that its client has asked for; less for a while after its target came in order."""
+        """Its share of the visitors; less for a while after its target came in order."""
         return 0 if self.link.is_drained else self._group.ramp(self)
 
     @property
     def is_backup(self) -> bool:
-        """Whether its client is to be used only without any other."""
-        return self.link.is_backup
+        """Whether its client is to be used only without any other. The servers of a client are equal."""
+        return self.link.is_backup and not self.link.is_client
+
+    @property
+    def weight(self) -> int:
+        """The weight that its client has asked for. The servers of a client are equal."""
+        return 1 if self.link.is_client else self.link.weight
 
     @property
     def active_visitors(self) -> int:
@@ -76,7 +81,8 @@ class LinkGroup:
         members = {}
         for link in links:
             # The host of a client and the name of its key stay the same when it comes back; its port does not.
-            name = f"{link.key_name or ''}\0{link.channel.peer.rpartition(':')[0]}".encode()
+            host = link.channel.peer.rpartition(":")[0] if link.server is None else str(link.server)
+            name = f"{link.key_name or ''}\0{host}".encode()
             keys[name] = keys.get(name, 0) + 1
             key = b"%s\0%d" % (name, keys[name])
             member = self._members.get(link) or GroupedLink(link, self, self._count_visitors)
@@ -94,13 +100,13 @@ class LinkGroup:
                 member.in_order_since = None
             elif member.in_order_since is None:
                 member.in_order_since = now if is_grown else float("-inf")
-        willing = [member for member in self._members.values() if member.link.weight and not member.link.is_drained]
+        willing = [member for member in self._members.values() if member.weight and not member.link.is_drained]
         fit = [member for member in willing if member.in_order_since is not None]
         self._balancer.set_members(fit or willing)
 
     def ramp(self, member: GroupedLink) -> float:
         """Return the weight of a member now."""
-        weight, since = member.link.weight, member.in_order_since
+        weight, since = member.weight, member.in_order_since
         if since is None or not self._slowstart_s:
             return weight
         return ramped_weight(weight, self._loop.time() - since, self._slowstart_s)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class LinkSet:
-    """Links in the order of their start; there are several only at a server with several clients."""
+    """Links in the order of their start: several at a server with several clients, or a client with several servers."""
 
     def __init__(self) -> None:
         self._links: dict[Link, None] = {}
@@ -76,6 +76,11 @@ class LinkSet:
     def idle(self) -> int:
         """Number of idle data connections."""
         return sum(len(link.pool) for link in self._links)
+
+    @property
+    def dialing(self) -> int:
+        """Number of data connections that are being dialled."""
+        return sum(link.session.dialing for link in self._links)
 
     @property
     def capacity(self) -> int:

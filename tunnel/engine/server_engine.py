@@ -8,13 +8,14 @@ import errno
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
+from tunnel.engine.cooldown import Cooldown
 from tunnel.engine.engine import Engine
 from tunnel.engine.key_ring import KeyRing
 from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.model.events import EventKind
 from tunnel.model.spec import Direction, LogLevel
 from tunnel.model.state import State
-from tunnel.model.wording import plural
+from tunnel.model.wording import format_delay, plural
 from tunnel.runtime import listeners
 from tunnel.runtime.sockets import NetError
 from tunnel.runtime.tls import TlsError
@@ -35,6 +36,7 @@ class ServerEngine(Engine):
 
     def __init__(self, name: str, spec: TunnelSpec, *, context: EngineContext, sink: EventSink) -> None:
         super().__init__(name, spec, context=context, sink=sink)
+        self._retry = Cooldown(context.timing.retry_delay)
         self._direction: Direction = listeners.decide_direction(spec)
         self._acceptor: LinkAcceptor | None = None
         self._place: ServicePlace | None = None  # on the tunnel port, until the acceptor owns it
@@ -77,7 +79,7 @@ class ServerEngine(Engine):
                     return
                 await self._cool_down(str(error))
                 continue
-            self._cooldown.reset()
+            self._retry.reset()
             data = f", data connections on {acceptor.data_addr}" if acceptor.data_addr else ""
             self._event_log.log_info(
                 EventKind.LISTEN, f"listening on {acceptor.address} as {self._direction} server{data}"
@@ -88,6 +90,22 @@ class ServerEngine(Engine):
             self._direction = Direction.REVERSE
             self._close_end()
             self._close_listeners()
+
+    async def _cool_down(self, reason: str) -> None:
+        delay_s = self._retry.start(self.spec.cooldown)
+        text = f"{reason}; next attempt {format_delay(delay_s)}"
+        self._event_log.log_throttled(LogLevel.WARN, EventKind.STATE, reason, text, attempt=self._retry.attempt)
+        self._set_state(State.COOLDOWN, reason)
+        await self._retry.wait()
+
+    def retry(self) -> None:
+        """End a cooldown, or the pause after failed data connections: make the next attempt now."""
+        self._retry.skip()
+        super().retry()
+
+    @property
+    def _cooldown(self) -> Cooldown:
+        return self._retry
 
     async def _bind_new_addresses(self, predecessor: Engine) -> None:
         await super()._bind_new_addresses(predecessor)

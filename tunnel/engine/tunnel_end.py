@@ -83,8 +83,8 @@ class EndTests(Protocol):
 class TunnelEnd(ABC):
     """One end of a tunnel, where visitors are accepted or targets dialled. Independent of the role.
 
-    It works over a set of links, of which there is one unless a server has several clients. Relays continue when their
-    link is lost.
+    It works over a set of links, of which there is one unless a server has several clients, or a client several
+    servers. Relays continue when their link is lost.
     """
 
     def __init__(self, parts: EndParts, tests: EndTests) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunnel.model.errors import UrlError
-from tunnel.model.spec import DataTls, Direction, Mode, Proto, ProxyVersion, Role
+from tunnel.model.spec import MAX_SERVERS, DataTls, Direction, Mode, Proto, ProxyVersion, Role
 from tunnel.model.targets import MAX_TARGETS
 
 if TYPE_CHECKING:
@@ -32,12 +32,24 @@ def check_combinations(spec: TunnelSpec) -> None:
     if spec.proto is Proto.UDP and (spec.rate is not None or spec.visitor_rate is not None):
         raise UrlError("rate and visitor_rate limit TCP alone; write none for both, or remove proto=udp", 0)
     for target in (each.address for each in spec.members):
-        if spec.tunnel.port and spec.tunnel.port == target.port and _is_same_host(spec.tunnel, target):
+        if any(_is_same_address(tunnel, target) for tunnel in spec.tunnels):
             message = "the tunnel and the target have the same address, {}; they need different ports"
             raise UrlError(message, 0, target)
     if spec.mode != Mode.AUTO and not _listens_on_target(spec) and spec.target.port == 0:
         raise UrlError("the target address is dialled in this mode, so its port cannot be 0", 0)
+    _check_servers(spec)
     _check_targets(spec)
+
+
+def _check_servers(spec: TunnelSpec) -> None:
+    """Raise UrlError for several servers of which one is given twice, and for too many."""
+    seen: set[Address] = set()
+    for address in spec.tunnels:
+        if address in seen:
+            raise UrlError("the server {} is given twice", 0, address)
+        seen.add(address)
+    if len(seen) > MAX_SERVERS:
+        raise UrlError(f"there are {{}} servers; {MAX_SERVERS} at most", 0, len(seen))
 
 
 def _check_targets(spec: TunnelSpec) -> None:
@@ -59,6 +71,10 @@ def _check_targets(spec: TunnelSpec) -> None:
         raise UrlError(f"there are {{}} targets; {MAX_TARGETS} at most", 0, len(seen))
     if not any(each.weight for each in spec.targets):
         raise UrlError("every target has the weight 0, so no visitor can be served", 0)
+
+
+def _is_same_address(tunnel: Address, target: Address) -> bool:
+    return tunnel.port != 0 and tunnel.port == target.port and _is_same_host(tunnel, target)
 
 
 def _is_same_host(one: Address, other: Address) -> bool:

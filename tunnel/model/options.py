@@ -406,6 +406,7 @@ def _build_spec(url: TunnelUrl, layers: Sequence[OptionLayer]) -> TunnelSpec:
         tunnel=url.tunnel,
         target=url.target,
         targets=url.targets,
+        other_servers=url.other_servers,
         settings=_build_settings(settings, sources),
         **fields,
     )

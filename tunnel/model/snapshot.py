@@ -187,7 +187,7 @@ class QuotaView(_View):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkView(_View):
-    """One link of a tunnel. A server has as many as it has clients."""
+    """One link of a tunnel. A server has one with each of its clients, a client one with each of its servers."""
 
     id: str
     client: str | None = None
@@ -204,6 +204,20 @@ class LinkView(_View):
     rtt_ms: float | None = None
     visitors: int = 0
     since: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerView(_View):
+    """One of several servers of a client."""
+
+    address: str
+    """as it is configured"""
+    state: str
+    """that of its link; without one ``connecting``, or ``cooldown`` until the next attempt"""
+    reason: str | None = None
+    """why it is not up"""
+    link: str | None = None
+    """id of the present link"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +268,8 @@ class Snapshot:
     worker: int = 0
     links: tuple[LinkView, ...] = ()
     """the present links, in the order of their start"""
+    servers: tuple[ServerView, ...] = ()
+    """at a client with several servers: all of them, in the order of the URL"""
     pool: PoolView
     signals: SignalsView
     connections: ConnectionsView
@@ -303,6 +319,7 @@ _VIEWS: Final = (
     RateLimitsView,
     QuotaView,
     LinkView,
+    ServerView,
     Snapshot,
 )
 _READERS: Final[dict[type, tuple[tuple[str, ...], attrgetter[tuple[Any, ...]]]]] = {

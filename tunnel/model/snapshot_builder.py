@@ -12,6 +12,7 @@ from tunnel.model.snapshot import (
     CooldownView,
     LinkView,
     PoolView,
+    ServerView,
     SignalsView,
     Snapshot,
 )
@@ -43,6 +44,16 @@ class LinkFacts(NamedTuple):
     since: float
 
 
+class ServerFacts(NamedTuple):
+    """One of several servers of a client at one moment, as the engine reads it."""
+
+    address: str
+    link: str | None
+    state: LinkState
+    """what happens while there is no link"""
+    reason: str | None
+
+
 class SnapshotInput(NamedTuple):
     """A tunnel at one moment, as the engine reads it: cheap to collect and to compare.
 
@@ -64,6 +75,7 @@ class SnapshotInput(NamedTuple):
     idle: int
     capacity: int
     links: tuple[LinkFacts, ...]
+    servers: tuple[ServerFacts, ...]
     dialing: int | None
     queued: int
     rtt: float | None
@@ -87,6 +99,7 @@ class SnapshotInput(NamedTuple):
 def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
     """Build a snapshot. Addresses that are not known yet are those of the spec."""
     spec, record, limits, error = values.spec, values.record, values.limits, values.error
+    links = tuple(map(_build_link, values.links))
     return Snapshot(
         name=name,
         role=spec.role.value,
@@ -94,7 +107,7 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         state=record.state,
         reason=record.reason,
         since=format_timestamp(record.since),
-        tunnel_addr=values.tunnel_addr or str(spec.tunnel),
+        tunnel_addr=values.tunnel_addr or spec.tunnel_text,
         target_addr=values.target_addr or spec.target_text,
         targets=values.targets,
         data_addr=values.data_addr,
@@ -106,7 +119,8 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         key_name=values.key_name,
         data_tls=int(spec.data_tls) or int(values.carrier is Carrier.ENCRYPTED),
         carrier=values.carrier.value if values.carrier else None,
-        links=tuple(map(_build_link, values.links)),
+        links=links,
+        servers=tuple(_build_server(server, links) for server in values.servers),
         pool=PoolView(
             idle=values.idle,
             capacity=max(values.capacity, limits.pool_min),
@@ -152,6 +166,14 @@ def _build_link(link: LinkFacts) -> LinkView:
         visitors=link.visitors,
         since=format_timestamp(link.since),
     )
+
+
+def _build_server(server: ServerFacts, links: tuple[LinkView, ...]) -> ServerView:
+    """Build the view of a server, which has the state of its link."""
+    link = next((link for link in links if link.id == server.link), None)
+    if link is not None:
+        return ServerView(address=server.address, state=link.state, reason=link.reason, link=link.id)
+    return ServerView(address=server.address, state=server.state.value, reason=server.reason, link=None)
 
 
 class SnapshotBuilder:

@@ -28,6 +28,8 @@ UDP: Final = "udp"
 """The feature of a link whose visitors are UDP flows."""
 MAX_CLIENTS: Final = 64
 """Clients that a server may have at once."""
+MAX_SERVERS: Final = 16
+"""Servers that a client may have at once."""
 _EGRESS_PATIENCE: Final = 1.5  # a limit is exceeded by a fifth at most
 MAX_SERVICE_CHARS: Final = 64
 """Characters of the name of a service."""
@@ -142,11 +144,13 @@ class TunnelSpec:
 
     role: Role
     tunnel: Address
-    """server: where it listens; client: where the server is"""
+    """server: where it listens; client: where the server is, the first of several"""
     target: Address
     """egress: dialled for every visitor, the first of several; ingress: where visitors are accepted"""
     targets: tuple[TargetSpec, ...] = ()
     """the targets of an egress that has several, in the order of the configuration; empty for one"""
+    other_servers: tuple[Address, ...] = ()
+    """client: further servers of the same tunnel, with each of which it has a link"""
     key: Key | None = None
     """shared by both ends; None leaves the tunnel open to every peer that finds the port"""
     named_keys: tuple[NamedKey, ...] = ()
@@ -237,6 +241,16 @@ class TunnelSpec:
         return self.data_tls.carrier
 
     @property
+    def tunnels(self) -> tuple[Address, ...]:
+        """All tunnel addresses, in the order of preference: of a client with several servers one for each."""
+        return (self.tunnel, *self.other_servers)
+
+    @property
+    def tunnel_text(self) -> str:
+        """The tunnel address, or all of several, as the URL has them."""
+        return ",".join(map(str, self.tunnels))
+
+    @property
     def members(self) -> tuple[TargetSpec, ...]:
         """All targets, also if there is only one."""
         return self.targets or (TargetSpec(self.target),)
@@ -264,7 +278,9 @@ class TunnelSpec:
     @property
     def is_exposed(self) -> bool:
         """Whether the tunnel has no key, reaches beyond this host, and nothing says that this is intended."""
-        is_local = self.tunnel.is_loopback and all(each.address.is_loopback for each in self.members)
+        is_local = all(each.is_loopback for each in self.tunnels) and all(
+            each.address.is_loopback for each in self.members
+        )
         return self.auth == "open" and self.auth_policy is AuthPolicy.KEY and not is_local
 
     @property

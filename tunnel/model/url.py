@@ -1,4 +1,4 @@
-"""Parse ``server://[KEY@]TUNNEL_ADDR/TARGET_ADDR[,…][?name=value&…]`` into its parts; ``options`` interprets them."""
+"""Parse ``server|client://[KEY@]TUNNEL_ADDR[,…]/TARGET_ADDR[,…][?name=value&…]``; ``options`` interprets it."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ class TunnelUrl:
     options: tuple[UrlOption, ...] = field(default=(), compare=False)
     targets: tuple[TargetSpec, ...] = ()
     """all targets, if there are several"""
+    other_servers: tuple[Address, ...] = ()
+    """of a client with several servers: those after the first"""
 
     def values(self) -> dict[str, str]:
         """Return the options as a mapping."""
@@ -55,10 +57,15 @@ class TunnelUrl:
         """Return the URL with its key: only for places that keep secrets."""
         return self._text(f"{quote(self.key.reveal(), safe='')}@" if self.key else "")
 
+    @property
+    def tunnel_text(self) -> str:
+        """The tunnel address, or all of several, as the URL has them."""
+        return ",".join(map(str, (self.tunnel, *self.other_servers)))
+
     def _text(self, user: str) -> str:
         query = "&".join(f"{o.name}={quote(o.value, safe='/:,')}" for o in self.options)
         targets = ",".join(str(each.address) for each in self.targets) or str(self.target)
-        return f"{self.role}://{user}{self.tunnel}/{targets}{'?' + query if query else ''}"
+        return f"{self.role}://{user}{self.tunnel_text}/{targets}{'?' + query if query else ''}"
 
 
 def looks_like_url(text: str) -> bool:
@@ -85,22 +92,31 @@ def parse_url(text: str) -> TunnelUrl:
     user, at, tunnel_text = body[:authority_end].rpartition("@")
     tunnel_offset = start + len(user) + len(at)
     key = _parse_key(user, start) if at else None
-    tunnel = parse_address(tunnel_text, tunnel_offset, "tunnel")
-    targets = _parse_targets(body[authority_end + 1 :].removesuffix("/"), start + authority_end + 1)
-    if role is Role.CLIENT and tunnel.port == 0:
-        raise UrlError("a client cannot connect to port 0; write the server's port", tunnel_offset)
+    tunnels = _parse_tunnels(role, tunnel_text, tunnel_offset)
+    targets = _parse_addresses(body[authority_end + 1 :].removesuffix("/"), start + authority_end + 1, "target")
     options = _parse_query(query, start + len(body) + 1) if question else ()
     several = tuple(map(TargetSpec, targets)) if len(targets) > 1 else ()
-    return TunnelUrl(role, tunnel, targets[0], key, options, several)
+    return TunnelUrl(role, tunnels[0], targets[0], key, options, several, tuple(tunnels[1:]))
 
 
-def _parse_targets(text: str, offset: int) -> list[Address]:
-    """Parse one or several target addresses, separated by commas; ``offset`` is where they start in the URL."""
+def _parse_tunnels(role: Role, text: str, offset: int) -> list[Address]:
+    """Parse the tunnel address, or the addresses of a client's servers; ``offset`` is where they start in the URL."""
+    if role is Role.SERVER and "," in text:
+        message = "a server listens on one tunnel address; only a client has several, one for each of its servers"
+        raise UrlError(message, offset + text.index(","))
+    tunnels = _parse_addresses(text, offset, "tunnel")
+    if role is Role.CLIENT and any(each.port == 0 for each in tunnels):
+        raise UrlError("a client cannot connect to port 0; write the server's port", offset)
+    return tunnels
+
+
+def _parse_addresses(text: str, offset: int, label: str) -> list[Address]:
+    """Parse one or several addresses, separated by commas; ``offset`` is where they start in the URL."""
     found: list[Address] = []
     for part in text.split(","):
         if not part and found:
-            raise UrlError("there is a comma without a target address after it", offset)
-        found.append(parse_address(part, offset, "target"))
+            raise UrlError(f"there is a comma without a {label} address after it", offset)
+        found.append(parse_address(part, offset, label))
         offset += len(part) + 1
     return found
 
