@@ -130,25 +130,29 @@ async def test_the_filter_accepts_alternatives_and_escape_removes_it(daemon: Fak
         await wait_until_shown(pilot, lambda: len(rows(screen_text(app))) == 7)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("db-*", ["db-west", "db-east"]),
-        ("*-?", ["edge-7"]),
-        ("edge-[0-9]|rest*", ["edge-7", "resting"]),
-        ("!db-* !edge !BRO*", ["[red]bold[/]", "resting"]),
-        ("!state:up !state:w !state:f", ["db-west", "edge-7", "resting"]),
-        ("name:db-* !db-e*", ["db-west"]),
-        ("[red]", ["[red]bold[/]"]),
-    ],
-)
-async def test_the_filter_accepts_patterns_and_negation(
-    daemon: FakeDaemon, opened: OpenDashboard, text: str, expected: list[str]
-) -> None:
+async def test_the_filter_accepts_patterns_and_negation(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     del daemon.tunnels["世界" * 100]
     async with opened() as (app, pilot):
-        await pilot.press("slash", *text, "enter")
-        await wait_until_shown(pilot, lambda: rows(screen_text(app)) == expected)
+        everything = rows(screen_text(app))
+        for text, expected in (
+            ("db-*", ["db-west", "db-east"]),
+            ("*-?", ["edge-7"]),
+            ("edge-[0-9]|rest*", ["edge-7", "resting"]),
+            ("!db-* !edge !BRO*", ["[red]bold[/]", "resting"]),
+            ("!state:up !state:w !state:f", ["db-west", "edge-7", "resting"]),
+            ("name:db-* !db-e*", ["db-west"]),
+            ("[red]", ["[red]bold[/]"]),
+        ):
+            await pilot.press("slash")
+            await paste(pilot, text)
+            await pilot.press("enter")
+            await wait_until_shown(pilot, partial(_has_rows, app, expected))
+            await pilot.press("escape")
+            await wait_until_shown(pilot, partial(_has_rows, app, everything))
+
+
+def _has_rows(app: Dashboard, expected: list[str]) -> bool:
+    return rows(screen_text(app)) == expected
 
 
 async def test_a_click_on_the_filter_edits_it_and_no_letter_runs_a_command(
@@ -232,15 +236,22 @@ async def test_the_buttons_of_a_question_fit_its_dialog(daemon: FakeDaemon, open
         await wait_until_shown(pilot, shows(app, *labels))
 
 
-@pytest.mark.parametrize(("key", "verb"), [("r", "restart"), ("d", "drain")])
-async def test_restart_and_drain_ask_first(daemon: FakeDaemon, opened: OpenDashboard, key: str, verb: str) -> None:
+async def test_restart_and_drain_ask_first(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     async with opened() as (app, pilot):
         await pilot.press("slash")
         await paste(pilot, "db-east")
-        await pilot.press("enter", key)
-        await wait_until_shown(pilot, shows(app, f"{verb.capitalize()} db-east?", "disconnect 12"))
-        await pilot.click("#yes")
-        await wait_until_shown(pilot, lambda: daemon.commands == [(verb, "db-east")])
+        await pilot.press("enter")
+        for number, (key, verb) in enumerate((("r", "restart"), ("d", "drain"))):
+            await pilot.press(key)
+            await wait_until_shown(pilot, shows(app, f"{verb.capitalize()} db-east?", "disconnect 12"))
+            assert len(daemon.commands) == number
+            await pilot.click("#yes")
+            await wait_until_shown(pilot, partial(_has_sent, daemon, number + 1))
+            assert daemon.commands[number] == (verb, "db-east")
+
+
+def _has_sent(daemon: FakeDaemon, count: int) -> bool:
+    return len(daemon.commands) == count
 
 
 async def test_start_and_retry_need_no_confirmation(daemon: FakeDaemon, opened: OpenDashboard) -> None:
@@ -536,32 +547,27 @@ async def test_the_palette_accepts_names_of_tunnels(daemon: FakeDaemon, opened: 
         await wait_until_shown(pilot, lambda: app._main._table.cursor == "edge-7")
 
 
-@pytest.mark.parametrize(
-    ("verb", "name", "is_asked"),
-    [
-        ("start", "resting", False),
-        ("stop", "db-east", True),
-        ("restart", "db-east", True),
-        ("drain", "db-east", True),
-        ("retry", "db-west", False),
-    ],
-)
-async def test_the_palette_has_every_command(
-    daemon: FakeDaemon,
-    opened: OpenDashboard,
-    verb: str,
-    name: str,
-    is_asked: bool,  # noqa: FBT001  as above
-) -> None:
+async def test_the_palette_has_every_command(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     async with opened() as (app, pilot):
-        await pilot.press("ctrl+p")
-        await paste(pilot, f"{verb} {name}")
-        await wait_until_shown(pilot, shows(app, f"{verb} {name}"))
-        await pilot.press("enter")
-        if is_asked:
-            await wait_until_shown(pilot, shows(app, f"{verb.capitalize()} {name}?"))
-            await pilot.press("right", "enter")
-        await wait_until_shown(pilot, lambda: daemon.commands == [(verb, name)])
+        for number, (verb, name, is_asked) in enumerate(
+            (
+                ("start", "resting", False),
+                ("stop", "db-east", True),
+                ("restart", "db-east", True),
+                ("drain", "db-east", True),
+                ("retry", "db-west", False),
+            )
+        ):
+            await pilot.press("ctrl+p")
+            await paste(pilot, f"{verb} {name}")
+            await wait_until_shown(pilot, shows(app, f"{verb} {name}"))
+            await pilot.press("enter")
+            if is_asked:
+                await wait_until_shown(pilot, shows(app, f"{verb.capitalize()} {name}?"))
+                assert len(daemon.commands) == number
+                await pilot.press("right", "enter")
+            await wait_until_shown(pilot, partial(_has_sent, daemon, number + 1))
+            assert daemon.commands[number] == (verb, name)
 
 
 async def test_the_palette_runs_the_actions_of_keys(daemon: FakeDaemon, opened: OpenDashboard) -> None:
