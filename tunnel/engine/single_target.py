@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tunnel.engine.dialler import DatagramDial, Dialler, TargetDial
 from tunnel.model.events import EventKind
 from tunnel.model.snapshot import TargetView
-from tunnel.model.spec import LogLevel, Proto
+from tunnel.model.spec import LogLevel
 from tunnel.model.targets import TargetState
 from tunnel.runtime import backoff
 from tunnel.runtime.resolver import DialTarget
@@ -35,7 +35,7 @@ class SingleTarget(Dialler[TargetDial]):
     def __init__(self, owner: DialOwner, event_log: EventLog, spec: TunnelSpec) -> None:
         super().__init__(owner, event_log)
         self._target = DialTarget(spec.target)
-        self._dial_class = TargetDial if spec.proto is Proto.TCP else DatagramDial
+        self._dial_class = DatagramDial if spec.proto.is_datagram else TargetDial
         self._remark = describe_wildcard(spec.target, self._target)
         if self._remark is not None:
             event_log.log_warn(EventKind.TARGET, self._remark)

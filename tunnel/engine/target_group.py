@@ -15,7 +15,7 @@ from tunnel.engine.dialler import Dialler, TargetDial
 from tunnel.engine.group_target import GroupTarget
 from tunnel.model.balancer import create_balancer
 from tunnel.model.events import EventKind
-from tunnel.model.spec import LogLevel, Proto
+from tunnel.model.spec import LogLevel
 from tunnel.model.wording import plural
 from tunnel.runtime import sockets
 from tunnel.runtime.connect_race import describe_failures
@@ -103,7 +103,7 @@ class TargetGroup(Dialler[GroupDial]):
     def __init__(self, owner: DialOwner, event_log: EventLog, spec: TunnelSpec) -> None:
         super().__init__(owner, event_log)
         self._spec = spec
-        self._dial_class = GroupDial if spec.proto is Proto.TCP else DatagramGroupDial
+        self._dial_class = DatagramGroupDial if spec.proto.is_datagram else GroupDial
         self._members = [GroupTarget(self, self._relays, each, spec) for each in spec.members]
         self._balancer: Balancer[GroupTarget] = create_balancer(spec.balance)
         self._last_resort: Balancer[GroupTarget] = create_balancer(spec.balance)

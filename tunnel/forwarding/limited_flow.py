@@ -125,9 +125,8 @@ class LimitedPlainFlow(LimitedFlow, PlainFlow):
 
 def limit_flow(flow: Flow, limiter: RateLimiter) -> None:
     """Limit the rate of a flow from its next read on; one that is limited already stays as it is."""
-    limited = LimitedFlow.by_unlimited.get(type(flow))
-    if limited is not None:
-        flow.__class__ = limited
+    if not isinstance(flow, LimitedFlow):
+        flow.__class__ = LimitedFlow.by_unlimited[type(flow)]
         flow.limit = FlowLimit(cast("LimitedFlow", flow), limiter)
 
 

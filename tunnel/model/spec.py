@@ -86,6 +86,11 @@ class Proto(enum.StrEnum):
     UDP = "udp"
     """each source address and port is a visitor, as long as datagrams go either way"""
 
+    @property
+    def is_datagram(self) -> bool:
+        """Whether visitors and targets are reached over UDP; everything else is a stream of TCP."""
+        return self is Proto.UDP
+
 
 class LogLevel(enum.IntEnum):
     """The severity of an event, and the threshold of a tunnel's log."""
@@ -222,7 +227,7 @@ class TunnelSpec:
     @property
     def features(self) -> tuple[str, ...]:
         """The optional parts of the protocol that this end wants to use."""
-        wanted = {SHARE: True, REUSE: self.reuse, UDP: self.proto is Proto.UDP}
+        wanted = {SHARE: True, REUSE: self.reuse, UDP: self.proto.is_datagram}
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
     def idle_limit(self, end: End) -> float:
@@ -230,7 +235,7 @@ class TunnelSpec:
 
         An egress lets the ingress forget a UDP flow first: a datagram on its way to a flow that has just ended is lost.
         """
-        if self.proto is Proto.TCP:
+        if not self.proto.is_datagram:
             return self.idle_timeout
         limit = min(self.udp_timeout, self.idle_timeout or self.udp_timeout)
         return limit if end is End.INGRESS else _EGRESS_PATIENCE * limit
@@ -263,12 +268,12 @@ class TunnelSpec:
     @property
     def effective_check(self) -> TargetCheck:
         """How the health of targets is checked."""
-        return self.check or (CHECK_TCP if self.targets and self.proto is Proto.TCP else CHECK_OFF)
+        return self.check or (CHECK_TCP if self.targets and not self.proto.is_datagram else CHECK_OFF)
 
     @property
     def shows_health_when_connected(self) -> bool:
         """Whether a target of a group is in order if a visitor's connection to it is made."""
-        return self.effective_check.kind is not CheckKind.HTTP and self.proto is Proto.TCP
+        return self.effective_check.kind is not CheckKind.HTTP and not self.proto.is_datagram
 
     @property
     def is_target_group(self) -> bool:

@@ -68,7 +68,11 @@ def can_take_over(
     ``spec`` is the successor's where it is about visitors; everything else is accepted over TCP.
     """
     proto = Proto.TCP if spec is None else spec.proto
-    return acceptor.proto is proto and acceptor.requested_address == address and bool(acceptor.requested_address.port)
+    return (
+        acceptor.proto.is_datagram is proto.is_datagram
+        and acceptor.requested_address == address
+        and bool(acceptor.requested_address.port)
+    )
 
 
 async def bind(
