@@ -663,7 +663,10 @@ async def test_unchanged_widgets_are_not_rendered_again(daemon: FakeDaemon, open
     async with opened() as (app, pilot):
         footer, table = app._main.query_one("#footer", Pane), app._main.query_one(TunnelTable)
         await wait_until_shown(pilot, lambda: footer._rendered is not None and table._rendered is not None)
-        lines, rows = footer._rendered, table._rendered
+        lines, rows = None, None
+        while (lines, rows) != (footer._rendered, table._rendered):  # the first pictures may come before the last size
+            lines, rows = footer._rendered, table._rendered
+            await pilot.pause(0.1)
         await pilot.press("j")
         await wait_until_shown(pilot, lambda: table._rendered not in (None, rows))
         assert footer._rendered is lines
