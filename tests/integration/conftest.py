@@ -31,5 +31,5 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     if report.failed:
         for command in _commands(getattr(item, "funcargs", {})):
             text = "\n".join((command.log_text() + command.stdout_text()).splitlines()[-60:])
-            report.sections.append((f"{command.name} {command.process.args!r:.200}", text))
+            report.sections.append((f"{command.name} {command.arguments!r:.200}", text))
     return report

@@ -688,7 +688,8 @@ def test_commands_are_refused_unless_enabled_and_always_when_read_only(
 
 def _still(tunnel: dict[str, Any]) -> dict[str, Any]:
     """The tunnels without fields that change even when idle."""
-    return {**tunnel, "rtt_ms": None, "pool": {**tunnel["pool"], "dialing": None}}
+    links = [{**link, "rtt_ms": None} for link in tunnel["links"]]
+    return {**tunnel, "rtt_ms": None, "links": links, "pool": {**tunnel["pool"], "dialing": None}}
 
 
 def _still_of(hosts: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, list[dict[str, Any]]]]:

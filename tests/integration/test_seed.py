@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -152,7 +153,7 @@ def test_an_example_works_as_written(
             assert round_trip(visitor, b"again") == b"again"
     assert target.accepted >= 51
     for command in (server, client):
-        command.process.terminate()
+        command.signal(signal.SIGTERM)
         assert command.wait_exit() == 0
 
 

@@ -346,3 +346,15 @@ def test_a_full_disk_is_reported_with_a_sentence(shell: CommandShell) -> None:
     assert done.returncode == 1
     assert "cannot write the output: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["ps"], ["check"]])
+def test_a_forked_command_does_what_one_in_a_new_interpreter_does(
+    shell: CommandShell, file: Path, arguments: list[str]
+) -> None:
+    file.write_text(f"{file.read_text()}  more: server://:1\n")
+    done = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, check=False, cwd=shell.path, env=shell.environ
+    )
+    forked = shell.run(*arguments)
+    assert (forked.returncode, forked.stdout, forked.stderr) == (done.returncode, done.stdout, done.stderr)

@@ -167,7 +167,7 @@ def test_plan_and_apply_take_a_candidate(daemon: DaemonShell) -> None:
     done = daemon.run("apply", "next.yaml", "--wait")
     assert done.returncode == 0
     assert "added edge-3" in done.stdout
-    assert "edge-2" not in daemon.states()
+    wait_until(lambda: "edge-2" not in daemon.states(), what="the removed entry ends")
     assert daemon.file.read_text() == candidate.read_text()
     assert daemon.run("plan", "nothere.yaml").returncode == 2
 

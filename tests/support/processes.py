@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, Self, TypeVar
 
+from tests.support.fork_server import ForkedProcess, can_fork, fork_server
 from tests.support.peers import SOCKET_TIMEOUT_S, Address, Target, connect, echo, receive_all, time_to_first_byte
 from tests.support.ports import free_port
 from tests.support.scale import GUARD_S, time_allowed
@@ -25,6 +26,8 @@ from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "orchestrator.cli")
+
+_IN_NAMESPACE = ("ip", "netns", "exec")
 
 NO_ENTRIES: Mapping[str, Any] = MappingProxyType({})
 
@@ -45,22 +48,20 @@ class Command:
         self.name = name
         self.log = directory / f"{name}.stderr"
         self.out = directory / f"{name}.stdout"
-        self._arguments = list(arguments)
+        self.arguments = list(arguments)
         self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **env}
         self.start()
 
     def start(self) -> None:
         """Start the process, for the first time or again after it has ended."""
         with self.log.open("ab") as stderr, self.out.open("ab") as stdout:
-            self.process = subprocess.Popen(
-                self._arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=ROOT,
-                env=self._env,
-            )
+            self.process = self._start(stdout.fileno(), stderr.fileno())
         self.started = time.monotonic()
+
+    def _start(self, stdout: int, stderr: int) -> subprocess.Popen[bytes] | ForkedProcess:
+        return subprocess.Popen(
+            self.arguments, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=ROOT, env=self._env
+        )
 
     @property
     def pid(self) -> int:
@@ -116,7 +117,26 @@ class Command:
         self.process.wait(GUARD_S)
 
 
-class Daemon(Command):
+class ProgramCommand(Command):
+    """A process of this program, forked from its imported modules where nothing but a namespace is before it."""
+
+    def __init__(
+        self, name: str, prefix: Sequence[str], arguments: Sequence[str], directory: Path, env: Mapping[str, str]
+    ) -> None:
+        self._prefix, self._of_program = tuple(prefix), list(arguments)
+        super().__init__(name, [*prefix, *COMMAND, *arguments], directory, env)
+
+    def _start(self, stdout: int, stderr: int) -> subprocess.Popen[bytes] | ForkedProcess:
+        is_namespace = len(self._prefix) == len(_IN_NAMESPACE) + 1 and self._prefix[:-1] == _IN_NAMESPACE
+        if not can_fork(self._env) or (self._prefix and not is_namespace):
+            return super()._start(stdout, stderr)
+        namespace = self._prefix[-1] if is_namespace else None
+        with open(os.devnull, "rb") as stdin:  # noqa: PTH123  a descriptor
+            streams = (stdin.fileno(), stdout, stderr)
+            return fork_server().start(self._of_program, cwd=ROOT, env=self._env, streams=streams, namespace=namespace)
+
+
+class Daemon(ProgramCommand):
     """A process of ``up FILE --no-tui`` with its local API."""
 
     def __init__(
@@ -133,8 +153,8 @@ class Daemon(Command):
         self._supervisor = dict(supervisor)
         self.write(tunnels)
         self.socket = directory / f"{name}.sock"
-        arguments = [*prefix, *COMMAND, "up", str(self.file), "--no-tui", "--socket", str(self.socket)]
-        super().__init__(name, [*arguments, *options], directory, env)
+        arguments = ["up", str(self.file), "--no-tui", "--socket", str(self.socket), *options]
+        super().__init__(name, prefix, arguments, directory, env)
 
     def write(self, tunnels: Mapping[str, object]) -> None:
         """Write the whole file with these tunnels, each a URL or an entry."""
@@ -226,7 +246,7 @@ class ProcessHarness:
 
     def start_command(self, *arguments: str, env: Mapping[str, str] = NO_ENTRIES) -> Command:
         """Start the command with any arguments."""
-        return self._add(Command(self._unique_name("command"), [*COMMAND, *arguments], self.directory, env))
+        return self._add(ProgramCommand(self._unique_name("command"), (), arguments, self.directory, env))
 
     def start_daemon(
         self,

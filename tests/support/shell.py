@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support.fork_server import can_fork, run_forked
 from tests.support.scale import GUARD_S
 
 if TYPE_CHECKING:
@@ -37,16 +38,21 @@ class CommandShell:
         }
 
     def run(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_TIMEOUT_S,
-            cwd=self.path,
-            env=self.environ | environ,
-            stdin=subprocess.DEVNULL,
-        )
+        """Run a command to its end, without input; the process is forked where that makes no difference."""
+        env = self.environ | environ
+        if can_fork(env):
+            done = run_forked(arguments, cwd=self.path, env=env, timeout_s=COMMAND_TIMEOUT_S)
+        else:
+            done = subprocess.run(
+                [*COMMAND, *arguments],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_TIMEOUT_S,
+                cwd=self.path,
+                env=env,
+                stdin=subprocess.DEVNULL,
+            )
         assert "Traceback" not in done.stderr
         assert "Warning" not in done.stderr
         return done

@@ -22,11 +22,11 @@ import pytest
 from aiohttp import ClientSession, web
 from yarl import URL
 
+from tests.support.fork_server import DASHBOARD_MODULE, can_fork, fork_server, run_forked
 from tests.support.scale import GUARD_S
 from tests.tui.fake import FakeDaemon
 from tui.web import require_token
 
-COMMAND = [sys.executable, "-m", "tui.cli"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -53,27 +53,16 @@ async def _stop(fake: FakeDaemon) -> None:
     await asyncio.gather(*rest, return_exceptions=True)
 
 
-# As a shell does: the terminal is the controlling terminal of the command, which gets SIGHUP when it is closed.
-_ON_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-)
-
-
 class Terminal:
-    """Runs a command on a terminal of 100 columns and 30 lines."""
+    """Runs a command on a terminal of 100 columns and 30 lines, which controls it: it gets SIGHUP when that closes."""
 
     def __init__(self, *arguments: str, environ: dict[str, str]) -> None:
         self._master, slave = pty.openpty()
         os.set_blocking(self._master, False)
         environ = {**environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _ON_TERMINAL, *COMMAND, *arguments],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            cwd=ROOT,
-            env=environ,
-            start_new_session=True,
+        assert can_fork(environ)
+        self.process = fork_server(DASHBOARD_MODULE).start(
+            arguments, cwd=ROOT, env=environ, streams=(slave, slave, slave), on_terminal=True
         )
         self._slave, self._is_open = slave, True
         self.output = ""
@@ -138,9 +127,8 @@ def run_on_terminal(*arguments: str, **environ: str) -> Iterator[Terminal]:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=2 * GUARD_S, check=False
-    )
+    environ = dict(os.environ)
+    return run_forked(arguments, cwd=ROOT, env=environ, timeout_s=2 * GUARD_S, module=DASHBOARD_MODULE)
 
 
 @pytest.mark.parametrize(
