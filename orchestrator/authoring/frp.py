@@ -15,7 +15,7 @@ from typing import Final
 
 from orchestrator.authoring.draft import Draft, Variable, clean_name, join_address
 from orchestrator.authoring.frp_ini import parse_ini
-from orchestrator.authoring.source import ImportFileError, Section, Source, parse_json, parse_toml, parse_yaml
+from orchestrator.authoring.source import ForeignFile, ImportFileError, Section, parse_json, parse_toml, parse_yaml
 from orchestrator.process.terminal_text import printable
 from tunnel.model.keys import generate_key
 
@@ -102,7 +102,7 @@ class _Published:
     """the entry of each client, by the name of its file"""
 
 
-def translate(sources: Sequence[Source], make_key: Callable[[], str] = generate_key) -> Translation:
+def translate(sources: Sequence[ForeignFile], make_key: Callable[[], str] = generate_key) -> Translation:
     """Translate files of frp. Raises ImportFileError if one cannot be read, or if there are no clients.
 
     ``make_key`` makes the key of both ends if frp has no token.
@@ -128,7 +128,7 @@ def translate(sources: Sequence[Source], make_key: Callable[[], str] = generate_
     return writer.translation
 
 
-def _read_settings(source: Source) -> _Settings:
+def _read_settings(source: ForeignFile) -> _Settings:
     root = Section(source, _parse(source))
     settings = _Settings(root)
     token, method = root.text("auth.token"), root.text("auth.method")
@@ -143,7 +143,7 @@ def _read_settings(source: Source) -> _Settings:
     return settings
 
 
-def _parse(source: Source) -> Mapping[str, object]:
+def _parse(source: ForeignFile) -> Mapping[str, object]:
     suffix = source.name.rpartition(".")[2].casefold()
     if suffix in {"yaml", "yml", "json"}:
         value = parse_json(source) if suffix == "json" else parse_yaml(source)
@@ -297,7 +297,7 @@ def service_name(name: str, used: set[str]) -> str:
     return found
 
 
-def _section(source: Source, values: Mapping[str, object], kind: str) -> Section:
+def _section(source: ForeignFile, values: Mapping[str, object], kind: str) -> Section:
     """Return the section of one proxy or visitor; in INI its header has the name."""
     name = str(values.get("section") or values.get("name") or "")[:60]
     quoted = re.escape(name)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from orchestrator.authoring.source import ImportFileError, Source
+from orchestrator.authoring.source import ForeignFile, ImportFileError
 
 _MAX_RANGE: Final = 1000
 _COMMON: Final[Mapping[str, str]] = MappingProxyType(
@@ -65,7 +65,7 @@ _PROXY: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-def parse_ini(source: Source) -> dict[str, object]:
+def parse_ini(source: ForeignFile) -> dict[str, object]:
     """Return an INI file of frp as its TOML would be. Raises ImportFileError."""
     parser = configparser.ConfigParser(
         interpolation=None, strict=False, delimiters=("=",), default_section="\0", allow_no_value=True
@@ -110,7 +110,7 @@ def _nest(values: Mapping[str, str], names: Mapping[str, str]) -> dict[str, obje
     return root
 
 
-def _expand_range(source: Source, section: str, values: Mapping[str, str]) -> Iterator[dict[str, object]]:
+def _expand_range(source: ForeignFile, section: str, values: Mapping[str, str]) -> Iterator[dict[str, object]]:
     """Yield a proxy for each pair of ports of a section ``range:NAME``."""
     name = section.removeprefix("range:")
     try:

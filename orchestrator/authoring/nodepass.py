@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from orchestrator.authoring.draft import Draft, Variable
-from orchestrator.authoring.source import ImportFileError, Source, parse_json, parse_yaml
+from orchestrator.authoring.source import ForeignFile, ImportFileError, parse_json, parse_yaml
 from tunnel.model.errors import UrlError
 from tunnel.model.spec import Role
 from tunnel.model.url import TunnelUrl, parse_url
@@ -82,7 +82,7 @@ class _Found:
     enabled: bool = True
 
 
-def translate(source: Source) -> list[Draft]:
+def translate(source: ForeignFile) -> list[Draft]:
     """Translate a file. Raises ImportFileError if it cannot be read or has no URL."""
     found = list(_find_urls(source))
     if not found:
@@ -101,7 +101,7 @@ def translate(source: Source) -> list[Draft]:
 # --- where URLs are ---------------------------------------------------------------------------------------------------
 
 
-def _find_urls(source: Source) -> Iterator[_Found]:
+def _find_urls(source: ForeignFile) -> Iterator[_Found]:
     if BINARY_TEXT in source.text:
         raise ImportFileError(f"{source.name}: {_GOB_HINT}")
     if source.text.lstrip()[:1] in {"[", "{"} and source.name.casefold().endswith(".json"):
@@ -112,7 +112,7 @@ def _find_urls(source: Source) -> Iterator[_Found]:
         yield from _of_text(source)
 
 
-def _of_text(source: Source) -> Iterator[_Found]:
+def _of_text(source: ForeignFile) -> Iterator[_Found]:
     """Yield the URLs of command lines. Variables apply to their own line, and if exported to the following ones."""
     exported: dict[str, str] = {}
     for number, line in enumerate(source.text.splitlines(), start=1):
@@ -128,7 +128,7 @@ def _of_text(source: Source) -> Iterator[_Found]:
             yield _Found(match[0], place, variables=exported | variables)
 
 
-def _known_variables(source: Source, place: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+def _known_variables(source: ForeignFile, place: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return the variables that are options here, without the prefix NP_, and note other ones that have it."""
     found: dict[str, str] = {}
     for name, value in pairs:
@@ -140,7 +140,7 @@ def _known_variables(source: Source, place: str, pairs: Iterable[tuple[str, str]
     return found
 
 
-def _of_compose(source: Source) -> Iterator[_Found]:
+def _of_compose(source: ForeignFile) -> Iterator[_Found]:
     root = parse_yaml(source)
     services = root.get("services") if isinstance(root, Mapping) else None
     for name, service in services.items() if isinstance(services, Mapping) else ():
@@ -179,7 +179,7 @@ def _compose_variables(value: object) -> list[tuple[str, str]]:
     return [(name, each) for name, each in pairs if each]
 
 
-def _of_master(source: Source) -> Iterator[_Found]:
+def _of_master(source: ForeignFile) -> Iterator[_Found]:
     """Yield the instances of ``GET …/v1/instances``, a list or a mapping of them by id."""
     root = parse_json(source)
     if isinstance(root, Mapping):
@@ -211,7 +211,7 @@ def _of_master(source: Source) -> Iterator[_Found]:
 class _Translator:
     """Turns one URL of nodepass into an entry, and notes what is not carried over."""
 
-    def __init__(self, source: Source, found: _Found) -> None:
+    def __init__(self, source: ForeignFile, found: _Found) -> None:
         self._source = source
         self._found = found
         self._options: dict[str, str] = {}

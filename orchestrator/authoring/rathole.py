@@ -12,7 +12,7 @@ from typing import Final
 
 from orchestrator.authoring.draft import Draft
 from orchestrator.authoring.frp import Translation, service_name
-from orchestrator.authoring.source import ImportFileError, Section, Source, parse_toml
+from orchestrator.authoring.source import ForeignFile, ImportFileError, Section, parse_toml
 from orchestrator.process.terminal_text import printable
 from tunnel.model.address import parse_address
 from tunnel.model.errors import UrlError
@@ -36,7 +36,7 @@ _REASONS: Final[Mapping[str, str]] = MappingProxyType(
 _PLAIN: Final = {"", "tcp", "tls", "noise"}
 
 
-def translate(sources: Sequence[Source]) -> Translation:
+def translate(sources: Sequence[ForeignFile]) -> Translation:
     """Translate files of rathole. Raises ImportFileError if one cannot be read, or has neither end."""
     found = Translation()
     for source in sources:

@@ -26,7 +26,7 @@ class ImportFileError(OrchestratorError):
 
 
 @dataclass(slots=True)
-class Source:
+class ForeignFile:
     """One file of another program."""
 
     name: str
@@ -55,7 +55,7 @@ class Source:
 class Section:
     """A mapping of a file. Names may have dots: ``auth.token`` is ``token`` in the mapping ``auth``."""
 
-    source: Source
+    source: ForeignFile
     values: Mapping[str, object]
     patterns: tuple[str, ...] = ()
     """how the lines of the section are found"""
@@ -155,22 +155,22 @@ def _is_off(value: object) -> bool:
     return is_empty or (isinstance(value, str) and value.strip().casefold() in {"false", "0", "no", "off", ""})
 
 
-def parse_toml(source: Source) -> dict[str, object]:
+def parse_toml(source: ForeignFile) -> dict[str, object]:
     """Parse TOML. Raises ImportFileError."""
     return _parse(source, "TOML", tomllib.loads)
 
 
-def parse_json(source: Source) -> object:
+def parse_json(source: ForeignFile) -> object:
     """Parse JSON. Raises ImportFileError."""
     return _parse(source, "JSON", json.loads)
 
 
-def parse_yaml(source: Source) -> object:
+def parse_yaml(source: ForeignFile) -> object:
     """Parse YAML, every scalar as a text. Raises ImportFileError."""
     return _parse(source, "YAML", lambda text: yaml.load(text, Loader=yaml.BaseLoader))  # noqa: S506  texts alone
 
 
-def _parse(source: Source, language: str, parse: Callable[[str], _T]) -> _T:
+def _parse(source: ForeignFile, language: str, parse: Callable[[str], _T]) -> _T:
     try:
         return parse(source.text)
     except yaml.MarkedYAMLError as error:

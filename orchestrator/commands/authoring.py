@@ -20,7 +20,7 @@ from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     from orchestrator.authoring.draft import Note, WrittenFile
-    from orchestrator.authoring.source import Source
+    from orchestrator.authoring.source import ForeignFile
     from orchestrator.authoring.starter import Starter
 
 _TUNNEL_PORT: Final = 10101
@@ -173,19 +173,19 @@ def _list_notes(notes: Sequence[Note]) -> None:
         click.echo(str(note), err=True)
 
 
-def _read_source(path: Path, program: str) -> Source:
+def _read_source(path: Path, program: str) -> ForeignFile:
     from orchestrator.authoring.nodepass import BINARY_TEXT  # noqa: PLC0415  as in init
-    from orchestrator.authoring.source import Source  # noqa: PLC0415  as in init
+    from orchestrator.authoring.source import ForeignFile  # noqa: PLC0415  as in init
 
     try:
         content = read_file(path, _MAX_IMPORT_BYTES)
         is_gob = program == "nodepass" and b"\0" in content.data
-        return Source(str(path), BINARY_TEXT if is_gob else content.text())
+        return ForeignFile(str(path), BINARY_TEXT if is_gob else content.text())
     except FileError as error:
         exit_with_error(EXIT_FAILED, f"cannot read {path}: {error}")
 
 
-def _translate(program: str, sources: Sequence[Source]) -> dict[str, WrittenFile]:
+def _translate(program: str, sources: Sequence[ForeignFile]) -> dict[str, WrittenFile]:
     """Return the files that are to be written, by their names. Raises ImportFileError."""
     from orchestrator.authoring import frp, nodepass, rathole  # noqa: PLC0415  as in init
     from orchestrator.authoring.draft import write_file  # noqa: PLC0415  as in init
@@ -209,7 +209,7 @@ def _translate(program: str, sources: Sequence[Source]) -> dict[str, WrittenFile
     }
 
 
-def _as_comment(sources: Sequence[Source]) -> list[str]:
+def _as_comment(sources: Sequence[ForeignFile]) -> list[str]:
     """Return the notes of sources for the head of a file, which outlives the output of the command."""
     notes = [f"  {note}" for source in sources for note in source.notes]
     return ["Left out, or different:", *notes] if notes else []

@@ -143,12 +143,7 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
     ) -> int:  # fmt: skip
         if bool(names) == everything:
             exit_with_error(EXIT_USAGE, f"name the tunnels or use --all: nodepass-orch {command.name} NAME…")
-        member = {key: value for key, value in (("target", target), ("link", link)) if value is not None}
-        if len(member) > 1:
-            exit_with_error(EXIT_USAGE, "a command concerns one target or one link: use --target or --link")
-        if member and (everything or timeout is not None):
-            text = f"--{next(iter(member))} goes with the name of a tunnel, and not with --all or --timeout"
-            exit_with_error(EXIT_USAGE, text)
+        member = _chosen_member(target, link, is_for_all=everything or timeout is not None)
         with exit_on_api_error():
             client = make_client(socket, file)
             selected = select_tunnels(client.status()["tunnels"], names)
@@ -176,6 +171,17 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
     for decorate in reversed(decorators):
         send_to_tunnels = decorate(send_to_tunnels)
     return click.command(command.name, help=f"{command.summary} NAME may be a pattern like edge-*.")(send_to_tunnels)
+
+
+def _chosen_member(target: str | None, link: str | None, *, is_for_all: bool) -> dict[str, str]:
+    """The one target or link that a command concerns, by the name of its option; empty: the whole tunnel."""
+    member = {key: value for key, value in (("target", target), ("link", link)) if value is not None}
+    if len(member) > 1:
+        exit_with_error(EXIT_USAGE, "a command concerns one target or one link: use --target or --link")
+    if member and is_for_all:
+        text = f"--{next(iter(member))} goes with the name of a tunnel, and not with --all or --timeout"
+        exit_with_error(EXIT_USAGE, text)
+    return member
 
 
 def _target_option(command: TunnelCommand) -> Callable[[Any], Any]:

@@ -17,7 +17,7 @@ from typing import Final
 
 from orchestrator.authoring import frp, nodepass, rathole
 from orchestrator.authoring.draft import Draft, write_file
-from orchestrator.authoring.source import ImportFileError, Source
+from orchestrator.authoring.source import ForeignFile, ImportFileError
 from orchestrator.config import document
 from orchestrator.config.document import MappingNode, Node, SequenceNode
 from orchestrator.config.faults import ConfigError, Fault
@@ -488,14 +488,14 @@ def imports(data: bytes) -> None:
     """A file of another program; the first byte chooses its language. What is translated passes ``check``."""
     suffix = ("toml", "ini", "yaml", "json", "sh")[data[0] % 5] if data else "toml"
     text = data[1:].decode("utf-8", "replace")
-    readers: tuple[Callable[[Source], list[Draft]], ...] = (
+    readers: tuple[Callable[[ForeignFile], list[Draft]], ...] = (
         lambda source: frp.translate([source]).server,
         lambda source: [draft for drafts in rathole.translate([source]).clients.values() for draft in drafts],
         nodepass.translate,
     )
     for read in readers:
         with contextlib.suppress(ImportFileError):
-            written = write_file(read(Source(f"old.{suffix}", text)), ["a comment"])
+            written = write_file(read(ForeignFile(f"old.{suffix}", text)), ["a comment"])
             assert len({draft.name for draft in written.drafts}) == len(written.drafts)
 
 

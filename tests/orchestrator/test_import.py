@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from orchestrator.authoring import frp, nodepass, rathole
 from orchestrator.authoring.draft import MAX_DRAFTS, Draft, WrittenFile, clean_name, join_address, write_file
-from orchestrator.authoring.source import ImportFileError, Source
+from orchestrator.authoring.source import ForeignFile, ImportFileError
 from orchestrator.commands import command_line
 from orchestrator.config.load import load
 from tests.support.peers import exchange, receive_all
@@ -43,8 +43,8 @@ IMPORTS = [
 ]
 
 
-def source(text: str, name: str = "frpc.toml") -> Source:
-    return Source(name, text)
+def source(text: str, name: str = "frpc.toml") -> ForeignFile:
+    return ForeignFile(name, text)
 
 
 def run_import(program: str, names: list[str], directory: Path) -> int:
@@ -260,7 +260,7 @@ def test_imported_files_of_frp_and_rathole_carry_traffic(tmp_path: Path) -> None
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(
-    translate: Callable[[list[Source]], object], text: str, name: str, sentence: str
+    translate: Callable[[list[ForeignFile]], object], text: str, name: str, sentence: str
 ) -> None:
     with pytest.raises(ImportFileError, match=re.escape(sentence)):
         translate([source(text, name)])

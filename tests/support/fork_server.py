@@ -1,4 +1,4 @@
-"""Starts the command by forking a process that has imported its modules already.
+"""Runs the command line in a fork of a process that has imported its modules already.
 
 The imports are most of the CPU of a short command and of a daemon until it serves, and tests start hundreds of both.
 The rest is as in a new interpreter: arguments, environment, working directory, standard streams, network namespace,
