@@ -197,9 +197,10 @@ def save_unchanged(injector: FaultInjector) -> None:
 def save_invalid(injector: FaultInjector) -> None:
     """An invalid file, then the valid one."""
     daemon = injector.any_daemon()
-    daemon.write_invalid_file()
-    injector.wait(0.2, 1)
-    daemon.save()
+    with daemon.lock:  # a process that starts with an invalid file ends, as it should
+        daemon.write_invalid_file()
+        injector.wait(0.2, 1)
+        daemon.save()
     injector.reload(daemon)
 
 

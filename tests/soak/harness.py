@@ -93,7 +93,7 @@ class SoakDaemon:
         self.directory = directory
         self.urls = {tunnel.name: tunnel.url(name) for tunnel in tunnels}
         self.lock = threading.Lock()
-        """held while the process is killed, frozen or restarted"""
+        """held while the process is killed, frozen or restarted, and while its file is invalid"""
         self._workers = workers
         self._saving = threading.Lock()
         self._command_directory = directory.parent
