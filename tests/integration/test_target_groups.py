@@ -48,6 +48,7 @@ def test_a_target_is_drained_and_started_again_in_a_worker(harness: ProcessHarne
     assert visits(visitor_port, 4) == {b"a": 2, b"b": 2}
     client = ApiClient(daemon.socket)
     address = f"127.0.0.1:{one.port}"
+    wait_until(lambda: not daemon.tunnel()["targets"][0]["visitors"], within=20, what="the last visitors have left")
     answer = client.command("drain", "t", target=address)
     assert answer["text"] == f"the target {address} gets no new visitors"
     wait_until(lambda: daemon.tunnel()["targets"][0]["state"] == "drained", within=5, what="the target is drained")
