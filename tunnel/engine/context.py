@@ -43,9 +43,10 @@ class Timing:
 DEFAULT_TIMING: Final = Timing()
 
 
-MAX_HANDSHAKES_AT_ONCE: Final = 64
-"""Clients of one process that make a link with the same server address at the same time. A server has places for 256
-connections from one address that have not authenticated (``FrontDoorLimits.per_prefix``), and closes the oldest."""
+MAX_HANDSHAKES_AT_ONCE: Final = 128
+"""Clients of one process that make a link with the same server host at the same time, whatever the port. A process has
+places for 256 connections from one address that have not authenticated (``FrontDoorLimits.per_prefix``) on all its
+ports together, and closes the oldest: more clients at once would replace each other, and none would get a link."""
 
 
 class EngineContext:
@@ -58,14 +59,14 @@ class EngineContext:
         self.tunnel_ports = TunnelPorts(self.reactor, self.front_door)
         self.pipes = PipePool(self.reactor.fd_budget.visitor_ceiling)
         self.identity = SelfSignedCertificate()
-        self._handshake_slots: WeakValueDictionary[Address, asyncio.Semaphore] = WeakValueDictionary()
+        self._handshake_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self.visitor_log: Callable[[str, VisitorRecord], None] | None = None
         """receives the tunnel's name and each visitor that has left; set before the first engine is created"""
         self._activity_subscribers: list[Callable[[str], None]] = []
 
     def handshake_slots(self, server: Address) -> asyncio.Semaphore:
-        """The places for handshakes with a server, which all its clients in this process share."""
-        return self._handshake_slots.setdefault(server, asyncio.Semaphore(MAX_HANDSHAKES_AT_ONCE))
+        """The places for handshakes with a server's host, which all its clients in this process share."""
+        return self._handshake_slots.setdefault(server.host, asyncio.Semaphore(MAX_HANDSHAKES_AT_ONCE))
 
     def subscribe_activity(self, callback: Callable[[str], None]) -> None:
         """Call ``callback`` with a tunnel's name when a visitor arrives at a tunnel that has none."""
