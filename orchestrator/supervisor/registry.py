@@ -147,8 +147,7 @@ class TunnelRegistry:
             active = seen.connections.active + sum(one.connections.active for one in former)
             seen = add_totals(seen, reduce(Totals.plus, map(read_totals, former), NO_TOTALS))
             seen = replace(seen, connections=replace(seen.connections, active=active))
-        rates = self.traffic_meter.measure(name, seen.bytes)
-        return seen if rates is None else replace(seen, rates=rates)
+        return self.traffic_meter.add_rates(name, seen)
 
     def _runners_of(self, name: str) -> list[TunnelRunner]:
         """The former runners of a tunnel that still drain, and its present one last."""
@@ -233,6 +232,7 @@ class TunnelRegistry:
         if others:
             others[-1].absorb_totals(ended)
             return
+        self.traffic_meter.forget(ended.name)
         last = ended.snapshot()
         for notify in self._removal_subscribers:
             notify(ended.name, last)

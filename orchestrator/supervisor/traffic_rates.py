@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from orchestrator.status.scanner import SCAN_BATCH_SIZE
@@ -16,7 +17,6 @@ from tunnel.model.snapshot import TrafficRatesView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-    from collections.abc import Set as AbstractSet
 
     from tunnel.model.snapshot import BytesView, Snapshot
 
@@ -30,6 +30,7 @@ MAX_SPAN_S: Final = 15.0
 """A mean over a longer time says nothing about the present, unless nothing was carried."""
 
 NO_RATES: Final = TrafficRatesView(in_bps=0, out_bps=0)
+"""The only object with rates of zero: a byte within ``MAX_SPAN_S`` is rounded to one bit per second."""
 
 _PAUSE_S: Final = 0.004  # between two groups of tunnels, so that no visitor waits for the reading of all
 
@@ -48,8 +49,20 @@ class TrafficMeter:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._measured: dict[str, _Measured] = {}
+        self._rated: dict[str, tuple[Snapshot, Snapshot]] = {}
+        """the last snapshot of each tunnel without its rates, and the same with them"""
         self._watched: Collection[str] = ()
         self._watched_since = -math.inf
+
+    def add_rates(self, name: str, seen: Snapshot) -> Snapshot:
+        """Return a snapshot made now with the rates; the same object as before as long as nothing differs."""
+        rates = self.measure(name, seen.bytes)
+        known = self._rated.get(name)
+        if known is not None and known[0] is seen and known[1].rates == rates:
+            return known[1]
+        rated = seen if rates is None else replace(seen, rates=rates)
+        self._rated[name] = seen, rated
+        return rated
 
     def measure(self, name: str, counted: BytesView) -> TrafficRatesView | None:
         """Return the rates of a tunnel whose counters were read now; None if they are not known yet."""
@@ -67,16 +80,19 @@ class TrafficMeter:
     def version(self, name: str) -> int:
         """Return a number that changes when the rates may have changed though the counters have not."""
         last = self._measured.get(name)
-        return 0 if last is not None and last.rates == NO_RATES else int(self._clock() / MIN_SPAN_S)
+        return 0 if last is not None and last.rates is NO_RATES else int(self._clock() / MIN_SPAN_S)
 
-    def watch(self, names: Collection[str], present: AbstractSet[str]) -> None:
-        """Take note of which tunnels can carry something at this moment; forget those that are not ``present``.
+    def watch(self, names: Collection[str]) -> None:
+        """Remember which tunnels can carry something at this moment.
 
         What another tunnel carries later came after this moment, however long ago its counters were read.
         """
         self._watched, self._watched_since = names, self._clock()
-        if not self._measured.keys() <= present:
-            self._measured = {name: last for name, last in self._measured.items() if name in present}
+
+    def forget(self, name: str) -> None:
+        """Drop what is remembered of a tunnel that was removed."""
+        self._measured.pop(name, None)
+        self._rated.pop(name, None)
 
 
 def _mean(before: BytesView, now: BytesView, span_s: float) -> TrafficRatesView | None:
@@ -91,9 +107,6 @@ def _mean(before: BytesView, now: BytesView, span_s: float) -> TrafficRatesView 
 
 class SampledTunnels(Protocol):
     """What the sampler uses of the registry."""
-
-    def names(self) -> Collection[str]:
-        """Return the names of the tunnels that there are now."""
 
     def snapshot(self, name: str) -> Snapshot:
         """One tunnel now, with its rates measured. Raises LookupError."""
@@ -125,8 +138,8 @@ class TrafficSampler:
             except LookupError:  # it was removed meanwhile
                 self._busy.discard(name)
                 continue
-            if not seen.connections.active and seen.rates == NO_RATES:
+            if not seen.connections.active and seen.rates is NO_RATES:
                 self._busy.discard(name)
             if number % SCAN_BATCH_SIZE == 0:
                 await asyncio.sleep(_PAUSE_S)
-        self._meter.watch(frozenset(self._busy), set(self._tunnels.names()))
+        self._meter.watch(frozenset(self._busy))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.status.json_types import TrafficRatesJson
 from orchestrator.supervisor.runner import stopped_snapshot
-from orchestrator.supervisor.traffic_rates import MAX_SPAN_S, MIN_SPAN_S, TrafficMeter, TrafficSampler
+from orchestrator.supervisor.traffic_rates import MAX_SPAN_S, MIN_SPAN_S, NO_RATES, TrafficMeter, TrafficSampler
 from tests.orchestrator.api_harness import run_api
 from tests.support.waiting import wait_until_async
 from tunnel.model.options import make_spec
@@ -37,16 +37,13 @@ class Metered:
         self.meter = TrafficMeter(lambda: self.now)
         self.sampler = TrafficSampler(self, self.meter)
 
-    def names(self) -> list[str]:
-        return ["web"] if self.is_present else []
-
     def snapshot(self, name: str) -> Snapshot:
         if not self.is_present:
             raise LookupError(name)
         self.readings += 1
         counted = BytesView(from_visitors=self.carried_in)
         connections = replace(EMPTY.connections, active=self.visitors)
-        return replace(EMPTY, bytes=counted, connections=connections, rates=self.meter.measure(name, counted))
+        return self.meter.add_rates(name, replace(EMPTY, bytes=counted, connections=connections))
 
     def rate_in(self) -> int | None:
         rates = self.snapshot("web").rates
@@ -116,6 +113,7 @@ async def test_the_sampler_reads_a_busy_tunnel_until_it_is_quiet() -> None:
     metered.is_present = False
     metered.sampler.mark("web")
     await metered.sampler.sample()
+    metered.meter.forget("web")
     metered.is_present = True
     assert metered.rate_in() is None, "a tunnel that is gone is forgotten"
 
@@ -128,6 +126,26 @@ async def test_traffic_after_a_long_silence_is_measured_from_its_begin() -> None
     metered.now, metered.carried_in, metered.visitors = metered.now + 2, 5000, 1
     metered.sampler.mark("web")
     assert metered.rate_in() == 8 * 5000 / 2
+
+
+def test_the_snapshot_of_a_tunnel_at_rest_stays_the_same_object() -> None:
+    now = itertools.count(100.0, 0.6)
+    meter = TrafficMeter(lambda: next(now))
+    first = meter.add_rates("web", EMPTY)
+    assert first.rates == NO_RATES
+    assert all(meter.add_rates("web", EMPTY) is first for _ in range(5))
+
+
+async def test_a_removed_tunnel_leaves_nothing_in_the_meter(tmp_path: Path) -> None:
+    async with run_api(tmp_path, FILE) as harness:
+        await wait_until_async(lambda: harness.state("web") is State.UP)
+        meter = harness.supervisor._registry.traffic_meter
+        assert {"web"} == meter._measured.keys() == meter._rated.keys()
+        harness.file.write_text("version: 1\ntunnels: {other: 'server://127.0.0.1:1002/127.0.0.1:8001'}\n")
+        await harness.supervisor.reload()
+        await wait_until_async(lambda: harness.state("other") is State.UP)
+        await wait_until_async(lambda: "web" not in harness.supervisor.names())
+        assert {"other"} == meter._measured.keys() == meter._rated.keys()
 
 
 async def test_rates_in_the_status_follow_the_traffic_and_fall_to_zero(
