@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,11 @@ def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(KeyFileError, match="UTF-8"):
         load_keys(tmp_path / "bytes.yaml")
+    os.mkfifo(tmp_path / "fifo.yaml")
+    with pytest.raises(KeyFileError, match=r"cannot read .*fifo\.yaml: it is a FIFO, not a regular file"):
+        load_keys(tmp_path / "fifo.yaml")
+    with pytest.raises(KeyFileError, match="not YAML"):
+        load_keys(written(tmp_path, "[" * 3000))
 
 
 def test_default_keys_are_unique_and_each_action_has_a_method() -> None:

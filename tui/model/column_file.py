@@ -1,29 +1,32 @@
-"""The columns of the table that the user hides, kept in a file across starts as htop and k9s keep theirs."""
+"""The file with the columns of the table that the user hides."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import yaml
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+from tui.model.user_files import read_user_file, user_file
+from tunnel.model.files import FileError
 
-_HEADING = "# Columns that the dashboard hides; its key C writes this file.\n"
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+_HEADING: Final = "# Columns that the dashboard hides. The action `columns` (key C) writes this file.\n"
+_TEXT_TAG: Final = "tag:yaml.org,2002:str"
 
 
 def default_column_file(environ: Mapping[str, str]) -> Path | None:
     """Return ``nodepass-orch/columns.yaml`` in the user's configuration directory; None without such a directory."""
-    home = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME', '')}/.config"
-    path = Path(home) / "nodepass-orch" / "columns.yaml"
-    return path if path.is_absolute() else None
+    return user_file(environ, "columns.yaml")
 
 
 class ColumnFile:
-    """Reads and writes the names of hidden columns; without a path they are forgotten at the end."""
+    """Reads and writes the names of hidden columns. Without a path the choice ends with the dashboard."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -33,16 +36,15 @@ class ColumnFile:
         if self._path is None:
             return frozenset()
         try:
-            content = yaml.safe_load(self._path.read_text())
-        except (OSError, UnicodeError, yaml.YAMLError):
+            node = yaml.compose(read_user_file(self._path), Loader=yaml.SafeLoader)
+        except (FileError, yaml.YAMLError, RecursionError):
             return frozenset()
-        hidden = content.get("hidden") if isinstance(content, dict) else None
-        return frozenset(name for name in hidden if isinstance(name, str)) if isinstance(hidden, list) else frozenset()
+        return frozenset(_hidden_names(node))
 
     def save(self, hidden: Collection[str]) -> str | None:
-        """Write the hidden columns; return a sentence that says why that failed, None if it did not.
+        """Write the hidden columns. Returns a sentence with the reason if that fails, else None.
 
-        Another dashboard never reads half a file: the new one replaces it.
+        The new file replaces the old one at once, so that another dashboard never reads half of it.
         """
         if self._path is None:
             return None
@@ -51,11 +53,19 @@ class ColumnFile:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".columns-")
-            with os.fdopen(descriptor, "w") as file:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
             Path(temporary).replace(self._path)
         except OSError as error:
             if temporary:
-                Path(temporary).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    Path(temporary).unlink()
             return f"The columns are kept only until the dashboard ends: {self._path}: {error.strerror}."
         return None
+
+
+def _hidden_names(node: yaml.Node | None) -> Iterator[str]:
+    """Yield the texts of the list ``hidden``; another value there is no name of a column."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value == "hidden" and isinstance(value, yaml.SequenceNode):
+            yield from (one.value for one in value.value if isinstance(one, yaml.ScalarNode) and one.tag == _TEXT_TAG)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import yaml
 
+from tui.model.user_files import read_user_file, user_file
 from tunnel.model.errors import did_you_mean
+from tunnel.model.files import FileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 
 class KeyFileError(Exception):
@@ -111,9 +113,8 @@ def display_keys(keys: str) -> str:
 
 def default_key_file(environ: Mapping[str, str]) -> Path | None:
     """Return ``nodepass-orch/keys.yaml`` in the user's configuration directory; None if there is no such file."""
-    home = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME', '')}/.config"
-    path = Path(home) / "nodepass-orch" / "keys.yaml"
-    return path if path.is_absolute() and path.is_file() else None
+    path = user_file(environ, "keys.yaml")
+    return path if path is not None and path.is_file() else None
 
 
 def load_keys(path: Path) -> dict[str, str]:
@@ -148,16 +149,14 @@ def all_keys(chosen: Mapping[str, str]) -> dict[str, str]:
 
 def _parse_yaml(path: Path) -> yaml.Node | None:
     try:
-        node: yaml.Node | None = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise KeyFileError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise KeyFileError(f"{path} is not UTF-8 text") from None
+        node: yaml.Node | None = yaml.compose(read_user_file(path), Loader=yaml.SafeLoader)
+    except FileError as error:
+        raise KeyFileError(f"cannot read {path}: {error}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise KeyFileError(f"{place}: {error.problem or 'not YAML'}") from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise KeyFileError(f"{path}: not YAML") from None
     return node
 
