@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.tui.conftest import OpenDashboard, screen_text, shows, wait_until_shown
 from tests.tui.fake import FakeDaemon
-from tui.format.columns import HIDEABLE, column_choice_lines, lay_out
+from tui.format.columns import HIDEABLE, column_choice_line, lay_out
 from tui.model.column_file import ColumnFile, default_column_file
 
 KEYS = [column.key for column in HIDEABLE]
@@ -27,7 +28,8 @@ def test_hidden_columns_are_never_shown_and_the_others_get_their_room(width: int
 
 
 def test_each_column_that_can_be_hidden_has_a_line() -> None:
-    texts = ["".join(text for text, _ in line) for line in column_choice_lines({"rtt"}, 0)]
+    lines = [column_choice_line(column, is_hidden=column.key == "rtt") for column in HIDEABLE]
+    texts = ["".join(text for text, _ in line) for line in lines]
     assert [text for text in texts if "[ ]" in text] == [" [ ] RTT "]
     assert len(texts) == len(KEYS)
 
@@ -40,12 +42,24 @@ def test_what_is_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, hidde
     assert [path.name for path in file.parent.iterdir()] == ["columns.yaml"]
 
 
-@pytest.mark.parametrize("text", ["", "[", "hidden: 3", "- a", "hidden: [[1], 2]", "hidden: \xff"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[", "hidden: 3", "- a", "hidden: [[1], 2]", "hidden: \xff", "hidden: 2020-13-45", "[" * 3000,
+     "hidden: [rtt]" + " " * (64 << 10)],
+)  # fmt: skip
 def test_a_file_that_is_wrong_hides_nothing(tmp_path: Path, text: str) -> None:
     file = tmp_path / "columns.yaml"
     assert ColumnFile(file).load() == frozenset()
     file.write_bytes(text.encode("latin-1"))
     assert ColumnFile(file).load() == frozenset()
+
+
+def test_a_fifo_in_place_of_the_file_hides_nothing_and_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "columns.yaml"
+    os.mkfifo(file)
+    assert ColumnFile(file).load() == frozenset()
+    assert ColumnFile(file).save({"rtt"}) is None
+    assert ColumnFile(file).load() == {"rtt"}
 
 
 def test_a_choice_that_cannot_be_saved_says_so(tmp_path: Path) -> None:
@@ -81,6 +95,15 @@ async def test_chosen_columns_are_kept_for_the_next_start(
         await pilot.press("C", "r", "C")
         await wait_until_shown(pilot, shows(app, "RTT"))
     assert ColumnFile(file).load() == frozenset()
+
+
+async def test_the_cursor_stays_visible_on_a_low_screen(daemon: FakeDaemon, opened: OpenDashboard) -> None:
+    async with opened((160, 11)) as (app, pilot):
+        await pilot.press("C")
+        await wait_until_shown(pilot, shows(app, "[x] ROLE"))
+        assert "[x] REASON" not in screen_text(app)
+        await pilot.press("end")
+        await wait_until_shown(pilot, shows(app, "[x] REASON"))
 
 
 async def test_a_choice_that_cannot_be_saved_holds_until_the_end(

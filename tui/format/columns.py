@@ -258,13 +258,13 @@ def format_row(tunnel: Tunnel, layout: TableLayout, now: float, marked: Collecti
     return tuple(spans)
 
 
-def column_choice_lines(hidden: Collection[str], cursor: int) -> list[Line]:
-    """Return a line for each column that can be hidden, with a sign if it is shown."""
-    lines: list[Line] = []
-    for number, column in enumerate(HIDEABLE):
-        sign, style = ("[ ]", "dim") if column.key in hidden else ("[x]", "")
-        lines.append(((f" {sign} {column.title} ", "pick" if number == cursor else style),))
-    return lines
+COLUMN_CHOICE_HEADING: Final[Line] = ((" SHOWN", ""),)
+
+
+def column_choice_line(column: TableColumn, *, is_hidden: bool) -> Line:
+    """Return the line of a column that can be hidden, with a sign if it is shown."""
+    sign, style = ("[ ]", "dim") if is_hidden else ("[x]", "")
+    return ((f" {sign} {column.title} ", style),)
 
 
 def changes_with_time(tunnel: Tunnel) -> bool:

@@ -11,6 +11,8 @@ from tui.widgets.pane import HeadedPane
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from textual.geometry import Size
+
     from tui.format.text import Line
 
 ItemT = TypeVar("ItemT")
@@ -33,6 +35,10 @@ class ListTable(HeadedPane, Generic[ItemT], inherit_bindings=False):
         if has_moved:  # otherwise the user may have scrolled elsewhere
             self.scroll_to_row(cursor)
         self.refresh()
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """Return the number of rows with the heading, for ``height: auto`` in the style sheet."""
+        return len(self.items) + 1
 
     def visible_items(self) -> Sequence[ItemT]:
         """Return the items whose rows are on the screen."""
