@@ -59,6 +59,8 @@ class LogPane(Pane, inherit_bindings=False):
         self.search_text = ""
         """what is searched for; empty: nothing"""
         self._pattern = re.compile("")
+        self._matches: list[int] = []
+        """the lines that match"""
         self._match: int | None = None
         """the line of the match that was shown last"""
 
@@ -99,9 +101,10 @@ class LogPane(Pane, inherit_bindings=False):
         self._redraw()
 
     def search(self, text: str) -> None:
-        """Highlight a text, in upper or lower case, and show its last match; an empty text ends the search."""
+        """Highlight a text in upper and lower case, and show its last match. An empty text ends the search."""
         self.search_text, self._match = text, None
         self._pattern = re.compile(re.escape(text), re.IGNORECASE)
+        self._matches = self._matching_lines()
         if text:
             self.action_next_match(-1)
         self._update_title()
@@ -122,8 +125,7 @@ class LogPane(Pane, inherit_bindings=False):
 
     def action_next_match(self, step: int) -> None:
         """Show the match above the present one (-1) or below it (1); after the first one comes the last."""
-        matches = self._matching_lines()
-        if matches:
+        if matches := self._matches:
             start = self._match if self._match is not None else (len(self._lines) if step < 0 else -1)
             beyond = [line for line in matches if (line < start if step < 0 else line > start)]
             self._match = (beyond or matches)[-1 if step < 0 else 0]
@@ -131,6 +133,8 @@ class LogPane(Pane, inherit_bindings=False):
         self._update_title()
 
     def _matching_lines(self) -> list[int]:
+        if not self.search_text:
+            return []
         texts = ("".join(text for text, _ in line) for line in self._lines)
         return [number for number, text in enumerate(texts) if self._pattern.search(text)]
 
@@ -160,6 +164,7 @@ class LogPane(Pane, inherit_bindings=False):
     def _replace_lines(self, lines: list[Line]) -> None:
         is_following = self.is_at_end
         self._lines = lines
+        self._matches = self._matching_lines()
         self.set_content_height(len(lines))
         if is_following:
             self.show_end()
@@ -169,9 +174,8 @@ class LogPane(Pane, inherit_bindings=False):
         mode = f"paused, {len(self._pending)} more" if self.is_paused else "follow"
         text = [f"/{self.log_filter.text}/"] if self.log_filter.text else []
         if self.search_text:
-            matches = self._matching_lines()
-            place = f"{matches.index(self._match) + 1}/" if self._match in matches else ""
-            text.append(f'"{self.search_text}" {place}{len(matches)}')
+            place = f"{self._matches.index(self._match) + 1}/" if self._match in self._matches else ""
+            text.append(f'"{self.search_text}" {place}{len(self._matches)}')
         title = " · ".join([self._title, f"≥{self.log_filter.level}", *text, mode]).replace("[", "\\[")
         if title != self._shown_title:
             self.border_title = self._shown_title = title
