@@ -334,7 +334,7 @@ def _proxy_options(proxy: Section, kind: str) -> dict[str, str]:
                 options[key] = f"{value}{unit}"
     if rate := _rate(proxy):
         options["rate"] = rate
-    return _without_those_of_tcp(options, proxy) if kind == "udp" else options
+    return _without_tcp_options(options, proxy) if kind == "udp" else options
 
 
 def _rate(proxy: Section) -> str:
@@ -349,8 +349,8 @@ def _rate(proxy: Section) -> str:
     return f"{int(bits) // 1000}kbit"
 
 
-def _without_those_of_tcp(options: dict[str, str], proxy: Section) -> dict[str, str]:
-    """Return the options of a proxy of UDP, without those that are for TCP alone, which is noted."""
+def _without_tcp_options(options: dict[str, str], proxy: Section) -> dict[str, str]:
+    """Return the options of a UDP proxy without those that are for TCP alone, and note each that is left out."""
     if options.pop("rate", ""):
         proxy.note("transport.bandwidthLimit", "is left out: limits of the bandwidth are for TCP here")
     if version := options.pop("proxy", ""):

@@ -236,7 +236,7 @@ class _Translator:
             return None
         self._set_key(url, variable)
         self._set_options(url)
-        self._remove_options_of_tcp()
+        self._remove_tcp_options()
         self._set_variables(url.role)
         targets = [str(each.address) for each in url.targets]
         name = self._found.name or f"{url.role}-{url.tunnel.port}"
@@ -320,7 +320,7 @@ class _Translator:
         if value == "1":
             self._options["proto"] = "udp" if name == "notcp" else "tcp"
 
-    def _remove_options_of_tcp(self) -> None:
+    def _remove_tcp_options(self) -> None:
         """Remove what an entry for UDP cannot have, and note what that changes."""
         if self._options.get("proto") != "udp":
             return

@@ -1,4 +1,4 @@
-"""The files of other programs as nested sections: every value is taken once, and what is left over is reported."""
+"""A file of another program, its parsers and its nested sections, which report every value that was not read."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def build_command_line(commands: Iterable[click.Command]) -> click.Group:
     """Return the root command ``nodepass-orch``."""
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
     group = CommandGroup("nodepass-orch", help=_HELP, commands=list(commands), context_settings=settings)
-    version = click.option(
+    version = click.option(  # not click.version_option, which needs the version at each start
         "--version",
         is_flag=True,
         expose_value=False,

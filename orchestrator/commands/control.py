@@ -106,7 +106,7 @@ def _print_status(status: StatusJson, *, is_screen: bool, is_wide: bool) -> None
     if not status["config"]["ok"]:
         print_message(f"the last valid configuration stays in force: {status['config']['error']}")
     if status["mqtt"].get("reason"):
-        from orchestrator.process.logformat import format_local_time  # noqa: PLC0415  with its imports, half of ours
+        from orchestrator.process.logformat import format_local_time  # noqa: PLC0415  it doubles the imports
 
         print_message(
             printable(
@@ -174,7 +174,7 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
 
 
 def _chosen_member(target: str | None, link: str | None, *, is_for_all: bool) -> dict[str, str]:
-    """The one target or link that a command concerns, by the name of its option; empty: the whole tunnel."""
+    """Return the one target or link of a command by the name of its option; empty if it concerns the whole tunnel."""
     member = {key: value for key, value in (("target", target), ("link", link)) if value is not None}
     if len(member) > 1:
         exit_with_error(EXIT_USAGE, "a command concerns one target or one link: use --target or --link")
@@ -411,7 +411,7 @@ def events(*, follow: bool, count: int, as_json: bool, socket: Path | None, file
 
 
 def _print_events(events: Iterable[EventJson], *, as_json: bool) -> None:
-    from orchestrator.process.logformat import format_json_event  # noqa: PLC0415  as above
+    from orchestrator.process.logformat import format_json_event  # noqa: PLC0415  as in _print_status
 
     for event in events:
         if as_json:

@@ -98,7 +98,7 @@ class WorkerProcess:
         self._problem: str | None = f"worker {number} is being started"
         self._channel: IpcChannel | None = None
         self._silent_intervals = 0
-        self._patience = self._timing.kill_at_start_after  # silent intervals until the worker is killed
+        self._kill_after = self._timing.kill_at_start_after  # silent intervals of the present process
         self._pid = 0
 
     @property
@@ -162,7 +162,7 @@ class WorkerProcess:
             self._on_notification,
             lambda fault: None if lost.done() else lost.set_result(fault),
         )
-        self._silent_intervals, self._patience = 0, self._timing.kill_at_start_after
+        self._silent_intervals, self._kill_after = 0, self._timing.kill_at_start_after
         process, connection = await _start(self._command)
         self._pid = process.pid
         monitoring = asyncio.create_task(self._monitor(process))
@@ -188,7 +188,7 @@ class WorkerProcess:
     async def _monitor(self, process: asyncio.subprocess.Process) -> None:
         """Count intervals, not seconds: after the machine was suspended, or this process, no worker was silent."""
         timing = self._timing
-        while self._silent_intervals < self._patience:
+        while self._silent_intervals < self._kill_after:
             await asyncio.sleep(timing.interval_s)
             self._silent_intervals += 1
             if self._silent_intervals > timing.report_after:
@@ -208,7 +208,7 @@ class WorkerProcess:
         if self._problem:
             text = f"worker {self._number} runs as process {self._pid}"
             self._emit(LogLevel.INFO, EventKind.WORKER, text, worker=self._number, pid=self._pid)
-        self._silent_intervals, self._patience, self._problem = 0, self._timing.kill_after, None
+        self._silent_intervals, self._kill_after, self._problem = 0, self._timing.kill_after, None
         if isinstance(notification, SnapshotBatch):
             for number, seen in notification.snapshots:
                 if (engine := self._engines.get(number)) is not None:
@@ -230,8 +230,8 @@ class WorkerProcess:
         name, code = f"worker {self._number}", process.returncode or 0
         if fault is not None:
             return f"{name} was ended: {fault}"
-        if self._silent_intervals >= self._patience:
-            return f"{name} did not answer for {self._patience * self._timing.interval_s:g} s and was killed"
+        if self._silent_intervals >= self._kill_after:
+            return f"{name} did not answer for {self._kill_after * self._timing.interval_s:g} s and was killed"
         if code < 0:
             return f"{name} was killed by {signal.Signals(-code).name}"
         return f"{name} ended by itself with exit code {code}"

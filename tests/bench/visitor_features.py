@@ -1,4 +1,4 @@
-"""What features for visitors cost: an allow list, the access log, history and the list; and the limits of rates.
+"""Measures the cost of features for visitors: allow list, access log, history, list of visitors, limits of rates.
 
 Two daemons run side by side, one with the features and one without, and the loads alternate between them, so that a
 machine that changes from minute to minute changes both figures of a ratio.
