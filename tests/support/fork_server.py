@@ -1,9 +1,9 @@
-"""Runs the command line in a fork of a process that has imported its modules already.
+"""Runs the command line in forks of a process that has imported the modules of the program.
 
 The imports are most of the CPU of a short command and of a daemon until it serves, and tests start hundreds of both.
 The rest is as in a new interpreter: arguments, environment, working directory, standard streams, network namespace,
-process signals and the end of the interpreter. What concerns the start itself needs a new interpreter: see
-``can_fork``, and tests that start ``COMMAND`` with ``subprocess``.
+process signals and the end of the interpreter. A test of the start needs a new interpreter: see ``can_fork``, and
+tests that start ``COMMAND`` with ``subprocess``. All forks of one server have the same seed for hashes.
 """
 
 from __future__ import annotations
@@ -52,18 +52,26 @@ _OF_COMMANDS: Final = (
     "orchestrator.supervisor.service",
 )
 _OF_DASHBOARD: Final = ("tui.cli", "tui.launch", "tui.app", "tui.sources.daemon", "tui.sources.fleet")
-_PRELOADED: Final = {COMMAND_MODULE: _OF_COMMANDS, DASHBOARD_MODULE: (*_OF_DASHBOARD, "orchestrator.mqtt.session")}
+PRELOADED: Final = {COMMAND_MODULE: _OF_COMMANDS, DASHBOARD_MODULE: (*_OF_DASHBOARD, "orchestrator.mqtt.session")}
 """What each command line imports, at the latest when it needs it."""
 _APPLIED: Final = ("PYTHONWARNINGS", "PYTHONUNBUFFERED")
+_ENVIRON: Final = dict(os.environ)
+"""The environment before a test changes a variable."""
 _CLONE_NEWNS, _CLONE_NEWNET, _MS_BIND, _MS_REC, _MS_SLAVE = 0x20000, 0x40000000, 0x1000, 0x4000, 0x80000
 
 
 def can_fork(env: Mapping[str, str]) -> bool:
     """Whether a process with this environment may start from the imported modules."""
-    changed = {name for name in env.keys() | os.environ.keys() if env.get(name) != os.environ.get(name)}
+    changed = {name for name in env.keys() | _ENVIRON.keys() if env.get(name) != _ENVIRON.get(name)}
     if env.get("PYTHONPATH") == str(_ROOT):
         changed.discard("PYTHONPATH")
     return not any(name.startswith(_READ_AT_START) for name in changed.difference(_APPLIED))
+
+
+def _environ_of_server() -> dict[str, str]:
+    """Return the environment of a fork server: a test that has changed a variable gets a new interpreter instead."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(_READ_AT_START)}
+    return others | {name: value for name, value in _ENVIRON.items() if name.startswith(_READ_AT_START)}
 
 
 class ForkedProcess:
@@ -115,7 +123,10 @@ class ForkServer:
         with theirs:
             fd = theirs.fileno()
             command = [sys.executable, "-m", __name__, module, str(fd)]
-            self._process = subprocess.Popen(command, cwd=_ROOT, pass_fds=[fd], stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                command, cwd=_ROOT, env=_environ_of_server(), pass_fds=[fd], stdin=subprocess.DEVNULL
+            )
+        self.pid = self._process.pid
 
     def start(
         self,
@@ -288,7 +299,7 @@ def _enter_namespace(name: str) -> None:
 if __name__ == "__main__":
     _module = sys.argv[1]
     gc.disable()
-    for _name in _PRELOADED[_module]:
+    for _name in PRELOADED[_module]:
         importlib.import_module(_name)
     gc.freeze()  # the collector of a new process leaves the shared pages alone
     if _serve(socket.socket(fileno=int(sys.argv[2]))):
