@@ -590,7 +590,7 @@ def test_each_sample_names_its_schema_and_conforms_to_it(path: Path) -> None:
 
 @functools.cache
 def _schema_validator(path: Path) -> Any:  # noqa: ANN401  jsonschema has no types
-    """Return a validator for a schema that is itself valid; the check of the schema takes longer than all others."""
+    """Check a schema, which takes longer than all the samples, and return its validator."""
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads(path.read_text())
     validator = jsonschema.validators.validator_for(schema)

@@ -89,12 +89,13 @@ def test_make_starts_again_after_the_module_for_virtual_environments_was_missing
     """Debian without python3-venv: `python3 -m venv` leaves a program without pip and fails."""
     shutil.copy(CONFIGS.parent / "Makefile", tmp_path)
     fake = tmp_path / "python"
-    fake.write_text("#!/bin/sh\nmkdir -p .venv/bin && touch .venv/bin/python && exit 1\n")
+    fake.write_text("#!/bin/sh\necho started >> runs; mkdir -p .venv/bin; touch .venv/bin/python; exit 1\n")
     fake.chmod(0o755)
     for _ in range(2):
         done = subprocess.run(["make", f"PYTHON={fake}", ".venv/bin/python"], cwd=tmp_path, check=False)
         assert done.returncode
         assert not (tmp_path / ".venv" / "bin" / "python").exists()
+    assert (tmp_path / "runs").read_text() == "started\n" * 2
 
 
 def test_the_image_has_every_package_and_runs_without_privileges() -> None:

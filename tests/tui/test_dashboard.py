@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -664,7 +665,9 @@ async def test_unchanged_widgets_are_not_rendered_again(daemon: FakeDaemon, open
         footer, table = app._main.query_one("#footer", Pane), app._main.query_one(TunnelTable)
         await wait_until_shown(pilot, lambda: footer._rendered is not None and table._rendered is not None)
         lines, rows = None, None
-        while (lines, rows) != (footer._rendered, table._rendered):  # the first pictures may come before the last size
+        deadline = time.monotonic() + GUARD_S
+        while lines is not footer._rendered or rows is not table._rendered:  # the first ones may precede the last size
+            assert time.monotonic() < deadline, "the widgets are rendered again and again"
             lines, rows = footer._rendered, table._rendered
             await pilot.pause(0.1)
         await pilot.press("j")

@@ -225,18 +225,25 @@ async def test_a_removed_server_that_does_not_answer_the_goodbye_loses_its_link(
     assert client.engine.snapshot().servers == ()
 
 
-async def test_the_loss_of_a_link_with_waiting_visitors_gives_them_to_another_server(servers: Servers) -> None:
+async def test_the_loss_of_a_link_with_waiting_visitors_gives_them_to_another_server(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = await servers.client_of("ab")
-    visitors = [socket.create_connection(servers_target(client)) for _ in range(4)]
     [link] = [link for link in client.engine._links if link.server == servers.address("a")]
-    link.channel.close("it is lost")  # before the loop has accepted the visitors
+    [busy] = servers.running["a"].engine._links
+    handle = Link.on_frames
+    monkeypatch.setattr(Link, "on_frames", lambda one, frames: one is busy or handle(one, frames))  # it dials no target
+    visitors = [socket.create_connection(servers_target(client)) for _ in range(4)]
+    await wait_until_async(lambda: client.engine.snapshot().connections.active == 4, "the links have all visitors")
+    link.channel.close("it is lost")
     loop = asyncio.get_running_loop()
     for visitor in visitors:
         visitor.setblocking(False)
         async with asyncio.timeout(GUARD_S):
             assert await loop.sock_recv(visitor, 1) in {b"a", b"b"}
         visitor.close()
-    assert client.engine.snapshot().connections.failed == 0
+    seen = client.engine.snapshot()
+    assert (seen.counters.redispatched, seen.connections.failed) == (2, 0)
 
 
 def servers_target(client: RunningEngine) -> tuple[str, int]:
