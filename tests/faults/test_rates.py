@@ -93,7 +93,10 @@ class TwoTunnels:
 def test_a_limit_holds_on_an_impaired_wire_changes_live_and_slows_no_other_tunnel(
     harness: ProcessHarness, impaired_hosts: ImpairedHosts, record_figure: FigureRecorder
 ) -> None:
-    """Several visitors send all the time while the limit is doubled; another tunnel of the same daemons echoes."""
+    """Several visitors send all the time while the limit is doubled; another tunnel of the same daemons echoes.
+
+    Seen to fail: with a limiter that keeps its rate when the limit changes, the second rate is that of the first limit.
+    """
     hosts, sink = impaired_hosts, CountingSink()
     tunnels = TwoTunnels(harness, hosts, sink)
     hosts.wire.set_impairment(Impairment(loss=0.01, delay=0.01))
