@@ -1,6 +1,6 @@
 """Measures the cost of features for visitors: allow list, access log, history, list of visitors, limits of rates.
 
-Two daemons run side by side, one with the features and one without, and the loads alternate between them, so that a
+Two daemons run side by side, one with the features and one without. The loads alternate between them, so that a
 machine that changes from minute to minute changes both figures of a ratio.
 """
 
@@ -135,11 +135,19 @@ async def _measure_features(program: Sequence[str], seconds: int) -> Sample:
                         listing = asyncio.create_task(_list_visitors(daemon)) if port == rich_port else None
                         rates[port] = await _load(kind, port, seconds, errors)
                         if listing is not None:
-                            listing.cancel()
+                            errors += await _stop([listing])
                     ratios.append(rates[rich_port] / rates[plain_port])
         values = {f"features.{kind}_x": statistics.median(ratios) for kind, ratios in found.items()}
         spreads = {f"features.{kind}_spread": (max(some) - min(some)) / 2 for kind, some in found.items()}
         return Sample({**values, **spreads}, tuple(errors))
+
+
+async def _stop(tasks: Sequence[asyncio.Task[None]]) -> list[str]:
+    """Cancel tasks that run until then. Returns why others have ended before: the measurement lacked their load."""
+    for task in tasks:
+        task.cancel()
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    return [repr(end) for end in ends if not isinstance(end, asyncio.CancelledError)]
 
 
 async def _load(kind: str, port: int, seconds: int, errors: list[str]) -> float:
@@ -171,6 +179,7 @@ async def _flood(port: int) -> None:
 
 async def _measure_rates(program: Sequence[str], tls: int, _: int) -> Sample:
     values = {}
+    errors: list[str] = []
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
@@ -190,7 +199,6 @@ async def _measure_rates(program: Sequence[str], tls: int, _: int) -> Sample:
                     before, began = _Sink.received, loop.time()
                     await asyncio.sleep(EXACT_S)
                     carried, elapsed = 8 * (_Sink.received - before), loop.time() - began
-                    for sender in senders:
-                        sender.cancel()
+                    errors += await _stop(senders)
                 values[f"rates.{mbit}_{count}"] = carried / elapsed / (mbit * 1e6)
-    return Sample(values)
+    return Sample(values, tuple(errors))
