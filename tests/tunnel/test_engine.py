@@ -618,7 +618,7 @@ async def test_the_queue_of_visitors_is_bounded(shared: EngineContext) -> None:
             assert server.engine.snapshot().connections.total == 10
 
 
-@pytest.mark.parametrize("shared", [Timing(queue_timeout_s=2.0)], indirect=True)
+@pytest.mark.parametrize("shared", [Timing(queue_timeout_s=5.0)], indirect=True)
 async def test_a_visitor_waits_for_a_link_for_a_bounded_time(shared: EngineContext) -> None:
     async with running_engine(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
         await server.wait_state(State.WAITING)
@@ -626,7 +626,7 @@ async def test_a_visitor_waits_for_a_link_for_a_bounded_time(shared: EngineConte
             async with visit(visitors_address(server)) as (reader, _), asyncio.timeout(GUARD_S):
                 assert await reader.read(-1) == b""
         assert server.engine.snapshot().connections.failed == 2
-        assert server.events.said("there was no link for it in 2 s")
+        assert server.events.said("there was no link for it in 5 s")
 
 
 @pytest.mark.parametrize("direction", list(Direction))
