@@ -6,8 +6,14 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from tunnel.model.events import EventKind
+from tunnel.model.spec import LogLevel
+from tunnel.model.wording import format_delay
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tunnel.model.events import EventLog
 
 
 class Cooldown:
@@ -21,13 +27,14 @@ class Cooldown:
         """on the loop's clock"""
         self._skip = asyncio.Event()
 
-    def start(self, max_delay_s: float) -> float:
-        """Count a failed attempt; the seconds until the next one."""
+    def start(self, max_delay_s: float, reason: str, event_log: EventLog, level: LogLevel = LogLevel.WARN) -> None:
+        """Count a failed attempt, and log why it failed and when the next one is due, in ``max_delay_s`` at most."""
         self.attempt += 1
         delay_s = self._retry_delay(self.attempt, max_delay_s)
         self.next_attempt_at = asyncio.get_running_loop().time() + delay_s
         self._skip.clear()
-        return delay_s
+        text = f"{reason}; next attempt {format_delay(delay_s)}"
+        event_log.log_throttled(level, EventKind.STATE, reason, text, attempt=self.attempt)
 
     async def wait(self) -> None:
         """Wait until the next attempt is due, or ``skip`` was called."""

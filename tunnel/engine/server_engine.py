@@ -15,7 +15,7 @@ from tunnel.engine.link_acceptor import LinkAcceptor
 from tunnel.model.events import EventKind
 from tunnel.model.spec import Direction, LogLevel
 from tunnel.model.state import State
-from tunnel.model.wording import format_delay, plural
+from tunnel.model.wording import plural
 from tunnel.runtime import listeners
 from tunnel.runtime.sockets import NetError
 from tunnel.runtime.tls import TlsError
@@ -92,9 +92,7 @@ class ServerEngine(Engine):
             self._close_listeners()
 
     async def _cool_down(self, reason: str) -> None:
-        delay_s = self._retry.start(self.spec.cooldown)
-        text = f"{reason}; next attempt {format_delay(delay_s)}"
-        self._event_log.log_throttled(LogLevel.WARN, EventKind.STATE, reason, text, attempt=self._retry.attempt)
+        self._retry.start(self.spec.cooldown, reason, self._event_log)
         self._set_state(State.COOLDOWN, reason)
         await self._retry.wait()
 

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from tunnel.engine.cooldown import Cooldown
 from tunnel.engine.link_connector import LinkConnector, LinkFailedError
-from tunnel.model.events import EventKind
 from tunnel.model.links import LinkState
 from tunnel.model.snapshot_builder import ServerFacts
 from tunnel.model.spec import LogLevel
-from tunnel.model.wording import format_delay
 from tunnel.protocol.frames import Goodbye
 from tunnel.runtime.sockets import NetError
 
@@ -159,9 +157,7 @@ class ServerMember:
         return reason, level
 
     async def _cool_down(self, reason: str, level: LogLevel) -> None:
-        delay_s = self.cooldown.start(self._spec.cooldown)
-        text = f"{reason}; next attempt {format_delay(delay_s)}"
-        self._event_log.log_throttled(level, EventKind.STATE, reason, text, attempt=self.cooldown.attempt)
+        self.cooldown.start(self._spec.cooldown, reason, self._event_log, level)
         self.state, self.reason = LinkState.COOLDOWN, reason
         self._owner.on_server_changed()
         await self.cooldown.wait()
