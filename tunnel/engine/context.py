@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from weakref import WeakValueDictionary
 
+from tunnel.engine.handshake_slots import HandshakeSlots
 from tunnel.engine.tunnel_port import TunnelPorts
 from tunnel.runtime.backoff import random_retry_delay
 from tunnel.runtime.front_door import DEFAULT_FRONT_DOOR, FrontDoor, FrontDoorLimits
@@ -17,7 +16,6 @@ from tunnel.runtime.tls import SelfSignedCertificate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunnel.model.address import Address
     from tunnel.model.visitor_end import VisitorRecord
 
 
@@ -43,12 +41,6 @@ class Timing:
 DEFAULT_TIMING: Final = Timing()
 
 
-MAX_HANDSHAKES_AT_ONCE: Final = 128
-"""Clients of one process that make a link with the same server host at the same time, whatever the port. A process has
-places for 256 connections from one address that have not authenticated (``FrontDoorLimits.per_prefix``) on all its
-ports together, and closes the oldest: more clients at once would replace each other, and none would get a link."""
-
-
 class EngineContext:
     """Created inside a running event loop before the first engine, closed after the last one."""
 
@@ -59,14 +51,10 @@ class EngineContext:
         self.tunnel_ports = TunnelPorts(self.reactor, self.front_door)
         self.pipes = PipePool(self.reactor.fd_budget.visitor_ceiling)
         self.identity = SelfSignedCertificate()
-        self._handshake_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self.handshake_slots: Final = HandshakeSlots()
         self.visitor_log: Callable[[str, VisitorRecord], None] | None = None
         """receives the tunnel's name and each visitor that has left; set before the first engine is created"""
         self._activity_subscribers: list[Callable[[str], None]] = []
-
-    def handshake_slots(self, server: Address) -> asyncio.Semaphore:
-        """The places for handshakes with a server's host, which all its clients in this process share."""
-        return self._handshake_slots.setdefault(server.host, asyncio.Semaphore(MAX_HANDSHAKES_AT_ONCE))
 
     def subscribe_activity(self, callback: Callable[[str], None]) -> None:
         """Call ``callback`` with a tunnel's name when a visitor arrives at a tunnel that has none."""

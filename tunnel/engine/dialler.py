@@ -57,7 +57,7 @@ class TargetDial(ConnectRace):
     __slots__ = ("_dialler", "data", "deadline", "end_offset", "link")
 
     def __init__(self, dialler: Dialler[Any], link: Link | None, data: DataConnection | None, deadline: float) -> None:
-        ConnectRace.__init__(self, dialler.reactor)  # not super(): half a microsecond less for each visitor
+        super().__init__(dialler.reactor)
         self.link = link
         self.data = data
         self.end_offset: int | None = None

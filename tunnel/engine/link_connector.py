@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import ssl
 
     from tunnel.engine.context import EngineContext
+    from tunnel.engine.handshake_slots import HandshakeSlot
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
     from tunnel.runtime.sockets import SockAddr
@@ -58,7 +59,7 @@ class LinkConnector:
         self._instance = secrets.token_hex(8)
         self._server = resolver.DialTarget(address)
         self._key_ring = KeyRing(spec)
-        self._slots = context.handshake_slots(address)
+        self._slots = context.handshake_slots
 
     def update_spec(self, spec: TunnelSpec) -> None:
         """Use the settings of a changed spec from now on."""
@@ -77,10 +78,10 @@ class LinkConnector:
             raise LinkFailedError(str(error), is_final=True) from None
         except sockets.NetError as error:  # no thread for certificates or key: a later attempt may have one
             raise LinkFailedError(str(error)) from None
-        async with self._slots:
-            return await self._attempt(context)
+        async with self._slots.slot(self._address) as slot:
+            return await self._attempt(context, slot)
 
-    async def _attempt(self, context: ssl.SSLContext) -> tuple[Link, PoolFiller]:
+    async def _attempt(self, context: ssl.SSLContext, slot: HandshakeSlot) -> tuple[Link, PoolFiller]:
         spec = self._spec
         channel: ControlChannel | None = None
         sockaddr: SockAddr | None = None
@@ -92,6 +93,7 @@ class LinkConnector:
                 slow_end = asyncio.get_running_loop().time() + _HANDSHAKE_ROUND_TRIPS * round_trip_s
                 limit.reschedule(max(limit.when() or 0.0, slow_end))
                 channel = ControlChannel(self._reactor, sock, session, spec.settings.signal_buffer)
+                await slot.note_connected()
                 link = await self._authenticate(channel, sockaddr, round_trip_s)
                 self._server.prefer(sockaddr)  # not before: a frozen or another server accepts connections too
                 return link
