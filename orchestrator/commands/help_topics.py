@@ -29,6 +29,17 @@ there and the client connects them to its TARGET_ADDR (reverse); else the other 
 Options: nodepass-orch help options
 """
 
+_SUPERVISOR_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "drain_timeout": (
+            "how long visitors of changed, removed and stopped tunnels may finish\n"
+            "  values: a duration\n"
+            "  default: each tunnel's shutdown_timeout"
+        ),
+    }
+)
+"""settings of the daemon that messages and the help of commands refer to"""
+
 
 @click.command(name="help")
 @click.argument("topic", nargs=-1, metavar="[TOPIC]…")
@@ -45,7 +56,7 @@ def help_command(context: click.Context, topic: tuple[str, ...]) -> int:
     if not text:
         from tunnel.model.options import OPTIONS  # noqa: PLC0415  only for help on options
 
-        known = (*_commands_of(root), *_TOPICS, *OPTIONS, *map(str, STATES))
+        known = (*_commands_of(root), *_TOPICS, *OPTIONS, *_SUPERVISOR_SETTINGS, *map(str, STATES))
         hint = did_you_mean(topic[0], known) or "; nodepass-orch help lists the commands"
         exit_with_error(EXIT_USAGE, f"there is no help on {' '.join(topic)[:60]!r}{hint}")
     click.echo(text)
@@ -82,6 +93,8 @@ def _explain_word(word: str) -> str:
 
     if (name := word.replace("-", "_")) in OPTIONS:
         return _explain_option(name)
+    if name in _SUPERVISOR_SETTINGS:
+        return f"{name}: {_SUPERVISOR_SETTINGS[name]}\n  in the file's supervisor: section"
     if word in STATES:
         return f"{STATES[State(word)].sign} {word}: {STATES[State(word)].meaning}."
     return ""

@@ -22,6 +22,8 @@ from tunnel.model.state import STATES
         (["fleet", "ps"], "Usage: nodepass-orch fleet ps"),
         (["idle_timeout"], "changes while the tunnel runs"),
         (["Report-Interval"], "environment: REPORT_INTERVAL"),
+        (["drain_timeout"], "in the file's supervisor: section"),
+        (["drain-timeout"], "visitors of changed, removed and stopped tunnels may finish"),
         (["mode"], "a change restarts the tunnel"),
         (["cooldown"], "the last attempt failed"),
         (["url"], "nodepass-orch 'client://KEY@server-host:10101/127.0.0.1:3000'"),
