@@ -364,7 +364,8 @@ class TunnelPort:
     ) -> None:
         """Refuse a client whose service or key is wrong; the reporter has judged it if no place has its service."""
         if service not in self._holders and len(self._holders) > 1:
-            reason = f"no tunnel on this port has {describe_service(service)}"
+            # the place of a draining engine has left the port
+            reason = f"no tunnel on this port has {describe_service(service)}, or the one that has it is draining"
             acceptor.count_refusal(connection, Refusals.PROOF, reason)
             acceptor.send_refusal(channel, REFUSAL)
         else:
