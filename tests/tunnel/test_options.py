@@ -192,6 +192,7 @@ def test_several_targets_that_cannot_work_are_a_fault(url: str, fault: str) -> N
     [
         ("client://a:1,/b:2", "there is a comma without a tunnel address after it"),
         ("client://a:1,a:1/b:2", "the server a:1 is given twice"),
+        ("client://a:1,A:1/b:2", "the server A:1 is given twice"),
         ("client://a:1,b:0/b:2", "a client cannot connect to port 0"),
         ("client://a:1,b:2/b:2", "the tunnel and the target have the same address, b:2"),
         ("server://a:1,b:1/c:2", "a server listens on one tunnel address; only a client has several"),

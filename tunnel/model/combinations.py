@@ -43,11 +43,12 @@ def check_combinations(spec: TunnelSpec) -> None:
 
 def _check_servers(spec: TunnelSpec) -> None:
     """Raise UrlError for several servers of which one is given twice, and for too many."""
-    seen: set[Address] = set()
+    seen: set[tuple[str, int]] = set()
     for address in spec.tunnels:
-        if address in seen:
+        place = (address.host.lower(), address.port)  # RFC 4343: the case of a host name means nothing
+        if place in seen:
             raise UrlError("the server {} is given twice", 0, address)
-        seen.add(address)
+        seen.add(place)
     if len(seen) > MAX_SERVERS:
         raise UrlError(f"there are {{}} servers; {MAX_SERVERS} at most", 0, len(seen))
 
