@@ -42,7 +42,7 @@ class HandshakeSlot:
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
-        await self._take()
+        await self._acquire()
         self._timer = asyncio.get_running_loop().call_later(self._silent_after_s, self._give_back)
         return self
 
@@ -50,13 +50,13 @@ class HandshakeSlot:
         """The host has answered: hold the slot until the attempt ends, and wait for it if others have it by now."""
         self._stop_timer()
         if not self._is_held:
-            await self._take()
+            await self._acquire()
 
     async def __aexit__(self, *_: object) -> None:
         self._stop_timer()
         self._give_back()
 
-    async def _take(self) -> None:
+    async def _acquire(self) -> None:
         await self._free.acquire()
         self._is_held = True
 
