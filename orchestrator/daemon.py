@@ -145,7 +145,7 @@ async def _recording_traffic(control: ControlService, path: Path | None) -> Asyn
         bus.emit(LogLevel.WARN, EventKind.HISTORY, text)
     recorder = control.history = TrafficRecorder(supervisor, path, bus.publish)
     supervisor.subscribe_removals(recorder.on_removed)
-    bus.subscribe(lambda event: recorder.mark_busy(event.tunnel))
+    bus.subscribe(recorder.on_event)
     with bus.subscribe_activity(recorder.mark_busy):
         try:
             async with task_scope() as start_task:

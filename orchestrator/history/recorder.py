@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.status.json_types import TrafficJson, TunnelTrafficJson
-    from tunnel.model.events import EventSink
+    from tunnel.model.events import Event, EventSink
     from tunnel.model.quota import Quota
     from tunnel.model.snapshot import Snapshot
 
@@ -50,7 +50,8 @@ CLOSE_TIMEOUT_S: Final = 2.0
 MAX_CELLS: Final = 50_000
 """Tunnels times periods that one query may ask for."""
 
-_QUIET_ROUND_S: Final = 60.0  # in which every tunnel is read once; one with visitors is read in each interval
+_QUIET_ROUND_S: Final = 300.0  # in which every tunnel is read once; one with visitors is read in each interval
+_QUIET_EVENTS: Final = frozenset({EventKind.STATE, EventKind.LINK, EventKind.LISTEN})  # all that a start emits
 _PAUSE_S: Final = 0.004  # between two groups of tunnels, so that no visitor waits for the collection of all
 _MAX_PENDING_ROWS: Final = 100_000
 _SLOW_INTERVALS: Final = 3  # after so many a batch that is not written is reported
@@ -206,6 +207,11 @@ class TrafficRecorder:
                 async with asyncio.timeout(timeout_s):
                     await self._calls.run(self._file.close)
 
+    def on_event(self, event: Event) -> None:
+        """Read the tunnel of an event in the next interval, unless the event says that nothing was carried."""
+        if event.kind not in _QUIET_EVENTS:
+            self.mark_busy(event.tunnel)
+
     def mark_busy(self, name: str) -> None:
         """Read this tunnel in the next interval."""
         self._schedule.mark(name)
@@ -233,8 +239,9 @@ class TrafficRecorder:
         """Read the tunnels that may have carried something since the last time, or all."""
         async with self._collecting:
             elapsed_s = self._check_clock()
-            names = list(self._source.names())
-            due = names if everything else self._schedule.due(names, self._baselines, elapsed_s)
+            present = self._source.names()
+            names = list(present)
+            due = names if everything else self._schedule.due(names, present, elapsed_s)  # a new one counts from zero
             for number, name in enumerate(due, 1):
                 self._count(name)
                 if number % SCAN_BATCH_SIZE == 0:

@@ -45,7 +45,7 @@ _RESTARTS: Final = 3
 _REAL_HOST: Final = "real"
 _CONFIRM: Final = "\x1b[C\r"  # move from Cancel to the other button, then Enter
 _ALL_COUNT: Final = re.compile(r"\bAll (\d+)")
-_FILTER_HINT: Final = "words of name"
+FILTER_HINT: Final = "words or patterns"
 
 _METRICS: Final = (
     Metric("fleet.messages", f"publications/s of {HOSTS} hosts x {TUNNELS} tunnels", 0),
@@ -175,7 +175,7 @@ def _table(screen: Screen) -> list[str]:
 async def _filter_by_host(top: Terminal, host: str, tunnels: int) -> None:
     """Filter by a host and move to the first row."""
     await top.press_and_wait(
-        "/", lambda screen: any(_FILTER_HINT in row for row in screen), "the filter input", within=_SHOWN_LIMIT_S
+        "/", lambda screen: any(FILTER_HINT in row for row in screen), "the filter input", within=_SHOWN_LIMIT_S
     )
     await asyncio.sleep(_POLL_S)
     top.type(host)

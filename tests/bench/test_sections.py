@@ -24,6 +24,7 @@ from tests.bench.report import Metric, Outcome, Sheet
 from tests.bench.section import Sample, Section, Trial
 from tests.bench.targets import echo, nginx
 from tests.bench.tunnels import _visits
+from tui.screens.main import FILTER_HINT
 
 PROGRAM = (sys.executable, "-m", "orchestrator.cli")
 SECTIONS = [
@@ -166,3 +167,7 @@ async def test_loads_of_several_tunnels_are_added_up() -> None:
     assert not [error for error in load.errors if "timeout" not in error], (
         "wrk counts a wait of two seconds as a timeout"
     )
+
+
+def test_the_fleet_section_waits_for_words_that_the_dashboard_shows() -> None:
+    assert fleet.FILTER_HINT in FILTER_HINT

@@ -23,9 +23,10 @@ from tests.orchestrator.test_history import NOON
 from tests.orchestrator.test_status_store import PLAIN
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
-from tunnel.model.events import Event
+from tunnel.model.events import Event, EventKind
 from tunnel.model.quota import Quota
 from tunnel.model.snapshot import BytesView, QuotaView, Snapshot
+from tunnel.model.spec import LogLevel
 
 
 class Source:
@@ -121,6 +122,23 @@ async def harness(tmp_path: Path) -> AsyncIterator[RecorderHarness]:
     yield harness
     with suppress(HistoryError):
         await harness.recorder.close()
+
+
+async def test_the_events_of_a_start_have_no_tunnel_read_that_carried_nothing(harness: RecorderHarness) -> None:
+    names = [f"t{number}" for number in range(200)]
+    harness.source.counters = dict.fromkeys(names, NO_TRAFFIC)
+    for name in names:
+        for kind in (EventKind.STATE, EventKind.LISTEN, EventKind.LINK):
+            harness.recorder.on_event(Event(ts=NOON, tunnel=name, level=LogLevel.INFO, kind=kind, text=""))
+    await harness.recorder.collect()
+    assert len(harness.source.reads) < 50
+    harness.source.reads.clear()
+    harness.source.counters["t150"] = Traffic(refused=1)
+    harness.recorder.on_event(
+        Event(ts=NOON, tunnel="t150", level=LogLevel.WARN, kind=EventKind.REFUSED, text="refused")
+    )
+    await harness.recorder.collect()
+    assert "t150" in harness.source.reads
 
 
 async def test_what_was_counted_is_written_in_each_interval(harness: RecorderHarness) -> None:

@@ -33,6 +33,20 @@ class FixedReservation:
         self.reserved = reserved
 
 
+class CountedReservation:
+    def __init__(self, reserved: int) -> None:
+        self._reserved = reserved
+        self.reads = 0
+
+    @property
+    def reserved(self) -> int:
+        self.reads += 1
+        return self._reserved
+
+    def add(self) -> None:
+        self._reserved += 1
+
+
 @contextmanager
 def descriptor_limit(count: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -60,6 +74,20 @@ def test_reserved_descriptors_count_as_used(used: int, reserved: int) -> None:
     reserved = min(reserved, used)  # a reservation never exceeds the descriptors that its owner has
     descriptors.reservations |= {FixedReservation(reserved // 2), FixedReservation(reserved - reserved // 2)}
     assert descriptors.is_short(used) is (used + reserved >= descriptors.visitor_ceiling)
+
+
+def test_with_many_tunnels_a_question_adds_up_few_reservations() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resource, "getrlimit", lambda _what: (65_536, 65_536))
+        descriptors = FdBudget(0)
+    tunnels = [CountedReservation(8) for _ in range(1000)]
+    descriptors.reservations |= set(tunnels)
+    used, asked = descriptors.visitor_ceiling - 9000, 0
+    while not descriptors.is_short(used):
+        tunnels[asked].add()  # the visitor that was accepted waits for a data connection
+        used, asked = used + 1, asked + 1
+    assert 500 - 64 <= asked <= 500, "each visitor takes two, and 1,000 are free"
+    assert sum(tunnel.reads for tunnel in tunnels) < 20 * asked
 
 
 @given(others=st.integers(0, 1100), held=st.integers(0, 1100))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual import work
 from textual.binding import Binding, BindingType
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from tui.session import DashboardSession
     from tui.widgets.bars import ChoiceBar
     from tui.widgets.table import TunnelTable
+
+FILTER_HINT: Final = "words or patterns (edge-*) of name, address, tag; a|b either, !a not, host:a tag:a state:a"
 
 
 class MainScreen(MainView):
@@ -167,8 +169,7 @@ class MainScreen(MainView):
 
     def action_filter(self) -> None:
         """Edit the text filter of the table."""
-        hint = "words or patterns (edge-*) of name, address, tag; a|b either, !a not, host:a tag:a state:a"
-        self._edit_filter(self._selection.text, hint, InputPurpose.TABLE_FILTER)
+        self._edit_filter(self._selection.text, FILTER_HINT, InputPurpose.TABLE_FILTER)
 
     def action_log_filter(self) -> None:
         """Edit the text filter of the log."""

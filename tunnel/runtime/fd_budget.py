@@ -21,6 +21,9 @@ _SHARE_OF_FREE: Final = 3
 """A dynamic threshold (Choudhury and Hahne, "Dynamic queue length thresholds", 1998): one greedy tunnel gets 3/4 of the
 descriptors of visitors, two get 3/7 each, and some are free in any case."""
 
+_PARTS_PER_QUESTION: Final = 16
+_MAX_QUESTIONS: Final = 64  # far less than the reserve of a process that has so many tunnels
+
 
 def file_descriptor_limit() -> int:
     """Return how many descriptors this process may have."""
@@ -62,6 +65,8 @@ class FdBudget:
         """
         self.reservations: set[FdReservation] = set()
         self._probe = probe
+        self._reserved = 0  # when the reservations were last added up
+        self._questions = 0  # since then
 
     def is_short(self, fd: int, holder: FdHolder | None = None) -> bool:
         """Whether no other visitor should be accepted, given that ``fd`` is the descriptor opened last.
@@ -72,7 +77,7 @@ class FdBudget:
         """
         if 2 * fd < self.visitor_ceiling:  # a reservation never exceeds the descriptors that its owner has already
             return False
-        free = self.visitor_ceiling - fd - sum(reservation.reserved for reservation in self.reservations)
+        free = self.visitor_ceiling - fd - self._estimate_reserved()
         if holder is None or free <= 0 or len(self.reservations) <= 1:
             return free <= 0
         return holder.held > _SHARE_OF_FREE * free
@@ -86,7 +91,19 @@ class FdBudget:
         ceiling = self.visitor_ceiling * 3 // 4
         if 2 * fd < ceiling or idle < max(wanted, self.visitor_ceiling // _SMALL_POOL_SHARE):
             return True
-        return fd + sum(reservation.reserved for reservation in self.reservations) < ceiling
+        return fd + self._estimate_reserved() < ceiling
+
+    def _estimate_reserved(self) -> int:
+        """Return what is reserved, one more for each question since it was added up.
+
+        Each new visitor and data connection asks, and may reserve one. With a thousand tunnels, adding up would cost a
+        visitor more than everything else, so only some questions do it; with sixteen or fewer, each question does.
+        """
+        self._questions += 1
+        if self._questions > min(len(self.reservations) // _PARTS_PER_QUESTION, _MAX_QUESTIONS):
+            self._questions = 0
+            self._reserved = sum(reservation.reserved for reservation in self.reservations)
+        return self._reserved + self._questions
 
     def is_short_now(self, holder: FdHolder | None = None) -> bool:
         """Whether no other visitor should be accepted at this moment, as in ``is_short``."""
