@@ -70,12 +70,14 @@ class NamedTarget:
                 writer.write(self.name)
                 await writer.drain()
                 await reader.read(-1)
-        writer.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
         try:
             await self.serve(reader, writer)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
         finally:
             self._open.discard(writer)
 
