@@ -28,7 +28,7 @@ from tunnel.protocol.frame_codec import encode_message, encode_numbers
 from tunnel.protocol.frames import Kind, Launch, LimitsAnnounced, QueueLength, TargetStatus
 from tunnel.protocol.preface import PREFACE_SIZE, decode_preface, encode_preface
 
-FLOOD_S = 75 if IS_FULL_SCALE else 2
+FLOOD_S = 12 if IS_FULL_SCALE else 2
 MEASURED_S = 10 if IS_FULL_SCALE else 1
 FLOOD_RATE = 7_000 if IS_FULL_SCALE else 1_500
 GUESSERS = 6

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.peers import connect
 from tests.support.ports import free_port
 from tests.support.scale import GUARD_S
 from tests.support.waiting import run_loop_turns, wait_until_async
@@ -40,7 +41,8 @@ from tunnel.model.keys import Key, NamedKey
 from tunnel.model.spec import Mode, Role, TunnelSpec
 from tunnel.model.state import State
 from tunnel.protocol.preface import encode_preface
-from tunnel.runtime.sockets import NetError
+from tunnel.runtime import tls
+from tunnel.runtime.sockets import NetError, is_closed_by_peer
 
 __all__ = ["certificate", "shared"]  # fixtures, used by name
 
@@ -261,6 +263,26 @@ async def test_a_service_that_closes_while_its_successor_is_prepared_is_not_lost
         first.engine.close()
         await replacement.wait_state(State.WAITING)
         await gateway.connect("web")
+
+
+async def test_a_client_that_has_left_before_its_turn_costs_no_handshake(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await gateway.serve("web")
+    waiting: list[tuple[Any, Callable[[], None]]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway.shared.front_door, "request_handshake", lambda *request: waiting.append(request))
+        client = connect(("127.0.0.1", int(gateway.tunnel.partition(":")[2])))
+        client.sendall(b"\x16\x03\x01")  # it is there when the connection is accepted
+        await wait_until_async(lambda: bool(waiting), "it waits for its turn")
+    (connection, start), watched = waiting[0], len(gateway.shared.reactor)
+    client.close()
+    await wait_until_async(lambda: is_closed_by_peer(connection.sock), "the close has arrived")
+    monkeypatch.setattr(tls, "TlsSession", None)
+    start()
+    assert server.engine.snapshot().refused.handshakes == 1
+    assert len(gateway.shared.reactor) == watched, "the reactor has not watched it"
+    assert not len(gateway.shared.front_door)
 
 
 async def test_a_data_connection_needs_the_secret_of_its_own_link(gateway: Gateway) -> None:

@@ -214,9 +214,10 @@ class LinkAcceptor:
         if connection.peer_closed:  # the client has closed it, and the reactor reports that only once
             connection.owner.discard(connection)
             return
-        is_registered = connection.is_admitted and self._front_door.release(connection, authenticated=self._has_key)
-        pool = link.pool
-        pool.add(DataConnection(ident, connection.sock, link.flow_source, pool), is_registered=is_registered)
+        if connection.is_admitted:
+            self._front_door.release(connection, authenticated=self._has_key)
+        data = DataConnection(ident, connection.sock, link.flow_source, link.pool)
+        link.pool.add(data, is_registered=connection.is_registered)
         link.session.send_pooled(ident)
         link.note_pool_grown(idle)
 

@@ -24,6 +24,7 @@ class PendingConnection:
         "_peer",
         "_preface",
         "is_admitted",
+        "is_registered",
         "is_waiting",
         "owner",
         "peer_closed",
@@ -39,7 +40,9 @@ class PendingConnection:
         self.peer_closed = False
         """whether the peer has finished sending: the reactor reports that only once"""
         self.is_admitted = False
-        """whether the front door and the reactor have it: not if its first read shows a whole preface"""
+        """whether the front door has it: not if its first read shows a whole preface"""
+        self.is_registered = False
+        """whether the reactor has it"""
         self._peer = peer
         self._awaits_handshake = False
         self._is_data_only = data_only

@@ -24,7 +24,7 @@ from tunnel.protocol import preface
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import REFUSAL, ServerHandshake, describe_service
-from tunnel.runtime import listeners, tls
+from tunnel.runtime import listeners, sockets, tls
 from tunnel.runtime.acceptor import PENDING_ACCEPTS_PER_TURN, Acceptor
 from tunnel.runtime.sockets import NetError
 
@@ -244,17 +244,24 @@ class TunnelPort:
     # --- pending connections ------------------------------------------------------------------------------------------
 
     def _accept(self, sock: socket.SocketType, peer: object) -> None:
-        self._admit(PendingConnection(self, sock, peer, data_only=False))
+        self._receive(PendingConnection(self, sock, peer, data_only=False))
 
     def _accept_data(self, sock: socket.SocketType, peer: object) -> None:
-        connection = PendingConnection(self, sock, peer, data_only=True)
-        connection.read()  # TCP_DEFER_ACCEPT: its first bytes have arrived, mostly the whole preface
+        self._receive(PendingConnection(self, sock, peer, data_only=True))
+
+    def _receive(self, connection: PendingConnection) -> None:
+        """Read what has come with a new connection: mostly a whole preface, or the first bytes of a handshake."""
+        connection.read()
         if connection.is_waiting:
             self._admit(connection)
+            self._register(connection)
 
     def _admit(self, connection: PendingConnection) -> None:
         connection.is_admitted = True
         self._front_door.admit(connection, connection.sock.fileno())
+
+    def _register(self, connection: PendingConnection) -> None:
+        connection.is_registered = True
         self._reactor.register(connection.sock, connection.ready)
 
     def discard(self, connection: PendingConnection) -> None:
@@ -300,7 +307,12 @@ class TunnelPort:
     # --- control channels ---------------------------------------------------------------------------------------------
 
     def request_handshake(self, connection: PendingConnection) -> None:
-        """Start the handshake of a control channel when the front door allows it."""
+        """Start the handshake of a control channel when the front door allows it.
+
+        Until then the reactor does not watch a new connection: most of a flood are closed before their turn comes.
+        """
+        if not connection.is_admitted:
+            self._admit(connection)
         self._front_door.request_handshake(connection, partial(self._start_handshake, connection))
 
     def refuse_closed(self, connection: PendingConnection) -> None:
@@ -309,6 +321,11 @@ class TunnelPort:
         self.discard(connection)
 
     def _start_handshake(self, connection: PendingConnection) -> None:
+        if not connection.is_registered:
+            if sockets.is_closed_by_peer(connection.sock):
+                self.refuse_closed(connection)
+                return
+            self._register(connection)
         session = tls.TlsSession(self._context, server_side=True)
         # The channel owns the socket from now on, not from the task's start: more bytes may arrive in this very turn.
         channel = ControlChannel(

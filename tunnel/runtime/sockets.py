@@ -35,6 +35,7 @@ _NODELAY: Final = socket.TCP_NODELAY
 _QUICKACK: Final = socket.TCP_QUICKACK
 _CONGESTION: Final = socket.TCP_CONGESTION
 _IN_PROGRESS: Final = errno.EINPROGRESS
+_ESTABLISHED: Final = 1  # TCP_ESTABLISHED, linux/tcp_states.h: the first byte of struct tcp_info
 
 _RENO: Final = int.from_bytes(b"reno", sys.byteorder)
 """As a number, because ``setsockopt`` takes three times as long with bytes."""
@@ -201,6 +202,14 @@ def disable_pacing(sock: socket.SocketType) -> None:
     It has to be set before the connection is made, because the pacing of the first algorithm stays active.
     """
     sock.setsockopt(_TCP, _CONGESTION, _RENO)
+
+
+def is_closed_by_peer(sock: socket.SocketType) -> bool:
+    """Whether the peer of a connected socket has closed or reset it, or finished sending; unread bytes may be left."""
+    try:
+        return sock.getsockopt(_TCP, socket.TCP_INFO, 1)[0] != _ESTABLISHED
+    except OSError:
+        return False
 
 
 def open_listener(family: socket.AddressFamily, sockaddr: SockAddr, *, client_speaks_first: bool) -> socket.SocketType:
