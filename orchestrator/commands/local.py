@@ -8,13 +8,14 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from orchestrator.client import NoDaemonError, RequestRefusedError
 from orchestrator.commands.common import (
     DEFAULT_FILE,
     EXIT_FAILED,
@@ -40,6 +41,7 @@ from orchestrator.process.state_directory import absolute_path, logical_director
 from orchestrator.process.terminal_text import printable, printable_lines
 from tunnel.model.keys import generate_key
 from tunnel.model.spec import LogLevel
+from tunnel.model.state import State
 from tunnel.model.url import looks_like_url
 from tunnel.model.wording import plural
 
@@ -47,9 +49,13 @@ if TYPE_CHECKING:
     from orchestrator.config.faults import Fault
     from orchestrator.config.manifest import Manifest
     from orchestrator.process.logformat import LogWriter
+    from orchestrator.status.json_types import TunnelJson
     from orchestrator.supervisor.event_bus import EventBus
 
 _POLL_INTERVAL_S: Final = 0.1
+_FIRST_ATTEMPT_S: Final = 1.0
+_ATTEMPTING: Final = frozenset({State.STARTING, State.CONNECTING})
+_FAILING: Final = frozenset({State.COOLDOWN, State.FAILED})
 _GONE_TIMEOUT_S: Final = 0.1  # a connection to a socket without a listener is refused at once
 
 
@@ -154,6 +160,8 @@ def up(  # noqa: PLR0913  one for each option
                 raise
         if launcher is not None and not detach:
             _show_daemon(launcher, socket, Path(file), read_only=read_only)
+        else:
+            _report_first_failures(socket, Path(file))
         return 0
     from orchestrator.process.setup import run_event_loop  # noqa: PLC0415  asyncio: only to run tunnels
 
@@ -177,19 +185,42 @@ def _name_file(file: str | None) -> str:
     return name if looks_like_url(name) else str(logical_directory() / name)
 
 
-def _wait_until_up(socket: Path | None, file: Path, timeout_s: float) -> int:
-    """Wait until every enabled tunnel is up. Returns the exit code: EXIT_FAILED after ``timeout_s``."""
+def _report_first_failures(socket: Path | None, file: Path) -> None:
+    """Print which tunnels failed at their first attempt, such as a listener whose address is taken.
+
+    It takes as long as the attempts, and a second at most: whoever wants to know the end of it uses --wait.
+    """
+    deadline = time.monotonic() + _FIRST_ATTEMPT_S
+    with contextlib.suppress(NoDaemonError, RequestRefusedError):  # it started and may have ended meanwhile
+        client = make_client(socket, file)
+        while True:
+            tunnels = client.status()["tunnels"]
+            if time.monotonic() > deadline or not any(tunnel["state"] in _ATTEMPTING for tunnel in tunnels):
+                break
+            time.sleep(_POLL_INTERVAL_S)
+        if failed := [tunnel for tunnel in tunnels if tunnel["state"] in _FAILING]:
+            print_message(f"not in order yet: {_describe_first(failed)}; see nodepass-orch ps")
+
+
+def _describe_first(tunnels: Sequence[TunnelJson]) -> str:
+    """Return the first tunnel with its reason, and how many more there are."""
     from orchestrator.table import describe_reason  # noqa: PLC0415  not needed by a daemon
 
+    first, more = tunnels[0], len(tunnels) - 1
+    text = f"{first['name']} ({first['state']}: {describe_reason(first)})"
+    return printable(f"{text} and {more} more" if more else text)
+
+
+def _wait_until_up(socket: Path | None, file: Path, timeout_s: float) -> int:
+    """Wait until every enabled tunnel is up. Returns the exit code: EXIT_FAILED after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     with exit_on_api_error():
         client = make_client(socket, file)
         while missing := [tunnel for tunnel in client.status()["tunnels"] if not is_as_wanted(tunnel)]:
             if time.monotonic() > deadline:
-                first = f"{missing[0]['name']} ({missing[0]['state']}: {describe_reason(missing[0])})"
-                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                missing.sort(key=lambda tunnel: tunnel["state"] not in _FAILING)
                 print_message(
-                    printable(f"the daemon runs, but after {timeout_s:g} s it has not brought up {first}{more}")
+                    f"the daemon runs, but after {timeout_s:g} s it has not brought up {_describe_first(missing)}"
                 )
                 return EXIT_FAILED
             time.sleep(_POLL_INTERVAL_S)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,20 @@ def test_up_detach_returns_when_the_daemon_runs_in_the_background(daemon: Daemon
     assert daemon.run("down", "--wait").returncode == 0
     assert daemon.run("ps").returncode == 4
     assert daemon.run("up", "-d").returncode == 0, "it can be started again"
+
+
+def test_up_detach_says_which_tunnels_failed_at_their_first_attempt(tmp_path: Path) -> None:
+    daemon = DaemonShell(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        daemon.file.write_text(
+            "version: 1\ntunnels:\n  idle: {url: 'server://127.0.0.1:0/127.0.0.1:1', enabled: false}\n"
+            f"  bad: server://127.0.0.1:0/127.0.0.1:{port}?mode=reverse\n"
+        )
+        done = daemon.run("up", "-d")
+    assert daemon.run("down", "--now", "--wait").returncode == 0
+    assert done.returncode == 0, "the daemon runs, and tries again"
+    assert f"not in order yet: bad (cooldown: cannot listen on 127.0.0.1:{port}" in done.stderr
 
 
 def test_a_daemon_starts_despite_the_stale_socket_of_a_killed_one(daemon: DaemonShell) -> None:
