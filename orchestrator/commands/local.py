@@ -188,7 +188,7 @@ def _name_file(file: str | None) -> str:
 def _report_first_failures(socket: Path | None, file: Path) -> None:
     """Print which tunnels failed at their first attempt, such as a listener whose address is taken.
 
-    It takes as long as the attempts, and a second at most: whoever wants to know the end of it uses --wait.
+    It takes as long as the attempts, and a second at most; --wait waits for the end of them.
     """
     deadline = time.monotonic() + _FIRST_ATTEMPT_S
     with contextlib.suppress(NoDaemonError, RequestRefusedError):  # it started and may have ended meanwhile

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.config.faults import ConfigError, Fault
-from tunnel.model.files import noted_access
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,31 +24,3 @@ class Candidate:
             for fault in error.faults
         ]
         return ConfigError(faults)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace the content of a file at once: a reader sees the old or the new one. Raises OSError.
-
-    Mode and owner stay; of a symbolic link, the file that it leads to is replaced.
-    """
-    with noted_access(path):
-        _replace_file(path, content)
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    target = Path(os.path.realpath(path))
-    status = target.stat()
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            with contextlib.suppress(PermissionError):
-                os.fchown(file.fileno(), status.st_uid, status.st_gid)
-            os.fchmod(file.fileno(), status.st_mode & 0o7777)
-            os.fsync(file.fileno())
-        Path(name).replace(target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
+import errno
 import hashlib
-import os
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -15,13 +14,17 @@ from orchestrator.mqtt.broker import BrokerState
 from orchestrator.mqtt.broker_socket import STEP_TIMEOUT_S
 from orchestrator.mqtt.connection_report import CAUTIOUS_DELAY_S
 from orchestrator.mqtt.payloads import StatusPayload, parse_timestamp
+from orchestrator.process.file_replacement import replace_file
 from orchestrator.process.state_directory import file_key
+from tunnel.model.files import FileError, read_file
 from tunnel.runtime.backoff import YOUNG_MAX_DELAY_S
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.mqtt.payloads import DaemonRun
+
+_MAX_ID_BYTES: Final = 64
 
 SILENT_AFTER_S: Final = 75.0
 """After so long without a message a host that is said to be online is not: hosts publish every 30 seconds."""
@@ -63,19 +66,25 @@ def load_identity(file: Path, directory: Path) -> HostIdentity:
     new_id = str(uuid.uuid4())
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return HostIdentity(str(uuid.UUID(path.read_text(encoding="ascii").strip())))
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(f"{new_id}\n", encoding="ascii")
-            temporary.replace(path)
-        except OSError:  # the disk is full: leave no half-written file
-            temporary.unlink(missing_ok=True)
-            raise
+        if (stored := _read_id(path)) is not None:
+            return HostIdentity(stored)
+        replace_file(path, f"{new_id}\n".encode())
     except OSError as error:
         reason = error.strerror or str(error)
         return HostIdentity(new_id, f"cannot store this host's id in {path}: {reason}; it changes with each start")
     return HostIdentity(new_id)
+
+
+def _read_id(path: Path) -> str | None:
+    """Return the stored id; None where there is none, or something else. Raises FileError where it cannot be read."""
+    try:
+        return str(uuid.UUID(read_file(path, _MAX_ID_BYTES).text().strip()))
+    except ValueError:
+        return None
+    except FileError as error:
+        if error.errno not in {None, errno.ENOENT}:
+            raise
+        return None
 
 
 # --- ownership --------------------------------------------------------------------------------------------------------

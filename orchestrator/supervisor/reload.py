@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
-from orchestrator.config.candidate import replace_file
 from orchestrator.config.faults import ConfigError, Fault, Place
 from orchestrator.config.file_set import run_in_file_thread
 from orchestrator.config.plan import EntryResult, Plan, diff_manifests, effective_settings
+from orchestrator.process.file_replacement import replace_file
 from orchestrator.status.contract import ConfigStatus
 from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.reconciler import reconcile

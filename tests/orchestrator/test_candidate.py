@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config.candidate import Candidate, replace_file
+from orchestrator.config.candidate import Candidate
 from tests.orchestrator.api_harness import FILE, run_api
 from tests.orchestrator.test_reload import DB, OUT, WEB, ReloadHarness, actions, harness
 from tests.support.waiting import wait_until_async
-from tunnel.model.files import find_stuck_access
 from tunnel.model.state import State
 
 __all__ = ["harness"]
@@ -70,36 +69,6 @@ async def test_a_file_that_cannot_be_written_stays_in_force(
     answer = await harness.supervisor.apply_candidate(Candidate(TEXT.encode(), "next.yaml"))
     assert str(answer.fault) == f"{harness.file}:1:1: cannot write the file: No space left on device"
     assert harness.count_engines() == {"web": 1, "db": 1, "out": 1}
-
-
-def test_a_replaced_symbolic_link_stays_a_link_and_a_failure_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target = tmp_path / "there" / "real.yaml"
-    target.parent.mkdir()
-    target.write_text("old")
-    link = tmp_path / "tunnels.yaml"
-    link.symlink_to("there/real.yaml")
-    replace_file(link, b"new")
-    assert link.is_symlink()
-    assert target.read_text() == "new"
-
-    def fail(*_: object) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr("orchestrator.config.candidate.os.fsync", fail)
-    with pytest.raises(OSError, match="Input/output"):
-        replace_file(link, b"newer")
-    assert target.read_text() == "new"
-    assert [path.name for path in target.parent.iterdir()] == ["real.yaml"]
-
-
-def test_the_write_of_a_file_is_noted_as_an_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, found = tmp_path / "tunnels.yaml", list[str | None]()
-    file.write_text("old")
-    monkeypatch.setattr("orchestrator.config.candidate.os.fsync", lambda _: found.append(find_stuck_access(-1.0)))
-    replace_file(file, b"new")
-    assert found == [str(file)]
 
 
 async def test_the_api_plans_and_applies_a_candidate(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,12 +122,24 @@ def test_an_installation_keeps_its_id(tmp_path: Path) -> None:
     assert len(first.client_id("edge-1")) == 23
     assert first.client_id("edge-1") != first.client_id("edge-2"), "machines are copied with their state directory"
     assert load_identity(tmp_path / "b.yaml", tmp_path / "state").instance != first.instance
-    (next((tmp_path / "state").iterdir())).write_text("rubbish")
-    assert load_identity(tmp_path / "a.yaml", tmp_path / "state").problem is None
     (tmp_path / "file").write_text("")
     lost = load_identity(tmp_path / "a.yaml", tmp_path / "file" / "below")
     assert lost.problem is not None
     assert "cannot store" in lost.problem
+
+
+def test_a_damaged_id_is_replaced_and_one_that_cannot_be_read_is_kept(tmp_path: Path) -> None:
+    first = load_identity(tmp_path / "a.yaml", tmp_path / "state")
+    (stored,) = (tmp_path / "state").iterdir()
+    stored.write_text("rubbish")
+    second = load_identity(tmp_path / "a.yaml", tmp_path / "state")
+    assert (second.instance == first.instance, second.problem) == (False, None)
+    stored.unlink()
+    os.mkfifo(stored)
+    assert load_identity(tmp_path / "a.yaml", tmp_path / "state").problem is None, "nobody writes to it"
+    stored.unlink()
+    stored.symlink_to(stored)
+    assert "symbolic links" in (load_identity(tmp_path / "a.yaml", tmp_path / "state").problem or "")
 
 
 def test_the_id_stays_when_a_link_to_the_file_is_pointed_elsewhere(tmp_path: Path) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import yaml
 
+from orchestrator.process.file_replacement import replace_file
 from tui.model.user_files import read_user_file, user_file
 from tunnel.model.files import FileError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
+    from pathlib import Path
 
 _HEADING: Final = "# Columns that the dashboard hides. The action `columns` (key C) writes this file.\n"
 _TEXT_TAG: Final = "tag:yaml.org,2002:str"
@@ -49,17 +47,10 @@ class ColumnFile:
         if self._path is None:
             return None
         text = f"{_HEADING}{yaml.safe_dump({'hidden': sorted(hidden)})}"
-        temporary = ""
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".columns-")
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(temporary).replace(self._path)
+            replace_file(self._path, text.encode())
         except OSError as error:
-            if temporary:
-                with contextlib.suppress(OSError):
-                    Path(temporary).unlink()
             return f"The columns are kept only until the dashboard ends: {self._path}: {error.strerror}."
         return None
 
