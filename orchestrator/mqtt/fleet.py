@@ -11,9 +11,11 @@ from orchestrator.mqtt.payloads import (
     STATS_KEYS,
     InfoPayload,
     JsonObject,
+    StateParts,
     StatusPayload,
     decode,
     parse_timestamp,
+    split_state,
 )
 from orchestrator.status.contract import (
     StatusFormatError,
@@ -52,6 +54,8 @@ class RemoteTunnel(NamedTuple):
     """the run of the daemon that published it"""
     ts: object
     """when, as the message says"""
+    fingerprint: int | None = None
+    """hash of the encoded object, if ``json`` is as the last state had it; None if unknown"""
 
     @property
     def sent_at(self) -> float | None:
@@ -157,7 +161,18 @@ class Host:
             "tunnels": self.tunnels(),
         }
 
-    def apply(self, topic: ParsedTopic, payload: JsonObject) -> bool:
+    def repeat_state(self, name: str, parts: StateParts) -> bool:
+        """Take over a state that differs from the last message of its tunnel in its envelope only; False if more does.
+
+        Idle tunnels repeat their states, which are most of the messages of a fleet.
+        """
+        known = self._tunnels.get(name)
+        if known is None or known.fingerprint != hash(parts.tunnel):
+            return False
+        self._tunnels[name] = RemoteTunnel(known.json, parts.boot, parts.ts, known.fingerprint)
+        return True
+
+    def apply(self, topic: ParsedTopic, payload: JsonObject, fingerprint: int | None = None) -> bool:
         """Take over a message of the host; False where it is malformed, or of an earlier run."""
         match topic.kind:
             case "status":
@@ -169,18 +184,18 @@ class Host:
                 self.info = info or self.info
                 return info is not None
             case "state":
-                return self._apply_state(topic.name, payload)
+                return self._apply_state(topic.name, payload, fingerprint)
             case "stats":
                 return self._apply_stats(topic.name, payload)
         return True
 
-    def _apply_state(self, name: str, payload: JsonObject) -> bool:
+    def _apply_state(self, name: str, payload: JsonObject, fingerprint: int | None) -> bool:
         tunnel = dict(payload)
         for key in ENVELOPE_KEYS:
             tunnel.pop(key, None)
         known = self._tunnels.get(name)
-        if known is not None and known.json == tunnel:  # nearly always: idle tunnels repeat their state
-            self._set_tunnel(name, known.json, payload)
+        if known is not None and known.json == tunnel:
+            self._set_tunnel(name, known.json, payload, fingerprint)
             return True
         if tunnel.get("name") != name:
             return False
@@ -189,7 +204,7 @@ class Host:
                 tunnel = cast("dict[str, object]", complete_snapshot(tunnel))
             except StatusFormatError:
                 return False
-        self._set_tunnel(name, cast("TunnelJson", tunnel), payload)
+        self._set_tunnel(name, cast("TunnelJson", tunnel), payload, fingerprint)
         return True
 
     def _apply_stats(self, name: str, payload: JsonObject) -> bool:
@@ -202,12 +217,13 @@ class Host:
                 numbers = cast("dict[str, object]", complete_changes(numbers))
             except StatusFormatError:
                 return False
-        self._set_tunnel(name, cast("TunnelJson", {**known.json, **numbers}), payload)
+        self._set_tunnel(name, cast("TunnelJson", {**known.json, **numbers}), payload, None)
         return True
 
-    def _set_tunnel(self, name: str, tunnel: TunnelJson, payload: JsonObject) -> None:
+    def _set_tunnel(self, name: str, tunnel: TunnelJson, payload: JsonObject, fingerprint: int | None) -> None:
         boot = payload.get("boot")
-        self._tunnels[name] = RemoteTunnel(tunnel, boot if isinstance(boot, str) else None, payload.get("ts"))
+        known_boot = boot if isinstance(boot, str) else None
+        self._tunnels[name] = RemoteTunnel(tunnel, known_boot, payload.get("ts"), fingerprint)
         if tunnel["link"]:
             self._last_links[name] = tunnel["link"]
 
@@ -239,12 +255,15 @@ class Fleet:
         """
         if not data:
             return self._clear(topic)
-        payload = decode(data)
-        if payload is None:
-            return False
         host = self.hosts.get(topic.host) or Host(topic.host)
-        if not host.apply(topic, payload):
-            return False
+        state = split_state(data) if topic.kind == "state" else None
+        payload: JsonObject | None
+        if state is not None and host.repeat_state(topic.name, state):
+            payload = {"ts": state.ts}
+        else:
+            payload = decode(data)
+            if payload is None or not host.apply(topic, payload, None if state is None else hash(state.tunnel)):
+                return False
         self.hosts[topic.host] = host
         if topic.kind == "status" and not host.status.online:
             return True  # a will was written when the connection began, so its time says nothing

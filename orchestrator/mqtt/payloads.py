@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, Self, cast
 
 from orchestrator.process.terminal_text import load_printable_json
 from tunnel.model.events import VISITOR
@@ -241,6 +242,32 @@ class StatePayload:
     def as_json(self) -> dict[str, object]:
         """The JSON object that is sent."""
         return {**self.tunnel, "v": VERSION, "boot": self.boot, "seq": self.seq, "ts": self.ts}
+
+
+class StateParts(NamedTuple):
+    """An encoded StatePayload, split where its envelope begins."""
+
+    tunnel: bytes
+    """the tunnel's object without its closing brace"""
+    boot: str
+    ts: str
+
+
+_ENVELOPE_START: Final = b',"v":%d,"boot":' % VERSION
+_ENVELOPE: Final = re.compile(rb',"v":%d,"boot":"([0-9A-Za-z-]*)","seq":[0-9]+,"ts":"([0-9TZ:.+-]*)"\}' % VERSION)
+
+
+def split_state(data: object) -> StateParts | None:
+    """The parts of a state as our publisher encodes it; None for other data, which may be a valid state nevertheless.
+
+    If two states have the same ``tunnel`` and one is valid, they describe the same tunnel: a repeated state needs no
+    decoding.
+    """
+    if not isinstance(data, bytes):
+        return None
+    start = data.rfind(_ENVELOPE_START)
+    envelope = _ENVELOPE.fullmatch(data, max(start, 0))
+    return None if envelope is None else StateParts(data[:start], envelope[1].decode(), envelope[2].decode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,8 +213,8 @@ class PublishSchedule:
         return DueMessages(tuple(states), tuple(stats))
 
     def _repeat_interval(self, timer: _TunnelTimer) -> float:
-        """Tunnels that changed all at once are spread with their first repetition."""
-        return REPEAT_INTERVAL_S if timer.is_settled else self._uniform(REPEAT_INTERVAL_S / 2, REPEAT_INTERVAL_S)
+        """Tunnels that changed all at once are spread over the whole interval: readers and broker see no bursts."""
+        return REPEAT_INTERVAL_S if timer.is_settled else self._uniform(MIN_STATE_INTERVAL_S, REPEAT_INTERVAL_S)
 
 
 # --- the publications -------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import aiomqtt
 import pytest
@@ -19,6 +20,7 @@ from orchestrator.mqtt.ownership import SILENT_AFTER_S
 from orchestrator.mqtt.payloads import DaemonRun, StatePayload, StatsPayload, StatusPayload
 from orchestrator.mqtt.reader import FleetReader
 from orchestrator.mqtt.topics import STATUS, HostTopics, ParsedTopic
+from orchestrator.process.terminal_text import printable
 from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.table import format_table
 from tunnel.model.options import make_spec
@@ -316,3 +318,45 @@ async def test_only_valid_messages_make_a_host_whose_tunnels_are_subscribed_to()
         topic = HostTopics(host).of(STATUS)
         reader._receive_message(aiomqtt.Message(topic, payload, 0, True, 1, None), NOW, NOW)
     assert reader._next_hosts() == ["edge"]
+
+
+def test_a_repeated_state_is_not_decoded_again(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    edge, web = PublishingHost(fleet, "edge-1"), snapshot()
+    edge.status()
+    edge.state(web, ts=NOW - 30)
+    decode = Mock(wraps=payloads.decode)
+    monkeypatch.setattr("orchestrator.mqtt.fleet.decode", decode)
+    before = fleet.hosts["edge-1"].tunnel("web")
+    edge.boot = "boot-2"
+    assert edge.state(web, ts=NOW)
+    edge.boot = "boot-1"
+    assert edge.state(web, now=NOW + 1, ts=NOW + 1)
+    after = fleet.hosts["edge-1"].tunnel("web")
+    assert before is not None
+    assert after is not None
+    assert after.json is before.json
+    assert (after.boot, after.sent_at) == ("boot-1", NOW + 1)
+    assert fleet.hosts["edge-1"].last_message_at == NOW + 1
+    decode.assert_not_called()
+    edge.state(replace(web, reason="why"))
+    decode.assert_called_once()
+
+
+states = st.builds(snapshot, state=st.sampled_from([State.UP, State.COOLDOWN]), reason=st.none() | st.text(max_size=3))
+
+
+@given(st.lists(states, min_size=1, max_size=4), st.integers(0, 3), st.data())
+def test_a_state_means_the_same_whatever_came_before(told: list[Snapshot], cut: int, data: st.DataObject) -> None:
+    fleet = Fleet()
+    edge = PublishingHost(fleet, "edge-1")
+    for one in told:
+        if data.draw(st.booleans()):
+            edge.stats(replace(one, restarts=1, connections=replace(one.connections, active=7)))
+        encoded = payloads.encode(edge.state_json(one))
+        fleet.apply_message(ParsedTopic("edge-1", "state", "web"), encoded, NOW, NOW, is_retained=False)
+        assert [found["reason"] for found in fleet.hosts["edge-1"].tunnels()] == [
+            one.reason if one.reason is None else printable(one.reason)
+        ]
+        assert fleet.hosts["edge-1"].tunnels()[0]["connections"]["active"] == 0
+        damaged = encoded[: len(encoded) - cut] if cut else encoded + b" "
+        fleet.apply_message(ParsedTopic("edge-1", "state", "web"), damaged, NOW, NOW, is_retained=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -157,6 +158,18 @@ def test_states_are_published_on_change_and_repeated_and_numbers_when_they_chang
     tunnels.next([up], SETTLE_DELAY_S + 6)
     tunnels.restart()
     assert tunnels.next([up], SETTLE_DELAY_S + 6) == ([up], [], []), "a new connection gets everything"
+
+
+def test_the_repeated_states_of_many_tunnels_are_spread_over_the_whole_interval() -> None:
+    tunnels = ScheduledStore(random.Random(1).uniform)
+    many = [snapshot(f"t{number}") for number in range(300)]
+    tunnels.next(many, 0)
+    tunnels.next(many, SETTLE_DELAY_S)
+    counts = [
+        len(tunnels.next(many, SETTLE_DELAY_S + second)[0]) for second in range(1, 1 + int(2 * REPEAT_INTERVAL_S))
+    ]
+    assert sum(counts[: int(REPEAT_INTERVAL_S)]) == 300
+    assert max(counts) <= 3 * 300 / REPEAT_INTERVAL_S
 
 
 def test_a_flapping_tunnel_does_not_flood_the_broker() -> None:

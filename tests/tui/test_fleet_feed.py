@@ -106,6 +106,20 @@ def test_rates_are_computed_with_the_clock_of_the_host(fed: FedView) -> None:
     assert fed.view.tunnels["edge-1/web"].rate_out == 0, "no message means no traffic"
 
 
+def test_a_repeated_state_is_no_change_and_the_rate_counts_from_there(fed: FedView) -> None:
+    idle: Json = {"role": "server", "bytes": {"in": 0, "out": 0}}
+    fed.reader.publish_state("edge-1", "web", **idle)
+    fed.later(2)
+    for _ in range(3):
+        fed.clock.now += 10
+        fed.reader.publish_state("edge-1", "web", **idle)
+        assert fed.receive()["changed"] == {}
+    fed.clock.now += 2
+    fed.count_bytes(2000)
+    fed.receive()
+    assert fed.view.tunnels["edge-1/web"].rate_in == pytest.approx(2000 / 2, rel=0.01)
+
+
 def test_a_host_counts_as_gone_one_second_after_its_last_message(fed: FedView) -> None:
     fed.reader.stop_host("home")
     fed.later()

@@ -19,7 +19,7 @@ class TunnelData(TunnelJson, total=False):
     presence: str
     """that of its host: ``online``, ``silent`` or ``gone``"""
     last_message_at: float | None
-    """when its host last sent a message, on our monotonic clock"""
+    """when its host last sent a message, on our monotonic clock; None while the host is online"""
     last_link: str | None
     """the id of its link, or of the last one it had"""
 

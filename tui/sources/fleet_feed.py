@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from orchestrator.mqtt.fleet import Fleet, Host, RemoteTunnel
     from orchestrator.mqtt.topics import ParsedTopic
-    from orchestrator.status.json_types import TrafficRatesJson
+    from orchestrator.status.json_types import TrafficRatesJson, TunnelJson
     from orchestrator.status.store import ValueChange
     from tui.model.messages import ChangeData, HostData, StatusData, TunnelData
 
@@ -56,6 +56,8 @@ class FleetFeed:
         self._is_status_sent = False
         self._sent_revision = 0
         self._presence: dict[str, str] = {}
+        self._fed: dict[str, TunnelJson] = {}
+        """the objects of the hosts that tunnels of online hosts were last updated with"""
         self._counters: dict[str, tuple[int, int, float]] = {}
         """bytes from and to visitors, and the host's time of these counts"""
         self._traffic_at: dict[str, float] = {}
@@ -194,18 +196,28 @@ class FleetFeed:
             return
         key = f"{host.name}/{name}"
         presence = self._presence.get(host.name, ONLINE)
+        is_online = presence == ONLINE
+        if is_online and key not in self._traffic_at and self._fed.get(key) is remote.json:
+            # Nearly always: an idle tunnel repeats its state. Its next rate is a mean from now on.
+            self._counters[key] = _counters_of(remote, self._wall)
+            return
+        if is_online:
+            self._fed[key] = remote.json
+        else:
+            self._fed.pop(key, None)
         tunnel: TunnelData = {
             **remote.json,
             "host": host.name,
             "presence": presence,
-            "last_message_at": host.last_message_at,
+            "last_message_at": None if is_online else host.last_message_at,
             "last_link": host.last_link_of(name),
-            "rates": self._measure(key, remote) if presence == ONLINE else _NO_TRAFFIC,
+            "rates": self._measure(key, remote) if is_online else _NO_TRAFFIC,
         }
         self._store.update(key, tunnel)
 
     def _remove(self, key: str) -> None:
         self._store.remove(key)
+        self._fed.pop(key, None)
         self._counters.pop(key, None)
         self._traffic_at.pop(key, None)
 
@@ -213,11 +225,9 @@ class FleetFeed:
         """Return bits a second from and to visitors, between two messages of a host by the host's own clock."""
         before = self._store.get(key)
         present = (before and before["rates"]) or _NO_TRAFFIC
-        counted = remote.json["bytes"]
-        at = remote.sent_at or self._wall()
-        counters = (counted["in"], counted["out"], at)
+        counters = _counters_of(remote, self._wall)
         earlier = self._counters.setdefault(key, counters)
-        elapsed = at - earlier[2]
+        elapsed = counters[2] - earlier[2]
         if 0 <= elapsed < _MIN_RATE_INTERVAL_S:
             return present
         self._counters[key] = counters
@@ -252,6 +262,11 @@ class FleetFeed:
             "commands": info.commands,
             "started_at": info.started_at,
         }
+
+
+def _counters_of(remote: RemoteTunnel, wall: Callable[[], float]) -> tuple[int, int, float]:
+    counted = remote.json["bytes"]
+    return counted["in"], counted["out"], remote.sent_at or wall()
 
 
 def _changed_fields(before: TunnelData, now: TunnelData) -> list[str]:
