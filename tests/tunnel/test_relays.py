@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -260,3 +261,17 @@ async def test_a_new_limit_applies_to_present_visitors_and_a_lifted_one_to_none(
     visitors[200].started_at -= 61.0
     await wait_until_async(lambda: sum(count for _, count in relays.aborted) == 200, "all are counted")
     assert visitors[200].is_open
+
+
+async def test_the_end_of_a_tunnel_closes_its_relays_over_several_turns_of_the_loop(relays: Relays) -> None:
+    started = [relays.start(number) for number in range(200)]
+    closing = asyncio.create_task(relays.set.close_gradually())
+    left = []
+    while not closing.done():
+        await asyncio.sleep(0)
+        left.append(sum(relay.is_open for relay in started))
+    assert max(before - after for before, after in pairwise([200, *left])) <= 64
+    assert left[-1] == 0
+    last = relays.start(200)
+    assert relays.set.close_all() == 201, "all that were closed because the tunnel ends"
+    assert {relay.ended for relay in (*started, last)} == {VisitorEnd.TUNNEL_CLOSED}

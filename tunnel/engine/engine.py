@@ -341,6 +341,8 @@ class Engine(ABC):
         finally:
             await _cancel(finishing)
             await _cancel(cutting)
+        if end is not None:
+            await end.relays.close_gradually()
 
     async def _finish_visitors(self, grace_s: float) -> None:
         """Close listeners and link as soon as no visitor needs them, and wait for the relays.
