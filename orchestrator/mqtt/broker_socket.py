@@ -4,8 +4,9 @@ The connection is ours, because aiomqtt and paho leave four things undone that a
 hands in a thread that cannot be stopped; they notice only by a timeout that a broker hung up before CONNACK; they
 forget a loss right after CONNACK; and they register write callbacks for descriptors that may be closed, and reused, by
 then. So ``BrokerSocket`` makes the TCP or TLS connection, and the library connects to a Unix socket of this process
-(the documented ``transport="unix"``). Bytes are passed on both ways. The library never sees its connection end before
-it has closed the connection: the broker's DISCONNECT and end of stream are withheld, and become a ``BrokerError``.
+(the documented ``transport="unix"``). Bytes are passed on both ways, but for the packets that ``PacketSplitter`` takes.
+The library never sees its connection end before it has closed the connection: the broker's DISCONNECT and end of stream
+are withheld, and become a ``BrokerError``.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import os
 import socket
 import ssl
 import struct
-from typing import Final
+from typing import Final, cast
 
 from orchestrator.mqtt import broker as errors
 from orchestrator.mqtt.broker import Broker, BrokerError
-from orchestrator.mqtt.payloads import MAX_PAYLOAD_BYTES
+from orchestrator.mqtt.broker_packets import MAX_PACKET_BYTES, PacketSplitter
 from tunnel.model.address import Address
 from tunnel.runtime import resolver, sockets
 from tunnel.runtime.connect_race import ATTEMPT_DELAY_S, connect_to_first
@@ -33,65 +34,11 @@ STEP_TIMEOUT_S: Final = 5.0
 """For each step of a connection: TLS handshake, CONNACK, SUBACK."""
 CLOSE_TIMEOUT_S: Final = 1.0
 
-MAX_PACKET_BYTES: Final = MAX_PAYLOAD_BYTES + 128 * 1024
-"""The longest packet that is read: the longest payload, with its topic (at most 64 KiB) and its properties."""
-
 _MAX_SILENCE_S: Final = 2 * KEEPALIVE_S - 1  # a PINGREQ is not answered; one second later the library gives up
 _DIAL_TIMEOUT_S: Final = 2.5  # of the last address: TCP sends SYN again after one second, and the broker may be back
 _RACE_BUFFER_BYTES: Final = 1  # of a reactor that connects and reads nothing
 _CHUNK_BYTES: Final = 64 * 1024
-_MALFORMED_LENGTH: Final = 1 << 62
-
-
-class DisconnectFilter:
-    """Finds the broker's DISCONNECT (MQTT 5, section 3.14) in a stream of packets. Sans-I/O."""
-
-    _DISCONNECT: Final = 14
-
-    def __init__(self) -> None:
-        self._remaining = 0  # bytes of the present packet that have not come yet
-        self._partial = b""
-        self.code: int | None = None
-        """reason code of the DISCONNECT, once there was one"""
-        self.excess: int | None = None
-        """length of a packet that is longer than MAX_PACKET_BYTES, once there was one; the rest is withheld"""
-
-    def feed(self, data: bytes) -> bytes:
-        """The bytes to pass on: whole packet heads, up to a DISCONNECT."""
-        if self.code is not None or self.excess is not None:
-            return b""
-        data = self._partial + data
-        self._partial = b""
-        position = self._remaining
-        while position < len(data):
-            body = _parse_fixed_header(data, position)
-            is_disconnect = data[position] >> 4 == self._DISCONNECT
-            if body is None or (is_disconnect and body[1] and body[0] == len(data)):
-                self._partial = data[position:]
-                self._remaining = 0
-                return data[:position]
-            if is_disconnect:
-                self.code = data[body[0]] if body[1] else 0
-                return data[:position]
-            if MAX_PACKET_BYTES < body[1] < _MALFORMED_LENGTH:
-                self.excess = body[1]
-                return data[:position]
-            position = sum(body)
-        self._remaining = position - len(data)
-        return data
-
-
-def _parse_fixed_header(data: bytes, position: int) -> tuple[int, int] | None:
-    """Where the packet's body begins and its length (section 2.1.4); None where the header is not complete.
-
-    A length of more than four bytes is malformed: the rest is passed on, for the library to reject.
-    """
-    length = 0
-    for index, byte in enumerate(data[position + 1 : position + 5]):
-        length |= (byte & 0x7F) << 7 * index
-        if byte < 0x80:
-            return position + index + 2, length
-    return None if len(data) < position + 5 else (position, _MALFORMED_LENGTH)
+_MIN_FULL_CHUNK_BYTES: Final = 16 * 1024  # after less, the broker has nothing more to send at present
 
 
 class _Phase(enum.Enum):
@@ -111,7 +58,6 @@ class BrokerSocket:
         self._writer = writer
         self._phase = _Phase.LOGIN
         self._is_phase_changed = asyncio.Event()
-        self._filter = DisconnectFilter()
         self._has_answered = False
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._listener.bind("")  # an abstract address that the kernel chooses (unix(7), "autobind"): no file is left
@@ -188,23 +134,37 @@ class BrokerSocket:
         if self._phase is not _Phase.CLOSING:
             await self._fail(errors.connection_lost(self._broker))
 
-    async def relay_from_broker(self) -> None:
-        """Pass on what the broker sends, until it ends. Raises BrokerError where that was not expected."""
+    async def relay_from_broker(self, packets: PacketSplitter, read_interval_s: float = 0.0) -> None:
+        """Split what the broker sends, until it ends. Raises BrokerError where that was not expected.
+
+        ``read_interval_s``: between two reads while little arrives, so that many messages are read with one call.
+        """
         _, library = await self._library
         error = None
         try:
-            while self._filter.code is None and self._filter.excess is None and (data := await self._read()):
+            while packets.code is None and packets.excess is None and (data := await self._read()):
                 self._has_answered = True
-                library.write(self._filter.feed(data))
-                await library.drain()
+                if for_library := packets.feed(data):
+                    library.write(for_library)
+                    await library.drain()
+                if read_interval_s and len(data) < _MIN_FULL_CHUNK_BYTES:
+                    await self._pause_reading(read_interval_s)
         except TimeoutError:
             error = errors.not_answering(self._broker)
         except OSError:
             pass
-        if self._filter.excess is not None:
-            error = errors.packet_too_long(self._broker, self._filter.excess, MAX_PACKET_BYTES)
+        if packets.excess is not None:
+            error = errors.packet_too_long(self._broker, packets.excess, MAX_PACKET_BYTES)
         if self._phase is not _Phase.CLOSING:
-            await self._fail(error or errors.connection_lost(self._broker, self._filter.code))
+            await self._fail(error or errors.connection_lost(self._broker, packets.code))
+
+    async def _pause_reading(self, seconds: float) -> None:
+        transport = cast("asyncio.Transport", self._writer.transport)
+        transport.pause_reading()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            transport.resume_reading()
 
     async def _read(self) -> bytes:
         async with asyncio.timeout(_MAX_SILENCE_S):

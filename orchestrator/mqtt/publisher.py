@@ -40,10 +40,9 @@ from tunnel.model.spec import LogLevel
 from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
-    import aiomqtt
-
     from orchestrator.config.manifest import Manifest
     from orchestrator.config.supervisor_settings import MqttSettings
+    from orchestrator.mqtt.broker_packets import ReceivedMessage
     from orchestrator.mqtt.session import BrokerClient, BrokerSession, RefusedPublication
     from orchestrator.mqtt.topics import OutgoingMessage
     from orchestrator.status.contract import BrokerInfo
@@ -279,8 +278,8 @@ class Publisher:
             for message in batch:
                 self._receive_message(message)
 
-    def _receive_message(self, message: aiomqtt.Message) -> None:
-        topic, is_retained = str(message.topic), bool(message.retain)
+    def _receive_message(self, message: ReceivedMessage) -> None:
+        topic, is_retained = message.topic, message.retain
         parsed = parse(topic)
         if parsed is None:
             if message.payload and self._discovery.receive(topic, is_retained=is_retained):

@@ -25,9 +25,8 @@ from tunnel.runtime.backoff import retry_delay
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import aiomqtt
-
     from orchestrator.mqtt.broker import Broker
+    from orchestrator.mqtt.broker_packets import ReceivedMessage
     from orchestrator.mqtt.topics import ParsedTopic
     from orchestrator.status.json_types import EventJson
 
@@ -242,9 +241,9 @@ class FleetReader:
                 self._receive_message(message, now, wall)
             await asyncio.sleep(_BATCH_INTERVAL_S)
 
-    def _receive_message(self, message: aiomqtt.Message, now: float, wall: float) -> None:
-        self._retained_count += bool(message.retain)
-        topic = parse(str(message.topic))
+    def _receive_message(self, message: ReceivedMessage, now: float, wall: float) -> None:
+        self._retained_count += message.retain
+        topic = parse(message.topic)
         if topic is None:
             return
         if topic.kind == RESPONSE.kind:
@@ -253,7 +252,7 @@ class FleetReader:
             event = payloads.parse_event(message.payload)
             if event is not None and self._on_event is not None:
                 self._on_event(topic.host, event)
-        elif self._loading.apply_message(topic, message.payload, now, wall, is_retained=bool(message.retain)):
+        elif self._loading.apply_message(topic, message.payload, now, wall, is_retained=message.retain):
             self._note_host(topic.host)
             self._on_message(topic)
 

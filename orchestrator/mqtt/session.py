@@ -20,13 +20,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from orchestrator.mqtt import broker as errors
 from orchestrator.mqtt.broker import BrokerError
-from orchestrator.mqtt.broker_socket import (
-    CLOSE_TIMEOUT_S,
-    KEEPALIVE_S,
-    MAX_PACKET_BYTES,
-    STEP_TIMEOUT_S,
-    BrokerSocket,
-)
+from orchestrator.mqtt.broker_packets import MAX_PACKET_BYTES, PacketSplitter, ReceivedMessage
+from orchestrator.mqtt.broker_socket import CLOSE_TIMEOUT_S, KEEPALIVE_S, STEP_TIMEOUT_S, BrokerSocket
 from orchestrator.process.task_scope import task_scope
 
 if TYPE_CHECKING:
@@ -36,6 +31,7 @@ if TYPE_CHECKING:
 _MAX_BUFFERED: Final = 20_000  # received messages, or topics, that wait to be handled
 _CONFIRM_TIMEOUT_S: Final = 2 * STEP_TIMEOUT_S  # for PUBACK
 _ERROR_TIMEOUT_S: Final = 0.01
+_READ_INTERVAL_S: Final = 0.02  # of a reader of current values: the messages of a fleet arrive one by one
 _TRIES_PER_OLD_VERSION: Final = 3  # of so many attempts without CONNACK the last one is with version 3.1.1
 _TRIES_PER_OLD_VERSION_IF_V5_SEEN: Final = 60
 _TRIES_PER_OLD_VERSION_OF_READER: Final = 2  # a reader loses nothing with version 3.1.1
@@ -48,7 +44,7 @@ _LOG.propagate = False
 
 
 class ReceiveBuffer:
-    """Received messages that wait to be handled. The library fills it, as its queue.
+    """Received messages that wait to be handled: those with QoS 0, and those of the library, whose queue it is.
 
     With ``keep_newest_only`` a newer message replaces an older one on its topic, for topics that have a current value.
     """
@@ -58,7 +54,8 @@ class ReceiveBuffer:
     def __init__(self, limit: int = _MAX_BUFFERED, *, keep_newest_only: bool) -> None:
         self._limit = limit
         self._keep_newest_only = keep_newest_only
-        self._messages: dict[object, aiomqtt.Message] = {}
+        self._messages: dict[str | int, ReceivedMessage] = {}
+        self._count = 0
         self._is_filled = asyncio.Event()
 
     def qsize(self) -> int:
@@ -66,21 +63,28 @@ class ReceiveBuffer:
         return len(self._messages)
 
     def put_nowait(self, message: aiomqtt.Message) -> None:
-        """Add a message. Raises QueueFull, and the library drops the message."""
-        topic = message.topic.value
-        key: object = topic if self._keep_newest_only and topic.endswith(self._REPLACEABLE) else message
-        if key not in self._messages and len(self._messages) >= self._limit:
+        """Add a message of the library. Raises QueueFull, and the library drops the message."""
+        if not self.add(ReceivedMessage(message.topic.value, message.payload, bool(message.retain))):
             raise asyncio.QueueFull
+
+    def add(self, message: ReceivedMessage) -> bool:
+        """Add a message; False if there is no room for it."""
+        topic = message.topic
+        self._count += 1
+        key = topic if self._keep_newest_only and topic.endswith(self._REPLACEABLE) else self._count
+        if key not in self._messages and len(self._messages) >= self._limit:
+            return False
         self._messages.pop(key, None)  # moves to the end: no topic overtakes one that has waited longer
         self._messages[key] = message
         self._is_filled.set()
+        return True
 
-    async def get(self) -> aiomqtt.Message:
+    async def get(self) -> ReceivedMessage:
         """Wait for a message and remove it."""
         await self._wait_filled()
         return self._messages.pop(next(iter(self._messages)))
 
-    async def get_all(self) -> list[aiomqtt.Message]:
+    async def get_all(self) -> list[ReceivedMessage]:
         """Wait for messages and remove them all: without a task per message, which the library makes."""
         await self._wait_filled()
         messages, self._messages = list(self._messages.values()), {}
@@ -197,7 +201,7 @@ class BrokerSession:
         with self._translate_errors():
             await self._client.unsubscribe(list(topics), timeout=STEP_TIMEOUT_S)
 
-    async def receive_batches(self) -> AsyncIterator[list[aiomqtt.Message]]:
+    async def receive_batches(self) -> AsyncIterator[list[ReceivedMessage]]:
         """All messages that have arrived, each time there are some. A loss cancels the session's block."""
         while True:
             yield await self._buffer.get_all()
@@ -267,11 +271,12 @@ class BrokerClient:
         connection = await BrokerSocket.connect(self.broker, context)
         buffer = ReceiveBuffer(keep_newest_only=keep_newest_only)
         is_v5 = self._is_v5
+        packets = PacketSplitter(buffer.add, is_v5=is_v5)
         client = self._make_client(connection.local_address, password, will, buffer, client_id)
         try:
             async with task_scope() as start:
                 start(connection.relay_to_broker())
-                start(connection.relay_from_broker())
+                start(connection.relay_from_broker(packets, _READ_INTERVAL_S if keep_newest_only else 0.0))
                 await self._log_in(client, connection)
                 try:
                     yield BrokerSession(client, connection, buffer, self.broker, is_v5=is_v5)

@@ -415,7 +415,7 @@ def test_a_huge_command_costs_no_memory(
 ) -> None:
     """A client publishes 20 MB on the command topic: the host does not read them.
 
-    Without MaximumPacketSize in CONNECT, and without ``DisconnectFilter.excess``, the daemon grows by 60 MB.
+    Without MaximumPacketSize in CONNECT, and without ``PacketSplitter.excess``, the daemon grows by 60 MB.
     """
     hosts = Hosts(harness)
     address = ("127.0.0.1", broker.port)

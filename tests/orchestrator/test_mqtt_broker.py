@@ -19,7 +19,8 @@ from orchestrator.config.faults import ConfigError
 from orchestrator.config.load import load
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import Broker, BrokerError, BrokerState, BrokerStatus, connection_lost
-from orchestrator.mqtt.broker_socket import BrokerSocket, DisconnectFilter
+from orchestrator.mqtt.broker_packets import PacketSplitter, ReceivedMessage
+from orchestrator.mqtt.broker_socket import BrokerSocket
 from orchestrator.mqtt.connection_report import ConnectionReporter, RetryPolicy
 from orchestrator.mqtt.session import BrokerClient, ReceiveBuffer, RefusedPublication
 from orchestrator.mqtt.topics import STATE, HostTopics
@@ -176,38 +177,100 @@ async def test_the_addresses_of_a_broker_race(monkeypatch: pytest.MonkeyPatch) -
 
 # --- the packets of a broker ------------------------------------------------------------------------------------------
 
-PUBLISH = b"\x30\x05\x00\x01abc"
-LONG_PUBLISH = b"\x30\xc8\x01" + bytes(200)
+PUBLISH = b"\x32\x07\x00\x01a\x00\x07bc"  # with QoS 1
+LONG_PUBLISH = b"\x32\xc8\x01" + bytes(200)
 
 
 def feed(chunks: list[bytes]) -> tuple[bytes, int | None]:
-    packets = DisconnectFilter()
+    packets = PacketSplitter(lambda _: None, is_v5=True)
     return b"".join(map(packets.feed, chunks)), packets.code
 
 
+def cut(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
 @given(st.lists(st.sampled_from([PUBLISH, LONG_PUBLISH, b"\xd0\x00"]), max_size=6), st.integers(1, 60))
-def test_packets_pass_unchanged_however_they_are_cut(packets: list[bytes], size: int) -> None:
+def test_packets_for_the_library_pass_unchanged_however_they_are_cut(packets: list[bytes], size: int) -> None:
     data = b"".join(packets)
-    assert feed([data[at : at + size] for at in range(0, len(data), size)]) == (data, None)
+    assert feed(cut(data, size)) == (data, None)
 
 
 @pytest.mark.parametrize(("disconnect", "code"), [(b"\xe0\x00", 0), (b"\xe0\x02\x8e\x00", 142)])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_a_disconnect_is_withheld_with_its_reason_code(disconnect: bytes, code: int, size: int) -> None:
     data = PUBLISH + LONG_PUBLISH + disconnect
-    assert feed([data[at : at + size] for at in range(0, len(data), size)]) == (PUBLISH + LONG_PUBLISH, code)
+    assert feed(cut(data, size)) == (PUBLISH + LONG_PUBLISH, code)
 
 
-def test_a_malformed_length_is_passed_on_for_the_library_to_reject() -> None:
-    assert feed([b"\x30\xff\xff\xff\xff\xff", b"\xe0\x00"]) == (b"\x30\xff\xff\xff\xff\xff\xe0\x00", None)
+@pytest.mark.parametrize("first", [b"\x30", b"\x32"])
+def test_a_malformed_length_is_passed_on_for_the_library_to_reject(first: bytes) -> None:
+    malformed = first + b"\xff\xff\xff\xff\xff"
+    assert feed([malformed, b"\xe0\x00"]) == (malformed + b"\xe0\x00", None)
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_a_packet_that_is_too_long_is_withheld(size: int) -> None:
-    packets = DisconnectFilter()
-    data = PUBLISH + b"\x32\x80\x80\x80\x64" + bytes(2000)  # 209 million bytes
-    passed = b"".join(packets.feed(data[at : at + size]) for at in range(0, len(data), size))
+@pytest.mark.parametrize("first", [b"\x30", b"\x32"])
+def test_a_packet_that_is_too_long_is_withheld(first: bytes, size: int) -> None:
+    packets = PacketSplitter(lambda _: None, is_v5=True)
+    data = PUBLISH + first + b"\x80\x80\x80\x64" + bytes(2000)  # 209 million bytes
+    passed = b"".join(map(packets.feed, cut(data, size)))
     assert (passed, packets.excess) == (PUBLISH, 100 << 21)
+
+
+def publish_packet(sent: ReceivedMessage, properties: bytes) -> bytes:
+    body = len(sent.topic.encode()).to_bytes(2, "big") + sent.topic.encode() + properties + sent.payload
+    length = b""
+    for shift in range(0, 28, 7):
+        rest = len(body) >> shift
+        length += bytes([rest & 0x7F | (0x80 if rest > 0x7F else 0)])
+        if rest <= 0x7F:
+            break
+    return bytes([0x30 | sent.retain]) + length + body
+
+
+sent_messages = st.builds(
+    ReceivedMessage,
+    st.text(st.characters(exclude_characters="+#", exclude_categories=["Cs"]), min_size=1, max_size=9),
+    st.binary(max_size=9) | st.sampled_from([b"x" * 127, b"y" * 20_000]),
+    st.booleans(),
+)
+
+
+packets_of_a_broker = st.lists(sent_messages | st.sampled_from([PUBLISH, b"\xd0\x00"]), max_size=6)
+
+
+@given(packets=packets_of_a_broker, size=st.integers(1, 200), is_v5=st.booleans())
+def test_messages_with_qos_0_are_delivered_and_the_rest_is_for_the_library(
+    packets: list[ReceivedMessage | bytes], size: int, *, is_v5: bool
+) -> None:
+    received: list[ReceivedMessage] = []
+    splitter = PacketSplitter(received.append, is_v5=is_v5)
+    properties = b"\x05\x02\x00\x00\x00\x09" if is_v5 else b""
+    data = b"".join(one if isinstance(one, bytes) else publish_packet(one, properties) for one in packets)
+    passed = b"".join(map(splitter.feed, cut(data, size)))
+    assert received == [one for one in packets if not isinstance(one, bytes)]
+    assert passed == b"".join(one for one in packets if isinstance(one, bytes))
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [b"\x30\x00", b"\x30\x01\x00", b"\x30\x02\x00\x00", b"\x30\x03\x00\x01a", b"\x30\x04\x00\x01a\x01",
+     b"\x30\x04\x00\x01\xff\x00", b"\x30\x04\x00\x01#\x00", b"\x30\x04\x00\x01+\x00", b"\x30\x05\x00\x09abc",
+     b"\x30\x08\x00\x01a\xff\xff\xff\xff\xff", b"\x34\x04\x00\x01a\x00", b"\x38\x04\x00\x01a\x00"],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [1, 1000])
+def test_messages_that_are_malformed_are_for_the_library_to_reject(malformed: bytes, size: int) -> None:
+    received: list[ReceivedMessage] = []
+    splitter = PacketSplitter(received.append, is_v5=True)
+    passed = b"".join(map(splitter.feed, cut(PUBLISH + malformed + PUBLISH, size)))
+    assert (passed, received) == (PUBLISH + malformed + PUBLISH, [])
+
+
+@given(chunks=st.lists(st.binary(max_size=40), max_size=6), is_v5=st.booleans())
+def test_random_bytes_are_passed_on_delivered_or_withheld(chunks: list[bytes], *, is_v5: bool) -> None:
+    splitter = PacketSplitter(lambda _: None, is_v5=is_v5)
+    assert sum(map(len, map(splitter.feed, chunks))) <= sum(map(len, chunks))
 
 
 @pytest.mark.parametrize(

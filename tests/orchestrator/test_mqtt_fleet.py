@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
-import aiomqtt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import Broker
+from orchestrator.mqtt.broker_packets import ReceivedMessage
 from orchestrator.mqtt.fleet import GONE, ONLINE, SILENT, Fleet, link_routes
 from orchestrator.mqtt.ownership import SILENT_AFTER_S
 from orchestrator.mqtt.payloads import DaemonRun, StatePayload, StatsPayload, StatusPayload
@@ -316,7 +316,7 @@ async def test_only_valid_messages_make_a_host_whose_tunnels_are_subscribed_to()
     valid = payloads.encode(status.as_json())
     for host, payload in (("invented", b"{}"), ("empty", b""), ("edge", valid)):
         topic = HostTopics(host).of(STATUS)
-        reader._receive_message(aiomqtt.Message(topic, payload, 0, True, 1, None), NOW, NOW)
+        reader._receive_message(ReceivedMessage(topic, payload, retain=True), NOW, NOW)
     assert reader._next_hosts() == ["edge"]
 
 
