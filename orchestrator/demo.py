@@ -1,19 +1,29 @@
-"""A demonstration on the loopback interface: tunnels of both directions, a target server and simulated visitors."""
+"""A demonstration on the loopback interface: what the program can do, with simulated targets and visitors."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import random
 import socket as sockets
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import daemon
 from orchestrator.config.load import load
+from orchestrator.demo_traffic import (
+    DENIED_ADDRESS,
+    VisitorCounts,
+    serve_datagrams,
+    serve_flapping_target,
+    serve_target,
+    simulate_datagrams,
+    simulate_denied_visitor,
+    simulate_download,
+    simulate_refused_visitor,
+    simulate_visitor,
+)
 from orchestrator.process.messages import print_message
 from orchestrator.process.setup import handle_stop_signals, prepare_serving_process, run_event_loop
 from orchestrator.supervisor.crash_reports import suppress_tracebacks
@@ -24,7 +34,7 @@ from tunnel.model.state import State
 from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from orchestrator.supervisor.supervisor import Supervisor
     from tunnel.model.events import EventSink
@@ -33,10 +43,10 @@ if TYPE_CHECKING:
 REFUSED_CLIENT: Final = "refused-client"
 """The tunnel whose target refuses connections."""
 
-_VISITORS_PER_INGRESS: Final = 3
-_ANSWER_TIMEOUT_S: Final = 5.0  # of one visitor
+_AWAY_S: Final = (10.0, 5.0)  # how long the second client of a tunnel serves, and how long it is away
 _COOLDOWN_TIMEOUT_S: Final = 2.0
 _POLL_INTERVAL_S: Final = 0.02
+_LEAVING_CLIENT: Final = "web-2"
 _FILE: Final = """\
 # The file of this demonstration. Show its tunnels in another terminal: nodepass-orch ps --socket {folder}/demo.sock
 version: 1
@@ -44,30 +54,34 @@ supervisor:
   api: demo.sock
 defaults:
   key_file: demo.key
+  data_port: tunnel      # all servers share one tunnel port: a service tells them apart
   min_pool_capacity: 4
   client_cooldown: 3s
-  shutdown_timeout: 1s
+  shutdown_timeout: 3s
 tunnels:
-  # reverse: the server accepts visitors, the client dials the target
-  reverse-server: server://127.0.0.1:{tunnel_1}/127.0.0.1:{ingress_1}
-  reverse-client: client://127.0.0.1:{tunnel_1}/127.0.0.1:{target}
-  # forward: the client accepts visitors, the server dials the target
-  forward-server: server://127.0.0.1:{tunnel_2}/127.0.0.1:{target}?mode=forward
-  forward-client: client://127.0.0.1:{tunnel_2}/127.0.0.1:{ingress_2}
+  # one server with two clients, of which the second leaves now and then; visitors from one address are refused
+  web: {{url: "server://127.0.0.1:{tunnel}/127.0.0.1:{web}?service=web", mode: reverse, clients: 2, deny: [{denied}]}}
+  web-1: client://127.0.0.1:{tunnel}/127.0.0.1:{target}?service=web
+  web-2: client://127.0.0.1:{tunnel}/127.0.0.1:{target}?service=web
+  # a client with two targets, of which the second is down now and then
+  shop: server://127.0.0.1:{tunnel}/127.0.0.1:{shop}?service=shop&mode=reverse
+  shop-client:
+    url: client://127.0.0.1:{tunnel}/127.0.0.1:{target},127.0.0.1:{flapping}?service=shop
+    check: tcp
+    inter: 1s
+    fall: 1
+    rise: 1
+  # the other direction: the client accepts visitors, the server dials the target; all of them share a rate
+  files: server://127.0.0.1:{tunnel}/127.0.0.1:{target}?service=files&mode=forward
+  files-client: client://127.0.0.1:{tunnel}/127.0.0.1:{files}?service=files&rate=8mbit
+  # datagrams
+  dns: server://127.0.0.1:{tunnel}/127.0.0.1:{dns}?service=dns&mode=reverse&proto=udp&udp_timeout=1s
+  dns-client: client://127.0.0.1:{tunnel}/127.0.0.1:{udp_target}?service=dns&proto=udp&udp_timeout=1s
   # the target of these refuses connections: they show the state cooldown and its reason
-  refused-server: server://127.0.0.1:{tunnel_3}/127.0.0.1:{ingress_3}
-  refused-client: client://127.0.0.1:{tunnel_3}/127.0.0.1:{closed}
+  refused: server://127.0.0.1:{tunnel}/127.0.0.1:{refused}?service=refused&mode=reverse
+  refused-client: client://127.0.0.1:{tunnel}/127.0.0.1:{closed}?service=refused
 """
-
-
-@dataclass(slots=True)
-class VisitorCounts:
-    """How many requests of simulated visitors were answered, and how many failed."""
-
-    answered: int = 0
-    failed: int = 0
-    refused: int = 0
-    """visitors of the tunnel whose target refuses connections"""
+_PORTS: Final = ("tunnel", "web", "shop", "files", "dns", "refused", "flapping", "closed")
 
 
 def run(duration_s: float | None, log: EventSink) -> str:
@@ -80,29 +94,46 @@ def run(duration_s: float | None, log: EventSink) -> str:
 
 async def _run(folder: Path, duration_s: float | None, log: EventSink) -> str:
     counts = VisitorCounts()
-    async with serve_target() as target:
-        names = ("tunnel_1", "ingress_1", "tunnel_2", "ingress_2", "tunnel_3", "ingress_3", "closed")
-        ports = dict(zip(names, free_ports(len(names)), strict=True))
+    async with serve_target() as target, serve_datagrams() as udp_target:
+        ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         file = folder / "tunnels.yaml"
         (folder / "demo.key").touch(mode=0o600)
         (folder / "demo.key").write_text(generate_key(), encoding="ascii")
-        file.write_text(_FILE.format(folder=folder, target=target, **ports), encoding="utf-8")
+        text = _FILE.format(folder=folder, denied=DENIED_ADDRESS, target=target, udp_target=udp_target, **ports)
+        file.write_text(text, encoding="utf-8")
         manifest = load(file, {})
         print_message(f"the demonstration runs the file {file}; end it with Ctrl-C")
         with daemon.claimed_daemon(manifest, folder / "demo.sock", os.environ, folder / "history.db") as claim:
             async with daemon.running_daemon(manifest, claim, log, LogLevel.INFO) as supervisor:
-                visitors = [
-                    *(simulate_visitor(ports["ingress_1"], counts) for _ in range(_VISITORS_PER_INGRESS)),
-                    *(simulate_visitor(ports["ingress_2"], counts) for _ in range(_VISITORS_PER_INGRESS)),
-                    simulate_refused_visitor(ports["ingress_3"], counts),
-                ]
-                tasks = [asyncio.create_task(visitor) for visitor in visitors]
+                activities = [*_traffic(ports, counts), _let_client_leave(supervisor)]
+                tasks = [asyncio.create_task(activity) for activity in activities]
                 last = await _run_supervisor(supervisor, tasks, duration_s)
     return format_summary(last, counts)
 
 
+def _traffic(ports: Mapping[str, int], counts: VisitorCounts) -> list[Coroutine[None, None, None]]:
+    """Return everything that visits the tunnels, and the target that flaps."""
+    return [
+        *(simulate_visitor(ports[name], counts) for name in ("web", "web", "web", "shop", "shop", "files")),
+        simulate_download(ports["files"], counts),
+        simulate_datagrams(ports["dns"], counts),
+        simulate_denied_visitor(ports["web"], counts),
+        simulate_refused_visitor(ports["refused"], counts),
+        serve_flapping_target(ports["flapping"]),
+    ]
+
+
+async def _let_client_leave(supervisor: Supervisor) -> None:
+    """Drain and start one of two clients in turn; until cancelled."""
+    while True:
+        await asyncio.sleep(_AWAY_S[0])
+        supervisor.drain(_LEAVING_CLIENT)
+        await asyncio.sleep(_AWAY_S[1])
+        supervisor.start(_LEAVING_CLIENT)
+
+
 async def _run_supervisor(
-    supervisor: Supervisor, visitors: Sequence[asyncio.Task[None]], duration_s: float | None
+    supervisor: Supervisor, activities: Sequence[asyncio.Task[None]], duration_s: float | None
 ) -> tuple[Snapshot, ...]:
     """Run the supervisor until it ends. Returns the snapshots from the moment at which the shutdown began."""
     last: tuple[Snapshot, ...] = ()
@@ -116,9 +147,9 @@ async def _run_supervisor(
         run = asyncio.create_task(supervisor.run())
         stopping = asyncio.create_task(supervisor.wait_stopping())
         await asyncio.wait([run, stopping], timeout=duration_s, return_when=asyncio.FIRST_COMPLETED)
-        for visitor in visitors:
-            visitor.cancel()
-        await asyncio.wait(visitors)
+        for activity in activities:
+            activity.cancel()
+        await asyncio.wait(activities)
         if not stopping.done():
             await _wait_for_cooldown(supervisor)
             shut_down()
@@ -151,9 +182,11 @@ def format_summary(tunnels: Sequence[Snapshot], counts: VisitorCounts) -> str:
     ]
     served = f"{plural(counts.answered, 'request')} {'was' if counts.answered == 1 else 'were'} answered, "
     refused = f"{plural(counts.refused, 'visitor')} of {REFUSED_CLIENT} {'was' if counts.refused == 1 else 'were'}"
+    denied = f"{plural(counts.denied, 'visitor')} of web {'was' if counts.denied == 1 else 'were'}"
     return (
         f"{align_columns(rows)}\n{served}{counts.failed} failed; "
-        f"{refused} not served, as intended: its target refuses connections."
+        f"{refused} not served, as intended: its target refuses connections; "
+        f"{denied} refused: {DENIED_ADDRESS} is in deny."
     )
 
 
@@ -162,62 +195,3 @@ def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(sockets.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [int(sock.getsockname()[1]) for sock in held]
-
-
-@contextlib.asynccontextmanager
-async def serve_target() -> AsyncIterator[int]:
-    """Run an HTTP server with one page until the context ends; yields its port."""
-    server = await asyncio.start_server(_serve_pages, "127.0.0.1", 0)
-    try:
-        yield int(server.sockets[0].getsockname()[1])
-    finally:
-        server.close()
-
-
-async def _serve_pages(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    page = b"This page came through a tunnel.\n" * 64
-    with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-        while await reader.readuntil(b"\r\n\r\n"):
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(page), page))
-            await writer.drain()
-    writer.close()
-
-
-async def simulate_refused_visitor(port: int, counts: VisitorCounts) -> None:
-    """Connect once a second and read until the tunnel closes the connection; until cancelled."""
-    while True:
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-                with contextlib.closing(writer), contextlib.suppress(ConnectionResetError):
-                    await reader.read()
-                counts.refused += 1
-        await asyncio.sleep(1.0)
-
-
-async def simulate_visitor(port: int, counts: VisitorCounts) -> None:
-    """Connect, send a few requests, close, repeat; until cancelled."""
-    while True:
-        try:
-            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:  # the listener is not open yet
-            await asyncio.sleep(0.1)
-            continue
-        try:
-            for _ in range(random.randint(1, 4)):  # noqa: S311  traffic, not a secret
-                await _request_page(reader, writer)
-                counts.answered += 1
-                await asyncio.sleep(random.uniform(0.02, 0.2))  # noqa: S311  as above
-        except (OSError, asyncio.IncompleteReadError):
-            counts.failed += 1
-            await asyncio.sleep(0.1)
-        finally:
-            writer.close()
-
-
-async def _request_page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-        writer.write(b"GET / HTTP/1.1\r\nHost: demo\r\n\r\n")
-        head = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(int(head.split(b":")[-1]))

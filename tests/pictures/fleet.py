@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
-from orchestrator.demo import VisitorCounts, free_ports, serve_target, simulate_refused_visitor, simulate_visitor
+from orchestrator.demo import free_ports
+from orchestrator.demo_traffic import VisitorCounts, serve_target, simulate_refused_visitor, simulate_visitor
 
 _PROCESS_TIMEOUT_S: Final = 20.0  # for each process to start, and to end
 _POLL_INTERVAL_S: Final = 0.05

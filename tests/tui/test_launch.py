@@ -283,7 +283,7 @@ def test_up_on_a_terminal_reports_that_another_client_stopped_the_daemon(tmp_pat
 
 def test_the_demonstration_prints_its_summary_when_the_dashboard_is_closed() -> None:
     with run_on_terminal("demo") as shown:
-        shown.wait_until_shown("reverse-server")
+        shown.wait_until_shown("shop-client")
         shown.wait_until_shown("cooldown")
         shown.press("q")
         assert shown.wait_exit() == 0
