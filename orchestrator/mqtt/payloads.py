@@ -275,7 +275,7 @@ class StatsPayload:
     """The numbers of a tunnel."""
 
     tunnel: Mapping[str, object]
-    """the whole object of ``ps --json``; only STATS_KEYS of it are published"""
+    """its object of ``ps --json``; only STATS_KEYS of it are published"""
     boot: str
     ts: str
 

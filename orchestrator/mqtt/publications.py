@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.mqtt.payloads import EventPayload, InfoPayload, StatePayload, StatsPayload, StatusPayload
+from orchestrator.mqtt.payloads import STATS_KEYS, EventPayload, InfoPayload, StatePayload, StatsPayload, StatusPayload
 from orchestrator.mqtt.topics import EVENT, INFO, STATE, STATS, STATUS, OutgoingMessage
 from orchestrator.status.contract import field_names
 from tunnel.model.snapshot import Snapshot
@@ -310,7 +310,7 @@ class Publications:
         self.queue.add(self._topics.message(STATE, payload, snapshot.name))
 
     def _queue_stats(self, snapshot: Snapshot, ts: str) -> None:
-        payload = StatsPayload(snapshot.as_json(), self._run.boot, ts)
+        payload = StatsPayload(snapshot.as_json(STATS_KEYS), self._run.boot, ts)
         self.queue.add(self._topics.message(STATS, payload, snapshot.name))
 
     def _queue_info(self, ts: str, now: float, tunnels: int) -> None:

@@ -324,23 +324,25 @@ class Publisher:
 
 
 async def publish_all(session: BrokerSession, batch: list[OutgoingMessage]) -> list[RefusedPublication | None]:
-    """Publish together, so that a long round trip counts only once; what the broker refused. Raises the first error."""
-    results = await asyncio.gather(
-        *(_publish_in_turn(session, message, turn) for turn, message in enumerate(batch)), return_exceptions=True
-    )
+    """Publish together, so that a long round trip counts only once; what the broker refused. Raises the first error.
+
+    One message in each turn of the loop, so that visitors need not wait for the whole batch.
+    """
+    publications: list[asyncio.Task[RefusedPublication | None]] = []
+    try:
+        for message in batch:
+            publications.append(asyncio.create_task(session.publish(message)))
+            await asyncio.sleep(0)
+        results = await asyncio.gather(*publications, return_exceptions=True)
+    finally:
+        for publication in publications:
+            publication.cancel()
     refused: list[RefusedPublication | None] = []
     for result in results:
         if isinstance(result, BaseException):
             raise result
         refused.append(result)
     return refused
-
-
-async def _publish_in_turn(session: BrokerSession, message: OutgoingMessage, turn: int) -> RefusedPublication | None:
-    """Publish ``turn`` turns of the loop from now, so that visitors need not wait for the whole batch."""
-    for _ in range(turn):
-        await asyncio.sleep(0)
-    return await session.publish(message)
 
 
 # --- the publisher of a daemon ----------------------------------------------------------------------------------------

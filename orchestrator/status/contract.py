@@ -171,7 +171,7 @@ class _Shape:
     signatures: frozenset[tuple[type, ...]]
     """the types that these values may have together"""
     is_numeric: bool
-    """whether all fields are numbers"""
+    """whether all fields are numbers, or null"""
     plain: Mapping[str, tuple[type, ...]]
     """the types of which every value of a field is valid; None for a group that may be missing"""
     integers: tuple[str, ...]
@@ -193,7 +193,8 @@ class _Shape:
         if tuple(map(type, values)) not in self.signatures:
             return False
         if self.is_numeric:
-            return bool(min(values) > -_MAX_NUMBER and max(values) < _MAX_NUMBER)
+            numbers = [*filter(None, values)]  # zero is small enough
+            return not numbers or bool(min(numbers) > -_MAX_NUMBER and max(numbers) < _MAX_NUMBER)
         return self._values_match(data)
 
     def _values_match(self, data: Any) -> bool:  # noqa: ANN401  of the types of a signature
@@ -208,9 +209,14 @@ class _Shape:
             if not {*map(type, data[name])} <= _ONLY_TEXTS:
                 return False
         for name, row in self.rows.items():
-            if not all(type(one) is dict and row.matches(one) for one in data[name]):
+            found = data[name]
+            if found and not all(type(one) is dict and row.matches(one) for one in found):
                 return False
-        return all(data[name] is None or group.matches(data[name]) for name, group in self.groups.items())
+        for name, group in self.groups.items():
+            found = data[name]
+            if found is not None and not group.matches(found):
+                return False
+        return True
 
 
 _ONLY_TEXTS: Final = frozenset({str})
@@ -228,7 +234,7 @@ def _shape_of(kind: type[Any]) -> _Shape:
     return _Shape(
         read=cast("Any", itemgetter(*named)),
         signatures=frozenset(itertools.product(*map(_json_types, named.values()))),
-        is_numeric=set(named.values()) <= {int, float},
+        is_numeric=set(named.values()) <= {int, float, int | None, float | None},
         plain={
             name: tuple(kind for kind in _json_types(hint) if kind is not dict)
             for name, hint in named.items()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import compress
+from operator import attrgetter, ne
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from orchestrator.status.contract import DaemonInfo, encode_info, encode_snapshot, field_names
@@ -24,6 +26,7 @@ MAX_REMOVALS: Final = 1024
 """Removals that are remembered; a reader who has not asked since an older one is given everything anew."""
 
 _SNAPSHOT_FIELDS: Final = field_names(Snapshot)
+_read_fields: Final = attrgetter(*_SNAPSHOT_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +83,11 @@ def changed_snapshot_fields(before: Snapshot, now: Snapshot) -> list[str]:
 
     A cooldown of which only the remaining time has passed is no difference: readers have a clock of their own.
     """
+    changed = [*compress(_SNAPSHOT_FIELDS, map(ne, _read_fields(before), _read_fields(now)))]
     is_same_cooldown = before.cooldown.attempt == now.cooldown.attempt and before.state is now.state
-    return [
-        name
-        for name in _SNAPSHOT_FIELDS
-        if getattr(before, name) != getattr(now, name) and not (is_same_cooldown and name == "cooldown")
-    ]
+    if is_same_cooldown and "cooldown" in changed:
+        changed.remove("cooldown")
+    return changed
 
 
 class StatusStore(Generic[Key, Value]):

@@ -77,6 +77,11 @@ class TrafficMeter:
         self._measured[name] = _Measured(now, counted, rates)
         return rates
 
+    def is_current(self, name: str) -> bool:
+        """Return whether another reader of this tunnel has measured its rates within half a sampling interval."""
+        last = self._measured.get(name)
+        return last is not None and self._clock() - last.at < SAMPLE_INTERVAL_S / 2
+
     def version(self, name: str) -> int:
         """Return a number that changes when the rates may have changed though the counters have not."""
         last = self._measured.get(name)
@@ -132,7 +137,7 @@ class TrafficSampler:
 
     async def sample(self) -> None:
         """Read the busy tunnels, some at a time; one that is quiet by now is left out from the next time on."""
-        for number, name in enumerate(list(self._busy), 1):
+        for number, name in enumerate([name for name in self._busy if not self._meter.is_current(name)], 1):
             try:
                 seen = self._tunnels.snapshot(name)
             except LookupError:  # it was removed meanwhile

@@ -118,6 +118,19 @@ async def test_the_sampler_reads_a_busy_tunnel_until_it_is_quiet() -> None:
     assert metered.rate_in() is None, "a tunnel that is gone is forgotten"
 
 
+async def test_the_sampler_leaves_out_what_another_reader_has_just_measured() -> None:
+    metered = Metered()
+    metered.sampler.mark("web")
+    metered.visitors = 1
+    metered.rate_in()
+    metered.now += 0.9
+    await metered.sampler.sample()
+    assert metered.readings == 1
+    metered.now += 2
+    await metered.sampler.sample()
+    assert metered.readings == 2
+
+
 async def test_traffic_after_a_long_silence_is_measured_from_its_begin() -> None:
     metered = Metered()
     metered.rate_in()
