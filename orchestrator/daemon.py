@@ -104,8 +104,10 @@ async def _running(
     *,
     read_only: bool,
 ) -> AsyncIterator[Supervisor]:
-    async with _engine_factory(manifest.supervisor.workers, bus, access_log) as engine_factory:
+    async with _engine_factory(manifest.supervisor.workers, bus, access_log) as (engine_factory, context):
         supervisor = Supervisor(manifest, engine_factory=engine_factory, bus=bus)
+        if context is not None:
+            context.publisher = supervisor.published
         write_log = _filter_by_level(log, supervisor, level)
         for event in bus.events_of(SUPERVISOR):  # of the workers, from before there was a supervisor with log levels
             write_log(event)
@@ -156,19 +158,21 @@ async def _recording_traffic(control: ControlService, path: Path | None) -> Asyn
 
 
 @contextlib.asynccontextmanager
-async def _engine_factory(workers: int, bus: EventBus, access_log: AccessLog | None) -> AsyncIterator[EngineFactory]:
-    """Makes engines in so many workers; with none, in this process."""
+async def _engine_factory(
+    workers: int, bus: EventBus, access_log: AccessLog | None
+) -> AsyncIterator[tuple[EngineFactory, EngineContext | None]]:
+    """Makes engines in so many workers; with none, in this process, with what they share."""
     if workers:
         on_left = None if access_log is None else access_log.add_lines
         pool = WorkerPool(workers, bus.emit, bus.notify_activity, on_visitors_left=on_left)
         async with pool.running():
-            yield pool.make_engine
+            yield pool.make_engine, None
         return
     context = EngineContext()
     context.visitor_log = None if access_log is None else access_log.add
     context.subscribe_activity(bus.notify_activity)
     try:
-        yield lambda name, spec, sink: create_engine(name, spec, context, sink)
+        yield lambda name, spec, sink: create_engine(name, spec, context, sink), context
     finally:
         context.close()
 

@@ -80,6 +80,7 @@ _KEY: Final = "KEY"
 _WORKER: Final = "WORKER"
 _REFUSED: Final = "REFUSED"
 _LINKS: Final = "LINKS"
+_PUBLISHED_BY: Final = "PUBLISHED BY"
 _STATE: Final = "STATE"
 _NAME: Final = "NAME"
 _COLUMNS: Final = (
@@ -99,6 +100,7 @@ _COLUMNS: Final = (
     _Column(_AUTH, lambda t: t["auth"], 10),
     _Column(_SERVICE, lambda t: t["service"] or "-", 11),
     _Column(_KEY, lambda t: t["key_name"] or "-", 12),
+    _Column(_PUBLISHED_BY, lambda t: t.get("published_by") or "-", 15),
     _Column(_WORKER, lambda t: str(t["worker"] or "-"), 13),
     _Column(_REFUSED, lambda t: str(_count_refused(t) or "-"), 14),
     _Column(_LINKS, _format_links, 16),
@@ -109,6 +111,7 @@ _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _TARGETS: _count_up,
     _SERVICE: lambda t: t["service"],
     _KEY: lambda t: t["key_name"],
+    _PUBLISHED_BY: lambda t: t.get("published_by"),
     _WORKER: lambda t: t["worker"],
     _REFUSED: _count_refused,
     _LINKS: lambda t: len(t.get("links", ())) > 1 or t.get("servers"),

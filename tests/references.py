@@ -18,7 +18,7 @@ from orchestrator.commands import command_line, help_topics
 from orchestrator.config.schema import json_schema
 from orchestrator.mqtt.topics import render_reference as render_topics
 from tui.launch import top
-from tunnel.model.options import render_option_table
+from tunnel.model.option_table import render_option_table
 from tunnel.model.state import render_state_table
 from tunnel.protocol.frames import frame_table
 

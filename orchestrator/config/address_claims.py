@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from orchestrator.config.manifest import addresses_conflict
 from tunnel.model.address import Address
@@ -16,6 +16,9 @@ from tunnel.runtime import listeners
 
 if TYPE_CHECKING:
     from tunnel.model.spec import TunnelSpec
+
+PUBLISHERS: Final = " publish"
+"""Stands for the service of a server that lets clients publish; no service can have this name."""
 
 HolderT = TypeVar("HolderT")
 
@@ -43,10 +46,11 @@ def address_claims(spec: TunnelSpec) -> Iterator[AddressClaim]:
     Port 0 is yielded as well; it conflicts with no other address.
     """
     if spec.role is Role.SERVER:
-        yield AddressClaim(spec.tunnel, spec.tunnel, spec.service)
+        service = PUBLISHERS if spec.publish_rules else spec.service
+        yield AddressClaim(spec.tunnel, spec.tunnel, service)
         if spec.data_port:
-            yield AddressClaim(Address(spec.tunnel.host, spec.data_port), spec.tunnel, spec.service)
-        if listeners.decide_direction(spec) is Direction.REVERSE:
+            yield AddressClaim(Address(spec.tunnel.host, spec.data_port), spec.tunnel, service)
+        if not spec.publish_rules and listeners.decide_direction(spec) is Direction.REVERSE:
             yield AddressClaim(spec.target, proto=spec.proto)
     elif spec.mode is Mode.FORWARD:  # in auto the server decides: the address may be one to dial
         yield AddressClaim(spec.target, proto=spec.proto)

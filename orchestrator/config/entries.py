@@ -15,6 +15,7 @@ from orchestrator.config.faults import MAX_FAULTS, Fault, Place
 from orchestrator.config.file_set import hash_bytes, read_file
 from orchestrator.config.manifest import Entry, OptionOrigin
 from orchestrator.config.named_keys import LocatedKeys, read_named_keys
+from orchestrator.config.publish_rules import check_server, has_rules, read_rules
 from orchestrator.config.scalars import check_keys, describe_name_fault, read_scalar, read_scalars
 from orchestrator.config.schema_parts import parse_bool
 from orchestrator.config.target_list import read_targets
@@ -33,16 +34,18 @@ from tunnel.model.options import (
     misplaced_options,
     names_for,
 )
-from tunnel.model.spec import AuthPolicy, Role
+from tunnel.model.spec import AuthPolicy, Mode, Role
 from tunnel.model.url import TunnelUrl, looks_like_url, parse_url
 from tunnel.model.visitor_option_types import NetworksType
 from tunnel.runtime.tls import TlsError, certificate_files_context, verifying_context
 
 if TYPE_CHECKING:
+    from tunnel.model.publishing import PublishRule
     from tunnel.model.spec import TunnelSpec
 
 DEFAULT_KEYS: Final = names_for(OptionPlace.DEFAULTS)
-ENTRY_KEYS: Final = ("url", "enabled", "tags", "keys", "targets", *names_for(OptionPlace.ENTRY))
+ENTRY_OPTIONS: Final = names_for(OptionPlace.ENTRY)
+ENTRY_KEYS: Final = ("url", "enabled", "tags", "keys", "targets", *ENTRY_OPTIONS)
 ENTRY_SOURCE: Final = "the entry"
 LOCATED_URL_SOURCE: Final = "url"  # unlike URL_SOURCE, its faults have places in the file
 LOG_LEVEL_SOURCE: Final = "--log-level"
@@ -94,18 +97,20 @@ class EntryContext:
     secrets: SecretPlaces
 
 
-def read_layer(mapping: MappingNode, source: str, base: Path, faults: list[Fault]) -> LocatedLayer:
+def read_layer(
+    mapping: MappingNode, source: str, base: Path, faults: list[Fault], names: tuple[str, ...] = DEFAULT_KEYS
+) -> LocatedLayer:
     """Read the options of an entry or of ``defaults``. Those with a fault are left out, so that it is reported once."""
     scalars = {
         key.text: scalar
         for key, node in mapping
-        if key.text in DEFAULT_KEYS and (scalar := _read_option(key.text, node, faults))
+        if key.text in names and (scalar := _read_option(key.text, node, faults))
     }
     values = {name: scalar.text for name, scalar in scalars.items()}
     places = {name: scalar.place for name, scalar in scalars.items()}
     written = {name: quote(scalar) for name, scalar in scalars.items() if scalar.is_substituted}
     located = _valid_options(LocatedLayer(OptionLayer(source, values, base), places, written), faults)
-    named = {key.text for key, _ in mapping if key.text in DEFAULT_KEYS}
+    named = {key.text for key, _ in mapping if key.text in names}
     return replace(located, faulty=frozenset(named.difference(located.layer.values)))
 
 
@@ -180,12 +185,14 @@ class _EntryParser:
         if mapping is None:
             return None
         check_keys(mapping, ENTRY_KEYS, "an entry", self.faults)
-        own = read_layer(mapping, ENTRY_SOURCE, self.context.base, self.faults)
+        rules_node = mapping.get("publish") if has_rules(mapping.get("publish")) else None
+        names = ENTRY_OPTIONS if rules_node is None else DEFAULT_KEYS
+        own = read_layer(mapping, ENTRY_SOURCE, self.context.base, self.faults, names)
         keys_node = mapping.get("keys")
         named = None if keys_node is None else read_named_keys(keys_node, self.context.secrets, self.faults)
         enabled = self._read_enabled(mapping)
         tags = tuple(tag.text for tag in read_scalars(mapping.get("tags"), "tags", self.faults))
-        located = self._read_url(mapping)
+        located = self._read_url(mapping, needs_target=rules_node is None)
         if located is None:
             return None
         scalar, url = located[0], self._with_targets(located[1], mapping)
@@ -195,9 +202,12 @@ class _EntryParser:
         if keys_node is not None:
             self._check_named_keys(keys_node.place, url, layers[0], own)
         self._note_secrets(scalar, url, layers[0], own)
+        rules = () if rules_node is None else self._read_rules(rules_node, located[1], named, mapping)
         spec = None if self.faults else self._build_spec(scalar, url, layers, named)
         if spec is None:
             return None
+        if rules:
+            spec = replace(spec, publish_rules=rules, mode=Mode.REVERSE, service="")
         self._check_ends(spec, layers[:2])
         if spec.is_exposed and keys_node is None and not any(layer.faulty & _AUTH_OPTIONS for layer in layers):
             self.faults.append(Fault(scalar.place, _NO_KEY))
@@ -244,13 +254,20 @@ class _EntryParser:
                 self.faults.append(Fault(scalar.place, f"enabled: {error}"))
         return True
 
-    def _read_url(self, mapping: MappingNode) -> tuple[ScalarNode, TunnelUrl] | None:
+    def _read_rules(
+        self, node: Node, url: TunnelUrl, named: LocatedKeys | None, mapping: MappingNode
+    ) -> tuple[PublishRule, ...]:
+        check_server(node, url, (*mapping.items, *url.values()), self.faults)
+        keys = () if named is None else (each.name for each in named.keys)
+        return () if self.faults else read_rules(node, url, keys, self.faults)
+
+    def _read_url(self, mapping: MappingNode, *, needs_target: bool) -> tuple[ScalarNode, TunnelUrl] | None:
         node = mapping.get("url")
         scalar = None if node is None else read_scalar(node, "url", self.faults)
         if scalar is None:
             return None
         try:
-            return scalar, parse_url(scalar.text)
+            return scalar, parse_url(scalar.text, needs_target=needs_target)
         except UrlError as error:
             self._report_url(scalar, error)
             return None

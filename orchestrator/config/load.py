@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.config.address_claims import AddressClaim, ClaimTable, address_claims
+from orchestrator.config.address_claims import PUBLISHERS, AddressClaim, ClaimTable, address_claims
 from orchestrator.config.advice import SecretPlaces, advise
 from orchestrator.config.document import (
     DocumentLimits,
@@ -48,6 +48,7 @@ from orchestrator.config.file_set import (
 )
 from orchestrator.config.include_search import MAX_DIRECTORIES, IncludeSearch, TooManyDirectoriesError
 from orchestrator.config.manifest import Entry, Manifest
+from orchestrator.config.publish_rules import check_workers
 from orchestrator.config.scalars import check_keys, read_scalar, read_scalars
 from orchestrator.config.schema_parts import VERSION
 from orchestrator.config.supervisor_settings import ApiSettings, MqttSettings, SupervisorSettings
@@ -127,6 +128,7 @@ class _Loader:
             self._include(path, layers)
         self._check_addresses()
         self._check_quotas(supervisor)
+        self.faults += check_workers(self.entries, supervisor.workers)
         return Manifest(
             path=self.path,
             supervisor=supervisor,
@@ -384,6 +386,8 @@ def _describe_clash(entry: Entry, claim: AddressClaim, other: AddressClaim, hold
         return f"the tunnel would listen on {claim.address} twice; give it different ports"
     text = f"the tunnel would listen on {claim.address}, but {quote(holder.name)} at {holder.origin}"
     text = f"{text} listens on {other.address} already"
+    if claim.service == PUBLISHERS and claim.tunnel == other.tunnel:
+        return f"{text} and lets clients publish; write the rules of both in one entry"
     if claim.is_shareable and claim.tunnel == other.tunnel:
         return f"{text}; to share the port, give each a service of its own (service=, the same at its client)"
     if claim.is_shareable and other.is_shareable and claim.service != other.service:

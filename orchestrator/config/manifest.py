@@ -44,6 +44,8 @@ class Entry:
     """where the value of each option comes from, the strongest source first; built-in defaults are left out"""
     key_places: Mapping[str, Place] = field(default_factory=dict, compare=False)
     """where each of the named keys is written"""
+    publisher: str | None = None
+    """the entry whose rules allow this tunnel, which a client has published; None: the tunnel is in the file"""
 
     @property
     def key_origin(self) -> OptionOrigin | None:

@@ -111,6 +111,8 @@ def needs_engine(old: Entry, new: Entry) -> bool:
         return True
     if one.members != other.members and not _has_live_targets(one, other):
         return True
+    if bool(one.publish_rules) is not bool(other.publish_rules):
+        return True
     if bool(one.named_keys) is not bool(other.named_keys):  # between two sets of named keys it is a live change
         return True
     return any(option.read(one) != option.read(other) for option in OPTIONS.values() if not option.is_live)
@@ -148,6 +150,7 @@ def _describe_changes(old: Entry, new: Entry) -> Iterator[str]:
     if one.key != other.key:
         yield "key: " + ("removed" if other.key is None else "added" if one.key is None else "changed")
     yield from _describe_named_keys(one, other)
+    yield from _describe_rules(one, other)
     for option in OPTIONS.values():
         if not option.is_secret:
             yield from _describe_option(option, one, other)
@@ -194,6 +197,14 @@ def _describe_named_keys(old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:
         if before.get(name) != after.get(name):
             what = "removed" if name not in after else "added" if name not in before else "changed"
             yield f"key {name}: {what}"
+
+
+def _describe_rules(old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:
+    before, after = ("; ".join(map(str, spec.publish_rules)) or "none" for spec in (old, new))
+    if before != after:
+        yield f"publish: {before} → {after}"
+    elif old.publish_rules != new.publish_rules:
+        yield "publish: other keys or limits"
 
 
 def _describe_option(option: Option, old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, cast
 
 from orchestrator.config.named_keys import MAX_NAMED_KEYS
+from orchestrator.config.publish_rules import MAX_RULES, rule_schema
 from orchestrator.config.schema_parts import BOOLEAN, MAX_NAME_LENGTH, VERSION, with_variable
 from orchestrator.config.supervisor_settings import SupervisorSettings
 from orchestrator.config.target_list import WEIGHT
@@ -17,7 +18,11 @@ _NAME: Final[JsonSchema] = {**ANY_SCALAR, "minLength": 1, "maxLength": MAX_NAME_
 _URL: Final[JsonSchema] = {
     "type": "string",
     "description": "server|client://[KEY@]TUNNEL_ADDR[,…]/TARGET_ADDR[,…][?name=value&…]",
-    "anyOf": [{"pattern": "^([sS][eE][rR][vV][eE][rR]|[cC][lL][iI][eE][nN][tT])://.+/.+"}, {"pattern": r"\$\{"}],
+    "anyOf": [
+        {"pattern": "^([sS][eE][rR][vV][eE][rR]|[cC][lL][iI][eE][nN][tT])://.+/.+"},
+        {"pattern": "^[sS][eE][rR][vV][eE][rR]://[^/]+/?$"},
+        {"pattern": r"\$\{"},
+    ],
 }
 _TARGETS: Final[JsonSchema] = {
     "type": "array",
@@ -79,6 +84,7 @@ def _tunnel_definitions() -> JsonSchema:
         "enabled": BOOLEAN,
         "tags": {"type": ["array", "null"], "items": ANY_SCALAR},
         "targets": _TARGETS,
+        "publish": _publish_schema(),
         "keys": {
             "type": "object",
             "description": "the keys that a server accepts, each with the name of a client; instead of key",
@@ -95,10 +101,22 @@ def _tunnel_definitions() -> JsonSchema:
     }
     return {
         "url": _URL,
+        "rule": rule_schema(),
         "defaults": _closed(_option_properties(OptionPlace.DEFAULTS)),
         "entry": {**_closed(entry), "required": ["url"]},
         "named": {**_closed({**entry, "name": _NAME}), "required": ["name", "url"]},
         "tunnels": {"anyOf": [_NULL, mapping, {"type": "array", "items": _reference("named")}]},
+    }
+
+
+def _publish_schema() -> JsonSchema:
+    """Return the schema of the port that a client asks for, or of the rules of a server."""
+    rules: JsonSchema = {"type": "array", "items": _reference("rule"), "minItems": 1, "maxItems": MAX_RULES}
+    port = OPTIONS["publish"]
+    schemas = with_variable(port.type.json_schemas())["anyOf"]
+    return {
+        "anyOf": [*cast("list[JsonSchema]", schemas), _reference("rule"), rules],
+        "description": port.doc,
     }
 
 

@@ -148,6 +148,7 @@ class TunnelJson(TypedDict, total=False):
     service: str
     proto: str
     key_name: str | None
+    published_by: str | None
     data_tls: int
     carrier: str | None
     tags: list[str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.errors import OrchestratorError
@@ -32,6 +32,10 @@ class UnknownTunnelError(OrchestratorError, LookupError):
         super().__init__(f"no tunnel is named {name[:200]!r}")
 
 
+def _ignore(_name: str) -> None:
+    """No published tunnel is observed."""
+
+
 class _Slot(NamedTuple):
     entry: Entry
     runner: TunnelRunner
@@ -49,7 +53,8 @@ class TunnelRegistry:
         self._is_closing = False
         self._removal_subscribers: list[Callable[[str, Snapshot], None]] = []
         self._slots = {entry.name: _Slot(entry, self.make_runner(entry)) for entry in entries}
-        """in the order of the file"""
+        """in the order of the file, then those that clients have published"""
+        self._published_subscriber: Callable[[str], None] = _ignore
 
     @property
     def is_closing(self) -> bool:
@@ -97,8 +102,16 @@ class TunnelRegistry:
     # --- reading --------------------------------------------------------------------------------------------------
 
     def entries(self) -> tuple[Entry, ...]:
-        """All entries, in the order of the file."""
+        """All entries: those of the file in its order, then those that clients have published."""
         return tuple(entry for entry, _ in self._slots.values())
+
+    def file_entries(self) -> tuple[Entry, ...]:
+        """The entries of the file, in its order."""
+        return tuple(entry for entry, _ in self._slots.values() if entry.publisher is None)
+
+    def published_entries(self) -> tuple[Entry, ...]:
+        """The tunnels that clients have published, in the order in which they came."""
+        return tuple(entry for entry, _ in self._slots.values() if entry.publisher is not None)
 
     def entry(self, name: str) -> Entry | None:
         """The entry of that name; None where there is none, or none any more."""
@@ -168,6 +181,10 @@ class TunnelRegistry:
         """Call ``callback`` with the name and the last snapshot of each tunnel that was removed and has ended."""
         self._removal_subscribers.append(callback)
 
+    def subscribe_published(self, callback: Callable[[str], None]) -> None:
+        """Call ``callback`` with the name of each published tunnel whose state changes; there is one subscriber."""
+        self._published_subscriber = callback
+
     # --- changing -------------------------------------------------------------------------------------------------
 
     def make_runner(self, entry: Entry) -> TunnelRunner:
@@ -178,8 +195,14 @@ class TunnelRegistry:
             engine_factory=self._engine_factory,
             sink=self._sink,
             tags=entry.tags,
-            on_state_change=self._state_changed.set,
+            on_state_change=self._state_changed.set
+            if entry.publisher is None
+            else partial(self._on_published_state, entry.name),
         )
+
+    def _on_published_state(self, name: str) -> None:
+        self._state_changed.set()
+        self._published_subscriber(name)
 
     def add(self, entry: Entry) -> TunnelRunner:
         """Add a new entry with a new runner, started if it is enabled."""
@@ -218,8 +241,9 @@ class TunnelRegistry:
             self._pass_totals_on(runner)
 
     def reorder(self, names: Iterable[str]) -> None:
-        """Take over the order of the file."""
-        self._slots = {name: self._slots[name] for name in names}
+        """Take over the order of the file; tunnels that clients have published come after it."""
+        published = (entry.name for entry in self.published_entries())
+        self._slots = {name: self._slots[name] for name in (*names, *published)}
 
     async def _await_drained(self, runner: TunnelRunner) -> None:
         await runner.wait()

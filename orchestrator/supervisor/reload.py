@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.config.manifest import Manifest
     from orchestrator.status.json_types import EntryResultJson, FaultJson, PlanJson, ReloadJson
     from orchestrator.supervisor.event_bus import EventBus
+    from orchestrator.supervisor.published_services import PublishedServices
     from orchestrator.supervisor.registry import TunnelRegistry
 
 RELOAD_EVENT: Final = EventKind.RELOAD
@@ -84,13 +85,16 @@ class PlanResult:
 class Reloader:
     """Makes one reload after the other. Callers that come while one waits for its turn share its result."""
 
-    def __init__(self, manifest: Manifest, *, registry: TunnelRegistry, bus: EventBus) -> None:
+    def __init__(
+        self, manifest: Manifest, *, registry: TunnelRegistry, published: PublishedServices, bus: EventBus
+    ) -> None:
         self.manifest = manifest
         """what is in force; of an entry that was rejected, its former version"""
         self.sources = manifest.sources
         """the files as they were last read, valid or not"""
         self.generation = 1
         self._registry = registry
+        self._published = published
         self._bus = bus
         self._loaded_at = format_timestamp(time.time())
         self._fault: Fault | None = None
@@ -212,14 +216,16 @@ class Reloader:
         was_invalid, self._fault = self._fault is not None, None
         self.sources = new.sources
         self._emit_warnings(new, plan)
+        self._published.make_way(new.entries)
         results = await reconcile(self._registry, plan, new.entries, new.supervisor.drain_timeout)
+        self._published.apply_rules()
         is_same = new.sources == self.manifest.sources and all(
             result.action in {"unchanged", "rejected"} for result in results.values()
         )
         self.manifest = replace(
             new,
             supervisor=effective_settings(self.manifest.supervisor, new.supervisor),
-            entries=self._registry.entries(),
+            entries=self._registry.file_entries(),
         )
         if not is_same:
             self.generation += 1

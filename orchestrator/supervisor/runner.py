@@ -55,6 +55,7 @@ def stopped_snapshot(name: str, spec: TunnelSpec, reason: str | None = None) -> 
         auth=spec.auth,
         service=spec.service,
         proto=spec.proto.value,
+        published_by=spec.published_by,
         data_tls=int(spec.data_tls),
         pool=PoolView(min=limits.min_pool_capacity, max=limits.max_pool_capacity),
         signals=SignalsView(limit=limits.signal_queue_limit),

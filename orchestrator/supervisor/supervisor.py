@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.status.scanner import StatusScanner
 from orchestrator.status.store import StatusStore, snapshot_store
 from orchestrator.supervisor.event_bus import EventBus
+from orchestrator.supervisor.published_services import PublishedServices
 from orchestrator.supervisor.registry import TunnelRegistry
 from orchestrator.supervisor.reload import Reloader
 from orchestrator.supervisor.totals import count_visitors
@@ -50,7 +51,8 @@ class Supervisor:
         self.store: StatusStore[str, Snapshot] = snapshot_store()
         """the tunnels as they were last read; ``refresh`` reads them"""
         self._registry = TunnelRegistry(manifest.entries, engine_factory=engine_factory, sink=self.bus.publish)
-        self._reloader = Reloader(manifest, registry=self._registry, bus=self.bus)
+        self.published = PublishedServices(self._registry, self.bus, lambda: self._drain_timeout)
+        self._reloader = Reloader(manifest, registry=self._registry, published=self.published, bus=self.bus)
         self._scanner = StatusScanner(self.store, self._registry)
         self._traffic_sampler = TrafficSampler(self._registry, self._registry.traffic_meter)
         self._hang_up_subscribers: list[Callable[[], None]] = []
@@ -80,6 +82,7 @@ class Supervisor:
                 await self._stopping.wait()
                 await self._wait_stopped()
             finally:
+                self.published.close()
                 sampling.cancel()
                 self._registry.cancel()
                 self.bus.unsubscribe(self._mark_busy)

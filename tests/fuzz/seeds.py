@@ -115,6 +115,8 @@ def _handshake() -> Seeds:
         ("hello-tls-true", 0, {**hello, "tls": True}),
         ("hello-long-service", 0, {**hello, "service": "s" * 65}),
         ("hello-many-features", 0, {**hello, "features": ["f"] * 17}),
+        ("hello-publish", 0, {**hello, "features": ["publish"], "publish": "192.0.2.1:8080"}),
+        ("hello-publish-name", 0, {**hello, "publish": "gateway:8080"}),
         ("challenge", 1, challenge),
         ("challenge-version", 1, {**challenge, "versions": [1, 3]}),
         ("challenge-no-version", 1, {**challenge, "versions": []}),

@@ -573,10 +573,8 @@ def test_an_empty_or_unset_variable_for_a_key_never_opens_a_tunnel(
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_samples_are_valid(path: Path) -> None:
-    keys = {
-        name: KEY + name for name in (KEY_VARIABLE, "WEB_KEY", "BACKEND_KEY", "WEB_APP_KEY", "HOME_KEY", "OFFICE_KEY")
-    }
-    manifest = load(path, keys)
+    names = ("WEB_KEY", "BACKEND_KEY", "WEB_APP_KEY", "HOME_KEY", "OFFICE_KEY", "ALICE_KEY", "BUILD_KEY")
+    manifest = load(path, {name: KEY + name for name in (KEY_VARIABLE, *names)})
     assert manifest.entries
     assert manifest.warnings == ()
 

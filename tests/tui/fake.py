@@ -34,7 +34,7 @@ def tunnel(name: str, state: str = "up", **changed: Any) -> Json:  # noqa: ANN40
         "name": name, "role": "server", "direction": "reverse", "state": state, "reason": None,
         "since": "2026-01-01T12:00:00.000Z", "tunnel_addr": "127.0.0.1:10101", "target_addr": "127.0.0.1:8080",
         "data_addr": "127.0.0.1:43211", "peer": "127.0.0.1:5123", "link": "6f1c0d2e", "auth": "key", "data_tls": 0,
-        "carrier": "tcp", "service": "", "proto": "tcp", "key_name": None,
+        "carrier": "tcp", "service": "", "proto": "tcp", "key_name": None, "published_by": None,
         "tags": [], "enabled": True, "worker": 0,
         "pool": {"idle": 8, "capacity": 8, "dialing": 0, "min": 8, "max": 1024},
         "signals": {"queued": 0, "limit": 1024, "total": 0},

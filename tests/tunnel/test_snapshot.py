@@ -59,6 +59,7 @@ CONTRACT = {
     "service": "shop",
     "proto": "tcp",
     "key_name": "office",
+    "published_by": None,
     "data_tls": 0,
     "carrier": None,
     "tags": ["prod"],

@@ -283,6 +283,7 @@ _FACTS: Final[tuple[tuple[str, Callable[[Tunnel, float], str]], ...]] = (
     ("service", lambda t, _: t.text("service")),
     ("protocol", lambda t, _: "UDP" if t.data.get("proto") == "udp" else ""),
     ("key", _key),
+    ("published", lambda t, _: f"by the key {t.text('published_by')}" if t.data.get("published_by") else ""),
     ("carrier", lambda t, _: _carrier(t)),
     ("pool", _pool),
     ("visitors", _visitors),

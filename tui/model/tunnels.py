@@ -54,7 +54,7 @@ _NO_COOLDOWN: Final[CooldownJson] = {"remaining_s": 0.0, "attempt": 0}
 
 TextKey = Literal[
     "host", "name", "role", "direction", "tunnel_addr", "target_addr", "data_addr", "peer", "link", "auth",
-    "service", "key_name", "presence", "last_error",
+    "service", "key_name", "published_by", "presence", "last_error",
 ]  # fmt: skip
 _SEARCHED: Final[tuple[TextKey, ...]] = (
     "host", "name", "role", "direction", "tunnel_addr", "target_addr", "peer", "service",

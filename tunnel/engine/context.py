@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tunnel.engine.handshake_slots import HandshakeSlots
 from tunnel.engine.tunnel_port import TunnelPorts
@@ -16,6 +16,7 @@ from tunnel.runtime.tls import SelfSignedCertificate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tunnel.model.publishing import PublishRequest
     from tunnel.model.visitor_end import VisitorRecord
 
 
@@ -41,6 +42,16 @@ class Timing:
 DEFAULT_TIMING: Final = Timing()
 
 
+class ServicePublisher(Protocol):
+    """Starts the engines of published services."""
+
+    async def publish(self, server: str, request: PublishRequest) -> str | None:
+        """Have a tunnel wait for the client of a request, which has authenticated at the tunnel ``server``.
+
+        Returns why there is none, as a sentence for both ends; None once there is one.
+        """
+
+
 class EngineContext:
     """Created inside a running event loop before the first engine, closed after the last one."""
 
@@ -54,6 +65,8 @@ class EngineContext:
         self.handshake_slots: Final = HandshakeSlots()
         self.visitor_log: Callable[[str, VisitorRecord], None] | None = None
         """receives the tunnel's name and each visitor that has left; set before the first engine is created"""
+        self.publisher: ServicePublisher | None = None
+        """set before the first client publishes; None: no server of this process lets clients publish"""
         self._activity_subscribers: list[Callable[[str], None]] = []
 
     def subscribe_activity(self, callback: Callable[[str], None]) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tunnel.carriers import prepare_carrier
 from tunnel.engine.client_engine import ClientEngine
+from tunnel.engine.publishing_engine import PublishingEngine
 from tunnel.engine.server_engine import ServerEngine
 from tunnel.model.spec import Role
 
@@ -19,5 +20,7 @@ if TYPE_CHECKING:
 def create_engine(name: str, spec: TunnelSpec, context: EngineContext, sink: EventSink) -> Engine:
     """An engine for one tunnel, not started yet: its owner awaits ``run``. Needs a running event loop."""
     prepare_carrier(spec.carrier)
+    if spec.publish_rules:
+        return PublishingEngine(name, spec, context=context, sink=sink)
     engine_class = ServerEngine if spec.role is Role.SERVER else ClientEngine
     return engine_class(name, spec, context=context, sink=sink)

@@ -45,6 +45,10 @@ class KeyRing:
         self._computed = {source: key for source, key in self._computed.items() if source in self._sources}
         return frozenset(name for name, key in before if (name, key) not in self._sources)
 
+    def find_equal(self, key: BaseKey) -> BaseKey:
+        """Return the key of this ring that equals one of another ring; the latter itself if there is none."""
+        return next((own for own in self._computed.values() if own == key), key)
+
     def accepts(self, key: BaseKey) -> bool:
         """Whether a key of this ring is still accepted."""
         return any(key is present for present in self._computed.values())

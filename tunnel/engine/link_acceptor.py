@@ -18,6 +18,7 @@ from tunnel.model.spec import UDP, Direction, Mode, Proto, TunnelSpec
 from tunnel.protocol import preface
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import encode_message
+from tunnel.protocol.handshake import AuthenticatedClient
 from tunnel.protocol.handshake_messages import LINK_ID_BYTES, Hello, Refusal, Welcome
 from tunnel.protocol.replay import ReplayWindow
 from tunnel.protocol.session import Negotiation, SessionRole
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from tunnel.engine.control_channel import ControlChannel
     from tunnel.engine.key_ring import KeyRing
     from tunnel.engine.pending import PendingConnection
+    from tunnel.engine.service_place import ServicePlace
     from tunnel.engine.stats import Stats
-    from tunnel.engine.tunnel_port import ServicePlace
     from tunnel.model.events import EventLog
-    from tunnel.protocol.handshake import AuthenticatedClient, ServerHandshake
+    from tunnel.protocol.handshake import ServerHandshake
 
 _MAX_UNDECIDED: Final = 16  # a decision may take two seconds, and the front door does not count those that wait for it
 
@@ -106,6 +107,11 @@ class LinkAcceptor:
     def place(self) -> ServicePlace | None:
         """Its place on the tunnel port, from ``open`` to ``close``."""
         return self._place
+
+    @property
+    def is_publishing(self) -> bool:
+        """Whether this judges clients that publish, whatever their service is."""
+        return bool(self._spec.publish_rules)
 
     @property
     def read_size(self) -> int:
@@ -236,7 +242,8 @@ class LinkAcceptor:
         The check costs what a service with ``most_keys`` keys costs. It comes before the first await, because the
         front door has just allowed it. Raises HandshakeRefusedError, ChannelLostError.
         """
-        handshake.select_service(self._spec.service, self._spec.features)
+        service = handshake.requested_service if self.is_publishing else self._spec.service
+        handshake.select_service(service, self._spec.features)
         try:
             client = handshake.receive_proof(proof, self._key_ring.keys, least_keys=most_keys)
         except HandshakeRefusedError:
@@ -246,6 +253,28 @@ class LinkAcceptor:
         self._front_door.release(connection)  # it is no longer evicted
         if self._has_key:
             self._front_door.note_authenticated(connection.origin)
+        return await self._decide_in_task(connection, channel, handshake, client)
+
+    async def adopt_client(
+        self,
+        connection: PendingConnection,
+        channel: ControlChannel,
+        handshake: ServerHandshake,
+        client: AuthenticatedClient,
+    ) -> bool:
+        """Make the link of a client whose proof another acceptor of the port has checked, or refuse the client."""
+        handshake.select_service(self._spec.service, self._spec.features)
+        own = AuthenticatedClient(client.hello, self._key_ring.find_equal(client.key))
+        return await self._decide_in_task(connection, channel, handshake, own)
+
+    async def _decide_in_task(
+        self,
+        connection: PendingConnection,
+        channel: ControlChannel,
+        handshake: ServerHandshake,
+        client: AuthenticatedClient,
+    ) -> bool:
+        """Decide about a client that has authenticated; ``close`` cancels this."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a client is judged outside a task")
@@ -271,7 +300,8 @@ class LinkAcceptor:
                 async with self._link_decision:
                     channel.check_open()  # the wait may have been long: a closed channel must not replace a link
                     hello = client.hello
-                    objection = self._check_key(client) or self._check_mode(hello) or self._check_proto(hello)
+                    objection = self._check_key(client) or self._check_publish(hello)
+                    objection = objection or self._check_mode(hello) or self._check_proto(hello)
                     objection = objection or await self._check_present_client(hello) or self._check_key(client)
                     if objection is None:
                         channel.check_open()
@@ -284,6 +314,11 @@ class LinkAcceptor:
 
     def _check_key(self, client: AuthenticatedClient) -> str | None:
         return None if self._key_ring.accepts(client.key) else "its key was revoked at this moment"
+
+    def _check_publish(self, hello: Hello) -> str | None:
+        if hello.publish is None or self._spec.published_by is not None:
+            return None
+        return "the client has publish=, but the server lets no client publish on this port; remove it"
 
     def _check_mode(self, hello: Hello) -> str | None:
         if hello.mode is Mode.AUTO or hello.mode.value == self._direction.value:

@@ -151,6 +151,7 @@ class LinkConnector:
                 bounds=ours,
                 weight=spec.weight,
                 backup=spec.backup,
+                publish=spec.publish,
             )
         )
         handshake.receive_welcome(await _receive(channel, Kind.WELCOME))

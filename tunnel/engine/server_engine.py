@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tunnel.engine.context import EngineContext
     from tunnel.engine.link import Link
     from tunnel.engine.pool_filler import PoolFiller
-    from tunnel.engine.tunnel_port import ServicePlace
+    from tunnel.engine.service_place import ServicePlace
     from tunnel.model.events import EventSink
     from tunnel.model.spec import TunnelSpec
 
@@ -66,7 +66,7 @@ class ServerEngine(Engine):
 
     async def _serve(self) -> None:
         while True:
-            acceptor = LinkAcceptor(self.spec, self._context, self._event_log, self._stats, self._key_ring, self)
+            acceptor = self._make_acceptor()
             try:
                 await self._join_port()
                 await self._open_end(self._direction)
@@ -84,12 +84,20 @@ class ServerEngine(Engine):
             self._event_log.log_info(
                 EventKind.LISTEN, f"listening on {acceptor.address} as {self._direction} server{data}"
             )
-            self._set_state(State.WAITING)
+            self._set_state(self._listening_state)
             await self._load_new_keys()  # links come and go without this task
             self._is_direction_outdated = False
             self._direction = Direction.REVERSE
             self._close_end()
             self._close_listeners()
+
+    def _make_acceptor(self) -> LinkAcceptor:
+        return LinkAcceptor(self.spec, self._context, self._event_log, self._stats, self._key_ring, self)
+
+    @property
+    def _listening_state(self) -> State:
+        """The state of a server that listens and has no link."""
+        return State.WAITING
 
     async def _cool_down(self, reason: str) -> None:
         self._retry.start(self.spec.cooldown, reason, self._event_log)

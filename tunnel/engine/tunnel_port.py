@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from tunnel.engine.control_channel import ChannelLostError, ControlChannel
 from tunnel.engine.pending import PendingConnection
 from tunnel.engine.refusals import Refusals
+from tunnel.engine.service_place import ServicePlace
 from tunnel.protocol import preface
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frames import Kind
@@ -48,46 +49,6 @@ def _always_has_room() -> bool:
     return True
 
 
-class ServicePlace:
-    """The place of one engine on a tunnel port, from ``TunnelPorts.join`` to ``leave``."""
-
-    def __init__(self, port: TunnelPort, spec: TunnelSpec) -> None:
-        self.port = port
-        self.spec = spec
-        self.acceptor: LinkAcceptor | None = None
-        """what judges the clients of the service, once the place is open"""
-        self.former: ServicePlace | None = None
-        """the place that this one replaces, and that has the service again if this one leaves before it is open"""
-
-    def claim(self, replaced: ServicePlace | None = None) -> None:
-        """Receive the clients of the service from now on, in place of ``replaced``. Raises NetError if it is taken."""
-        self.port.claim(self, replaced)
-
-    def open(self, acceptor: LinkAcceptor, context: ssl.SSLContext) -> None:
-        """Have ``acceptor`` judge the clients that wait and those that come. ``context`` is used for the whole port."""
-        self.port.open(self, acceptor, context)
-
-    def update_spec(self, spec: TunnelSpec) -> None:
-        """Use a spec with other keys or features."""
-        self.spec = spec
-        self.port.on_specs_changed()
-
-    def leave(self) -> None:
-        """Accept nothing for this engine any more; the last engine closes the port."""
-        self.port.remove(self)
-
-    @property
-    def address(self) -> str | None:
-        """Where control channels are accepted, once they are."""
-        acceptor = self.port.tunnel_acceptor
-        return acceptor.address if acceptor is not None else None
-
-    @property
-    def data_acceptor(self) -> Acceptor | None:
-        """What accepts data connections, if they have a port of their own and the place is open."""
-        return self.port.data_acceptor(self.spec.data_port)
-
-
 class TunnelPort:
     """Owns the listeners of one tunnel address and their pending connections. A link belongs to its engine."""
 
@@ -99,7 +60,7 @@ class TunnelPort:
         self._bound: dict[int | None, tuple[Address, socket.SocketType]] = {}  # nothing accepts on them yet
         self._acceptors: dict[int | None, Acceptor] = {}  # by data port as in the specs; None: the tunnel port
         self._places: dict[ServicePlace, None] = {}
-        self._holders: dict[str, ServicePlace] = {}  # the places that receive the clients, by service
+        self._holders: dict[str | None, ServicePlace] = {}  # what receives the clients, by service; None: that publish
         self._changed = asyncio.Event()  # pulses when a place has opened or left
         self._links: dict[bytes, LinkAcceptor] = {}  # by the id in the prefaces of their data connections
         self._handshakes: dict[PendingConnection, asyncio.Task[None]] = {}  # of control channels
@@ -158,15 +119,14 @@ class TunnelPort:
 
     def claim(self, place: ServicePlace, replaced: ServicePlace | None) -> None:
         """Give the clients of its service to a place. Raises NetError if another place than ``replaced`` has them."""
-        service = place.spec.service
-        holder = self._holders.get(service)
+        holder = self._holders.get(place.claimed)
         if holder is not None and holder is not replaced:
-            text = (
-                f"cannot listen on {place.spec.tunnel} for the tunnel: another tunnel has {describe_service(service)}"
-            )
-            raise NetError(f"{text} there; give each a service= of its own", errno.EADDRINUSE)
+            what = "lets clients publish" if place.claimed is None else f"has {describe_service(place.claimed)}"
+            way_out = "keep one of them" if place.claimed is None else "give each a service= of its own"
+            text = f"cannot listen on {place.spec.tunnel} for the tunnel: another tunnel {what} there; {way_out}"
+            raise NetError(text, errno.EADDRINUSE)
         place.former = holder
-        self._holders[service] = place
+        self._holders[place.claimed] = place
 
     def open(self, place: ServicePlace, acceptor: LinkAcceptor, context: ssl.SSLContext) -> None:
         """Let the acceptor of a place judge clients, with the certificate of ``context`` for all new ones."""
@@ -179,11 +139,10 @@ class TunnelPort:
         """Forget a place and its links; close listeners that no other place uses."""
         if self._places.pop(place, self) is self:
             return
-        service = place.spec.service
-        if self._holders.get(service) is place:
-            del self._holders[service]
+        if self._holders.get(place.claimed) is place:
+            del self._holders[place.claimed]
             if place.former is not None and place.former in self._places:
-                self._holders[service] = place.former
+                self._holders[place.claimed] = place.former
         for wire_id in [wire_id for wire_id, owner in self._links.items() if owner is place.acceptor]:
             del self._links[wire_id]
         if self._places:
@@ -236,6 +195,11 @@ class TunnelPort:
     def add_link(self, link: Link, acceptor: LinkAcceptor) -> None:
         """Pass data connections of this link to ``acceptor``."""
         self._links[link.wire_id] = acceptor
+
+    def acceptor_of(self, service: str) -> LinkAcceptor | None:
+        """Return what judges the clients of a service, if its place is open."""
+        place = self._holders.get(service)
+        return place.acceptor if place is not None else None
 
     def remove_link(self, link: Link) -> None:
         """Refuse data connections of this link."""
@@ -348,7 +312,7 @@ class TunnelPort:
             channel.close("the handshake was aborted")
 
     async def _handshake(self, connection: PendingConnection, channel: ControlChannel, certificate: bytes) -> None:
-        made, acceptor, service = False, self._reporter, ""
+        made, acceptor, service, sought = False, self._reporter, "", None
         try:
             await channel.secure()
             features, most_keys = self._describe_services()
@@ -357,13 +321,14 @@ class TunnelPort:
             handshake.receive_hello(await _expect(channel, Kind.HELLO))
             proof = await _expect(channel, Kind.PROOF)
             service = handshake.requested_service
-            place = await self._find_place(connection, service)
+            sought = None if handshake.wants_publishing and None in self._holders else service
+            place = await self._find_place(connection, sought)
             acceptor = self._reporter if place is None or place.acceptor is None else place.acceptor
             made = await acceptor.judge_client(connection, channel, handshake, proof, most_keys)
         except (ChannelLostError, ProtocolError) as error:
             acceptor.count_refusal(connection, Refusals.HANDSHAKE, str(error))
         except HandshakeRefusedError as error:
-            self._refuse_proof(connection, channel, acceptor, service, str(error))
+            self._refuse_proof(connection, channel, acceptor, sought, str(error))
         except Exception as error:  # noqa: BLE001  a defect must reach the engine, not vanish in a task
             acceptor.on_handler_error(error)
         finally:
@@ -376,26 +341,27 @@ class TunnelPort:
         connection: PendingConnection,
         channel: ControlChannel,
         acceptor: LinkAcceptor,
-        service: str,
+        sought: str | None,
         reason: str,
     ) -> None:
         """Refuse a client whose service or key is wrong; the reporter has judged it if no place has its service."""
-        if service not in self._holders and len(self._holders) > 1:
+        if sought not in self._holders and len(self._holders) > 1:
             # the place of a draining engine has left the port
-            reason = f"no tunnel on this port has {describe_service(service)}, or the one that has it is draining"
+            reason = f"no tunnel on this port has {describe_service(sought or '')}, or the one that has it is draining"
             acceptor.count_refusal(connection, Refusals.PROOF, reason)
             acceptor.send_refusal(channel, REFUSAL)
         else:
             acceptor.refuse_client(connection, channel, Refusals.PROOF, reason, answer=REFUSAL)
 
-    async def _find_place(self, connection: PendingConnection, service: str) -> ServicePlace | None:
-        """Return the open place of a service when a proof of this peer may be judged.
+    async def _find_place(self, connection: PendingConnection, sought: str | None) -> ServicePlace | None:
+        """Return the open place of a service, None for publishing, when a proof of this peer may be judged.
 
-        Waits while the place has been claimed and is not open yet, until the front door evicts the connection.
+        Where clients may publish, that place explains to a client with a valid key that its service is unknown. Waits
+        while the place has been claimed and is not open yet, until the front door evicts the connection.
         """
         while True:
             await self._front_door.wait_to_verify(connection.origin)
-            place = self._holders.get(service)
+            place = self._holders.get(sought) or self._holders.get(None)
             if place is None or place.acceptor is not None:
                 return place
             await self._changed.wait()

@@ -31,6 +31,7 @@ def check_combinations(spec: TunnelSpec) -> None:
         raise UrlError("proxy_from reads the headers of TCP connections alone; remove proxy_from or proto=udp", 0)
     if spec.proto is Proto.UDP and (spec.rate is not None or spec.visitor_rate is not None):
         raise UrlError("rate and visitor_rate limit TCP alone; write none for both, or remove proto=udp", 0)
+    _check_publish(spec)
     for target in (each.address for each in spec.members):
         if any(_is_same_address(tunnel, target) for tunnel in spec.tunnels):
             message = "the tunnel and the target have the same address, {}; they need different ports"
@@ -39,6 +40,18 @@ def check_combinations(spec: TunnelSpec) -> None:
         raise UrlError("the target address is dialled in this mode, so its port cannot be 0", 0)
     _check_servers(spec)
     _check_targets(spec)
+
+
+def _check_publish(spec: TunnelSpec) -> None:
+    """Raise UrlError for a client that cannot publish what it asks for."""
+    if spec.publish is None:
+        return
+    if spec.role is Role.SERVER:
+        raise UrlError("publish=PORT is an option of a client; a server has publish: with ports and services", 0)
+    if not spec.service:
+        raise UrlError("publish needs a service= that names what is published", 0)
+    if spec.mode is Mode.FORWARD:
+        raise UrlError("publish asks the server to accept visitors, which mode=forward does not do; remove one", 0)
 
 
 def _check_servers(spec: TunnelSpec) -> None:

@@ -31,6 +31,7 @@ from tunnel.model.option_types import (
     OptionType,
     ServiceType,
 )
+from tunnel.model.publishing import PublishType
 from tunnel.model.quota import QuotaType
 from tunnel.model.rate import RateType
 from tunnel.model.settings import Settings
@@ -221,6 +222,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
         ),
         _fixed(
             "proto", _PROTOS, "what visitors and target speak, the same at both ends; `udp` has a visitor per address"
+        ),
+        Option(
+            name="publish",
+            type=PublishType(),
+            attribute="publish",
+            doc="client: the port that it asks the server to open for its service; a server has rules in the file",
+            places=OptionPlace.URL | OptionPlace.ENTRY,
         ),
         _live("balance", _BALANCE, "how visitors are distributed over several targets or clients"),
         _live("slowstart", DurationType(0.0), "time in which the weight of a target or client grows when it returns"),
@@ -429,20 +437,3 @@ def format_options(spec: TunnelSpec) -> dict[str, str]:
         for option in OPTIONS.values()
         if not option.is_secret and not (option.is_file and option.read(spec) is None)
     }
-
-
-def render_option_table() -> str:
-    """Return the reference of all options as a Markdown table, for docs/."""
-    heading = [("option", "values", "default", "live", "environment", "meaning"), ("---",) * 6]
-    rows = [
-        (
-            f"`{option.name}`",
-            option.type.values,
-            "" if option.is_secret or option.is_file or not option.default else f"`{option.default}`",
-            "yes" if option.is_live else "no",
-            f"`{option.variable}`" if option.variable else "",
-            option.doc,
-        )
-        for option in OPTIONS.values()
-    ]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (*heading, *rows))

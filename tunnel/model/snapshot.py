@@ -259,6 +259,8 @@ class Snapshot:
     """what visitors and target speak"""
     key_name: str | None = None
     """which of a server's named keys the present client has; None without a link, or without names"""
+    published_by: str | None = None
+    """the named key whose client has published the tunnel; None: the tunnel is one of the file"""
     data_tls: int
     carrier: str | None = None
     """how data connections travel; None without a link"""

@@ -117,6 +117,7 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         service=spec.service,
         proto=spec.proto.value,
         key_name=values.key_name,
+        published_by=spec.published_by,
         data_tls=int(spec.data_tls) or int(values.carrier is Carrier.ENCRYPTED),
         carrier=values.carrier.value if values.carrier else None,
         links=links,

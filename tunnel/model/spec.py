@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tunnel.model.address import Address
     from tunnel.model.keys import Key, NamedKey
+    from tunnel.model.publishing import PublishRule
     from tunnel.model.quota import Quota
     from tunnel.model.rate import Rate
     from tunnel.model.targets import TargetCheck
@@ -24,6 +25,8 @@ REUSE: Final = "reuse"
 """The feature of a link whose data connections serve one visitor after the other."""
 SHARE: Final = "share"
 """The feature of a link whose client may change its weight, and whether it is a backup."""
+PUBLISH: Final = "publish"
+"""The feature of a link whose client has published its service."""
 UDP: Final = "udp"
 """The feature of a link whose visitors are UDP flows."""
 MAX_CLIENTS: Final = 64
@@ -167,6 +170,12 @@ class TunnelSpec:
     """what visitors and target speak"""
     service: str = ""
     """the name that both ends have agreed on; tells tunnels apart that share a key"""
+    publish: Address | None = None
+    """client: where the server is asked to accept visitors for the service; an empty host: where its rule says"""
+    publish_rules: tuple[PublishRule, ...] = ()
+    """server: what its clients may publish; such a server has no target of its own"""
+    published_by: str | None = None
+    """server: the name of the key whose client has published the tunnel; None: the tunnel is configured"""
     clients: int = 1
     """server: how many clients may have the tunnel at once"""
     weight: int = 1
@@ -227,7 +236,8 @@ class TunnelSpec:
     @property
     def features(self) -> tuple[str, ...]:
         """The optional parts of the protocol that this end wants to use."""
-        wanted = {SHARE: True, REUSE: self.reuse, UDP: self.proto.is_datagram}
+        publishes = self.publish is not None or self.published_by is not None or bool(self.publish_rules)
+        wanted = {SHARE: True, REUSE: self.reuse, UDP: self.proto.is_datagram, PUBLISH: publishes}
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
     def idle_limit(self, end: End) -> float:
@@ -262,7 +272,9 @@ class TunnelSpec:
 
     @property
     def target_text(self) -> str:
-        """The target, or all of several, as the URL has them."""
+        """The target, or all of several, as the URL has them; of a server that lets clients publish, what they may."""
+        if self.publish_rules:
+            return ",".join(dict.fromkeys(rule.address_text for rule in self.publish_rules))
         return ",".join(str(each.address) for each in self.members)
 
     @property

@@ -78,6 +78,7 @@ STATES: Final[Mapping[State, StateInfo]] = MappingProxyType(
             next_states={
                 State.WAITING: "the server listens",
                 State.CONNECTING: "the client dials",
+                State.UP: "the server listens, and lets clients publish",
                 State.COOLDOWN: "an address cannot be bound",
                 **_ENDINGS,
             },
@@ -130,7 +131,7 @@ STATES: Final[Mapping[State, StateInfo]] = MappingProxyType(
                 State.STARTING: "the engine starts again",
                 State.CONNECTING: "the next attempt begins",
                 State.WAITING: "the server listens, or lost its client",
-                State.UP: "the target answers again",
+                State.UP: "the target answers again, or a server that lets clients publish listens",
                 **_ENDINGS,
             },
         ),

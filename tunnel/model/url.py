@@ -40,6 +40,8 @@ class TunnelUrl:
     """all targets, if there are several"""
     other_servers: tuple[Address, ...] = ()
     """of a client with several servers: those after the first"""
+    has_target: bool = True
+    """False: a server that lets clients publish; ``target`` means nothing then"""
 
     def values(self) -> dict[str, str]:
         """Return the options as a mapping."""
@@ -65,7 +67,8 @@ class TunnelUrl:
     def _text(self, user: str) -> str:
         query = "&".join(f"{o.name}={quote(o.value, safe='/:,')}" for o in self.options)
         targets = ",".join(str(each.address) for each in self.targets) or str(self.target)
-        return f"{self.role}://{user}{self.tunnel_text}/{targets}{'?' + query if query else ''}"
+        path = f"/{targets}" if self.has_target else ""
+        return f"{self.role}://{user}{self.tunnel_text}{path}{'?' + query if query else ''}"
 
 
 def looks_like_url(text: str) -> bool:
@@ -73,8 +76,11 @@ def looks_like_url(text: str) -> bool:
     return "://" in text
 
 
-def parse_url(text: str) -> TunnelUrl:
-    """Parse a URL into its parts. Raises UrlError, whose message never contains the key."""
+def parse_url(text: str, *, needs_target: bool = True) -> TunnelUrl:
+    """Parse a URL into its parts. Raises UrlError, whose message never contains the key.
+
+    Without ``needs_target`` the target may be left out, as by a server that lets clients publish.
+    """
     if len(text) > _MAX_URL_LENGTH:
         raise UrlError(f"the URL is longer than {_MAX_URL_LENGTH} characters", _MAX_URL_LENGTH)
     role, start = _parse_scheme(text)
@@ -87,16 +93,23 @@ def parse_url(text: str) -> TunnelUrl:
         offset = start + len(body) + 1 + query.index("@")
         raise UrlError("the URL has an @ after the ?; write %3F for ? in a key, %40 for @ in an option", offset)
     authority_end = body.find("/", body.rfind("@") + 1)  # a key may contain a bare slash: it ends at the last @
-    if authority_end < 0:
+    has_target = authority_end >= 0 and body[authority_end:] != "/"
+    if not has_target and not needs_target:
+        body = body.removesuffix("/")
+        authority_end = len(body)
+    elif authority_end < 0:
         raise UrlError(f"the target address is missing; write {_EXAMPLE}", start + len(body))
     user, at, tunnel_text = body[:authority_end].rpartition("@")
     tunnel_offset = start + len(user) + len(at)
     key = _parse_key(user, start) if at else None
     tunnels = _parse_tunnels(role, tunnel_text, tunnel_offset)
-    targets = _parse_addresses(body[authority_end + 1 :].removesuffix("/"), start + authority_end + 1, "target")
+    targets = [Address("", 0)]
+    if has_target or needs_target:
+        targets = _parse_addresses(body[authority_end + 1 :].removesuffix("/"), start + authority_end + 1, "target")
     options = _parse_query(query, start + len(body) + 1) if question else ()
     several = tuple(map(TargetSpec, targets)) if len(targets) > 1 else ()
-    return TunnelUrl(role, tunnels[0], targets[0], key, options, several, tuple(tunnels[1:]))
+    others = tuple(tunnels[1:])
+    return TunnelUrl(role, tunnels[0], targets[0], key, options, several, others, has_target or needs_target)
 
 
 def _parse_tunnels(role: Role, text: str, offset: int) -> list[Address]:

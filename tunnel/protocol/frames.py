@@ -375,7 +375,9 @@ def _rows() -> tuple[FrameSpec, ...]:
     greeting, numbers, text, u64 = _MAX_GREETING_BYTES, _MAX_LIST_BYTES, MAX_TEXT_BYTES, U64.size
     limits = "pool_min, pool_max, visitors"
     challenge = "JSON `{versions, features, nonce}`"
-    hello = f"JSON `{{version, features, nonce, service, instance, auth, mode, tls, weight, backup, {limits}}}`"
+    hello = (
+        f"JSON `{{version, features, nonce, service, instance, auth, mode, tls, weight, backup, publish, {limits}}}`"
+    )
     welcome = f"JSON `{{features, link, direction, data_port, carrier, {limits}}}`"
     return (
         row(Kind.CHALLENGE, Challenge, 0, greeting, server, start, challenge),

@@ -14,7 +14,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tunnel.model.spec import UDP, Mode
+from tunnel.model.spec import PUBLISH, UDP, Mode
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import encode_frame, encode_message
 from tunnel.protocol.frames import Kind
@@ -24,6 +24,7 @@ from tunnel.protocol.keys import BASE_KEY_BYTES, service_key
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tunnel.model.address import Address
     from tunnel.model.limits import ConfiguredLimits
     from tunnel.model.spec import DataTls
     from tunnel.protocol.keys import BaseKey
@@ -95,6 +96,11 @@ class ServerHandshake:
     def requested_service(self) -> str:
         """The service that the client wants, which it has not proved yet; empty before ``receive_hello``."""
         return self._hello.service if self._hello is not None else ""
+
+    @property
+    def wants_publishing(self) -> bool:
+        """Whether the client asks the server to open the service, which it has not proved yet."""
+        return self._hello is not None and self._hello.publish is not None
 
     def select_service(self, service: str, features: tuple[str, ...]) -> None:
         """Judge the client as one of this service; ``features``: those of the offered ones that the service uses."""
@@ -183,6 +189,7 @@ class ClientHandshake:
         bounds: ConfiguredLimits,
         weight: int = 1,
         backup: bool = False,
+        publish: Address | None = None,
     ) -> bytes:
         """The frames that answer the challenge."""
         self._hello = Hello(
@@ -197,6 +204,7 @@ class ClientHandshake:
             bounds=bounds,
             weight=weight,
             backup=backup,
+            publish=publish,
         )
         frame = encode_message(self._hello)
         self._transcript.add(frame)
@@ -234,6 +242,8 @@ class ClientHandshake:
             raise ProtocolError("the server uses a feature that was not agreed on")
         if UDP in self._features and UDP not in welcome.features:
             raise ProtocolError("this client has proto=udp and the server has not; write the same at both ends")
+        if PUBLISH in self._features and PUBLISH not in welcome.features:
+            raise ProtocolError("this client has publish= and the server lets no client publish on this port")
 
 
 def describe_service(name: str) -> str:

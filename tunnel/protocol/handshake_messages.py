@@ -6,13 +6,18 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Self, TypeVar, cast
 
 from tunnel.model.balancer import MAX_WEIGHT
+from tunnel.model.errors import InvalidValueError
 from tunnel.model.limits import ConfiguredLimits
+from tunnel.model.publishing import format_published_address, parse_published_address
 from tunnel.model.spec import MAX_SERVICE_CHARS, Carrier, DataTls, Direction, Mode
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.payloads import Sentence
+
+if TYPE_CHECKING:
+    from tunnel.model.address import Address
 
 NONCE_BYTES: Final = 32
 LINK_ID_BYTES: Final = 8
@@ -73,6 +78,8 @@ class Hello:
     """the client's share of the visitors among several clients of the server"""
     backup: bool = False
     """whether the client is to serve only while no other can"""
+    publish: Address | None = None
+    """where the client asks the server to accept visitors for the service; None: it asks for nothing"""
 
     def encode(self) -> bytes:
         """The payload as bytes."""
@@ -89,6 +96,7 @@ class Hello:
                 "weight": self.weight,
                 "backup": self.backup,
                 **_bounds_fields(self.bounds),
+                **({} if self.publish is None else {"publish": format_published_address(self.publish)}),
             }
         )
 
@@ -111,6 +119,7 @@ class Hello:
             bounds=_bounds(fields),
             weight=_weight(fields),
             backup=fields.get("backup", False) is True,
+            publish=_publish(fields),
         )
 
 
@@ -234,6 +243,15 @@ def _weight(fields: _Fields) -> int:
     if type(weight) is not int or not 0 <= weight <= MAX_WEIGHT:
         raise ProtocolError("an invalid weight")
     return weight
+
+
+def _publish(fields: _Fields) -> Address | None:
+    if "publish" not in fields:
+        return None
+    try:
+        return parse_published_address(_text(fields, "publish"))
+    except InvalidValueError:
+        raise ProtocolError("a greeting without a valid publish") from None
 
 
 def _data_tls(fields: _Fields) -> DataTls:

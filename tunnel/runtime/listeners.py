@@ -50,6 +50,8 @@ def is_ingress(spec: TunnelSpec, direction: Direction) -> bool:
 
 def visitor_addresses(spec: TunnelSpec, direction: Direction | None) -> dict[str, Address]:
     """Return where a tunnel accepts visitors, if it does; None: a client that does not know its direction yet."""
+    if spec.publish_rules:
+        return {}
     if direction is not None and is_ingress(spec, direction) and not spec.targets:
         return {VISITORS: spec.target}
     return {}
