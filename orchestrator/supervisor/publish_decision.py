@@ -26,8 +26,8 @@ SEPARATOR: Final = "/"
 def decide(server: Entry, request: PublishRequest, present: Iterable[Entry]) -> Entry | str:
     """Return the tunnel that a client of ``server`` gets for its request, or why it gets none.
 
-    ``present`` are all entries: those of the file, and the tunnels that clients have published. That of the request
-    itself may be one of them.
+    ``present`` are all entries: those of the file, and the tunnels that clients have published. The tunnel of the
+    request may be one of them.
     """
     name = f"{server.name}{SEPARATOR}{request.service}"
     others = [entry for entry in present if entry.name != name or entry.publisher is None]
@@ -104,7 +104,7 @@ def _derive_spec(server: TunnelSpec, request: PublishRequest, rule: PublishRule,
 
 
 def _find_clash(spec: TunnelSpec, others: Iterable[Entry]) -> str | None:
-    """Return why a published tunnel cannot run beside others: it is invalid, or wants an address of theirs."""
+    """Return why a published tunnel cannot run with the others: it is invalid, or wants an address of theirs."""
     try:
         check_combinations(spec)
     except UrlError as error:

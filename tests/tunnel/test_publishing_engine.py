@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hmac
+
+import pytest
 
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until_async
@@ -18,6 +21,8 @@ from tunnel.model.state import State
 __all__ = ["certificate", "shared"]  # fixtures, used by name
 
 ALICE = Key("the key of alice, which is long")
+BOB = Key("the key of bob, which is long")
+STRANGER = Key("another key that is long")
 WANTED = Address("", 7)
 RULE = PublishRule(host="127.0.0.1", ports=(PortRange(1, 9),), services=("*",))
 
@@ -36,7 +41,8 @@ class FakePublisher:
 
 def server_of(tunnel: str, key: Key = ALICE) -> TunnelSpec:
     made = server_spec("127.0.0.1:0", tunnel, mode=Mode.REVERSE)
-    return dataclasses.replace(made, key=None, named_keys=(NamedKey("alice", key),), publish_rules=(RULE,))
+    keys = (NamedKey("alice", key), NamedKey("bob", BOB))
+    return dataclasses.replace(made, key=None, named_keys=keys, publish_rules=(RULE,))
 
 
 async def refusal(shared: EngineContext, key: Key = ALICE, publish: Address | None = WANTED) -> tuple[str, Snapshot]:
@@ -72,9 +78,38 @@ async def test_a_tunnel_that_ends_before_its_client_has_it_is_a_refusal(shared: 
 async def test_a_client_without_a_valid_key_asks_for_nothing(shared: EngineContext) -> None:
     publisher = shared.publisher = FakePublisher(None)
     for publish in (WANTED, None):
-        reason, _ = await refusal(shared, Key("another key that is long"), publish)
+        reason, _ = await refusal(shared, STRANGER, publish)
         assert "refused: most likely the keys or the service names differ" in reason
     assert "a client that publishes it writes publish=PORT" in (await refusal(shared, publish=None))[0]
+    assert not publisher.requests
+
+
+async def test_what_a_client_without_a_valid_key_asks_for_makes_no_difference(
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its service exists, and whether it publishes: neither in the answer nor in the computations."""
+    publisher = shared.publisher = FakePublisher(None)
+    tunnel, real, computed = f"127.0.0.1:{free_port()}", hmac.digest, 0
+
+    def count(*arguments: object) -> bytes:
+        nonlocal computed
+        computed += 1
+        return real(*arguments)  # type: ignore[arg-type]
+
+    web = server_spec("127.0.0.1:0", tunnel, mode=Mode.REVERSE, service="web", key=ALICE)
+    seen = set()
+    async with running_engine(shared, server_of(tunnel), "gw") as server, running_engine(shared, web, "web") as other:
+        await server.wait_state(State.UP)
+        await other.wait_state(State.WAITING)
+        monkeypatch.setattr(hmac, "digest", count)
+        for service, publish in (("web", None), ("web", WANTED), ("none", None), ("none", WANTED)):
+            computed = 0
+            wanted = spec(Role.CLIENT, tunnel, "127.0.0.1:1", service=service, key=STRANGER, publish=publish)
+            async with running_engine(shared, wanted) as client:
+                await wait_until_async(lambda client=client: client.state is State.COOLDOWN, "the client is refused")  # type: ignore[misc]
+                seen.add((client.reason, computed))
+    assert len(seen) == 1
+    assert "most likely the keys or the service names differ" in seen.pop()[0]
     assert not publisher.requests
 
 

@@ -46,7 +46,7 @@ class KeyRing:
         return frozenset(name for name, key in before if (name, key) not in self._sources)
 
     def find_equal(self, key: BaseKey) -> BaseKey:
-        """Return the key of this ring that equals one of another ring; the latter itself if there is none."""
+        """Return the key of this ring that equals ``key`` of another ring; ``key`` if there is none."""
         return next((own for own in self._computed.values() if own == key), key)
 
     def accepts(self, key: BaseKey) -> bool:

@@ -24,7 +24,7 @@ _MAX_UNDECIDED: Final = 16  # an engine that starts may wait for the listener of
 
 
 class PublishingAcceptor(LinkAcceptor):
-    """Judges the clients that publish, whatever their service is. Makes no links itself."""
+    """Judges the clients that publish, whatever their service is. Makes no links."""
 
     def __init__(
         self,
