@@ -12,7 +12,7 @@ from tests.support.waiting import wait_until_async
 from tests.tunnel.test_engine import certificate, running_engine, server_spec, shared, spec
 from tunnel.engine.context import EngineContext
 from tunnel.model.address import Address
-from tunnel.model.keys import Key, NamedKey
+from tunnel.model.keys import Key, NamedKey, generate_key
 from tunnel.model.publishing import PortRange, PublishRequest, PublishRule
 from tunnel.model.snapshot import Snapshot
 from tunnel.model.spec import Mode, Role, TunnelSpec
@@ -20,9 +20,7 @@ from tunnel.model.state import State
 
 __all__ = ["certificate", "shared"]  # fixtures, used by name
 
-ALICE = Key("the key of alice, which is long")
-BOB = Key("the key of bob, which is long")
-STRANGER = Key("another key that is long")
+ALICE, BOB, STRANGER = (Key(generate_key()) for _ in range(3))
 WANTED = Address("", 7)
 RULE = PublishRule(host="127.0.0.1", ports=(PortRange(1, 9),), services=("*",))
 
