@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import compress
-from operator import is_not
+from operator import is_not, itemgetter
 from typing import Any, Final
 
 from tui.model.states import ALL, state_filters, states_of_filter
@@ -147,8 +147,11 @@ class VisibleTunnels:
 
     def _sort(self, *, is_reversed: bool) -> None:
         shown = [(sort_key, tunnel) for tunnel, _, sort_key in self._entries.values() if sort_key is not None]
-        shown.sort(key=lambda pair: pair[0][1])
-        shown.sort(key=lambda pair: pair[0][0], reverse=is_reversed)
+        if is_reversed:  # equal ones stay in the order of their names
+            shown.sort(key=lambda pair: pair[0][1])
+            shown.sort(key=lambda pair: pair[0][0], reverse=True)
+        else:
+            shown.sort(key=itemgetter(0))
         self.tunnels = [tunnel for _, tunnel in shown]
         self.places = {tunnel.name: place for place, tunnel in enumerate(self.tunnels)}
 

@@ -56,6 +56,8 @@ class FleetFeed:
         self._is_status_sent = False
         self._sent_revision = 0
         self._presence: dict[str, str] = {}
+        self._names: dict[str, set[str]] = {}
+        """the tunnels in the store, by host"""
         self._fed: dict[str, TunnelJson] = {}
         """the objects of the hosts that tunnels of online hosts were last updated with"""
         self._counters: dict[str, tuple[int, int, float]] = {}
@@ -146,7 +148,7 @@ class FleetFeed:
             if host is not None and host.tunnel(name) is not None:
                 self._update_tunnel(host, name)
             else:
-                self._remove(f"{host_name}/{name}")
+                self._remove(host_name, name)
 
     def _update_presence(self, now: float) -> None:
         """Update the tunnels of hosts that came online, went offline or fell silent."""
@@ -169,12 +171,12 @@ class FleetFeed:
         removed_hosts = self._presence.keys() - self._fleet.hosts.keys()
         for host_name in {*due, *removed_hosts}:
             host = self._fleet.hosts.get(host_name)
-            names = {f"{host_name}/{name}" for name in host.tunnel_names()} if host else set()
-            for key in [key for key in self._store if key.startswith(f"{host_name}/") and key not in names]:
-                self._remove(key)
+            for name in self._names.get(host_name, set()).difference(host.tunnel_names() if host else ()):
+                self._remove(host_name, name)
         for host_name in removed_hosts:
             self._is_host_changed = True
             del self._presence[host_name]
+            self._names.pop(host_name, None)
 
     def _stop_idle_rates(self, now: float) -> None:
         """Set the rates of tunnels to zero whose counters no longer arrive: they are published only on change."""
@@ -214,8 +216,11 @@ class FleetFeed:
             "rates": self._measure(key, remote) if is_online else _NO_TRAFFIC,
         }
         self._store.update(key, tunnel)
+        self._names.setdefault(host.name, set()).add(name)
 
-    def _remove(self, key: str) -> None:
+    def _remove(self, host_name: str, name: str) -> None:
+        key = f"{host_name}/{name}"
+        self._names.get(host_name, set()).discard(name)
         self._store.remove(key)
         self._fed.pop(key, None)
         self._counters.pop(key, None)
