@@ -71,6 +71,12 @@ def _rates(tunnel: TunnelJson) -> tuple[int | None, int | None]:
     return (rates["in_bps"], rates["out_bps"]) if rates else (None, None)
 
 
+def _udp_carriers(tunnel: TunnelJson) -> str:
+    """Return how UDP travels over the links; a tunnel of TCP has nothing."""
+    return "+".join(sorted({carrier for link in tunnel.get("links", ()) if (carrier := link["udp_carrier"])}))
+
+
+_UDP: Final = "UDP"
 _RATE_FROM: Final = "RATE FROM"
 _RATE_TO: Final = "RATE TO"
 _AUTH: Final = "AUTH"
@@ -104,6 +110,7 @@ _COLUMNS: Final = (
     _Column(_WORKER, lambda t: str(t["worker"] or "-"), 13),
     _Column(_REFUSED, lambda t: str(_count_refused(t) or "-"), 14),
     _Column(_LINKS, _format_links, 16),
+    _Column(_UDP, lambda t: _udp_carriers(t) or "-", 19),
 )
 _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _RATE_FROM: lambda t: any(_rates(t)),
@@ -114,6 +121,7 @@ _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _PUBLISHED_BY: lambda t: t.get("published_by"),
     _WORKER: lambda t: t["worker"],
     _REFUSED: _count_refused,
+    _UDP: _udp_carriers,
     _LINKS: lambda t: len(t.get("links", ())) > 1 or t.get("servers"),
 }
 """Columns that are shown if one of the tunnels has a value there."""

@@ -15,6 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from tunnel.model.snapshot import HELP, REFUSED_VISITORS, CountersView, RateLimitsView, Snapshot
+from tunnel.model.spec import Proto, UdpCarrier
 from tunnel.model.state import State
 from tunnel.model.targets import TargetState
 
@@ -181,6 +182,11 @@ TUNNEL_METRICS: Final[tuple[MetricSpec[Snapshot], ...]] = (
         "links_present",
         "Links at present; one for each client of a server, or server of a client.",
         lambda s: len(s.links),
+    ),
+    _gauge(
+        "datagram_links",
+        "Links over which UDP travels as datagrams at present; none in a tunnel of TCP.",
+        lambda s: sum(link.udp_carrier == UdpCarrier.DATAGRAM for link in s.links) if s.proto == Proto.UDP else None,
     ),
     _gauge("rtt_seconds", "Round-trip time of the control channel.", lambda s: _to_seconds(s.rtt_ms)),
     _gauge("cooldown_remaining_seconds", "Time until the next attempt.", lambda s: s.cooldown.remaining_s),

@@ -107,6 +107,8 @@ class LinkJson(TypedDict):
     backup: bool
     pool: int
     rtt_ms: float | None
+    udp_carrier: str | None
+    udp_reason: str | None
     visitors: int
     since: str
 

@@ -99,6 +99,11 @@ class NamespaceHosts(Network):
             chain, flag = ("INPUT", "-i") if way == "in" else ("OUTPUT", "-o")
             self.server.run("iptables", "-A", chain, flag, "client0", "-j", "DROP")
 
+    def block_udp(self) -> None:
+        """Drop UDP between client and server, as a firewall that allows TCP alone."""
+        for chain, flag in (("INPUT", "-i"), ("OUTPUT", "-o")):
+            self.server.run("iptables", "-A", chain, flag, "client0", "-p", "udp", "-j", "DROP")
+
     def forget(self, ports: Sequence[int]) -> None:
         """Drop the packets of connections from these ports of the client's host; new connections pass."""
         for start in range(0, len(ports), 15):  # one rule takes at most 15 ports

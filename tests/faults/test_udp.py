@@ -41,7 +41,7 @@ def test_after_a_silent_wire_fresh_datagrams_arrive_and_few_old_ones(
     with datagram_socket(hosts.client) as target, datagram_socket(hosts.server) as visitor:
         tunnel, visitors = free_port(), free_port()
         ends = f"{SERVER}:{tunnel}/127.0.0.1:{visitors}", f"{SERVER}:{tunnel}/127.0.0.1:{target.getsockname()[1]}"
-        options = "proto=udp&mode=reverse"
+        options = "proto=udp&mode=reverse&udp_carrier=stream"
         server = harness.start_daemon(
             {"t": f"server://{KEY}@{ends[0]}?{options}"}, name="s", prefix=hosts.server.prefix
         )
@@ -71,3 +71,51 @@ def test_after_a_silent_wire_fresh_datagrams_arrive_and_few_old_ones(
         assert max(delays[-20:]) < LATE_S, "the last ones are fresh"
         assert dropped > SILENT_S / INTERVAL_S / 3
         record_figure(f"{late} late, {dropped} dropped, {len(delays)} arrived")
+
+
+@pytest.mark.case("UDP: blocked between the ends", deadline=90)
+def test_a_flow_survives_a_firewall_that_blocks_udp_and_uses_datagrams_again_without_it(
+    hosts: NamespaceHosts, harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Datagrams travel over the data connection within 2 s, and as datagrams within 30 s without the block."""
+    with datagram_socket(hosts.client) as target, datagram_socket(hosts.server) as visitor:
+        tunnel, visitors = free_port(), free_port()
+        ends = f"{SERVER}:{tunnel}/127.0.0.1:{visitors}", f"{SERVER}:{tunnel}/127.0.0.1:{target.getsockname()[1]}"
+        options = "proto=udp&mode=reverse"
+        server = harness.start_daemon(
+            {"t": f"server://{KEY}@{ends[0]}?{options}"}, name="s", prefix=hosts.server.prefix
+        )
+        client = harness.start_daemon(
+            {"t": f"client://{KEY}@{ends[1]}?{options}"}, name="c", prefix=hosts.client.prefix
+        )
+        for daemon in (server, client):
+            daemon.wait_state("up", within=40)
+        visitor.connect(("127.0.0.1", visitors))
+
+        def pass_datagrams(seconds: float, *, until: str = "") -> tuple[float, int]:
+            """Send datagrams; return the longest time without one that arrives, and how many arrived."""
+            began = last = time.monotonic()
+            longest, arrived = 0.0, 0
+            while (now := time.monotonic()) < began + seconds:
+                visitor.send(struct.pack("!d", now))
+                with contextlib.suppress(BlockingIOError):
+                    while target.recv(99):
+                        arrived, longest, last = arrived + 1, max(longest, now - last), now
+                if until and arrived % 50 == 1 and server.tunnel()["links"][0]["udp_carrier"] == until:
+                    break
+                time.sleep(INTERVAL_S)
+            return max(longest, time.monotonic() - last), arrived
+
+        pass_datagrams(20, until="datagram")
+        hosts.block_udp()
+        gap_s, arrived = pass_datagrams(4)
+        assert gap_s < 2.0, "it falls back within two seconds"
+        assert arrived > 100, "datagrams arrive over the data connection"
+        assert server.tunnel()["links"][0]["udp_carrier"] == "stream"
+        hosts.restore()
+        began = time.monotonic()
+        pass_datagrams(30, until="datagram")
+        back_s = time.monotonic() - began
+        assert server.tunnel()["links"][0]["udp_carrier"] == "datagram"
+        assert server.tunnel()["connections"]["total"] == 1, "it is the same flow"
+        record_figure(f"no datagram for {gap_s:.2f} s; datagrams again after {back_s:.1f} s")

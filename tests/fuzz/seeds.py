@@ -30,6 +30,8 @@ from tunnel.model.times import format_timestamp
 from tunnel.model.tunnel_test import TargetTimes
 from tunnel.model.url import parse_url
 from tunnel.protocol.datagram_frames import encode_datagrams
+from tunnel.protocol.datagram_messages import encode_flow_datagram, encode_probe
+from tunnel.protocol.datagram_records import DatagramSealer
 from tunnel.protocol.frame_codec import encode_frame, encode_message
 from tunnel.protocol.frames import (
     FRAMES,
@@ -205,6 +207,15 @@ def _datagrams() -> Seeds:
     yield "too-long", b"\0" + stream + b"\xff\xff"
 
 
+def _link_datagrams() -> Seeds:
+    sealer = DatagramSealer(bytes(8), SECRET, RecordDirection.TO_SERVER)
+    contents = encode_probe(0, is_usable=False, size=90), encode_flow_datagram(7, b"question")
+    yield "contents", b"".join(bytes([len(each)]) + each for each in (*contents, b"", b"\2" + bytes(8)))
+    sealed = [sealer.seal(each) for each in contents]
+    yield "forged", b"".join(bytes([len(each)]) + each[:-1] + b"?" for each in sealed)
+    yield "cut-off", b"".join(bytes([len(each) - 1]) + each[:-1] for each in sealed)
+
+
 def _mqtt() -> Seeds:
     run, topics = DaemonRun("a-instance", "boot-2", NOW), HostTopics("edge-1")
     moment = format_timestamp(NOW)
@@ -255,6 +266,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         ("preface", _preface()),
         ("records", _records()),
         ("datagrams", _datagrams()),
+        ("link_datagrams", _link_datagrams()),
         ("proxy_header", _proxy_headers()),
         ("networks", _networks()),
         ("rates", _rates()),

@@ -38,6 +38,16 @@ from tunnel.model.spec import DataTls, Mode, ProxyVersion
 from tunnel.model.url import parse_url
 from tunnel.model.visitor_option_types import NetworksType
 from tunnel.protocol.datagram_frames import DatagramFrameError, DatagramReader, encode_datagrams
+from tunnel.protocol.datagram_messages import (
+    Answer,
+    FlowDatagram,
+    Probe,
+    decode_content,
+    encode_answer,
+    encode_flow_datagram,
+    encode_probe,
+)
+from tunnel.protocol.datagram_records import DatagramOpener, DatagramRecordError, DatagramSealer
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message
 from tunnel.protocol.frames import FRAMES, Goodbye, Kind, TargetStatus, TargetTested, VisitorFailed
@@ -67,6 +77,7 @@ MAX_INPUT_BYTES: Final = {
     "preface": 200,
     "records": 600,
     "datagrams": 600,
+    "link_datagrams": 600,
     "proxy_header": 600,
     "networks": 600,
     "rates": 60,
@@ -293,6 +304,37 @@ def datagrams(data: bytes) -> None:
     assert stream.startswith(encode_datagrams(found)), "datagrams that the stream does not have"
 
 
+def link_datagrams(data: bytes) -> None:
+    """Datagrams between client and server: any bytes, each behind its length, and each again, among genuine ones."""
+    sealer = DatagramSealer(bytes(8), SECRET, RecordDirection.TO_SERVER)
+    opener = DatagramOpener(SECRET, RecordDirection.TO_SERVER)
+    opened = 0
+    while data:
+        size, datagram, data = data[0], data[1 : data[0] + 1], data[data[0] + 1 :]
+        with contextlib.suppress(DatagramRecordError):
+            opener.open(datagram)
+            raise AssertionError("a datagram without the key is accepted")
+        genuine = sealer.seal(datagram)
+        changed = bytearray(genuine)
+        changed[size % len(changed)] ^= 1 + size % 255
+        for each in (bytes(changed), genuine, genuine):
+            with contextlib.suppress(DatagramRecordError):
+                assert opener.open(each) == datagram, "the content has changed"
+                opened += 1
+        assert opener.highest == sealer.next_number - 1
+        with contextlib.suppress(ProtocolError):
+            content = decode_content(datagram)
+            match content:
+                case Probe(number, is_usable, length):
+                    assert len(encode_answer(content)) <= length == len(datagram)
+                    assert decode_content(encode_probe(number, is_usable=is_usable, size=length)) == content
+                case Answer(number):
+                    assert datagram[1:9] == number.to_bytes(8)
+                case FlowDatagram(flow, inner):
+                    assert encode_flow_datagram(flow, inner) == datagram
+    assert opened == sealer.next_number, "a genuine datagram is lost or accepted twice"
+
+
 def url(data: bytes) -> None:
     """Parse a URL and make a spec of it."""
     text = data.decode(errors="surrogateescape")
@@ -505,6 +547,7 @@ TARGETS: Final[dict[str, Target]] = {
     "preface": preface,
     "records": data_records,
     "datagrams": datagrams,
+    "link_datagrams": link_datagrams,
     "proxy_header": proxy_header,
     "networks": networks,
     "rates": rates,

@@ -260,6 +260,21 @@ def test_details_show_each_server_of_a_client_with_its_link() -> None:
     assert "servers" not in texts(detail_lines(view(tunnel("a")).tunnels["a"], None, 120, 0.0, 0.0))
 
 
+@pytest.mark.parametrize(
+    ("carrier", "reason", "text"),
+    [
+        ("stream", "no answer", "UDP, over data connections (no answer)"),
+        ("stream", None, "UDP, over data connections"),
+        ("datagram", None, "UDP, as datagrams"),
+        (None, None, "UDP"),
+    ],
+)
+def test_details_show_how_udp_travels(carrier: str | None, reason: str | None, text: str) -> None:
+    links = [{"id": "1", "udp_carrier": carrier, "udp_reason": reason}]
+    shown = texts(detail_lines(view(tunnel("a", proto="udp", links=links)).tunnels["a"], None, 120, 0.0, 0.0))
+    assert re.search(rf"protocol {re.escape(text)} *$", shown, re.MULTILINE)
+
+
 def test_details_say_that_visitors_speak_udp() -> None:
     shown = texts(detail_lines(view(tunnel("a", proto="udp")).tunnels["a"], None, 120, 0.0, 0.0))
     assert "protocol UDP" in shown

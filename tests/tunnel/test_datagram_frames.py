@@ -10,6 +10,7 @@ from tunnel.carriers import create_carrier
 from tunnel.model.spec import Carrier
 from tunnel.protocol.datagram_frames import (
     MAX_DATAGRAM_BYTES,
+    READY,
     DatagramFrameError,
     DatagramReader,
     encode_datagrams,
@@ -71,3 +72,13 @@ def test_the_end_of_a_stream_is_no_part_of_datagrams() -> None:
     end = RecordWriter(LinkKeys(SECRET), 7, 0, RecordDirection.TO_SERVER).seal_end()
     with pytest.raises(RecordError, match="the end of a stream that has none"):
         codec.open(memoryview(bytearray(end)))
+
+
+def test_a_reader_that_awaits_it_accepts_that_the_egress_is_ready_once() -> None:
+    stream = encode_datagrams((b"before",)) + READY + encode_datagrams((b"behind",))
+    reader = DatagramReader(awaits_ready=True)
+    assert [bytes(one) for one in reader.split(stream)] == [b"before", b"behind"]
+    assert reader.is_ready
+    for other in (reader, DatagramReader()):
+        with pytest.raises(DatagramFrameError, match="too long"):
+            other.split(READY)

@@ -38,7 +38,7 @@ from tunnel.runtime.splice import PipePool
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunnel.forwarding.base import ForwardedVisitor
+    from tunnel.forwarding.base import FlowPath, ForwardedVisitor
 
 LARGEST = 300_000
 SECRET = bytes(32)
@@ -152,6 +152,7 @@ class FakeLink:
     """A link as its relays see it: the client's end announces ends to the server's, at once or in the next turn."""
 
     ident = "0123456789abcdef"
+    datagram_path: FlowPath | None = None
 
     def __init__(self, *, is_client: bool, delays: bool, reuses: bool = False) -> None:
         self.is_client = is_client

@@ -23,7 +23,7 @@ from tunnel.runtime import sockets
 from tunnel.runtime.reactor import Reactor
 
 if TYPE_CHECKING:
-    from tunnel.forwarding.base import ForwardedVisitor, ForwardingOwner, RelayLink, UsedConnection
+    from tunnel.forwarding.base import FlowPath, ForwardedVisitor, ForwardingOwner, RelayLink, UsedConnection
     from tunnel.forwarding.flow import Flow
 
 VANISHED_AFTER_S = 0.05
@@ -106,6 +106,7 @@ class FakeLink:
     is_client = False
     announces_ends = has_announced_ends = False
     reuses = False
+    datagram_path: FlowPath | None = None
 
     def take_back(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
         raise AssertionError("no data connection is used twice")

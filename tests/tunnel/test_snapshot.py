@@ -76,6 +76,8 @@ CONTRACT = {
             "backup": False,
             "pool": 8,
             "rtt_ms": 0.4,
+            "udp_carrier": "datagram",
+            "udp_reason": None,
             "visitors": 3,
             "since": "2026-01-01T00:00:00.000Z",
         }
@@ -154,6 +156,7 @@ def snapshot() -> Snapshot:
                 weight=2,
                 pool=8,
                 rtt_ms=0.4,
+                udp_carrier="datagram",
                 visitors=3,
                 since=format_timestamp(1767225600.0),
             ),

@@ -139,6 +139,20 @@ def _carrier(tunnel: Tunnel) -> str:
     return "in the clear" if tunnel.data.get("carrier") == "tcp" else _TLS_TEXTS.get(tunnel.data.get("data_tls", 0), "")
 
 
+def _protocol(tunnel: Tunnel) -> str:
+    """Return that a tunnel forwards UDP, and how that travels over each of its links."""
+    if tunnel.data.get("proto") != "udp":
+        return ""
+    links = cast("list[LinkJson]", tunnel.data.get("links") or [])
+    ways = {"datagram": "as datagrams", "stream": "over data connections"}
+    texts = [
+        " ".join(filter(None, (ways[link["udp_carrier"]], link["udp_reason"] and f"({link['udp_reason']})")))
+        for link in links
+        if link["udp_carrier"]
+    ]
+    return ", ".join(("UDP", *dict.fromkeys(texts)))
+
+
 def _fact_lines(tunnel: Tunnel, width: int, wall: float) -> list[Line]:
     return [line for label, fact in _FACTS for line in _fact(label, fact(tunnel, wall), width)]
 
@@ -281,7 +295,7 @@ _FACTS: Final[tuple[tuple[str, Callable[[Tunnel, float], str]], ...]] = (
     ("links", _links),
     ("servers", _servers),
     ("service", lambda t, _: t.text("service")),
-    ("protocol", lambda t, _: "UDP" if t.data.get("proto") == "udp" else ""),
+    ("protocol", lambda t, _: _protocol(t)),
     ("key", _key),
     ("published", lambda t, _: f"by the key {t.text('published_by')}" if t.data.get("published_by") else ""),
     ("carrier", lambda t, _: _carrier(t)),

@@ -17,7 +17,7 @@ from tunnel.engine.capacity import surplus
 from tunnel.engine.link_events import DialStatusChanged, EventTable, LinkClosed, LinkOwner, LinkPart, PoolAvailable
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.model.snapshot_builder import LinkFacts
-from tunnel.model.spec import REUSE, SHARE
+from tunnel.model.spec import REUSE, SHARE, UDP, UdpCarrier
 from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, ShareChanged, TargetTest
 from tunnel.protocol.heartbeat import Heartbeat
 from tunnel.protocol.session import Negotiation, Session, SessionRole
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunnel.engine.control_channel import ControlChannel
+    from tunnel.engine.datagram_path import DatagramPath
     from tunnel.engine.pool_filler import PoolFiller
     from tunnel.engine.tunnel_end import TunnelEnd
     from tunnel.forwarding.base import ForwardedVisitor
@@ -89,6 +90,8 @@ class Link:
         """what makes the flows of relays over its data connections"""
         self.features = terms.features
         """optional parts of the protocol that both ends use"""
+        self.datagram_path: DatagramPath | None = None
+        """what carries UDP flows beside the data connections, if both ends want that; owned by the link"""
         self.reuses = REUSE in self.features
         """whether a data connection serves another visitor after one that has left in order; not after the link"""
         self.is_client = terms.role.is_client
@@ -126,7 +129,13 @@ class Link:
                 part.register_handlers(self._events)
         self.session.heartbeat.note_received(self._loop.time())
         self._ping(random.random())  # noqa: S311  links that started together must not all ping together
+        if self.datagram_path is not None:
+            self.datagram_path.start()
         self.channel.set_receiver(self)
+
+    def set_datagram_path(self, path: DatagramPath) -> None:
+        """Carry UDP flows on this path, too; before the link starts."""
+        self.datagram_path = path
 
     @property
     def description(self) -> str:
@@ -169,9 +178,19 @@ class Link:
             backup=self.is_backup,
             pool=len(self.pool),
             rtt=self.session.heartbeat.round_trip_s,
+            udp_carrier=self._udp_carrier,
+            udp_reason=self.datagram_path.reason if self.datagram_path is not None else None,
             visitors=end.relays.count_of(self) if end is not None else 0,
             since=self.since,
         )
+
+    @property
+    def _udp_carrier(self) -> UdpCarrier | None:
+        """How UDP flows travel at this moment; None without such flows."""
+        path = self.datagram_path
+        if path is None:
+            return UdpCarrier.STREAM if UDP in self.features else None
+        return UdpCarrier.DATAGRAM if path.is_usable or path.carries_all else UdpCarrier.STREAM
 
     def update_share(self, weight: int, *, is_backup: bool) -> None:
         """At a client: ask the server for another share of the visitors; an older server learns it with a new link."""
@@ -397,6 +416,8 @@ class Link:
         if self._ping_timer is not None:
             self._ping_timer.cancel()
         self._settle_pong()  # ``answers`` must not wait any longer
+        if self.datagram_path is not None:
+            self.datagram_path.close()
         self.pool.close()
         self._events.clear()
         self._owner.on_link_event(self, LinkClosed(reason, is_orderly=self._is_peer_stopping))

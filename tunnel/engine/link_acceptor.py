@@ -14,7 +14,7 @@ from tunnel.engine.pool import DataConnection
 from tunnel.engine.refusals import Refusals
 from tunnel.model.events import EventKind
 from tunnel.model.limits import configured_limits, default_limits
-from tunnel.model.spec import UDP, Direction, Mode, Proto, TunnelSpec
+from tunnel.model.spec import DATAGRAMS, UDP, Direction, Mode, Proto, TunnelSpec, UdpCarrier
 from tunnel.protocol import preface
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import encode_message
@@ -22,11 +22,12 @@ from tunnel.protocol.handshake import AuthenticatedClient
 from tunnel.protocol.handshake_messages import LINK_ID_BYTES, Hello, Refusal, Welcome
 from tunnel.protocol.replay import ReplayWindow
 from tunnel.protocol.session import Negotiation, SessionRole
-from tunnel.runtime import listeners, tls
+from tunnel.runtime import listeners, sockets, tls
 
 if TYPE_CHECKING:
     from tunnel.engine.context import EngineContext
     from tunnel.engine.control_channel import ControlChannel
+    from tunnel.engine.datagram_path import TunnelDatagrams
     from tunnel.engine.key_ring import KeyRing
     from tunnel.engine.pending import PendingConnection
     from tunnel.engine.service_place import ServicePlace
@@ -96,6 +97,7 @@ class LinkAcceptor:
         self.data_addr: str | None = None
         """where data connections are accepted, if they have a port of their own"""
         self._data_port: int | None = None
+        self._datagrams: TunnelDatagrams | None = None
 
     def update_spec(self, spec: TunnelSpec) -> None:
         """Use the settings of a changed spec from now on."""
@@ -129,6 +131,22 @@ class LinkAcceptor:
         self.address, data = place.address, place.data_acceptor
         if data is not None:
             self.data_addr, self._data_port = data.address, data.port
+        if DATAGRAMS in self._spec.features:
+            self._open_datagrams(place)
+
+    @property
+    def _features(self) -> tuple[str, ...]:
+        """The optional parts of the protocol that this end can use."""
+        return tuple(name for name in self._spec.features if name != DATAGRAMS or self._datagrams is not None)
+
+    def _open_datagrams(self, place: ServicePlace) -> None:
+        """Carry datagrams beside the data connections, if the UDP port is free."""
+        try:
+            self._datagrams = place.port.open_datagrams()
+        except OSError as error:
+            reason = sockets.describe_bind_error(error)
+            text = f"UDP cannot travel as datagrams, because UDP port {self.address} cannot be opened: {reason}"
+            self.event_log.log_warn(EventKind.START, text)
 
     def close(self) -> None:
         """Leave the place, with the clients whose handshakes are not complete. A link that was made stays."""
@@ -243,7 +261,7 @@ class LinkAcceptor:
         front door has just allowed it. Raises HandshakeRefusedError, ChannelLostError.
         """
         service = handshake.requested_service if self.is_publishing else self._spec.service
-        handshake.select_service(service, self._spec.features)
+        handshake.select_service(service, self._features)
         try:
             client = handshake.receive_proof(proof, self._key_ring.keys, least_keys=most_keys)
         except HandshakeRefusedError:
@@ -263,7 +281,7 @@ class LinkAcceptor:
         client: AuthenticatedClient,
     ) -> bool:
         """Make the link of a client whose proof another acceptor of the port has checked, or refuse the client."""
-        handshake.select_service(self._spec.service, self._spec.features)
+        handshake.select_service(self._spec.service, self._features)
         own = AuthenticatedClient(client.hello, self._key_ring.find_equal(client.key))
         return await self._decide_in_task(connection, channel, handshake, own)
 
@@ -331,6 +349,12 @@ class LinkAcceptor:
     def _check_proto(self, hello: Hello) -> str | None:
         """Return why client and server cannot forward together: one of them forwards UDP, the other does not."""
         if (UDP in hello.features) is (UDP in self._spec.features):
+            if self._spec.udp_carrier is not UdpCarrier.DATAGRAM or UDP not in self._spec.features:
+                return None
+            if self._datagrams is None:
+                return f"this server has udp_carrier=datagram, but UDP port {self.address} cannot be opened"
+            if DATAGRAMS not in hello.features:
+                return "the server has udp_carrier=datagram, but the client sends no datagrams; write auto at both ends"
             return None
         client = Proto.UDP if UDP in hello.features else Proto.TCP
         return (
@@ -398,6 +422,9 @@ class LinkAcceptor:
             is_backup=hello.backup,
         )
         link = Link(terms, channel, self._reactor)
+        if DATAGRAMS in welcome.features and self._datagrams is not None:
+            carries_all = spec.udp_carrier is UdpCarrier.DATAGRAM
+            link.set_datagram_path(self._datagrams.create_path(link, self.event_log, carries_all=carries_all))
         if self._place is None:
             raise RuntimeError("a link is made for an acceptor that is closed")
         for closed in [one.link for one in self._present.values() if one.link.channel.closed_reason is not None]:

@@ -13,7 +13,7 @@ from tunnel.engine.link import Link, LinkTerms
 from tunnel.engine.pool_filler import PoolFiller, ServerEndpoint
 from tunnel.model.errors import TunnelError
 from tunnel.model.limits import configured_limits, default_limits
-from tunnel.model.spec import DataTls, Direction, TunnelSpec
+from tunnel.model.spec import DATAGRAMS, UDP, DataTls, Direction, TunnelSpec, UdpCarrier
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import ClientHandshake
@@ -171,8 +171,20 @@ class LinkConnector:
             server=self._address,
         )
         link = Link(terms, channel, self._reactor)
+        self._add_datagram_path(link, sockaddr)
         endpoint = ServerEndpoint(sockaddr, welcome.data_port, round_trip_s)
         return link, PoolFiller(link, self._reactor, self._event_log, endpoint)
+
+    def _add_datagram_path(self, link: Link, server: SockAddr) -> None:
+        """Give a link its path for datagrams if both ends want it. Raises ProtocolError if this end needs one alone."""
+        carrier = self._spec.udp_carrier
+        if DATAGRAMS in link.features:
+            from tunnel.engine.datagram_path import ClientPath  # noqa: PLC0415  the cipher, only where it is used
+
+            carries_all = carrier is UdpCarrier.DATAGRAM
+            link.set_datagram_path(ClientPath(link, self._reactor, self._event_log, server, carries_all=carries_all))
+        elif UDP in link.features and carrier is UdpCarrier.DATAGRAM:
+            raise ProtocolError("this client has udp_carrier=datagram, but the server sends no datagrams; write auto")
 
 
 async def _receive(channel: ControlChannel, expected: Kind) -> bytes:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -30,16 +31,17 @@ from tunnel.runtime.acceptor import PENDING_ACCEPTS_PER_TURN, Acceptor
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
-    import socket
     import ssl
     from collections.abc import Callable
 
+    from tunnel.engine.datagram_path import TunnelDatagrams
     from tunnel.engine.link import Link
     from tunnel.engine.link_acceptor import LinkAcceptor
     from tunnel.model.address import Address
     from tunnel.model.spec import TunnelSpec
     from tunnel.runtime.front_door import FrontDoor
     from tunnel.runtime.reactor import Reactor
+    from tunnel.runtime.sockets import SockAddr
 
 _MAX_CLIENT_BYTES: Final = 1 << 15  # a client without a certificate sends less than 4 KB until it has authenticated
 
@@ -68,6 +70,8 @@ class TunnelPort:
         self._certificate = b""
         self._reporter: LinkAcceptor  # counts and logs what belongs to no service: that of the oldest open place
         self._offer: tuple[tuple[str, ...], int] | None = None  # features of all services, and most keys of one
+        self._socket_address: tuple[socket.AddressFamily, SockAddr]  # of the tunnel port, once a place is open
+        self._datagrams: TunnelDatagrams | None = None
 
     # --- places of engines --------------------------------------------------------------------------------------------
 
@@ -168,6 +172,8 @@ class TunnelPort:
     def _start_accepting(self) -> None:
         for number in list(self._bound):
             address, listener = self._bound.pop(number)
+            if number is None:
+                self._socket_address = socket.AddressFamily(listener.family), listener.getsockname()
             self._acceptors[number] = Acceptor(
                 self._reactor,
                 listener,
@@ -188,9 +194,22 @@ class TunnelPort:
         """Close the listeners and all pending connections. Links that were made stay."""
         self._on_closed()
         self._close_listeners(set())
+        if self._datagrams is not None:
+            self._datagrams.close()
         self._front_door.evict_all(self, "the server is closing")
         for task in list(self._handshakes.values()):
             task.cancel()
+
+    def open_datagrams(self) -> TunnelDatagrams:
+        """Return what carries the datagrams of links: a UDP socket with the number of the tunnel port.
+
+        It is closed with the port. Raises OSError.
+        """
+        if self._datagrams is None:
+            from tunnel.engine.datagram_path import TunnelDatagrams  # noqa: PLC0415  the cipher, only where it is used
+
+            self._datagrams = TunnelDatagrams(self._reactor, *self._socket_address)
+        return self._datagrams
 
     def add_link(self, link: Link, acceptor: LinkAcceptor) -> None:
         """Pass data connections of this link to ``acceptor``."""

@@ -69,6 +69,38 @@ class UsedConnection(Protocol):
     """which visitor of this data connection it is, from 0"""
 
 
+class FlowEnd(Protocol):
+    """The relay of a UDP flow, which receives what comes on the path of its link."""
+
+    def receive_from_path(self, datagram: memoryview) -> None:
+        """Pass a datagram of the other end on."""
+
+
+class FlowPath(Protocol):
+    """What carries the datagrams of a link's UDP flows beside the data connections, while they get through."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether flows send on the path now."""
+
+    @property
+    def carries_all(self) -> bool:
+        """Whether what the path does not carry is dropped, and not sent on the data connection; not after the link."""
+
+    @property
+    def max_datagram(self) -> int:
+        """The longest datagram that the path carries."""
+
+    def add_flow(self, ident: int, flow: FlowEnd) -> None:
+        """Pass what arrives for a flow to its relay; ``ident`` is the id of its data connection."""
+
+    def remove_flow(self, ident: int) -> None:
+        """Forget a flow, which has ended."""
+
+    def send(self, ident: int, datagram: bytes) -> bool:
+        """Send a datagram of a flow, of ``max_datagram`` bytes at most; return whether it was sent."""
+
+
 class RelayLink(Protocol):
     """The link, as its forwarded visitors see it."""
 
@@ -98,6 +130,10 @@ class RelayLink(Protocol):
     @property
     def reuses(self) -> bool:
         """Whether a data connection serves another visitor after one that has left in order."""
+
+    @property
+    def datagram_path(self) -> FlowPath | None:
+        """What carries the datagrams of UDP flows beside the data connections."""
 
     def fail_visitor(self, ident: int, reason: str) -> None:
         """Report to the ingress that a visitor cannot be served any more; ``reason`` is a sentence."""

@@ -1,4 +1,7 @@
-"""UDP flows, each over a data connection of its own: every datagram behind its length, in records where these are used.
+"""UDP flows, each with a data connection of its own: every datagram behind its length, in records where these are used.
+
+Where the link has a path for datagrams (``tunnel.engine.datagram_path``) that is usable, a flow sends on that instead,
+and its data connection has only what is too long for the path.
 
 Fresh datagrams are worth more than complete ones: where the data connection does not take them, 64 wait for a tenth of
 a second, and the oldest is dropped. Little may wait inside the data connection (TCP_NOTSENT_LOWAT), and nothing is
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.model.visitor_end import VisitorEnd, VisitorRecord
 from tunnel.model.visitors import visitor_id
-from tunnel.protocol.datagram_frames import MAX_DATAGRAM_BYTES, DatagramReader, encode_datagrams
+from tunnel.protocol.datagram_frames import MAX_DATAGRAM_BYTES, READY, DatagramReader, encode_datagrams
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.visitor_address import unpack_address
 from tunnel.runtime import sockets
@@ -24,8 +27,9 @@ from tunnel.runtime.reactor import HANGUP, READABLE, WRITABLE
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable
 
-    from tunnel.forwarding.base import ForwardingOwner, RelayLink, UsedConnection
+    from tunnel.forwarding.base import FlowPath, ForwardingOwner, RelayLink, UsedConnection
     from tunnel.forwarding.flow import Flow
     from tunnel.forwarding.udp import UdpForwarder
 
@@ -48,6 +52,7 @@ class DatagramRelay(ABC):
         "_owner",
         "_passed_from_near",
         "_passed_to_near",
+        "_path",
         "_pending",
         "_reader",
         "_waiting",
@@ -78,7 +83,9 @@ class DatagramRelay(ABC):
         self._owner = owner
         self._far = data.sock
         self._codec = data.flow_source.create_codec(data.ident, data.use)
-        self._reader = DatagramReader()
+        self._path = link.datagram_path
+        awaits_ready = forwarder.is_ingress and self._path is not None
+        self._reader = DatagramReader(awaits_ready=awaits_ready)
         self._waiting: deque[tuple[bytes, float]] = deque()  # datagrams for ``far``, and when they were received
         self._pending: bytes | bytearray | memoryview = b""  # what ``far`` has not taken of those before
         self._passed_from_near = self._passed_to_near = 0
@@ -115,6 +122,11 @@ class DatagramRelay(ABC):
         """Start to forward. The events are those of the two sockets so far."""
         bound_unsent(self._far, _MAX_UNSENT_BYTES)
         self.forwarder.reactor.set_handler(self._far, self.on_far)
+        if self._path is not None:
+            self._path.add_flow(self.ident, self)
+            if not self.forwarder.is_ingress:
+                self._pending = self._codec.seal(READY)
+                self._send_pending()
         self._start_near(near_events)
         if far_events & READABLE and self.is_open:
             self.on_far(far_events)
@@ -133,6 +145,8 @@ class DatagramRelay(ABC):
         self.forwarder.dropped.total += len(self._waiting)
         self._waiting.clear()
         self._pending = b""
+        if self._path is not None:
+            self._path.remove_flow(self.ident)
         sockets.reset_on_close(self._far)
         self.forwarder.reactor.close(self._far)
         self._close_near()
@@ -230,8 +244,13 @@ class DatagramRelay(ABC):
         self._waiting.append((datagram, now))
 
     def flush(self) -> None:
-        """Send what waits, as far as the data connection takes it."""
-        if not self.is_open or (self._pending and not self._send_pending()):
+        """Send what waits: on the path of the link if that is usable, else as far as the data connection takes it."""
+        if not self.is_open:
+            return
+        path = self._path
+        if path is not None and self._waiting and (path.is_usable or path.carries_all):
+            self._flush_to_path(path)
+        if self._pending and not self._send_pending():
             return
         waiting, now = self._waiting, monotonic()
         if now >= self._check_at:
@@ -253,6 +272,29 @@ class DatagramRelay(ABC):
         self._pending = self._codec.seal(encode_datagrams(datagram for datagram, _ in waiting))
         waiting.clear()
         self._send_pending()
+
+    def _flush_to_path(self, path: FlowPath) -> None:
+        """Send what waits on the path; what it does not carry stays for the data connection, if that may carry it."""
+        if not self._is_far_ready and path.is_usable:
+            return
+        waiting, self._waiting = self._waiting, deque()
+        sent = size = 0
+        for datagram, received_at in waiting:
+            if path.is_usable and len(datagram) <= path.max_datagram:
+                if path.send(self.ident, datagram):
+                    sent += 1
+                    size += len(datagram)
+            elif not path.carries_all:
+                self._waiting.append((datagram, received_at))
+        self.activity += sent
+        self._passed_from_near += size
+        self.forwarder.from_near.total += size
+        self.forwarder.dropped.total += len(waiting) - len(self._waiting) - sent
+
+    @property
+    def _is_far_ready(self) -> bool:
+        """Whether the other end has its relay: an ingress has, and an egress has announced it."""
+        return self._reader.is_ready or not self.forwarder.is_ingress
 
     def _flush_later(self) -> None:
         if self._waiting and not self._is_flush_due:
@@ -309,6 +351,15 @@ class DatagramRelay(ABC):
             self._owner.on_stream_error(self, error)
             self.close(VisitorEnd.CORRUPTED)
             return False
+        self._pass_on(datagrams)
+        return self.is_open
+
+    def receive_from_path(self, datagram: memoryview) -> None:
+        """Send a datagram that came on the path of the link to the near side."""
+        self._pass_on((datagram,))
+
+    def _pass_on(self, datagrams: Iterable[memoryview]) -> None:
+        """Send datagrams of the other end to the near side."""
         size = 0
         for datagram in datagrams:
             try:
@@ -322,7 +373,6 @@ class DatagramRelay(ABC):
                 self.activity += 1
         self._passed_to_near += size
         self.forwarder.to_near.total += size
-        return self.is_open
 
     @abstractmethod
     def _on_far_ended(self) -> None:

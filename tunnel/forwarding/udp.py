@@ -18,7 +18,7 @@ from tunnel.runtime.datagram_port import DATAGRAMS_PER_TURN, DatagramFlow
 from tunnel.runtime.reactor import ERROR, READABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from tunnel.forwarding.base import ForwardingOwner, RelayLink, UsedConnection
     from tunnel.forwarding.logged import VisitorLog
@@ -57,9 +57,9 @@ class VisitorRelay(DatagramRelay):
     def _send_near(self, datagram: memoryview) -> None:
         self._flow.send(datagram)
 
-    def _deliver(self, received: memoryview) -> bool:
+    def _pass_on(self, datagrams: Iterable[memoryview]) -> None:
         self._flow.last_seen = monotonic()
-        return super()._deliver(received)
+        super()._pass_on(datagrams)
 
     def _close_near(self) -> None:
         self._flow.close()

@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from tunnel.model.errors import InvalidValueError, did_you_mean
 from tunnel.model.files import FileError, read_secret
 from tunnel.model.keys import Key
-from tunnel.model.spec import MAX_SERVICE_CHARS
+from tunnel.model.spec import MAX_SERVICE_CHARS, UdpCarrier
 from tunnel.model.targets import CHECK_OFF, CHECK_TCP, CheckKind, TargetCheck
 from tunnel.model.times import format_duration, parse_duration
 
@@ -323,3 +323,7 @@ def word_schemas(words: Mapping[str, object] | tuple[str, ...]) -> tuple[JsonSch
 def _scalar_text(value: object) -> str:
     """Return the text of a text or a whole number, and an empty text for any other value."""
     return str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+
+
+UDP_CARRIERS: Final = ChoiceType({carrier.value: carrier for carrier in UdpCarrier})
+"""The values of ``udp_carrier``."""

@@ -20,6 +20,7 @@ from tunnel.model.balancer import MAX_WEIGHT, Balance
 from tunnel.model.combinations import check_combinations
 from tunnel.model.errors import InvalidValueError, OptionError, UrlError, did_you_mean
 from tunnel.model.option_types import (
+    UDP_CARRIERS,
     CheckType,
     ChoiceType,
     DataPortType,
@@ -246,6 +247,9 @@ OPTIONS: Final[Mapping[str, Option]] = {
         ),
         _target_rule("dial_timeout", DurationType(), "time in which a target has to accept a visitor's connection"),
         _live("idle_timeout", DurationType(0.0), "a visitor is disconnected after so long without a byte; `0`: never"),
+        _fixed(
+            "udp_carrier", UDP_CARRIERS, "how UDP travels to the other end; `auto`: as datagrams if these get through"
+        ),
         _live("udp_timeout", DurationType(), "a UDP visitor is forgotten after so long without a datagram"),
         _live("max_age", DurationType(0.0), "a visitor is disconnected after so long in any case; `0`: never"),
         _live("rate", RateType(), "bytes of all visitors together, each direction by itself, where it is written"),

@@ -202,6 +202,10 @@ class LinkView(_View):
     pool: int = 0
     """idle data connections"""
     rtt_ms: float | None = None
+    udp_carrier: str | None = None
+    """how datagrams of visitors travel at this moment, ``datagram`` or ``stream``; None: there are none of UDP"""
+    udp_reason: str | None = None
+    """why they do not travel as datagrams, unless ``udp_carrier`` says so at an end"""
     visitors: int = 0
     since: str
 

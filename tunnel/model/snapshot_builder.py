@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tunnel.model.events import Event
     from tunnel.model.limits import Limits
     from tunnel.model.snapshot import CountersView, RateLimitsView, RefusedView, TargetView
-    from tunnel.model.spec import Direction, TunnelSpec
+    from tunnel.model.spec import Direction, TunnelSpec, UdpCarrier
     from tunnel.model.state import StateRecord
 
 
@@ -42,6 +42,8 @@ class LinkFacts(NamedTuple):
     rtt: float | None
     visitors: int
     since: float
+    udp_carrier: UdpCarrier | None = None
+    udp_reason: str | None = None
 
 
 class ServerFacts(NamedTuple):
@@ -164,6 +166,8 @@ def _build_link(link: LinkFacts) -> LinkView:
         backup=link.backup,
         pool=link.pool,
         rtt_ms=None if link.rtt is None else round(link.rtt * 1000, 3),
+        udp_carrier=link.udp_carrier.value if link.udp_carrier is not None else None,
+        udp_reason=link.udp_reason,
         visitors=link.visitors,
         since=format_timestamp(link.since),
     )

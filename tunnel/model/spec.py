@@ -29,6 +29,8 @@ PUBLISH: Final = "publish"
 """The feature of a link whose client has published its service."""
 UDP: Final = "udp"
 """The feature of a link whose visitors are UDP flows."""
+DATAGRAMS: Final = "datagrams"
+"""The feature of a link whose UDP flows may travel in datagrams between client and server."""
 MAX_CLIENTS: Final = 64
 """Clients that a server may have at once."""
 MAX_SERVERS: Final = 16
@@ -93,6 +95,17 @@ class Proto(enum.StrEnum):
     def is_datagram(self) -> bool:
         """Whether visitors and targets are reached over UDP; everything else is a stream of TCP."""
         return self is Proto.UDP
+
+
+class UdpCarrier(enum.StrEnum):
+    """How the datagrams of UDP flows travel between client and server."""
+
+    AUTO = "auto"
+    """as datagrams where they get through, else over the data connections"""
+    DATAGRAM = "datagram"
+    """as datagrams alone: what does not get through is lost"""
+    STREAM = "stream"
+    """over the data connections"""
 
 
 class LogLevel(enum.IntEnum):
@@ -203,6 +216,8 @@ class TunnelSpec:
     """at the egress: seconds in which a target accepts a visitor's connection, or counts as unreachable"""
     idle_timeout: float = 0.0
     """seconds without a byte after which a visitor is disconnected; 0: never"""
+    udp_carrier: UdpCarrier = UdpCarrier.AUTO
+    """how the datagrams of UDP flows travel between client and server"""
     udp_timeout: float = 60.0
     """seconds without a datagram after which a UDP flow ends"""
     max_age: float = 0.0
@@ -236,8 +251,14 @@ class TunnelSpec:
     @property
     def features(self) -> tuple[str, ...]:
         """The optional parts of the protocol that this end wants to use."""
-        publishes = self.publish is not None or self.published_by is not None or bool(self.publish_rules)
-        wanted = {SHARE: True, REUSE: self.reuse, UDP: self.proto.is_datagram, PUBLISH: publishes}
+        is_udp = self.proto.is_datagram
+        wanted = {
+            SHARE: True,
+            REUSE: self.reuse,
+            UDP: is_udp,
+            DATAGRAMS: is_udp and self.udp_carrier is not UdpCarrier.STREAM,
+            PUBLISH: self.publish is not None or self.published_by is not None or bool(self.publish_rules),
+        }
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
     def idle_limit(self, end: End) -> float:

@@ -14,6 +14,11 @@ MAX_DATAGRAM_BYTES: Final = 65_507
 """The longest datagram: what IPv4 leaves of 65,535 bytes (RFC 791 §3.1, RFC 768)."""
 
 _LENGTH: Final = struct.Struct("!H")
+_READY_LENGTH: Final = 0xFFFF
+
+
+READY: Final = b"\xff\xff"
+"""A length without a datagram: the egress is ready for datagrams beside the data connection (see PROTOCOL.md)."""
 
 
 class DatagramFrameError(ProtocolError):
@@ -29,9 +34,13 @@ def encode_datagrams(datagrams: Iterable[bytes]) -> bytes:
 class DatagramReader:
     """Finds the datagrams in one stream, whose pieces may end anywhere."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_awaits_ready", "_rest", "is_ready")
 
-    def __init__(self) -> None:
+    def __init__(self, *, awaits_ready: bool = False) -> None:
+        """``awaits_ready``: the stream may have one ``READY``."""
+        self._awaits_ready = awaits_ready
+        self.is_ready = False
+        """whether it has come"""
         self._rest = b""  # the start of a frame that is not complete
 
     def split(self, received: bytes | memoryview) -> list[memoryview]:
@@ -45,6 +54,10 @@ class DatagramReader:
         while size - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(data, start)
             if length > MAX_DATAGRAM_BYTES:
+                if length == _READY_LENGTH and self._awaits_ready:
+                    self._awaits_ready, self.is_ready = False, True
+                    start += _LENGTH.size
+                    continue
                 raise DatagramFrameError("a datagram that is too long")
             end = start + _LENGTH.size + length
             if end > size:
