@@ -13,7 +13,7 @@ from tests.faults.conftest import FigureRecorder
 from tests.faults.hosts import KEY, SERVER, NamespaceHosts
 from tests.support.namespaces import Host
 from tests.support.ports import free_port
-from tests.support.processes import ProcessHarness
+from tests.support.processes import Daemon, ProcessHarness
 from tunnel.runtime.datagram_port import MAX_WAITING
 
 INTERVAL_S = 0.005
@@ -30,6 +30,21 @@ def datagram_socket(host: Host, port: int = 0) -> socket.socket:
     return sock
 
 
+def start_tunnel(
+    hosts: NamespaceHosts, harness: ProcessHarness, target: socket.socket, visitor: socket.socket, *, carrier: str
+) -> Daemon:
+    """Start both ends of a tunnel from a visitor at the server to a target at the client; return the server."""
+    tunnel, visitors = free_port(), free_port()
+    ends = f"{SERVER}:{tunnel}/127.0.0.1:{visitors}", f"{SERVER}:{tunnel}/127.0.0.1:{target.getsockname()[1]}"
+    options = f"proto=udp&mode=reverse&udp_carrier={carrier}"
+    server = harness.start_daemon({"t": f"server://{KEY}@{ends[0]}?{options}"}, name="s", prefix=hosts.server.prefix)
+    client = harness.start_daemon({"t": f"client://{KEY}@{ends[1]}?{options}"}, name="c", prefix=hosts.client.prefix)
+    for daemon in (server, client):
+        daemon.wait_state("up", within=40)
+    visitor.connect(("127.0.0.1", visitors))
+    return server
+
+
 @pytest.mark.case("UDP: silent wire", deadline=60)
 def test_after_a_silent_wire_fresh_datagrams_arrive_and_few_old_ones(
     hosts: NamespaceHosts, harness: ProcessHarness, record_figure: FigureRecorder
@@ -39,18 +54,7 @@ def test_after_a_silent_wire_fresh_datagrams_arrive_and_few_old_ones(
     Seen to fail: without TCP_NOTSENT_LOWAT, and with 10,000 datagrams in the queue for 100 s, hundreds arrive late.
     """
     with datagram_socket(hosts.client) as target, datagram_socket(hosts.server) as visitor:
-        tunnel, visitors = free_port(), free_port()
-        ends = f"{SERVER}:{tunnel}/127.0.0.1:{visitors}", f"{SERVER}:{tunnel}/127.0.0.1:{target.getsockname()[1]}"
-        options = "proto=udp&mode=reverse&udp_carrier=stream"
-        server = harness.start_daemon(
-            {"t": f"server://{KEY}@{ends[0]}?{options}"}, name="s", prefix=hosts.server.prefix
-        )
-        client = harness.start_daemon(
-            {"t": f"client://{KEY}@{ends[1]}?{options}"}, name="c", prefix=hosts.client.prefix
-        )
-        for daemon in (server, client):
-            daemon.wait_state("up", within=40)
-        visitor.connect(("127.0.0.1", visitors))
+        server = start_tunnel(hosts, harness, target, visitor, carrier="stream")
         began = time.monotonic()
         is_silent, delays = False, []
         while (passed := time.monotonic() - began) < 1 + SILENT_S + 3:
@@ -79,18 +83,7 @@ def test_a_flow_survives_a_firewall_that_blocks_udp_and_uses_datagrams_again_wit
 ) -> None:
     """Datagrams travel over the data connection within 2 s, and as datagrams within 30 s without the block."""
     with datagram_socket(hosts.client) as target, datagram_socket(hosts.server) as visitor:
-        tunnel, visitors = free_port(), free_port()
-        ends = f"{SERVER}:{tunnel}/127.0.0.1:{visitors}", f"{SERVER}:{tunnel}/127.0.0.1:{target.getsockname()[1]}"
-        options = "proto=udp&mode=reverse"
-        server = harness.start_daemon(
-            {"t": f"server://{KEY}@{ends[0]}?{options}"}, name="s", prefix=hosts.server.prefix
-        )
-        client = harness.start_daemon(
-            {"t": f"client://{KEY}@{ends[1]}?{options}"}, name="c", prefix=hosts.client.prefix
-        )
-        for daemon in (server, client):
-            daemon.wait_state("up", within=40)
-        visitor.connect(("127.0.0.1", visitors))
+        server = start_tunnel(hosts, harness, target, visitor, carrier="auto")
 
         def pass_datagrams(seconds: float, *, until: str = "") -> tuple[float, int]:
             """Send datagrams; return the longest time without one that arrives, and how many arrived."""

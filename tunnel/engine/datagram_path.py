@@ -1,4 +1,4 @@
-"""The path of a link's datagrams, beside its data connections: the client's end, and the server's.
+"""The path on which a link carries datagrams without a data connection: the client's end, and the server's.
 
 A path has the flows of its link that run at this end. Each flow asks ``is_usable`` before it sends, and falls back to
 its data connection; what arrives on the path is passed to its flow in any case. The rules when a path is usable are

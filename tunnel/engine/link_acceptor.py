@@ -140,7 +140,7 @@ class LinkAcceptor:
         return tuple(name for name in self._spec.features if name != DATAGRAMS or self._datagrams is not None)
 
     def _open_datagrams(self, place: ServicePlace) -> None:
-        """Carry datagrams beside the data connections, if the UDP port is free."""
+        """Carry datagrams on UDP, too, if the port is free there."""
         try:
             self._datagrams = place.port.open_datagrams()
         except OSError as error:

@@ -77,7 +77,7 @@ class FlowEnd(Protocol):
 
 
 class FlowPath(Protocol):
-    """What carries the datagrams of a link's UDP flows beside the data connections, while they get through."""
+    """What carries the datagrams of a link's UDP flows as datagrams, while they get through."""
 
     @property
     def is_usable(self) -> bool:
@@ -133,7 +133,7 @@ class RelayLink(Protocol):
 
     @property
     def datagram_path(self) -> FlowPath | None:
-        """What carries the datagrams of UDP flows beside the data connections."""
+        """What carries the datagrams of UDP flows without a data connection, if there is such a path."""
 
     def fail_visitor(self, ident: int, reason: str) -> None:
         """Report to the ingress that a visitor cannot be served any more; ``reason`` is a sentence."""
