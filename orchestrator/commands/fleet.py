@@ -226,7 +226,7 @@ def _format_age(seconds: float) -> str:
 
 
 def _print_routes(found: Fleet, hosts: Sequence[HostJson], now: float, *, as_json: bool) -> None:
-    from orchestrator.mqtt.fleet import link_routes  # noqa: PLC0415  as in broker_at
+    from orchestrator.link_routes import link_routes  # noqa: PLC0415  as in broker_at
 
     selected = {(host["host"], tunnel["name"]) for host in hosts for tunnel in host["tunnels"]}
     routes = [

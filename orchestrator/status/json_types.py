@@ -428,25 +428,3 @@ class HostJson(TypedDict):
     commands: bool | None
     started_at: str | None
     tunnels: list[TunnelJson]
-
-
-class RouteEndJson(TypedDict):
-    """One end of a route, as ``fleet ps --json --routes`` shows it."""
-
-    host: str
-    presence: str
-    tunnel: str
-    role: str
-    state: str
-    reason: str | None
-    address: str
-
-
-class RouteJson(TypedDict):
-    """One route, as ``fleet ps --json --routes`` shows it."""
-
-    link: str | None
-    direction: str | None
-    up: bool
-    ingress: RouteEndJson | None
-    egress: RouteEndJson | None

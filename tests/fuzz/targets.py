@@ -23,9 +23,10 @@ from orchestrator.config.document import MappingNode, Node, SequenceNode
 from orchestrator.config.faults import ConfigError, Fault
 from orchestrator.config.load import load
 from orchestrator.config.variables import VariableBudget, VariableError, substitute
+from orchestrator.link_routes import link_routes
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.commands import CommandRefusedError, CommandValidator
-from orchestrator.mqtt.fleet import Fleet, link_routes
+from orchestrator.mqtt.fleet import Fleet
 from orchestrator.mqtt.ownership import DuplicateHostError, HostOwnership
 from orchestrator.mqtt.payloads import DaemonRun, ResponsePayload, StatusPayload
 from orchestrator.mqtt.topics import RESPONSE, STATE, HostTopics, ParsedTopic, parse

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
+from orchestrator.link_routes import link_routes
 from orchestrator.mqtt import publisher
 from orchestrator.mqtt.broker import Broker
-from orchestrator.mqtt.fleet import GONE, ONLINE, link_routes
+from orchestrator.mqtt.fleet import GONE, ONLINE
 from orchestrator.mqtt.publications import MIN_STATE_INTERVAL_S
 from orchestrator.mqtt.reader import FleetReader
 from tests.fleet_simulator import name_of_host, name_of_tunnel, simulated_fleet

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.link_routes import link_routes
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import Broker
 from orchestrator.mqtt.broker_packets import ReceivedMessage
-from orchestrator.mqtt.fleet import GONE, ONLINE, SILENT, Fleet, link_routes
+from orchestrator.mqtt.fleet import GONE, ONLINE, SILENT, Fleet
 from orchestrator.mqtt.ownership import SILENT_AFTER_S
 from orchestrator.mqtt.payloads import DaemonRun, StatePayload, StatsPayload, StatusPayload
 from orchestrator.mqtt.reader import FleetReader

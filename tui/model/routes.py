@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.mqtt.fleet import ONLINE, pair_sides
+from orchestrator.link_routes import pair_sides
+from orchestrator.mqtt.fleet import ONLINE
 from tunnel.model.state import State
 
 if TYPE_CHECKING:
