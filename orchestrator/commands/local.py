@@ -46,6 +46,7 @@ from tunnel.model.url import looks_like_url
 from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
+    from orchestrator.commands.background import BackgroundDaemon
     from orchestrator.config.faults import Fault
     from orchestrator.config.manifest import Manifest
     from orchestrator.process.logformat import LogWriter
@@ -151,13 +152,14 @@ def up(  # noqa: PLR0913  one for each option
     if detach or wait or has_dashboard:
         options = [*(["--log-level", log_level] if log_level else []), "--log-format", log_format]
         options += ["--read-only"] * read_only + (["--socket", str(socket)] if socket else [])
-        _start_in_background(manifest, socket, options, log_file)
-        if wait:
-            try:
+        daemon = _start_in_background(manifest, socket, options, log_file)
+        try:
+            print_message(f"the daemon runs in the background as process {daemon.pid}; its log is {daemon.log}")
+            if wait:
                 return _wait_until_up(socket, Path(file), timeout)
-            except (KeyboardInterrupt, SystemExit):  # SystemExit: see early_signals.raise_on_stop_signals
-                print_message(f"interrupted; the daemon keeps running, end it with: nodepass-orch down -f {file}")
-                raise
+        except (KeyboardInterrupt, SystemExit):  # SystemExit: see early_signals.raise_on_stop_signals
+            print_message(f"interrupted; the daemon keeps running, end it with: nodepass-orch down -f {file}")
+            raise
         if launcher is not None and not detach:
             _show_daemon(launcher, socket, Path(file), read_only=read_only)
         else:
@@ -227,7 +229,9 @@ def _wait_until_up(socket: Path | None, file: Path, timeout_s: float) -> int:
     return 0
 
 
-def _start_in_background(manifest: Manifest, socket: Path | None, options: list[str], log_file: Path | None) -> None:
+def _start_in_background(
+    manifest: Manifest, socket: Path | None, options: list[str], log_file: Path | None
+) -> BackgroundDaemon:
     from orchestrator.commands import background  # noqa: PLC0415  imported where a process is started
 
     try:
@@ -239,7 +243,7 @@ def _start_in_background(manifest: Manifest, socket: Path | None, options: list[
         exit_with_error(EXIT_FAILED, str(error))
     except background.BackgroundStartError as error:
         exit_with_error(error.exit_code, str(error))
-    print_message(f"the daemon runs in the background as process {daemon.pid}; its log is {daemon.log}")
+    return daemon
 
 
 def _show_daemon(launcher: DashboardLauncher, socket: Path | None, file: Path, *, read_only: bool) -> None:
