@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tunnel.model.snapshot import Snapshot
 
 Key = TypeVar("Key", bound="Hashable")
+Facts = TypeVar("Facts")
 
 SCAN_BATCH_SIZE: Final = 12
 """Tunnels that are read without a pause: up to a fifth of a millisecond, where processor caches are cold."""
@@ -58,23 +59,23 @@ class ScanSchedule(Generic[Key]):
         return [key for key in keys if key in quiet or key in marked or key not in known]
 
 
-class TunnelSource(Protocol):
+class TunnelSource(Protocol[Facts]):
     """Where a scanner finds the tunnels."""
 
     def names(self) -> Collection[str]:
         """All tunnels, in order."""
 
-    def facts(self, name: str) -> object:
+    def facts(self, name: str) -> Facts | None:
         """What the tunnel's snapshot would be made from, cheap to compare; None where there is no such tunnel."""
 
-    def snapshot(self, name: str) -> Snapshot:
-        """The tunnel as it is now."""
+    def build_snapshot(self, name: str, facts: Facts) -> Snapshot:
+        """Return the tunnel as it was when these facts were read, in this turn of the loop."""
 
 
-class StatusScanner:
+class StatusScanner(Generic[Facts]):
     """Keeps a store up to date while readers ask for scans; costs nothing otherwise."""
 
-    def __init__(self, store: StatusStore[str, Snapshot], source: TunnelSource) -> None:
+    def __init__(self, store: StatusStore[str, Snapshot], source: TunnelSource[Facts]) -> None:
         self.schedule = ScanSchedule[str]()
         self._store = store
         self._source = source
@@ -117,7 +118,7 @@ class StatusScanner:
         facts = self._source.facts(name)
         if facts is None:  # it went while the scan was under way
             return
-        is_changed = self._store.observe(name, facts, lambda: self._source.snapshot(name))
+        is_changed = self._store.observe(name, facts, lambda: self._source.build_snapshot(name, facts))
         seen = self._store.get(name)
         if is_changed or (seen is not None and (seen.connections.active or seen.signals.queued)):
             self.schedule.mark(name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.supervisor.engine_handle import EngineFactory
-from orchestrator.supervisor.runner import TunnelRunner
+from orchestrator.supervisor.runner import RunnerFacts, TunnelRunner
 from orchestrator.supervisor.totals import NO_TOTALS, Totals, add_totals, read_totals
 from orchestrator.supervisor.traffic_rates import TrafficMeter
 
@@ -39,6 +39,15 @@ def _ignore(_name: str) -> None:
 class _Slot(NamedTuple):
     entry: Entry
     runner: TunnelRunner
+
+
+class TunnelFacts(NamedTuple):
+    """What the snapshot of a tunnel is made from, cheap to compare."""
+
+    is_enabled: bool
+    rates_version: int
+    runners: tuple[RunnerFacts, ...]
+    """of the former runners that still drain, and of the present one last"""
 
 
 class TunnelRegistry:
@@ -139,24 +148,26 @@ class TunnelRegistry:
         """Disconnect visitors of a tunnel, also of its former engines. Raises EngineSilentError."""
         return [visitor for runner in self._runners_of(name) for visitor in await runner.kick(selector)]
 
-    def facts(self, name: str) -> object:
-        """What the tunnel's snapshot is made from, cheap to compare; None where there is no such tunnel."""
+    def facts(self, name: str) -> TunnelFacts | None:
+        """What a snapshot of a tunnel as it is now is made from; None where there is no such tunnel."""
         slot = self._slots.get(name)
         is_enabled = slot is None or slot.entry.enabled
-        facts = [runner.facts() for runner in self._runners_of(name)]
-        return (is_enabled, self.traffic_meter.version(name), *facts) if facts else None
+        runners = tuple(runner.facts() for runner in self._runners_of(name))
+        return TunnelFacts(is_enabled, self.traffic_meter.version(name), runners) if runners else None
 
     def snapshot(self, name: str) -> Snapshot:
         """One tunnel now. Visitors and counters of former engines are the tunnel's. Raises UnknownTunnelError."""
-        runners = self._runners_of(name)
-        if not runners:
+        facts = self.facts(name)
+        if facts is None:
             raise UnknownTunnelError(name)
-        seen = runners[-1].snapshot()
-        slot = self._slots.get(name)
-        if slot is not None and not slot.entry.enabled:
+        return self.build_snapshot(name, facts)
+
+    def build_snapshot(self, name: str, facts: TunnelFacts) -> Snapshot:
+        """Return the snapshot of a tunnel from facts that were read at this moment."""
+        *former, seen = (runner.snapshot() for runner in facts.runners)
+        if not facts.is_enabled:
             seen = replace(seen, enabled=False)
-        if len(runners) > 1:
-            former = [runner.snapshot() for runner in runners[:-1]]
+        if former:
             active = seen.connections.active + sum(one.connections.active for one in former)
             seen = add_totals(seen, reduce(Totals.plus, map(read_totals, former), NO_TOTALS))
             seen = replace(seen, connections=replace(seen.connections, active=active))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.supervisor.crash_reports import describe_crash, restart_delay, short_traceback
 from orchestrator.supervisor.engine_handle import EngineFactory, EngineHandle
@@ -21,7 +21,7 @@ from orchestrator.supervisor.runner_state import (
     RunnerEvent,
     RunnerState,
 )
-from orchestrator.supervisor.totals import NO_TOTALS, add_totals, read_totals, replace_totals
+from orchestrator.supervisor.totals import NO_TOTALS, Totals, add_totals, read_totals, replace_totals
 from tunnel.model.events import Event, EventKind
 from tunnel.model.snapshot import BytesView, ConnectionsView, CooldownView, PoolView, RefusedView, SignalsView, Snapshot
 from tunnel.model.spec import LogLevel, TunnelSpec
@@ -64,6 +64,31 @@ def stopped_snapshot(name: str, spec: TunnelSpec, reason: str | None = None) -> 
         refused=RefusedView(),
         cooldown=CooldownView(),
     )
+
+
+class RunnerFacts(NamedTuple):
+    """What a snapshot is made from. Comparing it costs less than the copies that ``snapshot`` makes."""
+
+    engine: Snapshot
+    totals: Totals
+    """of the engines that have ended"""
+    tags: tuple[str, ...]
+    restarts: int
+    quota: QuotaView | None
+    last_error: str | None
+    last_error_at: str | None
+    pause_remaining_s: float
+
+    def snapshot(self) -> Snapshot:
+        """Return the tunnel as it was when this was read."""
+        seen = add_totals(self.engine, self.totals)
+        if self.pause_remaining_s:
+            seen = replace(seen, cooldown=replace(seen.cooldown, remaining_s=self.pause_remaining_s))
+        if self.last_error_at and self.last_error_at >= (seen.last_error_at or ""):
+            seen = replace(seen, last_error=self.last_error, last_error_at=self.last_error_at)
+        if seen.tags != self.tags or seen.restarts != self.restarts:
+            seen = replace(seen, tags=self.tags, restarts=self.restarts)
+        return seen if self.quota is None else replace(seen, quota=self.quota)
 
 
 class TunnelRunner:
@@ -119,20 +144,20 @@ class TunnelRunner:
 
     def snapshot(self) -> Snapshot:
         """The tunnel as it is now."""
-        seen = add_totals(self._read_engine(), self._totals)
-        if remaining := self._pause_remaining_s():
-            seen = replace(seen, cooldown=replace(seen.cooldown, remaining_s=remaining))
-        if self._last_error_at and self._last_error_at >= (seen.last_error_at or ""):
-            seen = replace(seen, last_error=self._last_error, last_error_at=self._last_error_at)
-        if seen.tags != self._tags or seen.restarts != self._restarts:
-            seen = replace(seen, tags=self._tags, restarts=self._restarts)
-        return seen if self._quota is None else replace(seen, quota=self._quota)
+        return self.facts().snapshot()
 
-    def facts(self) -> object:
-        """What ``snapshot`` is made from. Comparing it costs less than the copies that ``snapshot`` makes."""
-        error = (self._last_error, self._last_error_at)
-        pause_s = self._pause_remaining_s()
-        return (self._read_engine(), self._totals, self._tags, self._restarts, self._quota, error, pause_s)
+    def facts(self) -> RunnerFacts:
+        """What a snapshot of the tunnel as it is now is made from."""
+        return RunnerFacts(
+            self._read_engine(),
+            self._totals,
+            self._tags,
+            self._restarts,
+            self._quota,
+            self._last_error,
+            self._last_error_at,
+            self._pause_remaining_s(),
+        )
 
     def _read_engine(self) -> Snapshot:
         if self._engine is None:

@@ -56,12 +56,13 @@ class Tunnels:
     def names(self) -> Collection[str]:
         return self.present.keys()
 
-    def facts(self, name: str) -> object:
+    def facts(self, name: str) -> Snapshot | None:
         self.read.append(name)
         return self.present.get(name)
 
-    def snapshot(self, name: str) -> Snapshot:
-        return self.present[name]
+    def build_snapshot(self, name: str, facts: Snapshot) -> Snapshot:
+        assert facts.name == name
+        return facts
 
 
 async def test_a_scan_reads_busy_tunnels_every_time() -> None:
