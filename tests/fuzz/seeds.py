@@ -216,6 +216,15 @@ def _link_datagrams() -> Seeds:
     yield "cut-off", b"".join(bytes([len(each) - 1]) + each[:-1] for each in sealed)
 
 
+def _broker_packets() -> Seeds:
+    plain, retained = b"\x30\x06\x00\x01a\x00bc", b"\x31\x0b\x00\x01a\x05\x02\x00\x00\x00\x09b"
+    acknowledged, answer = b"\x32\x07\x00\x01a\x00\x07bc", b"\xd0\x00"
+    yield "messages", b"\x09" + plain + acknowledged + retained + answer
+    yield "disconnect", b"\x05" + plain + b"\xe0\x02\x8e\x00" + plain
+    yield "too-long", b"\x05" + acknowledged + b"\x30\x80\x80\x80\x64" + bytes(20)
+    yield "malformed", b"\xff" + b"\x30\x08\x00\x01a\xff\xff\xff\xff\xff" + plain
+
+
 def _mqtt() -> Seeds:
     run, topics = DaemonRun("a-instance", "boot-2", NOW), HostTopics("edge-1")
     moment = format_timestamp(NOW)
@@ -271,6 +280,7 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
         ("networks", _networks()),
         ("rates", _rates()),
         ("mqtt", _mqtt()),
+        ("broker_packets", _broker_packets()),
         ("http_check", _http_check()),
     ):
         for name, data in made:

@@ -25,6 +25,7 @@ from orchestrator.config.load import load
 from orchestrator.config.variables import VariableBudget, VariableError, substitute
 from orchestrator.link_routes import link_routes
 from orchestrator.mqtt import payloads
+from orchestrator.mqtt.broker_packets import PacketSplitter, ReceivedMessage
 from orchestrator.mqtt.commands import CommandRefusedError, CommandValidator
 from orchestrator.mqtt.fleet import Fleet
 from orchestrator.mqtt.ownership import DuplicateHostError, HostOwnership
@@ -86,6 +87,7 @@ MAX_INPUT_BYTES: Final = {
     "yaml": 4096,
     "variables": 1024,
     "mqtt": 2048,
+    "broker_packets": 600,
     "http_check": 300,
     "imports": 1500,
 }
@@ -462,6 +464,22 @@ def mqtt(data: bytes) -> None:
     _check_ownership(payload, zlib.crc32(data))
 
 
+def broker_packets(data: bytes) -> None:
+    """Bytes of a broker, cut into pieces; the first byte gives their size, and its lowest bit the version."""
+    if not data:
+        return
+    step, is_v5, stream = (data[0] >> 1) + 1, bool(data[0] & 1), data[1:]
+    outcomes = []
+    for size in (step, max(1, len(stream))):
+        received: list[ReceivedMessage] = []
+        splitter = PacketSplitter(received.append, is_v5=is_v5)
+        passed = b"".join(splitter.feed(stream[at : at + size]) for at in range(0, len(stream), size))
+        outcomes.append((passed, received, splitter.code, splitter.excess))
+    assert outcomes[0] == outcomes[1], "the pieces matter"
+    passed, received, *_ = outcomes[0]
+    assert len(passed) + sum(len(one.payload) for one in received) <= len(stream), "bytes that the broker has not sent"
+
+
 def _check_command(payload: bytes) -> None:
     validator = CommandValidator("boot-1", max_remembered_ids=4)
     try:
@@ -556,6 +574,7 @@ TARGETS: Final[dict[str, Target]] = {
     "yaml": yaml,
     "variables": variables,
     "mqtt": mqtt,
+    "broker_packets": broker_packets,
     "http_check": http_check,
     "imports": imports,
 }
