@@ -16,6 +16,7 @@ DENIED_ADDRESS: Final = "127.0.0.2"
 """An address of this host, as Linux routes all of 127.0.0.0/8; its visitors are not admitted."""
 
 _ANSWER_TIMEOUT_S: Final = 5.0  # of one visitor
+_FIRST_ANSWER_TIMEOUT_S: Final = 1.0  # of datagrams that are sent before there is a link
 _RETRY_S: Final = 0.1
 _PAGE: Final = b"This page came through a tunnel.\n" * 64
 _FILE: Final = b"This file came through a tunnel with a limit.\n" * 8192
@@ -165,7 +166,7 @@ async def simulate_datagrams(port: int, counts: VisitorCounts) -> None:
         visitor.connect(("127.0.0.1", port))
         while True:
             try:
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(_ANSWER_TIMEOUT_S if is_open else _FIRST_ANSWER_TIMEOUT_S):
                     await loop.sock_sendall(visitor, b"a datagram")
                     await loop.sock_recv(visitor, 100)
                 counts.answered += 1

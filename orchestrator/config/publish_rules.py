@@ -53,7 +53,7 @@ def read_rules(node: Node, url: TunnelUrl, keys: Iterable[str], faults: list[Fau
     found, known = [], frozenset(keys)
     for item in items:
         if not isinstance(item, MappingNode):
-            faults.append(Fault(item.place, f"each rule of publish: is a mapping, {_EXAMPLE}"))
+            faults.append(Fault(item.place, f"each rule of publish is a mapping, {_EXAMPLE}"))
             continue
         before = len(faults)
         rule = _RuleReader(item, faults).read(url.tunnel.host)
@@ -102,11 +102,11 @@ class _RuleReader:
 
     def read(self, default_host: str) -> PublishRule:
         """Return the rule, in which values with a fault are defaults."""
-        check_keys(self._node, RULE_KEYS, "a rule of publish:", self._faults)
+        check_keys(self._node, RULE_KEYS, "a rule of publish", self._faults)
         for name in ("ports", "services"):
             node = self._node.get(name)
             if node is None or is_empty(node):
-                self._faults.append(Fault(self._node.place, f"a rule of publish: needs {name}:, {_EXAMPLE}"))
+                self._faults.append(Fault(self._node.place, f"a rule of publish needs {name}, {_EXAMPLE}"))
         max_services = self._value("max_services", _SERVICES.parse)
         grace_s = self._value("grace", _GRACE.parse)
         return PublishRule(

@@ -318,8 +318,8 @@ class LinkAcceptor:
                 async with self._link_decision:
                     channel.check_open()  # the wait may have been long: a closed channel must not replace a link
                     hello = client.hello
-                    objection = self._check_key(client) or self._check_publish(hello)
-                    objection = objection or self._check_mode(hello) or self._check_proto(hello)
+                    checks = (self._check_publish, self._check_mode, self._check_proto, self._check_udp_carrier)
+                    objection = self._check_key(client) or next(filter(None, (check(hello) for check in checks)), None)
                     objection = objection or await self._check_present_client(hello) or self._check_key(client)
                     if objection is None:
                         channel.check_open()
@@ -349,17 +349,21 @@ class LinkAcceptor:
     def _check_proto(self, hello: Hello) -> str | None:
         """Return why client and server cannot forward together: one of them forwards UDP, the other does not."""
         if (UDP in hello.features) is (UDP in self._spec.features):
-            if self._spec.udp_carrier is not UdpCarrier.DATAGRAM or UDP not in self._spec.features:
-                return None
-            if self._datagrams is None:
-                return f"this server has udp_carrier=datagram, but UDP port {self.address} cannot be opened"
-            if DATAGRAMS not in hello.features:
-                return "the server has udp_carrier=datagram, but the client sends no datagrams; write auto at both ends"
             return None
         client = Proto.UDP if UDP in hello.features else Proto.TCP
         return (
             f"the client has proto={client.value}, but the server {self._spec.proto.value}; write the same at both ends"
         )
+
+    def _check_udp_carrier(self, hello: Hello) -> str | None:
+        """Return why flows of UDP cannot travel as this server demands."""
+        if UDP not in self._spec.features or self._spec.udp_carrier is not UdpCarrier.DATAGRAM:
+            return None
+        if self._datagrams is None:
+            return f"this server has udp_carrier=datagram, but UDP port {self.address} cannot be opened"
+        if DATAGRAMS not in hello.features:
+            return "the server has udp_carrier=datagram, but the client sends no datagrams; write auto at both ends"
+        return None
 
     async def _check_present_client(self, hello: Hello) -> str | None:
         """Why the client cannot have the tunnel: as many others as may be have it and answer.
