@@ -18,7 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from . import contenders as contender_list
-from . import fleet, gateway, groups, report, results, screen, side_by_side, tunnels, visitor_features, watched, workers
+from . import (
+    datagrams,
+    fleet,
+    gateway,
+    groups,
+    report,
+    results,
+    screen,
+    side_by_side,
+    tunnels,
+    visitor_features,
+    watched,
+    workers,
+)
 from .processes import BenchError, find_program
 from .section import Sample
 
@@ -36,6 +49,7 @@ _SECTIONS: Final[dict[str, Callable[[Sequence[str]], Section]]] = {
     "links": groups.link_section,
     "features": visitor_features.section,
     "rates": visitor_features.rates_section,
+    "datagrams": datagrams.section,
     "screen": screen.section,
     "fleet": fleet.section,
 }
@@ -154,7 +168,7 @@ def _machine_facts(options: argparse.Namespace) -> dict[str, str]:
         "load before": f"{load:.2f}",
         "rounds x seconds": f"{options.rounds} x {options.seconds}",
     }
-    for tool, flag in (("haproxy", "-v"), ("nginx", "-v"), ("wrk", "-v"), ("iperf3", "-v")):
+    for tool, flag in (("haproxy", "-v"), ("nginx", "-v"), ("wrk", "-v"), ("iperf3", "-v"), ("go", "version")):
         if path := find_program(tool):
             version = subprocess.run((path, flag), capture_output=True, text=True, check=False)
             facts[tool] = (version.stdout + version.stderr).partition("\n")[0].strip()

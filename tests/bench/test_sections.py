@@ -7,6 +7,7 @@ import pytest
 from tests.bench import __main__ as command
 from tests.bench import contenders as contender_list
 from tests.bench import (
+    datagrams,
     fleet,
     gateway,
     groups,
@@ -43,6 +44,7 @@ SECTIONS = [
             groups.link_section,
             visitor_features.section,
             visitor_features.rates_section,
+            datagrams.section,
             screen.section,
             fleet.section,
         )

@@ -1,0 +1,154 @@
+"""Loads of UDP: a visitor and a target in one thread, so that a load has no other processes to wait for."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import struct
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from .processes import BenchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+BURST: Final = 32
+"""Datagrams that a sender of bulk data sends at once, as senders of QUIC do."""
+WINDOW: Final = 3 * BURST
+"""Datagrams on the way, at most: the default buffers of a socket have room for so many of 1,200 bytes."""
+
+_SOL_UDP: Final = 17  # udp(7), linux/udp.h
+_UDP_SEGMENT: Final = 103
+_UDP_GRO: Final = 104
+_SEGMENT_SIZE: Final = struct.Struct("=H")
+_BUFFER_BYTES: Final = 1 << 20
+_LOST_AFTER_S: Final = 0.1
+_ANSWER_LIMIT_S: Final = 0.5
+_WARM_UP_EXCHANGES: Final = 200
+_START_LIMIT_S: Final = 20.0
+_POLL_S: Final = 0.01
+_LARGEST_BYTES: Final = 65_535
+_P99: Final = 98  # the index among the 99 cuts of statistics.quantiles
+
+
+@dataclass(frozen=True, slots=True)
+class DatagramFigures:
+    """Datagrams that were sent in bulk, those that arrived, and how long that took."""
+
+    sent: int
+    arrived: int
+    seconds: float
+
+    @property
+    def lost_percent(self) -> float:
+        """The share of the datagrams that were lost."""
+        return 100 * (1 - self.arrived / self.sent) if self.sent else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTrips:
+    """Round trips: how many, and their times in microseconds."""
+
+    count: int
+    p50_us: float
+    p99_us: float
+
+
+class DatagramPair:
+    """A visitor and its target. The visitor sends to a tunnel, and the target answers what arrives there."""
+
+    def __init__(self, visitor_port: int, target_port: int) -> None:
+        """``visitor_port`` is where the tunnel accepts visitors, ``target_port`` where the target listens."""
+        self._visitor = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._target = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._sends_segments = True
+        for sock in (self._visitor, self._target):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+        with suppress(OSError):  # an older kernel delivers the datagrams one by one
+            self._target.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+        self._target.bind(("127.0.0.1", target_port))
+        self._visitor.connect(("127.0.0.1", visitor_port))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._visitor.close()
+        self._target.close()
+
+    def warm_up(self, size: int) -> None:
+        """Exchange datagrams until the flow is established. Raises BenchError."""
+        deadline = time.monotonic() + _START_LIMIT_S
+        exchanged = 0
+        while exchanged < _WARM_UP_EXCHANGES:
+            if time.monotonic() > deadline:
+                raise BenchError(f"{exchanged} of {_WARM_UP_EXCHANGES} datagrams were answered within the time limit")
+            if self._exchange(bytes(size)) is None:
+                time.sleep(_POLL_S)
+            else:
+                exchanged += 1
+
+    def measure_round_trips(self, size: int, seconds: float) -> RoundTrips:
+        """Exchange one datagram after the other. Raises BenchError."""
+        found = list(self._round_trips(bytes(size), seconds))
+        if len(found) < 100:
+            raise BenchError(f"{len(found)} datagrams were answered in {seconds:.0f} s")
+        return RoundTrips(len(found), statistics.median(found) * 1e6, statistics.quantiles(found, n=100)[_P99] * 1e6)
+
+    def _round_trips(self, datagram: bytes, seconds: float) -> Iterator[float]:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            took = self._exchange(datagram)
+            if took is not None:
+                yield took
+
+    def _exchange(self, datagram: bytes) -> float | None:
+        self._visitor.settimeout(_ANSWER_LIMIT_S)
+        self._target.settimeout(_ANSWER_LIMIT_S)
+        began = time.perf_counter()
+        try:
+            self._visitor.send(datagram)
+            received, peer = self._target.recvfrom(_LARGEST_BYTES)
+            self._target.sendto(received, peer)
+            self._visitor.recv(_LARGEST_BYTES)
+        except OSError:  # lost, or refused while the tunnel starts
+            return None
+        return time.perf_counter() - began
+
+    def send_bulk(self, size: int, seconds: float) -> DatagramFigures:
+        """Send bursts of equal datagrams, ``WINDOW`` on the way at most, from the visitor to the target."""
+        datagrams = [bytes(size)] * BURST
+        sent = arrived = lost = 0
+        buffer = bytearray(_LARGEST_BYTES)
+        self._target.settimeout(_LOST_AFTER_S)
+        began = time.monotonic()
+        while time.monotonic() < began + seconds:
+            while sent - arrived - lost <= WINDOW - BURST:
+                self._send_burst(datagrams, size)
+                sent += BURST
+            try:
+                arrived += -(-self._target.recv_into(buffer) // size)
+            except TimeoutError:
+                lost = sent - arrived
+        took = time.monotonic() - began
+        with suppress(TimeoutError):
+            while sent > arrived:
+                arrived += -(-self._target.recv_into(buffer) // size)
+        return DatagramFigures(sent, arrived, took)
+
+    def _send_burst(self, datagrams: list[bytes], size: int) -> None:
+        if self._sends_segments:
+            try:
+                self._visitor.sendmsg(datagrams, [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT_SIZE.pack(size))])
+            except OSError:
+                self._sends_segments = False  # an older kernel, or a path without it
+            else:
+                return
+        for datagram in datagrams:
+            self._visitor.send(datagram)

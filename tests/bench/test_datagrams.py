@@ -1,0 +1,36 @@
+import pytest
+
+from tests.bench import datagram_load
+from tests.bench.datagram_load import BURST, DatagramFigures, DatagramPair
+from tests.bench.processes import BenchError
+from tests.support.ports import free_ports
+
+
+@pytest.mark.parametrize("sends_segments", [True, False])
+def test_bulk_datagrams_are_counted_one_by_one_however_they_are_sent(*, sends_segments: bool) -> None:
+    (port,) = free_ports(1)
+    with DatagramPair(port, port) as direct:
+        direct._sends_segments = sends_segments
+        load = direct.send_bulk(100, 0.05)
+    assert load.sent % BURST == 0
+    assert load.arrived == load.sent > 0
+    assert load.lost_percent == 0
+
+
+def test_the_share_of_lost_datagrams_is_in_percent() -> None:
+    assert DatagramFigures(200, 150, 1.0).lost_percent == 25
+
+
+def test_a_tunnel_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datagram_load, "_START_LIMIT_S", 0.02)
+    with DatagramPair(*free_ports(2)) as pair, pytest.raises(BenchError, match="0 of 200 datagrams were answered"):
+        pair.warm_up(100)
+
+
+def test_a_round_trip_is_measured_with_each_exchange() -> None:
+    (port,) = free_ports(1)
+    with DatagramPair(port, port) as direct:
+        direct.warm_up(1200)
+        found = direct.measure_round_trips(1200, 0.1)
+    assert 0 < found.p50_us <= found.p99_us
+    assert found.count >= 100
