@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import click
 from click.shell_completion import CompletionItem
@@ -29,6 +29,7 @@ from tunnel.model.times import parse_duration
 
 if TYPE_CHECKING:
     from orchestrator.status.json_types import TunnelJson
+    from orchestrator.tunnel_commands import TunnelCommand
 
 EXIT_FAILED, EXIT_USAGE, EXIT_NOT_UP, EXIT_NO_DAEMON = 1, 2, 3, 4
 """Exit codes besides 0: failed at run time, wrong usage or invalid file, a tunnel is not up, no daemon answers."""
@@ -303,3 +304,27 @@ tag_option = click.option(
     "--tag", "tags", metavar="TAG", multiple=True, shell_complete=complete_tags,
     help="Only tunnels with this tag, or a pattern of it; several: with one of them.",
 )  # fmt: skip
+
+
+def member_options(command: TunnelCommand) -> list[Callable[[Any], Any]]:
+    """Return the options with which a command concerns one target or link of a tunnel, as far as it takes them."""
+    effect = "gets no new visitors" if command.is_end else "gets new visitors again"
+    options: list[Callable[[Any], Any]] = []
+    if command.takes_target:
+        target_help = f"Only this one of several targets {effect}."
+        options.append(click.option("--target", metavar="ADDRESS", help=target_help))
+    if command.takes_link:
+        link_help = f"Only this one of several links, as ps --json shows it, {effect}."
+        options.append(click.option("--link", metavar="ID", help=link_help))
+    return options
+
+
+def chosen_member(target: str | None, link: str | None, *, is_for_all: bool) -> dict[str, str]:
+    """Return the one target or link of a command by the name of its option; empty if it concerns the whole tunnel."""
+    member = {key: value for key, value in (("target", target), ("link", link)) if value is not None}
+    if len(member) > 1:
+        exit_with_error(EXIT_USAGE, "a command concerns one target or one link: use --target or --link")
+    if member and is_for_all:
+        text = f"--{next(iter(member))} goes with the name of a tunnel, and not with --all or --timeout"
+        exit_with_error(EXIT_USAGE, text)
+    return member

@@ -21,6 +21,7 @@ from orchestrator.commands.common import (
     EXIT_USAGE,
     LEVELS,
     WIDE,
+    chosen_member,
     drain_timeout_option,
     exit_on_api_error,
     exit_with_error,
@@ -30,6 +31,7 @@ from orchestrator.commands.common import (
     is_color_enabled,
     json_option,
     make_client,
+    member_options,
     names_argument,
     print_json,
     print_screen,
@@ -143,7 +145,7 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
     ) -> int:  # fmt: skip
         if bool(names) == everything:
             exit_with_error(EXIT_USAGE, f"name the tunnels or use --all: nodepass-orch {command.name} NAME…")
-        member = _chosen_member(target, link, is_for_all=everything or timeout is not None)
+        member = chosen_member(target, link, is_for_all=everything or timeout is not None)
         with exit_on_api_error():
             client = make_client(socket, file)
             selected = select_tunnels(client.status()["tunnels"], names)
@@ -165,35 +167,11 @@ def _tunnel_command(command: TunnelCommand) -> click.Command:
         socket_option,
         file_option,
         *([drain_timeout_option] if command.takes_timeout else []),
-        *([_target_option(command)] if command.takes_target else []),
-        *([_link_option(command)] if command.takes_link else []),
+        *member_options(command),
     ]
     for decorate in reversed(decorators):
         send_to_tunnels = decorate(send_to_tunnels)
     return click.command(command.name, help=f"{command.summary} NAME may be a pattern like edge-*.")(send_to_tunnels)
-
-
-def _chosen_member(target: str | None, link: str | None, *, is_for_all: bool) -> dict[str, str]:
-    """Return the one target or link of a command by the name of its option; empty if it concerns the whole tunnel."""
-    member = {key: value for key, value in (("target", target), ("link", link)) if value is not None}
-    if len(member) > 1:
-        exit_with_error(EXIT_USAGE, "a command concerns one target or one link: use --target or --link")
-    if member and is_for_all:
-        text = f"--{next(iter(member))} goes with the name of a tunnel, and not with --all or --timeout"
-        exit_with_error(EXIT_USAGE, text)
-    return member
-
-
-def _target_option(command: TunnelCommand) -> Callable[[Any], Any]:
-    effect = "gets no new visitors" if command.is_end else "gets new visitors again"
-    return click.option("--target", metavar="ADDRESS", help=f"Only this one of several targets {effect}.")
-
-
-def _link_option(command: TunnelCommand) -> Callable[[Any], Any]:
-    effect = "gets no new visitors" if command.is_end else "gets new visitors again"
-    return click.option(
-        "--link", metavar="ID", help=f"Only this one of several links, as ps --json shows it, {effect}."
-    )
 
 
 def _ends_running(command: TunnelCommand, tunnel: TunnelJson) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,9 +17,11 @@ from orchestrator.commands.common import (
     EXIT_NOT_UP,
     EXIT_USAGE,
     CommandGroup,
+    chosen_member,
     exit_with_error,
     is_as_wanted,
     json_option,
+    member_options,
     parse_duration_option,
     print_json,
 )
@@ -281,15 +283,24 @@ class _CommandResult:
         return f"{verb} accepted for {plural(len(tunnels) + omitted, 'tunnel')}"
 
 
-def _add_verb(verb: str, help_text: str, *, drains: bool) -> None:
-    def send(*, names: tuple[str, ...], as_json: bool, timeout: float | None = None, **broker: Any) -> int:  # noqa: ANN401  as in broker_at
+def _add_verb(verb: str, help_text: str, *, drains: bool = False, members: Sequence[Callable[[Any], Any]] = ()) -> None:
+    def send(
+        *, names: tuple[str, ...], as_json: bool, timeout: float | None = None, target: str | None = None,
+        link: str | None = None, **broker: Any,  # noqa: ANN401  as in broker_at
+    ) -> int:  # fmt: skip
+        member = chosen_member(target, link, is_for_all=timeout is not None)
+
         async def send_to_targets(reader: FleetReader) -> int:
             targets = list(dict.fromkeys(target for name in names for target in _resolve_targets(reader.fleet, name)))
             if verb == _RELOAD and any(target.tunnel is not None for target in targets):
                 exit_with_error(EXIT_USAGE, "reload is for whole hosts: name HOST without /TUNNEL")
+            if member and any(target.tunnel is None for target in targets):
+                exit_with_error(EXIT_USAGE, f"--{next(iter(member))} goes with the name of a tunnel: HOST/TUNNEL")
             import asyncio  # noqa: PLC0415  as in _run_with_reader
 
-            results = await asyncio.gather(*(_send_command(reader, verb, target, timeout) for target in targets))
+            results = await asyncio.gather(
+                *(_send_command(reader, verb, target, timeout, member) for target in targets)
+            )
             return _print_results(verb, results, as_json=as_json)
 
         return _run_with_reader(broker_at(**broker), send_to_targets)
@@ -299,6 +310,7 @@ def _add_verb(verb: str, help_text: str, *, drains: bool) -> None:
         click.argument("names", nargs=-1, required=True, metavar=metavar),
         json_option,
         broker_options,
+        *members,
     ]
     if drains:
         timeout_help = "How long present visitors may finish, as in 30s."
@@ -311,7 +323,7 @@ def _add_verb(verb: str, help_text: str, *, drains: bool) -> None:
 
 
 async def _send_command(
-    reader: FleetReader, verb: str, target: _Target, drain_timeout_s: float | None
+    reader: FleetReader, verb: str, target: _Target, drain_timeout_s: float | None, member: Mapping[str, str]
 ) -> _CommandResult:
     from orchestrator.mqtt.broker import BrokerError  # noqa: PLC0415  as in broker_at
     from orchestrator.mqtt.payloads import ResponsePayload  # noqa: PLC0415
@@ -321,7 +333,7 @@ async def _send_command(
     began = time.monotonic()
     is_answered = True
     try:
-        response = await reader.send_command(target.host, verb, tunnel, drain_timeout_s)
+        response = await reader.send_command(target.host, verb, tunnel, drain_timeout_s, member=member)
     except (NoAnswerError, BrokerError) as error:
         response, is_answered = ResponsePayload.failed(None, str(error)), False
     return _CommandResult(target, response, round(time.monotonic() - began, 3), is_answered)
@@ -342,5 +354,10 @@ def _print_results(verb: str, results: Sequence[_CommandResult], *, as_json: boo
 
 
 for _command in TUNNEL_COMMANDS.values():
-    _add_verb(_command.name, f"{_command.summary} HOST alone means all its tunnels.", drains=_command.takes_timeout)
-_add_verb(_RELOAD, "Make hosts read their file again.", drains=False)
+    _add_verb(
+        _command.name,
+        f"{_command.summary} HOST alone means all its tunnels.",
+        drains=_command.takes_timeout,
+        members=member_options(_command),
+    )
+_add_verb(_RELOAD, "Make hosts read their file again.")

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from orchestrator.mqtt.session import BrokerSession
     from orchestrator.mqtt.topics import HostTopics
-    from orchestrator.supervisor.control import ControlService
+    from orchestrator.supervisor.control import CommandResult, ControlService
     from orchestrator.supervisor.reload import ReloadResult
+    from orchestrator.tunnel_commands import TunnelCommand
 
 RELOAD_OP: Final = "reload"
 """The only command that is for the host and not for tunnels."""
@@ -74,6 +75,10 @@ class Command:
     """limit of the drain that the command implies, in seconds"""
     valid_for_s: float = math.inf
     """seconds from its receipt until it expires"""
+    link: str | None = None
+    """only this link of the tunnel is meant"""
+    target_address: str | None = None
+    """only this target of the tunnel is meant"""
 
 
 class CommandRefusedError(OrchestratorError):
@@ -115,9 +120,15 @@ class CommandValidator:
         self._remember(id_)
         expires_at = parse_timestamp(payload.get("exp"))
         valid_for_s = math.inf if expires_at is None else expires_at - now
-        target, timeout = payload.get("target"), payload.get("timeout")  # of these types, as was checked
-        return Command(
-            id_, reply, str(payload["op"]), cast("str | None", target), cast("float | None", timeout), valid_for_s
+        return Command(  # of these types, as was checked
+            id_,
+            reply,
+            str(payload["op"]),
+            cast("str | None", payload.get("target")),
+            cast("float | None", payload.get("timeout")),
+            valid_for_s,
+            cast("str | None", payload.get("link")),
+            cast("str | None", payload.get("target_address")),
         )
 
     def _check_freshness(self, payload: JsonObject, id_: str, *, is_retained: bool, now: float) -> str | None:
@@ -174,6 +185,21 @@ def _check_fields(payload: JsonObject) -> str | None:
     is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
     if timeout is not None and not (is_number and 0 <= timeout <= _MAX_DRAIN_S):  # type: ignore[operator]  # a number
         return f"timeout is not a number of seconds from 0 to {_MAX_DRAIN_S:g}"
+    return _check_member(payload, TUNNEL_COMMANDS[str(op)])
+
+
+def _check_member(payload: JsonObject, command: TunnelCommand) -> str | None:
+    """What is wrong with the link or the target address that a command names; None where nothing is."""
+    named = {key: payload[key] for key in ("link", "target_address") if payload.get(key) is not None}
+    for key, value in named.items():
+        if not (command.takes_link if key == "link" else command.takes_target):
+            return f"{command.name} takes no {key}: it concerns the whole tunnel"
+        if not isinstance(value, str):
+            return f"{key} is not a text"
+    if len(named) > 1:
+        return "the command names a link and a target_address; a command concerns one of them"
+    if named and (payload.get("target") == ALL_TUNNELS or payload.get("timeout") is not None):
+        return f"{next(iter(named))} goes with the name of a tunnel, and not with {ALL_TUNNELS} or timeout"
     return None
 
 
@@ -255,12 +281,19 @@ class CommandHandler:
                 return _reload_response(command, await self._control.reload())
             if command.target == ALL_TUNNELS:
                 return await self._execute_for_all(command)
-            outcome = await self._control.command(command.op, command.target or "", command.timeout)
+            outcome = await self._execute_for_one(command, command.target or "")
         except (UnknownTunnelError, ReadOnlyError, CommandConflictError) as refused:
             return ResponsePayload.failed(command.id, str(refused))
         except Exception as error:  # noqa: BLE001  a defect: the sender gets an answer all the same
             return ResponsePayload.failed(command.id, describe_crash(error))
         return ResponsePayload(command.id, {**outcome.as_json()})
+
+    async def _execute_for_one(self, command: Command, name: str) -> CommandResult:
+        if command.link is not None:
+            return self._control.command_link(command.op, name, command.link)
+        if command.target_address is not None:
+            return self._control.command_target(command.op, name, command.target_address)
+        return await self._control.command(command.op, name, command.timeout)
 
     async def _execute_for_all(self, command: Command) -> ResponsePayload:
         results: dict[str, object] = {}

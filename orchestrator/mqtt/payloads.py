@@ -335,6 +335,10 @@ class CommandPayload:
     """the run of the daemon that the command is for"""
     timeout: float | None = None
     """limit of the drain that the command implies, in seconds"""
+    link: str | None = None
+    """only this one of several links of the tunnel starts or drains"""
+    target_address: str | None = None
+    """only this one of several targets of the tunnel starts or drains"""
 
     @classmethod
     def json_keys(cls) -> tuple[str, ...]:
@@ -343,7 +347,10 @@ class CommandPayload:
 
     def as_json(self) -> dict[str, object]:
         """The JSON object, without optional keys that have no value."""
-        optional = {"reply": self.reply, "exp": self.exp, "boot": self.boot, "timeout": self.timeout}
+        optional = {
+            "reply": self.reply, "exp": self.exp, "boot": self.boot, "timeout": self.timeout, "link": self.link,
+            "target_address": self.target_address,
+        }  # fmt: skip
         given = {key: value for key, value in optional.items() if value is not None}
         return {"v": VERSION, "id": self.id, "op": self.op, "target": self.target, **given}
 

@@ -23,7 +23,7 @@ from tunnel.model.times import format_timestamp
 from tunnel.runtime.backoff import retry_delay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from orchestrator.mqtt.broker import Broker
     from orchestrator.mqtt.broker_packets import ReceivedMessage
@@ -174,11 +174,18 @@ class FleetReader:
         return hosts
 
     async def send_command(
-        self, host: str, op: str, target: str | None, drain_timeout_s: float | None = None
+        self,
+        host: str,
+        op: str,
+        target: str | None,
+        drain_timeout_s: float | None = None,
+        *,
+        member: Mapping[str, str] | None = None,
     ) -> ResponsePayload:
         """Send a command to a host and wait for its response. Raises BrokerError, NoAnswerError.
 
-        ``drain_timeout_s`` is the limit of the drain that the command implies.
+        ``drain_timeout_s`` is the limit of the drain that the command implies; ``member`` is ``{"link": ID}`` or
+        ``{"target": ADDRESS}`` if the command concerns only that one of the tunnel ``target``.
         """
         known = self.fleet.hosts.get(host)
         presence = ONLINE if known is None else known.presence(time.monotonic())
@@ -195,6 +202,8 @@ class FleetReader:
             exp=format_timestamp(valid_until),
             boot=None if known is None else known.boot,
             timeout=drain_timeout_s,
+            link=(member or {}).get("link"),
+            target_address=(member or {}).get("target"),
         )
         try:
             return await self._request(host, command, RESPONSE_TIMEOUT_S)

@@ -65,6 +65,12 @@ def test_a_valid_command_is_accepted_once() -> None:
         ({"v": 2}, "not of version 1"),
         ({"timeout": -1}, "not a number of seconds"),
         ({"timeout": True}, "not a number of seconds"),
+        ({"link": "a"}, "restart takes no link"),
+        ({"target_address": "a:1"}, "restart takes no target_address"),
+        ({"op": "drain", "link": 7}, "link is not a text"),
+        ({"op": "drain", "link": "a", "target_address": "a:1"}, "concerns one of them"),
+        ({"op": "drain", "link": "a", "timeout": 3}, r"not with \* or timeout"),
+        ({"op": "start", "target_address": "a:1", "target": "*"}, "goes with the name of a tunnel"),
     ],
 )
 def test_a_command_is_refused_with_the_reason(change: dict[str, Any], why: str) -> None:
@@ -90,7 +96,7 @@ def test_a_command_without_a_usable_id_has_no_reply_topic(data: bytes) -> None:
     assert refused.value.reply is None
 
 
-@given(st.dictionaries(st.sampled_from(["v", "id", "op", "target", "boot", "exp", "reply", "timeout"]),
+@given(st.dictionaries(st.sampled_from(["v", "id", "op", "target", "boot", "exp", "reply", "timeout", "link"]),
                        st.one_of(st.none(), st.integers(), st.text(max_size=8), st.floats(allow_nan=False),
                                  st.lists(st.none()))))  # fmt: skip
 def test_a_reply_is_one_safe_topic_level_whatever_the_command(command: dict[str, Any]) -> None:
@@ -121,6 +127,16 @@ class RecordingControl:
     def __init__(self) -> None:
         self.bus = EventBus()
         self.executed: list[str] = []
+
+    def command_link(self, op: str, name: str, ident: str) -> CommandResult:
+        return self._execute(f"{op} {name} link {ident}", name)
+
+    def command_target(self, op: str, name: str, address: str) -> CommandResult:
+        return self._execute(f"{op} {name} target {address}", name)
+
+    def _execute(self, text: str, name: str) -> CommandResult:
+        self.executed.append(text)
+        return CommandResult(name, State.UP, "done")
 
     async def command(self, op: str, name: str, timeout: float | None) -> CommandResult:  # noqa: ASYNC109  of the drain
         self.executed.append(f"{op} {name}")
@@ -162,6 +178,17 @@ async def test_a_command_that_expires_while_it_waits_is_not_executed() -> None:
     assert (late["id"], late["ok"], timely["ok"]) == ("late", False, True)
     assert "while it waited on this host; nothing was done" in late["error"]
     assert control.executed == ["restart web"]
+
+
+async def test_a_command_may_concern_one_link_or_one_target() -> None:
+    control = RecordingControl()
+    handler = handler_of(control)
+    named: tuple[dict[str, str | None], ...] = ({"link": "a1"}, {"target_address": "db:1"}, {"link": None})
+    for number, member in enumerate(named):
+        command = {**GOOD, "id": str(number), "op": "drain", **member}
+        handler.receive(json.dumps(command).encode(), is_retained=False)
+    assert all(answer["ok"] for answer in await run_handler(handler, 3))
+    assert control.executed == ["drain web link a1", "drain web target db:1", "drain web"]
 
 
 async def test_a_host_that_accepts_no_commands_answers_whether_it_is_there() -> None:

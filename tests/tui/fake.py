@@ -93,6 +93,8 @@ class FakeDaemon:
                        "warnings": [], "loaded_at": "2026-01-01T12:00:00.000Z"},
         }  # fmt: skip
         self.commands: list[tuple[str, str]] = []
+        self.members: list[Json] = []
+        """the link or target that each command for a tunnel names"""
         self.visitors: list[Json] = []
         self.traffic: dict[str, list[Json]] = {}
         """the rows of every tunnel, by what they sum up"""
@@ -269,6 +271,7 @@ class FakeDaemon:
         if self.refusal:
             return _problem(409, self.refusal)
         self.commands.append((verb, name))
+        self.members.append(await request.json() if request.can_read_body else {})
         return web.json_response({"name": name, "ok": True, "state": "up", "text": verb})
 
     async def _plan(self, _: web.Request) -> web.Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.mqtt import payloads
@@ -29,6 +29,8 @@ class FakeReader:
         self.fleet = Fleet()
         self.connection_error: str | None = "not connected yet"
         self.commands: list[tuple[str, str, str | None]] = []
+        self.members: list[dict[str, str]] = []
+        """the link or target that each of them names"""
         self.subscribed: frozenset[str] = frozenset()
         """the additional topics"""
         self.refusal: str | None = None
@@ -43,13 +45,16 @@ class FakeReader:
     async def set_extra_topics(self, topics: frozenset[str]) -> None:
         self.subscribed = topics
 
-    async def send_command(self, host: str, op: str, target: str | None) -> ResponsePayload:
+    async def send_command(
+        self, host: str, op: str, target: str | None, *, member: Mapping[str, str] | None = None
+    ) -> ResponsePayload:
         known = self.fleet.hosts.get(host)
         if known is None or known.presence(time.monotonic()) != ONLINE:
             raise NoAnswerError(f"host {host!r} is gone: it cannot execute commands")
         if self.refusal:
             return ResponsePayload.failed(None, self.refusal)
         self.commands.append((host, op, target))
+        self.members.append(dict(member or {}))
         if op == "reload":
             return ResponsePayload(None, {"ok": True, "generation": 7, "results": {}})
         return ResponsePayload(None, {"name": target, "ok": True, "state": "up", "text": f"is {op}ed"})

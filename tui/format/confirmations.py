@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from orchestrator.status.json_types import PlanJson
+    from tui.format.member_rows import TunnelMember
 
 _MAX_LISTED_TUNNELS: Final = 8
 _MAX_LISTED_HOSTS: Final = 6
@@ -68,6 +69,19 @@ def confirm_kick(question: str, names: Sequence[str], width: int) -> Confirmatio
     text = f"Of {where}. The connection is reset at once, at both ends; the visitor may connect again."
     lines = paragraph(text, max(20, min(_MAX_WIDTH, width - _FRAME_WIDTH)))
     return Confirmation(question, tuple(lines), "Disconnect")
+
+
+def confirm_member(member: TunnelMember, others: Sequence[TunnelMember], where: str, width: int) -> Confirmation:
+    """Return the question before a link or target of the tunnel ``where`` is drained; ``others`` are all of it."""
+    same = [one for one in others if one.kind == member.kind and one.name != member.name]
+    up = sum(one.is_up for one in same)
+    stay = f" Its {plural(member.visitors, 'present visitor')} may stay." if member.visitors else ""
+    rest = f"They go to {plural(up, f'other {member.kind}')} instead."
+    if not up:
+        rest = f"No other {member.kind} is up: visitors may not be served."
+    lines = _wrap(f"It gets no new visitors.{stay}", width)
+    lines += paragraph(rest, _room(width), "" if up else "warn")
+    return Confirmation(f"Drain {member.kind} {member.name} of {where}?", tuple(lines), "Drain")
 
 
 def name_tunnels(tunnels: Sequence[Tunnel]) -> str:

@@ -45,6 +45,7 @@ ACTIONS: Final = (
     Action("route", "p", "View", "the tunnel's route with both ends: visitors, ingress, egress, target", "route", 8),
     Action("routes", "v", "View", "all routes, broken ones first", "routes", 13),
     Action("visitors", "V", "View", "the visitors of the chosen tunnels with their rates; x there disconnects one"),
+    Action("members", "m", "View", "the tunnel's links and targets; d there drains one, s gives it visitors again"),
     Action("traffic", "T", "View", "the tunnel's traffic by hour, day and month"),
     Action("hosts", "h", "View", "the hosts of a fleet"),
     Action("sort", "o", "View", "sort by the next column", "sort", 10),

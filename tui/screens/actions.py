@@ -19,10 +19,12 @@ from tui.format.confirmations import (
     confirm_command,
     confirm_fleet_reload,
     confirm_kick,
+    confirm_member,
     confirm_reload,
 )
 from tui.format.editor import editor_command, parse_place
 from tui.format.event_format import error_text, plan_lines, refusal_texts
+from tui.format.member_rows import tunnel_members
 from tui.format.text import plural
 from tui.format.tunnel_test import tunnel_test_lines
 from tui.screens.dialogs import ConfirmDialog, DialogAnswer
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
     from orchestrator.status.json_types import ReloadJson
     from tui.format.confirmations import Confirmation
+    from tui.format.member_rows import TunnelMember
     from tui.model.tunnels import Tunnel
     from tui.session import DashboardSession
 
@@ -73,6 +76,13 @@ class ActionRunner:
         """Disconnect visitors of some tunnels, by ID, address or network, after a question."""
         if self._can_send("kick", None):
             self._run(partial(self._kick, which, names, question), "commands")
+
+    def command_member(self, verb: str, tunnel: Tunnel, member: TunnelMember) -> None:
+        """Drain one link or target of a tunnel, after a question, or give it visitors again."""
+        if member.kind == "server":
+            self.show_error(f"{member.name} has no link that could be drained.")
+        elif self._can_send(verb, [tunnel]):
+            self._run(partial(self._command_member, verb, tunnel, member), "commands")
 
     def show_plan(self) -> None:
         """Show what a reload would change."""
@@ -164,6 +174,23 @@ class ActionRunner:
             return
         text = f"{plural(len(kicked), 'visitor')} disconnected" if kicked else "The visitor has left already"
         self._notify_result(text, command_line("kick", [which, *names]))
+
+    async def _command_member(self, verb: str, tunnel: Tunnel, member: TunnelMember) -> None:
+        if tunnel.is_host_offline:
+            self.show_error(f"{tunnel.name}: {tunnel.host} is offline")
+            return
+        if verb == "drain":
+            question = confirm_member(member, tunnel_members(tunnel), tunnel.name, self._app.size.width)
+            if not await self._is_confirmed(question):
+                return
+        which: dict[str, str] = {member.kind: member.name}
+        try:
+            answer = await self._session.source.send_command(verb, tunnel.name, which)
+        except SourceError as error:
+            self.show_error(f"{verb} {tunnel.name}: {error}")
+            return
+        line = command_line(verb, [tunnel.name], is_fleet=self._session.is_fleet, member=which)
+        self._notify_result(f"{tunnel.name} {answer.get('text') or verb}", line)
 
     # -- the file ----------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from tui.screens.actions import NO_TUNNEL
 from tui.screens.columns import ColumnsModal
 from tui.screens.detail_loader import MAX_EVENTS
 from tui.screens.main_view import MainView
+from tui.screens.members import MemberListModal
 from tui.screens.palette import CommandProvider
 from tui.screens.routes import HostsModal, RouteListModal, RouteModal
 from tui.screens.texts import EventsModal, LinesModal
@@ -296,6 +297,11 @@ class MainScreen(MainView):
             self.app.push_screen(VisitorListModal(self._session, self._actions, names))
         else:
             self._actions.show_error(NO_TUNNEL)
+
+    def action_members(self) -> None:
+        """Show the links and targets of the tunnel under the cursor."""
+        if (name := self._cursor_or_notice()) is not None:
+            self.app.push_screen(MemberListModal(self._session, self._actions, name))
 
     def action_traffic(self) -> None:
         """Show the traffic of the tunnel under the cursor by hour, day and month."""

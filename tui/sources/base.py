@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
     from orchestrator.status.json_types import (
         CommandResultJson,
@@ -97,8 +97,11 @@ class Source(Protocol):
     async def fetch_traffic(self, name: str, step: str, days: int) -> TrafficJson:
         """Return what a tunnel carried in the last ``days`` days, by hour, day or month."""
 
-    async def send_command(self, verb: str, name: str) -> CommandResultJson:
-        """Start, stop, restart, drain or retry a tunnel."""
+    async def send_command(self, verb: str, name: str, member: Mapping[str, str] | None = None) -> CommandResultJson:
+        """Start, stop, restart, drain or retry a tunnel.
+
+        ``member`` is ``{"link": ID}`` or ``{"target": ADDRESS}`` if only that one starts or drains.
+        """
 
     async def fetch_plan(self) -> PlanJson:
         """Return what a reload would change."""

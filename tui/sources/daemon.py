@@ -27,7 +27,7 @@ from tui.sources.base import (
 from tui.sources.sse import SseError, SseParser
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from orchestrator.status.json_types import (
         CommandResultJson,
@@ -137,9 +137,11 @@ class ApiSource:
         traffic: TrafficJson = await self._request_json("GET", f"/v1/traffic?{query}")
         return traffic
 
-    async def send_command(self, verb: str, name: str) -> CommandResultJson:
-        """Send a command for one tunnel and return its result."""
-        result: CommandResultJson = await self._request_json("POST", f"/v1/tunnels/{quote(name, safe='')}/{verb}")
+    async def send_command(self, verb: str, name: str, member: Mapping[str, str] | None = None) -> CommandResultJson:
+        """Send a command for one tunnel, or one link or target of it, and return its result."""
+        path = f"/v1/tunnels/{quote(name, safe='')}/{verb}"
+        body = {"json": dict(member)} if member else {}
+        result: CommandResultJson = await self._request_json("POST", path, **body)
         return result
 
     async def test(self, name: str) -> TunnelTestJson:

@@ -22,7 +22,7 @@ from tui.sources.base import (
 from tui.sources.fleet_feed import MAX_LIVE_FLEET, FleetFeed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 
     from orchestrator.mqtt.broker import Broker
     from orchestrator.mqtt.fleet import Fleet
@@ -63,7 +63,9 @@ class FleetMessages(Protocol):
     async def set_extra_topics(self, topics: frozenset[str]) -> None:
         """Replace the additional subscriptions. Raises BrokerError."""
 
-    async def send_command(self, host: str, op: str, target: str | None) -> ResponsePayload:
+    async def send_command(
+        self, host: str, op: str, target: str | None, *, member: Mapping[str, str] | None = None
+    ) -> ResponsePayload:
         """Send a command to a host and return its response. Raises BrokerError, NoAnswerError."""
 
 
@@ -226,19 +228,21 @@ class FleetSource:
 
     # -- commands ----------------------------------------------------------------------------------------------------
 
-    async def send_command(self, verb: str, name: str) -> CommandResultJson:
-        """Send a command for one tunnel to its host and return the result."""
+    async def send_command(self, verb: str, name: str, member: Mapping[str, str] | None = None) -> CommandResultJson:
+        """Send a command for one tunnel, or one link or target of it, to its host and return the result."""
         host, _, tunnel = name.partition("/")
-        return cast("CommandResultJson", await self._command(host, verb, tunnel))
+        return cast("CommandResultJson", await self._command(host, verb, tunnel, member))
 
     async def reload(self, host: str = "") -> ReloadJson:
         """Have a host reload its file; return the result per entry."""
         result = await self._command(host, "reload", None)
         return {"generation": 0, "ok": True, "error": None, "results": {}, **cast("ReloadJson", result)}
 
-    async def _command(self, host: str, verb: str, target: str | None) -> object:
+    async def _command(
+        self, host: str, verb: str, target: str | None, member: Mapping[str, str] | None = None
+    ) -> object:
         try:
-            response = await self._reader.send_command(host, verb, target)
+            response = await self._reader.send_command(host, verb, target, member=member)
         except (BrokerError, NoAnswerError) as error:
             raise SourceError(str(error)) from None
         if not response.ok:
