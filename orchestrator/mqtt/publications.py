@@ -157,6 +157,8 @@ class DueMessages:
 
     states: tuple[str, ...]
     stats: tuple[str, ...]
+    next_state_at: float
+    """when a new state is due that comes too soon after the one before; infinite without one"""
 
 
 class PublishSchedule:
@@ -197,7 +199,7 @@ class PublishSchedule:
 
     def take_due(self, now: float) -> DueMessages:
         """What is due at ``now``; it counts as published."""
-        states, stats = [], []
+        states, stats, next_state_at = [], [], math.inf
         for name, timer in self._timers.items():
             if timer.has_new_state and now >= timer.free_at:
                 timer.repeat_at, timer.is_settled = now + SETTLE_DELAY_S, False
@@ -210,7 +212,9 @@ class PublishSchedule:
             elif timer.has_new_stats and now >= timer.stats_at:
                 timer.has_new_stats, timer.stats_at = False, now + STATS_INTERVAL_S
                 stats.append(name)
-        return DueMessages(tuple(states), tuple(stats))
+            if timer.has_new_state:
+                next_state_at = min(next_state_at, timer.free_at)
+        return DueMessages(tuple(states), tuple(stats), next_state_at)
 
     def _repeat_interval(self, timer: _TunnelTimer) -> float:
         """Tunnels that changed all at once are spread over the whole interval: readers and broker see no bursts."""
@@ -234,6 +238,8 @@ class Publications:
         uniform: Callable[[float, float], float],
     ) -> None:
         self.queue = PublishQueue()
+        self.next_state_at = math.inf
+        """when ``queue_due`` has another state to queue, unless more changes before; infinite without one"""
         self._control = control
         self._topics = topics
         self._run = run
@@ -286,6 +292,7 @@ class Publications:
         self._revision = delta.revision
         removed = self._schedule.apply(delta, now)
         due = self._schedule.take_due(now)
+        self.next_state_at = due.next_state_at
         self._queue_info(ts, now, len(store))
         if self._discovery is not None:
             self._queue_discovery(self._discovery, [*store])

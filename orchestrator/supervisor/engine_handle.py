@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from tunnel.model.events import EventSink
-    from tunnel.model.snapshot import Snapshot
+    from tunnel.model.snapshot import Snapshot, TrafficReading
     from tunnel.model.tunnel_test import LegResult
     from tunnel.model.visitors import VisitorSelector, VisitorView
 
@@ -48,6 +48,9 @@ class EngineHandle(Protocol):
 
     def snapshot(self) -> Snapshot:
         """The engine as it is now."""
+
+    def read_traffic(self) -> TrafficReading:
+        """The bytes relayed so far, and the visitors present, as in a snapshot."""
 
     def visitors(self) -> AsyncIterator[Sequence[VisitorView]]:
         """Yield the present visitors in slices. Raises EngineSilentError."""

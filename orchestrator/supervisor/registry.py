@@ -13,6 +13,7 @@ from orchestrator.supervisor.engine_handle import EngineFactory
 from orchestrator.supervisor.runner import RunnerFacts, TunnelRunner
 from orchestrator.supervisor.totals import NO_TOTALS, Totals, add_totals, read_totals
 from orchestrator.supervisor.traffic_rates import TrafficMeter
+from tunnel.model.snapshot import TrafficReading
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
@@ -172,6 +173,13 @@ class TunnelRegistry:
             seen = add_totals(seen, reduce(Totals.plus, map(read_totals, former), NO_TOTALS))
             seen = replace(seen, connections=replace(seen.connections, active=active))
         return self.traffic_meter.add_rates(name, seen)
+
+    def read_traffic(self, name: str) -> TrafficReading:
+        """The bytes and the visitors of a tunnel, also of its former engines. Raises UnknownTunnelError."""
+        readings = [runner.read_traffic() for runner in self._runners_of(name)]
+        if not readings:
+            raise UnknownTunnelError(name)
+        return readings[0] if len(readings) == 1 else TrafficReading(*map(sum, zip(*readings, strict=True)))
 
     def _runners_of(self, name: str) -> list[TunnelRunner]:
         """The former runners of a tunnel that still drain, and its present one last."""

@@ -23,7 +23,17 @@ from orchestrator.supervisor.runner_state import (
 )
 from orchestrator.supervisor.totals import NO_TOTALS, Totals, add_totals, read_totals, replace_totals
 from tunnel.model.events import Event, EventKind
-from tunnel.model.snapshot import BytesView, ConnectionsView, CooldownView, PoolView, RefusedView, SignalsView, Snapshot
+from tunnel.model.snapshot import (
+    NO_TRAFFIC,
+    BytesView,
+    ConnectionsView,
+    CooldownView,
+    PoolView,
+    RefusedView,
+    SignalsView,
+    Snapshot,
+    TrafficReading,
+)
 from tunnel.model.spec import LogLevel, TunnelSpec
 from tunnel.model.state import State
 from tunnel.model.times import format_timestamp
@@ -157,6 +167,14 @@ class TunnelRunner:
             self._last_error,
             self._last_error_at,
             self._pause_remaining_s(),
+        )
+
+    def read_traffic(self) -> TrafficReading:
+        """The bytes relayed by all its engines so far, and the visitors present."""
+        seen = NO_TRAFFIC if self._engine is None else self._engine.read_traffic()
+        totals = self._totals
+        return TrafficReading(
+            seen.from_visitors + totals.from_visitors, seen.to_visitors + totals.to_visitors, seen.active
         )
 
     def _read_engine(self) -> Snapshot:

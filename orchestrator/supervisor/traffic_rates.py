@@ -1,7 +1,8 @@
 """The rates of tunnels: the means between two readings of their counters.
 
 The meter is used where snapshots are made, so that everything that reads a tunnel also measures it. The sampler reads
-busy tunnels while nothing else does, so that a single ``ps`` has rates, too.
+the counters of busy tunnels while nothing else does, so that a single ``ps`` has rates, too. It makes no snapshots:
+they cost ten times as much, and a host with many busy tunnels would make them all the time for no reader.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tunnel.model.snapshot import TrafficRatesView
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from tunnel.model.snapshot import BytesView, Snapshot
+    from tunnel.model.snapshot import Snapshot, TrafficReading
 
 SAMPLE_INTERVAL_S: Final = 2.0
 """Seconds between two readings of a busy tunnel by the sampler."""
@@ -38,7 +39,7 @@ _PAUSE_S: Final = 0.004  # between two groups of tunnels, so that no visitor wai
 class _Measured(NamedTuple):
     at: float
     """when the counters were read, on the monotonic clock"""
-    bytes: BytesView
+    reading: TrafficReading
     rates: TrafficRatesView | None
     """up to ``at``"""
 
@@ -56,7 +57,7 @@ class TrafficMeter:
 
     def add_rates(self, name: str, seen: Snapshot) -> Snapshot:
         """Return a snapshot made now with the rates; the same object as before as long as nothing differs."""
-        rates = self.measure(name, seen.bytes)
+        rates = self.measure(name, seen.traffic)
         known = self._rated.get(name)
         if known is not None and known[0] is seen and known[1].rates == rates:
             return known[1]
@@ -64,17 +65,17 @@ class TrafficMeter:
         self._rated[name] = seen, rated
         return rated
 
-    def measure(self, name: str, counted: BytesView) -> TrafficRatesView | None:
+    def measure(self, name: str, reading: TrafficReading) -> TrafficRatesView | None:
         """Return the rates of a tunnel whose counters were read now; None if they are not known yet."""
         now, last = self._clock(), self._measured.get(name)
         if last is None:  # only of a tunnel that has carried nothing so far the rates are known
-            rates = None if counted.from_visitors or counted.to_visitors else NO_RATES
+            rates = None if reading.from_visitors or reading.to_visitors else NO_RATES
         else:
             start = last.at if name in self._watched else max(last.at, self._watched_since)
             if now - start < MIN_SPAN_S:
                 return last.rates
-            rates = _mean(last.bytes, counted, now - start)
-        self._measured[name] = _Measured(now, counted, rates)
+            rates = _mean(last.reading, reading, now - start)
+        self._measured[name] = _Measured(now, reading, rates)
         return rates
 
     def is_current(self, name: str) -> bool:
@@ -100,7 +101,7 @@ class TrafficMeter:
         self._rated.pop(name, None)
 
 
-def _mean(before: BytesView, now: BytesView, span_s: float) -> TrafficRatesView | None:
+def _mean(before: TrafficReading, now: TrafficReading, span_s: float) -> TrafficRatesView | None:
     carried_in = now.from_visitors - before.from_visitors
     carried_out = now.to_visitors - before.to_visitors
     if not carried_in and not carried_out:
@@ -113,8 +114,8 @@ def _mean(before: BytesView, now: BytesView, span_s: float) -> TrafficRatesView 
 class SampledTunnels(Protocol):
     """What the sampler uses of the registry."""
 
-    def snapshot(self, name: str) -> Snapshot:
-        """One tunnel now, with its rates measured. Raises LookupError."""
+    def read_traffic(self, name: str) -> TrafficReading:
+        """Return the bytes and the visitors of a tunnel now. Raises LookupError."""
 
 
 class TrafficSampler:
@@ -139,11 +140,12 @@ class TrafficSampler:
         """Read the busy tunnels, some at a time; one that is quiet by now is left out from the next time on."""
         for number, name in enumerate([name for name in self._busy if not self._meter.is_current(name)], 1):
             try:
-                seen = self._tunnels.snapshot(name)
+                reading = self._tunnels.read_traffic(name)
             except LookupError:  # it was removed meanwhile
                 self._busy.discard(name)
                 continue
-            if not seen.connections.active and seen.rates is NO_RATES:
+            rates = self._meter.measure(name, reading)
+            if not reading.active and rates is NO_RATES:
                 self._busy.discard(name)
             if number % SCAN_BATCH_SIZE == 0:
                 await asyncio.sleep(_PAUSE_S)

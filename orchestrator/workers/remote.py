@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from tunnel.model.events import EventSink
-    from tunnel.model.snapshot import Snapshot
+    from tunnel.model.snapshot import Snapshot, TrafficReading
     from tunnel.model.spec import TunnelSpec
     from tunnel.model.tunnel_test import LegResult
     from tunnel.model.visitors import VisitorSelector, VisitorView
@@ -217,6 +217,10 @@ class RemoteEngine:
             remaining = max(0.0, seen.cooldown.remaining_s - (time.monotonic() - self._received_at))
             seen = replace(seen, cooldown=replace(seen.cooldown, remaining_s=round(remaining, 3)))
         return replace(seen, reason=self._worker.problem) if self._worker.problem else seen
+
+    def read_traffic(self) -> TrafficReading:
+        """What the last snapshot of the worker has of it."""
+        return self._last.traffic
 
     # --- calls of the worker handle -------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tunnel.model.address import Address
     from tunnel.model.events import EventSink
-    from tunnel.model.snapshot import LinkView, Snapshot, TargetView
+    from tunnel.model.snapshot import LinkView, Snapshot, TargetView, TrafficReading
     from tunnel.model.spec import TunnelSpec
     from tunnel.model.visitors import VisitorSelector, VisitorView
 
@@ -180,6 +180,9 @@ class FakeEngine:
     def fail_dials(self, reason: str) -> None:
         """Show that the link has no data connections, as a client whose dials fail."""
         self._enter(State.CONNECTING, reason)
+
+    def read_traffic(self) -> TrafficReading:
+        return self.snapshot().traffic
 
     def snapshot(self) -> Snapshot:
         if self.fails_snapshot:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -170,6 +171,17 @@ def test_the_repeated_states_of_many_tunnels_are_spread_over_the_whole_interval(
     ]
     assert sum(counts[: int(REPEAT_INTERVAL_S)]) == 300
     assert max(counts) <= 3 * 300 / REPEAT_INTERVAL_S
+
+
+def test_a_state_that_follows_another_too_soon_is_announced_with_its_time() -> None:
+    tunnels = ScheduledStore(lambda _, high: high)
+    tunnels.next([snapshot(state=State.UP)], 10)
+    tunnels.store.update("web", snapshot(state=State.COOLDOWN))
+    tunnels.schedule.apply(tunnels.store.changes_since(tunnels.revision), 10.3)
+    due = tunnels.schedule.take_due(10.3)
+    assert (due.states, due.next_state_at) == ((), 10 + MIN_STATE_INTERVAL_S)
+    due = tunnels.schedule.take_due(due.next_state_at)
+    assert (due.states, due.next_state_at) == (("web",), math.inf)
 
 
 def test_a_flapping_tunnel_does_not_flood_the_broker() -> None:

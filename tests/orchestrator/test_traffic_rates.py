@@ -16,7 +16,7 @@ from orchestrator.supervisor.traffic_rates import MAX_SPAN_S, MIN_SPAN_S, NO_RAT
 from tests.orchestrator.api_harness import run_api
 from tests.support.waiting import wait_until_async
 from tunnel.model.options import make_spec
-from tunnel.model.snapshot import BytesView, Snapshot
+from tunnel.model.snapshot import BytesView, TrafficReading
 from tunnel.model.state import State
 from tunnel.model.url import parse_url
 
@@ -37,16 +37,17 @@ class Metered:
         self.meter = TrafficMeter(lambda: self.now)
         self.sampler = TrafficSampler(self, self.meter)
 
-    def snapshot(self, name: str) -> Snapshot:
+    def read_traffic(self, name: str) -> TrafficReading:
         if not self.is_present:
             raise LookupError(name)
         self.readings += 1
-        counted = BytesView(from_visitors=self.carried_in)
-        connections = replace(EMPTY.connections, active=self.visitors)
-        return self.meter.add_rates(name, replace(EMPTY, bytes=counted, connections=connections))
+        return TrafficReading(self.carried_in, 0, self.visitors)
 
     def rate_in(self) -> int | None:
-        rates = self.snapshot("web").rates
+        reading = self.read_traffic("web")
+        connections = replace(EMPTY.connections, active=reading.active)
+        seen = replace(EMPTY, bytes=BytesView(from_visitors=reading.from_visitors), connections=connections)
+        rates = self.meter.add_rates("web", seen).rates
         return None if rates is None else rates.in_bps
 
 

@@ -228,6 +228,7 @@ async def test_a_pair_carries_visitors(
             assert shown["direction"] == direction.value
             assert shown["connections"] == {"active": 0, "total": 12, "failed": 0, "limit": 1024}
             assert shown["bytes"] == {"in": 12 * 200_000, "out": 12 * 200_000}
+            assert running.engine.read_traffic() == running.engine.snapshot().traffic
             assert shown["data_tls"] == data_tls
             assert shown["auth"] == "key"
             assert shown["peer"]

@@ -268,3 +268,8 @@ def test_a_drained_link_says_whether_visitors_may_finish(visitors: int, state: s
 
 def test_counters_add_up_field_by_field() -> None:
     assert CountersView(links=1, vanished=2).plus(CountersView(links=10)) == CountersView(links=11, vanished=2)
+
+
+def test_the_traffic_of_a_snapshot_is_what_rates_are_measured_by() -> None:
+    seen = snapshot()
+    assert seen.traffic == (seen.bytes.from_visitors, seen.bytes.to_visitors, seen.connections.active)

@@ -26,6 +26,7 @@ from tunnel.model.wording import plural
 from tunnel.protocol.frames import Goodbye, ShareChanged, TargetStatus
 from tunnel.protocol.session import LimitsChanged
 from tunnel.runtime import listeners
+from tunnel.runtime.tasks import cancel_and_wait
 
 if TYPE_CHECKING:
     import socket
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from tunnel.engine.visitor_acceptor import VisitorAcceptor
     from tunnel.model.address import Address
     from tunnel.model.events import Event, EventSink
-    from tunnel.model.snapshot import Snapshot
+    from tunnel.model.snapshot import Snapshot, TrafficReading
     from tunnel.model.snapshot_builder import ServerFacts
     from tunnel.model.spec import Direction, TunnelSpec
     from tunnel.model.tunnel_test import LegResult
@@ -83,14 +84,14 @@ class Engine(ABC):
             if serving.done():
                 serving.result()
             elif self._defect is None:
-                await _cancel(serving)
+                await cancel_and_wait(serving)
                 await self._drain()
             if self._defect is not None:
                 raise self._defect
         finally:
             try:
-                await _cancel(serving)
-                await _cancel(stopping)
+                await cancel_and_wait(serving)
+                await cancel_and_wait(stopping)
             finally:  # also when the task that runs this engine is cancelled a second time
                 self._close_all()
                 if self._record.state is not State.FAILED:
@@ -339,8 +340,8 @@ class Engine(ABC):
             if finishing.done():
                 finishing.result()
         finally:
-            await _cancel(finishing)
-            await _cancel(cutting)
+            await cancel_and_wait(finishing)
+            await cancel_and_wait(cutting)
         if end is not None:
             await end.relays.close_gradually()
 
@@ -388,6 +389,10 @@ class Engine(ABC):
     def snapshot(self) -> Snapshot:
         """The tunnel at this moment: the same object as long as nothing differs."""
         return self._snapshots.build(self._snapshot_input())
+
+    def read_traffic(self) -> TrafficReading:
+        """The bytes relayed so far, and the visitors present: what costs much less to read than a snapshot."""
+        return self._stats.read_traffic(self._end.relays.active if self._end is not None else 0)
 
     def _snapshot_input(self) -> SnapshotInput:
         """The values of a snapshot: cheap to gather and to compare, because observers read it often."""
@@ -440,11 +445,3 @@ class Engine(ABC):
         if self._link is not None and self._end is not None and self._end.next_target_attempt is not None:
             due, attempt = self._end.next_target_attempt
         return max(0.0, due - self._loop.time()), attempt
-
-
-async def _cancel(task: asyncio.Task[object] | asyncio.Task[None]) -> None:
-    """Cancel a task and wait for its end; an exception that it raises then is of no interest any more."""
-    task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()

@@ -9,7 +9,7 @@ from typing import Final
 from tunnel.forwarding.base import NearCounters
 from tunnel.forwarding.flow import ByteCounter
 from tunnel.model.refusals import VisitorRefusal
-from tunnel.model.snapshot import CountersView, RefusedView
+from tunnel.model.snapshot import CountersView, RefusedView, TrafficReading
 from tunnel.model.visitor_end import VisitorEnd
 
 NO_VISITORS_REFUSED: Final = RefusedView(**{refusal.value: 0 for refusal in VisitorRefusal})
@@ -46,6 +46,10 @@ class Stats:
         if is_ingress:
             return NearCounters(self.from_visitors, self.to_visitors, self.dropped)
         return NearCounters(self.to_visitors, self.from_visitors, self.dropped)
+
+    def read_traffic(self, active: int) -> TrafficReading:
+        """Return the bytes relayed so far, beside the number of visitors present."""
+        return TrafficReading(self.from_visitors.total, self.to_visitors.total, active)
 
     def current_counters(self) -> CountersView:
         """Return the counts of rare events, and of datagrams; the same object while none has changed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tunnel.model.state import State
 from tunnel.model.targets import TargetState
@@ -77,6 +77,21 @@ class TrafficRatesView(_View):
 
     in_bps: int
     out_bps: int
+
+
+class TrafficReading(NamedTuple):
+    """What rates are measured by: much less than a snapshot, because busy tunnels are read for it all the time."""
+
+    from_visitors: int
+    """bytes so far"""
+    to_visitors: int
+    """bytes so far"""
+    active: int
+    """visitors present"""
+
+
+NO_TRAFFIC: Final = TrafficReading(0, 0, 0)
+"""The reading of a tunnel without an engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,6 +308,11 @@ class Snapshot:
     restarts: int = 0
     last_error: str | None = None
     last_error_at: str | None = None
+
+    @property
+    def traffic(self) -> TrafficReading:
+        """What an engine's ``read_traffic`` returned when this was read."""
+        return TrafficReading(self.bytes.from_visitors, self.bytes.to_visitors, self.connections.active)
 
     def as_json(self, names: Iterable[str] | None = None) -> dict[str, Any]:
         """Return the object that ``ps --json`` shows for this tunnel, or only the named fields of it."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunnel.model.links import LinkState
 from tunnel.model.snapshot import (
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from tunnel.model.snapshot import CountersView, RateLimitsView, RefusedView, TargetView
     from tunnel.model.spec import Direction, TunnelSpec, UdpCarrier
     from tunnel.model.state import StateRecord
+
+
+_format_start: Final = lru_cache(maxsize=4096)(format_timestamp)
+"""Formats when a state or a link began: snapshots of a busy tunnel repeat these times."""
 
 
 class LinkFacts(NamedTuple):
@@ -108,7 +113,7 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         direction=values.direction.value if values.direction else None,
         state=record.state,
         reason=record.reason,
-        since=format_timestamp(record.since),
+        since=_format_start(record.since),
         tunnel_addr=values.tunnel_addr or spec.tunnel_text,
         target_addr=values.target_addr or spec.target_text,
         targets=values.targets,
@@ -136,11 +141,8 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
             active=values.active, total=values.total, failed=values.failed, limit=limits.visitors
         ),
         bytes=BytesView(from_visitors=values.from_visitors, to_visitors=values.to_visitors),
-        refused=replace(
-            values.refused_visitors,
-            handshakes=values.refused_handshakes,
-            prefaces=values.refused_prefaces,
-            silent=values.silent,
+        refused=_add_attempts(
+            values.refused_visitors, values.refused_handshakes, values.refused_prefaces, values.silent
         ),
         counters=values.counters,
         rate_limits=values.rate_limits,
@@ -149,6 +151,12 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         last_error=error.text if error else None,
         last_error_at=format_timestamp(error.ts) if error else None,
     )
+
+
+@lru_cache(maxsize=256)
+def _add_attempts(visitors: RefusedView, handshakes: int, prefaces: int, silent: int) -> RefusedView:
+    """Return the refused visitors with the refused connection attempts; rare changes, so the object is shared."""
+    return replace(visitors, handshakes=handshakes, prefaces=prefaces, silent=silent)
 
 
 def _build_link(link: LinkFacts) -> LinkView:
@@ -169,7 +177,7 @@ def _build_link(link: LinkFacts) -> LinkView:
         udp_carrier=link.udp_carrier.value if link.udp_carrier is not None else None,
         udp_reason=link.udp_reason,
         visitors=link.visitors,
-        since=format_timestamp(link.since),
+        since=_format_start(link.since),
     )
 
 
