@@ -49,17 +49,14 @@ def _count_refused(tunnel: TunnelJson) -> int:
     return sum(refused.get(reason) or 0 for reason in REFUSED_VISITORS)
 
 
-def _count_up(tunnel: TunnelJson) -> str:
+def count_up_targets(tunnel: TunnelJson) -> str:
     """Return how many of several targets are up, and how many there are; empty for one target, or at an ingress."""
     targets = [target for target in tunnel.get("targets", ()) if target["checks"] is not None]
     return f"{sum(target['state'] == 'up' for target in targets)}/{len(targets)} up" if targets else ""
 
 
 def _format_links(tunnel: TunnelJson) -> str:
-    """Return how many links can serve visitors, and how many there are or, at a client, should be.
-
-    A fleet is not sent them.
-    """
+    """Return how many links can serve visitors, and how many there are or, at a client, should be."""
     links = tunnel.get("links", [])
     wanted = len(tunnel.get("servers", ())) or len(links)
     return f"{sum(link['state'] == 'up' for link in links)}/{wanted}" if wanted else "-"
@@ -96,7 +93,7 @@ _COLUMNS: Final = (
     _Column(_STATE, _format_state),
     _Column("TUNNEL", lambda t: t["tunnel_addr"], 9),
     _Column("TARGET", lambda t: t["target_addr"], 5),
-    _Column(_TARGETS, lambda t: _count_up(t) or "-", 3),
+    _Column(_TARGETS, lambda t: count_up_targets(t) or "-", 3),
     _Column("POOL", lambda t: f"{t['pool']['idle']}/{t['pool']['capacity']}", 2),
     _Column("VISITORS", lambda t: str(t["connections"]["active"]), 1),
     _Column("FROM VISITORS", lambda t: format_bytes(t["bytes"]["in"]), 7),
@@ -115,7 +112,7 @@ _COLUMNS: Final = (
 _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _RATE_FROM: lambda t: any(_rates(t)),
     _RATE_TO: lambda t: any(_rates(t)),
-    _TARGETS: _count_up,
+    _TARGETS: count_up_targets,
     _SERVICE: lambda t: t["service"],
     _KEY: lambda t: t["key_name"],
     _PUBLISHED_BY: lambda t: t.get("published_by"),

@@ -228,7 +228,7 @@ def _format_age(seconds: float) -> str:
 
 
 def _print_routes(found: Fleet, hosts: Sequence[HostJson], now: float, *, as_json: bool) -> None:
-    from orchestrator.link_routes import link_routes  # noqa: PLC0415  as in broker_at
+    from orchestrator.link_routes import link_routes, route_texts  # noqa: PLC0415  as in broker_at
 
     selected = {(host["host"], tunnel["name"]) for host in hosts for tunnel in host["tunnels"]}
     routes = [
@@ -239,8 +239,8 @@ def _print_routes(found: Fleet, hosts: Sequence[HostJson], now: float, *, as_jso
     if as_json:
         print_json({"routes": [route.as_json() for route in routes]})
         return
-    for route in routes:
-        click.echo(printable(str(route)))
+    for text in route_texts(routes):
+        click.echo(printable(text))
     if not routes:
         print_message("there are no tunnels")
 

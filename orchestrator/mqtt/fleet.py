@@ -27,7 +27,7 @@ from orchestrator.status.contract import (
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from orchestrator.mqtt.topics import ParsedTopic
     from orchestrator.status.json_types import HostJson, TunnelJson
@@ -36,6 +36,9 @@ ONLINE: Final = "online"
 SILENT: Final = "silent"
 """Said to be online, but nothing was published for too long: host and broker may have died together."""
 GONE: Final = "gone"
+
+MAX_LOST_LINKS: Final = 16
+"""Lost links of a tunnel that are remembered: their clients may still show them."""
 
 _MAX_LATENCY_S: Final = 5.0
 """A stamp that is so much ahead of our clock was made by a clock that is ahead: it says nothing about its age."""
@@ -81,6 +84,7 @@ class Host:
     """the latest time in a message of the host, by its clock, in seconds since the epoch"""
     _tunnels: dict[str, RemoteTunnel] = field(default_factory=dict)
     _last_links: dict[str, str] = field(default_factory=dict)
+    _lost_links: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def boot(self) -> str | None:
@@ -140,6 +144,10 @@ class Host:
     def last_link_of(self, tunnel: str) -> str | None:
         """The id of the tunnel's link, or of the last one that was seen."""
         return self._last_links.get(tunnel)
+
+    def lost_links_of(self, tunnel: str) -> Sequence[str]:
+        """The ids of links that the tunnel lost while it had several: the last ones, and at most MAX_LOST_LINKS."""
+        return self._lost_links.get(tunnel, ())
 
     def as_json(self, now: float, wall: float) -> HostJson:
         """The host as ``fleet ps --json`` shows it; ``wall`` is the time of day at ``now``, seconds since the epoch."""
@@ -223,9 +231,17 @@ class Host:
     def _set_tunnel(self, name: str, tunnel: TunnelJson, payload: JsonObject, fingerprint: int | None) -> None:
         boot = payload.get("boot")
         known_boot = boot if isinstance(boot, str) else None
+        known = self._tunnels.get(name)
+        if known is not None and len(known.json["links"]) > 1 and known.json["links"] is not tunnel["links"]:
+            self._note_lost_links(name, known.json, tunnel)
         self._tunnels[name] = RemoteTunnel(tunnel, known_boot, payload.get("ts"), fingerprint)
         if tunnel["link"]:
             self._last_links[name] = tunnel["link"]
+
+    def _note_lost_links(self, name: str, before: TunnelJson, now: TunnelJson) -> None:
+        present = {link["id"] for link in now["links"]}
+        if lost := [link["id"] for link in before["links"] if link["id"] not in present]:
+            self._lost_links[name] = [*self._lost_links.get(name, ()), *lost][-MAX_LOST_LINKS:]
 
     def clear(self, topic: ParsedTopic) -> None:
         """The broker no longer retains this topic."""
@@ -237,6 +253,7 @@ class Host:
             case "state":
                 self._tunnels.pop(topic.name, None)
                 self._last_links.pop(topic.name, None)
+                self._lost_links.pop(topic.name, None)
 
 
 class Fleet:

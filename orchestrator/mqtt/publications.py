@@ -139,6 +139,18 @@ _STATE_FIELDS: Final = (
 """Fields whose change makes a new state worthwhile; the health of targets changes the reason, their visitors do not."""
 
 
+_MEMBER_FIELDS: Final = frozenset({"targets", "links", "servers"})
+"""Fields that change with each visitor; a new state is worthwhile if a link or target came, went or changed state."""
+
+
+def _members(snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
+    return (
+        *((link.id, link.state) for link in snapshot.links),
+        *((server.address, server.state) for server in snapshot.servers),
+        *((target.address, target.state) for target in snapshot.targets),
+    )
+
+
 @dataclass(slots=True)
 class _TunnelTimer:
     """What changed of one tunnel since its last messages, and when the next ones are due."""
@@ -149,6 +161,8 @@ class _TunnelTimer:
     has_new_state: bool = True
     has_new_stats: bool = False
     is_settled: bool = False
+    members: tuple[tuple[str, str], ...] = ()
+    """the links and targets with their states, as they were noted last"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +198,16 @@ class PublishSchedule:
         for name, change in delta.changed.items():
             timer = self._timers.get(name)
             if timer is None:
-                self._timers[name] = _TunnelTimer(stats_at=now + STATS_INTERVAL_S)
-            elif change.fields is None or not _STATE_FIELDS.isdisjoint(change.fields):
+                timer = self._timers[name] = _TunnelTimer(stats_at=now + STATS_INTERVAL_S)
+                timer.members = _members(change.value)
+                continue
+            if change.fields is None or not _STATE_FIELDS.isdisjoint(change.fields):
                 timer.has_new_state = True
-            if timer is not None and change.fields is not None and not _STATS_FIELDS.isdisjoint(change.fields):
+            if change.fields is None or not _MEMBER_FIELDS.isdisjoint(change.fields):
+                members = _members(change.value)
+                timer.has_new_state = timer.has_new_state or members != timer.members
+                timer.members = members
+            if change.fields is not None and not _STATS_FIELDS.isdisjoint(change.fields):
                 timer.has_new_stats = True
         return removed
 

@@ -23,7 +23,7 @@ from orchestrator.config.document import MappingNode, Node, SequenceNode
 from orchestrator.config.faults import ConfigError, Fault
 from orchestrator.config.load import load
 from orchestrator.config.variables import VariableBudget, VariableError, substitute
-from orchestrator.link_routes import link_routes
+from orchestrator.link_routes import link_routes, route_texts
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker_packets import PacketSplitter, ReceivedMessage
 from orchestrator.mqtt.commands import CommandRefusedError, CommandValidator
@@ -500,8 +500,9 @@ def _render_fleet(fleet: Fleet) -> None:
         assert isinstance(host.label, str)
         format_table(shown["tunnels"], columns=None, paint=lambda text, _: text)
         json.dumps(shown, allow_nan=False)
-    for route in link_routes(fleet, NOW):
-        assert str(route)
+    routes = link_routes(fleet, NOW)
+    assert bool(route_texts(routes)) == bool(routes)
+    for route in routes:
         json.dumps(route.as_json())
 
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.link_routes import link_routes
+from orchestrator.link_routes import link_routes, route_texts
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import Broker
 from orchestrator.mqtt.broker_packets import ReceivedMessage
-from orchestrator.mqtt.fleet import GONE, ONLINE, SILENT, Fleet
+from orchestrator.mqtt.fleet import GONE, MAX_LOST_LINKS, ONLINE, SILENT, Fleet
 from orchestrator.mqtt.ownership import SILENT_AFTER_S
 from orchestrator.mqtt.payloads import DaemonRun, StatePayload, StatsPayload, StatusPayload
 from orchestrator.mqtt.reader import FleetReader
@@ -25,7 +25,7 @@ from orchestrator.process.terminal_text import printable
 from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.table import format_table
 from tunnel.model.options import make_spec
-from tunnel.model.snapshot import Snapshot
+from tunnel.model.snapshot import LinkView, Snapshot
 from tunnel.model.state import State
 from tunnel.model.times import format_timestamp
 from tunnel.model.url import parse_url
@@ -284,30 +284,77 @@ def test_a_route_stays_paired_by_its_last_link_until_there_is_another(fleet: Fle
     assert len(link_routes(fleet, NOW)) == 2
 
 
+def link_views(*idents: str, **changes: Any) -> tuple[LinkView, ...]:  # noqa: ANN401  any field
+    return tuple(LinkView(**{"id": ident, "peer": "p", "state": "up", "since": "", **changes}) for ident in idents)
+
+
+def test_a_server_with_two_clients_has_a_branch_for_each(fleet: Fleet) -> None:
+    gate, east, west = (PublishingHost(fleet, name) for name in ("gate", "east", "west"))
+    for host in (gate, east, west):
+        host.status()
+    common = {"state": State.UP, "direction": "reverse"}
+    links = (*link_views("l1"), *link_views("l2", state="drained"))
+    gate.state(snapshot("web", target="0.0.0.0:80", link="l1", links=links, **common))
+    east.state(snapshot("app", role="client", target="a:1", link="l1", links=link_views("l1"), **common))
+    west.state(snapshot("app", role="client", target="b:1", link="l2", links=link_views("l2"), **common))
+    routes = link_routes(fleet, NOW)
+    assert route_texts(routes) == [
+        "visitors → 0.0.0.0:80 gate/web (up)", "  ├═ east/app (up) → a:1", "  └═ west/app (up) → b:1 [link drained]",
+    ]  # fmt: skip
+    assert [route.as_json()["link_state"] for route in routes] == ["up", "drained"]
+    west.status(online=False)
+    gate.state(snapshot("web", target="0.0.0.0:80", link="l1", links=link_views("l1"), **common))
+    assert route_texts(link_routes(fleet, NOW))[1:] == [
+        "  ├═ east/app (up) → a:1", "  └╌ west/app (gone, was up) → b:1",
+    ]  # fmt: skip
+    gate.state(snapshot("web", target="0.0.0.0:80", link=None, state=State.WAITING, direction="reverse"))
+    assert not any(route.is_up for route in link_routes(fleet, NOW))
+
+
+def test_lost_links_are_remembered_up_to_a_bound(fleet: Fleet) -> None:
+    gate = PublishingHost(fleet, "gate")
+    gate.status()
+    for number in range(3 * MAX_LOST_LINKS):
+        links = link_views("stays", f"l{number}")
+        gate.state(snapshot("web", state=State.UP, link="stays", links=links, direction="reverse"))
+    lost = fleet.hosts["gate"].lost_links_of("web")
+    assert list(lost) == [f"l{number}" for number in range(2 * MAX_LOST_LINKS - 1, 3 * MAX_LOST_LINKS - 1)]
+    gate.send("state", {}, "web")
+    fleet.apply_message(ParsedTopic("gate", "state", "web"), b"", NOW, NOW, is_retained=False)
+    assert not fleet.hosts["gate"].lost_links_of("web")
+
+
 @given(
     st.lists(
         st.tuples(
             st.sampled_from(["a", "b"]),
             st.sampled_from("xyz"),
             st.sampled_from(["server", "client"]),
-            st.sampled_from([None, "l1", "l2"]),
+            st.lists(st.sampled_from(["l1", "l2", "l3"]), max_size=3, unique=True),
             st.sampled_from([None, "reverse", "forward"]),
         ),
         max_size=8,
     )
 )
-def test_every_tunnel_is_in_exactly_one_route(told: list[tuple[str, str, str, str | None, str | None]]) -> None:
+def test_every_tunnel_is_in_a_route_and_once_for_each_link(
+    told: list[tuple[str, str, str, list[str], str | None]],
+) -> None:
     fleet = Fleet()
-    for host, name, role, link, direction in told:
-        PublishingHost(fleet, host).state(snapshot(name, role=role, link=link, direction=direction))
-    found = [
-        (end.host, end.tunnel["name"])
-        for route in link_routes(fleet, NOW)
-        for end in (route.server, route.client)
-        if end
-    ]
-    assert sorted(found) == sorted({(host, name) for host, name, *_ in told})
-    assert all(str(route) and route.as_json() for route in link_routes(fleet, NOW))
+    for host, name, role, links, direction in told:
+        PublishingHost(fleet, host).state(
+            snapshot(name, role=role, link=next(iter(links), None), links=link_views(*links), direction=direction)
+        )
+    routes = link_routes(fleet, NOW)
+    ends = [(route, end) for route in routes for end in (route.server, route.client) if end]
+    assert {(end.host, end.tunnel["name"]) for _, end in ends} == {(host, name) for host, name, *_ in told}
+    assert len({(route.link, end.place) for route, end in ends}) == len(ends)
+    for known in fleet:
+        for tunnel in known.tunnels():
+            has = {route.link for route, end in ends if (end.host, end.tunnel["name"]) == (known.name, tunnel["name"])}
+            assert has >= {one["id"] for one in tunnel["links"]}
+    assert all(str(route) and route.as_json() for route in routes)
+    text = "\n".join(route_texts(routes))
+    assert all(end.place in text for _, end in ends)
 
 
 async def test_only_valid_messages_make_a_host_whose_tunnels_are_subscribed_to() -> None:

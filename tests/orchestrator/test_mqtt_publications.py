@@ -28,7 +28,7 @@ from orchestrator.status.store import snapshot_store
 from orchestrator.supervisor.runner import stopped_snapshot
 from tests.support.scale import GUARD_S
 from tunnel.model.options import make_spec
-from tunnel.model.snapshot import Snapshot
+from tunnel.model.snapshot import LinkView, Snapshot
 from tunnel.model.state import State
 from tunnel.model.url import parse_url
 
@@ -159,6 +159,21 @@ def test_states_are_published_on_change_and_repeated_and_numbers_when_they_chang
     tunnels.next([up], SETTLE_DELAY_S + 6)
     tunnels.restart()
     assert tunnels.next([up], SETTLE_DELAY_S + 6) == ([up], [], []), "a new connection gets everything"
+
+
+def test_a_link_or_target_that_changes_its_state_is_published_and_its_visitors_are_not() -> None:
+    tunnels = ScheduledStore(lambda low, high: (low + high) / 2)
+    first, second = (LinkView(id=ident, peer="p", state="up", since="") for ident in ("l1", "l2"))
+    both = snapshot(state=State.UP, link="l1", links=(first, second))
+    now = 3 * SETTLE_DELAY_S
+    tunnels.next([both], 0)
+    tunnels.next([both], SETTLE_DELAY_S)
+    busy = replace(both, links=(replace(first, visitors=3, pool=7), second))
+    assert tunnels.next([busy], now) == ([], [], [])
+    drained = replace(busy, links=(busy.links[0], replace(second, state="drained")))
+    assert tunnels.next([drained], now + 1) == ([drained], [], [])
+    lost = replace(drained, links=busy.links[:1])
+    assert tunnels.next([lost], now + 2) == ([lost], [], [])
 
 
 def test_the_repeated_states_of_many_tunnels_are_spread_over_the_whole_interval() -> None:

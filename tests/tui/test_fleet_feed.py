@@ -6,12 +6,13 @@ import pytest
 
 from orchestrator.mqtt.fleet import Fleet
 from orchestrator.mqtt.topics import ParsedTopic
-from tests.tui.fake import Json
+from tests.tui.fake import Json, connections
 from tests.tui.fake_fleet import BROKER, FakeReader, fill_two_hosts
-from tui.format.route_diagram import route_lines
+from tests.tui.test_member_list import link
+from tui.format.route_diagram import path_lines, route_lines
 from tui.format.route_rows import route_heading, route_row
 from tui.format.text import STYLES, length
-from tui.model.routes import all_routes, route_of, verdict
+from tui.model.routes import all_routes, path_verdict, routes_of, verdict
 from tui.model.tunnels import StatusView, apply_change, apply_status
 from tui.sources.base import StatusReceived
 from tui.sources.fleet_feed import FleetFeed
@@ -181,8 +182,8 @@ def test_tunnels_that_are_not_live_have_no_history(fed: FedView) -> None:
 
 def test_both_ends_of_a_link_are_one_route(fed: FedView) -> None:
     routes = {route.key: route for route in all_routes(fed.view.tunnels.values())}
-    assert set(routes) == {"edge-1/db", "edge-1/web", "home/lone"}
-    web = routes["edge-1/web"]
+    assert set(routes) == {"edge-1/db", "edge-1/web home/web", "home/lone"}
+    web = routes["edge-1/web home/web"]
     assert (web.ingress and web.ingress.name, web.egress and web.egress.name) == ("edge-1/web", "home/web")
     assert web.is_up
     assert verdict(web)[0] == "Visitors of 0.0.0.0:80 on edge-1 reach 127.0.0.1:3000 through home."
@@ -193,12 +194,11 @@ def test_both_ends_of_a_link_are_one_route(fed: FedView) -> None:
 def test_a_route_stays_complete_when_one_end_loses_the_link_first(fed: FedView) -> None:
     fed.reader.publish_state("edge-1", "web", "waiting", link=None, target_addr="0.0.0.0:80")
     fed.later()
-    route = route_of(fed.view.tunnels, "home/web")
-    assert route is not None
+    (route,) = routes_of(fed.view.tunnels, "home/web")
     assert route.is_complete
     assert not route.is_linked
     assert verdict(route) == ("Visitors do not reach the target: edge-1/web is waiting for its client.", "warn")
-    assert route_of(fed.view.tunnels, "nowhere") is None
+    assert routes_of(fed.view.tunnels, "nowhere") == []
 
 
 @pytest.mark.parametrize("width", range(40, 220, 7))
@@ -207,9 +207,75 @@ def test_a_route_fits_every_width(fed: FedView, name: str, width: int) -> None:
     fed.reader.stop_host("home" if width % 2 else "edge-1")
     fed.later(0.25)
     fed.later(2)
-    route = route_of(fed.view.tunnels, name)
-    assert route is not None
+    (route,) = routes_of(fed.view.tunnels, name)
     lines = route_lines(route, width, fed.clock.now, fed.clock.wall(), is_fleet=True)
     assert all(length(line) <= width for line in lines)
     assert {style for line in lines for _, style in line} <= {"", *STYLES}
     assert length(route_row(route, width)) == length(route_heading(width)) <= width
+
+
+# --- several branches -------------------------------------------------------------------------------------------------
+
+
+def fill_gateway(fed: FedView) -> None:
+    """Publish a server with two clients on two hosts."""
+    fed.reader.start_host("gate")
+    first, second = link("aa01"), link("aa02", state="draining", visitors=2)
+    fed.reader.publish_state(
+        "gate", "app", target_addr="0.0.0.0:443", link="aa01", links=[first, second], connections=connections(5)
+    )
+    for host, ident, visitors in (("site-a", "aa01", 3), ("site-b", "aa02", 2)):
+        fed.reader.start_host(host)
+        fed.reader.publish_state(
+            host, "app", role="client", link=ident, links=[link(ident)], target_addr="127.0.0.1:3000",
+            connections=connections(visitors),
+        )  # fmt: skip
+    fed.later()
+
+
+def test_each_link_of_a_server_is_a_branch_with_its_own_numbers(fed: FedView) -> None:
+    fill_gateway(fed)
+    branches = routes_of(fed.view.tunnels, "gate/app")
+    assert [(one.key, one.visitors, one.is_up, one.link_state) for one in branches] == [
+        ("gate/app site-a/app", 3, True, ""), ("gate/app site-b/app", 2, True, "draining"),
+    ]  # fmt: skip
+    text = "Visitors of 0.0.0.0:443 on gate are served over 1 of 2 links."
+    assert path_verdict(branches) == (text, "warn")
+    assert verdict(branches[1])[0] == "The link gets no new visitors: it is draining."
+    (branch,) = routes_of(fed.view.tunnels, "site-b/app")
+    assert branch.ingress is not None
+    assert branch.ingress.name == "gate/app"
+    assert branch.facts is not None
+
+
+def test_a_branch_whose_host_is_gone_stays_with_its_server(fed: FedView) -> None:
+    fill_gateway(fed)
+    fed.reader.stop_host("site-b")
+    fed.reader.publish_state("gate", "app", target_addr="0.0.0.0:443", link="aa01", links=[link("aa01")])
+    fed.later()
+    fed.later(2)
+    branches = routes_of(fed.view.tunnels, "gate/app")
+    assert [(one.key, one.is_linked) for one in branches] == [
+        ("gate/app site-a/app", True), ("gate/app site-b/app", False),
+    ]  # fmt: skip
+    fed.reader.start_host("site-b")
+    fed.reader.publish_state("site-b", "app", role="client", link="aa03", links=[link("aa03")])
+    both = [link("aa01"), link("aa03")]
+    fed.reader.publish_state("gate", "app", target_addr="0.0.0.0:443", link="aa01", links=both)
+    fed.later()
+    assert [one.link for one in routes_of(fed.view.tunnels, "gate/app")] == ["aa01", "aa03"]
+
+
+@pytest.mark.parametrize("width", range(40, 200, 13))
+def test_branches_fit_every_width(fed: FedView, width: int) -> None:
+    fill_gateway(fed)
+    fed.reader.stop_host("site-a")
+    fed.later(0.25)
+    fed.later(2)
+    routes = routes_of(fed.view.tunnels, "gate/app")
+    lines = path_lines(routes, width, fed.clock.now, fed.clock.wall(), is_fleet=True)
+    assert all(length(line) <= width for line in lines)
+    assert {style for line in lines for _, style in line} <= {"", *STYLES}
+    text = "\n".join("".join(part for part, _ in line) for line in lines)
+    assert text.count("0.0.0.0:443") == 2, "in the sentence and in the box"
+    assert all(ident in text for ident in ("├╌╌ link aa01", "└══ link aa02"))

@@ -207,6 +207,32 @@ async def test_both_ends_are_shown_as_one_route(size: tuple[int, int]) -> None:
         await wait_until_shown(pilot, shows(app, "Visitors do not reach"))
 
 
+async def test_the_branches_of_a_server_are_one_path_and_a_row_each() -> None:
+    def fill(reader: FakeReader) -> None:
+        from tests.tui.test_member_list import link  # noqa: PLC0415  it imports this module
+
+        links = [link("aa01"), link("aa02", weight=3)]
+        for host in ("gate", "site-a", "site-b"):
+            reader.start_host(host)
+        reader.publish_state("gate", "app", target_addr="0.0.0.0:443", link="aa01", links=links)
+        for host, one in zip(("site-a", "site-b"), links, strict=True):
+            reader.publish_state(host, "app", role="client", link=one["id"], links=[one], target_addr="10.0.0.9:80")
+        reader.connect()
+
+    async with opened(fill) as (_, (app, pilot)):
+        app._main._table.move_to("gate/app")
+        await pilot.press("p")
+        await wait_until_shown(
+            pilot, shows(app, "served over 2 of 2 links", "link aa01", "site-a", "link aa02  weight 3", "site-b")
+        )
+        await pilot.press("p")
+        await wait_until_shown(pilot, shows(app, "2 routes"))
+        await pilot.press("down")
+        assert isinstance(app.screen, RouteListModal)
+        app.screen.refresh_live()
+        assert app.screen._table.cursor == 1
+
+
 async def test_a_route_says_that_its_other_end_is_unknown() -> None:
     async with opened() as (_, (app, pilot)):
         app._main._table.move_to("home/lone")

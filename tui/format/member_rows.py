@@ -132,7 +132,7 @@ _COLUMNS: Final = (
 
 
 def member_heading(width: int) -> Line:
-    """Return the titles."""
+    """Return the row of titles of the list."""
     titles: list[Span] = [(fit(one.title, cells, right=one.is_right) + _GAP, "dim") for one, cells in _laid_out(width)]
     return ((" ", ""), *titles)
 

@@ -19,9 +19,10 @@ from tui.format.text import (
     format_milliseconds,
     length,
     paragraph,
+    plural,
     wrap,
 )
-from tui.model.routes import missing_end_texts, verdict
+from tui.model.routes import missing_end_texts, path_verdict, verdict
 from tui.model.tunnels import Tunnel
 from tunnel.model.state import State
 
@@ -39,6 +40,22 @@ _ARROW_WIDTH: Final = 4
 _LABEL_WIDTH: Final = 15
 _FIGURE_WIDTH: Final = 10
 _MAX_SPARKLINE_WIDTH: Final = 40
+
+
+def path_lines(routes: Sequence[TunnelRoute], width: int, now: float, wall: float, *, is_fleet: bool) -> list[Line]:
+    """Return the routes of a tunnel, those of one ingress as the branches of one path. Clocks as below."""
+    groups: dict[str, list[TunnelRoute]] = {}
+    for route in routes:
+        groups.setdefault(route.ingress.name if route.ingress else f" {route.key}", []).append(route)
+    lines: list[Line] = []
+    for group in groups.values():
+        if lines:
+            lines.append(())
+        if len(group) == 1:
+            lines += route_lines(group[0], width, now, wall, is_fleet=is_fleet)
+        else:
+            lines += branch_lines(group, width, now, wall, is_fleet=is_fleet)
+    return lines
 
 
 def route_lines(route: TunnelRoute, width: int, now: float, wall: float, *, is_fleet: bool) -> list[Line]:
@@ -119,6 +136,50 @@ def _center(text: str, width: int, style: str) -> Line:
     return ((" " * left, ""), (text, style), (" " * (width - left - len(text)), ""))
 
 
+# --- several branches -------------------------------------------------------------------------------------------------
+
+
+def branch_lines(branches: Sequence[TunnelRoute], width: int, now: float, wall: float, *, is_fleet: bool) -> list[Line]:
+    """Return a sentence on the routes of one ingress, the ingress once, and each link with its egress below it."""
+    text, style = path_verdict(branches)
+    first = branches[0]
+    rates = [route.rates for route in branches]
+    flow = _traffic_text(sum(out for out, _ in rates), sum(into for _, into in rates))
+    visitors = sum(route.visitors for route in branches)
+    lines = [
+        *paragraph(text, width, style),
+        (),
+        (("  visitors ", "title"), (format_count(visitors), "mark" if visitors else "dim"), (flow, "spark")),
+        (("      ▼", "good" if any(route.is_linked for route in branches) else "dim"),),
+        *_end_box(0, first, width, now, wall, is_fleet=is_fleet).draw(width),
+    ]
+    for number, route in enumerate(branches):
+        lines += _branch(route, width, now, wall, is_fleet=is_fleet, is_last=number == len(branches) - 1)
+    return [clip(line, width) for line in lines]
+
+
+def _branch(route: TunnelRoute, width: int, now: float, wall: float, *, is_fleet: bool, is_last: bool) -> list[Line]:
+    """Return a link with its egress and target, below the ingress that it shares with other links."""
+    style = "good" if route.is_linked else "warn"
+    figures = [plural(route.visitors, "visitor"), *_link_figures(route)]
+    if route.facts is not None:
+        weight = f"weight {route.facts['weight']}"
+        figures.insert(0, "backup" if route.facts["backup"] else weight)
+    line = "══" if route.is_linked else "╌╌"
+    head: Line = (
+        (f"  {'└' if is_last else '├'}{line} ", style),
+        (f"link {route.link or NOTHING}", "title"),
+        (f" {route.link_state}" if route.link_state else "", "warn"),
+        (f"  {' · '.join(figures)}", "dim"),
+    )
+    stem = ("      " if is_last else "  │   ", style)
+    sign, _, sign_style = _target_sign(route)
+    address = route.egress.text("target_addr") if route.egress else NOTHING
+    body = _end_box(1, route, width - len(stem[0]), now, wall, is_fleet=is_fleet).draw(width - len(stem[0]))
+    target: Line = (("▶ target ", "title"), (address, ""), ("  ", ""), (sign, sign_style))
+    return [head, *((stem, *part) for part in (*body, target))]
+
+
 # --- from left to right -----------------------------------------------------------------------------------------------
 
 
@@ -194,10 +255,11 @@ def _link_lines(route: TunnelRoute, width: int) -> list[Line]:
 def _link_figures(route: TunnelRoute) -> list[str]:
     """Return round trip and pool of the link."""
     pool, rtt = route.pool, route.rtt_ms
-    if pool is None or not any(end.is_linked for end in route.ends):
+    if not any(end.has_link(route.link) for end in route.ends):
         return []
     round_trip = [f"rtt {format_milliseconds(rtt)}"] if rtt is not None else []
-    return [*round_trip, f"pool {format_count(pool[0])}/{format_count(pool[1])}"]
+    idle = [] if pool is None else [f"pool {format_count(pool[0])}/{format_count(pool[1])}"]
+    return [*round_trip, *idle]
 
 
 # --- from top to bottom -----------------------------------------------------------------------------------------------
@@ -206,8 +268,7 @@ def _link_figures(route: TunnelRoute) -> list[str]:
 def _draw_down(route: TunnelRoute, ingress: _EndBox, egress: _EndBox, width: int) -> list[Line]:
     to_visitors, from_visitors = route.rates
     style = "good" if route.is_linked else "dim"
-    has_traffic = to_visitors >= 0.5 or from_visitors >= 0.5
-    traffic = f"  ↓ {format_bytes(to_visitors)}/s  ↑ {format_bytes(from_visitors)}/s" if has_traffic else ""
+    traffic = _traffic_text(to_visitors, from_visitors)
     visitors: Line = (
         ("  visitors ", "title"),
         (format_count(route.visitors), "mark" if route.visitors else "dim"),
@@ -227,6 +288,11 @@ def _draw_down(route: TunnelRoute, ingress: _EndBox, egress: _EndBox, width: int
         (("      ▼", "good" if route.is_up else "dim"),),
         (("  target ", "title"), (address, ""), ("  ", ""), (sign, sign_style)),
     ]
+
+
+def _traffic_text(to_visitors: float, from_visitors: float) -> str:
+    has_traffic = to_visitors >= 0.5 or from_visitors >= 0.5
+    return f"  ↓ {format_bytes(to_visitors)}/s  ↑ {format_bytes(from_visitors)}/s" if has_traffic else ""
 
 
 # --- both ends side by side -------------------------------------------------------------------------------------------

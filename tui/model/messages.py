@@ -22,6 +22,8 @@ class TunnelData(TunnelJson, total=False):
     """when its host last sent a message, on our monotonic clock; None while the host is online"""
     last_link: str | None
     """the id of its link, or of the last one it had"""
+    lost_links: Sequence[str]
+    """the ids of links that it lost while it had others"""
 
 
 class HostConfigData(TypedDict):

@@ -10,8 +10,9 @@ from orchestrator.mqtt.fleet import ONLINE
 from tunnel.model.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from orchestrator.status.json_types import LinkJson
     from tui.model.tunnels import Tunnel
 
 _STATE_PHRASES: Final[dict[str, str]] = {State.COOLDOWN: "in cooldown", State.WAITING: "waiting for its client"}
@@ -26,8 +27,12 @@ class _RouteEnd:
     tunnel: Tunnel
 
     @property
-    def link(self) -> str | None:
-        return self.tunnel.link
+    def links(self) -> Sequence[str]:
+        return self.tunnel.link_ids
+
+    @property
+    def lost_links(self) -> Sequence[str]:
+        return self.tunnel.data.get("lost_links") or ()
 
     @property
     def role(self) -> str:
@@ -44,7 +49,7 @@ class _RouteEnd:
 
 @dataclass(frozen=True, slots=True)
 class TunnelRoute:
-    """A link with those of its ends that are known: one or both."""
+    """A link with those of its ends that are known: one or both. Those of one ingress are the branches of its path."""
 
     link: str | None
     server: Tunnel | None
@@ -79,7 +84,7 @@ class TunnelRoute:
     @property
     def is_linked(self) -> bool:
         """Whether both ends report this link now."""
-        return self.is_complete and all(end.is_linked and not end.is_host_offline for end in self.ends)
+        return self.is_complete and all(end.has_link(self.link) and not end.is_host_offline for end in self.ends)
 
     @property
     def is_up(self) -> bool:
@@ -88,51 +93,82 @@ class TunnelRoute:
 
     @property
     def key(self) -> str:
-        """A key that lasts as long as the route: the name of its server, else of its client."""
-        end = self.server or self.client
-        return end.name if end else ""
+        """A key that lasts as long as the route: the names of the ends that are known, the server first."""
+        return " ".join(end.name for end in (self.server, self.client) if end is not None)
+
+    @property
+    def facts(self) -> LinkJson | None:
+        """What the ingress, else the egress, reports of this link if it has several; None if it has one."""
+        found = (link for end in self.ends if len(end.links) > 1 for link in end.links if link["id"] == self.link)
+        return next(found, None)
+
+    @property
+    def link_state(self) -> str:
+        """Why a link among several gets no visitors; empty if it gets some."""
+        facts = self.facts
+        return "" if facts is None or facts["state"] == State.UP else facts["state"]
+
+    @property
+    def _measured_ends(self) -> list[Tunnel]:
+        """The ends whose numbers are those of this link alone; those of a host that is offline are old."""
+        return [end for end in self.ends if len(end.links) < 2 and not end.is_host_offline]
 
     @property
     def rates(self) -> tuple[float, float]:
         """Bytes a second to and from visitors: the higher value of both ends, for one may be reported later."""
-        return max((e.rate_out for e in self.ends), default=0.0), max((e.rate_in for e in self.ends), default=0.0)
+        ends = [end for end in self.ends if len(end.links) < 2]
+        return max((e.rate_out for e in ends), default=0.0), max((e.rate_in for e in ends), default=0.0)
 
     @property
     def visitors(self) -> int:
-        """Visitors being served; both ends count the same ones."""
-        return max((end.visitors for end in self.ends if not end.is_host_offline), default=0)
+        """Visitors being served over this link; both ends count the same ones."""
+        if ends := self._measured_ends:
+            return max(end.visitors for end in ends)
+        return 0 if self.facts is None else self.facts["visitors"]
 
     @property
     def rtt_ms(self) -> float | None:
         """Round trip of the control channel in milliseconds, as measured by the ingress, else by the egress."""
-        return next((end.rtt_ms for end in self.ends if end.rtt_ms is not None and not end.is_host_offline), None)
+        if ends := self._measured_ends:
+            return next((end.rtt_ms for end in ends if end.rtt_ms is not None), None)
+        return None if self.facts is None else self.facts["rtt_ms"]
 
     @property
     def pool(self) -> tuple[int, int] | None:
         """Idle data connections and the pool's capacity at the ingress, else at the egress; None if unknown."""
-        end = next((end for end in self.ends if not end.is_host_offline), None)
+        end = next(iter(self._measured_ends), None)
         return None if end is None else (end.pool["idle"], end.pool["capacity"])
 
     @property
-    def rank(self) -> tuple[int, str]:
+    def rank(self) -> tuple[int, str, str]:
         """The order of the list: broken routes, then those with one end unknown, then the others."""
-        is_broken = any(end.state != State.UP for end in self.ends)
-        return (0 if is_broken else 1 if not self.is_complete else 2), self.key
+        ends = self.ends
+        is_broken = any(end.state != State.UP for end in ends)
+        return (0 if is_broken else 1 if len(ends) < 2 else 2), ends[0].name, ends[-1].name
 
 
 def all_routes(tunnels: Iterable[Tunnel]) -> list[TunnelRoute]:
-    """Return routes that contain every tunnel exactly once, broken ones first."""
+    """Return one route for each link, and for each tunnel without one, broken ones first."""
     return sorted(_pair_ends(tunnels), key=lambda route: route.rank)
 
 
-def route_of(tunnels: Mapping[str, Tunnel], name: str) -> TunnelRoute | None:
-    """Return the route that contains a tunnel; None if the tunnel was removed."""
+def routes_of(tunnels: Mapping[str, Tunnel], name: str) -> list[TunnelRoute]:
+    """Return the routes that contain a tunnel, those of one ingress together; empty if the tunnel was removed."""
     tunnel = tunnels.get(name)
     if tunnel is None:
-        return None
-    link = tunnel.link
-    same_link = [tunnel] if not link else [other for other in tunnels.values() if other.link == link]
-    return next(route for route in _pair_ends(same_link) if any(end.name == name for end in route.ends))
+        return []
+    wanted = {*tunnel.link_ids, *(tunnel.data.get("lost_links") or ())}
+    related = [other for other in tunnels.values() if other is tunnel or _has_one_of(other, wanted)]
+    found = [route for route in _pair_ends(related) if any(end.name == name for end in route.ends)]
+    return sorted(found, key=lambda route: route.rank[1:])
+
+
+def _has_one_of(tunnel: Tunnel, links: set[str]) -> bool:
+    data = tunnel.data  # of each tunnel of a fleet: without calls for nearly all of them
+    if (data.get("link") or data.get("last_link")) in links:
+        return True
+    lost = data.get("lost_links")
+    return bool(lost or len(data.get("links") or ()) > 1) and not links.isdisjoint((*tunnel.link_ids, *(lost or ())))
 
 
 def _pair_ends(tunnels: Iterable[Tunnel]) -> list[TunnelRoute]:
@@ -162,9 +198,24 @@ def verdict(route: TunnelRoute) -> tuple[str, str]:
     ingress, egress = route.ingress, route.egress
     if ingress is None or egress is None or not route.is_linked:
         return "The two ends are not linked now.", "warn"
+    if route.link_state:
+        return f"The link gets no new visitors: it is {route.link_state}.", "warn"
     by = f" on {ingress.host}" if ingress.host else ""
     through = f" through {egress.host}" if egress.host and egress.host != ingress.host else ""
     return f"Visitors of {ingress.text('target_addr')}{by} reach {egress.text('target_addr')}{through}.", "good"
+
+
+def path_verdict(branches: Sequence[TunnelRoute]) -> tuple[str, str]:
+    """Return a sentence on how many branches of one ingress serve visitors, and the name of its style."""
+    if len(branches) == 1:
+        return verdict(branches[0])
+    ingress = branches[0].ingress
+    if ingress is None or ingress.is_host_offline:
+        return verdict(branches[0])
+    up = sum(route.is_up and not route.link_state for route in branches)
+    by = f" on {ingress.host}" if ingress.host else ""
+    text = f"Visitors of {ingress.text('target_addr')}{by} are served over {up} of {len(branches)} links."
+    return text, "good" if up == len(branches) else "warn"
 
 
 def missing_end_texts(route: TunnelRoute, *, is_fleet: bool) -> list[str]:

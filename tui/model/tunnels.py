@@ -6,7 +6,7 @@ times a second, about thirty are on the screen, and only these are decoded.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ConfigJson,
         ConnectionsJson,
         CooldownJson,
+        LinkJson,
         PoolJson,
         RefusedJson,
         SignalsJson,
@@ -140,6 +141,23 @@ class Tunnel:
     def is_linked(self) -> bool:
         """Whether it has a link now."""
         return bool(self.data.get("link"))
+
+    @property
+    def links(self) -> Sequence[LinkJson]:
+        """Its links: one, or one for each of several clients or servers."""
+        return self.data.get("links") or ()
+
+    @property
+    def link_ids(self) -> Sequence[str]:
+        """The ids of its links; without a link, that of the last one it had."""
+        links = self.links
+        if len(links) > 1:
+            return [link["id"] for link in links]
+        return (self.link,) if self.link else ()
+
+    def has_link(self, link: str | None) -> bool:
+        """Whether this is one of its present links."""
+        return self.data.get("link") == link or any(one["id"] == link for one in self.links)
 
     @property
     def reason(self) -> str | None:

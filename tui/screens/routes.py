@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from tui.format.route_diagram import route_lines
+from tui.format.route_diagram import path_lines
 from tui.format.route_rows import host_lines, route_heading, route_row
 from tui.format.text import Line, paragraph, plural
-from tui.model.routes import TunnelRoute, all_routes, route_of
+from tui.model.routes import TunnelRoute, all_routes, routes_of
 from tui.screens.dialogs import TextModal
 from tui.screens.list_modal import ListModal
 from tui.widgets.list_table import ListTable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RouteModal(TextModal):
-    """The route that contains a tunnel."""
+    """The routes that contain a tunnel."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("p,v", "show_all")]
 
@@ -34,14 +34,14 @@ class RouteModal(TextModal):
         self.shown_tunnels = frozenset({name})
 
     def update_lines(self) -> None:
-        """Show the route as it is now."""
+        """Show the routes as they are now."""
         session, width = self._session, max(40, self.pane.line_width)
-        route = route_of(session.view.tunnels, self._tunnel)
-        if route is None:
+        routes = routes_of(session.view.tunnels, self._tunnel)
+        if not routes:
             self.pane.show_lines(paragraph(f"{self._tunnel} was removed.", width, "warn"))
             return
-        self.shown_tunnels = frozenset(end.name for end in route.ends)
-        self.pane.show_lines(route_lines(route, width, session.now(), session.wall(), is_fleet=session.is_fleet))
+        self.shown_tunnels = frozenset(end.name for route in routes for end in route.ends)
+        self.pane.show_lines(path_lines(routes, width, session.now(), session.wall(), is_fleet=session.is_fleet))
         self.pane.border_subtitle = "p all routes · Esc closes"
 
     def action_show_all(self) -> None:
@@ -72,14 +72,20 @@ class RouteListModal(ListModal):
         self._session = session
         self._chosen = chosen
         """a tunnel of the route under the cursor"""
+        self._chosen_key = ""
+        """the key of that route, once it is known"""
 
     def update_lines(self) -> None:
         """Show all routes as they are now; the cursor follows its route to another row."""
         routes = all_routes(self._session.view.tunnels.values())
-        cursor = next((index for index, route in enumerate(routes) if self._contains_chosen(route)), 0)
+        cursor = next((index for index, route in enumerate(routes) if route.key == self._chosen_key), None)
+        if cursor is None:
+            cursor = next((index for index, route in enumerate(routes) if self._contains_chosen(route)), 0)
         self._table.show_items(routes, cursor)
-        if routes and not self._contains_chosen(routes[cursor]):
-            self._chosen = routes[cursor].ends[0].name
+        if routes:
+            self._chosen_key = routes[cursor].key
+            if not self._contains_chosen(routes[cursor]):
+                self._chosen = routes[cursor].ends[0].name
         self._table.border_title = _count_routes(routes)
         self._table.border_subtitle = "⏎ shows one · Esc closes"
         self.shown_tunnels = frozenset(end.name for route in self._table.visible_items() for end in route.ends)
@@ -89,7 +95,8 @@ class RouteListModal(ListModal):
 
     def choose(self, index: int) -> None:
         """Put the cursor on a route."""
-        self._chosen = self._table.items[index].ends[0].name
+        route = self._table.items[index]
+        self._chosen, self._chosen_key = route.ends[0].name, route.key
         self._table.show_items(self._table.items, index)
 
     def action_open(self) -> None:

@@ -213,6 +213,7 @@ class FleetFeed:
             "presence": presence,
             "last_message_at": None if is_online else host.last_message_at,
             "last_link": host.last_link_of(name),
+            "lost_links": host.lost_links_of(name),
             "rates": self._measure(key, remote) if is_online else _NO_TRAFFIC,
         }
         self._store.update(key, tunnel)
