@@ -65,10 +65,12 @@ class DatagramPair:
         """``visitor_port`` is where the tunnel accepts visitors, ``target_port`` where the target listens."""
         self._visitor = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._target = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._sends_segments = True
         for sock in (self._visitor, self._target):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-        with suppress(OSError):  # an older kernel delivers the datagrams one by one
+        self._divides_pieces = False
+        with suppress(OSError):  # an older kernel has datagrams one by one
+            self._visitor.setsockopt(_SOL_UDP, _UDP_SEGMENT, 0)
+            self._divides_pieces = True
             self._target.setsockopt(_SOL_UDP, _UDP_GRO, 1)
         self._target.bind(("127.0.0.1", target_port))
         self._visitor.connect(("127.0.0.1", visitor_port))
@@ -121,8 +123,11 @@ class DatagramPair:
             return None
         return time.perf_counter() - began
 
-    def send_bulk(self, size: int, seconds: float) -> DatagramFigures:
-        """Send bursts of equal datagrams, ``WINDOW`` on the way at most, from the visitor to the target."""
+    def send_bulk(self, size: int, seconds: float, *, in_pieces: bool = True) -> DatagramFigures:
+        """Send bursts of equal datagrams, ``WINDOW`` on the way at most, from the visitor to the target.
+
+        ``in_pieces``: the kernel divides each burst, if it can.
+        """
         datagrams = [bytes(size)] * BURST
         sent = arrived = lost = 0
         buffer = bytearray(_LARGEST_BYTES)
@@ -130,7 +135,7 @@ class DatagramPair:
         began = time.monotonic()
         while time.monotonic() < began + seconds:
             while sent - arrived - lost <= WINDOW - BURST:
-                self._send_burst(datagrams, size)
+                self._send_burst(datagrams, size, in_pieces=in_pieces)
                 sent += BURST
             try:
                 arrived += -(-self._target.recv_into(buffer) // size)
@@ -142,13 +147,9 @@ class DatagramPair:
                 arrived += -(-self._target.recv_into(buffer) // size)
         return DatagramFigures(sent, arrived, took)
 
-    def _send_burst(self, datagrams: list[bytes], size: int) -> None:
-        if self._sends_segments:
-            try:
-                self._visitor.sendmsg(datagrams, [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT_SIZE.pack(size))])
-            except OSError:
-                self._sends_segments = False  # an older kernel, or a path without it
-            else:
-                return
+    def _send_burst(self, datagrams: list[bytes], size: int, *, in_pieces: bool) -> None:
+        if in_pieces and self._divides_pieces:
+            self._visitor.sendmsg(datagrams, [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT_SIZE.pack(size))])
+            return
         for datagram in datagrams:
             self._visitor.send(datagram)

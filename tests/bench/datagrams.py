@@ -39,6 +39,9 @@ def _metrics(size: int) -> tuple[Metric, ...]:
         Metric(f"bulk{size}.per_cpu", f"{size:,} bytes, bulk: datagrams per CPU s", 0, _BULK_GOALS[size]),
         Metric(f"bulk{size}.rate", "  datagrams/s", 0, chart_title=f"{size:,} bytes, bulk: datagrams/s"),
         Metric(f"bulk{size}.lost", "  lost, %", 2),
+        Metric(f"single{size}.per_cpu", f"{size:,} bytes, sent one by one: datagrams per CPU s", 0),
+        Metric(f"single{size}.rate", "  datagrams/s", 0, chart_title=f"{size:,} bytes, one by one: datagrams/s"),
+        Metric(f"single{size}.lost", "  lost, %", 2),
         Metric(f"delay{size}.p50", f"{size:,} bytes, added round trip p50, µs", 0, _DELAY_GOAL),
         Metric(f"delay{size}.p99", "  p99, µs", 0, chart_title=f"{size:,} bytes, added round trip p99, µs"),
         Metric(f"delay{size}.cpu", "  CPU µs per exchange", 0, chart_title=f"{size:,} bytes, CPU µs per exchange"),
@@ -57,7 +60,7 @@ def section(program: Sequence[str]) -> Section:
     trials = tuple(
         Trial(f"{kind}{size}", name, partial(measure, program, kind, name, size), ("go",) if name == RELAY else ())
         for size in SIZES
-        for kind, measure in (("bulk", _measure_bulk), ("delay", _measure_delay))
+        for kind, measure in (("bulk", _measure_bulk), ("single", _measure_bulk), ("delay", _measure_delay))
         for name in sheet.variants
     )
     return Section(name="datagrams", title="Datagrams of UDP", sheet=sheet, trials=trials)
@@ -67,7 +70,7 @@ async def _measure_bulk(program: Sequence[str], kind: str, name: str, size: int,
     async with AsyncExitStack() as stack:
         pair, ends = await _start(stack, program, name, size)
         before = _cpu_seconds(ends)
-        load = await asyncio.to_thread(pair.send_bulk, size, seconds)
+        load = await asyncio.to_thread(pair.send_bulk, size, seconds, in_pieces=kind == "bulk")
         used = _cpu_seconds(ends) - before
         prefix = f"{kind}{size}"
         return Sample(

@@ -6,12 +6,11 @@ from tests.bench.processes import BenchError
 from tests.support.ports import free_ports
 
 
-@pytest.mark.parametrize("sends_segments", [True, False])
-def test_bulk_datagrams_are_counted_one_by_one_however_they_are_sent(*, sends_segments: bool) -> None:
+@pytest.mark.parametrize("in_pieces", [True, False])
+def test_bulk_datagrams_are_counted_one_by_one_however_they_are_sent(*, in_pieces: bool) -> None:
     (port,) = free_ports(1)
     with DatagramPair(port, port) as direct:
-        direct._sends_segments = sends_segments
-        load = direct.send_bulk(100, 0.05)
+        load = direct.send_bulk(100, 0.05, in_pieces=in_pieces)
     assert load.sent % BURST == 0
     assert load.arrived == load.sent > 0
     assert load.lost_percent == 0

@@ -30,7 +30,7 @@ from tunnel.model.times import format_timestamp
 from tunnel.model.tunnel_test import TargetTimes
 from tunnel.model.url import parse_url
 from tunnel.protocol.datagram_frames import encode_datagrams
-from tunnel.protocol.datagram_messages import encode_flow_datagram, encode_probe
+from tunnel.protocol.datagram_messages import encode_flow_header, encode_probe
 from tunnel.protocol.datagram_records import DatagramSealer
 from tunnel.protocol.frame_codec import encode_frame, encode_message
 from tunnel.protocol.frames import (
@@ -209,7 +209,7 @@ def _datagrams() -> Seeds:
 
 def _link_datagrams() -> Seeds:
     sealer = DatagramSealer(bytes(8), SECRET, RecordDirection.TO_SERVER)
-    contents = encode_probe(0, is_usable=False, size=90), encode_flow_datagram(7, b"question")
+    contents = encode_probe(0, is_usable=False, size=90), encode_flow_header(7) + b"question"
     yield "contents", b"".join(bytes([len(each)]) + each for each in (*contents, b"", b"\2" + bytes(8)))
     sealed = [sealer.seal(each) for each in contents]
     yield "forged", b"".join(bytes([len(each)]) + each[:-1] + b"?" for each in sealed)

@@ -42,12 +42,11 @@ from tunnel.model.visitor_option_types import NetworksType
 from tunnel.protocol.datagram_frames import DatagramFrameError, DatagramReader, encode_datagrams
 from tunnel.protocol.datagram_messages import (
     Answer,
-    FlowDatagram,
     Probe,
-    decode_content,
     encode_answer,
-    encode_flow_datagram,
+    encode_flow_header,
     encode_probe,
+    sort_contents,
 )
 from tunnel.protocol.datagram_records import DatagramOpener, DatagramRecordError, DatagramSealer
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
@@ -325,16 +324,17 @@ def link_datagrams(data: bytes) -> None:
                 assert opener.open(each) == datagram, "the content has changed"
                 opened += 1
         assert opener.highest == sealer.next_number - 1
-        with contextlib.suppress(ProtocolError):
-            content = decode_content(datagram)
-            match content:
+        flows, messages = sort_contents([datagram])
+        for flow, inner in flows.items():
+            assert encode_flow_header(flow) + b"".join(inner) == datagram
+        for message in messages:
+            match message:
                 case Probe(number, is_usable, length):
-                    assert len(encode_answer(content)) <= length == len(datagram)
-                    assert decode_content(encode_probe(number, is_usable=is_usable, size=length)) == content
+                    assert len(encode_answer(message)) <= length == len(datagram)
+                    again = encode_probe(number, is_usable=is_usable, size=length)
+                    assert sort_contents([again]) == ({}, [message])
                 case Answer(number):
                     assert datagram[1:9] == number.to_bytes(8)
-                case FlowDatagram(flow, inner):
-                    assert encode_flow_datagram(flow, inner) == datagram
     assert opened == sealer.next_number, "a genuine datagram is lost or accepted twice"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -40,9 +40,9 @@ SENT: Counter[DatagramPath] = Counter()
 def _count_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     send = DatagramPath.send
 
-    def count(self: DatagramPath, ident: int, datagram: bytes) -> bool:
-        SENT[self] += 1
-        return send(self, ident, datagram)
+    def count(self: DatagramPath, ident: int, datagrams: Sequence[bytes]) -> Sequence[bytes]:
+        SENT[self] += len(datagrams)
+        return send(self, ident, datagrams)
 
     SENT.clear()
     monkeypatch.setattr(DatagramPath, "send", count)
@@ -94,9 +94,8 @@ def lost_datagrams(
     """Lose what is sent between client and server, as a firewall does."""
     send = LinkDatagramSocket.send
 
-    def lose(self: LinkDatagramSocket, datagram: bytes, origin: Origin | None) -> None:
-        if not (to_server if origin is None else to_client):
-            send(self, datagram, origin)
+    def lose(self: LinkDatagramSocket, datagrams: Sequence[bytes], start: int, origin: Origin | None) -> int:
+        return 1 if (to_server if origin is None else to_client) else send(self, datagrams, start, origin)
 
     with monkeypatch.context() as patch:
         patch.setattr(LinkDatagramSocket, "send", lose)
@@ -195,10 +194,10 @@ async def test_a_path_whose_mtu_shrinks_leaves_larger_datagrams_to_the_data_conn
 ) -> None:
     send, longest = LinkDatagramSocket.send, MAX_SEALED_BYTES - 400
 
-    def send_short(self: LinkDatagramSocket, datagram: bytes, origin: Origin | None) -> None:
-        if len(datagram) > longest:
+    def send_short(self: LinkDatagramSocket, datagrams: Sequence[bytes], start: int, origin: Origin | None) -> int:
+        if len(datagrams[start]) > longest:
             raise OSError(90, "Message too long")  # EMSGSIZE
-        send(self, datagram, origin)
+        return send(self, datagrams, start, origin)
 
     async with udp_echo() as target, udp_pair(shared, target) as pair:
         await wait_carrier(pair, DATAGRAM)
@@ -263,12 +262,13 @@ async def test_reordered_and_repeated_datagrams_are_passed_once(
     send = LinkDatagramSocket.send
     held: list[tuple[LinkDatagramSocket, bytes, Origin | None]] = []
 
-    def swap(self: LinkDatagramSocket, datagram: bytes, origin: Origin | None) -> None:
-        held.append((self, datagram, origin))
+    def swap(self: LinkDatagramSocket, datagrams: Sequence[bytes], start: int, origin: Origin | None) -> int:
+        held.append((self, datagrams[start], origin))
         if len(held) == 2:
-            for each in (held[1], held[0], held[1], held[0]):
-                send(*each)
+            for sock, datagram, to in (held[1], held[0], held[1], held[0]):
+                send(sock, [datagram], 0, to)
             held.clear()
+        return 1
 
     with peer() as target:
         async with udp_pair(shared, target.address) as pair:

@@ -18,13 +18,12 @@ from tunnel.protocol.datagram_messages import (
     FLOW_HEADER_BYTES,
     MAX_SEALED_BYTES,
     Answer,
-    DatagramContent,
-    FlowDatagram,
+    PathMessage,
     Probe,
-    decode_content,
     encode_answer,
-    encode_flow_datagram,
+    encode_flow_header,
     encode_probe,
+    sort_contents,
 )
 from tunnel.protocol.datagram_records import LINK_BYTES, OVERHEAD_BYTES, DatagramOpener, DatagramSealer
 from tunnel.protocol.errors import ProtocolError
@@ -35,6 +34,7 @@ from tunnel.runtime.link_datagrams import LinkDatagramSocket, Origin, connect_li
 if TYPE_CHECKING:
     import asyncio
     import socket
+    from collections.abc import Sequence
 
     from tunnel.engine.link import Link
     from tunnel.forwarding.base import FlowEnd
@@ -93,10 +93,10 @@ class DatagramPath(ABC):
         """Forget a flow, which has ended."""
         self._flows.pop(ident, None)
 
-    def send(self, ident: int, datagram: bytes) -> bool:
-        """Send a datagram of a flow, of ``max_datagram`` bytes at most; return whether the kernel took it."""
+    def send(self, ident: int, datagrams: Sequence[bytes]) -> Sequence[bytes]:
+        """Send datagrams of a flow, each of ``max_datagram`` bytes at most; return those that the kernel refused."""
         self._note_sent()
-        return self._transmit(encode_flow_datagram(ident, datagram))
+        return [datagrams[at] for at in self._transmit(self._sealer.seal_all(encode_flow_header(ident), datagrams))]
 
     @abstractmethod
     def _note_sent(self) -> None:
@@ -109,42 +109,54 @@ class DatagramPath(ABC):
     # --- the wire -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _send_sealed(self, datagram: bytes) -> None:
-        """Send to the other end. Raises OSError."""
+    def _send_sealed(self, datagrams: Sequence[bytes], start: int) -> int:
+        """Send some datagrams to the other end, as ``DatagramSender.send``. Raises OSError."""
 
-    def _transmit(self, content: bytes) -> bool:
-        sealed = self._sealer.seal(content)
-        try:
-            self._send_sealed(sealed)
-        except OSError as error:
-            if error.errno == errno.EMSGSIZE:  # the path's MTU has become smaller
-                self.max_datagram = min(self.max_datagram, len(sealed) - OVERHEAD_BYTES - FLOW_HEADER_BYTES - 1)
-            return False
-        return True
+    def _transmit(self, sealed: Sequence[bytes]) -> list[int]:
+        """Send datagrams to the other end; return the places of those that the kernel refused."""
+        start = 0
+        refused: list[int] = []
+        while start < len(sealed):
+            try:
+                start += self._send_sealed(sealed, start)
+            except BlockingIOError:
+                refused += range(start, len(sealed))  # there is no room: the others are lost as well
+                break
+            except OSError as error:  # also an ICMP error of an earlier datagram: this one alone is lost
+                if error.errno == errno.EMSGSIZE:  # the path's MTU has become smaller
+                    longest = len(sealed[start]) - OVERHEAD_BYTES - FLOW_HEADER_BYTES - 1
+                    self.max_datagram = min(self.max_datagram, longest)
+                refused.append(start)
+                start += 1
+        return refused
 
-    def on_datagram(self, datagram: memoryview, origin: Origin | None) -> None:
-        """Handle a datagram of the link; one that is not genuine, or came before, is dropped."""
-        opener = self._opener
+    def on_datagrams(self, datagrams: Sequence[bytes], origin: Origin | None) -> None:
+        """Handle datagrams of the link; one that is not genuine, or came before, is dropped."""
+        opener, contents = self._opener, []
         highest = opener.highest
-        try:
-            content = decode_content(opener.open(datagram))
-        except ProtocolError:
+        for datagram in datagrams:
+            try:
+                contents.append(opener.open(datagram))
+            except ProtocolError:
+                continue
+        if not contents:
             return
         self._note_genuine(origin, is_newest=opener.highest > highest)
-        if isinstance(content, FlowDatagram):
+        flows, messages = sort_contents(contents)
+        for ident, batch in flows.items():
             self._note_received()
-            flow = self._flows.get(content.flow)
+            flow = self._flows.get(ident)
             if flow is not None:
-                flow.receive_from_path(content.content)
-        else:
-            self._handle(content)
+                flow.receive_from_path(batch)
+        for message in messages:
+            self._handle(message)
 
     @abstractmethod
     def _note_genuine(self, origin: Origin | None, *, is_newest: bool) -> None:
         """Note that a datagram of the other end has arrived."""
 
     @abstractmethod
-    def _handle(self, content: DatagramContent) -> None:
+    def _handle(self, content: PathMessage) -> None:
         """Handle a probe, or the answer to one."""
 
     # --- whether it is usable -----------------------------------------------------------------------------------------
@@ -213,9 +225,10 @@ class ClientPath(DatagramPath):
             self._socket.close()
             self._socket = None
 
-    def _send_sealed(self, datagram: bytes) -> None:
-        if self._socket is not None:
-            self._socket.send(datagram, None)
+    def _send_sealed(self, datagrams: Sequence[bytes], start: int) -> int:
+        if self._socket is None:
+            return 1
+        return self._socket.send(datagrams, start, None)
 
     def _note_sent(self) -> None:
         if self._prober.note_traffic():
@@ -227,14 +240,14 @@ class ClientPath(DatagramPath):
     def _note_received(self) -> None:
         self._note_sent()
 
-    def _handle(self, content: DatagramContent) -> None:
+    def _handle(self, content: PathMessage) -> None:
         if isinstance(content, Answer) and self._prober.note_answer(content.number, monotonic()):
             self._on_changed(is_usable=True, reason=None)
             self._probe()
 
     def _probe(self) -> None:
         probe = self._prober.create_probe(monotonic(), MAX_SEALED_BYTES - OVERHEAD_BYTES)
-        self._transmit(encode_probe(probe.number, is_usable=probe.is_usable, size=probe.size))
+        self._transmit([self._sealer.seal(encode_probe(probe.number, is_usable=probe.is_usable, size=probe.size))])
         self._set_timer(self._prober.next_probe_at)
 
     def _check(self) -> None:
@@ -272,9 +285,10 @@ class ServerPath(DatagramPath):
         super().close()
         self._port.remove(self._link.wire_id)
 
-    def _send_sealed(self, datagram: bytes) -> None:
-        if self._origin is not None:
-            self._port.send(datagram, self._origin)
+    def _send_sealed(self, datagrams: Sequence[bytes], start: int) -> int:
+        if self._origin is None:
+            return 1
+        return self._port.send(datagrams, start, self._origin)
 
     def _note_sent(self) -> None:
         if self._responder.note_sent(monotonic()):
@@ -287,10 +301,10 @@ class ServerPath(DatagramPath):
         if is_newest:  # an older one may have been sent before the client's address changed
             self._origin = origin
 
-    def _handle(self, content: DatagramContent) -> None:
+    def _handle(self, content: PathMessage) -> None:
         if not isinstance(content, Probe):
             return
-        self._transmit(encode_answer(content))
+        self._transmit([self._sealer.seal(encode_answer(content))])
         if self._responder.note_probe(content, monotonic()):
             reason = None if content.is_usable else "this server's answers do not reach the client"
             self._on_changed(is_usable=content.is_usable, reason=reason)
@@ -327,19 +341,24 @@ class TunnelDatagrams:
         """Drop the datagrams of a link from now on."""
         self._paths.pop(wire_id, None)
 
-    def on_datagram(self, datagram: memoryview, origin: Origin | None) -> None:
-        """Pass a datagram to the path of its link; one that names none is dropped, without an answer."""
-        path = self._paths.get(bytes(datagram[:LINK_BYTES]))
+    def on_datagrams(self, datagrams: Sequence[bytes], origin: Origin | None) -> None:
+        """Pass datagrams to the path of their link; one that names none is dropped, without an answer."""
+        link = datagrams[0][:LINK_BYTES]
+        if len(datagrams) > 1 and not all(each.startswith(link) for each in datagrams):
+            for each in datagrams:
+                self.on_datagrams((each,), origin)
+            return
+        path = self._paths.get(link)
         if path is None:
             return
         try:
-            path.on_datagram(datagram, origin)
+            path.on_datagrams(datagrams, origin)
         except Exception as error:  # noqa: BLE001  a defect ends the engine of that link, not that of another service
             path.on_handler_error(error)
 
-    def send(self, datagram: bytes, origin: Origin) -> None:
-        """Send a datagram to a client. Raises OSError."""
-        self._socket.send(datagram, origin)
+    def send(self, datagrams: Sequence[bytes], start: int, origin: Origin) -> int:
+        """Send some datagrams to a client, as ``DatagramSender.send``. Raises OSError."""
+        return self._socket.send(datagrams, start, origin)
 
     def close(self) -> None:
         """Close the socket, and the paths of links that are left: these use their data connections."""

@@ -72,8 +72,8 @@ class UsedConnection(Protocol):
 class FlowEnd(Protocol):
     """The relay of a UDP flow, which receives what comes on the path of its link."""
 
-    def receive_from_path(self, datagram: memoryview) -> None:
-        """Pass a datagram of the other end on."""
+    def receive_from_path(self, datagrams: Sequence[bytes]) -> None:
+        """Pass on datagrams of the other end."""
 
 
 class FlowPath(Protocol):
@@ -97,8 +97,8 @@ class FlowPath(Protocol):
     def remove_flow(self, ident: int) -> None:
         """Forget a flow, which has ended."""
 
-    def send(self, ident: int, datagram: bytes) -> bool:
-        """Send a datagram of a flow, of ``max_datagram`` bytes at most; return whether it was sent."""
+    def send(self, ident: int, datagrams: Sequence[bytes]) -> Sequence[bytes]:
+        """Send datagrams of a flow, each of ``max_datagram`` bytes at most; return those that were not sent."""
 
 
 class RelayLink(Protocol):

@@ -27,11 +27,12 @@ from tunnel.runtime.reactor import HANGUP, READABLE, WRITABLE
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from tunnel.forwarding.base import FlowPath, ForwardingOwner, RelayLink, UsedConnection
     from tunnel.forwarding.flow import Flow
     from tunnel.forwarding.udp import UdpForwarder
+    from tunnel.runtime.datagram_batches import Datagram
 
 _MAX_UNSENT_BYTES: Final = 1  # what the connection does not send at once is to wait here, where it can be dropped
 _CHECK_INTERVAL_S: Final = 0.05
@@ -100,8 +101,8 @@ class DatagramRelay(ABC):
         """Receive from the near side from now on."""
 
     @abstractmethod
-    def _send_near(self, datagram: memoryview) -> None:
-        """Send a datagram to the near side. Raises OSError."""
+    def _send_near(self, datagrams: Sequence[Datagram], start: int) -> int:
+        """Send some datagrams to the near side, as ``DatagramSender.send``. Raises OSError."""
 
     @abstractmethod
     def _close_near(self) -> None:
@@ -243,6 +244,22 @@ class DatagramRelay(ABC):
                 self.forwarder.dropped.total += 1
         self._waiting.append((datagram, now))
 
+    def receive_all(self, datagrams: Sequence[bytes], now: float) -> None:
+        """Take datagrams that were received together; several of them leave on the path at once."""
+        path = self._path
+        if (
+            len(datagrams) > 1
+            and path is not None
+            and path.is_usable
+            and self._is_far_ready
+            and not self._waiting
+            and max(map(len, datagrams)) <= path.max_datagram
+        ):
+            self._send_on_path(path, datagrams)
+            return
+        for datagram in datagrams:
+            self.receive(datagram, now)
+
     def flush(self) -> None:
         """Send what waits: on the path of the link if that is usable, else as far as the data connection takes it."""
         if not self.is_open:
@@ -278,18 +295,27 @@ class DatagramRelay(ABC):
         if not self._is_far_ready and path.is_usable:
             return
         waiting, self._waiting = self._waiting, deque()
-        sent = size = 0
-        for datagram, received_at in waiting:
-            if path.is_usable and len(datagram) <= path.max_datagram:
-                if path.send(self.ident, datagram):
-                    sent += 1
-                    size += len(datagram)
-            elif not path.carries_all:
-                self._waiting.append((datagram, received_at))
-        self.activity += sent
+        longest = path.max_datagram if path.is_usable else -1
+        fitting = [datagram for datagram, _ in waiting if len(datagram) <= longest]
+        if len(fitting) < len(waiting):
+            others = [each for each in waiting if len(each[0]) > longest]
+            if path.carries_all:
+                self.forwarder.dropped.total += len(others)
+            else:
+                self._waiting.extend(others)
+        if fitting:
+            self._send_on_path(path, fitting)
+
+    def _send_on_path(self, path: FlowPath, datagrams: Sequence[bytes]) -> None:
+        """Send datagrams that the path can carry."""
+        lost = path.send(self.ident, datagrams)
+        size = sum(map(len, datagrams))
+        if lost:
+            size -= sum(map(len, lost))
+            self.forwarder.dropped.total += len(lost)
+        self.activity += len(datagrams) - len(lost)
         self._passed_from_near += size
         self.forwarder.from_near.total += size
-        self.forwarder.dropped.total += len(waiting) - len(self._waiting) - sent
 
     @property
     def _is_far_ready(self) -> bool:
@@ -351,26 +377,27 @@ class DatagramRelay(ABC):
             self._owner.on_stream_error(self, error)
             self.close(VisitorEnd.CORRUPTED)
             return False
-        self._pass_on(datagrams)
+        self.receive_from_path(datagrams)
         return self.is_open
 
-    def receive_from_path(self, datagram: memoryview) -> None:
-        """Send a datagram that came on the path of the link to the near side."""
-        self._pass_on((datagram,))
-
-    def _pass_on(self, datagrams: Iterable[memoryview]) -> None:
+    def receive_from_path(self, datagrams: Sequence[Datagram]) -> None:
         """Send datagrams of the other end to the near side."""
-        size = 0
-        for datagram in datagrams:
+        start = size = 0
+        while start < len(datagrams):
             try:
-                self._send_near(datagram)
+                sent = self._send_near(datagrams, start)
+            except BlockingIOError:  # there is no room: the others are lost as well
+                self.forwarder.dropped.total += len(datagrams) - start
+                break
             except OSError as error:
                 self._on_near_error(error)
                 if not self.is_open:
                     break
+                start += 1
             else:
-                size += len(datagram)
-                self.activity += 1
+                size += len(datagrams[start]) if sent == 1 else sum(map(len, datagrams[start : start + sent]))
+                self.activity += sent
+                start += sent
         self._passed_to_near += size
         self.forwarder.to_near.total += size
 

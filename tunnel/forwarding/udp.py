@@ -14,14 +14,22 @@ from tunnel.model.visitor_end import VisitorEnd
 from tunnel.model.visitors import visitor_id
 from tunnel.protocol.proxy_header import encode_header
 from tunnel.runtime import sockets
-from tunnel.runtime.datagram_port import DATAGRAMS_PER_TURN, DatagramFlow
+from tunnel.runtime.datagram_batches import (
+    ANCILLARY_SPACE,
+    DATAGRAMS_PER_TURN,
+    DatagramSender,
+    receive_pieces,
+    split_piece,
+)
+from tunnel.runtime.datagram_port import DatagramFlow
 from tunnel.runtime.reactor import ERROR, READABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
 
     from tunnel.forwarding.base import ForwardingOwner, RelayLink, UsedConnection
     from tunnel.forwarding.logged import VisitorLog
+    from tunnel.runtime.datagram_batches import Datagram
     from tunnel.runtime.reactor import Reactor
 
 _UNREACHABLE: Final[Mapping[int | None, str]] = {
@@ -54,12 +62,13 @@ class VisitorRelay(DatagramRelay):
         self._flow.attach(self)
         self.flush()
 
-    def _send_near(self, datagram: memoryview) -> None:
-        self._flow.send(datagram)
+    def _send_near(self, datagrams: Sequence[Datagram], start: int) -> int:
+        return self._flow.send(datagrams, start)
 
-    def _pass_on(self, datagrams: Iterable[memoryview]) -> None:
+    def receive_from_path(self, datagrams: Sequence[Datagram]) -> None:
+        """Send datagrams of the other end to the visitor."""
         self._flow.last_seen = monotonic()
-        super()._pass_on(datagrams)
+        super().receive_from_path(datagrams)
 
     def _close_near(self) -> None:
         self._flow.close()
@@ -75,7 +84,7 @@ class VisitorRelay(DatagramRelay):
 class TargetRelay(DatagramRelay):
     """At the egress: between a data connection and a socket that is connected to the target."""
 
-    __slots__ = ("_near",)
+    __slots__ = ("_near", "_sender")
 
     def __init__(
         self,
@@ -87,6 +96,7 @@ class TargetRelay(DatagramRelay):
     ) -> None:
         super().__init__(forwarder, data, link, owner)
         self._near = near
+        self._sender = DatagramSender(near)
         if forwarder.sends_headers:
             ident = visitor_id(link.ident, data.ident, data.use).encode()
             destination = near.getpeername()[:2]
@@ -94,8 +104,9 @@ class TargetRelay(DatagramRelay):
 
     def _start_near(self, near_events: int | None) -> None:
         reactor = self.forwarder.reactor
+        receive_pieces(self._near)
         if near_events is None:
-            reactor.register(self._near, self.on_near)
+            reactor.register_receiver(self._near, self.on_near)
         else:
             reactor.set_handler(self._near, self.on_near)
             if near_events & READABLE:
@@ -110,9 +121,12 @@ class TargetRelay(DatagramRelay):
             if events & ERROR and (code := near.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
                 raise OSError(code, "")
             now = monotonic()
-            for _ in range(DATAGRAMS_PER_TURN):
-                got = near.recv_into(scratch)
-                self.receive(scratch[:got].tobytes(), now)
+            left = DATAGRAMS_PER_TURN
+            while left > 0:
+                got, received, _flags, _peer = near.recvmsg_into((scratch,), ANCILLARY_SPACE)
+                datagrams = split_piece(scratch[:got], received)
+                left -= len(datagrams)
+                self.receive_all(datagrams, now)
             self.forwarder.reactor.call_again(self.on_near)
         except BlockingIOError:
             pass
@@ -120,11 +134,10 @@ class TargetRelay(DatagramRelay):
             self._on_near_error(error)
         self.flush()
 
-    def _send_near(self, datagram: memoryview) -> None:
+    def _send_near(self, datagrams: Sequence[Datagram], start: int) -> int:
         if self._header:
-            self._near.sendmsg((self._header, datagram))
-        else:
-            self._near.send(datagram)
+            return self._sender.send([self._header + each for each in datagrams[start : start + DATAGRAMS_PER_TURN]])
+        return self._sender.send(datagrams, start)
 
     def _on_near_error(self, error: OSError) -> None:
         """End the flow if the target cannot be reached, with the reason; else only the datagram is lost."""

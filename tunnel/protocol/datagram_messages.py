@@ -6,9 +6,10 @@ See PROTOCOL.md. ``tunnel.protocol.datagram_records`` encrypts these contents.
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from tunnel.protocol.errors import ProtocolError
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_SEALED_BYTES: Final = 1400
 """The longest datagram of a path: with its headers for IPv6 (48 bytes) it passes PPPoE and most tunnels."""
@@ -40,15 +41,7 @@ class Answer(NamedTuple):
     number: int
 
 
-class FlowDatagram(NamedTuple):
-    """A datagram of a visitor or a target."""
-
-    flow: int
-    """id of the data connection of its flow"""
-    content: memoryview
-
-
-DatagramContent = Probe | Answer | FlowDatagram
+PathMessage = Probe | Answer
 
 
 def encode_probe(number: int, *, is_usable: bool, size: int = 0) -> bytes:
@@ -61,19 +54,28 @@ def encode_answer(probe: Probe) -> bytes:
     return _ANSWER.pack(_ANSWER_KIND, probe.number).ljust(probe.size, b"\0")
 
 
-def encode_flow_datagram(flow: int, datagram: bytes | memoryview) -> bytes:
-    """Return the content with a datagram of a flow."""
-    return _FLOW.pack(_FLOW_KIND, flow) + datagram
+def encode_flow_header(flow: int) -> bytes:
+    """Return what comes before each datagram of a flow; together they are the content."""
+    return _FLOW.pack(_FLOW_KIND, flow)
 
 
-def decode_content(content: bytes) -> DatagramContent:
-    """Parse the content of a datagram. Raises ProtocolError."""
+def sort_contents(contents: Sequence[bytes]) -> tuple[dict[int, list[bytes]], list[PathMessage]]:
+    """Return the datagrams of each flow in their order, and the other messages. What is neither is left out."""
+    flows: dict[bytes, list[bytes]] = {}
+    messages: list[PathMessage] = []
+    for content in contents:
+        if len(content) >= FLOW_HEADER_BYTES and content[0] == _FLOW_KIND:
+            flows.setdefault(content[:FLOW_HEADER_BYTES], []).append(content[FLOW_HEADER_BYTES:])
+        elif (message := _decode_message(content)) is not None:
+            messages.append(message)
+    return {_FLOW.unpack(header)[1]: found for header, found in flows.items()}, messages
+
+
+def _decode_message(content: bytes) -> PathMessage | None:
     kind = content[0] if content else 0
-    if kind == _FLOW_KIND and len(content) >= _FLOW.size:
-        return FlowDatagram(_FLOW.unpack_from(content)[1], memoryview(content)[_FLOW.size :])
     if kind == _PROBE_KIND and len(content) >= _PROBE.size:
         _, number, is_usable = _PROBE.unpack_from(content)
         return Probe(number, is_usable == 1, len(content))
     if kind == _ANSWER_KIND and len(content) >= _ANSWER.size:
         return Answer(_ANSWER.unpack_from(content)[1])
-    raise ProtocolError("a datagram of an unknown kind, or one that is too short for its kind")
+    return None

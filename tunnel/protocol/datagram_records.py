@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from tunnel.protocol.errors import ProtocolError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tunnel.protocol.records import RecordDirection
 
 LINK_BYTES: Final = 8
@@ -30,6 +32,7 @@ _SEEN_MASK: Final = (1 << WINDOW) - 1
 _NUMBER: Final = struct.Struct("!Q")
 _GENERATION_BITS: Final = 24
 """2^24 datagrams share a key: RFC 8446 §5.5 allows 2^24.5 records of 16 KiB, and most datagrams are shorter."""
+_GENERATION_MASK: Final = (1 << _GENERATION_BITS) - 1
 _KEY_CONTEXT: Final = struct.Struct("!BQ")
 _KEY_BYTES: Final = 16
 _IV_BYTES: Final = 12
@@ -80,22 +83,33 @@ class DatagramSealer:
         """The number of the next datagram."""
         return self._number
 
-    def seal(self, content: bytes | memoryview) -> bytes:
+    def seal(self, content: bytes) -> bytes:
         """Return a datagram with this content."""
-        number = self._number
-        self._number += 1
+        return self.seal_all(b"", (content,))[0]
+
+    def seal_all(self, prefix: bytes, contents: Sequence[bytes | memoryview]) -> list[bytes]:
+        """Return a datagram for each of the contents, which follows ``prefix`` in it."""
+        link, number, pack, sealed = self._link, self._number, _NUMBER.pack, []
         cipher, iv = self._keys.find(number)
-        header = self._link + _NUMBER.pack(number)
-        return header + cipher.encrypt((iv ^ number).to_bytes(_IV_BYTES), content, header)
+        for content in contents:
+            if not number & _GENERATION_MASK:
+                cipher, iv = self._keys.find(number)
+            header = link + pack(number)
+            sealed.append(header + cipher.encrypt((iv ^ number).to_bytes(_IV_BYTES), prefix + content, header))
+            number += 1
+        self._number = number
+        return sealed
 
 
 class DatagramOpener:
     """Opens the datagrams of one direction of a link, each number once."""
 
-    __slots__ = ("_highest", "_keys", "_seen")
+    __slots__ = ("_cipher", "_generation", "_highest", "_iv", "_keys", "_seen")
 
     def __init__(self, secret: bytes, direction: RecordDirection) -> None:
         self._keys = _DatagramKeys(secret, direction)
+        self._generation = 0
+        self._cipher, self._iv = self._keys.find(0)  # of that generation
         self._highest = -1
         self._seen = 0  # bit n: the number ``_highest - n`` was received
 
@@ -104,20 +118,22 @@ class DatagramOpener:
         """The highest number that was received; -1 before the first."""
         return self._highest
 
-    def open(self, datagram: bytes | memoryview) -> bytes:
+    def open(self, datagram: bytes) -> bytes:
         """Return the content. Raises DatagramRecordError; then nothing has changed."""
         if len(datagram) < OVERHEAD_BYTES:
             raise DatagramRecordError("a datagram that is too short")
         (number,) = _NUMBER.unpack_from(datagram, LINK_BYTES)
         age = self._highest - number
-        if age >= WINDOW:
-            raise DatagramRecordError("a datagram that is too old")
-        if age >= 0 and self._seen >> age & 1:
-            raise DatagramRecordError("a datagram that came before")
-        cipher, iv = self._keys.find(number) if self._is_near(number) else _unknown()
+        if age >= 0:
+            if age >= WINDOW:
+                raise DatagramRecordError("a datagram that is too old")
+            if self._seen >> age & 1:
+                raise DatagramRecordError("a datagram that came before")
+        if number >> _GENERATION_BITS != self._generation:
+            self._use_keys(number)
         try:
-            content = cipher.decrypt(
-                (iv ^ number).to_bytes(_IV_BYTES), bytes(datagram[HEADER_BYTES:]), bytes(datagram[:HEADER_BYTES])
+            content = self._cipher.decrypt(
+                (self._iv ^ number).to_bytes(_IV_BYTES), datagram[HEADER_BYTES:], datagram[:HEADER_BYTES]
             )
         except InvalidTag:
             raise DatagramRecordError("a datagram that was changed on the way, or does not belong here") from None
@@ -128,10 +144,10 @@ class DatagramOpener:
             self._highest = number
         return content
 
-    def _is_near(self, number: int) -> bool:
-        """Whether the number may follow: a forged one must not cost a key of a far generation."""
-        return number >> _GENERATION_BITS <= (max(self._highest, 0) >> _GENERATION_BITS) + 1
-
-
-def _unknown() -> tuple[AESGCM, int]:
-    raise DatagramRecordError("a datagram from too far ahead")
+    def _use_keys(self, number: int) -> None:
+        """Use the keys for a number; a forged number must not cost the keys of a far generation."""
+        generation = number >> _GENERATION_BITS
+        if generation > (max(self._highest, 0) >> _GENERATION_BITS) + 1:
+            raise DatagramRecordError("a datagram from too far ahead")
+        self._cipher, self._iv = self._keys.find(number)
+        self._generation = generation

@@ -13,24 +13,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast
 
 from tunnel.model.spec import Proto
 from tunnel.runtime import sockets
-from tunnel.runtime.datagram_sockets import (
-    PKTINFO_SPACE,
-    DatagramListener,
-    answer_from,
-    open_datagram_listener,
+from tunnel.runtime.datagram_batches import (
+    ANCILLARY_SPACE,
+    DATAGRAMS_PER_TURN,
+    DatagramSender,
+    receive_pieces,
+    split_piece,
 )
+from tunnel.runtime.datagram_sockets import DatagramListener, answer_from, local_address, open_datagram_listener
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tunnel.model.address import Address
+    from tunnel.runtime.datagram_batches import Datagram
     from tunnel.runtime.datagram_sockets import Ancillary
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
 
-DATAGRAMS_PER_TURN: Final = 64
-"""Datagrams that a socket may deliver before other sockets have their turn."""
 MAX_WAITING: Final = 64
 """Datagrams of one flow that wait; the oldest gives way to another one."""
 MAX_WAIT_S: Final = 0.1
@@ -77,8 +78,8 @@ class DroppedCounter(Protocol):
 class FlowReceiver(Protocol):
     """The relay of a flow."""
 
-    def receive(self, datagram: bytes, now: float) -> None:
-        """Forward a datagram of the visitor."""
+    def receive_all(self, datagrams: Sequence[bytes], now: float) -> None:
+        """Forward datagrams of the visitor."""
 
     def flush(self) -> None:
         """Send what was received in this turn."""
@@ -120,24 +121,22 @@ class DatagramFlow:
         """Pass the datagrams on from now on, first those that wait."""
         self.receiver = receiver
         now = monotonic()
-        for datagram, received_at in self._waiting:
-            if now - received_at <= MAX_START_WAIT_S:
-                receiver.receive(datagram, now)
-            else:
-                self.acceptor.dropped.total += 1
+        fresh = [datagram for datagram, received_at in self._waiting if now - received_at <= MAX_START_WAIT_S]
+        self.acceptor.dropped.total += len(self._waiting) - len(fresh)
         self._waiting.clear()
+        receiver.receive_all(fresh, now)
 
-    def receive(self, datagram: bytes, now: float) -> None:
-        """Keep a datagram until a relay receives it."""
-        if len(self._waiting) == MAX_WAITING:
-            self.acceptor.dropped.total += 1
-        self._waiting.append((datagram, now))
+    def receive_all(self, datagrams: Sequence[bytes], now: float) -> None:
+        """Keep datagrams until a relay receives them."""
+        for datagram in datagrams:
+            if len(self._waiting) == MAX_WAITING:
+                self.acceptor.dropped.total += 1
+            self._waiting.append((datagram, now))
 
-    def send(self, datagram: memoryview | bytes) -> None:
-        """Send a datagram to the visitor. Raises OSError."""
+    def send(self, datagrams: Sequence[Datagram], start: int) -> int:
+        """Send some datagrams to the visitor, as ``DatagramSender.send``. Raises OSError."""
         port = self._port
-        if port is not None:
-            port.send(datagram, self._ancillary, self.peer)
+        return 1 if port is None else port.send(datagrams, start, self._ancillary, self.peer)
 
     # --- as of a socket: what the ingress does with a visitor --------------------------------------------------------
 
@@ -170,12 +169,13 @@ class DatagramPort:
         self._sock = sock
         self._flows: dict[FlowKey, DatagramFlow] = {}
         self._acceptor: DatagramAcceptor | None = None
-        self._early: deque[tuple[FlowKey, object, list[Ancillary], bytes]] = deque(maxlen=MAX_WAITING)
-        self._receives_addresses = sock.is_wildcard
+        self._sender = DatagramSender(sock)
+        self._early: deque[tuple[FlowKey, object, list[Ancillary], list[bytes]]] = deque(maxlen=MAX_WAITING)
         self._is_released = False
         self._is_open = True
         self._place = _place_of(sock.family, sock.getsockname())
-        reactor.register(sock, self.ready)
+        receive_pieces(sock)
+        reactor.register_receiver(sock, self.ready)
 
     def __len__(self) -> int:
         """Number of present flows, of all acceptors."""
@@ -224,12 +224,15 @@ class DatagramPort:
             self._sock.port = None  # so that closing it really does
             self._reactor.close(self._sock)
 
-    def send(self, datagram: memoryview | bytes, ancillary: list[Ancillary], peer: Any) -> None:  # noqa: ANN401
-        """Send to a visitor, from the address that the visitor has sent to. Raises OSError."""
-        if ancillary:
-            self._sock.sendmsg((datagram,), ancillary, 0, peer)
-        else:
-            self._sock.sendto(datagram, peer)
+    def send(
+        self,
+        datagrams: Sequence[Datagram],
+        start: int,
+        ancillary: list[Ancillary],
+        peer: Any,  # noqa: ANN401  a socket address
+    ) -> int:
+        """Send to a visitor, from the address that the visitor has sent to; else as ``DatagramSender.send``."""
+        return self._sender.send(datagrams, start, ancillary, peer)
 
     # --- from visitors ----------------------------------------------------------------------------------------------
 
@@ -244,61 +247,60 @@ class DatagramPort:
             receiver.flush()
 
     def _read(self, now: float, active: dict[FlowReceiver, None]) -> None:
-        scratch, sock, has_address = self._reactor.scratch, self._sock, self._receives_addresses
-        key_address, ancillary = b"", []
-        for _ in range(DATAGRAMS_PER_TURN):
+        scratch, sock = self._reactor.scratch, self._sock
+        left = DATAGRAMS_PER_TURN
+        while left > 0:
             if not self._is_open:
                 return
             try:
-                if has_address:
-                    got, received, _flags, peer = sock.recvmsg_into((scratch,), PKTINFO_SPACE)
-                    key_address = received[0][2] if received else b""
-                    ancillary = received
-                else:
-                    got, peer = sock.recvfrom_into(scratch)
+                got, received, _flags, peer = sock.recvmsg_into((scratch,), ANCILLARY_SPACE)
             except BlockingIOError:
-                break
+                return
             except OSError:
+                left -= 1
                 continue  # an ICMP error of an earlier answer: it concerns one visitor, and does not say which
-            self._deliver((peer, key_address), peer, ancillary, scratch[:got].tobytes(), now, active)
-        else:
-            self._reactor.call_again(self.ready)
+            datagrams = split_piece(scratch[:got], received)
+            left -= len(datagrams)
+            self._deliver((peer, local_address(received)), peer, received, datagrams, now, active)
+        self._reactor.call_again(self.ready)
 
     def _deliver(
         self,
         key: FlowKey,
         peer: object,
         ancillary: list[Ancillary],
-        datagram: bytes,
+        datagrams: list[bytes],
         now: float,
         active: dict[FlowReceiver, None],
     ) -> None:
-        """Pass a datagram to its flow, or start one; ``active`` collects the relays that have to send."""
+        """Pass datagrams to their flow, or start one; ``active`` collects the relays that have to send."""
         flow = self._flows.get(key)
         if flow is None:
-            self._start_flow(key, peer, ancillary, datagram, now)
+            self._start_flow(key, peer, ancillary, datagrams, now)
             return
         flow.last_seen = now
         receiver = flow.receiver
         if receiver is None:
-            flow.receive(datagram, now)
+            flow.receive_all(datagrams, now)
         else:
-            receiver.receive(datagram, now)
+            receiver.receive_all(datagrams, now)
             active[receiver] = None
 
-    def _start_flow(self, key: FlowKey, peer: object, ancillary: list[Ancillary], datagram: bytes, now: float) -> None:
-        """Start a flow with its first datagram, if there is room and the visitor is admitted."""
+    def _start_flow(
+        self, key: FlowKey, peer: object, ancillary: list[Ancillary], datagrams: list[bytes], now: float
+    ) -> None:
+        """Start a flow with its first datagrams, if there is room and the visitor is admitted."""
         acceptor = self._acceptor
         if acceptor is None:
             if not self._is_released:
-                self._early.append((key, peer, ancillary, datagram))
+                self._early.append((key, peer, ancillary, datagrams))
             return
         if not acceptor.find_room(now):
-            acceptor.dropped.total += 1
+            acceptor.dropped.total += len(datagrams)
             return
         flow = self._flows[key] = DatagramFlow(self, acceptor, key, peer, answer_from(ancillary))
         flow.last_seen = now
-        flow.receive(datagram, now)
+        flow.receive_all(datagrams, now)
         acceptor.accept(flow)
 
     def on_handler_error(self, error: Exception) -> None:

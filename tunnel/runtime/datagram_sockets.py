@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _DATAGRAM: Final = int(socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 _IP_PKTINFO: Final = 8  # linux/in.h; Python has the name from 3.14 on
 _RECEIVE_BUFFER_BYTES: Final = 1 << 20  # of bursts; the kernel grants net.core.rmem_max at most
+_PKTINFO_KINDS: Final = {(socket.IPPROTO_IP, _IP_PKTINFO), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)}
 _PKTINFO4: Final = struct.Struct("=I4s4s")  # struct in_pktinfo, ip(7): interface, local address, destination
 _PKTINFO6: Final = struct.Struct("=16sI")  # struct in6_pktinfo, ipv6(7): destination, interface
 
@@ -67,6 +68,14 @@ def open_datagram_listener(family: socket.AddressFamily, sockaddr: SockAddr) -> 
     return sock
 
 
+def local_address(received: list[Ancillary]) -> bytes:
+    """Return what tells apart the addresses of a wildcard socket to which datagrams were sent; empty on others."""
+    for level, kind, data in received:
+        if (level, kind) in _PKTINFO_KINDS:
+            return data
+    return b""
+
+
 def answer_from(received: list[Ancillary]) -> list[Ancillary]:
     """Return the control message with which an answer leaves from the address that a datagram was sent to."""
     for level, kind, data in received:
@@ -108,7 +117,7 @@ class DatagramConnect(ConnectRace):
             except OSError as error:
                 self._note_failure(sockaddr, error)
                 continue
-            self._reactor.register(sock, self.ready)
+            self._reactor.register_receiver(sock, self.ready)
             self.on_connected(sock, sockaddr, 0)
             return
         self.on_all_failed(self._failures or ())

@@ -6,10 +6,18 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from tunnel.runtime.datagram_port import DATAGRAMS_PER_TURN
-from tunnel.runtime.datagram_sockets import PKTINFO_SPACE, answer_from, connect_datagram, open_datagram_listener
+from tunnel.runtime.datagram_batches import (
+    ANCILLARY_SPACE,
+    DATAGRAMS_PER_TURN,
+    DatagramSender,
+    receive_pieces,
+    split_piece,
+)
+from tunnel.runtime.datagram_sockets import answer_from, connect_datagram, open_datagram_listener
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tunnel.runtime.datagram_sockets import Ancillary
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
@@ -34,11 +42,11 @@ class Origin:
 class DatagramReceiver(Protocol):
     """The owner of a socket between client and server."""
 
-    def on_datagram(self, datagram: memoryview, origin: Origin | None) -> None:
-        """Handle a datagram, which is valid during the call. ``origin`` is None if the socket is connected."""
+    def on_datagrams(self, datagrams: Sequence[bytes], origin: Origin | None) -> None:
+        """Handle datagrams that came from one address. ``origin`` is None if the socket is connected."""
 
     def on_handler_error(self, error: Exception) -> None:
-        """Handle a defect in ``on_datagram``."""
+        """Handle a defect in ``on_datagrams``."""
 
 
 class LinkDatagramSocket:
@@ -50,45 +58,38 @@ class LinkDatagramSocket:
         self._receiver = receiver
         self._is_open = True
         self._is_connected = _is_connected(sock)
-        self._is_wildcard = bool(getattr(sock, "is_wildcard", False))
+        self._sender = DatagramSender(sock)
+        receive_pieces(sock)
         for level, option, value in _DO_NOT_FRAGMENT:
             with contextlib.suppress(OSError):  # of the other family
                 sock.setsockopt(level, option, value)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-        reactor.register(sock, self.ready)
+        reactor.register_receiver(sock, self.ready)
 
-    def send(self, datagram: bytes, origin: Origin | None) -> None:
-        """Send to the connected address, or where a datagram came from. Raises OSError: the datagram is lost."""
+    def send(self, datagrams: Sequence[bytes], start: int, origin: Origin | None) -> int:
+        """Send to the connected address, or where a datagram came from; else as ``DatagramSender.send``."""
         if origin is None:
-            self._sock.send(datagram)
-        elif origin.ancillary:
-            self._sock.sendmsg((datagram,), origin.ancillary, 0, origin.peer)
-        else:
-            self._sock.sendto(datagram, origin.peer)
+            return self._sender.send(datagrams, start)
+        return self._sender.send(datagrams, start, origin.ancillary, origin.peer)
 
     def ready(self, _events: int) -> None:
         """Handle events of the socket: receive what has arrived, some datagrams in each turn."""
-        scratch, receive = self._reactor.scratch, self._receiver.on_datagram
-        for _ in range(DATAGRAMS_PER_TURN):
+        scratch, sock, receive = self._reactor.scratch, self._sock, self._receiver.on_datagrams
+        left = DATAGRAMS_PER_TURN
+        while left > 0:
             if not self._is_open:
                 return
             try:
-                got, origin = self._receive_into(scratch)
+                got, received, _flags, peer = sock.recvmsg_into((scratch,), ANCILLARY_SPACE)
             except BlockingIOError:
                 return
             except OSError:
+                left -= 1
                 continue  # an ICMP error of an earlier datagram: the probes show what gets through
-            receive(scratch[:got], origin)
+            datagrams = split_piece(scratch[:got], received)
+            left -= len(datagrams)
+            receive(datagrams, None if self._is_connected else Origin(peer, answer_from(received)))
         self._reactor.call_again(self.ready)
-
-    def _receive_into(self, scratch: memoryview) -> tuple[int, Origin | None]:
-        if self._is_connected:
-            return self._sock.recv_into(scratch), None
-        if self._is_wildcard:
-            got, received, _flags, peer = self._sock.recvmsg_into((scratch,), PKTINFO_SPACE)
-            return got, Origin(peer, answer_from(received))
-        got, peer = self._sock.recvfrom_into(scratch)
-        return got, Origin(peer, [])
 
     def on_handler_error(self, error: Exception) -> None:
         """Pass a defect to the receiver."""

@@ -35,6 +35,7 @@ READ_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
 """The whole mask of a connection in normal operation: bytes have arrived, and there is room to send."""
 
 _EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+_INPUT_EVENTS: Final = select.EPOLLIN | select.EPOLLET
 _BATCH_SIZE: Final = 256  # events fetched at once
 _WORTH_POLLING: Final = 2  # events in a batch: under load, more have arrived meanwhile
 _BATCHES_PER_TURN: Final = 4  # batches in a row before asyncio runs other callbacks
@@ -83,6 +84,12 @@ class Reactor:
         """Watch a socket. A first event always follows: a new socket is writable, or it is connecting."""
         fd = sock.fileno()
         self._epoll.register(fd, _EVENTS)
+        self._handlers[fd] = handler
+
+    def register_receiver(self, sock: socket.SocketType, handler: Handler) -> None:
+        """Watch a UDP socket for input and errors alone: each datagram that is sent would be an event of output."""
+        fd = sock.fileno()
+        self._epoll.register(fd, _INPUT_EVENTS)
         self._handlers[fd] = handler
 
     def set_handler(self, sock: socket.SocketType, handler: Handler) -> None:
