@@ -304,3 +304,14 @@ async def test_other_prefixes_and_an_address_that_has_authenticated_do_not_wait(
     door.note_authenticated(unknown)
     async with asyncio.timeout(1):
         await door.wait_to_verify(unknown)
+
+
+async def test_listeners_accept_one_connection_in_each_turn_during_a_flood(doors: list[FrontDoor]) -> None:
+    door = FrontDoor()
+    doors.append(door)
+    assert door.accepts_per_turn() > 1
+    peers = flood(door, [f"10.0.0.{number}" for number in range(100)])
+    assert door.accepts_per_turn() == 1
+    for peer in peers:
+        door.release(peer, authenticated=True)
+    assert door.accepts_per_turn() > 1

@@ -27,7 +27,7 @@ from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import REFUSAL, ServerHandshake, describe_service
 from tunnel.runtime import listeners, sockets, tls
-from tunnel.runtime.acceptor import PENDING_ACCEPTS_PER_TURN, Acceptor
+from tunnel.runtime.acceptor import Acceptor
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class TunnelPort:
                 self._accept if number is None else self._accept_data,
                 _always_has_room,
                 address,
-                accepts_per_turn=PENDING_ACCEPTS_PER_TURN,
+                accepts_per_turn=self._front_door.accepts_per_turn,
             )
 
     def _close_listeners(self, used: set[int | None]) -> None:

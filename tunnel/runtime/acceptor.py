@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from tunnel.runtime.reactor import Reactor
 
 ACCEPTS_PER_TURN: Final = 64
-PENDING_ACCEPTS_PER_TURN: Final = 8
-"""Where any peer can connect: a flood of connections must not delay visitors by more than half a millisecond."""
 _FD_PAUSE_S: Final = 0.1  # pause without accepting when descriptors have run out
 INTERFACE_CHECK_S: Final = 2.0
 """Seconds between two checks of the network interface of a link-local listener."""
@@ -60,7 +58,7 @@ class Acceptor:
         requested_address: Address,
         *,
         fd_holder: FdHolder | None = None,
-        accepts_per_turn: int = ACCEPTS_PER_TURN,
+        accepts_per_turn: Callable[[], int] = lambda: ACCEPTS_PER_TURN,
     ) -> None:
         """Start to accept. ``on_accept`` gets each connection, which it owns, and the peer's address.
 
@@ -139,7 +137,7 @@ class Acceptor:
         owner.on_handler_error(error)
 
     def _on_events(self, _events: int) -> None:
-        if self._pause_timer is None and self._accept_batch(self._accepts_per_turn):
+        if self._pause_timer is None and self._accept_batch(self._accepts_per_turn()):
             self._reactor.call_again(self._on_events)
 
     def _accept_batch(self, limit: int) -> bool:

@@ -33,6 +33,10 @@ _IPV4_MAPPED: Final = bytes(10) + b"\xff\xff"
 _IPV6_PREFIX_BYTES: Final = 8
 _MAX_KNOWN: Final = 1024
 _MAX_BUCKETS: Final = 4096
+_ACCEPTS_PER_TURN: Final = 8
+_ACCEPTS_PER_TURN_IN_FLOOD: Final = 1
+_FLOOD: Final = 64
+"""So many pending connections are a flood: those of clients are authenticated as soon as their first bytes are here."""
 _UNKNOWN_SHARE: Final = 0.75
 """Share of all places that unknown addresses use at most; known ones leave them the rest."""
 
@@ -173,6 +177,13 @@ class FrontDoor:
 
     def __len__(self) -> int:
         return len(self._unknown) + len(self._known)
+
+    def accepts_per_turn(self) -> int:
+        """Return how many connections a listener accepts before other sockets have their turn.
+
+        A connection of a flood takes about 0.1 ms: a visitor that passes several turns waits for one in each of them.
+        """
+        return _ACCEPTS_PER_TURN if len(self) < _FLOOD else _ACCEPTS_PER_TURN_IN_FLOOD
 
     # --- places ---------------------------------------------------------------------------------------------------
 
