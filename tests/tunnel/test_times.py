@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import pairwise
 
@@ -96,3 +97,11 @@ def test_longer_durations_are_longer() -> None:
 def test_timestamps_are_utc_with_milliseconds() -> None:
     assert format_timestamp(0) == "1970-01-01T00:00:00.000Z"
     assert format_timestamp(1767225600.1239) == "2026-01-01T00:00:00.123Z"
+
+
+@given(st.floats(0, 4e9))
+def test_a_timestamp_is_the_moment_to_the_millisecond(seconds: float) -> None:
+    moment = datetime.fromtimestamp(seconds, UTC)
+    assert datetime.fromisoformat(format_timestamp(seconds)) == moment.replace(
+        microsecond=moment.microsecond // 1000 * 1000
+    )

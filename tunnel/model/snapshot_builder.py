@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tunnel.model.links import LinkState
 from tunnel.model.snapshot import (
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from tunnel.model.snapshot import CountersView, RateLimitsView, RefusedView, TargetView
     from tunnel.model.spec import Direction, TunnelSpec, UdpCarrier
     from tunnel.model.state import StateRecord
-
-
-_format_start: Final = lru_cache(maxsize=4096)(format_timestamp)
-"""Formats when a state or a link began: snapshots of a busy tunnel repeat these times."""
 
 
 class LinkFacts(NamedTuple):
@@ -113,7 +109,7 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         direction=values.direction.value if values.direction else None,
         state=record.state,
         reason=record.reason,
-        since=_format_start(record.since),
+        since=format_timestamp(record.since),
         tunnel_addr=values.tunnel_addr or spec.tunnel_text,
         target_addr=values.target_addr or spec.target_text,
         targets=values.targets,
@@ -177,7 +173,7 @@ def _build_link(link: LinkFacts) -> LinkView:
         udp_carrier=link.udp_carrier.value if link.udp_carrier is not None else None,
         udp_reason=link.udp_reason,
         visitors=link.visitors,
-        since=_format_start(link.since),
+        since=format_timestamp(link.since),
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
 from tunnel.model.errors import InvalidValueError
@@ -78,4 +80,14 @@ def _format_decimal(ns: int, unit_ns: int) -> str:
 
 def format_timestamp(seconds: float) -> str:
     """Format seconds since the epoch as RFC 3339 in UTC with milliseconds."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second = math.floor(seconds)
+    microseconds = round((seconds - second) * 1e6)
+    if microseconds == 1_000_000:
+        second, microseconds = second + 1, 0
+    return f"{_format_second(second)}.{microseconds // 1000:03d}Z"
+
+
+@lru_cache(maxsize=1024)
+def _format_second(second: int) -> str:
+    """Format a whole second; cached, because many visitors leave, and many snapshots are made, in each."""
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
