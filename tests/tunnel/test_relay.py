@@ -640,6 +640,29 @@ async def test_a_visitor_of_a_client_that_dies_is_reset_as_soon_as_the_link_is_l
         assert visitor.saw_reset
 
 
+@pytest.mark.parametrize("received", [0, 100])
+async def test_a_visitor_of_a_server_that_dies_waits_for_the_loss_of_the_link_if_nothing_was_forwarded(
+    received: int,
+) -> None:
+    """At a client that accepts visitors: a link that is lost gives an untouched visitor to another server."""
+    async with relay_parts(limits=RelayLimits(end_timeout_s=60.0)) as parts:
+        chain = RelayChain(parts, carrier=Carrier.ENCRYPTED)
+        chain.links[0].has_announced_ends = False
+        visitor, target = chain.programs["A"], chain.programs["B"]
+        target.offered = received
+        await chain.step_until(lambda: len(visitor.received) == received, "the visitor has received the greeting")
+        flow = chain.ingress_relay._to_near  # type: ignore[attr-defined]  # of a TCP relay
+        chain.egress_relay.close()  # as the kernel does for a process that was killed
+        if received:
+            await chain.step_until(lambda: visitor.saw_reset, "the visitor was reset at once")
+        else:
+            await chain.step_until(lambda: flow.state is FlowState.UNANNOUNCED, "the ingress saw the end of the socket")
+            [(near, _)] = chain.sets[0].take_untouched(chain.links[0])
+            assert not visitor.saw_end
+            near.close()
+        await chain.finish()
+
+
 async def test_an_end_that_was_announced_over_a_lost_link_is_shown_in_a_record() -> None:
     async with relay_parts() as parts:
         chain = RelayChain(parts, carrier=Carrier.ENCRYPTED)

@@ -202,11 +202,16 @@ class DecryptingFlow(Flow):
         return False
 
     def _await_end(self) -> None:
-        """Handle the end of the socket before the end of the stream: the link may bring that in a moment."""
+        """Handle the end of the socket before the end of the stream: the link may bring that in a moment.
+
+        Or the link is lost in a moment, because the other end was killed: then a visitor of which nothing was forwarded
+        can be served over another link, unless the visitor is disconnected now.
+        """
         if self._passed == self._end_offset:  # it has brought that already
             self._on_source_ended()
             return
-        if self._source_state is RESET or not self.relay.link.has_announced_ends:
+        may_continue = self.relay.link.has_announced_ends or (self.is_untouched and self.peer.is_untouched)
+        if self._source_state is RESET or not may_continue:
             self._on_source_failed()
             return
         self.state = UNANNOUNCED
