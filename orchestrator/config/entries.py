@@ -14,11 +14,11 @@ from orchestrator.config.document import MappingNode, Node, ScalarNode, Sequence
 from orchestrator.config.faults import MAX_FAULTS, Fault, Place
 from orchestrator.config.file_set import hash_bytes, read_file
 from orchestrator.config.manifest import Entry, OptionOrigin
+from orchestrator.config.member_list import SERVERS, TARGETS, read_members
 from orchestrator.config.named_keys import LocatedKeys, read_named_keys
 from orchestrator.config.publish_rules import check_server, has_rules, read_rules
 from orchestrator.config.scalars import check_keys, describe_name_fault, read_scalar, read_scalars
 from orchestrator.config.schema_parts import parse_bool
-from orchestrator.config.target_list import read_targets
 from tunnel.model.errors import InvalidValueError, OptionError, UrlError, did_you_mean
 from tunnel.model.option_types import FileType
 from tunnel.model.options import (
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 DEFAULT_KEYS: Final = names_for(OptionPlace.DEFAULTS)
 ENTRY_OPTIONS: Final = names_for(OptionPlace.ENTRY)
-ENTRY_KEYS: Final = ("url", "enabled", "tags", "keys", "targets", *ENTRY_OPTIONS)
+ENTRY_KEYS: Final = ("url", "enabled", "tags", "keys", "targets", "servers", *ENTRY_OPTIONS)
 ENTRY_SOURCE: Final = "the entry"
 LOCATED_URL_SOURCE: Final = "url"  # unlike URL_SOURCE, its faults have places in the file
 LOG_LEVEL_SOURCE: Final = "--log-level"
@@ -195,7 +195,7 @@ class _EntryParser:
         located = self._read_url(mapping, needs_target=rules_node is None)
         if located is None:
             return None
-        scalar, url = located[0], self._with_targets(located[1], mapping)
+        scalar, url = located[0], self._with_servers(self._with_targets(located[1], mapping), mapping)
         layers = (self._url_layer(scalar, url), own, *self.context.defaults)
         self.context.named_files.update(*(layer.files for layer in layers[:2]))
         self._check_auth(url, layers[0], own)
@@ -275,10 +275,26 @@ class _EntryParser:
     def _with_targets(self, url: TunnelUrl, mapping: MappingNode) -> TunnelUrl:
         """Return the URL with the targets of ``targets:``, if there is one, in place of its own."""
         node = mapping.get("targets")
-        found = () if node is None else read_targets(node, self.faults)
+        found = () if node is None else read_members(node, TARGETS, self.faults)
         if not found:
             return url
         return replace(url, target=found[0].address, targets=found if len(found) > 1 else ())
+
+    def _with_servers(self, url: TunnelUrl, mapping: MappingNode) -> TunnelUrl:
+        """Return the URL with the servers of ``servers:``, if there is one, in place of its tunnel address."""
+        node = mapping.get("servers")
+        if node is None:
+            return url
+        if url.role is Role.SERVER:
+            self.faults.append(Fault(node.place, "servers: is for a client; a server listens on one tunnel address"))
+            return url
+        found = read_members(node, SERVERS, self.faults)
+        if not found:
+            return url
+        addresses = [server.address for server in found]
+        has_shares = len(found) > 1 and any(server.weight != 1 or server.is_backup for server in found)
+        shares = found if has_shares else ()
+        return replace(url, tunnel=addresses[0], other_servers=tuple(addresses[1:]), server_shares=shares)
 
     def _url_layer(self, scalar: ScalarNode, url: TunnelUrl) -> LocatedLayer:
         """Return the options of the URL as a layer of the file: file names start at the file, faults have places."""

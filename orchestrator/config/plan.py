@@ -167,8 +167,11 @@ def _describe_servers(old: TunnelSpec, new: TunnelSpec) -> Iterator[str]:
         if old.tunnel != new.tunnel:
             yield f"tunnel address: {old.tunnel} → {new.tunnel}"
         return
-    yield from (f"server {address}: added" for address in new.tunnels if address not in old.tunnels)
-    yield from (f"server {address}: removed" for address in old.tunnels if address not in new.tunnels)
+    before, after = ({server.address: server for server in spec.servers} for spec in (old, new))
+    yield from (f"server {server}: added" for address, server in after.items() if address not in before)
+    yield from (f"server {address}: removed" for address in before if address not in after)
+    shared = [(server, after[address]) for address, server in before.items() if address in after]
+    yield from (f"server {one} → {other}" for one, other in shared if one != other)
     if set(old.tunnels) == set(new.tunnels) and old.tunnels != new.tunnels:
         yield "servers: another order"
 

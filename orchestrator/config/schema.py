@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Final, cast
 
+from orchestrator.config.member_list import WEIGHT
 from orchestrator.config.named_keys import MAX_NAMED_KEYS
 from orchestrator.config.publish_rules import MAX_RULES, rule_schema
 from orchestrator.config.schema_parts import BOOLEAN, MAX_NAME_LENGTH, VERSION, with_variable
 from orchestrator.config.supervisor_settings import SupervisorSettings
-from orchestrator.config.target_list import WEIGHT
 from tunnel.model.option_types import ANY_SCALAR, JsonSchema
 from tunnel.model.options import OPTIONS, Option, OptionPlace, names_for
+from tunnel.model.servers import MAX_SERVERS
 from tunnel.model.targets import MAX_TARGETS
 
 _NULL: Final[JsonSchema] = {"type": "null"}
@@ -24,30 +25,38 @@ _URL: Final[JsonSchema] = {
         {"pattern": r"\$\{"},
     ],
 }
-_TARGETS: Final[JsonSchema] = {
-    "type": "array",
-    "description": "the targets that are dialled, in place of the one of the URL",
-    "minItems": 1,
-    "maxItems": MAX_TARGETS,
-    "items": {
-        "anyOf": [
-            {"type": "string"},
-            {
-                "type": "object",
-                "properties": {
-                    "address": {"type": "string", "description": "host:port"},
-                    "weight": {
-                        **with_variable(WEIGHT.json_schemas()),
-                        "description": "its share of the visitors; 0: no new ones (default 1)",
+
+
+def _member_list(description: str, maximum: int) -> JsonSchema:
+    """Return the schema of a list of targets or servers."""
+    return {
+        "type": "array",
+        "description": description,
+        "minItems": 1,
+        "maxItems": maximum,
+        "items": {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "object",
+                    "properties": {
+                        "address": {"type": "string", "description": "host:port"},
+                        "weight": {
+                            **with_variable(WEIGHT.json_schemas()),
+                            "description": "its share of the visitors; 0: no new ones (default 1)",
+                        },
+                        "backup": {**BOOLEAN, "description": "used only while all others are down (default false)"},
                     },
-                    "backup": {**BOOLEAN, "description": "used only while all others are down (default false)"},
+                    "required": ["address"],
+                    "additionalProperties": False,
                 },
-                "required": ["address"],
-                "additionalProperties": False,
-            },
-        ]
-    },
-}
+            ]
+        },
+    }
+
+
+_TARGETS: Final = _member_list("the targets that are dialled, in place of the one of the URL", MAX_TARGETS)
+_SERVERS: Final = _member_list("the servers of a client, in place of the tunnel address of the URL", MAX_SERVERS)
 
 
 def json_schema() -> JsonSchema:
@@ -84,6 +93,7 @@ def _tunnel_definitions() -> JsonSchema:
         "enabled": BOOLEAN,
         "tags": {"type": ["array", "null"], "items": ANY_SCALAR},
         "targets": _TARGETS,
+        "servers": _SERVERS,
         "publish": _publish_schema(),
         "keys": {
             "type": "object",

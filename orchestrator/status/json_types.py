@@ -120,6 +120,8 @@ class ServerJson(TypedDict):
     state: str
     reason: str | None
     link: str | None
+    weight: int
+    backup: bool
 
 
 class RateLimitsJson(TypedDict):

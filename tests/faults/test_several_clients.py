@@ -20,6 +20,7 @@ from tests.support.scale import IS_FULL_SCALE
 from tests.support.waiting import wait_until
 
 VISITORS = 10_000 if IS_FULL_SCALE else 600
+VISITORS_AT_ONCE = 4
 SILENCE_LIMIT_S = 20.0
 """How long a visitor may wait for a link that is lost without a word: the server misses three answers of 1 s."""
 
@@ -37,7 +38,7 @@ class Visitors:
         self.slowest_s = 0.0
         self._connect = connect
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._visit) for _ in range(4)]
+        self._threads = [threading.Thread(target=self._visit) for _ in range(VISITORS_AT_ONCE)]
 
     def __enter__(self) -> Self:
         for thread in self._threads:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import signal
 import socket
+from collections import Counter
 from collections.abc import Generator
 
 import pytest
 
 from tests.faults.conftest import FigureRecorder
 from tests.faults.hosts import CLIENT, KEY, SERVER, NamespaceHosts
-from tests.faults.test_several_clients import SILENCE_LIMIT_S, Visitors, named
+from tests.faults.test_several_clients import SILENCE_LIMIT_S, VISITORS_AT_ONCE, Visitors, named
 from tests.support.peers import connect
 from tests.support.ports import free_port
 from tests.support.processes import Daemon, ProcessHarness
@@ -102,3 +103,46 @@ def test_a_rolling_restart_of_the_servers_costs_no_visitor(
     assert set(counts) == {"a", "b", "c"}, counts
     assert client.tunnel()["connections"]["failed"] == 0
     record_figure(f"{sum(counts.values())} visitors, 0 failed, the slowest after {visitors.slowest_s:.1f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.case("weights of two servers and a backup; both are killed", deadline=300)
+def test_visitors_are_shared_by_weight_and_the_backup_serves_while_the_rest_is_down(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Seen to fail: without the shares of the file, the backup gets a third of the visitors from the start."""
+    visitor_port, tunnels, daemons = free_port(), {}, {}
+    for name in "abc":
+        target = harness.start_target(named(name.encode()))
+        address = f"127.0.0.1:{free_port()}"
+        tunnels[name] = (address, f"server://{KEY}@{address}/127.0.0.1:{target.port}?mode=forward")
+        daemons[name] = harness.start_daemon({"t": tunnels[name][1]}, name=name)
+    (first, _), (second, _), (backup, _) = tunnels.values()
+    servers = [{"address": first, "weight": 3}, second, {"address": backup, "backup": True}]
+    url = f"client://{KEY}@{first}/127.0.0.1:{visitor_port}?mode=forward"
+    client = harness.start_daemon({"t": {"url": url, "servers": servers}}, name="d")
+    wait_until(lambda: count_up(client) == 3, within=40, what="all servers serve")
+    with Visitors(functools.partial(connect, ("127.0.0.1", visitor_port))) as visitors:
+        visitors.wait_served(VISITORS)
+        shared = Counter(visitors.served)
+        for name in "ab":
+            daemons[name].signal(signal.SIGKILL)
+        wait_until(lambda: count_up(client) == 1, within=40, what="only the backup serves")
+        before = len(visitors.served)
+        visitors.wait_served(VISITORS // 10)
+        alone = Counter(visitors.served[before + 4 :])
+        harness.start_daemon({"t": tunnels["b"][1]}, name="b-again")
+        wait_until(lambda: count_up(client) == 2, within=40, what="the second server serves again")
+        visitors.wait_served(8)
+        before = len(visitors.served)
+        visitors.wait_served(VISITORS // 10)
+        back = Counter(visitors.served[before + 4 :])
+    share = shared["a"] / shared.total()
+    assert set(shared) == {"a", "b"}
+    assert abs(share / 0.75 - 1) < 0.05
+    assert (set(alone), set(back)) == ({"c"}, {"b"})
+    resets = visitors.served.count("ConnectionResetError")  # of a killed server, with the greeting on its way
+    assert set(visitors.served) <= {"a", "b", "c", "ConnectionResetError"}
+    assert resets <= 2 * VISITORS_AT_ONCE
+    text = f"{len(visitors.served)} visitors, {resets} of a killed server reset during their greeting"
+    record_figure(f"{text}; of weights 3 and 1 the first got {share:.3f}; the slowest after {visitors.slowest_s:.1f} s")

@@ -166,6 +166,25 @@ def test_other_servers_change_live_as_long_as_one_stays(
     assert plan[step] == [{"name": "web", "changes": changes}]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "changes"),
+    [
+        ("['a:1', 'b:1']", "[{address: 'a:1', weight: 2}, 'b:1']", ["server a:1 → a:1 weight 2"]),
+        ("['a:1', {address: 'b:1', backup: true}]", "['a:1', 'b:1']", ["server b:1 backup → b:1"]),
+        ("['a:1', 'b:1']", "['a:1', 'b:1', {address: 'c:1', backup: true}]", ["server c:1 backup: added"]),
+    ],
+)
+def test_the_shares_of_servers_change_live(tmp_path: Path, old: str, new: str, changes: list[str]) -> None:
+    lines = [f"  web: {{url: 'client://k@a:1/127.0.0.1:80', servers: {servers}}}\n" for servers in (old, new)]
+    assert plan_between(tmp_path, *lines)["change"] == [{"name": "web", "changes": changes}]
+
+
+def test_equal_servers_of_the_file_and_of_the_url_are_no_change(tmp_path: Path) -> None:
+    of_url = "  web: {url: 'client://k@a:1,b:1/127.0.0.1:80'}\n"
+    of_file = "  web: {url: 'client://k@a:1/127.0.0.1:80', servers: ['a:1', {address: 'b:1', weight: 1}]}\n"
+    assert plan_between(tmp_path, of_url, of_file)["unchanged"] == 1
+
+
 def test_a_plan_describes_what_a_restarted_tunnel_changes(tmp_path: Path) -> None:
     plan = plan_between(
         tmp_path,

@@ -209,7 +209,9 @@ def test_a_tunnel_of_udp_shows_how_datagrams_travel() -> None:
 
 def test_a_client_with_several_servers_shows_how_many_of_their_links_can_serve() -> None:
     shown = tunnel("web", State.COOLDOWN)
-    shown["servers"] = [{"address": "a:1", "state": "cooldown", "reason": "it refused", "link": None}] * 3
+    shown["servers"] = [
+        {"address": "a:1", "state": "cooldown", "reason": "it refused", "link": None, "weight": 1, "backup": False}
+    ] * 3
     heading, *_ = format_table([*TUNNELS, shown], columns=None, paint=PLAIN).split("\n")
     assert "LINKS" in heading.split()
     assert "0/3" in format_table([shown], columns=None, paint=PLAIN)

@@ -251,11 +251,11 @@ def test_details_show_the_links_of_a_server_with_several_clients() -> None:
 def test_details_show_each_server_of_a_client_with_its_link() -> None:
     link = {"id": "1", "client": None, "peer": "10.0.0.1:1", "state": "up", "visitors": 1, "pool": 8, "rtt_ms": 0.42}
     servers = [
-        {"address": "a:1", "state": "up", "reason": None, "link": "1"},
-        {"address": "b:1", "state": "cooldown", "reason": "it refused", "link": None},
+        {"address": "a:1", "state": "up", "reason": None, "link": "1", "weight": 1, "backup": False},
+        {"address": "b:1", "state": "cooldown", "reason": "it refused", "link": None, "weight": 2, "backup": True},
     ]
     shown = texts(detail_lines(view(tunnel("a", links=[link], servers=servers)).tunnels["a"], None, 200, 0.0, 0.0))
-    assert "servers  a:1 up, link 1, 1 visitor, 8 idle, 0.4 ms; b:1 cooldown, it refused" in shown
+    assert "servers  a:1 up, link 1, 1 visitor, 8 idle, 0.4 ms; b:1 cooldown, weight 2, backup, it refused" in shown
     assert "links " not in shown
     assert "servers" not in texts(detail_lines(view(tunnel("a")).tunnels["a"], None, 120, 0.0, 0.0))
 

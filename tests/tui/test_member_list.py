@@ -44,8 +44,15 @@ def members(**fields: Any) -> list[TunnelMember]:  # noqa: ANN401  as above
 
 def test_links_come_before_servers_without_a_link_and_targets_last() -> None:
     servers = [
-        {"address": "a:1", "state": "up", "reason": None, "link": FIRST},
-        {"address": "b:1", "state": "cooldown", "reason": "it refused the connection", "link": None},
+        {"address": "a:1", "state": "up", "reason": None, "link": FIRST, "weight": 1, "backup": False},
+        {
+            "address": "b:1",
+            "state": "cooldown",
+            "reason": "it refused the connection",
+            "link": None,
+            "weight": 2,
+            "backup": True,
+        },
     ]
     found = members(links=[link(FIRST, weight=3)], servers=servers, targets=[target("db:1", backup=True)])
     assert [(one.kind, one.name, one.about, one.reason) for one in found] == [
@@ -53,7 +60,7 @@ def test_links_come_before_servers_without_a_link_and_targets_last() -> None:
     ]  # fmt: skip
     assert [(one.weight, one.is_backup, one.visitors) for one in found] == [
         (3, False, 3),
-        (None, False, None),
+        (2, True, None),
         (1, True, 0),
     ]
     assert members(links=[link(FIRST)])[0].about == "site-a 192.0.2.7:4000"
@@ -115,7 +122,9 @@ async def test_a_target_is_drained_and_a_refusal_is_shown(daemon: FakeDaemon, op
 async def test_a_server_without_a_link_and_an_empty_list_cannot_be_drained(
     daemon: FakeDaemon, opened: OpenDashboard
 ) -> None:
-    servers = [{"address": "b:1", "state": "cooldown", "reason": "it refused", "link": None}]
+    servers = [
+        {"address": "b:1", "state": "cooldown", "reason": "it refused", "link": None, "weight": 1, "backup": False}
+    ]
     daemon.tunnels["db-east"]["servers"] = servers
     async with opened((100, 30)) as (app, pilot):
         await pilot.press("slash", *"db-east", "enter", "m")

@@ -22,9 +22,9 @@ class LinkStub:
     key_name = None
     peer = "192.0.2.1:1000"
     target_error: str | None = None
-    weight = 100
+    weight = server_weight = 100
     is_backup = False
-    is_drained = is_client = False
+    is_drained = is_client = is_server_backup = False
     server: object = None
 
     def __init__(self) -> None:

@@ -30,6 +30,7 @@ from tunnel.engine.context import EngineContext, Timing
 from tunnel.engine.link import Link
 from tunnel.model.address import Address, parse_address
 from tunnel.model.balancer import Balance
+from tunnel.model.servers import ServerShare
 from tunnel.model.spec import DataTls, LogLevel, Mode, Role, TunnelSpec
 from tunnel.model.state import State
 from tunnel.model.targets import TargetSpec
@@ -137,6 +138,49 @@ async def test_what_a_client_asks_of_a_server_with_several_clients_does_not_conc
 ) -> None:
     client = await servers.client_of("ab", **share)
     assert await count(client, 4) == {"a": 2, "b": 2}
+
+
+def shares_of(servers: Servers, **weights: int) -> tuple[ServerShare, ...]:
+    """Return the servers of these letters; one with weight -1 is a backup."""
+    return tuple(
+        ServerShare(servers.address(one), max(w, 1) if w else 0, is_backup=w < 0) for one, w in weights.items()
+    )
+
+
+async def test_the_weights_of_servers_share_visitors_and_change_live(servers: Servers) -> None:
+    for letter in "abc":
+        await servers.start(letter)
+    spec = servers.spec("a", "b", "c")
+    weighted = dataclasses.replace(spec, server_shares=shares_of(servers, a=3, b=1, c=0))
+    client = await servers.client(weighted)
+    await wait_linked(client, 3)
+    before = {link.id for link in client.engine.snapshot().links}
+    assert await count(client, 8) == {"a": 6, "b": 2}
+    seen = client.engine.snapshot()
+    assert [(server.weight, server.backup) for server in seen.servers] == [(3, False), (1, False), (0, False)]
+    weights = {link.id: link.weight for link in seen.links}
+    assert [weights[server.link or ""] for server in seen.servers] == [3, 1, 0]
+    client.engine.apply_live_settings(dataclasses.replace(spec, server_shares=shares_of(servers, a=0, b=1, c=1)))
+    assert await count(client, 4) == {"b": 2, "c": 2}
+    client.engine.apply_live_settings(spec)
+    assert await count(client, 6) == {"a": 2, "b": 2, "c": 2}
+    assert {link.id for link in client.engine.snapshot().links} == before
+
+
+async def test_a_backup_server_gets_visitors_only_while_no_other_can_serve(servers: Servers) -> None:
+    for letter in "ab":
+        await servers.start(letter)
+    shares = shares_of(servers, a=-1, b=1)
+    client = await servers.client(dataclasses.replace(servers.spec("a", "b"), server_shares=shares))
+    await wait_linked(client, 2)
+    assert await count(client, 4) == {"b": 4}
+    where = str(servers.address("b"))
+    servers.running["b"].engine.close()
+    await wait_linked(client, 1)
+    assert await count(client, 2) == {"a": 2}
+    await servers.start("b", where)
+    await wait_linked(client, 2)
+    assert await count(client, 3) == {"b": 3}
 
 
 async def test_a_server_that_is_gone_leaves_the_others_untouched_and_is_used_again(servers: Servers) -> None:

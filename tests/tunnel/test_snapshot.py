@@ -247,12 +247,12 @@ def test_a_server_of_several_has_the_state_of_its_link_or_says_why_it_has_none()
     )  # fmt: skip
     servers = (
         ServerFacts("a:1", "6f1c", LinkState.CONNECTING, None),
-        ServerFacts("b:1", None, LinkState.COOLDOWN, "it refused"),
+        ServerFacts("b:1", None, LinkState.COOLDOWN, "it refused", 3, backup=True),
     )
     shown = SnapshotBuilder("web").build(_values()._replace(links=(link,), servers=servers)).as_json()["servers"]
     assert shown == [
-        {"address": "a:1", "state": "up", "reason": None, "link": "6f1c"},
-        {"address": "b:1", "state": "cooldown", "reason": "it refused", "link": None},
+        {"address": "a:1", "state": "up", "reason": None, "link": "6f1c", "weight": 1, "backup": False},
+        {"address": "b:1", "state": "cooldown", "reason": "it refused", "link": None, "weight": 3, "backup": True},
     ]
 
 

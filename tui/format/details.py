@@ -271,7 +271,14 @@ def _servers(tunnel: Tunnel, _: float) -> str:
 
 
 def _describe_server(server: ServerJson, link: LinkJson | None) -> str:
-    facts = [server["state"], server["reason"], f"link {link['id']}, {_describe_load(link)}" if link else ""]
+    share = f"weight {server['weight']}" if server["weight"] != 1 else ""
+    facts = [
+        server["state"],
+        share,
+        "backup" if server["backup"] else "",
+        server["reason"],
+        f"link {link['id']}, {_describe_load(link)}" if link else "",
+    ]
     return f"{server['address']} {', '.join(filter(None, facts))}"
 
 

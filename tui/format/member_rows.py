@@ -69,7 +69,9 @@ def tunnel_members(tunnel: Tunnel) -> list[TunnelMember]:
     members = [_link(link, addresses.get(link["id"])) for link in links]
     known = {link["id"] for link in links}
     members += [
-        TunnelMember("server", server["address"], server["state"], reason=server["reason"] or "")
+        TunnelMember(
+            "server", server["address"], server["state"], "", server["reason"] or "", server["weight"], server["backup"]
+        )
         for server in servers
         if server["link"] not in known
     ]

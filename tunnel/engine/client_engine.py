@@ -44,7 +44,7 @@ class ClientEngine(Engine):
         super().apply_live_settings(spec)
         for member in self._servers.values():
             member.update_spec(spec)
-        if tuple(self._servers) != spec.tunnels:
+        if tuple(member.share for member in self._servers.values()) != spec.servers:
             self._set_servers(spec)
         if self._links:
             try:
@@ -54,16 +54,16 @@ class ClientEngine(Engine):
                     link.close(str(error), goodbye=str(error))
 
     def _set_servers(self, spec: TunnelSpec) -> None:
-        """Start servers that are new, end those that are gone; the links of others stay."""
+        """Start servers that are new, end those that are gone; the links of others stay, with their new shares."""
         before, self._servers = self._servers, {}
-        for rank, address in enumerate(spec.tunnels):
-            member = before.pop(address, None)
+        for rank, share in enumerate(spec.servers):
+            member = before.pop(share.address, None)
             if member is None:
-                member = ServerMember(address, spec, self._context, self._event_log, self)
+                member = ServerMember(share, spec, self._context, self._event_log, self)
                 if self._is_serving:
                     member.start()
-            self._servers[address] = member
-            member.set_rank(rank)
+            self._servers[share.address] = member
+            member.set_place(rank, share)
         for member in before.values():
             self._event_log.log_info(EventKind.LINK, f"the server {member.address} was removed")
             member.leave()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.address import Address
     from tunnel.model.limits import ConfiguredLimits, Limits
+    from tunnel.model.servers import ServerShare
     from tunnel.model.spec import Carrier, Direction
     from tunnel.protocol.frame_codec import Frame
     from tunnel.runtime.reactor import Reactor
@@ -78,8 +79,9 @@ class Link:
         self.is_backup = terms.is_backup
         self.server = terms.server
         """at a client: the configured address of the server"""
-        self.rank = 0
-        """at a client: the place of its server among several"""
+        self.rank, self.server_weight, self.is_server_backup = 0, 1, False
+        """at a client: the place of its server among several, the server's share of the visitors that the client
+        accepts, and whether the server gets them only while no other can serve"""
         self.is_drained = False
         """by command: it gets no new visitors while there are other links"""
         self.since = time.time()
@@ -167,6 +169,7 @@ class Link:
     def facts(self, end: TunnelEnd | None) -> LinkFacts:
         """What a snapshot shows of the link, whose visitors are at this end."""
         own_error = end.target_error if end is not None and not end.is_ingress else None
+        is_shared_here = self.is_client and self.is_ingress
         return LinkFacts(
             id=self.ident,
             client=self.key_name,
@@ -174,8 +177,8 @@ class Link:
             target_error=self.session.target_error or own_error,
             is_usable=self.has_been_up,
             is_drained=self.is_drained,
-            weight=self.weight,
-            backup=self.is_backup,
+            weight=self.server_weight if is_shared_here else self.weight,
+            backup=self.is_server_backup if is_shared_here else self.is_backup,
             pool=len(self.pool),
             rtt=self.session.heartbeat.round_trip_s,
             udp_carrier=self._udp_carrier,
@@ -191,6 +194,10 @@ class Link:
         if path is None:
             return UdpCarrier.STREAM if UDP in self.features else None
         return UdpCarrier.DATAGRAM if path.is_usable or path.carries_all else UdpCarrier.STREAM
+
+    def set_server(self, rank: int, share: ServerShare) -> None:
+        """At a client: note the place of its server among several, and the server's share of the visitors."""
+        self.rank, self.server_weight, self.is_server_backup = rank, share.weight, share.is_backup
 
     def update_share(self, weight: int, *, is_backup: bool) -> None:
         """At a client: ask the server for another share of the visitors; an older server learns it with a new link."""

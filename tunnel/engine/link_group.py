@@ -39,13 +39,15 @@ class GroupedLink:
 
     @property
     def is_backup(self) -> bool:
-        """Whether its client is to be used only without any other. The servers of a client are equal."""
-        return self.link.is_backup and not self.link.is_client
+        """Whether its client or server is to be used only without any other."""
+        link = self.link
+        return link.is_server_backup if link.is_client else link.is_backup
 
     @property
     def weight(self) -> int:
-        """The weight that its client has asked for. The servers of a client are equal."""
-        return 1 if self.link.is_client else self.link.weight
+        """The weight that its client has asked for, or that this client gives to its server."""
+        link = self.link
+        return link.server_weight if link.is_client else link.weight
 
     @property
     def active_visitors(self) -> int:

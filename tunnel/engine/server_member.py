@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from tunnel.engine.context import EngineContext
     from tunnel.engine.link import Link
     from tunnel.engine.pool_filler import PoolFiller
-    from tunnel.model.address import Address
     from tunnel.model.events import EventLog
+    from tunnel.model.servers import ServerShare
     from tunnel.model.spec import TunnelSpec
 
 
@@ -42,9 +42,16 @@ class ServerMember:
     """One server of a client, with attempts and waits of its own. The engine owns its links."""
 
     def __init__(
-        self, address: Address, spec: TunnelSpec, context: EngineContext, event_log: EventLog, owner: ServerMemberOwner
+        self,
+        share: ServerShare,
+        spec: TunnelSpec,
+        context: EngineContext,
+        event_log: EventLog,
+        owner: ServerMemberOwner,
     ) -> None:
-        self.address = address
+        self.address = share.address
+        self.share = share
+        """which of the visitors it gets, if this end accepts them"""
         self.rank = 0
         """its place in the configuration"""
         self.link: Link | None = None
@@ -57,7 +64,7 @@ class ServerMember:
         self.reason: str | None = None
         """why the latest attempt or link has ended"""
         self._spec = spec
-        self._connector = LinkConnector(spec, address, context, event_log)
+        self._connector = LinkConnector(spec, share.address, context, event_log)
         self._timing = context.timing
         self._event_log = event_log
         self._owner = owner
@@ -93,16 +100,16 @@ class ServerMember:
         if link.channel.closed_reason is None:
             link.close("its server was removed from the tunnel")
 
-    def set_rank(self, rank: int) -> None:
-        """Take this place in the order of preference, also with the present link."""
-        self.rank = rank
+    def set_place(self, rank: int, share: ServerShare) -> None:
+        """Take this place in the order of preference and this share of the visitors, also with the present link."""
+        self.rank, self.share = rank, share
         if self.link is not None:
-            self.link.rank = rank
+            self.link.set_server(rank, share)
 
     def set_link(self, link: Link, filler: PoolFiller) -> None:
         """Note the link that is used from now on."""
         self.link, self.filler, self.reason = link, filler, None
-        link.rank = self.rank
+        link.set_server(self.rank, self.share)
         self._loss = self._loop.create_future()
 
     def on_link_closed(self, reason: str, level: LogLevel) -> None:
@@ -116,7 +123,7 @@ class ServerMember:
     def facts(self) -> ServerFacts:
         """What a snapshot shows of the server."""
         ident = self.link.ident if self.link is not None else None
-        return ServerFacts(str(self.address), ident, self.state, self.reason)
+        return ServerFacts(str(self.address), ident, self.state, self.reason, self.share.weight, self.share.is_backup)
 
     async def _run(self) -> None:
         try:

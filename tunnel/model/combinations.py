@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunnel.model.errors import UrlError
-from tunnel.model.spec import MAX_SERVERS, DataTls, Direction, Mode, Proto, ProxyVersion, Role
+from tunnel.model.servers import MAX_SERVERS
+from tunnel.model.spec import DataTls, Direction, Mode, Proto, ProxyVersion, Role
 from tunnel.model.targets import MAX_TARGETS
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ def _check_servers(spec: TunnelSpec) -> None:
         seen.add(place)
     if len(seen) > MAX_SERVERS:
         raise UrlError(f"there are {{}} servers; {MAX_SERVERS} at most", 0, len(seen))
+    has_shares = any(server.weight != 1 or server.is_backup for server in spec.server_shares)
+    if has_shares and spec.mode is Mode.REVERSE:
+        message = "weight and backup of a server share visitors that this client accepts; with mode=reverse the servers"
+        raise UrlError(f"{message} accept them; remove weight and backup, or write mode=forward", 0)
 
 
 def _check_targets(spec: TunnelSpec) -> None:

@@ -419,6 +419,7 @@ def _build_spec(url: TunnelUrl, layers: Sequence[OptionLayer]) -> TunnelSpec:
         target=url.target,
         targets=url.targets,
         other_servers=url.other_servers,
+        server_shares=url.server_shares,
         settings=_build_settings(settings, sources),
         **fields,
     )

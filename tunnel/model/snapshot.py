@@ -237,6 +237,9 @@ class ServerView(_View):
     """why it is not up"""
     link: str | None = None
     """id of the present link"""
+    weight: int = 1
+    """its share of the visitors that the client accepts"""
+    backup: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

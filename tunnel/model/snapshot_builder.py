@@ -55,6 +55,8 @@ class ServerFacts(NamedTuple):
     state: LinkState
     """what happens while there is no link"""
     reason: str | None
+    weight: int = 1
+    backup: bool = False
 
 
 class SnapshotInput(NamedTuple):
@@ -179,10 +181,15 @@ def _build_link(link: LinkFacts) -> LinkView:
 
 def _build_server(server: ServerFacts, links: tuple[LinkView, ...]) -> ServerView:
     """Build the view of a server, which has the state of its link."""
+    ident: str | None
     link = next((link for link in links if link.id == server.link), None)
     if link is not None:
-        return ServerView(address=server.address, state=link.state, reason=link.reason, link=link.id)
-    return ServerView(address=server.address, state=server.state.value, reason=server.reason, link=None)
+        state, reason, ident = link.state, link.reason, link.id
+    else:
+        state, reason, ident = server.state.value, server.reason, None
+    return ServerView(
+        address=server.address, state=state, reason=reason, link=ident, weight=server.weight, backup=server.backup
+    )
 
 
 class SnapshotBuilder:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.model.balancer import Balance
 from tunnel.model.networks import NO_NETWORKS, NetworkSet
+from tunnel.model.servers import ServerShare
 from tunnel.model.settings import Settings
 from tunnel.model.targets import CHECK_OFF, CHECK_TCP, CheckKind, TargetSpec
 
@@ -33,8 +34,6 @@ DATAGRAMS: Final = "datagrams"
 """The feature of a link whose UDP flows may travel in datagrams between client and server."""
 MAX_CLIENTS: Final = 64
 """Clients that a server may have at once."""
-MAX_SERVERS: Final = 16
-"""Servers that a client may have at once."""
 _EGRESS_PATIENCE: Final = 1.5  # a limit is exceeded by a fifth at most
 MAX_SERVICE_CHARS: Final = 64
 """Characters of the name of a service."""
@@ -172,6 +171,8 @@ class TunnelSpec:
     """the targets of an egress that has several, in the order of the configuration; empty for one"""
     other_servers: tuple[Address, ...] = ()
     """client: further servers of the same tunnel, with each of which it has a link"""
+    server_shares: tuple[ServerShare, ...] = ()
+    """client: all servers with their shares of the visitors that it accepts; empty: all are equal"""
     key: Key | None = None
     """shared by both ends; None leaves the tunnel open to every peer that finds the port"""
     named_keys: tuple[NamedKey, ...] = ()
@@ -280,6 +281,11 @@ class TunnelSpec:
     def tunnels(self) -> tuple[Address, ...]:
         """All tunnel addresses, in the order of preference: of a client with several servers one for each."""
         return (self.tunnel, *self.other_servers)
+
+    @property
+    def servers(self) -> tuple[ServerShare, ...]:
+        """The servers of a client with their shares, in the order of preference, also if there is only one."""
+        return self.server_shares or tuple(map(ServerShare, self.tunnels))
 
     @property
     def tunnel_text(self) -> str:

@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 from tunnel.model.address import Address, parse_address
 from tunnel.model.errors import InvalidValueError, UrlError
 from tunnel.model.keys import Key
+from tunnel.model.servers import ServerShare
 from tunnel.model.spec import Role
 from tunnel.model.targets import TargetSpec
 
@@ -40,6 +41,8 @@ class TunnelUrl:
     """all targets, if there are several"""
     other_servers: tuple[Address, ...] = ()
     """of a client with several servers: those after the first"""
+    server_shares: tuple[ServerShare, ...] = ()
+    """of a client whose file lists several servers: all of them with their shares of the visitors"""
     has_target: bool = True
     """False: a server that lets clients publish; ``target`` means nothing then"""
 
@@ -109,7 +112,7 @@ def parse_url(text: str, *, needs_target: bool = True) -> TunnelUrl:
     options = _parse_query(query, start + len(body) + 1) if question else ()
     several = tuple(map(TargetSpec, targets)) if len(targets) > 1 else ()
     others = tuple(tunnels[1:])
-    return TunnelUrl(role, tunnels[0], targets[0], key, options, several, others, has_target or needs_target)
+    return TunnelUrl(role, tunnels[0], targets[0], key, options, several, others, has_target=has_target or needs_target)
 
 
 def _parse_tunnels(role: Role, text: str, offset: int) -> list[Address]:

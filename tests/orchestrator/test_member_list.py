@@ -1,4 +1,4 @@
-"""``targets:`` of an entry: what is accepted, what is a fault, and what a plan says about a change."""
+"""``targets:`` and ``servers:`` of an entry: what is accepted, what is a fault, and what a plan says about a change."""
 
 from __future__ import annotations
 
@@ -122,3 +122,53 @@ def test_wildcard_targets_are_named(folder: Folder) -> None:
     [warning] = folder.load(text("['a:1', ':2']")).warnings
     assert "dials its target address :2, which means this host" in str(warning)
     assert Path(folder.path).exists()
+
+
+# --- servers ----------------------------------------------------------------------------------------------------------
+
+
+def server_text(servers: str, url: str = URL) -> str:
+    return f"version: 1\ntunnels:\n  a: {{url: '{url}', key: secret-of-a, servers: {servers}}}\n"
+
+
+def test_servers_replace_the_tunnel_address_of_the_url(folder: Folder) -> None:
+    written = server_text("['site-a:1', {address: 'site-b:1', weight: 2}, {address: 'site-c:1', backup: yes}]")
+    [entry] = folder.load(written).entries
+    assert entry.spec.tunnel_text == "site-a:1,site-b:1,site-c:1"
+    assert list(map(str, entry.spec.server_shares)) == ["site-a:1", "site-b:1 weight 2", "site-c:1 backup"]
+    [entry] = folder.load(server_text("[{address: 'site-a:1', weight: 5}]")).entries
+    assert (entry.spec.tunnel_text, entry.spec.server_shares) == ("site-a:1", ())
+
+
+@pytest.mark.parametrize(
+    ("servers", "fault"),
+    [
+        ("site-a:1", "servers: takes a list of servers, as in [{address: site-a:10101, weight: 2}"),
+        ("['site-a']", "the server address 'site-a' has no port; write host:port"),
+        ("['site-a:0']", "the server 'site-a:0' is dialled, so its port cannot be 0"),
+        ("['a:1', 'a:1']", "the server a:1 is given twice; remove one"),
+        ("['a:1', 'A:1']", "the server A:1 is given twice"),
+        ("[{address: 'a:1', weight: 0}, {address: 'b:1', weight: 0}]", "every server has the weight 0"),
+        ("[{address: 'a:1', bakcup: true}]", "unknown key 'bakcup' in a server; did you mean 'backup'?"),
+        (f"[{', '.join(f'a:{port}' for port in range(1, 19))}]", "servers: has 18 servers; 16 at most"),
+    ],
+)
+def test_a_fault_of_servers_has_its_place(folder: Folder, servers: str, fault: str) -> None:
+    [found] = folder.faults(server_text(servers))
+    assert fault in found
+
+
+def test_servers_are_a_clients_and_their_shares_need_a_client_that_accepts_visitors(folder: Folder) -> None:
+    [found] = folder.faults(server_text("['a:1']", "server://127.0.0.1:1/127.0.0.1:2"))
+    assert "servers: is for a client; a server listens on one tunnel address" in found
+    shares = "['a:1', {address: 'b:1', weight: 2}]"
+    [found] = folder.faults(server_text(shares, f"{URL}?mode=reverse"))
+    assert "remove weight and backup, or write mode=forward" in found
+    assert folder.load(server_text(shares, f"{URL}?mode=forward")).entries
+
+
+def test_the_schema_describes_servers() -> None:
+    validator = jsonschema.Draft202012Validator(json_schema())
+    assert validator.is_valid(yaml.safe_load(server_text("['a:1', {address: 'b:1', weight: 2, backup: true}]")))
+    for bad in ("[]", "[{weight: 2}]", "[{address: 'a:1', weight: 300}]", "x"):
+        assert not validator.is_valid(yaml.safe_load(server_text(bad))), bad
