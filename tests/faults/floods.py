@@ -1,22 +1,27 @@
 """Floods of connections from a process of their own, so that they take no time from the measuring process.
 
-``python -m tests.faults.floods HOST PORT HEX RATE SOURCE…``: RATE connections a second, from each source address in
-turn, that send the bytes HEX and stay open until the other end closes them. Ends with SIGTERM.
+``python -m tests.faults.floods flood HOST PORT HEX RATE SOURCE…``: RATE connections a second, from each source address
+in turn, that send the bytes HEX and stay open until the other end closes them.
+``python -m tests.faults.floods endless HOST PORT HEX COUNT``: COUNT connections at a time that send the bytes HEX again
+and again, and are made again when they are closed.
+Both end with SIGTERM and print how many connections were made.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from tests.support.peers import Address
 from tests.support.processes import ROOT
@@ -24,6 +29,7 @@ from tunnel.runtime.tls import TlsSession, pinned_context
 
 _MAX_OPEN = 2048
 _BATCHES_PER_S = 100
+_RECONNECT_PAUSE_S = 0.01
 
 
 def client_hello() -> bytes:
@@ -33,14 +39,13 @@ def client_hello() -> bytes:
     return session.data_to_send()
 
 
-class Flood:
-    """A flood as a context manager; ``sent`` is the number of connections, once it has ended."""
+class _Sender:
+    """A process that makes connections, as a context manager; ``sent`` is their number, once it has ended."""
 
-    def __init__(self, address: Address, payload: bytes, rate: int, sources: Sequence[str] = ("",)) -> None:
+    def __init__(self, kind: str, address: Address, payload: bytes, *arguments: str) -> None:
         self.sent = 0
-        arguments = [*map(str, address), payload.hex(), str(rate), *sources]
         self._process = subprocess.Popen(
-            (sys.executable, "-m", "tests.faults.floods", *arguments),
+            (sys.executable, "-m", "tests.faults.floods", kind, *map(str, address), payload.hex(), *arguments),
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
@@ -53,6 +58,20 @@ class Flood:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._process.terminate()
         self.sent = int(self._process.communicate(timeout=10)[0] or 0)
+
+
+class Flood(_Sender):
+    """So many connections a second, from several source addresses."""
+
+    def __init__(self, address: Address, payload: bytes, rate: int, sources: Sequence[str] = ("",)) -> None:
+        super().__init__("flood", address, payload, str(rate), *sources)
+
+
+class EndlessSenders(_Sender):
+    """So many connections at a time, each of which sends without end."""
+
+    def __init__(self, address: Address, payload: bytes, count: int) -> None:
+        super().__init__("endless", address, payload, str(count))
 
 
 def _connect(address: Address, payload: bytes, source: str) -> socket.socket | None:
@@ -71,38 +90,46 @@ def _connect(address: Address, payload: bytes, source: str) -> socket.socket | N
     return sock
 
 
-def _run(address: Address, payload: bytes, rate: int, sources: Iterator[str]) -> None:
+def _flood(address: Address, payload: bytes, rate: int, sources: Iterator[str], made: Iterator[int]) -> NoReturn:
+    """Make connections without end, and count each with ``made``."""
     held: deque[socket.socket] = deque()
-    sent, began = 0, time.monotonic()
-
-    def stop(_number: int, _frame: object) -> None:
-        raise SystemExit
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        while True:
-            while sent < (time.monotonic() - began) * rate:
-                sock = _connect(address, payload, next(sources))
-                sent += 1
-                if sock is not None:
-                    held.append(sock)
-                if len(held) > _MAX_OPEN:
-                    held.popleft().close()
+    began = time.monotonic()
+    for number, source in enumerate(sources):
+        while number >= (time.monotonic() - began) * rate:
             time.sleep(1 / _BATCHES_PER_S)
-    finally:
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.write(str(sent))
-            sys.stdout.flush()
+        sock = _connect(address, payload, source)
+        next(made)
+        if sock is not None:
+            held.append(sock)
+        if len(held) > _MAX_OPEN:
+            held.popleft().close()
+    raise AssertionError("the sources never end")
+
+
+def _send_endlessly(address: Address, payload: bytes, made: Iterator[int]) -> None:
+    """Send on one connection after the other, and count each with ``made``."""
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1) as sock:
+            next(made)
+            while True:
+                sock.sendall(payload)
+        time.sleep(_RECONNECT_PAUSE_S)
 
 
 def _main() -> None:
-    host, port, payload, rate, *sources = sys.argv[1:]
-
-    def in_turn() -> Iterator[str]:
-        while True:
-            yield from sources
-
-    _run((host, int(port)), bytes.fromhex(payload), int(rate), in_turn())
+    kind, host, port, payload, number, *sources = sys.argv[1:]
+    address, data, made = (host, int(port)), bytes.fromhex(payload), itertools.count()
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit())
+    try:
+        if kind == "flood":
+            _flood(address, data, int(number), itertools.cycle(sources), made)
+        for _ in range(int(number)):
+            threading.Thread(target=_send_endlessly, args=(address, data, made), daemon=True).start()
+        signal.pause()
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.write(str(next(made)))
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

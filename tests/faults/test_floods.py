@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import FigureRecorder
-from tests.faults.floods import Flood, client_hello
+from tests.faults.floods import EndlessSenders, Flood, client_hello
 from tests.faults.hosts import KEY
 from tests.faults.impostors import HostileClient, HostileServer
 from tests.faults.loads import count_descriptors, cpu_seconds
@@ -131,30 +131,6 @@ def test_a_client_that_has_been_here_returns_during_a_flood(
     record_figure(f"up {took:.1f} s after its start")
 
 
-@contextlib.contextmanager
-def endless_senders(port: int, payload: bytes, count: int) -> Iterator[list[int]]:
-    """Connections that send a payload again and again, and are made again when they are closed; their number."""
-    over, made = threading.Event(), [0]
-
-    def send() -> None:
-        while not over.is_set():
-            with contextlib.suppress(OSError), connect(("127.0.0.1", port), timeout=1) as sock:
-                made[0] += 1
-                while not over.is_set():
-                    sock.sendall(payload)
-            over.wait(0.01)
-
-    threads = [threading.Thread(target=send) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield made
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
-
-
 @pytest.mark.case("bytes without end before the handshake", deadline=90)
 @pytest.mark.parametrize(
     "payload",
@@ -181,10 +157,10 @@ def test_bytes_without_end_before_the_handshake_disturb_no_other_tunnel(
         {"c": f"client://{KEY}@127.0.0.1:{ports['quiet']}/127.0.0.1:{target.port}"}, name="client"
     ).wait_state("up", within=30, name="c")
     before, rss = visit_times(visitors, MEASURED_S), server.rss()
-    with endless_senders(ports["attacked"], payload, 4) as made:
+    with EndlessSenders(("127.0.0.1", ports["attacked"]), payload, 4) as senders:
         during = visit_times(visitors, MEASURED_S)
     growth = server.rss() - rss
-    assert made[0] > 4, "they are closed, and come again"
+    assert senders.sent > 4, "they are closed, and come again"
     assert growth < 8 << 20
     ratio = quantile(during, 0.99) / quantile(before, 0.99)
     assert ratio < 1.5 if IS_FULL_SCALE else quantile(during, 0.99) < quantile(before, 0.99) + time_allowed(0.5) * 1e3
