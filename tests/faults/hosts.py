@@ -104,6 +104,24 @@ class NamespaceHosts(Network):
         for chain, flag in (("INPUT", "-i"), ("OUTPUT", "-o")):
             self.server.run("iptables", "-A", chain, flag, "client0", "-p", "udp", "-j", "DROP")
 
+    def lose(self, share: float) -> None:
+        """Lose this share of the packets between client and server, each way and at random."""
+        for chain, flag in (("INPUT", "-i"), ("OUTPUT", "-o")):
+            match = f"-m statistic --mode random --probability {share}"
+            self.server.run("iptables", "-A", chain, flag, "client0", *match.split(), "-j", "DROP")
+
+    @contextlib.contextmanager
+    def mtu(self, size: int) -> Generator[None]:
+        """Let the wire between client and server carry packets of this size at most."""
+        ends = (self.server, "client0"), (self.client, "server0")
+        for host, device in ends:
+            host.run("ip", "link", "set", device, "mtu", str(size))
+        try:
+            yield
+        finally:
+            for host, device in ends:
+                host.run("ip", "link", "set", device, "mtu", "1500")
+
     def forget(self, ports: Sequence[int]) -> None:
         """Drop the packets of connections from these ports of the client's host; new connections pass."""
         for start in range(0, len(ports), 15):  # one rule takes at most 15 ports

@@ -19,7 +19,9 @@ from tunnel.runtime.datagram_batches import (
     receive_pieces,
     split_piece,
 )
+from tunnel.runtime.datagram_sockets import enlarge_receive_buffer
 
+_SO_RCVBUFFORCE = 33
 _SO_NO_CHECK = 11  # asm-generic/socket.h: without checksums the kernel divides nothing
 LONGEST = 65_507
 EMPTY_LAST = [bytes(100), bytes(100), b""]
@@ -143,6 +145,26 @@ def test_a_datagram_that_no_socket_takes_is_refused_alone(pair: tuple[socket.soc
         with pytest.raises(OSError, match="too long"):
             sender.send([bytes(LONGEST + 1)] * 2)
     assert send_and_receive(sender, pair[1], BATCHES["half as long"]) == 2
+
+
+class UnprivilegedSocket(socket.socket):
+    """A socket of a process without CAP_NET_ADMIN."""
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:  # type: ignore[override]
+        if (level, option) == (socket.SOL_SOCKET, _SO_RCVBUFFORCE):
+            raise PermissionError(1, "Operation not permitted")
+        super().setsockopt(level, option, value)
+
+
+def test_a_receive_buffer_is_enlarged_as_far_as_the_kernel_allows_it() -> None:
+    sizes = []
+    for kind in (socket.socket, UnprivilegedSocket):
+        with kind(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            enlarge_receive_buffer(sock)
+            sizes.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
+            assert sizes[-1] >= before
+    assert sizes[0] >= sizes[1]
 
 
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])

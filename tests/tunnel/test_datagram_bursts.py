@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.support.engine_parts import no_descriptor_leak, shared_parts
+from tests.support.ports import free_port
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
 from tests.tunnel.test_engine import RunningEngine
@@ -128,7 +129,7 @@ async def test_each_datagram_of_a_burst_has_its_header(shared: EngineContext) ->
 
 
 async def test_a_burst_to_a_target_that_has_left_ends_the_flow_with_its_reason(shared: EngineContext) -> None:
-    with peer() as target:
+    with peer(port=free_port()) as target:
         async with udp_pair(shared, target.address) as pair:
             with peer(to=visitors_at(pair)) as visitor:
                 visitor.sock.send(b"question")

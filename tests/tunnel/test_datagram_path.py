@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.engine_parts import no_descriptor_leak, shared_parts
+from tests.support.ports import free_port
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tests.tunnel.test_engine import RunningEngine, client_spec, running_engine, server_spec
 from tests.tunnel.test_udp import Peer, peer, udp_echo, udp_pair, visitors_at, wait_snapshot
@@ -332,7 +333,7 @@ async def test_an_end_without_datagrams_has_streams_and_a_carrier_that_it_lacks_
 
 @pytest.mark.parametrize("carrier", [UdpCarrier.AUTO, UdpCarrier.DATAGRAM])
 async def test_a_tunnel_port_whose_udp_port_is_in_use_has_streams(shared: EngineContext, carrier: UdpCarrier) -> None:
-    with peer() as other_program:
+    with peer(port=free_port()) as other_program:
         options: dict[str, Any] = {"udp_carrier": carrier, "proto": Proto.UDP, "mode": Mode.REVERSE}
         async with running_engine(shared, server_spec("127.0.0.1:0", other_program.address, **options)) as one:
             await wait_snapshot(one, lambda seen: seen.state is State.WAITING)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _DATAGRAM: Final = int(socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 _IP_PKTINFO: Final = 8  # linux/in.h; Python has the name from 3.14 on
-_RECEIVE_BUFFER_BYTES: Final = 1 << 20  # of bursts; the kernel grants net.core.rmem_max at most
+_RECEIVE_BUFFER_BYTES: Final = 1 << 20  # of bursts: some 900 datagrams of 1,200 bytes
+_SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h
 _PKTINFO_KINDS: Final = {(socket.IPPROTO_IP, _IP_PKTINFO), (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)}
 _PKTINFO4: Final = struct.Struct("=I4s4s")  # struct in_pktinfo, ip(7): interface, local address, destination
 _PKTINFO6: Final = struct.Struct("=16sI")  # struct in6_pktinfo, ipv6(7): destination, interface
@@ -60,12 +61,20 @@ def open_datagram_listener(family: socket.AddressFamily, sockaddr: SockAddr) -> 
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         elif sock.is_wildcard:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+        enlarge_receive_buffer(sock)
         sock.bind(sockaddr)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def enlarge_receive_buffer(sock: socket.SocketType) -> None:
+    """Let a socket hold bursts. The kernel grants net.core.rmem_max at most, except to CAP_NET_ADMIN (socket(7))."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
 
 
 def local_address(received: list[Ancillary]) -> bytes:

@@ -13,7 +13,12 @@ from tunnel.runtime.datagram_batches import (
     receive_pieces,
     split_piece,
 )
-from tunnel.runtime.datagram_sockets import answer_from, connect_datagram, open_datagram_listener
+from tunnel.runtime.datagram_sockets import (
+    answer_from,
+    connect_datagram,
+    enlarge_receive_buffer,
+    open_datagram_listener,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +31,6 @@ _DO_NOT_FRAGMENT: Final = (
     (socket.IPPROTO_IP, 10, 2),  # IP_MTU_DISCOVER, IP_PMTUDISC_DO: linux/in.h
     (socket.IPPROTO_IPV6, 23, 2),  # IPV6_MTU_DISCOVER, IPV6_PMTUDISC_DO: linux/in6.h
 )
-_RECEIVE_BUFFER_BYTES: Final = 1 << 20
 
 
 class Origin:
@@ -63,7 +67,7 @@ class LinkDatagramSocket:
         for level, option, value in _DO_NOT_FRAGMENT:
             with contextlib.suppress(OSError):  # of the other family
                 sock.setsockopt(level, option, value)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+        enlarge_receive_buffer(sock)
         reactor.register_receiver(sock, self.ready)
 
     def send(self, datagrams: Sequence[bytes], start: int, origin: Origin | None) -> int:
