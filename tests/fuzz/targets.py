@@ -41,8 +41,8 @@ from tunnel.model.url import parse_url
 from tunnel.model.visitor_option_types import NetworksType
 from tunnel.protocol.datagram_frames import DatagramFrameError, DatagramReader, encode_datagrams
 from tunnel.protocol.datagram_messages import (
-    Answer,
     Probe,
+    ProbeAnswer,
     encode_answer,
     encode_flow_header,
     encode_probe,
@@ -333,7 +333,7 @@ def link_datagrams(data: bytes) -> None:
                     assert len(encode_answer(message)) <= length == len(datagram)
                     again = encode_probe(number, is_usable=is_usable, size=length)
                     assert sort_contents([again]) == ({}, [message])
-                case Answer(number):
+                case ProbeAnswer(number):
                     assert datagram[1:9] == number.to_bytes(8)
     assert opened == sealer.next_number, "a genuine datagram is lost or accepted twice"
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnel.protocol.datagram_messages import (
-    Answer,
     Probe,
+    ProbeAnswer,
     encode_answer,
     encode_flow_header,
     encode_probe,
@@ -28,7 +28,7 @@ def test_a_probe_is_read_as_it_was_written_and_its_answer_is_not_longer(
     assert isinstance(probe, Probe)
     answer = encode_answer(probe)
     assert len(answer) == len(content) >= size
-    assert sort_contents([answer]) == ({}, [Answer(number)])
+    assert sort_contents([answer]) == ({}, [ProbeAnswer(number)])
 
 
 @given(st.lists(st.tuples(NUMBERS | st.integers(0, 2), st.binary(max_size=50))))

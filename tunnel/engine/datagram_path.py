@@ -17,9 +17,9 @@ from tunnel.model.spec import LogLevel
 from tunnel.protocol.datagram_messages import (
     FLOW_HEADER_BYTES,
     MAX_SEALED_BYTES,
-    Answer,
     PathMessage,
     Probe,
+    ProbeAnswer,
     encode_answer,
     encode_flow_header,
     encode_probe,
@@ -241,7 +241,7 @@ class ClientPath(DatagramPath):
         self._note_sent()
 
     def _handle(self, content: PathMessage) -> None:
-        if isinstance(content, Answer) and self._prober.note_answer(content.number, monotonic()):
+        if isinstance(content, ProbeAnswer) and self._prober.note_answer(content.number, monotonic()):
             self._on_changed(is_usable=True, reason=None)
             self._probe()
 

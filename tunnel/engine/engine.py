@@ -397,7 +397,6 @@ class Engine(ABC):
     def _snapshot_input(self) -> SnapshotInput:
         """The values of a snapshot: cheap to gather and to compare, because observers read it often."""
         spec, stats, link, end = self.spec, self._stats, self._link, self._end
-        session = link.session if link is not None else None
         remaining_s, attempt = self._next_attempt()
         return SnapshotInput(
             spec=spec,
@@ -411,14 +410,14 @@ class Engine(ABC):
             link=link.ident if link is not None else None,
             key_name=link.key_name if link is not None else None,
             carrier=link.carrier if link is not None else None,
-            limits=session.limits if session is not None else default_limits(spec.settings),
+            limits=link.session.limits if link is not None else default_limits(spec.settings),
             idle=self._links.idle,
             capacity=self._links.capacity,
             links=self._links.facts(end),
             servers=self._server_facts,
             dialing=None if spec.role is Role.SERVER else self._links.dialing,
             queued=end.queued if end is not None else 0,
-            rtt=session.heartbeat.round_trip_s if session is not None else None,
+            rtt=link.session.heartbeat.round_trip_s if link is not None else None,
             signals=stats.signals,
             active=end.relays.active if end is not None else 0,
             total=stats.total,

@@ -66,8 +66,7 @@ class RelaySet:
         self._reactor = reactor
         self.rates = TunnelRates(reactor)
         """the limits of the rates at this end"""
-        self._unlimited = forwarder
-        self._forwarder = forwarder
+        self._unlimited = self._forwarder = forwarder
         self._event_log = event_log
         self._on_first_relay = on_first_relay
         self._on_relay_closed = on_relay_closed

@@ -48,7 +48,7 @@ class Stats:
         return NearCounters(self.to_visitors, self.from_visitors, self.dropped)
 
     def read_traffic(self, active: int) -> TrafficReading:
-        """Return the bytes relayed so far, beside the number of visitors present."""
+        """Return the bytes relayed so far, and the number of visitors present, which the caller knows."""
         return TrafficReading(self.from_visitors.total, self.to_visitors.total, active)
 
     def current_counters(self) -> CountersView:

@@ -35,13 +35,13 @@ class Probe(NamedTuple):
     """bytes of the content, with padding"""
 
 
-class Answer(NamedTuple):
+class ProbeAnswer(NamedTuple):
     """The server's answer to a probe."""
 
     number: int
 
 
-PathMessage = Probe | Answer
+PathMessage = Probe | ProbeAnswer
 
 
 def encode_probe(number: int, *, is_usable: bool, size: int = 0) -> bytes:
@@ -77,5 +77,5 @@ def _decode_message(content: bytes) -> PathMessage | None:
         _, number, is_usable = _PROBE.unpack_from(content)
         return Probe(number, is_usable == 1, len(content))
     if kind == _ANSWER_KIND and len(content) >= _ANSWER.size:
-        return Answer(_ANSWER.unpack_from(content)[1])
+        return ProbeAnswer(_ANSWER.unpack_from(content)[1])
     return None
