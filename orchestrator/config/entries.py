@@ -16,7 +16,7 @@ from orchestrator.config.file_set import hash_bytes, read_file
 from orchestrator.config.manifest import Entry, OptionOrigin
 from orchestrator.config.member_list import SERVERS, TARGETS, read_members
 from orchestrator.config.named_keys import LocatedKeys, read_named_keys
-from orchestrator.config.publish_rules import check_server, has_rules, read_rules
+from orchestrator.config.publish_rules import check_rules, check_server, has_rules, read_rules
 from orchestrator.config.scalars import check_keys, describe_name_fault, read_scalar, read_scalars
 from orchestrator.config.schema_parts import parse_bool
 from tunnel.model.errors import InvalidValueError, OptionError, UrlError, did_you_mean
@@ -206,8 +206,9 @@ class _EntryParser:
         spec = None if self.faults else self._build_spec(scalar, url, layers, named)
         if spec is None:
             return None
-        if rules:
+        if rules_node is not None and rules:
             spec = replace(spec, publish_rules=rules, mode=Mode.REVERSE, service="")
+            check_rules(rules_node, spec, self.faults)
         self._check_ends(spec, layers[:2])
         if spec.is_exposed and keys_node is None and not any(layer.faulty & _AUTH_OPTIONS for layer in layers):
             self.faults.append(Fault(scalar.place, _NO_KEY))

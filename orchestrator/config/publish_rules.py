@@ -14,7 +14,7 @@ from tunnel.model.errors import InvalidValueError
 from tunnel.model.option_types import ANY_SCALAR, DurationType, IntegerType, JsonSchema
 from tunnel.model.publishing import DEFAULT_GRACE_S, DEFAULT_MAX_SERVICES, PublishRule, parse_port_range
 from tunnel.model.rate import RateType
-from tunnel.model.spec import MAX_SERVICE_CHARS
+from tunnel.model.spec import MAX_SERVICE_CHARS, Proto
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.config.document import Node
     from orchestrator.config.manifest import Entry
     from tunnel.model.publishing import PortRange
+    from tunnel.model.spec import TunnelSpec
     from tunnel.model.url import TunnelUrl
 
 ValueT = TypeVar("ValueT")
@@ -79,6 +80,12 @@ def check_server(node: Node, url: TunnelUrl, names: Iterable[str], faults: list[
         faults.append(Fault(node.place, "publish: needs a tunnel port that is not 0, because its services share it"))
     elif present & {"service", "mode"}:
         faults.append(Fault(node.place, "an entry that lets clients publish has no service= or mode= of its own"))
+
+
+def check_rules(node: Node, spec: TunnelSpec, faults: list[Fault]) -> None:
+    """Report rules that no service of the entry can follow."""
+    if spec.proto is Proto.UDP and any(rule.rate is not None for rule in spec.publish_rules):
+        faults.append(Fault(node.place, "rate of a rule limits TCP alone; remove it, or remove proto: udp"))
 
 
 def check_workers(entries: Iterable[Entry], workers: int) -> list[Fault]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.config.address_claims import ClaimTable, address_claims
@@ -36,6 +36,16 @@ START_TIMEOUT_S: Final = 2.0
 _CANNOT_LISTEN: Final = frozenset({State.COOLDOWN, State.FAILED})
 
 
+@dataclass(frozen=True, slots=True)
+class _GraceTimer:
+    """Removes a tunnel whose client has been away for too long."""
+
+    since: float
+    """when the client left, on the loop's clock"""
+    grace_s: float
+    handle: asyncio.TimerHandle
+
+
 class PublishedServices:
     """Adds and removes the entries of published tunnels, and nothing else does."""
 
@@ -44,13 +54,13 @@ class PublishedServices:
         self._registry = registry
         self._event_log = EventLog(SUPERVISOR, bus.publish)
         self._drain_timeout = drain_timeout
-        self._timers: dict[str, asyncio.TimerHandle] = {}  # of tunnels whose client is away
+        self._timers: dict[str, _GraceTimer] = {}  # of tunnels whose client is away
         registry.subscribe_published(self._on_state_changed)
 
     def close(self) -> None:
         """Remove nothing any more."""
         for timer in self._timers.values():
-            timer.cancel()
+            timer.handle.cancel()
         self._timers.clear()
 
     # --- requests of clients --------------------------------------------------------------------------------------
@@ -110,7 +120,7 @@ class PublishedServices:
         if entry is None or entry.publisher is None or runner not in {None, self._registry.runner(name)}:
             return
         if (timer := self._timers.pop(name, None)) is not None:
-            timer.cancel()
+            timer.handle.cancel()
         text = f"{name} is no longer published: {reason}"
         self._event_log.log_paced(LogLevel.INFO, EventKind.SUPERVISOR, "removed", text)
         self._registry.retire(self._registry.runner(name), 0.0 if is_revoked else self._drain_timeout(), reason)
@@ -125,10 +135,20 @@ class PublishedServices:
         runner = self._registry.runner(name)
         is_away = runner.is_wanted and not runner.snapshot().links
         if is_away and name not in self._timers:
-            loop, grace_s = asyncio.get_running_loop(), self._grace_s(entry)
-            self._timers[name] = loop.call_later(grace_s, partial(self._expire, name, grace_s))
+            self._start_timer(name, asyncio.get_running_loop().time(), self._grace_s(entry))
         elif not is_away and name in self._timers:
-            self._timers.pop(name).cancel()
+            self._timers.pop(name).handle.cancel()
+
+    def _start_timer(self, name: str, since: float, grace_s: float) -> None:
+        handle = asyncio.get_running_loop().call_at(since + grace_s, self._expire, name, grace_s)
+        self._timers[name] = _GraceTimer(since, grace_s, handle)
+
+    def _follow_grace(self, entry: Entry) -> None:
+        """Let a tunnel whose client is away wait for as long as the rule says now, from when the client left."""
+        timer = self._timers.get(entry.name)
+        if timer is not None and (grace_s := self._grace_s(entry)) != timer.grace_s:
+            timer.handle.cancel()
+            self._start_timer(entry.name, timer.since, grace_s)
 
     def _grace_s(self, entry: Entry) -> float:
         parent = self._registry.entry(entry.publisher or "")
@@ -170,8 +190,10 @@ class PublishedServices:
             if isinstance(decision, str):
                 has_key = any(named.name == entry.spec.published_by for named in parent.spec.named_keys)
                 self._remove(entry.name, decision, is_revoked=not has_key)
-            elif decision != entry:
-                self._change(entry, decision)
+            else:
+                self._follow_grace(entry)
+                if decision != entry:
+                    self._change(entry, decision)
 
     def _change(self, old: Entry, new: Entry) -> None:
         if needs_engine(old, new):

@@ -18,6 +18,7 @@ from tests.support.ports import free_ports
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
 from tests.tunnel.test_engine import echo, round_trip
+from tests.tunnel.test_udp import peer as udp_peer
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
 from tunnel.model.keys import generate_key
@@ -41,14 +42,16 @@ class PublishingHarness:
     def gateway(self) -> Supervisor:
         return self.ends["gateway"]
 
-    def rules(self, grace: str = "60s", more: str = "", keys: tuple[str, ...] = ("alice", "bob")) -> str:
+    def rules(
+        self, grace: str = "60s", more: str = "", keys: tuple[str, ...] = ("alice", "bob"), options: str = ""
+    ) -> str:
         ports = ",".join(map(str, self.ports))
         named = ", ".join(f"{name}: {KEYS[name]}" for name in keys)
         rule = f"{{address: 127.0.0.1, ports: '{ports}', services: 'team-*', grace: {grace}, max_services: 2{more}}}"
-        return f"  gw: {{url: 'server://127.0.0.1:{self.tunnel}', keys: {{{named}}}, publish: {rule}}}\n"
+        return f"  gw: {{url: 'server://127.0.0.1:{self.tunnel}', keys: {{{named}}}, publish: {rule}{options}}}\n"
 
-    def client(self, name: str, service: str, port: int | None, key: str) -> str:
-        wanted = "" if port is None else f"&publish={port}"
+    def client(self, name: str, service: str, port: int | None, key: str, options: str = "") -> str:
+        wanted = options + ("" if port is None else f"&publish={port}")
         url = f"client://127.0.0.1:{self.tunnel}/127.0.0.1:{self.target}?service={service}{wanted}"
         return f"  {name}: {{url: '{url}&client_cooldown=50ms', key: {KEYS.get(key, key)}}}\n"
 
@@ -119,6 +122,47 @@ async def test_a_client_publishes_a_service_which_is_removed_after_its_client_ha
     await harness.reload("clients", "")
     await harness.wait_gone("gw/team-web")
     assert list(harness.gateway.names()) == ["gw"]
+
+
+async def test_a_reload_shortens_and_lengthens_the_grace_of_a_client_that_is_away(harness: PublishingHarness) -> None:
+    harness.start("gateway", harness.rules(grace="1h"))
+    first, second = (harness.client(n, f"team-{n}", p, "alice") for n, p in zip("ab", harness.ports, strict=False))
+    harness.start("clients", first + second)
+    for name in ("gw/team-a", "gw/team-b"):
+        await harness.wait_state("gateway", name, State.UP)
+    await harness.reload("clients", second)
+    await harness.wait_state("gateway", "gw/team-a", State.WAITING)
+    await harness.reload("gateway", harness.rules(grace="2h"))
+    assert "gw/team-a" in harness.gateway.names()
+    await harness.reload("gateway", harness.rules(grace="50ms"))
+    await harness.wait_gone("gw/team-a")
+    assert harness.seen("gateway", "gw/team-b").state is State.UP
+    await harness.reload("gateway", harness.rules(grace="1h"))
+    await harness.reload("clients", "")
+    await harness.wait_state("gateway", "gw/team-b", State.WAITING)
+
+
+async def test_a_service_of_udp_is_published_and_a_client_of_tcp_is_refused(harness: PublishingHarness) -> None:
+    harness.start("gateway", harness.rules(options=", proto: udp"))
+    first, second, *_ = harness.ports
+    with udp_peer(port=harness.target) as target, udp_peer(to=f"127.0.0.1:{first}") as visitor:
+        harness.start(
+            "clients",
+            harness.client("c", "team-dns", first, "alice", "&proto=udp")
+            + harness.client("t", "team-web", second, "bob"),
+        )
+        await harness.wait_state("gateway", "gw/team-dns", State.UP)
+        await wait_until_async(
+            lambda: harness.seen("gateway", "gw/team-dns").links[0].udp_carrier, "the carrier is known"
+        )
+        visitor.sock.send(b"a question")
+        question, source = await target.receive_from()
+        target.sock.sendto(b"an answer", source)
+        assert (question, await visitor.receive()) == (b"a question", b"an answer")
+        await harness.wait_reason("t", "the client has proto=tcp, but the server udp; write the same at both ends")
+    assert list(harness.gateway.names()) == ["gw", "gw/team-dns"], "nothing was opened for the other client"
+    assert harness.seen("gateway", "gw/team-dns").proto == "udp"
+    assert harness.seen("gateway", "gw/team-dns").connections.active == 1
 
 
 async def test_a_client_that_returns_in_time_finds_its_tunnel(harness: PublishingHarness) -> None:

@@ -66,6 +66,8 @@ class PublishingAcceptor(LinkAcceptor):
         if hello.publish is None:
             service = describe_service(hello.service)
             return f"there is no tunnel for {service} here; a client that publishes it writes publish=PORT"
+        if (objection := self._check_proto(hello)) is not None:  # before anything is opened for this client
+            return objection
         if publisher is None or client.key.name is None:
             return "this server opens no tunnels for clients"
         if self._waiting >= _MAX_UNDECIDED:
