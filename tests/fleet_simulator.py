@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import itertools
 import random
 import signal
@@ -54,10 +55,11 @@ REASON: Final = "the target 10.0.0.1:5432 cannot be reached: it refused the conn
 
 _CHANGE_INTERVAL_S: Final = 1.0  # between two changes of the numbers
 _START_BATCH: Final = 20  # hosts that connect at the same time
-_START_TIMEOUT_S: Final = 60.0  # until all hosts are online
+_START_TIMEOUT_S: Final = 180.0  # until all hosts are online
 _POLL_INTERVAL_S: Final = 0.05
 _SHUTDOWN_TIMEOUT_S: Final = 30.0  # until all hosts are offline
 _MAX_OUT_OF_SERVICE: Final = 5  # tunnels at a time
+_GC_THRESHOLD: Final = 200_000  # new objects
 
 
 def name_of_host(number: int) -> str:
@@ -154,21 +156,25 @@ class SimulatedTunnels:
         self.enter(name, State.UP)
 
 
+def _ip_of_host(number: int) -> str:
+    return f"10.{number >> 8}.{number & 0xFF}.1"
+
+
 def _tunnel(host: int, hosts: int, number: int) -> Snapshot:
     """Return an initial snapshot. The client of a server is the next tunnel on the next host."""
     is_server = number % 2 == 0
     home = host if is_server else (host - 1) % hosts
     pair = number - number % 2
     port = 10_000 + pair
-    address = f"10.0.{home}.1:{port}"
+    address = f"{_ip_of_host(home)}:{port}"
     url = f"server://{address}/0.0.0.0:{port + 1}" if is_server else f"client://{address}/127.0.0.1:8080"
     resting = stopped_snapshot(name_of_tunnel(number), make_spec(parse_url(url)))
     return replace(
         resting,
         state=State.UP,
         direction="reverse",
-        data_addr=f"10.0.{home}.1:{port + 20_000}",
-        peer=f"10.0.{(home + 1) % hosts if is_server else home}.1:{port + 30_000}",
+        data_addr=f"{_ip_of_host(home)}:{port + 20_000}",
+        peer=f"{_ip_of_host((home + 1) % hosts if is_server else home)}:{port + 30_000}",
         link=f"{home:08x}{pair:08x}",
         auth="key",
         tags=("prod",) if pair % 4 else ("test",),
@@ -272,10 +278,13 @@ async def _change_states(fleet: Sequence[SimulatedHost], pause: float) -> None:
 async def _main(url: str, hosts: int, tunnels: int, busy: float, flaps: float) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
+    # a search of a thousand hosts for garbage would delay their messages by seconds
+    gc.set_threshold(_GC_THRESHOLD, 20, 1000)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     async with simulated_fleet(Broker.from_url(url), hosts=hosts, tunnels=tunnels, busy=busy, flaps=flaps) as fleet:
         loop.add_signal_handler(signal.SIGUSR1, fleet[0].tunnels.toggle, name_of_tunnel(0))
+        gc.freeze()
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         await stopped.wait()
