@@ -22,7 +22,7 @@ from orchestrator.status.contract import (
     are_valid_changes,
     complete_changes,
     complete_snapshot,
-    is_complete_snapshot,
+    share_values,
 )
 from tunnel.model.times import format_timestamp
 
@@ -207,12 +207,13 @@ class Host:
             return True
         if tunnel.get("name") != name:
             return False
-        if not is_complete_snapshot(tunnel):
+        shared = share_values(tunnel)
+        if shared is None:
             try:  # the host has another version, or the message is wrong
-                tunnel = cast("dict[str, object]", complete_snapshot(tunnel))
+                shared = complete_snapshot(tunnel)
             except StatusFormatError:
                 return False
-        self._set_tunnel(name, cast("TunnelJson", tunnel), payload, fingerprint)
+        self._set_tunnel(name, shared, payload, fingerprint)
         return True
 
     def _apply_stats(self, name: str, payload: JsonObject) -> bool:

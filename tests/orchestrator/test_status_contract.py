@@ -27,7 +27,7 @@ from orchestrator.status.contract import (
     encode_info,
     encode_snapshot,
     encode_status,
-    is_complete_snapshot,
+    share_values,
 )
 from tests.orchestrator.test_status_store import INFO, PLAIN, snapshots
 from tunnel.model.snapshot import (
@@ -128,7 +128,7 @@ def test_a_wrong_value_is_named_with_its_place(changes: dict[str, Any], message:
 @given(st.data())
 def test_a_quick_check_accepts_nothing_that_the_thorough_one_refuses(data: st.DataObject) -> None:
     tunnel: dict[str, Any] = json.loads(json.dumps(data.draw(st.sampled_from([PLAIN, FULL])).as_json()))
-    assert is_complete_snapshot(tunnel)
+    assert dict(share_values(tunnel) or {}) == tunnel
     assert are_valid_changes({key: tunnel[key] for key in ("pool", "bytes", "cooldown", "rtt_ms")})
     groups = [value for value in (*tunnel.values(), *tunnel["targets"], *tunnel["links"]) if isinstance(value, dict)]
     place = data.draw(st.sampled_from([tunnel, *groups]))
@@ -137,10 +137,29 @@ def test_a_quick_check_accepts_nothing_that_the_thorough_one_refuses(data: st.Da
         st.none() | st.booleans() | st.integers(-(1 << 65), 1 << 65) | st.floats(allow_nan=False) | st.text(max_size=3)
     )
     place[key] = data.draw(odd | st.lists(odd, max_size=2) | st.dictionaries(st.text(max_size=3), odd, max_size=2))
-    if is_complete_snapshot(tunnel):
+    if (shared := share_values(tunnel)) is not None:
+        assert json.dumps(shared, sort_keys=True) == json.dumps(tunnel, sort_keys=True)
         assert json.loads(json.dumps(decode_snapshot(tunnel).as_json())) == tunnel
     if are_valid_changes(tunnel):
         assert complete_changes(tunnel).items() <= complete_snapshot(tunnel).items()
+
+
+def test_tunnels_share_their_keys_and_equal_numbers() -> None:
+    text = json.dumps(FULL.as_json())
+    first, second = (share_values(json.loads(text)) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert all(one is other for one, other in zip(first, second, strict=True))
+    assert first["pool"] is second["pool"]
+    mixed = json.loads(text)
+    mixed["quota"] = {**mixed["quota"], "used": 5.0}
+    assert share_values(mixed) is None
+
+
+def test_fields_of_a_later_version_stay() -> None:
+    later = {**json.loads(json.dumps(FULL.as_json())), "mood": "good"}
+    later["pool"] = {**later["pool"], "mood": 1}
+    assert share_values(later) == later
 
 
 def test_a_state_of_a_later_version_is_refused_with_the_known_ones() -> None:
