@@ -66,6 +66,8 @@ class BrokerSocket:
         self._library: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Future()
         self.is_lost = False
         """whether the connection ended when that was not expected"""
+        self.read_interval_s = 0.0
+        """between two reads while little arrives, so that many messages are read with one call"""
 
     @classmethod
     async def connect(cls, broker: Broker, context: ssl.SSLContext | None) -> BrokerSocket:
@@ -134,11 +136,8 @@ class BrokerSocket:
         if self._phase is not _Phase.CLOSING:
             await self._fail(errors.connection_lost(self._broker))
 
-    async def relay_from_broker(self, packets: PacketSplitter, read_interval_s: float = 0.0) -> None:
-        """Split what the broker sends, until it ends. Raises BrokerError where that was not expected.
-
-        ``read_interval_s``: between two reads while little arrives, so that many messages are read with one call.
-        """
+    async def relay_from_broker(self, packets: PacketSplitter) -> None:
+        """Split what the broker sends, until it ends. Raises BrokerError where that was not expected."""
         _, library = await self._library
         error = None
         try:
@@ -147,8 +146,8 @@ class BrokerSocket:
                 if for_library := packets.feed(data):
                     library.write(for_library)
                     await library.drain()
-                if read_interval_s and len(data) < _MIN_FULL_CHUNK_BYTES:
-                    await self._pause_reading(read_interval_s)
+                if self.read_interval_s and len(data) < _MIN_FULL_CHUNK_BYTES:
+                    await self._pause_reading(self.read_interval_s)
         except TimeoutError:
             error = errors.not_answering(self._broker)
         except OSError:

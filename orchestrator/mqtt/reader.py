@@ -18,6 +18,7 @@ from orchestrator.mqtt.fleet import GONE, ONLINE, SILENT, Fleet
 from orchestrator.mqtt.payloads import CommandPayload, ResponsePayload
 from orchestrator.mqtt.session import BrokerClient, BrokerSession
 from orchestrator.mqtt.topics import COMMAND, EVENT, EVERY_HOST, INFO, RESPONSE, STATE, STATS, STATUS, HostTopics, parse
+from orchestrator.process.setup import garbage_collector_paused
 from orchestrator.process.task_scope import task_scope
 from tunnel.model.times import format_timestamp
 from tunnel.runtime.backoff import retry_delay
@@ -77,6 +78,7 @@ class FleetReader:
         self._on_message = on_message
         self._on_event = on_event
         self._retained_count = 0
+        self._batch_interval_s = 0.0
         self._unread_hosts: dict[str, None] = {}  # whose tunnels are not subscribed to yet, in the order of arrival
         self._known_hosts: set[str] = set()
         self._is_host_added = asyncio.Event()
@@ -107,16 +109,16 @@ class FleetReader:
         """
         async with self._client.session(keep_newest_only=True) as session, task_scope() as start:
             self._loading = Fleet()
+            self._batch_interval_s = 0.0
             self._unread_hosts.clear()
             self._known_hosts.clear()
             start(self._receive(session))
             start(self._subscribe_to_tunnels(session))
-            await session.subscribe(*self._topics, *self._extra_topics)
-            for _ in ("hosts", "tunnels"):
-                # From most brokers SUBACK arrives after the retained messages of earlier subscriptions.
-                await session.subscribe(EVERY_HOST.of(RESPONSE, self._reply), qos=1, timeout_s=_READ_TIMEOUT_S)
-                await self._wait_until_quiet()
+            with garbage_collector_paused():
+                await self._read_retained(session)
             self.fleet, self._session, self.connection_error = self._loading, session, None
+            self._batch_interval_s = _BATCH_INTERVAL_S
+            session.read_at_intervals()
             try:
                 yield asyncio.get_running_loop().create_future()
             finally:
@@ -126,6 +128,13 @@ class FleetReader:
                         pending.response.set_exception(
                             BrokerError("the connection to the broker was lost before the answer")
                         )
+
+    async def _read_retained(self, session: BrokerSession) -> None:
+        await session.subscribe(*self._topics, *self._extra_topics)
+        for _ in ("hosts", "tunnels"):
+            # From most brokers SUBACK arrives after the retained messages of earlier subscriptions.
+            await session.subscribe(EVERY_HOST.of(RESPONSE, self._reply), qos=1, timeout_s=_READ_TIMEOUT_S)
+            await self._wait_until_quiet()
 
     async def _wait_until_quiet(self) -> None:
         deadline = time.monotonic() + _READ_TIMEOUT_S
@@ -248,7 +257,7 @@ class FleetReader:
             now, wall = time.monotonic(), time.time()
             for message in batch:
                 self._receive_message(message, now, wall)
-            await asyncio.sleep(_BATCH_INTERVAL_S)
+            await asyncio.sleep(self._batch_interval_s)
 
     def _receive_message(self, message: ReceivedMessage, now: float, wall: float) -> None:
         self._retained_count += message.retain

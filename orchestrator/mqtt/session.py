@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _MAX_BUFFERED: Final = 20_000  # received messages, or topics, that wait to be handled
 _CONFIRM_TIMEOUT_S: Final = 2 * STEP_TIMEOUT_S  # for PUBACK
 _ERROR_TIMEOUT_S: Final = 0.01
-_READ_INTERVAL_S: Final = 0.02  # of a reader of current values: the messages of a fleet arrive one by one
+_READ_INTERVAL_S: Final = 0.02
 _TRIES_PER_OLD_VERSION: Final = 3  # of so many attempts without CONNACK the last one is with version 3.1.1
 _TRIES_PER_OLD_VERSION_IF_V5_SEEN: Final = 60
 _TRIES_PER_OLD_VERSION_OF_READER: Final = 2  # a reader loses nothing with version 3.1.1
@@ -201,6 +201,10 @@ class BrokerSession:
         with self._translate_errors():
             await self._client.unsubscribe(list(topics), timeout=STEP_TIMEOUT_S)
 
+    def read_at_intervals(self) -> None:
+        """Read the messages of some time together, from now on: those of a fleet arrive one by one."""
+        self._connection.read_interval_s = _READ_INTERVAL_S
+
     async def receive_batches(self) -> AsyncIterator[list[ReceivedMessage]]:
         """All messages that have arrived, each time there are some. A loss cancels the session's block."""
         while True:
@@ -276,7 +280,7 @@ class BrokerClient:
         try:
             async with task_scope() as start:
                 start(connection.relay_to_broker())
-                start(connection.relay_from_broker(packets, _READ_INTERVAL_S if keep_newest_only else 0.0))
+                start(connection.relay_from_broker(packets))
                 await self._log_in(client, connection)
                 try:
                     yield BrokerSession(client, connection, buffer, self.broker, is_v5=is_v5)

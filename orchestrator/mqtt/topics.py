@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = "nodepass-orch/v1"
 
-_MAX_CACHED_TOPICS: Final = 32_768
+_MAX_CACHED_TOPICS: Final = 131_072  # a cache that is smaller than the fleet would find nothing
 _NAME: Final = "NAME"  # stands for the variable level of a suffix
 _WILDCARD: Final = "+"
 
@@ -115,7 +115,7 @@ def parse(topic: str) -> ParsedTopic | None:
     else:  # the second level is the variable one in every row that has one
         name = levels[1] if levels else ""
         row = _BY_LEVELS.get((levels[0], _NAME, *levels[2:])) if name else None
-    return None if row is None else ParsedTopic(host, row.kind, printable(unquote(name, errors="replace")))
+    return None if row is None else ParsedTopic(sys.intern(host), row.kind, printable(unquote(name, errors="replace")))
 
 
 class HostTopics:

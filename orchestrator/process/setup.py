@@ -43,6 +43,22 @@ def raise_descriptor_limit() -> None:
         print_message(text)
 
 
+@contextlib.contextmanager
+def garbage_collector_paused() -> Iterator[None]:
+    """For a block that makes many objects which stay: searching them for reference cycles would take most of its time.
+
+    The objects of the process are not searched afterwards either, so such a block should be rare.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.freeze()
+            gc.enable()
+
+
 class _UnjoinedLoop(SharedEpollLoop):
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  asyncio's name
         """Do nothing: asyncio would start a thread here to join others, and ours are never joined."""
