@@ -29,7 +29,7 @@ from tui.model.connection import ConnectionStatus
 from tui.model.keys import ACTIONS, all_keys
 from tui.model.selection import Selection, VisibleTunnels
 from tui.model.states import STATE_FILTERS, STATE_MEANINGS, STATE_RANKS, state_filters
-from tui.model.tunnels import StatusView, Tunnel, apply_status
+from tui.model.tunnels import StatusView, apply_status
 from tui.screens.palette import find_commands
 from tunnel.model.state import State
 
@@ -154,7 +154,7 @@ def test_a_selection_only_filters_and_sorts(state_filter: str, sort: str, is_rev
 )
 def test_updated_visible_tunnels_equal_freshly_selected_ones(steps: list[tuple[str, str, str]]) -> None:
     kept, selection = VisibleTunnels(SORT_KEYS), Selection()
-    tunnels: dict[str, Tunnel] = {}
+    tunnels = dict(view(*(tunnel(f"idle-{number}") for number in range(40))).tunnels)
     for kind, what, more in steps:
         tunnels = dict(tunnels)
         if kind == "set":
