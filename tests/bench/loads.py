@@ -48,10 +48,11 @@ class RequestFigures:
 
 @dataclass(frozen=True, slots=True)
 class BulkFigures:
-    """Figures of the receiver of iperf3: Gbit/s and gigabytes (10^9 bytes)."""
+    """Figures of the receiver of iperf3: Gbit/s, gigabytes (10^9 bytes), and the Gbit/s of each stream."""
 
     gbit_s: float
     gigabytes: float
+    streams_gbit_s: tuple[float, ...] = ()
 
 
 async def requests(port: int, *, connections: int, seconds: int, close: bool) -> RequestFigures:
@@ -62,10 +63,14 @@ async def requests(port: int, *, connections: int, seconds: int, close: bool) ->
     return parse_wrk(await run_and_read(command, limit_s=seconds + _GRACE_S))
 
 
-async def bulk(port: int, *, streams: int, seconds: int) -> BulkFigures:
-    """Send bulk data from visitor to target on ``streams`` streams at once."""
-    command = (_path("iperf3"), "-c", "127.0.0.1", "-p", str(port), "-P", str(streams), "-t", str(seconds), "-J")
-    return parse_iperf3(await run_and_read(command, limit_s=seconds + _GRACE_S))
+async def bulk(port: int, *, streams: int, seconds: int, omitted_s: int = 0, buffer: str = "128K") -> BulkFigures:
+    """Send bulk data from visitor to target on ``streams`` streams at once, each ``buffer`` bytes at a time.
+
+    The first ``omitted_s`` seconds are not counted.
+    """
+    numbers = ("-P", str(streams), "-t", str(seconds), "-O", str(omitted_s), "-l", buffer)
+    command = (_path("iperf3"), "-c", "127.0.0.1", "-p", str(port), *numbers, "-J")
+    return parse_iperf3(await run_and_read(command, limit_s=seconds + omitted_s + _GRACE_S))
 
 
 def parse_wrk(text: str) -> RequestFigures:
@@ -95,7 +100,8 @@ def parse_iperf3(text: str) -> BulkFigures:
         if error_text := document.get("error"):
             raise BenchError(f"iperf3: {error_text}")
         received = document["end"]["sum_received"]
-        return BulkFigures(float(received["bits_per_second"]) / 1e9, float(received["bytes"]) / 1e9)
+        streams = (stream["receiver"]["bits_per_second"] / 1e9 for stream in document["end"]["streams"])
+        return BulkFigures(float(received["bits_per_second"]) / 1e9, float(received["bytes"]) / 1e9, tuple(streams))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BenchError(f"iperf3: {_last_line(text)}") from None
 

@@ -62,8 +62,9 @@ def test_the_figures_of_iperf3_are_those_of_the_receiver() -> None:
     end = {
         "sum_sent": {"bits_per_second": 9e9, "bytes": 6_000_000_000},
         "sum_received": {"bits_per_second": 8.5e9, "bytes": 5_500_000_000},
+        "streams": [{"sender": {}, "receiver": {"bits_per_second": rate}} for rate in (5e9, 3.5e9)],
     }
-    assert parse_iperf3(json.dumps({"start": {}, "end": end})) == BulkFigures(8.5, 5.5)
+    assert parse_iperf3(json.dumps({"start": {}, "end": end})) == BulkFigures(8.5, 5.5, (5.0, 3.5))
 
 
 @pytest.mark.parametrize(

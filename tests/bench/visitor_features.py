@@ -1,4 +1,4 @@
-"""Measures the cost of features for visitors: allow list, access log, history, list of visitors, limits of rates.
+"""Measures the cost of features for visitors: allow list, access log, history, list of visitors.
 
 Two daemons run side by side, one with the features and one without. The loads alternate between them, so that a
 machine that changes from minute to minute changes both figures of a ratio.
@@ -29,16 +29,11 @@ if TYPE_CHECKING:
 
 NETWORKS: Final = 10_000
 TURNS: Final = 4
-RATES_MBIT: Final = (1, 100)
-VISITORS: Final = (1, 8)
-EXACT_S: Final = 10
 
 _START_LIMIT_S: Final = 30.0
 _CONNECTIONS: Final = 32
 _LIST_INTERVAL_S: Final = 1.0  # the screen of visitors lists them as often
 _FEATURES: Final = "features"
-_FILLING_S: Final = 2.0  # buffers are full then, and the initial burst of the limit is over
-_BLOCK: Final = bytes(65536)
 _COSTS: Final = (
     Metric("features.new_x", "new connections/s, ratio to none", 2, Goal(0.95, at_least=True, ratio=False)),
     Metric("features.new_spread", "  spread of the turns", 2),
@@ -60,22 +55,8 @@ def section(program: Sequence[str]) -> Section:
     )  # fmt: skip
 
 
-def rates_section(program: Sequence[str]) -> Section:
-    """Return the section: how exact limits of the rate are, each for ``EXACT_S`` seconds."""
-    carriers = {"plain": 0, "encrypted": 1}
-    metrics = tuple(
-        Metric(f"rates.{mbit}_{count}", f"{mbit} Mbit/s, {count} visitor{'s' * (count > 1)}: ratio to the limit", 3,
-               Goal(1.02, ratio=False))
-        for mbit in RATES_MBIT
-        for count in VISITORS
-    )  # fmt: skip
-    sheet = Sheet(metrics=metrics, variants=tuple(carriers), judged=tuple(carriers), plotted=("rates.100_8",))
-    trials = tuple(Trial("rates", name, partial(_measure_rates, tuple(program), tls)) for name, tls in carriers.items())
-    return Section(name="rates", title="Limits of the rate", sheet=sheet, trials=trials, max_rounds=1)
-
-
 @asynccontextmanager
-async def _pair(
+async def start_pair(
     program: Sequence[str], directory: Path, target_port: int, *,
     options: Mapping[str, Any], supervisor: Mapping[str, Any], tls: int = 0,
 ) -> AsyncIterator[tuple[BenchDaemon, int]]:  # fmt: skip
@@ -120,7 +101,7 @@ async def _measure_features(program: Sequence[str], seconds: int) -> Sample:
         for kind, ratios in found.items():
             async with AsyncExitStack() as pairs:
                 behind = bulk_port if kind == "bulk" else web_port
-                start = partial(_pair, program, target_port=behind)
+                start = partial(start_pair, program, target_port=behind)
                 plain = start(directory=directory / f"{kind}-plain", options={}, supervisor={"history": "0"})
                 rich = start(
                     directory=directory / f"{kind}-rich",
@@ -156,49 +137,3 @@ async def _load(kind: str, port: int, seconds: int, errors: list[str]) -> float:
     load = await loads.requests(port, connections=_CONNECTIONS, seconds=seconds, close=kind == "new")
     errors += load.errors
     return load.rate
-
-
-class _Sink(asyncio.Protocol):
-    """Counts and discards what it receives."""
-
-    received = 0
-
-    def data_received(self, data: bytes) -> None:
-        _Sink.received += len(data)
-
-
-async def _flood(port: int) -> None:
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        while True:
-            writer.write(_BLOCK)
-            await writer.drain()
-    finally:
-        writer.transport.abort()
-
-
-async def _measure_rates(program: Sequence[str], tls: int, _: int) -> Sample:
-    values = {}
-    errors: list[str] = []
-    loop = asyncio.get_running_loop()
-    async with AsyncExitStack() as stack:
-        directory = Path(stack.enter_context(TemporaryDirectory(prefix="bench-")))
-        sink = await loop.create_server(_Sink, "127.0.0.1", 0)
-        stack.callback(sink.close)
-        port = sink.sockets[0].getsockname()[1]
-        for mbit in RATES_MBIT:
-            for count in VISITORS:
-                place = directory / f"{mbit}-{count}"
-                options = {"rate": f"{mbit}mbit"}
-                async with _pair(program, place, port, options=options, supervisor={}, tls=tls) as (
-                    _daemon,
-                    visitor_port,
-                ):
-                    senders = [asyncio.create_task(_flood(visitor_port)) for _ in range(count)]
-                    await asyncio.sleep(_FILLING_S)
-                    before, began = _Sink.received, loop.time()
-                    await asyncio.sleep(EXACT_S)
-                    carried, elapsed = 8 * (_Sink.received - before), loop.time() - began
-                    errors += await _stop(senders)
-                values[f"rates.{mbit}_{count}"] = carried / elapsed / (mbit * 1e6)
-    return Sample(values, tuple(errors))
