@@ -33,6 +33,13 @@ _UNSET: Final = dict.fromkeys((*OPTION_VARIABLES, "NODEPASS_ORCH_SOCKET"), "")
 _OPTIONS: Final = f"report_interval=1s&min_pool_capacity={POOL_MIN}&max_pool_capacity=256&shutdown_timeout={DRAIN_S:g}s"
 
 
+_VISITOR_OPTIONS: Final = (
+    "allow=127.0.0.0/8,10.0.0.0/8&max_per_address=5000&rate_new=5000&rate=4gbit&visitor_rate=2gbit"
+    "&idle_timeout=1h&max_age=24h&quota=100TB/month"
+)
+"""At the end that accepts visitors: every feature for them, none of which a visit of the soak reaches."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tunnel:
     """One tunnel, known to both daemons by the same name."""
@@ -43,6 +50,7 @@ class Tunnel:
     """name of the daemon that has the server"""
     encrypted: bool
     reuses: bool
+    has_visitor_options: bool
     port: int
     visitor_address: Address
     target_port: int
@@ -53,6 +61,8 @@ class Tunnel:
         options = f"{_OPTIONS}&tls={int(self.encrypted)}&reuse={int(self.reuses)}"
         is_ingress = is_server == (self.direction == "reverse")
         where = f"127.0.0.1:{self.visitor_address[1] if is_ingress else self.target_port}"
+        if is_ingress and self.has_visitor_options:
+            options += f"&{_VISITOR_OPTIONS}"
         if is_server:
             own = f"&mode={self.direction}&data_port={('random', 'tunnel')[variant % 2]}"
             return f"server://{_KEY}@127.0.0.1:{self.port}/{where}?{options}{own}"
@@ -97,6 +107,7 @@ class SoakDaemon:
         self._workers = workers
         self._saving = threading.Lock()
         self._command_directory = directory.parent
+        self.access_log = directory / f"{name}-access.log"
         self.start()
 
     def start(self) -> None:
@@ -105,7 +116,11 @@ class SoakDaemon:
         for place in places.values():
             place.mkdir(mode=0o700, exist_ok=True)
         env = _UNSET | {name: str(place) for name, place in places.items()}
-        supervisor = {"workers": self._workers, "drain_timeout": f"{DRAIN_S:g}s"}
+        supervisor = {
+            "workers": self._workers,
+            "drain_timeout": f"{DRAIN_S:g}s",
+            "access_log": {"file": str(self.access_log), "max_size": "1GB"},
+        }
         with self._saving:
             self.process = Daemon(self.name, ["setsid"], self.directory, env, self.urls, supervisor)
 
@@ -173,7 +188,7 @@ class SoakDaemon:
 
 class SoakHarness:
     """Eight tunnels: each direction, either daemon as the server, plain and encrypted; half of them
-    use data connections again.
+    use data connections again, and half have every option for visitors. Both daemons have access logs and histories.
 
     The ``stable`` daemon runs for the whole soak with all engines in its own process, so that every leak is visible
     at the end. The ``unstable`` daemon has workers and is killed and restarted repeatedly.
@@ -184,7 +199,15 @@ class SoakHarness:
         self.target_reports = TargetReports()
         self.tunnels = {
             name: Tunnel(
-                name, direction, server, encrypted, reuses, free_port(), ("127.0.0.1", free_port()), free_port()
+                name,
+                direction,
+                server,
+                encrypted,
+                reuses,
+                reuses is encrypted,
+                free_port(),
+                ("127.0.0.1", free_port()),
+                free_port(),
             )
             for direction in ("reverse", "forward")
             for server in ("stable", "unstable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -176,11 +177,21 @@ class Soak:
                     self._incidents.record_finding(f"no visit of the kind {kind.name.lower()} succeeded")
         for daemon in self._harness.daemons:
             self._check_log(daemon)
+        if record.is_complete:
+            self._check_access_log(self._harness.stable)
 
     def _check_log(self, daemon: SoakDaemon) -> None:
         for line in daemon.process.log_text().splitlines():
             if any(word in line for word in ("Traceback", "never retrieved", "Warning:", "never awaited")):
                 self._incidents.record_finding(f"{daemon.name} logged: {line.strip()[:200]}")
+
+    def _check_access_log(self, daemon: SoakDaemon) -> None:
+        """The daemon that was never killed has logged at least every visit that succeeded, on the right tunnel."""
+        lines = [json.loads(line) for line in daemon.access_log.read_text().splitlines()]
+        if missing := self._harness.tunnels.keys() - {line["tunnel"] for line in lines}:
+            self._incidents.record_finding(f"the access log has no visitor of {', '.join(sorted(missing))}")
+        if len(lines) < (served := sum(self.record.served.values())):
+            self._incidents.record_finding(f"the access log has {len(lines)} lines of {served} visitors")
 
     def _sample(self) -> None:
         while not self._over.wait(_SAMPLE_INTERVAL_S):
