@@ -199,8 +199,13 @@ class LinkRoute:
         }
 
 
+def lets_clients_publish(role: str, state: str, link: str | None) -> bool:
+    """Whether a tunnel is an entry whose clients publish: the only kind that is up without a link, for it has none."""
+    return role == "server" and state == "up" and link is None
+
+
 def link_routes(fleet: Fleet, now: float) -> list[LinkRoute]:
-    """One route for each link of the fleet, and for each tunnel without one.
+    """One route for each link of the fleet, and for each tunnel that has none and should have one.
 
     They are ordered by the place of the server, otherwise of the client.
     """
@@ -210,6 +215,7 @@ def link_routes(fleet: Fleet, now: float) -> list[LinkRoute]:
         )
         for host in fleet
         for tunnel in host.tunnels()
+        if not lets_clients_publish(tunnel["role"], tunnel["state"], tunnel["link"])
     )
     return [LinkRoute(link, server, client) for link, server, client in pair_sides(sides)]
 

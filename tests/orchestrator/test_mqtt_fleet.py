@@ -311,6 +311,15 @@ def test_a_server_with_two_clients_has_a_branch_for_each(fleet: Fleet) -> None:
     assert not any(route.is_up for route in link_routes(fleet, NOW))
 
 
+def test_an_entry_whose_clients_publish_is_no_route(fleet: Fleet) -> None:
+    gate = PublishingHost(fleet, "gate")
+    gate.status()
+    gate.state(snapshot("gw", state=State.UP, target="0.0.0.0:8000-8999", direction="reverse"))
+    assert link_routes(fleet, NOW) == []
+    gate.state(snapshot("gw/web", state=State.WAITING, direction="reverse"))
+    assert len(link_routes(fleet, NOW)) == 1
+
+
 def test_lost_links_are_remembered_up_to_a_bound(fleet: Fleet) -> None:
     gate = PublishingHost(fleet, "gate")
     gate.status()

@@ -279,3 +279,13 @@ def test_branches_fit_every_width(fed: FedView, width: int) -> None:
     text = "\n".join("".join(part for part, _ in line) for line in lines)
     assert text.count("0.0.0.0:443") == 2, "in the sentence and in the box"
     assert all(ident in text for ident in ("├╌╌ link aa01", "└══ link aa02"))
+
+
+def test_an_entry_whose_clients_publish_is_no_route_and_says_so(fed: FedView) -> None:
+    fed.reader.publish_state("edge-1", "gw", link=None, peer=None, target_addr="0.0.0.0:8000-8999")
+    fed.later()
+    assert "edge-1/gw" not in {route.key for route in all_routes(fed.view.tunnels.values())}
+    (route,) = routes_of(fed.view.tunnels, "edge-1/gw")
+    assert verdict(route)[1] == "good"
+    lines = path_lines([route], 100, fed.clock.now, fed.clock.wall(), is_fleet=True)
+    assert "its clients publish tunnels" in "\n".join("".join(part for part, _ in line) for line in lines)

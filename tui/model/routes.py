@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.link_routes import pair_sides
+from orchestrator.link_routes import lets_clients_publish, pair_sides
 from orchestrator.mqtt.fleet import ONLINE
 from tunnel.model.state import State
 
@@ -148,8 +148,9 @@ class TunnelRoute:
 
 
 def all_routes(tunnels: Iterable[Tunnel]) -> list[TunnelRoute]:
-    """Return one route for each link, and for each tunnel without one, broken ones first."""
-    return sorted(_pair_ends(tunnels), key=lambda route: route.rank)
+    """Return one route for each link, and for each tunnel that should have one, broken ones first."""
+    ends = (one for one in tunnels if not lets_clients_publish(one.text("role"), one.state, one.data.get("link")))
+    return sorted(_pair_ends(ends), key=lambda route: route.rank)
 
 
 def routes_of(tunnels: Mapping[str, Tunnel], name: str) -> list[TunnelRoute]:
@@ -193,6 +194,8 @@ def verdict(route: TunnelRoute) -> tuple[str, str]:
             f"Visitors do not reach the target: {bad.name} is {_STATE_PHRASES.get(bad.state, bad.state)}{why}.",
             "error" if bad.state == State.FAILED else "warn",
         )
+    if lets_clients_publish(ends[0].text("role"), ends[0].state, ends[0].data.get("link")):
+        return f"{ends[0].name} has no visitors of its own: its clients publish tunnels.", "good"
     if not route.is_complete:
         return f"{ends[0].name} is linked and up; {NO_OTHER_END}.", "warn"
     ingress, egress = route.ingress, route.egress
@@ -221,6 +224,8 @@ def path_verdict(branches: Sequence[TunnelRoute]) -> tuple[str, str]:
 def missing_end_texts(route: TunnelRoute, *, is_fleet: bool) -> list[str]:
     """Return the texts that are shown in place of an end that is not known."""
     known = route.ends[0]
+    if lets_clients_publish(known.text("role"), known.state, known.data.get("link")):
+        return ["its clients publish tunnels of their own"]
     if not route.link:
         return ["no other end is known: there is no link yet"]
     peer = known.text("peer")
