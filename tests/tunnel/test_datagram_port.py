@@ -1,4 +1,4 @@
-"""Who gives way where a UDP port has no room for another visitor, and how fast."""
+"""Flows that give way where a UDP port has no room for another visitor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLOWS = 256
 
 
 class FlowCounter:
-    """Counts lost datagrams."""
+    """Counts the datagrams that were dropped."""
 
     total = 0
 
