@@ -29,6 +29,7 @@ from orchestrator.commands.control import format_tunnels
 from orchestrator.name_patterns import matching_names
 from orchestrator.process.messages import print_message
 from orchestrator.process.terminal_text import printable
+from orchestrator.table import format_bytes
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS
 from tunnel.model.errors import did_you_mean
 from tunnel.model.wording import plural
@@ -214,6 +215,8 @@ def _headline(host: HostJson) -> str:
     parts = [f"{host['host']}{machine}", host["presence"], plural(len(host["tunnels"]), "tunnel")]
     if host["presence"] != "online":
         parts.append("last message " + ("at an unknown time" if host["age_s"] is None else _format_age(host["age_s"])))
+    elif (today := host["bytes_today"]) is not None and (month := host["bytes_month"]) is not None:
+        parts.append(f"{format_bytes(today)} today, {format_bytes(month)} this month")
     offset_s = host["clock_offset_s"] or 0.0
     if abs(offset_s) >= _CLOCKS_DIFFER_S:
         parts.append(f"its clock is {abs(offset_s):.0f} s {'ahead' if offset_s > 0 else 'behind'}")

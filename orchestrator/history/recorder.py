@@ -101,6 +101,11 @@ class TrafficReport:
     tunnels: Sequence[tuple[str, bool, Sequence[tuple[float, Traffic]]]]
     """name, whether it is a tunnel now, and its traffic by the start of the period, those without traffic left out"""
 
+    @property
+    def bytes(self) -> int:
+        """The bytes of all tunnels, in both directions."""
+        return sum(counted.bytes for _, _, rows in self.tunnels for _, counted in rows)
+
     def as_json(self) -> TrafficJson:
         """Return the answer of ``GET /v1/traffic``; takes some milliseconds for each thousand values."""
         return {

@@ -57,6 +57,15 @@ class Traffic(NamedTuple):
 NO_TRAFFIC: Final = Traffic()
 
 
+class HostTraffic(NamedTuple):
+    """The bytes of all tunnels of a host together, in both directions."""
+
+    today: int
+    """since midnight, in the host's time zone"""
+    month: int
+    """since the first of the month"""
+
+
 def read_traffic(seen: Snapshot) -> Traffic:
     """Return the counters of a snapshot that the history records."""
     refused = sum(count for count in _read_refused(seen.refused) if count is not None)  # unknown at an egress

@@ -165,6 +165,8 @@ class Host:
             "config": {"ok": info.config_ok, "error": info.config_error},
             "read_only": info.read_only,
             "commands": info.commands,
+            "bytes_today": info.bytes_today,
+            "bytes_month": info.bytes_month,
             "started_at": info.started_at,
             "tunnels": self.tunnels(),
         }

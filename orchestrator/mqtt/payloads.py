@@ -15,6 +15,7 @@ from tunnel.model.events import VISITOR
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
+    from orchestrator.history.traffic import HostTraffic
     from orchestrator.status.contract import DaemonInfo
     from orchestrator.status.json_types import EventJson
     from tunnel.model.events import Event
@@ -179,7 +180,7 @@ class InfoPayload(_FlatPayload):
 
     texts = ("name", "version", "config_error", "discovery", "started_at", "instance", "boot", "ts")
     flags = ("config_ok", "read_only", "commands")
-    counts = ("generation", "tunnels")
+    counts = ("generation", "tunnels", "bytes_today", "bytes_month")
 
     name: str | None = None
     """host name of the machine"""
@@ -194,6 +195,10 @@ class InfoPayload(_FlatPayload):
     """whether commands over MQTT are accepted"""
     discovery: str | None = None
     """prefix of the Home Assistant discovery topics, if they are published"""
+    bytes_today: int | None = None
+    """of all tunnels in both directions, since midnight in the host's time zone; None: not recorded"""
+    bytes_month: int | None = None
+    """the same since the first of the month"""
     started_at: str | None = None
     instance: str | None = None
     boot: str | None = None
@@ -201,9 +206,17 @@ class InfoPayload(_FlatPayload):
 
     @classmethod
     def of_run(
-        cls, run: DaemonRun, daemon: DaemonInfo, ts: str, *, tunnels: int, commands: bool, discovery: str | None
+        cls,
+        run: DaemonRun,
+        daemon: DaemonInfo,
+        ts: str,
+        *,
+        tunnels: int,
+        commands: bool,
+        discovery: str | None,
+        traffic: HostTraffic | None,
     ) -> InfoPayload:
-        """``discovery`` is the prefix in use, if there is one."""
+        """``discovery`` is the prefix in use, if there is one; ``traffic`` what the host's tunnels carried."""
         return cls(
             name=daemon.host,
             version=daemon.version,
@@ -214,6 +227,8 @@ class InfoPayload(_FlatPayload):
             read_only=daemon.read_only,
             commands=commands,
             discovery=discovery,
+            bytes_today=traffic.today if traffic else None,
+            bytes_month=traffic.month if traffic else None,
             started_at=daemon.started_at,
             instance=run.instance,
             boot=run.boot,

@@ -18,6 +18,7 @@ from tunnel.model.times import format_timestamp
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
+    from orchestrator.history.traffic import HostTraffic
     from orchestrator.mqtt.commands import CommandHandler
     from orchestrator.mqtt.ha_discovery import HomeAssistantDiscovery
     from orchestrator.mqtt.payloads import DaemonRun
@@ -260,6 +261,7 @@ class Publications:
         self.queue = PublishQueue()
         self.next_state_at = math.inf
         """when ``queue_due`` has another state to queue, unless more changes before; infinite without one"""
+        self._traffic: HostTraffic | None = None
         self._control = control
         self._topics = topics
         self._run = run
@@ -300,6 +302,10 @@ class Publications:
     def allow_states(self, names: Iterable[str]) -> None:
         """The next states of these tunnels need not wait, however recent the last ones are."""
         self._schedule.allow_states(names)
+
+    def set_traffic(self, traffic: HostTraffic | None) -> None:
+        """Publish what all tunnels together carried with the host's next info."""
+        self._traffic = traffic
 
     def add_event(self, event: Event) -> None:
         """Queue an event for publication."""
@@ -348,6 +354,7 @@ class Publications:
             tunnels=tunnels,
             commands=self._handler.disabled_reason() is None,
             discovery=None if self._discovery is None else self._discovery.prefix,
+            traffic=self._traffic,
         )
         is_changed = self._info is None or replace(info, ts=self._info.ts) != self._info
         if is_changed or now - self._info_at >= REPEAT_INTERVAL_S:

@@ -60,6 +60,7 @@ _EFFECTS_TIMEOUT_S: Final = 1.0  # for the states that a command has changed, be
 _ECHO_TIMEOUT_S: Final = 5.0  # for our own birth to come back
 _OFFLINE_TIMEOUT_S: Final = 2.0  # for the last messages of a connection
 _CLOSE_TIMEOUT_S: Final = 3.0  # for the same, and the end of the connection
+_TRAFFIC_INTERVAL_S: Final = 60.0  # between two readings of what the host carried today and this month
 _RECOVERED_AFTER_S: Final = 5.0  # a connection that lasts so long after a problem is reported
 
 
@@ -157,6 +158,7 @@ class Publisher:
             start(self._discovery.check_echo(session, self._event_log))
             start(self._handler.run(session, self._publish_effects))
             start(self._send_queue(session))
+            start(self._read_traffic())
             await self._scan_until_closing()
             await self._publish_offline(session)
 
@@ -207,6 +209,11 @@ class Publisher:
                 await asyncio.sleep(_SCAN_PAUSE_S)
                 began = time.monotonic()
             return spent_s + time.monotonic() - began
+
+    async def _read_traffic(self) -> None:
+        while True:
+            self._publications.set_traffic(await self._control.host_traffic())
+            await asyncio.sleep(_TRAFFIC_INTERVAL_S)
 
     async def _publish_effects(self, names: Collection[str]) -> None:
         """Publish what a command has changed of these tunnels before its answer: readers of the answer see the effect.

@@ -428,5 +428,7 @@ class HostJson(TypedDict):
     config: HostConfigJson
     read_only: bool | None
     commands: bool | None
+    bytes_today: int | None
+    bytes_month: int | None
     started_at: str | None
     tunnels: list[TunnelJson]

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.history.database import HistoryError
+from orchestrator.history.periods import Step
+from orchestrator.history.traffic import HostTraffic
 from orchestrator.process.messages import program_version
 from orchestrator.status.contract import BrokerInfo, DaemonInfo, DaemonStatus, encode_info, encode_status
 from orchestrator.status.tunnel_test import encode_test
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
     from orchestrator.config.candidate import Candidate
-    from orchestrator.history.periods import Step
     from orchestrator.history.recorder import TrafficRecorder, TrafficReport
     from orchestrator.status.json_types import (
         CommandResultJson,
@@ -187,6 +188,14 @@ class ControlService:
             return await self.history.read(step, days, patterns)
         except LookupError as error:
             raise UnknownTunnelError(str(error.args[0])) from None
+
+    async def host_traffic(self) -> HostTraffic | None:
+        """What all tunnels together carried today and this month; None if that is not recorded, or cannot be read."""
+        try:
+            today, month = [(await self.traffic(step, 1, ())).bytes for step in (Step.DAY, Step.MONTH)]
+        except HistoryError:
+            return None
+        return HostTraffic(today, month)
 
     # --- commands -------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from orchestrator.history.traffic import HostTraffic
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.payloads import (
     DaemonRun,
@@ -239,7 +240,9 @@ def _mqtt() -> Seeds:
         read_only=False,
         started_at=moment,
     )
-    info = InfoPayload.of_run(run, daemon, moment, tunnels=1, commands=True, discovery=None)
+    info = InfoPayload.of_run(
+        run, daemon, moment, tunnels=1, commands=True, discovery=None, traffic=HostTraffic(1 << 30, 1 << 40)
+    )
     state = StatePayload(seen, run.boot, 1, moment).as_json()
     command, web = topics.of(COMMAND), topics.of(STATE, "web")
     messages: tuple[tuple[str, str, Mapping[str, object]], ...] = (

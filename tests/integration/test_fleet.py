@@ -35,7 +35,7 @@ from tests.bench.screen import selected_tunnel
 from tests.bench.terminal import run_on_terminal
 from tests.integration.test_programs import find, needs
 from tests.support.namespaces import Host
-from tests.support.peers import connect
+from tests.support.peers import connect, round_trip
 from tests.support.ports import free_port
 from tests.support.processes import ROOT, Command, Daemon, ProcessHarness, running_harness
 from tests.support.scale import GUARD_S, time_allowed
@@ -415,6 +415,23 @@ def test_a_removed_tunnel_leaves_no_retained_message(harness: ProcessHarness, br
     daemon.write(hosts.server)
     wait_until(lambda: recorder.payloads("edge-1/t/gone/state")[-1] == {}, within=15, what="its state is cleared")
     assert "edge-1/t/gone/state" not in retained(broker)
+
+
+def test_what_a_host_carried_today_and_this_month_is_shown_in_the_fleet(
+    harness: ProcessHarness, broker: Mosquitto, hosts: Hosts
+) -> None:
+    server, _ = hosts.pair(broker)
+    with connect(("127.0.0.1", hosts.visitor_port)) as visitor:
+        assert round_trip(visitor, bytes(5000)) == bytes(5000)
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit() == 0
+    server.start()
+    info = wait_until(
+        lambda: (found := retained(broker)["edge-1/info"])["bytes_today"] and found, within=15, what="it is published"
+    )
+    assert info["bytes_today"] == info["bytes_month"] == 10_000
+    _, text, _ = fleet(harness, broker, "ps", "edge-1")
+    assert "online, 1 tunnel, 9.8K today, 9.8K this month" in text
 
 
 def test_a_host_without_a_name_publishes_under_its_stored_id(harness: ProcessHarness, broker: Mosquitto) -> None:

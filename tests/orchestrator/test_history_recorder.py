@@ -178,6 +178,12 @@ async def test_only_tunnels_that_may_have_carried_something_are_read(harness: Re
     assert (await harness.totals())["tunnel 250"] == 1
 
 
+async def test_the_bytes_of_a_report_are_those_of_all_tunnels_in_both_directions(harness: RecorderHarness) -> None:
+    harness.serve("web", 2)
+    harness.serve("mail")
+    assert (await harness.recorder.read(Step.DAY, 1, ())).bytes == 3 * 30
+
+
 async def test_a_tunnel_that_is_removed_keeps_its_history_with_its_last_bytes(harness: RecorderHarness) -> None:
     harness.serve("mail", 2)
     await harness.flush()

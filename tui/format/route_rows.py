@@ -13,6 +13,7 @@ from tui.format.text import (
     Line,
     Span,
     fit,
+    format_bytes,
     format_count,
     format_milliseconds,
     format_rate,
@@ -131,9 +132,9 @@ def host_lines(hosts: Mapping[str, HostData], tunnels: Sequence[Tunnel], width: 
         of_host.up += tunnel.state == State.UP
         of_host.visitors += tunnel.visitors
     label_width = max([8, *(len(host["label"]) for host in hosts.values())])
-    label_width = min(label_width, max(8, width - 50))
+    label_width = min(label_width, max(8, width - 58))
     head = fit("  HOST", label_width + 3) + fit("PRESENCE", 13)
-    head += fit("UP", 8, right=True) + fit("VISITORS", 10, right=True)
+    head += fit("UP", 8, right=True) + fit("VISITORS", 10, right=True) + fit("MONTH", 8, right=True)
     lines: list[Line] = [((f"{head}  FILE", "dim"),)]
     for name, host in sorted(hosts.items(), key=lambda item: (item[1]["presence"] == ONLINE, item[0])):
         lines.append(_host_row(host, counts[name], label_width, now))
@@ -149,12 +150,13 @@ def _host_row(host: HostData, counts: _HostCounts, label_width: int, now: float)
     file: list[str] = [f"gen {host['generation']}"] if host["generation"] is not None else []
     file += ["file is wrong"] if host["config"]["ok"] is False else []
     file += [] if host["commands"] else ["accepts no commands"]
-    up = counts.up if is_online else 0
+    up, carried = counts.up if is_online else 0, host["bytes_month"]
     return (
         (f"{'●' if is_online else OFFLINE_SIGN} ", "good" if is_online else "gone"),
         (fit(host["label"], label_width + 1), "title"),
         (fit("online" if is_online else f"{host['presence']}{age}", 13), "" if is_online else "gone"),
         (fit(f"{up}/{counts.tunnels}", 8, right=True), "" if is_online and up == counts.tunnels else "warn"),
         (fit(format_count(counts.visitors), 10, right=True), "" if counts.visitors else "dim"),
+        (fit("" if carried is None else format_bytes(carried), 8, right=True), "" if carried else "dim"),
         (f"  {', '.join(file)}", "warn" if host["config"]["ok"] is False else "dim"),
     )

@@ -44,6 +44,8 @@ class HostData(TypedDict):
     config: HostConfigData
     commands: bool | None
     """whether it accepts commands"""
+    bytes_month: int | None
+    """of all its tunnels in both directions, this month; None: unknown"""
     started_at: str | None
 
 

@@ -266,6 +266,7 @@ class FleetFeed:
             "generation": info.generation,
             "config": {"ok": info.config_ok, "error": info.config_error},
             "commands": info.commands,
+            "bytes_month": info.bytes_month,
             "started_at": info.started_at,
         }
 
