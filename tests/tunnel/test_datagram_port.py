@@ -77,9 +77,9 @@ async def crowded() -> AsyncIterator[CrowdedPort]:
             for _ in range(FLOWS):
                 visitor = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
                 visitor.sendto(b"x", ("127.0.0.1", port.acceptor.port))
-        await wait_until_async(lambda: len(port.accepted) == FLOWS, "all visitors are accepted")
-        port.has_room = False
-        yield port
+            await wait_until_async(lambda: len(port.accepted) == FLOWS, "all visitors are accepted")
+            port.has_room = False
+            yield port  # while their sockets are open, no other visitor gets one of their ports
         port.acceptor.close()
         port.evict_all()
         await run_loop_turns(3)
