@@ -15,7 +15,6 @@ from tunnel.model.events import VISITOR
 from tunnel.model.times import format_timestamp
 
 if TYPE_CHECKING:
-    from orchestrator.history.traffic import HostTraffic
     from orchestrator.status.contract import DaemonInfo
     from orchestrator.status.json_types import EventJson
     from tunnel.model.events import Event
@@ -206,17 +205,9 @@ class InfoPayload(_FlatPayload):
 
     @classmethod
     def of_run(
-        cls,
-        run: DaemonRun,
-        daemon: DaemonInfo,
-        ts: str,
-        *,
-        tunnels: int,
-        commands: bool,
-        discovery: str | None,
-        traffic: HostTraffic | None,
+        cls, run: DaemonRun, daemon: DaemonInfo, ts: str, *, tunnels: int, commands: bool, discovery: str | None
     ) -> InfoPayload:
-        """``discovery`` is the prefix in use, if there is one; ``traffic`` what the host's tunnels carried."""
+        """``discovery`` is the prefix in use, if there is one."""
         return cls(
             name=daemon.host,
             version=daemon.version,
@@ -227,8 +218,6 @@ class InfoPayload(_FlatPayload):
             read_only=daemon.read_only,
             commands=commands,
             discovery=discovery,
-            bytes_today=traffic.today if traffic else None,
-            bytes_month=traffic.month if traffic else None,
             started_at=daemon.started_at,
             instance=run.instance,
             boot=run.boot,

@@ -354,8 +354,9 @@ class Publications:
             tunnels=tunnels,
             commands=self._handler.disabled_reason() is None,
             discovery=None if self._discovery is None else self._discovery.prefix,
-            traffic=self._traffic,
         )
+        if self._traffic is not None:
+            info = replace(info, bytes_today=self._traffic.today, bytes_month=self._traffic.month)
         is_changed = self._info is None or replace(info, ts=self._info.ts) != self._info
         if is_changed or now - self._info_at >= REPEAT_INTERVAL_S:
             self._info, self._info_at = info, now

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from orchestrator.history.traffic import HostTraffic
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.payloads import (
     DaemonRun,
@@ -240,8 +240,10 @@ def _mqtt() -> Seeds:
         read_only=False,
         started_at=moment,
     )
-    info = InfoPayload.of_run(
-        run, daemon, moment, tunnels=1, commands=True, discovery=None, traffic=HostTraffic(1 << 30, 1 << 40)
+    info = replace(
+        InfoPayload.of_run(run, daemon, moment, tunnels=1, commands=True, discovery=None),
+        bytes_today=1 << 30,
+        bytes_month=1 << 40,
     )
     state = StatePayload(seen, run.boot, 1, moment).as_json()
     command, web = topics.of(COMMAND), topics.of(STATE, "web")
