@@ -131,6 +131,15 @@ async def test_the_filter_accepts_alternatives_and_escape_removes_it(daemon: Fak
         await wait_until_shown(pilot, lambda: len(rows(screen_text(app))) == 7)
 
 
+async def test_in_a_large_table_the_filter_is_applied_as_a_whole(daemon: FakeDaemon, opened: OpenDashboard) -> None:
+    daemon.tunnels.update({name: tunnel(name) for name in (f"many-{number}" for number in range(2100))})
+    async with opened() as (app, pilot):
+        await pilot.press("slash", *"db|edge", "enter", "j")  # j is a key of the table again
+        await wait_until_shown(pilot, lambda: rows(screen_text(app)) == ["db-west", "edge-7", "db-east"])
+        await pilot.press("slash", "x", "escape")
+        await wait_until_shown(pilot, lambda: "of 2107" not in screen_text(app) and "many-" in screen_text(app))
+
+
 async def test_the_filter_accepts_patterns_and_negation(daemon: FakeDaemon, opened: OpenDashboard) -> None:
     del daemon.tunnels["世界" * 100]
     async with opened() as (app, pilot):
