@@ -104,7 +104,7 @@ def test_the_schema_has_every_option(shell: CommandShell) -> None:
     schema = json.loads(shell.run("schema").stdout)
     assert set(schema["properties"]) == {"version", "supervisor", "defaults", "include", "tunnels"}
     assert set(schema["$defs"]["defaults"]["properties"]) == {*OPTION_NAMES, "key"} - {"publish"}
-    of_entry = {"key", "keys", "url", "enabled", "tags", "targets"}
+    of_entry = {"key", "keys", "url", "enabled", "tags", "targets", "servers"}
     assert set(schema["$defs"]["entry"]["properties"]) == {*OPTION_NAMES, *of_entry}
     assert set(schema["$defs"]["supervisor"]["properties"]) == {
         "api",

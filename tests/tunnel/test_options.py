@@ -158,6 +158,7 @@ def test_every_field_of_the_spec_is_an_option_or_a_part_of_the_url() -> None:
         "target",
         "targets",
         "other_servers",
+        "server_shares",
         "settings",
     }
     fields -= {"publish_rules", "published_by"}  # rules are in the file alone; the other is no option
