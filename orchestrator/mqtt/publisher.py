@@ -42,7 +42,7 @@ from tunnel.model.wording import plural
 if TYPE_CHECKING:
     from orchestrator.config.manifest import Manifest
     from orchestrator.config.supervisor_settings import MqttSettings
-    from orchestrator.mqtt.broker_packets import ReceivedMessage
+    from orchestrator.mqtt.broker_socket import ReceivedMessage
     from orchestrator.mqtt.session import BrokerClient, BrokerSession, RefusedPublication
     from orchestrator.mqtt.topics import OutgoingMessage
     from orchestrator.status.contract import BrokerInfo

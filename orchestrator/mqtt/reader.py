@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from orchestrator.mqtt.broker import Broker
-    from orchestrator.mqtt.broker_packets import ReceivedMessage
+    from orchestrator.mqtt.broker_socket import ReceivedMessage
     from orchestrator.mqtt.topics import ParsedTopic
     from orchestrator.status.json_types import EventJson
 

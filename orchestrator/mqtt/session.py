@@ -20,8 +20,15 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from orchestrator.mqtt import broker as errors
 from orchestrator.mqtt.broker import BrokerError
-from orchestrator.mqtt.broker_packets import MAX_PACKET_BYTES, PacketSplitter, ReceivedMessage
-from orchestrator.mqtt.broker_socket import CLOSE_TIMEOUT_S, KEEPALIVE_S, STEP_TIMEOUT_S, BrokerSocket
+from orchestrator.mqtt.broker_socket import (
+    CLOSE_TIMEOUT_S,
+    KEEPALIVE_S,
+    MAX_PACKET_BYTES,
+    STEP_TIMEOUT_S,
+    BrokerSocket,
+    PacketSplitter,
+    ReceivedMessage,
+)
 from orchestrator.process.task_scope import task_scope
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from orchestrator.config.load import load
 from orchestrator.config.variables import VariableBudget, VariableError, substitute
 from orchestrator.link_routes import link_routes, route_texts
 from orchestrator.mqtt import payloads
-from orchestrator.mqtt.broker_packets import PacketSplitter, ReceivedMessage
+from orchestrator.mqtt.broker_socket import PacketSplitter, ReceivedMessage
 from orchestrator.mqtt.commands import CommandRefusedError, CommandValidator
 from orchestrator.mqtt.fleet import Fleet
 from orchestrator.mqtt.ownership import DuplicateHostError, HostOwnership

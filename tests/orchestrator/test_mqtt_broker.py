@@ -19,8 +19,7 @@ from orchestrator.config.faults import ConfigError
 from orchestrator.config.load import load
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import Broker, BrokerError, BrokerState, BrokerStatus, connection_lost
-from orchestrator.mqtt.broker_packets import PacketSplitter, ReceivedMessage
-from orchestrator.mqtt.broker_socket import BrokerSocket
+from orchestrator.mqtt.broker_socket import BrokerSocket, PacketSplitter, ReceivedMessage
 from orchestrator.mqtt.connection_report import ConnectionReporter, RetryPolicy
 from orchestrator.mqtt.session import BrokerClient, ReceiveBuffer, RefusedPublication
 from orchestrator.mqtt.topics import STATE, HostTopics

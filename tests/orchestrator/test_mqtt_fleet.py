@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from orchestrator.link_routes import link_routes, route_texts
 from orchestrator.mqtt import payloads
 from orchestrator.mqtt.broker import Broker
-from orchestrator.mqtt.broker_packets import ReceivedMessage
+from orchestrator.mqtt.broker_socket import ReceivedMessage
 from orchestrator.mqtt.fleet import GONE, MAX_LOST_LINKS, ONLINE, SILENT, Fleet
 from orchestrator.mqtt.ownership import SILENT_AFTER_S
 from orchestrator.mqtt.payloads import DaemonRun, StatePayload, StatsPayload, StatusPayload

@@ -65,7 +65,11 @@ class ForgedHost:
 
     def publish_state(self, name: str = "web", *, ts: str | None = None, **changes: object) -> None:
         """Publish the retained state of a tunnel that is up, with other values of some fields."""
-        tunnel = {**stopped_snapshot(name, make_spec(parse_url(URL))).as_json(), "state": "up", "link": "5f07"} | changes
+        tunnel = {
+            **stopped_snapshot(name, make_spec(parse_url(URL))).as_json(),
+            "state": "up",
+            "link": "5f07",
+        } | changes
         payload = StatePayload(tunnel, self._run.boot, 1, ts or self.ts)
         self.publish(f"t/{quote(name, safe='')}/state", payload.as_json())
 
