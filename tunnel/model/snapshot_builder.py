@@ -123,7 +123,7 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         proto=spec.proto.value,
         key_name=values.key_name,
         published_by=spec.published_by,
-        data_tls=int(spec.data_tls) or int(values.carrier is Carrier.ENCRYPTED),
+        data_tls=int(spec.data_tls) or int(values.carrier not in {None, Carrier.TCP}),
         carrier=values.carrier.value if values.carrier else None,
         links=links,
         servers=tuple(_build_server(server, links) for server in values.servers),
