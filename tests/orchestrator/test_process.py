@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -228,6 +230,32 @@ assert run_event_loop(main()) == "the result"
 """
     done = subprocess.run([sys.executable, "-c", program], timeout=20, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+class Cycle:
+    """An object that only the garbage collector frees."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_a_pause_of_the_garbage_collector_leaves_out_is_searched_before_the_next_one() -> None:
+    cycle = Cycle()
+    is_alive = weakref.ref(cycle)
+    try:
+        with setup.garbage_collector_paused():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        del cycle
+        gc.collect()
+        assert is_alive(), "present objects are left out"
+        with setup.garbage_collector_paused():
+            assert not is_alive()
+            with setup.garbage_collector_paused():
+                pass
+            assert not gc.isenabled(), "the outer block decides"
+    finally:
+        gc.unfreeze()
 
 
 LOG_PROGRAM = """
