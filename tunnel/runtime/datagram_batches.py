@@ -7,9 +7,11 @@ one source in the same way, if the network or another process sent them so.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import struct
 from functools import cache
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from tunnel.runtime.datagram_sockets import PKTINFO_SPACE
@@ -39,6 +41,8 @@ _NOT_IN_PIECES: Final = {errno.EINVAL, errno.EMSGSIZE}
 """Errors of a piece whose datagrams are longer than the MTU: the kernel would have to fragment each."""
 _NO_PIECES: Final = {errno.EIO, errno.ENOPROTOOPT, errno.EOPNOTSUPP}
 """Errors of a piece on a route that takes none, as one with IPsec."""
+_LIMIT_S: Final = 10.0
+"""How long such an error limits what is sent together: it may concern one of many peers, or a path that has changed."""
 
 
 @cache
@@ -62,7 +66,7 @@ def _has_option(sock: socket.SocketType, option: int, value: int) -> bool:
 
 
 def split_piece(piece: memoryview, received: Sequence[Ancillary]) -> list[bytes]:
-    """Return the datagrams that were received with one call, as ``received`` tells."""
+    """Return the datagrams that were received with one call; a control message in ``received`` has their size."""
     data = piece.tobytes()
     for level, kind, value in received:
         if kind == _UDP_GRO and level == _SOL_UDP:
@@ -74,12 +78,14 @@ def split_piece(piece: memoryview, received: Sequence[Ancillary]) -> list[bytes]
 class DatagramSender:
     """Sends on a socket, which its owner closes."""
 
-    __slots__ = ("_max_size", "_sock")
+    __slots__ = ("_limited_until", "_max_size", "_sock")
 
     def __init__(self, sock: socket.SocketType) -> None:
         self._sock = sock
         self._max_size = _MAX_PIECE_BYTES if can_send_pieces() else 0
         """the longest datagram that is sent together with others"""
+        self._limited_until = 0.0 if can_send_pieces() else math.inf
+        """when longer ones are sent together again, on the monotonic clock"""
 
     def send(
         self,
@@ -112,6 +118,7 @@ class DatagramSender:
                 self._max_size = size - 1
             else:
                 raise
+            self._limited_until = monotonic() + _LIMIT_S
             self._send_one(run[0], ancillary, peer)
             return 1
         return count
@@ -119,7 +126,11 @@ class DatagramSender:
     def _find_run(self, datagrams: Sequence[Datagram], start: int) -> int:
         """Return how many datagrams from ``start`` on can be sent as one piece."""
         size = len(datagrams[start])
-        if not 0 < size <= self._max_size:
+        if size > self._max_size:
+            if monotonic() < self._limited_until:
+                return 1
+            self._max_size = _MAX_PIECE_BYTES
+        if not size:
             return 1
         last = min(len(datagrams), start + _MAX_SEGMENTS, start + _MAX_PIECE_BYTES // size)
         for at in range(start + 1, last):

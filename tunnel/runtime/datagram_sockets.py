@@ -73,7 +73,7 @@ def enlarge_receive_buffer(sock: socket.SocketType) -> None:
     """Let a socket hold bursts. The kernel grants net.core.rmem_max at most, except to CAP_NET_ADMIN (socket(7))."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
-    except PermissionError:
+    except OSError:  # without the capability, or in a sandbox that does not know the option
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
 
 
