@@ -15,6 +15,7 @@ from tests.support.scale import GUARD_S
 from tests.tui.conftest import OpenDashboard, named, paste, screen_text, shows, wait_until_shown
 from tests.tui.fake import FakeDaemon, connections, cooldown, tunnel
 from tui.app import END, LEAVE, Dashboard
+from tui.screens import main
 from tui.screens.dialogs import ConfirmDialog
 from tui.screens.main import MainScreen
 from tui.screens.routes import RouteListModal, RouteModal
@@ -138,6 +139,23 @@ async def test_in_a_large_table_the_filter_is_applied_as_a_whole(daemon: FakeDae
         await wait_until_shown(pilot, lambda: rows(screen_text(app)) == ["db-west", "edge-7", "db-east"])
         await pilot.press("slash", "x", "escape")
         await wait_until_shown(pilot, lambda: "of 2107" not in screen_text(app) and "many-" in screen_text(app))
+
+
+async def test_in_a_large_table_the_filter_is_applied_when_the_typing_pauses(
+    daemon: FakeDaemon, opened: OpenDashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.tunnels.update({name: tunnel(name) for name in (f"many-{number}" for number in range(2100))})
+    async with opened() as (app, pilot):
+        await pilot.press("slash", *"edge")
+        await wait_until_shown(pilot, lambda: rows(screen_text(app)) == ["edge-7"])
+        await pilot.press("escape")
+        await wait_until_shown(pilot, lambda: "many-" in screen_text(app))
+        monkeypatch.setattr(main, "_TYPING_PAUSE_S", 60.0)
+        await pilot.press("slash", *"edge")
+        await pilot.pause()
+        assert "many-" in screen_text(app), "nothing is searched while letters follow"
+        await pilot.press("enter")
+        await wait_until_shown(pilot, lambda: rows(screen_text(app)) == ["edge-7"])
 
 
 async def test_the_filter_accepts_patterns_and_negation(daemon: FakeDaemon, opened: OpenDashboard) -> None:
