@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _MAX_BUFFERED: Final = 20_000  # received messages, or topics, that wait to be handled
 _CONFIRM_TIMEOUT_S: Final = 2 * STEP_TIMEOUT_S  # for PUBACK
 _ERROR_TIMEOUT_S: Final = 0.01
-_READ_INTERVAL_S: Final = 0.02
+_READ_INTERVAL_S: Final = 0.02  # between two reads of a reader that has read what is retained
 _TRIES_PER_OLD_VERSION: Final = 3  # of so many attempts without CONNACK the last one is with version 3.1.1
 _TRIES_PER_OLD_VERSION_IF_V5_SEEN: Final = 60
 _TRIES_PER_OLD_VERSION_OF_READER: Final = 2  # a reader loses nothing with version 3.1.1

@@ -141,11 +141,11 @@ def complete_changes(data: Mapping[str, object]) -> TunnelJson:
 
 
 def share_values(data: Mapping[str, object]) -> TunnelJson | None:
-    """An object that is what ``encode_snapshot`` makes, with every field and no value that has to be converted.
+    """Return the object of a tunnel with the keys and groups of numbers that the objects of other tunnels have.
 
-    None for others, which ``complete_snapshot`` knows and which take four times as long. The result has the keys, and
-    the groups of equal numbers, of all others: ``json.loads`` makes the same fifty keys for each object, which are
-    most of the memory of a fleet. Nothing may change the groups.
+    Without that, each object has fifty keys of its own from ``json.loads``, which are most of the memory of a fleet.
+    Nothing may change the groups. The result is None unless the object is what ``encode_snapshot`` makes, with every
+    field and no value to convert: ``complete_snapshot`` decodes all others, in four times as long.
     """
     return cast("TunnelJson | None", _snapshot_shape().share(data))
 

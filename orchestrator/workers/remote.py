@@ -219,7 +219,7 @@ class RemoteEngine:
         return replace(seen, reason=self._worker.problem) if self._worker.problem else seen
 
     def read_traffic(self) -> TrafficReading:
-        """What the last snapshot of the worker has of it."""
+        """The bytes and the visitors of the last snapshot that the worker has sent."""
         return self._last.traffic
 
     # --- calls of the worker handle -------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class _Term:
     is_negated: bool = False
 
 
-_MOVES_PER_SORT: Final = 16  # of fewer tunnels, each is moved on its own
+_MOVES_PER_SORT: Final = 16  # while at most one tunnel in so many has moved, each is moved on its own
 
 _Rule = tuple[tuple[_Term, ...], ...]  # alternatives, each with terms that must all match
 
