@@ -235,9 +235,10 @@ def lose_target(injector: FaultInjector) -> None:
     """A target that disappears and returns."""
     tunnel = injector.any_tunnel()
     with injector.incidents.open_window("target", [tunnel.name], cuts=True, refuses=True):
-        injector.harness.services[tunnel.name].close()
+        lost = injector.rng.choice(injector.harness.services[tunnel.name])
+        lost.close()
         injector.wait(0.5, 3)
-        injector.harness.services[tunnel.name].start()
+        lost.start()
         _wait_recovered(injector, "the loss of a target", [tunnel.name])
 
 

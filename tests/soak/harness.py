@@ -53,25 +53,29 @@ class Tunnel:
     has_visitor_options: bool
     port: int
     visitor_address: Address
-    target_port: int
+    target_ports: tuple[int, ...]
+    """of a target, or of a group of targets"""
+    has_second_client: bool
 
     def url(self, daemon: str, *, variant: int = 0) -> str:
         """Return the URL for one daemon's file. Variants are equivalent, but a change of variant needs a new engine."""
         is_server = daemon == self.server_daemon
-        options = f"{_OPTIONS}&tls={int(self.encrypted)}&reuse={int(self.reuses)}"
+        options = f"{_OPTIONS}&service={self.name}&tls={int(self.encrypted)}&reuse={int(self.reuses)}"
         is_ingress = is_server == (self.direction == "reverse")
-        where = f"127.0.0.1:{self.visitor_address[1] if is_ingress else self.target_port}"
+        ports = (self.visitor_address[1],) if is_ingress else self.target_ports
+        where = ",".join(f"127.0.0.1:{port}" for port in ports)
         if is_ingress and self.has_visitor_options:
             options += f"&{_VISITOR_OPTIONS}"
         if is_server:
-            own = f"&mode={self.direction}&data_port={('random', 'tunnel')[variant % 2]}"
+            data_port = ("random", "tunnel")[variant % 2]
+            own = f"&clients={1 + self.has_second_client}&mode={self.direction}&data_port={data_port}"
             return f"server://{_KEY}@127.0.0.1:{self.port}/{where}?{options}{own}"
         host = ("127.0.0.1", "localhost")[variant % 2]
         return f"client://{_KEY}@{host}:{self.port}/{where}?{options}"
 
 
 class RestartableTarget:
-    """The target of one tunnel, which can stop and start again."""
+    """A target of one tunnel, which can stop and start again."""
 
     def __init__(self, port: int, target_reports: TargetReports) -> None:
         self._port = port
@@ -101,7 +105,11 @@ class SoakDaemon:
     def __init__(self, name: str, directory: Path, tunnels: Iterable[Tunnel], workers: int) -> None:
         self.name = name
         self.directory = directory
-        self.urls = {tunnel.name: tunnel.url(name) for tunnel in tunnels}
+        self.urls = {tunnel.name: tunnel.url(name) for tunnel in tunnels} | {
+            f"{tunnel.name}-second": tunnel.url(name, variant=1)
+            for tunnel in tunnels
+            if tunnel.has_second_client and tunnel.server_daemon != name
+        }
         self.lock = threading.Lock()
         """held while the process is killed, frozen or restarted, and while its file is invalid"""
         self._workers = workers
@@ -189,6 +197,8 @@ class SoakDaemon:
 class SoakHarness:
     """Eight tunnels: each direction, either daemon as the server, plain and encrypted; half of them
     use data connections again, and half have every option for visitors. Both daemons have access logs and histories.
+    The servers of the stable daemon share one tunnel port. Tunnels that use data connections again have two targets,
+    encrypted reverse ones two clients.
 
     The ``stable`` daemon runs for the whole soak with all engines in its own process, so that every leak is visible
     at the end. The ``unstable`` daemon has workers and is killed and restarted repeatedly.
@@ -197,6 +207,7 @@ class SoakHarness:
     def __init__(self, directory: Path, incidents: IncidentLog) -> None:
         self.incidents = incidents
         self.target_reports = TargetReports()
+        shared_port = free_port()
         self.tunnels = {
             name: Tunnel(
                 name,
@@ -205,9 +216,10 @@ class SoakHarness:
                 encrypted,
                 reuses,
                 reuses is encrypted,
-                free_port(),
+                shared_port if server == "stable" else free_port(),
                 ("127.0.0.1", free_port()),
-                free_port(),
+                tuple(free_port() for _ in range(1 + reuses)),
+                has_second_client=direction == "reverse" and encrypted,
             )
             for direction in ("reverse", "forward")
             for server in ("stable", "unstable")
@@ -216,10 +228,12 @@ class SoakHarness:
             for reuses in [(direction == "reverse") == (server == "stable")]
         }
         self.services = {
-            name: RestartableTarget(tunnel.target_port, self.target_reports) for name, tunnel in self.tunnels.items()
+            name: [RestartableTarget(port, self.target_reports) for port in tunnel.target_ports]
+            for name, tunnel in self.tunnels.items()
         }
-        for service in self.services.values():
-            service.start()
+        for targets in self.services.values():
+            for target in targets:
+                target.start()
         self.stable = SoakDaemon("stable", directory, self.tunnels.values(), workers=0)
         self.unstable = SoakDaemon("unstable", directory, self.tunnels.values(), workers=2)
         self.daemons = (self.stable, self.unstable)
@@ -252,8 +266,9 @@ class SoakHarness:
         for daemon in self.daemons:
             send_signal([daemon.process.pid, *daemon.workers()], signal.SIGCONT)
             daemon.process.close()
-        for service in self.services.values():
-            service.close()
+        for targets in self.services.values():
+            for target in targets:
+                target.close()
 
 
 def _command_line(pid: str) -> bytes:

@@ -56,6 +56,8 @@ class Reading:
     """visitors as the daemons count them"""
     up: int
     """tunnels that are up, of both daemons"""
+    links: int
+    """links, each counted at both ends: a pool each"""
     time_wait: int
     files: frozenset[str]
 
@@ -81,7 +83,7 @@ class ReadingCollector:
         self._ports = {
             port
             for tunnel in harness.tunnels.values()
-            for port in (tunnel.port, tunnel.visitor_address[1], tunnel.target_port)
+            for port in (tunnel.port, tunnel.visitor_address[1], *tunnel.target_ports)
         }
 
     def read(self) -> Reading | None:
@@ -104,6 +106,7 @@ class ReadingCollector:
             capacity=sum(tunnel["pool"]["capacity"] for tunnel in tunnels),
             active=sum(tunnel["connections"]["active"] for tunnel in tunnels),
             up=sum(tunnel["state"] == "up" for tunnel in tunnels),
+            links=sum(len(tunnel["links"]) for tunnel in tunnels),
             time_wait=sum(state == _STATE_TIME_WAIT and bool(ports & self._ports) for ports, state, _ in table),
             files=frozenset(str(path.relative_to(self._directory)) for path in self._directory.rglob("*")),
         )
@@ -135,9 +138,9 @@ def find_differences(baseline: Reading, now: Reading, *, time_wait_expired: bool
         found.append(f"{now.active} visitors are reported, but none is connected")
     if now.up < baseline.up:
         found.append(f"{now.up} tunnels are up, {baseline.up} were before")
-    if now.capacity > baseline.up * (POOL_MIN + 1):
+    if now.capacity > baseline.links * (POOL_MIN + 1):
         found.append(
-            f"the pools have a capacity of {now.capacity} idle connections, at rest {baseline.up * POOL_MIN} suffice"
+            f"the pools have a capacity of {now.capacity} idle connections, at rest {baseline.links * POOL_MIN} suffice"
         )
     if now.idle > now.capacity + baseline.up * 2:
         found.append(f"the pools hold {now.idle} idle data connections with a capacity of {now.capacity}")

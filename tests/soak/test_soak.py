@@ -30,6 +30,7 @@ AT_REST = Reading(
     capacity=64,
     active=0,
     up=16,
+    links=16,
     time_wait=3,
     files=frozenset({"stable.sock"}),
 )
