@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from tests.support.ports import free_ports
 
 from . import loads
+from .processes import BenchError
 from .report import Goal, Metric, Sheet
 from .section import Sample, Section, Trial
 from .targets import target
@@ -90,6 +91,8 @@ async def _measure(program: Sequence[str], tls: int, _: int) -> Sample:
                 load = await loads.bulk(
                     ingress, streams=case.visitors, seconds=MEASURED_S, omitted_s=_SETTLING_S, buffer="16K"
                 )
+            if not all(load.streams_gbit_s):
+                raise BenchError(f"{case.label}: a visitor got nothing through")
             values[case.key] = 100 * abs(load.gbit_s * 1000 / case.expected_mbit - 1)
             if case.visitors > 1:
                 values[f"{case.key}_low"] = min(load.streams_gbit_s) * case.visitors / sum(load.streams_gbit_s)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -8,8 +9,11 @@ from hypothesis import given
 
 from tests.support.strategies import loopback, recognisable_keys
 from tunnel.model.address import Address
+from tunnel.model.combinations import check_combinations
+from tunnel.model.errors import UrlError
 from tunnel.model.keys import Key
 from tunnel.model.options import make_spec
+from tunnel.model.servers import ServerShare
 from tunnel.model.url import parse_url
 
 
@@ -74,3 +78,21 @@ def test_a_spec_can_be_pickled_with_its_key() -> None:
     again = pickle.loads(pickle.dumps(spec))  # noqa: S301  our own bytes
     assert again == spec
     assert again.key.reveal() == "secret"
+
+
+def test_shares_of_servers_need_a_client_that_accepts_visitors() -> None:
+    plain = make_spec(parse_url("client://a:1,b:2/127.0.0.1:3?mode=reverse"))
+    first, second = plain.tunnels
+    check_combinations(dataclasses.replace(plain, server_shares=(ServerShare(first), ServerShare(second))))
+    for share in (ServerShare(second, weight=3), ServerShare(second, is_backup=True)):
+        with pytest.raises(UrlError, match="remove weight and backup, or write mode=forward"):
+            check_combinations(dataclasses.replace(plain, server_shares=(ServerShare(first), share)))
+
+
+@pytest.mark.parametrize(
+    ("weight", "is_backup", "text"),
+    [(1, False, "a:1"), (3, False, "a:1 weight 3"), (0, True, "a:1 weight 0 backup"), (1, True, "a:1 backup")],
+)
+def test_a_server_is_shown_with_its_share(weight: int, text: str, *, is_backup: bool) -> None:
+    (address,) = make_spec(parse_url("client://a:1/127.0.0.1:3")).tunnels
+    assert str(ServerShare(address, weight, is_backup)) == text

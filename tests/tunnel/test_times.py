@@ -7,7 +7,7 @@ from decimal import Decimal
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunnel.model.times import format_duration, format_timestamp, parse_duration
@@ -100,6 +100,7 @@ def test_timestamps_are_utc_with_milliseconds() -> None:
 
 
 @given(st.floats(0, 4e9))
+@example(0.9999999)
 def test_a_timestamp_is_the_moment_to_the_millisecond(seconds: float) -> None:
     moment = datetime.fromtimestamp(seconds, UTC)
     assert datetime.fromisoformat(format_timestamp(seconds)) == moment.replace(
