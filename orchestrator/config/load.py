@@ -247,7 +247,8 @@ class _Loader:
                 plain[name] = [None] * len(node.items)
             elif is_empty(node):
                 if name not in may_be_empty:
-                    self._report(node.place, f"{name} is empty; give it a value or remove the line")
+                    shown = name if name.isidentifier() else quote(key)  # anything may stand there
+                    self._report(node.place, f"{shown} is empty; give it a value or remove the line")
             elif not node.is_faulty:
                 plain[name] = node.value
         return plain
