@@ -629,6 +629,6 @@ def test_a_fifo_among_the_included_files_is_a_fault(folder: Folder) -> None:
 
 
 def test_an_empty_value_under_a_key_of_several_lines_is_reported_in_one(folder: Folder) -> None:
-    faults = folder.faults("version: 1\nsupervisor: {mqtt: {url: 'mqtt://b', 'ho\n\n\n  st': }}\ntunnels: {}\n")
+    faults = folder.faults("version: 1\nsupervisor: {mqtt: {url: 'mqtt://b', ho\n\n\n  st}}\ntunnels: {}\n")
     assert any("is empty; give it a value or remove the line" in fault for fault in faults), faults
     assert not any("\n" in fault for fault in faults), faults
