@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import signal
 import socket
@@ -94,9 +95,9 @@ class FaultInjector:
         """Wait until the daemon has applied its file, which another fault may delay."""
 
         def is_done() -> bool:
-            with contextlib.suppress(OSError):
-                daemon.request("POST", "/v1/reload")
-                return True
+            with contextlib.suppress(OSError, ValueError):
+                answer = json.loads(daemon.request("POST", "/v1/reload"))
+                return bool(answer["ok"]) or daemon.lock.locked()  # while it is held, the file may be invalid
             return False
 
         wait_until(is_done, within=RECOVERY_S, what=f"{daemon.name} reloads its file")

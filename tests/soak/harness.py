@@ -56,18 +56,22 @@ class Tunnel:
     target_ports: tuple[int, ...]
     """of a target, or of a group of targets"""
     has_second_client: bool
+    shares_port: bool
+    """with other servers, which need the same ``data_port``"""
 
     def url(self, daemon: str, *, variant: int = 0) -> str:
-        """Return the URL for one daemon's file. Variants are equivalent, but a change of variant needs a new engine."""
+        """Return the URL for one daemon's file. A change of variant needs a new engine, and changes no visit."""
         is_server = daemon == self.server_daemon
-        options = f"{_OPTIONS}&service={self.name}&tls={int(self.encrypted)}&reuse={int(self.reuses)}"
+        data_port, reuses = ("random", "tunnel")[variant % 2], self.reuses
+        if is_server and self.shares_port:
+            data_port, reuses = "random", reuses is (variant % 2 == 0)
+        options = f"{_OPTIONS}&service={self.name}&tls={int(self.encrypted)}&reuse={int(reuses)}"
         is_ingress = is_server == (self.direction == "reverse")
         ports = (self.visitor_address[1],) if is_ingress else self.target_ports
         where = ",".join(f"127.0.0.1:{port}" for port in ports)
         if is_ingress and self.has_visitor_options:
             options += f"&{_VISITOR_OPTIONS}"
         if is_server:
-            data_port = ("random", "tunnel")[variant % 2]
             own = f"&clients={1 + self.has_second_client}&mode={self.direction}&data_port={data_port}"
             return f"server://{_KEY}@127.0.0.1:{self.port}/{where}?{options}{own}"
         host = ("127.0.0.1", "localhost")[variant % 2]
@@ -220,6 +224,7 @@ class SoakHarness:
                 ("127.0.0.1", free_port()),
                 tuple(free_port() for _ in range(1 + reuses)),
                 has_second_client=direction == "reverse" and encrypted,
+                shares_port=server == "stable",
             )
             for direction in ("reverse", "forward")
             for server in ("stable", "unstable")
