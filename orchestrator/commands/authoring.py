@@ -118,7 +118,7 @@ def _show_next_steps(starter: Starter, paths: tuple[Path, Path], *, is_guessed: 
     click.echo(f"wrote {paths[0]} for {host},")
     click.echo(f"and {paths[1]} for the other host: copy that file there. Then run:")
     click.echo(f"  on {host}:  nodepass-orch up -d {shlex.quote(str(paths[0]))}")
-    click.echo("  on the other host:  nodepass-orch up -d client.yaml")
+    click.echo("  on the other host:  nodepass-orch up -d client.yaml --wait")
     port = f"{'UDP ' if starter.proto is Proto.UDP else ''}port {starter.visitors.port}"
     click.echo(f"Visitors of {port} of {ingress} then reach {starter.target} of {egress}.")
     if is_guessed:

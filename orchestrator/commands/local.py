@@ -214,8 +214,12 @@ def _describe_first(tunnels: Sequence[TunnelJson]) -> str:
 
 
 def _wait_until_up(socket: Path | None, file: Path, timeout_s: float) -> int:
-    """Wait until every enabled tunnel is up. Returns the exit code: EXIT_FAILED after ``timeout_s``."""
-    deadline = time.monotonic() + timeout_s
+    """Wait until every enabled tunnel is up. Returns the exit code: EXIT_FAILED after ``timeout_s``.
+
+    The first reason why one is not up is printed meanwhile: the wait may be long, and may be interrupted.
+    """
+    began = time.monotonic()
+    deadline, has_reported = began + timeout_s, False
     with exit_on_api_error():
         client = make_client(socket, file)
         while missing := [tunnel for tunnel in client.status()["tunnels"] if not is_as_wanted(tunnel)]:
@@ -225,6 +229,10 @@ def _wait_until_up(socket: Path | None, file: Path, timeout_s: float) -> int:
                     f"the daemon runs, but after {timeout_s:g} s it has not brought up {_describe_first(missing)}"
                 )
                 return EXIT_FAILED
+            failing = [tunnel for tunnel in missing if tunnel["state"] in _FAILING]
+            if failing and not has_reported and time.monotonic() > began + _FIRST_ATTEMPT_S:
+                has_reported = True
+                print_message(f"not up yet: {_describe_first(failing)}; waiting for {timeout_s:g} s at most")
             time.sleep(_POLL_INTERVAL_S)
     return 0
 

@@ -43,7 +43,7 @@ def test_init_writes_a_pair_that_agrees(tmp_path: Path, capsys: pytest.CaptureFi
         f"wrote {tmp_path}/server.yaml for 203.0.113.5,",
         f"and {tmp_path}/client.yaml for the other host: copy that file there. Then run:",
         f"  on 203.0.113.5:  nodepass-orch up -d {tmp_path}/server.yaml",
-        "  on the other host:  nodepass-orch up -d client.yaml",
+        "  on the other host:  nodepass-orch up -d client.yaml --wait",
         "Visitors of port 8080 of 203.0.113.5 then reach 127.0.0.1:3000 of the other host.",
     ]
 
