@@ -49,6 +49,12 @@ def _count_refused(tunnel: TunnelJson) -> int:
     return sum(refused.get(reason) or 0 for reason in REFUSED_VISITORS)
 
 
+def _format_keys(tunnel: TunnelJson) -> str | None:
+    """Return the names of the keys of its links: the first, and how many others there are."""
+    names = list(dict.fromkeys(link["client"] for link in tunnel.get("links", ()) if link["client"]))
+    return f"{names[0]} +{len(names) - 1}" if len(names) > 1 else tunnel["key_name"]
+
+
 def count_up_targets(tunnel: TunnelJson) -> str:
     """Return how many of several targets are up, and how many there are; empty for one target, or at an ingress."""
     targets = [target for target in tunnel.get("targets", ()) if target["checks"] is not None]
@@ -102,7 +108,7 @@ _COLUMNS: Final = (
     _Column(_RATE_TO, lambda t: format_rate(_rates(t)[1]), 17),
     _Column(_AUTH, lambda t: t["auth"], 10),
     _Column(_SERVICE, lambda t: t["service"] or "-", 11),
-    _Column(_KEY, lambda t: t["key_name"] or "-", 12),
+    _Column(_KEY, lambda t: _format_keys(t) or "-", 12),
     _Column(_PUBLISHED_BY, lambda t: t.get("published_by") or "-", 15),
     _Column(_WORKER, lambda t: str(t["worker"] or "-"), 13),
     _Column(_REFUSED, lambda t: str(_count_refused(t) or "-"), 14),
@@ -114,7 +120,7 @@ _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _RATE_TO: lambda t: any(_rates(t)),
     _TARGETS: count_up_targets,
     _SERVICE: lambda t: t["service"],
-    _KEY: lambda t: t["key_name"],
+    _KEY: _format_keys,
     _PUBLISHED_BY: lambda t: t.get("published_by"),
     _WORKER: lambda t: t["worker"],
     _REFUSED: _count_refused,

@@ -193,6 +193,8 @@ def test_a_server_with_several_clients_shows_how_many_can_serve() -> None:
     heading, *_, last = format_table([*TUNNELS, shown], columns=None, paint=PLAIN).split("\n")
     assert "LINKS" in heading.split()
     assert "1/2" in last
+    shown["key_name"], shown["links"] = "a", [{**one, "client": name} for name in ("a", "b", "a", "c")]
+    assert "a +2" in format_table([shown], columns=None, paint=PLAIN)
 
 
 def test_a_tunnel_of_udp_shows_how_datagrams_travel() -> None:
