@@ -97,7 +97,7 @@ class FaultInjector:
         def is_done() -> bool:
             with contextlib.suppress(OSError, ValueError):
                 answer = json.loads(daemon.request("POST", "/v1/reload"))
-                return bool(answer["ok"]) or daemon.lock.locked()  # while it is held, the file may be invalid
+                return bool(answer.get("ok")) or daemon.lock.locked()  # while it is held, the file may be invalid
             return False
 
         wait_until(is_done, within=RECOVERY_S, what=f"{daemon.name} reloads its file")
