@@ -107,11 +107,15 @@ async def udp_pair(
     *,
     direction: Direction = Direction.REVERSE,
     visitors: str = "127.0.0.1:0",
-    tunnel: str = "127.0.0.1:0",
+    tunnel: str | None = None,
     server: dict[str, object] | None = None,
     client: dict[str, object] | None = None,
 ) -> AsyncIterator[tuple[RunningEngine, RunningEngine]]:
-    """A tunnel that is up: server and client."""
+    """A tunnel that is up: server and client.
+
+    Its port is not one of port 0: another test's UDP socket might have the same number, which the server opens, too.
+    """
+    tunnel = tunnel or f"127.0.0.1:{free_port()}"
     mode = Mode(direction.value)
     at_server, at_client = (visitors, target) if direction is Direction.REVERSE else (target, visitors)
     options = {"mode": mode, "proto": UDP}
