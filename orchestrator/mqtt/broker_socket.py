@@ -48,7 +48,6 @@ _RACE_BUFFER_BYTES: Final = 1  # of a reactor that connects and reads nothing
 _CHUNK_BYTES: Final = 64 * 1024
 _MIN_FULL_CHUNK_BYTES: Final = 16 * 1024  # after less, the broker has nothing more to send at present
 
-
 MAX_PACKET_BYTES: Final = MAX_PAYLOAD_BYTES + 128 * 1024
 """The longest packet that is read: the longest payload, with its topic (at most 64 KiB) and its properties."""
 

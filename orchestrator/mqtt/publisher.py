@@ -158,7 +158,7 @@ class Publisher:
             start(self._discovery.check_echo(session, self._event_log))
             start(self._handler.run(session, self._publish_effects))
             start(self._send_queue(session))
-            start(self._read_traffic())
+            start(self._refresh_traffic())
             await self._scan_until_closing()
             await self._publish_offline(session)
 
@@ -210,7 +210,8 @@ class Publisher:
                 began = time.monotonic()
             return spent_s + time.monotonic() - began
 
-    async def _read_traffic(self) -> None:
+    async def _refresh_traffic(self) -> None:
+        """Keep what is published of the traffic history up to date; a history that cannot be read is left out."""
         while True:
             self._publications.set_traffic(await self._control.host_traffic())
             await asyncio.sleep(_TRAFFIC_INTERVAL_S)

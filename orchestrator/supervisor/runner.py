@@ -24,7 +24,7 @@ from orchestrator.supervisor.runner_state import (
 from orchestrator.supervisor.totals import NO_TOTALS, Totals, add_totals, read_totals, replace_totals
 from tunnel.model.events import Event, EventKind
 from tunnel.model.snapshot import (
-    NO_TRAFFIC,
+    EMPTY_READING,
     BytesView,
     ConnectionsView,
     CooldownView,
@@ -171,7 +171,7 @@ class TunnelRunner:
 
     def read_traffic(self) -> TrafficReading:
         """The bytes relayed by all its engines so far, and the visitors present."""
-        seen = NO_TRAFFIC if self._engine is None else self._engine.read_traffic()
+        seen = EMPTY_READING if self._engine is None else self._engine.read_traffic()
         totals = self._totals
         return TrafficReading(
             seen.from_visitors + totals.from_visitors, seen.to_visitors + totals.to_visitors, seen.active

@@ -72,6 +72,8 @@ async def _measure_bulk(program: Sequence[str], kind: str, name: str, size: int,
         before = _cpu_seconds(ends)
         load = await asyncio.to_thread(pair.send_bulk, size, seconds, in_pieces=kind == "bulk")
         used = _cpu_seconds(ends) - before
+        if not load.arrived or not used:
+            raise BenchError(f"no datagram of {size} bytes arrived through {name}")
         prefix = f"{kind}{size}"
         return Sample(
             {
@@ -91,6 +93,8 @@ async def _measure_delay(program: Sequence[str], kind: str, name: str, size: int
         before = _cpu_seconds(ends)
         found = await asyncio.to_thread(pair.measure_round_trips, size, seconds)
         used = _cpu_seconds(ends) - before
+        if not found.count:
+            raise BenchError(f"no datagram of {size} bytes was answered through {name}")
         prefix = f"{kind}{size}"
         return Sample(
             {

@@ -217,22 +217,14 @@ def test_up_wait_returns_when_every_enabled_tunnel_is_up(shell: CommandShell, fi
         assert shell.run("down", "--now", "--wait").returncode == 0
 
 
-def test_up_wait_prints_the_first_reason_while_it_waits(shell: CommandShell, file: Path) -> None:
+@pytest.mark.parametrize("printed", ["the daemon runs in the background", "not up yet: lonely (cooldown: "])
+def test_up_wait_prints_the_first_reason_and_if_interrupted_that_the_daemon_keeps_running(
+    shell: CommandShell, file: Path, printed: str
+) -> None:
     file.write_text("version: 1\ntunnels: {lonely: 'client://127.0.0.1:9/127.0.0.1:1'}\n")
     try:
         with shell.running("up", "--wait") as command:
-            wait_until(lambda: "not up yet: lonely (cooldown: " in shell.log(), within=COMMAND_TIMEOUT_S)
-            command.send_signal(signal.SIGINT)
-            assert command.wait(COMMAND_TIMEOUT_S) == 130
-    finally:
-        assert shell.run("down", "--now", "--wait").returncode == 0
-
-
-def test_an_interrupted_up_wait_says_that_the_daemon_keeps_running(shell: CommandShell, file: Path) -> None:
-    file.write_text("version: 1\ntunnels: {lonely: 'client://127.0.0.1:9/127.0.0.1:1'}\n")
-    try:
-        with shell.running("up", "--wait") as command:
-            wait_until(lambda: "the daemon runs in the background" in shell.log(), within=COMMAND_TIMEOUT_S)
+            wait_until(lambda: printed in shell.log(), within=COMMAND_TIMEOUT_S)
             command.send_signal(signal.SIGINT)
             assert command.wait(COMMAND_TIMEOUT_S) == 130
         assert "interrupted; the daemon keeps running, end it with: nodepass-orch down -f " in shell.log()

@@ -90,7 +90,7 @@ class TrafficReading(NamedTuple):
     """visitors present"""
 
 
-NO_TRAFFIC: Final = TrafficReading(0, 0, 0)
+EMPTY_READING: Final = TrafficReading(0, 0, 0)
 """The reading of a tunnel without an engine."""
 
 

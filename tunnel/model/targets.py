@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from tunnel.model.address import Address
+from tunnel.model.weighted_address import WeightedAddress
 
 MAX_TARGETS: Final = 64
 """Targets of one tunnel: each is checked on its own, and each is a candidate for every visitor."""
 
 
 @dataclass(frozen=True, slots=True)
-class TargetSpec:
+class TargetSpec(WeightedAddress):
     """One of several targets."""
-
-    address: Address
-    weight: int = 1
-    """its share of the visitors in relation to the others; 0: it gets no new ones"""
-    is_backup: bool = False
-    """whether it gets visitors only while all others are down"""
-
-    def __str__(self) -> str:
-        weight = f" weight {self.weight}" if self.weight != 1 else ""
-        return f"{self.address}{weight}{' backup' if self.is_backup else ''}"
 
 
 class CheckKind(enum.StrEnum):

@@ -62,8 +62,8 @@ class Acceptor:
     ) -> None:
         """Start to accept. ``on_accept`` gets each connection, which it owns, and the peer's address.
 
-        With ``fd_holder``, the owner of visitors, the last descriptors of the process are left to others. After
-        ``accepts_per_turn`` connections other sockets have their turn.
+        With ``fd_holder``, the owner of visitors, the last descriptors of the process are left to others.
+        ``accepts_per_turn`` returns after how many connections other sockets have their turn.
         """
         name = listener.getsockname()
         self.requested_address = requested_address

@@ -35,7 +35,7 @@ _MAX_KNOWN: Final = 1024
 _MAX_BUCKETS: Final = 4096
 _ACCEPTS_PER_TURN: Final = 8
 _ACCEPTS_PER_TURN_IN_FLOOD: Final = 1
-_FLOOD: Final = 64
+_FLOOD_CONNECTIONS: Final = 64
 """So many pending connections are a flood: those of clients are authenticated as soon as their first bytes are here."""
 _UNKNOWN_SHARE: Final = 0.75
 """Share of all places that unknown addresses use at most; known ones leave them the rest."""
@@ -183,7 +183,7 @@ class FrontDoor:
 
         A connection of a flood takes about 0.1 ms: a visitor that passes several turns waits for one in each of them.
         """
-        return _ACCEPTS_PER_TURN if len(self) < _FLOOD else _ACCEPTS_PER_TURN_IN_FLOOD
+        return _ACCEPTS_PER_TURN if len(self) < _FLOOD_CONNECTIONS else _ACCEPTS_PER_TURN_IN_FLOOD
 
     # --- places ---------------------------------------------------------------------------------------------------
 
