@@ -27,7 +27,7 @@ http {
     uwsgi_temp_path {dir}/uwsgi;
     scgi_temp_path {dir}/scgi;
     server {
-        listen 127.0.0.1:{port} backlog=4096;
+{listens}
         default_type text/plain;
         location / { return 200 "hello\\n"; }
     }

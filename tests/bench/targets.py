@@ -109,9 +109,10 @@ async def target(port: int, directory: Path, name: str, *arguments: str) -> Asyn
 
 
 @asynccontextmanager
-async def nginx(port: int, directory: Path) -> AsyncIterator[None]:
-    """Run a web server whose responses are a few bytes."""
+async def nginx(port: int, directory: Path, *more_ports: int) -> AsyncIterator[None]:
+    """Run a web server whose responses are a few bytes: one process, however many ports it listens on."""
     config = directory / "nginx.conf"
-    config.write_text(loads.NGINX.replace("{dir}", str(directory)).replace("{port}", str(port)))
+    listens = "\n".join(f"        listen 127.0.0.1:{one} backlog=4096;" for one in (port, *more_ports))
+    config.write_text(loads.NGINX.replace("{dir}", str(directory)).replace("{listens}", listens))
     async with target(port, directory, "nginx", "-c", str(config), "-p", str(directory), "-e", "stderr"):
         yield

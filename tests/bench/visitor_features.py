@@ -1,7 +1,6 @@
 """Measures the cost of features for visitors: allow list, access log, history, list of visitors.
 
-Two daemons run side by side, one with the features and one without. The loads alternate between them, so that a
-machine that changes from minute to minute changes both figures of a ratio.
+Two daemons run side by side, one with the features and one without, and the loads alternate between them.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from .groups import KEY
 from .report import Goal, Metric, Sheet
 from .section import Sample, Section, Trial
 from .targets import nginx, target
+from .turns import measure_ratios
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 NETWORKS: Final = 10_000
-TURNS: Final = 4
 
 _START_LIMIT_S: Final = 30.0
 _CONNECTIONS: Final = 32
@@ -110,17 +109,19 @@ async def _measure_features(program: Sequence[str], seconds: int) -> Sample:
                 )
                 _, plain_port = await pairs.enter_async_context(plain)
                 daemon, rich_port = await pairs.enter_async_context(rich)
-                for turn in range(TURNS):
-                    rates: dict[int, float] = {}
-                    for port in (plain_port, rich_port) if turn % 2 == 0 else (rich_port, plain_port):
-                        listing = asyncio.create_task(_list_visitors(daemon)) if port == rich_port else None
-                        rates[port] = await _load(kind, port, seconds, errors)
-                        if listing is not None:
-                            errors += await _stop([listing])
-                    ratios.append(rates[rich_port] / rates[plain_port])
+                load = partial(_load, kind, seconds=seconds, errors=errors)
+                rich_load = partial(_load_and_list, daemon, partial(load, rich_port), errors)
+                ratios.extend(await measure_ratios(partial(load, plain_port), rich_load))
         values = {f"features.{kind}_x": statistics.median(ratios) for kind, ratios in found.items()}
         spreads = {f"features.{kind}_spread": (max(some) - min(some)) / 2 for kind, some in found.items()}
         return Sample({**values, **spreads}, tuple(errors))
+
+
+async def _load_and_list(daemon: BenchDaemon, load: Callable[[], Awaitable[float]], errors: list[str]) -> float:
+    listing = asyncio.create_task(_list_visitors(daemon))
+    rate = await load()
+    errors += await _stop([listing])
+    return rate
 
 
 async def _stop(tasks: Sequence[asyncio.Task[None]]) -> list[str]:

@@ -258,7 +258,7 @@ async def test_data_connections_are_used_again_if_both_ends_want_that(
                 for visits in range(1, 13):
                     await round_trip(visitors_address(server, client))
                     await wait_until_async(partial(_is_at_rest, server, client, visits), "both relays have ended")
-                    dialled |= {*_pool(server)._idle}
+                    dialled |= {*_pool(server).idle}
     assert max(dialled) <= 8 if wanted_by == "both" else max(dialled) > 12
 
 

@@ -337,7 +337,7 @@ async def test_a_data_connection_that_ends_with_its_preface_is_not_pooled(harnes
     for sock in abandoned:
         sock.close()
     living = harness.connect(harness.data, encode_preface(link.wire_id, secret, 9))
-    await wait_until_async(lambda: 9 in link.pool._idle, "the living one is pooled")
+    await wait_until_async(lambda: 9 in link.pool.idle, "the living one is pooled")
     await wait_until_async(lambda: len(harness.context.reactor) == watched + 1, "the others are closed")
     data = link.pool.acquire()
     assert data is not None

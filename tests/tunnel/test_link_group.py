@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import cast
+
+import pytest
 
 from tunnel.engine.link import Link
 from tunnel.engine.link_group import LinkGroup
@@ -11,6 +14,9 @@ from tunnel.model.balancer import Balance
 
 class FakePool:
     """A pool that always has an idle data connection."""
+
+    def __init__(self) -> None:
+        self.idle = {1: self}
 
     def acquire(self) -> FakePool:
         return self
@@ -47,6 +53,20 @@ async def test_a_new_link_starts_slowly_and_the_loss_of_another_one_of_its_host_
     group.set_links([second, third])
     assert weights(group) == [100, 5]
     assert len({member.balance_key for member in group._members.values()}) == 2
+
+
+async def test_the_weight_of_a_link_that_starts_slowly_grows_with_each_visitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    group = LinkGroup(lambda _: 0)
+    group.configure(Balance.ROUNDROBIN, 100.0)
+    first, second = (cast("Link", LinkStub()) for _ in range(2))
+    group.set_links([first])
+    group.set_links([first, second])
+    for passed_s, weight in ((50.0, 50), (101.0, 100)):
+        monkeypatch.setattr(loop, "time", lambda now=start + passed_s: now)
+        assert group.acquire(("192.0.2.9", 1)) is not None
+        assert weights(group) == [100, weight]
 
 
 async def test_a_link_whose_target_is_down_serves_rather_than_a_drained_one_or_one_of_weight_0() -> None:

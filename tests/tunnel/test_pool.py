@@ -35,7 +35,7 @@ class PoolHarness:
             self.pool.add(DataConnection(ident, ours, PlainCarrier(), self.pool), is_registered=False)
 
     def age(self, seconds: float) -> None:
-        for connection in (*self.pool._idle.values(), *self.pool._ended.values()):
+        for connection in (*self.pool.idle.values(), *self.pool._ended.values()):
             connection.created_at -= seconds
             connection.expires_at -= seconds
 
@@ -87,7 +87,7 @@ async def test_an_event_without_bytes_or_an_end_costs_no_connection(harness: Poo
     held = harness.pool.acquire()
     assert held is not None
     harness.pool.hold(held)
-    for connection in (held, harness.pool._idle[1]):
+    for connection in (held, harness.pool.idle[1]):
         connection.ready(READABLE)
     assert harness.pool.open_connections == 2
     assert harness.pool.free(2)
@@ -139,7 +139,7 @@ async def test_a_connection_that_died_unnoticed_is_never_given_to_a_visitor(harn
     harness.peers[3].close()
     harness.peers[2].send(b"x")
     for ident in (3, 2):
-        assert select.select([harness.pool._idle[ident].sock], [], [], GUARD_S)[0]
+        assert select.select([harness.pool.idle[ident].sock], [], [], GUARD_S)[0]
     assert acquire_ident(harness) == 1
     assert harness.lost == [3, 2]
 
@@ -148,7 +148,7 @@ async def test_a_connection_that_died_unnoticed_is_never_given_to_a_visitor(harn
 async def test_bytes_that_arrive_before_the_signal_are_kept(harness: PoolHarness) -> None:
     harness.add(1)
     harness.peers[1].send(b"early")
-    await wait_until_async(lambda: harness.pool._idle[1].events & READABLE, "the reactor has reported the bytes")
+    await wait_until_async(lambda: harness.pool.idle[1].events & READABLE, "the reactor has reported the bytes")
     connection = harness.pool.claim(1)
     assert connection is not None
     assert connection.sock.recv(10) == b"early"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
 
 from tunnel.model.balancer import Balance, Balancer, create_balancer, ramped_weight
 from tunnel.model.events import EventKind
@@ -22,20 +23,16 @@ if TYPE_CHECKING:
 class GroupedLink:
     """A link as the balancer sees it."""
 
-    __slots__ = ("_count_visitors", "_group", "balance_key", "in_order_since", "link")
+    __slots__ = ("_count_visitors", "balance_key", "balance_weight", "idle", "in_order_since", "link")
 
-    def __init__(self, link: Link, group: LinkGroup, count_visitors: Callable[[Link], int]) -> None:
+    def __init__(self, link: Link, count_visitors: Callable[[Link], int]) -> None:
         self.link = link
+        self.idle = link.pool.idle
         self.balance_key = b""
+        self.balance_weight = 0.0
         self.in_order_since: float | None = None
         """when its target came in order, on the loop's clock; None while the target cannot be reached"""
-        self._group = group
         self._count_visitors = count_visitors
-
-    @property
-    def balance_weight(self) -> float:
-        """Its share of the visitors; less for a while after its target came in order."""
-        return 0 if self.link.is_drained else self._group.ramp(self)
 
     @property
     def is_backup(self) -> bool:
@@ -54,9 +51,15 @@ class GroupedLink:
         """The visitors that are served over the link."""
         return self._count_visitors(self.link)
 
+    def update_weight(self, now: float, slowstart_s: float) -> bool:
+        """Set the weight that it has at ``now``; return whether the weight still grows."""
+        weight = 0 if self.link.is_drained else self.weight
+        age_s = slowstart_s if self.in_order_since is None else now - self.in_order_since
+        self.balance_weight = ramped_weight(weight, age_s, slowstart_s)
+        return age_s < slowstart_s
 
-def _has_idle(member: GroupedLink) -> bool:
-    return bool(member.link.pool)
+
+_has_idle: Final = attrgetter("idle")  # called for each visitor and link: a function of Python takes four times as long
 
 
 class LinkGroup:
@@ -69,13 +72,14 @@ class LinkGroup:
         self._slowstart_s = 0.0
         self._balancer: Balancer[GroupedLink] = create_balancer(self._balance)
         self._members: dict[Link, GroupedLink] = {}
+        self._is_ramping = False  # whether the weight of a member still grows
 
     def configure(self, balance: Balance, slowstart_s: float) -> None:
         """Distribute visitors in this way from now on."""
         self._slowstart_s = slowstart_s
         if balance is not self._balance:
             self._balance, self._balancer = balance, create_balancer(balance)
-            self.refresh()
+        self.refresh()
 
     def set_links(self, links: Iterable[Link]) -> None:
         """Use these links, in the order of preference."""
@@ -87,7 +91,7 @@ class LinkGroup:
             name = f"{link.key_name or ''}\0{host}".encode()
             keys[name] = keys.get(name, 0) + 1
             key = b"%s\0%d" % (name, keys[name])
-            member = self._members.get(link) or GroupedLink(link, self, self._count_visitors)
+            member = self._members.get(link) or GroupedLink(link, self._count_visitors)
             member.balance_key = key  # another one after the loss of another client of the host
             members[link] = member
         is_first_set = not self._members
@@ -104,14 +108,11 @@ class LinkGroup:
                 member.in_order_since = now if is_grown else float("-inf")
         willing = [member for member in self._members.values() if member.weight and not member.link.is_drained]
         fit = [member for member in willing if member.in_order_since is not None]
+        self._update_weights(now)
         self._balancer.set_members(fit or willing)
 
-    def ramp(self, member: GroupedLink) -> float:
-        """Return the weight of a member now."""
-        weight, since = member.weight, member.in_order_since
-        if since is None or not self._slowstart_s:
-            return weight
-        return ramped_weight(weight, self._loop.time() - since, self._slowstart_s)
+    def _update_weights(self, now: float) -> None:
+        self._is_ramping = True in [member.update_weight(now, self._slowstart_s) for member in self._members.values()]
 
     def note_target(self, link: Link, status: TargetStatus, event_log: EventLog) -> None:
         """Stop or start to give visitors to a link, whose client has reported whether its target can be reached."""
@@ -122,7 +123,9 @@ class LinkGroup:
 
     def acquire(self, peer: object) -> tuple[Link, DataConnection] | None:
         """Return the link for a visitor from this address, and an idle data connection of it; None if there is none."""
-        source = host_of(pack_address(peer))
+        if self._is_ramping:
+            self._update_weights(self._loop.time())
+        source = host_of(pack_address(peer)) if self._balancer.needs_source else b""
         while (member := self._balancer.choose(source, _has_idle)) is not None:
             data = member.link.pool.acquire()
             if data is not None:

@@ -96,24 +96,25 @@ class Pool:
         self._reactor = reactor
         self._is_ingress = is_ingress
         self._on_connection_lost = on_connection_lost
-        self._idle: dict[int, DataConnection] = {}
+        self.idle: Final[dict[int, DataConnection]] = {}
+        """idle connections by id; only the pool changes them"""
         self._ended: dict[int, DataConnection] = {}
         self._held: dict[int, DataConnection] = {}  # at an ingress: used, and not freed by the egress yet
 
     def __len__(self) -> int:
-        return len(self._idle)
+        return len(self.idle)
 
     @property
     def open_connections(self) -> int:
         """Number of idle connections, of ended ones that wait for their signals, and of those that are not free yet."""
-        return len(self._idle) + len(self._ended) + len(self._held)
+        return len(self.idle) + len(self._ended) + len(self._held)
 
     def __repr__(self) -> str:
-        return f"<Pool idle={len(self._idle)} ended={len(self._ended)} held={len(self._held)}>"
+        return f"<Pool idle={len(self.idle)} ended={len(self._ended)} held={len(self._held)}>"
 
     def add(self, connection: DataConnection, *, is_registered: bool) -> None:
         """Add an authenticated connection, owned from now on; ``is_registered``: the reactor watches it already."""
-        self._idle[connection.ident] = connection
+        self.idle[connection.ident] = connection
         if is_registered:
             self._reactor.set_handler(connection.sock, connection.ready)
         else:
@@ -129,13 +130,13 @@ class Pool:
         connection = self._held.pop(ident, None)
         if connection is None:
             return False
-        self._idle[ident] = connection
+        self.idle[ident] = connection
         return True
 
     def acquire(self) -> DataConnection | None:
         """Return the youngest live connection, for a visitor: it is the least likely to have died unnoticed."""
-        while self._idle:
-            _, connection = self._idle.popitem()
+        while self.idle:
+            _, connection = self.idle.popitem()
             if time.monotonic() - connection.created_at < _RECHECK_AFTER_S or self._is_alive(connection):
                 return connection
             self._close_lost(connection)
@@ -143,7 +144,7 @@ class Pool:
 
     def claim(self, ident: int) -> DataConnection | None:
         """Return the connection that a signal names."""
-        return self._idle.pop(ident, None) or self._ended.pop(ident, None)
+        return self.idle.pop(ident, None) or self._ended.pop(ident, None)
 
     def discard(self, idents: Iterable[int]) -> None:
         """Close the connections that the other end has retired."""
@@ -158,11 +159,11 @@ class Pool:
         if self._is_ingress:
             if self._is_alive(connection):
                 return  # the event is older than this connection's place here: the relay before has handled it
-            if self._idle.pop(connection.ident, None) is not None:
+            if self.idle.pop(connection.ident, None) is not None:
                 self._close_lost(connection)
             elif self._held.pop(connection.ident, None) is not None:
                 self._reactor.close(connection.sock)
-        elif connection.events & HANGUP and self._idle.pop(connection.ident, None) is not None:
+        elif connection.events & HANGUP and self.idle.pop(connection.ident, None) is not None:
             connection.expires_at = time.monotonic() + SIGNAL_GRACE_S
             self._ended[connection.ident] = connection
             if len(self._ended) > _MAX_ENDED:
@@ -181,17 +182,17 @@ class Pool:
     def close_surplus(self, surplus: int) -> list[int]:
         """Close the ``surplus`` oldest connections and all that are too old; return their ids, for the other end."""
         now = time.monotonic()
-        retired = [c.ident for c in self._idle.values() if c.expires_at < now]
+        retired = [c.ident for c in self.idle.values() if c.expires_at < now]
         if surplus > len(retired):
-            retired = list(self._idle)[:surplus]
+            retired = list(self.idle)[:surplus]
         for ident in retired:
-            self._reactor.close(self._idle.pop(ident).sock)
+            self._reactor.close(self.idle.pop(ident).sock)
         return retired
 
     def run_maintenance(self) -> None:
         """Enable keepalive on connections that stay, close ended ones for which no signal came in time."""
         now = time.monotonic()
-        for connection in (*self._idle.values(), *self._held.values()):
+        for connection in (*self.idle.values(), *self._held.values()):
             if not connection.keepalive_enabled:
                 connection.keepalive_enabled = True
                 sockets.enable_keepalive(connection.sock)
@@ -200,7 +201,7 @@ class Pool:
 
     def close(self) -> None:
         """Close every idle connection: the link is lost."""
-        for connections in (self._idle, self._ended, self._held):
+        for connections in (self.idle, self._ended, self._held):
             for connection in connections.values():
                 self._reactor.close(connection.sock)
             connections.clear()

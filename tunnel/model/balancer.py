@@ -16,7 +16,7 @@ import enum
 import math
 from abc import ABC, abstractmethod
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -68,6 +68,9 @@ def ramped_weight(weight: float, age_s: float, slowstart_s: float) -> float:
 
 class Balancer(ABC, Generic[MemberT]):
     """The members that are in order, and whose turn comes next. ``create_balancer`` makes one."""
+
+    needs_source: ClassVar[bool] = False
+    """whether ``choose`` looks at the source"""
 
     def __init__(self) -> None:
         self._primary: tuple[MemberT, ...] = ()
@@ -151,6 +154,8 @@ class _First(Balancer[MemberT]):
 
 
 class _BySource(Balancer[MemberT]):
+    needs_source = True
+
     def _choose(self, ready: Sequence[MemberT], source: bytes) -> MemberT:
         return max(ready, key=lambda member: _score(source, member))
 
