@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final, cast
 
 from orchestrator.process.terminal_text import printable
@@ -43,10 +44,16 @@ def _format_state(tunnel: TunnelJson) -> str:
 
 def _count_refused(tunnel: TunnelJson) -> int:
     """Return how many visitors were refused, as far as this end knows; a fleet is not sent these numbers."""
-    from tunnel.model.snapshot import REFUSED_VISITORS  # noqa: PLC0415  only for the columns of -o wide
-
     refused = cast("Mapping[str, int | None]", tunnel.get("refused", {}))
-    return sum(refused.get(reason) or 0 for reason in REFUSED_VISITORS)
+    return sum(filter(None, map(refused.get, _refused_visitors())))
+
+
+@cache
+def _refused_visitors() -> tuple[str, ...]:
+    """Return the reasons for which visitors are refused. Imported late: only the columns of -o wide need them."""
+    from tunnel.model.snapshot import REFUSED_VISITORS  # noqa: PLC0415  as above
+
+    return REFUSED_VISITORS
 
 
 def _format_keys(tunnel: TunnelJson) -> str | None:

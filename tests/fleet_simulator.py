@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import gc
 import itertools
 import random
@@ -28,6 +29,7 @@ from orchestrator.mqtt.payloads import DaemonRun
 from orchestrator.mqtt.publisher import Publisher
 from orchestrator.mqtt.session import BrokerClient
 from orchestrator.mqtt.topics import HostTopics
+from orchestrator.process.setup import handle_signal
 from orchestrator.process.task_scope import task_scope
 from orchestrator.status.contract import ConfigStatus
 from orchestrator.status.store import snapshot_store
@@ -276,14 +278,13 @@ async def _change_states(fleet: Sequence[SimulatedHost], pause: float) -> None:
 
 
 async def _main(url: str, hosts: int, tunnels: int, busy: float, flaps: float) -> None:
-    loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     # a search of a thousand hosts for garbage would delay their messages by seconds
     gc.set_threshold(_GC_THRESHOLD, 20, 1000)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+        handle_signal(number, stopped.set)
     async with simulated_fleet(Broker.from_url(url), hosts=hosts, tunnels=tunnels, busy=busy, flaps=flaps) as fleet:
-        loop.add_signal_handler(signal.SIGUSR1, fleet[0].tunnels.toggle, name_of_tunnel(0))
+        handle_signal(signal.SIGUSR1, functools.partial(fleet[0].tunnels.toggle, name_of_tunnel(0)))
         gc.freeze()
         sys.stdout.write("ready\n")
         sys.stdout.flush()

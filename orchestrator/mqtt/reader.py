@@ -19,7 +19,7 @@ from orchestrator.mqtt.payloads import CommandPayload, ResponsePayload
 from orchestrator.mqtt.session import BrokerClient, BrokerSession
 from orchestrator.mqtt.topics import COMMAND, EVENT, EVERY_HOST, INFO, RESPONSE, STATE, STATS, STATUS, HostTopics, parse
 from orchestrator.process.setup import garbage_collector_paused
-from orchestrator.process.task_scope import task_scope
+from orchestrator.process.task_scope import StartTask, task_scope
 from tunnel.model.times import format_timestamp
 from tunnel.runtime.backoff import retry_delay
 
@@ -36,7 +36,10 @@ RESPONSE_TIMEOUT_S: Final = 10.0
 PING_TIMEOUT_S: Final = 2.0
 """For the answer of a host that seems to be silent."""
 
-_TUNNELS_PER_SUBSCRIPTION: Final = 400  # mosquitto drops what a client has not read beyond 1,000 messages
+# mosquitto drops what it cannot send for a client beyond 1,000 messages. Two subscriptions at a time, because a busy
+# machine takes long to wake the broker and the reader in turn: each would wait for the other once per subscription.
+_TUNNELS_PER_SUBSCRIPTION: Final = 400
+_SUBSCRIPTIONS_AT_ONCE: Final = 2
 _QUIET_AFTER_S: Final = 0.1  # without a retained message: all of them have arrived
 _READ_TIMEOUT_S: Final = 30.0  # for all retained messages: a large fleet takes some time
 _BATCH_INTERVAL_S: Final = 0.05  # between two batches: several messages on a topic in between are read once
@@ -80,8 +83,9 @@ class FleetReader:
         self._retained_count = 0
         self._batch_interval_s = 0.0
         self._unread_hosts: dict[str, None] = {}  # whose tunnels are not subscribed to yet, in the order of arrival
+        self._open_subscriptions = 0  # to tunnels, without SUBACK yet
         self._known_hosts: set[str] = set()
-        self._is_host_added = asyncio.Event()
+        self._has_unread_hosts = asyncio.Event()
         topics = [STATUS, INFO]
         topics += [STATS] * with_stats + [EVENT] * (on_event is not None)
         self._topics = tuple(map(EVERY_HOST.of, topics))
@@ -111,9 +115,11 @@ class FleetReader:
             self._loading = Fleet()
             self._batch_interval_s = 0.0
             self._unread_hosts.clear()
+            self._has_unread_hosts.clear()
+            self._open_subscriptions = 0
             self._known_hosts.clear()
             start(self._receive(session))
-            start(self._subscribe_to_tunnels(session))
+            self._start_subscribing(session, start)
             with garbage_collector_paused():
                 await self._read_retained(session)
             self.fleet, self._session, self.connection_error = self._loading, session, None
@@ -139,9 +145,13 @@ class FleetReader:
     async def _wait_until_quiet(self) -> None:
         deadline = time.monotonic() + _READ_TIMEOUT_S
         count = -1
-        while (count != self._retained_count or self._unread_hosts) and time.monotonic() < deadline:
+        while (count != self._retained_count or self._awaits_tunnels) and time.monotonic() < deadline:
             count = self._retained_count
             await asyncio.sleep(_QUIET_AFTER_S)
+
+    @property
+    def _awaits_tunnels(self) -> bool:
+        return bool(self._unread_hosts or self._open_subscriptions)
 
     async def set_extra_topics(self, topics: frozenset[str]) -> None:
         """Subscribe to these too, such as statistics of the tunnels on the screen, and to no earlier ones any more.
@@ -155,6 +165,10 @@ class FleetReader:
         if self._session is not None and added:
             await self._session.subscribe(*added)
 
+    def _start_subscribing(self, session: BrokerSession, start: StartTask) -> None:
+        for _ in range(_SUBSCRIPTIONS_AT_ONCE):
+            start(self._subscribe_to_tunnels(session))
+
     async def _subscribe_to_tunnels(self, session: BrokerSession) -> None:
         """Subscribe to the tunnels of each host that is found, a few hosts at a time.
 
@@ -162,15 +176,16 @@ class FleetReader:
         them, and SUBACK too.
         """
         while True:
-            await self._is_host_added.wait()
-            self._is_host_added.clear()
-            while hosts := self._next_hosts():
-                topics = (HostTopics(host).of(STATE) for host in hosts)
-                await session.subscribe(*topics, timeout_s=_READ_TIMEOUT_S)
-                for host in hosts:
-                    del self._unread_hosts[host]
+            await self._has_unread_hosts.wait()
+            topics = [HostTopics(host).of(STATE) for host in self._take_hosts()]
+            if not topics:
+                continue  # another subscription has them
+            self._open_subscriptions += 1
+            await session.subscribe(*topics, timeout_s=_READ_TIMEOUT_S)
+            self._open_subscriptions -= 1
 
-    def _next_hosts(self) -> list[str]:
+    def _take_hosts(self) -> list[str]:
+        """Remove some of the unread hosts: at least one, if there is one."""
         hosts: list[str] = []
         room = _TUNNELS_PER_SUBSCRIPTION
         for name in self._unread_hosts:
@@ -180,6 +195,10 @@ class FleetReader:
             if hosts and room < 0:
                 break
             hosts.append(name)
+        for name in hosts:
+            del self._unread_hosts[name]
+        if not self._unread_hosts:
+            self._has_unread_hosts.clear()
         return hosts
 
     async def send_command(
@@ -279,7 +298,7 @@ class FleetReader:
         if host not in self._known_hosts and host in self._loading.hosts:
             self._known_hosts.add(host)
             self._unread_hosts[host] = None
-            self._is_host_added.set()
+            self._has_unread_hosts.set()
 
     def _receive_response(self, host: str, payload: object) -> None:
         data = payloads.parse_json(payload)

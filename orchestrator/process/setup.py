@@ -80,6 +80,22 @@ def run_event_loop(main: Coroutine[Any, Any, _Result]) -> _Result:
         return runner.run(main)
 
 
+def handle_signal(number: signal.Signals, handler: Callable[[], object]) -> None:
+    """Call ``handler`` on the running loop after each signal.
+
+    ``loop.add_signal_handler`` alone loses a signal while the pipe that wakes the loop is full: each thread that ends a
+    call writes one byte to it, and a busy loop may read it late. Here the pipe only wakes the loop, and does so as
+    well if another thread than that of the loop receives the signal.
+    """
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(number, _do_nothing)
+    signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler))
+
+
+def _do_nothing() -> None:
+    """Do nothing: the signal has woken the loop."""
+
+
 @contextlib.contextmanager
 def handle_stop_signals(
     drain: Callable[[], None], close: Callable[[], None], reload: Callable[[], None] | None = None
@@ -97,7 +113,7 @@ def handle_stop_signals(
     if reload is not None:
         handlers[signal.SIGHUP] = reload
     for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler)
+        handle_signal(number, handler)
     try:
         yield
     finally:

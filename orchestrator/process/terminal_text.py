@@ -26,11 +26,19 @@ def printable_lines(text: str) -> str:
 def load_printable_json(text: str, decode: Callable[[str], Any] = json.loads) -> Any:  # noqa: ANN401  as json.loads
     """The JSON value in a text, with escapes for the control characters in its texts and keys.
 
-    ``decode`` is json.loads, or the method of a JSONDecoder. Raises ValueError, RecursionError.
+    ``decode`` is json.loads, or the method of a strict JSONDecoder. Raises ValueError, RecursionError.
     """
     value = decode(text)
-    # Our own compact JSON needs no second pass: an escape, or a line break between two values, has one of these.
-    return value if text.isprintable() and "\\" not in text else _printable_value(value)
+    return value if _has_no_control_characters(text) else _printable_value(value)
+
+
+def _has_no_control_characters(text: str) -> bool:
+    """Whether a valid JSON text has no escape in it, and no control character in a text or key.
+
+    JSON has no C0 controls there (RFC 8259, section 7), and of ASCII only DEL is one besides. Two searches for one
+    character take a tenth of the time of ``isprintable``.
+    """
+    return "\\" not in text and ("\x7f" not in text if text.isascii() else text.isprintable())
 
 
 def _printable_value(value: object) -> object:

@@ -192,14 +192,15 @@ class _Shape:
         """An object of this shape with shared keys and groups; None where ``matches`` is false."""
         try:
             values: Any = self.read(data)
-        except KeyError:
-            return None
-        kinds = tuple(map(type, values))
-        if kinds not in self.signatures:
+            kinds = tuple(map(type, values))
+            # with the types, because 0 and 0.0 are equal
+            known = self.numbers.get((values, kinds)) if self.is_numeric else None
+        except (KeyError, TypeError):  # a field is missing, or has no number, but an array or an object
             return None
         if self.is_numeric:
-            known = self.numbers.get((values, kinds))  # with the types, because 0 and 0.0 are equal
             return self._share_numbers(data, values, kinds) if known is None or len(data) != len(known) else known
+        if kinds not in self.signatures:
+            return None
         groups: dict[str, object] = {}
         for name, group in self.groups.items():
             found: Any = data[name]
@@ -210,10 +211,12 @@ class _Shape:
         if not self._fields_match(data):
             return None
         has_more_fields = len(data) != len(self.names)  # of a later version
-        return {**data, **groups} if has_more_fields else dict(zip(self.names, values, strict=True)) | groups
+        shared_data = {**data} if has_more_fields else dict(zip(self.names, values, strict=True))
+        shared_data.update(groups)
+        return shared_data
 
     def _share_numbers(self, data: Any, values: Any, kinds: object) -> dict[str, object] | None:  # noqa: ANN401  as below
-        if not _are_small(values):
+        if kinds not in self.signatures or not _are_small(values):
             return None
         if len(data) != len(self.names):
             return dict(data)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import Mock
 
 import pytest
@@ -20,15 +22,20 @@ from orchestrator.mqtt.fleet import GONE, MAX_LOST_LINKS, ONLINE, SILENT, Fleet
 from orchestrator.mqtt.ownership import SILENT_AFTER_S
 from orchestrator.mqtt.payloads import DaemonRun, StatePayload, StatsPayload, StatusPayload
 from orchestrator.mqtt.reader import FleetReader
-from orchestrator.mqtt.topics import STATUS, HostTopics, ParsedTopic
+from orchestrator.mqtt.topics import INFO, STATE, STATUS, HostTopics, ParsedTopic
+from orchestrator.process.task_scope import task_scope
 from orchestrator.process.terminal_text import printable
 from orchestrator.supervisor.runner import stopped_snapshot
 from orchestrator.table import format_table
+from tests.support.waiting import wait_until_async
 from tunnel.model.options import make_spec
 from tunnel.model.snapshot import LinkView, Snapshot
 from tunnel.model.state import State
 from tunnel.model.times import format_timestamp
 from tunnel.model.url import parse_url
+
+if TYPE_CHECKING:
+    from orchestrator.mqtt.session import BrokerSession
 
 NOW = 1_800_000_000.0
 SPEC = make_spec(parse_url("server://127.0.0.1:10101/127.0.0.1:8080"))
@@ -374,7 +381,51 @@ async def test_only_valid_messages_make_a_host_whose_tunnels_are_subscribed_to()
     for host, payload in (("invented", b"{}"), ("empty", b""), ("edge", valid)):
         topic = HostTopics(host).of(STATUS)
         reader._receive_message(ReceivedMessage(topic, payload, retain=True), NOW, NOW)
-    assert reader._next_hosts() == ["edge"]
+    assert reader._take_hosts() == ["edge"]
+
+
+class BlockingSession:
+    """A session whose broker confirms subscriptions when the test says so."""
+
+    def __init__(self) -> None:
+        self.topics: list[str] = []
+        self.open: list[asyncio.Future[None]] = []
+
+    async def subscribe(self, *topics: str, timeout_s: float) -> None:
+        assert topics
+        self.topics += topics
+        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.open.append(confirmed)
+        await confirmed
+
+    def has_open(self, count: int) -> bool:
+        assert len(self.open) <= count
+        return len(self.open) == count
+
+    def confirm_first(self) -> None:
+        self.open.pop(0).set_result(None)
+
+
+async def test_two_subscriptions_to_tunnels_are_open_at_a_time() -> None:
+    """Two, because one would leave the broker waiting for the reader; not all, because the broker would drop some."""
+    reader, session = FleetReader(Broker.from_url("mqtt://127.0.0.1")), BlockingSession()
+
+    def receive_info(host: str) -> None:
+        info = payloads.encode({"v": payloads.VERSION, "tunnels": 300, "boot": "boot-1"})
+        reader._receive_message(ReceivedMessage(HostTopics(host).of(INFO), info, retain=True), NOW, NOW)
+
+    for number in range(5):
+        receive_info(f"edge-{number}")
+    async with task_scope() as start:
+        reader._start_subscribing(cast("BrokerSession", session), start)
+        for expected in (2, 2, 2, 2, 1):
+            await wait_until_async(functools.partial(session.has_open, expected))
+            assert reader._awaits_tunnels
+            session.confirm_first()
+        await wait_until_async(lambda: not reader._awaits_tunnels)
+        receive_info("edge-5")  # both wait for a host now, and one gets it
+        await wait_until_async(functools.partial(session.has_open, 1))
+    assert session.topics == [HostTopics(f"edge-{number}").of(STATE) for number in range(6)]
 
 
 def test_a_repeated_state_is_not_decoded_again(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -436,3 +436,18 @@ def test_blocked_signals_and_an_ignored_sigchld_of_the_parent_are_reset() -> Non
         assert process.stdout.readline() == b"True\n"
         process.terminate()
         assert process.wait(GUARD_S) == 0
+
+
+async def test_a_signal_is_handled_while_the_pipe_that_wakes_the_loop_is_full() -> None:
+    """asyncio's own handler was seen to lose it: the pipe of a loop that is behind takes about 280 bytes."""
+    loop, received = asyncio.get_running_loop(), asyncio.Event()
+    setup.handle_signal(signal.SIGUSR2, received.set)
+    try:
+        for _ in range(2000):
+            loop.call_soon_threadsafe(int)
+        wakeup = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)  # asyncio's warning about the full pipe
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await asyncio.wait_for(received.wait(), GUARD_S)
+    finally:
+        loop.remove_signal_handler(signal.SIGUSR2)
