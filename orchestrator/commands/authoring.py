@@ -121,6 +121,10 @@ def _show_next_steps(starter: Starter, paths: tuple[Path, Path], *, is_guessed: 
     click.echo("  on the other host:  nodepass-orch up -d client.yaml --wait")
     port = f"{'UDP ' if starter.proto is Proto.UDP else ''}port {starter.visitors.port}"
     click.echo(f"Visitors of {port} of {ingress} then reach {starter.target} of {egress}.")
+    click.echo(
+        "Both files contain the key, and only their owner can read them (mode 0600): keep that where you copy them.\n"
+        "Not up? nodepass-orch ps shows the reason, nodepass-orch logs the log."
+    )
     if is_guessed:
         click.echo(
             f"{host} is an address of this host; if the client needs another one: nodepass-orch init --server HOST"

@@ -78,15 +78,17 @@ _ALL: Final = (", except those with enabled: false", "")
 @json_option
 @wide_option
 @click.option("--watch", is_flag=True, help="Repeat every second until Ctrl-C.")
+@click.option("--strict", is_flag=True, help="Exit code 2 if the daemon refused its file and runs with an earlier one.")
 @socket_option
 @file_option
 def ps(
-    *, names: tuple[str, ...], tags: tuple[str, ...], as_json: bool, output: str | None, watch: bool,
+    *, names: tuple[str, ...], tags: tuple[str, ...], as_json: bool, output: str | None, watch: bool, strict: bool,
     socket: Path | None, file: Path | None,
 ) -> int:  # fmt: skip
     """List the tunnels; NAME may be a pattern like edge-*. Exit code 3 if an enabled one is not up.
 
-    On a narrow terminal some columns are left out, and reasons are on lines of their own.
+    On a narrow terminal some columns are left out, and reasons are on lines of their own. If the daemon refused its
+    file, as it is now, stderr has the fault; the tunnels of the last valid file go on.
     """
     with exit_on_api_error():
         client = make_client(socket, file)
@@ -98,6 +100,8 @@ def ps(
             else:
                 _print_status(status, is_screen=watch and sys.stdout.isatty(), is_wide=output == WIDE)
             if not watch:
+                if strict and not status["config"]["ok"]:
+                    return EXIT_USAGE
                 return 0 if all(map(is_as_wanted, status["tunnels"])) else EXIT_NOT_UP
             sys.stdout.flush()
             time.sleep(_WATCH_INTERVAL_S)

@@ -11,11 +11,13 @@ from typing import Final
 import click
 
 from orchestrator.commands.common import ALIASES, EXIT_CODES, EXIT_USAGE, exit_with_error
+from orchestrator.commands.help_troubles import TROUBLES, explain_trouble
 from orchestrator.process.messages import program_version
 from tunnel.model.errors import did_you_mean
 from tunnel.model.state import STATES, State
 
 _MAX_WIDTH: Final = 100
+_TROUBLES: Final = tuple(row.name for row in TROUBLES)
 _URL_TEXT: Final = """\
 server|client://[KEY@]TUNNEL_ADDR/TARGET_ADDR[,…][?name=value&…]
 
@@ -45,18 +47,26 @@ _SUPERVISOR_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
 @click.argument("topic", nargs=-1, metavar="[TOPIC]…")
 @click.pass_context
 def help_command(context: click.Context, topic: tuple[str, ...]) -> int:
-    """Explain a command, an option, a state, or one of: url, options, states, exit-codes."""
+    """Explain a command, an option, a state, or one of: url, options, states, exit-codes.
+
+    What to do if a tunnel is not up: help wrong-key, help cooldown, help port-in-use, help log.
+    """
     root = context.find_root()
     if not topic:
         click.echo(root.get_help())
-        click.echo("\nnodepass-orch help TOPIC explains a command, an option, a state, or: " + ", ".join(_TOPICS))
+        click.echo(
+            "\nnodepass-orch help TOPIC explains a command, an option, a state, or: "
+            + ", ".join((*_TOPICS, *_TROUBLES))
+        )
         return 0
     word = _explain_word(topic[0].casefold()) if len(topic) == 1 else ""
-    text = "\n\n".join(filter(None, (_explain_command(root, topic), word)))  # check is a command and an option
+    trouble = explain_trouble(" ".join(topic).casefold())
+    # check is a command and an option, and cooldown a state and a trouble
+    text = "\n\n".join(filter(None, (_explain_command(root, topic), word, trouble)))
     if not text:
         from tunnel.model.options import OPTIONS  # noqa: PLC0415  only for help on options
 
-        known = (*_commands_of(root), *_TOPICS, *OPTIONS, *_SUPERVISOR_SETTINGS, *map(str, STATES))
+        known = (*_commands_of(root), *_TOPICS, *_TROUBLES, *OPTIONS, *_SUPERVISOR_SETTINGS, *map(str, STATES))
         hint = did_you_mean(topic[0], known) or "; nodepass-orch help lists the commands"
         exit_with_error(EXIT_USAGE, f"there is no help on {' '.join(topic)[:60]!r}{hint}")
     click.echo(text)

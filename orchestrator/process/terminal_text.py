@@ -35,7 +35,7 @@ def load_printable_json(text: str, decode: Callable[[str], Any] = json.loads) ->
 def _has_no_control_characters(text: str) -> bool:
     """Whether a valid JSON text has no escape in it, and no control character in a text or key.
 
-    JSON has no C0 controls there (RFC 8259, section 7), and of ASCII only DEL is one besides. Two searches for one
+    JSON has no C0 controls there (RFC 8259, section 7), and the only other one of ASCII is DEL. Two searches for one
     character take a tenth of the time of ``isprintable``.
     """
     return "\\" not in text and ("\x7f" not in text if text.isascii() else text.isprintable())

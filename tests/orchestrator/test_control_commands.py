@@ -197,6 +197,7 @@ def test_plan_and_reload_report_faults_and_changes(daemon: DaemonShell) -> None:
         f"nodepass-orch: the last valid configuration stays in force: {daemon.file}:2:19"
     )
     assert len(daemon.states()) == 3
+    assert [daemon.run("ps", *option).returncode for option in ((), ("--strict",))] == [3, 2]
     daemon.file.write_text(
         FILE.replace("9/127.0.0.1:1, client", "9/127.0.0.1:2, client", 1).replace("edge-2", "edge-3")
     )

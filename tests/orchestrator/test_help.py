@@ -30,6 +30,13 @@ from tunnel.model.state import STATES
         (["exit-codes"], "no daemon answers"),
         (["check"], "Usage: nodepass-orch check"),
         (["check"], "how targets are checked"),
+        (["wrong", "key"], "nodepass-orch keygen"),
+        (["Refused", "handshake"], "Compare key and service in the two files"),
+        (["cooldown"], "nodepass-orch retry"),
+        (["log"], "events of this level"),
+        (["log"], "journalctl -u nodepass-orch"),
+        (["logs"], "a file in the state directory"),
+        (["port", "in", "use"], "ss -ltnp"),
     ],
 )
 def test_help_explains_a_topic(topic: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

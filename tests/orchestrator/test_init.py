@@ -45,6 +45,8 @@ def test_init_writes_a_pair_that_agrees(tmp_path: Path, capsys: pytest.CaptureFi
         f"  on 203.0.113.5:  nodepass-orch up -d {tmp_path}/server.yaml",
         "  on the other host:  nodepass-orch up -d client.yaml --wait",
         "Visitors of port 8080 of 203.0.113.5 then reach 127.0.0.1:3000 of the other host.",
+        "Both files contain the key, and only their owner can read them (mode 0600): keep that where you copy them.",
+        "Not up? nodepass-orch ps shows the reason, nodepass-orch logs the log.",
     ]
 
 

@@ -131,6 +131,10 @@ async def test_a_server_without_a_link_and_an_empty_list_cannot_be_drained(
         await wait_until_shown(pilot, shows(app, "cooldown", "b:1"))
         await pilot.press("d")
         await wait_until_shown(pilot, lambda: has_notice(app, "b:1 has no link that could be drained"))
+        await pilot.press("s")
+        await wait_until_shown(
+            pilot, lambda: has_notice(app, "b:1 has no link yet: visitors go to it once its link is up")
+        )
         daemon.change("db-east", servers=[])
         await wait_until_shown(pilot, shows(app, "no link and no target"))
         await pilot.press("d")

@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.support.engine_parts import no_descriptor_leak, shared_parts
-from tests.tunnel.test_engine import echo, pair, running_engine, server_spec
+from tests.tunnel.test_engine import client_spec, echo, pair, running_engine, server_spec
 from tunnel.engine.context import EngineContext
-from tunnel.model.spec import DataTls, Direction, ProxyVersion
+from tunnel.model.keys import Key
+from tunnel.model.spec import DataTls, Direction, Mode, ProxyVersion
 from tunnel.model.state import State
 from tunnel.model.tunnel_test import Leg, LegResult, TargetTimes
 
@@ -111,13 +112,25 @@ async def test_a_target_that_refuses_or_closes_at_once_is_named_with_the_reason(
 async def test_without_a_link_an_end_tests_what_it_has(shared: EngineContext) -> None:
     async with running_engine(shared, server_spec("127.0.0.1:0")) as server:
         await server.wait_state(State.WAITING)
-        assert [(one.leg, one.error) for one in await server.engine.test()] == [(Leg.LINK, "there is no link")]
+        legs = [(Leg.LINK, "there is no link: the server listens; no client is connected")]
+        assert [(one.leg, one.error) for one in await server.engine.test()] == legs
     async with echo() as target, pair(shared, target) as (server, client):
         server.engine.close()
         await client.wait_state(State.COOLDOWN)
         assert [(one.leg, one.error is None) for one in await client.engine.test()] == [
             (Leg.LINK, False), (Leg.DIAL, True), (Leg.FIRST_BYTE, True),
         ]  # fmt: skip
+
+
+async def test_a_missing_link_has_the_reason_at_both_ends(shared: EngineContext) -> None:
+    async with running_engine(shared, server_spec("127.0.0.1:0", mode=Mode.REVERSE)) as server:
+        await server.wait_state(State.WAITING)
+        spec = client_spec(server, "127.0.0.1:9", key=Key("another key of some length"))
+        async with running_engine(shared, spec) as client:
+            await client.wait_state(State.COOLDOWN)
+            at_client, at_server = (await client.engine.test())[0], (await server.engine.test())[0]
+    assert "most likely the keys or the service names differ" in (at_client.error or "")
+    assert "there is no link: refused a client from 127.0.0.1:" in (at_server.error or "")
 
 
 async def test_many_tests_at_once_are_answered_one_way_or_the_other(shared: EngineContext) -> None:

@@ -80,7 +80,8 @@ class ActionRunner:
     def command_member(self, verb: str, tunnel: Tunnel, member: TunnelMember) -> None:
         """Drain one link or target of a tunnel, after a question, or give it visitors again."""
         if member.kind == "server":
-            self.show_error(f"{member.name} has no link that could be drained.")
+            then = "that could be drained." if verb == "drain" else "yet: visitors go to it once its link is up."
+            self.show_error(f"{member.name} has no link {then}")
         elif self._can_send(verb, [tunnel]):
             self._run(partial(self._command_member, verb, tunnel, member), "commands")
 

@@ -15,7 +15,7 @@ from tunnel.engine.link_events import DialStatusChanged, LinkClosed, PoolAvailab
 from tunnel.engine.link_set import LinkSet
 from tunnel.engine.stats import Stats
 from tunnel.engine.tunnel_end import create_end_parts
-from tunnel.engine.tunnel_test import NO_LINK
+from tunnel.engine.tunnel_test import NO_LINK, explain_missing_link
 from tunnel.engine.visitor_list import kick_visitors, list_visitors
 from tunnel.model.events import EventKind, EventLog
 from tunnel.model.limits import default_limits
@@ -177,7 +177,8 @@ class Engine(ABC):
 
     async def test(self) -> list[LegResult]:
         """Time the legs of a visitor's way that this end can time. Safe to cancel."""
-        return [NO_LINK] if self._end is None else await self._end.test()
+        legs = [NO_LINK] if self._end is None else await self._end.test()
+        return explain_missing_link(legs, self._record, self._last_error)
 
     # --- what the role does ---------------------------------------------------------------------------------------
 
@@ -330,7 +331,10 @@ class Engine(ABC):
         """Stop accepting, then wait until the visitors have left, the time is over, or ``close`` was called."""
         timeout_s, end = self._drain_timeout_s, self._end
         active = end.relays.active if end is not None else 0
-        self._set_state(State.DRAINING, f"{plural(active, 'visitor')} may finish, for {timeout_s:g} s at most")
+        text = (
+            f"{plural(active, 'visitor')} may finish, for {timeout_s:g} s at most" if active else "no visitor is left"
+        )
+        self._set_state(State.DRAINING, text)
         if end is not None:
             end.start_drain(Goodbye.SHUTDOWN)
         finishing = asyncio.create_task(self._finish_visitors(min(self._context.timing.goodbye_grace_s, timeout_s)))

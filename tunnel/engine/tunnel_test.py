@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from tunnel.model.state import STATES, State
 from tunnel.model.tunnel_test import Leg, LegResult
 from tunnel.protocol.frames import TargetTested
 from tunnel.runtime.reactor import READABLE
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from tunnel.engine.link import Link
     from tunnel.engine.link_events import EventTable
     from tunnel.engine.pool import DataConnection
+    from tunnel.model.events import Event
+    from tunnel.model.state import StateRecord
     from tunnel.model.tunnel_test import TargetTimes
     from tunnel.runtime.reactor import Reactor
 
@@ -32,6 +35,15 @@ async def time_link(link: Link) -> LegResult:
     answers = await link.answers(LINK_TIMEOUT_S)
     error = None if answers else "the other end does not answer"
     return LegResult(Leg.LINK, True, link.ident, None, _now() - began if answers else None, error)
+
+
+def explain_missing_link(legs: Sequence[LegResult], record: StateRecord, last: Event | None) -> list[LegResult]:
+    """Return the legs; a missing link has the reason that ``ps`` shows, at a client also during its next attempt."""
+    reason = record.reason
+    if not reason:
+        reason = last.text if last is not None and record.state is State.CONNECTING else STATES[record.state].meaning
+    explained = NO_LINK._replace(error=f"{NO_LINK.error}: {reason}")
+    return [explained if leg is NO_LINK else leg for leg in legs]
 
 
 class IngressTests:
