@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from tests.soak.datagram_load import DatagramLoad
 from tests.soak.harness import DRAIN_S, RECOVERY_S, SoakDaemon, SoakHarness, Tunnel, send_signal
 from tests.soak.incident_log import IncidentLog
 from tests.soak.load import SoakLoad
@@ -20,6 +21,8 @@ from tests.support.sockets import close_with_reset
 from tests.support.waiting import wait_until
 
 _BURST_VISITORS: Final = 120
+_STRANGE_DATAGRAMS: Final = 100
+_FALLBACK_S: Final = 4.0  # in which flows leave a path that does not answer, and the status shows that
 _REPLACED_GRACE_S: Final = 3.0  # beyond DRAIN_S, until a replaced engine has ended on a busy machine
 
 Fault = Callable[["FaultInjector"], None]
@@ -28,9 +31,12 @@ Fault = Callable[["FaultInjector"], None]
 class FaultInjector:
     """Injects faults in two threads, one after the other in each: ``HARD`` faults and ``SOFT`` faults."""
 
-    def __init__(self, harness: SoakHarness, load: SoakLoad, seed: int, pause: float) -> None:
+    def __init__(
+        self, harness: SoakHarness, load: SoakLoad, datagram_load: DatagramLoad, seed: int, pause: float
+    ) -> None:
         self.harness = harness
         self.load = load
+        self.datagram_load = datagram_load
         self.rng = random.Random(seed)
         self.variants = dict.fromkeys(
             ((daemon.name, name) for daemon in harness.daemons for name in harness.tunnels), 0
@@ -46,9 +52,10 @@ class FaultInjector:
     def start(self) -> None:
         """Start the threads that inject faults."""
         self._over.clear()
+        soft = SOFT if self.harness.host is None else (*SOFT, block_udp)
         self._threads = [
             threading.Thread(target=self._cycle, args=(list(faults), pause), daemon=True)
-            for faults, pause in ((HARD, 3 * self._pause), (SOFT, self._pause))
+            for faults, pause in ((HARD, 3 * self._pause), (soft, self._pause))
         ]
         for thread in self._threads:
             thread.start()
@@ -245,12 +252,16 @@ def lose_target(injector: FaultInjector) -> None:
 
 def burst_of_visitors(injector: FaultInjector) -> None:
     """A burst of visitors."""
-    injector.load.burst(injector.any_tunnel(), _BURST_VISITORS)
+    tunnel = injector.any_tunnel()
+    (injector.datagram_load if tunnel.is_udp else injector.load).burst(tunnel, _BURST_VISITORS)
 
 
 def send_unauthenticated(injector: FaultInjector) -> None:
-    """Unauthenticated connections to the tunnel port."""
+    """Unauthenticated connections and datagrams to the tunnel port."""
     port = injector.any_tunnel().port
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _ in range(_STRANGE_DATAGRAMS):
+            sock.sendto(injector.rng.randbytes(injector.rng.randrange(1400)), ("127.0.0.1", port))
     connections: list[socket.socket] = []
     with contextlib.suppress(OSError):  # a refused connection is fine
         for number in range(30):
@@ -260,6 +271,28 @@ def send_unauthenticated(injector: FaultInjector) -> None:
         injector.wait(0, 1)
     for connection in connections:
         close_with_reset(connection)
+
+
+def block_udp(injector: FaultInjector) -> None:
+    """The UDP port of a tunnel blocked, then opened again."""
+    harness = injector.harness
+    port = injector.rng.choice([tunnel.port for tunnel in harness.tunnels.values() if tunnel.udp_carrier == "auto"])
+    affected = [tunnel for tunnel in harness.tunnels.values() if tunnel.port == port]
+    auto = [tunnel.name for tunnel in affected if tunnel.udp_carrier == "auto"]
+    without_fallback = [tunnel.name for tunnel in affected if tunnel.udp_carrier == "datagram"]
+    incidents = injector.incidents
+    with harness.stable.lock, harness.unstable.lock:  # a tunnel that needs datagrams does not recover meanwhile
+        with incidents.open_window("blocked UDP", without_fallback, cuts=True, refuses=True):
+            with harness.blocked_udp(port):
+                with incidents.open_window("blocked UDP", auto, cuts=True, refuses=True):
+                    wait_until(
+                        lambda: harness.has_carrier(auto, "stream"),
+                        within=_FALLBACK_S,
+                        what="data connections are used",
+                    )
+                injector.wait(1, 6)
+            _wait_recovered(injector, "the block of UDP", without_fallback)
+        wait_until(lambda: harness.has_carrier(auto, "datagram"), within=RECOVERY_S, what="UDP travels as datagrams")
 
 
 HARD: Final[tuple[Fault, ...]] = (kill_daemon, kill_worker, freeze_daemon, freeze_worker, restart_daemon)

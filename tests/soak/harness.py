@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
+import select
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tests.soak.datagrams import DatagramTarget, DatagramVisitor
 from tests.soak.incident_log import IncidentLog
-from tests.soak.streams import TargetReports, VerifiedStream, VisitKind, serve_streams, visit
+from tests.soak.losses import DropLog
+from tests.soak.streams import CorruptError, TargetReports, VerifiedStream, VisitKind, serve_streams, visit
+from tests.support.namespaces import Host
 from tests.support.peers import Address, Target, connect
 from tests.support.ports import free_port
 from tests.support.processes import COMMAND, Command, Daemon
@@ -27,6 +32,9 @@ DRAIN_S: Final = 2.0
 RECOVERY_S: Final = 30.0
 """Seconds within which a tunnel must serve again after a fault."""
 POOL_MIN: Final = 4
+DIRECTIONS: Final = ("reverse", "forward")
+SERVERS: Final = ("stable", "unstable")
+"""The daemons that may have the server of a tunnel."""
 
 _KEY: Final = "npk_ZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXp7fH1-f4CBgoNtm-wx"  # of keygen: no scrypt at a restart
 _UNSET: Final = dict.fromkeys((*OPTION_VARIABLES, "NODEPASS_ORCH_SOCKET"), "")
@@ -34,10 +42,13 @@ _OPTIONS: Final = f"report_interval=1s&min_pool_capacity={POOL_MIN}&max_pool_cap
 
 
 _VISITOR_OPTIONS: Final = (
-    "allow=127.0.0.0/8,10.0.0.0/8&max_per_address=5000&rate_new=5000&rate=4gbit&visitor_rate=2gbit"
-    "&idle_timeout=1h&max_age=24h&quota=100TB/month"
+    "allow=127.0.0.0/8,10.0.0.0/8&max_per_address=5000&rate_new=5000&idle_timeout=1h&max_age=24h&quota=100TB/month"
 )
 """At the end that accepts visitors: every feature for them, none of which a visit of the soak reaches."""
+_TCP_VISITOR_OPTIONS: Final = "rate=4gbit&visitor_rate=2gbit"
+_UDP_OPTIONS: Final = "proto=udp&udp_timeout=8s"
+_CARRIERS: Final = ("auto", "datagram", "stream")
+_FIRST_PROBE_IDENT: Final = 1 << 20  # the load has the visitors below
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,13 @@ class Tunnel:
     has_second_client: bool
     shares_port: bool
     """with other servers, which need the same ``data_port``"""
+    udp_carrier: str = ""
+    """how datagrams travel; empty for a tunnel of TCP"""
+
+    @property
+    def is_udp(self) -> bool:
+        """Whether its visitors send datagrams."""
+        return bool(self.udp_carrier)
 
     def url(self, daemon: str, *, variant: int = 0) -> str:
         """Return the URL for one daemon's file. A change of variant needs a new engine, and changes no visit."""
@@ -69,8 +87,12 @@ class Tunnel:
         is_ingress = is_server == (self.direction == "reverse")
         ports = (self.visitor_address[1],) if is_ingress else self.target_ports
         where = ",".join(f"127.0.0.1:{port}" for port in ports)
+        if self.is_udp:
+            options += f"&{_UDP_OPTIONS}&udp_carrier={self.udp_carrier}"
         if is_ingress and self.has_visitor_options:
             options += f"&{_VISITOR_OPTIONS}"
+            if not self.is_udp:
+                options += f"&{_TCP_VISITOR_OPTIONS}"
         if is_server:
             own = f"&clients={1 + self.has_second_client}&mode={self.direction}&data_port={data_port}"
             return f"server://{_KEY}@127.0.0.1:{self.port}/{where}?{options}{own}"
@@ -199,43 +221,31 @@ class SoakDaemon:
 
 
 class SoakHarness:
-    """Eight tunnels: each direction, either daemon as the server, plain and encrypted; half of them
-    use data connections again, and half have every option for visitors. Both daemons have access logs and histories.
-    The servers of the stable daemon share one tunnel port. Tunnels that use data connections again have two targets,
-    encrypted reverse ones two clients.
+    """Eight tunnels of TCP: each direction, either daemon as the server, plain and encrypted; half of them
+    use data connections again, and half have every option for visitors. Six tunnels of UDP: each direction and carrier.
+    Both daemons have access logs and histories. The servers of the stable daemon share one tunnel port. Tunnels that
+    use data connections again have two targets, encrypted reverse ones two clients.
 
     The ``stable`` daemon runs for the whole soak with all engines in its own process, so that every leak is visible
     at the end. The ``unstable`` daemon has workers and is killed and restarted repeatedly.
     """
 
-    def __init__(self, directory: Path, incidents: IncidentLog) -> None:
+    def __init__(self, directory: Path, incidents: IncidentLog, host: Host | None) -> None:
+        """``host`` is the network namespace in which the soak runs, if it has one of its own."""
         self.incidents = incidents
+        self.host = host
         self.target_reports = TargetReports()
         shared_port = free_port()
-        self.tunnels = {
-            name: Tunnel(
-                name,
-                direction,
-                server,
-                encrypted,
-                reuses,
-                reuses is encrypted,
-                shared_port if server == "stable" else free_port(),
-                ("127.0.0.1", free_port()),
-                tuple(free_port() for _ in range(1 + reuses)),
-                has_second_client=direction == "reverse" and encrypted,
-                shares_port=server == "stable",
-            )
-            for direction in ("reverse", "forward")
-            for server in ("stable", "unstable")
-            for encrypted in (False, True)
-            for name in [f"{direction}-{server}-{'encrypted' if encrypted else 'plain'}"]
-            for reuses in [(direction == "reverse") == (server == "stable")]
-        }
+        self.tunnels = {tunnel.name: tunnel for tunnel in (*_tcp_tunnels(shared_port), *_udp_tunnels(shared_port))}
+        self.drop_log = DropLog()
         self.services = {
-            name: [RestartableTarget(port, self.target_reports) for port in tunnel.target_ports]
+            name: [
+                (DatagramTarget if tunnel.is_udp else RestartableTarget)(port, self.target_reports)
+                for port in tunnel.target_ports
+            ]
             for name, tunnel in self.tunnels.items()
         }
+        self._probe_idents = itertools.count(_FIRST_PROBE_IDENT)
         for targets in self.services.values():
             for target in targets:
                 target.start()
@@ -243,16 +253,47 @@ class SoakHarness:
         self.unstable = SoakDaemon("unstable", directory, self.tunnels.values(), workers=2)
         self.daemons = (self.stable, self.unstable)
 
+    @contextlib.contextmanager
+    def blocked_udp(self, port: int) -> Iterator[None]:
+        """Drop the datagrams from and to a port, as a firewall that allows TCP alone. Needs a host of its own."""
+        if self.host is None:
+            raise ValueError("the firewall of this machine is not for tests")
+        rules = [("INPUT", "-p", "udp", side, str(port), "-j", "DROP") for side in ("--dport", "--sport")]
+        for rule in rules:
+            self.host.run("iptables", "-A", *rule)
+        try:
+            yield
+        finally:
+            for rule in rules:
+                self.host.run("iptables", "-D", *rule)
+
+    def has_carrier(self, names: Iterable[str], carrier: str) -> bool:
+        """Whether the datagrams of these tunnels travel in this way on all their links, as both ends say."""
+        shown = [daemon.tunnels() for daemon in self.daemons]
+        links = [link for name in names for tunnels in shown for link in tunnels.get(name, {"links": []})["links"]]
+        return bool(links) and all(link["udp_carrier"] == carrier for link in links)
+
     def is_serving(self, name: str) -> bool:
         """Whether both ends of a tunnel are up and a visitor is served."""
         if any(daemon.tunnels().get(name, {}).get("state") != "up" for daemon in self.daemons):
             return False
+        if self.tunnels[name].is_udp:
+            return self._answers_datagrams(self.tunnels[name])
         try:
             with connect(self.tunnels[name].visitor_address, timeout=2) as sock:
                 visit(VerifiedStream(sock), VisitKind.TARGET_CLOSES, 1, 8, 8, self.target_reports, 2)
         except Exception:  # noqa: BLE001  any failure is retried, and the load reports details
             return False
         return True
+
+    def _answers_datagrams(self, tunnel: Tunnel) -> bool:
+        with DatagramVisitor(next(self._probe_idents), tunnel.name, tunnel.visitor_address) as visitor:
+            visitor.send([200])
+            if not select.select([visitor.sock], [], [], 2)[0]:
+                return False
+            with contextlib.suppress(CorruptError):  # the load reports details
+                visitor.receive()
+            return visitor.answered == 1
 
     def wait_recovered(self, what: str, names: Iterable[str]) -> None:
         """Wait until these tunnels serve again; record a finding for each that does not."""
@@ -274,6 +315,43 @@ class SoakHarness:
         for targets in self.services.values():
             for target in targets:
                 target.close()
+
+
+def _tcp_tunnels(shared_port: int) -> Iterator[Tunnel]:
+    for direction, server, encrypted in itertools.product(DIRECTIONS, SERVERS, (False, True)):
+        reuses = (direction == "reverse") == (server == "stable")
+        yield Tunnel(
+            f"{direction}-{server}-{'encrypted' if encrypted else 'plain'}",
+            direction,
+            server,
+            encrypted,
+            reuses,
+            reuses is encrypted,
+            shared_port if server == "stable" else free_port(),
+            ("127.0.0.1", free_port()),
+            tuple(free_port() for _ in range(1 + reuses)),
+            has_second_client=direction == "reverse" and encrypted,
+            shares_port=server == "stable",
+        )
+
+
+def _udp_tunnels(shared_port: int) -> Iterator[Tunnel]:
+    for direction, (number, carrier) in itertools.product(DIRECTIONS, enumerate(_CARRIERS)):
+        server = SERVERS[(direction == "reverse") != (number % 2 == 0)]
+        yield Tunnel(
+            f"udp-{direction}-{carrier}",
+            direction,
+            server,
+            encrypted=(direction, carrier) != ("forward", "stream"),
+            reuses=carrier == "stream",
+            has_visitor_options=direction == "reverse",
+            port=shared_port if server == "stable" else free_port(),
+            visitor_address=("127.0.0.1", free_port()),
+            target_ports=tuple(free_port() for _ in range(1 + (carrier == "stream"))),
+            has_second_client=(direction, carrier) == ("reverse", "auto"),
+            shares_port=server == "stable",
+            udp_carrier=carrier,
+        )
 
 
 def _command_line(pid: str) -> bytes:

@@ -37,10 +37,14 @@ class FaultWindow:
 
     def explains(self, visit: FailedVisit) -> bool:
         """Whether the visit may have failed because of this fault."""
-        if visit.tunnel not in self.tunnels or visit.ended < self.begin or visit.began > self.end:
+        if not self.overlaps(visit.tunnel, visit.began, visit.ended):
             return False
         was_established = visit.established is not None and visit.established < self.begin
         return self.cuts if was_established else self.refuses
+
+    def overlaps(self, tunnel: str, begin: float, end: float) -> bool:
+        """Whether a tunnel may have failed at some time from ``begin`` to ``end``."""
+        return tunnel in self.tunnels and begin <= self.end and end >= self.begin
 
 
 class IncidentLog:

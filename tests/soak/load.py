@@ -48,7 +48,7 @@ class SoakLoad:
     def start(self) -> None:
         """Start the threads of visitors."""
         self._over.clear()
-        tunnels = list(self._harness.tunnels.values())
+        tunnels = [tunnel for tunnel in self._harness.tunnels.values() if not tunnel.is_udp]
         work = [
             (turn, tunnel)
             for tunnel in tunnels

@@ -89,6 +89,8 @@ class ReadingCollector:
     def read(self) -> Reading | None:
         """Return a reading, or None while a daemon does not answer."""
         seen = {daemon.name: daemon.tunnels() for daemon in self._harness.daemons}
+        for name, those in seen.items():
+            self._harness.drop_log.note(name, those, time.monotonic())
         if not all(seen.values()):
             return None
         tunnels = [tunnel for those in seen.values() for tunnel in those.values()]

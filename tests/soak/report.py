@@ -37,11 +37,13 @@ def summary(record: Record, seconds: float) -> str:
     visits, faults = sum(record.served.values()), record.incidents.faults
     load = f"{seconds / 60:.1f} minutes under load"
     unexplained = f"without an explanation: {len(record.unexplained)}"
+    datagrams = record.datagrams
     lines = [
         f"{load}: {visits} visits, {record.bytes_verified / 1e9:.2f} GB verified, {len(faults)} faults",
         f"corrupted streams: {len(record.corruptions)}",
         f"failed visits: {len(record.failed)}, {unexplained}",
         f"time in which no fault could explain a failed visit: {record.fault_free_share:.0%}",
+        f"datagrams: {sum(datagrams.sent.values())}, {sum(datagrams.answered.values())} answered; {_lost(record)}",
         "",
         *_text([("", "baseline", "maximum", "at the end"), *_figures(record)]),
         "",
@@ -59,7 +61,7 @@ def write(record: Record, seconds: float, folder: Path) -> Path:
     parts = [
         "# Soak",
         "",
-        f"{seconds / 60:.1f} minutes of load and faults on eight tunnels of two daemons, {total_s:.0f} s in total.",
+        f"{seconds / 60:.1f} minutes of load and faults on fourteen tunnels of two daemons, {total_s:.0f} s in total.",
         verdict,
         "",
         *_defects(record, "- "),
@@ -72,6 +74,10 @@ def write(record: Record, seconds: float, folder: Path) -> Path:
         "",
         f"{gigabytes:.2f} GB were verified byte by byte; {len(record.corruptions)} streams were corrupted.",
         f"In {record.fault_free_share:.0%} of the time no fault could explain a failed visit.",
+        "",
+        *_table([("UDP tunnel", "datagrams", "answered"), *_datagrams(record)]),
+        "",
+        f"Of the datagrams without an answer: {_lost(record)}.",
         "",
         *_table([("fault", "count", "median s to recovery", "maximum"), *_faults(record)]),
         "",
@@ -91,6 +97,21 @@ def _defects(record: Record, mark: str = "") -> Iterator[str]:
         after, lasted = visit.began - record.began, visit.ended - visit.began
         kind = f"{visit.kind}, {'' if visit.established else 'not '}established, {lasted:.2f} s long"
         yield f"{mark}after {after:.1f} s a visit to {visit.tunnel} ({kind}) failed: {visit.reason}"
+    for loss in record.datagrams.losses.unexplained[:_MAX_SHOWN]:
+        after = loss.began - record.began
+        yield f"{mark}after {after:.1f} s {loss.tunnel} lost datagrams without counting them: {loss.count}"
+
+
+def _lost(record: Record) -> str:
+    losses = record.datagrams.losses
+    unexplained = sum(loss.count for loss in losses.unexplained)
+    explained = f"in faults: {losses.in_faults}, dropped and counted: {losses.counted}"
+    return f"{explained}, without an explanation: {unexplained}; answered late: {record.datagrams.late}"
+
+
+def _datagrams(record: Record) -> Iterator[Row]:
+    for name, sent in sorted(record.datagrams.sent.items()):
+        yield name, str(sent), str(record.datagrams.answered.get(name, 0))
 
 
 def _figures(record: Record) -> Iterator[Row]:

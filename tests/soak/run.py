@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tests.soak.datagram_load import DatagramLoad
 from tests.soak.faults import FaultInjector
 from tests.soak.harness import SoakDaemon, SoakHarness
 from tests.soak.incident_log import FailedVisit, IncidentLog
 from tests.soak.load import SoakLoad
+from tests.soak.losses import LossFigures, explain_losses
 from tests.soak.readings import TIME_WAIT_S, Reading, ReadingCollector, find_differences
 from tests.soak.streams import VisitKind
+from tests.support.namespaces import Host
 from tests.support.waiting import wait_until
 
 LONG_RUN_S: Final = 240.0
@@ -35,6 +38,19 @@ class Sample:
     failed: int
 
 
+@dataclass(frozen=True, slots=True)
+class DatagramRecord:
+    """The results of the UDP tunnels."""
+
+    sent: dict[str, int] = field(default_factory=dict)
+    """datagrams of visitors by tunnel"""
+    answered: dict[str, int] = field(default_factory=dict)
+    """those whose answer has arrived in time, by tunnel"""
+    late: int = 0
+    """those whose answer has arrived later"""
+    losses: LossFigures = field(default_factory=LossFigures)
+
+
 @dataclass(slots=True)
 class Record:
     """The results of a run."""
@@ -45,6 +61,7 @@ class Record:
     failed: list[FailedVisit] = field(default_factory=list)
     bytes_verified: int = 0
     corruptions: list[str] = field(default_factory=list)
+    datagrams: DatagramRecord = field(default_factory=DatagramRecord)
     samples: list[Sample] = field(default_factory=list)
     baseline: Reading | None = None
     last: Reading | None = None
@@ -61,23 +78,29 @@ class Record:
     @property
     def is_good(self) -> bool:
         """Whether the run completed without a defect."""
-        return self.is_complete and not (self.corruptions or self.incidents.findings or self.unexplained)
+        lost = self.datagrams.losses.unexplained
+        return self.is_complete and not (self.corruptions or self.incidents.findings or self.unexplained or lost)
 
 
 class Soak:
     """One run in its own directory; ``report_progress`` receives a line at the start of each phase."""
 
-    def __init__(self, directory: Path, seed: int, seconds: float, report_progress: Callable[[str], None]) -> None:
+    def __init__(
+        self, directory: Path, seed: int, seconds: float, report_progress: Callable[[str], None], host: Host | None
+    ) -> None:
+        """``host`` is the network namespace of this process, if the soak has one of its own."""
         self._directory = directory
         self._seconds = seconds
         self._report_progress = report_progress
         self._incidents = IncidentLog()
         self.record = Record(self._incidents, time.monotonic())
         self._over = threading.Event()
-        self._report_progress("starting two daemons with eight tunnels")
-        self._harness = SoakHarness(directory, self._incidents)
+        self._harness = SoakHarness(directory, self._incidents, host)
+        self._report_progress(f"two daemons with {len(self._harness.tunnels)} tunnels have been started")
         self._load = SoakLoad(self._harness, seed)
-        self._faults = FaultInjector(self._harness, self._load, seed, pause=min(2.0, seconds / 20))
+        self._datagrams = DatagramLoad(self._harness, seed)
+        pause = min(2.0, seconds / 20)
+        self._faults = FaultInjector(self._harness, self._load, self._datagrams, seed, pause)
         self._collector = ReadingCollector(self._harness, directory)
 
     def run(self) -> Record:
@@ -108,12 +131,14 @@ class Soak:
     def _under_load(self, seconds: float, what: str) -> None:
         self._report_progress(f"{what}: {seconds:.0f} s of visitors and faults")
         self._load.start()
+        self._datagrams.start()
         self._faults.start()
         try:
             time.sleep(seconds)
         finally:
             self._faults.stop()
             self._load.stop()
+            self._datagrams.stop()
 
     def _quiet(self, judged: Callable[[Reading], list[str]]) -> Reading | None:
         """Wait until nothing is wrong and return the reading; else record what is wrong and return the last reading."""
@@ -170,11 +195,23 @@ class Soak:
             list(self._load.failed),
             self._load.bytes_verified,
         )
+        record.bytes_verified += self._datagrams.bytes_verified
+        if self._datagrams.brief_visits:
+            record.served["udp_brief"] = self._datagrams.brief_visits
+        record.datagrams = DatagramRecord(
+            dict(self._datagrams.sent),
+            dict(self._datagrams.answered),
+            self._datagrams.late,
+            explain_losses(self._datagrams.losses, self._incidents.windows, self._harness.drop_log.drops()),
+        )
         record.corruptions = list(self._harness.target_reports.corruptions)
         if record.is_complete:
             for kind in VisitKind:
                 if not record.served.get(kind.name.lower()):
                     self._incidents.record_finding(f"no visit of the kind {kind.name.lower()} succeeded")
+            for name, tunnel in self._harness.tunnels.items():
+                if tunnel.is_udp and not record.datagrams.answered.get(name):
+                    self._incidents.record_finding(f"no datagram of {name} was answered")
         for daemon in self._harness.daemons:
             self._check_log(daemon)
         if record.is_complete:

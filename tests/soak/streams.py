@@ -72,7 +72,8 @@ class TargetReports:
             return self._seen.pop(seed)
 
 
-def _piece(seed: int, offset: int, size: int) -> memoryview:
+def stream_bytes(seed: int, offset: int, size: int) -> memoryview:
+    """Return a part of the stream of this seed, 1 MiB at most."""
     start = (seed * 4_099 + offset) % len(_BLOCK)
     return _RING[start : start + size]
 
@@ -88,9 +89,9 @@ class VerifiedStream:
     def send(self, seed: int, size: int, head: bytes = b"") -> None:
         """Send ``head`` and the stream of this seed."""
         if head:
-            self.sock.sendall(head + _piece(seed, 0, min(size, _STEP)))
+            self.sock.sendall(head + stream_bytes(seed, 0, min(size, _STEP)))
         for offset in range(_STEP if head else 0, size, _STEP):
-            self.sock.sendall(_piece(seed, offset, min(_STEP, size - offset)))
+            self.sock.sendall(stream_bytes(seed, offset, min(_STEP, size - offset)))
 
     def receive(self, seed: int, size: int) -> None:
         """Receive exactly the stream of this seed. Raises CorruptError, CutError."""
@@ -100,7 +101,7 @@ class VerifiedStream:
             count = self.sock.recv_into(buffer[: min(len(buffer), size - received)])
             if not count:
                 raise CutError(f"the stream ended after {received} of {size} bytes")
-            if buffer[:count] != _piece(seed, received, count):
+            if buffer[:count] != stream_bytes(seed, received, count):
                 raise CorruptError(f"wrong bytes between {received} and {received + count} of {size}")
             self.established = self.established or time.monotonic()
             received += count

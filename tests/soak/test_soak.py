@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.soak.datagrams import MIN_BYTES, DatagramTarget, DatagramVisitor, encode_datagram
 from tests.soak.incident_log import FailedVisit, FaultWindow, IncidentLog
+from tests.soak.losses import DatagramLoss, DropLog, explain_losses
 from tests.soak.readings import ProcessFigures, Reading, find_differences
 from tests.soak.streams import CorruptError, CutError, TargetReports, VerifiedStream, VisitKind, serve_streams, visit
 from tests.support.peers import Target, connect, receive_all, receive_exactly
+from tests.support.ports import free_port
 from tests.support.processes import ROOT
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until
@@ -139,6 +142,97 @@ def test_an_end_of_stream_instead_of_a_reset_is_detected() -> None:
         threading.Thread(target=other.shutdown, args=(socket.SHUT_WR,)).start()
         with pytest.raises(CutError, match="arrived as an end"):
             VerifiedStream(one).receive_reset()
+
+
+# --- datagrams --------------------------------------------------------------------------------------------------------
+
+
+def serve_echo(answer: Callable[[bytes], bytes | None]) -> tuple[DatagramVisitor, socket.socket]:
+    """Return a visitor that has sent one datagram, and the socket of the target, which has sent an answer."""
+    target = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    target.bind(("127.0.0.1", 0))
+    target.settimeout(GUARD_S)
+    visitor = DatagramVisitor(7, "t", target.getsockname())
+    visitor.send([1200])
+    datagram, peer = target.recvfrom(9999)
+    assert peer[0] == "127.64.0.7"
+    if (answered := answer(datagram)) is not None:
+        target.sendto(answered, peer)
+    return visitor, target
+
+
+def test_the_answers_of_a_target_are_verified_and_counted() -> None:
+    reports, port = TargetReports(), free_port()
+    target = DatagramTarget(port, reports)
+    target.start()
+    try:
+        with DatagramVisitor(1, "t", ("127.0.0.1", port)) as visitor:
+            visitor.send([MIN_BYTES, 300, 300, 1200, 40_000])
+
+            def is_answered() -> bool:
+                visitor.receive()
+                return visitor.answered == 5
+
+            wait_until(is_answered, "all datagrams are answered")
+            assert (visitor.sent, visitor.unanswered, visitor.bytes_verified) == (5, 0, 2 * (MIN_BYTES + 41_800))
+            visitor.sock.send(b"strange")
+            wait_until(lambda: reports.corruptions, "the target reports a strange datagram")
+    finally:
+        target.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (encode_datagram(7, 0, 1200, is_answer=True)[:-1], "wrong bytes, or a wrong length"),
+        (encode_datagram(7, 0, 1200, is_answer=True)[:-1] + b"?", "wrong bytes, or a wrong length"),
+        (encode_datagram(7, 0, 1200, is_answer=False), "wrong bytes, or a wrong length"),
+        (encode_datagram(8, 0, 1200, is_answer=True), "received an answer for visitor 8"),
+        (encode_datagram(7, 0, 1100, is_answer=True), "received 1100 bytes for the 1200"),
+        (encode_datagram(7, 3, 1200, is_answer=True), "datagram 3 of 1 twice"),
+        (b"", "of 0 bytes was not sent"),
+    ],
+)
+def test_an_answer_that_was_not_sent_is_detected(answer: bytes, words: str) -> None:
+    visitor, target = serve_echo(lambda _datagram: answer)
+    with visitor, target, pytest.raises(CorruptError, match=words):
+        visitor.receive()
+
+
+def test_an_answer_that_arrives_after_its_time_counts_as_late() -> None:
+    visitor, target = serve_echo(lambda _datagram: encode_datagram(7, 0, 1200, is_answer=True))
+    with visitor, target:
+        assert visitor.expire(time.monotonic(), lost_after_s=9.0) is None
+        loss = visitor.expire(time.monotonic() + 10, lost_after_s=9.0)
+        assert loss is not None
+        assert loss.count == 1
+        visitor.receive()
+        assert (visitor.answered, visitor.late, visitor.unanswered, loss.count) == (0, 1, 0, 0)
+
+
+def test_datagrams_are_explained_by_a_fault_or_by_as_many_that_an_end_has_counted() -> None:
+    window = FaultWindow("x", frozenset("a"), cuts=True, refuses=True, begin=10.0, end=20.0)
+    losses = [
+        DatagramLoss("a", 5, 19.0, 22.0),  # in the fault
+        DatagramLoss("a", 7, 30.0, 33.0),  # four of them are counted
+        DatagramLoss("b", 2, 12.0, 15.0),  # counted
+        DatagramLoss("b", 1, 40.0, 43.0),  # counted too early
+    ]
+    drops = [DatagramLoss("a", 4, 29.0, 31.0), DatagramLoss("b", 9, 13.0, 14.0)]
+    found = explain_losses(losses, [window], drops)
+    assert (found.in_faults, found.counted) == (5, 6)
+    assert found.unexplained == (DatagramLoss("a", 3, 30.0, 33.0), DatagramLoss("b", 1, 40.0, 43.0))
+
+
+def test_dropped_datagrams_are_noted_when_a_counter_grows_or_begins_again() -> None:
+    log = DropLog()
+    for at, name, count in ((1.0, "a", 0), (2.0, "a", 3), (3.0, "a", 3), (4.0, "a", 1), (5.0, "a-second", 2)):
+        log.note("stable", {name: {"counters": {"dropped_datagrams": count}}}, at)
+    assert log.drops() == [
+        DatagramLoss("a", 3, 1.0, 2.0),
+        DatagramLoss("a", 1, 3.0, 4.0),
+        DatagramLoss("a", 2, 5.0, 5.0),
+    ]
 
 
 # --- command ------------------------------------------------------------------------------------------------------
