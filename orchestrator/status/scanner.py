@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Hashable, Sequence
+    from collections.abc import Callable, Collection, Container, Hashable, Sequence
 
     from orchestrator.status.store import StatusStore
     from tunnel.model.snapshot import Snapshot
@@ -40,16 +40,15 @@ class ScanSchedule(Generic[Key]):
     def __init__(self, round_s: float = QUIET_ROUND_S, min_quiet: int = MIN_QUIET) -> None:
         self._round_s = round_s
         self._min_quiet = min_quiet
-        self._marked: set[Key] = set()
+        self._marked: Final[set[Key]] = set()
         self._next_quiet = 0
-
-    def mark(self, key: Key) -> None:
-        """Have the next scan read this key."""
-        self._marked.add(key)
+        self.mark: Final[Callable[[Key], None]] = self._marked.add  # a call less for each visitor
+        """Has the next scan read this key."""
 
     def due(self, keys: Sequence[Key], known: Container[Key], elapsed_s: float) -> list[Key]:
         """The keys to read now, in their order: new and marked ones, and the share of ``elapsed_s`` of the others."""
-        marked, self._marked = self._marked, set()
+        marked = frozenset(self._marked)
+        self._marked.clear()
         count = max(self._min_quiet, math.ceil(len(keys) * min(1.0, elapsed_s / self._round_s)))
         if count >= len(keys):
             return list(keys)

@@ -68,7 +68,8 @@ class Supervisor:
         entries = self._registry.entries()
         self.bus.subscribe(self._mark_busy)
         sampling = asyncio.create_task(self._traffic_sampler.run())
-        with self.bus.subscribe_activity(self._mark_active):
+        activity = self.bus.subscribe_activity
+        with activity(self._scanner.schedule.mark), activity(self._traffic_sampler.mark):
             self._registry.start()
             self._started.set()
             count = sum(entry.enabled for entry in entries)
@@ -87,10 +88,6 @@ class Supervisor:
                 self._registry.cancel()
                 self.bus.unsubscribe(self._mark_busy)
         self.bus.emit(LogLevel.INFO, EventKind.SUPERVISOR, "all tunnels are closed")
-
-    def _mark_active(self, name: str) -> None:
-        self._scanner.schedule.mark(name)
-        self._traffic_sampler.mark(name)
 
     def _mark_busy(self, event: Event) -> None:
         self._scanner.schedule.mark(event.tunnel)

@@ -124,11 +124,9 @@ class TrafficSampler:
     def __init__(self, tunnels: SampledTunnels, meter: TrafficMeter) -> None:
         self._tunnels = tunnels
         self._meter = meter
-        self._busy: set[str] = set()
-
-    def mark(self, name: str) -> None:
-        """Read a tunnel that becomes busy."""
-        self._busy.add(name)
+        self._busy: Final[set[str]] = set()
+        self.mark: Final[Callable[[str], None]] = self._busy.add  # a call less for each visitor
+        """Has the sampler read a tunnel that becomes busy."""
 
     async def run(self, interval_s: float = SAMPLE_INTERVAL_S) -> None:
         """Read in each interval until cancelled."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from tests.support.engine_parts import Events, shared_parts
 from tests.support.scale import GUARD_S
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 class EmptyPool:
     """A pool without connections."""
+
+    idle: ClassVar[dict[int, object]] = {}
 
     def acquire(self) -> None:
         return None

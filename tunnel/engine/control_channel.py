@@ -208,20 +208,22 @@ class ControlChannel:
             if not data:
                 self.close("the other end closed the connection")
                 return
-            self._receive(data)
+            if self._pending_bytes_left is not None and not self._take_pending_bytes(len(data)):
+                return
+            self._session.receive_data(data)
+            self._process_input_or_close()
             if self.closed_reason is not None or (len(data) < size and not self._peer_closed):
                 return
             budget -= len(data) if self._pending_bytes_left is None else _BYTES_PER_TURN
         self._reactor.call_again(self._ready)
 
-    def _receive(self, data: bytes) -> None:
-        if self._pending_bytes_left is not None:
-            self._pending_bytes_left -= len(data)
-            if self._pending_bytes_left < 0:
-                self.close("the other end sent too many bytes before it had authenticated")
-                return
-        self._session.receive_data(data)
-        self._process_input_or_close()
+    def _take_pending_bytes(self, count: int) -> bool:
+        """Count bytes that came before the peer has authenticated; return whether that are not too many."""
+        self._pending_bytes_left = (self._pending_bytes_left or 0) - count
+        if self._pending_bytes_left < 0:
+            self.close("the other end sent too many bytes before it had authenticated")
+            return False
+        return True
 
     def _process_input_or_close(self) -> None:
         try:

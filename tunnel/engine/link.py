@@ -267,7 +267,7 @@ class Link:
         if self.is_ingress and not relay.is_freed:
             self.pool.hold(connection)
             return
-        before = len(self.pool)
+        before = len(self.pool.idle)
         self.pool.add(connection, is_registered=True)
         if not self.is_ingress:
             self.session.send_freed(relay.ident)
@@ -275,7 +275,7 @@ class Link:
 
     def free(self, ident: int) -> None:
         """Let a data connection whose visitor has left be used again: the egress has freed it."""
-        before = len(self.pool)
+        before = len(self.pool.idle)
         if self.pool.free(ident):
             self.note_pool_grown(before)
 

@@ -210,7 +210,7 @@ class LinkAcceptor:
             return
         if not present.replay_window.accept(ident):
             self._refuse_data_connection(connection, "its id was used before")
-        elif (idle := len(link.pool)) >= link.session.limits.pool_max + self._spec.settings.signal_queue_limit:
+        elif (idle := len(link.pool.idle)) >= link.session.limits.pool_max + self._spec.settings.signal_queue_limit:
             self._refuse_data_connection(connection, "the pool is full")
         elif (
             connection.sock.fileno() >= self._reactor.fd_budget.ample_below

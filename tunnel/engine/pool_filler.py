@@ -190,7 +190,7 @@ class PoolFiller:
         if self._retry_timer is None:
             count = dials_to_start(
                 wanted=wanted,
-                idle=len(self.link.pool),
+                idle=len(self.link.pool.idle),
                 dialing=len(self._dialing),
                 queued=self._queue_length,
                 max_dials=self._dial_window,

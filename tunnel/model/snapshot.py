@@ -325,8 +325,13 @@ class Snapshot:
         return dict(zip(every_name, map(encode_value, read(self)), strict=True))
 
 
+_PLAIN: Final = frozenset({int, float, str, bool, type(None)})  # types of which a value is its own JSON value
+
+
 def encode_value(value: object) -> object:
     """Return the JSON value of a field."""
+    if type(value) in _PLAIN:  # most fields
+        return value
     if isinstance(value, _View):
         return value.as_json()
     if isinstance(value, enum.Enum):

@@ -93,10 +93,11 @@ class SharedSelector(selectors.BaseSelector):
         if not events:
             return []
         keys = self._keys
-        others = [event for event in events if event[0] not in keys]
-        own = [event for event in events if event[0] in keys] if len(others) < len(events) else []
-        if others and self.on_events is not None:
-            self.on_events(others)
+        own = [event for event in events if event[0] in keys]
+        if len(own) < len(events) and self.on_events is not None:
+            self.on_events(events)
+        if not own:
+            return []
         # Only now: a handler of the reactor may have removed a reader of asyncio's.
         return [(key, _selector_mask(mask) & key.events) for fd, mask in own if (key := keys.get(fd)) is not None]
 

@@ -37,7 +37,6 @@ READ_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
 _EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 _INPUT_EVENTS: Final = select.EPOLLIN | select.EPOLLET
 _BATCH_SIZE: Final = 256  # events fetched at once
-_WORTH_POLLING: Final = 2  # events in a batch: under load, more have arrived meanwhile
 _BATCHES_PER_TURN: Final = 4  # batches in a row before asyncio runs other callbacks
 
 BUFFER_SIZE: Final = 1 << 17
@@ -121,7 +120,8 @@ class Reactor:
     def defer(self, callback: Callable[[], None]) -> None:
         """Call once when all events that are ready now have been handled, so that gathered output leaves together."""
         self._deferred.append(callback)
-        self._schedule_turn()
+        if not self._is_in_turn and not self._is_scheduled:
+            self._schedule_turn()
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
         """Call once after ``delay`` seconds; an exception reaches the callback's owner, as with a handler."""
@@ -144,7 +144,10 @@ class Reactor:
             self._run_batches(self._epoll.poll(0, _BATCH_SIZE))
 
     def _run_batches(self, batch: EpollEvents) -> None:
-        """Handle events, and those that come meanwhile. Events of asyncio's own descriptors stay for its selector."""
+        """Handle events, and those that come meanwhile. Events of asyncio's own descriptors stay for its selector.
+
+        Handling one visitor often makes the next event, and a turn of asyncio's loop costs more than a look for it.
+        """
         self._is_in_turn = True
         handlers = self._handlers
         for batches_left in reversed(range(_BATCHES_PER_TURN)):
@@ -161,10 +164,13 @@ class Reactor:
                     handler(0)
                 except Exception as error:  # noqa: BLE001  as above
                     self._report_error(handler, error)
-            self._finish_batch()
-            if not batches_left or (not self._call_again and len(batch) < _WORTH_POLLING):
+            if self._deferred or self._closing:
+                self._finish_batch()
+            if not batches_left:
                 break  # and no batch is fetched that would not be handled: edges come once
             batch = self._epoll.poll(0, _BATCH_SIZE)
+            if not batch and not self._call_again:
+                break
         self._is_in_turn = False
         if self._call_again:
             self._schedule_turn()
