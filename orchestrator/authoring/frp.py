@@ -15,6 +15,7 @@ from typing import Final
 
 from orchestrator.authoring.draft import Draft, Variable, clean_name, join_address
 from orchestrator.authoring.frp_ini import parse_ini
+from orchestrator.authoring.frp_templates import expand
 from orchestrator.authoring.source import ForeignFile, ImportFileError, Section, parse_json, parse_toml, parse_yaml
 from orchestrator.process.terminal_text import printable
 from tunnel.model.keys import generate_key
@@ -102,14 +103,19 @@ class _Published:
     """the entry of each client, by the name of its file"""
 
 
-def translate(sources: Sequence[ForeignFile], make_key: Callable[[], str] = generate_key) -> Translation:
+def translate(
+    sources: Sequence[ForeignFile],
+    make_key: Callable[[], str] = generate_key,
+    environ: Mapping[str, str] = MappingProxyType({}),
+) -> Translation:
     """Translate files of frp. Raises ImportFileError if one cannot be read, or if there are no clients.
 
-    ``make_key`` makes the key of both ends if frp has no token.
+    ``make_key`` makes the key of both ends if frp has no token. ``environ`` has the variables of templates.
     """
     server: _Settings | None = None
     clients: list[_Settings] = []
     for source in sources:
+        expand(source, environ)
         settings = _read_settings(source)
         if _is_server(settings.root):
             if server is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -32,6 +32,8 @@ class ForeignFile:
     name: str
     text: str
     notes: list[Note] = field(default_factory=list)
+    line_numbers: Sequence[int] = ()
+    """the line of the file that each line of the text is from; empty: the text is the file's"""
     _lines: list[str] = field(default_factory=list)
 
     def place(self, *patterns: str) -> str:
@@ -41,7 +43,11 @@ class ForeignFile:
         for pattern in patterns:
             compiled = re.compile(pattern)
             found = next((i for i in range(found, len(self._lines)) if compiled.search(self._lines[i])), found)
-        return f"{self.name}:{found + 1}"
+        return f"{self.name}:{self.line_number(found + 1)}"
+
+    def line_number(self, number: int) -> int:
+        """Return the line of the file that a line of the text is from; both count from 1."""
+        return self.line_numbers[number - 1] if 0 < number <= len(self.line_numbers) else number
 
     def note(self, place: str, text: str) -> None:
         """Note what is not carried over. After some hundred notes the rest is not listed."""
@@ -175,13 +181,14 @@ def _parse(source: ForeignFile, language: str, parse: Callable[[str], _T]) -> _T
         return parse(source.text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f"{source.name}:{mark.line + 1}" if mark else source.name
+        place = f"{source.name}:{source.line_number(mark.line + 1)}" if mark else source.name
         raise ImportFileError(f"{place}: this is not YAML: {error.problem or error.context}") from None
     except json.JSONDecodeError as error:
-        raise ImportFileError(f"{source.name}:{error.lineno}:{error.colno}: this is not JSON: {error.msg}") from None
+        place = f"{source.name}:{source.line_number(error.lineno)}:{error.colno}"
+        raise ImportFileError(f"{place}: this is not JSON: {error.msg}") from None
     except (ValueError, yaml.YAMLError, RecursionError, TypeError, KeyError, AttributeError) as error:
         line = re.search(r"line ([0-9]+)", str(error))
-        place = f"{source.name}:{line[1]}" if line else source.name
-        hint = "; expand templates ({{ … }}) first" if "{{" in source.text else ""
+        place = f"{source.name}:{source.line_number(int(line[1]))}" if line else source.name
+        hint = "; expand such templates ({{ … }}) first" if "{{" in source.text else ""
         reason = str(error).partition("\n")[0][:120] or type(error).__name__
         raise ImportFileError(f"{place}: this is not {language}: {reason}{hint}") from None

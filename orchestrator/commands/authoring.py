@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -202,7 +203,7 @@ def _translate(program: str, sources: Sequence[ForeignFile]) -> dict[str, Writte
     if program == "nodepass":
         drafts = [draft for source in sources for draft in nodepass.translate(source)]
         return {"tunnels.yaml": write_file(drafts, [*title, *_as_comment(sources)])}
-    found = frp.translate(sources) if program == "frp" else rathole.translate(sources)
+    found = frp.translate(sources, environ=os.environ) if program == "frp" else rathole.translate(sources)
     comment = [*title, *_as_comment(sources)]
     stems = [Path(name).stem for name in found.clients]
     names = ["client.yaml"] if len(stems) == 1 else [f"client-{n}-{stem}.yaml" for n, stem in enumerate(stems, 1)]

@@ -21,7 +21,7 @@ _OUTPUT_ERRORS: Final = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO, err
 """Errors that writing to stdout gives. A file of the command may give them too; commands report those themselves."""
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 
-_HELP: Final = """Many TCP tunnels from one file.
+_HELP: Final = """Many TCP and UDP tunnels from one file.
 
 A single tunnel: nodepass-orch 'server://TUNNEL_ADDR/TARGET_ADDR', and 'client://…' at the other end.
 """

@@ -413,10 +413,10 @@ def down(*, wait: bool, now: bool, socket: Path | None, file: Path | None) -> in
     with exit_on_api_error():
         client = make_client(socket, file)
         active = client.shutdown(drain=not now)["active"]
-        visitors = plural(active, "visitor")
-        print_message(
-            f"the daemon is shutting down{' and disconnects' if now else ';'} {visitors}{'' if now else ' may finish'}"
+        visitors = (
+            f" and disconnects {plural(active, 'visitor')}" if now else f"; {plural(active, 'visitor')} may finish"
         )
+        print_message(f"the daemon is shutting down{visitors if active else ''}")
         if wait:
             client.wait_until_ended()
     return 0

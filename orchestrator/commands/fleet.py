@@ -57,7 +57,7 @@ def fleet() -> None:
 def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that name a broker, and the credentials for it."""
     help_text = f"mqtt[s]://[USER[:PASSWORD]@]HOST[:PORT], percent-encoded; also {URL_VARIABLE}."
-    url = click.option("--mqtt", "url", metavar="URL", envvar=URL_VARIABLE, required=True, help=help_text)
+    url = click.option("--mqtt", "url", metavar="URL", envvar=URL_VARIABLE, help=help_text)
     return url(credential_options(command))
 
 
@@ -77,8 +77,10 @@ def credential_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def broker_at(url: str, **given: Any) -> Broker:  # noqa: ANN401  the other options
-    """The broker that the options name; options that contradict one another end the command."""
+def broker_at(url: str | None, **given: Any) -> Broker:  # noqa: ANN401  the other options
+    """The broker that the options name; none, or options that contradict one another, end the command."""
+    if not url:
+        exit_with_error(EXIT_USAGE, f"name the broker: --mqtt mqtt://HOST, or {URL_VARIABLE} in the environment")
     from orchestrator.mqtt.broker import PASSWORD_VARIABLE, Broker  # noqa: PLC0415  imports aiomqtt only where needed
 
     if given.get("password_file") is None:

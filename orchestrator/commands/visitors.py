@@ -118,7 +118,7 @@ def kick(*, which: str, names: tuple[str, ...], as_json: bool, socket: Path | No
     elif kicked:
         click.echo(format_visitors(sort_visitors(kicked, "tunnel")))
     if not kicked:
-        print_message(f"no visitor is meant by {which}")
+        print_message(f"no present visitor has the ID or address {which}")
         return EXIT_FAILED
     if not as_json:
         print_message(f"{plural(len(kicked), 'visitor')} disconnected")

@@ -243,7 +243,7 @@ class _EntryParser:
         if isinstance(node, ScalarNode):
             return MappingNode(node.place, {"url": (ScalarNode(self.name.place, "url"), node)})
         if "url" not in node.items and not any(did_you_mean(key, ("url",)) for key in node.items):
-            self.faults.append(Fault(node.place, "the entry has no url:"))
+            self.faults.append(Fault(node.place, "the entry has no url: (url: server://… or client://…)"))
         return node
 
     def _read_enabled(self, mapping: MappingNode) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from orchestrator.config.document import MappingNode, Node, ScalarNode, SequenceNode, is_empty, quote
 from orchestrator.config.faults import MAX_FAULTS, Fault
 from orchestrator.config.schema_parts import MAX_NAME_LENGTH
-from tunnel.model.errors import did_you_mean
+from tunnel.model.errors import name_known
+from tunnel.model.options import OPTIONS_HELP
 
 
 def check_keys(mapping: MappingNode, known: tuple[str, ...], where: str, faults: list[Fault]) -> None:
@@ -14,7 +15,7 @@ def check_keys(mapping: MappingNode, known: tuple[str, ...], where: str, faults:
         if key.text not in known:
             if len(faults) > MAX_FAULTS:
                 break
-            hint = did_you_mean(key.text, known) or f"; known are {', '.join(known)}"
+            hint = name_known(key.text, known, OPTIONS_HELP)
             faults.append(Fault(key.place, f"unknown key {quote(key)} in {where}{hint}"))
 
 

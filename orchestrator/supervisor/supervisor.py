@@ -104,7 +104,8 @@ class Supervisor:
         """Drain every tunnel, each up to its SHUTDOWN_TIMEOUT or the file's ``drain_timeout``, and end."""
         if not self._stopping.is_set():
             active = self.count_visitors()
-            self.bus.emit(LogLevel.INFO, EventKind.SUPERVISOR, f"shutting down: {plural(active, 'visitor')} may finish")
+            visitors = f": {plural(active, 'visitor')} may finish" if active else ""
+            self.bus.emit(LogLevel.INFO, EventKind.SUPERVISOR, f"shutting down{visitors}")
         self._stopping.set()
         self._registry.drain(self._drain_timeout, "shutting down")
 

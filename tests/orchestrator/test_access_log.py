@@ -125,6 +125,15 @@ def test_a_line_that_was_cut_by_kill_9_does_not_spoil_the_next_one(tmp_path: Pat
     assert (tmp_path / "v").read_bytes() == LINE + b'{"x": \n' + LINE
 
 
+def test_a_file_that_cannot_be_opened_is_reported_before_the_first_line(tmp_path: Path) -> None:
+    harness = LogHarness(tmp_path / "missing" / "v")
+    harness.log.write(b"", 0)
+    wait_until(lambda: harness.problems)
+    harness.log.close()
+    assert harness.problems[0].startswith(f"cannot write {tmp_path}/missing/v: no such file")
+    assert (harness.log.lines, harness.log.lost) == (0, 0)
+
+
 def test_a_full_disk_costs_lines_which_are_counted_and_reported_once() -> None:
     harness = LogHarness(Path("/dev/full"))
     harness.write(LINE, 2 * LINE, LINE)

@@ -236,7 +236,7 @@ tunnels:
         ("version: 1\ntunels: {}", "2:1: unknown key 'tunels' in a file of tunnels; did you mean 'tunnels'?"),
         ("version: 1\ntunnels: web", "2:10: tunnels: takes a mapping NAME: URL"),
         ("version: 1\ntunnels: {a: [x]}", "2:14: an entry is a URL or a mapping"),
-        ("version: 1\ntunnels: {a: {enabled: true}}", "2:14: the entry has no url:"),
+        ("version: 1\ntunnels: {a: {enabled: true}}", "2:14: the entry has no url: (url: server://… or client://…)"),
         ("version: 1\ntunnels: [{url: 'server://:1/h:2'}]", "2:11: the entry has no name:"),
         ("version: 1\ntunnels: ['server://:1/h:2']", "2:12: an entry of a list is a mapping"),
         ("version: 1\ntunnels: {a: }", "2:14: url is empty"),

@@ -83,3 +83,11 @@ def test_a_command_without_its_daemon_names_those_that_run(
         assert hint in capsys.readouterr().err
     assert command_line.run(["ps", "-f", "a b.yaml"]) == common.EXIT_NO_DAEMON
     assert "start one with: nodepass-orch up 'a b.yaml'" in capsys.readouterr().err
+
+
+def test_a_fleet_without_a_broker_says_how_to_name_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("NODEPASS_ORCH_MQTT", raising=False)
+    assert command_line.run(["fleet", "ps"]) == 2
+    assert "name the broker: --mqtt mqtt://HOST, or NODEPASS_ORCH_MQTT" in capsys.readouterr().err

@@ -249,7 +249,7 @@ def test_imported_files_of_frp_and_rathole_carry_traffic(tmp_path: Path) -> None
     ("translate", "text", "name", "sentence"),
     [
         (frp.translate, "a = 1\nb = ?\n", "frpc.toml", "frpc.toml:2: this is not TOML"),
-        (frp.translate, "{{ range }}", "frpc.toml", "expand templates ({{ … }}) first"),
+        (frp.translate, "{{ range }}", "frpc.toml", "expand such templates ({{ … }}) first"),
         (frp.translate, "- a\n- b\n", "frpc.yaml", "a mapping is expected"),
         (frp.translate, "a: [", "frpc.yaml", "frpc.yaml:1: this is not YAML"),
         (frp.translate, "{", "frpc.json", "frpc.json:1:2: this is not JSON"),
@@ -582,3 +582,63 @@ def test_no_input_ends_an_import_with_a_traceback(tree: dict[str, object], raw: 
             rathole.translate([one])
         with contextlib.suppress(ImportFileError):
             written(*nodepass.translate(one))
+
+
+RANGES = """\
+serverAddr = "{{ .Envs.SERVER }}"
+auth.token = "{{ .Envs.TOKEN }}"
+{{- range $_, $v := parseNumberRangePair "6000-6001,6007" "7100-7101,7107" }}
+[[proxies]]
+name = "tcp-{{ $v.First }}"
+type = "tcp"
+localPort = {{ $v.First }}
+remotePort = {{ $v.Second }}
+transport.useCompression = true
+{{- end }}
+{{ range $number, $port := parseNumberRange "53" }}
+[[proxies]]
+name = "udp{{ $number }}"
+type = "udp"
+localPort = {{ $port }}
+remotePort = {{ $port }}
+{{ end }}
+[[proxies]]
+name = "last"
+type = "stcp"
+"""
+
+
+def test_ranges_and_variables_of_templates_are_expanded() -> None:
+    one = source(RANGES, "frpc.toml")
+    (drafts,) = frp.translate([one], environ={"SERVER": "frp.example.org"}).clients.values()
+    assert {draft.name: draft.url for draft in drafts} == {
+        **{f"tcp-{port}": f"client://frp.example.org:7000/127.0.0.1:{port}" for port in (6000, 6001, 6007)},
+        "udp0": "client://frp.example.org:7000/127.0.0.1:53",
+    }
+    assert {str(draft.options["key"]) for draft in drafts} == {"${TOKEN}"}
+    notes = [str(note) for note in one.notes]
+    assert notes[0].startswith("frpc.toml:9: proxy 'tcp-6000' transport.useCompression: ")
+    assert notes[-1].startswith("frpc.toml:19: proxy 'last': is left out: a tunnel between two clients")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('serverAddr = "{{ .Envs.SERVER }}"', "frpc.toml:1: the variable SERVER is not set; name its value: SERVER=…"),
+        ('\n{{ range $v := parseNumberRange "1-" }}\n{{ end }}', "frpc.toml:2: a range has one list of at most"),
+        ('{{ range $v := parseNumberRangePair "1-2" "1" }}\n{{ end }}', "or two equally long ones, as in 6000-6006"),
+        ('{{ range $v := parseNumberRange "1-70000" }}\n{{ end }}', "frpc.toml:1: a range has one list of at most"),
+        ('{{ range $v := parseNumberRange "1-1000" }}\n' + "x" * 9000, "frpc.toml:1: the ranges make more than 4 MiB"),
+        ('{{ range $v := parseNumberRange "1-9" }}\na = 1\n= 2\n{{ end }}', "frpc.toml:3: this is not TOML"),
+    ],
+)
+def test_a_template_that_cannot_be_expanded_is_named_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(ImportFileError) as caught:
+        frp.translate([source(text, "frpc.toml")])
+    assert message in str(caught.value)
+
+
+@given(st.text(alphabet='{}- $v:=".Envs0123456789\n', max_size=60))
+def test_any_template_is_expanded_or_refused_with_a_sentence(text: str) -> None:
+    with contextlib.suppress(ImportFileError):
+        frp.translate([source('{{ range $v := parseNumberRange "1-3" }}\n' + text, "frpc.toml")])

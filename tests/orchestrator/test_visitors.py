@@ -271,7 +271,7 @@ def test_visitors_are_listed_and_kicked_from_the_command_line(tmp_path: Path, wo
                     other.recv(1)
                 nothing = shell.run("kick", "127.0.0.9")
                 assert nothing.returncode == 1
-                assert "no visitor is meant by 127.0.0.9" in nothing.stderr
+                assert "no present visitor has the ID or address 127.0.0.9" in nothing.stderr
                 assert shell.run("kick", "web/x").returncode == 2
                 assert shell.run("visitors", "nope").returncode == 1
                 for sock in accepted:

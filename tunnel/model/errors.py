@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 
 _MAX_COMPARED: Final = 100  # characters of a name: comparing a long one takes seconds
+_MIN_BEGINNING: Final = 3  # characters of a name that is only begun
+_MAX_LISTED: Final = 15  # known names in a message
 
 
 class TunnelError(Exception):
@@ -75,6 +77,19 @@ class OptionError(InvalidValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'X'?`` for the known name that is most similar, or an empty text."""
-    close = difflib.get_close_matches(name[:_MAX_COMPARED].lower(), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """Return ``; did you mean 'X'?`` for the known name that is most similar, or an empty text.
+
+    A name that is only begun is similar to the one known name that begins in the same way.
+    """
+    names, wanted = list(known), name[:_MAX_COMPARED].lower()
+    close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)
+    if not close and len(wanted) >= _MIN_BEGINNING:
+        close = [each for each in names if each.startswith(wanted)]
+    return f"; did you mean {close[0]!r}?" if len(close) == 1 else ""
+
+
+def name_known(name: str, known: Iterable[str], place: str) -> str:
+    """Return what ``did_you_mean`` does, else ``; known are …``: all known names, or the place that lists many."""
+    names = list(known)
+    listed = ", ".join(names) if len(names) <= _MAX_LISTED else f"listed by {place}"
+    return did_you_mean(name, names) or f"; known are {listed}"

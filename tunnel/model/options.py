@@ -18,7 +18,7 @@ from typing import Any, Final
 from tunnel.model.address import Address
 from tunnel.model.balancer import MAX_WEIGHT, Balance
 from tunnel.model.combinations import check_combinations
-from tunnel.model.errors import InvalidValueError, OptionError, UrlError, did_you_mean
+from tunnel.model.errors import InvalidValueError, OptionError, UrlError, name_known
 from tunnel.model.option_types import (
     UDP_CARRIERS,
     CheckType,
@@ -297,6 +297,8 @@ def names_for(place: OptionPlace) -> tuple[str, ...]:
 
 
 OPTION_NAMES: Final = names_for(OptionPlace.URL)
+OPTIONS_HELP: Final = "nodepass-orch help options"
+"""The command that lists all options."""
 """Every option of a URL."""
 
 
@@ -341,7 +343,7 @@ def check_url_options(url: TunnelUrl) -> None:
     """Raise UrlError for the first unknown option of a URL."""
     for option in url.options:
         if option.name not in OPTION_NAMES:
-            hint = did_you_mean(option.name, OPTION_NAMES) or f"; known are {', '.join(OPTION_NAMES)}"
+            hint = name_known(option.name, OPTION_NAMES, OPTIONS_HELP)
             raise UrlError(f"unknown option {{}}{hint}", option.offset, repr(option.name[:40]))
 
 
