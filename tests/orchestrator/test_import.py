@@ -33,6 +33,7 @@ IMPORTS = [
     ("frp", ["frps.toml", "frpc.toml"]),
     ("frp", ["frps.ini", "frpc.ini"]),
     ("frp", ["frpc-environment.toml"]),
+    ("frp", ["frpc-ranges.toml"]),
     ("frp", ["frpc.yaml"]),
     ("rathole", ["rathole-server.toml", "rathole-client.toml"]),
     ("rathole", ["rathole-both.toml"]),

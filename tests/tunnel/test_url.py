@@ -86,6 +86,7 @@ def test_the_case_of_the_scheme_and_a_final_slash_do_not_matter() -> None:
     [
         ("", "", "server://"),
         ("http://a:1/b:2", "http", "unknown scheme"),
+        ("master://a:1/api", "master", "nodepass-orch up FILE runs all tunnels of a file"),
         ("server:/a:1/b:2", "server", "server://"),
         ("server://a:1", "", "target address is missing"),
         ("server://a:1/", "", "target address is missing"),

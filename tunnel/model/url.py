@@ -16,6 +16,7 @@ from tunnel.model.targets import TargetSpec
 
 _MAX_URL_LENGTH: Final = 8192
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_MASTER: Final = "master"  # of nodepass: its third scheme
 _EXAMPLE: Final = "server://TUNNEL_ADDR/TARGET_ADDR, as in server://0.0.0.0:10101/127.0.0.1:8080"
 
 
@@ -145,6 +146,9 @@ def _parse_scheme(text: str) -> tuple[Role, int]:
     try:
         return Role(scheme.lower()), len(scheme) + len(separator)
     except ValueError:
+        if scheme.lower() == _MASTER:
+            text = "there is no master here: nodepass-orch up FILE runs all tunnels of a file and has a local API"
+            raise UrlError(text, 0) from None
         if "@" in scheme:  # text before an @ may be a key
             raise UrlError("unknown scheme; write server:// or client://", 0) from None
         raise UrlError("unknown scheme {}; write server:// or client://", 0, repr(scheme[:40])) from None

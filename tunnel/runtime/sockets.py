@@ -58,7 +58,7 @@ _REASONS: Final = {
 _BIND_REASONS: Final = _REASONS | {
     errno.EADDRINUSE: "the address is in use by another program",
     errno.EADDRNOTAVAIL: "the address is not one of this host",
-    errno.EACCES: "this user may not use that port",
+    errno.EACCES: "this user may not use that port; one below 1024 needs the capability CAP_NET_BIND_SERVICE",
 }
 _CONNECT_REASONS: Final = _REASONS | {
     errno.EADDRNOTAVAIL: "this host has no local port left for it (net.ipv4.ip_local_port_range)",
