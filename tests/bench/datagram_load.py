@@ -84,9 +84,9 @@ class DatagramPair:
         self._visitor.close()
         self._target.close()
 
-    def warm_up(self, size: int) -> None:
+    def warm_up(self, size: int, limit_s: float = _START_LIMIT_S) -> None:
         """Exchange datagrams until the flow is established. Raises BenchError."""
-        deadline = time.monotonic() + _START_LIMIT_S
+        deadline = time.monotonic() + limit_s
         exchanged = 0
         while exchanged < _WARM_UP_EXCHANGES:
             if time.monotonic() > deadline:

@@ -1,6 +1,5 @@
 import pytest
 
-from tests.bench import datagram_load
 from tests.bench.datagram_load import BURST, DatagramFigures, DatagramPair
 from tests.bench.processes import BenchError
 from tests.support.ports import free_ports
@@ -20,10 +19,9 @@ def test_the_share_of_lost_datagrams_is_in_percent() -> None:
     assert DatagramFigures(200, 150, 1.0).lost_percent == 25
 
 
-def test_a_tunnel_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datagram_load, "_START_LIMIT_S", 0.02)
+def test_a_tunnel_that_does_not_answer_is_an_error() -> None:
     with DatagramPair(*free_ports(2)) as pair, pytest.raises(BenchError, match="0 of 200 datagrams were answered"):
-        pair.warm_up(100)
+        pair.warm_up(100, limit_s=0.02)
 
 
 def test_a_round_trip_is_measured_with_each_exchange() -> None:

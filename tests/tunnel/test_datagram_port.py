@@ -14,7 +14,13 @@ from tests.support.engine_parts import no_descriptor_leak
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.model.address import Address
 from tunnel.runtime.datagram_batches import DATAGRAMS_PER_TURN
-from tunnel.runtime.datagram_port import EVICT_AFTER_S, DatagramAcceptor, DatagramFlow, open_visitor_socket
+from tunnel.runtime.datagram_port import (
+    EVICT_AFTER_S,
+    MAX_WAITING,
+    DatagramAcceptor,
+    DatagramFlow,
+    open_visitor_socket,
+)
 from tunnel.runtime.reactor import Reactor
 
 FLOWS = 256
@@ -115,6 +121,18 @@ async def test_where_no_visitor_is_idle_a_new_one_is_dropped(crowded: CrowdedPor
         visitor.sendto(b"x", ("127.0.0.1", crowded.acceptor.port))
         await wait_until_async(lambda: crowded.dropped.total == 1, "it is dropped")
     assert crowded.evicted == []
+
+
+async def test_datagrams_that_no_acceptor_takes_are_counted(crowded: CrowdedPort) -> None:
+    """Seen to fail: those that waited for an acceptor, and none came, were not counted."""
+    listener = crowded.acceptor.detach_listener()
+    assert listener is not None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as visitor:
+        for _ in range(MAX_WAITING + 5):
+            visitor.sendto(b"x", ("127.0.0.1", crowded.acceptor.port))
+        await wait_until_async(lambda: crowded.dropped.total == 5, "the oldest give way")
+    listener.close()
+    assert crowded.dropped.total == MAX_WAITING + 5
 
 
 async def test_new_visitors_leave_turns_to_other_sockets(crowded: CrowdedPort, monkeypatch: pytest.MonkeyPatch) -> None:

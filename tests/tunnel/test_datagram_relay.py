@@ -172,6 +172,27 @@ async def test_many_datagrams_of_the_target_are_sent_in_several_turns(flow: Flow
     assert await read_far(flow) == sent
 
 
+async def test_datagrams_keep_their_order_where_many_follow_a_lone_one(flow: Flow) -> None:
+    for count in (1, 1, 40, 1, 2):
+        sent = [b"%d" % number for number in range(count)]
+        for one in sent:
+            flow.target.sendto(one, flow.near_address)
+        assert await read_far(flow) == sent
+
+
+async def test_a_flow_that_ends_while_its_target_is_read_drops_nothing_more(flow: Flow) -> None:
+    """Seen to fail: the closed socket was read again, and that counted as a dropped datagram."""
+    sockets.reset_on_close(flow.far)
+    flow.far.close()
+    for _ in range(10):
+        flow.relay.receive(b"waits", monotonic())
+    for _ in range(MAX_WAITING):
+        flow.target.sendto(b"x", flow.near_address)
+    flow.relay.on_near(0)
+    assert not flow.relay.is_open
+    assert flow.counters.dropped.total == 0
+
+
 async def test_a_datagram_that_the_target_does_not_take_is_lost_alone(
     flow: Flow, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,23 +118,29 @@ class TargetRelay(DatagramRelay):
         """Handle events of the target's socket: read what has arrived, some datagrams in each turn."""
         if not self.is_open or (events and not events & READABLE):
             return
-        near, scratch = self._near, self.forwarder.reactor.scratch
         try:
-            if events & ERROR and (code := near.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+            if events & ERROR and (code := self._near.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
                 raise OSError(code, "")
-            now = monotonic()
-            left = DATAGRAMS_PER_TURN
-            while left > 0:
-                got, received, _flags, _peer = near.recvmsg_into((scratch,), ANCILLARY_SPACE)
-                datagrams = split_piece(scratch[:got], received)
-                left -= len(datagrams)
-                self.receive_all(datagrams, now)
-            self.forwarder.reactor.call_again(self.on_near)
-        except BlockingIOError:
-            pass
+            self._read_near()
         except OSError as error:
             self._on_near_error(error)
         self.flush()
+
+    def _read_near(self) -> None:
+        """Read what has arrived from the target, until nothing is left or others have their turn. Raises OSError."""
+        near, reactor, now = self._near, self.forwarder.reactor, monotonic()
+        left = DATAGRAMS_PER_TURN
+        while left > 0:
+            if not self.is_open:
+                return
+            try:
+                got, received, _flags, _peer = near.recvmsg_into((reactor.scratch,), ANCILLARY_SPACE)
+            except BlockingIOError:
+                return
+            datagrams = split_piece(reactor.scratch[:got], received)
+            left -= len(datagrams)
+            self.receive_all(datagrams, now)
+        reactor.call_again(self.on_near)
 
     def _send_near(self, datagrams: Sequence[Datagram], start: int) -> int:
         if self._header:

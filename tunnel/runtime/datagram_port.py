@@ -172,6 +172,7 @@ class DatagramPort:
         self._sock = sock
         self._flows: dict[FlowKey, DatagramFlow] = {}
         self._acceptor: DatagramAcceptor | None = None
+        self._dropped: DroppedCounter | None = None  # that of the latest acceptor
         self._sender = DatagramSender(sock)
         self._early: deque[tuple[FlowKey, object, list[Ancillary], list[bytes]]] = deque(maxlen=MAX_WAITING)
         self._is_released = False
@@ -190,7 +191,7 @@ class DatagramPort:
 
     def set_acceptor(self, acceptor: DatagramAcceptor) -> None:
         """Let this acceptor decide about new visitors, first about those that came while there was none."""
-        self._acceptor = acceptor
+        self._acceptor, self._dropped = acceptor, acceptor.dropped
         if self._early:
             self._reactor.call_again(self.ready)
 
@@ -206,6 +207,7 @@ class DatagramPort:
         """
         self._is_released = True
         self._acceptor = None
+        self._count_dropped(sum(len(datagrams) for *_, datagrams in self._early))
         self._early.clear()
         if self._is_open:
             _released[self._place] = self._sock
@@ -296,10 +298,14 @@ class DatagramPort:
     def _start_flow(
         self, key: FlowKey, peer: object, ancillary: list[Ancillary], datagrams: list[bytes], now: float
     ) -> bool:
-        """Start a flow with its first datagrams, if there is room and the visitor is admitted."""
+        """Start a flow with its first datagrams, if there is room and the visitor is admitted; return whether it is."""
         acceptor = self._acceptor
         if acceptor is None:
-            if not self._is_released:
+            if self._is_released:
+                self._count_dropped(len(datagrams))
+            else:
+                if len(self._early) == MAX_WAITING:
+                    self._count_dropped(len(self._early[0][-1]))
                 self._early.append((key, peer, ancillary, datagrams))
             return False
         if not acceptor.find_room(now):
@@ -309,7 +315,11 @@ class DatagramPort:
         flow.last_seen = now
         flow.receive_all(datagrams, now)
         acceptor.accept(flow)
-        return True
+        return self._flows.get(key) is flow  # one that is not admitted is closed at once, and costs little
+
+    def _count_dropped(self, count: int) -> None:
+        if self._dropped is not None:
+            self._dropped.total += count
 
     def on_handler_error(self, error: Exception) -> None:
         """Pass a defect to the end that accepts visitors."""
