@@ -4,7 +4,9 @@
 in turn, that send the bytes HEX and stay open until the other end closes them.
 ``python -m tests.faults.floods endless HOST PORT HEX COUNT``: COUNT connections at a time that send the bytes HEX again
 and again, and are made again when they are closed.
-Both end with SIGTERM and print how many connections were made.
+``python -m tests.faults.floods datagrams HOST PORT HEX RATE``: RATE datagrams HEX a second, each from another source
+address of 127.0.0.0/8, as of a flood with forged sources.
+They end with SIGTERM and print how many connections or datagrams were made.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import itertools
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -30,6 +33,11 @@ from tunnel.runtime.tls import TlsSession, pinned_context
 _MAX_OPEN = 2048
 _BATCHES_PER_S = 100
 _RECONNECT_PAUSE_S = 0.01
+_FLOOD_NICE = 5
+_FIRST_SOURCE = 0x7F010000  # 127.1.0.0
+_SOURCES = 0xFD0000
+_IP_PKTINFO = 8  # linux/in.h
+_PKTINFO = struct.Struct("=I4s4s")  # ip(7): interface, local address, destination
 
 
 def client_hello() -> bytes:
@@ -74,6 +82,13 @@ class EndlessSenders(_Sender):
         super().__init__("endless", address, payload, str(count))
 
 
+class DatagramFlood(_Sender):
+    """So many datagrams a second to a port of this host, each from another source address."""
+
+    def __init__(self, address: Address, payload: bytes, rate: int) -> None:
+        super().__init__("datagrams", address, payload, str(rate))
+
+
 def _connect(address: Address, payload: bytes, source: str) -> socket.socket | None:
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sock = socket.socket(family)
@@ -116,11 +131,27 @@ def _send_endlessly(address: Address, payload: bytes, made: Iterator[int]) -> No
         time.sleep(_RECONNECT_PAUSE_S)
 
 
+def _send_datagrams(address: Address, payload: bytes, rate: int, made: Iterator[int]) -> NoReturn:
+    """Send datagrams without end, each from another address, and count each with ``made``."""
+    os.nice(_FLOOD_NICE)  # another host has a processor of its own for this
+    sock, began = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), time.monotonic()
+    for number in itertools.count():
+        while number >= (time.monotonic() - began) * rate:
+            time.sleep(1 / _BATCHES_PER_S)
+        source = (_FIRST_SOURCE + number % _SOURCES).to_bytes(4)
+        info = _PKTINFO.pack(0, source, bytes(4))
+        sock.sendmsg((payload,), ((socket.IPPROTO_IP, _IP_PKTINFO, info),), 0, address)
+        next(made)
+    raise AssertionError("the numbers never end")
+
+
 def _main() -> None:
     kind, host, port, payload, number, *sources = sys.argv[1:]
     address, data, made = (host, int(port)), bytes.fromhex(payload), itertools.count()
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit())
     try:
+        if kind == "datagrams":
+            _send_datagrams(address, data, int(number), made)
         if kind == "flood":
             _flood(address, data, int(number), itertools.cycle(sources), made)
         for _ in range(int(number)):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import FigureRecorder
-from tests.faults.floods import EndlessSenders, Flood, client_hello
+from tests.faults.floods import DatagramFlood, EndlessSenders, Flood, client_hello
 from tests.faults.hosts import KEY
 from tests.faults.impostors import HostileClient, HostileServer
 from tests.faults.loads import count_descriptors, cpu_seconds
@@ -31,6 +31,8 @@ from tunnel.protocol.preface import PREFACE_SIZE, decode_preface, encode_preface
 FLOOD_S = 12 if IS_FULL_SCALE else 2
 MEASURED_S = 10 if IS_FULL_SCALE else 1
 FLOOD_RATE = 7_000 if IS_FULL_SCALE else 1_500
+DATAGRAM_RATE = 100_000 if IS_FULL_SCALE else 5_000
+FLOWS = 1_024 if IS_FULL_SCALE else 64
 GUESSERS = 6
 SILENT = 1_024
 FEW_DESCRIPTORS = ("prlimit", "--nofile=1024:1024")
@@ -165,6 +167,83 @@ def test_bytes_without_end_before_the_handshake_disturb_no_other_tunnel(
     ratio = quantile(during, 0.99) / quantile(before, 0.99)
     assert ratio < 1.5 if IS_FULL_SCALE else quantile(during, 0.99) < quantile(before, 0.99) + time_allowed(0.5) * 1e3
     record_figure(f"p99 {quantile(before, 0.99):.0f} → {quantile(during, 0.99):.0f} ms, {growth >> 10} KB more")
+
+
+def count_answers(sock: socket.socket, over: threading.Event) -> tuple[int, int]:
+    """Exchange datagrams with an echo until ``over``; return how many were sent, and how many answered at once."""
+    sent = answered = 0
+    sock.settimeout(0.2)
+    while not sent or not over.is_set():
+        sent += 1
+        with contextlib.suppress(TimeoutError):
+            sock.send(sent.to_bytes(4))
+            while int.from_bytes(sock.recv(99)) != sent:
+                pass
+            answered += 1
+        time.sleep(0.01)  # a steady load
+    return sent, answered
+
+
+def echo_datagrams(sock: socket.socket) -> None:
+    """Answer datagrams until the socket is closed."""
+    sock.settimeout(0.1)
+    while sock.fileno() >= 0:
+        with contextlib.suppress(OSError):  # nothing has come, or a flow has ended
+            sock.sendto(*sock.recvfrom(99))
+
+
+@pytest.mark.case("a flood of datagrams with forged sources", deadline=90)
+def test_a_flood_of_forged_datagrams_delays_no_visitor_of_tcp_and_disturbs_no_present_flow(
+    harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """Seen to fail: where over 1,000 flows a second give way, the p99 of TCP visitors is more than doubled."""
+    echo_target = harness.start_target()
+    tunnel, tcp, udp = free_port(), ("127.0.0.1", free_port()), ("127.0.0.1", free_port())
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as visitor,
+    ):
+        target.bind(("127.0.0.1", 0))
+        threading.Thread(target=echo_datagrams, args=(target,), daemon=True).start()
+        options = f"proto=udp&service=u&semaphore_limit={FLOWS}"
+        server = harness.start_daemon(
+            {
+                "t": f"server://{KEY}@127.0.0.1:{tunnel}/127.0.0.1:{tcp[1]}?mode=reverse&service=t",
+                "u": f"server://{KEY}@127.0.0.1:{tunnel}/127.0.0.1:{udp[1]}?mode=reverse&{options}",
+            },
+            name="server",
+        )
+        harness.start_daemon(
+            {
+                "t": f"client://{KEY}@127.0.0.1:{tunnel}/127.0.0.1:{echo_target.port}?service=t",
+                "u": f"client://{KEY}@127.0.0.1:{tunnel}/127.0.0.1:{target.getsockname()[1]}?{options}",
+            },
+            name="client",
+        )
+        for name in "tu":
+            server.wait_state("up", within=30, name=name)
+        visitor.connect(udp)
+        over, answers = threading.Event(), list[tuple[int, int]]()
+        asking = threading.Thread(target=lambda: answers.append(count_answers(visitor, over)))
+        asking.start()
+        try:
+            before = visit_times(tcp, MEASURED_S)
+            with DatagramFlood(udp, bytes(64), DATAGRAM_RATE) as flood:
+                wait_until(lambda: server.tunnel("u")["counters"]["dropped_datagrams"] > 1000, "the flood is dropped")
+                during = visit_times(tcp, MEASURED_S)
+        finally:
+            over.set()
+            asking.join()
+        [(sent, answered)] = answers
+        shown = server.tunnel("u")
+        assert shown["connections"]["active"] <= FLOWS
+        assert answered > 0.8 * sent, "the present flow keeps its place"
+        if IS_FULL_SCALE:
+            assert quantile(during, 0.99) < max(5, 2 * quantile(before, 0.99))
+        record_figure(
+            f"{flood.sent} datagrams: p99 {quantile(before, 0.99):.1f} → {quantile(during, 0.99):.1f} ms, "
+            f"{answered} of {sent} answered to a present flow"
+        )
 
 
 def guess(server: Address, certificates: tuple[Path, Path], over: threading.Event) -> None:

@@ -17,6 +17,7 @@ from tunnel.runtime.datagram_batches import (
     ANCILLARY_SPACE,
     DatagramSender,
     can_send_pieces,
+    count_datagrams,
     receive_pieces,
     split_piece,
 )
@@ -64,7 +65,9 @@ def receive(sock: socket.socket, count: int) -> list[bytes]:
     while len(found) < count:
         assert select.select([sock], [], [], 5)[0], f"{len(found)} of {count} have arrived"
         got, received, _flags, _peer = sock.recvmsg_into((buffer,), ANCILLARY_SPACE)
-        found += split_piece(buffer[:got], received)
+        datagrams = split_piece(buffer[:got], received)
+        assert count_datagrams(got, received) == len(datagrams)
+        found += datagrams
     return found
 
 

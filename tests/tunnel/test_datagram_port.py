@@ -101,8 +101,8 @@ async def test_a_flood_makes_few_visitors_at_once_give_way(crowded: CrowdedPort)
         for _ in range(10):
             assert not crowded.acceptor.find_room(now + step * 0.006)
         counts.append(len(crowded.evicted) - before)
-    assert max(counts) == FLOWS // 128, "no turn pays for more"
-    assert FLOWS // 8 < len(crowded.evicted) <= FLOWS // 4, "a search is for a tenth of a second"
+    assert max(counts) == 2, "no turn pays for more"
+    assert FLOWS // 8 < len(crowded.evicted) <= 3 * FLOWS // 8, "each of three searches finds an eighth"
     assert crowded.evicted == crowded.accepted[: len(crowded.evicted)], "the longest idle first"
 
 
@@ -113,7 +113,7 @@ async def test_a_visitor_that_sends_again_before_its_turn_stays(crowded: Crowded
         flow.last_seen = now
     for step in range(1, 10):
         crowded.acceptor.find_room(now + step * 0.006)
-    assert len(crowded.evicted) == FLOWS // 128
+    assert len(crowded.evicted) == 2
 
 
 async def test_where_no_visitor_is_idle_a_new_one_is_dropped(crowded: CrowdedPort) -> None:

@@ -75,6 +75,15 @@ def split_piece(piece: memoryview, received: Sequence[Ancillary]) -> list[bytes]
     return [data]
 
 
+def count_datagrams(size: int, received: Sequence[Ancillary]) -> int:
+    """Return how many datagrams were received with one call, ``size`` bytes together."""
+    for level, kind, value in received:
+        if kind == _UDP_GRO and level == _SOL_UDP:
+            each: int = _GRO_SIZE.unpack(value)[0]
+            return max(1, math.ceil(size / each))
+    return 1
+
+
 class DatagramSender:
     """Sends on a socket, which its owner closes."""
 

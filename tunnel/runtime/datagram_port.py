@@ -17,6 +17,7 @@ from tunnel.runtime.datagram_batches import (
     ANCILLARY_SPACE,
     DATAGRAMS_PER_TURN,
     DatagramSender,
+    count_datagrams,
     receive_pieces,
     split_piece,
 )
@@ -43,7 +44,7 @@ EVICT_AFTER_S: Final = 1.0
 _SEARCH_INTERVAL_S: Final = 0.1  # a search costs some 0.1 ms for 1000 flows; a flood must not cause one per datagram
 _FOUND_SHARE: Final = 8  # of the flows, one in so many gives way until the next search, if all are idle
 _EVICTION_INTERVAL_S: Final = 0.005
-_EVICTED_SHARE: Final = 128  # of the flows, one in so many gives way at once: its end and its successor cost 0.3 ms
+_EVICTED_AT_ONCE: Final = 2  # flows: an end and its successor cost 0.3 ms, so a flood costs some 12 % of a core
 _NEW_FLOW_DATAGRAMS: Final = 16  # a new flow costs as much as so many datagrams of one that is present
 
 FlowKey = tuple[object, bytes]
@@ -252,7 +253,7 @@ class DatagramPort:
             receiver.flush()
 
     def _read(self, now: float, active: dict[FlowReceiver, None]) -> None:
-        scratch, sock = self._reactor.scratch, self._sock
+        scratch, sock, flows = self._reactor.scratch, self._sock, self._flows
         left = DATAGRAMS_PER_TURN
         while left > 0:
             if not self._is_open:
@@ -264,9 +265,16 @@ class DatagramPort:
             except OSError:
                 left -= 1
                 continue  # an ICMP error of an earlier answer: it concerns one visitor, and does not say which
+            key = peer, local_address(received) if received else b""
+            acceptor = self._acceptor
+            if acceptor is not None and now < acceptor.full_until and key not in flows:  # the shortest way for a flood
+                count = count_datagrams(got, received) if received else 1
+                acceptor.dropped.total += count
+                left -= count
+                continue
             datagrams = split_piece(scratch[:got], received)
             left -= len(datagrams)
-            if self._deliver((peer, local_address(received)), peer, received, datagrams, now, active):
+            if self._deliver(key, peer, received, datagrams, now, active):
                 left -= _NEW_FLOW_DATAGRAMS
         self._reactor.call_again(self.ready)
 
@@ -354,6 +362,8 @@ class DatagramAcceptor:
         self._on_accept = on_accept
         self._has_room = has_room
         self._searched_at = self._evicted_at = 0.0
+        self.full_until = 0.0
+        """until when there is no room for another visitor, on the monotonic clock"""
         self._idle: deque[DatagramFlow] = deque()  # what gives way next, the longest idle first
         self._listener: DatagramListener | None = listener
         self._port = listener.port or DatagramPort(reactor, listener)
@@ -374,19 +384,25 @@ class DatagramAcceptor:
         """Return whether there is room for another visitor, if need be in the place of an idle one."""
         if self._has_room():
             return True
-        if now - self._evicted_at < _EVICTION_INTERVAL_S:
-            return False
+        if now - self._evicted_at >= _EVICTION_INTERVAL_S:
+            self._evict_idle(now)
+            if self._has_room():
+                return True
+        self.full_until = self._evicted_at + _EVICTION_INTERVAL_S
+        return False
+
+    def _evict_idle(self, now: float) -> None:
+        """Let some idle flows give way."""
         self._evicted_at = now
         if not self._idle and now - self._searched_at >= _SEARCH_INTERVAL_S:
             self._searched_at = now
             self._idle.extend(self._find_idle(now))
-        count = max(1, len(self._port) // _EVICTED_SHARE)
+        count = _EVICTED_AT_ONCE
         while self._idle and count > 0:
             flow = self._idle.popleft()
             if flow.receiver is not None and now - flow.last_seen >= EVICT_AFTER_S:
                 flow.receiver.evict()
                 count -= 1
-        return self._has_room()
 
     def _find_idle(self, now: float) -> list[DatagramFlow]:
         """Return flows that may give way, the longest idle first."""
