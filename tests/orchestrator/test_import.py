@@ -214,7 +214,7 @@ def test_imported_files_of_frp_and_rathole_carry_traffic(tmp_path: Path) -> None
     with running_harness(tmp_path) as harness:
         target = harness.start_target(answer_or_echo)
         other = harness.start_target(answer_or_echo)
-        for program, names in IMPORTS[:6]:
+        for program, names in IMPORTS[:7]:
             run_import(program, names, tmp_path / names[0])
             for end, found in ends.items():
                 for name, entry in entries(tmp_path / names[0] / f"{end}.yaml").items():
@@ -237,7 +237,7 @@ def test_imported_files_of_frp_and_rathole_carry_traffic(tmp_path: Path) -> None
                 "up", str(tmp_path / f"{end}.yaml"), "--no-tui", "--socket", socket_path, env=variables
             )
         enabled = [name for name, entry in ends["client"].items() if entry.get("enabled", True)]
-        assert len(enabled) >= 12
+        assert len(enabled) >= 17
         for name in enabled:
             served = partial(is_served, ports[name], name.encode())
             wait_until(served, f"the entry {name!r} carries traffic", within=10)
