@@ -192,36 +192,37 @@ def echo_datagrams(sock: socket.socket) -> None:
             sock.sendto(*sock.recvfrom(99))
 
 
+def start_tcp_and_udp(harness: ProcessHarness, target_port: int) -> tuple[Daemon, Address, Address]:
+    """Start a server with a tunnel of TCP, ``t``, and one of UDP, ``u``; return where they accept visitors, too."""
+    tunnel, tcp, udp = free_port(), ("127.0.0.1", free_port()), ("127.0.0.1", free_port())
+    options = {"t": "service=t", "u": f"proto=udp&service=u&semaphore_limit={FLOWS}"}
+    visitors, targets = {"t": tcp[1], "u": udp[1]}, {"t": harness.start_target().port, "u": target_port}
+    ends = [
+        {
+            name: f"{role}://{KEY}@127.0.0.1:{tunnel}/127.0.0.1:{ports[name]}?{more}&mode=reverse"
+            for name, more in options.items()
+        }
+        for role, ports in (("server", visitors), ("client", targets))
+    ]
+    server = harness.start_daemon(ends[0], name="server")
+    harness.start_daemon(ends[1], name="client")
+    for name in options:
+        server.wait_state("up", within=30, name=name)
+    return server, tcp, udp
+
+
 @pytest.mark.case("a flood of datagrams with forged sources", deadline=90)
 def test_a_flood_of_forged_datagrams_delays_no_visitor_of_tcp_and_disturbs_no_present_flow(
     harness: ProcessHarness, record_figure: FigureRecorder
 ) -> None:
     """Seen to fail: where over 1,000 flows a second give way, the p99 of TCP visitors is more than doubled."""
-    echo_target = harness.start_target()
-    tunnel, tcp, udp = free_port(), ("127.0.0.1", free_port()), ("127.0.0.1", free_port())
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as visitor,
     ):
         target.bind(("127.0.0.1", 0))
         threading.Thread(target=echo_datagrams, args=(target,), daemon=True).start()
-        options = f"proto=udp&service=u&semaphore_limit={FLOWS}"
-        server = harness.start_daemon(
-            {
-                "t": f"server://{KEY}@127.0.0.1:{tunnel}/127.0.0.1:{tcp[1]}?mode=reverse&service=t",
-                "u": f"server://{KEY}@127.0.0.1:{tunnel}/127.0.0.1:{udp[1]}?mode=reverse&{options}",
-            },
-            name="server",
-        )
-        harness.start_daemon(
-            {
-                "t": f"client://{KEY}@127.0.0.1:{tunnel}/127.0.0.1:{echo_target.port}?service=t",
-                "u": f"client://{KEY}@127.0.0.1:{tunnel}/127.0.0.1:{target.getsockname()[1]}?{options}",
-            },
-            name="client",
-        )
-        for name in "tu":
-            server.wait_state("up", within=30, name=name)
+        server, tcp, udp = start_tcp_and_udp(harness, target.getsockname()[1])
         visitor.connect(udp)
         over, answers = threading.Event(), list[tuple[int, int]]()
         asking = threading.Thread(target=lambda: answers.append(count_answers(visitor, over)))
