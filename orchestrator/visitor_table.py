@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator.process.terminal_text import printable
 from orchestrator.table import align_columns, format_bytes, format_rate
+from tunnel.model.spec import Proto
 
 if TYPE_CHECKING:
     from orchestrator.status.json_types import VisitorJson
@@ -69,10 +70,11 @@ def format_age(seconds: float | None) -> str:
 
 
 def format_visitors(visitors: Sequence[VisitorJson]) -> str:
-    """Return a line of headings and one for each visitor; rates, and seconds held back, only if some are known."""
+    """Return a line of headings and one for each visitor; what is the same or unknown for all has no column."""
     has_rates = any(visitor["rates"] for visitor in visitors)
+    has_udp = any(visitor["proto"] == Proto.UDP for visitor in visitors)
     has_limits = any(visitor["paused_s"] is not None for visitor in visitors)
-    titles = ["TUNNEL", "ADDRESS", "STATE", "AGE", "FROM VISITOR", "TO VISITOR"]
+    titles = ["TUNNEL", "ADDRESS", *(["PROTO"] if has_udp else []), "STATE", "AGE", "FROM VISITOR", "TO VISITOR"]
     rows = [
         [
             *titles,
@@ -84,7 +86,8 @@ def format_visitors(visitors: Sequence[VisitorJson]) -> str:
     ]
     for one in visitors:
         rates = one["rates"]
-        cells = [one["tunnel"], one["address"] or "-", one["state"], format_age(one["age_s"])]
+        cells = [one["tunnel"], one["address"] or "-", *([one["proto"]] if has_udp else [])]
+        cells += [one["state"], format_age(one["age_s"])]
         cells += [format_bytes(one["bytes"]["in"]), format_bytes(one["bytes"]["out"])]
         if has_rates:
             cells += [format_rate(rates and rates["in_bps"]), format_rate(rates and rates["out_bps"])]

@@ -186,7 +186,7 @@ TUNNEL_METRICS: Final[tuple[MetricSpec[Snapshot], ...]] = (
     _gauge(
         "datagram_links",
         "Links over which UDP travels as datagrams at present; none in a tunnel of TCP.",
-        lambda s: sum(link.udp_carrier == UdpCarrier.DATAGRAM for link in s.links) if s.proto == Proto.UDP else None,
+        lambda s: sum(link.udp_carrier == UdpCarrier.DATAGRAM for link in s.links) if s.proto != Proto.TCP else None,
     ),
     _gauge("rtt_seconds", "Round-trip time of the control channel.", lambda s: _to_seconds(s.rtt_ms)),
     _gauge("cooldown_remaining_seconds", "Time until the next attempt.", lambda s: s.cooldown.remaining_s),

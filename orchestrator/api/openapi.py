@@ -26,7 +26,7 @@ from orchestrator.status.json_types import (
     TunnelJson,
     VisitorJson,
 )
-from tunnel.model.spec import LogLevel
+from tunnel.model.spec import LogLevel, Proto
 from tunnel.model.state import State
 from tunnel.model.visitors import VISITOR_STATES
 
@@ -59,6 +59,7 @@ _ENUMS: Final[Mapping[tuple[type, str], Sequence[str]]] = {
     (CommandResultJson, "state"): _STATE,
     (BrokerJson, "state"): ("off", "connecting", "online", "unreachable", "refused", "duplicate", "failed"),
     (VisitorJson, "state"): VISITOR_STATES,
+    (VisitorJson, "proto"): tuple(proto.value for proto in Proto.BOTH.parts),
     (EventJson, "level"): tuple(level.name.lower() for level in LogLevel),
     (EntryResultJson, "action"): ("added", "removed", "restarted", "changed", "unchanged", "rejected", "failed"),
 }

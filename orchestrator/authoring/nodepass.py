@@ -93,7 +93,7 @@ def translate(source: ForeignFile) -> list[Draft]:
     if any("proto" not in draft.options for draft in drafts):
         source.note(
             source.name,
-            "nodepass forwards TCP and UDP, and the entries TCP alone: for UDP, add such entries with proto: udp",
+            "nodepass forwards TCP and UDP, and the entries TCP alone: for UDP as well, write proto: both at both ends",
         )
     return drafts
 

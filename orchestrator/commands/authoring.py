@@ -69,7 +69,7 @@ def _parse_address_option(text: str, default_host: str, option: str, default_por
 )
 @click.option(
     "--proto",
-    type=click.Choice(["tcp", "udp"]),
+    type=click.Choice([proto.value for proto in Proto]),
     default="tcp",
     show_default=True,
     help="What visitors and the service speak.",
@@ -112,6 +112,9 @@ def init(
     return 0
 
 
+_PORT_TEXTS: Final = {Proto.TCP: "port", Proto.UDP: "UDP port", Proto.BOTH: "TCP and UDP port"}
+
+
 def _show_next_steps(starter: Starter, paths: tuple[Path, Path], *, is_guessed: bool) -> None:
     """Name the written files and what to run on each host; an address that was not given may be the wrong one."""
     host = starter.server.host
@@ -120,7 +123,7 @@ def _show_next_steps(starter: Starter, paths: tuple[Path, Path], *, is_guessed: 
     click.echo(f"and {paths[1]} for the other host: copy that file there. Then run:")
     click.echo(f"  on {host}:  nodepass-orch up -d {shlex.quote(str(paths[0]))}")
     click.echo("  on the other host:  nodepass-orch up -d client.yaml --wait")
-    port = f"{'UDP ' if starter.proto is Proto.UDP else ''}port {starter.visitors.port}"
+    port = f"{_PORT_TEXTS[starter.proto]} {starter.visitors.port}"
     click.echo(f"Visitors of {port} of {ingress} then reach {starter.target} of {egress}.")
     click.echo(
         "Both files contain the key, and only their owner can read them (mode 0600): keep that where you copy them.\n"

@@ -51,28 +51,32 @@ def address_claims(spec: TunnelSpec) -> Iterator[AddressClaim]:
         if spec.data_port:
             yield AddressClaim(Address(spec.tunnel.host, spec.data_port), spec.tunnel, service)
         if not spec.publish_rules and listeners.decide_direction(spec) is Direction.REVERSE:
-            yield AddressClaim(spec.target, proto=spec.proto)
+            yield from visitor_claims(spec)
     elif spec.mode is Mode.FORWARD:  # in auto the server decides: the address may be one to dial
-        yield AddressClaim(spec.target, proto=spec.proto)
+        yield from visitor_claims(spec)
+
+
+def visitor_claims(spec: TunnelSpec) -> Iterator[AddressClaim]:
+    """Yield where a tunnel accepts visitors if its target is that address: over TCP, UDP or both."""
+    for proto in spec.proto.parts:
+        yield AddressClaim(spec.target, proto=proto)
 
 
 class ClaimTable(Generic[HolderT]):
     """Claims with their holders. A search compares different addresses only, not every service of a port."""
 
     def __init__(self) -> None:
-        self._groups: dict[tuple[bool, int], dict[tuple[Address, Address | None], dict[str, list[HolderT]]]] = {}
+        self._groups: dict[tuple[Proto, int], dict[tuple[Address, Address | None], dict[str, list[HolderT]]]] = {}
 
     def add(self, claim: AddressClaim, holder: HolderT) -> None:
         """Enter the claim of a holder, with those that were entered before."""
-        ports = self._groups.setdefault((claim.proto.is_datagram, claim.address.port), {})
+        ports = self._groups.setdefault((claim.proto, claim.address.port), {})
         services = ports.setdefault((claim.address, claim.tunnel), {})
         services.setdefault(claim.service, []).append(holder)
 
     def conflicts(self, wanted: AddressClaim) -> Iterator[tuple[AddressClaim, HolderT]]:
         """Yield the claims that exclude the wanted one, with their holders, the earliest of each address first."""
-        for (address, tunnel), services in self._groups.get(
-            (wanted.proto.is_datagram, wanted.address.port), {}
-        ).items():
+        for (address, tunnel), services in self._groups.get((wanted.proto, wanted.address.port), {}).items():
             if not wanted.address.port:
                 return
             if wanted.is_shareable and (address, tunnel) == (wanted.address, wanted.tunnel):

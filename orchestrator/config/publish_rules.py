@@ -14,7 +14,7 @@ from tunnel.model.errors import InvalidValueError
 from tunnel.model.option_types import ANY_SCALAR, DurationType, IntegerType, JsonSchema
 from tunnel.model.publishing import DEFAULT_GRACE_S, DEFAULT_MAX_SERVICES, PublishRule, parse_port_range
 from tunnel.model.rate import RateType
-from tunnel.model.spec import MAX_SERVICE_CHARS, Proto
+from tunnel.model.spec import MAX_SERVICE_CHARS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -84,8 +84,8 @@ def check_server(node: Node, url: TunnelUrl, names: Iterable[str], faults: list[
 
 def check_rules(node: Node, spec: TunnelSpec, faults: list[Fault]) -> None:
     """Report rules that no service of the entry can follow."""
-    if spec.proto is Proto.UDP and any(rule.rate is not None for rule in spec.publish_rules):
-        faults.append(Fault(node.place, "rate of a rule limits TCP alone; remove it, or remove proto: udp"))
+    if spec.proto.has_udp and any(rule.rate is not None for rule in spec.publish_rules):
+        faults.append(Fault(node.place, f"rate of a rule limits TCP alone; remove it, or remove proto: {spec.proto}"))
 
 
 def check_workers(entries: Iterable[Entry], workers: int) -> list[Fault]:

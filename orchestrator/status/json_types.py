@@ -245,6 +245,7 @@ class VisitorJson(TypedDict):
     id: str | None
     tunnel: str
     address: str | None
+    proto: str
     since: str | None
     age_s: float | None
     bytes: BytesJson

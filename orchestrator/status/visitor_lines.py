@@ -65,11 +65,11 @@ def _plain(text: str | None) -> str:
 
 def format_line(tunnel: str, record: VisitorRecord) -> str:
     """A visitor that has left as one JSON object on one line, with the line's end."""
-    ident, address, target, link, received, sent, duration_s, end, reason, ended_at = record
+    ident, address, proto, target, link, received, sent, duration_s, end, reason, ended_at = record
     duration = "null" if duration_s is None else f"{max(0.0, duration_s):.3f}"
     return (
         f'{{"time": "{format_timestamp(ended_at)}", "tunnel": {_quote(tunnel)}, "id": {_plain(ident)}, '
-        f'"address": {_plain(address)}, "target": {_quote(target)}, "link": {_plain(link)}, '
+        f'"address": {_plain(address)}, "proto": "{proto.value}", "target": {_quote(target)}, "link": {_plain(link)}, '
         f'"bytes": {{"in": {received}, "out": {sent}}}, "duration_s": {duration}, '
         f'"end": "{end.value}", "reason": {_quote(reason)}}}\n'
     )

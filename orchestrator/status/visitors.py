@@ -23,6 +23,7 @@ def encode_visitor(tunnel: str, seen: VisitorView, now: float) -> VisitorJson:
         "id": seen.id,
         "tunnel": tunnel,
         "address": seen.address,
+        "proto": seen.proto.value,
         "since": None if seen.since is None else format_timestamp(seen.since),
         "age_s": None if seen.since is None else round(max(0.0, now - seen.since), 3),
         "bytes": {"in": seen.from_visitor, "out": seen.to_visitor},

@@ -7,7 +7,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.config.address_claims import AddressClaim, ClaimTable, address_claims
+from orchestrator.config.address_claims import AddressClaim, ClaimTable, address_claims, visitor_claims
 from orchestrator.config.manifest import Entry
 from orchestrator.config.plan import EntryResult
 from orchestrator.supervisor.crash_reports import describe_crash
@@ -177,7 +177,7 @@ def _claims(spec: TunnelSpec) -> Iterator[AddressClaim]:
     yield from address_claims(spec)
     is_undecided = spec.role is Role.CLIENT and spec.mode is Mode.AUTO  # only the running engine knows its direction
     if is_undecided and not spec.targets:
-        yield AddressClaim(spec.target, proto=spec.proto)
+        yield from visitor_claims(spec)
 
 
 def _may_come_free(one: Replacement, error: Exception, addresses: AddressTable) -> bool:

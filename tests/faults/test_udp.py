@@ -14,6 +14,7 @@ import pytest
 from tests.faults.conftest import FigureRecorder
 from tests.faults.hosts import KEY, SERVER, NamespaceHosts
 from tests.support.namespaces import Host
+from tests.support.peers import round_trip
 from tests.support.ports import free_port
 from tests.support.processes import Daemon, ProcessHarness
 from tests.support.waiting import wait_until
@@ -136,6 +137,43 @@ def wait_carrier(server: Daemon, visitor: socket.socket, carrier: str) -> None:
         return bool(server.tunnel()["links"][0]["udp_carrier"] == carrier)
 
     wait_until(travels, "datagrams travel in the other way")
+
+
+@pytest.mark.case("TCP and UDP on one port: UDP blocked", deadline=60)
+def test_connections_and_flows_of_one_port_survive_a_firewall_that_blocks_udp(
+    hosts: NamespaceHosts, harness: ProcessHarness, record_figure: FigureRecorder
+) -> None:
+    """The stream of one visitor goes on, and the datagrams of another travel over its data connection.
+
+    Seen to fail: with ``udp_carrier=datagram`` nothing of the flow arrives while UDP is blocked.
+    """
+    target = hosts.target(harness, hosts.client)
+    pair = hosts.pair(harness, target, both="proto=both").wait_up()
+    with (
+        datagram_socket(hosts.client, target.port) as flows,
+        datagram_socket(hosts.server) as flow,
+        pair.connect() as stream,
+    ):
+        flow.connect(pair.visitors)
+        wait_carrier(pair.server, flow, "datagram")
+        wait_ready(flow, flows)
+        hosts.block_udp()
+        began, arrived, longest_s = time.monotonic(), 0, 0.0
+        while arrived < 100 and (now := time.monotonic()) < began + 20:
+            flow.send(struct.pack("!d", now))
+            round_trip(stream, b"x" * 100)
+            longest_s = max(longest_s, time.monotonic() - now)
+            with contextlib.suppress(BlockingIOError):
+                while flows.recv(99):
+                    arrived += 1
+            time.sleep(INTERVAL_S)
+        took_s = time.monotonic() - began
+        seen = pair.server.tunnel()
+        hosts.restore()
+        assert arrived >= 100, "datagrams arrive over the data connection"
+        assert longest_s < 1, "the stream does not wait for anything"
+        assert (seen["connections"]["total"], seen["links"][0]["udp_carrier"]) == (2, "stream")
+        record_figure(f"100 datagrams in {took_s:.1f} s; slowest round trip of TCP {longest_s * 1e3:.1f} ms")
 
 
 @pytest.mark.case("UDP: 2 % loss between the ends", deadline=60)

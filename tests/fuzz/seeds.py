@@ -48,6 +48,7 @@ from tunnel.protocol.frames import (
     TargetStatus,
     TargetTest,
     TargetTested,
+    UdpLaunch,
     VisitorFailed,
 )
 from tunnel.protocol.handshake_messages import Challenge, Refusal
@@ -69,6 +70,7 @@ def _frames() -> Seeds:
     messages: dict[str, FrameMessage] = {
         "challenge": Challenge((2,), ("reuse",), _NONCE),
         "ids": Launch(((1, b""), (2, bytes(6)), (1 << 63, bytes(18)))),
+        "udp-ids": UdpLaunch(((3, bytes(6)), (4, bytes(18)))),
         "ended": StreamsEnded(((7, 1 << 40), (8, 0))),
         "ping": Ping(42),
         "queued": QueueLength(3),

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import http.client
+import json
 import os
 import random
 import shutil
@@ -21,7 +22,7 @@ import pytest
 
 from tests.support.peers import SOCKET_TIMEOUT_S, Target, connect, receive_exactly
 from tests.support.ports import free_port
-from tests.support.processes import ProcessHarness
+from tests.support.processes import Pair, ProcessHarness
 from tests.support.scale import IS_FULL_SCALE
 from tests.support.waiting import wait_until
 
@@ -229,6 +230,44 @@ def test_a_websocket_carries_messages_and_survives_silence(harness: ProcessHarne
         time.sleep(1)  # the silence that the connection must survive
         sock.sendall(bytes([0x81, 0x80]) + b"mask")
         assert receive_exactly(sock, 2) == bytes([0x81, 0])
+
+
+def start_pair_of_both(harness: ProcessHarness, program: Program, direction: str) -> Pair:
+    """Start a tunnel that forwards TCP and UDP on one port."""
+    return harness.start_pair(program, direction=direction, both="proto=both").wait_up()
+
+
+@needs("dnsmasq", "dig")
+@both_directions
+def test_dig_asks_dnsmasq_over_udp_and_tcp_on_one_port(harness: ProcessHarness, direction: str) -> None:
+    port = free_port()
+    options = ["--no-resolv", "--no-hosts", "--pid-file=", f"--port={port}", "--listen-address=127.0.0.1"]
+    command = [str(find("dnsmasq")), "--keep-in-foreground", "--conf-file=/dev/null", "--bind-interfaces", *options]
+    command += ["--address=/example.test/192.0.2.7", *(["--user=root"] if os.geteuid() == 0 else [])]
+    dnsmasq = harness.close_at_end(Program(command, port, harness.directory / "dnsmasq.log"))
+    pair = start_pair_of_both(harness, dnsmasq, direction)
+    where = ["@127.0.0.1", "-p", str(pair.visitors[1]), "+short", "+tries=1", "+time=10"]
+    for transport in ("+notcp", "+tcp", "+notcp"):
+        answer = run(str(find("dig")), *where, transport, "a.example.test").stdout
+        assert answer == b"192.0.2.7\n", transport
+    assert pair.server.tunnel()["connections"]["total"] == 3
+
+
+@needs("iperf3")
+@both_directions
+def test_iperf3_controls_over_tcp_what_it_sends_over_udp_to_the_same_port(
+    harness: ProcessHarness, direction: str
+) -> None:
+    port = free_port()
+    command = [str(find("iperf3")), "-s", "-B", "127.0.0.1", "-p", str(port)]
+    pair = start_pair_of_both(
+        harness, harness.close_at_end(Program(command, port, harness.directory / "log")), direction
+    )
+    sent = ["-u", "-b", "2M", "-l", "1200", "-t", "1"]
+    output = run(str(find("iperf3")), "-c", "127.0.0.1", "-p", str(pair.visitors[1]), *sent, "-J").stdout
+    total = json.loads(output)["end"]["sum"]
+    assert total["packets"] > 100
+    assert total["lost_percent"] < 5, total
 
 
 def mail(sock: socket.socket) -> None:

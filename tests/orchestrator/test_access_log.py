@@ -19,6 +19,7 @@ from orchestrator.process.access_log_file import AccessLogFile
 from orchestrator.status.visitor_lines import VisitorLines, format_line
 from tests.support.engine_parts import Events
 from tests.support.waiting import wait_until, wait_until_async
+from tunnel.model.spec import Proto
 from tunnel.model.visitor_end import VisitorEnd, VisitorRecord
 
 LINE = b'{"x": 1}\n'
@@ -26,7 +27,8 @@ LINE = b'{"x": 1}\n'
 
 def record(**changes: Any) -> VisitorRecord:  # noqa: ANN401  fields of a record
     values = {
-        "id": "0123456789abcdef-1", "address": "192.0.2.1:1000", "target": "127.0.0.1:80", "link": "0123456789abcdef",
+        "id": "0123456789abcdef-1", "address": "192.0.2.1:1000", "proto": Proto.UDP,
+        "target": "127.0.0.1:80", "link": "0123456789abcdef",
         "from_visitor": 1, "to_visitor": 2, "duration_s": 1.5, "end": VisitorEnd.VISITOR_CLOSED, "reason": None,
         "ended_at": 1_000_000.0,
     }  # fmt: skip
@@ -47,9 +49,9 @@ def test_a_line_is_one_json_object_whatever_names_and_reasons_hold(
     assert line[:-1].isprintable()
     seen = json.loads(line)
     assert list(seen) == [
-        "time", "tunnel", "id", "address", "target", "link", "bytes", "duration_s", "end", "reason",
+        "time", "tunnel", "id", "address", "proto", "target", "link", "bytes", "duration_s", "end", "reason",
     ]  # fmt: skip
-    assert (seen["bytes"], seen["end"]) == ({"in": 1, "out": 2}, end.value)
+    assert (seen["bytes"], seen["end"], seen["proto"]) == ({"in": 1, "out": 2}, end.value, "udp")
     assert (seen["duration_s"] is None) is (duration_s is None)
     assert duration_s is None or seen["duration_s"] >= 0
     if name.isprintable():

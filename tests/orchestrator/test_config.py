@@ -351,6 +351,9 @@ def test_a_port_of_udp_is_another_one_than_that_of_tcp(folder: Folder) -> None:
         ("server://127.0.0.1:1/127.0.0.1:2", "server://127.0.0.1:2/h:3"),
         ("server://127.0.0.1:1/h:2", "client://h:7/127.0.0.1:1?mode=forward"),
         ("server://:1/127.0.0.1:2?proto=udp", "client://h:7/127.0.0.1:2?mode=forward&proto=udp"),
+        ("server://:1/127.0.0.1:2?proto=both", "client://h:7/127.0.0.1:2?mode=forward&proto=udp"),
+        ("server://:1/127.0.0.1:2?proto=tcp", "client://h:7/127.0.0.1:2?mode=forward&proto=both"),
+        ("server://:1/127.0.0.1:2?proto=both&service=a", "server://:1/127.0.0.1:2?proto=both&service=b"),
         ("server://127.0.0.1:1/h:2?data_port=5", "server://localhost:5/h:2"),
     ],
 )

@@ -50,10 +50,13 @@ def test_init_writes_a_pair_that_agrees(tmp_path: Path, capsys: pytest.CaptureFi
     ]
 
 
-def test_init_writes_a_pair_for_udp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path, "--server", "203.0.113.5", "--proto", "udp", "--visitors", "51820") == 0
-    assert [entry.spec.proto for entry in pair(tmp_path)] == [Proto.UDP, Proto.UDP]
-    assert "Visitors of UDP port 51820 of 203.0.113.5 then reach" in capsys.readouterr().out
+@pytest.mark.parametrize(("proto", "port"), [(Proto.UDP, "UDP port"), (Proto.BOTH, "TCP and UDP port")])
+def test_init_writes_a_pair_for_udp(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], proto: Proto, port: str
+) -> None:
+    assert run(tmp_path, "--server", "203.0.113.5", "--proto", proto.value, "--visitors", "51820") == 0
+    assert [entry.spec.proto for entry in pair(tmp_path)] == [proto, proto]
+    assert f"Visitors of {port} 51820 of 203.0.113.5 then reach" in capsys.readouterr().out
 
 
 def test_init_finds_the_address_of_this_host(

@@ -93,6 +93,7 @@ RULE = "{ports: 80, services: a}"
         (server(RULE + "\n    mode: reverse"), "has no service= or mode= of its own"),
         (server(RULE + "\n    targets: [db:1, db:2]"), "has no target; remove it"),
         (server(RULE[:-1] + ", rate: 1mbit}\n    proto: udp"), "6:14: rate of a rule limits TCP alone"),
+        (server(RULE[:-1] + ", rate: 1mbit}\n    proto: both"), "remove it, or remove proto: both"),
         (server(RULE, "client://h:1", KEY), "publish: of a client is a port"),
         (f"{HEAD}  gw: {{url: server://0.0.0.0:1, key: {KEY}, publish: {RULE}}}", "publish: needs keys:"),
         (f"{HEAD}  gw: server://0.0.0.0:1", "the target address is missing"),

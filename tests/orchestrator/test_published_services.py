@@ -165,6 +165,23 @@ async def test_a_service_of_udp_is_published_and_a_client_of_tcp_is_refused(harn
     assert harness.seen("gateway", "gw/team-dns").connections.active == 1
 
 
+async def test_a_service_of_both_protocols_has_both_on_the_port_that_its_client_asked_for(
+    harness: PublishingHarness,
+) -> None:
+    port = harness.ports[0]
+    with udp_peer(port=harness.target) as target, udp_peer(to=f"127.0.0.1:{port}") as visitor:
+        async with echo(port=harness.target):
+            harness.start("gateway", harness.rules(options=", proto: both"))
+            harness.start("clients", harness.client("c", "team-dns", port, "alice", "&proto=both"))
+            await harness.wait_state("gateway", "gw/team-dns", State.UP)
+            await round_trip(f"127.0.0.1:{port}", 1000)
+        visitor.sock.send(b"a question")
+        question, source = await target.receive_from()
+        target.sock.sendto(b"an answer", source)
+        assert (question, await visitor.receive()) == (b"a question", b"an answer")
+    assert harness.seen("gateway", "gw/team-dns").proto == "both"
+
+
 async def test_a_client_that_returns_in_time_finds_its_tunnel(harness: PublishingHarness) -> None:
     harness.start("gateway", harness.rules())
     client = harness.client("c", "team-web", harness.ports[0], "alice")

@@ -26,13 +26,15 @@ from tests.orchestrator.test_remote_engine import SPEC, EngineHarness, FakeWorke
 from tests.support.peers import connect
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until, wait_until_async
+from tunnel.model.spec import Proto
 from tunnel.model.visitors import CONNECTED, VisitorView, parse_selector
 
 LINK = "0123456789abcdef"
 
 
 def visitor(number: int, address: str = "192.0.2.1:1000") -> VisitorView:
-    return VisitorView(f"{LINK}-{number}", address, 1_000_000.0, 10 * number, 20, "127.0.0.1:80", LINK, CONNECTED)
+    target = "127.0.0.1:80"
+    return VisitorView(f"{LINK}-{number}", address, 1_000_000.0, 10 * number, 20, target, LINK, CONNECTED, Proto.TCP)
 
 
 def shown(number: int = 1, **changes: object) -> VisitorJson:

@@ -278,6 +278,8 @@ def test_details_show_how_udp_travels(carrier: str | None, reason: str | None, t
 def test_details_say_that_visitors_speak_udp() -> None:
     shown = texts(detail_lines(view(tunnel("a", proto="udp")).tunnels["a"], None, 120, 0.0, 0.0))
     assert "protocol UDP" in shown
+    shown = texts(detail_lines(view(tunnel("a", proto="both")).tunnels["a"], None, 120, 0.0, 0.0))
+    assert "protocol TCP and UDP" in shown
     assert "protocol" not in texts(detail_lines(view(tunnel("a")).tunnels["a"], None, 120, 0.0, 0.0))
 
 

@@ -20,7 +20,7 @@ def visitor(number: int, tunnel: str = "db-east", **changes: Any) -> Any:  # noq
     return {
         "id": f"0123456789abcdef-{number}", "tunnel": tunnel, "address": f"192.0.2.{number}:1000", "since": None,
         "age_s": 10.0 * number, "bytes": {"in": 1000 * number, "out": 0}, "rates": None, "target": "127.0.0.1:5432",
-        "link": "0123456789abcdef", "state": "connected", **changes,
+        "link": "0123456789abcdef", "state": "connected", "proto": "tcp", **changes,
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from tunnel.engine.context import EngineContext
 from tunnel.engine.single_target import SingleTarget
 from tunnel.engine.target_group import TargetGroup
 from tunnel.model.address import Address
-from tunnel.model.spec import Role
+from tunnel.model.spec import Proto, Role
 from tunnel.model.state import State
 from tunnel.model.targets import CHECK_OFF, TargetSpec
 
@@ -57,7 +57,7 @@ async def test_dials_of_two_links_are_told_apart(shared: EngineContext, *, sever
         pairs = [socket.socketpair() for _ in links]
         for link, (near, _) in zip(links, pairs, strict=True):
             shared.reactor.register(near, lambda _events: None)
-            data: Any = SimpleNamespace(ident=7, sock=near, use=0, visitor_address=b"", events=0)
+            data: Any = SimpleNamespace(ident=7, sock=near, use=0, visitor_address=b"", events=0, proto=Proto.TCP)
             dialler.dial(link, data, asyncio.get_running_loop().time())
         found = [dialler.find(link, 7) for link in links]
         assert [dial is not None and dial.link for dial in found] == links

@@ -35,6 +35,7 @@ from tunnel.protocol.frames import (
     TargetStatus,
     TargetTest,
     TargetTested,
+    UdpLaunch,
     VisitorFailed,
     encode_launch,
     frame_table,
@@ -47,9 +48,11 @@ texts = st.text(max_size=900)
 numbers = st.integers(0, (1 << 32) - 2)
 bounds = st.builds(ConfiguredLimits, *[st.none() | st.integers(1, (1 << 32) - 2)] * 3)
 id_lists = st.lists(idents, max_size=40).map(tuple)
+launch_lists = st.lists(st.tuples(idents, st.binary(max_size=255)), max_size=9).map(tuple)
 
 exact_messages: st.SearchStrategy[FrameMessage] = st.one_of(
-    st.builds(Launch, st.lists(st.tuples(idents, st.binary(max_size=255)), max_size=9).map(tuple)),
+    st.builds(Launch, launch_lists),
+    st.builds(UdpLaunch, launch_lists),
     st.builds(ConnectionsPooled, id_lists),
     st.builds(ConnectionsRetired, id_lists),
     st.builds(ConnectionsFreed, id_lists),

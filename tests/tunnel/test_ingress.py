@@ -17,6 +17,7 @@ from tunnel.forwarding.tcp import TcpForwarder
 from tunnel.model.address import Address
 from tunnel.model.limits import Limits
 from tunnel.model.settings import Settings
+from tunnel.runtime.listeners import VISITORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +70,7 @@ async def test_the_other_end_learns_that_waiting_visitors_were_disconnected() ->
         ingress.attach(cast("Link", link))
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setblocking(False)
-        ingress.open(listener, Address("127.0.0.1", 0))
+        ingress.open({VISITORS: listener}, Address("127.0.0.1", 0))
         visitors = [await asyncio.open_connection(*listener.getsockname()) for _ in range(3)]
         for reader, writer in visitors:
             async with asyncio.timeout(GUARD_S):

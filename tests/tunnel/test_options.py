@@ -385,7 +385,9 @@ LAYERS = ("the entry", "defaults", ENVIRONMENT_SOURCE)
 def test_the_strongest_layer_that_names_an_option_wins(
     option: Option, data: st.DataObject, present: list[bool]
 ) -> None:
-    assume(option.name not in {"tls", "min_pool_capacity", "max_pool_capacity"})  # they depend on other options
+    assume(
+        option.name not in {"tls", "min_pool_capacity", "max_pool_capacity", "publish"}
+    )  # they depend on other options
     texts = [option.type.format(data.draw(values_of(option))) for _ in present]
     chosen = [
         text if is_there and (i < 3 or option.variable) else None
@@ -629,8 +631,11 @@ def test_a_url_fault_and_a_layer_fault_are_told_apart_by_their_type() -> None:
         ("client://h:1/:2?tls_ca=/etc/ca.pem", "tls_ca verifies nothing without tls=2"),
         ("server://:8080/:8080", "the tunnel and the target have the same address, :8080"),
         ("client://h:1/h:2?proto=udp&proxy=v1", "proxy=v1 is a line before a TCP stream; for proto=udp write proxy=v2"),
+        ("client://h:1/h:2?proto=both&proxy=v1", "for proto=both write proxy=v2"),
         ("server://:1/:2?proto=udp&rate=1mbit", "rate and visitor_rate limit TCP alone"),
+        ("server://:1/:2?proto=both&rate=1mbit", "write none for both, or remove proto=both"),
         ("server://:1/:2?proto=udp&proxy_from=10.0.0.1", "proxy_from reads the headers of TCP connections alone"),
+        ("server://:1/:2?proto=both&proxy_from=10.0.0.1", "remove proxy_from or proto=both"),
         ("server://h:8080/h:8080", "the tunnel and the target have the same address, h:8080"),
         (
             "server://Host.example:80/host.example:80",

@@ -37,7 +37,7 @@ from tunnel.forwarding.limited_flow import LimitedFlow, LimitedPlainFlow, paused
 from tunnel.forwarding.rate_limiter import FlowLimit, RateLimiter
 from tunnel.forwarding.tcp import DEFAULT_LIMITS
 from tunnel.model.rate import Rate, parse_rate
-from tunnel.model.spec import DataTls, Direction
+from tunnel.model.spec import DataTls, Direction, Proto
 from tunnel.runtime.reactor import BUFFER_SIZE
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ async def test_a_paused_visitor_is_not_idle() -> None:
             flow = relay.flows[0]
             assert isinstance(flow, LimitedFlow)
             await chain.step_until(lambda: flow.is_paused, "the limit has paused the stream")
-            limits = TimeLimits(5.0, 0.0)
+            limits = TimeLimits({Proto.TCP: 5.0}, 0.0)
             for now in (1e6, 1e6 + 10.0):
                 assert limits.find_expired([relay], now) == []
                 limits.end_scan()

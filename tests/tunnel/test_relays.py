@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
@@ -18,6 +18,7 @@ from tunnel.carriers.tcp import PlainCarrier
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.engine.relays import RelaySet
 from tunnel.engine.time_limits import TimeLimits
+from tunnel.model.spec import Proto
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import Reactor
@@ -31,6 +32,8 @@ VANISHED_AFTER_S = 0.05
 
 class FakeVisitor:
     """A forwarded visitor whose peer answers, or has not answered for ``unanswered`` seconds."""
+
+    proto: ClassVar = Proto.TCP
 
     def __init__(self, ident: int, link: RelayLink, owner: ForwardingOwner) -> None:
         self.ident = ident
@@ -216,7 +219,7 @@ def test_an_answering_peer_leaves_nothing_unanswered() -> None:
 
 async def test_an_idle_visitor_is_disconnected_and_a_busy_one_stays(relays: Relays) -> None:
     idle, busy = relays.start(1), relays.start(2)
-    relays.set.set_time_limits(0.25, 0.0)
+    relays.set.set_time_limits({Proto.TCP: 0.25}, 0.0)
 
     def has_ended() -> bool:
         busy.moved += 1
@@ -228,7 +231,7 @@ async def test_an_idle_visitor_is_disconnected_and_a_busy_one_stays(relays: Rela
     assert time.monotonic() - idle.started_at >= 0.25
     await wait_until_async(lambda: relays.aborted == [(VisitorEnd.IDLE_TIMEOUT, 1)], "it is counted")
     assert relays.events.said("1 visitor disconnected: idle_timeout")
-    relays.set.set_time_limits(0.0, 0.0)
+    relays.set.set_time_limits({Proto.TCP: 0.0}, 0.0)
 
 
 async def test_a_change_of_the_limits_in_the_middle_of_a_scan_keeps_idle_times() -> None:
@@ -236,11 +239,11 @@ async def test_a_change_of_the_limits_in_the_middle_of_a_scan_keeps_idle_times()
     try:
         relays = Relays(reactor)
         first, second = (FakeVisitor(ident, FakeLink(), relays.set) for ident in (1, 2))
-        limits, start = TimeLimits(10.0, 0.0), first.started_at
+        limits, start = TimeLimits({Proto.TCP: 10.0}, 0.0), first.started_at
         limits.find_expired([first, second], start)
         limits.end_scan()
         limits.find_expired([first], start + 6)
-        changed = TimeLimits(8.0, 0.0, limits)
+        changed = TimeLimits({Proto.TCP: 8.0}, 0.0, limits)
         changed.find_expired([second], start + 6)
         changed.end_scan()
         assert [relay for relay, _ in changed.find_expired([first, second], start + 9)] == [first, second]
@@ -250,15 +253,15 @@ async def test_a_change_of_the_limits_in_the_middle_of_a_scan_keeps_idle_times()
 
 async def test_a_new_limit_applies_to_present_visitors_and_a_lifted_one_to_none(relays: Relays) -> None:
     visitors = [relays.start(ident) for ident in range(250)]
-    relays.set.set_time_limits(0.0, 60.0)
-    relays.set.set_time_limits(60.0, 60.0)
+    relays.set.set_time_limits({Proto.TCP: 0.0}, 60.0)
+    relays.set.set_time_limits({Proto.TCP: 60.0}, 60.0)
     for visitor in visitors[:200]:
         visitor.started_at -= 61.0
         visitor.moved = 1
     await wait_until_async(lambda: not any(one.is_open for one in visitors[:200]), "the old ones are disconnected")
     assert all(one.is_open for one in visitors[200:])
     assert {one.ended for one in visitors[:200]} == {VisitorEnd.MAX_AGE}
-    relays.set.set_time_limits(0.0, 0.0)
+    relays.set.set_time_limits({Proto.TCP: 0.0}, 0.0)
     visitors[200].started_at -= 61.0
     await wait_until_async(lambda: sum(count for _, count in relays.aborted) == 200, "all are counted")
     assert visitors[200].is_open

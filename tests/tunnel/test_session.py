@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunnel.model.limits import ConfiguredLimits, Limits
+from tunnel.model.spec import Proto
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.frame_codec import FrameDecoder, encode_frame, encode_message
 from tunnel.protocol.frames import (
@@ -30,6 +31,7 @@ from tunnel.protocol.frames import (
     StreamsEnded,
     TargetStatus,
     TargetTest,
+    UdpLaunch,
     VisitorFailed,
 )
 from tunnel.protocol.heartbeat import Heartbeat
@@ -74,7 +76,8 @@ Send = Callable[[Session], None]
 @pytest.mark.parametrize(
     ("is_client", "is_ingress", "send", "event"),
     [
-        (None, True, lambda session: session.send_launch(7, b"at"), Launch(((7, b"at"),))),
+        (None, True, lambda session: session.send_launch(7, b"at", Proto.TCP), Launch(((7, b"at"),))),
+        (None, True, lambda session: session.send_launch(7, b"at", Proto.UDP), UdpLaunch(((7, b"at"),))),
         (None, True, lambda session: session.send_retired([7, 8]), ConnectionsRetired((7, 8))),
         (None, False, lambda session: session.send_visitor_failed(7, "gone"), VisitorFailed(7, "gone")),
         (None, False, lambda session: session.send_target_status("gone"), TargetStatus("gone")),
@@ -120,13 +123,18 @@ def test_frames_that_the_peer_may_not_send_are_protocol_errors(role: SessionRole
                 End(role).receive(encode_frame(row.kind, payload))
 
 
-@given(st.lists(st.tuples(st.sampled_from(["launch", "retire", "pool", "end", "free", "flush"]), idents), max_size=60))
-@example(steps=[(step, ident) for step in ("launch", "free", "retire", "pool", "end") for ident in (1, 2)])
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["launch", "udp", "retire", "pool", "end", "free", "flush"]), idents), max_size=60
+    )
+)
+@example(steps=[(step, ident) for step in ("launch", "udp", "free", "retire", "pool", "end") for ident in (1, 2)])
 def test_batches_lose_and_reorder_nothing(steps: list[tuple[str, int]]) -> None:
     client, server = pair()  # reverse: the server is the ingress
     sent, received = list[tuple[str, int]](), list[tuple[str, int]]()
     calls: dict[str, Callable[[int], None]] = {
-        "launch": lambda ident: server.session.send_launch(ident, b"address"),
+        "launch": lambda ident: server.session.send_launch(ident, b"address", Proto.TCP),
+        "udp": lambda ident: server.session.send_launch(ident, b"address", Proto.UDP),
         "retire": lambda ident: server.session.send_retired([ident]),
         "pool": server.session.send_pooled,
         "free": client.session.send_freed,
@@ -145,6 +153,8 @@ def test_batches_lose_and_reorder_nothing(steps: list[tuple[str, int]]) -> None:
 
 def facts(event: SessionEvent) -> list[tuple[str, int]]:
     match event:
+        case UdpLaunch(launches):
+            return [("udp", ident) for ident, address in launches if address == b"address"]
         case Launch(launches):
             return [("launch", ident) for ident, address in launches if address == b"address"]
         case ConnectionsRetired(ids):
@@ -169,13 +179,13 @@ def test_everything_of_a_turn_is_announced_once_and_leaves_in_one_piece() -> Non
     _, server = pair()
     for ident in range(500):
         server.session.send_pooled(ident)
-        server.session.send_launch(ident, b"")
+        server.session.send_launch(ident, b"", Proto.TCP)
     server.session.send_retired([])
     server.session.send_ping(START)
     assert server.outputs == 1
     kinds = [kind for kind, _ in FrameDecoder().feed(server.session.data_to_send())]
     assert kinds == [Kind.PING, Kind.POOLED, Kind.LAUNCH], "confirmations go before the launches that name them"
-    server.session.send_launch(1, b"")
+    server.session.send_launch(1, b"", Proto.TCP)
     assert server.outputs == 2
 
 
@@ -189,9 +199,9 @@ def test_a_batch_larger_than_a_frame_is_several_events() -> None:
 
 def test_goodbye_comes_after_launches_and_before_later_frames() -> None:
     client, server = pair()
-    server.session.send_launch(7, b"")
+    server.session.send_launch(7, b"", Proto.TCP)
     server.session.send_goodbye("it shuts down")
-    server.session.send_launch(8, b"")
+    server.session.send_launch(8, b"", Proto.TCP)
     assert client.receive(server.session.data_to_send()) == [
         Launch(((7, b""),)),
         Goodbye("it shuts down"),

@@ -82,9 +82,11 @@ def peer(host: str = "127.0.0.1", port: int = 0, *, to: str | None = None) -> It
 
 
 @asynccontextmanager
-async def udp_echo(host: str = "127.0.0.1", change: Callable[[bytes], bytes] = lambda data: data) -> AsyncIterator[str]:
+async def udp_echo(
+    host: str = "127.0.0.1", change: Callable[[bytes], bytes] = lambda data: data, port: int = 0
+) -> AsyncIterator[str]:
     """A target that sends each datagram back."""
-    with peer(host) as target:
+    with peer(host, port) as target:
         loop = asyncio.get_running_loop()
 
         def answer() -> None:
@@ -350,14 +352,17 @@ async def test_a_group_serves_flows_from_the_targets_that_are_there(shared: Engi
 
 def test_the_idle_limit_of_a_flow_is_the_shorter_one() -> None:
     spec = TunnelSpec(role=server_spec("127.0.0.1:1").role, tunnel=parse_address(":1"), target=parse_address(":2"))
-    for changes, limit in (
-        ({}, 0.0),
-        ({"proto": UDP}, 60.0),
-        ({"proto": UDP, "idle_timeout": 5.0}, 5.0),
-        ({"proto": UDP, "idle_timeout": 500.0}, 60.0),
+    for changes, limits in (
+        ({}, {Proto.TCP: 0.0}),
+        ({"proto": UDP}, {UDP: 60.0}),
+        ({"proto": UDP, "idle_timeout": 5.0}, {UDP: 5.0}),
+        ({"proto": UDP, "idle_timeout": 500.0}, {UDP: 60.0}),
+        ({"proto": Proto.BOTH, "idle_timeout": 500.0}, {Proto.TCP: 500.0, UDP: 60.0}),
     ):
-        assert replace(spec, **changes).idle_limit(End.INGRESS) == limit
-        assert replace(spec, **changes).idle_limit(End.EGRESS) >= limit
+        changed = replace(spec, **changes)
+        assert changed.idle_limits(End.INGRESS) == limits
+        at_egress = changed.idle_limits(End.EGRESS)
+        assert all(at_egress[proto] >= limit for proto, limit in limits.items())
 
 
 async def test_an_address_that_is_in_use_is_a_sentence(shared: EngineContext) -> None:

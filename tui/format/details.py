@@ -131,6 +131,7 @@ def trend_sparkline(trend: Trend, tunnel: Tunnel, width: int) -> str:
 # --- facts ------------------------------------------------------------------------------------------------------------
 
 _TLS_TEXTS: Final = {0: "in the clear if both ends agree", 1: "encrypted", 2: "encrypted, certificates verified"}
+_PROTOCOLS: Final = {"udp": "UDP", "both": "TCP and UDP"}
 _END_TEXTS: Final = {None: "", True: "ingress: accepts visitors", False: "egress: dials targets"}
 
 
@@ -140,8 +141,9 @@ def _carrier(tunnel: Tunnel) -> str:
 
 
 def _protocol(tunnel: Tunnel) -> str:
-    """Return that a tunnel forwards UDP, and how that travels over each of its links."""
-    if tunnel.data.get("proto") != "udp":
+    """Return that a tunnel forwards UDP, perhaps beside TCP, and how UDP travels over each of its links."""
+    protocol = _PROTOCOLS.get(tunnel.data.get("proto", ""))
+    if protocol is None:
         return ""
     links = cast("list[LinkJson]", tunnel.data.get("links") or [])
     ways = {"datagram": "as datagrams", "stream": "over data connections"}
@@ -150,7 +152,7 @@ def _protocol(tunnel: Tunnel) -> str:
         for link in links
         if link["udp_carrier"]
     ]
-    return ", ".join(("UDP", *dict.fromkeys(texts)))
+    return ", ".join((protocol, *dict.fromkeys(texts)))
 
 
 def _fact_lines(tunnel: Tunnel, width: int, wall: float) -> list[Line]:

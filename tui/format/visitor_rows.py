@@ -58,13 +58,14 @@ def _state(visitor: VisitorJson) -> Span:
 _COLUMNS: Final = (
     _VisitorColumn("ADDRESS", 22, 0, "address", lambda v: (v["address"] or NOTHING, "title"), is_right=False),
     _VisitorColumn("TUNNEL", 16, 60, "tunnel", lambda v: (v["tunnel"], ""), is_right=False),
+    _VisitorColumn("PROTO", 5, 92, "", lambda v: (v["proto"], ""), is_right=False),
     _VisitorColumn("AGE", 8, 0, "age", _state),
     _VisitorColumn("↓/s", 7, 44, "rate", _rate_out),
     _VisitorColumn("↑/s", 7, 44, "rate", _rate_in),
     _VisitorColumn("↓", 7, 68, "bytes", lambda v: (format_bytes(v["bytes"]["out"]), "")),
     _VisitorColumn("↑", 7, 68, "bytes", lambda v: (format_bytes(v["bytes"]["in"]), "")),
-    _VisitorColumn("TARGET", 22, 104, "target", lambda v: (v["target"] or NOTHING, "dim"), is_right=False),
-    _VisitorColumn("ID", 22, 128, "", lambda v: (v["id"] or NOTHING, "dim"), is_right=False),
+    _VisitorColumn("TARGET", 22, 110, "target", lambda v: (v["target"] or NOTHING, "dim"), is_right=False),
+    _VisitorColumn("ID", 22, 134, "", lambda v: (v["id"] or NOTHING, "dim"), is_right=False),
 )
 
 
@@ -77,7 +78,7 @@ def choose_visitors(visitors: Iterable[VisitorJson], text: str, sort: str, *, is
 
 def _matches(visitor: VisitorJson, words: Sequence[str]) -> bool:
     """Whether each word is a part, or a pattern, of a text of the visitor; ``!word`` must not be."""
-    texts = [(visitor[key] or "").casefold() for key in ("address", "tunnel", "target", "id", "state")]
+    texts = [(visitor[key] or "").casefold() for key in ("address", "tunnel", "proto", "target", "id", "state")]
 
     def is_found(word: str) -> bool:
         return any(word in text or matches_pattern(text, word) for text in texts)

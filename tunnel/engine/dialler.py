@@ -77,7 +77,7 @@ class TargetDial(ConnectRace):
         """The visitor that it is for, as users see the visitor."""
         link, data = self.link, self.data
         if link is None or data is None:
-            return VisitorView(None, None, None, 0, 0, None, None, DIALING)
+            return VisitorView(None, None, None, 0, 0, None, None, DIALING, self.proto)
         return describe_dialing(link, data)
 
     def on_handler_error(self, error: Exception) -> None:
@@ -97,7 +97,7 @@ DialT = TypeVar("DialT", bound=TargetDial)
 def describe_dialing(link: Link, data: DataConnection) -> VisitorView:
     """The visitor of a data connection whose target is not connected, as users see the visitor."""
     ident = visitor_id(link.ident, data.ident, data.use)
-    return VisitorView(ident, format_packed(data.visitor_address), None, 0, 0, None, link.ident, DIALING)
+    return VisitorView(ident, format_packed(data.visitor_address), None, 0, 0, None, link.ident, DIALING, data.proto)
 
 
 class Dialler(ABC, Generic[DialT]):

@@ -18,7 +18,7 @@ from tunnel.model.spec import End
 from tunnel.model.token_bucket import TokenBucket
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.protocol.errors import ProtocolError
-from tunnel.protocol.frames import Launch, StreamsEnded
+from tunnel.protocol.frames import Launch, StreamsEnded, UdpLaunch
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -44,6 +44,7 @@ class Egress(TunnelEnd):
         self._tests = EgressTests(parts.reactor, spec)
         super().__init__(parts, self._tests)
         self._forwarder = parts.forwarder
+        self._protos = spec.proto.parts
         self._published_error: str | None = None
         self._publish_timer: asyncio.TimerHandle | None = None
         self._dialler = _create_dialler(self, parts.event_log, spec)
@@ -130,6 +131,7 @@ class Egress(TunnelEnd):
     def register_handlers(self, table: EventTable) -> None:
         """Enter the handlers of new visitors and of streams that are complete."""
         table.add(Launch, self._launch)
+        table.add(UdpLaunch, self._launch)
         table.add(StreamsEnded, self._end_streams)
         self.tests.register_handlers(table)
 
@@ -138,7 +140,9 @@ class Egress(TunnelEnd):
             self._end_stream(link, ident, total)
 
     def _launch(self, link: Link, launch: Launch) -> None:
-        launches = launch.launches
+        launches, proto = launch.launches, launch.proto
+        if proto not in self._protos:
+            raise ProtocolError(f"the other end has a visitor of {proto}, and this tunnel has none")
         self.stats.signals += len(launches)
         self.stats.total += len(launches)
         now = self._loop.time()
@@ -150,7 +154,7 @@ class Egress(TunnelEnd):
                 self.stats.failed += 1
                 link.session.send_visitor_failed(ident, "its data connection was lost")
             else:
-                data.visitor_address = address
+                data.visitor_address, data.proto = address, proto
                 self._dialler.dial(link, data, now)
 
     def _end_stream(self, link: Link, ident: int, total: int) -> None:

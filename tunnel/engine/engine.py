@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tunnel.engine.link_events import EventTable, LinkEvent
     from tunnel.engine.pool_filler import PoolFiller
     from tunnel.engine.tunnel_end import TunnelEnd
-    from tunnel.engine.visitor_acceptor import VisitorAcceptor
+    from tunnel.engine.visitor_acceptor import ListenerAcceptor
     from tunnel.model.address import Address
     from tunnel.model.events import Event, EventSink
     from tunnel.model.snapshot import Snapshot, TrafficReading
@@ -107,19 +107,19 @@ class Engine(ABC):
         await self._bind_new_addresses(predecessor)
         self._bound |= await listeners.bind(self.spec, *self._inherited_listeners(predecessor))
 
-    def _inherited_listeners(self, predecessor: Engine) -> tuple[dict[str, Address], dict[str, VisitorAcceptor]]:
+    def _inherited_listeners(self, predecessor: Engine) -> tuple[dict[str, Address], dict[str, ListenerAcceptor]]:
         """The addresses whose listeners the predecessor hands over, and those listeners."""
         addresses = listeners.visitor_addresses(self.spec, self._direction or predecessor._direction)
-        acceptor = predecessor._end.visitor_acceptor if predecessor._end is not None else None
-        if acceptor is None or not listeners.can_take_over(acceptor, addresses.get(listeners.VISITORS), self.spec):
-            return {}, {}
-        return addresses, {listeners.VISITORS: acceptor}
+        present = predecessor._end.visitor_acceptors if predecessor._end is not None else {}
+        reused = {name: one for name, one in present.items() if listeners.can_take_over(one, addresses.get(name))}
+        return {name: addresses[name] for name in reused}, reused
 
     async def _bind_new_addresses(self, predecessor: Engine) -> None:
         """Bind what the predecessor does not hand over. Raises NetError, and then nothing is bound."""
-        if not self._inherited_listeners(predecessor)[0]:
-            addresses = listeners.visitor_addresses(self.spec, self._direction or predecessor._direction)
-            self._bound = await listeners.bind(self.spec, addresses)
+        inherited, _ = self._inherited_listeners(predecessor)
+        addresses = listeners.visitor_addresses(self.spec, self._direction or predecessor._direction)
+        new = {purpose: address for purpose, address in addresses.items() if purpose not in inherited}
+        self._bound = await listeners.bind(self.spec, new)
 
     def drain(self, timeout: float | None = None) -> None:
         """Accept no new visitors and let the present ones finish within ``timeout`` seconds; then ``run`` returns.
@@ -223,14 +223,14 @@ class Engine(ABC):
         addresses = listeners.visitor_addresses(self.spec, direction)
         missing = {purpose: address for purpose, address in addresses.items() if purpose not in self._bound}
         self._bound |= await listeners.bind(self.spec, missing)
-        spec, is_ingress = self.spec, listeners.VISITORS in addresses
+        spec, is_ingress = self.spec, bool(addresses)
         parts = create_end_parts(
             self.name, spec, self._context, self._stats, self._event_log, self._update_state, self.on_handler_error,
             is_ingress=is_ingress,
         )  # fmt: skip
         if is_ingress:
             ingress = Ingress(parts, spec.settings, self._context.timing.queue_timeout_s)
-            ingress.open(self._bound.pop(listeners.VISITORS), spec.target)
+            ingress.open({purpose: self._bound.pop(purpose) for purpose in addresses}, spec.target)
             self._event_log.log_info(EventKind.LISTEN, f"visitors are accepted on {ingress.address}")
             self._end = ingress
         else:

@@ -13,7 +13,7 @@ from tunnel.engine.link_group import LinkGroup
 from tunnel.engine.proxy_reader import ProxyHeaderReader
 from tunnel.engine.tunnel_end import EndParts, TunnelEnd
 from tunnel.engine.tunnel_test import IngressTests
-from tunnel.engine.visitor_acceptor import create_acceptor
+from tunnel.engine.visitor_acceptor import create_acceptor, list_acceptors
 from tunnel.engine.visitor_list import id_of
 from tunnel.engine.visitor_queue import VisitorQueue, describe_queued
 from tunnel.model.events import VISITOR, EventKind
@@ -29,12 +29,12 @@ from tunnel.runtime import sockets
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tunnel.engine.link import Link
     from tunnel.engine.link_events import EventTable
     from tunnel.engine.pool import DataConnection
-    from tunnel.engine.visitor_acceptor import VisitorAcceptor
+    from tunnel.engine.visitor_acceptor import ListenerAcceptor, VisitorAcceptor
     from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.address import Address
     from tunnel.model.networks import NetworkSet
@@ -97,10 +97,10 @@ class Ingress(TunnelEnd):
         """Number of connections of balancers whose PROXY header is awaited."""
         return 0 if self._reader is None else len(self._reader)
 
-    def open(self, listener: socket.SocketType, requested_address: Address) -> None:
-        """Start to accept visitors on a listener, which this ingress owns now; the address is the spec's."""
+    def open(self, listeners: Mapping[str, socket.SocketType], requested_address: Address) -> None:
+        """Start to accept visitors on listeners, by purpose, which this ingress owns now; the address is the spec's."""
         has_room = self._has_room if self._reader is None else self._has_room_beside_awaited
-        self.acceptor = create_acceptor(self, listener, self._event_log, self._on_accept, has_room, requested_address)
+        self.acceptor = create_acceptor(self, listeners, self._event_log, self._on_accept, has_room, requested_address)
         self.address = self.acceptor.address
 
     @property
@@ -116,9 +116,9 @@ class Ingress(TunnelEnd):
             self._on_state_input_changed()
 
     @property
-    def visitor_acceptor(self) -> VisitorAcceptor | None:
-        """The acceptor of visitors, until it is closed."""
-        return self.acceptor
+    def visitor_acceptors(self) -> dict[str, ListenerAcceptor]:
+        """What accepts visitors on each listener, by its purpose, until it is closed."""
+        return list_acceptors(self.acceptor)
 
     @property
     def listening_address(self) -> str | None:
@@ -243,7 +243,8 @@ class Ingress(TunnelEnd):
 
     def _launch(self, link: Link, visitor: socket.SocketType, peer: object, data: DataConnection) -> None:
         address = data.visitor_address = pack_address(peer)
-        link.send_launch(data.ident, address)
+        proto = data.proto = sockets.PROTOS[visitor.type]
+        link.send_launch(data.ident, address, proto)
         stats = self.stats
         stats.signals += 1
         stats.total += 1
@@ -258,7 +259,7 @@ class Ingress(TunnelEnd):
         kicked = []
         for visitor, peer in self._queue.take_selected(selector):
             self._count_left(pack_address(peer))
-            kicked.append(seen := describe_queued(peer))
+            kicked.append(seen := describe_queued(visitor, peer))
             self._log_unserved(seen, VisitorEnd.KICKED)
             sockets.reset_on_close(visitor)
             self.reactor.close(visitor)
@@ -348,7 +349,7 @@ class Ingress(TunnelEnd):
         self.stats.failed += 1
         self._count_left(pack_address(peer))
         self.reactor.close(visitor)
-        self._log_unserved(describe_queued(peer), VisitorEnd.FAILED, reason)
+        self._log_unserved(describe_queued(visitor, peer), VisitorEnd.FAILED, reason)
         self._event_log.warn_throttled(EventKind.VISITOR, "rejected", f"a visitor was disconnected: {reason}")
 
     # --- admission ------------------------------------------------------------------------------------------------
@@ -408,7 +409,7 @@ class Ingress(TunnelEnd):
         sockets.reset_on_close(visitor)
         self.reactor.close(visitor)
         if self._visitor_log is not None:
-            self._log_unserved(describe_queued(peer), VisitorEnd.REFUSED, describe())
+            self._log_unserved(describe_queued(visitor, peer), VisitorEnd.REFUSED, describe())
         if not self._event_log.suppresses(topic := f"refused {refusal.value}"):
             data = {"reason": refusal.value, VISITOR: sockets.format_address(peer)}
             text = f"a visitor was refused: {describe()}"
@@ -443,5 +444,5 @@ class Ingress(TunnelEnd):
         while self._queue:
             visitor, peer, _ = self._queue.popleft()
             self.reactor.close(visitor)
-            self._log_unserved(describe_queued(peer), VisitorEnd.TUNNEL_CLOSED)
+            self._log_unserved(describe_queued(visitor, peer), VisitorEnd.TUNNEL_CLOSED)
         return queued + self._close_relays()

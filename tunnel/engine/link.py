@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tunnel.model.address import Address
     from tunnel.model.limits import ConfiguredLimits, Limits
     from tunnel.model.servers import ServerShare
-    from tunnel.model.spec import Carrier, Direction
+    from tunnel.model.spec import Carrier, Direction, Proto
     from tunnel.protocol.frame_codec import Frame
     from tunnel.runtime.reactor import Reactor
 
@@ -236,9 +236,9 @@ class Link:
 
     # --- to the other end -----------------------------------------------------------------------------------------
 
-    def send_launch(self, ident: int, address: bytes) -> None:
+    def send_launch(self, ident: int, address: bytes, proto: Proto) -> None:
         """Ask the egress to serve the visitor on this data connection; ``address`` is the visitor's, packed."""
-        self.session.send_launch(ident, address)
+        self.session.send_launch(ident, address, proto)
         if self._filler is not None:
             self._filler.note_used(1)
 

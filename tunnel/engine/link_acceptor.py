@@ -14,7 +14,7 @@ from tunnel.engine.pool import DataConnection
 from tunnel.engine.refusals import Refusals
 from tunnel.model.events import EventKind
 from tunnel.model.limits import configured_limits, default_limits
-from tunnel.model.spec import DATAGRAMS, UDP, Direction, Mode, Proto, TunnelSpec, UdpCarrier
+from tunnel.model.spec import DATAGRAMS, UDP, Direction, Mode, TunnelSpec, UdpCarrier, proto_of
 from tunnel.protocol import preface
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import encode_message
@@ -347,10 +347,9 @@ class LinkAcceptor:
         )
 
     def _check_proto(self, hello: Hello) -> str | None:
-        """Return why client and server cannot forward together: one of them forwards UDP, the other does not."""
-        if (UDP in hello.features) is (UDP in self._spec.features):
+        """Return why client and server cannot forward together: their visitors do not speak the same."""
+        if (client := proto_of(hello.features)) is self._spec.proto:
             return None
-        client = Proto.UDP if UDP in hello.features else Proto.TCP
         return (
             f"the client has proto={client.value}, but the server {self._spec.proto.value}; write the same at both ends"
         )

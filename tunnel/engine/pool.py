@@ -7,6 +7,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
+from tunnel.model.spec import Proto
 from tunnel.protocol.visitor_address import UNKNOWN
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import HANGUP, READABLE
@@ -37,6 +38,7 @@ class DataConnection:
         "ident",
         "keepalive_enabled",
         "pool",
+        "proto",
         "sock",
         "use",
         "visitor_address",
@@ -52,6 +54,8 @@ class DataConnection:
         self.pool = pool
         self.use = 0
         """which visitor uses it next, from 0"""
+        self.proto = Proto.TCP
+        """what the visitor that uses the connection speaks"""
         self.visitor_address = UNKNOWN
         """the address of the visitor that uses the connection, as LAUNCH carries it"""
         self.events = events

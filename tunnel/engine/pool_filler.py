@@ -12,7 +12,7 @@ from tunnel.engine.data_dial import DataDial
 from tunnel.engine.pool import DataConnection
 from tunnel.model.events import EventKind
 from tunnel.model.token_bucket import TokenBucket
-from tunnel.protocol.frames import ConnectionsPooled, ConnectionsRetired, Launch, QueueLength, TargetTest
+from tunnel.protocol.frames import ConnectionsPooled, ConnectionsRetired, Launch, QueueLength, TargetTest, UdpLaunch
 from tunnel.protocol.preface import encode_preface
 from tunnel.protocol.session import LimitsChanged
 from tunnel.runtime import backoff, sockets
@@ -114,6 +114,7 @@ class PoolFiller:
     def register_handlers(self, table: EventTable) -> None:
         """Enter the handlers of the events that change the demand for connections or their number."""
         table.add(Launch, self._on_launch)
+        table.add(UdpLaunch, self._on_launch)
         table.add(TargetTest, lambda _link, _test: self.note_used(1))
         table.add(ConnectionsPooled, self._add_to_pool)
         table.add(QueueLength, lambda _link, queue: self.set_queue_length(queue.count))

@@ -18,13 +18,13 @@ from tunnel.protocol.visitor_address import unpack_address
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from tunnel.engine.pool import DataConnection
     from tunnel.forwarding.base import ForwardedVisitor, Forwarder, ForwardingOwner, RelayLink
     from tunnel.model.events import EventLog
     from tunnel.model.rate import Rate
-    from tunnel.model.spec import End, TunnelSpec
+    from tunnel.model.spec import End, Proto, TunnelSpec
     from tunnel.runtime.reactor import Reactor
 
 _MAINTENANCE_INTERVAL_S: Final = 5.0  # also the age at which a relay is worth the system calls that enable keepalive
@@ -213,13 +213,13 @@ class RelaySet:
 
     def apply_limits(self, spec: TunnelSpec, end: End) -> None:
         """Use the time limits and the rates of a spec, also for present visitors."""
-        self.set_time_limits(spec.idle_limit(end), spec.max_age)
+        self.set_time_limits(spec.idle_limits(end), spec.max_age)
         self.set_rates(spec.rate, spec.visitor_rate)
 
-    def set_time_limits(self, idle_timeout_s: float, max_age_s: float) -> None:
+    def set_time_limits(self, idle_timeouts_s: Mapping[Proto, float], max_age_s: float) -> None:
         """Disconnect visitors that are idle, or connected, for longer than this; 0: no limit. Present ones, too."""
-        has_limits = bool(idle_timeout_s or max_age_s)
-        self._time_limits = TimeLimits(idle_timeout_s, max_age_s, self._time_limits) if has_limits else None
+        has_limits = any(idle_timeouts_s.values()) or bool(max_age_s)
+        self._time_limits = TimeLimits(idle_timeouts_s, max_age_s, self._time_limits) if has_limits else None
         if self._timer is not None and not self._unscanned:
             self._timer.cancel()
             self._schedule_maintenance()

@@ -6,12 +6,13 @@ answers. So the tunnel's state is true even while no visitor comes. Visitors' di
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.dialler import DatagramDial, Dialler, TargetDial
 from tunnel.model.events import EventKind
 from tunnel.model.snapshot import TargetView
-from tunnel.model.spec import LogLevel
+from tunnel.model.spec import LogLevel, Proto
 from tunnel.model.targets import TargetState
 from tunnel.runtime import backoff
 from tunnel.runtime.resolver import DialTarget
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tunnel.model.spec import TunnelSpec
     from tunnel.runtime.sockets import SockAddr
 
+_DIALS: Final[Mapping[Proto, type[TargetDial]]] = {Proto.TCP: TargetDial, Proto.UDP: DatagramDial}
+
 
 class SingleTarget(Dialler[TargetDial]):
     """Dials the one target of a tunnel for every visitor."""
@@ -35,7 +38,7 @@ class SingleTarget(Dialler[TargetDial]):
     def __init__(self, owner: DialOwner, event_log: EventLog, spec: TunnelSpec) -> None:
         super().__init__(owner, event_log)
         self._target = DialTarget(spec.target)
-        self._dial_class = DatagramDial if spec.proto.is_datagram else TargetDial
+        self._probe_class = _DIALS[spec.proto.parts[0]]  # a dial of UDP fails without a route alone
         self._remark = describe_wildcard(spec.target, self._target)
         if self._remark is not None:
             event_log.log_warn(EventKind.TARGET, self._remark)
@@ -81,7 +84,7 @@ class SingleTarget(Dialler[TargetDial]):
 
     def dial(self, link: Link, data: DataConnection, now: float) -> None:
         """Dial the target for the visitor of a data connection."""
-        dial = self._dial_class(self, link, data, now + self._dial_timeout_s)
+        dial = _DIALS[data.proto](self, link, data, now + self._dial_timeout_s)
         self._by_data[link, data.ident] = dial
         self._start(dial, self._target)
 
@@ -89,7 +92,7 @@ class SingleTarget(Dialler[TargetDial]):
         """Relay the visitor to the connected target; a probe only shows that the target answers."""
         self._forget(dial)
         self._target.prefer(sockaddr)
-        if self._error is not None:
+        if self._error is not None and type(dial) is self._probe_class:
             self._on_recovered()
         if dial.data is None or dial.link is None:
             self.reactor.close(sock)
@@ -136,7 +139,7 @@ class SingleTarget(Dialler[TargetDial]):
         """Probe an unreachable target now, without waiting for its delay."""
         if self._error is not None:
             self._cancel_probe()
-            self._start(self._dial_class(self, None, None, self._loop.time() + self._dial_timeout_s), self._target)
+            self._start(self._probe_class(self, None, None, self._loop.time() + self._dial_timeout_s), self._target)
 
     def _cancel_probe(self) -> None:
         if self._probe_timer is not None:

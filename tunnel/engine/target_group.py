@@ -9,13 +9,14 @@ removed.
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from tunnel.engine.dialler import Dialler, TargetDial
 from tunnel.engine.group_target import GroupTarget
 from tunnel.model.balancer import create_balancer
 from tunnel.model.events import EventKind
-from tunnel.model.spec import LogLevel
+from tunnel.model.spec import LogLevel, Proto
 from tunnel.model.wording import plural
 from tunnel.runtime import sockets
 from tunnel.runtime.connect_race import describe_failures
@@ -97,13 +98,15 @@ class DatagramGroupDial(DatagramConnect, GroupDial):
     __slots__ = ()
 
 
+_DIALS: Final[Mapping[Proto, type[GroupDial]]] = {Proto.TCP: GroupDial, Proto.UDP: DatagramGroupDial}
+
+
 class TargetGroup(Dialler[GroupDial]):
     """Chooses a target for each visitor. Owns its targets and their checks."""
 
     def __init__(self, owner: DialOwner, event_log: EventLog, spec: TunnelSpec) -> None:
         super().__init__(owner, event_log)
         self._spec = spec
-        self._dial_class = DatagramGroupDial if spec.proto.is_datagram else GroupDial
         self._members = [GroupTarget(self, self._relays, each, spec) for each in spec.members]
         self._balancer: Balancer[GroupTarget] = create_balancer(spec.balance)
         self._last_resort: Balancer[GroupTarget] = create_balancer(spec.balance)
@@ -224,7 +227,7 @@ class TargetGroup(Dialler[GroupDial]):
         end_offset: int | None,
     ) -> None:
         member.active_visitors += 1
-        dial = self._dial_class(self, link, data, member, (*tried, member))
+        dial = _DIALS[data.proto](self, link, data, member, (*tried, member))
         dial.end_offset = end_offset
         dial.deadline = now + self._time_limit(dial)
         self._by_data[link, data.ident] = dial
@@ -275,7 +278,7 @@ class TargetGroup(Dialler[GroupDial]):
             return
         self._forget(dial)
         dial.near = None
-        if member.health.wants_success and self._spec.shows_health_when_connected:
+        if member.health.wants_success and dial.proto is Proto.TCP and self._spec.shows_health_when_connected:
             self.note_success(member)
         relay = self._relays.start(near, dial.data, dial.link, near_events=dial.near_events, owner=member)
         if dial.end_offset is not None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tunnel.engine.link import Link
     from tunnel.engine.link_events import EventTable
     from tunnel.engine.stats import Stats
-    from tunnel.engine.visitor_acceptor import VisitorAcceptor
+    from tunnel.engine.visitor_acceptor import ListenerAcceptor
     from tunnel.forwarding import Forwarder, VisitorLog
     from tunnel.forwarding.base import ForwardedVisitor
     from tunnel.model.events import EventLog
@@ -163,9 +163,9 @@ class TunnelEnd(ABC):
         return None
 
     @property
-    def visitor_acceptor(self) -> VisitorAcceptor | None:
-        """The acceptor of visitors, if this end has one."""
-        return None
+    def visitor_acceptors(self) -> dict[str, ListenerAcceptor]:
+        """What accepts visitors on each listener, by its purpose; nothing at an egress."""
+        return {}
 
     @property
     def listening_address(self) -> str | None:
@@ -265,7 +265,9 @@ class TunnelEnd(ABC):
     def _log_unserved(self, seen: VisitorView, end: VisitorEnd, reason: str | None = None) -> None:
         """Log a visitor that was not forwarded."""
         if self._visitor_log is not None:
-            record = VisitorRecord(seen.id, seen.address, None, seen.link, 0, 0, None, end, reason, time.time())
+            record = VisitorRecord(
+                seen.id, seen.address, seen.proto, None, seen.link, 0, 0, None, end, reason, time.time()
+            )
             self._visitor_log(record)
 
     def _on_room_freed(self, _relay: ForwardedVisitor | None = None) -> None:

@@ -79,6 +79,7 @@ def describe(relay: ForwardedVisitor, end: TunnelEnd, offset_s: float) -> Visito
         None if is_ingress else relay.describe_near(),
         relay.link.ident,
         CONNECTED,
+        relay.proto,
         paused_s(relay.flows),
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tunnel.engine.visitor_list import format_packed
 from tunnel.model.visitors import QUEUED, VisitorView
 from tunnel.protocol.visitor_address import pack_address
+from tunnel.runtime import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,9 +20,10 @@ MAX_RELAUNCHES: Final = 3
 """How often a visitor is given to another link, as ``retries`` of HAProxy."""
 
 
-def describe_queued(peer: object) -> VisitorView:
+def describe_queued(visitor: socket.SocketType, peer: object) -> VisitorView:
     """Return the view of a visitor that is not forwarded, whose address is ``peer``."""
-    return VisitorView(None, format_packed(pack_address(peer)), None, 0, 0, None, None, QUEUED)
+    address, proto = format_packed(pack_address(peer)), sockets.PROTOS[visitor.type]
+    return VisitorView(None, address, None, 0, 0, None, None, QUEUED, proto)
 
 
 class VisitorQueue(deque[tuple[socket.SocketType, object, float]]):
@@ -37,7 +39,7 @@ class VisitorQueue(deque[tuple[socket.SocketType, object, float]]):
 
     def views(self) -> list[VisitorView]:
         """Return the visitors as observers see them."""
-        return [describe_queued(peer) for _, peer, _ in self]
+        return [describe_queued(visitor, peer) for visitor, peer, _ in self]
 
     def take_selected(self, selector: VisitorSelector) -> Iterator[tuple[socket.SocketType, object]]:
         """Remove the selected visitors, and yield them."""

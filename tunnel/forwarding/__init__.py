@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tunnel.forwarding.base import Forwarder
+from tunnel.forwarding.by_proto import ForwarderByProto
 from tunnel.forwarding.logged import LoggedForwarder, VisitorLog
 from tunnel.forwarding.tcp import TcpForwarder
 from tunnel.forwarding.udp import UdpForwarder
@@ -32,9 +33,14 @@ def create_forwarder(
 
     ``visitor_log`` receives each visitor that has left.
     """
-    if spec.proto is Proto.UDP:
-        return UdpForwarder(reactor, counters, log=visitor_log, is_ingress=is_ingress)
-    from_near, to_near, _ = counters
-    if visitor_log is not None:
-        return LoggedForwarder(reactor, pipes, from_near, to_near, log=visitor_log, is_ingress=is_ingress)
-    return TcpForwarder(reactor, pipes, from_near, to_near)
+    forwarders: dict[Proto, Forwarder] = {}
+    if spec.proto.has_tcp:
+        from_near, to_near, _ = counters
+        forwarders[Proto.TCP] = (
+            TcpForwarder(reactor, pipes, from_near, to_near)
+            if visitor_log is None
+            else LoggedForwarder(reactor, pipes, from_near, to_near, log=visitor_log, is_ingress=is_ingress)
+        )
+    if spec.proto.has_udp:
+        forwarders[Proto.UDP] = UdpForwarder(reactor, counters, log=visitor_log, is_ingress=is_ingress)
+    return forwarders.get(spec.proto) or ForwarderByProto(forwarders)

@@ -8,7 +8,7 @@ To add a forwarder: one module like that one, and its choice in ``tunnel.forward
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import socket
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tunnel.forwarding.flow import ByteCounter, Flow
     from tunnel.forwarding.tcp import Relay
+    from tunnel.model.spec import Proto
     from tunnel.model.visitor_end import VisitorEnd
 
 
@@ -67,6 +68,8 @@ class UsedConnection(Protocol):
     """the visitor's address as LAUNCH carries it; empty if unknown"""
     use: int
     """which visitor of this data connection it is, from 0"""
+    proto: Proto
+    """what the visitor speaks"""
 
 
 class FlowEnd(Protocol):
@@ -145,6 +148,8 @@ class RelayLink(Protocol):
 class ForwardedVisitor(Protocol):
     """One visitor that is being forwarded. Owns the near side and the data connection until it is closed."""
 
+    proto: ClassVar[Proto]
+    """what the visitor speaks"""
     ident: int
     """the id of its data connection"""
     link: RelayLink

@@ -13,8 +13,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from time import monotonic, time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
+from tunnel.model.spec import Proto
 from tunnel.model.visitor_end import VisitorEnd, VisitorRecord
 from tunnel.model.visitors import visitor_id
 from tunnel.protocol.datagram_frames import MAX_DATAGRAM_BYTES, READY, DatagramReader, encode_datagrams
@@ -68,6 +69,8 @@ class DatagramRelay(ABC):
         "use",
         "visitor_address",
     )
+
+    proto: ClassVar = Proto.UDP
 
     def __init__(self, forwarder: UdpForwarder, data: UsedConnection, link: RelayLink, owner: ForwardingOwner) -> None:
         self.ident = data.ident
@@ -214,6 +217,7 @@ class DatagramRelay(ABC):
         return VisitorRecord(
             visitor_id(self.link.ident, self.ident, self.use),
             None if address is None else sockets.format_address(address),
+            self.proto,
             None if is_ingress else self.describe_near(),
             self.link.ident,
             from_near if is_ingress else to_near,

@@ -117,6 +117,7 @@ class LoggedRelay(Relay):
         return VisitorRecord(
             visitor_id(self.link.ident, self.ident, self.use),
             None if address is None else sockets.format_address(address),
+            self.proto,
             self._target,
             self.link.ident,
             from_near if is_ingress else to_near,

@@ -9,6 +9,7 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING
 
+from tunnel.forwarding.by_proto import ForwarderByProto
 from tunnel.forwarding.udp import UdpForwarder
 from tunnel.model.spec import ProxyVersion
 from tunnel.model.visitors import visitor_id
@@ -48,6 +49,8 @@ def with_proxy_header(forwarder: Forwarder, version: ProxyVersion) -> Forwarder:
     """Return a forwarder that sends headers of a version; the same forwarder if there are to be none."""
     if version is ProxyVersion.OFF:
         return forwarder
+    if isinstance(forwarder, ForwarderByProto):
+        return forwarder.map(lambda each: with_proxy_header(each, version))
     if isinstance(forwarder, UdpForwarder):
         return forwarder.with_headers()
     return ProxyHeaderForwarder(forwarder, version)

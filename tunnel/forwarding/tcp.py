@@ -11,9 +11,10 @@ import os
 import socket
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from tunnel.forwarding.flow import COPIED, DRAINED, ENDED, LIVE, SPLICED, STOPPED, ByteCounter, Flow, FlowState
+from tunnel.model.spec import Proto
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.protocol.visitor_address import unpack_address
 from tunnel.runtime import sockets
@@ -199,6 +200,8 @@ class Relay:
         "use",
         "visitor_address",
     )
+
+    proto: ClassVar = Proto.TCP
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tunnel.model.errors import UrlError
 from tunnel.model.servers import MAX_SERVERS
-from tunnel.model.spec import DataTls, Direction, Mode, Proto, ProxyVersion, Role
+from tunnel.model.spec import DataTls, Direction, Mode, ProxyVersion, Role
 from tunnel.model.targets import MAX_TARGETS
 
 if TYPE_CHECKING:
@@ -26,12 +26,7 @@ def check_combinations(spec: TunnelSpec) -> None:
         raise UrlError("weight and backup are options of a client; a server has clients, balance and slowstart", 0)
     if spec.tls_ca is not None and spec.data_tls is not DataTls.VERIFIED:
         raise UrlError("tls_ca verifies nothing without tls=2; write tls=2, or remove tls_ca", 0)
-    if spec.proto is Proto.UDP and spec.proxy is ProxyVersion.V1:
-        raise UrlError("proxy=v1 is a line before a TCP stream; for proto=udp write proxy=v2", 0)
-    if spec.proto is Proto.UDP and spec.proxy_from:
-        raise UrlError("proxy_from reads the headers of TCP connections alone; remove proxy_from or proto=udp", 0)
-    if spec.proto is Proto.UDP and (spec.rate is not None or spec.visitor_rate is not None):
-        raise UrlError("rate and visitor_rate limit TCP alone; write none for both, or remove proto=udp", 0)
+    _check_proto(spec)
     _check_publish(spec)
     for target in (each.address for each in spec.members):
         if any(_is_same_address(tunnel, target) for tunnel in spec.tunnels):
@@ -41,6 +36,20 @@ def check_combinations(spec: TunnelSpec) -> None:
         raise UrlError("the target address is dialled in this mode, so its port cannot be 0", 0)
     _check_servers(spec)
     _check_targets(spec)
+
+
+def _check_proto(spec: TunnelSpec) -> None:
+    """Raise UrlError for options of TCP alone in a tunnel with visitors of UDP."""
+    if not spec.proto.has_udp:
+        return
+    if spec.proxy is ProxyVersion.V1:
+        raise UrlError("proxy=v1 is a line before a TCP stream; for proto={} write proxy=v2", 0, spec.proto.value)
+    if spec.proxy_from:
+        message = "proxy_from reads the headers of TCP connections alone; remove proxy_from or proto={}"
+        raise UrlError(message, 0, spec.proto.value)
+    if spec.rate is not None or spec.visitor_rate is not None:
+        message = "rate and visitor_rate limit TCP alone; write none for both, or remove proto={}"
+        raise UrlError(message, 0, spec.proto.value)
 
 
 def _check_publish(spec: TunnelSpec) -> None:

@@ -222,7 +222,10 @@ OPTIONS: Final[Mapping[str, Option]] = {
             "the name that both ends of a tunnel agree on; tells tunnels apart that share a port or a key",
         ),
         _fixed(
-            "proto", _PROTOS, "what visitors and target speak, the same at both ends; `udp` has a visitor per address"
+            "proto",
+            _PROTOS,
+            "what visitors and target speak, the same at both ends; `udp` has a visitor per address, "
+            "`both` visitors of either on one port",
         ),
         Option(
             name="publish",

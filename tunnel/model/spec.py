@@ -13,6 +13,7 @@ from tunnel.model.settings import Settings
 from tunnel.model.targets import CHECK_OFF, CHECK_TCP, CheckKind, TargetSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from tunnel.model.address import Address
@@ -30,6 +31,8 @@ PUBLISH: Final = "publish"
 """The feature of a link whose client has published its service."""
 UDP: Final = "udp"
 """The feature of a link whose visitors are UDP flows."""
+BOTH: Final = "both"
+"""The feature of a link of ``UDP`` that has visitors of TCP as well."""
 DATAGRAMS: Final = "datagrams"
 """The feature of a link whose UDP flows may travel in datagrams between client and server."""
 MAX_CLIENTS: Final = 64
@@ -89,11 +92,23 @@ class Proto(enum.StrEnum):
     TCP = "tcp"
     UDP = "udp"
     """each source address and port is a visitor, as long as datagrams go either way"""
+    BOTH = "both"
+    """of a tunnel: some visitors speak TCP and others UDP, on the same address and port"""
 
     @property
-    def is_datagram(self) -> bool:
-        """Whether visitors and targets are reached over UDP; everything else is a stream of TCP."""
-        return self is Proto.UDP
+    def parts(self) -> tuple[Proto, ...]:
+        """What a single visitor may speak."""
+        return (Proto.TCP, Proto.UDP) if self is Proto.BOTH else (self,)
+
+    @property
+    def has_tcp(self) -> bool:
+        """Whether visitors speak TCP, or some of them."""
+        return self is not Proto.UDP
+
+    @property
+    def has_udp(self) -> bool:
+        """Whether visitors speak UDP, or some of them."""
+        return self is not Proto.TCP
 
 
 class UdpCarrier(enum.StrEnum):
@@ -156,6 +171,13 @@ class AuthPolicy(enum.StrEnum):
     """in a file, an entry without a key that other hosts can reach is a fault"""
     OPEN = "open"
     """the tunnel has no key: every peer that finds it is accepted"""
+
+
+def proto_of(features: Collection[str]) -> Proto:
+    """Return what the visitors of an end with these features speak."""
+    if UDP not in features:
+        return Proto.TCP
+    return Proto.BOTH if BOTH in features else Proto.UDP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,25 +274,28 @@ class TunnelSpec:
     @property
     def features(self) -> tuple[str, ...]:
         """The optional parts of the protocol that this end wants to use."""
-        is_udp = self.proto.is_datagram
+        has_udp = self.proto.has_udp
         wanted = {
             SHARE: True,
             REUSE: self.reuse,
-            UDP: is_udp,
-            DATAGRAMS: is_udp and self.udp_carrier is not UdpCarrier.STREAM,
+            UDP: has_udp,
+            BOTH: self.proto is Proto.BOTH,
+            DATAGRAMS: has_udp and self.udp_carrier is not UdpCarrier.STREAM,
             PUBLISH: self.publish is not None or self.published_by is not None or bool(self.publish_rules),
         }
         return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
-    def idle_limit(self, end: End) -> float:
-        """Seconds without a byte or datagram after which an end disconnects a visitor; 0: never.
+    def idle_limits(self, end: End) -> dict[Proto, float]:
+        """Seconds without a byte or datagram after which an end disconnects a visitor of TCP or UDP; 0: never.
 
         An egress lets the ingress forget a UDP flow first: a datagram on its way to a flow that has just ended is lost.
         """
-        if not self.proto.is_datagram:
-            return self.idle_timeout
-        limit = min(self.udp_timeout, self.idle_timeout or self.udp_timeout)
-        return limit if end is End.INGRESS else _EGRESS_PATIENCE * limit
+        of_flow = min(self.udp_timeout, self.idle_timeout or self.udp_timeout)
+        limits = {
+            Proto.TCP: self.idle_timeout,
+            Proto.UDP: of_flow if end is End.INGRESS else _EGRESS_PATIENCE * of_flow,
+        }
+        return {proto: limits[proto] for proto in self.proto.parts}
 
     @property
     def carrier(self) -> Carrier:
@@ -307,12 +332,12 @@ class TunnelSpec:
     @property
     def effective_check(self) -> TargetCheck:
         """How the health of targets is checked."""
-        return self.check or (CHECK_TCP if self.targets and not self.proto.is_datagram else CHECK_OFF)
+        return self.check or (CHECK_TCP if self.targets and self.proto.has_tcp else CHECK_OFF)
 
     @property
     def shows_health_when_connected(self) -> bool:
-        """Whether a target of a group is in order if a visitor's connection to it is made."""
-        return self.effective_check.kind is not CheckKind.HTTP and not self.proto.is_datagram
+        """Whether a target of a group is in order if a visitor's connection of TCP to it is made."""
+        return self.effective_check.kind is not CheckKind.HTTP
 
     @property
     def is_target_group(self) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tunnel.model.spec import Proto
 
 
 class VisitorEnd(enum.StrEnum):
@@ -39,6 +42,8 @@ class VisitorRecord(NamedTuple):
 
     id: str | None
     address: str | None
+    proto: Proto
+    """what the visitor spoke: TCP or UDP"""
     target: str | None
     link: str | None
     from_visitor: int

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tunnel.model.address import parse_address
 from tunnel.model.errors import InvalidValueError, TunnelError
+
+if TYPE_CHECKING:
+    from tunnel.model.spec import Proto
 
 _ID: Final = re.compile(r"[0-9a-f]{16}-[0-9]{1,20}(\.[0-9]{1,20})?")
 _HINT: Final = "write a visitor's ID, an IP address with or without its port, or a network as in 192.0.2.0/24"
@@ -32,6 +35,8 @@ class VisitorView(NamedTuple):
     link: str | None
     state: str
     """``queued`` (no data connection yet), ``dialing`` (no target yet) or ``connected``"""
+    proto: Proto
+    """what the visitor speaks: TCP or UDP"""
     paused_s: float | None = None
     """seconds in which a limit of the rate held the more delayed of the two directions back; None without a limit"""
 

@@ -15,6 +15,7 @@ from typing import ClassVar, Final, Self
 
 from tunnel.model.balancer import MAX_WEIGHT
 from tunnel.model.limits import ConfiguredLimits
+from tunnel.model.spec import Proto
 from tunnel.model.tunnel_test import TargetTimes
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.handshake_messages import Challenge, Hello, Proof, Refusal, Welcome
@@ -62,7 +63,10 @@ class Pong(Stamp):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Visitors have arrived, and these data connections carry them: dial the target for each."""
+    """Visitors of TCP have arrived, and these data connections carry them: dial the target for each."""
+
+    proto: ClassVar = Proto.TCP
+    """what the visitors speak"""
 
     launches: tuple[tuple[int, bytes], ...]
     """the id of each data connection, and the address of its visitor as in ``visitor_address``"""
@@ -87,8 +91,16 @@ class Launch:
         return cls(tuple(launches))
 
 
+class UdpLaunch(Launch):
+    """Visitors of UDP have arrived, as ``Launch`` says it of those of TCP."""
+
+    __slots__ = ()
+
+    proto: ClassVar = Proto.UDP
+
+
 def encode_launch(ident: int, address: bytes) -> bytes:
-    """One launch as LAUNCH has it; ``address`` is packed and has at most 255 bytes."""
+    """One launch as LAUNCH and LAUNCH_UDP have it; ``address`` is packed and has at most 255 bytes."""
     return _LAUNCH.pack(ident, len(address)) + address
 
 
@@ -334,6 +346,7 @@ class Kind(enum.IntEnum):
     SHARE = 0x2B
     TEST = 0x2C
     TESTED = 0x2D
+    LAUNCH_UDP = 0x2E
 
 
 class Sender(enum.StrEnum):
@@ -389,7 +402,7 @@ def _rows() -> tuple[FrameSpec, ...]:
         row(Kind.PONG, Pong, u64, u64, both, open_, "the stamp of the PING"),
         row(
             Kind.LAUNCH, Launch, 0, numbers, ingress, open_,
-            "(u64 id, address of the visitor), …: visitors use these data connections",
+            "(u64 id, address of the visitor), …: visitors of TCP use these data connections",
         ),
         row(
             Kind.FAILED, VisitorFailed, u64, u64 + text, egress, open_,
@@ -420,6 +433,7 @@ def _rows() -> tuple[FrameSpec, ...]:
             "u64 id, u16 results that follow, u8 target is a name, u32 µs of lookup, dial and first byte "
             "(`0xffffffff`: failed or none), target, `0a`, why it failed",
         ),
+        row(Kind.LAUNCH_UDP, UdpLaunch, 0, numbers, ingress, open_, "as LAUNCH, of visitors of UDP"),
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tunnel.model.spec import PUBLISH, UDP, Mode
+from tunnel.model.spec import PUBLISH, Mode, proto_of
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import encode_frame, encode_message
 from tunnel.protocol.frames import Kind
@@ -240,8 +240,8 @@ class ClientHandshake:
             )
         if not {*welcome.features} <= {*self._features} & {*self._offered}:
             raise ProtocolError("the server uses a feature that was not agreed on")
-        if UDP in self._features and UDP not in welcome.features:
-            raise ProtocolError("this client has proto=udp and the server has not; write the same at both ends")
+        if (proto := proto_of(self._features)) is not proto_of(welcome.features):
+            raise ProtocolError(f"this client has proto={proto} and the server has not; write the same at both ends")
         if PUBLISH in self._features and PUBLISH not in welcome.features:
             raise ProtocolError("this client has publish= and the server lets no client publish on this port")
 

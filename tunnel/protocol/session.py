@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from tunnel.model.limits import negotiate_limits
+from tunnel.model.spec import Proto
 from tunnel.model.token_bucket import TokenBucket
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.frame_codec import encode_message, encode_numbers, encode_parts
@@ -119,6 +120,8 @@ class Session:
         self._out: list[bytes] = []
         self._pooled: list[int] = []
         self._launches: list[bytes] = []
+        self._udp_launches: list[bytes] = []
+        self._launches_of = {Proto.TCP: self._launches, Proto.UDP: self._udp_launches}
         self._stream_ends: list[int] = []  # id and bytes in turn
         self._freed: list[int] = []
         self._retired: list[int] = []
@@ -204,6 +207,9 @@ class Session:
         if self._launches:
             out += encode_parts(Kind.LAUNCH, self._launches)
             self._launches.clear()
+        if self._udp_launches:
+            out += encode_parts(Kind.LAUNCH_UDP, self._udp_launches)
+            self._udp_launches.clear()
         if self._stream_ends:
             out.append(encode_numbers(Kind.ENDED, self._stream_ends))
             self._stream_ends.clear()
@@ -226,9 +232,12 @@ class Session:
         if not self._is_output_due:
             self._announce_output()
 
-    def send_launch(self, ident: int, address: bytes) -> None:
-        """Ask the egress to dial the target for the visitor on this data connection; ``address`` is packed."""
-        self._launches.append(encode_launch(ident, address))
+    def send_launch(self, ident: int, address: bytes, proto: Proto) -> None:
+        """Ask the egress to dial the target for the visitor on this data connection.
+
+        ``address`` is packed; ``proto`` is what the visitor speaks, TCP or UDP.
+        """
+        self._launches_of[proto].append(encode_launch(ident, address))
         if not self._is_output_due:
             self._announce_output()
 

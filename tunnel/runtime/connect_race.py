@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from tunnel.model.errors import TunnelError
+from tunnel.model.spec import Proto
 from tunnel.runtime import sockets
 from tunnel.runtime.reactor import CONNECT_FAILED
 
@@ -46,6 +47,8 @@ class ConnectRace:
     """
 
     __slots__ = ("_candidates", "_failures", "_later", "_next", "_reactor", "_sock", "_sockaddr", "_timer")
+
+    proto: ClassVar = Proto.TCP
 
     def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor

@@ -7,6 +7,7 @@ socket over, the datagrams of present flows still go to their relays, and the ne
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast
@@ -24,7 +25,6 @@ from tunnel.runtime.datagram_batches import (
 from tunnel.runtime.datagram_sockets import DatagramListener, answer_from, local_address, open_datagram_listener
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Sequence
 
     from tunnel.model.address import Address
@@ -99,6 +99,8 @@ class DatagramFlow:
     """
 
     __slots__ = ("_ancillary", "_key", "_port", "_waiting", "acceptor", "last_seen", "peer", "receiver")
+
+    type: ClassVar = int(socket.SOCK_DGRAM)
 
     def __init__(
         self,

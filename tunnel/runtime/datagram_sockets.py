@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
+from tunnel.model.spec import Proto
 from tunnel.runtime import sockets
 from tunnel.runtime.connect_race import ConnectRace, SelfConnectError
 
@@ -117,6 +118,8 @@ class DatagramConnect(ConnectRace):
     """Connects UDP sockets, which is done at once: the first address with a route is used."""
 
     __slots__ = ()
+
+    proto: ClassVar = Proto.UDP
 
     def start(self, candidates: Sequence[Candidate]) -> None:
         """Connect to the first address that has a route."""

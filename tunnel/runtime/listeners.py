@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 TUNNEL: Final = "the tunnel"
 DATA: Final = "data connections"
 VISITORS: Final = "visitors"
+UDP_VISITORS: Final = "UDP visitors"
+VISITOR_PURPOSES: Final = {Proto.TCP: VISITORS, Proto.UDP: UDP_VISITORS}
+"""Where visitors arrive, by what they speak."""
+
+_MAX_PORT_CHOICES: Final = 20
+"""Random ports of TCP that are tried until one is free for UDP, too."""
 
 _NOT_OWN_ADDRESS: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
@@ -53,7 +59,7 @@ def visitor_addresses(spec: TunnelSpec, direction: Direction | None) -> dict[str
     if spec.publish_rules:
         return {}
     if direction is not None and is_ingress(spec, direction) and not spec.targets:
-        return {VISITORS: spec.target}
+        return {VISITOR_PURPOSES[proto]: spec.target for proto in spec.proto.parts}
     return {}
 
 
@@ -62,19 +68,9 @@ def data_address(spec: TunnelSpec) -> Address | None:
     return None if spec.data_port is None else Address(spec.tunnel.host, spec.data_port)
 
 
-def can_take_over(
-    acceptor: Acceptor | DatagramAcceptor, address: Address | None, spec: TunnelSpec | None = None
-) -> bool:
-    """Return whether a listener may go to a successor that wants to listen on ``address``.
-
-    ``spec`` is the successor's where it is about visitors; everything else is accepted over TCP.
-    """
-    proto = Proto.TCP if spec is None else spec.proto
-    return (
-        acceptor.proto.is_datagram is proto.is_datagram
-        and acceptor.requested_address == address
-        and bool(acceptor.requested_address.port)
-    )
+def can_take_over(acceptor: Acceptor | DatagramAcceptor, address: Address | None) -> bool:
+    """Return whether a listener may go to a successor that wants to listen on ``address`` for the same purpose."""
+    return acceptor.requested_address == address and bool(acceptor.requested_address.port)
 
 
 async def bind(
@@ -90,27 +86,51 @@ async def bind(
     reused = {
         purpose: acceptor
         for purpose, acceptor in (inherited or {}).items()
-        if can_take_over(acceptor, addresses.get(purpose), spec if purpose == VISITORS else None)
+        if can_take_over(acceptor, addresses.get(purpose))
     }
-    bound: dict[str, socket.SocketType] = {}
-    for purpose, address in addresses.items():
-        if purpose not in reused:
-            try:
-                bound[purpose] = await _listen_for(purpose, address, spec)
-            except BaseException as error:
-                close(bound)
-                if isinstance(error, NetError) and purpose == VISITORS:
-                    raise _with_hint(error, spec) from None
-                raise
+    bound = await _bind_new({purpose: each for purpose, each in addresses.items() if purpose not in reused}, spec)
     for purpose, acceptor in reused.items():
         listener = acceptor.detach_listener()
-        bound[purpose] = listener if listener is not None else await _listen_for(purpose, addresses[purpose], spec)
+        bound[purpose] = listener if listener is not None else await _listen_for(purpose, addresses[purpose])
     return bound
 
 
-async def _listen_for(purpose: str, address: Address, spec: TunnelSpec) -> socket.SocketType:
-    if purpose == VISITORS and spec.proto is Proto.UDP:
-        return await _open_on(address, "UDP visitors", open_visitor_socket)
+async def _bind_new(addresses: Mapping[str, Address], spec: TunnelSpec) -> dict[str, socket.SocketType]:
+    """Return a new listener for each address. Raises NetError, and then none is open."""
+    wanted = addresses.get(UDP_VISITORS)
+    if wanted is not None and not wanted.port and VISITORS in addresses:
+        for _ in range(_MAX_PORT_CHOICES - 1):  # a random port of TCP may be in use for UDP
+            try:
+                return await _bind_all(addresses, spec)
+            except NetError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+    return await _bind_all(addresses, spec)
+
+
+async def _bind_all(addresses: Mapping[str, Address], spec: TunnelSpec) -> dict[str, socket.SocketType]:
+    bound: dict[str, socket.SocketType] = {}
+    for purpose, address in addresses.items():
+        try:
+            bound[purpose] = await _listen_for(purpose, _with_same_port(address, bound))
+        except BaseException as error:
+            close(bound)
+            if isinstance(error, NetError) and purpose in VISITOR_PURPOSES.values():
+                raise _with_hint(error, spec) from None
+            raise
+    return bound
+
+
+def _with_same_port(address: Address, bound: Mapping[str, socket.SocketType]) -> Address:
+    """Return the address for visitors of UDP: with the random port, if that was wanted, of those of TCP."""
+    if address.port or VISITORS not in bound:
+        return address
+    return Address(address.host, int(bound[VISITORS].getsockname()[1]))
+
+
+async def _listen_for(purpose: str, address: Address) -> socket.SocketType:
+    if purpose == UDP_VISITORS:
+        return await _open_on(address, purpose, open_visitor_socket)
     return await listen(address, purpose, client_speaks_first=purpose == DATA)
 
 

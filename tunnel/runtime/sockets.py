@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.model.address import Address
 from tunnel.model.errors import TunnelError
+from tunnel.model.spec import Proto
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,6 +25,9 @@ BACKLOG: Final = 4096
 
 _PLAIN: Final = int(socket.SOCK_STREAM)
 _STREAM: Final = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
+PROTOS: Final = {_PLAIN: Proto.TCP, int(socket.SOCK_DGRAM): Proto.UDP}
+"""What a visitor or target speaks, by the ``type`` of its socket."""
 
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
 
