@@ -140,10 +140,11 @@ class VisibleTunnels:
             if old is not None and old[0] is tunnel:
                 continue
             state = tunnel.state
-            is_shown = (not states or state in states) and _rule_matches(rule, tunnel, self._search_text)
-            sort_key = (key(tunnel), name_key(tunnel)) if is_shown else None
+            is_shown = (not states or state in states) and (not rule or _rule_matches(rule, tunnel, self._search_text))
+            old_key = None if old is None else old[2]
+            sort_key = (key(tunnel), name_key(tunnel) if old_key is None else old_key[1]) if is_shown else None
             entries[name] = (tunnel, state, sort_key)
-            if old is None or old[2] != sort_key:
+            if old is None or old_key != sort_key:
                 self._moved.add(name)
             elif sort_key is not None:
                 self.tunnels[self.places[name]] = tunnel
@@ -231,7 +232,7 @@ def _complete_term(term: _Term, tunnels: Iterable[Tunnel]) -> _Term:
 
 
 def _rule_matches(rule: _Rule, tunnel: Tunnel, search_text: Callable[[Tunnel], str]) -> bool:
-    return not rule or any(all(_term_matches(term, tunnel, search_text) for term in terms) for terms in rule)
+    return any(all(_term_matches(term, tunnel, search_text) for term in terms) for terms in rule)
 
 
 def _term_matches(term: _Term, tunnel: Tunnel, search_text: Callable[[Tunnel], str]) -> bool:
