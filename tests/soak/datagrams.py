@@ -15,7 +15,7 @@ from tests.soak.losses import DatagramLoss
 from tests.soak.streams import CorruptError, TargetReports, stream_bytes
 from tests.support.waiting import wait_until
 from tunnel.runtime.datagram_batches import DatagramSender
-from tunnel.runtime.datagram_sockets import enlarge_receive_buffer
+from tunnel.runtime.datagram_sockets import FLOW_BUFFER_BYTES, enlarge_receive_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -79,7 +79,7 @@ class DatagramTarget:
 
     def _open(self) -> socket.socket | None:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        enlarge_receive_buffer(sock)
+        enlarge_receive_buffer(sock, FLOW_BUFFER_BYTES)
         try:
             sock.bind(("127.0.0.1", self._port))
         except OSError:
@@ -133,7 +133,7 @@ class DatagramVisitor:
         self.sent = self.answered = self.late = self.bytes_verified = 0
         """datagrams that were sent, answered, and answered after they were lost; the bytes of the answered ones"""
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        enlarge_receive_buffer(self.sock)
+        enlarge_receive_buffer(self.sock, FLOW_BUFFER_BYTES)
         self.sock.bind((socket.inet_ntoa((_FIRST_SOURCE + ident).to_bytes(4)), 0))
         self.sock.connect(address)
         self._sender = DatagramSender(self.sock)

@@ -21,7 +21,7 @@ from tunnel.runtime.datagram_batches import (
     receive_pieces,
     split_piece,
 )
-from tunnel.runtime.datagram_sockets import enlarge_receive_buffer
+from tunnel.runtime.datagram_sockets import FLOW_BUFFER_BYTES, enlarge_receive_buffer
 
 _SO_RCVBUFFORCE = 33
 _SO_NO_CHECK = 11  # asm-generic/socket.h: without checksums the kernel divides nothing
@@ -178,7 +178,7 @@ def test_a_receive_buffer_is_enlarged_as_far_as_the_kernel_allows_it() -> None:
     for kind in (socket.socket, UnprivilegedSocket, SandboxedSocket):
         with kind(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-            enlarge_receive_buffer(sock)
+            enlarge_receive_buffer(sock, FLOW_BUFFER_BYTES)
             sizes.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
             assert sizes[-1] >= before
     assert sizes[0] >= sizes[1] == sizes[2]

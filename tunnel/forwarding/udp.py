@@ -22,7 +22,7 @@ from tunnel.runtime.datagram_batches import (
     split_piece,
 )
 from tunnel.runtime.datagram_port import DatagramFlow
-from tunnel.runtime.datagram_sockets import enlarge_receive_buffer
+from tunnel.runtime.datagram_sockets import FLOW_BUFFER_BYTES, enlarge_receive_buffer
 from tunnel.runtime.reactor import ERROR, READABLE
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class TargetRelay(DatagramRelay):
     def _start_near(self, near_events: int | None) -> None:
         reactor = self.forwarder.reactor
         receive_pieces(self._near)
-        enlarge_receive_buffer(self._near)
+        enlarge_receive_buffer(self._near, FLOW_BUFFER_BYTES)
         if near_events is None:
             reactor.register_receiver(self._near, self.on_near)
         else:

@@ -14,6 +14,7 @@ from tunnel.runtime.datagram_batches import (
     split_piece,
 )
 from tunnel.runtime.datagram_sockets import (
+    SHARED_BUFFER_BYTES,
     answer_from,
     connect_datagram,
     enlarge_receive_buffer,
@@ -67,7 +68,7 @@ class LinkDatagramSocket:
         for level, option, value in _DO_NOT_FRAGMENT:
             with contextlib.suppress(OSError):  # of the other family
                 sock.setsockopt(level, option, value)
-        enlarge_receive_buffer(sock)
+        enlarge_receive_buffer(sock, SHARED_BUFFER_BYTES)
         reactor.register_receiver(sock, self.ready)
 
     def send(self, datagrams: Sequence[bytes], start: int, origin: Origin | None) -> int:
