@@ -94,14 +94,21 @@ def broker_at(url: str | None, **given: Any) -> Broker:  # noqa: ANN401  the oth
     return broker
 
 
-def _run_with_reader(broker: Broker, work: Callable[[FleetReader], Coroutine[Any, Any, int]]) -> int:
-    """Read the fleet, then do the work; the exit code."""
+def _run_with_reader(
+    broker: Broker, work: Callable[[FleetReader], Coroutine[Any, Any, int]], names: Sequence[str] = ()
+) -> int:
+    """Read the fleet, then do the work; the exit code. With names, the tunnels of other hosts are not read."""
     from orchestrator.mqtt.broker import BrokerError  # noqa: PLC0415  as in broker_at
     from orchestrator.mqtt.reader import FleetReader  # noqa: PLC0415
     from orchestrator.process.setup import run_event_loop  # noqa: PLC0415
 
+    patterns = [name.partition("/")[0] for name in names]
+
+    def is_named(host: str) -> bool:
+        return not patterns or any(matching_names([host], pattern) for pattern in patterns)
+
     async def run() -> int:
-        reader = FleetReader(broker)
+        reader = FleetReader(broker, wants_tunnels=is_named)
         async with reader.connected():
             return await work(reader)
 
@@ -138,7 +145,7 @@ def ps(*, names: tuple[str, ...], as_json: bool, routes: bool, **broker: Any) ->
         is_good = all(h["presence"] == "online" and all(map(is_as_wanted, h["tunnels"])) for h in hosts)
         return 0 if is_good else EXIT_NOT_UP
 
-    return _run_with_reader(broker_at(**broker), list_tunnels)
+    return _run_with_reader(broker_at(**broker), list_tunnels, () if routes else names)
 
 
 def _select_hosts(found: Fleet, names: Sequence[str], now: float) -> list[HostJson]:
@@ -308,7 +315,7 @@ def _add_verb(verb: str, help_text: str, *, drains: bool = False, members: Seque
             )
             return _print_results(verb, results, as_json=as_json)
 
-        return _run_with_reader(broker_at(**broker), send_to_targets)
+        return _run_with_reader(broker_at(**broker), send_to_targets, names)
 
     metavar = "HOST…" if verb == _RELOAD else "HOST[/TUNNEL]…"
     decorators: list[Callable[[Any], Any]] = [

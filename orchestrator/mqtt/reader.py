@@ -68,10 +68,13 @@ class FleetReader:
         broker: Broker,
         *,
         with_stats: bool = False,
+        wants_tunnels: Callable[[str], bool] = lambda _: True,
         on_message: Callable[[ParsedTopic], None] = lambda _: None,
         on_event: Callable[[str, EventJson], None] | None = None,
     ) -> None:
+        """``wants_tunnels`` says for the name of a host whether its tunnels are read too, or only what it is."""
         self.broker = broker
+        self._wants_tunnels = wants_tunnels
         self.fleet = self._loading = Fleet()
         self.connection_error: str | None = "not connected yet"
         self._client = BrokerClient(broker, is_reader=True)
@@ -297,8 +300,9 @@ class FleetReader:
         """Subscribe to the tunnels of a new host. Only a valid message makes a host: topics may have any name."""
         if host not in self._known_hosts and host in self._loading.hosts:
             self._known_hosts.add(host)
-            self._unread_hosts[host] = None
-            self._has_unread_hosts.set()
+            if self._wants_tunnels(host):
+                self._unread_hosts[host] = None
+                self._has_unread_hosts.set()
 
     def _receive_response(self, host: str, payload: object) -> None:
         data = payloads.parse_json(payload)

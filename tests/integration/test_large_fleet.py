@@ -47,6 +47,10 @@ async def test_all_tunnels_of_many_hosts_are_read_and_controlled(harness: Proces
             answer = await reader.send_command(first, "retry", tunnel)
             assert answer.ok, answer
             await wait_until_async(lambda: shown(reader, first, tunnel) == "up", "its end is told")
+        chosen = FleetReader(broker, wants_tunnels=first.__eq__)
+        async with chosen.connected():
+            counts = {host.name: len(host.tunnels()) for host in chosen.fleet}
+            assert (len(counts), counts[first], sum(counts.values())) == (HOSTS, TUNNELS, TUNNELS)
     reader = FleetReader(broker)
     async with reader.connected():
         gone = {GONE}
