@@ -23,6 +23,7 @@ from tunnel.protocol.records import (
     LinkKeys,
     RecordDirection,
     RecordError,
+    RecordPlace,
     RecordReader,
     RecordWriter,
     derive_record_key,
@@ -159,6 +160,20 @@ def test_a_record_after_the_end_is_refused() -> None:
 def test_the_start_of_a_record_after_the_end_is_refused_at_once() -> None:
     with pytest.raises(RecordError, match="bytes after the end"):
         open_in_parts(make_reader(), make_writer().seal_end() + b"\x17\x03", [])
+
+
+@pytest.mark.parametrize("sealed_before", [0, RECORDS_PER_KEY - 1, RECORDS_PER_KEY])
+def test_a_full_record_at_a_fixed_place_is_the_same_as_any_other(sealed_before: int) -> None:
+    content = bytes(range(256)) * (MAX_CONTENT_BYTES // 256)
+    buffer = memoryview(bytearray(3 * MAX_RECORD_BYTES))
+    place = RecordPlace(buffer, MAX_RECORD_BYTES)
+    place.content[:] = content
+    at_place, anywhere = make_writer(), make_writer()
+    for writer in (at_place, anywhere):
+        for _ in range(sealed_before):
+            seal(writer, b"x")
+    at_place.seal_full(place)
+    assert bytes(buffer) == bytes(MAX_RECORD_BYTES) + seal(anywhere, content) + bytes(MAX_RECORD_BYTES)
 
 
 @given(st.integers(1, MAX_CONTENT_BYTES))

@@ -62,6 +62,7 @@ RESET: Final = SourceState.RESET
 SPLICED: Final = 1
 COPIED: Final = 2
 CRYPTED: Final = 4
+CRYPTED_BULK: Final = 8
 DRAINED: Final = 0
 """The source has nothing more now."""
 STOPPED: Final = -1

@@ -38,6 +38,7 @@ Together 2^24 records at most share a key. RFC 8446 §5.5 allows 2^24.5 full one
 
 _HEADER: Final = struct.Struct("!3sH")
 _VERSION: Final = b"\x17\x03\x03"  # application data, TLS 1.2 (RFC 8446 §5.2): every record looks like this
+_FULL_HEADER: Final = _HEADER.pack(_VERSION, MAX_RECORD_BYTES - HEADER_BYTES)
 _DATA: Final = 23  # ContentType application_data
 _END: Final = b"\x01\x00\x15"  # AlertLevel warning, AlertDescription close_notify, ContentType alert (RFC 8446 §6.1)
 _MIN_LENGTH: Final = 1 + 1 + TAG_BYTES
@@ -149,10 +150,35 @@ class _RecordStream:
         return key
 
 
+class RecordPlace:
+    """The place of a full record in a buffer, whose parts are cut once: slices cost a fifth of the encryption."""
+
+    __slots__ = ("content", "header", "inner", "sealed")
+
+    def __init__(self, buffer: memoryview, start: int) -> None:
+        inner, end = start + HEADER_BYTES, start + MAX_RECORD_BYTES
+        self.header = buffer[start:inner]
+        self.content = buffer[inner : inner + MAX_CONTENT_BYTES]
+        """where the content is received"""
+        self.inner = buffer[inner : end - TAG_BYTES]
+        """the content and its type"""
+        self.sealed = buffer[inner:end]
+
+
 class RecordWriter(_RecordStream):
     """Seals the records of one stream."""
 
     __slots__ = ()
+
+    def seal_full(self, place: RecordPlace) -> None:
+        """Make a full data record, in place, of the content that lies at its place."""
+        place.header[:] = _FULL_HEADER
+        place.inner[MAX_CONTENT_BYTES] = _DATA
+        key = self._key if self._number < RECORDS_PER_KEY else self._start_generation(self._generation + 1)
+        cipher = key.cipher if key.cipher is not None else key.make_cipher()
+        nonce = (self._nonce ^ self._number).to_bytes(_IV_BYTES)
+        self._number += 1
+        cipher.encrypt_into(nonce, place.inner, _FULL_HEADER, place.sealed)
 
     def seal(self, buffer: memoryview, start: int, content_bytes: int) -> int:
         """Make a data record, in place, of the content that lies in a buffer; return where the record ends.

@@ -39,8 +39,8 @@ _INPUT_EVENTS: Final = select.EPOLLIN | select.EPOLLET
 _BATCH_SIZE: Final = 256  # events fetched at once
 _BATCHES_PER_TURN: Final = 4  # batches in a row before asyncio runs other callbacks
 
-BUFFER_SIZE: Final = 1 << 17
-"""Bytes of the one buffer through which all copying goes."""
+BUFFER_SIZE: Final = (1 << 17) + (1 << 12)
+"""Bytes of the one buffer through which all copying goes: eight full records fit in."""
 
 
 class HandlerOwner(Protocol):
