@@ -20,7 +20,8 @@ _REARM: Final = 0.05
 """A warning is repeated after the used part has fallen this far below its threshold."""
 
 
-_KEPT_HOURS: Final = 31 * 24  # before the period: the clock may be set back
+KEPT_HOURS: Final = 31 * 24
+"""Hours before the period that are kept, because the clock may be set back."""
 
 
 class QuotaLevel(enum.Enum):
@@ -81,9 +82,9 @@ class QuotaAccount:
         if old_first <= first <= old_last <= last and first - old_first + last - old_last < len(hours):
             self._sum += sum(hours.get(hour, 0) for hour in range(old_last + 1, last + 1))
             self._sum -= sum(hours.get(hour, 0) for hour in range(old_first, first))
-            hours.pop(first - _KEPT_HOURS, None)
+            hours.pop(first - KEPT_HOURS, None)
         else:
-            self._hours = {hour: count for hour, count in hours.items() if hour >= first - _KEPT_HOURS}
+            self._hours = {hour: count for hour, count in hours.items() if hour >= first - KEPT_HOURS}
             self._sum = sum(count for hour, count in self._hours.items() if first <= hour <= last)
 
     def until(self, now: float) -> float | None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.config.faults import ConfigError
 from orchestrator.config.load import load
 from orchestrator.history.periods import month_start
-from orchestrator.history.quota import QuotaAccount, QuotaLevel, first_hour
+from orchestrator.history.quota import KEPT_HOURS, QuotaAccount, QuotaLevel, first_hour
 from orchestrator.history.traffic import hour_of
 from tests.orchestrator.test_history import HOUR, NOON
 from tests.orchestrator.test_history_recorder import RecorderHarness, hung_disk
@@ -66,16 +66,17 @@ def test_the_sum_is_that_of_the_period_however_the_clock_moves(
 ) -> None:
     quota, now = Quota(1000, days), NOON
     account, everything = QuotaAccount(quota, hours), dict(hours)
+    latest_first = 0
     for move in moves:
         now += move * 3600
         hour = hour_of(now)
         account.add(hour, 3)
         everything[hour] = everything.get(hour, 0) + 3
-        wanted = {h: count for h, count in everything.items() if first_hour(quota, now) <= h <= hour}
-        if hour >= HOUR:  # hours far before the period are forgotten
-            assert account.used(now) == sum(wanted.values())
-        else:
-            account = QuotaAccount(quota, everything)
+        first = first_hour(quota, now)
+        if first <= latest_first - KEPT_HOURS:  # hours far before a period are forgotten
+            account, latest_first = QuotaAccount(quota, everything), first
+        latest_first = max(latest_first, first)
+        assert account.used(now) == sum(count for h, count in everything.items() if first <= h <= hour)
 
 
 def test_each_threshold_is_passed_once() -> None:
