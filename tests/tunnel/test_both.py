@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -194,6 +194,57 @@ async def test_a_group_is_judged_by_tcp_and_by_what_closed_ports_answer(shared: 
                 await exchange_datagram(visitors_at(pair))
                 await exchange_stream(visitors_at(pair))
             assert states() == ["down", "down", "up"]
+
+
+@asynccontextmanager
+async def group_with_closed_udp_port(shared: EngineContext, **options: object) -> AsyncIterator[list[RunningEngine]]:
+    """A group of a target that accepts TCP alone, and one of both if ``has_other``; the UDP pause is an hour."""
+    has_other = options.pop("has_other", True)
+    async with echo_of_both() as other, echo() as without_udp:
+        targets = tuple(TargetSpec(parse_address(each)) for each in (without_udp, other)[: 1 + bool(has_other)])
+        group = BOTH | {"targets": targets, "inter": 3600.0, "rise": 1} | options
+        async with udp_pair(shared, without_udp, server=BOTH, client=group) as pair:
+            yield list(pair)
+
+
+async def send_until(pair: list[RunningEngine], condition: Callable[[], bool]) -> None:
+    """Let visitors of UDP come, each from another port, until the client meets a condition."""
+
+    def comes() -> bool:
+        with peer(to=pair[0].engine.snapshot().target_addr) as visitor:
+            visitor.sock.send(b"anything")
+        return condition()
+
+    await wait_until_async(comes, "visitors of UDP have met a closed port")
+
+
+async def test_a_closed_udp_port_keeps_visitors_of_udp_away_and_leaves_those_of_tcp(shared: EngineContext) -> None:
+    async with group_with_closed_udp_port(shared) as pair:
+        engine = pair[1].engine
+        await send_until(pair, lambda: engine.snapshot().targets[0].reason is not None)
+        address = pair[0].engine.snapshot().target_addr
+        for _ in range(4):
+            await exchange_datagram(address)
+            await exchange_stream(address)
+        first, second = engine.snapshot().targets
+        assert (first.state.value, second.state.value) == ("up", "up")
+        assert "met a closed port, and get other targets" in (first.reason or "")
+        assert second.reason is None
+        assert pair[1].events.said("does not listen on UDP: visitors of UDP avoid it for 3600 s")
+        assert first.checks is not None
+        assert first.checks.changes == 0
+        assert [one.state for one in pair] == [UP] * 2
+
+
+async def test_the_only_target_of_a_group_still_gets_visitors_that_meet_its_closed_port(shared: EngineContext) -> None:
+    async with group_with_closed_udp_port(shared, has_other=False) as pair:
+        engine, port = pair[1].engine, int(pair[1].engine.snapshot().targets[0].address.rpartition(":")[2])
+        await send_until(pair, lambda: engine.snapshot().targets[0].reason is not None)
+        address = pair[0].engine.snapshot().target_addr
+        await exchange_stream(address)
+        async with udp_echo(change=mark, port=port):
+            await exchange_datagram(address)
+        await wait_snapshot(pair[1], lambda seen: seen.state is UP)
 
 
 async def test_a_header_goes_before_the_stream_and_before_each_datagram(shared: EngineContext) -> None:

@@ -7,7 +7,7 @@ from itertools import groupby
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnel.model.health import MAX_RETURNS, RETURN_WINDOW_S, Health, HealthRules
+from tunnel.model.health import MAX_RETURNS, RETURN_WINDOW_S, Health, HealthRules, UdpRefusals
 
 rules = st.builds(HealthRules, st.integers(1, 5), st.integers(1, 5))
 outcomes = st.lists(st.tuples(st.booleans(), st.floats(0.001, 30.0)), max_size=120)
@@ -114,3 +114,14 @@ def test_other_rules_hold_from_the_next_outcome_on() -> None:
     health.update_rules(HealthRules(fall=2))
     assert is_up(health)
     assert health.note_failure()
+
+
+def test_udp_is_avoided_after_refusals_in_a_row_and_tried_again_by_the_next_visitor() -> None:
+    refusals = UdpRefusals()
+    assert [refusals.note_refusal(1.0, limit=3, pause_s=4.0) for _ in range(4)] == [False, False, True, False]
+    assert refusals.is_avoided(4.9)
+    assert not refusals.is_avoided(5.0)
+    assert refusals.note_refusal(6.0, limit=3, pause_s=4.0)
+    refusals.note_answer()
+    assert not refusals.is_avoided(6.1)
+    assert not refusals.note_refusal(7.0, limit=3, pause_s=4.0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from tunnel.engine.single_target import describe_wildcard
 from tunnel.engine.target_checks import TargetChecks
 from tunnel.model.balancer import ramped_weight
-from tunnel.model.health import Health, HealthRules
+from tunnel.model.health import Health, HealthRules, UdpRefusals
 from tunnel.model.snapshot import TargetChecksView, TargetView
 from tunnel.model.spec import Proto
 from tunnel.model.targets import CheckKind, TargetState
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tunnel.runtime.reactor import Reactor
 
 _HELD: Final = "it changed its state too often, and returns when it has been in order for a while"
+_UDP_CLOSED: Final = "visitors of UDP met a closed port, and get other targets for a while if there are any"
 _DRAINED: Final = "it gets no new visitors, by command"
 
 
@@ -38,6 +39,9 @@ class TargetOwner(Protocol):
 
     def note_failure(self, member: GroupTarget, cause: str) -> None:
         """Count a failed check; ``cause`` is the end of a sentence."""
+
+    def note_udp_refusal(self, member: GroupTarget) -> None:
+        """Let visitors of UDP avoid a target that has closed its port of UDP, but accepts TCP."""
 
     def on_reason_changed(self) -> None:
         """Show that the target is down for another reason."""
@@ -62,6 +66,8 @@ class GroupTarget:
         self.target = DialTarget(configured.address)
         self.wildcard_remark = describe_wildcard(configured.address, self.target)
         self.health = Health(HealthRules(spec.fall, spec.rise))
+        self.udp_refusals = UdpRefusals()
+        """of a target with proto=both"""
         self.checks = TargetChecks(self, group.reactor, asyncio.get_running_loop(), spec)
         self.reason: str | None = None
         """why it is down"""
@@ -107,12 +113,17 @@ class GroupTarget:
         return TargetView(
             address=str(self.address),
             state=self.state,
-            reason=_DRAINED if self.is_drained else self.reason,
+            reason=_DRAINED if self.is_drained else self.reason or self._udp_reason,
             weight=self._configured.weight,
             backup=self.is_backup,
             visitors=self.active_visitors,
             checks=checks,
         )
+
+    @property
+    def _udp_reason(self) -> str | None:
+        is_avoided = self.udp_refusals.count and self.udp_refusals.is_avoided(asyncio.get_running_loop().time())
+        return _UDP_CLOSED if is_avoided else None
 
     # --- configuration and health ---------------------------------------------------------------------------------
 
@@ -178,8 +189,11 @@ class GroupTarget:
     def on_relay_closed(self, relay: ForwardedVisitor) -> None:
         """Count one visitor less. A UDP target that has answered is in order."""
         self.active_visitors -= 1
-        if self.health.wants_success and self._is_datagram and relay.passed()[0]:
-            self._group.note_success(self)
+        if self._is_datagram:
+            if self.health.wants_success and relay.passed()[0]:
+                self._group.note_success(self)
+        elif self.udp_refusals.count and relay.proto is Proto.UDP and relay.passed()[0]:
+            self.udp_refusals.note_answer()
         self._relays.on_relay_closed(relay)
 
     def on_relay_finished(self, relay: ForwardedVisitor, sock: socket.SocketType) -> None:
@@ -192,9 +206,15 @@ class GroupTarget:
         self._relays.on_relay_error(relay, error)
 
     def on_target_unreachable(self, relay: ForwardedVisitor, reason: str) -> None:
-        """Count it as a failed check: UDP shows only with the datagrams whether there is a target."""
+        """Count it as a failed check: UDP shows only with the datagrams whether there is a target.
+
+        With proto=both, it says nothing about TCP.
+        """
         self._relays.on_target_unreachable(relay, reason)
-        self._group.note_failure(self, reason)
+        if self._is_datagram:
+            self._group.note_failure(self, reason)
+        else:
+            self._group.note_udp_refusal(self)
 
     def on_stream_error(self, relay: ForwardedVisitor, error: Exception) -> None:
         """Log that a data connection was interfered with."""

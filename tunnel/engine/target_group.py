@@ -112,6 +112,7 @@ class TargetGroup(Dialler[GroupDial]):
         self._last_resort: Balancer[GroupTarget] = create_balancer(spec.balance)
         self._count_up = 0
         self._short_limit_s = min(spec.check_timeout, spec.dial_timeout)
+        self._without_udp: list[GroupTarget] = []  # those that visitors of UDP avoid, and perhaps some of before
         self._ramp_timer: asyncio.TimerHandle | None = None
         self._error: str | None = None
         self._remark: str | None = None
@@ -202,14 +203,23 @@ class TargetGroup(Dialler[GroupDial]):
         target, the kernel says so at once.
         """
         source = data.visitor_address[_PORT_BYTES:]
-        if not tried and (member := self._balancer.choose(source)) is not None:  # nearly always
+        avoids_some = self._without_udp and data.proto is Proto.UDP
+        if not tried and not avoids_some and (member := self._balancer.choose(source)) is not None:  # nearly always
             self._start_attempt(link, data, member, tried, now, end_offset)
             return True
 
         def is_untried(member: GroupTarget) -> bool:
             return member not in tried
 
-        member = self._balancer.choose(source, is_untried, use_backup=True)
+        def serves_udp(member: GroupTarget) -> bool:
+            return member not in tried and not member.udp_refusals.is_avoided(now)
+
+        member = None
+        if avoids_some:
+            member = self._balancer.choose(source, serves_udp, use_backup=True)
+            self._without_udp = [each for each in self._without_udp if each.udp_refusals.is_avoided(now)]
+        if member is None:
+            member = self._balancer.choose(source, is_untried, use_backup=True)
         if member is None:
             member = self._last_resort.choose(source, is_untried, use_backup=True)
             if member is None:
@@ -353,6 +363,15 @@ class TargetGroup(Dialler[GroupDial]):
             member.on_fallen(cause)
             failures = plural(member.health.failures, "failure")
             self._on_changed(member, LogLevel.WARN, f"the target {member.address} is down after {failures}: {cause}")
+
+    def note_udp_refusal(self, member: GroupTarget) -> None:
+        """Let visitors of UDP avoid a target after ``fall`` closed ports in a row, as long as a target is down."""
+        now, pause_s = self._loop.time(), self._spec.inter * self._spec.rise
+        if member in self._members and member.udp_refusals.note_refusal(now, self._spec.fall, pause_s):
+            self._without_udp.append(member)
+            text = f"the target {member.address} does not listen on UDP: visitors of UDP avoid it for {pause_s:g} s"
+            self._event_log.log_paced(LogLevel.WARN, EventKind.TARGET, "udp", text, target=str(member.address))
+            self._owner.on_targets_changed()
 
     def on_reason_changed(self) -> None:
         """Show that a target is down for another reason."""

@@ -24,6 +24,38 @@ class HealthRules:
     rise: int = 2
 
 
+class UdpRefusals:
+    """Closed ports that visitors of UDP met in a row at a target that also has visitors of TCP.
+
+    They say nothing about TCP, so the target stays up; after ``limit`` of them, visitors of UDP avoid it for a while.
+    Then the next one tries it again.
+    """
+
+    __slots__ = ("_avoided_until", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        """refusals without an answer between"""
+        self._avoided_until = 0.0
+
+    def is_avoided(self, now: float) -> bool:
+        """Whether visitors of UDP get other targets at ``now``, in seconds of a monotonic clock."""
+        return now < self._avoided_until
+
+    def note_refusal(self, now: float, limit: int, pause_s: float) -> bool:
+        """Count a closed port; return whether visitors of UDP avoid the target from now on, for ``pause_s``."""
+        self.count += 1
+        if self.count < limit or self.is_avoided(now):
+            return False
+        self._avoided_until = now + pause_s
+        return True
+
+    def note_answer(self) -> None:
+        """Forget the refusals: the target has answered a visitor of UDP."""
+        self.count = 0
+        self._avoided_until = 0.0
+
+
 class Health:
     """Whether a target is up, and how far it is from a change."""
 

@@ -180,7 +180,7 @@ class TargetView(_View):
     address: str
     state: TargetState
     reason: str | None = None
-    """why it is not up"""
+    """why it is not up, or that visitors of UDP avoid it"""
     weight: int = 1
     backup: bool = False
     visitors: int = 0
