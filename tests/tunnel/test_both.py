@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -245,6 +246,28 @@ async def test_the_only_target_of_a_group_still_gets_visitors_that_meet_its_clos
         async with udp_echo(change=mark, port=port):
             await exchange_datagram(address)
         await wait_snapshot(pair[1], lambda seen: seen.state is UP)
+
+
+async def test_idle_flows_give_way_to_connections_also_while_new_flows_come(
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail: a visitor of TCP waited for ``udp_timeout`` while forged visitors of UDP had every place."""
+    monkeypatch.setattr("tunnel.runtime.datagram_port.EVICT_AFTER_S", 0.05)
+    options = BOTH | {"semaphore_limit": 4}
+    async with echo_of_both() as target, udp_pair(shared, target, server=options, client=BOTH) as pair:
+        address, server = visitors_at(pair), pair[0].engine
+        with contextlib.ExitStack() as stack:
+
+            def floods_until(condition: Callable[[], bool]) -> bool:
+                stack.enter_context(peer(to=address)).sock.send(b"forged")
+                return condition()
+
+            is_full = partial(floods_until, lambda: server.snapshot().connections.active == 4)
+            await wait_until_async(is_full, "visitors of UDP have every place")
+            for _ in range(3):
+                exchanged = asyncio.create_task(exchange_stream(address))
+                await wait_until_async(partial(floods_until, exchanged.done), "a connection is served")
+                await exchanged
 
 
 async def test_a_header_goes_before_the_stream_and_before_each_datagram(shared: EngineContext) -> None:

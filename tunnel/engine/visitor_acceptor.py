@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Final, cast
 
 from tunnel.runtime.acceptor import Acceptor
 from tunnel.runtime.datagram_port import DatagramAcceptor
@@ -10,23 +11,46 @@ from tunnel.runtime.datagram_sockets import DatagramListener
 from tunnel.runtime.listeners import VISITOR_PURPOSES
 
 if TYPE_CHECKING:
+    import asyncio
     import socket
     from collections.abc import Callable, Mapping
 
     from tunnel.engine.ingress import Ingress
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
+    from tunnel.runtime.reactor import Reactor
+
+_EVICTION_INTERVAL_S: Final = 0.02  # between two attempts to find a place for connections that wait
+_EVICTED_AT_ONCE: Final = 2  # one again if a flow took the place of the first before the connection was accepted
 
 ListenerAcceptor = Acceptor | DatagramAcceptor
 """What accepts on one listener."""
 
 
 class AcceptorPair:
-    """The acceptors of a tunnel that has visitors of TCP and of UDP on one address."""
+    """The acceptors of a tunnel that has visitors of TCP and of UDP on one address.
 
-    def __init__(self, *members: ListenerAcceptor) -> None:
-        self.members = members
-        self.address, self.port = members[0].address, members[0].port
+    Idle flows give way to connections, too: otherwise, forged addresses that take every place would keep out
+    connections for ``udp_timeout``, and those are not forged.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        connections: Acceptor,
+        flows: DatagramAcceptor,
+        on_accept: Callable[[socket.SocketType, object], None],
+        has_room: Callable[[], bool],
+    ) -> None:
+        self.members: tuple[ListenerAcceptor, ...] = (connections, flows)
+        self.address, self.port = connections.address, connections.port
+        self._reactor = reactor
+        self._connections = connections
+        self._flows = flows
+        self._evicted_at = 0.0
+        self._evictions_left = 0  # in the present interval
+        self._timer: asyncio.TimerHandle | None = None  # while connections wait for room
+        self.set_callbacks(on_accept, has_room)
 
     @property
     def is_waiting_for_room(self) -> bool:
@@ -42,8 +66,33 @@ class AcceptorPair:
         self, on_accept: Callable[[socket.SocketType, object], None], has_room: Callable[[], bool]
     ) -> None:
         """Use other callbacks for the visitors that are accepted from now on."""
-        for member in self.members:
-            member.set_callbacks(on_accept, has_room)
+        self._has_room = has_room
+        self._connections.set_callbacks(on_accept, self._find_room)
+        self._flows.set_callbacks(on_accept, has_room)
+
+    def _find_room(self) -> bool:
+        """Return whether there is room for a connection, if need be in the place of an idle flow."""
+        if self._has_room():
+            return True
+        now = monotonic()
+        if now - self._evicted_at >= _EVICTION_INTERVAL_S:
+            self._evicted_at, self._evictions_left = now, _EVICTED_AT_ONCE
+        if self._evictions_left:
+            self._evictions_left -= 1
+            self._flows.evict_idle(now, 1)
+            if self._has_room():
+                return True
+        if self._timer is None:
+            self._timer = self._reactor.call_later(_EVICTION_INTERVAL_S, self._on_timer)
+        return False
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._connections.resume()
+
+    def on_handler_error(self, error: Exception) -> None:
+        """Pass a defect in an attempt to find room to the end that accepts visitors."""
+        self._connections.on_handler_error(error)
 
     def accept_backlog(self) -> None:
         """Accept the visitors that have arrived, as far as there is room."""
@@ -52,6 +101,8 @@ class AcceptorPair:
 
     def close(self) -> None:
         """Accept no more visitors."""
+        if self._timer is not None:
+            self._timer.cancel()
         for member in self.members:
             member.close()
 
@@ -69,13 +120,18 @@ def create_acceptor(
 ) -> VisitorAcceptor:
     """Start to accept visitors on one or two listeners, by purpose, which the acceptor owns from now on."""
 
-    def accept_on(listener: socket.SocketType) -> ListenerAcceptor:
+    connections = flows = None
+    for listener in listeners.values():
         if isinstance(listener, DatagramListener):
-            return DatagramAcceptor(end.reactor, listener, on_accept, has_room, requested_address, end.stats.dropped)
-        return Acceptor(end.reactor, listener, event_log, on_accept, has_room, requested_address, fd_holder=end)
-
-    members = [accept_on(listener) for listener in listeners.values()]
-    return members[0] if len(members) == 1 else AcceptorPair(*members)
+            dropped = end.stats.dropped
+            flows = DatagramAcceptor(end.reactor, listener, on_accept, has_room, requested_address, dropped)
+        else:
+            connections = Acceptor(
+                end.reactor, listener, event_log, on_accept, has_room, requested_address, fd_holder=end
+            )
+    if connections is not None and flows is not None:
+        return AcceptorPair(end.reactor, connections, flows, on_accept, has_room)
+    return cast("ListenerAcceptor", connections or flows)
 
 
 def list_acceptors(acceptor: VisitorAcceptor | None) -> dict[str, ListenerAcceptor]:

@@ -387,19 +387,18 @@ class DatagramAcceptor:
         if self._has_room():
             return True
         if now - self._evicted_at >= _EVICTION_INTERVAL_S:
-            self._evict_idle(now)
+            self._evicted_at = now
+            self.evict_idle(now, _EVICTED_AT_ONCE)
             if self._has_room():
                 return True
         self.full_until = self._evicted_at + _EVICTION_INTERVAL_S
         return False
 
-    def _evict_idle(self, now: float) -> None:
-        """Let some idle flows give way."""
-        self._evicted_at = now
+    def evict_idle(self, now: float, count: int) -> None:
+        """Let at most ``count`` idle flows give way, the longest idle first."""
         if not self._idle and now - self._searched_at >= _SEARCH_INTERVAL_S:
             self._searched_at = now
             self._idle.extend(self._find_idle(now))
-        count = _EVICTED_AT_ONCE
         while self._idle and count > 0:
             flow = self._idle.popleft()
             if flow.receiver is not None and now - flow.last_seen >= EVICT_AFTER_S:
