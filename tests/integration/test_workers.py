@@ -120,9 +120,16 @@ class Visitors:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process is there, and not merely waiting for its parent to hear of its end."""
+    """Whether a thread of a process still runs, so that its sockets may be open.
+
+    The first thread of a killed process may be a zombie while others, which share its descriptors, have not ended.
+    """
+    return any(map(_is_running, Path(f"/proc/{pid}/task").glob("*/stat")))
+
+
+def _is_running(stat: Path) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return stat.read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
     except OSError:
         return False
 
