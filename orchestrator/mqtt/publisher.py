@@ -149,7 +149,17 @@ class Publisher:
     async def _publish_until_lost(self) -> None:
         """One connection, from online to offline status. Raises BrokerError when it is lost, DuplicateHostError."""
         will = self._publications.status_message(online=False)
-        async with self._client.session(will=will) as session, task_scope() as start:
+        async with self._client.session(will=will) as session:
+            try:
+                await self._publish_over(session)
+            except asyncio.CancelledError:
+                if self._reporter.is_online:
+                    session.abort()  # the broker publishes the last will, which DISCONNECT would withdraw
+                raise
+
+    async def _publish_over(self, session: BrokerSession) -> None:
+        """Publish over one connection, as above."""
+        async with task_scope() as start:
             self._ownership.begin_publishing()
             self._is_echoed.clear()
             self._publications.restart()
@@ -193,7 +203,7 @@ class Publisher:
             spent_s = await self._queue_due()
             if time.monotonic() >= stable_at:
                 self._reporter.report_stable()
-            await asyncio.sleep(max(_MIN_SCAN_INTERVAL_S, _MIN_INTERVAL_PER_SCAN * spent_s))
+            await self._sleep_unless_closing(max(_MIN_SCAN_INTERVAL_S, _MIN_INTERVAL_PER_SCAN * spent_s))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(_SCAN_INTERVAL_S, self._publications.next_state_at - time.monotonic())):
                     await self._scan_requested.wait()

@@ -13,8 +13,8 @@ from orchestrator.mqtt.broker import Broker
 from orchestrator.mqtt.fleet import GONE, ONLINE
 from orchestrator.mqtt.publications import MIN_STATE_INTERVAL_S
 from orchestrator.mqtt.reader import FleetReader
-from tests.fleet_simulator import name_of_host, name_of_tunnel, simulated_fleet
-from tests.integration.test_fleet import Mosquitto
+from tests.fleet_simulator import make_host, name_of_host, name_of_tunnel, simulated_fleet
+from tests.integration.test_fleet import Mosquitto, wait_offline
 from tests.integration.test_programs import needs
 from tests.support.processes import ProcessHarness
 from tests.support.waiting import wait_until_async
@@ -93,3 +93,14 @@ async def test_a_host_that_comes_online_later_is_read_completely(harness: Proces
         await wait_until_async(
             lambda: reader.fleet.hosts[host].presence(time.monotonic()) == GONE, "its farewell is told"
         )
+
+
+async def test_the_broker_publishes_the_last_will_of_a_publisher_that_is_cancelled(harness: ProcessHarness) -> None:
+    """A daemon cancels it if the broker confirms too slowly. DISCONNECT would withdraw the last will."""
+    broker = harness.close_at_end(Mosquitto(harness.directory / "broker"))
+    host = make_host(Broker.from_url(broker.url), 0, 1, 2, 0.0)
+    publishing = asyncio.create_task(host.publisher.run())
+    await wait_until_async(lambda: host.publisher.has_published_all, "the host is online")
+    publishing.cancel()
+    await asyncio.wait([publishing])
+    wait_offline(broker, host.name)
