@@ -17,6 +17,7 @@ from tests.support.namespaces import Host
 from tests.support.peers import round_trip
 from tests.support.ports import free_port
 from tests.support.processes import Daemon, ProcessHarness
+from tests.support.scale import time_allowed
 from tests.support.waiting import wait_until
 from tunnel.runtime.datagram_batches import DatagramSender
 from tunnel.runtime.datagram_port import MAX_WAITING
@@ -171,7 +172,7 @@ def test_connections_and_flows_of_one_port_survive_a_firewall_that_blocks_udp(
         seen = pair.server.tunnel()
         hosts.restore()
         assert arrived >= 100, "datagrams arrive over the data connection"
-        assert longest_s < 1, "the stream does not wait for anything"
+        assert longest_s < time_allowed(1), "the stream does not wait for anything"
         assert (seen["connections"]["total"], seen["links"][0]["udp_carrier"]) == (2, "stream")
         record_figure(f"100 datagrams in {took_s:.1f} s; slowest round trip of TCP {longest_s * 1e3:.1f} ms")
 

@@ -43,10 +43,10 @@ async def test_all_tunnels_of_many_hosts_are_read_and_controlled(harness: Proces
             assert len(routes) == HOSTS * TUNNELS // 2
             assert all(route.is_up for route in routes)
             fleet[0].tunnels.toggle(tunnel)
-            await wait_until_async(lambda: shown(reader, first, tunnel) == "cooldown", "the cooldown is told")
+            await wait_until_async(lambda: shown(reader, first, tunnel) == "cooldown", "the cooldown is shown")
             answer = await reader.send_command(first, "retry", tunnel)
             assert answer.ok, answer
-            await wait_until_async(lambda: shown(reader, first, tunnel) == "up", "its end is told")
+            await wait_until_async(lambda: shown(reader, first, tunnel) == "up", "the end of the cooldown is shown")
         chosen = FleetReader(broker, wants_tunnels=first.__eq__)
         async with chosen.connected():
             counts = {host.name: len(host.tunnels()) for host in chosen.fleet}
@@ -55,12 +55,12 @@ async def test_all_tunnels_of_many_hosts_are_read_and_controlled(harness: Proces
     async with reader.connected():
         gone = {GONE}
         await wait_until_async(
-            lambda: {host.presence(time.monotonic()) for host in reader.fleet} == gone, "all have said farewell"
+            lambda: {host.presence(time.monotonic()) for host in reader.fleet} == gone, "all are offline"
         )
 
 
 async def unconfirmed(*_: object) -> None:
-    """What is told to a broker that does not answer."""
+    """Publish to a broker that does not confirm."""
     await asyncio.Event().wait()
 
 
@@ -71,13 +71,13 @@ async def test_a_host_without_time_for_its_offline_status_relies_on_its_will(
     reader, host = FleetReader(broker), name_of_host(1)
     async with reader.connected():
         async with simulated_fleet(broker, hosts=2, tunnels=4, busy=0, flaps=0) as fleet:
-            await wait_until_async(lambda: shown(reader, host, name_of_tunnel(3)) == "up", "it is there")
+            await wait_until_async(lambda: shown(reader, host, name_of_tunnel(3)) == "up", "its tunnels are shown")
             monkeypatch.setattr(publisher, "_OFFLINE_TIMEOUT_S", 0.1)
             monkeypatch.setattr(publisher, "publish_all", unconfirmed)
-            for _ in range(2):  # one that is being told, and one that waits
+            for _ in range(2):  # one state that is being published, and one that waits
                 await asyncio.sleep(MIN_STATE_INTERVAL_S)
                 fleet[1].tunnels.toggle(name_of_tunnel(3))
-        await wait_until_async(lambda: reader.fleet.hosts[host].presence(time.monotonic()) == GONE, "its end is told")
+        await wait_until_async(lambda: reader.fleet.hosts[host].presence(time.monotonic()) == GONE, "it is offline")
 
 
 async def test_a_host_that_comes_online_later_is_read_completely(harness: ProcessHarness) -> None:
@@ -88,11 +88,9 @@ async def test_a_host_that_comes_online_later_is_read_completely(harness: Proces
         async with simulated_fleet(broker, hosts=2, tunnels=4, busy=0, flaps=0):
             tunnels = [name_of_tunnel(number) for number in range(4)]
             await wait_until_async(
-                lambda: [shown(reader, host, tunnel) for tunnel in tunnels] == ["up"] * 4, "all are told"
+                lambda: [shown(reader, host, tunnel) for tunnel in tunnels] == ["up"] * 4, "all are shown"
             )
-        await wait_until_async(
-            lambda: reader.fleet.hosts[host].presence(time.monotonic()) == GONE, "its farewell is told"
-        )
+        await wait_until_async(lambda: reader.fleet.hosts[host].presence(time.monotonic()) == GONE, "it is offline")
 
 
 async def test_the_broker_publishes_the_last_will_of_a_publisher_that_is_cancelled(harness: ProcessHarness) -> None:

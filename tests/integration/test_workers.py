@@ -228,9 +228,9 @@ def test_a_supervisor_that_hangs_affects_no_visitor_and_no_worker(harness: Proce
     served = visitors.served
     wait_until(lambda: visitors.served > served + 50, within=10, what="traffic goes on without the supervisor")
     house.daemon.signal(signal.SIGCONT)
-    told = house.daemon.tunnel("a")["connections"]["total"]
+    counted = house.daemon.tunnel("a")["connections"]["total"]
     wait_until(
-        lambda: house.daemon.tunnel("a")["connections"]["total"] > told, within=5, what="it hears of visitors again"
+        lambda: house.daemon.tunnel("a")["connections"]["total"] > counted, within=5, what="it counts visitors again"
     )
     visitors.close()
     assert visitors.faults == []

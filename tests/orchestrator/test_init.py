@@ -51,7 +51,7 @@ def test_init_writes_a_pair_that_agrees(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(("proto", "port"), [(Proto.UDP, "UDP port"), (Proto.BOTH, "TCP and UDP port")])
-def test_init_writes_a_pair_for_udp(
+def test_init_writes_a_pair_for_udp_alone_or_beside_tcp(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], proto: Proto, port: str
 ) -> None:
     assert run(tmp_path, "--server", "203.0.113.5", "--proto", proto.value, "--visitors", "51820") == 0
