@@ -38,9 +38,8 @@ class AccessLog:
         if settings.file is not None:
             report = partial(self._call_on_loop, self._report)
             self._file = AccessLogFile(settings.file, settings.max_size, settings.keep, report)
-            self._file.write(
-                b"", 0
-            )  # opens it: a file that cannot be written is reported now, not at the first visitor
+            # Opens the file: one that cannot be written is reported now, not when the first visitor has left.
+            self._file.write(b"", 0)
         self._lines = VisitorLines(self._write)
 
     def add(self, tunnel: str, record: VisitorRecord) -> None:

@@ -34,7 +34,7 @@ def expand(source: ForeignFile, environ: Mapping[str, str]) -> None:
     """Expand the templates of a file. Its notes keep the lines of the original.
 
     A variable that is a token stays: the written file reads it from the environment of the daemon, so that the key is
-    not in the file. Raises ImportFileError for a variable that is not set, and for a range that is not one.
+    not in the file. Raises ImportFileError for a variable that is not set, and for a range that is no list of ports.
     """
     if _ACTION.search(source.text) is None:
         return
@@ -53,7 +53,7 @@ def _expand_ranges(source: ForeignFile, lines: Sequence[tuple[int, str]]) -> lis
         if head is None:
             expanded.append((number, line))
             continue
-        entries = _entries(source, number, head)
+        entries = _parse_range(source, number, head)
         body = list(itertools.takewhile(lambda each: _END.search(each[1]) is None, rest))
         size += len(entries) * sum(len(text) + 1 for _, text in body)
         if size > _MAX_CHARS:
@@ -63,8 +63,8 @@ def _expand_ranges(source: ForeignFile, lines: Sequence[tuple[int, str]]) -> lis
     return expanded
 
 
-def _entries(source: ForeignFile, number: int, head: re.Match[str]) -> list[tuple[int, ...]]:
-    """Return the ports of a range: one for each entry, or two."""
+def _parse_range(source: ForeignFile, number: int, head: re.Match[str]) -> list[tuple[int, ...]]:
+    """Return the ports of each entry of a range: one, or two of a pair. Raises ImportFileError."""
     texts = [head["first"], head["second"]] if head["pair"] else [head["first"]]
     columns = [_parse_ports(text or "") for text in texts]
     if not all(columns) or len({*map(len, columns)}) > 1 or len(columns[0]) > _MAX_ENTRIES:

@@ -43,7 +43,7 @@ class ScanSchedule(Generic[Key]):
         self._marked: Final[set[Key]] = set()
         self._next_quiet = 0
         self.mark: Final[Callable[[Key], None]] = self._marked.add  # a call less for each visitor
-        """Has the next scan read this key."""
+        """Makes the next scan read a key."""
 
     def due(self, keys: Sequence[Key], known: Container[Key], elapsed_s: float) -> list[Key]:
         """The keys to read now, in their order: new and marked ones, and the share of ``elapsed_s`` of the others."""

@@ -126,7 +126,7 @@ class TrafficSampler:
         self._meter = meter
         self._busy: Final[set[str]] = set()
         self.mark: Final[Callable[[str], None]] = self._busy.add  # a call less for each visitor
-        """Has the sampler read a tunnel that becomes busy."""
+        """Makes the next sample include a tunnel: a visitor has come."""
 
     async def run(self, interval_s: float = SAMPLE_INTERVAL_S) -> None:
         """Read in each interval until cancelled."""

@@ -141,7 +141,7 @@ def _carrier(tunnel: Tunnel) -> str:
 
 
 def _protocol(tunnel: Tunnel) -> str:
-    """Return that a tunnel forwards UDP, perhaps beside TCP, and how UDP travels over each of its links."""
+    """Return what a tunnel with UDP forwards, and how UDP travels over each of its links; empty for TCP alone."""
     protocol = _PROTOCOLS.get(tunnel.data.get("proto", ""))
     if protocol is None:
         return ""

@@ -218,7 +218,7 @@ class ControlChannel:
         self._reactor.call_again(self._ready)
 
     def _take_pending_bytes(self, count: int) -> bool:
-        """Count bytes that came before the peer has authenticated; return whether that are not too many."""
+        """Count bytes that came before the peer has authenticated; return whether there may be so many."""
         self._pending_bytes_left = (self._pending_bytes_left or 0) - count
         if self._pending_bytes_left < 0:
             self.close("the other end sent too many bytes before it had authenticated")

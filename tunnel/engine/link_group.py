@@ -112,6 +112,7 @@ class LinkGroup:
         self._balancer.set_members(fit or willing)
 
     def _update_weights(self, now: float) -> None:
+        # A list: each member gets its weight, and any() would stop at the first that still grows.
         self._is_ramping = True in [member.update_weight(now, self._slowstart_s) for member in self._members.values()]
 
     def note_target(self, link: Link, status: TargetStatus, event_log: EventLog) -> None:

@@ -38,7 +38,8 @@ class SingleTarget(Dialler[TargetDial]):
     def __init__(self, owner: DialOwner, event_log: EventLog, spec: TunnelSpec) -> None:
         super().__init__(owner, event_log)
         self._target = DialTarget(spec.target)
-        self._probe_class = _DIALS[spec.proto.parts[0]]  # a dial of UDP fails without a route alone
+        # TCP if the tunnel has that: a dial of UDP only shows that there is a route.
+        self._probe_class = _DIALS[spec.proto.parts[0]]
         self._remark = describe_wildcard(spec.target, self._target)
         if self._remark is not None:
             event_log.log_warn(EventKind.TARGET, self._remark)

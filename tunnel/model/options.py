@@ -300,9 +300,9 @@ def names_for(place: OptionPlace) -> tuple[str, ...]:
 
 
 OPTION_NAMES: Final = names_for(OptionPlace.URL)
+"""Every option of a URL."""
 OPTIONS_HELP: Final = "nodepass-orch help options"
 """The command that lists all options."""
-"""Every option of a URL."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,13 +39,13 @@ class _WatchedDescriptors(Mapping[Any, selectors.SelectorKey]):
 
 
 class SharedSelector(selectors.BaseSelector):
-    """asyncio's selector. Events of descriptors that asyncio does not know are passed to ``on_events``."""
+    """asyncio's selector. Events are passed to ``on_events`` if one is of a descriptor that asyncio does not know."""
 
     def __init__(self) -> None:
         self.epoll: Final = select.epoll()
         """a reactor may register its sockets here"""
         self.on_events: Callable[[EpollEvents], None] | None = None
-        """the reactor that shares the epoll instance, if there is one"""
+        """the reactor that shares the epoll instance, if there is one; it skips the descriptors of asyncio"""
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._map: Final = _WatchedDescriptors(self._keys)
 

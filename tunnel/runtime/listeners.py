@@ -122,7 +122,7 @@ async def _bind_all(addresses: Mapping[str, Address], spec: TunnelSpec) -> dict[
 
 
 def _with_same_port(address: Address, bound: Mapping[str, socket.SocketType]) -> Address:
-    """Return the address for visitors of UDP: with the random port, if that was wanted, of those of TCP."""
+    """Return an address without a port with the port that TCP visitors have: those of UDP use the same one."""
     if address.port or VISITORS not in bound:
         return address
     return Address(address.host, int(bound[VISITORS].getsockname()[1]))

@@ -144,9 +144,10 @@ class Reactor:
             self._run_batches(self._epoll.poll(0, _BATCH_SIZE))
 
     def _run_batches(self, batch: EpollEvents) -> None:
-        """Handle events, and those that come meanwhile. Events of asyncio's own descriptors stay for its selector.
+        """Handle events and then, in a few more batches, those that have arrived meanwhile.
 
-        Handling one visitor often makes the next event, and a turn of asyncio's loop costs more than a look for it.
+        Handling one event of a visitor often causes the next, and a turn of asyncio's loop costs more than another
+        ``poll``. Events of asyncio's descriptors are skipped: they are level-triggered, its selector gets them again.
         """
         self._is_in_turn = True
         handlers = self._handlers
