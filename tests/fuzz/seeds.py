@@ -46,8 +46,6 @@ from tunnel.protocol.frames import (
     ShareChanged,
     StreamsEnded,
     TargetStatus,
-    TargetTest,
-    TargetTested,
     UdpLaunch,
     VisitorFailed,
 )
@@ -56,6 +54,7 @@ from tunnel.protocol.payloads import FrameMessage
 from tunnel.protocol.preface import encode_preface
 from tunnel.protocol.proxy_header import SIGNATURE, crc32c, encode_header
 from tunnel.protocol.records import HEADER_BYTES, TAG_BYTES, LinkKeys, RecordDirection, RecordWriter
+from tunnel.protocol.tunnel_test_messages import TargetTest, TargetTested
 from tunnel.protocol.visitor_address import pack_address
 
 CORPUS: Final = Path(__file__).parent / "corpus"

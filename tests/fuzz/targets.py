@@ -51,7 +51,7 @@ from tunnel.protocol.datagram_messages import (
 from tunnel.protocol.datagram_records import DatagramOpener, DatagramRecordError, DatagramSealer
 from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
 from tunnel.protocol.frame_codec import Frame, FrameDecoder, encode_frame, encode_message
-from tunnel.protocol.frames import FRAMES, Goodbye, Kind, TargetStatus, TargetTested, VisitorFailed
+from tunnel.protocol.frames import FRAMES, Goodbye, Kind, TargetStatus, VisitorFailed
 from tunnel.protocol.handshake import ClientHandshake, ServerHandshake
 from tunnel.protocol.handshake_messages import Challenge, Hello, Refusal, Welcome
 from tunnel.protocol.heartbeat import Heartbeat
@@ -62,6 +62,7 @@ from tunnel.protocol.proxy_header import ProxyHeaderError, encode_header, parse_
 from tunnel.protocol.records import MAX_RECORD_BYTES, LinkKeys, RecordDirection, RecordError, RecordReader
 from tunnel.protocol.replay import ReplayWindow
 from tunnel.protocol.session import Negotiation, Session, SessionRole
+from tunnel.protocol.tunnel_test_messages import TargetTested
 from tunnel.protocol.visitor_address import pack_address
 
 Target = Callable[[bytes], None]

@@ -33,8 +33,6 @@ from tunnel.protocol.frames import (
     ShareChanged,
     StreamsEnded,
     TargetStatus,
-    TargetTest,
-    TargetTested,
     UdpLaunch,
     VisitorFailed,
     encode_launch,
@@ -42,6 +40,7 @@ from tunnel.protocol.frames import (
 )
 from tunnel.protocol.handshake_messages import Refusal
 from tunnel.protocol.payloads import MAX_NUMBERS, FrameMessage, decode_text
+from tunnel.protocol.tunnel_test_messages import TargetTest, TargetTested
 
 idents = st.integers(0, (1 << 64) - 1)
 texts = st.text(max_size=900)

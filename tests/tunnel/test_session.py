@@ -30,13 +30,13 @@ from tunnel.protocol.frames import (
     ShareChanged,
     StreamsEnded,
     TargetStatus,
-    TargetTest,
     UdpLaunch,
     VisitorFailed,
 )
 from tunnel.protocol.heartbeat import Heartbeat
 from tunnel.protocol.payloads import MAX_NUMBERS
 from tunnel.protocol.session import LimitsChanged, Negotiation, Session, SessionEvent, SessionRole
+from tunnel.protocol.tunnel_test_messages import TargetTest
 
 DEFAULTS = Limits(8, 1024, 1024)
 ROLES = [SessionRole(is_client, is_ingress) for is_client in (True, False) for is_ingress in (True, False)]

@@ -18,9 +18,10 @@ from tunnel.engine.link_events import DialStatusChanged, EventTable, LinkClosed,
 from tunnel.engine.pool import DataConnection, Pool
 from tunnel.model.snapshot_builder import LinkFacts
 from tunnel.model.spec import REUSE, SHARE, UDP, UdpCarrier
-from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, ShareChanged, TargetTest
+from tunnel.protocol.frames import ConnectionsRetired, Goodbye, Pong, ShareChanged
 from tunnel.protocol.heartbeat import Heartbeat
 from tunnel.protocol.session import Negotiation, Session, SessionRole
+from tunnel.protocol.tunnel_test_messages import TargetTest
 
 if TYPE_CHECKING:
     import socket

@@ -12,9 +12,10 @@ from tunnel.engine.data_dial import DataDial
 from tunnel.engine.pool import DataConnection
 from tunnel.model.events import EventKind
 from tunnel.model.token_bucket import TokenBucket
-from tunnel.protocol.frames import ConnectionsPooled, ConnectionsRetired, Launch, QueueLength, TargetTest, UdpLaunch
+from tunnel.protocol.frames import ConnectionsPooled, ConnectionsRetired, Launch, QueueLength, UdpLaunch
 from tunnel.protocol.preface import encode_preface
 from tunnel.protocol.session import LimitsChanged
+from tunnel.protocol.tunnel_test_messages import TargetTest
 from tunnel.runtime import backoff, sockets
 from tunnel.runtime.reactor import HANGUP
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 from tunnel.engine.tunnel_test import NO_LINK, time_link
 from tunnel.model.spec import Proto
 from tunnel.model.tunnel_test import LegResult, TargetTimes
-from tunnel.protocol.frames import TargetTest, TargetTested
 from tunnel.protocol.proxy_header import encode_check_header
+from tunnel.protocol.tunnel_test_messages import TargetTest, TargetTested
 from tunnel.runtime import sockets
 from tunnel.runtime.connect_race import connect_to_first
 from tunnel.runtime.resolver import DialTarget, resolve

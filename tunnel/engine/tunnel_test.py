@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from tunnel.model.state import STATES, State
 from tunnel.model.tunnel_test import Leg, LegResult
-from tunnel.protocol.frames import TargetTested
+from tunnel.protocol.tunnel_test_messages import TargetTested
 from tunnel.runtime.reactor import READABLE
 
 if TYPE_CHECKING:

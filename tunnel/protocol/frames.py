@@ -1,4 +1,4 @@
-"""Frames of the control channel: payloads of an open link, and the table of all kinds; see PROTOCOL.md.
+"""Frames of the control channel: most payloads of an open link, and the table of all kinds; see PROTOCOL.md.
 
 Lengths, permissions, payload types and the table in PROTOCOL.md derive from ``FRAMES``. A new frame needs its class,
 its ``Kind`` and its row here, and a line in ``register_handlers`` of the part that handles it. No I/O.
@@ -16,7 +16,6 @@ from typing import ClassVar, Final, Self
 from tunnel.model.balancer import MAX_WEIGHT
 from tunnel.model.limits import ConfiguredLimits
 from tunnel.model.spec import Proto
-from tunnel.model.tunnel_test import TargetTimes
 from tunnel.protocol.errors import ProtocolError
 from tunnel.protocol.handshake_messages import Challenge, Hello, Proof, Refusal, Welcome
 from tunnel.protocol.payloads import (
@@ -35,15 +34,13 @@ from tunnel.protocol.payloads import (
     decode_numbers,
     decode_text,
 )
+from tunnel.protocol.tunnel_test_messages import MAX_TARGET_BYTES, MIN_TESTED_BYTES, TargetTest, TargetTested
 
 _MAX_GREETING_BYTES: Final = 2048
 _MAX_LIST_BYTES: Final = MAX_NUMBERS * U64.size
 _MAC_BYTES: Final = 32
 _LAUNCH: Final = struct.Struct("!QB")
 _SHARE: Final = struct.Struct("!HB")
-_TESTED: Final = struct.Struct("!QHBIII")
-_MAX_TARGET_BYTES: Final = 300  # a host name has up to 253
-_MICROSECONDS: Final = 1_000_000
 
 
 # --- payloads of an open link ----------------------------------------------------------------------------------------
@@ -264,61 +261,6 @@ class ShareChanged:
         return cls(weight, bool(backup))
 
 
-@dataclass(frozen=True, slots=True)
-class TargetTest:
-    """A user wants to know how this data connection would serve a visitor: close it, and dial the targets."""
-
-    ident: int
-
-    def encode(self) -> bytes:
-        """The payload as bytes."""
-        return U64.pack(self.ident)
-
-    @classmethod
-    def decode(cls, payload: bytes) -> Self:
-        """The message in a payload."""
-        return cls(*U64.unpack(payload))
-
-
-@dataclass(frozen=True, slots=True)
-class TargetTested:
-    """How the egress reached one target for the TEST of a data connection."""
-
-    ident: int
-    left: int
-    """results of other targets that follow"""
-    times: TargetTimes
-
-    def encode(self) -> bytes:
-        """The payload as bytes; a long reason is cut."""
-        times = self.times
-        target = times.target.encode()[:_MAX_TARGET_BYTES]
-        durations = map(_encode_duration, (times.lookup_s, times.dial_s, times.first_byte_s))
-        return (
-            _TESTED.pack(self.ident, self.left, times.is_name, *durations)
-            + target
-            + b"\n"
-            + clip_text(times.error or "")
-        )
-
-    @classmethod
-    def decode(cls, payload: bytes) -> Self:
-        """The message in a payload."""
-        ident, left, is_name, lookup, dial, first_byte = _TESTED.unpack_from(payload)
-        target, _, error = payload[_TESTED.size :].partition(b"\n")
-        lookup_s, dial_s, first_byte_s = map(_decode_duration, (lookup, dial, first_byte))
-        times = lookup_s, dial_s, first_byte_s, decode_text(error) or None
-        return cls(ident, left, TargetTimes(decode_text(target), bool(is_name), *times))
-
-
-def _encode_duration(seconds: float | None) -> int:
-    return UNSET if seconds is None else min(round(seconds * _MICROSECONDS), UNSET - 1)
-
-
-def _decode_duration(microseconds: int) -> float | None:
-    return None if microseconds == UNSET else microseconds / _MICROSECONDS
-
-
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
@@ -429,7 +371,7 @@ def _rows() -> tuple[FrameSpec, ...]:
         row(Kind.SHARE, ShareChanged, _SHARE.size, _SHARE.size, client, open_, "u16 weight, u8: 1 for a backup"),
         row(Kind.TEST, TargetTest, u64, u64, ingress, open_, "u64 id: close it, and report how targets are reached"),
         row(
-            Kind.TESTED, TargetTested, _TESTED.size, _TESTED.size + _MAX_TARGET_BYTES + 1 + text, egress, open_,
+            Kind.TESTED, TargetTested, MIN_TESTED_BYTES, MIN_TESTED_BYTES + MAX_TARGET_BYTES + 1 + text, egress, open_,
             "u64 id, u16 results that follow, u8 target is a name, u32 µs of lookup, dial and first byte "
             "(`0xffffffff`: failed or none), target, `0a`, why it failed",
         ),

@@ -30,11 +30,11 @@ from tunnel.protocol.frames import (
     Sender,
     ShareChanged,
     TargetStatus,
-    TargetTest,
     VisitorFailed,
     encode_launch,
 )
 from tunnel.protocol.payloads import FrameMessage
+from tunnel.protocol.tunnel_test_messages import TargetTest
 
 if TYPE_CHECKING:
     from tunnel.model.limits import ConfiguredLimits, Limits
