@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tunnel.engine.drain import drain_visitors
 from tunnel.engine.egress import Egress
 from tunnel.engine.ingress import Ingress
 from tunnel.engine.key_ring import KeyRing
@@ -335,35 +336,8 @@ class Engine(ABC):
             f"{plural(active, 'visitor')} may finish, for {timeout_s:g} s at most" if active else "no visitor is left"
         )
         self._set_state(State.DRAINING, text)
-        if end is not None:
-            end.start_drain(Goodbye.SHUTDOWN)
-        finishing = asyncio.create_task(self._finish_visitors(min(self._context.timing.goodbye_grace_s, timeout_s)))
-        cutting = asyncio.create_task(self._cut_requested.wait())
-        try:
-            await asyncio.wait({finishing, cutting}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if finishing.done():
-                finishing.result()
-        finally:
-            await cancel_and_wait(finishing)
-            await cancel_and_wait(cutting)
-        if end is not None:
-            await end.relays.close_gradually()
-
-    async def _finish_visitors(self, grace_s: float) -> None:
-        """Close listeners and link as soon as no visitor needs them, and wait for the relays.
-
-        They close early so that the other end can turn to the engine that replaces this one.
-        """
-        end = self._end
-        if end is not None:
-            await end.wait_queue_empty()  # visitors in the queue need data connections, which need a listener
-        self._close_listeners()
-        if end is not None:
-            await end.wait_links_unneeded(grace_s)
-        for link in self._links:
-            link.close("this end is shutting down", goodbye=Goodbye.SHUTDOWN)
-        if end is not None:
-            await end.wait_idle()
+        grace_s = min(self._context.timing.goodbye_grace_s, timeout_s)
+        await drain_visitors(end, self._links, self._close_listeners, self._cut_requested, timeout_s, grace_s)
 
     def _close_all(self) -> None:
         self._stop_requested.set()
