@@ -54,7 +54,7 @@ class DatagramLoad:
         self._threads = [
             threading.Thread(target=run, args=(tunnel, random.Random(self._random.random())), daemon=True)
             for tunnel in self._harness.tunnels.values()
-            if tunnel.is_udp
+            if tunnel.has_udp
             for run in (self._run_lasting, self._run_brief)
         ]
         for thread in self._threads:

@@ -253,7 +253,10 @@ def lose_target(injector: FaultInjector) -> None:
 def burst_of_visitors(injector: FaultInjector) -> None:
     """A burst of visitors."""
     tunnel = injector.any_tunnel()
-    (injector.datagram_load if tunnel.is_udp else injector.load).burst(tunnel, _BURST_VISITORS)
+    if tunnel.has_udp:
+        injector.datagram_load.burst(tunnel, _BURST_VISITORS)
+    if tunnel.has_tcp:
+        injector.load.burst(tunnel, _BURST_VISITORS)
 
 
 def send_unauthenticated(injector: FaultInjector) -> None:

@@ -46,7 +46,7 @@ _VISITOR_OPTIONS: Final = (
 )
 """At the end that accepts visitors: every feature for them, none of which a visit of the soak reaches."""
 _TCP_VISITOR_OPTIONS: Final = "rate=4gbit&visitor_rate=2gbit"
-_UDP_OPTIONS: Final = "proto=udp&udp_timeout=8s"
+_UDP_TIMEOUT: Final = "udp_timeout=8s"
 _CARRIERS: Final = ("auto", "datagram", "stream")
 _FIRST_PROBE_IDENT: Final = 1 << 20  # the load has the visitors below
 
@@ -71,11 +71,17 @@ class Tunnel:
     """with other servers, which need the same ``data_port``"""
     udp_carrier: str = ""
     """how datagrams travel; empty for a tunnel of TCP"""
+    proto: str = "tcp"
 
     @property
-    def is_udp(self) -> bool:
-        """Whether its visitors send datagrams."""
-        return bool(self.udp_carrier)
+    def has_tcp(self) -> bool:
+        """Whether it has visitors that connect."""
+        return self.proto != "udp"
+
+    @property
+    def has_udp(self) -> bool:
+        """Whether it has visitors that send datagrams."""
+        return self.proto != "tcp"
 
     def url(self, daemon: str, *, variant: int = 0) -> str:
         """Return the URL for one daemon's file. A change of variant needs a new engine, and changes no visit."""
@@ -87,11 +93,11 @@ class Tunnel:
         is_ingress = is_server == (self.direction == "reverse")
         ports = (self.visitor_address[1],) if is_ingress else self.target_ports
         where = ",".join(f"127.0.0.1:{port}" for port in ports)
-        if self.is_udp:
-            options += f"&{_UDP_OPTIONS}&udp_carrier={self.udp_carrier}"
+        if self.has_udp:
+            options += f"&proto={self.proto}&{_UDP_TIMEOUT}&udp_carrier={self.udp_carrier}"
         if is_ingress and self.has_visitor_options:
             options += f"&{_VISITOR_OPTIONS}"
-            if not self.is_udp:
+            if not self.has_udp:
                 options += f"&{_TCP_VISITOR_OPTIONS}"
         if is_server:
             own = f"&clients={1 + self.has_second_client}&mode={self.direction}&data_port={data_port}"
@@ -221,10 +227,11 @@ class SoakDaemon:
 
 
 class SoakHarness:
-    """Eight tunnels of TCP: each direction, either daemon as the server, plain and encrypted; half of them
-    use data connections again, and half have every option for visitors. Six tunnels of UDP: each direction and carrier.
-    Both daemons have access logs and histories. The servers of the stable daemon share one tunnel port. Tunnels that
-    use data connections again have two targets, encrypted reverse ones two clients.
+    """Eight tunnels of TCP: each direction, either daemon as the server, plain and encrypted; half of them use data
+    connections again, and half have every option for visitors. Six tunnels of UDP: each direction and carrier. One of
+    TCP and UDP, whose targets are lost for one of both. Both daemons have access logs and histories. The servers of the
+    stable daemon share one tunnel port. Tunnels that use data connections again have two targets, encrypted reverse
+    ones of TCP two clients.
 
     The ``stable`` daemon runs for the whole soak with all engines in its own process, so that every leak is visible
     at the end. The ``unstable`` daemon has workers and is killed and restarted repeatedly.
@@ -236,12 +243,15 @@ class SoakHarness:
         self.host = host
         self.target_reports = TargetReports()
         shared_port = free_port()
-        self.tunnels = {tunnel.name: tunnel for tunnel in (*_tcp_tunnels(shared_port), *_udp_tunnels(shared_port))}
+        tunnels = *_tcp_tunnels(shared_port), *_udp_tunnels(shared_port), _create_tunnel_of_both(shared_port)
+        self.tunnels = {tunnel.name: tunnel for tunnel in tunnels}
         self.drop_log = DropLog()
         self.services = {
             name: [
-                (DatagramTarget if tunnel.is_udp else RestartableTarget)(port, self.target_reports)
+                target_class(port, self.target_reports)
+                for target_class, is_needed in ((RestartableTarget, tunnel.has_tcp), (DatagramTarget, tunnel.has_udp))
                 for port in tunnel.target_ports
+                if is_needed
             ]
             for name, tunnel in self.tunnels.items()
         }
@@ -277,10 +287,14 @@ class SoakHarness:
         """Whether both ends of a tunnel are up and a visitor is served."""
         if any(daemon.tunnels().get(name, {}).get("state") != "up" for daemon in self.daemons):
             return False
-        if self.tunnels[name].is_udp:
-            return self._answers_datagrams(self.tunnels[name])
+        tunnel = self.tunnels[name]
+        if tunnel.has_udp and not self._answers_datagrams(tunnel):
+            return False
+        return not tunnel.has_tcp or self._serves_connections(tunnel)
+
+    def _serves_connections(self, tunnel: Tunnel) -> bool:
         try:
-            with connect(self.tunnels[name].visitor_address, timeout=2) as sock:
+            with connect(tunnel.visitor_address, timeout=2) as sock:
                 visit(VerifiedStream(sock), VisitKind.TARGET_CLOSES, 1, 8, 8, self.target_reports, 2)
         except Exception:  # noqa: BLE001  any failure is retried, and the load reports details
             return False
@@ -351,7 +365,26 @@ def _udp_tunnels(shared_port: int) -> Iterator[Tunnel]:
             has_second_client=(direction, carrier) == ("reverse", "auto"),
             shares_port=server == "stable",
             udp_carrier=carrier,
+            proto="udp",
         )
+
+
+def _create_tunnel_of_both(shared_port: int) -> Tunnel:
+    return Tunnel(
+        "both-reverse",
+        "reverse",
+        "stable",
+        encrypted=True,
+        reuses=True,
+        has_visitor_options=True,
+        port=shared_port,
+        visitor_address=("127.0.0.1", free_port()),
+        target_ports=(free_port(), free_port()),
+        has_second_client=False,
+        shares_port=True,
+        udp_carrier="auto",
+        proto="both",
+    )
 
 
 def _command_line(pid: str) -> bytes:

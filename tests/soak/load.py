@@ -48,7 +48,7 @@ class SoakLoad:
     def start(self) -> None:
         """Start the threads of visitors."""
         self._over.clear()
-        tunnels = [tunnel for tunnel in self._harness.tunnels.values() if not tunnel.is_udp]
+        tunnels = [tunnel for tunnel in self._harness.tunnels.values() if tunnel.has_tcp]
         work = [
             (turn, tunnel)
             for tunnel in tunnels

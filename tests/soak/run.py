@@ -210,7 +210,7 @@ class Soak:
                 if not record.served.get(kind.name.lower()):
                     self._incidents.record_finding(f"no visit of the kind {kind.name.lower()} succeeded")
             for name, tunnel in self._harness.tunnels.items():
-                if tunnel.is_udp and not record.datagrams.answered.get(name):
+                if tunnel.has_udp and not record.datagrams.answered.get(name):
                     self._incidents.record_finding(f"no datagram of {name} was answered")
         for daemon in self._harness.daemons:
             self._check_log(daemon)
