@@ -179,7 +179,7 @@ def change_entry(injector: FaultInjector) -> None:
     injector.variants[key] += 1
     began = time.monotonic()
     with injector.incidents.open_window("change", [tunnel.name], cuts=True, refuses=False, begin=began + DRAIN_S - 0.5):
-        daemon.save(**{tunnel.name: tunnel.url(daemon.name, variant=injector.variants[key])})
+        daemon.save(**{tunnel.name: tunnel.entry(daemon.name, variant=injector.variants[key])})
         injector.reload(daemon)
         time.sleep(DRAIN_S + _REPLACED_GRACE_S)  # the drain of the replaced engine
     _wait_recovered(injector, "a change of an entry", [tunnel.name])
@@ -188,8 +188,8 @@ def change_entry(injector: FaultInjector) -> None:
 def change_limit(injector: FaultInjector) -> None:
     """A limit changed while the tunnel runs."""
     daemon, tunnel = injector.any_daemon(), injector.any_tunnel()
-    before = daemon.urls[tunnel.name]
-    daemon.save(**{tunnel.name: before + "&log=warn&semaphore_limit=900"})
+    before = daemon.entries[tunnel.name]
+    daemon.save(**{tunnel.name: before | {"url": before["url"] + "&log=warn&semaphore_limit=900"}})
     injector.reload(daemon)
     daemon.save(**{tunnel.name: before})
     injector.reload(daemon)
@@ -215,12 +215,12 @@ def save_invalid(injector: FaultInjector) -> None:
 def remove_entry(injector: FaultInjector) -> None:
     """An entry removed, then added again."""
     daemon, tunnel = injector.any_daemon(), injector.any_tunnel()
-    url = daemon.urls[tunnel.name]
+    entry = daemon.entries[tunnel.name]
     with injector.incidents.open_window("removal", [tunnel.name], cuts=True, refuses=True):
         daemon.save(**{tunnel.name: None})
         injector.reload(daemon)
         injector.wait(0, 1)
-        daemon.save(**{tunnel.name: url})
+        daemon.save(**{tunnel.name: entry})
         injector.reload(daemon)
         time.sleep(DRAIN_S + _REPLACED_GRACE_S)
         _wait_recovered(injector, "the removal of an entry", [tunnel.name])

@@ -72,6 +72,8 @@ class Tunnel:
     udp_carrier: str = ""
     """how datagrams travel; empty for a tunnel of TCP"""
     proto: str = "tcp"
+    is_published: bool = False
+    """whether its client publishes the service, and the entry of the server has the rule for it"""
 
     @property
     def has_tcp(self) -> bool:
@@ -83,13 +85,25 @@ class Tunnel:
         """Whether it has visitors that send datagrams."""
         return self.proto != "tcp"
 
-    def url(self, daemon: str, *, variant: int = 0) -> str:
-        """Return the URL for one daemon's file. A change of variant needs a new engine, and changes no visit."""
+    @property
+    def access_log_name(self) -> str:
+        """Its name in the access log of the daemon that is never killed."""
+        return f"{self.name}/{self.name}" if self.is_published else self.name
+
+    def entry(self, daemon: str, *, variant: int = 0) -> dict[str, Any]:
+        """Return the entry of one daemon's file. A change of variant needs a new engine, and changes no visit."""
+        url = self._url(daemon, variant)
+        if not self.is_published or daemon != self.server_daemon:
+            return {"url": url}
+        rule = {"address": "127.0.0.1", "ports": self.visitor_address[1], "services": self.name}
+        return {"url": url, "keys": {"soak": _KEY}, "publish": rule}
+
+    def _url(self, daemon: str, variant: int) -> str:
         is_server = daemon == self.server_daemon
         data_port, reuses = ("random", "tunnel")[variant % 2], self.reuses
-        if is_server and self.shares_port:
+        if is_server and (self.shares_port or self.is_published):
             data_port, reuses = "random", reuses is (variant % 2 == 0)
-        options = f"{_OPTIONS}&service={self.name}&tls={int(self.encrypted)}&reuse={int(reuses)}"
+        options = f"{_OPTIONS}&tls={int(self.encrypted)}&reuse={int(reuses)}"
         is_ingress = is_server == (self.direction == "reverse")
         ports = (self.visitor_address[1],) if is_ingress else self.target_ports
         where = ",".join(f"127.0.0.1:{port}" for port in ports)
@@ -99,6 +113,11 @@ class Tunnel:
             options += f"&{_VISITOR_OPTIONS}"
             if not self.has_udp:
                 options += f"&{_TCP_VISITOR_OPTIONS}"
+        if self.is_published and is_server:  # its ports are in the rule
+            return f"server://127.0.0.1:{self.port}?{options}&data_port={data_port}"
+        options += f"&service={self.name}"
+        if self.is_published:
+            options += f"&publish=127.0.0.1:{self.visitor_address[1]}"
         if is_server:
             own = f"&clients={1 + self.has_second_client}&mode={self.direction}&data_port={data_port}"
             return f"server://{_KEY}@127.0.0.1:{self.port}/{where}?{options}{own}"
@@ -137,8 +156,8 @@ class SoakDaemon:
     def __init__(self, name: str, directory: Path, tunnels: Iterable[Tunnel], workers: int) -> None:
         self.name = name
         self.directory = directory
-        self.urls = {tunnel.name: tunnel.url(name) for tunnel in tunnels} | {
-            f"{tunnel.name}-second": tunnel.url(name, variant=1)
+        self.entries = {tunnel.name: tunnel.entry(name) for tunnel in tunnels} | {
+            f"{tunnel.name}-second": tunnel.entry(name, variant=1)
             for tunnel in tunnels
             if tunnel.has_second_client and tunnel.server_daemon != name
         }
@@ -162,13 +181,13 @@ class SoakDaemon:
             "access_log": {"file": str(self.access_log), "max_size": "1GB"},
         }
         with self._saving:
-            self.process = Daemon(self.name, ["setsid"], self.directory, env, self.urls, supervisor)
+            self.process = Daemon(self.name, ["setsid"], self.directory, env, self.entries, supervisor)
 
-    def save(self, **urls: str | None) -> None:
+    def save(self, **entries: dict[str, Any] | None) -> None:
         """Write the file with changed entries; None removes an entry."""
         with self._saving:
-            self.urls = {name: url for name, url in (self.urls | urls).items() if url is not None}
-            self.process.write(self.urls)
+            self.entries = {name: entry for name, entry in (self.entries | entries).items() if entry is not None}
+            self.process.write(self.entries)
 
     def write_invalid_file(self) -> None:
         """Write an invalid file."""
@@ -229,9 +248,9 @@ class SoakDaemon:
 class SoakHarness:
     """Eight tunnels of TCP: each direction, either daemon as the server, plain and encrypted; half of them use data
     connections again, and half have every option for visitors. Six tunnels of UDP: each direction and carrier. One of
-    TCP and UDP, whose targets are lost for one of both. Both daemons have access logs and histories. The servers of the
-    stable daemon share one tunnel port. Tunnels that use data connections again have two targets, encrypted reverse
-    ones of TCP two clients.
+    TCP and UDP, whose targets are lost for one of both. One of TCP that its client publishes. Both daemons have access
+    logs and histories. The servers of the stable daemon share one tunnel port. Tunnels that use data connections again
+    have two targets, encrypted reverse ones of TCP two clients.
 
     The ``stable`` daemon runs for the whole soak with all engines in its own process, so that every leak is visible
     at the end. The ``unstable`` daemon has workers and is killed and restarted repeatedly.
@@ -243,7 +262,12 @@ class SoakHarness:
         self.host = host
         self.target_reports = TargetReports()
         shared_port = free_port()
-        tunnels = *_tcp_tunnels(shared_port), *_udp_tunnels(shared_port), _create_tunnel_of_both(shared_port)
+        tunnels = (
+            *_tcp_tunnels(shared_port),
+            *_udp_tunnels(shared_port),
+            _create_tunnel_of_both(shared_port),
+            _create_published_tunnel(),
+        )
         self.tunnels = {tunnel.name: tunnel for tunnel in tunnels}
         self.drop_log = DropLog()
         self.services = {
@@ -347,6 +371,23 @@ def _tcp_tunnels(shared_port: int) -> Iterator[Tunnel]:
             has_second_client=direction == "reverse" and encrypted,
             shares_port=server == "stable",
         )
+
+
+def _create_published_tunnel() -> Tunnel:
+    return Tunnel(
+        "published",
+        "reverse",
+        "stable",  # a server with workers lets no client publish
+        encrypted=True,
+        reuses=False,
+        has_visitor_options=True,
+        port=free_port(),
+        visitor_address=("127.0.0.1", free_port()),
+        target_ports=(free_port(),),
+        has_second_client=False,
+        shares_port=False,
+        is_published=True,
+    )
 
 
 def _udp_tunnels(shared_port: int) -> Iterator[Tunnel]:

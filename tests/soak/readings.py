@@ -105,7 +105,7 @@ class ReadingCollector:
             at=time.monotonic(),
             processes=processes,
             idle=sum(tunnel["pool"]["idle"] for tunnel in tunnels),
-            capacity=sum(tunnel["pool"]["capacity"] for tunnel in tunnels),
+            capacity=sum(tunnel["pool"]["capacity"] for tunnel in tunnels if tunnel["links"]),
             active=sum(tunnel["connections"]["active"] for tunnel in tunnels),
             up=sum(tunnel["state"] == "up" for tunnel in tunnels),
             links=sum(len(tunnel["links"]) for tunnel in tunnels),

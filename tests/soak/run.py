@@ -225,7 +225,8 @@ class Soak:
     def _check_access_log(self, daemon: SoakDaemon) -> None:
         """The daemon that was never killed has logged visitors of every tunnel, and as many as succeeded at least."""
         lines = [json.loads(line) for line in daemon.access_log.read_text().splitlines()]
-        if missing := self._harness.tunnels.keys() - {line["tunnel"] for line in lines}:
+        names = {tunnel.access_log_name for tunnel in self._harness.tunnels.values()}
+        if missing := names - {line["tunnel"] for line in lines}:
             self._incidents.record_finding(f"the access log has no visitor of {', '.join(sorted(missing))}")
         if len(lines) < (served := sum(self.record.served.values())):
             self._incidents.record_finding(f"the access log has {len(lines)} lines of {served} visitors")
