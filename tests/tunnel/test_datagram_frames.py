@@ -16,6 +16,7 @@ from tunnel.protocol.datagram_frames import (
     encode_datagrams,
 )
 from tunnel.protocol.records import LinkKeys, RecordDirection, RecordError, RecordWriter
+from tunnel.runtime.reactor import BUFFER_SIZE
 
 SECRET = bytes(range(32))
 datagrams = st.lists(st.binary(max_size=40) | st.integers(0, 3000).map(bytes), max_size=8)
@@ -49,7 +50,7 @@ def test_the_longest_datagram_is_read_and_a_longer_one_refused() -> None:
 def test_each_carrier_brings_the_datagrams_of_both_ends(
     carrier: Carrier, batches: list[list[bytes]], size: int
 ) -> None:
-    scratch = memoryview(bytearray(1 << 17))
+    scratch = memoryview(bytearray(BUFFER_SIZE))
     client, server = (
         create_carrier(carrier, SECRET, scratch, is_client=one).create_codec(7, 0) for one in (True, False)
     )
@@ -66,7 +67,7 @@ def test_each_carrier_brings_the_datagrams_of_both_ends(
 
 
 def test_the_end_of_a_stream_is_no_part_of_datagrams() -> None:
-    codec = create_carrier(Carrier.ENCRYPTED, SECRET, memoryview(bytearray(1 << 17)), is_client=False).create_codec(
+    codec = create_carrier(Carrier.ENCRYPTED, SECRET, memoryview(bytearray(BUFFER_SIZE)), is_client=False).create_codec(
         7, 0
     )
     end = RecordWriter(LinkKeys(SECRET), 7, 0, RecordDirection.TO_SERVER).seal_end()

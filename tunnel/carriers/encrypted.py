@@ -43,7 +43,9 @@ _READ_BYTES: Final = _MAX_RECORDS * MAX_RECORD_BYTES
 
 
 def record_places(scratch: memoryview) -> list[RecordPlace]:
-    """The places of full records in the shared buffer, one after the other."""
+    """Return the places of full records in the shared buffer. Raises ValueError if there is no room for all."""
+    if len(scratch) < _READ_BYTES:
+        raise ValueError(f"the buffer has {len(scratch)} bytes and needs {_READ_BYTES}")
     return [RecordPlace(scratch, start) for start in range(0, _READ_BYTES, MAX_RECORD_BYTES)]
 
 
