@@ -21,6 +21,7 @@ from tunnel.runtime.datagram_port import (
     DatagramFlow,
     open_visitor_socket,
 )
+from tunnel.runtime.datagram_sockets import DatagramListener
 from tunnel.runtime.reactor import Reactor
 
 FLOWS = 256
@@ -146,3 +147,38 @@ async def test_new_visitors_leave_turns_to_other_sockets(crowded: CrowdedPort, m
         port.ready(0)
         assert 0 < len(crowded.accepted) - before < DATAGRAMS_PER_TURN / 4
         await wait_until_async(lambda: len(crowded.accepted) == FLOWS + DATAGRAMS_PER_TURN, "all are accepted")
+
+
+@pytest.mark.parametrize("was_released", [False, True])
+async def test_a_port_whose_last_visitor_has_left_goes_to_the_next_acceptor(*, was_released: bool) -> None:
+    """Seen to fail: an engine that took over a port without visitors crashed, as its socket was registered already."""
+    with no_descriptor_leak():
+        reactor = Reactor()
+        first = CrowdedPort(reactor)
+        place = ("127.0.0.1", first.acceptor.port)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as visitor:
+            visitor.sendto(b"x", place)
+            await wait_until_async(lambda: len(first.accepted) == 1, "the visitor is accepted")
+            if was_released:
+                first.acceptor.close()
+                listener = open_visitor_socket(socket.AF_INET, place)
+            else:
+                listener = cast("DatagramListener", first.acceptor.detach_listener())
+            first.evict_all()
+            accepted: list[object] = []
+            second = DatagramAcceptor(
+                reactor,
+                listener,
+                lambda flow, _peer: accepted.append(flow),
+                lambda: True,
+                Address(*place),
+                FlowCounter(),
+            )
+            visitor.sendto(b"again", place)
+            await wait_until_async(lambda: len(accepted) == 1, "the next acceptor has the visitor")
+            second.close()
+            for flow in accepted:
+                cast("DatagramFlow", flow).close()
+        await run_loop_turns(3)
+        assert len(reactor) == 0
+        reactor.stop()

@@ -368,7 +368,7 @@ class DatagramAcceptor:
         """until when there is no room for another visitor, on the monotonic clock"""
         self._idle: deque[DatagramFlow] = deque()  # what gives way next, the longest idle first
         self._listener: DatagramListener | None = listener
-        self._port = listener.port or DatagramPort(reactor, listener)
+        self._port = DatagramPort(reactor, listener) if listener.port is None else listener.port  # it may be empty
         listener.port = self._port
         self._port.set_acceptor(self)
 
