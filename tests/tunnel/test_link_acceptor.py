@@ -415,9 +415,10 @@ async def test_an_answer_that_arrived_while_the_server_was_stopped_counts(harnes
         channel._sock.setblocking(True)
         channel._session.receive_data(channel._sock.recv(4096))
         view = memoryview(bytearray(4096))
-        [(kind, payload)] = FrameDecoder().feed(bytes(view[: channel._session.read_into(view)]))
-        assert kind is Kind.PING
-        channel._session.write(encode_frame(Kind.PONG, payload))
+        pings = FrameDecoder().feed(bytes(view[: channel._session.read_into(view)]))
+        assert {kind for kind, _ in pings} == {Kind.PING}  # two, if the time for the next one has come
+        for _, payload in pings:
+            channel._session.write(encode_frame(Kind.PONG, payload))
         channel._sock.send(channel._session.data_to_send())
         answered.set()
 
