@@ -178,7 +178,9 @@ def change_entry(injector: FaultInjector) -> None:
     key = daemon.name, tunnel.name
     injector.variants[key] += 1
     began = time.monotonic()
-    with injector.incidents.open_window("change", [tunnel.name], cuts=True, refuses=False, begin=began + DRAIN_S - 0.5):
+    closes = tunnel.is_published and daemon.name == tunnel.server_daemon  # until its client has published it again
+    begin = began if closes else began + DRAIN_S - 0.5
+    with injector.incidents.open_window("change", [tunnel.name], cuts=True, refuses=closes, begin=begin):
         daemon.save(**{tunnel.name: tunnel.entry(daemon.name, variant=injector.variants[key])})
         injector.reload(daemon)
         time.sleep(DRAIN_S + _REPLACED_GRACE_S)  # the drain of the replaced engine
