@@ -164,8 +164,9 @@ def test_bytes_without_end_before_the_handshake_disturb_no_other_tunnel(
     growth = server.rss() - rss
     assert senders.sent > 4, "they are closed, and come again"
     assert growth < 8 << 20
-    ratio = quantile(during, 0.99) / quantile(before, 0.99)
-    assert ratio < 1.5 if IS_FULL_SCALE else quantile(during, 0.99) < quantile(before, 0.99) + time_allowed(0.5) * 1e3
+    p99 = quantile(before, 0.99)
+    # A millisecond more is noise where there are two or three.
+    assert quantile(during, 0.99) < (max(5, 1.5 * p99) if IS_FULL_SCALE else p99 + time_allowed(0.5) * 1e3)
     record_figure(f"p99 {quantile(before, 0.99):.0f} → {quantile(during, 0.99):.0f} ms, {growth >> 10} KB more")
 
 
@@ -215,7 +216,7 @@ def start_tcp_and_udp(harness: ProcessHarness, target_port: int) -> tuple[Daemon
 def test_a_flood_of_forged_datagrams_delays_no_visitor_of_tcp_and_disturbs_no_present_flow(
     harness: ProcessHarness, record_figure: FigureRecorder
 ) -> None:
-    """Seen to fail: where over 1,000 flows a second give way, the p99 of TCP visitors is more than doubled."""
+    """The sender takes half of two cores. Seen to fail: where over 1,000 flows a second give way, the p99 is 22 ms."""
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as visitor,
@@ -241,7 +242,7 @@ def test_a_flood_of_forged_datagrams_delays_no_visitor_of_tcp_and_disturbs_no_pr
         # On a busy machine answers may come too late.
         assert answered > (0.8 if IS_FULL_SCALE else 0.3) * sent, "the present flow keeps its place"
         if IS_FULL_SCALE:
-            assert quantile(during, 0.99) < max(5, 2 * quantile(before, 0.99))
+            assert quantile(during, 0.99) < max(15, 2 * quantile(before, 0.99))
         record_figure(
             f"{flood.sent} datagrams: p99 {quantile(before, 0.99):.1f} → {quantile(during, 0.99):.1f} ms, "
             f"{answered} of {sent} answered to a present flow"
