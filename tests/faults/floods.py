@@ -154,6 +154,7 @@ def _main() -> None:
             _send_datagrams(address, data, int(number), made)
         if kind == "flood":
             _flood(address, data, int(number), itertools.cycle(sources), made)
+        os.nice(_FLOOD_NICE)  # as for datagrams: another host has a processor of its own
         for _ in range(int(number)):
             threading.Thread(target=_send_endlessly, args=(address, data, made), daemon=True).start()
         signal.pause()

@@ -53,7 +53,7 @@ def changed(**fields: int) -> Reading:
         (changed(pipes=60), "60 pipes"),
         (changed(other_files=11), "11 other files"),
         (changed(threads=12), "12 threads"),
-        (changed(rss=85 << 20), "85.0 MiB, 60.0 MiB before"),
+        (changed(rss=81 << 20), "81.0 MiB, 60.0 MiB before"),
         (changed(close_wait=1), "1 close wait"),
         (changed(tasks=31), "31 tasks"),
         (replace(AT_REST, active=1), "1 visitors are reported"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from tests.support.engine_parts import no_descriptor_leak, shared_parts
 from tests.support.ports import free_port
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
-from tests.tunnel.test_engine import RunningEngine, client_spec, echo, running_engine, server_spec, visit
+from tests.tunnel.test_engine import RunningEngine, client_spec, echo, pool_of, running_engine, server_spec, visit
 from tests.tunnel.test_udp import ingress_of, peer, udp_echo, udp_pair, visitors_at, wait_snapshot
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
@@ -96,21 +97,35 @@ async def test_visitors_of_both_protocols_are_served_on_one_port(
                     assert [link.udp_carrier for link in seen.links] == ["datagram"]
 
 
-async def test_data_connections_of_tcp_are_used_again_beside_flows(shared: EngineContext) -> None:
-    options = BOTH | {"reuse": True}
+async def test_data_connections_of_tcp_are_used_again_beside_a_flow(shared: EngineContext) -> None:
+    options = BOTH | {"reuse": True, "min_pool_capacity": 2}
+    dialled: set[int] = set()
     async with echo_of_both() as target, udp_pair(shared, target, server=options, client=options) as pair:
-        for _ in range(5):
-            await exchange_stream(visitors_at(pair))
-            await exchange_datagram(visitors_at(pair))
+        address = visitors_at(pair)
+        with peer(to=address) as flow:
+            assert await flow.exchange(b"first") == b"ufirst"
+            for visits in range(1, 13):
+                await exchange_stream(address)
+                await wait_until_async(partial(is_flow_alone, pair, visits + 1), "the stream has ended at both ends")
+                dialled |= {*pool_of(pair[0]).idle}
+            assert await flow.exchange(b"last") == b"ulast"
         assert [one.engine.snapshot().connections.failed for one in pair] == [0, 0]
+    assert max(dialled) <= 8, "a data connection for each visitor would be the 13th at least"
 
 
-@pytest.mark.parametrize(("server", "client"), [("both", "tcp"), ("tcp", "both"), ("both", "udp"), ("udp", "both")])
-async def test_two_ends_that_disagree_make_no_link(shared: EngineContext, server: str, client: str) -> None:
+def is_flow_alone(pair: Sequence[RunningEngine], total: int) -> bool:
+    counts = [one.engine.snapshot().connections for one in pair]
+    return all((count.active, count.total) == (1, total) for count in counts) and len(pool_of(pair[0]).idle) >= 2
+
+
+@pytest.mark.parametrize(("server", "client"), list(itertools.permutations(Proto, 2)))
+async def test_two_ends_that_disagree_about_the_protocol_make_no_link(
+    shared: EngineContext, server: Proto, client: Proto
+) -> None:
     options = {"mode": Mode.REVERSE}
-    async with running_engine(shared, server_spec("127.0.0.1:0", proto=Proto(server), **options)) as one:
+    async with running_engine(shared, server_spec("127.0.0.1:0", proto=server, **options)) as one:
         await wait_until_async(lambda: one.engine.snapshot().tunnel_addr[-2:] != ":0", "the server listens")
-        async with running_engine(shared, client_spec(one, "127.0.0.1:9", proto=Proto(client), **options)) as other:
+        async with running_engine(shared, client_spec(one, "127.0.0.1:9", proto=client, **options)) as other:
             text = f"the client has proto={client}, but the server {server}; write the same at both ends"
             await wait_until_async(lambda: one.events.said(text) and other.events.said(text), "both say why")
 

@@ -258,11 +258,12 @@ async def test_data_connections_are_used_again_if_both_ends_want_that(
                 for visits in range(1, 13):
                     await round_trip(visitors_address(server, client))
                     await wait_until_async(partial(_is_at_rest, server, client, visits), "both relays have ended")
-                    dialled |= {*_pool(server).idle}
+                    dialled |= {*pool_of(server).idle}
     assert max(dialled) <= 8 if wanted_by == "both" else max(dialled) > 12
 
 
-def _pool(running: RunningEngine) -> Pool:
+def pool_of(running: RunningEngine) -> Pool:
+    """The data connections of the only link of an engine."""
     end = running.engine._end
     assert end is not None
     (link,) = end._links
@@ -271,7 +272,7 @@ def _pool(running: RunningEngine) -> Pool:
 
 def _is_at_rest(server: RunningEngine, client: RunningEngine, visits: int) -> bool:
     counts = [running.engine.snapshot().connections for running in (server, client)]
-    return all((count.active, count.total) == (0, visits) for count in counts) and len(_pool(server)) >= 2
+    return all((count.active, count.total) == (0, visits) for count in counts) and len(pool_of(server)) >= 2
 
 
 @pytest.mark.parametrize("direction", list(Direction))

@@ -277,18 +277,6 @@ async def test_each_datagram_to_the_target_has_a_proxy_header(shared: EngineCont
                     assert data[16:20] + data[24:26] == bytes([127, 0, 0, 1]) + port.to_bytes(2)
 
 
-@pytest.mark.parametrize(("server", "client"), [("udp", "tcp"), ("tcp", "udp")])
-async def test_two_ends_that_disagree_about_the_protocol_make_no_link(
-    shared: EngineContext, server: str, client: str
-) -> None:
-    options = {"mode": Mode.REVERSE}
-    async with running_engine(shared, server_spec("127.0.0.1:0", proto=Proto(server), **options)) as one:
-        await wait_until_async(lambda: one.engine.snapshot().tunnel_addr[-2:] != ":0", "the server listens")
-        async with running_engine(shared, client_spec(one, "127.0.0.1:9", proto=Proto(client), **options)) as other:
-            text = f"the client has proto={client}, but the server {server}; write the same at both ends"
-            await wait_until_async(lambda: one.events.said(text) and other.events.said(text), "both say why")
-
-
 async def test_flows_survive_the_engine_that_replaces_theirs(shared: EngineContext) -> None:
     visitors, tunnel = (f"127.0.0.1:{free_port()}" for _ in range(2))
     async with udp_echo() as target, udp_pair(shared, target, visitors=visitors, tunnel=tunnel) as (server, _):

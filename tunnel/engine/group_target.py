@@ -79,7 +79,7 @@ class GroupTarget:
         self.balance_weight = float(configured.weight)
         self._group = group
         self._relays = relays
-        self._is_datagram = spec.proto is Proto.UDP
+        self._is_udp_alone = spec.proto is Proto.UDP
         self._configured = configured
         self._failed_checks = 0
         self._ramped_since = ramped_since
@@ -189,7 +189,7 @@ class GroupTarget:
     def on_relay_closed(self, relay: ForwardedVisitor) -> None:
         """Count one visitor less. A UDP target that has answered is in order."""
         self.active_visitors -= 1
-        if self._is_datagram:
+        if self._is_udp_alone:
             if self.health.wants_success and relay.passed()[0]:
                 self._group.note_success(self)
         elif self.udp_refusals.count and relay.proto is Proto.UDP and relay.passed()[0]:
@@ -211,7 +211,7 @@ class GroupTarget:
         With proto=both, it says nothing about TCP.
         """
         self._relays.on_target_unreachable(relay, reason)
-        if self._is_datagram:
+        if self._is_udp_alone:
             self._group.note_failure(self, reason)
         else:
             self._group.note_udp_refusal(self)

@@ -55,7 +55,7 @@ class TargetChecks:
         self.next_at = 0.0
         """when the next check starts, on the loop's clock"""
         self._proxy = spec.proxy
-        self._is_datagram = spec.proto is Proto.UDP
+        self._is_udp_alone = spec.proto is Proto.UDP
         self._owner = owner
         self._reactor = reactor
         self._loop = loop
@@ -125,7 +125,7 @@ class TargetChecks:
     def _connect(self, candidates: Sequence[tuple[socket.AddressFamily, SockAddr]]) -> None:
         kind = self.check.kind
         check_class = _HttpCheck if kind is CheckKind.HTTP else _PresentCheck
-        if kind is CheckKind.OFF and self._is_datagram:
+        if kind is CheckKind.OFF and self._is_udp_alone:
             check_class = _RouteCheck
         self._present = check_class(self, self._reactor)
         self._present.start(candidates)

@@ -112,7 +112,7 @@ class TargetGroup(Dialler[GroupDial]):
         self._last_resort: Balancer[GroupTarget] = create_balancer(spec.balance)
         self._count_up = 0
         self._short_limit_s = min(spec.check_timeout, spec.dial_timeout)
-        self._without_udp: list[GroupTarget] = []  # those that visitors of UDP avoid, and perhaps some of before
+        self._without_udp: list[GroupTarget] = []  # visitors of UDP avoid them, or did until a moment ago
         self._ramp_timer: asyncio.TimerHandle | None = None
         self._error: str | None = None
         self._remark: str | None = None
@@ -365,7 +365,7 @@ class TargetGroup(Dialler[GroupDial]):
             self._on_changed(member, LogLevel.WARN, f"the target {member.address} is down after {failures}: {cause}")
 
     def note_udp_refusal(self, member: GroupTarget) -> None:
-        """Let visitors of UDP avoid a target after ``fall`` closed ports in a row, as long as a target is down."""
+        """Let visitors of UDP avoid a target after ``fall`` refusals in a row, for ``rise`` times ``inter``."""
         now, pause_s = self._loop.time(), self._spec.inter * self._spec.rise
         if member in self._members and member.udp_refusals.note_refusal(now, self._spec.fall, pause_s):
             self._without_udp.append(member)
