@@ -41,9 +41,14 @@ class ForgedHost:
         self._client.loop_start()
 
     def close(self) -> None:
-        """Disconnect; what is retained stays."""
+        """Disconnect; what is retained stays.
+
+        The client closes the two sockets that wake its thread when it is freed. Its callbacks refer to this host: while
+        they do, the garbage collector frees them in any order, and a socket freed before its client is a warning.
+        """
         self._client.disconnect()
         self._client.loop_stop()
+        self._client.on_message = self._client.on_subscribe = None
 
     @property
     def ts(self) -> str:

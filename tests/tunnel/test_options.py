@@ -50,7 +50,7 @@ from tunnel.model.publishing import PublishType
 from tunnel.model.quota import MAX_BYTES, MAX_DAYS, Quota, QuotaType
 from tunnel.model.rate import MAX_BITS_PER_S, MIN_BITS_PER_S, Rate, RateType
 from tunnel.model.settings import Settings
-from tunnel.model.spec import AuthPolicy, DataTls, LogLevel, Mode, Role, TunnelSpec
+from tunnel.model.spec import AuthPolicy, DataTls, LogLevel, Mode, ProxyVersion, Role, TunnelSpec
 from tunnel.model.targets import CHECK_OFF, CHECK_TCP, CheckKind, TargetCheck, TargetSpec
 from tunnel.model.url import parse_url
 from tunnel.model.visitor_option_types import NetworksType, VisitorRateType
@@ -656,6 +656,12 @@ def test_options_that_cannot_work_together_are_refused(text: str, fault: str) ->
 )
 def test_different_addresses_are_accepted(text: str) -> None:
     assert make_spec(parse_url(text)).role.value == text.partition("://")[0]
+
+
+@pytest.mark.parametrize("proto", ["udp", "both"])
+def test_visitors_of_udp_have_the_options_that_every_visitor_has(proto: str) -> None:
+    spec = make_spec(parse_url(f"server://:1/:2?proto={proto}&proxy=v2&max_per_address=10"))
+    assert (spec.proto.value, spec.proxy, spec.max_per_address) == (proto, ProxyVersion.V2, 10)
 
 
 def test_a_key_in_the_url_excludes_what_would_replace_it(tmp_path: Path) -> None:
