@@ -23,6 +23,7 @@ from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
 from tunnel.engine.visitor_list import list_visitors
 from tunnel.model.address import parse_address
+from tunnel.model.events import Event
 from tunnel.model.networks import NetworkSet, parse_network
 from tunnel.model.spec import DataTls, Direction, Mode, Proto, ProxyVersion
 from tunnel.model.state import State
@@ -399,6 +400,25 @@ async def test_a_port_that_is_taken_for_udp_leaves_none_open_for_tcp(shared: Eng
             await wait_until_async(lambda: server.events.said(text), "the reason is logged")
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection(*taken.sock.getsockname())
+
+
+async def test_a_defect_in_the_log_while_visitors_are_accepted_first_leaves_no_port_open(shared: EngineContext) -> None:
+    seen: list[Event] = []
+
+    def fail_once(event: Event) -> None:
+        seen.append(event)
+        if "visitors are accepted on" in event.text:
+            raise RuntimeError("a defect")
+
+    address = f"127.0.0.1:{free_port()}"
+    engine = create_engine("server", server_spec(address, mode=Mode.REVERSE, proto=Proto.BOTH), shared, fail_once)
+    with pytest.raises(RuntimeError, match="a defect"):
+        await engine.run()
+    assert any(address in event.text for event in seen), "it did accept"
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*address.split(":"))
+    with peer(port=int(address.split(":")[1])):
+        pass  # the port is free for UDP, too
 
 
 async def test_two_clients_share_visitors_of_both(shared: EngineContext) -> None:

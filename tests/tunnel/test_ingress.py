@@ -7,7 +7,9 @@ import socket
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from tests.support.engine_parts import Events, shared_parts
+import pytest
+
+from tests.support.engine_parts import Events, no_descriptor_leak, shared_parts
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
 from tunnel.engine.ingress import Ingress
@@ -17,7 +19,8 @@ from tunnel.forwarding.tcp import TcpForwarder
 from tunnel.model.address import Address
 from tunnel.model.limits import Limits
 from tunnel.model.settings import Settings
-from tunnel.runtime.listeners import VISITORS
+from tunnel.runtime.datagram_sockets import open_datagram_listener
+from tunnel.runtime.listeners import UDP_VISITORS, VISITORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,3 +83,20 @@ async def test_the_other_end_learns_that_waiting_visitors_were_disconnected() ->
         assert max(link.queue_lengths) > 0
         assert link.queue_lengths[-1] == 0
         ingress.close()
+
+
+async def test_an_ingress_that_cannot_accept_on_one_listener_closes_all() -> None:
+    with no_descriptor_leak():
+        async with shared_parts() as shared:
+            stats = Stats()
+            forwarder = TcpForwarder(shared.reactor, shared.pipes, stats.from_visitors, stats.to_visitors)
+            parts = EndParts(shared.reactor, forwarder, stats, Events().event_log(), lambda: None, lambda _: None)
+            listener = socket.create_server(("127.0.0.1", 0))
+            listener.setblocking(False)
+            unusable = open_datagram_listener(socket.AF_INET, ("127.0.0.1", 0))
+            unusable.close()
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                Ingress(parts, Settings(), 0.05).open(
+                    {VISITORS: listener, UDP_VISITORS: unusable}, Address("127.0.0.1", 0)
+                )
+            assert listener.fileno() == -1

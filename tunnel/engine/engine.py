@@ -230,10 +230,9 @@ class Engine(ABC):
             is_ingress=is_ingress,
         )  # fmt: skip
         if is_ingress:
-            ingress = Ingress(parts, spec.settings, self._context.timing.queue_timeout_s)
+            self._end = ingress = Ingress(parts, spec.settings, self._context.timing.queue_timeout_s)
             ingress.open({purpose: self._bound.pop(purpose) for purpose in addresses}, spec.target)
             self._event_log.log_info(EventKind.LISTEN, f"visitors are accepted on {ingress.address}")
-            self._end = ingress
         else:
             egress = Egress(parts, spec)
             self._retry_target = egress.retry_target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
@@ -118,20 +119,30 @@ def create_acceptor(
     has_room: Callable[[], bool],
     requested_address: Address,
 ) -> VisitorAcceptor:
-    """Start to accept visitors on one or two listeners, by purpose, which the acceptor owns from now on."""
+    """Start to accept visitors on one or two listeners, by purpose, which the acceptor owns from now on.
 
+    If that fails, all of them are closed.
+    """
     connections = flows = None
-    for listener in listeners.values():
-        if isinstance(listener, DatagramListener):
-            dropped = end.stats.dropped
-            flows = DatagramAcceptor(end.reactor, listener, on_accept, has_room, requested_address, dropped)
+    with contextlib.ExitStack() as closing:  # last in, first out: an acceptor, then the listener if it has none yet
+        for listener in listeners.values():
+            closing.callback(listener.close)
+        for listener in listeners.values():
+            if isinstance(listener, DatagramListener):
+                dropped = end.stats.dropped
+                flows = DatagramAcceptor(end.reactor, listener, on_accept, has_room, requested_address, dropped)
+                closing.callback(flows.close)
+            else:
+                connections = Acceptor(
+                    end.reactor, listener, event_log, on_accept, has_room, requested_address, fd_holder=end
+                )
+                closing.callback(connections.close)
+        if connections is not None and flows is not None:
+            acceptor: VisitorAcceptor = AcceptorPair(end.reactor, connections, flows, on_accept, has_room)
         else:
-            connections = Acceptor(
-                end.reactor, listener, event_log, on_accept, has_room, requested_address, fd_holder=end
-            )
-    if connections is not None and flows is not None:
-        return AcceptorPair(end.reactor, connections, flows, on_accept, has_room)
-    return cast("ListenerAcceptor", connections or flows)
+            acceptor = cast("ListenerAcceptor", connections or flows)
+        closing.pop_all()
+    return acceptor
 
 
 def list_acceptors(acceptor: VisitorAcceptor | None) -> dict[str, ListenerAcceptor]:
