@@ -8,6 +8,7 @@ import struct
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Final, Self
 
 from .processes import BenchError
@@ -50,12 +51,14 @@ class DatagramFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class RoundTrips:
-    """Round trips: how many, and their times in microseconds."""
+class Delays:
+    """What exchanges of one datagram and its answer took, in microseconds: each of both on its way, and together."""
 
     count: int
-    p50_us: float
-    p99_us: float
+    """the number of exchanges"""
+    one_way_p50_us: float
+    round_trip_p50_us: float
+    round_trip_p99_us: float
 
 
 class DatagramPair:
@@ -96,32 +99,40 @@ class DatagramPair:
             else:
                 exchanged += 1
 
-    def measure_round_trips(self, size: int, seconds: float) -> RoundTrips:
+    def measure_delays(self, size: int, seconds: float) -> Delays:
         """Exchange one datagram after the other. Raises BenchError."""
-        found = list(self._round_trips(bytes(size), seconds))
+        found = list(self._exchanges(bytes(size), seconds))
         if len(found) < 100:
             raise BenchError(f"{len(found)} datagrams were answered in {seconds:.0f} s")
-        return RoundTrips(len(found), statistics.median(found) * 1e6, statistics.quantiles(found, n=100)[_P99] * 1e6)
+        round_trips = [there + back for there, back in found]
+        return Delays(
+            len(found),
+            statistics.median(chain.from_iterable(found)) * 1e6,
+            statistics.median(round_trips) * 1e6,
+            statistics.quantiles(round_trips, n=100)[_P99] * 1e6,
+        )
 
-    def _round_trips(self, datagram: bytes, seconds: float) -> Iterator[float]:
+    def _exchanges(self, datagram: bytes, seconds: float) -> Iterator[tuple[float, float]]:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             took = self._exchange(datagram)
             if took is not None:
                 yield took
 
-    def _exchange(self, datagram: bytes) -> float | None:
+    def _exchange(self, datagram: bytes) -> tuple[float, float] | None:
+        """Return the seconds on the way there and back."""
         self._visitor.settimeout(_ANSWER_LIMIT_S)
         self._target.settimeout(_ANSWER_LIMIT_S)
         began = time.perf_counter()
         try:
             self._visitor.send(datagram)
             received, peer = self._target.recvfrom(_LARGEST_BYTES)
+            arrived = time.perf_counter()
             self._target.sendto(received, peer)
             self._visitor.recv(_LARGEST_BYTES)
         except OSError:  # lost, or refused while the tunnel starts
             return None
-        return time.perf_counter() - began
+        return arrived - began, time.perf_counter() - arrived
 
     def send_bulk(self, size: int, seconds: float, *, in_pieces: bool = True) -> DatagramFigures:
         """Send bursts of equal datagrams, ``WINDOW`` on the way at most, from the visitor to the target.

@@ -42,8 +42,9 @@ def _metrics(size: int) -> tuple[Metric, ...]:
         Metric(f"single{size}.per_cpu", f"{size:,} bytes, sent one by one: datagrams per CPU s", 0),
         Metric(f"single{size}.rate", "  datagrams/s", 0, chart_title=f"{size:,} bytes, one by one: datagrams/s"),
         Metric(f"single{size}.lost", "  lost, %", 2),
-        Metric(f"delay{size}.p50", f"{size:,} bytes, added round trip p50, µs", 0, _DELAY_GOAL),
-        Metric(f"delay{size}.p99", "  p99, µs", 0, chart_title=f"{size:,} bytes, added round trip p99, µs"),
+        Metric(f"delay{size}.p50", f"{size:,} bytes, added delay of a datagram p50, µs", 0, _DELAY_GOAL),
+        Metric(f"delay{size}.round_trip", "  round trip p50, µs", 0, chart_title=f"{size:,} bytes, round trip p50, µs"),
+        Metric(f"delay{size}.p99", "  round trip p99, µs", 0, chart_title=f"{size:,} bytes, round trip p99, µs"),
         Metric(f"delay{size}.cpu", "  CPU µs per exchange", 0, chart_title=f"{size:,} bytes, CPU µs per exchange"),
     )
 
@@ -89,17 +90,18 @@ async def _measure_delay(program: Sequence[str], kind: str, name: str, size: int
         (direct_port,) = free_ports(1)
         direct = stack.enter_context(DatagramPair(direct_port, direct_port))
         pair, ends = await _start(stack, program, name, size)
-        alone = await asyncio.to_thread(direct.measure_round_trips, size, 1.0)
+        alone = await asyncio.to_thread(direct.measure_delays, size, 1.0)
         before = _cpu_seconds(ends)
-        found = await asyncio.to_thread(pair.measure_round_trips, size, seconds)
+        found = await asyncio.to_thread(pair.measure_delays, size, seconds)
         used = _cpu_seconds(ends) - before
         if not found.count:
             raise BenchError(f"no datagram of {size} bytes was answered through {name}")
         prefix = f"{kind}{size}"
         return Sample(
             {
-                f"{prefix}.p50": found.p50_us - alone.p50_us,
-                f"{prefix}.p99": found.p99_us - alone.p99_us,
+                f"{prefix}.p50": found.one_way_p50_us - alone.one_way_p50_us,
+                f"{prefix}.round_trip": found.round_trip_p50_us - alone.round_trip_p50_us,
+                f"{prefix}.p99": found.round_trip_p99_us - alone.round_trip_p99_us,
                 f"{prefix}.cpu": used / found.count * 1e6,
             }
         )
