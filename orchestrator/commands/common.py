@@ -37,7 +37,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_NOT_UP, EXIT_NO_DAEMON = 1, 2, 3, 4
 EXIT_CODES: Final = {
     0: "done",
     EXIT_FAILED: "failed at run time, or refused",
-    EXIT_USAGE: "wrong usage, or an invalid file; `ps --strict`: the daemon refused its file",
+    EXIT_USAGE: "wrong usage, or an invalid file; `ps --strict`, `fleet ps --strict`: a daemon refused its file",
     EXIT_NOT_UP: "`ps`, `fleet ps`: an enabled tunnel is not up, or a host is gone",
     EXIT_NO_DAEMON: "no daemon answers",
     130: "interrupted with Ctrl-C",

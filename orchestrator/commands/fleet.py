@@ -125,11 +125,15 @@ def _run_with_reader(
 @click.argument("names", nargs=-1, metavar="[HOST[/TUNNEL]]…")
 @json_option
 @click.option("--routes", is_flag=True, help="Show both ends of each link as one route, on whichever hosts they run.")
+@click.option("--strict", is_flag=True, help="Exit code 2 if a host refused its file and runs with an earlier one.")
 @broker_options
-def ps(*, names: tuple[str, ...], as_json: bool, routes: bool, **broker: Any) -> int:  # noqa: ANN401  as in broker_at
+def ps(
+    *, names: tuple[str, ...], as_json: bool, routes: bool, strict: bool, **broker: Any,  # noqa: ANN401  as in broker_at
+) -> int:  # fmt: skip
     """List the tunnels of all hosts, or of some; names may be patterns like edge-*.
 
-    Exit 3 if a host is gone or silent, or an enabled tunnel is not up.
+    Exit 3 if a host is gone or silent, or an enabled tunnel is not up. If a host refused its file, as it is now, the
+    line after its name has the fault; the tunnels of its last valid file go on.
     """
 
     async def list_tunnels(reader: FleetReader) -> int:
@@ -142,6 +146,12 @@ def ps(*, names: tuple[str, ...], as_json: bool, routes: bool, **broker: Any) ->
             print_json({"hosts": hosts})
         else:
             _print_hosts(hosts)
+        refused = [host for host in hosts if host["config"]["ok"] is False]  # None: it has not published that
+        if strict and refused:
+            if routes:  # which name no file
+                for host in refused:
+                    print_message(printable(f"{host['host']}: {_describe_refused_file(host)}"))
+            return EXIT_USAGE
         is_good = all(h["presence"] == "online" and all(map(is_as_wanted, h["tunnels"])) for h in hosts)
         return 0 if is_good else EXIT_NOT_UP
 
@@ -208,10 +218,14 @@ def _print_hosts(hosts: Sequence[HostJson]) -> None:
         if number:
             click.echo()
         click.echo(printable(_headline(host)))
-        if not host["config"]["ok"] and host["config"]["error"]:
-            click.echo(printable(f"the last valid configuration stays in force: {host['config']['error']}"))
+        if host["config"]["ok"] is False:
+            click.echo(printable(_describe_refused_file(host)))
         if host["tunnels"]:
             click.echo(format_tunnels([_mark_unknown_state(tunnel, host) for tunnel in host["tunnels"]]))
+
+
+def _describe_refused_file(host: HostJson) -> str:
+    return f"the last valid configuration stays in force: {host['config']['error'] or 'the host does not say why'}"
 
 
 def _mark_unknown_state(tunnel: TunnelJson, host: HostJson) -> TunnelJson:

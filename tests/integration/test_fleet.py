@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -375,6 +376,24 @@ def test_an_invalid_file_is_published_with_its_place(published: PublishedPair) -
     assert ":2:" in broken["config_error"] or ":3:" in broken["config_error"]
     published.write_tunnels()
     published.recorder.wait_payload("edge-1/info", lambda word: word["config_ok"], within=15)
+
+
+def test_a_strict_ps_of_the_fleet_fails_while_a_host_refuses_its_file(
+    harness: ProcessHarness, published: PublishedPair
+) -> None:
+    published.one.file.write_text("version: 1\ntunnels: [\n")
+    published.recorder.wait_payload("edge-1/info", lambda word: not word["config_ok"], within=15)
+    try:
+        fault = f"the last valid configuration stays in force: {published.one.file}:"
+        asked = partial(fleet, harness, published.broker, "ps")
+        assert [asked("edge-1/web")[0], asked("edge-2", "--strict")[0]] == [0, 0]
+        code, out, _ = asked("--strict")
+        assert (code, fault in out) == (2, True), "not 3, though a tunnel is in cooldown"
+        code, out, said = asked("--strict", "--routes")
+        assert (code, fault in out, said.startswith(f"nodepass-orch: edge-1: {fault}")) == (2, False, True)
+    finally:
+        published.write_tunnels()
+        published.recorder.wait_payload("edge-1/info", lambda word: word["config_ok"], within=15)
 
 
 def test_only_lasting_topics_are_retained(published: PublishedPair) -> None:
