@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _MAX_BUFFERED: Final = 20_000  # received messages, or topics, that wait to be handled
 _CONFIRM_TIMEOUT_S: Final = 2 * STEP_TIMEOUT_S  # for PUBACK
-_ERROR_TIMEOUT_S: Final = 0.01
 _READ_INTERVAL_S: Final = 0.02  # between two reads of a reader that has read what is retained
 _TRIES_PER_OLD_VERSION: Final = 3  # of so many attempts without CONNACK the last one is with version 3.1.1
 _TRIES_PER_OLD_VERSION_IF_V5_SEEN: Final = 60
@@ -117,6 +116,16 @@ class _ConfirmingClient(aiomqtt.Client):
     def __init__(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  the library's own
         self._confirmations: dict[int, asyncio.Future[int]] = {}
         super().__init__(*arguments, **options)
+        self.discard_errors()
+
+    def discard_errors(self) -> None:
+        """Retrieve the errors that the library holds, or will hold, for its next caller.
+
+        asyncio reports an error that is never retrieved. The library replaces a future while it logs in or out, and
+        drops the error of the former one.
+        """
+        for held in (self._connected, self._disconnected):
+            held.add_done_callback(_retrieve_error)
 
     async def publish_confirmed(
         self, message: OutgoingMessage, properties: Properties | None, timeout_s: float
@@ -296,7 +305,7 @@ class BrokerClient:
                     await _log_out(client)
         finally:
             await connection.close()
-            await _retrieve_error(client)
+            client.discard_errors()
 
     def _make_client(
         self,
@@ -360,12 +369,9 @@ async def _log_out(client: aiomqtt.Client) -> None:
             await client.__aexit__(None, None, None)
 
 
-async def _retrieve_error(client: aiomqtt.Client) -> None:
-    """Fetch the error that the library may hold for its next caller: asyncio reports one that is never retrieved."""
-    with contextlib.suppress(aiomqtt.MqttError, TimeoutError):
-        async with asyncio.timeout(_ERROR_TIMEOUT_S):
-            async for _ in client.messages:
-                pass
+def _retrieve_error(ended: asyncio.Future[None]) -> None:
+    if not ended.cancelled():
+        ended.exception()
 
 
 def _code_value(code: int | ReasonCode | None) -> int | None:

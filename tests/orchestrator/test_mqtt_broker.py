@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiomqtt
 import pytest
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from tunnel.runtime.resolver import Candidate
 
 NOW = 1_800_000_000.0
+CONNACK = b"\x20\x03\x00\x00\x00"
+MALFORMED = b"\x00\xff\xff\xff\xff\xff"
 
 
 def test_a_url_gives_address_and_credentials() -> None:
@@ -336,6 +339,40 @@ async def test_a_loss_right_after_connack_is_noticed_at_once() -> None:
             async with asyncio.timeout(GUARD_S), client.session():
                 await asyncio.Event().wait()
         assert error.value.code == 142
+
+
+@pytest.mark.parametrize(
+    ("answer", "later"),
+    [
+        (CONNACK, b""),
+        (CONNACK, MALFORMED),
+        (CONNACK + MALFORMED, b""),
+        (b"\x20\x03\x00\x87\x00", b""),  # not authorized
+    ],
+)
+async def test_no_error_of_the_library_is_left_for_asyncio_to_report(answer: bytes, later: bytes) -> None:
+    reports: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reports.append(context))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        await has_session.wait()
+        writer.write(later)
+        await reader.read()
+        writer.close()
+
+    has_session = asyncio.Event()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        client = BrokerClient(Broker(host="127.0.0.1", port=server.sockets[0].getsockname()[1]), is_reader=True)
+        with contextlib.suppress(BrokerError):
+            async with asyncio.timeout(GUARD_S), client.session():
+                has_session.set()
+                if later or answer != CONNACK:
+                    await asyncio.Event().wait()
+        has_session.set()
+    gc.collect()
+    assert reports == []
 
 
 def message(topic: str, number: int) -> aiomqtt.Message:
