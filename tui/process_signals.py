@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
 import termios
 from typing import TYPE_CHECKING
+
+from orchestrator.process.setup import handle_signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,10 +31,9 @@ def call_on_termination(leave: Callable[[], None]) -> None:
             os.close(null)
         leave()
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, leave)
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
+        handle_signal(number, leave)
+    handle_signal(signal.SIGHUP, hang_up)
 
 
 def call_on_suspend(suspend: Callable[[], None]) -> None:
@@ -44,7 +44,7 @@ def call_on_suspend(suspend: Callable[[], None]) -> None:
     loses its terminal.
     """
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTSTP, suspend)
+    handle_signal(signal.SIGTSTP, suspend)
 
 
 def stop_until_foreground() -> None:

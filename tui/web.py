@@ -17,7 +17,7 @@ from textual_serve.server import Server
 from orchestrator.commands.common import EXIT_FAILED
 from orchestrator.process.http_connections import ConnectionGuard, GuardedRunner, count_answers
 from orchestrator.process.messages import print_message
-from orchestrator.process.setup import run_event_loop
+from orchestrator.process.setup import handle_signal, run_event_loop
 from tunnel.model.address import Address
 from tunnel.runtime.sockets import NetError, describe_bind_error
 
@@ -72,7 +72,7 @@ class _TokenServer(Server):
         """Serve with the bounds of the local API until SIGINT or SIGTERM. Raises NetError."""
         stopped = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+            handle_signal(number, stopped.set)
         with contextlib.closing(ConnectionGuard()) as guard:
             runner = GuardedRunner(await self._make_app(), guard, logging.getLogger("aiohttp.server"), _GRACE_S)
             await runner.setup()

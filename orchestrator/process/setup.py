@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import resource
 import signal
@@ -81,15 +82,15 @@ def run_event_loop(main: Coroutine[Any, Any, _Result]) -> _Result:
 
 
 def handle_signal(number: signal.Signals, handler: Callable[[], object]) -> None:
-    """Call ``handler`` on the running loop after each signal.
+    """Call ``handler`` on the running loop after each signal, in the present context (contextvars).
 
     ``loop.add_signal_handler`` alone loses a signal while the pipe that wakes the loop is full: each thread that ends a
     call writes one byte to it, and a busy loop may read it late. Here the pipe only wakes the loop, and does so as
     well if another thread than that of the loop receives the signal.
     """
-    loop = asyncio.get_running_loop()
+    loop, context = asyncio.get_running_loop(), contextvars.copy_context()  # not that of the code that is interrupted
     loop.add_signal_handler(number, _do_nothing)
-    signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler))
+    signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler, context=context))
 
 
 def _do_nothing() -> None:

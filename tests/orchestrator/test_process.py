@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import errno
 import gc
 import json
@@ -30,6 +31,7 @@ from orchestrator.process.log_file import LogFile
 from orchestrator.process.logformat import LogWriter, as_json, as_text, format_json_event, format_local_time
 from orchestrator.process.terminal_text import printable
 from orchestrator.supervisor.crash_reports import install_exception_handlers
+from tests.support.process_signals import signal_while_wakeup_pipe_is_full
 from tests.support.scale import GUARD_S
 from tests.support.strategies import recognisable_keys
 from tests.support.waiting import wait_until
@@ -439,15 +441,13 @@ def test_blocked_signals_and_an_ignored_sigchld_of_the_parent_are_reset() -> Non
 
 
 async def test_a_signal_is_handled_while_the_pipe_that_wakes_the_loop_is_full() -> None:
-    """asyncio's own handler was seen to lose it: the pipe of a loop that is behind takes about 280 bytes."""
-    loop, received = asyncio.get_running_loop(), asyncio.Event()
-    setup.handle_signal(signal.SIGUSR2, received.set)
+    received: asyncio.Future[str] = asyncio.Future()
+    place = contextvars.ContextVar("place", default="elsewhere")
+    token = place.set("where it was registered")
+    setup.handle_signal(signal.SIGUSR2, lambda: received.set_result(place.get()))
+    place.reset(token)
     try:
-        for _ in range(2000):
-            loop.call_soon_threadsafe(int)
-        wakeup = signal.set_wakeup_fd(-1)
-        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)  # asyncio's warning about the full pipe
-        os.kill(os.getpid(), signal.SIGUSR2)
-        await asyncio.wait_for(received.wait(), GUARD_S)
+        signal_while_wakeup_pipe_is_full(signal.SIGUSR2)
+        assert await asyncio.wait_for(received, GUARD_S) == "where it was registered"
     finally:
-        loop.remove_signal_handler(signal.SIGUSR2)
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGUSR2)
