@@ -104,13 +104,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _installed_contenders(options: argparse.Namespace) -> list[contender_list.Contender]:
-    ours = [
-        contender_list.ours(options.ours_command, name=f"{contender_list.OURS}, {words}", options=f"&{words}")
-        for words in ("tls=0", "tls=0&reuse=1", "reuse=1")
-    ]
-    contenders = [
-        contender_list.direct(), contender_list.haproxy(), contender_list.ours(options.ours_command), *ours
-    ]  # fmt: skip
+    ours = contender_list.variants_of_ours(options.ours_command)
+    contenders = [contender_list.direct(), contender_list.haproxy(), *ours]
     if options.contenders:
         contenders += contender_list.load(options.contenders)
     names = [contender.name for contender in contenders]

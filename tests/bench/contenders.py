@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 BASELINE: Final = "haproxy"
 OURS: Final = "ours"
+OURS_PLAIN: Final = "ours, tls=0"
+OURS_PLAIN_REUSED: Final = "ours, tls=0&reuse=1"
+OURS_REUSED: Final = "ours, reuse=1"
 _PROGRAM: Final = "nodepass-orch"
 
 _PLACEHOLDER: Final = re.compile(r"\{(tunnel_port|visitor_port|target_port|dir)\}")
@@ -108,6 +111,13 @@ def ours(command: str | None = None, *, name: str = OURS, options: str = "") -> 
         server=(*words, f"server://127.0.0.1:{{tunnel_port}}/127.0.0.1:{{visitor_port}}?log=warn{options}"),
         client=(*words, f"client://127.0.0.1:{{tunnel_port}}/127.0.0.1:{{target_port}}?log=warn{options}"),
     )
+
+
+def variants_of_ours(command: str | None = None) -> list[Contender]:
+    """Return this project with its default options, and with those that data connections may have."""
+    names = (OURS, OURS_PLAIN, OURS_PLAIN_REUSED, OURS_REUSED)
+    options = (f"&{words}" if words else "" for _, _, words in (name.partition(", ") for name in names))
+    return [ours(command, name=name, options=words) for name, words in zip(names, options, strict=True)]
 
 
 def load(path: Path) -> list[Contender]:

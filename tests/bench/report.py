@@ -37,6 +37,12 @@ class Metric:
     goal: Goal | None = None
     chart_title: str = ""
     """title of its chart if the label is incomplete without the rows above it"""
+    goals: tuple[tuple[str, Goal], ...] = ()
+    """goals of single variants, instead of ``goal``"""
+
+    def goal_of(self, variant: str) -> Goal | None:
+        """Return what this variant has to reach."""
+        return dict(self.goals).get(variant, self.goal)
 
     @property
     def title(self) -> str:
@@ -144,20 +150,21 @@ def _ratios(
 def _goals(outcomes: Sequence[Outcome], metrics: Sequence[Metric], name: str, sheet: Sheet) -> list[list[str]]:
     rows = []
     for metric in metrics:
-        if metric.goal is None:
+        goal = metric.goal_of(name)
+        if goal is None:
             continue
         value = median(outcomes, name, metric.key)
         compared = ratio(outcomes, name, sheet.baseline, metric.key) if sheet.baseline else None
         times = "-" if compared is None else f"{compared:.2f}x"
-        shown = times if metric.goal.ratio else _figure(metric, value)
-        met = metric.goal.is_met(value, compared)
+        shown = times if goal.ratio else _figure(metric, value)
+        met = goal.is_met(value, compared)
         verdict = "unknown" if met is None else "met" if met else "MISSED"
         is_void = _mark(outcomes, name, metric) or (
-            metric.goal.ratio and sheet.baseline and _mark(outcomes, sheet.baseline, metric)
+            goal.ratio and sheet.baseline and _mark(outcomes, sheet.baseline, metric)
         )
         if is_void:
             verdict = "ERRORS"  # a rate with errors meets no goal
-        rows.append([metric.label.strip(), name, shown, str(metric.goal), verdict])
+        rows.append([metric.label.strip(), name, shown, str(goal), verdict])
     return rows
 
 

@@ -125,6 +125,14 @@ def test_every_judged_variant_has_its_goals() -> None:
     assert [(line.split()[2], line.split()[-1]) for line in goals] == [("ours", "met"), ("theirs", "MISSED")]
 
 
+def test_a_variant_can_have_goals_of_its_own() -> None:
+    metric = replace(sheet().metrics[0], goals=(("theirs", Goal(60, at_least=True, ratio=False)),))
+    assert [str(metric.goal_of(name)) for name in ("ours", "theirs")] == ["≥ 0.9x", "≥ 60"]
+    judged = replace(sheet("haproxy", "ours", "theirs"), judged=("ours", "theirs"), metrics=(metric,))
+    goals = render([*DRIFTING, outcome("theirs", 1, 50.0)], judged).split("\n\n")[-1].splitlines()[2:]
+    assert [line.split()[-4:] for line in goals] == [["0.90x", "≥", "0.9x", "met"], ["50", "≥", "60", "MISSED"]]
+
+
 def test_a_variant_that_cannot_be_measured_has_no_column() -> None:
     assert sheet("haproxy", "ours").without({"haproxy"}).variants == ("ours",)
 
