@@ -129,6 +129,10 @@ async def _newconn(run: ContenderRun, seconds: int) -> Sample:
     return await _requests(run, "newconn", connections=32, seconds=seconds, close=True)
 
 
+async def _lone(run: ContenderRun, seconds: int) -> Sample:
+    return await _requests(run, "lone", connections=1, seconds=seconds, close=True)
+
+
 async def _bulk(run: ContenderRun, seconds: int, streams: int) -> Sample:
     arguments = ("-s", "-1", "-B", "127.0.0.1", "-p", str(run.target_port))
     async with target(run.target_port, run.directory, "iperf3", *arguments):
@@ -192,5 +196,6 @@ MEASUREMENTS: Final = (
     Measurement("bulk1", _bulk1, ("iperf3",)),
     Measurement("bulk8", _bulk8, ("iperf3",)),
     Measurement("newconn", _newconn, ("nginx", "wrk")),
+    Measurement("lone", _lone, ("nginx", "wrk")),
 )
 """All measurements in the order of a round."""

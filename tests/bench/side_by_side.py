@@ -25,6 +25,10 @@ METRICS: Final = (
     Metric("newconn.p50", "  p50 ms", 2),
     Metric("newconn.p99", "  p99 ms, new connections", 2, chart_title="new connections, p99 ms"),
     Metric("newconn.cpu", "  CPU µs per connection", 0),
+    Metric("lone.rate", "one visitor at a time, connections/s", 0),
+    Metric("lone.p50", "  p50 ms, one at a time", 3, chart_title="one new connection at a time, p50 ms"),
+    Metric("lone.p99", "  p99 ms, one at a time", 2),
+    Metric("lone.cpu", "  CPU µs per connection, one at a time", 0),
     Metric("bulk1.rate", "bulk, 1 stream, Gbit/s", 2),
     Metric("bulk1.cpu", "  CPU s per GB, 1 stream", 3, chart_title="bulk, 1 stream, CPU s per GB"),
     Metric("bulk8.rate", "bulk, 8 streams, Gbit/s", 2),
@@ -39,6 +43,7 @@ METRICS: Final = (
 
 _GOALS: Final = {
     contender_list.OURS: {
+        "lone.p50": Goal(1.7),
         "bulk1.rate": Goal(1.0, at_least=True),
         "bulk1.cpu": Goal(1.15),
         "bulk8.rate": Goal(1.0, at_least=True),
@@ -52,6 +57,7 @@ _GOALS: Final = {
         "keepalive.rate": Goal(1.0, at_least=True),
         "newconn.rate": Goal(0.7, at_least=True),
         "newconn.p99": Goal(2.0),
+        "lone.p50": Goal(1.7),
         "bulk1.rate": Goal(1.5, at_least=True),
         "bulk1.cpu": Goal(0.5),
         "bulk8.rate": Goal(1.5, at_least=True),
@@ -65,12 +71,12 @@ _GOALS: Final = {
 }
 """What this project has to reach, by variant and metric; ratios are those to HAProxy."""
 
-KINDS: Final = ("start", "idle", "keepalive", "newconn", "bulk")
+KINDS: Final = ("start", "idle", "keepalive", "newconn", "lone", "bulk")
 """The measurements of contenders by their names on the command line."""
 
 _PLOTTED: Final = (
-    "keepalive.rate", "keepalive.p99", "newconn.rate", "newconn.p99", "bulk1.rate", "bulk1.cpu", "bulk8.rate",
-    "idle.both",
+    "keepalive.rate", "keepalive.p99", "newconn.rate", "newconn.p99", "lone.p50", "bulk1.rate", "bulk1.cpu",
+    "bulk8.rate", "idle.both",
 )  # fmt: skip
 
 PLAIN: Final = "tls=0"
