@@ -86,6 +86,7 @@ def _udp_carriers(tunnel: TunnelJson) -> str:
     return "+".join(sorted({carrier for link in tunnel.get("links", ()) if (carrier := link["udp_carrier"])}))
 
 
+_PROTO: Final = "PROTO"
 _UDP: Final = "UDP"
 _RATE_FROM: Final = "RATE FROM"
 _RATE_TO: Final = "RATE TO"
@@ -120,6 +121,7 @@ _COLUMNS: Final = (
     _Column(_WORKER, lambda t: str(t["worker"] or "-"), 13),
     _Column(_REFUSED, lambda t: str(_count_refused(t) or "-"), 14),
     _Column(_LINKS, _format_links, 16),
+    _Column(_PROTO, lambda t: t.get("proto", "-"), 20),
     _Column(_UDP, lambda t: _udp_carriers(t) or "-", 19),
 )
 _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
@@ -131,6 +133,7 @@ _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _PUBLISHED_BY: lambda t: t.get("published_by"),
     _WORKER: lambda t: t["worker"],
     _REFUSED: _count_refused,
+    _PROTO: lambda t: t.get("proto", "tcp") != "tcp",
     _UDP: _udp_carriers,
     _LINKS: lambda t: len(t.get("links", ())) > 1 or t.get("servers"),
 }

@@ -209,6 +209,15 @@ def test_a_tunnel_of_udp_shows_how_datagrams_travel() -> None:
     assert "datagram+stream" in last.split()
 
 
+@pytest.mark.parametrize("proto", ["udp", "both"])
+def test_what_visitors_speak_is_shown_unless_all_tunnels_are_of_tcp(proto: str) -> None:
+    assert "PROTO" not in format_table(TUNNELS, columns=None, paint=PLAIN)
+    shown: TunnelJson = {**tunnel("dns", State.WAITING), "proto": proto}
+    heading, first, *_, last = format_table([*TUNNELS, shown], columns=None, paint=PLAIN).split("\n")
+    at = heading.index("PROTO")
+    assert [first[at:].split()[0], last[at:].split()[0]] == ["tcp", proto]
+
+
 def test_a_client_with_several_servers_shows_how_many_of_their_links_can_serve() -> None:
     shown = tunnel("web", State.COOLDOWN)
     shown["servers"] = [

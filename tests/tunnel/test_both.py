@@ -154,6 +154,7 @@ async def test_each_protocol_has_its_idle_time(shared: EngineContext) -> None:
                 await wait_snapshot(one, lambda seen: seen.connections.active == 1)
             assert await protos_at(pair[0]) == [("tcp", "connected")]
         assert pair[0].engine.snapshot().counters.idle_timeouts == 1
+        assert pair[0].events.said("1 visitor disconnected: udp_timeout")
 
 
 async def test_limits_and_rules_count_visitors_of_both_together(shared: EngineContext) -> None:

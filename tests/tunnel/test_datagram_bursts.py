@@ -139,7 +139,7 @@ async def test_a_burst_to_a_target_that_has_left_ends_the_flow_with_its_reason(s
                 send_burst(visitor, EQUAL)
                 send_burst(visitor, EQUAL)
                 await wait_until_async(lambda: pair[1].engine.snapshot().connections.active == 0, "the flow is over")
-                assert any("nothing listens on that port" in event.text for event in pair[1].events)
+                assert any("nothing listens on that UDP port" in event.text for event in pair[1].events)
                 with peer(port=address.port) as successor:
                     async with asyncio.timeout(GUARD_S):
                         send_burst(visitor, [b"again"])

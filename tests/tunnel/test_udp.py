@@ -201,7 +201,7 @@ async def test_a_target_where_nothing_listens_ends_the_flow_with_a_reason(shared
     async with udp_pair(shared, target) as pair:
         with peer(to=visitors_at(pair)) as visitor:
             visitor.sock.send(b"anybody?")
-            reason = f"the target {target} cannot be reached: nothing listens on that port"
+            reason = f"the target {target} cannot be reached: nothing listens on that UDP port"
             for one in pair:
                 await wait_snapshot(one, lambda seen: seen.connections.active == 0)
             await wait_until_async(lambda: all(one.events.said(reason) for one in pair), "the reason is logged")

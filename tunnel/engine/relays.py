@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from tunnel.engine.time_limits import TimeLimits
 from tunnel.forwarding.tunnel_rates import RateLimitedForwarder, TunnelRates
 from tunnel.model.events import VISITOR, EventKind
-from tunnel.model.spec import LogLevel
+from tunnel.model.spec import LogLevel, Proto
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.model.visitors import visitor_id
 from tunnel.model.wording import plural
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tunnel.forwarding.base import ForwardedVisitor, Forwarder, ForwardingOwner, RelayLink
     from tunnel.model.events import EventLog
     from tunnel.model.rate import Rate
-    from tunnel.model.spec import End, Proto, TunnelSpec
+    from tunnel.model.spec import End, TunnelSpec
     from tunnel.runtime.reactor import Reactor
 
 _MAINTENANCE_INTERVAL_S: Final = 5.0  # also the age at which a relay is worth the system calls that enable keepalive
@@ -81,7 +81,7 @@ class RelaySet:
         self._is_checking_peers = False
         self._unscanned: list[ForwardedVisitor] = []  # of the present scan
         self._vanished: list[ForwardedVisitor] = []  # found by the present scan
-        self._expired: Counter[VisitorEnd] = Counter()  # of the present scan
+        self._expired: Counter[tuple[VisitorEnd, Proto]] = Counter()  # of the present scan
         self._time_limits: TimeLimits | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = 0  # gradually
@@ -242,7 +242,7 @@ class RelaySet:
         if self._time_limits is not None:
             for relay, end in self._time_limits.find_expired(relays, time.monotonic()):
                 relay.abort(end)
-                self._expired[end] += 1
+                self._expired[end, relay.proto] += 1
         if self._unscanned:
             self._timer = self._reactor.call_later(0.0, self._scan_slice)
         else:
@@ -271,9 +271,10 @@ class RelaySet:
             self._event_log.warn_throttled(EventKind.VISITOR, "path", _FAULTY_PATH)
         if self._time_limits is not None:
             self._time_limits.end_scan()
-        for end, count in self._expired.items():
+        for (end, proto), count in self._expired.items():
             self._on_aborted(end, count)
-            text = f"{plural(count, 'visitor')} disconnected: {end.value}"
+            limit = "udp_timeout" if end is VisitorEnd.IDLE_TIMEOUT and proto is Proto.UDP else end.value
+            text = f"{plural(count, 'visitor')} disconnected: {limit}"
             self._event_log.log_paced(LogLevel.INFO, EventKind.VISITOR, "limit", text)
         self._expired.clear()
         self._schedule_maintenance()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tunnel.runtime.reactor import Reactor
 
 _UNREACHABLE: Final[Mapping[int | None, str]] = {
-    errno.ECONNREFUSED: "nothing listens on that port",
+    errno.ECONNREFUSED: "nothing listens on that UDP port",
     errno.EHOSTUNREACH: "there is no route to it",
     errno.ENETUNREACH: "its network cannot be reached from here",
     errno.EACCES: "a firewall on the way forbids it",
