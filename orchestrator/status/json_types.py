@@ -283,7 +283,6 @@ class TunnelTestJson(TypedDict):
     """The answer of ``POST /v1/tunnels/NAME/test``: ``ok`` unless a leg has an error."""
 
     name: str
-    proto: str
     ok: bool
     legs: list[TunnelTestLegJson]
 

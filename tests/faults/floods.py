@@ -4,8 +4,9 @@
 in turn, that send the bytes HEX and stay open until the other end closes them.
 ``python -m tests.faults.floods endless HOST PORT HEX COUNT``: COUNT connections at a time that send the bytes HEX again
 and again, and are made again when they are closed.
-``python -m tests.faults.floods datagrams HOST PORT HEX RATE``: RATE datagrams HEX a second, each from another source
-address of 127.0.0.0/8, as of a flood with forged sources.
+``python -m tests.faults.floods datagrams HOST PORT HEX RATE [CPU]``: RATE datagrams HEX a second, each from another
+source address of 127.0.0.0/8, as of a flood with forged sources; on the processor CPU alone.
+``python -m tests.faults.floods echo HOST PORT "" 0``: a UDP port that answers each datagram with its bytes.
 They end with SIGTERM and print how many connections or datagrams were made.
 """
 
@@ -83,10 +84,32 @@ class EndlessSenders(_Sender):
 
 
 class DatagramFlood(_Sender):
-    """So many datagrams a second to a port of this host, each from another source address."""
+    """So many datagrams a second to a port of this host, each from another source; on one processor if given."""
 
-    def __init__(self, address: Address, payload: bytes, rate: int) -> None:
-        super().__init__("datagrams", address, payload, str(rate))
+    def __init__(self, address: Address, payload: bytes, rate: int, processor: int | None = None) -> None:
+        super().__init__("datagrams", address, payload, str(rate), *(() if processor is None else (str(processor),)))
+
+
+class DatagramEcho(_Sender):
+    """A UDP port of this host that sends each datagram back."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__("echo", address, b"", "0")
+
+
+@contextlib.contextmanager
+def leave_a_processor() -> Iterator[int | None]:
+    """Let this thread, and what it starts, use all processors but one, as if that were another host's; yield which.
+
+    None if there is one alone.
+    """
+    all_processors = os.sched_getaffinity(0)
+    left = max(all_processors) if len(all_processors) > 1 else None
+    os.sched_setaffinity(0, all_processors - {left} if left is not None else all_processors)
+    try:
+        yield left
+    finally:
+        os.sched_setaffinity(0, all_processors)
 
 
 def _connect(address: Address, payload: bytes, source: str) -> socket.socket | None:
@@ -145,13 +168,27 @@ def _send_datagrams(address: Address, payload: bytes, rate: int, made: Iterator[
     raise AssertionError("the numbers never end")
 
 
+def _echo_datagrams(address: Address, made: Iterator[int]) -> NoReturn:
+    """Answer datagrams without end, and count each with ``made``."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(address)
+        while True:
+            with contextlib.suppress(OSError):  # a flow has ended
+                sock.sendto(*sock.recvfrom(1 << 16))
+                next(made)
+
+
 def _main() -> None:
     kind, host, port, payload, number, *sources = sys.argv[1:]
     address, data, made = (host, int(port)), bytes.fromhex(payload), itertools.count()
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit())
     try:
         if kind == "datagrams":
+            if sources:
+                os.sched_setaffinity(0, {int(sources[0])})
             _send_datagrams(address, data, int(number), made)
+        if kind == "echo":
+            _echo_datagrams(address, made)
         if kind == "flood":
             _flood(address, data, int(number), itertools.cycle(sources), made)
         os.nice(_FLOOD_NICE)  # as for datagrams: another host has a processor of its own

@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import FigureRecorder
-from tests.faults.floods import DatagramFlood, EndlessSenders, Flood, client_hello
+from tests.faults.floods import (
+    DatagramEcho,
+    DatagramFlood,
+    EndlessSenders,
+    Flood,
+    client_hello,
+    leave_a_processor,
+)
 from tests.faults.hosts import KEY
 from tests.faults.impostors import HostileClient, HostileServer
 from tests.faults.loads import count_descriptors, cpu_seconds
@@ -184,25 +191,23 @@ def count_answers(sock: socket.socket, over: threading.Event) -> tuple[int, int]
     return sent, answered
 
 
-def echo_datagrams(sock: socket.socket) -> None:
-    """Answer datagrams until the socket is closed."""
-    sock.settimeout(0.1)
-    while sock.fileno() >= 0:
-        with contextlib.suppress(OSError):  # nothing has come, or a flow has ended
-            sock.sendto(*sock.recvfrom(99))
+def start_tcp_and_udp(harness: ProcessHarness, target_port: int, rules: str) -> tuple[Daemon, Address, Address]:
+    """Start a server with a tunnel of TCP, ``t``, and one of UDP, ``u``; return where they accept visitors, too.
 
-
-def start_tcp_and_udp(harness: ProcessHarness, target_port: int) -> tuple[Daemon, Address, Address]:
-    """Start a server with a tunnel of TCP, ``t``, and one of UDP, ``u``; return where they accept visitors, too."""
+    ``rules`` are more options of ``u`` at the server.
+    """
     tunnel, tcp, udp = free_port(), ("127.0.0.1", free_port()), ("127.0.0.1", free_port())
     options = {"t": "service=t", "u": f"proto=udp&service=u&semaphore_limit={FLOWS}"}
     visitors, targets = {"t": tcp[1], "u": udp[1]}, {"t": harness.start_target().port, "u": target_port}
     ends = [
         {
-            name: f"{role}://{KEY}@127.0.0.1:{tunnel}/127.0.0.1:{ports[name]}?{more}&mode=reverse"
+            name: f"{role}://{KEY}@127.0.0.1:{tunnel}/127.0.0.1:{ports[name]}?{more}&mode=reverse{own[name]}"
             for name, more in options.items()
         }
-        for role, ports in (("server", visitors), ("client", targets))
+        for role, ports, own in (
+            ("server", visitors, {"t": "", "u": rules}),
+            ("client", targets, {"t": "", "u": ""}),
+        )
     ]
     server = harness.start_daemon(ends[0], name="server")
     harness.start_daemon(ends[1], name="client")
@@ -211,27 +216,40 @@ def start_tcp_and_udp(harness: ProcessHarness, target_port: int) -> tuple[Daemon
     return server, tcp, udp
 
 
-@pytest.mark.case("a flood of datagrams with forged sources", deadline=90)
+def is_answered(sock: socket.socket) -> bool:
+    """Send a datagram; return whether an answer comes soon."""
+    sock.settimeout(0.2)
+    sock.send(b"x")
+    with contextlib.suppress(OSError):
+        return bool(sock.recv(99))
+    return False
+
+
+@pytest.mark.case("a flood of datagrams with forged sources", deadline=120)
+@pytest.mark.parametrize("rules", ["", pytest.param("&allow=127.0.0.1", marks=pytest.mark.slow)])
 def test_a_flood_of_forged_datagrams_delays_no_visitor_of_tcp_and_disturbs_no_present_flow(
-    harness: ProcessHarness, record_figure: FigureRecorder
+    harness: ProcessHarness, record_figure: FigureRecorder, rules: str
 ) -> None:
-    """The sender takes half of two cores. Seen to fail: where over 1,000 flows a second give way, the p99 is 22 ms."""
+    """Seen to fail: where the process reads all datagrams, the p99 is three times what it is without a flood."""
+    echo = ("127.0.0.1", free_port())
     with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target,
+        leave_a_processor() as processor,
+        DatagramEcho(echo),
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as visitor,
     ):
-        target.bind(("127.0.0.1", 0))
-        threading.Thread(target=echo_datagrams, args=(target,), daemon=True).start()
-        server, tcp, udp = start_tcp_and_udp(harness, target.getsockname()[1])
+        server, tcp, udp = start_tcp_and_udp(harness, echo[1], rules)
         visitor.connect(udp)
+        wait_until(lambda: is_answered(visitor), "the target answers")
         over, answers = threading.Event(), list[tuple[int, int]]()
         asking = threading.Thread(target=lambda: answers.append(count_answers(visitor, over)))
         asking.start()
         try:
             before = visit_times(tcp, MEASURED_S)
-            with DatagramFlood(udp, bytes(64), DATAGRAM_RATE) as flood:
+            with DatagramFlood(udp, bytes(64), DATAGRAM_RATE, processor) as flood:
                 wait_until(lambda: server.tunnel("u")["counters"]["dropped_datagrams"] > 1000, "the flood is dropped")
-                during = visit_times(tcp, MEASURED_S)
+                cpu, during = cpu_seconds(server.pid), visit_times(tcp, MEASURED_S)
+                cpu = cpu_seconds(server.pid) - cpu
+            after = visit_times(tcp, MEASURED_S) if IS_FULL_SCALE else before
         finally:
             over.set()
             asking.join()
@@ -239,12 +257,14 @@ def test_a_flood_of_forged_datagrams_delays_no_visitor_of_tcp_and_disturbs_no_pr
         shown = server.tunnel("u")
         assert shown["connections"]["active"] <= FLOWS
         # On a busy machine answers may come too late.
-        assert answered > (0.8 if IS_FULL_SCALE else 0.3) * sent, "the present flow keeps its place"
+        assert answered > (0.95 if IS_FULL_SCALE else 0.3) * sent, "the present flow keeps its place"
+        p99, usual = quantile(during, 0.99), max(quantile(before, 0.99), quantile(after, 0.99))
         if IS_FULL_SCALE:
-            assert quantile(during, 0.99) < max(15, 2 * quantile(before, 0.99))
+            assert shown["counters"]["dropped_datagrams"] > 0.8 * flood.sent, "what the kernel drops is counted"
+            assert p99 < (max(2 * usual, usual + 4) if processor is not None else max(15, 2 * usual))
         record_figure(
-            f"{flood.sent} datagrams: p99 {quantile(before, 0.99):.1f} → {quantile(during, 0.99):.1f} ms, "
-            f"{answered} of {sent} answered to a present flow"
+            f"{flood.sent} datagrams{f' ({rules[1:]})' if rules else ''}: p99 {usual:.1f} → {p99:.1f} ms, "
+            f"{cpu / MEASURED_S:.2f} of a core, {answered} of {sent} answered to a present flow"
         )
 
 

@@ -269,7 +269,7 @@ async def test_idle_flows_give_way_to_connections_also_while_new_flows_come(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen to fail: a visitor of TCP waited for ``udp_timeout`` while forged visitors of UDP had every place."""
-    monkeypatch.setattr("tunnel.runtime.datagram_port.EVICT_AFTER_S", 0.05)
+    monkeypatch.setattr("tunnel.runtime.datagram_acceptor.EVICT_AFTER_S", 0.05)
     options = BOTH | {"semaphore_limit": 4}
     async with echo_of_both() as target, udp_pair(shared, target, server=options, client=BOTH) as pair:
         address, server = visitors_at(pair), pair[0].engine

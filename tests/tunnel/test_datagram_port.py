@@ -13,14 +13,9 @@ import pytest
 from tests.support.engine_parts import no_descriptor_leak
 from tests.support.waiting import run_loop_turns, wait_until_async
 from tunnel.model.address import Address
+from tunnel.runtime.datagram_acceptor import EVICT_AFTER_S, DatagramAcceptor
 from tunnel.runtime.datagram_batches import DATAGRAMS_PER_TURN
-from tunnel.runtime.datagram_port import (
-    EVICT_AFTER_S,
-    MAX_WAITING,
-    DatagramAcceptor,
-    DatagramFlow,
-    open_visitor_socket,
-)
+from tunnel.runtime.datagram_port import MAX_WAITING, DatagramFlow, open_visitor_socket
 from tunnel.runtime.datagram_sockets import DatagramListener
 from tunnel.runtime.reactor import Reactor
 

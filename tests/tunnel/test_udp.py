@@ -247,7 +247,7 @@ async def test_a_flow_is_kicked_and_refused_by_the_rules_of_visitors(shared: Eng
 async def test_an_idle_flow_gives_way_where_there_is_no_room(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunnel.runtime.datagram_port.EVICT_AFTER_S", 0.05)
+    monkeypatch.setattr("tunnel.runtime.datagram_acceptor.EVICT_AFTER_S", 0.05)
     async with udp_echo() as target, udp_pair(shared, target, server={"semaphore_limit": 1}) as pair:
         server = pair[0].engine
         with peer(to=visitors_at(pair)) as first, peer(to=visitors_at(pair)) as second:

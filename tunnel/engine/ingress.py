@@ -59,7 +59,8 @@ class Ingress(TunnelEnd):
         self._max_queued = settings.signal_queue_limit
         self._max_visitors = settings.semaphore_limit
         self._rules: tuple[AdmissionRules, NetworkSet] | None = None
-        self._admission: Admission | None = None  # of a tunnel with rules
+        self.admission: Admission | None = None
+        """what decides about visitors, in a tunnel with rules"""
         self._reader: ProxyHeaderReader | None = None  # since balancers were known for the first time
         self._on_accept: Callable[[socket.SocketType, object], None] = self._on_visitor
         self.stats.start_counting_refused()
@@ -361,14 +362,14 @@ class Ingress(TunnelEnd):
         self._rules = rules, balancers
         present = [relay.visitor_address for relay in self.relays.running()]
         present += (pack_address(peer) for _, peer, _ in self._queue)
-        self._admission = Admission(rules, monotonic(), map(host_of, present)) if rules else None
+        self.admission = Admission(rules, monotonic(), map(host_of, present)) if rules else None
         self._choose_callback(balancers)
-        is_counting = self._admission is not None and self._admission.counts_visitors
+        is_counting = self.admission is not None and self.admission.counts_visitors
         self.relays.set_close_callback(self._on_counted_left if is_counting else self._on_room_freed)
 
     def _choose_callback(self, balancers: NetworkSet) -> None:
         """Choose where new visitors go: a check that a tunnel does not need is not made."""
-        serve = self._on_visitor if self._admission is None else self._admit
+        serve = self._on_visitor if self.admission is None else self._admit
         if self._refusal is not None:
             serve = self._refuse_all
         if self._reader is not None:
@@ -383,7 +384,7 @@ class Ingress(TunnelEnd):
 
     def _admit(self, visitor: socket.SocketType, peer: object) -> None:
         """Serve a visitor if the rules admit it."""
-        admission = self._admission
+        admission = self.admission
         host = pack_host(peer[0]) if isinstance(peer, tuple) else b""
         if admission is None or (refusal := admission.admit(host, monotonic())) is None:
             self._on_visitor(visitor, peer)
@@ -420,8 +421,8 @@ class Ingress(TunnelEnd):
         self._on_room_freed()
 
     def _count_left(self, address: bytes) -> None:
-        if self._admission is not None:
-            self._admission.leave(host_of(address))
+        if self.admission is not None:
+            self.admission.leave(host_of(address))
 
     def _on_queue_timeout(self) -> None:
         self._queue_timer = None

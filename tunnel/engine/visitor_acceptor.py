@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 from tunnel.runtime.acceptor import Acceptor
-from tunnel.runtime.datagram_port import DatagramAcceptor
+from tunnel.runtime.datagram_acceptor import DatagramAcceptor
 from tunnel.runtime.datagram_sockets import DatagramListener
+from tunnel.runtime.flood_guard import EVERYWHERE
 from tunnel.runtime.listeners import VISITOR_PURPOSES
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from tunnel.engine.ingress import Ingress
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
+    from tunnel.runtime.flood_guard import Networks
     from tunnel.runtime.reactor import Reactor
 
 _EVICTION_INTERVAL_S: Final = 0.02  # between two attempts to find a place for connections that wait
@@ -129,8 +132,10 @@ def create_acceptor(
             closing.callback(listener.close)
         for listener in listeners.values():
             if isinstance(listener, DatagramListener):
-                dropped = end.stats.dropped
-                flows = DatagramAcceptor(end.reactor, listener, on_accept, has_room, requested_address, dropped)
+                dropped, networks = end.stats.dropped, partial(_networks_of, end)
+                flows = DatagramAcceptor(
+                    end.reactor, listener, on_accept, has_room, requested_address, dropped, networks
+                )
                 closing.callback(flows.close)
             else:
                 connections = Acceptor(
@@ -143,6 +148,11 @@ def create_acceptor(
             acceptor = cast("ListenerAcceptor", connections or flows)
         closing.pop_all()
     return acceptor
+
+
+def _networks_of(end: Ingress) -> Networks:
+    """Return the networks that an ingress admits visitors from, and those that it refuses them from."""
+    return EVERYWHERE if end.admission is None else (end.admission.rules.allow, end.admission.rules.deny)
 
 
 def list_acceptors(acceptor: VisitorAcceptor | None) -> dict[str, ListenerAcceptor]:

@@ -10,10 +10,8 @@ import asyncio
 import socket
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
-from tunnel.model.spec import Proto
-from tunnel.runtime import sockets
 from tunnel.runtime.datagram_batches import (
     ANCILLARY_SPACE,
     DATAGRAMS_PER_TURN,
@@ -23,13 +21,15 @@ from tunnel.runtime.datagram_batches import (
     split_piece,
 )
 from tunnel.runtime.datagram_sockets import DatagramListener, answer_from, local_address, open_datagram_listener
+from tunnel.runtime.flood_guard import EVERYWHERE, FloodGuard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from tunnel.model.address import Address
+    from tunnel.runtime.datagram_acceptor import DatagramAcceptor
     from tunnel.runtime.datagram_batches import Datagram
     from tunnel.runtime.datagram_sockets import Ancillary
+    from tunnel.runtime.flood_guard import Networks
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
 
@@ -39,12 +39,6 @@ MAX_WAIT_S: Final = 0.1
 """How long a datagram may wait: a later one is worth more."""
 MAX_START_WAIT_S: Final = 1.0
 """How long a datagram may wait for the data connection of its flow: it is the visitor's first, as a question of DNS."""
-EVICT_AFTER_S: Final = 1.0
-"""Idle time after which a flow gives way to a new one if there is no room."""
-_SEARCH_INTERVAL_S: Final = 0.1  # a search costs some 0.1 ms for 1000 flows; a flood must not cause one per datagram
-_FOUND_SHARE: Final = 8  # of the flows, one in so many gives way until the next search, if all are idle
-_EVICTION_INTERVAL_S: Final = 0.005
-_EVICTED_AT_ONCE: Final = 2  # flows: an end and its successor cost 0.3 ms, so a flood costs some 12 % of a core
 _NEW_FLOW_DATAGRAMS: Final = 16  # a new flow costs as much as so many datagrams of one that is present
 
 FlowKey = tuple[object, bytes]
@@ -98,7 +92,7 @@ class DatagramFlow:
     Until a relay receives its datagrams, the latest of them wait here.
     """
 
-    __slots__ = ("_ancillary", "_key", "_port", "_waiting", "acceptor", "last_seen", "peer", "receiver")
+    __slots__ = ("_ancillary", "_key", "_port", "_waiting", "acceptor", "is_reset", "last_seen", "peer", "receiver")
 
     type: ClassVar = int(socket.SOCK_DGRAM)
 
@@ -118,6 +112,8 @@ class DatagramFlow:
         self.last_seen = 0.0
         """when a datagram went either way, on the monotonic clock"""
         self.receiver: FlowReceiver | None = None
+        self.is_reset = False
+        """whether it is closed without a word to the visitor, as one that is refused"""
         self._port: DatagramPort | None = port
         self._key = key
         self._ancillary = ancillary
@@ -151,7 +147,8 @@ class DatagramFlow:
         return -1
 
     def setsockopt(self, *_option: object) -> None:
-        """Do nothing: a flow cannot be reset."""
+        """Note that a reset is wanted, which is the only option that is set."""
+        self.is_reset = True
 
     def getpeername(self) -> Any:  # noqa: ANN401  as of a socket
         """Return the visitor's socket address."""
@@ -178,6 +175,7 @@ class DatagramPort:
         self._dropped: DroppedCounter | None = None  # that of the latest acceptor
         self._sender = DatagramSender(sock)
         self._early: deque[tuple[FlowKey, object, list[Ancillary], list[bytes]]] = deque(maxlen=MAX_WAITING)
+        self._guard = FloodGuard(reactor, sock, self._flows, self)
         self._is_released = False
         self._is_open = True
         self._place = _place_of(sock.family, sock.getsockname())
@@ -194,6 +192,7 @@ class DatagramPort:
 
     def set_acceptor(self, acceptor: DatagramAcceptor) -> None:
         """Let this acceptor decide about new visitors, first about those that came while there was none."""
+        self._guard.stop()
         self._acceptor, self._dropped = acceptor, acceptor.dropped
         if self._early:
             self._reactor.call_again(self.ready)
@@ -201,6 +200,7 @@ class DatagramPort:
     def remove_acceptor(self, acceptor: DatagramAcceptor) -> None:
         """Accept no new visitors for this acceptor; until there is another one, the latest datagrams wait."""
         if self._acceptor is acceptor:
+            self._guard.stop()  # what arrives meanwhile waits
             self._acceptor = None
 
     def release(self) -> None:
@@ -209,8 +209,9 @@ class DatagramPort:
         Until then, ``open_visitor_socket`` may return the socket.
         """
         self._is_released = True
+        self._guard.stop()
         self._acceptor = None
-        self._count_dropped(sum(len(datagrams) for *_, datagrams in self._early))
+        self.count_dropped(sum(len(datagrams) for *_, datagrams in self._early))
         self._early.clear()
         if self._is_open:
             _released[self._place] = self._sock
@@ -272,6 +273,7 @@ class DatagramPort:
             if acceptor is not None and now < acceptor.full_until and key not in flows:  # the shortest way for a flood
                 count = count_datagrams(got, received) if received else 1
                 acceptor.dropped.total += count
+                self._guard.count_refused(count, now)
                 left -= count
                 continue
             datagrams = split_piece(scratch[:got], received)
@@ -312,130 +314,37 @@ class DatagramPort:
         acceptor = self._acceptor
         if acceptor is None:
             if self._is_released:
-                self._count_dropped(len(datagrams))
+                self.count_dropped(len(datagrams))
             else:
                 if len(self._early) == MAX_WAITING:
-                    self._count_dropped(len(self._early[0][-1]))
+                    self.count_dropped(len(self._early[0][-1]))
                 self._early.append((key, peer, ancillary, datagrams))
             return False
         if not acceptor.find_room(now):
             acceptor.dropped.total += len(datagrams)
+            self._guard.count_refused(len(datagrams), now)
             return False
         flow = self._flows[key] = DatagramFlow(self, acceptor, key, peer, answer_from(ancillary))
         flow.last_seen = now
         flow.receive_all(datagrams, now)
         acceptor.accept(flow)
-        return self._flows.get(key) is flow  # one that is not admitted is closed at once, and costs little
+        if flow.is_reset:  # not admitted: a flow that gives way at once costs little
+            flow.close()
+            if acceptor.refuses_network(peer):
+                self._guard.count_refused(len(datagrams), now)
+        return self._flows.get(key) is flow
 
-    def _count_dropped(self, count: int) -> None:
+    def count_dropped(self, count: int) -> None:
+        """Count datagrams that were dropped, here or in the kernel."""
         if self._dropped is not None:
             self._dropped.total += count
+
+    def current_networks(self) -> Networks:
+        """Return which networks may send, and which may not, as far as a filter in the kernel needs to know."""
+        return EVERYWHERE if self._acceptor is None else self._acceptor.networks()
 
     def on_handler_error(self, error: Exception) -> None:
         """Pass a defect to the end that accepts visitors."""
         if self._acceptor is None:
             raise error
         self._acceptor.on_handler_error(error)
-
-
-class DatagramAcceptor:
-    """Accepts the new visitors of a port for one ingress. In place of an ``Acceptor``."""
-
-    proto: ClassVar = Proto.UDP
-
-    def __init__(
-        self,
-        reactor: Reactor,
-        listener: DatagramListener,
-        on_accept: Callable[[socket.SocketType, object], None],
-        has_room: Callable[[], bool],
-        requested_address: Address,
-        dropped: DroppedCounter,
-    ) -> None:
-        """``on_accept`` gets each new visitor, a ``DatagramFlow`` in place of a socket, and its address."""
-        self.requested_address = requested_address
-        """the address as it is written in the tunnel's spec"""
-        name = listener.getsockname()
-        self.address = sockets.format_address(name)
-        self.port = int(name[1])
-        self.dropped = dropped
-        self.is_waiting_for_room = False
-        """never: what finds no room is dropped"""
-        self._on_accept = on_accept
-        self._has_room = has_room
-        self._searched_at = self._evicted_at = 0.0
-        self.full_until = 0.0
-        """until when there is no room for another visitor, on the monotonic clock"""
-        self._idle: deque[DatagramFlow] = deque()  # what gives way next, the longest idle first
-        self._listener: DatagramListener | None = listener
-        self._port = DatagramPort(reactor, listener) if listener.port is None else listener.port  # it may be empty
-        listener.port = self._port
-        self._port.set_acceptor(self)
-
-    def set_callbacks(
-        self, on_accept: Callable[[socket.SocketType, object], None], has_room: Callable[[], bool]
-    ) -> None:
-        """Use other callbacks for the visitors that are accepted from now on."""
-        self._on_accept, self._has_room = on_accept, has_room
-
-    def accept(self, flow: DatagramFlow) -> None:
-        """Let the ingress decide about a new visitor: it closes the flow if that is refused."""
-        self._on_accept(cast("socket.SocketType", flow), flow.peer)  # the flow has what the ingress uses of a socket
-
-    def find_room(self, now: float) -> bool:
-        """Return whether there is room for another visitor, if need be in the place of an idle one."""
-        if self._has_room():
-            return True
-        if now - self._evicted_at >= _EVICTION_INTERVAL_S:
-            self._evicted_at = now
-            self.evict_idle(now, _EVICTED_AT_ONCE)
-            if self._has_room():
-                return True
-        self.full_until = self._evicted_at + _EVICTION_INTERVAL_S
-        return False
-
-    def evict_idle(self, now: float, count: int) -> None:
-        """Let at most ``count`` idle flows give way, the longest idle first."""
-        if not self._idle and now - self._searched_at >= _SEARCH_INTERVAL_S:
-            self._searched_at = now
-            self._idle.extend(self._find_idle(now))
-        while self._idle and count > 0:
-            flow = self._idle.popleft()
-            if flow.receiver is not None and now - flow.last_seen >= EVICT_AFTER_S:
-                flow.receiver.evict()
-                count -= 1
-
-    def _find_idle(self, now: float) -> list[DatagramFlow]:
-        """Return flows that may give way, the longest idle first."""
-        flows = [flow for flow in self._port.flows_of(self) if flow.receiver is not None]
-        idle = [flow for flow in flows if now - flow.last_seen >= EVICT_AFTER_S]
-        idle.sort(key=lambda flow: flow.last_seen)
-        return idle[: max(1, len(flows) // _FOUND_SHARE)]
-
-    def resume(self) -> None:
-        """Do nothing: no visitor waits for room."""
-
-    def detach_listener(self) -> socket.SocketType | None:
-        """Stop accepting and return the open socket, with its present flows, for a successor; None if it is closed."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            self._port.remove_acceptor(self)
-        return cast("socket.SocketType | None", listener)
-
-    def accept_backlog(self) -> None:
-        """Accept the visitors whose datagrams have arrived."""
-        if self._listener is not None:
-            self._port.ready(0)
-
-    def close(self) -> None:
-        """Accept no more visitors; the socket is closed with the last present one."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.close()
-
-    def on_handler_error(self, error: Exception) -> None:
-        """Pass a defect in ``on_accept`` to the object that it is a method of."""
-        owner = getattr(self._on_accept, "__self__", None)
-        if owner is None:
-            raise error
-        owner.on_handler_error(error)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from tunnel.runtime.acceptor import Acceptor
-    from tunnel.runtime.datagram_port import DatagramAcceptor
+    from tunnel.runtime.datagram_acceptor import DatagramAcceptor
     from tunnel.runtime.resolver import Candidate
     from tunnel.runtime.sockets import SockAddr
 
