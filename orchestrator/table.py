@@ -68,11 +68,16 @@ def count_up_targets(tunnel: TunnelJson) -> str:
     return f"{sum(target['state'] == 'up' for target in targets)}/{len(targets)} up" if targets else ""
 
 
+def _count_wanted_links(tunnel: TunnelJson) -> int:
+    """Return how many links a tunnel has if all its servers or clients are there; fewer ``clients`` disconnect none."""
+    return max(len(tunnel.get("servers", ())), tunnel.get("clients") or 0, len(tunnel.get("links", ())))
+
+
 def _format_links(tunnel: TunnelJson) -> str:
-    """Return how many links can serve visitors, and how many there are or, at a client, should be."""
-    links = tunnel.get("links", [])
-    wanted = len(tunnel.get("servers", ())) or len(links)
-    return f"{sum(link['state'] == 'up' for link in links)}/{wanted}" if wanted else "-"
+    """Return how many links can serve visitors, and how many there may be."""
+    is_up = [link["state"] == "up" for link in tunnel.get("links", ())]
+    wanted = _count_wanted_links(tunnel)
+    return f"{sum(is_up)}/{wanted}" if wanted else "-"
 
 
 def _rates(tunnel: TunnelJson) -> tuple[int | None, int | None]:
@@ -135,7 +140,7 @@ _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _REFUSED: _count_refused,
     _PROTO: lambda t: t.get("proto", "tcp") != "tcp",
     _UDP: _udp_carriers,
-    _LINKS: lambda t: len(t.get("links", ())) > 1 or t.get("servers"),
+    _LINKS: lambda t: t.get("servers") or _count_wanted_links(t) > 1,
 }
 """Columns that are shown if one of the tunnels has a value there."""
 _REASON: Final = _Column("REASON", describe_reason)

@@ -158,6 +158,7 @@ class TunnelJson(TypedDict, total=False):
     tags: list[str]
     enabled: bool
     worker: int
+    clients: int | None
     links: list[LinkJson]
     servers: list[ServerJson]
     pool: PoolJson

@@ -67,6 +67,7 @@ def stopped_snapshot(name: str, spec: TunnelSpec, reason: str | None = None) -> 
         proto=spec.proto.value,
         published_by=spec.published_by,
         data_tls=int(spec.data_tls),
+        clients=spec.max_links,
         pool=PoolView(min=limits.min_pool_capacity, max=limits.max_pool_capacity),
         signals=SignalsView(limit=limits.signal_queue_limit),
         connections=ConnectionsView(limit=limits.semaphore_limit),

@@ -193,8 +193,18 @@ def test_a_server_with_several_clients_shows_how_many_can_serve() -> None:
     heading, *_, last = format_table([*TUNNELS, shown], columns=None, paint=PLAIN).split("\n")
     assert "LINKS" in heading.split()
     assert "1/2" in last
+    shown["clients"] = 3
+    assert "1/3" in format_table([shown], columns=None, paint=PLAIN)
     shown["key_name"], shown["links"] = "a", [{**one, "client": name} for name in ("a", "b", "a", "c")]
     assert "a +2" in format_table([shown], columns=None, paint=PLAIN)
+
+
+@pytest.mark.parametrize(("clients", "shown"), [(1, None), (2, "0/2")])
+def test_a_server_shows_how_many_clients_it_waits_for_if_it_may_have_several(clients: int, shown: str | None) -> None:
+    spec = make_spec(parse_url(f"server://0.0.0.0:10101/0.0.0.0:8080?clients={clients}"))
+    lines = format_table([encode_snapshot(stopped_snapshot("web", spec))], columns=None, paint=PLAIN).split("\n")
+    assert ("LINKS" in lines[0].split()) is (shown is not None)
+    assert (shown or "") in lines[1]
 
 
 def test_a_tunnel_of_udp_shows_how_datagrams_travel() -> None:

@@ -41,8 +41,8 @@ def tunnel(name: str, state: str = "up", **changed: Any) -> Json:  # noqa: ANN40
         "connections": {"active": 0, "total": 0, "failed": 0, "limit": 1024},
         "bytes": {"in": 0, "out": 0}, "rates": None, "refused": REFUSED,
         "counters": {"links": 1, "vanished": 0},
-        "rtt_ms": 0.4, "cooldown": {"remaining_s": 0.0, "attempt": 0}, "quota": None, "rate_limits": None, "links": [],
-        "servers": [],
+        "rtt_ms": 0.4, "cooldown": {"remaining_s": 0.0, "attempt": 0}, "quota": None, "rate_limits": None,
+        "clients": 1, "links": [], "servers": [],
         "targets": [], "restarts": 0,
         "last_error": None, "last_error_at": None, **changed,
     }  # fmt: skip

@@ -246,6 +246,8 @@ def test_details_show_the_links_of_a_server_with_several_clients() -> None:
     )
     assert f"links    {expected}" in shown
     assert "links" not in texts(detail_lines(view(tunnel("a", links=links[:1])).tunnels["a"], None, 120, 0.0, 0.0))
+    one_of_two = view(tunnel("a", clients=2, links=links[:1])).tunnels["a"]
+    assert "links    " in texts(detail_lines(one_of_two, None, 200, 0.0, 0.0))
 
 
 def test_details_show_each_server_of_a_client_with_its_link() -> None:

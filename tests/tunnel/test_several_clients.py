@@ -326,3 +326,5 @@ async def test_several_clients_accept_visitors_for_one_target(shared: EngineCont
                 async with visit(visitors_address(client)) as (reader, _), asyncio.timeout(GUARD_S):
                     assert await reader.read(1) == b"t"
             assert [link.state for link in server.engine.snapshot().links] == ["up", "up"]
+        await server.wait_state(State.WAITING)
+        assert server.engine.snapshot().clients == 2  # how many may come, also while there is none

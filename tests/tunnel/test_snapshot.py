@@ -65,6 +65,7 @@ CONTRACT = {
     "tags": ["prod"],
     "enabled": True,
     "worker": 0,
+    "clients": 2,
     "links": [
         {
             "id": "6f1c",
@@ -147,6 +148,7 @@ def snapshot() -> Snapshot:
         key_name="office",
         data_tls=0,
         tags=("prod",),
+        clients=2,
         links=(
             LinkView(
                 id="6f1c",

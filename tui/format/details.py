@@ -249,9 +249,10 @@ def _target(target: TargetJson) -> str:
 
 
 def _links(tunnel: Tunnel, _: float) -> str:
-    """Return each link in words, if a server has several clients."""
+    """Return each link in words, if a server has several clients or may have them."""
     links = cast("list[LinkJson]", tunnel.data.get("links") or [])
-    return "; ".join(map(_describe_link, links)) if len(links) > 1 and not tunnel.data.get("servers") else ""
+    has_several = max(len(links), tunnel.data.get("clients") or 1) > 1
+    return "; ".join(map(_describe_link, links)) if has_several and not tunnel.data.get("servers") else ""
 
 
 def _describe_link(link: LinkJson) -> str:

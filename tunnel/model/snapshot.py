@@ -290,6 +290,8 @@ class Snapshot:
     enabled: bool = True
     """False: the file says ``enabled: false``, so the tunnel runs on command only"""
     worker: int = 0
+    clients: int | None = None
+    """of a server: how many clients may have the tunnel at once; None at a client, or if clients publish services"""
     links: tuple[LinkView, ...] = ()
     """the present links, in the order of their start"""
     servers: tuple[ServerView, ...] = ()

@@ -125,6 +125,7 @@ def _build_snapshot(name: str, values: SnapshotInput) -> Snapshot:
         published_by=spec.published_by,
         data_tls=int(spec.data_tls) or int(values.carrier not in {None, Carrier.TCP}),
         carrier=values.carrier.value if values.carrier else None,
+        clients=spec.max_links,
         links=links,
         servers=tuple(_build_server(server, links) for server in values.servers),
         pool=PoolView(

@@ -303,6 +303,11 @@ class TunnelSpec:
         return self.data_tls.carrier
 
     @property
+    def max_links(self) -> int | None:
+        """Links that a server may have at once, one for each client; None at a client, or if clients publish."""
+        return self.clients if self.role is Role.SERVER and not self.publish_rules else None
+
+    @property
     def tunnels(self) -> tuple[Address, ...]:
         """All tunnel addresses, in the order of preference: of a client with several servers one for each."""
         return (self.tunnel, *self.other_servers)
