@@ -379,7 +379,8 @@ class LinkAcceptor:
         if len(links) - silent < self._spec.clients:  # which may have been lowered
             return None
         if self._spec.clients == 1:
-            return f"another client, {links[0].channel.peer}, has this tunnel and answers"
+            text = f"another client, {links[0].channel.peer}, has this tunnel and answers"
+            return f"{text}; to serve both, write clients: 2 in the server's entry"
         return (
             f"{len(links) - silent} other clients have this tunnel and answer, as many as clients= of the server allows"
         )
