@@ -25,7 +25,7 @@ from tunnel.engine.visitor_list import list_visitors
 from tunnel.model.address import parse_address
 from tunnel.model.events import Event
 from tunnel.model.networks import NetworkSet, parse_network
-from tunnel.model.spec import DataTls, Direction, Mode, Proto, ProxyVersion
+from tunnel.model.spec import DataTls, Direction, LogLevel, Mode, Proto, ProxyVersion
 from tunnel.model.state import State
 from tunnel.model.targets import TargetSpec
 from tunnel.protocol.frames import Launch, UdpLaunch
@@ -144,7 +144,7 @@ async def test_an_egress_dials_only_what_its_tunnel_speaks(
 
 
 async def test_each_protocol_has_its_idle_time(shared: EngineContext) -> None:
-    options = BOTH | {"udp_timeout": 0.1}
+    options = BOTH | {"udp_timeout": 0.1, "log": LogLevel.DEBUG}
     async with echo_of_both() as target, udp_pair(shared, target, server=options, client=BOTH) as pair:
         async with visit(visitors_at(pair)) as (reader, writer):
             writer.write(b"x")

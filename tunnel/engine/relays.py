@@ -273,9 +273,11 @@ class RelaySet:
             self._time_limits.end_scan()
         for (end, proto), count in self._expired.items():
             self._on_aborted(end, count)
-            limit = "udp_timeout" if end is VisitorEnd.IDLE_TIMEOUT and proto is Proto.UDP else end.value
-            text = f"{plural(count, 'visitor')} disconnected: {limit}"
-            self._event_log.log_paced(LogLevel.INFO, EventKind.VISITOR, "limit", text)
+            text = f"{plural(count, 'visitor')} disconnected: "
+            if end is VisitorEnd.IDLE_TIMEOUT and proto is Proto.UDP:  # how a flow ends: no fault, and there are many
+                self._event_log.log_debug(EventKind.VISITOR, f"{text}udp_timeout")
+            else:
+                self._event_log.log_paced(LogLevel.INFO, EventKind.VISITOR, "limit", f"{text}{end.value}")
         self._expired.clear()
         self._schedule_maintenance()
 
