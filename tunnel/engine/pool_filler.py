@@ -1,4 +1,4 @@
-"""Keeps a client's pool filled: dials data connections in the same turn in which visitors use them up."""
+"""Keeps a client's pool filled: dials a data connection for each that a visitor uses, at once if few are left."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _MAX_DIALS: Final = 128  # at the same time: fewer than a server grants to pending connections from one address
 _MAX_DIALS_PER_TURN: Final = 16  # then visitors have their turn
+_PAUSE_S: Final = 0.005  # a visitor that few others follow is served before its connection is replaced
+_AMPLE_SHARE: Final = 0.75  # of the wanted idle connections: below it they are replaced at once
 _PORT_TIMEOUT_S: Final = 0.25  # for the announced port to answer, or four round trips if they take longer
 _SWEEP_INTERVAL_S: Final = 0.1
 _MAX_RETRY_DELAY_S: Final = 5.0  # while either end lacks descriptors or ports
@@ -74,6 +76,7 @@ class PoolFiller:
         self._demand = Demand(since=self._loop.time())
         self._queue_length = 0
         self._used = 0
+        self._ample = 0.0  # with so many idle connections, replacing one can wait
         self._unused = 0  # connections of the pool that were closed unused, as of the last check
         self._unused_bucket = TokenBucket(_UNUSED_PER_S, _UNUSED_AT_ONCE, self._loop.time())
         self._next_ident = 1
@@ -85,6 +88,7 @@ class PoolFiller:
         self._dial_window = _MAX_DIALS  # dials at the same time: one after a failure, then twice as many each time
         self._retry_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._pause_timer: asyncio.TimerHandle | None = None
         self._refill_due = False
         self._closed = False
         self._update_dial_address()
@@ -103,7 +107,7 @@ class PoolFiller:
     def close(self) -> None:
         """Close the dials in progress: the link is closed."""
         self._closed = True
-        for timer in (self._retry_timer, self._sweep_timer):
+        for timer in (self._retry_timer, self._sweep_timer, self._pause_timer):
             if timer is not None:
                 timer.cancel()
         for dial in self._dialing.values():
@@ -123,15 +127,30 @@ class PoolFiller:
         table.add(LimitsChanged, lambda _link, _limits: self.refill_later())
 
     def _on_launch(self, _link: Link, launch: Launch) -> None:
-        self._used += len(launch.launches)
-        if not self._refill_due:
-            self.refill_later()
+        self.note_used(len(launch.launches))
 
     def note_used(self, count: int) -> None:
-        """Visitors have used ``count`` idle connections."""
+        """Visitors have used ``count`` idle connections: replace them, after a pause if there are ample others.
+
+        A dial takes a fifth of the time in which a visitor is served, at both ends together.
+        """
         self._used += count
-        if not self._refill_due:
+        if self._refill_due:
+            return
+        if self._queue_length or len(self.link.pool.idle) < self._ample:
             self.refill_later()
+            return
+        self._count_used(self._loop.time())
+        if self._pause_timer is None and not self._closed:
+            self._pause_timer = self._reactor.call_later(_PAUSE_S, self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._pause_timer = None
+        self.refill_later()
+
+    def _count_used(self, now: float) -> None:
+        self._demand = self._demand.visitors(self._used, now)
+        self._used = 0
 
     def refill_later(self) -> None:
         """Start as many dials as needed at the end of the turn."""
@@ -184,11 +203,11 @@ class PoolFiller:
         if self._closed:
             return
         now = self._loop.time()
-        self._demand = self._demand.visitors(self._used, now)
-        self._used = 0
+        self._count_used(now)
         if self.link.pool.unused != self._unused:
             self._limit_unused(now)
         wanted = wanted_idle(self._demand, self.link.session.limits)
+        self._ample = _AMPLE_SHARE * wanted
         if self._retry_timer is None:
             count = dials_to_start(
                 wanted=wanted,

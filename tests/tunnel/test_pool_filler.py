@@ -1,0 +1,34 @@
+"""When a client dials data connections: before visitors need them, and not while it serves one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.waiting import wait_until_async
+from tests.tunnel.test_engine import echo, pair, round_trip, shared, visitors_address
+from tunnel.engine import pool_filler
+from tunnel.engine.context import EngineContext
+from tunnel.model.spec import Direction
+
+__all__ = ["shared"]  # a fixture, used by name
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+async def test_connections_are_replaced_at_once_when_few_are_left(
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch, direction: Direction
+) -> None:
+    monkeypatch.setattr(pool_filler, "_PAUSE_S", 3600.0)
+    async with echo() as target, pair(shared, target, direction) as (server, client):
+        await wait_until_async(lambda: client.engine.snapshot().pool.idle == 8, "the pool is full")
+        for left in (7, 6):
+            await round_trip(visitors_address(server, client))
+            assert client.engine.snapshot().pool.idle == left, "three quarters are ample"
+        await round_trip(visitors_address(server, client))
+        await wait_until_async(lambda: client.engine.snapshot().pool.idle >= 8, "the pool is full again")
+
+
+async def test_a_connection_is_replaced_after_its_visitor_was_served(shared: EngineContext) -> None:
+    async with echo() as target, pair(shared, target) as (server, client):
+        await wait_until_async(lambda: client.engine.snapshot().pool.idle == 8, "the pool is full")
+        await round_trip(visitors_address(server, client))
+        await wait_until_async(lambda: client.engine.snapshot().pool.idle >= 8, "the pool is full again")
