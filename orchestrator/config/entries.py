@@ -192,7 +192,7 @@ class _EntryParser:
         named = None if keys_node is None else read_named_keys(keys_node, self.context.secrets, self.faults)
         enabled = self._read_enabled(mapping)
         tags = tuple(tag.text for tag in read_scalars(mapping.get("tags"), "tags", self.faults))
-        located = self._read_url(mapping, needs_target=rules_node is None)
+        located = self._read_url(mapping, needs_target=rules_node is None and "targets" not in mapping.items)
         if located is None:
             return None
         scalar, url = located[0], self._with_servers(self._with_targets(located[1], mapping), mapping)
@@ -218,7 +218,7 @@ class _EntryParser:
             enabled=enabled,
             tags=tags,
             files=self._hash_files(spec, scalar, layers),
-            url=located[1].masked(),
+            url=(located[1] if located[1].has_target else url).masked(),
             origin=self.name.place,
             origins=_origins(url, layers, self.context.environ),
             key_places={} if named is None else named.places,
@@ -279,7 +279,7 @@ class _EntryParser:
         found = () if node is None else read_members(node, TARGETS, self.faults)
         if not found:
             return url
-        return replace(url, target=found[0].address, targets=found if len(found) > 1 else ())
+        return replace(url, target=found[0].address, targets=found if len(found) > 1 else (), has_target=True)
 
     def _with_servers(self, url: TunnelUrl, mapping: MappingNode) -> TunnelUrl:
         """Return the URL with the servers of ``servers:``, if there is one, in place of its tunnel address."""

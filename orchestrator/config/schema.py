@@ -21,7 +21,7 @@ _URL: Final[JsonSchema] = {
     "description": "server|client://[KEY@]TUNNEL_ADDR[,…]/TARGET_ADDR[,…][?name=value&…]",
     "anyOf": [
         {"pattern": "^([sS][eE][rR][vV][eE][rR]|[cC][lL][iI][eE][nN][tT])://.+/.+"},
-        {"pattern": "^[sS][eE][rR][vV][eE][rR]://[^/]+/?$"},
+        {"pattern": "^([sS][eE][rR][vV][eE][rR]|[cC][lL][iI][eE][nN][tT])://[^/]+/?$"},
         {"pattern": r"\$\{"},
     ],
 }

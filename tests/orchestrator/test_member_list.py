@@ -35,6 +35,17 @@ def test_targets_replace_the_one_of_the_url(folder: Folder) -> None:
     assert entry.url == URL
 
 
+@pytest.mark.parametrize("end", ["", "/", "?mode=reverse"])
+def test_an_entry_with_targets_needs_none_in_its_url(folder: Folder, end: str) -> None:
+    written = text("[a:1, b:2]", url=f"client://127.0.0.1:1001{end}")
+    [entry] = folder.load(written).entries
+    assert entry.spec.target_text == "a:1,b:2"
+    assert entry.url == f"client://127.0.0.1:1001/a:1,b:2{end.removeprefix('/')}"
+    jsonschema.validate(yaml.safe_load(written), json_schema())
+    [fault] = folder.faults("version: 1\ntunnels: {a: 'client://127.0.0.1:1001'}")
+    assert "the target address is missing; write client://TUNNEL_ADDR/TARGET_ADDR" in fault
+
+
 def test_targets_of_the_url_are_a_group_as_well(folder: Folder) -> None:
     [entry] = folder.load(text("[a:1]", url="client://127.0.0.1:1001/b:1,c:2")).entries
     assert (entry.spec.targets, entry.spec.target) == ((), Address("a", 1))

@@ -12,7 +12,6 @@ from tunnel.model.errors import UrlError
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
 _BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
-_EXAMPLE: Final = "server://TUNNEL_ADDR/TARGET_ADDR, as in server://0.0.0.0:10101/127.0.0.1:8080"
 _MAX_HOST_LENGTH: Final = 253  # RFC 1035, section 2.3.4, without the root label
 _MAX_LABEL_LENGTH: Final = 63
 
@@ -54,7 +53,7 @@ def parse_address(text: str, offset: int = 0, label: str = "") -> Address:
     """
     what = f"{label} address".strip()
     if not text:
-        raise UrlError(f"the {what} is missing; write {_EXAMPLE}", offset)
+        raise UrlError(f"the {what} is missing; write HOST:PORT", offset)
     if text.startswith("["):
         host, port_text, port_offset = _split_bracketed(text, offset, what)
     else:

@@ -17,7 +17,10 @@ from tunnel.model.targets import TargetSpec
 _MAX_URL_LENGTH: Final = 8192
 _BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _MASTER: Final = "master"  # of nodepass: its third scheme
-_EXAMPLE: Final = "server://TUNNEL_ADDR/TARGET_ADDR, as in server://0.0.0.0:10101/127.0.0.1:8080"
+_EXAMPLES: Final = {
+    Role.SERVER: "server://TUNNEL_ADDR/TARGET_ADDR, as in server://0.0.0.0:10101/127.0.0.1:8080",
+    Role.CLIENT: "client://TUNNEL_ADDR/TARGET_ADDR, as in client://server-host:10101/127.0.0.1:3000",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class TunnelUrl:
     server_shares: tuple[ServerShare, ...] = ()
     """of a client whose file lists several servers: all of them with their shares of the visitors"""
     has_target: bool = True
-    """False: a server that lets clients publish; ``target`` means nothing then"""
+    """False: a server that lets clients publish, or the targets are elsewhere; ``target`` means nothing then"""
 
     def values(self) -> dict[str, str]:
         """Return the options as a mapping."""
@@ -83,7 +86,7 @@ def looks_like_url(text: str) -> bool:
 def parse_url(text: str, *, needs_target: bool = True) -> TunnelUrl:
     """Parse a URL into its parts. Raises UrlError, whose message never contains the key.
 
-    Without ``needs_target`` the target may be left out, as by a server that lets clients publish.
+    Without ``needs_target`` the target may be left out: a server lets clients publish, or an entry lists its targets.
     """
     if len(text) > _MAX_URL_LENGTH:
         raise UrlError(f"the URL is longer than {_MAX_URL_LENGTH} characters", _MAX_URL_LENGTH)
@@ -102,14 +105,16 @@ def parse_url(text: str, *, needs_target: bool = True) -> TunnelUrl:
         body = body.removesuffix("/")
         authority_end = len(body)
     elif authority_end < 0:
-        raise UrlError(f"the target address is missing; write {_EXAMPLE}", start + len(body))
+        raise UrlError(f"the target address is missing; write {_EXAMPLES[role]}", start + len(body))
     user, at, tunnel_text = body[:authority_end].rpartition("@")
     tunnel_offset = start + len(user) + len(at)
     key = _parse_key(user, start) if at else None
     tunnels = _parse_tunnels(role, tunnel_text, tunnel_offset)
     targets = [Address("", 0)]
     if has_target or needs_target:
-        targets = _parse_addresses(body[authority_end + 1 :].removesuffix("/"), start + authority_end + 1, "target")
+        targets = _parse_addresses(
+            role, body[authority_end + 1 :].removesuffix("/"), start + authority_end + 1, "target"
+        )
     options = _parse_query(query, start + len(body) + 1) if question else ()
     several = tuple(map(TargetSpec, targets)) if len(targets) > 1 else ()
     others = tuple(tunnels[1:])
@@ -121,18 +126,20 @@ def _parse_tunnels(role: Role, text: str, offset: int) -> list[Address]:
     if role is Role.SERVER and "," in text:
         message = "a server listens on one tunnel address; only a client has several, one for each of its servers"
         raise UrlError(message, offset + text.index(","))
-    tunnels = _parse_addresses(text, offset, "tunnel")
+    tunnels = _parse_addresses(role, text, offset, "tunnel")
     if role is Role.CLIENT and any(each.port == 0 for each in tunnels):
         raise UrlError("a client cannot connect to port 0; write the server's port", offset)
     return tunnels
 
 
-def _parse_addresses(text: str, offset: int, label: str) -> list[Address]:
+def _parse_addresses(role: Role, text: str, offset: int, label: str) -> list[Address]:
     """Parse one or several addresses, separated by commas; ``offset`` is where they start in the URL."""
     found: list[Address] = []
     for part in text.split(","):
         if not part and found:
             raise UrlError(f"there is a comma without a {label} address after it", offset)
+        if not part:
+            raise UrlError(f"the {label} address is missing; write {_EXAMPLES[role]}", offset)
         found.append(parse_address(part, offset, label))
         offset += len(part) + 1
     return found
@@ -142,7 +149,7 @@ def _parse_scheme(text: str) -> tuple[Role, int]:
     """Return the role, and the offset behind ``://``."""
     scheme, separator, _ = text.partition("://")
     if not separator:
-        raise UrlError(f"this is not a tunnel URL; write {_EXAMPLE}", 0)
+        raise UrlError(f"this is not a tunnel URL; write {_EXAMPLES[Role.SERVER]}", 0)
     try:
         return Role(scheme.lower()), len(scheme) + len(separator)
     except ValueError:
