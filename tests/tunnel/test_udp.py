@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 
 import pytest
@@ -206,6 +206,15 @@ async def test_a_target_where_nothing_listens_ends_the_flow_with_a_reason(shared
                 await wait_snapshot(one, lambda seen: seen.connections.active == 0)
             await wait_until_async(lambda: all(one.events.said(reason) for one in pair), "the reason is logged")
         assert all(one.state is UP for one in pair)
+
+
+async def test_each_flow_that_its_target_refuses_has_failed_at_both_ends(shared: EngineContext) -> None:
+    async with udp_pair(shared, f"127.0.0.1:{free_port()}") as pair, AsyncExitStack() as visitors:
+        for _ in range(8):
+            visitors.enter_context(peer(to=visitors_at(pair))).sock.send(b"anybody?")
+        for one in pair:  # the end of a data connection, and its reason on the link, arrive in either order
+            await wait_snapshot(one, lambda seen: seen.connections.failed == seen.connections.total == 8)
+            assert one.engine.snapshot().connections.active == 0
 
 
 async def test_an_idle_flow_ends_and_its_visitor_may_return(shared: EngineContext) -> None:

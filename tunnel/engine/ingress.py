@@ -334,9 +334,10 @@ class Ingress(TunnelEnd):
         self._event_log.warn_throttled(EventKind.TARGET, "failed", text, **ident)
         if self._group is not None and (untouched := self.relays.take_untouched(link, failed.ident)):
             self._launch_again(untouched)
-        elif relay is not None:
+        else:  # the end of the data connection may have come first; the egress counts such a visitor as well
             self.stats.failed += 1
-            relay.fail(failed.reason)
+            if relay is not None:
+                relay.fail(failed.reason)
 
     def _on_room_freed(self, _relay: ForwardedVisitor | None = None) -> None:
         """Accept again: a visitor has left, or the queue is shorter."""

@@ -59,7 +59,8 @@ class RelaySet:
     ) -> None:
         """``on_first_relay`` is called before a relay starts while none runs, ``on_relay_closed`` with each that ended.
 
-        ``on_aborted`` is called with the number of relays that were aborted, and why: a vanished peer or a time limit.
+        ``on_aborted`` is called with the number of relays that were aborted, and why: a vanished peer, a time limit, or
+        a target of UDP that refused the flow.
         """
         self.active = 0
         """relays that run now"""
@@ -196,7 +197,8 @@ class RelaySet:
         )
 
     def on_target_unreachable(self, relay: ForwardedVisitor, reason: str) -> None:
-        """Log that the target of a UDP flow cannot be reached."""
+        """Count and log a UDP flow whose target has refused its datagrams."""
+        self._on_aborted(VisitorEnd.FAILED, 1)
         self._event_log.warn_throttled(
             EventKind.TARGET, reason, reason, id=visitor_id(relay.link.ident, relay.ident, relay.use)
         )

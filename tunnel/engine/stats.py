@@ -79,11 +79,13 @@ class Stats:
         self.counters = replace(self.counters, redispatched=self.counters.redispatched + visitors)
 
     def count_aborted(self, end: VisitorEnd, visitors: int) -> None:
-        """Count visitors that were disconnected because a peer had vanished, or because of a time limit."""
+        """Count visitors that were disconnected: a peer had vanished, a target refused them, or a limit was over."""
         counters = self.counters
         match end:
             case VisitorEnd.IDLE_TIMEOUT:
                 self.counters = replace(counters, idle_timeouts=counters.idle_timeouts + visitors)
+            case VisitorEnd.FAILED:
+                self.failed += visitors
             case VisitorEnd.MAX_AGE:
                 self.counters = replace(counters, max_ages=counters.max_ages + visitors)
             case _:
