@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -86,7 +87,7 @@ async def running_daemon(
 ) -> AsyncIterator[Supervisor]:
     """A supervisor with its API, not started yet; ``level`` is that of its own log lines. Raises SocketPathError."""
     bus = EventBus()
-    event_log = EventLog(SUPERVISOR, bus.publish)
+    event_log = EventLog(SUPERVISOR, bus.publish, call_later=asyncio.get_running_loop().call_later)
     install_exception_handlers(lambda topic, text: event_log.warn_throttled(EventKind.DEFECT, topic, text))
     with opened_access_log(manifest.supervisor.access_log, log, event_log) as access_log:
         async with _running(manifest, claim, log, level, bus, access_log, read_only=read_only) as supervisor:

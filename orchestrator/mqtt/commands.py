@@ -219,7 +219,7 @@ class CommandHandler:
         self._is_enabled = is_enabled
         self._queue: asyncio.Queue[tuple[Command | CommandRefusedError, float]] = asyncio.Queue(_MAX_QUEUED)
         """with the time of the monotonic clock at which the command expires"""
-        self._event_log = EventLog("", control.bus.publish)
+        self._event_log = EventLog("", control.bus.publish, call_later=asyncio.get_running_loop().call_later)
 
     def disabled_reason(self) -> str | None:
         """Why no commands are accepted; None where they are."""

@@ -83,7 +83,7 @@ class Publisher:
         self._client = client
         self._topics = HostTopics(host)
         self._handler = handler
-        self._event_log = EventLog("", control.bus.publish)
+        self._event_log = EventLog("", control.bus.publish, call_later=asyncio.get_running_loop().call_later)
         self._uniform = uniform
         self._retry_policy = RetryPolicy(uniform)
         self._publications = Publications(

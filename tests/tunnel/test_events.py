@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
+from collections.abc import Callable
 from types import MappingProxyType
 
 import pytest
@@ -64,6 +65,72 @@ def test_repeated_warnings_of_one_topic_are_throttled_and_counted(clock: list[fl
     clock[0] += 60
     event_log.warn_throttled(EventKind.REFUSED, "127.0.0.9", "wrong key from 127.0.0.9")
     assert events[-1].text == "wrong key from 127.0.0.9"
+
+
+class Timers:
+    """Timers of a test, which run when the test says so."""
+
+    def __init__(self) -> None:
+        self.due: list[tuple[float, Callable[[], None]]] = []
+        self.cancelled = 0
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timers:
+        self.due.append((delay_s, callback))
+        return self
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+        self.due.clear()
+
+
+def test_what_was_suppressed_last_is_counted_by_a_line_of_its_own(clock: list[float]) -> None:
+    events: list[Event] = []
+    timers = Timers()
+    event_log = EventLog("web", events.append, call_later=timers.call_later)
+    for _ in range(3):
+        event_log.warn_throttled(EventKind.REFUSED, "rate", "a visitor was refused", visitor="127.0.0.1:9")
+    [(delay_s, on_timer)] = timers.due
+    timers.due.clear()
+    clock[0] += delay_s
+    on_timer()
+    assert [event.text for event in events[1:]] == ["2 more were suppressed after this: a visitor was refused"]
+    assert (events[1].level, events[1].kind, dict(events[1].data)) == (
+        LogLevel.WARN,
+        EventKind.REFUSED,
+        {"suppressed": 2},
+    )
+    assert not timers.due
+    event_log.warn_throttled(EventKind.REFUSED, "rate", "a visitor was refused")
+    assert events[-1].text == "a visitor was refused"
+
+
+def test_while_events_go_on_their_own_lines_count_what_was_suppressed(clock: list[float]) -> None:
+    events: list[Event] = []
+    timers = Timers()
+    event_log = EventLog("web", events.append, call_later=timers.call_later)
+    for second in range(61):
+        event_log.warn_throttled(EventKind.REFUSED, "rate", "a visitor was refused")
+        if second % 10 == 0 and second:
+            [(_, on_timer)] = timers.due
+            timers.due.clear()
+            on_timer()
+        clock[0] += 1
+    assert {event.text for event in events} == {
+        "a visitor was refused",
+        "a visitor was refused (4 more were suppressed)",
+    }
+
+
+def test_a_log_that_ends_counts_what_was_suppressed(clock: list[float]) -> None:
+    events: list[Event] = []
+    timers = Timers()
+    event_log = EventLog("web", events.append, call_later=timers.call_later)
+    for _ in range(2):
+        event_log.warn_throttled(EventKind.REFUSED, "rate", "a visitor was refused")
+    event_log.close()
+    event_log.close()
+    assert events[-1].text == "1 more was suppressed after this: a visitor was refused"
+    assert (len(events), timers.cancelled, clock) == (2, 1, [1000.0])
 
 
 def test_topics_are_throttled_separately(clock: list[float]) -> None:

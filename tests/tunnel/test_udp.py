@@ -215,6 +215,9 @@ async def test_each_flow_that_its_target_refuses_has_failed_at_both_ends(shared:
         for one in pair:  # the end of a data connection, and its reason on the link, arrive in either order
             await wait_snapshot(one, lambda seen: seen.connections.failed == seen.connections.total == 8)
             assert one.engine.snapshot().connections.active == 0
+    for one in pair:
+        assert one.events.said("7 more were suppressed after this: ")
+        assert "suppressed" not in (one.engine.snapshot().last_error or "suppressed")  # a count is no error of its own
 
 
 async def test_an_idle_flow_ends_and_its_visitor_may_return(shared: EngineContext) -> None:

@@ -29,7 +29,7 @@ from tests.tunnel.test_engine import (
 )
 from tunnel.engine.context import EngineContext, Timing
 from tunnel.model.address import parse_address
-from tunnel.model.events import VISITOR
+from tunnel.model.events import VISITOR, EventKind
 from tunnel.model.networks import NO_NETWORKS, NetworkSet
 from tunnel.model.spec import Direction, LogLevel, Mode
 from tunnel.model.state import State
@@ -172,6 +172,17 @@ async def test_new_visitors_of_an_address_have_a_rate(shared: EngineContext) -> 
         assert await is_refused(address)
         assert not await is_refused(address, "127.0.0.8")
         assert refused(ingress)["rate"] == 1
+
+
+async def test_the_log_has_each_visitor_that_was_refused_when_the_tunnel_ends(shared: EngineContext) -> None:
+    async with echo() as target, ruled_pair(shared, target, deny=networks("127.0.0.0/8")) as (ingress, egress):
+        for _ in range(4):
+            assert await is_refused(visitors_address(ingress, egress))
+    lines = [event.text for event in ingress.events if event.kind is EventKind.REFUSED]
+    assert lines == [
+        "a visitor was refused: its address is in deny",
+        "3 more were suppressed after this: a visitor was refused: its address is in deny",
+    ]
 
 
 async def test_a_rule_at_the_end_that_dials_is_named_in_state_and_log(shared: EngineContext) -> None:

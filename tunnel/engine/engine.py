@@ -18,7 +18,7 @@ from tunnel.engine.stats import Stats
 from tunnel.engine.tunnel_end import create_end_parts
 from tunnel.engine.tunnel_test import NO_LINK, explain_missing_link
 from tunnel.engine.visitor_list import kick_visitors, list_visitors
-from tunnel.model.events import EventKind, EventLog
+from tunnel.model.events import SUPPRESSED, EventKind, EventLog
 from tunnel.model.limits import default_limits
 from tunnel.model.snapshot_builder import SnapshotBuilder, SnapshotInput
 from tunnel.model.spec import LogLevel, Role
@@ -57,7 +57,7 @@ class Engine(ABC):
         self.spec = spec
         self._context = context
         self._sink = sink
-        self._event_log = EventLog(name, self._emit, spec.log)
+        self._event_log = EventLog(name, self._emit, spec.log, context.reactor.call_later)
         self._last_error: Event | None = None
         self._stats = Stats(partial(context.notify_activity, name))
         self._record = StateRecord()
@@ -95,6 +95,7 @@ class Engine(ABC):
                 await cancel_and_wait(stopping)
             finally:  # also when the task that runs this engine is cancelled a second time
                 self._close_all()
+                self._event_log.close()
                 if self._record.state is not State.FAILED:
                     self._set_state(State.STOPPED)
 
@@ -321,7 +322,7 @@ class Engine(ABC):
         self._set_state(State.FAILED, reason)
 
     def _emit(self, event: Event) -> None:
-        if event.level >= LogLevel.WARN:
+        if event.level >= LogLevel.WARN and SUPPRESSED not in event.data:
             self._last_error = event
         self._sink(event)
 

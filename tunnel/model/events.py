@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tunnel.model.spec import LogLevel
 from tunnel.model.times import format_timestamp
 from tunnel.model.token_bucket import TokenBucket
 
 _THROTTLE_S: Final = 5.0  # a warning of one topic is emitted at most once in this time
+_PENDING_S: Final = 2 * _THROTTLE_S  # after that, what was suppressed is counted by a line of its own
 _PACE_BURST: Final = 50
 _PACE_PER_S: Final = 1.0
 _MAX_TOPICS: Final = 256  # a topic may contain a remote address, so their number is not bounded by the program
@@ -22,6 +23,8 @@ _MAX_TOPICS: Final = 256  # a topic may contain a remote address, so their numbe
 VISITOR: Final = "visitor"
 """Key of the data of an event: the address of the visitor that it is about. Texts of events never contain one, so that
 it can be left out where addresses must not go."""
+SUPPRESSED: Final = "suppressed"
+"""Key of the data of an event that only counts how often an earlier one was repeated."""
 
 
 class EventKind(enum.StrEnum):
@@ -113,6 +116,29 @@ class Event:
 EventSink = Callable[[Event], None]
 
 
+class PendingTimer(Protocol):
+    """A timer that was started."""
+
+    def cancel(self) -> None:
+        """Stop it."""
+
+
+CallLater = Callable[[float, Callable[[], None]], PendingTimer]
+"""Starts a timer: the delay in seconds, and what is called then."""
+
+
+@dataclass(slots=True)
+class _ThrottledTopic:
+    """The last line of a topic, and what was suppressed since."""
+
+    written_at: float
+    """on the monotonic clock"""
+    level: LogLevel
+    kind: EventKind
+    text: str
+    suppressed: int = 0
+
+
 class EventLog:
     """Creates the events of one tunnel and passes them to a sink.
 
@@ -120,17 +146,21 @@ class EventLog:
     what it prints, because the command ``events`` shows state changes whatever the log level is.
     """
 
-    __slots__ = ("_pacing", "_sink", "_throttled", "level", "tunnel")
+    __slots__ = ("_call_later", "_pacing", "_sink", "_throttled", "_timer", "level", "tunnel")
 
-    def __init__(self, tunnel: str, sink: EventSink, level: LogLevel = LogLevel.INFO) -> None:
+    def __init__(
+        self, tunnel: str, sink: EventSink, level: LogLevel = LogLevel.INFO, call_later: CallLater | None = None
+    ) -> None:
+        """With ``call_later``, events that were suppressed are counted by a line also if no other one follows."""
         self.tunnel = tunnel
         self.level = level
         self._sink = sink
         self._pacing: dict[
             str, tuple[TokenBucket, int]
         ] = {}  # topic → its bucket, and events suppressed since the last
-        self._throttled: dict[str, tuple[float, int]] = {}
-        """topic → time of the last event and number of events suppressed since, the oldest topic first"""
+        self._throttled: dict[str, _ThrottledTopic] = {}  # by topic, the oldest first
+        self._call_later = call_later
+        self._timer: PendingTimer | None = None  # while something was suppressed
 
     def log_debug(self, kind: EventKind, text: str, **data: object) -> None:
         """Log a detail that helps to find a fault."""
@@ -167,10 +197,12 @@ class EventLog:
 
     def suppresses(self, topic: str) -> bool:
         """Count a warning if ``warn_throttled`` would suppress it; return whether so. Saves the making of its text."""
-        last, suppressed = self._throttled.get(topic, (float("-inf"), 0))
-        if time.monotonic() - last >= _THROTTLE_S:
+        last = self._throttled.get(topic)
+        if last is None or time.monotonic() - last.written_at >= _THROTTLE_S:
             return False
-        self._throttled[topic] = (last, suppressed + 1)
+        last.suppressed += 1
+        if self._timer is None and self._call_later is not None:
+            self._timer = self._call_later(_PENDING_S, self._on_timer)
         return True
 
     def warn_throttled(self, kind: EventKind, topic: str, text: str, **data: object) -> None:
@@ -181,11 +213,33 @@ class EventLog:
         """Log an event that remote peers can cause at will, as ``warn_throttled`` does."""
         if self.suppresses(topic):
             return
-        _, suppressed = self._throttled.pop(topic, (0.0, 0))
-        self._throttled[topic] = (time.monotonic(), 0)  # appended again, so that the first topic is always the oldest
+        last = self._throttled.pop(topic, None)  # appended again, so that the first topic is always the oldest
+        self._throttled[topic] = _ThrottledTopic(time.monotonic(), level, kind, text)
         if len(self._throttled) > _MAX_TOPICS:
             del self._throttled[next(iter(self._throttled))]
-        self.log(level, kind, _with_suppressed(text, suppressed), **data)
+        self.log(level, kind, _with_suppressed(text, 0 if last is None else last.suppressed), **data)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._write_suppressed(time.monotonic() - _PENDING_S)
+        if self._call_later is not None and any(topic.suppressed for topic in self._throttled.values()):
+            self._timer = self._call_later(_PENDING_S, self._on_timer)
+
+    def _write_suppressed(self, written_before: float) -> None:
+        """Write how many events were suppressed, for each topic without a line since then (monotonic clock)."""
+        for topic in self._throttled.values():
+            if topic.suppressed and topic.written_at <= written_before:
+                text, count, topic.suppressed = topic.text, topic.suppressed, 0
+                were = f"{count} more {'was' if count == 1 else 'were'} suppressed"
+                self.log(topic.level, topic.kind, f"{were} after this: {text}", **{SUPPRESSED: count})
+
+    def close(self) -> None:
+        """Write what was suppressed and not counted yet, and start no more timers. Calling it twice is allowed."""
+        self._call_later = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._write_suppressed(float("inf"))
 
 
 def _with_suppressed(text: str, count: int) -> str:
