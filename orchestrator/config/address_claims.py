@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from orchestrator.config.manifest import addresses_conflict
 from tunnel.model.address import Address
-from tunnel.model.spec import Direction, Mode, Proto, Role
+from tunnel.model.spec import DATAGRAMS, Direction, Mode, Proto, Role
 from tunnel.runtime import listeners
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def address_claims(spec: TunnelSpec) -> Iterator[AddressClaim]:
         yield AddressClaim(spec.tunnel, spec.tunnel, service)
         if spec.data_port:
             yield AddressClaim(Address(spec.tunnel.host, spec.data_port), spec.tunnel, service)
+        if DATAGRAMS in spec.features:  # without the UDP port either the datagrams or the other entry would not work
+            yield AddressClaim(spec.tunnel, spec.tunnel, service, Proto.UDP)
         if not spec.publish_rules and listeners.decide_direction(spec) is Direction.REVERSE:
             yield from visitor_claims(spec)
     elif spec.mode is Mode.FORWARD:  # in auto the server decides: the address may be one to dial

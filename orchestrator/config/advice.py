@@ -17,7 +17,7 @@ from orchestrator.config.document import quote
 from orchestrator.config.faults import Fault, Place
 from tunnel.model.keys import WEAK_KEY_WARNING
 from tunnel.model.options import KEY_VARIABLE, OPTIONS, describe_misplaced, misplaced_options
-from tunnel.model.spec import Direction, Mode, Role
+from tunnel.model.spec import Direction, Mode, Proto, Role
 from tunnel.runtime.listeners import decide_direction
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from tunnel.model.spec import TunnelSpec
 
 _MAX_LISTED: Final = 5  # names in one warning
+_OF_TCP: Final = ("reuse",)
+_OF_UDP: Final = ("udp_carrier", "udp_timeout")
+"""Options that concern visitors of one protocol alone."""
 
 
 @dataclass(slots=True)
@@ -65,6 +68,7 @@ def advise(path: Path, entries: Iterable[Entry], secrets: SecretPlaces) -> Itera
         yield from _unreachable_addresses(entry)
         yield from _ineffective_options(entry)
         yield from _ineffective_rates(entry)
+        yield from _options_of_other_visitors(entry)
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -162,6 +166,20 @@ def _ineffective_rates(entry: Entry) -> Iterator[Fault]:
         origin = entry.origins.get("visitor_rate")
         text = f"visitor_rate {visitor_rate} has no effect: rate {rate} limits all visitors together to that or less"
         yield Fault((origin.place if origin else None) or entry.origin, f"{text}; lower it, or remove it")
+
+
+def _options_of_other_visitors(entry: Entry) -> Iterator[Fault]:
+    """Yield options that the entry itself names for visitors of TCP or UDP, of which it has none."""
+    proto = entry.spec.proto
+    names = () if proto is Proto.BOTH else _OF_TCP if proto is Proto.UDP else _OF_UDP
+    for name in names:
+        origin = entry.origins.get(name)
+        if origin is None or origin.source not in {"URL", "entry"}:
+            continue
+        if OPTIONS[name].read(entry.spec):
+            other = "UDP" if proto is Proto.TCP else "TCP"
+            text = f"{name} has no effect with proto={proto}, because it concerns visitors of {other}"
+            yield Fault(origin.place or entry.origin, f"{text}; remove it, or write proto=both at both ends")
 
 
 def _dialled_wildcards(spec: TunnelSpec) -> Iterator[tuple[str, Address]]:

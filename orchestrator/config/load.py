@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,7 @@ from orchestrator.config.supervisor_settings import ApiSettings, MqttSettings, S
 from tunnel.model.errors import InvalidValueError, OptionError, did_you_mean
 from tunnel.model.files import FileError
 from tunnel.model.options import OPTIONS, OptionLayer, environment_layer
-from tunnel.model.spec import Role
+from tunnel.model.spec import Proto, Role
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -77,6 +77,9 @@ _SECTION_MODELS: Final[dict[tuple[str, ...], type[BaseModel]]] = {
 PORT_OPTIONS: Final = ("data_port", "tls_cert", "tls_key")
 """Options of a tunnel port: servers that share one have the same."""
 _EXAMPLE: Final = f"write at least {SMALLEST_FILE}"
+
+_Clash: TypeAlias = "tuple[AddressClaim, AddressClaim, Entry]"
+"""The address that an entry wants, the one that excludes it, and its holder."""
 
 PlainValue: TypeAlias = "str | list[None] | dict[str, PlainValue] | None"
 """A value of the ``supervisor:`` section as its models take it."""
@@ -346,11 +349,15 @@ class _Loader:
         for entry in self.entries:
             if not entry.enabled:  # a disabled tunnel may share its port with an enabled one
                 continue
+            clashes: dict[tuple[Address, Address, str], list[_Clash]] = {}
             for claim in address_claims(entry.spec):
                 clash = next(used.conflicts(claim), None)
                 if clash is not None:
-                    self._report(entry.origin, _describe_clash(entry, claim, *clash))
+                    other, holder = clash
+                    clashes.setdefault((claim.address, other.address, holder.name), []).append((claim, other, holder))
                 used.add(claim, entry)
+            for found in clashes.values():
+                self._report(entry.origin, _describe_clash(entry, *found[0], [claim.proto for claim, *_ in found]))
             if entry.spec.role is Role.SERVER and entry.spec.tunnel.port:
                 self._check_shared_port(entry, ports.setdefault(entry.spec.tunnel, entry))
 
@@ -382,11 +389,21 @@ class _Loader:
                 self._report(place, f"{text}; write history: {-(-hours // 24)}d or more, or remove the quota")
 
 
-def _describe_clash(entry: Entry, claim: AddressClaim, other: AddressClaim, holder: Entry) -> str:
+def _describe_clash(
+    entry: Entry, claim: AddressClaim, other: AddressClaim, holder: Entry, protos: Sequence[Proto]
+) -> str:
+    """Return why two entries exclude each other; ``protos`` are those for which both want the address."""
     if holder is entry:
         return f"the tunnel would listen on {claim.address} twice; give it different ports"
-    text = f"the tunnel would listen on {claim.address}, but {quote(holder.name)} at {holder.origin}"
-    text = f"{text} listens on {other.address} already"
+    has_udp = entry.spec.proto.has_udp or holder.spec.proto.has_udp
+    shown = f" ({' and '.join(proto.value.upper() for proto in protos)})" if has_udp else ""
+    text = f"the tunnel would listen on {claim.address}{shown}, but {quote(holder.name)} at {holder.origin}"
+    text = f"{text} listens on {other.address}{shown} already"
+    is_datagrams = protos[0] is Proto.UDP and (claim.is_shareable or other.is_shareable)
+    if is_datagrams and claim.tunnel != other.tunnel:
+        carrying = quote((entry if claim.is_shareable else holder).name)
+        hint = f"take another port, or write udp_carrier: stream in the entry of {carrying}"
+        return f"{text}; {carrying} carries datagrams between client and server there: {hint}"
     if claim.service == PUBLISHERS and claim.tunnel == other.tunnel:
         return f"{text} and lets clients publish; write the rules of both in one entry"
     if claim.is_shareable and claim.tunnel == other.tunnel:

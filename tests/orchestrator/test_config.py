@@ -384,6 +384,9 @@ def test_entries_on_different_addresses_do_not_conflict(folder: Folder, one: str
         ("server://:1/h:2?service=a", "server://:1/h:3?service=b"),
         ("server://:1/h:2", "server://:1/h:3?service=b"),
         ("server://:1/h:2?service=a&data_port=9&tls=0", "server://:1/h:3?service=b&data_port=9&tls=1"),
+        ("server://:1/h:2?service=a&proto=udp", "server://:1/h:3?service=b&proto=both"),
+        ("server://:1/h:2?proto=udp&udp_carrier=stream", "server://:3/127.0.0.1:1?service=b&proto=udp"),
+        ("server://:1/h:2?proto=udp", "server://:3/127.0.0.1:2?service=b"),
         ("server://h.test:1/h:2?service=a&data_port=tunnel", "server://h.test:1/h:2?service=b&data_port=tunnel"),
     ],
 )
@@ -400,6 +403,31 @@ def test_servers_of_different_services_share_a_tunnel_port(folder: Folder, one: 
         ("server://:1/h:2?data_port=5", "server://:9/h:3?service=b&data_port=5", "4:3", "listens on :5 already"),
         ("server://:1/127.0.0.1:2", "server://:1/127.0.0.1:2?service=b", "4:3", "listens on 127.0.0.1:2 already"),
         ("server://:1/h:2?data_port=1", "server://:7/h:3", "3:3", "would listen on :1 twice"),
+        (
+            "server://:1/127.0.0.1:2?proto=udp",
+            "server://:3/127.0.0.1:1?service=b&proto=udp",
+            "4:3",
+            "listens on :1 (UDP) already; 'a' carries datagrams between client and server there: take another port, or",
+        ),
+        (
+            "server://:3/127.0.0.1:1?service=b&proto=udp",
+            "server://:1/127.0.0.1:2?proto=both",
+            "4:3",
+            "write udp_carrier: stream in the entry of 'b'",
+        ),
+        (
+            "server://:1/127.0.0.1:5?proto=both",
+            "server://:2/127.0.0.1:5?service=b&proto=both",
+            "4:3",
+            "would listen on 127.0.0.1:5 (TCP and UDP), but 'a' at ",
+        ),
+        (
+            "server://:1/127.0.0.1:5",
+            "server://:2/127.0.0.1:5?service=b&proto=both",
+            "4:3",
+            "listens on 127.0.0.1:5 (TCP) already",
+        ),
+        ("server://:1/h:2?proto=udp", "server://:1/h:3?proto=udp", "4:3", "on :1 (TCP and UDP) already; to share the"),
         (
             "server://:1/h:2?data_port=5",
             "server://:1/h:3?service=b&data_port=6",

@@ -120,6 +120,22 @@ def test_a_rate_of_each_visitor_that_is_not_below_that_of_all_is_warned_about(fo
     assert not folder.load(entry("visitor_rate: 10mbit", "rate: 100mbit")).warnings
 
 
+@pytest.mark.parametrize(
+    ("proto", "option", "other"),
+    [("tcp", "udp_timeout: 2s", "UDP"), ("tcp", "udp_carrier: stream", "UDP"), ("udp", "reuse: 1", "TCP")],
+)
+def test_an_option_for_visitors_that_an_entry_does_not_have_is_warned_about(
+    folder: Folder, proto: str, option: str, other: str
+) -> None:
+    [warning] = folder.load(entry(option, f"proto: {proto}")).warnings
+    text = f"{option.split(':')[0]} has no effect with proto={proto}, because it concerns visitors of {other}"
+    assert str(warning).endswith(
+        f"tunnels.yaml:5:{option.index(' ') + 6}: {text}; remove it, or write proto=both at both ends"
+    )
+    assert not folder.load(entry(option, "proto: both")).warnings
+    assert not folder.load(f"{entry(f'proto: {proto}')}\ndefaults: {{{option}}}").warnings
+
+
 def test_a_rate_that_is_none_is_a_fault_at_its_place(folder: Folder) -> None:
     assert folder.faults(entry("rate: 0mbit", "visitor_rate: 10Mbps")) == [
         "5:11: rate: '0mbit' would stop all visitors; write none for no limit",

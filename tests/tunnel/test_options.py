@@ -466,6 +466,7 @@ def test_the_message_for_an_option_unlike_all_others_names_the_command_that_list
     assert str(caught.value).endswith("; known are listed by nodepass-orch help options")
     assert caught.value.offset == len(f"{BASE}?log=info&")
     assert did_you_mean("zzzzzz", OPTION_NAMES) == ""
+    assert did_you_mean("udp_port", OPTION_NAMES) == ""  # data_port is another thing
     assert did_you_mean("min_po", OPTION_NAMES) == "; did you mean 'min_pool_capacity'?"
     assert did_you_mean("tls_", ("tls_cert_and_more", "tls_key_and_more")) == ""
     assert name_known("zzzzzz", ("a", "b"), "nodepass-orch help options") == "; known are a, b"

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 _MAX_COMPARED: Final = 100  # characters of a name: comparing a long one takes seconds
 _MIN_BEGINNING: Final = 3  # characters of a name that is only begun
+_SHORT: Final = 5  # characters: two of three that agree are close enough
+_SHORT_CUTOFF: Final = 0.6
+_CUTOFF: Final = 0.75
+"""of the similarity that SequenceMatcher.ratio returns; with less, a hint names another thing than was meant"""
 _MAX_LISTED: Final = 15  # known names in a message
 
 
@@ -82,7 +86,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     A name that is only begun is similar to the one known name that begins in the same way.
     """
     names, wanted = list(known), name[:_MAX_COMPARED].lower()
-    close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)
+    cutoff = _SHORT_CUTOFF if len(wanted) <= _SHORT else _CUTOFF
+    close = difflib.get_close_matches(wanted, names, n=1, cutoff=cutoff)
     if not close and len(wanted) >= _MIN_BEGINNING:
         close = [each for each in names if each.startswith(wanted)]
     return f"; did you mean {close[0]!r}?" if len(close) == 1 else ""
