@@ -198,10 +198,7 @@ class _EntryParser:
         scalar, url = located[0], self._with_servers(self._with_targets(located[1], mapping), mapping)
         layers = (self._url_layer(scalar, url), own, *self.context.defaults)
         self.context.named_files.update(*(layer.files for layer in layers[:2]))
-        self._check_auth(url, layers[0], own)
-        if keys_node is not None:
-            self._check_named_keys(keys_node.place, url, layers[0], own)
-        self._note_secrets(scalar, url, layers[0], own)
+        self._check_keys(scalar, url, layers[0], own, keys_node)
         rules = () if rules_node is None else self._read_rules(rules_node, located[1], named, mapping)
         spec = None if self.faults else self._build_spec(scalar, url, layers, named)
         if spec is None:
@@ -210,8 +207,7 @@ class _EntryParser:
             spec = replace(spec, publish_rules=rules, mode=Mode.REVERSE, service="")
             check_rules(rules_node, spec, self.faults)
         self._check_ends(spec, layers[:2])
-        if spec.is_exposed and keys_node is None and not any(layer.faulty & _AUTH_OPTIONS for layer in layers):
-            self.faults.append(Fault(scalar.place, _NO_KEY))
+        self._check_exposed(spec, scalar, layers)
         return Entry(
             name=self.name.text,
             spec=spec,
@@ -318,6 +314,15 @@ class _EntryParser:
             message = f"{error.quoting('…')}; the URL is written {quote(scalar)}"
         self.faults.append(Fault(scalar.place_at(error.offset), message))
 
+    def _check_keys(
+        self, scalar: ScalarNode, url: TunnelUrl, of_url: LocatedLayer, own: LocatedLayer, keys: Node | None
+    ) -> None:
+        """Report keys that exclude each other, and note where secrets are."""
+        self._check_auth(url, of_url, own)
+        if keys is not None:
+            self._check_named_keys(keys.place, url, of_url, own)
+        self._note_secrets(scalar, url, of_url, own)
+
     def _check_auth(self, url: TunnelUrl, of_url: LocatedLayer, own: LocatedLayer) -> None:
         """Report an entry whose URL has a key while the entry says ``auth: open``, or the other way round."""
         url_has_key = bool(url.key) or of_url.layer.has_key
@@ -364,6 +369,10 @@ class _EntryParser:
             place = next((layer.places[option.name] for layer in layers if option.name in layer.layer.values), None)
             if place is not None:
                 self.faults.append(Fault(place, describe_misplaced(option, spec.role)))
+
+    def _check_exposed(self, spec: TunnelSpec, scalar: ScalarNode, layers: tuple[LocatedLayer, ...]) -> None:
+        if spec.is_exposed and not any(layer.faulty & _AUTH_OPTIONS for layer in layers):
+            self.faults.append(Fault(scalar.place, _NO_KEY))
 
     def _hash_files(self, spec: TunnelSpec, scalar: ScalarNode, layers: tuple[LocatedLayer, ...]) -> dict[str, str]:
         """Return the digest of each certificate file. A file that cannot be read is a fault now, not at run time."""

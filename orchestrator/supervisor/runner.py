@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.supervisor.crash_reports import describe_crash, restart_delay, short_traceback
 from orchestrator.supervisor.engine_handle import EngineFactory, EngineHandle
-from orchestrator.supervisor.runner_state import (
-    AT_REST,
-    ENDING,
-    TRANSITIONS,
-    UNWANTED,
-    RunnerEvent,
-    RunnerState,
-)
+from orchestrator.supervisor.runner_state import AT_REST, ENDING, TRANSITIONS, UNWANTED, RunnerEvent, RunnerState
 from orchestrator.supervisor.totals import NO_TOTALS, Totals, add_totals, read_totals, replace_totals
 from tunnel.model.events import Event, EventKind
 from tunnel.model.snapshot import (
