@@ -169,7 +169,7 @@ def _ineffective_rates(entry: Entry) -> Iterator[Fault]:
 
 
 def _options_of_other_visitors(entry: Entry) -> Iterator[Fault]:
-    """Yield options that the entry itself names for visitors of TCP or UDP, of which it has none."""
+    """Yield options that an entry names for visitors of TCP or UDP, of which it has none."""
     proto = entry.spec.proto
     names = () if proto is Proto.BOTH else _OF_TCP if proto is Proto.UDP else _OF_UDP
     for name in names:

@@ -128,7 +128,7 @@ def test_an_option_for_visitors_that_an_entry_does_not_have_is_warned_about(
     folder: Folder, proto: str, option: str, other: str
 ) -> None:
     [warning] = folder.load(entry(option, f"proto: {proto}")).warnings
-    text = f"{option.split(':')[0]} has no effect with proto={proto}, because it concerns visitors of {other}"
+    text = f"{option.partition(':')[0]} has no effect with proto={proto}, because it concerns visitors of {other}"
     assert str(warning).endswith(
         f"tunnels.yaml:5:{option.index(' ') + 6}: {text}; remove it, or write proto=both at both ends"
     )
