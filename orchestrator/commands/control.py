@@ -45,6 +45,7 @@ from orchestrator.name_patterns import is_pattern, matching_names
 from orchestrator.process.messages import print_message
 from orchestrator.process.terminal_text import printable
 from orchestrator.state_display import STATE_COLORS
+from orchestrator.status.plan_texts import describe_finishing
 from orchestrator.table import format_table
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS, TunnelCommand
 from tunnel.model.files import FileError, read_file
@@ -258,7 +259,9 @@ def _count_actions(actions: Iterable[str]) -> str:
 def plan(*, candidate: Path | None, as_json: bool, socket: Path | None, file: Path | None) -> int:
     """Show which entries a reload would add, remove, restart and change live.
 
-    With CANDIDATE, what that file would change in place of the daemon's. Exit code 2 if the file is invalid.
+    Visitors of entries that are restarted, removed or disabled may finish for drain_timeout; then they are
+    disconnected. The plan says how many there are. With CANDIDATE, what that file would change in place of the
+    daemon's. Exit code 2 if the file is invalid.
     """
     with exit_on_api_error():
         if candidate is None:
@@ -319,13 +322,16 @@ def _call_with_candidate(
 
 
 def _plan_lines(plan: PlanJson) -> Iterator[str]:
-    for name in plan["add"]:
-        yield printable(f"add {name}")
-    for name in plan["remove"]:
-        yield printable(f"remove {name}")
-    for action, steps in (("restart", plan["restart"]), ("change live", plan["change"])):
-        for step in steps:
-            yield printable(f"{action} {step['name']}{': ' if step['changes'] else ''}{'; '.join(step['changes'])}")
+    finishing = describe_finishing(plan)
+    steps: list[tuple[str, str, list[str]]] = [
+        *(("add", name, []) for name in plan["add"]),
+        *(("remove", name, []) for name in plan["remove"]),
+        *(("restart", step["name"], step["changes"]) for step in plan["restart"]),
+        *(("change live", step["name"], step["changes"]) for step in plan["change"]),
+    ]
+    for action, name, changes in steps:
+        details = [*changes, *filter(None, [finishing.get(name)])]
+        yield printable(f"{action} {name}{': ' if details else ''}{'; '.join(details)}")
 
 
 def _follow_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -53,6 +53,12 @@ class Plan:
         """Whether there is nothing to do."""
         return not (self.add or self.remove or self.restart or self.change)
 
+    @property
+    def ending(self) -> tuple[Entry, ...]:
+        """The former entries whose engines end: visitors of these are disconnected after the time of a drain."""
+        disabled = (change.old for change in self.change if change.old.enabled and not change.new.enabled)
+        return (*self.remove, *(change.old for change in self.restart), *disabled)
+
     def as_json(self) -> dict[str, Any]:
         """Return the plan as ``GET /v1/plan`` shows it."""
         return {

@@ -351,8 +351,16 @@ class PlanStepJson(TypedDict):
     changes: list[str]
 
 
+class FinishingJson(TypedDict):
+    """An entry that a reload would restart, remove or disable: its present visitors, and how long they may finish."""
+
+    name: str
+    visitors: int
+    timeout_s: float
+
+
 class PlanJson(TypedDict):
-    """The answer of ``GET /v1/plan``."""
+    """The answer of ``GET /v1/plan``. ``finishing`` has entries with visitors; what is left of them is disconnected."""
 
     ok: bool
     error: FaultJson | None
@@ -360,6 +368,7 @@ class PlanJson(TypedDict):
     remove: list[str]
     restart: list[PlanStepJson]
     change: list[PlanStepJson]
+    finishing: list[FinishingJson]
     unchanged: int
     warnings: list[str]
 

@@ -14,6 +14,7 @@ from orchestrator.config.file_set import run_in_file_thread
 from orchestrator.config.plan import EntryResult, Plan, diff_manifests, effective_settings
 from orchestrator.process.file_replacement import replace_file
 from orchestrator.status.contract import ConfigStatus
+from orchestrator.status.json_types import FinishingJson
 from orchestrator.supervisor.crash_reports import describe_crash
 from orchestrator.supervisor.reconciler import reconcile
 from tunnel.model.events import EventKind
@@ -75,11 +76,14 @@ class PlanResult:
     plan: Plan
     fault: Fault | None = None
     """why the file could not be applied"""
+    finishing: tuple[FinishingJson, ...] = ()
+    """present visitors of engines that would end, which may finish for a time"""
 
     def as_json(self) -> PlanJson:
         """The answer of ``GET /v1/plan``."""
         error = _encode_fault(self.fault) if self.fault else None
-        return cast("PlanJson", {"ok": self.fault is None, "error": error, **self.plan.as_json()})
+        shown = {"ok": self.fault is None, "error": error, "finishing": list(self.finishing), **self.plan.as_json()}
+        return cast("PlanJson", shown)
 
 
 class Reloader:
@@ -118,17 +122,24 @@ class Reloader:
 
     async def plan(self) -> PlanResult:
         """What a reload would do now."""
-        new = await self._read()
-        if isinstance(new, ConfigError):
-            return PlanResult(Plan(), new.faults[0])
-        return PlanResult(diff_manifests(self.manifest, new))
+        return self._plan(await self._read())
 
     async def plan_candidate(self, candidate: Candidate) -> PlanResult:
         """What a candidate in place of the file would change."""
-        new = await self._read(candidate)
+        return self._plan(await self._read(candidate))
+
+    def _plan(self, new: Manifest | ConfigError) -> PlanResult:
         if isinstance(new, ConfigError):
             return PlanResult(Plan(), new.faults[0])
-        return PlanResult(diff_manifests(self.manifest, new))
+        plan = diff_manifests(self.manifest, new)
+        finishing = []
+        for entry in plan.ending:
+            visitors = self._registry.runner(entry.name).snapshot().connections.active
+            limit = new.supervisor.drain_timeout
+            timeout_s = entry.spec.settings.shutdown_timeout if limit is None else limit
+            if visitors:
+                finishing.append(FinishingJson(name=entry.name, visitors=visitors, timeout_s=timeout_s))
+        return PlanResult(plan, finishing=tuple(finishing))
 
     async def apply_candidate(self, candidate: Candidate) -> ReloadResult:
         """Put a candidate in place of the file and apply it. An invalid one changes nothing, nor does a full disk."""

@@ -213,11 +213,19 @@ def test_a_plan_has_one_line_for_each_step() -> None:
     plan: PlanJson = {
         "ok": True, "error": None, "add": ["a"], "remove": ["b"],
         "restart": [{"name": "c", "changes": ["key: changed", "tls: 1 → 0"]}],
-        "change": [{"name": "d\n", "changes": []}], "unchanged": 0, "warnings": [],
+        "change": [{"name": "d\n", "changes": []}], "unchanged": 0, "warnings": [], "finishing": [],
     }  # fmt: skip
     assert list(control._plan_lines(plan)) == [
         "add a", "remove b", "restart c: key: changed; tls: 1 → 0", "change live d\\n",
     ]  # fmt: skip
+    plan["finishing"] = [
+        {"name": "b", "visitors": 1, "timeout_s": 5.0},
+        {"name": "c", "visitors": 2, "timeout_s": 90.0},
+    ]
+    assert list(control._plan_lines(plan))[1:3] == [
+        "remove b: 1 visitor may finish, for 5s at most",
+        "restart c: key: changed; tls: 1 → 0; 2 visitors may finish, for 1m30s at most",
+    ]
 
 
 def test_logs_and_events_print_the_past(daemon: DaemonShell) -> None:

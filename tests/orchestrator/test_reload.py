@@ -310,6 +310,22 @@ async def test_a_plan_changes_nothing(harness: ReloadHarness) -> None:
     assert harness.supervisor.config_status().ok is True
 
 
+async def test_a_plan_says_how_many_visitors_may_finish_and_for_how_long(harness: ReloadHarness) -> None:
+    for name in ("web", "out"):
+        harness.engine(name).visitor_left.clear()
+    harness.write({"web": WEB + "?tls=0", "db": DB + "?tls=0"})
+    plan = (await harness.supervisor.plan()).as_json()
+    assert plan["finishing"] == [
+        {"name": "out", "visitors": 1, "timeout_s": 5.0},
+        {"name": "web", "visitors": 1, "timeout_s": 5.0},
+    ]  # db, which is restarted as well, has no visitor
+    harness.write({**START, "web": f"{{url: '{WEB}', enabled: false}}"}, "supervisor: {drain_timeout: 1m}")
+    plan = (await harness.supervisor.plan()).as_json()
+    assert plan["finishing"] == [{"name": "web", "visitors": 1, "timeout_s": 60.0}]
+    for name in ("web", "out"):
+        harness.engine(name).visitor_left.set()
+
+
 async def test_the_event_of_a_reload_has_the_result_of_each_changed_entry(harness: ReloadHarness) -> None:
     await harness.reload({**START, "web": WEB + "?tls=0"})
     event = harness.bus.events_of("")[-1]

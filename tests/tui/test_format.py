@@ -396,6 +396,9 @@ def test_plans_and_results_list_what_changes() -> None:
     assert "1 tunnel unchanged" in shown
     assert reload_notice(5, {}) == "no change (generation 5)"
     assert "would change nothing" in texts(plan_lines(PLAN, 80))
+    finishing = [{"name": "b", "visitors": 2, "timeout_s": 5.0}]
+    restart: Json = {**PLAN, "restart": [{"name": "b", "changes": ["tls: 1 → 0"]}], "finishing": finishing}
+    assert "restarted b: tls: 1 → 0; 2 visitors may finish, for 5s at most" in texts(plan_lines(restart, 80))
     error = {"file": "t.yaml", "line": 3, "column": 1, "message": "odd"}
     invalid: Json = {**PLAN, "ok": False, "error": error}
     assert "t.yaml:3:1: odd" in texts(plan_lines(invalid, 80))

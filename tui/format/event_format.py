@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.cells import cell_len
 
+from orchestrator.status.plan_texts import describe_finishing
 from tui.format.text import Line, format_time, paragraph, plural, wrap
 from tui.model.selection import NOT, matches_pattern
 from tui.model.tunnels import parse_timestamp
@@ -102,11 +103,13 @@ def plan_lines(plan: PlanJson, width: int) -> list[Line]:
     if not plan["ok"]:
         return paragraph(error_text(plan["error"]), width, "warn")
     lines: list[Line] = []
+    finishing = describe_finishing(plan)
     for name in plan["remove"]:
-        lines += _entry_lines("removed", name, "", width)
+        lines += _entry_lines("removed", name, finishing.get(name, ""), width)
     for steps, outcome in ((plan["restart"], "restarted"), (plan["change"], "changed")):
         for step in steps:
-            lines += _entry_lines(outcome, step["name"], "; ".join(step["changes"]), width)
+            details = [*step["changes"], *filter(None, [finishing.get(step["name"])])]
+            lines += _entry_lines(outcome, step["name"], "; ".join(details), width)
     for name in plan["add"]:
         lines += _entry_lines("added", name, "", width)
     if not lines:

@@ -350,8 +350,18 @@ class Engine(ABC):
     def _close_end(self) -> None:
         end, self._end, self._retry_target = self._end, None, None
         if cut := end.close() if end is not None else 0:
-            text = f"{plural(cut, 'visitor')} {'was' if cut == 1 else 'were'} disconnected"
+            text = f"{plural(cut, 'visitor')} {'was' if cut == 1 else 'were'} disconnected: {self._describe_cut()}"
             self._event_log.log_warn(EventKind.VISITOR, text)
+
+    def _describe_cut(self) -> str:
+        """Return why present visitors are disconnected."""
+        if self._defect is not None:
+            return "an internal error ended the tunnel"
+        if not self._stop_requested.is_set():
+            return "visitors are accepted at another address now"
+        if self._cut_requested.is_set() or not self._drain_timeout_s:
+            return "the tunnel was stopped at once"
+        return f"the drain of {self._drain_timeout_s:g} s was over"
 
     # --- what observers see ---------------------------------------------------------------------------------------
 
