@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, cast
 from orchestrator.process.terminal_text import printable
 from orchestrator.state_display import format_state
 from tunnel.model.state import STATES, State
+from tunnel.model.wording import plural
 
 if TYPE_CHECKING:
     from orchestrator.status.json_types import TunnelJson
@@ -107,27 +108,27 @@ _STATE: Final = "STATE"
 _NAME: Final = "NAME"
 _COLUMNS: Final = (
     _Column(_NAME, lambda t: t["name"]),
-    _Column("ROLE", lambda t: t["role"], 4),
-    _Column("DIRECTION", lambda t: t["direction"] or "-", 8),
+    _Column("ROLE", lambda t: t["role"], 9),
+    _Column("DIRECTION", lambda t: t["direction"] or "-", 14),
     _Column(_STATE, _format_state),
-    _Column("TUNNEL", lambda t: t["tunnel_addr"], 9),
-    _Column("TARGET", lambda t: t["target_addr"], 5),
-    _Column(_TARGETS, lambda t: count_up_targets(t) or "-", 3),
-    _Column("POOL", lambda t: f"{t['pool']['idle']}/{t['pool']['capacity']}", 2),
+    _Column("TUNNEL", lambda t: t["tunnel_addr"], 8),
+    _Column("TARGET", lambda t: t["target_addr"], 6),
+    _Column(_TARGETS, lambda t: count_up_targets(t) or "-", 4),
+    _Column("POOL", lambda t: f"{t['pool']['idle']}/{t['pool']['capacity']}", 5),
     _Column("VISITORS", lambda t: str(t["connections"]["active"]), 1),
-    _Column("FROM VISITORS", lambda t: format_bytes(t["bytes"]["in"]), 7),
-    _Column("TO VISITORS", lambda t: format_bytes(t["bytes"]["out"]), 6),
-    _Column(_RATE_FROM, lambda t: format_rate(_rates(t)[0]), 18),
-    _Column(_RATE_TO, lambda t: format_rate(_rates(t)[1]), 17),
-    _Column(_AUTH, lambda t: t["auth"], 10),
-    _Column(_SERVICE, lambda t: t["service"] or "-", 11),
-    _Column(_KEY, lambda t: _format_keys(t) or "-", 12),
-    _Column(_PUBLISHED_BY, lambda t: t.get("published_by") or "-", 15),
-    _Column(_WORKER, lambda t: str(t["worker"] or "-"), 13),
-    _Column(_REFUSED, lambda t: str(_count_refused(t) or "-"), 14),
-    _Column(_LINKS, _format_links, 16),
-    _Column(_PROTO, lambda t: t.get("proto", "-"), 20),
-    _Column(_UDP, lambda t: _udp_carriers(t) or "-", 19),
+    _Column("FROM VISITORS", lambda t: format_bytes(t["bytes"]["in"]), 16),
+    _Column("TO VISITORS", lambda t: format_bytes(t["bytes"]["out"]), 15),
+    _Column(_RATE_FROM, lambda t: format_rate(_rates(t)[0]), 20),
+    _Column(_RATE_TO, lambda t: format_rate(_rates(t)[1]), 19),
+    _Column(_AUTH, lambda t: t["auth"], 13),
+    _Column(_SERVICE, lambda t: t["service"] or "-", 10),
+    _Column(_KEY, lambda t: _format_keys(t) or "-", 17),
+    _Column(_PUBLISHED_BY, lambda t: t.get("published_by") or "-", 18),
+    _Column(_WORKER, lambda t: str(t["worker"] or "-"), 21),
+    _Column(_REFUSED, lambda t: str(_count_refused(t) or "-"), 2),
+    _Column(_LINKS, _format_links, 3),
+    _Column(_PROTO, lambda t: t.get("proto", "-"), 11),
+    _Column(_UDP, lambda t: _udp_carriers(t) or "-", 12),
 )
 _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _RATE_FROM: lambda t: any(_rates(t)),
@@ -144,9 +145,15 @@ _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
 }
 """Columns that are shown if one of the tunnels has a value there."""
 _REASON: Final = _Column("REASON", describe_reason)
-_OPEN: Final = "open"
-_OPEN_DROP_ORDER: Final = 3
-"""of the column AUTH if a tunnel has no key"""
+_TROUBLES: Final[dict[str, Callable[[TunnelJson], object]]] = {
+    _AUTH: lambda t: t["auth"] == "open",
+    _TARGETS: lambda t: any(target["state"] != "up" for target in t.get("targets", ())),
+    _LINKS: lambda t: sum(link["state"] == "up" for link in t.get("links", ())) < _count_wanted_links(t),
+    _REFUSED: _count_refused,
+}
+"""Columns that show trouble if one of the tunnels has it; they are among the last to go then."""
+_LAST: Final = 100
+"""divides the drop order of columns that show trouble, which is then below those of all others"""
 _MIN_NAME_WIDTH: Final = 32
 """Columns that a name keeps, if it needs them, before other columns are dropped."""
 _MIN_COUNTDOWN_S: Final = 0.05
@@ -197,12 +204,20 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(_line(cells, widths, None, "", None, _no_paint) for cells in rows)
 
 
-def format_table(tunnels: Iterable[TunnelJson], *, columns: int | None, paint: Paint, is_wide: bool = False) -> str:
+def format_table(
+    tunnels: Iterable[TunnelJson],
+    *,
+    columns: int | None,
+    paint: Paint,
+    is_wide: bool = False,
+    wide_option: str = "",
+) -> str:
     """Return a line of headings and the tunnels, for a terminal of ``columns``; None: for a file or a pipe.
 
     Without a terminal, or with ``is_wide``, each tunnel is one line with all columns, and nothing is shortened. On a
-    terminal that is too narrow for that, columns are dropped, and the reason of a tunnel is in full on lines below it.
-    The columns of rates, services, names of keys, workers and refused visitors are shown if a tunnel has such a value.
+    terminal that is too narrow for that, columns are dropped, and the reason of a tunnel is in full on lines below it;
+    a last line names ``wide_option``, if there is one, and how many columns it would add. The columns of rates,
+    services, names of keys, workers and refused visitors are shown if a tunnel has such a value.
     """
     tunnels = list(tunnels)
     unused = {title for title, value in _ONLY_IF_USED.items() if not any(map(value, tunnels))}
@@ -214,11 +229,14 @@ def format_table(tunnels: Iterable[TunnelJson], *, columns: int | None, paint: P
         or max(map(display_width, _format_lines([*chosen, _REASON], tunnels, _no_paint))) <= columns
     ):
         return "\n".join(lines)
-    chosen = _drop_columns(chosen, tunnels, columns)
-    heading, *rows = _format_lines(chosen, tunnels, paint, columns)
+    kept = _drop_columns(chosen, tunnels, columns)
+    heading, *rows = _format_lines(kept, tunnels, paint, columns)
     parts = [heading]
     for tunnel, row in zip(tunnels, rows, strict=True):
         parts += [row, *_reason_lines(tunnel, columns)]
+    dropped = len(chosen) - len(kept)
+    if dropped and wide_option:
+        parts.append(truncate(f"({wide_option} shows {plural(dropped, 'more column')})", columns))
     return "\n".join(parts)
 
 
@@ -274,9 +292,9 @@ def _pad(cells: Sequence[str]) -> list[str]:
 
 
 def _drop_columns(columns: Sequence[_Column], tunnels: Sequence[TunnelJson], limit: int) -> list[_Column]:
-    """Return the columns that fit a terminal; a column that marks open tunnels is among the last ones to go."""
-    has_open = any(tunnel["auth"] == _OPEN for tunnel in tunnels)
-    orders = {c.title: _OPEN_DROP_ORDER if has_open and c.title == _AUTH else c.drop_order for c in columns}
+    """Return the columns that fit a terminal; what shows trouble goes after all others."""
+    in_trouble = {title for title, has_trouble in _TROUBLES.items() if any(map(has_trouble, tunnels))}
+    orders = {c.title: c.drop_order / _LAST if c.title in in_trouble else c.drop_order for c in columns}
     widths = dict(zip(orders, _widths(_cells(columns, tunnels)), strict=True))
     widths[_NAME] = min(widths[_NAME], _MIN_NAME_WIDTH)
     kept = list(columns)

@@ -88,7 +88,8 @@ def ps(
 ) -> int:  # fmt: skip
     """List the tunnels; NAME may be a pattern like edge-*. Exit code 3 if an enabled one is not up.
 
-    On a narrow terminal some columns are left out, and reasons are on lines of their own. If the daemon refused its
+    On a narrow terminal some columns are left out, those that show trouble last, and reasons are on lines of their own;
+    a last line says how many. If the daemon refused its
     file, as it is now, stderr has the fault; the tunnels of the last valid file go on.
     """
     with exit_on_api_error():
@@ -121,7 +122,7 @@ def _print_status(status: StatusJson, *, is_screen: bool, is_wide: bool) -> None
                 f"{status['mqtt']['reason']}"
             )
         )
-    text = format_tunnels(tunnels, is_wide=is_wide) if tunnels else "no tunnels"
+    text = format_tunnels(tunnels, is_wide=is_wide, wide_option=f"-o {WIDE}") if tunnels else "no tunnels"
     if is_screen:
         print_screen(text.split("\n"))
     elif tunnels:
@@ -130,15 +131,18 @@ def _print_status(status: StatusJson, *, is_screen: bool, is_wide: bool) -> None
         print_message(text)
 
 
-def format_tunnels(tunnels: Sequence[TunnelJson], *, is_wide: bool = False) -> str:
-    """Return tunnels as a table for stdout: if that is a terminal, coloured, and unless ``is_wide`` as wide as it."""
+def format_tunnels(tunnels: Sequence[TunnelJson], *, is_wide: bool = False, wide_option: str = "") -> str:
+    """Return tunnels as a table for stdout: if that is a terminal, coloured, and unless ``is_wide`` as wide as it.
+
+    If columns do not fit, a last line names ``wide_option``, if there is one.
+    """
     is_colored = is_color_enabled()
 
     def paint(text: str, state: str) -> str:
         return click.style(text, fg=STATE_COLORS.get(state)) if is_colored else text
 
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    return format_table(tunnels, columns=columns, paint=paint, is_wide=is_wide)
+    return format_table(tunnels, columns=columns, paint=paint, is_wide=is_wide, wide_option=wide_option)
 
 
 def _tunnel_command(command: TunnelCommand) -> click.Command:

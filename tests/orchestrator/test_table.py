@@ -113,6 +113,24 @@ def test_a_narrow_table_still_marks_open_tunnels() -> None:
     assert "AUTH" not in format_table(rows[:1], columns=70, paint=PLAIN).split("\n")[0]
 
 
+def test_a_narrow_table_keeps_what_shows_trouble_and_says_how_many_columns_it_lacks() -> None:
+    row: TunnelJson = {**tunnel("web", State.UP), "auth": "key", "service": "shop", "proto": "both", "clients": 2}
+    row["refused"] = {**row["refused"], "allow": 3}
+
+    def shown(columns: int, wide_option: str = "-o wide") -> list[str]:
+        return format_table([row], columns=columns, paint=PLAIN, wide_option=wide_option).split("\n")
+
+    heading, _, hint = shown(100)
+    assert {"STATE", "VISITORS", "REFUSED", "LINKS", "POOL", "TARGET", "TUNNEL"} <= set(heading.split())
+    assert not {"DIRECTION", "FROM", "AUTH"} & set(heading.split())
+    wide = shown(1000)
+    assert len(wide) == 2
+    assert hint == f"(-o wide shows {len(wide[0].split()) - 2 - 1 - len(heading.split())} more columns)"  # TO VISITORS
+    heading, *_ = shown(30)
+    assert heading.split() == ["NAME", "STATE", "REFUSED", "LINKS"]
+    assert len(shown(100, wide_option="")) == 2
+
+
 def test_a_cooldown_that_ends_now_shows_no_seconds() -> None:
     row = tunnel("web", State.COOLDOWN, "it refused")
     assert "cooldown 2.1s" in format_table([row], columns=None, paint=PLAIN)
