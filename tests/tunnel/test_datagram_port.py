@@ -52,10 +52,12 @@ class CrowdedPort:
         self.accepted: list[object] = []
         self.evicted: list[object] = []
         self.has_room = True
-        self.dropped = FlowCounter()
+        self.dropped, self.beyond_limit = FlowCounter(), FlowCounter()
         listener = open_visitor_socket(socket.AF_INET, ("127.0.0.1", 0))
         address = Address("127.0.0.1", 0)
-        self.acceptor = DatagramAcceptor(reactor, listener, self._accept, lambda: self.has_room, address, self.dropped)
+        self.acceptor = DatagramAcceptor(
+            reactor, listener, self._accept, lambda: self.has_room, address, self.dropped, self.beyond_limit
+        )
         self._flows: list[IdleFlow] = []
 
     def _accept(self, sock: socket.SocketType, peer: object) -> None:
@@ -167,6 +169,7 @@ async def test_a_port_whose_last_visitor_has_left_goes_to_the_next_acceptor(*, w
                 lambda flow, _peer: accepted.append(flow),
                 lambda: True,
                 Address(*place),
+                FlowCounter(),
                 FlowCounter(),
             )
             visitor.sendto(b"again", place)

@@ -114,7 +114,7 @@ async def test_a_visitor_outside_allow_or_in_deny_is_reset_and_uses_no_data_conn
 
 async def test_only_the_ingress_knows_how_many_visitors_were_refused(shared: EngineContext) -> None:
     async with echo() as target, pair(shared, target) as (ingress, egress):
-        assert refused(ingress) == {"allow": 0, "per_address": 0, "rate": 0, "quota": 0, "limit": None}
+        assert refused(ingress) == {"allow": 0, "per_address": 0, "rate": 0, "quota": 0, "limit": 0}
         assert set(refused(egress).values()) == {None}
 
 
@@ -136,7 +136,7 @@ async def test_rules_change_while_visitors_stay_connected(shared: EngineContext)
         await wait_until_async(lambda: not ingress.engine.snapshot().connections.active, "all have left")
         assert not await is_refused(address)
         set_rules(ingress, max_per_address=0)
-        assert refused(ingress) == {"allow": 1, "per_address": 1, "rate": 0, "quota": 0, "limit": None}
+        assert refused(ingress) == {"allow": 1, "per_address": 1, "rate": 0, "quota": 0, "limit": 0}
 
 
 async def test_visitors_of_an_address_may_come_again_as_others_leave(shared: EngineContext) -> None:

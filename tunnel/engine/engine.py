@@ -415,7 +415,7 @@ class Engine(ABC):
             refused_handshakes=stats.refused_handshakes,
             refused_prefaces=stats.refused_prefaces,
             silent=stats.silent,
-            refused_visitors=stats.refused_visitors,
+            refused_visitors=stats.current_refused(),
             counters=stats.current_counters(),
             rate_limits=end.rate_limits if end is not None else None,
             attempt=attempt,

@@ -16,6 +16,7 @@ from tunnel.engine.tunnel_test import IngressTests
 from tunnel.engine.visitor_acceptor import create_acceptor, list_acceptors
 from tunnel.engine.visitor_list import id_of
 from tunnel.engine.visitor_queue import VisitorQueue, describe_queued
+from tunnel.engine.visitor_room import VisitorRoom
 from tunnel.model.events import VISITOR, EventKind
 from tunnel.model.networks import NO_NETWORKS
 from tunnel.model.refusals import VisitorRefusal
@@ -56,8 +57,8 @@ class Ingress(TunnelEnd):
         self._linkless_since = self._loop.time()
         self._queue = VisitorQueue()
         self._queue_timer: asyncio.TimerHandle | None = None
-        self._max_queued = settings.signal_queue_limit
-        self._max_visitors = settings.semaphore_limit
+        self.room = VisitorRoom(self, self._queue, self._event_log, settings, parts.on_state_input_changed)
+        """how many visitors may be present"""
         self._rules: tuple[AdmissionRules, NetworkSet] | None = None
         self.admission: Admission | None = None
         """what decides about visitors, in a tunnel with rules"""
@@ -100,14 +101,14 @@ class Ingress(TunnelEnd):
 
     def open(self, listeners: Mapping[str, socket.SocketType], requested_address: Address) -> None:
         """Start to accept visitors on listeners, by purpose, which this ingress owns now; the address is the spec's."""
-        has_room = self._has_room if self._reader is None else self._has_room_beside_awaited
+        has_room = self.room.has_room if self._reader is None else self.room.has_room_beside_awaited
         self.acceptor = create_acceptor(self, listeners, self._event_log, self._on_accept, has_room, requested_address)
         self.address = self.acceptor.address
 
     @property
     def remark(self) -> str | None:
-        """Why new visitors are refused."""
-        return self._refusal or super().remark
+        """Why new visitors are refused, or wait."""
+        return self._refusal or self.room.remark or super().remark
 
     def set_refusal(self, reason: str | None) -> None:
         """Refuse new visitors for this reason; None: serve them. Present visitors, also queued ones, may finish."""
@@ -161,7 +162,7 @@ class Ingress(TunnelEnd):
 
     def apply_settings(self, spec: TunnelSpec, max_visitors: int) -> None:
         """Use limits and rules of admission for the visitors that come from now on; no present one is disconnected."""
-        self._max_visitors, self._max_queued = max_visitors, spec.settings.signal_queue_limit
+        self.room.set_limits(visitors=max_visitors, queued=spec.settings.signal_queue_limit)
         self.relays.apply_limits(spec, End.INGRESS)
         self._check_options(spec, End.INGRESS)
         self._apply_rules(AdmissionRules.of(spec), spec.proxy_from)
@@ -172,7 +173,7 @@ class Ingress(TunnelEnd):
         """Serve visitors over this link, too, first those in the queue."""
         super().attach(link)
         link.subscribe_pool_growth(self._serve_queue)
-        self._max_visitors = max(one.session.limits.visitors for one in self._links)
+        self.room.set_limits(visitors=max(one.session.limits.visitors for one in self._links))
         self._choose_source()
         if self._queue:
             self._send_queue_length()
@@ -182,7 +183,7 @@ class Ingress(TunnelEnd):
         untouched = [] if self._group is None or link.keeps_visitors else self.relays.take_untouched(link)
         super().detach(link)
         if self._links:
-            self._max_visitors = max(one.session.limits.visitors for one in self._links)
+            self.room.set_limits(visitors=max(one.session.limits.visitors for one in self._links))
         else:
             self._linkless_since = self._loop.time()
         self._choose_source()
@@ -195,14 +196,6 @@ class Ingress(TunnelEnd):
         self._link, self._group = (None, self._balanced) if len(links) > 1 else (next(iter(links), None), None)
 
     # --- visitors -------------------------------------------------------------------------------------------------
-
-    def _has_room(self) -> bool:
-        waiting = len(self._queue)
-        return waiting < self._max_queued and self.relays.active + waiting < self._max_visitors
-
-    def _has_room_beside_awaited(self) -> bool:
-        waiting = len(self._queue) + self._awaited
-        return waiting < self._max_queued and self.relays.active + waiting < self._max_visitors
 
     def _on_visitor(self, visitor: socket.SocketType, peer: object) -> None:
         link = self._link
@@ -377,10 +370,11 @@ class Ingress(TunnelEnd):
             self._reader.update(balancers, serve)
         elif balancers:
             self._reader = ProxyHeaderReader(self.reactor, self, balancers, serve)
+            self.room.set_awaited(self._reader)
         is_read = balancers and self._refusal is None
         self._on_accept = self._reader.accept if self._reader is not None and is_read else serve
         if self.acceptor is not None:
-            has_room = self._has_room if self._reader is None else self._has_room_beside_awaited
+            has_room = self.room.has_room if self._reader is None else self.room.has_room_beside_awaited
             self.acceptor.set_callbacks(self._on_accept, has_room)
 
     def _admit(self, visitor: socket.SocketType, peer: object) -> None:
@@ -440,6 +434,7 @@ class Ingress(TunnelEnd):
     def close(self) -> int:
         """Close everything; return how many visitors were disconnected."""
         self.stop_accepting()
+        self.room.close()
         if self._queue_timer is not None:
             self._queue_timer.cancel()
         queued = len(self._queue) + (0 if self._reader is None else self._reader.close())

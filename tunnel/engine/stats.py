@@ -36,6 +36,8 @@ class Stats:
     """connections that were closed because they did not authenticate in time, or to make room for newer ones"""
     refused_visitors: RefusedView = field(default_factory=RefusedView)
     """visitors that were refused; replaced by each count, as ``counters`` is. None until this end accepts visitors"""
+    beyond_limit: ByteCounter = field(default_factory=ByteCounter)
+    """visitors of UDP that were refused because there was no room: there may be many, as with ``dropped``"""
     dropped: ByteCounter = field(default_factory=ByteCounter)
     """datagrams that were dropped: there may be many, so they are not counted in ``counters`` one by one"""
     counters: CountersView = field(default_factory=CountersView)
@@ -56,6 +58,12 @@ class Stats:
         if self.counters.dropped_datagrams != self.dropped.total:
             self.counters = replace(self.counters, dropped_datagrams=self.dropped.total)
         return self.counters
+
+    def current_refused(self) -> RefusedView:
+        """Return the counts of refused visitors; the same object while none has changed."""
+        if self.refused_visitors.limit != self.beyond_limit.total and self.refused_visitors.limit is not None:
+            self.refused_visitors = replace(self.refused_visitors, limit=self.beyond_limit.total)
+        return self.refused_visitors
 
     def start_counting_refused(self) -> None:
         """Count the visitors that are refused from now on: this end accepts them, so it knows."""

@@ -61,6 +61,10 @@ class AcceptorPair:
         """Whether connections wait in the backlog."""
         return any(member.is_waiting_for_room for member in self.members)
 
+    def count_waiting(self) -> int:
+        """Return how many connections wait in the backlog for room."""
+        return self._connections.count_waiting()
+
     def resume(self) -> None:
         """Accept again if there is room now."""
         for member in self.members:
@@ -132,15 +136,17 @@ def create_acceptor(
             closing.callback(listener.close)
         for listener in listeners.values():
             if isinstance(listener, DatagramListener):
-                dropped, networks = end.stats.dropped, partial(_networks_of, end)
+                counters, networks = (end.stats.dropped, end.stats.beyond_limit), partial(_networks_of, end)
                 flows = DatagramAcceptor(
-                    end.reactor, listener, on_accept, has_room, requested_address, dropped, networks
+                    end.reactor, listener, on_accept, has_room, requested_address, *counters, networks
                 )
+                flows.set_refused_callback(end.room.note_refused)
                 closing.callback(flows.close)
             else:
                 connections = Acceptor(
                     end.reactor, listener, event_log, on_accept, has_room, requested_address, fd_holder=end
                 )
+                connections.set_waiting_callback(end.room.note_waiting)
                 closing.callback(connections.close)
         if connections is not None and flows is not None:
             acceptor: VisitorAcceptor = AcceptorPair(end.reactor, connections, flows, on_accept, has_room)

@@ -16,5 +16,7 @@ class VisitorRefusal(enum.Enum):
     """the address had more than ``rate_new`` new visitors per second"""
     QUOTA = "quota"
     """the ``quota`` of the tunnel is used up"""
+    LIMIT = "limit"
+    """a visitor of UDP found no place: ``semaphore_limit`` visitors were present"""
     PROXY = "proxy"
     """a connection of a balancer in ``proxy_from`` had no valid PROXY header"""

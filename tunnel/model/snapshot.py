@@ -115,7 +115,7 @@ class RefusedView(_View):
     quota: int | None = None
     """visitors that came after the quota was used up"""
     limit: int | None = None
-    """visitors beyond a limit of the tunnel as a whole"""
+    """visitors of UDP that found no place, because ``semaphore_limit`` visitors were present; those of TCP wait"""
 
     def plus(self, other: RefusedView) -> RefusedView:
         """Return the counts of both, field by field; unknown is what neither of them knows."""

@@ -38,6 +38,7 @@ class Acceptor:
         "_interface_timer",
         "_listener",
         "_on_accept",
+        "_on_waiting",
         "_pause_timer",
         "_reactor",
         "address",
@@ -77,6 +78,7 @@ class Acceptor:
         self._has_room = has_room
         self._fd_holder = fd_holder
         self._accepts_per_turn = accepts_per_turn
+        self._on_waiting: Callable[[], None] | None = None
         self.is_waiting_for_room = False
         """whether connections wait in the backlog until ``resume`` is called"""
         self._pause_timer: asyncio.TimerHandle | None = None
@@ -91,11 +93,20 @@ class Acceptor:
         """Use other callbacks for the connections that are accepted from now on."""
         self._on_accept, self._has_room = on_accept, has_room
 
+    def set_waiting_callback(self, on_waiting: Callable[[], None]) -> None:
+        """Call this when connections wait in the backlog because there is no room."""
+        self._on_waiting = on_waiting
+
     def resume(self) -> None:
         """Accept again if there is room now; called when room may have become free."""
         if self.is_waiting_for_room and self._listener is not None and self._has_room():
             self.is_waiting_for_room = False
             self._reactor.call_again(self._on_events)
+
+    def count_waiting(self) -> int:
+        """Return how many connections wait in the backlog for room."""
+        listener = self._listener
+        return sockets.count_backlog(listener) if self.is_waiting_for_room and listener is not None else 0
 
     def detach_listener(self) -> socket.SocketType | None:
         """Stop accepting and return the open listener, which the caller then owns; None if it is closed already."""
@@ -148,6 +159,8 @@ class Acceptor:
         for _ in range(limit):
             if not self._has_room():
                 self.is_waiting_for_room = True
+                if self._on_waiting is not None and self.count_waiting():
+                    self._on_waiting()
                 return False
             try:
                 sock, peer = sockets.accept(listener)

@@ -43,11 +43,13 @@ class DatagramAcceptor:
         has_room: Callable[[], bool],
         requested_address: Address,
         dropped: DroppedCounter,
+        beyond_limit: DroppedCounter,
         networks: Callable[[], Networks] = lambda: EVERYWHERE,
     ) -> None:
         """``on_accept`` gets each new visitor, a ``DatagramFlow`` in place of a socket, and its address.
 
-        ``networks`` returns from where it admits visitors: what else a flood sends need not reach the process.
+        ``beyond_limit`` counts visitors that find no room. ``networks`` returns from where it admits visitors: what
+        else a flood sends need not reach the process.
         """
         self.requested_address = requested_address
         """the address as it is written in the tunnel's spec"""
@@ -56,10 +58,12 @@ class DatagramAcceptor:
         self.port = int(name[1])
         self.dropped = dropped
         self.networks = networks
+        self.beyond_limit = beyond_limit
         self.is_waiting_for_room = False
         """never: what finds no room is dropped"""
         self._on_accept = on_accept
         self._has_room = has_room
+        self._on_refused: Callable[[], None] | None = None
         self._searched_at = self._evicted_at = 0.0
         self.full_until = 0.0
         """until when there is no room for another visitor, on the monotonic clock"""
@@ -74,6 +78,10 @@ class DatagramAcceptor:
     ) -> None:
         """Use other callbacks for the visitors that are accepted from now on."""
         self._on_accept, self._has_room = on_accept, has_room
+
+    def set_refused_callback(self, on_refused: Callable[[], None]) -> None:
+        """Call this for visitors that find no room: for each, but in a flood once in some milliseconds."""
+        self._on_refused = on_refused
 
     def accept(self, flow: DatagramFlow) -> None:
         """Let the ingress decide about a new visitor: it closes the flow if that is refused."""
@@ -98,6 +106,16 @@ class DatagramAcceptor:
                 return True
         self.full_until = self._evicted_at + _EVICTION_INTERVAL_S
         return False
+
+    def refuse(self) -> None:
+        """Count a visitor that has found no room."""
+        self.beyond_limit.total += 1
+        if self._on_refused is not None:
+            self._on_refused()
+
+    def count_waiting(self) -> int:
+        """Return 0: no visitor waits for room."""
+        return 0
 
     def evict_idle(self, now: float, count: int) -> None:
         """Let at most ``count`` idle flows give way, the longest idle first."""

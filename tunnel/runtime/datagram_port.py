@@ -68,7 +68,7 @@ def open_visitor_socket(family: socket.AddressFamily, sockaddr: SockAddr) -> Dat
 
 
 class DroppedCounter(Protocol):
-    """Counts the datagrams that are dropped."""
+    """Counts the datagrams that are dropped, or the visitors."""
 
     total: int
 
@@ -273,6 +273,7 @@ class DatagramPort:
             if acceptor is not None and now < acceptor.full_until and key not in flows:  # the shortest way for a flood
                 count = count_datagrams(got, received) if received else 1
                 acceptor.dropped.total += count
+                acceptor.beyond_limit.total += 1
                 self._guard.count_refused(count, now)
                 left -= count
                 continue
@@ -322,6 +323,7 @@ class DatagramPort:
             return False
         if not acceptor.find_room(now):
             acceptor.dropped.total += len(datagrams)
+            acceptor.refuse()
             self._guard.count_refused(len(datagrams), now)
             return False
         flow = self._flows[key] = DatagramFlow(self, acceptor, key, peer, answer_from(ancillary))

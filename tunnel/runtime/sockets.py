@@ -200,6 +200,11 @@ def unanswered_s(sock: socket.SocketType) -> float | None:
     return int.from_bytes(info[56:60], sys.byteorder) / 1000
 
 
+def count_backlog(listener: socket.SocketType) -> int:
+    """Return how many complete connections of a listener are not accepted yet: ``tcpi_unacked`` of struct tcp_info."""
+    return int.from_bytes(listener.getsockopt(_TCP, socket.TCP_INFO, 28)[24:28], sys.byteorder)
+
+
 def disable_pacing(sock: socket.SocketType) -> None:
     """Use Reno, which any user may (tcp(7)). Set on a listener, it is inherited by all accepted connections.
 
