@@ -60,3 +60,14 @@ def _describe_leg(leg: TunnelTestLegJson, *, is_link_shown: bool) -> str:
     if is_link_shown and leg["link"]:
         parts.insert(0, f"link {leg['link']}")
     return f"{_NAMES.get(leg['leg'], leg['leg']):{_NAME_WIDTH}}  {time:>10}  {': '.join(filter(None, parts))}".rstrip()
+
+
+def summarize_test(found: TunnelTestJson) -> str:
+    """Return the result in one line: that the test passed, or each different reason why a leg failed."""
+    reasons = dict.fromkeys(_describe_failure(leg) for leg in found["legs"] if leg["error"])
+    return f"test: failed: {'; '.join(reasons)}" if reasons else "test: passed"
+
+
+def _describe_failure(leg: TunnelTestLegJson) -> str:
+    name = _NAMES.get(leg["leg"], leg["leg"])
+    return f"{name}: {leg['error']}" if leg["target"] is None else f"{name} of target {leg['target']}: {leg['error']}"

@@ -18,7 +18,7 @@ from orchestrator.history.periods import Step
 from orchestrator.history.traffic import HostTraffic
 from orchestrator.process.messages import program_version
 from orchestrator.status.contract import BrokerInfo, DaemonInfo, DaemonStatus, encode_info, encode_status
-from orchestrator.status.tunnel_test import encode_test
+from orchestrator.status.tunnel_test import encode_test, summarize_test
 from orchestrator.status.visitors import RateMeter, encode_visitor
 from orchestrator.supervisor.registry import UnknownTunnelError
 from orchestrator.tunnel_commands import TUNNEL_COMMANDS
@@ -299,8 +299,7 @@ class ControlService:
             state = self.supervisor.snapshot(name).state
             raise CommandConflictError(f"the tunnel is {state}: only one that runs can be tested")
         found = encode_test(name, legs)
-        text = "passed" if found["ok"] else "failed"
-        self.bus.emit(LogLevel.INFO, EventKind.COMMAND, f"test: {text}", tunnel=name, command="test")
+        self.bus.emit(LogLevel.INFO, EventKind.COMMAND, summarize_test(found), tunnel=name, command="test")
         return found
 
     def shutdown(self, *, drain: bool = True) -> ShutdownJson:

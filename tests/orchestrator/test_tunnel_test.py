@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.status.tunnel_test import describe_test, encode_test
+from orchestrator.status.tunnel_test import describe_test, encode_test, summarize_test
 from orchestrator.supervisor.crash_reports import EngineSilentError
 from orchestrator.workers.messages import EngineEnded, TimeLegs, TunnelTested
 from tests.orchestrator.api_harness import ApiHarness, run_api
@@ -44,6 +44,15 @@ def test_with_several_links_each_leg_names_its_own() -> None:
     assert describe_test(found)[1] == "link                12.3 ms  link fedcba9876543210: round trip"
 
 
+def test_the_log_names_each_reason_of_a_failed_test_once() -> None:
+    refused = TargetTimes("127.0.0.1:9", False, None, None, None, "it refused the connection").legs(None, is_here=True)
+    silent = LINK._replace(error="no answer within 5 s", duration_s=None)
+    assert summarize_test(encode_test("web", [LINK])) == "test: passed"
+    assert summarize_test(encode_test("web", [silent, *refused, *refused])) == (
+        "test: failed: link: no answer within 5 s; dial of target 127.0.0.1:9: it refused the connection"
+    )
+
+
 @pytest.fixture
 async def harness(tmp_path: Path) -> AsyncIterator[ApiHarness]:
     async with run_api(tmp_path) as harness:
@@ -54,7 +63,10 @@ async def test_the_api_answers_the_legs_and_the_test_is_an_event(harness: ApiHar
     answer = await harness.request("POST", "/v1/tunnels/web/test", "{}")
     leg = {"leg": "link", "at": "here", "link": "0123456789abcdef", "target": None, "ms": 12.5, "error": None}
     assert (answer.status, answer.json) == (200, {"name": "web", "ok": True, "legs": [leg]})
-    assert "test: passed" in [event.text for event in harness.control.bus.last_history(10)]
+    harness.engines.last("web").legs = [LINK._replace(error="no answer within 5 s")]
+    await harness.request("POST", "/v1/tunnels/web/test", "{}")
+    texts = [event.text for event in harness.control.bus.last_history(10)]
+    assert texts[-2:] == ["test: passed", "test: failed: link: no answer within 5 s"]
 
 
 async def test_what_cannot_be_tested_is_refused_with_the_reason(harness: ApiHarness) -> None:
