@@ -143,7 +143,7 @@ class CountersView(_View):
     idle_timeouts: int = _counter("Visitors disconnected because of idle_timeout or udp_timeout.")
     max_ages: int = _counter("Visitors disconnected because of max_age.")
     redispatched: int = _counter("Visitors given to another link before anything of them was forwarded.")
-    dropped_datagrams: int = _counter("UDP datagrams dropped: they waited for too long, or nothing could take them.")
+    dropped_datagrams: int = _counter("UDP datagrams dropped: of refused visitors, late, or taken by no socket.")
 
     def plus(self, other: CountersView) -> CountersView:
         """Return the counts of both, field by field."""
