@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Union, cast
 
+from tunnel.model.networks import NO_NETWORKS
 from tunnel.runtime.acceptor import Acceptor
-from tunnel.runtime.datagram_acceptor import DatagramAcceptor
 from tunnel.runtime.datagram_sockets import DatagramListener
-from tunnel.runtime.flood_guard import EVERYWHERE
 from tunnel.runtime.listeners import VISITOR_PURPOSES
 
 if TYPE_CHECKING:
@@ -21,13 +20,14 @@ if TYPE_CHECKING:
     from tunnel.engine.ingress import Ingress
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
+    from tunnel.runtime.datagram_acceptor import DatagramAcceptor
     from tunnel.runtime.flood_guard import Networks
     from tunnel.runtime.reactor import Reactor
 
 _EVICTION_INTERVAL_S: Final = 0.02  # between two attempts to find a place for connections that wait
 _EVICTED_AT_ONCE: Final = 2  # one again if a flow took the place of the first before the connection was accepted
 
-ListenerAcceptor = Acceptor | DatagramAcceptor
+ListenerAcceptor = Union[Acceptor, "DatagramAcceptor"]
 """What accepts on one listener."""
 
 
@@ -136,6 +136,8 @@ def create_acceptor(
             closing.callback(listener.close)
         for listener in listeners.values():
             if isinstance(listener, DatagramListener):
+                from tunnel.runtime.datagram_acceptor import DatagramAcceptor  # noqa: PLC0415  as in listeners.py
+
                 counters, networks = (end.stats.dropped, end.stats.beyond_limit), partial(_networks_of, end)
                 flows = DatagramAcceptor(
                     end.reactor, listener, on_accept, has_room, requested_address, *counters, networks
@@ -158,7 +160,9 @@ def create_acceptor(
 
 def _networks_of(end: Ingress) -> Networks:
     """Return the networks that an ingress admits visitors from, and those that it refuses them from."""
-    return EVERYWHERE if end.admission is None else (end.admission.rules.allow, end.admission.rules.deny)
+    return (
+        (NO_NETWORKS, NO_NETWORKS) if end.admission is None else (end.admission.rules.allow, end.admission.rules.deny)
+    )
 
 
 def list_acceptors(acceptor: VisitorAcceptor | None) -> dict[str, ListenerAcceptor]:

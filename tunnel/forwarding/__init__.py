@@ -8,7 +8,6 @@ from tunnel.forwarding.base import Forwarder
 from tunnel.forwarding.by_proto import ForwarderByProto
 from tunnel.forwarding.logged import LoggedForwarder, VisitorLog
 from tunnel.forwarding.tcp import TcpForwarder
-from tunnel.forwarding.udp import UdpForwarder
 from tunnel.model.spec import Proto
 
 if TYPE_CHECKING:
@@ -42,5 +41,7 @@ def create_forwarder(
             else LoggedForwarder(reactor, pipes, from_near, to_near, log=visitor_log, is_ingress=is_ingress)
         )
     if spec.proto.has_udp:
+        from tunnel.forwarding.udp import UdpForwarder  # noqa: PLC0415  memory that other tunnels do not need
+
         forwarders[Proto.UDP] = UdpForwarder(reactor, counters, log=visitor_log, is_ingress=is_ingress)
     return forwarders.get(spec.proto) or ForwarderByProto(forwarders)

@@ -10,7 +10,6 @@ import socket
 from typing import TYPE_CHECKING
 
 from tunnel.forwarding.by_proto import ForwarderByProto
-from tunnel.forwarding.udp import UdpForwarder
 from tunnel.model.spec import ProxyVersion
 from tunnel.model.visitors import visitor_id
 from tunnel.protocol.proxy_header import encode_header
@@ -51,6 +50,8 @@ def with_proxy_header(forwarder: Forwarder, version: ProxyVersion) -> Forwarder:
         return forwarder
     if isinstance(forwarder, ForwarderByProto):
         return forwarder.map(lambda each: with_proxy_header(each, version))
+    from tunnel.forwarding.udp import UdpForwarder  # noqa: PLC0415  only with headers
+
     if isinstance(forwarder, UdpForwarder):
         return forwarder.with_headers()
     return ProxyHeaderForwarder(forwarder, version)

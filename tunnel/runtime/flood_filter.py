@@ -8,7 +8,6 @@ the owner of the socket decides about it as about any other.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import secrets
 import socket
@@ -267,6 +266,8 @@ def find_max_instructions() -> int:
 
 def attach_filter(sock: socket.SocketType, program: bytes) -> None:
     """Let a program decide which datagrams reach a socket, in place of another one. Raises OSError."""
+    import ctypes  # noqa: PLC0415  half a megabyte, only in a flood
+
     code = ctypes.create_string_buffer(program, len(program))  # the kernel copies it
     option = _SOCK_FPROG.pack(len(program) // 8, ctypes.addressof(code))
     try:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 from tunnel.model.address import Address
 from tunnel.model.spec import Direction, Mode, Proto, Role, TunnelSpec
 from tunnel.runtime import resolver, sockets
-from tunnel.runtime.datagram_port import open_visitor_socket
 from tunnel.runtime.sockets import NetError
 
 if TYPE_CHECKING:
@@ -130,6 +129,8 @@ def _with_same_port(address: Address, bound: Mapping[str, socket.SocketType]) ->
 
 async def _listen_for(purpose: str, address: Address) -> socket.SocketType:
     if purpose == UDP_VISITORS:
+        from tunnel.runtime.datagram_port import open_visitor_socket  # noqa: PLC0415  only for visitors of UDP
+
         return await _open_on(address, purpose, open_visitor_socket)
     return await listen(address, purpose, client_speaks_first=purpose == DATA)
 
