@@ -207,7 +207,7 @@ class _EntryParser:
             spec = replace(spec, publish_rules=rules, mode=Mode.REVERSE, service="")
             check_rules(rules_node, spec, self.faults)
         self._check_ends(spec, layers[:2])
-        self._check_exposed(spec, scalar, layers)
+        self._check_exposed(spec, scalar, layers, keys_node)
         return Entry(
             name=self.name.text,
             spec=spec,
@@ -370,8 +370,11 @@ class _EntryParser:
             if place is not None:
                 self.faults.append(Fault(place, describe_misplaced(option, spec.role)))
 
-    def _check_exposed(self, spec: TunnelSpec, scalar: ScalarNode, layers: tuple[LocatedLayer, ...]) -> None:
-        if spec.is_exposed and not any(layer.faulty & _AUTH_OPTIONS for layer in layers):
+    def _check_exposed(
+        self, spec: TunnelSpec, scalar: ScalarNode, layers: tuple[LocatedLayer, ...], keys: Node | None
+    ) -> None:
+        """Report a tunnel without a key, unless the key that it names has a fault of its own."""
+        if spec.is_exposed and keys is None and not any(layer.faulty & _AUTH_OPTIONS for layer in layers):
             self.faults.append(Fault(scalar.place, _NO_KEY))
 
     def _hash_files(self, spec: TunnelSpec, scalar: ScalarNode, layers: tuple[LocatedLayer, ...]) -> dict[str, str]:
