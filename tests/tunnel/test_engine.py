@@ -353,10 +353,26 @@ async def test_a_client_of_another_service_with_the_same_key_gets_no_link(shared
         async with running_engine(shared, client_spec(server, "127.0.0.1:1", service="admin")) as client:
             await client.wait_state(State.COOLDOWN)
             assert "most likely the keys or the service names differ" in client.reason
-            assert server.reason.endswith("the client wants the service 'admin', this is the service 'website'")
+            reason = "the client wants the service 'admin', this is the service 'website'"
+            assert server.reason.endswith(reason)
+            assert reason in (server.engine.snapshot().last_error or "")
         async with running_engine(shared, client_spec(server, "127.0.0.1:1", service="website")) as client:
             await wait_until_async(lambda: client.engine.snapshot().link is not None, "there is a link")
             assert client.engine.snapshot().service == "website"
+            assert server.engine.snapshot().last_error is None  # the tunnel's own client is there
+
+
+async def test_a_client_whose_entry_follows_is_no_error_of_a_tunnel_that_has_its_client(shared: EngineContext) -> None:
+    async with echo() as target, pair(shared, target) as (server, _):
+        await wait_until_async(lambda: server.engine.snapshot().link is not None, "there is a link")
+        async with running_engine(shared, client_spec(server, target, service="docs")) as early:
+            await early.wait_state(State.COOLDOWN)
+            await wait_until_async(lambda: server.events.said("the client wants the service 'docs'"), "the log says so")
+        assert (server.state, server.engine.snapshot().last_error) == (UP, None)
+        stranger = client_spec(server, target, service="docs", key=Key("another key of some length"))
+        async with running_engine(shared, stranger) as other:
+            await other.wait_state(State.COOLDOWN)
+            await wait_until_async(lambda: server.engine.snapshot().last_error, "a wrong key is an error all the same")
 
 
 HOME, OFFICE = NamedKey("home", Key("the key at home, of some length")), NamedKey("office", KEY)

@@ -18,7 +18,7 @@ from tunnel.engine.stats import Stats
 from tunnel.engine.tunnel_end import create_end_parts
 from tunnel.engine.tunnel_test import NO_LINK, explain_missing_link
 from tunnel.engine.visitor_list import kick_visitors, list_visitors
-from tunnel.model.events import SUPPRESSED, EventKind, EventLog
+from tunnel.model.events import OTHER_SERVICE, SUPPRESSED, EventKind, EventLog
 from tunnel.model.limits import default_limits
 from tunnel.model.snapshot_builder import SnapshotBuilder, SnapshotInput
 from tunnel.model.spec import LogLevel, Role
@@ -249,6 +249,8 @@ class Engine(ABC):
             link.close("this end is closing")
             return
         self._links.add(link)
+        if self._last_error is not None and OTHER_SERVICE in self._last_error.data:
+            self._last_error = None
         self._update_state()
         link.start(self, end, filler)
         if link.channel.closed_reason is None:  # it may have been closed before it was started
@@ -322,7 +324,8 @@ class Engine(ABC):
         self._set_state(State.FAILED, reason)
 
     def _emit(self, event: Event) -> None:
-        if event.level >= LogLevel.WARN and SUPPRESSED not in event.data:
+        is_foreign = OTHER_SERVICE in event.data and bool(self._links)  # the tunnel's own client is there
+        if event.level >= LogLevel.WARN and SUPPRESSED not in event.data and not is_foreign:
             self._last_error = event
         self._sink(event)
 

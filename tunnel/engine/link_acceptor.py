@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from tunnel.engine.link import Link, LinkTerms
 from tunnel.engine.pool import DataConnection
 from tunnel.engine.refusals import Refusals
-from tunnel.model.events import EventKind
+from tunnel.model.events import OTHER_SERVICE, EventKind
 from tunnel.model.limits import configured_limits, default_limits
 from tunnel.model.spec import DATAGRAMS, UDP, Direction, Mode, TunnelSpec, UdpCarrier, proto_of
 from tunnel.protocol import preface
@@ -178,7 +178,8 @@ class LinkAcceptor:
         if self.event_log.suppresses(topic):
             return None
         text = f"refused a client from {connection.peer}: {reason}"
-        self.event_log.warn_throttled(EventKind.REFUSED, topic, text, peer=connection.peer)
+        mark = {OTHER_SERVICE: True} if topic is Refusals.SERVICE else {}
+        self.event_log.warn_throttled(EventKind.REFUSED, topic, text, peer=connection.peer, **mark)
         return text
 
     def refuse_client(

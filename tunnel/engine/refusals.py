@@ -12,4 +12,5 @@ class Refusals(enum.StrEnum):
     PREFACE = "preface"
     HANDSHAKE = "handshake"
     PROOF = "proof"
+    SERVICE = "service"
     OBJECTION = "objection"

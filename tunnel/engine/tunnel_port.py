@@ -23,7 +23,7 @@ from tunnel.engine.pending import PendingConnection
 from tunnel.engine.refusals import Refusals
 from tunnel.engine.service_place import ServicePlace
 from tunnel.protocol import preface
-from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
+from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError, WrongServiceError
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake import REFUSAL, ServerHandshake, describe_service
 from tunnel.runtime import listeners, sockets, tls
@@ -347,7 +347,7 @@ class TunnelPort:
         except (ChannelLostError, ProtocolError) as error:
             acceptor.count_refusal(connection, Refusals.HANDSHAKE, str(error))
         except HandshakeRefusedError as error:
-            self._refuse_proof(connection, channel, acceptor, sought, str(error))
+            self._refuse_proof(connection, channel, acceptor, sought, error)
         except Exception as error:  # noqa: BLE001  a defect must reach the engine, not vanish in a task
             acceptor.on_handler_error(error)
         finally:
@@ -361,16 +361,17 @@ class TunnelPort:
         channel: ControlChannel,
         acceptor: LinkAcceptor,
         sought: str | None,
-        reason: str,
+        refused: HandshakeRefusedError,
     ) -> None:
         """Refuse a client whose service or key is wrong; the reporter has judged it if no place has its service."""
         if sought not in self._holders and len(self._holders) > 1:
             # the place of a draining engine has left the port
             reason = f"no tunnel on this port has {describe_service(sought or '')}, or the one that has it is draining"
-            acceptor.count_refusal(connection, Refusals.PROOF, reason)
+            acceptor.count_refusal(connection, Refusals.SERVICE, reason)
             acceptor.send_refusal(channel, REFUSAL)
         else:
-            acceptor.refuse_client(connection, channel, Refusals.PROOF, reason, answer=REFUSAL)
+            topic = Refusals.SERVICE if isinstance(refused, WrongServiceError) else Refusals.PROOF
+            acceptor.refuse_client(connection, channel, topic, str(refused), answer=REFUSAL)
 
     async def _find_place(self, connection: PendingConnection, sought: str | None) -> ServicePlace | None:
         """Return the open place of a service, None for publishing, when a proof of this peer may be judged.

@@ -23,6 +23,8 @@ _MAX_TOPICS: Final = 256  # a topic may contain a remote address, so their numbe
 VISITOR: Final = "visitor"
 """Key of the data of an event: the address of the visitor that it is about. Texts of events never contain one, so that
 it can be left out where addresses must not go."""
+OTHER_SERVICE: Final = "other_service"
+"""Key of the data of an event about a client that wants a service which no tunnel of the port has."""
 SUPPRESSED: Final = "suppressed"
 """Key of the data of an event that only counts how often an earlier one was repeated."""
 

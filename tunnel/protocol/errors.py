@@ -11,3 +11,7 @@ class ProtocolError(TunnelError):
 
 class HandshakeRefusedError(TunnelError):
     """The peer is not accepted; the message is the exact reason, for the local log alone."""
+
+
+class WrongServiceError(HandshakeRefusedError):
+    """The client has the key, and wants another service."""

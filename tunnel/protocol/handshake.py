@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tunnel.model.spec import PUBLISH, Mode, proto_of
-from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError
+from tunnel.protocol.errors import HandshakeRefusedError, ProtocolError, WrongServiceError
 from tunnel.protocol.frame_codec import encode_frame, encode_message
 from tunnel.protocol.frames import Kind
 from tunnel.protocol.handshake_messages import NONCE_BYTES, Challenge, Hello, Proof, Welcome
@@ -123,7 +123,8 @@ class ServerHandshake:
         derived = [service_key(secret, hello.service) for secret in (*(key.secret for key in keys), *fillers)]
         valid = [self._transcript.is_valid(key, b"client", proof) for key in derived]
         if True not in valid or hello.service != self._service:
-            raise HandshakeRefusedError(self._reason(hello, keys, is_key_right=True in valid))
+            refused = WrongServiceError if True in valid else HandshakeRefusedError
+            raise refused(self._reason(hello, keys, is_key_right=True in valid))
         which = valid.index(True)
         self._key = derived[which]
         self._transcript.add(encode_frame(Kind.PROOF, proof))
