@@ -145,6 +145,8 @@ _ONLY_IF_USED: Final[dict[str, Callable[[TunnelJson], object]]] = {
 }
 """Columns that are shown if one of the tunnels has a value there."""
 _REASON: Final = _Column("REASON", describe_reason)
+TITLES: Final = tuple(column.title for column in (*_COLUMNS, _REASON))
+"""What the headings of the table can be."""
 _TROUBLES: Final[dict[str, Callable[[TunnelJson], object]]] = {
     _AUTH: lambda t: t["auth"] == "open",
     _TARGETS: lambda t: any(target["state"] != "up" for target in t.get("targets", ())),

@@ -47,26 +47,31 @@ _SUPERVISOR_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
 @click.argument("topic", nargs=-1, metavar="[TOPIC]…")
 @click.pass_context
 def help_command(context: click.Context, topic: tuple[str, ...]) -> int:
-    """Explain a command, an option, a state, or one of: url, options, states, exit-codes.
+    """Explain a command, an option, a state, a column of ps or top, or a counter of ps --json.
 
-    What to do if a tunnel is not up: help wrong-key, help cooldown, help port-in-use, help log.
+    Lists: help url, help options, help states, help columns, help counters, help exit-codes. What to do if a tunnel is
+    not up: help wrong-key, help cooldown, help port-in-use, help log. If visitors are refused: help visitors-refused.
     """
     root = context.find_root()
     if not topic:
         click.echo(root.get_help())
         click.echo(
-            "\nnodepass-orch help TOPIC explains a command, an option, a state, or: "
+            "\nnodepass-orch help TOPIC explains a command, an option, a state, a column, a counter, or: "
             + ", ".join((*_TOPICS, *_TROUBLES))
         )
         return 0
     word = _explain_word(topic[0].casefold()) if len(topic) == 1 else ""
-    trouble = explain_trouble(" ".join(topic).casefold())
-    # check is a command and an option, and cooldown a state and a trouble
-    text = "\n\n".join(filter(None, (_explain_command(root, topic), word, trouble)))
+    from orchestrator.commands.help_figures import explain_figure, figure_topics  # noqa: PLC0415  only for help
+
+    words = " ".join(topic).casefold()
+    # check is a command and an option, cooldown a state and a trouble, and proto an option and a column
+    parts = (_explain_command(root, topic), word, _wrap(explain_figure(words)), explain_trouble(words))
+    text = "\n\n".join(filter(None, parts))
     if not text:
         from tunnel.model.options import OPTIONS  # noqa: PLC0415  only for help on options
 
-        known = (*_commands_of(root), *_TOPICS, *_TROUBLES, *OPTIONS, *_SUPERVISOR_SETTINGS, *map(str, STATES))
+        names = (*_commands_of(root), *_TOPICS, *_TROUBLES, *OPTIONS, *_SUPERVISOR_SETTINGS, *map(str, STATES))
+        known = dict.fromkeys((*names, *figure_topics()))
         hint = did_you_mean(topic[0], known) or "; nodepass-orch help lists the commands"
         exit_with_error(EXIT_USAGE, f"there is no help on {' '.join(topic)[:60]!r}{hint}")
     click.echo(text)
@@ -139,6 +144,24 @@ def _list_exit_codes() -> str:
     return _columns([(str(code), meaning.replace("`", "")) for code, meaning in EXIT_CODES.items()])
 
 
+def _list_columns() -> str:
+    from orchestrator.commands.help_figures import column_rows  # noqa: PLC0415  as above
+
+    return _columns(column_rows())
+
+
+def _list_counters() -> str:
+    from orchestrator.commands.help_figures import counter_rows  # noqa: PLC0415  as above
+
+    return "\n".join(_wrap(text) for _, text in counter_rows())
+
+
+def _wrap(text: str) -> str:
+    """Return paragraphs, each wrapped to the terminal."""
+    width = min(shutil.get_terminal_size().columns, _MAX_WIDTH)
+    return "\n\n".join(textwrap.fill(part, max(width, 20), break_on_hyphens=False) for part in text.split("\n\n"))
+
+
 def _columns(rows: Sequence[tuple[str, str]]) -> str:
     """Return rows of a word and its meaning, wrapped to the terminal."""
     left = max(len(word) for word, _ in rows) + 2
@@ -154,6 +177,8 @@ _TOPICS: Final[Mapping[str, Callable[[], str]]] = MappingProxyType(
         "url": _URL_TEXT.rstrip,
         "options": _list_options,
         "states": _list_states,
+        "columns": _list_columns,
+        "counters": _list_counters,
         "exit-codes": _list_exit_codes,
     }
 )

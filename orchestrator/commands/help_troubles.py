@@ -1,4 +1,4 @@
-"""The topics of ``help`` that are no command, option or state: what a user asks when a tunnel is not up."""
+"""The topics of ``help`` on troubles: what a user asks when a tunnel is not up, or does not serve visitors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Trouble:
 TROUBLES: Final = (
     Trouble(
         "wrong-key",
-        ("wrong key", "key", "keys", "refused", "handshake", "refused handshake", "authentication"),
+        ("wrong key", "key", "keys", "handshake", "refused handshake", "authentication"),
         """\
 wrong-key: the two ends of a tunnel prove to each other that they have the same key and the same service.
 
@@ -29,6 +29,30 @@ With another key, or another service, there is no link:
 Compare key and service in the two files. nodepass-orch init writes both files with one new key, nodepass-orch keygen
 prints a key. In a URL, characters like / and @ of a key are percent-encoded. A saved file is applied at once.
 If both are the same, something between the ends decrypts TLS, such as a proxy: the tunnel port needs plain TCP.""",
+    ),
+    Trouble(
+        "visitors-refused",
+        (
+            "visitors refused",
+            "visitors are refused",
+            "refused visitors",
+            "refused",
+            "visitor refused",
+            "refused visitor",
+        ),
+        """\
+visitors-refused: the end that accepts visitors resets a connection at once; the other end learns nothing of it.
+
+  nodepass-orch ps --json | jq '.tunnels[] | {name, refused}'     how many, by reason
+  nodepass-orch logs | grep refused                               addresses and reasons
+The reasons, and the options that decide them; all change while the tunnel runs:
+  allow         the address is in deny, or not in allow
+  per_address   it has max_per_address visitors already
+  rate          it had more than rate_new new visitors per second
+  proxy         a balancer in proxy_from sent no valid PROXY header: it has to send one
+  quota         the quota is used up: raise it, or wait for the next period
+  limit         semaphore_limit visitors were present, and it spoke UDP; visitors of TCP wait instead
+Behind NAT or a balancer many visitors share one address. A client that is refused: nodepass-orch help wrong-key""",
     ),
     Trouble(
         "cooldown",

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from orchestrator import table
+from orchestrator.column_meanings import COLUMN_MEANINGS
 from orchestrator.commands import command_line, common
+from orchestrator.commands.help_figures import COUNTER_REMEDIES
 from orchestrator.process import daemon_lock
 from orchestrator.process.running_daemon import RunningDaemon
+from tui.format import columns
 from tunnel.model.options import OPTIONS
+from tunnel.model.snapshot import CountersView
 from tunnel.model.state import STATES
 
 
@@ -31,6 +37,20 @@ from tunnel.model.state import STATES
         (["check"], "Usage: nodepass-orch check"),
         (["check"], "how targets are checked"),
         (["wrong", "key"], "nodepass-orch keygen"),
+        (["refused"], "REFUSED, a column of ps: Visitors that this end has refused"),
+        (["refused"], "visitors-refused: the end that accepts visitors"),
+        (["visitors", "are", "refused"], "per_address   it has max_per_address"),
+        (["From", "Visitors"], "FROM VISITORS, a column of ps: Bytes that came"),
+        (["published-by"], "PUBLISHED BY, a column of ps"),
+        (["pool"], "POOL, a column of ps and top: Idle data connections"),
+        (["links"], "LINKS, a column of ps"),
+        (["links"], "counters.links in ps --json: Links that were established."),
+        (["signals"], "SIGNALS, a column of top"),
+        (["limit"], "refused.limit in ps --json"),
+        (["dropped_datagrams"], "counters.dropped_datagrams in ps --json: UDP datagrams dropped"),
+        (["dropped-datagrams"], "net.core.rmem_max"),
+        (["proto"], "PROTO, a column of ps"),
+        (["proto"], "a change restarts the tunnel"),
         (["Refused", "handshake"], "Compare key and service in the two files"),
         (["cooldown"], "nodepass-orch retry"),
         (["log"], "events of this level"),
@@ -50,6 +70,22 @@ def test_help_lists_every_option_and_every_state(capsys: pytest.CaptureFixture[s
         shown = capsys.readouterr().out
         assert all(word in shown for word in words)
         assert "`" not in shown
+
+
+def test_every_column_and_every_counter_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    shown_by = {row.title: set(row.screens) for row in COLUMN_MEANINGS}
+    in_ps, in_top = set(table.TITLES), {column.title for column in columns.COLUMNS}
+    assert shown_by == {
+        title: {*(["ps"] * (title in in_ps)), *(["top"] * (title in in_top))} for title in in_ps | in_top
+    }
+    assert set(COUNTER_REMEDIES) == {each.name for each in fields(CountersView)}
+    for title in shown_by:
+        assert command_line.run(["help", *title.split()]) == 0
+        assert f"{title}, a column of" in capsys.readouterr().out
+    assert command_line.run(["help", "columns"]) == command_line.run(["help", "counters"]) == 0
+    shown = capsys.readouterr().out
+    assert all(title in shown for title in shown_by)
+    assert all(f"counters.{name} in" in shown for name in COUNTER_REMEDIES)
 
 
 @pytest.mark.parametrize(("topic", "hint"), [("modes", "did you mean 'mode'?"), ("x y", "help lists the commands")])

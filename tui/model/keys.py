@@ -41,7 +41,7 @@ class Action:
 ACTIONS: Final = (
     Action("filter", "slash", "View",
            "filter: a b means both, a|b either, !a not; edge-0* host:a tag:b state:up name:c", "filter", 3),
-    Action("detail", "enter", "View", "show the tunnel's details", "detail", 4),
+    Action("detail", "enter", "View", "show or hide the tunnel's details", "detail", 4),
     Action("route", "p", "View", "the tunnel's route with both ends: visitors, ingress, egress, target", "route", 8),
     Action("routes", "v", "View", "all routes, broken ones first", "routes", 13),
     Action("visitors", "V", "View", "the visitors of the chosen tunnels with their rates; x there disconnects one"),

@@ -94,28 +94,30 @@ EMPTY_READING: Final = TrafficReading(0, 0, 0)
 """The reading of a tunnel without an engine."""
 
 
+def _counter(help_text: str) -> int:
+    count: int = field(default=0, metadata={HELP: help_text})
+    return count
+
+
+def _reason(help_text: str) -> int | None:
+    """Return a field that counts visitors; None: this end does not know."""
+    count: int | None = field(default=None, metadata={HELP: help_text})
+    return count
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedView(_View):
     """Connection attempts and visitors that were refused since the start. Only an ingress knows the visitors."""
 
-    handshakes: int = 0
-    """control channels with a wrong proof or an invalid handshake"""
-    prefaces: int = 0
-    """data connections with a forged, replayed or late preface"""
-    silent: int = 0
-    """connections that sent nothing before the deadline, or were closed to make room for others"""
-    allow: int | None = None
-    """visitors whose address is in ``deny``, or not in ``allow``"""
-    per_address: int | None = None
-    """visitors whose address had ``max_per_address`` visitors already"""
-    rate: int | None = None
-    """visitors whose address had more than ``rate_new`` new visitors per second"""
-    proxy: int | None = None
-    """connections from ``proxy_from`` without a valid PROXY header"""
-    quota: int | None = None
-    """visitors that came after the quota was used up"""
-    limit: int | None = None
-    """visitors of UDP that found no place, because ``semaphore_limit`` visitors were present; those of TCP wait"""
+    handshakes: int = _counter("Control channels with a wrong proof or an invalid handshake.")
+    prefaces: int = _counter("Data connections with a forged, replayed or late preface.")
+    silent: int = _counter("Connections that sent nothing before the deadline, or were closed to make room for others.")
+    allow: int | None = _reason("Visitors whose address is in deny, or not in allow.")
+    per_address: int | None = _reason("Visitors whose address had max_per_address visitors already.")
+    rate: int | None = _reason("Visitors whose address had more than rate_new new visitors per second.")
+    proxy: int | None = _reason("Connections from proxy_from without a valid PROXY header.")
+    quota: int | None = _reason("Visitors that came after the quota was used up.")
+    limit: int | None = _reason("Visitors of UDP beyond semaphore_limit; those of TCP wait.")
 
     def plus(self, other: RefusedView) -> RefusedView:
         """Return the counts of both, field by field; unknown is what neither of them knows."""
@@ -126,11 +128,6 @@ class RefusedView(_View):
 
 REFUSED_VISITORS: Final = tuple(part.name for part in fields(RefusedView) if part.default is None)
 """The fields of RefusedView that count visitors, by reason."""
-
-
-def _counter(help_text: str) -> int:
-    count: int = field(default=0, metadata={HELP: help_text})
-    return count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
