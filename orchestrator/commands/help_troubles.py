@@ -82,7 +82,8 @@ For more detail: log: debug in an entry or in defaults:, or up --log-level debug
         ("port in use", "address in use", "port"),
         """\
 port-in-use: another program listens on the address that a tunnel needs. ss -ltnp 'sport = :PORT' (UDP: ss -lunp) names
-it. End that program, or write another port. The tunnel starts by itself when the port is free.
+it, as root. "python3" may be another daemon of this program: nodepass-orch ls lists those with their pids.
+End that program, or write another port. The tunnel starts by itself when the port is free.
 A port below 1024 needs a privilege: with systemd AmbientCapabilities=CAP_NET_BIND_SERVICE, else run as root.
 Two entries may share a tunnel port if each has a service of its own.""",
     ),
