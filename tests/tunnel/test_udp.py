@@ -15,7 +15,7 @@ from tests.support.engine_parts import no_descriptor_leak, shared_parts
 from tests.support.ports import free_port
 from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
-from tests.tunnel.test_engine import RunningEngine, client_spec, running_engine, server_spec
+from tests.tunnel.test_engine import RunningEngine, client_spec, echo, running_engine, server_spec
 from tunnel.engine.context import EngineContext
 from tunnel.engine.factory import create_engine
 from tunnel.engine.visitor_list import list_visitors
@@ -372,3 +372,33 @@ async def test_an_address_that_is_in_use_is_a_sentence(shared: EngineContext) ->
         async with running_engine(shared, spec) as server:
             text = f"cannot listen on {taken.address} for UDP visitors: the address is in use by another program"
             await wait_until_async(lambda: server.events.said(text), "the reason is logged")
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.parametrize("proto", [Proto.UDP, Proto.BOTH])
+async def test_a_target_that_refuses_flows_is_the_reason_until_one_is_answered(
+    shared: EngineContext, monkeypatch: pytest.MonkeyPatch, direction: Direction, proto: Proto
+) -> None:
+    monkeypatch.setattr("tunnel.engine.udp_failures._CHECK_INTERVAL_S", 0.02)
+    port, options = free_port(), {"proto": proto}
+    target = f"127.0.0.1:{port}"
+    async with AsyncExitStack() as parts:
+        if proto is Proto.BOTH:
+            await parts.enter_async_context(echo(port=port))
+        pair = await parts.enter_async_context(
+            udp_pair(shared, target, direction=direction, server=dict(options), client=dict(options))
+        )
+        reason = f"the target {target} cannot be reached: nothing listens on that UDP port"
+
+        with peer(to=visitors_at(pair)) as visitor:
+
+            def is_shown() -> bool:  # with both, the end of the first flow may come before its reason
+                visitor.sock.send(b"anybody?")
+                return all(one.reason == reason for one in pair)
+
+            await wait_until_async(is_shown, "both ends show the reason")
+        assert all(one.state is UP for one in pair)
+        await parts.enter_async_context(udp_echo(port=port))
+        with peer(to=visitors_at(pair)) as visitor:
+            assert await visitor.exchange(b"back") == b"back"
+            await wait_until_async(lambda: not any(one.reason for one in pair), "a flow was answered")

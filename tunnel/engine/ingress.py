@@ -20,7 +20,7 @@ from tunnel.engine.visitor_room import VisitorRoom
 from tunnel.model.events import VISITOR, EventKind
 from tunnel.model.networks import NO_NETWORKS
 from tunnel.model.refusals import VisitorRefusal
-from tunnel.model.spec import End, LogLevel
+from tunnel.model.spec import End, LogLevel, Proto, proto_of
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.model.visitors import VisitorView
 from tunnel.protocol.frames import ConnectionsFreed, Goodbye, StreamsEnded, TargetStatus, VisitorFailed
@@ -329,6 +329,8 @@ class Ingress(TunnelEnd):
             self._launch_again(untouched)
         else:  # the end of the data connection may have come first; the egress counts such a visitor as well
             self.stats.failed += 1
+            if (proto_of(link.features) if relay is None else relay.proto) is Proto.UDP:
+                self.udp_failures.note_failed(failed.reason)
             if relay is not None:
                 relay.fail(failed.reason)
 

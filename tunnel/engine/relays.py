@@ -72,6 +72,7 @@ class RelaySet:
         self._on_first_relay = on_first_relay
         self._on_relay_closed = on_relay_closed
         self._on_aborted = on_aborted
+        self._on_unreachable: Callable[[str], None] | None = None
         self._by_link: dict[RelayLink, dict[int, ForwardedVisitor]] = {}  # by the id of the data connection
         self._lost: set[RelayLink] = set()  # lost links that still have relays
         self._suspects: dict[ForwardedVisitor, float] = {}  # relays with an unanswering peer, and since when
@@ -100,6 +101,10 @@ class RelaySet:
     def set_close_callback(self, on_relay_closed: Callable[[ForwardedVisitor], None]) -> None:
         """Call this with each relay that ends from now on, instead of the former callback."""
         self._on_relay_closed = on_relay_closed
+
+    def set_unreachable_callback(self, on_unreachable: Callable[[str], None]) -> None:
+        """Call this with the reason when a target has refused a flow of UDP."""
+        self._on_unreachable = on_unreachable
 
     def add_link(self, link: RelayLink) -> None:
         """Register the relays that are started on this link from now on, so that ``find`` returns them."""
@@ -199,6 +204,8 @@ class RelaySet:
     def on_target_unreachable(self, relay: ForwardedVisitor, reason: str) -> None:
         """Count and log a UDP flow whose target has refused its datagrams."""
         self._on_aborted(VisitorEnd.FAILED, 1)
+        if self._on_unreachable is not None:
+            self._on_unreachable(reason)
         self._event_log.warn_throttled(
             EventKind.TARGET, reason, reason, id=visitor_id(relay.link.ident, relay.ident, relay.use)
         )

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from tunnel.engine.relays import RelaySet
+from tunnel.engine.udp_failures import UdpFailures
 from tunnel.forwarding import create_forwarder
 from tunnel.model.events import EventKind
 from tunnel.model.options import describe_misplaced, misplaced_options
@@ -109,6 +110,10 @@ class TunnelEnd(ABC):
         self._loop = asyncio.get_running_loop()
         self._links: dict[Link, None] = {}  # ordered by their start
         self._misplaced: str | None = None  # that an option is set which acts at the other end
+        on_changed = parts.on_state_input_changed
+        self.udp_failures = UdpFailures(reactor, self.relays, on_changed, is_ingress=self.is_ingress)
+        """why the latest flows of UDP failed"""
+        self.relays.set_unreachable_callback(self.udp_failures.note_failed)
         self._observers = 0
         self._changed = asyncio.Event()
         reactor.fd_budget.reservations.add(self)
@@ -135,8 +140,8 @@ class TunnelEnd(ABC):
 
     @property
     def remark(self) -> str | None:
-        """What the user probably did not mean although it works, as a sentence."""
-        return self._misplaced
+        """What the user probably did not mean although it works, or what does not work for some, as a sentence."""
+        return self.udp_failures.reason or self._misplaced
 
     @property
     def targets(self) -> tuple[TargetView, ...]:
@@ -286,6 +291,7 @@ class TunnelEnd(ABC):
     def _close_relays(self) -> int:
         """Close all relays, and release what is reserved; return how many relays there were."""
         self.reactor.fd_budget.reservations.discard(self)
+        self.udp_failures.close()
         count = self.relays.close_all()
         self._notify_observers()
         return count
