@@ -336,7 +336,7 @@ def check(*, file: str | None, as_json: bool, strict: bool) -> int:
         manifest = _load_manifest(file, is_check=True)
         warnings, count = manifest.warnings, len(manifest.entries)
     except ConfigError as error:
-        faults = error.faults
+        faults, warnings = error.faults, error.warnings
     if strict:
         faults, warnings = (*faults, *warnings), ()
     if as_json:

@@ -49,10 +49,14 @@ class Fault:
 class ConfigError(OrchestratorError):
     """The configuration cannot be used. ``faults`` has at least one element and is sorted by place.
 
-    ``sources`` are the files that were read, if known: a change of them may mend the faults.
+    ``sources`` are the files that were read, if known: a change of them may mend the faults. ``warnings`` are about
+    what could be read.
     """
 
-    def __init__(self, faults: Sequence[Fault], sources: FileSet | None = None) -> None:
+    def __init__(
+        self, faults: Sequence[Fault], sources: FileSet | None = None, warnings: tuple[Fault, ...] = ()
+    ) -> None:
         self.faults = tuple(sorted(set(faults)))
         self.sources = sources
+        self.warnings = warnings
         super().__init__("\n".join(map(str, self.faults)))

@@ -94,7 +94,7 @@ def load(path: Path, environ: Mapping[str, str], log: str | None = None, *, cont
     loader = _Loader(path, environ, log, content)
     manifest = loader.load()
     if loader.faults or manifest is None:
-        raise ConfigError(loader.faults, loader.sources())
+        raise ConfigError(loader.faults, loader.sources(), manifest.warnings if manifest else ())
     return manifest
 
 
