@@ -17,6 +17,7 @@
     │   ├── DatagramFrameError a length that no datagram can have (protocol.datagram_frames)
     │   └── DatagramRecordError a datagram was forged, changed or repeated (protocol.datagram_records)
     ├── HandshakeRefusedError  one end refused the other in the handshake (protocol.errors)
+    │   └── WrongServiceError  the client has the key, and wants another service (protocol.errors)
     ├── ChannelLostError       the control channel ended (engine.control_channel)
     └── LinkFailedError        an attempt to establish a link failed (engine.link_connector)
 
