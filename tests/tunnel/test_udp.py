@@ -275,6 +275,7 @@ async def test_an_idle_flow_gives_way_where_there_is_no_room(
                             assert await asyncio.get_running_loop().sock_recv(second.sock, 9) == b"two"
                         break
             assert server.snapshot().connections.active == 1
+            assert server.snapshot().counters.idle_timeouts == 1
 
 
 async def test_each_datagram_to_the_target_has_a_proxy_header(shared: EngineContext) -> None:

@@ -59,8 +59,7 @@ class RelaySet:
     ) -> None:
         """``on_first_relay`` is called before a relay starts while none runs, ``on_relay_closed`` with each that ended.
 
-        ``on_aborted`` is called with the number of relays that were aborted, and why: a vanished peer, a time limit, or
-        a target of UDP that refused the flow.
+        ``on_aborted`` is called with why relays were aborted, or their targets refused them, and how many.
         """
         self.active = 0
         """relays that run now"""
@@ -78,7 +77,6 @@ class RelaySet:
         self._suspects: dict[ForwardedVisitor, float] = {}  # relays with an unanswering peer, and since when
         self._interval_s = maintenance_interval_s
         self._vanished_after_s = vanished_after_s
-        self._maintenances = 0
         self._peers_due_at = 0.0  # on the monotonic clock
         self._is_checking_peers = False
         self._unscanned: list[ForwardedVisitor] = []  # of the present scan
@@ -86,7 +84,7 @@ class RelaySet:
         self._expired: Counter[tuple[VisitorEnd, Proto]] = Counter()  # of the present scan
         self._time_limits: TimeLimits | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._closed = 0  # gradually
+        self._maintenances = self._closed = 0  # the latter: relays that were closed gradually
 
     def set_forwarder(self, forwarder: Forwarder) -> None:
         """Forward the visitors that come from now on with another forwarder."""

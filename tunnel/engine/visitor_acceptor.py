@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, Union, cast
 
 from tunnel.model.networks import NO_NETWORKS
+from tunnel.model.visitor_end import VisitorEnd
 from tunnel.runtime.acceptor import Acceptor
 from tunnel.runtime.datagram_sockets import DatagramListener
 from tunnel.runtime.listeners import VISITOR_PURPOSES
@@ -142,7 +143,8 @@ def create_acceptor(
                 flows = DatagramAcceptor(
                     end.reactor, listener, on_accept, has_room, requested_address, *counters, networks
                 )
-                flows.set_refused_callback(end.room.note_refused)
+                on_evicted = partial(end.stats.count_aborted, VisitorEnd.IDLE_TIMEOUT)
+                flows.set_limit_callbacks(end.room.note_refused, on_evicted)
                 closing.callback(flows.close)
             else:
                 connections = Acceptor(

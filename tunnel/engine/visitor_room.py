@@ -29,7 +29,7 @@ class VisitorRoom:
         """``queue`` has the visitors that wait for a data connection; ``on_changed`` is called with each new remark."""
         self.remark: str | None = None
         """that visitors find the tunnel full, and what happens to them"""
-        self._end = end
+        self._end, self._relays = end, end.relays
         self._queue = queue
         self._awaited: Sized = ()
         self._event_log = event_log
@@ -52,12 +52,12 @@ class VisitorRoom:
     def has_room(self) -> bool:
         """Return whether another visitor may be accepted."""
         waiting = len(self._queue)
-        return waiting < self._max_queued and self._end.relays.active + waiting < self._max_visitors
+        return waiting < self._max_queued and self._relays.active + waiting < self._max_visitors
 
     def has_room_beside_awaited(self) -> bool:
         """Return whether another visitor may be accepted, if each of the awaited connections becomes one."""
         waiting = len(self._queue) + len(self._awaited)
-        return waiting < self._max_queued and self._end.relays.active + waiting < self._max_visitors
+        return waiting < self._max_queued and self._relays.active + waiting < self._max_visitors
 
     # --- what an operator sees ----------------------------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ class VisitorRoom:
 
     def _describe_limit(self) -> str:
         waiting = len(self._queue) + len(self._awaited)
-        if self._end.relays.active + waiting >= self._max_visitors:
+        if self._relays.active + waiting >= self._max_visitors:
             return f"{_describe_count(self._max_visitors)} present, as many as semaphore_limit of both ends allows"
         return f"{_describe_count(waiting)} waiting for a data connection, as many as signal_queue_limit allows"
 

@@ -137,7 +137,9 @@ class CountersView(_View):
     links: int = _counter("Links that were established.")
     vanished: int = _counter("Visitors disconnected because a peer no longer acknowledged data.")
     kicked: int = _counter("Visitors disconnected by command.")
-    idle_timeouts: int = _counter("Visitors disconnected because of idle_timeout or udp_timeout.")
+    idle_timeouts: int = _counter(
+        "Visitors that idle_timeout or udp_timeout ended, and idle ones of UDP that gave way."
+    )
     max_ages: int = _counter("Visitors disconnected because of max_age.")
     redispatched: int = _counter("Visitors given to another link before anything of them was forwarded.")
     dropped_datagrams: int = _counter("UDP datagrams dropped: of refused visitors, late, or taken by no socket.")

@@ -64,6 +64,7 @@ class DatagramAcceptor:
         self._on_accept = on_accept
         self._has_room = has_room
         self._on_refused: Callable[[], None] | None = None
+        self._on_evicted: Callable[[int], None] | None = None
         self._searched_at = self._evicted_at = 0.0
         self.full_until = 0.0
         """until when there is no room for another visitor, on the monotonic clock"""
@@ -79,9 +80,12 @@ class DatagramAcceptor:
         """Use other callbacks for the visitors that are accepted from now on."""
         self._on_accept, self._has_room = on_accept, has_room
 
-    def set_refused_callback(self, on_refused: Callable[[], None]) -> None:
-        """Call this for visitors that find no room: for each, but in a flood once in some milliseconds."""
-        self._on_refused = on_refused
+    def set_limit_callbacks(self, on_refused: Callable[[], None], on_evicted: Callable[[int], None]) -> None:
+        """Call these for visitors that find no room, and with the number of idle ones that gave way.
+
+        ``on_refused`` is called for each visitor, but in a flood once in some milliseconds.
+        """
+        self._on_refused, self._on_evicted = on_refused, on_evicted
 
     def accept(self, flow: DatagramFlow) -> None:
         """Let the ingress decide about a new visitor: it closes the flow if that is refused."""
@@ -122,11 +126,14 @@ class DatagramAcceptor:
         if not self._idle and now - self._searched_at >= _SEARCH_INTERVAL_S:
             self._searched_at = now
             self._idle.extend(self._find_idle(now))
-        while self._idle and count > 0:
+        left = count
+        while self._idle and left > 0:
             flow = self._idle.popleft()
             if flow.receiver is not None and now - flow.last_seen >= EVICT_AFTER_S:
                 flow.receiver.evict()
-                count -= 1
+                left -= 1
+        if self._on_evicted is not None and left < count:
+            self._on_evicted(count - left)
 
     def _find_idle(self, now: float) -> list[DatagramFlow]:
         """Return flows that may give way, the longest idle first."""
