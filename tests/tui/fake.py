@@ -102,7 +102,7 @@ class FakeDaemon:
         """why commands are refused"""
         self.plan: Json = {
             "ok": True, "error": None, "add": [], "remove": [], "restart": [], "change": [], "unchanged": 7,
-            "warnings": [],
+            "warnings": [], "finishing": [],
         }  # fmt: skip
         self.result: Json = {"generation": 5, "ok": True, "error": None, "results": {}}
         """the result of a reload"""
