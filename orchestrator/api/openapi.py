@@ -24,6 +24,7 @@ from orchestrator.status.json_types import (
     StatusJson,
     TunnelDetailsJson,
     TunnelJson,
+    TunnelTestJson,
     VisitorJson,
 )
 from tunnel.model.spec import LogLevel, Proto
@@ -60,6 +61,7 @@ _ENUMS: Final[Mapping[tuple[type, str], Sequence[str]]] = {
     (BrokerJson, "state"): ("off", "connecting", "online", "unreachable", "refused", "duplicate", "failed"),
     (VisitorJson, "state"): VISITOR_STATES,
     (VisitorJson, "proto"): tuple(proto.value for proto in Proto.BOTH.parts),
+    (TunnelTestJson, "proto"): tuple(proto.value for proto in Proto),
     (EventJson, "level"): tuple(level.name.lower() for level in LogLevel),
     (EntryResultJson, "action"): ("added", "removed", "restarted", "changed", "unchanged", "rejected", "failed"),
 }

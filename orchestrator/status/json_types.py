@@ -284,6 +284,7 @@ class TunnelTestJson(TypedDict):
     """The answer of ``POST /v1/tunnels/NAME/test``: ``ok`` unless a leg has an error."""
 
     name: str
+    proto: str
     ok: bool
     legs: list[TunnelTestLegJson]
 

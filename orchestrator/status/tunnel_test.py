@@ -26,8 +26,8 @@ _MEANINGS: Final = {
 }
 
 
-def encode_test(name: str, legs: Iterable[LegResult]) -> TunnelTestJson:
-    """Return the result of a test as the API shows it."""
+def encode_test(name: str, proto: str, legs: Iterable[LegResult]) -> TunnelTestJson:
+    """Return the result of a test as the API shows it; ``proto`` is what the tunnel's visitors speak."""
     encoded: list[TunnelTestLegJson] = [
         {
             "leg": one.leg.value,
@@ -39,22 +39,25 @@ def encode_test(name: str, legs: Iterable[LegResult]) -> TunnelTestJson:
         }
         for one in legs
     ]
-    return {"name": name, "ok": all(leg["error"] is None for leg in encoded), "legs": encoded}
+    return {"name": name, "proto": proto, "ok": all(leg["error"] is None for leg in encoded), "legs": encoded}
 
 
 def describe_test(found: TunnelTestJson) -> list[str]:
     """Return one line for each leg: its name, the time, and what it is or why it failed."""
     links = {leg["link"] for leg in found["legs"] if leg["link"]}
-    return [_describe_leg(leg, is_link_shown=len(links) > 1) for leg in found["legs"]]
+    is_mixed = found.get("proto") == "both"  # an older daemon does not say it
+    return [_describe_leg(leg, is_link_shown=len(links) > 1, is_mixed=is_mixed) for leg in found["legs"]]
 
 
-def _describe_leg(leg: TunnelTestLegJson, *, is_link_shown: bool) -> str:
+def _describe_leg(leg: TunnelTestLegJson, *, is_link_shown: bool, is_mixed: bool) -> str:
     time = "failed" if leg["error"] else "-" if leg["ms"] is None else f"{leg['ms']:.1f} ms"
     parts = [leg["error"] or _MEANINGS.get(leg["leg"], "")]
     if leg["leg"] == "first_byte" and leg["ms"] is None and not leg["error"]:
         parts = ["it waits for its visitor to speak"]
     elif leg["leg"] == "dial" and leg["ms"] is None and not leg["error"]:
         parts = ["UDP: it is not dialled"]
+    elif leg["leg"] == "dial" and is_mixed and not leg["error"]:
+        parts = ["over TCP; UDP is not tested"]
     if leg["target"]:
         parts.insert(0, f"target {leg['target']}" + ("" if leg["at"] == "here" else ", timed at the other end"))
     if is_link_shown and leg["link"]:

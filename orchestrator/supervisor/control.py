@@ -290,6 +290,7 @@ class ControlService:
         self.check_commands_allowed()
         if name in self._tested:
             raise CommandConflictError("the tunnel is being tested")
+        proto = self.supervisor.snapshot(name).proto
         self._tested.add(name)
         try:
             legs = await self.supervisor.test(name)
@@ -298,7 +299,7 @@ class ControlService:
         if not legs:
             state = self.supervisor.snapshot(name).state
             raise CommandConflictError(f"the tunnel is {state}: only one that runs can be tested")
-        found = encode_test(name, legs)
+        found = encode_test(name, proto, legs)
         self.bus.emit(LogLevel.INFO, EventKind.COMMAND, summarize_test(found), tunnel=name, command="test")
         return found
 

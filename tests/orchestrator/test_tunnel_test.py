@@ -26,7 +26,7 @@ def test_each_leg_is_one_line_with_its_time_or_its_reason() -> None:
     times = TargetTimes("db:5432", True, 0.0021, 0.0004, None, None)
     refused = TargetTimes("127.0.0.1:9", False, None, None, None, "it refused the connection")
     found = encode_test(
-        "web", [LINK, *times.legs("0123456789abcdef", is_here=False), *refused.legs(None, is_here=True)]
+        "web", "tcp", [LINK, *times.legs("0123456789abcdef", is_here=False), *refused.legs(None, is_here=True)]
     )
     assert describe_test(found) == [
         "link                12.3 ms  round trip",
@@ -40,17 +40,29 @@ def test_each_leg_is_one_line_with_its_time_or_its_reason() -> None:
 
 
 def test_with_several_links_each_leg_names_its_own() -> None:
-    found = encode_test("web", [LINK, LINK._replace(link="fedcba9876543210")])
+    found = encode_test("web", "tcp", [LINK, LINK._replace(link="fedcba9876543210")])
     assert describe_test(found)[1] == "link                12.3 ms  link fedcba9876543210: round trip"
 
 
 def test_the_log_names_each_reason_of_a_failed_test_once() -> None:
     refused = TargetTimes("127.0.0.1:9", False, None, None, None, "it refused the connection").legs(None, is_here=True)
     silent = LINK._replace(error="no answer within 5 s", duration_s=None)
-    assert summarize_test(encode_test("web", [LINK])) == "test: passed"
-    assert summarize_test(encode_test("web", [silent, *refused, *refused])) == (
+    assert summarize_test(encode_test("web", "tcp", [LINK])) == "test: passed"
+    assert summarize_test(encode_test("web", "tcp", [silent, *refused, *refused])) == (
         "test: failed: link: no answer within 5 s; dial of target 127.0.0.1:9: it refused the connection"
     )
+
+
+@pytest.mark.parametrize(
+    ("proto", "dial_s", "line"),
+    [
+        ("udp", None, "dial                      -  target 127.0.0.1:9: UDP: it is not dialled"),
+        ("both", 0.0004, "dial                 0.4 ms  target 127.0.0.1:9: over TCP; UDP is not tested"),
+    ],
+)
+def test_a_test_says_what_it_does_not_show_of_udp(proto: str, dial_s: float | None, line: str) -> None:
+    times = TargetTimes("127.0.0.1:9", False, None, dial_s, None, None)
+    assert describe_test(encode_test("dns", proto, times.legs(None, is_here=True)))[0] == line
 
 
 @pytest.fixture
@@ -62,7 +74,7 @@ async def harness(tmp_path: Path) -> AsyncIterator[ApiHarness]:
 async def test_the_api_answers_the_legs_and_the_test_is_an_event(harness: ApiHarness) -> None:
     answer = await harness.request("POST", "/v1/tunnels/web/test", "{}")
     leg = {"leg": "link", "at": "here", "link": "0123456789abcdef", "target": None, "ms": 12.5, "error": None}
-    assert (answer.status, answer.json) == (200, {"name": "web", "ok": True, "legs": [leg]})
+    assert (answer.status, answer.json) == (200, {"name": "web", "proto": "tcp", "ok": True, "legs": [leg]})
     harness.engines.last("web").legs = [LINK._replace(error="no answer within 5 s")]
     await harness.request("POST", "/v1/tunnels/web/test", "{}")
     texts = [event.text for event in harness.control.bus.last_history(10)]

@@ -216,7 +216,7 @@ class FakeDaemon:
             {"leg": "link", "at": "here", "link": "0123456789abcdef", "target": None, "ms": 12.3, "error": None},
             {"leg": "dial", "at": "other", "link": None, "target": "db:1", "ms": None, "error": "it refused"},
         ]
-        return web.json_response({"name": name, "ok": False, "legs": legs})
+        return web.json_response({"name": name, "proto": "tcp", "ok": False, "legs": legs})
 
     async def _kick(self, request: web.Request) -> web.Response:
         if self.refusal is not None:
