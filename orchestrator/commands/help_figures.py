@@ -21,7 +21,7 @@ COUNTER_REMEDIES: Final = {
     "dropped_datagrams": "It grows with the refused visitors: compare REFUSED. Of others some are normal where a path "
     "is slower than its senders; a larger receive buffer helps against bursts (sysctl net.core.rmem_max).",
 }
-"""What to do about each counter of CountersView."""
+"""What to do about a counter of CountersView, where that is not evident."""
 
 
 def figure_topics() -> Iterator[str]:
@@ -49,7 +49,8 @@ def column_rows() -> list[tuple[str, str]]:
 def counter_rows() -> list[tuple[str, str]]:
     """Return each counter, as ``ps --json`` names it, with what it counts and what to do about it."""
     counters = [
-        (f"counters.{each.name}", each.metadata[HELP], COUNTER_REMEDIES[each.name]) for each in fields(CountersView)
+        (f"counters.{each.name}", each.metadata[HELP], COUNTER_REMEDIES.get(each.name, ""))
+        for each in fields(CountersView)
     ]
     refused = [
         (
@@ -59,7 +60,7 @@ def counter_rows() -> list[tuple[str, str]]:
         )
         for each in fields(RefusedView)
     ]
-    return [(key, f"{key} in ps --json: {text} {remedy}") for key, text, remedy in (*counters, *refused)]
+    return [(key, f"{key} in ps --json: {text} {remedy}".rstrip()) for key, text, remedy in (*counters, *refused)]
 
 
 def _describe_screens(row: ColumnMeaning) -> str:

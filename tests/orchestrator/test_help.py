@@ -78,14 +78,15 @@ def test_every_column_and_every_counter_has_help(capsys: pytest.CaptureFixture[s
     assert shown_by == {
         title: {*(["ps"] * (title in in_ps)), *(["top"] * (title in in_top))} for title in in_ps | in_top
     }
-    assert set(COUNTER_REMEDIES) == {each.name for each in fields(CountersView)}
+    counters = {each.name for each in fields(CountersView)}
+    assert set(COUNTER_REMEDIES) <= counters
     for title in shown_by:
         assert command_line.run(["help", *title.split()]) == 0
         assert f"{title}, a column of" in capsys.readouterr().out
     assert command_line.run(["help", "columns"]) == command_line.run(["help", "counters"]) == 0
     shown = capsys.readouterr().out
     assert all(title in shown for title in shown_by)
-    assert all(f"counters.{name} in" in shown for name in COUNTER_REMEDIES)
+    assert all(f"counters.{name} in" in shown for name in counters)
 
 
 @pytest.mark.parametrize(("topic", "hint"), [("modes", "did you mean 'mode'?"), ("x y", "help lists the commands")])
