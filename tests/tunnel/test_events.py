@@ -121,6 +121,23 @@ def test_while_events_go_on_their_own_lines_count_what_was_suppressed(clock: lis
     }
 
 
+def test_each_topic_is_counted_in_its_own_time(clock: list[float]) -> None:
+    events: list[Event] = []
+    timers = Timers()
+    event_log = EventLog("web", events.append, call_later=timers.call_later)
+    for topic in ("a", "b"):
+        for _ in range(2):
+            event_log.warn_throttled(EventKind.REFUSED, topic, f"refused for {topic}")
+        clock[0] += 4
+    for text in ("1 more was suppressed after this: refused for a", "1 more was suppressed after this: refused for b"):
+        [(_, on_timer)] = timers.due
+        timers.due.clear()
+        clock[0] += 4
+        on_timer()
+        assert events[-1].text == text
+    assert not timers.due
+
+
 def test_a_log_that_ends_counts_what_was_suppressed(clock: list[float]) -> None:
     events: list[Event] = []
     timers = Timers()

@@ -17,7 +17,8 @@ __all__ = ["shared"]  # a fixture, used by name
 async def test_connections_are_replaced_at_once_when_few_are_left(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch, direction: Direction
 ) -> None:
-    monkeypatch.setattr(pool_filler, "_PAUSE_S", 3600.0)
+    for name in ("_PAUSE_S", "_SWEEP_INTERVAL_S"):  # neither timer looks at the pool in this test
+        monkeypatch.setattr(pool_filler, name, 3600.0)
     async with echo() as target, pair(shared, target, direction) as (server, client):
         await wait_until_async(lambda: client.engine.snapshot().pool.idle == 8, "the pool is full")
         for left in (7, 6):
