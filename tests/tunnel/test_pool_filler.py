@@ -5,31 +5,38 @@ from __future__ import annotations
 import pytest
 
 from tests.support.waiting import wait_until_async
-from tests.tunnel.test_engine import echo, pair, round_trip, shared, visitors_address
+from tests.tunnel.test_engine import RunningEngine, echo, pair, round_trip, shared, visitors_address
 from tunnel.engine import pool_filler
 from tunnel.engine.context import EngineContext
+from tunnel.engine.link import Link
 from tunnel.model.spec import Direction
 
 __all__ = ["shared"]  # a fixture, used by name
+
+
+def is_full(client: RunningEngine) -> bool:
+    """Whether the pool has the eight connections of a tunnel without visitors, or more."""
+    return client.engine.snapshot().pool.idle >= 8
 
 
 @pytest.mark.parametrize("direction", list(Direction))
 async def test_connections_are_replaced_at_once_when_few_are_left(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch, direction: Direction
 ) -> None:
-    for name in ("_PAUSE_S", "_SWEEP_INTERVAL_S"):  # neither timer looks at the pool in this test
+    for name in ("_PAUSE_S", "_SWEEP_INTERVAL_S"):  # neither timer, nor a ping, fills the pool in this test
         monkeypatch.setattr(pool_filler, name, 3600.0)
+    monkeypatch.setattr(Link, "_refill", lambda _link: None)
     async with echo() as target, pair(shared, target, direction) as (server, client):
-        await wait_until_async(lambda: client.engine.snapshot().pool.idle == 8, "the pool is full")
-        for left in (7, 6):
+        await wait_until_async(lambda: is_full(client), "the pool is full")
+        for left in range(client.engine.snapshot().pool.idle - 1, 5, -1):
             await round_trip(visitors_address(server, client))
             assert client.engine.snapshot().pool.idle == left, "three quarters are ample"
         await round_trip(visitors_address(server, client))
-        await wait_until_async(lambda: client.engine.snapshot().pool.idle >= 8, "the pool is full again")
+        await wait_until_async(lambda: is_full(client), "the pool is full again")
 
 
 async def test_a_connection_is_replaced_after_its_visitor_was_served(shared: EngineContext) -> None:
     async with echo() as target, pair(shared, target) as (server, client):
-        await wait_until_async(lambda: client.engine.snapshot().pool.idle == 8, "the pool is full")
+        await wait_until_async(lambda: is_full(client), "the pool is full")
         await round_trip(visitors_address(server, client))
-        await wait_until_async(lambda: client.engine.snapshot().pool.idle >= 8, "the pool is full again")
+        await wait_until_async(lambda: is_full(client), "the pool is full again")
