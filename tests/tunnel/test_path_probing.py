@@ -13,6 +13,8 @@ from tunnel.protocol.path_probing import (
     SERVER_SILENT_S,
     SERVER_UNPROBED_S,
     SLOW_SEARCH_INTERVAL_S,
+    SUSPECT_AFTER_S,
+    SUSPECTED_S,
     UNANSWERED_S,
     PathProber,
     PathResponder,
@@ -193,3 +195,40 @@ def test_the_server_stops_when_the_client_is_silent() -> None:
     assert not server.expire(SERVER_SILENT_S)
     assert server.expire(1.0 + SERVER_SILENT_S)
     assert ACTIVE_INTERVAL_S < SERVER_UNPROBED_S
+
+
+def test_a_client_suspects_a_path_that_the_server_has_left() -> None:
+    client = usable_client()
+    client.run(1.5, answers=False, traffic=False)
+    assert client.prober.suspect(client.now)
+    client._probe()
+    assert not client.prober.suspect(client.now), "it is suspected already"
+    client.run(3.0, answers=False, traffic=False)
+    [*_, (fell_at, is_usable)] = client.changes
+    assert not is_usable
+    assert 0 <= fell_at - 1.5 - SUSPECTED_S < 0.03
+
+
+def test_an_answer_ends_the_suspicion() -> None:
+    client = usable_client()
+    client.run(1.5, answers=False, traffic=False)
+    assert client.prober.suspect(client.now)
+    client._probe()
+    client.answer()
+    assert not client.prober.suspect(client.now + SUSPECT_AFTER_S / 2), "the answer is recent"
+    client.run(9.0, answers=True, traffic=False)
+    assert client.prober.is_usable
+
+
+def test_a_server_suspects_a_path_that_the_client_has_left() -> None:
+    responder = PathResponder()
+    responder.note_probe(Probe(0, is_usable=True, size=0), 0.0)
+    assert not responder.suspect(SUSPECT_AFTER_S / 2), "the probe is recent"
+    assert responder.suspect(2.0)
+    assert not responder.suspect(2.1)
+    assert responder.deadline == 2.0 + SUSPECTED_S
+    responder.note_probe(Probe(1, is_usable=True, size=0), 2.2)
+    assert not responder.expire(2.0 + SUSPECTED_S)
+    assert responder.suspect(4.0)
+    assert responder.expire(4.0 + SUSPECTED_S)
+    assert not responder.suspect(9.0), "it is not used"

@@ -99,6 +99,14 @@ class DatagramPath(ABC):
         return [datagrams[at] for at in self._transmit(self._sealer.seal_all(encode_flow_header(ident), datagrams))]
 
     @abstractmethod
+    def note_sent_by_stream(self) -> None:
+        """Note that a datagram of a flow is sent on its data connection, although the path is usable."""
+
+    @abstractmethod
+    def note_received_by_stream(self) -> None:
+        """Note that a datagram of a flow has arrived on its data connection, although the path is usable."""
+
+    @abstractmethod
     def _note_sent(self) -> None:
         """Note that a datagram of a flow is sent."""
 
@@ -240,6 +248,15 @@ class ClientPath(DatagramPath):
     def _note_received(self) -> None:
         self._note_sent()
 
+    def note_sent_by_stream(self) -> None:
+        """Send the next probe soon, as for a datagram on the path: else the server suspects it."""
+        self._note_sent()
+
+    def note_received_by_stream(self) -> None:
+        """Look whether the path is still usable: the server may have found that it is not."""
+        if self._prober.suspect(monotonic()):
+            self._probe()
+
     def _handle(self, content: PathMessage) -> None:
         if isinstance(content, ProbeAnswer) and self._prober.note_answer(content.number, monotonic()):
             self._on_changed(is_usable=True, reason=None)
@@ -296,6 +313,14 @@ class ServerPath(DatagramPath):
 
     def _note_received(self) -> None:
         """Do nothing: probes alone show that the path is usable."""
+
+    def note_sent_by_stream(self) -> None:
+        """Do nothing, as above."""
+
+    def note_received_by_stream(self) -> None:
+        """Stop to use the path soon if no probe comes: the client may have found that its datagrams do not arrive."""
+        if self._responder.suspect(monotonic()):
+            self._set_timer(self._responder.deadline)
 
     def _note_genuine(self, origin: Origin | None, *, is_newest: bool) -> None:
         if is_newest:  # an older one may have been sent before the client's address changed

@@ -100,6 +100,12 @@ class FlowPath(Protocol):
     def remove_flow(self, ident: int) -> None:
         """Forget a flow, which has ended."""
 
+    def note_sent_by_stream(self) -> None:
+        """Note that a datagram of a flow is sent on its data connection, although the path is usable."""
+
+    def note_received_by_stream(self) -> None:
+        """Note that a datagram of a flow has arrived on its data connection, although the path is usable."""
+
     def send(self, ident: int, datagrams: Sequence[bytes]) -> Sequence[bytes]:
         """Send datagrams of a flow, each of ``max_datagram`` bytes at most; return those that were not sent."""
 

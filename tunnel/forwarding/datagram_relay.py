@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tunnel.forwarding.udp import UdpForwarder
     from tunnel.runtime.datagram_batches import Datagram
 
+_SETTLED_S: Final = 1.0  # the first datagrams of a flow travel on its data connection, until both ends are ready
 _MAX_UNSENT_BYTES: Final = 1  # what the connection does not send at once is to wait here, where it can be dropped
 _CHECK_INTERVAL_S: Final = 0.05
 """Seconds between two checks whether TCP repeats what was sent before; then nothing is added, which would be late."""
@@ -309,6 +310,8 @@ class DatagramRelay(ABC):
                 self._waiting.extend(others)
         if fitting:
             self._send_on_path(path, fitting)
+        if self._waiting:
+            path.note_sent_by_stream()
 
     def _send_on_path(self, path: FlowPath, datagrams: Sequence[bytes]) -> None:
         """Send datagrams that the path can carry."""
@@ -381,6 +384,9 @@ class DatagramRelay(ABC):
             self._owner.on_stream_error(self, error)
             self.close(VisitorEnd.CORRUPTED)
             return False
+        path = self._path
+        if path is not None and path.is_usable and monotonic() - self.started_at > _SETTLED_S:
+            path.note_received_by_stream()
         self.receive_from_path(datagrams)
         return self.is_open
 
