@@ -10,7 +10,7 @@ import pytest
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until_async
 from tests.tunnel.test_engine import certificate, running_engine, server_spec, shared, spec
-from tunnel.engine.context import EngineContext
+from tunnel.engine.context import EngineContext, Timing
 from tunnel.model.address import Address
 from tunnel.model.keys import Key, NamedKey, generate_key
 from tunnel.model.publishing import PortRange, PublishRequest, PublishRule
@@ -82,6 +82,7 @@ async def test_a_client_without_a_valid_key_asks_for_nothing(shared: EngineConte
     assert not publisher.requests
 
 
+@pytest.mark.parametrize("shared", [Timing(retry_delay=lambda *_: 600.0)], indirect=True)  # one attempt is counted
 async def test_what_a_client_without_a_valid_key_asks_for_makes_no_difference(
     shared: EngineContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:

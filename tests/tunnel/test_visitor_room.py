@@ -74,7 +74,7 @@ async def test_connections_that_wait_for_a_place_are_named_in_log_and_state(
         server = pair[0]
         _, first = await visitors.enter_async_context(visit(visitors_at(pair)))
         await wait_snapshot(server, lambda seen: seen.connections.active == 1)
-        assert not server.reason  # nobody waits
+        assert not server.reason  # no visitor waits
         reader, second = await visitors.enter_async_context(visit(visitors_at(pair)))
         second.write(b"x")
         await wait_until_async(lambda: server.reason == f"{FULL}: others wait", "the state has the reason")
