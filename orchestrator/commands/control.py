@@ -88,9 +88,9 @@ def ps(
 ) -> int:  # fmt: skip
     """List the tunnels; NAME may be a pattern like edge-*. Exit code 3 if an enabled one is not up.
 
-    On a narrow terminal some columns are left out, those that show trouble last, and reasons are on lines of their own;
-    a last line says how many. If the daemon refused its
-    file, as it is now, stderr has the fault; the tunnels of the last valid file go on.
+    On a narrow terminal reasons are on lines of their own, and columns are left out, those that show trouble last; the
+    last line says how many. If the daemon refused its file, as it is now, stderr has the fault; the tunnels of the last
+    valid file go on.
     """
     with exit_on_api_error():
         client = make_client(socket, file)

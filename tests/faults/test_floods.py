@@ -259,10 +259,10 @@ def test_a_flood_of_forged_datagrams_delays_no_visitor_of_tcp_and_disturbs_no_pr
         assert shown["connections"]["active"] <= FLOWS
         # On a busy machine answers may come too late.
         assert answered > (0.95 if IS_FULL_SCALE else 0.3) * sent, "the present flow keeps its place"
-        p99, usual = quantile(during, 0.99), max(quantile(before, 0.99), quantile(after, 0.99))
+        p99, usual = quantile(during, 0.99), quantile(before, 0.99)
         if IS_FULL_SCALE:
             assert shown["counters"]["dropped_datagrams"] > 0.8 * flood.sent, "what the kernel drops is counted"
-            assert p99 < max(15, 2 * usual), "on a busy machine the highest percent is noise below that"
+            assert p99 < max(5, 2 * usual)
             if processor is not None:
                 before_90, after_90, during_90 = (quantile(times, 0.9) for times in (before, after, during))
                 assert during_90 < 4 + max(before_90, after_90)

@@ -149,6 +149,12 @@ def test_a_mapped_address_is_the_one_of_ipv4_and_a_zone_means_nothing() -> None:
     assert HASH.number_of(("fe80::1%lo", 9, 0, 1)) == HASH.number_of(("fe80::1", 9, 0, 1))
 
 
+@given(st.integers(0, 2**31 - 1), st.integers(0, 65_535))
+def test_addresses_that_differ_in_the_first_bit_alone_have_different_numbers(address: int, port: int) -> None:
+    peers = [(socket.inet_ntoa(each.to_bytes(4)), port) for each in (address, address | 1 << 31)]
+    assert HASH.number_of(peers[0]) != HASH.number_of(peers[1])
+
+
 def test_each_process_has_a_hash_of_its_own() -> None:
     multipliers = SourceHash().multipliers
     assert all(one % 2 and one <= WORD for one in multipliers)

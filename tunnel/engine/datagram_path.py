@@ -318,7 +318,7 @@ class ServerPath(DatagramPath):
         """Do nothing, as above."""
 
     def note_received_by_stream(self) -> None:
-        """Stop to use the path soon if no probe comes: the client may have found that its datagrams do not arrive."""
+        """Stop using the path soon if no probe comes: the client may have found that its datagrams do not arrive."""
         if self._responder.suspect(monotonic()):
             self._set_timer(self._responder.deadline)
 

@@ -7,7 +7,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Union, cast
 
-from tunnel.model.networks import NO_NETWORKS
+from tunnel.model.networks import EVERYWHERE
 from tunnel.model.visitor_end import VisitorEnd
 from tunnel.runtime.acceptor import Acceptor
 from tunnel.runtime.datagram_sockets import DatagramListener
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tunnel.engine.ingress import Ingress
     from tunnel.model.address import Address
     from tunnel.model.events import EventLog
+    from tunnel.model.networks import AdmittedNetworks
     from tunnel.runtime.datagram_acceptor import DatagramAcceptor
-    from tunnel.runtime.flood_guard import Networks
     from tunnel.runtime.reactor import Reactor
 
 _EVICTION_INTERVAL_S: Final = 0.02  # between two attempts to find a place for connections that wait
@@ -160,11 +160,9 @@ def create_acceptor(
     return acceptor
 
 
-def _networks_of(end: Ingress) -> Networks:
+def _networks_of(end: Ingress) -> AdmittedNetworks:
     """Return the networks that an ingress admits visitors from, and those that it refuses them from."""
-    return (
-        (NO_NETWORKS, NO_NETWORKS) if end.admission is None else (end.admission.rules.allow, end.admission.rules.deny)
-    )
+    return EVERYWHERE if end.admission is None else (end.admission.rules.allow, end.admission.rules.deny)
 
 
 def list_acceptors(acceptor: VisitorAcceptor | None) -> dict[str, ListenerAcceptor]:

@@ -122,7 +122,7 @@ class PendingTimer(Protocol):
     """A timer that was started."""
 
     def cancel(self) -> None:
-        """Stop it."""
+        """Stop the timer, unless it has ended: nothing is called then."""
 
 
 CallLater = Callable[[float, Callable[[], None]], PendingTimer]
@@ -157,9 +157,7 @@ class EventLog:
         self.tunnel = tunnel
         self.level = level
         self._sink = sink
-        self._pacing: dict[
-            str, tuple[TokenBucket, int]
-        ] = {}  # topic → its bucket, and events suppressed since the last
+        self._pacing: dict[str, tuple[TokenBucket, int]] = {}  # by topic: its bucket, and events suppressed since
         self._throttled: dict[str, _ThrottledTopic] = {}  # by topic, the oldest first
         self._call_later = call_later
         self._timer: PendingTimer | None = None  # while something was suppressed

@@ -113,3 +113,8 @@ class NetworkSet:
 
 
 NO_NETWORKS: Final = NetworkSet()
+
+AdmittedNetworks = tuple[NetworkSet, NetworkSet]
+"""The networks that visitors are admitted from, all if it is empty; and those that they are refused from."""
+EVERYWHERE: Final[AdmittedNetworks] = (NO_NETWORKS, NO_NETWORKS)
+"""Visitors are admitted from all networks."""

@@ -105,7 +105,7 @@ class PathProber:
         return self.is_usable
 
     def expire(self, now: float) -> bool:
-        """Stop to use the path if answers are overdue; return whether that has happened now."""
+        """Stop using the path if answers are overdue; return whether that has happened now."""
         if not self.is_usable or not self._unanswered:
             return False
         overdue_at = self._unanswered[0][1] + UNANSWERED_S
@@ -157,7 +157,7 @@ class PathResponder:
         return deadline if self._suspected_until is None else min(deadline, self._suspected_until)
 
     def expire(self, now: float) -> bool:
-        """Stop to use the path if a probe is overdue; return whether that has happened now."""
+        """Stop using the path if a probe is overdue; return whether that has happened now."""
         if not self.is_usable or now < self.deadline:
             return False
         self.is_usable, self._suspected_until = False, None

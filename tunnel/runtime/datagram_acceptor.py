@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
+from tunnel.model.networks import EVERYWHERE
 from tunnel.model.spec import Proto
 from tunnel.protocol.visitor_address import pack_host
 from tunnel.runtime import sockets
 from tunnel.runtime.datagram_port import DatagramPort
 from tunnel.runtime.flood_filter import MAX_NETWORKS
-from tunnel.runtime.flood_guard import EVERYWHERE
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
     from tunnel.model.address import Address
-    from tunnel.runtime.datagram_port import DatagramFlow, DroppedCounter
+    from tunnel.model.networks import AdmittedNetworks
+    from tunnel.runtime.datagram_port import DatagramFlow, TotalCounter
     from tunnel.runtime.datagram_sockets import DatagramListener
-    from tunnel.runtime.flood_guard import Networks
     from tunnel.runtime.reactor import Reactor
 
 EVICT_AFTER_S: Final = 1.0
@@ -42,9 +42,9 @@ class DatagramAcceptor:
         on_accept: Callable[[socket.SocketType, object], None],
         has_room: Callable[[], bool],
         requested_address: Address,
-        dropped: DroppedCounter,
-        beyond_limit: DroppedCounter,
-        networks: Callable[[], Networks] = lambda: EVERYWHERE,
+        dropped: TotalCounter,
+        beyond_limit: TotalCounter,
+        networks: Callable[[], AdmittedNetworks] = lambda: EVERYWHERE,
     ) -> None:
         """``on_accept`` gets each new visitor, a ``DatagramFlow`` in place of a socket, and its address.
 

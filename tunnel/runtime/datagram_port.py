@@ -12,6 +12,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
+from tunnel.model.networks import EVERYWHERE
 from tunnel.runtime.datagram_batches import (
     ANCILLARY_SPACE,
     DATAGRAMS_PER_TURN,
@@ -21,15 +22,15 @@ from tunnel.runtime.datagram_batches import (
     split_piece,
 )
 from tunnel.runtime.datagram_sockets import DatagramListener, answer_from, local_address, open_datagram_listener
-from tunnel.runtime.flood_guard import EVERYWHERE, FloodGuard
+from tunnel.runtime.flood_guard import FloodGuard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tunnel.model.networks import AdmittedNetworks
     from tunnel.runtime.datagram_acceptor import DatagramAcceptor
     from tunnel.runtime.datagram_batches import Datagram
     from tunnel.runtime.datagram_sockets import Ancillary
-    from tunnel.runtime.flood_guard import Networks
     from tunnel.runtime.reactor import Reactor
     from tunnel.runtime.sockets import SockAddr
 
@@ -67,8 +68,8 @@ def open_visitor_socket(family: socket.AddressFamily, sockaddr: SockAddr) -> Dat
     return listener
 
 
-class DroppedCounter(Protocol):
-    """Counts the datagrams that are dropped, or the visitors."""
+class TotalCounter(Protocol):
+    """Counts datagrams, or visitors, in a number that its owner reads."""
 
     total: int
 
@@ -146,9 +147,9 @@ class DatagramFlow:
         """Return -1: the flow has no descriptor of its own."""
         return -1
 
-    def setsockopt(self, *_option: object) -> None:
-        """Note that a reset is wanted, which is the only option that is set."""
-        self.is_reset = True
+    def setsockopt(self, level: int, option: int, _value: object) -> None:
+        """Note that a reset is wanted (SO_LINGER); a flow has no other options."""
+        self.is_reset = self.is_reset or (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER)
 
     def getpeername(self) -> Any:  # noqa: ANN401  as of a socket
         """Return the visitor's socket address."""
@@ -172,7 +173,7 @@ class DatagramPort:
         self._sock = sock
         self._flows: dict[FlowKey, DatagramFlow] = {}
         self._acceptor: DatagramAcceptor | None = None
-        self._dropped: DroppedCounter | None = None  # that of the latest acceptor
+        self._dropped: TotalCounter | None = None  # that of the latest acceptor
         self._sender = DatagramSender(sock)
         self._early: deque[tuple[FlowKey, object, list[Ancillary], list[bytes]]] = deque(maxlen=MAX_WAITING)
         self._guard = FloodGuard(reactor, sock, self._flows, self)
@@ -341,7 +342,7 @@ class DatagramPort:
         if self._dropped is not None:
             self._dropped.total += count
 
-    def current_networks(self) -> Networks:
+    def current_networks(self) -> AdmittedNetworks:
         """Return which networks may send, and which may not, as far as a filter in the kernel needs to know."""
         return EVERYWHERE if self._acceptor is None else self._acceptor.networks()
 

@@ -42,7 +42,6 @@ _MEMINFO: Final = struct.Struct("=9I")  # linux/sock_diag.h; the last one, SK_ME
 _SOCK_FPROG: Final = struct.Struct("@HP")
 
 _WORD: Final = 0xFFFF_FFFF
-_NUMBER: Final = 0x7FFF_FFFF  # a comparison with more would be two instructions of the kernel's own
 _NETWORK_HEADER: Final = -0x10_0000 & _WORD  # SKF_NET_OFF: that of IP; other offsets begin at the header of UDP
 _RANDOM: Final = -0x1000 + 56 & _WORD  # SKF_AD_OFF + SKF_AD_RANDOM
 _SOURCE4: Final = 12  # where the source address is in a header of IP
@@ -84,7 +83,11 @@ _DROP: Final = _encode(_RETURN, 0)
 
 
 class SourceHash:
-    """Turns source addresses into numbers of 31 bits, by multipliers that are secret: no sender can make them equal."""
+    """Turns source addresses into numbers of 31 bits: the upper ones of a sum of products with secret multipliers.
+
+    So no sender can choose two addresses with one number: in the lower bits, addresses that differ in their first bit
+    alone would have one. A comparison with 32 bits could be two instructions of the kernel's own.
+    """
 
     def __init__(self, multipliers: Sequence[int] = ()) -> None:
         """``multipliers`` are five odd numbers: for the port, and for each word of the address; else random ones."""
@@ -96,7 +99,7 @@ class SourceHash:
         packed = unmap_address(socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host))
         words = (int(peer[1]), *struct.unpack(f"!{len(packed) // 4}I", packed))
         number: int = sum(word * by for word, by in zip(words, self.multipliers, strict=False))
-        return number & _NUMBER
+        return (number & _WORD) >> 1
 
     def instructions(self) -> list[int]:
         """Return the beginning of a program, after which A is the number of the datagram's source."""
@@ -108,7 +111,7 @@ class SourceHash:
             *ipv4,
             _encode(_JUMP, len(ipv6)),
             *ipv6,
-            _encode(_AND, _NUMBER),
+            _encode(_SHIFT_RIGHT, 1),
         ]
 
     def _sum_words(self, offset: int, count: int) -> list[int]:

@@ -10,7 +10,6 @@ import contextlib
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tunnel.model.networks import NO_NETWORKS
 from tunnel.runtime.flood_filter import (
     MAX_FLOWS,
     SourceHash,
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Mapping
 
-    from tunnel.model.networks import NetworkSet
+    from tunnel.model.networks import AdmittedNetworks
     from tunnel.runtime.datagram_port import DatagramFlow, FlowKey
     from tunnel.runtime.reactor import Reactor
 
@@ -44,11 +43,6 @@ _MAX_RISE: Final = 4.0  # of the share in one window: a flood that pauses must n
 _MIN_SHARE: Final = 1e-6
 _PAUSE_FACTOR: Final = 50  # times what a program took until the next one: together they take 2 % of a core
 _DROPS_MODULUS: Final = 1 << 32
-
-Networks = tuple["NetworkSet", "NetworkSet"]
-"""The networks that strangers are admitted from, all if it is empty; and those that they are refused from."""
-EVERYWHERE: Final[Networks] = (NO_NETWORKS, NO_NETWORKS)
-"""Strangers are admitted from all networks."""
 
 _source_hash: Final = SourceHash()
 
@@ -88,7 +82,7 @@ class GuardedPort(Protocol):
     def count_dropped(self, count: int) -> None:
         """Count datagrams that the kernel has dropped."""
 
-    def current_networks(self) -> Networks:
+    def current_networks(self) -> AdmittedNetworks:
         """Return from where strangers are admitted."""
 
     def on_handler_error(self, error: Exception) -> None:
@@ -117,7 +111,7 @@ class FloodGuard:
         self._max_instructions = 0
         self._numbers: dict[DatagramFlow, int] = {}  # of the flows in the present program
         self._listed_at = 0.0  # when they were present
-        self._program_of: tuple[float, Networks] | None = None  # what else it was built from
+        self._program_of: tuple[float, AdmittedNetworks] | None = None  # what else it was built from
         self._timer: asyncio.TimerHandle | None = None
         self._next_program_at = 0.0
         self._is_usable = True
