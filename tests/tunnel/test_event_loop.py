@@ -15,8 +15,9 @@ from functools import partial
 import pytest
 
 from tests.support.engine_parts import no_descriptor_leak
+from tests.support.scale import GUARD_S
 from tests.support.waiting import wait_until_async
-from tunnel.runtime.event_loop import SharedEpollLoop, SharedSelector
+from tunnel.runtime.event_loop import EpollEvents, SharedEpollLoop, SharedSelector
 from tunnel.runtime.reactor import READABLE, Reactor
 
 
@@ -124,7 +125,74 @@ async def test_one_reactor_shares_the_epoll_instance_and_a_second_one_has_its_ow
         for reactor, sock in ((first, pair[0]), (second, pair[1])):
             reactor.unregister(sock)
             reactor.stop()
-    assert loop.shared_selector.on_events is None
+    assert loop.shared_selector.reactor is None
+
+
+class _Echo:
+    """A reactor with one socket that counts its events and returns those of other descriptors."""
+
+    def __init__(self, selector: SharedSelector, sock: socket.socket) -> None:
+        self.needs_turn = False
+        self.events = 0
+        self.sock = sock
+        self.selector = selector
+        selector.epoll.register(sock.fileno(), READABLE)
+        selector.reactor = self
+
+    def handle_events(self, events: EpollEvents) -> EpollEvents:
+        own = [event for event in events if event[0] == self.sock.fileno()]
+        for _ in own:
+            self.events += len(self.sock.recv(1))
+        return [event for event in events if event not in own]
+
+
+def test_events_of_the_reactor_alone_do_not_end_the_wait_of_asyncio(selector: SharedSelector, pair: Pair) -> None:
+    reactor = _Echo(selector, pair[0])
+    pair[1].send(b"two")
+    began = time.monotonic()
+    assert selector.select(0.03) == []
+    assert time.monotonic() - began >= 0.03
+    assert reactor.events == 3
+
+
+def test_a_reactor_that_needs_its_turn_gets_it_without_an_event(selector: SharedSelector, pair: Pair) -> None:
+    reactor = _Echo(selector, pair[0])
+    reactor.needs_turn = True
+    turns = 0
+
+    def end_turn(events: EpollEvents) -> EpollEvents:
+        nonlocal turns
+        turns += 1
+        reactor.needs_turn = False
+        return events
+
+    reactor.handle_events = end_turn  # type: ignore[method-assign]  # of this test
+    assert selector.select(0.01) == []
+    assert turns == 1
+
+
+@pytest.mark.parametrize("delay_s", [None, 0.0, 0.01])
+async def test_a_callback_that_a_handler_schedules_does_not_wait_for_another_timer(
+    pair: Pair, delay_s: float | None
+) -> None:
+    loop, done, reactor = asyncio.get_running_loop(), asyncio.Event(), Reactor()
+
+    def act(events: int) -> None:
+        if events & READABLE and pair[0].recv(1):
+            if delay_s is None:
+                loop.call_soon(done.set)
+            else:
+                loop.call_later(delay_s, done.set)
+
+    pair[0].setblocking(False)
+    reactor.register(pair[0], act)
+    timer = threading.Timer(0.02, pair[1].send, (b"x",))
+    timer.start()
+    async with asyncio.timeout(GUARD_S):
+        await done.wait()
+    timer.join()
+    reactor.unregister(pair[0])
+    reactor.stop()
 
 
 async def test_asyncio_works_beside_a_busy_reactor() -> None:

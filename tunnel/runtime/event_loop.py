@@ -1,7 +1,8 @@
-"""An event loop whose epoll instance a reactor shares, so that an event on a socket wakes the process once.
+"""An event loop whose epoll instance a reactor shares: asyncio runs only when it has something to do.
 
 On any other asyncio loop the reactor has an epoll instance of its own inside the loop's. Then every wake-up goes
-through two of them, and through asyncio's own dispatch, which is a third of a lone visitor's latency.
+through two of them, and through asyncio's own dispatch, which is a third of a lone visitor's latency. Here the selector
+waits, lets the reactor handle its events and waits again, until an event, a callback or a timer of asyncio is due.
 """
 
 from __future__ import annotations
@@ -12,14 +13,28 @@ import math
 import select
 import selectors
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from contextvars import Context
+from time import monotonic
+from typing import Any, Final, Protocol, TypeVarTuple, Unpack
 
 _EVENTS_AT_ONCE: Final = 256
 _READ: Final = select.EPOLLIN
 _WRITE: Final = select.EPOLLOUT
 
+_Ts = TypeVarTuple("_Ts")
+
 EpollEvents = list[tuple[int, int]]
 """File descriptors and their event bits, as epoll reports them."""
+
+
+class EventHandler(Protocol):
+    """A reactor that shares the epoll instance of a selector."""
+
+    needs_turn: bool
+    """whether ``handle_events`` is to be called now, even without an event"""
+
+    def handle_events(self, events: EpollEvents) -> EpollEvents:
+        """Handle the events of its own descriptors, and return the others."""
 
 
 class _WatchedDescriptors(Mapping[Any, selectors.SelectorKey]):
@@ -39,13 +54,15 @@ class _WatchedDescriptors(Mapping[Any, selectors.SelectorKey]):
 
 
 class SharedSelector(selectors.BaseSelector):
-    """asyncio's selector. Events are passed to ``on_events`` if one is of a descriptor that asyncio does not know."""
+    """asyncio's selector, which lets a reactor handle what is its own."""
 
     def __init__(self) -> None:
         self.epoll: Final = select.epoll()
         """a reactor may register its sockets here"""
-        self.on_events: Callable[[EpollEvents], None] | None = None
-        """the reactor that shares the epoll instance, if there is one; it skips the descriptors of asyncio"""
+        self.reactor: EventHandler | None = None
+        """the reactor that shares the epoll instance, if there is one"""
+        self._deadline = 0.0  # until when ``select`` may wait
+        self._is_interrupted = False  # whether asyncio was given work since ``select`` was called
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._map: Final = _WatchedDescriptors(self._keys)
 
@@ -82,24 +99,40 @@ class SharedSelector(selectors.BaseSelector):
         return key
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Wait for events: return asyncio's, and let the reactor handle the others before that."""
-        if timeout is None:
-            timeout = -1
-        elif timeout > 0:
-            timeout = math.ceil(timeout * 1e3) * 1e-3  # epoll counts milliseconds: less would end too early
-        else:
-            timeout = 0
-        events = self.epoll.poll(timeout, _EVENTS_AT_ONCE)
-        if not events:
-            return []
+        """Wait for an event of asyncio's, and let the reactor handle its own meanwhile.
+
+        Returns nothing when the time is over, or when a handler of the reactor has given asyncio something to do.
+        """
+        self._is_interrupted = False
+        self._deadline = math.inf if timeout is None else monotonic() + timeout
+        wait = timeout if timeout is None or timeout > 0.0 else 0.0  # epoll rounds it up to milliseconds
+        while True:
+            reactor = self.reactor
+            needs_turn = reactor is not None and reactor.needs_turn
+            events = self.epoll.poll(0 if needs_turn else wait, _EVENTS_AT_ONCE)
+            if events or needs_turn:
+                if reactor is not None:
+                    events = reactor.handle_events(events)
+                if events and (ready := self._ready_keys(events)):
+                    return ready
+                if self._is_interrupted or monotonic() >= self._deadline:
+                    return []
+                wait = 0.0  # look once more before waiting: to sleep and be woken costs more
+            elif wait != 0.0:
+                return []
+            elif timeout is None:
+                wait = None
+            elif (wait := self._deadline - monotonic()) <= 0.0:
+                return []
+
+    def _ready_keys(self, events: EpollEvents) -> list[tuple[selectors.SelectorKey, int]]:
         keys = self._keys
-        own = [event for event in events if event[0] in keys]
-        if len(own) < len(events) and self.on_events is not None:
-            self.on_events(events)
-        if not own:
-            return []
-        # Only now: a handler of the reactor may have removed a reader of asyncio's.
-        return [(key, _selector_mask(mask) & key.events) for fd, mask in own if (key := keys.get(fd)) is not None]
+        return [(key, _selector_mask(mask) & key.events) for fd, mask in events if (key := keys.get(fd)) is not None]
+
+    def interrupt(self, due_at: float = -math.inf) -> None:
+        """Let ``select`` return after this batch of events if it would wait longer than until ``due_at``."""
+        if due_at < self._deadline:
+            self._is_interrupted = True
 
     def get_key(self, fileobj: Any) -> selectors.SelectorKey:  # noqa: ANN401  as the base
         """Return the key of a watched descriptor. Raises KeyError if it is not watched."""
@@ -116,11 +149,30 @@ class SharedSelector(selectors.BaseSelector):
 
 
 class SharedEpollLoop(asyncio.SelectorEventLoop):
-    """asyncio's loop with a ``SharedSelector``."""
+    """asyncio's loop with a ``SharedSelector``, which it interrupts where a reactor's handler gives it work."""
 
     def __init__(self) -> None:
         self.shared_selector: Final = SharedSelector()
         super().__init__(self.shared_selector)
+
+    def call_soon(
+        self, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Schedule a callback for the next turn, as the base class does."""
+        self.shared_selector.interrupt()
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Schedule a callback for a time, as the base class does."""
+        self.shared_selector.interrupt(when)
+        return super().call_at(when, callback, *args, context=context)
+
+    def stop(self) -> None:
+        """Stop after the present turn, as the base class does."""
+        self.shared_selector.interrupt()
+        super().stop()
 
 
 def _descriptor(fileobj: Any) -> int:  # noqa: ANN401  an int or an object with fileno, as selectors allow

@@ -37,10 +37,10 @@ READ_WRITE: Final = select.EPOLLIN | select.EPOLLOUT
 _EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 _INPUT_EVENTS: Final = select.EPOLLIN | select.EPOLLET
 _BATCH_SIZE: Final = 256  # events fetched at once
-_BATCHES_PER_TURN: Final = 4  # batches in a row before asyncio runs other callbacks
+_BATCHES_PER_TURN: Final = 4  # of an epoll instance inside asyncio's: a turn of asyncio costs more than another poll
 
 BUFFER_SIZE: Final = (1 << 17) + (1 << 12)
-"""Bytes of the one buffer through which all copying goes: eight full records fit in."""
+"""Bytes of the buffer in which bulk is encrypted: eight full records fit in."""
 
 
 class HandlerOwner(Protocol):
@@ -67,14 +67,15 @@ class Reactor:
         self._closing: list[socket.SocketType] = []
         self._is_in_turn = False
         self._is_scheduled = False
-        self.buffer_size: Final = buffer_size
+        self.needs_turn = False
+        """whether ``handle_events`` is to be called now, even without an event"""
         self.scratch: Final = memoryview(bytearray(buffer_size))
         """The shared buffer; its content is valid only inside the handler that filled it."""
         self._is_stopped = False
         if self._shared is None:
             self._loop.add_reader(self._epoll.fileno(), self._run_turn)
         else:
-            self._shared.on_events = self._run_batches
+            self._shared.reactor = self
 
     def __len__(self) -> int:
         return len(self._handlers)
@@ -115,12 +116,15 @@ class Reactor:
     def call_again(self, handler: Handler) -> None:
         """Call a handler in the next turn with no bits set: it stopped for fairness, not for lack of bytes."""
         self._call_again.append(handler)
-        self._schedule_turn()
+        self.needs_turn = True
+        if self._shared is None:
+            self._schedule_turn()
 
     def defer(self, callback: Callable[[], None]) -> None:
         """Call once when all events that are ready now have been handled, so that gathered output leaves together."""
         self._deferred.append(callback)
-        if not self._is_in_turn and not self._is_scheduled:
+        self.needs_turn = True
+        if self._shared is None:
             self._schedule_turn()
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
@@ -139,42 +143,45 @@ class Reactor:
             self._loop.call_soon(self._run_turn)
 
     def _run_turn(self) -> None:
+        """Handle what is ready in an epoll instance of this reactor's own, and what arrives meanwhile."""
         self._is_scheduled = False
-        if not self._is_stopped:  # a turn that was scheduled before the reactor stopped
-            self._run_batches(self._epoll.poll(0, _BATCH_SIZE))
+        for _ in range(_BATCHES_PER_TURN):
+            if self._is_stopped:  # before this turn, or in it
+                return
+            events = self._epoll.poll(0, _BATCH_SIZE)
+            if not events and not self.needs_turn:
+                return
+            self.handle_events(events)
+        if self.needs_turn:
+            self._schedule_turn()
 
-    def _run_batches(self, batch: EpollEvents) -> None:
-        """Handle events and then, in a few more batches, those that have arrived meanwhile.
+    def handle_events(self, events: EpollEvents) -> EpollEvents:
+        """Call the handlers of one batch of events, and return the events of descriptors that are not watched here.
 
-        Handling one event of a visitor often causes the next, and a turn of asyncio's loop costs more than another
-        ``poll``. Events of asyncio's descriptors are skipped: they are level-triggered, its selector gets them again.
+        Those are asyncio's, or of a socket that was closed in this batch.
         """
         self._is_in_turn = True
-        handlers = self._handlers
-        for batches_left in reversed(range(_BATCHES_PER_TURN)):
-            call_again, self._call_again = self._call_again, []
-            for fd, events in batch:
-                handler = handlers.get(fd)
-                if handler is not None:
-                    try:
-                        handler(events)
-                    except Exception as error:  # noqa: BLE001  a defect in one tunnel must not affect the others
-                        self._report_error(handler, error)
-            for handler in call_again:
-                try:
-                    handler(0)
-                except Exception as error:  # noqa: BLE001  as above
-                    self._report_error(handler, error)
-            if self._deferred or self._closing:
-                self._finish_batch()
-            if not batches_left:
-                break  # and no batch is fetched that would not be handled: edges come once
-            batch = self._epoll.poll(0, _BATCH_SIZE)
-            if not batch and not self._call_again:
-                break
+        handlers, others = self._handlers, []
+        call_again, self._call_again = self._call_again, []
+        for event in events:
+            handler = handlers.get(event[0])
+            if handler is None:
+                others.append(event)
+                continue
+            try:
+                handler(event[1])
+            except Exception as error:  # noqa: BLE001  a defect in one tunnel must not affect the others
+                self._report_error(handler, error)
+        for handler in call_again:
+            try:
+                handler(0)
+            except Exception as error:  # noqa: BLE001  as above
+                self._report_error(handler, error)
+        if self._deferred or self._closing:
+            self._finish_batch()
         self._is_in_turn = False
-        if self._call_again:
-            self._schedule_turn()
+        self.needs_turn = bool(self._call_again)
+        return others
 
     def _finish_batch(self) -> None:
         while self._deferred:
@@ -204,7 +211,7 @@ class Reactor:
         self._is_stopped = True
         self._handlers.clear()
         if self._shared is not None:
-            self._shared.on_events = None
+            self._shared.reactor = None
         else:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
@@ -212,6 +219,6 @@ class Reactor:
 
 def _free_selector(loop: asyncio.AbstractEventLoop) -> SharedSelector | None:
     """Return the selector whose epoll instance a new reactor may share, unless there is none or another has it."""
-    if not isinstance(loop, SharedEpollLoop) or loop.shared_selector.on_events is not None:
+    if not isinstance(loop, SharedEpollLoop) or loop.shared_selector.reactor is not None:
         return None
     return loop.shared_selector
